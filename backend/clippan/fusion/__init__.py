@@ -1,0 +1,1 @@
+"""Pansharpening: sensors, methods, metrics, and the jobs that apply them to files."""

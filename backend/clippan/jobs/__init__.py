@@ -1,0 +1,44 @@
+"""The jobs: what users ask the engine to do, and what they get back.
+
+Processing algorithms, the CLI, Python and the worker all build these requests. Nothing here imports torch, GDAL
+or QGIS when it is imported, so the plugin reads it too.
+"""
+
+from clippan.jobs.assess import AssessRequest, AssessResult
+from clippan.jobs.base import Context, Request, from_json, to_json
+from clippan.jobs.doctor import Check, DoctorRequest, DoctorResult, Status
+from clippan.jobs.options import Compression, Device, Format, Method
+from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
+
+JOBS = {request.name: request for request in (PansharpenRequest, AssessRequest, DoctorRequest)}
+
+__all__ = [
+    "JOBS",
+    "AssessRequest",
+    "AssessResult",
+    "Check",
+    "Compression",
+    "Context",
+    "Device",
+    "DoctorRequest",
+    "DoctorResult",
+    "Format",
+    "Method",
+    "PansharpenRequest",
+    "PansharpenResult",
+    "Request",
+    "Status",
+    "from_json",
+    "run",
+    "to_json",
+]
+
+
+def run(request, context=None):  # type: ignore[no-untyped-def]
+    """Checks a request, does the job in this process, and returns its result.
+
+    Raises:
+        ClippanError: one sentence with the cause and the remedy.
+    """
+    request.validate()
+    return request.run(context or Context())

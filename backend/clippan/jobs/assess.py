@@ -1,0 +1,80 @@
+"""Assess: how good is a pansharpened raster, with and without a reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Mapping, Optional
+
+from clippan.jobs import check
+from clippan.jobs.base import Context, Request
+from clippan.jobs.options import Device
+
+
+@dataclass(frozen=True)
+class AssessResult:
+    """Quality figures.
+
+    Attributes:
+        full: figures without a reference: D_lambda_K, D_s, HQNR, D_lambda, QNR, HP_correlation.
+        reference: figures against the reference: Q2n, SAM, ERGAS, SCC, PSNR, SSIM; empty without one.
+        sensor: whose MTF was used.
+        pixels: how many valid pixels were compared.
+        report: the HTML report, None if none was asked for.
+        seconds: wall time.
+    """
+
+    full: Mapping[str, float]
+    reference: Mapping[str, float]
+    sensor: str
+    pixels: int
+    report: Optional[str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class AssessRequest(Request):
+    """Parameters of an assessment.
+
+    Attributes:
+        fused: the pansharpened raster.
+        pan, ms: what it was made from.
+        reference: the true raster at the fused one's grid, if there is one.
+        sensor: an id of ``resources/sensors.json``, "auto" or "generic".
+        bands: which bands of the stack were sharpened, from 1; empty means all.
+        nodata: overrides the nodata value that the inputs declare.
+        report: an HTML file to write, with a picture.
+        device: where to compute.
+    """
+
+    name: ClassVar[str] = "assess"
+    result: ClassVar[type] = AssessResult
+
+    fused: str
+    pan: str
+    ms: tuple[str, ...]
+    reference: Optional[str] = None
+    sensor: str = "auto"
+    bands: tuple[int, ...] = ()
+    nodata: Optional[float] = None
+    report: Optional[str] = None
+    device: Device = Device.AUTO
+
+    def validate(self) -> None:
+        """See Request."""
+        check.source("pansharpened raster", self.fused)
+        check.source("panchromatic raster", self.pan)
+        check.sources("multispectral raster", self.ms)
+        check.bands(self.bands)
+        check.sensor(self.sensor)
+        inputs = (self.fused, self.pan, *self.ms)
+        if self.reference is not None:
+            check.source("reference raster", self.reference)
+            inputs = (*inputs, self.reference)
+        if self.report is not None:
+            check.output(self.report, inputs)
+
+    def run(self, context: Context) -> AssessResult:
+        """See Request."""
+        from clippan.fusion.assess import assess
+
+        return assess(self, context)

@@ -1,0 +1,144 @@
+"""What every job has: a frozen request, a frozen result, JSON both ways, and a context to report to."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import typing
+from dataclasses import dataclass
+from typing import Any, Callable, ClassVar, Mapping, Optional, TypeVar, Union
+
+from clippan.errors import Cancelled, ClippanError
+
+T = TypeVar("T")
+
+
+class Context:
+    """Where a running job reports to, and learns that it was cancelled.
+
+    Args:
+        progress: called with a percentage (0 to 100) and a short message.
+        log: called with one line of text for the log.
+        cancelled: returns True once the user wants the job to stop.
+    """
+
+    def __init__(
+        self,
+        progress: Optional[Callable[[float, str], None]] = None,
+        log: Optional[Callable[[str], None]] = None,
+        cancelled: Optional[Callable[[], bool]] = None,
+    ) -> None:
+        self._progress = progress
+        self._log = log
+        self._cancelled = cancelled
+
+    def progress(self, percent: float, message: str = "") -> None:
+        """Reports progress in percent; raises Cancelled if the user has cancelled."""
+        self.check()
+        if self._progress:
+            self._progress(percent, message)
+
+    def log(self, line: str) -> None:
+        """Writes one line to the log."""
+        if self._log:
+            self._log(line)
+
+    def is_cancelled(self) -> bool:
+        """Whether the user has cancelled."""
+        return bool(self._cancelled and self._cancelled())
+
+    def check(self) -> None:
+        """Raises Cancelled if the user has cancelled."""
+        if self.is_cancelled():
+            raise Cancelled
+
+    def part(self, start: float, end: float) -> Context:
+        """A context whose 0 to 100 percent are this one's ``start`` to ``end``."""
+        return Context(
+            lambda percent, message: self.progress(start + (end - start) * percent / 100, message),
+            self.log,
+            self.is_cancelled,
+        )
+
+
+@dataclass(frozen=True)
+class Request:
+    """A job to do: plain values, checked by ``validate`` before anything is opened."""
+
+    name: ClassVar[str]
+
+    def validate(self) -> None:
+        """Raises ClippanError, in one sentence, if the values cannot be meant."""
+
+    def run(self, context: Context) -> Any:
+        """Does the job, in the engine's process, and returns its result."""
+        raise NotImplementedError
+
+
+def to_json(value: Any) -> Any:
+    """A request or result as plain JSON values (dict, list, str, float, int, bool, None)."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Builds the dataclass ``kind`` from JSON values.
+
+    Raises:
+        ClippanError: a name is unknown or missing, or a value is not of the declared type.
+    """
+    if not isinstance(values, Mapping):
+        raise ClippanError(f"A {kind.__name__} is written as a JSON object with named values.")
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ClippanError(
+            f"Unknown parameter {', '.join(unknown)} for {kind.__name__}; known are {', '.join(fields)}."
+        )
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ClippanError(f"Missing parameter {', '.join(missing)} for {kind.__name__}.")
+    return kind(**{name: _convert(value, hints[name], name) for name, value in values.items()})
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Union:
+        if value is None:
+            return None
+        return _convert(value, next(item for item in arguments if item is not type(None)), name)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(item, arguments[0], name) for item in value)
+    if origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping):
+        return {key: _convert(item, arguments[1], name) for key, item in value.items()}
+    if hint is Any:
+        return value
+    if isinstance(hint, type):
+        if dataclasses.is_dataclass(hint):
+            return from_json(hint, value)
+        if issubclass(hint, enum.Enum):
+            try:
+                return hint(value)
+            except ValueError:
+                known = ", ".join(str(item.value) for item in hint)
+                raise ClippanError(f"Unknown {name} '{value}'; choose one of {known}.") from None
+        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+            return value
+    wanted = getattr(hint, "__name__", None) or str(hint)
+    raise ClippanError(f"Parameter {name} should be {wanted}, not {value!r}.")

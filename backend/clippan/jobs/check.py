@@ -1,0 +1,70 @@
+"""Checks that requests share. They look at values and paths, never into a raster."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Iterable, Sequence
+
+from clippan.errors import ClippanError
+
+
+def source(what: str, path: str) -> None:
+    """A data source has to be named."""
+    if not path.strip():
+        raise ClippanError(f"No {what} was given; name a file or a GDAL data source.")
+
+
+def sources(what: str, paths: Sequence[str]) -> None:
+    """At least one data source has to be named."""
+    if not paths:
+        raise ClippanError(f"No {what} was given; name at least one file or GDAL data source.")
+    for path in paths:
+        source(what, path)
+
+
+def output(path: str, inputs: Iterable[str]) -> None:
+    """An output needs a writable folder, and is none of the inputs (through links too)."""
+    if not path.strip():
+        raise ClippanError("No output was given; name the file to write.")
+    target = Path(path)
+    for item in inputs:
+        if Path(item).exists() and _same(target, Path(item)):
+            raise ClippanError(f"The output {path} is one of the inputs; choose another name.")
+    if path.startswith("/vsi"):
+        return
+    if target.is_dir():
+        raise ClippanError(f"The output {path} is a folder; add a file name.")
+    folder = target.absolute().parent
+    if not folder.is_dir():
+        raise ClippanError(f"The output folder {folder} does not exist; create it or choose another.")
+    if not os.access(folder, os.W_OK):
+        raise ClippanError(f"The output folder {folder} is not writable; choose another.")
+
+
+def _same(one: Path, other: Path) -> bool:
+    if one.exists():
+        return os.path.samefile(one, other)
+    return one.resolve() == other.resolve()
+
+
+def bands(numbers: Sequence[int]) -> None:
+    """Band numbers start at 1 and do not repeat."""
+    if any(number < 1 for number in numbers):
+        raise ClippanError("Band numbers start at 1.")
+    if len(set(numbers)) < len(numbers):
+        raise ClippanError("A band is listed twice; list each band once.")
+
+
+def sensor(name: str) -> None:
+    """The sensor is known, "auto" or "generic"."""
+    from clippan.fusion.sensors import SENSORS
+
+    if name != "auto" and name not in SENSORS:
+        raise ClippanError(f"Unknown sensor '{name}'; choose auto or one of {', '.join(SENSORS)}.")
+
+
+def at_least(what: str, value: int, least: int) -> None:
+    """A number has a lower bound."""
+    if value < least:
+        raise ClippanError(f"The {what} is {value}; it has to be {least} or more.")

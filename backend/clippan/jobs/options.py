@@ -1,0 +1,60 @@
+"""The choices that several jobs share, with the words the user sees."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Device(enum.Enum):
+    """Where the engine computes."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
+
+class Method(enum.Enum):
+    """Pansharpening methods, the best first."""
+
+    MTF_GLP_HPM_R = "mtf-glp-hpm-r"
+    MTF_GLP_HPM = "mtf-glp-hpm"
+    MTF_GLP_CBD = "mtf-glp-cbd"
+    BT_H = "bt-h"
+    BDSD = "bdsd"
+    GSA = "gsa"
+    BROVEY = "brovey"
+    CUBIC = "cubic"
+
+    @property
+    def label(self) -> str:
+        """The method as a list shows it."""
+        return _METHOD_LABELS[self]
+
+
+_METHOD_LABELS = {
+    Method.MTF_GLP_HPM_R: "MTF-GLP-HPM-R: modulation with regression (best quality)",
+    Method.MTF_GLP_HPM: "MTF-GLP-HPM: high-pass modulation",
+    Method.MTF_GLP_CBD: "MTF-GLP-CBD: regression-based injection",
+    Method.BT_H: "BT-H: Brovey with haze correction (fast, best colours)",
+    Method.BDSD: "BDSD: band-dependent spatial detail",
+    Method.GSA: "GSA: adaptive Gram-Schmidt",
+    Method.BROVEY: "Weighted Brovey (as in GDAL)",
+    Method.CUBIC: "Cubic interpolation (no sharpening, for comparison)",
+}
+
+
+class Format(enum.Enum):
+    """File format of a raster output."""
+
+    GTIFF = "gtiff"
+    COG = "cog"
+
+
+class Compression(enum.Enum):
+    """Lossless compression of a raster output."""
+
+    DEFLATE = "deflate"
+    ZSTD = "zstd"
+    LZW = "lzw"
+    NONE = "none"

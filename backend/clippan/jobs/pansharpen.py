@@ -1,0 +1,91 @@
+"""Pansharpen: a multispectral raster takes the detail of a panchromatic one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Mapping, Optional
+
+from clippan.jobs import check
+from clippan.jobs.base import Context, Request
+from clippan.jobs.options import Compression, Device, Format, Method
+
+
+@dataclass(frozen=True)
+class PansharpenResult:
+    """What was made.
+
+    Attributes:
+        output: the written file.
+        width, height, bands: its size in pixels and bands.
+        dtype: its GDAL data type, that of the multispectral input.
+        nodata: its nodata value, None if every pixel is valid.
+        method, sensor, device: what was used, once "auto" was resolved.
+        ratio: multispectral over panchromatic pixel size (x, y).
+        seconds: wall time.
+        provenance: what the file's GDAL tags hold as well.
+    """
+
+    output: str
+    width: int
+    height: int
+    bands: int
+    dtype: str
+    nodata: Optional[float]
+    method: str
+    sensor: str
+    device: str
+    ratio: tuple[float, ...]
+    seconds: float
+    provenance: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class PansharpenRequest(Request):
+    """Parameters of a pansharpening.
+
+    Attributes:
+        pan: the panchromatic raster, one band (any GDAL data source).
+        ms: one multi-band raster, or several that are stacked in this order.
+        output: the GeoTIFF to write.
+        method: how to fuse.
+        sensor: an id of ``resources/sensors.json``, "auto" or "generic".
+        bands: which bands of the stack to sharpen, from 1; empty means all.
+        nodata: overrides the nodata value that the inputs declare.
+        tile_size: edge, in PAN pixels, of what is read and written at a time; it never changes the result.
+        threads: CPU threads, 0 means all.
+        device: where to compute.
+        format, compression, overviews: of the output.
+    """
+
+    name: ClassVar[str] = "pansharpen"
+    result: ClassVar[type] = PansharpenResult
+
+    pan: str
+    ms: tuple[str, ...]
+    output: str
+    method: Method = Method.MTF_GLP_HPM_R
+    sensor: str = "auto"
+    bands: tuple[int, ...] = ()
+    nodata: Optional[float] = None
+    tile_size: int = 2048
+    threads: int = 0
+    device: Device = Device.AUTO
+    format: Format = Format.GTIFF
+    compression: Compression = Compression.DEFLATE
+    overviews: bool = True
+
+    def validate(self) -> None:
+        """See Request."""
+        check.source("panchromatic raster", self.pan)
+        check.sources("multispectral raster", self.ms)
+        check.output(self.output, (self.pan, *self.ms))
+        check.bands(self.bands)
+        check.sensor(self.sensor)
+        check.at_least("tile size", self.tile_size, 256)
+        check.at_least("number of threads", self.threads, 0)
+
+    def run(self, context: Context) -> PansharpenResult:
+        """See Request."""
+        from clippan.fusion.fuse import pansharpen
+
+        return pansharpen(self, context)

@@ -1,0 +1,152 @@
+"""The warm worker: jobs in, results out, as JSON-RPC 2.0 messages, one a line, over stdin and stdout.
+
+Methods: ``handshake`` (params ``protocol``), ``run`` (params ``job``, ``request``) and the notification ``cancel``
+(params ``id``, that of the run). While a job runs the worker sends the notifications ``progress`` (``id``,
+``percent``, ``message``) and ``log`` (``id``, ``line``). Jobs run one after the other. End of input cancels what
+runs and ends the worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import sys
+import threading
+import traceback
+from typing import Any, Optional, TextIO
+
+from clippan import __version__
+from clippan.errors import Cancelled, ClippanError
+from clippan.jobs import JOBS, Context, from_json, run, to_json
+
+PROTOCOL = 1
+IDLE_SECONDS = 600  # then the GPU's memory is handed back
+
+FAILED = -32000  # a ClippanError: the message is a sentence for the user
+CANCELLED = -32001
+WRONG_PROTOCOL = -32002
+INTERNAL = -32603
+UNKNOWN_METHOD = -32601
+PARSE_ERROR = -32700
+
+
+class Worker:
+    """Reads messages from ``source`` until its end and answers on ``sink``."""
+
+    def __init__(self, source: TextIO, sink: TextIO) -> None:
+        self._source = source
+        self._sink = sink
+        self._writing = threading.Lock()
+        self._waiting: queue.Queue[Optional[dict[str, Any]]] = queue.Queue()
+        self._cancelled: set[Any] = set()
+        self._ended = threading.Event()
+
+    def serve(self) -> None:
+        """Returns once the input has ended and the running job has been cancelled."""
+        runner = threading.Thread(target=self._run_jobs, name="jobs", daemon=True)
+        runner.start()
+        for line in self._source:
+            if line.strip():
+                self._receive(line)
+        self._ended.set()
+        self._waiting.put(None)
+        runner.join(timeout=5)
+
+    def _receive(self, line: str) -> None:
+        try:
+            message = json.loads(line)
+            method, number = message["method"], message.get("id")
+            params = message.get("params", {})
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self._fail(None, PARSE_ERROR, "The worker could not read a message.")
+            return
+        if method == "handshake":
+            self._handshake(number, params.get("protocol"))
+        elif method == "run":
+            self._waiting.put(message)
+        elif method == "cancel":
+            self._cancelled.add(params.get("id"))
+        else:
+            self._fail(number, UNKNOWN_METHOD, f"The worker does not know the method '{method}'.")
+
+    def _handshake(self, number: Any, protocol: Any) -> None:
+        if protocol != PROTOCOL:
+            self._fail(
+                number,
+                WRONG_PROTOCOL,
+                f"The engine speaks protocol {PROTOCOL} and the plugin {protocol}; update both to one version.",
+            )
+            return
+        answer = {"protocol": PROTOCOL, "version": __version__, "python": sys.executable, "pid": os.getpid()}
+        self._send({"id": number, "result": answer})
+
+    def _run_jobs(self) -> None:
+        while True:
+            try:
+                message = self._waiting.get(timeout=IDLE_SECONDS)
+            except queue.Empty:
+                _free_gpu()
+                continue
+            if message is None:
+                return
+            self._run_job(message["id"], message.get("params", {}))
+
+    def _run_job(self, number: Any, params: dict[str, Any]) -> None:
+        context = Context(
+            lambda percent, text: self._notify("progress", id=number, percent=round(percent, 2), message=text),
+            lambda line: self._notify("log", id=number, line=line),
+            lambda: self._ended.is_set() or number in self._cancelled,
+        )
+        try:
+            context.check()
+            job = JOBS.get(params.get("job", ""))
+            if job is None:
+                raise ClippanError(f"The engine has no job '{params.get('job')}'; it knows {', '.join(JOBS)}.")
+            result = run(from_json(job, params.get("request", {})), context)
+            self._send({"id": number, "result": to_json(result)})
+        except Cancelled as error:
+            self._fail(number, CANCELLED, str(error))
+        except ClippanError as error:
+            self._fail(number, FAILED, str(error), traceback.format_exc())
+        except Exception as error:
+            sentence = f"The engine failed unexpectedly ({type(error).__name__}: {error}); the log has the details."
+            self._fail(number, INTERNAL, " ".join(sentence.split()), traceback.format_exc())
+        finally:
+            self._cancelled.discard(number)
+
+    def _notify(self, method: str, **params: Any) -> None:
+        self._send({"method": method, "params": params})
+
+    def _fail(self, number: Any, code: int, message: str, details: str = "") -> None:
+        error: dict[str, Any] = {"code": code, "message": message}
+        if details:
+            error["data"] = {"traceback": details}
+        self._send({"id": number, "error": error})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        line = json.dumps({"jsonrpc": "2.0", **message}, ensure_ascii=True)
+        # Whoever listened may be gone; the end of input, which follows, ends the worker.
+        with self._writing, contextlib.suppress(BrokenPipeError, ValueError):
+            self._sink.write(line + "\n")
+            self._sink.flush()
+
+
+def _free_gpu() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def main() -> None:
+    """Serves on this process's stdin and stdout; anything a library prints goes to stderr instead."""
+    sink = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    with open(os.dup(0), encoding="utf-8", errors="replace") as source:  # noqa: PTH123
+        Worker(source, sink).serve()
+    os._exit(0)  # a thread deep inside a library must not keep the worker alive
+
+
+if __name__ == "__main__":
+    main()
