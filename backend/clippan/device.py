@@ -1,0 +1,79 @@
+"""Which device computes: what the user wants, what is there, and why."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from clippan.errors import ClippanError
+from clippan.jobs.options import Device
+
+if TYPE_CHECKING:
+    import torch
+
+
+def require_torch() -> ModuleType:
+    """The torch module; raises ClippanError if this Python has none that works."""
+    try:
+        return importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise _broken(error) from error
+        raise ClippanError(
+            f"The engine's Python ({sys.executable}) has no PyTorch; run Set up engine, or install torch there."
+        ) from None
+    except Exception as error:  # a DLL is missing, or another library does not fit
+        raise _broken(error) from error
+
+
+def _broken(error: Exception) -> ClippanError:
+    reason = " ".join(str(error).split()).rstrip(".")
+    return ClippanError(
+        f"PyTorch in the engine's Python ({sys.executable}) does not start ({reason}); run Set up engine again."
+    )
+
+
+def cuda_problem() -> str:
+    """Why CUDA cannot be used, as part of a sentence; empty if it can."""
+    torch = require_torch()
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"this PyTorch ({torch.__version__}) is built without CUDA"
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device or no driver that fits it"
+    try:
+        # A GPU that is too old or too new for this build is "available", and fails only when used.
+        (torch.ones(1, device="cuda") + 1).item()
+    except Exception as error:
+        return f"the GPU does not compute ({str(error).splitlines()[0].strip().rstrip('.')})"
+    return ""
+
+
+def choose_device(wanted: Device) -> tuple[torch.device, str]:
+    """The device to compute on, and the reason for it, as a short sentence for the log.
+
+    Auto means CUDA where it works, else the CPU. Apple's MPS is used only when asked for: it has no float64, in
+    which whole-scene statistics are summed.
+
+    Raises:
+        ClippanError: the wanted device, or PyTorch itself, is not there.
+    """
+    torch = require_torch()
+    if wanted is Device.CPU:
+        return torch.device("cpu"), "The CPU was asked for."
+    if wanted is Device.MPS:
+        if not torch.backends.mps.is_available():
+            raise ClippanError(
+                "MPS was asked for, but this is no Mac with a GPU that PyTorch can use; choose auto."
+            )
+        return torch.device("mps"), "MPS was asked for."
+    problem = cuda_problem()
+    if not problem:
+        gpu = torch.cuda.get_device_name()
+        return torch.device(
+            "cuda"
+        ), "CUDA was asked for." if wanted is Device.CUDA else f"CUDA works on {gpu}."
+    if wanted is Device.CUDA:
+        raise ClippanError(f"CUDA was asked for, but {problem}; choose auto or cpu, or run Check engine.")
+    return torch.device("cpu"), f"CUDA cannot be used: {problem}."
