@@ -1,0 +1,346 @@
+"""The job Pansharpen: from two sources to one finished file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Callable, Optional
+
+import numpy as np
+import torch
+
+from clippan import __version__
+from clippan.device import choose_device
+from clippan.fusion import filters
+from clippan.fusion.methods import build
+from clippan.fusion.sensors import SENSORS, Sensor, recognise
+from clippan.fusion.statistics import Statistics, measure
+from clippan.jobs.base import Context, to_json
+from clippan.jobs.options import Method
+from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
+from clippan.raster.grid import Axis
+from clippan.raster.pair import Pair, open_pair
+from clippan.raster.source import Source
+from clippan.raster.tiles import Window, count_threads, in_order, tiles
+from clippan.raster.writer import BLOCK, BandInfo, Writer
+
+# Blocks lie on a lattice that starts at the output's first pixel, whatever the tile, and all have one shape. So a
+# pixel is computed by the very same operations for every tile size. 256 stays in a CPU core's cache.
+_CPU_BLOCK = 256
+_GPU_BLOCK = 1024
+_TILE_BYTES = 96 * 2**20  # of output; wide rasters of many bands get smaller tiles
+
+Fusion = Callable[[torch.Tensor, torch.Tensor, Optional[torch.Tensor]], torch.Tensor]
+
+
+def resolve_sensor(name: str, pair: Pair, context: Context) -> Sensor:
+    """The sensor of this name; for "auto" the one that the files name, else the generic one."""
+    if name != "auto":
+        return SENSORS[name]
+    found = recognise(pair.hints)
+    if found:
+        context.log(f"Sensor: {found.label}, recognised from the files.")
+        return found
+    context.log("Sensor: generic, as the files name none that is known; choose one if you know it.")
+    return SENSORS["generic"]
+
+
+def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult:
+    """Runs the job; see PansharpenRequest.
+
+    Raises:
+        ClippanError: one sentence; nothing is left behind.
+    """
+    started = time.monotonic()
+    device, reason = choose_device(request.device)
+    context.log(f"Device: {device.type}. {reason}")
+    threads = count_threads(request.threads)
+    with open_pair(request.pan, request.ms, request.bands, request.nodata) as pair:
+        sensor = resolve_sensor(request.sensor, pair, context)
+        positions = [number - 1 for number in request.bands] or range(pair.ms.total)
+        gains = sensor.gains(positions, pair.ms.total)
+        distinct = sorted(set(gains))
+        gain_of = [distinct.index(gain) for gain in gains]
+        context.log(
+            f"Grid: {pair.grid.width} × {pair.grid.height} pixels, {len(gains)} bands, "
+            f"ratio {pair.x.ratio:.4g} × {pair.y.ratio:.4g}."
+        )
+        statistics = measure(
+            pair,
+            distinct,
+            sensor.pan,
+            threads,
+            context.part(0, 5),
+            gains if request.method is Method.BDSD else None,
+        )
+        fusion = build(request.method, statistics, gain_of)
+        tiler = Tiler(pair, fusion, distinct if fusion.needs_low else [], statistics, device)
+        provenance = _provenance(request, sensor, device)
+        writer = Writer(
+            request.output,
+            pair.grid,
+            pair.ms.dtype,
+            [BandInfo.of(band) for band in pair.ms.bands],
+            tiler.nodata,
+            provenance,
+            request.format,
+            request.compression,
+            request.overviews,
+            lambda percent: context.progress(90 + percent / 10, "Finishing the file"),
+        )
+        windows = tiles(pair.grid.width, pair.grid.height, _tile_size(request.tile_size, pair))
+        # A GPU has one queue; a second thread reads ahead while it computes.
+        workers = threads if device.type == "cpu" else 2
+        with writer:
+            compute = in_order(
+                lambda window: tiler.tile(window, context), windows, workers, lambda: torch.set_num_threads(1)
+            )
+            for number, (window, values) in enumerate(compute, 1):
+                writer.write(window.x, window.y, values)
+                context.progress(5 + 85 * number / len(windows), "Pansharpening")
+    seconds = time.monotonic() - started
+    pixels = pair.grid.width * pair.grid.height / 1e6
+    context.log(f"Done: {pixels:.1f} megapixels in {seconds:.1f} s ({pixels / seconds:.1f} MPix/s).")
+    return PansharpenResult(
+        request.output,
+        pair.grid.width,
+        pair.grid.height,
+        len(gains),
+        np.dtype(pair.ms.dtype).name,
+        tiler.nodata,
+        request.method.value,
+        sensor.name,
+        device.type,
+        (pair.x.ratio, pair.y.ratio),
+        round(seconds, 3),
+        provenance,
+    )
+
+
+def _tile_size(wanted: int, pair: Pair) -> int:
+    pixel = len(pair.ms.numbers) * pair.ms.dtype.itemsize
+    size = min(wanted, int((_TILE_BYTES / pixel) ** 0.5))
+    return max(BLOCK, size // BLOCK * BLOCK)
+
+
+def _provenance(request: PansharpenRequest, sensor: Sensor, device: torch.device) -> dict[str, str]:
+    return {
+        "CLIPPAN_ALGORITHM": request.name,
+        "CLIPPAN_METHOD": request.method.value,
+        "CLIPPAN_SENSOR": sensor.name,
+        "CLIPPAN_DEVICE": device.type,
+        "CLIPPAN_VERSION": __version__,
+        "CLIPPAN_PARAMETERS": json.dumps(to_json(request), ensure_ascii=False),
+    }
+
+
+@dataclass
+class Tiler:
+    """Computes tiles of the output.
+
+    Attributes:
+        pair: what is read.
+        fusion: the fitted method.
+        lows: MTF gains with which PAN is filtered for the method; empty if it needs none.
+        statistics: of the scene.
+        device: where to compute.
+        nodata: what invalid output pixels get, None if all are valid.
+    """
+
+    pair: Pair
+    fusion: Fusion
+    lows: Sequence[float]
+    statistics: Statistics
+    device: torch.device
+    nodata: Optional[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nodata = _output_nodata(self.pair.ms, self.pair.pan)
+        self._block = _CPU_BLOCK if self.device.type == "cpu" else _GPU_BLOCK
+        self._low, self._high = _limits(self.pair.ms)
+        self._default_ms = self.statistics.mean[self.statistics.ms].float().to(self.device)
+        self._default_pan = float(self.statistics.mean[self.statistics.pan])
+
+    def tile(self, window: Window, context: Context) -> np.ndarray:
+        """The fused pixels (bands, height, width) of a window, in the type of the file.
+
+        The window's corner is a multiple of 256; on a GPU with its larger blocks some are computed for a part only.
+        """
+        block = self._block
+        starts_x = _lattice(window.x, window.width, block)
+        starts_y = _lattice(window.y, window.height, block)
+        xs = [_BlockAxis.of(self.pair.x, start, block, self.lows) for start in starts_x]
+        ys = [_BlockAxis.of(self.pair.y, start, block, self.lows) for start in starts_y]
+        ms_window = _span([(a.ms, a.ms_count) for a in xs], [(a.ms, a.ms_count) for a in ys])
+        pan_window = _span([(a.pan, a.pan_count) for a in xs], [(a.pan, a.pan_count) for a in ys])
+        ms, ms_valid = self.pair.read_ms(ms_window)
+        pan, pan_valid = self.pair.read_pan(pan_window)
+        out = np.empty((len(ms), window.height, window.width), self.pair.ms.dtype)
+        for y in ys:
+            for x in xs:
+                context.check()
+                values, invalid = self._compute(
+                    x,
+                    y,
+                    _cut(ms, x.ms - ms_window.x, y.ms - ms_window.y, x.ms_count, y.ms_count),
+                    _cut(ms_valid, x.ms - ms_window.x, y.ms - ms_window.y, x.ms_count, y.ms_count),
+                    _cut(pan, x.pan - pan_window.x, y.pan - pan_window.y, x.pan_count, y.pan_count),
+                    _cut(pan_valid, x.pan - pan_window.x, y.pan - pan_window.y, x.pan_count, y.pan_count),
+                )
+                self._store(values, invalid, x.start, y.start, window, out)
+        return out
+
+    def _compute(
+        self,
+        x: _BlockAxis,
+        y: _BlockAxis,
+        ms: np.ndarray,
+        ms_valid: Optional[np.ndarray],
+        pan: np.ndarray,
+        pan_valid: Optional[np.ndarray],
+    ) -> tuple[np.ndarray, Optional[np.ndarray]]:
+        """Fuses one block: float values (bands, block, block), and which are invalid or None."""
+        block, device = self._block, self.device
+        coarse, coarse_valid = self._to_device(ms, ms_valid)
+        if coarse_valid is not None:
+            coarse = filters.fill(coarse, coarse_valid, self._default_ms)
+        wide, wide_valid = self._to_device(pan, pan_valid)
+        interpolated = filters.separable(y.up.to(device), coarse, x.up.to(device))
+        low = None
+        if self.lows:
+            low = torch.stack([self._low_pass(x, y, index, wide, wide_valid) for index in range(len(self.lows))])
+        dy, dx = y.start - y.pan, x.start - x.pan
+        sharp = wide[dy : dy + block, dx : dx + block]
+        sharp_valid = None if wide_valid is None else wide_valid[dy : dy + block, dx : dx + block]
+        fused = self.fusion(interpolated, sharp, low)
+        if self._low is not None:
+            fused = fused.round_().clamp_(self._low, self._high)
+        invalid = None
+        if coarse_valid is not None:
+            invalid = ~coarse_valid[:, y.nearest.to(device)][:, :, x.nearest.to(device)]
+        if sharp_valid is not None:
+            invalid = ~sharp_valid if invalid is None else invalid | ~sharp_valid
+        if invalid is not None:
+            invalid = invalid.expand_as(fused).cpu().numpy()
+        return fused.cpu().numpy(), invalid
+
+    def _to_device(
+        self, values: np.ndarray, valid: Optional[np.ndarray]
+    ) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+        tensor = torch.from_numpy(values.astype(np.float32)).to(self.device)
+        if valid is None or valid.all():
+            return tensor, None
+        mask = torch.from_numpy(valid).to(self.device)
+        return torch.where(mask, tensor, torch.zeros_like(tensor)), mask
+
+    def _low_pass(
+        self, x: _BlockAxis, y: _BlockAxis, index: int, pan: torch.Tensor, valid: Optional[torch.Tensor]
+    ) -> torch.Tensor:
+        down_y, down_x = y.downs[index].to(self.device), x.downs[index].to(self.device)
+        coarse = filters.separable(down_y, pan, down_x)
+        if valid is not None:
+            weight = filters.separable(down_y, valid.float(), down_x)
+            coarse = torch.where(weight > 1e-3, coarse / weight.clamp(min=1e-3), self._default_pan)
+        return filters.separable(y.up.to(self.device), coarse, x.up.to(self.device))
+
+    def _store(
+        self,
+        values: np.ndarray,
+        invalid: Optional[np.ndarray],
+        x: int,
+        y: int,
+        window: Window,
+        out: np.ndarray,
+    ) -> None:
+        """Puts the part of a block that lies in the window into the tile."""
+        left, top = max(x, window.x), max(y, window.y)
+        right = min(x + self._block, window.x + window.width)
+        bottom = min(y + self._block, window.y + window.height)
+        inside = (slice(None), slice(top - y, bottom - y), slice(left - x, right - x))
+        target = out[:, top - window.y : bottom - window.y, left - window.x : right - window.x]
+        np.copyto(target, values[inside], casting="unsafe")
+        if self.nodata is None:
+            return
+        # A valid pixel must not turn into a hole because its value happens to be the nodata value.
+        if not np.isnan(self.nodata):
+            target[target == self.nodata] = _beside(self.nodata, target.dtype)
+        if invalid is not None:
+            target[invalid[inside]] = self.nodata
+
+
+@dataclass(frozen=True)
+class _BlockAxis:
+    """One axis of a block: where it starts, what it needs of MS and PAN, and its filters."""
+
+    start: int
+    ms: int
+    ms_count: int
+    pan: int
+    pan_count: int
+    up: torch.Tensor
+    downs: tuple[torch.Tensor, ...]
+    nearest: torch.Tensor
+
+    @classmethod
+    def of(cls, axis: Axis, start: int, block: int, lows: Sequence[float]) -> _BlockAxis:
+        ms, ms_count = filters.ms_support(axis, start, block)
+        pan, pan_count = start, block
+        downs: tuple[torch.Tensor, ...] = ()
+        if lows:
+            # All gains read the window of the widest filter; the matrices of the others are padded with zeros.
+            spans = [filters.pan_support(axis, ms, ms_count, gain) for gain in lows]
+            pan = min(span[0] for span in spans)
+            pan_count = max(first + count for first, count in spans) - pan
+            downs = tuple(
+                torch.nn.functional.pad(
+                    filters.down_matrix(axis, ms, ms_count, gain),
+                    (first - pan, pan + pan_count - first - count),
+                )
+                for gain, (first, count) in zip(lows, spans)
+            )
+        nearest = torch.from_numpy(filters.nearest(axis, start, block))
+        return cls(start, ms, ms_count, pan, pan_count, filters.up_matrix(axis, start, block), downs, nearest)
+
+
+def _lattice(start: int, length: int, block: int) -> list[int]:
+    return list(range(start // block * block, start + length, block))
+
+
+def _span(xs: Sequence[tuple[int, int]], ys: Sequence[tuple[int, int]]) -> Window:
+    left, top = min(start for start, _ in xs), min(start for start, _ in ys)
+    right, bottom = max(start + count for start, count in xs), max(start + count for start, count in ys)
+    return Window(left, top, right - left, bottom - top)
+
+
+def _cut(array: Any, x: int, y: int, width: int, height: int) -> Any:
+    return None if array is None else array[..., y : y + height, x : x + width]
+
+
+def _limits(source: Source) -> tuple[Optional[float], Optional[float]]:
+    """Least and greatest float32 that the file's integer type can hold; None for floating point."""
+    if not np.issubdtype(source.dtype, np.integer):
+        return None, None
+    info = np.iinfo(source.dtype)
+    greatest = np.float32(2**source.bits - 1 if source.bits else info.max)
+    if float(greatest) > info.max:  # float32 rounds 2³¹ − 1 up
+        greatest = np.nextafter(greatest, np.float32(0))
+    return float(info.min), float(greatest)
+
+
+def _output_nodata(ms: Source, pan: Source) -> Optional[float]:
+    """The MS nodata value; where pixels may be invalid without one, NaN, 0 or the least integer."""
+    if ms.nodata is not None:
+        return float(ms.nodata)
+    if not (ms.masked or pan.masked):
+        return None
+    if np.issubdtype(ms.dtype, np.floating):
+        return float("nan")
+    return float(np.iinfo(ms.dtype).min)
+
+
+def _beside(nodata: float, dtype: np.dtype) -> float:
+    if np.issubdtype(dtype, np.floating):
+        return float(np.nextafter(np.float32(nodata), np.float32(0 if nodata else 1)))
+    return nodata - 1 if nodata >= np.iinfo(dtype).max else nodata + 1

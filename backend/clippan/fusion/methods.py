@@ -1,0 +1,199 @@
+"""Classical pansharpening methods.
+
+Each method is fitted to the statistics of the whole scene once, and then called with blocks: the interpolated MS
+``ms`` (bands, height, width), PAN ``pan`` (height, width) and, where the method asks for it, PAN filtered with the
+MTF of each distinct MS gain and interpolated back, ``low`` (gains, height, width). All are float32 in the units of
+the files. A method knows no files and keeps no state between blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+
+from clippan.fusion.statistics import Statistics
+from clippan.jobs.options import Method
+
+_FLOOR = 0.05  # of a band's mean above its dark level: the least denominator of a modulation
+
+
+class Cubic:
+    """The interpolated MS as it is: the baseline that any sharpening has to beat."""
+
+    needs_low = False
+
+    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
+        """See the module."""
+        return ms
+
+
+class Brovey:
+    """Brovey transform with an intensity fitted to PAN (Gillespie et al. 1987), and with haze correction
+    (Lolli et al. 2017) if ``haze`` is set: the dark level of each band, its path radiance, is left out of the ratio.
+
+    F = (MS − h) · (P − h_I) / (I − h_I) + h, where I = Σ w·MS + w₀ is the regression of filtered PAN on the bands.
+    """
+
+    needs_low = False
+
+    def __init__(self, statistics: Statistics, haze: bool) -> None:
+        bands = statistics.ms
+        if haze:
+            weights = statistics.regress(statistics.pan, bands)
+            offset = statistics.mean[statistics.pan] - weights @ statistics.mean[bands]
+            dark = statistics.dark
+        else:
+            weights = _nonnegative(statistics)
+            offset = torch.zeros((), dtype=weights.dtype)
+            dark = torch.zeros_like(weights)
+        self._weights = weights.float().view(1, -1)
+        self._dark = dark.float().view(-1, 1, 1)
+        self._offset = float(offset)
+        self._dark_intensity = float(weights @ dark + offset)
+        mean = float(weights @ statistics.mean[bands] + offset)
+        self._floor = _FLOOR * max(mean - self._dark_intensity, 1e-12)
+
+    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
+        """See the module."""
+        intensity = _combine(self._weights, ms)
+        gain = pan - self._dark_intensity
+        gain /= (intensity + (self._offset - self._dark_intensity)).clamp_(min=self._floor)
+        dark = self._dark.to(ms.device)
+        return (ms - dark).mul_(gain).add_(dark)
+
+
+class Gsa:
+    """Gram-Schmidt adaptive (Aiazzi, Baronti and Selva 2007): F = MS + g·(P − I), I regressed on the bands,
+    g = cov(MS, I) / var(I)."""
+
+    needs_low = False
+
+    def __init__(self, statistics: Statistics) -> None:
+        bands = statistics.ms
+        weights = statistics.regress(statistics.pan, bands)
+        covariance = statistics.covariance[bands][:, bands]
+        gains = covariance @ weights / (weights @ covariance @ weights).clamp(min=1e-12)
+        self._weights = weights.float().view(1, -1)
+        self._offset = float(statistics.mean[statistics.pan] - weights @ statistics.mean[bands])
+        self._gains = gains.float().view(-1, 1, 1)
+
+    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
+        """See the module."""
+        detail = pan - _combine(self._weights, ms) - self._offset
+        return (self._gains.to(ms.device) * detail).add_(ms)
+
+
+class Bdsd:
+    """Band-dependent spatial detail (Garzelli, Nencini and Capobianco 2008), global: the detail of each band is the
+    linear combination of all bands and PAN that restores it best one scale further down."""
+
+    needs_low = False
+
+    def __init__(self, statistics: Statistics) -> None:
+        inputs = [*statistics.ms_filtered, statistics.pan]
+        rows, offsets = [], []
+        for band in statistics.ms:
+            smooth = statistics.ms_filtered[band]
+            gains = statistics.regress(band, inputs) - statistics.regress(smooth, inputs)
+            rows.append(gains)
+            offsets.append(gains[:-1] @ statistics.mean[statistics.ms] + gains[-1] * statistics.mean[statistics.pan])
+        coefficients = torch.stack(rows).float()
+        self._bands = coefficients[:, :-1]
+        self._pan = coefficients[:, -1].reshape(-1, 1, 1)
+        self._offset = torch.stack(offsets).float().view(-1, 1, 1)
+
+    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
+        """See the module."""
+        detail = torch.matmul(self._bands.to(ms.device), ms.flatten(1)).view_as(ms)
+        return detail.add_(self._pan.to(ms.device) * pan).sub_(self._offset.to(ms.device)).add_(ms)
+
+
+class MtfGlp:
+    """Generalised Laplacian pyramid with MTF-matched filters (Aiazzi et al. 2006).
+
+    Additive (CBD): F = MS + g·(P − P_L), with g = cov(MS, P_L) / var(P_L).
+    Modulated (HPM): F = MS · (1 + g·(P − P_L) / M), where M = mean(MS) + g·(P_L − mean(P_L)) is filtered PAN in the
+    units of the band; g is the ratio of standard deviations, or with ``regression`` (HPM-R: Vivone, Restaino and
+    Chanussot 2018) that of the additive form.
+    """
+
+    needs_low = True
+
+    def __init__(self, statistics: Statistics, gain_of: Sequence[int], modulation: bool, regression: bool) -> None:
+        low = [statistics.low(index) for index in gain_of]
+        bands = statistics.ms
+        variance = statistics.covariance[low, low].clamp(min=1e-12)
+        if regression:
+            gains = statistics.covariance[bands, low] / variance
+        else:
+            gains = (statistics.covariance[bands, bands] / variance).sqrt()
+        self._modulation = modulation
+        self._gain_of = list(gain_of)
+        self._single = len(set(gain_of)) == 1
+        self._gains = gains.float().view(-1, 1, 1)
+        self._offset = (statistics.mean[bands] - gains * statistics.mean[low]).float().view(-1, 1, 1)
+        # Data with negative values (scaled integers, say) is modulated above its dark level.
+        base = statistics.dark.clamp(max=0)
+        self._base = base.float().view(-1, 1, 1)
+        self._has_base = bool((base < 0).any())
+        self._floor = (_FLOOR * (statistics.mean[bands] - base).clamp(min=1e-12)).float().view(-1, 1, 1)
+
+    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
+        """See the module."""
+        assert low is not None
+        device = ms.device
+        if not self._single:
+            low = low[self._gain_of]
+        gains = self._gains.to(device)
+        detail = gains * (pan - low)
+        if self._modulation:
+            base = self._base.to(device)
+            modelled = torch.maximum((gains * low).add_(self._offset.to(device) - base), self._floor.to(device))
+            detail.mul_(ms - base if self._has_base else ms).div_(modelled)
+        return detail.add_(ms)
+
+
+def build(method: Method, statistics: Statistics, gain_of: Sequence[int]):  # type: ignore[no-untyped-def]
+    """The fitted method.
+
+    Args:
+        method: which one.
+        statistics: of the whole scene, with filtered MS bands for BDSD.
+        gain_of: for each band, which of the distinct MS gains is its own.
+    """
+    if method is Method.CUBIC:
+        return Cubic()
+    if method in (Method.BROVEY, Method.BT_H):
+        return Brovey(statistics, haze=method is Method.BT_H)
+    if method is Method.GSA:
+        return Gsa(statistics)
+    if method is Method.BDSD:
+        return Bdsd(statistics)
+    modulation = method is not Method.MTF_GLP_CBD
+    return MtfGlp(statistics, gain_of, modulation, regression=method is not Method.MTF_GLP_HPM)
+
+
+def _combine(weights: torch.Tensor, ms: torch.Tensor) -> torch.Tensor:
+    """Weighted sum over bands: weights (1, bands), ms (bands, height, width) to (height, width)."""
+    return torch.matmul(weights.to(ms.device), ms.flatten(1)).view(ms.shape[1:])
+
+
+def _nonnegative(statistics: Statistics) -> torch.Tensor:
+    """Weights without intercept that fit the bands to filtered PAN, none negative.
+
+    Bands that would get a negative weight are left out, worst first (an active set as small as the bands are few).
+    """
+    moments = statistics.covariance + torch.outer(statistics.mean, statistics.mean)
+    active = statistics.ms
+    weights = torch.zeros(statistics.bands, dtype=moments.dtype)
+    while active:
+        inputs = moments[active][:, active]
+        ridge = 1e-9 * inputs.diagonal().mean().clamp(min=1e-12) * torch.eye(len(active), dtype=inputs.dtype)
+        found = torch.linalg.solve(inputs + ridge, moments[active, statistics.pan])
+        if bool((found > 0).all()):
+            weights[active] = found
+            return weights
+        active = [band for band, weight in zip(active, found) if weight > found.min()]
+    return torch.full_like(weights, 1 / statistics.bands)

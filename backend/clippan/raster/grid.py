@@ -1,0 +1,156 @@
+"""Where a raster's pixels lie, and how two rasters lie to each other."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Optional
+
+from osgeo import gdal, osr
+
+from clippan.errors import ClippanError
+
+IDENTITY = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+TOLERANCE = 1e-3  # of a PAN pixel; geotransforms are rounded in many files
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Size in pixels, GDAL geotransform (None for a picture without one) and CRS as WKT (empty if unknown)."""
+
+    width: int
+    height: int
+    geotransform: Optional[tuple[float, ...]]
+    crs: str
+
+    @classmethod
+    def of(cls, dataset: gdal.Dataset) -> Grid:
+        """The grid of an open dataset."""
+        geotransform = dataset.GetGeoTransform(can_return_null=True)
+        if geotransform is not None and tuple(geotransform) == IDENTITY:
+            geotransform = None
+        return cls(dataset.RasterXSize, dataset.RasterYSize, geotransform, dataset.GetProjection() or "")
+
+    def shares_crs(self, other: Grid) -> bool:
+        """Whether both lie in the same coordinate reference system."""
+        if self.crs == other.crs:
+            return True
+        if not (self.crs and other.crs):
+            return False
+        return bool(osr.SpatialReference(wkt=self.crs).IsSame(osr.SpatialReference(wkt=other.crs)))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the multispectral grid, measured on the output's (which is PAN's).
+
+    The multispectral sample ``k`` has its centre at ``(k + 0.5) * ratio + offset`` output pixels, where the output
+    pixel ``x`` has its own at ``x + 0.5``.
+
+    Attributes:
+        ratio: size of a multispectral pixel in output pixels, at least 1.
+        offset: left (top) edge of the first multispectral pixel in output pixels.
+    """
+
+    ratio: float
+    offset: float
+
+    def to_ms(self, position: float) -> float:
+        """Output pixel index (its centre) as a fractional multispectral index."""
+        return (position + 0.5 - self.offset) / self.ratio - 0.5
+
+    def to_output(self, index: float) -> float:
+        """Multispectral index (its centre) as a fractional output pixel index."""
+        return (index + 0.5) * self.ratio + self.offset - 0.5
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The overlap of a PAN and an MS grid, on PAN's pixels.
+
+    Attributes:
+        grid: the overlap: the output's grid.
+        column, row: its first pixel in PAN.
+        x, y: the multispectral axes on it.
+    """
+
+    grid: Grid
+    column: int
+    row: int
+    x: Axis
+    y: Axis
+
+
+def align(pan: Grid, ms: Grid) -> Alignment:
+    """Lays the multispectral grid over the panchromatic one, both in one CRS.
+
+    The output holds every PAN pixel whose centre lies inside MS. Two pictures without georeference are laid corner
+    to corner.
+
+    Raises:
+        ClippanError: they do not overlap, MS is finer than PAN, or one grid is rotated against the other.
+    """
+    x, y = _axes(pan, ms)
+    for name, axis in (("columns", x), ("rows", y)):
+        if axis.ratio < 1 - TOLERANCE:
+            raise ClippanError(
+                f"The multispectral raster has finer {name} than the panchromatic one "
+                f"(pixel size ratio {axis.ratio:.3g}); check whether the two were swapped."
+            )
+    left, right = _centres_inside(x, ms.width, pan.width)
+    top, bottom = _centres_inside(y, ms.height, pan.height)
+    if right <= left or bottom <= top:
+        raise ClippanError(
+            "The panchromatic and the multispectral raster do not overlap; "
+            "check that both show the same place and that their CRS are right."
+        )
+    geotransform = None
+    if pan.geotransform:
+        g = pan.geotransform
+        geotransform = (
+            g[0] + left * g[1] + top * g[2],
+            *g[1:3],
+            g[3] + left * g[4] + top * g[5],
+            *g[4:],
+        )
+    return Alignment(
+        Grid(right - left, bottom - top, geotransform, pan.crs),
+        left,
+        top,
+        Axis(x.ratio, x.offset - left),
+        Axis(y.ratio, y.offset - top),
+    )
+
+
+def _axes(pan: Grid, ms: Grid) -> tuple[Axis, Axis]:
+    if pan.geotransform is None or ms.geotransform is None:
+        if pan.geotransform or ms.geotransform:
+            which = "panchromatic" if pan.geotransform is None else "multispectral"
+            raise ClippanError(
+                f"The {which} raster has no georeference but the other has; "
+                "give it one (gdal_translate -a_ullr) or remove the other's."
+            )
+        return Axis(pan.width / ms.width, 0.0), Axis(pan.height / ms.height, 0.0)
+    inverse = gdal.InvGeoTransform(pan.geotransform)
+    if inverse is None:
+        raise ClippanError("The panchromatic raster's geotransform cannot be inverted; georeference it anew.")
+    g = ms.geotransform
+    column, row = gdal.ApplyGeoTransform(inverse, g[0], g[3])
+    x_ratio = inverse[1] * g[1] + inverse[2] * g[4]
+    y_ratio = inverse[4] * g[2] + inverse[5] * g[5]
+    x_skew = inverse[4] * g[1] + inverse[5] * g[4]
+    y_skew = inverse[1] * g[2] + inverse[2] * g[5]
+    # Over the whole raster the skew may add up to a small part of a PAN pixel.
+    if abs(x_skew) * ms.width > 0.1 or abs(y_skew) * ms.height > 0.1 or x_ratio <= 0 or y_ratio <= 0:
+        raise ClippanError(
+            "The panchromatic and the multispectral raster are rotated or mirrored against each other; "
+            "warp both to north-up grids first (gdalwarp)."
+        )
+    return Axis(x_ratio, column), Axis(y_ratio, row)
+
+
+def _centres_inside(axis: Axis, samples: int, limit: int) -> tuple[int, int]:
+    start, end = axis.offset, axis.offset + samples * axis.ratio
+    first = math.ceil(start - 0.5 - TOLERANCE)
+    last = math.floor(end - 0.5 + TOLERANCE)
+    return max(first, 0), min(last + 1, limit)
