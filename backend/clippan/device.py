@@ -22,7 +22,8 @@ def require_torch() -> ModuleType:
         if error.name != "torch":
             raise _broken(error) from error
         raise ClippanError(
-            f"The engine's Python ({sys.executable}) has no PyTorch; run Set up engine, or install torch there."
+            f"The engine's Python ({sys.executable}) has no PyTorch; "
+            "run Set up engine, or install torch there."
         ) from None
     except Exception as error:  # a DLL is missing, or another library does not fit
         raise _broken(error) from error
@@ -31,7 +32,8 @@ def require_torch() -> ModuleType:
 def _broken(error: Exception) -> ClippanError:
     reason = " ".join(str(error).split()).rstrip(".")
     return ClippanError(
-        f"PyTorch in the engine's Python ({sys.executable}) does not start ({reason}); run Set up engine again."
+        f"PyTorch in the engine's Python ({sys.executable}) does not start ({reason}); "
+        "run Set up engine again."
     )
 
 
@@ -53,8 +55,8 @@ def cuda_problem() -> str:
 def choose_device(wanted: Device) -> tuple[torch.device, str]:
     """The device to compute on, and the reason for it, as a short sentence for the log.
 
-    Auto means CUDA where it works, else the CPU. Apple's MPS is used only when asked for: it has no float64, in
-    which whole-scene statistics are summed.
+    Auto means CUDA where it works, else the CPU. Apple's MPS is used only when asked for: it has no float64,
+    in which whole-scene statistics are summed.
 
     Raises:
         ClippanError: the wanted device, or PyTorch itself, is not there.

@@ -1,0 +1,550 @@
+"""How good a pansharpened image is, with a reference and without.
+
+Images are tensors of shape (bands, height, width) in any numeric type and any unit, as long as both images
+of a comparison share it; validity masks are bool tensors of shape (height, width), None where every pixel is
+valid. A figure leaves out invalid pixels, and every block or window that holds one.
+
+Each figure is an accumulator, so that a scene of any size goes through it tile by tile: ``add`` takes a tile,
+``value`` is the figure of all that was added. Figures of blocks need tiles that start at multiples of the
+block; figures of windows need tiles with a margin, invalid beyond the scene (see ``Windowed``). Under these
+rules the result does not depend on the tiling. The functions in lower case take whole images at once.
+
+Sources of the definitions: Wang & Bovik 2002 (UQI), Garzelli & Nencini 2009 (Q2n), Yuhas et al. 1992 (SAM),
+Wald 2002 (ERGAS), Zhou et al. 1998 (SCC and the correlation of high-pass details), Wang et al. 2004 (SSIM),
+Alparone et al. 2008 (D_lambda, D_s, QNR), Khan et al. 2009 (D_lambda_K), Aiazzi et al. 2014 (HQNR).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Optional
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+BLOCK = 32  # pixels; the block of every published UQI and Q2n figure of pansharpening
+NAN = float("nan")
+
+
+# Blocks: UQI and Q2n
+
+
+def _blocks(image: Tensor, valid: Optional[Tensor], size: int) -> Tensor:
+    """Whole valid blocks as (blocks, bands, size²), float32; what is left over at the far edge is dropped."""
+    height, width = image.shape[-2:]
+    rows, columns = height // size, width // size
+
+    def cut(plane: Tensor) -> Tensor:
+        plane = plane[:, : rows * size, : columns * size]
+        plane = plane.reshape(len(plane), rows, size, columns, size).permute(1, 3, 0, 2, 4)
+        return plane.reshape(rows * columns, plane.shape[2], size * size)
+
+    blocks = cut(image)
+    if valid is not None:
+        blocks = blocks[cut(valid[None]).flatten(1).all(dim=1)]
+    return blocks.float()
+
+
+def _moments(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of each band (blocks, bands), in float64, and the deviations from it, in float32."""
+    # Two steps: first near the mean, so that float32 is exact enough for values far from zero.
+    rough = blocks.mean(dim=2, keepdim=True)
+    deviations = blocks - rough
+    rest = deviations.mean(dim=2, keepdim=True)
+    return (rough.double() + rest.double()).squeeze(2), deviations - rest
+
+
+def _quality(cross: Tensor, power: Tensor, means: Tensor, mean_power: Tensor) -> Tensor:
+    """Contrast and correlation times luminance; a factor whose denominator is zero compares equals: 1."""
+    contrast = torch.where(power > 0, 2 * cross / power, 1.0)
+    luminance = torch.where(mean_power > 0, 2 * means / mean_power, 1.0)
+    return contrast * luminance
+
+
+class BlockUQI:
+    """Universal quality index Q between all pairs of channels, averaged over blocks (Wang & Bovik 2002).
+
+    Q = 4 cov(x, y) mean(x) mean(y) / ((var(x) + var(y)) (mean(x)² + mean(y)²)), from −1 to 1 (equal).
+
+    Args:
+        size: edge of a block in pixels.
+    """
+
+    def __init__(self, size: int = BLOCK) -> None:
+        self._size = size
+        self._sum: Optional[Tensor] = None
+        self.blocks = 0
+
+    def add(self, image: Tensor, valid: Optional[Tensor] = None) -> None:
+        """Adds a tile (channels, height, width) that starts at a multiple of the block."""
+        blocks = _blocks(image, valid, self._size)
+        if not len(blocks):
+            return
+        means, deviations = _moments(blocks)
+        covariance = (deviations @ deviations.transpose(1, 2)).double() / self._size**2
+        variance = covariance.diagonal(dim1=1, dim2=2)
+        square = means**2
+        quality = _quality(
+            covariance,
+            variance[:, :, None] + variance[:, None, :],
+            means[:, :, None] * means[:, None, :],
+            square[:, :, None] + square[:, None, :],
+        )
+        total = quality.sum(dim=0).cpu()
+        self._sum = total if self._sum is None else self._sum + total
+        self.blocks += len(blocks)
+
+    @property
+    def value(self) -> Tensor:
+        """Symmetric matrix (channels, channels) in float64 with ones on its diagonal."""
+        return torch.full((1, 1), NAN) if self._sum is None else self._sum / self.blocks
+
+
+@cache
+def _conjugate_products(size: int) -> Tensor:
+    """Table T of the Cayley-Dickson algebra of ``size`` units: e_i · conj(e_j) = sum of T[k, i, j] e_k.
+
+    Sizes 1, 2, 4 and 8 are the reals, complex numbers, quaternions and octonions.
+    """
+    conjugate = torch.ones(size, dtype=torch.float64)
+    conjugate[1:] = -1
+    return _products(size) * conjugate
+
+
+@cache
+def _products(size: int) -> Tensor:
+    """Table T with e_i · e_j = sum over k of T[k, i, j] e_k, by (a, b)(c, d) = (ac − d*b, da + bc*)."""
+    if size == 1:
+        return torch.ones(1, 1, 1, dtype=torch.float64)
+    half = size // 2
+    inner = _products(half)
+    swapped = inner.transpose(1, 2)  # the product of the second factor with the first
+    conjugate = torch.ones(half, dtype=torch.float64)
+    conjugate[1:] = -1
+    table = torch.zeros(size, size, size, dtype=torch.float64)
+    table[:half, :half, :half] = inner
+    table[:half, half:, half:] = -swapped * conjugate
+    table[half:, :half, half:] = swapped
+    table[half:, half:, :half] = inner * conjugate
+    return table
+
+
+class Q2n:
+    """Hypercomplex quality index, averaged over blocks (Garzelli & Nencini 2009).
+
+    The bands of a pixel are the parts of one hypercomplex number z with 2ⁿ parts (missing ones are zero), and
+    Q2n = 4 |cov(z, w*)| |mean(z)| |mean(w)| / ((var(z) + var(w)) (|mean(z)|² + |mean(w)|²)), from 0 to 1
+    (equal). With one band it is |UQI|, with four Q4, with eight Q8. Bands enter with the values they have.
+
+    Args:
+        size: edge of a block in pixels.
+    """
+
+    def __init__(self, size: int = BLOCK) -> None:
+        self._size = size
+        self._sum = 0.0
+        self.blocks = 0
+
+    def add(self, image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> None:
+        """Adds a tile that starts at a multiple of the block."""
+        bands = image.shape[0]
+        both = _blocks(torch.cat([reference, image]), valid, self._size)
+        if not len(both):
+            return
+        means, deviations = _moments(both)
+        table = _conjugate_products(1 << (bands - 1).bit_length())[:, :bands, :bands].to(means)
+        first, second = deviations[:, :bands], deviations[:, bands:]
+        covariance = (first @ second.transpose(1, 2)).double() / self._size**2
+        cross = torch.einsum("kij,nij->nk", table, covariance).norm(dim=1)
+        power = deviations.double().square().sum(dim=(1, 2)) / self._size**2
+        lengths = means[:, :bands].norm(dim=1) * means[:, bands:].norm(dim=1)
+        quality = _quality(cross, power, lengths, means.square().sum(dim=1))
+        self._sum += float(quality.sum())
+        self.blocks += len(both)
+
+    @property
+    def value(self) -> float:
+        """The figure; NaN before a whole valid block was added."""
+        return self._sum / self.blocks if self.blocks else NAN
+
+
+# Pixels: SAM, ERGAS, PSNR
+
+
+class SAM:
+    """Spectral angle in degrees, averaged over pixels (Yuhas et al. 1992); 0 is best, 90 the worst of counts.
+
+    Pixels whose spectrum is zero in either image have no angle and are left out.
+    """
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self._count = 0
+
+    def add(self, image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> None:
+        """Adds a tile."""
+        one, other = _pixels(image, valid), _pixels(reference, valid)
+        lengths = one.norm(dim=0), other.norm(dim=0)
+        seen = (lengths[0] > 0) & (lengths[1] > 0)
+        one, other = one[:, seen] / lengths[0][seen], other[:, seen] / lengths[1][seen]
+        # Exact for small angles too, where the arc cosine loses half of the digits.
+        angles = 2 * torch.atan2((one - other).norm(dim=0), (one + other).norm(dim=0))
+        self._sum += float(angles.double().sum())
+        self._count += one.shape[1]
+
+    @property
+    def value(self) -> float:
+        """The figure; NaN before a pixel was added."""
+        return math.degrees(self._sum / self._count) if self._count else NAN
+
+
+class Errors:
+    """Squared differences from a reference: ERGAS and PSNR."""
+
+    def __init__(self) -> None:
+        self.pixels = 0
+        self.peak = -math.inf
+        self._squares = torch.zeros(1, dtype=torch.float64)
+        self._reference = torch.zeros(1, dtype=torch.float64)
+
+    def add(self, image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> None:
+        """Adds a tile."""
+        one, other = _pixels(image, valid), _pixels(reference, valid)
+        if not one.shape[1]:
+            return
+        self._squares = self._squares + (one - other).double().square().sum(dim=1).cpu()
+        self._reference = self._reference + other.double().sum(dim=1).cpu()
+        self.peak = max(self.peak, float(other.max()))
+        self.pixels += one.shape[1]
+
+    def ergas(self, ratio: float) -> float:
+        """100 / ratio · sqrt(mean over bands of (RMSE / mean of the reference)²), 0 is best (Wald 2002).
+
+        Args:
+            ratio: MS over PAN pixel size, at least 1.
+        """
+        if not self.pixels:
+            return NAN
+        relative = self._squares / self.pixels / (self._reference / self.pixels) ** 2
+        return 100 / ratio * math.sqrt(float(relative.mean()))
+
+    @property
+    def psnr(self) -> float:
+        """10 log10(peak² / MSE) in dB, higher is better, infinite for equal images.
+
+        One MSE over all bands; the peak is the reference's largest valid value over all bands.
+        """
+        if not self.pixels:
+            return NAN
+        mse = float(self._squares.mean()) / self.pixels
+        if self.peak <= 0:
+            return NAN
+        return 10 * math.log10(self.peak**2 / mse) if mse else math.inf
+
+
+def _pixels(image: Tensor, valid: Optional[Tensor]) -> Tensor:
+    return (image.flatten(1) if valid is None else image[:, valid]).float()
+
+
+# Windows: SCC and SSIM
+
+
+class Windowed:
+    """A figure that looks at windows around pixels.
+
+    ``add`` takes a tile with ``MARGIN`` more pixels on each of its four sides; beyond the scene these are
+    invalid (their values do not matter). So each window is counted by exactly one tile.
+    """
+
+    MARGIN = 0
+
+    def _prepare(self, image: Tensor, valid: Optional[Tensor]) -> Tensor:
+        # Invalid values may be NaN, which would spread from them; their windows are dropped afterwards.
+        image = image.float()
+        return image if valid is None else torch.where(valid, image, torch.zeros_like(image))
+
+    def _whole(self, valid: Optional[Tensor]) -> Optional[Tensor]:
+        """Where the window of a pixel is valid throughout."""
+        if valid is None:
+            return None
+        edge = 2 * self.MARGIN + 1
+        counts = torch.nn.functional.avg_pool2d(valid[None].float(), edge, stride=1)[0]
+        return counts > 1 - 0.5 / edge**2
+
+
+class DetailCorrelation(Windowed):
+    """Correlation of the high-pass details of two images (Zhou et al. 1998), from −1 to 1 (best).
+
+    Details are what the 3×3 Laplacian (8 in the middle, −1 around) leaves; Pearson's coefficient is taken
+    over all pixels of a band, and averaged over bands. Against a reference it is SCC, against PAN the
+    high-pass correlation.
+    """
+
+    MARGIN = 1
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sums = torch.zeros(5, 1, dtype=torch.float64)
+
+    def add(self, image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> None:
+        """Adds a tile with its margin; ``reference`` has as many bands, or one for all."""
+        whole = self._whole(valid)
+        one = _pixels(_laplacian(self._prepare(image, valid)), whole).double()
+        other = _pixels(_laplacian(self._prepare(reference, valid)), whole).double().expand_as(one)
+        sums = [one, other, one * one, other * other, one * other]
+        self._sums = self._sums + torch.stack([values.sum(dim=1) for values in sums]).cpu()
+        self._count += one.shape[1]
+
+    @property
+    def value(self) -> float:
+        """The figure; NaN where an image has no detail at all."""
+        if not self._count:
+            return NAN
+        x, y, xx, yy, xy = self._sums / self._count
+        return float(((xy - x * y) / torch.sqrt((xx - x * x) * (yy - y * y))).mean())
+
+
+def _laplacian(image: Tensor) -> Tensor:
+    kernel = -torch.ones(1, 1, 3, 3, dtype=image.dtype, device=image.device)
+    kernel[..., 1, 1] = 8
+    return conv2d(image[:, None], kernel)[:, 0]
+
+
+class SSIM(Windowed):
+    """Structural similarity (Wang et al. 2004) with a Gaussian window of 11×11, σ 1.5; from −1 to 1 (equal).
+
+    Averaged over the pixels of a band, then over bands; C1 = (0.01 L)², C2 = (0.03 L)².
+
+    Args:
+        span: the data range L; here the reference's largest valid value, as in the PSNR.
+    """
+
+    MARGIN = 5
+
+    def __init__(self, span: float) -> None:
+        self._span = span
+        self._sum = 0.0
+        self._count = 0
+
+    def add(self, image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> None:
+        """Adds a tile with its margin."""
+        whole = self._whole(valid)
+        one, other = self._prepare(image, valid) / self._span, self._prepare(reference, valid) / self._span
+        maps = torch.stack([one, other, one * one, other * other, one * other])
+        x, y, xx, yy, xy = _gaussian(maps.flatten(0, 1)).unflatten(0, (5, -1))
+        c1, c2 = 0.01**2, 0.03**2
+        luminance = (2 * x * y + c1) / (x * x + y * y + c1)
+        structure = (2 * (xy - x * y) + c2) / (xx - x * x + yy - y * y + c2)
+        values = _pixels(luminance * structure, whole)
+        self._sum += float(values.double().mean(dim=0).sum())
+        self._count += values.shape[1]
+
+    @property
+    def value(self) -> float:
+        """The figure; NaN before a whole window was added."""
+        return self._sum / self._count if self._count else NAN
+
+
+def _gaussian(image: Tensor) -> Tensor:
+    steps = torch.arange(-5, 6, dtype=torch.float64)
+    taps = torch.exp(-(steps**2) / (2 * 1.5**2))
+    taps = (taps / taps.sum()).to(image)
+    return conv2d(conv2d(image[:, None], taps[None, None, :, None]), taps[None, None, None, :])[:, 0]
+
+
+# All figures of a scene
+
+
+class ReferenceFigures:
+    """Figures against a reference, added tile by tile: Q2n, SAM, ERGAS, SCC, PSNR, SSIM.
+
+    Args:
+        ratio: MS over PAN pixel size.
+        peak: the reference's largest valid value (it is SSIM's data range and has to be known first).
+    """
+
+    MARGIN = SSIM.MARGIN
+
+    def __init__(self, ratio: float, peak: float) -> None:
+        self._ratio = ratio
+        self._q2n, self._sam, self._errors = Q2n(), SAM(), Errors()
+        self._scc, self._ssim = DetailCorrelation(), SSIM(peak)
+
+    def add(self, image: Tensor, reference: Tensor, valid: Tensor) -> None:
+        """Adds a tile that starts at a multiple of ``BLOCK`` and has ``MARGIN`` more pixels on each side."""
+        self._ssim.add(image, reference, valid)
+        self._scc.add(*(_crop(item, self.MARGIN - DetailCorrelation.MARGIN) for item in (image, reference, valid)))
+        core = [_crop(item, self.MARGIN) for item in (image, reference, valid)]
+        for figure in (self._q2n, self._sam, self._errors):
+            figure.add(*core)
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The figures by name."""
+        return {
+            "Q2n": self._q2n.value,
+            "SAM": self._sam.value,
+            "ERGAS": self._errors.ergas(self._ratio),
+            "SCC": self._scc.value,
+            "PSNR": self._errors.psnr,
+            "SSIM": self._ssim.value,
+        }
+
+
+class FullFigures:
+    """Figures without a reference, added tile by tile: D_lambda_K, D_s, HQNR, D_lambda, QNR, HP_correlation.
+
+    Blocks of the low-resolution images cover the ground of the fused image's: 32 / ratio MS pixels.
+
+    Args:
+        ratio: MS over PAN pixel size.
+    """
+
+    MARGIN = DetailCorrelation.MARGIN
+
+    def __init__(self, ratio: float) -> None:
+        self.low_block = low_block(ratio)
+        self._high, self._low = BlockUQI(), BlockUQI(self.low_block)
+        self._khan, self._detail = Q2n(), DetailCorrelation()
+
+    def add_high(self, fused: Tensor, pan: Tensor, valid: Tensor) -> None:
+        """Adds a tile of the fused image and of PAN, with ``MARGIN`` more pixels on each side."""
+        self._detail.add(fused, pan, valid)
+        core = _crop(torch.cat([fused.float(), pan.float()]), self.MARGIN)
+        self._high.add(core, _crop(valid, self.MARGIN))
+
+    def add_khan(self, filtered: Tensor, upsampled: Tensor, valid: Tensor) -> None:
+        """Adds a tile of the fused image, filtered with MS's MTF, and of MS brought to PAN's grid."""
+        self._khan.add(filtered, upsampled, valid)
+
+    def add_low(self, ms: Tensor, pan: Tensor, valid: Tensor) -> None:
+        """Adds a tile of MS and of PAN brought to MS's grid, that starts at a multiple of ``low_block``."""
+        self._low.add(torch.cat([ms.float(), pan.float()]), valid)
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The figures by name."""
+        high, low = self._high.value, self._low.value
+        khan, spatial, spectral = 1 - self._khan.value, _d_s(high, low), _d_lambda(high, low)
+        return {
+            "D_lambda_K": khan,
+            "D_s": spatial,
+            "HQNR": (1 - khan) * (1 - spatial),
+            "D_lambda": spectral,
+            "QNR": (1 - spectral) * (1 - spatial),
+            "HP_correlation": self._detail.value,
+        }
+
+
+def low_block(ratio: float) -> int:
+    """Edge in MS pixels of the block that covers the ground of a fused one, at least 4."""
+    return max(round(BLOCK / ratio), 4)
+
+
+def _d_s(high: Tensor, low: Tensor) -> float:
+    return float((high[:-1, -1] - low[:-1, -1]).abs().mean())
+
+
+def _d_lambda(high: Tensor, low: Tensor) -> float:
+    bands = len(high) - 1
+    if bands < 2:
+        return 0.0  # one band has no spectrum to distort
+    row, column = torch.triu_indices(bands, bands, offset=1)
+    return float((high[row, column] - low[row, column]).abs().mean())
+
+
+def _crop(image: Tensor, margin: int) -> Tensor:
+    return image[..., margin : image.shape[-2] - margin, margin : image.shape[-1] - margin]
+
+
+# Whole images at once
+
+
+def uqi(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None, size: int = BLOCK) -> float:
+    """UQI of two images, averaged over blocks and bands; see ``BlockUQI``."""
+    figure, bands = BlockUQI(size), len(image)
+    figure.add(torch.cat([image, reference]), valid)
+    return float(figure.value[:bands, bands:].diagonal().mean()) if figure.blocks else NAN
+
+
+def q2n(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None, size: int = BLOCK) -> float:
+    """See ``Q2n``."""
+    figure = Q2n(size)
+    figure.add(image, reference, valid)
+    return figure.value
+
+
+def sam(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> float:
+    """See ``SAM``."""
+    figure = SAM()
+    figure.add(image, reference, valid)
+    return figure.value
+
+
+def ergas(image: Tensor, reference: Tensor, ratio: float, valid: Optional[Tensor] = None) -> float:
+    """See ``Errors.ergas``."""
+    figure = Errors()
+    figure.add(image, reference, valid)
+    return figure.ergas(ratio)
+
+
+def psnr(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> float:
+    """See ``Errors.psnr``."""
+    figure = Errors()
+    figure.add(image, reference, valid)
+    return figure.psnr
+
+
+def scc(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> float:
+    """See ``DetailCorrelation``; pixels at the border have no whole window and are left out."""
+    figure = DetailCorrelation()
+    figure.add(image, reference, valid)
+    return figure.value
+
+
+def hp_correlation(fused: Tensor, pan: Tensor, valid: Optional[Tensor] = None) -> float:
+    """Correlation of the fused bands' high-pass details with those of PAN; see ``DetailCorrelation``."""
+    return scc(fused, pan, valid)
+
+
+def ssim(image: Tensor, reference: Tensor, span: float, valid: Optional[Tensor] = None) -> float:
+    """See ``SSIM``; pixels within 5 of the border have no whole window and are left out."""
+    figure = SSIM(span)
+    figure.add(image, reference, valid)
+    return figure.value
+
+
+def d_lambda_k(filtered: Tensor, upsampled: Tensor, valid: Optional[Tensor] = None) -> float:
+    """Khan's spectral distortion 1 − Q2n, 0 (best) to 1.
+
+    Args:
+        filtered: the fused image after MS's MTF filter.
+        upsampled: MS on the same grid.
+        valid: where both are valid.
+    """
+    return 1 - q2n(filtered, upsampled, valid)
+
+
+def d_s(fused: Tensor, pan: Tensor, ms: Tensor, pan_low: Tensor, ratio: float) -> float:
+    """Spatial distortion: mean over bands of |UQI(fused, PAN) − UQI(MS, PAN degraded)|, 0 is best.
+
+    Args:
+        fused, pan: at full resolution; pan has one band.
+        ms, pan_low: the original MS and PAN brought to its grid.
+        ratio: MS over PAN pixel size; blocks have 32 and 32 / ratio pixels.
+    """
+    return _d_s(*_uqi_pair(fused, pan, ms, pan_low, ratio))
+
+
+def d_lambda(fused: Tensor, ms: Tensor, ratio: float) -> float:
+    """Alparone's spectral distortion: mean over pairs of bands of |UQI in fused − UQI in MS|, 0 is best."""
+    return _d_lambda(*_uqi_pair(fused, fused[:1], ms, ms[:1], ratio))
+
+
+def _uqi_pair(fused: Tensor, pan: Tensor, ms: Tensor, pan_low: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    high, low = BlockUQI(), BlockUQI(low_block(ratio))
+    high.add(torch.cat([fused.float(), pan.float()]))
+    low.add(torch.cat([ms.float(), pan_low.float()]))
+    return high.value, low.value
