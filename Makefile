@@ -1,0 +1,24 @@
+# The work is in scripts/; every target does its own set-up, and again in seconds.
+.PHONY: help setup demo test lint package clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+
+setup: ## QGIS and the engine (.venv/bin/clippan), on Debian and Ubuntu
+	@bash scripts/setup.sh
+
+demo: setup ## pansharpens a Landsat 8 scene inside QGIS, and shows it
+	@.venv/bin/python scripts/demo.py $(ARGS)
+
+test: setup ## all checks and tests
+	@bash scripts/test.sh
+
+lint: setup ## the checks alone
+	@bash scripts/test.sh lint
+
+package: ## the plugin's zip, in dist/
+	@python3 scripts/package.py
+
+clean: ## removes what was built, but not .venv
+	rm -rf build dist .demo .mypy_cache .ruff_cache
