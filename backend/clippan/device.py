@@ -22,8 +22,7 @@ def require_torch() -> ModuleType:
         if error.name != "torch":
             raise _broken(error) from error
         raise ClippanError(
-            f"The engine's Python ({sys.executable}) has no PyTorch; "
-            "run Set up engine, or install torch there."
+            f"The engine's Python ({sys.executable}) has no PyTorch; run Set up engine, or install torch there."
         ) from None
     except Exception as error:  # a DLL is missing, or another library does not fit
         raise _broken(error) from error
@@ -32,8 +31,7 @@ def require_torch() -> ModuleType:
 def _broken(error: Exception) -> ClippanError:
     reason = " ".join(str(error).split()).rstrip(".")
     return ClippanError(
-        f"PyTorch in the engine's Python ({sys.executable}) does not start ({reason}); "
-        "run Set up engine again."
+        f"PyTorch in the engine's Python ({sys.executable}) does not start ({reason}); run Set up engine again."
     )
 
 
@@ -66,16 +64,12 @@ def choose_device(wanted: Device) -> tuple[torch.device, str]:
         return torch.device("cpu"), "The CPU was asked for."
     if wanted is Device.MPS:
         if not torch.backends.mps.is_available():
-            raise ClippanError(
-                "MPS was asked for, but this is no Mac with a GPU that PyTorch can use; choose auto."
-            )
+            raise ClippanError("MPS was asked for, but this is no Mac with a GPU that PyTorch can use; choose auto.")
         return torch.device("mps"), "MPS was asked for."
     problem = cuda_problem()
     if not problem:
         gpu = torch.cuda.get_device_name()
-        return torch.device(
-            "cuda"
-        ), "CUDA was asked for." if wanted is Device.CUDA else f"CUDA works on {gpu}."
+        return torch.device("cuda"), "CUDA was asked for." if wanted is Device.CUDA else f"CUDA works on {gpu}."
     if wanted is Device.CUDA:
         raise ClippanError(f"CUDA was asked for, but {problem}; choose auto or cpu, or run Check engine.")
     return torch.device("cpu"), f"CUDA cannot be used: {problem}."

@@ -22,7 +22,6 @@ from typing import Optional
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d
 
 BLOCK = 32  # pixels; the block of every published UQI and Q2n figure of pansharpening
 NAN = float("nan")
@@ -230,22 +229,25 @@ class Errors:
         relative = self._squares / self.pixels / (self._reference / self.pixels) ** 2
         return 100 / ratio * math.sqrt(float(relative.mean()))
 
-    @property
-    def psnr(self) -> float:
-        """10 log10(peak² / MSE) in dB, higher is better, infinite for equal images.
+    def psnr(self, peak: Optional[float] = None) -> float:
+        """10 log10(peak² / MSE) in dB, higher is better, infinite for equal images; one MSE over all bands.
 
-        One MSE over all bands; the peak is the reference's largest valid value over all bands.
+        Args:
+            peak: the greatest value; None takes the reference's largest that was added, over all bands.
         """
         if not self.pixels:
             return NAN
         mse = float(self._squares.mean()) / self.pixels
-        if self.peak <= 0:
+        peak = self.peak if peak is None else peak
+        if peak <= 0:
             return NAN
-        return 10 * math.log10(self.peak**2 / mse) if mse else math.inf
+        return 10 * math.log10(peak**2 / mse) if mse else math.inf
 
 
 def _pixels(image: Tensor, valid: Optional[Tensor]) -> Tensor:
-    return (image.flatten(1) if valid is None else image[:, valid]).float()
+    if valid is None or bool(valid.all()):
+        return image.flatten(1).float()
+    return image[:, valid].float()
 
 
 # Windows: SCC and SSIM
@@ -270,8 +272,8 @@ class Windowed:
         if valid is None:
             return None
         edge = 2 * self.MARGIN + 1
-        counts = torch.nn.functional.avg_pool2d(valid[None].float(), edge, stride=1)[0]
-        return counts > 1 - 0.5 / edge**2
+        counts = _correlate(_correlate(valid.float(), [1.0] * edge, -1), [1.0] * edge, -2)
+        return counts > edge**2 - 0.5
 
 
 class DetailCorrelation(Windowed):
@@ -299,17 +301,33 @@ class DetailCorrelation(Windowed):
 
     @property
     def value(self) -> float:
-        """The figure; NaN where an image has no detail at all."""
+        """The figure; a band without any detail counts as 0; NaN before a whole window was added."""
         if not self._count:
             return NAN
         x, y, xx, yy, xy = self._sums / self._count
-        return float(((xy - x * y) / torch.sqrt((xx - x * x) * (yy - y * y))).mean())
+        covariance, power = xy - x * y, (xx - x * x) * (yy - y * y)
+        return float(torch.where(power > 0, covariance / torch.sqrt(power), 0.0).mean())
 
 
 def _laplacian(image: Tensor) -> Tensor:
-    kernel = -torch.ones(1, 1, 3, 3, dtype=image.dtype, device=image.device)
-    kernel[..., 1, 1] = 8
-    return conv2d(image[:, None], kernel)[:, 0]
+    box = _correlate(_correlate(image, [1.0] * 3, -1), [1.0] * 3, -2)
+    return 9 * image[..., 1:-1, 1:-1] - box
+
+
+def _correlate(image: Tensor, taps: list[float], dim: int) -> Tensor:
+    """Weighted sums of neighbours along a dimension, where all of them are there.
+
+    Sums of shifted images: several times as fast on a CPU as a convolution of single channels.
+    """
+    length = image.shape[dim] - len(taps) + 1
+    result = image.narrow(dim, 0, length) * taps[0]
+    for start, weight in enumerate(taps[1:], 1):
+        result.add_(image.narrow(dim, start, length), alpha=weight)
+    return result
+
+
+_GAUSSIAN = [math.exp(-(step**2) / (2 * 1.5**2)) for step in range(-5, 6)]
+_GAUSSIAN = [weight / sum(_GAUSSIAN) for weight in _GAUSSIAN]
 
 
 class SSIM(Windowed):
@@ -333,7 +351,7 @@ class SSIM(Windowed):
         whole = self._whole(valid)
         one, other = self._prepare(image, valid) / self._span, self._prepare(reference, valid) / self._span
         maps = torch.stack([one, other, one * one, other * other, one * other])
-        x, y, xx, yy, xy = _gaussian(maps.flatten(0, 1)).unflatten(0, (5, -1))
+        x, y, xx, yy, xy = _correlate(_correlate(maps, _GAUSSIAN, -1), _GAUSSIAN, -2)
         c1, c2 = 0.01**2, 0.03**2
         luminance = (2 * x * y + c1) / (x * x + y * y + c1)
         structure = (2 * (xy - x * y) + c2) / (xx - x * x + yy - y * y + c2)
@@ -347,13 +365,6 @@ class SSIM(Windowed):
         return self._sum / self._count if self._count else NAN
 
 
-def _gaussian(image: Tensor) -> Tensor:
-    steps = torch.arange(-5, 6, dtype=torch.float64)
-    taps = torch.exp(-(steps**2) / (2 * 1.5**2))
-    taps = (taps / taps.sum()).to(image)
-    return conv2d(conv2d(image[:, None], taps[None, None, :, None]), taps[None, None, None, :])[:, 0]
-
-
 # All figures of a scene
 
 
@@ -362,13 +373,13 @@ class ReferenceFigures:
 
     Args:
         ratio: MS over PAN pixel size.
-        peak: the reference's largest valid value (it is SSIM's data range and has to be known first).
+        peak: the reference's largest valid value, for PSNR and SSIM.
     """
 
     MARGIN = SSIM.MARGIN
 
     def __init__(self, ratio: float, peak: float) -> None:
-        self._ratio = ratio
+        self._ratio, self._peak = ratio, peak
         self._q2n, self._sam, self._errors = Q2n(), SAM(), Errors()
         self._scc, self._ssim = DetailCorrelation(), SSIM(peak)
 
@@ -381,6 +392,11 @@ class ReferenceFigures:
             figure.add(*core)
 
     @property
+    def complete(self) -> bool:
+        """Whether every figure has at least one whole valid block or window."""
+        return self._q2n.blocks > 0 and not math.isnan(self._ssim.value)
+
+    @property
     def values(self) -> dict[str, float]:
         """The figures by name."""
         return {
@@ -388,7 +404,7 @@ class ReferenceFigures:
             "SAM": self._sam.value,
             "ERGAS": self._errors.ergas(self._ratio),
             "SCC": self._scc.value,
-            "PSNR": self._errors.psnr,
+            "PSNR": self._errors.psnr(self._peak),
             "SSIM": self._ssim.value,
         }
 
@@ -422,6 +438,11 @@ class FullFigures:
     def add_low(self, ms: Tensor, pan: Tensor, valid: Tensor) -> None:
         """Adds a tile of MS and of PAN brought to MS's grid, that starts at a multiple of ``low_block``."""
         self._low.add(torch.cat([ms.float(), pan.float()]), valid)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every figure has at least one whole valid block."""
+        return min(self._high.blocks, self._low.blocks, self._khan.blocks) > 0
 
     @property
     def values(self) -> dict[str, float]:
@@ -490,11 +511,11 @@ def ergas(image: Tensor, reference: Tensor, ratio: float, valid: Optional[Tensor
     return figure.ergas(ratio)
 
 
-def psnr(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> float:
+def psnr(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None, peak: Optional[float] = None) -> float:
     """See ``Errors.psnr``."""
     figure = Errors()
     figure.add(image, reference, valid)
-    return figure.psnr
+    return figure.psnr(peak)
 
 
 def scc(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> float:
