@@ -176,11 +176,11 @@ class Source:
             except RuntimeError as error:
                 raise ClippanError(f"The {self.what} could not be read ({' '.join(str(error).split())}).") from error
         valid = self._valid(values, mask)
-        before, after = (top - y, y + height - bottom), (left - x, x + width - right)
-        if any(before) or any(after):
-            edges = ((0, 0), before, after)
-            values = np.pad(values, edges, mode="edge")
-            valid = None if valid is None else np.pad(valid, edges, mode="edge")
+        if (left, top, right, bottom) != (x, y, x + width, y + height):
+            rows = np.clip(np.arange(y, y + height), top, bottom - 1)[:, None] - top
+            columns = np.clip(np.arange(x, x + width), left, right - 1) - left
+            values = values[:, rows, columns]
+            valid = None if valid is None else valid[:, rows, columns]
         return values, valid
 
     def _valid(self, values: np.ndarray, mask: Optional[np.ndarray]) -> Optional[np.ndarray]:

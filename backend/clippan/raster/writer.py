@@ -101,7 +101,7 @@ class Writer:
             "TILED=YES",
             f"BLOCKXSIZE={BLOCK}",
             f"BLOCKYSIZE={BLOCK}",
-            "INTERLEAVE=BAND",
+            f"INTERLEAVE={'PIXEL' if self.format is Format.COG else 'BAND'}",  # a COG is interleaved by pixel
             "BIGTIFF=IF_SAFER",
             *self._options(compression, _COMPRESSION),
         ]

@@ -1,0 +1,79 @@
+"""The two filters: what they keep, and where they put it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from clippan.fusion import filters
+from clippan.raster.grid import Axis
+
+AXES = [Axis(4, 0), Axis(2, -0.5), Axis(3, 1.25), Axis(1.9946, 0.3), Axis(15, -7)]
+
+
+def interpolate(axis: Axis, function, start: int, count: int) -> np.ndarray:
+    """Samples a function of the output coordinate at MS centres, and interpolates it to output pixels."""
+    first, number = filters.ms_support(axis, start, count)
+    samples = function((np.arange(first, first + number) + 0.5) * axis.ratio + axis.offset)
+    return filters.up_matrix(axis, start, count).double().numpy() @ samples
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("start", [0, 256, 7 * 256])
+def test_interpolation_is_exact_for_parabolas(axis, start):
+    def parabola(x):
+        return 3 + 0.5 * (x - start) - 0.01 * (x - start) ** 2
+
+    found = interpolate(axis, parabola, start, 256)
+    wanted = parabola(np.arange(start, start + 256) + 0.5)
+    assert np.abs(found - wanted).max() < 2e-4 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("gain", [0.15, 0.3])
+def test_low_pass_keeps_ramps_in_place(axis, gain):
+    first, number = filters.ms_support(axis, 512, 256)
+    start, count = filters.pan_support(axis, first, number, gain)
+    ramp = np.arange(start, start + count) + 0.5
+    found = filters.down_matrix(axis, first, number, gain).double().numpy() @ ramp
+    wanted = (np.arange(first, first + number) + 0.5) * axis.ratio + axis.offset
+    # A sampled narrow Gaussian is not quite symmetric about a centre between pixels.
+    assert np.abs(found - wanted).max() < 0.01
+
+
+@pytest.mark.parametrize("ratio", [2, 3, 4, 6])
+@pytest.mark.parametrize("gain", [0.15, 0.22, 0.36])
+def test_kernel_has_the_gain_at_nyquist(ratio, gain):
+    kernel = filters.mtf_kernel(gain, ratio)
+    taps = np.arange(len(kernel)) - len(kernel) // 2
+    response = (kernel * np.cos(2 * np.pi * taps * 0.5 / ratio)).sum()
+    assert response == pytest.approx(gain, abs=0.005)
+    assert kernel.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_matrices_of_all_blocks_have_one_shape(axis):
+    shapes = set()
+    for start in range(0, 256 * 40, 256):
+        first, number = filters.ms_support(axis, start, 256)
+        up = filters.up_matrix(axis, start, 256)
+        down = filters.down_matrix(axis, first, number, 0.3)
+        shapes.add((up.shape, down.shape))
+        assert torch.allclose(up.sum(1), torch.ones(256), atol=1e-5), "the block's window misses samples"
+    assert len(shapes) == 1
+
+
+def test_nearest_is_the_sample_that_a_pixel_lies_in():
+    axis = Axis(4, 0)
+    first, _ = filters.ms_support(axis, 256, 8)
+    assert (filters.nearest(axis, 256, 8) + first).tolist() == [64] * 4 + [65] * 4
+
+
+def test_fill_takes_the_mean_of_close_neighbours_and_the_default_far_away():
+    values = torch.full((1, 9, 9), 5.0)
+    values[0, :, 4:] = -9999
+    valid = values > 0
+    filled = filters.fill(values, valid, torch.tensor([7.0]))
+    assert torch.allclose(filled[0, :, 4:6], torch.tensor(5.0))
+    assert torch.allclose(filled[0, :, 6:], torch.tensor(7.0))
