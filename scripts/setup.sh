@@ -47,7 +47,9 @@ step() {
     [[ -z $ticker ]] || { kill "$ticker" && wait "$ticker" 2>/dev/null; printf '\r%s ... ' "$title"; } || true
     if ((failed)); then
         printf 'failed\n\n'
-        tail -n 15 "$log" | sed 's/^/    /'
+        # Of this step only, and its end at that.
+        awk '/^== / { n = 0 } { line[++n] = $0 } END { for (i = 2; i <= n; i++) print line[i] }' "$log" |
+            tail -n 15 | sed 's/^/    /'
         stop "$remedy
 The whole log is $PWD/$log; once that is done, run 'make setup' again: it goes on where it stopped."
     fi
