@@ -59,12 +59,15 @@ def length(p):
     return math.sqrt(sum(x * x for x in p))
 
 
-def slow_q2n(image: torch.Tensor, reference: torch.Tensor) -> float:
+def slow_q2n(image: torch.Tensor, reference: torch.Tensor, normalise: bool) -> float:
     parts = 1
     while parts < image.shape[0]:
         parts *= 2
     values = []
     for block, other in zip(blocks_of(image), blocks_of(reference)):
+        if normalise:
+            mean, spread = other.mean(axis=(1, 2), keepdims=True), other.std(axis=(1, 2), keepdims=True)
+            block, other = (block - mean) / spread + 1, (other - mean) / spread + 1
         zero = np.zeros((parts - len(block), *block.shape[1:]))
         z = list(np.concatenate([other, zero]))
         w = list(np.concatenate([block, zero]))
@@ -99,7 +102,7 @@ def test_uqi_by_hand():
     by_hand = 4 * 2.5 * 2.5 * 5 / ((1.25 + 5) * (2.5**2 + 5**2))
     assert by_hand == pytest.approx(0.64)
     assert metrics.uqi(one, 2 * one, size=2) == pytest.approx(by_hand)
-    assert metrics.q2n(one, 2 * one, size=2) == pytest.approx(by_hand)
+    assert metrics.q2n(one, 2 * one, size=2, normalise=False) == pytest.approx(by_hand)
 
 
 def test_quaternion_products_follow_hamilton():
@@ -118,27 +121,47 @@ def test_product_tables_against_nested_pairs(size):
 
 
 @pytest.mark.parametrize("bands", [1, 2, 3, 4, 6, 8])
-def test_q2n_against_slow_reference(bands):
+@pytest.mark.parametrize("normalise", [True, False])
+def test_q2n_against_slow_reference(bands, normalise):
     reference = scene(bands)
     image = worse(reference)
-    assert metrics.q2n(image, reference) == pytest.approx(slow_q2n(image, reference), abs=1e-6)
+    fast = metrics.q2n(image, reference, normalise=normalise)
+    assert fast == pytest.approx(slow_q2n(image, reference, normalise), abs=1e-6)
+
+
+def test_normalised_q2n_by_hand():
+    # Reference 1 2 3 4, image twice it. In units of the reference's deviation s = sqrt(1.25), with its mean at 1:
+    # variances 1 and 4, covariance 2, means 1 and 1 + 2.5 / s.
+    one = torch.tensor([[1.0, 2], [3, 4]])[None]
+    mean = 1 + 2.5 / math.sqrt(1.25)
+    by_hand = 4 * 2 * mean / ((1 + 4) * (1 + mean**2))
+    assert metrics.q2n(2 * one, one, size=2) == pytest.approx(by_hand)
 
 
 def test_q2n_of_one_band_is_uqi():
     reference = scene(1)
     image = worse(reference)
     mean = np.mean([slow_uqi(a[0], b[0]) for a, b in zip(blocks_of(image), blocks_of(reference))])
-    assert metrics.q2n(image, reference) == pytest.approx(mean, abs=1e-6)
+    assert metrics.q2n(image, reference, normalise=False) == pytest.approx(mean, abs=1e-6)
     assert metrics.uqi(image, reference) == pytest.approx(mean, abs=1e-6)
 
 
 @pytest.mark.parametrize("bands", [1, 2, 4, 8])
-def test_q2n_is_one_for_equal_images_and_symmetric(bands):
+def test_q2n_is_one_for_equal_images_only(bands):
     reference = scene(bands)
     image = worse(reference)
     assert metrics.q2n(reference, reference) == pytest.approx(1)
-    assert metrics.q2n(image, reference) == pytest.approx(metrics.q2n(reference, image), abs=1e-6)
     assert metrics.q2n(image, reference) < 1
+    forth = metrics.q2n(image, reference, normalise=False)
+    back = metrics.q2n(reference, image, normalise=False)
+    assert forth == pytest.approx(back, abs=1e-6)
+
+
+def test_every_band_counts_alike_when_normalised():
+    reference = scene(4)
+    image = worse(reference)
+    gains = torch.tensor([1, 0.01, 5, 100]).view(-1, 1, 1)
+    assert metrics.q2n(gains * image, gains * reference) == pytest.approx(metrics.q2n(image, reference), abs=1e-5)
 
 
 def test_q2n_does_not_change_with_the_unit():
@@ -149,9 +172,12 @@ def test_q2n_does_not_change_with_the_unit():
 
 def test_blocks_without_variance_are_judged_by_their_mean():
     one = torch.full((1, 32, 32), 3.0)
-    assert metrics.q2n(one, one) == 1
-    assert metrics.q2n(one, 3 * one) == pytest.approx(2 * 3 / (1 + 9))
-    assert metrics.q2n(0 * one, 0 * one) == 1
+    for normalise in (True, False):
+        assert metrics.q2n(one, one, normalise=normalise) == 1
+        assert metrics.q2n(3 * one, one, normalise=normalise) == pytest.approx(2 * 3 / (1 + 9))
+        assert metrics.q2n(0 * one, 0 * one, normalise=normalise) == 1
+    noisy = one + torch.rand(one.shape)
+    assert 0 <= metrics.q2n(noisy, one) < 0.1
 
 
 def test_small_variance_on_a_large_mean():
@@ -159,7 +185,9 @@ def test_small_variance_on_a_large_mean():
     image = (10000 + noise).float()
     assert metrics.q2n(image, image) == pytest.approx(1, abs=1e-6)
     other = image.flip(1)
-    assert metrics.q2n(image, other) == pytest.approx(slow_q2n(image, other), abs=1e-4)
+    for normalise in (True, False):
+        fast = metrics.q2n(image, other, normalise=normalise)
+        assert fast == pytest.approx(slow_q2n(image, other, normalise), abs=1e-4)
 
 
 def test_integer_images():

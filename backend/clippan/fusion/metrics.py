@@ -134,15 +134,18 @@ class Q2n:
     """Hypercomplex quality index, averaged over blocks (Garzelli & Nencini 2009).
 
     The bands of a pixel are the parts of one hypercomplex number z with 2ⁿ parts (missing ones are zero), and
-    Q2n = 4 |cov(z, w*)| |mean(z)| |mean(w)| / ((var(z) + var(w)) (|mean(z)|² + |mean(w)|²)), from 0 to 1
-    (equal). With one band it is |UQI|, with four Q4, with eight Q8. Bands enter with the values they have.
+    Q2n = 4 |cov(z, w*)| |mean(z)| |mean(w)| / ((var(z) + var(w)) (|mean(z)|² + |mean(w)|²)), from 0 to 1 (equal).
+    Without normalisation it is |UQI| for one band, Q4 for four, and Q8 for eight.
 
     Args:
         size: edge of a block in pixels.
+        normalise: bring each band of a block to mean 1 and standard deviation 1 of the reference first, as all
+            published figures of pansharpening do; otherwise bright bands with high contrast decide alone.
     """
 
-    def __init__(self, size: int = BLOCK) -> None:
+    def __init__(self, size: int = BLOCK, normalise: bool = True) -> None:
         self._size = size
+        self._normalise = normalise
         self._sum = 0.0
         self.blocks = 0
 
@@ -153,6 +156,10 @@ class Q2n:
         if not len(both):
             return
         means, deviations = _moments(both)
+        if self._normalise:
+            scale = _scale(means, deviations, bands)
+            means = (means - means[:, :bands].repeat(1, 2)) / scale + 1
+            deviations = deviations / scale[:, :, None].float()
         table = _conjugate_products(1 << (bands - 1).bit_length())[:, :bands, :bands].to(means)
         first, second = deviations[:, :bands], deviations[:, bands:]
         covariance = (first @ second.transpose(1, 2)).double() / self._size**2
@@ -167,6 +174,16 @@ class Q2n:
     def value(self) -> float:
         """The figure; NaN before a whole valid block was added."""
         return self._sum / self.blocks if self.blocks else NAN
+
+
+def _scale(means: Tensor, deviations: Tensor, bands: int) -> Tensor:
+    """What each band of a block is divided by (blocks, 2 bands): the reference's standard deviation; where that is
+    zero, the image's; where both are flat, the reference's mean. So the result does not depend on the unit."""
+    spread = deviations.double().square().mean(dim=2).sqrt()
+    scale = means[:, :bands].abs()
+    for candidate in (spread[:, bands:], spread[:, :bands]):
+        scale = torch.where(candidate > 0, candidate, scale)
+    return torch.where(scale > 0, scale, 1.0).repeat(1, 2)
 
 
 # Pixels: SAM, ERGAS, PSNR
@@ -490,9 +507,15 @@ def uqi(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None, size: 
     return float(figure.value[:bands, bands:].diagonal().mean()) if figure.blocks else NAN
 
 
-def q2n(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None, size: int = BLOCK) -> float:
+def q2n(
+    image: Tensor,
+    reference: Tensor,
+    valid: Optional[Tensor] = None,
+    size: int = BLOCK,
+    normalise: bool = True,
+) -> float:
     """See ``Q2n``."""
-    figure = Q2n(size)
+    figure = Q2n(size, normalise)
     figure.add(image, reference, valid)
     return figure.value
 
