@@ -76,8 +76,9 @@ def test_cancelled_while_the_file_is_finished(tmp_path, format):
 
 def test_too_little_space_is_seen_before_writing(tmp_path):
     huge = Grid(4_000_000, 4_000_000, None, "")
-    with pytest.raises(ClippanError, match="free some space"), Writer(
-        str(tmp_path / "out.tif"), huge, np.dtype("uint16"), [BandInfo()]
+    with (
+        pytest.raises(ClippanError, match="free some space"),
+        Writer(str(tmp_path / "out.tif"), huge, np.dtype("uint16"), [BandInfo()]),
     ):
         pass
     assert os.listdir(tmp_path) == []

@@ -222,9 +222,8 @@ class Tiler:
             invalid = ~coarse_valid[:, y.nearest.to(device)][:, :, x.nearest.to(device)]
         if sharp_valid is not None:
             invalid = ~sharp_valid if invalid is None else invalid | ~sharp_valid
-        if invalid is not None:
-            invalid = invalid.expand_as(fused).cpu().numpy()
-        return fused.cpu().numpy(), invalid
+        holes = None if invalid is None else invalid.expand_as(fused).cpu().numpy()
+        return fused.cpu().numpy(), holes
 
     def _to_device(
         self, values: np.ndarray, valid: Optional[np.ndarray]

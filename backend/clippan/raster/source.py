@@ -34,7 +34,9 @@ def open_dataset(path: str, what: str) -> gdal.Dataset:
         if ":" not in path and not path.startswith("/vsi") and not Path(path).exists():
             raise ClippanError(f"The {what} {path} does not exist; check the path.") from None
         reason = " ".join(str(error).split())
-        raise ClippanError(f"The {what} {path} is not a raster that GDAL can read ({reason}).") from None
+        raise ClippanError(
+            f"The {what} {path} is not a raster that GDAL can read; choose another file or convert it ({reason})."
+        ) from None
     if dataset.RasterCount == 0:
         first = next((name for name, _ in dataset.GetSubDatasets()), None)
         hint = f", for instance {first}" if first else ""
@@ -174,7 +176,10 @@ class Source:
                 )
                 mask = self._mask.ReadAsArray(*inside) if self._mask is not None else None
             except RuntimeError as error:
-                raise ClippanError(f"The {self.what} could not be read ({' '.join(str(error).split())}).") from error
+                reason = " ".join(str(error).split())
+                raise ClippanError(
+                    f"The {self.what} could not be read; check whether its file is complete ({reason})."
+                ) from error
         valid = self._valid(values, mask)
         if (left, top, right, bottom) != (x, y, x + width, y + height):
             rows = np.clip(np.arange(y, y + height), top, bottom - 1)[:, None] - top

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Callable, Optional
+from typing import Callable, Optional, TypeVar, cast
 
 import numpy as np
 from osgeo import gdal, gdal_array
@@ -17,6 +17,8 @@ from osgeo import gdal, gdal_array
 from clippan.errors import Cancelled, ClippanError
 from clippan.jobs.options import Compression, Format
 from clippan.raster.grid import Grid
+
+T = TypeVar("T")
 
 BLOCK = 256  # tiles of the pipeline are multiples of it, so each block of the file is written once
 _OVERVIEW_SIZE = 512  # the coarsest overview is no larger
@@ -106,11 +108,15 @@ class Writer:
             *self._options(compression, _COMPRESSION),
         ]
         code = gdal_array.NumericTypeCodeToGDALTypeCode(self.dtype)
+        size = (self.grid.width, self.grid.height, len(self.bands))
         self._part = partial(self.path)
-        with self._errors():
-            driver = gdal.GetDriverByName("GTiff")
-            self._dataset = driver.Create(self._part, self.grid.width, self.grid.height, len(self.bands), code, options)
-            self._describe()
+        driver = gdal.GetDriverByName("GTiff")
+        try:
+            self._dataset = self._guard(lambda: driver.Create(self._part, *size, code, options))
+            self._guard(self._describe)
+        except ClippanError:
+            self._discard()
+            raise
         return self
 
     def _options(self, compression: Compression, table: Mapping[Compression, list[str]]) -> list[str]:
@@ -143,16 +149,10 @@ class Writer:
 
     def write(self, x: int, y: int, values: np.ndarray) -> None:
         """Writes values (bands, height, width) with their first pixel at column x and row y."""
-        with self._errors():
-            height, width = values.shape[1:]
-            self._dataset.WriteRaster(
-                x,
-                y,
-                width,
-                height,
-                np.ascontiguousarray(values),
-                buf_type=gdal_array.NumericTypeCodeToGDALTypeCode(values.dtype),
-            )
+        height, width = values.shape[1:]
+        code = gdal_array.NumericTypeCodeToGDALTypeCode(values.dtype)
+        pixels = np.ascontiguousarray(values)
+        self._guard(lambda: self._dataset.WriteRaster(x, y, width, height, pixels, buf_type=code))
 
     def __exit__(
         self,
@@ -162,39 +162,49 @@ class Writer:
     ) -> None:
         try:
             if error is None:
-                self._finish()
+                self._replace(self._guard(self._finish))
         finally:
-            with contextlib.suppress(ClippanError), self._errors():
-                self._dataset = None
-            for leftover in (self._part, f"{self._part}.cog"):
-                if leftover.startswith("/vsi"):
-                    with contextlib.suppress(RuntimeError):
-                        gdal.Unlink(leftover)
-                else:
-                    Path(leftover).unlink(missing_ok=True)
+            self._discard()
 
-    def _finish(self) -> None:
+    def _finish(self) -> str:
         whole = self._part
-        with self._errors():
-            self._dataset.FlushCache()
-            if self.format is Format.COG:
-                whole = self._make_cog()
-            elif self.overviews:
-                self._build_overviews()
-            self._dataset = None
-        if whole.startswith("/vsi"):
-            if gdal.Rename(whole, self.path) != 0:
-                raise ClippanError(f"The output {self.path} could not be put in place; check the permissions.")
-        else:
-            try:
+        self._dataset.FlushCache()
+        if self.format is Format.COG:
+            whole = self._make_cog()
+        elif self.overviews:
+            self._build_overviews()
+        self._close()
+        return whole
+
+    def _close(self) -> None:
+        self._dataset = None
+
+    def _replace(self, whole: str) -> None:
+        try:
+            if whole.startswith("/vsi"):
+                gdal.Rename(whole, self.path)
+            else:
                 Path(whole).replace(self.path)
-            except OSError as error:
-                raise ClippanError(
-                    f"The output {self.path} could not be replaced ({error.strerror}); close it elsewhere."
-                ) from error
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ClippanError(
+                f"The output {self.path} could not be put in place ({reason}); close it in other programs."
+            ) from error
+
+    def _discard(self) -> None:
+        """Closes the dataset, and removes what is not whole."""
+        with contextlib.suppress(ClippanError):
+            self._guard(self._close)
+        for leftover in (self._part, f"{self._part}.cog"):
+            if leftover.startswith("/vsi"):
+                with contextlib.suppress(RuntimeError):
+                    gdal.Unlink(leftover)
+            else:
+                Path(leftover).unlink(missing_ok=True)
 
     def _build_overviews(self) -> None:
-        levels, longest = [], max(self.grid.width, self.grid.height)
+        levels: list[int] = []
+        longest = max(self.grid.width, self.grid.height)
         while longest / 2 ** len(levels) > _OVERVIEW_SIZE:
             levels.append(2 ** (len(levels) + 1))
         if levels:
@@ -246,11 +256,15 @@ class Writer:
                 "free some space or choose another folder."
             )
 
-    @contextlib.contextmanager
-    def _errors(self):  # type: ignore[no-untyped-def]
-        """Turns GDAL's failures into one sentence; also those that it only reports, as when a file is closed."""
+    def _guard(self, action: Callable[[], T]) -> T:
+        """Does something with GDAL, and turns failures into one sentence; also those that GDAL only reports, as when
+        a file is closed.
+
+        The sentence is raised outside of any handler: a traceback would keep the dataset open, and its disk full.
+        """
         self._stopped = False
         reported: list[str] = []
+        result: Optional[T] = None
 
         def handle(level: int, code: int, message: str) -> None:
             if level >= gdal.CE_Failure:
@@ -258,7 +272,7 @@ class Writer:
 
         gdal.PushErrorHandler(handle)
         try:
-            yield
+            result = action()
         except RuntimeError as error:
             reported.append(str(error))
         finally:
@@ -267,6 +281,7 @@ class Writer:
             raise Cancelled
         if reported:
             raise ClippanError(self._sentence(" ".join(reported[0].split())))
+        return cast(T, result)
 
     def _sentence(self, reason: str) -> str:
         folder = Path(self.path).absolute().parent
@@ -275,7 +290,7 @@ class Writer:
             return f"The disk of {folder} is full; free some space or choose another folder."
         if folder.is_dir() and not os.access(folder, os.W_OK):
             return f"The output folder {folder} is not writable; choose another."
-        return f"The output {self.path} could not be written ({reason})."
+        return f"The output {self.path} could not be written ({reason}); choose another folder or file system."
 
 
 def _megabytes(size: float) -> str:

@@ -1,0 +1,190 @@
+"""Bad input: one clear sentence that names the cause and the remedy, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import read_raster, write_raster
+from osgeo import gdal
+
+from clippan.errors import ClippanError
+from clippan.jobs import Compression, PansharpenRequest, run
+
+REMEDY = re.compile(
+    r"check|choose|assign|use|name |free some|list each|create|convert|give it|remove|warp|sharpen|load", re.IGNORECASE
+)
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+def refused(folder: Path, sentence: str, pan: str, ms: object, output: object = None, **options: object) -> None:
+    """The job must fail with this sentence, and leave the folder as it was."""
+    before = everything(folder)
+    sources = (ms,) if isinstance(ms, str) else tuple(ms)  # type: ignore[arg-type]
+    with pytest.raises(ClippanError, match=sentence) as caught:
+        run(PansharpenRequest(pan, sources, str(output or folder / "out.tif"), **options))  # type: ignore[arg-type]
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "Traceback" not in text
+    assert REMEDY.search(text), f"no remedy in: {text}"
+    assert everything(folder) == before
+
+
+def test_missing_file(scene, tmp_path):
+    pair = scene()
+    refused(tmp_path, "panchromatic raster .*gone.tif does not exist", str(tmp_path / "gone.tif"), pair.ms)
+    refused(tmp_path, "multispectral raster .*gone.tif does not exist", pair.pan, str(tmp_path / "gone.tif"))
+
+
+def test_not_a_raster(scene, tmp_path):
+    text = tmp_path / "notes.txt"
+    text.write_text("not a raster")
+    refused(tmp_path, "not a raster that GDAL can read", str(text), scene().ms)
+
+
+def test_a_damaged_raster(scene, tmp_path):
+    pair = scene(size=1024)
+    whole = Path(pair.ms).read_bytes()
+    Path(pair.ms).write_bytes(whole[: len(whole) // 2])
+    refused(tmp_path, "multispectral raster could not be read", pair.pan, pair.ms)
+
+
+def test_pan_with_three_bands(scene, tmp_path):
+    pair = scene(bands=3)
+    refused(tmp_path, "panchromatic raster has 3 bands and should have one", pair.ms, pair.ms)
+
+
+def test_ms_finer_than_pan(scene, tmp_path):
+    pair = scene(bands=1)
+    refused(tmp_path, "finer", pair.ms, pair.pan)
+
+
+def test_no_overlap(scene, tmp_path):
+    pair = scene()
+    far = write_raster(tmp_path / "far.tif", read_raster(pair.ms), 4.0, (900000.0, 1000000.0))
+    refused(tmp_path, "do not overlap", pair.pan, far)
+
+
+@pytest.mark.parametrize("which", ["panchromatic", "multispectral"])
+def test_no_crs_on_one(scene, tmp_path, which):
+    pair = scene()
+    source = pair.pan if which == "panchromatic" else pair.ms
+    bare = write_raster(tmp_path / "bare.tif", read_raster(source), 1.0 if source == pair.pan else 4.0, epsg=None)
+    pan, ms = (bare, pair.ms) if which == "panchromatic" else (pair.pan, bare)
+    refused(tmp_path, f"The {which} raster has no CRS", pan, ms)
+
+
+@pytest.mark.parametrize("which", ["pan", "ms"])
+def test_all_nodata(scene, tmp_path, which):
+    pair = scene()
+    source = getattr(pair, which)
+    empty = write_raster(
+        tmp_path / "empty.tif", np.zeros_like(read_raster(source)), 1.0 if which == "pan" else 4.0, nodata=0
+    )
+    refused(tmp_path, "No pixel is valid", *((empty, pair.ms) if which == "pan" else (pair.pan, empty)))
+
+
+def test_all_nan(scene, tmp_path):
+    pair = scene()
+    empty = write_raster(tmp_path / "nan.tif", np.full((4, 64, 64), np.nan, "float32"), 4.0)
+    refused(tmp_path, "No pixel is valid", pair.pan, empty)
+
+
+def test_disk_full(scene, tmp_path):
+    disk = tmp_path / "small disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs needs root; test_writer limits the file size instead")
+    try:
+        pair = scene(size=512, folder=tmp_path)
+        for compression in (Compression.NONE, Compression.DEFLATE):
+            refused(tmp_path, "free some space", pair.pan, pair.ms, disk / "out.tif", compression=compression)
+        # The check before writing trusts in compression; noise cannot be compressed.
+        noise = np.random.default_rng(0).integers(0, 65535, (4, 128, 128)).astype("uint16")
+        ms = write_raster(tmp_path / "noise.tif", noise, 4.0)
+        (disk / "ballast").write_bytes(bytes(400_000))
+        refused(tmp_path, "full|free some space", pair.pan, ms, disk / "out.tif")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX permissions")
+def test_output_folder_not_writable(scene, tmp_path):
+    pair = scene()
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    if os.geteuid() == 0:  # permissions do not stop root; a read-only mount does
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(locked)], capture_output=True, check=False
+        )
+        if done.returncode:
+            pytest.skip("neither permissions nor mounts can be tried here")
+    else:
+        locked.chmod(0o500)
+    try:
+        refused(tmp_path, "not writable", pair.pan, pair.ms, locked / "out.tif")
+    finally:
+        if os.geteuid() == 0:
+            subprocess.run(["umount", str(locked)], check=True)
+        locked.chmod(0o700)
+
+
+def test_output_folder_missing(scene, tmp_path):
+    pair = scene()
+    refused(tmp_path, "does not exist; create it", pair.pan, pair.ms, tmp_path / "nowhere" / "out.tif")
+
+
+@pytest.mark.parametrize("which", ["pan", "ms"])
+def test_output_equal_to_an_input(scene, tmp_path, which):
+    pair = scene()
+    refused(tmp_path, "is one of the inputs", pair.pan, pair.ms, getattr(pair, which))
+
+
+def test_output_equal_to_an_input_by_a_link(scene, tmp_path):
+    pair = scene()
+    link = tmp_path / "link.tif"
+    link.symlink_to(pair.pan)
+    refused(tmp_path, "is one of the inputs", pair.pan, pair.ms, link)
+
+
+def test_wrong_band(scene, tmp_path):
+    pair = scene()
+    refused(tmp_path, "Band 5 was asked for", pair.pan, pair.ms, bands=(5,))
+    refused(tmp_path, "listed twice", pair.pan, pair.ms, bands=(2, 2))
+
+
+def test_unknown_sensor(scene, tmp_path):
+    pair = scene()
+    refused(tmp_path, "Unknown sensor 'sputnik'", pair.pan, pair.ms, sensor="sputnik")
+
+
+def test_cuda_where_there_is_none(scene, tmp_path):
+    import torch
+
+    from clippan.jobs import Device
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    pair = scene()
+    refused(tmp_path, "CUDA was asked for", pair.pan, pair.ms, device=Device.CUDA)
+
+
+def test_some_nan_is_fine(scene, tmp_path):
+    pair = scene(dtype="float32")
+    values = read_raster(pair.ms)
+    values[:, 5, 5] = np.nan
+    ms = write_raster(tmp_path / "nan.tif", values, 4.0)
+    run(PansharpenRequest(pair.pan, (ms,), str(tmp_path / "out.tif")))
+    found = gdal.Open(str(tmp_path / "out.tif")).ReadAsArray()
+    assert np.isnan(found).sum() == 4 * 16

@@ -1,0 +1,278 @@
+"""Pansharpening, from files to a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import read_raster, write_raster
+from osgeo import gdal
+
+from clippan.errors import Cancelled
+from clippan.fusion import fuse
+from clippan.jobs import Compression, Context, Device, Method, PansharpenRequest, run
+
+METHODS = list(Method)
+# BDSD learns from one scale further down, where these small pictures have little left to learn from.
+SHARPENING = [method for method in METHODS if method not in (Method.CUBIC, Method.BDSD)]
+
+
+def sharpen(scene, output, **options):
+    return run(PansharpenRequest(scene.pan, (scene.ms,), str(output), **options))
+
+
+def error(scene, output):
+    wanted = read_raster(scene.truth).astype(float)
+    return float(np.sqrt(((read_raster(str(output)).astype(float) - wanted) ** 2).mean()))
+
+
+@pytest.mark.parametrize("method", SHARPENING)
+@pytest.mark.parametrize(("ratio", "bands"), [(4, 4), (2, 7), (3, 1)])
+def test_every_method_is_closer_to_the_truth_than_interpolation(scene, tmp_path, method, ratio, bands):
+    pair = scene(ratio=ratio, bands=bands, size=240)
+    sharpen(pair, tmp_path / "cubic.tif", method=Method.CUBIC)
+    result = sharpen(pair, tmp_path / "fused.tif", method=method)
+    assert (result.width, result.height, result.bands, result.dtype) == (240, 240, bands, "uint16")
+    assert error(pair, tmp_path / "fused.tif") < 0.8 * error(pair, tmp_path / "cubic.tif")
+
+
+def test_bdsd_is_closer_to_the_truth_than_interpolation(scene, tmp_path):
+    pair = scene(size=512)
+    sharpen(pair, tmp_path / "cubic.tif", method=Method.CUBIC)
+    sharpen(pair, tmp_path / "fused.tif", method=Method.BDSD)
+    assert error(pair, tmp_path / "fused.tif") < 0.95 * error(pair, tmp_path / "cubic.tif")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sensor", ["generic", "quickbird"])
+def test_tiles_and_threads_do_not_show(scene, tmp_path, method, sensor):
+    pair = scene(size=1100 // 4 * 4, dtype="float32")
+    sharpen(pair, tmp_path / "whole.tif", method=method, sensor=sensor, tile_size=4096, threads=1)
+    sharpen(pair, tmp_path / "tiles.tif", method=method, sensor=sensor, tile_size=256, threads=3)
+    assert np.array_equal(read_raster(str(tmp_path / "whole.tif")), read_raster(str(tmp_path / "tiles.tif")))
+
+
+def test_tiles_do_not_show_on_odd_grids_with_holes(tmp_path):
+    rng = np.random.default_rng(1)
+    ms = rng.uniform(100, 900, (5, 210, 190)).astype("float32")
+    ms[:, 40:90, 60:140] = np.nan
+    ms[2, 100:, :30] = np.nan
+    pan = rng.uniform(100, 900, (640, 700)).astype("float32")
+    pan[300:310] = -1
+    write_raster(tmp_path / "ms.tif", ms, 3.37, (500003.1, 4999996.2))
+    write_raster(tmp_path / "pan.tif", pan, 1.0, nodata=-1)
+    for size in (256, 512, 2048):
+        run(
+            PansharpenRequest(
+                str(tmp_path / "pan.tif"), (str(tmp_path / "ms.tif"),), str(tmp_path / f"{size}.tif"), tile_size=size
+            )
+        )
+    first, *others = (read_raster(str(tmp_path / f"{size}.tif")) for size in (256, 512, 2048))
+    assert np.isnan(first).any()
+    assert np.isfinite(first).any()
+    for other in others:
+        assert np.array_equal(first, other, equal_nan=True)
+
+
+def test_gpu_blocks_are_cut_out_right(scene, tmp_path, monkeypatch):
+    # A GPU has blocks larger than the smallest tile; the same code path on the CPU.
+    pair = scene(size=700)
+    monkeypatch.setattr(fuse, "_CPU_BLOCK", 512)
+    sharpen(pair, tmp_path / "small.tif", tile_size=256)
+    sharpen(pair, tmp_path / "large.tif", tile_size=2048)
+    assert np.array_equal(read_raster(str(tmp_path / "small.tif")), read_raster(str(tmp_path / "large.tif")))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_gpu_agrees_with_cpu(scene, tmp_path, method):
+    pair = scene(size=1024)
+    for device in ("cpu", "cuda"):
+        sharpen(pair, tmp_path / f"{device}.tif", method=method, device=Device(device))
+    one, other = (read_raster(str(tmp_path / f"{device}.tif")).astype(int) for device in ("cpu", "cuda"))
+    assert np.abs(one - other).max() <= 1
+
+
+def test_bytes_are_the_same_each_time(scene, tmp_path):
+    pair = scene(size=600)
+    written = []
+    for _ in range(2):
+        sharpen(pair, tmp_path / "out.tif", tile_size=256, threads=3)
+        written.append((tmp_path / "out.tif").read_bytes())
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_every_type_stays_itself(scene, tmp_path, dtype):
+    pair = scene(dtype=dtype)
+    result = sharpen(pair, tmp_path / "out.tif")
+    assert result.dtype == dtype
+    assert read_raster(str(tmp_path / "out.tif")).dtype == np.dtype(dtype)
+
+
+def test_negative_values_are_modulated_too(tmp_path):
+    # Scaled surface reflectance has small negative numbers over water.
+    rng = np.random.default_rng(0)
+    low = rng.normal(0, 40, (3, 64, 64)).astype("int16")
+    pan = np.kron(low.mean(axis=0), np.ones((4, 4))).astype("int16")
+    write_raster(tmp_path / "ms.tif", low, 4.0)
+    write_raster(tmp_path / "pan.tif", pan, 1.0)
+    run(PansharpenRequest(str(tmp_path / "pan.tif"), (str(tmp_path / "ms.tif"),), str(tmp_path / "out.tif")))
+    found = read_raster(str(tmp_path / "out.tif"))
+    assert np.abs(found).max() < 600
+
+
+def test_nodata_is_kept_out_and_restored(scene, tmp_path):
+    plain, holed = tmp_path / "plain", tmp_path / "holed"
+    plain.mkdir()
+    holed.mkdir()
+    pair = scene(dtype="int16", folder=plain)
+    values = read_raster(pair.ms)
+    values[:, 10:30, 20:50] = -9999
+    ms = write_raster(holed / "ms.tif", values, 4.0, nodata=-9999)
+    for method in METHODS:
+        sharpen(pair, plain / "out.tif", method=method)
+        result = run(PansharpenRequest(pair.pan, (ms,), str(holed / "out.tif"), method=method))
+        assert result.nodata == -9999
+        whole, found = read_raster(str(plain / "out.tif")), read_raster(str(holed / "out.tif"))
+        hole = np.zeros(found.shape, bool)
+        hole[:, 40:120, 80:200] = True
+        assert (found[hole] == -9999).all(), method
+        assert (found[~hole] != -9999).all(), method
+        # Away from the hole only the scene's statistics can differ, and by little.
+        far = np.ones(found.shape, bool)
+        far[:, 20:140, 60:220] = False
+        assert np.abs(found[far].astype(float) - whole[far]).mean() < 12, method
+        ring = ~far & ~hole
+        assert np.abs(found[ring].astype(float) - whole[ring]).mean() < 60, method
+
+
+def test_a_valid_value_does_not_turn_into_nodata(tmp_path):
+    rng = np.random.default_rng(0)
+    low = rng.integers(1, 4, (1, 64, 64)).astype("uint8")
+    low[0, :8] = 0
+    write_raster(tmp_path / "ms.tif", low, 4.0, nodata=0)
+    write_raster(tmp_path / "pan.tif", rng.integers(0, 255, (256, 256)).astype("uint8"), 1.0)
+    run(PansharpenRequest(str(tmp_path / "pan.tif"), (str(tmp_path / "ms.tif"),), str(tmp_path / "out.tif")))
+    found = read_raster(str(tmp_path / "out.tif"))
+    assert (found[0, :32] == 0).all()
+    assert (found[0, 32:] > 0).all()
+
+
+def test_ms_in_another_crs_is_reprojected(scene, tmp_path):
+    pair = scene(size=512)
+    warped = str(tmp_path / "warped.tif")
+    gdal.Warp(warped, pair.ms, dstSRS="EPSG:4326", resampleAlg="cubic")
+    one = sharpen(pair, tmp_path / "one.tif")
+    two = run(PansharpenRequest(pair.pan, (warped,), str(tmp_path / "two.tif")))
+    assert one.width - two.width < 12
+    assert gdal.Open(two.output).GetGeoTransform()[1] == 1
+    window = (100, 100, 300, 300)
+    first, second = (gdal.Open(result.output) for result in (one, two))
+    x = round(first.GetGeoTransform()[0] - second.GetGeoTransform()[0])
+    y = round(second.GetGeoTransform()[3] - first.GetGeoTransform()[3])
+    a = first.ReadAsArray(*window).astype(float)
+    b = second.ReadAsArray(window[0] + x, window[1] + y, *window[2:]).astype(float)
+    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.97
+
+
+def test_pictures_without_georeference(scene, tmp_path):
+    pair = scene(origin=None, epsg=None)
+    sharpen(pair, tmp_path / "out.tif")
+    assert error(pair, tmp_path / "out.tif") < 60
+    assert gdal.Open(str(tmp_path / "out.tif")).GetGeoTransform(can_return_null=True) is None
+
+
+def test_single_bands_and_one_raster_give_the_same(scene, tmp_path):
+    pair = scene()
+    values = read_raster(pair.ms)
+    singles = tuple(write_raster(tmp_path / f"B{n}.tif", values[n], 4.0) for n in range(4))
+    sharpen(pair, tmp_path / "one.tif")
+    run(PansharpenRequest(pair.pan, singles, str(tmp_path / "two.tif")))
+    assert np.array_equal(read_raster(str(tmp_path / "one.tif")), read_raster(str(tmp_path / "two.tif")))
+
+
+def test_chosen_bands_are_sharpened_in_their_order(scene, tmp_path):
+    pair = scene()
+    result = sharpen(pair, tmp_path / "out.tif", bands=(3, 1))
+    assert result.bands == 2
+    found, wanted = read_raster(str(tmp_path / "out.tif")), read_raster(pair.truth)
+    assert np.corrcoef(found[0].ravel(), wanted[2].ravel())[0, 1] > 0.9
+
+
+def test_output_carries_its_provenance(scene, tmp_path):
+    pair = scene()
+    result = sharpen(pair, tmp_path / "out.tif", sensor="quickbird", compression=Compression.LZW)
+    tags = gdal.Open(str(tmp_path / "out.tif")).GetMetadata()
+    assert tags["CLIPPAN_METHOD"] == "mtf-glp-hpm-r"
+    assert tags["CLIPPAN_SENSOR"] == "quickbird"
+    assert json.loads(tags["CLIPPAN_PARAMETERS"])["pan"] == pair.pan
+    assert result.provenance["CLIPPAN_VERSION"] == tags["CLIPPAN_VERSION"]
+
+
+def test_bands_keep_their_description(scene, tmp_path):
+    pair = scene()
+    dataset = gdal.Open(pair.ms, gdal.GA_Update)
+    dataset.GetRasterBand(1).SetDescription("Blue")
+    dataset.GetRasterBand(1).SetColorInterpretation(gdal.GCI_BlueBand)
+    dataset.GetRasterBand(1).SetScale(0.0001)
+    dataset = None
+    sharpen(pair, tmp_path / "out.tif")
+    dataset = gdal.Open(str(tmp_path / "out.tif"))
+    band = dataset.GetRasterBand(1)
+    assert (band.GetDescription(), band.GetColorInterpretation()) == ("Blue", gdal.GCI_BlueBand)
+    assert band.GetScale() == 0.0001
+
+
+def test_sensor_is_recognised_by_the_file_name(scene, tmp_path):
+    pair = scene()
+    named = tmp_path / "LC08_L1TP_MS.tif"
+    Path(pair.ms).rename(named)
+    lines = []
+    request = PansharpenRequest(pair.pan, (str(named),), str(tmp_path / "out.tif"))
+    assert run(request, Context(log=lines.append)).sensor == "landsat"
+    assert any("recognised" in line for line in lines)
+
+
+def test_spaces_and_letters_of_any_alphabet(scene, tmp_path):
+    folder = tmp_path / "наши снимки – Übersicht 影像"
+    folder.mkdir()
+    pair = scene(folder=folder)
+    sharpen(pair, folder / "geschärft ✓.tif")
+    assert sorted(os.listdir(folder)) == ["geschärft ✓.tif", "ms.tif", "pan.tif", "truth.tif"]
+
+
+def test_an_existing_output_is_replaced(scene, tmp_path):
+    pair = scene()
+    (tmp_path / "out.tif").write_text("old")
+    sharpen(pair, tmp_path / "out.tif")
+    assert read_raster(str(tmp_path / "out.tif")).shape == (4, 256, 256)
+
+
+@pytest.mark.parametrize("stop_at", [1, 30, 93])
+def test_cancel_leaves_nothing(scene, tmp_path, stop_at):
+    pair = scene(size=1024)
+    cancelled = threading.Event()
+
+    def progress(percent, message):
+        if percent >= stop_at:
+            cancelled.set()
+
+    before = sorted(os.listdir(tmp_path))
+    request = PansharpenRequest(pair.pan, (pair.ms,), str(tmp_path / "out.tif"), tile_size=256)
+    with pytest.raises(Cancelled):
+        run(request, Context(progress, cancelled=cancelled.is_set))
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_progress_rises_to_the_end(scene, tmp_path):
+    seen = []
+    pair = scene(size=600)
+    request = PansharpenRequest(pair.pan, (pair.ms,), str(tmp_path / "out.tif"), tile_size=256)
+    run(request, Context(lambda percent, message: seen.append(percent)))
+    assert seen == sorted(seen)
+    assert seen[-1] == pytest.approx(100)
