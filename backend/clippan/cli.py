@@ -1,0 +1,273 @@
+"""The command ``clippan``: builds the same requests as everyone, runs them in this process, and prints results.
+
+Exit codes: 0 done; 2 one sentence on stderr says why not (or, for ``doctor``, something does not work); 130 cancelled
+with Ctrl-C, or by a scheduler (SIGTERM). On any but 0 nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import enum
+import io
+import json
+import math
+import signal
+import sys
+import threading
+import time
+import typing
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any, Callable, NoReturn, Optional
+
+from clippan import __version__
+from clippan.errors import Cancelled, ClippanError
+from clippan.jobs import (
+    JOBS,
+    AssessRequest,
+    AssessResult,
+    Context,
+    DoctorRequest,
+    DoctorResult,
+    PansharpenRequest,
+    PansharpenResult,
+    Request,
+    from_json,
+    run,
+    to_json,
+)
+
+FAILED = 2
+INTERRUPTED = 130
+
+# What the help says of each parameter; type, default and choices come from the request.
+_HELP: dict[type[Request], dict[str, str]] = {
+    PansharpenRequest: {
+        "pan": "panchromatic raster: a file or any GDAL data source",
+        "ms": "multispectral raster, or several single-band ones in order",
+        "output": "GeoTIFF to write",
+        "method": "how to fuse",
+        "sensor": "whose MTF to use: auto, generic, or an id such as worldview3",
+        "bands": "bands to sharpen, as in 1,2,3; all by default",
+        "nodata": "nodata value, if the inputs declare none or a wrong one",
+        "tile_size": "edge in PAN pixels of what is computed at a time; never changes the result",
+        "threads": "CPU threads; 0 means all",
+        "device": "where to compute",
+        "format": "file format",
+        "compression": "lossless compression",
+        "overviews": "do not build overviews",
+    },
+    AssessRequest: {
+        "fused": "pansharpened raster",
+        "pan": "panchromatic raster it was made from",
+        "ms": "multispectral raster it was made from, or several single-band ones in order",
+        "reference": "true raster on the grid of the pansharpened one",
+        "sensor": "whose MTF to use: auto, generic, or an id such as worldview3",
+        "bands": "which bands were sharpened, as in 1,2,3; all by default",
+        "nodata": "nodata value, if the inputs declare none or a wrong one",
+        "report": "HTML report to write, with a picture",
+        "device": "where to compute",
+    },
+    DoctorRequest: {"device": "the device you want"},
+}
+_SUMMARY = {
+    PansharpenRequest: "sharpen a multispectral raster with a panchromatic one",
+    AssessRequest: "measure how good a pansharpened raster is",
+    DoctorRequest: "say what the engine found, and what to do where something is wrong",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence, as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        message = " ".join(message.split())
+        raise ClippanError(f"{message[:1].upper()}{message[1:]}; see {self.prog} --help.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's parser, with one subcommand a job."""
+    top = _Parser(prog="clippan", description="Pansharpening and more for satellite and aerial rasters.")
+    top.add_argument("--version", action="version", version=f"clippan {__version__}")
+    commands = top.add_subparsers(dest="job", metavar="COMMAND", required=True, parser_class=_Parser)
+    for name, request in JOBS.items():
+        summary = _SUMMARY[request]
+        command = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
+        for field in dataclasses.fields(request):
+            _add(command, request, field)
+        command.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+        command.add_argument("--debug", action="store_true", help="log to stderr, and show where a failure happened")
+    return top
+
+
+def _add(command: argparse.ArgumentParser, request: type[Request], field: dataclasses.Field[Any]) -> None:
+    """Adds the option of a request's field."""
+    hint = typing.get_type_hints(request)[field.name]
+    if typing.get_origin(hint) is typing.Union:
+        hint = next(item for item in typing.get_args(hint) if item is not type(None))
+    name, text = f"--{field.name.replace('_', '-')}", _HELP[request][field.name]
+    required = field.default is dataclasses.MISSING
+    if hint is bool:
+        command.add_argument(f"--no-{field.name}", dest=field.name, action="store_false", help=text)
+    elif hint == tuple[int, ...]:
+        command.add_argument(name, type=_numbers, default=field.default, metavar="N,N", help=text)
+    elif hint == tuple[str, ...]:
+        metavar = field.name.upper()
+        command.add_argument(name, nargs="+", action="extend", required=required, metavar=metavar, help=text)
+    elif isinstance(hint, type) and issubclass(hint, enum.Enum):
+        words = [item.value for item in hint]
+        text = f"{text}: {', '.join(words)} (default {field.default.value})"
+        # argparse lists the choices in the message of a wrong one, and hides nothing.
+        command.add_argument(name, choices=words, default=field.default.value, metavar="NAME", help=text)
+    else:
+        if field.default not in (dataclasses.MISSING, None):
+            text = f"{text} (default {field.default})"
+        default = None if required else field.default
+        metavar = {int: "N", float: "VALUE"}.get(hint, field.name.upper())
+        command.add_argument(name, type=hint, required=required, default=default, metavar=metavar, help=text)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(item) for item in text.replace(",", " ").split())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of band numbers such as 1,2,3") from None
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """The arguments with ``--nodata -3.4e38`` as one word: argparse takes such numbers for options."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] == "--nodata":
+            joined[-1] = f"--nodata={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Runs the command and returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a Windows console may not know every letter of a path
+            stream.reconfigure(errors="replace")
+    debug = "--debug" in (sys.argv if arguments is None else arguments)
+    progress = _Progress()
+    try:
+        options = vars(parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments)))
+        job, as_json, debug = JOBS[options.pop("job")], options.pop("json"), options.pop("debug")
+        request = from_json(job, options)
+        with _interruptible() as interrupted:
+            result = run(request, Context(progress.show, progress.log if debug else None, interrupted))
+    except Cancelled as error:
+        return _end(progress, str(error), INTERRUPTED)
+    except KeyboardInterrupt:
+        return _end(progress, str(Cancelled()), INTERRUPTED)
+    except ClippanError as error:
+        if debug and error.__cause__:
+            raise
+        return _end(progress, str(error), FAILED)
+    except Exception as error:
+        if debug:
+            raise
+        sentence = f"The engine failed unexpectedly ({type(error).__name__}: {error}); --debug shows where."
+        return _end(progress, sentence, FAILED)
+    progress.clear()
+    print(
+        json.dumps(_strict(to_json(result)), indent=2, ensure_ascii=False) if as_json else _PRINT[type(result)](result)
+    )
+    return 0 if not isinstance(result, DoctorResult) or result.ok else FAILED
+
+
+def _end(progress: _Progress, sentence: str, code: int) -> int:
+    progress.clear()
+    print(" ".join(sentence.split()), file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """While a job runs, Ctrl-C or SIGTERM asks it to stop and clean up; a second one stops it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = threading.Event()
+
+    def ask(number: int, frame: Optional[FrameType]) -> None:
+        asked.set()
+        signal.signal(number, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Progress:
+    """One line on stderr that is rewritten, where stderr is a terminal; else nothing."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._last = 0.0
+        self._shown = False
+
+    def show(self, percent: float, message: str) -> None:
+        """Shows progress, at most ten times a second."""
+        if not self._terminal or (time.monotonic() - self._last < 0.1 and percent < 100):
+            return
+        self._last = time.monotonic()
+        self._shown = True
+        print(f"\r{percent:3.0f} % {message}\033[K", end="", file=sys.stderr, flush=True)
+
+    def log(self, line: str) -> None:
+        """Prints a line of the log."""
+        self.clear()
+        print(line, file=sys.stderr)
+
+    def clear(self) -> None:
+        """Removes the line."""
+        if self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            self._shown = False
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no infinity and no NaN: they become null."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _print_pansharpen(result: PansharpenResult) -> str:
+    return (
+        f"{result.output}: {result.width} × {result.height} pixels, {result.bands} bands, {result.dtype}\n"
+        f"{result.method} for sensor {result.sensor} on {result.device}, {result.seconds:.1f} s"
+    )
+
+
+def _print_assess(result: AssessResult) -> str:
+    lines = [f"{name:15}{value:10.4f}" for name, value in {**result.full, **result.reference}.items()]
+    lines.append(f"{result.pixels} valid pixels, sensor {result.sensor}, {result.seconds:.1f} s")
+    if result.report:
+        lines.append(f"Report: {result.report}")
+    return "\n".join(lines)
+
+
+def _print_doctor(result: DoctorResult) -> str:
+    return result.text
+
+
+_PRINT: dict[type, Callable[[Any], str]] = {
+    PansharpenResult: _print_pansharpen,
+    AssessResult: _print_assess,
+    DoctorResult: _print_doctor,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
