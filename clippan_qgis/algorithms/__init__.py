@@ -1,0 +1,10 @@
+"""The Processing algorithms, one a file."""
+
+from __future__ import annotations
+
+from .assesspansharpening import AssessPansharpening
+from .checkengine import CheckEngine
+from .pansharpen import Pansharpen
+from .setupengine import SetUpEngine
+
+ALGORITHMS = (Pansharpen, AssessPansharpening, CheckEngine, SetUpEngine)

@@ -1,0 +1,116 @@
+"""clippan:assesspansharpening"""
+
+from __future__ import annotations
+
+import math
+
+from qgis.core import (
+    QgsProcessingOutputNumber,
+    QgsProcessingOutputString,
+    QgsProcessingParameterFileDestination,
+    QgsProcessingParameterRasterLayer,
+)
+
+from clippan.jobs import AssessRequest
+
+from . import base
+
+# The engine's names, what they mean and their best value.
+FULL = {
+    "D_lambda_K": ("Spectral distortion D_λ,K (Khan)", 0),
+    "D_s": ("Spatial distortion D_s", 0),
+    "HQNR": ("Hybrid quality without reference HQNR", 1),
+    "D_lambda": ("Spectral distortion D_λ", 0),
+    "QNR": ("Quality without reference QNR", 1),
+    "HP_correlation": ("Correlation of fine detail with PAN", 1),
+}
+REFERENCE = {
+    "Q2n": ("Quality of all bands together Q2n", 1),
+    "SAM": ("Spectral angle SAM (degrees)", 0),
+    "ERGAS": ("Relative global error ERGAS", 0),
+    "SCC": ("Spatial correlation SCC", 1),
+    "PSNR": ("Peak signal to noise PSNR (dB)", math.inf),
+    "SSIM": ("Structural similarity SSIM", 1),
+}
+
+
+class AssessPansharpening(base.JobAlgorithm):
+    """Measures how good a pansharpened raster is."""
+
+    FUSED = "FUSED"
+    REFERENCE = "REFERENCE"
+    OUTPUT_HTML = "OUTPUT_HTML"
+
+    NAME = "assesspansharpening"
+    TITLE = "Assess pansharpening"
+    GROUP = "Pansharpening"
+    TAGS = ("quality", "metrics", "qnr", "hqnr", "sam", "ergas", "q2n", "psnr", "ssim", "pan", "sharpen")
+    HELP = (
+        "Measures how good a pansharpened raster is, whoever made it.\n\n"
+        "Without a reference it compares the raster with the two it was made from: are the colours kept "
+        "(D_λ,K, best 0), is the detail there (D_s, best 0), and both in one figure (HQNR, best 1).\n\n"
+        "With a reference, that is a true raster at the same pixel size, it also gives Q2n (best 1), the spectral "
+        "angle SAM (degrees, best 0), ERGAS (best 0), SCC, PSNR and SSIM. A reference rarely exists: to get one, "
+        "pansharpen a degraded scene and take the original as the reference.\n\n"
+        "The figures are logged, returned as numbers, and written to an HTML report with a picture."
+    )
+
+    def initAlgorithm(self, configuration=None):
+        """See QgsProcessingAlgorithm."""
+        self.add(
+            QgsProcessingParameterRasterLayer(self.FUSED, "Pansharpened raster"),
+            "The raster to measure. It may come from any program.",
+        )
+        self.add_spectral()
+        self.add_panchromatic()
+        self.add(
+            QgsProcessingParameterRasterLayer(self.REFERENCE, "Reference raster", optional=True),
+            "The true raster at the pixel size of the pansharpened one, if there is one.",
+        )
+        self.add_sensor()
+        self.add_bands()
+        self.add_nodata()
+        self.add_device()
+        self.add(
+            QgsProcessingParameterFileDestination(
+                self.OUTPUT_HTML, "Report", "HTML files (*.html)", optional=True, createByDefault=True
+            ),
+            "A web page with the figures, what they mean, and a picture before and after.",
+        )
+        for name, (label, _) in {**FULL, **REFERENCE}.items():
+            self.addOutput(QgsProcessingOutputNumber(name.upper(), label))
+        self.addOutput(QgsProcessingOutputString("SENSOR_USED", "Sensor used"))
+
+    def build(self, parameters, context):
+        """See JobAlgorithm."""
+        return AssessRequest(
+            fused=self.source(parameters, self.FUSED, context),
+            pan=self.source(parameters, base.PANCHROMATIC, context),
+            ms=tuple(base.data_source(layer) for layer in self.rasters(parameters, base.SPECTRAL, context)),
+            reference=self.source(parameters, self.REFERENCE, context) or None,
+            sensor=self.parameterAsEnumString(parameters, base.SENSOR, context),
+            bands=self.bands(parameters, context),
+            nodata=self.nodata(parameters, context),
+            report=self.parameterAsFileOutput(parameters, self.OUTPUT_HTML, context) or None,
+            device=self.device(parameters, context),
+        )
+
+    def outputs(self):
+        """See JobAlgorithm."""
+        return (self._request.report,) if self._request.report else ()
+
+    def finish(self, answer, feedback):
+        """See JobAlgorithm."""
+        figures = {**answer["full"], **answer["reference"]}
+        rows = [("Figure", "Value", "Best", "Meaning")]
+        for name, (label, best) in {**FULL, **REFERENCE}.items():
+            if name in figures:
+                rows.append((name, f"{figures[name]:.4f}", "high" if math.isinf(best) else str(best), label))
+        for line in base.table(rows):
+            feedback.pushFormattedMessage(f"<pre>{line}</pre>", line)
+        feedback.pushInfo(f"{answer['pixels']} valid pixels compared, sensor {answer['sensor']}")
+        results = {name.upper(): value for name, value in figures.items()}
+        results["SENSOR_USED"] = answer["sensor"]
+        if answer["report"]:
+            results[self.OUTPUT_HTML] = answer["report"]
+        return results

@@ -1,0 +1,100 @@
+"""clippan:setupengine"""
+
+from __future__ import annotations
+
+from qgis.core import (
+    Qgis,
+    QgsProcessingException,
+    QgsProcessingOutputString,
+    QgsProcessingParameterBoolean,
+    QgsProcessingParameterFile,
+)
+
+from clippan.errors import ClippanError
+
+from ..engine import environment, python, variables, worker
+from ..settings import Settings
+from . import base
+
+
+class SetUpEngine(base.Algorithm):
+    """Installs PyTorch beside QGIS's own Python, in a folder of its own."""
+
+    WHEELS = "WHEELS"
+    TORCH = "TORCH"
+    RESET = "RESET"
+
+    NAME = "setupengine"
+    TITLE = "Set up engine"
+    GROUP = "Engine"
+    TAGS = ("install", "python", "torch", "pytorch", "pip", "environment", "cuda", "gpu")
+    HELP = (
+        "Makes the environment that the engine runs in: PyTorch and its companions, in a folder of its own beside "
+        "QGIS's Python. QGIS's own Python and other plugins are not touched.\n\n"
+        "This downloads 0.3 GB (processor only) to 3 GB (NVIDIA graphics card) and needs up to three times as much "
+        "disk. QGIS's proxy and certificates are used. A run that was cancelled or cut off goes on where it "
+        f"stopped.\n\nThe folder is chosen under {python.OPTIONS}. Whoever has a Python with PyTorch and GDAL "
+        "already can name it there and needs no set-up."
+    )
+
+    def __init__(self):
+        super().__init__()
+        self._settings = Settings()
+        self._variables = {}
+
+    def initAlgorithm(self, configuration=None):
+        """See QgsProcessingAlgorithm."""
+        self.add(
+            base.choice(
+                self.TORCH,
+                "PyTorch for",
+                {
+                    "auto": "What this machine has (recognised)",
+                    "cpu": "Processor only (small download)",
+                    "cuda": "NVIDIA graphics card",
+                    "pypi": "Whatever PyPI, or your company's mirror of it, offers",
+                },
+                "auto",
+            ),
+            "Which build of PyTorch to install. “auto” takes the one for NVIDIA where the driver is found.",
+        )
+        self.add(
+            QgsProcessingParameterFile(
+                self.WHEELS, "Folder of wheels", Qgis.ProcessingFileParameterBehavior.Folder, optional=True
+            ),
+            "For machines without network: a folder with the wheels of torch, torchvision, open_clip_torch, "
+            "huggingface_hub, safetensors and what they need, as “pip download” collects them on another machine.",
+        )
+        self.add(
+            QgsProcessingParameterBoolean(self.RESET, "Start afresh", False),
+            "Removes an environment that is there already and makes a new one.",
+        )
+        self.addOutput(QgsProcessingOutputString("PYTHON", "Engine Python"))
+
+    def prepareAlgorithm(self, parameters, context, feedback):
+        """Reads settings in the main thread: the proxy's password may have to be asked for."""
+        self._settings = Settings.read()
+        self._variables = variables.for_pip(self._settings)
+        return True
+
+    def processAlgorithm(self, parameters, context, feedback):
+        """Sets up."""
+        worker.shared.stop()  # on Windows its open libraries could not be replaced
+        setup = environment.SetUp(
+            self._settings,
+            self._variables,
+            feedback,
+            wheels=self.parameterAsString(parameters, self.WHEELS, context),
+            torch=self.parameterAsEnumString(parameters, self.TORCH, context),
+            reset=self.parameterAsBool(parameters, self.RESET, context),
+        )
+        try:
+            path = setup.run()
+        except ClippanError as error:
+            raise QgsProcessingException(str(error)) from None
+        feedback.pushInfo(f"The engine is ready: {path}. “Check engine” tells more about it.")
+        if self._settings.python:
+            feedback.pushWarning(
+                f"Under {python.OPTIONS} another Python is chosen ({self._settings.python}); clear it to use this one."
+            )
+        return {"PYTHON": str(path)}

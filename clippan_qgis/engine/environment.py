@@ -1,0 +1,402 @@
+"""The managed environment: PyTorch beside QGIS's own Python, made only when the user asks for it.
+
+A virtual environment over QGIS's Python sees QGIS's GDAL and numpy; numpy is held to QGIS's version, because GDAL's
+bindings were built for it. It lies outside the plugin, so that updates leave it alone, and one for each version of
+Python. A set-up that was cut off goes on where it stopped: finished steps are marked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess  # nosec B404
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from qgis.PyQt.QtCore import QLockFile
+
+from clippan.errors import Cancelled, ClippanError
+
+from .. import places
+from ..settings import Settings
+
+STEPS = ("environment", "torch", "packages", "check")
+TORCH = ("torch", "torchvision")
+PACKAGES = ("open_clip_torch", "huggingface_hub", "safetensors")
+LOCK = "engine-lock.txt"  # in resources/: which versions are allowed
+INDEX = "https://download.pytorch.org/whl"
+# A driver runs the CUDA of its own version and every older one.
+CUDA = (((13, 0), "cu130"), ((12, 8), "cu128"), ((12, 6), "cu126"), ((11, 8), "cu118"))
+CHECK = (
+    "import numpy, torch, torchvision, open_clip, huggingface_hub, safetensors\n"
+    "from osgeo import gdal\n"
+    "print('torch', torch.__version__, '· numpy', numpy.__version__, '· GDAL', gdal.__version__)\n"
+)
+# With a folder of wheels nothing comes from elsewhere, whatever the user's pip is configured to.
+_OFFLINE = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": "", "PIP_INDEX_URL": ""}
+_MARKS = "clippan.json"
+_VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def folder(cache: Path) -> Path:
+    """The environment's folder in a cache folder."""
+    return cache / f"engine-{_VERSION}"
+
+
+def python_in(environment: Path) -> Path:
+    """The Python of a virtual environment, whether or not it is there."""
+    windows = environment / "Scripts" / "python.exe"
+    if os.name == "nt" or windows.exists():
+        return windows
+    return environment / "bin" / "python"
+
+
+def is_complete(environment: Path) -> bool:
+    """Whether every step of the set-up was finished."""
+    return set(_marks(environment)) >= set(STEPS)
+
+
+def base_candidates(platform: str, prefix: str, executable: str, version: tuple[int, int]) -> tuple[Path, ...]:
+    """Where QGIS's own Python may be, the likeliest first.
+
+    ``sys.executable`` is often QGIS itself, and would start a second one; so it comes in only by its folder, or
+    where its name is Python's.
+    """
+    numbered = f"python{version[0]}.{version[1]}"
+    home, program = Path(prefix), Path(executable) if executable else Path(prefix)
+    if platform == "win32":
+        folders = (home, home / "Scripts", program.parent)
+        names = ("python.exe", "python3.exe")
+    elif platform == "darwin":
+        contents = next((item for item in program.parents if item.name == "Contents"), home)
+        folders = (home / "bin", program.parent / "bin", contents / "MacOS" / "bin", contents / "MacOS")
+        names = (numbered, "python3")
+    else:
+        folders = (home / "bin", Path("/usr/bin"))
+        names = (numbered, "python3")
+    found = [place / name for place in folders for name in names]
+    if re.fullmatch(r"python[\d.]*(\.exe)?", program.name, re.IGNORECASE):
+        found.append(program)
+    return tuple(dict.fromkeys(found))
+
+
+def torch_index(choice: str, platform: str, driver: Optional[tuple[int, int]]) -> Optional[str]:
+    """The package index for PyTorch; None means PyPI.
+
+    Args:
+        choice: auto, cpu, cuda or pypi.
+        platform: as in ``sys.platform``.
+        driver: the CUDA version of the NVIDIA driver, None where there is none.
+    """
+    if choice == "pypi" or platform == "darwin":
+        return None
+    if choice == "cpu" or (choice == "auto" and driver is None):
+        return f"{INDEX}/cpu"
+    name = next((name for least, name in CUDA if driver is None or driver >= least), CUDA[-1][1])
+    return f"{INDEX}/{name}"
+
+
+class SetUp:
+    """One run of the set-up.
+
+    Args:
+        settings: say where the cache is.
+        variables: the environment variables of pip.
+        feedback: a QgsProcessingFeedback.
+        wheels: a folder of wheels to install from, in place of the network.
+        torch: auto, cpu, cuda or pypi.
+        reset: start afresh.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        variables: Mapping[str, str],
+        feedback: Any,
+        wheels: str = "",
+        torch: str = "auto",
+        reset: bool = False,
+    ) -> None:
+        self._root = settings.cache_folder
+        self._folder = folder(self._root)
+        self._variables = {**variables, **(_OFFLINE if wheels else {})}
+        self._feedback = feedback
+        self._wheels = wheels
+        self._torch = torch
+        self._reset = reset
+        self._log = self._folder.with_name(f"{self._folder.name}.log")
+
+    def run(self) -> Path:
+        """Makes the environment, or finishes it; returns its Python.
+
+        Raises:
+            Cancelled: the user has cancelled; the next run goes on from here.
+            ClippanError: one sentence; the log file has all that pip said.
+        """
+        if self._wheels and not Path(self._wheels).is_dir():
+            raise ClippanError(f"The folder of wheels {self._wheels} does not exist; correct it or leave it empty.")
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ClippanError(
+                f"The cache folder {self._root} cannot be made ({error.strerror}); choose another under "
+                "Settings ▸ Options ▸ CLIPPan."
+            ) from None
+        lock = QLockFile(str(self._root / "engine.lock"))
+        lock.setStaleLockTime(0)  # a set-up may take an hour; a dead one's lock is recognised by its process
+        if not lock.tryLock(0):
+            raise ClippanError(
+                f"Another set-up is running in {self._root} (or the folder is not writable); wait until it has ended."
+            )
+        try:
+            self._write(f"\n=== {time.strftime('%Y-%m-%d %H:%M:%S')} ===")
+            self._feedback.pushInfo(f"Environment: {self._folder}\nLog: {self._log}")
+            return self._steps()
+        finally:
+            lock.unlock()
+
+    def _steps(self) -> Path:
+        base = self._base()
+        if self._reset and self._folder.exists():
+            self._clear()
+        numpy = importlib.metadata.version("numpy")
+        index = None if self._wheels else torch_index(self._torch, sys.platform, self._driver())
+        locked = places.RESOURCES / LOCK
+        lines = locked.read_text(encoding="utf-8") if locked.exists() else ""
+        variant = "" if self._wheels else (index or "pypi")
+        inputs: dict[str, Sequence[str]] = {
+            "environment": (str(base), _VERSION),
+            "torch": (numpy, lines, *TORCH),
+            "packages": (numpy, lines, *PACKAGES),
+            "check": (CHECK,),
+        }
+        done = _marks(self._folder)
+        # Where the user names an index, another one than the installed one's is a change; "auto" keeps what is there.
+        if variant and self._torch != "auto":
+            inputs["torch"] = (*inputs["torch"], variant)
+        constraints = self._root / f"{self._folder.name}-constraints.txt"
+        changed = False
+        key = ""
+        for number, step in enumerate(STEPS):
+            self._feedback.setProgress((0, 5, 60, 95)[number])
+            key = hashlib.sha256("\n".join((key, *inputs[step])).encode()).hexdigest()
+            if not changed and self._is_done(step, done, key):
+                self._say(f"Step {number + 1} of {len(STEPS)} ({step}) is done already.")
+                continue
+            changed = True
+            self._feedback.setProgressText(f"Step {number + 1} of {len(STEPS)}: {step}")
+            if step == "environment":
+                self._make(base)
+            elif step == "torch":
+                constraints.write_text(f"{lines}\nnumpy=={numpy}\n", encoding="utf-8")
+                self._install_torch(index, constraints)
+            elif step == "packages":
+                held = "".join(f"{name}=={self._installed(name)}\n" for name in TORCH)
+                constraints.write_text(f"{lines}\nnumpy=={numpy}\n{held}", encoding="utf-8")
+                self._install(PACKAGES, constraints)
+            else:
+                self._check()
+            done = {name: done[name] for name in STEPS[:number] if name in done}
+            done[step] = key
+            self._mark(done)
+        self._feedback.setProgress(100)
+        return python_in(self._folder)
+
+    def _is_done(self, step: str, done: Mapping[str, str], key: str) -> bool:
+        if step == "environment" and not python_in(self._folder).exists():
+            return False
+        return done.get(step) == key
+
+    def _base(self) -> Path:
+        for path in base_candidates(sys.platform, sys.base_prefix, sys.executable, sys.version_info[:2]):
+            if not path.is_file():
+                continue
+            with contextlib.suppress(ClippanError):
+                code, lines = self._call([str(path), "-c", "import sys; print(*sys.version_info[:2], sep='.')"])
+                if code == 0 and lines and lines[-1].strip() == _VERSION:
+                    return path
+        raise ClippanError(
+            f"QGIS's own Python {_VERSION} was not found; choose a Python of your own under "
+            "Settings ▸ Options ▸ CLIPPan."
+        )
+
+    def _driver(self) -> Optional[tuple[int, int]]:
+        """The CUDA version that the NVIDIA driver runs."""
+        program = shutil.which("nvidia-smi")
+        if not program:
+            return None
+        with contextlib.suppress(ClippanError):
+            code, lines = self._call([program])
+            match = re.search(r"CUDA Version:\s*(\d+)\.(\d+)", "\n".join(lines))
+            if code == 0 and match:
+                return int(match.group(1)), int(match.group(2))
+        return None
+
+    def _clear(self) -> None:
+        if not (self._folder / "pyvenv.cfg").exists() and any(self._folder.iterdir()):
+            raise ClippanError(f"{self._folder} is no virtual environment; remove it yourself if you do not need it.")
+        try:
+            shutil.rmtree(self._folder)
+        except OSError as error:
+            raise ClippanError(
+                f"The old environment {self._folder} cannot be removed ({error.strerror}); close other QGIS windows "
+                "and try again."
+            ) from None
+
+    def _make(self, base: Path) -> None:
+        self._say(f"Making a virtual environment over {base}")
+        command = [str(base), "-m", "venv", "--system-site-packages", str(self._folder)]
+        code, lines = self._call(command, self._say)
+        if code:
+            hint = (
+                "install the package python3-venv"
+                if any("ensurepip" in line or "python3-venv" in line for line in lines)
+                else "choose a Python of your own under Settings ▸ Options ▸ CLIPPan"
+            )
+            raise ClippanError(f"QGIS's Python cannot make a virtual environment ({_cause(lines)}); {hint}.")
+
+    def _install_torch(self, index: Optional[str], constraints: Path) -> None:
+        if index is not None:
+            self._say(f"Taking PyTorch from {index}")
+            try:
+                self._install(TORCH, constraints, "--index-url", index)
+                return
+            except Cancelled:
+                raise
+            except ClippanError:
+                self._feedback.pushWarning(
+                    f"PyTorch could not be had from {index}; taking it from PyPI, which may be larger."
+                )
+        self._install(TORCH, constraints)
+
+    def _install(self, names: Iterable[str], constraints: Path, *options: str) -> None:
+        if self._wheels:
+            options = ("--no-index", "--find-links", self._wheels)
+        command = [str(python_in(self._folder)), "-m", "pip", "install", *names, "-c", str(constraints), *options]
+        code, lines = self._call(command, self._say)
+        if code:
+            remedy = (
+                "add the missing wheels to the folder"
+                if self._wheels
+                else "check network and proxy, or give a folder of wheels, and run this again"
+            )
+            raise ClippanError(f"{' and '.join(names)} could not be installed ({_cause(lines)}); {remedy}.")
+
+    def _check(self) -> None:
+        code, lines = self._call([str(python_in(self._folder)), "-c", CHECK], self._say)
+        if code:
+            remedy = (
+                "install Microsoft's Visual C++ runtime and run this again"
+                if any("DLL" in line for line in lines)
+                else "run this again with “Start afresh”"
+            )
+            raise ClippanError(f"What was installed does not work ({_cause(lines)}); {remedy}.")
+        code, lines = self._call([str(python_in(self._folder)), "-m", "pip", "freeze", "--local"])
+        (self._folder / "installed.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def _installed(self, name: str) -> str:
+        code = f"import importlib.metadata as metadata; print(metadata.version({name!r}))"
+        status, lines = self._call([str(python_in(self._folder)), "-c", code])
+        if status or not lines:
+            raise ClippanError(f"{name} was installed but is not there; run this again with “Start afresh”.")
+        return lines[-1].strip()
+
+    def _call(self, command: Sequence[str], say: Any = None) -> tuple[int, list[str]]:
+        """Runs a program to its end, or to the user's cancel; returns its exit code and what it said."""
+        self._write("$ " + " ".join(command))
+        try:
+            # No shell: QGIS's Python or our environment's.
+            process = subprocess.Popen(  # nosec B603
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=self._variables,
+                cwd=str(self._root),
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=os.name != "nt",
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
+        except OSError as error:
+            raise ClippanError(f"{command[0]} cannot be started ({error.strerror or error}).") from None
+        arriving: queue.Queue[Optional[str]] = queue.Queue()
+        threading.Thread(target=_read, args=(process, arriving), daemon=True).start()
+        lines: list[str] = []
+        while True:
+            if self._feedback.isCanceled():
+                _kill(process)
+                self._write("cancelled")
+                raise Cancelled
+            try:
+                line = arriving.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if line is None:
+                return process.wait(), lines
+            lines.append(line)
+            self._write(line)
+            if say is not None:
+                self._feedback.pushConsoleInfo(line)
+
+    def _say(self, text: str) -> None:
+        self._feedback.pushInfo(text)
+        self._write(text)
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8") as log:
+            log.write(text + "\n")
+
+    def _mark(self, done: Mapping[str, str]) -> None:
+        part = self._folder / f"{_MARKS}.part"
+        part.write_text(json.dumps(done, indent=1), encoding="utf-8")
+        part.replace(self._folder / _MARKS)
+
+
+def _read(process: subprocess.Popen, arriving: queue.Queue) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in process.stdout:
+            arriving.put(line.rstrip())
+    arriving.put(None)
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """Ends a program and what it started (pip builds in processes of its own)."""
+    with contextlib.suppress(OSError):
+        if os.name == "nt":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+
+
+def _marks(environment: Path) -> dict[str, str]:
+    try:
+        marks = json.loads((environment / _MARKS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return marks if isinstance(marks, dict) else {}
+
+
+def _cause(lines: Sequence[str]) -> str:
+    """The line that says why a program failed: pip's last error, else the last line."""
+    errors = [line for line in lines if line.startswith("ERROR:") and "ResolutionImpossible" not in line]
+    # pip ends with "No matching distribution" when the network was the cause, told further up.
+    network = [line for line in lines if re.search(r"SSL|Proxy|Connection|resolution|timed out", line)]
+    line = next((item for item in (*errors[-1:], *reversed(lines)) if item.strip()), "no reason was given")
+    if network and "No matching distribution" in line:
+        line = network[-1]
+    line = re.sub(r"^(ERROR|WARNING):\s*", "", line.strip())
+    return line[:200].rstrip(" .;")

@@ -1,0 +1,179 @@
+"""Environment variables for the engine's processes.
+
+QGIS bends its own: PYTHONHOME, a CA bundle, PROJ's database. A child that inherits them starts with the wrong
+standard library, distrusts the company's proxy, or reads another PROJ's database.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Optional
+
+from qgis.core import Qgis, QgsApplication, QgsAuthMethodConfig, QgsMessageLog, QgsSettings
+from qgis.PyQt.QtNetwork import QNetworkProxy
+
+from .. import places
+from ..settings import Settings
+
+_PYTHON = ("PYTHONHOME", "PYTHONPATH", "PYTHONEXECUTABLE", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+_CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_DATA = ("GDAL_DATA", "GDAL_DRIVER_PATH", "PROJ_LIB", "PROJ_DATA")
+# Where pip fetches from is the user's business and stays; where it would put things is ours.
+_PIP_SOURCES = (
+    "PIP_CACHE_DIR",
+    "PIP_CERT",
+    "PIP_CLIENT_CERT",
+    "PIP_CONFIG_FILE",
+    "PIP_DEFAULT_TIMEOUT",
+    "PIP_EXTRA_INDEX_URL",
+    "PIP_FIND_LINKS",
+    "PIP_INDEX_URL",
+    "PIP_NO_INDEX",
+    "PIP_PROXY",
+    "PIP_RETRIES",
+    "PIP_TIMEOUT",
+    "PIP_TRUSTED_HOST",
+)
+
+
+def scrubbed(own_gdal: bool = False, variables: Optional[Mapping[str, str]] = None) -> dict[str, str]:
+    """This process's variables without those that would mislead another Python.
+
+    Args:
+        own_gdal: the child brings its own GDAL and PROJ, so that QGIS's data folders must not reach it.
+        variables: instead of this process's.
+    """
+    variables = dict(os.environ if variables is None else variables)
+    foreign = _CERTIFICATES + (_DATA if own_gdal else ())
+    for name in list(variables):
+        if name in _PYTHON or name.startswith("PIP_") or (name in foreign and _is_qgis(variables[name])):
+            del variables[name]
+    variables.update(PYTHONSAFEPATH="1", PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
+    # OSGeo4W's GDAL bindings look for their DLLs in PATH only if told so.
+    variables.setdefault("USE_PATH_FOR_GDAL_PYTHON", "YES")
+    return variables
+
+
+def for_worker(settings: Settings, own_gdal: bool) -> dict[str, str]:
+    """The variables of the worker: scrubbed, our engine to import, and the settings that it obeys."""
+    variables = {**scrubbed(own_gdal), **network(settings.cache_folder)}
+    variables["PYTHONPATH"] = str(places.BACKEND)
+    if settings.cache or "CLIPPAN_CACHE" not in variables:
+        variables["CLIPPAN_CACHE"] = str(settings.cache_folder)
+    if settings.cache or "HF_HOME" not in variables:
+        variables["HF_HOME"] = str(settings.cache_folder / "huggingface")
+    if settings.offline:
+        variables["CLIPPAN_OFFLINE"] = settings.offline
+    if settings.endpoint:
+        variables["HF_ENDPOINT"] = settings.endpoint
+    if settings.authcfg:
+        token = _token(settings.authcfg)
+        if token:
+            variables["HF_TOKEN"] = token
+    return variables
+
+
+def for_pip(settings: Settings) -> dict[str, str]:
+    """The variables of pip: scrubbed, with the user's package sources, proxy and certificates."""
+    sources = {name: value for name, value in os.environ.items() if name in _PIP_SOURCES}
+    variables = {**scrubbed(), **sources, **network(settings.cache_folder)}
+    if "PIP_CERT" not in variables and "REQUESTS_CA_BUNDLE" in variables:
+        variables["PIP_CERT"] = variables["REQUESTS_CA_BUNDLE"]
+    variables.update(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1", PIP_PROGRESS_BAR="off")
+    return variables
+
+
+def network(cache: Path) -> dict[str, str]:
+    """QGIS's proxy and certificate authorities, as other programs understand them."""
+    return {**_proxy(), **_authorities(cache)}
+
+
+def _proxy() -> dict[str, str]:
+    store = QgsSettings()
+    host = str(store.value("proxy/proxyHost", "") or "")
+    kind = str(store.value("proxy/proxyType", "") or "")
+    if not store.value("proxy/proxyEnabled", False, type=bool) or not host or kind == "NoProxy":
+        return {}
+    proxy = QNetworkProxy()
+    proxy.setUser(str(store.value("proxy/proxyUser", "") or ""))
+    proxy.setPassword(str(store.value("proxy/proxyPassword", "") or ""))
+    authcfg = str(store.value("proxy/authcfg", "") or "")
+    if authcfg:
+        _, proxy = QgsApplication.authManager().updateNetworkProxy(proxy, authcfg)
+    port = str(store.value("proxy/proxyPort", "") or "")
+    scheme = "socks5h" if kind == "Socks5Proxy" else "http"
+    address = f"{scheme}://{_login(proxy.user(), proxy.password())}{host}{':' + port if port else ''}"
+    skipped = store.value("proxy/noProxyUrls", []) or []
+    variables = {"HTTP_PROXY": address, "HTTPS_PROXY": address, "http_proxy": address, "https_proxy": address}
+    if skipped:
+        hosts = skipped if isinstance(skipped, list) else [skipped]
+        variables["NO_PROXY"] = variables["no_proxy"] = ",".join(_host(item) for item in hosts)
+    return variables
+
+
+def _login(user: str, password: str) -> str:
+    from urllib.parse import quote
+
+    if not user:
+        return ""
+    return f"{quote(user, safe='')}{':' + quote(password, safe='') if password else ''}@"
+
+
+def _host(address: str) -> str:
+    from urllib.parse import urlsplit
+
+    return urlsplit(address).hostname or address if "//" in address else address.split("/")[0]
+
+
+def _authorities(cache: Path) -> dict[str, str]:
+    """Certificate authorities that the user added to QGIS, together with all others that it trusts."""
+    manager = QgsApplication.authManager()
+    if manager.isDisabled() or not (manager.extraFileCAs() or manager.databaseCAs()):
+        return {}
+    file = cache / "authorities.pem"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(bytes(manager.trustedCaCertsPemText()))
+    except OSError as error:
+        QgsMessageLog.logMessage(f"QGIS's certificates could not be handed on: {error}", "CLIPPan")
+        return {}
+    return {name: str(file) for name in (*_CERTIFICATES, "PIP_CERT")}
+
+
+def _token(authcfg: str) -> str:
+    """The Hub token: the password of a basic configuration, or the bearer token of a header one."""
+    config = QgsAuthMethodConfig()
+    ok, config = _loaded(authcfg, config)
+    if ok:
+        entries = config.configMap()
+        for value in (entries.get("password", ""), entries.get("token", ""), *entries.values()):
+            if value in (entries.get("password"), entries.get("token")) and value:
+                return value
+            if value.lower().startswith("bearer "):
+                return value[len("bearer ") :].strip()
+    QgsMessageLog.logMessage(
+        "The Hub token could not be read from the authentication configuration; working without it.",
+        "CLIPPan",
+        Qgis.MessageLevel.Warning,
+    )
+    return ""
+
+
+def _loaded(authcfg: str, config: QgsAuthMethodConfig) -> tuple[bool, QgsAuthMethodConfig]:
+    answer = QgsApplication.authManager().loadAuthenticationConfig(authcfg, config, True)
+    return answer if isinstance(answer, tuple) else (answer, config)
+
+
+def _is_qgis(path: str) -> bool:
+    """Whether a path lies in QGIS's own installation (a bundle; never /usr, which all programs share)."""
+    prefix = Path(QgsApplication.prefixPath()).resolve()
+    roots = [Path(os.environ["OSGEO4W_ROOT"])] if os.environ.get("OSGEO4W_ROOT") else []
+    bundle = next((parent for parent in (prefix, *prefix.parents) if parent.suffix == ".app"), None)
+    if bundle:
+        roots.append(bundle)
+    elif prefix not in (Path("/usr"), Path("/usr/local")):
+        roots.append(prefix)
+    target = Path(path.split(os.pathsep)[0]).resolve()
+    return any(root.resolve() in (target, *target.parents) for root in roots)

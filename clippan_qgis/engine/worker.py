@@ -1,0 +1,315 @@
+"""The engine's process, as the plugin sees it: started at the first job, kept warm, shared by all algorithms."""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import contextlib
+import itertools
+import json
+import queue
+import subprocess  # nosec B404
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from qgis.core import Qgis, QgsMessageLog
+
+from clippan.errors import Cancelled, ClippanError
+from clippan.jobs import Request, to_json
+from clippan.worker import CANCELLED, FAILED, PROTOCOL
+
+from .. import places
+from ..settings import Settings
+from . import python, variables
+
+HANDSHAKE_SECONDS = 60  # the first start on a machine with a virus scanner is slow
+CANCEL_SECONDS = 0.7  # then the process is ended, so that a cancel is answered within a second
+POLL_SECONDS = 0.05
+END_SECONDS = 1.0
+TAG = "CLIPPan"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to start the worker; another launch than the running worker's means a new worker."""
+
+    interpreter: python.Interpreter
+    environment: Mapping[str, str] = field(repr=False)  # may hold a token
+
+
+def launch(settings: Settings) -> Launch:
+    """How to start the worker under these settings. Call it in the main thread: it may ask for a password.
+
+    Raises:
+        ClippanError: the engine has no Python.
+    """
+    interpreter = python.find(settings)
+    return Launch(interpreter, variables.for_worker(settings, own_gdal=not interpreter.managed))
+
+
+class Worker:
+    """Runs jobs in the engine's process, one at a time; callers in other threads wait for their turn."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._process: Optional[_Process] = None
+        self._numbers = itertools.count(1)
+
+    def run(self, start: Launch, request: Request, feedback: Any, outputs: Sequence[str] = ()) -> dict[str, Any]:
+        """Does a job and returns its result as JSON values.
+
+        Args:
+            start: how to start the worker, if it is not running.
+            request: what to do.
+            feedback: a QgsProcessingFeedback, or what looks like one.
+            outputs: files that the job writes; their half-written ``.part`` goes if the worker has to be ended.
+
+        Raises:
+            Cancelled: the user has cancelled.
+            ClippanError: one sentence for the user; the details are in the feedback's debug log.
+        """
+        while not self._turn.acquire(timeout=POLL_SECONDS):
+            if feedback.isCanceled():
+                raise Cancelled
+        try:
+            process = self._ready(start, feedback)
+            return self._run(process, request, feedback, outputs)
+        finally:
+            if self._process is not None and not self._process.is_alive():
+                self._drop()
+            self._turn.release()
+
+    def stop(self) -> None:
+        """Ends the process; the next job starts a new one."""
+        process = self._process
+        if process is not None:
+            process.end()
+            self._process = None
+
+    def _drop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
+    def _ready(self, start: Launch, feedback: Any) -> _Process:
+        if self._process is not None and self._process.is_alive() and self._process.launch == start:
+            return self._process
+        self.stop()
+        feedback.pushDebugInfo(f"Starting the engine: {start.interpreter.path} ({start.interpreter.origin})")
+        process = _Process(start)
+        self._process = process
+        try:
+            answer = self._greet(process, feedback)
+        except BaseException:
+            _show_errors(process, feedback)
+            self._drop()
+            raise
+        feedback.pushDebugInfo(f"Engine {answer.get('version')} runs as process {answer.get('pid')}")
+        return process
+
+    def _greet(self, process: _Process, feedback: Any) -> dict[str, Any]:
+        path, remedy = process.launch.interpreter.path, f"choose another under {python.OPTIONS}"
+        number = next(self._numbers)
+        process.send({"id": number, "method": "handshake", "params": {"protocol": PROTOCOL}})
+        limit = time.monotonic() + HANDSHAKE_SECONDS
+        while True:
+            if feedback.isCanceled():
+                raise Cancelled
+            if time.monotonic() > limit:
+                raise ClippanError(
+                    f"The engine Python {path} did not answer within {HANDSHAKE_SECONDS:g} seconds; {remedy}."
+                )
+            with contextlib.suppress(queue.Empty):
+                message = process.messages.get(timeout=POLL_SECONDS)
+                if message is None:
+                    reason = process.last_error()
+                    raise ClippanError(
+                        f"The engine Python {path} ended before it answered"
+                        f"{f' ({reason})' if reason else ''}; {remedy}."
+                    )
+                if message.get("id") == number:
+                    break
+        if "error" in message:
+            raise ClippanError(str(message["error"].get("message")))
+        answer = message.get("result") or {}
+        spoken = answer.get("protocol") if isinstance(answer, dict) else None
+        if spoken != PROTOCOL:
+            raise ClippanError(
+                f"The engine speaks protocol {spoken} and the plugin {PROTOCOL}; update both to one version."
+            )
+        return answer
+
+    def _run(self, process: _Process, request: Request, feedback: Any, outputs: Sequence[str]) -> dict[str, Any]:
+        number = next(self._numbers)
+        process.send({"id": number, "method": "run", "params": {"job": request.name, "request": to_json(request)}})
+        limit = None
+        while True:
+            if limit is None and feedback.isCanceled():
+                process.send({"method": "cancel", "params": {"id": number}})
+                limit = time.monotonic() + CANCEL_SECONDS
+            if limit is not None and time.monotonic() > limit:
+                feedback.pushDebugInfo("The engine did not answer the cancel in time; its process is ended.")
+                self._drop()
+                remove_parts(outputs)
+                raise Cancelled
+            try:
+                message = process.messages.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if message is None:
+                self._drop()
+                remove_parts(outputs)
+                if limit is not None:
+                    raise Cancelled
+                _show_errors(process, feedback)
+                raise ClippanError(
+                    f"The engine's process ended in mid-run ({process.ending()}); run the job again, with more free "
+                    "memory or a smaller tile size if it happens twice."
+                )
+            params = message.get("params") or {}
+            if message.get("method") == "progress" and params.get("id") == number:
+                feedback.setProgress(float(params.get("percent") or 0))
+                if params.get("message"):
+                    feedback.setProgressText(str(params["message"]))
+            elif message.get("method") == "log" and params.get("id") == number:
+                feedback.pushInfo(str(params.get("line", "")))
+            elif message.get("id") == number and "error" in message:
+                _raise(message["error"], feedback)
+            elif message.get("id") == number:
+                return message.get("result") or {}
+
+
+def _raise(error: Mapping[str, Any], feedback: Any) -> None:
+    if error.get("code") == CANCELLED:
+        raise Cancelled
+    details = (error.get("data") or {}).get("traceback", "")
+    if details:
+        feedback.pushDebugInfo(details)
+        if error.get("code") != FAILED:
+            QgsMessageLog.logMessage(details, TAG, Qgis.MessageLevel.Warning)
+    raise ClippanError(str(error.get("message")))
+
+
+def _show_errors(process: _Process, feedback: Any) -> None:
+    lines = list(process.errors)
+    if lines:
+        feedback.pushDebugInfo("The engine's last words:\n" + "\n".join(lines[-40:]))
+
+
+def remove_parts(outputs: Sequence[str]) -> None:
+    """Removes what a job that could not clean up has left of its outputs (``x.tif.part`` and its side files)."""
+    for output in outputs:
+        path = Path(output)
+        if output.startswith("/vsi") or not path.parent.is_dir():
+            continue
+        for item in path.parent.iterdir():
+            if item.name.startswith(f"{path.name}.part"):
+                with contextlib.suppress(OSError):
+                    item.unlink()
+
+
+class _Process:
+    """One process, with its answers in a queue (None at their end) and its last words in a ring buffer."""
+
+    def __init__(self, start: Launch) -> None:
+        self.launch = start
+        self.messages: queue.Queue[Optional[dict[str, Any]]] = queue.Queue()
+        self.errors: collections.deque[str] = collections.deque(maxlen=200)
+        path = start.interpreter.path
+        try:
+            # No shell: a Python that the user chose, arguments of our own.
+            self._popen = subprocess.Popen(  # nosec B603
+                [path, "-m", "clippan.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=dict(start.environment),
+                cwd=str(places.BACKEND),
+                encoding="utf-8",
+                errors="replace",
+                bufsize=1,
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
+        except OSError as error:
+            raise ClippanError(
+                f"The engine Python {path} cannot be started ({error.strerror or error}); "
+                f"choose another under {python.OPTIONS}."
+            ) from error
+        self._readers = [
+            threading.Thread(target=target, name=f"clippan-{target.__name__}", daemon=True)
+            for target in (self._read_answers, self._read_errors)
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Writes a message; if nobody reads any more, the end of the answers says so."""
+        with contextlib.suppress(OSError, ValueError):
+            self._popen.stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+            self._popen.stdin.flush()
+
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._popen.poll() is None
+
+    def kill(self) -> None:
+        """Ends the process at once."""
+        with contextlib.suppress(OSError):
+            self._popen.kill()
+        self._join()
+
+    def end(self) -> None:
+        """Lets the process end by itself (end of input), then ends it."""
+        with contextlib.suppress(OSError, ValueError):
+            self._popen.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(END_SECONDS)
+        self.kill()
+
+    def ending(self) -> str:
+        """How the process ended, in words."""
+        code = self._popen.poll()
+        if code is None:
+            return "it closed its output"
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    def last_error(self) -> str:
+        """The last line that the process wrote to its error output."""
+        return next((line.strip()[:200] for line in reversed(list(self.errors)) if line.strip()), "")
+
+    def _join(self) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(5)
+        for reader in self._readers:
+            reader.join(0.5)
+
+    def _read_answers(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for line in self._popen.stdout:
+                try:
+                    message = json.loads(line)
+                except ValueError:
+                    message = None
+                if isinstance(message, dict):
+                    self.messages.put(message)
+                elif line.strip():
+                    self.errors.append(line.rstrip())
+        # Whoever waits should see the last words and the exit code.
+        self._readers[1].join(0.3)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(0.3)
+        self.messages.put(None)
+
+    def _read_errors(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for line in self._popen.stderr:
+                self.errors.append(line.rstrip())
+                QgsMessageLog.logMessage(line.rstrip(), TAG, Qgis.MessageLevel.Info, False)
+
+
+shared = Worker()
+atexit.register(shared.stop)

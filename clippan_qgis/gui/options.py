@@ -1,0 +1,220 @@
+"""The options page: Settings ▸ Options ▸ CLIPPan."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from qgis.core import QgsApplication, QgsProcessingFeedback, QgsTask
+from qgis.gui import (
+    QgsAuthConfigSelect,
+    QgsFileWidget,
+    QgsOptionsPageWidget,
+    QgsOptionsWidgetFactory,
+)
+from qgis.PyQt.QtGui import QIcon
+from qgis.PyQt.QtWidgets import (
+    QComboBox,
+    QFormLayout,
+    QGroupBox,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QPlainTextEdit,
+    QPushButton,
+    QVBoxLayout,
+)
+
+from clippan.errors import Cancelled, ClippanError
+from clippan.jobs import Device, DoctorRequest
+
+from .. import places
+from ..engine import worker
+from ..settings import Settings, default_cache
+
+DEVICES = {
+    "auto": "Automatic: a graphics card where one works",
+    "cpu": "Processor (CPU)",
+    "cuda": "NVIDIA graphics card (CUDA)",
+    "mps": "Apple graphics (MPS)",
+}
+
+
+class OptionsFactory(QgsOptionsWidgetFactory):
+    """Adds the page to QGIS's options."""
+
+    def __init__(self):
+        super().__init__()
+        self.setTitle("CLIPPan")
+
+    def icon(self):
+        """See QgsOptionsWidgetFactory."""
+        return QIcon(str(places.RESOURCES / "icon.svg"))
+
+    def createWidget(self, parent):
+        """See QgsOptionsWidgetFactory."""
+        return OptionsPage(parent)
+
+
+class OptionsPage(QgsOptionsPageWidget):
+    """Edits the settings. What is typed is checked before it is saved, by “Check engine”."""
+
+    def __init__(self, parent=None, settings: Optional[Settings] = None):
+        super().__init__(parent)
+        self._task = None
+        self.python = _file("The managed environment, made by “Set up engine”", QgsFileWidget.StorageMode.GetFile)
+        self.python.setDialogTitle("The Python that runs the engine")
+        self.device = QComboBox()
+        for item in Device:
+            self.device.addItem(DEVICES[item.value], item.value)
+        self.cache = _file(str(default_cache()), QgsFileWidget.StorageMode.GetDirectory)
+        self.offline = _file("None: models come from the network", QgsFileWidget.StorageMode.GetDirectory)
+        self.endpoint = QLineEdit()
+        self.endpoint.setPlaceholderText("https://huggingface.co")
+        self.authcfg = QgsAuthConfigSelect()
+        self.check = QPushButton("Check engine")
+        self.setup = QPushButton("Set up engine…")
+        self.report = QPlainTextEdit()
+        self.report.setReadOnly(True)
+        self.report.setPlaceholderText(
+            "“Check engine” says here what the engine found and what to do where something is wrong."
+        )
+        self._explain()
+        self._arrange()
+        self.check.clicked.connect(self._check)
+        self.setup.clicked.connect(self._set_up)
+        self.show_settings(settings or Settings.read())
+
+    def show_settings(self, settings: Settings) -> None:
+        """Fills the page."""
+        self.python.setFilePath(settings.python)
+        self.device.setCurrentIndex(max(self.device.findData(settings.device), 0))
+        self.cache.setFilePath(settings.cache)
+        self.offline.setFilePath(settings.offline)
+        self.endpoint.setText(settings.endpoint)
+        self.authcfg.setConfigId(settings.authcfg)
+
+    def settings(self) -> Settings:
+        """What the page shows."""
+        return Settings(
+            python=self.python.filePath().strip(),
+            device=self.device.currentData(),
+            cache=self.cache.filePath().strip(),
+            offline=self.offline.filePath().strip(),
+            endpoint=self.endpoint.text().strip(),
+            authcfg=self.authcfg.configId(),
+        )
+
+    def apply(self):
+        """Saves; the next job starts a new engine process if its Python or surroundings have changed."""
+        self.settings().write()
+
+    def _explain(self) -> None:
+        self.python.setToolTip(
+            "A Python with PyTorch and GDAL to run the engine, or the folder of its environment. Leave it empty to "
+            "use the one that “Set up engine” makes."
+        )
+        self.device.setToolTip("What “auto” means in the algorithms.")
+        self.cache.setToolTip("Where “Set up engine” installs to and downloaded models are kept. It can grow to GBs.")
+        self.offline.setToolTip("A folder with model files, for machines without network.")
+        self.endpoint.setToolTip("The address of a mirror of the Hugging Face Hub.")
+        self.authcfg.setToolTip(
+            "The access token for the Hub: a basic configuration with the token as its password. Public models "
+            "need none."
+        )
+        self.setup.setToolTip("Makes an environment with PyTorch over QGIS's own Python. It asks first.")
+
+    def _arrange(self) -> None:
+        engine = QGroupBox("Engine")
+        form = _form(engine)
+        form.addRow("Python", self.python)
+        form.addRow("Device", self.device)
+        form.addRow("Cache folder", self.cache)
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.check)
+        buttons.addWidget(self.setup)
+        buttons.addStretch()
+        form.addRow(buttons)
+        form.addRow(self.report)
+        models = QGroupBox("Models")
+        form = _form(models)
+        form.addRow("Offline folder", self.offline)
+        form.addRow("Hub address", self.endpoint)
+        form.addRow("Hub token", self.authcfg)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        note = QLabel(
+            "The engine computes in a process of its own, with its own Python, so that it never disturbs QGIS or "
+            "other plugins."
+        )
+        note.setWordWrap(True)
+        layout.addWidget(note)
+        layout.addWidget(engine, 1)
+        layout.addWidget(models)
+
+    def _check(self) -> None:
+        settings = self.settings()
+        self.check.setEnabled(False)
+        self.report.setPlainText("Checking…")
+        try:
+            self._task = _Examination(worker.launch(settings), Device(settings.device))
+        except ClippanError as error:
+            self._show(str(error))
+            return
+        self._task.taskCompleted.connect(lambda: self._show(self._task.text))
+        self._task.taskTerminated.connect(lambda: self._show(self._task.text))
+        QgsApplication.taskManager().addTask(self._task)
+
+    def _show(self, text: str) -> None:
+        self.report.setPlainText(text)
+        self.check.setEnabled(True)
+
+    def _set_up(self) -> None:
+        import processing
+
+        self.settings().write()  # the algorithm obeys the cache folder that is shown here
+        dialog = processing.createAlgorithmDialog("clippan:setupengine")
+        if dialog is not None:
+            dialog.show()
+
+
+class _Examination(QgsTask):
+    """Asks the doctor in the background."""
+
+    def __init__(self, launch: worker.Launch, device: Device):
+        super().__init__("Checking the CLIPPan engine")
+        self._launch = launch
+        self._device = device
+        self._feedback = QgsProcessingFeedback()
+        self.text = ""
+
+    def cancel(self):
+        """See QgsTask."""
+        self._feedback.cancel()
+        super().cancel()
+
+    def run(self):
+        """See QgsTask."""
+        try:
+            answer = worker.shared.run(self._launch, DoctorRequest(self._device), self._feedback)
+        except Cancelled:
+            self.text = "Cancelled."
+            return False
+        except ClippanError as error:
+            self.text = str(error)
+            return False
+        interpreter = self._launch.interpreter
+        self.text = f"Engine Python: {interpreter.path} (from {interpreter.origin})\n{answer['text']}"
+        return True
+
+
+def _file(placeholder: str, mode) -> QgsFileWidget:
+    widget = QgsFileWidget()
+    widget.setStorageMode(mode)
+    widget.lineEdit().setPlaceholderText(placeholder)
+    return widget
+
+
+def _form(group: QGroupBox) -> QFormLayout:
+    form = QFormLayout(group)
+    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
+    return form

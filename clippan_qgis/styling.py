@@ -1,0 +1,245 @@
+"""How results look: the band choice and stretch of the spectral layer, or else natural colours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Optional
+
+from qgis.core import (
+    Qgis,
+    QgsContrastEnhancement,
+    QgsLayerMetadata,
+    QgsMultiBandColorRenderer,
+    QgsProcessingLayerPostProcessorInterface,
+    QgsProject,
+    QgsRasterLayer,
+    QgsRasterMinMaxOrigin,
+    QgsRasterRenderer,
+    QgsSingleBandGrayRenderer,
+)
+
+from clippan.fusion.sensors import SENSORS
+
+SAMPLE = 250_000  # pixels that a stretch is estimated from
+LOWER, UPPER = 0.02, 0.98
+
+_COLOURS = ("red", "green", "blue")
+# Single-band files are named by number: …_B4.TIF, …_SR_B4.TIF, …_B04_10m.jp2
+_NUMBERED = re.compile(r"_B0?(\d{1,2})(?:_\w+)?(?:\.\w+)?$", re.IGNORECASE)
+_OLD_LANDSAT = re.compile(r"^L[TE]0?[4-7]", re.IGNORECASE)  # their blue is band 1
+# Without any name: the band order that products with so many bands have.
+_BY_COUNT = {3: (1, 2, 3), 4: (3, 2, 1), 7: (4, 3, 2), 8: (5, 3, 2)}
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a result takes over from the layers that it was made from.
+
+    Attributes:
+        renderer: a copy of the spectral layer's renderer, None if it has none that fits.
+        bands: which band of the stack each band of the result is, from 1; empty means all, in their order.
+        names: what the bands of the stack are called, as far as is known.
+        sensor: the sensor's id, once it is known.
+        provenance: how the result was made.
+    """
+
+    renderer: Optional[QgsRasterRenderer] = None
+    bands: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    sensor: str = ""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, layers: Sequence[QgsRasterLayer], bands: Sequence[int], project: Optional[QgsProject]) -> Style:
+        """The style of the spectral layers; in the main thread.
+
+        Only a layer of the project, or one with a style file, has a style that somebody chose; QGIS's own
+        default (bands 1, 2, 3) would show blue as red on most satellites.
+        """
+        renderer = None
+        if len(layers) == 1 and layers[0].bandCount() > 1 and _is_styled(layers[0], project):
+            renderer = layers[0].renderer().clone()
+        names = tuple(name for layer in layers for name in band_names(layer, alone=len(layers) > 1))
+        return cls(renderer, tuple(bands), names)
+
+    def of_result(self, sensor: str, provenance: Mapping[str, str]) -> Style:
+        """The same, with what the job has found out."""
+        return replace(self, sensor=sensor, provenance=dict(provenance))
+
+    def apply(self, layer: QgsRasterLayer) -> None:
+        """Gives a layer the renderer and the provenance."""
+        renderer = remapped(self.renderer, self.bands)
+        if renderer is not None and max(renderer.usesBands(), default=0) <= layer.bandCount():
+            layer.setRenderer(renderer)
+        else:
+            compose(layer, natural_colours(self._result_names(), self._result_sensor(), layer.bandCount()))
+        if self.provenance:
+            describe(layer, self.provenance)
+        layer.triggerRepaint()
+
+    def _result_names(self) -> tuple[str, ...]:
+        if not self.bands:
+            return self.names
+        return tuple(self.names[band - 1] for band in self.bands if band <= len(self.names))
+
+    def _result_sensor(self) -> tuple[str, ...]:
+        """Colours of the result's bands by the sensor's band order, if the stack has all its bands."""
+        sensor = SENSORS.get(self.sensor)
+        if sensor is None or not sensor.bands or len(sensor.bands) != len(self.names):
+            return ()
+        return tuple(sensor.bands[band - 1] for band in self.bands or range(1, len(sensor.bands) + 1))
+
+
+def band_names(layer: QgsRasterLayer, alone: bool) -> tuple[str, ...]:
+    """What a layer's bands are called: by colour where that is known, else by description.
+
+    ``alone``: the layer is one of several single-band ones, and its file name says which.
+    """
+    provider = layer.dataProvider()
+    file = Path(layer.source().split("|")[0]).name
+    names = []
+    for band in range(1, layer.bandCount() + 1):
+        interpretation = provider.colorInterpretation(band)
+        colour = {
+            Qgis.RasterColorInterpretation.RedBand: "red",
+            Qgis.RasterColorInterpretation.GreenBand: "green",
+            Qgis.RasterColorInterpretation.BlueBand: "blue",
+        }.get(interpretation)
+        text = provider.generateBandName(band).partition(":")[2]
+        names.append(_colour(text) or (alone and _colour_of_file(file)) or colour or text.strip())
+    return tuple(names)
+
+
+def _colour(text: str) -> Optional[str]:
+    found = [colour for colour in _COLOURS if re.search(rf"\b{colour}\b(?!\s*-?edge)", text, re.IGNORECASE)]
+    return found[0] if len(found) == 1 else None
+
+
+def _colour_of_file(name: str) -> Optional[str]:
+    match = _NUMBERED.search(name)
+    if not match:
+        return _colour(re.sub(r"[_\W]+", " ", name))
+    blue = 1 if _OLD_LANDSAT.match(name) else 2
+    return {blue: "blue", blue + 1: "green", blue + 2: "red"}.get(int(match.group(1)), f"band {match.group(1)}")
+
+
+def natural_colours(names: Sequence[str], sensor: Sequence[str], count: int) -> tuple[int, ...]:
+    """The bands for red, green and blue (from 1), or the one band to show in grey.
+
+    By the bands' own names, else by the sensor's band order, else by what is usual for the number of bands.
+    """
+    for known in (names, sensor):
+        positions = [list(known).index(colour) + 1 for colour in _COLOURS if colour in known]
+        if len(positions) == 3 and max(positions) <= count:
+            return tuple(positions)
+    if count < 3:
+        return (1,)
+    return _BY_COUNT.get(count, (3, 2, 1))
+
+
+def remapped(renderer: Optional[QgsRasterRenderer], bands: Sequence[int]) -> Optional[QgsRasterRenderer]:
+    """A copy of a renderer of the stack for a result that holds only ``bands`` of it.
+
+    None if the renderer shows a band that the result has not.
+    """
+    if renderer is None:
+        return None
+    renderer = renderer.clone()
+    if not bands:
+        return renderer
+    place = {band: position for position, band in enumerate(bands, 1)}
+    place[-1] = -1  # a colour that is not set
+    if any(band not in place for band in renderer.usesBands()):
+        return None
+    if renderer.alphaBand() > 0:
+        renderer.setAlphaBand(place[renderer.alphaBand()])
+    if isinstance(renderer, QgsMultiBandColorRenderer):
+        red, green, blue = renderer.redBand(), renderer.greenBand(), renderer.blueBand()
+        renderer.setRedBand(place[red])
+        renderer.setGreenBand(place[green])
+        renderer.setBlueBand(place[blue])
+        return renderer
+    return renderer if renderer.setInputBand(place[renderer.inputBand()]) else None
+
+
+def compose(layer: QgsRasterLayer, bands: Sequence[int]) -> None:
+    """Shows bands in colour, or one in grey, stretched between the 2nd and the 98th percentile."""
+    provider = layer.dataProvider()
+    stretches = [_stretch(provider, band) for band in bands]
+    if len(bands) == 1:
+        renderer = QgsSingleBandGrayRenderer(provider, bands[0])
+        renderer.setContrastEnhancement(stretches[0])
+    else:
+        renderer = QgsMultiBandColorRenderer(provider, *bands)
+        renderer.setRedContrastEnhancement(stretches[0])
+        renderer.setGreenContrastEnhancement(stretches[1])
+        renderer.setBlueContrastEnhancement(stretches[2])
+    origin = QgsRasterMinMaxOrigin()
+    origin.setLimits(QgsRasterMinMaxOrigin.Limits.CumulativeCut)
+    origin.setCumulativeCutLower(LOWER)
+    origin.setCumulativeCutUpper(UPPER)
+    renderer.setMinMaxOrigin(origin)
+    layer.setRenderer(renderer)
+
+
+def _stretch(provider, band: int) -> QgsContrastEnhancement:
+    lower, upper = provider.cumulativeCut(band, LOWER, UPPER, provider.extent(), SAMPLE)
+    stretch = QgsContrastEnhancement(provider.dataType(band))
+    stretch.setMinimumValue(lower)
+    stretch.setMaximumValue(upper)
+    stretch.setContrastEnhancementAlgorithm(QgsContrastEnhancement.ContrastEnhancementAlgorithm.StretchToMinimumMaximum)
+    return stretch
+
+
+def describe(layer: QgsRasterLayer, provenance: Mapping[str, str]) -> None:
+    """Writes how a result was made into the layer's metadata."""
+    metadata = QgsLayerMetadata(layer.metadata())
+    lines = [f"{name}: {value}" for name, value in provenance.items()]
+    metadata.setType("dataset")
+    metadata.setTitle(layer.name())
+    metadata.setAbstract("Made by CLIPPan for QGIS.\n" + "\n".join(lines))
+    metadata.setHistory(lines)
+    metadata.setCrs(layer.crs())
+    layer.setMetadata(metadata)
+
+
+def write_sidecar(output: str, style: Style) -> None:
+    """Writes the style beside the file, so that it opens styled everywhere, also when QGIS did not load it."""
+    if output.startswith("/vsi"):
+        return
+    layer = QgsRasterLayer(output, Path(output).stem, "gdal")
+    if layer.isValid():
+        style.apply(layer)
+        layer.saveNamedStyle(str(Path(output).with_suffix(".qml")))
+
+
+class _PostProcessor(QgsProcessingLayerPostProcessorInterface):
+    def __init__(self, style: Style):
+        super().__init__()
+        self._style = style
+
+    def postProcessLayer(self, layer, context, feedback):
+        """See QgsProcessingLayerPostProcessorInterface."""
+        if isinstance(layer, QgsRasterLayer):
+            self._style.apply(layer)
+
+
+_kept: list[_PostProcessor] = []  # Processing does not own them, and calls them after the algorithm is gone
+
+
+def post_processor(style: Style) -> QgsProcessingLayerPostProcessorInterface:
+    """Styles the layer once QGIS has loaded it."""
+    processor = _PostProcessor(style)
+    _kept.append(processor)
+    return processor
+
+
+def _is_styled(layer: QgsRasterLayer, project: Optional[QgsProject]) -> bool:
+    if layer.renderer() is None:
+        return False
+    if project is not None and project.mapLayer(layer.id()) is not None:
+        return True
+    return Path(layer.source().split("|")[0]).with_suffix(".qml").exists()

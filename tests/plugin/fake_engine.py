@@ -1,0 +1,116 @@
+"""Stands in for ``python -m clippan.worker`` in the tests of the plugin, and behaves as its first argument says.
+
+Uses nothing but the standard library, and GDAL where it has to write a raster.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+TEXT = "the doctor's text"
+
+
+def send(**message):
+    print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+
+
+def figures():
+    full = {"D_lambda_K": 0.01, "D_s": 0.02, "HQNR": 0.97, "D_lambda": 0.03, "QNR": 0.95, "HP_correlation": 0.9}
+    return {"full": full, "reference": {}, "sensor": "generic", "pixels": 10, "report": None, "seconds": 0.1}
+
+
+def write_raster(request):
+    from osgeo import gdal
+
+    gdal.UseExceptions()
+    pan = gdal.Open(request["pan"])
+    names = [(path, band + 1) for path in request["ms"] for band in range(gdal.Open(path).RasterCount)]
+    chosen = [names[number - 1] for number in request["bands"] or range(1, len(names) + 1)]
+    size = (pan.RasterXSize, pan.RasterYSize)
+    target = gdal.GetDriverByName("GTiff").Create(request["output"], *size, len(chosen), gdal.GDT_UInt16)
+    target.SetGeoTransform(pan.GetGeoTransform())
+    target.SetProjection(pan.GetProjection())
+    for number, (path, band) in enumerate(chosen, 1):
+        source = gdal.Open(path)  # a band does not keep its dataset
+        values = source.GetRasterBand(band).ReadAsArray(buf_xsize=size[0], buf_ysize=size[1])
+        target.GetRasterBand(number).WriteArray(values)
+    return {
+        "output": request["output"], "width": size[0], "height": size[1], "bands": len(chosen), "dtype": "uint16",
+        "nodata": None, "method": request["method"], "sensor": "generic", "device": "cpu", "ratio": [4.0, 4.0],
+        "seconds": 0.1, "provenance": {"CLIPPAN_METHOD": request["method"]},
+    }  # fmt: skip
+
+
+def answer(mode, number, job, request):
+    """Does a job, or whatever the mode says instead."""
+    if mode == "record":
+        Path(os.environ["RECORD"]).write_text(json.dumps({"request": request, "environment": dict(os.environ)}))
+    output = request.get("output") or request.get("report")
+    if mode in ("dies", "dies-once", "hangs") and output:
+        Path(f"{output}.part").write_text("half")
+        Path(f"{output}.part.aux.xml").write_text("half")
+    send(method="progress", params={"id": number, "percent": 10, "message": "Working"})
+    send(method="log", params={"id": number, "line": "a line of the log"})
+    marker = Path(os.environ.get("MARKER", "/nonexistent/marker"))
+    if mode == "dies" or (mode == "dies-once" and not marker.exists()):
+        if mode == "dies-once":
+            marker.write_text("died")
+        print("out of memory, said the kernel", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "hangs":
+        time.sleep(60)
+    if mode == "polite":
+        message = json.loads(sys.stdin.readline())
+        assert message["method"] == "cancel", message
+        assert message["params"]["id"] == number
+        send(id=number, error={"code": -32001, "message": "Cancelled; nothing was written."})
+        return
+    if mode == "without-torch":
+        text = "PyTorch is missing in the engine's Python; run “Set up engine”."
+        send(id=number, error={"code": -32000, "message": text, "data": {"traceback": "Traceback: no torch"}})
+        return
+    if mode == "fails":
+        text = "The engine failed unexpectedly (KeyError: 'x'); the log has the details."
+        send(id=number, error={"code": -32603, "message": text, "data": {"traceback": "Traceback: x"}})
+        return
+    results = {
+        "pansharpen": lambda: write_raster(request),
+        "assess": figures,
+        "doctor": lambda: {"ok": True, "checks": [], "device": "cpu", "reason": "no GPU", "text": TEXT},
+    }
+    send(id=number, result=results[job]())
+
+
+def main():
+    mode, arguments = sys.argv[1], sys.argv[2:]
+    assert arguments == ["-m", "clippan.worker"], arguments
+    if mode == "junk":
+        print("I am no engine")
+        return
+    if mode == "fails-early":
+        print("Traceback (most recent call last):\nModuleNotFoundError: No module named 'json'", file=sys.stderr)
+        sys.exit(1)
+    for line in iter(sys.stdin.readline, ""):
+        message = json.loads(line)
+        number, params = message.get("id"), message.get("params", {})
+        if message["method"] == "handshake":
+            assert params == {"protocol": 1}, params
+            if mode == "silent":
+                time.sleep(60)
+            elif mode == "refuses":
+                text = "The engine speaks protocol 2 and the plugin 1; update both to one version."
+                send(id=number, error={"code": -32002, "message": text})
+            else:
+                protocol = 99 if mode == "other-protocol" else 1
+                print("a library greets", flush=True)  # not JSON: has to be ignored
+                send(id=number, result={"protocol": protocol, "version": "0", "pid": os.getpid()})
+        elif message["method"] == "run":
+            answer(mode, number, params["job"], params["request"])
+
+
+main()

@@ -1,0 +1,248 @@
+"""Set up engine, on a folder of tiny wheels; the code that runs is the one that installs PyTorch."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import subprocess
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import Feedback
+from qgis.core import QgsProcessingException, QgsSettings
+from qgis.PyQt.QtCore import QLockFile
+
+from clippan_qgis.engine import environment, python, variables
+
+MODULES = {
+    "torch": ("torch", "9.0"),
+    "torchvision": ("torchvision", "9.0"),
+    "open_clip_torch": ("open_clip", "9.0"),
+    "huggingface_hub": ("huggingface_hub", "9.0"),
+    "safetensors": ("safetensors", "9.0"),
+}
+
+
+def wheel(folder, name, module, version, requires=(), code=""):
+    """Writes a wheel that holds one module."""
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{module}.py": f"__version__ = {version!r}\n{code}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        + "".join(f"Requires-Dist: {item}\n" for item in requires),
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    lines = []
+    for path, text in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+        lines.append(f"{path},sha256={digest},{len(text.encode())}\n")
+    files[f"{info}/RECORD"] = "".join(lines) + f"{info}/RECORD,,\n"
+    target = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(target, "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+    return target
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory):
+    """A folder with all that is needed; a newer torch and numpy lie there as bait."""
+    folder = tmp_path_factory.mktemp("wheels with spaces")
+    for name, (module, version) in MODULES.items():
+        wheel(folder, name, module, version, ["torch", "numpy"] if name == "open_clip_torch" else ())
+    wheel(folder, "numpy", "numpy", "99.0")
+    return folder
+
+
+def folder_of(settings):
+    return environment.folder(settings.cache_folder)
+
+
+def test_set_up_from_a_folder_of_wheels(run, wheels, settings, feedback):
+    results = run("setupengine", {"WHEELS": str(wheels)}, feedback)
+    path = Path(results["PYTHON"])
+    assert path == environment.python_in(folder_of(settings))
+    found = python.find(settings)
+    assert (found.path, found.managed) == (str(path), True)
+    # QGIS's GDAL and numpy are seen, torch is the environment's own, and numpy was held.
+    code = "import torch, numpy; from osgeo import gdal; print(torch.__version__, numpy.__version__)"
+    said = subprocess.run([path, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    import numpy
+
+    assert said == ["9.0", numpy.__version__]
+    installed = (folder_of(settings) / "installed.txt").read_text()
+    assert "torch @" in installed or "torch==9.0" in installed
+    assert feedback.percents[-1] == 100
+    log = folder_of(settings).with_name(f"{folder_of(settings).name}.log").read_text()
+    assert "pip install torch torchvision" in log
+
+    # A second run has nothing to do, and takes no time.
+    again = Feedback()
+    started = time.monotonic()
+    run("setupengine", {"WHEELS": str(wheels)}, again)
+    assert sum("done already" in line for line in again.lines) == len(environment.STEPS)
+    assert time.monotonic() - started < 5
+
+
+def test_a_failed_run_names_the_cause_and_the_next_one_goes_on(run, wheels, settings, tmp_path):
+    poor = tmp_path / "poor"
+    poor.mkdir()
+    for name in ("torch", "torchvision"):
+        (poor / f"{name}-9.0-py3-none-any.whl").write_bytes((wheels / f"{name}-9.0-py3-none-any.whl").read_bytes())
+    with pytest.raises(QgsProcessingException) as caught:
+        run("setupengine", {"WHEELS": str(poor)})
+    text = str(caught.value)
+    assert "could not be installed (No matching distribution found for open_clip_torch" in text
+    assert text.endswith("; add the missing wheels to the folder.")
+    assert "\n" not in text
+    assert not environment.is_complete(folder_of(settings))
+
+    feedback = Feedback()
+    run("setupengine", {"WHEELS": str(wheels)}, feedback)
+    assert sum("done already" in line for line in feedback.lines) == 2  # environment and torch
+    assert environment.is_complete(folder_of(settings))
+
+    # A broken installation is found, and “Start afresh” mends it.
+    mark = folder_of(settings) / "left-over"
+    mark.write_text("")
+    run("setupengine", {"WHEELS": str(wheels), "RESET": True})
+    assert not mark.exists()
+    assert environment.is_complete(folder_of(settings))
+
+
+def test_what_does_not_work_is_not_called_ready(run, wheels, settings, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for item in wheels.iterdir():
+        (broken / item.name).write_bytes(item.read_bytes())
+    wheel(broken, "torch", "torch", "9.0", code="raise ImportError('DLL load failed while importing _C')")
+    with pytest.raises(QgsProcessingException, match=r"does not work \(ImportError: DLL load failed.*Visual C\+\+"):
+        run("setupengine", {"WHEELS": str(broken)})
+    assert not environment.is_complete(folder_of(settings))
+
+
+def test_cancel_stops_at_once_and_the_next_run_goes_on(run, wheels, settings):
+    feedback = Feedback()
+    push = feedback.pushInfo
+
+    def cancel_in_the_first_step(text):
+        push(text)
+        if "virtual environment" in text:
+            feedback.cancel_now()
+
+    feedback.pushInfo = cancel_in_the_first_step
+    with pytest.raises(QgsProcessingException, match=r"^Cancelled"):
+        run("setupengine", {"WHEELS": str(wheels)}, feedback)
+    assert time.monotonic() - feedback.cancelled_at < 1
+    assert not environment.is_complete(folder_of(settings))
+    run("setupengine", {"WHEELS": str(wheels)})
+    assert environment.is_complete(folder_of(settings))
+
+
+def test_an_index_that_cannot_be_reached_is_no_dead_end(run, wheels, settings, feedback, monkeypatch, tmp_path):
+    """torch from PyPI instead, and the log says so; the mirror that the user's pip knows stands in for PyPI."""
+    simple = tmp_path / "simple"
+    for name in MODULES:
+        page = simple / name.replace("_", "-")
+        page.mkdir(parents=True)
+        (file,) = wheels.glob(f"{name}-*.whl")
+        (page / file.name).write_bytes(file.read_bytes())
+        (page / "index.html").write_text(f'<a href="{file.name}">{file.name}</a>')
+    monkeypatch.setattr(environment, "INDEX", "http://127.0.0.1:9/whl")
+    monkeypatch.setenv("PIP_INDEX_URL", simple.as_uri())
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    run("setupengine", {"TORCH": "cpu"}, feedback)
+    assert any(
+        "could not be had from http://127.0.0.1:9/whl/cpu; taking it from PyPI" in line for line in feedback.lines
+    )
+    assert environment.is_complete(folder_of(settings))
+
+
+def test_two_set_ups_at_once_do_not_meet(run, wheels, settings):
+    settings.cache_folder.mkdir(parents=True)
+    lock = QLockFile(str(settings.cache_folder / "engine.lock"))
+    assert lock.tryLock(0)
+    with pytest.raises(QgsProcessingException, match=r"Another set-up is running.*wait until it has ended\.$"):
+        run("setupengine", {"WHEELS": str(wheels)})
+    lock.unlock()
+
+
+def test_start_afresh_removes_only_an_environment(run, wheels, settings):
+    folder = folder_of(settings)
+    folder.mkdir(parents=True)
+    (folder / "thesis.doc").write_text("years of work")
+    with pytest.raises(QgsProcessingException, match="no virtual environment"):
+        run("setupengine", {"WHEELS": str(wheels), "RESET": True})
+    assert (folder / "thesis.doc").exists()
+
+
+def test_a_missing_folder_of_wheels(run):
+    with pytest.raises(QgsProcessingException, match="does not exist; correct it or leave it empty"):
+        run("setupengine", {"WHEELS": "/nowhere/wheels"})
+
+
+@pytest.mark.parametrize(
+    ("choice", "platform", "driver", "expected"),
+    [
+        ("auto", "linux", None, "cpu"),
+        ("auto", "win32", None, "cpu"),
+        ("auto", "linux", (12, 4), "cu118"),
+        ("auto", "win32", (12, 9), "cu128"),
+        ("auto", "linux", (13, 1), "cu130"),
+        ("cpu", "linux", (13, 1), "cpu"),
+        ("cuda", "linux", None, "cu130"),
+        ("pypi", "linux", (13, 1), None),
+        ("auto", "darwin", None, None),
+    ],
+)
+def test_the_index_fits_the_machine(choice, platform, driver, expected):
+    index = environment.torch_index(choice, platform, driver)
+    assert index == (None if expected is None else f"https://download.pytorch.org/whl/{expected}")
+
+
+@pytest.mark.parametrize(
+    ("platform", "prefix", "executable", "expected"),
+    [
+        ("linux", "/usr", "/usr/bin/qgis", "/usr/bin/python3.11"),
+        ("win32", "/osgeo/apps/Python311", "/osgeo/bin/qgis-bin.exe", "/osgeo/apps/Python311/python.exe"),
+        (
+            "darwin",
+            "/nowhere",
+            "/Applications/QGIS.app/Contents/MacOS/QGIS",
+            "/Applications/QGIS.app/Contents/MacOS/bin/python3.11",
+        ),
+    ],
+)
+def test_qgis_itself_is_never_taken_for_a_python(platform, prefix, executable, expected):
+    found = environment.base_candidates(platform, prefix, executable, (3, 11))
+    assert Path(expected) in found
+    assert Path(executable) not in found
+
+
+def test_pip_gets_the_users_sources_and_qgis_proxy(monkeypatch, settings):
+    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example/simple")
+    monkeypatch.setenv("PIP_TARGET", "/somewhere")
+    monkeypatch.setenv("PIP_USER", "1")
+    store = QgsSettings()
+    store.setValue("proxy/proxyEnabled", True)
+    store.setValue("proxy/proxyType", "HttpProxy")
+    store.setValue("proxy/proxyHost", "proxy.example")
+    store.setValue("proxy/proxyPort", "3128")
+    store.setValue("proxy/proxyUser", "me@work")
+    store.setValue("proxy/proxyPassword", "a:b")
+    store.setValue("proxy/noProxyUrls", ["https://intranet.example/x"])
+    try:
+        found = variables.for_pip(settings)
+    finally:
+        store.remove("proxy")
+    assert found["PIP_INDEX_URL"] == "https://mirror.example/simple"
+    assert "PIP_TARGET" not in found
+    assert "PIP_USER" not in found
+    assert found["HTTPS_PROXY"] == "http://me%40work:a%3Ab@proxy.example:3128"
+    assert found["NO_PROXY"] == "intranet.example"
+    assert variables.network(settings.cache_folder) == {}  # without a proxy in QGIS
