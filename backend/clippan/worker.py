@@ -39,7 +39,7 @@ class Worker:
         self._source = source
         self._sink = sink
         self._writing = threading.Lock()
-        self._waiting: queue.Queue[Optional[dict[str, Any]]] = queue.Queue()
+        self._waiting: queue.Queue[Optional[tuple[Any, dict[str, Any]]]] = queue.Queue()
         self._cancelled: set[Any] = set()
         self._ended = threading.Event()
 
@@ -59,13 +59,14 @@ class Worker:
             message = json.loads(line)
             method, number = message["method"], message.get("id")
             params = message.get("params", {})
+            hash((number, params.get("id")))  # both are looked up in a set later
         except (ValueError, KeyError, TypeError, AttributeError):
             self._fail(None, PARSE_ERROR, "The worker could not read a message.")
             return
         if method == "handshake":
             self._handshake(number, params.get("protocol"))
         elif method == "run":
-            self._waiting.put(message)
+            self._waiting.put((number, params))
         elif method == "cancel":
             self._cancelled.add(params.get("id"))
         else:
@@ -91,7 +92,7 @@ class Worker:
                 continue
             if message is None:
                 return
-            self._run_job(message["id"], message.get("params", {}))
+            self._run_job(*message)
 
     def _run_job(self, number: Any, params: dict[str, Any]) -> None:
         context = Context(
