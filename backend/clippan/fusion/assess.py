@@ -186,9 +186,21 @@ class Scene:
         ]
 
     def read(self, source: Source, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
-        """A window of the fused raster, or of one on its grid, and where all its bands are valid."""
-        values, valid = source.read(window.x - self.column, window.y - self.row, window.width, window.height)
-        return self._tensors(values, valid)
+        """A window of the fused raster, or of one on its grid, and where all its bands are valid.
+
+        Beyond the area the border's pixels repeat: what other tools write there need not be image.
+        """
+        area = self.area
+        left, top = max(window.x, area.x), max(window.y, area.y)
+        right = min(window.x + window.width, area.x + area.width)
+        bottom = min(window.y + window.height, area.y + area.height)
+        values, valid = source.read(left - self.column, top - self.row, right - left, bottom - top)
+        edges = (
+            (0, 0),
+            (top - window.y, window.y + window.height - bottom),
+            (left - window.x, window.x + window.width - right),
+        )
+        return self._tensors(np.pad(values, edges, "edge"), None if valid is None else np.pad(valid, edges, "edge"))
 
     def read_pan(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
         """A window of PAN (1, height, width) and its validity."""

@@ -1,0 +1,381 @@
+"""Assess on small rasters: what it reads, what it refuses, and what it reports."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import read_raster, truth, write_raster
+from osgeo import gdal
+
+from clippan.errors import Cancelled, ClippanError
+from clippan.fusion import assess as module
+from clippan.fusion import filters, metrics, report
+from clippan.jobs import AssessRequest, Context, Method, PansharpenRequest, run
+from clippan.raster.grid import Axis
+
+FULL = ["D_lambda_K", "D_s", "HQNR", "D_lambda", "QNR", "HP_correlation"]
+REFERENCE = ["Q2n", "SAM", "ERGAS", "SCC", "PSNR", "SSIM"]
+
+
+@pytest.fixture
+def fused(scene, tmp_path):
+    """A scene and the path of its fusion."""
+    pair = scene(size=256)
+    output = str(tmp_path / "fused.tif")
+    run(PansharpenRequest(pair.pan, (pair.ms,), output))
+    return pair, output
+
+
+def assess(pair, fused, **options):
+    return run(AssessRequest(fused, pair.pan, (pair.ms,), **options))
+
+
+def test_all_figures(fused):
+    pair, output = fused
+    result = assess(pair, output, reference=pair.truth)
+    assert list(result.full) == FULL
+    assert list(result.reference) == REFERENCE
+    assert result.pixels == 256 * 256
+    assert result.sensor == "generic"
+    assert result.report is None
+    assert 0.5 < result.full["HQNR"] < 1
+    assert result.full["HP_correlation"] > 0.8
+    assert result.reference["Q2n"] > 0.8
+
+
+def test_without_a_reference(fused):
+    pair, output = fused
+    assert assess(pair, output).reference == {}
+
+
+def test_sharpening_shows(fused, tmp_path):
+    pair, output = fused
+    plain = str(tmp_path / "cubic.tif")
+    run(PansharpenRequest(pair.pan, (pair.ms,), plain, Method.CUBIC))
+    sharp = assess(pair, output, reference=pair.truth)
+    blurred = assess(pair, plain, reference=pair.truth)
+    assert sharp.full["HP_correlation"] > blurred.full["HP_correlation"] + 0.3
+    for name in ("Q2n", "SCC", "PSNR", "SSIM"):
+        assert sharp.reference[name] > blurred.reference[name]
+    assert sharp.reference["ERGAS"] < blurred.reference["ERGAS"]
+    assert blurred.full["D_lambda_K"] < 0.2
+
+
+def test_the_truth_is_perfect_against_itself(scene):
+    pair = scene()
+    result = assess(pair, pair.truth, reference=pair.truth)
+    perfect = {"Q2n": 1, "SAM": 0, "ERGAS": 0, "SCC": 1, "PSNR": math.inf, "SSIM": 1}
+    assert result.reference == pytest.approx(perfect, abs=1e-6)
+
+
+def test_figures_are_those_of_whole_arrays(fused):
+    """Tiles, margins and positions against the same figures computed at once."""
+    pair, output = fused
+    result = assess(pair, output, reference=pair.truth)
+    image, pan, ms, high = (
+        torch.from_numpy(read_raster(path).astype(np.float32)) for path in (output, pair.pan, pair.ms, pair.truth)
+    )
+    axis = Axis(4.0, 0.0)
+    first, number = filters.ms_support(axis, 0, 256)
+    low = torch.nn.functional.pad(ms, (-first, first + number - 64, -first, first + number - 64), mode="replicate")
+    up = filters.up_matrix(axis, 0, 256)
+    upsampled = filters.separable(up, low, up)
+    kernel = torch.from_numpy(filters.mtf_kernel(0.3, 4)).float()
+    reach = len(kernel) // 2
+    filtered = torch.nn.functional.pad(image, (reach,) * 4, mode="replicate")[:, None]
+    filtered = torch.nn.functional.conv2d(filtered, kernel.view(1, 1, -1, 1))
+    filtered = torch.nn.functional.conv2d(filtered, kernel.view(1, 1, 1, -1))[:, 0]
+    start, count = filters.pan_support(axis, 0, 64, 0.15)
+    wide = torch.nn.functional.pad(pan, (-start, start + count - 256) * 2, mode="replicate")
+    down = filters.down_matrix(axis, 0, 64, 0.15)
+    pan_low = filters.separable(down, wide, down)
+    assert result.full["D_lambda_K"] == pytest.approx(metrics.d_lambda_k(filtered, upsampled), abs=1e-5)
+    assert result.full["D_s"] == pytest.approx(metrics.d_s(image, pan, ms, pan_low, 4), abs=1e-5)
+    assert result.full["D_lambda"] == pytest.approx(metrics.d_lambda(image, ms, 4), abs=1e-5)
+    assert result.full["HP_correlation"] == pytest.approx(metrics.hp_correlation(image, pan), abs=1e-5)
+    assert result.reference["Q2n"] == pytest.approx(metrics.q2n(image, high), abs=1e-5)
+    assert result.reference["SSIM"] == pytest.approx(metrics.ssim(image, high, float(high.max())), abs=1e-5)
+    assert result.reference["PSNR"] == pytest.approx(metrics.psnr(image, high), abs=1e-4)
+
+
+@pytest.mark.parametrize("tile", [32, 96])
+def test_tiles_do_not_change_figures(fused, monkeypatch, tile):
+    pair, output = fused
+    whole = assess(pair, output, reference=pair.truth)
+    monkeypatch.setattr(module, "_TILE", tile)
+    tiled = assess(pair, output, reference=pair.truth)
+    assert tiled.full == pytest.approx(whole.full, abs=1e-5)
+    assert tiled.reference == pytest.approx(whole.reference, rel=1e-5)
+    assert tiled.pixels == whole.pixels
+
+
+def test_invalid_pixels_stay_out(raster):
+    """What lies under nodata or NaN changes no figure."""
+    high = truth(192, 3).astype(np.float32)
+    results = []
+    for number, (junk, nodata) in enumerate([(-9999.0, -9999.0), (np.nan, None), (1e6, 1e6)]):
+        image, low, pan = high + 5, high.reshape(3, 48, 4, 48, 4).mean((2, 4)), high.mean(axis=0)
+        image[:, 40:60, 10:100] = junk
+        low[:, :10, 40:] = junk
+        pan[150:, 180:] = junk
+        reference = high.copy()
+        reference[:, 180:, :20] = junk
+        paths = [
+            raster(f"{name}{number}.tif", values, pixel=pixel, nodata=nodata)
+            for name, values, pixel in [("f", image, 1), ("p", pan, 1), ("m", low, 4), ("r", reference, 1)]
+        ]
+        results.append(run(AssessRequest(paths[0], paths[1], (paths[2],), paths[3])))
+    assert results[0].pixels < 192 * 192 - 20 * 90
+    for result in results[1:]:
+        assert result.pixels == results[0].pixels
+        assert result.full == pytest.approx(results[0].full, abs=1e-6)
+        assert result.reference == pytest.approx(results[0].reference, rel=1e-6)
+    assert results[0].reference["PSNR"] == pytest.approx(20 * math.log10(high.max() / 5), abs=0.5)
+
+
+def test_alpha_is_no_band_but_a_mask(fused, tmp_path):
+    pair, output = fused
+    values = read_raster(output)
+    alpha = np.full((1, 256, 256), 255, values.dtype)
+    alpha[:, :, :64] = 0
+    path = write_raster(tmp_path / "alpha.tif", np.concatenate([values, alpha]))
+    dataset = gdal.Open(path, gdal.GA_Update)
+    dataset.GetRasterBand(5).SetColorInterpretation(gdal.GCI_AlphaBand)
+    dataset = None
+    assert assess(pair, path).pixels == 256 * 192
+
+
+def test_nodata_override(fused):
+    pair, output = fused
+    value = int(read_raster(pair.pan)[0, 100, 100])
+    holes = int((read_raster(pair.pan) == value).sum())
+    assert assess(pair, output, nodata=float(value)).pixels <= 256 * 256 - holes
+
+
+def test_some_bands(fused, tmp_path):
+    pair, _ = fused
+    output = str(tmp_path / "some.tif")
+    run(PansharpenRequest(pair.pan, (pair.ms,), output, bands=(3, 1)))
+    result = assess(pair, output, bands=(3, 1), reference=pair.truth)  # the truth has all four
+    assert result.reference["Q2n"] > 0.8
+    wrong = assess(pair, output, bands=(1, 3), reference=pair.truth)
+    assert wrong.reference["SAM"] > result.reference["SAM"]
+
+
+def test_one_band(scene, tmp_path):
+    pair = scene(bands=1)
+    output = str(tmp_path / "one.tif")
+    run(PansharpenRequest(pair.pan, (pair.ms,), output))
+    result = assess(pair, output, reference=pair.truth, report=str(tmp_path / "r.html"))
+    assert result.full["D_lambda"] == 0
+    assert all(math.isfinite(value) for value in result.full.values())
+
+
+def test_single_band_inputs(fused, tmp_path):
+    pair, output = fused
+    paths = tuple(
+        write_raster(tmp_path / f"b{number}.tif", band, pixel=4.0) for number, band in enumerate(read_raster(pair.ms))
+    )
+    stacked = run(AssessRequest(output, pair.pan, paths))
+    assert stacked.full == pytest.approx(assess(pair, output).full)
+
+
+def test_fused_on_the_whole_pan(raster, tmp_path):
+    """Other tools write PAN's whole extent; ours writes the overlap. Both mean the same pixels."""
+    high = truth(256, 3).astype(np.uint16)
+    pan = raster("pan.tif", high.mean(axis=0).astype(np.uint16))
+    low = high.reshape(3, 64, 4, 64, 4).mean((2, 4)).astype(np.uint16)
+    # MS leaves out 32 PAN pixels at the left and 16 at the top.
+    ms = raster("ms.tif", low[:, 4:, 8:], pixel=4.0, origin=(500032.0, 4999984.0))
+    inner = str(tmp_path / "inner.tif")
+    run(PansharpenRequest(pan, (ms,), inner))
+    values = read_raster(inner)
+    assert values.shape == (3, 240, 224)
+    whole = np.zeros((3, 256, 256), np.uint16)
+    whole[:, 16:, 32:] = values
+    outer = raster("outer.tif", whole)
+    truth_path = raster("truth.tif", high)
+    inner_truth = raster("inner_truth.tif", high[:, 16:, 32:], origin=(500032.0, 4999984.0))
+    one = run(AssessRequest(inner, pan, (ms,), inner_truth))
+    other = run(AssessRequest(outer, pan, (ms,), truth_path))
+    assert one.pixels == other.pixels == 240 * 224
+    assert one.full == pytest.approx(other.full, abs=1e-6)
+    assert one.reference == pytest.approx(other.reference, rel=1e-5)
+
+
+def test_rasters_without_georeference(scene, tmp_path):
+    pair = scene(origin=None, epsg=None)
+    output = str(tmp_path / "plain.tif")
+    run(PansharpenRequest(pair.pan, (pair.ms,), output))
+    assert assess(pair, output, reference=pair.truth).pixels == 256 * 256
+
+
+def test_ratio_that_is_no_integer(raster, tmp_path):
+    high = truth(250, 3)
+    pan = raster("pan.tif", high.mean(axis=0).astype(np.uint16))
+    ms = raster("ms.tif", high.reshape(3, 50, 5, 50, 5).mean((2, 4)).astype(np.uint16), pixel=5.0)
+    shifted = raster("ms2.tif", read_raster(ms), pixel=4.9, origin=(500001.3, 4999998.2))
+    for path in (ms, shifted):
+        output = str(tmp_path / "out.tif")
+        run(PansharpenRequest(pan, (path,), output))
+        values = run(AssessRequest(output, pan, (path,))).full
+        assert all(math.isfinite(value) for value in values.values())
+
+
+# What it refuses
+
+
+def refuse(match, *arguments, **options):
+    with pytest.raises(ClippanError, match=match) as caught:
+        run(AssessRequest(*arguments, **options))
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert sentence.endswith(".")
+
+
+def test_missing_file(scene):
+    pair = scene()
+    refuse("The pansharpened raster /no/f.tif does not exist", "/no/f.tif", pair.pan, (pair.ms,))
+    refuse("The reference raster /no/r.tif does not exist", pair.truth, pair.pan, (pair.ms,), reference="/no/r.tif")
+
+
+def test_band_counts_differ(scene, raster):
+    pair = scene()
+    three = raster("three.tif", read_raster(pair.truth)[:3])
+    refuse("has 3 bands but was compared with 4 bands", three, pair.pan, (pair.ms,))
+    refuse("The reference raster has 3 bands and the", pair.truth, pair.pan, (pair.ms,), reference=three)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pixel": 2.0},
+        {"origin": (500000.5, 5000000.0)},
+        {"epsg": 32632},
+        {"origin": None, "epsg": None, "crop": 200},
+    ],
+)
+def test_fused_on_another_grid(scene, raster, options):
+    pair = scene()
+    crop = options.pop("crop", 256)
+    other = raster("other.tif", read_raster(pair.truth)[:, :crop], **options)
+    refuse("does not lie on the pixels of the panchromatic raster", other, pair.pan, (pair.ms,))
+
+
+def test_fused_elsewhere(scene, raster):
+    pair = scene()
+    other = raster("other.tif", read_raster(pair.truth), origin=(600000.0, 5000000.0))
+    refuse("does not overlap the rasters it should be made from", other, pair.pan, (pair.ms,))
+
+
+def test_reference_on_another_grid(scene, raster):
+    pair = scene()
+    smaller = raster("smaller.tif", read_raster(pair.truth)[:, :100])
+    refuse("has 256 × 100 pixels and the .* 256 × 256", pair.truth, pair.pan, (pair.ms,), reference=smaller)
+    moved = raster("moved.tif", read_raster(pair.truth), origin=(500002.0, 5000000.0))
+    refuse("does not lie on the grid of", pair.truth, pair.pan, (pair.ms,), reference=moved)
+
+
+def test_too_small(scene):
+    pair = scene(size=28)
+    refuse("28 × 28 pixels in common; figures need at least one block", pair.truth, pair.pan, (pair.ms,))
+
+
+def test_nothing_valid(scene, raster):
+    pair = scene()
+    empty = raster("empty.tif", np.zeros((4, 256, 256), np.uint16), nodata=0)
+    refuse("No pixel is valid in the pansharpened raster", empty, pair.pan, (pair.ms,))
+    refuse("No pixel of the reference raster is valid", pair.truth, pair.pan, (pair.ms,), reference=empty)
+
+
+def test_no_whole_block(scene, raster):
+    pair = scene()
+    values = read_raster(pair.truth)
+    values[:, ::16] = 0
+    holed = raster("holed.tif", values, nodata=0)
+    refuse("No block of 32 × 32 pixels is valid throughout", holed, pair.pan, (pair.ms,))
+
+
+def test_a_reference_of_zeros(scene, raster):
+    pair = scene()
+    zeros = raster("zeros.tif", np.zeros((4, 256, 256), np.int16))
+    refuse("has no value above zero", pair.truth, pair.pan, (pair.ms,), reference=zeros)
+
+
+def test_cancel(fused, tmp_path):
+    pair, output = fused
+    page = tmp_path / "r.html"
+    request = AssessRequest(output, pair.pan, (pair.ms,), report=str(page))
+    calls = iter(range(100))
+    with pytest.raises(Cancelled):
+        run(request, Context(cancelled=lambda: next(calls) > 2))
+    assert not list(tmp_path.glob("r.html*"))
+
+
+# The report
+
+
+def test_report(fused, tmp_path):
+    pair, output = fused
+    page = tmp_path / "a <b> & é.html"
+    result = assess(pair, output, reference=pair.truth, report=str(page))
+    assert result.report == str(page)
+    text = page.read_text(encoding="utf-8")
+    for figure in report.FIGURES.values():
+        assert figure.label in text
+    assert f"{result.full['HQNR']:.4f}" in text
+    assert not re.search(r'(src|href)="(?!data:)|url\(|<script|https?://', text)  # needs nothing from outside
+    pictures = re.findall(r'data:image/png;base64,([^"]+)"', text)
+    assert len(pictures) == 4
+    for number, picture in enumerate(pictures):
+        name = f"/vsimem/report{number}.png"
+        gdal.FileFromMemBuffer(name, base64.b64decode(picture))
+        dataset = gdal.Open(name)
+        assert (dataset.RasterXSize, dataset.RasterYSize) == (256, 256)
+        assert dataset.RasterCount == (2 if number == 0 else 4)
+        assert dataset.GetRasterBand(1).ReadAsArray().std() > 10
+        dataset = None
+        gdal.Unlink(name)
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_report_escapes_names(fused, tmp_path):
+    pair, output = fused
+    nasty = tmp_path / "<img src=x>&amp;.tif"
+    Path(output).rename(nasty)
+    page = tmp_path / "r.html"
+    assess(pair, str(nasty), report=str(page))
+    text = page.read_text(encoding="utf-8")
+    assert "<img src=x>" not in text
+    assert "&lt;img src=x&gt;&amp;amp;.tif" in text
+
+
+def test_report_that_cannot_be_written(fused, tmp_path, monkeypatch):
+    pair, output = fused
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    page = str(tmp_path / "r.html")
+    refuse(
+        r"The report .*r.html could not be written \(No space left on device\); choose another place.",
+        output,
+        pair.pan,
+        (pair.ms,),
+        report=page,
+    )
+    assert not list(tmp_path.glob("r.html*"))
+
+
+def test_picture_of_flat_and_invalid_images():
+    flat = np.ones((3, 8, 8), np.float32)
+    nothing = np.zeros((8, 8), bool)
+    for valid in (nothing, ~nothing):
+        assert report.Picture.of("flat", flat, valid).png.startswith(b"\x89PNG")
