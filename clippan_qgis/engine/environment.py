@@ -172,8 +172,9 @@ class SetUp:
             self._clear()
         numpy = importlib.metadata.version("numpy")
         index = None if self._wheels else torch_index(self._torch, sys.platform, self._driver())
-        locked = places.RESOURCES / LOCK
-        lines = locked.read_text(encoding="utf-8") if locked.exists() else ""
+        locked = _locked()
+        lines = "\n".join(locked.values())
+        others = [line for name, line in locked.items() if name not in (*TORCH, *PACKAGES)]
         variant = "" if self._wheels else (index or "pypi")
         inputs: dict[str, Sequence[str]] = {
             "environment": (str(base), _VERSION),
@@ -199,11 +200,11 @@ class SetUp:
             if step == "environment":
                 self._make(base)
             elif step == "torch":
-                constraints.write_text(f"{lines}\nnumpy=={numpy}\n", encoding="utf-8")
+                constraints.write_text("\n".join([*others, f"numpy=={numpy}"]), encoding="utf-8")
                 self._install_torch(index, constraints)
             elif step == "packages":
-                held = "".join(f"{name}=={self._installed(name)}\n" for name in TORCH)
-                constraints.write_text(f"{lines}\nnumpy=={numpy}\n{held}", encoding="utf-8")
+                held = [f"{name}=={self._installed(name)}" for name in TORCH]
+                constraints.write_text("\n".join([*others, f"numpy=={numpy}", *held]), encoding="utf-8")
                 self._install(PACKAGES, constraints)
             else:
                 self._check()
@@ -283,7 +284,9 @@ class SetUp:
     def _install(self, names: Iterable[str], constraints: Path, *options: str) -> None:
         if self._wheels:
             options = ("--no-index", "--find-links", self._wheels)
-        command = [str(python_in(self._folder)), "-m", "pip", "install", *names, "-c", str(constraints), *options]
+        locked = _locked()
+        wanted = [locked.get(name, name) for name in names]
+        command = [str(python_in(self._folder)), "-m", "pip", "install", *wanted, "-c", str(constraints), *options]
         code, lines = self._call(command, self._say)
         if code:
             remedy = (
@@ -388,6 +391,14 @@ def _marks(environment: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return marks if isinstance(marks, dict) else {}
+
+
+def _locked() -> dict[str, str]:
+    """The requirements of the lock file, by name."""
+    path = places.RESOURCES / LOCK
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    wanted = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return {re.split(r"[^\w.-]", line, maxsplit=1)[0]: line for line in wanted}
 
 
 def _cause(lines: Sequence[str]) -> str:

@@ -24,25 +24,28 @@ class ChoiceWidget(QgsAbstractProcessingParameterWidgetWrapper):
         batch = type(dialog).__name__ == "BatchAlgorithmDialog"
         kind = QgsProcessingGui.WidgetType.Batch if batch else QgsProcessingGui.WidgetType.Standard
         super().__init__(parameter, kind)
-        self._box = None
         self.setDialog(dialog)
 
     def createWidget(self):
         """See QgsAbstractProcessingParameterWidgetWrapper."""
-        self._box = QComboBox()
+        box = QComboBox()
         for value, label in self.parameterDefinition().metadata()["clippan_labels"].items():
-            self._box.addItem(label, value)
-            self._box.setItemData(self._box.count() - 1, value, Qt.ItemDataRole.ToolTipRole)
-        self._box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self._box.currentIndexChanged.connect(lambda _: self.widgetValueHasChanged.emit(self))
-        return self._box
+            box.addItem(label, value)
+            box.setItemData(box.count() - 1, value, Qt.ItemDataRole.ToolTipRole)
+        box.setToolTip(self.parameterDefinition().toolTip())
+        box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        box.currentIndexChanged.connect(lambda _: self.widgetValueHasChanged.emit(self))
+        return box
+
+    # The widget is asked for anew each time: QGIS takes it over, and the Python object made above with it.
 
     def setWidgetValue(self, value, context):
         """See QgsAbstractProcessingParameterWidgetWrapper."""
-        index = self._box.findData(str(value))
+        box = self.wrappedWidget()
+        index = box.findData(str(value))
         if index >= 0:
-            self._box.setCurrentIndex(index)
+            box.setCurrentIndex(index)
 
     def widgetValue(self):
         """See QgsAbstractProcessingParameterWidgetWrapper."""
-        return self._box.currentData()
+        return self.wrappedWidget().currentData()

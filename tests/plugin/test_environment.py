@@ -77,7 +77,7 @@ def test_set_up_from_a_folder_of_wheels(run, wheels, settings, feedback):
     assert "torch @" in installed or "torch==9.0" in installed
     assert feedback.percents[-1] == 100
     log = folder_of(settings).with_name(f"{folder_of(settings).name}.log").read_text()
-    assert "pip install torch torchvision" in log
+    assert "pip install torch>=" in log
 
     # A second run has nothing to do, and takes no time.
     again = Feedback()

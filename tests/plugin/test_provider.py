@@ -311,15 +311,19 @@ def dialog(plugin, qgis_iface, qgis_new_project, monkeypatch):
         item.deleteLater()
 
 
-def test_the_dialog_shows_what_the_words_mean(dialog, fake):
+def test_the_dialog_shows_what_the_words_mean(dialog, fake, parameters):
     fake("good")
     dialog = dialog("pansharpen")
     wrapper = dialog.mainWidget().wrappers["METHOD"]
     box = wrapper.wrappedWidget()
     assert box.currentText() == Method.MTF_GLP_HPM_R.label
     assert wrapper.parameterValue() == "mtf-glp-hpm-r"
+    changes = []
+    wrapper.widgetValueHasChanged.connect(changes.append)
     wrapper.setParameterValue("bt-h", QgsProcessingContext())
+    assert len(changes) == 1
     assert box.currentText() == Method.BT_H.label
+    dialog.setParameters({**parameters, "METHOD": "bt-h"})
     assert dialog.createProcessingParameters()["METHOD"] == "bt-h"
 
 
