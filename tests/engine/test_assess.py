@@ -139,14 +139,14 @@ def test_invalid_pixels_stay_out(raster):
     assert results[0].reference["PSNR"] == pytest.approx(20 * math.log10(high.max() / 5), abs=0.5)
 
 
-def test_alpha_is_no_band_but_a_mask(fused, tmp_path):
-    pair, output = fused
-    values = read_raster(output)
+def test_alpha_is_no_band_but_a_mask(scene, tmp_path):
+    pair = scene(bands=3)
+    values = read_raster(pair.truth)
     alpha = np.full((1, 256, 256), 255, values.dtype)
     alpha[:, :, :64] = 0
     path = write_raster(tmp_path / "alpha.tif", np.concatenate([values, alpha]))
     dataset = gdal.Open(path, gdal.GA_Update)
-    dataset.GetRasterBand(5).SetColorInterpretation(gdal.GCI_AlphaBand)
+    dataset.GetRasterBand(4).SetColorInterpretation(gdal.GCI_AlphaBand)
     dataset = None
     assert assess(pair, path).pixels == 256 * 192
 

@@ -308,9 +308,9 @@ figcaption { padding-top: 4px; color: #3d4a57; font-size: 14px; }
 table { width: 100%; border-collapse: collapse; background: #fff; border: 1px solid #dfe3e8; }
 th, td { text-align: left; vertical-align: top; padding: 8px 14px; border-top: 1px solid #e9ecf0; }
 thead th { background: #eef1f4; font-size: 13px; color: #3d4a57; border-top: 0; }
-tbody th { font-weight: 600; white-space: nowrap; }
-.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.best { text-align: center; color: #66717d; }
+tbody th { font-weight: 600; white-space: nowrap; width: 170px; }
+.number { width: 80px; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+thead .best, .best { width: 40px; text-align: center; color: #66717d; }
 .origin td { overflow-wrap: anywhere; }
 @media print { body { background: #fff; } main { padding: 0; } }
 """

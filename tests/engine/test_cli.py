@@ -1,0 +1,260 @@
+"""The command: the same requests as everyone's, one sentence for each failure, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import clippan
+from clippan import cli
+from clippan.jobs import (
+    JOBS,
+    AssessRequest,
+    AssessResult,
+    Compression,
+    Device,
+    DoctorRequest,
+    DoctorResult,
+    Format,
+    Method,
+    PansharpenRequest,
+)
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(clippan.__file__).parents[1])}
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    """What would have been run."""
+    seen = []
+
+    def run(request, context):
+        request.validate()
+        seen.append(request)
+        if isinstance(request, AssessRequest):
+            figures = {"HQNR": 0.91234, "PSNR": float("inf")}
+            return AssessResult(figures, {"Q2n": 0.8}, "generic", 100, request.report, 1.0)
+        return DoctorResult(isinstance(request, PansharpenRequest), (), "cpu", "", "all about it")
+
+    monkeypatch.setattr(cli, "run", run)
+    return seen
+
+
+def test_shortest_pansharpen(requests, tmp_path):
+    output = str(tmp_path / "o.tif")
+    assert cli.main(["pansharpen", "--pan", "p.tif", "--ms", "m.tif", "--output", output]) == 0
+    assert requests == [PansharpenRequest("p.tif", ("m.tif",), output)]
+
+
+def test_every_option_of_pansharpen(requests, tmp_path):
+    output = str(tmp_path / "o.tif")
+    line = (
+        "pansharpen --pan p.tif --ms a.tif b.tif --ms c.tif --method gsa --sensor worldview3 --bands 3,2,1 "
+        "--nodata -3.4e38 --tile-size 512 --threads 3 --device cpu --format cog --compression zstd --no-overviews"
+    )
+    assert cli.main([*line.split(), "--output", output]) == 0
+    assert requests == [
+        PansharpenRequest(
+            "p.tif",
+            ("a.tif", "b.tif", "c.tif"),
+            output,
+            Method.GSA,
+            "worldview3",
+            (3, 2, 1),
+            -3.4e38,
+            512,
+            3,
+            Device.CPU,
+            Format.COG,
+            Compression.ZSTD,
+            False,
+        )
+    ]
+
+
+def test_every_option_of_assess(requests, tmp_path, capsys):
+    page = str(tmp_path / "r.html")
+    line = (
+        "assess --fused f.tif --pan p.tif --ms m.tif --reference r.tif --sensor landsat --bands 2 --nodata nan "
+        "--device cuda --report"
+    )
+    assert cli.main([*line.split(), page]) == 0
+    request = requests[0]
+    assert request.nodata != request.nodata
+    assert (request.reference, request.sensor, request.bands, request.report, request.device) == (
+        "r.tif",
+        "landsat",
+        (2,),
+        page,
+        Device.CUDA,
+    )
+    text = capsys.readouterr().out
+    assert "HQNR               0.9123" in text
+    assert "Report: " in text
+
+
+def test_json_is_valid_json_and_all_there_is(requests, capsys):
+    assert cli.main(["assess", "--fused", "f", "--pan", "p", "--ms", "m", "--json"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert result["full"] == {"HQNR": 0.91234, "PSNR": None}
+    assert err == ""
+
+
+def test_doctor_tells_by_its_exit_code(requests, capsys):
+    assert cli.main(["doctor", "--device", "mps"]) == 2
+    assert requests == [DoctorRequest(Device.MPS)]
+    assert capsys.readouterr().out == "all about it\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("", "The following arguments are required: COMMAND; see clippan --help."),
+        ("dance", "Argument COMMAND: invalid choice: 'dance'"),
+        ("pansharpen --pan p", "The following arguments are required: --ms, --output; see clippan pansharpen --help."),
+        ("pansharpen --pan p --ms m --output o --bands 1,x", "'1,x' is no list of band numbers such as 1,2,3"),
+        ("pansharpen --pan p --ms m --output o --method magic", "Argument --method: invalid choice: 'magic'"),
+        ("pansharpen --pan p --ms m --output o --nodata x", "Argument --nodata: invalid float value: 'x'"),
+        ("pansharpen --pan p --ms m --output o --threads 1.5", "Argument --threads: invalid int value: '1.5'"),
+        ("pansharpen --pan p --ms m --output o --sharp", "Unrecognized arguments: --sharp"),
+        ("pansharpen --pan p --ms m --output o --sensor sputnik", "Unknown sensor 'sputnik'; choose auto or one of"),
+        ("pansharpen --pan p --ms m --output o --tile-size 1", "The tile size is 1; it has to be 256 or more."),
+        ("pansharpen --pan /no.tif --ms /no.tif --output o", "The panchromatic raster /no.tif does not exist"),
+        ("assess --fused /no.tif --pan /no.tif --ms /no.tif", "does not exist; check the path."),
+    ],
+)
+def test_failures_are_one_sentence(line, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert err.endswith(".\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bug_is_a_sentence_too(monkeypatch, capsys):
+    def broken(request, context):
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(cli, "run", broken)
+    assert cli.main(["doctor"]) == 2
+    err = capsys.readouterr().err
+    assert err == "The engine failed unexpectedly (ZeroDivisionError: division by zero); --debug shows where.\n"
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["doctor", "--debug"])
+
+
+def test_progress_only_on_a_terminal(monkeypatch, capsys):
+    def slow(request, context):
+        for percent in range(0, 101, 50):
+            context.progress(percent, "Working")
+        return DoctorResult(True, (), "cpu", "", "text")
+
+    monkeypatch.setattr(cli, "run", slow)
+    assert cli.main(["doctor"]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert cli.main(["doctor"]) == 0
+    err = capsys.readouterr().err
+    assert "\r100 % Working" in err
+    assert err.endswith("\r\033[K")
+
+
+def test_every_job_and_field_has_help(capsys):
+    for name in JOBS:
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([name, "--help"])
+    assert "--no-overviews" in capsys.readouterr().out
+
+
+def clippan_command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "clippan.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=120,
+        check=False,
+        **options,
+    )
+
+
+def test_help_and_version_load_no_library():
+    answer = clippan_command("--version")
+    assert (answer.returncode, answer.stdout) == (0, f"clippan {clippan.__version__}\n")
+    code = (
+        "import sys; from clippan import cli\n"
+        "try: cli.main(['pansharpen', '--help'])\n"
+        "except SystemExit: print([m for m in ('torch', 'osgeo', 'numpy') if m in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert answer.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_whole_way(scene, tmp_path):
+    """Fuse and assess as a user does, with blanks and letters of the world in the paths."""
+    folder = tmp_path / "mit Leerzeichen – ü"
+    folder.mkdir()
+    pair = scene(folder=folder)
+    output, page = str(folder / "scharf é.tif"), str(folder / "Bericht.html")
+    made = clippan_command("pansharpen", "--pan", pair.pan, "--ms", pair.ms, "--output", output, "--json")
+    assert (made.returncode, made.stderr) == (0, "")
+    assert json.loads(made.stdout)["output"] == output
+    line = ["assess", "--fused", output, "--pan", pair.pan, "--ms", pair.ms, "--reference", pair.truth]
+    assessed = clippan_command(*line, "--report", page)
+    assert (assessed.returncode, assessed.stderr) == (0, "")
+    assert "Q2n" in assessed.stdout
+    assert Path(page).stat().st_size > 10000
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"pan.tif", "ms.tif", "truth.tif", "scharf é.tif", "Bericht.html"}
+
+
+# A job that says when it has begun, and then waits to be cancelled, with a file that must go.
+WAITING = """
+import sys, time
+from pathlib import Path
+from clippan import cli
+def run(request, context):
+    part = Path(sys.argv[1])
+    part.write_text("half")
+    try:
+        print("begun", flush=True)
+        for _ in range(600):
+            context.check()
+            time.sleep(0.05)
+    finally:
+        part.unlink()
+cli.run = run
+sys.exit(cli.main(["doctor"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_cancels_cleanly(tmp_path, number):
+    part = tmp_path / "o.tif.part"
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING, str(part)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "begun\n"
+        started = time.monotonic()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=10)
+    assert time.monotonic() - started < 1.5
+    assert (process.returncode, out, err) == (130, "", "Cancelled; nothing was written.\n")
+    assert not part.exists()
