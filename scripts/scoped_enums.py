@@ -86,7 +86,13 @@ def follow(root: Any, names: list[str]) -> Optional[str]:
 def complaints(source: str) -> Iterator[tuple[int, str]]:
     """Line and text of every finding in a Python source."""
     tree = ast.parse(source)
-    roots = {}
+    roots: dict[str, Any] = {}
+    modules = {
+        (item.asname or item.name).split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for item in node.names
+    }
     for line, name, value, complaint in imported(tree):
         if complaint:
             yield line, complaint
@@ -102,7 +108,9 @@ def complaints(source: str) -> Iterator[tuple[int, str]]:
             complaint = follow(roots[root], names)
             if complaint:
                 yield node.lineno, complaint
-        elif root and root[0].islower() and len(names) == 1 and CAMEL.match(names[0]) and id(node) not in called:
+        elif root is None or root in modules or id(node) in called:
+            continue
+        elif root[0].islower() and len(names) == 1 and CAMEL.match(names[0]):
             yield node.lineno, f"{root}.{names[0]} looks like an enum member; take it from its enum"
 
 

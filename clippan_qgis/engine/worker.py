@@ -146,7 +146,7 @@ class Worker:
     def _run(self, process: _Process, request: Request, feedback: Any, outputs: Sequence[str]) -> dict[str, Any]:
         number = next(self._numbers)
         process.send({"id": number, "method": "run", "params": {"job": request.name, "request": to_json(request)}})
-        limit = None
+        limit, text = None, ""
         while True:
             if limit is None and feedback.isCanceled():
                 process.send({"method": "cancel", "params": {"id": number}})
@@ -173,8 +173,9 @@ class Worker:
             params = message.get("params") or {}
             if message.get("method") == "progress" and params.get("id") == number:
                 feedback.setProgress(float(params.get("percent") or 0))
-                if params.get("message"):
-                    feedback.setProgressText(str(params["message"]))
+                if params.get("message", text) != text:
+                    text = str(params["message"])
+                    feedback.setProgressText(text)
             elif message.get("method") == "log" and params.get("id") == number:
                 feedback.pushInfo(str(params.get("line", "")))
             elif message.get("id") == number and "error" in message:
@@ -187,10 +188,9 @@ def _raise(error: Mapping[str, Any], feedback: Any) -> None:
     if error.get("code") == CANCELLED:
         raise Cancelled
     details = (error.get("data") or {}).get("traceback", "")
-    if details:
+    if details and error.get("code") != FAILED:  # a failure that was foreseen is told in its sentence alone
         feedback.pushDebugInfo(details)
-        if error.get("code") != FAILED:
-            QgsMessageLog.logMessage(details, TAG, Qgis.MessageLevel.Warning)
+        QgsMessageLog.logMessage(details, TAG, Qgis.MessageLevel.Warning)
     raise ClippanError(str(error.get("message")))
 
 
@@ -241,7 +241,7 @@ class _Process:
             ) from error
         self._readers = [
             threading.Thread(target=target, name=f"clippan-{target.__name__}", daemon=True)
-            for target in (self._read_answers, self._read_errors)
+            for target in (self._read_errors, self._read_answers)  # the second waits for the first
         ]
         for reader in self._readers:
             reader.start()
@@ -299,7 +299,7 @@ class _Process:
                 elif line.strip():
                     self.errors.append(line.rstrip())
         # Whoever waits should see the last words and the exit code.
-        self._readers[1].join(0.3)
+        self._readers[0].join(0.3)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(0.3)
         self.messages.put(None)

@@ -29,6 +29,11 @@ def bounds(dataset: gdal.Dataset) -> np.ndarray:
     return np.array([west, north + height * dataset.RasterYSize, west + width * dataset.RasterXSize, north])
 
 
+def files(folder: Path) -> set[str]:
+    """Names of the files in a folder, less the statistics that QGIS leaves beside every raster it styles."""
+    return {item.name for item in folder.iterdir() if not item.name.endswith(".aux.xml")}
+
+
 def check_grid(fused: gdal.Dataset, pan: gdal.Dataset, ms: gdal.Dataset) -> None:
     """The output holds the PAN pixels whose centre MS covers, and all of them."""
     step = fused.GetGeoTransform()
@@ -52,7 +57,7 @@ def detail(values: np.ndarray) -> float:
 
 def check_result(path: Path, pan_path: object, ms_paths: list[object], method: str = "mtf-glp-hpm-r") -> None:
     """Grid, bands, type, tags and style of an output, and that it is MS with the detail of PAN."""
-    assert sorted(item.name for item in path.parent.iterdir()) == [path.with_suffix(".qml").name, path.name]
+    assert files(path.parent) == {path.name, path.with_suffix(".qml").name}
     fused, pan = gdal.Open(str(path)), gdal.Open(str(pan_path))
     stack = [gdal.Open(str(item)) for item in ms_paths]
     bands = [dataset.GetRasterBand(number + 1) for dataset in stack for number in range(dataset.RasterCount)]
@@ -67,29 +72,15 @@ def check_result(path: Path, pan_path: object, ms_paths: list[object], method: s
     style = path.with_suffix(".qml").read_text(encoding="utf-8")
     assert "<rasterrenderer" in style
 
-    for number, band in enumerate(bands[:4]):
-        values = fused.GetRasterBand(number + 1).ReadAsArray()
-        low = band.ReadAsArray()
-        valid, low_valid = values != 0, low != 0
-        assert values[valid].mean() == pytest.approx(low[low_valid].mean(), rel=0.03)
-        blurred = gdal.Warp(
-            "",
-            str(path),
-            format="VRT",
-            xRes=bands[0].XSize and stack[0].GetGeoTransform()[1],
-            yRes=stack[0].GetGeoTransform()[1],
-            resampleAlg="average",
-        )
-        smooth = gdal.Warp(
-            "",
-            blurred,
-            format="VRT",
-            resampleAlg="cubic",
-            width=fused.RasterXSize,
-            height=fused.RasterYSize,
-            outputBounds=bounds(fused).tolist(),
-        )
-        assert detail(values) > 1.15 * detail(smooth.GetRasterBand(number + 1).ReadAsArray())
+    # What is left of the detail once pixels have been averaged to the size of MS and enlarged again.
+    grid = stack[0].GetGeoTransform()
+    coarse = gdal.Warp("", fused, format="VRT", xRes=grid[1], yRes=grid[5], resampleAlg="average")
+    size = {"width": fused.RasterXSize, "height": fused.RasterYSize}
+    smooth = gdal.Warp("", coarse, format="VRT", resampleAlg="cubic", outputBounds=bounds(fused).tolist(), **size)
+    for number, band in enumerate(bands, 1):
+        values, low = fused.GetRasterBand(number).ReadAsArray(), band.ReadAsArray()
+        assert values.mean() == pytest.approx(low.mean(), rel=0.03)
+        assert detail(values) > 1.15 * detail(smooth.GetRasterBand(number).ReadAsArray())
 
 
 def test_toolbox_holds_the_algorithms(profile: Profile) -> None:
@@ -160,12 +151,10 @@ def test_input_in_a_folder_with_a_difficult_name(profile: Profile, scene: Scene,
 def check_refusal(run: Run, output: Path, *words: str) -> None:
     """One sentence with these words, no traceback, nothing on disk."""
     assert run.code != 0
-    said = run.output + run.errors
-    assert "Traceback" not in said
-    sentences = [line for line in said.splitlines() if all(word in line for word in words)]
-    assert sentences, said
-    assert sentences[0].rstrip().endswith("."), sentences[0]
-    assert list(output.parent.iterdir()) == []
+    assert "Traceback" not in run.output + run.errors
+    sentences = [line for line in run.errors.splitlines() if all(word in line for word in words)]
+    assert any(line.rstrip().endswith(".") for line in sentences), run.errors
+    assert files(output.parent) == set()
 
 
 def test_refuses_a_missing_file(profile: Profile, scene: Scene, folder: Path) -> None:
@@ -200,7 +189,7 @@ def test_refuses_to_overwrite_an_input(profile: Profile, scene: Scene, tmp_path:
     assert run.code != 0
     assert "one of the inputs" in run.output + run.errors
     assert pan.read_bytes() == before
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["pan.tif"]
+    assert files(tmp_path) == {"pan.tif"}
 
 
 def test_says_how_to_get_an_engine(profile: Profile, scene: Scene, folder: Path) -> None:
