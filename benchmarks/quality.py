@@ -4,8 +4,8 @@
 
 Each pair is fused and assessed twice: at full resolution, without a reference, and one scale down, where PAN and MS
 are both degraded by the ratio (Wald's protocol) and the original MS is the reference. Ready-made reduced pairs, which
-bring a reference of their own, are only assessed against that. Sensors are told by the folder's name. Means are over sensors, so that
-ten crops of one satellite do not outvote the others.
+bring a reference of their own, are only assessed against that. Sensors are told by the folder's name. Means are over
+sensors, so that ten crops of one satellite do not outvote the others.
 """
 
 from __future__ import annotations

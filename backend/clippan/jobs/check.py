@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Iterable, Sequence
 
 from clippan.errors import ClippanError
 
@@ -44,7 +44,7 @@ def output(path: str, inputs: Iterable[str]) -> None:
 
 def _same(one: Path, other: Path) -> bool:
     if one.exists():
-        return os.path.samefile(one, other)
+        return one.samefile(other)
     return one.resolve() == other.resolve()
 
 
