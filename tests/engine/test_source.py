@@ -50,11 +50,16 @@ def test_float_nodata_that_float32_rounds(raster):
     assert valid[0, 0].tolist() == [False, True]
 
 
-def test_alpha_is_a_mask_and_no_band(raster):
-    path = raster("a.tif", np.array([[[9, 9]], [[8, 8]], [[7, 7]], [[255, 0]]], "uint8"), options=["ALPHA=YES"])
+@pytest.mark.parametrize("bands", [1, 2, 3, 5])
+def test_alpha_is_a_mask_and_no_band(raster, bands):
+    planes = np.concatenate([np.full((bands, 1, 2), 9), [[[255, 0]]]]).astype("uint8")
+    path = raster("a.tif", planes, options=["PHOTOMETRIC=MINISBLACK"])
+    dataset = gdal.Open(path, gdal.GA_Update)
+    dataset.GetRasterBand(bands + 1).SetColorInterpretation(gdal.GCI_AlphaBand)
+    dataset = None
     values, valid = read(path)
-    assert values.shape == (3, 1, 2)
-    assert valid[:, 0].tolist() == [[True, False]] * 3
+    assert values.shape == (bands, 1, 2)
+    assert valid[:, 0].tolist() == [[True, False]] * bands
 
 
 def test_mask_of_the_dataset(raster):

@@ -47,10 +47,11 @@ def _gaussian(distance: np.ndarray, gain: float, ratio: float) -> np.ndarray:
 
 
 def _cubic(distance: np.ndarray) -> np.ndarray:
-    """Cubic convolution with a = -1/2 (Keys 1981), third-order accurate."""
+    """Cubic convolution (Keys 1981) with a = -3/4, sharper than Keys's own -1/2: on the development pairs it is ahead
+    in Q2n, SAM, ERGAS and HQNR."""
     d = np.abs(distance)
-    near = (1.5 * d - 2.5) * d * d + 1
-    far = ((-0.5 * d + 2.5) * d - 4) * d + 2
+    near = (1.25 * d - 2.25) * d * d + 1
+    far = ((-0.75 * d + 3.75) * d - 6) * d + 3
     return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
 
 

@@ -16,7 +16,7 @@ import torch
 from clippan.fusion.statistics import Statistics
 from clippan.jobs.options import Method
 
-_FLOOR = 0.05  # of a band's mean above its dark level: the least denominator of a modulation
+_FLOOR = 0.3  # of a band's mean above its dark level: the least denominator of a modulation
 
 
 class Cubic:
@@ -31,35 +31,28 @@ class Cubic:
 
 class Brovey:
     """Brovey transform with an intensity fitted to PAN (Gillespie et al. 1987), and with haze correction
-    (Lolli et al. 2017) if ``haze`` is set: the dark level of each band, its path radiance, is left out of the ratio.
+    (Lolli et al. 2017) if ``haze`` is set: the dark level h of each band, its path radiance, is left out of the ratio.
 
-    F = (MS − h) · (P − h_I) / (I − h_I) + h, where I = Σ w·MS + w₀ is the regression of filtered PAN on the bands.
+    F = (MS − h) · (P − Σ w·h) / (Σ w·MS − Σ w·h) + h, where Σ w·MS fits filtered PAN with no weight negative: with
+    negative ones the denominator would vanish over surfaces that are dark in some bands only.
     """
 
     needs_low = False
 
     def __init__(self, statistics: Statistics, haze: bool) -> None:
-        bands = statistics.ms
-        if haze:
-            weights = statistics.regress(statistics.pan, bands)
-            offset = statistics.mean[statistics.pan] - weights @ statistics.mean[bands]
-            dark = statistics.dark
-        else:
-            weights = _nonnegative(statistics)
-            offset = torch.zeros((), dtype=weights.dtype)
-            dark = torch.zeros_like(weights)
+        weights = _nonnegative(statistics)
+        dark = statistics.dark if haze else torch.zeros_like(statistics.dark)
         self._weights = weights.float().view(1, -1)
         self._dark = dark.float().view(-1, 1, 1)
-        self._offset = float(offset)
-        self._dark_intensity = float(weights @ dark + offset)
-        mean = float(weights @ statistics.mean[bands] + offset)
+        self._dark_intensity = float(weights @ dark)
+        mean = float(weights @ statistics.mean[statistics.ms])
         self._floor = _FLOOR * max(mean - self._dark_intensity, 1e-12)
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
         """See the module."""
         intensity = _combine(self._weights, ms)
         gain = pan - self._dark_intensity
-        gain /= (intensity + (self._offset - self._dark_intensity)).clamp_(min=self._floor)
+        gain /= intensity.sub_(self._dark_intensity).clamp_(min=self._floor)
         dark = self._dark.to(ms.device)
         return (ms - dark).mul_(gain).add_(dark)
 

@@ -130,16 +130,19 @@ class Source:
         declared = [band.GetNoDataValue() for band in self.bands]
         self._nodata = [nodata] * len(self.bands) if nodata is not None else declared
         self.nodata = next((value for value in self._nodata if value is not None), None)
-        self._mask = self._mask_band()
+        self._mask = self._mask_band(dataset)
         self.masked = self._mask is not None or self.nodata is not None or np.issubdtype(self.dtype, np.floating)
         bits = self.bands[0].GetMetadataItem("NBITS", "IMAGE_STRUCTURE")
         self.bits = int(bits) if bits and np.issubdtype(self.dtype, np.unsignedinteger) else None
 
-    def _mask_band(self) -> Optional[gdal.Band]:
-        band = self.bands[0]
-        flags = band.GetMaskFlags()
-        explicit = gdal.GMF_PER_DATASET | gdal.GMF_ALPHA
-        return band.GetMaskBand() if flags & explicit and not flags & gdal.GMF_NODATA else None
+    def _mask_band(self, dataset: gdal.Dataset) -> Optional[gdal.Band]:
+        # GDAL takes alpha for a mask in rasters of two or four bands only.
+        for number in range(1, dataset.RasterCount + 1):
+            band = dataset.GetRasterBand(number)
+            if band.GetColorInterpretation() == gdal.GCI_AlphaBand:
+                return band
+        flags = self.bands[0].GetMaskFlags()
+        return self.bands[0].GetMaskBand() if flags & gdal.GMF_PER_DATASET and not flags & gdal.GMF_NODATA else None
 
     def __enter__(self) -> Source:
         return self
