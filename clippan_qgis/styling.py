@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Optional
 
+import numpy as np
 from qgis.core import (
     Qgis,
     QgsContrastEnhancement,
@@ -186,12 +188,27 @@ def compose(layer: QgsRasterLayer, bands: Sequence[int]) -> None:
 
 
 def _stretch(provider, band: int) -> QgsContrastEnhancement:
-    lower, upper = provider.cumulativeCut(band, LOWER, UPPER, provider.extent(), SAMPLE)
+    lower, upper = _cut(provider, band)
     stretch = QgsContrastEnhancement(provider.dataType(band))
     stretch.setMinimumValue(lower)
     stretch.setMaximumValue(upper)
     stretch.setContrastEnhancementAlgorithm(QgsContrastEnhancement.ContrastEnhancementAlgorithm.StretchToMinimumMaximum)
     return stretch
+
+
+def _cut(provider, band: int) -> tuple[float, float]:
+    """The percentiles of a sample; QGIS's own cumulativeCut would leave a histogram in an .aux.xml file."""
+    width, height = provider.xSize(), provider.ySize()
+    scale = min(1.0, (SAMPLE / (width * height)) ** 0.5)
+    block = provider.block(band, provider.extent(), max(int(width * scale), 1), max(int(height * scale), 1))
+    values = block.as_numpy(use_masking=False).astype(float)
+    valid = np.isfinite(values)
+    if block.hasNoDataValue():
+        valid &= values != block.noDataValue()
+    if not valid.any():
+        return 0.0, 1.0
+    lower, upper = np.percentile(values[valid], (100 * LOWER, 100 * UPPER))
+    return float(lower), float(upper)
 
 
 def describe(layer: QgsRasterLayer, provenance: Mapping[str, str]) -> None:
@@ -210,10 +227,16 @@ def write_sidecar(output: str, style: Style) -> None:
     """Writes the style beside the file, so that it opens styled everywhere, also when QGIS did not load it."""
     if output.startswith("/vsi"):
         return
+    histogram = Path(f"{output}.aux.xml")  # opening an unstyled raster makes QGIS leave one beside it
+    keep = histogram.exists()
     layer = QgsRasterLayer(output, Path(output).stem, "gdal")
     if layer.isValid():
         style.apply(layer)
         layer.saveNamedStyle(str(Path(output).with_suffix(".qml")))
+    del layer  # closes the file, and only then is the histogram written
+    if not keep:
+        with contextlib.suppress(OSError):
+            histogram.unlink()
 
 
 class _PostProcessor(QgsProcessingLayerPostProcessorInterface):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from qgis.core import (
     QgsProcessingOutputNumber,
@@ -91,9 +92,13 @@ class AssessPansharpening(base.JobAlgorithm):
             sensor=self.parameterAsEnumString(parameters, base.SENSOR, context),
             bands=self.bands(parameters, context),
             nodata=self.nodata(parameters, context),
-            report=self.parameterAsFileOutput(parameters, self.OUTPUT_HTML, context) or None,
             device=self.device(parameters, context),
         )
+
+    def place(self, request, parameters, context):
+        """See JobAlgorithm."""
+        report = self.parameterAsFileOutput(parameters, self.OUTPUT_HTML, context)
+        return replace(request, report=report or None)
 
     def outputs(self):
         """See JobAlgorithm."""

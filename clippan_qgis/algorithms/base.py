@@ -114,12 +114,19 @@ class JobAlgorithm(Algorithm):
         self._failure = ""
 
     def build(self, parameters, context) -> Request:
-        """The job's request; in the main thread.
+        """The job's request, without its outputs; in the main thread.
 
         Raises:
             ClippanError: the values cannot be meant.
         """
         raise NotImplementedError
+
+    def place(self, request: Request, parameters, context) -> Request:
+        """The request with its outputs.
+
+        Not in the main thread: QGIS loads only those layers that are announced to the context of the run itself.
+        """
+        return request
 
     def outputs(self) -> tuple[str, ...]:
         """Files that the job writes."""
@@ -155,7 +162,6 @@ class JobAlgorithm(Algorithm):
         try:
             self._launch = worker.launch(Settings.read())
             self._request = self.build(parameters, context)
-            self._request.validate()
         except ClippanError as error:
             self._failure = str(error)
         return True
@@ -165,6 +171,8 @@ class JobAlgorithm(Algorithm):
         if self._failure:
             raise QgsProcessingException(self._failure)
         try:
+            self._request = self.place(self._request, parameters, context)
+            self._request.validate()
             answer = worker.shared.run(self._launch, self._request, feedback, self.outputs())
         except ClippanError as error:
             raise QgsProcessingException(str(error)) from None
@@ -202,7 +210,7 @@ class JobAlgorithm(Algorithm):
     def add_bands(self) -> None:
         """BANDS: a selection."""
         self.add(
-            QgsProcessingParameterString(BANDS, "Bands (all if empty)", optional=True),
+            QgsProcessingParameterString(BANDS, "Bands, such as 4,3,2 (all if empty)", optional=True),
             "Numbers of the multispectral bands to work on, counted from 1 through all rasters of the list, "
             "such as 1,2,3 or 2-4. Their order is that of the result. Empty means all.",
         )

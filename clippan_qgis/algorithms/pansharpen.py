@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qgis.core import (
     Qgis,
     QgsProcessingOutputString,
@@ -144,7 +146,7 @@ class Pansharpen(base.JobAlgorithm):
         request = PansharpenRequest(
             pan=self.source(parameters, base.PANCHROMATIC, context),
             ms=tuple(base.data_source(layer) for layer in spectral),
-            output=self.parameterAsOutputLayer(parameters, self.OUTPUT, context),
+            output="",
             method=Method(self.parameterAsEnumString(parameters, self.METHOD, context)),
             sensor=self.parameterAsEnumString(parameters, base.SENSOR, context),
             bands=bands,
@@ -159,6 +161,10 @@ class Pansharpen(base.JobAlgorithm):
         self._style = styling.Style.of(spectral, bands, context.project())
         return request
 
+    def place(self, request, parameters, context):
+        """See JobAlgorithm."""
+        return replace(request, output=self.parameterAsOutputLayer(parameters, self.OUTPUT, context))
+
     def outputs(self):
         """See JobAlgorithm."""
         return (self._request.output,)
@@ -167,10 +173,6 @@ class Pansharpen(base.JobAlgorithm):
         """See JobAlgorithm."""
         self._style = self._style.of_result(answer["sensor"], answer["provenance"])
         self._answer = answer
-        feedback.pushInfo(
-            f"{answer['width']} × {answer['height']} pixels, {answer['bands']} bands, {answer['dtype']}; "
-            f"{answer['method']}, sensor {answer['sensor']}, on {answer['device']}, {answer['seconds']:.1f} s"
-        )
         return {
             self.OUTPUT: answer["output"],
             "METHOD_USED": answer["method"],

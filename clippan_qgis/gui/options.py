@@ -11,7 +11,7 @@ from qgis.gui import (
     QgsOptionsPageWidget,
     QgsOptionsWidgetFactory,
 )
-from qgis.PyQt.QtGui import QIcon
+from qgis.PyQt.QtGui import QFontDatabase, QGuiApplication, QIcon
 from qgis.PyQt.QtWidgets import (
     QComboBox,
     QFormLayout,
@@ -73,15 +73,20 @@ class OptionsPage(QgsOptionsPageWidget):
         self.authcfg = QgsAuthConfigSelect()
         self.check = QPushButton("Check engine")
         self.setup = QPushButton("Set up engine…")
+        self.copy = QPushButton("Copy report")
+        self.copy.setEnabled(False)
         self.report = QPlainTextEdit()
         self.report.setReadOnly(True)
+        self.report.setFont(QFontDatabase.systemFont(QFontDatabase.SystemFont.FixedFont))  # it has columns
+        self.report.setLineWrapMode(QPlainTextEdit.LineWrapMode.NoWrap)
         self.report.setPlaceholderText(
-            "“Check engine” says here what the engine found and what to do where something is wrong."
+            "“Check engine” says here what it found and what to do where something is wrong."
         )
         self._explain()
         self._arrange()
         self.check.clicked.connect(self._check)
         self.setup.clicked.connect(self._set_up)
+        self.copy.clicked.connect(lambda: QGuiApplication.clipboard().setText(self.report.toPlainText()))
         self.show_settings(settings or Settings.read())
 
     def show_settings(self, settings: Settings) -> None:
@@ -121,18 +126,20 @@ class OptionsPage(QgsOptionsPageWidget):
             "The access token for the Hub: a basic configuration with the token as its password. Public models "
             "need none."
         )
+        self.copy.setToolTip("Copies the report, to be pasted into an issue. It holds nothing secret.")
         self.setup.setToolTip("Makes an environment with PyTorch over QGIS's own Python. It asks first.")
 
     def _arrange(self) -> None:
         engine = QGroupBox("Engine")
         form = _form(engine)
-        form.addRow("Python", self.python)
+        form.addRow("Engine Python", self.python)
         form.addRow("Device", self.device)
         form.addRow("Cache folder", self.cache)
         buttons = QHBoxLayout()
         buttons.addWidget(self.check)
         buttons.addWidget(self.setup)
         buttons.addStretch()
+        buttons.addWidget(self.copy)
         form.addRow(buttons)
         form.addRow(self.report)
         models = QGroupBox("Models")
@@ -167,6 +174,7 @@ class OptionsPage(QgsOptionsPageWidget):
     def _show(self, text: str) -> None:
         self.report.setPlainText(text)
         self.check.setEnabled(True)
+        self.copy.setEnabled(True)
 
     def _set_up(self) -> None:
         import processing

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from conftest import wait_for
 from qgis.core import QgsApplication, QgsAuthMethodConfig
+from qgis.PyQt.QtWidgets import QApplication
 
 from clippan_qgis.engine import variables
 from clippan_qgis.gui.options import OptionsFactory, OptionsPage
@@ -43,6 +44,8 @@ def test_check_shows_the_doctors_text(page, fake):
     assert not page.check.isEnabled()
     wait_for(page.check.isEnabled)
     assert "the doctor's text" in page.report.toPlainText()
+    page.copy.click()
+    assert QApplication.clipboard().text() == page.report.toPlainText()
 
 
 def test_check_looks_at_what_is_typed_and_says_what_is_wrong(page, fake):

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write
+from conftest import wait_for, write
 from osgeo import gdal
 from qgis.core import (
+    QgsApplication,
     QgsContrastEnhancement,
     QgsMultiBandColorRenderer,
+    QgsProcessingAlgRunnerTask,
     QgsProcessingContext,
     QgsProcessingOutputLayerDefinition,
     QgsProject,
     QgsRasterLayer,
+    QgsRasterMinMaxOrigin,
     QgsSingleBandGrayRenderer,
 )
 
@@ -50,21 +53,22 @@ def bands(layer):
 
 @pytest.fixture
 def load(run, qgis_new_project):
-    """Runs and loads the result as the dialog does; returns the layer of the project."""
-    from processing.core.Processing import Processing
+    """Runs in the background and loads the result, as the dialog does; returns the layer of the project."""
     from processing.gui.Postprocessing import handleAlgorithmResults
 
     def load(parameters, feedback):
         context = QgsProcessingContext()
         context.setProject(QgsProject.instance())
         output = QgsProcessingOutputLayerDefinition(parameters["OUTPUT"], QgsProject.instance())
-        Processing.runAlgorithm(
-            "clippan:pansharpen",
-            {**parameters, "OUTPUT": output},
-            lambda algorithm, context, feedback: handleAlgorithmResults(algorithm, context, feedback),
-            feedback,
-            context,
-        )
+        algorithm = QgsApplication.processingRegistry().createAlgorithmById("clippan:pansharpen")
+        task = QgsProcessingAlgRunnerTask(algorithm, {**parameters, "OUTPUT": output}, context, feedback)
+        answers = []
+        task.executed.connect(lambda ok, results: answers.append((ok, results)))
+        QgsApplication.taskManager().addTask(task)
+        wait_for(lambda: answers)
+        ((ok, results),) = answers
+        assert ok, feedback.failures
+        assert handleAlgorithmResults(algorithm, context, feedback, results)
         (layer,) = [
             item for item in QgsProject.instance().mapLayers().values() if item.source() == parameters["OUTPUT"]
         ]
@@ -147,6 +151,24 @@ def test_the_file_opens_styled_everywhere(run, fake, parameters):
     run("pansharpen", parameters)
     assert Path(parameters["OUTPUT"]).with_suffix(".qml").exists()
     assert bands(QgsRasterLayer(parameters["OUTPUT"], "again")) == (3, 2, 1)
+    assert not Path(parameters["OUTPUT"] + ".aux.xml").exists()
+
+
+def test_missing_pixels_do_not_stretch_the_colours(tmp_path):
+    values = np.full((1, 64, 64), 65535)
+    values[:, :32] = np.linspace(100, 200, 64)
+    layer = QgsRasterLayer(write(tmp_path / "x.tif", values, 1.0, nodata=65535), "x")
+    styling.compose(layer, (1,))
+    stretch = layer.renderer().contrastEnhancement()
+    assert 100 <= stretch.minimumValue() < 110
+    assert 190 < stretch.maximumValue() <= 200
+    assert layer.renderer().minMaxOrigin().limits() == QgsRasterMinMaxOrigin.Limits.CumulativeCut
+
+
+def test_a_raster_without_any_pixel_is_styled_too(tmp_path):
+    layer = QgsRasterLayer(write(tmp_path / "x.tif", np.full((3, 8, 8), 7), 1.0, nodata=7), "x")
+    styling.compose(layer, (1, 2, 3))
+    assert bands(layer) == (1, 2, 3)
 
 
 @pytest.mark.parametrize(

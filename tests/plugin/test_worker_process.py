@@ -71,6 +71,7 @@ def test_another_interpreter_or_other_settings_start_another_process(fake, feedb
         ("refuses", ("protocol 2", "update both")),
         ("other-protocol", ("protocol 99", "protocol", "update both")),
         ("junk", ("ended before it answered (I am no engine)", "choose another")),
+        ("silent-end", ("ended before it answered; choose another under",)),
         ("fails-early", ("ended before it answered (ModuleNotFoundError: No module named 'json')", "choose another")),
         ("silent", ("did not answer within 1 seconds", "choose another")),
         ("without-torch", ("PyTorch is missing", "Set up engine")),
