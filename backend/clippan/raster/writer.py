@@ -183,7 +183,10 @@ class Writer:
         # Left to the destructor, an error while the last bytes are written could only be printed. GDAL before 3.8 has
         # no Close; what SWIG calls in the destructor does the same and hands the error over.
         if hasattr(dataset, "Close"):
-            dataset.Close()
+            try:
+                dataset.Close()
+            finally:
+                dataset.thisown = False  # closed, whatever it says: GDAL 3.10 would free it again after an error
         else:
             gdal.Dataset.__swig_destroy__(dataset)
 
