@@ -185,8 +185,10 @@ class Writer:
         if hasattr(dataset, "Close"):
             try:
                 dataset.Close()
-            finally:
-                dataset.thisown = False  # closed, whatever it says: GDAL 3.10 would free it again after an error
+            except RuntimeError:
+                if dataset.this is not None:
+                    dataset.thisown = False  # it is closed all the same; GDAL 3.10 would free it a second time
+                raise
         else:
             gdal.Dataset.__swig_destroy__(dataset)
 
