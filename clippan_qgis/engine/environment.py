@@ -271,7 +271,7 @@ class SetUp:
         if index is not None:
             self._say(f"Taking PyTorch from {index}")
             try:
-                self._install(TORCH, constraints, "--index-url", index)
+                self._install(TORCH, constraints, index)
                 return
             except Cancelled:
                 raise
@@ -281,13 +281,20 @@ class SetUp:
                 )
         self._install(TORCH, constraints)
 
-    def _install(self, names: Iterable[str], constraints: Path, *options: str) -> None:
+    def _install(self, names: Iterable[str], constraints: Path, index: Optional[str] = None) -> None:
+        options: tuple[str, ...] = ()
+        variables = self._variables
         if self._wheels:
             options = ("--no-index", "--find-links", self._wheels)
+        elif index:
+            # torch and torchvision fit only if both come from here, whatever else the user's pip looks into. Empty
+            # values would not overrule pip's configuration file; these do, and add nothing.
+            options = ("--index-url", index)
+            variables = {**variables, "PIP_EXTRA_INDEX_URL": index, "PIP_FIND_LINKS": "."}
         locked = _locked()
         wanted = [locked.get(name, name) for name in names]
         command = [str(python_in(self._folder)), "-m", "pip", "install", *wanted, "-c", str(constraints), *options]
-        code, lines = self._call(command, self._say)
+        code, lines = self._call(command, self._say, variables)
         if code:
             remedy = (
                 "add the missing wheels to the folder"
@@ -315,7 +322,9 @@ class SetUp:
             raise ClippanError(f"{name} was installed but is not there; run this again with “Start afresh”.")
         return lines[-1].strip()
 
-    def _call(self, command: Sequence[str], say: Any = None) -> tuple[int, list[str]]:
+    def _call(
+        self, command: Sequence[str], say: Any = None, variables: Optional[Mapping[str, str]] = None
+    ) -> tuple[int, list[str]]:
         """Runs a program to its end, or to the user's cancel; returns its exit code and what it said."""
         self._write("$ " + " ".join(command))
         try:
@@ -325,7 +334,7 @@ class SetUp:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=self._variables,
+                env=dict(variables or self._variables),
                 cwd=str(self._root),
                 encoding="utf-8",
                 errors="replace",

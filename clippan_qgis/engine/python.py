@@ -18,11 +18,10 @@ REMEDY = f"run “Set up engine” in the Processing toolbox, or choose a Python
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python for the engine: its path, who named it, and whether it is built over QGIS's own Python."""
+    """A Python for the engine: its path, and who named it."""
 
     path: str
     origin: str
-    managed: bool = False
 
 
 def find(settings: Settings) -> Interpreter:
@@ -46,7 +45,7 @@ def find(settings: Settings) -> Interpreter:
         raise ClippanError(
             "The engine's environment is not finished; run “Set up engine” again, it goes on where it stopped."
         )
-    return Interpreter(str(path), "“Set up engine”", managed=True)
+    return Interpreter(str(path), "“Set up engine”")
 
 
 def _named(text: str, origin: str, remedy: str) -> Interpreter:

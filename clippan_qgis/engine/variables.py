@@ -38,6 +38,18 @@ _PIP_SOURCES = (
 )
 
 
+def brings_gdal(python: str) -> bool:
+    """Whether a Python has a GDAL of its own: it is not QGIS's, nor an environment that looks into QGIS's."""
+    path = Path(python)
+    try:
+        lines = (path.parent.parent / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return not _is_qgis(python)
+    values = dict(tuple(part.strip() for part in line.split("=", 1)) for line in lines if "=" in line)
+    shares = values.get("include-system-site-packages", "").lower() == "true"
+    return not (shares and _is_qgis(values.get("home", "")))
+
+
 def scrubbed(own_gdal: bool = False, variables: Optional[Mapping[str, str]] = None) -> dict[str, str]:
     """This process's variables without those that would mislead another Python.
 

@@ -48,7 +48,7 @@ def launch(settings: Settings) -> Launch:
         ClippanError: the engine has no Python.
     """
     interpreter = python.find(settings)
-    return Launch(interpreter, variables.for_worker(settings, own_gdal=not interpreter.managed))
+    return Launch(interpreter, variables.for_worker(settings, variables.brings_gdal(interpreter.path)))
 
 
 class Worker:
@@ -219,6 +219,7 @@ class _Process:
         self.launch = start
         self.messages: queue.Queue[Optional[dict[str, Any]]] = queue.Queue()
         self.errors: collections.deque[str] = collections.deque(maxlen=200)
+        self._ending = False
         path = start.interpreter.path
         try:
             # No shell: a Python that the user chose, arguments of our own.
@@ -264,6 +265,7 @@ class _Process:
 
     def end(self) -> None:
         """Lets the process end by itself (end of input), then ends it."""
+        self._ending = True
         with contextlib.suppress(OSError, ValueError):
             self._popen.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -308,7 +310,8 @@ class _Process:
         with contextlib.suppress(OSError, ValueError):
             for line in self._popen.stderr:
                 self.errors.append(line.rstrip())
-                QgsMessageLog.logMessage(line.rstrip(), TAG, Qgis.MessageLevel.Info, False)
+                if not self._ending:  # QGIS, too, may be ending, and its log be gone
+                    QgsMessageLog.logMessage(line.rstrip(), TAG, Qgis.MessageLevel.Info, False)
 
 
 shared = Worker()

@@ -31,11 +31,11 @@ def managed(settings, steps=environment.STEPS):
 def test_the_setting_comes_first_then_the_variable_then_the_managed_environment(settings, tmp_path, monkeypatch):
     made = managed(settings)
     found = python.find(settings)
-    assert (found.path, found.managed) == (made, True)
+    assert (found.path, found.origin) == (made, "“Set up engine”")
     variable = program(tmp_path / "variable")
     monkeypatch.setenv("CLIPPAN_PYTHON", variable)
     found = python.find(settings)
-    assert (found.path, found.managed) == (variable, False)
+    assert (found.path, found.origin) == (variable, "the variable CLIPPAN_PYTHON")
     chosen = program(tmp_path / "chosen")
     assert python.find(replace(settings, python=chosen)).path == chosen
 

@@ -57,6 +57,17 @@ def wheels(tmp_path_factory):
     return folder
 
 
+def package_index(folder, wheels, names=tuple(MODULES)):
+    """A package index of these wheels, as a folder."""
+    for name in names:
+        page = folder / name.replace("_", "-")
+        page.mkdir(parents=True)
+        (file,) = wheels.glob(f"{name}-*.whl")
+        (page / file.name).write_bytes(file.read_bytes())
+        (page / "index.html").write_text(f'<a href="{file.name}">{file.name}</a>')
+    return folder
+
+
 def folder_of(settings):
     return environment.folder(settings.cache_folder)
 
@@ -65,8 +76,7 @@ def test_set_up_from_a_folder_of_wheels(run, wheels, settings, feedback):
     results = run("setupengine", {"WHEELS": str(wheels)}, feedback)
     path = Path(results["PYTHON"])
     assert path == environment.python_in(folder_of(settings))
-    found = python.find(settings)
-    assert (found.path, found.managed) == (str(path), True)
+    assert python.find(settings).path == str(path)
     # QGIS's GDAL and numpy are seen, torch is the environment's own, and numpy was held.
     code = "import torch, numpy; from osgeo import gdal; print(torch.__version__, numpy.__version__)"
     said = subprocess.run([path, "-c", code], capture_output=True, text=True, check=True).stdout.split()
@@ -144,15 +154,8 @@ def test_cancel_stops_at_once_and_the_next_run_goes_on(run, wheels, settings):
 
 def test_an_index_that_cannot_be_reached_is_no_dead_end(run, wheels, settings, feedback, monkeypatch, tmp_path):
     """torch from PyPI instead, and the log says so; the mirror that the user's pip knows stands in for PyPI."""
-    simple = tmp_path / "simple"
-    for name in MODULES:
-        page = simple / name.replace("_", "-")
-        page.mkdir(parents=True)
-        (file,) = wheels.glob(f"{name}-*.whl")
-        (page / file.name).write_bytes(file.read_bytes())
-        (page / "index.html").write_text(f'<a href="{file.name}">{file.name}</a>')
+    monkeypatch.setenv("PIP_INDEX_URL", package_index(tmp_path / "simple", wheels).as_uri())
     monkeypatch.setattr(environment, "INDEX", "http://127.0.0.1:9/whl")
-    monkeypatch.setenv("PIP_INDEX_URL", simple.as_uri())
     monkeypatch.setenv("PIP_RETRIES", "0")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
@@ -161,6 +164,28 @@ def test_an_index_that_cannot_be_reached_is_no_dead_end(run, wheels, settings, f
         "could not be had from http://127.0.0.1:9/whl/cpu; taking it from PyPI" in line for line in feedback.lines
     )
     assert environment.is_complete(folder_of(settings))
+
+
+def test_torch_comes_from_its_index_alone(run, wheels, settings, feedback, monkeypatch, tmp_path):
+    """A newer torch in another place of the user's pip would not fit the index's torchvision."""
+    package_index(tmp_path / "whl" / "cpu", wheels, environment.TORCH)
+    bait = tmp_path / "bait"
+    bait.mkdir()
+    wheel(bait, "torch", "torch", "10.0")
+    wheel(bait, "torchvision", "torchvision", "10.0")
+    package_index(tmp_path / "more", bait, environment.TORCH)
+    config = tmp_path / "pip.conf"
+    config.write_text(f"[global]\nfind-links = {bait}\nextra-index-url = {(tmp_path / 'more').as_uri()}\n")
+    monkeypatch.setattr(environment, "INDEX", (tmp_path / "whl").as_uri())
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
+    monkeypatch.setenv("PIP_INDEX_URL", package_index(tmp_path / "simple", wheels).as_uri())
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    run("setupengine", {"TORCH": "cpu"}, feedback)
+    lines = (folder_of(settings) / "installed.txt").read_text().splitlines()
+    versions = [line for line in lines if line.startswith("torch")]
+    assert len(versions) == 2
+    assert all("9.0" in line for line in versions), versions
+    assert not any("could not be had" in line for line in feedback.lines)
 
 
 def test_two_set_ups_at_once_do_not_meet(run, wheels, settings):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 from conftest import write
 from osgeo import gdal
 from qgis.core import QgsProcessingException, QgsRasterLayer
+
+from clippan_qgis.settings import Settings
 
 
 def read(path):
@@ -92,6 +96,20 @@ def test_what_the_engine_refuses_is_one_sentence(run, parameters, tmp_path, chan
     assert text.endswith(".")
     assert "\n" not in text
     assert not list(tmp_path.glob("out.tif*"))
+
+
+def test_an_engine_without_torch(run, parameters, tmp_path):
+    """The engine's own words, from a Python that has everything else."""
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
+    path = tmp_path / "python"
+    path.write_text(f"#!/bin/sh\nPYTHONPATH='{tmp_path}':$PYTHONPATH exec '{sys.executable}' \"$@\"\n")
+    path.chmod(0o755)
+    replace(Settings.read(), python=str(path)).write()
+    with pytest.raises(QgsProcessingException, match=r"has no PyTorch; run .*Set up engine.*\.$"):
+        run("pansharpen", parameters)
+    results = run("checkengine", {})
+    assert results["OK"] is False
+    assert "has no PyTorch" in results["REPORT"]
 
 
 def test_assess(run, parameters, tmp_path, feedback):

@@ -223,3 +223,14 @@ def test_what_belongs_to_a_qgis_bundle_does_not_reach_another_python(monkeypatch
     assert other["CURL_CA_BUNDLE"] == "/etc/ca.pem"
     own = variables.scrubbed(own_gdal=False, variables=given)
     assert own["PROJ_DATA"] == f"{inside}proj"
+
+
+def test_whose_gdal_a_python_uses(monkeypatch, tmp_path):
+    monkeypatch.setattr(variables.QgsApplication, "prefixPath", lambda: "/Applications/QGIS.app/Contents/MacOS")
+    inside = "/Applications/QGIS.app/Contents/MacOS/bin"
+    assert not variables.brings_gdal(f"{inside}/python3")
+    assert variables.brings_gdal("/opt/conda/bin/python")
+    config = tmp_path / "pyvenv.cfg"
+    for home, shares, expected in ((inside, "true", False), (inside, "false", True), ("/opt/conda/bin", "true", True)):
+        config.write_text(f"home = {home}\ninclude-system-site-packages = {shares}\n")
+        assert variables.brings_gdal(str(tmp_path / "bin" / "python")) is expected
