@@ -66,6 +66,7 @@ def make_scene(folder: Path) -> tuple[Path, Path]:
     """The scene's PAN, and its multispectral bands as one raster, as other satellites come."""
     from osgeo import gdal
 
+    gdal.UseExceptions()
     scene = sample.landsat()
     ms = folder / "landsat8_ms.tif"
     stack = gdal.BuildVRT("", [str(path) for path in scene.ms], separate=True)
@@ -87,6 +88,9 @@ def show_in_qgis(profile: Profile, stay: bool) -> None:
     if not stay:
         command = ["xvfb-run", "-a", "-s", "-screen 0 1680x1050x24", *command]
     environment = {**profile.environment, "CLIPPAN_DEMO": str(folder), "CLIPPAN_DEMO_OPEN": str(int(stay))}
+    environment.pop("QT_QPA_PLATFORM", None)  # tests draw off screen; this is about what a screen shows
+    if not stay:
+        environment["QT_QPA_PLATFORM"] = "xcb"
     answer = folder / "answer.json"
     with (folder / "qgis.log").open("w", encoding="utf-8") as log:
         qgis = subprocess.Popen(
