@@ -98,7 +98,7 @@ class AssessPansharpening(base.JobAlgorithm):
     def place(self, request, parameters, context):
         """See JobAlgorithm."""
         report = self.parameterAsFileOutput(parameters, self.OUTPUT_HTML, context)
-        return replace(request, report=report or None)
+        return replace(request, report=base.absolute(report) or None)
 
     def outputs(self):
         """See JobAlgorithm."""

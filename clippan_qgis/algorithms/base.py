@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Optional
 
 from qgis.core import (
@@ -318,14 +318,20 @@ def data_source(layer: QgsRasterLayer) -> str:
         raise ClippanError(
             f"Layer {layer.name()} comes from the provider {layer.providerType()}; export it to a GeoTIFF first."
         )
-    parts = QgsProviderRegistry.instance().decodeUri("gdal", layer.source())
-    if "authcfg=" in layer.source() or parts.get("credentialOptions"):
+    source = layer.source()
+    parts = QgsProviderRegistry.instance().decodeUri("gdal", source)
+    if "authcfg=" in source or parts.get("credentialOptions"):
         raise ClippanError(
             f"Layer {layer.name()} needs a login, which the engine does not get; export it to a GeoTIFF first."
         )
-    for decoration in ("openOptions", "uriConvertedFromOldFormat"):
-        parts.pop(decoration, None)
-    return QgsProviderRegistry.instance().encodeUri("gdal", parts)
+    if parts.pop("openOptions", None):  # QGIS's own notation, which GDAL does not know
+        source = QgsProviderRegistry.instance().encodeUri("gdal", parts)
+    return absolute(source) if Path(source).exists() else source
+
+
+def absolute(path: str) -> str:
+    """A path that means the same in the engine, which runs in another folder; GDAL's virtual ones stay."""
+    return path if not path or path.startswith("/vsi") else str(Path(path).absolute())
 
 
 def _unreadable(definition, value, context) -> str:
@@ -335,7 +341,8 @@ def _unreadable(definition, value, context) -> str:
         kind = QgsProcessingUtils.LayerHint.Raster
         if QgsProcessingUtils.mapLayerFromString(item, context, True, kind) is None:
             what = definition.description().replace("(s)", "").lower()
-            if os.path.isabs(item) and not item.startswith("/vsi") and not os.path.exists(item):  # noqa: PTH117, PTH110
+            path = Path(item)
+            if path.is_absolute() and not item.startswith("/vsi") and not path.exists():
                 return f"The {what} {item} does not exist; check the path."
             return f"The {what} {item} cannot be opened as a raster; choose a file that GDAL reads."
     return ""

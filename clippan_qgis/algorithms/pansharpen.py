@@ -60,6 +60,8 @@ class Pansharpen(base.JobAlgorithm):
     def __init__(self):
         super().__init__()
         self._style = None
+        self._answer = {}
+        self._output = ""
 
     def initAlgorithm(self, configuration=None):
         """See QgsProcessingAlgorithm."""
@@ -163,7 +165,9 @@ class Pansharpen(base.JobAlgorithm):
 
     def place(self, request, parameters, context):
         """See JobAlgorithm."""
-        return replace(request, output=self.parameterAsOutputLayer(parameters, self.OUTPUT, context))
+        output = self.parameterAsOutputLayer(parameters, self.OUTPUT, context)
+        self._output = output  # as QGIS knows it
+        return replace(request, output=base.absolute(output))
 
     def outputs(self):
         """See JobAlgorithm."""
@@ -174,7 +178,7 @@ class Pansharpen(base.JobAlgorithm):
         self._style = self._style.of_result(answer["sensor"], answer["provenance"])
         self._answer = answer
         return {
-            self.OUTPUT: answer["output"],
+            self.OUTPUT: self._output,
             "METHOD_USED": answer["method"],
             "SENSOR_USED": answer["sensor"],
             "DEVICE_USED": answer["device"],
@@ -182,8 +186,8 @@ class Pansharpen(base.JobAlgorithm):
 
     def postProcessAlgorithm(self, context, feedback):
         """Writes the style beside the file, and has the layer styled if it is loaded."""
-        output = self._answer["output"]
-        styling.write_sidecar(output, self._style)
+        styling.write_sidecar(self._answer["output"], self._style)
+        output = self._output
         if context.willLoadLayerOnCompletion(output):
             details = context.layerToLoadOnCompletionDetails(output)
             description = self.parameterDefinition(self.OUTPUT).description()

@@ -182,6 +182,23 @@ def test_a_model_makes_the_same_request(run, recorded, parameters, provider):
     assert from_model["bands"] == [3, 2, 1]
 
 
+def test_relative_paths_mean_the_same_in_the_engine(run, recorded, parameters, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    relative = {
+        "SPECTRAL": [str(Path(parameters["SPECTRAL"][0]).relative_to(tmp_path))],
+        "PANCHROMATIC": str(Path(parameters["PANCHROMATIC"]).relative_to(tmp_path)),
+        "OUTPUT": "out.tif",
+    }
+    run("pansharpen", relative)
+    request = recorded()
+    assert request["ms"] == parameters["SPECTRAL"]
+    assert request["pan"] == parameters["PANCHROMATIC"]
+    assert request["output"] == parameters["OUTPUT"]
+    run("assesspansharpening", {**relative, "FUSED": "out.tif", "OUTPUT_HTML": "report.html"})
+    assert recorded()["fused"] == parameters["OUTPUT"]
+    assert recorded()["report"] == str(tmp_path / "report.html")
+
+
 def test_several_rasters_keep_their_order(run, recorded, parameters, tmp_path, scene):
     import numpy as np
 
