@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from clippan.raster.grid import Axis
 
 MARGIN = 4  # multispectral samples read beyond a block: 2 for the cubic, 2 for filling invalid ones
 _KAISER = 0.5
+_DIGITS = 9  # of a phase in pixels; what float64 adds beyond is noise
 
 
 def mtf_sigma(gain: float, ratio: float) -> float:
@@ -71,23 +73,48 @@ def pan_support(axis: Axis, first: int, number: int, gain: float) -> tuple[int, 
     return start, math.ceil(number * axis.ratio) + 2 * reach
 
 
-@functools.lru_cache(maxsize=256)
 def up_matrix(axis: Axis, start: int, count: int) -> torch.Tensor:
     """Interpolation (count, number of ``ms_support``), float32: multispectral samples to output pixels."""
     first, number = ms_support(axis, start, count)
-    positions = (np.arange(start, start + count) + 0.5 - axis.offset) / axis.ratio - 0.5
-    weights = _cubic(positions[:, None] - np.arange(first, first + number))
-    return torch.from_numpy(weights.astype(np.float32))
+    return _up(axis.ratio, round(axis.to_ms(start) - first, _DIGITS), count, number)
 
 
-@functools.lru_cache(maxsize=256)
 def down_matrix(axis: Axis, first: int, number: int, gain: float) -> torch.Tensor:
     """MTF filter and decimation (number, count of ``pan_support``), float32: output pixels to multispectral
     samples, at their true centres."""
     start, count = pan_support(axis, first, number, gain)
-    centres = (np.arange(first, first + number) + 0.5) * axis.ratio + axis.offset - 0.5
-    weights = _gaussian(np.arange(start, start + count) - centres[:, None], gain, axis.ratio)
-    return torch.from_numpy(weights.astype(np.float32))
+    return _down(axis.ratio, round(axis.to_output(first) - start, _DIGITS), number, count, gain)
+
+
+def down_matrices(
+    axis: Axis, first: int, number: int, gains: Sequence[float]
+) -> tuple[int, int, tuple[torch.Tensor, ...]]:
+    """``down_matrix`` for several gains on the window of the widest filter.
+
+    Returns:
+        The window's start and count, and a matrix (number, count) for each gain.
+    """
+    spans = [pan_support(axis, first, number, gain) for gain in gains]
+    start = min(begin for begin, _ in spans)
+    count = max(begin + length for begin, length in spans) - start
+    matrices = tuple(
+        torch.nn.functional.pad(down_matrix(axis, first, number, gain), (begin - start, start + count - begin - length))
+        for gain, (begin, length) in zip(gains, spans)
+    )
+    return start, count, matrices
+
+
+# Blocks of a grid with an integer ratio share one matrix, as only the phase of their first sample matters.
+@functools.lru_cache(maxsize=256)
+def _up(ratio: float, phase: float, count: int, number: int) -> torch.Tensor:
+    positions = phase + np.arange(count) / ratio
+    return torch.from_numpy(_cubic(positions[:, None] - np.arange(number)).astype(np.float32))
+
+
+@functools.lru_cache(maxsize=256)
+def _down(ratio: float, phase: float, number: int, count: int, gain: float) -> torch.Tensor:
+    centres = phase + np.arange(number) * ratio
+    return torch.from_numpy(_gaussian(np.arange(count) - centres[:, None], gain, ratio).astype(np.float32))
 
 
 def nearest(axis: Axis, start: int, count: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import torch
 from clippan import __version__
 from clippan.device import choose_device, one_thread
 from clippan.fusion import filters
-from clippan.fusion.methods import build
+from clippan.fusion.methods import build, needs_low
 from clippan.fusion.sensors import SENSORS, Sensor, recognise
 from clippan.fusion.statistics import Statistics, measure
 from clippan.jobs.base import Context, to_json
@@ -68,16 +68,11 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
             f"Grid: {pair.grid.width} × {pair.grid.height} pixels, {len(gains)} bands, "
             f"ratio {pair.x.ratio:.4g} × {pair.y.ratio:.4g}."
         )
-        statistics = measure(
-            pair,
-            distinct,
-            sensor.pan,
-            threads,
-            context.part(0, 5),
-            gains if request.method is Method.BDSD else None,
-        )
+        lows = distinct if needs_low(request.method) else []
+        again = gains if request.method is Method.BDSD else None
+        statistics = measure(pair, lows, sensor.pan, threads, context.part(0, 5), again)
         fusion = build(request.method, statistics, gain_of)
-        tiler = Tiler(pair, fusion, distinct if fusion.needs_low else [], statistics, device)
+        tiler = Tiler(pair, fusion, lows, statistics, device)
         provenance = _provenance(request, sensor, device)
         writer = Writer(
             request.output,
@@ -288,17 +283,7 @@ class _BlockAxis:
         pan, pan_count = start, block
         downs: tuple[torch.Tensor, ...] = ()
         if lows:
-            # All gains read the window of the widest filter; the matrices of the others are padded with zeros.
-            spans = [filters.pan_support(axis, ms, ms_count, gain) for gain in lows]
-            pan = min(span[0] for span in spans)
-            pan_count = max(first + count for first, count in spans) - pan
-            downs = tuple(
-                torch.nn.functional.pad(
-                    filters.down_matrix(axis, ms, ms_count, gain),
-                    (first - pan, pan + pan_count - first - count),
-                )
-                for gain, (first, count) in zip(lows, spans)
-            )
+            pan, pan_count, downs = filters.down_matrices(axis, ms, ms_count, lows)
         nearest = torch.from_numpy(filters.nearest(axis, start, block))
         return cls(start, ms, ms_count, pan, pan_count, filters.up_matrix(axis, start, block), downs, nearest)
 

@@ -22,8 +22,6 @@ _FLOOR = 0.3  # of a band's mean above its dark level: the least denominator of 
 class Cubic:
     """The interpolated MS as it is: the baseline that any sharpening has to beat."""
 
-    needs_low = False
-
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
         """See the module."""
         return ms
@@ -36,8 +34,6 @@ class Brovey:
     F = (MS − h) · (P − Σ w·h) / (Σ w·MS − Σ w·h) + h, where Σ w·MS fits filtered PAN with no weight negative: with
     negative ones the denominator would vanish over surfaces that are dark in some bands only.
     """
-
-    needs_low = False
 
     def __init__(self, statistics: Statistics, haze: bool) -> None:
         weights = _nonnegative(statistics)
@@ -61,8 +57,6 @@ class Gsa:
     """Gram-Schmidt adaptive (Aiazzi, Baronti and Selva 2007): F = MS + g·(P − I), I regressed on the bands,
     g = cov(MS, I) / var(I)."""
 
-    needs_low = False
-
     def __init__(self, statistics: Statistics) -> None:
         bands = statistics.ms
         weights = statistics.regress(statistics.pan, bands)
@@ -81,8 +75,6 @@ class Gsa:
 class Bdsd:
     """Band-dependent spatial detail (Garzelli, Nencini and Capobianco 2008), global: the detail of each band is the
     linear combination of all bands and PAN that restores it best one scale further down."""
-
-    needs_low = False
 
     def __init__(self, statistics: Statistics) -> None:
         inputs = [*statistics.ms_filtered, statistics.pan]
@@ -111,8 +103,6 @@ class MtfGlp:
     units of the band; g is the ratio of standard deviations, or with ``regression`` (HPM-R: Vivone, Restaino and
     Chanussot 2018) that of the additive form.
     """
-
-    needs_low = True
 
     def __init__(self, statistics: Statistics, gain_of: Sequence[int], modulation: bool, regression: bool) -> None:
         low = [statistics.low(index) for index in gain_of]
@@ -146,6 +136,11 @@ class MtfGlp:
             modelled = torch.maximum((gains * low).add_(self._offset.to(device) - base), self._floor.to(device))
             detail.mul_(ms - base if self._has_base else ms).div_(modelled)
         return detail.add_(ms)
+
+
+def needs_low(method: Method) -> bool:
+    """Whether a method is called with ``low``."""
+    return method in (Method.MTF_GLP_CBD, Method.MTF_GLP_HPM, Method.MTF_GLP_HPM_R)
 
 
 def build(method: Method, statistics: Statistics, gain_of: Sequence[int]):  # type: ignore[no-untyped-def]

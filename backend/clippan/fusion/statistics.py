@@ -21,10 +21,11 @@ from clippan.jobs.base import Context
 from clippan.raster.pair import Pair
 from clippan.raster.tiles import Window, in_order, tiles
 
-_WINDOW = 128  # multispectral samples
-_WINDOWS = 64  # enough that a further doubling moves no coefficient by one percent
+_WINDOW = 64  # multispectral samples
+_WINDOWS = 256  # a million samples, from all over the scene
 _DARK = 0.1  # percentile that stands for the darkest surface; the minimum itself is often a dead pixel
 _SEED = 0
+_COVERED = 0.999  # least weight of valid pixels under a filter whose result counts
 
 
 @dataclass(frozen=True)
@@ -162,34 +163,39 @@ class _Sampler:
         """The variables at the jointly valid samples of a window of MS: (variables, samples), float32."""
         ms, valid = self._read_ms(window)
         joint = np.ones(ms.shape[1:], bool) if valid is None else valid.all(axis=0)
-        planes = [ms.numpy()]
-        for gain in (*self.gains, self.pan_gain):
-            low, covered = self._filter_pan(window, gain)
-            planes.append(low.numpy()[None])
-            joint &= covered
+        lows, covered = self._filter_pan(window)
+        planes = [ms.numpy(), lows]
+        joint &= covered
         if self.filter_ms:
             again, covered = self._filter_ms(window)
             planes.append(again)
             joint &= covered
-        return np.concatenate(planes)[:, joint]
+        variables = np.concatenate(planes)
+        return variables.reshape(len(variables), -1) if joint.all() else variables[:, joint]
 
     def _read_ms(self, window: Window) -> tuple[torch.Tensor, Optional[np.ndarray]]:
         values, valid = self.pair.read_ms(window)
         return torch.from_numpy(values.astype(np.float32)), valid
 
-    def _filter_pan(self, window: Window, gain: float) -> tuple[torch.Tensor, np.ndarray]:
-        x_start, x_count = filters.pan_support(self.pair.x, window.x, window.width, gain)
-        y_start, y_count = filters.pan_support(self.pair.y, window.y, window.height, gain)
-        values, valid = self.pair.read_pan(Window(x_start, y_start, x_count, y_count))
-        rows = filters.down_matrix(self.pair.y, window.y, window.height, gain)
-        columns = filters.down_matrix(self.pair.x, window.x, window.width, gain)
+    def _filter_pan(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """PAN filtered with each gain and its own (gains + 1, height, width), and where its window is valid."""
+        gains = (*self.gains, self.pan_gain)
+        x, width, columns = filters.down_matrices(self.pair.x, window.x, window.width, gains)
+        y, height, rows = filters.down_matrices(self.pair.y, window.y, window.height, gains)
+        values, valid = self.pair.read_pan(Window(x, y, width, height))
         pan = torch.from_numpy(values.astype(np.float32))
+        covered = np.ones((window.height, window.width), bool)
         if valid is None:
-            return filters.separable(rows, pan, columns), np.ones((window.height, window.width), bool)
+            lows = [filters.separable(row, pan, column) for row, column in zip(rows, columns)]
+            return torch.stack(lows).numpy(), covered
         mask = torch.from_numpy(valid)
-        weight = filters.separable(rows, mask.float(), columns)
-        low = filters.separable(rows, torch.where(mask, pan, torch.zeros_like(pan)), columns)
-        return low / weight.clamp(min=1e-6), (weight > 0.999).numpy()
+        clean = torch.stack([torch.where(mask, pan, torch.zeros_like(pan)), mask.float()])
+        lows = []
+        for row, column in zip(rows, columns):
+            low, weight = filters.separable(row, clean, column)
+            lows.append(low / weight.clamp(min=1e-6))
+            covered &= (weight > _COVERED).numpy()
+        return torch.stack(lows).numpy(), covered
 
     def _filter_ms(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         assert self.filter_ms is not None
@@ -210,4 +216,4 @@ class _Sampler:
             both = both[:, dy : dy + window.height, dx : dx + window.width]
             planes.append(both[0] / both[1].clamp(min=1e-6))
             weights.append(both[1])
-        return torch.stack(planes).numpy(), (torch.stack(weights).min(dim=0).values > 0.999).numpy()
+        return torch.stack(planes).numpy(), (torch.stack(weights).min(dim=0).values > _COVERED).numpy()
