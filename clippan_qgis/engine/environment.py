@@ -377,8 +377,8 @@ class SetUp:
 
 
 def _read(process: subprocess.Popen, arriving: queue.Queue) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        for line in process.stdout:
+    with contextlib.suppress(OSError, ValueError), process.stdout as stream:
+        for line in stream:
             arriving.put(line.rstrip())
     arriving.put(None)
 

@@ -261,6 +261,8 @@ class _Process:
         """Ends the process at once."""
         with contextlib.suppress(OSError):
             self._popen.kill()
+        with contextlib.suppress(OSError, ValueError):
+            self._popen.stdin.close()
         self._join()
 
     def end(self) -> None:
@@ -290,8 +292,8 @@ class _Process:
             reader.join(0.5)
 
     def _read_answers(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            for line in self._popen.stdout:
+        with contextlib.suppress(OSError, ValueError), self._popen.stdout as stream:
+            for line in stream:
                 try:
                     message = json.loads(line)
                 except ValueError:
@@ -307,8 +309,8 @@ class _Process:
         self.messages.put(None)
 
     def _read_errors(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            for line in self._popen.stderr:
+        with contextlib.suppress(OSError, ValueError), self._popen.stderr as stream:
+            for line in stream:
                 self.errors.append(line.rstrip())
                 if not self._ending:  # QGIS, too, may be ending, and its log be gone
                     QgsMessageLog.logMessage(line.rstrip(), TAG, Qgis.MessageLevel.Info, False)

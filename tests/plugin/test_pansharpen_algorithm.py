@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write
+from conftest import Feedback, write
 from osgeo import gdal
 from qgis.core import QgsProcessingException, QgsRasterLayer
 
+from clippan_qgis.engine import worker
 from clippan_qgis.settings import Settings
 
 
@@ -96,6 +100,45 @@ def test_what_the_engine_refuses_is_one_sentence(run, parameters, tmp_path, chan
     assert text.endswith(".")
     assert "\n" not in text
     assert not list(tmp_path.glob("out.tif*"))
+
+
+@pytest.fixture
+def large(parameters, tmp_path):
+    """A pair that takes long enough to be interrupted."""
+    random = np.random.default_rng(3)
+    ms = write(tmp_path / "large_ms.tif", random.integers(1, 900, (4, 1024, 1024)), 4.0)
+    pan = write(tmp_path / "large_pan.tif", random.integers(1, 900, (1, 4096, 4096)), 1.0)
+    return {**parameters, "SPECTRAL": [ms], "PANCHROMATIC": pan}
+
+
+class Interrupting(Feedback):
+    """Does something in mid-run, once."""
+
+    def __init__(self, interrupt):
+        super().__init__()
+        self._interrupt = interrupt
+
+    def setProgress(self, percent):
+        super().setProgress(percent)
+        if percent > 5 and self._interrupt:
+            interrupt, self._interrupt = self._interrupt, None
+            interrupt(self)
+
+
+def test_cancel_in_mid_run(run, large):
+    feedback = Interrupting(Feedback.cancel_now)
+    with pytest.raises(QgsProcessingException, match=r"^Cancelled; nothing was written\.$"):
+        run("pansharpen", large, feedback)
+    assert time.monotonic() - feedback.cancelled_at < 1
+    assert not list(Path(large["OUTPUT"]).parent.glob("out.tif*"))
+
+
+def test_an_engine_killed_in_mid_run(run, large, parameters):
+    feedback = Interrupting(lambda _: os.kill(worker.shared._process._popen.pid, signal.SIGKILL))
+    with pytest.raises(QgsProcessingException, match=r"ended in mid-run \(signal 9\)"):
+        run("pansharpen", large, feedback)
+    assert not list(Path(large["OUTPUT"]).parent.glob("out.tif*"))
+    assert Path(run("pansharpen", parameters)["OUTPUT"]).exists()
 
 
 def test_an_engine_without_torch(run, parameters, tmp_path):
