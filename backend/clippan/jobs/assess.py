@@ -76,6 +76,9 @@ class AssessRequest(Request):
 
     def run(self, context: Context) -> AssessResult:
         """See Request."""
+        from clippan.device import require_torch
+
+        require_torch()  # in one sentence, before a module that needs it is imported
         from clippan.fusion.assess import assess
 
         return assess(self, context)

@@ -87,6 +87,9 @@ class PansharpenRequest(Request):
 
     def run(self, context: Context) -> PansharpenResult:
         """See Request."""
+        from clippan.device import require_torch
+
+        require_torch()  # in one sentence, before a module that needs it is imported
         from clippan.fusion.fuse import pansharpen
 
         return pansharpen(self, context)
