@@ -52,8 +52,8 @@ class Pansharpen(base.JobAlgorithm):
         "without coordinates are laid corner to corner.\n\n"
         "The result takes over the band choice and the stretch of the multispectral layer, and says in its "
         "metadata how it was made.\n\n"
-        "Which method? <b>MTF-GLP-HPM-R</b> gave the best figures on our test scenes. <b>BT-H</b> is fast and "
-        "keeps colours well. <b>Cubic</b> does not sharpen, it is there to compare. “Assess pansharpening” "
+        "Which method? <b>MTF-GLP-HPM-R</b> gave the best figures on our test scenes. <b>BT-H</b> is "
+        "the fastest. <b>Cubic</b> does not sharpen, it is there to compare. “Assess pansharpening” "
         "measures the outcome."
     )
 

@@ -16,7 +16,7 @@ from clippan import __version__
 from clippan.device import choose_device, one_thread
 from clippan.fusion import filters
 from clippan.fusion.methods import build, needs_low
-from clippan.fusion.sensors import SENSORS, Sensor, recognise
+from clippan.fusion.sensors import SENSORS, Sensor, find, recognise
 from clippan.fusion.statistics import Statistics, measure
 from clippan.jobs.base import Context, to_json
 from clippan.jobs.options import Method
@@ -39,7 +39,7 @@ Fusion = Callable[[torch.Tensor, torch.Tensor, Optional[torch.Tensor]], torch.Te
 def resolve_sensor(name: str, pair: Pair, context: Context) -> Sensor:
     """The sensor of this name; for "auto" the one that the files name, else the generic one."""
     if name != "auto":
-        return SENSORS[name]
+        return find(name) or SENSORS["generic"]
     found = recognise(pair.hints)
     if found:
         context.log(f"Sensor: {found.label}, recognised from the files.")

@@ -70,3 +70,8 @@ def recognise(texts: Iterable[str]) -> Optional[Sensor]:
             if any(re.search(pattern, text, re.IGNORECASE) for text in texts):
                 return sensor
     return None
+
+
+def find(name: str) -> Optional[Sensor]:
+    """The sensor of this id, or whose usual names the words match ("WorldView-3", "landsat8"), or None."""
+    return SENSORS.get(name) or recognise([name])

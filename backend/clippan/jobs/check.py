@@ -58,9 +58,9 @@ def bands(numbers: Sequence[int]) -> None:
 
 def sensor(name: str) -> None:
     """The sensor is known, "auto" or "generic"."""
-    from clippan.fusion.sensors import SENSORS
+    from clippan.fusion.sensors import SENSORS, find
 
-    if name != "auto" and name not in SENSORS:
+    if name != "auto" and find(name) is None:
         raise ClippanError(f"Unknown sensor '{name}'; choose auto or one of {', '.join(SENSORS)}.")
 
 

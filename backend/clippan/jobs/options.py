@@ -36,7 +36,7 @@ _METHOD_LABELS = {
     Method.MTF_GLP_HPM_R: "MTF-GLP-HPM-R: modulation with regression (best quality)",
     Method.MTF_GLP_HPM: "MTF-GLP-HPM: high-pass modulation",
     Method.MTF_GLP_CBD: "MTF-GLP-CBD: regression-based injection",
-    Method.BT_H: "BT-H: Brovey with haze correction (fast, best colours)",
+    Method.BT_H: "BT-H: Brovey with haze correction (fast)",
     Method.BDSD: "BDSD: band-dependent spatial detail",
     Method.GSA: "GSA: adaptive Gram-Schmidt",
     Method.BROVEY: "Weighted Brovey (as in GDAL)",
