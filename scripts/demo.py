@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -100,16 +101,22 @@ def show_in_qgis(profile: Profile, stay: bool) -> None:
     while not answer.exists() and qgis.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
     if not answer.exists():
-        qgis.terminate()
+        end(qgis)
         raise SystemExit(f"QGIS did not get as far as the result; {folder / 'qgis.log'} has its last words.")
     told = json.loads(answer.read_text(encoding="utf-8"))
     if not stay:
         try:
             qgis.wait(60)
         except subprocess.TimeoutExpired:
-            qgis.terminate()
+            end(qgis)
     if "error" in told:
         raise SystemExit(f"The demo failed inside QGIS: {told['error']}\n{told['traceback']}")
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends a process with all that it started; xvfb-run leaves QGIS behind when it alone is ended."""
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait()
 
 
 def measure(folder: Path, pan: Path, ms: Path) -> None:

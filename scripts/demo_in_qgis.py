@@ -162,7 +162,7 @@ def main() -> None:
     part.write_text(json.dumps(answer, default=str), encoding="utf-8")
     part.replace(FOLDER / "answer.json")
     if not LEAVE_OPEN:
-        QgsProject.instance().setDirty(False)
+        QgsProject.instance().clear()  # or QGIS asks about unsaved changes, and layers in temporary folders
         QTimer.singleShot(0, iface.actionExit().trigger)
 
 
