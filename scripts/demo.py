@@ -8,6 +8,7 @@ display, where it stays open, or under Xvfb. Then prints the quality figures of 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -106,8 +107,9 @@ def show_in_qgis(profile: Profile, stay: bool) -> None:
     told = json.loads(answer.read_text(encoding="utf-8"))
     if not stay:
         try:
-            qgis.wait(60)
+            qgis.wait(30)
         except subprocess.TimeoutExpired:
+            say("QGIS did not close by itself; it is stopped.")
             end(qgis)
     if "error" in told:
         raise SystemExit(f"The demo failed inside QGIS: {told['error']}\n{told['traceback']}")
@@ -115,7 +117,8 @@ def show_in_qgis(profile: Profile, stay: bool) -> None:
 
 def end(process: subprocess.Popen) -> None:
     """Ends a process with all that it started; xvfb-run leaves QGIS behind when it alone is ended."""
-    os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):  # it may have died on its own
+        os.killpg(process.pid, signal.SIGTERM)
     process.wait()
 
 

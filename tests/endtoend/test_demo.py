@@ -21,6 +21,7 @@ def test_demo_sharpens_the_scene_on_the_canvas(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--close", "--no-figures", "--folder", str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
+    assert "did not close" not in run.stdout
 
     answer = json.loads((tmp_path / "answer.json").read_text(encoding="utf-8"))
     fused = gdal.Open(answer["results"]["OUTPUT"])
