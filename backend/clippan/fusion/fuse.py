@@ -14,6 +14,7 @@ import torch
 
 from clippan import __version__
 from clippan.device import choose_device, one_thread
+from clippan.errors import ClippanError
 from clippan.fusion import filters
 from clippan.fusion.methods import build, needs_low
 from clippan.fusion.sensors import SENSORS, Sensor, find, recognise
@@ -71,6 +72,7 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
         lows = distinct if needs_low(request.method) else []
         again = gains if request.method is Method.BDSD else None
         statistics = measure(pair, lows, sensor.pan, threads, context.part(0, 5), again)
+        _check_fit(request.method, statistics)
         fusion = build(request.method, statistics, gain_of)
         tiler = Tiler(pair, fusion, lows, statistics, device)
         provenance = _provenance(request, sensor, device)
@@ -112,6 +114,21 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
         round(seconds, 3),
         provenance,
     )
+
+
+def _check_fit(method: Method, statistics: Statistics) -> None:
+    if method is Method.CUBIC:
+        return
+    if statistics.count <= 2 * (statistics.bands + 1):
+        raise ClippanError(
+            f"Only {statistics.count} multispectral pixels are valid in both rasters, too few to fit {method.value} "
+            f"to {statistics.bands} bands; choose a larger area or the method {Method.CUBIC.value}."
+        )
+    if statistics.flat:
+        raise ClippanError(
+            "The panchromatic raster has one value everywhere and so no detail to give; "
+            "check whether it is the right file, and its nodata value."
+        )
 
 
 def _tile_size(wanted: int, pair: Pair) -> int:

@@ -13,10 +13,12 @@ from typing import Optional
 
 import torch
 
-from clippan.fusion.statistics import Statistics
+from clippan.fusion.statistics import TINY, Statistics
 from clippan.jobs.options import Method
 
-_FLOOR = 0.3  # of a band's mean above its dark level: the least denominator of a modulation
+# The least numerator and denominator of a modulation, as a part of the mean above the dark level. Both stop there, so
+# that the ratio stays near one over dark surfaces: were it the denominator alone, they would turn black.
+_FLOOR = 0.2
 
 
 class Cubic:
@@ -31,24 +33,25 @@ class Brovey:
     """Brovey transform with an intensity fitted to PAN (Gillespie et al. 1987), and with haze correction
     (Lolli et al. 2017) if ``haze`` is set: the dark level h of each band, its path radiance, is left out of the ratio.
 
-    F = (MS − h) · (P − Σ w·h) / (Σ w·MS − Σ w·h) + h, where Σ w·MS fits filtered PAN with no weight negative: with
-    negative ones the denominator would vanish over surfaces that are dark in some bands only.
+    F = (MS − h) · (P − c − Σ w·h) / (Σ w·(MS − h)) + h, where Σ w·MS + c fits filtered PAN with no weight negative:
+    with negative ones the denominator would vanish over surfaces that are dark in some bands only.
     """
 
     def __init__(self, statistics: Statistics, haze: bool) -> None:
         weights = _nonnegative(statistics)
-        dark = statistics.dark if haze else torch.zeros_like(statistics.dark)
+        bands = statistics.mean[statistics.ms]
+        # Data with negative values (scaled integers, say) is modulated above its dark level.
+        dark = statistics.dark if haze else statistics.dark.clamp(max=0)
         self._weights = weights.float().view(1, -1)
         self._dark = dark.float().view(-1, 1, 1)
         self._dark_intensity = float(weights @ dark)
-        mean = float(weights @ statistics.mean[statistics.ms])
-        self._floor = _FLOOR * max(mean - self._dark_intensity, 1e-12)
+        self._dark_pan = float(statistics.mean[statistics.pan] - weights @ (bands - dark))
+        self._floor = max(_FLOOR * float(weights @ (bands - dark)), TINY)
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
         """See the module."""
-        intensity = _combine(self._weights, ms)
-        gain = pan - self._dark_intensity
-        gain /= intensity.sub_(self._dark_intensity).clamp_(min=self._floor)
+        intensity = _combine(self._weights, ms).sub_(self._dark_intensity).clamp_(min=self._floor)
+        gain = (pan - self._dark_pan).clamp_(min=self._floor).div_(intensity)
         dark = self._dark.to(ms.device)
         return (ms - dark).mul_(gain).add_(dark)
 
@@ -61,7 +64,7 @@ class Gsa:
         bands = statistics.ms
         weights = statistics.regress(statistics.pan, bands)
         covariance = statistics.covariance[bands][:, bands]
-        gains = covariance @ weights / (weights @ covariance @ weights).clamp(min=1e-12)
+        gains = covariance @ weights / (weights @ covariance @ weights).clamp(min=TINY)
         self._weights = weights.float().view(1, -1)
         self._offset = float(statistics.mean[statistics.pan] - weights @ statistics.mean[bands])
         self._gains = gains.float().view(-1, 1, 1)
@@ -99,15 +102,15 @@ class MtfGlp:
     """Generalised Laplacian pyramid with MTF-matched filters (Aiazzi et al. 2006).
 
     Additive (CBD): F = MS + g·(P − P_L), with g = cov(MS, P_L) / var(P_L).
-    Modulated (HPM): F = MS · (1 + g·(P − P_L) / M), where M = mean(MS) + g·(P_L − mean(P_L)) is filtered PAN in the
-    units of the band; g is the ratio of standard deviations, or with ``regression`` (HPM-R: Vivone, Restaino and
-    Chanussot 2018) that of the additive form.
+    Modulated (HPM): F = MS · M(P) / M(P_L), where M(x) = mean(MS) + g·(x − mean(P_L)) is PAN in the units of the band;
+    g is the ratio of standard deviations, or with ``regression`` (HPM-R: Vivone, Restaino and Chanussot 2018) that of
+    the additive form.
     """
 
     def __init__(self, statistics: Statistics, gain_of: Sequence[int], modulation: bool, regression: bool) -> None:
         low = [statistics.low(index) for index in gain_of]
         bands = statistics.ms
-        variance = statistics.covariance[low, low].clamp(min=1e-12)
+        variance = statistics.covariance[low, low].clamp(min=TINY)
         if regression:
             gains = statistics.covariance[bands, low] / variance
         else:
@@ -116,26 +119,26 @@ class MtfGlp:
         self._gain_of = list(gain_of)
         self._single = len(set(gain_of)) == 1
         self._gains = gains.float().view(-1, 1, 1)
-        self._offset = (statistics.mean[bands] - gains * statistics.mean[low]).float().view(-1, 1, 1)
         # Data with negative values (scaled integers, say) is modulated above its dark level.
         base = statistics.dark.clamp(max=0)
         self._base = base.float().view(-1, 1, 1)
-        self._has_base = bool((base < 0).any())
-        self._floor = (_FLOOR * (statistics.mean[bands] - base).clamp(min=1e-12)).float().view(-1, 1, 1)
+        above = statistics.mean[bands] - base
+        self._offset = (above - gains * statistics.mean[low]).float().view(-1, 1, 1)
+        self._floor = (_FLOOR * above).clamp(min=TINY).float().view(-1, 1, 1)
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
         """See the module."""
         assert low is not None
         device = ms.device
+        gains = self._gains.to(device)
         if not self._single:
             low = low[self._gain_of]
-        gains = self._gains.to(device)
-        detail = gains * (pan - low)
-        if self._modulation:
-            base = self._base.to(device)
-            modelled = torch.maximum((gains * low).add_(self._offset.to(device) - base), self._floor.to(device))
-            detail.mul_(ms - base if self._has_base else ms).div_(modelled)
-        return detail.add_(ms)
+        if not self._modulation:
+            return ((pan - low) * gains).add_(ms)
+        offset, floor, base = self._offset.to(device), self._floor.to(device), self._base.to(device)
+        sharp = torch.maximum(torch.addcmul(offset, gains, pan), floor)
+        smooth = torch.maximum(torch.addcmul(offset, gains, low), floor)
+        return (ms - base).mul_(sharp.div_(smooth)).add_(base)
 
 
 def needs_low(method: Method) -> bool:
@@ -169,17 +172,14 @@ def _combine(weights: torch.Tensor, ms: torch.Tensor) -> torch.Tensor:
 
 
 def _nonnegative(statistics: Statistics) -> torch.Tensor:
-    """Weights without intercept that fit the bands to filtered PAN, none negative.
+    """Weights that, with an intercept, fit the bands to filtered PAN, none negative.
 
     Bands that would get a negative weight are left out, worst first (an active set as small as the bands are few).
     """
-    moments = statistics.covariance + torch.outer(statistics.mean, statistics.mean)
     active = statistics.ms
-    weights = torch.zeros(statistics.bands, dtype=moments.dtype)
+    weights = torch.zeros(statistics.bands, dtype=statistics.mean.dtype)
     while active:
-        inputs = moments[active][:, active]
-        ridge = 1e-9 * inputs.diagonal().mean().clamp(min=1e-12) * torch.eye(len(active), dtype=inputs.dtype)
-        found = torch.linalg.solve(inputs + ridge, moments[active, statistics.pan])
+        found = statistics.regress(statistics.pan, active)
         if bool((found > 0).all()):
             weights[active] = found
             return weights

@@ -25,7 +25,12 @@ _WINDOW = 64  # multispectral samples
 _WINDOWS = 256  # a million samples, from all over the scene
 _DARK = 0.1  # percentile that stands for the darkest surface; the minimum itself is often a dead pixel
 _SEED = 0
-_COVERED = 0.999  # least weight of valid pixels under a filter whose result counts
+_SAMPLES = _WINDOW * _WINDOW * _WINDOWS // 4  # enough, where the windows have gaps
+_MANY = 1000  # samples to fit a method to; where there are fewer, gaps count less
+_THIN = 8  # every eighth sample is enough for the percentile
+# Least weight of valid pixels under a filter whose result counts; lower ones for scenes that are riddled with gaps.
+_COVERED = (0.999, 0.9, 0.5)
+TINY = 1e-30  # below any variance in the units of a raster; keeps divisions defined
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,11 @@ class Statistics:
         return self.bands + index
 
     @property
+    def flat(self) -> bool:
+        """Whether PAN has one value everywhere, up to the rounding of float32."""
+        return bool(self.covariance[self.pan, self.pan] <= TINY + (1e-6 * self.mean[self.pan]) ** 2)
+
+    @property
     def ms_filtered(self) -> list[int]:
         """Variables: the MS bands filtered once more."""
         return [self.pan + 1 + band for band in range(self.bands)]
@@ -74,8 +84,8 @@ class Statistics:
         """Least-squares coefficients, without the intercept, of one variable on others."""
         inputs = list(on)
         covariance = self.covariance[inputs][:, inputs]
-        # A constant band makes the system singular; a millionth of its scale keeps it solvable.
-        ridge = 1e-9 * covariance.diagonal().mean().clamp(min=1e-12)
+        # A constant band makes the system singular; a billionth of its scale keeps it solvable.
+        ridge = (1e-9 * covariance.diagonal().mean()).clamp(min=TINY)
         eye = torch.eye(len(inputs), dtype=covariance.dtype)
         return torch.linalg.solve(covariance + ridge * eye, self.covariance[inputs, target])
 
@@ -101,42 +111,72 @@ def measure(
     Raises:
         ClippanError: no pixel is valid in PAN and all MS bands.
     """
-    sampler = _Sampler(pair, tuple(gains), pan_gain, filter_ms)
-    first_x, first_y, end_x, end_y = sampler.extent()
-    windows = [
-        Window(window.x + first_x, window.y + first_y, window.width, window.height)
-        for window in tiles(end_x - first_x, end_y - first_y, _WINDOW)
-    ]
-    if len(windows) > _WINDOWS:
-        order = np.random.default_rng(_SEED).permutation(len(windows))
-        windows = [windows[index] for index in order]
-    samples: list[np.ndarray] = []
-    filled = 0
-    with contextlib.closing(in_order(sampler.read, windows, threads, one_thread)) as batches:
-        for number, (_, values) in enumerate(batches):
-            if values.shape[1]:
-                samples.append(values)
-                filled += values.shape[1] >= _WINDOW * _WINDOW // 4
-            if filled >= _WINDOWS:
-                break
-            context.progress(100 * max(filled / _WINDOWS, number / len(windows)), "Measuring the scene")
-    if sum(values.shape[1] for values in samples) < 2:
+    found: Optional[_Found] = None
+    for covered in _COVERED:
+        found = _collect(_Sampler(pair, tuple(gains), pan_gain, filter_ms, covered), threads, context)
+        if found and found.moments.count >= _MANY:
+            break
+    if found is None:
         raise ClippanError(
             "No pixel is valid in both the panchromatic and the multispectral raster; "
             "check their nodata values (nodata, NaN and alpha count as invalid)."
         )
-    joined = torch.from_numpy(np.concatenate(samples, axis=1)).double()
-    mean = joined.mean(dim=1)
-    centred = joined - mean[:, None]
-    dark = np.percentile(np.concatenate([values[: sampler.bands] for values in samples], axis=1), _DARK, axis=1)
+    dark = np.percentile(found.thin, _DARK, axis=1)
+    mean, scatter, count = found.moments.mean, found.moments.scatter, found.moments.count
     return Statistics(
-        sampler.bands,
-        len(gains),
-        mean,
-        centred @ centred.T / joined.shape[1],
-        torch.from_numpy(np.asarray(dark, np.float64)),
-        joined.shape[1],
+        len(pair.ms.numbers), len(gains), mean, scatter / count, torch.from_numpy(np.asarray(dark, np.float64)), count
     )
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Number of samples, their mean (variables,) and their scatter about it (variables, variables), float64."""
+
+    count: int
+    mean: torch.Tensor
+    scatter: torch.Tensor
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> _Moments:
+        samples = torch.from_numpy(values).double()
+        mean = samples.mean(dim=1)
+        samples -= mean[:, None]
+        return cls(samples.shape[1], mean, samples @ samples.T)
+
+    def __add__(self, other: _Moments) -> _Moments:
+        """Both together (Chan, Golub and LeVeque 1979)."""
+        count = self.count + other.count
+        step = other.mean - self.mean
+        scatter = self.scatter + other.scatter + torch.outer(step, step) * (self.count * other.count / count)
+        return _Moments(count, self.mean + step * (other.count / count), scatter)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What windows hold: the moments of all samples and every eighth sample of the MS bands."""
+
+    moments: _Moments
+    thin: np.ndarray
+
+
+def _collect(sampler: _Sampler, threads: int, context: Context) -> Optional[_Found]:
+    """Measures windows, evenly drawn, until enough of them are; None if no sample is valid."""
+    windows = sampler.windows()
+    if len(windows) > _WINDOWS:
+        order = np.random.default_rng(_SEED).permutation(len(windows))
+        windows = [windows[index] for index in order]
+    moments: Optional[_Moments] = None
+    thin: list[np.ndarray] = []
+    with contextlib.closing(in_order(sampler.measure, windows, threads, one_thread)) as batches:
+        for number, (_, found) in enumerate(batches, 1):
+            if found:
+                moments = moments + found.moments if moments else found.moments
+                thin.append(found.thin)
+            part = min(len(thin) / _WINDOWS, moments.count / _SAMPLES) if moments else 0
+            if part >= 1:
+                break
+            context.progress(100 * max(part, number / len(windows)), "Measuring the scene")
+    return _Found(moments, np.concatenate(thin, axis=1)) if moments else None
 
 
 @dataclass(frozen=True)
@@ -145,22 +185,22 @@ class _Sampler:
     gains: tuple[float, ...]
     pan_gain: float
     filter_ms: Optional[Sequence[float]]
+    covered: float
 
-    @property
-    def bands(self) -> int:
-        return len(self.pair.ms.numbers)
-
-    def extent(self) -> tuple[int, int, int, int]:
-        """Multispectral samples whose centres lie in the output: first column and row, end column and row."""
+    def windows(self) -> list[Window]:
+        """Windows of MS over all samples whose centres lie in the output."""
         grid, x, y = self.pair.grid, self.pair.x, self.pair.y
         first_x = max(0, int(np.ceil(x.to_ms(-0.5))))
         first_y = max(0, int(np.ceil(y.to_ms(-0.5))))
         end_x = min(self.pair.ms.grid.width, int(np.floor(x.to_ms(grid.width - 0.5))) + 1)
         end_y = min(self.pair.ms.grid.height, int(np.floor(y.to_ms(grid.height - 0.5))) + 1)
-        return first_x, first_y, max(end_x, first_x + 1), max(end_y, first_y + 1)
+        return [
+            Window(window.x + first_x, window.y + first_y, window.width, window.height)
+            for window in tiles(max(end_x - first_x, 1), max(end_y - first_y, 1), _WINDOW)
+        ]
 
-    def read(self, window: Window) -> np.ndarray:
-        """The variables at the jointly valid samples of a window of MS: (variables, samples), float32."""
+    def measure(self, window: Window) -> Optional[_Found]:
+        """The jointly valid samples of a window of MS; None if there are none."""
         ms, valid = self._read_ms(window)
         joint = np.ones(ms.shape[1:], bool) if valid is None else valid.all(axis=0)
         lows, covered = self._filter_pan(window)
@@ -171,7 +211,10 @@ class _Sampler:
             planes.append(again)
             joint &= covered
         variables = np.concatenate(planes)
-        return variables.reshape(len(variables), -1) if joint.all() else variables[:, joint]
+        samples = variables.reshape(len(variables), -1) if joint.all() else variables[:, joint]
+        if not samples.shape[1]:
+            return None
+        return _Found(_Moments.of(samples), samples[: len(ms), ::_THIN].copy())
 
     def _read_ms(self, window: Window) -> tuple[torch.Tensor, Optional[np.ndarray]]:
         values, valid = self.pair.read_ms(window)
@@ -194,7 +237,7 @@ class _Sampler:
         for row, column in zip(rows, columns):
             low, weight = filters.separable(row, clean, column)
             lows.append(low / weight.clamp(min=1e-6))
-            covered &= (weight > _COVERED).numpy()
+            covered &= (weight > self.covered).numpy()
         return torch.stack(lows).numpy(), covered
 
     def _filter_ms(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
@@ -216,4 +259,4 @@ class _Sampler:
             both = both[:, dy : dy + window.height, dx : dx + window.width]
             planes.append(both[0] / both[1].clamp(min=1e-6))
             weights.append(both[1])
-        return torch.stack(planes).numpy(), (torch.stack(weights).min(dim=0).values > _COVERED).numpy()
+        return torch.stack(planes).numpy(), (torch.stack(weights).min(dim=0).values > self.covered).numpy()
