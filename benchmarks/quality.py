@@ -31,8 +31,9 @@ from clippan.fusion.sensors import SENSORS, Sensor, recognise
 from clippan.jobs import AssessRequest, Compression, Method, PansharpenRequest, run
 from clippan.raster.grid import Axis, Grid
 from clippan.raster.pair import Pair, open_pair
+from clippan.raster.source import BandInfo
 from clippan.raster.tiles import Window
-from clippan.raster.writer import BandInfo, Writer
+from clippan.raster.writer import Writer
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))

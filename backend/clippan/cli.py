@@ -12,7 +12,6 @@ import dataclasses
 import enum
 import io
 import json
-import math
 import signal
 import sys
 import threading
@@ -174,9 +173,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         sentence = f"The engine failed unexpectedly ({type(error).__name__}: {error}); --debug shows where."
         return _end(progress, sentence, FAILED)
     progress.clear()
-    print(
-        json.dumps(_strict(to_json(result)), indent=2, ensure_ascii=False) if as_json else _PRINT[type(result)](result)
-    )
+    print(json.dumps(to_json(result), indent=2, ensure_ascii=False) if as_json else _PRINT[type(result)](result))
     return 0 if not isinstance(result, DoctorResult) or result.ok else FAILED
 
 
@@ -232,15 +229,6 @@ class _Progress:
         if self._shown:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
             self._shown = False
-
-
-def _strict(value: Any) -> Any:
-    """JSON has no infinity and no NaN: they become null."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_pansharpen(result: PansharpenResult) -> str:

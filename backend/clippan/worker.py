@@ -3,7 +3,7 @@
 Methods: ``handshake`` (params ``protocol``), ``run`` (params ``job``, ``request``) and the notification ``cancel``
 (params ``id``, that of the run). While a job runs the worker sends the notifications ``progress`` (``id``,
 ``percent``, ``message``) and ``log`` (``id``, ``line``). Jobs run one after the other. End of input cancels what
-runs and ends the worker.
+runs and ends the worker, and so do SIGTERM and SIGINT.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import traceback
@@ -44,12 +45,13 @@ class Worker:
         self._ended = threading.Event()
 
     def serve(self) -> None:
-        """Returns once the input has ended and the running job has been cancelled."""
+        """Returns once the input has ended, or the process was asked to end, and the running job has been cancelled."""
         runner = threading.Thread(target=self._run_jobs, name="jobs", daemon=True)
         runner.start()
-        for line in self._source:
-            if line.strip():
-                self._receive(line)
+        with contextlib.suppress(KeyboardInterrupt):
+            for line in self._source:
+                if line.strip():
+                    self._receive(line)
         self._ended.set()
         self._waiting.put(None)
         runner.join(timeout=5)
@@ -142,6 +144,7 @@ def _free_gpu() -> None:
 
 def main() -> None:
     """Serves on this process's stdin and stdout; anything a library prints goes to stderr instead."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sink = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     with open(os.dup(0), encoding="utf-8", errors="replace") as source:  # noqa: PTH123

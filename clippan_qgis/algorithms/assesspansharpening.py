@@ -106,7 +106,7 @@ class AssessPansharpening(base.JobAlgorithm):
 
     def finish(self, answer, feedback):
         """See JobAlgorithm."""
-        figures = {**answer["full"], **answer["reference"]}
+        figures = {name: float(value) for name, value in {**answer["full"], **answer["reference"]}.items()}
         rows = [("Figure", "Value", "Best", "Meaning")]
         for name, (label, best) in {**FULL, **REFERENCE}.items():
             if name in figures:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from conftest import read_raster, write_raster
 from osgeo import gdal
 
 from clippan.errors import ClippanError
-from clippan.jobs import Compression, PansharpenRequest, run
+from clippan.jobs import Compression, Method, PansharpenRequest, run
 
 REMEDY = re.compile(
     r"check|choose|assign|use|name |free some|list each|create|convert|give it|remove|warp|sharpen|load", re.IGNORECASE
@@ -156,6 +157,61 @@ def test_output_equal_to_an_input_by_a_link(scene, tmp_path):
     link = tmp_path / "link.tif"
     link.symlink_to(pair.pan)
     refused(tmp_path, "is one of the inputs", pair.pan, pair.ms, link)
+
+
+@pytest.mark.parametrize("kind", ["vrt", "nested vrt", "zip", "xml", "link"])
+def test_output_equal_to_what_an_input_reads(scene, tmp_path, kind):
+    pair = scene()
+    target, source = pair.ms, str(tmp_path / "ms.vrt")
+    if kind == "zip":
+        target = str(tmp_path / "ms.zip")
+        with zipfile.ZipFile(target, "w") as archive:
+            archive.write(pair.ms, "ms.tif")
+        source = f"/vsizip/{target}/ms.tif"
+    elif kind == "xml":
+        source = gdal.Translate("", pair.ms, format="VRT").GetMetadata("xml:VRT")[0]
+    else:
+        gdal.Translate(source, pair.ms)
+    if kind == "nested vrt":
+        gdal.Translate(str(tmp_path / "outer.vrt"), source)
+        source = str(tmp_path / "outer.vrt")
+    if kind == "link":
+        (tmp_path / "link.tif").symlink_to(pair.ms)
+        target = str(tmp_path / "link.tif")
+    refused(tmp_path, "is one of the inputs", pair.pan, source, target)
+
+
+def test_output_equal_to_an_input_in_memory(scene, tmp_path):
+    pair = scene()
+    gdal.FileFromMemBuffer("/vsimem/p.tif", Path(pair.pan).read_bytes())
+    refused(tmp_path, "is one of the inputs", "/vsimem/p.tif", pair.ms, "/vsimem/p.tif")
+    gdal.Unlink("/vsimem/p.tif")
+
+
+def test_names_that_are_too_long(scene, tmp_path):
+    pair = scene()
+    refused(tmp_path, "does not exist; check", str(tmp_path / ("b" * 300)), pair.ms)
+    refused(tmp_path, "not a raster that GDAL can read", pair.pan, "<VRTDataset>" + "x" * 9000)
+    refused(tmp_path, "choose another", pair.pan, pair.ms, tmp_path / ("a" * 300))
+    refused(tmp_path, "choose another", pair.pan, pair.ms, tmp_path / ("a" * 253))
+    refused(tmp_path, "No panchromatic raster was given", "a\0b", pair.ms)
+
+
+def test_a_flat_pan(scene, tmp_path):
+    pair = scene()
+    flat = write_raster(tmp_path / "flat.tif", np.full((256, 256), 1000.3, "float32"))
+    for method in Method:
+        if method is Method.CUBIC:
+            run(PansharpenRequest(flat, (pair.ms,), str(tmp_path / "out.tif"), method))
+        else:
+            refused(tmp_path, "one value everywhere.*check", flat, pair.ms, tmp_path / "no.tif", method=method)
+
+
+def test_too_few_pixels(tmp_path):
+    pan = write_raster(tmp_path / "pan.tif", np.arange(64, dtype="uint16").reshape(8, 8))
+    ms = write_raster(tmp_path / "ms.tif", np.arange(12, dtype="uint16").reshape(3, 2, 2), 4.0)
+    refused(tmp_path, r"Too few multispectral pixels \(4\).*choose a larger area", pan, ms)
+    run(PansharpenRequest(pan, (ms,), str(tmp_path / "out.tif"), Method.CUBIC))
 
 
 def test_wrong_band(scene, tmp_path):

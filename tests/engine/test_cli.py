@@ -104,7 +104,7 @@ def test_json_is_valid_json_and_all_there_is(requests, capsys):
     assert cli.main(["assess", "--fused", "f", "--pan", "p", "--ms", "m", "--json"]) == 0
     out, err = capsys.readouterr()
     result = json.loads(out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
-    assert result["full"] == {"HQNR": 0.91234, "PSNR": None}
+    assert result["full"] == {"HQNR": 0.91234, "PSNR": "Infinity"}
     assert err == ""
 
 

@@ -126,6 +126,56 @@ def test_negative_values_are_modulated_too(tmp_path):
     assert np.abs(found).max() < 600
 
 
+@pytest.mark.parametrize("method", ["brovey", "bt-h", "mtf-glp-hpm", "mtf-glp-hpm-r"])
+def test_modulations_do_not_mind_where_zero_is(scene, tmp_path, method):
+    # Degrees Celsius below zero, say: what a modulation takes for black is the darkest surface.
+    pair = scene(dtype="float32")
+    sharpen(pair, tmp_path / "out.tif", method=Method(method))
+    shifted = write_raster(tmp_path / "shifted.tif", read_raster(pair.ms) - 1600, 4.0)
+    run(PansharpenRequest(pair.pan, (shifted,), str(tmp_path / "low.tif"), method=Method(method)))
+    wanted = read_raster(pair.truth) - 1600
+    low = read_raster(str(tmp_path / "low.tif"))
+    assert np.isfinite(low).all()
+    off = np.sqrt(((low - wanted) ** 2).mean())
+    assert off < 1.25 * np.sqrt(((read_raster(str(tmp_path / "out.tif")) - read_raster(pair.truth)) ** 2).mean())
+
+
+@pytest.mark.parametrize("method", ["brovey", "bt-h", "mtf-glp-hpm", "mtf-glp-hpm-r"])
+def test_dark_surfaces_do_not_turn_black_or_bright(scene, tmp_path, method):
+    pair = scene()
+    for path, factor in ((pair.pan, 4), (pair.ms, 1)):
+        dataset = gdal.Open(path, gdal.GA_Update)
+        values = dataset.ReadAsArray().astype(float)
+        values[..., 20 * factor : 40 * factor, 20 * factor : 40 * factor] *= 0.02  # a lake
+        if factor == 4:
+            values[80:160, 80:160] *= np.random.default_rng(0).uniform(0, 2, (80, 80))  # and its noise
+        dataset.WriteArray(values)
+        dataset = None
+    sharpen(pair, tmp_path / "out.tif", method=Method(method))
+    lake = read_raster(str(tmp_path / "out.tif"))[:, 96:144, 96:144]
+    source = read_raster(pair.ms)[:, 24:36, 24:36]
+    assert lake.min() > 0
+    assert lake.max() < 3 * source.max()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scattered_gaps_leave_enough_to_measure(scene, tmp_path, method):
+    pair = scene(size=512)
+    gaps = np.random.default_rng(0).random((512, 512)) < 0.05
+    values = read_raster(pair.pan)[0]
+    values[gaps] = 0
+    pan = write_raster(tmp_path / "holed.tif", values, nodata=0)
+    run(PansharpenRequest(pan, (pair.ms,), str(tmp_path / "out.tif"), method=method))
+    found = read_raster(str(tmp_path / "out.tif"))
+    assert np.array_equal(found[0] == 0, gaps)
+    fine = ~np.broadcast_to(gaps, found.shape)
+    wanted = read_raster(pair.truth)
+    off = np.sqrt(((found.astype(float) - wanted)[fine] ** 2).mean())
+    sharpen(pair, tmp_path / "whole.tif", method=method)
+    whole = read_raster(str(tmp_path / "whole.tif"))
+    assert off < 1.3 * np.sqrt(((whole.astype(float) - wanted)[fine] ** 2).mean())
+
+
 def test_nodata_is_kept_out_and_restored(scene, tmp_path):
     plain, holed = tmp_path / "plain", tmp_path / "holed"
     plain.mkdir()
@@ -161,6 +211,32 @@ def test_a_valid_value_does_not_turn_into_nodata(tmp_path):
     found = read_raster(str(tmp_path / "out.tif"))
     assert (found[0, :32] == 0).all()
     assert (found[0, 32:] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "declared", "written"),
+    [
+        ("uint8", -9999, 0),
+        ("uint16", float("nan"), 0),
+        ("int16", -99999, -32768),
+        ("uint16", 65535, 65535),
+        ("int64", None, np.iinfo("int64").min),
+        ("float64", -1.7976931348623157e308, float("nan")),
+    ],
+)
+def test_holes_are_written_with_a_value_that_fits(scene, tmp_path, dtype, declared, written):
+    pair = scene(dtype=dtype, nodata=declared)
+    values = read_raster(pair.pan)[0].astype("float32")
+    values[50:80, 50:80] = -1
+    pan = write_raster(tmp_path / "holed.tif", values, nodata=-1)
+    result = run(PansharpenRequest(pan, (pair.ms,), str(tmp_path / "out.tif")))
+    assert np.array_equal(result.nodata, written, equal_nan=dtype == "float64")
+    dataset = gdal.Open(result.output)
+    band = dataset.GetRasterBand(1)
+    assert np.array_equal(band.GetNoDataValue(), written, equal_nan=dtype == "float64")
+    holes = band.GetMaskBand().ReadAsArray() == 0
+    assert holes[50:80, 50:80].all()
+    assert holes.sum() == 900
 
 
 def test_ms_in_another_crs_is_reprojected(scene, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -181,3 +182,11 @@ def test_jobs_import_no_heavy_library():
     code = "import sys, clippan.jobs, clippan.cli; print([m for m in ('torch', 'osgeo', 'numpy') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_numbers_that_json_does_not_know():
+    request = PansharpenRequest("p", ("m",), "o", nodata=float("nan"))
+    text = json.dumps(to_json(request), allow_nan=False)
+    assert math.isnan(from_json(PansharpenRequest, json.loads(text)).nodata)
+    result = AssessResult({"PSNR": float("inf"), "D": float("-inf")}, {}, "generic", 1, None, 0.1)
+    assert from_json(AssessResult, json.loads(json.dumps(to_json(result), allow_nan=False))) == result

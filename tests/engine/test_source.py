@@ -8,17 +8,23 @@ from conftest import write_raster
 from osgeo import gdal
 
 from clippan.errors import ClippanError
-from clippan.raster.source import Source, open_dataset, stack
+from clippan.raster.regrid import to_finest
+from clippan.raster.source import Source, describe, open_dataset
+
+
+def stack(paths):
+    datasets = [open_dataset(path, "raster") for path in paths]
+    return Source(to_finest(datasets, "raster", None), "raster", infos=describe(datasets))
 
 
 def read(path, **options):
-    with Source(open_dataset(path, "raster"), "raster", **options) as source:
+    with Source([open_dataset(path, "raster")], "raster", **options) as source:
         return source.read(0, 0, source.grid.width, source.grid.height)
 
 
 def test_window_beyond_the_border_repeats_it(raster):
     path = raster("a.tif", np.arange(12, dtype="uint8").reshape(3, 4))
-    with Source(open_dataset(path, "raster"), "raster") as source:
+    with Source([open_dataset(path, "raster")], "raster") as source:
         values, valid = source.read(-2, -1, 8, 5)
         assert values[0].tolist()[0] == [0, 0, 0, 1, 2, 3, 3, 3]
         assert values[0].tolist()[-1] == [8, 8, 8, 9, 10, 11, 11, 11]
@@ -93,7 +99,7 @@ def test_doubles_are_read_as_floats(raster):
 def test_several_rasters_are_stacked(raster):
     one = raster("one.tif", np.array([[1, 2]], "uint16"), nodata=0)
     two = raster("two.tif", np.array([[[3, 0]], [[5, 6]]], "uint16"), nodata=0)
-    with Source(stack([one, two], "raster"), "raster") as source:
+    with stack([one, two]) as source:
         values, valid = source.read(0, 0, 2, 1)
     assert values.reshape(3, 2).tolist() == [[1, 2], [3, 0], [5, 6]]
     assert valid.reshape(3, 2).tolist() == [[True, True], [True, False], [True, True]]
@@ -102,7 +108,7 @@ def test_several_rasters_are_stacked(raster):
 def test_stack_takes_the_finest_grid(raster):
     coarse = raster("coarse.tif", np.full((2, 2), 7, "uint8"), pixel=2)
     fine = raster("fine.tif", np.full((4, 4), 9, "uint8"), pixel=1)
-    with Source(stack([coarse, fine], "raster"), "raster") as source:
+    with stack([coarse, fine]) as source:
         assert (source.grid.width, source.grid.height) == (4, 4)
         assert source.read(0, 0, 4, 4)[0].mean(axis=(1, 2)).tolist() == [7, 9]
 
@@ -129,4 +135,54 @@ def test_stack_without_georeference_needs_one_size(tmp_path):
         for size in (2, 3)
     ]
     with pytest.raises(ClippanError, match="differ in size"):
-        stack(paths, "raster")
+        stack(paths)
+
+
+def test_nodata_values_of_the_whole_raster(tmp_path):
+    # All bands have to be 0 for a pixel to be missing.
+    inner = write_raster(tmp_path / "inner.tif", np.array([[[0, 0, 5]], [[0, 3, 6]]], "uint8"))
+    outer = gdal.Translate(str(tmp_path / "outer.vrt"), inner)
+    outer.SetMetadataItem("NODATA_VALUES", "0 0")
+    outer = None
+    _, valid = read(str(tmp_path / "outer.vrt"))
+    assert valid[:, 0].tolist() == [[False, True, True]] * 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata"),
+    [("uint8", -9999), ("uint8", 256), ("uint16", float("nan")), ("uint16", 0.5), ("int16", 1e20), ("int16", -1e9)],
+)
+def test_a_nodata_value_that_no_pixel_can_have(raster, dtype, nodata):
+    with Source([open_dataset(raster("a.tif", np.ones((2, 2), dtype)), "raster")], "raster", nodata=nodata) as source:
+        assert source.nodata is None
+        assert not source.masked
+        assert source.read(0, 0, 2, 2)[1] is None
+
+
+def test_doubles_beyond_float32_are_invalid(raster):
+    lowest = -1.7976931348623157e308
+    _, valid = read(raster("a.tif", np.array([[lowest, 1.0]], "float64"), nodata=lowest))
+    assert valid[0, 0].tolist() == [False, True]
+
+
+def test_control_points_at_the_corners_are_a_grid(tmp_path):
+    path = write_raster(tmp_path / "a.tif", np.ones((4, 6), "uint8"), origin=None, epsg=None)
+    corners = [gdal.GCP(100 + 2 * x, 50 - 2 * y, 0, x, y) for x in (0, 6) for y in (0, 4)]
+    gdal.Translate(str(tmp_path / "b.tif"), path, GCPs=corners, outputSRS="EPSG:32631")
+    with Source([open_dataset(str(tmp_path / "b.tif"), "raster")], "raster") as source:
+        assert np.allclose(source.grid.geotransform, (100, 2, 0, 50, 0, -2))
+        assert "UTM" in source.grid.crs
+
+
+def test_control_points_that_no_grid_fits(tmp_path):
+    path = write_raster(tmp_path / "a.tif", np.ones((40, 60), "uint8"), origin=None, epsg=None)
+    bent = [gdal.GCP(100 + 2 * x, 50 - 2 * y + x * y / 30, 0, x, y) for x in (0, 30, 60) for y in (0, 20, 40)]
+    gdal.Translate(str(tmp_path / "b.tif"), path, GCPs=bent, outputSRS="EPSG:32631")
+    with pytest.raises(ClippanError, match="ground control points and no pixel grid; warp it"):
+        read(str(tmp_path / "b.tif"))
+
+
+def test_a_cmyk_jpeg_is_read_as_gdal_shows_it(tmp_path):
+    pillow = pytest.importorskip("PIL.Image")
+    pillow.fromarray(np.full((8, 8, 4), 90, "uint8"), "CMYK").save(tmp_path / "a.jpg")
+    assert read(str(tmp_path / "a.jpg"))[0].shape[1:] == (8, 8)

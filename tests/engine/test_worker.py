@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -287,3 +288,30 @@ def test_as_a_module():
         process.stdin.close()
         assert process.wait(timeout=10) == 0
     assert answer["result"]["text"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end_it_cleans_up(scene, tmp_path, number):
+    pair = scene(size=2048)
+    request = PansharpenRequest(pair.pan, (pair.ms,), str(tmp_path / "out.tif"), tile_size=256, threads=1)
+    message = {"jsonrpc": "2.0", "id": 1, "method": "run", "params": {"job": "pansharpen", "request": to_json(request)}}
+    with subprocess.Popen(
+        [sys.executable, "-m", "clippan.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(clippan.__file__).parents[1])},
+        text=True,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(json.dumps(message) + "\n")
+        process.stdin.flush()
+        for line in process.stdout:
+            if (tmp_path / "out.tif.part").exists():
+                break
+            assert "result" not in json.loads(line), "it was done before it could be stopped"
+        process.send_signal(number)
+        process.stdout.read()
+        assert process.wait(timeout=10) == 0
+    assert sorted(os.listdir(tmp_path)) == ["ms.tif", "pan.tif", "truth.tif"]

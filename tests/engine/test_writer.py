@@ -13,7 +13,8 @@ from osgeo import gdal
 from clippan.errors import Cancelled, ClippanError
 from clippan.jobs.options import Compression, Format
 from clippan.raster.grid import Grid
-from clippan.raster.writer import BandInfo, Writer
+from clippan.raster.source import BandInfo
+from clippan.raster.writer import Writer
 
 GRID = Grid(1200, 700, (500000, 2, 0, 5000000, 0, -2), "")
 
@@ -91,7 +92,8 @@ import numpy as np
 from clippan.errors import ClippanError
 from clippan.jobs.options import Compression
 from clippan.raster.grid import Grid
-from clippan.raster.writer import BandInfo, Writer
+from clippan.raster.source import BandInfo
+from clippan.raster.writer import Writer
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 grid = Grid(1024, 1024, None, "")
 values = np.random.default_rng(0).integers(0, 60000, (1, 1024, 1024)).astype("uint16")
@@ -114,3 +116,46 @@ def test_a_write_that_fails_half_way(tmp_path, compression):
     )
     assert "ONE SENTENCE: The output" in done.stdout, done.stdout + done.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_sidecars_of_an_older_file_go(tmp_path):
+    path = tmp_path / "out.tif"
+    write(path, picture("uint8", 1), overviews=False)
+    dataset = gdal.Open(str(path))
+    dataset.BuildOverviews("NEAREST", [2])
+    dataset.GetRasterBand(1).ComputeStatistics(False)
+    dataset = None
+    (tmp_path / "out.tif.msk").write_bytes(path.read_bytes())
+    assert sorted(os.listdir(tmp_path)) == ["out.tif", "out.tif.aux.xml", "out.tif.msk", "out.tif.ovr"]
+    write(path, picture("uint8", 1), overviews=False)
+    assert os.listdir(tmp_path) == ["out.tif"]
+
+
+@pytest.mark.parametrize("format", list(Format))
+def test_what_the_format_cannot_hold_stands_beside_it(tmp_path, format):
+    values = picture(bands=3)
+    bands = [BandInfo(f"b{n}", gdal.GCI_HueBand + n, "K", 0.5, 3.0) for n in range(3)]
+    write(tmp_path / "out.tif", values, bands=bands, format=format)
+    assert all(name in ("out.tif", "out.tif.aux.xml") for name in os.listdir(tmp_path))
+    dataset = gdal.Open(str(tmp_path / "out.tif"))
+    assert [dataset.GetRasterBand(n).GetColorInterpretation() for n in (1, 2, 3)] == [
+        gdal.GCI_HueBand,
+        gdal.GCI_HueBand + 1,
+        gdal.GCI_HueBand + 2,
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+@pytest.mark.parametrize("format", list(Format))
+def test_nodata_of_long_integers(tmp_path, dtype, format):
+    nodata = int(np.iinfo(dtype).min)
+    write(tmp_path / "out.tif", picture(dtype, 1), nodata=nodata, format=format)
+    dataset = gdal.Open(str(tmp_path / "out.tif"))
+    assert dataset.GetRasterBand(1).GetNoDataValue() == nodata
+
+
+def test_a_folder_in_the_place_of_the_part(tmp_path):
+    (tmp_path / "out.tif.part").mkdir()
+    with pytest.raises(ClippanError, match=r"could not be written .*choose another"):
+        write(tmp_path / "out.tif", picture())
+    assert os.listdir(tmp_path) == ["out.tif.part"]

@@ -70,17 +70,17 @@ def _open(path: str, what: str, bands: Sequence[int], nodata: Optional[float]) -
     dataset = open_dataset(path, what)
     # The override is for inputs that do not declare their nodata value; what declares its own means it.
     declared = dataset.GetRasterBand(1).GetNoDataValue()
-    return Source(dataset, what, bands, nodata if declared is None else None)
+    return Source([dataset], what, bands, nodata if declared is None else None)
 
 
 def _open_reference(path: str, request: AssessRequest, scene: Scene) -> Source:
     fused = scene.fused
     reference = _open(path, REFERENCE, (), request.nodata)
-    if reference.total == scene.pair.ms.total != len(fused.numbers):
+    if reference.total == scene.pair.ms.total != fused.count:
         reference = _open(path, REFERENCE, request.bands, request.nodata)
-    if len(reference.numbers) != len(fused.numbers):
+    if reference.count != fused.count:
         raise ClippanError(
-            f"The {REFERENCE} has {_bands(len(reference.numbers))} and the {FUSED} {_bands(len(fused.numbers))}; "
+            f"The {REFERENCE} has {_bands(reference.count)} and the {FUSED} {_bands(fused.count)}; "
             "choose one with the same bands."
         )
     one, other = reference.grid, fused.grid
@@ -103,18 +103,9 @@ def _size(grid: Grid) -> str:
 
 
 def _offset(grid: Grid, base: Grid) -> Optional[tuple[int, int]]:
-    """First pixel (column, row) of a grid in the pixels of the other; None if their pixels do not coincide."""
     if grid.crs and base.crs and not grid.shares_crs(base):
         return None
-    inverse = gdal.InvGeoTransform(base.geotransform)
-    # Corners, so that a difference in pixel size shows as what it adds up to.
-    corners = [(0, 0), (grid.width, 0), (0, grid.height)]
-    places = [
-        gdal.ApplyGeoTransform(inverse, *gdal.ApplyGeoTransform(grid.geotransform, *corner)) for corner in corners
-    ]
-    column, row = round(places[0][0]), round(places[0][1])
-    distances = [max(abs(x - column - corner[0]), abs(y - row - corner[1])) for (x, y), corner in zip(places, corners)]
-    return (column, row) if max(distances) <= _SHIFT else None
+    return grid.offset_in(base, _SHIFT)
 
 
 @dataclass(frozen=True)
@@ -148,10 +139,10 @@ class Scene:
         Raises:
             ClippanError: bands or pixels do not match, or less than a block is shared.
         """
-        if len(fused.numbers) != len(pair.ms.numbers):
+        if fused.count != pair.ms.count:
             raise ClippanError(
-                f"The {FUSED} has {_bands(len(fused.numbers))} but was compared with "
-                f"{_bands(len(pair.ms.numbers))} of the {pair.ms.what}; name the bands that were sharpened."
+                f"The {FUSED} has {_bands(fused.count)} but was compared with "
+                f"{_bands(pair.ms.count)} of the {pair.ms.what}; name the bands that were sharpened."
             )
         column, row = _place(pair, fused.grid)
         left, top = max(column, 0), max(row, 0)
@@ -455,7 +446,7 @@ def _lively(scene: Scene) -> Window:
 
 def _rgb(scene: Scene) -> list[int]:
     """Which bands to show as red, green and blue; one band is shown as grey."""
-    codes = [band.GetColorInterpretation() for band in scene.pair.ms.bands]
+    codes = [info.interpretation for info in scene.pair.ms.infos]
     wanted = [gdal.GCI_RedBand, gdal.GCI_GreenBand, gdal.GCI_BlueBand]
     if set(wanted) <= set(codes):
         return [codes.index(code) for code in wanted]

@@ -19,6 +19,7 @@ from clippan.fusion import filters
 from clippan.fusion.methods import build, needs_low
 from clippan.fusion.sensors import SENSORS, Sensor, find, recognise
 from clippan.fusion.statistics import Statistics, measure
+from clippan.jobs import check
 from clippan.jobs.base import Context, to_json
 from clippan.jobs.options import Method
 from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
@@ -26,12 +27,13 @@ from clippan.raster.grid import Axis
 from clippan.raster.pair import Pair, open_pair
 from clippan.raster.source import Source
 from clippan.raster.tiles import Window, count_threads, in_order, tiles
-from clippan.raster.writer import BLOCK, BandInfo, Writer
+from clippan.raster.writer import BLOCK, Writer
 
 # Blocks lie on a lattice that starts at the output's first pixel, whatever the tile, and all have one shape. So a
 # pixel is computed by the very same operations for every tile size. 256 stays in a CPU core's cache.
 _CPU_BLOCK = 256
 _GPU_BLOCK = 1024
+_SAMPLES = 10  # for each coefficient of a regression
 _TILE_BYTES = 96 * 2**20  # of output; wide rasters of many bands get smaller tiles
 
 Fusion = Callable[[torch.Tensor, torch.Tensor, Optional[torch.Tensor]], torch.Tensor]
@@ -60,6 +62,7 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
     context.log(f"Device: {device.type}. {reason}")
     threads = count_threads(request.threads)
     with open_pair(request.pan, request.ms, request.bands, request.nodata) as pair:
+        check.output(request.output, pair.files)
         sensor = resolve_sensor(request.sensor, pair, context)
         positions = [number - 1 for number in request.bands] or range(pair.ms.total)
         gains = sensor.gains(positions, pair.ms.total)
@@ -80,7 +83,7 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
             request.output,
             pair.grid,
             pair.ms.dtype,
-            [BandInfo.of(band) for band in pair.ms.bands],
+            pair.ms.infos,
             tiler.nodata,
             provenance,
             request.format,
@@ -119,10 +122,10 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
 def _check_fit(method: Method, statistics: Statistics) -> None:
     if method is Method.CUBIC:
         return
-    if statistics.count <= 2 * (statistics.bands + 1):
+    if statistics.count < _SAMPLES * (statistics.bands + 1):
         raise ClippanError(
-            f"Only {statistics.count} multispectral pixels are valid in both rasters, too few to fit {method.value} "
-            f"to {statistics.bands} bands; choose a larger area or the method {Method.CUBIC.value}."
+            f"Too few multispectral pixels ({statistics.count}) are valid in both rasters to fit {method.value} to "
+            f"{statistics.bands} bands; choose a larger area or the method {Method.CUBIC.value}."
         )
     if statistics.flat:
         raise ClippanError(
@@ -132,7 +135,7 @@ def _check_fit(method: Method, statistics: Statistics) -> None:
 
 
 def _tile_size(wanted: int, pair: Pair) -> int:
-    pixel = len(pair.ms.numbers) * pair.ms.dtype.itemsize
+    pixel = pair.ms.count * pair.ms.dtype.itemsize
     size = min(wanted, int((_TILE_BYTES / pixel) ** 0.5))
     return max(BLOCK, size // BLOCK * BLOCK)
 
@@ -333,12 +336,12 @@ def _limits(source: Source) -> tuple[Optional[float], Optional[float]]:
 def _output_nodata(ms: Source, pan: Source) -> Optional[float]:
     """The MS nodata value; where pixels may be invalid without one, NaN, 0 or the least integer."""
     if ms.nodata is not None:
-        return float(ms.nodata)
+        return ms.nodata
     if not (ms.masked or pan.masked):
         return None
     if np.issubdtype(ms.dtype, np.floating):
         return float("nan")
-    return float(np.iinfo(ms.dtype).min)
+    return int(np.iinfo(ms.dtype).min)
 
 
 def _beside(nodata: float, dtype: np.dtype) -> float:

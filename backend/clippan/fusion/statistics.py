@@ -124,7 +124,7 @@ def measure(
     dark = np.percentile(found.thin, _DARK, axis=1)
     mean, scatter, count = found.moments.mean, found.moments.scatter, found.moments.count
     return Statistics(
-        len(pair.ms.numbers), len(gains), mean, scatter / count, torch.from_numpy(np.asarray(dark, np.float64)), count
+        pair.ms.count, len(gains), mean, scatter / count, torch.from_numpy(np.asarray(dark, np.float64)), count
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,7 +78,12 @@ class Request:
 
 
 def to_json(value: Any) -> Any:
-    """A request or result as plain JSON values (dict, list, str, float, int, bool, None)."""
+    """A request or result as plain JSON values (dict, list, str, float, int, bool, None).
+
+    JSON has no NaN and no infinity: they become the words "NaN", "Infinity" and "-Infinity", which ``from_json`` takes.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, enum.Enum):
@@ -135,6 +141,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
             except ValueError:
                 known = ", ".join(str(item.value) for item in hint)
                 raise ClippanError(f"Unknown {name} '{value}'; choose one of {known}.") from None
+        if hint is float and value in ("NaN", "Infinity", "-Infinity"):
+            return float(value)
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from clippan.errors import ClippanError
 
 def source(what: str, path: str) -> None:
     """A data source has to be named."""
-    if not path.strip():
+    if not path.strip() or "\0" in path:
         raise ClippanError(f"No {what} was given; name a file or a GDAL data source.")
 
 
@@ -24,16 +25,20 @@ def sources(what: str, paths: Sequence[str]) -> None:
 
 
 def output(path: str, inputs: Iterable[str]) -> None:
-    """An output needs a writable folder, and is none of the inputs (through links too)."""
+    """An output needs a writable folder, and is none of the inputs (through links, or with an input inside)."""
     if not path.strip():
         raise ClippanError("No output was given; name the file to write.")
     target = Path(path)
-    for item in inputs:
-        if Path(item).exists() and _same(target, Path(item)):
-            raise ClippanError(f"The output {path} is one of the inputs; choose another name.")
+    if any(_same(target, item) for item in inputs):
+        raise ClippanError(f"The output {path} is one of the inputs; choose another name.")
     if path.startswith("/vsi"):
         return
-    if target.is_dir():
+    try:
+        folder_named = target.is_dir()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ClippanError(f"The output {path} cannot be written ({reason}); choose another name.") from None
+    if folder_named:
         raise ClippanError(f"The output {path} is a folder; add a file name.")
     folder = target.absolute().parent
     if not folder.is_dir():
@@ -42,10 +47,21 @@ def output(path: str, inputs: Iterable[str]) -> None:
         raise ClippanError(f"The output folder {folder} is not writable; choose another.")
 
 
-def _same(one: Path, other: Path) -> bool:
-    if one.exists():
-        return one.samefile(other)
-    return one.resolve() == other.resolve()
+def _same(target: Path, item: str) -> bool:
+    if item == str(target):
+        return True
+    name = re.sub(r"^(/vsi(zip|tar|gzip|7z|rar)/)+", "", item)  # an archive is an input as its members are
+    try:
+        paths = [Path(name), *Path(name).parents] if name != item else [Path(item)]
+        return any(_equal(target, path) for path in paths)
+    except (OSError, ValueError):  # a text that is no path: XML, a connection string
+        return False
+
+
+def _equal(one: Path, other: Path) -> bool:
+    if not other.is_file():
+        return False
+    return one.samefile(other) if one.exists() else one.resolve() == other.resolve()
 
 
 def bands(numbers: Sequence[int]) -> None:

@@ -25,11 +25,24 @@ class Grid:
 
     @classmethod
     def of(cls, dataset: gdal.Dataset) -> Grid:
-        """The grid of an open dataset."""
+        """The grid of an open dataset.
+
+        Raises:
+            ClippanError: it is placed by control points that no grid fits.
+        """
         geotransform = dataset.GetGeoTransform(can_return_null=True)
+        crs = dataset.GetProjection() or ""
         if geotransform is not None and tuple(geotransform) == IDENTITY:
             geotransform = None
-        return cls(dataset.RasterXSize, dataset.RasterYSize, geotransform, dataset.GetProjection() or "")
+        if geotransform is None and dataset.GetGCPCount():
+            geotransform = gdal.GCPsToGeoTransform(dataset.GetGCPs(), False)
+            crs = dataset.GetGCPProjection() or ""
+            if geotransform is None:
+                raise ClippanError(
+                    f"The raster {dataset.GetDescription()} has ground control points and no pixel grid; "
+                    "warp it first (Raster > Projections > Warp)."
+                )
+        return cls(dataset.RasterXSize, dataset.RasterYSize, geotransform, crs)
 
     def shares_crs(self, other: Grid) -> bool:
         """Whether both lie in the same coordinate reference system."""
@@ -38,6 +51,23 @@ class Grid:
         if not (self.crs and other.crs):
             return False
         return bool(osr.SpatialReference(wkt=self.crs).IsSame(osr.SpatialReference(wkt=other.crs)))
+
+    def offset_in(self, base: Grid, tolerance: float) -> Optional[tuple[int, int]]:
+        """First pixel (column, row) in the pixels of another grid; None if their pixels do not coincide within
+        ``tolerance`` of a pixel. Both have a geotransform."""
+        inverse = gdal.InvGeoTransform(base.geotransform)
+        if inverse is None:
+            return None
+        # Corners, so that a difference in pixel size shows as what it adds up to.
+        corners = [(0, 0), (self.width, 0), (0, self.height)]
+        places = [
+            gdal.ApplyGeoTransform(inverse, *gdal.ApplyGeoTransform(self.geotransform, *corner)) for corner in corners
+        ]
+        column, row = round(places[0][0]), round(places[0][1])
+        distances = [
+            max(abs(x - column - corner[0]), abs(y - row - corner[1])) for (x, y), corner in zip(places, corners)
+        ]
+        return (column, row) if max(distances) <= tolerance else None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from osgeo import gdal
 
 from clippan.errors import ClippanError
 from clippan.raster.grid import Alignment, Axis, Grid, align
-from clippan.raster.source import Source, open_dataset, stack
+from clippan.raster.regrid import to_crs, to_finest
+from clippan.raster.source import Source, describe, files, open_dataset
 from clippan.raster.tiles import Window
 
 PAN = "panchromatic raster"
@@ -26,6 +27,7 @@ class Pair:
     Attributes:
         pan, ms: the sources.
         hints: what may tell the sensor: file names and metadata values.
+        files: what is read, to be overwritten by nobody.
         grid: the output's grid: PAN's pixels whose centres lie inside MS.
         x, y: the multispectral axes on it.
     """
@@ -34,6 +36,7 @@ class Pair:
     ms: Source
     alignment: Alignment
     hints: tuple[str, ...] = ()
+    files: frozenset[str] = frozenset()
 
     @property
     def grid(self) -> Grid:
@@ -66,7 +69,8 @@ class Pair:
 def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Optional[float] = None) -> Iterator[Pair]:
     """Opens and aligns a pair.
 
-    An MS raster in another CRS is reprojected on the fly (cubic) to PAN's.
+    MS rasters in another CRS are reprojected on the fly (cubic) to PAN's, and several of them brought to the finest
+    one's grid.
 
     Args:
         pan: data source of one band (an alpha band besides is its mask).
@@ -77,46 +81,39 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
     Raises:
         ClippanError: one sentence for each way in which the two cannot be fused.
     """
-    pan_dataset, ms_dataset = open_dataset(pan, PAN), stack(ms, MS)
-    hints = (*_hints(ms_dataset, ms), *_hints(pan_dataset, [pan]))
-    pan_grid, ms_grid = Grid.of(pan_dataset), Grid.of(ms_dataset)
-    if not pan_grid.shares_crs(ms_grid):
-        for grid, what in ((pan_grid, PAN), (ms_grid, MS)):
-            if not grid.crs:
-                raise ClippanError(
-                    f"The {what} has no CRS but the other has; assign one (Raster > Projections > Assign projection)."
-                )
-        ms_dataset = _reproject(ms_dataset, pan_grid, nodata)
+    pan_dataset, opened = open_dataset(pan, PAN), [open_dataset(path, MS) for path in ms]
+    datasets = _in_crs_of(Grid.of(pan_dataset), opened, nodata)
+    hints = [hint for dataset, path in zip([*opened, pan_dataset], [*ms, pan]) for hint in _hints(dataset, path)]
+    read = frozenset().union(*(files(dataset) for dataset in (pan_dataset, *opened)))
     with (
-        Source(pan_dataset, PAN, (), nodata) as pan_source,
-        Source(ms_dataset, MS, bands, nodata) as ms_source,
+        Source([pan_dataset], PAN, (), nodata) as pan_source,
+        Source(to_finest(datasets, MS, nodata), MS, bands, nodata, describe(opened)) as ms_source,
     ):
         if pan_source.total != 1:
             raise ClippanError(
                 f"The {PAN} has {pan_source.total} bands and should have one; choose the panchromatic band's raster."
             )
-        yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), hints)
+        yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(hints), read)
 
 
-def _reproject(dataset: gdal.Dataset, target: Grid, nodata: Optional[float]) -> gdal.Dataset:
-    try:
-        return gdal.Warp(
-            "",
-            dataset,
-            format="VRT",
-            dstSRS=target.crs,
-            resampleAlg="cubic",
-            srcNodata=nodata,
-            # Around the rotated picture there is nothing; without a nodata value only alpha can say so.
-            dstAlpha=nodata is None and dataset.GetRasterBand(1).GetNoDataValue() is None,
-        )
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ClippanError(f"The {MS} cannot be reprojected to the panchromatic one's CRS ({reason}).") from error
+def _in_crs_of(pan: Grid, datasets: Sequence[gdal.Dataset], nodata: Optional[float]) -> list[gdal.Dataset]:
+    found: list[gdal.Dataset] = []
+    for dataset in datasets:
+        grid = Grid.of(dataset)
+        if grid.shares_crs(pan):
+            found.append(dataset)
+            continue
+        for crs, what in ((pan.crs, PAN), (grid.crs, MS)):
+            if not crs:
+                raise ClippanError(
+                    f"The {what} has no CRS but the other has; assign one (Raster > Projections > Assign projection)."
+                )
+        found += to_crs(dataset, MS, pan.crs, nodata)
+    return found
 
 
-def _hints(dataset: gdal.Dataset, paths: Sequence[str]) -> list[str]:
-    texts = [path.replace("\\", "/").rsplit("/", 1)[-1] for path in paths]
+def _hints(dataset: gdal.Dataset, path: str) -> list[str]:
+    texts = [path.replace("\\", "/").rsplit("/", 1)[-1]]
     for domain in ("", "IMAGERY", "IMD"):
         texts += (dataset.GetMetadata(domain) or {}).values()
     return texts

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Optional
@@ -16,6 +18,7 @@ from clippan.errors import ClippanError
 from clippan.raster.grid import Grid
 
 _MAPPED = {gdal.GDT_Float64: np.float32}  # processing is in float32; reading so halves the memory
+_LONG = 200  # letters of a path in a sentence
 
 
 def open_dataset(path: str, what: str) -> gdal.Dataset:
@@ -31,50 +34,49 @@ def open_dataset(path: str, what: str) -> gdal.Dataset:
     try:
         dataset = gdal.OpenEx(path, gdal.OF_RASTER | gdal.OF_VERBOSE_ERROR)
     except RuntimeError as error:
-        if ":" not in path and not path.startswith("/vsi") and not Path(path).exists():
-            raise ClippanError(f"The {what} {path} does not exist; check the path.") from None
-        reason = " ".join(str(error).split())
+        name = path if len(path) <= _LONG else f"{path[:_LONG]}…"  # it may be a whole XML
+        if not any(mark in path for mark in ":<") and not path.startswith("/vsi") and not exists(path):
+            raise ClippanError(f"The {what} {name} does not exist; check the path.") from None
+        reason = " ".join(str(error).replace(path, name).split())
         raise ClippanError(
-            f"The {what} {path} is not a raster that GDAL can read; choose another file or convert it ({reason})."
+            f"The {what} {name} is not a raster that GDAL can read; choose another file or convert it ({reason})."
         ) from None
     if dataset.RasterCount == 0:
         first = next((name for name, _ in dataset.GetSubDatasets()), None)
         hint = f", for instance {first}" if first else ""
         raise ClippanError(f"The {what} {path} holds no bands itself; name one of its subdatasets{hint}.")
     # GDAL shows CMYK pictures as RGBA; satellite tools write four bands under that tag, and mean the numbers.
-    if dataset.GetMetadataItem("SOURCE_COLOR_SPACE", "IMAGE_STRUCTURE") == "CMYK":
+    cmyk = dataset.GetMetadataItem("SOURCE_COLOR_SPACE", "IMAGE_STRUCTURE") == "CMYK"
+    if cmyk and dataset.GetDriver().ShortName == "GTiff" and exists(path):
         dataset = gdal.OpenEx(f"GTIFF_RAW:{path}", gdal.OF_RASTER)
     return dataset
 
 
-def stack(paths: Sequence[str], what: str) -> gdal.Dataset:
-    """Opens one raster, or several as one with all their bands in order.
-
-    Rasters on different grids of one CRS are brought to the finest one.
-
-    Raises:
-        ClippanError: as ``open_dataset``, or their CRS differ.
-    """
-    datasets = [open_dataset(path, what) for path in paths]
-    if len(datasets) == 1:
-        return datasets[0]
-    grids = [Grid.of(dataset) for dataset in datasets]
-    for path, grid in zip(paths[1:], grids[1:]):
-        if not grids[0].shares_crs(grid) or (grid.geotransform is None) != (grids[0].geotransform is None):
-            raise ClippanError(f"The {what}s {paths[0]} and {path} lie in different CRS; reproject them to one first.")
-        if grid.geotransform is None and (grid.width, grid.height) != (grids[0].width, grids[0].height):
-            raise ClippanError(
-                f"The {what}s {paths[0]} and {path} have no georeference and differ in size; use rasters of one size."
-            )
-    singles = [
-        gdal.Translate("", dataset, format="VRT", bandList=[band])
-        for dataset in datasets
-        for band in _spectral(dataset)
-    ]
-    return gdal.BuildVRT("", singles, separate=True, resolution="highest", resampleAlg="cubic")
+def exists(path: str) -> bool:
+    """Whether there is a file or folder of this name; False too for texts that cannot be one."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
-def _spectral(dataset: gdal.Dataset) -> list[int]:
+def files(dataset: gdal.Dataset) -> set[str]:
+    """The files that a dataset reads, through virtual rasters too."""
+    found: set[str] = set()
+    waiting = list(dataset.GetFileList() or [])
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            if name.lower().endswith(".vrt"):
+                try:
+                    waiting += gdal.OpenEx(name, gdal.OF_RASTER).GetFileList() or []
+                except RuntimeError:
+                    continue
+    return found
+
+
+def spectral(dataset: gdal.Dataset) -> list[int]:
     """Band numbers without the alpha band."""
     return [
         number
@@ -83,66 +85,125 @@ def _spectral(dataset: gdal.Dataset) -> list[int]:
     ]
 
 
+@dataclass(frozen=True)
+class BandInfo:
+    """What describes a band: its name, colour interpretation (GDAL's code), unit, scale and offset."""
+
+    description: str = ""
+    interpretation: int = gdal.GCI_Undefined
+    unit: str = ""
+    scale: Optional[float] = None
+    offset: Optional[float] = None
+
+    @classmethod
+    def of(cls, band: gdal.Band, name: str = "") -> BandInfo:
+        """The description of an existing band, with a name for one that has none."""
+        return cls(
+            band.GetDescription() or name,
+            band.GetColorInterpretation(),
+            band.GetUnitType() or "",
+            band.GetScale(),
+            band.GetOffset(),
+        )
+
+
+def describe(datasets: Sequence[gdal.Dataset]) -> list[BandInfo]:
+    """The bands of one or several rasters other than alpha; those of several are called by their files."""
+    infos = []
+    for dataset in datasets:
+        numbers = spectral(dataset)
+        stem = Path(dataset.GetDescription()).stem if len(datasets) > 1 else ""
+        for number in numbers:
+            name = f"{stem} {number}" if stem and len(numbers) > 1 else stem
+            infos.append(BandInfo.of(dataset.GetRasterBand(number), name))
+    return infos
+
+
+def fitting(nodata: Optional[float], dtype: np.dtype) -> Optional[float]:
+    """A nodata value, None if no pixel of this type can have it, infinity left aside: that is invalid anyway."""
+    if nodata is None:
+        return None
+    if np.issubdtype(dtype, np.floating):
+        return nodata if math.isnan(nodata) or abs(nodata) <= np.finfo(dtype).max else None
+    info = np.iinfo(dtype)
+    whole = math.isfinite(nodata) and nodata == int(nodata) and info.min <= nodata <= info.max
+    return int(nodata) if whole else None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Bands of one dataset that follow each other in the source, from ``start`` to ``end``."""
+
+    dataset: gdal.Dataset
+    numbers: list[int]
+    mask: Optional[gdal.Band]
+    start: int
+    end: int
+
+
 class Source:
-    """Bands of a raster, read by window. A context manager; reading is safe from several threads.
+    """Bands of one or several rasters on one grid, read by window. A context manager; reading is safe from several
+    threads.
 
     Args:
-        dataset: an open dataset.
-        what: how to call it in a sentence.
-        bands: which of its bands other than alpha, from 1; empty means all.
-        nodata: overrides the nodata value that the bands declare.
+        datasets: open datasets on one grid; their bands count through.
+        what: how to call them in a sentence.
+        bands: which of the bands other than alpha, from 1; empty means all.
+        nodata: overrides the nodata values that the bands declare.
+        infos: describe all bands other than alpha, where the datasets do not themselves.
 
     Attributes:
-        grid: where it lies.
+        grid: where they lie.
         dtype: numpy type of what ``read`` returns.
-        nodata: the nodata value of the first band (or the override), None without one.
+        count: number of bands that ``read`` returns.
+        total: number of bands other than alpha, chosen or not.
+        infos: one description a band.
+        nodata: the nodata value of the first band that has one (or the override), None without one.
         masked: whether any pixel may be invalid.
         bits: bit depth that the file states, None if it states none.
     """
 
     def __init__(
         self,
-        dataset: gdal.Dataset,
+        datasets: Sequence[gdal.Dataset],
         what: str,
         bands: Sequence[int] = (),
         nodata: Optional[float] = None,
+        infos: Sequence[BandInfo] = (),
     ) -> None:
-        spectral = _spectral(dataset)
-        wrong = [band for band in bands if band > len(spectral)]
-        if wrong:
-            raise ClippanError(f"Band {wrong[0]} was asked for but the {what} has {len(spectral)}; choose fewer.")
-        self.numbers = [spectral[band - 1] for band in bands] if bands else spectral
-        if not self.numbers:
+        everything = [(index, number) for index, dataset in enumerate(datasets) for number in spectral(dataset)]
+        self.total = len(everything)
+        if not everything:
             raise ClippanError(f"The {what} has only an alpha band; choose a raster with image bands.")
-        self.total = len(spectral)
-        self._dataset = dataset
+        wrong = [band for band in bands if band > self.total]
+        if wrong:
+            raise ClippanError(f"Band {wrong[0]} was asked for but the {what} has {self.total}; choose fewer.")
+        order = [band - 1 for band in bands] or range(self.total)
+        described = infos or describe(datasets)
+        self.infos = [described[position] for position in order]
+        self._runs = _runs(datasets, [everything[position] for position in order])
         self._lock = threading.Lock()
-        self.bands = [dataset.GetRasterBand(number) for number in self.numbers]
+        self.count = len(order)
         self.what = what
-        self.grid = Grid.of(dataset)
-        codes = {band.DataType for band in self.bands}
+        self.grid = Grid.of(datasets[0])
+        opened = [run.dataset.GetRasterBand(number) for run in self._runs for number in run.numbers]
+        codes = {band.DataType for band in opened}
         if any(gdal.DataTypeIsComplex(code) for code in codes):
             raise ClippanError(f"The {what} has complex numbers; convert it to amplitude first.")
-        if any(band.GetColorTable() is not None for band in self.bands):
+        if any(band.GetColorTable() is not None for band in opened):
             raise ClippanError(f"The {what} has a colour palette; convert it to RGB first (gdal_translate -expand).")
         code = codes.pop() if len(codes) == 1 else _union(codes)
         self.dtype = np.dtype(_MAPPED.get(code) or gdal_array.GDALTypeCodeToNumericTypeCode(code))
-        declared = [band.GetNoDataValue() for band in self.bands]
-        self._nodata = [nodata] * len(self.bands) if nodata is not None else declared
+        declared = [band.GetNoDataValue() if nodata is None else nodata for band in opened]
+        self._nodata = [fitting(value, self.dtype) for value in declared]
         self.nodata = next((value for value in self._nodata if value is not None), None)
-        self._mask = self._mask_band(dataset)
-        self.masked = self._mask is not None or self.nodata is not None or np.issubdtype(self.dtype, np.floating)
-        bits = self.bands[0].GetMetadataItem("NBITS", "IMAGE_STRUCTURE")
+        self.masked = (
+            any(run.mask is not None for run in self._runs)
+            or self.nodata is not None
+            or np.issubdtype(self.dtype, np.floating)
+        )
+        bits = opened[0].GetMetadataItem("NBITS", "IMAGE_STRUCTURE")
         self.bits = int(bits) if bits and np.issubdtype(self.dtype, np.unsignedinteger) else None
-
-    def _mask_band(self, dataset: gdal.Dataset) -> Optional[gdal.Band]:
-        # GDAL takes alpha for a mask in rasters of two or four bands only.
-        for number in range(1, dataset.RasterCount + 1):
-            band = dataset.GetRasterBand(number)
-            if band.GetColorInterpretation() == gdal.GCI_AlphaBand:
-                return band
-        flags = self.bands[0].GetMaskFlags()
-        return self.bands[0].GetMaskBand() if flags & gdal.GMF_PER_DATASET and not flags & gdal.GMF_NODATA else None
 
     def __enter__(self) -> Source:
         return self
@@ -153,9 +214,7 @@ class Source:
         error: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None:
-        self.bands.clear()
-        self._mask = None
-        self._dataset = None
+        self._runs = []
 
     def read(self, x: int, y: int, width: int, height: int) -> tuple[np.ndarray, Optional[np.ndarray]]:
         """Reads a window, which may reach beyond the raster: there the border's pixels repeat.
@@ -170,20 +229,20 @@ class Source:
         left, right = _clip(x, x + width, grid.width)
         top, bottom = _clip(y, y + height, grid.height)
         inside = (left, top, right - left, bottom - top)
+        values = np.empty((self.count, bottom - top, right - left), self.dtype)
+        masks = []
         with self._lock:
             try:
-                values = self._dataset.ReadAsArray(
-                    *inside,
-                    band_list=self.numbers,
-                    buf_obj=np.empty((len(self.numbers), *inside[:1:-1]), self.dtype),
-                )
-                mask = self._mask.ReadAsArray(*inside) if self._mask is not None else None
+                for run in self._runs:
+                    part = values[run.start : run.end]
+                    run.dataset.ReadAsArray(*inside, band_list=run.numbers, buf_obj=part)
+                    masks.append(run.mask.ReadAsArray(*inside) if run.mask is not None else None)
             except RuntimeError as error:
                 reason = " ".join(str(error).split())
                 raise ClippanError(
                     f"The {self.what} could not be read; check whether its file is complete ({reason})."
                 ) from error
-        valid = self._valid(values, mask)
+        valid = self._valid(values, masks)
         if (left, top, right, bottom) != (x, y, x + width, y + height):
             rows = np.clip(np.arange(y, y + height), top, bottom - 1)[:, None] - top
             columns = np.clip(np.arange(x, x + width), left, right - 1) - left
@@ -191,7 +250,7 @@ class Source:
             valid = None if valid is None else valid[:, rows, columns]
         return values, valid
 
-    def _valid(self, values: np.ndarray, mask: Optional[np.ndarray]) -> Optional[np.ndarray]:
+    def _valid(self, values: np.ndarray, masks: Sequence[Optional[np.ndarray]]) -> Optional[np.ndarray]:
         if not self.masked:
             return None
         valid = np.ones(values.shape, bool)
@@ -200,14 +259,31 @@ class Source:
         for plane, value, out in zip(values, self._nodata, valid):
             if value is not None and not math.isnan(value):
                 # The declared value is a double; a float32 band holds it rounded.
-                out &= plane != _as(self.dtype, value)
-        if mask is not None:
-            valid &= mask > 0
+                out &= plane != self.dtype.type(value)
+        for run, mask in zip(self._runs, masks):
+            if mask is not None:
+                valid[run.start : run.end] &= mask > 0
         return None if valid.all() else valid
 
 
-def _as(dtype: np.dtype, value: float) -> float:
-    return float(np.float32(value)) if dtype == np.float32 else value
+def _runs(datasets: Sequence[gdal.Dataset], chosen: Sequence[tuple[int, int]]) -> list[_Run]:
+    runs: list[_Run] = []
+    for index, group in itertools.groupby(chosen, lambda item: item[0]):
+        numbers = [number for _, number in group]
+        start = runs[-1].end if runs else 0
+        dataset = datasets[index]
+        runs.append(_Run(dataset, numbers, _mask_band(dataset, numbers[0]), start, start + len(numbers)))
+    return runs
+
+
+def _mask_band(dataset: gdal.Dataset, number: int) -> Optional[gdal.Band]:
+    # GDAL takes alpha for a mask in rasters of two or four bands only.
+    for other in range(1, dataset.RasterCount + 1):
+        band = dataset.GetRasterBand(other)
+        if band.GetColorInterpretation() == gdal.GCI_AlphaBand:
+            return band
+    band = dataset.GetRasterBand(number)
+    return band.GetMaskBand() if band.GetMaskFlags() & gdal.GMF_PER_DATASET else None
 
 
 def _union(codes: set[int]) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Callable, Optional, TypeVar, cast
+from typing import Any, Callable, Optional, TypeVar, cast
 
 import numpy as np
 from osgeo import gdal, gdal_array
@@ -17,10 +17,13 @@ from osgeo import gdal, gdal_array
 from clippan.errors import Cancelled, ClippanError
 from clippan.jobs.options import Compression, Format
 from clippan.raster.grid import Grid
+from clippan.raster.source import BandInfo
 
 T = TypeVar("T")
 
 BLOCK = 256  # tiles of the pipeline are multiples of it, so each block of the file is written once
+_PAM = ".aux.xml"  # GDAL's own sidecar
+_SIDECARS = (_PAM, ".ovr", ".msk", ".msk.ovr")
 _OVERVIEW_SIZE = 512  # the coarsest overview is no larger
 
 # DEFLATE level 1 writes three times as fast as 6 and the files are 3 % larger on the Landsat scene.
@@ -41,28 +44,6 @@ _COG_COMPRESSION = {
 def partial(path: str) -> str:
     """Where a file is written until it is whole."""
     return f"{path}.part"
-
-
-@dataclass(frozen=True)
-class BandInfo:
-    """What describes a band of the output: its name, colour interpretation (GDAL's code), unit, scale and offset."""
-
-    description: str = ""
-    interpretation: int = gdal.GCI_Undefined
-    unit: str = ""
-    scale: Optional[float] = None
-    offset: Optional[float] = None
-
-    @classmethod
-    def of(cls, band: gdal.Band) -> BandInfo:
-        """The description of an existing band."""
-        return cls(
-            band.GetDescription(),
-            band.GetColorInterpretation(),
-            band.GetUnitType() or "",
-            band.GetScale(),
-            band.GetOffset(),
-        )
 
 
 @dataclass
@@ -110,6 +91,7 @@ class Writer:
         code = gdal_array.NumericTypeCodeToGDALTypeCode(self.dtype)
         size = (self.grid.width, self.grid.height, len(self.bands))
         self._part = partial(self.path)
+        self._dataset: Any = None  # until it could be created
         driver = gdal.GetDriverByName("GTiff")
         try:
             self._dataset = self._guard(lambda: driver.Create(self._part, *size, code, options))
@@ -145,7 +127,8 @@ class Writer:
                 band.SetScale(info.scale)
                 band.SetOffset(info.offset)
             if self.nodata is not None:
-                band.SetNoDataValue(self.nodata)
+                whole = np.issubdtype(self.dtype, np.integer)  # 64-bit integers are not taken as floats
+                band.SetNoDataValue(int(self.nodata) if whole else self.nodata)
 
     def write(self, x: int, y: int, values: np.ndarray) -> None:
         """Writes values (bands, height, width) with their first pixel at column x and row y."""
@@ -171,7 +154,7 @@ class Writer:
         self._dataset.FlushCache()
         if self.format is Format.COG:
             whole = self._make_cog()
-        elif self.overviews:
+        elif self.overviews and not self._long():
             self._build_overviews()
         self._close()
         return whole
@@ -194,10 +177,12 @@ class Writer:
 
     def _replace(self, whole: str) -> None:
         try:
-            if whole.startswith("/vsi"):
-                gdal.Rename(whole, self.path)
-            else:
-                Path(whole).replace(self.path)
+            _rename(whole, self.path)
+            # What stood beside an older file of this name (statistics, overviews, a mask) would be taken for ours.
+            for ending in _SIDECARS:
+                _remove(f"{self.path}{ending}")
+            if _is_file(f"{whole}{_PAM}"):  # what the format itself cannot hold
+                _rename(f"{whole}{_PAM}", f"{self.path}{_PAM}")
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ClippanError(
@@ -209,11 +194,14 @@ class Writer:
         with contextlib.suppress(ClippanError):
             self._guard(self._close)
         for leftover in (self._part, f"{self._part}.cog"):
-            if leftover.startswith("/vsi"):
-                with contextlib.suppress(RuntimeError):
-                    gdal.Unlink(leftover)
-            else:
-                Path(leftover).unlink(missing_ok=True)
+            # What cannot be removed (a folder of this name, say) is not ours; the error that led here is told.
+            with contextlib.suppress(OSError, RuntimeError):
+                _remove(leftover)
+                _remove(f"{leftover}{_PAM}")
+
+    def _long(self) -> bool:
+        """Whether pixels are 64-bit integers: overviews of those with a nodata value make GDAL 3.6 fail or hang."""
+        return self.dtype.itemsize == 8
 
     def _build_overviews(self) -> None:
         levels: list[int] = []
@@ -304,6 +292,24 @@ class Writer:
         if folder.is_dir() and not os.access(folder, os.W_OK):
             return f"The output folder {folder} is not writable; choose another."
         return f"The output {self.path} could not be written ({reason}); choose another folder or file system."
+
+
+def _is_file(path: str) -> bool:
+    return gdal.VSIStatL(path) is not None
+
+
+def _rename(path: str, target: str) -> None:
+    if path.startswith("/vsi"):
+        gdal.Rename(path, target)
+    else:
+        Path(path).replace(target)
+
+
+def _remove(path: str) -> None:
+    if not path.startswith("/vsi"):
+        Path(path).unlink(missing_ok=True)
+    elif _is_file(path):
+        gdal.Unlink(path)
 
 
 def _megabytes(size: float) -> str:

@@ -1,0 +1,126 @@
+"""Rasters on different grids, brought to one on the fly; nothing is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import numpy as np
+from osgeo import gdal, gdal_array
+
+from clippan.errors import ClippanError
+from clippan.raster.grid import TOLERANCE, Grid
+from clippan.raster.source import fitting, spectral
+
+_SHIFT = 0.01  # of a pixel: how far grids may differ that should be one
+
+
+def to_crs(dataset: gdal.Dataset, what: str, crs: str, nodata: Optional[float]) -> list[gdal.Dataset]:
+    """A raster in another CRS (WKT), by cubic resampling; as several where one cannot say what is invalid."""
+    try:
+        return [_warp(part, nodata, dstSRS=crs) for part in _uniform(dataset, nodata)]
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ClippanError(
+            f"The {what} cannot be reprojected to the panchromatic one's CRS; check its own CRS ({reason})."
+        ) from error
+
+
+def to_finest(datasets: Sequence[gdal.Dataset], what: str, nodata: Optional[float]) -> list[gdal.Dataset]:
+    """Rasters of one CRS on the grid of the finest, cut to what all of them cover.
+
+    Those with pixels of the same size are only cut, others are resampled (cubic).
+
+    Raises:
+        ClippanError: they do not overlap, or their grids cannot be brought together.
+    """
+    grids = [Grid.of(dataset) for dataset in datasets]
+    if all(_same(grids[0], grid) for grid in grids[1:]):
+        return list(datasets)
+    if all(grid.geotransform is None for grid in grids):
+        raise ClippanError(f"The {what}s have no georeference and differ in size; use rasters of one size.")
+    if any(grid.geotransform is None for grid in grids):
+        raise ClippanError(f"Only some of the {what}s have a georeference; give it to all of them (gdal_translate).")
+    if any(g.geotransform[2] or g.geotransform[4] or g.geotransform[5] > 0 for g in grids if g.geotransform):
+        raise ClippanError(
+            f"The {what}s lie on different grids, not all of them north-up; warp them to one grid first (gdalwarp)."
+        )
+    target = _common(grids, what)
+    return [part for dataset in datasets for part in _onto(dataset, target, nodata)]
+
+
+def _same(one: Grid, other: Grid) -> bool:
+    if (one.width, one.height) != (other.width, other.height):
+        return False
+    if one.geotransform is None or other.geotransform is None:
+        return one.geotransform == other.geotransform
+    return other.offset_in(one, _SHIFT) == (0, 0)
+
+
+def _common(grids: Sequence[Grid], what: str) -> Grid:
+    """The finest grid, cut to its pixels whose centres lie in all the others."""
+    finest = min(grids, key=lambda grid: abs(_geotransform(grid)[1] * _geotransform(grid)[5]))
+    left, dx, _, top, _, dy = _geotransform(finest)
+    first_x, first_y, end_x, end_y = 0, 0, finest.width, finest.height
+    for grid in grids:
+        other = _geotransform(grid)
+        first_x = max(first_x, math.ceil((other[0] - left) / dx - 0.5 - TOLERANCE))
+        first_y = max(first_y, math.ceil((other[3] - top) / dy - 0.5 - TOLERANCE))
+        end_x = min(end_x, math.floor((other[0] + grid.width * other[1] - left) / dx + 0.5 + TOLERANCE))
+        end_y = min(end_y, math.floor((other[3] + grid.height * other[5] - top) / dy + 0.5 + TOLERANCE))
+    if end_x <= first_x or end_y <= first_y:
+        raise ClippanError(f"The {what}s do not overlap; check that all show the same place.")
+    corner = (left + first_x * dx, dx, 0.0, top + first_y * dy, 0.0, dy)
+    return Grid(end_x - first_x, end_y - first_y, corner, finest.crs)
+
+
+def _geotransform(grid: Grid) -> tuple[float, ...]:
+    assert grid.geotransform is not None
+    return grid.geotransform
+
+
+def _onto(dataset: gdal.Dataset, target: Grid, nodata: Optional[float]) -> list[gdal.Dataset]:
+    grid = Grid.of(dataset)
+    if _same(grid, target):
+        return [dataset]
+    offset = target.offset_in(grid, _SHIFT)
+    if offset is not None:
+        return [gdal.Translate("", dataset, format="VRT", srcWin=[*offset, target.width, target.height])]
+    left, dx, _, top, _, dy = _geotransform(target)
+    bounds = [left, top + target.height * dy, left + target.width * dx, top]
+    size = {"width": target.width, "height": target.height}
+    return [_warp(part, nodata, outputBounds=bounds, **size) for part in _uniform(dataset, nodata)]
+
+
+def _uniform(dataset: gdal.Dataset, nodata: Optional[float]) -> list[gdal.Dataset]:
+    """The dataset, or its bands one by one if only some of them have a nodata value."""
+    numbers = spectral(dataset)
+    values = [_nodata(dataset.GetRasterBand(number), nodata) for number in numbers]
+    if all(value is None for value in values) or not any(value is None for value in values):
+        return [dataset]
+    alpha = sorted(set(range(1, dataset.RasterCount + 1)) - set(numbers))
+    return [gdal.Translate("", dataset, format="VRT", bandList=[number, *alpha]) for number in numbers]
+
+
+def _nodata(band: gdal.Band, override: Optional[float]) -> Optional[float]:
+    value = band.GetNoDataValue() if override is None else override
+    dtype = np.dtype(gdal_array.GDALTypeCodeToNumericTypeCode(band.DataType))
+    if np.issubdtype(dtype, np.floating) and value is None:
+        return math.nan
+    return fitting(value, dtype)
+
+
+def _warp(dataset: gdal.Dataset, nodata: Optional[float], **where: Any) -> gdal.Dataset:
+    values = [_nodata(dataset.GetRasterBand(number), nodata) for number in spectral(dataset)]
+    none = values[0] is None
+    return gdal.Warp(
+        "",
+        dataset,
+        format="VRT",
+        resampleAlg="cubic",
+        srcNodata="None" if none else " ".join(str(value) for value in values),
+        # Around the warped picture there is nothing; without a nodata value only alpha can say so.
+        dstAlpha=none,
+        **where,
+    )
