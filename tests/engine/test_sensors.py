@@ -11,6 +11,8 @@ from clippan.fusion.sensors import SENSORS, find, recognise
     ("text", "name"),
     [
         ("LC08_L1TP_021039_20150101_B4.TIF", "landsat"),
+        ("l8_B4.tif", "landsat"),
+        ("clip_l8_band.tif", None),
         ("LANDSAT_9", "landsat"),
         ("landsat8", "landsat"),
         ("WV03", "worldview3"),

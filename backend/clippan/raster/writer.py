@@ -154,7 +154,7 @@ class Writer:
         self._dataset.FlushCache()
         if self.format is Format.COG:
             whole = self._make_cog()
-        elif self.overviews and not self._long():
+        elif self.overviews and self.dtype.itemsize < 8:  # of 64-bit integers with nodata, GDAL 3.6 fails or hangs
             self._build_overviews()
         self._close()
         return whole
@@ -198,10 +198,6 @@ class Writer:
             with contextlib.suppress(OSError, RuntimeError):
                 _remove(leftover)
                 _remove(f"{leftover}{_PAM}")
-
-    def _long(self) -> bool:
-        """Whether pixels are 64-bit integers: overviews of those with a nodata value make GDAL 3.6 fail or hang."""
-        return self.dtype.itemsize == 8
 
     def _build_overviews(self) -> None:
         levels: list[int] = []
