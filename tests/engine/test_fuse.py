@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import read_raster, write_raster
 from osgeo import gdal
 
-from clippan.errors import Cancelled
+from clippan.errors import Cancelled, ClippanError
 from clippan.fusion import fuse
 from clippan.jobs import Compression, Context, Device, Method, PansharpenRequest, run
 
@@ -85,6 +86,28 @@ def test_gpu_blocks_are_cut_out_right(scene, tmp_path, monkeypatch):
     sharpen(pair, tmp_path / "small.tif", tile_size=256)
     sharpen(pair, tmp_path / "large.tif", tile_size=2048)
     assert np.array_equal(read_raster(str(tmp_path / "small.tif")), read_raster(str(tmp_path / "large.tif")))
+
+
+def test_a_gpu_without_enough_memory_gets_smaller_blocks(scene, tmp_path, monkeypatch):
+    pair = scene(size=1200)
+    sharpen(pair, tmp_path / "whole.tif")
+    monkeypatch.setattr(fuse, "_CPU_BLOCK", 1024)  # as on a GPU
+    compute, least = fuse.Tiler._compute, 256
+
+    def short(self, x, y, *arrays):
+        if x.count > least:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return compute(self, x, y, *arrays)
+
+    monkeypatch.setattr(fuse.Tiler, "_compute", short)
+    lines = []
+    request = PansharpenRequest(pair.pan, (pair.ms,), str(tmp_path / "short.tif"), threads=2)
+    run(request, Context(log=lines.append))
+    assert np.array_equal(read_raster(str(tmp_path / "whole.tif")), read_raster(str(tmp_path / "short.tif")))
+    assert any("blocks of 256 pixels from now on" in line for line in lines)
+    least = 0
+    with pytest.raises(ClippanError, match="memory is too small; close other programs"):
+        run(request)
 
 
 @pytest.mark.gpu

@@ -182,8 +182,26 @@ class Tiler:
         """The fused pixels (bands, height, width) of a window, in the type of the file.
 
         The window's corner is a multiple of 256; on a GPU with its larger blocks some are computed for a part only.
+
+        Raises:
+            ClippanError: a GPU's memory is too small even for blocks of 256.
         """
-        block = self._block
+        while True:
+            block = self._block
+            try:
+                return self._tile(window, block, context)
+            except torch.cuda.OutOfMemoryError:
+                if block <= BLOCK:
+                    raise ClippanError(
+                        "The graphics card's memory is too small; close other programs that use it, "
+                        "or choose the device cpu."
+                    ) from None
+            torch.cuda.empty_cache()
+            # Another thread may have run out of memory with the same blocks, and have halved them already.
+            self._block = min(self._block, block // 2)
+            context.log(f"The graphics card's memory is short: blocks of {self._block} pixels from now on.")
+
+    def _tile(self, window: Window, block: int, context: Context) -> np.ndarray:
         starts_x = _lattice(window.x, window.width, block)
         starts_y = _lattice(window.y, window.height, block)
         xs = [_BlockAxis.of(self.pair.x, start, block, self.lows) for start in starts_x]
@@ -217,7 +235,7 @@ class Tiler:
         pan_valid: Optional[np.ndarray],
     ) -> tuple[np.ndarray, Optional[np.ndarray]]:
         """Fuses one block: float values (bands, block, block), and which are invalid or None."""
-        block, device = self._block, self.device
+        device = self.device
         coarse, coarse_valid = self._to_device(ms, ms_valid)
         if coarse_valid is not None:
             coarse = filters.fill(coarse, coarse_valid, self._default_ms)
@@ -227,8 +245,8 @@ class Tiler:
         if self.lows:
             low = torch.stack([self._low_pass(x, y, index, wide, wide_valid) for index in range(len(self.lows))])
         dy, dx = y.start - y.pan, x.start - x.pan
-        sharp = wide[dy : dy + block, dx : dx + block]
-        sharp_valid = None if wide_valid is None else wide_valid[dy : dy + block, dx : dx + block]
+        sharp = wide[dy : dy + y.count, dx : dx + x.count]
+        sharp_valid = None if wide_valid is None else wide_valid[dy : dy + y.count, dx : dx + x.count]
         fused = self.fusion(interpolated, sharp, low)
         if self._low is not None:
             fused = fused.round_().clamp_(self._low, self._high)
@@ -270,8 +288,8 @@ class Tiler:
     ) -> None:
         """Puts the part of a block that lies in the window into the tile."""
         left, top = max(x, window.x), max(y, window.y)
-        right = min(x + self._block, window.x + window.width)
-        bottom = min(y + self._block, window.y + window.height)
+        right = min(x + values.shape[2], window.x + window.width)
+        bottom = min(y + values.shape[1], window.y + window.height)
         inside = (slice(None), slice(top - y, bottom - y), slice(left - x, right - x))
         target = out[:, top - window.y : bottom - window.y, left - window.x : right - window.x]
         np.copyto(target, values[inside], casting="unsafe")
@@ -286,9 +304,10 @@ class Tiler:
 
 @dataclass(frozen=True)
 class _BlockAxis:
-    """One axis of a block: where it starts, what it needs of MS and PAN, and its filters."""
+    """One axis of a block: where it starts, how long it is, what it needs of MS and PAN, and its filters."""
 
     start: int
+    count: int
     ms: int
     ms_count: int
     pan: int
@@ -305,7 +324,7 @@ class _BlockAxis:
         if lows:
             pan, pan_count, downs = filters.down_matrices(axis, ms, ms_count, lows)
         nearest = torch.from_numpy(filters.nearest(axis, start, block))
-        return cls(start, ms, ms_count, pan, pan_count, filters.up_matrix(axis, start, block), downs, nearest)
+        return cls(start, block, ms, ms_count, pan, pan_count, filters.up_matrix(axis, start, block), downs, nearest)
 
 
 def _lattice(start: int, length: int, block: int) -> list[int]:
