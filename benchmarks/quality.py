@@ -239,14 +239,20 @@ def main() -> None:
         "# Quality of the methods",
         f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__}, "
         f"GDAL {gdal.__version__} on {platform.machine()}, by `{' '.join(['python', 'benchmarks/quality.py'])}`. "
-        "Higher is better but for SAM (degrees), ERGAS, D_lambda_K and D_s. Means over sensors.",
+        "Higher is better but for SAM (degrees), ERGAS, D_lambda_K and D_s. Means over sensors; in brackets the number "
+        "of pairs.",
+        "One scene is that of the demo; the others are crops from public repositories, mostly without "
+        "a licence, so they are not published here (`--pairs` takes any folder of the same layout). More than half of "
+        "them have MS and PAN shifted against each other by over half a PAN pixel, and nothing is registered here.",
+        "Mind the row of cubic: it adds no detail, which HQNR does not punish and HP_correlation shows.",
     ]
     if full:
         parts += ["## Full resolution, without a reference", means(full, FULL), detail(full, "HQNR")]
         parts += ["## One scale down (Wald's protocol), against the original MS", means(wald, REDUCED)]
         parts += [detail(wald, "Q2n"), detail(wald, "SAM")]
     if ready:
-        parts += ["## Ready-made reduced pairs, against the reference they bring", means(ready, REDUCED)]
+        count = len({case.name for _, case in ready})
+        parts += [f"## Ready-made reduced pairs ({count}), against the reference they bring", means(ready, REDUCED)]
     text = "\n\n".join(parts) + "\n"
     print(text)
     if options.write:

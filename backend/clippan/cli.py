@@ -12,6 +12,8 @@ import dataclasses
 import enum
 import io
 import json
+import math
+import os
 import signal
 import sys
 import threading
@@ -23,7 +25,9 @@ from typing import Any, Callable, NoReturn, Optional
 
 from clippan import __version__
 from clippan.errors import Cancelled, ClippanError
+from clippan.fusion.sensors import SENSORS
 from clippan.jobs import (
+    FIGURES,
     JOBS,
     AssessRequest,
     AssessResult,
@@ -34,12 +38,15 @@ from clippan.jobs import (
     PansharpenResult,
     Request,
     from_json,
+    parse_bands,
     run,
     to_json,
 )
 
 FAILED = 2
 INTERRUPTED = 130
+
+_SENSOR_NAMES = ", ".join(SENSORS)
 
 # What the help says of each parameter; type, default and choices come from the request.
 _HELP: dict[type[Request], dict[str, str]] = {
@@ -48,8 +55,8 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "ms": "multispectral raster, or several single-band ones in order",
         "output": "GeoTIFF to write",
         "method": "how to fuse",
-        "sensor": "whose MTF to use: auto, generic, or an id such as worldview3",
-        "bands": "bands to sharpen, as in 1,2,3; all by default",
+        "sensor": f"whose MTF to use: auto or one of {_SENSOR_NAMES}",
+        "bands": "bands to sharpen, as in 1,2,3 or 2-4; all by default",
         "nodata": "nodata value, if the inputs declare none or a wrong one",
         "tile_size": "edge in PAN pixels of what is computed at a time; never changes the result",
         "threads": "CPU threads; 0 means all",
@@ -63,8 +70,8 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "pan": "panchromatic raster it was made from",
         "ms": "multispectral raster it was made from, or several single-band ones in order",
         "reference": "true raster on the grid of the pansharpened one",
-        "sensor": "whose MTF to use: auto, generic, or an id such as worldview3",
-        "bands": "which bands were sharpened, as in 1,2,3; all by default",
+        "sensor": f"whose MTF to use: auto (what the raster says) or one of {_SENSOR_NAMES}",
+        "bands": "which bands were sharpened, as in 1,2,3 or 2-4; by default what the raster says, or all",
         "nodata": "nodata value, if the inputs declare none or a wrong one",
         "report": "HTML report to write, with a picture",
         "device": "where to compute",
@@ -119,7 +126,9 @@ def _add(command: argparse.ArgumentParser, request: type[Request], field: datacl
         words = [item.value for item in hint]
         text = f"{text}: {', '.join(words)} (default {field.default.value})"
         # argparse lists the choices in the message of a wrong one, and hides nothing.
-        command.add_argument(name, choices=words, default=field.default.value, metavar="NAME", help=text)
+        command.add_argument(
+            name, type=str.lower, choices=words, default=field.default.value, metavar="NAME", help=text
+        )
     else:
         if field.default not in (dataclasses.MISSING, None):
             text = f"{text} (default {field.default})"
@@ -130,9 +139,9 @@ def _add(command: argparse.ArgumentParser, request: type[Request], field: datacl
 
 def _numbers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(item) for item in text.replace(",", " ").split())
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no list of band numbers such as 1,2,3") from None
+        return parse_bands(text)
+    except ClippanError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
@@ -152,6 +161,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a Windows console may not know every letter of a path
             stream.reconfigure(errors="replace")
     debug = "--debug" in (sys.argv if arguments is None else arguments)
+    if not debug:  # GDAL's other threads print what the one that failed raises
+        os.environ.setdefault("CPL_LOG", os.devnull)
     progress = _Progress()
     try:
         options = vars(parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments)))
@@ -232,14 +243,19 @@ class _Progress:
 
 
 def _print_pansharpen(result: PansharpenResult) -> str:
+    bands = f"{result.bands} band{'s' * (result.bands > 1)}"
+    unknown = " (the files name none that is known; say it with --sensor)" if result.sensor == "generic" else ""
     return (
-        f"{result.output}: {result.width} × {result.height} pixels, {result.bands} bands, {result.dtype}\n"
-        f"{result.method} for sensor {result.sensor} on {result.device}, {result.seconds:.1f} s"
+        f"{result.output}: {result.width} × {result.height} pixels, {bands}, {result.dtype}\n"
+        f"{result.method} on {result.device}, {result.seconds:.1f} s, sensor {result.sensor}{unknown}"
     )
 
 
 def _print_assess(result: AssessResult) -> str:
-    lines = [f"{name:15}{value:10.4f}" for name, value in {**result.full, **result.reference}.items()]
+    lines = []
+    for name, value in {**result.full, **result.reference}.items():
+        label, best = FIGURES[name]
+        lines.append(f"{name:15}{value:10.4f}   best {'high' if math.isinf(best) else f'{best:g}':5}{label}")
     lines.append(f"{result.pixels} valid pixels, sensor {result.sensor}, {result.seconds:.1f} s")
     if result.report:
         lines.append(f"Report: {result.report}")

@@ -12,27 +12,9 @@ from qgis.core import (
     QgsProcessingParameterRasterLayer,
 )
 
-from clippan.jobs import AssessRequest
+from clippan.jobs import FIGURES, AssessRequest
 
 from . import base
-
-# The engine's names, what they mean and their best value.
-FULL = {
-    "D_lambda_K": ("Spectral distortion D_λ,K (Khan)", 0),
-    "D_s": ("Spatial distortion D_s", 0),
-    "HQNR": ("Hybrid quality without reference HQNR", 1),
-    "D_lambda": ("Spectral distortion D_λ", 0),
-    "QNR": ("Quality without reference QNR", 1),
-    "HP_correlation": ("Correlation of fine detail with PAN", 1),
-}
-REFERENCE = {
-    "Q2n": ("Quality of all bands together Q2n", 1),
-    "SAM": ("Spectral angle SAM (degrees)", 0),
-    "ERGAS": ("Relative global error ERGAS", 0),
-    "SCC": ("Spatial correlation SCC", 1),
-    "PSNR": ("Peak signal to noise PSNR (dB)", math.inf),
-    "SSIM": ("Structural similarity SSIM", 1),
-}
 
 
 class AssessPansharpening(base.JobAlgorithm):
@@ -78,7 +60,7 @@ class AssessPansharpening(base.JobAlgorithm):
             ),
             "A web page with the figures, what they mean, and a picture before and after.",
         )
-        for name, (label, _) in {**FULL, **REFERENCE}.items():
+        for name, (label, _) in FIGURES.items():
             self.addOutput(QgsProcessingOutputNumber(name.upper(), label))
         self.addOutput(QgsProcessingOutputString("SENSOR_USED", "Sensor used"))
 
@@ -108,9 +90,9 @@ class AssessPansharpening(base.JobAlgorithm):
         """See JobAlgorithm."""
         figures = {name: float(value) for name, value in {**answer["full"], **answer["reference"]}.items()}
         rows = [("Figure", "Value", "Best", "Meaning")]
-        for name, (label, best) in {**FULL, **REFERENCE}.items():
+        for name, (label, best) in FIGURES.items():
             if name in figures:
-                rows.append((name, f"{figures[name]:.4f}", "high" if math.isinf(best) else str(best), label))
+                rows.append((name, f"{figures[name]:.4f}", "high" if math.isinf(best) else f"{best:g}", label))
         for line in base.table(rows):
             feedback.pushFormattedMessage(f"<pre>{line}</pre>", line)
         feedback.pushInfo(f"{answer['pixels']} valid pixels compared, sensor {answer['sensor']}")

@@ -25,7 +25,7 @@ from qgis.PyQt.QtGui import QIcon
 
 from clippan.errors import ClippanError
 from clippan.fusion.sensors import SENSORS
-from clippan.jobs import Device, Request
+from clippan.jobs import Device, Request, parse_bands
 
 from .. import places
 from ..engine import python, worker
@@ -290,22 +290,6 @@ def choice(name: str, description: str, labels: dict[str, str], default: str) ->
     )
     definition.setMetadata({"widget_wrapper": {"class": _CHOICE_WIDGET}, "clippan_labels": dict(labels)})
     return definition
-
-
-def parse_bands(text: str) -> tuple[int, ...]:
-    """Band numbers from a text such as ``1,2,3``, ``4 3 2`` or ``2-4``.
-
-    Raises:
-        ClippanError: it is no such list.
-    """
-    numbers: list[int] = []
-    for item in text.replace(",", " ").replace(";", " ").split():
-        first, dash, last = item.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ClippanError(f"The band list “{text}” is not understood; write it like 1,2,3 or 2-4.")
-        start, end = int(first), int(last) if dash else int(first)
-        numbers.extend(range(start, end + 1) if start <= end else range(start, end - 1, -1))
-    return tuple(numbers)
 
 
 def data_source(layer: QgsRasterLayer) -> str:

@@ -160,6 +160,49 @@ def test_nodata_override(fused):
     assert assess(pair, output, nodata=9.0).pixels == 256 * 256 - 40 * 30
 
 
+def test_gaps_count_alike_at_both_scales(scene, tmp_path):
+    # A nodata value that only the fused raster declares: what is missing there takes no part in any figure.
+    pair = scene(size=512)
+    values = read_raster(pair.ms)
+    values[:, :40, 20:90] = 0
+    declared = write_raster(tmp_path / "declared.tif", values, 4.0, nodata=0)
+    silent = write_raster(tmp_path / "silent.tif", values, 4.0)
+    out = str(tmp_path / "out.tif")
+    run(PansharpenRequest(pair.pan, (declared,), out))
+    gdal.Translate(str(tmp_path / "bare.tif"), out, noData=0).SetMetadata({})
+    one = run(AssessRequest(str(tmp_path / "bare.tif"), pair.pan, (declared,)))
+    other = run(AssessRequest(str(tmp_path / "bare.tif"), pair.pan, (silent,)))
+    for name in ("D_s", "D_lambda"):
+        assert abs(one.full[name] - other.full[name]) < 0.01, name
+
+
+def test_what_is_left_open_is_taken_from_the_tags(scene, tmp_path):
+    pair = scene(size=256)
+    values = read_raster(pair.ms)
+    values[:, :10] = 7
+    ms = write_raster(tmp_path / "gaps.tif", values, 4.0)
+    out = str(tmp_path / "out.tif")
+    run(PansharpenRequest(pair.pan, (ms,), out, sensor="ikonos", bands=(3, 1), nodata=7))
+    lines = []
+    found = run(AssessRequest(out, pair.pan, (ms,)), Context(log=lines.append))
+    wanted = run(AssessRequest(out, pair.pan, (ms,), sensor="ikonos", bands=(3, 1), nodata=7))
+    assert found.full == wanted.full
+    assert (found.sensor, found.pixels) == ("ikonos", wanted.pixels)
+    assert "As the raster's tags say: sensor ikonos, bands (3, 1), nodata 7.0." in lines
+    other = run(AssessRequest(out, pair.pan, (ms,), sensor="landsat", bands=(1, 3)), Context(log=lines.append))
+    assert other.sensor == "landsat"
+    assert any("compared with (1, 3) as asked" in line for line in lines)
+
+
+def test_tags_of_others_are_no_matter(fused):
+    pair, out = fused
+    before = assess(pair, out)
+    dataset = gdal.Open(out, gdal.GA_Update)
+    dataset.SetMetadataItem("CLIPPAN_PARAMETERS", "{}")
+    dataset = None
+    assert assess(pair, out).full == before.full
+
+
 def test_some_bands(fused, tmp_path):
     pair, _ = fused
     output = str(tmp_path / "some.tif")

@@ -15,7 +15,7 @@ from conftest import read_raster, write_raster
 from osgeo import gdal
 
 from clippan.errors import ClippanError
-from clippan.jobs import Compression, Method, PansharpenRequest, run
+from clippan.jobs import AssessRequest, Compression, Method, PansharpenRequest, run
 
 REMEDY = re.compile(
     r"check|choose|assign|use|name |free some|list each|create|convert|give it|remove|warp|sharpen|load", re.IGNORECASE
@@ -218,6 +218,31 @@ def test_wrong_band(scene, tmp_path):
     pair = scene()
     refused(tmp_path, "Band 5 was asked for", pair.pan, pair.ms, bands=(5,))
     refused(tmp_path, "listed twice", pair.pan, pair.ms, bands=(2, 2))
+
+
+def test_nodata_that_no_pixel_can_have(scene, tmp_path):
+    pair = scene()
+    refused(
+        tmp_path, "No pixel can have the nodata value -9999, as the rasters are uint16", pair.pan, pair.ms, nodata=-9999
+    )
+
+
+def test_swapped(scene, tmp_path):
+    pair = scene()
+    refused(tmp_path, "has 4 bands and should have one.*check whether the two were swapped", pair.ms, pair.pan)
+
+
+def test_no_overlap_over_continents(scene, tmp_path):
+    pair = scene()
+    far = write_raster(tmp_path / "far.tif", read_raster(pair.ms), 0.5, (500000.0, 5000000.0), 32750)
+    refused(tmp_path, "do not overlap; check", pair.pan, far)
+
+
+def test_names_of_other_formats(scene, tmp_path):
+    pair = scene()
+    refused(tmp_path, "would be a GeoTIFF; let its name end in .tif", pair.pan, pair.ms, tmp_path / "out.PNG")
+    with pytest.raises(ClippanError, match=r"is a web page; choose a name that ends in \.html"):
+        run(AssessRequest(pair.truth, pair.pan, (pair.ms,), report=str(tmp_path / "truth2.tif")))
 
 
 def test_unknown_sensor(scene, tmp_path):

@@ -120,7 +120,10 @@ def test_doctor_tells_by_its_exit_code(requests, capsys):
         ("", "The following arguments are required: COMMAND; see clippan --help."),
         ("dance", "Argument COMMAND: invalid choice: 'dance'"),
         ("pansharpen --pan p", "The following arguments are required: --ms, --output; see clippan pansharpen --help."),
-        ("pansharpen --pan p --ms m --output o --bands 1,x", "'1,x' is no list of band numbers such as 1,2,3"),
+        (
+            "pansharpen --pan p --ms m --output o --bands 1,x",
+            "The band list “1,x” is not understood; write it like 1,2,3 or 2-4",
+        ),
         ("pansharpen --pan p --ms m --output o --method magic", "Argument --method: invalid choice: 'magic'"),
         ("pansharpen --pan p --ms m --output o --nodata x", "Argument --nodata: invalid float value: 'x'"),
         ("pansharpen --pan p --ms m --output o --threads 1.5", "Argument --threads: invalid int value: '1.5'"),

@@ -23,7 +23,7 @@ from qgis.core import (
 
 from clippan.errors import ClippanError
 from clippan.fusion.sensors import SENSORS
-from clippan.jobs import AssessRequest, Method, PansharpenRequest, from_json
+from clippan.jobs import AssessRequest, Method, PansharpenRequest, from_json, parse_bands
 from clippan_qgis import places
 from clippan_qgis.algorithms import base
 
@@ -256,13 +256,13 @@ def test_assess_without_options(run, recorded, scene):
     [("", ()), ("1,2,3", (1, 2, 3)), (" 4 3;2 ", (4, 3, 2)), ("2-4,1", (2, 3, 4, 1)), ("3-1", (3, 2, 1))],
 )
 def test_band_lists(text, numbers):
-    assert base.parse_bands(text) == numbers
+    assert parse_bands(text) == numbers
 
 
 @pytest.mark.parametrize("text", ["red", "1,b", "1-", "-2", "1.5"])
 def test_band_lists_that_are_none(text):
     with pytest.raises(ClippanError, match="write it like 1,2,3 or 2-4"):
-        base.parse_bands(text)
+        parse_bands(text)
 
 
 @pytest.mark.parametrize(

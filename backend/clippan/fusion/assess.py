@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -19,10 +21,11 @@ from clippan.errors import ClippanError
 from clippan.fusion import filters, report
 from clippan.fusion.fuse import resolve_sensor
 from clippan.fusion.metrics import BLOCK, FullFigures, ReferenceFigures
-from clippan.fusion.sensors import Sensor
+from clippan.fusion.sensors import Sensor, find
 from clippan.jobs.assess import AssessRequest, AssessResult
-from clippan.jobs.base import Context
+from clippan.jobs.base import Context, from_json
 from clippan.jobs.options import Device
+from clippan.jobs.pansharpen import PansharpenRequest
 from clippan.raster.grid import Grid
 from clippan.raster.pair import Pair, open_pair
 from clippan.raster.source import Source, open_dataset
@@ -44,6 +47,7 @@ def assess(request: AssessRequest, context: Context) -> AssessResult:
         ClippanError: one sentence; no report is left behind.
     """
     started = time.monotonic()
+    request = _as_made(request, context)
     device, reason = choose_device(request.device)
     if device.type == "mps":
         device, reason = choose_device(Device.CPU)[0], "MPS has no float64, in which figures are summed."
@@ -64,6 +68,29 @@ def assess(request: AssessRequest, context: Context) -> AssessResult:
             report.write(request.report, request, result, sensor.label, scene.ratio, _pictures(scene, reference))
     context.progress(100, "Done")
     return result
+
+
+def _as_made(request: AssessRequest, context: Context) -> AssessRequest:
+    """The request, completed by what the tags of the pansharpened raster say about how it was made."""
+    dataset = open_dataset(request.fused, FUSED)
+    tags = dataset.GetMetadata() or {}
+    try:
+        made = from_json(PansharpenRequest, json.loads(tags["CLIPPAN_PARAMETERS"]))
+    except (KeyError, ValueError, ClippanError):  # made by another program, or by another version
+        return request
+    changes: dict[str, object] = {}
+    if request.sensor == "auto" and find(tags.get("CLIPPAN_SENSOR", "")):
+        changes["sensor"] = tags["CLIPPAN_SENSOR"]
+    if not request.bands and len(made.bands) == dataset.RasterCount:
+        changes["bands"] = made.bands
+    if request.nodata is None and made.nodata is not None:
+        changes["nodata"] = made.nodata
+    if changes:
+        words = ", ".join(f"{name} {value}" for name, value in changes.items())
+        context.log(f"As the raster's tags say: {words}.")
+    if request.bands and made.bands and request.bands != made.bands:
+        context.log(f"The raster was made of the bands {made.bands}, and is compared with {request.bands} as asked.")
+    return dataclasses.replace(request, **changes)  # type: ignore[arg-type]
 
 
 def _open(path: str, what: str, bands: Sequence[int], nodata: Optional[float]) -> Source:
@@ -365,7 +392,19 @@ def _read_low(scene: Scene, window: Window) -> tuple[torch.Tensor, torch.Tensor,
         weight = filters.separable(rows, pan_valid.float(), columns)
         low = low / weight.clamp(min=1e-6)
         valid = valid & (weight > _COVERED)
-    return ms, low, valid
+    return ms, low, valid & _fused_valid(scene, window)
+
+
+def _fused_valid(scene: Scene, window: Window) -> torch.Tensor:
+    """Where the fused raster is valid at the centres of a window's MS pixels: both scales see the same places."""
+    columns = [round(scene.pair.x.to_output(window.x + column)) for column in range(window.width)]
+    rows = [round(scene.pair.y.to_output(window.y + row)) for row in range(window.height)]
+    _, valid = scene.read(
+        scene.fused, Window(columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
+    )
+    down = torch.tensor(rows, device=scene.device) - rows[0]
+    across = torch.tensor(columns, device=scene.device) - columns[0]
+    return valid[down][:, across]
 
 
 # With a reference

@@ -4,15 +4,16 @@ Processing algorithms, the CLI, Python and the worker all build these requests. 
 or QGIS when it is imported, so the plugin reads it too.
 """
 
-from clippan.jobs.assess import AssessRequest, AssessResult
+from clippan.jobs.assess import FIGURES, AssessRequest, AssessResult
 from clippan.jobs.base import Context, Request, from_json, to_json
 from clippan.jobs.doctor import Check, DoctorRequest, DoctorResult, Status
-from clippan.jobs.options import Compression, Device, Format, Method
+from clippan.jobs.options import Compression, Device, Format, Method, parse_bands
 from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
 
 JOBS = {request.name: request for request in (PansharpenRequest, AssessRequest, DoctorRequest)}
 
 __all__ = [
+    "FIGURES",
     "JOBS",
     "AssessRequest",
     "AssessResult",
@@ -29,6 +30,7 @@ __all__ = [
     "Request",
     "Status",
     "from_json",
+    "parse_bands",
     "run",
     "to_json",
 ]

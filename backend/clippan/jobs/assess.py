@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Optional
@@ -10,14 +11,30 @@ from clippan.jobs import check
 from clippan.jobs.base import Context, Request
 from clippan.jobs.options import Device
 
+# What each figure is, in a line, and its best value; the first six need no reference.
+FIGURES = {
+    "D_lambda_K": ("Spectral distortion D_λ,K (Khan)", 0.0),
+    "D_s": ("Spatial distortion D_s", 0.0),
+    "HQNR": ("Hybrid quality without reference HQNR", 1.0),
+    "D_lambda": ("Spectral distortion D_λ", 0.0),
+    "QNR": ("Quality without reference QNR", 1.0),
+    "HP_correlation": ("Correlation of fine detail with PAN", 1.0),
+    "Q2n": ("Quality of all bands together Q2n", 1.0),
+    "SAM": ("Spectral angle SAM (degrees)", 0.0),
+    "ERGAS": ("Relative global error ERGAS", 0.0),
+    "SCC": ("Spatial correlation SCC", 1.0),
+    "PSNR": ("Peak signal to noise PSNR (dB)", math.inf),
+    "SSIM": ("Structural similarity SSIM", 1.0),
+}
+
 
 @dataclass(frozen=True)
 class AssessResult:
     """Quality figures.
 
     Attributes:
-        full: figures without a reference: D_lambda_K, D_s, HQNR, D_lambda, QNR, HP_correlation.
-        reference: figures against the reference: Q2n, SAM, ERGAS, SCC, PSNR, SSIM; empty without one.
+        full: figures without a reference; see FIGURES.
+        reference: figures against the reference; empty without one.
         sensor: whose MTF was used.
         pixels: how many valid pixels were compared.
         report: the HTML report, None if none was asked for.
@@ -45,6 +62,8 @@ class AssessRequest(Request):
         nodata: overrides the nodata value that the inputs declare.
         report: an HTML file to write, with a picture.
         device: where to compute.
+
+    Of sensor, bands and nodata, what is left open is taken from the tags of a raster that CLIPPan made.
     """
 
     name: ClassVar[str] = "assess"
@@ -73,6 +92,7 @@ class AssessRequest(Request):
             inputs = (*inputs, self.reference)
         if self.report is not None:
             check.output(self.report, inputs)
+            check.html(self.report)
 
     def run(self, context: Context) -> AssessResult:
         """See Request."""

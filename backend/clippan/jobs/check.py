@@ -9,6 +9,10 @@ from pathlib import Path
 
 from clippan.errors import ClippanError
 
+_OTHER_RASTERS = tuple(
+    ".png .jpg .jpeg .jp2 .img .vrt .gpkg .nc .hdf .h5 .asc .bil .bsq .ers .ecw .sid .grd .bmp .gif .webp".split()  # noqa: SIM905
+)
+
 
 def source(what: str, path: str) -> None:
     """A data source has to be named."""
@@ -45,6 +49,18 @@ def output(path: str, inputs: Iterable[str]) -> None:
         raise ClippanError(f"The output folder {folder} does not exist; create it or choose another.")
     if not os.access(folder, os.W_OK):
         raise ClippanError(f"The output folder {folder} is not writable; choose another.")
+
+
+def geotiff(path: str) -> None:
+    """A GeoTIFF is not called by another format's ending."""
+    if path.lower().endswith(_OTHER_RASTERS):
+        raise ClippanError(f"The output {path} would be a GeoTIFF; let its name end in .tif, or convert it afterwards.")
+
+
+def html(path: str) -> None:
+    """A report is called by what it is, lest it replace a file of another kind."""
+    if not path.lower().endswith((".html", ".htm")):
+        raise ClippanError(f"The report {path} is a web page; choose a name that ends in .html.")
 
 
 def _same(target: Path, item: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 
+from clippan.errors import ClippanError
+
 
 class Device(enum.Enum):
     """Where the engine computes."""
@@ -33,7 +35,7 @@ class Method(enum.Enum):
 
 
 _METHOD_LABELS = {
-    Method.MTF_GLP_HPM_R: "MTF-GLP-HPM-R: modulation with regression (best quality)",
+    Method.MTF_GLP_HPM_R: "MTF-GLP-HPM-R: modulation with regression (recommended)",
     Method.MTF_GLP_HPM: "MTF-GLP-HPM: high-pass modulation",
     Method.MTF_GLP_CBD: "MTF-GLP-CBD: regression-based injection",
     Method.BT_H: "BT-H: Brovey with haze correction (fast)",
@@ -58,3 +60,19 @@ class Compression(enum.Enum):
     ZSTD = "zstd"
     LZW = "lzw"
     NONE = "none"
+
+
+def parse_bands(text: str) -> tuple[int, ...]:
+    """Band numbers from a text such as ``1,2,3``, ``4 3 2`` or ``2-4``.
+
+    Raises:
+        ClippanError: it is no such list.
+    """
+    numbers: list[int] = []
+    for item in text.replace(",", " ").replace(";", " ").split():
+        first, dash, last = item.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ClippanError(f"The band list “{text}” is not understood; write it like 1,2,3 or 2-4.")
+        start, end = int(first), int(last) if dash else int(first)
+        numbers.extend(range(start, end + 1) if start <= end else range(start, end - 1, -1))
+    return tuple(numbers)

@@ -80,6 +80,7 @@ class PansharpenRequest(Request):
         check.source("panchromatic raster", self.pan)
         check.sources("multispectral raster", self.ms)
         check.output(self.output, (self.pan, *self.ms))
+        check.geotiff(self.output)
         check.bands(self.bands)
         check.sensor(self.sensor)
         check.at_least("tile size", self.tile_size, 256)

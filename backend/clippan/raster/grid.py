@@ -121,12 +121,6 @@ def align(pan: Grid, ms: Grid) -> Alignment:
         ClippanError: they do not overlap, MS is finer than PAN, or one grid is rotated against the other.
     """
     x, y = _axes(pan, ms)
-    for name, axis in (("columns", x), ("rows", y)):
-        if axis.ratio < 1 - TOLERANCE:
-            raise ClippanError(
-                f"The multispectral raster has finer {name} than the panchromatic one "
-                f"(pixel size ratio {axis.ratio:.3g}); check whether the two were swapped."
-            )
     left, right = _centres_inside(x, ms.width, pan.width)
     top, bottom = _centres_inside(y, ms.height, pan.height)
     if right <= left or bottom <= top:
@@ -134,6 +128,12 @@ def align(pan: Grid, ms: Grid) -> Alignment:
             "The panchromatic and the multispectral raster do not overlap; "
             "check that both show the same place and that their CRS are right."
         )
+    for name, axis in (("columns", x), ("rows", y)):
+        if axis.ratio < 1 - TOLERANCE:
+            raise ClippanError(
+                f"The multispectral raster has finer {name} than the panchromatic one "
+                f"(pixel size ratio {axis.ratio:.3g}); check whether the two were swapped."
+            )
     geotransform = None
     if pan.geotransform:
         g = pan.geotransform

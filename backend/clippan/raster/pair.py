@@ -13,7 +13,7 @@ from osgeo import gdal
 from clippan.errors import ClippanError
 from clippan.raster.grid import Alignment, Axis, Grid, align
 from clippan.raster.regrid import to_crs, to_finest
-from clippan.raster.source import Source, describe, files, open_dataset
+from clippan.raster.source import Source, describe, files, fitting, open_dataset
 from clippan.raster.tiles import Window
 
 PAN = "panchromatic raster"
@@ -91,7 +91,12 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
     ):
         if pan_source.total != 1:
             raise ClippanError(
-                f"The {PAN} has {pan_source.total} bands and should have one; choose the panchromatic band's raster."
+                f"The {PAN} has {pan_source.total} bands and should have one; choose the panchromatic band's raster, "
+                "and check whether the two were swapped."
+            )
+        if nodata is not None and all(fitting(nodata, source.dtype) is None for source in (pan_source, ms_source)):
+            raise ClippanError(
+                f"No pixel can have the nodata value {nodata:g}, as the rasters are {ms_source.dtype}; choose another."
             )
         yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(hints), read)
 
