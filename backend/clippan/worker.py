@@ -62,7 +62,7 @@ class Worker:
             method, number = message["method"], message.get("id")
             params = message.get("params", {})
             hash((number, params.get("id")))  # both are looked up in a set later
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self._fail(None, PARSE_ERROR, "The worker could not read a message.")
             return
         if method == "handshake":
@@ -104,7 +104,7 @@ class Worker:
         )
         try:
             context.check()
-            job = JOBS.get(params.get("job", ""))
+            job = JOBS.get(str(params.get("job")))
             if job is None:
                 raise ClippanError(f"The engine has no job '{params.get('job')}'; it knows {', '.join(JOBS)}.")
             result = run(from_json(job, params.get("request", {})), context)

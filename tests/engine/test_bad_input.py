@@ -18,7 +18,7 @@ from clippan.errors import ClippanError
 from clippan.jobs import AssessRequest, Compression, Method, PansharpenRequest, run
 
 REMEDY = re.compile(
-    r"check|choose|assign|use|name |free some|list each|create|convert|give it|remove|warp|sharpen|load", re.IGNORECASE
+    r"(; |, and |, or )(check|choose|assign|use|name|free|list|create|convert|give|remove|warp|let|lay)\b"
 )
 
 
@@ -159,15 +159,17 @@ def test_output_equal_to_an_input_by_a_link(scene, tmp_path):
     refused(tmp_path, "is one of the inputs", pair.pan, pair.ms, link)
 
 
-@pytest.mark.parametrize("kind", ["vrt", "nested vrt", "zip", "xml", "link"])
+@pytest.mark.parametrize("kind", ["vrt", "nested vrt", "zip", "zip in braces", "part of a file", "xml", "link"])
 def test_output_equal_to_what_an_input_reads(scene, tmp_path, kind):
     pair = scene()
     target, source = pair.ms, str(tmp_path / "ms.vrt")
-    if kind == "zip":
+    if kind.startswith("zip"):
         target = str(tmp_path / "ms.zip")
         with zipfile.ZipFile(target, "w") as archive:
             archive.write(pair.ms, "ms.tif")
-        source = f"/vsizip/{target}/ms.tif"
+        source = f"/vsizip/{target}/ms.tif" if kind == "zip" else f"/vsizip/{{{target}}}/ms.tif"
+    elif kind == "part of a file":
+        source = f"/vsisubfile/0_{Path(target).stat().st_size},{target}"
     elif kind == "xml":
         source = gdal.Translate("", pair.ms, format="VRT").GetMetadata("xml:VRT")[0]
     else:
@@ -179,6 +181,13 @@ def test_output_equal_to_what_an_input_reads(scene, tmp_path, kind):
         (tmp_path / "link.tif").symlink_to(pair.ms)
         target = str(tmp_path / "link.tif")
     refused(tmp_path, "is one of the inputs", pair.pan, source, target)
+
+
+@pytest.mark.parametrize("ending", [".part", ".part.cog", ".ovr", ".msk", ".aux.xml"])
+def test_what_is_written_beside_the_output_is_an_input(scene, tmp_path, ending):
+    pair = scene()
+    beside = Path(pair.ms).rename(tmp_path / f"result.tif{ending}")
+    refused(tmp_path, "is one of the inputs", pair.pan, str(beside), tmp_path / "result.tif")
 
 
 def test_output_equal_to_an_input_in_memory(scene, tmp_path):

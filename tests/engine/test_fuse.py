@@ -14,7 +14,7 @@ from conftest import read_raster, write_raster
 from osgeo import gdal
 
 from clippan.errors import Cancelled, ClippanError
-from clippan.fusion import fuse
+from clippan.fusion import fuse, statistics
 from clippan.jobs import Compression, Context, Device, Method, PansharpenRequest, run
 
 METHODS = list(Method)
@@ -260,6 +260,102 @@ def test_holes_are_written_with_a_value_that_fits(scene, tmp_path, dtype, declar
     holes = band.GetMaskBand().ReadAsArray() == 0
     assert holes[50:80, 50:80].all()
     assert holes.sum() == 900
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_value_beside_the_largest_nodata(tmp_path, dtype):
+    greatest = np.iinfo(dtype).max
+    low = np.full((1, 64, 64), greatest - 1, dtype)
+    low[0, :8] = greatest
+    low[0, 20:40] = greatest // 2
+    write_raster(tmp_path / "ms.tif", low, 4.0, nodata=greatest)
+    pan = np.random.default_rng(0).integers(greatest // 2, greatest, (256, 256)).astype(dtype)
+    write_raster(tmp_path / "pan.tif", pan)
+    run(PansharpenRequest(str(tmp_path / "pan.tif"), (str(tmp_path / "ms.tif"),), str(tmp_path / "out.tif")))
+    found = read_raster(str(tmp_path / "out.tif"))
+    assert (found[0, :32] == greatest).all()
+    assert (found[0, 32:] < greatest).all()
+    assert (found[0, 32:] == greatest - 1).any()
+
+
+def test_bit_depth_bounds_the_result(scene, tmp_path):
+    pair = scene()
+    low = read_raster(pair.ms)
+    low = np.minimum(low * 4, 4095)
+    ms = write_raster(tmp_path / "twelve.tif", low, 4.0, options=["NBITS=12"])
+    run(PansharpenRequest(pair.pan, (ms,), str(tmp_path / "out.tif")))
+    assert read_raster(str(tmp_path / "out.tif")).max() == 4095
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32"])
+def test_saturated_integers_do_not_turn_over(tmp_path, dtype):
+    info = np.iinfo(dtype)
+    rng = np.random.default_rng(0)
+    ms = write_raster(tmp_path / "ms.tif", rng.integers(0, info.max, (2, 32, 32), dtype, endpoint=True), 4.0)
+    pan = write_raster(tmp_path / "pan.tif", rng.integers(0, info.max, (128, 128), dtype, endpoint=True))
+    run(PansharpenRequest(pan, (ms,), str(tmp_path / "out.tif"), method=Method.CUBIC))
+    up = np.kron(read_raster(ms).astype(float), np.ones((1, 4, 4)))
+    found = read_raster(str(tmp_path / "out.tif")).astype(float)
+    assert found.max() > 0.99 * info.max
+    assert found[up > 0.98 * info.max].min() > 0.3 * info.max
+
+
+@pytest.mark.parametrize("hole", [False, True])
+def test_a_pan_of_floats_costs_no_value_unless_it_has_holes(scene, tmp_path, hole):
+    pair = scene()
+    low = read_raster(pair.ms)
+    low[:, 10:20, 10:20] = 0
+    ms = write_raster(tmp_path / "dark.tif", low, 4.0)
+    values = read_raster(pair.pan)[0].astype("float32")
+    if hole:
+        values[200, 200] = np.nan
+    pan = write_raster(tmp_path / "float.tif", values)
+    result = run(PansharpenRequest(pan, (ms,), str(tmp_path / "out.tif"), method=Method.CUBIC))
+    assert result.nodata == (0 if hole else None)
+    assert (read_raster(result.output)[:, 50:70, 50:70] == (1 if hole else 0)).all()
+
+
+def test_a_scene_of_more_windows_than_are_measured(scene, tmp_path, monkeypatch):
+    pair = scene(size=2048)
+    sharpen(pair, tmp_path / "all.tif")
+    seen = []
+    monkeypatch.setattr(statistics, "_WINDOWS", 16)
+    monkeypatch.setattr(statistics, "_SAMPLES", 16 * 1024)
+    measure = statistics._Sampler.measure
+
+    def counted(self, window):
+        seen.append(window)
+        return measure(self, window)
+
+    monkeypatch.setattr(statistics._Sampler, "measure", counted)
+    sharpen(pair, tmp_path / "some.tif", threads=1)
+    assert 16 <= len(seen) < 24
+    assert len({window.x for window in seen}) > 4  # drawn from all over, not the first rows
+    assert len({window.y for window in seen}) > 4
+    one, other = (read_raster(str(tmp_path / f"{name}.tif")).astype(float) for name in ("all", "some"))
+    assert np.abs(one - other).mean() < 5
+
+
+def test_a_band_given_twice(scene, tmp_path):
+    pair = scene()
+    for method in METHODS:
+        run(PansharpenRequest(pair.pan, (pair.ms, pair.ms), str(tmp_path / "out.tif"), method=method))
+        found = read_raster(str(tmp_path / "out.tif")).astype(int)
+        assert np.abs(found[:4] - found[4:]).max() <= 2, method
+        assert found.max() < 4000, method
+
+
+def test_many_bands_get_smaller_tiles(scene, tmp_path, monkeypatch):
+    pair = scene(size=700)
+    monkeypatch.setattr(fuse, "_TILE_BYTES", 4 * 2 * 300 * 300)
+    seen = []
+    monkeypatch.setattr(
+        fuse,
+        "in_order",
+        lambda f, windows, *rest, order=fuse.in_order: seen.extend(windows) or order(f, windows, *rest),
+    )
+    sharpen(pair, tmp_path / "small.tif")
+    assert max(window.width for window in seen) == 256
 
 
 def test_ms_in_another_crs_is_reprojected(scene, tmp_path):

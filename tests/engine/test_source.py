@@ -159,6 +159,31 @@ def test_a_nodata_value_that_no_pixel_can_have(raster, dtype, nodata):
         assert source.read(0, 0, 2, 2)[1] is None
 
 
+def test_an_override_that_does_not_fit_leaves_what_is_declared(raster):
+    with Source(
+        [open_dataset(raster("a.tif", np.zeros((2, 2), "uint8"), nodata=0), "raster")], "raster", nodata=-1
+    ) as s:
+        assert s.nodata == 0
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_bit_depth_is_that_of_all_bands(raster, order):
+    paths = [
+        raster("a.tif", np.full((2, 2), 9, "uint16"), options=["NBITS=12"]),
+        raster("b.tif", np.full((2, 2), 60000, "uint16")),
+        raster("c.tif", np.full((2, 2), 9, "uint16"), options=["NBITS=10"]),
+    ]
+    assert stack([paths[index] for index in order]).bits is None
+    assert stack([paths[2 * index] for index in order]).bits == 12
+
+
+@pytest.mark.skipif(int(gdal.VersionInfo()) >= 3070000, reason="GDAL 3.7 has a type for them")
+def test_signed_bytes_are_refused(raster):
+    path = raster("a.tif", np.ones((2, 2), "uint8"), options=["PIXELTYPE=SIGNEDBYTE"])
+    with pytest.raises(ClippanError, match="signed bytes; convert it to Int16"):
+        read(path)
+
+
 def test_doubles_beyond_float32_are_invalid(raster):
     lowest = -1.7976931348623157e308
     _, valid = read(raster("a.tif", np.array([[lowest, 1.0]], "float64"), nodata=lowest))

@@ -144,6 +144,40 @@ def test_around_a_reprojected_raster_there_is_nothing(scene, tmp_path, nodata):
         assert abs(count - corners.sum()) < 0.02 * corners.size
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_a_hole_in_one_band_stays_in_it_when_warped(scene, tmp_path, dtype):
+    pair = scene(size=512, dtype=dtype, bands=3)  # the fourth of four bytes would be alpha
+    nodata = {"uint8": 0, "int16": -9999, "float32": -9999}[dtype]
+    values = read_raster(pair.ms)
+    values[0, 40:70, 40:70] = nodata
+    holed = write_raster(tmp_path / "holed.tif", values, 4.0, nodata=nodata)
+    turned = str(tmp_path / "turned.tif")
+    gdal.Warp(turned, holed, dstSRS="EPSG:3857", dstNodata=nodata, warpOptions=["UNIFIED_SRC_NODATA=NO"])
+    fuse(pair.pan, [turned], tmp_path / "out.tif", method=Method.CUBIC)
+    counts = invalid(tmp_path / "out.tif")
+    assert abs(counts[0] - 120 * 120) < 0.12 * 120 * 120
+    assert max(counts[1:]) < 0.02 * 512 * 512
+    found = read_raster(str(tmp_path / "out.tif"))
+    assert found[found != nodata].min() > 20
+    coarse = values.astype(float).reshape(3, 64, 2, 64, 2).mean((2, 4)).astype(dtype)
+    coarse = write_raster(tmp_path / "coarse.tif", coarse, 8.0, nodata=nodata)
+    fuse(pair.pan, [holed, coarse], tmp_path / "out.tif", method=Method.CUBIC)
+    counts = invalid(tmp_path / "out.tif")
+    assert 0.8 * 120 * 120 < counts[3] <= 120 * 120  # half a coarse pixel is interpolated all around
+    assert counts[0] == 120 * 120
+    assert max(counts[1:3] + counts[4:]) == 0
+
+
+def test_a_map_of_the_world_keeps_its_detail_around_pan(scene, tmp_path):
+    # In a projection's grid the pixel size of a whole continent is not that of the place that PAN shows.
+    pan = write_raster(tmp_path / "pan.tif", read_raster(scene(size=400).truth)[0], 1000.0, (300000.0, 5600000.0))
+    world = np.random.default_rng(0).integers(100, 1000, (1, 1000, 2000)).astype("uint16")
+    path = write_raster(tmp_path / "world.tif", world, 0.04, (-40.0, 70.0), 4326)
+    x, y = fuse(pan, [path], tmp_path / "out.tif", method=Method.CUBIC).ratio
+    assert 2.5 < x < 4.6
+    assert 2.5 < y < 4.6
+
+
 def test_rasters_of_different_crs(scene, tmp_path):
     pair = scene(size=512)
     other = str(tmp_path / "other.tif")

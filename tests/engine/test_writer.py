@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -72,6 +73,16 @@ def test_cancelled_while_the_file_is_finished(tmp_path, format):
 
     with pytest.raises(Cancelled):
         write(tmp_path / "out.tif", picture(), format=format, progress=stop)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("format", list(Format))
+def test_the_disk_space_asked_for_is_what_is_needed(tmp_path, monkeypatch, format):
+    size = GRID.width * GRID.height * 2 * 2
+    short = {Format.GTIFF: size - 1, Format.COG: 2 * size - 1}[format]
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10 * size, 0, short))
+    with pytest.raises(ClippanError, match="free some space"):
+        write(tmp_path / "out.tif", picture(), format=format, compression=Compression.NONE)
     assert os.listdir(tmp_path) == []
 
 

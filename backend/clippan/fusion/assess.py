@@ -33,7 +33,7 @@ from clippan.raster.tiles import Window, in_order, tiles
 
 _TILE = 16 * BLOCK  # fused pixels; about 200 MB of intermediate images for eight bands
 _COVERED = 0.999  # least weight of valid pixels under a filter whose result counts
-_SHIFT = 0.1  # of a pixel: how far grids may differ that should be one
+_SHIFT = 0.1  # of a pixel: how far a raster may lie off the grid that it was made on
 _PICTURE = 320  # pixels, edge of the crops in the report
 
 FUSED = "pansharpened raster"
@@ -95,7 +95,7 @@ def _as_made(request: AssessRequest, context: Context) -> AssessRequest:
 
 def _open(path: str, what: str, bands: Sequence[int], nodata: Optional[float]) -> Source:
     dataset = open_dataset(path, what)
-    # The override is for inputs that do not declare their nodata value; what declares its own means it.
+    # The override is about PAN and MS; a raster that a tool made of them declares its own value where it has one.
     declared = dataset.GetRasterBand(1).GetNoDataValue()
     return Source([dataset], what, bands, nodata if declared is None else None)
 

@@ -27,12 +27,14 @@ from clippan.raster.grid import Axis
 from clippan.raster.pair import Pair, open_pair
 from clippan.raster.source import Source
 from clippan.raster.tiles import Window, count_threads, in_order, tiles
-from clippan.raster.writer import BLOCK, Writer
+from clippan.raster.writer import BLOCK, Writer, touched
 
 # Blocks lie on a lattice that starts at the output's first pixel, whatever the tile, and all have one shape. So a
-# pixel is computed by the very same operations for every tile size. 256 stays in a CPU core's cache.
+# pixel is computed by the very same operations for every tile size (but on a GPU that ran out of memory on the way).
+# 256 stays in a CPU core's cache.
 _CPU_BLOCK = 256
-_GPU_BLOCK = 1024
+_GPU_BLOCKS = (1024, 512)
+_SCAN = 2048  # edge of what is looked through for missing pixels at a time
 _SAMPLES = 10  # for each coefficient of a regression
 _TILE_BYTES = 96 * 2**20  # of output; wide rasters of many bands get smaller tiles
 
@@ -62,7 +64,8 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
     context.log(f"Device: {device.type}. {reason}")
     threads = count_threads(request.threads)
     with open_pair(request.pan, request.ms, request.bands, request.nodata) as pair:
-        check.output(request.output, pair.files)
+        for path in touched(request.output):
+            check.output(path, pair.files)
         sensor = resolve_sensor(request.sensor, pair, context)
         positions = [number - 1 for number in request.bands] or range(pair.ms.total)
         gains = sensor.gains(positions, pair.ms.total)
@@ -77,21 +80,22 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
         statistics = measure(pair, lows, sensor.pan, threads, context.part(0, 5), again)
         _check_fit(request.method, statistics)
         fusion = build(request.method, statistics, gain_of)
-        tiler = Tiler(pair, fusion, lows, statistics, device)
+        nodata = _output_nodata(pair, threads, context.part(5, 10))
+        tiler = Tiler(pair, fusion, lows, statistics, device, nodata)
         provenance = _provenance(request, sensor, device)
         writer = Writer(
             request.output,
             pair.grid,
             pair.ms.dtype,
             pair.ms.infos,
-            tiler.nodata,
+            nodata,
             provenance,
             request.format,
             request.compression,
             request.overviews,
             lambda percent: context.progress(90 + percent / 10, "Finishing the file"),
         )
-        windows = tiles(pair.grid.width, pair.grid.height, _tile_size(request.tile_size, pair))
+        windows = tiles(pair.grid.width, pair.grid.height, _tile_size(request.tile_size, tiler.block, pair))
         # A GPU has one queue; a second thread reads ahead while it computes.
         workers = threads if device.type == "cpu" else 2
         compute = in_order(lambda window: tiler.tile(window, context), windows, workers, one_thread)
@@ -99,7 +103,7 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
         with writer, contextlib.closing(compute):
             for number, (window, values) in enumerate(compute, 1):
                 writer.write(window.x, window.y, values)
-                context.progress(5 + 85 * number / len(windows), "Pansharpening")
+                context.progress(10 + 80 * number / len(windows), "Pansharpening")
     seconds = time.monotonic() - started
     pixels = pair.grid.width * pair.grid.height / 1e6
     context.log(f"Done: {pixels:.1f} megapixels in {seconds:.1f} s ({pixels / seconds:.1f} MPix/s).")
@@ -109,7 +113,7 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
         pair.grid.height,
         len(gains),
         np.dtype(pair.ms.dtype).name,
-        tiler.nodata,
+        nodata,
         request.method.value,
         sensor.name,
         device.type,
@@ -134,10 +138,15 @@ def _check_fit(method: Method, statistics: Statistics) -> None:
         )
 
 
-def _tile_size(wanted: int, pair: Pair) -> int:
-    pixel = pair.ms.count * pair.ms.dtype.itemsize
-    size = min(wanted, int((_TILE_BYTES / pixel) ** 0.5))
-    return max(BLOCK, size // BLOCK * BLOCK)
+def _tile_size(wanted: int, block: int, pair: Pair) -> int:
+    """Whole blocks, so that none is computed twice."""
+    size = min(wanted, _affordable(pair))
+    return max(block, size // block * block)
+
+
+def _affordable(pair: Pair) -> int:
+    """Edge of a tile whose pixels take the memory that a tile may."""
+    return int((_TILE_BYTES / (pair.ms.count * pair.ms.dtype.itemsize)) ** 0.5)
 
 
 def _provenance(request: PansharpenRequest, sensor: Sensor, device: torch.device) -> dict[str, str]:
@@ -162,6 +171,7 @@ class Tiler:
         statistics: of the scene.
         device: where to compute.
         nodata: what invalid output pixels get, None if all are valid.
+        block: edge of the blocks.
     """
 
     pair: Pair
@@ -169,11 +179,13 @@ class Tiler:
     lows: Sequence[float]
     statistics: Statistics
     device: torch.device
-    nodata: Optional[float] = field(init=False)
+    nodata: Optional[float]
+    block: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.nodata = _output_nodata(self.pair.ms, self.pair.pan)
-        self._block = _CPU_BLOCK if self.device.type == "cpu" else _GPU_BLOCK
+        self.block = _CPU_BLOCK
+        if self.device.type != "cpu":
+            self.block = next((b for b in _GPU_BLOCKS if b <= _affordable(self.pair)), BLOCK)
         self._low, self._high = _limits(self.pair.ms)
         self._default_ms = self.statistics.mean[self.statistics.ms].float().to(self.device)
         self._default_pan = float(self.statistics.mean[self.statistics.pan])
@@ -181,13 +193,13 @@ class Tiler:
     def tile(self, window: Window, context: Context) -> np.ndarray:
         """The fused pixels (bands, height, width) of a window, in the type of the file.
 
-        The window's corner is a multiple of 256; on a GPU with its larger blocks some are computed for a part only.
+        Blocks that reach beyond the window are computed whole, so its corner should be that of a block.
 
         Raises:
             ClippanError: a GPU's memory is too small even for blocks of 256.
         """
         while True:
-            block = self._block
+            block = self.block
             try:
                 return self._tile(window, block, context)
             except torch.cuda.OutOfMemoryError:
@@ -198,8 +210,8 @@ class Tiler:
                     ) from None
             torch.cuda.empty_cache()
             # Another thread may have run out of memory with the same blocks, and have halved them already.
-            self._block = min(self._block, block // 2)
-            context.log(f"The graphics card's memory is short: blocks of {self._block} pixels from now on.")
+            self.block = min(self.block, block // 2)
+            context.log(f"The graphics card's memory is short: blocks of {self.block} pixels from now on.")
 
     def _tile(self, window: Window, block: int, context: Context) -> np.ndarray:
         starts_x = _lattice(window.x, window.width, block)
@@ -352,15 +364,27 @@ def _limits(source: Source) -> tuple[Optional[float], Optional[float]]:
     return float(info.min), float(greatest)
 
 
-def _output_nodata(ms: Source, pan: Source) -> Optional[float]:
+def _output_nodata(pair: Pair, threads: int, context: Context) -> Optional[float]:
     """The MS nodata value; where pixels may be invalid without one, NaN, 0 or the least integer."""
+    ms = pair.ms
     if ms.nodata is not None:
         return ms.nodata
-    if not (ms.masked or pan.masked):
+    if not ms.masked and not (pair.pan.masked and _has_holes(pair, threads, context)):
         return None
     if np.issubdtype(ms.dtype, np.floating):
         return float("nan")
     return int(np.iinfo(ms.dtype).min)
+
+
+def _has_holes(pair: Pair, threads: int, context: Context) -> bool:
+    """Whether a pixel of PAN is invalid: that it may be (as in all floating point) is no reason to give up a value."""
+    windows = tiles(pair.grid.width, pair.grid.height, _SCAN)
+    with contextlib.closing(in_order(lambda window: pair.read_pan(window)[1] is not None, windows, threads)) as found:
+        for number, (_, holes) in enumerate(found, 1):
+            if holes:
+                return True
+            context.progress(100 * number / len(windows), "Looking for missing pixels")
+    return False
 
 
 def _beside(nodata: float, dtype: np.dtype) -> float:

@@ -1,7 +1,7 @@
 """What classical fusion has to know of the whole scene: means, covariances and dark levels at the multispectral scale.
 
 They are measured at full multispectral resolution on all of a small scene, and on evenly drawn windows of a large
-one, so that they do not depend on tiles and cost the same for any size.
+one, so that they do not depend on tiles and hardly cost more for a larger scene (but for one that is mostly empty).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SAMPLES = _WINDOW * _WINDOW * _WINDOWS // 4  # enough, where the windows have g
 _MANY = 1000  # samples to fit a method to; where there are fewer, gaps count less
 _THIN = 8  # every eighth sample is enough for the percentile
 # Least weight of valid pixels under a filter whose result counts; lower ones for scenes that are riddled with gaps.
-_COVERED = (0.999, 0.9, 0.5)
+_COVERED = (0.999, 0.9, 0.5, 0.1)
 TINY = 1e-30  # below any variance in the units of a raster; keeps divisions defined
 
 
@@ -114,15 +114,15 @@ def measure(
     found: Optional[_Found] = None
     for covered in _COVERED:
         found = _collect(_Sampler(pair, tuple(gains), pan_gain, filter_ms, covered), threads, context)
-        if found and found.moments.count >= _MANY:
+        if found is None or found.count >= _MANY:
             break
-    if found is None:
+    if found is None or not found.moments:
         raise ClippanError(
             "No pixel is valid in both the panchromatic and the multispectral raster; "
             "check their nodata values (nodata, NaN and alpha count as invalid)."
         )
     dark = np.percentile(found.thin, _DARK, axis=1)
-    mean, scatter, count = found.moments.mean, found.moments.scatter, found.moments.count
+    mean, scatter, count = found.moments.mean, found.moments.scatter, found.count
     return Statistics(
         pair.ms.count, len(gains), mean, scatter / count, torch.from_numpy(np.asarray(dark, np.float64)), count
     )
@@ -153,30 +153,38 @@ class _Moments:
 
 @dataclass(frozen=True)
 class _Found:
-    """What windows hold: the moments of all samples and every eighth sample of the MS bands."""
+    """What windows hold in which pixels of both rasters are valid: the moments of all samples, None if none has enough
+    of them around it, and every eighth sample of the MS bands."""
 
-    moments: _Moments
+    moments: Optional[_Moments]
     thin: np.ndarray
+
+    @property
+    def count(self) -> int:
+        return self.moments.count if self.moments else 0
 
 
 def _collect(sampler: _Sampler, threads: int, context: Context) -> Optional[_Found]:
-    """Measures windows, evenly drawn, until enough of them are; None if no sample is valid."""
+    """Measures windows, evenly drawn, until enough of them are; None if in none pixels of both rasters are valid."""
     windows = sampler.windows()
     if len(windows) > _WINDOWS:
         order = np.random.default_rng(_SEED).permutation(len(windows))
         windows = [windows[index] for index in order]
     moments: Optional[_Moments] = None
     thin: list[np.ndarray] = []
+    full = 0
     with contextlib.closing(in_order(sampler.measure, windows, threads, one_thread)) as batches:
         for number, (_, found) in enumerate(batches, 1):
             if found:
-                moments = moments + found.moments if moments else found.moments
                 thin.append(found.thin)
-            part = min(len(thin) / _WINDOWS, moments.count / _SAMPLES) if moments else 0
+            if found and found.moments:
+                moments = moments + found.moments if moments else found.moments
+                full += 1
+            part = min(full / _WINDOWS, moments.count / _SAMPLES) if moments else 0
             if part >= 1:
                 break
             context.progress(100 * max(part, number / len(windows)), "Measuring the scene")
-    return _Found(moments, np.concatenate(thin, axis=1)) if moments else None
+    return _Found(moments, np.concatenate(thin, axis=1)) if thin else None
 
 
 @dataclass(frozen=True)
@@ -200,10 +208,13 @@ class _Sampler:
         ]
 
     def measure(self, window: Window) -> Optional[_Found]:
-        """The jointly valid samples of a window of MS; None if there are none."""
+        """The jointly valid samples of a window of MS; None if MS or PAN has no valid pixel in it."""
         ms, valid = self._read_ms(window)
         joint = np.ones(ms.shape[1:], bool) if valid is None else valid.all(axis=0)
-        lows, covered = self._filter_pan(window)
+        filtered = self._filter_pan(window) if joint.any() else None
+        if filtered is None:
+            return None
+        lows, covered = filtered
         planes = [ms.numpy(), lows]
         joint &= covered
         if self.filter_ms:
@@ -212,16 +223,16 @@ class _Sampler:
             joint &= covered
         variables = np.concatenate(planes)
         samples = variables.reshape(len(variables), -1) if joint.all() else variables[:, joint]
-        if not samples.shape[1]:
-            return None
-        return _Found(_Moments.of(samples), samples[: len(ms), ::_THIN].copy())
+        moments = _Moments.of(samples) if samples.shape[1] else None
+        return _Found(moments, samples[: len(ms), ::_THIN].copy())
 
     def _read_ms(self, window: Window) -> tuple[torch.Tensor, Optional[np.ndarray]]:
         values, valid = self.pair.read_ms(window)
         return torch.from_numpy(values.astype(np.float32)), valid
 
-    def _filter_pan(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """PAN filtered with each gain and its own (gains + 1, height, width), and where its window is valid."""
+    def _filter_pan(self, window: Window) -> Optional[tuple[np.ndarray, np.ndarray]]:
+        """PAN filtered with each gain and its own (gains + 1, height, width), and where enough of it is valid; None if
+        nothing is."""
         gains = (*self.gains, self.pan_gain)
         x, width, columns = filters.down_matrices(self.pair.x, window.x, window.width, gains)
         y, height, rows = filters.down_matrices(self.pair.y, window.y, window.height, gains)
@@ -231,6 +242,8 @@ class _Sampler:
         if valid is None:
             lows = [filters.separable(row, pan, column) for row, column in zip(rows, columns)]
             return torch.stack(lows).numpy(), covered
+        if not valid.any():
+            return None
         mask = torch.from_numpy(valid)
         clean = torch.stack([torch.where(mask, pan, torch.zeros_like(pan)), mask.float()])
         lows = []

@@ -66,9 +66,10 @@ def html(path: str) -> None:
 def _same(target: Path, item: str) -> bool:
     if item == str(target):
         return True
-    name = re.sub(r"^(/vsi(zip|tar|gzip|7z|rar)/)+", "", item)  # an archive is an input as its members are
+    # /vsizip/{a.zip}/b.tif, /vsisubfile/0_99,a.tif: the file that is read, or an archive as its members are
+    name = re.sub(r"^(/vsi((zip|tar|gzip|7z|rar|cached)/|subfile/[0-9_]+,))+|[{}]", "", item)
     try:
-        paths = [Path(name), *Path(name).parents] if name != item else [Path(item)]
+        paths = [Path(item)] if name == item else [Path(name), *Path(name).parents]
         return any(_equal(target, path) for path in paths)
     except (OSError, ValueError):  # a text that is no path: XML, a connection string
         return False

@@ -76,7 +76,7 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
         pan: data source of one band (an alpha band besides is its mask).
         ms: one data source, or several to stack.
         bands: which bands of the stack, from 1; empty means all.
-        nodata: overrides the declared nodata values of both.
+        nodata: overrides the declared nodata values, where a raster's type can have it.
 
     Raises:
         ClippanError: one sentence for each way in which the two cannot be fused.
@@ -113,7 +113,7 @@ def _in_crs_of(pan: Grid, datasets: Sequence[gdal.Dataset], nodata: Optional[flo
                 raise ClippanError(
                     f"The {what} has no CRS but the other has; assign one (Raster > Projections > Assign projection)."
                 )
-        found += to_crs(dataset, MS, pan.crs, nodata)
+        found += to_crs(dataset, MS, pan, nodata)
     return found
 
 

@@ -13,13 +13,20 @@ from clippan.errors import ClippanError
 from clippan.raster.grid import TOLERANCE, Grid
 from clippan.raster.source import fitting, spectral
 
-_SHIFT = 0.01  # of a pixel: how far grids may differ that should be one
+_SHIFT = 0.01  # of a pixel: grids that differ by more are resampled
+_MARGIN = 8  # pixels read around PAN: more than a cubic kernel reaches
 
 
-def to_crs(dataset: gdal.Dataset, what: str, crs: str, nodata: Optional[float]) -> list[gdal.Dataset]:
-    """A raster in another CRS (WKT), by cubic resampling; as several where one cannot say what is invalid."""
+def to_crs(dataset: gdal.Dataset, what: str, pan: Grid, nodata: Optional[float]) -> list[gdal.Dataset]:
+    """A raster in PAN's CRS, as far as PAN reaches, by cubic resampling; as several where one cannot say what is
+    invalid."""
     try:
-        return [_warp(part, nodata, dstSRS=crs) for part in _uniform(dataset, nodata)]
+        where: dict[str, Any] = {"dstSRS": pan.crs}
+        # The whole raster's pixel size need not be that around PAN: think of a map of the world.
+        bounds = _around(pan, Grid.of(gdal.Warp("", dataset, format="VRT", dstSRS=pan.crs)))
+        if bounds:
+            where["outputBounds"] = bounds
+        return [_warp(part, nodata, **where) for part in _uniform(dataset, nodata)]
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ClippanError(
@@ -48,6 +55,23 @@ def to_finest(datasets: Sequence[gdal.Dataset], what: str, nodata: Optional[floa
         )
     target = _common(grids, what)
     return [part for dataset in datasets for part in _onto(dataset, target, nodata)]
+
+
+def _around(pan: Grid, ms: Grid) -> Optional[list[float]]:
+    """Bounds (left, bottom, right, top) of the part of MS that PAN covers, with a margin; None if there is none."""
+    if pan.geotransform is None:
+        return None
+    corners = [(0, 0), (pan.width, 0), (0, pan.height), (pan.width, pan.height)]
+    places = [gdal.ApplyGeoTransform(pan.geotransform, *corner) for corner in corners]
+    left, dx, _, top, _, dy = _geotransform(ms)
+    margin_x, margin_y = _MARGIN * abs(dx), _MARGIN * abs(dy)
+    bounds = [
+        max(min(x for x, _ in places) - margin_x, left),
+        max(min(y for _, y in places) - margin_y, top + ms.height * dy),
+        min(max(x for x, _ in places) + margin_x, left + ms.width * dx),
+        min(max(y for _, y in places) + margin_y, top),
+    ]
+    return bounds if bounds[0] < bounds[2] and bounds[1] < bounds[3] else None
 
 
 def _same(one: Grid, other: Grid) -> bool:
@@ -104,11 +128,11 @@ def _uniform(dataset: gdal.Dataset, nodata: Optional[float]) -> list[gdal.Datase
 
 
 def _nodata(band: gdal.Band, override: Optional[float]) -> Optional[float]:
-    value = band.GetNoDataValue() if override is None else override
     dtype = np.dtype(gdal_array.GDALTypeCodeToNumericTypeCode(band.DataType))
-    if np.issubdtype(dtype, np.floating) and value is None:
-        return math.nan
-    return fitting(value, dtype)
+    value = fitting(override, dtype)
+    if value is None:
+        value = fitting(band.GetNoDataValue(), dtype)
+    return math.nan if value is None and np.issubdtype(dtype, np.floating) else value
 
 
 def _warp(dataset: gdal.Dataset, nodata: Optional[float], **where: Any) -> gdal.Dataset:
@@ -119,6 +143,7 @@ def _warp(dataset: gdal.Dataset, nodata: Optional[float], **where: Any) -> gdal.
         dataset,
         format="VRT",
         resampleAlg="cubic",
+        warpOptions=["UNIFIED_SRC_NODATA=NO"],  # a pixel may be missing in some bands only
         srcNodata="None" if none else " ".join(str(value) for value in values),
         # Around the warped picture there is nothing; without a nodata value only alpha can say so.
         dstAlpha=none,

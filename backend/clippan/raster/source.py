@@ -112,7 +112,8 @@ def describe(datasets: Sequence[gdal.Dataset]) -> list[BandInfo]:
     infos = []
     for dataset in datasets:
         numbers = spectral(dataset)
-        stem = Path(dataset.GetDescription()).stem if len(datasets) > 1 else ""
+        several = len(datasets) > 1 and exists(dataset.GetDescription())
+        stem = Path(dataset.GetDescription()).stem if several else ""
         for number in numbers:
             name = f"{stem} {number}" if stem and len(numbers) > 1 else stem
             infos.append(BandInfo.of(dataset.GetRasterBand(number), name))
@@ -149,7 +150,7 @@ class Source:
         datasets: open datasets on one grid; their bands count through.
         what: how to call them in a sentence.
         bands: which of the bands other than alpha, from 1; empty means all.
-        nodata: overrides the nodata values that the bands declare.
+        nodata: overrides the nodata values that the bands declare, if a pixel can have it.
         infos: describe all bands other than alpha, where the datasets do not themselves.
 
     Attributes:
@@ -160,7 +161,7 @@ class Source:
         infos: one description a band.
         nodata: the nodata value of the first band that has one (or the override), None without one.
         masked: whether any pixel may be invalid.
-        bits: bit depth that the file states, None if it states none.
+        bits: the largest bit depth that the bands state, None if one states none.
     """
 
     def __init__(
@@ -192,18 +193,22 @@ class Source:
             raise ClippanError(f"The {what} has complex numbers; convert it to amplitude first.")
         if any(band.GetColorTable() is not None for band in opened):
             raise ClippanError(f"The {what} has a colour palette; convert it to RGB first (gdal_translate -expand).")
+        if any(band.GetMetadataItem("PIXELTYPE", "IMAGE_STRUCTURE") == "SIGNEDBYTE" for band in opened):
+            # GDAL before 3.7 hands their pixels over as unsigned bytes.
+            raise ClippanError(f"The {what} has signed bytes; convert it to Int16 first (gdal_translate -ot Int16).")
         code = codes.pop() if len(codes) == 1 else _union(codes)
         self.dtype = np.dtype(_MAPPED.get(code) or gdal_array.GDALTypeCodeToNumericTypeCode(code))
-        declared = [band.GetNoDataValue() if nodata is None else nodata for band in opened]
-        self._nodata = [fitting(value, self.dtype) for value in declared]
+        override = fitting(nodata, self.dtype)
+        self._nodata = [fitting(band.GetNoDataValue(), self.dtype) if override is None else override for band in opened]
         self.nodata = next((value for value in self._nodata if value is not None), None)
         self.masked = (
             any(run.mask is not None for run in self._runs)
             or self.nodata is not None
             or np.issubdtype(self.dtype, np.floating)
         )
-        bits = opened[0].GetMetadataItem("NBITS", "IMAGE_STRUCTURE")
-        self.bits = int(bits) if bits and np.issubdtype(self.dtype, np.unsignedinteger) else None
+        stated = [band.GetMetadataItem("NBITS", "IMAGE_STRUCTURE") for band in opened]
+        whole = np.issubdtype(self.dtype, np.unsignedinteger) and None not in stated
+        self.bits = max(int(bits) for bits in stated) if whole else None
 
     def __enter__(self) -> Source:
         return self

@@ -46,6 +46,11 @@ def partial(path: str) -> str:
     return f"{path}.part"
 
 
+def touched(path: str) -> list[str]:
+    """All files that writing a raster creates, replaces or removes."""
+    return [path, *(f"{path}{ending}" for ending in (*_SIDECARS, ".part", ".part.cog"))]
+
+
 @dataclass
 class Writer:
     """A GeoTIFF under construction. A context manager: left normally, the file is finished and renamed; left by an
@@ -78,7 +83,7 @@ class Writer:
 
     def __enter__(self) -> Writer:
         self._check_space()
-        # A COG is made from a finished GeoTIFF, which stays uncompressed as it lives for seconds only.
+        # A COG is made from a finished GeoTIFF, which is not worth compressing for the seconds that it lives.
         compression = Compression.NONE if self.format is Format.COG else self.compression
         options = [
             "TILED=YES",
@@ -105,11 +110,15 @@ class Writer:
         options = list(table[compression])
         if compression is not Compression.NONE:
             if table is _COMPRESSION:
-                options.append(f"PREDICTOR={3 if np.issubdtype(self.dtype, np.floating) else 2}")
+                options.append(f"PREDICTOR={self._predictor}")
             else:
                 options.append("PREDICTOR=YES")
             options.append("NUM_THREADS=ALL_CPUS")
         return options
+
+    @property
+    def _predictor(self) -> int:
+        return 3 if np.issubdtype(self.dtype, np.floating) else 2
 
     def _describe(self) -> None:
         if self.grid.geotransform:
@@ -205,16 +214,15 @@ class Writer:
         while longest / 2 ** len(levels) > _OVERVIEW_SIZE:
             levels.append(2 ** (len(levels) + 1))
         if levels:
-            options = ["NUM_THREADS=ALL_CPUS", *(f"{o}" for o in self._overview_options())]
+            options = ["NUM_THREADS=ALL_CPUS", *self._overview_options()]
             self._dataset.BuildOverviews("AVERAGE", levels, callback=self._callback, options=options)
 
     def _overview_options(self) -> list[str]:
         if self.compression is Compression.NONE:
             return []
-        predictor = 3 if np.issubdtype(self.dtype, np.floating) else 2
         return [
             f"COMPRESS_OVERVIEW={self.compression.name}",
-            f"PREDICTOR_OVERVIEW={predictor}",
+            f"PREDICTOR_OVERVIEW={self._predictor}",
             *(["ZLEVEL_OVERVIEW=1"] if self.compression is Compression.DEFLATE else []),
         ]
 
@@ -246,7 +254,9 @@ class Writer:
         size = pixels * self.dtype.itemsize
         free = shutil.disk_usage(folder).free
         # Satellite pictures hardly ever compress below a quarter.
-        needed = size if self.compression is Compression.NONE and self.format is Format.GTIFF else size // 4
+        needed = size if self.compression is Compression.NONE else size // 4
+        if self.format is Format.COG:  # made from an uncompressed file beside it
+            needed += size
         if needed > free:
             raise ClippanError(
                 f"The output needs about {_megabytes(needed)} and {folder} has {_megabytes(free)} free; "
