@@ -53,8 +53,7 @@ def cuda_problem() -> str:
 def choose_device(wanted: Device) -> tuple[torch.device, str]:
     """The device to compute on, and the reason for it, as a short sentence for the log.
 
-    Auto means CUDA where it works, else the CPU. Apple's MPS is used only when asked for: it has no float64,
-    in which whole-scene statistics are summed.
+    Auto means CUDA where it works, else the CPU. Apple's MPS is used only when asked for: we could not try it.
 
     Raises:
         ClippanError: the wanted device, or PyTorch itself, is not there.

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from clippan import __version__
 from clippan.device import choose_device, one_thread
 from clippan.errors import ClippanError
 from clippan.fusion import filters
-from clippan.fusion.methods import build, needs_low
+from clippan.fusion.methods import Fusion, build, needs_low
 from clippan.fusion.sensors import SENSORS, Sensor, find, recognise
 from clippan.fusion.statistics import Statistics, measure
 from clippan.jobs import check
@@ -37,8 +37,6 @@ _GPU_BLOCKS = (1024, 512)
 _SCAN = 2048  # edge of what is looked through for missing pixels at a time
 _SAMPLES = 10  # for each coefficient of a regression
 _TILE_BYTES = 96 * 2**20  # of output; wide rasters of many bands get smaller tiles
-
-Fusion = Callable[[torch.Tensor, torch.Tensor, Optional[torch.Tensor]], torch.Tensor]
 
 
 def resolve_sensor(name: str, pair: Pair, context: Context) -> Sensor:

@@ -9,7 +9,7 @@ the files. A method knows no files and keeps no state between blocks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional
+from typing import Callable, Optional
 
 import torch
 
@@ -19,6 +19,9 @@ from clippan.jobs.options import Method
 # The least numerator and denominator of a modulation, as a part of the mean above the dark level. Both stop there, so
 # that the ratio stays near one over dark surfaces: were it the denominator alone, they would turn black.
 _FLOOR = 0.2
+
+
+Fusion = Callable[[torch.Tensor, torch.Tensor, Optional[torch.Tensor]], torch.Tensor]
 
 
 class Cubic:
@@ -146,7 +149,7 @@ def needs_low(method: Method) -> bool:
     return method in (Method.MTF_GLP_CBD, Method.MTF_GLP_HPM, Method.MTF_GLP_HPM_R)
 
 
-def build(method: Method, statistics: Statistics, gain_of: Sequence[int]):  # type: ignore[no-untyped-def]
+def build(method: Method, statistics: Statistics, gain_of: Sequence[int]) -> Fusion:
     """The fitted method.
 
     Args:
