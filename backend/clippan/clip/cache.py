@@ -25,6 +25,7 @@ from clippan.jobs.base import Context
 
 LOCK = "models.lock.json"
 _BLOCK = 2**23  # bytes read at a time
+_PATIENCE = 5  # seconds to wait for a lock where nobody can cancel
 
 _checksums: dict[tuple[str, int, int], str] = {}  # of files this process has read, by path, size and time
 
@@ -198,7 +199,7 @@ def held(name: str, context: Optional[Context] = None) -> Iterator[None]:
                 waited += 0.2
             if context is not None:
                 context.progress(0, "Waiting for another download of the same model")
-            elif waited > 5:
+            elif waited > _PATIENCE:
                 raise ClippanError(
                     "The model is being downloaded by another process; wait until that is done, or cancel it there."
                 )

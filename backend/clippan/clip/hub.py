@@ -60,6 +60,11 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT", "").strip() or HUB).rstrip("/")
 
 
+def _shown() -> str:
+    """The Hub's address for people: a mirror's may hold a password."""
+    return re.sub(r"://[^/\s@]*@", "://", endpoint())
+
+
 def _show_licence(model: Model, context: Context, accepted: bool) -> None:
     context.log(f"{model.label} is published under the licence {model.licence}: {model.licence_url}")
     if not (accepted or _PERMISSIVE.fullmatch(model.licence)):
@@ -81,7 +86,7 @@ def _download(model: Model, context: Context) -> Path:
     revision, size, etag = metadata.commit_hash, metadata.size, metadata.etag
     if not revision or not etag or not size:
         raise ClippanError(
-            f"{endpoint()} does not answer as the Hugging Face Hub does; check HF_ENDPOINT, and whether a proxy or a "
+            f"{_shown()} does not answer as the Hugging Face Hub does; check HF_ENDPOINT, and whether a proxy or a "
             "log-in page of the network is in between."
         )
     promised = etag if re.fullmatch("[0-9a-f]{64}", etag) else None  # weights are kept under their sha256
@@ -114,7 +119,7 @@ def _download(model: Model, context: Context) -> Path:
 
 def _wrong(model: Model, what: str) -> ClippanError:
     return ClippanError(
-        f"The weights that {endpoint()} sent for {model.label} {what} the expected ones (sha256) and were not kept; "
+        f"The weights that {_shown()} sent for {model.label} {what} the expected ones (sha256) and were not kept; "
         "try again, and if that does not help check HF_ENDPOINT, or forget the recorded version (clippan remove "
         f"{model.id})."
     )
@@ -134,7 +139,7 @@ def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context)
     begun = part.stat().st_size if part.is_file() else 0
     if cache.free(part.parent) < size - begun + _SPARE:
         raise _full(hub.model, part, size)
-    context.log(f"Downloading {size / 1e6:.0f} MB from {endpoint()}/{hub.model.repository}, commit {revision}")
+    context.log(f"Downloading {size / 1e6:.0f} MB from {_shown()}/{hub.model.repository}, commit {revision}")
     if begun:
         context.log(f"{begun / 1e6:.0f} MB are here already; going on from there")
     try:
@@ -149,14 +154,14 @@ def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context)
     keep = False
     try:
         with hub.sentences(lambda: sink.position, size):
-            _watched(lambda: hub.get(revision, sink, begun, size), context, report)
+            _watched(lambda: hub.get(revision, sink, size), context, report)
         keep = True
     except _Disk as error:
         if error.error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             raise _full(hub.model, part, size) from error
         raise cache.unwritable(error.error) from error
     except _Cut:
-        keep = True
+        keep = sink.position > 0
         raise
     finally:
         sink.close()
@@ -282,25 +287,33 @@ class _Hub:
             self._url(revision), timeout=_METADATA_SECONDS, library_name="clippan", library_version=__version__
         )
 
-    def get(self, revision: str, sink: _Sink, begun: int, size: int) -> None:
-        """Writes the file from byte ``begun`` on. Redirects lead to storage elsewhere, to which no token is sent."""
+    def get(self, revision: str, sink: _Sink, size: int) -> None:
+        """Writes the rest of the file, and goes on after a cut as long as each try brings something."""
+        # Redirects lead to storage elsewhere, to which the token is not sent.
         headers = self._utils.build_hf_headers(library_name="clippan", library_version=__version__)
-        # Compressed bytes have no ranges to go on from.
-        headers["Accept-Encoding"] = "identity"
-        self._file_download.http_get(
-            self._url(revision),
-            sink,  # type: ignore[arg-type]
-            headers=headers,
-            resume_size=begun,
-            expected_size=size,
-        )
+        headers["Accept-Encoding"] = "identity"  # compressed bytes have no ranges to go on from
+        while True:
+            begun = sink.position
+            try:
+                return self._file_download.http_get(
+                    self._url(revision),
+                    sink,  # type: ignore[arg-type]
+                    headers=headers,
+                    resume_size=begun,
+                    expected_size=size,
+                )
+            except Exception as error:
+                # It tries again itself, but not after every kind of cut.
+                cut = getattr(error, "response", None) is None and _is_network(error)
+                if not cut or not begun < sink.position < size:
+                    raise
 
     def _url(self, revision: str) -> str:
         return self._hub.hf_hub_url(self.model.repository, self.model.file, revision=revision, endpoint=endpoint())
 
     @contextlib.contextmanager
     def sentences(self, position: Callable[[], int] = lambda: 0, size: int = 0) -> Iterator[None]:
-        """Turns what the network can do into a sentence."""
+        """Turns what the network can do into a sentence; with a size, while that many bytes are on their way."""
         try:
             yield
         except (ClippanError, _Disk):
@@ -312,14 +325,14 @@ class _Hub:
             if not _is_network(error):
                 raise
             reason = _reason(error)
-            if position():
+            if size:
                 done = f"{position() / 1e6:.0f} of {size / 1e6:.0f} MB"
                 raise _Cut(
                     f"The download of {self.model.label} was cut after {done} ({reason}); start it again, and it "
                     "goes on from there."
                 ) from error
             raise ClippanError(
-                f"The Hugging Face Hub ({endpoint()}) cannot be reached ({reason}); check the network, the proxy and "
+                f"The Hugging Face Hub ({_shown()}) cannot be reached ({reason}); check the network, the proxy and "
                 f"HF_ENDPOINT, or put {Path(self.model.file).name} into {self._offline()}."
             ) from error
 
@@ -332,7 +345,7 @@ class _Hub:
     def _answered(self, response: Any) -> ClippanError:
         """The sentence for an answer that is no success; codes as the Hub documents them."""
         status, code = response.status_code, response.headers.get("X-Error-Code", "")
-        model, address = self.model, f"{endpoint()}/{self.model.repository}"
+        model, address = self.model, f"{_shown()}/{self.model.repository}"
         if "Invalid credentials" in response.headers.get("X-Error-Message", ""):
             code = ""
         if code == "GatedRepo" or (status == 403 and not code):
@@ -356,7 +369,7 @@ class _Hub:
             )
         if status == 401:
             return ClippanError(
-                f"{endpoint()} does not accept your token; make a new one there and name it in the options (HF token; "
+                f"{_shown()} does not accept your token; make a new one there and name it in the options (HF token; "
                 "HF_TOKEN on the command line)."
             )
         if status == 407:
@@ -366,10 +379,10 @@ class _Hub:
             )
         if status == 429:
             return ClippanError(
-                f"{endpoint()} had too many requests from here; wait some minutes, or name a token in the options "
+                f"{_shown()} had too many requests from here; wait some minutes, or name a token in the options "
                 "(HF token; HF_TOKEN on the command line)."
             )
-        return ClippanError(f"{endpoint()} answered with error {status}; try again later, or check HF_ENDPOINT.")
+        return ClippanError(f"{_shown()} answered with error {status}; try again later, or check HF_ENDPOINT.")
 
 
 def _is_network(error: BaseException) -> bool:
@@ -379,5 +392,7 @@ def _is_network(error: BaseException) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    text = re.sub(r"://[^/\s@]*@", "://", " ".join(str(error).split()))  # a proxy's password stays private
-    return (text[:200] or type(error).__name__).rstrip(".")
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if lines[0].startswith("Consistency check failed"):
+        return "it ended early"
+    return re.sub(r"://[^/\s@]*@", "://", lines[0])[:200].rstrip(".")  # a proxy's password stays private
