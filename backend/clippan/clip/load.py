@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,9 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
             values: Any = load_file(str(path), device="cpu")
         else:
-            values = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # on an archive that is refused below
+                warnings.simplefilter("ignore")
+                values = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ClippanError(
             f"The weights {path} cannot be read ({error.strerror or error}); check the file, or download it again."
