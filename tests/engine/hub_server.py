@@ -114,6 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
                         "X-Repo-Commit": commit,
                         "X-Linked-Etag": f'"{sha256}"',
                         "X-Linked-Size": str(len(content)),
+                        # Most repositories offer Xet beside plain storage; we take the plain one.
+                        "X-Xet-Hash": sha256,
+                        "Link": f'<{self.hub.address}/api/models/{name}/xet-read-token/{commit}>; rel="xet-auth"',
                     },
                 )
 

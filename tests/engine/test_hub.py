@@ -458,6 +458,18 @@ def test_the_offline_folder_comes_first(server, model, tmp_path, monkeypatch, na
         hub.fetch(dataclasses.replace(model, sha256="0" * 64), Context())
 
 
+def test_an_offline_folder_that_cannot_be_read(server, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPPAN_OFFLINE", str(tmp_path))
+    (tmp_path / "Tiny.pt").write_bytes(WEIGHTS)
+
+    def broken(*arguments):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(cache, "checksum", broken)
+    with pytest.raises(ClippanError, match=r"weights of Tiny cannot be read \(.*Permission denied"):
+        hub.fetch(dataclasses.replace(model, sha256=SHA256), Context())
+
+
 def test_a_copied_cache_is_an_offline_folder(server, model, tmp_path, monkeypatch):
     hub.fetch(model, Context())
     shutil.copytree(tmp_path / "cache" / "models", tmp_path / "offline")

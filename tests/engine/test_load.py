@@ -23,7 +23,8 @@ TINY = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
 }
 LONG = 248
-PROMPTS = ["a satellite image of a river mouth with sandbanks", "", "houses"]
+# The last one is longer than what a long tower keeps of the short one.
+PROMPTS = ["a satellite image of a river mouth with sandbanks", "", "houses", "fields and hedges beside a road " * 6]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -96,18 +96,24 @@ def locate(model: Model, context: Optional[Context] = None) -> Optional[Found]:
     """
     if model.path is not None:
         return Found(model.path, "own", None, None)
-    found = _offline(model)
-    if found is not None:
-        if found.sha256 and context is not None and checksum(found.path, context) != found.sha256:
-            raise ClippanError(
-                f"{found.path} in the offline folder is damaged or another version (its sha256 is not "
-                f"{found.sha256[:12]}…); copy it again."
-            )
-        return found
-    path, record = place_of(model), recorded(model)
-    if record is None or not path.is_file() or path.stat().st_size != record.size:
-        return None
-    return Found(path, "cache", record.revision, record.sha256)
+    try:
+        found = _offline(model)
+        if found is not None:
+            if found.sha256 and context is not None and checksum(found.path, context) != found.sha256:
+                raise ClippanError(
+                    f"{found.path} in the offline folder is damaged or another version (its sha256 is not "
+                    f"{found.sha256[:12]}…); copy it again."
+                )
+            return found
+        path, record = place_of(model), recorded(model)
+        if record is None or not path.is_file() or path.stat().st_size != record.size:
+            return None
+        return Found(path, "cache", record.revision, record.sha256)
+    except OSError as error:  # no right to look, a disk that is gone
+        raise ClippanError(
+            f"The weights of {model.label} cannot be read ({error}); check the cache folder and the offline folder in "
+            "the options (CLIPPAN_CACHE, CLIPPAN_OFFLINE)."
+        ) from error
 
 
 def _offline(model: Model) -> Optional[Found]:
