@@ -9,6 +9,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -39,6 +41,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setenv("CLIPPAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", constants.DOWNLOAD_CHUNK_SIZE)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
     monkeypatch.setattr(hub, "_CHUNK", 2**14)
     if hasattr(file_download, "DOWNLOAD_CHUNK_SIZE"):  # before 1.0
         monkeypatch.setattr(file_download, "DOWNLOAD_CHUNK_SIZE", 2**14)
@@ -550,3 +553,19 @@ def test_the_command(server, model, capsys):
     assert "arrived damaged" in capsys.readouterr().err
     assert cli.main(["download", "sputnik"]) == 2
     assert "Unknown model 'sputnik'; choose one of farslip2-b16, " in capsys.readouterr().err
+
+
+def test_a_process_of_its_own_asks_for_nothing_else(server, tmp_path):
+    model = MODELS["lrsclip-b16"]
+    server.repositories[model.repository] = Repository({OLD: {model.file: WEIGHTS}})
+    command = [sys.executable, "-m", "clippan.cli", "download", model.id]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    made = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (made.returncode, made.stdout.splitlines()[-1]) == (0, f"commit {OLD}, sha256 {SHA256}")
+    assert [line.split()[0] for line in made.stderr.splitlines()] == ["LRSCLIP,", "Downloading", "LRSCLIP,"]
+    assert [(method, path.rsplit("/", 1)[0]) for method, path, _ in server.seen] == [
+        ("HEAD", f"/{model.repository}/resolve/main"),
+        ("GET", f"/{model.repository}/resolve/{OLD}"),
+        ("GET", "/blob"),
+    ]
+    assert not (tmp_path / "home").exists()

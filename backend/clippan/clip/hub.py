@@ -277,6 +277,8 @@ class _Hub:
         self._hub, self._file_download, self._utils = huggingface_hub, file_download, utils
         # It counts in steps of 10 MB, which a slow line takes a minute for and a cut line loses.
         constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
+        # It would ask for a list of programs by which to name this one, and write that list to HF_HOME.
+        constants.HF_HUB_DISABLE_TELEMETRY = True
         with contextlib.suppress(Exception):  # its own bars and warnings would come between ours
             utils.disable_progress_bars()
             utils.logging.set_verbosity_error()
