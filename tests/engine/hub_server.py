@@ -40,6 +40,7 @@ class Hub:
         damaged: the storage sends other bytes.
         ranges: the storage knows ranges.
         stall: the storage sends half of the bytes and then waits for this event.
+        refusals: statuses with which the storage answers next, 0 for none.
         status: every question is answered with this instead.
     """
 
@@ -50,6 +51,7 @@ class Hub:
     damaged: bool = False
     ranges: bool = True
     stall: Optional[threading.Event] = None
+    refusals: list[int] = field(default_factory=list)
     status: int = 0
     address: str = ""
     storage: str = ""
@@ -65,6 +67,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # who cancels hangs up
+            super().handle()
 
     def do_HEAD(self) -> None:
         self._question()
@@ -121,6 +127,10 @@ class _Handler(BaseHTTPRequestHandler):
                 )
 
     def _bytes(self, sha256: str, headers: dict[str, str]) -> None:
+        refusal = self.hub.refusals.pop(0) if self.hub.refusals else 0
+        if refusal:
+            self._answer(refusal)
+            return
         contents = [
             content
             for repository in self.hub.repositories.values()

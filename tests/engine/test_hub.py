@@ -197,6 +197,16 @@ def test_a_lasting_cut_is_mended_at_the_next_try(server, model, tmp_path):
     assert files(tmp_path) == WHOLE
 
 
+def test_a_storage_that_fails_on_the_way_costs_nothing(server, model, tmp_path):
+    server.cut, server.refusals = [100_000], [0, 503]
+    with pytest.raises(ClippanError, match="answered with error 503"):
+        hub.fetch(model, Context())
+    (part,) = (tmp_path / "cache").rglob("*.part")
+    begun = part.stat().st_size
+    assert hub.fetch(model, Context()).read_bytes() == WEIGHTS
+    assert server.ranges_asked()[-1] == f"bytes={begun}-"
+
+
 def test_a_part_of_another_version_is_dropped(server, model, tmp_path):
     server.cut = [100_000] + [0] * 20
     with pytest.raises(ClippanError, match="was cut"):

@@ -21,7 +21,7 @@ from clippan import __version__
 from clippan.clip import cache
 from clippan.clip.cache import Record
 from clippan.clip.models import MODELS, Model
-from clippan.errors import ClippanError
+from clippan.errors import Cancelled, ClippanError
 from clippan.jobs.base import Context
 
 HUB = "https://huggingface.co"
@@ -97,11 +97,15 @@ def _download(model: Model, context: Context) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cache.unwritable(error) from error
-    if not (expected and target.is_file() and target.stat().st_size == size and cache.checksum(target) == expected):
-        part = target.with_name(f"{target.name}.{etag[:16]}.part")
+    if not (
+        expected and target.is_file() and target.stat().st_size == size and cache.checksum(target, context) == expected
+    ):
+        version = re.sub(r"\W", "", etag)[:16]
+        part = target.with_name(f"{target.name}.{version}.part")
         for other in cache.parts(target):
             if other != part or other.stat().st_size > size:
-                other.unlink()  # of another version
+                with contextlib.suppress(OSError):  # of another version, and in the way of nothing
+                    other.unlink()
         _transfer(hub, part, revision, size, context)
         with _removed_unless_done(part):
             actual = cache.checksum(part, context, start=95)
@@ -160,7 +164,9 @@ def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context)
         if error.error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             raise _full(hub.model, part, size) from error
         raise cache.unwritable(error.error) from error
-    except _Cut:
+    except Cancelled:
+        raise
+    except ClippanError:  # the network's; what came is good for the next try
         keep = sink.position > 0
         raise
     finally:
@@ -175,10 +181,6 @@ def _full(model: Model, part: Path, size: int) -> ClippanError:
         f"{model.label} takes {size / 1e6:.0f} MB, for which the disk of {part.parent} has no space; make room, or "
         "choose another cache folder in the options (CLIPPAN_CACHE)."
     )
-
-
-class _Cut(ClippanError):
-    """The connection was cut; what came is kept for the next try."""
 
 
 class _Disk(Exception):
@@ -329,7 +331,7 @@ class _Hub:
             reason = _reason(error)
             if size:
                 done = f"{position() / 1e6:.0f} of {size / 1e6:.0f} MB"
-                raise _Cut(
+                raise ClippanError(
                     f"The download of {self.model.label} was cut after {done} ({reason}); start it again, and it "
                     "goes on from there."
                 ) from error
