@@ -34,8 +34,14 @@ from clippan.jobs import (
     Context,
     DoctorRequest,
     DoctorResult,
+    DownloadModelRequest,
+    DownloadModelResult,
+    ListModelsRequest,
+    ListModelsResult,
     PansharpenRequest,
     PansharpenResult,
+    RemoveModelRequest,
+    RemoveModelResult,
     Request,
     from_json,
     parse_bands,
@@ -76,13 +82,26 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "report": "HTML report to write, with a picture",
         "device": "where to compute",
     },
+    ListModelsRequest: {},
+    DownloadModelRequest: {
+        "model": "which: an id that 'clippan models' lists",
+        "accept_licence": "you read and accept the model's licence, where it asks for that",
+    },
+    RemoveModelRequest: {"model": "which: an id that 'clippan models' lists"},
     DoctorRequest: {"device": "the device you want"},
 }
 _SUMMARY = {
     PansharpenRequest: "sharpen a multispectral raster with a panchromatic one",
     AssessRequest: "measure how good a pansharpened raster is",
+    ListModelsRequest: "list the vision-language models, their licences, and which are on this machine",
+    DownloadModelRequest: "download a model, unless it is on this machine already",
+    RemoveModelRequest: "remove a downloaded model",
     DoctorRequest: "say what the engine found, and what to do where something is wrong",
 }
+# What is written without an option's name before it.
+_POSITIONAL = {DownloadModelRequest: "model", RemoveModelRequest: "model"}
+# Jobs whose log is for everyone: a licence is shown before the first download.
+_TOLD = (DownloadModelRequest,)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -115,7 +134,11 @@ def _add(command: argparse.ArgumentParser, request: type[Request], field: datacl
         hint = next(item for item in typing.get_args(hint) if item is not type(None))
     name, text = f"--{field.name.replace('_', '-')}", _HELP[request][field.name]
     required = field.default is dataclasses.MISSING
-    if hint is bool:
+    if field.name == _POSITIONAL.get(request):
+        command.add_argument(field.name, type=hint, metavar=field.name.upper(), help=text)
+    elif hint is bool and not field.default:
+        command.add_argument(name, action="store_true", help=text)
+    elif hint is bool:
         command.add_argument(f"--no-{field.name}", dest=field.name, action="store_false", help=text)
     elif hint == tuple[int, ...]:
         command.add_argument(name, type=_numbers, default=field.default, metavar="N,N", help=text)
@@ -169,7 +192,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         job, as_json, debug = JOBS[options.pop("job")], options.pop("json"), options.pop("debug")
         request = from_json(job, options)
         with _interruptible() as interrupted:
-            result = run(request, Context(progress.show, progress.log if debug else None, interrupted))
+            result = run(request, Context(progress.show, progress.log if debug or job in _TOLD else None, interrupted))
     except Cancelled as error:
         return _end(progress, str(error), INTERRUPTED)
     except KeyboardInterrupt:
@@ -262,6 +285,25 @@ def _print_assess(result: AssessResult) -> str:
     return "\n".join(lines)
 
 
+def _print_models(result: ListModelsResult) -> str:
+    width = max(len(row.id) for row in result.models)
+    lines = []
+    for row in result.models:
+        place = row.place or "-"
+        lines.append(f"{row.id:{width}}  {row.size / 1e6:5.0f} MB  {place:7}  {row.licence:10}  {row.label}")
+        lines.append(f"{'':{width}}  {row.notes}")
+    lines.append(f"{result.size / 1e6:.0f} MB in {result.folder}")
+    return "\n".join(lines)
+
+
+def _print_download(result: DownloadModelResult) -> str:
+    return f"{result.path}\ncommit {result.revision or 'unknown'}, sha256 {result.sha256}"
+
+
+def _print_remove(result: RemoveModelResult) -> str:
+    return f"{result.freed / 1e6:.0f} MB freed" if result.freed else "It was not in the cache."
+
+
 def _print_doctor(result: DoctorResult) -> str:
     return result.text
 
@@ -269,6 +311,9 @@ def _print_doctor(result: DoctorResult) -> str:
 _PRINT: dict[type, Callable[[Any], str]] = {
     PansharpenResult: _print_pansharpen,
     AssessResult: _print_assess,
+    ListModelsResult: _print_models,
+    DownloadModelResult: _print_download,
+    RemoveModelResult: _print_remove,
     DoctorResult: _print_doctor,
 }
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from .assesspansharpening import AssessPansharpening
 from .checkengine import CheckEngine
+from .downloadmodel import DownloadModel
+from .listmodels import ListModels
 from .pansharpen import Pansharpen
 from .setupengine import SetUpEngine
 
-ALGORITHMS = (Pansharpen, AssessPansharpening, CheckEngine, SetUpEngine)
+ALGORITHMS = (Pansharpen, AssessPansharpening, ListModels, DownloadModel, CheckEngine, SetUpEngine)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Optional
 
-from qgis.core import QgsApplication, QgsProcessingFeedback, QgsTask
+from qgis.core import QgsApplication
 from qgis.gui import (
     QgsAuthConfigSelect,
     QgsFileWidget,
@@ -24,12 +24,14 @@ from qgis.PyQt.QtWidgets import (
     QVBoxLayout,
 )
 
-from clippan.errors import Cancelled, ClippanError
+from clippan.errors import ClippanError
 from clippan.jobs import Device, DoctorRequest
 
 from .. import places
 from ..engine import worker
 from ..settings import Settings, default_cache
+from .models import ModelList
+from .task import JobTask
 
 DEVICES = {
     "auto": "Automatic: a graphics card where one works",
@@ -61,6 +63,7 @@ class OptionsPage(QgsOptionsPageWidget):
     def __init__(self, parent=None, settings: Optional[Settings] = None):
         super().__init__(parent)
         self._task = None
+        self._looked = False
         self.python = _file("The managed environment, made by “Set up engine”", QgsFileWidget.StorageMode.GetFile)
         self.python.setDialogTitle("The Python that runs the engine")
         self.device = QComboBox()
@@ -82,6 +85,7 @@ class OptionsPage(QgsOptionsPageWidget):
         self.report.setPlaceholderText(
             "“Check engine” says here what it found and what to do where something is wrong."
         )
+        self.models = ModelList(self.settings, self.apply)
         self._explain()
         self._arrange()
         self.check.clicked.connect(self._check)
@@ -112,6 +116,13 @@ class OptionsPage(QgsOptionsPageWidget):
     def apply(self):
         """Saves; the next job starts a new engine process if its Python or surroundings have changed."""
         self.settings().write()
+
+    def showEvent(self, event):
+        """Looks what models are here once the page is seen: other pages' users need no engine."""
+        super().showEvent(event)
+        if not self._looked:
+            self._looked = True
+            self.models.look()
 
     def _explain(self) -> None:
         self.python.setToolTip(
@@ -147,6 +158,7 @@ class OptionsPage(QgsOptionsPageWidget):
         form.addRow("Offline folder", self.offline)
         form.addRow("Hub address", self.endpoint)
         form.addRow("Hub token", self.authcfg)
+        form.addRow(self.models)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         note = QLabel(
@@ -163,12 +175,15 @@ class OptionsPage(QgsOptionsPageWidget):
         self.check.setEnabled(False)
         self.report.setPlainText("Checking…")
         try:
-            self._task = _Examination(worker.launch(settings), Device(settings.device))
+            launch, request = worker.launch(settings), DoctorRequest(Device(settings.device))
         except ClippanError as error:
             self._show(str(error))
             return
-        self._task.taskCompleted.connect(lambda: self._show(self._task.text))
-        self._task.taskTerminated.connect(lambda: self._show(self._task.text))
+        interpreter = launch.interpreter
+        origin = f"Engine Python: {interpreter.path} (from {interpreter.origin})"
+        self._task = JobTask("Checking the CLIPPan engine", launch, request)
+        self._task.taskCompleted.connect(lambda: self._show(f"{origin}\n{self._task.answer['text']}"))
+        self._task.taskTerminated.connect(lambda: self._show(self._task.failure))
         QgsApplication.taskManager().addTask(self._task)
 
     def _show(self, text: str) -> None:
@@ -183,36 +198,6 @@ class OptionsPage(QgsOptionsPageWidget):
         dialog = processing.createAlgorithmDialog("clippan:setupengine")
         if dialog is not None:
             dialog.show()
-
-
-class _Examination(QgsTask):
-    """Asks the doctor in the background."""
-
-    def __init__(self, launch: worker.Launch, device: Device):
-        super().__init__("Checking the CLIPPan engine")
-        self._launch = launch
-        self._device = device
-        self._feedback = QgsProcessingFeedback()
-        self.text = ""
-
-    def cancel(self):
-        """See QgsTask."""
-        self._feedback.cancel()
-        super().cancel()
-
-    def run(self):
-        """See QgsTask."""
-        try:
-            answer = worker.shared.run(self._launch, DoctorRequest(self._device), self._feedback)
-        except Cancelled:
-            self.text = "Cancelled."
-            return False
-        except ClippanError as error:
-            self.text = str(error)
-            return False
-        interpreter = self._launch.interpreter
-        self.text = f"Engine Python: {interpreter.path} (from {interpreter.origin})\n{answer['text']}"
-        return True
 
 
 def _file(placeholder: str, mode) -> QgsFileWidget:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "clippan_qgis"
 ENGINE = ROOT / "backend" / "clippan"
 JOBS = ENGINE / "jobs"
-HEAVY = {"torch", "torchvision", "open_clip", "osgeo", "qgis"}
+HEAVY = {"torch", "torchvision", "open_clip", "huggingface_hub", "osgeo", "qgis"}
 
 # Rules on which the plugin portal's scanner refuses an upload.
 PORTAL_RULES = "B102,B105,B106,B107,B202,B301,B307,B501,B602,B604,B605,B615"

@@ -21,10 +21,17 @@ from clippan.jobs import (
     Device,
     DoctorRequest,
     DoctorResult,
+    DownloadModelRequest,
+    DownloadModelResult,
     Format,
+    ListModelsRequest,
+    ListModelsResult,
     Method,
+    ModelRow,
     PansharpenRequest,
     PansharpenResult,
+    RemoveModelRequest,
+    RemoveModelResult,
     Status,
     from_json,
     run,
@@ -50,10 +57,18 @@ EXAMPLES = [
     ),
     AssessRequest("fused.tif", "pan.tif", ("ms.tif",), "truth.tif", "landsat", (1,), 0.0, "r.html", Device.CUDA),
     DoctorRequest(Device.MPS),
+    ListModelsRequest(),
+    DownloadModelRequest("farslip2-b16", True),
+    RemoveModelRequest("farslip2-b16"),
     PansharpenResult(
         "out.tif", 10, 20, 3, "uint16", None, "gsa", "generic", "cpu", (4.0, 4.0), 1.5, {"CLIPPAN_VERSION": "0"}
     ),
     AssessResult({"HQNR": 0.9}, {}, "generic", 100, None, 0.1),
+    ListModelsResult(
+        (ModelRow("a-b", "A", "Good.", "MIT", "https://x", 10, "cache", "/c/a.pt", "0" * 40, None),), "/c", 10
+    ),
+    DownloadModelResult("/c/a.pt", None, "f" * 64, 2.5),
+    RemoveModelResult(10),
     DoctorResult(False, (Check("GDAL", Status.FAILED, "none", "install it"),), "cpu", "why", "text"),
 ]
 

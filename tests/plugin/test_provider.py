@@ -27,7 +27,7 @@ from clippan.jobs import AssessRequest, Method, PansharpenRequest, from_json, pa
 from clippan_qgis import places
 from clippan_qgis.algorithms import base
 
-NAMES = {"pansharpen", "assesspansharpening", "checkengine", "setupengine"}
+NAMES = {"pansharpen", "assesspansharpening", "listmodels", "downloadmodel", "checkengine", "setupengine"}
 
 
 @pytest.fixture

@@ -7,10 +7,29 @@ or QGIS when it is imported, so the plugin reads it too.
 from clippan.jobs.assess import FIGURES, AssessRequest, AssessResult
 from clippan.jobs.base import Context, Request, from_json, to_json
 from clippan.jobs.doctor import Check, DoctorRequest, DoctorResult, Status
+from clippan.jobs.models import (
+    DownloadModelRequest,
+    DownloadModelResult,
+    ListModelsRequest,
+    ListModelsResult,
+    ModelRow,
+    RemoveModelRequest,
+    RemoveModelResult,
+)
 from clippan.jobs.options import Compression, Device, Format, Method, parse_bands
 from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
 
-JOBS = {request.name: request for request in (PansharpenRequest, AssessRequest, DoctorRequest)}
+JOBS = {
+    request.name: request
+    for request in (
+        PansharpenRequest,
+        AssessRequest,
+        ListModelsRequest,
+        DownloadModelRequest,
+        RemoveModelRequest,
+        DoctorRequest,
+    )
+}
 
 __all__ = [
     "FIGURES",
@@ -23,10 +42,17 @@ __all__ = [
     "Device",
     "DoctorRequest",
     "DoctorResult",
+    "DownloadModelRequest",
+    "DownloadModelResult",
     "Format",
+    "ListModelsRequest",
+    "ListModelsResult",
     "Method",
+    "ModelRow",
     "PansharpenRequest",
     "PansharpenResult",
+    "RemoveModelRequest",
+    "RemoveModelResult",
     "Request",
     "Status",
     "from_json",

@@ -97,6 +97,13 @@ def sensor(name: str) -> None:
         raise ClippanError(f"Unknown sensor '{name}'; choose auto or one of {', '.join(SENSORS)}.")
 
 
+def model(name: str) -> None:
+    """The model is known, or a file or folder with weights and their description."""
+    from clippan.clip.models import find
+
+    find(name)
+
+
 def at_least(what: str, value: int, least: int) -> None:
     """A number has a lower bound."""
     if value < least:

@@ -1,0 +1,1 @@
+"""Vision-language models: which there are, where their weights come from, and how they are loaded."""

@@ -1,0 +1,301 @@
+"""Where weights are kept on this machine, and the record of what was downloaded.
+
+Two places are looked into: the offline folder (CLIPPAN_OFFLINE), which an administrator or the user fills, and the
+cache, which downloads fill: ``models/`` in the cache folder, with ``models.lock.json`` beside it. The record holds,
+for each model, the commit and the sha256 of its first download, so that every later one fetches the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from clippan.clip.models import MODELS, Model
+from clippan.doctor import cache_folder
+from clippan.errors import ClippanError
+from clippan.jobs.base import Context
+
+LOCK = "models.lock.json"
+_BLOCK = 2**23  # bytes read at a time
+_PATIENCE = 5  # seconds to wait for a lock where nobody can cancel
+
+_checksums: dict[tuple[str, int, int], str] = {}  # of files this process has read, by path, size and time
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was downloaded: from where, which commit, its sha256 and its size in bytes."""
+
+    repository: str
+    file: str
+    revision: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """Weights on this machine.
+
+    Attributes:
+        path: the file.
+        place: "offline" (the offline folder), "cache", or "own" (named by its path).
+        revision, sha256: as recorded; None where nobody did.
+    """
+
+    path: Path
+    place: str
+    revision: Optional[str]
+    sha256: Optional[str]
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A model in the cache: its id, its file, its size in bytes, and whether it is complete."""
+
+    id: str
+    path: Path
+    size: int
+    complete: bool
+
+
+def folder() -> Path:
+    """The folder of downloaded weights; it may not exist yet."""
+    return cache_folder() / "models"
+
+
+def place_of(model: Model) -> Path:
+    """Where a model's weights are, or would be, in the cache."""
+    return folder() / model.repository.replace("/", "--") / model.file
+
+
+def offline_folder() -> Optional[Path]:
+    """The offline folder, if one is set."""
+    name = os.environ.get("CLIPPAN_OFFLINE", "").strip()
+    return Path(name).expanduser() if name else None
+
+
+def locate(model: Model, context: Optional[Context] = None) -> Optional[Found]:
+    """The model's weights on this machine, or None.
+
+    Args:
+        model: which.
+        context: with one, weights of the offline folder are compared with their sha256, if that is known; the
+            cache's were when they were downloaded.
+
+    Raises:
+        ClippanError: weights in the offline folder are damaged, or another version.
+    """
+    if model.path is not None:
+        return Found(model.path, "own", None, None)
+    try:
+        found = _offline(model)
+        if found is not None:
+            if found.sha256 and context is not None and checksum(found.path, context) != found.sha256:
+                raise ClippanError(
+                    f"{found.path} in the offline folder is damaged or another version (its sha256 is not "
+                    f"{found.sha256[:12]}…); copy it again."
+                )
+            return found
+        path, record = place_of(model), recorded(model)
+        if record is None or not path.is_file() or path.stat().st_size != record.size:
+            return None
+        return Found(path, "cache", record.revision, record.sha256)
+    except OSError as error:  # no right to look, a disk that is gone
+        raise ClippanError(
+            f"The weights of {model.label} cannot be read ({error}); check the cache folder and the offline folder in "
+            "the options (CLIPPAN_CACHE, CLIPPAN_OFFLINE)."
+        ) from error
+
+
+def _offline(model: Model) -> Optional[Found]:
+    start = offline_folder()
+    if start is None:
+        return None
+    name = Path(model.file).name
+    folders = (start / model.repository, start / model.repository.replace("/", "--"), start)
+    candidates = [folder / file for folder in folders for file in (model.file, name)]
+    if len([other for other in MODELS.values() if Path(other.file).name == name]) > 1:
+        # A name that several models share says nothing outside its repository's folder.
+        candidates = [path for path in candidates if path.parent != start]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        return None
+    record = _record(model, _records(start))  # a cache that was copied brings its record along
+    if record:
+        return Found(path, "offline", record.revision, record.sha256)
+    return Found(path, "offline", model.revision if model.sha256 else None, model.sha256)
+
+
+def recorded(model: Model) -> Optional[Record]:
+    """What the user's lock file says of the model, if that is about the file that the registry names now."""
+    return _record(model, _records(cache_folder()))
+
+
+def _record(model: Model, records: dict[str, Record]) -> Optional[Record]:
+    record = records.get(model.id)
+    if record is None or (record.repository, record.file) != (model.repository, model.file):
+        return None
+    if model.revision not in (None, record.revision) or model.sha256 not in (None, record.sha256):
+        return None  # the registry pins another version by now
+    return record
+
+
+def _records(folder: Path) -> dict[str, Record]:
+    try:
+        entries = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+        return {name: Record(**entry) for name, entry in entries.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        # Without a readable record the next download makes a new one.
+        return {}
+
+
+def write_record(model: Model, record: Optional[Record]) -> None:
+    """Notes in the lock file what was downloaded, or with None forgets it."""
+    folder = cache_folder()
+    with held(LOCK):
+        records = _records(folder)
+        if record is None:
+            if records.pop(model.id, None) is None:
+                return
+        else:
+            records[model.id] = record
+        part = folder / f"{LOCK}.part"
+        entries = {name: dataclasses.asdict(records[name]) for name in sorted(records)}
+        try:
+            part.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+            part.replace(folder / LOCK)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise unwritable(error) from error
+
+
+@contextlib.contextmanager
+def held(name: str, context: Optional[Context] = None) -> Iterator[None]:
+    """Holds a lock over something in the cache, against other threads and other processes.
+
+    Args:
+        name: what is locked.
+        context: with one, waits until the user cancels; without, a few seconds.
+
+    Raises:
+        ClippanError: another process holds it, or the cache cannot be written.
+    """
+    from filelock import FileLock, Timeout  # comes with huggingface_hub, and with torch
+
+    file = cache_folder() / ".locks" / (name.replace("/", "--") + ".lock")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(file))
+        waited = 0.0
+        while True:
+            try:
+                lock.acquire(timeout=0.2)
+                break
+            except Timeout:
+                waited += 0.2
+            if context is not None:
+                context.progress(0, "Waiting for another download of the same model")
+            elif waited > _PATIENCE:
+                raise ClippanError(
+                    "The model is being downloaded by another process; wait until that is done, or cancel it there."
+                )
+    except OSError as error:
+        raise unwritable(error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def unwritable(error: OSError) -> ClippanError:
+    """The sentence for a cache in which nothing can be written."""
+    return ClippanError(
+        f"The cache folder {cache_folder()} cannot be written to ({error.strerror or error}); choose another in the "
+        "options (CLIPPAN_CACHE)."
+    )
+
+
+def checksum(path: Path, context: Optional[Context] = None, start: float = 0.0) -> str:
+    """The sha256 of a file's bytes; a file that did not change is read once in a process.
+
+    Args:
+        path: the file.
+        context: told the progress, from ``start`` to 100 percent.
+        start: the percentage at which this begins.
+    """
+    status = path.stat()
+    key = (str(path), status.st_size, status.st_mtime_ns)
+    if key not in _checksums:
+        digest, done = hashlib.sha256(), 0
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(_BLOCK), b""):
+                digest.update(block)
+                done += len(block)
+                if context is not None:
+                    share = done / max(status.st_size, 1)
+                    context.progress(start + (100 - start) * share, f"Checking {path.name}")
+        _checksums[key] = digest.hexdigest()
+    return _checksums[key]
+
+
+def parts(path: Path) -> list[Path]:
+    """What interrupted downloads of this file left to go on from."""
+    return sorted(path.parent.glob(f"{path.name}.*.part")) if path.parent.is_dir() else []
+
+
+def cached() -> list[Cached]:
+    """The models in the cache, and the downloads that were interrupted, in the registry's order."""
+    found = []
+    for model in MODELS.values():
+        path = place_of(model)
+        record = recorded(model)
+        if path.is_file():
+            size = path.stat().st_size
+            found.append(Cached(model.id, path, size, record is not None and size == record.size))
+        found += [Cached(model.id, part, part.stat().st_size, False) for part in parts(path)]
+    return found
+
+
+def remove(model: Model) -> int:
+    """Removes a model from the cache, with its record, and returns how many bytes that freed.
+
+    Raises:
+        ClippanError: it is being downloaded, or is not the cache's to remove.
+    """
+    if model.path is not None:
+        raise ClippanError(f"{model.path} is no downloaded model; delete it yourself if you do not need it.")
+    if not cache_folder().is_dir():
+        return 0
+    with held(model.id):
+        path, freed = place_of(model), 0
+        for file in (path, *parts(path)):
+            if file.is_file():
+                size = file.stat().st_size
+                try:
+                    file.unlink()
+                except OSError as error:
+                    raise ClippanError(
+                        f"{file} cannot be removed ({error.strerror or error}); close the programs that use it."
+                    ) from error
+                freed += size
+        write_record(model, None)
+        for parent in path.parents:  # folders that this leaves empty
+            if parent == folder() or not parent.is_dir() or any(parent.iterdir()):
+                break
+            parent.rmdir()
+    return freed
+
+
+def free(path: Path) -> int:
+    """Free bytes on the disk of a folder that exists."""
+    return shutil.disk_usage(path).free

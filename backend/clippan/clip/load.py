@@ -1,0 +1,224 @@
+"""Loads weights into open_clip's models, whatever shape they were saved in, and refuses what does not fit.
+
+Checkpoints differ: nested in ``state_dict`` or ``model``, with ``module.`` before each name, in float16, or with
+the long text tower of LongCLIP, whose two positional embeddings are summed here into the one that open_clip has.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
+
+from clippan.clip import models
+from clippan.clip.models import Model
+from clippan.errors import ClippanError
+
+if TYPE_CHECKING:
+    import torch
+
+_NESTS = ("state_dict", "model_state_dict", "model")
+_ASIDE = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's archives hold beside weights
+_LONG = "positional_embedding_res"
+_KEPT = 20  # positions that LongCLIP keeps from CLIP; from there on the second embedding counts
+_NAMED = 3  # names that a sentence lists
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes input: red, green, blue, 0 to 1, less ``mean``, over ``std``, ``pixels`` squared."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pixels: int
+
+
+class Loaded(NamedTuple):
+    """A model that is ready.
+
+    Attributes:
+        model: open_clip's, float32, in eval mode, on the device; ``encode_image`` and ``encode_text`` give features
+            of shape (n, width).
+        tokenizer: texts to token numbers, int64, of shape (n, context length).
+        preprocessing: for the pictures.
+    """
+
+    model: Any
+    tokenizer: Callable[[Sequence[str]], torch.Tensor]
+    preprocessing: Preprocessing
+
+
+def load(path: Path, model: Model, device: Optional[torch.device] = None) -> Loaded:
+    """Loads weights.
+
+    Args:
+        path: the weights, as ``hub.fetch`` returns them.
+        model: what they are.
+        device: where to compute; the CPU by default.
+
+    Raises:
+        ClippanError: they cannot be read safely, or are of another architecture.
+    """
+    import torch
+
+    weights = _read(path)
+    description = _description(path, model)
+    text = description["text_cfg"]
+    prefix = next((name[: -len(_LONG)] for name in weights if name.endswith(_LONG)), None)
+    if prefix is not None:
+        _merge_long(weights, prefix, path)
+    positions = weights.get(f"{prefix or ''}positional_embedding")
+    if positions is not None and (prefix is not None or model.architecture):
+        # open_clip's names say nothing of the length of texts; a description does.
+        text["context_length"] = len(positions)
+    assumed = model.architecture or f"that of {path.parent / models.CONFIG}"
+    network = _build(description, assumed)
+    _fill(network, weights, path, assumed)
+    network.eval().to(device or torch.device("cpu"))
+    return Loaded(network, _tokenizer(text, path), Preprocessing(model.mean, model.std, model.pixels))
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """The named tensors of a file. Only tensors are read: a pickle of anything else could run programs."""
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            values: Any = load_file(str(path), device="cpu")
+        else:
+            with warnings.catch_warnings():  # on an archive that is refused below
+                warnings.simplefilter("ignore")
+                values = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ClippanError(
+            f"The weights {path} cannot be read ({error.strerror or error}); check the file, or download it again."
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise ClippanError(
+            f"{path} is no file of weights, or holds more than weights, which could run programs and is not opened; "
+            "download it again, or save its state_dict as safetensors."
+        ) from error
+    except Exception as error:
+        if "TorchScript" in str(error):
+            raise ClippanError(
+                f"{path} is a TorchScript archive, which could run programs and is not opened; save its state_dict as "
+                "safetensors."
+            ) from error
+        raise ClippanError(
+            f"The weights {path} are damaged or cut short ({type(error).__name__}); download them again."
+        ) from error
+    while isinstance(values, Mapping):
+        nest = next((name for name in _NESTS if isinstance(values.get(name), Mapping)), None)
+        if nest is None:
+            break
+        values = values[nest]
+    weights = {name: value for name, value in values.items()} if isinstance(values, Mapping) else {}
+    for name in _ASIDE:
+        weights.pop(name, None)
+    if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ClippanError(f"{path} holds no weights (a state_dict of tensors); choose the file of a trained model.")
+    while all(name.startswith("module.") for name in weights):
+        weights = {name[len("module.") :]: value for name, value in weights.items()}
+    return weights
+
+
+def _merge_long(weights: dict[str, torch.Tensor], prefix: str, path: Path) -> None:
+    """Sums LongCLIP's two positional embeddings (positions, width), each under its mask (positions, 1).
+
+    Some save the masks, some do not: then the first positions are of the one, all others of the other.
+    """
+    import torch
+
+    first = weights.get(f"{prefix}positional_embedding")
+    second, masks = weights.pop(f"{prefix}{_LONG}"), [weights.pop(f"{prefix}mask{number}", None) for number in (1, 2)]
+    if first is None or first.shape != second.shape:
+        raise ClippanError(f"The long text tower in {path} has one half only; download the weights again.")
+    kept = (torch.arange(len(first)) < _KEPT).to(torch.float32)[:, None]
+    one, other = (default if mask is None else mask.float() for mask, default in zip(masks, (kept, 1 - kept)))
+    weights[f"{prefix}positional_embedding"] = first.float() * one + second.float() * other
+
+
+def _description(path: Path, model: Model) -> dict[str, Any]:
+    """open_clip's description of the model: embed_dim, vision_cfg, text_cfg, quick_gelu and more."""
+    import open_clip
+
+    if not model.architecture:
+        return copy.deepcopy(models.config(path)["model_cfg"])
+    description = copy.deepcopy(open_clip.get_model_config(model.architecture))
+    if description is None:
+        raise ClippanError(
+            f"open_clip {open_clip.__version__} does not know the architecture {model.architecture} of {model.label}; "
+            "run Set up engine, which installs a newer one."
+        )
+    # What it was trained with decides; the name of an architecture may be read without its "-quickgelu".
+    description["quick_gelu"] = model.activation == "quickgelu"
+    return description
+
+
+def _build(description: dict[str, Any], assumed: str) -> Any:
+    import open_clip
+
+    values = copy.deepcopy(description)
+    vision, text = values["vision_cfg"], values["text_cfg"]
+    custom = values.pop("custom_text", False) or "hf_model_name" in text
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False  # our weights follow; nothing is to be downloaded for them
+    if "hf_model_name" in text:
+        text["hf_model_pretrained"] = False
+    try:
+        return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**values)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+        raise ClippanError(
+            f"open_clip {open_clip.__version__} cannot build the architecture {assumed} ({reason}); choose another "
+            "model, or run Set up engine for a newer open_clip."
+        ) from error
+
+
+def _fill(network: Any, weights: dict[str, torch.Tensor], path: Path, assumed: str) -> None:
+    own = network.state_dict()
+    missing = [name for name in own if name not in weights]
+    unexpected = [name for name in weights if name not in own]
+    other = [
+        f"{name} is {_shape(weights[name])} instead of {_shape(own[name])}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{what}: {', '.join(names[:_NAMED])}{f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another size", other))
+        if names
+    ]
+    if problems:
+        raise ClippanError(
+            f"The weights {path} do not fit the architecture {assumed} ({'; '.join(problems)}); choose the model that "
+            "they belong to."
+        )
+    network.load_state_dict(weights, strict=True)
+
+
+def _shape(value: torch.Tensor) -> str:
+    return "×".join(str(size) for size in value.shape) or "a number"
+
+
+def _tokenizer(text: Mapping[str, Any], path: Path) -> Callable[[Sequence[str]], torch.Tensor]:
+    import open_clip
+    from open_clip.tokenizer import HFTokenizer
+
+    length, options = text.get("context_length", 77), dict(text.get("tokenizer_kwargs") or {})
+    if not text.get("hf_tokenizer_name"):
+        return open_clip.SimpleTokenizer(context_length=length, **options)
+    try:
+        # Its files lie beside the weights; the name would be looked up on the Hub.
+        return HFTokenizer(str(path.parent), context_length=length, **options)
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ClippanError(
+            f"The tokenizer of {path} cannot be read ({reason}); put its files (tokenizer.json) beside the weights."
+        ) from error
