@@ -142,12 +142,11 @@ class ModelList(QWidget):
 
     def _remove(self) -> None:
         name = self.selected()
-        buttons = QMessageBox.StandardButton
         answer = QMessageBox.question(
             self,
             "Remove model",
             f"Remove {MODELS[name].label} from this machine? It can be downloaded again.",
-            buttons.Yes | buttons.No,
+            QMessageBox.StandardButton.Yes | QMessageBox.StandardButton.No,
         )
-        if answer == buttons.Yes:
+        if answer == QMessageBox.StandardButton.Yes:
             self._ask(RemoveModelRequest(name), lambda _: self.look())
