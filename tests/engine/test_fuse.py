@@ -236,6 +236,15 @@ def test_a_valid_value_does_not_turn_into_nodata(tmp_path):
     assert (found[0, 32:] > 0).all()
 
 
+def test_a_hole_does_not_darken_its_surroundings(scene, tmp_path):
+    pair = scene(dtype="int16")
+    values = np.full_like(read_raster(pair.ms), 900)
+    values[:, 10:30, 20:50] = -9999
+    ms = write_raster(tmp_path / "flat.tif", values, 4.0, nodata=-9999)
+    run(PansharpenRequest(pair.pan, (ms,), str(tmp_path / "out.tif"), method=Method.CUBIC))
+    assert set(np.unique(read_raster(str(tmp_path / "out.tif")))) == {-9999, 900}
+
+
 @pytest.mark.parametrize(
     ("dtype", "declared", "written"),
     [

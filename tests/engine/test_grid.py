@@ -76,3 +76,13 @@ def test_same_crs_in_other_words():
     assert other.crs != utm()
     assert other.shares_crs(Grid(1, 1, None, utm()))
     assert not other.shares_crs(Grid(1, 1, None, utm(32)))
+
+
+def test_geotransforms_rounded_in_the_file():
+    # A millionth of a metre must not cost the last row and column, nor make MS seem finer than PAN.
+    pan = Grid(400, 400, (500000.0, 0.6, 0.0, 5000000.0, 0.0, -0.6), "")
+    ms = Grid(100, 100, (500000.00001, 2.3999999, 0.0, 4999999.99999, 0.0, -2.3999999), "")
+    found = align(pan, ms)
+    assert (found.column, found.row, found.grid.width, found.grid.height) == (0, 0, 400, 400)
+    same = align(pan, Grid(400, 400, (500000.0, 0.5999999, 0.0, 5000000.0, 0.0, -0.5999999), ""))
+    assert (same.grid.width, same.grid.height) == (400, 400)

@@ -168,6 +168,35 @@ def test_a_hole_in_one_band_stays_in_it_when_warped(scene, tmp_path, dtype):
     assert max(counts[1:3] + counts[4:]) == 0
 
 
+def test_floats_without_a_nodata_value_are_warped(scene, tmp_path):
+    pair = scene(size=512, dtype="float32")
+    values = read_raster(pair.ms)
+    values[0, 40:70, 40:70] = np.nan
+    ms = write_raster(tmp_path / "nan.tif", values[:2], 8.0, (499744.0, 5000256.0))
+    fuse(pair.pan, [pair.ms, ms], tmp_path / "out.tif", method=Method.CUBIC)
+    counts = invalid(tmp_path / "out.tif")
+    assert counts[:4] + counts[5:] == [0] * 5
+    # The hole lies at 64 to 304 output pixels, of which half a coarse pixel all around may be interpolated.
+    assert 0.8 * 240 * 240 < counts[4] < 1.2 * 240 * 240
+
+
+def test_mixed_nodata_and_alpha_are_warped(scene, tmp_path):
+    pair = scene(size=512)
+    values = read_raster(pair.ms)[:2]
+    values[0, :30] = 9
+    path = with_mask(tmp_path / "alpha.tif", values, "alpha", 10)
+    mixed = gdal.Translate(str(tmp_path / "mixed.vrt"), path)
+    mixed.GetRasterBand(1).SetNoDataValue(9)
+    mixed = None
+    gdal.Warp(str(tmp_path / "pan.vrt"), pair.pan, dstSRS="EPSG:3857", resampleAlg="cubic", dstNodata=0)
+    fuse(str(tmp_path / "pan.vrt"), [str(tmp_path / "mixed.vrt")], tmp_path / "out.tif", method=Method.CUBIC)
+    fuse(str(tmp_path / "pan.vrt"), [pair.ms], tmp_path / "whole.tif", method=Method.CUBIC)
+    one, two = invalid(tmp_path / "out.tif")
+    whole = invalid(tmp_path / "whole.tif")[0]
+    assert one > two > whole
+    assert abs((one - whole) / (two - whole) - 3) < 0.4  # 30 rows against 10
+
+
 def test_a_map_of_the_world_keeps_its_detail_around_pan(scene, tmp_path):
     # In a projection's grid the pixel size of a whole continent is not that of the place that PAN shows.
     pan = write_raster(tmp_path / "pan.tif", read_raster(scene(size=400).truth)[0], 1000.0, (300000.0, 5600000.0))
