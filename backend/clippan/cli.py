@@ -267,11 +267,12 @@ class _Progress:
 
 def _print_pansharpen(result: PansharpenResult) -> str:
     bands = f"{result.bands} band{'s' * (result.bands > 1)}"
-    unknown = " (the files name none that is known; say it with --sensor)" if result.sensor == "generic" else ""
-    return (
-        f"{result.output}: {result.width} × {result.height} pixels, {bands}, {result.dtype}\n"
-        f"{result.method} on {result.device}, {result.seconds:.1f} s, sensor {result.sensor}{unknown}"
-    )
+    lines = [
+        f"{result.output}: {result.width} × {result.height} pixels, {bands}, {result.dtype}",
+        f"{result.method} on {result.device}, {result.seconds:.1f} s, sensor {result.sensor}",
+        *result.hints,
+    ]
+    return "\n".join(lines)
 
 
 def _print_assess(result: AssessResult) -> str:

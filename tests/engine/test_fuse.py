@@ -236,6 +236,23 @@ def test_a_valid_value_does_not_turn_into_nodata(tmp_path):
     assert (found[0, 32:] > 0).all()
 
 
+def test_black_borders_that_nobody_declared_are_pointed_out(scene, tmp_path):
+    pair = scene()
+    values = read_raster(pair.ms)
+    values[:, :8] = 0
+    ms = write_raster(tmp_path / "border.tif", values, 4.0)
+    lines = []
+    request = PansharpenRequest(pair.pan, (ms,), str(tmp_path / "out.tif"))
+    result = run(request, Context(log=lines.append))
+    assert result.hints[1:] == (
+        "12 % of the multispectral pixels are 0 in all bands; if nothing was seen there, give 0 as the nodata value.",
+    )
+    assert "choose one if you know it" in result.hints[0]
+    assert lines.count(result.hints[0]) == lines.count(result.hints[1]) == 1
+    assert run(PansharpenRequest(pair.pan, (ms,), str(tmp_path / "out.tif"), nodata=0, sensor="generic")).hints == ()
+    assert sharpen(pair, tmp_path / "out.tif", sensor="landsat").hints == ()
+
+
 def test_a_hole_does_not_darken_its_surroundings(scene, tmp_path):
     pair = scene(dtype="int16")
     values = np.full_like(read_raster(pair.ms), 900)

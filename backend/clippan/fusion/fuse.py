@@ -36,7 +36,11 @@ _CPU_BLOCK = 256
 _GPU_BLOCKS = (1024, 512)
 _SCAN = 2048  # edge of what is looked through for missing pixels at a time
 _SAMPLES = 10  # for each coefficient of a regression
+_BLACK = 0.005  # part of the scene: less is shadow and dead pixels
 _TILE_BYTES = 96 * 2**20  # of output; wide rasters of many bands get smaller tiles
+
+
+_UNKNOWN = "Sensor: generic, as the files name none that is known; choose one if you know it."
 
 
 def resolve_sensor(name: str, pair: Pair, context: Context) -> Sensor:
@@ -47,7 +51,7 @@ def resolve_sensor(name: str, pair: Pair, context: Context) -> Sensor:
     if found:
         context.log(f"Sensor: {found.label}, recognised from the files.")
         return found
-    context.log("Sensor: generic, as the files name none that is known; choose one if you know it.")
+    context.log(_UNKNOWN)
     return SENSORS["generic"]
 
 
@@ -77,6 +81,13 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
         again = gains if request.method is Method.BDSD else None
         statistics = measure(pair, lows, sensor.pan, threads, context.part(0, 5), again)
         _check_fit(request.method, statistics)
+        hints = [_UNKNOWN] if request.sensor == "auto" and sensor.name == "generic" else []
+        if pair.ms.nodata is None and statistics.black >= _BLACK:
+            hints.append(
+                f"{100 * statistics.black:.0f} % of the multispectral pixels are 0 in all bands; "
+                "if nothing was seen there, give 0 as the nodata value."
+            )
+            context.log(hints[-1])
         fusion = build(request.method, statistics, gain_of)
         nodata = _output_nodata(pair, threads, context.part(5, 10))
         tiler = Tiler(pair, fusion, lows, statistics, device, nodata)
@@ -118,6 +129,7 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
         (pair.x.ratio, pair.y.ratio),
         round(seconds, 3),
         provenance,
+        tuple(hints),
     )
 
 

@@ -47,6 +47,7 @@ class Statistics:
         covariance: (variables, variables).
         dark: (bands,), the 0.1 % percentile of each band.
         count: samples measured.
+        black: part of them, 0 to 1, that are 0 in all bands.
     """
 
     bands: int
@@ -55,6 +56,7 @@ class Statistics:
     covariance: torch.Tensor
     dark: torch.Tensor
     count: int
+    black: float
 
     @property
     def ms(self) -> list[int]:
@@ -124,7 +126,13 @@ def measure(
     dark = np.percentile(found.thin, _DARK, axis=1)
     mean, scatter, count = found.moments.mean, found.moments.scatter, found.count
     return Statistics(
-        pair.ms.count, len(gains), mean, scatter / count, torch.from_numpy(np.asarray(dark, np.float64)), count
+        pair.ms.count,
+        len(gains),
+        mean,
+        scatter / count,
+        torch.from_numpy(np.asarray(dark, np.float64)),
+        count,
+        float((found.thin == 0).all(axis=0).mean()),
     )
 
 

@@ -24,6 +24,7 @@ class PansharpenResult:
         ratio: multispectral over panchromatic pixel size (x, y).
         seconds: wall time.
         provenance: what the file's GDAL tags hold as well.
+        hints: what the user may have overlooked, each a sentence.
     """
 
     output: str
@@ -38,6 +39,7 @@ class PansharpenResult:
     ratio: tuple[float, ...]
     seconds: float
     provenance: Mapping[str, str]
+    hints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
