@@ -12,7 +12,6 @@ import dataclasses
 import enum
 import io
 import json
-import math
 import os
 import signal
 import sys
@@ -279,7 +278,7 @@ def _print_assess(result: AssessResult) -> str:
     lines = []
     for name, value in {**result.full, **result.reference}.items():
         label, best = FIGURES[name]
-        lines.append(f"{name:15}{value:10.4f}   best {'high' if math.isinf(best) else f'{best:g}':5}{label}")
+        lines.append(f"{name:15}{value:10.4f}   best {best:5}{label}")
     lines.append(f"{result.pixels} valid pixels, sensor {result.sensor}, {result.seconds:.1f} s")
     if result.report:
         lines.append(f"Report: {result.report}")

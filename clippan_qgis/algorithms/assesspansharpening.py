@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from qgis.core import (
@@ -92,7 +91,7 @@ class AssessPansharpening(base.JobAlgorithm):
         rows = [("Figure", "Value", "Best", "Meaning")]
         for name, (label, best) in FIGURES.items():
             if name in figures:
-                rows.append((name, f"{figures[name]:.4f}", "high" if math.isinf(best) else f"{best:g}", label))
+                rows.append((name, f"{figures[name]:.4f}", best, label))
         for line in base.table(rows):
             feedback.pushFormattedMessage(f"<pre>{line}</pre>", line)
         feedback.pushInfo(f"{answer['pixels']} valid pixels compared, sensor {answer['sensor']}")

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,8 +293,3 @@ def remove(model: Model) -> int:
                 break
             parent.rmdir()
     return freed
-
-
-def free(path: Path) -> int:
-    """Free bytes on the disk of a folder that exists."""
-    return shutil.disk_usage(path).free

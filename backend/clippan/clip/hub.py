@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent import futures
@@ -141,7 +142,7 @@ def _removed_unless_done(part: Path) -> Iterator[None]:
 def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context) -> None:
     """Brings the part to its full size; leaves it if the connection is cut, and removes it if the user cancels."""
     begun = part.stat().st_size if part.is_file() else 0
-    if cache.free(part.parent) < size - begun + _SPARE:
+    if shutil.disk_usage(part.parent).free < size - begun + _SPARE:
         raise _full(hub.model, part, size)
     context.log(f"Downloading {size / 1e6:.0f} MB from {_shown()}/{hub.model.repository}, commit {revision}")
     if begun:

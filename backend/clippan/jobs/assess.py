@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Optional
@@ -13,18 +12,18 @@ from clippan.jobs.options import Device
 
 # What each figure is, in a line, and its best value; the first six need no reference.
 FIGURES = {
-    "D_lambda_K": ("Spectral distortion D_λ,K (Khan)", 0.0),
-    "D_s": ("Spatial distortion D_s", 0.0),
-    "HQNR": ("Hybrid quality without reference HQNR", 1.0),
-    "D_lambda": ("Spectral distortion D_λ", 0.0),
-    "QNR": ("Quality without reference QNR", 1.0),
-    "HP_correlation": ("Correlation of fine detail with PAN", 1.0),
-    "Q2n": ("Quality of all bands together Q2n", 1.0),
-    "SAM": ("Spectral angle SAM (degrees)", 0.0),
-    "ERGAS": ("Relative global error ERGAS", 0.0),
-    "SCC": ("Spatial correlation SCC", 1.0),
-    "PSNR": ("Peak signal to noise PSNR (dB)", math.inf),
-    "SSIM": ("Structural similarity SSIM", 1.0),
+    "D_lambda_K": ("Spectral distortion D_λ,K (Khan)", "0"),
+    "D_s": ("Spatial distortion D_s", "0"),
+    "HQNR": ("Hybrid quality without reference HQNR", "1"),
+    "D_lambda": ("Spectral distortion D_λ", "0"),
+    "QNR": ("Quality without reference QNR", "1"),
+    "HP_correlation": ("Correlation of fine detail with PAN", "1"),
+    "Q2n": ("Quality of all bands together Q2n", "1"),
+    "SAM": ("Spectral angle SAM (degrees)", "0"),
+    "ERGAS": ("Relative global error ERGAS", "0"),
+    "SCC": ("Spatial correlation SCC", "1"),
+    "PSNR": ("Peak signal to noise PSNR (dB)", "high"),
+    "SSIM": ("Structural similarity SSIM", "1"),
 }
 
 

@@ -52,6 +52,19 @@ class Grid:
             return False
         return bool(osr.SpatialReference(wkt=self.crs).IsSame(osr.SpatialReference(wkt=other.crs)))
 
+    def cropped(self, left: int, top: int, right: int, bottom: int) -> Grid:
+        """The grid of some columns and rows; the last of each are left out."""
+        geotransform = None
+        if self.geotransform:
+            g = self.geotransform
+            geotransform = (
+                g[0] + left * g[1] + top * g[2],
+                *g[1:3],
+                g[3] + left * g[4] + top * g[5],
+                *g[4:],
+            )
+        return Grid(right - left, bottom - top, geotransform, self.crs)
+
     def offset_in(self, base: Grid, tolerance: float) -> Optional[tuple[int, int]]:
         """First pixel (column, row) in the pixels of another grid; None if their pixels do not coincide within
         ``tolerance`` of a pixel. Both have a geotransform."""
@@ -120,9 +133,9 @@ def align(pan: Grid, ms: Grid) -> Alignment:
     Raises:
         ClippanError: they do not overlap, MS is finer than PAN, or one grid is rotated against the other.
     """
-    x, y = _axes(pan, ms)
-    left, right = _centres_inside(x, ms.width, pan.width)
-    top, bottom = _centres_inside(y, ms.height, pan.height)
+    x, y = axes(pan, ms)
+    left, right = centres_inside(x, ms.width, pan.width)
+    top, bottom = centres_inside(y, ms.height, pan.height)
     if right <= left or bottom <= top:
         raise ClippanError(
             "The panchromatic and the multispectral raster do not overlap; "
@@ -134,17 +147,8 @@ def align(pan: Grid, ms: Grid) -> Alignment:
                 f"The multispectral raster has finer {name} than the panchromatic one "
                 f"(pixel size ratio {axis.ratio:.3g}); check whether the two were swapped."
             )
-    geotransform = None
-    if pan.geotransform:
-        g = pan.geotransform
-        geotransform = (
-            g[0] + left * g[1] + top * g[2],
-            *g[1:3],
-            g[3] + left * g[4] + top * g[5],
-            *g[4:],
-        )
     return Alignment(
-        Grid(right - left, bottom - top, geotransform, pan.crs),
+        pan.cropped(left, top, right, bottom),
         left,
         top,
         Axis(x.ratio, x.offset - left),
@@ -152,7 +156,12 @@ def align(pan: Grid, ms: Grid) -> Alignment:
     )
 
 
-def _axes(pan: Grid, ms: Grid) -> tuple[Axis, Axis]:
+def axes(pan: Grid, ms: Grid) -> tuple[Axis, Axis]:
+    """The columns and rows of one grid on the pixels of the other; both in one CRS.
+
+    Raises:
+        ClippanError: one is rotated or mirrored against the other, or only one has a georeference.
+    """
     if pan.geotransform is None or ms.geotransform is None:
         if pan.geotransform or ms.geotransform:
             which = "panchromatic" if pan.geotransform is None else "multispectral"
@@ -179,7 +188,8 @@ def _axes(pan: Grid, ms: Grid) -> tuple[Axis, Axis]:
     return Axis(x_ratio, column), Axis(y_ratio, row)
 
 
-def _centres_inside(axis: Axis, samples: int, limit: int) -> tuple[int, int]:
+def centres_inside(axis: Axis, samples: int, limit: int) -> tuple[int, int]:
+    """First and end pixel, of ``limit``, whose centres lie in the ``samples`` of an axis; none if end <= first."""
     start, end = axis.offset, axis.offset + samples * axis.ratio
     first = math.ceil(start - 0.5 - TOLERANCE)
     last = math.floor(end - 0.5 + TOLERANCE)

@@ -10,7 +10,7 @@ import numpy as np
 from osgeo import gdal, gdal_array
 
 from clippan.errors import ClippanError
-from clippan.raster.grid import TOLERANCE, Grid
+from clippan.raster.grid import Grid, axes, centres_inside
 from clippan.raster.source import fitting, spectral
 
 _SHIFT = 0.01  # of a pixel: grids that differ by more are resampled
@@ -84,19 +84,15 @@ def _same(one: Grid, other: Grid) -> bool:
 
 def _common(grids: Sequence[Grid], what: str) -> Grid:
     """The finest grid, cut to its pixels whose centres lie in all the others."""
-    finest = min(grids, key=lambda grid: abs(_geotransform(grid)[1] * _geotransform(grid)[5]))
-    left, dx, _, top, _, dy = _geotransform(finest)
-    first_x, first_y, end_x, end_y = 0, 0, finest.width, finest.height
+    target = min(grids, key=lambda grid: abs(_geotransform(grid)[1] * _geotransform(grid)[5]))
     for grid in grids:
-        other = _geotransform(grid)
-        first_x = max(first_x, math.ceil((other[0] - left) / dx - 0.5 - TOLERANCE))
-        first_y = max(first_y, math.ceil((other[3] - top) / dy - 0.5 - TOLERANCE))
-        end_x = min(end_x, math.floor((other[0] + grid.width * other[1] - left) / dx + 0.5 + TOLERANCE))
-        end_y = min(end_y, math.floor((other[3] + grid.height * other[5] - top) / dy + 0.5 + TOLERANCE))
-    if end_x <= first_x or end_y <= first_y:
-        raise ClippanError(f"The {what}s do not overlap; check that all show the same place.")
-    corner = (left + first_x * dx, dx, 0.0, top + first_y * dy, 0.0, dy)
-    return Grid(end_x - first_x, end_y - first_y, corner, finest.crs)
+        x, y = axes(target, grid)
+        left, right = centres_inside(x, grid.width, target.width)
+        top, bottom = centres_inside(y, grid.height, target.height)
+        if right <= left or bottom <= top:
+            raise ClippanError(f"The {what}s do not overlap; check that all show the same place.")
+        target = target.cropped(left, top, right, bottom)
+    return target
 
 
 def _geotransform(grid: Grid) -> tuple[float, ...]:

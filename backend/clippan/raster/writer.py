@@ -48,7 +48,11 @@ def partial(path: str) -> str:
 
 def touched(path: str) -> list[str]:
     """All files that writing a raster creates, replaces or removes."""
-    return [path, *(f"{path}{ending}" for ending in (*_SIDECARS, ".part", ".part.cog"))]
+    return [path, *(f"{path}{ending}" for ending in _SIDECARS), partial(path), _cog(partial(path))]
+
+
+def _cog(part: str) -> str:
+    return f"{part}.cog"
 
 
 @dataclass
@@ -202,7 +206,7 @@ class Writer:
         """Closes the dataset, and removes what is not whole."""
         with contextlib.suppress(ClippanError):
             self._guard(self._close)
-        for leftover in (self._part, f"{self._part}.cog"):
+        for leftover in (self._part, _cog(self._part)):
             # What cannot be removed (a folder of this name, say) is not ours; the error that led here is told.
             with contextlib.suppress(OSError, RuntimeError):
                 _remove(leftover)
@@ -227,7 +231,7 @@ class Writer:
         ]
 
     def _make_cog(self) -> str:
-        path = f"{self._part}.cog"
+        path = _cog(self._part)
         options = [
             *self._options(self.compression, _COG_COMPRESSION),
             "BIGTIFF=IF_SAFER",
