@@ -152,6 +152,15 @@ def test_output_equal_to_an_input(scene, tmp_path, which):
     refused(tmp_path, "is one of the inputs", pair.pan, pair.ms, getattr(pair, which))
 
 
+def test_output_equal_to_an_input_in_a_folder_with_braces(scene, tmp_path):
+    folder = tmp_path / "{2026}"
+    folder.mkdir()
+    pair = scene(folder=folder)
+    link = tmp_path / "link.tif"
+    link.symlink_to(pair.ms)
+    refused(tmp_path, "is one of the inputs", pair.pan, pair.ms, link)
+
+
 def test_output_equal_to_an_input_by_a_link(scene, tmp_path):
     pair = scene()
     link = tmp_path / "link.tif"

@@ -67,9 +67,12 @@ def _same(target: Path, item: str) -> bool:
     if item == str(target):
         return True
     # /vsizip/{a.zip}/b.tif, /vsisubfile/0_99,a.tif: the file that is read, or an archive as its members are
-    name = re.sub(r"^(/vsi((zip|tar|gzip|7z|rar|cached)/|subfile/[0-9_]+,))+|[{}]", "", item)
+    inner = re.sub(r"^(/vsi((zip|tar|gzip|7z|rar|cached)/|subfile/[0-9_]+,))+", "", item)
+    paths = [Path(item)]
+    if inner != item:
+        archived = Path(re.sub("[{}]", "", inner))
+        paths += [archived, *archived.parents]
     try:
-        paths = [Path(item)] if name == item else [Path(name), *Path(name).parents]
         return any(_equal(target, path) for path in paths)
     except (OSError, ValueError):  # a text that is no path: XML, a connection string
         return False
