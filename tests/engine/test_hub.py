@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub_server import TOKEN, Repository, serving
@@ -343,7 +344,8 @@ def test_a_recorded_commit_that_is_gone(server, model):
 
 
 def test_a_full_disk_is_seen_before(server, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "free", lambda path: 1000)
+    usage = SimpleNamespace(total=10**9, used=10**9 - 1000, free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ClippanError, match=r"Tiny takes 0 MB, for which the disk of .* has no space; make room"):
         hub.fetch(model, Context())
     assert server.ranges_asked() == []
