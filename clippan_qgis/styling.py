@@ -23,17 +23,15 @@ from qgis.core import (
     QgsSingleBandGrayRenderer,
 )
 
+from clippan.colours import colour, natural_colours
 from clippan.fusion.sensors import SENSORS
 
 SAMPLE = 250_000  # pixels that a stretch is estimated from
 LOWER, UPPER = 0.02, 0.98
 
-_COLOURS = ("red", "green", "blue")
 # Single-band files are named by number: …_B4.TIF, …_SR_B4.TIF, …_B04_10m.jp2
 _NUMBERED = re.compile(r"_B0?(\d{1,2})(?:_\w+)?(?:\.\w+)?$", re.IGNORECASE)
 _OLD_LANDSAT = re.compile(r"^L[TE]0?[4-7]", re.IGNORECASE)  # their blue is band 1
-# Without any name: the band order that products with so many bands have.
-_BY_COUNT = {3: (1, 2, 3), 4: (3, 2, 1), 7: (4, 3, 2), 8: (5, 3, 2)}
 
 
 @dataclass(frozen=True)
@@ -105,41 +103,22 @@ def band_names(layer: QgsRasterLayer, alone: bool) -> tuple[str, ...]:
     names = []
     for band in range(1, layer.bandCount() + 1):
         interpretation = provider.colorInterpretation(band)
-        colour = {
+        interpreted = {
             Qgis.RasterColorInterpretation.RedBand: "red",
             Qgis.RasterColorInterpretation.GreenBand: "green",
             Qgis.RasterColorInterpretation.BlueBand: "blue",
         }.get(interpretation)
         text = provider.generateBandName(band).partition(":")[2]
-        names.append(_colour(text) or (alone and _colour_of_file(file)) or colour or text.strip())
+        names.append(colour(text) or (alone and _colour_of_file(file)) or interpreted or text.strip())
     return tuple(names)
-
-
-def _colour(text: str) -> Optional[str]:
-    found = [colour for colour in _COLOURS if re.search(rf"\b{colour}\b(?!\s*-?edge)", text, re.IGNORECASE)]
-    return found[0] if len(found) == 1 else None
 
 
 def _colour_of_file(name: str) -> Optional[str]:
     match = _NUMBERED.search(name)
     if not match:
-        return _colour(re.sub(r"[_\W]+", " ", name))
+        return colour(re.sub(r"[_\W]+", " ", name))
     blue = 1 if _OLD_LANDSAT.match(name) else 2
     return {blue: "blue", blue + 1: "green", blue + 2: "red"}.get(int(match.group(1)), f"band {match.group(1)}")
-
-
-def natural_colours(names: Sequence[str], sensor: Sequence[str], count: int) -> tuple[int, ...]:
-    """The bands for red, green and blue (from 1), or the one band to show in grey.
-
-    By the bands' own names, else by the sensor's band order, else by what is usual for the number of bands.
-    """
-    for known in (names, sensor):
-        positions = [list(known).index(colour) + 1 for colour in _COLOURS if colour in known]
-        if len(positions) == 3 and max(positions) <= count:
-            return tuple(positions)
-    if count < 3:
-        return (1,)
-    return _BY_COUNT.get(count, (3, 2, 1))
 
 
 def remapped(renderer: Optional[QgsRasterRenderer], bands: Sequence[int]) -> Optional[QgsRasterRenderer]:

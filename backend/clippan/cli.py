@@ -28,6 +28,8 @@ from clippan.fusion.sensors import SENSORS
 from clippan.jobs import (
     FIGURES,
     JOBS,
+    AboutIndexRequest,
+    AboutIndexResult,
     AssessRequest,
     AssessResult,
     Context,
@@ -35,6 +37,8 @@ from clippan.jobs import (
     DoctorResult,
     DownloadModelRequest,
     DownloadModelResult,
+    IndexRequest,
+    IndexResult,
     ListModelsRequest,
     ListModelsResult,
     PansharpenRequest,
@@ -42,6 +46,10 @@ from clippan.jobs import (
     RemoveModelRequest,
     RemoveModelResult,
     Request,
+    SearchRequest,
+    SearchResult,
+    ThumbnailsRequest,
+    ThumbnailsResult,
     from_json,
     parse_bands,
     run,
@@ -81,6 +89,48 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "report": "HTML report to write, with a picture",
         "device": "where to compute",
     },
+    IndexRequest: {
+        "rasters": "rasters, folders of rasters, or any GDAL data sources",
+        "output": "GeoPackage to make or to add to (its vectors lie beside it), or postgresql://…",
+        "model": "which model: an id that 'clippan models' lists, or a folder",
+        "tile_metres": "edges of the tiles in metres; several for several scales",
+        "tile": "edges of the tiles in pixels; by default what suits the ground resolution",
+        "overlap": "of neighbouring tiles, as a part of their edge",
+        "bands": "bands for red, green and blue, as in 4,3,2; natural colours by default",
+        "stretch": "how values become a picture",
+        "nodata": "nodata value, if the rasters declare none or a wrong one",
+        "extent": "only what touches this extent",
+        "crs": "of the extent, as EPSG:4326; by default that of each raster",
+        "threads": "CPU threads; 0 means all",
+        "device": "where to compute",
+    },
+    SearchRequest: {
+        "index": "the index: a GeoPackage, or postgresql://…",
+        "text": "what to look for; each hit is told which of several texts fits it best",
+        "without": "what should not be there",
+        "image": "example pictures",
+        "at": "a place whose like is searched",
+        "like": "tiles whose like is searched, by the numbers that a search has told",
+        "unlike": "tiles whose like is left out",
+        "top": "how many places at most",
+        "least": "confidence that a place needs, from 0 to 1",
+        "extent": "only what touches this extent",
+        "crs": "of the extent and the place, as EPSG:4326; by default that of the index",
+        "rasters": "only these rasters, by path or file name",
+        "since": "only rasters from then on, as 2021-06-30, 2021-06 or 2021",
+        "until": "only rasters until then",
+        "overlapping": "keep places that overlap better ones",
+        "output": "GeoPackage of the places to write",
+        "heatmap": "GeoTIFF of the confidence everywhere to write",
+        "device": "where to compute",
+    },
+    AboutIndexRequest: {"index": "the index: a GeoPackage, or postgresql://…"},
+    ThumbnailsRequest: {
+        "index": "the index: a GeoPackage, or postgresql://…",
+        "tiles": "tiles by number, as a search has told them",
+        "folder": "where to write the pictures",
+        "pixels": "their edge",
+    },
     ListModelsRequest: {},
     DownloadModelRequest: {
         "model": "which: an id that 'clippan models' lists",
@@ -92,15 +142,28 @@ _HELP: dict[type[Request], dict[str, str]] = {
 _SUMMARY = {
     PansharpenRequest: "sharpen a multispectral raster with a panchromatic one",
     AssessRequest: "measure how good a pansharpened raster is",
+    IndexRequest: "index rasters, so that they can be searched by text",
+    SearchRequest: "search an index by text, picture or place",
+    AboutIndexRequest: "say what an index holds",
+    ThumbnailsRequest: "write small pictures of an index's tiles",
     ListModelsRequest: "list the vision-language models, their licences, and which are on this machine",
     DownloadModelRequest: "download a model, unless it is on this machine already",
     RemoveModelRequest: "remove a downloaded model",
     DoctorRequest: "say what the engine found, and what to do where something is wrong",
 }
 # What is written without an option's name before it.
-_POSITIONAL = {DownloadModelRequest: "model", RemoveModelRequest: "model"}
+_POSITIONAL = {
+    DownloadModelRequest: "model",
+    RemoveModelRequest: "model",
+    IndexRequest: "rasters",
+    SearchRequest: "index",
+    AboutIndexRequest: "index",
+    ThumbnailsRequest: "index",
+}
+_COORDINATES = {"at": "X,Y", "extent": "XMIN,YMIN,XMAX,YMAX"}
+_SIGNED = ("--nodata", "--at", "--extent")  # options whose values may begin with a minus
 # Jobs whose log is for everyone: a licence is shown before the first download.
-_TOLD = (DownloadModelRequest,)
+_TOLD = (DownloadModelRequest, IndexRequest)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,7 +176,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The command's parser, with one subcommand a job."""
-    top = _Parser(prog="clippan", description="Pansharpening and more for satellite and aerial rasters.")
+    top = _Parser(prog="clippan", description="Pansharpening and search by text for satellite and aerial rasters.")
     top.add_argument("--version", action="version", version=f"clippan {__version__}")
     commands = top.add_subparsers(dest="job", metavar="COMMAND", required=True, parser_class=_Parser)
     for name, request in JOBS.items():
@@ -134,16 +197,24 @@ def _add(command: argparse.ArgumentParser, request: type[Request], field: datacl
     name, text = f"--{field.name.replace('_', '-')}", _HELP[request][field.name]
     required = field.default is dataclasses.MISSING
     if field.name == _POSITIONAL.get(request):
-        command.add_argument(field.name, type=hint, metavar=field.name.upper(), help=text)
+        several = hint == tuple[str, ...]
+        kind, count = (str, "+") if several else (hint, None)
+        command.add_argument(field.name, type=kind, nargs=count, metavar=field.name.upper(), help=text)
     elif hint is bool and not field.default:
         command.add_argument(name, action="store_true", help=text)
     elif hint is bool:
         command.add_argument(f"--no-{field.name}", dest=field.name, action="store_false", help=text)
     elif hint == tuple[int, ...]:
         command.add_argument(name, type=_numbers, default=field.default, metavar="N,N", help=text)
+    elif hint == tuple[float, ...]:
+        metavar = _COORDINATES.get(field.name, "VALUE,VALUE")
+        command.add_argument(name, type=_values, default=field.default, metavar=metavar, help=text)
     elif hint == tuple[str, ...]:
+        default = None if required else list(field.default)
         metavar = field.name.upper()
-        command.add_argument(name, nargs="+", action="extend", required=required, metavar=metavar, help=text)
+        command.add_argument(
+            name, nargs="+", action="extend", required=required, default=default, metavar=metavar, help=text
+        )
     elif isinstance(hint, type) and issubclass(hint, enum.Enum):
         words = [item.value for item in hint]
         text = f"{text}: {', '.join(words)} (default {field.default.value})"
@@ -152,11 +223,18 @@ def _add(command: argparse.ArgumentParser, request: type[Request], field: datacl
             name, type=str.lower, choices=words, default=field.default.value, metavar="NAME", help=text
         )
     else:
-        if field.default not in (dataclasses.MISSING, None):
+        if field.default not in (dataclasses.MISSING, None, ""):
             text = f"{text} (default {field.default})"
         default = None if required else field.default
         metavar = {int: "N", float: "VALUE"}.get(hint, field.name.upper())
         command.add_argument(name, type=hint, required=required, default=default, metavar=metavar, help=text)
+
+
+def _values(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(item) for item in text.replace(",", " ").split())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers such as 10.5,20") from None
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -170,8 +248,8 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     """The arguments with ``--nodata -3.4e38`` as one word: argparse takes such numbers for options."""
     joined: list[str] = []
     for argument in arguments:
-        if joined and joined[-1] == "--nodata":
-            joined[-1] = f"--nodata={argument}"
+        if joined and joined[-1] in _SIGNED:
+            joined[-1] = f"{joined[-1]}={argument}"
         else:
             joined.append(argument)
     return joined
@@ -264,10 +342,13 @@ class _Progress:
             self._shown = False
 
 
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'s' * (count != 1)}"
+
+
 def _print_pansharpen(result: PansharpenResult) -> str:
-    bands = f"{result.bands} band{'s' * (result.bands > 1)}"
     lines = [
-        f"{result.output}: {result.width} × {result.height} pixels, {bands}, {result.dtype}",
+        f"{result.output}: {result.width} × {result.height} pixels, {_counted(result.bands, 'band')}, {result.dtype}",
         f"{result.method} on {result.device}, {result.seconds:.1f} s, sensor {result.sensor}",
         *result.hints,
     ]
@@ -283,6 +364,41 @@ def _print_assess(result: AssessResult) -> str:
     if result.report:
         lines.append(f"Report: {result.report}")
     return "\n".join(lines)
+
+
+def _print_index(result: IndexResult) -> str:
+    lines = [
+        f"{result.output}: {result.tiles} tiles of {_counted(result.rasters, 'raster')}, {result.model}",
+        f"{result.added} added, {result.kept} kept, {result.dropped} dropped, {result.empty} without data, "
+        f"{result.seconds:.1f} s on {result.device}, {result.rate:.0f} tiles/s",
+        *result.failed,
+    ]
+    return "\n".join(lines)
+
+
+def _print_search(result: SearchResult) -> str:
+    lines = []
+    for hit in result.hits:
+        place = ", ".join(f"{value:.10g}" for value in hit.bounds or hit.window)
+        lines.append(f"{hit.rank:4}  {hit.confidence:4.0%}  {hit.prompt}  {hit.raster}  [{place}]  tile {hit.tile}")
+    lines.append(f"{len(result.hits)} of {result.tiles} tiles, {result.model}, {result.seconds:.2f} s")
+    lines += [name for name in (result.output, result.heatmap, *result.hints) if name]
+    return "\n".join(lines)
+
+
+def _print_about(result: AboutIndexResult) -> str:
+    lines = [
+        f"{result.tiles} tiles of {_counted(result.rasters, 'raster')}, vectors of {result.label} ({result.model})",
+        f"CRS {result.crs or 'none'}, extent {', '.join(f'{value:.10g}' for value in result.extent) or 'none'}",
+        "complete" if result.complete else "not complete: index the same rasters again to go on",
+        *([result.warning] if result.warning else []),
+        *result.files,
+    ]
+    return "\n".join(lines)
+
+
+def _print_thumbnails(result: ThumbnailsResult) -> str:
+    return "\n".join(result.files.values()) or "No picture could be made."
 
 
 def _print_models(result: ListModelsResult) -> str:
@@ -311,6 +427,10 @@ def _print_doctor(result: DoctorResult) -> str:
 _PRINT: dict[type, Callable[[Any], str]] = {
     PansharpenResult: _print_pansharpen,
     AssessResult: _print_assess,
+    IndexResult: _print_index,
+    SearchResult: _print_search,
+    AboutIndexResult: _print_about,
+    ThumbnailsResult: _print_thumbnails,
     ListModelsResult: _print_models,
     DownloadModelResult: _print_download,
     RemoveModelResult: _print_remove,

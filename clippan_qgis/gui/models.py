@@ -27,7 +27,7 @@ from ..engine import worker
 from ..settings import Settings
 from .task import JobTask
 
-_PLACES = {"cache": "downloaded", "offline": "offline folder", "": ""}
+_PLACES = {"shipped": "with the plugin", "cache": "downloaded", "offline": "offline folder", "": ""}
 _ID = Qt.ItemDataRole.UserRole
 
 

@@ -46,7 +46,7 @@ class Found:
 
     Attributes:
         path: the file.
-        place: "offline" (the offline folder), "cache", or "own" (named by its path).
+        place: "shipped" (comes with CLIPPan), "offline" (the offline folder), "cache", or "own" (named by its path).
         revision, sha256: as recorded; None where nobody did.
     """
 
@@ -94,7 +94,9 @@ def locate(model: Model, context: Optional[Context] = None) -> Optional[Found]:
         ClippanError: weights in the offline folder are damaged, or another version.
     """
     if model.path is not None:
-        return Found(model.path, "own", None, None)
+        if not model.path.is_file():
+            return None
+        return Found(model.path, "shipped" if model.id in MODELS else "own", None, None)
     try:
         found = _offline(model)
         if found is not None:
@@ -256,6 +258,8 @@ def cached() -> list[Cached]:
     """The models in the cache, and the downloads that were interrupted, in the registry's order."""
     found = []
     for model in MODELS.values():
+        if model.path is not None:
+            continue
         path = place_of(model)
         record = recorded(model)
         if path.is_file():
@@ -272,6 +276,8 @@ def remove(model: Model) -> int:
         ClippanError: it is being downloaded, or is not the cache's to remove.
     """
     if model.path is not None:
+        if model.id in MODELS:
+            raise ClippanError(f"{model.label} comes with CLIPPan and stays; only downloaded models can be removed.")
         raise ClippanError(f"{model.path} is no downloaded model; delete it yourself if you do not need it.")
     if not cache_folder().is_dir():
         return 0

@@ -50,6 +50,8 @@ def fetch(model: Model, context: Context, accept_licence: bool = False) -> Path:
     found = cache.locate(model, context)
     if found is not None:
         return found.path
+    if model.path is not None:
+        raise ClippanError(f"The weights {model.path} are missing; install CLIPPan again, or choose another model.")
     _show_licence(model, context, accept_licence)
     with cache.held(model.id, context):
         found = cache.locate(model, context)  # another process may have fetched it meanwhile

@@ -26,7 +26,8 @@ class Model:
     Attributes:
         id: its name on the command line and in results; for the user's own weights their path.
         label: its name in lists.
-        repository, file: where the weights are on the Hub.
+        repository, file: where the weights are on the Hub; without a repository in ``resources/``, where they come
+            with CLIPPan.
         revision: the commit that is pinned; None where the first download decides, and records it.
         sha256: of the weights; None where the first download records it.
         architecture: open_clip's name of it; empty where ``open_clip_config.json`` beside the weights describes it.
@@ -38,7 +39,7 @@ class Model:
         gsd: ground resolution that it was trained at, in metres; None for a mix.
         pixels: edge of the square picture that goes in.
         notes: what it is good for, in one sentence.
-        path: of the user's own weights, else None.
+        path: of weights that come with CLIPPan or are the user's own, else None.
     """
 
     id: str
@@ -62,10 +63,13 @@ class Model:
 
 def _read() -> dict[str, Model]:
     entries = json.loads((resources() / "models.json").read_text(encoding="utf-8"))
-    return {
-        name: Model(id=name, **{**entry, "mean": tuple(entry["mean"]), "std": tuple(entry["std"])})
-        for name, entry in entries.items()
-    }
+    models = {}
+    for name, entry in entries.items():
+        model = Model(id=name, **{**entry, "mean": tuple(entry["mean"]), "std": tuple(entry["std"])})
+        if not model.repository:
+            model = dataclasses.replace(model, path=resources() / model.file)
+        models[name] = model
+    return models
 
 
 MODELS = _read()

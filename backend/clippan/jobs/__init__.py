@@ -7,6 +7,7 @@ or QGIS when it is imported, so the plugin reads it too.
 from clippan.jobs.assess import FIGURES, AssessRequest, AssessResult
 from clippan.jobs.base import Context, Request, from_json, to_json
 from clippan.jobs.doctor import Check, DoctorRequest, DoctorResult, Status
+from clippan.jobs.index import AboutIndexRequest, AboutIndexResult, IndexRequest, IndexResult
 from clippan.jobs.models import (
     DownloadModelRequest,
     DownloadModelResult,
@@ -16,14 +17,19 @@ from clippan.jobs.models import (
     RemoveModelRequest,
     RemoveModelResult,
 )
-from clippan.jobs.options import Compression, Device, Format, Method, parse_bands
+from clippan.jobs.options import Compression, Device, Format, Method, Stretch, parse_bands
 from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
+from clippan.jobs.search import Hit, SearchRequest, SearchResult, ThumbnailsRequest, ThumbnailsResult
 
 JOBS = {
     request.name: request
     for request in (
         PansharpenRequest,
         AssessRequest,
+        IndexRequest,
+        SearchRequest,
+        AboutIndexRequest,
+        ThumbnailsRequest,
         ListModelsRequest,
         DownloadModelRequest,
         RemoveModelRequest,
@@ -34,6 +40,8 @@ JOBS = {
 __all__ = [
     "FIGURES",
     "JOBS",
+    "AboutIndexRequest",
+    "AboutIndexResult",
     "AssessRequest",
     "AssessResult",
     "Check",
@@ -45,6 +53,9 @@ __all__ = [
     "DownloadModelRequest",
     "DownloadModelResult",
     "Format",
+    "Hit",
+    "IndexRequest",
+    "IndexResult",
     "ListModelsRequest",
     "ListModelsResult",
     "Method",
@@ -54,7 +65,12 @@ __all__ = [
     "RemoveModelRequest",
     "RemoveModelResult",
     "Request",
+    "SearchRequest",
+    "SearchResult",
     "Status",
+    "Stretch",
+    "ThumbnailsRequest",
+    "ThumbnailsResult",
     "from_json",
     "parse_bands",
     "run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,29 @@ def sources(what: str, paths: Sequence[str]) -> None:
         raise ClippanError(f"No {what} was given; name at least one file or GDAL data source.")
     for path in paths:
         source(what, path)
+
+
+def fail(sentence: str) -> None:
+    """Raises ClippanError."""
+    raise ClippanError(sentence)
+
+
+def folder(what: str, path: str) -> None:
+    """A folder has to exist."""
+    if not Path(path).is_dir():
+        raise ClippanError(f"The {what} {path} does not exist; create it or choose another.")
+
+
+def is_database(name: str) -> bool:
+    """Whether an index is named by a connection to PostgreSQL."""
+    return name.startswith(("postgresql://", "postgres://"))
+
+
+def index(name: str) -> None:
+    """An index is a GeoPackage, or lies in a PostgreSQL database."""
+    source("index", name)
+    if not is_database(name):
+        geopackage(name)
 
 
 def output(path: str, inputs: Iterable[str]) -> None:
@@ -57,6 +81,12 @@ def geotiff(path: str) -> None:
         raise ClippanError(f"The output {path} would be a GeoTIFF; let its name end in .tif, or convert it afterwards.")
 
 
+def geopackage(path: str) -> None:
+    """A GeoPackage is called by what it is: QGIS goes by the name."""
+    if not path.lower().endswith(".gpkg"):
+        raise ClippanError(f"{path} would be a GeoPackage; choose a name that ends in .gpkg.")
+
+
 def html(path: str) -> None:
     """A report is called by what it is, lest it replace a file of another kind."""
     if not path.lower().endswith((".html", ".htm")):
@@ -84,10 +114,15 @@ def _equal(one: Path, other: Path) -> bool:
     return one.samefile(other) if one.exists() else one.resolve() == other.resolve()
 
 
-def bands(numbers: Sequence[int]) -> None:
-    """Band numbers start at 1 and do not repeat."""
+def positive_bands(numbers: Sequence[int]) -> None:
+    """Band numbers start at 1."""
     if any(number < 1 for number in numbers):
         raise ClippanError("Band numbers start at 1.")
+
+
+def bands(numbers: Sequence[int]) -> None:
+    """Band numbers start at 1 and do not repeat."""
+    positive_bands(numbers)
     if len(set(numbers)) < len(numbers):
         raise ClippanError("A band is listed twice; list each band once.")
 
@@ -111,3 +146,31 @@ def at_least(what: str, value: int, least: int) -> None:
     """A number has a lower bound."""
     if value < least:
         raise ClippanError(f"The {what} is {value}; it has to be {least} or more.")
+
+
+def positive(what: str, value: float) -> None:
+    """A number is above zero."""
+    if not 0 < value < math.inf:
+        raise ClippanError(f"The {what} is {value:g}; it has to be above 0.")
+
+
+def between(what: str, value: float, least: float, most: float) -> None:
+    """A number has two bounds."""
+    if not least <= value <= most:
+        raise ClippanError(f"The {what} is {value:g}; it has to be between {least:g} and {most:g}.")
+
+
+def extent(values: Sequence[float]) -> None:
+    """An extent is empty, or xmin, ymin, xmax, ymax."""
+    if not values:
+        return
+    if len(values) != 4 or not all(math.isfinite(value) for value in values):
+        raise ClippanError("An extent has four numbers; write it as XMIN,YMIN,XMAX,YMAX.")
+    if values[0] >= values[2] or values[1] >= values[3]:
+        raise ClippanError("The extent is empty; write it as XMIN,YMIN,XMAX,YMAX.")
+
+
+def date(what: str, text: str) -> None:
+    """A date is empty, or a year, a month of it, or a day of that."""
+    if text and not re.fullmatch(r"\d{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01]))?)?", text):
+        raise ClippanError(f"The {what} “{text}” is not understood; write it like 2021-06-30, 2021-06 or 2021.")

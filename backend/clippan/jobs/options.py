@@ -62,6 +62,15 @@ class Compression(enum.Enum):
     NONE = "none"
 
 
+class Stretch(enum.Enum):
+    """How a raster's values become a picture, the same way for the whole raster."""
+
+    AUTO = "auto"
+    PERCENTILE = "percentile"
+    REFLECTANCE = "reflectance"
+    NONE = "none"
+
+
 def parse_bands(text: str) -> tuple[int, ...]:
     """Band numbers from a text such as ``1,2,3``, ``4 3 2`` or ``2-4``.
 

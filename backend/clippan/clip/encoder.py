@@ -1,0 +1,146 @@
+"""A model at work: pictures and texts become vectors that can be compared."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clippan import resources
+from clippan.clip import cache, hub, load
+from clippan.clip.models import Model, find
+from clippan.device import choose_device
+from clippan.jobs.base import Context
+from clippan.jobs.options import Device
+
+# Averaged, as FarSLIP's authors do; the bare words help with prompts that are sentences already.
+TEMPLATES = ("a satellite photo of {}.", "a satellite image of {}.", "{}")
+_KEPT = 2000  # texts whose vectors are remembered
+
+_lock = threading.Lock()
+_loaded: dict[tuple[Any, ...], Encoder] = {}
+
+
+@dataclass
+class Encoder:
+    """A loaded model.
+
+    Attributes:
+        model: which.
+        sha256: of its weights, empty if nobody knows.
+        device: where it computes.
+        pixels: edge of the pictures that go in.
+        width: numbers in a vector.
+        scale: what cosines are multiplied by to become logits, as trained.
+        batch: pictures at a time; halved when memory runs out.
+    """
+
+    model: Model
+    sha256: str
+    device: torch.device
+    pixels: int
+    width: int
+    scale: float
+    batch: int
+    _loaded: load.Loaded
+    _texts: dict[str, np.ndarray]
+
+    def images(self, pictures: np.ndarray) -> np.ndarray:
+        """Vectors of pictures.
+
+        Args:
+            pictures: uint8 (n, 3, pixels, pixels), red, green, blue.
+
+        Returns:
+            float32 (n, width), each of length 1.
+        """
+        parts = []
+        start = 0
+        while start < len(pictures):
+            part = pictures[start : start + self.batch]
+            try:
+                parts.append(self._images(part))
+            except torch.cuda.OutOfMemoryError:
+                if self.batch == 1:
+                    raise
+                torch.cuda.empty_cache()
+                self.batch //= 2
+                continue
+            start += len(part)
+        return np.concatenate(parts) if parts else np.empty((0, self.width), np.float32)
+
+    def _images(self, pictures: np.ndarray) -> np.ndarray:
+        preprocessing = self._loaded.preprocessing
+        mean = torch.tensor(preprocessing.mean, device=self.device)[:, None, None]
+        std = torch.tensor(preprocessing.std, device=self.device)[:, None, None]
+        gpu = self.device.type == "cuda"
+        with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=gpu):
+            values = torch.from_numpy(pictures).to(self.device).to(torch.float32).div_(255).sub_(mean).div_(std)
+            # Convolutions are twice as fast with the colours last.
+            features = self._loaded.model.encode_image(values.contiguous(memory_format=torch.channels_last))
+            return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of texts: float32 (n, width), each of length 1."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        if len(self._texts) + len(new) > _KEPT:
+            self._texts.clear()
+            new = list(dict.fromkeys(texts))
+        if new:
+            sentences = [template.format(text) for text in new for template in TEMPLATES]
+            with torch.inference_mode():
+                features = self._loaded.model.encode_text(self._loaded.tokenizer(sentences).to(self.device)).float()
+                features = torch.nn.functional.normalize(features, dim=-1)
+                means = features.reshape(len(new), len(TEMPLATES), -1).mean(dim=1)
+                means = torch.nn.functional.normalize(means, dim=-1)
+            self._texts.update(zip(new, means.cpu().numpy()))
+        return np.stack([self._texts[text] for text in texts])
+
+
+def encoder(name: str, device: Device, context: Context) -> Encoder:
+    """The model of this id or path, loaded once in this process, fetched if it has to be.
+
+    Raises:
+        ClippanError: it cannot be had, loaded, or the device is not there.
+    """
+    model = find(name)
+    path = hub.fetch(model, context)
+    where, reason = choose_device(device)
+    key = (str(path), path.stat().st_mtime_ns, str(where))
+    with _lock:
+        if key not in _loaded:
+            context.log(reason)
+            context.progress(0, f"Loading {model.label}")
+            _loaded.clear()  # one at a time: they are large
+            _loaded[key] = _load(model, path, where, context)
+        return _loaded[key]
+
+
+def _load(model: Model, path: Path, device: torch.device, context: Context) -> Encoder:
+    loaded = load.load(path, model, device)
+    loaded.model.visual.to(memory_format=torch.channels_last)
+    pixels = loaded.preprocessing.pixels
+    with torch.inference_mode():
+        width = loaded.model.encode_text(loaded.tokenizer(["a"]).to(device)).shape[-1]
+    scale = loaded.model.logit_scale.detach().exp().item()
+    sha256 = fingerprint(model, path, context)
+    batch = 256 if device.type == "cuda" else 32
+    return Encoder(model, sha256, device, pixels, width, scale, batch, loaded, {})
+
+
+def fingerprint(model: Model, path: Path, context: Context) -> str:
+    """The sha256 of a model's weights: as recorded, or computed."""
+    found = cache.locate(model)
+    return (found.sha256 if found else None) or cache.checksum(path, context)
+
+
+def background() -> list[str]:
+    """What places show in general, as short phrases: a text is compared with these to tell how well it fits."""
+    prompts = json.loads((resources() / "prompts.json").read_text(encoding="utf-8"))
+    return list(prompts["background"])

@@ -1,0 +1,44 @@
+"""Says what an index holds, without its model or its rasters."""
+
+from __future__ import annotations
+
+from clippan.clip import cache
+from clippan.clip.models import find
+from clippan.errors import ClippanError
+from clippan.jobs.index import AboutIndexRequest, AboutIndexResult
+from clippan.search.catalogue import reader
+from clippan.search.scene import name_of
+
+
+def about(request: AboutIndexRequest) -> AboutIndexResult:
+    """See AboutIndexRequest."""
+    index = reader(request.index)
+    warning = ""
+    try:
+        found = cache.locate(find(index.about.model))
+        if found is None:
+            warning = f"The model {index.about.label} is not on this machine; the first search downloads it."
+        elif found.sha256 and index.about.sha256 and found.sha256 != index.about.sha256:
+            warning = changed(request.index, index.about.label)
+    except ClippanError as error:
+        warning = str(error)
+    return AboutIndexResult(
+        request.index,
+        index.about.model,
+        index.about.label,
+        index.count,
+        len(index.rasters),
+        name_of(index.about.crs),
+        index.extent,
+        tuple(raster.path for raster in index.rasters.values()),
+        index.complete,
+        warning,
+    )
+
+
+def changed(index: str, label: str) -> str:
+    """The sentence for a model that is not the one that made the index."""
+    return (
+        f"The model {label} has changed since {index} was made, and its vectors do not compare any more; make the "
+        "index anew, or put the old weights back."
+    )

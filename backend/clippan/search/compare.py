@@ -1,0 +1,48 @@
+"""Compares all vectors of a matrix with a few others, fast and in little memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+_BLOCK = 2**16  # rows at a time
+
+
+def products(matrix: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Products of all rows with some directions.
+
+    Args:
+        matrix: float16 (rows, width), maybe mapped from a file.
+        directions: float32 (n, width).
+
+    Returns:
+        float32 (n, rows).
+    """
+    result = np.empty((len(directions), len(matrix)), np.float32)
+    wanted = torch.from_numpy(directions.astype(np.float16))
+    with torch.inference_mode():
+        for start in range(0, len(matrix), _BLOCK):
+            part = torch.from_numpy(matrix[start : start + _BLOCK])
+            for row, direction in zip(result, wanted):  # by one vector: the product of matrices is no faster in halves
+                row[start : start + len(part)] = torch.mv(part, direction).numpy()
+    return result
+
+
+def best(values: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """Of ``rows``, those whose values are among the ``count`` largest in any line.
+
+    Args:
+        values: float32 (lines, all rows).
+        rows: int64, ascending, those that may be chosen.
+        count: how many of each line.
+
+    Returns:
+        int64, ascending, at most ``count`` times lines.
+    """
+    if len(rows) <= count:
+        return rows
+    chosen = []
+    for line in values:
+        among = line if len(rows) == len(line) else line[rows]
+        chosen.append(rows[torch.topk(torch.from_numpy(among), count, sorted=False).indices.numpy()])
+    return np.unique(np.concatenate(chosen))

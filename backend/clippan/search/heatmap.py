@@ -1,0 +1,76 @@
+"""A raster of how well each place fits what was searched for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clippan.errors import ClippanError
+from clippan.jobs.base import Context
+from clippan.raster.grid import Grid
+from clippan.raster.source import BandInfo
+from clippan.raster.writer import Writer
+from clippan.search.store import Filter
+
+if TYPE_CHECKING:
+    from clippan.search.query import Query
+
+NODATA = -1.0
+_MOST_CELLS = 4000  # along an edge
+_PER_TILE = 4  # cells along a tile's edge, so that overlaps show
+_BLOCK = 8192
+
+
+def write(path: str, index: Any, wanted: Filter, query: Query, context: Context) -> None:
+    """Writes the confidence (0 to 1) as a float32 GeoTIFF in the index's CRS; where tiles overlap, their mean.
+
+    Args:
+        path: the file.
+        index: whose tiles.
+        wanted: which tiles are shown.
+        query: what was searched for.
+        context: told the progress.
+
+    Raises:
+        ClippanError: the tiles have no common place, or the file cannot be written.
+    """
+    boxes, values, rasters = [], [], set()
+    ids = index.chosen(wanted)
+    for start in range(0, len(ids), _BLOCK):
+        context.progress(60 * start / len(ids), "Heat map")
+        part = ids[start : start + _BLOCK]
+        confidence, _, _ = query.judge(index.vectors(part))
+        known = dict(zip(part.tolist(), confidence))
+        for tile in index.tiles(part.tolist()):
+            if tile.outline:
+                xs, ys = tile.outline[::2], tile.outline[1::2]
+                boxes.append((min(xs), min(ys), max(xs), max(ys)))
+                values.append(known[tile.id])
+                rasters.add(tile.raster)
+    if not boxes or (not index.about.crs and len(rasters) > 1):
+        raise ClippanError("Pictures without coordinates have no common map; choose one raster for the heat map.")
+    places = np.array(boxes)
+    left, bottom = places[:, :2].min(axis=0).tolist()
+    right, top = places[:, 2:].max(axis=0).tolist()
+    cell = float(np.min(places[:, 2:] - places[:, :2])) / _PER_TILE
+    cell = max(cell, (right - left) / _MOST_CELLS, (top - bottom) / _MOST_CELLS)
+    width, height = (max(int(np.ceil(size / cell)), 1) for size in (right - left, top - bottom))
+    total, weight = np.zeros((height, width)), np.zeros((height, width))
+    first_column, last_column = _cells(places[:, 0] - left, places[:, 2] - left, cell)
+    first_row, last_row = _cells(top - places[:, 3], top - places[:, 1], cell)
+    for x, right_, y, bottom_, value in zip(first_column, last_column, first_row, last_row, values):
+        total[y:bottom_, x:right_] += value
+        weight[y:bottom_, x:right_] += 1
+    mean = np.where(weight > 0, total / np.maximum(weight, 1), NODATA).astype(np.float32)
+    grid = Grid(width, height, (left, cell, 0.0, top, 0.0, -cell), index.about.crs)
+    tags = {"CLIPPAN_MODEL": index.about.model, "CLIPPAN_PROMPT": "; ".join(query.prompts)}
+    info = BandInfo("Confidence")
+    with Writer(path, grid, np.dtype(np.float32), [info], NODATA, tags) as writer:
+        writer.write(0, 0, mean[None])
+
+
+def _cells(start: np.ndarray, end: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray]:
+    """The cells whose centres lie between two distances, at least one."""
+    first = np.ceil(start / cell - 0.5 - 1e-6).astype(int).clip(0)
+    return first, np.maximum(np.floor(end / cell - 0.5 + 1e-6).astype(int) + 1, first + 1)

@@ -1,0 +1,624 @@
+"""The index on disk: a GeoPackage of tiles, and beside it the matrix of their vectors.
+
+``INDEX.gpkg`` holds the layer ``tiles`` (outline, raster, window, scale, date), the table ``rasters`` (path, look,
+fingerprint, how far it is indexed) and, as metadata, which model made the vectors. ``INDEX.gpkg.vectors`` holds one
+row of float16 a tile, without a header: the tile with the id n has row n - 1. Vectors are written before the tiles
+that mean them, and tiles are committed in transactions, so whatever stops a job leaves an index that is whole;
+rows that no tile means are free, and filled again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+from osgeo import gdal, ogr, osr
+
+from clippan import __version__
+from clippan.errors import ClippanError
+from clippan.raster.tiles import Window
+from clippan.search.scene import spatial
+
+FORMAT = "1"
+_DOMAIN = "CLIPPAN"
+_SECONDS = 10  # to wait for another process that is committing
+_PART = 900  # ids in one question: SQLite's limit is 999
+
+ogr.UseExceptions()
+
+
+@dataclass(frozen=True)
+class About:
+    """Whose vectors an index holds.
+
+    Attributes:
+        model, label: id and name.
+        sha256: of its weights; empty where nobody knows.
+        width: numbers in a vector.
+        pixels: edge of the pictures that were embedded.
+        crs: of the tiles' outlines (WKT), empty for pictures without coordinates.
+    """
+
+    model: str
+    label: str
+    sha256: str
+    width: int
+    pixels: int
+    crs: str
+
+
+@dataclass(frozen=True)
+class Raster:
+    """A raster in the index.
+
+    Attributes:
+        id: its number.
+        path: file or data source.
+        look: how its tiles were cut and shown (JSON of ``scene.Look`` and the area).
+        fingerprint: of its files.
+        stretch: values that became black and white.
+        date: when it was taken, empty if unknown.
+        done, planned: tiles that were looked at, and that there are.
+    """
+
+    id: int
+    path: str
+    look: str
+    fingerprint: str
+    stretch: tuple[tuple[float, float], ...]
+    date: str
+    done: int
+    planned: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile: its id, its raster's, its window, its edge (metres, or pixels), and its corners x, y, … in the index's
+    CRS (empty if it has no place there)."""
+
+    id: int
+    raster: int
+    window: Window
+    scale: float
+    outline: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What a search is restricted to: rasters (ids; None means all) and an extent in the index's CRS."""
+
+    rasters: Optional[frozenset[int]] = None
+    extent: tuple[float, ...] = ()
+
+
+class Index:
+    """An index that is open for reading. Safe in several threads; another process may write meanwhile.
+
+    Args:
+        path: the GeoPackage.
+
+    Raises:
+        ClippanError: there is none, it is no index or damaged, or its matrix is missing or cut short.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        if not Path(path).is_file():
+            raise ClippanError(f"The index {path} does not exist; make one with Build tile index (clippan index).")
+        self.about = _about(path)
+        with self._reading() as cursor:
+            rows = cursor.execute(
+                "SELECT id, path, relative, look, fingerprint, stretch, date, done, planned FROM rasters"
+            ).fetchall()
+            # One pass over two columns; a million tiles take about a second.
+            pairs = np.array(
+                cursor.execute("SELECT fid, raster_id FROM tiles ORDER BY fid").fetchall(), np.int64
+            ).reshape(-1, 2)
+        self.rasters = {row[0]: _raster(path, row) for row in rows}
+        self._ids, self._of_raster = pairs[:, 0], pairs[:, 1]
+        self._matrix = self._open_matrix()
+
+    def _open_matrix(self) -> np.ndarray:
+        file, width = vectors_of(self.path), self.about.width
+        needed = int(self._ids.max()) if len(self._ids) else 0
+        size = file.stat().st_size if file.is_file() else -1
+        if size < 0 and needed:
+            raise ClippanError(f"The index's matrix {file} is missing; put it back beside {self.path}, or index anew.")
+        if size < needed * width * 2:
+            raise ClippanError(
+                f"The index's matrix {file} was cut short ({size} bytes for {needed} tiles); delete the index and "
+                "make it anew, or restore both files from a backup."
+            )
+        if not needed:
+            return np.empty((0, width), np.float16)
+        # Copy on write: torch asks for memory that it might write to.
+        return np.memmap(file, np.float16, "c", shape=(size // (width * 2), width))
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Cursor]:
+        try:
+            uri = f"{Path(self.path).absolute().as_uri()}?mode=ro"
+            with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=_SECONDS)) as connection:
+                yield connection.cursor()
+        except sqlite3.Error as error:
+            raise damaged(self.path, error) from error
+
+    @property
+    def count(self) -> int:
+        """How many tiles it holds."""
+        return len(self._ids)
+
+    def chosen(self, wanted: Filter) -> np.ndarray:
+        """The ids of the tiles of these rasters that touch this extent, int64, ascending."""
+        keep = np.ones(len(self._ids), bool)
+        if wanted.rasters is not None:
+            keep = np.isin(self._of_raster, list(wanted.rasters))
+        if wanted.extent:
+            left, bottom, right, top = wanted.extent
+            with self._reading() as cursor:
+                found = cursor.execute(
+                    "SELECT id FROM rtree_tiles_geom WHERE maxx > ? AND minx < ? AND maxy > ? AND miny < ?",
+                    (left, right, bottom, top),
+                ).fetchall()
+            keep &= np.isin(self._ids, np.array(found, np.int64).ravel())
+        return self._ids[keep]
+
+    def candidates(self, directions: np.ndarray, wanted: Filter, count: int) -> tuple[np.ndarray, int]:
+        """The ids of the tiles whose products with any direction (n, width) are among the ``count`` largest, and of
+        how many tiles they were chosen."""
+        from clippan.search import compare
+
+        ids = self.chosen(wanted)
+        rows = compare.best(compare.products(self._matrix, directions), ids - 1, count)
+        return rows + 1, len(ids)
+
+    def vectors(self, ids: np.ndarray) -> np.ndarray:
+        """The vectors of tiles, float32 (n, width)."""
+        return self._matrix[ids - 1].astype(np.float32)
+
+    def sample(self, count: int) -> np.ndarray:
+        """Vectors of about so many tiles from all over the index, float32 (n, width)."""
+        return self.vectors(self._ids[:: max(len(self._ids) // count, 1)])
+
+    def tiles(self, ids: Sequence[int]) -> list[Tile]:
+        """Tiles by their ids, in that order; those that are no longer there are left out."""
+        found: dict[int, Tile] = {}
+        with self._reading() as cursor:
+            for start in range(0, len(ids), _PART):
+                part = [int(number) for number in ids[start : start + _PART]]
+                marks = ",".join("?" * len(part))
+                # Only question marks are put into the text.
+                question = f"SELECT fid, raster_id, x, y, width, height, scale, geom FROM tiles WHERE fid IN ({marks})"  # nosec B608
+                for row in cursor.execute(question, part):
+                    found[row[0]] = Tile(row[0], row[1], Window(*row[2:6]), row[6], _corners(row[7]))
+        return [found[int(number)] for number in ids if int(number) in found]
+
+    def at(self, x: float, y: float) -> Optional[Tile]:
+        """The smallest tile that holds a place in the index's CRS, of several the one around it; None without one."""
+        with self._reading() as cursor:
+            found = cursor.execute(
+                "SELECT id FROM rtree_tiles_geom WHERE minx <= ? AND maxx >= ? AND miny <= ? AND maxy >= ?",
+                (x, x, y, y),
+            ).fetchall()
+
+        def distance(tile: Tile) -> tuple[float, float]:
+            places = np.array(tile.outline).reshape(-1, 2).mean(axis=0)
+            return tile.scale, float(np.hypot(places[0] - x, places[1] - y))
+
+        return min(self.tiles([row[0] for row in found]), key=distance, default=None)
+
+    @property
+    def extent(self) -> tuple[float, ...]:
+        """xmin, ymin, xmax, ymax of all tiles; empty without any."""
+        with self._reading() as cursor:
+            row = cursor.execute("SELECT min(minx), min(miny), max(maxx), max(maxy) FROM rtree_tiles_geom").fetchone()
+        return tuple(row) if row[0] is not None else ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every raster was indexed to its end."""
+        return all(raster.done >= raster.planned for raster in self.rasters.values())
+
+
+_open: dict[str, tuple[tuple[Any, ...], Index]] = {}
+
+
+def reader(path: str) -> Index:
+    """The index, read anew only if its files have changed."""
+    state = _state(path)
+    known = _open.get(path)
+    if known is None or known[0] != state:
+        _open.clear()  # one at a time: a large one takes memory
+        _open[path] = (state, Index(path))
+    return _open[path][1]
+
+
+def _state(path: str) -> tuple[Any, ...]:
+    state: list[Any] = []
+    for name in (path, f"{path}-wal", str(vectors_of(path))):
+        with contextlib.suppress(OSError, ValueError):
+            found = Path(name).stat()
+            state.append((name, found.st_size, found.st_mtime_ns, found.st_ino))
+    return tuple(state)
+
+
+class Builder:
+    """An index that is open for writing; a context manager. One process at a time holds it.
+
+    The file is made when the first tiles are committed, so a job that fails before leaves nothing.
+
+    Args:
+        path: the GeoPackage.
+        about: whose vectors it will hold; for one that exists they have to be the same model's.
+
+    Raises:
+        ClippanError: another process is writing it, it is damaged, or another model's.
+    """
+
+    def __init__(self, path: str, about: About) -> None:
+        self.path = path
+        self.about = about
+        self._dataset: Any = None
+        self._free: list[int] = []  # ids without a tile, the last one first
+        self._next = 1
+        self.rasters: dict[int, Raster] = {}
+        self._lock: Any = None
+
+    def __enter__(self) -> Builder:
+        from filelock import FileLock, Timeout  # comes with huggingface_hub, and with torch
+
+        self._lock = FileLock(f"{self.path}.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ClippanError(
+                f"Another process is indexing into {self.path}; wait until it is done, or cancel it there."
+            ) from None
+        except OSError as error:
+            raise ClippanError(
+                f"The index {self.path} cannot be written ({error.strerror or error}); choose another place."
+            ) from error
+        try:
+            if Path(self.path).exists():
+                self._resume()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._dataset = None
+        self._release()
+
+    def _release(self) -> None:
+        self._lock.release()
+        with contextlib.suppress(OSError):
+            os.unlink(f"{self.path}.lock")  # noqa: PTH108
+
+    def _resume(self) -> None:
+        index = Index(self.path)
+        found, wanted = index.about, self.about
+        same = (found.model, found.width, found.pixels) == (wanted.model, wanted.width, wanted.pixels)
+        if not same or (found.sha256 and wanted.sha256 and found.sha256 != wanted.sha256):
+            version = " in another version" if found.model == wanted.model else ""
+            raise ClippanError(
+                f"The index {self.path} holds vectors of {found.label}{version}, which do not compare with those of "
+                f"{wanted.label}; choose another output, or delete that index."
+            )
+        self.about = found
+        self.rasters = dict(index.rasters)
+        used = set(index.chosen(Filter()).tolist())
+        self._next = max(used, default=0) + 1
+        self._free = [number for number in range(self._next - 1, 0, -1) if number not in used]
+        self._dataset = _guarded(self.path, lambda: gdal.OpenEx(self.path, gdal.OF_VECTOR | gdal.OF_UPDATE))
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a file."""
+        return self._dataset is not None
+
+    def start(self, crs: str) -> None:
+        """Makes the file, if there is none; its outlines are in this CRS (WKT, or empty)."""
+        if self._dataset is None:
+            self.about = dataclasses.replace(self.about, crs=crs)
+            try:
+                _guarded(self.path, self._create)
+            except ClippanError:
+                self.discard()
+                raise
+
+    def _create(self) -> None:
+        dataset = gdal.GetDriverByName("GPKG").Create(self.path, 0, 0, 0, gdal.GDT_Unknown)
+        reference = spatial(self.about.crs) if self.about.crs else None
+        if reference is None:
+            reference = osr.SpatialReference()
+            reference.SetLocalCS("Pictures without coordinates")
+        tiles = dataset.CreateLayer("tiles", reference, ogr.wkbPolygon, ["GEOMETRY_NAME=geom", "FID=fid"])
+        for name, kind in (
+            ("raster", ogr.OFTString),
+            ("x", ogr.OFTInteger),
+            ("y", ogr.OFTInteger),
+            ("width", ogr.OFTInteger),
+            ("height", ogr.OFTInteger),
+            ("scale", ogr.OFTReal),
+            ("date", ogr.OFTDate),
+            ("raster_id", ogr.OFTInteger),
+        ):
+            tiles.CreateField(ogr.FieldDefn(name, kind))
+        rasters = dataset.CreateLayer("rasters", None, ogr.wkbNone, ["FID=id", "ASPATIAL_VARIANT=GPKG_ATTRIBUTES"])
+        for name in ("path", "relative", "look", "fingerprint", "stretch", "date"):
+            rasters.CreateField(ogr.FieldDefn(name, ogr.OFTString))
+        for name in ("done", "planned"):
+            rasters.CreateField(ogr.FieldDefn(name, ogr.OFTInteger64))
+        about = {name: str(value) for name, value in dataclasses.asdict(self.about).items()}
+        dataset.SetMetadata({"format": FORMAT, "engine": __version__, **about}, _DOMAIN)
+        dataset.ExecuteSQL("CREATE INDEX tiles_raster_id ON tiles (raster_id)")
+        dataset.FlushCache()
+        vectors_of(self.path).write_bytes(b"")
+        self._dataset = dataset
+
+    def discard(self) -> None:
+        """Removes the files of an index that came to nothing."""
+        self._dataset = None
+        for name in (Path(self.path), vectors_of(self.path), Path(f"{self.path}-journal")):
+            with contextlib.suppress(OSError):
+                name.unlink()
+
+    def put(self, rasters: Sequence[Raster]) -> list[Raster]:
+        """Adds rasters (their id is 0), or notes what has changed about them; returns them with their ids."""
+        first = max(self.rasters, default=0) + 1
+        new = iter(range(first, first + len(rasters)))
+        rasters = [raster if raster.id else dataclasses.replace(raster, id=next(new)) for raster in rasters]
+        if rasters:
+            with self._transaction():
+                for raster in rasters:
+                    self._write(raster)
+        return rasters
+
+    def commit(self, tiles: Sequence[Tile], vectors: np.ndarray, done: Mapping[int, int]) -> None:
+        """Adds tiles with their vectors (n, width), and notes how far their rasters are: all, or nothing.
+
+        Raises:
+            ClippanError: they cannot be written; what was committed before stays.
+        """
+        ids = [self._take() for _ in tiles]
+        try:
+            self._write_vectors(ids, vectors)
+            with self._transaction():
+                layer = self._dataset.GetLayerByName("tiles")
+                definition = layer.GetLayerDefn()
+                for number, tile in zip(ids, tiles):
+                    layer.CreateFeature(self._feature(definition, number, tile))
+                for raster, count in done.items():
+                    self._write(dataclasses.replace(self.rasters[raster], done=count))
+        except ClippanError:
+            self._free += reversed(ids)
+            raise
+
+    def _take(self) -> int:
+        if self._free:
+            return self._free.pop()
+        self._next += 1
+        return self._next - 1
+
+    def _feature(self, definition: Any, number: int, tile: Tile) -> Any:
+        feature = ogr.Feature(definition)
+        feature.SetFID(number)
+        raster = self.rasters[tile.raster]
+        feature.SetField("raster", Path(raster.path).name if len(raster.path) < 300 else raster.path[:80])
+        for name in ("x", "y", "width", "height"):
+            feature.SetField(name, getattr(tile.window, name))
+        feature.SetField("scale", tile.scale)
+        if raster.date:
+            feature.SetField("date", raster.date)
+        feature.SetField("raster_id", tile.raster)
+        if tile.outline:
+            feature.SetGeometryDirectly(_polygon(tile.outline))
+        return feature
+
+    def _write_vectors(self, ids: Sequence[int], vectors: np.ndarray) -> None:
+        data = np.ascontiguousarray(vectors, np.float16)
+        try:
+            with open(vectors_of(self.path), "r+b") as file:  # noqa: PTH123
+                for position, number in enumerate(ids):
+                    offset = (number - 1) * data.shape[1] * 2
+                    if file.tell() != offset:
+                        file.seek(offset)
+                    file.write(data[position].tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise _unwritten(self.path, error.strerror or str(error)) from error
+
+    def drop(self, raster: int) -> int:
+        """Removes a raster with its tiles; returns how many those were."""
+        count = 0
+        with self._transaction():
+            layer = self._dataset.GetLayerByName("tiles")
+            layer.SetAttributeFilter(f"raster_id = {int(raster)}")
+            ids = [feature.GetFID() for feature in layer]
+            layer.SetAttributeFilter(None)
+            for number in ids:
+                layer.DeleteFeature(number)
+            self._dataset.GetLayerByName("rasters").DeleteFeature(raster)
+            count = len(ids)
+        del self.rasters[raster]
+        self._free += sorted(ids, reverse=True)
+        return count
+
+    def count(self, raster: int) -> int:
+        """How many tiles of a raster are in the index."""
+        result = self._dataset.ExecuteSQL(f"SELECT count(*) FROM tiles WHERE raster_id = {int(raster)}")  # nosec B608
+        count = result.GetNextFeature().GetField(0)
+        self._dataset.ReleaseResultSet(result)
+        return int(count)
+
+    def _write(self, raster: Raster) -> None:
+        layer = self._dataset.GetLayerByName("rasters")
+        feature = ogr.Feature(layer.GetLayerDefn())
+        feature.SetFID(raster.id)
+        values = dataclasses.asdict(raster)
+        del values["id"]
+        values["stretch"] = json.dumps(raster.stretch)
+        values["relative"] = _relative(raster.path, self.path)
+        for name, value in values.items():
+            feature.SetField(name, value)
+        (layer.SetFeature if raster.id in self.rasters else layer.CreateFeature)(feature)
+        self.rasters[raster.id] = raster
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        known = dict(self.rasters)
+        try:
+            self._dataset.StartTransaction()
+            try:
+                yield
+                self._dataset.CommitTransaction()
+            except BaseException:
+                self.rasters = known
+                with contextlib.suppress(RuntimeError):
+                    self._dataset.RollbackTransaction()
+                raise
+        except RuntimeError as error:
+            raise _unwritten(self.path, str(error)) from error
+
+
+def vectors_of(path: str) -> Path:
+    """The matrix that belongs to a GeoPackage."""
+    return Path(f"{path}.vectors")
+
+
+def damaged(path: str, error: Exception) -> ClippanError:
+    """The sentence for an index that cannot be read."""
+    reason = " ".join(str(error).split()).rstrip(".")
+    return ClippanError(
+        f"The index {path} is damaged, cut short or no index of CLIPPan ({reason}); delete it and make it anew."
+    )
+
+
+def _unwritten(path: str, reason: str) -> ClippanError:
+    reason = " ".join(reason.split()).rstrip(".")
+    return ClippanError(
+        f"The index {path} could not be written ({reason}); check the disk, and run the same again: what was indexed "
+        "so far is kept."
+    )
+
+
+def _guarded(path: str, function: Any) -> Any:
+    try:
+        return function()
+    except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ClippanError(f"The index {path} cannot be written ({reason}); choose another place.") from error
+
+
+def _about(path: str) -> About:
+    try:
+        dataset = gdal.OpenEx(path, gdal.OF_VECTOR | gdal.OF_READONLY)
+        values = dataset.GetMetadata(_DOMAIN) or {}
+        layers = {dataset.GetLayer(number).GetName() for number in range(dataset.GetLayerCount())}
+    except RuntimeError as error:
+        raise damaged(path, error) from error
+    if values.get("format") != FORMAT or not {"tiles", "rasters"} <= layers:
+        if "format" in values:
+            raise ClippanError(
+                f"The index {path} was made by version {values.get('engine')} of CLIPPan, in a form that this one "
+                "does not read; make it anew."
+            )
+        raise ClippanError(f"{path} is no index of CLIPPan; choose one that Build tile index has made.")
+    names = ("model", "label", "sha256", "crs")
+    texts = {name: values.get(name, "") for name in names}
+    return About(**texts, width=int(values["width"]), pixels=int(values["pixels"]))
+
+
+def _raster(index: str, row: Sequence[Any]) -> Raster:
+    number, path, relative, look, fingerprint, stretch, date, done, planned = row
+    if relative and not Path(path).exists():
+        moved = Path(index).absolute().parent / relative  # moved together with the index
+        if moved.exists():
+            path = os.path.normpath(moved)
+    pairs = tuple((low, high) for low, high in json.loads(stretch))
+    return Raster(number, path, look, fingerprint or "", pairs, date or "", done, planned)
+
+
+def _relative(path: str, index: str) -> str:
+    try:
+        return os.path.relpath(path, Path(index).absolute().parent) if Path(path).exists() else ""
+    except (OSError, ValueError):  # another drive; a text that is no path
+        return ""
+
+
+def _polygon(outline: Sequence[float]) -> ogr.Geometry:
+    ring = ogr.Geometry(ogr.wkbLinearRing)
+    for x, y in [*zip(outline[::2], outline[1::2]), tuple(outline[:2])]:
+        ring.AddPoint_2D(x, y)
+    polygon = ogr.Geometry(ogr.wkbPolygon)
+    polygon.AddGeometryDirectly(ring)
+    return polygon
+
+
+def _corners(blob: Optional[bytes]) -> tuple[float, ...]:
+    """The corners in a GeoPackage's geometry, whose header's length its flags tell."""
+    if blob is None:
+        return ()
+    header = 8 + (0, 32, 48, 48, 64)[(blob[3] >> 1) & 7]
+    polygon = ogr.CreateGeometryFromWkb(bytes(blob[header:]))  # a ring does not keep its polygon
+    points = polygon.GetGeometryRef(0).GetPoints()[:-1]
+    return tuple(value for point in points for value in point[:2])
+
+
+def write_hits(path: str, layer: str, crs: str, fields: Mapping[str, int], rows: Iterable[tuple[Any, ...]]) -> None:
+    """Writes a GeoPackage of polygons, whole or not at all.
+
+    Args:
+        path: the file.
+        layer: its layer's name.
+        crs: WKT or EPSG:…, empty for none.
+        fields: names and OGR types.
+        rows: corners x, y, …, then one value a field.
+
+    Raises:
+        ClippanError: it cannot be written.
+    """
+    part = f"{path}.part.gpkg"  # GDAL wants the ending
+    with contextlib.suppress(OSError):
+        os.unlink(part)  # noqa: PTH108
+
+    def write() -> None:
+        dataset = gdal.GetDriverByName("GPKG").Create(part, 0, 0, 0, gdal.GDT_Unknown)
+        target = dataset.CreateLayer(layer, spatial(crs) if crs else None, ogr.wkbPolygon)
+        for name, kind in fields.items():
+            target.CreateField(ogr.FieldDefn(name, kind))
+        dataset.StartTransaction()
+        for outline, *values in rows:
+            feature = ogr.Feature(target.GetLayerDefn())
+            for name, value in zip(fields, values):
+                if value not in ("", None):
+                    feature.SetField(name, value)
+            if outline:
+                feature.SetGeometryDirectly(_polygon(outline))
+            target.CreateFeature(feature)
+        dataset.CommitTransaction()
+        del target, dataset
+        os.replace(part, path)  # noqa: PTH105
+
+    try:
+        write()
+    except (RuntimeError, OSError) as error:
+        for name in (part, f"{part}-journal"):
+            with contextlib.suppress(OSError):
+                os.unlink(name)  # noqa: PTH108
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ClippanError(
+            f"{path} could not be written ({reason}); check the disk, or choose another place."
+        ) from error

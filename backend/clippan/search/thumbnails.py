@@ -1,0 +1,53 @@
+"""Small pictures of tiles."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+from osgeo import gdal
+
+from clippan.errors import ClippanError
+from clippan.jobs.base import Context
+from clippan.jobs.search import ThumbnailsRequest, ThumbnailsResult
+from clippan.search.catalogue import reader
+from clippan.search.scene import Look, Scene
+
+
+def thumbnails(request: ThumbnailsRequest, context: Context) -> ThumbnailsResult:
+    """See ThumbnailsRequest."""
+    index = reader(request.index)
+    files: dict[str, str] = {}
+    scenes: dict[int, Scene] = {}
+    tiles = index.tiles(list(request.tiles))
+    for position, tile in enumerate(tiles):
+        context.progress(100 * position / len(tiles), "Pictures")
+        target = Path(request.folder) / f"{tile.id}.png"
+        if not target.is_file():
+            raster = index.rasters[tile.raster]
+            try:
+                if tile.raster not in scenes:
+                    scenes[tile.raster] = Scene(raster.path, Look.of(raster.look), raster.stretch)
+                picture, _ = scenes[tile.raster].picture(tile.window, request.pixels)
+                _write(target, picture)
+            except ClippanError as error:  # the raster has moved, or is not connected
+                context.log(str(error))
+                continue
+        files[str(tile.id)] = str(target)
+    return ThumbnailsResult(files)
+
+
+def _write(target: Path, picture: np.ndarray) -> None:
+    """Writes a picture uint8 (3, height, width) as PNG."""
+    memory = gdal.GetDriverByName("MEM").Create("", picture.shape[2], picture.shape[1], 3, gdal.GDT_Byte)
+    memory.WriteArray(picture)
+    part = target.with_suffix(".part")
+    try:
+        gdal.GetDriverByName("PNG").CreateCopy(str(part), memory)
+        os.replace(part, target)  # noqa: PTH105
+    except (RuntimeError, OSError) as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise ClippanError(f"The picture {target} cannot be written ({error}); check the disk.") from error
