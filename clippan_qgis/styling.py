@@ -7,13 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 from qgis.core import (
     Qgis,
     QgsContrastEnhancement,
     QgsLayerMetadata,
+    QgsMapLayer,
     QgsMultiBandColorRenderer,
     QgsProcessingLayerPostProcessorInterface,
     QgsProject,
@@ -219,22 +220,23 @@ def write_sidecar(output: str, style: Style) -> None:
 
 
 class _PostProcessor(QgsProcessingLayerPostProcessorInterface):
-    def __init__(self, style: Style):
+    def __init__(self, kind: type[QgsMapLayer], style: Callable[[Any], None]):
         super().__init__()
+        self._kind = kind
         self._style = style
 
     def postProcessLayer(self, layer, context, feedback):
         """See QgsProcessingLayerPostProcessorInterface."""
-        if isinstance(layer, QgsRasterLayer):
-            self._style.apply(layer)
+        if isinstance(layer, self._kind):
+            self._style(layer)
 
 
 _kept: list[_PostProcessor] = []  # Processing does not own them, and calls them after the algorithm is gone
 
 
-def post_processor(style: Style) -> QgsProcessingLayerPostProcessorInterface:
-    """Styles the layer once QGIS has loaded it."""
-    processor = _PostProcessor(style)
+def post_processor(kind: type[QgsMapLayer], style: Callable[[Any], None]) -> QgsProcessingLayerPostProcessorInterface:
+    """Styles the layer, if it is of this kind, once QGIS has loaded it."""
+    processor = _PostProcessor(kind, style)
     _kept.append(processor)
     return processor
 

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from .assesspansharpening import AssessPansharpening
+from .buildtileindex import BuildTileIndex
 from .checkengine import CheckEngine
 from .downloadmodel import DownloadModel
 from .listmodels import ListModels
 from .pansharpen import Pansharpen
+from .search import SearchByExample, SearchByText
 from .setupengine import SetUpEngine
 
-ALGORITHMS = (Pansharpen, AssessPansharpening, ListModels, DownloadModel, CheckEngine, SetUpEngine)
+ALGORITHMS = (
+    Pansharpen,
+    AssessPansharpening,
+    BuildTileIndex,
+    SearchByText,
+    SearchByExample,
+    ListModels,
+    DownloadModel,
+    CheckEngine,
+    SetUpEngine,
+)

@@ -13,6 +13,7 @@ from qgis.core import (
 
 from clippan.jobs import FIGURES, AssessRequest
 
+from .. import sources
 from . import base
 
 
@@ -68,7 +69,7 @@ class AssessPansharpening(base.JobAlgorithm):
         return AssessRequest(
             fused=self.source(parameters, self.FUSED, context),
             pan=self.source(parameters, base.PANCHROMATIC, context),
-            ms=tuple(base.data_source(layer) for layer in self.rasters(parameters, base.SPECTRAL, context)),
+            ms=tuple(sources.data_source(layer) for layer in self.rasters(parameters, base.SPECTRAL, context)),
             reference=self.source(parameters, self.REFERENCE, context) or None,
             sensor=self.parameterAsEnumString(parameters, base.SENSOR, context),
             bands=self.bands(parameters, context),
@@ -79,7 +80,7 @@ class AssessPansharpening(base.JobAlgorithm):
     def place(self, request, parameters, context):
         """See JobAlgorithm."""
         report = self.parameterAsFileOutput(parameters, self.OUTPUT_HTML, context)
-        return replace(request, report=base.absolute(report) or None)
+        return replace(request, report=sources.absolute(report) or None)
 
     def outputs(self):
         """See JobAlgorithm."""

@@ -17,7 +17,6 @@ from qgis.core import (
     QgsProcessingParameterRasterLayer,
     QgsProcessingParameterString,
     QgsProcessingUtils,
-    QgsProviderRegistry,
     QgsRasterLayer,
     QgsVariantUtils,
 )
@@ -27,7 +26,7 @@ from clippan.errors import ClippanError
 from clippan.fusion.sensors import SENSORS
 from clippan.jobs import Device, Request, parse_bands
 
-from .. import places
+from .. import places, sources
 from ..engine import python, worker
 from ..settings import Settings
 
@@ -253,7 +252,7 @@ class JobAlgorithm(Algorithm):
         """The GDAL data source of a raster parameter; empty if there is none."""
         layers = self.rasters(parameters, name, context)
         if layers:
-            return data_source(layers[0])
+            return sources.data_source(layers[0])
         return self.parameterAsString(parameters, name, context)
 
     def bands(self, parameters, context) -> tuple[int, ...]:
@@ -290,32 +289,6 @@ def choice(name: str, description: str, labels: dict[str, str], default: str) ->
     )
     definition.setMetadata({"widget_wrapper": {"class": _CHOICE_WIDGET}, "clippan_labels": dict(labels)})
     return definition
-
-
-def data_source(layer: QgsRasterLayer) -> str:
-    """What GDAL opens to read a layer.
-
-    Raises:
-        ClippanError: another provider than GDAL reads it, or only with a password.
-    """
-    if layer.providerType() != "gdal":
-        raise ClippanError(
-            f"Layer {layer.name()} comes from the provider {layer.providerType()}; export it to a GeoTIFF first."
-        )
-    source = layer.source()
-    parts = QgsProviderRegistry.instance().decodeUri("gdal", source)
-    if "authcfg=" in source or parts.get("credentialOptions"):
-        raise ClippanError(
-            f"Layer {layer.name()} needs a login, which the engine does not get; export it to a GeoTIFF first."
-        )
-    if parts.pop("openOptions", None):  # QGIS's own notation, which GDAL does not know
-        source = QgsProviderRegistry.instance().encodeUri("gdal", parts)
-    return absolute(source) if Path(source).exists() else source
-
-
-def absolute(path: str) -> str:
-    """A path that means the same in the engine, which runs in another folder; GDAL's virtual ones stay."""
-    return path if not path or path.startswith("/vsi") else str(Path(path).absolute())
 
 
 def _unreadable(definition, value, context) -> str:

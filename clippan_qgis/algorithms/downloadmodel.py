@@ -30,8 +30,9 @@ class DownloadModel(base.JobAlgorithm):
 
     def initAlgorithm(self, configuration=None):
         """See QgsProcessingAlgorithm."""
-        labels = {name: f"{model.label} ({model.size / 1e6:.0f} MB, {model.licence})" for name, model in MODELS.items()}
-        about = "\n".join(f"{model.label}: {model.notes}" for model in MODELS.values())
+        models = [model for model in MODELS.values() if model.repository]
+        labels = {model.id: f"{model.label} ({model.size / 1e6:.0f} MB, {model.licence})" for model in models}
+        about = "\n".join(f"{model.label}: {model.notes}" for model in models)
         self.add(base.choice(self.MODEL, "Model", labels, next(iter(labels))), about)
         self.add(
             QgsProcessingParameterBoolean(self.ACCEPT_LICENCE, "I accept the model's licence", False),

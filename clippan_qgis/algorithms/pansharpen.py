@@ -10,11 +10,12 @@ from qgis.core import (
     QgsProcessingParameterBoolean,
     QgsProcessingParameterNumber,
     QgsProcessingParameterRasterDestination,
+    QgsRasterLayer,
 )
 
 from clippan.jobs import Compression, Format, Method, PansharpenRequest
 
-from .. import styling
+from .. import sources, styling
 from . import base
 
 
@@ -147,7 +148,7 @@ class Pansharpen(base.JobAlgorithm):
         bands = self.bands(parameters, context)
         request = PansharpenRequest(
             pan=self.source(parameters, base.PANCHROMATIC, context),
-            ms=tuple(base.data_source(layer) for layer in spectral),
+            ms=tuple(sources.data_source(layer) for layer in spectral),
             output="",
             method=Method(self.parameterAsEnumString(parameters, self.METHOD, context)),
             sensor=self.parameterAsEnumString(parameters, base.SENSOR, context),
@@ -167,7 +168,7 @@ class Pansharpen(base.JobAlgorithm):
         """See JobAlgorithm."""
         output = self.parameterAsOutputLayer(parameters, self.OUTPUT, context)
         self._output = output  # as QGIS knows it
-        return replace(request, output=base.absolute(output))
+        return replace(request, output=sources.absolute(output))
 
     def outputs(self):
         """See JobAlgorithm."""
@@ -193,5 +194,5 @@ class Pansharpen(base.JobAlgorithm):
             description = self.parameterDefinition(self.OUTPUT).description()
             if details.name in ("", description):  # a model or the user may have named it
                 details.name = f"{description} ({self._answer['method'].upper()})"
-            details.setPostProcessor(styling.post_processor(self._style))
+            details.setPostProcessor(styling.post_processor(QgsRasterLayer, self._style.apply))
         return {}

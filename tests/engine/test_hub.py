@@ -564,7 +564,7 @@ def test_the_command(server, model, capsys):
     assert cli.main(["download", "tiny"]) == 2
     assert "arrived damaged" in capsys.readouterr().err
     assert cli.main(["download", "sputnik"]) == 2
-    assert "Unknown model 'sputnik'; choose one of farslip2-b16, " in capsys.readouterr().err
+    assert "Unknown model 'sputnik'; choose one of starter, farslip2-b16, " in capsys.readouterr().err
 
 
 def test_a_process_of_its_own_asks_for_nothing_else(server, tmp_path):

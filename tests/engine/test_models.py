@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from clippan import resources
 from clippan.clip.models import CONFIG, MODELS, find
 from clippan.errors import ClippanError
 
@@ -16,7 +17,21 @@ DESCRIPTION = {
 }
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+PUBLISHED = {name: model for name, model in MODELS.items() if model.repository}
+
+
+def test_the_starter_comes_with_the_engine_and_is_the_first():
+    assert [name for name in MODELS if name not in PUBLISHED] == ["starter"]
+    starter = next(iter(MODELS.values()))
+    assert starter.path == resources() / starter.file
+    described = json.loads((starter.path.parent / CONFIG).read_text())
+    assert described["model_cfg"]["vision_cfg"]["image_size"] == starter.pixels
+    assert described["preprocess_cfg"]["mean"] == list(starter.mean)
+    assert described["preprocess_cfg"]["std"] == list(starter.std)
+    assert starter.path.stat().st_size == pytest.approx(starter.size, rel=0.05)
+
+
+@pytest.mark.parametrize("model", PUBLISHED.values(), ids=PUBLISHED)
 def test_entries_are_whole(model):
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", model.id)
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", model.repository)
@@ -32,7 +47,7 @@ def test_entries_are_whole(model):
     assert model.path is None
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("model", PUBLISHED.values(), ids=PUBLISHED)
 def test_architectures_are_open_clips_and_of_the_activation(model):
     import open_clip
     import torch
@@ -103,7 +118,7 @@ def test_what_is_no_model(tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"123")
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"123")
     for name, sentence in (
-        ("farslip", "Unknown model 'farslip'; choose one of farslip2-b16, .*, or name a folder with open_clip_config"),
+        ("farslip", "Unknown model 'farslip'; choose one of starter, farslip2-b16, .*, or name a folder with"),
         ("", "Unknown model ''"),
         ("a\0b", "Unknown model"),
         (tmp_path / "weights.pt", "Nothing says how the weights .*weights.pt were trained; put their"),

@@ -46,10 +46,82 @@ def write_raster(request):
     }  # fmt: skip
 
 
+def index(request):
+    """Writes what stands for an index here: JSON that says how a raster is cut into tiles."""
+    from osgeo import gdal, osr
+
+    gdal.UseExceptions()
+    raster = gdal.Open(request["rasters"][0])
+    reference = osr.SpatialReference(raster.GetProjection()) if raster.GetProjection() else None
+    about = {
+        "raster": request["rasters"][0], "crs": f"EPSG:{reference.GetAuthorityCode(None)}" if reference else "",
+        "geotransform": raster.GetGeoTransform(), "across": 4, "edge": raster.RasterXSize // 4,
+    }  # fmt: skip
+    Path(request["output"]).write_text(json.dumps(about))
+    return {
+        "output": request["output"], "model": request["model"], "tiles": 16, "rasters": 1, "added": 16, "kept": 0,
+        "dropped": 0, "empty": 0, "failed": [], "device": "cpu", "seconds": 0.1, "rate": 160.0,
+    }  # fmt: skip
+
+
+def about(request):
+    values = json.loads(Path(request["index"]).read_text())
+    return {
+        "index": request["index"], "model": "starter", "label": "Starter CLIP", "tiles": values["across"] ** 2,
+        "rasters": 1, "crs": values["crs"], "extent": [], "files": [values["raster"]], "complete": True, "warning": "",
+    }  # fmt: skip
+
+
+def search(request):
+    """The tiles in their order, but the liked first and the unliked last."""
+    values = json.loads(Path(request["index"]).read_text())
+    across, edge, crs = values["across"], values["edge"], values["crs"]
+    left, width, _, top, _, height = values["geotransform"] if crs else (0, 1, 0, 0, 0, -1)
+    order = sorted(
+        range(1, across**2 + 1), key=lambda tile: (tile in request["unlike"], tile not in request["like"], tile)
+    )
+    hits = []
+    for rank, tile in enumerate(order[: request["top"]] if "nothing" not in request["text"] else [], 1):
+        column, row = (tile - 1) % across * edge, (tile - 1) // across * edge
+        x, y = left + column * width, top + row * height
+        right, bottom = x + edge * width, y + edge * height
+        hits.append({
+            "tile": tile, "rank": rank, "prompt": (request["text"] or ["example"])[0], "score": 0.3 - rank / 100,
+            "confidence": 1 - rank / 20, "raster": values["raster"], "window": [column, row, edge, edge],
+            "bounds": [x, bottom, right, y], "outline": [x, y, right, y, right, bottom, x, bottom],
+            "scale": float(edge), "date": "2021-06-30",
+        })  # fmt: skip
+    if request["heatmap"]:
+        from osgeo import gdal
+
+        target = gdal.GetDriverByName("GTiff").Create(request["heatmap"], across, across, 1, gdal.GDT_Float32)
+        target.SetGeoTransform((left, edge * width, 0, top, 0, edge * height))
+        target.GetRasterBand(1).Fill(0.5)
+    return {
+        "hits": hits, "index": request["index"], "model": "starter", "crs": crs, "tiles": across**2,
+        "output": request["output"], "heatmap": request["heatmap"], "hints": [], "seconds": 0.1,
+    }  # fmt: skip
+
+
+def thumbnails(request):
+    from osgeo import gdal
+
+    files = {}
+    for tile in request["tiles"]:
+        files[str(tile)] = str(Path(request["folder"]) / f"{tile}.png")
+        picture = gdal.GetDriverByName("MEM").Create("", request["pixels"], request["pixels"], 3)
+        picture.GetRasterBand(1).Fill(tile * 10)
+        gdal.GetDriverByName("PNG").CreateCopy(files[str(tile)], picture)
+    return {"files": files}
+
+
 def answer(mode, number, job, request):
     """Does a job, or whatever the mode says instead."""
     if mode == "record":
         Path(os.environ["RECORD"]).write_text(json.dumps({"request": request, "environment": dict(os.environ)}))
+    if "JOBS" in os.environ:
+        with Path(os.environ["JOBS"]).open("a") as file:
+            file.write(json.dumps({"job": job, **request}) + "\n")
     output = request.get("output") or request.get("report")
     if mode in ("dies", "dies-once", "hangs") and output:
         Path(f"{output}.part").write_text("half")
@@ -64,7 +136,7 @@ def answer(mode, number, job, request):
         os.kill(os.getpid(), signal.SIGKILL)
     if mode == "hangs":
         time.sleep(60)
-    if mode == "polite":
+    if mode == "polite" or "slow" in request.get("text", ()) or request.get("model") == "slow":
         message = json.loads(sys.stdin.readline())
         assert message["method"] == "cancel", message
         assert message["params"]["id"] == number
@@ -81,6 +153,10 @@ def answer(mode, number, job, request):
     results = {
         "pansharpen": lambda: write_raster(request),
         "assess": figures,
+        "index": lambda: index(request),
+        "about": lambda: about(request),
+        "search": lambda: search(request),
+        "thumbnails": lambda: thumbnails(request),
         "doctor": lambda: {"ok": True, "checks": [], "device": "cpu", "reason": "no GPU", "text": TEXT},
     }
     send(id=number, result=results[job]())

@@ -24,10 +24,12 @@ from qgis.core import (
 from clippan.errors import ClippanError
 from clippan.fusion.sensors import SENSORS
 from clippan.jobs import AssessRequest, Method, PansharpenRequest, from_json, parse_bands
-from clippan_qgis import places
-from clippan_qgis.algorithms import base
+from clippan_qgis import places, sources
 
-NAMES = {"pansharpen", "assesspansharpening", "listmodels", "downloadmodel", "checkengine", "setupengine"}
+NAMES = {
+    *("pansharpen", "assesspansharpening", "buildtileindex", "searchbytext", "searchbyexample"),
+    *("listmodels", "downloadmodel", "checkengine", "setupengine"),
+}
 
 
 @pytest.fixture
@@ -304,9 +306,9 @@ def test_data_sources_are_what_gdal_opens(scene):
     for path in (scene[0], f"{scene[0]}|option:NUM_THREADS=2"):
         layer = QgsRasterLayer(path, "x", "gdal")
         assert layer.isValid()
-        assert base.data_source(layer) == scene[0]
+        assert sources.data_source(layer) == scene[0]
     with pytest.raises(ClippanError, match="needs a login"):
-        base.data_source(QgsRasterLayer(f"{scene[0]}|authcfg=abc1234", "x", "gdal"))
+        sources.data_source(QgsRasterLayer(f"{scene[0]}|authcfg=abc1234", "x", "gdal"))
 
 
 @pytest.fixture

@@ -15,35 +15,22 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
-from osgeo import ogr
 
 from clippan.clip.encoder import Encoder, background, encoder
 from clippan.errors import ClippanError
 from clippan.jobs.base import Context
 from clippan.jobs.search import Hit, SearchRequest, SearchResult
 from clippan.raster.tiles import Window
-from clippan.search import heatmap
+from clippan.search import heatmap, layer
 from clippan.search.about import changed
 from clippan.search.catalogue import reader
 from clippan.search.scene import Look, Scene, name_of, transformed
-from clippan.search.store import Filter, Raster, Tile, write_hits
+from clippan.search.store import Filter, Raster, Tile
 
 _CANDIDATES = 2000  # go on to the second step, at least
 _PER_HIT = 50  # candidates for each hit that is wanted: their neighbours are merged
 _SHARED = 0.25  # of the smaller tile; then two hits are one place
 _SAMPLE = 20_000  # tiles, from which the index's mean is estimated
-_FIELDS = {
-    "rank": ogr.OFTInteger,
-    "prompt": ogr.OFTString,
-    "score": ogr.OFTReal,
-    "confidence": ogr.OFTReal,
-    "raster": ogr.OFTString,
-    "window": ogr.OFTString,
-    "scale": ogr.OFTReal,
-    "date": ogr.OFTDate,
-    "model": ogr.OFTString,
-    "tile": ogr.OFTInteger64,
-}
 
 
 @dataclass(frozen=True)
@@ -155,8 +142,7 @@ def search(request: SearchRequest, context: Context) -> SearchResult:
     crs = name_of(index.about.crs)
     if request.output:
         context.progress(80, "Writing the hits")
-        written = (_row(hit, index.about.model) for hit in hits)
-        write_hits(request.output, "hits", index.about.crs, _FIELDS, written)
+        layer.write(request.output, hits, index.about)
     if request.heatmap:
         heatmap.write(request.heatmap, index, wanted, query, context.part(80, 100))
     return SearchResult(
@@ -292,23 +278,6 @@ def _hit(rank: int, tile: Tile, raster: Raster, prompt: str, score: float, confi
         tile.outline,
         tile.scale,
         raster.date,
-    )
-
-
-def _row(hit: Hit, model: str) -> tuple[Any, ...]:
-    window = ",".join(str(value) for value in hit.window)
-    return (
-        hit.outline,
-        hit.rank,
-        hit.prompt,
-        hit.score,
-        hit.confidence,
-        hit.raster,
-        window,
-        hit.scale,
-        hit.date,
-        model,
-        hit.tile,
     )
 
 

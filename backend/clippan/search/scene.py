@@ -293,11 +293,13 @@ class Scene:
             gsd = math.sqrt(ground[0] * ground[1])
             metres = self.look.tile_metres or (_EDGE_AT_10_M * (gsd / 10) ** _EDGE_POWER,)
             edges = [(edge / ground[0], edge / ground[1]) for edge in metres]
-        scales = []
+        scales: list[tuple[tuple[int, int], float, tuple[int, ...], tuple[int, ...]]] = []
         for across, down in edges:
             # As a whole smaller where the raster is smaller, so that shapes keep their proportions.
             shrink = min(1.0, width / across, height / down)
             tile = (max(round(across * shrink), 1), max(round(down * shrink), 1))
+            if any(tile == known for known, *_ in scales):
+                continue
             scale = tile[0] * ground[0] if ground else float(tile[0])
             columns = _starts(width, tile[0], self.look.overlap, left, right)
             rows = _starts(height, tile[1], self.look.overlap, top, bottom)

@@ -15,7 +15,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -423,7 +423,7 @@ class Builder:
             feature.SetField("date", raster.date)
         feature.SetField("raster_id", tile.raster)
         if tile.outline:
-            feature.SetGeometryDirectly(_polygon(tile.outline))
+            feature.SetGeometryDirectly(polygon(tile.outline))
         return feature
 
     def _write_vectors(self, ids: Sequence[int], vectors: np.ndarray) -> None:
@@ -558,7 +558,8 @@ def _relative(path: str, index: str) -> str:
         return ""
 
 
-def _polygon(outline: Sequence[float]) -> ogr.Geometry:
+def polygon(outline: Sequence[float]) -> ogr.Geometry:
+    """The geometry with these corners x, y, …"""
     ring = ogr.Geometry(ogr.wkbLinearRing)
     for x, y in [*zip(outline[::2], outline[1::2]), tuple(outline[:2])]:
         ring.AddPoint_2D(x, y)
@@ -575,50 +576,3 @@ def _corners(blob: Optional[bytes]) -> tuple[float, ...]:
     polygon = ogr.CreateGeometryFromWkb(bytes(blob[header:]))  # a ring does not keep its polygon
     points = polygon.GetGeometryRef(0).GetPoints()[:-1]
     return tuple(value for point in points for value in point[:2])
-
-
-def write_hits(path: str, layer: str, crs: str, fields: Mapping[str, int], rows: Iterable[tuple[Any, ...]]) -> None:
-    """Writes a GeoPackage of polygons, whole or not at all.
-
-    Args:
-        path: the file.
-        layer: its layer's name.
-        crs: WKT or EPSG:…, empty for none.
-        fields: names and OGR types.
-        rows: corners x, y, …, then one value a field.
-
-    Raises:
-        ClippanError: it cannot be written.
-    """
-    part = f"{path}.part.gpkg"  # GDAL wants the ending
-    with contextlib.suppress(OSError):
-        os.unlink(part)  # noqa: PTH108
-
-    def write() -> None:
-        dataset = gdal.GetDriverByName("GPKG").Create(part, 0, 0, 0, gdal.GDT_Unknown)
-        target = dataset.CreateLayer(layer, spatial(crs) if crs else None, ogr.wkbPolygon)
-        for name, kind in fields.items():
-            target.CreateField(ogr.FieldDefn(name, kind))
-        dataset.StartTransaction()
-        for outline, *values in rows:
-            feature = ogr.Feature(target.GetLayerDefn())
-            for name, value in zip(fields, values):
-                if value not in ("", None):
-                    feature.SetField(name, value)
-            if outline:
-                feature.SetGeometryDirectly(_polygon(outline))
-            target.CreateFeature(feature)
-        dataset.CommitTransaction()
-        del target, dataset
-        os.replace(part, path)  # noqa: PTH105
-
-    try:
-        write()
-    except (RuntimeError, OSError) as error:
-        for name in (part, f"{part}-journal"):
-            with contextlib.suppress(OSError):
-                os.unlink(name)  # noqa: PTH108
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ClippanError(
-            f"{path} could not be written ({reason}); check the disk, or choose another place."
-        ) from error

@@ -1,0 +1,76 @@
+"""Writes what was found as a layer of polygons."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from osgeo import gdal, ogr
+
+from clippan.errors import ClippanError
+from clippan.jobs.search import Hit
+from clippan.search.scene import spatial
+from clippan.search.store import About, polygon
+
+_FIELDS = {
+    "rank": ogr.OFTInteger,
+    "prompt": ogr.OFTString,
+    "score": ogr.OFTReal,
+    "confidence": ogr.OFTReal,
+    "raster": ogr.OFTString,
+    "window": ogr.OFTString,
+    "scale": ogr.OFTReal,
+    "date": ogr.OFTDate,
+    "model": ogr.OFTString,
+    "tile": ogr.OFTInteger64,
+}
+
+
+def write(path: str, hits: Sequence[Hit], about: About) -> None:
+    """Writes a GeoPackage with the layer ``hits``, whole or not at all.
+
+    Args:
+        path: the file.
+        hits: the places.
+        about: of the index they are from.
+
+    Raises:
+        ClippanError: it cannot be written.
+    """
+    part = f"{path}.part.gpkg"  # GDAL wants the ending
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)  # noqa: PTH108
+        _write(part, hits, about)
+        os.replace(part, path)  # noqa: PTH105
+    except (RuntimeError, OSError) as error:
+        for name in (part, f"{part}-journal"):
+            with contextlib.suppress(OSError):
+                os.unlink(name)  # noqa: PTH108
+        reason = " ".join(str(error).split()).rstrip(".")
+        sentence = f"{path} could not be written ({reason}); check the disk, or choose another place."
+        raise ClippanError(sentence) from error
+
+
+def _write(path: str, hits: Sequence[Hit], about: About) -> None:
+    dataset = gdal.GetDriverByName("GPKG").Create(path, 0, 0, 0, gdal.GDT_Unknown)
+    layer = dataset.CreateLayer("hits", spatial(about.crs) if about.crs else None, ogr.wkbPolygon)
+    for name, kind in _FIELDS.items():
+        layer.CreateField(ogr.FieldDefn(name, kind))
+    dataset.StartTransaction()
+    for hit in hits:
+        feature = ogr.Feature(layer.GetLayerDefn())
+        for name, value in _values(hit, about.model).items():
+            if value != "":
+                feature.SetField(name, value)
+        if hit.outline:
+            feature.SetGeometryDirectly(polygon(hit.outline))
+        layer.CreateFeature(feature)
+    dataset.CommitTransaction()
+
+
+def _values(hit: Hit, model: str) -> dict[str, Any]:
+    values = {name: getattr(hit, name) for name in _FIELDS if name != "model"}
+    return {**values, "window": ",".join(str(value) for value in hit.window), "model": model}

@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""How fast an index is made and asked.
+
+Two tables, from one run: a query over a million random vectors of 512 numbers, as the job sees it and its parts; and
+the tiles a second of indexing a raster, beside those of the bare model on the same tiles, which lie in memory already.
+
+    .venv/bin/python benchmarks/search.py --write docs/search_speed.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from osgeo import gdal, osr
+
+from clippan.clip.encoder import encoder
+from clippan.jobs import Context, Device, IndexRequest, SearchRequest, run
+from clippan.raster.tiles import Window
+from clippan.search import build, compare, query, store
+from clippan.search.scene import Look, Scene
+from clippan.search.store import About, Raster, Tile
+
+WIDTH = 512
+PART = 50_000
+
+
+def random_index(path: str, count: int) -> None:
+    """An index of random unit vectors, whose tiles are a grid of one raster."""
+    rng = np.random.default_rng(0)
+    columns = int(np.ceil(count**0.5))
+    about = About("random", "Random vectors", "", WIDTH, 192, "")
+    with store.Builder(path, about) as index:
+        index.start("")
+        (raster,) = index.put([Raster(0, "/nowhere/random.tif", "{}", "", (), "", 0, count)])
+        for start in range(0, count, PART):
+            numbers = range(start, min(start + PART, count))
+            vectors = rng.standard_normal((len(numbers), WIDTH), np.float32)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            tiles = []
+            for number in numbers:
+                y, x = (64 * place for place in divmod(number, columns))
+                outline = (x, -y, x + 64, -y, x + 64, -y - 64, x, -y - 64)
+                tiles.append(Tile(0, raster.id, Window(x, y, 64, 64), 64.0, outline))
+            index.commit(tiles, vectors, {raster.id: numbers[-1] + 1})
+
+
+class Words:
+    """Gives random vectors for texts, in the place of a model whose width the benchmark does not choose."""
+
+    def __init__(self) -> None:
+        self.model = type("Model", (), {"id": "random", "label": "Random vectors"})
+        self.sha256, self.width, self.pixels, self.scale = "", WIDTH, 192, 50.0
+
+    def texts(self, texts):  # type: ignore[no-untyped-def]
+        """One vector a text, always the same."""
+        vectors = [np.random.default_rng(abs(hash(text)) % 2**32).standard_normal(WIDTH) for text in texts]
+        return (np.array(vectors) / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def timed(function, times: int) -> list[float]:  # type: ignore[no-untyped-def]
+    """Wall times in milliseconds."""
+    found = []
+    for number in range(times):
+        start = time.perf_counter()
+        function(number)
+        found.append(1000 * (time.perf_counter() - start))
+    return found
+
+
+def queries(folder: Path, count: int) -> list[str]:
+    """The table of the query."""
+    path = str(folder / "million.gpkg")
+    begun = time.perf_counter()
+    random_index(path, count)
+    built = time.perf_counter() - begun
+    query.encoder = lambda *_: Words()  # type: ignore[assignment]
+    begun = time.perf_counter()
+    run(SearchRequest(path, ("first",)))
+    first = time.perf_counter() - begun
+    index = store.reader(path)
+    direction = Words().texts(["a place"])
+    run(SearchRequest(path, ("warm",)))
+    products = timed(lambda _: compare.products(index._matrix, direction), 25)
+    search = timed(lambda number: run(SearchRequest(path, (f"text {number}",))), 25)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    matrix = store.vectors_of(path).stat().st_size
+    held = int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
+    return [
+        f"## A query over {count:,} × {WIDTH}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| comparing all vectors, median of 25 | {statistics.median(products):.0f} ms |",
+        f"| the whole search (compare, choose, judge, merge, read the tiles), median of 25 | "
+        f"{statistics.median(search):.0f} ms |",
+        f"| the slowest of them | {max(search):.0f} ms |",
+        f"| the first search, which opens the index | {first:.2f} s |",
+        f"| the matrix on disk | {matrix / 2**20:.0f} MiB |",
+        f"| the GeoPackage | {Path(path).stat().st_size / 2**20:.0f} MiB |",
+        f"| memory of the process at its peak, the mapped matrix included | {peak / 2**20:.0f} MiB |",
+        f"| of that its own, without mapped files, at the end | {held / 2**20:.0f} MiB |",
+        f"| writing such an index (GeoPackage and matrix, without a model) | {built:.0f} s |",
+        "",
+    ]
+
+
+def throughput(folder: Path, model: str, size: int) -> list[str]:
+    """The table of indexing against the bare model."""
+    rng = np.random.default_rng(1)
+    path = str(folder / "scene.tif")
+    options = ["TILED=YES", "COMPRESS=DEFLATE"]
+    dataset = gdal.GetDriverByName("GTiff").Create(path, size, size, 4, gdal.GDT_UInt16, options)
+    dataset.SetGeoTransform((500000, 10, 0, 5000000, 0, -10))
+    reference = osr.SpatialReference()
+    reference.ImportFromEPSG(32631)
+    dataset.SetProjection(reference.ExportToWkt())
+    coarse = rng.integers(200, 3000, (4, size // 32, size // 32)).astype(np.uint16)
+    noise = rng.integers(0, 99, (4, size, size), np.uint16)
+    dataset.WriteArray(np.kron(coarse, np.ones((1, 32, 32), np.uint16)) + noise)
+    del dataset
+    engine = encoder(model, Device.AUTO, Context())
+    build.set_threads(2)
+    scene = Scene(path, Look(overlap=0.0))
+    tiles = list(scene.windows(engine.pixels).tiles())
+    pictures = np.stack([scene.picture(window, engine.pixels)[0] for window, _ in tiles])
+    engine.images(pictures[:64])
+    rates: dict[str, list[float]] = {"bare": [], "index": []}
+    for number in range(3):  # in turns: the machine's speed is not the same all the time
+        begun = time.perf_counter()
+        engine.images(pictures)
+        rates["bare"].append(len(pictures) / (time.perf_counter() - begun))
+        output = str(folder / f"index{number}.gpkg")
+        rates["index"].append(run(IndexRequest((path,), output, model, overlap=0.0, threads=2)).rate)
+    bare, index = (statistics.median(values) for values in rates.values())
+    return [
+        f"## Indexing {len(tiles):,} tiles of a {size}² raster (4 bands, uint16, DEFLATE), model {model}",
+        "",
+        "| | tiles/s, median of 3 in turns |",
+        "|---|---|",
+        f"| the bare model, pictures in memory | {bare:.1f} |",
+        f"| `clippan index`: read, stretch, embed, store | {index:.1f} |",
+        f"| of the bare model | {index / bare:.0%} |",
+        "",
+    ]
+
+
+def main() -> None:
+    """Prints the tables, and writes them if asked to."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--count", type=int, default=1_000_000, help="vectors (default %(default)s)")
+    options.add_argument("--size", type=int, default=2048, help="edge of the raster (default %(default)s)")
+    options.add_argument("--model", default="starter")
+    options.add_argument("--write", type=Path, help="also write the tables there")
+    chosen = options.parse_args()
+    torch.set_num_threads(2)
+    command = f".venv/bin/python benchmarks/search.py {' '.join(sys.argv[1:])}"
+    lines = [
+        "# Speed of the search",
+        "",
+        f"Measured on {datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, 2 threads, torch "
+        f"{torch.__version__}, by `{command.strip()}`.",
+        "",
+    ]
+    with tempfile.TemporaryDirectory() as name:
+        lines += throughput(Path(name), chosen.model, chosen.size)
+        lines += queries(Path(name), chosen.count)
+    text = "\n".join(lines)
+    print(text)
+    if chosen.write:
+        chosen.write.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""What the engine opens to read a raster layer: files, GDAL data sources, and map services."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import parse_qs, unquote
+from xml.sax.saxutils import escape
+
+from qgis.core import QgsProviderRegistry, QgsRasterLayer
+
+from clippan.errors import ClippanError
+
+from .settings import Settings
+
+_WORLD = 20037508.342789244  # metres from the middle of a web map to its edge
+_DEEPEST = 19  # zoom level, where a layer names none
+_PIXELS = 2**20  # along the longer edge of a WMS layer: finer than anybody reads it
+_WEEK = 604_800  # seconds that fetched map tiles are kept
+
+
+def data_source(layer: QgsRasterLayer) -> str:
+    """What GDAL opens to read a layer.
+
+    Raises:
+        ClippanError: another provider than GDAL reads it, or only with a password.
+    """
+    if layer.providerType() != "gdal":
+        raise ClippanError(
+            f"Layer {layer.name()} comes from the provider {layer.providerType()}; export it to a GeoTIFF first."
+        )
+    source = layer.source()
+    parts = QgsProviderRegistry.instance().decodeUri("gdal", source)
+    if "authcfg=" in source or parts.get("credentialOptions"):
+        raise _login(layer)
+    if parts.pop("openOptions", None):  # QGIS's own notation, which GDAL does not know
+        source = QgsProviderRegistry.instance().encodeUri("gdal", parts)
+    return absolute(source) if Path(source).exists() else source
+
+
+def absolute(path: str) -> str:
+    """A path that means the same in the engine, which runs in another folder; GDAL's virtual ones stay."""
+    return path if not path or path.startswith("/vsi") else str(Path(path).absolute())
+
+
+def indexable(layer: QgsRasterLayer) -> str:
+    """What the index reads: as ``data_source``, and for map services (XYZ, WMS) a description that GDAL reads.
+
+    The description is written into the cache folder, so that the index can name it.
+
+    Raises:
+        ClippanError: the engine cannot read the layer.
+    """
+    if layer.providerType() != "wms":
+        return data_source(layer)
+    # The source is a query string; its own values may be encoded once more.
+    values = {name: found[-1] for name, found in parse_qs(layer.source(), keep_blank_values=True).items()}
+    if "authcfg" in values or values.get("username"):
+        raise _login(layer)
+    text = _xyz(layer, values) if values.get("type") == "xyz" else _wms(layer, values)
+    cache = Settings.read().cache_folder / "services"
+    tiles = f"<Cache><Path>{escape(str(cache / 'tiles'))}</Path><Expires>{_WEEK}</Expires></Cache>"
+    text = text.replace("</GDAL_WMS>", f"{tiles}</GDAL_WMS>")
+    name = re.sub(r"[^\w-]+", "_", layer.name()) or "layer"
+    file = cache / f"{name}.xml"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        if not (file.is_file() and file.read_text(encoding="utf-8") == text):  # its time tells the index of a change
+            file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ClippanError(
+            f"The cache folder {cache} cannot be written to ({error.strerror or error}); choose another in the options."
+        ) from error
+    return str(file)
+
+
+def is_service(layer: QgsRasterLayer) -> bool:
+    """Whether a layer is a map service, which has an end nowhere near."""
+    return layer.providerType() == "wms"
+
+
+def _login(layer: QgsRasterLayer) -> ClippanError:
+    return ClippanError(
+        f"Layer {layer.name()} needs a login, which the engine does not get; export it to a GeoTIFF first."
+    )
+
+
+def _xyz(layer: QgsRasterLayer, values: dict[str, str]) -> str:
+    url = unquote(values.get("url", ""))
+    if "{q}" in url or not all(mark in url for mark in ("{z}", "{x}")):
+        raise ClippanError(
+            f"The address of layer {layer.name()} is not of the form …/{{z}}/{{x}}/{{y}}; export it to a GeoTIFF first."
+        )
+    origin = "bottom" if "{-y}" in url else "top"
+    for mark in ("{z}", "{x}", "{y}"):
+        url = url.replace(mark, "$" + mark)
+    url = url.replace("{-y}", "${y}")
+    level = int(values.get("zmax") or _DEEPEST)
+    return (
+        f'<GDAL_WMS><Service name="TMS"><ServerUrl>{escape(url)}</ServerUrl></Service><DataWindow>'
+        f"<UpperLeftX>-{_WORLD}</UpperLeftX><UpperLeftY>{_WORLD}</UpperLeftY>"
+        f"<LowerRightX>{_WORLD}</LowerRightX><LowerRightY>-{_WORLD}</LowerRightY>"
+        f"<TileLevel>{level}</TileLevel><TileCountX>1</TileCountX><TileCountY>1</TileCountY>"
+        f"<YOrigin>{origin}</YOrigin></DataWindow><Projection>EPSG:3857</Projection>"
+        "<BlockSizeX>256</BlockSizeX><BlockSizeY>256</BlockSizeY><BandsCount>3</BandsCount></GDAL_WMS>"
+    )
+
+
+def _wms(layer: QgsRasterLayer, values: dict[str, str]) -> str:
+    if not (values.get("url") and values.get("layers")) or values.get("tileMatrixSet"):
+        raise ClippanError(
+            f"Layer {layer.name()} is tiled in a way that GDAL does not read; export it to a GeoTIFF first."
+        )
+    extent = layer.extent()
+    pixel = max(extent.width(), extent.height()) / _PIXELS
+    size = (max(round(extent.width() / pixel), 1), max(round(extent.height() / pixel), 1))
+    return (
+        '<GDAL_WMS><Service name="WMS"><Version>1.1.1</Version>'
+        f"<ServerUrl>{escape(unquote(values['url']))}</ServerUrl><SRS>{escape(layer.crs().authid())}</SRS>"
+        f"<ImageFormat>{escape(values.get('format', 'image/png'))}</ImageFormat>"
+        f"<Layers>{escape(values['layers'])}</Layers><Styles>{escape(values.get('styles', ''))}</Styles></Service>"
+        f"<DataWindow><UpperLeftX>{extent.xMinimum()}</UpperLeftX><UpperLeftY>{extent.yMaximum()}</UpperLeftY>"
+        f"<LowerRightX>{extent.xMaximum()}</LowerRightX><LowerRightY>{extent.yMinimum()}</LowerRightY>"
+        f"<SizeX>{size[0]}</SizeX><SizeY>{size[1]}</SizeY></DataWindow>"
+        f"<Projection>{escape(layer.crs().authid())}</Projection><BandsCount>3</BandsCount></GDAL_WMS>"
+    )
