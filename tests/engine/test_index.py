@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import resource
 import sqlite3
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -544,3 +546,61 @@ def test_bad_requests(options, sentence):
     values = {"rasters": ("a.tif",), "output": "x.gpkg", **options}
     with pytest.raises(ClippanError, match=sentence):
         IndexRequest(**values).validate()
+
+
+def test_tiles_of_a_web_map(index, tmp_path, monkeypatch):
+    """A server on this machine, whose tiles are red, green, blue or yellow by the parity of their column and row."""
+    use(monkeypatch, ColourEncoder(pixels=256))  # smaller pictures would be read from a coarser zoom level
+    pictures = {}
+    for number, colour in enumerate(QUADRANTS):
+        picture = gdal.GetDriverByName("MEM").Create("", 256, 256, 3, gdal.GDT_Byte)
+        for band, level in enumerate(colour, 1):
+            picture.GetRasterBand(band).Fill(level)
+        gdal.GetDriverByName("PNG").CreateCopy("/vsimem/tile.png", picture)
+        size = gdal.VSIStatL("/vsimem/tile.png").size
+        file = gdal.VSIFOpenL("/vsimem/tile.png", "rb")
+        pictures[number] = bytes(gdal.VSIFReadL(1, size, file))
+        gdal.VSIFCloseL(file)
+    asked = []
+
+    class Tiles(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            zoom, x, y = (int(part) for part in self.path.removesuffix(".png").split("/")[1:])
+            asked.append((zoom, x, y))
+            content = pictures[2 * (y % 2) + x % 2]
+            self.send_response(200)
+            self.send_header("Content-Type", "image/png")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Tiles)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    description = tmp_path / "map.xml"
+    half = 20037508.342789244
+    description.write_text(
+        f'<GDAL_WMS><Service name="TMS"><ServerUrl>http://127.0.0.1:{server.server_port}/${{z}}/${{x}}/${{y}}.png'
+        f"</ServerUrl></Service><DataWindow><UpperLeftX>-{half}</UpperLeftX><UpperLeftY>{half}</UpperLeftY>"
+        f"<LowerRightX>{half}</LowerRightX><LowerRightY>-{half}</LowerRightY><TileLevel>17</TileLevel>"
+        "<TileCountX>1</TileCountX><TileCountY>1</TileCountY><YOrigin>top</YOrigin></DataWindow>"
+        "<Projection>EPSG:3857</Projection><BlockSizeX>256</BlockSizeX><BlockSizeY>256</BlockSizeY>"
+        "<BandsCount>3</BandsCount></GDAL_WMS>"
+    )
+    try:
+        tile = 2 * half / 2**17  # metres of the projection
+        corner = (68_000 * tile - half, half - 44_000 * tile)  # column and row 68000, 44000, both even
+        extent = (corner[0] + 1, corner[1] - 4 * tile + 1, corner[0] + 4 * tile - 1, corner[1] - 1)
+        result = index(description, tile=(256,), extent=extent, crs="EPSG:3857")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert result.tiles == 16
+    assert {zoom for zoom, _, _ in asked} == {17}
+    hits = run(SearchRequest(str(tmp_path / "index.gpkg"), ("yellow",), top=4)).hits
+    assert {(hit.window[0] // 256 % 2, hit.window[1] // 256 % 2) for hit in hits} == {(1, 1)}
+    # a metre of the projection is as much shorter on the ground as a circle of latitude
+    latitude = np.degrees(2 * np.arctan(np.exp(corner[1] / 6378137)) - np.pi / 2)
+    assert hits[0].scale == pytest.approx(tile * np.cos(np.radians(latitude)), rel=0.01)
