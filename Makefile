@@ -8,7 +8,7 @@ help: ## this list
 setup: ## QGIS and the engine (.venv/bin/clippan), on Debian and Ubuntu
 	@bash scripts/setup.sh
 
-demo: setup ## pansharpens a Landsat 8 scene inside QGIS, and shows it
+demo: setup ## pansharpens a scene and searches another by text, inside QGIS
 	@.venv/bin/python scripts/demo.py $(ARGS)
 
 test: setup ## all checks and tests

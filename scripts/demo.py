@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The demo: pansharpens a real Landsat 8 scene inside QGIS, and measures every method.
+"""The demo: pansharpens a real Landsat 8 scene inside QGIS, searches a Sentinel-2 scene by text, and measures.
 
 Builds the plugin's zip, installs it in a fresh QGIS profile under ``.demo/``, and starts the real QGIS on it: on the
 display, where it stays open, or under Xvfb. Then prints the quality figures of all methods beside GDAL's.
@@ -22,7 +22,7 @@ import sample
 from qgis_profile import Profile
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURES = ("demo.png", "qgis.png")
+PICTURES = ("demo.png", "qgis.png", "search.png", "words.png")
 PATIENCE = 300  # seconds for QGIS to start and finish
 
 # Without these a first start asks questions, which nobody is there to answer.
@@ -65,7 +65,8 @@ def make_profile(folder: Path) -> Profile:
 
 
 def make_scene(folder: Path) -> tuple[Path, Path]:
-    """The scene's PAN, and its multispectral bands as one raster, as other satellites come."""
+    """PAN of the Landsat scene, and its multispectral bands as one raster, as other satellites come; notes for QGIS
+    where those and the Sentinel-2 scene are."""
     from osgeo import gdal
 
     gdal.UseExceptions()
@@ -76,14 +77,18 @@ def make_scene(folder: Path) -> tuple[Path, Path]:
     for number, name in enumerate(names, 1):
         stack.GetRasterBand(number).SetDescription(name)
     gdal.Translate(str(ms), stack, creationOptions=["PHOTOMETRIC=MINISBLACK"])
-    (folder / "scene.json").write_text(json.dumps({"pan": str(scene.pan), "ms": str(ms)}), encoding="utf-8")
+    shore = folder / "sentinel2_rgb.vrt"
+    gdal.BuildVRT(str(shore), [str(path) for path in sample.sentinel()], separate=True).FlushCache()
+    files = {"pan": str(scene.pan), "ms": str(ms), "shore": str(shore)}
+    (folder / "scene.json").write_text(json.dumps(files), encoding="utf-8")
     return scene.pan, ms
 
 
 def show_in_qgis(profile: Profile, stay: bool) -> None:
     """Starts QGIS, waits until it has shown the scene, and, without a display, until it has ended."""
     folder = profile.folder
-    for name in ("answer.json", "pansharpened.tif", "pansharpened.qml", "clippan.qgz", *PICTURES):
+    made = ("pansharpened.tif", "pansharpened.qml", "shore.gpkg", "shore.gpkg.vectors", "clippan.qgz")
+    for name in ("answer.json", *made, *PICTURES):
         (folder / name).unlink(missing_ok=True)
     command = ["qgis", "--nologo", "--noversioncheck", "--profiles-path", str(folder), "--profile", "default"]
     command += ["--code", str(ROOT / "scripts" / "demo_in_qgis.py")]
@@ -155,7 +160,9 @@ def measure(folder: Path, pan: Path, ms: Path) -> None:
 
 def main() -> int:
     """Runs the demo."""
-    parser = argparse.ArgumentParser(description="Pansharpen a Landsat 8 scene inside QGIS.")
+    parser = argparse.ArgumentParser(
+        description="Pansharpen a Landsat 8 scene and search a Sentinel-2 scene by text, inside QGIS."
+    )
     parser.add_argument("--close", action="store_true", help="use Xvfb even where there is a display")
     parser.add_argument("--docs", action="store_true", help="copy the pictures to docs/images")
     parser.add_argument("--no-figures", action="store_true", help="leave out the table of quality figures")
@@ -166,9 +173,10 @@ def main() -> int:
     stay = has_display() and not options.close
     profile = make_profile(folder)
     pan, ms = make_scene(folder)
-    say("Pansharpening inside QGIS")
+    say("Pansharpening, indexing and searching inside QGIS")
     show_in_qgis(profile, stay)
-    say(f"Before and after: {folder / 'demo.png'}\nQGIS's window:    {folder / 'qgis.png'}")
+    say(f"Before and after: {folder / 'demo.png'}\nThe toolbox:      {folder / 'qgis.png'}")
+    say(f"The search panel: {folder / 'search.png'}\nFive searches:    {folder / 'words.png'}")
     if options.docs:
         images = ROOT / "docs" / "images"
         images.mkdir(parents=True, exist_ok=True)

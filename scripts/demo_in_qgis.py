@@ -1,10 +1,12 @@
 """The part of the demo that runs inside QGIS (``qgis --code``); see demo.py.
 
-Does what an analyst does: opens the scene, zooms to a place, runs Pansharpen from the toolbox, looks at the result.
+Does what an analyst does: opens a scene, zooms to a place, runs Pansharpen from the toolbox, looks at the result; then
+opens another scene, indexes it, types what to look for in the search panel, and flies there.
 """
 
 import json
 import os
+import time
 import traceback
 from pathlib import Path
 
@@ -30,6 +32,9 @@ LEAVE_OPEN = os.environ["CLIPPAN_DEMO_OPEN"] == "1"
 PLACE = QgsRectangle(466770, 3390760, 469470, 3392920)
 PANEL = QSize(760, 608)
 CAPTION, MARGIN = 46, 12
+WORDS = ("beach", "river", "sea", "farmland", "houses")
+RESULTS = QSize(250, 420)  # of the panel's list, as many as fit
+PATIENCE = 120  # seconds for a search, with the start of the engine
 
 
 def natural_colours(layer: QgsRasterLayer) -> None:
@@ -66,15 +71,16 @@ def picture(layer: QgsRasterLayer) -> QImage:
 
 
 def side_by_side(panels: list) -> QImage:
-    """The pictures in a row, each under its caption."""
-    width = len(panels) * (PANEL.width() + MARGIN) + MARGIN
-    image = QImage(width, PANEL.height() + CAPTION + MARGIN, QImage.Format.Format_RGB32)
+    """The pictures, of one size, in a row, each under its caption."""
+    size = panels[0][1].size()
+    width = len(panels) * (size.width() + MARGIN) + MARGIN
+    image = QImage(width, size.height() + CAPTION + MARGIN, QImage.Format.Format_RGB32)
     image.fill(QColor("white"))
     painter = QPainter(image)
     painter.setFont(QFont("DejaVu Sans", 15))
     for number, (caption, panel) in enumerate(panels):
-        left = MARGIN + number * (PANEL.width() + MARGIN)
-        area = QRectF(left, 0, PANEL.width(), CAPTION)
+        left = MARGIN + number * (size.width() + MARGIN)
+        area = QRectF(left, 0, size.width(), CAPTION)
         painter.drawText(area, int(Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft), caption)
         painter.drawImage(left, CAPTION, panel)
     painter.end()
@@ -147,6 +153,53 @@ def show() -> dict:
     return {"layer": after.name(), "results": results}
 
 
+def search() -> dict:
+    """Indexes the other scene, searches it for each of the words, and flies to the best place."""
+    files = json.loads((FOLDER / "scene.json").read_text(encoding="utf-8"))
+    iface.newProject()
+    scene = iface.addRasterLayer(files["shore"], "Sentinel-2, 10 m")
+    QgsProject.instance().setCrs(scene.crs())
+    index = str(FOLDER / "shore.gpkg")
+    results = processing.run("clippan:buildtileindex", {"RASTERS": [scene], "OUTPUT": index})
+    iface.mainWindow().findChild(QDockWidget, "ProcessingToolbox").hide()
+    panel = iface.mainWindow().findChild(QDockWidget, "ClippanSearch")
+    panel.show()
+    panel.raise_()
+    iface.mainWindow().resizeDocks([panel], [380], Qt.Orientation.Horizontal)
+    panel.choose(index)
+    lists = [(f"“{word}”", found(panel, word)) for word in reversed(WORDS)]
+    side_by_side(lists[::-1]).save(str(FOLDER / "words.png"))
+    panel.results.setCurrentRow(0)
+    panel.results.chosen.emit(panel.results.hit())
+    iface.mapCanvas().zoomByFactor(3)
+    draw()
+    iface.mainWindow().grab().save(str(FOLDER / "search.png"))
+    return {"tiles": results["TILES"]}
+
+
+def found(panel, word: str) -> QImage:
+    """Types a word, waits for the results and their pictures, and returns the list as it is shown."""
+    panel.results.clear()
+    panel.prompt.setText(word)
+    panel.search()
+    deadline = time.monotonic() + PATIENCE
+    shown = 0
+    while time.monotonic() < deadline and not shown:
+        QApplication.processEvents()
+        rows = [panel.results.item(row) for row in range(panel.results.count())]
+        shown = bool(rows) and all(row.data(Qt.ItemDataRole.DecorationRole) is not None for row in rows)
+        time.sleep(0.02)
+    if not shown:
+        raise RuntimeError(f"no pictures for {word}: {panel.message.text()}")
+    rendered = QImage(RESULTS, QImage.Format.Format_RGB32)
+    rendered.fill(QColor("white"))
+    size = panel.results.size()
+    panel.results.resize(RESULTS)
+    panel.results.render(rendered)
+    panel.results.resize(size)
+    return rendered
+
+
 def names() -> list:
     """The layers' names, the newest last."""
     return [layer.name() for layer in QgsProject.instance().mapLayers().values()]
@@ -155,7 +208,7 @@ def names() -> list:
 def main() -> None:
     """Runs the demo and leaves word of how it went."""
     try:
-        answer = show()
+        answer = {**show(), **search()}
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
     part = FOLDER / "answer.json.part"

@@ -387,7 +387,7 @@ def test_broken_rasters_are_told_and_the_others_indexed(model, index, raster, tm
 
 def test_folders(tmp_path):
     (tmp_path / "deep" / "deeper").mkdir(parents=True)
-    for name in ("b.TIF", "a.jpg", "note.txt", "deep/deeper/c.vrt", "x.aux.xml"):
+    for name in ("b.TIF", "a.jpg", "note.txt", "index.gpkg", "deep/deeper/c.vrt", "x.aux.xml"):
         (tmp_path / name).write_bytes(b"")
     found, failed = expand([str(tmp_path), str(tmp_path / "a.jpg"), "WMS:http://x"])
     assert [Path(name).name for name in found[:3]] == ["a.jpg", "b.TIF", "c.vrt"]

@@ -133,7 +133,7 @@ def test_rasters_and_dates(index, tmp_path):
     assert rasters() == ({"a", "b", "c"}, ())
     assert rasters(rasters=("c.tif",))[0] == {"c"}
     assert rasters(rasters=(str(tmp_path / "a_20200101.tif"), "c.tif"))[0] == {"a", "c"}
-    assert rasters(since="2020-06") == ({"b"}, ("1 rasters without a date were left out.",))
+    assert rasters(since="2020-06") == ({"b"}, ("Rasters without a date were left out: 1.",))
     assert rasters(until="2020")[0] == {"a"}
     assert rasters(since="2020-01-01", until="2021-06")[0] == {"a", "b"}
     with pytest.raises(ClippanError, match=r"The raster d.tif is not in the index"):

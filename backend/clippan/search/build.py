@@ -81,7 +81,7 @@ def build(request: IndexRequest, context: Context) -> IndexResult:
         begun = time.monotonic()
         try:
             _embed(work, model, index, count, request.threads, context.part(10, 100))
-        except (Cancelled, ClippanError):
+        except BaseException:
             if not count.added and not any(raster.done for raster in index.rasters.values()):
                 index.discard()
             raise

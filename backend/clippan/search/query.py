@@ -173,7 +173,7 @@ def _filter(index: Any, request: SearchRequest) -> tuple[Filter, list[str]]:
         chosen = {raster.id for raster in index.rasters.values() if _dated(raster, request.since, request.until)}
         undated = sum(not raster.date for raster in index.rasters.values())
         if undated and (request.since or request.until):
-            hints.append(f"{undated} rasters without a date were left out.")
+            hints.append(f"Rasters without a date were left out: {undated}.")
     if request.rasters:
         for name in request.rasters:
             if not any(_is(raster, name) for raster in index.rasters.values()):

@@ -36,7 +36,7 @@ _MOST_TILES = 20_000_000
 # EuroSAT shows 64 pixels at 10 m, UC Merced 256 at 0.3 m; between and beyond them the same power law.
 _EDGE_AT_10_M, _EDGE_POWER = 640.0, 0.6
 _EXTENSIONS = tuple(
-    ".tif .tiff .vrt .jp2 .png .jpg .jpeg .img .bmp .webp .gpkg .nc .ecw .sid .bil .bsq .ers .kea".split()  # noqa: SIM905
+    ".tif .tiff .vrt .jp2 .png .jpg .jpeg .img .bmp .webp .nc .ecw .sid .bil .bsq .ers .kea".split()  # noqa: SIM905
 )
 _ACQUIRED = (
     ("IMAGERY", "ACQUISITIONDATETIME"),
