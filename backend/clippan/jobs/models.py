@@ -21,7 +21,8 @@ class ModelRow:
         notes: what it is good for, in one sentence.
         licence, licence_url: of its weights.
         size: of its weights, in bytes; about, until they are here.
-        place: where its weights are: "shipped" (with CLIPPan), "cache", "offline" (the offline folder), or empty: not on this machine.
+        place: where its weights are: "shipped" (with CLIPPan), "cache", "offline" (the offline folder), or empty: not
+            on this machine.
         path: of the weights; None where they are not here.
         revision: the commit on the Hub, once it is known.
         sha256: of the weights, once it is known.

@@ -85,6 +85,15 @@ def spectral(dataset: gdal.Dataset) -> list[int]:
     ]
 
 
+def alpha_band(dataset: gdal.Dataset) -> Optional[gdal.Band]:
+    """The band that says which pixels are valid; GDAL takes it for a mask in rasters of two or four bands only."""
+    for number in range(1, dataset.RasterCount + 1):
+        band = dataset.GetRasterBand(number)
+        if band.GetColorInterpretation() == gdal.GCI_AlphaBand:
+            return band
+    return None
+
+
 @dataclass(frozen=True)
 class BandInfo:
     """What describes a band: its name, colour interpretation (GDAL's code), unit, scale and offset."""
@@ -282,13 +291,9 @@ def _runs(datasets: Sequence[gdal.Dataset], chosen: Sequence[tuple[int, int]]) -
 
 
 def _mask_band(dataset: gdal.Dataset, number: int) -> Optional[gdal.Band]:
-    # GDAL takes alpha for a mask in rasters of two or four bands only.
-    for other in range(1, dataset.RasterCount + 1):
-        band = dataset.GetRasterBand(other)
-        if band.GetColorInterpretation() == gdal.GCI_AlphaBand:
-            return band
     band = dataset.GetRasterBand(number)
-    return band.GetMaskBand() if band.GetMaskFlags() & gdal.GMF_PER_DATASET else None
+    whole = band.GetMaskBand() if band.GetMaskFlags() & gdal.GMF_PER_DATASET else None
+    return alpha_band(dataset) or whole
 
 
 def _union(codes: set[int]) -> int:

@@ -377,12 +377,9 @@ def _prepared(dataset: gdal.Dataset, nodata: Optional[float]) -> gdal.Dataset:
 
 
 def _mask(dataset: gdal.Dataset, number: int) -> Optional[gdal.Band]:
-    for other in range(1, dataset.RasterCount + 1):
-        band = dataset.GetRasterBand(other)
-        if band.GetColorInterpretation() == gdal.GCI_AlphaBand:
-            return band
     band = dataset.GetRasterBand(number)
-    return None if band.GetMaskFlags() & gdal.GMF_ALL_VALID else band.GetMaskBand()
+    own = None if band.GetMaskFlags() & gdal.GMF_ALL_VALID else band.GetMaskBand()
+    return sources.alpha_band(dataset) or own
 
 
 def _day(match: Optional[re.Match[str]]) -> str:
