@@ -210,7 +210,7 @@ def _add(command: argparse.ArgumentParser, request: type[Request], field: datacl
         metavar = _COORDINATES.get(field.name, "VALUE,VALUE")
         command.add_argument(name, type=_values, default=field.default, metavar=metavar, help=text)
     elif hint == tuple[str, ...]:
-        default = None if required else list(field.default)
+        default: Any = None if required else list(field.default)  # type: ignore[arg-type]
         metavar = field.name.upper()
         command.add_argument(
             name, nargs="+", action="extend", required=required, default=default, metavar=metavar, help=text

@@ -33,7 +33,7 @@ from ..settings import Settings
 
 STEPS = ("environment", "torch", "packages", "check")
 TORCH = ("torch", "torchvision")
-PACKAGES = ("open_clip_torch", "huggingface_hub", "safetensors")
+PACKAGES = ("open_clip_torch", "huggingface_hub", "safetensors", "psycopg", "psycopg-binary")
 LOCK = "engine-lock.txt"  # in resources/: which versions are allowed
 INDEX = "https://download.pytorch.org/whl"
 # A driver runs the CUDA of its own version and every older one.

@@ -23,11 +23,13 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from conftest import UTM, write_raster
+from conftest import UTM, truth, write_raster
 from osgeo import ogr, osr
 
+from clippan import resources
 from clippan.errors import ClippanError
 from clippan.jobs import AboutIndexRequest, Context, IndexRequest, SearchRequest, run
+from clippan.jobs.options import Device
 from clippan.raster.tiles import Window
 from clippan.search import build, catalogue, postgis, query, store
 from clippan.search.store import About, Filter, Raster, Tile
@@ -859,8 +861,55 @@ def test_from_rasters_to_hits(name, tmp_path, monkeypatch):
     assert (about.tiles, about.extent, about.files) == (3, (500000, 4999360, 501920, 5000000), (path,))
 
 
+def test_the_starter_model_finds_the_same_in_both(name, tmp_path):
+    if not (resources() / "starter-clip" / "open_clip_model.safetensors").exists():
+        pytest.skip("the starter model is not in resources/")
+    path = write_raster(tmp_path / "land.tif", (truth(128, 3) / 8).clip(0, 255).astype(np.uint8), 10.0)
+    hits = []
+    for index in (name, str(tmp_path / "index.gpkg")):
+        made = run(IndexRequest((path,), index, tile=(64,), device=Device.CPU), Context())
+        assert made.tiles == made.added > 4
+        hits.append(run(SearchRequest(index, text=("farmland", "river"), top=3, device=Device.CPU), Context()).hits)
+    assert [(hit.prompt, hit.window, hit.bounds) for hit in hits[0]] == [
+        (hit.prompt, hit.window, hit.bounds) for hit in hits[1]
+    ]
+    assert [hit.confidence for hit in hits[0]] == pytest.approx([hit.confidence for hit in hits[1]], rel=1e-3)
+
+
 def test_the_file_is_still_the_other_one(tmp_path):
     """A path is never taken for an address."""
     path = str(tmp_path / "index.gpkg")
     fill(path)
     assert isinstance(catalogue.reader(path), store.Index)
+
+
+def test_what_a_colleague_has_is_not_dropped(name, tmp_path, monkeypatch):
+    """A file that is missing here is dropped only by a job that is about its folder."""
+    for module in (build, query):
+        monkeypatch.setattr(module, "encoder", stub)
+    pixels = np.full((3, 64, 64), 200, np.uint8)
+    folders = [tmp_path / "mine", tmp_path / "theirs"]
+    for folder in folders:
+        folder.mkdir()
+        write_raster(folder / "a.tif", pixels, 10.0)
+        write_raster(folder / "b.tif", pixels, 10.0)
+        run(IndexRequest((str(folder),), name, tile=(64,), overlap=0.0), Context())
+    (folders[1] / "a.tif").unlink()  # as it looks on my machine
+    mine = run(IndexRequest((str(folders[0] / "a.tif"),), name, tile=(64,), overlap=0.0), Context())
+    assert (mine.dropped, mine.rasters) == (0, 4)
+    theirs = run(IndexRequest((str(folders[1]),), name, tile=(64,), overlap=0.0), Context())
+    assert (theirs.dropped, theirs.rasters) == (1, 3)
+
+
+def test_no_result_holds_the_password(name, tmp_path, monkeypatch):
+    for module in (build, query):
+        monkeypatch.setattr(module, "encoder", stub)
+    path = write_raster(tmp_path / "a.tif", np.full((3, 64, 64), 200, np.uint8), 10.0)
+    made = run(IndexRequest((path,), name, tile=(64,)), Context())
+    found = run(SearchRequest(name, text=("red",)), Context())
+    about = run(AboutIndexRequest(name), Context())
+    with pytest.raises(ClippanError) as caught:
+        run(SearchRequest(name, text=("red",), rasters=("other.tif",)), Context())
+    told = f"{made} {found} {about} {caught.value}"
+    assert SECRET not in told
+    assert quote(SECRET, safe="") not in told

@@ -19,11 +19,11 @@ def about(request: AboutIndexRequest) -> AboutIndexResult:
         if found is None:
             warning = f"The model {index.about.label} is not on this machine; the first search downloads it."
         elif found.sha256 and index.about.sha256 and found.sha256 != index.about.sha256:
-            warning = changed(request.index, index.about.label)
+            warning = changed(index.path, index.about.label)
     except ClippanError as error:
         warning = str(error)
     return AboutIndexResult(
-        request.index,
+        index.path,
         index.about.model,
         index.about.label,
         index.count,

@@ -14,6 +14,7 @@ from osgeo import gdal, osr
 
 from clippan.clip.encoder import Encoder, encoder
 from clippan.errors import Cancelled, ClippanError
+from clippan.jobs import check
 from clippan.jobs.base import Context
 from clippan.jobs.index import IndexRequest, IndexResult
 from clippan.raster import source as sources
@@ -75,7 +76,7 @@ def build(request: IndexRequest, context: Context) -> IndexResult:
     about = About(model.model.id, model.model.label, model.sha256, model.width, model.pixels, "")
     count = _Count(failed=failed)
     with builder(request.output, about) as index:
-        work = _prepare(paths, look, model, index, count, context.part(3, 10))
+        work = _prepare(request, paths, look, model, index, count, context.part(3, 10))
         if not (work or count.kept):
             raise ClippanError(count.failed[0])
         begun = time.monotonic()
@@ -97,7 +98,7 @@ def build(request: IndexRequest, context: Context) -> IndexResult:
         for sentence in count.failed:
             context.log(sentence)
         return IndexResult(
-            request.output,
+            index.path,
             about.model,
             tiles,
             len(index.rasters),
@@ -120,10 +121,11 @@ def set_threads(wanted: int) -> None:
 
 
 def _prepare(
-    paths: Sequence[str], look: Look, model: Encoder, index: Any, count: _Count, context: Context
+    request: IndexRequest, paths: Sequence[str], look: Look, model: Encoder, index: Any, count: _Count, context: Context
 ) -> list[_Work]:
     """Compares the rasters with what the index holds, drops what is gone, and lists what is to do."""
     known = {raster.path: raster for raster in index.rasters.values()}
+    shared = check.is_database(request.output)
     found: list[tuple[Raster, Grid, Plan]] = []
     stale = []
     for position, path in enumerate(paths):
@@ -131,7 +133,7 @@ def _prepare(
         try:
             scene = Scene(path, look, ())
             fingerprint = scene.fingerprint()
-            before = known.get(path) or _moved(known.values(), fingerprint, look.text())
+            before = known.get(path) or (None if shared else _moved(known.values(), fingerprint, look.text()))
             same = before is not None and (before.fingerprint, before.look) == (fingerprint, look.text())
             if before is not None and same and before.path != path:
                 context.log(f"{before.path} has moved to {path}.")
@@ -158,7 +160,8 @@ def _prepare(
     if found:
         index.start(next((grid.crs for _, grid, _ in found if grid.crs), ""))
     for raster in list(index.rasters.values()):
-        gone = raster.path not in paths and _gone(raster.path)
+        # What is missing on this machine may be there on a colleague's, but for folders that this job is about.
+        gone = raster.path not in paths and _gone(raster.path) and (not shared or _inside(raster.path, request.rasters))
         if gone:
             context.log(f"{raster.path} does not exist any more; its tiles are dropped.")
         if gone or raster in stale:
@@ -176,6 +179,10 @@ def _moved(rasters: Any, fingerprint: str, look: str) -> Optional[Raster]:
         if fingerprint and (raster.fingerprint, raster.look) == (fingerprint, look) and _missing(raster.path):
             return raster
     return None
+
+
+def _inside(path: str, folders: Sequence[str]) -> bool:
+    return any(Path(folder).absolute() in Path(path).parents for folder in folders if sources.exists(folder))
 
 
 def _missing(path: str) -> bool:

@@ -114,7 +114,7 @@ def search(request: SearchRequest, context: Context) -> SearchResult:
     context.progress(0, "Opening the index")
     index = reader(request.index)
     if not index.count:
-        raise ClippanError(f"The index {request.index} holds no tiles; run Build tile index on it again.")
+        raise ClippanError(f"The index {index.path} holds no tiles; run Build tile index on it again.")
     model = _model(index, request, context)
     wanted, hints = _filter(index, request)
     query = _query(index, model, request)
@@ -147,7 +147,7 @@ def search(request: SearchRequest, context: Context) -> SearchResult:
         heatmap.write(request.heatmap, index, wanted, query, context.part(80, 100))
     return SearchResult(
         tuple(hits),
-        request.index,
+        index.path,
         index.about.model,
         crs,
         searched,
@@ -161,7 +161,7 @@ def search(request: SearchRequest, context: Context) -> SearchResult:
 def _model(index: Any, request: SearchRequest, context: Context) -> Encoder:
     model = encoder(index.about.model, request.device, context.part(0, 40))
     if (index.about.sha256 and model.sha256 != index.about.sha256) or model.width != index.about.width:
-        raise ClippanError(changed(request.index, index.about.label))
+        raise ClippanError(changed(index.path, index.about.label))
     return model
 
 
@@ -177,7 +177,7 @@ def _filter(index: Any, request: SearchRequest) -> tuple[Filter, list[str]]:
     if request.rasters:
         for name in request.rasters:
             if not any(_is(raster, name) for raster in index.rasters.values()):
-                raise ClippanError(f"The raster {name} is not in the index {request.index}; index it first.")
+                raise ClippanError(f"The raster {name} is not in the index {index.path}; index it first.")
         chosen = {
             number for number in chosen or () if any(_is(index.rasters[number], name) for name in request.rasters)
         }

@@ -307,14 +307,8 @@ class Builder:
 
     def _resume(self) -> None:
         index = Index(self.path)
-        found, wanted = index.about, self.about
-        same = (found.model, found.width, found.pixels) == (wanted.model, wanted.width, wanted.pixels)
-        if not same or (found.sha256 and wanted.sha256 and found.sha256 != wanted.sha256):
-            version = " in another version" if found.model == wanted.model else ""
-            raise ClippanError(
-                f"The index {self.path} holds vectors of {found.label}{version}, which do not compare with those of "
-                f"{wanted.label}; choose another output, or delete that index."
-            )
+        found = index.about
+        same_model(f"index {self.path}", found, self.about)
         self.about = found
         self.rasters = dict(index.rasters)
         used = set(index.chosen(Filter()).tolist())
@@ -491,6 +485,17 @@ class Builder:
                 raise
         except RuntimeError as error:
             raise _unwritten(self.path, str(error)) from error
+
+
+def same_model(what: str, found: About, wanted: About) -> None:
+    """Raises ClippanError if an index (what it is called in a sentence) holds vectors of another model."""
+    same = (found.model, found.width, found.pixels) == (wanted.model, wanted.width, wanted.pixels)
+    if not same or (found.sha256 and wanted.sha256 and found.sha256 != wanted.sha256):
+        version = " in another version" if found.model == wanted.model else ""
+        raise ClippanError(
+            f"The {what} holds vectors of {found.label}{version}, which do not compare with those of {wanted.label}; "
+            "index into another one, or with that model."
+        )
 
 
 def vectors_of(path: str) -> Path:

@@ -1,0 +1,782 @@
+"""The index in a database: PostgreSQL with PostGIS and pgvector, for a team that shares one catalogue.
+
+It is named ``postgresql://user:password@host:port/database?schema=NAME``, as libpq reads it, but for ``schema``,
+which is ours. That schema holds ``tiles`` (outline, raster, window, scale, date, vector), ``rasters``, and ``about``:
+one row with whose vectors they are, and with a counter of changes, by which readers notice what others have written.
+Whatever a job commits is one transaction; an advisory lock lets one job at a time write, and readers go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import re
+import struct
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+from urllib.parse import unquote
+
+import numpy as np
+
+from clippan import __version__
+from clippan.errors import ClippanError
+from clippan.raster.tiles import Window
+from clippan.search.scene import spatial
+from clippan.search.store import About, Filter, Raster, Tile, same_model
+
+FORMAT = "1"
+SCHEMA = "clippan"  # where the address names none
+EXTENSIONS = {"postgis": "PostGIS", "vector": "pgvector"}
+
+# Up to here every vector is compared: on two cores that takes 80 ms for 100,000 of 384 numbers, 230 ms for 250,000,
+# and misses nothing. pgvector's index (HNSW) takes about 55 ms for either, since thousands of candidates are wanted,
+# but minutes to be made, and every tile that is added costs more.
+EXACT = 200_000
+# What pgvector visits at most (hnsw.max_scan_tuples); where more would have to be, comparing all is quicker.
+_VISITS = 20_000
+_ITERATIVE = (0, 8)  # the pgvector that goes on in its index until it has enough; before, 1000 were the most
+_EF_SEARCH = 1000  # the largest: a search wants thousands of candidates
+_BUILDING = 2**20  # kB of memory that making the index may take
+_GRAPH = 512  # bytes a vector in it, beside the vector itself
+
+_MARK = "Tile index of CLIPPan"
+# A server that is gone is noticed within a minute, from both sides; what the address says goes first.
+_CONNECTION = {
+    "application_name": "CLIPPan",
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+_SETTINGS = {"jit": "off", "tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
+_ADDRESS = re.compile(r"(postgres(?:ql)?://)(?:([^@/:]*)(?::[^@/]*)?@)?([^@/?]*)(/[^@/?]*)?(?:\?(.*))?", re.DOTALL)
+_POLYGON = 0x20000003  # with an SRID, in extended WKB
+
+# In binary form a vector is its width, two bytes, and its numbers.
+_HEADER = struct.Struct(">HH")
+_TYPES = {"halfvec": ">f2", "vector": ">f4"}
+
+_TABLES = (
+    "CREATE TABLE {about} (format text NOT NULL, engine text NOT NULL, changes bigint NOT NULL DEFAULT 0, "
+    "srid integer NOT NULL, kind text NOT NULL, model text NOT NULL, label text NOT NULL, sha256 text NOT NULL, "
+    "width integer NOT NULL, pixels integer NOT NULL, crs text NOT NULL)",
+    "COMMENT ON TABLE {about} IS {mark}",
+    "CREATE TABLE {rasters} (id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY, path text NOT NULL, "
+    "look text NOT NULL, fingerprint text NOT NULL, stretch text NOT NULL, date text NOT NULL, "
+    "done bigint NOT NULL, planned bigint NOT NULL, tiles bigint NOT NULL DEFAULT 0)",
+    "CREATE TABLE {tiles} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, "
+    "raster_id integer NOT NULL REFERENCES {rasters}, x integer NOT NULL, y integer NOT NULL, "
+    "width integer NOT NULL, height integer NOT NULL, scale double precision NOT NULL, date date, "
+    "geom geometry(Polygon, {srid}), vector {kind}({width}) NOT NULL)",
+    # Beside the rest of its row, not in another table, which would be read by rows.
+    "ALTER TABLE {tiles} ALTER COLUMN vector SET STORAGE PLAIN",
+    "CREATE INDEX tiles_geom ON {tiles} USING gist (geom)",
+    "CREATE INDEX tiles_raster_id ON {tiles} (raster_id)",
+)
+_ADD_RASTER = (
+    "INSERT INTO {rasters} (path, look, fingerprint, stretch, date, done, planned) VALUES (%(path)s, %(look)s, "
+    "%(fingerprint)s, %(stretch)s, %(date)s, %(done)s, %(planned)s) RETURNING id"
+)
+_CHANGE_RASTER = (
+    "UPDATE {rasters} SET path = %(path)s, look = %(look)s, fingerprint = %(fingerprint)s, stretch = %(stretch)s, "
+    "date = %(date)s, done = %(done)s, planned = %(planned)s WHERE id = %(id)s RETURNING id"
+)
+_ADD_TILES = "COPY {tiles} (raster_id, x, y, width, height, scale, date, geom, vector) FROM STDIN (FORMAT BINARY)"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What ``about`` says: besides About, the SRID of the outlines, the vectors' type (halfvec or vector), and which
+    state of the catalogue this is."""
+
+    about: About
+    srid: int
+    kind: str
+    state: tuple[int, int]
+
+
+class _Database:
+    """A schema of a database, with one connection to it. Safe in several threads.
+
+    Args:
+        name: the address.
+
+    Raises:
+        ClippanError: the address is not understood, or there is no driver.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._psycopg = _driver()
+        self._parameters, self.schema, self.path = self._understood(name)
+        self.user = str(self._parameters.get("user") or "this user")
+        self._lock = threading.RLock()
+        self._connection: Any = None
+        self._held = False  # the lock of a writer, which goes with the connection
+        self.extensions: dict[str, str] = {}
+
+    @property
+    def place(self) -> str:
+        """The database, for a message."""
+        login = self._parameters
+        host = login.get("host") or login.get("service") or "this machine"
+        return f"the database {login.get('dbname') or self.user} on {host}"
+
+    @property
+    def title(self) -> str:
+        """The catalogue, for a message."""
+        return f"catalogue {self.schema} in {self.place}"
+
+    def quoted(self, name: str) -> str:
+        """A name as it is written in SQL."""
+        return str(self._psycopg.sql.Identifier(name).as_string(None))
+
+    def _understood(self, name: str) -> tuple[dict[str, Any], str, str]:
+        """Parameters of libpq, the schema, and the address without what is secret.
+
+        Nothing of an address that is not understood is repeated: a password with an @ or a / in it lies anywhere.
+        """
+        wrong = ClippanError(
+            "The catalogue's address is not understood; write it as postgresql://user:password@host:port/database"
+            "?schema=NAME, with %40 for an @ in the password, %3A for a :, %2F for a / and %25 for a %."
+        )
+        match = _ADDRESS.fullmatch(name)
+        if match is None:
+            raise wrong
+        scheme, user, host, database, query = match.groups(default="")
+        address = name[: match.start(5) - 1] if match[5] is not None else name
+        options = [item for item in query.split("&") if item]
+        chosen = [unquote(item[len("schema=") :]) for item in options if item.startswith("schema=")]
+        schema = chosen[-1] if chosen and chosen[-1] else SCHEMA
+        others = "&".join(item for item in options if not item.startswith("schema="))
+        try:
+            parameters = self._psycopg.conninfo.conninfo_to_dict(f"{address}?{others}" if others else address)
+        except self._psycopg.Error:
+            raise wrong from None
+        if "\0" in schema or not re.fullmatch(r"[\d,]*", str(parameters.get("port") or "")):
+            raise wrong
+        return parameters, schema, f"{scheme}{user}{'@' * bool(user)}{host}{database}?schema={schema}"
+
+    def connect(self) -> Any:
+        """The connection, made anew if it was lost; but not a writer's.
+
+        Raises:
+            ClippanError: the server cannot be reached, or does not let the user in.
+        """
+        with self._lock:
+            if self._connection is None or (self._connection.closed and not self._held):
+                try:
+                    # Not prepared: a plan for any vector and any limit would do without the index.
+                    connection = self._psycopg.connect(
+                        **{**_CONNECTION, **self._parameters}, autocommit=True, prepare_threshold=None
+                    )
+                except self._psycopg.Error as error:
+                    raise self._refused(error) from error
+                self.user = connection.info.user
+                with self.sentences():
+                    self._prepare(connection)
+                self._connection = connection
+            return self._connection
+
+    def _refused(self, error: Any) -> ClippanError:
+        reason = _reason(error)
+        # Only who has asked for a password, or says FATAL, is a server.
+        if "FATAL" in reason or (error.pgconn is not None and error.pgconn.needs_password):
+            return ClippanError(
+                f"The server does not let {self.user} into {self.place} ({reason}); check the user name, the password "
+                "and the database's name."
+            )
+        return ClippanError(
+            f"The server of {self.place} does not answer ({reason}); check the host, the port and the network, and "
+            "that PostgreSQL runs there."
+        )
+
+    def _prepare(self, connection: Any) -> None:
+        """Types and operators are found by the path; tables are always named with their schema."""
+        found = connection.execute(
+            "SELECT extname, extversion, nspname FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace "
+            "WHERE extname = ANY(%s)",
+            [list(EXTENSIONS)],
+        ).fetchall()
+        self.extensions = {name: version for name, version, _ in found}
+        for name, value in {**_SETTINGS, **self._scan()}.items():
+            connection.execute("SELECT set_config(%s, %s, false)", [name, value])
+        if found:
+            sql = self._psycopg.sql
+            places = sql.SQL(", ").join(sql.Identifier(item) for item in sorted({schema for *_, schema in found}))
+            connection.execute(sql.SQL("SET search_path TO {}").format(places))
+
+    def _scan(self) -> dict[str, str]:
+        if not self.iterative:
+            return {}
+        return {"hnsw.ef_search": str(_EF_SEARCH), "hnsw.iterative_scan": "relaxed_order"}
+
+    @property
+    def iterative(self) -> bool:
+        """Whether this pgvector finds in its index as many as are wanted."""
+        return tuple(int(part) for part in re.findall(r"\d+", self.extensions.get("vector", ""))[:2]) >= _ITERATIVE
+
+    def hold(self) -> None:
+        """Takes the lock of the one that writes, until the connection ends.
+
+        Raises:
+            ClippanError: another process has it.
+        """
+        key = f"{_MARK} in {self.schema}"
+        ((free,),) = self.ask("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [key])
+        if not free:
+            raise ClippanError(
+                f"Another process is indexing into the {self.title}; wait until it is done, or cancel it there."
+            )
+        self._held = True
+
+    def close(self) -> None:
+        """Ends the connection, and with it the lock."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def composed(self, text: str, **parts: Any) -> Any:
+        """SQL with the names of our tables in it, and other parts."""
+        sql = self._psycopg.sql
+        names = {name: sql.Identifier(self.schema, name) for name in ("tiles", "rasters", "about")}
+        return sql.SQL(text).format(schema=sql.Identifier(self.schema), **names, **parts)
+
+    def ask(self, text: str, parameters: Sequence[Any] = (), **parts: Any) -> list[tuple[Any, ...]]:
+        """The rows of a question, numbers and bytes as they are; asked again once if the connection was lost."""
+        with self._lock, self.sentences():
+            try:
+                return self._ask(text, parameters, parts)
+            except self._psycopg.OperationalError:
+                if not self._connection.closed:
+                    raise
+                return self._ask(text, parameters, parts)
+
+    def _ask(self, text: str, parameters: Sequence[Any], parts: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        with self.connect().cursor(binary=True) as cursor:
+            return cursor.execute(self.composed(text, **parts), parameters).fetchall()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Any]:
+        """A cursor, whose work is done as a whole or not at all."""
+        with self._lock, self.sentences(writing=True), self._connection.transaction(), self._connection.cursor() as it:
+            yield it
+
+    @contextlib.contextmanager
+    def sentences(self, writing: bool = False) -> Iterator[None]:
+        """Makes a sentence of what the database complains about."""
+        try:
+            yield
+        except self._psycopg.Error as error:
+            raise self._sentence(error, writing) from error
+
+    def _sentence(self, error: Any, writing: bool) -> ClippanError:
+        errors, reason = self._psycopg.errors, _reason(error)
+        again = "run the same again: what was indexed so far is kept" if writing else "try again"
+        if isinstance(error, errors.InsufficientPrivilege):
+            schema, user = self.quoted(self.schema), self.quoted(self.user)
+            rights = "SELECT, INSERT, UPDATE, DELETE" if writing else "SELECT"
+            return ClippanError(
+                f"{self.user} may not {'write' if writing else 'read'} the {self.title} ({reason}); ask its owner to "
+                f"run GRANT USAGE ON SCHEMA {schema} TO {user} and GRANT {rights} ON ALL TABLES IN SCHEMA {schema} "
+                f"TO {user}."
+            )
+        if self._connection is not None and self._connection.closed:
+            return ClippanError(f"The connection to {self.place} was lost ({reason}); {again}.")
+        what = "written" if writing else "read"
+        return ClippanError(f"The {self.title} could not be {what} ({reason}); check the server, and {again}.")
+
+    def about(self) -> Optional[_Found]:
+        """What the schema holds; None if it is not there, or empty.
+
+        Raises:
+            ClippanError: it holds something else, or comes from another version.
+        """
+        relations = dict(
+            self.ask(
+                "SELECT relname::text, obj_description(c.oid, 'pg_class') FROM pg_class c "
+                "JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = %s",
+                [self.schema],
+            )
+        )
+        if not relations:
+            return None
+        if relations.get("about") != _MARK:
+            raise ClippanError(
+                f"The schema {self.schema} of {self.place} holds something else than a catalogue; choose another with "
+                "?schema=NAME at the end of the address."
+            )
+        ((form, engine),) = self.ask("SELECT format, engine FROM {about}")
+        if form != FORMAT:
+            raise ClippanError(
+                f"The {self.title} was made by version {engine} of CLIPPan, in a form that this one does not read; "
+                "update CLIPPan, or index into another schema."
+            )
+        ((table, changes, srid, kind, *values),) = self.ask(
+            "SELECT tableoid, changes, srid, kind, model, label, sha256, width, pixels, crs FROM {about}"
+        )
+        return _Found(About(*values), srid, kind, (table, changes))
+
+    def extend(self, cursor: Any) -> None:
+        """Makes the extensions, where they are missing and may be made.
+
+        Raises:
+            ClippanError: an administrator has to.
+        """
+        errors = self._psycopg.errors
+        for name, product in EXTENSIONS.items():
+            command = f"CREATE EXTENSION {name}"
+            try:
+                text = self._psycopg.sql.SQL("CREATE EXTENSION IF NOT EXISTS {}")
+                cursor.execute(text.format(self._psycopg.sql.Identifier(name)))
+            except errors.InsufficientPrivilege as error:
+                raise ClippanError(
+                    f"{self.place[0].upper()}{self.place[1:]} lacks {product}; ask the database's administrator to "
+                    f"run {command} in it."
+                ) from error
+            except (errors.FeatureNotSupported, errors.UndefinedFile) as error:
+                raise ClippanError(
+                    f"The server of {self.place} has no {product}; ask the database's administrator to install it "
+                    f"there, and to run {command}."
+                ) from error
+        self._prepare(self._connection)
+
+
+def _driver() -> Any:
+    """The module psycopg."""
+    try:
+        import psycopg
+        import psycopg.conninfo
+    except ImportError as error:  # also where it finds no libpq
+        raise ClippanError(
+            "The engine lacks psycopg, with which it reads catalogues in PostgreSQL; run Set up engine again, or "
+            "install it into the engine's Python: python -m pip install 'psycopg[binary]'."
+        ) from error
+    return psycopg
+
+
+def _reason(error: Any) -> str:
+    """What went wrong, in one line."""
+    text = error.diag.message_primary or str(error)
+    return " ".join(text.split()).rstrip(".")
+
+
+class Index:
+    """A catalogue that is open for reading, as it was when it was opened; tiles of rasters that came later are left
+    out. Safe in several threads; other processes may write meanwhile.
+
+    Args:
+        name: the address.
+        database: where it has been opened before.
+
+    Raises:
+        ClippanError: there is none, or it cannot be reached or read.
+    """
+
+    def __init__(self, name: str, database: Optional[_Database] = None) -> None:
+        self.database = database or _Database(name)
+        self.path = self.database.path
+        found = self.database.about()
+        if found is None:
+            raise ClippanError(
+                f"There is no {self.database.title}; make it with Build tile index (clippan index), or check the "
+                "schema's name."
+            )
+        self.about, self.state = found.about, found.state
+        self._srid, self._kind = found.srid, found.kind
+        rows = self.database.ask(
+            "SELECT tiles, id, path, look, fingerprint, stretch, date, done, planned FROM {rasters} ORDER BY id"
+        )
+        self.rasters = {row[1]: _raster(row[1:]) for row in rows}
+        self._counts = {row[1]: row[0] for row in rows}
+        self._samples: dict[int, np.ndarray] = {}
+
+    @property
+    def count(self) -> int:
+        """How many tiles it holds."""
+        return sum(self._counts.values())
+
+    def _where(self, wanted: Filter) -> tuple[Any, list[Any]]:
+        """The condition of a filter, and its parameters."""
+        texts = ["TRUE"]
+        parameters: list[Any] = []
+        if wanted.rasters is not None:
+            texts.append("raster_id = ANY(%s)")
+            parameters.append(sorted(wanted.rasters))
+        if wanted.extent:
+            left, bottom, right, top = wanted.extent
+            box = [left, bottom, right, top, self._srid]
+            # Boxes are quick but rounded: what is not well inside is looked at closely.
+            texts.append(
+                "geom && ST_MakeEnvelope(%s, %s, %s, %s, %s) AND (geom @ ST_MakeEnvelope(%s, %s, %s, %s, %s) OR "
+                "ST_XMax(geom) > %s AND ST_XMin(geom) < %s AND ST_YMax(geom) > %s AND ST_YMin(geom) < %s)"
+            )
+            parameters += [*box, *box, left, right, bottom, top]
+        return self.database.composed(" AND ".join(texts)), parameters
+
+    def chosen(self, wanted: Filter) -> np.ndarray:
+        """The ids of the tiles of these rasters that touch this extent, int64, ascending."""
+        where, parameters = self._where(wanted)
+        return _ids(self.database.ask("SELECT id FROM {tiles} WHERE {where} ORDER BY id", parameters, where=where))
+
+    def candidates(self, directions: np.ndarray, wanted: Filter, count: int) -> tuple[np.ndarray, int]:
+        """The ids of the tiles whose products with any direction (n, width) are among the ``count`` largest, and of
+        how many tiles they were chosen."""
+        size = self._size(wanted)
+        if size <= count:
+            return self.chosen(wanted), size
+        found = [self._nearest(direction, wanted, count, size) for direction in directions]
+        return np.unique(np.concatenate(found)), size
+
+    def _size(self, wanted: Filter) -> int:
+        if not wanted.extent:
+            rasters = self._counts if wanted.rasters is None else wanted.rasters & self._counts.keys()
+            return sum(self._counts[number] for number in rasters)
+        where, parameters = self._where(wanted)
+        ((size,),) = self.database.ask("SELECT count(*) FROM {tiles} WHERE {where}", parameters, where=where)
+        return int(size)
+
+    def _nearest(self, direction: np.ndarray, wanted: Filter, count: int, size: int) -> np.ndarray:
+        where, parameters = self._where(wanted)
+        parameters += ["[" + ",".join(map(str, direction.astype(np.float32).tolist())) + "]", count]
+        product = self.database.composed("vector <#> %s::{kind}", kind=self.database.composed(self._kind))
+        orders = [self.database.composed("({product}) + 0", product=product)]  # no index knows a sum: all are compared
+        if size > EXACT and count * self.count <= _VISITS * size:
+            orders.insert(0, product)
+        found = np.empty(0, np.int64)
+        for order in orders:
+            question = "SELECT id FROM {tiles} WHERE {where} ORDER BY {order} LIMIT %s"
+            found = _ids(self.database.ask(question, parameters, where=where, order=order))
+            if len(found) == count:
+                break
+        return found
+
+    def vectors(self, ids: np.ndarray) -> np.ndarray:
+        """The vectors of tiles, float32 (n, width); zeros for tiles that another process has removed meanwhile,
+        which ``tiles`` leaves out."""
+        rows = self.database.ask(
+            "SELECT id, vector FROM {tiles} WHERE id = ANY(%s) ORDER BY id", [np.asarray(ids).tolist()]
+        )
+        result = np.zeros((len(ids), self.about.width), np.float32)
+        if rows:
+            known = _ids(rows)
+            places = np.searchsorted(known, ids).clip(0, len(known) - 1)
+            there = known[places] == ids
+            result[there] = self._matrix(rows)[places[there]]
+        return result
+
+    def _matrix(self, rows: Sequence[tuple[Any, ...]]) -> np.ndarray:
+        """The vectors in the last column, float32."""
+        data = b"".join(row[-1][_HEADER.size :] for row in rows)
+        return np.frombuffer(data, _TYPES[self._kind]).reshape(-1, self.about.width).astype(np.float32)
+
+    def sample(self, count: int) -> np.ndarray:
+        """Vectors of about so many tiles from all over the index, float32 (n, width)."""
+        if count not in self._samples:  # asked for by every search for the like, and megabytes
+            step = max(self.count // count, 1)
+            self._samples[count] = self._matrix(
+                self.database.ask("SELECT vector FROM {tiles} WHERE id %% %s = 0 ORDER BY id", [step])
+            )
+        return self._samples[count]
+
+    def tiles(self, ids: Sequence[int]) -> list[Tile]:
+        """Tiles by their ids, in that order; those that are no longer there, or came later, are left out."""
+        wanted = [int(number) for number in ids]
+        rows = self.database.ask(
+            "SELECT id, raster_id, x, y, width, height, scale, ST_AsBinary(geom, 'NDR') FROM {tiles} "
+            "WHERE id = ANY(%s) AND raster_id = ANY(%s)",
+            [wanted, list(self.rasters)],
+        )
+        found = {row[0]: Tile(row[0], row[1], Window(*row[2:6]), row[6], _corners(row[7])) for row in rows}
+        return [found[number] for number in wanted if number in found]
+
+    def at(self, x: float, y: float) -> Optional[Tile]:
+        """The smallest tile that holds a place in the index's CRS, of several the one around it; None without one."""
+        rows = self.database.ask(
+            "SELECT id FROM {tiles}, ST_SetSRID(ST_MakePoint(%s, %s), %s) AS place WHERE geom && place "
+            "AND ST_XMin(geom) <= %s AND ST_XMax(geom) >= %s AND ST_YMin(geom) <= %s AND ST_YMax(geom) >= %s "
+            "AND raster_id = ANY(%s) ORDER BY scale, ST_Distance(ST_Centroid(geom), place), id LIMIT 1",
+            [x, y, self._srid, x, x, y, y, list(self.rasters)],
+        )
+        return next(iter(self.tiles([row[0] for row in rows])), None)
+
+    @property
+    def extent(self) -> tuple[float, ...]:
+        """xmin, ymin, xmax, ymax of all tiles; empty without any."""
+        ((*box,),) = self.database.ask(
+            "SELECT ST_XMin(box), ST_YMin(box), ST_XMax(box), ST_YMax(box) "
+            "FROM (SELECT ST_3DExtent(geom) AS box FROM {tiles}) AS whole"
+        )
+        return tuple(box) if box[0] is not None else ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every raster was indexed to its end."""
+        return all(raster.done >= raster.planned for raster in self.rasters.values())
+
+
+_open: dict[str, Index] = {}
+
+
+def reader(name: str) -> Index:
+    """The catalogue as it is now, over the connection that is there already."""
+    known = _open.get(name)
+    found = known.database.about() if known is not None else None
+    if known is None or found is None or found.state != known.state:
+        known = _open[name] = Index(name, None if known is None else known.database)
+    return known
+
+
+class Builder:
+    """A catalogue that is open for writing; a context manager. One process at a time holds it.
+
+    The schema is made when the first rasters are put, so a job that fails before leaves nothing.
+
+    Args:
+        name: the address.
+        about: whose vectors it will hold; for one that exists they have to be the same model's.
+
+    Raises:
+        ClippanError: another process is writing it, it is another model's, or it cannot be reached.
+    """
+
+    def __init__(self, name: str, about: About) -> None:
+        self._database = _Database(name)
+        self.path = self._database.path
+        self.about = about
+        self.rasters: dict[int, Raster] = {}
+        self._srid, self._kind = 0, ""  # of the outlines, of the vectors; none without tables
+        self._made = False  # the schema, by this job
+        self._changed = False
+
+    def __enter__(self) -> Builder:
+        try:
+            self._database.hold()
+            self._resume()
+        except BaseException:
+            self._database.close()
+            raise
+        return self
+
+    def __exit__(self, failure: Any, *_: Any) -> None:
+        try:
+            if failure is None and self._changed:
+                self._settle()
+        finally:
+            self._database.close()
+
+    def _resume(self) -> None:
+        there = self._database.about()
+        if there is None:
+            return
+        found = there.about
+        same_model(self._database.title, found, self.about)
+        self.about, self._srid, self._kind = found, there.srid, there.kind
+        rows = self._database.ask(
+            "SELECT id, path, look, fingerprint, stretch, date, done, planned FROM {rasters} ORDER BY id"
+        )
+        self.rasters = {row[0]: _raster(row) for row in rows}
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a catalogue."""
+        return bool(self._kind)
+
+    def start(self, crs: str) -> None:
+        """Makes the tables, if there are none; their outlines are in this CRS (WKT, or empty)."""
+        if self.exists:
+            return
+        self.about = dataclasses.replace(self.about, crs=crs)
+        database = self._database
+        with database.writing() as cursor:
+            database.extend(cursor)
+            cursor.execute("SELECT to_regtype('halfvec') IS NULL")
+            kind = "vector" if cursor.fetchone()[0] else "halfvec"
+            srid = _known_srid(cursor, crs)
+            try:
+                self._create(cursor, srid, kind)
+            except _driver().errors.InsufficientPrivilege as error:
+                schema, user = database.quoted(database.schema), database.quoted(database.user)
+                raise ClippanError(
+                    f"{database.user} may not make the schema {database.schema} or its tables in {database.place}; ask "
+                    f"the database's administrator to run CREATE SCHEMA {schema} AUTHORIZATION {user}."
+                ) from error
+        self._srid, self._kind = srid, kind
+
+    def _create(self, cursor: Any, srid: int, kind: str) -> None:
+        database = self._database
+        cursor.execute("SELECT count(*) FROM pg_namespace WHERE nspname = %s", [database.schema])
+        self._made = cursor.fetchone()[0] == 0
+        if self._made:  # whoever may not make schemas may have been given one
+            cursor.execute(database.composed("CREATE SCHEMA {schema}"))
+        sql = _driver().sql
+        for text in _TABLES:
+            cursor.execute(
+                database.composed(
+                    text, kind=sql.SQL(kind), width=sql.Literal(self.about.width), srid=sql.Literal(srid), mark=_MARK
+                )
+            )
+        values = {"format": FORMAT, "engine": __version__, "srid": srid, "kind": kind}
+        values.update(dataclasses.asdict(self.about))
+        columns = sql.SQL(", ").join(sql.Identifier(name) for name in values)
+        marks = sql.SQL(", ").join(sql.Placeholder() for _ in values)
+        cursor.execute(
+            database.composed("INSERT INTO {about} ({columns}) VALUES ({marks})", columns=columns, marks=marks),
+            list(values.values()),
+        )
+
+    def discard(self) -> None:
+        """Removes the tables of an index that came to nothing, and the schema if this job has made it."""
+        with contextlib.suppress(ClippanError), self._database.writing() as cursor:  # a lost server keeps them
+            cursor.execute(self._database.composed("DROP TABLE IF EXISTS {tiles}, {rasters}, {about}"))
+            if self._made:
+                cursor.execute(self._database.composed("DROP SCHEMA {schema}"))
+        self._kind = ""
+        self._changed = False
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        """A cursor whose work counts as one change."""
+        with self._database.writing() as cursor:
+            yield cursor
+            cursor.execute(self._database.composed("UPDATE {about} SET changes = changes + 1"))
+        self._changed = True
+
+    def put(self, rasters: Sequence[Raster]) -> list[Raster]:
+        """Adds rasters (their id is 0), or notes what has changed about them; returns them with their ids."""
+        if not rasters:
+            return []
+        written = []
+        with self._transaction() as cursor:
+            for raster in rasters:
+                values = dataclasses.asdict(raster)
+                values["stretch"] = json.dumps(raster.stretch)
+                cursor.execute(self._database.composed(_CHANGE_RASTER if raster.id else _ADD_RASTER), values)
+                written.append(dataclasses.replace(raster, id=cursor.fetchone()[0]))
+        self.rasters.update({raster.id: raster for raster in written})
+        return written
+
+    def commit(self, tiles: Sequence[Tile], vectors: np.ndarray, done: Mapping[int, int]) -> None:
+        """Adds tiles with their vectors (n, width), and notes how far their rasters are: all, or nothing.
+
+        Raises:
+            ClippanError: they cannot be written; what was committed before stays.
+        """
+        data = np.ascontiguousarray(vectors, _TYPES[self._kind])
+        header = _HEADER.pack(self.about.width, 0)
+        with self._transaction() as cursor:
+            with cursor.copy(self._database.composed(_ADD_TILES)) as copy:
+                # In binary form, outlines and vectors are bytes as we pack them.
+                copy.set_types(["int4"] * 5 + ["float8", "date", "bytea", "bytea"])
+                for tile, vector in zip(tiles, data):
+                    window = tile.window
+                    copy.write_row(
+                        (
+                            tile.raster,
+                            window.x,
+                            window.y,
+                            window.width,
+                            window.height,
+                            tile.scale,
+                            _day(self.rasters[tile.raster].date),
+                            _polygon(tile.outline, self._srid),
+                            header + vector.tobytes(),
+                        )
+                    )
+            added = Counter(tile.raster for tile in tiles)
+            for raster, count in done.items():
+                cursor.execute(
+                    self._database.composed("UPDATE {rasters} SET done = %s, tiles = tiles + %s WHERE id = %s"),
+                    [count, added[raster], raster],
+                )
+        self.rasters.update({raster: dataclasses.replace(self.rasters[raster], done=done[raster]) for raster in done})
+
+    def drop(self, raster: int) -> int:
+        """Removes a raster with its tiles; returns how many those were."""
+        with self._transaction() as cursor:
+            cursor.execute(self._database.composed("DELETE FROM {tiles} WHERE raster_id = %s"), [raster])
+            count = cursor.rowcount
+            cursor.execute(self._database.composed("DELETE FROM {rasters} WHERE id = %s"), [raster])
+        del self.rasters[raster]
+        return int(count)
+
+    def count(self, raster: int) -> int:
+        """How many tiles of a raster are in the index."""
+        ((count,),) = self._database.ask("SELECT tiles FROM {rasters} WHERE id = %s", [raster])
+        return int(count)
+
+    def _settle(self) -> None:
+        """Has the database learn what it holds now, and makes the index of a catalogue that has become big."""
+        with self._database.writing() as cursor:
+            cursor.execute(self._database.composed("ANALYZE {tiles}"))
+            cursor.execute(self._database.composed("SELECT coalesce(sum(tiles), 0)::bigint FROM {rasters}"))
+            (count,) = cursor.fetchone()
+        if count > EXACT and self._database.iterative:
+            # Who does not own the tables may not, and a server may lack memory: then all vectors are compared, until
+            # a later job makes it.
+            with contextlib.suppress(ClippanError), self._database.writing() as cursor:
+                self._make_index(cursor, min(count * (2 * self.about.width + _GRAPH) // 1024, _BUILDING))
+
+    def _make_index(self, cursor: Any, memory: int) -> None:
+        """Makes the graph of neighbours, which is quick while it fits into memory (kB). Readers go on meanwhile."""
+        cursor.execute(
+            "SELECT set_config('maintenance_work_mem', "
+            "greatest(%s, pg_size_bytes(current_setting('maintenance_work_mem')) / 1024) || 'kB', true)",
+            [memory],
+        )
+        operators = _driver().sql.Identifier(f"{self._kind}_ip_ops")
+        cursor.execute(
+            self._database.composed(
+                "CREATE INDEX IF NOT EXISTS tiles_vector ON {tiles} USING hnsw (vector {operators})",
+                operators=operators,
+            )
+        )
+
+
+def _known_srid(cursor: Any, crs: str) -> int:
+    """The number under which this database knows a CRS; 0 if it does not, or there is none."""
+    if not crs:
+        return 0
+    reference = spatial(crs)
+    if reference.GetAuthorityName(None) != "EPSG":
+        return 0
+    cursor.execute(
+        "SELECT srid FROM spatial_ref_sys WHERE auth_name = 'EPSG' AND auth_srid = %s",
+        [int(reference.GetAuthorityCode(None))],
+    )
+    return (cursor.fetchone() or (0,))[0]
+
+
+def _raster(row: Sequence[Any]) -> Raster:
+    number, path, look, fingerprint, stretch, date, done, planned = row
+    pairs = tuple((low, high) for low, high in json.loads(stretch))
+    return Raster(number, path, look, fingerprint, pairs, date, done, planned)
+
+
+def _ids(rows: Sequence[tuple[Any, ...]]) -> np.ndarray:
+    """The first column, int64."""
+    return np.array([row[0] for row in rows], np.int64)
+
+
+def _day(text: str) -> Optional[datetime.date]:
+    try:
+        return datetime.date.fromisoformat(text)
+    except ValueError:  # not known, or not to the day
+        return None
+
+
+def _polygon(outline: Sequence[float], srid: int) -> Optional[bytes]:
+    """Corners x, y, … as extended WKB."""
+    if not outline:
+        return None
+    ring = (*outline, *outline[:2])
+    return struct.pack(f"<BIIII{len(ring)}d", 1, _POLYGON, srid, 1, len(ring) // 2, *ring)
+
+
+def _corners(blob: Optional[bytes]) -> tuple[float, ...]:
+    """The corners of a polygon in WKB: a byte and three numbers say what it is and how long."""
+    return tuple(np.frombuffer(blob, "<f8", offset=13)[:-2].tolist()) if blob else ()
