@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from qgis.core import QgsApplication
 
+from . import places
 from .engine import worker
 from .provider import Provider
+
+MENU = "CLIPPan"
+SHORTCUT = "Ctrl+Alt+F"  # QGIS lets the user change it
 
 
 class Plugin:
@@ -15,6 +19,10 @@ class Plugin:
         self._iface = iface
         self._provider = None
         self._options = None
+        self._guide = None
+        self._dock = None
+        self._action = None
+        self._locator = None
 
     def initProcessing(self):
         """Registers the algorithms; qgis_process calls only this."""
@@ -29,9 +37,12 @@ class Plugin:
         self.initProcessing()
         self._options = OptionsFactory()
         self._iface.registerOptionsWidgetFactory(self._options)
+        self._add_search()
 
     def unload(self):
         """Takes everything away and ends the engine's process."""
+        if self._dock is not None:
+            self._remove_search()
         if self._options is not None:
             self._iface.unregisterOptionsWidgetFactory(self._options)
             self._options = None
@@ -39,3 +50,38 @@ class Plugin:
             QgsApplication.processingRegistry().removeProvider(self._provider)
             self._provider = None
         worker.shared.stop()
+
+    def _add_search(self):
+        from qgis.PyQt.QtCore import Qt
+        from qgis.PyQt.QtGui import QIcon
+        from qgis.PyQt.QtWidgets import QAction
+
+        from .gui.guide import Guide
+        from .gui.locator import Locator
+        from .gui.search import SearchDock
+
+        self._guide = Guide(self._iface.mapCanvas())
+        self._dock = SearchDock(self._iface, self._guide)
+        self._action = QAction(QIcon(str(places.RESOURCES / "search.svg")), "CLIPPan search", self._iface.mainWindow())
+        self._action.setObjectName("ClippanSearchAction")
+        self._action.setCheckable(True)
+        self._action.setToolTip("Search rasters by text")
+        self._dock.setToggleVisibilityAction(self._action)
+        self._iface.addDockWidget(Qt.DockWidgetArea.RightDockWidgetArea, self._dock)
+        self._iface.registerMainWindowAction(self._action, SHORTCUT)
+        self._iface.addPluginToMenu(MENU, self._action)
+        self._iface.addToolBarIcon(self._action)
+        self._locator = Locator(self._guide)
+        self._iface.registerLocatorFilter(self._locator)
+
+    def _remove_search(self):
+        self._iface.deregisterLocatorFilter(self._locator)  # which deletes it
+        self._iface.removeToolBarIcon(self._action)
+        self._iface.removePluginMenu(MENU, self._action)
+        self._iface.unregisterMainWindowAction(self._action)
+        self._dock.stop()
+        self._iface.removeDockWidget(self._dock)
+        self._guide.remove()
+        self._dock.deleteLater()
+        self._action.deleteLater()
+        self._guide = self._dock = self._action = self._locator = None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import json
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from qgis.core import QgsSettings
 from qgis.PyQt.QtCore import QStandardPaths
 
 GROUP = "clippan"
+RECENT = f"{GROUP}/recent"
+INDEXES, PROMPTS = 12, 50  # that are remembered
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,48 @@ def default_cache() -> Path:
     """The cache folder of a user who has chosen none; never inside the plugin, which updates replace."""
     location = QStandardPaths.StandardLocation.GenericDataLocation
     return Path(QStandardPaths.writableLocation(location)) / "clippan"
+
+
+@dataclass(frozen=True)
+class Recent:
+    """What the search panel remembers, the newest first.
+
+    Attributes:
+        index: the one that is searched: a file, or a catalogue as ``connections`` names it.
+        indexes: files that were searched.
+        prompts: what was looked for.
+    """
+
+    index: str = ""
+    indexes: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls) -> Recent:
+        """What this QGIS profile remembers."""
+        try:
+            values = json.loads(QgsSettings().value(RECENT, "") or "{}")
+            return cls(str(values["index"]), tuple(map(str, values["indexes"])), tuple(map(str, values["prompts"])))
+        except (KeyError, TypeError, ValueError):
+            return cls()
+
+    def write(self) -> None:
+        """Remembers it in this QGIS profile."""
+        QgsSettings().setValue(RECENT, json.dumps(asdict(self)))
+
+    def with_index(self, index: str, is_file: bool) -> Recent:
+        """The same with another index to search."""
+        return replace(self, index=index, indexes=_first(index, self.indexes, INDEXES) if is_file else self.indexes)
+
+    def without_index(self, index: str) -> Recent:
+        """The same without this index."""
+        indexes = tuple(item for item in self.indexes if item != index)
+        return replace(self, index="" if self.index == index else self.index, indexes=indexes)
+
+    def with_prompt(self, prompt: str) -> Recent:
+        """The same with what was looked for now."""
+        return replace(self, prompts=_first(prompt, self.prompts, PROMPTS))
+
+
+def _first(item: str, items: tuple[str, ...], most: int) -> tuple[str, ...]:
+    return (item, *(other for other in items if other != item))[:most]

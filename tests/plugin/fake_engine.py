@@ -142,6 +142,8 @@ def answer(mode, number, job, request):
         assert message["params"]["id"] == number
         send(id=number, error={"code": -32001, "message": "Cancelled; nothing was written."})
         return
+    if "long" in request.get("text", ()):
+        time.sleep(1.5)  # as if a model was read: deaf to a cancel
     if mode == "without-torch":
         text = "PyTorch is missing in the engine's Python; run “Set up engine”."
         send(id=number, error={"code": -32000, "message": text, "data": {"traceback": "Traceback: no torch"}})

@@ -27,7 +27,7 @@ from clippan.search.catalogue import reader
 from clippan.search.scene import Look, Scene, name_of, transformed
 from clippan.search.store import Filter, Raster, Tile
 
-_CANDIDATES = 2000  # go on to the second step, at least
+_CANDIDATES = 1000  # go on to the second step, at least
 _PER_HIT = 50  # candidates for each hit that is wanted: their neighbours are merged
 _SHARED = 0.25  # of the smaller tile; then two hits are one place
 _SAMPLE = 20_000  # tiles, from which the index's mean is estimated
@@ -244,7 +244,7 @@ def _example(path: str, pixels: int) -> np.ndarray:
 def _distinct(index: Any, ids: np.ndarray, request: SearchRequest) -> list[Tile]:
     """The first ``top`` tiles of these, without those that show a place that is there already."""
     kept: list[Tile] = []
-    step = max(_CANDIDATES // 8, request.top)
+    step = 3 * request.top  # usually enough, and tiles take longer to read than to judge
     for start in range(0, len(ids), step):
         for tile in index.tiles(ids[start : start + step].tolist()):
             if request.overlapping or not any(_same_place(tile, other) for other in kept):

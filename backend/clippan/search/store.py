@@ -160,6 +160,8 @@ class Index:
 
     def chosen(self, wanted: Filter) -> np.ndarray:
         """The ids of the tiles of these rasters that touch this extent, int64, ascending."""
+        if wanted == Filter():
+            return self._ids
         keep = np.ones(len(self._ids), bool)
         if wanted.rasters is not None:
             keep = np.isin(self._of_raster, list(wanted.rasters))
