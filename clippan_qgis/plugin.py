@@ -75,7 +75,10 @@ class Plugin:
         self._iface.registerLocatorFilter(self._locator)
 
     def _remove_search(self):
+        from .gui import locator
+
         self._iface.deregisterLocatorFilter(self._locator)  # which deletes it
+        locator.stop()
         self._iface.removeToolBarIcon(self._action)
         self._iface.removePluginMenu(MENU, self._action)
         self._iface.unregisterMainWindowAction(self._action)

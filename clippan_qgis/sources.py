@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs
 from xml.sax.saxutils import escape
 
 from qgis.core import QgsProviderRegistry, QgsRasterLayer
@@ -53,8 +54,9 @@ def indexable(layer: QgsRasterLayer) -> str:
     """
     if layer.providerType() != "wms":
         return data_source(layer)
-    # The source is a query string; its own values may be encoded once more.
-    values = {name: found[-1] for name, found in parse_qs(layer.source(), keep_blank_values=True).items()}
+    # The source is a query string,
+    # and a name may come several times: a WMS's layers do.
+    values = {name: ",".join(found) for name, found in parse_qs(layer.source(), keep_blank_values=True).items()}
     if "authcfg" in values or values.get("username"):
         raise _login(layer)
     text = _xyz(layer, values) if values.get("type") == "xyz" else _wms(layer, values)
@@ -62,7 +64,7 @@ def indexable(layer: QgsRasterLayer) -> str:
     tiles = f"<Cache><Path>{escape(str(cache / 'tiles'))}</Path><Expires>{_WEEK}</Expires></Cache>"
     text = text.replace("</GDAL_WMS>", f"{tiles}</GDAL_WMS>")
     name = re.sub(r"[^\w-]+", "_", layer.name()) or "layer"
-    file = cache / f"{name}.xml"
+    file = cache / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.xml"  # layers may share a name
     try:
         cache.mkdir(parents=True, exist_ok=True)
         if not (file.is_file() and file.read_text(encoding="utf-8") == text):  # its time tells the index of a change
@@ -86,8 +88,8 @@ def _login(layer: QgsRasterLayer) -> ClippanError:
 
 
 def _xyz(layer: QgsRasterLayer, values: dict[str, str]) -> str:
-    url = unquote(values.get("url", ""))
-    if "{q}" in url or not all(mark in url for mark in ("{z}", "{x}")):
+    url = values.get("url", "")
+    if not all(mark in url for mark in ("{z}", "{x}")) or not re.search(r"\{-?y\}", url):
         raise ClippanError(
             f"The address of layer {layer.name()} is not of the form …/{{z}}/{{x}}/{{y}}; export it to a GeoTIFF first."
         )
@@ -95,7 +97,7 @@ def _xyz(layer: QgsRasterLayer, values: dict[str, str]) -> str:
     for mark in ("{z}", "{x}", "{y}"):
         url = url.replace(mark, "$" + mark)
     url = url.replace("{-y}", "${y}")
-    level = int(values.get("zmax") or _DEEPEST)
+    level = int(values["zmax"]) if values.get("zmax", "").isdecimal() else _DEEPEST
     return (
         f'<GDAL_WMS><Service name="TMS"><ServerUrl>{escape(url)}</ServerUrl></Service><DataWindow>'
         f"<UpperLeftX>-{_WORLD}</UpperLeftX><UpperLeftY>{_WORLD}</UpperLeftY>"
@@ -116,7 +118,7 @@ def _wms(layer: QgsRasterLayer, values: dict[str, str]) -> str:
     size = (max(round(extent.width() / pixel), 1), max(round(extent.height() / pixel), 1))
     return (
         '<GDAL_WMS><Service name="WMS"><Version>1.1.1</Version>'
-        f"<ServerUrl>{escape(unquote(values['url']))}</ServerUrl><SRS>{escape(layer.crs().authid())}</SRS>"
+        f"<ServerUrl>{escape(values['url'])}</ServerUrl><SRS>{escape(layer.crs().authid())}</SRS>"
         f"<ImageFormat>{escape(values.get('format', 'image/png'))}</ImageFormat>"
         f"<Layers>{escape(values['layers'])}</Layers><Styles>{escape(values.get('styles', ''))}</Styles></Service>"
         f"<DataWindow><UpperLeftX>{extent.xMinimum()}</UpperLeftX><UpperLeftY>{extent.yMaximum()}</UpperLeftY>"

@@ -74,6 +74,13 @@ def choose_device(wanted: Device) -> tuple[torch.device, str]:
     return torch.device("cpu"), f"CUDA cannot be used: {problem}."
 
 
+def set_threads(wanted: int) -> None:
+    """Gives torch ``wanted`` CPU threads in the calling thread, 0 for as many as this process has CPUs."""
+    from clippan.raster.tiles import count_threads  # not for a doctor that looks whether there is a GDAL
+
+    require_torch().set_num_threads(count_threads(wanted))
+
+
 def one_thread() -> None:
     """Keeps torch to one CPU thread in the calling thread, where tiles have a thread each already."""
     require_torch().set_num_threads(1)

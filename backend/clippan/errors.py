@@ -6,7 +6,7 @@ class ClippanError(Exception):
 
 
 class Cancelled(ClippanError):
-    """The user cancelled the job; nothing was written."""
+    """The user cancelled the job; what that means for what it was writing is said in the sentence."""
 
-    def __init__(self) -> None:
-        super().__init__("Cancelled; nothing was written.")
+    def __init__(self, sentence: str = "Cancelled; nothing was written.") -> None:
+        super().__init__(sentence)

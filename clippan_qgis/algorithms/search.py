@@ -21,7 +21,7 @@ from qgis.core import (
     QgsVectorLayer,
 )
 
-from clippan.jobs import SearchRequest
+from clippan.jobs import SearchRequest, check
 
 from .. import hits, query, sources, styling
 from . import base
@@ -122,8 +122,9 @@ class _Search(base.JobAlgorithm):
         extent = self.parameterAsExtent(parameters, self.EXTENT, context)
         crs = self.parameterAsExtentCrs(parameters, self.EXTENT, context)
         corners = (extent.xMinimum(), extent.yMinimum(), extent.xMaximum(), extent.yMaximum())
+        index = self.parameterAsString(parameters, self.INDEX, context)
         return SearchRequest(
-            index=self.parameterAsString(parameters, self.INDEX, context),
+            index=index if check.is_database(index) else sources.absolute(index),
             text=query.split(self.parameterAsString(parameters, self.TEXT, context)),
             without=query.split(self.parameterAsString(parameters, self.WITHOUT, context)),
             top=self.parameterAsInt(parameters, self.TOP, context),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import os
 import resource
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -13,7 +17,7 @@ import numpy as np
 import pytest
 from colours import ColourEncoder, use
 from conftest import write_raster
-from osgeo import gdal, ogr
+from osgeo import gdal, ogr, osr
 
 from clippan.errors import Cancelled, ClippanError
 from clippan.jobs import AboutIndexRequest, Context, IndexRequest, SearchRequest, Stretch, run
@@ -82,7 +86,6 @@ def test_what_is_made_opens_as_a_layer(model, index, raster, tmp_path):
     assert feature["date"].startswith("2021")
     # a row of the matrix a tile
     assert (tmp_path / "index.gpkg.vectors").stat().st_size == 16 * 4 * 2
-    assert not list(tmp_path.glob("*.lock"))
     assert not list(tmp_path.glob("*.part*"))
 
 
@@ -604,3 +607,133 @@ def test_tiles_of_a_web_map(index, tmp_path, monkeypatch):
     # a metre of the projection is as much shorter on the ground as a circle of latitude
     latitude = np.degrees(2 * np.arctan(np.exp(corner[1] / 6378137)) - np.pi / 2)
     assert hits[0].scale == pytest.approx(tile * np.cos(np.radians(latitude)), rel=0.01)
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {folder!r})
+from pytest import MonkeyPatch
+from colours import use
+from clippan.jobs import IndexRequest, run
+from clippan.search import build, store
+use(MonkeyPatch())
+build._COMMIT_TILES = 8
+real, calls = store.Builder._write, []
+def write(self, raster):
+    real(self, raster)
+    calls.append(raster)
+    if raster.done > 8:
+        self._dataset.FlushCache()
+        self._dataset.GetLayerByName("tiles").SyncToDisk()
+        os.kill(os.getpid(), signal.SIGKILL)
+store.Builder._write = write
+run(IndexRequest(({raster!r},), {output!r}, tile=(16,), overlap=0.0))
+"""
+
+
+def test_a_process_that_is_killed_while_it_commits_leaves_an_index_that_goes_on(model, index, raster, tmp_path):
+    path, output = raster("a.tif", quadrants()), str(tmp_path / "index.gpkg")
+    program = KILLED.format(folder=str(Path(__file__).parent), raster=path, output=output)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    found = run(SearchRequest(output, ("red",)))
+    assert 0 < found.tiles < 16
+    assert index(path).tiles == 16
+    assert rows(output)[0] == [("a.tif", x, y) for x in range(0, 64, 16) for y in range(0, 64, 16)]
+
+
+def test_an_index_that_is_just_written_is_not_called_damaged(model, index, raster, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_SECONDS", 0.1)
+    index(raster("a.tif", quadrants()))
+    name = str(tmp_path / "index.gpkg")
+    with contextlib.closing(sqlite3.connect(name)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ClippanError, match="is just being written; try again in a moment"):
+            run(SearchRequest(name, ("red",)))
+    assert run(SearchRequest(name, ("red",))).hits
+
+
+def test_statistics_and_overviews_are_no_change(model, index, raster):
+    path = raster("a.tif", quadrants())
+    index(path)
+    dataset = gdal.Open(path)
+    dataset.GetRasterBand(1).ComputeStatistics(False)
+    dataset.BuildOverviews("AVERAGE", [2])
+    del dataset
+    assert Path(f"{path}.aux.xml").exists()
+    assert index(path).kept == 16
+
+
+def test_nodata_that_no_pixel_can_have_takes_nothing_away(model, index, raster):
+    assert index(raster("a.tif", quadrants()), nodata=-9999.0).empty == 0
+
+
+def test_water_without_red_is_not_missing(model, index, raster):
+    values = quadrants()
+    values[:, :, 48:] = 0
+    assert index(raster("a.tif", values, nodata=0)).empty == 4  # where all bands are 0
+
+
+def test_numbers_of_rasters_are_not_given_again(model, index, raster, tmp_path):
+    index(raster("a.tif", quadrants()), raster("b.tif", quadrants()))
+    before = set(Index(str(tmp_path / "index.gpkg")).rasters)
+    (tmp_path / "b.tif").unlink()
+    index(raster("c.tif", quadrants()))
+    assert max(Index(str(tmp_path / "index.gpkg")).rasters) > max(before)
+
+
+@pytest.mark.parametrize("crs", ['LOCAL_CS["here",UNIT["metre",1]]', "EPSG:4326"])
+def test_what_has_no_place_in_the_index_is_searched_all_the_same(model, index, raster, tmp_path, crs):
+    good = raster("good.tif", quadrants(), pixel=10.0)
+    odd = raster("odd.tif", quadrants(), epsg=None, pixel=5.6, origin=(-180.0, 90.0))
+    dataset = gdal.Open(odd, gdal.GA_Update)
+    reference = osr.SpatialReference()
+    reference.SetFromUserInput(crs)
+    dataset.SetProjection(reference.ExportToWkt())
+    del dataset
+    result = index(good, odd)
+    assert (result.tiles, result.failed) == (32, ())
+    hits = run(SearchRequest(str(tmp_path / "index.gpkg"), ("red",), rasters=("odd.tif",), top=4)).hits
+    assert len(hits) == 4
+
+
+def test_across_the_date_line(model, index, raster, tmp_path):
+    path = raster("a.tif", quadrants(), pixel=1000.0, origin=(690000.0, 1000000.0), epsg=32660)
+    scene = Scene(path, Look())
+    assert scene.ground() == pytest.approx((1000, 1000), rel=0.02)
+    start = raster("b.tif", quadrants(), pixel=0.01, origin=(170.0, 10.0), epsg=4326)
+    index(start, path)
+    hits = run(SearchRequest(str(tmp_path / "index.gpkg"), ("red", "blue", "green"), rasters=("a.tif",), top=16)).hits
+    assert max(hit.bounds[2] - hit.bounds[0] for hit in hits) < 1
+
+
+def test_a_raster_that_is_known_to_be_empty(model, index, raster, tmp_path):
+    empty = raster("e.tif", np.full((3, 32, 32), 7, np.uint8), nodata=7)
+    assert index(raster("a.tif", quadrants()), empty).tiles == 16
+    assert index(empty).tiles == 16
+
+
+def test_one_file_by_several_names_is_indexed_once(model, index, raster, tmp_path, monkeypatch):
+    path = raster("a.tif", quadrants())
+    (tmp_path / "link.tif").symlink_to(path)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    result = index(path, "../a.tif", tmp_path / "link.tif")
+    assert (result.tiles, result.rasters) == (16, 1)
+    assert run(SearchRequest(str(tmp_path / "index.gpkg"), ("red",), rasters=("../a.tif",))).hits
+
+
+def test_another_part_of_a_raster_joins_the_first(model, index, raster, tmp_path):
+    path = raster("a.tif", quadrants(), pixel=10.0)
+    west, east = (500000.0, 4999360.0, 500310.0, 5000000.0), (500330.0, 4999360.0, 500640.0, 5000000.0)
+    assert index(path, extent=west).tiles == 8
+    assert index(path, extent=east).tiles == 16
+    assert index(path, extent=east).kept == 8
+    assert index(path).tiles == 16  # all of it takes their place
+
+
+def test_cancelled_says_what_is_kept(model, index, raster, monkeypatch):
+    monkeypatch.setattr(build, "_COMMIT_TILES", 8)
+    path = raster("a.tif", quadrants())
+    with pytest.raises(Cancelled, match="what was indexed so far is kept"):
+        index(path, context=Context(cancelled=lambda: model.seen >= 16))

@@ -15,7 +15,7 @@ from test_index import QUADRANTS, quadrants
 from clippan import cli
 from clippan.errors import ClippanError
 from clippan.jobs import IndexRequest, SearchRequest, ThumbnailsRequest, run, to_json
-from clippan.search import compare, query
+from clippan.search import compare, judge, query
 
 
 @pytest.fixture
@@ -101,8 +101,8 @@ def test_feedback_ranks_anew(index):
     first = run(SearchRequest(index, ("warm",), top=8)).hits
     liked = next(hit for hit in first if colour(hit) == "yellow")
     again = run(SearchRequest(index, ("warm",), like=(liked.tile,), top=8)).hits
-    assert [colour(hit) for hit in again[:3]] == ["yellow"] * 3
-    assert liked.tile not in {hit.tile for hit in again}
+    assert [colour(hit) for hit in again[:4]] == ["yellow"] * 4
+    assert again[0].tile == liked.tile
     unliked = next(hit for hit in first if colour(hit) == "red")
     again = run(SearchRequest(index, ("warm",), unlike=(unliked.tile,), top=4)).hits
     assert {colour(hit) for hit in again} == {"yellow"}
@@ -178,7 +178,7 @@ def test_hits_are_written(index, tmp_path):
     assert first["date"] == "2020/01/01"
     left, right, bottom, top = first.GetGeometryRef().GetEnvelope()
     assert (left, bottom, right, top) == hit.bounds
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".index.gpkg.lock") == [
         "a_20200101.tif",
         "hits.gpkg",
         "index.gpkg",
@@ -317,7 +317,7 @@ def test_confidence_is_a_softmax_over_the_background():
     background = unit([(*COLOURS[name], 0.2) for name in ("green", "blue", "white")])
     text = unit([(*COLOURS["red"], 0.2)])
     empty = np.empty((0, 4), np.float32)
-    asked = query.Query(text, ("red",), empty, background, empty, empty, np.zeros(4), 10.0)
+    asked = judge.Query(text, ("red",), empty, background, empty, empty, np.zeros(4), 10.0)
     tile = unit([[0.8, 0.3, 0.1, 0.2]])
     logits = 10 * np.concatenate([tile @ text.T, tile @ background.T], axis=1)[0]
     expected = np.exp(logits[0]) / np.exp(logits).sum()
@@ -331,7 +331,7 @@ def test_what_means_the_same_does_not_speak_against_a_text():
     background = unit([(1, 0.02, 0, 0.2), (0, 1, 0, 0.2), (0, 0, 1, 0.2)])
     text = unit([(1, 0, 0, 0.2)])
     empty = np.empty((0, 4), np.float32)
-    asked = query.Query(text, ("red",), empty, background, empty, empty, np.zeros(4), 50.0)
+    asked = judge.Query(text, ("red",), empty, background, empty, empty, np.zeros(4), 50.0)
     assert asked.judge(text)[0][0] > 0.99
 
 
@@ -350,3 +350,55 @@ def test_searches_in_several_threads(index):
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_an_output_is_nothing_that_the_search_needs(index, tmp_path):
+    raster = tmp_path / "a_20200101.tif"
+    before = raster.read_bytes()
+    other = tmp_path / "other.gpkg"
+    run(IndexRequest((str(raster),), str(other), tile=(16,)))
+    for options in (
+        {"heatmap": str(raster)},
+        {"heatmap": f"{index}.vectors"},
+        {"output": str(other)},
+    ):
+        with pytest.raises(ClippanError, match=r"is one of the inputs|is an index; choose another"):
+            run(SearchRequest(index, ("red",), **options))
+    assert raster.read_bytes() == before
+
+
+def test_no_heat_map_no_hits(model, tmp_path):
+    paths = [write_raster(tmp_path / f"{name}.tif", quadrants(), origin=None, epsg=None) for name in "ab"]
+    name, output = str(tmp_path / "index.gpkg"), tmp_path / "hits.gpkg"
+    run(IndexRequest(tuple(paths), name, tile=(16,), overlap=0.0))
+    with pytest.raises(ClippanError, match="have no common map"):
+        run(SearchRequest(name, ("red",), output=str(output), heatmap=str(tmp_path / "heat.tif")))
+    assert not output.exists()
+
+
+def test_hits_are_written_again_over_hits(index, tmp_path):
+    for top in (3, 2):
+        run(SearchRequest(index, ("red",), top=top, output=str(tmp_path / "hits.gpkg")))
+    dataset = ogr.Open(str(tmp_path / "hits.gpkg"))
+    assert dataset.GetLayer().GetFeatureCount() == 2
+
+
+def test_numbers_that_are_no_tiles(index, tmp_path):
+    for request in (
+        SearchRequest(index, like=(2**70,)),
+        SearchRequest(index, ("red",), unlike=(0,)),
+        ThumbnailsRequest(index, (-1,), str(tmp_path)),
+    ):
+        with pytest.raises(ClippanError, match="There is no tile"):
+            run(request)
+
+
+def test_a_tile_that_somebody_edited(index):
+    dataset = ogr.Open(index, 1)
+    layer = dataset.GetLayerByName("tiles")
+    feature = layer.GetFeature(1)
+    feature.SetGeometry(feature.GetGeometryRef().Buffer(5))
+    layer.SetFeature(feature)
+    del feature, layer, dataset
+    hits = run(SearchRequest(index, ("red",), top=16)).hits
+    assert {len(hit.outline) for hit in hits} == {8}

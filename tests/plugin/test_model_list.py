@@ -58,7 +58,7 @@ def select(models):
 def test_list_names_all_models_and_those_that_are_here(run, engine, feedback):
     put_in_cache(engine)
     results = run("listmodels", {}, feedback)
-    assert results["INSTALLED"] == MODEL.id
+    assert results["INSTALLED"] == f"starter,{MODEL.id}"
     assert results["SIZE"] == 7
     assert results["FOLDER"] == str(engine.cache_folder / "models")
     text = "\n".join(feedback.lines)

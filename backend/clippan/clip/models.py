@@ -86,7 +86,7 @@ def find(name: str) -> Model:
     """
     if name in MODELS:
         return MODELS[name]
-    path = Path(name).expanduser()
+    path = Path(name).expanduser().absolute()
     try:
         if name.strip() and path.is_dir():
             return _described(_weights(path))

@@ -127,6 +127,13 @@ def bands(numbers: Sequence[int]) -> None:
         raise ClippanError("A band is listed twice; list each band once.")
 
 
+def tiles(numbers: Iterable[int]) -> None:
+    """Tiles are numbered from 1, and a database counts no further than 63 bits."""
+    for number in numbers:
+        if not 0 < number < 2**63:
+            raise ClippanError(f"There is no tile {number}; take the numbers that a search has told.")
+
+
 def sensor(name: str) -> None:
     """The sensor is known, "auto" or "generic"."""
     from clippan.fusion.sensors import SENSORS, find

@@ -71,6 +71,9 @@ class Stretch(enum.Enum):
     NONE = "none"
 
 
+_LONGEST = 100_000  # numbers that a range like 2-4 may stand for
+
+
 def parse_bands(text: str) -> tuple[int, ...]:
     """Band numbers from a text such as ``1,2,3``, ``4 3 2`` or ``2-4``.
 
@@ -83,5 +86,7 @@ def parse_bands(text: str) -> tuple[int, ...]:
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ClippanError(f"The band list “{text}” is not understood; write it like 1,2,3 or 2-4.")
         start, end = int(first), int(last) if dash else int(first)
+        if abs(end - start) > _LONGEST:
+            raise ClippanError(f"The list “{text}” is too long; write fewer numbers.")
         numbers.extend(range(start, end + 1) if start <= end else range(start, end - 1, -1))
     return tuple(numbers)

@@ -122,6 +122,7 @@ class SearchRequest(Request):
             check.source("example picture", path)
         if self.at and len(self.at) != 2:
             check.fail("A place has two coordinates; write it as X,Y.")
+        check.tiles((*self.like, *self.unlike))
         check.at_least("number of hits", self.top, 1)
         check.between("confidence", self.least, 0, 1)
         check.extent(self.extent)
@@ -159,7 +160,7 @@ class ThumbnailsRequest(Request):
     Attributes:
         index: where they are.
         tiles: their ids.
-        folder: where to write ``ID.png``; what is there already is kept.
+        folder: where to write PNG files; what is there already is kept.
         pixels: edge of the pictures.
     """
 
@@ -174,6 +175,7 @@ class ThumbnailsRequest(Request):
     def validate(self) -> None:
         """See Request."""
         check.index(self.index)
+        check.tiles(self.tiles)
         check.folder("folder for pictures", self.folder)
         check.at_least("size of the pictures", self.pixels, 16)
 

@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 from osgeo import gdal, osr
 
 from clippan.clip.encoder import Encoder, encoder
+from clippan.device import set_threads
 from clippan.errors import Cancelled, ClippanError
 from clippan.jobs import check
 from clippan.jobs.base import Context
@@ -76,27 +77,25 @@ def build(request: IndexRequest, context: Context) -> IndexResult:
     about = About(model.model.id, model.model.label, model.sha256, model.width, model.pixels, "")
     count = _Count(failed=failed)
     with builder(request.output, about) as index:
-        work = _prepare(request, paths, look, model, index, count, context.part(3, 10))
-        if not (work or count.kept):
-            raise ClippanError(count.failed[0])
-        begun = time.monotonic()
+        before = index.exists
         try:
+            work, unchanged = _prepare(request, paths, look, model, index, count, context.part(3, 10))
+            if not (work or unchanged):
+                raise ClippanError(count.failed[0])
+            begun = time.monotonic()
             _embed(work, model, index, count, request.threads, context.part(10, 100))
-        except BaseException:
-            if not count.added and not any(raster.done for raster in index.rasters.values()):
+            seconds = time.monotonic() - begun
+            tiles = sum(index.count(raster) for raster in index.rasters)
+            if not tiles:
+                nothing = "The rasters show nothing but nodata; choose others, or another extent."
+                raise ClippanError(count.failed[0] if count.failed else nothing)
+        except BaseException as error:
+            kept = before or count.added
+            if not kept and index.exists:
                 index.discard()
+            if kept and isinstance(error, Cancelled):
+                raise Cancelled("Cancelled; what was indexed so far is kept, run the same again to go on.") from None
             raise
-        seconds = time.monotonic() - begun
-        tiles = sum(index.count(raster) for raster in index.rasters)
-        if not tiles and not count.kept:
-            index.discard()
-            raise ClippanError(
-                count.failed[0]
-                if count.failed
-                else "The rasters show nothing but nodata; choose others, or another extent."
-            )
-        for sentence in count.failed:
-            context.log(sentence)
         return IndexResult(
             index.path,
             about.model,
@@ -113,33 +112,39 @@ def build(request: IndexRequest, context: Context) -> IndexResult:
         )
 
 
-def set_threads(wanted: int) -> None:
-    """Gives torch as many CPU threads as the user wants."""
-    import torch
-
-    torch.set_num_threads(count_threads(wanted))
-
-
 def _prepare(
     request: IndexRequest, paths: Sequence[str], look: Look, model: Encoder, index: Any, count: _Count, context: Context
-) -> list[_Work]:
-    """Compares the rasters with what the index holds, drops what is gone, and lists what is to do."""
-    known = {raster.path: raster for raster in index.rasters.values()}
+) -> tuple[list[_Work], int]:
+    """Compares the rasters with what the index holds, drops what is gone, and lists what is to do.
+
+    Returns:
+        That, and how many rasters are as they were.
+    """
     shared = check.is_database(request.output)
+    # A raster may be there several times, for several extents.
+    known = {(raster.path, Look.of(raster.look).area): raster for raster in index.rasters.values()}
+    by_files = {(raster.fingerprint, raster.look): raster for raster in index.rasters.values() if raster.fingerprint}
     found: list[tuple[Raster, Grid, Plan]] = []
-    stale = []
+    stale: set[int] = set()
+    unchanged = 0
     for position, path in enumerate(paths):
         context.progress(100 * position / len(paths), f"Looking at {Path(path).name[:80]}")
         try:
             scene = Scene(path, look, ())
             fingerprint = scene.fingerprint()
-            before = known.get(path) or (None if shared else _moved(known.values(), fingerprint, look.text()))
+            before = known.get((path, look.area))
+            if before is None and not shared:  # on a colleague's machine it may be where it was
+                before = by_files.pop((fingerprint, look.text()), None)
+                before = before if before is not None and _missing(before.path) else None
             same = before is not None and (before.fingerprint, before.look) == (fingerprint, look.text())
+            if not look.extent:  # all of it takes the place of its parts
+                stale |= {raster.id for (name, area), raster in known.items() if name == path and area}
             if before is not None and same and before.path != path:
                 context.log(f"{before.path} has moved to {path}.")
                 (before,) = index.put([replace(before, path=path)])
             if before is not None and same and before.done >= before.planned:
                 count.kept += index.count(before.id)
+                unchanged += 1
                 continue
             plan = scene.windows(model.pixels)
             if index.exists and scene.grid.crs and not index.about.crs:
@@ -150,35 +155,30 @@ def _prepare(
                 found.append((before, scene.grid, plan))
                 continue
             stretch = Scene(path, look).stretch
-            found.append(
-                (Raster(0, path, look.text(), fingerprint, stretch, scene.date(), 0, len(plan)), scene.grid, plan)
-            )
+            raster = Raster(0, path, look.text(), fingerprint, stretch, scene.date(), 0, len(plan))
+            found.append((raster, scene.grid, plan))
             if before is not None:
-                stale.append(before)
+                stale.add(before.id)
         except ClippanError as error:
             count.failed.append(str(error))
     if found:
         index.start(next((grid.crs for _, grid, _ in found if grid.crs), ""))
+    listed = set(paths)
     for raster in list(index.rasters.values()):
         # What is missing on this machine may be there on a colleague's, but for folders that this job is about.
-        gone = raster.path not in paths and _gone(raster.path) and (not shared or _inside(raster.path, request.rasters))
+        gone = (
+            raster.path not in listed and _gone(raster.path) and (not shared or _inside(raster.path, request.rasters))
+        )
         if gone:
             context.log(f"{raster.path} does not exist any more; its tiles are dropped.")
-        if gone or raster in stale:
+        if gone or raster.id in stale:
             count.dropped += index.drop(raster.id)
     rasters = index.put([raster for raster, _, _ in found])
     count.planned = sum(raster.planned - raster.done for raster in rasters)
-    return [
+    work = [
         _Work(raster, look, plan, _Corners(grid, index.about.crs)) for raster, (_, grid, plan) in zip(rasters, found)
     ]
-
-
-def _moved(rasters: Any, fingerprint: str, look: str) -> Optional[Raster]:
-    """A raster of the index with the same files, which are no longer where they were."""
-    for raster in rasters:
-        if fingerprint and (raster.fingerprint, raster.look) == (fingerprint, look) and _missing(raster.path):
-            return raster
-    return None
+    return work, unchanged
 
 
 def _inside(path: str, folders: Sequence[str]) -> bool:
@@ -190,8 +190,10 @@ def _missing(path: str) -> bool:
 
 
 def _gone(path: str) -> bool:
-    """Whether a file is missing though its folder is there: a drive that is not connected has lost nothing."""
-    return _missing(path) and Path(path).parent.is_dir()
+    """Whether a file is missing though its folder is there, with other files: a drive that is not connected has lost
+    nothing, and where it was mounted an empty folder may be left."""
+    folder = Path(path).parent
+    return _missing(path) and folder.is_dir() and any(folder.iterdir())
 
 
 class _Corners:
@@ -201,21 +203,32 @@ class _Corners:
         self._geotransform = grid.geotransform
         self._transform = None
         self._nowhere = bool(crs) and not grid.crs
+        self._degrees = bool(crs) and bool(spatial(crs).IsGeographic())
         if crs and grid.crs:
             one, other = spatial(grid.crs), spatial(crs)
             if not one.IsSame(other):
-                self._transform = osr.CoordinateTransformation(one, other)
+                try:
+                    self._transform = osr.CoordinateTransformation(one, other)
+                except RuntimeError:  # another planet, a local CRS
+                    self._nowhere = True
 
     def of(self, window: Window) -> tuple[float, ...]:
-        """Corners x, y, …; empty if the index has coordinates and the picture none."""
+        """Corners x, y, …; empty for what has no place in the index's CRS."""
         if self._nowhere:
             return ()
         x, y, right, bottom = window.x, window.y, window.x + window.width, window.y + window.height
         corners = ((x, y), (right, y), (right, bottom), (x, bottom))
         points = [gdal.ApplyGeoTransform(self._geotransform, *corner) for corner in corners]
         if self._transform is not None:
-            points = [self._transform.TransformPoint(*point)[:2] for point in points]
-        return tuple(value for point in points for value in point)
+            try:
+                points = [self._transform.TransformPoint(*point)[:2] for point in points]
+            except RuntimeError:  # it lies where the index's CRS does not reach
+                return ()
+        longitudes = [point[0] for point in points]
+        if self._degrees and max(longitudes) - min(longitudes) > 180:  # across the date line
+            points = [(longitude + 360 if longitude < 0 else longitude, latitude) for longitude, latitude in points]
+        values = tuple(value for point in points for value in point)
+        return values if all(np.isfinite(values)) else ()
 
 
 def _embed(work: Sequence[_Work], model: Encoder, index: Any, count: _Count, threads: int, context: Context) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,15 +11,12 @@ from clippan.jobs.base import Context
 from clippan.raster.grid import Grid
 from clippan.raster.source import BandInfo
 from clippan.raster.writer import Writer
+from clippan.search.judge import Query, blocks
 from clippan.search.store import Filter
-
-if TYPE_CHECKING:
-    from clippan.search.query import Query
 
 NODATA = -1.0
 _MOST_CELLS = 4000  # along an edge
 _PER_TILE = 4  # cells along a tile's edge, so that overlaps show
-_BLOCK = 8192
 
 
 def write(path: str, index: Any, wanted: Filter, query: Query, context: Context) -> None:
@@ -37,10 +34,8 @@ def write(path: str, index: Any, wanted: Filter, query: Query, context: Context)
     """
     boxes, values, rasters = [], [], set()
     ids = index.chosen(wanted)
-    for start in range(0, len(ids), _BLOCK):
-        context.progress(60 * start / len(ids), "Heat map")
-        part = ids[start : start + _BLOCK]
-        confidence, _, _ = query.judge(index.vectors(part))
+    for part, vectors in blocks(index, ids, context.part(0, 90)):
+        confidence, _, _ = query.judge(vectors)
         known = dict(zip(part.tolist(), confidence))
         for tile in index.tiles(part.tolist()):
             if tile.outline:

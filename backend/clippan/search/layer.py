@@ -59,16 +59,20 @@ def _write(path: str, hits: Sequence[Hit], about: About) -> None:
     layer = dataset.CreateLayer("hits", spatial(about.crs) if about.crs else None, ogr.wkbPolygon)
     for name, kind in _FIELDS.items():
         layer.CreateField(ogr.FieldDefn(name, kind))
-    dataset.StartTransaction()
-    for hit in hits:
-        feature = ogr.Feature(layer.GetLayerDefn())
-        for name, value in _values(hit, about.model).items():
-            if value != "":
-                feature.SetField(name, value)
-        if hit.outline:
-            feature.SetGeometryDirectly(polygon(hit.outline))
-        layer.CreateFeature(feature)
-    dataset.CommitTransaction()
+    feature = None
+    try:
+        dataset.StartTransaction()
+        for hit in hits:
+            feature = ogr.Feature(layer.GetLayerDefn())
+            for name, value in _values(hit, about.model).items():
+                if value != "":
+                    feature.SetField(name, value)
+            if hit.outline:
+                feature.SetGeometryDirectly(polygon(hit.outline))
+            layer.CreateFeature(feature)
+        dataset.CommitTransaction()
+    finally:
+        feature = layer = dataset = None  # closed, so that whatever happened the file can be renamed or removed
 
 
 def _values(hit: Hit, model: str) -> dict[str, Any]:

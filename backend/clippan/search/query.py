@@ -1,107 +1,37 @@
 """Asks an index: what fits a text, a picture, a place, or a mix of them, and what should not be there.
 
 Two steps. The vectors of all tiles are compared with each thing that is searched for, one product a tile, and the
-best some thousands go on. For those it is said how probable it is that they show it: for a text, by the softmax over
-that text and a background of common land covers and uses, as in zero-shot classification; for an example, by the
-cosine of the vectors less the index's mean. Several things are mixed by multiplying.
+best some thousands go on. For those it is said how probable it is that they show it; see ``judge``.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 
 from clippan.clip.encoder import Encoder, background, encoder
+from clippan.device import set_threads
 from clippan.errors import ClippanError
+from clippan.jobs import check
 from clippan.jobs.base import Context
 from clippan.jobs.search import Hit, SearchRequest, SearchResult
 from clippan.raster.tiles import Window
 from clippan.search import heatmap, layer
 from clippan.search.about import changed
 from clippan.search.catalogue import reader
+from clippan.search.judge import Query, blocks
 from clippan.search.scene import Look, Scene, name_of, transformed
-from clippan.search.store import Filter, Raster, Tile
+from clippan.search.store import Filter, Raster, Tile, is_index, vectors_of
 
 _CANDIDATES = 1000  # go on to the second step, at least
 _PER_HIT = 50  # candidates for each hit that is wanted: their neighbours are merged
 _SHARED = 0.25  # of the smaller tile; then two hits are one place
 _SAMPLE = 20_000  # tiles, from which the index's mean is estimated
-
-
-@dataclass(frozen=True)
-class Query:
-    """What is searched for, as vectors of length 1.
-
-    Attributes:
-        texts: (n, width), and ``prompts``, their words.
-        without: texts that should not fit (n, width).
-        background: what places show in general (n, width).
-        like, unlike: example pictures or tiles (n, width).
-        mean: of the index's vectors (width,).
-        scale: from cosines to logits.
-    """
-
-    texts: np.ndarray
-    prompts: tuple[str, ...]
-    without: np.ndarray
-    background: np.ndarray
-    like: np.ndarray
-    unlike: np.ndarray
-    mean: np.ndarray
-    scale: float
-
-    def directions(self) -> np.ndarray:
-        """With what all tiles are compared, (n, width): the larger the product, the better the fit."""
-        return np.concatenate([self.texts - self.background.mean(axis=0), self.like - self.mean])
-
-    def judge(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Confidence, score and best text (its number) of tiles, from their vectors float32 (n, width)."""
-        confidence = np.ones(len(vectors))
-        score = np.full(len(vectors), -np.inf)
-        best = np.zeros(len(vectors), np.int64)
-        if len(self.texts):
-            fits = self._probability(vectors, self.texts)
-            best = fits.argmax(axis=1)
-            confidence *= fits.max(axis=1)
-            score = (vectors @ self.texts.T).max(axis=1)
-        if len(self.like):
-            alike = self._likeness(vectors, self.like).max(axis=1)
-            # The geometric mean of the two, so that a mix is no stricter than its parts.
-            confidence = np.sqrt(confidence * alike) if len(self.texts) else alike
-            score = np.maximum(score, (vectors @ self.like.T).max(axis=1))
-        if len(self.without):
-            confidence *= (1 - self._probability(vectors, self.without)).min(axis=1)
-            score = score - (vectors @ self.without.T).max(axis=1).clip(0)
-        if len(self.unlike):
-            confidence *= 1 - self._likeness(vectors, self.unlike).max(axis=1)
-        return confidence, score, best
-
-    def _probability(self, vectors: np.ndarray, texts: np.ndarray) -> np.ndarray:
-        """Softmax of each text against the background, (n, texts)."""
-        logits = self.scale * (vectors @ self.background.T)
-        own = self.scale * (vectors @ texts.T)
-        result = np.empty(own.shape)
-        for column, text in enumerate(texts):
-            # What means nearly the same does not speak against it.
-            similar = self.background @ text
-            others = logits[:, similar < (1 + similar.mean()) / 2]
-            top = np.maximum(own[:, column], others.max(axis=1, initial=-np.inf))
-            mine = np.exp(own[:, column] - top)
-            result[:, column] = mine / (mine + np.exp(others - top[:, None]).sum(axis=1))
-        return result
-
-    def _likeness(self, vectors: np.ndarray, examples: np.ndarray) -> np.ndarray:
-        """Cosines of the vectors less the mean, not below 0, (n, examples)."""
-        return (_unit(vectors - self.mean) @ _unit(examples - self.mean).T).clip(0, 1)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
 
 
 def search(request: SearchRequest, context: Context) -> SearchResult:
@@ -112,50 +42,73 @@ def search(request: SearchRequest, context: Context) -> SearchResult:
     """
     started = time.monotonic()
     context.progress(0, "Opening the index")
-    index = reader(request.index)
-    if not index.count:
-        raise ClippanError(f"The index {index.path} holds no tiles; run Build tile index on it again.")
-    model = _model(index, request, context)
-    wanted, hints = _filter(index, request)
-    query = _query(index, model, request)
-    context.progress(40, "Searching")
-    count = max(_CANDIDATES, _PER_HIT * request.top)
-    chosen, searched = index.candidates(query.directions(), wanted, count)
-    if not searched:
-        raise ClippanError("No tile of the index lies in this extent, these rasters and dates; widen the search.")
-    # An example is not its own hit, and what was put aside does not come back.
-    chosen = np.setdiff1d(chosen, np.array([*request.like, *request.unlike], np.int64))
-    confidence, score, best = query.judge(index.vectors(chosen))
-    order = np.lexsort((-score, -confidence))
-    order = order[confidence[order] >= request.least]
-    kept = _distinct(index, chosen[order], request)
-    places = {number: position for position, number in enumerate(chosen.tolist())}
-    prompts = query.prompts or ("like the example",)
-    hits = []
-    for rank, tile in enumerate(kept, 1):
-        position = places[tile.id]
-        raster = index.rasters[tile.raster]
-        hits.append(
-            _hit(rank, tile, raster, prompts[best[position]], float(score[position]), float(confidence[position]))
-        )
-    hints += _missing([index.rasters[tile.raster] for tile in kept])
-    crs = name_of(index.about.crs)
-    if request.output:
-        context.progress(80, "Writing the hits")
-        layer.write(request.output, hits, index.about)
+    model = _model(reader(request.index), request, context)
+    set_threads(0)
+    while True:
+        index = reader(request.index)  # once more: a model takes seconds to load
+        _check_outputs(index, request)
+        try:
+            hits, hints, searched, query, wanted = _ask(index, model, request, context)
+        except KeyError:  # a raster that was added meanwhile has taken a tile's number
+            if index.current:
+                raise
+            continue
+        if index.current:
+            break
     if request.heatmap:
-        heatmap.write(request.heatmap, index, wanted, query, context.part(80, 100))
+        heatmap.write(request.heatmap, index, wanted, query, context.part(50, 95))
+    if request.output:
+        context.progress(95, "Writing the hits")
+        layer.write(request.output, hits, index.about)
     return SearchResult(
         tuple(hits),
         index.path,
         index.about.model,
-        crs,
+        name_of(index.about.crs),
         searched,
         request.output,
         request.heatmap,
         tuple(hints),
         time.monotonic() - started,
     )
+
+
+def _ask(
+    index: Any, model: Encoder, request: SearchRequest, context: Context
+) -> tuple[list[Hit], list[str], int, Query, Filter]:
+    """The hits, what to tell about them, of how many tiles they are the best, and what was asked."""
+    if not index.count:
+        raise ClippanError(f"The index {index.path} holds no tiles; run Build tile index on it again.")
+    wanted, hints = _filter(index, request)
+    query = _query(index, model, request)
+    context.progress(40, "Searching")
+    chosen, searched = index.candidates(query.directions(), wanted, max(_CANDIDATES, _PER_HIT * request.top))
+    if not searched:
+        raise ClippanError("No tile of the index lies in this extent, these rasters and dates; widen the search.")
+    chosen = np.setdiff1d(chosen, np.array(request.unlike, np.int64))  # what was put aside does not come back
+    parts = [query.judge(vectors) for _, vectors in blocks(index, chosen, context)]
+    confidence, score, best = (np.concatenate(part) for part in zip(*parts)) if parts else (np.empty(0),) * 3
+    order = np.lexsort((-score, -confidence))
+    order = order[confidence[order] >= request.least]
+    kept = _distinct(index, chosen[order], request, context)
+    places = {number: position for position, number in enumerate(chosen.tolist())}
+    prompts = query.prompts or ("like the example",)
+    hits = []
+    for rank, tile in enumerate(kept, 1):
+        position = places[tile.id]
+        raster = index.rasters[tile.raster]
+        prompt = prompts[int(best[position])]
+        hits.append(_hit(rank, tile, raster, prompt, float(score[position]), float(confidence[position])))
+    return hits, hints + _missing([index.rasters[tile.raster] for tile in kept]), searched, query, wanted
+
+
+def _check_outputs(index: Any, request: SearchRequest) -> None:
+    """An output is no raster of the index, nothing that belongs to it, and no other index."""
+    inputs = [raster.path for raster in index.rasters.values()]
+    for path in filter(None, (request.output, request.heatmap)):
+        check.output(path, [*inputs, str(vectors_of(index.path))])
+        if Path(path).is_file() and is_index(path):
+            raise ClippanError(f"The output {path} is an index; choose another name.")
 
 
 def _model(index: Any, request: SearchRequest, context: Context) -> Encoder:
@@ -188,7 +141,7 @@ def _filter(index: Any, request: SearchRequest) -> tuple[Filter, list[str]]:
 
 
 def _is(raster: Raster, name: str) -> bool:
-    return name in (raster.path, Path(raster.path).name) or str(Path(name).absolute()) == raster.path
+    return name in (raster.path, Path(raster.path).name) or os.path.abspath(name) == raster.path  # noqa: PTH100
 
 
 def _dated(raster: Raster, since: str, until: str) -> bool:
@@ -241,26 +194,31 @@ def _example(path: str, pixels: int) -> np.ndarray:
     return picture
 
 
-def _distinct(index: Any, ids: np.ndarray, request: SearchRequest) -> list[Tile]:
+def _distinct(index: Any, ids: np.ndarray, request: SearchRequest, context: Context) -> list[Tile]:
     """The first ``top`` tiles of these, without those that show a place that is there already."""
     kept: list[Tile] = []
+    taken: dict[int, np.ndarray] = {}  # by raster: left, top, right, bottom
     step = 3 * request.top  # usually enough, and tiles take longer to read than to judge
     for start in range(0, len(ids), step):
+        context.check()
         for tile in index.tiles(ids[start : start + step].tolist()):
-            if request.overlapping or not any(_same_place(tile, other) for other in kept):
-                kept.append(tile)
-                if len(kept) == request.top:
-                    return kept
+            window = tile.window
+            box = np.array([[window.x, window.y, window.x + window.width, window.y + window.height]])
+            others = taken.get(tile.raster, np.empty((0, 4), np.int64))
+            if not request.overlapping and _shared(box, others).any():
+                continue
+            taken[tile.raster] = np.concatenate([others, box])
+            kept.append(tile)
+            if len(kept) == request.top:
+                return kept
     return kept
 
 
-def _same_place(one: Tile, other: Tile) -> bool:
-    if one.raster != other.raster:
-        return False
-    a, b = one.window, other.window
-    across = min(a.x + a.width, b.x + b.width) - max(a.x, b.x)
-    down = min(a.y + a.height, b.y + b.height) - max(a.y, b.y)
-    return across > 0 and down > 0 and across * down > _SHARED * min(a.width * a.height, b.width * b.height)
+def _shared(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which of the other boxes (n, 4) are largely the same place as this one (1, 4)."""
+    sides = (np.minimum(box[:, 2:], others[:, 2:]) - np.maximum(box[:, :2], others[:, :2])).clip(0)
+    smaller = np.minimum((box[:, 2:] - box[:, :2]).prod(axis=1), (others[:, 2:] - others[:, :2]).prod(axis=1))
+    return sides.prod(axis=1) > _SHARED * smaller
 
 
 def _hit(rank: int, tile: Tile, raster: Raster, prompt: str, score: float, confidence: float) -> Hit:

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ _PERCENTILES = (1.0, 99.0)
 _REFLECTANCE = 0.3  # what is shown as white
 _REFLECTANCE_SCALE = 10_000.0  # of whole numbers; the usual one
 _MOST_TILES = 20_000_000
+_LEAST_TILE = 8.0  # pixels; less than that says nothing
 # EuroSAT shows 64 pixels at 10 m, UC Merced 256 at 0.3 m; between and beyond them the same power law.
 _EDGE_AT_10_M, _EDGE_POWER = 640.0, 0.6
 _EXTENSIONS = tuple(
@@ -75,6 +77,11 @@ class Look:
     extent: tuple[float, ...] = ()
     crs: str = ""
 
+    @property
+    def area(self) -> tuple[Any, ...]:
+        """Which part of a raster: the extent with its CRS; empty for all."""
+        return (*self.extent, self.crs) if self.extent else ()
+
     def text(self) -> str:
         """As JSON, to compare and to keep."""
         return json.dumps({**asdict(self), "stretch": self.stretch.value}, sort_keys=True)
@@ -93,18 +100,26 @@ def expand(names: Sequence[str]) -> tuple[list[str], list[str]]:
     Returns:
         The rasters, as absolute paths where they are files, and a sentence for each folder without any.
     """
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}  # by the file itself: a link to it is no other raster
     failed = []
+
+    def add(path: str) -> None:
+        found.setdefault(os.path.realpath(path), os.path.abspath(path))  # noqa: PTH100 (resolve follows links)
+
     for name in names:
         folder = Path(name)
         if not (name.strip() and sources.exists(name) and folder.is_dir()):
-            found[str(folder.absolute()) if sources.exists(name) else name] = None
+            if sources.exists(name):
+                add(name)
+            else:
+                found[name] = name
             continue
         inside = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _EXTENSIONS and path.is_file())
         if not inside:
             failed.append(f"The folder {name} holds no rasters; choose another.")
-        found.update(dict.fromkeys(str(path.absolute()) for path in inside))
-    return list(found), failed
+        for path in inside:
+            add(str(path))
+    return list(found.values()), failed
 
 
 class Scene:
@@ -137,7 +152,7 @@ class Scene:
         if any(gdal.DataTypeIsComplex(band.DataType) for band in bands):
             raise ClippanError(f"The raster {path} has complex numbers; convert it to amplitude first.")
         self._bytes = all(band.DataType == gdal.GDT_Byte for band in bands)
-        self._mask = _mask(self._dataset, self.bands[0])
+        self._masks = _masks(self._dataset, self.bands)
         self.stretch = self._find_stretch() if stretch is None else stretch
 
     def _choose(self) -> tuple[int, ...]:
@@ -173,8 +188,10 @@ class Scene:
         samples = self._sample()
         if not samples.shape[1]:
             return ((0.0, 1.0),) * len(self.bands)
-        low, high = np.percentile(samples, _PERCENTILES, axis=1)
-        return tuple((float(a), float(b)) if b > a else (float(a), float(a) + 1) for a, b in zip(low, high))
+        low, high = np.percentile(samples.astype(np.float64), _PERCENTILES, axis=1)
+        return tuple(
+            (float(a), float(b)) if b > a else (float(a), float(np.nextafter(a, np.inf))) for a, b in zip(low, high)
+        )
 
     def _sample(self) -> np.ndarray:
         """Valid values (bands, n) from windows all over the raster: reading all of it could take an hour."""
@@ -196,10 +213,9 @@ class Scene:
         values = np.empty((len(self.bands), height, width), kind)
         try:
             self._dataset.ReadAsArray(*inside, band_list=list(self.bands), buf_obj=values, resample_alg=resampling)
-            if self._mask is None:
-                valid = np.ones((height, width), bool)
-            else:
-                valid = self._mask.ReadAsArray(*inside, buf_xsize=width, buf_ysize=height) > 0
+            valid = np.full((height, width), not self._masks)
+            for mask in self._masks:
+                valid |= mask.ReadAsArray(*inside, buf_xsize=width, buf_ysize=height) > 0
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise ClippanError(
@@ -228,9 +244,10 @@ class Scene:
         if part == 0:
             return np.zeros((3, pixels, pixels), np.uint8), 0.0
         if self.stretch:
-            low, high = np.array(self.stretch, np.float32).T[:, :, None, None]
-            scaled = (values.astype(np.float32) - low) * (255 / (high - low))
-            values = np.clip(np.nan_to_num(scaled), 0, 255).astype(np.uint8)
+            # A byte in float32 is exact enough, but not the difference of two values of a thousand million.
+            low, high = np.array(self.stretch)[:, :, None, None].transpose(1, 0, 2, 3)
+            scaled = np.clip(np.nan_to_num((values - low) / (high - low)), 0, 1)
+            values = (255 * scaled).astype(np.uint8)
         elif values.dtype != np.uint8:
             values = np.clip(np.nan_to_num(values), 0, 255).astype(np.uint8)
         if part < 1:
@@ -245,13 +262,21 @@ class Scene:
         if not self.grid.crs:
             return None
         column, row = place or (self.grid.width / 2, self.grid.height / 2)
-        transform = osr.CoordinateTransformation(spatial(self.grid.crs), spatial(f"EPSG:{_GEOGRAPHIC}"))
-        places = [
-            transform.TransformPoint(*gdal.ApplyGeoTransform(self.grid.geotransform, column + dx, row + dy))[:2]
-            for dx, dy in ((0, 0), (1, 0), (0, 1))
+        try:
+            transform = osr.CoordinateTransformation(spatial(self.grid.crs), spatial(f"EPSG:{_GEOGRAPHIC}"))
+            places = [
+                transform.TransformPoint(*gdal.ApplyGeoTransform(self.grid.geotransform, column + dx, row + dy))[:2]
+                for dx, dy in ((0, 0), (1, 0), (0, 1))
+            ]
+        except RuntimeError:  # a local CRS, another planet
+            return None
+        longitude, latitude = places[0]
+        shrink = math.cos(math.radians(latitude))
+        edges = [
+            # the short way, also across the date line
+            math.hypot(((x - longitude + 180) % 360 - 180) * shrink, y - latitude) * _METRES_PER_DEGREE
+            for x, y in places[1:]
         ]
-        shrink = math.cos(math.radians(places[0][1]))
-        edges = [math.hypot((x - places[0][0]) * shrink, y - places[0][1]) * _METRES_PER_DEGREE for x, y in places[1:]]
         return (edges[0], edges[1]) if all(math.isfinite(edge) and edge > 0 for edge in edges) else None
 
     def _area(self) -> tuple[float, float, float, float]:
@@ -263,6 +288,8 @@ class Scene:
         if self.look.crs and self.grid.crs:
             box = transformed(box, self.look.crs, self.grid.crs)
         inverse = gdal.InvGeoTransform(self.grid.geotransform)
+        if inverse is None:
+            raise ClippanError(f"The raster {self.path} has pixels without a size; georeference it anew.")
         corners = [gdal.ApplyGeoTransform(inverse, x, y) for x in box[::2] for y in box[1::2]]
         columns, rows = [corner[0] for corner in corners], [corner[1] for corner in corners]
         left, right = max(min(columns), 0.0), min(max(columns), whole[2])
@@ -300,6 +327,10 @@ class Scene:
             tile = (max(round(across * shrink), 1), max(round(down * shrink), 1))
             if any(tile == known for known, *_ in scales):
                 continue
+            if min(across, down) < _LEAST_TILE:
+                raise ClippanError(
+                    f"Tiles of {min(across, down):.2g} pixels show nothing of the raster {self.path}; choose larger."
+                )
             scale = tile[0] * ground[0] if ground else float(tile[0])
             columns = _starts(width, tile[0], self.look.overlap, left, right)
             rows = _starts(height, tile[1], self.look.overlap, top, bottom)
@@ -323,14 +354,23 @@ class Scene:
         )
 
     def fingerprint(self) -> str:
-        """Changes when its files do, but not when they are moved; empty for what is not in files."""
+        """Changes when its pixels or their place do, but not when it is moved; empty for what is not in files.
+
+        Overviews and side files, where QGIS keeps statistics, do not count, but what they may say of the raster does.
+        """
         marks = []
         for name in sorted(sources.files(self._original)):
-            path = Path(name)
-            if sources.exists(name):
-                state = path.stat()
-                marks.append(f"{path.name}|{state.st_size}|{state.st_mtime_ns}")
-        return hashlib.sha256("\n".join(marks).encode()).hexdigest() if marks else ""
+            if not name.lower().endswith((".aux.xml", ".ovr")):
+                state = gdal.VSIStatL(name)
+                exact = Path(name).stat().st_mtime_ns if sources.exists(name) else state and state.mtime
+                if state is not None:
+                    marks.append(f"{Path(name).name}|{state.size}|{exact}")
+        if not marks:
+            return ""
+        bands = [self._original.GetRasterBand(number + 1) for number in range(self._original.RasterCount)]
+        marks += [f"{band.DataType}|{band.GetNoDataValue()}|{band.GetColorInterpretation()}" for band in bands]
+        marks.append(f"{self.grid.width}|{self.grid.height}|{self.grid.geotransform}|{self.grid.crs}")
+        return hashlib.sha256("\n".join(marks).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -365,21 +405,30 @@ def _starts(size: int, tile: int, overlap: float, first: float, last: float) -> 
 
 
 def _prepared(dataset: gdal.Dataset, nodata: Optional[float]) -> gdal.Dataset:
-    """The dataset with its palette as colours, and with another nodata value."""
+    """The dataset with another nodata value, if its pixels can have it, and with its palette as colours."""
     first = dataset.GetRasterBand(1)
-    palette = dataset.RasterCount == 1 and first.GetColorTable() is not None
-    if not palette and nodata is None:
-        return dataset
-    options: dict[str, Any] = {"rgbExpand": "rgba"} if palette else {}
-    if nodata is not None:
-        options["noData"] = nodata
-    return gdal.Translate("", dataset, format="VRT", **options)
+    kind = np.dtype(gdal_array.GDALTypeCodeToNumericTypeCode(first.DataType) or np.float32)
+    value = sources.fitting(nodata, kind)
+    if value is not None:
+        dataset = gdal.Translate("", dataset, format="VRT", noData=value)
+    if dataset.RasterCount == 1 and first.GetColorTable() is not None:
+        dataset = gdal.Translate("", dataset, format="VRT", rgbExpand="rgba")
+    return dataset
 
 
-def _mask(dataset: gdal.Dataset, number: int) -> Optional[gdal.Band]:
-    band = dataset.GetRasterBand(number)
-    own = None if band.GetMaskFlags() & gdal.GMF_ALL_VALID else band.GetMaskBand()
-    return sources.alpha_band(dataset) or own
+def _masks(dataset: gdal.Dataset, numbers: Sequence[int]) -> list[gdal.Band]:
+    """Bands that say which pixels are valid, where any of them says so; empty if all are.
+
+    Where bands have nodata values, a pixel is missing if it is in each: water has no red, and a value of 0 there.
+    """
+    alpha = sources.alpha_band(dataset)
+    if alpha is not None:
+        return [alpha]
+    bands = [dataset.GetRasterBand(number) for number in numbers]
+    if any(band.GetMaskFlags() & gdal.GMF_ALL_VALID for band in bands):
+        return []
+    whole = bands[0].GetMaskFlags() & gdal.GMF_PER_DATASET
+    return [band.GetMaskBand() for band in (bands[:1] if whole else bands)]
 
 
 def _day(match: Optional[re.Match[str]]) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
+from urllib.parse import quote
 
 import numpy as np
 from osgeo import gdal, ogr, osr
@@ -31,6 +32,8 @@ from clippan.search.scene import spatial
 FORMAT = "1"
 _DOMAIN = "CLIPPAN"
 _SECONDS = 10  # to wait for another process that is committing
+_DROPPED = 5000  # tiles that are removed at a time
+_PATIENCE = "busy_timeout=60000"  # milliseconds that a commit waits for a reader
 _PART = 900  # ids in one question: SQLite's limit is 999
 
 ogr.UseExceptions()
@@ -112,9 +115,10 @@ class Index:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._lock = threading.Lock()
         if not Path(path).is_file():
             raise ClippanError(f"The index {path} does not exist; make one with Build tile index (clippan index).")
+        _recover(path)
+        self._known = _state(path)
         self.about = _about(path)
         with self._reading() as cursor:
             rows = cursor.execute(
@@ -132,26 +136,30 @@ class Index:
         file, width = vectors_of(self.path), self.about.width
         needed = int(self._ids.max()) if len(self._ids) else 0
         size = file.stat().st_size if file.is_file() else -1
-        if size < 0 and needed:
+        if not needed:
+            return np.empty((0, width), np.float16)
+        if size < 0:
             raise ClippanError(f"The index's matrix {file} is missing; put it back beside {self.path}, or index anew.")
         if size < needed * width * 2:
             raise ClippanError(
                 f"The index's matrix {file} was cut short ({size} bytes for {needed} tiles); delete the index and "
                 "make it anew, or restore both files from a backup."
             )
-        if not needed:
-            return np.empty((0, width), np.float16)
         # Copy on write: torch asks for memory that it might write to.
         return np.memmap(file, np.float16, "c", shape=(size // (width * 2), width))
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Cursor]:
         try:
-            uri = f"{Path(self.path).absolute().as_uri()}?mode=ro"
-            with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=_SECONDS)) as connection:
+            with contextlib.closing(_connect(self.path, "ro")) as connection:
                 yield connection.cursor()
         except sqlite3.Error as error:
-            raise damaged(self.path, error) from error
+            raise unreadable(self.path, error) from error
+
+    @property
+    def current(self) -> bool:
+        """Whether nobody has written since this was read."""
+        return _state(self.path) == self._known
 
     @property
     def count(self) -> int:
@@ -232,17 +240,18 @@ class Index:
         return all(raster.done >= raster.planned for raster in self.rasters.values())
 
 
-_open: dict[str, tuple[tuple[Any, ...], Index]] = {}
+_open: dict[str, Index] = {}
+_opening = threading.Lock()
 
 
 def reader(path: str) -> Index:
     """The index, read anew only if its files have changed."""
-    state = _state(path)
-    known = _open.get(path)
-    if known is None or known[0] != state:
-        _open.clear()  # one at a time: a large one takes memory
-        _open[path] = (state, Index(path))
-    return _open[path][1]
+    with _opening:
+        known = _open.get(path)
+        if known is None or not known.current:
+            _open.clear()  # one at a time: a large one takes memory
+            known = _open[path] = Index(path)
+        return known
 
 
 def _state(path: str) -> tuple[Any, ...]:
@@ -273,13 +282,14 @@ class Builder:
         self._dataset: Any = None
         self._free: list[int] = []  # ids without a tile, the last one first
         self._next = 1
+        self._last_raster = 0
         self.rasters: dict[int, Raster] = {}
         self._lock: Any = None
 
     def __enter__(self) -> Builder:
         from filelock import FileLock, Timeout  # comes with huggingface_hub, and with torch
 
-        self._lock = FileLock(f"{self.path}.lock")
+        self._lock = FileLock(self._lock_file)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -302,10 +312,17 @@ class Builder:
         self._dataset = None
         self._release()
 
+    @property
+    def _lock_file(self) -> str:
+        place = Path(self.path)
+        return str(place.with_name(f".{place.name}.lock"))
+
     def _release(self) -> None:
         self._lock.release()
-        with contextlib.suppress(OSError):
-            os.unlink(f"{self.path}.lock")  # noqa: PTH108
+        if not Path(self.path).exists():
+            # Where there is an index, the file stays: another process may have it open, and lock what nobody sees.
+            with contextlib.suppress(OSError):
+                os.unlink(self._lock_file)  # noqa: PTH108
 
     def _resume(self) -> None:
         index = Index(self.path)
@@ -313,10 +330,14 @@ class Builder:
         same_model(f"index {self.path}", found, self.about)
         self.about = found
         self.rasters = dict(index.rasters)
+        with contextlib.closing(_connect(self.path, "ro")) as connection:
+            row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'rasters'").fetchone()
+        self._last_raster = max([row[0] if row else 0, *self.rasters])  # a number that was given is not given again
         used = set(index.chosen(Filter()).tolist())
         self._next = max(used, default=0) + 1
         self._free = [number for number in range(self._next - 1, 0, -1) if number not in used]
-        self._dataset = _guarded(self.path, lambda: gdal.OpenEx(self.path, gdal.OF_VECTOR | gdal.OF_UPDATE))
+        vectors_of(self.path).touch()
+        self._dataset = _guarded(self.path, lambda: _patient(gdal.OpenEx, self.path, gdal.OF_VECTOR | gdal.OF_UPDATE))
 
     @property
     def exists(self) -> bool:
@@ -334,7 +355,7 @@ class Builder:
                 raise
 
     def _create(self) -> None:
-        dataset = gdal.GetDriverByName("GPKG").Create(self.path, 0, 0, 0, gdal.GDT_Unknown)
+        dataset = _patient(gdal.GetDriverByName("GPKG").Create, self.path, 0, 0, 0, gdal.GDT_Unknown)
         reference = spatial(self.about.crs) if self.about.crs else None
         if reference is None:
             reference = osr.SpatialReference()
@@ -372,14 +393,16 @@ class Builder:
 
     def put(self, rasters: Sequence[Raster]) -> list[Raster]:
         """Adds rasters (their id is 0), or notes what has changed about them; returns them with their ids."""
-        first = max(self.rasters, default=0) + 1
-        new = iter(range(first, first + len(rasters)))
-        rasters = [raster if raster.id else dataclasses.replace(raster, id=next(new)) for raster in rasters]
+        rasters = [raster if raster.id else dataclasses.replace(raster, id=self._number()) for raster in rasters]
         if rasters:
             with self._transaction():
                 for raster in rasters:
                     self._write(raster)
         return rasters
+
+    def _number(self) -> int:
+        self._last_raster += 1
+        return self._last_raster
 
     def commit(self, tiles: Sequence[Tile], vectors: np.ndarray, done: Mapping[int, int]) -> None:
         """Adds tiles with their vectors (n, width), and notes how far their rasters are: all, or nothing.
@@ -437,20 +460,25 @@ class Builder:
             raise _unwritten(self.path, error.strerror or str(error)) from error
 
     def drop(self, raster: int) -> int:
-        """Removes a raster with its tiles; returns how many those were."""
-        count = 0
+        """Removes a raster with its tiles; returns how many those were.
+
+        In several transactions, between which others may read; a raster of which a part is gone is not finished.
+        """
+        layer = self._dataset.GetLayerByName("tiles")
+        layer.SetAttributeFilter(f"raster_id = {int(raster)}")
+        ids = [feature.GetFID() for feature in layer]
+        layer.SetAttributeFilter(None)
         with self._transaction():
-            layer = self._dataset.GetLayerByName("tiles")
-            layer.SetAttributeFilter(f"raster_id = {int(raster)}")
-            ids = [feature.GetFID() for feature in layer]
-            layer.SetAttributeFilter(None)
-            for number in ids:
-                layer.DeleteFeature(number)
+            self._write(dataclasses.replace(self.rasters[raster], fingerprint="", done=0))
+        for start in range(0, len(ids), _DROPPED):
+            with self._transaction():
+                for number in ids[start : start + _DROPPED]:
+                    layer.DeleteFeature(number)
+        with self._transaction():
             self._dataset.GetLayerByName("rasters").DeleteFeature(raster)
-            count = len(ids)
         del self.rasters[raster]
         self._free += sorted(ids, reverse=True)
-        return count
+        return len(ids)
 
     def count(self, raster: int) -> int:
         """How many tiles of a raster are in the index."""
@@ -505,9 +533,39 @@ def vectors_of(path: str) -> Path:
     return Path(f"{path}.vectors")
 
 
-def damaged(path: str, error: Exception) -> ClippanError:
+def _connect(path: str, mode: str) -> sqlite3.Connection:
+    place = Path(path).absolute().as_posix()
+    # file:///home/…, file:///C:/…, and file:////server/share/… for a network drive of Windows
+    uri = f"file://{quote(place if place.startswith('/') else f'/{place}')}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, timeout=_SECONDS)
+
+
+def _recover(path: str) -> None:
+    """Undoes what a process that was killed has half committed; whoever may not write leaves that to others."""
+    if Path(f"{path}-journal").exists():
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path, "rw")) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+
+
+def _patient(function: Any, *arguments: Any) -> Any:
+    """Opens a GeoPackage that waits for readers when it commits."""
+    gdal.SetThreadLocalConfigOption("OGR_SQLITE_PRAGMA", _PATIENCE)
+    try:
+        return function(*arguments)
+    finally:
+        gdal.SetThreadLocalConfigOption("OGR_SQLITE_PRAGMA", None)
+
+
+def unreadable(path: str, error: Exception) -> ClippanError:
     """The sentence for an index that cannot be read."""
     reason = " ".join(str(error).split()).rstrip(".")
+    if "locked" in reason or "busy" in reason:
+        return ClippanError(f"The index {path} is just being written; try again in a moment ({reason}).")
+    if "unable to open" in reason or "readonly" in reason or "permission" in reason.lower():
+        return ClippanError(
+            f"The index {path} cannot be opened ({reason}); check the rights to it and its folder, or copy both its "
+            "files to a folder of yours."
+        )
     return ClippanError(
         f"The index {path} is damaged, cut short or no index of CLIPPan ({reason}); delete it and make it anew."
     )
@@ -515,8 +573,9 @@ def damaged(path: str, error: Exception) -> ClippanError:
 
 def _unwritten(path: str, reason: str) -> ClippanError:
     reason = " ".join(reason.split()).rstrip(".")
+    remedy = "close the program that has it open" if "locked" in reason else "check the disk"
     return ClippanError(
-        f"The index {path} could not be written ({reason}); check the disk, and run the same again: what was indexed "
+        f"The index {path} could not be written ({reason}); {remedy}, and run the same again: what was indexed "
         "so far is kept."
     )
 
@@ -535,7 +594,7 @@ def _about(path: str) -> About:
         values = dataset.GetMetadata(_DOMAIN) or {}
         layers = {dataset.GetLayer(number).GetName() for number in range(dataset.GetLayerCount())}
     except RuntimeError as error:
-        raise damaged(path, error) from error
+        raise unreadable(path, error) from error
     if values.get("format") != FORMAT or not {"tiles", "rasters"} <= layers:
         if "format" in values:
             raise ClippanError(
@@ -581,5 +640,16 @@ def _corners(blob: Optional[bytes]) -> tuple[float, ...]:
         return ()
     header = 8 + (0, 32, 48, 48, 64)[(blob[3] >> 1) & 7]
     polygon = ogr.CreateGeometryFromWkb(bytes(blob[header:]))  # a ring does not keep its polygon
-    points = polygon.GetGeometryRef(0).GetPoints()[:-1]
-    return tuple(value for point in points for value in point[:2])
+    ring = polygon.GetGeometryRef(0)
+    if ring is None or ring.GetPointCount() != 5:  # somebody has edited it
+        left, right, bottom, top = polygon.GetEnvelope()
+        return (left, top, right, top, right, bottom, left, bottom)
+    return tuple(value for point in ring.GetPoints()[:-1] for value in point[:2])
+
+
+def is_index(path: str) -> bool:
+    """Whether a file is an index of ours."""
+    try:
+        return bool(gdal.OpenEx(path, gdal.OF_VECTOR | gdal.OF_READONLY).GetMetadata(_DOMAIN))
+    except RuntimeError:
+        return False

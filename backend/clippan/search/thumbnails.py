@@ -20,17 +20,18 @@ def thumbnails(request: ThumbnailsRequest, context: Context) -> ThumbnailsResult
     """See ThumbnailsRequest."""
     index = reader(request.index)
     files: dict[str, str] = {}
-    scenes: dict[int, Scene] = {}
-    tiles = index.tiles(list(request.tiles))
+    number, scene = 0, None  # one is open at a time
+    tiles = sorted(index.tiles(list(request.tiles)), key=lambda tile: tile.raster)
     for position, tile in enumerate(tiles):
         context.progress(100 * position / len(tiles), "Pictures")
-        target = Path(request.folder) / f"{tile.id}.png"
+        # Numbers of tiles are used again when a raster is dropped, those of rasters are not.
+        target = Path(request.folder) / f"{tile.raster}-{tile.id}.png"
         if not target.is_file():
             raster = index.rasters[tile.raster]
             try:
-                if tile.raster not in scenes:
-                    scenes[tile.raster] = Scene(raster.path, Look.of(raster.look), raster.stretch)
-                picture, _ = scenes[tile.raster].picture(tile.window, request.pixels)
+                if scene is None or number != tile.raster:
+                    number, scene = tile.raster, Scene(raster.path, Look.of(raster.look), raster.stretch)
+                picture, _ = scene.picture(tile.window, request.pixels)
                 _write(target, picture)
             except ClippanError as error:  # the raster has moved, or is not connected
                 context.log(str(error))

@@ -1,0 +1,97 @@
+"""How probable it is that a tile shows what is searched for.
+
+For a text, by the softmax over that text and a background of common land covers and uses, as in zero-shot
+classification (Radford et al. 2021); for an example, by the cosine of the vectors less the index's mean. Several things
+are mixed by multiplying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clippan.jobs.base import Context
+
+_BLOCK = 8192  # tiles at a time
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is searched for, as vectors of length 1.
+
+    Attributes:
+        texts: (n, width), and ``prompts``, their words.
+        without: texts that should not fit (n, width).
+        background: what places show in general (n, width).
+        like, unlike: example pictures or tiles (n, width).
+        mean: of the index's vectors (width,).
+        scale: from cosines to logits.
+    """
+
+    texts: np.ndarray
+    prompts: tuple[str, ...]
+    without: np.ndarray
+    background: np.ndarray
+    like: np.ndarray
+    unlike: np.ndarray
+    mean: np.ndarray
+    scale: float
+
+    def directions(self) -> np.ndarray:
+        """With what all tiles are compared, (n, width): the larger the product, the better the fit."""
+        return np.concatenate([self.texts - self.background.mean(axis=0), self.like - self.mean])
+
+    def judge(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Confidence, score and best text (its number) of tiles, from their vectors float32 (n, width)."""
+        confidence = np.ones(len(vectors))
+        score = np.full(len(vectors), -np.inf)
+        best = np.zeros(len(vectors), np.int64)
+        if len(self.texts):
+            fits = self._probability(vectors, self.texts)
+            best = fits.argmax(axis=1)
+            confidence *= fits.max(axis=1)
+            score = (vectors @ self.texts.T).max(axis=1)
+        if len(self.like):
+            alike = self._likeness(vectors, self.like).max(axis=1)
+            # The geometric mean of the two, so that a mix is no stricter than its parts.
+            confidence = np.sqrt(confidence * alike) if len(self.texts) else alike
+            score = np.maximum(score, (vectors @ self.like.T).max(axis=1))
+        if len(self.without):
+            confidence *= (1 - self._probability(vectors, self.without)).min(axis=1)
+            score = score - (vectors @ self.without.T).max(axis=1).clip(0)
+        if len(self.unlike):
+            confidence *= 1 - self._likeness(vectors, self.unlike).max(axis=1)
+        return confidence, score, best
+
+    def _probability(self, vectors: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        """Softmax of each text against the background, (n, texts)."""
+        logits = self.scale * (vectors @ self.background.T)
+        own = self.scale * (vectors @ texts.T)
+        result = np.empty(own.shape)
+        for column, text in enumerate(texts):
+            # What means nearly the same does not speak against it.
+            similar = self.background @ text
+            others = logits[:, similar < (1 + similar.mean()) / 2]
+            top = np.maximum(own[:, column], others.max(axis=1, initial=-np.inf))
+            mine = np.exp(own[:, column] - top)
+            result[:, column] = mine / (mine + np.exp(others - top[:, None]).sum(axis=1))
+        return result
+
+    def _likeness(self, vectors: np.ndarray, examples: np.ndarray) -> np.ndarray:
+        """Cosines of the vectors less the mean, not below 0, (n, examples)."""
+        return (_unit(vectors - self.mean) @ _unit(examples - self.mean).T).clip(0, 1)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
+
+
+def blocks(index: Any, ids: np.ndarray, context: Context) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids and vectors of tiles, some thousands at a time."""
+    for start in range(0, len(ids), _BLOCK):
+        context.progress(100 * start / len(ids), "Judging")
+        part = ids[start : start + _BLOCK]
+        yield part, index.vectors(part)

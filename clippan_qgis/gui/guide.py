@@ -1,0 +1,140 @@
+"""Shows on the map what was found, and goes there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qgis.core import (
+    Qgis,
+    QgsCoordinateReferenceSystem,
+    QgsCoordinateTransform,
+    QgsCsException,
+    QgsGeometry,
+    QgsLayerTreeLayer,
+    QgsProject,
+    QgsRasterLayer,
+    QgsRectangle,
+)
+from qgis.gui import QgsMapCanvas, QgsRubberBand
+from qgis.PyQt import sip
+from qgis.PyQt.QtGui import QColor
+
+from clippan.errors import ClippanError
+
+from .. import hits, sources
+from ..styling import Style
+
+MARGIN = 2.0  # the view is so many times as wide as the place
+FAINT, STRONG = QColor(hits.COLOURS[-1]), QColor("#ff2fa0")  # no land cover is magenta
+CASING = QColor(20, 20, 20, 200)
+
+
+class Guide:
+    """Marks hits on the canvas, flies to one of them, and loads its raster if the map does not show it."""
+
+    def __init__(self, canvas: QgsMapCanvas):
+        self._canvas = canvas
+        self._all = self._band(FAINT, 1)
+        self._one = self._band(STRONG, 3)
+        self._loaded: set[str] = set()
+
+    def show(self, answer: Mapping[str, Any]) -> None:
+        """Marks all hits of an answer, none of them in particular."""
+        self.clear()
+        reference = hits.crs(answer)
+        for hit in answer["hits"]:
+            place = hits.outline(hit)
+            if not place.isNull():
+                self._all.addGeometry(place, reference)
+
+    def fly(self, hit: Mapping[str, Any], reference: QgsCoordinateReferenceSystem) -> str:
+        """Goes to a hit whose coordinates are in this CRS; returns what the user has to know, if anything."""
+        place = hits.outline(hit)
+        if place.isNull():  # a plain picture among rasters with coordinates
+            reference = QgsCoordinateReferenceSystem()
+            place = QgsGeometry.fromRect(pixels(hit["window"]))
+        target = self._canvas.mapSettings().destinationCrs()
+        view = place.boundingBox()
+        try:
+            if reference.isValid() and target.isValid():
+                transform = QgsCoordinateTransform(reference, target, QgsProject.instance())
+                view = transform.transformBoundingBox(view)
+        except QgsCsException:
+            return "This place cannot be shown in the project's CRS; choose another CRS for the project."
+        complaint = self._load(hit["raster"])
+        self._one.setToGeometry(place, reference)
+        view.scale(MARGIN)
+        self._canvas.setExtent(view)
+        self._canvas.refresh()
+        return complaint
+
+    def clear(self) -> None:
+        """Marks nothing."""
+        for band in (self._all, self._one):
+            band.reset(Qgis.GeometryType.Polygon)
+
+    def remove(self) -> None:
+        """Takes the marks off the canvas for good."""
+        for band in (self._all, self._one):
+            if not sip.isdeleted(band):  # the canvas may have gone first
+                self._canvas.scene().removeItem(band)
+
+    def _band(self, colour: QColor, width: int) -> QgsRubberBand:
+        band = QgsRubberBand(self._canvas, Qgis.GeometryType.Polygon)
+        clear = QColor(colour)
+        clear.setAlpha(0)
+        band.setStrokeColor(colour)
+        band.setSecondaryStrokeColor(CASING)
+        band.setFillColor(clear)
+        band.setWidth(width)
+        return band
+
+    def _load(self, raster: str) -> str:
+        """Adds a raster to the project that the project does not have; but once, for the user may remove it."""
+        if raster in self._loaded or is_loaded(raster):
+            return ""
+        if not raster.startswith("/vsi") and Path(raster).is_absolute() and not Path(raster).exists():
+            return f"{Path(raster).name} is no longer where it was indexed; the map may be empty here."
+        # A picture without coordinates is fine as it is: nobody is to be asked for its CRS.
+        options = QgsRasterLayer.LayerOptions()
+        options.skipCrsValidation = True
+        layer = QgsRasterLayer(raster, Path(raster).stem, "gdal", options)
+        if not layer.isValid():
+            return f"{Path(raster).name} cannot be opened; the map may be empty here."
+        self._loaded.add(raster)
+        provider = layer.dataProvider()
+        if provider.bandCount() > 1 and provider.dataType(1) != Qgis.DataType.Byte:
+            Style.of([layer], (), None).apply(layer)
+        project = QgsProject.instance()
+        project.addMapLayer(layer, False)
+        root = project.layerTreeRoot()
+        root.insertLayer(_below_vectors(root), layer)
+        return ""
+
+
+def pixels(window: tuple[int, ...]) -> QgsRectangle:
+    """Where QGIS puts a window of a picture without coordinates."""
+    column, row, width, height = window
+    return QgsRectangle(column, -row - height, column + width, -row)
+
+
+def is_loaded(raster: str) -> bool:
+    """Whether the project has a layer of this raster."""
+    for layer in QgsProject.instance().mapLayers().values():
+        if isinstance(layer, QgsRasterLayer):
+            try:
+                if sources.indexable(layer) == raster:
+                    return True
+            except ClippanError:  # a layer that could not be indexed is none that was found
+                continue
+    return False
+
+
+def _below_vectors(root) -> int:
+    """The place above the first raster, so that no background map hides what is put there."""
+    for position, node in enumerate(root.children()):
+        if isinstance(node, QgsLayerTreeLayer) and isinstance(node.layer(), QgsRasterLayer):
+            return position
+    return len(root.children())

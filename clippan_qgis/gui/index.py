@@ -1,0 +1,189 @@
+"""The dialog that makes an index of the project's rasters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qgis.core import QgsIconUtils, QgsProject, QgsRasterLayer
+from qgis.gui import QgsFileWidget, QgsMapCanvas
+from qgis.PyQt.QtCore import Qt
+from qgis.PyQt.QtWidgets import (
+    QComboBox,
+    QDialog,
+    QDialogButtonBox,
+    QDoubleSpinBox,
+    QFormLayout,
+    QLabel,
+    QListWidget,
+    QListWidgetItem,
+    QSizePolicy,
+    QVBoxLayout,
+)
+
+from clippan.clip.models import MODELS
+from clippan.errors import ClippanError
+from clippan.jobs import Device, IndexRequest
+
+from .. import connections, sources
+from ..query import crs_name
+from ..settings import Settings
+
+_LAYER = Qt.ItemDataRole.UserRole
+SUFFIX = ".gpkg"
+DEFAULT_MODEL = "starter"
+
+
+class IndexDialog(QDialog):
+    """Asks what to index and where to; ``request`` is the job then."""
+
+    def __init__(self, canvas: QgsMapCanvas, parent=None):
+        super().__init__(parent)
+        self._canvas = canvas
+        self.setWindowTitle("New index from layers")
+        self.layers = QListWidget()
+        for layer in raster_layers():
+            item = QListWidgetItem(QgsIconUtils.iconForLayer(layer), layer.name())
+            item.setData(_LAYER, layer.id())
+            item.setFlags(item.flags() | Qt.ItemFlag.ItemIsUserCheckable)
+            # A background map is seldom what one wants to search.
+            item.setCheckState(Qt.CheckState.Unchecked if sources.is_service(layer) else Qt.CheckState.Checked)
+            self.layers.addItem(item)
+        self.layers.setMinimumHeight(80)
+        self.metres = QDoubleSpinBox()
+        self.metres.setRange(0, 1_000_000)
+        self.metres.setDecimals(0)
+        self.metres.setSuffix(" m")
+        self.metres.setSpecialValueText("Automatic")
+        self.metres.setToolTip(
+            "The edge of the squares that are searched: about as large as what you look for with its surroundings. "
+            "Automatic suits the raster's pixel size."
+        )
+        self.model = QComboBox()
+        self.model.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        for model in MODELS.values():
+            self.model.addItem(model.label, model.id)
+            self.model.setItemData(self.model.count() - 1, model.notes, Qt.ItemDataRole.ToolTipRole)
+        self.model.setCurrentIndex(max(self.model.findData(DEFAULT_MODEL), 0))
+        self.place = QComboBox()
+        self.place.addItem("A file", "")
+        for key, label in connections.catalogues().items():
+            self.place.addItem(f"Catalogue: {label}", key)
+        self.place.setToolTip("A catalogue lies in PostgreSQL, and a team shares it.")
+        self.output = QgsFileWidget()
+        self.output.setStorageMode(QgsFileWidget.StorageMode.SaveFile)
+        self.output.setConfirmOverwrite(False)  # nothing is overwritten: an index is brought up to date
+        self.output.setFilter(f"Index (*{SUFFIX})")
+        self.output.setFilePath(str(suggestion()))
+        self.note = QLabel()
+        self.note.setWordWrap(True)
+        self.buttons = QDialogButtonBox(
+            QDialogButtonBox.StandardButton.Ok | QDialogButtonBox.StandardButton.Cancel, parent=self
+        )
+        self.buttons.button(QDialogButtonBox.StandardButton.Ok).setText("Make index")
+        form = QFormLayout()
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
+        form.addRow("&Layers", self.layers)
+        form.addRow("&Tile size", self.metres)
+        form.addRow("&Model", self.model)
+        form.addRow("Save &in", self.place)
+        form.addRow("&File", self.output)
+        layout = QVBoxLayout(self)
+        layout.addLayout(form)
+        layout.addWidget(self.note)
+        layout.addWidget(self.buttons)
+        self.buttons.accepted.connect(self.accept)
+        self.buttons.rejected.connect(self.reject)
+        self.layers.itemChanged.connect(self._explain)
+        self.place.currentIndexChanged.connect(self._explain)
+        self.output.fileChanged.connect(self._explain)
+        self.model.currentIndexChanged.connect(self._explain)
+        self._explain()
+        self.resize(460, 400)
+
+    def chosen(self) -> list[QgsRasterLayer]:
+        """The checked layers."""
+        project = QgsProject.instance()
+        items = map(self.layers.item, range(self.layers.count()))
+        return [project.mapLayer(item.data(_LAYER)) for item in items if item.checkState() == Qt.CheckState.Checked]
+
+    def index(self) -> str:
+        """The index that is made: a file, or a catalogue as ``connections`` names it."""
+        return self.place.currentData() or str(self._path())
+
+    def request(self) -> IndexRequest:
+        """The job.
+
+        Raises:
+            ClippanError: a layer cannot be indexed.
+        """
+        layers = self.chosen()
+        if not layers:
+            raise ClippanError("No layer is checked; check at least one.")
+        settings = Settings.read()
+        options = {}
+        if any(sources.is_service(layer) for layer in layers):
+            view = self._canvas.extent()
+            options["extent"] = (view.xMinimum(), view.yMinimum(), view.xMaximum(), view.yMaximum())
+            options["crs"] = crs_name(self._canvas.mapSettings().destinationCrs())
+        if self.metres.value():
+            options["tile_metres"] = (self.metres.value(),)
+        if settings.device in {item.value for item in Device}:
+            options["device"] = Device(settings.device)
+        return IndexRequest(
+            rasters=tuple(sources.indexable(layer) for layer in layers),
+            output=connections.address(self.index()),
+            model=self.model.currentData(),
+            **options,
+        )
+
+    def accept(self):
+        """Only what the engine can do: else says why not."""
+        try:
+            request = self.request()
+            if self._path().parent == indexes_folder():
+                indexes_folder().mkdir(parents=True, exist_ok=True)
+            request.validate()
+        except (ClippanError, OSError) as error:
+            self.note.setText(str(error))
+            return
+        super().accept()
+
+    def _path(self) -> Path:
+        path = Path(self.output.filePath().strip())
+        return path.with_name(f"{path.name}{SUFFIX}") if path.name and path.suffix.lower() != SUFFIX else path
+
+    def _explain(self, *_) -> None:
+        notes = []
+        if not self.layers.count():
+            notes.append("The project has no raster layers; add one first.")
+        if any(sources.is_service(layer) for layer in self.chosen()):
+            notes.append("Web maps are indexed where the map shows them now, and the other layers there too.")
+        self.output.setEnabled(not self.place.currentData())
+        if self.output.isEnabled() and self._path().is_file():
+            notes.append("This index exists: what is new or has changed is added to it.")
+        model = MODELS[self.model.currentData()]
+        notes.append(model.notes)
+        if model.repository:
+            notes.append(f"It is downloaded at its first use: {model.size / 1e6:.0f} MB, licence {model.licence}.")
+        self.note.setText("\n".join(notes))
+
+
+def raster_layers() -> list[QgsRasterLayer]:
+    """The project's rasters, in the order of the layer panel."""
+    nodes = QgsProject.instance().layerTreeRoot().findLayers()
+    layers = (node.layer() for node in nodes)
+    return [layer for layer in layers if isinstance(layer, QgsRasterLayer) and layer.isValid()]
+
+
+def indexes_folder() -> Path:
+    """Where indexes go as long as the project has no file. It need not exist."""
+    return Settings.read().cache_folder / "indexes"
+
+
+def suggestion() -> Path:
+    """A new file for an index: beside the project, if that has a file."""
+    project = QgsProject.instance()
+    folder = Path(project.absolutePath()) if project.absolutePath() else indexes_folder()
+    stem = f"{project.baseName()} index" if project.baseName() else "index"
+    names = (f"{stem}{f' {number}' if number > 1 else ''}{SUFFIX}" for number in range(1, 10_000))
+    return next(folder / name for name in names if not (folder / name).exists())

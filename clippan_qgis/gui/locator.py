@@ -1,0 +1,160 @@
+"""Search from QGIS's locator bar: “find river mouth”."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import Any, Optional
+
+from qgis.core import QgsCoordinateReferenceSystem, QgsLocatorFilter, QgsLocatorResult
+from qgis.PyQt.QtGui import QIcon
+
+from clippan.errors import ClippanError
+from clippan.jobs import SearchRequest
+
+from .. import connections, hits, places
+from ..engine import worker
+from ..query import Query, parse
+from ..settings import Recent, Settings
+from .guide import Guide
+from .results import name, percent
+
+LETTERS, TOP = 3, 8
+DELAY = 600  # milliseconds, which spare the engine half-typed words
+POLL = 0.05  # seconds
+PATIENCE = 15.0  # seconds, in which an engine is started and has its model
+
+
+class Locator(QgsLocatorFilter):
+    """Finds places in the index that the panel searches; choosing one flies there."""
+
+    def __init__(self, guide: Guide):
+        super().__init__()
+        self._guide = guide
+        self._launch: Optional[worker.Launch] = None
+        self._request: Optional[SearchRequest] = None
+        self._complaint = ""
+        self.setUseWithoutPrefix(False)
+        self.setFetchResultsDelay(DELAY)
+
+    def clone(self):
+        """See QgsLocatorFilter."""
+        return Locator(self._guide)
+
+    def name(self):
+        """See QgsLocatorFilter."""
+        return "clippan"
+
+    def displayName(self):
+        """See QgsLocatorFilter."""
+        return "Places in rasters (CLIPPan)"
+
+    def prefix(self):
+        """See QgsLocatorFilter."""
+        return "find"
+
+    def prepare(self, string, context):
+        """Makes the request, in the main thread: settings and passwords are read here."""
+        self._request, self._complaint = None, ""
+        text, without = parse(string)
+        # Whoever makes the filter answer without its prefix would start the engine with every word.
+        if not context.usingPrefix or sum(map(len, text)) < LETTERS:
+            return []
+        try:
+            index = Recent.read().index
+            if not index:
+                raise ClippanError("No index is chosen; choose one in the CLIPPan search panel.")
+            query = Query(text, without)
+            self._request = query.request(connections.address(index), QgsCoordinateReferenceSystem(), top=TOP)
+            self._request.validate()
+            self._launch = worker.launch(Settings.read())
+        except ClippanError as error:
+            self._request, self._complaint = None, str(error)
+        return []
+
+    def fetchResults(self, string, context, feedback):
+        """Searches; not in the main thread."""
+        if self._request is not None:
+            search = _Search(self._launch, self._request)
+            search.start()
+            while search.is_alive() and not feedback.isCanceled():
+                search.join(POLL)
+            if feedback.isCanceled():
+                search.cancel()
+                return
+            self._complaint = search.failure
+            for hit in search.answer["hits"]:  # by number first: QGIS sorts them by name
+                title = f"{hit['rank']}  {hit['prompt']}, {percent(hit)}"
+                self._tell(title, name(hit), 1 / hit["rank"], {"hit": hit, "crs": search.answer["crs"]})
+        if self._complaint:
+            self._tell("CLIPPan", self._complaint, 0.0, {})
+
+    def triggerResult(self, result):
+        """Flies to the place; in the main thread."""
+        data = result.userData
+        if data:
+            self._guide.fly(data["hit"], hits.crs(data))
+
+    def _tell(self, title: str, description: str, score: float, data: dict[str, Any]) -> None:
+        result = QgsLocatorResult()
+        result.filter = self
+        result.displayString = title
+        result.description = description
+        result.score = score
+        result.icon = QIcon(str(places.RESOURCES / "search.svg"))
+        result.userData = data
+        with contextlib.suppress(RuntimeError):  # the locator bar was closed meanwhile
+            self.resultFetched.emit(result)
+
+
+_searches: set[_Search] = set()  # that run or wait for their turn
+
+
+def stop() -> None:
+    """Cancels all searches, also those that nobody waits for: the plugin goes."""
+    for search in list(_searches):
+        search.cancel(at_once=True)
+
+
+class _Search(threading.Thread):
+    """A search that nobody waits for once another word is typed.
+
+    It is then cancelled only if it takes long: a cancel can end the engine while it starts, and the next word would
+    find it cold again.
+    """
+
+    def __init__(self, launch: worker.Launch, request: SearchRequest):
+        super().__init__(name="clippan-locator", daemon=True)
+        self.answer: dict[str, Any] = {"hits": []}
+        self.failure = ""
+        self._launch = launch
+        self._request = request
+        self._cancelled = False
+        self._limit = time.monotonic() + PATIENCE
+
+    def run(self):
+        """See Thread."""
+        _searches.add(self)
+        try:
+            self.answer = worker.shared.run(self._launch, self._request, self)
+        except ClippanError as error:
+            self.failure = str(error)
+        _searches.discard(self)
+
+    def cancel(self, at_once: bool = False) -> None:
+        """The answer is not wanted any more."""
+        self._cancelled = True
+        if at_once:
+            self._limit = 0.0
+
+    # What follows makes it the job's feedback.
+
+    def isCanceled(self):
+        """See QgsFeedback."""
+        return self._cancelled and time.monotonic() > self._limit
+
+    def setProgress(self, percent):
+        """Nothing: the locator bar has no place for it."""
+
+    setProgressText = pushInfo = pushDebugInfo = setProgress

@@ -1,0 +1,194 @@
+"""The list of what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from qgis.PyQt.QtCore import QRect, QSize, Qt, pyqtSignal
+from qgis.PyQt.QtGui import QColor, QFont, QPainter, QPalette, QPixmap
+from qgis.PyQt.QtWidgets import (
+    QAbstractItemView,
+    QListWidget,
+    QListWidgetItem,
+    QMenu,
+    QStyle,
+    QStyledItemDelegate,
+)
+
+from ..hits import COLOURS
+
+PICTURE, GAP, BAR = 56, 6, 5  # pixels
+_HIT = Qt.ItemDataRole.UserRole
+_MARK = Qt.ItemDataRole.UserRole + 1
+_LEFT = Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter
+_RIGHT = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
+GOOD, BAD = "+", "−"
+EMPTY = "Places that fit are listed here, the best first."
+
+
+class ResultList(QListWidget):
+    """Hits with their pictures. Click or Enter chooses one; + and − call the selected one good or bad."""
+
+    chosen = pyqtSignal(object)  # the hit
+    judged = pyqtSignal(bool)
+
+    def __init__(self, parent=None):
+        super().__init__(parent)
+        self.setItemDelegate(_Row(self))
+        self.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setUniformItemSizes(True)
+        self.setMinimumHeight(2 * (PICTURE + 2 * GAP))
+        self.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
+        self.setAccessibleName("Results")
+        self.customContextMenuRequested.connect(self._menu)
+        self.itemClicked.connect(lambda item: self.chosen.emit(item.data(_HIT)))
+
+    def paintEvent(self, event):
+        """An empty list says what it is for."""
+        super().paintEvent(event)
+        if not self.count():
+            painter = QPainter(self.viewport())
+            painter.setPen(_faded(self.palette().color(QPalette.ColorRole.Text), 150))
+            area = self.viewport().rect().adjusted(4 * GAP, 4 * GAP, -4 * GAP, -4 * GAP)
+            painter.drawText(area, int(Qt.AlignmentFlag.AlignCenter) | int(Qt.TextFlag.TextWordWrap), EMPTY)
+            painter.end()
+
+    def show_hits(self, hits: Sequence[Mapping[str, Any]], like: Sequence[int], unlike: Sequence[int]) -> None:
+        """Shows these hits. The same tile stays selected; if it was judged away, the same row."""
+        before, row = self.hit(), self.currentRow() if like or unlike else -1
+        self.clear()
+        for hit in hits:
+            date = f", {hit['date']}" if hit["date"] else ""
+            item = QListWidgetItem(f"{hit['rank']} {hit['prompt']}, {percent(hit)}, {name(hit)}{date}")
+            item.setData(_HIT, hit)
+            item.setData(_MARK, GOOD if hit["tile"] in like else BAD if hit["tile"] in unlike else "")
+            item.setToolTip(f"{hit['prompt']}\n{hit['raster']}\nSimilarity {hit['score']:.3f}")
+            self.addItem(item)
+            if before is not None and hit["tile"] == before["tile"]:
+                row = hit["rank"] - 1
+        self.setCurrentRow(min(row, self.count() - 1))
+
+    def show_pictures(self, files: Mapping[str, str]) -> None:
+        """Shows the pictures of tiles, by their ids."""
+        for item in map(self.item, range(self.count())):
+            file = files.get(str(item.data(_HIT)["tile"]))
+            if file:
+                item.setData(Qt.ItemDataRole.DecorationRole, QPixmap(file))
+
+    def hit(self) -> Optional[Mapping[str, Any]]:
+        """The selected one."""
+        item = self.currentItem()
+        return item.data(_HIT) if item else None
+
+    def keyPressEvent(self, event):
+        """Enter chooses, + and - judge; all else is the list's own."""
+        key, hit = event.key(), self.hit()
+        if hit is not None and key in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+            self.chosen.emit(hit)
+        elif hit is not None and key in (Qt.Key.Key_Plus, Qt.Key.Key_Minus):
+            self.judged.emit(key == Qt.Key.Key_Plus)
+        else:
+            super().keyPressEvent(event)
+
+    def _menu(self, position) -> None:
+        hit = self.hit()
+        if hit is None:
+            return
+        menu = QMenu(self)
+        menu.addAction("Go there", lambda: self.chosen.emit(hit))
+        menu.addSeparator()
+        menu.addAction("More like this\t+", lambda: self.judged.emit(True))
+        menu.addAction("Less like this\t-", lambda: self.judged.emit(False))
+        menu.popup(self.viewport().mapToGlobal(position))
+        menu.aboutToHide.connect(menu.deleteLater)
+
+
+def percent(hit: Mapping[str, Any]) -> str:
+    """The confidence as analysts read it."""
+    return f"{100 * hit['confidence']:.0f} %"
+
+
+def name(hit: Mapping[str, Any]) -> str:
+    """The raster's short name."""
+    return Path(hit["raster"]).name or hit["raster"]
+
+
+class _Row(QStyledItemDelegate):
+    """Paints picture, rank, prompt, raster and confidence of a hit, in the colours of the theme."""
+
+    def sizeHint(self, option, index):
+        return QSize(160, max(PICTURE, 2 * option.fontMetrics.height() + 2 * GAP + BAR) + 2 * GAP)
+
+    def paint(self, painter, option, index):
+        hit = index.data(_HIT)
+        selected = bool(option.state & QStyle.StateFlag.State_Selected)
+        style = option.widget.style()
+        style.drawPrimitive(QStyle.PrimitiveElement.PE_PanelItemViewItem, option, painter, option.widget)
+        active = bool(option.state & QStyle.StateFlag.State_Active)
+        group = QPalette.ColorGroup.Active if active else QPalette.ColorGroup.Inactive
+        role = QPalette.ColorRole.HighlightedText if selected else QPalette.ColorRole.Text
+        colour = option.palette.color(group, role)
+        painter.save()
+        painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform)
+        area = option.rect.adjusted(GAP, GAP, -GAP, -GAP)
+        picture = QRect(area.topLeft(), QSize(PICTURE, PICTURE))
+        _paint_picture(painter, picture, index, colour)
+        area.setLeft(picture.right() + GAP + 3)
+        height = option.fontMetrics.height()
+        self._paint_texts(painter, option.font, area, hit, colour)
+        bar = QRect(area.left(), area.top() + 2 * height + GAP + 1, area.width(), BAR)
+        _paint_bar(painter, bar, hit["confidence"], colour)
+        painter.restore()
+
+    def _paint_texts(self, painter, font, area, hit, colour) -> None:
+        bold = QFont(font)
+        bold.setBold(True)
+        painter.setFont(bold)
+        painter.setPen(colour)
+        metrics = painter.fontMetrics()
+        line = QRect(area.left(), area.top() - 2, area.width(), metrics.height())
+        figure = percent(hit)
+        painter.drawText(line, int(_RIGHT), figure)
+        room = line.width() - metrics.horizontalAdvance(figure) - GAP
+        title = metrics.elidedText(f"{hit['rank']}  {hit['prompt']}", Qt.TextElideMode.ElideRight, room)
+        painter.drawText(line, int(_LEFT), title)
+        painter.setFont(font)
+        painter.setPen(_faded(colour, 170))
+        metrics = painter.fontMetrics()
+        line.moveTop(line.bottom() + 2)
+        room = line.width()
+        if hit["date"]:
+            painter.drawText(line, int(_RIGHT), hit["date"])
+            room -= metrics.horizontalAdvance(hit["date"]) + GAP
+        painter.drawText(line, int(_LEFT), metrics.elidedText(name(hit), Qt.TextElideMode.ElideMiddle, room))
+
+
+def _paint_picture(painter, area, index, colour) -> None:
+    picture = index.data(Qt.ItemDataRole.DecorationRole)
+    if picture is None or picture.isNull():
+        painter.fillRect(area, _faded(colour, 25))
+    else:
+        painter.drawPixmap(area, picture)
+    mark = index.data(_MARK)
+    if mark:
+        badge = QRect(area.right() - 15, area.top(), 16, 16)
+        painter.fillRect(badge, QColor("#1a7f37") if mark == GOOD else QColor("#b3261e"))
+        painter.setPen(QColor("white"))
+        painter.drawText(badge, int(Qt.AlignmentFlag.AlignCenter), mark)
+
+
+def _paint_bar(painter, area, confidence, colour) -> None:
+    painter.fillRect(area, _faded(colour, 45))
+    step = min(int(confidence * len(COLOURS)), len(COLOURS) - 1)
+    filled = QRect(area)
+    filled.setWidth(round(area.width() * confidence))
+    painter.fillRect(filled, QColor(COLOURS[step]))
+
+
+def _faded(colour: QColor, alpha: int) -> QColor:
+    faded = QColor(colour)
+    faded.setAlpha(alpha)
+    return faded

@@ -1,0 +1,388 @@
+"""The search panel: type what you look for, fly to it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Optional
+
+from qgis.core import QgsProcessingUtils, QgsProject, QgsRasterLayer, QgsReferencedPointXY
+from qgis.gui import QgsMapToolEmitPoint
+from qgis.PyQt import sip
+from qgis.PyQt.QtCore import Qt, QTimer
+from qgis.PyQt.QtWidgets import QFileDialog
+
+from clippan.errors import ClippanError
+from clippan.jobs import AboutIndexRequest, Device, IndexRequest, Request, SearchRequest, ThumbnailsRequest
+
+from .. import connections, hits, sources
+from ..query import Query, parse, split
+from ..settings import Recent, Settings
+from .guide import Guide
+from .index import IndexDialog
+from .panel import LAYERS, VIEW, Panel, icon
+from .task import Jobs
+
+BATCH = 4  # pictures are asked for by so many, so that a search never waits long for its turn
+PATIENCE = 400  # milliseconds after the last turn of a wheel
+PICTURES = "Pictures and rasters (*.png *.jpg *.jpeg *.tif *.tiff *.jp2 *.webp *.bmp *.vrt);;All files (*)"
+
+
+class SearchDock(Panel):
+    """Asks an index, shows what it answers, and lets the user say which answers are good."""
+
+    def __init__(self, iface, guide: Guide):
+        super().__init__()
+        self._iface = iface
+        self._canvas = iface.mapCanvas()
+        self._guide = guide
+        self._query = self._answered = Query()  # what was asked for last, and what the results answer
+        self._answer: Optional[dict[str, Any]] = None
+        self._looked_at = False
+        self._folder = tempfile.mkdtemp(prefix="clippan-pictures-")
+        self._shelf = ""  # in it, for the index's pictures
+        self._tool = QgsMapToolEmitPoint(self._canvas)
+        self._former_tool = None
+        self._jobs, self._questions, self._pictures = Jobs(self), Jobs(self, True), Jobs(self, True)
+        self._soon = QTimer(self)
+        self._soon.setSingleShot(True)
+        self._connect()
+        self._fill_indexes()
+        self._enable()
+
+    def _connect(self) -> None:
+        self._soon.timeout.connect(self.search)
+        self.prompt.returnPressed.connect(lambda: self._soon.start(0))
+        self.prompt.completer().activated.connect(lambda _: self._soon.start(0))
+        self.without.returnPressed.connect(lambda: self._soon.start(0))
+        self.button.clicked.connect(self._pressed)
+        self.cancel.clicked.connect(self._jobs.cancel)
+        self.scope.currentIndexChanged.connect(self._again)
+        self.top.valueChanged.connect(self._again)
+        self.least.valueChanged.connect(self._again)
+        self.index.activated.connect(lambda _: self.choose(self.index.currentData()))
+        self.open.triggered.connect(self._open)
+        self.make.triggered.connect(self._make)
+        self.first.clicked.connect(self._make)
+        self.forget.triggered.connect(self._forget)
+        self.point.clicked.connect(self._point)
+        self._tool.canvasClicked.connect(lambda point, _: self.search_at(point))
+        self._tool.deactivated.connect(lambda: self.point.setChecked(False))
+        self.picture.clicked.connect(self._choose_picture)
+        self.reset.clicked.connect(self._reset)
+        self.results.chosen.connect(self._fly)
+        self.results.judged.connect(self.judge)
+        self.results.currentItemChanged.connect(lambda *_: self._enable())
+        self.good.clicked.connect(lambda: self.judge(True))
+        self.bad.clicked.connect(lambda: self.judge(False))
+        self.save.clicked.connect(self._save)
+        self.heat.clicked.connect(self._heat)
+        self._jobs.changed.connect(self._enable)
+        self._jobs.progressed.connect(lambda percent: self.bar.setValue(int(percent)))
+        self._jobs.told.connect(self._say)
+
+    def _enable(self) -> None:
+        busy, answered = self._jobs.is_busy, self._answer is not None
+        self.progress.setVisible(busy)
+        self.button.setText("Cancel" if busy else "Search")
+        found = answered and bool(self._answer["hits"])
+        for widget in (self.good, self.bad):
+            widget.setEnabled(self.results.hit() is not None)
+        self.save.setEnabled(found)
+        self.heat.setEnabled(answered and not busy)
+        index = Recent.read().index
+        self.start.setHidden(bool(index))
+        self.results.setVisible(bool(index))
+        self.forget.setEnabled(bool(index) and not connections.is_catalogue(index))
+        self.examples.setText(self._query.examples)
+        self.force.setVisible(bool(self._query.examples))
+
+    def _say(self, text: str) -> None:
+        self.message.setText(text)
+
+    def showEvent(self, event):
+        """The prompt takes the keys; the index is looked at once it is seen."""
+        super().showEvent(event)
+        QTimer.singleShot(0, self.prompt.setFocus)
+        self._fill_indexes()  # a connection may be new
+        if not self._looked_at:
+            self._look()
+
+    def keyPressEvent(self, event):
+        """From the texts an arrow leads down to the results."""
+        if event.key() == Qt.Key.Key_Down and self.results.count():
+            self.results.setCurrentRow(max(self.results.currentRow(), 0))
+            self.results.setFocus()
+        else:
+            super().keyPressEvent(event)
+
+    # Where to search.
+
+    def _fill_indexes(self) -> None:
+        recent = Recent.read()
+        self.index.clear()
+        for file in recent.indexes:
+            self.index.addItem(icon("mIconGeopackage.svg"), Path(file).stem, file)
+            self.index.setItemData(self.index.count() - 1, file, Qt.ItemDataRole.ToolTipRole)
+        for key, label in connections.catalogues().items():
+            self.index.addItem(icon("mIconPostgis.svg"), f"Catalogue: {label}", key)
+        if not self.index.count():
+            self.index.addItem("None yet", "")
+        self.index.setCurrentIndex(self.index.findData(recent.index))
+
+    def choose(self, index: str, note: str = "") -> None:
+        """Searches this index from now on: a file, or a catalogue as ``connections`` names it."""
+        if not index:
+            return
+        if index != Recent.read().index:
+            self._clear()
+        Recent.read().with_index(index, not connections.is_catalogue(index)).write()
+        self._fill_indexes()
+        self._enable()
+        self._look(note)
+
+    def _look(self, note: str = "") -> None:
+        """Asks what the index holds, to say it with the note."""
+        self._looked_at, self._shelf = True, ""
+        index = Recent.read().index
+        if not index:
+            return
+        try:
+            request = AboutIndexRequest(connections.address(index))
+        except ClippanError as error:
+            self._say(str(error))
+            return
+        self._questions.ask("Looking at the index", request, lambda answer: self._looked(answer, note), self._say)
+
+    def _looked(self, answer: dict[str, Any], note: str) -> None:
+        tiles, rasters = answer["tiles"], answer["rasters"]
+        text = f"{tiles:,} places of {rasters:,} raster{'s' * (rasters != 1)} · {answer['label']}"
+        unfinished = "" if answer["complete"] else "It is not finished; make it again to go on where it stopped."
+        self._say(" ".join(filter(None, (f"{text}.", note, unfinished, answer["warning"]))))
+
+    def _open(self) -> None:
+        folder = str(Path(Recent.read().index).parent) if Recent.read().indexes else ""
+        file, _ = QFileDialog.getOpenFileName(self, "Open index", folder, "Index (*.gpkg)")
+        self.choose(file)
+
+    def _forget(self) -> None:
+        Recent.read().without_index(Recent.read().index).write()
+        self._fill_indexes()
+        self._clear()
+        self._look()
+
+    def _make(self) -> None:
+        dialog = IndexDialog(self._canvas, self)
+        if dialog.exec():
+            self.build(dialog.request(), dialog.index())
+        dialog.deleteLater()
+
+    def build(self, request: IndexRequest, index: str) -> None:
+        """Makes an index, which is a file or a catalogue, and searches it from then on."""
+        self._say("Making the index…")
+        self._ask("Making an index", request, lambda answer: self._built(index, answer))
+
+    def _built(self, index: str, answer: dict[str, Any]) -> None:
+        self._clear()
+        self.choose(index, " ".join(answer["failed"]))
+
+    # What to search for.
+
+    def search(self) -> None:
+        """Searches for what is typed, like and unlike what was shown."""
+        text, without = parse(self.prompt.text())
+        query = self._query.with_text(text, without + split(self.without.text()))
+        if query.is_empty:
+            self._say("Type what to look for, or choose a place on the map or a picture.")
+        else:
+            self._start(query)
+
+    def search_at(self, point) -> None:
+        """Searches for places like the one here, a point in the CRS of the map."""
+        crs = self._canvas.mapSettings().destinationCrs()
+        self._point(False)
+        self._example(Query(at=QgsReferencedPointXY(point, crs)))
+
+    def search_like(self, picture: str) -> None:
+        """Searches for places like those in a picture file."""
+        self._example(Query(images=(picture,)))
+
+    def judge(self, good: bool) -> None:
+        """Calls the selected result good or bad, and searches again."""
+        hit = self.results.hit()
+        if hit is not None:
+            self._start(self._query.judged(hit["tile"], good))
+
+    def _example(self, query: Query) -> None:
+        # Who points at a place means that place, not what was typed before; text that is typed now is mixed with it.
+        self.prompt.clear()
+        self.without.clear()
+        self._start(query)
+
+    def _reset(self) -> None:
+        query = Query(self._query.text, self._query.without)
+        if query.is_empty:
+            self._clear()
+        else:
+            self._start(query)
+
+    def _again(self) -> None:
+        if self._answer is not None:
+            self._soon.start(PATIENCE)
+
+    def _pressed(self) -> None:
+        if self._jobs.is_busy:
+            self._jobs.cancel()
+        else:
+            self.search()
+
+    def _start(self, query: Query) -> None:
+        try:
+            request = self._request(query)
+        except ClippanError as error:
+            self._say(str(error))
+            return
+        self._query = query
+        self._enable()
+        self._ask("Searching", request, lambda answer: self._found(query, answer))
+
+    def _ask(self, title: str, request: Request, then) -> None:
+        self.bar.setValue(0)
+        self._jobs.ask(title, request, then, self._say)
+
+    def _request(self, query: Query, heatmap: str = "") -> SearchRequest:
+        index = Recent.read().index
+        if not index:
+            raise ClippanError("Make or open an index first: the button beside “Index” does it.")
+        crs = self._canvas.mapSettings().destinationCrs()
+        device = Settings.read().device
+        options: dict[str, Any] = {"top": self.top.value(), "least": self.least.value() / 100, "heatmap": heatmap}
+        if device in {item.value for item in Device}:
+            options["device"] = Device(device)
+        scope = self.scope.currentData()
+        if scope == VIEW:
+            view = self._canvas.extent()
+            options["extent"] = (view.xMinimum(), view.yMinimum(), view.xMaximum(), view.yMaximum())
+        elif scope == LAYERS:
+            options["rasters"] = self._selected()
+        return query.request(connections.address(index), crs, **options)
+
+    def _selected(self) -> tuple[str, ...]:
+        layers = self._iface.layerTreeView().selectedLayersRecursive()
+        rasters = [layer for layer in layers if isinstance(layer, QgsRasterLayer)]
+        if not rasters:
+            raise ClippanError("No raster is selected in the layer panel; select one, or search everything.")
+        return tuple(sources.indexable(layer) for layer in rasters)
+
+    def _found(self, query: Query, answer: dict[str, Any]) -> None:
+        self._answer, self._answered = answer, query
+        self.prompt.remember()
+        self.results.show_hits(answer["hits"], query.like, query.unlike)
+        self._guide.show(answer)
+        count = len(answer["hits"])
+        text = f"{count} place{'s' * (count != 1)}, of {answer['tiles']:,} searched in {_time(answer['seconds'])}."
+        self._say(" ".join([text if count else "Nothing was found.", *answer["hints"]]))
+        self._enable()
+        self._picture()
+
+    def _clear(self) -> None:
+        self._query, self._answer = Query(), None
+        self.results.clear()
+        self._guide.clear()
+        self._say("")
+        self._enable()
+
+    # What was found.
+
+    def _fly(self, hit: dict[str, Any]) -> None:
+        complaint = self._guide.fly(hit, hits.crs(self._answer))
+        if complaint:
+            self._say(complaint)
+
+    def _picture(self, done: int = 0) -> None:
+        """Asks for the pictures of the results from this one on."""
+        answer = self._answer
+        tiles = [hit["tile"] for hit in answer["hits"][done : done + BATCH]] if answer else []
+        if not tiles:
+            return
+        self._shelf = self._shelf or tempfile.mkdtemp(dir=self._folder)
+
+        def show(pictures: dict[str, Any]) -> None:
+            if answer is self._answer:
+                self.results.show_pictures(pictures["files"])
+                self._picture(done + BATCH)
+
+        request = ThumbnailsRequest(connections.address(Recent.read().index), tuple(tiles), self._shelf)
+        self._pictures.ask("Pictures of the results", request, show, lambda _: None)
+
+    def _save(self) -> None:
+        layer = hits.layer(self._answer, f"Search: {self._answered.name}")
+        QgsProject.instance().addMapLayer(layer)
+        self._guide.clear()  # the layer marks the places now
+        self._say(f"Added the layer “{layer.name()}”. It is kept in memory; export it to keep it.")
+
+    def _heat(self) -> None:
+        name = f"Heat map: {self._answered.name}"
+        file = QgsProcessingUtils.generateTempFilename("heat_map.tif")
+        try:
+            request = self._request(self._answered, file)
+        except ClippanError as error:
+            self._say(str(error))
+            return
+        self._ask("Drawing a heat map", request, lambda answer: self._heated(name, answer))
+
+    def _heated(self, name: str, answer: dict[str, Any]) -> None:
+        layer = QgsRasterLayer(answer["heatmap"], name, "gdal")
+        hits.style_heat(layer)
+        QgsProject.instance().addMapLayer(layer)
+        self._say(f"Added the layer “{name}”. It is in a temporary folder; export it to keep it.")
+
+    # Examples.
+
+    def _point(self, on: bool) -> None:
+        """Takes the next click on the map, or gives the map back to the tool before."""
+        if on:
+            self._former_tool = self._canvas.mapTool()
+            self._canvas.setMapTool(self._tool)
+            self._say("Click a place on the map.")
+        elif self._canvas.mapTool() is self._tool:
+            self._canvas.unsetMapTool(self._tool)
+            if self._former_tool is not None and not sip.isdeleted(self._former_tool):
+                self._canvas.setMapTool(self._former_tool)
+
+    def _choose_picture(self) -> None:
+        file, _ = QFileDialog.getOpenFileName(self, "Example picture", "", PICTURES)
+        if file:
+            self.search_like(file)
+
+    def dragEnterEvent(self, event):
+        """Takes a picture file."""
+        if _dropped(event):
+            event.acceptProposedAction()
+
+    def dropEvent(self, event):
+        """Searches for places like those in the picture."""
+        event.acceptProposedAction()
+        self.search_like(_dropped(event))
+
+    # The end.
+
+    def stop(self) -> None:
+        """Cancels what runs and takes all away that is not the panel itself."""
+        self._soon.stop()
+        for jobs in (self._jobs, self._questions, self._pictures):
+            jobs.stop()
+        self._point(False)
+        self._tool.deleteLater()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+def _dropped(event) -> str:
+    """The one local file that is dragged; empty if there is none."""
+    urls = event.mimeData().urls()
+    return urls[0].toLocalFile() if len(urls) == 1 else ""
