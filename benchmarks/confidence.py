@@ -25,7 +25,7 @@ from starter import pictures, words  # noqa: E402
 
 from clippan.clip.encoder import Encoder, background, encoder  # noqa: E402
 from clippan.jobs import Context, Device  # noqa: E402
-from clippan.search.query import Query  # noqa: E402
+from clippan.search.judge import Query  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
 BANDS = (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0)

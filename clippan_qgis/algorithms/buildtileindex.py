@@ -122,8 +122,8 @@ class BuildTileIndex(base.JobAlgorithm):
                 self.STRETCH,
                 "Stretch",
                 {
-                    "auto": "Automatic: bytes as they are, all else by percentiles",
-                    "percentile": "1st to 99th percentile of the whole raster",
+                    "auto": "Automatic: bytes as they are, all else by its brightness",
+                    "percentile": "1st to 99th percentile, each band for itself",
                     "reflectance": "Reflectance, 0 to 0.3 (whole numbers: 0 to 3000)",
                     "none": "None: values are 0 to 255",
                 },

@@ -403,7 +403,10 @@ def test_folders(tmp_path):
 def test_a_raster_is_stretched_as_a_whole(raster):
     values = np.linspace(200, 3000, 3 * 64 * 64).reshape(3, 64, 64).astype(np.uint16)
     path = raster("a.tif", values)
-    scene = Scene(path, Look())
+    assert Scene(path, Look()).stretch == ((0, pytest.approx(2 * np.percentile(values, 98))),) * 3
+    offset = raster("o.tif", values + 5000)
+    assert Scene(offset, Look()).stretch == (pytest.approx(np.percentile(values + 5000, (1, 99))),) * 3
+    scene = Scene(path, Look(stretch=Stretch.PERCENTILE))
     low, high = np.percentile(values[1], (1, 99))
     assert scene.stretch[1] == pytest.approx((low, high), abs=1)
     from clippan.raster.tiles import Window

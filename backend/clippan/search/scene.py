@@ -31,6 +31,7 @@ _GEOGRAPHIC = 4326
 _METRES_PER_DEGREE = 111_320.0
 _SAMPLE_WINDOWS, _SAMPLE_SIZE = 16, 64  # a stretch is estimated from 16 × 16 windows of 64 × 64 pixels
 _PERCENTILES = (1.0, 99.0)
+_COMMON, _HEADROOM = 98.0, 2.0  # the percentile that is common, and white as a multiple of it
 _REFLECTANCE = 0.3  # what is shown as white
 _REFLECTANCE_SCALE = 10_000.0  # of whole numbers; the usual one
 _MOST_TILES = 20_000_000
@@ -185,13 +186,14 @@ class Scene:
             types = [self._dataset.GetRasterBand(number).DataType for number in self.bands]
             whole = all(np.issubdtype(gdal_array.GDALTypeCodeToNumericTypeCode(code), np.integer) for code in types)
             return ((0.0, _REFLECTANCE * (_REFLECTANCE_SCALE if whole else 1.0)),) * len(self.bands)
-        samples = self._sample()
+        samples = self._sample().astype(np.float64)
         if not samples.shape[1]:
             return ((0.0, 1.0),) * len(self.bands)
-        low, high = np.percentile(samples.astype(np.float64), _PERCENTILES, axis=1)
-        return tuple(
-            (float(a), float(b)) if b > a else (float(a), float(np.nextafter(a, np.inf))) for a, b in zip(low, high)
-        )
+        if wanted is Stretch.PERCENTILE:
+            low, high = np.percentile(samples, _PERCENTILES, axis=1)
+        else:
+            low, high = (np.full(len(self.bands), value) for value in _exposure(samples))
+        return tuple((float(a), float(b if b > a else np.nextafter(a, np.inf))) for a, b in zip(low, high))
 
     def _sample(self) -> np.ndarray:
         """Valid values (bands, n) from windows all over the raster: reading all of it could take an hour."""
@@ -402,6 +404,17 @@ def _starts(size: int, tile: int, overlap: float, first: float, last: float) -> 
     end = min(math.ceil(last / step) + 1, len(starts))
     kept = (min(starts[position], size - tile) for position in range(begin, end))
     return tuple(sorted({start for start in kept if start < last and start + tile > first}))
+
+
+def _exposure(samples: np.ndarray) -> tuple[float, float]:
+    """Values (bands, n) that become black and white, the same for all bands, so that colours stay.
+
+    Light has a zero, and the pictures that models learn from leave room above what is common, for sand, roofs and
+    clouds: Sentinel-2 reflectance comes out about as EuroSAT shows it. What has no zero in reach (counts with an
+    offset, decibels) is shown between its percentiles.
+    """
+    low, common, high = np.percentile(samples, (_PERCENTILES[0], _COMMON, _PERCENTILES[1]))
+    return (0.0, _HEADROOM * common) if 0 <= low < common / 3 else (low, high)
 
 
 def _prepared(dataset: gdal.Dataset, nodata: Optional[float]) -> gdal.Dataset:
