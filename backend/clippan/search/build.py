@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from clippan.raster import source as sources
 from clippan.raster.grid import Grid
 from clippan.raster.tiles import Window, count_threads, in_order
 from clippan.search.catalogue import builder
-from clippan.search.scene import LEAST_VALID, Look, Plan, Scene, expand, spatial
+from clippan.search.scene import LEAST_VALID, Look, Plan, Scene, expand, is_missing, spatial
 from clippan.search.store import About, Raster, Tile
 
 _COMMIT_TILES = 4096
@@ -64,16 +64,7 @@ def build(request: IndexRequest, context: Context) -> IndexResult:
         raise ClippanError(failed[0])
     model = encoder(request.model, request.device, context.part(0, 3))
     set_threads(request.threads)
-    look = Look(
-        request.tile,
-        request.tile_metres,
-        request.overlap,
-        request.bands,
-        request.stretch,
-        request.nodata,
-        request.extent,
-        request.crs,
-    )
+    look = Look(**{item.name: getattr(request, item.name) for item in fields(Look)})
     about = About(model.model.id, model.model.label, model.sha256, model.width, model.pixels, "")
     count = _Count(failed=failed)
     with builder(request.output, about) as index:
@@ -130,12 +121,12 @@ def _prepare(
     for position, path in enumerate(paths):
         context.progress(100 * position / len(paths), f"Looking at {Path(path).name[:80]}")
         try:
-            scene = Scene(path, look, ())
+            scene = Scene(path, look)
             fingerprint = scene.fingerprint()
             before = known.get((path, look.area))
             if before is None and not shared:  # on a colleague's machine it may be where it was
                 before = by_files.pop((fingerprint, look.text()), None)
-                before = before if before is not None and _missing(before.path) else None
+                before = before if before is not None and is_missing(before.path) else None
             same = before is not None and (before.fingerprint, before.look) == (fingerprint, look.text())
             if not look.extent:  # all of it takes the place of its parts
                 stale |= {raster.id for (name, area), raster in known.items() if name == path and area}
@@ -154,8 +145,7 @@ def _prepare(
             if before is not None and same:
                 found.append((before, scene.grid, plan))
                 continue
-            stretch = Scene(path, look).stretch
-            raster = Raster(0, path, look.text(), fingerprint, stretch, scene.date(), 0, len(plan))
+            raster = Raster(0, path, look.text(), fingerprint, scene.stretch, scene.date(), 0, len(plan))
             found.append((raster, scene.grid, plan))
             if before is not None:
                 stale.add(before.id)
@@ -185,15 +175,11 @@ def _inside(path: str, folders: Sequence[str]) -> bool:
     return any(Path(folder).absolute() in Path(path).parents for folder in folders if sources.exists(folder))
 
 
-def _missing(path: str) -> bool:
-    return Path(path).is_absolute() and not path.startswith("/vsi") and not sources.exists(path)
-
-
 def _gone(path: str) -> bool:
     """Whether a file is missing though its folder is there, with other files: a drive that is not connected has lost
     nothing, and where it was mounted an empty folder may be left."""
     folder = Path(path).parent
-    return _missing(path) and folder.is_dir() and any(folder.iterdir())
+    return is_missing(path) and folder.is_dir() and any(folder.iterdir())
 
 
 class _Corners:

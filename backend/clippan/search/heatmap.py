@@ -39,8 +39,7 @@ def write(path: str, index: Any, wanted: Filter, query: Query, context: Context)
         known = dict(zip(part.tolist(), confidence))
         for tile in index.tiles(part.tolist()):
             if tile.outline:
-                xs, ys = tile.outline[::2], tile.outline[1::2]
-                boxes.append((min(xs), min(ys), max(xs), max(ys)))
+                boxes.append(tile.bounds)
                 values.append(known[tile.id])
                 rasters.add(tile.raster)
     if not boxes or (not index.about.crs and len(rasters) > 1):

@@ -1,8 +1,8 @@
 """How probable it is that a tile shows what is searched for.
 
 For a text, by the softmax over that text and a background of common land covers and uses, as in zero-shot
-classification (Radford et al. 2021); for an example, by the cosine of the vectors less the index's mean. Several things
-are mixed by multiplying.
+classification (Radford et al. 2021); for an example, by the cosine of the vectors less the index's mean. A text and
+examples are mixed by the geometric mean; what should not be there is multiplied in.
 """
 
 from __future__ import annotations

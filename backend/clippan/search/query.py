@@ -25,7 +25,7 @@ from clippan.search import heatmap, layer
 from clippan.search.about import changed
 from clippan.search.catalogue import reader
 from clippan.search.judge import Query, blocks
-from clippan.search.scene import Look, Scene, name_of, transformed
+from clippan.search.scene import Look, Scene, is_missing, name_of, transformed
 from clippan.search.store import Filter, Raster, Tile, is_index, vectors_of
 
 _CANDIDATES = 1000  # go on to the second step, at least
@@ -223,7 +223,6 @@ def _shared(box: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def _hit(rank: int, tile: Tile, raster: Raster, prompt: str, score: float, confidence: float) -> Hit:
     window = tile.window
-    xs, ys = tile.outline[::2], tile.outline[1::2]
     return Hit(
         tile.id,
         rank,
@@ -232,7 +231,7 @@ def _hit(rank: int, tile: Tile, raster: Raster, prompt: str, score: float, confi
         confidence,
         raster.path,
         (window.x, window.y, window.width, window.height),
-        (min(xs), min(ys), max(xs), max(ys)) if tile.outline else (),
+        tile.bounds,
         tile.outline,
         tile.scale,
         raster.date,
@@ -244,5 +243,5 @@ def _missing(rasters: Sequence[Raster]) -> list[str]:
     return [
         f"{path} is not there any more; index its new place to have it found again."
         for path in paths
-        if Path(path).is_absolute() and not path.startswith("/vsi") and not Path(path).exists()
+        if is_missing(path)
     ]

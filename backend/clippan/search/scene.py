@@ -123,6 +123,11 @@ def expand(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(found.values()), failed
 
 
+def is_missing(path: str) -> bool:
+    """Whether this names a file that is not there; of other data sources nobody knows."""
+    return Path(path).is_absolute() and not path.startswith("/vsi") and not sources.exists(path)
+
+
 class Scene:
     """An open raster that gives pictures of its windows. To be used in one thread.
 
@@ -134,7 +139,6 @@ class Scene:
     Attributes:
         grid: its pixels; a picture without coordinates is placed as QGIS places it, y up from its top.
         bands: which bands are red, green and blue, or the one that is grey.
-        stretch: values that become black and white, (low, high) a band; empty where the bytes are shown as they are.
 
     Raises:
         ClippanError: it cannot be read, or has not these bands.
@@ -143,6 +147,7 @@ class Scene:
     def __init__(self, path: str, look: Look, stretch: Optional[tuple[tuple[float, float], ...]] = None) -> None:
         self.path = path
         self.look = look
+        self._stretch = stretch
         # Opened twice, so that what it is called does not depend on how it is prepared.
         self._original = sources.open_dataset(path, "raster")
         self._dataset = _prepared(self._original, look.nodata)
@@ -154,7 +159,13 @@ class Scene:
             raise ClippanError(f"The raster {path} has complex numbers; convert it to amplitude first.")
         self._bytes = all(band.DataType == gdal.GDT_Byte for band in bands)
         self._masks = _masks(self._dataset, self.bands)
-        self.stretch = self._find_stretch() if stretch is None else stretch
+
+    @property
+    def stretch(self) -> tuple[tuple[float, float], ...]:
+        """Values that become black and white, (low, high) a band; empty where the bytes are shown as they are."""
+        if self._stretch is None:  # only who asks pays for reading samples
+            self._stretch = self._find_stretch()
+        return self._stretch
 
     def _choose(self) -> tuple[int, ...]:
         dataset = self._dataset
@@ -247,7 +258,7 @@ class Scene:
             return np.zeros((3, pixels, pixels), np.uint8), 0.0
         if self.stretch:
             # A byte in float32 is exact enough, but not the difference of two values of a thousand million.
-            low, high = np.array(self.stretch)[:, :, None, None].transpose(1, 0, 2, 3)
+            low, high = np.array(self.stretch).T[:, :, None, None]
             scaled = np.clip(np.nan_to_num((values - low) / (high - low)), 0, 1)
             values = (255 * scaled).astype(np.uint8)
         elif values.dtype != np.uint8:

@@ -94,6 +94,12 @@ class Tile:
     scale: float
     outline: tuple[float, ...]
 
+    @property
+    def bounds(self) -> tuple[float, ...]:
+        """xmin, ymin, xmax, ymax of its corners; empty without a place."""
+        xs, ys = self.outline[::2], self.outline[1::2]
+        return (min(xs), min(ys), max(xs), max(ys)) if self.outline else ()
+
 
 @dataclass(frozen=True)
 class Filter:
@@ -266,7 +272,7 @@ def _state(path: str) -> tuple[Any, ...]:
 class Builder:
     """An index that is open for writing; a context manager. One process at a time holds it.
 
-    The file is made when the first tiles are committed, so a job that fails before leaves nothing.
+    The file is made by ``start``, so a job that fails before leaves nothing; ``discard`` takes it away again.
 
     Args:
         path: the GeoPackage.
