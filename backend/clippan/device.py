@@ -7,7 +7,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from clippan.errors import ClippanError
+from clippan.errors import ClippanError, told
 from clippan.jobs.options import Device
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def require_torch() -> ModuleType:
 
 
 def _broken(error: Exception) -> ClippanError:
-    reason = " ".join(str(error).split()).rstrip(".")
+    reason = told(error)
     return ClippanError(
         f"PyTorch in the engine's Python ({sys.executable}) does not start ({reason}); run Set up engine again."
     )

@@ -5,6 +5,11 @@ class ClippanError(Exception):
     """A failure with a cause and a remedy, in one sentence that is shown to the user as it is."""
 
 
+def told(error: BaseException) -> str:
+    """What an exception says, on one line and without a full stop, to stand inside a sentence."""
+    return " ".join(str(error).split()).rstrip(".")
+
+
 class Cancelled(ClippanError):
     """The user cancelled the job; what that means for what it was writing is said in the sentence."""
 

@@ -22,7 +22,7 @@ from clippan import __version__
 from clippan.clip import cache
 from clippan.clip.cache import Record
 from clippan.clip.models import MODELS, Model
-from clippan.errors import Cancelled, ClippanError
+from clippan.errors import Cancelled, ClippanError, told
 from clippan.jobs.base import Context
 
 HUB = "https://huggingface.co"
@@ -274,7 +274,7 @@ class _Hub:
             import huggingface_hub
             from huggingface_hub import constants, file_download, utils
         except ImportError as error:
-            reason = " ".join(str(error).split()).rstrip(".")
+            reason = told(error)
             raise ClippanError(
                 f"The engine's Python cannot download models ({reason}); run Set up engine again."
             ) from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 from clippan.clip import models
 from clippan.clip.models import Model
-from clippan.errors import ClippanError
+from clippan.errors import ClippanError, told
 
 if TYPE_CHECKING:
     import torch
@@ -218,7 +218,7 @@ def _tokenizer(text: Mapping[str, Any], path: Path) -> Callable[[Sequence[str]],
         # Its files lie beside the weights; the name would be looked up on the Hub.
         return HFTokenizer(str(path.parent), context_length=length, **options)
     except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = told(error)
         raise ClippanError(
             f"The tokenizer of {path} cannot be read ({reason}); put its files (tokenizer.json) beside the weights."
         ) from error

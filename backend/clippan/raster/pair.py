@@ -13,7 +13,7 @@ from osgeo import gdal
 from clippan.errors import ClippanError
 from clippan.raster.grid import Alignment, Axis, Grid, align
 from clippan.raster.regrid import to_crs, to_finest
-from clippan.raster.source import Source, describe, files, fitting, open_dataset
+from clippan.raster.source import Source, describe, files, fitting, open_dataset, sensor_hints
 from clippan.raster.tiles import Window
 
 PAN = "panchromatic raster"
@@ -83,7 +83,7 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
     """
     pan_dataset, opened = open_dataset(pan, PAN), [open_dataset(path, MS) for path in ms]
     datasets = _in_crs_of(Grid.of(pan_dataset), opened, nodata)
-    hints = [hint for dataset, path in zip([*opened, pan_dataset], [*ms, pan]) for hint in _hints(dataset, path)]
+    hints = [hint for dataset, path in zip([*opened, pan_dataset], [*ms, pan]) for hint in sensor_hints(dataset, path)]
     read = frozenset().union(*(files(dataset) for dataset in (pan_dataset, *opened)))
     with (
         Source([pan_dataset], PAN, (), nodata) as pan_source,
@@ -115,10 +115,3 @@ def _in_crs_of(pan: Grid, datasets: Sequence[gdal.Dataset], nodata: Optional[flo
                 )
         found += to_crs(dataset, MS, pan, nodata)
     return found
-
-
-def _hints(dataset: gdal.Dataset, path: str) -> list[str]:
-    texts = [path.replace("\\", "/").rsplit("/", 1)[-1]]
-    for domain in ("", "IMAGERY", "IMD"):
-        texts += (dataset.GetMetadata(domain) or {}).values()
-    return texts

@@ -94,6 +94,14 @@ def alpha_band(dataset: gdal.Dataset) -> Optional[gdal.Band]:
     return None
 
 
+def sensor_hints(dataset: gdal.Dataset, path: str) -> list[str]:
+    """What may tell a raster's sensor: its file name and its metadata values."""
+    texts = [path.replace("\\", "/").rsplit("/", 1)[-1]]
+    for domain in ("", "IMAGERY", "IMD"):
+        texts += (dataset.GetMetadata(domain) or {}).values()
+    return texts
+
+
 @dataclass(frozen=True)
 class BandInfo:
     """What describes a band: its name, colour interpretation (GDAL's code), unit, scale and offset."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from osgeo import gdal, ogr
 
-from clippan.errors import ClippanError
+from clippan.errors import ClippanError, told
 from clippan.jobs.search import Hit
 from clippan.search.scene import spatial
 from clippan.search.store import About, polygon
@@ -49,7 +49,7 @@ def write(path: str, hits: Sequence[Hit], about: About) -> None:
         for name in (part, f"{part}-journal"):
             with contextlib.suppress(OSError):
                 os.unlink(name)  # noqa: PTH108
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = told(error)
         sentence = f"{path} could not be written ({reason}); check the disk, or choose another place."
         raise ClippanError(sentence) from error
 

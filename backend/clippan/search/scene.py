@@ -184,8 +184,7 @@ class Scene:
         for number in numbers:
             band = dataset.GetRasterBand(number)
             names.append(colour(band.GetDescription() or "") or interpreted.get(band.GetColorInterpretation()))
-        texts = [Path(self.path).name, *(self._original.GetMetadata() or {}).values()]
-        sensor = sensors.recognise(texts)
+        sensor = sensors.recognise(sources.sensor_hints(self._original, self.path))
         order = sensor.bands if sensor is not None and len(sensor.bands) == len(numbers) else ()
         return tuple(numbers[position - 1] for position in natural_colours(names, order, len(numbers)))
 

@@ -25,7 +25,7 @@ import numpy as np
 from osgeo import gdal, ogr, osr
 
 from clippan import __version__
-from clippan.errors import ClippanError
+from clippan.errors import ClippanError, told
 from clippan.raster.tiles import Window
 from clippan.search.scene import spatial
 
@@ -564,7 +564,7 @@ def _patient(function: Any, *arguments: Any) -> Any:
 
 def unreadable(path: str, error: Exception) -> ClippanError:
     """The sentence for an index that cannot be read."""
-    reason = " ".join(str(error).split()).rstrip(".")
+    reason = told(error)
     if "locked" in reason or "busy" in reason:
         return ClippanError(f"The index {path} is just being written; try again in a moment ({reason}).")
     if "unable to open" in reason or "readonly" in reason or "permission" in reason.lower():
@@ -590,7 +590,7 @@ def _guarded(path: str, function: Any) -> Any:
     try:
         return function()
     except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = told(error)
         raise ClippanError(f"The index {path} cannot be written ({reason}); choose another place.") from error
 
 
