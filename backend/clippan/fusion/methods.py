@@ -127,7 +127,7 @@ class MtfGlp:
         self._base = base.float().view(-1, 1, 1)
         above = statistics.mean[bands] - base
         self._offset = (above - gains * statistics.mean[low]).float().view(-1, 1, 1)
-        self._floor = (_FLOOR * above).clamp(min=TINY).float().view(-1, 1, 1)
+        self._above = above.float().view(-1, 1, 1)
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
         """See the module."""
@@ -138,10 +138,28 @@ class MtfGlp:
             low = low[self._gain_of]
         if not self._modulation:
             return ((pan - low) * gains).add_(ms)
-        offset, floor, base = self._offset.to(device), self._floor.to(device), self._base.to(device)
-        sharp = torch.maximum(torch.addcmul(offset, gains, pan), floor)
-        smooth = torch.maximum(torch.addcmul(offset, gains, low), floor)
-        return (ms - base).mul_(sharp.div_(smooth)).add_(base)
+        offset, above, base = self._offset.to(device), self._above.to(device), self._base.to(device)
+        return modulation(ms - base, pan, low, gains, offset, above).add_(base)
+
+
+def modulation(
+    ms: torch.Tensor,
+    pan: torch.Tensor,
+    low: torch.Tensor,
+    gains: torch.Tensor,
+    offset: torch.Tensor,
+    mean: torch.Tensor,
+) -> torch.Tensor:
+    """High-pass modulation MS · M(P) / M(P_L), where M(x) = offset + gains · x is PAN in the units of a band.
+
+    Args:
+        ms, pan, low: (…, bands, height, width), PAN with one band.
+        gains, offset, mean: (…, bands, 1, 1), the latter of MS: it says where modulation stops.
+    """
+    floor = (_FLOOR * mean).clamp(min=TINY)
+    sharp = torch.maximum(torch.addcmul(offset, gains, pan), floor)
+    smooth = torch.maximum(torch.addcmul(offset, gains, low), floor)
+    return sharp.div_(smooth).mul_(ms)
 
 
 def needs_low(method: Method) -> bool:
