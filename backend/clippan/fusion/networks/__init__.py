@@ -4,4 +4,131 @@ Every network is called as ``network(up, pan, low, classical)`` with standardise
 ``training.batch.Batch``): the interpolated MS (n, c, H, W), PAN (n, 1, H, W), PAN filtered with each band's MTF
 (n, c, H, W) and the classical result (n, c, H, W); it returns the fused bands (n, c, H, W). The published backbones
 look at the first two only.
+
+The table names classes by text, so that listing the networks imports none of them, nor torch.
 """
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Optional
+
+from clippan.errors import ClippanError
+
+if TYPE_CHECKING:
+    import torch
+
+# How much of its usual size the last layer starts with. Every network adds detail to the interpolated MS: it starts
+# close to that, but not on it, as no gradient passes through a layer of zeros.
+_START = 0.05
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is known of a network before it is built.
+
+    Attributes:
+        label: its name in tables.
+        path: where its class is, ``module:class``, the module in this package.
+        any_bands: whether one network takes any number of bands; others are built for one number.
+        step: a pixel's result is the same in every tile that holds its surroundings, if the tiles' corners lie a
+            multiple of so many pixels apart (by default options); none where it depends on all of the tile.
+        source: the publication.
+    """
+
+    label: str
+    path: str
+    any_bands: bool
+    step: Optional[int]
+    source: str
+
+    def load(self) -> type[torch.nn.Module]:
+        """The network's class, imported now."""
+        module, name = self.path.split(":")
+        loaded: type[torch.nn.Module] = getattr(import_module(f"{__name__}.{module}"), name)
+        return loaded
+
+
+NETWORKS: Mapping[str, Network] = {
+    "detail": Network("Detail", "detail:Detail", True, 4, "this project"),
+    "pnn": Network("PNN", "pnn:PNN", False, 1, "Masi et al. 2016, doi:10.3390/rs8070594"),
+    "lambda-pnn": Network("λ-PNN", "pnn:LambdaPNN", False, None, "Ciotola et al. 2023, doi:10.1109/TGRS.2023.3299356"),
+    "arbrpn": Network("ArbRPN", "arbrpn:ArbRPN", True, 1, "Chen et al. 2022, doi:10.1109/TGRS.2021.3131228"),
+    "lformer": Network("LFormer", "lformer:LFormer", False, 8, "Hou et al. 2024, arXiv:2404.12804"),
+    "panmamba": Network("Pan-Mamba", "panmamba:PanMamba", False, None, "He et al. 2025, arXiv:2402.12192"),
+}
+
+
+def build(name: str, bands: int, **options: Any) -> torch.nn.Module:
+    """A network with fresh weights.
+
+    Args:
+        name: a key of ``NETWORKS``.
+        bands: number of MS bands; networks that take any number do not look at it.
+        **options: the network's own, such as ``width`` and ``depth``; as published by default.
+
+    Raises:
+        ClippanError: there is no such network or option, or a value does not fit.
+    """
+    if name not in NETWORKS:
+        raise ClippanError(f"There is no fusion network {name!r}; choose one of {', '.join(NETWORKS)}.")
+    if not _counts(bands):
+        raise ClippanError(f"A fusion network cannot be built for {bands!r} bands; give a whole number from 1.")
+    network = NETWORKS[name]
+    loaded = network.load()
+    known = {
+        key: parameter.default
+        for key, parameter in inspect.signature(loaded).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    for key, value in options.items():
+        if key not in known:
+            raise ClippanError(
+                f"The network {network.label} has no option {key!r}; choose among {', '.join(known) or 'none'}."
+            )
+        if _counts(known[key]) and not _counts(value):
+            raise ClippanError(f"The network {network.label} cannot have {key} {value!r}; give a whole number from 1.")
+    return loaded(**options) if network.any_bands else loaded(bands, **options)
+
+
+def parameters(network: torch.nn.Module) -> int:
+    """How many numbers a network learns."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def table() -> str:
+    """The networks with their sizes, as docs/backbones.md shows them."""
+    lines = [
+        "| name | network | source | parameters at 4 bands | at 8 bands | any number of bands | step |",
+        "|---|---|---|---:|---:|---|---:|",
+    ]
+    for name, network in NETWORKS.items():
+        four, eight = (parameters(build(name, bands)) for bands in (4, 8))
+        any_bands, step = "yes" if network.any_bands else "no", network.step or "–"
+        lines.append(f"| `{name}` | {network.label} | {network.source} | {four:,} | {eight:,} | {any_bands} | {step} |")
+    return "\n".join(lines)
+
+
+def start_small(layer: torch.nn.Conv2d) -> torch.nn.Conv2d:
+    """A network's last layer, made to start with little detail and without a shift of the bands."""
+    layer.weight.data.mul_(_START)
+    if layer.bias is not None:
+        layer.bias.data.zero_()
+    return layer
+
+
+def expect_bands(label: str, bands: int, up: torch.Tensor) -> None:
+    """Refuses MS with another number of bands than a network was built for."""
+    if up.shape[1] != bands:
+        raise ClippanError(
+            f"MS has {up.shape[1]} bands but this {label} network was built for {bands}; "
+            f"choose those bands, or a network for any number of bands."
+        )
+
+
+def _counts(value: object) -> bool:
+    """Whether a value is a whole number from 1; True is not."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -1,0 +1,106 @@
+"""Small convolutional networks: PNN and λ-PNN.
+
+PNN (Masi, Cozzolino, Verdoliva and Scarpa, "Pansharpening by Convolutional Neural Networks", Remote Sensing 2016):
+three convolutions, 9×9 to 48, 5×5 to 32 and 5×5 to the bands, over MS and PAN stacked. As in its successors for
+adaptation to a target (A-PNN, Scarpa et al. 2018; Z-PNN, Ciotola et al. 2022) it predicts what is to be added to the
+interpolated MS. 61,124 parameters at 4 bands and 79,880 at 8, as published for these successors (61 to 80 thousand).
+We depart in the frame: convolutions keep the size (zeros around, the mean of standardised bands), where the paper cuts
+the border off. The paper's radiometric indices as further inputs are left out, as its successors do: they need to know
+which band is which.
+
+λ-PNN (Ciotola, Poggi and Scarpa, "Unsupervised Deep Learning-Based Pansharpening With Jointly Enhanced Spectral and
+Spatial Fidelity", TGRS 2023): deeper, with residual blocks that weigh channels and places by attention (CBAM, Woo et
+al. 2018). 196,232 parameters at 4 bands and 204,940 at 8; the publication's has 198 to 207 thousand. We know the parts
+and the size, not every kernel: the layout (5×5 to 64, two residual blocks, 3×3, 3×3 to the bands) is ours.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from clippan.fusion.networks import expect_bands, start_small
+
+Tensor = torch.Tensor
+
+# CBAM: the channels' weights come from this many times fewer numbers, though not from so few that all may be nought
+# at a time, and the places' weights from this neighbourhood.
+_REDUCTION = 16
+_FEWEST = 4
+_NEIGHBOURHOOD = 7
+
+
+class PNN(nn.Module):
+    """Three convolutions; ``width`` channels after the first, two thirds of them after the second."""
+
+    def __init__(self, bands: int, width: int = 48) -> None:
+        super().__init__()
+        self.bands = bands
+        second = max(1, width * 2 // 3)
+        self.layers = nn.Sequential(
+            nn.Conv2d(bands + 1, width, 9, padding=4),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, second, 5, padding=2),
+            nn.ReLU(inplace=True),
+            start_small(nn.Conv2d(second, bands, 5, padding=2)),
+        )
+
+    def forward(
+        self, up: Tensor, pan: Tensor, low: Optional[Tensor] = None, classical: Optional[Tensor] = None
+    ) -> Tensor:
+        """See the package."""
+        expect_bands("PNN", self.bands, up)
+        detail: Tensor = self.layers(torch.cat((up, pan), 1))
+        return up + detail
+
+
+class LambdaPNN(nn.Module):
+    """Convolutions around ``depth`` residual blocks with attention, ``width`` channels.
+
+    The channels' weights come from means and maxima over all that the network is given: whole tiles, so that a pixel's
+    result depends on the tile it is in.
+    """
+
+    def __init__(self, bands: int, width: int = 64, depth: int = 2) -> None:
+        super().__init__()
+        self.bands = bands
+        self.layers = nn.Sequential(
+            nn.Conv2d(bands + 1, width, 5, padding=2),
+            nn.ReLU(inplace=True),
+            *(_Block(width) for _ in range(depth)),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(inplace=True),
+            start_small(nn.Conv2d(width, bands, 3, padding=1)),
+        )
+
+    def forward(
+        self, up: Tensor, pan: Tensor, low: Optional[Tensor] = None, classical: Optional[Tensor] = None
+    ) -> Tensor:
+        """See the package."""
+        expect_bands("λ-PNN", self.bands, up)
+        detail: Tensor = self.layers(torch.cat((up, pan), 1))
+        return up + detail
+
+
+class _Block(nn.Module):
+    """Two convolutions, weighed by attention, added to what came in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        fewer = max(_FEWEST, width // _REDUCTION)
+        self.channels = nn.Sequential(
+            nn.Conv2d(width, fewer, 1, bias=False), nn.ReLU(inplace=True), nn.Conv2d(fewer, width, 1, bias=False)
+        )
+        self.places = nn.Conv2d(2, 1, _NEIGHBOURHOOD, padding=_NEIGHBOURHOOD // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        new = self.second(functional.relu(self.first(x)))
+        weights = self.channels(new.mean((2, 3), keepdim=True)) + self.channels(new.amax((2, 3), keepdim=True))
+        new = new * torch.sigmoid(weights)
+        seen = torch.cat((new.mean(1, keepdim=True), new.amax(1, keepdim=True)), 1)
+        return x + new * torch.sigmoid(self.places(seen))
