@@ -2,17 +2,16 @@
 
 Hou, Cao, Zheng, Li, Chen, Liu, Cong, Hong and Zhou, "Linearly-evolved Transformer for Pan-sharpening", ACM Multimedia
 2024 (arXiv:2404.12804). Stacked transformers compute attention anew in each block, though their maps hardly differ.
-Here the first of five stages computes it, with queries from MS, keys and
-values from PAN, and each later stage makes its map
-from the one before by a 1-D convolution along the keys. MS and PAN have a branch each, and a third one brings the high
-frequencies that Sobel filters find in PAN into every stage.
+Here the first of five stages computes it, with queries from MS, keys and values from PAN, and each later stage makes
+its map from the one before by a 1-D convolution along the keys. MS and PAN have a branch each, and a third one brings
+the high frequencies that Sobel filters find in PAN into every stage.
 
 1,754,692 parameters at 4 bands and 1,759,304 at 8, of about 1.8 million for the original in the CLIPPan authors' list
 of backbones (a figure we could not confirm in the paper). From the paper's summaries and the authors' settings:
-attention once, its 1-D evolution, the branches, Sobel, five stages of 64 channels. Ours, as we know no more: attention within windows of 8×8 pixels (the cost
-stays linear in the pixels), four heads, where the feed-forward and injecting convolutions stand and their sizes, and
-that the evolving convolutions start as the identity, so that the maps start equal. MS comes interpolated to PAN's grid,
-as to all networks here.
+attention once, its 1-D evolution, the branches, Sobel, five stages of 64 channels. Ours, as we know no more: attention
+within windows of 8×8 pixels (the cost stays linear in the pixels), four heads, where the feed-forward and injecting
+convolutions stand and their sizes, and that the evolving convolutions start as the identity, so that the maps start
+equal. MS comes interpolated to PAN's grid, as to all networks here.
 
 Windows are laid from the corner of what the network is given, so that a pixel's result depends on where that corner is,
 modulo eight pixels; what does not fill the last windows is filled by repeating the border, and cut off again.

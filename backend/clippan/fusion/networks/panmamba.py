@@ -9,9 +9,9 @@ What comes out is added to the interpolated MS.
 449,700 parameters at 4 bands and 452,008 at 8. Tables print 0.1827 million for the original, but count 488.8 thousand
 when it is built anew (PanTiny's tables of reproductions): the first most likely leaves out what is inside the fused
 Mamba. From the paper: the three kinds of blocks and their order; Mamba's own sizes are its defaults (states of 16,
-expansion by 2). 32 channels and the numbers of blocks are the original's to our knowledge, not confirmed. Ours: three residual convolution
-blocks before each sequence and the sizes of the convolutions around, chosen to come near that size (8 % below); and
-layer normalisation before every Mamba. Sequences run one way only, as in the original.
+expansion by 2). 32 channels and the numbers of blocks are the original's to our knowledge, not confirmed. Ours: three
+residual convolution blocks before each sequence and the sizes of the convolutions around, chosen to come near that size
+(8 % below); and layer normalisation before every Mamba. Sequences run one way only.
 
 A pixel's result depends on all pixels before it in the tile.
 
