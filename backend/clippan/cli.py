@@ -77,6 +77,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "format": "file format",
         "compression": "lossless compression",
         "overviews": "do not build overviews",
+        "registration": "move the multispectral raster, and with auto each band, onto the panchromatic one",
     },
     AssessRequest: {
         "fused": "pansharpened raster",

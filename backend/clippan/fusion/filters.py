@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +21,25 @@ from clippan.raster.grid import Axis
 MARGIN = 4  # multispectral samples read beyond a block: 2 for the cubic, 2 for filling invalid ones
 _KAISER = 0.5
 _DIGITS = 9  # of a phase in pixels; what float64 adds beyond is noise
+
+
+@dataclass(frozen=True, order=True)
+class Response:
+    """How a multispectral band sees what PAN sees.
+
+    Attributes:
+        gain: of its MTF at the multispectral Nyquist frequency, 0 to 1.
+        x, y: how far its samples lie to the right and below those of the multispectral axes, in output pixels.
+    """
+
+    gain: float
+    x: float = 0.0
+    y: float = 0.0
+
+
+def responses(gains: Sequence[float], offsets: Sequence[tuple[float, float]]) -> list[Response]:
+    """That of each band, from its gain and, unless there are none, its offset (x, y)."""
+    return [Response(gain, x, y) for gain, (x, y) in zip(gains, offsets or [(0.0, 0.0)] * len(gains))]
 
 
 def mtf_sigma(gain: float, ratio: float) -> float:
@@ -57,13 +77,15 @@ def _cubic(distance: np.ndarray) -> np.ndarray:
     return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
 
 
-def ms_support(axis: Axis, start: int, count: int) -> tuple[int, int]:
+def ms_support(axis: Axis, start: int, count: int, off: float = 0.0) -> tuple[int, int]:
     """Multispectral samples (first, number) that a block of ``count`` output pixels needs.
 
-    The number depends on ``count`` only, so that every block has matrices of the same shape.
+    The number depends on ``count`` only, so that every block has matrices of the same shape. Where bands lie up to
+    ``off`` output pixels beside the axis, the samples do for them too.
     """
-    first = math.floor(axis.to_ms(start)) - MARGIN + 1
-    return first, math.ceil(count / axis.ratio) + 2 * MARGIN
+    margin = MARGIN + math.ceil(off / axis.ratio)
+    first = math.floor(axis.to_ms(start)) - margin + 1
+    return first, math.ceil(count / axis.ratio) + 2 * margin
 
 
 def pan_support(axis: Axis, first: int, number: int, gain: float) -> tuple[int, int]:
@@ -73,10 +95,18 @@ def pan_support(axis: Axis, first: int, number: int, gain: float) -> tuple[int, 
     return start, math.ceil(number * axis.ratio) + 2 * reach
 
 
-def up_matrix(axis: Axis, start: int, count: int) -> torch.Tensor:
-    """Interpolation (count, number of ``ms_support``), float32: multispectral samples to output pixels."""
-    first, number = ms_support(axis, start, count)
-    return _up(axis.ratio, round(axis.to_ms(start) - first, _DIGITS), count, number)
+def up_matrix(axis: Axis, start: int, count: int, shift: float = 0.0, off: float = 0.0) -> torch.Tensor:
+    """Interpolation (count, number of ``ms_support``), float32: multispectral samples to output pixels.
+
+    Of a band that lies ``shift`` output pixels off the axis, on the samples for bands up to ``off`` beside it.
+    """
+    first, number = ms_support(axis, start, count, max(off, abs(shift)))
+    return _up(axis.ratio, round(axis.shifted(shift).to_ms(start) - first, _DIGITS), count, number)
+
+
+def widest(shifts: Sequence[float]) -> float:
+    """The largest distance from the axis."""
+    return max((abs(shift) for shift in shifts), default=0.0)
 
 
 def down_matrix(axis: Axis, first: int, number: int, gain: float) -> torch.Tensor:
@@ -87,21 +117,46 @@ def down_matrix(axis: Axis, first: int, number: int, gain: float) -> torch.Tenso
 
 
 def down_matrices(
-    axis: Axis, first: int, number: int, gains: Sequence[float]
+    axis: Axis, first: int, number: int, gains: Sequence[float], shifts: Sequence[float] = ()
 ) -> tuple[int, int, tuple[torch.Tensor, ...]]:
     """``down_matrix`` for several gains on the window of the widest filter.
+
+    Args:
+        axis, first, number: as of ``down_matrix``.
+        gains: of each filter.
+        shifts: how many output pixels off the axis each samples; by default none.
 
     Returns:
         The window's start and count, and a matrix (number, count) for each gain.
     """
-    spans = [pan_support(axis, first, number, gain) for gain in gains]
+    moved = [(axis.shifted(shift), gain) for gain, shift in zip(gains, shifts or [0.0] * len(gains))]
+    spans = [pan_support(own, first, number, gain) for own, gain in moved]
     start = min(begin for begin, _ in spans)
     count = max(begin + length for begin, length in spans) - start
     matrices = tuple(
-        torch.nn.functional.pad(down_matrix(axis, first, number, gain), (begin - start, start + count - begin - length))
-        for gain, (begin, length) in zip(gains, spans)
+        torch.nn.functional.pad(down_matrix(own, first, number, gain), (begin - start, start + count - begin - length))
+        for (own, gain), (begin, length) in zip(moved, spans)
     )
     return start, count, matrices
+
+
+def lattice(axis: Axis, first: float, number: int, steps: int, gain: float) -> tuple[int, torch.Tensor]:
+    """MTF filter sampled more densely than MS: at ``number`` positions, ``steps`` a multispectral sample.
+
+    Args:
+        axis: of MS.
+        first: the first position, a fractional multispectral index.
+        number, steps: how many positions, and how many of them a multispectral sample.
+        gain: of the MTF.
+
+    Returns:
+        The first output pixel that is needed, and the matrix (number, output pixels), float32.
+    """
+    reach = mtf_reach(gain, axis.ratio) + 1
+    begin, end = (round(axis.to_output(index), _DIGITS) for index in (first, first + (number - 1) / steps))
+    start = math.floor(begin) - reach
+    count = math.ceil(end) + reach + 1 - start
+    return start, _down(axis.ratio, round(begin - start, _DIGITS), number, count, gain, steps)
 
 
 # Blocks of a grid with an integer ratio share one matrix, as only the phase of their first sample matters.
@@ -112,21 +167,36 @@ def _up(ratio: float, phase: float, count: int, number: int) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=256)
-def _down(ratio: float, phase: float, number: int, count: int, gain: float) -> torch.Tensor:
-    centres = phase + np.arange(number) * ratio
+def _down(ratio: float, phase: float, number: int, count: int, gain: float, steps: int = 1) -> torch.Tensor:
+    centres = phase + np.arange(number) * (ratio / steps)
     return torch.from_numpy(_gaussian(np.arange(count) - centres[:, None], gain, ratio).astype(np.float32))
 
 
-def nearest(axis: Axis, start: int, count: int) -> np.ndarray:
-    """Index, within ``ms_support``, of the multispectral sample that each output pixel lies in."""
-    first, _ = ms_support(axis, start, count)
-    positions = (np.arange(start, start + count) + 0.5 - axis.offset) / axis.ratio
-    return np.floor(positions).astype(np.int64) - first
+def nearest(axis: Axis, start: int, count: int, shifts: Sequence[float] = (0.0,)) -> np.ndarray:
+    """Index, within ``ms_support``, of the multispectral sample that each output pixel lies in.
+
+    (count,), or (bands, count) for bands that lie several ``shifts`` output pixels off the axis.
+    """
+    first, _ = ms_support(axis, start, count, widest(shifts))
+    pixels = np.arange(start, start + count) + 0.5
+    found = [np.floor((pixels - axis.shifted(shift).offset) / axis.ratio).astype(np.int64) - first for shift in shifts]
+    return found[0] if len(found) == 1 else np.stack(found)
+
+
+def pick(planes: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Takes rows (m,) and columns (n,) of planes (bands, h, w), or those of each band, (bands, m) and (bands, n)."""
+    if rows.dim() == 1:
+        return planes[:, rows][:, :, columns]
+    band = torch.arange(len(planes), device=planes.device)
+    return planes[band[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def separable(rows: torch.Tensor, values: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Applies ``rows`` (m, h) and ``columns`` (n, w) to values (..., h, w): gives (..., m, n)."""
-    return torch.matmul(rows, torch.matmul(values, columns.T))
+    """Applies ``rows`` (m, h) and ``columns`` (n, w) to values (..., h, w): gives (..., m, n).
+
+    Both may differ from plane to plane: (..., m, h) and (..., n, w).
+    """
+    return torch.matmul(rows, torch.matmul(values, columns.mT))
 
 
 def fill(values: torch.Tensor, valid: torch.Tensor, default: torch.Tensor) -> torch.Tensor:

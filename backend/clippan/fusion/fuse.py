@@ -16,12 +16,14 @@ from clippan import __version__
 from clippan.device import choose_device, one_thread
 from clippan.errors import ClippanError
 from clippan.fusion import filters
+from clippan.fusion.filters import Response
 from clippan.fusion.methods import Fusion, build, needs_low
+from clippan.fusion.registration import Shifts, register
 from clippan.fusion.sensors import SENSORS, Sensor, find, recognise
 from clippan.fusion.statistics import Statistics, measure
 from clippan.jobs import check
 from clippan.jobs.base import Context, to_json
-from clippan.jobs.options import Method
+from clippan.jobs.options import Method, Registration
 from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
 from clippan.raster.grid import Axis
 from clippan.raster.pair import Pair, open_pair
@@ -71,15 +73,17 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
         sensor = resolve_sensor(request.sensor, pair, context)
         positions = [number - 1 for number in request.bands] or range(pair.ms.total)
         gains = sensor.gains(positions, pair.ms.total)
-        distinct = sorted(set(gains))
-        gain_of = [distinct.index(gain) for gain in gains]
         context.log(
             f"Grid: {pair.grid.width} × {pair.grid.height} pixels, {len(gains)} bands, "
             f"ratio {pair.x.ratio:.4g} × {pair.y.ratio:.4g}."
         )
+        pair, shifts = register(pair, request.registration, gains, threads, context.part(0, 2))
+        responses = filters.responses(gains, pair.offsets)
+        distinct = sorted(set(responses))
+        response_of = [distinct.index(response) for response in responses]
         lows = distinct if needs_low(request.method) else []
         again = gains if request.method is Method.BDSD else None
-        statistics = measure(pair, lows, sensor.pan, threads, context.part(0, 5), again)
+        statistics = measure(pair, lows, sensor.pan, threads, context.part(2, 5), again)
         _check_fit(request.method, statistics)
         hints = [_UNKNOWN] if request.sensor == "auto" and sensor.name == "generic" else []
         if pair.ms.nodata is None and statistics.black >= _BLACK:
@@ -88,10 +92,10 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
                 "if nothing was seen there, give 0 as the nodata value."
             )
             context.log(hints[-1])
-        fusion = build(request.method, statistics, gain_of)
+        fusion = build(request.method, statistics, response_of)
         nodata = _output_nodata(pair, threads, context.part(5, 10))
         tiler = Tiler(pair, fusion, lows, statistics, device, nodata)
-        provenance = _provenance(request, sensor, device)
+        provenance = _provenance(request, sensor, device, shifts)
         writer = Writer(
             request.output,
             pair.grid,
@@ -130,6 +134,8 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
         round(seconds, 3),
         provenance,
         tuple(hints),
+        (shifts.x, shifts.y),
+        shifts.bands,
     )
 
 
@@ -159,8 +165,8 @@ def _affordable(pair: Pair) -> int:
     return int((_TILE_BYTES / (pair.ms.count * pair.ms.dtype.itemsize)) ** 0.5)
 
 
-def _provenance(request: PansharpenRequest, sensor: Sensor, device: torch.device) -> dict[str, str]:
-    return {
+def _provenance(request: PansharpenRequest, sensor: Sensor, device: torch.device, shifts: Shifts) -> dict[str, str]:
+    tags = {
         "CLIPPAN_ALGORITHM": request.name,
         "CLIPPAN_METHOD": request.method.value,
         "CLIPPAN_SENSOR": sensor.name,
@@ -168,6 +174,10 @@ def _provenance(request: PansharpenRequest, sensor: Sensor, device: torch.device
         "CLIPPAN_VERSION": __version__,
         "CLIPPAN_PARAMETERS": json.dumps(to_json(request), ensure_ascii=False),
     }
+    # Without it nothing is said of where MS lies: so an assessment finds out for itself.
+    if request.registration is not Registration.OFF:
+        tags["CLIPPAN_SHIFT"] = shifts.to_tag()
+    return tags
 
 
 @dataclass
@@ -177,7 +187,7 @@ class Tiler:
     Attributes:
         pair: what is read.
         fusion: the fitted method.
-        lows: MTF gains with which PAN is filtered for the method; empty if it needs none.
+        lows: responses with which PAN is filtered for the method; empty if it needs none.
         statistics: of the scene.
         device: where to compute.
         nodata: what invalid output pixels get, None if all are valid.
@@ -186,7 +196,7 @@ class Tiler:
 
     pair: Pair
     fusion: Fusion
-    lows: Sequence[float]
+    lows: Sequence[Response]
     statistics: Statistics
     device: torch.device
     nodata: Optional[float]
@@ -226,8 +236,11 @@ class Tiler:
     def _tile(self, window: Window, block: int, context: Context) -> np.ndarray:
         starts_x = _lattice(window.x, window.width, block)
         starts_y = _lattice(window.y, window.height, block)
-        xs = [_BlockAxis.of(self.pair.x, start, block, self.lows) for start in starts_x]
-        ys = [_BlockAxis.of(self.pair.y, start, block, self.lows) for start in starts_y]
+        gains = [low.gain for low in self.lows]
+        lows_x, lows_y = [low.x for low in self.lows], [low.y for low in self.lows]
+        own_x, own_y = [x for x, _ in self.pair.offsets], [y for _, y in self.pair.offsets]
+        xs = [_BlockAxis.of(self.pair.x, start, block, own_x, gains, lows_x) for start in starts_x]
+        ys = [_BlockAxis.of(self.pair.y, start, block, own_y, gains, lows_y) for start in starts_y]
         ms_window = _span([(a.ms, a.ms_count) for a in xs], [(a.ms, a.ms_count) for a in ys])
         pan_window = _span([(a.pan, a.pan_count) for a in xs], [(a.pan, a.pan_count) for a in ys])
         ms, ms_valid = self.pair.read_ms(ms_window)
@@ -257,12 +270,11 @@ class Tiler:
         pan_valid: Optional[np.ndarray],
     ) -> tuple[np.ndarray, Optional[np.ndarray]]:
         """Fuses one block: float values (bands, block, block), and which are invalid or None."""
-        device = self.device
         coarse, coarse_valid = self._to_device(ms, ms_valid)
         if coarse_valid is not None:
             coarse = filters.fill(coarse, coarse_valid, self._default_ms)
         wide, wide_valid = self._to_device(pan, pan_valid)
-        interpolated = filters.separable(y.up.to(device), coarse, x.up.to(device))
+        interpolated = filters.separable(y.up.to(self.device), coarse, x.up.to(self.device))
         low = None
         if self.lows:
             low = torch.stack([self._low_pass(x, y, index, wide, wide_valid) for index in range(len(self.lows))])
@@ -274,7 +286,7 @@ class Tiler:
             fused = fused.round_().clamp_(self._low, self._high)
         invalid = None
         if coarse_valid is not None:
-            invalid = ~coarse_valid[:, y.nearest.to(device)][:, :, x.nearest.to(device)]
+            invalid = ~filters.pick(coarse_valid, y.nearest.to(self.device), x.nearest.to(self.device))
         if sharp_valid is not None:
             invalid = ~sharp_valid if invalid is None else invalid | ~sharp_valid
         holes = None if invalid is None else invalid.expand_as(fused).cpu().numpy()
@@ -297,7 +309,7 @@ class Tiler:
         if valid is not None:
             weight = filters.separable(down_y, valid.float(), down_x)
             coarse = torch.where(weight > 1e-3, coarse / weight.clamp(min=1e-3), self._default_pan)
-        return filters.separable(y.up.to(self.device), coarse, x.up.to(self.device))
+        return filters.separable(y.ups[index].to(self.device), coarse, x.ups[index].to(self.device))
 
     def _store(
         self,
@@ -326,7 +338,16 @@ class Tiler:
 
 @dataclass(frozen=True)
 class _BlockAxis:
-    """One axis of a block: where it starts, how long it is, what it needs of MS and PAN, and its filters."""
+    """One axis of a block: where it starts, how long it is, what it needs of MS and PAN, and its filters.
+
+    Attributes:
+        start, count: output pixels.
+        ms, ms_count: samples.
+        pan, pan_count: output pixels of PAN.
+        up: interpolation of the bands (count, ms_count), or (bands, count, ms_count) where they lie differently.
+        downs, ups: for each low pass of PAN its filter, and the interpolation of its samples.
+        nearest: the sample of each pixel (count,), or (bands, count).
+    """
 
     start: int
     count: int
@@ -336,17 +357,47 @@ class _BlockAxis:
     pan_count: int
     up: torch.Tensor
     downs: tuple[torch.Tensor, ...]
+    ups: tuple[torch.Tensor, ...]
     nearest: torch.Tensor
 
     @classmethod
-    def of(cls, axis: Axis, start: int, block: int, lows: Sequence[float]) -> _BlockAxis:
-        ms, ms_count = filters.ms_support(axis, start, block)
+    def of(
+        cls,
+        axis: Axis,
+        start: int,
+        block: int,
+        own: Sequence[float],
+        gains: Sequence[float],
+        shifts: Sequence[float],
+    ) -> _BlockAxis:
+        """An axis of a block.
+
+        Args:
+            axis: of MS.
+            start, block: first output pixel, and how many.
+            own: how far each band lies off the axis; empty if none does.
+            gains, shifts: of each low pass of PAN.
+        """
+        own = own or [0.0]
+        far = filters.widest(own)
+        ms, ms_count = filters.ms_support(axis, start, block, far)
         pan, pan_count = start, block
         downs: tuple[torch.Tensor, ...] = ()
-        if lows:
-            pan, pan_count, downs = filters.down_matrices(axis, ms, ms_count, lows)
-        nearest = torch.from_numpy(filters.nearest(axis, start, block))
-        return cls(start, block, ms, ms_count, pan, pan_count, filters.up_matrix(axis, start, block), downs, nearest)
+        if gains:
+            pan, pan_count, downs = filters.down_matrices(axis, ms, ms_count, gains, shifts)
+        up = [filters.up_matrix(axis, start, block, shift, far) for shift in own]
+        return cls(
+            start,
+            block,
+            ms,
+            ms_count,
+            pan,
+            pan_count,
+            up[0] if len(up) == 1 else torch.stack(up),
+            downs,
+            tuple(filters.up_matrix(axis, start, block, shift, far) for shift in shifts),
+            torch.from_numpy(filters.nearest(axis, start, block, own)),
+        )
 
 
 def _lattice(start: int, length: int, block: int) -> list[int]:

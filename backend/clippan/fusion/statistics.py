@@ -17,9 +17,10 @@ import torch
 from clippan.device import one_thread
 from clippan.errors import ClippanError
 from clippan.fusion import filters
+from clippan.fusion.filters import Response
 from clippan.jobs.base import Context
 from clippan.raster.pair import Pair
-from clippan.raster.tiles import Window, in_order, tiles
+from clippan.raster.tiles import Window, in_order
 
 _WINDOW = 64  # multispectral samples
 _WINDOWS = 256  # a million samples, from all over the scene
@@ -37,12 +38,12 @@ TINY = 1e-30  # below any variance in the units of a raster; keeps divisions def
 class Statistics:
     """First and second moments over jointly valid samples, float64.
 
-    The variables are, in order: the MS bands, PAN filtered with each of the MS gains, PAN filtered with its own gain
+    The variables are, in order: the MS bands, PAN as each of the MS responses sees it, PAN filtered with its own gain
     and, if asked for, the MS bands filtered once more with their own MTF.
 
     Attributes:
         bands: number of MS bands.
-        filtered: number of distinct MS gains.
+        filtered: number of distinct MS responses.
         mean: (variables,).
         covariance: (variables, variables).
         dark: (bands,), the 0.1 % percentile of each band.
@@ -69,7 +70,7 @@ class Statistics:
         return self.bands + self.filtered
 
     def low(self, index: int) -> int:
-        """Variable: PAN filtered with the MS gain ``index``."""
+        """Variable: PAN as the MS response ``index`` sees it."""
         return self.bands + index
 
     @property
@@ -94,7 +95,7 @@ class Statistics:
 
 def measure(
     pair: Pair,
-    gains: Sequence[float],
+    responses: Sequence[Response],
     pan_gain: float,
     threads: int,
     context: Context,
@@ -104,7 +105,7 @@ def measure(
 
     Args:
         pair: the scene.
-        gains: distinct MTF gains of the MS bands.
+        responses: the distinct ones of the MS bands.
         pan_gain: MTF gain of PAN.
         threads: CPU threads.
         context: hears of progress.
@@ -115,7 +116,7 @@ def measure(
     """
     found: Optional[_Found] = None
     for covered in _COVERED:
-        found = _collect(_Sampler(pair, tuple(gains), pan_gain, filter_ms, covered), threads, context)
+        found = _collect(_Sampler(pair, tuple(responses), pan_gain, filter_ms, covered), threads, context)
         if found is None or found.count >= _MANY:
             break
     if found is None or not found.moments:
@@ -127,7 +128,7 @@ def measure(
     mean, scatter, count = found.moments.mean, found.moments.scatter, found.count
     return Statistics(
         pair.ms.count,
-        len(gains),
+        len(responses),
         mean,
         scatter / count,
         torch.from_numpy(np.asarray(dark, np.float64)),
@@ -174,7 +175,7 @@ class _Found:
 
 def _collect(sampler: _Sampler, threads: int, context: Context) -> Optional[_Found]:
     """Measures windows, evenly drawn, until enough of them are; None if in none pixels of both rasters are valid."""
-    windows = sampler.windows()
+    windows = sampler.pair.ms_windows(_WINDOW)
     if len(windows) > _WINDOWS:
         order = np.random.default_rng(_SEED).permutation(len(windows))
         windows = [windows[index] for index in order]
@@ -198,22 +199,10 @@ def _collect(sampler: _Sampler, threads: int, context: Context) -> Optional[_Fou
 @dataclass(frozen=True)
 class _Sampler:
     pair: Pair
-    gains: tuple[float, ...]
+    responses: tuple[Response, ...]
     pan_gain: float
     filter_ms: Optional[Sequence[float]]
     covered: float
-
-    def windows(self) -> list[Window]:
-        """Windows of MS over all samples whose centres lie in the output."""
-        grid, x, y = self.pair.grid, self.pair.x, self.pair.y
-        first_x = max(0, int(np.ceil(x.to_ms(-0.5))))
-        first_y = max(0, int(np.ceil(y.to_ms(-0.5))))
-        end_x = min(self.pair.ms.grid.width, int(np.floor(x.to_ms(grid.width - 0.5))) + 1)
-        end_y = min(self.pair.ms.grid.height, int(np.floor(y.to_ms(grid.height - 0.5))) + 1)
-        return [
-            Window(window.x + first_x, window.y + first_y, window.width, window.height)
-            for window in tiles(max(end_x - first_x, 1), max(end_y - first_y, 1), _WINDOW)
-        ]
 
     def measure(self, window: Window) -> Optional[_Found]:
         """The jointly valid samples of a window of MS; None if MS or PAN has no valid pixel in it."""
@@ -239,11 +228,16 @@ class _Sampler:
         return torch.from_numpy(values.astype(np.float32)), valid
 
     def _filter_pan(self, window: Window) -> Optional[tuple[np.ndarray, np.ndarray]]:
-        """PAN filtered with each gain and its own (gains + 1, height, width), and where enough of it is valid; None if
-        nothing is."""
-        gains = (*self.gains, self.pan_gain)
-        x, width, columns = filters.down_matrices(self.pair.x, window.x, window.width, gains)
-        y, height, rows = filters.down_matrices(self.pair.y, window.y, window.height, gains)
+        """PAN as each response sees it and with its own gain (responses + 1, height, width), and where enough of it is
+        valid; None if nothing is."""
+        wanted = (*self.responses, Response(self.pan_gain))
+        gains = [response.gain for response in wanted]
+        x, width, columns = filters.down_matrices(
+            self.pair.x, window.x, window.width, gains, [response.x for response in wanted]
+        )
+        y, height, rows = filters.down_matrices(
+            self.pair.y, window.y, window.height, gains, [response.y for response in wanted]
+        )
         values, valid = self.pair.read_pan(Window(x, y, width, height))
         pan = torch.from_numpy(values.astype(np.float32))
         covered = np.ones((window.height, window.width), bool)

@@ -17,7 +17,7 @@ from clippan.jobs.models import (
     RemoveModelRequest,
     RemoveModelResult,
 )
-from clippan.jobs.options import Compression, Device, Format, Method, Stretch, parse_bands
+from clippan.jobs.options import Compression, Device, Format, Method, Registration, Stretch, parse_bands
 from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
 from clippan.jobs.search import Hit, SearchRequest, SearchResult, ThumbnailsRequest, ThumbnailsResult
 
@@ -62,6 +62,7 @@ __all__ = [
     "ModelRow",
     "PansharpenRequest",
     "PansharpenResult",
+    "Registration",
     "RemoveModelRequest",
     "RemoveModelResult",
     "Request",

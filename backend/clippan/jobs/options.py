@@ -46,6 +46,14 @@ _METHOD_LABELS = {
 }
 
 
+class Registration(enum.Enum):
+    """What is done where MS does not lie on PAN."""
+
+    AUTO = "auto"
+    GLOBAL = "global"
+    OFF = "off"
+
+
 class Format(enum.Enum):
     """File format of a raster output."""
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Optional
 
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
-from clippan.jobs.options import Compression, Device, Format, Method
+from clippan.jobs.options import Compression, Device, Format, Method, Registration
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class PansharpenResult:
         seconds: wall time.
         provenance: what the file's GDAL tags hold as well.
         hints: what the user may have overlooked, each a sentence.
+        shift: how far MS was moved to the right and down, in PAN pixels (x, y).
+        band_shifts: the same for each band, where they differ; else empty.
     """
 
     output: str
@@ -40,6 +42,8 @@ class PansharpenResult:
     seconds: float
     provenance: Mapping[str, str]
     hints: tuple[str, ...] = ()
+    shift: tuple[float, ...] = (0.0, 0.0)
+    band_shifts: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class PansharpenRequest(Request):
         threads: CPU threads, 0 means all.
         device: where to compute.
         format, compression, overviews: of the output.
+        registration: whether MS is moved onto PAN where they do not lie on each other.
     """
 
     name: ClassVar[str] = "pansharpen"
@@ -76,6 +81,7 @@ class PansharpenRequest(Request):
     format: Format = Format.GTIFF
     compression: Compression = Compression.DEFLATE
     overviews: bool = True
+    registration: Registration = Registration.AUTO
 
     def validate(self) -> None:
         """See Request."""

@@ -98,6 +98,10 @@ class Axis:
     ratio: float
     offset: float
 
+    def shifted(self, distance: float) -> Axis:
+        """The axis ``distance`` output pixels further right (down)."""
+        return Axis(self.ratio, self.offset + distance) if distance else self
+
     def to_ms(self, position: float) -> float:
         """Output pixel index (its centre) as a fractional multispectral index."""
         return (position + 0.5 - self.offset) / self.ratio - 0.5

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import numpy as np
@@ -14,7 +15,7 @@ from clippan.errors import ClippanError
 from clippan.raster.grid import Alignment, Axis, Grid, align
 from clippan.raster.regrid import to_crs, to_finest
 from clippan.raster.source import Source, describe, files, fitting, open_dataset, sensor_hints
-from clippan.raster.tiles import Window
+from clippan.raster.tiles import Window, tiles
 
 PAN = "panchromatic raster"
 MS = "multispectral raster"
@@ -30,6 +31,7 @@ class Pair:
         files: what is read, to be overwritten by nobody.
         grid: the output's grid: PAN's pixels whose centres lie inside MS.
         x, y: the multispectral axes on it.
+        offsets: how far each band lies to the right and below these axes, in output pixels; empty if none does.
     """
 
     pan: Source
@@ -37,6 +39,7 @@ class Pair:
     alignment: Alignment
     hints: tuple[str, ...] = ()
     files: frozenset[str] = frozenset()
+    offsets: tuple[tuple[float, float], ...] = ()
 
     @property
     def grid(self) -> Grid:
@@ -52,6 +55,31 @@ class Pair:
     def y(self) -> Axis:
         """The multispectral rows on the output's grid."""
         return self.alignment.y
+
+    def shifted(self, x: float, y: float, offsets: Sequence[tuple[float, float]] = ()) -> Pair:
+        """The pair with MS moved to the right and down, in output pixels, and each band by its offset besides.
+
+        The output's grid stays: it follows from coordinates alone, so that scenes of one place keep one grid. At a
+        border that MS has moved away from, its last samples repeat.
+        """
+        moved = replace(self.alignment, x=self.x.shifted(x), y=self.y.shifted(y))
+        own = tuple(offsets) if any(offset != (0, 0) for offset in offsets) else ()
+        return replace(self, alignment=moved, offsets=own)
+
+    def ms_windows(self, size: int) -> list[Window]:
+        """Windows of MS, squares of ``size``, over all samples whose centres lie in the output."""
+        left, right = self._samples(self.x, self.grid.width, self.ms.grid.width)
+        top, bottom = self._samples(self.y, self.grid.height, self.ms.grid.height)
+        return [
+            Window(window.x + left, window.y + top, window.width, window.height)
+            for window in tiles(right - left, bottom - top, size)
+        ]
+
+    @staticmethod
+    def _samples(axis: Axis, pixels: int, limit: int) -> tuple[int, int]:
+        first = max(0, math.ceil(axis.to_ms(-0.5)))
+        end = min(limit, math.floor(axis.to_ms(pixels - 0.5)) + 1)
+        return first, max(end, first + 1)
 
     def read_pan(self, window: Window) -> tuple[np.ndarray, Optional[np.ndarray]]:
         """PAN (height, width) and its validity or None; the window may reach beyond the output's grid."""
