@@ -44,7 +44,7 @@ _STEPS = (1e-3, 1e-1)
 _CONVOLUTIONS = 3
 
 # States that the plain scan holds at a time: few enough to stay near the processor, enough to keep a GPU busy.
-_HELD = 2**19
+_HELD = 2**18
 _HELD_ON_GPU = 2**25
 
 
