@@ -70,14 +70,20 @@ class FrozenCLIP(nn.Module):
         width: numbers in an embedding.
     """
 
+    _mean: Tensor
+    _std: Tensor
+
     def __init__(self, loaded: load.Loaded, name: str, sha256: str) -> None:
         super().__init__()
         self.name, self.sha256 = name, sha256
         self.pixels = loaded.preprocessing.pixels
         self._network, self._tokenizer = loaded.model.requires_grad_(False), loaded.tokenizer
         device = next(loaded.model.parameters()).device
-        for name, values in (("_mean", loaded.preprocessing.mean), ("_std", loaded.preprocessing.std)):
-            self.register_buffer(name, torch.tensor(values, device=device)[:, None, None], persistent=False)
+        mean, std = (
+            torch.tensor(values, device=device) for values in (loaded.preprocessing.mean, loaded.preprocessing.std)
+        )
+        self.register_buffer("_mean", mean[:, None, None], persistent=False)
+        self.register_buffer("_std", std[:, None, None], persistent=False)
         self.width = self.texts(["a"]).shape[1]
         self.eval()
 
@@ -92,6 +98,8 @@ class FrozenCLIP(nn.Module):
             size = (self.pixels, self.pixels)
             pictures = interpolate(pictures.float(), size, mode="bicubic", align_corners=False, antialias=True)
             pictures = (pictures - self._mean) / self._std
+            # Convolutions are twice as fast with the colours last.
+            pictures = pictures.contiguous(memory_format=torch.channels_last)
             return normalize(self._network.encode_image(pictures), dim=-1)
 
     @torch.no_grad()
@@ -215,6 +223,8 @@ class Supervisor(nn.Module):
         prompts: the texts for the three kinds of image.
     """
 
+    _texts: Tensor
+
     def __init__(
         self,
         clip: FrozenCLIP,
@@ -254,7 +264,7 @@ class Supervisor(nn.Module):
             hrms: stand-in for the fused image (n, c, H, W), standardised; ``batch.classical`` by default.
         """
         with torch.autocast(batch.up.device.type, enabled=False):
-            ms, pan, fused = self._see([batch.up, batch.classical if hrms is None else hrms], batch.pan)
+            ms, fused, pan = self._see([batch.up, batch.classical if hrms is None else hrms], batch.pan)
             texts = self.texts()
             _, scenes, counts = torch.unique(batch.scenes, return_inverse=True, return_counts=True)
             if len(counts) == 1:
@@ -341,13 +351,11 @@ class Supervisor(nn.Module):
                 f"The adapted CLIP {path} cannot be read ({told(error)}); choose a file that stage I wrote."
             ) from error
         if about.get("kind") != _KIND:
-            raise ClippanError(
-                f"{path} is no adapted CLIP of this version of CLIPPan; choose a file that stage I wrote."
-            )
+            raise ClippanError(f"{path} is no adapted CLIP of this version; choose a file that stage I wrote.")
         if about["bands"] != str(bands):
             raise ClippanError(
-                f"{path} was adapted for {about['bands']} bands but MS has {bands}; choose a file for {bands} bands, or "
-                "run stage I on this sensor."
+                f"{path} was adapted for {about['bands']} bands but MS has {bands}; choose a file for {bands} bands, "
+                "or run stage I on this sensor."
             )
         if about["sha256"] != clip.sha256:
             raise ClippanError(
