@@ -50,6 +50,8 @@ from clippan.jobs import (
     SearchResult,
     ThumbnailsRequest,
     ThumbnailsResult,
+    TrainFusionRequest,
+    TrainFusionResult,
     from_json,
     parse_bands,
     run,
@@ -89,6 +91,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "nodata": "nodata value, if the inputs declare none or a wrong one",
         "report": "HTML report to write, with a picture",
         "device": "where to compute",
+        "registration": "allow for a multispectral raster, and with auto bands, that lie beside the panchromatic one",
     },
     IndexRequest: {
         "rasters": "rasters, folders of rasters, or any GDAL data sources",
@@ -138,6 +141,15 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "accept_licence": "you read and accept the model's licence, where it asks for that",
     },
     RemoveModelRequest: {"model": "which: an id that 'clippan models' lists"},
+    TrainFusionRequest: {
+        "data": "folder that the recipe's paths start from",
+        "output": "folder of the run; one that was stopped is gone on with",
+        "recipe": "YAML file; by default that of the model which ships with CLIPPan",
+        "steps": "steps, instead of the recipe's",
+        "seed": "seed, instead of the recipe's",
+        "without": "sensors to leave out, as the folders of pairs are named",
+        "device": "where to compute",
+    },
     DoctorRequest: {"device": "the device you want"},
 }
 _SUMMARY = {
@@ -150,8 +162,10 @@ _SUMMARY = {
     ListModelsRequest: "list the vision-language models, their licences, and which are on this machine",
     DownloadModelRequest: "download a model, unless it is on this machine already",
     RemoveModelRequest: "remove a downloaded model",
+    TrainFusionRequest: "train a fusion network for Pansharpen from a recipe",
     DoctorRequest: "say what the engine found, and what to do where something is wrong",
 }
+_GROUPS = {"train": "train a network"}
 # What is written without an option's name before it.
 _POSITIONAL = {
     DownloadModelRequest: "model",
@@ -164,7 +178,7 @@ _POSITIONAL = {
 _COORDINATES = {"at": "X,Y", "extent": "XMIN,YMIN,XMAX,YMAX"}
 _SIGNED = ("--nodata", "--at", "--extent")  # options whose values may begin with a minus
 # Jobs whose log is for everyone: a licence is shown before the first download.
-_TOLD = (DownloadModelRequest, IndexRequest)
+_TOLD = (DownloadModelRequest, IndexRequest, TrainFusionRequest)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -179,10 +193,20 @@ def parser() -> argparse.ArgumentParser:
     """The command's parser, with one subcommand a job."""
     top = _Parser(prog="clippan", description="Pansharpening and search by text for satellite and aerial rasters.")
     top.add_argument("--version", action="version", version=f"clippan {__version__}")
-    commands = top.add_subparsers(dest="job", metavar="COMMAND", required=True, parser_class=_Parser)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    groups: dict[str, Any] = {}
     for name, request in JOBS.items():
         summary = _SUMMARY[request]
-        command = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
+        *group, word = name.split()  # "train fusion" is the command fusion of the group train
+        for title in group:
+            if title not in groups:
+                member = commands.add_parser(title, help=_GROUPS[title], description=f"{_GROUPS[title].capitalize()}.")
+                groups[title] = member.add_subparsers(
+                    dest="member", metavar="WHAT", required=True, parser_class=_Parser
+                )
+        home = groups[group[0]] if group else commands
+        command = home.add_parser(word, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
+        command.set_defaults(job=name)
         for field in dataclasses.fields(request):
             _add(command, request, field)
         command.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
@@ -268,6 +292,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     try:
         options = vars(parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments)))
         job, as_json, debug = JOBS[options.pop("job")], options.pop("json"), options.pop("debug")
+        for word in ("command", "member"):
+            options.pop(word, None)
         request = from_json(job, options)
         with _interruptible() as interrupted:
             result = run(request, Context(progress.show, progress.log if debug or job in _TOLD else None, interrupted))
@@ -421,6 +447,11 @@ def _print_remove(result: RemoveModelResult) -> str:
     return f"{result.freed / 1e6:.0f} MB freed" if result.freed else "It was not in the cache."
 
 
+def _print_train_fusion(result: TrainFusionResult) -> str:
+    terms = ", ".join(f"{name} {value:.4f}" for name, value in result.losses.items())
+    return f"{result.model}: {result.parameters} parameters, {result.steps} steps, {result.seconds:.0f} s\n{terms}"
+
+
 def _print_doctor(result: DoctorResult) -> str:
     return result.text
 
@@ -435,6 +466,7 @@ _PRINT: dict[type, Callable[[Any], str]] = {
     ListModelsResult: _print_models,
     DownloadModelResult: _print_download,
     RemoveModelResult: _print_remove,
+    TrainFusionResult: _print_train_fusion,
     DoctorResult: _print_doctor,
 }
 

@@ -53,6 +53,10 @@ class AssessPansharpening(base.JobAlgorithm):
         self.add_sensor()
         self.add_bands()
         self.add_nodata()
+        self.add_registration(
+            "Satellites often deliver the two a little beside each other. The figures allow for that as measured, so "
+            "a result that lies on the panchromatic raster is not taken for a wrong one."
+        )
         self.add_device()
         self.add(
             QgsProcessingParameterFileDestination(
@@ -74,6 +78,7 @@ class AssessPansharpening(base.JobAlgorithm):
             sensor=self.parameterAsEnumString(parameters, base.SENSOR, context),
             bands=self.bands(parameters, context),
             nodata=self.nodata(parameters, context),
+            registration=self.registration(parameters, context),
             device=self.device(parameters, context),
         )
 

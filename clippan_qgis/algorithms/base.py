@@ -24,7 +24,7 @@ from qgis.PyQt.QtGui import QIcon
 
 from clippan.errors import ClippanError
 from clippan.fusion.sensors import SENSORS
-from clippan.jobs import Device, Request, parse_bands
+from clippan.jobs import Device, Registration, Request, parse_bands
 
 from .. import places, sources
 from ..engine import python, worker
@@ -35,6 +35,7 @@ PANCHROMATIC = "PANCHROMATIC"
 SENSOR = "SENSOR"
 BANDS = "BANDS"
 NODATA = "NODATA"
+REGISTRATION = "REGISTRATION"
 DEVICE = "DEVICE"
 
 # Lazily imported by the dialogs: qgis_process needs no widgets.
@@ -224,6 +225,15 @@ class JobAlgorithm(Algorithm):
             "stay missing and take no part in any statistic.",
         )
 
+    def add_registration(self, help_text: str) -> None:
+        """REGISTRATION: what is done where the spectral rasters do not lie on PAN."""
+        labels = {
+            "auto": "Automatic, band by band",
+            "global": "All bands together",
+            "off": "Off: trust the coordinates",
+        }
+        self.add(choice(REGISTRATION, "Co-registration", labels, Registration.AUTO.value), help_text)
+
     def add_device(self) -> None:
         """DEVICE: where to compute."""
         labels = {
@@ -272,6 +282,10 @@ class JobAlgorithm(Algorithm):
         if QgsVariantUtils.isNull(value) or value == "":
             return None
         return self.parameterAsDouble(parameters, NODATA, context)
+
+    def registration(self, parameters, context) -> Registration:
+        """The choice of REGISTRATION."""
+        return Registration(self.parameterAsEnumString(parameters, REGISTRATION, context) or Registration.AUTO.value)
 
     def device(self, parameters, context) -> Device:
         """The device of DEVICE, or that of the options."""

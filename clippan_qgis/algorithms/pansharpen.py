@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from qgis.core import (
     Qgis,
+    QgsProcessingOutputNumber,
     QgsProcessingOutputString,
     QgsProcessingParameterBoolean,
     QgsProcessingParameterNumber,
@@ -80,6 +81,11 @@ class Pansharpen(base.JobAlgorithm):
         self.add_sensor()
         self.add_bands()
         self.add_nodata()
+        self.add_registration(
+            "Satellites often deliver the two a little beside each other, which gives edges coloured fringes. This "
+            "measures by how much, and moves the multispectral raster onto the panchromatic one where that helps; "
+            "the result keeps the panchromatic grid. The log says what was done."
+        )
         self.add(
             QgsProcessingParameterNumber(
                 self.TILE_SIZE,
@@ -138,6 +144,8 @@ class Pansharpen(base.JobAlgorithm):
             QgsProcessingParameterRasterDestination(self.OUTPUT, "Pansharpened"),
             "The GeoTIFF to write. It keeps the data type of the multispectral raster.",
         )
+        self.addOutput(QgsProcessingOutputNumber("SHIFT_X", "Shift to the right (panchromatic pixels)"))
+        self.addOutput(QgsProcessingOutputNumber("SHIFT_Y", "Shift down (panchromatic pixels)"))
         self.addOutput(QgsProcessingOutputString("METHOD_USED", "Method used"))
         self.addOutput(QgsProcessingOutputString("SENSOR_USED", "Sensor used"))
         self.addOutput(QgsProcessingOutputString("DEVICE_USED", "Device used"))
@@ -154,6 +162,7 @@ class Pansharpen(base.JobAlgorithm):
             sensor=self.parameterAsEnumString(parameters, base.SENSOR, context),
             bands=bands,
             nodata=self.nodata(parameters, context),
+            registration=self.registration(parameters, context),
             tile_size=self.parameterAsInt(parameters, self.TILE_SIZE, context),
             threads=self.parameterAsInt(parameters, self.THREADS, context),
             device=self.device(parameters, context),
@@ -180,6 +189,8 @@ class Pansharpen(base.JobAlgorithm):
         self._answer = answer
         return {
             self.OUTPUT: self._output,
+            "SHIFT_X": answer["shift"][0],
+            "SHIFT_Y": answer["shift"][1],
             "METHOD_USED": answer["method"],
             "SENSOR_USED": answer["sensor"],
             "DEVICE_USED": answer["device"],

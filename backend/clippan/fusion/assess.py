@@ -21,15 +21,16 @@ from clippan.errors import ClippanError
 from clippan.fusion import filters, report
 from clippan.fusion.fuse import resolve_sensor
 from clippan.fusion.metrics import BLOCK, FullFigures, ReferenceFigures
+from clippan.fusion.registration import Shifts, register
 from clippan.fusion.sensors import Sensor, find
 from clippan.jobs.assess import AssessRequest, AssessResult
 from clippan.jobs.base import Context, from_json
-from clippan.jobs.options import Device
+from clippan.jobs.options import Device, Registration
 from clippan.jobs.pansharpen import PansharpenRequest
-from clippan.raster.grid import Grid
+from clippan.raster.grid import Axis, Grid
 from clippan.raster.pair import Pair, open_pair
 from clippan.raster.source import Source, open_dataset
-from clippan.raster.tiles import Window, in_order, tiles
+from clippan.raster.tiles import Window, count_threads, in_order, tiles
 
 _TILE = 16 * BLOCK  # fused pixels; about 200 MB of intermediate images for eight bands
 _COVERED = 0.999  # least weight of valid pixels under a filter whose result counts
@@ -47,7 +48,7 @@ def assess(request: AssessRequest, context: Context) -> AssessResult:
         ClippanError: one sentence; no report is left behind.
     """
     started = time.monotonic()
-    request = _as_made(request, context)
+    request, told = _as_made(request, context)
     device, reason = choose_device(request.device)
     if device.type == "mps":
         device, reason = choose_device(Device.CPU)[0], "MPS has no float64, in which figures are summed."
@@ -60,9 +61,13 @@ def assess(request: AssessRequest, context: Context) -> AssessResult:
         reference = None
         if request.reference is not None:
             reference = files.enter_context(_open_reference(request.reference, request, scene))
-        full, pixels = _assess_full(scene, context.part(0, 95 if reference is None else 45))
+        scene, shifts = _registered(scene, request.registration, told, context.part(0, 5))
+        full, pixels = _assess_full(scene, context.part(5, 95 if reference is None else 45))
         against = {} if reference is None else _assess_reference(scene, reference, context.part(45, 95))
-        result = AssessResult(full, against, sensor.name, pixels, request.report, round(time.monotonic() - started, 3))
+        seconds = round(time.monotonic() - started, 3)
+        result = AssessResult(
+            full, against, sensor.name, pixels, request.report, seconds, (shifts.x, shifts.y), shifts.bands
+        )
         if request.report is not None:
             context.progress(95, "Writing the report")
             report.write(request.report, request, result, sensor.label, scene.ratio, _pictures(scene, reference))
@@ -70,14 +75,15 @@ def assess(request: AssessRequest, context: Context) -> AssessResult:
     return result
 
 
-def _as_made(request: AssessRequest, context: Context) -> AssessRequest:
-    """The request, completed by what the tags of the pansharpened raster say about how it was made."""
+def _as_made(request: AssessRequest, context: Context) -> tuple[AssessRequest, Optional[Shifts]]:
+    """The request, completed by what the tags of the pansharpened raster say about how it was made, and the shifts of
+    its bands that were measured then."""
     dataset = open_dataset(request.fused, FUSED)
     tags = dataset.GetMetadata() or {}
     try:
         made = from_json(PansharpenRequest, json.loads(tags["CLIPPAN_PARAMETERS"]))
     except (KeyError, ValueError, ClippanError):  # made by another program, or by another version
-        return request
+        return request, None
     changes: dict[str, object] = {}
     if request.sensor == "auto" and find(tags.get("CLIPPAN_SENSOR", "")):
         changes["sensor"] = tags["CLIPPAN_SENSOR"]
@@ -90,7 +96,21 @@ def _as_made(request: AssessRequest, context: Context) -> AssessRequest:
         context.log(f"As the raster's tags say: {words}.")
     if request.bands and made.bands and request.bands != made.bands:
         context.log(f"The raster was made of the bands {made.bands}, and is compared with {request.bands} as asked.")
-    return dataclasses.replace(request, **changes)  # type: ignore[arg-type]
+    request = dataclasses.replace(request, **changes)  # type: ignore[arg-type]
+    # One that was made with less than all that registration can do is measured by all of it, as those of others are.
+    if made.registration is not Registration.AUTO or request.bands != made.bands:
+        return request, None
+    return request, Shifts.from_tag(tags.get("CLIPPAN_SHIFT", ""), dataset.RasterCount)
+
+
+def _registered(scene: Scene, choice: Registration, told: Optional[Shifts], context: Context) -> tuple[Scene, Shifts]:
+    """The scene with MS where it lies, told by the raster's tags or else by PAN and MS, and how far that is off."""
+    if told is None or choice is not Registration.AUTO:
+        pair, shifts = register(scene.pair, choice, scene.gains, count_threads(0), context)
+    else:
+        pair, shifts = told.apply(scene.pair), told
+        context.log(f"Registration: {shifts.reason}")
+    return dataclasses.replace(scene, pair=pair), shifts
 
 
 def _open(path: str, what: str, bands: Sequence[int], nodata: Optional[float]) -> Source:
@@ -238,18 +258,23 @@ class Scene:
 
     def upsampled(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
         """MS on the pixels of a window, by cubic interpolation, and its validity (that of the pixel it lies in)."""
-        x, y = self.pair.x, self.pair.y
-        left, width = filters.ms_support(x, window.x, window.width)
-        top, height = filters.ms_support(y, window.y, window.height)
+        own_x, own_y = [x for x, _ in self.pair.offsets], [y for _, y in self.pair.offsets]
+        left, width, columns, across = self.up(self.pair.x, window.x, window.width, own_x)
+        top, height, rows, down = self.up(self.pair.y, window.y, window.height, own_y)
         ms, valid = self.read_ms(Window(left, top, width, height))
         if not bool(valid.all()):
             mean = ms[:, valid].mean(dim=1) if bool(valid.any()) else ms.new_zeros(len(ms))
             ms = filters.fill(ms, valid.expand_as(ms), mean)
-        rows = filters.up_matrix(y, window.y, window.height).to(self.device)
-        columns = filters.up_matrix(x, window.x, window.width).to(self.device)
-        inside_y = torch.from_numpy(filters.nearest(y, window.y, window.height)).to(self.device)
-        inside_x = torch.from_numpy(filters.nearest(x, window.x, window.width)).to(self.device)
-        return filters.separable(rows, ms, columns), valid[inside_y][:, inside_x]
+        inside = filters.pick(valid.expand_as(ms), down, across).all(dim=0)
+        return filters.separable(rows, ms, columns), inside
+
+    def up(
+        self, axis: Axis, start: int, count: int, own: Sequence[float]
+    ) -> tuple[int, int, torch.Tensor, torch.Tensor]:
+        """The samples that pixels need (first, number), what interpolates them, and which one each pixel lies in."""
+        first, number = filters.ms_support(axis, start, count, filters.widest(own))
+        matrix = filters.up_matrices(axis, start, count, own).to(self.device)
+        return first, number, matrix, torch.from_numpy(filters.nearest(axis, start, count, own)).to(self.device)
 
     def inside(self, window: Window) -> torch.Tensor:
         """Which pixels of a window lie in the area."""
@@ -387,12 +412,27 @@ def _read_low(scene: Scene, window: Window) -> tuple[torch.Tensor, torch.Tensor,
     rows = filters.down_matrix(y, window.y, window.height, gain).to(scene.device)
     columns = filters.down_matrix(x, window.x, window.width, gain).to(scene.device)
     low = filters.separable(rows, pan, columns)
-    ms, valid = scene.read_ms(window)
+    ms, valid = _read_ms_together(scene, window)
     if not bool(pan_valid.all()):
         weight = filters.separable(rows, pan_valid.float(), columns)
         low = low / weight.clamp(min=1e-6)
         valid = valid & (weight > _COVERED)
     return ms, low, valid & _fused_valid(scene, window)
+
+
+def _read_ms_together(scene: Scene, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
+    """MS and its validity, with bands that lie beside the others interpolated to the samples of these."""
+    offsets = scene.pair.offsets
+    if not offsets:
+        return scene.read_ms(window)
+    x, y = scene.pair.x, scene.pair.y
+    own_x, own_y = [along / x.ratio for along, _ in offsets], [along / y.ratio for _, along in offsets]
+    # MS on its own grid: one sample a pixel.
+    left, width, columns, across = scene.up(Axis(1.0, 0.0), window.x, window.width, own_x)
+    top, height, rows, down = scene.up(Axis(1.0, 0.0), window.y, window.height, own_y)
+    ms, valid = scene.read_ms(Window(left, top, width, height))
+    ms = filters.fill(ms, valid.expand_as(ms), ms.mean(dim=(1, 2)))
+    return filters.separable(rows, ms, columns), filters.pick(valid.expand_as(ms), down, across).all(dim=0)
 
 
 def _fused_valid(scene: Scene, window: Window) -> torch.Tensor:

@@ -104,6 +104,14 @@ def up_matrix(axis: Axis, start: int, count: int, shift: float = 0.0, off: float
     return _up(axis.ratio, round(axis.shifted(shift).to_ms(start) - first, _DIGITS), count, number)
 
 
+def up_matrices(axis: Axis, start: int, count: int, own: Sequence[float]) -> torch.Tensor:
+    """``up_matrix`` of bands that lie ``own`` output pixels off the axis, (bands, count, number), or one for them all
+    if they do not, (count, number)."""
+    off = widest(own)
+    matrices = [up_matrix(axis, start, count, shift, off) for shift in own or [0.0]]
+    return matrices[0] if len(matrices) == 1 else torch.stack(matrices)
+
+
 def widest(shifts: Sequence[float]) -> float:
     """The largest distance from the axis."""
     return max((abs(shift) for shift in shifts), default=0.0)
@@ -172,14 +180,16 @@ def _down(ratio: float, phase: float, number: int, count: int, gain: float, step
     return torch.from_numpy(_gaussian(np.arange(count) - centres[:, None], gain, ratio).astype(np.float32))
 
 
-def nearest(axis: Axis, start: int, count: int, shifts: Sequence[float] = (0.0,)) -> np.ndarray:
+def nearest(axis: Axis, start: int, count: int, own: Sequence[float] = ()) -> np.ndarray:
     """Index, within ``ms_support``, of the multispectral sample that each output pixel lies in.
 
-    (count,), or (bands, count) for bands that lie several ``shifts`` output pixels off the axis.
+    (count,), or (bands, count) of bands that lie ``own`` output pixels off the axis.
     """
-    first, _ = ms_support(axis, start, count, widest(shifts))
+    first, _ = ms_support(axis, start, count, widest(own))
     pixels = np.arange(start, start + count) + 0.5
-    found = [np.floor((pixels - axis.shifted(shift).offset) / axis.ratio).astype(np.int64) - first for shift in shifts]
+    found = [
+        np.floor((pixels - axis.shifted(shift).offset) / axis.ratio).astype(np.int64) - first for shift in own or [0.0]
+    ]
     return found[0] if len(found) == 1 else np.stack(found)
 
 

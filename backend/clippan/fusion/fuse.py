@@ -378,14 +378,12 @@ class _BlockAxis:
             own: how far each band lies off the axis; empty if none does.
             gains, shifts: of each low pass of PAN.
         """
-        own = own or [0.0]
         far = filters.widest(own)
         ms, ms_count = filters.ms_support(axis, start, block, far)
         pan, pan_count = start, block
         downs: tuple[torch.Tensor, ...] = ()
         if gains:
             pan, pan_count, downs = filters.down_matrices(axis, ms, ms_count, gains, shifts)
-        up = [filters.up_matrix(axis, start, block, shift, far) for shift in own]
         return cls(
             start,
             block,
@@ -393,7 +391,7 @@ class _BlockAxis:
             ms_count,
             pan,
             pan_count,
-            up[0] if len(up) == 1 else torch.stack(up),
+            filters.up_matrices(axis, start, block, own),
             downs,
             tuple(filters.up_matrix(axis, start, block, shift, far) for shift in shifts),
             torch.from_numpy(filters.nearest(axis, start, block, own)),

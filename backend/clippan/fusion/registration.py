@@ -56,8 +56,8 @@ class Shifts:
     Attributes:
         x, y: of MS as a whole.
         bands: (x, y) of each band, where some differ from the whole; else empty.
-        before, after: correlation with PAN, the mean over windows and bands.
-        reason: what was done and why, a sentence for the log.
+        before, after: correlation with PAN, the mean over windows and bands; NaN if unknown.
+        reason: what was found and why it is so, the end of a sentence.
     """
 
     x: float = 0.0
@@ -85,7 +85,8 @@ class Shifts:
         try:
             values = json.loads(text)
             own = tuple((float(x), float(y)) for x, y in values.get("bands", ()))
-            found = cls(float(values["x"]), float(values["y"]), own)
+            x, y = float(values["x"]), float(values["y"])
+            found = cls(x, y, own, reason=f"MS shifted by {words((x, y), own)}, as the raster's tags say.")
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
         numbers = [found.x, found.y, *(number for pair in own for number in pair)]
@@ -107,7 +108,7 @@ def register(
     if choice is Registration.OFF:
         return pair, Shifts()
     shifts = estimate(pair, gains, threads, context, choice is Registration.AUTO)
-    context.log(shifts.reason)
+    context.log(f"Registration: {shifts.reason}")
     return shifts.apply(pair), shifts
 
 
@@ -126,12 +127,12 @@ def estimate(pair: Pair, gains: Sequence[float], threads: int, context: Context,
     """
     evidence = _collect(_Sampler(pair, sum(gains) / len(gains)), threads, context)
     if evidence is None or len(evidence.counts) < _PARTS:
-        return Shifts(reason="Registration: none, as too little of both rasters is valid to compare them.")
+        return Shifts(reason="none, as too little of both rasters is valid to compare them.")
     everything = range(pair.ms.count)
     whole = _locate(evidence, everything, pair, (0.0, 0.0))
     before = evidence.correlation(everything, (0.0, 0.0))
     if whole is None:
-        reason = "Registration: none, as no shift fits all of the scene better than others."
+        reason = "none, as no shift fits all of the scene better than others."
         return Shifts(before=before, after=before, reason=reason)
     common = whole.shift if whole.counts(_LEAST) else (0.0, 0.0)
     bands = [common] * len(everything)
@@ -147,10 +148,14 @@ def estimate(pair: Pair, gains: Sequence[float], threads: int, context: Context,
 
 def _sentence(common: tuple[float, float], bands: Sequence[tuple[float, float]], before: float, after: float) -> str:
     if common == (0, 0) and not bands:
-        return f"Registration: none needed, MS lies on PAN (correlation {before:.3f})."
-    moved = f"MS shifted by {_numbers(*common)} PAN pixels (x, y)"
+        return f"none needed, MS lies on PAN (correlation {before:.3f})."
+    return f"MS shifted by {words(common, bands)}; correlation {before:.3f} → {after:.3f}."
+
+
+def words(common: Sequence[float], bands: Sequence[Sequence[float]]) -> str:
+    """Shifts for readers: "(−1.20, 0.60) PAN pixels (x, y), band 4 by (−1.50, 0.70)"."""
     own = [f"band {number} by {_numbers(*band)}" for number, band in enumerate(bands, 1) if band != common]
-    return f"Registration: {', '.join([moved, *own])}; correlation {before:.3f} → {after:.3f}."
+    return ", ".join([f"{_numbers(*common)} PAN pixels (x, y)", *own])
 
 
 def _numbers(x: float, y: float) -> str:

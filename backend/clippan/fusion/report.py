@@ -19,6 +19,7 @@ from osgeo import gdal, gdal_array
 
 from clippan import __version__
 from clippan.errors import ClippanError
+from clippan.fusion.registration import words
 from clippan.jobs.assess import AssessRequest, AssessResult
 
 
@@ -274,6 +275,7 @@ def _origin(request: AssessRequest, result: AssessResult, sensor: str, ratio: fl
     lines += [
         ("Sensor (MTF)", sensor),
         ("Ratio of pixel sizes", f"{ratio:.4g}"),
+        ("Registration", _registration(result)),
         ("Valid pixels compared", f"{result.pixels:,}"),
         ("Made", f"{datetime.datetime.now():%Y-%m-%d %H:%M} in {result.seconds:.1f} s"),
         (
@@ -283,6 +285,12 @@ def _origin(request: AssessRequest, result: AssessResult, sensor: str, ratio: fl
     ]
     rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in lines)
     return f'<table class="origin"><tbody>{rows}</tbody></table>'
+
+
+def _registration(result: AssessResult) -> str:
+    if not (any(result.shift) or result.band_shifts):
+        return "multispectral taken as it lies"
+    return f"multispectral taken as shifted by {words(result.shift, result.band_shifts)}"
 
 
 def _file_name(path: str) -> str:

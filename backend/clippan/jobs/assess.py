@@ -8,7 +8,7 @@ from typing import ClassVar, Optional
 
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
-from clippan.jobs.options import Device
+from clippan.jobs.options import Device, Registration
 
 # What each figure is, in a line, and its best value; the first six need no reference.
 FIGURES = {
@@ -38,6 +38,8 @@ class AssessResult:
         pixels: how many valid pixels were compared.
         report: the HTML report, None if none was asked for.
         seconds: wall time.
+        shift: how far off PAN MS was taken to lie, in PAN pixels (x, y); adding it puts MS on PAN.
+        band_shifts: the same for each band, where they differ; else empty.
     """
 
     full: Mapping[str, float]
@@ -46,6 +48,8 @@ class AssessResult:
     pixels: int
     report: Optional[str]
     seconds: float
+    shift: tuple[float, ...] = (0.0, 0.0)
+    band_shifts: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,11 @@ class AssessRequest(Request):
         nodata: overrides the nodata value that the inputs declare.
         report: an HTML file to write, with a picture.
         device: where to compute.
+        registration: whether figures allow for MS not lying on PAN. The pansharpened raster has no say in where it
+            lies, so results of all programs are measured alike.
 
-    Of sensor, bands and nodata, what is left open is taken from the tags of a raster that CLIPPan made.
+    Of sensor, bands and nodata, what is left open is taken from the tags of a raster that CLIPPan made, and so is the
+    shift between PAN and MS.
     """
 
     name: ClassVar[str] = "assess"
@@ -77,6 +84,7 @@ class AssessRequest(Request):
     nodata: Optional[float] = None
     report: Optional[str] = None
     device: Device = Device.AUTO
+    registration: Registration = Registration.AUTO
 
     def validate(self) -> None:
         """See Request."""
