@@ -20,6 +20,7 @@ from clippan.jobs.models import (
 from clippan.jobs.options import Compression, Device, Format, Method, Registration, Stretch, parse_bands
 from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
 from clippan.jobs.search import Hit, SearchRequest, SearchResult, ThumbnailsRequest, ThumbnailsResult
+from clippan.jobs.train import TrainFusionRequest, TrainFusionResult
 
 JOBS = {
     request.name: request
@@ -33,6 +34,7 @@ JOBS = {
         ListModelsRequest,
         DownloadModelRequest,
         RemoveModelRequest,
+        TrainFusionRequest,
         DoctorRequest,
     )
 }
@@ -72,6 +74,8 @@ __all__ = [
     "Stretch",
     "ThumbnailsRequest",
     "ThumbnailsResult",
+    "TrainFusionRequest",
+    "TrainFusionResult",
     "from_json",
     "parse_bands",
     "run",

@@ -4,10 +4,10 @@ PAN's detail is folded to cells of 4 × 4 pixels (space to depth), so that a con
 at PAN and the mean of the bands once; a head, the same for every band, looks at the trunk's features and at what the
 band has in common with PAN around each cell, and gives two gains and a remainder:
 
-    F_b = C_b + a ⊙ (P − P_L,b) + b ⊙ (C_b − M_b) + r
+    F_b = M_b + (1 + a) ⊙ (C_b − M_b) + b ⊙ (P − P_L) + r
 
-with C the classical result, M the interpolated MS, P and P_L PAN and its low-pass. The last layer starts at zero, so
-that training starts at the classical result. Own design.
+with M the interpolated MS, C the classical result, P and P_L PAN and its low-pass (the mean of the bands'). The last
+layer starts at zero, so that training starts at the classical result. Own design.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Detail(nn.Module):
         self.mix = nn.Conv2d(head, head, 3, padding=1)
         self.last = nn.Conv2d(head, 3 * _PHASES, 1)
         nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
     @property
     def margin(self) -> int:
@@ -62,38 +62,40 @@ class Detail(nn.Module):
             up, pan, low, classical = (
                 functional.pad(item, padding, mode="replicate") for item in (up, pan, low, classical)
             )
-        count, bands = up.shape[:2]
-        detail = pan - low  # (n, c, H, W)
-        gain = classical - up
-        coarse, smooth = functional.avg_pool2d(up, FOLD), functional.avg_pool2d(low, FOLD)
+        bands = up.shape[1]
+        detail = functional.pixel_unshuffle(pan - low.mean(dim=1, keepdim=True), FOLD)
+        gain = functional.pixel_unshuffle((classical - up).flatten(0, 1)[:, None], FOLD)
+        coarse, smooth = _cells(up), _cells(low)
         statistics = _local(coarse, smooth)
-        common = torch.cat(
-            [
-                functional.pixel_unshuffle(pan - low.mean(dim=1, keepdim=True), FOLD),
-                smooth.mean(dim=1, keepdim=True),
-                coarse.mean(dim=1, keepdim=True),
-                (coarse - coarse.mean(dim=1, keepdim=True)).square().mean(dim=1, keepdim=True),
-                statistics[:, :, 1].mean(dim=1, keepdim=True),
-            ],
-            dim=1,
-        ).contiguous(memory_format=torch.channels_last)
-        shared = self.shared(self.trunk(common))
-        cells = coarse.shape[-2:]
-        own = torch.cat(
-            [
-                functional.pixel_unshuffle(gain.flatten(0, 1)[:, None], FOLD),
-                coarse.flatten(0, 1)[:, None],
-                smooth.flatten(0, 1)[:, None],
-                statistics.flatten(0, 1),
-            ],
-            dim=1,
-        ).contiguous(memory_format=torch.channels_last)
-        features = self.band(own).view(count, bands, -1, *cells) + shared[:, None]
-        features = functional.relu(features, inplace=True).flatten(0, 1)
-        features = functional.relu(self.mix(features.contiguous(memory_format=torch.channels_last)), inplace=True)
-        weights = functional.pixel_shuffle(self.last(features), FOLD).view(count, bands, 3, *up.shape[-2:])
-        fused = classical + weights[:, :, 0] * detail + weights[:, :, 1] * gain + weights[:, :, 2]
+        middle = coarse.mean(dim=1, keepdim=True)
+        common = [
+            detail,
+            smooth.mean(dim=1, keepdim=True),
+            middle,
+            (coarse - middle).square().mean(dim=1, keepdim=True),
+            statistics[:, :, 1].mean(dim=1, keepdim=True),
+        ]
+        shared = self.shared(self.trunk(_last(torch.cat(common, dim=1))))
+        own = [gain, coarse.flatten(0, 1)[:, None], smooth.flatten(0, 1)[:, None], statistics.flatten(0, 1)]
+        features = self.band(_last(torch.cat(own, dim=1)))
+        features += shared.repeat_interleave(bands, dim=0)
+        features = functional.relu(self.mix(functional.relu(features, inplace=True)), inplace=True)
+        more, other, rest = self.last(features).chunk(3, dim=1)
+        change = torch.addcmul(rest, 1 + more, gain)
+        change = torch.addcmul(change, other, detail.repeat_interleave(bands, dim=0))
+        fused = up + functional.pixel_shuffle(change, FOLD).view_as(up)
         return fused[..., :height, :width]
+
+
+def _last(values: Tensor) -> Tensor:
+    """Channels last, in which convolutions of few channels are faster."""
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+def _cells(values: Tensor) -> Tensor:
+    """Means of cells."""
+    *rest, height, width = values.shape
+    return values.view(*rest, height // FOLD, FOLD, width // FOLD, FOLD).mean(dim=(-3, -1))
 
 
 def _local(coarse: Tensor, smooth: Tensor) -> Tensor:

@@ -287,6 +287,11 @@ def supervised(batch: Batch, fused: Tensor) -> Tensor:
     return nn.functional.l1_loss(fused, _target(batch))
 
 
+def quality(batch: Batch, fused: Tensor) -> Tensor:
+    """1 − Q2n of the fused bands against the true MS, in blocks of 32 pixels; 0 (best) to 1."""
+    return 1 - block_q2n(batch.units(fused), batch.units(_target(batch))).mean()
+
+
 def angle(batch: Batch, fused: Tensor) -> Tensor:
     """Mean angle between the fused and the true spectra in radians (Yuhas et al. 1992), 0 (best) to π."""
     pair = batch.units(fused), batch.units(_target(batch))

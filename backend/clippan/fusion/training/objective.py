@@ -28,6 +28,7 @@ class Weights:
         pseudo: L_ship, against a frozen network.
         language: L_d, the direction of CLIP's embeddings.
         supervised: L1 against the true MS, one scale down.
+        quality: 1 − Q2n against the true MS.
         angle: spectral angle against the true MS, in radians.
         khan: Khan's spectral distortion.
         alparone: Alparone's spectral distortion.
@@ -41,6 +42,7 @@ class Weights:
     pseudo: float = 0.0
     language: float = 0.0
     supervised: float = 0.0
+    quality: float = 0.0
     angle: float = 0.0
     khan: float = 0.0
     alparone: float = 0.0
@@ -117,6 +119,7 @@ class Objective:
             "pseudo": pseudo,
             "language": language,
             "supervised": losses.supervised,
+            "quality": losses.quality,
             "angle": losses.angle,
             "khan": losses.spectral_distortion,
             "alparone": lambda batch, fused: losses.band_distortion(batch, fused, pooled),

@@ -7,9 +7,10 @@ whose PAN is a mixture of its bands. From it MS is made by the MTF, of any ratio
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Optional
 
 import numpy as np
@@ -22,6 +23,7 @@ from clippan.raster.grid import Axis
 
 Tensor = torch.Tensor
 
+_DIGITS = 9  # of a phase in pixels
 _WHOLE = 0.999  # part of a patch that has to be valid
 
 
@@ -119,9 +121,7 @@ class Pairing:
 
     def truth(self, pan_gain: float) -> Truth:
         """One scale down: MS is the truth, and PAN is brought to its grid."""
-        return Truth(
-            self.name, self.group, self.pan_low(pan_gain), self.ms, self.valid, round(self.x.ratio), self.gains
-        )
+        return Truth(self.name, self.group, self.pan_low(pan_gain), self.ms, self.valid, self.gains, made=False)
 
     def patches(self, rng: np.random.Generator, count: int, size: int, bands: Sequence[int]) -> list[Patch]:
         """Patches of ``size`` PAN pixels at valid places; empty if the scene is too small."""
@@ -159,15 +159,16 @@ class Pairing:
 
 @dataclass
 class Truth:
-    """PAN (H, W) and bands (c, H, W) on one grid, float32, where both are valid, the usual ratio, and the gains."""
+    """PAN (H, W) and bands (c, H, W) on one grid, float32, where both are valid, and the bands' gains; ``made`` if PAN
+    is nothing but a mixture of the bands."""
 
     name: str
     group: str
     pan: np.ndarray
     bands: np.ndarray
     valid: np.ndarray
-    ratio: float
     gains: tuple[float, ...]
+    made: bool = True
     _moments: dict[float, Moments] = field(default_factory=dict)
 
     def moments(self, ratio: float) -> Moments:
@@ -184,6 +185,7 @@ class Truth:
         rng: np.random.Generator,
         size: int,
         ratio: float,
+        phases: np.ndarray,
         gains: Sequence[float],
         true_gains: Sequence[float],
         shifts: np.ndarray,
@@ -192,9 +194,10 @@ class Truth:
         """A patch with MS made from the truth; None if the scene is too small.
 
         Args:
-            rng: chooses place, phase and noise.
+            rng: chooses place and noise.
             size: pixels.
             ratio: to make MS by.
+            phases: of MS's rows and columns in the patch, in pixels.
             gains: what the MTF is taken for, by band of the result.
             true_gains: the MTF that made MS.
             shifts: by which the bands of MS are off (bands, 2), rows and columns, in pixels.
@@ -204,18 +207,21 @@ class Truth:
         if not len(corners):
             return None
         row, column = corners[rng.integers(len(corners))]
-        phase = rng.uniform(0, ratio, 2)
         count = len(gains)
         sides = [
             _Side.of(Axis(ratio, start + at), int(start), size, (*gains, *true_gains))
-            for start, at in zip((row, column), phase)
+            for start, at in zip((row, column), phases)
         ]
         rows, columns = sides
         wide_bands = _cut(self.bands, columns.pan, rows.pan, columns.pan_count, rows.pan_count)
         wide_pan = _cut(self.pan[None], columns.pan, rows.pan, columns.pan_count, rows.pan_count)
-        light = mixture.pan_part * wide_pan[0] + np.tensordot(mixture.pan_bands, wide_bands, 1) + mixture.pan_offset
+        light = (
+            mixture.pan_part * wide_pan[0]
+            + np.tensordot(mixture.pan_bands.astype(np.float32), wide_bands, 1)
+            + mixture.pan_offset
+        )
         wide = torch.from_numpy(light.astype(np.float32))[None]
-        bands = np.tensordot(mixture.bands, wide_bands, 1) + mixture.offset[:, None, None]
+        bands = np.tensordot(mixture.bands.astype(np.float32), wide_bands, 1) + mixture.offset[:, None, None]
         source = torch.from_numpy(bands.astype(np.float32))
         seen = source
         if shifts.any():
@@ -303,17 +309,25 @@ class _Side:
 
     @classmethod
     def of(cls, axis: Axis, start: int, size: int, gains: Sequence[float]) -> _Side:
-        ms, ms_count = filters.ms_support(axis, start, size)
-        pan, pan_count, downs = filters.down_matrices(axis, ms, ms_count, gains)
-        reach = max(filters.mtf_reach(gain, axis.ratio) for gain in gains) + 2
-        number = max(int((size - 2 * reach) / axis.ratio), 1)
-        first = math.ceil(axis.to_ms(start + reach))
-        inner = []
-        for gain in gains:
-            begin, count = filters.pan_support(axis, first, number, gain)
-            matrix = filters.down_matrix(axis, first, number, gain)
-            inner.append(torch.nn.functional.pad(matrix, (begin - start, start + size - begin - count)))
-        return cls(ms, ms_count, pan, pan_count, filters.up_matrix(axis, start, size), downs, tuple(inner), first)
+        """Of the pixels from ``start`` on."""
+        side = _side(axis.ratio, round(axis.offset - start, _DIGITS), size, tuple(gains))
+        return replace(side, pan=side.pan + start)
+
+
+@functools.lru_cache(maxsize=512)
+def _side(ratio: float, offset: float, size: int, gains: tuple[float, ...]) -> _Side:
+    axis = Axis(ratio, offset)
+    ms, ms_count = filters.ms_support(axis, 0, size)
+    pan, pan_count, downs = filters.down_matrices(axis, ms, ms_count, gains)
+    reach = max(filters.mtf_reach(gain, ratio) for gain in gains) + 2
+    number = max(int((size - 2 * reach) / ratio), 1)
+    first = math.ceil(axis.to_ms(reach))
+    inner = []
+    for gain in gains:
+        begin, count = filters.pan_support(axis, first, number, gain)
+        matrix = filters.down_matrix(axis, first, number, gain)
+        inner.append(torch.nn.functional.pad(matrix, (begin, size - begin - count)))
+    return _Side(ms, ms_count, pan, pan_count, filters.up_matrix(axis, 0, size), downs, tuple(inner), first)
 
 
 def _inner(sides: Sequence[_Side]) -> tuple[slice, slice]:

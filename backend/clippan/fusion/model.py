@@ -1,0 +1,115 @@
+"""Files of trained fusion networks: weights as safetensors, with what they are in the header."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clippan import resources
+from clippan.errors import ClippanError, told
+from clippan.fusion import networks
+
+_KIND = "CLIPPan fusion network, version 1"
+SHIPPED = "fusion/clippan.safetensors"  # below the resources
+
+
+@dataclass(frozen=True)
+class FusionModel:
+    """A trained network.
+
+    Attributes:
+        network: in eval mode.
+        name: its architecture, a key of ``networks.NETWORKS``, and ``options`` its own.
+        bands: the number of bands it is bound to, 0 for any.
+        about: what else is known: how it was trained, when, for which sensor or scene.
+        sha256: of the file, empty for one that was not saved.
+        path: of the file.
+    """
+
+    network: nn.Module
+    name: str
+    options: Mapping[str, int] = field(default_factory=dict)
+    bands: int = 0
+    about: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+    path: str = ""
+
+    def save(self, path: Path) -> None:
+        """Writes the weights as float16.
+
+        Raises:
+            ClippanError: the file cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        header = {
+            "kind": _KIND,
+            "network": self.name,
+            "options": json.dumps(dict(self.options)),
+            "bands": str(self.bands),
+            "about": json.dumps(dict(self.about), ensure_ascii=False),
+        }
+        weights = {name: value.detach().cpu().half().contiguous() for name, value in self.network.state_dict().items()}
+        part = path.with_name(f"{path.name}.part")
+        try:
+            save_file(weights, str(part), header)
+            part.replace(path)
+        except Exception as error:
+            part.unlink(missing_ok=True)
+            raise ClippanError(
+                f"The fusion model cannot be written to {path} ({told(error)}); choose a folder that can be written."
+            ) from error
+
+    def fits(self, bands: int) -> None:
+        """Raises ClippanError if MS with this number of bands is not what the model is for."""
+        if self.bands not in (0, bands):
+            raise ClippanError(
+                f"MS has {bands} bands but the model {self.path} was made for {self.bands}; choose those bands, or the "
+                "model that ships with CLIPPan."
+            )
+
+
+def shipped() -> Path:
+    """The model that comes with CLIPPan."""
+    return resources() / SHIPPED
+
+
+def load(path: str, device: torch.device) -> FusionModel:
+    """The model in a file, or the one that ships with CLIPPan for an empty path; float32, in eval mode.
+
+    Raises:
+        ClippanError: it cannot be read, or is no fusion model.
+    """
+    from safetensors import safe_open
+
+    file = Path(path) if path else shipped()
+    try:
+        with safe_open(str(file), framework="pt", device="cpu") as opened:
+            header = opened.metadata() or {}
+            weights = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118 - no mapping
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    except Exception as error:
+        raise ClippanError(
+            f"The fusion model {file} cannot be read ({told(error)}); choose a file that Adapt fusion model or "
+            "clippan train fusion wrote."
+        ) from error
+    if header.get("kind") != _KIND:
+        raise ClippanError(
+            f"{file} is no fusion model of this version; choose a file that Adapt fusion model or clippan train fusion "
+            "wrote."
+        )
+    name, options, bands = header["network"], json.loads(header["options"]), int(header["bands"])
+    network = networks.build(name, bands or 1, **options)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ClippanError(f"The weights in {file} are not those of {name}; train it again.") from error
+    network.eval().requires_grad_(False).to(device)
+    return FusionModel(network, name, options, bands, json.loads(header["about"]), sha256, str(file))
