@@ -70,6 +70,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "ms": "multispectral raster, or several single-band ones in order",
         "output": "GeoTIFF to write",
         "method": "how to fuse",
+        "model": "fusion model that clippan adapt or clippan train fusion wrote; by default the shipped one",
         "sensor": f"whose MTF to use: auto or one of {_SENSOR_NAMES}",
         "bands": "bands to sharpen, as in 1,2,3 or 2-4; all by default",
         "nodata": "nodata value, if the inputs declare none or a wrong one",

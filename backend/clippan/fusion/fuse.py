@@ -18,6 +18,8 @@ from clippan.errors import ClippanError
 from clippan.fusion import filters
 from clippan.fusion.filters import Response
 from clippan.fusion.methods import Fusion, build, needs_low
+from clippan.fusion.model import FusionModel, load
+from clippan.fusion.neural import Neural
 from clippan.fusion.registration import Shifts, register
 from clippan.fusion.sensors import SENSORS, Sensor, find, recognise
 from clippan.fusion.statistics import Statistics, measure
@@ -35,6 +37,7 @@ from clippan.raster.writer import BLOCK, Writer, touched
 # pixel is computed by the very same operations for every tile size (but on a GPU that ran out of memory on the way).
 # 256 stays in a CPU core's cache.
 _CPU_BLOCK = 256
+_NETWORK_BLOCK = 512  # a network's margin would cost too much around smaller ones
 _GPU_BLOCKS = (1024, 512)
 _SCAN = 2048  # edge of what is looked through for missing pixels at a time
 _SAMPLES = 10  # for each coefficient of a regression
@@ -77,6 +80,11 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
             f"Grid: {pair.grid.width} × {pair.grid.height} pixels, {len(gains)} bands, "
             f"ratio {pair.x.ratio:.4g} × {pair.y.ratio:.4g}."
         )
+        model = None
+        if request.method is Method.CLIPPAN:
+            model = load(request.model, device)
+            model.fits(len(gains))
+            context.log(f"Model: {model.title}.")
         pair, shifts = register(pair, request.registration, gains, threads, context.part(0, 2))
         responses = filters.responses(gains, pair.offsets)
         distinct = sorted(set(responses))
@@ -92,10 +100,14 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
                 "if nothing was seen there, give 0 as the nodata value."
             )
             context.log(hints[-1])
-        fusion = build(request.method, statistics, response_of)
+        fusion: Fusion
+        if model is None:
+            fusion = build(request.method, statistics, response_of)
+        else:
+            fusion = Neural(statistics, response_of, model)
         nodata = _output_nodata(pair, threads, context.part(5, 10))
         tiler = Tiler(pair, fusion, lows, statistics, device, nodata)
-        provenance = _provenance(request, sensor, device, shifts)
+        provenance = _provenance(request, sensor, device, shifts, model)
         writer = Writer(
             request.output,
             pair.grid,
@@ -165,7 +177,9 @@ def _affordable(pair: Pair) -> int:
     return int((_TILE_BYTES / (pair.ms.count * pair.ms.dtype.itemsize)) ** 0.5)
 
 
-def _provenance(request: PansharpenRequest, sensor: Sensor, device: torch.device, shifts: Shifts) -> dict[str, str]:
+def _provenance(
+    request: PansharpenRequest, sensor: Sensor, device: torch.device, shifts: Shifts, model: Optional[FusionModel]
+) -> dict[str, str]:
     tags = {
         "CLIPPAN_ALGORITHM": request.name,
         "CLIPPAN_METHOD": request.method.value,
@@ -174,6 +188,9 @@ def _provenance(request: PansharpenRequest, sensor: Sensor, device: torch.device
         "CLIPPAN_VERSION": __version__,
         "CLIPPAN_PARAMETERS": json.dumps(to_json(request), ensure_ascii=False),
     }
+    if model is not None:
+        tags["CLIPPAN_MODEL"] = model.title
+        tags["CLIPPAN_MODEL_SHA256"] = model.sha256
     # Without it nothing is said of where MS lies: so an assessment finds out for itself.
     if request.registration is not Registration.OFF:
         tags["CLIPPAN_SHIFT"] = shifts.to_tag()
@@ -203,7 +220,8 @@ class Tiler:
     block: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.block = _CPU_BLOCK
+        self._margin = getattr(self.fusion, "margin", 0)
+        self.block = _CPU_BLOCK if not self._margin else _NETWORK_BLOCK
         if self.device.type != "cpu":
             self.block = next((b for b in _GPU_BLOCKS if b <= _affordable(self.pair)), BLOCK)
         self._low, self._high = _limits(self.pair.ms)
@@ -239,8 +257,9 @@ class Tiler:
         gains = [low.gain for low in self.lows]
         lows_x, lows_y = [low.x for low in self.lows], [low.y for low in self.lows]
         own_x, own_y = [x for x, _ in self.pair.offsets], [y for _, y in self.pair.offsets]
-        xs = [_BlockAxis.of(self.pair.x, start, block, own_x, gains, lows_x) for start in starts_x]
-        ys = [_BlockAxis.of(self.pair.y, start, block, own_y, gains, lows_y) for start in starts_y]
+        margin, wide = self._margin, block + 2 * self._margin
+        xs = [_BlockAxis.of(self.pair.x, start - margin, wide, own_x, gains, lows_x) for start in starts_x]
+        ys = [_BlockAxis.of(self.pair.y, start - margin, wide, own_y, gains, lows_y) for start in starts_y]
         ms_window = _span([(a.ms, a.ms_count) for a in xs], [(a.ms, a.ms_count) for a in ys])
         pan_window = _span([(a.pan, a.pan_count) for a in xs], [(a.pan, a.pan_count) for a in ys])
         ms, ms_valid = self.pair.read_ms(ms_window)
@@ -257,7 +276,7 @@ class Tiler:
                     _cut(pan, x.pan - pan_window.x, y.pan - pan_window.y, x.pan_count, y.pan_count),
                     _cut(pan_valid, x.pan - pan_window.x, y.pan - pan_window.y, x.pan_count, y.pan_count),
                 )
-                self._store(values, invalid, x.start, y.start, window, out)
+                self._store(values, invalid, x.start + margin, y.start + margin, window, out)
         return out
 
     def _compute(
@@ -281,6 +300,8 @@ class Tiler:
         dy, dx = y.start - y.pan, x.start - x.pan
         sharp = wide[dy : dy + y.count, dx : dx + x.count]
         sharp_valid = None if wide_valid is None else wide_valid[dy : dy + y.count, dx : dx + x.count]
+        if sharp_valid is not None and low is not None and self._margin:
+            sharp = torch.where(sharp_valid, sharp, low[0])  # no detail, rather than an edge that neighbours see
         fused = self.fusion(interpolated, sharp, low)
         if self._low is not None:
             fused = fused.round_().clamp_(self._low, self._high)
@@ -289,8 +310,13 @@ class Tiler:
             invalid = ~filters.pick(coarse_valid, y.nearest.to(self.device), x.nearest.to(self.device))
         if sharp_valid is not None:
             invalid = ~sharp_valid if invalid is None else invalid | ~sharp_valid
-        holes = None if invalid is None else invalid.expand_as(fused).cpu().numpy()
-        return fused.cpu().numpy(), holes
+        holes = None if invalid is None else self._core(invalid.expand_as(fused)).cpu().numpy()
+        return self._core(fused).cpu().numpy(), holes
+
+    def _core(self, values: torch.Tensor) -> torch.Tensor:
+        """A block without its margin."""
+        margin = self._margin
+        return values[:, margin:-margin, margin:-margin] if margin else values
 
     def _to_device(
         self, values: np.ndarray, valid: Optional[np.ndarray]

@@ -164,7 +164,7 @@ def modulation(
 
 def needs_low(method: Method) -> bool:
     """Whether a method is called with ``low``."""
-    return method in (Method.MTF_GLP_CBD, Method.MTF_GLP_HPM, Method.MTF_GLP_HPM_R)
+    return method in (Method.CLIPPAN, Method.MTF_GLP_CBD, Method.MTF_GLP_HPM, Method.MTF_GLP_HPM_R)
 
 
 def build(method: Method, statistics: Statistics, gain_of: Sequence[int]) -> Fusion:

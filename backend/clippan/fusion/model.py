@@ -41,6 +41,12 @@ class FusionModel:
     sha256: str = ""
     path: str = ""
 
+    @property
+    def title(self) -> str:
+        """The model in a few words, for logs and tags."""
+        where = "shipped with CLIPPan" if Path(self.path) == shipped() else self.path
+        return f"{self.about.get('title') or self.name} ({where})"
+
     def save(self, path: Path) -> None:
         """Writes the weights as float16.
 

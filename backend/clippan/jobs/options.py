@@ -19,6 +19,7 @@ class Device(enum.Enum):
 class Method(enum.Enum):
     """Pansharpening methods, the best first."""
 
+    CLIPPAN = "clippan"
     MTF_GLP_HPM_R = "mtf-glp-hpm-r"
     MTF_GLP_HPM = "mtf-glp-hpm"
     MTF_GLP_CBD = "mtf-glp-cbd"
@@ -35,7 +36,8 @@ class Method(enum.Enum):
 
 
 _METHOD_LABELS = {
-    Method.MTF_GLP_HPM_R: "MTF-GLP-HPM-R: modulation with regression (recommended)",
+    Method.CLIPPAN: "CLIPPan: neural network for every sensor (recommended)",
+    Method.MTF_GLP_HPM_R: "MTF-GLP-HPM-R: modulation with regression (best without a network)",
     Method.MTF_GLP_HPM: "MTF-GLP-HPM: high-pass modulation",
     Method.MTF_GLP_CBD: "MTF-GLP-CBD: regression-based injection",
     Method.BT_H: "BT-H: Brovey with haze correction (fast)",

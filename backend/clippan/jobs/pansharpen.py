@@ -55,6 +55,7 @@ class PansharpenRequest(Request):
         ms: one multi-band raster, or several that are stacked in this order.
         output: the GeoTIFF to write.
         method: how to fuse.
+        model: a fusion model's file for the method ``clippan``; empty means the one that ships with it.
         sensor: an id of ``resources/sensors.json``, "auto" or "generic".
         bands: which bands of the stack to sharpen, from 1; empty means all.
         nodata: overrides the nodata value that the inputs declare.
@@ -71,7 +72,8 @@ class PansharpenRequest(Request):
     pan: str
     ms: tuple[str, ...]
     output: str
-    method: Method = Method.MTF_GLP_HPM_R
+    method: Method = Method.CLIPPAN
+    model: str = ""
     sensor: str = "auto"
     bands: tuple[int, ...] = ()
     nodata: Optional[float] = None
@@ -90,6 +92,8 @@ class PansharpenRequest(Request):
         check.output(self.output, (self.pan, *self.ms))
         check.geotiff(self.output)
         check.bands(self.bands)
+        if self.model and self.method is not Method.CLIPPAN:
+            check.fail(f"A model is for the method clippan, not for {self.method.value}; leave one of them out.")
         check.sensor(self.sensor)
         check.at_least("tile size", self.tile_size, 256)
         check.at_least("number of threads", self.threads, 0)

@@ -33,7 +33,7 @@ class Detail(nn.Module):
 
     def __init__(self, width: int = 40, head: int = 28, depth: int = 3) -> None:
         super().__init__()
-        channels = [_PHASES + 4] + [width] * depth
+        channels = [_PHASES + 3] + [width] * depth
         self.trunk = nn.Sequential(
             *(
                 layer
@@ -73,7 +73,6 @@ class Detail(nn.Module):
             smooth.mean(dim=1, keepdim=True),
             middle,
             (coarse - middle).square().mean(dim=1, keepdim=True),
-            statistics[:, :, 1].mean(dim=1, keepdim=True),
         ]
         shared = self.shared(self.trunk(_last(torch.cat(common, dim=1))))
         own = [gain, coarse.flatten(0, 1)[:, None], smooth.flatten(0, 1)[:, None], statistics.flatten(0, 1)]
