@@ -129,7 +129,7 @@ def test_an_output_that_equals_ms_has_a_finite_gradient(starter: FrozenCLIP) -> 
     fused = batch.up.clone().requires_grad_()
     supervisor.direction(batch, fused).backward()
     assert fused.grad.isfinite().all()
-    assert 0 < fused.grad.norm() < 1e3
+    assert 0 < fused.grad.norm() < 100
 
 
 def test_constant_and_far_off_patches_have_finite_gradients(starter: FrozenCLIP) -> None:
@@ -157,15 +157,18 @@ def test_pictures_enter_as_the_model_wants_them(starter: FrozenCLIP) -> None:
     with torch.no_grad():
         theirs = model.eval().encode_image(prepare(to_pil_image(picture[0]))[None])
     assert torch.nn.functional.cosine_similarity(theirs, starter.images(picture)) > 0.999
-    (token_counts,) = {len(row) for row in starter._tokenizer(["a"])}
-    for prompts in (language.WALD, language.KHAN):
-        ends = (starter._tokenizer([prompts.ms, prompts.pan, prompts.fused]) == 0).any(dim=1)
-        assert ends.all(), f"a prompt does not fit {token_counts} tokens"
+
+
+@pytest.mark.parametrize("prompts", [language.WALD, language.KHAN])
+def test_prompts_fit_the_shortest_text_tower(prompts: language.Prompts, starter: FrozenCLIP) -> None:
+    numbers = starter._tokenizer([prompts.ms, prompts.pan, prompts.fused])
+    assert (numbers[:, -1] == 0).all()  # what is left after the end of the text
 
 
 def test_adapters_are_as_large_as_published() -> None:
     count = sum(parameter.numel() for parameter in language.Adapters(512).parameters())
-    assert count == 4 * 2 * (512 * 128) + 2 * (1024 * 256 + 256 * 512) == 1_310_720
+    assert count == 4 * (2 * 512 * 128) + 2 * (1024 * 256 + 256 * 512)
+    assert count == pytest.approx(1.3e6, rel=0.02)
     assert not any("bias" in name for name, _ in language.Adapters(512).named_parameters())
 
 
@@ -201,7 +204,7 @@ def stage_one(supervisor: Supervisor, batch: Batch, steps: int) -> tuple[dict[st
 def test_stage_one_makes_a_supervisor_of_a_real_clip(starter: FrozenCLIP) -> None:
     torch.manual_seed(0)
     supervisor, other = Supervisor(starter, 4), make(seed=1)
-    first, last = stage_one(supervisor, make(3), 24)
+    first, last = stage_one(supervisor, make(), 24)
     assert set(first) == {"inter", "intra", "fusion"}
     assert all(last[name] < first[name] for name in first), (first, last)
     with torch.no_grad():  # on patches that it has not seen
@@ -223,7 +226,7 @@ def test_each_image_is_held_against_its_own_text() -> None:
     ms, fused, pan = seen(supervisor, batch)
     own = torch.stack([ms[0], pan[0], fused[0]])
     supervisor.texts = lambda: own  # type: ignore[method-assign]
-    right = supervisor.stage_one(dataclasses.replace(batch, scenes=torch.zeros(2)))["inter"]
+    right = supervisor.stage_one(batch)["inter"]
     supervisor.texts = lambda: own[[0, 2, 1]]  # type: ignore[method-assign]
     assert right < supervisor.stage_one(batch)["inter"]
 

@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from clippan.errors import ClippanError  # noqa: E402
 from clippan.fusion import metrics  # noqa: E402
 from clippan.fusion.training import losses  # noqa: E402
 from clippan.fusion.training.batch import Batch  # noqa: E402
@@ -16,9 +17,9 @@ from clippan.fusion.training.objective import Objective, Weights  # noqa: E402
 RATIO = 4
 
 
-def ground(n: int, bands: int, edge: int, seed: int = 0) -> torch.Tensor:
+def ground(n: int, bands: int, edge: int) -> torch.Tensor:
     """Patches of bands that look alike, with shapes of several sizes, in counts around 500."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
 
     def noise(channels: int) -> torch.Tensor:
         parts = [torch.rand(n, channels, edge // step, edge // step, generator=generator) for step in (1, 4, 16)]
@@ -27,12 +28,12 @@ def ground(n: int, bands: int, edge: int, seed: int = 0) -> torch.Tensor:
     return 200 + 150 * (0.8 * noise(1) + 0.4 * noise(bands))
 
 
-def make(n: int = 3, bands: int = 4, edge: int = 128, truth: torch.Tensor | None = None, seed: int = 0) -> Batch:
+def make(n: int = 3, bands: int = 4, edge: int = 128, truth: torch.Tensor | None = None) -> Batch:
     """A batch whose sensor averages RATIO² pixels, and whose PAN is a sum of the bands.
 
     MS covers the whole patch here, so that figures of whole images can be compared.
     """
-    truth = ground(n, bands, edge, seed) if truth is None else truth
+    truth = ground(n, bands, edge) if truth is None else truth
     n, bands, edge = truth.shape[:3]
     small = edge // RATIO
     down = torch.repeat_interleave(torch.eye(small), RATIO, dim=1) / RATIO
@@ -76,6 +77,7 @@ TERMS = {
     "detail": lambda batch, fused: 1 - losses.detail_correlation(fused, batch.pan),
     "pseudo": lambda batch, fused: losses.pseudo(fused, batch.classical),
     "supervised": losses.supervised,
+    "quality": losses.quality,
     "angle": losses.angle,
 }
 
@@ -135,6 +137,7 @@ def test_nothing_is_wrong_with_a_perfect_input() -> None:
     assert losses.spectral(batch, truth).abs() < 1e-5
     assert losses.spectral_distortion(batch, truth).abs() < 1e-5
     assert losses.supervised(batch, truth) == 0
+    assert losses.quality(batch, truth) < 1e-5
     assert losses.angle(batch, truth) < 1e-4
     assert losses.pseudo(truth, truth) == 0
     assert losses.detail_correlation(batch.pan.expand_as(truth), batch.pan) > 1 - 1e-5
@@ -246,7 +249,5 @@ def test_an_objective_computes_in_full_precision() -> None:
     ],
 )
 def test_an_objective_that_cannot_be_is_refused(weights: Weights, sentence: str) -> None:
-    from clippan.errors import ClippanError
-
     with pytest.raises(ClippanError, match=sentence):
         Objective(weights)

@@ -31,7 +31,7 @@ TEMPERATURE = 0.07
 IMAGE_MIX, TEXT_MIX = 0.2, 0.5  # share of an adapter in its output; the rest is the frozen embedding
 _HIDDEN = 32  # channels inside the reducer
 _STRETCH = 2.0  # standard deviations around the mean that make black and white
-_SOFT = 1e-2  # length of a transition below which its direction counts less: an output that equals MS has none
+_SOFT = 0.05  # length of a transition below which its direction counts less: an output that equals MS has none
 _KIND = "CLIPPan stage I, version 1"
 
 
