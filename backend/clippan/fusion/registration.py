@@ -4,8 +4,9 @@ Georeferences of PAN and MS often differ by a pixel of PAN or more, and so do th
 band after the other. PAN is filtered with the MTF and sampled on a lattice finer than MS's, so that for every shift of
 some multispectral pixels each way it can be correlated with the bands. That is done in windows from all over the
 scene, each with a relation of its own between PAN and band (of either sign), and without what changes slowly: so
-neither clouds nor the land cover's colours decide, but edges. The windows' evidence is added up, and parts of the scene
-have to agree before anything is moved.
+neither brightness nor the land cover's colours decide, but edges. The windows' evidence is added up, and its parts, from
+the darkest windows to the brightest, have to agree before anything is moved: clouds, being high, lie elsewhere in each
+band that looks from elsewhere, and where they disagree with the ground, the darker half of the windows decides.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from clippan.raster.tiles import Window, in_order
 _WINDOW = 64  # multispectral samples
 _SMALLEST = 16  # edge of the windows of a small scene
 _WINDOWS = 64
-_PARTS = 4  # of the windows, which have to agree
+_PARTS = 4  # of the windows, by brightness, which have to agree
 _STEPS = 3  # shifts tried for each multispectral pixel; the maximum is found between them
 _REACH = 10  # such steps, to each side
 _BLUR = 1.5  # standard deviation, in multispectral samples, of what is subtracted as slow change
@@ -44,7 +45,7 @@ _LEAST = 0.1  # PAN pixels: less is not worth moving MS for
 _LEAST_BAND = 0.2  # PAN pixels beside the other bands
 _RISE = 0.002  # of the correlation, that it has to bring
 _ERRORS = 3.0  # standard errors that a shift has to exceed
-_SPREAD = 0.75  # multispectral pixels between a part of the scene and the whole
+_SPREAD = (0.1, 0.75)  # multispectral pixels that a part may be off: at least, at most, and between them half the shift
 _DIGITS = 2  # of a shift; what is beyond is noise
 _LIKE_PAN = 0.5  # correlation with PAN that a band needs to be given a place of its own
 
@@ -130,6 +131,9 @@ def estimate(pair: Pair, gains: Sequence[float], threads: int, context: Context,
         return Shifts(reason="none, as too little of both rasters is valid to compare them.")
     everything = range(pair.ms.count)
     whole = _locate(evidence, everything, pair, (0.0, 0.0))
+    if whole is None:
+        evidence = evidence.darker()
+        whole = _locate(evidence, everything, pair, (0.0, 0.0))
     before = evidence.correlation(everything, (0.0, 0.0))
     if whole is None:
         reason = "none, as no shift fits all of the scene better than others."
@@ -167,16 +171,22 @@ class _Evidence:
     """Correlation of each band with PAN for every shift.
 
     Attributes:
-        counts: (windows,), samples compared.
+        counts: (windows,), samples compared; the darkest window comes first.
         correlations: (windows, bands, shifts down, shifts to the right).
     """
 
     counts: np.ndarray
     correlations: np.ndarray
 
-    def part(self, index: int) -> _Evidence:
-        """One of the interleaved parts of the windows."""
-        return _Evidence(self.counts[index::_PARTS], self.correlations[index::_PARTS])
+    def parts(self) -> list[_Evidence]:
+        """The windows in parts, from dark to bright."""
+        ends = [len(self.counts) * index // _PARTS for index in range(_PARTS + 1)]
+        return [_Evidence(self.counts[i:j], self.correlations[i:j]) for i, j in zip(ends, ends[1:]) if j > i]
+
+    def darker(self) -> _Evidence:
+        """The darker half of the windows."""
+        half = (len(self.counts) + 1) // 2
+        return _Evidence(self.counts[:half], self.correlations[:half])
 
     def surface(self, bands: Sequence[int], tables: Optional[np.ndarray] = None) -> np.ndarray:
         """What PAN tells of the bands for each shift: −log(1 − r²), the mean over samples and bands.
@@ -277,9 +287,11 @@ class _Found:
 def _locate(evidence: _Evidence, bands: Sequence[int], pair: Pair, origin: tuple[float, float]) -> Optional[_Found]:
     """Where bands lie that were thought to lie at ``origin``; None if parts of the scene do not agree on it."""
     peak = evidence.peak(bands)
-    parts = [evidence.part(index).peak(bands) for index in range(_PARTS)]
-    places = np.array([part for part in parts if part is not None])
-    if peak is None or len(places) < _PARTS or np.abs(places - peak).max() > _SPREAD:
+    places = np.array([place for place in (part.peak(bands) for part in evidence.parts()) if place is not None])
+    if peak is None or len(places) < _PARTS:
+        return None
+    apart = np.hypot(*np.subtract(peak, _in_ms(origin, pair)))
+    if np.abs(places - peak).max() > np.clip(apart / 2, *_SPREAD):
         return None
     ratios = np.array([pair.x.ratio, pair.y.ratio])
     x, y = (float(value) + 0.0 for value in np.round(peak * ratios, _DIGITS))
@@ -310,7 +322,8 @@ def _collect(sampler: _Sampler, threads: int, context: Context) -> Optional[_Evi
             context.progress(100 * max(len(found) / _WINDOWS, number / len(windows)), "Registering MS to PAN")
     if not found:
         return None
-    return _Evidence(np.array([count for count, _ in found], float), np.stack([table for _, table in found]))
+    found.sort(key=lambda window: window[0])
+    return _Evidence(np.array([count for _, count, _ in found], float), np.stack([table for *_, table in found]))
 
 
 @dataclass(frozen=True)
@@ -325,9 +338,9 @@ class _Sampler:
         size = math.isqrt(self.pair.ms.grid.width * self.pair.ms.grid.height // 16)
         return self.pair.ms_windows(min(max(size, _SMALLEST), _WINDOW))
 
-    def compare(self, window: Window) -> Optional[tuple[int, np.ndarray]]:
-        """How many samples were compared, and each band's correlation with PAN for every shift, (bands, shifts,
-        shifts); None if the window tells nothing."""
+    def compare(self, window: Window) -> Optional[tuple[float, int, np.ndarray]]:
+        """How bright PAN is, how many samples were compared, and each band's correlation with PAN for every shift,
+        (bands, shifts, shifts); None if the window tells nothing."""
         spectral = self._ms(window)
         if spectral is None:
             return None
@@ -335,7 +348,7 @@ class _Sampler:
         panchromatic = self._pan(window)
         if panchromatic is None:
             return None
-        pan, covered = panchromatic
+        mean, pan, covered = panchromatic
         usable &= covered
         count = int(usable.sum())
         if count < _SAMPLES:
@@ -350,7 +363,7 @@ class _Sampler:
         if not bool((other > 0).all()):
             return None
         tables = (ours @ theirs.T).double() / norm.clamp(min=1e-30)[:, None] / other
-        return count, tables.clamp(-1, 1).view(-1, width, width).numpy()
+        return mean, count, tables.clamp(-1, 1).view(-1, width, width).numpy()
 
     def _ms(self, window: Window) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
         """The bands (bands, height, width) without slow changes, and where all are valid; None if nowhere."""
@@ -368,12 +381,12 @@ class _Sampler:
         mean = bands.mean(dim=(1, 2), keepdim=True)
         edges = _edges(bands - mean, 1)
         # What is but rounding must not pass for detail.
-        edges[edges.std(dim=(1, 2)) <= _FLAT * mean.abs().flatten()] = 0
+        edges[edges.std(dim=(1, 2), correction=0) <= _FLAT * mean.abs().flatten()] = 0
         return edges, inside[_AROUND:-_AROUND, _AROUND:-_AROUND]
 
-    def _pan(self, window: Window) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
-        """PAN on the lattice of shifts without slow changes, and for which samples of MS it is valid under all
-        shifts; None if it tells nothing."""
+    def _pan(self, window: Window) -> Optional[tuple[float, torch.Tensor, torch.Tensor]]:
+        """PAN's mean, PAN on the lattice of shifts without slow changes, and for which samples of MS it is valid under
+        all shifts; None if it tells nothing."""
         margin = _REACH / _STEPS + _AROUND
         rows_start, rows = self._matrix(self.pair.y, window.y - margin, window.height, margin)
         columns_start, columns = self._matrix(self.pair.x, window.x - margin, window.width, margin)
@@ -386,19 +399,19 @@ class _Sampler:
         mask = torch.ones_like(inside) if valid is None else torch.from_numpy(valid)
         if not bool((mask & inside).any()):
             return None
-        mean = pan[mask].mean()
+        mean = float(pan[mask].mean())
         low = filters.separable(rows, torch.where(mask, pan - mean, 0.0), columns)
         if not bool(mask.all()):
             low = low / filters.separable(rows, mask.float(), columns).clamp(min=1e-6)
         edges = _edges(low, _STEPS)
-        if float(edges.std()) <= _FLAT * abs(float(mean)):
+        if float(edges.std(correction=0)) <= _FLAT * abs(mean):
             return None
         inside = inside & mask
         if bool(inside.all()):
-            return edges, torch.ones(window.height, window.width, dtype=torch.bool)
+            return mean, edges, torch.ones(window.height, window.width, dtype=torch.bool)
         weight = filters.separable(rows, inside.float(), columns)
         cut = _AROUND * _STEPS
-        return edges, (_shifted(weight[cut:-cut, cut:-cut], window) > _COVERED).flatten(0, 1).all(dim=0)
+        return mean, edges, (_shifted(weight[cut:-cut, cut:-cut], window) > _COVERED).flatten(0, 1).all(dim=0)
 
     def _matrix(self, axis: Axis, first: float, samples: int, margin: float) -> tuple[int, torch.Tensor]:
         return filters.lattice(axis, first, round((samples - 1 + 2 * margin) * _STEPS) + 1, _STEPS, self.gain)

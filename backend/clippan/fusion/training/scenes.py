@@ -111,6 +111,7 @@ class Pairing:
     gains: tuple[float, ...]
     pan_gain: float
     moments: Moments = field(init=False)
+    _corners: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.moments = Moments.of(self.ms, self.pan_low(float(np.mean(self.gains))), self.valid)
@@ -126,24 +127,34 @@ class Pairing:
     def patches(self, rng: np.random.Generator, count: int, size: int, bands: Sequence[int]) -> list[Patch]:
         """Patches of ``size`` PAN pixels at valid places; empty if the scene is too small."""
         size_ms = math.ceil(size / self.x.ratio)
-        corners = _corners(self.valid, size_ms)
+        if size_ms not in self._corners:
+            self._corners[size_ms] = _corners(self.valid, size_ms)
+        corners = self._corners[size_ms]
         if not len(corners):
             return []
         found = []
         for row, column in corners[rng.integers(len(corners), size=count)]:
             start_y = round(self.y.to_output(float(row)) - self.y.ratio / 2 + 0.5)
             start_x = round(self.x.to_output(float(column)) - self.x.ratio / 2 + 0.5)
-            found.append(self._patch(start_x, start_y, size, bands))
+            found.append(self._patch(start_x, start_y, (size, size), bands))
         return found
 
-    def _patch(self, x: int, y: int, size: int, bands: Sequence[int]) -> Patch:
+    def all(self) -> Patch:
+        """Everything as one patch, invalid places too."""
+        height, width = self.pan.shape
+        return self._patch(0, 0, (height, width), range(len(self.ms)))
+
+    def _patch(self, x: int, y: int, size: tuple[int, int], bands: Sequence[int]) -> Patch:
         gains = [self.gains[band] for band in bands]
-        sides = [_Side.of(axis, start, size, (*gains, self.pan_gain)) for axis, start in ((self.y, y), (self.x, x))]
+        sides = [
+            _Side.of(axis, start, length, (*gains, self.pan_gain))
+            for axis, start, length in ((self.y, y, size[0]), (self.x, x, size[1]))
+        ]
         rows, columns = sides
         ms = torch.from_numpy(_cut(self.ms[list(bands)], columns.ms, rows.ms, columns.ms_count, rows.ms_count))
         wide = torch.from_numpy(_cut(self.pan[None], columns.pan, rows.pan, columns.pan_count, rows.pan_count))
         inner = _inner(sides)
-        pan = wide[:, y - rows.pan :, x - columns.pan :][:, :size, :size]
+        pan = wide[:, y - rows.pan :, x - columns.pan :][:, : size[0], : size[1]]
         return Patch(
             filters.separable(rows.up, ms, columns.up),
             pan,
@@ -170,6 +181,7 @@ class Truth:
     gains: tuple[float, ...]
     made: bool = True
     _moments: dict[float, Moments] = field(default_factory=dict)
+    _corners: dict[int, np.ndarray] = field(default_factory=dict)
 
     def moments(self, ratio: float) -> Moments:
         """Moments at the scale that is ``ratio`` coarser."""
@@ -203,7 +215,9 @@ class Truth:
             shifts: by which the bands of MS are off (bands, 2), rows and columns, in pixels.
             mixture: which bands.
         """
-        corners = _corners(self.valid, min(size, *self.pan.shape), 8)
+        if size not in self._corners:
+            self._corners[size] = _corners(self.valid, min(size, *self.pan.shape), 8)
+        corners = self._corners[size]
         if not len(corners):
             return None
         row, column = corners[rng.integers(len(corners))]
