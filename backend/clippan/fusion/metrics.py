@@ -102,7 +102,7 @@ class BlockUQI:
 
 
 @cache
-def _conjugate_products(size: int) -> Tensor:
+def conjugate_products(size: int) -> Tensor:
     """Table T of the Cayley-Dickson algebra of ``size`` units: e_i · conj(e_j) = sum of T[k, i, j] e_k.
 
     Sizes 1, 2, 4 and 8 are the reals, complex numbers, quaternions and octonions.
@@ -160,7 +160,7 @@ class Q2n:
             scale = _scale(means, deviations, bands)
             means = (means - means[:, :bands].repeat(1, 2)) / scale + 1
             deviations = deviations / scale[:, :, None].float()
-        table = _conjugate_products(1 << (bands - 1).bit_length())[:, :bands, :bands].to(means)
+        table = conjugate_products(1 << (bands - 1).bit_length())[:, :bands, :bands].to(means)
         first, second = deviations[:, :bands], deviations[:, bands:]
         covariance = (first @ second.transpose(1, 2)).double() / self._size**2
         cross = torch.einsum("kij,nij->nk", table, covariance).norm(dim=1)
@@ -289,7 +289,7 @@ class Windowed:
         if valid is None:
             return None
         edge = 2 * self.MARGIN + 1
-        counts = _correlate(_correlate(valid.float(), [1.0] * edge, -1), [1.0] * edge, -2)
+        counts = correlate(correlate(valid.float(), [1.0] * edge, -1), [1.0] * edge, -2)
         return counts > edge**2 - 0.5
 
 
@@ -310,8 +310,8 @@ class DetailCorrelation(Windowed):
     def add(self, image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> None:
         """Adds a tile with its margin; ``reference`` has as many bands, or one for all."""
         whole = self._whole(valid)
-        one = _pixels(_laplacian(self._prepare(image, valid)), whole).double()
-        other = _pixels(_laplacian(self._prepare(reference, valid)), whole).double().expand_as(one)
+        one = _pixels(laplacian(self._prepare(image, valid)), whole).double()
+        other = _pixels(laplacian(self._prepare(reference, valid)), whole).double().expand_as(one)
         sums = [one, other, one * one, other * other, one * other]
         self._sums = self._sums + torch.stack([values.sum(dim=1) for values in sums]).cpu()
         self._count += one.shape[1]
@@ -326,12 +326,12 @@ class DetailCorrelation(Windowed):
         return float(torch.where(power > 0, covariance / torch.sqrt(power), 0.0).mean())
 
 
-def _laplacian(image: Tensor) -> Tensor:
-    box = _correlate(_correlate(image, [1.0] * 3, -1), [1.0] * 3, -2)
+def laplacian(image: Tensor) -> Tensor:
+    box = correlate(correlate(image, [1.0] * 3, -1), [1.0] * 3, -2)
     return 9 * image[..., 1:-1, 1:-1] - box
 
 
-def _correlate(image: Tensor, taps: list[float], dim: int) -> Tensor:
+def correlate(image: Tensor, taps: list[float], dim: int) -> Tensor:
     """Weighted sums of neighbours along a dimension, where all of them are there.
 
     Sums of shifted images: several times as fast on a CPU as a convolution of single channels.
@@ -343,8 +343,8 @@ def _correlate(image: Tensor, taps: list[float], dim: int) -> Tensor:
     return result
 
 
-_GAUSSIAN = [math.exp(-(step**2) / (2 * 1.5**2)) for step in range(-5, 6)]
-_GAUSSIAN = [weight / sum(_GAUSSIAN) for weight in _GAUSSIAN]
+GAUSSIAN = [math.exp(-(step**2) / (2 * 1.5**2)) for step in range(-5, 6)]
+GAUSSIAN = [weight / sum(GAUSSIAN) for weight in GAUSSIAN]
 
 
 class SSIM(Windowed):
@@ -368,7 +368,7 @@ class SSIM(Windowed):
         whole = self._whole(valid)
         one, other = self._prepare(image, valid) / self._span, self._prepare(reference, valid) / self._span
         maps = torch.stack([one, other, one * one, other * other, one * other])
-        x, y, xx, yy, xy = _correlate(_correlate(maps, _GAUSSIAN, -1), _GAUSSIAN, -2)
+        x, y, xx, yy, xy = correlate(correlate(maps, GAUSSIAN, -1), GAUSSIAN, -2)
         c1, c2 = 0.01**2, 0.03**2
         luminance = (2 * x * y + c1) / (x * x + y * y + c1)
         structure = (2 * (xy - x * y) + c2) / (xx - x * x + yy - y * y + c2)

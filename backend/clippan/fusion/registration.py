@@ -4,9 +4,9 @@ Georeferences of PAN and MS often differ by a pixel of PAN or more, and so do th
 band after the other. PAN is filtered with the MTF and sampled on a lattice finer than MS's, so that for every shift of
 some multispectral pixels each way it can be correlated with the bands. That is done in windows from all over the
 scene, each with a relation of its own between PAN and band (of either sign), and without what changes slowly: so
-neither brightness nor the land cover's colours decide, but edges. The windows' evidence is added up, and its parts, from
-the darkest windows to the brightest, have to agree before anything is moved: clouds, being high, lie elsewhere in each
-band that looks from elsewhere, and where they disagree with the ground, the darker half of the windows decides.
+neither brightness nor the land cover's colours decide, but edges. The windows' evidence is added up, and its parts,
+from the darkest windows to the brightest, have to agree before anything is moved: clouds, being high, lie elsewhere
+for each band that looks from elsewhere. Where they disagree with the ground, the darker half decides.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _STEPS = 3  # shifts tried for each multispectral pixel; the maximum is found be
 _REACH = 10  # such steps, to each side
 _BLUR = 1.5  # standard deviation, in multispectral samples, of what is subtracted as slow change
 _AROUND = 4  # samples, its reach
+_MOST = 1 - 1e-4  # squared correlation; more would weigh beyond measure
 _COVERED = 0.9  # least weight of valid pixels of PAN under the filter
 _SAMPLES = 64  # in a window; fewer tell nothing
 _FLAT = 1e-6  # of the mean: contrast that is but the rounding of float32
@@ -178,15 +179,21 @@ class _Evidence:
     counts: np.ndarray
     correlations: np.ndarray
 
-    def parts(self) -> list[_Evidence]:
-        """The windows in parts, from dark to bright."""
-        ends = [len(self.counts) * index // _PARTS for index in range(_PARTS + 1)]
-        return [_Evidence(self.counts[i:j], self.correlations[i:j]) for i, j in zip(ends, ends[1:]) if j > i]
+    def parts(self, count: int = _PARTS) -> list[_Evidence]:
+        """The windows in parts, from dark to bright, that weigh about the same: water and haze tell little."""
+        told = -np.log1p(-np.minimum(self.correlations**2, _MOST)).mean(axis=1).max(axis=(1, 2)) * self.counts
+        # Where the middle of each window's weight lies, so that none is in two parts.
+        places = (np.cumsum(told) - told / 2) / max(told.sum(), 1e-30)
+        number = np.minimum(places * count, count - 1).astype(int)
+        return [
+            _Evidence(self.counts[number == part], self.correlations[number == part])
+            for part in range(count)
+            if (number == part).any()
+        ]
 
     def darker(self) -> _Evidence:
         """The darker half of the windows."""
-        half = (len(self.counts) + 1) // 2
-        return _Evidence(self.counts[:half], self.correlations[:half])
+        return self.parts(2)[0]
 
     def surface(self, bands: Sequence[int], tables: Optional[np.ndarray] = None) -> np.ndarray:
         """What PAN tells of the bands for each shift: −log(1 − r²), the mean over samples and bands.
@@ -197,7 +204,7 @@ class _Evidence:
         tables = self.correlations if tables is None else tables
         total = np.zeros(())
         for band in bands:
-            told = -np.log1p(-np.minimum(tables[:, band] ** 2, 1 - 1e-4))
+            told = -np.log1p(-np.minimum(tables[:, band] ** 2, _MOST))
             total = total + np.tensordot(self.counts, told, 1)
         return total / (len(bands) * self.counts.sum())
 
@@ -371,8 +378,11 @@ class _Sampler:
         values, valid = self.pair.read_ms(wide)
         bands = torch.from_numpy(values.astype(np.float32))
         inside = _inside(wide, self.pair.ms.grid.width, self.pair.ms.grid.height)
+        # Black borders that nobody declared have edges too, but tell nothing of the ground.
+        mask = torch.from_numpy(values.any(axis=0)).expand(bands.shape)
         if valid is not None:
-            mask = torch.from_numpy(valid)
+            mask = mask & torch.from_numpy(valid)
+        if not bool(mask.all()):
             inside = inside & mask.all(dim=0)
             if not bool(inside.any()):
                 return None
@@ -396,7 +406,9 @@ class _Sampler:
         alignment = self.pair.alignment
         on_raster = Window(place.x + alignment.column, place.y + alignment.row, place.width, place.height)
         inside = _inside(on_raster, self.pair.pan.grid.width, self.pair.pan.grid.height)
-        mask = torch.ones_like(inside) if valid is None else torch.from_numpy(valid)
+        mask = torch.from_numpy(values != 0)
+        if valid is not None:
+            mask = mask & torch.from_numpy(valid)
         if not bool((mask & inside).any()):
             return None
         mean = float(pan[mask].mean())

@@ -14,6 +14,7 @@ import datetime
 import math
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clippan import __version__
-from clippan.device import choose_device, set_threads
+from clippan.device import choose_device, one_thread, set_threads
 from clippan.errors import ClippanError
 from clippan.fusion import filters, model
 from clippan.fusion.fuse import resolve_sensor
@@ -36,10 +37,11 @@ from clippan.fusion.statistics import TINY, Statistics, measure
 from clippan.fusion.training import language, sources
 from clippan.fusion.training.batch import Batch
 from clippan.fusion.training.objective import Objective, Weights
-from clippan.fusion.training.scenes import Mixture, Moments, Pairing, Truth, collate
+from clippan.fusion.training.scenes import Mixture, Moments, Pairing, Patch, Truth, _degraded, collate
 from clippan.jobs import check
-from clippan.jobs.adapt import AdaptFusionRequest, AdaptFusionResult
+from clippan.jobs.adapt import ADAPTED, AdaptFusionRequest, AdaptFusionResult
 from clippan.jobs.base import Context
+from clippan.jobs.options import Device
 from clippan.raster.grid import Axis
 from clippan.raster.pair import Pair, open_pair
 from clippan.raster.tiles import count_threads
@@ -49,6 +51,8 @@ _WHOLE = 12_000_000  # PAN pixels times bands: so much is one window, and is mea
 _WINDOWS, _HELD = 6, 3  # windows of a larger scene; every third is for measuring alone
 _EDGE = 1024  # of these, PAN pixels
 _SIZES = (192, 128, 96, 64)  # edges of patches in PAN pixels, the first that fits
+_COVERED = 0.999  # least weight of valid pixels under a filter whose result counts
+_STEP = 8  # a window's edge is a multiple of it for networks that fold pixels
 _TRUE_SIZES = (128, 96, 64, 48, 32)  # the same one scale down
 
 # How it is learned.
@@ -70,6 +74,7 @@ _PATIENCE = 3  # measurements without a better state
 _GAIN = 0.001  # of HQNR: less is noise
 _SAM = 1.01  # times the start's at most
 _DETAIL = 0.01  # of the correlation of details, that may be lost
+_SPARE = 1.0  # seconds for all that comes after the last step
 _LOST = 0.005  # of Q2n, that may be lost
 
 
@@ -81,6 +86,8 @@ def adapt(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
     """
     clock = _Clock(request.seconds)
     device, reason = choose_device(request.device)
+    if device.type == "mps":
+        device, reason = choose_device(Device.CPU)[0], "MPS has no float64, in which figures are summed."
     context.log(f"Device: {device.type}. {reason}")
     if device.type == "cpu":
         set_threads(request.threads)
@@ -93,11 +100,12 @@ def adapt(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
         sensor = resolve_sensor(request.sensor, pair, context)
         ground = _Ground.read(pair, sensor, request, device, context.part(0, 10))
     bands = pair.ms.count
-    supervisor = _supervisor(request, bands, ground, device, clock, context.part(10, 25))
+    colours = _colours(sensor, [number - 1 for number in request.bands] or range(bands))
+    supervisor = _supervisor(request, bands, colours, ground, device, clock, context.part(10, 25))
     adaption = _Adaption(start, ground, supervisor, request, device, clock, context.part(25, 98))
     network, before, after = adaption.go()
     about = {
-        "about": f"Adapted to {Path(request.pan).name}",
+        "title": f"{start.about.get('title') or start.name}, adapted to {Path(request.pan).name}",
         "adapted": datetime.date.today().isoformat(),
         "pan": Path(request.pan).name,
         "ms": [Path(path).name for path in request.ms],
@@ -203,8 +211,8 @@ class _Ground:
         learned = [found for found in parts if not any(found is other for other in held)]
         ratio = math.sqrt(pair.x.ratio * pair.y.ratio)
         truths = [found.truth(sensor.pan) for found in learned]
-        size = _fitting(learned, _SIZES)
-        true_size = _fitting_truth(truths, _TRUE_SIZES)
+        size = _fitting(learned)
+        true_size = _fitting_truth(truths, ratio)
         if not size or not true_size:
             raise ClippanError(
                 f"No place of {_SIZES[-1]} × {_SIZES[-1]} panchromatic pixels, or of {_TRUE_SIZES[-1]} × "
@@ -215,11 +223,6 @@ class _Ground:
         checks = [_Check.of(found, device) for found in measured]
         lower = [_reduced(found.truth(sensor.pan), ratio, sensor.pan) for found in measured]
         true_checks = [_Check.of(found, device, truth) for found, truth in lower]
-        if not all(any(item.usable for item in items) for items in (checks, true_checks)):
-            raise ClippanError(
-                "The scene has no block of 32 × 32 valid pixels at both scales, and figures are measured on such "
-                "blocks; choose a larger area, or pansharpen with the start model."
-            )
         context.log(
             f"Learning from {len(learned)} window{'s' * (len(learned) > 1)} of the scene"
             + (f", measuring on {len(held)} others." if held else ", all of it." if whole else ".")
@@ -229,7 +232,7 @@ class _Ground:
 
     def full(self, rng: np.random.Generator) -> Batch:
         """Patches at full resolution."""
-        patches = []
+        patches: list[Patch] = []
         bands = range(len(self.pairings[0].ms))
         usable = [pairing for pairing in self.pairings if min(pairing.pan.shape) >= self.size]
         while len(patches) < _PATCHES:
@@ -241,14 +244,37 @@ class _Ground:
         count = len(self.truths[0].bands)
         mixture, gains = Mixture.choice(range(count), count), self.truths[0].gains
         phases = np.floor(rng.uniform(0, self.ratio, 2))
-        patches: list = []
+        usable = [truth for truth in self.truths if min(truth.pan.shape) >= self.true_size]
+        patches: list[Patch] = []
         while len(patches) < _PATCHES:
-            truth = self.truths[rng.integers(len(self.truths))]
-            patch = truth.patch(
-                rng, self.true_size, self.ratio, phases, gains, gains, np.zeros((count, 2)), mixture
-            )
-            patches += [patch] if patch is not None and patch.pan.shape[-1] == self.true_size else []
+            truth = usable[rng.integers(len(usable))]
+            patch = truth.patch(rng, self.true_size, self.ratio, phases, gains, gains, np.zeros((count, 2)), mixture)
+            patches += [patch] if patch is not None else []
         return collate(patches, range(len(patches)), self.ratio)
+
+
+def _fitting(pairings: Sequence[Pairing]) -> int:
+    """The greatest edge of patches that lie somewhere; 0 if none does."""
+    rng = np.random.default_rng(0)
+    for size in _SIZES:
+        for pairing in pairings:
+            if min(pairing.pan.shape) >= size and pairing.patches(rng, 1, size, [0]):
+                return size
+    return 0
+
+
+def _fitting_truth(truths: Sequence[Truth], ratio: float) -> int:
+    """The same one scale down."""
+    rng, mixture = np.random.default_rng(0), Mixture.choice([0], len(truths[0].bands))
+    nothing = np.zeros((1, 2))
+    for size in _TRUE_SIZES:
+        for truth in truths:
+            gains = truth.gains[:1]
+            if min(truth.pan.shape) >= size and truth.patch(
+                rng, size, ratio, nothing[0], gains, gains, nothing, mixture
+            ):
+                return size
+    return 0
 
 
 def _moments(statistics: Statistics, response_of: Sequence[int]) -> Moments:
@@ -265,3 +291,284 @@ def _moments(statistics: Statistics, response_of: Sequence[int]) -> Moments:
         float(variance[pan]),
         (gains * variance[pan]).numpy(),
     )
+
+
+def _reduced(truth: Truth, ratio: float, pan_gain: float) -> tuple[Pairing, Truth]:
+    """The pair that the MTF makes of a truth, and that truth."""
+    axis = Axis(ratio, 0.0)
+    shape = tuple(int(length / ratio) for length in truth.pan.shape)
+    bands = [_degraded(band[None], axis, axis, shape, gain)[0] for band, gain in zip(truth.bands, truth.gains)]
+    valid = _degraded(truth.valid[None].astype(np.float32), axis, axis, shape, float(np.mean(truth.gains)))[0]
+    pair = Pairing("scene", "scene", truth.pan, np.stack(bands), axis, axis, valid > _COVERED, truth.gains, pan_gain)
+    return pair, truth
+
+
+# Exact figures
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A window that is fused as a whole and measured.
+
+    Attributes:
+        pairing: the window.
+        batch: the same as a network is given it.
+        valid: which of its pixels count (H, W), and ``covered`` which of them once the fused bands are filtered.
+        truth: the true bands (c, H, W), if there are some.
+    """
+
+    pairing: Pairing
+    batch: Batch
+    valid: Tensor
+    covered: Tensor
+    truth: Optional[Tensor] = None
+
+    @classmethod
+    def of(cls, pairing: Pairing, device: torch.device, truth: Optional[Truth] = None) -> _Check:
+        """Of a window, and of the truth where it is one scale down."""
+        valid = torch.from_numpy(_inside(pairing))
+        if truth is not None:
+            valid &= torch.from_numpy(truth.valid)
+        covered = valid
+        if not bool(valid.all()):
+            weight = _seen(valid.float()[None].expand(len(pairing.ms), -1, -1), pairing)
+            covered = valid & (weight > _COVERED).all(dim=0)
+        batch = collate([pairing.all()], [0], pairing.x.ratio).to(device)
+        true = None if truth is None else torch.from_numpy(truth.bands).float().to(device)
+        return cls(pairing, batch, valid.to(device), covered.to(device), true)
+
+    @torch.no_grad()
+    def fuse(self, network: nn.Module) -> Tensor:
+        """The fused bands (c, H, W) in the units of the file."""
+        height, width = self.valid.shape
+        padding = (0, -width % _STEP, 0, -height % _STEP)
+        inputs = self.batch.inputs
+        if any(padding):
+            inputs = tuple(functional.pad(item, padding, mode="replicate") for item in inputs)  # type: ignore[assignment]
+        return self.batch.units(network(*inputs)[..., :height, :width])[0]
+
+    def add(self, figures: FullFigures, network: nn.Module) -> None:
+        """Adds what the network makes of the window, at full resolution."""
+        fused, pan = self.fuse(network), self.batch.pan_units(self.batch.pan)[0]
+        edge = [FullFigures.MARGIN] * 4
+        figures.add_high(*(functional.pad(item, edge) for item in (fused, pan, self.valid)))
+        figures.add_khan(_seen(fused, self.pairing), self.batch.units(self.batch.up)[0], self.covered)
+        low = torch.from_numpy(self.pairing.pan_low(self.pairing.pan_gain)[None])
+        figures.add_low(torch.from_numpy(self.pairing.ms), low, torch.from_numpy(self.pairing.valid))
+
+
+def _inside(pairing: Pairing) -> np.ndarray:
+    """Which pixels of PAN lie in a valid sample of MS (H, W)."""
+    found = []
+    for axis, pixels, samples in zip((pairing.y, pairing.x), pairing.pan.shape, pairing.valid.shape):
+        index = np.floor((np.arange(pixels) + 0.5 - axis.offset) / axis.ratio).astype(int)
+        found.append((index.clip(0, samples - 1), (index >= 0) & (index < samples)))
+    (rows, down), (columns, across) = found
+    return np.asarray(pairing.valid[rows][:, columns] & down[:, None] & across)
+
+
+def _seen(bands: Tensor, pairing: Pairing) -> Tensor:
+    """Bands (c, H, W) after each one's MTF filter, on the same grid; beyond the border they repeat."""
+    planes = []
+    for band, gain in zip(bands, pairing.gains):
+        rows, columns = (filters.mtf_kernel(gain, axis.ratio).tolist() for axis in (pairing.y, pairing.x))
+        edge = (len(columns) // 2, len(columns) // 2, len(rows) // 2, len(rows) // 2)
+        wide = functional.pad(band[None, None], edge, mode="replicate")[0]
+        planes.append(_correlate(_correlate(wide, columns, -1), rows, -2))
+    return torch.cat(planes)
+
+
+# Learning
+
+
+def _colours(sensor: Sensor, positions: Sequence[int]) -> Optional[list[int]]:
+    """Which of the bands are red, green and blue, if the sensor tells."""
+    names = [sensor.bands[position] if position < len(sensor.bands) else "" for position in positions]
+    wanted = ("red", "green", "blue")
+    return [names.index(name) for name in wanted] if set(wanted) <= set(names) else None
+
+
+def _supervisor(
+    request: AdaptFusionRequest,
+    bands: int,
+    colours: Optional[Sequence[int]],
+    ground: _Ground,
+    device: torch.device,
+    clock: _Clock,
+    context: Context,
+) -> Optional[language.Supervisor]:
+    """CLIP, taught on patches of the scene what MS, PAN and a fused image are (stage I); None if none is asked for."""
+    if not request.clip:
+        return None
+    context.progress(0, "Loading CLIP")
+    clip = language.frozen_clip(request.clip, device, context)
+    torch.manual_seed(request.seed)
+    supervisor = language.Supervisor(clip, bands, colours)
+    optimiser = torch.optim.Adam(supervisor.learned(), lr=_STAGE_RATE)
+    for step in range(_STAGE_ONE):
+        if clock.gone > _STAGE_SHARE * clock.seconds:
+            break
+        context.progress(100 * (step + 1) / _STAGE_ONE, "Teaching CLIP the scene's bands")
+        batch = ground.full(np.random.default_rng([request.seed, 1, step])).to(device)
+        total = torch.stack(list(supervisor.stage_one(batch).values())).sum()
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+    return supervisor.freeze()
+
+
+class _Adaption:
+    """A network that learns from the scene.
+
+    Attributes:
+        kept: steps up to the state that is kept.
+        losses: the terms, the mean of the last steps.
+    """
+
+    def __init__(
+        self,
+        start: FusionModel,
+        ground: _Ground,
+        supervisor: Optional[language.Supervisor],
+        request: AdaptFusionRequest,
+        device: torch.device,
+        clock: _Clock,
+        context: Context,
+    ) -> None:
+        self._start, self._ground, self._supervisor = start, ground, supervisor
+        self._request, self._device, self._clock, self._context = request, device, clock, context
+        self._network = copy.deepcopy(start.network).requires_grad_(True)
+        self._average = copy.deepcopy(start.network)
+        self._optimiser = torch.optim.Adam(self._network.parameters(), lr=_RATE)
+        self._full, self._reduced = Objective(_FULL, pooled=True), Objective(_REDUCED)
+        self.kept = 0
+        self.losses: dict[str, float] = {}
+
+    def go(self) -> tuple[nn.Module, dict[str, float], dict[str, float]]:
+        """The best network, and the figures before and after.
+
+        Raises:
+            ClippanError: none is better than the start.
+        """
+        begun = self._clock.gone
+        self._context.progress(0, "Measuring the start model")
+        before = self._measure(self._start.network)
+        measuring = self._clock.gone - begun
+        if any(math.isnan(value) for value in before.values()):
+            raise ClippanError(
+                "The scene has no block of 32 × 32 valid pixels at both scales, and figures are measured on such "
+                "blocks; choose a larger area, or pansharpen with the start model."
+            )
+        self._context.log(f"Start: {_words(before)}")
+        steps, stale = self._request.steps, 0
+        best: Optional[nn.Module] = None
+        after, last = before, before
+        done = measured = 0
+        with ThreadPoolExecutor(1, initializer=one_thread) as pool:
+            # The next patches are cut while these are worked on.
+            coming = pool.submit(self._draw, 0)
+            while done < steps and stale < _PATIENCE and self._clock.left > 1.5 * measuring + _SPARE:
+                batches = coming.result()
+                coming = pool.submit(self._draw, done + 1)
+                self._learn(done, batches)
+                done += 1
+                self._context.progress(
+                    100 * done / steps, f"Step {done} of {steps}: {_words(self.losses)}, HQNR {last['HQNR']:.4f}"
+                )
+                if done % _EVERY and done < steps:
+                    continue
+                candidate, last = self._candidate()
+                measured = done
+                better = _acceptable(before, last) and last["HQNR"] > after["HQNR"]
+                stale = 0 if better else stale + 1
+                if better:
+                    best, after, self.kept = candidate, last, done
+                self._context.log(f"Step {done}: {_words(last)}{'' if better else ' (not kept)'}")
+        if measured < done:  # the time was up in between
+            candidate, last = self._candidate()
+            if _acceptable(before, last) and last["HQNR"] > after["HQNR"]:
+                best, after, self.kept = candidate, last, done
+        if not done:
+            raise ClippanError(
+                f"The time budget of {self._clock.seconds:g} s was spent before the first step; allow more time."
+            )
+        if best is None or after["HQNR"] < before["HQNR"] + _GAIN:
+            raise ClippanError(
+                f"No better model for this scene was found in {done} steps (HQNR {before['HQNR']:.4f} before, "
+                f"{last['HQNR']:.4f} after; SAM {before['SAM']:.3f} and {last['SAM']:.3f}), so none was written; "
+                "pansharpen with the start model."
+            )
+        return best, before, after
+
+    def _draw(self, step: int) -> tuple[Batch, Batch]:
+        """Patches at both scales, which the seed and the step decide."""
+        rng = np.random.default_rng([self._request.seed, 0, step])
+        return self._ground.full(rng), self._ground.reduced(rng)
+
+    def _learn(self, step: int, batches: tuple[Batch, Batch]) -> None:
+        rate = _RATE * min(1, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / self._request.steps))
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        full, reduced = (batch.to(self._device) for batch in batches)
+        fused = self._network(*full.inputs)
+        total, terms = self._full(full, fused)
+        loss, more = self._reduced(reduced, self._network(*reduced.inputs))
+        total = total + loss
+        terms.update(more)
+        if self._supervisor is not None and step % _EVERY_SEEN == 0:
+            direction = self._supervisor.direction(_some(full, _SEEN), fused[:_SEEN])
+            total = total + _LANGUAGE * _EVERY_SEEN * direction
+            terms["language"] = direction.detach()
+        self._optimiser.zero_grad()
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self._network.parameters(), _CLIP)
+        if torch.isfinite(norm):  # a patch without contrast must not spoil the network
+            self._optimiser.step()
+        share = 1 - min(_AVERAGE, (step + 1) / (step + 2))
+        with torch.no_grad():
+            for kept, new in zip(self._average.parameters(), self._network.parameters()):
+                kept.lerp_(new, share)
+        for name, term in terms.items():
+            value = float(term)
+            self.losses[name] = 0.9 * self.losses.get(name, value) + 0.1 * value
+
+    def _candidate(self) -> tuple[nn.Module, dict[str, float]]:
+        """The averaged network as it would be saved, and its figures."""
+        candidate = copy.deepcopy(self._average)
+        with torch.no_grad():
+            for parameter in candidate.parameters():
+                parameter.copy_(parameter.half().float())
+        return candidate, self._measure(candidate)
+
+    def _measure(self, network: nn.Module) -> dict[str, float]:
+        ratio = self._ground.ratio
+        figures = FullFigures(ratio)
+        for item in self._ground.checks:
+            self._context.check()
+            item.add(figures, network)
+        q2n, sam, errors = Q2n(), SAM(), Errors()
+        for item in self._ground.true_checks:
+            assert item.truth is not None
+            fused = item.fuse(network)
+            for figure in (q2n, sam, errors):
+                figure.add(fused, item.truth, item.valid)
+        values = {**figures.values, "Q2n": q2n.value, "SAM": sam.value, "ERGAS": errors.ergas(ratio)}
+        return {name: values[name] for name in ADAPTED}
+
+
+def _acceptable(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+    """Whether nothing got worse that must not."""
+    return (
+        after["SAM"] <= _SAM * before["SAM"]
+        and after["HP_correlation"] >= before["HP_correlation"] - _DETAIL
+        and after["Q2n"] >= before["Q2n"] - _LOST
+    )
+
+
+def _some(batch: Batch, count: int) -> Batch:
+    """The first patches of a batch, as far as CLIP looks at them."""
+    return replace(batch, up=batch.up[:count], pan=batch.pan[:count])
+
+
+def _words(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items())

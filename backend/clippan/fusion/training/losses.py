@@ -16,7 +16,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from clippan.fusion.metrics import _GAUSSIAN, BLOCK, _conjugate_products, _correlate, _laplacian, low_block
+from clippan.fusion.metrics import GAUSSIAN, BLOCK, conjugate_products, correlate, laplacian, low_block
 from clippan.fusion.training.batch import Batch
 
 SPAN = 8.0  # standard deviations that are taken for the range of standardised values: the mean ± 4
@@ -41,12 +41,12 @@ def ssim(a: Tensor, b: Tensor, span: float = SPAN) -> Tensor:
         span: the data range L.
     """
     cut = max(0, 6 - (min(a.shape[-2:]) + 1) // 2)
-    taps = _GAUSSIAN[cut : len(_GAUSSIAN) - cut]
+    taps = GAUSSIAN[cut : len(GAUSSIAN) - cut]
     taps = [weight / sum(taps) for weight in taps]
     centres = [image.detach().mean(dim=(-2, -1), keepdim=True) for image in (a, b)]
     one, other = ((image - centre) / span for image, centre in zip((a, b), centres))
     maps = torch.stack([one, other, one * one, other * other, one * other])
-    x, y, xx, yy, xy = _correlate(_correlate(maps, taps, -1), taps, -2)
+    x, y, xx, yy, xy = correlate(correlate(maps, taps, -1), taps, -2)
     c1, c2 = 0.01**2, 0.03**2
     structure = (2 * (xy - x * y) + c2) / ((xx - x * x).clamp(min=0) + (yy - y * y).clamp(min=0) + c2)
     x, y = (mean + centre / span for mean, centre in zip((x, y), centres))
@@ -133,7 +133,7 @@ def block_q2n(image: Tensor, reference: Tensor, size: int = BLOCK) -> Tensor:
     scale = (reference.square().mean(dim=-1) + _SPREAD * true**2 + _TINY).sqrt()
     first, second = reference / scale[..., None], image / scale[..., None]
     bands = mean.shape[-1]
-    table = _conjugate_products(1 << (bands - 1).bit_length())[:, :bands, :bands].to(first)
+    table = conjugate_products(1 << (bands - 1).bit_length())[:, :bands, :bands].to(first)
     covariance = first @ second.transpose(-1, -2) / first.shape[-1]
     parts = torch.einsum("kij,nbij->nbk", table, covariance)
     power = (first.square().sum(dim=-2) + second.square().sum(dim=-2)).mean(dim=-1)
@@ -218,7 +218,7 @@ def detail_correlation(fused: Tensor, pan: Tensor, scenes: Optional[Tensor] = No
         scenes: of each patch (n,): takes one coefficient over all patches of a scene, so that details decide more
             than the noise of flat patches, as in the exact figure.
     """
-    one, other = _laplacian(fused), _laplacian(pan)
+    one, other = laplacian(fused), laplacian(pan)
     one, other = (details - details.mean(dim=(-2, -1), keepdim=True) for details in (one, other))
     cross, power, reference = (
         _pooled(product.mean(dim=(-2, -1)), scenes) for product in (one * other, one * one, other * other)

@@ -77,7 +77,7 @@ class Language:
     Attributes:
         clip: id or path of a model of the registry.
         protocol: whose words describe the fused image, ``wald`` or ``khan``.
-        steps, batch, rate: of the adaptation (as published: Adam 1e-4, batches of 8).
+        steps, batch, rate: of the adaptation. Published are Adam with 1e-4 and 200 epochs; this is for fewer steps.
         adapted: a file that stage I wrote, instead of adapting anew.
     """
 
@@ -85,7 +85,7 @@ class Language:
     protocol: str = "wald"
     steps: int = 200
     batch: int = 8
-    rate: float = 1e-4
+    rate: float = 1e-3
     adapted: str = ""
 
 
@@ -158,6 +158,8 @@ def read(path: Path) -> Recipe:
         raise ClippanError("A recipe needs at least one step, and one patch in a batch; raise steps and batch.")
     if not (recipe.truth.used or recipe.scene.used):
         raise ClippanError("The recipe gives no loss a weight; name some under truth, scene or both.")
+    if recipe.truth.language:
+        raise ClippanError("The loss language judges scenes; name it under scene, as truth has mixtures of bands.")
     if recipe.language.protocol not in ("wald", "khan"):
         raise ClippanError(f"The protocol {recipe.language.protocol} is not known; write wald or khan.")
     return recipe

@@ -215,7 +215,7 @@ def pairing(
     gains: tuple[float, ...],
     pan_gain: float,
 ) -> Pairing:
-    """Arrays of a pair, with the axes of MS on PAN's grid; what is invalid gets the mean, and is kept out of patches."""
+    """Arrays of a pair and the axes of MS on PAN's grid; what is invalid gets the mean, and is kept out of patches."""
     pan, ms = pan.astype(np.float32), ms.astype(np.float32)
     joint = np.ones(ms.shape[1:], bool) if valid is None else valid.all(axis=0)
     joint &= (ms != 0).any(axis=0)  # files that do not declare it mark missing pixels so

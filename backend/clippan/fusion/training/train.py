@@ -176,7 +176,7 @@ class Run:
         self._optimiser = torch.optim.AdamW(self.network.parameters(), lr=recipe.rate, weight_decay=1e-4)
         teacher = model.load(recipe.teacher, device).network if recipe.teacher else None
         self._kinds = [kind for kind in ("truth", "scene") if getattr(recipe, kind).used]
-        supervisor = self._supervisor() if recipe.scene.language or recipe.truth.language else None
+        supervisor = self._supervisor() if recipe.scene.language else None
         truth, scene = (
             Objective(weights, teacher=teacher, supervisor=supervisor, pooled=True) if weights.used else None
             for weights in (recipe.truth, recipe.scene)
@@ -314,25 +314,27 @@ class Run:
         plan, bands = self._recipe.language, self._recipe.bands
         clip = language.frozen_clip(plan.clip, self._device, self._context)
         path = Path(plan.adapted) if plan.adapted else self._folder / STAGE_ONE
-        if plan.adapted or path.exists():
-            return language.Supervisor.load(path, clip, bands)
-        supervisor = language.Supervisor(
-            clip, bands, prompts=language.KHAN if plan.protocol == "khan" else language.WALD
-        )
+        if not path.exists() and not plan.adapted:
+            if self._rank == 0:
+                self._teach(clip, path)
+            if self._count > 1:  # the others take what the first has taught
+                torch.distributed.barrier()
+        return language.Supervisor.load(path, clip, bands)
+
+    def _teach(self, clip: language.FrozenCLIP, path: Path) -> None:
+        """Stage I."""
+        plan = self._recipe.language
+        prompts = language.KHAN if plan.protocol == "khan" else language.WALD
+        supervisor = language.Supervisor(clip, self._recipe.bands, prompts=prompts)
         optimiser = torch.optim.Adam(supervisor.learned(), lr=plan.rate)
-        rows = []
         for step in range(plan.steps):
-            rng = np.random.default_rng([self._recipe.seed, 1 + self._count + self._rank, step])
+            rng = np.random.default_rng([self._recipe.seed, self._count, step])
             terms = supervisor.stage_one(self._sampler.scenes(rng, plan.batch).to(self._device))
             optimiser.zero_grad()
-            sum(terms.values()).backward()  # type: ignore[union-attr]
+            torch.stack(list(terms.values())).sum().backward()
             optimiser.step()
-            rows.append({name: float(value.detach()) for name, value in terms.items()})
             self._context.check()
             if step % _LOGGED == 0 or step == plan.steps - 1:
-                words = ", ".join(f"{name} {value:.3f}" for name, value in rows[-1].items())
+                words = ", ".join(f"{name} {float(value.detach()):.3f}" for name, value in terms.items())
                 self._context.log(f"Stage I, step {step + 1}: {words}")
-        supervisor.freeze()
-        if self._rank == 0:
-            supervisor.save(self._folder / STAGE_ONE)
-        return supervisor
+        supervisor.save(path)
