@@ -16,7 +16,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from clippan.fusion.metrics import GAUSSIAN, BLOCK, conjugate_products, correlate, laplacian, low_block
+from clippan.fusion.metrics import BLOCK, GAUSSIAN, conjugate_products, correlate, laplacian, low_block
 from clippan.fusion.training.batch import Batch
 
 SPAN = 8.0  # standard deviations that are taken for the range of standardised values: the mean ± 4
