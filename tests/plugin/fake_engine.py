@@ -42,7 +42,7 @@ def write_raster(request):
     return {
         "output": request["output"], "width": size[0], "height": size[1], "bands": len(chosen), "dtype": "uint16",
         "nodata": None, "method": request["method"], "sensor": "generic", "device": "cpu", "ratio": [4.0, 4.0],
-        "seconds": 0.1, "provenance": {"CLIPPAN_METHOD": request["method"]},
+        "seconds": 0.1, "provenance": {"CLIPPAN_METHOD": request["method"]}, "shift": [-1.2, 0.5],
     }  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def test_pansharpen_has_the_parameters_that_users_know(algorithm):
     definitions = {item.name(): item for item in algorithm("pansharpen").parameterDefinitions()}
     advanced = {name for name, item in definitions.items() if item.flags() & Qgis.ProcessingParameterFlag.Advanced}
     assert set(definitions) - advanced == {
-        *("SPECTRAL", "PANCHROMATIC", "METHOD", "SENSOR", "BANDS", "NODATA", "OUTPUT"),
+        *("SPECTRAL", "PANCHROMATIC", "METHOD", "SENSOR", "BANDS", "NODATA", "REGISTRATION", "OUTPUT"),
     }
     assert advanced == {"TILE_SIZE", "DEVICE", "FORMAT", "COMPRESSION", "OVERVIEWS", "THREADS"}
 
@@ -119,7 +119,8 @@ def test_choices_are_words(algorithm):
 
 
 def test_defaults_are_those_of_the_job(run, recorded, parameters):
-    run("pansharpen", parameters)
+    results = run("pansharpen", parameters)
+    assert (results["SHIFT_X"], results["SHIFT_Y"]) == (-1.2, 0.5)
     request = from_json(PansharpenRequest, recorded())
     assert request == PansharpenRequest(parameters["PANCHROMATIC"], tuple(parameters["SPECTRAL"]), parameters["OUTPUT"])
 
@@ -137,6 +138,7 @@ def test_values_as_qgis_process_gives_them_and_as_python_gives_them_make_the_sam
         "COMPRESSION": "zstd",
         "OVERVIEWS": "false",
         "THREADS": "1",
+        "REGISTRATION": "global",
     }
     run("pansharpen", {**parameters, **words})
     from_words = recorded()
@@ -157,6 +159,7 @@ def test_values_as_qgis_process_gives_them_and_as_python_gives_them_make_the_sam
     assert (from_words["method"], from_words["sensor"], from_words["format"]) == ("bt-h", "ikonos", "cog")
     assert (from_words["compression"], from_words["overviews"], from_words["threads"]) == ("zstd", False, 1)
     assert (from_words["device"], from_words["tile_size"]) == ("cpu", 512)
+    assert from_words["registration"] == "global"
 
 
 def test_a_model_makes_the_same_request(run, recorded, parameters, provider):

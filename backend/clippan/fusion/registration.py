@@ -43,7 +43,7 @@ _SAMPLES = 64  # in a window; fewer tell nothing
 _FLAT = 1e-6  # of the mean: contrast that is but the rounding of float32
 
 _LEAST = 0.1  # PAN pixels: less is not worth moving MS for
-_LEAST_BAND = 0.2  # PAN pixels beside the other bands
+_LEAST_BAND = 0.25  # PAN pixels beside the other bands
 _RISE = 0.002  # of the correlation, that it has to bring
 _ERRORS = 3.0  # standard errors that a shift has to exceed
 _SPREAD = (0.1, 0.75)  # multispectral pixels that a part may be off: at least, at most, and between them half the shift
@@ -181,7 +181,7 @@ class _Evidence:
 
     def parts(self, count: int = _PARTS) -> list[_Evidence]:
         """The windows in parts, from dark to bright, that weigh about the same: water and haze tell little."""
-        told = -np.log1p(-np.minimum(self.correlations**2, _MOST)).mean(axis=1).max(axis=(1, 2)) * self.counts
+        told = _information(self.correlations).mean(axis=1).max(axis=(1, 2)) * self.counts
         # Where the middle of each window's weight lies, so that none is in two parts.
         places = (np.cumsum(told) - told / 2) / max(told.sum(), 1e-30)
         number = np.minimum(places * count, count - 1).astype(int)
@@ -204,8 +204,7 @@ class _Evidence:
         tables = self.correlations if tables is None else tables
         total = np.zeros(())
         for band in bands:
-            told = -np.log1p(-np.minimum(tables[:, band] ** 2, _MOST))
-            total = total + np.tensordot(self.counts, told, 1)
+            total = total + np.tensordot(self.counts, _information(tables[:, band]), 1)
         return total / (len(bands) * self.counts.sum())
 
     def information(self, bands: Sequence[int], shift: tuple[float, float]) -> float:
@@ -230,6 +229,10 @@ class _Evidence:
         x = column - _REACH + _vertex(fine[down], right)
         y = row - _REACH + _vertex(fine[:, right], down)
         return x / _STEPS, y / _STEPS
+
+
+def _information(correlation: np.ndarray) -> np.ndarray:
+    return -np.log1p(-np.minimum(correlation**2, _MOST))
 
 
 def _correlation(information: float) -> float:
