@@ -53,7 +53,7 @@ class FusionModel:
         Raises:
             ClippanError: the file cannot be written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         header = {
             "kind": _KIND,
@@ -65,7 +65,7 @@ class FusionModel:
         weights = {name: value.detach().cpu().half().contiguous() for name, value in self.network.state_dict().items()}
         part = path.with_name(f"{path.name}.part")
         try:
-            save_file(weights, str(part), header)
+            part.write_bytes(_ordered(save(weights, header)))
             part.replace(path)
         except Exception as error:
             part.unlink(missing_ok=True)
@@ -80,6 +80,17 @@ class FusionModel:
                 f"MS has {bands} bands but the model {self.path} was made for {self.bands}; choose those bands, or the "
                 "model that ships with CLIPPan."
             )
+
+
+def _ordered(content: bytes) -> bytes:
+    """A safetensors file with its metadata by name: the library writes them in another order each time, and the same
+    training is to give the same bytes."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors lie on multiples of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def shipped() -> Path:

@@ -11,6 +11,8 @@ from clippan.errors import ClippanError
 from clippan.fusion.training.objective import Weights
 from clippan.jobs.base import from_json
 
+_SMALLEST = 32  # pixels
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -156,6 +158,16 @@ def read(path: Path) -> Recipe:
         raise ClippanError(f"The precision {recipe.precision} is not known; write float32 or bfloat16.")
     if recipe.steps < 1 or recipe.batch < 1 or recipe.scene_batch < 1:
         raise ClippanError("A recipe needs at least one step, and one patch in a batch; raise steps and batch.")
+    if min(recipe.size, recipe.scene_size) < _SMALLEST:
+        raise ClippanError(f"Patches of less than {_SMALLEST} pixels teach nothing; raise size and scene_size.")
+    if not 0 <= recipe.average < 1:
+        raise ClippanError(
+            "The running average keeps a share of the past; write average as a number from 0 to below 1."
+        )
+    if min(recipe.augment.ratios, default=0) < 1 or min(recipe.augment.bands, default=0) < 1:
+        raise ClippanError("Patches need a ratio and a number of bands of at least 1; name some under augment.")
+    if any(source.factor < 1 or source.share <= 0 for source in recipe.pictures):
+        raise ClippanError("Pictures need a factor of at least 1 and a share above 0; correct them under pictures.")
     if not (recipe.truth.used or recipe.scene.used):
         raise ClippanError("The recipe gives no loss a weight; name some under truth, scene or both.")
     if recipe.truth.language:

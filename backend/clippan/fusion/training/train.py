@@ -61,13 +61,13 @@ def train(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
         request.steps, request.seed, request.without
     )
     folder = Path(request.output)
-    with _processes() as (rank, count):
-        device, reason = choose_device(request.device)
-        if device.type == "cuda" and count > 1:
-            device = torch.device("cuda", rank % torch.cuda.device_count())
+    device, reason = choose_device(request.device)
+    with _processes(device) as (device, rank, count):
         if rank == 0:
             context.log(reason)
             _prepare(folder, recipe)
+        else:  # one of them tells
+            context = Context(cancelled=context.is_cancelled)
         sampler = _sampler(recipe, Path(request.data), context.part(0, 2))
         run = Run(recipe, sampler, device, folder, rank, count, context.part(2, 100))
         losses = run.go()
@@ -85,30 +85,40 @@ def train(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
 
 
 @contextlib.contextmanager
-def _processes() -> Iterator[tuple[int, int]]:
-    """This process's number and how many there are; joins those that ``torchrun`` started."""
+def _processes(device: torch.device) -> Iterator[tuple[torch.device, int, int]]:
+    """This process's device, its number and how many there are; joins those that ``torchrun`` started."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        yield 0, 1
+        yield device, 0, 1
         return
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if device.type == "cuda":
+        own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if own >= there:
+            raise ClippanError(
+                f"There are more processes than GPUs ({there}); start one for each, or add --device cpu."
+            )
+        device = torch.device("cuda", own)
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield torch.distributed.get_rank(), count
+        yield device, torch.distributed.get_rank(), count
     finally:
         torch.distributed.destroy_process_group()
 
 
 def _prepare(folder: Path, recipe: Recipe) -> None:
-    """Makes the folder, or finds that it holds a run of the same recipe."""
+    """Makes the folder, or finds that it holds a run of the same recipe.
+
+    One that failed before it learned anything, as its recipe was wrong, is no run.
+    """
     wanted = to_json(recipe)
     known = folder / RECIPE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if known.exists():
-            if json.loads(known.read_text(encoding="utf-8")) != wanted:
-                raise ClippanError(f"{folder} holds a run of another recipe; choose an empty folder.")
-        else:
-            known.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+        begun = any((folder / name).exists() for name in (CHECKPOINT, CURVES, MODEL, STAGE_ONE))
+        if begun and known.exists() and json.loads(known.read_text(encoding="utf-8")) != wanted:
+            raise ClippanError(f"{folder} holds a run of another recipe; choose an empty folder.")
+        known.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ClippanError(f"The folder {folder} cannot be used ({told(error)}); choose an empty one.") from error
 
@@ -185,6 +195,7 @@ class Run:
         if count > 1:
             self._step = nn.parallel.DistributedDataParallel(self._step)
         self._done = 0
+        self._sums: dict[str, float] = {}  # of the terms since the last row of the curves
         self._resume()
 
     def go(self) -> dict[str, float]:
@@ -194,7 +205,6 @@ class Run:
             Cancelled: the run can be resumed from where it stopped.
         """
         recipe = self._recipe
-        sums: dict[str, float] = {}
         last: dict[str, float] = {}
         with ThreadPoolExecutor(1) as pool:
             # The next batch is drawn while this one is worked on.
@@ -205,11 +215,11 @@ class Run:
                 terms = self._learn(step, batches)
                 self._done = step + 1
                 for name, value in terms.items():
-                    sums[name] = sums.get(name, 0.0) + float(value)
+                    self._sums[name] = self._sums.get(name, 0.0) + float(value)
                 if self._done % _LOGGED == 0 or self._done == recipe.steps:
                     number = (self._done - 1) % _LOGGED + 1
-                    last = {name: value / number for name, value in sums.items()}
-                    sums = {}
+                    last = {name: value / number for name, value in self._sums.items()}
+                    self._sums = {}
                     self._record(last)
                 if self._done % _KEPT == 0 or self._done == recipe.steps:
                     self._keep()
@@ -217,7 +227,8 @@ class Run:
                     self._context.progress(100 * self._done / recipe.steps, f"Step {self._done} of {recipe.steps}")
                 except Cancelled:
                     self._keep()
-                    raise
+                    sentence = f"Cancelled after step {self._done}; the same command goes on from there."
+                    raise Cancelled(sentence) from None
         return last
 
     def result(self) -> FusionModel:
@@ -240,7 +251,8 @@ class Run:
 
     def _learn(self, step: int, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         recipe = self._recipe
-        rate = recipe.rate * min(1, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+        rise = min(1, (step + 1) / max(recipe.warmup, 1))
+        rate = recipe.rate * rise * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         total, terms = self._step({kind: batch.to(self._device) for kind, batch in batches.items()})
@@ -275,6 +287,7 @@ class Run:
         part = self._folder / f"{CHECKPOINT}.part"
         state = {
             "done": self._done,
+            "sums": self._sums,
             "network": self.network.state_dict(),
             "average": self._average.state_dict(),
             "optimiser": self._optimiser.state_dict(),
@@ -292,11 +305,16 @@ class Run:
         path = self._folder / CHECKPOINT
         if not path.exists():
             return
-        state: dict[str, Any] = torch.load(path, map_location=self._device, weights_only=True)
-        self._done = state["done"]
-        self.network.load_state_dict(state["network"])
-        self._average.load_state_dict(state["average"])
-        self._optimiser.load_state_dict(state["optimiser"])
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=self._device, weights_only=True)
+            self._done, self._sums = state["done"], state.get("sums", {})
+            self.network.load_state_dict(state["network"])
+            self._average.load_state_dict(state["average"])
+            self._optimiser.load_state_dict(state["optimiser"])
+        except Exception as error:
+            raise ClippanError(
+                f"The checkpoint {path} cannot be read ({told(error)}); remove it to start from the first step."
+            ) from error
         if self._rank == 0:
             self._drop_rows()
             self._context.log(f"Going on after step {self._done}.")
@@ -305,17 +323,21 @@ class Run:
         """Rows of the curves after the checkpoint, which will come again."""
         path = self._folder / CURVES
         if path.exists():
-            head, *rows = path.read_text(encoding="utf-8").splitlines()
-            kept = [row for row in rows if int(row.split(",", 1)[0]) <= self._done]
-            path.write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")
+            with path.open(encoding="utf-8", newline="") as file:
+                head, *rows = list(csv.reader(file)) or [[]]
+            if not head:  # ended while it was made
+                path.unlink()
+                return
+            with path.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows([head, *(row for row in rows if int(row[0]) <= self._done)])
 
     def _supervisor(self) -> language.Supervisor:
         """CLIP with its adapters: those of a file, of this run's folder, or taught now (stage I)."""
         plan, bands = self._recipe.language, self._recipe.bands
         clip = language.frozen_clip(plan.clip, self._device, self._context)
         path = Path(plan.adapted) if plan.adapted else self._folder / STAGE_ONE
-        if not path.exists() and not plan.adapted:
-            if self._rank == 0:
+        if not plan.adapted:
+            if self._rank == 0 and not path.exists():
                 self._teach(clip, path)
             if self._count > 1:  # the others take what the first has taught
                 torch.distributed.barrier()
