@@ -26,10 +26,13 @@ from clippan import __version__
 from clippan.errors import Cancelled, ClippanError
 from clippan.fusion.sensors import SENSORS
 from clippan.jobs import (
+    ADAPTED,
     FIGURES,
     JOBS,
     AboutIndexRequest,
     AboutIndexResult,
+    AdaptFusionRequest,
+    AdaptFusionResult,
     AssessRequest,
     AssessResult,
     Context,
@@ -94,6 +97,22 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "device": "where to compute",
         "registration": "allow for a multispectral raster, and with auto bands, that lie beside the panchromatic one",
     },
+    AdaptFusionRequest: {
+        "pan": "panchromatic raster: a file or any GDAL data source",
+        "ms": "multispectral raster, or several single-band ones in order",
+        "output": "model to write, a name that ends in .safetensors",
+        "model": "model to start from; by default that which ships with CLIPPan",
+        "sensor": f"whose MTF to use: auto or one of {_SENSOR_NAMES}",
+        "bands": "bands to sharpen, as in 1,2,3 or 2-4; all by default",
+        "nodata": "nodata value, if the inputs declare none or a wrong one",
+        "registration": "move the multispectral raster, and with auto each band, onto the panchromatic one",
+        "clip": "which CLIP supervises: an id that 'clippan models' lists, or a folder; '' for none",
+        "seconds": "time budget of the whole job",
+        "steps": "steps at most",
+        "seed": "of everything that is drawn",
+        "threads": "CPU threads; 0 means all",
+        "device": "where to compute",
+    },
     IndexRequest: {
         "rasters": "rasters, folders of rasters, or any GDAL data sources",
         "output": "GeoPackage to make or to add to (its vectors lie beside it), or postgresql://…",
@@ -156,6 +175,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
 _SUMMARY = {
     PansharpenRequest: "sharpen a multispectral raster with a panchromatic one",
     AssessRequest: "measure how good a pansharpened raster is",
+    AdaptFusionRequest: "adapt a fusion model to a scene, without a reference",
     IndexRequest: "index rasters, so that they can be searched by text",
     SearchRequest: "search an index by text, picture or place",
     AboutIndexRequest: "say what an index holds",
@@ -179,7 +199,7 @@ _POSITIONAL = {
 _COORDINATES = {"at": "X,Y", "extent": "XMIN,YMIN,XMAX,YMAX"}
 _SIGNED = ("--nodata", "--at", "--extent")  # options whose values may begin with a minus
 # Jobs whose log is for everyone: a licence is shown before the first download.
-_TOLD = (DownloadModelRequest, IndexRequest, TrainFusionRequest)
+_TOLD = (AdaptFusionRequest, DownloadModelRequest, IndexRequest, TrainFusionRequest)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -394,6 +414,19 @@ def _print_assess(result: AssessResult) -> str:
     return "\n".join(lines)
 
 
+def _print_adapt(result: AdaptFusionResult) -> str:
+    lines = [f"{'':15}{'before':>10}{'after':>10}"]
+    for name in ADAPTED:
+        label, best = FIGURES[name]
+        lines.append(f"{name:15}{result.before[name]:10.4f}{result.after[name]:10.4f}   best {best:5}{label}")
+    lines += [
+        f"{result.output}: for {_counted(result.bands, 'band')}, {_counted(result.steps, 'step')} on "
+        f"{result.megapixels:.1f} megapixels, supervised by {result.clip or 'no CLIP'}",
+        f"sensor {result.sensor}, {result.device}, {result.seconds:.1f} s",
+    ]
+    return "\n".join(lines)
+
+
 def _print_index(result: IndexResult) -> str:
     lines = [
         f"{result.output}: {result.tiles} tiles of {_counted(result.rasters, 'raster')}, {result.model}",
@@ -460,6 +493,7 @@ def _print_doctor(result: DoctorResult) -> str:
 _PRINT: dict[type, Callable[[Any], str]] = {
     PansharpenResult: _print_pansharpen,
     AssessResult: _print_assess,
+    AdaptFusionResult: _print_adapt,
     IndexResult: _print_index,
     SearchResult: _print_search,
     AboutIndexResult: _print_about,

@@ -4,6 +4,7 @@ Processing algorithms, the CLI, Python and the worker all build these requests. 
 or QGIS when it is imported, so the plugin reads it too.
 """
 
+from clippan.jobs.adapt import ADAPTED, AdaptFusionRequest, AdaptFusionResult
 from clippan.jobs.assess import FIGURES, AssessRequest, AssessResult
 from clippan.jobs.base import Context, Request, from_json, to_json
 from clippan.jobs.doctor import Check, DoctorRequest, DoctorResult, Status
@@ -27,6 +28,7 @@ JOBS = {
     for request in (
         PansharpenRequest,
         AssessRequest,
+        AdaptFusionRequest,
         IndexRequest,
         SearchRequest,
         AboutIndexRequest,
@@ -40,10 +42,13 @@ JOBS = {
 }
 
 __all__ = [
+    "ADAPTED",
     "FIGURES",
     "JOBS",
     "AboutIndexRequest",
     "AboutIndexResult",
+    "AdaptFusionRequest",
+    "AdaptFusionResult",
     "AssessRequest",
     "AssessResult",
     "Check",

@@ -29,7 +29,7 @@ from clippan.device import choose_device, one_thread, set_threads
 from clippan.errors import ClippanError
 from clippan.fusion import filters, model
 from clippan.fusion.fuse import resolve_sensor
-from clippan.fusion.metrics import SAM, Errors, FullFigures, Q2n, _correlate
+from clippan.fusion.metrics import SAM, Errors, FullFigures, Q2n, correlate
 from clippan.fusion.model import FusionModel
 from clippan.fusion.registration import register
 from clippan.fusion.sensors import Sensor
@@ -61,16 +61,21 @@ _RATE = 5e-4
 _WARMUP = 10
 _CLIP = 1.0  # greatest norm of a gradient
 _AVERAGE = 0.9  # share of the past in the running average of the weights, which is what is measured and kept
-_FULL = Weights(khan=1.0, distortion=1.0, detail=0.5)
+_FULL = Weights(khan=1.0, distortion=1.0, detail=1.0)
 _REDUCED = Weights(supervised=1.0, quality=0.5, angle=1.0)
 _LANGUAGE = 0.1  # weight of CLIP's direction
 _SEEN, _EVERY_SEEN = 2, 4  # patches that CLIP looks at, every so many steps: it costs more than all else
 _STAGE_ONE, _STAGE_RATE = 12, 1e-3  # steps in which CLIP's adapters are taught, and their rate
 _STAGE_SHARE = 0.2  # of the time budget at most
 
+# Where a figure comes near to what may be lost, what guards it counts more from then on.
+_NEAR = 0.4  # part of what may be lost
+_MORE, _LESS = 2.0, 0.8  # times a guard's weight after each measurement
+_MOST = 16.0
+
 # What is kept.
 _EVERY = 30  # steps between measurements
-_PATIENCE = 3  # measurements without a better state
+_PATIENCE = 4  # measurements without a better state
 _GAIN = 0.001  # of HQNR: less is noise
 _SAM = 1.01  # times the start's at most
 _DETAIL = 0.01  # of the correlation of details, that may be lost
@@ -374,7 +379,7 @@ def _seen(bands: Tensor, pairing: Pairing) -> Tensor:
         rows, columns = (filters.mtf_kernel(gain, axis.ratio).tolist() for axis in (pairing.y, pairing.x))
         edge = (len(columns) // 2, len(columns) // 2, len(rows) // 2, len(rows) // 2)
         wide = functional.pad(band[None, None], edge, mode="replicate")[0]
-        planes.append(_correlate(_correlate(wide, columns, -1), rows, -2))
+        planes.append(correlate(correlate(wide, columns, -1), rows, -2))
     return torch.cat(planes)
 
 
@@ -441,6 +446,7 @@ class _Adaption:
         self._average = copy.deepcopy(start.network)
         self._optimiser = torch.optim.Adam(self._network.parameters(), lr=_RATE)
         self._full, self._reduced = Objective(_FULL, pooled=True), Objective(_REDUCED)
+        self._colour = self._detail = 1.0  # how much the guards of colours and of detail count
         self.kept = 0
         self.losses: dict[str, float] = {}
 
@@ -483,6 +489,7 @@ class _Adaption:
                 stale = 0 if better else stale + 1
                 if better:
                     best, after, self.kept = candidate, last, done
+                self._steer(before, last)
                 self._context.log(f"Step {done}: {_words(last)}{'' if better else ' (not kept)'}")
         if measured < done:  # the time was up in between
             candidate, last = self._candidate()
@@ -513,7 +520,7 @@ class _Adaption:
         fused = self._network(*full.inputs)
         total, terms = self._full(full, fused)
         loss, more = self._reduced(reduced, self._network(*reduced.inputs))
-        total = total + loss
+        total = total + self._colour * loss
         terms.update(more)
         if self._supervisor is not None and step % _EVERY_SEEN == 0:
             direction = self._supervisor.direction(_some(full, _SEEN), fused[:_SEEN])
@@ -531,6 +538,16 @@ class _Adaption:
         for name, term in terms.items():
             value = float(term)
             self.losses[name] = 0.9 * self.losses.get(name, value) + 0.1 * value
+
+    def _steer(self, before: Mapping[str, float], now: Mapping[str, float]) -> None:
+        """Lets the guards count more or less, as the figures have it."""
+        colours = max((now["SAM"] / before["SAM"] - 1) / (_SAM - 1), (before["Q2n"] - now["Q2n"]) / _LOST)
+        detail = (before["HP_correlation"] - now["HP_correlation"]) / _DETAIL
+        self._colour, self._detail = (
+            min(max(weight * (_MORE if lost > _NEAR else _LESS), 1.0), _MOST)
+            for weight, lost in ((self._colour, colours), (self._detail, detail))
+        )
+        self._full = Objective(replace(_FULL, detail=self._detail * _FULL.detail), pooled=True)
 
     def _candidate(self) -> tuple[nn.Module, dict[str, float]]:
         """The averaged network as it would be saved, and its figures."""

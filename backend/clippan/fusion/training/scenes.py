@@ -266,7 +266,11 @@ class Truth:
 
 
 def collate(patches: Sequence[Patch], scenes: Sequence[int], ratio: float) -> Batch:
-    """Patches of one size, ratio and number of bands as a batch."""
+    """Patches of one size, ratio and number of bands as a batch.
+
+    Sensors whose MTFs reach further have fewer samples inside a patch; the batch holds as many as all of them have.
+    """
+    height, width = (min(patch.ms.shape[axis] for patch in patches) for axis in (1, 2))
     moments = [patch.moments for patch in patches]
     mean = _column(np.stack([m.mean for m in moments]))
     std = _column(np.sqrt(np.stack([np.maximum(m.covariance.diagonal(), 1e-12) for m in moments])))
@@ -281,10 +285,10 @@ def collate(patches: Sequence[Patch], scenes: Sequence[int], ratio: float) -> Ba
         (pan - pan_mean) / pan_std,
         (low - pan_mean) / pan_std,
         (classical - mean) / std,
-        (torch.stack([patch.ms for patch in patches]) - mean) / std,
-        (torch.stack([patch.pan_low for patch in patches]) - pan_mean) / pan_std,
-        torch.stack([patch.rows for patch in patches]),
-        torch.stack([patch.columns for patch in patches]),
+        (torch.stack([patch.ms[:, :height, :width] for patch in patches]) - mean) / std,
+        (torch.stack([patch.pan_low[:, :height, :width] for patch in patches]) - pan_mean) / pan_std,
+        torch.stack([patch.rows[:, :height] for patch in patches]),
+        torch.stack([patch.columns[:, :width] for patch in patches]),
         mean,
         std,
         pan_mean,
