@@ -224,7 +224,7 @@ def means(table: dict, metrics: list[str]) -> str:
         row = [name]
         for metric in metrics:
             values = [value for (method, _), value in by_sensor(table, metric).items() if method == name]
-            row.append(f"{np.mean(values):.{2 if metric in ('SAM', 'ERGAS', 'PSNR') else 3}f}")
+            row.append(f"{np.mean(values):.{2 if metric in ('SAM', 'ERGAS', 'PSNR') else 3}f}" if values else "–")
         rows.append(row)
     return markdown(["method", *metrics], rows)
 
@@ -234,7 +234,8 @@ def detail(table: dict, metric: str) -> str:
     values = by_sensor(table, metric)
     groups = sorted({group for _, group in values})
     count = {group: len({case for _, case in table if case.group == group}) for group in groups}
-    rows = [[name, *(f"{values[name, group]:.3f}" for group in groups)] for name in NAMES]
+    cells = {key: f"{value:.3f}" for key, value in values.items()}
+    rows = [[name, *(cells.get((name, group), "–") for group in groups)] for name in NAMES]
     return markdown([metric, *(f"{group} ({count[group]})" for group in groups)], rows)
 
 
