@@ -169,7 +169,7 @@ def measure(size: int, folder: Path, plain: bool, otb: bool) -> list[Row]:
     devices = [Device.CPU, *([Device.CUDA] if torch.cuda.is_available() else [])]
     jobs = [lambda: theirs("gdal_pansharpen", *gdal_commands(pan, ms, output, plain))]
     for device in devices:
-        for method in (Method.BT_H, Method.MTF_GLP_HPM_R):
+        for method in (Method.CLIPPAN, Method.BT_H, Method.MTF_GLP_HPM_R):
             jobs.append(lambda m=method, d=device: ours(pan, ms, output, m, d, plain))
     if otb and shutil.which("otbcli_BundleToPerfectSensor"):
         os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(THREADS)
