@@ -365,11 +365,14 @@ class _Sampler:
             return None
         shifts = _shifted(pan, window)
         width = len(shifts)
-        ours = bands[:, usable]
-        theirs = shifts.flatten(0, 1)[:, usable]
-        ours -= ours.mean(dim=1, keepdim=True)
-        theirs -= theirs.mean(dim=1, keepdim=True)
-        norm, other = ours.norm(dim=1).double(), theirs.norm(dim=1).double()
+        ours, theirs = bands.flatten(1), shifts.reshape(width * width, -1)
+        if count < usable.numel():
+            chosen = usable.flatten().nonzero()[:, 0]
+            ours, theirs = ours.index_select(1, chosen), theirs.index_select(1, chosen)
+        ours = ours - ours.mean(dim=1, keepdim=True)
+        norm = ours.norm(dim=1).double()
+        # About their mean, which without slow changes is next to nothing: no need to subtract it from each.
+        other = (theirs.norm(dim=1).double() ** 2 - count * theirs.mean(dim=1).double() ** 2).clamp(min=0).sqrt()
         if not bool((other > 0).all()):
             return None
         tables = (ours @ theirs.T).double() / norm.clamp(min=1e-30)[:, None] / other
