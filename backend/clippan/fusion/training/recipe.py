@@ -53,7 +53,9 @@ class Augment:
     Attributes:
         simulated: share of pictures, the rest are pairs one scale down.
         ratios: of MS to PAN, drawn evenly.
-        bands: numbers of bands, drawn evenly; networks of a fixed number get theirs.
+        bands: numbers of bands, drawn evenly; networks of a fixed number get theirs. Where the recipe's own ``bands``
+            is the only number, scenes keep the order of their bands, as for these networks: for a teacher of a fixed
+            number, and so that networks of both kinds see the same patches.
         gain: standard deviation of the logarithm of the true MTF gain about that which the network is told.
         shift: standard deviation of MS's shift against PAN in pixels; each band's own is half of it.
         mixed: share of patches whose bands are mixtures of the scene's.

@@ -128,7 +128,8 @@ def _sampler(recipe: Recipe, root: Path, context: Context) -> Sampler:
     pairings = [pairing for source in recipe.pairs for pairing in sources.pairs(root, source, recipe.without, context)]
     pictures = [(source.share, list(sources.pictures(root, source))) for source in recipe.pictures]
     any_bands = networks.NETWORKS[recipe.network].any_bands if recipe.network in networks.NETWORKS else True
-    bound = None if any_bands and not recipe.scene.language else recipe.bands
+    only = set(recipe.augment.bands) == {recipe.bands}
+    bound = None if any_bands and not recipe.scene.language and not only else recipe.bands
     return Sampler(recipe, pairings, pictures, bound)
 
 
