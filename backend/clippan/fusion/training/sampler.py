@@ -67,7 +67,7 @@ class Sampler:
             mixture = _mixture(rng, truth, bands, augment)
             patch = truth.patch(rng, recipe.size, ratio, phases, gains, true_gains, shifts, mixture)
             if patch is not None:
-                patches.append(patch)
+                patches.append(patch.turned(int(rng.integers(8))))
             if len(patches) == recipe.batch:
                 return collate(patches, range(len(patches)), ratio)
         raise ClippanError("The scenes are too small for the recipe's patches; lower its size.")
@@ -86,7 +86,8 @@ class Sampler:
             order = range(count) if self._bands else rng.permutation(len(pairing.ms))[:count]
             patches = pairing.patches(rng, recipe.scene_batch, size, [int(band) for band in order])
             if patches:
-                return collate(patches, [0] * len(patches), pairing.x.ratio)
+                turned = [patch.turned(int(rng.integers(8))) for patch in patches]
+                return collate(turned, [0] * len(patches), pairing.x.ratio)
         raise ClippanError("The scenes are too small for the recipe's patches; lower its scene_size.")
 
     def scenes(self, rng: np.random.Generator, count: int) -> Batch:

@@ -95,6 +95,23 @@ class Patch:
     moments: Moments
     target: Optional[Tensor]
 
+    def turned(self, number: int) -> Patch:
+        """One of the eight views that mirroring and transposing make (0 to 7); the filters turn along."""
+
+        def turn(image: Tensor) -> Tensor:
+            if number & 1:
+                image = image.flip(-2)
+            if number & 2:
+                image = image.flip(-1)
+            return image.mT.contiguous() if number & 4 else image
+
+        rows = self.rows.flip(-2, -1) if number & 1 else self.rows
+        columns = self.columns.flip(-2, -1) if number & 2 else self.columns
+        if number & 4:
+            rows, columns = columns, rows
+        images = (turn(image) for image in (self.up, self.pan, self.low, self.ms, self.pan_low))
+        return Patch(*images, rows, columns, self.moments, None if self.target is None else turn(self.target))
+
 
 @dataclass
 class Pairing:
