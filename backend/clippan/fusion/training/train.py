@@ -125,6 +125,7 @@ def _prepare(folder: Path, recipe: Recipe) -> None:
 
 def _sampler(recipe: Recipe, root: Path, context: Context) -> Sampler:
     context.progress(0, "Reading the scenes")
+    context = Context(log=context.log, cancelled=context.is_cancelled)  # each pair would begin at 0 % again
     pairings = [pairing for source in recipe.pairs for pairing in sources.pairs(root, source, recipe.without, context)]
     pictures = [(source.share, list(sources.pictures(root, source))) for source in recipe.pictures]
     any_bands = networks.NETWORKS[recipe.network].any_bands if recipe.network in networks.NETWORKS else True

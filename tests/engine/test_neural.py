@@ -1,0 +1,335 @@
+"""Pansharpening by a network: from a model's file to pixels that no tile, thread or missing neighbour changes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import pytest
+from conftest import read_raster, truth, write_raster
+from osgeo import gdal
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from clippan import cli  # noqa: E402
+from clippan.errors import ClippanError  # noqa: E402
+from clippan.fusion import fuse, model, networks  # noqa: E402
+from clippan.fusion.model import FusionModel  # noqa: E402
+from clippan.fusion.registration import Shifts  # noqa: E402
+from clippan.jobs import Context, Device, Method, PansharpenRequest, Registration, run  # noqa: E402
+
+SMALL = {"width": 8, "head": 8, "depth": 1}
+
+
+def make(path: Path, restless: bool = True, name: str = "detail", bands: int = 0, **options: int) -> str:
+    """Writes a model: untrained, or with a last layer that shows whatever the network sees."""
+    options = options or SMALL
+    torch.manual_seed(0)
+    network = networks.build(name, bands or 4, **options)
+    if restless:
+        torch.nn.init.normal_(network.last.weight, std=0.2)
+    FusionModel(network, name, options, bands, {"title": "Test"}).save(path)
+    return str(path)
+
+
+def sharpen(pan: str, ms: str, output: Path, trained: str, **options: Any) -> np.ndarray:
+    """The pixels of the network's result; MS stays where it is."""
+    values: dict[str, Any] = {"registration": Registration.OFF, "device": Device.CPU, "threads": 1, **options}
+    run(PansharpenRequest(pan, (ms,), str(output), model=trained, **values))
+    return read_raster(str(output))
+
+
+# What comes out
+
+
+@pytest.mark.parametrize(("ratio", "bands", "sensor"), [(4, 4, "quickbird"), (2, 8, "generic"), (3, 1, "generic")])
+def test_an_untrained_network_gives_the_classical_result(scene, tmp_path, ratio, bands, sensor):
+    pair = scene(ratio=ratio, bands=bands, size=240)
+    found = sharpen(pair.pan, pair.ms, tmp_path / "a.tif", make(tmp_path / "m.safetensors", False), sensor=sensor)
+    wanted = sharpen(pair.pan, pair.ms, tmp_path / "b.tif", "", sensor=sensor, method=Method.MTF_GLP_HPM_R)
+    assert found.shape == (bands, 240, 240)
+    assert np.abs(found.astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("bands", [1, 4, 8])
+def test_one_model_serves_any_number_of_bands(scene, tmp_path, bands):
+    pair = scene(bands=bands, size=128, dtype="float32")
+    trained = make(tmp_path / "m.safetensors")
+    found = sharpen(pair.pan, pair.ms, tmp_path / "a.tif", trained)
+    assert np.isfinite(found).all()
+    classical = sharpen(pair.pan, pair.ms, tmp_path / "b.tif", "", method=Method.MTF_GLP_HPM_R)
+    assert np.abs(found - classical).mean() > 1  # the network is seen
+
+
+OWN = ((0.4, -0.3), (0.4, -0.3), (1.0, -0.7), (-0.2, 0.1))  # places of four bands
+
+
+def pair_of(folder: Path, ratio: float, bands: int, holes: bool) -> tuple[str, str]:
+    """A pair of 330 × 300 PAN pixels whose grids do not begin together; texture everywhere."""
+    rng = np.random.default_rng(1)
+    rows, columns = int(300 / ratio) + 3, int(330 / ratio) + 3
+    ms = rng.uniform(100, 900, (bands, rows, columns)).astype("float32")
+    pan = rng.uniform(100, 900, (300, 330)).astype("float32")
+    if holes:
+        ms[:, 20:40, 30:50] = np.nan
+        ms[bands - 1, 50:, :6] = np.nan
+        pan[100:110] = -1
+        pan[200:260, 280:] = np.nan
+    origin = (500000.0 - 1.3, 5000000.0 + 0.8)
+    return write_raster(folder / "pan.tif", pan, nodata=-1), write_raster(folder / "ms.tif", ms, ratio, origin)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "bands", "holes", "own"),
+    [(4.0, 4, True, ()), (2.0, 3, False, ()), (3.0, 1, True, ()), (3.37, 5, True, ()), (4.0, 4, True, OWN)],
+    ids=["4", "2", "3", "3.37", "bands apart"],
+)
+def test_tiles_blocks_and_threads_do_not_show(tmp_path, monkeypatch, ratio, bands, holes, own):
+    pan, ms = pair_of(tmp_path, ratio, bands, holes)
+    trained = make(tmp_path / "m.safetensors")
+    if own:
+        shifts = Shifts(0.4, -0.3, own)
+        monkeypatch.setattr(fuse, "register", lambda pair, *rest: (shifts.apply(pair), shifts))
+    whole = sharpen(pan, ms, tmp_path / "whole.tif", trained)  # one block
+    monkeypatch.setattr(fuse, "_NETWORK_BLOCK", 64)
+    one = sharpen(pan, ms, tmp_path / "one.tif", trained, tile_size=512)
+    tiles = sharpen(pan, ms, tmp_path / "tiles.tif", trained, tile_size=256, threads=3)
+    assert np.array_equal(one, tiles, equal_nan=True)
+    # Blocks of another shape round differently, and that is all: the margin is wide enough.
+    np.testing.assert_allclose(one, whole, rtol=1e-4, atol=0.02)
+    assert np.isnan(whole).any() == holes
+    valid = np.isfinite(whole)
+    assert valid.mean() > 0.7
+    # Nothing that is missing spreads: the holes are those of interpolation alone.
+    cubic = sharpen(pan, ms, tmp_path / "cubic.tif", "", method=Method.CUBIC)
+    assert np.array_equal(np.isfinite(cubic), valid)
+
+
+@pytest.mark.parametrize("which", ["pan", "ms"])
+def test_what_stands_for_missing_does_not_count(scene, tmp_path, which):
+    pair = scene(size=192, dtype="float32")
+    trained = make(tmp_path / "m.safetensors")
+    found = []
+    for number, missing in enumerate((-9999.0, 1e9)):
+        paths = {"pan": pair.pan, "ms": pair.ms}
+        values, ratio = read_raster(paths[which]), 4 if which == "ms" else 1
+        size = values.shape[-1]
+        values[:, size // 4 : size // 2, size // 3 : size // 2] = missing
+        paths[which] = write_raster(tmp_path / f"{number}.tif", values, float(ratio), nodata=missing)
+        result = sharpen(paths["pan"], paths["ms"], tmp_path / f"out{number}.tif", trained)
+        dataset = gdal.Open(str(tmp_path / f"out{number}.tif"))
+        nodata = dataset.GetRasterBand(1).GetNoDataValue()
+        found.append(np.where(np.isnan(result) | (result == nodata), np.nan, result))
+    first, second = found
+    assert np.array_equal(first, second, equal_nan=True)
+    hole = np.zeros((192, 192), bool)
+    hole[48:96, 64:96] = True
+    assert np.array_equal(np.isnan(first[0]), hole)
+    assert first[~np.isnan(first)].min() > 0
+    assert first[~np.isnan(first)].max() < 3000
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_result_depends_on_nothing_beyond_the_margin(depth):
+    torch.manual_seed(0)
+    network = networks.build("detail", 4, width=8, head=8, depth=depth).double()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    margin, start, end = network.margin, 48, 80
+    assert margin % 4 == 0
+    given = [torch.randn(1, bands, 128, 128, dtype=torch.float64) for bands in (3, 1, 3, 3)]
+
+    def core(values: list[torch.Tensor]) -> torch.Tensor:
+        with torch.inference_mode():
+            return network(*values)[..., start:end, start:end]
+
+    def beyond(far: int) -> list[torch.Tensor]:
+        """Other values everywhere but in the core and ``far`` pixels around it."""
+        inside = slice(start - far, end + far)
+        changed = [torch.randn_like(value) for value in given]
+        for new, old in zip(changed, given):
+            new[..., inside, inside] = old[..., inside, inside]
+        return changed
+
+    before = core(given)
+    assert torch.allclose(core(beyond(margin)), before, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(core(beyond(margin - 4)), before, rtol=1e-6, atol=1e-6)  # and it is no wider than needed
+    cut = slice(start - margin, end + margin)
+    alone = network(*(value[..., cut, cut] for value in given))[..., margin:-margin, margin:-margin]
+    assert torch.allclose(alone, before, rtol=1e-12, atol=1e-12)
+
+
+def test_a_network_for_one_number_of_bands_sharpens_them(scene, tmp_path, monkeypatch):
+    pair = scene(size=160, dtype="float32")
+    torch.manual_seed(0)
+    network = networks.build("pnn", 4, width=8)
+    FusionModel(network, "pnn", {"width": 8}, 4).save(tmp_path / "m.safetensors")
+    trained = str(tmp_path / "m.safetensors")
+    whole = sharpen(pair.pan, pair.ms, tmp_path / "whole.tif", trained)
+    monkeypatch.setattr(fuse, "_NETWORK_BLOCK", 64)
+    np.testing.assert_allclose(sharpen(pair.pan, pair.ms, tmp_path / "b.tif", trained), whole, rtol=1e-4, atol=0.02)
+    cubic = sharpen(pair.pan, pair.ms, tmp_path / "cubic.tif", "", method=Method.CUBIC)
+    assert 0.01 < np.abs(whole - cubic).mean() < 100  # a fresh one starts close to it
+
+
+# Files
+
+
+def test_a_file_holds_the_model(tmp_path):
+    torch.manual_seed(0)
+    network = networks.build("detail", 4, **SMALL)
+    torch.nn.init.normal_(network.last.weight)
+    about = {"title": "Мой – 影像", "steps": 5, "bands": [1, 2]}
+    FusionModel(network, "detail", SMALL, 4, about).save(tmp_path / "m.safetensors")
+    assert os.listdir(tmp_path) == ["m.safetensors"]
+    found = model.load(str(tmp_path / "m.safetensors"), torch.device("cpu"))
+    assert (found.name, found.options, found.bands, found.about) == ("detail", SMALL, 4, about)
+    assert found.sha256 == hashlib.sha256((tmp_path / "m.safetensors").read_bytes()).hexdigest()
+    assert found.title == f"Мой – 影像 ({tmp_path / 'm.safetensors'})"
+    assert not found.network.training
+    loaded = found.network.state_dict()
+    for name, value in network.state_dict().items():
+        assert torch.equal(loaded[name], value.half().float()), name
+    # What is read and written again has the same bytes, whatever came in between.
+    FusionModel(found.network, "detail", SMALL, 4, about).save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "m.safetensors").read_bytes()
+    assert load_file(str(tmp_path / "m.safetensors")).keys() == loaded.keys()
+
+
+def test_a_model_s_metadata_has_one_order(tmp_path):
+    # The library's own is another in each process.
+    make(tmp_path / "m.safetensors")
+    content = (tmp_path / "m.safetensors").read_bytes()
+    places = [content.index(f'"{name}":"'.encode()) for name in ("about", "bands", "kind", "network", "options")]
+    assert places == sorted(places)
+    assert int.from_bytes(content[:8], "little") % 8 == 0
+
+
+def test_a_model_that_cannot_be_written_is_told(tmp_path):
+    network = FusionModel(networks.build("detail", 4, **SMALL), "detail", SMALL)
+    with pytest.raises(ClippanError, match=r"cannot be written to .*; choose a folder that can be written\."):
+        network.save(tmp_path / "none" / "m.safetensors")
+    (tmp_path / "m.safetensors").mkdir()
+    with pytest.raises(ClippanError, match="cannot be written"):
+        network.save(tmp_path / "m.safetensors")
+    assert os.listdir(tmp_path) == ["m.safetensors"]
+
+
+def spoil(path: Path, how: str) -> None:
+    """Makes a model's file one that cannot be used."""
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(content[:-100])
+    elif how == "text":
+        path.write_text("weights", encoding="utf-8")
+    elif how == "kind":
+        save_file({"a": torch.zeros(1)}, str(path), {"kind": "something else"})
+    elif how == "bare":
+        save_file({"a": torch.zeros(1)}, str(path))
+    elif how == "weights":
+        path.write_bytes(content.replace(b'\\"width\\": 8', b'\\"width\\": 9'))
+    elif how == "network":
+        path.write_bytes(content.replace(b'"network":"detail"', b'"network":"retail"'))
+    assert not path.exists() or path.read_bytes() != content
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("missing", "cannot be read"),
+        ("cut", "cannot be read"),
+        ("text", "cannot be read"),
+        ("kind", "is no fusion model of this version"),
+        ("bare", "is no fusion model of this version"),
+        ("weights", "are not those of detail"),
+        ("network", "There is no fusion network 'retail'"),
+    ],
+)
+def test_what_is_no_model_is_refused_in_one_sentence(scene, tmp_path, how, told):
+    pair = scene(size=64)
+    trained = make(tmp_path / "m.safetensors")
+    spoil(Path(trained), how)
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(ClippanError) as caught:
+        sharpen(pair.pan, pair.ms, tmp_path / "out.tif", trained)
+    assert told in str(caught.value)
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_other_bands_than_a_model_s_are_refused(scene, tmp_path):
+    pair = scene(size=64, bands=3)
+    trained = make(tmp_path / "m.safetensors", bands=4)
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(ClippanError, match=r"MS has 3 bands but the model .* was made for 4; choose those bands"):
+        sharpen(pair.pan, pair.ms, tmp_path / "out.tif", trained)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_model_with_another_method_is_refused(tmp_path, capsys):
+    request = PansharpenRequest("p.tif", ("m.tif",), str(tmp_path / "o.tif"), Method.GSA, "m.safetensors")
+    sentence = "A model is for the method clippan, not for gsa; leave one of them out."
+    with pytest.raises(ClippanError) as caught:
+        request.validate()
+    assert str(caught.value) == sentence
+    line = f"pansharpen --pan p.tif --ms m.tif --output {tmp_path}/o.tif --method gsa --model m.safetensors"
+    assert cli.main(line.split()) == 2
+    assert capsys.readouterr().err.strip() == sentence
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("title", ["Test", None])
+def test_the_result_says_which_model_made_it(scene, tmp_path, title: Optional[str]):
+    pair = scene(size=64)
+    path = tmp_path / "m.safetensors"
+    FusionModel(networks.build("detail", 4, **SMALL), "detail", SMALL, 0, {"title": title} if title else {}).save(path)
+    lines: list[str] = []
+    request = PansharpenRequest(pair.pan, (pair.ms,), str(tmp_path / "out.tif"), model=str(path), device=Device.CPU)
+    result = run(request, Context(log=lines.append))
+    tags = gdal.Open(str(tmp_path / "out.tif")).GetMetadata()
+    wanted = f"{title or 'detail'} ({path})"
+    assert tags["CLIPPAN_METHOD"] == result.method == "clippan"
+    assert tags["CLIPPAN_MODEL"] == result.provenance["CLIPPAN_MODEL"] == wanted
+    assert tags["CLIPPAN_MODEL_SHA256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert f"Model: {wanted}." in lines
+    plain = run(PansharpenRequest(pair.pan, (pair.ms,), str(tmp_path / "gsa.tif"), Method.GSA))
+    assert "CLIPPAN_MODEL" not in plain.provenance
+
+
+def test_the_same_bytes_each_time(scene, tmp_path, monkeypatch):
+    pair = scene(size=200)
+    trained = make(tmp_path / "m.safetensors")
+    monkeypatch.setattr(fuse, "_NETWORK_BLOCK", 64)
+    written = []
+    for _ in range(2):
+        sharpen(pair.pan, pair.ms, tmp_path / "out.tif", trained, threads=3)
+        written.append((tmp_path / "out.tif").read_bytes())
+    assert written[0] == written[1]
+
+
+def test_values_stay_those_of_the_type(tmp_path):
+    # However wrong a network is, bytes do not turn over.
+    high = truth(128, 2) / 6
+    write_raster(tmp_path / "ms.tif", high.reshape(2, 32, 4, 32, 4).mean((2, 4)).astype("uint8"), 4.0)
+    write_raster(tmp_path / "pan.tif", high.mean(axis=0).astype("uint8"))
+    torch.manual_seed(0)
+    network = networks.build("detail", 4, **SMALL)
+    torch.nn.init.constant_(network.last.bias[32:], 3.0)  # standard deviations on top of everything
+    FusionModel(network, "detail", SMALL).save(tmp_path / "m.safetensors")
+    found = sharpen(
+        str(tmp_path / "pan.tif"), str(tmp_path / "ms.tif"), tmp_path / "o.tif", str(tmp_path / "m.safetensors")
+    )
+    low = read_raster(str(tmp_path / "ms.tif"))
+    bright = low >= np.percentile(low, 99)
+    assert np.kron(bright, np.ones((1, 4, 4), bool)).shape == found.shape
+    assert found[np.kron(bright, np.ones((1, 4, 4), bool))].min() > low.mean()
+    assert found.max() == 255

@@ -1,0 +1,743 @@
+"""The training of fusion networks: recipes, sources, patches, batches, and runs that can be stopped and resumed."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import io
+import math
+import os
+import socket
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import pytest
+from conftest import read_raster, truth, write_raster
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("yaml")
+
+from PIL import Image  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+import clippan  # noqa: E402
+from clippan import resources  # noqa: E402
+from clippan.clip.models import MODELS  # noqa: E402
+from clippan.errors import Cancelled, ClippanError  # noqa: E402
+from clippan.fusion import filters, model, networks  # noqa: E402
+from clippan.fusion.methods import MtfGlp  # noqa: E402
+from clippan.fusion.statistics import Statistics  # noqa: E402
+from clippan.fusion.training import sources, train  # noqa: E402
+from clippan.fusion.training.batch import Batch  # noqa: E402
+from clippan.fusion.training.objective import Weights  # noqa: E402
+from clippan.fusion.training.recipe import Augment, Language, Pairs, Pictures, Recipe, read  # noqa: E402
+from clippan.fusion.training.sampler import Sampler  # noqa: E402
+from clippan.fusion.training.scenes import Mixture, Moments, Pairing, Truth, collate  # noqa: E402
+from clippan.jobs import Context, Device, Method, PansharpenRequest, TrainFusionRequest, run  # noqa: E402
+from clippan.raster.grid import Axis  # noqa: E402
+
+# As small as its parts allow.
+TINY = """
+network: detail
+options: {width: 8, head: 8, depth: 1}
+pairs: [{folder: pan}]
+steps: 10
+warmup: 2
+batch: 2
+size: 64
+scene_batch: 1
+scene_size: 64
+truth: {supervised: 1}
+scene: {khan: 1, detail: 0.5}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder: three pairs of two sensors, one that is reduced already, and a zip of pictures."""
+    root = tmp_path_factory.mktemp("data")
+    for seed, name in enumerate(("quickbird__a", "quickbird__b", "landsat__c", "ikonos__reduced")):
+        folder = root / "pan" / name
+        folder.mkdir(parents=True)
+        high = truth(192, 4, seed)
+        low = high.reshape(4, 48, 4, 48, 4).mean((2, 4))
+        write_raster(folder / "pan.tif", high.mean(axis=0).astype("uint16"), 1.0)
+        write_raster(folder / "ms.tif", low.astype("uint16"), 4.0)
+    (root / "pan" / "ikonos__reduced" / "gt.tif").touch()
+    with zipfile.ZipFile(root / "pictures.zip", "w") as archive:
+        for seed in range(3):
+            picture, file = (truth(160, 3, seed) / 8).astype("uint8"), io.BytesIO()
+            Image.fromarray(picture.transpose(1, 2, 0)).save(file, "TIFF")
+            archive.writestr(f"some/{seed}.tif", file.getvalue())
+        archive.writestr("readme.txt", "no picture")
+    return root
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Any:
+    """Writes a recipe: ``recipe(text)``; gives its path."""
+
+    def make(text: str = TINY, name: str = "recipe.yaml") -> str:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return str(tmp_path / name)
+
+    return make
+
+
+def learn(data: Path, folder: Path, recipe: str, context: Optional[Context] = None, **options: Any) -> Any:
+    request = TrainFusionRequest(str(data), str(folder), recipe, device=Device.CPU, **options)
+    return run(request, context or Context())
+
+
+def curves(folder: Path) -> tuple[list[str], np.ndarray]:
+    """Names and rows of a run's curves."""
+    with (folder / train.CURVES).open(encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    return head, np.array(rows, float)
+
+
+# Recipes
+
+
+def test_what_a_recipe_leaves_out_has_its_default(recipe):
+    assert read(Path(recipe("truth: {supervised: 1}"))) == Recipe(truth=Weights(supervised=1.0))
+
+
+def test_every_part_of_a_recipe_is_read(recipe):
+    found = read(
+        Path(
+            recipe(
+                """
+                network: pnn
+                options: {width: 12}
+                bands: 8
+                pairs: [{folder: one}, {folder: two, without: [a__b]}]
+                pictures:
+                  - {path: p.zip, factor: 3, limit: 5, share: 2}
+                  - {path: s2, bands: [B02.tif, B03.tif]}
+                scene: {spectral: 1, language: 0.01}
+                augment: {ratios: [2, 2.5], bands: [3], mixed: 0}
+                language: {clip: starter, protocol: khan, steps: 3}
+                precision: bfloat16
+                without: [ikonos]
+                """
+            )
+        )
+    )
+    assert found == Recipe(
+        network="pnn",
+        options={"width": 12},
+        bands=8,
+        pairs=(Pairs("one"), Pairs("two", ("a__b",))),
+        pictures=(Pictures("p.zip", (), 3, 5, 2.0), Pictures("s2", ("B02.tif", "B03.tif"))),
+        scene=Weights(spectral=1.0, language=0.01),
+        augment=Augment(ratios=(2.0, 2.5), bands=(3,), mixed=0.0),
+        language=Language(protocol="khan", steps=3),
+        precision="bfloat16",
+        without=("ikonos",),
+    )
+
+
+def test_a_request_overrides_steps_seed_and_sensors():
+    kept = Recipe(steps=7, seed=3, without=("a",))
+    assert kept.changed(None, None, ()) == kept
+    assert kept.changed(5, 0, ("b",)) == dataclasses.replace(kept, steps=5, seed=0, without=("a", "b"))
+
+
+def test_the_shipped_recipe_is_one_that_can_be_built():
+    found = read(resources() / "fusion" / "recipe.yaml")
+    assert found.truth.used
+    assert found.scene.used
+    assert found.pairs
+    assert networks.parameters(networks.build(found.network, found.bands, **found.options)) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("truth: {supervised: 1}\nstep: 5", "Unknown parameter step for Recipe; known are network,"),
+        ("truth: {supervised: 1, beauty: 1}", "Unknown parameter beauty for Weights"),
+        ("truth: {supervised: 1}\naugment: {rain: 1}", "Unknown parameter rain for Augment"),
+        ("truth: {supervised: 1}\npairs: [{without: [a]}]", "Missing parameter folder for Pairs"),
+        ("truth: {supervised: 1}\nsteps: many", "Parameter steps should be int, not 'many'"),
+        ("truth: {supervised: 1}\nprecision: half", "The precision half is not known; write float32 or bfloat16"),
+        ("truth: {supervised: 1}\nsteps: 0", "at least one step"),
+        ("truth: {supervised: 1}\nscene_batch: 0", "one patch in a batch"),
+        ("truth: {supervised: 1}\nsize: 8", "less than 32 pixels"),
+        ("truth: {supervised: 1}\naverage: 1", "write average"),
+        ("truth: {supervised: 1}\naugment: {ratios: []}", "name some under augment"),
+        ("truth: {supervised: 1}\naugment: {bands: [4, 0]}", "name some under augment"),
+        ("truth: {supervised: 1}\npictures: [{path: p, factor: 0}]", "factor of at least 1"),
+        ("truth: {supervised: 1}\nlanguage: {protocol: wild}", "write wald or khan"),
+        ("truth: {language: 1}", "name it under scene"),
+        ("", "gives no loss a weight"),
+        ("- a\n- b", "named values"),
+        ("truth: {supervised: 1", "cannot be read"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_is_refused_in_one_sentence(recipe, text, told):
+    with pytest.raises(ClippanError) as caught:
+        read(Path(recipe(text)))
+    assert told in str(caught.value)
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(ClippanError, match="cannot be read"):
+        read(tmp_path / "none.yaml")
+
+
+# Sources
+
+
+def test_pairs_of_a_folder(data):
+    found = list(sources.pairs(data, Pairs("pan"), (), Context()))
+    assert [(pairing.name, pairing.group) for pairing in found] == [
+        ("landsat__c", "landsat"),
+        ("quickbird__a", "quickbird"),
+        ("quickbird__b", "quickbird"),
+    ]
+    pairing = found[1]
+    assert np.array_equal(pairing.pan, read_raster(str(data / "pan" / "quickbird__a" / "pan.tif"))[0])
+    assert np.array_equal(pairing.ms, read_raster(str(data / "pan" / "quickbird__a" / "ms.tif")))
+    assert (pairing.x.ratio, pairing.y.ratio) == (4, 4)
+    assert pairing.valid.all()
+    assert pairing.gains == (0.34, 0.32, 0.30, 0.22)  # QuickBird's own
+    assert pairing.gains != found[0].gains
+
+
+def test_sensors_and_scenes_are_left_out(data):
+    left = [pairing.name for pairing in sources.pairs(data, Pairs("pan", ("quickbird__b",)), ("landsat",), Context())]
+    assert left == ["quickbird__a"]
+
+
+def test_a_folder_without_pairs_is_told(data):
+    with pytest.raises(ClippanError, match=r"There are no pairs in .*elsewhere; each is a folder SENSOR__SCENE"):
+        list(sources.pairs(data, Pairs("elsewhere"), (), Context()))
+
+
+def test_pictures_of_a_zip_have_a_pan_of_their_bands(data):
+    found = list(sources.pictures(data, Pictures("pictures.zip", factor=2)))
+    assert [picture.name for picture in found] == ["some/0.tif", "some/1.tif", "some/2.tif"]
+    for seed, picture in enumerate(found):
+        shown = (truth(160, 3, seed) / 8).astype("uint8")
+        means = shown.reshape(3, 80, 2, 80, 2).mean((2, 4)) + 1
+        assert np.abs(picture.bands - means).max() <= 0.5  # PIL rounds
+        assert picture.made
+        assert picture.valid.all()
+        like = [np.corrcoef(picture.pan.ravel(), band.ravel())[0, 1] for band in picture.bands]
+        assert max(like) > 0.9
+    again = list(sources.pictures(data, Pictures("pictures.zip", factor=2)))
+    assert all(np.array_equal(one.pan, other.pan) for one, other in zip(found, again))
+    assert len(list(sources.pictures(data, Pictures("pictures.zip", limit=2)))) == 2
+
+
+def test_bands_of_one_scene_as_files(tmp_path):
+    (tmp_path / "s2").mkdir()
+    bands = truth(65, 2)[:, :64].astype("uint16")
+    for number, band in enumerate(bands):
+        write_raster(tmp_path / "s2" / f"B{number}.tif", band)
+    (found,) = sources.pictures(tmp_path, Pictures("s2", ("B1.tif", "B0.tif"), factor=2))
+    means = bands[::-1, :64, :64].reshape(2, 32, 2, 32, 2).mean((2, 4))
+    assert np.allclose(found.bands, means)
+
+
+def test_pictures_that_are_not_there_are_told(data):
+    with pytest.raises(ClippanError, match=r"The pictures .*none.zip are not there; correct the recipe"):
+        list(sources.pictures(data, Pictures("none.zip")))
+
+
+# Patches
+
+
+GAINS = (0.3, 0.22, 0.35)
+
+
+def ground(size: int = 192, bands: int = 3, place: Optional[tuple[int, int]] = None, edge: int = 64) -> Truth:
+    """A truth whose patch of ``edge`` pixels can lie at one ``place`` only."""
+    values = truth(size, bands).astype(np.float32)
+    valid = np.ones((size, size), bool)
+    if place:
+        valid[:] = False
+        valid[place[0] : place[0] + edge, place[1] : place[1] + edge] = True
+    return Truth("a", "b", values.mean(axis=0) * 1.1 + 20, values, valid, GAINS[:bands], made=False)
+
+
+def plain(made: Truth, ratio: float, phases: tuple[float, float], chosen: tuple[int, ...], edge: int = 64) -> Any:
+    """A patch of some bands without anything that varies it."""
+    gains = [GAINS[band] for band in chosen]
+    mixture = Mixture.choice(chosen, len(made.bands))
+    shifts = np.zeros((len(chosen), 2))
+    return made.patch(np.random.default_rng(0), edge, ratio, np.array(phases), gains, gains, shifts, mixture)
+
+
+def seen(values: np.ndarray, axis_y: Axis, axis_x: Axis, gain: float) -> tuple[torch.Tensor, int, int]:
+    """What a sensor sees of a plane around its middle: samples and the number of the first row and column."""
+    firsts, matrices = [], []
+    for axis, length in ((axis_y, values.shape[0]), (axis_x, values.shape[1])):
+        first = math.ceil(axis.to_ms(24))
+        number = math.floor(axis.to_ms(length - 25)) - first
+        start, count = filters.pan_support(axis, first, number, gain)
+        assert start >= 0
+        assert start + count <= length
+        matrix = torch.zeros(number, length)
+        matrix[:, start : start + count] = filters.down_matrix(axis, first, number, gain)
+        firsts.append(first)
+        matrices.append(matrix)
+    return filters.separable(matrices[0], torch.from_numpy(values).float(), matrices[1]), firsts[0], firsts[1]
+
+
+@pytest.mark.parametrize(("ratio", "phases"), [(4.0, (0.0, 0.0)), (4.0, (1.3, 2.9)), (2.0, (0.5, 0.0)), (2.7, (0, 2))])
+def test_a_patch_without_variation_is_what_the_filters_give(ratio, phases):
+    place, chosen = (64, 72), (2, 0)
+    made = ground(place=place)
+    patch = plain(made, ratio, phases, chosen)
+    axes = [Axis(ratio, start + phase) for start, phase in zip(place, phases)]
+    inside = np.s_[place[0] : place[0] + 64, place[1] : place[1] + 64]
+    assert np.array_equal(patch.pan[0], made.pan[inside])
+    for number, band in enumerate(chosen):
+        assert np.array_equal(patch.target[number], made.bands[band][inside])
+        for values, up in ((made.bands[band], patch.up[number]), (made.pan, patch.low[number])):
+            samples, row, column = seen(values, *axes, GAINS[band])
+            parts = []
+            for axis, start, first, length in zip(axes, place, (row, column), samples.shape):
+                support, count = filters.ms_support(axis, start, 64)
+                matrix = filters.up_matrix(axis, start, 64)
+                # The support has samples to spare: those that weigh nothing need not be there.
+                weights = torch.zeros(64, length)
+                here = slice(max(first - support, 0), min(first + length - support, count))
+                assert float(matrix[:, here].abs().sum()) == pytest.approx(float(matrix.abs().sum()))
+                weights[:, support + here.start - first : support + here.stop - first] = matrix[:, here]
+                parts.append(weights)
+            assert torch.allclose(filters.separable(parts[0], samples, parts[1]), up, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("ratio", "phases"), [(4.0, (0.0, 0.0)), (4.0, (1.3, 2.9)), (3.0, (2.0, 1.0)), (2.7, (0, 2))])
+def test_what_a_batch_degrades_is_what_was_seen(ratio, phases):
+    batch = collate([plain(ground(), ratio, phases, (0, 1, 2))], [0], ratio)
+    assert batch.ms.shape[-1] >= 5
+    assert torch.allclose(batch.degrade(batch.target), batch.ms, atol=1e-4)
+    assert float((batch.degrade(batch.up) - batch.ms).abs().mean()) > 0.02  # and the blurred ones are not
+
+
+def test_the_classical_result_is_that_of_pansharpen():
+    patch = plain(ground(), 4.0, (1.0, 3.0), (0, 1, 2))
+    moments = patch.moments
+    mean = np.concatenate([moments.mean, [moments.pan_mean] * 2])
+    covariance = np.zeros((5, 5))
+    covariance[:3, :3] = moments.covariance
+    covariance[:3, 3] = covariance[3, :3] = moments.with_pan
+    covariance[3, 3] = covariance[4, 4] = moments.pan_variance
+    statistics = Statistics(3, 1, torch.from_numpy(mean), torch.from_numpy(covariance), torch.zeros(3), 100, 0.0)
+    wanted = MtfGlp(statistics, [0, 0, 0], modulation=True, regression=True)(patch.up, patch.pan[0], patch.low)
+    batch = collate([patch], [0], 4.0)
+    assert torch.allclose(batch.units(batch.classical)[0], wanted, rtol=1e-5)
+    assert float((wanted - patch.up).abs().mean()) > 10
+
+
+def test_a_pair_s_patch_is_a_part_of_the_whole_pair():
+    made = ground()
+    axis = Axis(4.0, 0.0)
+    ms = np.stack([seen(band, axis, axis, gain)[0].numpy() for band, gain in zip(made.bands, GAINS)])
+    offset = Axis(4.0, 4.0 * seen(made.pan, axis, axis, 0.3)[1])
+    valid = np.zeros(ms.shape[1:], bool)
+    valid[8:24, 12:28] = True
+    pairing = Pairing("a", "b", made.pan, ms, offset, offset, valid, GAINS, 0.15)
+    whole = pairing.all()
+    (patch,) = pairing.patches(np.random.default_rng(0), 1, 64, [1, 2])
+    top, left = (int(offset.offset) + 4 * sample for sample in (8, 12))
+    inside = np.s_[:, top : top + 64, left : left + 64]
+    assert torch.equal(patch.pan, whole.pan[inside])
+    assert torch.allclose(patch.up, whole.up[1:][inside], rtol=1e-6)
+    assert torch.allclose(patch.low, whole.low[1:][inside], rtol=1e-6)
+    batch = collate([patch], [0], 4.0)
+    true = torch.from_numpy(made.bands[1:][inside])[None]
+    assert torch.allclose(batch.degrade((true - batch.mean) / batch.std), batch.ms, atol=1e-4)
+    own = seen(made.pan, axis, axis, 0.15)[0]
+    row, column = (int(index) for index in np.argwhere(ms[1] == patch.ms[0, 0, 0].item())[0])
+    here = own[row : row + patch.ms.shape[1], column : column + patch.ms.shape[2]]
+    assert torch.equal(patch.ms[1], torch.from_numpy(ms[2])[row:, column:][: here.shape[0], : here.shape[1]])
+    assert torch.allclose(patch.pan_low[0], here, rtol=1e-5)
+
+
+def test_sensors_of_unlike_optics_share_a_batch():
+    made = ground()
+    one, other = (
+        made.patch(
+            np.random.default_rng(0), 64, 2.0, np.zeros(2), gains, gains, np.zeros((1, 2)), Mixture.choice([0], 3)
+        )
+        for gains in ([0.15], [0.5])
+    )
+    batch = collate([one, other], [0, 1], 2.0)
+    assert torch.allclose(batch.degrade(batch.target), batch.ms, atol=1e-4)
+
+
+def test_moments_of_a_mixture_are_those_of_the_mixed_bands():
+    rng = np.random.default_rng(0)
+    bands = rng.normal(0, 30, (3, 40, 50)) + rng.normal(500, 90, (1, 40, 50))
+    pan = bands.mean(axis=0) + rng.normal(0, 20, (40, 50))
+    mixture = Mixture(rng.random((4, 3)), rng.normal(0, 50, 4), 0.7, rng.random(3), 33.0)
+    mixed = np.tensordot(mixture.bands, bands, 1) + mixture.offset[:, None, None]
+    light = 0.7 * pan + np.tensordot(mixture.pan_bands, bands, 1) + 33.0
+    valid = rng.random((40, 50)) < 0.8
+    found, wanted = Moments.of(bands, pan, valid).mixed(mixture), Moments.of(mixed, light, valid)
+    for field in dataclasses.fields(Moments):
+        np.testing.assert_allclose(getattr(found, field.name), getattr(wanted, field.name), rtol=1e-9)
+
+
+def test_missing_pixels_are_kept_out(tmp_path):
+    folder = tmp_path / "pan" / "quickbird__a"
+    folder.mkdir(parents=True)
+    high = truth(192, 4)
+    low = high.reshape(4, 48, 4, 48, 4).mean((2, 4)).astype("uint16")
+    hole = np.zeros((48, 48), bool)
+    hole[4:8, 30:40] = True
+    low[0][hole] = 60000  # one band is enough
+    pan = high.mean(axis=0).astype("float32")
+    pan[100:140, :40] = np.nan
+    hole[25:35, :10] = True
+    write_raster(folder / "pan.tif", pan, 1.0)
+    write_raster(folder / "ms.tif", low, 4.0, nodata=60000)
+    (pairing,) = sources.pairs(tmp_path, Pairs("pan"), (), Context())
+    assert np.array_equal(pairing.valid, ~hole)
+    np.testing.assert_allclose(pairing.moments.mean, low[:, ~hole].mean(axis=1), rtol=1e-6)
+    assert pairing.pan.max() < 2000
+    assert pairing.ms.max() < 2000
+    rng = np.random.default_rng(0)
+    clean = set(low[1][~hole].tolist())
+    for _ in range(20):
+        (patch,) = pairing.patches(rng, 1, 64, [0, 1, 2, 3])
+        assert bool(patch.up.isfinite().all())
+        # The filled pixels have the mean of the band, which no sample has.
+        assert set(patch.ms[1].flatten().tolist()) <= clean
+        made = pairing.truth(0.15).patch(
+            rng, 32, 2.0, np.zeros(2), [0.3], [0.3], np.zeros((1, 2)), Mixture.choice([1], 4)
+        )
+        assert set(made.target.flatten().tolist()) <= clean
+
+
+# Batches
+
+
+@functools.cache
+def pairings(data: Path) -> list[Pairing]:
+    """The pairs of the data folder, read once."""
+    return list(sources.pairs(data, Pairs("pan"), (), Context()))
+
+
+def sampler(data: Path, bands: Optional[int] = None, pictures: bool = False, **options: Any) -> Sampler:
+    values: dict[str, Any] = {
+        **{"truth": Weights(supervised=1.0), "scene": Weights(khan=1.0), "batch": 2, "size": 64},
+        **{"scene_batch": 2, "scene_size": 64, **options},
+    }
+    pairs = pairings(data)
+    shown = [(1.0, list(sources.pictures(data, Pictures("pictures.zip"))))] if pictures else []
+    return Sampler(Recipe(**values), pairs, shown, bands)
+
+
+def same(one: Batch, other: Batch) -> bool:
+    values = ((value, getattr(other, name)) for name, value in vars(one).items() if isinstance(value, torch.Tensor))
+    return one.ratio == other.ratio and all(torch.equal(first, second) for first, second in values)
+
+
+@pytest.mark.parametrize("kind", ["truth", "scene"])
+def test_a_seed_and_a_step_decide_a_batch(data, kind):
+    one, other = sampler(data, 4, True), sampler(data, 4, True)
+    getattr(one, kind)(np.random.default_rng(99))  # what was drawn before does not count
+    first, again, next_ = (
+        getattr(drawer, kind)(np.random.default_rng([0, 0, step]))
+        for drawer, step in ((one, 5), (other, 5), (other, 6))
+    )
+    assert same(first, again)
+    assert not torch.equal(first.pan, next_.pan)
+
+
+def test_batches_vary_in_ratio_and_bands_as_the_recipe_says(data):
+    drawer = sampler(data, pictures=True, augment=Augment(ratios=(2, 3.5), bands=(1, 5)))
+    batches = [drawer.truth(np.random.default_rng(step)) for step in range(12)]
+    assert {(batch.ratio, batch.up.shape[1]) for batch in batches} == {(2, 1), (2, 5), (3.5, 1), (3.5, 5)}
+    for batch in batches:
+        assert batch.target.shape == batch.up.shape == batch.classical.shape == (2, batch.up.shape[1], 64, 64)
+        assert all(bool(value.isfinite().all()) for value in batch.inputs)
+
+
+def test_scenes_are_of_one_pair_and_standardised(data):
+    batch = sampler(data).scene(np.random.default_rng(0))
+    assert batch.target is None
+    assert batch.scenes.tolist() == [0, 0]
+    assert torch.equal(batch.mean[0], batch.mean[1])
+    assert float(batch.ms.mean().abs()) < 1
+    assert 0.3 < float(batch.ms.std()) < 2
+
+
+def test_networks_of_a_fixed_number_of_bands_get_them_in_order(data):
+    drawer = sampler(data, 3)
+    means = {tuple(drawer.scene(np.random.default_rng(step)).mean[0].flatten().tolist()) for step in range(12)}
+    files = [read_raster(str(folder / "ms.tif"))[:3] for folder in (data / "pan").iterdir()]
+    assert len(means) == 3
+    for mean in means:
+        assert any(np.allclose(mean, values.mean((1, 2)), rtol=1e-5) for values in files)
+
+
+def test_scenes_that_are_too_small_are_told():
+    made = ground(128)
+    made.valid[::16] = False
+    valid = np.ones((32, 32), bool)
+    valid[::8] = False
+    axis = Axis(4.0, 0.0)
+    pairing = Pairing("a", "b", made.pan, made.bands[:, :32, :32], axis, axis, valid, GAINS, 0.15)
+    recipe = Recipe(truth=Weights(supervised=1.0), scene=Weights(khan=1.0), size=96, scene_size=64)
+    drawer = Sampler(recipe, [pairing], [(1.0, [made])], None)
+    with pytest.raises(ClippanError, match=r"too small for the recipe's patches; lower its size\."):
+        drawer.truth(np.random.default_rng(0))
+    with pytest.raises(ClippanError, match=r"too small for the recipe's patches; lower its scene_size\."):
+        drawer.scene(np.random.default_rng(0))
+
+
+def test_pairs_of_too_few_bands_are_told(data):
+    with pytest.raises(ClippanError, match="whose MS has the network's number of bands"):
+        sampler(data, 5)
+
+
+# Runs
+
+
+def test_a_training_learns_and_its_model_pansharpens(data, recipe, tmp_path):
+    text = TINY.replace("steps: 10", "steps: 40\nrate: 0.005\naverage: 0.5") + "pictures: [{path: pictures.zip}]\n"
+    lines: list[str] = []
+    seen: list[float] = []
+    context = Context(lambda percent, message: seen.append(percent), lines.append)
+    result = learn(data, tmp_path / "run", recipe(text), context)
+    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoint.pt", "curves.csv", "model.safetensors", "recipe.json"]
+    assert result.model == str(tmp_path / "run" / "model.safetensors")
+    assert (result.steps, result.device) == (40, "cpu")
+    assert seen == sorted(seen)
+    assert seen[-1] == 100
+    head, rows = curves(tmp_path / "run")
+    assert head == ["step", "truth.supervised", "scene.khan", "scene.detail"]
+    assert rows[:, 0].tolist() == [40]
+    assert rows[0, 1:] == pytest.approx(list(result.losses.values()), rel=1e-4)
+    assert lines[-1].startswith("Step 40: truth.supervised 0.")
+
+    trained = model.load(result.model, torch.device("cpu"))
+    assert (trained.name, trained.bands, trained.about["steps"]) == ("detail", 0, 40)
+    assert result.parameters == networks.parameters(trained.network)
+    batches = [sampler(data).truth(np.random.default_rng(step)) for step in range(3)]
+    fresh = networks.build("detail", 4, width=8, head=8, depth=1)
+    before, after = (
+        sum(float((network(*batch.inputs) - batch.target).detach().abs().mean()) for batch in batches)
+        for network in (fresh, trained.network)
+    )
+    assert after < 0.97 * before
+
+    pair = data / "pan" / "quickbird__a"
+    sharp = run(
+        PansharpenRequest(
+            str(pair / "pan.tif"), (str(pair / "ms.tif"),), str(tmp_path / "out.tif"), Method.CLIPPAN, result.model
+        )
+    )
+    assert sharp.provenance["CLIPPAN_MODEL_SHA256"] == trained.sha256
+    assert 100 < read_raster(sharp.output).mean() < 2000
+
+
+class Killed(Exception):
+    """The power went out."""
+
+
+@pytest.mark.parametrize("end", [Cancelled, Killed])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(data, recipe, tmp_path, monkeypatch, end):
+    monkeypatch.setattr(train, "_KEPT", 4)
+    monkeypatch.setattr(train, "_LOGGED", 3)
+    path = recipe()
+    learn(data, tmp_path / "whole", path)
+
+    def stop(percent: float, message: str) -> None:
+        if message == "Step 7 of 10":
+            raise end()
+
+    with pytest.raises(end) as caught:
+        learn(data, tmp_path / "parts", path, Context(stop))
+    if end is Cancelled:
+        assert str(caught.value) == "Cancelled after step 7; the same command goes on from there."
+    assert not (tmp_path / "parts" / "model.safetensors").exists()
+    lines: list[str] = []
+    learn(data, tmp_path / "parts", path, Context(log=lines.append))
+    assert f"Going on after step {7 if end is Cancelled else 4}." in lines
+    for name in ("model.safetensors", "curves.csv", "recipe.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
+    assert curves(tmp_path / "parts")[1][:, 0].tolist() == [3, 6, 9, 10]
+
+
+def test_the_same_seed_gives_the_same_bytes(data, recipe, tmp_path):
+    path = recipe()
+    for name, seed in (("one", None), ("two", 0), ("other", 1)):
+        learn(data, tmp_path / name, path, steps=3, seed=seed)
+    one, two, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "other"))
+    assert one == two
+    assert one != other
+
+
+def test_a_folder_keeps_one_recipe_s_run(data, recipe, tmp_path):
+    folder = tmp_path / "run"
+    learn(data, folder, recipe(), steps=2)
+    before = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+    with pytest.raises(ClippanError, match=r"holds a run of another recipe; choose an empty folder\."):
+        learn(data, folder, recipe(), steps=3)
+    assert {name: (folder / name).read_bytes() for name in os.listdir(folder)} == before
+    learn(data, folder, recipe(), steps=2)  # done already
+    assert (folder / "model.safetensors").read_bytes() == before["model.safetensors"]
+
+
+def test_a_recipe_may_be_corrected_before_anything_was_learned(data, recipe, tmp_path):
+    for right, wrong, told in (
+        ("folder: pan", "folder: elsewhere", "There are no pairs in"),
+        ("network: detail", "network: unet", "There is no fusion network 'unet'"),
+        ("width: 8", "width: 8, tail: 1", "has no option 'tail'"),
+        ("supervised: 1", "supervised: -1", "has the weight -1"),
+        ("khan: 1", "khan: 1, pseudo: 1", "needs a trained network as its teacher"),
+    ):
+        assert right in TINY
+        with pytest.raises(ClippanError, match=told) as caught:
+            learn(data, tmp_path / "run", recipe(TINY.replace(right, wrong)))
+        assert str(caught.value).endswith(".")
+    assert learn(data, tmp_path / "run", recipe(TINY), steps=1).steps == 1
+
+
+def test_a_checkpoint_that_is_damaged_is_told(data, recipe, tmp_path):
+    folder = tmp_path / "run"
+    learn(data, folder, recipe(), steps=1)
+    (folder / "checkpoint.pt").write_bytes((folder / "checkpoint.pt").read_bytes()[:500])
+    with pytest.raises(ClippanError, match=r"checkpoint.pt cannot be read .*; remove it to start from the first step"):
+        learn(data, folder, recipe(), steps=1)
+    (folder / "checkpoint.pt").unlink()
+    assert learn(data, folder, recipe(), steps=1).losses
+
+
+def test_half_precision_learns_much_the_same(data, recipe, tmp_path):
+    text = TINY + "average: 0\n"
+    full = learn(data, tmp_path / "full", recipe(text), steps=3)
+    half = learn(data, tmp_path / "half", recipe(text + "precision: bfloat16\n"), steps=3)
+    assert list(half.losses.values()) == pytest.approx(list(full.losses.values()), rel=0.1)
+    one, other = (load_file(str(tmp_path / name / "model.safetensors")) for name in ("full", "half"))
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    assert all(bool(value.isfinite().all()) for value in other.values())
+
+
+def test_a_network_of_a_fixed_number_of_bands_is_bound_to_it(data, recipe, tmp_path):
+    text = TINY.replace("network: detail", "network: pnn").replace("{width: 8, head: 8, depth: 1}", "{width: 8}")
+    result = learn(data, tmp_path / "run", recipe(text), steps=1)
+    trained = model.load(result.model, torch.device("cpu"))
+    assert trained.bands == 4
+    with pytest.raises(ClippanError, match="MS has 3 bands but the model"):
+        trained.fits(3)
+
+
+def test_both_stages_of_clippan(data, recipe, tmp_path):
+    if not MODELS["starter"].path.is_file():
+        pytest.skip("the starter CLIP is not in this checkout")
+    teacher = model.FusionModel(
+        networks.build("detail", 4, width=8, head=8, depth=1), "detail", {"width": 8, "head": 8, "depth": 1}
+    )
+    teacher.save(tmp_path / "teacher.safetensors")
+    path = recipe(
+        f"""
+        network: pnn
+        options: {{width: 8}}
+        bands: 4
+        pairs: [{{folder: pan}}]
+        steps: 2
+        warmup: 0
+        scene_batch: 2
+        scene_size: 64
+        scene: {{spectral: 1, spatial: 1, qnr: 1, pseudo: 1, language: 0.01}}
+        language: {{clip: starter, steps: 2, batch: 2}}
+        teacher: {tmp_path / "teacher.safetensors"}
+        """
+    )
+    lines: list[str] = []
+    result = learn(data, tmp_path / "run", path, Context(log=lines.append))
+    head, rows = curves(tmp_path / "run")
+    assert head == ["step", *(f"scene.{name}" for name in ("spectral", "spatial", "qnr", "pseudo", "language"))]
+    assert np.isfinite(rows).all()
+    assert 0 < result.losses["scene.language"] < 2
+    assert [line.split(":")[0] for line in lines if "Stage I," in line] == ["Stage I, step 1", "Stage I, step 2"]
+    assert load_file(result.model)
+
+    # What stage I taught serves other runs, and this one when it is gone on with.
+    kept = (tmp_path / "run" / "stage_one.safetensors").read_bytes()
+    again = (
+        Path(path)
+        .read_text(encoding="utf-8")
+        .replace(
+            "language: {clip: starter",
+            f"language: {{adapted: {tmp_path / 'run' / 'stage_one.safetensors'}, clip: starter",
+        )
+    )
+    lines.clear()
+    learn(data, tmp_path / "again", recipe(again, "again.yaml"), Context(log=lines.append))
+    assert not [line for line in lines if "Stage I," in line]
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == Path(result.model).read_bytes()
+    assert (tmp_path / "run" / "stage_one.safetensors").read_bytes() == kept
+
+
+# What each process has in the end is written beside the model, which only the first writes.
+PROCESS = """
+import sys, torch
+from pathlib import Path
+from clippan import cli
+from clippan.fusion.training import train
+
+go = train.Run.go
+
+def watched(self):
+    losses = go(self)
+    torch.save([self.network.state_dict(), self._average.state_dict()], f"{sys.argv[-1]}/rank{self._rank}.pt")
+    return losses
+
+train.Run.go = watched
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_several_processes_learn_one_network(data, recipe, tmp_path):
+    (tmp_path / "process.py").write_text(PROCESS, encoding="utf-8")
+    folder = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(Path(clippan.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    command = ["train", "fusion", "--data", str(data), "--recipe", recipe(), "--steps", "3", "--device", "cpu"]
+    done = subprocess.run(
+        [*starter, str(tmp_path / "process.py"), *command, "--output", str(folder)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Step 3: truth.supervised") == 1  # one of them tells
+    first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    for one, other in zip(first, second):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    trained = load_file(str(folder / "model.safetensors"))
+    assert all(torch.equal(trained[name], first[1][name].half()) for name in trained)
+    # The second process had patches of its own: the network is not what one process makes.
+    learn(data, tmp_path / "alone", recipe(), steps=3)
+    alone = load_file(str(tmp_path / "alone" / "model.safetensors"))
+    assert any(not torch.equal(trained[name], alone[name]) for name in trained)
