@@ -1,6 +1,6 @@
 """Quality of every method beside gdal_pansharpen, on real pairs.
 
-    .venv/bin/python benchmarks/quality.py [--pairs FOLDER] [--unregistered] [--write docs/quality.md]
+    .venv/bin/python benchmarks/quality.py [--pairs FOLDER] [--runs FOLDER] [--unregistered] [--write docs/quality.md]
 
 Each pair is fused and assessed twice: at full resolution, without a reference, and one scale down, where PAN and MS
 are both degraded by the ratio (Wald's protocol) and the original MS is the reference. Ready-made reduced pairs, which
@@ -9,17 +9,23 @@ sensors, so that ten crops of one satellite do not outvote the others.
 
 MS is registered to PAN as CLIPPan does by default: for its own methods, for the degraded PAN, and in the figures of all
 programs. GDAL trusts the coordinates, and pays for it. With --unregistered everyone does.
+
+``clippan`` is the network that ships, which knows these sensors. --runs names a folder of trainings that each left out
+some sensors (``clippan train fusion … --without``): for each pair ``clippan, sensor left out`` is the network of the
+run that never saw its sensor.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import platform
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +38,7 @@ from clippan.errors import ClippanError
 from clippan.fusion import filters
 from clippan.fusion.registration import register
 from clippan.fusion.sensors import SENSORS, Sensor, recognise
+from clippan.fusion.training.train import MODEL, RECIPE
 from clippan.jobs import AssessRequest, Compression, Context, Method, PansharpenRequest, Registration, run
 from clippan.raster.grid import Axis, Grid
 from clippan.raster.pair import Pair, open_pair
@@ -44,7 +51,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import sample  # noqa: E402
 
 GDAL = "gdal_pansharpen"
-NAMES = [*(method.value for method in Method), GDAL]
+LEFT_OUT = "clippan, sensor left out"
+NAMES = [LEFT_OUT, *(method.value for method in Method), GDAL]
 FULL = ["HQNR", "D_lambda_K", "D_s", "HP_correlation"]
 REDUCED = ["Q2n", "SAM", "ERGAS", "SCC", "PSNR"]
 
@@ -139,7 +147,16 @@ def _write(path: Path, grid: Grid, values: np.ndarray, dtype: np.dtype, nodata: 
         writer.write(0, 0, values)
 
 
-def fuse(name: str, case: Case, output: Path, registration: Registration) -> None:
+def left_out(runs: Path) -> dict[str, Path]:
+    """The model, by sensor, of the run that left it out."""
+    found = {}
+    for path in sorted(runs.glob(f"*/{RECIPE}")):
+        for group in json.loads(path.read_text(encoding="utf-8"))["without"]:
+            found[group] = path.parent / MODEL
+    return found
+
+
+def fuse(name: str, case: Case, output: Path, registration: Registration, models: dict[str, Path]) -> None:
     """One method, ours or GDAL's, to a file."""
     if name == GDAL:
         command = ["gdal_pansharpen.py", "-q", str(case.pan), *(str(path) for path in case.ms), str(output)]
@@ -151,8 +168,9 @@ def fuse(name: str, case: Case, output: Path, registration: Registration) -> Non
             str(case.pan),
             tuple(str(path) for path in case.ms),
             str(output),
-            Method(name),
-            sensor=case.sensor.name,
+            Method.CLIPPAN if name == LEFT_OUT else Method(name),
+            str(models[case.group]) if name == LEFT_OUT else "",
+            case.sensor.name,
             compression=Compression.NONE,
             overviews=False,
             registration=registration,
@@ -161,11 +179,11 @@ def fuse(name: str, case: Case, output: Path, registration: Registration) -> Non
 
 
 def figures(
-    name: str, case: Case, folder: Path, registration: Registration
+    name: str, case: Case, folder: Path, registration: Registration, models: dict[str, Path]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Full-resolution and reference figures of one method on one pair."""
     output = folder / "fused.tif"
-    fuse(name, case, output, registration)
+    fuse(name, case, output, registration, models)
     result = run(
         AssessRequest(
             str(output),
@@ -179,7 +197,7 @@ def figures(
     return dict(result.full), dict(result.reference)
 
 
-def measure(found: list[Case], registration: Registration) -> tuple[dict, dict, dict]:
+def measure(found: list[Case], registration: Registration, models: dict[str, Path]) -> tuple[dict, dict, dict]:
     """Figures by (method, pair): full resolution, Wald's protocol, and ready-made reduced pairs."""
     full: dict = {}
     wald: dict = {}
@@ -192,12 +210,14 @@ def measure(found: list[Case], registration: Registration) -> tuple[dict, dict, 
             if case.reference is None:
                 reduced = degrade(case, folder, registration)
             for name in NAMES:
+                if name == LEFT_OUT and case.group not in models:
+                    continue
                 try:
                     if reduced is None:
-                        ready[name, case] = figures(name, case, folder, registration)[1]
+                        ready[name, case] = figures(name, case, folder, registration, models)[1]
                     else:
-                        full[name, case] = figures(name, case, folder, registration)[0]
-                        wald[name, case] = figures(name, reduced, folder, registration)[1]
+                        full[name, case] = figures(name, case, folder, registration, models)[0]
+                        wald[name, case] = figures(name, reduced, folder, registration, models)[1]
                 except (ClippanError, subprocess.CalledProcessError) as error:
                     print(f"\n{case.name} {name}: {error}", file=sys.stderr)
     print(file=sys.stderr)
@@ -217,10 +237,10 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def means(table: dict, metrics: list[str]) -> str:
+def means(table: dict, metrics: list[str], names: Sequence[str] = NAMES) -> str:
     """A table of methods by figures, averaged over sensors."""
     rows = []
-    for name in NAMES:
+    for name in names:
         row = [name]
         for metric in metrics:
             values = [value for (method, _), value in by_sensor(table, metric).items() if method == name]
@@ -246,12 +266,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="pairs whose name contains this")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--unregistered", action="store_true", help="trust the coordinates of PAN and MS")
+    parser.add_argument("--runs", type=Path, help="trainings that left out sensors")
+    parser.add_argument("--card", type=Path, help="model card whose figures to renew")
     options = parser.parse_args()
     registration = Registration.OFF if options.unregistered else Registration.AUTO
     gdal.UseExceptions()
     found = [case for case in cases(options.pairs) if options.only in case.name]
-    full, wald, ready = measure(found, registration)
-    command = " ".join(["python benchmarks/quality.py", *(["--unregistered"] if options.unregistered else [])])
+    full, wald, ready = measure(found, registration, left_out(options.runs) if options.runs else {})
+    command = " ".join(["python benchmarks/quality.py", *sys.argv[1:]])
     parts = [
         "# Quality of the methods",
         f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__}, "
@@ -267,6 +289,8 @@ def main() -> None:
             else "CLIPPan registers MS to PAN by default, as in these tables; GDAL trusts the coordinates. "
             "The figures of both allow for the shift."
         ),
+        f"`{LEFT_OUT}` is the network of a training that never saw the pair's sensor, which is what to expect of "
+        "sensors that are not in this table; `clippan` is the one that ships, trained on these sensors too.",
         "Mind the row of cubic: it adds no detail, which HQNR does not punish and HP_correlation shows.",
     ]
     if full:
@@ -280,6 +304,17 @@ def main() -> None:
     print(text)
     if options.write:
         options.write.write_text(text, encoding="utf-8")
+    if options.card:
+        chosen = (LEFT_OUT, Method.CLIPPAN.value, Method.MTF_GLP_HPM_R.value, GDAL)
+        card(options.card, [means(full, FULL, chosen), means(wald, REDUCED, chosen)])
+
+
+def card(path: Path, tables: list[str]) -> None:
+    """Puts tables between the marks of a model card."""
+    before, _, rest = path.read_text(encoding="utf-8").partition("<!-- figures -->")
+    _, _, after = rest.partition("<!-- /figures -->")
+    text = "\n\n".join(["<!-- figures -->", "Full resolution:", tables[0], "One scale down:", tables[1]])
+    path.write_text(f"{before}{text}\n\n<!-- /figures -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -398,9 +398,18 @@ def _print_pansharpen(result: PansharpenResult) -> str:
     lines = [
         f"{result.output}: {result.width} × {result.height} pixels, {_counted(result.bands, 'band')}, {result.dtype}",
         f"{result.method} on {result.device}, {result.seconds:.1f} s, sensor {result.sensor}",
+        *_moved(result.shift, result.band_shifts),
         *result.hints,
     ]
     return "\n".join(lines)
+
+
+def _moved(shift: Sequence[float], bands: Sequence[Sequence[float]]) -> list[str]:
+    """How far MS was moved, if it was, as one line."""
+    if not any(shift) and not bands:
+        return []
+    own = f", {len(bands)} bands each by its own shift" if bands else ""
+    return [f"MS registered to PAN: moved by {shift[0]:.2f}, {shift[1]:.2f} PAN pixels (right, down){own}"]
 
 
 def _print_assess(result: AssessResult) -> str:
@@ -409,6 +418,7 @@ def _print_assess(result: AssessResult) -> str:
         label, best = FIGURES[name]
         lines.append(f"{name:15}{value:10.4f}   best {best:5}{label}")
     lines.append(f"{result.pixels} valid pixels, sensor {result.sensor}, {result.seconds:.1f} s")
+    lines += _moved(result.shift, result.band_shifts)
     if result.report:
         lines.append(f"Report: {result.report}")
     return "\n".join(lines)
