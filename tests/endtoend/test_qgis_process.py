@@ -55,7 +55,7 @@ def detail(values: np.ndarray) -> float:
     return float(np.abs(np.diff(values.astype("float64"), axis=-1)).mean())
 
 
-def check_result(path: Path, pan_path: object, ms_paths: list[object], method: str = "mtf-glp-hpm-r") -> None:
+def check_result(path: Path, pan_path: object, ms_paths: list[object], method: str = "clippan") -> None:
     """Grid, bands, type, tags and style of an output, and that it is MS with the detail of PAN."""
     assert files(path.parent) == {path.name, path.with_suffix(".qml").name}
     fused, pan = gdal.Open(str(path)), gdal.Open(str(pan_path))

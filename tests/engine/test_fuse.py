@@ -429,7 +429,7 @@ def test_output_carries_its_provenance(scene, tmp_path):
     pair = scene()
     result = sharpen(pair, tmp_path / "out.tif", sensor="quickbird", compression=Compression.LZW)
     tags = gdal.Open(str(tmp_path / "out.tif")).GetMetadata()
-    assert tags["CLIPPAN_METHOD"] == "mtf-glp-hpm-r"
+    assert tags["CLIPPAN_METHOD"] == "clippan"
     assert tags["CLIPPAN_SENSOR"] == "quickbird"
     assert json.loads(tags["CLIPPAN_PARAMETERS"])["pan"] == pair.pan
     assert result.provenance["CLIPPAN_VERSION"] == tags["CLIPPAN_VERSION"]

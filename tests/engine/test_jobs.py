@@ -100,7 +100,7 @@ PAIR = {"pan": "p", "ms": ["m"], "output": "o"}
         ({**PAIR, "threads": 1.5}, "Parameter threads should be int, not 1.5."),
         ({**PAIR, "overviews": 1}, "Parameter overviews should be bool, not 1."),
         ({**PAIR, "nodata": "x"}, "Parameter nodata should be float, not 'x'."),
-        ({**PAIR, "method": "magic"}, "Unknown method 'magic'; choose one of mtf-glp-hpm-r, "),
+        ({**PAIR, "method": "magic"}, "Unknown method 'magic'; choose one of clippan, "),
         ([1, 2], "A PansharpenRequest is written as a JSON object"),
     ],
 )
