@@ -8,9 +8,11 @@ import functools
 import io
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
+import textwrap
 import zipfile
 from pathlib import Path
 from typing import Any, Optional
@@ -34,12 +36,14 @@ from clippan.fusion.methods import MtfGlp  # noqa: E402
 from clippan.fusion.statistics import Statistics  # noqa: E402
 from clippan.fusion.training import sources, train  # noqa: E402
 from clippan.fusion.training.batch import Batch  # noqa: E402
-from clippan.fusion.training.objective import Weights  # noqa: E402
+from clippan.fusion.training.objective import CLIPPAN, Weights  # noqa: E402
 from clippan.fusion.training.recipe import Augment, Language, Pairs, Pictures, Recipe, read  # noqa: E402
 from clippan.fusion.training.sampler import Sampler  # noqa: E402
 from clippan.fusion.training.scenes import Mixture, Moments, Pairing, Truth, collate  # noqa: E402
 from clippan.jobs import Context, Device, Method, PansharpenRequest, TrainFusionRequest, run  # noqa: E402
 from clippan.raster.grid import Axis  # noqa: E402
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 
 # As small as its parts allow.
 TINY = """
@@ -163,6 +167,21 @@ def test_the_shipped_recipe_is_one_that_can_be_built():
     assert found.scene.used
     assert found.pairs
     assert networks.parameters(networks.build(found.network, found.bands, **found.options)) < 100_000
+
+
+def test_the_document_shows_every_entry_and_recipes_that_can_be_read(recipe):
+    document = DOCUMENT.read_text(encoding="utf-8")
+    rows = [line.split("|")[1:3] for line in document.splitlines() if line.startswith("| `")]
+    shown = {name: default for names, default in reversed(rows) for name in re.findall(r"`(\w+)`", names)}
+    for kind in (Recipe, Pairs, Pictures, Augment, Language, Weights):
+        assert {field.name for field in dataclasses.fields(kind)} <= set(shown), kind
+    recipes = [block for block in re.findall(r"(?:^    .*\n)+", document, re.MULTILINE) if "network:" in block]
+    full, without_truth = (read(Path(recipe(textwrap.dedent(block)))) for block in recipes)
+    assert (full.network, full.truth.quality, full.augment.ratios) == ("detail", 0.5, (4, 4, 2))
+    assert set(without_truth.scene.used) == set(CLIPPAN.used)
+    for name in ("steps", "rate", "warmup", "average", "seed", "simulated", "gain", "shift", "haze", "limit", "share"):
+        kind = next(kind for kind in (Recipe, Augment, Pictures) if hasattr(kind, name))
+        assert float(shown[name]) == getattr(kind, name), name
 
 
 @pytest.mark.parametrize(
@@ -384,6 +403,23 @@ def test_sensors_of_unlike_optics_share_a_batch():
     )
     batch = collate([one, other], [0, 1], 2.0)
     assert torch.allclose(batch.degrade(batch.target), batch.ms, atol=1e-4)
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_view_of_a_patch_is_a_patch(number):
+    patch = plain(ground(), 2.7, (0.0, 2.0), (0, 1))
+    view = patch.turned(number)
+    wanted = patch.target.numpy()
+    wanted = wanted[:, ::-1] if number & 1 else wanted
+    wanted = wanted[:, :, ::-1] if number & 2 else wanted
+    assert np.array_equal(view.target.numpy(), wanted.transpose(0, 2, 1) if number & 4 else wanted)
+    assert [torch.equal(view.pan, patch.turned(other).pan) for other in range(8)].count(True) == 1
+    batch, whole = collate([view], [0], 2.7), collate([patch], [0], 2.7)
+    assert torch.allclose(batch.degrade(batch.target), batch.ms, atol=1e-4)
+    for one, other in zip(batch.inputs, whole.inputs):
+        assert float(one.sum()) == pytest.approx(float(other.sum()), abs=0.05)
+    both = collate([patch, view], [0, 1], 2.7)
+    assert torch.allclose(both.degrade(both.target), both.ms, atol=1e-4)
 
 
 def test_moments_of_a_mixture_are_those_of_the_mixed_bands():

@@ -109,8 +109,9 @@ class Patch:
         columns = self.columns.flip(-2, -1) if number & 2 else self.columns
         if number & 4:
             rows, columns = columns, rows
-        images = (turn(image) for image in (self.up, self.pan, self.low, self.ms, self.pan_low))
-        return Patch(*images, rows, columns, self.moments, None if self.target is None else turn(self.target))
+        up, pan, low, ms, pan_low = map(turn, (self.up, self.pan, self.low, self.ms, self.pan_low))
+        target = None if self.target is None else turn(self.target)
+        return Patch(up, pan, low, ms, pan_low, rows, columns, self.moments, target)
 
 
 @dataclass
