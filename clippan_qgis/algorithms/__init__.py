@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .adaptfusionmodel import AdaptFusionModel
 from .assesspansharpening import AssessPansharpening
 from .buildtileindex import BuildTileIndex
 from .checkengine import CheckEngine
@@ -14,6 +15,7 @@ from .setupengine import SetUpEngine
 ALGORITHMS = (
     Pansharpen,
     AssessPansharpening,
+    AdaptFusionModel,
     BuildTileIndex,
     SearchByText,
     SearchByExample,

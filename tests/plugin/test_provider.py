@@ -27,7 +27,8 @@ from clippan.jobs import AssessRequest, Method, PansharpenRequest, from_json, pa
 from clippan_qgis import places, sources
 
 NAMES = {
-    *("pansharpen", "assesspansharpening", "buildtileindex", "searchbytext", "searchbyexample"),
+    *("pansharpen", "assesspansharpening", "adaptfusionmodel"),
+    *("buildtileindex", "searchbytext", "searchbyexample"),
     *("listmodels", "downloadmodel", "checkengine", "setupengine"),
 }
 
@@ -338,8 +339,8 @@ def test_the_dialog_shows_what_the_words_mean(dialog, fake, parameters):
     dialog = dialog("pansharpen")
     wrapper = dialog.mainWidget().wrappers["METHOD"]
     box = wrapper.wrappedWidget()
-    assert box.currentText() == Method.MTF_GLP_HPM_R.label
-    assert wrapper.parameterValue() == "mtf-glp-hpm-r"
+    assert box.currentText() == Method.CLIPPAN.label
+    assert wrapper.parameterValue() == "clippan"
     changes = []
     wrapper.widgetValueHasChanged.connect(changes.append)
     wrapper.setParameterValue("bt-h", QgsProcessingContext())

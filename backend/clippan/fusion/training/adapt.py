@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -29,15 +30,15 @@ from clippan.device import choose_device, one_thread, set_threads
 from clippan.errors import ClippanError
 from clippan.fusion import filters, model
 from clippan.fusion.fuse import resolve_sensor
-from clippan.fusion.metrics import SAM, Errors, FullFigures, Q2n, correlate
+from clippan.fusion.metrics import SAM, Errors, FullFigures, Q2n, correlate, low_block
 from clippan.fusion.model import FusionModel
 from clippan.fusion.registration import register
 from clippan.fusion.sensors import Sensor
 from clippan.fusion.statistics import TINY, Statistics, measure
-from clippan.fusion.training import language, sources
+from clippan.fusion.training import language, losses, sources
 from clippan.fusion.training.batch import Batch
 from clippan.fusion.training.objective import Objective, Weights
-from clippan.fusion.training.scenes import Mixture, Moments, Pairing, Patch, Truth, _degraded, collate
+from clippan.fusion.training.scenes import Mixture, Moments, Pairing, Patch, Truth, _corners, _degraded, collate
 from clippan.jobs import check
 from clippan.jobs.adapt import ADAPTED, AdaptFusionRequest, AdaptFusionResult
 from clippan.jobs.base import Context
@@ -61,7 +62,9 @@ _RATE = 5e-4
 _WARMUP = 10
 _CLIP = 1.0  # greatest norm of a gradient
 _AVERAGE = 0.9  # share of the past in the running average of the weights, which is what is measured and kept
-_FULL = Weights(khan=1.0, distortion=1.0, detail=1.0)
+_KHAN, _SPATIAL, _SHARP = 1.0, 1.0, 1.0  # weights of D_λ,K, D_s and of the correlation of details
+_REMEMBERED = 0.9  # share of the past in what is known of D_s: one batch alone has too few blocks
+_SMALL = 0.005  # difference of UQI below which a band is let go
 _REDUCED = Weights(supervised=1.0, quality=0.5, angle=1.0)
 _LANGUAGE = 0.1  # weight of CLIP's direction
 _SEEN, _EVERY_SEEN = 2, 4  # patches that CLIP looks at, every so many steps: it costs more than all else
@@ -166,19 +169,21 @@ class _Ground:
     """What is learned from and measured on.
 
     Attributes:
-        pairings: windows at full resolution to draw patches from.
+        pieces: windows at full resolution to draw patches from.
         truths: the same one scale down.
         size, true_size: edges of patches in pixels.
         ratio: MS over PAN pixel size.
+        gains: MTF gain of each band.
         checks: what is measured at full resolution, and ``true_checks`` one scale down.
         pixels: of PAN in all windows.
     """
 
-    pairings: Sequence[Pairing]
+    pieces: Sequence[_Piece]
     truths: Sequence[Truth]
     size: int
     true_size: int
     ratio: float
+    gains: tuple[float, ...]
     checks: Sequence[_Check]
     true_checks: Sequence[_Check]
     pixels: int
@@ -216,7 +221,7 @@ class _Ground:
         learned = [found for found in parts if not any(found is other for other in held)]
         ratio = math.sqrt(pair.x.ratio * pair.y.ratio)
         truths = [found.truth(sensor.pan) for found in learned]
-        size = _fitting(learned)
+        size, pieces = _pieces(learned)
         true_size = _fitting_truth(truths, ratio)
         if not size or not true_size:
             raise ClippanError(
@@ -233,15 +238,11 @@ class _Ground:
             + (f", measuring on {len(held)} others." if held else ", all of it." if whole else ".")
         )
         pixels = sum(found.pan.size for found in parts)
-        return cls(learned, truths, size, true_size, ratio, checks, true_checks, pixels)
+        return cls(pieces, truths, size, true_size, ratio, tuple(gains), checks, true_checks, pixels)
 
     def full(self, rng: np.random.Generator) -> Batch:
         """Patches at full resolution."""
-        patches: list[Patch] = []
-        bands = range(len(self.pairings[0].ms))
-        usable = [pairing for pairing in self.pairings if min(pairing.pan.shape) >= self.size]
-        while len(patches) < _PATCHES:
-            patches += usable[rng.integers(len(usable))].patches(rng, 1, self.size, bands)
+        patches = [self.pieces[rng.integers(len(self.pieces))].patch(rng, self.size) for _ in range(_PATCHES)]
         return collate(patches, [0] * len(patches), self.ratio)
 
     def reduced(self, rng: np.random.Generator) -> Batch:
@@ -258,14 +259,64 @@ class _Ground:
         return collate(patches, range(len(patches)), self.ratio)
 
 
-def _fitting(pairings: Sequence[Pairing]) -> int:
-    """The greatest edge of patches that lie somewhere; 0 if none does."""
-    rng = np.random.default_rng(0)
+@dataclass(frozen=True)
+class _Piece:
+    """A window whose inputs are computed once, to be cut into patches.
+
+    Attributes:
+        whole: the window as one patch.
+        corners: of patches that are valid (n, 2), row and column.
+        spans: the first pixel that each sample of MS is made of, and the last, for rows (samples, 2) and columns.
+    """
+
+    whole: Patch
+    corners: np.ndarray
+    spans: tuple[np.ndarray, np.ndarray]
+
+    @classmethod
+    def of(cls, pairing: Pairing, size: int) -> Optional[_Piece]:
+        """The window for patches of a size; None if none of it is valid throughout."""
+        corners = _corners(_inside(pairing), size)
+        if not len(corners):
+            return None
+        whole = pairing.all()
+        return cls(whole, corners, (_spans(whole.rows), _spans(whole.columns)))
+
+    def patch(self, rng: np.random.Generator, size: int) -> Patch:
+        """One of the patches."""
+        row, column = (int(start) for start in self.corners[rng.integers(len(self.corners))])
+        down, right = slice(row, row + size), slice(column, column + size)
+        rows, columns = _within(self.spans[0], down), _within(self.spans[1], right)
+        whole = self.whole
+        up, pan, low = (image[:, down, right] for image in (whole.up, whole.pan, whole.low))
+        ms, pan_low = (image[:, rows, columns] for image in (whole.ms, whole.pan_low))
+        return Patch(
+            up, pan, low, ms, pan_low, whole.rows[:, rows, down], whole.columns[:, columns, right], whole.moments, None
+        )
+
+
+def _spans(matrices: Tensor) -> np.ndarray:
+    used = (matrices != 0).any(dim=0).numpy()
+    return np.stack([used.argmax(axis=1), used.shape[1] - 1 - used[:, ::-1].argmax(axis=1)], axis=1)
+
+
+def _within(spans: np.ndarray, pixels: slice) -> slice:
+    """Samples that are made of these pixels only, at least one."""
+    chosen = np.flatnonzero((spans[:, 0] >= pixels.start) & (spans[:, 1] < pixels.stop))
+    if len(chosen):
+        return slice(int(chosen[0]), int(chosen[-1]) + 1)
+    nearest = int(np.abs(spans.mean(axis=1) - (pixels.start + pixels.stop - 1) / 2).argmin())
+    return slice(nearest, nearest + 1)
+
+
+def _pieces(pairings: Sequence[Pairing]) -> tuple[int, list[_Piece]]:
+    """The greatest edge of patches that lie somewhere, 0 if none does, and the windows that have some."""
     for size in _SIZES:
-        for pairing in pairings:
-            if min(pairing.pan.shape) >= size and pairing.patches(rng, 1, size, [0]):
-                return size
-    return 0
+        found = [_Piece.of(pairing, size) for pairing in pairings]
+        pieces = [piece for piece in found if piece is not None]
+        if pieces:
+            return size, pieces
+    return 0, []
 
 
 def _fitting_truth(truths: Sequence[Truth], ratio: float) -> int:
@@ -445,7 +496,8 @@ class _Adaption:
         self._network = copy.deepcopy(start.network).requires_grad_(True)
         self._average = copy.deepcopy(start.network)
         self._optimiser = torch.optim.Adam(self._network.parameters(), lr=_RATE)
-        self._full, self._reduced = Objective(_FULL, pooled=True), Objective(_REDUCED)
+        self._reduced = Objective(_REDUCED)
+        self._apart: Optional[Tensor] = None  # how far each band's UQI with PAN is from where it should be
         self._colour = self._detail = 1.0  # how much the guards of colours and of detail count
         self.kept = 0
         self.losses: dict[str, float] = {}
@@ -518,7 +570,16 @@ class _Adaption:
             group["lr"] = rate
         full, reduced = (batch.to(self._device) for batch in batches)
         fused = self._network(*full.inputs)
-        total, terms = self._full(full, fused)
+        khan, sharp = (
+            _khan(full, fused, self._ground.gains),
+            1 - losses.detail_correlation(fused, full.pan, full.scenes),
+        )
+        apart = _apart(full, fused)
+        now = apart.detach()
+        self._apart = now if self._apart is None else _REMEMBERED * self._apart + (1 - _REMEMBERED) * now
+        spatial = (apart * (self._apart / _SMALL).clamp(-1, 1)).mean()
+        total = _KHAN * khan + _SPATIAL * spatial + self._detail * _SHARP * sharp
+        terms = {"D_lambda_K": khan.detach(), "D_s": self._apart.abs().mean(), "detail": sharp.detach()}
         loss, more = self._reduced(reduced, self._network(*reduced.inputs))
         total = total + self._colour * loss
         terms.update(more)
@@ -547,7 +608,6 @@ class _Adaption:
             min(max(weight * (_MORE if lost > _NEAR else _LESS), 1.0), _MOST)
             for weight, lost in ((self._colour, colours), (self._detail, detail))
         )
-        self._full = Objective(replace(_FULL, detail=self._detail * _FULL.detail), pooled=True)
 
     def _candidate(self) -> tuple[nn.Module, dict[str, float]]:
         """The averaged network as it would be saved, and its figures."""
@@ -571,6 +631,37 @@ class _Adaption:
                 figure.add(fused, item.truth, item.valid)
         values = {**figures.values, "Q2n": q2n.value, "SAM": sam.value, "ERGAS": errors.ergas(ratio)}
         return {name: values[name] for name in ADAPTED}
+
+
+def _khan(batch: Batch, fused: Tensor, gains: Sequence[float]) -> Tensor:
+    """D_λ,K as it is measured: on PAN's grid, of the fused bands after each one's MTF filter, against interpolated MS.
+
+    The filters are matrices that leave out the patch's border.
+    """
+    size = fused.shape[-1]
+    reach = min(max(filters.mtf_reach(gain, batch.ratio) for gain in gains), size // 2 - 4)
+    matrices = torch.stack([_band_matrix(gain, batch.ratio, size, reach) for gain in gains]).to(fused.device)
+    seen = filters.separable(matrices, fused, matrices)
+    inside = slice(reach, size - reach)
+    return 1 - losses.block_q2n(batch.units(seen), batch.units(batch.up[..., inside, inside])).mean()
+
+
+@functools.lru_cache(maxsize=64)
+def _band_matrix(gain: float, ratio: float, size: int, reach: int) -> Tensor:
+    """The MTF filter (size − 2 reach, size) of what lies so far from the border."""
+    kernel = filters.mtf_kernel(gain, ratio)
+    offsets = np.arange(size)[None] - np.arange(reach, size - reach)[:, None] + len(kernel) // 2
+    inside = (offsets >= 0) & (offsets < len(kernel))
+    matrix = np.where(inside, kernel[offsets.clip(0, len(kernel) - 1)], 0.0)
+    return torch.from_numpy(matrix / matrix.sum(axis=1, keepdims=True)).float()
+
+
+def _apart(batch: Batch, fused: Tensor) -> Tensor:
+    """UQI of each fused band with PAN less that of MS with PAN one scale down (c,), the mean over the patches: what D_s
+    takes the magnitude of."""
+    high = losses.block_uqi(batch.units(fused), batch.pan_units(batch.pan))
+    low = losses.block_uqi(batch.units(batch.ms), batch.pan_units(batch.pan_low), low_block(batch.ratio))
+    return (high - low).mean(dim=0)
 
 
 def _acceptable(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
