@@ -135,6 +135,23 @@ def test_what_stands_for_missing_does_not_count(scene, tmp_path, which):
     assert first[~np.isnan(first)].max() < 3000
 
 
+def test_neighbours_of_a_hole_see_no_edge(scene, tmp_path):
+    pair = scene(size=192, dtype="float32")
+    trained = make(tmp_path / "m.safetensors")
+    # Far from zero, which stands for what is missing on the way.
+    ms = write_raster(tmp_path / "bright.tif", read_raster(pair.ms) + 20000, 4.0)
+    values = read_raster(pair.pan) + 20000
+    pan = write_raster(tmp_path / "whole.tif", values)
+    values[:, 60:100, 60:100] = -1
+    holed = write_raster(tmp_path / "holed.tif", values, nodata=-1)
+    ring = np.zeros((192, 192), bool)
+    ring[56:104, 56:104] = True
+    ring[60:100, 60:100] = False
+    whole, found = (sharpen(path, ms, tmp_path / "o.tif", trained)[:, ring] for path in (pan, holed))
+    cubic = sharpen(pan, ms, tmp_path / "c.tif", "", method=Method.CUBIC)[:, ring]
+    assert np.abs(found - whole).mean() < 0.5 * np.abs(whole - cubic).mean()
+
+
 @pytest.mark.parametrize("depth", [1, 3])
 def test_a_result_depends_on_nothing_beyond_the_margin(depth):
     torch.manual_seed(0)
