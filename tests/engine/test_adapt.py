@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -122,7 +121,7 @@ def test_the_result_is_a_model_for_pansharpen_that_is_better_here(pair, request_
     found = {}
     for name, path in (("before", request.model), ("after", request.output)):
         fused = str(tmp_path / f"{name}.tif")
-        run(PansharpenRequest(made.pan, (made.ms,), fused, Method.CLIPPAN, "generic", model=path))
+        run(PansharpenRequest(made.pan, (made.ms,), fused, Method.CLIPPAN, path, "generic"))
         found[name] = run(AssessRequest(fused, made.pan, (made.ms,))).full
     for name, values in (("before", result.before), ("after", result.after)):
         for figure in ("HQNR", "D_s", "D_lambda_K", "HP_correlation"):
@@ -336,7 +335,7 @@ def test_patches_are_cut_from_the_window_as_it_is(pair):
 
 def test_clip_supervises(pair, request_for, quick, monkeypatch):
     monkeypatch.setattr(module, "_STAGE_ONE", 1)
-    request = request_for(pair(size=128), clip="starter", steps=2)
+    request = request_for(pair(size=128), clip="starter", steps=8)
     result = run(request)
     assert result.clip == "starter"
     assert 0 < result.losses["language"] < 2
@@ -352,8 +351,6 @@ def test_the_command_prints_a_table(pair, start, quick, tmp_path, capsys):
     assert rows[0].split() == ["before", "after"]
     assert [row.split()[0] for row in rows[1:8]] == list(ADAPTED)
     assert "Step 6: HQNR" in err
-    assert cli.main([*line[:6], str(tmp_path / "two.safetensors"), *line[7:], "--steps", "6", "--json"]) == 0
-    assert set(json.loads(capsys.readouterr().out)["after"]) == set(ADAPTED)
 
 
 @pytest.mark.skipif(not PAIRS.is_dir(), reason="the development pairs are not here")
@@ -365,7 +362,7 @@ def test_a_real_scene_gets_better(request_for, tmp_path):
         str(tmp_path / "own.safetensors"),
         request_for(type("Pair", (), {"pan": "", "ms": ""})).model,
         clip="",
-        steps=60,
+        steps=30,
         threads=1,
         registration=Registration.AUTO,
     )

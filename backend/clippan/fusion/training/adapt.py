@@ -79,7 +79,7 @@ _MOST = 16.0
 # What is kept.
 _EVERY = 30  # steps between measurements
 _PATIENCE = 4  # measurements without a better state
-_GAIN = 0.001  # of HQNR: less is noise
+_GAIN = 0.0005  # of HQNR: less is not worth a file
 _SAM = 1.01  # times the start's at most
 _DETAIL = 0.01  # of the correlation of details, that may be lost
 _SPARE = 1.0  # seconds for all that comes after the last step
