@@ -176,7 +176,7 @@ def test_progress_only_on_a_terminal(monkeypatch, capsys):
 def test_every_job_and_field_has_help(capsys):
     for name in JOBS:
         with pytest.raises(SystemExit, match="0"):
-            cli.main([name, "--help"])
+            cli.main([*name.split(), "--help"])
     assert "--no-overviews" in capsys.readouterr().out
 
 

@@ -91,8 +91,8 @@ def test_gpu_blocks_are_cut_out_right(scene, tmp_path, monkeypatch):
 def test_a_gpu_without_enough_memory_gets_smaller_blocks(scene, tmp_path, monkeypatch):
     pair = scene(size=1200)
     sharpen(pair, tmp_path / "whole.tif")
-    monkeypatch.setattr(fuse, "_CPU_BLOCK", 1024)  # as on a GPU
-    compute, least = fuse.Tiler._compute, 256
+    monkeypatch.setattr(fuse, "_NETWORK_BLOCK", 1024)  # as on a GPU
+    compute, least = fuse.Tiler._compute, 256 + 2 * 64  # with room for the network's margin
 
     def short(self, x, y, *arrays):
         if x.count > least:
@@ -103,7 +103,9 @@ def test_a_gpu_without_enough_memory_gets_smaller_blocks(scene, tmp_path, monkey
     lines = []
     request = PansharpenRequest(pair.pan, (pair.ms,), str(tmp_path / "short.tif"), threads=2)
     run(request, Context(log=lines.append))
-    assert np.array_equal(read_raster(str(tmp_path / "whole.tif")), read_raster(str(tmp_path / "short.tif")))
+    # Products of other shapes round differently.
+    whole, small = (read_raster(str(tmp_path / name)).astype(int) for name in ("whole.tif", "short.tif"))
+    assert np.abs(whole - small).max() <= 1
     assert any("blocks of 256 pixels from now on" in line for line in lines)
     least = 0
     with pytest.raises(ClippanError, match="memory is too small; close other programs"):
@@ -380,7 +382,7 @@ def test_many_bands_get_smaller_tiles(scene, tmp_path, monkeypatch):
         "in_order",
         lambda f, windows, *rest, order=fuse.in_order: seen.extend(windows) or order(f, windows, *rest),
     )
-    sharpen(pair, tmp_path / "small.tif")
+    sharpen(pair, tmp_path / "small.tif", method=Method.BT_H)
     assert max(window.width for window in seen) == 256
 
 
@@ -402,9 +404,10 @@ def test_ms_in_another_crs_is_reprojected(scene, tmp_path):
 
 
 def test_pictures_without_georeference(scene, tmp_path):
+    sharpen(scene(), tmp_path / "placed.tif")
     pair = scene(origin=None, epsg=None)
     sharpen(pair, tmp_path / "out.tif")
-    assert error(pair, tmp_path / "out.tif") < 60
+    assert np.array_equal(read_raster(str(tmp_path / "out.tif")), read_raster(str(tmp_path / "placed.tif")))
     assert gdal.Open(str(tmp_path / "out.tif")).GetGeoTransform(can_return_null=True) is None
 
 

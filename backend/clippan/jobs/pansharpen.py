@@ -55,7 +55,6 @@ class PansharpenRequest(Request):
         ms: one multi-band raster, or several that are stacked in this order.
         output: the GeoTIFF to write.
         method: how to fuse.
-        model: a fusion model's file for the method ``clippan``; empty means the one that ships with it.
         sensor: an id of ``resources/sensors.json``, "auto" or "generic".
         bands: which bands of the stack to sharpen, from 1; empty means all.
         nodata: overrides the nodata value that the inputs declare.
@@ -64,6 +63,7 @@ class PansharpenRequest(Request):
         device: where to compute.
         format, compression, overviews: of the output.
         registration: whether MS is moved onto PAN where they do not lie on each other.
+        model: a fusion model's file for the method ``clippan``; empty means the one that ships with it.
     """
 
     name: ClassVar[str] = "pansharpen"
@@ -73,7 +73,6 @@ class PansharpenRequest(Request):
     ms: tuple[str, ...]
     output: str
     method: Method = Method.CLIPPAN
-    model: str = ""
     sensor: str = "auto"
     bands: tuple[int, ...] = ()
     nodata: Optional[float] = None
@@ -84,6 +83,7 @@ class PansharpenRequest(Request):
     compression: Compression = Compression.DEFLATE
     overviews: bool = True
     registration: Registration = Registration.AUTO
+    model: str = ""
 
     def validate(self) -> None:
         """See Request."""
