@@ -87,7 +87,7 @@ def measured(model: Path, case: quality.Case, reduced: quality.Case, folder: Pat
     return found
 
 
-def adapted(case: quality.Case, start: Path, clip: str, seconds: float, folder: Path) -> Row:
+def adapted(case: quality.Case, start: Path, clip: str, seconds: float, threads: int, folder: Path) -> Row:
     """Adapts to a pair and measures it."""
     reduced = quality.degrade(case, folder, Registration.AUTO)
     before = measured(start, case, reduced, folder)
@@ -96,6 +96,7 @@ def adapted(case: quality.Case, start: Path, clip: str, seconds: float, folder: 
         *(str(case.pan), tuple(str(path) for path in case.ms), str(output), str(start), case.sensor.name),
         clip=clip,
         seconds=seconds,
+        threads=threads,
     )
     began = datetime.datetime.now()
     try:
@@ -144,6 +145,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="trainings that left out sensors")
     parser.add_argument("--clip", default=AdaptFusionRequest.clip)
     parser.add_argument("--seconds", type=float, default=AdaptFusionRequest.seconds)
+    parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     gdal.UseExceptions()
@@ -156,13 +158,14 @@ def main() -> None:
         print(case.name, file=sys.stderr)
         with tempfile.TemporaryDirectory() as temporary:
             start = models.get(case.group, options.model)
-            rows.append(adapted(case, start, options.clip, options.seconds, Path(temporary)))
+            rows.append(adapted(case, start, options.clip, options.seconds, options.threads, Path(temporary)))
     command = " ".join(["python benchmarks/adapt.py", *sys.argv[1:]])
     text = "\n\n".join(
         [
             "# Adapting the fusion model to a scene",
             f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__} on "
-            f"{count_threads(0)} cores ({platform.machine()}), by `{command}`. CLIP: {options.clip or 'none'}.",
+            f"{count_threads(options.threads)} cores ({platform.machine()}), by `{command}`. "
+            f"CLIP: {options.clip or 'none'}.",
             "Each row: before → after. HQNR, D_lambda_K, D_s and HP_correlation at full resolution, without a "
             "reference; Q2n, SAM (degrees) and ERGAS one scale down, against the original MS. Higher is better for "
             "HQNR, HP_correlation and Q2n.",

@@ -121,7 +121,7 @@ def test_the_result_is_a_model_for_pansharpen_that_is_better_here(pair, request_
     found = {}
     for name, path in (("before", request.model), ("after", request.output)):
         fused = str(tmp_path / f"{name}.tif")
-        run(PansharpenRequest(made.pan, (made.ms,), fused, Method.CLIPPAN, path, "generic"))
+        run(PansharpenRequest(made.pan, (made.ms,), fused, Method.CLIPPAN, model=path, sensor="generic"))
         found[name] = run(AssessRequest(fused, made.pan, (made.ms,))).full
     for name, values in (("before", result.before), ("after", result.after)):
         for figure in ("HQNR", "D_s", "D_lambda_K", "HP_correlation"):

@@ -58,14 +58,15 @@ _TRUE_SIZES = (128, 96, 64, 48, 32)  # the same one scale down
 
 # How it is learned.
 _PATCHES = 4
-_RATE = 5e-4
+_RATE = 3e-4
 _WARMUP = 10
 _CLIP = 1.0  # greatest norm of a gradient
 _AVERAGE = 0.9  # share of the past in the running average of the weights, which is what is measured and kept
-_KHAN, _SPATIAL, _SHARP = 1.0, 1.0, 1.0  # weights of D_λ,K, D_s and of the correlation of details
+_KHAN, _SPATIAL = 1.0, 1.0  # weights of D_λ,K and of D_s
+_SHARP = 2.0  # of the correlation of details that is less than the start's: more costs D_s, and colours
 _REMEMBERED = 0.9  # share of the past in what is known of D_s: one batch alone has too few blocks
 _SMALL = 0.005  # difference of UQI below which a band is let go
-_REDUCED = Weights(supervised=1.0, quality=0.5, angle=1.0)
+_REDUCED = Weights(supervised=1.0, quality=0.5, angle=5.0)  # angles are small numbers
 _LANGUAGE = 0.1  # weight of CLIP's direction
 _SEEN, _EVERY_SEEN = 2, 4  # patches that CLIP looks at, every so many steps: it costs more than all else
 _STAGE_ONE, _STAGE_RATE = 12, 1e-3  # steps in which CLIP's adapters are taught, and their rate
@@ -82,6 +83,7 @@ _PATIENCE = 4  # measurements without a better state
 _GAIN = 0.0005  # of HQNR: less is not worth a file
 _SAM = 1.01  # times the start's at most
 _DETAIL = 0.01  # of the correlation of details, that may be lost
+_BETWEEN = (0.5, 0.25)  # of the way from the start, where all of it loses too much
 _SPARE = 1.0  # seconds for all that comes after the last step
 _LOST = 0.005  # of Q2n, that may be lost
 
@@ -210,7 +212,8 @@ class _Ground:
                 "the right file, and its nodata value."
             )
         moments = _moments(statistics, [distinct.index(response) for response in responses])
-        windows, whole = sources.informative(pair, _WINDOWS, _EDGE, _WHOLE)
+        edge = min(_EDGE, math.isqrt(_WHOLE // (3 * len(gains))))  # many bands take as much memory as few
+        windows, whole = sources.informative(pair, _WINDOWS, edge, _WHOLE)
         parts = []
         for number, window in enumerate(windows, 1):
             context.progress(60 + 40 * number / len(windows), "Reading the scene")
@@ -222,7 +225,7 @@ class _Ground:
         ratio = math.sqrt(pair.x.ratio * pair.y.ratio)
         truths = [found.truth(sensor.pan) for found in learned]
         size, pieces = _pieces(learned)
-        true_size = _fitting_truth(truths, ratio)
+        true_size = _fitting_truth(truths, ratio) if truths else 0
         if not size or not true_size:
             raise ClippanError(
                 f"No place of {_SIZES[-1]} × {_SIZES[-1]} panchromatic pixels, or of {_TRUE_SIZES[-1]} × "
@@ -525,7 +528,7 @@ class _Adaption:
         with ThreadPoolExecutor(1, initializer=one_thread) as pool:
             # The next patches are cut while these are worked on.
             coming = pool.submit(self._draw, 0)
-            while done < steps and stale < _PATIENCE and self._clock.left > 1.5 * measuring + _SPARE:
+            while done < steps and stale < _PATIENCE and self._clock.left > 3.5 * measuring + _SPARE:
                 batches = coming.result()
                 coming = pool.submit(self._draw, done + 1)
                 self._learn(done, batches)
@@ -535,7 +538,7 @@ class _Adaption:
                 )
                 if done % _EVERY and done < steps:
                     continue
-                candidate, last = self._candidate()
+                candidate, last = self._candidate(before, after)
                 measured = done
                 better = _acceptable(before, last) and last["HQNR"] > after["HQNR"]
                 stale = 0 if better else stale + 1
@@ -544,7 +547,7 @@ class _Adaption:
                 self._steer(before, last)
                 self._context.log(f"Step {done}: {_words(last)}{'' if better else ' (not kept)'}")
         if measured < done:  # the time was up in between
-            candidate, last = self._candidate()
+            candidate, last = self._candidate(before, after)
             if _acceptable(before, last) and last["HQNR"] > after["HQNR"]:
                 best, after, self.kept = candidate, last, done
         if not done:
@@ -570,16 +573,16 @@ class _Adaption:
             group["lr"] = rate
         full, reduced = (batch.to(self._device) for batch in batches)
         fused = self._network(*full.inputs)
-        khan, sharp = (
-            _khan(full, fused, self._ground.gains),
-            1 - losses.detail_correlation(fused, full.pan, full.scenes),
-        )
+        with torch.no_grad():
+            wanted = losses.detail_correlation(self._start.network(*full.inputs), full.pan, full.scenes)
+        khan = _khan(full, fused, self._ground.gains)
+        correlation = losses.detail_correlation(fused, full.pan, full.scenes)
         apart = _apart(full, fused)
         now = apart.detach()
         self._apart = now if self._apart is None else _REMEMBERED * self._apart + (1 - _REMEMBERED) * now
         spatial = (apart * (self._apart / _SMALL).clamp(-1, 1)).mean()
-        total = _KHAN * khan + _SPATIAL * spatial + self._detail * _SHARP * sharp
-        terms = {"D_lambda_K": khan.detach(), "D_s": self._apart.abs().mean(), "detail": sharp.detach()}
+        total = _KHAN * khan + _SPATIAL * spatial + self._detail * _SHARP * functional.relu(wanted - correlation)
+        terms = {"D_lambda_K": khan.detach(), "D_s": self._apart.abs().mean(), "detail": 1 - correlation.detach()}
         loss, more = self._reduced(reduced, self._network(*reduced.inputs))
         total = total + self._colour * loss
         terms.update(more)
@@ -609,13 +612,32 @@ class _Adaption:
             for weight, lost in ((self._colour, colours), (self._detail, detail))
         )
 
-    def _candidate(self) -> tuple[nn.Module, dict[str, float]]:
-        """The averaged network as it would be saved, and its figures."""
+    def _candidate(self, before: Mapping[str, float], best: Mapping[str, float]) -> tuple[nn.Module, dict[str, float]]:
+        """The averaged network as it would be saved, and its figures; or, where it is better at full resolution but
+        lost too much elsewhere, what lies between it and the start and did not.
+
+        Where the start is at an optimum of what may not be lost, half of the way costs a quarter of the loss.
+        """
+        whole = self._mixed(1.0)
+        first = whole, self._measure(whole)
+        for share in _BETWEEN:
+            if _acceptable(before, first[1]) or first[1]["HQNR"] <= best["HQNR"]:
+                break
+            if self._clock.left < _SPARE:
+                break
+            between = self._mixed(share)
+            figures = self._measure(between)
+            if _acceptable(before, figures) and figures["HQNR"] > best["HQNR"]:
+                return between, figures
+        return first
+
+    def _mixed(self, share: float) -> nn.Module:
+        """A share of the averaged network and the rest of the start, in the precision of a file."""
         candidate = copy.deepcopy(self._average)
         with torch.no_grad():
-            for parameter in candidate.parameters():
-                parameter.copy_(parameter.half().float())
-        return candidate, self._measure(candidate)
+            for parameter, start in zip(candidate.parameters(), self._start.network.parameters()):
+                parameter.copy_(torch.lerp(start, parameter, share).half().float())
+        return candidate
 
     def _measure(self, network: nn.Module) -> dict[str, float]:
         ratio = self._ground.ratio
