@@ -50,10 +50,14 @@ def cuda_problem() -> str:
     return ""
 
 
-def choose_device(wanted: Device) -> tuple[torch.device, str]:
+def choose_device(wanted: Device, exact: bool = False) -> tuple[torch.device, str]:
     """The device to compute on, and the reason for it, as a short sentence for the log.
 
     Auto means CUDA where it works, else the CPU. Apple's MPS is used only when asked for: we could not try it.
+
+    Args:
+        wanted: what is asked for.
+        exact: whether figures are summed in float64, which MPS does not have: then the CPU takes its place.
 
     Raises:
         ClippanError: the wanted device, or PyTorch itself, is not there.
@@ -64,6 +68,8 @@ def choose_device(wanted: Device) -> tuple[torch.device, str]:
     if wanted is Device.MPS:
         if not torch.backends.mps.is_available():
             raise ClippanError("MPS was asked for, but this is no Mac with a GPU that PyTorch can use; choose auto.")
+        if exact:
+            return torch.device("cpu"), "MPS has no float64, in which figures are summed."
         return torch.device("mps"), "MPS was asked for."
     problem = cuda_problem()
     if not problem:

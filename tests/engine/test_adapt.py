@@ -16,7 +16,7 @@ from clippan.errors import Cancelled, ClippanError
 from clippan.fusion import model, networks
 from clippan.fusion.model import FusionModel
 from clippan.fusion.training import adapt as module
-from clippan.fusion.training import sources
+from clippan.fusion.training import ground, sources
 from clippan.jobs import (
     ADAPTED,
     AdaptFusionRequest,
@@ -85,7 +85,7 @@ def quick(monkeypatch):
     """Measures often, so that few steps are enough, and takes any gain."""
     monkeypatch.setattr(module, "_EVERY", 6)
     monkeypatch.setattr(module, "_GAIN", 1e-6)
-    monkeypatch.setattr(module, "_SIZES", (64,))
+    monkeypatch.setattr(ground, "_SIZES", (64,))
     monkeypatch.setattr(module, "_acceptable", lambda before, after: True)
 
 
@@ -140,7 +140,7 @@ def test_the_same_seed_makes_the_same_model(pair, request_for, quick):
 
 
 def test_nothing_is_handed_out_that_is_not_better(pair, request_for, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "_SIZES", (64,))
+    monkeypatch.setattr(ground, "_SIZES", (64,))
     monkeypatch.setattr(module, "_EVERY", 2)
     monkeypatch.setattr(module, "_acceptable", lambda before, after: False)
     lines = []
@@ -268,7 +268,7 @@ def test_of_a_large_scene_few_windows_are_read(tmp_path):
     del dataset
     with open_pair(pan, [ms]) as opened:
         pair = Counting(opened)
-        windows, whole = sources.informative(pair, 6, 1024, module._WHOLE)
+        windows, whole = sources.informative(pair, 6, 1024, ground._WHOLE)
     assert not whole
     assert 1 <= len(windows) <= 6
     assert pair.read <= sources._CANDIDATES**2 * 256**2
@@ -281,10 +281,10 @@ def test_of_a_large_scene_few_windows_are_read(tmp_path):
 
 
 def test_a_large_scene_is_measured_where_it_was_not_learned_from(pair, request_for, quick, monkeypatch):
-    monkeypatch.setattr(module, "_WHOLE", 1000)
-    monkeypatch.setattr(module, "_EDGE", 128)
+    monkeypatch.setattr(ground, "_WHOLE", 1000)
+    monkeypatch.setattr(ground, "_EDGE", 128)
     monkeypatch.setattr(sources, "_SMALLEST", 32)
-    monkeypatch.setattr(module, "_TRUE_SIZES", (32,))
+    monkeypatch.setattr(ground, "_TRUE_SIZES", (32,))
     lines = []
     result = run(request_for(pair(size=512)), Context(log=lines.append))
     assert "Learning from 4 windows of the scene, measuring on 2 others." in lines
@@ -321,7 +321,7 @@ def test_patches_are_cut_from_the_window_as_it_is(pair):
     made = pair(size=256)
     with open_pair(made.pan, [made.ms]) as opened:
         whole = sources.whole(opened, "all", "all", (0.3,) * 4, 0.15)
-    piece = module._Piece.of(whole, 96)
+    piece = ground.Piece.of(whole, 96)
     patch = piece.patch(np.random.default_rng(1), 96)
     assert patch.up.shape == (4, 96, 96)
     # What the patch's own pixels make of PAN is what the window's do.
@@ -330,7 +330,7 @@ def test_patches_are_cut_from_the_window_as_it_is(pair):
     assert low.shape == patch.ms.shape[1:]
     assert len(place) >= 1
     assert torch.allclose(patch.rows.sum(dim=2), torch.ones(()), atol=1e-5)
-    assert module._Piece.of(whole, 300) is None
+    assert ground.Piece.of(whole, 300) is None
 
 
 def test_clip_supervises(pair, request_for, quick, monkeypatch):

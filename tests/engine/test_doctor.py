@@ -272,6 +272,7 @@ def test_mps_only_on_a_mac_and_only_when_asked_for(monkeypatch):
         choose_device(Device.MPS)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device(Device.MPS)[0].type == "mps"
+    assert choose_device(Device.MPS, exact=True)[0].type == "cpu"
     assert choose_device(Device.AUTO)[0].type == "cpu"
 
 

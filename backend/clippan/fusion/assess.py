@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import time
@@ -25,7 +24,7 @@ from clippan.fusion.registration import Shifts, register
 from clippan.fusion.sensors import Sensor, find
 from clippan.jobs.assess import AssessRequest, AssessResult
 from clippan.jobs.base import Context, from_json
-from clippan.jobs.options import Device, Registration
+from clippan.jobs.options import Registration
 from clippan.jobs.pansharpen import PansharpenRequest
 from clippan.raster.grid import Axis, Grid
 from clippan.raster.pair import Pair, open_pair
@@ -49,9 +48,7 @@ def assess(request: AssessRequest, context: Context) -> AssessResult:
     """
     started = time.monotonic()
     request, told = _as_made(request, context)
-    device, reason = choose_device(request.device)
-    if device.type == "mps":
-        device, reason = choose_device(Device.CPU)[0], "MPS has no float64, in which figures are summed."
+    device, reason = choose_device(request.device, exact=True)
     context.log(f"Device: {device.type}. {reason}")
     with contextlib.ExitStack() as files:
         pair = files.enter_context(open_pair(request.pan, request.ms, request.bands, request.nodata))
@@ -359,25 +356,14 @@ def _reach(scene: Scene) -> int:
     return max(reach, FullFigures.MARGIN)
 
 
-@functools.lru_cache(maxsize=64)
-def _filter_matrix(gain: float, ratio: float, count: int, reach: int) -> torch.Tensor:
-    """The MTF filter as a matrix (count, count + 2 reach)."""
-    kernel = torch.from_numpy(filters.mtf_kernel(gain, ratio)).float()
-    matrix = torch.zeros(count, count + 2 * reach)
-    first = reach - len(kernel) // 2
-    for row in range(count):
-        matrix[row, row + first : row + first + len(kernel)] = kernel
-    return matrix
-
-
 def _filter(scene: Scene, fused: torch.Tensor, valid: torch.Tensor, reach: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The fused bands as the sensor would see them at MS's resolution, and where valid pixels alone made them."""
     height, width = (size - 2 * reach for size in valid.shape)
     planes, covered = [], torch.ones((height, width), dtype=torch.bool, device=scene.device)
     whole = bool(valid.all())
     for band, gain in zip(fused, scene.gains):
-        rows = _filter_matrix(gain, scene.pair.y.ratio, height, reach).to(scene.device)
-        columns = _filter_matrix(gain, scene.pair.x.ratio, width, reach).to(scene.device)
+        rows = filters.mtf_matrix(gain, scene.pair.y.ratio, height, reach).to(scene.device)
+        columns = filters.mtf_matrix(gain, scene.pair.x.ratio, width, reach).to(scene.device)
         plane = filters.separable(rows, band, columns)
         if not whole:
             weight = filters.separable(rows, valid.float(), columns)

@@ -60,6 +60,16 @@ def mtf_kernel(gain: float, ratio: float) -> np.ndarray:
     return _gaussian(np.arange(-reach, reach + 1.0), gain, ratio)
 
 
+@functools.lru_cache(maxsize=64)
+def mtf_matrix(gain: float, ratio: float, count: int, reach: int) -> torch.Tensor:
+    """The same as a matrix (count, count + 2 reach), float32; where the filter reaches further, its taps are cut."""
+    kernel = mtf_kernel(gain, ratio)
+    offsets = np.arange(count + 2 * reach) - np.arange(reach, reach + count)[:, None] + len(kernel) // 2
+    inside = (offsets >= 0) & (offsets < len(kernel))
+    matrix = np.where(inside, kernel[offsets.clip(0, len(kernel) - 1)], 0.0)
+    return torch.from_numpy(matrix / matrix.sum(axis=1, keepdims=True)).float()
+
+
 def _gaussian(distance: np.ndarray, gain: float, ratio: float) -> np.ndarray:
     reach = mtf_reach(gain, ratio) + 0.5
     sigma = mtf_sigma(gain, ratio)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Optional
 
 import torch
+from torch import Tensor
 
-Tensor = torch.Tensor
+from clippan.fusion import filters
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Batch:
 
     def degrade(self, fused: Tensor) -> Tensor:
         """Fused bands (n, c, H, W) as the sensor would see them: the samples that ``ms`` holds."""
-        return torch.matmul(self.rows, torch.matmul(fused, self.columns.transpose(-1, -2)))
+        return filters.separable(self.rows, fused, self.columns)
 
     def units(self, bands: Tensor) -> Tensor:
         """Standardised bands (n, c, …) in the units of the file, where ratios and means have their meaning."""

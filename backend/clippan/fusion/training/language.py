@@ -280,6 +280,14 @@ class Supervisor(nn.Module):
                 ),
             }
 
+    def teach(self, batch: Batch, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """A step of stage I; its losses, without gradient."""
+        terms = self.stage_one(batch)
+        optimiser.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        optimiser.step()
+        return {name: value.detach() for name, value in terms.items()}
+
     def direction(self, batch: Batch, fused: Tensor) -> Tensor:
         """Stage II's L_d, 0 (best) to 2: whether the image moves from MS and from PAN to the output as the texts do.
 

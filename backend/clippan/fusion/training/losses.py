@@ -11,11 +11,13 @@ precision is not enough for differences of squares: call these outside autocast,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
 from torch import Tensor, nn
 
+from clippan.fusion import filters
 from clippan.fusion.metrics import BLOCK, GAUSSIAN, conjugate_products, correlate, laplacian, low_block
 from clippan.fusion.training.batch import Batch
 
@@ -169,9 +171,14 @@ def spatial_distortion(batch: Batch, fused: Tensor, pooled: bool = False) -> Ten
         pooled: average over all patches of a scene first, as the exact figure does; the greater the batch, the
             nearer. A single patch has a difference even where the scene has none.
     """
+    return _pooled(apart(batch, fused), batch.scenes if pooled else None).abs().mean()
+
+
+def apart(batch: Batch, fused: Tensor) -> Tensor:
+    """UQI of each fused band with PAN less that of MS with PAN one scale down (n, c), of which D_s is the magnitude."""
     high = block_uqi(batch.units(fused), batch.pan_units(batch.pan))
     low = block_uqi(batch.units(batch.ms), batch.pan_units(batch.pan_low), low_block(batch.ratio))
-    return _pooled(high - low, batch.scenes if pooled else None).abs().mean()
+    return high - low
 
 
 def spectral_distortion(batch: Batch, fused: Tensor) -> Tensor:
@@ -182,6 +189,22 @@ def spectral_distortion(batch: Batch, fused: Tensor) -> Tensor:
     """
     quality = block_q2n(batch.units(batch.degrade(fused)), batch.units(batch.ms), low_block(batch.ratio))
     return 1 - quality.mean()
+
+
+def khan(batch: Batch, fused: Tensor, gains: Sequence[float]) -> Tensor:
+    """The same as the exact figure has it: on PAN's grid, of the fused bands after each one's MTF filter, against
+    interpolated MS. The patch's border is left out, as far as the filters reach beyond.
+
+    Args:
+        gains: of the bands' MTF.
+    """
+    size = fused.shape[-1]
+    reach = min(max(filters.mtf_reach(gain, batch.ratio) for gain in gains), size // 2 - 4)
+    count = size - 2 * reach
+    matrices = torch.stack([filters.mtf_matrix(gain, batch.ratio, count, reach) for gain in gains]).to(fused.device)
+    seen = filters.separable(matrices, fused, matrices)
+    inside = slice(reach, size - reach)
+    return 1 - block_q2n(batch.units(seen), batch.units(batch.up[..., inside, inside])).mean()
 
 
 def band_distortion(batch: Batch, fused: Tensor, pooled: bool = False) -> Tensor:

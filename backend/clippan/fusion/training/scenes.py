@@ -15,16 +15,15 @@ from typing import Optional
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clippan.fusion import filters
 from clippan.fusion.methods import modulation
 from clippan.fusion.training.batch import Batch
 from clippan.raster.grid import Axis
 
-Tensor = torch.Tensor
-
 _DIGITS = 9  # of a phase in pixels
-_WHOLE = 0.999  # part of a patch that has to be valid
+WHOLE = 0.999  # part of a patch, or of what a filter sees, that has to be valid
 
 
 @dataclass(frozen=True)
@@ -142,11 +141,20 @@ class Pairing:
         """One scale down: MS is the truth, and PAN is brought to its grid."""
         return Truth(self.name, self.group, self.pan_low(pan_gain), self.ms, self.valid, self.gains, made=False)
 
+    def inside(self) -> np.ndarray:
+        """Which pixels of PAN lie in a valid sample of MS (H, W)."""
+        found = []
+        for axis, pixels, samples in zip((self.y, self.x), self.pan.shape, self.valid.shape):
+            index = np.floor((np.arange(pixels) + 0.5 - axis.offset) / axis.ratio).astype(int)
+            found.append((index.clip(0, samples - 1), (index >= 0) & (index < samples)))
+        (rows, down), (columns, across) = found
+        return np.asarray(self.valid[rows][:, columns] & down[:, None] & across)
+
     def patches(self, rng: np.random.Generator, count: int, size: int, bands: Sequence[int]) -> list[Patch]:
         """Patches of ``size`` PAN pixels at valid places; empty if the scene is too small."""
         size_ms = math.ceil(size / self.x.ratio)
         if size_ms not in self._corners:
-            self._corners[size_ms] = _corners(self.valid, size_ms)
+            self._corners[size_ms] = places(self.valid, size_ms)
         corners = self._corners[size_ms]
         if not len(corners):
             return []
@@ -207,8 +215,26 @@ class Truth:
             axis, gain = Axis(ratio, 0.0), float(np.mean(self.gains))
             shape = (int(self.pan.shape[0] / ratio), int(self.pan.shape[1] / ratio))
             low = _degraded(np.concatenate([self.bands, self.pan[None], self.valid[None]]), axis, axis, shape, gain)
-            self._moments[ratio] = Moments.of(low[:-2], low[-2], low[-1] > _WHOLE)
+            self._moments[ratio] = Moments.of(low[:-2], low[-2], low[-1] > WHOLE)
         return self._moments[ratio]
+
+    def reduced(self, ratio: float, pan_gain: float) -> Pairing:
+        """The pair that the MTF makes of it."""
+        axis = Axis(ratio, 0.0)
+        shape = tuple(int(length / ratio) for length in self.pan.shape)
+        bands = [_degraded(band[None], axis, axis, shape, gain)[0] for band, gain in zip(self.bands, self.gains)]
+        valid = _degraded(self.valid[None].astype(np.float32), axis, axis, shape, float(np.mean(self.gains)))[0]
+        ms = np.stack(bands)
+        return Pairing(self.name, self.group, self.pan, ms, axis, axis, valid > WHOLE, self.gains, pan_gain)
+
+    def fits(self, size: int) -> bool:
+        """Whether a patch of ``size`` pixels lies somewhere."""
+        return min(self.pan.shape) >= size and len(self._places(size)) > 0
+
+    def _places(self, size: int) -> np.ndarray:
+        if size not in self._corners:
+            self._corners[size] = places(self.valid, min(size, *self.pan.shape), 8)
+        return self._corners[size]
 
     def patch(
         self,
@@ -233,9 +259,7 @@ class Truth:
             shifts: by which the bands of MS are off (bands, 2), rows and columns, in pixels.
             mixture: which bands.
         """
-        if size not in self._corners:
-            self._corners[size] = _corners(self.valid, min(size, *self.pan.shape), 8)
-        corners = self._corners[size]
+        corners = self._places(size)
         if not len(corners):
             return None
         row, column = corners[rng.integers(len(corners))]
@@ -255,9 +279,7 @@ class Truth:
         wide = torch.from_numpy(light.astype(np.float32))[None]
         bands = np.tensordot(mixture.bands.astype(np.float32), wide_bands, 1) + mixture.offset[:, None, None]
         source = torch.from_numpy(bands.astype(np.float32))
-        seen = source
-        if shifts.any():
-            seen = _shifted(source, shifts)
+        seen = _shifted(source, shifts) if shifts.any() else source
         ms = filters.separable(torch.stack(rows.downs[count:]), seen, torch.stack(columns.downs[count:]))
         moments = self.moments(ratio).mixed(mixture)
         if mixture.noise:
@@ -409,12 +431,12 @@ def _shifted(bands: Tensor, shifts: np.ndarray) -> Tensor:
     return torch.fft.irfft2(torch.fft.rfft2(bands) * turn, s=(height, width))
 
 
-def _corners(valid: np.ndarray, size: int, step: int = 4) -> np.ndarray:
+def places(valid: np.ndarray, size: int, step: int = 4) -> np.ndarray:
     """Corners (n, 2), row and column, of windows that are valid."""
     height, width = valid.shape
     if height < size or width < size:
         return np.empty((0, 2), int)
     sums = np.pad(valid.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     inside = sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
-    rows, columns = np.nonzero(inside[::step, ::step] >= _WHOLE * size * size)
+    rows, columns = np.nonzero(inside[::step, ::step] >= WHOLE * size * size)
     return np.stack([rows * step, columns * step], axis=1)

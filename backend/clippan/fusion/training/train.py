@@ -12,7 +12,6 @@ import copy
 import csv
 import datetime
 import json
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -31,13 +30,13 @@ from clippan.fusion import model, networks
 from clippan.fusion.model import FusionModel
 from clippan.fusion.training import language, sources
 from clippan.fusion.training.batch import Batch
+from clippan.fusion.training.descent import descend, follow, rate
 from clippan.fusion.training.objective import Objective
 from clippan.fusion.training.recipe import Recipe, read
 from clippan.fusion.training.sampler import Sampler
 from clippan.jobs.base import Context, to_json
 from clippan.jobs.train import TrainFusionRequest, TrainFusionResult
 
-_CLIP = 1.0  # greatest norm of a gradient
 _LOGGED = 50  # steps that a row of the curves is the mean of
 _KEPT = 500  # steps between checkpoints
 
@@ -253,21 +252,10 @@ class Run:
 
     def _learn(self, step: int, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         recipe = self._recipe
-        rise = min(1, (step + 1) / max(recipe.warmup, 1))
-        rate = recipe.rate * rise * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
         total, terms = self._step({kind: batch.to(self._device) for kind, batch in batches.items()})
-        self._optimiser.zero_grad()
-        total.backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP)
-        if torch.isfinite(norm):  # a patch without contrast must not spoil the network
-            self._optimiser.step()
+        descend(self.network, self._optimiser, total, rate(step, recipe.steps, recipe.rate, recipe.warmup))
         # Early on the average is of few steps, as what was before the training means nothing.
-        share = 1 - min(recipe.average, (step + 1) / (step + 20))
-        with torch.no_grad():
-            for kept, new in zip(self._average.parameters(), self.network.parameters()):
-                kept.lerp_(new, share)
+        follow(self._average, self.network, min(recipe.average, (step + 1) / (step + 20)))
         return terms
 
     def _record(self, terms: Mapping[str, float]) -> None:
@@ -353,12 +341,9 @@ class Run:
         optimiser = torch.optim.Adam(supervisor.learned(), lr=plan.rate)
         for step in range(plan.steps):
             rng = np.random.default_rng([self._recipe.seed, self._count, step])
-            terms = supervisor.stage_one(self._sampler.scenes(rng, plan.batch).to(self._device))
-            optimiser.zero_grad()
-            torch.stack(list(terms.values())).sum().backward()
-            optimiser.step()
+            terms = supervisor.teach(self._sampler.scenes(rng, plan.batch).to(self._device), optimiser)
             self._context.check()
             if step % _LOGGED == 0 or step == plan.steps - 1:
-                words = ", ".join(f"{name} {float(value.detach()):.3f}" for name, value in terms.items())
+                words = ", ".join(f"{name} {float(value):.3f}" for name, value in terms.items())
                 self._context.log(f"Stage I, step {step + 1}: {words}")
         supervisor.save(path)
