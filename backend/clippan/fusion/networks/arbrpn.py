@@ -19,12 +19,11 @@ from __future__ import annotations
 from typing import Optional
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from clippan.fusion.networks import start_small
-
-Tensor = torch.Tensor
+from clippan.fusion.networks.block import Block
 
 
 class ArbRPN(nn.Module):
@@ -56,17 +55,4 @@ class ArbRPN(nn.Module):
 
 def _cell(width: int, blocks: int) -> nn.Sequential:
     """State, band and PAN to the next state."""
-    return nn.Sequential(nn.Conv2d(3 * width, width, 1), *(_Block(width) for _ in range(blocks)))
-
-
-class _Block(nn.Module):
-    """Two convolutions, added to what came in."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        new: Tensor = self.second(functional.relu(self.first(x)))
-        return x + new
+    return nn.Sequential(nn.Conv2d(3 * width, width, 1), *(Block(width, functional.relu) for _ in range(blocks)))

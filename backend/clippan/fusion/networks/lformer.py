@@ -22,13 +22,12 @@ from __future__ import annotations
 from typing import Optional
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from clippan.errors import ClippanError
 from clippan.fusion.networks import expect_bands, start_small
-
-Tensor = torch.Tensor
+from clippan.fusion.networks.block import Block
 
 # The evolving convolutions' reach along the keys.
 _REACH = 3
@@ -108,7 +107,7 @@ class _Stage(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.merge = nn.Conv2d(width, width, 1)
-        self.high = _Block(width)
+        self.high = Block(width, functional.gelu)
         self.inject = nn.Conv2d(2 * width, width, 3, padding=1)
         self.forth = nn.Conv2d(width, 2 * width, 3, padding=1)
         self.back = nn.Conv2d(2 * width, width, 3, padding=1)
@@ -121,22 +120,9 @@ class _Stage(nn.Module):
         return x, high
 
 
-class _Block(nn.Module):
-    """Two convolutions, added to what came in."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        new: Tensor = self.second(functional.gelu(self.first(x)))
-        return x + new
-
-
 def _encoder(channels: int, width: int) -> nn.Sequential:
     """A branch's first features."""
-    return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), _Block(width))
+    return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), Block(width, functional.gelu))
 
 
 def _identity(heads: int) -> nn.Conv1d:

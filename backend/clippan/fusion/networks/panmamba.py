@@ -27,13 +27,12 @@ from functools import cache
 from typing import Any, Callable, Optional
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from clippan.fusion.networks import expect_bands, start_small
-
-Tensor = torch.Tensor
+from clippan.fusion.networks.block import Block
 
 # As in Mamba: how much wider its inside is, how far its convolution looks back, and the range of the first steps.
 _EXPANSION = 2
@@ -64,7 +63,7 @@ class PanMamba(nn.Module):
         self.join_ms = nn.Conv2d(2 * width, width, 3, padding=1)
         self.join_pan = nn.Conv2d(2 * width, width, 3, padding=1)
         self.crosses = nn.ModuleList(_Cross(width, states) for _ in range(crosses))
-        self.tail = nn.Sequential(_Block(width), start_small(nn.Conv2d(width, bands, 3, padding=1)))
+        self.tail = nn.Sequential(Block(width, _leaky), start_small(nn.Conv2d(width, bands, 3, padding=1)))
 
     def forward(
         self, up: Tensor, pan: Tensor, low: Optional[Tensor] = None, classical: Optional[Tensor] = None
@@ -171,22 +170,13 @@ class _Selective(nn.Module):
         return selective_scan(x, steps, -self.decay.exp(), enter, leave) + self.skip * x
 
 
-class _Block(nn.Module):
-    """Two convolutions, added to what came in."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        new: Tensor = self.second(functional.leaky_relu(self.first(x), 0.2))
-        return x + new
+def _leaky(x: Tensor) -> Tensor:
+    return functional.leaky_relu(x, 0.2)
 
 
 def _encoder(channels: int, width: int) -> nn.Sequential:
     """An image's first features."""
-    blocks = (_Block(width) for _ in range(_CONVOLUTIONS))
+    blocks = (Block(width, _leaky) for _ in range(_CONVOLUTIONS))
     return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), *blocks)
 
 

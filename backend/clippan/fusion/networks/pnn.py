@@ -19,12 +19,10 @@ from __future__ import annotations
 from typing import Optional
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from clippan.fusion.networks import expect_bands, start_small
-
-Tensor = torch.Tensor
 
 # CBAM: the channels' weights come from this many times fewer numbers, though not from so few that all may be nought
 # at a time, and the places' weights from this neighbourhood.
