@@ -280,6 +280,30 @@ def test_pictures_that_are_not_there_are_told(data):
         list(sources.pictures(data, Pictures("none.zip")))
 
 
+def test_pictures_that_cannot_be_read_are_told(data, tmp_path):
+    whole = (data / "pictures.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    start = whole.index(b"some/0.tif") + 2000
+    (tmp_path / "hurt.zip").write_bytes(whole[:start] + bytes(2000) + whole[start + 2000 :])
+    with zipfile.ZipFile(tmp_path / "words.zip", "w") as archive:
+        archive.writestr("a.tif", "no picture")
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
+        archive.writestr("readme.txt", "no picture")
+    (tmp_path / "s2").mkdir()
+    for name, words in (
+        ("cut.zip", "cannot be read (File is not a zip file); give a zip that is whole."),
+        ("hurt.zip", "cannot be read (Bad CRC-32 for file 'some/0.tif'); give a zip that is whole."),
+        ("words.zip", "cannot be read ("),
+        ("empty.zip", "; give a zip of files that end in .jpg, .jpeg, .tif."),
+        ("s2", "s2 are a folder; name its rasters as bands in the recipe, or give a zip."),
+    ):
+        with pytest.raises(ClippanError) as caught:
+            list(sources.pictures(tmp_path, Pictures(name)))
+        assert words in str(caught.value)
+        assert str(tmp_path / name) in str(caught.value)
+        assert str(caught.value).endswith(".")
+
+
 # Patches
 
 
@@ -583,7 +607,11 @@ def test_a_training_learns_and_its_model_pansharpens(data, recipe, tmp_path):
     pair = data / "pan" / "quickbird__a"
     sharp = run(
         PansharpenRequest(
-            str(pair / "pan.tif"), (str(pair / "ms.tif"),), str(tmp_path / "out.tif"), Method.CLIPPAN, result.model
+            str(pair / "pan.tif"),
+            (str(pair / "ms.tif"),),
+            str(tmp_path / "out.tif"),
+            Method.CLIPPAN,
+            model=result.model,
         )
     )
     assert sharp.provenance["CLIPPAN_MODEL_SHA256"] == trained.sha256
@@ -768,6 +796,7 @@ def test_several_processes_learn_one_network(data, recipe, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Step 3: truth.supervised") == 1  # one of them tells
+    assert done.stdout.count("model.safetensors") == 1
     first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     for one, other in zip(first, second):
         assert all(torch.equal(one[name], other[name]) for name in one)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clippan.errors import ClippanError
+from clippan.errors import ClippanError, told
 from clippan.fusion import filters
 from clippan.fusion.registration import estimate
-from clippan.fusion.sensors import SENSORS, Sensor, recognise
+from clippan.fusion.sensors import SENSORS, recognise
 from clippan.fusion.training.recipe import Pairs, Pictures
 from clippan.fusion.training.scenes import Pairing, Truth
 from clippan.jobs.base import Context
@@ -28,6 +28,7 @@ from clippan.raster.tiles import Window
 _GAIN = 0.3  # of the MTF that the moments of pictures are taken with
 _GAMMA = (0.8, 1.2)  # of PAN made of a picture's bands: real ones are no exact sum of them
 _SEED = 0
+_ENDINGS = (".jpg", ".jpeg", ".tif")
 _SMALLEST = 64  # samples, edge of a window that patches are cut from
 _CANDIDATES = 9  # places looked at along each axis of a large scene
 _FAR = 4.0  # windows' edges
@@ -50,13 +51,9 @@ def pairs(root: Path, source: Pairs, without: Sequence[str], context: Context) -
         context.log(path.name)
         sensor = recognise([group]) or SENSORS["generic"]
         with open_pair(str(path / "pan.tif"), [str(path / "ms.tif")]) as pair:
-            yield load(pair, path.name, group, sensor, context)
-
-
-def load(pair: Pair, name: str, group: str, sensor: Sensor, context: Context) -> Pairing:
-    """All of a pair, registered."""
-    gains = sensor.gains(range(pair.ms.count), pair.ms.total)
-    return whole(estimate(pair, gains, 1, context, own=False).apply(pair), name, group, gains, sensor.pan)
+            gains = sensor.gains(range(pair.ms.count), pair.ms.total)
+            registered = estimate(pair, gains, 1, context, own=False).apply(pair)
+            yield whole(registered, path.name, group, gains, sensor.pan)
 
 
 def whole(pair: Pair, name: str, group: str, gains: Sequence[float], pan_gain: float) -> Pairing:
@@ -173,7 +170,7 @@ def pictures(root: Path, source: Pictures) -> Iterator[Truth]:
     """Pictures with PAN made of their bands.
 
     Raises:
-        ClippanError: they are not there.
+        ClippanError: they are not there, or cannot be read.
     """
     path = root / source.path
     rng = np.random.default_rng(_SEED)
@@ -187,11 +184,18 @@ def pictures(root: Path, source: Pictures) -> Iterator[Truth]:
 
 
 def _archive(path: Path, source: Pictures, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
-    with zipfile.ZipFile(path) as files:
-        names = sorted(name for name in files.namelist() if name.lower().endswith((".jpg", ".jpeg", ".tif")))
-        for name in sorted(rng.permutation(names)[: source.limit]):
-            picture = Image.open(io.BytesIO(files.read(str(name)))).convert("RGB").reduce(source.factor)
-            yield str(name), np.asarray(picture, np.float32).transpose(2, 0, 1) + 1  # black is no missing pixel
+    if path.is_dir():
+        raise ClippanError(f"The pictures {path} are a folder; name its rasters as bands in the recipe, or give a zip.")
+    try:
+        with zipfile.ZipFile(path) as files:
+            names = sorted(name for name in files.namelist() if name.lower().endswith(_ENDINGS))
+            for name in sorted(rng.permutation(names)[: source.limit]):
+                picture = Image.open(io.BytesIO(files.read(str(name)))).convert("RGB").reduce(source.factor)
+                yield str(name), np.asarray(picture, np.float32).transpose(2, 0, 1) + 1  # black is no missing pixel
+    except Exception as error:
+        raise ClippanError(f"The pictures {path} cannot be read ({told(error)}); give a zip that is whole.") from error
+    if not names:
+        raise ClippanError(f"There are no pictures in {path}; give a zip of files that end in {', '.join(_ENDINGS)}.")
 
 
 def _bands(path: Path, source: Pictures) -> Iterator[tuple[str, np.ndarray]]:
