@@ -332,7 +332,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         sentence = f"The engine failed unexpectedly ({type(error).__name__}: {error}); --debug shows where."
         return _end(progress, sentence, FAILED)
     progress.clear()
-    print(json.dumps(to_json(result), indent=2, ensure_ascii=False) if as_json else _PRINT[type(result)](result))
+    # Of the processes that torchrun started, one tells.
+    if not isinstance(result, TrainFusionResult) or os.environ.get("RANK", "0") == "0":
+        print(json.dumps(to_json(result), indent=2, ensure_ascii=False) if as_json else _PRINT[type(result)](result))
     return 0 if not isinstance(result, DoctorResult) or result.ok else FAILED
 
 

@@ -25,6 +25,7 @@ from clippan.jobs import (
     Format,
     Method,
     PansharpenRequest,
+    TrainFusionResult,
 )
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(clippan.__file__).parents[1])}
@@ -51,6 +52,18 @@ def test_shortest_pansharpen(requests, tmp_path):
     output = str(tmp_path / "o.tif")
     assert cli.main(["pansharpen", "--pan", "p.tif", "--ms", "m.tif", "--output", output]) == 0
     assert requests == [PansharpenRequest("p.tif", ("m.tif",), output)]
+
+
+@pytest.mark.parametrize(("rank", "tells"), [("", True), ("0", True), ("1", False)])
+def test_of_several_processes_that_train_one_tells(rank, tells, monkeypatch, capsys):
+    made = TrainFusionResult("m.safetensors", 7, 3, {"truth.supervised": 0.5}, "cpu", 1.0)
+    monkeypatch.setattr(cli, "run", lambda request, context: made)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    assert cli.main(["train", "fusion", "--data", "d", "--output", "o"]) == 0
+    out = capsys.readouterr().out
+    assert out == ("m.safetensors: 7 parameters, 3 steps, 1 s\ntruth.supervised 0.5000\n" if tells else "")
 
 
 def test_every_option_of_pansharpen(requests, tmp_path):
