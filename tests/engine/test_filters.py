@@ -64,6 +64,17 @@ def test_kernel_has_the_gain_at_nyquist(ratio, gain):
     assert kernel.sum() == pytest.approx(1)
 
 
+def test_the_kernel_as_a_matrix():
+    kernel = filters.mtf_kernel(0.3, 4.0)
+    reach = len(kernel) // 2
+    values = np.random.default_rng(0).normal(size=50 + 2 * reach + 4)
+    found = filters.mtf_matrix(0.3, 4.0, 50, reach + 2).double().numpy() @ values
+    np.testing.assert_allclose(found, np.convolve(values[2:-2], kernel, "valid"), rtol=1e-5, atol=1e-6)
+    cut = filters.mtf_matrix(0.3, 4.0, 50, 3)
+    assert cut.shape == (50, 56)
+    assert torch.allclose(cut.sum(dim=1), torch.ones(50))  # a plane keeps its value
+
+
 @pytest.mark.parametrize("axis", AXES)
 def test_matrices_of_all_blocks_have_one_shape(axis):
     shapes = set()

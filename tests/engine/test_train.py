@@ -36,7 +36,7 @@ from clippan.fusion.methods import MtfGlp  # noqa: E402
 from clippan.fusion.statistics import Statistics  # noqa: E402
 from clippan.fusion.training import sources, train  # noqa: E402
 from clippan.fusion.training.batch import Batch  # noqa: E402
-from clippan.fusion.training.objective import CLIPPAN, Weights  # noqa: E402
+from clippan.fusion.training.objective import Weights  # noqa: E402
 from clippan.fusion.training.recipe import Augment, Language, Pairs, Pictures, Recipe, read  # noqa: E402
 from clippan.fusion.training.sampler import Sampler  # noqa: E402
 from clippan.fusion.training.scenes import Mixture, Moments, Pairing, Truth, collate  # noqa: E402
@@ -178,7 +178,7 @@ def test_the_document_shows_every_entry_and_recipes_that_can_be_read(recipe):
     recipes = [block for block in re.findall(r"(?:^    .*\n)+", document, re.MULTILINE) if "network:" in block]
     full, without_truth = (read(Path(recipe(textwrap.dedent(block)))) for block in recipes)
     assert (full.network, full.truth.quality, full.augment.ratios) == ("detail", 0.5, (4, 4, 2))
-    assert set(without_truth.scene.used) == set(CLIPPAN.used)
+    assert set(without_truth.scene.used) == {"spectral", "spatial", "qnr", "pseudo", "language"}
     for name in ("steps", "rate", "warmup", "average", "seed", "simulated", "gain", "shift", "haze", "limit", "share"):
         kind = next(kind for kind in (Recipe, Augment, Pictures) if hasattr(kind, name))
         assert float(shown[name]) == getattr(kind, name), name

@@ -274,7 +274,7 @@ class _Adaption:
         fused = self._network(*full.inputs)
         with torch.no_grad():
             wanted = losses.detail_correlation(self._start.network(*full.inputs), full.pan, full.scenes)
-        khan = losses.khan(full, fused, self._ground.gains)
+        khan = losses.spectral_distortion_on_pan(full, fused, self._ground.gains)
         correlation = losses.detail_correlation(fused, full.pan, full.scenes)
         apart = losses.apart(full, fused).mean(dim=0)
         now = apart.detach()

@@ -191,7 +191,7 @@ def spectral_distortion(batch: Batch, fused: Tensor) -> Tensor:
     return 1 - quality.mean()
 
 
-def khan(batch: Batch, fused: Tensor, gains: Sequence[float]) -> Tensor:
+def spectral_distortion_on_pan(batch: Batch, fused: Tensor, gains: Sequence[float]) -> Tensor:
     """The same as the exact figure has it: on PAN's grid, of the fused bands after each one's MTF filter, against
     interpolated MS. The patch's border is left out, as far as the filters reach beyond.
 

@@ -56,9 +56,6 @@ class Weights:
         return {name: weight for name, weight in dataclasses.asdict(self).items() if weight}
 
 
-CLIPPAN = Weights(spectral=1.0, spatial=1.0, qnr=1.0, pseudo=1.0, language=1.0)  # stage II as published
-
-
 class Directs(Protocol):
     """What ``language`` needs: a ``language.Supervisor``."""
 
