@@ -101,7 +101,7 @@ def measure(
     context: Context,
     filter_ms: Optional[Sequence[float]] = None,
 ) -> Statistics:
-    """Measures a scene.
+    """Measures a scene. Pixels that are 0 in all bands count in ``black`` alone.
 
     Args:
         pair: the scene.
@@ -220,8 +220,12 @@ class _Sampler:
             joint &= covered
         variables = np.concatenate(planes)
         samples = variables.reshape(len(variables), -1) if joint.all() else variables[:, joint]
-        moments = _Moments.of(samples) if samples.shape[1] else None
-        return _Found(moments, samples[: len(ms), ::_THIN].copy())
+        thin = samples[: len(ms), ::_THIN].copy()
+        # Files that declare no nodata value mark what was not seen by zeros, which say nothing of the scene.
+        seen = (samples[: len(ms)] != 0).any(axis=0)
+        if not seen.all():
+            samples = samples[:, seen]
+        return _Found(_Moments.of(samples) if samples.shape[1] else None, thin)
 
     def _read_ms(self, window: Window) -> tuple[torch.Tensor, Optional[np.ndarray]]:
         values, valid = self.pair.read_ms(window)
