@@ -22,7 +22,7 @@ from clippan.errors import ClippanError  # noqa: E402
 from clippan.fusion import fuse, model, networks  # noqa: E402
 from clippan.fusion.model import FusionModel  # noqa: E402
 from clippan.fusion.registration import Shifts  # noqa: E402
-from clippan.jobs import Context, Device, Method, PansharpenRequest, Registration, run  # noqa: E402
+from clippan.jobs import AdaptFusionRequest, Context, Device, Method, PansharpenRequest, Registration, run  # noqa: E402
 
 SMALL = {"width": 8, "head": 8, "depth": 1}
 
@@ -195,7 +195,63 @@ def test_a_network_for_one_number_of_bands_sharpens_them(scene, tmp_path, monkey
     assert 0.01 < np.abs(whole - cubic).mean() < 100  # a fresh one starts close to it
 
 
+def shipped_and_classical(pan: str, ms: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What the shipped model makes of a pair, and what comes without a network."""
+    return (
+        sharpen(pan, ms, folder / "a.tif", "").astype(float),
+        sharpen(pan, ms, folder / "b.tif", "", method=Method.MTF_GLP_HPM_R).astype(float),
+    )
+
+
+def test_a_hot_pixel_stays_what_it_is(scene, tmp_path):
+    pair = scene(size=192, dtype="float32")
+    values = read_raster(pair.pan)
+    values[:, 96, 96] = 65535
+    hot = write_raster(tmp_path / "hot.tif", values)
+    found, classical = shipped_and_classical(hot, pair.ms, tmp_path)
+    added = np.abs(classical - sharpen(hot, pair.ms, tmp_path / "c.tif", "", method=Method.CUBIC))
+    std = read_raster(pair.ms).std(axis=(1, 2))[:, None, None]
+    assert (np.abs(found - classical) <= added + 3.3 * std).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_where_no_band_looks_like_pan_a_network_adds_nothing(scene, tmp_path, dtype):
+    pair = scene(size=192, dtype=dtype)
+    noise = np.random.default_rng(0).normal(500, 100, (192, 192)).astype(dtype)
+    found, classical = shipped_and_classical(write_raster(tmp_path / "noise.tif", noise), pair.ms, tmp_path)
+    assert np.abs(found - classical).max() <= 1
+
+
+def test_a_band_against_pan_gets_no_overshoot(scene, tmp_path):
+    pair = scene(size=192, dtype="float32")
+    values = read_raster(pair.ms)
+    values[2] = 2000 - values[2]
+    found, classical = shipped_and_classical(pair.pan, write_raster(tmp_path / "m.tif", values, 4.0), tmp_path)
+    assert np.abs(found[2] - classical[2]).mean() < 0.2 * values[2].std()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1234.567])
+def test_a_band_of_one_value_keeps_it_and_spoils_no_other(scene, tmp_path, value):
+    pair = scene(size=192, dtype="float32")
+    values = read_raster(pair.ms)
+    values[1] = value
+    found, classical = shipped_and_classical(pair.pan, write_raster(tmp_path / "m.tif", values, 4.0), tmp_path)
+    np.testing.assert_allclose(found[1], value, rtol=1e-5, atol=1e-6)
+    assert np.abs(found[0] - classical[0]).mean() < 0.5 * values[0].std()
+
+
 # Files
+
+
+def test_a_model_is_not_overwritten_by_what_it_makes(scene, tmp_path):
+    pair = scene(size=64)
+    trained = make(tmp_path / "m.safetensors")
+    with pytest.raises(ClippanError, match="is one of the inputs; choose another name"):
+        PansharpenRequest(pair.pan, (pair.ms,), trained, model=trained).validate()
+    with pytest.raises(ClippanError, match="would be a GeoTIFF"):
+        PansharpenRequest(pair.pan, (pair.ms,), str(model.shipped())).validate()
+    with pytest.raises(ClippanError, match="is one of the inputs; choose another name"):
+        AdaptFusionRequest(pair.pan, (pair.ms,), str(model.shipped())).validate()
 
 
 def test_a_file_holds_the_model(tmp_path):
@@ -253,6 +309,12 @@ def spoil(path: Path, how: str) -> None:
         save_file({"a": torch.zeros(1)}, str(path))
     elif how == "weights":
         path.write_bytes(content.replace(b'\\"width\\": 8', b'\\"width\\": 9'))
+    elif how == "options":
+        path.write_bytes(content.replace(b'{\\"width\\": 8', b'[\\"width\\": 8'))
+    elif how == "infinite":
+        network = networks.build("detail", 4, **SMALL)
+        torch.nn.init.constant_(network.last.bias, torch.inf)
+        FusionModel(network, "detail", SMALL).save(path)
     elif how == "network":
         path.write_bytes(content.replace(b'"network":"detail"', b'"network":"retail"'))
     assert not path.exists() or path.read_bytes() != content
@@ -268,6 +330,8 @@ def spoil(path: Path, how: str) -> None:
         ("bare", "is no fusion model of this version"),
         ("weights", "are not those of detail"),
         ("network", "There is no fusion network 'retail'"),
+        ("options", "is damaged"),
+        ("infinite", "are no numbers"),
     ],
 )
 def test_what_is_no_model_is_refused_in_one_sentence(scene, tmp_path, how, told):
@@ -293,7 +357,7 @@ def test_other_bands_than_a_model_s_are_refused(scene, tmp_path):
 
 
 def test_a_model_with_another_method_is_refused(tmp_path, capsys):
-    request = PansharpenRequest("p.tif", ("m.tif",), str(tmp_path / "o.tif"), Method.GSA, "m.safetensors")
+    request = PansharpenRequest("p.tif", ("m.tif",), str(tmp_path / "o.tif"), Method.GSA, model="m.safetensors")
     sentence = "A model is for the method clippan, not for gsa; leave one of them out."
     with pytest.raises(ClippanError) as caught:
         request.validate()

@@ -93,6 +93,11 @@ def _ordered(content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[end:]
 
 
+def _header(content: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file."""
+    return dict(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {})
+
+
 def shipped() -> Path:
     """The model that comes with CLIPPan."""
     return resources() / SHIPPED
@@ -104,14 +109,13 @@ def load(path: str, device: torch.device) -> FusionModel:
     Raises:
         ClippanError: it cannot be read, or is no fusion model.
     """
-    from safetensors import safe_open
+    from safetensors.torch import load as parse
 
     file = Path(path) if path else shipped()
     try:
-        with safe_open(str(file), framework="pt", device="cpu") as opened:
-            header = opened.metadata() or {}
-            weights = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118 - no mapping
-        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        content = file.read_bytes()  # once, lest another file takes its place in between
+        header = _header(content)
+        weights = {name: value.float() for name, value in parse(content).items()}
     except Exception as error:
         raise ClippanError(
             f"The fusion model {file} cannot be read ({told(error)}); choose a file that Adapt fusion model or "
@@ -122,11 +126,18 @@ def load(path: str, device: torch.device) -> FusionModel:
             f"{file} is no fusion model of this version; choose a file that Adapt fusion model or clippan train fusion "
             "wrote."
         )
-    name, options, bands = header["network"], json.loads(header["options"]), int(header["bands"])
+    try:
+        name, options, bands = header["network"], dict(json.loads(header["options"])), int(header["bands"])
+        about = dict(json.loads(header["about"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ClippanError(f"The description in {file} is damaged; adapt or train the model again.") from error
     network = networks.build(name, bands or 1, **options)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise ClippanError(f"The weights in {file} are not those of {name}; train it again.") from error
+    if not all(bool(value.isfinite().all()) for value in weights.values()):
+        raise ClippanError(f"Weights in {file} are no numbers; adapt or train the model again.")
+    sha256 = hashlib.sha256(content).hexdigest()
     network.eval().requires_grad_(False).to(device)
-    return FusionModel(network, name, options, bands, json.loads(header["about"]), sha256, str(file))
+    return FusionModel(network, name, options, bands, about, sha256, str(file))

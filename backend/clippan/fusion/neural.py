@@ -12,6 +12,13 @@ from clippan.fusion.model import FusionModel
 from clippan.fusion.statistics import TINY, Statistics
 
 _MARGIN = 32  # PAN pixels around a block for networks that do not say how far they look
+# Standard deviations by which a network may correct the classical result, besides as much as that adds to MS. Only dead
+# and hot pixels, glint and the like make it want more: it has not seen such values.
+_LEASH = 3.0
+# Correlations with PAN: a network is not believed where no band reaches the first, nor for bands below the first of the
+# second; from the other ones on it is wholly.
+_ALIKE, _OPPOSITE = (0.1, 0.3), (-0.9, -0.6)
+_LEAST = 1e-6  # standard deviation, as a part of the mean, below which a band is but the rounding of float32
 
 
 class Neural:
@@ -32,9 +39,11 @@ class Neural:
         self._classical = MtfGlp(statistics, response_of, modulation=True, regression=True)
         self._response_of = list(response_of)
         bands, pan = statistics.ms, statistics.low(0)
-        variance = statistics.covariance.diagonal().clamp(min=TINY)
+        variance = torch.maximum(statistics.covariance.diagonal(), (_LEAST * statistics.mean).square()).clamp(min=TINY)
         self._mean = statistics.mean[bands].float().view(-1, 1, 1)
         self._std = variance[bands].sqrt().float().view(-1, 1, 1)
+        trust = _trust(statistics, [statistics.low(index) for index in response_of])
+        self._trust = None if bool((trust == 1).all()) else trust.view(-1, 1, 1)
         self._pan_mean, self._pan_std = float(statistics.mean[pan]), float(variance[pan].sqrt())
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
@@ -49,4 +58,26 @@ class Neural:
         dark = (low - self._pan_mean).div_(self._pan_std)
         with torch.inference_mode():
             fused = self._network(up[None], light[None], dark.expand_as(up)[None], classical[None])[0]
-        return fused.mul(std).add_(mean)
+            leash = (classical - up).abs_().add_(_LEASH)
+            correction = (fused - classical).clamp_(-leash, leash)
+            if self._trust is not None:
+                correction.mul_(self._trust.to(ms.device))
+            correction.add_(classical)
+        return correction.mul(std).add_(mean)
+
+
+def _trust(statistics: Statistics, lows: Sequence[int]) -> torch.Tensor:
+    """How far a network is believed for each band (bands,), 0 to 1.
+
+    Networks have learned that bands look like PAN. Where none does (PAN is noise, as over water, or shows another
+    place), they would give the bands all the same what they do not have; the classical result knows better.
+    """
+    bands, variance = statistics.ms, statistics.covariance.diagonal().clamp(min=TINY)
+    alike = statistics.covariance[bands, lows] / (variance[bands] * variance[lows]).sqrt()
+    scene = _ramp(alike.max(), *_ALIKE)
+    return (scene * _ramp(alike, *_OPPOSITE)).float()
+
+
+def _ramp(value: torch.Tensor, start: float, end: float) -> torch.Tensor:
+    """0 up to the start, 1 from the end on, and a line between them."""
+    return ((value - start) / (end - start)).clamp(0, 1)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
+from clippan import resources
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
 from clippan.jobs.options import Device, Registration
@@ -87,7 +88,9 @@ class AdaptFusionRequest(Request):
         """See Request."""
         check.source("panchromatic raster", self.pan)
         check.sources("multispectral raster", self.ms)
-        check.output(self.output, (self.pan, *self.ms, *([self.model] if self.model else [])))
+        check.output(
+            self.output, (self.pan, *self.ms, self.model or str(resources() / "fusion" / "clippan.safetensors"))
+        )
         if not self.output.lower().endswith(ENDING):
             check.fail(f"The output {self.output} would be a fusion model; choose a name that ends in {ENDING}.")
         if self.output.startswith("/vsi"):

@@ -76,8 +76,8 @@ def output(path: str, inputs: Iterable[str]) -> None:
 
 
 def geotiff(path: str) -> None:
-    """A GeoTIFF is not called by another format's ending."""
-    if path.lower().endswith(_OTHER_RASTERS):
+    """A GeoTIFF is not called by another format's ending, nor by a model's."""
+    if path.lower().endswith((*_OTHER_RASTERS, ".safetensors")):
         raise ClippanError(f"The output {path} would be a GeoTIFF; let its name end in .tif, or convert it afterwards.")
 
 

@@ -89,7 +89,7 @@ class PansharpenRequest(Request):
         """See Request."""
         check.source("panchromatic raster", self.pan)
         check.sources("multispectral raster", self.ms)
-        check.output(self.output, (self.pan, *self.ms))
+        check.output(self.output, (self.pan, *self.ms, *([self.model] if self.model else [])))
         check.geotiff(self.output)
         check.bands(self.bands)
         if self.model and self.method is not Method.CLIPPAN:
