@@ -106,7 +106,7 @@ def test_pansharpen_has_the_parameters_that_users_know(algorithm):
     definitions = {item.name(): item for item in algorithm("pansharpen").parameterDefinitions()}
     advanced = {name for name, item in definitions.items() if item.flags() & Qgis.ProcessingParameterFlag.Advanced}
     assert set(definitions) - advanced == {
-        *("SPECTRAL", "PANCHROMATIC", "METHOD", "SENSOR", "BANDS", "NODATA", "REGISTRATION", "OUTPUT"),
+        *("SPECTRAL", "PANCHROMATIC", "METHOD", "MODEL", "SENSOR", "BANDS", "NODATA", "REGISTRATION", "OUTPUT"),
     }
     assert advanced == {"TILE_SIZE", "DEVICE", "FORMAT", "COMPRESSION", "OVERVIEWS", "THREADS"}
 

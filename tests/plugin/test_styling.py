@@ -84,8 +84,8 @@ def test_result_takes_over_bands_and_stretch(load, fake, parameters, feedback, q
     assert bands(layer) == (4, 3, 2)
     assert layer.renderer().redContrastEnhancement().maximumValue() == 1111
     assert layer.renderer().blueContrastEnhancement().minimumValue() == 22
-    assert layer.name() == "Pansharpened (MTF-GLP-HPM-R)"
-    assert any("CLIPPAN_METHOD: mtf-glp-hpm-r" in line for line in layer.metadata().history())
+    assert layer.name() == "Pansharpened (CLIPPAN)"
+    assert any("CLIPPAN_METHOD: clippan" in line for line in layer.metadata().history())
     assert "CLIPPAN_METHOD" in layer.metadata().abstract()
     assert bands(source) == (4, 3, 2)  # the source keeps its renderer
 

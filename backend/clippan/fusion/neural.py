@@ -63,7 +63,10 @@ class Neural:
             if self._trust is not None:
                 correction.mul_(self._trust.to(ms.device))
             correction.add_(classical)
-        return correction.mul(std).add_(mean)
+        fused = correction.mul(std).add_(mean)
+        # What was not seen, in files that declare no nodata value, is 0 and stays so.
+        unseen = (ms == 0).all(dim=0)
+        return torch.where(unseen, ms, fused) if bool(unseen.any()) else fused
 
 
 def _trust(statistics: Statistics, lows: Sequence[int]) -> torch.Tensor:

@@ -35,6 +35,7 @@ class Weights:
         alparone: Alparone's spectral distortion.
         distortion: spatial distortion D_s.
         detail: 1 − correlation of details with those of PAN.
+        texture: what is lacking of the classical result's details, place by place.
     """
 
     spectral: float = 0.0
@@ -49,6 +50,7 @@ class Weights:
     alparone: float = 0.0
     distortion: float = 0.0
     detail: float = 0.0
+    texture: float = 0.0
 
     @property
     def used(self) -> Mapping[str, float]:
@@ -123,6 +125,7 @@ class Objective:
             "alparone": lambda batch, fused: losses.band_distortion(batch, fused, pooled),
             "distortion": lambda batch, fused: losses.spatial_distortion(batch, fused, pooled),
             "detail": detail,
+            "texture": losses.texture,
         }
 
     def __call__(self, batch: Batch, fused: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
