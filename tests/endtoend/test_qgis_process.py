@@ -79,7 +79,8 @@ def check_result(path: Path, pan_path: object, ms_paths: list[object], method: s
     smooth = gdal.Warp("", coarse, format="VRT", resampleAlg="cubic", outputBounds=bounds(fused).tolist(), **size)
     for number, band in enumerate(bands, 1):
         values, low = fused.GetRasterBand(number).ReadAsArray(), band.ReadAsArray()
-        assert values.mean() == pytest.approx(low.mean(), rel=0.03)
+        # Modulation lifts the mean of dark bands a little, that of the classical methods too.
+        assert values.mean() == pytest.approx(low.mean(), rel=0.05)
         assert detail(values) > 1.15 * detail(smooth.GetRasterBand(number).ReadAsArray())
 
 
