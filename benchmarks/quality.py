@@ -293,8 +293,8 @@ def main() -> None:
         f"`{LEFT_OUT}` is the network of a training that never saw the pair's sensor, which is what to expect of "
         "sensors that are not in this table; `clippan` is the one that ships, trained on these sensors too."
         if options.runs
-        else "`clippan` is the network that ships. It was trained on these sensors, most of these pairs among them, so of "
-        "other sensors expect less; `--runs` measures that.",
+        else "`clippan` is the network that ships. It was trained on these sensors, most of these pairs among them, so "
+        "of other sensors expect less; `--runs` measures that.",
         "Mind the row of cubic: it adds no detail, which HQNR does not punish and HP_correlation shows.",
     ]
     if full:
