@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clippan import resources
 from clippan.errors import ClippanError, told
@@ -53,8 +53,6 @@ class FusionModel:
         Raises:
             ClippanError: the file cannot be written.
         """
-        from safetensors.torch import save
-
         header = {
             "kind": _KIND,
             "network": self.name,
@@ -63,15 +61,7 @@ class FusionModel:
             "about": json.dumps(dict(self.about), ensure_ascii=False),
         }
         weights = {name: value.detach().cpu().half().contiguous() for name, value in self.network.state_dict().items()}
-        part = path.with_name(f"{path.name}.part")
-        try:
-            part.write_bytes(_ordered(save(weights, header)))
-            part.replace(path)
-        except Exception as error:
-            part.unlink(missing_ok=True)
-            raise ClippanError(
-                f"The fusion model cannot be written to {path} ({told(error)}); choose a folder that can be written."
-            ) from error
+        write(path, "fusion model", weights, header)
 
     def fits(self, bands: int) -> None:
         """Raises ClippanError if MS with this number of bands is not what the model is for."""
@@ -80,6 +70,25 @@ class FusionModel:
                 f"MS has {bands} bands but the model {self.path} was made for {self.bands}; choose those bands, or the "
                 "model that ships with CLIPPan."
             )
+
+
+def write(path: Path, what: str, weights: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Writes weights and what is known of them as safetensors: whole or not at all, the same bytes for the same values.
+
+    Raises:
+        ClippanError: the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(_ordered(save(dict(weights), dict(header))))
+        part.replace(path)
+    except Exception as error:
+        part.unlink(missing_ok=True)
+        raise ClippanError(
+            f"The {what} cannot be written to {path} ({told(error)}); choose a folder that can be written."
+        ) from error
 
 
 def _ordered(content: bytes) -> bytes:

@@ -16,7 +16,7 @@ and the size, not every kernel: the layout (5×5 to 64, two residual blocks, 3×
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import ClassVar, Optional
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,26 @@ _FEWEST = 4
 _NEIGHBOURHOOD = 7
 
 
-class PNN(nn.Module):
+class _Stacked(nn.Module):
+    """Layers that see MS and PAN stacked, and add what they make to MS."""
+
+    label: ClassVar[str]
+    bands: int
+    layers: nn.Sequential
+
+    def forward(
+        self, up: Tensor, pan: Tensor, low: Optional[Tensor] = None, classical: Optional[Tensor] = None
+    ) -> Tensor:
+        """See the package."""
+        expect_bands(self.label, self.bands, up)
+        detail: Tensor = self.layers(torch.cat((up, pan), 1))
+        return up + detail
+
+
+class PNN(_Stacked):
     """Three convolutions; ``width`` channels after the first, two thirds of them after the second."""
+
+    label = "PNN"
 
     def __init__(self, bands: int, width: int = 48) -> None:
         super().__init__()
@@ -46,21 +64,15 @@ class PNN(nn.Module):
             start_small(nn.Conv2d(second, bands, 5, padding=2)),
         )
 
-    def forward(
-        self, up: Tensor, pan: Tensor, low: Optional[Tensor] = None, classical: Optional[Tensor] = None
-    ) -> Tensor:
-        """See the package."""
-        expect_bands("PNN", self.bands, up)
-        detail: Tensor = self.layers(torch.cat((up, pan), 1))
-        return up + detail
 
-
-class LambdaPNN(nn.Module):
+class LambdaPNN(_Stacked):
     """Convolutions around ``depth`` residual blocks with attention, ``width`` channels.
 
     The channels' weights come from means and maxima over all that the network is given: whole tiles, so that a pixel's
     result depends on the tile it is in.
     """
+
+    label = "λ-PNN"
 
     def __init__(self, bands: int, width: int = 64, depth: int = 2) -> None:
         super().__init__()
@@ -73,14 +85,6 @@ class LambdaPNN(nn.Module):
             nn.ReLU(inplace=True),
             start_small(nn.Conv2d(width, bands, 3, padding=1)),
         )
-
-    def forward(
-        self, up: Tensor, pan: Tensor, low: Optional[Tensor] = None, classical: Optional[Tensor] = None
-    ) -> Tensor:
-        """See the package."""
-        expect_bands("λ-PNN", self.bands, up)
-        detail: Tensor = self.layers(torch.cat((up, pan), 1))
-        return up + detail
 
 
 class _Block(nn.Module):

@@ -24,6 +24,7 @@ from clippan.clip import hub, load
 from clippan.clip.encoder import fingerprint
 from clippan.clip.models import find
 from clippan.errors import ClippanError, told
+from clippan.fusion.model import write
 from clippan.fusion.training.batch import Batch
 from clippan.jobs.base import Context
 
@@ -322,8 +323,6 @@ class Supervisor(nn.Module):
         Raises:
             ClippanError: the file cannot be written.
         """
-        from safetensors.torch import save_file
-
         metadata = {
             "kind": _KIND,
             "clip": self.clip.name,
@@ -331,15 +330,7 @@ class Supervisor(nn.Module):
             "bands": str(self.bands),
             "prompts": json.dumps([self.prompts.ms, self.prompts.pan, self.prompts.fused]),
         }
-        part = path.with_name(f"{path.name}.part")
-        try:
-            save_file({name: value.contiguous() for name, value in self._own().items()}, str(part), metadata)
-            part.replace(path)
-        except Exception as error:
-            part.unlink(missing_ok=True)
-            raise ClippanError(
-                f"The adapted CLIP cannot be written to {path} ({told(error)}); choose a folder that can be written."
-            ) from error
+        write(path, "adapted CLIP", {name: value.contiguous() for name, value in self._own().items()}, metadata)
 
     @classmethod
     def load(cls, path: Path, clip: FrozenCLIP, bands: int) -> Supervisor:
