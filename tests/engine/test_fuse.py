@@ -14,7 +14,7 @@ from conftest import read_raster, write_raster
 from osgeo import gdal
 
 from clippan.errors import Cancelled, ClippanError
-from clippan.fusion import fuse, statistics
+from clippan.fusion import fuse, neural, statistics
 from clippan.jobs import Compression, Context, Device, Method, PansharpenRequest, run
 
 METHODS = list(Method)
@@ -90,6 +90,7 @@ def test_gpu_blocks_are_cut_out_right(scene, tmp_path, monkeypatch):
 
 def test_a_gpu_without_enough_memory_gets_smaller_blocks(scene, tmp_path, monkeypatch):
     pair = scene(size=1200)
+    monkeypatch.setattr(neural, "_multiplies_bfloat16", lambda: False)  # nor does a GPU
     sharpen(pair, tmp_path / "whole.tif")
     monkeypatch.setattr(fuse, "_NETWORK_BLOCK", 1024)  # as on a GPU
     compute, least = fuse.Tiler._compute, 256 + 2 * 64  # with room for the network's margin
@@ -238,20 +239,22 @@ def test_a_valid_value_does_not_turn_into_nodata(tmp_path):
     assert (found[0, 32:] > 0).all()
 
 
-def test_black_borders_that_nobody_declared_are_pointed_out(scene, tmp_path):
-    pair = scene()
+@pytest.mark.parametrize(("dtype", "fill"), [("uint16", 0), ("int16", -9999)])
+def test_borders_that_nobody_declared_are_pointed_out(scene, tmp_path, dtype, fill):
+    pair = scene(dtype=dtype)
     values = read_raster(pair.ms)
-    values[:, :8] = 0
+    values[:, :8] = fill
     ms = write_raster(tmp_path / "border.tif", values, 4.0)
     lines = []
     request = PansharpenRequest(pair.pan, (ms,), str(tmp_path / "out.tif"))
     result = run(request, Context(log=lines.append))
     assert result.hints[1:] == (
-        "12 % of the multispectral pixels are 0 in all bands; if nothing was seen there, give 0 as the nodata value.",
+        f"12 % of the multispectral pixels are {fill} in all bands; "
+        f"if nothing was seen there, give {fill} as the nodata value.",
     )
     assert "choose one if you know it" in result.hints[0]
     assert lines.count(result.hints[0]) == lines.count(result.hints[1]) == 1
-    assert run(PansharpenRequest(pair.pan, (ms,), str(tmp_path / "out.tif"), nodata=0, sensor="generic")).hints == ()
+    assert run(PansharpenRequest(pair.pan, (ms,), str(tmp_path / "out.tif"), nodata=fill, sensor="generic")).hints == ()
     assert sharpen(pair, tmp_path / "out.tif", sensor="landsat").hints == ()
 
 

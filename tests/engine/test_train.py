@@ -197,6 +197,10 @@ def test_the_document_shows_every_entry_and_recipes_that_can_be_read(recipe):
         ("truth: {supervised: 1}\nscene_batch: 0", "one patch in a batch"),
         ("truth: {supervised: 1}\nsize: 8", "less than 32 pixels"),
         ("truth: {supervised: 1}\naverage: 1", "write average"),
+        ("truth: {supervised: 1}\nrate: 0", "a number above 0"),
+        ("truth: {supervised: 1}\nrate: .inf", "a number above 0"),
+        ("truth: {supervised: 1}\nwarmup: -1", "from 0 up"),
+        ("scene: {khan: -1}", "The loss khan has the weight -1"),
         ("truth: {supervised: 1}\naugment: {ratios: []}", "name some under augment"),
         ("truth: {supervised: 1}\naugment: {bands: [4, 0]}", "name some under augment"),
         ("truth: {supervised: 1}\npictures: [{path: p, factor: 0}]", "factor of at least 1"),
@@ -385,7 +389,7 @@ def test_the_classical_result_is_that_of_pansharpen():
     covariance[:3, :3] = moments.covariance
     covariance[:3, 3] = covariance[3, :3] = moments.with_pan
     covariance[3, 3] = covariance[4, 4] = moments.pan_variance
-    statistics = Statistics(3, 1, torch.from_numpy(mean), torch.from_numpy(covariance), torch.zeros(3), 100, 0.0)
+    statistics = Statistics(3, 1, torch.from_numpy(mean), torch.from_numpy(covariance), torch.zeros(3), 100, 0.0, 0.0)
     wanted = MtfGlp(statistics, [0, 0, 0], modulation=True, regression=True)(patch.up, patch.pan[0], patch.low)
     batch = collate([patch], [0], 4.0)
     assert torch.allclose(batch.units(batch.classical)[0], wanted, rtol=1e-5)
@@ -666,7 +670,7 @@ def test_a_folder_keeps_one_recipe_s_run(data, recipe, tmp_path):
     assert (folder / "model.safetensors").read_bytes() == before["model.safetensors"]
 
 
-def test_a_recipe_may_be_corrected_before_anything_was_learned(data, recipe, tmp_path):
+def test_a_training_that_cannot_begin_leaves_nothing_and_may_be_corrected(data, recipe, tmp_path):
     for right, wrong, told in (
         ("folder: pan", "folder: elsewhere", "There are no pairs in"),
         ("network: detail", "network: unet", "There is no fusion network 'unet'"),
@@ -678,6 +682,9 @@ def test_a_recipe_may_be_corrected_before_anything_was_learned(data, recipe, tmp
         with pytest.raises(ClippanError, match=told) as caught:
             learn(data, tmp_path / "run", recipe(TINY.replace(right, wrong)))
         assert str(caught.value).endswith(".")
+        assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text("{}", encoding="utf-8")  # as of a run that was killed at once
     assert learn(data, tmp_path / "run", recipe(TINY), steps=1).steps == 1
 
 

@@ -41,7 +41,7 @@ _NETWORK_BLOCK = 512  # a network's margin would cost too much around smaller on
 _GPU_BLOCKS = (1024, 512)
 _SCAN = 2048  # edge of what is looked through for missing pixels at a time
 _SAMPLES = 10  # for each coefficient of a regression
-_BLACK = 0.005  # part of the scene: less is shadow and dead pixels
+_UNSEEN = 0.005  # part of the scene: less is shadow and dead pixels
 _TILE_BYTES = 96 * 2**20  # of output; wide rasters of many bands get smaller tiles
 
 
@@ -94,10 +94,10 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
         statistics = measure(pair, lows, sensor.pan, threads, context.part(2, 5), again)
         _check_fit(request.method, statistics)
         hints = [_UNKNOWN] if request.sensor == "auto" and sensor.name == "generic" else []
-        if pair.ms.nodata is None and statistics.black >= _BLACK:
+        if pair.ms.nodata is None and statistics.unseen >= _UNSEEN:
             hints.append(
-                f"{100 * statistics.black:.0f} % of the multispectral pixels are 0 in all bands; "
-                "if nothing was seen there, give 0 as the nodata value."
+                f"{100 * statistics.unseen:.0f} % of the multispectral pixels are {statistics.fill:g} in all bands; "
+                f"if nothing was seen there, give {statistics.fill:g} as the nodata value."
             )
             context.log(hints[-1])
         fusion: Fusion

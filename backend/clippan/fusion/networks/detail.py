@@ -4,13 +4,15 @@ PAN's detail is folded to cells of 4 × 4 pixels (space to depth), so that a con
 at PAN and the mean of the bands once; a head, the same for every band, looks at the trunk's features and at what the
 band has in common with PAN around each cell, and gives two gains and a remainder:
 
-    F_b = M_b + (1 + a) ⊙ (C_b − M_b) + b ⊙ (P − P_L) + r
+    F_b = C_b + a ⊙ (C_b − M_b) + b ⊙ (P − P_L) + r
 
 with M the interpolated MS, C the classical result, P and P_L PAN and its low-pass (the mean of the bands'). The last
 layer starts at zero, so that training starts at the classical result. Own design.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -63,21 +65,22 @@ class Detail(nn.Module):
                 functional.pad(item, padding, mode="replicate") for item in (up, pan, low, classical)
             )
         bands = up.shape[1]
-        detail = _last(functional.pixel_unshuffle(pan - low.mean(dim=1, keepdim=True), FOLD))
-        gain = _last(functional.pixel_unshuffle((classical - up).flatten(0, 1)[:, None], FOLD))
-        coarse, smooth = _cells(up), _cells(low)
-        statistics = _local(coarse, smooth).flatten(0, 1)
+        coarse, smooth = _means(up), _means(low)
         middle = coarse.mean(dim=1, keepdim=True)
         spread = (coarse - middle).square().mean(dim=1, keepdim=True)
-        common = self.trunk(_last(torch.cat([detail, smooth.mean(dim=1, keepdim=True), middle, spread], dim=1)))
-        own = _last(torch.cat([gain, coarse.flatten(0, 1)[:, None], smooth.flatten(0, 1)[:, None], statistics], dim=1))
+        common = _folded(pan - low.mean(dim=1, keepdim=True), [smooth.mean(dim=1, keepdim=True), middle, spread])
+        own = _folded(
+            (classical - up).flatten(0, 1)[:, None],
+            [maps.flatten(0, 1)[:, None] for maps in (coarse, smooth, *_local(coarse, smooth))],
+        )
         features = self.band(own)
-        features += _repeated(_pointwise(common, self.shared), bands)
+        features += _repeated(_pointwise(self.trunk(common), self.shared), bands)
         features = functional.relu(self.mix(functional.relu(features, inplace=True)), inplace=True)
         more, other, rest = _pointwise(features, self.last).chunk(3, dim=1)
-        change = torch.addcmul(rest, 1 + more, gain).addcmul_(other, _repeated(detail, bands))
-        fused = functional.pixel_shuffle(change.contiguous(), FOLD).view_as(up).add_(up)
-        return fused[..., :height, :width]
+        # Under autocast in half precision, as what they are multiplied with; what they correct is not.
+        gain, detail = (maps[:, :_PHASES].to(rest.dtype) for maps in (own, common))
+        change = torch.addcmul(rest, more, gain).addcmul_(other, _repeated(detail, bands))
+        return _unfolded(change, classical)[..., :height, :width]
 
 
 def _pointwise(values: Tensor, layer: nn.Conv2d) -> Tensor:
@@ -90,20 +93,43 @@ def _repeated(values: Tensor, bands: int) -> Tensor:
     return values.repeat_interleave(bands, dim=0) if len(values) > 1 else values.expand(bands, -1, -1, -1)
 
 
-def _last(values: Tensor) -> Tensor:
-    """Channels last, in which convolutions of few channels are faster."""
-    return values.contiguous(memory_format=torch.channels_last)
+def _folded(values: Tensor, more: Sequence[Tensor]) -> Tensor:
+    """The pixels of each cell, row by row, and then more maps of cells, as channels (n, 16 + k, h, w).
+
+    Args:
+        values: (n, 1, H, W).
+        more: k of (n, 1, h, w).
+    """
+    height, width = values.shape[-2] // FOLD, values.shape[-1] // FOLD
+    # Channels last, in which convolutions of few channels are faster; written there at once, as copies cost more here
+    # than sums do.
+    cells = values.new_empty(len(values), height, width, _PHASES + len(more))
+    phases = cells[..., :_PHASES].unflatten(-1, (FOLD, FOLD))
+    phases.copy_(values.view(-1, height, FOLD, width, FOLD).transpose(2, 3))
+    for place, maps in enumerate(more, _PHASES):
+        cells[..., place] = maps[:, 0]
+    return cells.permute(0, 3, 1, 2)
 
 
-def _cells(values: Tensor) -> Tensor:
-    """Means of cells."""
-    *rest, height, width = values.shape
-    return values.view(*rest, height // FOLD, FOLD, width // FOLD, FOLD).mean(dim=(-3, -1))
+def _unfolded(cells: Tensor, base: Tensor) -> Tensor:
+    """The sum of pixels (n, c, H, W) and what cells (n · c, 16, h, w) have for them."""
+    phases = cells.permute(0, 2, 3, 1).unflatten(-1, (FOLD, FOLD)).transpose(2, 3)
+    height, width = base.shape[-2:]
+    rows = base.view(-1, height // FOLD, FOLD, width // FOLD, FOLD)
+    return (rows + phases).view_as(base)
 
 
-def _local(coarse: Tensor, smooth: Tensor) -> Tensor:
-    """What a band and PAN have in common around each cell: (n, c, 4, h, w) the gain of PAN's detail, the logarithms
-    of both variances, and their correlation."""
+def _means(values: Tensor) -> Tensor:
+    """Means of cells (…, h, w)."""
+    first, second, third, fourth = values.unflatten(-2, (-1, FOLD)).unbind(-2)
+    rows = (first + second).add_(third).add_(fourth)
+    first, second, third, fourth = rows.unflatten(-1, (-1, FOLD)).unbind(-1)
+    return (first + second).add_(third).add_(fourth).mul_(1 / _PHASES)
+
+
+def _local(coarse: Tensor, smooth: Tensor) -> tuple[Tensor, ...]:
+    """What a band and PAN have in common around each cell: the gain of PAN's detail, the logarithms of both variances,
+    and their correlation, each (n, c, h, w)."""
 
     maps = torch.stack([coarse, smooth.expand_as(coarse), coarse.square(), smooth.square(), coarse * smooth])
     middle, light, own, variance, together = _mean(_mean(maps, -1), -2)
@@ -111,7 +137,7 @@ def _local(coarse: Tensor, smooth: Tensor) -> Tensor:
     together = together - middle * light
     gain = together / (variance + _STEADY)
     correlation = together / ((own + 1e-4) * (variance + 1e-4)).sqrt()
-    return torch.stack([gain, (own + 1e-3).log() / 4, (variance + 1e-3).log() / 4, correlation], dim=2)
+    return gain, (own + 1e-3).log() / 4, (variance + 1e-3).log() / 4, correlation
 
 
 def _mean(maps: Tensor, dim: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from clippan.fusion import filters
 from clippan.fusion.metrics import SAM, Errors, FullFigures, Q2n, correlate
+from clippan.fusion.neural import bounded
 from clippan.fusion.training.batch import Batch
 from clippan.fusion.training.scenes import WHOLE, Pairing, Truth, collate
 from clippan.jobs.adapt import ADAPTED
@@ -54,6 +55,7 @@ class Check:
         pairing: the window.
         batch: the same as a network is given it.
         valid: which of its pixels count (H, W), and ``covered`` which of them once the fused bands are filtered.
+        trust: how far a network is believed, as in ``neural``.
         truth: the true bands (c, H, W), if there are some.
     """
 
@@ -61,10 +63,13 @@ class Check:
     batch: Batch
     valid: Tensor
     covered: Tensor
+    trust: Optional[Tensor]
     truth: Optional[Tensor] = None
 
     @classmethod
-    def of(cls, pairing: Pairing, device: torch.device, truth: Optional[Truth] = None) -> Check:
+    def of(
+        cls, pairing: Pairing, device: torch.device, trust: Optional[Tensor], truth: Optional[Truth] = None
+    ) -> Check:
         """Of a window, and of the truth where it is one scale down."""
         valid = torch.from_numpy(pairing.inside())
         if truth is not None:
@@ -75,17 +80,18 @@ class Check:
             covered = valid & (weight > WHOLE).all(dim=0)
         batch = collate([pairing.all()], [0], pairing.x.ratio).to(device)
         true = None if truth is None else torch.from_numpy(truth.bands).float().to(device)
-        return cls(pairing, batch, valid.to(device), covered.to(device), true)
+        return cls(pairing, batch, valid.to(device), covered.to(device), trust, true)
 
     @torch.no_grad()
     def fuse(self, network: nn.Module) -> Tensor:
-        """The fused bands (c, H, W) in the units of the file."""
+        """The fused bands (c, H, W) in the units of the file, as Pansharpen makes them."""
         height, width = self.valid.shape
         padding = (0, -width % _STEP, 0, -height % _STEP)
         inputs = self.batch.inputs
         if any(padding):
             inputs = tuple(functional.pad(item, padding, mode="replicate") for item in inputs)  # type: ignore[assignment]
-        return self.batch.units(network(*inputs)[..., :height, :width])[0]
+        fused = network(*inputs)[..., :height, :width]
+        return self.batch.units(bounded(fused, self.batch.up, self.batch.classical, self.trust))[0]
 
     def add(self, figures: FullFigures, network: nn.Module) -> None:
         """Adds what the network makes of the window, at full resolution."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clippan.errors import ClippanError
 from clippan.fusion import filters
+from clippan.fusion.neural import trust
 from clippan.fusion.registration import register
 from clippan.fusion.sensors import Sensor
 from clippan.fusion.statistics import TINY, Statistics, measure
@@ -78,7 +79,8 @@ class Ground:
                 "The panchromatic raster has one value everywhere and so nothing to learn from; check whether it is "
                 "the right file, and its nodata value."
             )
-        moments = _moments(statistics, [distinct.index(response) for response in responses])
+        response_of = [distinct.index(response) for response in responses]
+        moments, believed = _moments(statistics, response_of), trust(statistics, response_of)
         edge = min(_EDGE, math.isqrt(_WHOLE // (3 * len(gains))))  # many bands take as much memory as few
         windows, whole = sources.informative(pair, _WINDOWS, edge, _WHOLE)
         parts = []
@@ -99,9 +101,9 @@ class Ground:
                 f"{_TRUE_SIZES[-1]} multispectral ones, is valid throughout, so there is too little to learn from; "
                 "choose a larger area, or pansharpen with the start model."
             )
-        checks = [Check.of(found, device) for found in held or learned]
+        checks = [Check.of(found, device, believed) for found in held or learned]
         lower = [found.truth(sensor.pan) for found in held] or truths
-        true_checks = [Check.of(truth.reduced(ratio, sensor.pan), device, truth) for truth in lower]
+        true_checks = [Check.of(truth.reduced(ratio, sensor.pan), device, believed, truth) for truth in lower]
         context.log(
             f"Learning from {len(learned)} window{'s' * (len(learned) > 1)} of the scene"
             + (f", measuring on {len(held)} others." if held else ", all of it." if whole else ".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -162,6 +163,12 @@ def read(path: Path) -> Recipe:
         raise ClippanError("A recipe needs at least one step, and one patch in a batch; raise steps and batch.")
     if min(recipe.size, recipe.scene_size) < _SMALLEST:
         raise ClippanError(f"Patches of less than {_SMALLEST} pixels teach nothing; raise size and scene_size.")
+    if not 0 < recipe.rate < math.inf or recipe.warmup < 0:
+        raise ClippanError("The learning rate has to be a number above 0 and the warm-up from 0 up; correct them.")
+    for kind in (recipe.truth, recipe.scene):
+        for name, weight in kind.used.items():
+            if not 0 < weight < math.inf:
+                raise ClippanError(f"The loss {name} has the weight {weight}; choose a number from 0 up.")
     if not 0 <= recipe.average < 1:
         raise ClippanError(
             "The running average keeps a share of the past; write average as a number from 0 to below 1."

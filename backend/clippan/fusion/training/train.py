@@ -67,8 +67,13 @@ def train(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
             _prepare(folder, recipe)
         else:  # one of them tells
             context = Context(cancelled=context.is_cancelled)
-        sampler = _sampler(recipe, Path(request.data), context.part(0, 2))
-        run = Run(recipe, sampler, device, folder, rank, count, context.part(2, 100))
+        try:
+            sampler = _sampler(recipe, Path(request.data), context.part(0, 2))
+            run = Run(recipe, sampler, device, folder, rank, count, context.part(2, 100))
+        except BaseException:
+            if rank == 0:
+                _tidy(folder)
+            raise
         losses = run.go()
         path = folder / MODEL
         if rank == 0:
@@ -106,20 +111,29 @@ def _processes(device: torch.device) -> Iterator[tuple[torch.device, int, int]]:
 
 
 def _prepare(folder: Path, recipe: Recipe) -> None:
-    """Makes the folder, or finds that it holds a run of the same recipe.
-
-    One that failed before it learned anything, as its recipe was wrong, is no run.
-    """
+    """Makes the folder, or finds that it holds a run of the same recipe."""
     wanted = to_json(recipe)
     known = folder / RECIPE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        begun = any((folder / name).exists() for name in (CHECKPOINT, CURVES, MODEL, STAGE_ONE))
-        if begun and known.exists() and json.loads(known.read_text(encoding="utf-8")) != wanted:
+        if _begun(folder) and known.exists() and json.loads(known.read_text(encoding="utf-8")) != wanted:
             raise ClippanError(f"{folder} holds a run of another recipe; choose an empty folder.")
         known.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ClippanError(f"The folder {folder} cannot be used ({told(error)}); choose an empty one.") from error
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a run has learned something there; one that was killed before is no run."""
+    return any((folder / name).exists() for name in (CHECKPOINT, CURVES, MODEL, STAGE_ONE))
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what was prepared for a run that cannot begin, as its recipe or its data are wrong."""
+    with contextlib.suppress(OSError):
+        if not _begun(folder):
+            (folder / RECIPE).unlink()
+            folder.rmdir()  # if it is empty
 
 
 def _sampler(recipe: Recipe, root: Path, context: Context) -> Sampler:
