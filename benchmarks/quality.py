@@ -295,10 +295,13 @@ def main() -> None:
         if options.runs
         else "`clippan` is the network that ships. It was trained on these sensors, most of these pairs among them, so "
         "of other sensors expect less; `--runs` measures that.",
-        "Mind the row of cubic: it adds no detail, which HQNR does not punish and HP_correlation shows.",
+        "Mind the row of cubic: it adds no detail, which HQNR does not punish and HP_correlation shows. Most bands of "
+        "the Landsat pairs lie beyond PAN's range: what PAN shows is not there to be found in them, so a low "
+        "HP_correlation is right; gdal_pansharpen gives them PAN's detail all the same, and Q2n shows the price.",
     ]
     if full:
-        parts += ["## Full resolution, without a reference", means(full, FULL), detail(full, "HQNR")]
+        parts += ["## Full resolution, without a reference", means(full, FULL)]
+        parts += [detail(full, "HQNR"), detail(full, "HP_correlation")]
         parts += ["## One scale down (Wald's protocol), against the original MS", means(wald, REDUCED)]
         parts += [detail(wald, "Q2n"), detail(wald, "SAM")]
     if ready:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from clippan import cli  # noqa: E402
 from clippan.errors import ClippanError  # noqa: E402
-from clippan.fusion import fuse, model, networks  # noqa: E402
+from clippan.fusion import fuse, model, networks, neural  # noqa: E402
 from clippan.fusion.model import FusionModel  # noqa: E402
 from clippan.fusion.registration import Shifts  # noqa: E402
 from clippan.jobs import AdaptFusionRequest, Context, Device, Method, PansharpenRequest, Registration, run  # noqa: E402
@@ -55,6 +55,17 @@ def test_an_untrained_network_gives_the_classical_result(scene, tmp_path, ratio,
     wanted = sharpen(pair.pan, pair.ms, tmp_path / "b.tif", "", sensor=sensor, method=Method.MTF_GLP_HPM_R)
     assert found.shape == (bands, 240, 240)
     assert np.abs(found.astype(int) - wanted).max() <= 1
+
+
+def test_bfloat16_changes_less_than_a_hundredth_of_the_contrast(scene, tmp_path, monkeypatch):
+    pair = scene(size=512)
+    monkeypatch.setattr(neural, "_multiplies_bfloat16", lambda: False)
+    exact = sharpen(pair.pan, pair.ms, tmp_path / "exact.tif", "").astype(float)
+    monkeypatch.setattr(neural, "_multiplies_bfloat16", lambda: True)
+    quick = sharpen(pair.pan, pair.ms, tmp_path / "quick.tif", "").astype(float)
+    assert (quick != exact).any()
+    assert np.abs(quick - exact).mean() < 0.005 * exact.std()
+    assert np.percentile(np.abs(quick - exact), 99) < 0.01 * exact.std()
 
 
 @pytest.mark.parametrize("bands", [1, 4, 8])

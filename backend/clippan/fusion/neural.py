@@ -72,7 +72,9 @@ class Neural:
 
 def _multiplies_bfloat16() -> bool:
     """Whether the CPU has instructions for bfloat16, with which convolutions take half the time (since AMD's Zen 4 and
-    Intel's Cooper Lake); without, they would be slower than in float32."""
+    Intel's Cooper Lake), and torch may use them; without, they would be slower than in float32."""
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch we take
     return bool(capabilities.get("avx512_bf16"))
 
