@@ -162,7 +162,8 @@ def main() -> None:
     command = " ".join(["python benchmarks/adapt.py", *sys.argv[1:]])
     text = "\n\n".join(
         [
-            "# Adapting the fusion model to a scene",
+            "# What adapting the fusion model to a scene brings",
+            "How to do it: [adapting.md](adapting.md).",
             f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__} on "
             f"{count_threads(options.threads)} cores ({platform.machine()}), by `{command}`. "
             f"CLIP: {options.clip or 'none'}.",

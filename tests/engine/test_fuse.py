@@ -239,22 +239,49 @@ def test_a_valid_value_does_not_turn_into_nodata(tmp_path):
     assert (found[0, 32:] > 0).all()
 
 
-@pytest.mark.parametrize(("dtype", "fill"), [("uint16", 0), ("int16", -9999)])
-def test_borders_that_nobody_declared_are_pointed_out(scene, tmp_path, dtype, fill):
-    pair = scene(dtype=dtype)
+@pytest.mark.parametrize(
+    ("dtype", "mark"), [("int16", -9999), ("float32", -9999), ("int16", -32768), ("float32", np.finfo(np.float32).min)]
+)
+@pytest.mark.parametrize("method", [Method.CLIPPAN, Method.BDSD])
+def test_gaps_that_are_marked_but_not_declared_are_gaps(scene, tmp_path, dtype, mark, method):
+    pair = scene(dtype=dtype, size=320)
+    pan, ms = np.squeeze(read_raster(pair.pan)), read_raster(pair.ms)
+    pan[:100, 220:] = pan[200:260, 100:180] = mark
+    ms[:, :25, 55:] = ms[:, 50:65, 25:45] = mark
+    found = []
+    for name, nodata in (("told", float(mark)), ("silent", None)):
+        paths = [
+            write_raster(tmp_path / f"{name}_pan.tif", pan, nodata=nodata),
+            write_raster(tmp_path / f"{name}_ms.tif", ms, 4.0, nodata=nodata),
+        ]
+        output = tmp_path / f"{name}.tif"
+        result = run(PansharpenRequest(paths[0], (paths[1],), str(output), method, sensor="generic"))
+        found.append((read_raster(str(output)), result))
+    (told, first), (silent, second) = found
+    assert np.array_equal(told, silent)
+    assert (silent[:, :100, 220:] == np.asarray(mark, dtype)).all()
+    assert first.nodata == second.nodata == mark
+    assert first.shift == second.shift
+    assert first.hints == ()
+    assert len(second.hints) == 2
+    for hint, what in zip(second.hints, ("panchromatic", "multispectral")):
+        assert hint.startswith(f"The {what} raster declares no nodata value; {float(mark):.9g} is taken for it")
+
+
+def test_black_borders_that_nobody_declared_are_pointed_out(scene, tmp_path):
+    pair = scene()
     values = read_raster(pair.ms)
-    values[:, :8] = fill
+    values[:, :8] = 0
     ms = write_raster(tmp_path / "border.tif", values, 4.0)
     lines = []
     request = PansharpenRequest(pair.pan, (ms,), str(tmp_path / "out.tif"))
     result = run(request, Context(log=lines.append))
     assert result.hints[1:] == (
-        f"12 % of the multispectral pixels are {fill} in all bands; "
-        f"if nothing was seen there, give {fill} as the nodata value.",
+        "12 % of the multispectral pixels are 0 in all bands; if nothing was seen there, give 0 as the nodata value.",
     )
     assert "choose one if you know it" in result.hints[0]
     assert lines.count(result.hints[0]) == lines.count(result.hints[1]) == 1
-    assert run(PansharpenRequest(pair.pan, (ms,), str(tmp_path / "out.tif"), nodata=fill, sensor="generic")).hints == ()
+    assert run(PansharpenRequest(pair.pan, (ms,), str(tmp_path / "out.tif"), nodata=0, sensor="generic")).hints == ()
     assert sharpen(pair, tmp_path / "out.tif", sensor="landsat").hints == ()
 
 

@@ -389,7 +389,7 @@ def test_the_classical_result_is_that_of_pansharpen():
     covariance[:3, :3] = moments.covariance
     covariance[:3, 3] = covariance[3, :3] = moments.with_pan
     covariance[3, 3] = covariance[4, 4] = moments.pan_variance
-    statistics = Statistics(3, 1, torch.from_numpy(mean), torch.from_numpy(covariance), torch.zeros(3), 100, 0.0, 0.0)
+    statistics = Statistics(3, 1, torch.from_numpy(mean), torch.from_numpy(covariance), torch.zeros(3), 100, 0.0)
     wanted = MtfGlp(statistics, [0, 0, 0], modulation=True, regression=True)(patch.up, patch.pan[0], patch.low)
     batch = collate([patch], [0], 4.0)
     assert torch.allclose(batch.units(batch.classical)[0], wanted, rtol=1e-5)
@@ -684,8 +684,25 @@ def test_a_training_that_cannot_begin_leaves_nothing_and_may_be_corrected(data, 
         assert str(caught.value).endswith(".")
         assert not (tmp_path / "run").exists()
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.json").write_text("{}", encoding="utf-8")  # as of a run that was killed at once
+    notes = tmp_path / "run" / "recipe.json"
+    notes.write_text('{"my": "own"}', encoding="utf-8")
+    with pytest.raises(ClippanError, match="holds a run of another recipe"):
+        learn(data, tmp_path / "run", recipe(TINY), steps=1)
+    assert notes.read_text(encoding="utf-8") == '{"my": "own"}'
+    notes.unlink()
     assert learn(data, tmp_path / "run", recipe(TINY), steps=1).steps == 1
+
+
+def test_curves_of_a_run_that_was_killed_before_its_first_checkpoint_begin_anew(data, recipe, tmp_path):
+    folder = tmp_path / "run"
+    learn(data, folder, recipe(), steps=3)
+    whole = (folder / "curves.csv").read_bytes()
+    for name in ("checkpoint.pt", "model.safetensors"):
+        (folder / name).unlink()
+    with (folder / "curves.csv").open("ab") as file:
+        file.write(b"6,0.1")  # cut by the kill
+    learn(data, folder, recipe(), steps=3)
+    assert (folder / "curves.csv").read_bytes() == whole
 
 
 def test_a_checkpoint_that_is_damaged_is_told(data, recipe, tmp_path):

@@ -18,7 +18,7 @@ from clippan.errors import ClippanError
 from clippan.fusion import filters
 from clippan.fusion.filters import Response
 from clippan.fusion.methods import Fusion, build, needs_low
-from clippan.fusion.model import FusionModel, load
+from clippan.fusion.model import load
 from clippan.fusion.neural import Neural
 from clippan.fusion.registration import Shifts, register
 from clippan.fusion.sensors import SENSORS, Sensor, find, recognise
@@ -41,7 +41,7 @@ _NETWORK_BLOCK = 512  # a network's margin would cost too much around smaller on
 _GPU_BLOCKS = (1024, 512)
 _SCAN = 2048  # edge of what is looked through for missing pixels at a time
 _SAMPLES = 10  # for each coefficient of a regression
-_UNSEEN = 0.005  # part of the scene: less is shadow and dead pixels
+_BLACK = 0.005  # part of the scene: less is shadow and dead pixels
 _TILE_BYTES = 96 * 2**20  # of output; wide rasters of many bands get smaller tiles
 
 
@@ -94,20 +94,29 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
         statistics = measure(pair, lows, sensor.pan, threads, context.part(2, 5), again)
         _check_fit(request.method, statistics)
         hints = [_UNKNOWN] if request.sensor == "auto" and sensor.name == "generic" else []
-        if pair.ms.nodata is None and statistics.unseen >= _UNSEEN:
-            hints.append(
-                f"{100 * statistics.unseen:.0f} % of the multispectral pixels are {statistics.fill:g} in all bands; "
-                f"if nothing was seen there, give {statistics.fill:g} as the nodata value."
+        more = [source.assumption for source in (pair.pan, pair.ms) if source.assumption]
+        if pair.ms.nodata is None and statistics.black >= _BLACK:
+            share = 100 * statistics.black
+            more.append(
+                f"{share:.{0 if share >= 1 else 1}f} % of the multispectral pixels are 0 in all bands; "
+                "if nothing was seen there, give 0 as the nodata value."
             )
-            context.log(hints[-1])
+        for hint in more:
+            context.log(hint)
+        hints += more
         fusion: Fusion
+        provenance = _provenance(request, sensor, device, shifts)
         if model is None:
             fusion = build(request.method, statistics, response_of)
         else:
-            fusion = Neural(statistics, response_of, model)
+            fusion = Neural(statistics, response_of, model, device)
+            if fusion.half:
+                context.log("Precision: bfloat16, in which this processor runs the network faster.")
+            provenance["CLIPPAN_MODEL"] = model.title
+            provenance["CLIPPAN_MODEL_SHA256"] = model.sha256
+            provenance["CLIPPAN_PRECISION"] = "bfloat16" if fusion.half else "float32"
         nodata = _output_nodata(pair, threads, context.part(5, 10))
         tiler = Tiler(pair, fusion, lows, statistics, device, nodata)
-        provenance = _provenance(request, sensor, device, shifts, model)
         writer = Writer(
             request.output,
             pair.grid,
@@ -177,9 +186,7 @@ def _affordable(pair: Pair) -> int:
     return int((_TILE_BYTES / (pair.ms.count * pair.ms.dtype.itemsize)) ** 0.5)
 
 
-def _provenance(
-    request: PansharpenRequest, sensor: Sensor, device: torch.device, shifts: Shifts, model: Optional[FusionModel]
-) -> dict[str, str]:
+def _provenance(request: PansharpenRequest, sensor: Sensor, device: torch.device, shifts: Shifts) -> dict[str, str]:
     tags = {
         "CLIPPAN_ALGORITHM": request.name,
         "CLIPPAN_METHOD": request.method.value,
@@ -188,9 +195,6 @@ def _provenance(
         "CLIPPAN_VERSION": __version__,
         "CLIPPAN_PARAMETERS": json.dumps(to_json(request), ensure_ascii=False),
     }
-    if model is not None:
-        tags["CLIPPAN_MODEL"] = model.title
-        tags["CLIPPAN_MODEL_SHA256"] = model.sha256
     # Without it nothing is said of where MS lies: so an assessment finds out for itself.
     if request.registration is not Registration.OFF:
         tags["CLIPPAN_SHIFT"] = shifts.to_tag()

@@ -19,7 +19,6 @@ _LEASH = 3.0
 # second; from the other ones on it is wholly.
 _ALIKE, _OPPOSITE = (0.1, 0.3), (-0.9, -0.6)
 _LEAST = 1e-6  # standard deviation, as a part of the mean, below which a band is but the rounding of float32
-_EQUAL = 1e-5  # difference, as a part of a value, that interpolation may make where all samples have that value
 
 
 class Neural:
@@ -32,11 +31,17 @@ class Neural:
         statistics: of the whole scene.
         response_of: for each band, which of the distinct responses is its own.
         model: the network.
+        device: where it computes.
+
+    Attributes:
+        half: whether the network computes in bfloat16.
     """
 
-    def __init__(self, statistics: Statistics, response_of: Sequence[int], model: FusionModel) -> None:
+    def __init__(
+        self, statistics: Statistics, response_of: Sequence[int], model: FusionModel, device: torch.device
+    ) -> None:
         self._network = model.network
-        self._half = _multiplies_bfloat16()
+        self.half = device.type == "cpu" and getattr(model.network, "tolerant", False) and _multiplies_bfloat16()
         self.margin = int(getattr(model.network, "margin", _MARGIN))
         self._classical = MtfGlp(statistics, response_of, modulation=True, regression=True)
         self._response_of = list(response_of)
@@ -45,7 +50,6 @@ class Neural:
         self._mean = statistics.mean[bands].float().view(-1, 1, 1)
         self._std = variance[bands].sqrt().float().view(-1, 1, 1)
         self._trust = trust(statistics, response_of)
-        self._fill = statistics.fill if statistics.unseen else 0.0
         self._pan_mean, self._pan_std = float(statistics.mean[pan]), float(variance[pan].sqrt())
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
@@ -58,16 +62,13 @@ class Neural:
         up = (ms - mean).div_(std)
         light = (pan - self._pan_mean).div_(self._pan_std)[None]
         dark = (low - self._pan_mean).div_(self._pan_std)
-        with torch.no_grad(), torch.autocast(ms.device.type, torch.bfloat16, self._half and ms.is_cpu):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, self.half):
             fused = self._network(up[None], light[None], dark.expand_as(up)[None], classical[None])[0]
             fused = bounded(fused, up, classical, self._trust).mul_(std).add_(mean)
-        # What was not seen, in files that declare no nodata value, is 0 or the like and stays so.
+        # What was not seen, in files that declare no nodata value, is 0 and stays so.
         if float(ms.min()) > 0:  # as nearly always; the rest takes time
             return fused
-        unseen = (ms == 0).all(dim=0)
-        if self._fill:
-            unseen |= ((ms - self._fill).abs_() <= _EQUAL * abs(self._fill)).all(dim=0)
-        return torch.where(unseen, ms, fused)
+        return torch.where((ms == 0).all(dim=0), ms, fused)
 
 
 def _multiplies_bfloat16() -> bool:

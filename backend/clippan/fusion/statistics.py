@@ -31,8 +31,6 @@ _MANY = 1000  # samples to fit a method to; where there are fewer, gaps count le
 _THIN = 8  # every eighth sample is enough for the percentile
 # Least weight of valid pixels under a filter whose result counts; lower ones for scenes that are riddled with gaps.
 _COVERED = (0.999, 0.9, 0.5, 0.1)
-# What files that declare no nodata value mark as not seen, in all bands.
-_FILLS = (0.0, -9999.0, -32768.0, float(np.finfo(np.float32).min))
 TINY = 1e-30  # below any variance in the units of a raster; keeps divisions defined
 
 
@@ -50,8 +48,7 @@ class Statistics:
         covariance: (variables, variables).
         dark: (bands,), the 0.1 % percentile of each band.
         count: samples measured.
-        fill: the value that most undeclared gaps have in all bands (0, −9999 and the like).
-        unseen: part of the scene, 0 to 1, that is such gaps.
+        black: part of them, 0 to 1, that are 0 in all bands.
     """
 
     bands: int
@@ -60,8 +57,7 @@ class Statistics:
     covariance: torch.Tensor
     dark: torch.Tensor
     count: int
-    fill: float
-    unseen: float
+    black: float
 
     @property
     def ms(self) -> list[int]:
@@ -105,7 +101,7 @@ def measure(
     context: Context,
     filter_ms: Optional[Sequence[float]] = None,
 ) -> Statistics:
-    """Measures a scene. Gaps that nobody declared count in ``unseen`` alone.
+    """Measures a scene. Pixels that are 0 in all bands count in ``black`` alone.
 
     Args:
         pair: the scene.
@@ -130,7 +126,6 @@ def measure(
         )
     dark = np.percentile(found.thin, _DARK, axis=1)
     mean, scatter, count = found.moments.mean, found.moments.scatter, found.count
-    gaps = sum(found.gaps)
     return Statistics(
         pair.ms.count,
         len(responses),
@@ -138,8 +133,7 @@ def measure(
         scatter / count,
         torch.from_numpy(np.asarray(dark, np.float64)),
         count,
-        _FILLS[int(np.argmax(found.gaps))],
-        gaps / (gaps + count),
+        float((found.thin == 0).all(axis=0).mean()),
     )
 
 
@@ -169,11 +163,10 @@ class _Moments:
 @dataclass(frozen=True)
 class _Found:
     """What windows hold in which pixels of both rasters are valid: the moments of all samples, None if none has enough
-    of them around it, every eighth sample of the MS bands, and how many more are gaps with each of ``_FILLS``."""
+    of them around it, and every eighth sample of the MS bands."""
 
     moments: Optional[_Moments]
     thin: np.ndarray
-    gaps: tuple[int, ...]
 
     @property
     def count(self) -> int:
@@ -188,13 +181,11 @@ def _collect(sampler: _Sampler, threads: int, context: Context) -> Optional[_Fou
         windows = [windows[index] for index in order]
     moments: Optional[_Moments] = None
     thin: list[np.ndarray] = []
-    gaps = [0] * len(_FILLS)
     full = 0
     with contextlib.closing(in_order(sampler.measure, windows, threads, one_thread)) as batches:
         for number, (_, found) in enumerate(batches, 1):
             if found:
                 thin.append(found.thin)
-                gaps = [sum(pair) for pair in zip(gaps, found.gaps)]
             if found and found.moments:
                 moments = moments + found.moments if moments else found.moments
                 full += 1
@@ -202,7 +193,7 @@ def _collect(sampler: _Sampler, threads: int, context: Context) -> Optional[_Fou
             if part >= 1:
                 break
             context.progress(100 * max(part, number / len(windows)), "Measuring the scene")
-    return _Found(moments, np.concatenate(thin, axis=1), tuple(gaps)) if thin else None
+    return _Found(moments, np.concatenate(thin, axis=1)) if thin else None
 
 
 @dataclass(frozen=True)
@@ -217,15 +208,9 @@ class _Sampler:
         """The jointly valid samples of a window of MS; None if MS or PAN has no valid pixel in it."""
         ms, valid = self._read_ms(window)
         joint = np.ones(ms.shape[1:], bool) if valid is None else valid.all(axis=0)
-        if not joint.any():
-            return None
-        alike = joint & (ms == ms[0]).all(dim=0).numpy()
-        unseen = [alike & (ms[0] == fill).numpy() for fill in _FILLS]
-        gaps = tuple(int(gap.sum()) for gap in unseen)
-        joint &= ~np.any(unseen, axis=0)
         filtered = self._filter_pan(window) if joint.any() else None
         if filtered is None:
-            return _Found(None, np.empty((len(ms), 0), np.float32), gaps) if any(gaps) else None
+            return None
         lows, covered = filtered
         planes = [ms.numpy(), lows]
         joint &= covered
@@ -236,7 +221,11 @@ class _Sampler:
         variables = np.concatenate(planes)
         samples = variables.reshape(len(variables), -1) if joint.all() else variables[:, joint]
         thin = samples[: len(ms), ::_THIN].copy()
-        return _Found(_Moments.of(samples) if samples.shape[1] else None, thin, gaps)
+        # Files that declare no nodata value mark what was not seen by zeros, which say nothing of the scene.
+        seen = (samples[: len(ms)] != 0).any(axis=0)
+        if not seen.all():
+            samples = samples[:, seen]
+        return _Found(_Moments.of(samples) if samples.shape[1] else None, thin)
 
     def _read_ms(self, window: Window) -> tuple[torch.Tensor, Optional[np.ndarray]]:
         values, valid = self.pair.read_ms(window)
@@ -255,10 +244,6 @@ class _Sampler:
         )
         values, valid = self.pair.read_pan(Window(x, y, width, height))
         pan = torch.from_numpy(values.astype(np.float32))
-        # A filter carries an undeclared gap into what lies around it. Zeros may be shadows, and do little harm.
-        gaps = np.isin(pan.numpy(), _FILLS[1:])
-        if gaps.any():
-            valid = ~gaps if valid is None else valid & ~gaps
         covered = np.ones((window.height, window.width), bool)
         if valid is None:
             lows = [filters.separable(row, pan, column) for row, column in zip(rows, columns)]

@@ -19,6 +19,9 @@ from clippan.raster.grid import Grid
 
 _MAPPED = {gdal.GDT_Float64: np.float32}  # processing is in float32; reading so halves the memory
 _LONG = 200  # letters of a path in a sentence
+# What marks gaps in files that declare no nodata value. No surface has such a value in all bands; 0 it may have.
+_MARKS = (-9999.0, -32768.0, float(np.finfo(np.float32).min))
+_LOOKS, _LOOK = 8, 16  # along each edge of the raster: places that are looked at for them, and pixels of a place
 
 
 def open_dataset(path: str, what: str) -> gdal.Dataset:
@@ -177,6 +180,7 @@ class Source:
         total: number of bands other than alpha, chosen or not.
         infos: one description a band.
         nodata: the nodata value of the first band that has one (or the override), None without one.
+        assumption: a sentence that tells of a nodata value which nobody declared but gaps are marked with, else empty.
         masked: whether any pixel may be invalid.
         bits: the largest bit depth that the bands state, None if one states none.
     """
@@ -218,6 +222,9 @@ class Source:
         override = fitting(nodata, self.dtype)
         self._nodata = [fitting(band.GetNoDataValue(), self.dtype) if override is None else override for band in opened]
         self.nodata = next((value for value in self._nodata if value is not None), None)
+        self.assumption = ""
+        if self.nodata is None and all(run.mask is None for run in self._runs):
+            self._assume()
         self.masked = (
             any(run.mask is not None for run in self._runs)
             or self.nodata is not None
@@ -226,6 +233,27 @@ class Source:
         stated = [band.GetMetadataItem("NBITS", "IMAGE_STRUCTURE") for band in opened]
         whole = np.issubdtype(self.dtype, np.unsignedinteger) and None not in stated
         self.bits = max(int(bits) for bits in stated) if whole else None
+
+    def _assume(self) -> None:
+        """Takes a customary value as nodata if the file declares none and has it in all bands somewhere.
+
+        A lattice of places, the corners among them, is looked at.
+        """
+        marks = [mark for mark in _MARKS if fitting(mark, self.dtype) is not None]
+        self.masked = False
+        for y, x in itertools.product(_places(self.grid.height), _places(self.grid.width)) if marks else ():
+            values, _ = self.read(x, y, _LOOK, _LOOK)
+            if values.min() > max(marks):
+                continue
+            mark = next((mark for mark in marks if (values == self.dtype.type(mark)).all(axis=0).any()), None)
+            if mark is not None:
+                self.nodata = fitting(mark, self.dtype)
+                self._nodata = [self.nodata] * self.count
+                self.assumption = (
+                    f"The {self.what} declares no nodata value; {mark:.9g} is taken for it, as pixels have it in all "
+                    "bands."
+                )
+                return
 
     def __enter__(self) -> Source:
         return self
@@ -286,6 +314,11 @@ class Source:
             if mask is not None:
                 valid[run.start : run.end] &= mask > 0
         return None if valid.all() else valid
+
+
+def _places(length: int) -> list[int]:
+    """Where to look along an edge, from its first pixel to its last."""
+    return sorted({round(place) for place in np.linspace(0, max(length - _LOOK, 0), _LOOKS)})
 
 
 def _runs(datasets: Sequence[gdal.Dataset], chosen: Sequence[tuple[int, int]]) -> list[_Run]:

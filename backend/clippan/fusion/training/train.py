@@ -62,19 +62,20 @@ def train(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
     folder = Path(request.output)
     device, reason = choose_device(request.device)
     with _processes(device) as (device, rank, count):
+        made: list[Path] = []
         if rank == 0:
             context.log(reason)
-            _prepare(folder, recipe)
+            made = _prepare(folder, recipe)
         else:  # one of them tells
             context = Context(cancelled=context.is_cancelled)
         try:
             sampler = _sampler(recipe, Path(request.data), context.part(0, 2))
             run = Run(recipe, sampler, device, folder, rank, count, context.part(2, 100))
-        except BaseException:
-            if rank == 0:
-                _tidy(folder)
+            losses = run.go()
+        except Exception:
+            if rank == 0 and made:
+                _tidy(folder, made)
             raise
-        losses = run.go()
         path = folder / MODEL
         if rank == 0:
             run.result().save(path)
@@ -110,30 +111,31 @@ def _processes(device: torch.device) -> Iterator[tuple[torch.device, int, int]]:
         torch.distributed.destroy_process_group()
 
 
-def _prepare(folder: Path, recipe: Recipe) -> None:
-    """Makes the folder, or finds that it holds a run of the same recipe."""
+def _prepare(folder: Path, recipe: Recipe) -> list[Path]:
+    """Makes the folder, or finds that it holds a run of the same recipe; what it made."""
     wanted = to_json(recipe)
     known = folder / RECIPE
+    made = [path for path in (known, folder) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if _begun(folder) and known.exists() and json.loads(known.read_text(encoding="utf-8")) != wanted:
+        if known.exists() and json.loads(known.read_text(encoding="utf-8")) != wanted:
             raise ClippanError(f"{folder} holds a run of another recipe; choose an empty folder.")
         known.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ClippanError(f"The folder {folder} cannot be used ({told(error)}); choose an empty one.") from error
+    return made
 
 
-def _begun(folder: Path) -> bool:
-    """Whether a run has learned something there; one that was killed before is no run."""
-    return any((folder / name).exists() for name in (CHECKPOINT, CURVES, MODEL, STAGE_ONE))
-
-
-def _tidy(folder: Path) -> None:
-    """Removes what was prepared for a run that cannot begin, as its recipe or its data are wrong."""
+def _tidy(folder: Path, made: list[Path]) -> None:
+    """Removes what was made for a run that could not begin, as its recipe or its data are wrong."""
     with contextlib.suppress(OSError):
-        if not _begun(folder):
-            (folder / RECIPE).unlink()
-            folder.rmdir()  # if it is empty
+        if any((folder / name).exists() for name in (CHECKPOINT, CURVES, MODEL, STAGE_ONE)):
+            return
+        for path in made:
+            if path == folder:
+                path.rmdir()  # if it is empty
+            else:
+                path.unlink()
 
 
 def _sampler(recipe: Recipe, root: Path, context: Context) -> Sampler:
@@ -308,6 +310,8 @@ class Run:
     def _resume(self) -> None:
         path = self._folder / CHECKPOINT
         if not path.exists():
+            if self._rank == 0:
+                self._drop_rows()
             return
         try:
             state: dict[str, Any] = torch.load(path, map_location=self._device, weights_only=True)
@@ -326,14 +330,19 @@ class Run:
     def _drop_rows(self) -> None:
         """Rows of the curves after the checkpoint, which will come again."""
         path = self._folder / CURVES
-        if path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
-                head, *rows = list(csv.reader(file)) or [[]]
-            if not head:  # ended while it was made
-                path.unlink()
-                return
-            with path.open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows([head, *(row for row in rows if int(row[0]) <= self._done)])
+        if not path.exists():
+            return
+        with path.open(encoding="utf-8", newline="") as file:
+            head, *rows = list(csv.reader(file)) or [[]]
+        # A kill may have cut the last row, or the first.
+        kept = [row for row in rows if len(row) == len(head) and row[0].isdigit() and int(row[0]) <= self._done]
+        if not kept:
+            path.unlink()
+            return
+        part = path.with_name(f"{CURVES}.part")
+        with part.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([head, *kept])
+        part.replace(path)
 
     def _supervisor(self) -> language.Supervisor:
         """CLIP with its adapters: those of a file, of this run's folder, or taught now (stage I)."""
