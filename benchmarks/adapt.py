@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import platform
+import shlex
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -159,7 +160,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             start = models.get(case.group, options.model)
             rows.append(adapted(case, start, options.clip, options.seconds, options.threads, Path(temporary)))
-    command = " ".join(["python benchmarks/adapt.py", *sys.argv[1:]])
+    command = shlex.join(["python", "benchmarks/adapt.py", *sys.argv[1:]])
     text = "\n\n".join(
         [
             "# What adapting the fusion model to a scene brings",

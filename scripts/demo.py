@@ -22,7 +22,7 @@ import sample
 from qgis_profile import Profile
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURES = ("demo.png", "qgis.png", "search.png", "words.png")
+PICTURES = ("demo.png", "qgis.png", "pansharpen_dialog.png", "search.png", "words.png")
 PATIENCE = 300  # seconds for QGIS to start and finish
 
 # Without these a first start asks questions, which nobody is there to answer.

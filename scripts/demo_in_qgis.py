@@ -20,6 +20,7 @@ from qgis.core import (
     QgsRasterLayer,
     QgsRectangle,
 )
+from qgis.gui import QgsCollapsibleGroupBox
 from qgis.PyQt.QtCore import QRectF, QSize, Qt, QTimer
 from qgis.PyQt.QtGui import QColor, QFont, QImage, QPainter
 from qgis.PyQt.QtWidgets import QApplication, QDockWidget, QLineEdit, QTreeView
@@ -33,6 +34,7 @@ PLACE = QgsRectangle(466770, 3390760, 469470, 3392920)
 PANEL = QSize(760, 608)
 CAPTION, MARGIN = 46, 12
 WORDS = ("beach", "river", "sea", "farmland", "houses")
+DIALOG = QSize(1040, 790)
 RESULTS = QSize(250, 420)  # of the panel's list, as many as fit
 PATIENCE = 120  # seconds for a search, with the start of the engine
 
@@ -149,8 +151,22 @@ def show() -> dict:
     canvas.setExtent(PLACE)
     draw()
     iface.mainWindow().grab().save(str(FOLDER / "qgis.png"))
+    dialog("pansharpen", parameters)
     project.write(str(FOLDER / "clippan.qgz"))
     return {"layer": after.name(), "results": results}
+
+
+def dialog(name: str, parameters: dict) -> None:
+    """The dialog of an algorithm as the toolbox opens it, filled in, and with its advanced parameters."""
+    shown = processing.createAlgorithmDialog(f"clippan:{name}", parameters)
+    shown.resize(DIALOG)
+    shown.show()
+    for group in shown.findChildren(QgsCollapsibleGroupBox):
+        group.setCollapsed(False)
+    for _ in range(20):
+        QApplication.processEvents()
+    shown.grab().save(str(FOLDER / f"{name}_dialog.png"))
+    shown.close()
 
 
 def search() -> dict:

@@ -20,6 +20,7 @@ from clippan.raster.grid import Axis
 
 MARGIN = 4  # multispectral samples read beyond a block: 2 for the cubic, 2 for filling invalid ones
 _KAISER = 0.5
+_LONG, _PIECES = 128, 4  # rows from which a matrix is multiplied in pieces, and how many
 _DIGITS = 9  # of a phase in pixels; what float64 adds beyond is noise
 
 
@@ -216,7 +217,22 @@ def separable(rows: torch.Tensor, values: torch.Tensor, columns: torch.Tensor) -
 
     Both may differ from plane to plane: (..., m, h) and (..., n, w).
     """
-    return torch.matmul(rows, torch.matmul(values, columns.mT))
+    return _product(rows, _product(columns, values.mT).mT)
+
+
+def _product(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The matrix product, in pieces that leave out what a filter's matrix has far from its diagonal: zeros."""
+    count = matrix.shape[-2]
+    if count < _LONG or not values.is_cpu:
+        return torch.matmul(matrix, values)
+    parts = []
+    step = -(-count // _PIECES)
+    for start in range(0, count, step):
+        part = matrix[..., start : start + step, :]
+        used = (part != 0).flatten(0, -2).any(dim=0).nonzero()
+        span = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0)
+        parts.append(torch.matmul(part[..., span], values[..., span, :]))
+    return torch.cat(parts, dim=-2)
 
 
 def fill(values: torch.Tensor, valid: torch.Tensor, default: torch.Tensor) -> torch.Tensor:
