@@ -138,7 +138,7 @@ def show() -> dict:
     canvas.setExtent(PLACE)
     panels = [
         ("Before: Landsat 8, 30 m", picture(before)),
-        (f"After: pansharpened to 15 m ({results['METHOD_USED'].upper()})", picture(after)),
+        ("After: pansharpened to 15 m", picture(after)),
     ]
     side_by_side(panels).save(str(FOLDER / "demo.png"))
     if not LEAVE_OPEN:
