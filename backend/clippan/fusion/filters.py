@@ -20,7 +20,7 @@ from clippan.raster.grid import Axis
 
 MARGIN = 4  # multispectral samples read beyond a block: 2 for the cubic, 2 for filling invalid ones
 _KAISER = 0.5
-_LONG, _PIECES = 128, 4  # rows from which a matrix is multiplied in pieces, and how many
+_LONG, _PIECES = 400, 4  # rows from which a matrix is multiplied in pieces, and how many; shorter ones lose by it
 _DIGITS = 9  # of a phase in pixels; what float64 adds beyond is noise
 
 
