@@ -21,6 +21,7 @@ import argparse
 import datetime
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -274,7 +275,7 @@ def main() -> None:
     gdal.UseExceptions()
     found = [case for case in cases(options.pairs) if options.only in case.name]
     full, wald, ready = measure(found, registration, left_out(options.runs) if options.runs else {})
-    command = " ".join(["python benchmarks/quality.py", *sys.argv[1:]])
+    command = shlex.join(["python", "benchmarks/quality.py", *sys.argv[1:]])
     parts = [
         "# Quality of the methods",
         f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__}, "

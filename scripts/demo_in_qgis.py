@@ -20,7 +20,6 @@ from qgis.core import (
     QgsRasterLayer,
     QgsRectangle,
 )
-from qgis.gui import QgsCollapsibleGroupBox
 from qgis.PyQt.QtCore import QRectF, QSize, Qt, QTimer
 from qgis.PyQt.QtGui import QColor, QFont, QImage, QPainter
 from qgis.PyQt.QtWidgets import QApplication, QDockWidget, QLineEdit, QTreeView
@@ -157,12 +156,10 @@ def show() -> dict:
 
 
 def dialog(name: str, parameters: dict) -> None:
-    """The dialog of an algorithm as the toolbox opens it, filled in, and with its advanced parameters."""
+    """The dialog of an algorithm as the toolbox opens it, filled in."""
     shown = processing.createAlgorithmDialog(f"clippan:{name}", parameters)
     shown.resize(DIALOG)
     shown.show()
-    for group in shown.findChildren(QgsCollapsibleGroupBox):
-        group.setCollapsed(False)
     for _ in range(20):
         QApplication.processEvents()
     shown.grab().save(str(FOLDER / f"{name}_dialog.png"))

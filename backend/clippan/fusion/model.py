@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from clippan import resources
 from clippan.errors import ClippanError, told
 from clippan.fusion import networks
+from clippan.jobs.options import SHIPPED
 
 _KIND = "CLIPPan fusion network, version 1"
-SHIPPED = "fusion/clippan.safetensors"  # below the resources
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import ClassVar, Optional
 from clippan import resources
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
-from clippan.jobs.options import Device, Registration
+from clippan.jobs.options import SHIPPED, Device, Registration
 
 # What is measured before and after: at full resolution, and one scale down, where MS is the reference.
 ADAPTED = ("HQNR", "D_lambda_K", "D_s", "HP_correlation", "Q2n", "SAM", "ERGAS")
@@ -88,9 +88,7 @@ class AdaptFusionRequest(Request):
         """See Request."""
         check.source("panchromatic raster", self.pan)
         check.sources("multispectral raster", self.ms)
-        check.output(
-            self.output, (self.pan, *self.ms, self.model or str(resources() / "fusion" / "clippan.safetensors"))
-        )
+        check.output(self.output, (self.pan, *self.ms, self.model or str(resources() / SHIPPED)))
         if not self.output.lower().endswith(ENDING):
             check.fail(f"The output {self.output} would be a fusion model; choose a name that ends in {ENDING}.")
         if self.output.startswith("/vsi"):

@@ -6,6 +6,8 @@ import enum
 
 from clippan.errors import ClippanError
 
+SHIPPED = "fusion/clippan.safetensors"  # the fusion model that comes with CLIPPan, below the resources
+
 
 class Device(enum.Enum):
     """Where the engine computes."""

@@ -73,8 +73,7 @@ def train(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
             run = Run(recipe, sampler, device, folder, rank, count, context.part(2, 100))
             losses = run.go()
         except Exception:
-            if rank == 0 and made:
-                _tidy(folder, made)
+            _tidy(folder, made)
             raise
         path = folder / MODEL
         if rank == 0:
