@@ -50,7 +50,7 @@ def curves(path: Path) -> None:
         smooth = np.convolve(np.pad(values, 2, mode="edge"), np.ones(5) / 5, "valid")
         axes.plot(steps, smooth / smooth[0], label=name)
     axes.set(xlabel="step", ylabel="loss / its first value", yscale="log")
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axes.grid(alpha=0.3)
     figure.savefig(IMAGES / "fusion_curves.png", dpi=110)
 
