@@ -39,13 +39,14 @@ from clippan.errors import ClippanError
 from clippan.fusion import filters
 from clippan.fusion.registration import register
 from clippan.fusion.sensors import SENSORS, Sensor, recognise
-from clippan.fusion.training.train import MODEL, RECIPE
+from clippan.fusion.training.train import MODEL
 from clippan.jobs import AssessRequest, Compression, Context, Method, PansharpenRequest, Registration, run
 from clippan.raster.grid import Axis, Grid
 from clippan.raster.pair import Pair, open_pair
 from clippan.raster.source import BandInfo
 from clippan.raster.tiles import Window
 from clippan.raster.writer import Writer
+from clippan.training.run import RECIPE
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -42,6 +42,7 @@ from clippan.fusion.training.sampler import Sampler  # noqa: E402
 from clippan.fusion.training.scenes import Mixture, Moments, Pairing, Truth, collate  # noqa: E402
 from clippan.jobs import Context, Device, Method, PansharpenRequest, TrainFusionRequest, run  # noqa: E402
 from clippan.raster.grid import Axis  # noqa: E402
+from clippan.training.run import CURVES  # noqa: E402
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 
@@ -108,7 +109,7 @@ def learn(data: Path, folder: Path, recipe: str, context: Optional[Context] = No
 
 def curves(folder: Path) -> tuple[list[str], np.ndarray]:
     """Names and rows of a run's curves."""
-    with (folder / train.CURVES).open(encoding="utf-8", newline="") as file:
+    with (folder / CURVES).open(encoding="utf-8", newline="") as file:
         head, *rows = csv.reader(file)
     return head, np.array(rows, float)
 

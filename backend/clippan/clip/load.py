@@ -66,7 +66,7 @@ def load(path: Path, model: Model, device: Optional[torch.device] = None) -> Loa
     import torch
 
     weights = _read(path)
-    description = _description(path, model)
+    description = describe(path, model)
     text = description["text_cfg"]
     prefix = next((name[: -len(_LONG)] for name in weights if name.endswith(_LONG)), None)
     if prefix is not None:
@@ -144,8 +144,12 @@ def _merge_long(weights: dict[str, torch.Tensor], prefix: str, path: Path) -> No
     weights[f"{prefix}positional_embedding"] = first.float() * one + second.float() * other
 
 
-def _description(path: Path, model: Model) -> dict[str, Any]:
-    """open_clip's description of the model: embed_dim, vision_cfg, text_cfg, quick_gelu and more."""
+def describe(path: Path, model: Model) -> dict[str, Any]:
+    """open_clip's description of the model: embed_dim, vision_cfg, text_cfg, quick_gelu and more.
+
+    Raises:
+        ClippanError: there is none, or this open_clip does not know the architecture.
+    """
     import open_clip
 
     if not model.architecture:

@@ -33,7 +33,6 @@ from clippan.fusion.model import FusionModel
 from clippan.fusion.sensors import Sensor
 from clippan.fusion.training import language, losses
 from clippan.fusion.training.batch import Batch
-from clippan.fusion.training.descent import descend, follow, rate
 from clippan.fusion.training.figures import measure
 from clippan.fusion.training.ground import Ground
 from clippan.fusion.training.objective import Objective, Weights
@@ -41,6 +40,7 @@ from clippan.jobs import check
 from clippan.jobs.adapt import AdaptFusionRequest, AdaptFusionResult
 from clippan.jobs.base import Context
 from clippan.raster.pair import open_pair
+from clippan.training.descent import descend, follow, rate
 
 # How it is learned.
 _RATE = 3e-4
