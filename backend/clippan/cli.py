@@ -35,6 +35,8 @@ from clippan.jobs import (
     AdaptFusionResult,
     AssessRequest,
     AssessResult,
+    CalibrateRequest,
+    CalibrateResult,
     Context,
     DoctorRequest,
     DoctorResult,
@@ -46,13 +48,19 @@ from clippan.jobs import (
     ListModelsResult,
     PansharpenRequest,
     PansharpenResult,
+    RegionsRequest,
+    RegionsResult,
     RemoveModelRequest,
     RemoveModelResult,
     Request,
     SearchRequest,
     SearchResult,
+    SegmentRequest,
+    SegmentResult,
     ThumbnailsRequest,
     ThumbnailsResult,
+    TrainClipRequest,
+    TrainClipResult,
     TrainFusionRequest,
     TrainFusionResult,
     from_json,
@@ -155,6 +163,48 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "folder": "where to write the pictures",
         "pixels": "their edge",
     },
+    SegmentRequest: {
+        "raster": "raster: a file or any GDAL data source",
+        "classes": "classes between semicolons, synonyms between commas: 'water; forest, trees'; or a JSON file",
+        "output": "GeoTIFF of the classes to write",
+        "model": "which model: an id that 'clippan models' lists, or a folder",
+        "confidence": "GeoTIFF of the confidence to write",
+        "probabilities": "GeoTIFF of each class's probability to write",
+        "polygons": "vector file to write (.gpkg, .geojson, .fgb or .shp)",
+        "areas": "CSV of each class's area to write",
+        "min_area": "smallest polygon, in pixels",
+        "simplify": "how far outlines of polygons may move, in pixels",
+        "window": "edge of what the model sees at a time, in pixels; several are averaged; found by default",
+        "flips": "also look at mirrored pictures, which takes four times as long",
+        "bias": "part of a window's likeness to a class that is added to its cells'; what suits the model by default",
+        "logit_scale": "what cosines are multiplied by; by default what the table says, or 50",
+        "background": "leave unclassified what common words for other things fit better",
+        "refinement": "how edges follow the picture",
+        "bands": "bands for red, green and blue, as in 4,3,2; natural colours by default",
+        "stretch": "how values become a picture",
+        "nodata": "nodata value, if the raster declares none or a wrong one",
+        "extent": "only this part",
+        "crs": "of the extent, as EPSG:4326; by default that of the raster",
+        "threads": "CPU threads; 0 means all",
+        "device": "where to compute",
+    },
+    CalibrateRequest: {
+        "rasters": "one or several rasters",
+        "samples": "for each raster its labels: a vector file, or a raster with values 1 to N",
+        "classes": "as for clippan segment",
+        "output": "JSON file of the calibrated table to write",
+        "field": "of the vector files, which holds the class",
+        "report": "HTML report to write, with a picture",
+        "model": "which model: an id that 'clippan models' lists, or a folder",
+        "window": "edge of what the model sees at a time, in pixels; several are averaged; found by default",
+        "flips": "also look at mirrored pictures, which takes four times as long",
+        "bias": "part of a window's likeness to a class that is added to its cells'; what suits the model by default",
+        "bands": "bands for red, green and blue, as in 4,3,2; natural colours by default",
+        "stretch": "how values become a picture",
+        "nodata": "nodata value, if the rasters declare none or a wrong one",
+        "threads": "CPU threads; 0 means all",
+        "device": "where to compute",
+    },
     ListModelsRequest: {},
     DownloadModelRequest: {
         "model": "which: an id that 'clippan models' lists",
@@ -170,6 +220,46 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "without": "sensors to leave out, as the folders of pairs are named",
         "device": "where to compute",
     },
+    TrainClipRequest: {
+        "data": "folders, tables (.csv, .json) and WebDataset shards (.tar) of pictures",
+        "output": "folder of the run and of the model; a run that was stopped is gone on with",
+        "method": "how",
+        "model": "model to start from: an id that 'clippan models' lists, or a folder",
+        "stages": "1 (places in pictures), 2 (objects with categories), or 1,2 (the default)",
+        "epochs": "how often each stage sees every picture",
+        "steps": "steps of each stage, instead of the epochs",
+        "batch": "pictures of a step in each process",
+        "rate": "greatest learning rate",
+        "weight_decay": "of AdamW",
+        "warmup": "steps in which the rate is reached; by default a tenth of the stage's, at most 1000",
+        "teacher": "who encodes the crops in stage 1: the model, its running average, or what it was before",
+        "target": "what of a crop is compared with the picture's cells: its own cells, or its pooled vector",
+        "weight": "of that comparison; 0 leaves it out",
+        "crops": "of a picture in stage 1; at most so many of its objects in stage 2",
+        "least": "pixels of a box's shorter edge, below which it is left out",
+        "pixels": "edge of what the model sees, for convolutional towers; 0 means what it was trained with",
+        "train_text": "also train the text tower; for many and varied captions only",
+        "caption": "column or key of the captions",
+        "precision": "of the towers",
+        "seed": "of everything that is drawn",
+        "threads": "CPU threads; 0 means all",
+        "device": "where to compute",
+    },
+    RegionsRequest: {
+        "rasters": "rasters: files or GDAL data sources",
+        "labels": "for each raster a mask on its pixels, or a vector file with polygons",
+        "output": "folder to make",
+        "legend": "categories by values, as in '1=water; 2=forest' or '#3C1098=building', or a JSON file",
+        "field": "of the vector files, which holds the category",
+        "size": "edge of the pictures in pixels",
+        "overlap": "of neighbouring pictures, as a part of their edge",
+        "least": "pixels of a box's shorter edge, below which it is left out",
+        "fill": "part of its box that an object has to fill",
+        "bands": "bands for red, green and blue, as in 4,3,2; natural colours by default",
+        "stretch": "how values become a picture",
+        "nodata": "nodata value, if the rasters declare none or a wrong one",
+        "format": "of the pictures",
+    },
     DoctorRequest: {"device": "the device you want"},
 }
 _SUMMARY = {
@@ -180,10 +270,14 @@ _SUMMARY = {
     SearchRequest: "search an index by text, picture or place",
     AboutIndexRequest: "say what an index holds",
     ThumbnailsRequest: "write small pictures of an index's tiles",
+    SegmentRequest: "map classes that are named by text",
+    CalibrateRequest: "fit a table of classes to a few labelled places",
     ListModelsRequest: "list the vision-language models, their licences, and which are on this machine",
     DownloadModelRequest: "download a model, unless it is on this machine already",
     RemoveModelRequest: "remove a downloaded model",
     TrainFusionRequest: "train a fusion network for Pansharpen from a recipe",
+    TrainClipRequest: "train a vision-language model on pictures with captions, classes and boxes",
+    RegionsRequest: "make pictures with boxes to train on, from rasters and their masks or polygons",
     DoctorRequest: "say what the engine found, and what to do where something is wrong",
 }
 _GROUPS = {"train": "train a network"}
@@ -195,11 +289,22 @@ _POSITIONAL = {
     SearchRequest: "index",
     AboutIndexRequest: "index",
     ThumbnailsRequest: "index",
+    SegmentRequest: "raster",
+    CalibrateRequest: "rasters",
+    RegionsRequest: "rasters",
 }
 _COORDINATES = {"at": "X,Y", "extent": "XMIN,YMIN,XMAX,YMAX"}
-_SIGNED = ("--nodata", "--at", "--extent")  # options whose values may begin with a minus
+_SIGNED = ("--nodata", "--at", "--extent", "--bias")  # options whose values may begin with a minus
 # Jobs whose log is for everyone: a licence is shown before the first download.
-_TOLD = (AdaptFusionRequest, DownloadModelRequest, IndexRequest, TrainFusionRequest)
+_TOLD = (
+    AdaptFusionRequest,
+    CalibrateRequest,
+    DownloadModelRequest,
+    IndexRequest,
+    SegmentRequest,
+    TrainClipRequest,
+    TrainFusionRequest,
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -212,7 +317,8 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The command's parser, with one subcommand a job."""
-    top = _Parser(prog="clippan", description="Pansharpening and search by text for satellite and aerial rasters.")
+    about = "Search and maps by text, and pansharpening, for satellite and aerial rasters."
+    top = _Parser(prog="clippan", description=about)
     top.add_argument("--version", action="version", version=f"clippan {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     groups: dict[str, Any] = {}
@@ -333,7 +439,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return _end(progress, sentence, FAILED)
     progress.clear()
     # Of the processes that torchrun started, one tells.
-    if not isinstance(result, TrainFusionResult) or os.environ.get("RANK", "0") == "0":
+    if not isinstance(result, (TrainFusionResult, TrainClipResult)) or os.environ.get("RANK", "0") == "0":
         print(json.dumps(to_json(result), indent=2, ensure_ascii=False) if as_json else _PRINT[type(result)](result))
     return 0 if not isinstance(result, DoctorResult) or result.ok else FAILED
 
@@ -498,6 +604,63 @@ def _print_train_fusion(result: TrainFusionResult) -> str:
     return f"{result.model}: {result.parameters} parameters, {result.steps} steps, {result.seconds:.0f} s\n{terms}"
 
 
+def _print_train_clip(result: TrainClipResult) -> str:
+    terms = ", ".join(f"{name} {value:.4f}" for name, value in result.losses.items())
+    steps = " + ".join(map(str, result.steps))
+    line = (
+        f"{result.model}: from {result.base}, {_counted(result.pictures, 'picture')}, "
+        f"{_counted(result.objects, 'object')}, {steps} steps, {result.seconds:.0f} s on {result.device}"
+    )
+    return f"{line}\n{terms}" if terms else line  # a run that was complete already took no step
+
+
+def _print_regions(result: RegionsResult) -> str:
+    counts = ", ".join(f"{name} {count}" for name, count in result.objects.items())
+    lines = [f"{result.table}: {_counted(result.pictures, 'picture')}, {result.seconds:.1f} s", counts, *result.hints]
+    return "\n".join(lines)
+
+
+def _print_segment(result: SegmentResult) -> str:
+    width = max(len("class"), *(len(area.name) for area in result.classes))
+    lines = [f"{'value':>5}  {'class':{width}}  {'share':>7}  {'hectares':>12}  {'confidence':>10}"]
+    for area in result.classes:
+        hectares = "-" if area.hectares is None else f"{area.hectares:,.2f}"
+        confidence = "-" if area.confidence is None else f"{area.confidence:.2f}"
+        share = f"{100 * area.share:.2f} %"
+        lines.append(f"{area.value:5}  {area.name:{width}}  {share:>7}  {hectares:>12}  {confidence:>10}")
+    windows = ", ".join(str(edge) for edge in result.window)
+    files = (
+        result.confidence and f"Confidence: {result.confidence}",
+        result.probabilities and f"Probabilities: {result.probabilities}",
+        result.polygons and f"Polygons: {result.polygons} ({result.count})",
+        result.areas and f"Areas: {result.areas}",
+    )
+    lines += [
+        f"{result.output}: {result.width} × {result.height} pixels, windows of {windows} pixels, {result.model}",
+        *filter(None, files),
+        f"{result.device}, {result.seconds:.1f} s, {result.rate:.3g} MPix/s",
+        *result.hints,
+    ]
+    return "\n".join(lines)
+
+
+def _print_calibrate(result: CalibrateResult) -> str:
+    width = max(len("mean IoU"), *(len(name) for name in result.classes))
+    lines = [f"{'class':{width}}  {'labelled':>10}  {'before':>7}  {'after':>7}  {'offset':>8}"]
+    rows = zip(result.classes, result.labelled, result.before.iou, result.after.iou, result.offsets)
+    for name, labelled, before, after, offset in rows:
+        one, other = ("-" if iou is None else f"{iou:.3f}" for iou in (before, after))
+        lines.append(f"{name:{width}}  {labelled:10,}  {one:>7}  {other:>7}  {offset:+8.3f}")
+    for name, before, after in (
+        ("mean IoU", result.before.mean_iou, result.after.mean_iou),
+        ("right", result.before.accuracy, result.after.accuracy),
+    ):
+        lines.append(f"{name:{width}}  {'':10}  {before:7.3f}  {after:7.3f}")
+    lines.append(f"{result.output}: logit scale {result.logit_scale:.4g}, {result.seconds:.1f} s")
+    lines += [f"Report: {result.report}"] if result.report else []
+    return "\n".join([*lines, *result.hints])
+
+
 def _print_doctor(result: DoctorResult) -> str:
     return result.text
 
@@ -514,6 +677,10 @@ _PRINT: dict[type, Callable[[Any], str]] = {
     DownloadModelResult: _print_download,
     RemoveModelResult: _print_remove,
     TrainFusionResult: _print_train_fusion,
+    TrainClipResult: _print_train_clip,
+    RegionsResult: _print_regions,
+    SegmentResult: _print_segment,
+    CalibrateResult: _print_calibrate,
     DoctorResult: _print_doctor,
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clippan.errors import ClippanError, told
 from clippan.jobs.options import Device
@@ -78,6 +78,16 @@ def choose_device(wanted: Device, exact: bool = False) -> tuple[torch.device, st
     if wanted is Device.CUDA:
         raise ClippanError(f"CUDA was asked for, but {problem}; choose auto or cpu, or run Check engine.")
     return torch.device("cpu"), f"CUDA cannot be used: {problem}."
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16, with which networks take half the time (since AMD's Zen 4 and
+    Intel's Cooper Lake), and torch may use them; without, they would be slower than in float32."""
+    torch = require_torch()
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch we take
+    return bool(capabilities.get("avx512_bf16"))
 
 
 def set_threads(wanted: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 COLOURS = {
     "red": (1, 0, 0),
@@ -27,13 +28,26 @@ class ColourEncoder:
     def __init__(self, sha256="1" * 64, pixels=16, batch=8, name="colours"):
         self.model = SimpleNamespace(id=name, label=name.title())
         self.sha256, self.pixels, self.batch = sha256, pixels, batch
-        self.device, self.width, self.scale = "cpu", 4, 20.0
+        self.device, self.width, self.scale = torch.device("cpu"), 4, 20.0
+        self.stride, self.any_size = 4, False
         self.seen = 0
 
     def images(self, pictures):
         self.seen += len(pictures)
         means = pictures.reshape(len(pictures), 3, -1).mean(axis=2) / 255
         return unit(np.concatenate([means, np.full((len(pictures), 1), 0.2)], axis=1))
+
+    def cells(self, pictures, texts):
+        """Each cell sees its own mean colour, and nothing else."""
+        self.seen += len(pictures)
+        count, _, height, width = pictures.shape
+        parts = pictures.reshape(count, 3, height // self.stride, self.stride, width // self.stride, self.stride)
+        means = parts.mean(axis=(3, 5)) / 255
+        vectors = unit(
+            np.concatenate([means, np.full((count, 1, *means.shape[2:]), 0.2)], axis=1).transpose(0, 2, 3, 1)
+        )
+        cosines = np.einsum("nhwc,kc->nkhw", vectors, texts).astype(np.float32)
+        return cosines, self.images(pictures) @ texts.T
 
     def texts(self, texts):
         return unit([(*COLOURS[text], 0.2) for text in texts])
@@ -42,9 +56,11 @@ class ColourEncoder:
 def use(monkeypatch, encoder=None):
     """Has the jobs use it; returns it."""
     from clippan.search import build, query
+    from clippan.segmentation import calibrate, segment, words
 
     encoder = encoder or ColourEncoder()
-    for module in (build, query):
+    for module in (build, query, segment, calibrate):
         monkeypatch.setattr(module, "encoder", lambda *_: encoder)
-    monkeypatch.setattr(query, "background", lambda: ["red", "green", "blue", "white"])
+    for module in (query, words):
+        monkeypatch.setattr(module, "background", lambda: ["red", "green", "blue", "white"])
     return encoder

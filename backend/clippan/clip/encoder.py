@@ -7,16 +7,19 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Optional
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from clippan import resources
-from clippan.clip import cache, hub, load
+from clippan.clip import cache, dense, hub, load
 from clippan.clip.models import Model, find
-from clippan.device import choose_device
+from clippan.device import choose_device, multiplies_bfloat16
+from clippan.errors import ClippanError
 from clippan.jobs.base import Context
 from clippan.jobs.options import Device
 
@@ -61,31 +64,89 @@ class Encoder:
         Returns:
             float32 (n, width), each of length 1.
         """
-        parts = []
+        if not len(pictures):
+            return np.empty((0, self.width), np.float32)
+
+        def look(values: Tensor) -> tuple[Tensor]:
+            return (functional.normalize(self._loaded.model.encode_image(values).float(), dim=-1),)
+
+        return self._batched(pictures, look)[0]
+
+    def cells(self, pictures: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How alike to texts the cells of pictures are, and the pictures as a whole.
+
+        Args:
+            pictures: uint8 (n, 3, edge, edge), red, green, blue; the edge is ``pixels``, or any multiple of ``stride``
+                where the tower takes any size.
+            texts: vectors of length 1, float32 (k, width).
+
+        Returns:
+            Cosines of the cells, float32 (n, k, edge / stride, edge / stride), and of the whole, (n, k).
+
+        Raises:
+            ClippanError: the tower has no dense features.
+        """
+        directions = torch.from_numpy(texts).to(self.device)
+
+        def compare(values: Tensor) -> tuple[Tensor, Tensor]:
+            cells, pooled = dense.features(self._loaded.model, values)
+            cosines = torch.einsum("nchw,kc->nkhw", functional.normalize(cells.float(), dim=1), directions)
+            return cosines, functional.normalize(pooled.float(), dim=-1) @ directions.T
+
+        # The rounding moves a cosine by less than half a hundredth, and few cells are so near to two classes.
+        half = torch.bfloat16 if multiplies_bfloat16() else None
+        cosines, whole = self._batched(pictures, compare, half)
+        return cosines, whole
+
+    @property
+    def stride(self) -> int:
+        """Edge of a cell in pixels of the pictures; see ``cells``."""
+        return dense.stride(self._loaded.model)
+
+    @property
+    def any_size(self) -> bool:
+        """Whether ``cells`` takes pictures of another edge than ``pixels``."""
+        return dense.any_size(self._loaded.model)
+
+    def _batched(
+        self,
+        pictures: np.ndarray,
+        compute: Callable[[Tensor], tuple[Tensor, ...]],
+        half: Optional[torch.dtype] = None,
+    ) -> list[np.ndarray]:
+        """What is computed from normalised pictures, as many at a time as the memory takes; on a CPU in ``half``.
+
+        Raises:
+            ClippanError: a GPU's memory is too small for one.
+        """
+        parts: list[list[np.ndarray]] = []
         start = 0
+        precision = torch.float16 if self.device.type == "cuda" else half
         while start < len(pictures):
             part = pictures[start : start + self.batch]
             try:
-                parts.append(self._images(part))
+                with torch.inference_mode(), torch.autocast(self.device.type, precision, precision is not None):
+                    parts.append([values.float().cpu().numpy() for values in compute(self._ready(part))])
             except torch.cuda.OutOfMemoryError:
                 if self.batch == 1:
-                    raise
+                    raise ClippanError(
+                        "The graphics card's memory is too small; close other programs that use it, or choose the "
+                        "device cpu."
+                    ) from None
                 torch.cuda.empty_cache()
                 self.batch //= 2
                 continue
             start += len(part)
-        return np.concatenate(parts) if parts else np.empty((0, self.width), np.float32)
+        return [np.concatenate(values) for values in zip(*parts)]
 
-    def _images(self, pictures: np.ndarray) -> np.ndarray:
+    def _ready(self, pictures: np.ndarray) -> Tensor:
+        """Pictures as the model takes them."""
         preprocessing = self._loaded.preprocessing
         mean = torch.tensor(preprocessing.mean, device=self.device)[:, None, None]
         std = torch.tensor(preprocessing.std, device=self.device)[:, None, None]
-        gpu = self.device.type == "cuda"
-        with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=gpu):
-            values = torch.from_numpy(pictures).to(self.device).to(torch.float32).div_(255).sub_(mean).div_(std)
-            # Convolutions are twice as fast with the colours last.
-            features = self._loaded.model.encode_image(values.contiguous(memory_format=torch.channels_last))
-            return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+        values = torch.from_numpy(pictures).to(self.device).to(torch.float32).div_(255).sub_(mean).div_(std)
+        # Convolutions are twice as fast with the colours last.
+        return values.contiguous(memory_format=torch.channels_last)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of texts: float32 (n, width), each of length 1."""
@@ -97,9 +158,9 @@ class Encoder:
             sentences = [template.format(text) for text in new for template in TEMPLATES]
             with torch.inference_mode():
                 features = self._loaded.model.encode_text(self._loaded.tokenizer(sentences).to(self.device)).float()
-                features = torch.nn.functional.normalize(features, dim=-1)
+                features = functional.normalize(features, dim=-1)
                 means = features.reshape(len(new), len(TEMPLATES), -1).mean(dim=1)
-                means = torch.nn.functional.normalize(means, dim=-1)
+                means = functional.normalize(means, dim=-1)
             self._texts.update(zip(new, means.cpu().numpy()))
         return np.stack([self._texts[text] for text in texts])
 
@@ -136,7 +197,7 @@ def _load(model: Model, path: Path, device: torch.device, context: Context) -> E
     return Encoder(model, sha256, device, pixels, width, scale, batch, loaded, {})
 
 
-def _fold(network: torch.nn.Module, picture: torch.Tensor) -> None:
+def _fold(network: torch.nn.Module, picture: Tensor) -> None:
     """Merges normalisations into the convolutions before them, which makes convolutional towers a quarter faster.
 
     That they follow each other is read from the order in which modules were made; a picture shows whether it is so.

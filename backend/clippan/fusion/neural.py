@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 
+from clippan.device import multiplies_bfloat16
 from clippan.fusion.methods import MtfGlp
 from clippan.fusion.model import FusionModel
 from clippan.fusion.statistics import TINY, Statistics
@@ -41,7 +42,7 @@ class Neural:
         self, statistics: Statistics, response_of: Sequence[int], model: FusionModel, device: torch.device
     ) -> None:
         self._network = model.network
-        self.half = device.type == "cpu" and getattr(model.network, "tolerant", False) and _multiplies_bfloat16()
+        self.half = device.type == "cpu" and getattr(model.network, "tolerant", False) and multiplies_bfloat16()
         self.margin = int(getattr(model.network, "margin", _MARGIN))
         self._classical = MtfGlp(statistics, response_of, modulation=True, regression=True)
         self._response_of = list(response_of)
@@ -69,15 +70,6 @@ class Neural:
         if float(ms.min()) > 0:  # as nearly always; the rest takes time
             return fused
         return torch.where((ms == 0).all(dim=0), ms, fused)
-
-
-def _multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions for bfloat16, with which convolutions take half the time (since AMD's Zen 4 and
-    Intel's Cooper Lake), and torch may use them; without, they would be slower than in float32."""
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        return False
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch we take
-    return bool(capabilities.get("avx512_bf16"))
 
 
 def bounded(

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import datetime
 import html
 import math
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Optional
 
 import numpy as np
-import torch
-from osgeo import gdal, gdal_array
 
-from clippan import __version__
-from clippan.errors import ClippanError
+from clippan import report as page
 from clippan.fusion.registration import words
 from clippan.jobs.assess import AssessRequest, AssessResult
+from clippan.report import file_name, png
 
 
 @dataclass(frozen=True)
@@ -153,20 +146,7 @@ class Picture:
         span = np.maximum(np.array(stretch.high, np.float32)[:, None, None] - low, 1e-12)
         scaled = np.clip((image - low) / span, 0, 1) * 255
         grey = np.where(valid, scaled, 0).round().astype(np.uint8)
-        return cls(caption, _png(np.concatenate([grey, np.where(valid, 255, 0).astype(np.uint8)[None]])))
-
-
-def _png(planes: np.ndarray) -> bytes:
-    name = f"/vsimem/{uuid.uuid4().hex}.png"
-    gdal.GetDriverByName("PNG").CreateCopy(name, gdal_array.OpenArray(np.ascontiguousarray(planes)))
-    try:
-        file = gdal.VSIFOpenL(name, "rb")
-        try:
-            return bytes(gdal.VSIFReadL(1, gdal.VSIStatL(name).size, file))
-        finally:
-            gdal.VSIFCloseL(file)
-    finally:
-        gdal.Unlink(name)
+        return cls(caption, png(np.concatenate([grey, np.where(valid, 255, 0).astype(np.uint8)[None]])))
 
 
 def write(
@@ -189,33 +169,11 @@ def write(
     Raises:
         ClippanError: the file cannot be written.
     """
-    part = Path(f"{path}.part")
-    try:
-        part.write_text(_page(request, result, sensor, ratio, pictures), encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        reason = error.strerror or str(error)
-        raise ClippanError(f"The report {path} could not be written ({reason}); choose another place.") from error
-
-
-def _page(request: AssessRequest, result: AssessResult, sensor: str, ratio: float, pictures: Sequence[Picture]) -> str:
-    name = _file_name(request.fused)
     headline = ["HQNR", "HP_correlation", *(["Q2n"] if result.reference else [])]
     values = {**result.full, **result.reference}
     parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>Quality of {html.escape(name)}</title><style>{_STYLE}</style></head><body><main>",
-        f"<h1>Quality of <span>{html.escape(name)}</span></h1>",
-        '<div class="headline">',
-        *(_tile(key, values[key]) for key in headline),
-        "</div>",
-        '<div class="pictures">',
-        *(_figure(picture) for picture in pictures),
-        "</div>",
+        page.headline([_tile(key, values[key]) for key in headline]),
+        page.pictures([page.figure(picture.caption, picture.png) for picture in pictures]),
         '<p class="note">One part of the scene at full resolution. Colours of all but PAN share one stretch '
         "(2 to 98 % of the interpolated multispectral image).</p>",
         "<h2>Without a reference</h2>",
@@ -223,23 +181,13 @@ def _page(request: AssessRequest, result: AssessResult, sensor: str, ratio: floa
     ]
     if result.reference:
         parts += ["<h2>Against the reference</h2>", _table(result.reference)]
-    parts += ["<h2>Origin</h2>", _origin(request, result, sensor, ratio), "</main></body></html>"]
-    return "\n".join(parts) + "\n"
+    parts += ["<h2>Origin</h2>", _origin(request, result, sensor, ratio)]
+    page.write(path, "Quality of", file_name(request.fused), parts)
 
 
 def _tile(key: str, value: float) -> str:
     figure = FIGURES[key]
-    return (
-        f"<div><strong>{_number(value, 3)}</strong>{html.escape(figure.label)}<small>best {figure.best}</small></div>"
-    )
-
-
-def _figure(picture: Picture) -> str:
-    data = base64.b64encode(picture.png).decode("ascii")
-    caption = html.escape(picture.caption)
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
-    )
+    return page.tile(_number(value, 3), figure.label, f"best {figure.best}")
 
 
 def _table(values: Mapping[str, float]) -> str:
@@ -277,48 +225,11 @@ def _origin(request: AssessRequest, result: AssessResult, sensor: str, ratio: fl
         ("Ratio of pixel sizes", f"{ratio:.4g}"),
         ("Registration", _registration(result)),
         ("Valid pixels compared", f"{result.pixels:,}"),
-        ("Made", f"{datetime.datetime.now():%Y-%m-%d %H:%M} in {result.seconds:.1f} s"),
-        (
-            "With",
-            f"clippan {__version__}, PyTorch {torch.__version__}, GDAL {gdal.__version__}, NumPy {np.__version__}",
-        ),
     ]
-    rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in lines)
-    return f'<table class="origin"><tbody>{rows}</tbody></table>'
+    return page.origin(lines, result.seconds)
 
 
 def _registration(result: AssessResult) -> str:
     if not (any(result.shift) or result.band_shifts):
         return "multispectral taken as it lies"
     return f"multispectral taken as shifted by {words(result.shift, result.band_shifts)}"
-
-
-def _file_name(path: str) -> str:
-    return path.replace("\\", "/").rsplit("/", 1)[-1]
-
-
-_STYLE = """
-:root { color-scheme: light; }
-body { margin: 0; background: #f4f5f7; color: #1d2733; font: 15px/1.5 system-ui, "Segoe UI", sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 32px 24px 48px; }
-h1 { font-size: 26px; font-weight: 600; margin: 0 0 20px; overflow-wrap: anywhere; }
-h1 span { color: #0b6b8a; }
-h2 { font-size: 18px; font-weight: 600; margin: 36px 0 10px; }
-.headline { display: flex; flex-wrap: wrap; gap: 12px; margin-bottom: 20px; }
-.headline div { background: #fff; border: 1px solid #dfe3e8; border-radius: 8px; padding: 12px 20px; min-width: 150px; }
-.headline strong { display: block; font-size: 28px; font-weight: 600; font-variant-numeric: tabular-nums; }
-.headline small { color: #66717d; margin-left: 8px; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 12px; }
-figure { margin: 0; }
-img { width: 100%; display: block; border-radius: 6px; background: #d9dde2; image-rendering: pixelated; }
-figcaption { padding-top: 4px; color: #3d4a57; font-size: 14px; }
-.note { color: #66717d; font-size: 13px; margin: 8px 0 0; }
-table { width: 100%; border-collapse: collapse; background: #fff; border: 1px solid #dfe3e8; }
-th, td { text-align: left; vertical-align: top; padding: 8px 14px; border-top: 1px solid #e9ecf0; }
-thead th { background: #eef1f4; font-size: 13px; color: #3d4a57; border-top: 0; }
-tbody th { font-weight: 600; white-space: nowrap; width: 170px; }
-.number { width: 80px; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-thead .best, .best { width: 40px; text-align: center; color: #66717d; }
-.origin td { overflow-wrap: anywhere; }
-@media print { body { background: #fff; } main { padding: 0; } }
-"""

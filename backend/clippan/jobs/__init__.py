@@ -7,6 +7,7 @@ or QGIS when it is imported, so the plugin reads it too.
 from clippan.jobs.adapt import ADAPTED, AdaptFusionRequest, AdaptFusionResult
 from clippan.jobs.assess import FIGURES, AssessRequest, AssessResult
 from clippan.jobs.base import Context, Request, from_json, to_json
+from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
 from clippan.jobs.doctor import Check, DoctorRequest, DoctorResult, Status
 from clippan.jobs.index import AboutIndexRequest, AboutIndexResult, IndexRequest, IndexResult
 from clippan.jobs.models import (
@@ -18,10 +19,22 @@ from clippan.jobs.models import (
     RemoveModelRequest,
     RemoveModelResult,
 )
-from clippan.jobs.options import Compression, Device, Format, Method, Registration, Stretch, parse_bands
+from clippan.jobs.options import Compression, Device, Format, Method, Refinement, Registration, Stretch, parse_bands
 from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
 from clippan.jobs.search import Hit, SearchRequest, SearchResult, ThumbnailsRequest, ThumbnailsResult
+from clippan.jobs.segment import ClassArea, SegmentRequest, SegmentResult
 from clippan.jobs.train import TrainFusionRequest, TrainFusionResult
+from clippan.jobs.trainclip import (
+    ClipMethod,
+    Picture,
+    Precision,
+    RegionsRequest,
+    RegionsResult,
+    Target,
+    Teacher,
+    TrainClipRequest,
+    TrainClipResult,
+)
 
 JOBS = {
     request.name: request
@@ -33,10 +46,14 @@ JOBS = {
         SearchRequest,
         AboutIndexRequest,
         ThumbnailsRequest,
+        SegmentRequest,
+        CalibrateRequest,
         ListModelsRequest,
         DownloadModelRequest,
         RemoveModelRequest,
         TrainFusionRequest,
+        TrainClipRequest,
+        RegionsRequest,
         DoctorRequest,
     )
 }
@@ -47,11 +64,16 @@ __all__ = [
     "JOBS",
     "AboutIndexRequest",
     "AboutIndexResult",
+    "Accuracy",
     "AdaptFusionRequest",
     "AdaptFusionResult",
     "AssessRequest",
     "AssessResult",
+    "CalibrateRequest",
+    "CalibrateResult",
     "Check",
+    "ClassArea",
+    "ClipMethod",
     "Compression",
     "Context",
     "Device",
@@ -69,16 +91,27 @@ __all__ = [
     "ModelRow",
     "PansharpenRequest",
     "PansharpenResult",
+    "Picture",
+    "Precision",
+    "Refinement",
+    "RegionsRequest",
+    "RegionsResult",
     "Registration",
     "RemoveModelRequest",
     "RemoveModelResult",
     "Request",
     "SearchRequest",
     "SearchResult",
+    "SegmentRequest",
+    "SegmentResult",
     "Status",
     "Stretch",
+    "Target",
+    "Teacher",
     "ThumbnailsRequest",
     "ThumbnailsResult",
+    "TrainClipRequest",
+    "TrainClipResult",
     "TrainFusionRequest",
     "TrainFusionResult",
     "from_json",

@@ -127,6 +127,13 @@ def bands(numbers: Sequence[int]) -> None:
         raise ClippanError("A band is listed twice; list each band once.")
 
 
+def picture_bands(numbers: Sequence[int]) -> None:
+    """A picture has three bands, one for grey, or those that are found."""
+    if numbers and len(numbers) not in (1, 3):
+        raise ClippanError(f"{len(numbers)} bands were chosen; choose three for red, green and blue, or one for grey.")
+    positive_bands(numbers)
+
+
 def tiles(numbers: Iterable[int]) -> None:
     """Tiles are numbered from 1, and a database counts no further than 63 bits."""
     for number in numbers:

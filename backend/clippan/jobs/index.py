@@ -91,9 +91,7 @@ class IndexRequest(Request):
         for metres in self.tile_metres:
             check.positive("tile size in metres", metres)
         check.between("overlap", self.overlap, 0, 0.9)
-        if self.bands and len(self.bands) not in (1, 3):
-            check.fail(f"{len(self.bands)} bands were chosen; choose three for red, green and blue, or one for grey.")
-        check.positive_bands(self.bands)
+        check.picture_bands(self.bands)
         check.extent(self.extent)
         check.at_least("number of threads", self.threads, 0)
 

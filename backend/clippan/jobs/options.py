@@ -83,6 +83,13 @@ class Stretch(enum.Enum):
     NONE = "none"
 
 
+class Refinement(enum.Enum):
+    """How the edges of a map follow those of the picture."""
+
+    GUIDED = "guided"
+    NONE = "none"
+
+
 _LONGEST = 100_000  # numbers that a range like 2-4 may stand for
 
 

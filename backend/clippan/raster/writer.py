@@ -25,6 +25,16 @@ BLOCK = 256  # tiles of the pipeline are multiples of it, so each block of the f
 _PAM = ".aux.xml"  # GDAL's own sidecar
 _SIDECARS = (_PAM, ".ovr", ".msk", ".msk.ovr")
 _OVERVIEW_SIZE = 512  # the coarsest overview is no larger
+# Of a raster attribute table. Pixels are counted as real numbers: there may be more than GDAL's integers reach.
+_COLUMNS = {
+    "Value": gdal.GFU_MinMax,
+    "Class": gdal.GFU_Name,
+    "Red": gdal.GFU_Red,
+    "Green": gdal.GFU_Green,
+    "Blue": gdal.GFU_Blue,
+    "Alpha": gdal.GFU_Alpha,
+    "Count": gdal.GFU_PixelCount,
+}
 
 # DEFLATE level 1 writes three times as fast as 6 and the files are 3 % larger on the Landsat scene.
 _COMPRESSION = {
@@ -51,8 +61,63 @@ def touched(path: str) -> list[str]:
     return [path, *(f"{path}{ending}" for ending in _SIDECARS), partial(path), _cog(partial(path))]
 
 
+def close(dataset: gdal.Dataset) -> None:
+    """Closes a dataset that was written; to be used no more.
+
+    Left to the destructor, an error while the last bytes are written could only be printed. GDAL before 3.8 has no
+    Close; what SWIG calls in the destructor does the same and hands the error over.
+
+    Raises:
+        RuntimeError: it could not be written.
+    """
+    if hasattr(dataset, "Close"):
+        try:
+            dataset.Close()
+        except RuntimeError:
+            if dataset.this is not None:
+                dataset.thisown = False  # it is closed all the same; GDAL 3.10 would free it a second time
+            raise
+    else:
+        gdal.Dataset.__swig_destroy__(dataset)
+
+
 def _cog(part: str) -> str:
     return f"{part}.cog"
+
+
+@dataclass(frozen=True)
+class Palette:
+    """What the values of a map of classes mean: the value i is ``names[i]``, shown in ``colours[i]``.
+
+    Attributes:
+        names: at most 256, any text; that of value 0 first.
+        colours: as many, (red, green, blue, alpha) from 0 to 255. A GeoTIFF keeps no alpha, but nodata is transparent.
+    """
+
+    names: tuple[str, ...]
+    colours: tuple[tuple[int, int, int, int], ...]
+
+    def table(self) -> gdal.ColorTable:
+        """As GDAL's colour table."""
+        table = gdal.ColorTable()
+        for value, colour in enumerate(self.colours):
+            table.SetColorEntry(value, colour)
+        return table
+
+    def attributes(self, counts: np.ndarray) -> gdal.RasterAttributeTable:
+        """As GDAL's raster attribute table, with the number of pixels a value."""
+        table = gdal.RasterAttributeTable()
+        for name, usage in _COLUMNS.items():
+            kind = gdal.GFT_String if name == "Class" else gdal.GFT_Real if name == "Count" else gdal.GFT_Integer
+            table.CreateColumn(name, kind, usage)
+        table.SetRowCount(len(self.names))
+        for value, (name, colour) in enumerate(zip(self.names, self.colours)):
+            table.SetValueAsInt(value, 0, value)
+            table.SetValueAsString(value, 1, name)
+            for column, part in enumerate(colour, 2):
+                table.SetValueAsInt(value, column, part)
+            table.SetValueAsDouble(value, 6, float(counts[value]))
+        return table
 
 
 @dataclass
@@ -69,6 +134,9 @@ class Writer:
         tags: GDAL metadata of the file.
         format, compression, overviews: how it is stored.
         progress: called with percent while the file is finished; raises to stop.
+        palette: of a map of classes, one band of uint8. Its overviews show the most frequent class, unclassified
+            pixels counted too. Names and colours also lie in a sidecar (.aux.xml), which keeps GDAL's categories and
+            attribute table; the names are in the file itself as well, as the band's metadata CLASS_1, CLASS_2, ….
 
     Raises:
         ClippanError: the file could not be written (a full disk above all).
@@ -84,6 +152,7 @@ class Writer:
     compression: Compression = Compression.DEFLATE
     overviews: bool = True
     progress: Callable[[float], None] = lambda percent: None
+    palette: Optional[Palette] = None
 
     def __enter__(self) -> Writer:
         self._check_space()
@@ -101,6 +170,8 @@ class Writer:
         size = (self.grid.width, self.grid.height, len(self.bands))
         self._part = partial(self.path)
         self._dataset: Any = None  # until it could be created
+        self._whole: Optional[str] = None  # where it is once it is complete
+        self._counts = np.zeros(256, np.int64)  # pixels a value, for the palette
         driver = gdal.GetDriverByName("GTiff")
         try:
             self._dataset = self._guard(lambda: driver.Create(self._part, *size, code, options))
@@ -116,12 +187,14 @@ class Writer:
             if table is _COMPRESSION:
                 options.append(f"PREDICTOR={self._predictor}")
             else:
-                options.append("PREDICTOR=YES")
+                options.append(f"PREDICTOR={'NO' if self.palette else 'YES'}")
             options.append("NUM_THREADS=ALL_CPUS")
         return options
 
     @property
     def _predictor(self) -> int:
+        if self.palette:
+            return 1  # runs of one class are shorter than runs of differences
         return 3 if np.issubdtype(self.dtype, np.floating) else 2
 
     def _describe(self) -> None:
@@ -139,16 +212,43 @@ class Writer:
             if info.scale is not None and info.offset is not None and (info.scale, info.offset) != (1.0, 0.0):
                 band.SetScale(info.scale)
                 band.SetOffset(info.offset)
-            if self.nodata is not None:
-                whole = np.issubdtype(self.dtype, np.integer)  # 64-bit integers are not taken as floats
-                band.SetNoDataValue(int(self.nodata) if whole else self.nodata)
+        if self.palette:
+            band = self._dataset.GetRasterBand(1)
+            band.SetColorTable(self.palette.table())
+            band.SetMetadata({f"CLASS_{value}": name for value, name in enumerate(self.palette.names)})
+        else:
+            self._declare_nodata()
+
+    def _declare_nodata(self) -> None:
+        if self.nodata is None:
+            return
+        whole = np.issubdtype(self.dtype, np.integer)  # 64-bit integers are not taken as floats
+        for number in range(len(self.bands)):
+            band = self._dataset.GetRasterBand(number + 1)
+            band.SetNoDataValue(int(self.nodata) if whole else self.nodata)
+
+    def _describe_classes(self, palette: Palette) -> None:
+        """What belongs to a palette and stands in a sidecar; and nodata, of which overviews are to take no notice: a
+        sparse class would fill what is unclassified around it."""
+        self._declare_nodata()
+        band = self._dataset.GetRasterBand(1)
+        band.SetCategoryNames(list(palette.names))
+        band.SetDefaultRAT(palette.attributes(self._counts))
 
     def write(self, x: int, y: int, values: np.ndarray) -> None:
         """Writes values (bands, height, width) with their first pixel at column x and row y."""
         height, width = values.shape[1:]
         code = gdal_array.NumericTypeCodeToGDALTypeCode(values.dtype)
         pixels = np.ascontiguousarray(values)
+        if self.palette:
+            self._counts += np.bincount(pixels.ravel(), minlength=256)
         self._guard(lambda: self._dataset.WriteRaster(x, y, width, height, pixels, buf_type=code))
+
+    def finish(self) -> str:
+        """Completes the file, for those who read it before it is put in place; returns its name until then."""
+        if self._whole is None:
+            self._whole = self._guard(self._finish)
+        return self._whole
 
     def __exit__(
         self,
@@ -158,35 +258,28 @@ class Writer:
     ) -> None:
         try:
             if error is None:
-                self._replace(self._guard(self._finish))
+                self._replace(self.finish())
         finally:
             self._discard()
 
     def _finish(self) -> str:
         whole = self._part
         self._dataset.FlushCache()
-        if self.format is Format.COG:
-            whole = self._make_cog()
-        elif self.overviews and self.dtype.itemsize < 8:  # of 64-bit integers with nodata, GDAL 3.6 fails or hangs
+        cog = self.format is Format.COG
+        # A COG has its own, unless nodata is to come after them; of 64-bit integers, GDAL 3.6 fails or hangs.
+        if self.overviews and self.dtype.itemsize < 8 and (self.palette or not cog):
             self._build_overviews()
+        if self.palette:
+            self._describe_classes(self.palette)
+        if cog:
+            whole = self._make_cog()
         self._close()
         return whole
 
     def _close(self) -> None:
         dataset, self._dataset = self._dataset, None
-        if dataset is None:
-            return
-        # Left to the destructor, an error while the last bytes are written could only be printed. GDAL before 3.8 has
-        # no Close; what SWIG calls in the destructor does the same and hands the error over.
-        if hasattr(dataset, "Close"):
-            try:
-                dataset.Close()
-            except RuntimeError:
-                if dataset.this is not None:
-                    dataset.thisown = False  # it is closed all the same; GDAL 3.10 would free it a second time
-                raise
-        else:
-            gdal.Dataset.__swig_destroy__(dataset)
+        if dataset is not None:
+            close(dataset)
 
     def _replace(self, whole: str) -> None:
         try:
@@ -219,10 +312,14 @@ class Writer:
             levels.append(2 ** (len(levels) + 1))
         if levels:
             options = ["NUM_THREADS=ALL_CPUS", *self._overview_options()]
-            self._dataset.BuildOverviews("AVERAGE", levels, callback=self._callback, options=options)
+            self._dataset.BuildOverviews(self._resampling, levels, callback=self._callback, options=options)
+
+    @property
+    def _resampling(self) -> str:
+        return "MODE" if self.palette else "AVERAGE"
 
     def _overview_options(self) -> list[str]:
-        if self.compression is Compression.NONE:
+        if self.compression is Compression.NONE or self.format is Format.COG:
             return []
         return [
             f"COMPRESS_OVERVIEW={self.compression.name}",
@@ -236,7 +333,7 @@ class Writer:
             *self._options(self.compression, _COG_COMPRESSION),
             "BIGTIFF=IF_SAFER",
             f"OVERVIEWS={'AUTO' if self.overviews else 'NONE'}",
-            "OVERVIEW_RESAMPLING=AVERAGE",
+            f"OVERVIEW_RESAMPLING={self._resampling}",
         ]
         driver = gdal.GetDriverByName("COG")
         driver.CreateCopy(path, self._dataset, options=options, callback=self._callback)
@@ -257,8 +354,8 @@ class Writer:
         pixels = self.grid.width * self.grid.height * len(self.bands)
         size = pixels * self.dtype.itemsize
         free = shutil.disk_usage(folder).free
-        # Satellite pictures hardly ever compress below a quarter.
-        needed = size if self.compression is Compression.NONE else size // 4
+        # Satellite pictures hardly ever compress below a quarter, maps of classes hardly below a hundredth.
+        needed = size if self.compression is Compression.NONE else size // (100 if self.palette else 4)
         if self.format is Format.COG:  # made from an uncompressed file beside it
             needed += size
         if needed > free:

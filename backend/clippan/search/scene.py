@@ -35,6 +35,7 @@ _COMMON, _HEADROOM = 98.0, 2.0  # the percentile that is common, and white as a 
 _REFLECTANCE = 0.3  # what is shown as white
 _REFLECTANCE_SCALE = 10_000.0  # of whole numbers; the usual one
 _MOST_TILES = 20_000_000
+_NEAR = 1e-3  # of a pixel: an extent that reaches so little further has been rounded
 _LEAST_TILE = 8.0  # pixels; less than that says nothing
 # EuroSAT shows 64 pixels at 10 m, UC Merced 256 at 0.3 m; between and beyond them the same power law.
 _EDGE_AT_10_M, _EDGE_POWER = 640.0, 0.6
@@ -138,6 +139,7 @@ class Scene:
 
     Attributes:
         grid: its pixels; a picture without coordinates is placed as QGIS places it, y up from its top.
+        own_grid: the same, but of a picture without coordinates as it is.
         bands: which bands are red, green and blue, or the one that is grey.
 
     Raises:
@@ -151,8 +153,9 @@ class Scene:
         # Opened twice, so that what it is called does not depend on how it is prepared.
         self._original = sources.open_dataset(path, "raster")
         self._dataset = _prepared(self._original, look.nodata)
-        grid = Grid.of(self._dataset)
-        self.grid = grid if grid.geotransform else Grid(grid.width, grid.height, PLACED, "")
+        self.own_grid = Grid.of(self._dataset)
+        placed = Grid(self.own_grid.width, self.own_grid.height, PLACED, "")
+        self.grid = self.own_grid if self.own_grid.geotransform else placed
         self.bands = self._choose()
         bands = [self._dataset.GetRasterBand(number) for number in self.bands]
         if any(gdal.DataTypeIsComplex(band.DataType) for band in bands):
@@ -237,24 +240,31 @@ class Scene:
             valid &= np.isfinite(values).all(axis=0)
         return values, valid
 
-    def picture(self, window: Window, pixels: int) -> tuple[np.ndarray, float]:
+    def picture(self, window: Window, width: int, height: Optional[int] = None) -> tuple[np.ndarray, float]:
         """A window as a picture.
 
         Args:
             window: inside the raster.
-            pixels: edge of the picture.
+            width, height: of the picture; without a height it is a square.
 
         Returns:
-            Red, green and blue, uint8 (3, pixels, pixels), and the valid part of its pixels, 0 to 1. Invalid pixels
+            Red, green and blue, uint8 (3, height, width), and the valid part of its pixels, 0 to 1. Invalid pixels
             have the mean colour of the others.
 
         Raises:
             ClippanError: GDAL could not read.
         """
-        values, valid = self._read(window, pixels, pixels, gdal.GRIORA_Cubic)
+        picture, valid = self.pixels(window, width, height or width)
         part = float(valid.mean())
-        if part == 0:
-            return np.zeros((3, pixels, pixels), np.uint8), 0.0
+        if 0 < part < 1:
+            picture[:, ~valid] = picture[:, valid].mean(axis=1, keepdims=True).astype(np.uint8)
+        return picture, part
+
+    def pixels(self, window: Window, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+        """As ``picture``, with which pixels are valid, (height, width); what the others show means nothing."""
+        values, valid = self._read(window, width, height, gdal.GRIORA_Cubic)
+        if not valid.any():
+            return np.zeros((3, height, width), np.uint8), valid
         if self.stretch:
             # A byte in float32 is exact enough, but not the difference of two values of a thousand million.
             low, high = np.array(self.stretch).T[:, :, None, None]
@@ -262,9 +272,7 @@ class Scene:
             values = (255 * scaled).astype(np.uint8)
         elif values.dtype != np.uint8:
             values = np.clip(np.nan_to_num(values), 0, 255).astype(np.uint8)
-        if part < 1:
-            values[:, ~valid] = values[:, valid].mean(axis=1, keepdims=True).astype(np.uint8)
-        return (values if len(values) == 3 else np.repeat(values, 3, axis=0)), part
+        return (values if len(values) == 3 else np.repeat(values, 3, axis=0)), valid
 
     def ground(self, place: Optional[tuple[float, float]] = None) -> Optional[tuple[float, float]]:
         """Width and height of a pixel on the ground, in metres, at a pixel (the middle one by default).
@@ -309,6 +317,16 @@ class Scene:
         if left >= right or top >= bottom:
             raise ClippanError(f"The raster {self.path} lies outside the extent; choose another.")
         return left, top, right, bottom
+
+    def part(self) -> Window:
+        """The pixels that the extent touches; all without one.
+
+        Raises:
+            ClippanError: it lies outside the extent.
+        """
+        left, top, right, bottom = self._area()
+        x, y = math.floor(left + _NEAR), math.floor(top + _NEAR)
+        return Window(x, y, max(math.ceil(right - _NEAR) - x, 1), max(math.ceil(bottom - _NEAR) - y, 1))
 
     def windows(self, pixels: int) -> Plan:
         """Where its tiles lie.

@@ -1,0 +1,107 @@
+"""Dense features: a vector for every cell of a picture, in the space of the model's texts.
+
+Vision transformers are taken as FarSLIP takes them (Li et al. 2025): in the last block attention is between alike
+tokens, softmax(qqᵀ/√d) + softmax(kkᵀ/√d) + softmax(vvᵀ/√d) in place of softmax(qkᵀ/√d), and its output goes on without
+the residual and without the MLP. Convolutional towers already have a map; each of its cells goes through what follows
+the pooling, which for attention pooling means its values (MaskCLIP, Zhou et al. 2022).
+
+Everything is plain open_clip, looked into by hooks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clippan.errors import ClippanError
+
+
+def features(model: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors of the cells of pictures, and of the pictures as a whole; gradients flow.
+
+    Args:
+        model: open_clip's.
+        pictures: normalised, (n, 3, height, width); sides are multiples of ``stride``, and for a transformer those
+            that it was trained with.
+
+    Returns:
+        Cells (n, width, rows, columns) and pooled (n, width), of any length.
+
+    Raises:
+        ClippanError: there is no way to such features in this tower.
+    """
+    visual = model.visual
+    layer = _watched(visual)
+    seen: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    try:
+        pooled = visual(pictures)
+    finally:
+        handle.remove()
+    if isinstance(visual, VisionTransformer):
+        rows, columns = (edge // stride(model) for edge in pictures.shape[2:])
+        return _tokens(visual, seen[0]).unflatten(1, (rows, columns)).permute(0, 3, 1, 2), pooled
+    cells = seen[0].permute(0, 2, 3, 1)
+    if isinstance(visual, ModifiedResNet):
+        return visual.attnpool.c_proj(visual.attnpool.v_proj(cells)).permute(0, 3, 1, 2), pooled
+    count, rows, columns, depth = cells.shape
+    alone = cells.reshape(-1, depth, 1, 1)  # pooling one cell leaves it as it is
+    return visual.head(visual.trunk.forward_head(alone)).view(count, rows, columns, -1).permute(0, 3, 1, 2), pooled
+
+
+def stride(model: Any) -> int:
+    """Edge of a cell, in pixels of the picture that goes in.
+
+    Raises:
+        ClippanError: as ``features``.
+    """
+    visual = model.visual
+    if isinstance(visual, VisionTransformer):
+        return int(visual.patch_size[0])
+    _watched(visual)
+    if isinstance(visual, TimmModel):
+        return int(visual.trunk.feature_info[-1]["reduction"])
+    return 32
+
+
+def any_size(model: Any) -> bool:
+    """Whether pictures may be of another size than the model was trained with."""
+    return isinstance(model.visual, TimmModel)
+
+
+def _watched(visual: nn.Module) -> nn.Module:
+    """The layer whose input holds all that the dense features are made of."""
+    if isinstance(visual, VisionTransformer) and visual.attn_pool is None:
+        return visual.transformer.resblocks[-1]
+    if isinstance(visual, ModifiedResNet):
+        return visual.attnpool
+    pool = getattr(getattr(visual, "trunk", None), "global_pool", None)
+    if isinstance(visual, TimmModel) and isinstance(pool, nn.Module):
+        return pool
+    raise ClippanError(
+        f"The image tower of this model ({type(getattr(visual, 'trunk', visual)).__name__}) has no dense features; "
+        "choose a CLIP with a vision transformer of open_clip's own, or a convolutional one."
+    )
+
+
+def _tokens(visual: VisionTransformer, tokens: Tensor) -> Tensor:
+    """From what goes into the last block (n, 1 + cells, depth) to vectors (n, cells, width)."""
+    block: Any = visual.transformer.resblocks[-1]
+    attention = block.attn
+    if not attention.batch_first:
+        tokens = tokens.transpose(0, 1)
+    count, length, depth = tokens.shape
+    parts = functional.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
+    parts = parts.view(count, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+    value = parts[2]
+    # Each of the three is an attention of its own over the same values, so that no map has to be kept.
+    mixed = sum(functional.scaled_dot_product_attention(part, part, value) for part in parts)
+    assert isinstance(mixed, Tensor)
+    out = attention.out_proj(mixed.transpose(1, 2).reshape(count, length, depth))[:, 1:]
+    out = visual.ln_post(out)
+    return out if visual.proj is None else out @ visual.proj

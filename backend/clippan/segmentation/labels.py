@@ -1,0 +1,204 @@
+"""Labelled places: pixels of known class, from polygons, points, or a raster of classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from osgeo import gdal, ogr, osr
+
+from clippan.errors import ClippanError
+from clippan.jobs.base import Context
+from clippan.raster import source as sources
+from clippan.raster.tiles import Window, tiles
+from clippan.search.scene import Scene, spatial
+from clippan.segmentation.prompts import Table
+
+_MOST = 4000  # pixels of a polygon or block that count; the others say the same
+_BLOCK = 128  # edge of the blocks that a raster of classes falls into
+_NEAR = 64  # edge of the squares in which it is remembered that there are labels
+_IGNORED = 255  # in rasters of classes; the customary value for what nobody has labelled
+_NAMED = 5  # fields that a sentence lists
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Pixels of known class.
+
+    Attributes:
+        rows, columns: in the raster, (n,).
+        classes: 1 to N, in the order of the table, (n,).
+        groups: the polygon, point or block that each lies in, from 0, (n,).
+        part: the raster's window that they lie in.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    classes: np.ndarray
+    groups: np.ndarray
+    part: Window
+    _squares: np.ndarray
+
+    def near(self, window: Window) -> bool:
+        """Whether there may be labels in a window of the raster."""
+        top, left = max(window.y, 0) // _NEAR, max(window.x, 0) // _NEAR
+        bottom, right = (window.y + window.height - 1) // _NEAR + 1, (window.x + window.width - 1) // _NEAR + 1
+        return bool(self._squares[top:bottom, left:right].any())
+
+
+def read(path: str, field: str, table: Table, scene: Scene, context: Context) -> Labels:
+    """Reads labels.
+
+    Args:
+        path: a vector file with polygons or points, or a raster on the scene's pixels with values 1 to N; 0, 255 and
+            its nodata value are unlabelled.
+        field: of the vector file; holds a class's name, one of its synonyms, or its number.
+        table: the classes.
+        scene: the raster that they belong to.
+        context: hears of progress.
+
+    Raises:
+        ClippanError: it cannot be read, has another size, an unknown class, or no label on the raster.
+    """
+    try:
+        vector = gdal.OpenEx(path, gdal.OF_VECTOR)
+    except RuntimeError:
+        vector = None
+    if vector is not None and vector.GetLayerCount():
+        parts = _of_features(vector, path, field, table, scene, context)
+    else:
+        parts = _of_raster(path, table, scene, context)
+    if not parts:
+        raise ClippanError(f"No label of {path} lies on the raster {scene.path}; check that both show the same place.")
+    rows, columns, classes = (np.concatenate([part[number] for part in parts]) for number in range(3))
+    groups = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    squares = np.zeros((scene.grid.height // _NEAR + 1, scene.grid.width // _NEAR + 1), bool)
+    squares[rows // _NEAR, columns // _NEAR] = True
+    left, top = int(columns.min()), int(rows.min())
+    window = Window(left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1)
+    return Labels(rows, columns, classes, groups, window, squares)
+
+
+_Part = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _some(rows: np.ndarray, columns: np.ndarray, classes: np.ndarray, number: int) -> _Part:
+    if len(rows) > _MOST:
+        kept = np.sort(np.random.default_rng(number).choice(len(rows), _MOST, replace=False))
+        rows, columns, classes = rows[kept], columns[kept], classes[kept]
+    return rows, columns, classes
+
+
+def _of_raster(path: str, table: Table, scene: Scene, context: Context) -> list[_Part]:
+    dataset = sources.open_dataset(path, "raster of classes")
+    if (dataset.RasterXSize, dataset.RasterYSize) != (scene.grid.width, scene.grid.height):
+        raise ClippanError(
+            f"The raster of classes {path} has {dataset.RasterXSize} × {dataset.RasterYSize} pixels and {scene.path} "
+            f"has {scene.grid.width} × {scene.grid.height}; give both the same grid."
+        )
+    band = dataset.GetRasterBand(1)
+    ignored = {0, _IGNORED, band.GetNoDataValue()}
+    parts = []
+    windows = tiles(scene.grid.width, scene.grid.height, _BLOCK)
+    for number, window in enumerate(windows):
+        context.progress(100 * number / len(windows), "Reading the labels")
+        values = band.ReadAsArray(window.x, window.y, window.width, window.height)
+        labelled = ~np.isin(values, [value for value in ignored if value is not None])
+        rows, columns = np.nonzero(labelled)
+        if not len(rows):
+            continue
+        classes = values[rows, columns]
+        wrong = classes[(classes < 1) | (classes > len(table.classes)) | (classes != classes.astype(int))]
+        if len(wrong):
+            raise ClippanError(
+                f"The raster of classes {path} has the value {wrong[0]:g}; the prompt table has classes 1 to "
+                f"{len(table.classes)}."
+            )
+        parts.append(_some(rows + window.y, columns + window.x, classes.astype(int), number))
+    return parts
+
+
+def _of_features(
+    vector: gdal.Dataset, path: str, field: str, table: Table, scene: Scene, context: Context
+) -> list[_Part]:
+    layer = vector.GetLayer(0)
+    definition = layer.GetLayerDefn()
+    names = [definition.GetFieldDefn(number).GetName() for number in range(definition.GetFieldCount())]
+    found = next((number for number, name in enumerate(names) if name.lower() == field.lower()), None)
+    if found is None:
+        listed = ", ".join(names[:_NAMED]) or "none"
+        raise ClippanError(f"The samples {path} have no field {field}; choose one of theirs ({listed}).")
+    transform = _transform(layer, path, scene)
+    inverse = gdal.InvGeoTransform(scene.grid.geotransform)
+    known = {word.casefold(): number for number, prompt in enumerate(table.classes, 1) for word in prompt.words}
+    known.update({str(number): number for number in range(1, len(table.classes) + 1)})
+    parts = []
+    count = max(layer.GetFeatureCount(), 1)
+    for number, feature in enumerate(layer):
+        context.progress(100 * number / count, "Reading the labels")
+        geometry = feature.GetGeometryRef()
+        if geometry is None or geometry.IsEmpty() or not feature.IsFieldSetAndNotNull(found):
+            continue
+        text = feature.GetFieldAsString(found).strip()
+        label = known.get(text.casefold()) or known.get(text[:-2] if text.endswith(".0") else text)  # of a real number
+        if label is None:
+            raise ClippanError(
+                f"The samples {path} have the class “{text}”, which the prompt table has not; add it there, or give "
+                "these places another class."
+            )
+        geometry = geometry.Clone()
+        if transform is not None:
+            geometry.Transform(transform)
+        rows, columns = _pixels(geometry, inverse, scene, path)
+        if len(rows):
+            parts.append(_some(rows, columns, np.full(len(rows), label), number))
+    return parts
+
+
+def _transform(layer: ogr.Layer, path: str, scene: Scene) -> Any:
+    reference = layer.GetSpatialRef()
+    if reference is None or not scene.grid.crs:
+        return None
+    reference = reference.Clone()
+    reference.SetAxisMappingStrategy(osr.OAMS_TRADITIONAL_GIS_ORDER)
+    target = spatial(scene.grid.crs)
+    try:
+        return None if reference.IsSame(target) else osr.CoordinateTransformation(reference, target)
+    except RuntimeError as error:
+        raise ClippanError(
+            f"The CRS of the samples {path} cannot be transformed to that of {scene.path}; reproject them first."
+        ) from error
+
+
+def _pixels(geometry: ogr.Geometry, inverse: Any, scene: Scene, path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the pixels whose centres lie in a polygon, or that hold a point."""
+    kind = ogr.GT_Flatten(geometry.GetGeometryType())
+    if kind in (ogr.wkbPoint, ogr.wkbMultiPoint):
+        points = (
+            [geometry]
+            if kind == ogr.wkbPoint
+            else [geometry.GetGeometryRef(i) for i in range(geometry.GetGeometryCount())]
+        )
+        places = [gdal.ApplyGeoTransform(inverse, point.GetX(), point.GetY()) for point in points]
+        pairs = np.floor(np.array(places)).astype(int)
+        inside = (pairs >= 0).all(axis=1) & (pairs < (scene.grid.width, scene.grid.height)).all(axis=1)
+        return pairs[inside, 1], pairs[inside, 0]
+    if kind not in (ogr.wkbPolygon, ogr.wkbMultiPolygon, ogr.wkbCurvePolygon, ogr.wkbMultiSurface):
+        raise ClippanError(f"The samples {path} hold {geometry.GetGeometryName().lower()}s; give polygons or points.")
+    west, east, south, north = geometry.GetEnvelope()
+    corners = np.array([gdal.ApplyGeoTransform(inverse, x, y) for x in (west, east) for y in (south, north)])
+    left, top = np.maximum(np.floor(corners.min(axis=0)).astype(int), 0)
+    right, bottom = np.minimum(np.ceil(corners.max(axis=0)).astype(int), (scene.grid.width, scene.grid.height))
+    if left >= right or top >= bottom:
+        return np.empty(0, int), np.empty(0, int)
+    target = gdal.GetDriverByName("MEM").Create("", int(right - left), int(bottom - top), 1, gdal.GDT_Byte)
+    target.SetGeoTransform(scene.grid.cropped(int(left), int(top), int(right), int(bottom)).geotransform)
+    holder = ogr.GetDriverByName("Memory").CreateDataSource("")
+    layer = holder.CreateLayer("")
+    feature = ogr.Feature(layer.GetLayerDefn())
+    feature.SetGeometry(geometry)
+    layer.CreateFeature(feature)
+    gdal.RasterizeLayer(target, [1], layer, burn_values=[1])
+    rows, columns = np.nonzero(target.ReadAsArray())
+    return rows + top, columns + left

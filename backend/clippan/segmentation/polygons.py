@@ -1,0 +1,248 @@
+"""Polygons of a map of classes, as a vector file."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import struct
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+from osgeo import gdal, ogr
+
+from clippan.errors import ClippanError, told
+from clippan.jobs.base import Context
+from clippan.raster.grid import Grid
+from clippan.raster.writer import close
+from clippan.search.scene import PLACED, spatial
+from clippan.segmentation import regions
+from clippan.segmentation.areas import HECTARE
+from clippan.segmentation.outlines import Lines, Rings, Tracer, rings
+from clippan.segmentation.prompts import Table
+from clippan.segmentation.simplify import kept
+
+_LAYER = "classes"
+_FIELDS = {
+    "value": ogr.OFTInteger,
+    "class": ogr.OFTString,
+    "confidence": ogr.OFTReal,
+    "prompt": ogr.OFTString,
+    "model": ogr.OFTString,
+    "area_px": ogr.OFTInteger64,
+    "hectares": ogr.OFTReal,
+}
+_DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf", ".shp": "ESRI Shapefile"}
+_STALE = {  # what may stand beside a file, by its end
+    ".gpkg": ("-wal", "-shm", "-journal"),
+    ".shp": (".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx", ".qpj", ".shp.xml"),
+}
+_LONGEST = 254  # bytes of a text in a shapefile
+_BATCH = 500  # polygons between two looks whether the user has cancelled
+
+
+def write(
+    map_path: str,
+    confidence_path: Optional[str],
+    output: str,
+    table: Table,
+    min_area: int,
+    simplify: float,
+    model: str,
+    context: Context,
+) -> int:
+    """Writes the polygons of a finished map, whole or not at all; what is unclassified (value 0) is left out.
+
+    Neighbours share their edges, simplified or not: there are neither gaps nor overlaps. Areas and confidences are of
+    a polygon's pixels, so that they add up to those of the map. Pictures without coordinates are placed as QGIS places
+    them, y up from their top. Memory holds a strip of the map, and its outlines (about 60 bytes a corner).
+
+    Args:
+        map_path: raster of the classes, uint8.
+        confidence_path: raster of the confidence, 0 to 1, on its grid; None for none.
+        output: file to write, of a format by its ending; an older one is replaced. GeoJSON is in WGS 84 (RFC 7946)
+            where the raster has a CRS.
+        table: of the map's classes.
+        min_area: of a polygon, in pixels; smaller ones join their largest neighbour, see ``regions.find``.
+        simplify: how far outlines may move, in pixels.
+        model: that made the map.
+        context: told the progress.
+
+    Returns:
+        How many polygons there are.
+
+    Raises:
+        ClippanError: the map cannot be read, or the file not be written.
+    """
+    with regions.Map(map_path, confidence_path) as source:
+        found = regions.find(source, min_area, context.part(0, 35))
+        tracer = Tracer(source.grid.width, source.grid.height)
+        count = 0
+        for _, classes in source.strips(context.part(35, 55)):
+            patch, number = regions.patches(classes)
+            tracer.add(found.of[count : count + number][patch])
+            count += number
+        grid, tags = source.grid, source.tags
+    outlines = Outlines.of(tracer.lines(context), found.classes > 0, simplify, grid, context.part(55, 75))
+    writer = _Writer(output, grid.crs if grid.geotransform else "", table, model, tags)
+    return writer.write(found, outlines, context.part(75, 100))
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """Outlines of regions, in the coordinates of the raster.
+
+    Attributes:
+        points: corners of all lines (n, 2).
+        first: index of each line's first corner, and last the number of all (lines + 1,).
+        rings: of which lines.
+    """
+
+    points: np.ndarray
+    first: np.ndarray
+    rings: Rings
+
+    @classmethod
+    def of(cls, lines: Lines, wanted: np.ndarray, tolerance: float, grid: Grid, context: Context) -> Outlines:
+        """Puts together, and simplifies, those of the wanted regions."""
+        remaining = kept(lines, tolerance, context)
+        together = rings(lines, wanted)
+        context.check()
+        x, y = lines.x[remaining].astype(float), lines.y[remaining].astype(float)
+        g = grid.geotransform or PLACED
+        points = np.stack([g[0] + x * g[1] + y * g[2], g[3] + x * g[4] + y * g[5]], axis=1)
+        first = np.concatenate([[0], np.cumsum(remaining)])[lines.first]
+        return cls(points, first, together)
+
+    def polygons(self) -> Iterator[tuple[int, bytes]]:
+        """Each region, and its polygon as WKB."""
+        steps = self.rings.steps.tolist()
+        ends = self.rings.first.tolist()
+        owners = self.rings.region.tolist()
+        first = self.first.tolist()
+        ring = 0
+        while ring < len(owners):
+            region, parts = owners[ring], []
+            while ring < len(owners) and owners[ring] == region:
+                parts.append(self._ring([(step // 2, step % 2) for step in steps[ends[ring] : ends[ring + 1]]], first))
+                ring += 1
+            yield region, struct.pack("<BII", 1, ogr.wkbPolygon, len(parts)) + b"".join(parts)
+
+    def _ring(self, steps: list[tuple[int, int]], first: list[int]) -> bytes:
+        parts = []
+        for line, backwards in steps:
+            corners = self.points[first[line] : first[line + 1]]
+            parts.append((corners[::-1] if backwards else corners)[:-1])
+        parts.append(parts[0][:1])
+        corners = np.concatenate(parts)
+        return struct.pack("<I", len(corners)) + corners.astype("<f8").tobytes()
+
+
+class _Writer:
+    """Writes polygons into a folder beside the file, from which they are moved when they are whole."""
+
+    def __init__(self, output: str, crs: str, table: Table, model: str, tags: dict[str, str]) -> None:
+        self._output, self._crs, self._model, self._tags = Path(output), crs, model, tags
+        self._ending = self._output.suffix.lower()
+        self._texts = [(prompt.name, ", ".join(prompt.words)) for prompt in table.classes]
+
+    def write(self, found: regions.Regions, outlines: Outlines, context: Context) -> int:
+        try:
+            with tempfile.TemporaryDirectory(".part", f"{self._output.name}.", self._output.parent) as folder:
+                count = self._fill(Path(folder), found, outlines, context)
+                self._place(Path(folder))
+        except (RuntimeError, OSError) as error:
+            reason = getattr(error, "strerror", None) or told(error)
+            sentence = f"The polygons {self._output} could not be written ({reason}); choose another place."
+            raise ClippanError(sentence) from error
+        return count
+
+    def _fill(self, folder: Path, found: regions.Regions, outlines: Outlines, context: Context) -> int:
+        path = str(folder / f"{self._output.stem}{self._ending}")
+        dataset = gdal.GetDriverByName(_DRIVERS[self._ending]).Create(path, 0, 0, 0, gdal.GDT_Unknown)
+        layer = feature = None
+        try:
+            layer = self._layer(dataset, str(folder))
+            definition = layer.GetLayerDefn()
+            total = max(int((found.classes > 0).sum()), 1)
+            transaction = dataset.TestCapability(ogr.ODsCTransactions)
+            if transaction:
+                dataset.StartTransaction()
+            count = 0
+            for region, outline in outlines.polygons():
+                if count % _BATCH == 0:
+                    context.progress(100 * count / total, "Writing polygons")
+                count += 1
+                feature = ogr.Feature(definition)
+                for index, value in enumerate(self._values(found, region)):
+                    if value is None:
+                        feature.SetFieldNull(index)
+                    else:
+                        feature.SetField(index, value)
+                feature.SetGeometryDirectly(ogr.CreateGeometryFromWkb(outline))
+                layer.CreateFeature(feature)
+            if transaction:
+                dataset.CommitTransaction()
+            feature = layer = None
+            dataset, closing = None, dataset
+            close(closing)
+            self._check(Path(path))
+            return count
+        finally:
+            feature = layer = dataset = None  # closed, so that whatever happened the folder can be removed
+
+    def _check(self, path: Path) -> None:
+        """Whether a GeoJSON file has its end: GDAL does not tell if the disk was full."""
+        if self._ending != ".geojson":
+            return
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - 16, 0))
+            if not file.read().endswith(b"]\n}\n"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _layer(self, dataset: gdal.Dataset, folder: str) -> ogr.Layer:
+        options = {
+            ".geojson": ["RFC7946=YES"] if self._crs else [],
+            ".fgb": [f"TEMPORARY_DIR={folder}"],
+            ".shp": ["ENCODING=UTF-8"],
+        }
+        crs = spatial(self._crs) if self._crs else None
+        layer = dataset.CreateLayer(_LAYER, crs, ogr.wkbPolygon, options.get(self._ending, []))
+        for name, kind in _FIELDS.items():
+            field = ogr.FieldDefn(name, kind)
+            if self._ending == ".shp" and kind == ogr.OFTString:
+                field.SetWidth(_LONGEST)
+            layer.CreateField(field)
+        if self._ending == ".gpkg":
+            layer.SetMetadata(self._tags)
+        return layer
+
+    def _values(self, found: regions.Regions, region: int) -> tuple[Any, ...]:
+        value = int(found.classes[region])
+        texts = [*self._texts[value - 1], self._model]
+        if self._ending == ".shp":
+            texts = [text.encode()[:_LONGEST].decode(errors="ignore") for text in texts]
+        name, prompt, model = texts
+        confidence, metres = float(found.confidence[region]), float(found.metres[region])
+        return (
+            value,
+            name,
+            None if math.isnan(confidence) else confidence,
+            prompt,
+            model,
+            int(found.pixels[region]),
+            None if math.isnan(metres) else metres / HECTARE,
+        )
+
+    def _place(self, folder: Path) -> None:
+        output = self._output
+        # What stood beside an older file of this name would be taken for ours.
+        for ending in _STALE.get(self._ending, ()):
+            old = output.with_suffix(ending) if ending.startswith(".") else Path(f"{output}{ending}")
+            old.unlink(missing_ok=True)
+        for file in sorted(folder.iterdir()):
+            file.replace(output if file.suffix == self._ending else output.with_suffix(file.suffix))

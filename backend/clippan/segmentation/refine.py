@@ -1,0 +1,129 @@
+"""Edges of a map that follow those of the picture: the guided filter.
+
+He, Sun and Tang 2013, "Guided image filtering", with a picture in colour as the guide: within a window, the values of a
+class are taken as a linear function of red, green and blue. Fitted to means of cells of several pixels, it is the fast
+guided filter (He and Sun 2015), whose result is still as sharp as the picture.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_CHANNELS = 8  # classes that are filtered at a time, so that memory does not grow with their number
+_MIDDLE = 0.5  # of the picture's range; around it, variances lose the fewest digits of float32
+
+
+def margin(radius: int, cell: int = 1) -> int:
+    """How far, in pixels, a pixel's result looks around it; a multiple of ``cell``."""
+    reach = radius // cell
+    return (2 * reach + (cell > 1)) * cell
+
+
+def guided(values: Tensor, picture: Tensor, valid: Tensor, radius: int, eps: float, cell: int = 1) -> Tensor:
+    """Filters the values of classes so that their edges are where the picture has its own.
+
+    The filter is linear and keeps constants: probabilities that sum to 1 still do, but may leave the range from 0 to 1
+    by a little beside an edge. The border of a tile counts as the end of the picture; further inside than ``margin``,
+    results are the same bytes in whichever tile a pixel lies, as long as tiles begin at multiples of ``cell`` and this
+    is a power of two.
+
+    Args:
+        values: of the classes, float32 (K, h, w).
+        picture: red, green and blue from 0 to 1, float32 (3, h, w).
+        valid: which pixels take part, bool (h, w).
+        radius: of the windows, in pixels: they are 2 radius + 1 wide. At least ``cell``.
+        eps: variance of the picture, in its squared units, below which an edge is smoothed away; above 0.
+        cell: edge, in pixels, of the cells that the filter is fitted to; 1 is the filter of 2013. A larger one costs
+            less, and takes the radius down to a multiple of it.
+
+    Returns:
+        The filtered values (K, h, w), 0 where invalid.
+    """
+    height, width = valid.shape
+    reach = radius // cell
+    weight = valid.to(values.dtype)[None]
+    guide = torch.where(valid, picture - _MIDDLE, torch.zeros_like(picture))
+    share, small = _cells(weight, cell), _cells(guide, cell)  # of a cell: how much is valid, and the sum over that
+    small = small / share.clamp(min=1e-6)
+    count = _box(share, reach).clamp(min=1e-6)
+
+    def mean(planes: Tensor) -> Tensor:
+        return _box(planes * share, reach) / count
+
+    mu = mean(small)
+    inverse = _inverse(mean(_products(small)) - _products(mu), eps)
+    found = []
+    for part in values.split(_CHANNELS):
+        fitted = _cells(torch.where(valid, part, torch.zeros_like(part)), cell) / share.clamp(min=1e-6)
+        average = mean(fitted)
+        covariance = [mean(fitted * small[channel]) - average * mu[channel] for channel in range(3)]
+        slopes = [row[0] * covariance[0] + row[1] * covariance[1] + row[2] * covariance[2] for row in inverse]
+        offset = average - slopes[0] * mu[0] - slopes[1] * mu[1] - slopes[2] * mu[2]
+        smooth = [_grown(mean(planes), cell, height, width) for planes in (*slopes, offset)]
+        found.append((smooth[0] * guide[0] + smooth[1] * guide[1] + smooth[2] * guide[2] + smooth[3]) * weight)
+    return torch.cat(found)
+
+
+def _cells(planes: Tensor, cell: int) -> Tensor:
+    """Means over cells (c, h, w) → (c, ⌈h / cell⌉, ⌈w / cell⌉); beyond the border there are zeros."""
+    if cell == 1:
+        return planes
+    height, width = planes.shape[1:]
+    padded = functional.pad(planes, (0, -width % cell, 0, -height % cell))
+    return functional.avg_pool2d(padded[None], cell)[0]
+
+
+def _grown(planes: Tensor, cell: int, height: int, width: int) -> Tensor:
+    """Interpolates what belongs to cells to their pixels, bilinearly."""
+    if cell == 1:
+        return planes
+    grown = functional.interpolate(planes[None], scale_factor=cell, mode="bilinear", align_corners=False)[0]
+    return grown[:, :height, :width]
+
+
+def _box(planes: Tensor, radius: int) -> Tensor:
+    """Sums over windows that are 2 radius + 1 wide, zeros beyond the border.
+
+    By doubling: sums of 1, 2, 4, … neighbours. Unlike running totals, these add up the same numbers in the same order
+    wherever the window lies in a tile.
+    """
+    for dim in (-1, -2):
+        planes = _sums(planes, dim, radius)
+    return planes
+
+
+def _sums(planes: Tensor, dim: int, radius: int) -> Tensor:
+    size, wanted = planes.shape[dim], 2 * radius + 1
+    power = functional.pad(planes, (radius, radius) if dim == -1 else (0, 0, radius, radius))
+    total, done, length = None, 0, 1
+    while True:
+        if wanted & length:
+            piece = power.narrow(dim, done, size)
+            total = piece if total is None else total + piece
+            done += length
+        length *= 2
+        if length > wanted:
+            return total if total is not None else planes
+        rest = power.shape[dim] - length // 2
+        power = power.narrow(dim, 0, rest) + power.narrow(dim, length // 2, rest)
+
+
+_PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
+
+
+def _products(planes: Tensor) -> Tensor:
+    """The six different products of three planes (3, h, w) → (6, h, w)."""
+    return torch.stack([planes[one] * planes[other] for one, other in _PAIRS])
+
+
+def _inverse(covariance: Tensor, eps: float) -> list[list[Tensor]]:
+    """(Σ + eps I)⁻¹ of symmetric 3 × 3 matrices, given as ``_products`` does, by their cofactors."""
+    rr, rg, rb, gg, gb, bb = covariance.unbind()
+    rr, gg, bb = (variance.clamp(min=0) + eps for variance in (rr, gg, bb))  # rounding may leave less than nothing
+    one, two, three = gg * bb - gb * gb, gb * rb - rg * bb, rg * gb - gg * rb
+    four, five, six = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
+    scale = 1 / (rr * one + rg * two + rb * three)
+    cofactors = [[one, two, three], [two, four, five], [three, five, six]]
+    return [[item * scale for item in row] for row in cofactors]

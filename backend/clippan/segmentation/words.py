@@ -1,0 +1,51 @@
+"""Prompt tables as vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clippan.clip.encoder import Encoder, background
+from clippan.segmentation.prompts import Table
+
+_ALIKE = 0.7  # cosine from which a common word means about the same as one of the table
+
+
+@dataclass(frozen=True)
+class Words:
+    """What places are compared with.
+
+    Attributes:
+        vectors: of all words, float32 (n, width), each of length 1.
+        owners: the class of each, (n,), ascending from 0; the last is the background if there is one.
+        classes: how many, without the background.
+    """
+
+    vectors: np.ndarray
+    owners: np.ndarray
+    classes: int
+
+
+def words(model: Encoder, table: Table, with_background: bool) -> Words:
+    """The words of a table, averaged over the model's templates, each with its class's descriptions.
+
+    Args:
+        model: that reads.
+        table: the prompts.
+        with_background: add common words for other things, but for those that mean about what the table says.
+    """
+    vectors, owners = [], []
+    for number, prompt in enumerate(table.classes):
+        own = model.texts(prompt.words)
+        if prompt.descriptions:
+            own = own + model.texts(prompt.descriptions).mean(axis=0)
+            own /= np.linalg.norm(own, axis=1, keepdims=True)
+        vectors.append(own)
+        owners += [number] * len(own)
+    if with_background:
+        common = model.texts(background())
+        other = (common @ np.concatenate(vectors).T).max(axis=1) < _ALIKE
+        vectors.append(common[other])
+        owners += [len(table.classes)] * int(other.sum())
+    return Words(np.concatenate(vectors).astype(np.float32), np.array(owners), len(table.classes))

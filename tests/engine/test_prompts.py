@@ -1,0 +1,77 @@
+"""The prompt table, as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from clippan.errors import ClippanError
+from clippan.segmentation import prompts
+from clippan.segmentation.prompts import Prompt, Table, parse
+
+
+def test_plain_text_is_classes_and_synonyms() -> None:
+    table = parse("water; forest,  trees , woods;building, roof, house;\n")
+    assert table.names == ("water", "forest", "building")
+    assert [prompt.words for prompt in table.classes][1] == ("forest", "trees", "woods")
+    assert parse("water\nforest, trees") == parse("water; forest, trees")
+
+
+def test_a_table_comes_back_from_its_text() -> None:
+    plain = parse("water; forest, trees")
+    assert plain.text() == "water; forest, trees"
+    rich = Table(
+        (Prompt("Fluß, groß", ("river",), ("a winding line",), "#102030", 0.4, -1.5), Prompt("land")), 42.0, "x"
+    )
+    assert rich.text().startswith("{")
+    assert parse(rich.text()) == rich
+    assert "threshold" not in json.loads(rich.json())["classes"][1]  # what has its default is left out
+
+
+def test_a_file_is_read_and_written_whole(tmp_path) -> None:
+    table = parse("water; forest").coloured()
+    path = tmp_path / "prompts.json"
+    prompts.save(table, str(path))
+    assert parse(str(path)) == table
+    assert [item.name for item in tmp_path.iterdir()] == ["prompts.json"]
+    with pytest.raises(ClippanError, match="cannot be written"):
+        prompts.save(table, str(tmp_path / "missing" / "prompts.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "No classes were given"),
+        (" ; ", "No classes were given|has no name"),
+        ("water;;land", "Class 2 of “water;;land” has no name"),
+        ("water; Water", "Classes 1 and 2 are both called"),
+        ("; ".join(f"class {number}" for number in range(256)), "256 classes are too many"),
+        ("x" * 201, "is too long for a prompt"),
+        ("{", "is no JSON"),
+        ('{"classes": [{"name": "a", "colour": "red"}]}', "The colour red of a is not understood"),
+        ('{"classes": [{"name": "a", "threshold": 1.5}]}', "The threshold of a is 1.5"),
+        ('{"classes": [{"name": "a", "size": 1}]}', "is not understood: Unknown parameter size"),
+        ('{"classes": [{"name": "a", "synonyms": [""]}]}', "empty synonym"),
+        ("nowhere.json", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_meant_is_said(text, says) -> None:
+    with pytest.raises(ClippanError, match=says):
+        parse(text)
+
+
+def test_many_classes_have_a_colour_each() -> None:
+    table = parse("; ".join(f"class {number}" for number in range(200))).coloured()
+    assert len({prompt.colour for prompt in table.classes}) > 150
+    assert table.coloured() == table
+    assert parse("trees").coloured().classes[0].colour != parse("water").coloured().classes[0].colour
+
+
+def test_presets_are_tables() -> None:
+    found = prompts.presets()
+    assert {"landcover", "urban", "coast", "agriculture"} <= set(found)
+    for label, table in found.values():
+        assert label
+        assert parse(table.text()) == table
+        assert len({prompt.colour for prompt in table.classes}) == len(table.classes)
