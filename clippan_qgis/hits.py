@@ -8,7 +8,6 @@ from typing import Any
 from qgis.core import (
     NULL,
     Qgis,
-    QgsColorRampShader,
     QgsCoordinateReferenceSystem,
     QgsFeature,
     QgsFeatureRequest,
@@ -21,11 +20,9 @@ from qgis.core import (
     QgsPalLayerSettings,
     QgsPointXY,
     QgsRasterLayer,
-    QgsRasterShader,
     QgsRendererRange,
     QgsSimpleFillSymbolLayer,
     QgsSimpleLineSymbolLayer,
-    QgsSingleBandPseudoColorRenderer,
     QgsTextBufferSettings,
     QgsTextFormat,
     QgsVectorLayer,
@@ -33,6 +30,8 @@ from qgis.core import (
 )
 from qgis.PyQt.QtCore import QDate, Qt
 from qgis.PyQt.QtGui import QColor
+
+from . import styling
 
 # Name, type as a memory layer is told it, and what analysts read.
 _FIELDS = (
@@ -130,16 +129,8 @@ def style_heat(layer: QgsRasterLayer) -> None:
         QgsGradientStop(0.25 * step, _clear(colour, 60 * step)) for step, colour in enumerate(COLOURS[:-1]) if step
     ]
     ramp = QgsGradientColorRamp(clear, QColor(COLOURS[-1]), False, stops)
-    colours = QgsColorRampShader(0, 1, ramp, Qgis.ShaderInterpolationMethod.Linear)
-    colours.classifyColorRamp(len(COLOURS))
-    shader = QgsRasterShader(0, 1)
-    shader.setRasterShaderFunction(colours)
-    renderer = QgsSingleBandPseudoColorRenderer(layer.dataProvider(), 1, shader)
-    renderer.setClassificationMin(0)
-    renderer.setClassificationMax(1)
-    layer.setRenderer(renderer)
-    layer.setOpacity(0.7)
-    layer.triggerRepaint()
+    styling.shade(layer, ramp, len(COLOURS))
+    layer.setOpacity(0.7)  # which is the renderer's
 
 
 def _clear(colour: str, alpha: int) -> QColor:

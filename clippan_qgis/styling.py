@@ -12,6 +12,8 @@ from typing import Any, Callable, Optional
 import numpy as np
 from qgis.core import (
     Qgis,
+    QgsColorRamp,
+    QgsColorRampShader,
     QgsContrastEnhancement,
     QgsLayerMetadata,
     QgsMapLayer,
@@ -21,7 +23,9 @@ from qgis.core import (
     QgsRasterLayer,
     QgsRasterMinMaxOrigin,
     QgsRasterRenderer,
+    QgsRasterShader,
     QgsSingleBandGrayRenderer,
+    QgsSingleBandPseudoColorRenderer,
 )
 
 from clippan.colours import colour, natural_colours
@@ -167,6 +171,19 @@ def compose(layer: QgsRasterLayer, bands: Sequence[int]) -> None:
     layer.setRenderer(renderer)
 
 
+def shade(layer: QgsRasterLayer, ramp: QgsColorRamp, steps: int) -> None:
+    """Shows a layer's first band, whose values are 0 to 1, by a colour ramp with so many entries in the legend."""
+    colours = QgsColorRampShader(0, 1, ramp, Qgis.ShaderInterpolationMethod.Linear)
+    colours.classifyColorRamp(steps)
+    shader = QgsRasterShader(0, 1)
+    shader.setRasterShaderFunction(colours)
+    renderer = QgsSingleBandPseudoColorRenderer(layer.dataProvider(), 1, shader)
+    renderer.setClassificationMin(0)
+    renderer.setClassificationMax(1)
+    layer.setRenderer(renderer)
+    layer.triggerRepaint()
+
+
 def _stretch(provider, band: int) -> QgsContrastEnhancement:
     lower, upper = _cut(provider, band)
     stretch = QgsContrastEnhancement(provider.dataType(band))
@@ -203,7 +220,7 @@ def describe(layer: QgsRasterLayer, provenance: Mapping[str, str]) -> None:
     layer.setMetadata(metadata)
 
 
-def write_sidecar(output: str, style: Style) -> None:
+def write_sidecar(output: str, style: Callable[[QgsRasterLayer], None]) -> None:
     """Writes the style beside the file, so that it opens styled everywhere, also when QGIS did not load it."""
     if output.startswith("/vsi"):
         return
@@ -211,7 +228,7 @@ def write_sidecar(output: str, style: Style) -> None:
     keep = histogram.exists()
     layer = QgsRasterLayer(output, Path(output).stem, "gdal")
     if layer.isValid():
-        style.apply(layer)
+        style(layer)
         layer.saveNamedStyle(str(Path(output).with_suffix(".qml")))
     del layer  # closes the file, and only then is the histogram written
     if not keep:

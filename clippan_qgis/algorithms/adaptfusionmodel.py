@@ -27,11 +27,9 @@ class AdaptFusionModel(base.JobAlgorithm):
 
     MODEL = "MODEL"
     CLIP = "CLIP"
-    WEIGHTS = "WEIGHTS"
     SECONDS = "SECONDS"
     STEPS = "STEPS"
     SEED = "SEED"
-    THREADS = "THREADS"
     OUTPUT = "OUTPUT"
 
     NAME = "adaptfusionmodel"
@@ -75,14 +73,7 @@ class AdaptFusionModel(base.JobAlgorithm):
             "that out.",
             advanced=True,
         )
-        self.add(
-            QgsProcessingParameterFile(
-                self.WEIGHTS, "Own CLIP", Qgis.ProcessingFileParameterBehavior.Folder, optional=True
-            ),
-            "A folder with a model of your own, in the form of open_clip (open_clip_config.json and weights), in place "
-            "of the one above.",
-            advanced=True,
-        )
+        self.add_weights("Own CLIP")
         self.add(
             QgsProcessingParameterNumber(
                 self.SECONDS,
@@ -99,7 +90,6 @@ class AdaptFusionModel(base.JobAlgorithm):
                 *(self.SEED, "Seed", AdaptFusionRequest.seed, 0),
                 "Decides which places are looked at in which order; another number gives a slightly different model.",
             ),
-            (self.THREADS, "Threads", AdaptFusionRequest.threads, 0, "How many processor cores to use; 0 means all."),
         ):
             self.add(
                 QgsProcessingParameterNumber(
@@ -109,6 +99,7 @@ class AdaptFusionModel(base.JobAlgorithm):
                 advanced=True,
             )
         self.add_device()
+        self.add_threads()
         self.add(
             QgsProcessingParameterFileDestination(self.OUTPUT, "Adapted model", "Fusion models (*.safetensors)"),
             "The file to write, less than a megabyte; Pansharpen takes it as its fusion model.",
@@ -123,7 +114,7 @@ class AdaptFusionModel(base.JobAlgorithm):
     def build(self, parameters, context):
         """See JobAlgorithm."""
         clip = self.parameterAsEnumString(parameters, self.CLIP, context)
-        own = self.parameterAsFile(parameters, self.WEIGHTS, context)
+        own = sources.absolute(self.parameterAsFile(parameters, base.WEIGHTS, context))
         return AdaptFusionRequest(
             pan=self.source(parameters, base.PANCHROMATIC, context),
             ms=tuple(sources.data_source(layer) for layer in self.rasters(parameters, base.SPECTRAL, context)),
@@ -137,7 +128,7 @@ class AdaptFusionModel(base.JobAlgorithm):
             seconds=self.parameterAsDouble(parameters, self.SECONDS, context),
             steps=self.parameterAsInt(parameters, self.STEPS, context),
             seed=self.parameterAsInt(parameters, self.SEED, context),
-            threads=self.parameterAsInt(parameters, self.THREADS, context),
+            threads=self.threads(parameters, context),
             device=self.device(parameters, context),
         )
 
@@ -156,8 +147,7 @@ class AdaptFusionModel(base.JobAlgorithm):
         for name in ADAPTED:
             label, best = FIGURES[name]
             rows.append((name, f"{float(before[name]):.4f}", f"{float(after[name]):.4f}", best, label))
-        for line in base.table(rows):
-            feedback.pushFormattedMessage(f"<pre>{line}</pre>", line)
+        base.tell(feedback, rows)
         feedback.pushInfo(
             f"{answer['steps']} steps on {answer['megapixels']:.1f} megapixels of the scene, {answer['seconds']:.0f} s"
         )

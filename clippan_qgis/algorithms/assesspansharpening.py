@@ -98,8 +98,7 @@ class AssessPansharpening(base.JobAlgorithm):
         for name, (label, best) in FIGURES.items():
             if name in figures:
                 rows.append((name, f"{figures[name]:.4f}", best, label))
-        for line in base.table(rows):
-            feedback.pushFormattedMessage(f"<pre>{line}</pre>", line)
+        base.tell(feedback, rows)
         feedback.pushInfo(f"{answer['pixels']} valid pixels compared, sensor {answer['sensor']}")
         results = {name.upper(): value for name, value in figures.items()}
         results["SENSOR_USED"] = answer["sensor"]

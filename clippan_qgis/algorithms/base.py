@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from html import escape
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from qgis.core import (
     Qgis,
+    QgsFeature,
+    QgsFeatureRequest,
+    QgsFields,
+    QgsMapLayer,
     QgsProcessingAlgorithm,
     QgsProcessingException,
+    QgsProcessingOutputLayerDefinition,
     QgsProcessingParameterDefinition,
     QgsProcessingParameterEnum,
+    QgsProcessingParameterExtent,
+    QgsProcessingParameterFile,
     QgsProcessingParameterMultipleLayers,
     QgsProcessingParameterNumber,
     QgsProcessingParameterRasterLayer,
     QgsProcessingParameterString,
     QgsProcessingUtils,
+    QgsProperty,
     QgsRasterLayer,
     QgsVariantUtils,
+    QgsVectorFileWriter,
 )
 from qgis.PyQt.QtGui import QIcon
 
+from clippan.clip.models import MODELS
 from clippan.errors import ClippanError
 from clippan.fusion.sensors import SENSORS
-from clippan.jobs import Device, Registration, Request, parse_bands
+from clippan.jobs import Device, Registration, Request, Stretch, parse_bands
 
-from .. import places, sources
+from .. import places, query, sources, styling
 from ..engine import python, worker
 from ..settings import Settings
 
@@ -36,10 +47,17 @@ SENSOR = "SENSOR"
 BANDS = "BANDS"
 NODATA = "NODATA"
 REGISTRATION = "REGISTRATION"
+MODEL = "MODEL"
+WEIGHTS = "WEIGHTS"
+STRETCH = "STRETCH"
+EXTENT = "EXTENT"
 DEVICE = "DEVICE"
+THREADS = "THREADS"
 
 # Lazily imported by the dialogs: qgis_process needs no widgets.
-_CHOICE_WIDGET = f"{__package__.rsplit('.', 1)[0]}.gui.choice.ChoiceWidget"
+_GUI = f"{__package__.rsplit('.', 1)[0]}.gui"
+_CHOICE_WIDGET = f"{_GUI}.choice.ChoiceWidget"
+PROMPTS_WIDGET = f"{_GUI}.prompts.PromptsWidget"
 
 
 class Algorithm(QgsProcessingAlgorithm):
@@ -128,6 +146,10 @@ class JobAlgorithm(Algorithm):
         """
         return request
 
+    def work(self, feedback) -> dict[str, Any]:
+        """Has the engine do the job, and what has to come before it."""
+        return worker.shared.run(self._launch, self._request, feedback, self.outputs())
+
     def outputs(self) -> tuple[str, ...]:
         """Files that the job writes."""
         return ()
@@ -173,7 +195,7 @@ class JobAlgorithm(Algorithm):
         try:
             self._request = self.place(self._request, parameters, context)
             self._request.validate()
-            answer = worker.shared.run(self._launch, self._request, feedback, self.outputs())
+            answer = self.work(feedback)
         except ClippanError as error:
             raise QgsProcessingException(str(error)) from None
         return self.finish(answer, feedback)
@@ -215,7 +237,51 @@ class JobAlgorithm(Algorithm):
             "such as 1,2,3 or 2-4. Their order is that of the result. Empty means all.",
         )
 
-    def add_nodata(self) -> None:
+    def add_picture_bands(self) -> None:
+        """BANDS: those of the picture that a vision-language model sees."""
+        self.add(
+            QgsProcessingParameterString(BANDS, "Bands for red, green and blue, such as 4,3,2", optional=True),
+            "Numbers of the three bands that the model sees as red, green and blue, or of one band for grey, counted "
+            "from 1. Empty means natural colours, by the names of the bands or the order of the sensor's.",
+            advanced=True,
+        )
+
+    def add_stretch(self) -> None:
+        """STRETCH: how values become a picture."""
+        labels = {
+            "auto": "Automatic: bytes as they are, all else by its brightness",
+            "percentile": "1st to 99th percentile, each band for itself",
+            "reflectance": "Reflectance, 0 to 0.3 (whole numbers: 0 to 3000)",
+            "none": "None: values are 0 to 255",
+        }
+        self.add(
+            choice(STRETCH, "Stretch", labels, Stretch.AUTO.value),
+            "How values become a picture for the model, the same for all of a raster.",
+            advanced=True,
+        )
+
+    def add_model(self, help_text: str, default: str) -> None:
+        """MODEL and WEIGHTS: which vision-language model looks at the raster."""
+        labels = {name: model.label for name, model in MODELS.items()}
+        notes = "\n".join(f"{model.label}: {model.notes}" for model in MODELS.values())
+        self.add(choice(MODEL, "Model", labels, default), f"{help_text}\n{notes}")
+        self.add_weights("Own model")
+
+    def add_weights(self, description: str) -> None:
+        """WEIGHTS: a vision-language model that is not in the list."""
+        folder = Qgis.ProcessingFileParameterBehavior.Folder
+        self.add(
+            QgsProcessingParameterFile(WEIGHTS, description, folder, optional=True),
+            "A folder with a model of your own, in the form of open_clip (open_clip_config.json and weights), in place "
+            "of the one above.",
+            advanced=True,
+        )
+
+    def add_extent(self, help_text: str) -> None:
+        """EXTENT: a part of the raster."""
+        self.add(QgsProcessingParameterExtent(EXTENT, "Extent", optional=True), help_text)
+
+    def add_nodata(self, advanced: bool = False) -> None:
         """NODATA: instead of what the rasters declare."""
         self.add(
             QgsProcessingParameterNumber(
@@ -223,6 +289,7 @@ class JobAlgorithm(Algorithm):
             ),
             "The value that marks missing pixels, for rasters that do not declare it themselves. Missing pixels "
             "stay missing and take no part in any statistic.",
+            advanced,
         )
 
     def add_registration(self, help_text: str) -> None:
@@ -249,6 +316,14 @@ class JobAlgorithm(Algorithm):
             advanced=True,
         )
 
+    def add_threads(self) -> None:
+        """THREADS: how much of the processor."""
+        self.add(
+            QgsProcessingParameterNumber(THREADS, "Threads", Qgis.ProcessingNumberParameterType.Integer, 0, minValue=0),
+            "How many processor cores to use; 0 means all.",
+            advanced=True,
+        )
+
     def rasters(self, parameters, name, context) -> list[QgsRasterLayer]:
         """The layers of a raster parameter, in their order."""
         definition = self.parameterDefinition(name)
@@ -258,11 +333,11 @@ class JobAlgorithm(Algorithm):
             layers = [self.parameterAsRasterLayer(parameters, name, context)]
         return [layer for layer in layers if layer is not None]
 
-    def source(self, parameters, name, context) -> str:
+    def source(self, parameters, name, context, read: Callable[[QgsRasterLayer], str] = sources.data_source) -> str:
         """The GDAL data source of a raster parameter; empty if there is none."""
         layers = self.rasters(parameters, name, context)
         if layers:
-            return sources.data_source(layers[0])
+            return read(layers[0])
         return self.parameterAsString(parameters, name, context)
 
     def bands(self, parameters, context) -> tuple[int, ...]:
@@ -278,14 +353,39 @@ class JobAlgorithm(Algorithm):
 
     def nodata(self, parameters, context) -> Optional[float]:
         """The value of NODATA, None if it was left empty."""
-        value = parameters.get(NODATA)
+        return self.number(parameters, NODATA, context)
+
+    def number(self, parameters, name, context) -> Optional[float]:
+        """The value of an optional number, None if it was left empty."""
+        value = parameters.get(name)
         if QgsVariantUtils.isNull(value) or value == "":
             return None
-        return self.parameterAsDouble(parameters, NODATA, context)
+        return self.parameterAsDouble(parameters, name, context)
 
     def registration(self, parameters, context) -> Registration:
         """The choice of REGISTRATION."""
         return Registration(self.parameterAsEnumString(parameters, REGISTRATION, context) or Registration.AUTO.value)
+
+    def model(self, parameters, context) -> str:
+        """The model of MODEL, or the folder of WEIGHTS."""
+        folder = self.parameterAsString(parameters, WEIGHTS, context)
+        return sources.absolute(folder) or self.parameterAsEnumString(parameters, MODEL, context)
+
+    def stretch(self, parameters, context) -> Stretch:
+        """The choice of STRETCH."""
+        return Stretch(self.parameterAsEnumString(parameters, STRETCH, context))
+
+    def extent(self, parameters, context) -> tuple[tuple[float, ...], str]:
+        """The corners of EXTENT and their CRS; both empty if it was left empty."""
+        extent = self.parameterAsExtent(parameters, EXTENT, context)
+        if extent.isNull():
+            return (), ""
+        crs = self.parameterAsExtentCrs(parameters, EXTENT, context)
+        return (extent.xMinimum(), extent.yMinimum(), extent.xMaximum(), extent.yMaximum()), query.crs_name(crs)
+
+    def threads(self, parameters, context) -> int:
+        """The number of THREADS."""
+        return self.parameterAsInt(parameters, THREADS, context)
 
     def device(self, parameters, context) -> Device:
         """The device of DEVICE, or that of the options."""
@@ -294,6 +394,49 @@ class JobAlgorithm(Algorithm):
         if value is Device.AUTO and preferred in {item.value for item in Device}:
             return Device(preferred)
         return value
+
+    def places(self, parameters, name, field, context) -> str:
+        """Writes the labelled places of a vector parameter, from any provider and in any CRS, where the engine can read
+        them: those that are selected if only these are wanted, with the field of their class.
+
+        Raises:
+            ClippanError: there is no such field, or they cannot be written.
+        """
+        source = self.parameterAsSource(parameters, name, context)
+        if source is None:
+            raise ClippanError(self.invalidSourceError(parameters, name))
+        number = source.fields().lookupField(field)
+        if number < 0:
+            raise ClippanError(f"The labelled places have no field {field}; choose the one that holds the class.")
+        fields = QgsFields()
+        fields.append(source.fields().at(number))
+        path = QgsProcessingUtils.generateTempFilename("places.gpkg", context)
+        options = QgsVectorFileWriter.SaveVectorOptions()
+        options.layerOptions = ["FID=clippan_fid"]  # else a field of the name fid would be taken for it
+        writer = QgsVectorFileWriter.create(
+            path, fields, source.wkbType(), source.sourceCrs(), context.transformContext(), options
+        )
+        for feature in source.getFeatures(QgsFeatureRequest().setSubsetOfAttributes([number])):
+            place = QgsFeature(fields)
+            place.setAttributes([feature.attributes()[number]])
+            place.setGeometry(feature.geometry())
+            writer.addFeature(place)
+        if writer.hasError():
+            raise ClippanError(f"The labelled places cannot be written ({writer.errorMessage()}).")
+        del writer  # written when it goes
+        return path
+
+    def on_load(
+        self, context, name: str, output: str, kind: type[QgsMapLayer], style: Callable[[Any], None], maker: str = ""
+    ) -> None:
+        """Has an output's layer styled if QGIS loads it, and named after what made it if nobody has named it."""
+        if not output or not context.willLoadLayerOnCompletion(output):
+            return
+        details = context.layerToLoadOnCompletionDetails(output)
+        description = self.parameterDefinition(name).description()
+        if maker and details.name in ("", description):  # a model or the user may have named it
+            details.name = f"{description} ({maker})"
+        details.setPostProcessor(styling.post_processor(kind, style))
 
 
 def choice(name: str, description: str, labels: dict[str, str], default: str) -> QgsProcessingParameterEnum:
@@ -319,8 +462,37 @@ def _unreadable(definition, value, context) -> str:
     return ""
 
 
-def table(rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """Rows of texts as lines with aligned columns."""
+def numbers(text: str, what: str) -> tuple[float, ...]:
+    """Numbers from a text such as ``200`` or ``200, 800``.
+
+    Raises:
+        ClippanError: it is no such list.
+    """
+    try:
+        return tuple(float(item) for item in text.replace(";", " ").replace(",", " ").split())
+    except ValueError:
+        raise ClippanError(f"The {what} “{text}” is not understood; write it like 200 or 200, 800.") from None
+
+
+def is_wanted(destination: Any, context) -> bool:
+    """Whether an optional output was asked for; told without making it, which reading the parameter would do."""
+    if isinstance(destination, QgsProcessingOutputLayerDefinition):
+        destination = destination.sink
+    if isinstance(destination, QgsProperty):
+        destination, _ = destination.valueAsString(context.expressionContext())
+    return not QgsVariantUtils.isNull(destination) and destination != ""
+
+
+def check_services(extent: tuple[float, ...], layers: Iterable[QgsRasterLayer]) -> None:
+    """Raises ClippanError where a map service is to be read without an extent."""
+    if not extent and any(sources.is_service(layer) for layer in layers):
+        raise ClippanError("A map service has no end; choose an extent.")
+
+
+def tell(feedback, rows: Iterable[tuple[str, ...]]) -> None:
+    """Writes rows of texts into the log, with aligned columns."""
     rows = list(rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
+    for row in rows:
+        line = "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip()
+        feedback.pushFormattedMessage(f"<pre>{escape(line)}</pre>", line)

@@ -10,7 +10,6 @@ from qgis.core import (
     QgsProcessingContext,
     QgsProcessingOutputNumber,
     QgsProcessingParameterBoolean,
-    QgsProcessingParameterExtent,
     QgsProcessingParameterFile,
     QgsProcessingParameterFileDestination,
     QgsProcessingParameterMultipleLayers,
@@ -18,11 +17,9 @@ from qgis.core import (
     QgsProcessingParameterString,
 )
 
-from clippan.clip.models import MODELS
-from clippan.errors import ClippanError
-from clippan.jobs import IndexRequest, Stretch
+from clippan.jobs import IndexRequest
 
-from .. import query, sources
+from .. import sources
 from . import base
 
 
@@ -31,14 +28,9 @@ class BuildTileIndex(base.JobAlgorithm):
 
     RASTERS = "RASTERS"
     FOLDER = "FOLDER"
-    MODEL = "MODEL"
-    WEIGHTS = "WEIGHTS"
     TILE_METRES = "TILE_METRES"
     TILE = "TILE"
     OVERLAP = "OVERLAP"
-    STRETCH = "STRETCH"
-    EXTENT = "EXTENT"
-    THREADS = "THREADS"
     LOAD = "LOAD"
     OUTPUT = "OUTPUT"
 
@@ -76,19 +68,8 @@ class BuildTileIndex(base.JobAlgorithm):
             ),
             "A folder whose rasters are indexed as well, with all folders below it.",
         )
-        labels = {name: model.label for name, model in MODELS.items()}
-        self.add(
-            base.choice(self.MODEL, "Model", labels, IndexRequest.model),
-            "Which model describes the tiles. An index is searched with the model that made it.\n"
-            + "\n".join(f"{model.label}: {model.notes}" for model in MODELS.values()),
-        )
-        self.add(
-            QgsProcessingParameterFile(
-                self.WEIGHTS, "Own model", Qgis.ProcessingFileParameterBehavior.Folder, optional=True
-            ),
-            "A folder with a model of your own, in the form of open_clip (open_clip_config.json and weights), in place "
-            "of the one above.",
-            advanced=True,
+        self.add_model(
+            "Which model describes the tiles. An index is searched with the model that made it.", IndexRequest.model
         )
         self.add(
             QgsProcessingParameterString(
@@ -116,35 +97,12 @@ class BuildTileIndex(base.JobAlgorithm):
             "better, and takes longer.",
             advanced=True,
         )
-        self.add_bands()
-        self.add(
-            base.choice(
-                self.STRETCH,
-                "Stretch",
-                {
-                    "auto": "Automatic: bytes as they are, all else by its brightness",
-                    "percentile": "1st to 99th percentile, each band for itself",
-                    "reflectance": "Reflectance, 0 to 0.3 (whole numbers: 0 to 3000)",
-                    "none": "None: values are 0 to 255",
-                },
-                IndexRequest.stretch.value,
-            ),
-            "How values become a picture for the model, the same for all of a raster.",
-            advanced=True,
-        )
+        self.add_picture_bands()
+        self.add_stretch()
         self.add_nodata()
-        self.add(
-            QgsProcessingParameterExtent(self.EXTENT, "Extent", optional=True),
-            "Only tiles that touch it. Map services need one.",
-        )
+        self.add_extent("Only tiles that touch it. Map services need one.")
         self.add_device()
-        self.add(
-            QgsProcessingParameterNumber(
-                self.THREADS, "Threads", Qgis.ProcessingNumberParameterType.Integer, IndexRequest.threads, minValue=0
-            ),
-            "How many processor cores to use; 0 means all.",
-            advanced=True,
-        )
+        self.add_threads()
         self.add(
             QgsProcessingParameterBoolean(self.LOAD, "Show the tiles as a layer", False),
             "Adds the outlines of all tiles to the map.",
@@ -161,26 +119,24 @@ class BuildTileIndex(base.JobAlgorithm):
         layers = self.rasters(parameters, self.RASTERS, context)
         rasters = [sources.indexable(layer) for layer in layers]
         folder = self.parameterAsString(parameters, self.FOLDER, context)
-        extent = self.parameterAsExtent(parameters, self.EXTENT, context)
-        crs = self.parameterAsExtentCrs(parameters, self.EXTENT, context)
-        if extent.isNull() and any(sources.is_service(layer) for layer in layers):
-            raise ClippanError("A map service has no end; choose an extent.")
+        extent, crs = self.extent(parameters, context)
+        base.check_services(extent, layers)
         return IndexRequest(
             rasters=tuple([*rasters, sources.absolute(folder)] if folder else rasters),
             output="",
-            model=self.parameterAsString(parameters, self.WEIGHTS, context)
-            or self.parameterAsEnumString(parameters, self.MODEL, context),
-            tile_metres=_numbers(self.parameterAsString(parameters, self.TILE_METRES, context)),
-            tile=tuple(round(edge) for edge in _numbers(self.parameterAsString(parameters, self.TILE, context))),
+            model=self.model(parameters, context),
+            tile_metres=base.numbers(self.parameterAsString(parameters, self.TILE_METRES, context), "tile size"),
+            tile=tuple(
+                round(edge)
+                for edge in base.numbers(self.parameterAsString(parameters, self.TILE, context), "tile size")
+            ),
             overlap=self.parameterAsDouble(parameters, self.OVERLAP, context),
             bands=self.bands(parameters, context),
-            stretch=Stretch(self.parameterAsEnumString(parameters, self.STRETCH, context)),
+            stretch=self.stretch(parameters, context),
             nodata=self.nodata(parameters, context),
-            extent=(
-                () if extent.isNull() else (extent.xMinimum(), extent.yMinimum(), extent.xMaximum(), extent.yMaximum())
-            ),
-            crs="" if extent.isNull() else query.crs_name(crs),
-            threads=self.parameterAsInt(parameters, self.THREADS, context),
+            extent=extent,
+            crs=crs,
+            threads=self.threads(parameters, context),
             device=self.device(parameters, context),
         )
 
@@ -207,10 +163,3 @@ class BuildTileIndex(base.JobAlgorithm):
             details = QgsProcessingContext.LayerDetails(self._show[1], context.project(), self.OUTPUT)
             context.addLayerToLoadOnCompletion(self._show[0], details)
         return {}
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(item) for item in text.replace(";", " ").replace(",", " ").split())
-    except ValueError:
-        raise ClippanError(f"The tile size “{text}” is not understood; write it like 200 or 200, 800.") from None

@@ -39,8 +39,7 @@ class ListModels(base.JobAlgorithm):
             (row["label"], row["id"], f"{row['size'] / 1e6:.0f}", row["licence"], row["place"] or "no")
             for row in answer["models"]
         ]
-        for line in base.table(rows):
-            feedback.pushFormattedMessage(f"<pre>{line}</pre>", line)
+        base.tell(feedback, rows)
         for row in answer["models"]:
             feedback.pushInfo(f"{row['label']}: {row['notes']}")
         installed = [row["id"] for row in answer["models"] if row["place"]]

@@ -27,7 +27,6 @@ class Pansharpen(base.JobAlgorithm):
     METHOD = "METHOD"
     MODEL = "MODEL"
     TILE_SIZE = "TILE_SIZE"
-    THREADS = "THREADS"
     FORMAT = "FORMAT"
     COMPRESSION = "COMPRESSION"
     OVERVIEWS = "OVERVIEWS"
@@ -137,17 +136,7 @@ class Pansharpen(base.JobAlgorithm):
             "Adds smaller copies to the file, so that it draws fast when zoomed out.",
             advanced=True,
         )
-        self.add(
-            QgsProcessingParameterNumber(
-                self.THREADS,
-                "Threads",
-                Qgis.ProcessingNumberParameterType.Integer,
-                PansharpenRequest.threads,
-                minValue=0,
-            ),
-            "How many processor cores to use; 0 means all.",
-            advanced=True,
-        )
+        self.add_threads()
         self.add(
             QgsProcessingParameterRasterDestination(self.OUTPUT, "Pansharpened"),
             "The GeoTIFF to write. It keeps the data type of the multispectral raster.",
@@ -173,7 +162,7 @@ class Pansharpen(base.JobAlgorithm):
             nodata=self.nodata(parameters, context),
             registration=self.registration(parameters, context),
             tile_size=self.parameterAsInt(parameters, self.TILE_SIZE, context),
-            threads=self.parameterAsInt(parameters, self.THREADS, context),
+            threads=self.threads(parameters, context),
             device=self.device(parameters, context),
             format=Format(self.parameterAsEnumString(parameters, self.FORMAT, context)),
             compression=Compression(self.parameterAsEnumString(parameters, self.COMPRESSION, context)),
@@ -207,12 +196,7 @@ class Pansharpen(base.JobAlgorithm):
 
     def postProcessAlgorithm(self, context, feedback):
         """Writes the style beside the file, and has the layer styled if it is loaded."""
-        styling.write_sidecar(self._answer["output"], self._style)
-        output = self._output
-        if context.willLoadLayerOnCompletion(output):
-            details = context.layerToLoadOnCompletionDetails(output)
-            description = self.parameterDefinition(self.OUTPUT).description()
-            if details.name in ("", description):  # a model or the user may have named it
-                details.name = f"{description} ({self._answer['method'].upper()})"
-            details.setPostProcessor(styling.post_processor(QgsRasterLayer, self._style.apply))
+        styling.write_sidecar(self._answer["output"], self._style.apply)
+        maker = self._answer["method"].upper()
+        self.on_load(context, self.OUTPUT, self._output, QgsRasterLayer, self._style.apply, maker)
         return {}

@@ -10,7 +10,6 @@ from qgis.core import (
     QgsProcessingException,
     QgsProcessingOutputNumber,
     QgsProcessingParameterBoolean,
-    QgsProcessingParameterExtent,
     QgsProcessingParameterFeatureSink,
     QgsProcessingParameterFile,
     QgsProcessingParameterNumber,
@@ -23,7 +22,7 @@ from qgis.core import (
 
 from clippan.jobs import SearchRequest, check
 
-from .. import hits, query, sources, styling
+from .. import hits, query, sources
 from . import base
 
 
@@ -35,7 +34,6 @@ class _Search(base.JobAlgorithm):
     WITHOUT = "WITHOUT"
     TOP = "TOP"
     LEAST = "LEAST"
-    EXTENT = "EXTENT"
     ONLY = "ONLY"
     SINCE = "SINCE"
     UNTIL = "UNTIL"
@@ -86,10 +84,7 @@ class _Search(base.JobAlgorithm):
             ),
             "Leaves out places that are less probable.",
         )
-        self.add(
-            QgsProcessingParameterExtent(self.EXTENT, "Extent", optional=True),
-            "Only places that touch it, such as the current view.",
-        )
+        self.add_extent("Only places that touch it, such as the current view.")
         self.add(
             QgsProcessingParameterString(self.ONLY, "Only these rasters", optional=True),
             "File names of rasters of the index, separated by semicolons; empty means all.",
@@ -119,9 +114,7 @@ class _Search(base.JobAlgorithm):
 
     def asked(self, parameters, context) -> SearchRequest:
         """The request with what both algorithms ask for."""
-        extent = self.parameterAsExtent(parameters, self.EXTENT, context)
-        crs = self.parameterAsExtentCrs(parameters, self.EXTENT, context)
-        corners = (extent.xMinimum(), extent.yMinimum(), extent.xMaximum(), extent.yMaximum())
+        extent, crs = self.extent(parameters, context)
         index = self.parameterAsString(parameters, self.INDEX, context)
         return SearchRequest(
             index=index if check.is_database(index) else sources.absolute(index),
@@ -129,8 +122,8 @@ class _Search(base.JobAlgorithm):
             without=query.split(self.parameterAsString(parameters, self.WITHOUT, context)),
             top=self.parameterAsInt(parameters, self.TOP, context),
             least=self.parameterAsDouble(parameters, self.LEAST, context),
-            extent=() if extent.isNull() else corners,
-            crs="" if extent.isNull() else query.crs_name(crs),
+            extent=extent,
+            crs=crs,
             rasters=query.split(self.parameterAsString(parameters, self.ONLY, context)),
             since=self.parameterAsString(parameters, self.SINCE, context).strip(),
             until=self.parameterAsString(parameters, self.UNTIL, context).strip(),
@@ -168,13 +161,8 @@ class _Search(base.JobAlgorithm):
 
     def postProcessAlgorithm(self, context, feedback):
         """Has the layers styled if they are loaded."""
-        for output, kind, style in (
-            (self._output, QgsVectorLayer, hits.style),
-            (self._heatmap, QgsRasterLayer, hits.style_heat),
-        ):
-            if output and context.willLoadLayerOnCompletion(output):
-                details = context.layerToLoadOnCompletionDetails(output)
-                details.setPostProcessor(styling.post_processor(kind, style))
+        self.on_load(context, self.OUTPUT, self._output, QgsVectorLayer, hits.style)
+        self.on_load(context, self.HEATMAP, self._heatmap, QgsRasterLayer, hits.style_heat)
         return {}
 
 
@@ -244,7 +232,7 @@ class SearchByExample(_Search):
         image = self.parameterAsString(parameters, self.IMAGE, context)
         at: Optional[tuple[float, float]] = None
         if parameters.get(self.PLACE):
-            crs = self.parameterAsExtentCrs(parameters, self.EXTENT, context) if request.extent else None
+            crs = self.parameterAsExtentCrs(parameters, base.EXTENT, context) if request.extent else None
             crs = crs or self.parameterAsPointCrs(parameters, self.PLACE, context)
             point = self.parameterAsPoint(parameters, self.PLACE, context, crs)
             at = (point.x(), point.y())

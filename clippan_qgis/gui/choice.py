@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from qgis.gui import QgsAbstractProcessingParameterWidgetWrapper, QgsGui, QgsProcessingGui
 from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtWidgets import QComboBox
 
+from .wrapper import Wrapper
 
-class ChoiceWidget(QgsAbstractProcessingParameterWidgetWrapper):
-    """Shows a parameter made by ``algorithms.base.choice`` by its labels; the value is the word behind one.
 
-    The model designer gets QGIS's own widget, which can also take the value from a model input.
-    """
-
-    def __new__(cls, parameter, dialog, row=0, col=0):
-        if hasattr(dialog, "model") and hasattr(dialog, "childId"):
-            return QgsGui.processingGuiRegistry().createModelerParameterWidget(
-                dialog.model, dialog.childId, parameter, dialog.context
-            )
-        return super().__new__(cls, parameter)
-
-    def __init__(self, parameter, dialog, row=0, col=0):
-        batch = type(dialog).__name__ == "BatchAlgorithmDialog"
-        kind = QgsProcessingGui.WidgetType.Batch if batch else QgsProcessingGui.WidgetType.Standard
-        super().__init__(parameter, kind)
-        self.setDialog(dialog)
+class ChoiceWidget(Wrapper):
+    """Shows a parameter made by ``algorithms.base.choice`` by its labels; the value is the word behind one."""
 
     def createWidget(self):
         """See QgsAbstractProcessingParameterWidgetWrapper."""
@@ -36,8 +21,6 @@ class ChoiceWidget(QgsAbstractProcessingParameterWidgetWrapper):
         box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         box.currentIndexChanged.connect(lambda _: self.widgetValueHasChanged.emit(self))
         return box
-
-    # The widget is asked for anew each time: QGIS takes it over, and the Python object made above with it.
 
     def setWidgetValue(self, value, context):
         """See QgsAbstractProcessingParameterWidgetWrapper."""

@@ -125,6 +125,109 @@ def thumbnails(request):
     return {"files": files}
 
 
+def segment(request):
+    """A map whose columns are of the classes in turn; the last column of each is unclassified."""
+    from osgeo import gdal, ogr, osr
+
+    gdal.UseExceptions()
+    text = request["classes"]
+    text = Path(text).read_text() if text.endswith(".json") else text
+    names = [row.split(",")[0].strip() for row in text.split(";")]
+    if text.startswith("{"):
+        names = [item["name"] for item in json.loads(text)["classes"]]
+    raster = gdal.Open(request["raster"])
+    size = (raster.RasterXSize, raster.RasterYSize)
+    edge = size[0] // len(names)
+    for path, kind, bands in (
+        (request["output"], gdal.GDT_Byte, 1),
+        (request["confidence"], gdal.GDT_Float32, 1),
+        (request["probabilities"], gdal.GDT_Float32, len(names)),
+    ):
+        if not path:
+            continue
+        target = gdal.GetDriverByName("GTiff").Create(path, *size, bands, kind)
+        target.SetGeoTransform(raster.GetGeoTransform())
+        target.SetProjection(raster.GetProjection())
+        for number in range(len(names)):
+            column = bytes([number + 1]) * edge if kind == gdal.GDT_Byte else bytes(edge)
+            target.GetRasterBand(1).WriteRaster(number * edge, 0, edge, 1, column, buf_type=gdal.GDT_Byte)
+    if request["polygons"]:
+        west, step, _, north, _, height = raster.GetGeoTransform()
+        file = ogr.GetDriverByName("GPKG").CreateDataSource(request["polygons"])
+        reference = osr.SpatialReference(raster.GetProjection())
+        layer = file.CreateLayer("polygons", reference, ogr.wkbPolygon)
+        kinds = {
+            "value": ogr.OFTInteger,
+            "confidence": ogr.OFTReal,
+            "area_px": ogr.OFTInteger64,
+            "hectares": ogr.OFTReal,
+        }
+        for field in ("value", "class", "confidence", "prompt", "model", "area_px", "hectares"):
+            layer.CreateField(ogr.FieldDefn(field, kinds.get(field, ogr.OFTString)))
+        for number, name in enumerate(names):
+            left, right, south = west + number * edge * step, west + (number + 1) * edge * step, north + 9 * height
+            feature = ogr.Feature(layer.GetLayerDefn())
+            corners = f"{left} {north}, {right} {north}, {right} {south}, {left} {south}, {left} {north}"
+            feature.SetGeometry(ogr.CreateGeometryFromWkt(f"POLYGON (({corners}))"))
+            values = {"value": number + 1, "class": name, "confidence": 0.7, "prompt": name, "model": "starter"}
+            for field, value in {**values, "area_px": 9 * edge}.items():
+                feature.SetField(field, value)
+            layer.CreateFeature(feature)
+    if request["areas"]:
+        Path(request["areas"]).write_text("value,class\n")
+    colours = ("#4a90d9", "#2f7d32", "#d1495b", "#e6c35c")
+    classes = [
+        {
+            "value": number, "name": name, "colour": colours[number % 4], "pixels": 10 * (number % 2),
+            "share": 0.25, "hectares": 1.5 if number % 2 else None, "confidence": 0.7 if number % 2 else None,
+        }
+        for number, name in [*enumerate(names, 1), (0, "unclassified")]
+    ]  # fmt: skip
+    return {
+        "output": request["output"], "width": size[0], "height": size[1], "classes": classes,
+        "model": request["model"], "device": "cpu", "window": [64, 128], "seconds": 2.0, "rate": 1.5,
+        "confidence": request["confidence"], "probabilities": request["probabilities"],
+        "polygons": request["polygons"], "areas": request["areas"], "count": len(names) if request["polygons"] else 0,
+        "hints": ["A hint."], "provenance": {"CLIPPAN_ALGORITHM": "segment"},
+    }  # fmt: skip
+
+
+def calibrate(request):
+    """Says what the samples hold in place of class names."""
+    from osgeo import ogr
+
+    samples = ogr.Open(request["samples"][0])
+    labels = [feature[request["field"]] for feature in samples.GetLayer()]
+    names = [str(label) for label in dict.fromkeys(labels)]
+    Path(request["output"]).write_text("{}")
+    if request["report"]:
+        Path(request["report"]).write_text("<html/>")
+    before = {"accuracy": 0.6, "mean_iou": 0.4, "iou": [0.4] * len(names), "confusion": []}
+    return {
+        "output": request["output"], "report": request["report"], "classes": names,
+        "labelled": [labels.count(name) for name in dict.fromkeys(labels)], "before": before,
+        "after": {**before, "accuracy": 0.8, "mean_iou": 0.65, "iou": [0.65] * (len(names) - 1) + [None]},
+        "logit_scale": 33.0, "offsets": [0.0] * len(names), "hints": [], "seconds": 1.0,
+    }  # fmt: skip
+
+
+def regions(request):
+    Path(request["output"]).mkdir()
+    return {
+        "output": request["output"], "table": "regions.json", "pictures": 4, "objects": {"water": 2, "forest": 1},
+        "hints": ["A hint."], "seconds": 0.1,
+    }  # fmt: skip
+
+
+def train(request):
+    assert Path(request["data"][0]).is_dir()
+    Path(request["output"]).mkdir(exist_ok=True)
+    return {
+        "model": request["output"], "base": request["model"], "pictures": 4, "objects": 3, "steps": [5, 5],
+        "losses": {"contrast": 1.5}, "device": "cpu", "seconds": 2.0,
+    }  # fmt: skip
+
+
 def answer(mode, number, job, request):
     """Does a job, or whatever the mode says instead."""
     if mode == "record":
@@ -169,6 +272,10 @@ def answer(mode, number, job, request):
         "index": lambda: index(request),
         "about": lambda: about(request),
         "search": lambda: search(request),
+        "segment": lambda: segment(request),
+        "regions": lambda: regions(request),
+        "train clip": lambda: train(request),
+        "calibrate": lambda: calibrate(request),
         "thumbnails": lambda: thumbnails(request),
         "doctor": lambda: {"ok": True, "checks": [], "device": "cpu", "reason": "no GPU", "text": TEXT},
     }

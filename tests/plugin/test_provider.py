@@ -29,6 +29,7 @@ from clippan_qgis import places, sources
 NAMES = {
     *("pansharpen", "assesspansharpening", "adaptfusionmodel"),
     *("buildtileindex", "searchbytext", "searchbyexample"),
+    *("segmentbytext", "calibrateprompts", "trainregionalignedclip"),
     *("listmodels", "downloadmodel", "checkengine", "setupengine"),
 }
 

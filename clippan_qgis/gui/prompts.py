@@ -1,0 +1,434 @@
+"""The prompt table: which classes a map is to have, with their words and colours."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Optional
+
+from qgis.core import QgsApplication
+from qgis.gui import QgsColorButton, QgsFilterLineEdit, QgsProcessingGui
+from qgis.PyQt.QtCore import QSignalBlocker, Qt, pyqtSignal
+from qgis.PyQt.QtGui import QColor
+from qgis.PyQt.QtWidgets import (
+    QAbstractItemView,
+    QDialog,
+    QDialogButtonBox,
+    QDoubleSpinBox,
+    QFileDialog,
+    QHBoxLayout,
+    QHeaderView,
+    QLabel,
+    QMenu,
+    QMessageBox,
+    QPlainTextEdit,
+    QStackedWidget,
+    QStyledItemDelegate,
+    QTableWidget,
+    QTableWidgetItem,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from clippan.errors import ClippanError
+from clippan.segmentation.prompts import Prompt, Table, parse, presets
+
+from .wrapper import Wrapper
+
+FILTER = "Prompt tables (*.json)"
+FIRST = "landcover"  # the preset that a dialog starts with
+EXAMPLE = "water; forest, trees; building, roof"
+
+_COLOUR, _NAME, _SYNONYMS, _DESCRIPTIONS, _THRESHOLD = range(5)
+_COLUMNS = (
+    ("", "Colour on the map"),
+    ("Class", "Name in the legend, and the first of the words that are looked for, in English"),
+    ("Other words", "What else it is called, between commas; what fits any of the words is of the class"),
+    ("Looks like", "What it looks like, between semicolons, such as “dense green canopy”"),
+    ("At least", "Confidence, from 0 to 1, below which a pixel stays unclassified"),
+)
+_OWN = Qt.ItemDataRole.UserRole  # of a name: the colour that somebody chose, and the offset of a calibration
+_ROWS = 7  # that are seen without scrolling
+
+
+class PromptTable(QWidget):
+    """Edits a prompt table as rows or as text. Its value is a text that ``parse`` takes, if what is typed is right.
+
+    What is wrong is said beneath; what was typed stays.
+    """
+
+    changed = pyqtSignal()
+
+    def __init__(self, parent: Optional[QWidget] = None):
+        super().__init__(parent)
+        self._about = Table(())  # what a table has besides its classes
+        self._filled = ""  # the value before anybody changed it
+        self.rows = _Rows()
+        self.text = QPlainTextEdit()
+        self.text.setPlaceholderText(EXAMPLE)
+        self.pages = QStackedWidget()
+        self.pages.addWidget(self.rows)
+        self.pages.addWidget(self.text)
+        self.note = QLabel()
+        self.note.setWordWrap(True)
+        buttons = QHBoxLayout()
+        buttons.setSpacing(2)
+        self.add = _button("symbologyAdd.svg", "Add a class", self.rows.add)
+        self.remove = _button("symbologyRemove.svg", "Remove the selected classes", self.rows.remove)
+        self.up = _button("mActionArrowUp.svg", "Move up", lambda: self.rows.move(-1))
+        self.down = _button("mActionArrowDown.svg", "Move down", lambda: self.rows.move(1))
+        self.open = _button("mActionFileOpen.svg", "Open a prompt table…", self._open)
+        self.save = _button("mActionFileSave.svg", "Save the prompt table…", self._save)
+        self.presets = QToolButton()
+        self.presets.setText("Presets")
+        self.presets.setToolTip("Tables that come with CLIPPan")
+        self.presets.setAutoRaise(True)
+        self.presets.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+        menu = QMenu(self.presets)
+        for label, table in presets().values():
+            menu.addAction(label).triggered.connect(lambda _=False, table=table: self._replace(table))
+        self.presets.setMenu(menu)
+        self.as_text = QToolButton()
+        self.as_text.setText("As text")
+        self.as_text.setToolTip("Shows the table as the text that scripts, models and the command line take")
+        self.as_text.setCheckable(True)
+        self.as_text.setAutoRaise(True)
+        for button in (self.add, self.remove, self.up, self.down):
+            buttons.addWidget(button)
+        buttons.addStretch()
+        for button in (self.presets, self.open, self.save, self.as_text):
+            buttons.addWidget(button)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(2)
+        layout.addWidget(self.pages)
+        layout.addLayout(buttons)
+        layout.addWidget(self.note)
+        self.rows.changed.connect(self._changed)
+        self.text.textChanged.connect(self._changed)
+        self.as_text.toggled.connect(self._turn)
+        self._fill(Table(()))
+
+    def value(self) -> str:
+        """The table as text: plain if that holds all of it, else JSON; in the state of text, what is typed."""
+        if self.as_text.isChecked():
+            return self.text.toPlainText().strip()
+        return self._written()
+
+    def set_value(self, value: str) -> None:
+        """Shows a table; what cannot be one, and what lies in a file, stays text."""
+        try:
+            table = None if value.strip().lower().endswith(".json") else parse(value)
+        except ClippanError:
+            table = None
+        if table is None and value.strip():
+            self._show_text(value)
+        else:
+            self._fill(table or Table(()))
+        self._filled = self.value()
+
+    def _written(self) -> str:
+        classes = self.rows.classes()
+        return replace(self._about, classes=classes).text() if classes else ""
+
+    def _fill(self, table: Table) -> None:
+        self._about = replace(table, classes=())
+        self.rows.fill(table)
+        self._show(False)
+
+    def _show_text(self, text: str) -> None:
+        with QSignalBlocker(self.text):
+            self.text.setPlainText(text)
+        self._show(True)
+
+    def _show(self, as_text: bool) -> None:
+        with QSignalBlocker(self.as_text):
+            self.as_text.setChecked(as_text)
+        self.pages.setCurrentIndex(int(as_text))
+        for button in (self.add, self.remove, self.up, self.down):
+            button.setEnabled(not as_text)
+        self._changed()
+
+    def _turn(self, as_text: bool) -> None:
+        if as_text:
+            self._show_text(self._written())
+            return
+        text = self.text.toPlainText().strip()
+        try:
+            self._fill(parse(text) if text else Table(()))
+        except ClippanError:  # which the note says already
+            self._show(True)
+
+    def _changed(self) -> None:
+        self.note.setText(self._explain())
+        self.changed.emit()
+
+    def _explain(self) -> str:
+        value = self.value()
+        if not value:
+            return f"Write classes like {EXAMPLE}." if self.as_text.isChecked() else "Type a class, or choose a preset."
+        try:
+            table = parse(value)
+        except ClippanError as error:
+            return str(error)
+        if table.model:
+            return f"Calibrated for {Path(table.model).name}; calibrate again after a change of words or model."
+        if len(table.classes) == 1:
+            return "With one class, what common words for other things fit better stays unclassified."
+        return f"{len(table.classes)} classes."
+
+    def _replace(self, table: Table) -> None:
+        yes, no = QMessageBox.StandardButton.Yes, QMessageBox.StandardButton.No
+        if self.value() not in ("", self._filled):
+            question = "Replace the classes that you have typed?"
+            if QMessageBox.question(self, "Prompt table", question, yes | no) != yes:
+                return
+        self._fill(table)
+        self._filled = self.value()
+
+    def _open(self) -> None:
+        path, _ = QFileDialog.getOpenFileName(self, "Open a prompt table", "", FILTER)
+        if not path:
+            return
+        try:
+            self._replace(parse(path))
+        except ClippanError as error:
+            self.note.setText(str(error))
+
+    def _save(self) -> None:
+        try:
+            table = parse(self.value())
+        except ClippanError as error:
+            self.note.setText(str(error))
+            return
+        path, _ = QFileDialog.getSaveFileName(self, "Save the prompt table", "", FILTER)
+        if not path:
+            return
+        path = path if path.lower().endswith(".json") else f"{path}.json"
+        try:
+            Path(path).write_text(table.coloured().json(), encoding="utf-8")
+        except OSError as error:
+            self.note.setText(f"{path} cannot be written ({error.strerror}); choose another place.")
+
+
+class _Rows(QTableWidget):
+    """A row a class. A colour that nobody chose follows the name."""
+
+    changed = pyqtSignal()
+
+    def __init__(self):
+        super().__init__(0, len(_COLUMNS))
+        for column, (label, tip) in enumerate(_COLUMNS):
+            item = QTableWidgetItem(label)
+            item.setToolTip(tip)
+            self.setHorizontalHeaderItem(column, item)
+        header = self.horizontalHeader()
+        header.setMinimumSectionSize(24)
+        header.setHighlightSections(False)
+        header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
+        for column, width in ((_COLOUR, 30), (_NAME, 120), (_DESCRIPTIONS, 100), (_THRESHOLD, 60)):
+            header.resizeSection(column, width)
+        header.setSectionResizeMode(_SYNONYMS, QHeaderView.ResizeMode.Stretch)
+        self.setWordWrap(False)
+        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.setItemDelegateForColumn(_THRESHOLD, _Threshold(self))
+        height = self.fontMetrics().height() + 8
+        self.verticalHeader().setMinimumSectionSize(height)
+        self.verticalHeader().setDefaultSectionSize(height)
+        self.setMinimumHeight(header.sizeHint().height() + _ROWS * height + 2 * self.frameWidth())
+        self.setMinimumWidth(360)
+        self.itemChanged.connect(lambda _: self._edited())
+
+    def classes(self) -> tuple[Prompt, ...]:
+        """What is typed; rows without any words are left out."""
+        return tuple(prompt for prompt in self._prompts() if not _is_blank(prompt))
+
+    def fill(self, table: Table) -> None:
+        """Shows the classes of a table. Colours that they would have anyway are nobody's choice."""
+        usual = replace(table, classes=tuple(replace(prompt, colour="") for prompt in table.classes)).coloured()
+        self._show(
+            [
+                replace(prompt, colour="") if prompt.colour.lower() == other.colour else prompt
+                for prompt, other in zip(table.classes, usual.classes)
+            ]
+        )
+
+    def add(self) -> None:
+        """A new row below the current one, ready to be typed in."""
+        prompts = self._prompts()
+        row = self.currentRow() + 1 or len(prompts)
+        self._show([*prompts[:row], Prompt(""), *prompts[row:]], row)
+        self.editItem(self.item(row, _NAME))
+
+    def remove(self) -> None:
+        """Takes away the selected rows."""
+        rows = {index.row() for index in self.selectedIndexes()}
+        if rows:
+            self._show([prompt for row, prompt in enumerate(self._prompts()) if row not in rows], min(rows))
+
+    def move(self, step: int) -> None:
+        """Moves the current row up or down."""
+        prompts, row = self._prompts(), self.currentRow()
+        if row >= 0 and 0 <= row + step < len(prompts):
+            prompts.insert(row + step, prompts.pop(row))
+            self._show(prompts, row + step)
+
+    def _prompts(self) -> list[Prompt]:
+        return [self._prompt(row) for row in range(self.rowCount())]
+
+    def _prompt(self, row: int) -> Prompt:
+        name, synonyms, descriptions = (self.item(row, column).text() for column in (_NAME, _SYNONYMS, _DESCRIPTIONS))
+        colour, offset = self.item(row, _NAME).data(_OWN)
+        threshold = float(self.item(row, _THRESHOLD).data(Qt.ItemDataRole.EditRole))
+        return Prompt(
+            " ".join(name.split()), _parts(synonyms, ","), _parts(descriptions, ";"), colour, threshold, offset
+        )
+
+    def _show(self, prompts: list[Prompt], current: int = -1) -> None:
+        with QSignalBlocker(self):
+            self.setRowCount(0)
+            self.setRowCount(len(prompts))
+            for row, prompt in enumerate(prompts):
+                name = QTableWidgetItem(prompt.name)
+                name.setData(_OWN, (prompt.colour, prompt.offset))
+                threshold = QTableWidgetItem()
+                threshold.setData(Qt.ItemDataRole.EditRole, prompt.threshold)
+                self.setItem(row, _NAME, name)
+                self.setItem(row, _SYNONYMS, QTableWidgetItem(", ".join(prompt.synonyms)))
+                self.setItem(row, _DESCRIPTIONS, QTableWidgetItem("; ".join(prompt.descriptions)))
+                self.setItem(row, _THRESHOLD, threshold)
+                self.setCellWidget(row, _COLOUR, self._swatch(name))
+        if prompts and current >= 0:
+            self.setCurrentCell(min(current, len(prompts) - 1), _NAME)
+        self._edited()
+
+    def _swatch(self, name: QTableWidgetItem) -> QgsColorButton:
+        swatch = QgsColorButton(self, "Colour of the class")
+        swatch.setShowMenu(False)
+        swatch.setAutoRaise(True)
+        swatch.colorChanged.connect(lambda colour: name.setData(_OWN, (colour.name(), name.data(_OWN)[1])))
+        return swatch
+
+    def _edited(self) -> None:
+        prompts = self._prompts()
+        for row, prompt in enumerate(Table(tuple(prompts)).coloured().classes):
+            swatch = self.cellWidget(row, _COLOUR)
+            with QSignalBlocker(swatch):
+                swatch.setColor(QColor(prompt.colour))
+        self.changed.emit()
+
+
+class _Threshold(QStyledItemDelegate):
+    """A number from 0 to 1; 0, which leaves nothing unclassified, is not shown."""
+
+    def createEditor(self, parent, option, index):
+        """See QStyledItemDelegate."""
+        box = QDoubleSpinBox(parent)
+        box.setRange(0, 0.99)
+        box.setSingleStep(0.05)
+        box.setFrame(False)
+        return box
+
+    def displayText(self, value, locale):
+        """See QStyledItemDelegate."""
+        return f"{value:g}" if value else ""
+
+
+class PromptLine(QWidget):
+    """A line of text with a button that opens the table; for a cell of the batch."""
+
+    changed = pyqtSignal()
+
+    def __init__(self, parent: Optional[QWidget] = None):
+        super().__init__(parent)
+        self.line = QgsFilterLineEdit()
+        self.line.setPlaceholderText(EXAMPLE)
+        self.line.setMinimumWidth(240)
+        self.button = QToolButton()
+        self.button.setText("…")
+        self.button.setToolTip("Edit the table of classes")
+        layout = QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self.line)
+        layout.addWidget(self.button)
+        self.line.textChanged.connect(lambda _: self.changed.emit())
+        self.button.clicked.connect(self._edit)
+
+    def value(self) -> str:
+        """What is typed."""
+        return self.line.text().strip()
+
+    def set_value(self, value: str) -> None:
+        """Shows a text in one line."""
+        value = value.strip()
+        self.line.setText(re.sub(r";?\s*\n\s*", " " if value.startswith("{") else "; ", value))
+        self.line.setCursorPosition(0)
+
+    def _edit(self) -> None:
+        dialog = PromptDialog(self.value(), self)
+        if dialog.exec():
+            self.set_value(dialog.table.value())
+
+
+class PromptDialog(QDialog):
+    """A window with the table."""
+
+    def __init__(self, value: str, parent: Optional[QWidget] = None):
+        super().__init__(parent)
+        self.setWindowTitle("Classes")
+        self.table = PromptTable()
+        self.table.set_value(value)
+        ok, cancel = QDialogButtonBox.StandardButton.Ok, QDialogButtonBox.StandardButton.Cancel
+        buttons = QDialogButtonBox(ok | cancel)
+        buttons.accepted.connect(self.accept)
+        buttons.rejected.connect(self.reject)
+        layout = QVBoxLayout(self)
+        layout.addWidget(self.table)
+        layout.addWidget(buttons)
+        self.resize(560, 380)
+
+
+class PromptsWidget(Wrapper):
+    """Shows a prompt table: a table in a dialog, a line in a batch."""
+
+    def createWidget(self):
+        """See QgsAbstractProcessingParameterWidgetWrapper."""
+        if self.type() == QgsProcessingGui.WidgetType.Batch:
+            self._editor = PromptLine()
+        else:
+            self._editor = PromptTable()
+            self._editor.set_value(presets()[FIRST][1].text())
+        self._editor.changed.connect(lambda: self.widgetValueHasChanged.emit(self))
+        box = QWidget()
+        layout = QVBoxLayout(box)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self._editor)
+        return box
+
+    def setWidgetValue(self, value, context):
+        """See QgsAbstractProcessingParameterWidgetWrapper."""
+        if value:  # a new dialog, in which nothing was chosen, keeps the first preset
+            self._editor.set_value(str(value))
+
+    def widgetValue(self):
+        """See QgsAbstractProcessingParameterWidgetWrapper."""
+        return self._editor.value()
+
+
+def _button(icon: str, tip: str, call) -> QToolButton:
+    button = QToolButton()
+    button.setIcon(QgsApplication.getThemeIcon(f"/{icon}"))
+    button.setToolTip(tip)
+    button.setAutoRaise(True)
+    button.clicked.connect(lambda _: call())
+    return button
+
+
+def _parts(text: str, mark: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part for part in (" ".join(item.split()) for item in text.split(mark)) if part))
+
+
+def _is_blank(prompt: Prompt) -> bool:
+    return not (prompt.name or prompt.synonyms or prompt.descriptions)

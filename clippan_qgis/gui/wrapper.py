@@ -1,0 +1,28 @@
+"""What the widgets of our own parameters have in common."""
+
+from __future__ import annotations
+
+from qgis.gui import QgsAbstractProcessingParameterWidgetWrapper, QgsGui, QgsProcessingGui
+
+
+class Wrapper(QgsAbstractProcessingParameterWidgetWrapper):
+    """Shows a parameter in the dialog of its algorithm and in a batch.
+
+    The model designer gets QGIS's own widget, which can also take the value from a model input.
+
+    QGIS takes the widget over, and Python forgets it: ``wrappedWidget`` gives a plain one of Qt's or QGIS's. A widget
+    of a class of our own has to lie inside such a plain one.
+    """
+
+    def __new__(cls, parameter, dialog, row=0, col=0):
+        if hasattr(dialog, "model") and hasattr(dialog, "childId"):
+            return QgsGui.processingGuiRegistry().createModelerParameterWidget(
+                dialog.model, dialog.childId, parameter, dialog.context
+            )
+        return super().__new__(cls, parameter)
+
+    def __init__(self, parameter, dialog, row=0, col=0):
+        batch = type(dialog).__name__ == "BatchAlgorithmDialog"
+        kind = QgsProcessingGui.WidgetType.Batch if batch else QgsProcessingGui.WidgetType.Standard
+        super().__init__(parameter, kind)
+        self.setDialog(dialog)
