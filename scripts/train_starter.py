@@ -4,21 +4,26 @@
     python scripts/train_starter.py --wheels folder/with/wheels
 
 Needs the engine's environment and ``../shared/data``. Everything made on the way (views of the pictures, embeddings,
-checkpoints) is kept in ``--work``, outside the repository; started again, it goes on where it stopped. About an hour
-and a half on two cores. ``--transfer`` also makes the runs that leave classes or a collection out.
+checkpoints) is kept in ``--work``, outside the repository; started again, it goes on where it stopped. About two hours
+on two cores. ``--transfer`` also makes the runs that leave classes or a collection out.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
-from starter import export, sources
-from starter.runs import Workshop
-from starter.teacher import Encoder
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "backend"))
+
+from starter import dense, export, sources  # noqa: E402
+from starter.runs import Workshop  # noqa: E402
+from starter.teacher import Encoder  # noqa: E402
+
+from clippan.clip import load, models  # noqa: E402
 
 
 def main() -> None:
@@ -32,6 +37,7 @@ def main() -> None:
     parser.add_argument("--shard-size", type=int, default=4500, help="views a shard")
     parser.add_argument("--text-steps", type=int, default=3600, help="of 256 texts")
     parser.add_argument("--image-steps", type=int, default=760, help="of 64 views")
+    parser.add_argument("--dense-steps", type=int, default=1200, help="of 18 views, that teach the cells")
     parser.add_argument("--transfer", action="store_true", help="make the runs that leave something out, too")
     parser.add_argument("--transfer-steps", type=int, default=120)
     parser.add_argument("--threads", type=int, default=2)
@@ -44,7 +50,13 @@ def main() -> None:
     student = workshop.text(sources.wordnet(options.work), options.text_steps)
     workshop.pool(options.shards, options.shard_size)
     tower, _ = workshop.image(options.image_steps)
-    export.write(options.output, tower.weights(), student.weights(), export.SCALE)
+    before = tower.weights()
+    export.write(options.output, before, student.weights(), export.SCALE)
+    model = models.find(str(options.output))
+    loaded = load.load(options.output / "open_clip_model.safetensors", model)
+    dense.train(loaded, dense.Views(options.data, 7), options.work / "dense.pt", options.dense_steps)
+    after = {f"visual.{name}": value for name, value in loaded.model.visual.state_dict().items()}
+    export.write(options.output, dense.between(before, after), student.weights(), export.SCALE)
     if options.transfer:
         command = f"python scripts/train_starter.py --transfer --transfer-steps {options.transfer_steps}"
         workshop.transfer(options.transfer_steps, command, options.output / "transfer.json")

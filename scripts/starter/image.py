@@ -27,7 +27,7 @@ from starter.scenes import SIZE
 from starter.teacher import WIDTH, Encoder, Space
 
 NAME = "tf_efficientnet_lite0"
-_CUT = 3  # stages that stay as they are
+CUT = 3  # stages that stay as they are
 _FEATURES = 1280
 _SCALE = 25.0  # of the logits in training
 _NAMES = 0.1  # weight of ImageNet's own classes, whose classifier rows stand for pictures of them
@@ -48,12 +48,12 @@ def imagenet(file: Path) -> nn.Module:
 
 def lower(trunk: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
     """The stages that stay: normalised pictures (n, 3, h, w) to maps (n, 40, h / 8, w / 8)."""
-    return trunk.blocks[:_CUT](trunk.bn1(trunk.conv_stem(pictures)))
+    return trunk.blocks[:CUT](trunk.bn1(trunk.conv_stem(pictures)))
 
 
 def upper(trunk: nn.Module, maps: torch.Tensor) -> torch.Tensor:
     """The stages that learn: to (n, 1280, h / 32, w / 32)."""
-    return trunk.bn2(trunk.conv_head(trunk.blocks[_CUT:](maps)))
+    return trunk.bn2(trunk.conv_head(trunk.blocks[CUT:](maps)))
 
 
 def ready(pixels: np.ndarray) -> torch.Tensor:
@@ -178,7 +178,7 @@ class Tower(nn.Module):
     def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
         self.trunk, self.proj = trunk, nn.Linear(_FEATURES, WIDTH, bias=False)
-        for part in (trunk.conv_stem, trunk.bn1, trunk.blocks[:_CUT], trunk.classifier):
+        for part in (trunk.conv_stem, trunk.bn1, trunk.blocks[:CUT], trunk.classifier):
             part.requires_grad_(False)
 
     def forward(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

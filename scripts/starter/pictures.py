@@ -210,6 +210,11 @@ class Source:
             buffer = io.BytesIO()
             picture.save(buffer, "JPEG", quality=int(chance.integers(25, 80)))
             picture = Image.open(buffer)
+        return self.recolour(picture)
+
+    def recolour(self, picture: Image.Image) -> np.ndarray:
+        """The picture in other light, through other air and by another sensor: (height, width, 3), uint8."""
+        chance = self.chance
         values = np.asarray(picture, np.float32) / 255
         if chance.random() < 0.06:
             values = values.mean(-1, keepdims=True).repeat(3, -1)
