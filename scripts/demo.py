@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The demo: pansharpens a real Landsat 8 scene inside QGIS, searches a Sentinel-2 scene by text, and measures.
+"""The demo: pansharpens a real Landsat 8 scene inside QGIS, searches and maps a Sentinel-2 scene by text, and measures.
 
 Builds the plugin's zip, installs it in a fresh QGIS profile under ``.demo/``, and starts the real QGIS on it: on the
 display, where it stays open, or under Xvfb. Then prints the quality figures of all methods beside GDAL's.
@@ -22,8 +22,11 @@ import sample
 from qgis_profile import Profile
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURES = ("demo.png", "qgis.png", "pansharpen_dialog.png", "search.png", "words.png")
-PATIENCE = 300  # seconds for QGIS to start and finish
+PICTURES = (
+    *("demo.png", "qgis.png", "pansharpen_dialog.png", "search.png", "words.png"),
+    *("map.png", "segmentbytext_dialog.png"),
+)
+PATIENCE = 420  # seconds for QGIS to start and finish
 
 # Without these a first start asks questions, which nobody is there to answer.
 QUIET = """[app]
@@ -88,6 +91,7 @@ def show_in_qgis(profile: Profile, stay: bool) -> None:
     """Starts QGIS, waits until it has shown the scene, and, without a display, until it has ended."""
     folder = profile.folder
     made = ("pansharpened.tif", "pansharpened.qml", "shore.gpkg", "shore.gpkg.vectors", "clippan.qgz")
+    made += ("map.tif", "map.tif.aux.xml", "map.qml", "map.gpkg")
     for name in ("answer.json", *made, *PICTURES):
         (folder / name).unlink(missing_ok=True)
     command = ["qgis", "--nologo", "--noversioncheck", "--profiles-path", str(folder), "--profile", "default"]
@@ -161,7 +165,7 @@ def measure(folder: Path, pan: Path, ms: Path) -> None:
 def main() -> int:
     """Runs the demo."""
     parser = argparse.ArgumentParser(
-        description="Pansharpen a Landsat 8 scene and search a Sentinel-2 scene by text, inside QGIS."
+        description="Pansharpen a Landsat 8 scene, and search and map a Sentinel-2 scene by text, inside QGIS."
     )
     parser.add_argument("--close", action="store_true", help="use Xvfb even where there is a display")
     parser.add_argument("--docs", action="store_true", help="copy the pictures to docs/images")
@@ -173,10 +177,11 @@ def main() -> int:
     stay = has_display() and not options.close
     profile = make_profile(folder)
     pan, ms = make_scene(folder)
-    say("Pansharpening, indexing and searching inside QGIS")
+    say("Pansharpening, indexing, searching and mapping inside QGIS")
     show_in_qgis(profile, stay)
     say(f"Before and after: {folder / 'demo.png'}\nThe toolbox:      {folder / 'qgis.png'}")
     say(f"The search panel: {folder / 'search.png'}\nFive searches:    {folder / 'words.png'}")
+    say(f"The map:          {folder / 'map.png'}")
     if options.docs:
         images = ROOT / "docs" / "images"
         images.mkdir(parents=True, exist_ok=True)

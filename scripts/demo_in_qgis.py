@@ -1,7 +1,8 @@
 """The part of the demo that runs inside QGIS (``qgis --code``); see demo.py.
 
 Does what an analyst does: opens a scene, zooms to a place, runs Pansharpen from the toolbox, looks at the result; then
-opens another scene, indexes it, types what to look for in the search panel, and flies there.
+opens another scene, indexes it, types what to look for in the search panel, and flies there; types classes, and gets a
+map of them.
 """
 
 import json
@@ -33,6 +34,7 @@ PLACE = QgsRectangle(466770, 3390760, 469470, 3392920)
 PANEL = QSize(760, 608)
 CAPTION, MARGIN = 46, 12
 WORDS = ("beach", "river", "sea", "farmland", "houses")
+CLASSES = "sea, water; beach, sand; forest, trees; farmland, cropland; grassland, meadow; buildings, village"
 DIALOG = QSize(1040, 790)
 RESULTS = QSize(250, 420)  # of the panel's list, as many as fit
 PATIENCE = 120  # seconds for a search, with the start of the engine
@@ -190,6 +192,30 @@ def search() -> dict:
     return {"tiles": results["TILES"]}
 
 
+def segment() -> dict:
+    """Maps the classes of the scene that was searched."""
+    (scene,) = QgsProject.instance().mapLayersByName("Sentinel-2, 10 m")
+    parameters = {
+        "INPUT": scene,
+        "CLASSES": CLASSES,
+        "MIN_AREA": 30,
+        "OUTPUT": str(FOLDER / "map.tif"),
+        "POLYGONS": str(FOLDER / "map.gpkg"),
+    }
+    results = processing.runAndLoadResults("clippan:segmentbytext", parameters)
+    project, canvas = QgsProject.instance(), iface.mapCanvas()
+    for layer in project.mapLayers().values():
+        if layer.type() == layer.type().VectorLayer:
+            project.layerTreeRoot().findLayer(layer).setItemVisibilityChecked(False)
+    iface.mainWindow().findChild(QDockWidget, "ClippanSearch").hide()
+    iface.mainWindow().findChild(QDockWidget, "Layers").raise_()
+    canvas.setExtent(scene.extent())
+    draw()
+    iface.mainWindow().grab().save(str(FOLDER / "map.png"))
+    dialog("segmentbytext", parameters)
+    return {"map": results["OUTPUT"]}
+
+
 def found(panel, word: str) -> QImage:
     """Types a word, waits for the results and their pictures, and returns the list as it is shown."""
     panel.results.clear()
@@ -221,7 +247,7 @@ def names() -> list:
 def main() -> None:
     """Runs the demo and leaves word of how it went."""
     try:
-        answer = {**show(), **search()}
+        answer = {**show(), **search(), **segment()}
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
     part = FOLDER / "answer.json.part"

@@ -49,7 +49,7 @@ _COLUMNS = (
     ("Looks like", "What it looks like, between semicolons, such as “dense green canopy”"),
     ("At least", "Confidence, from 0 to 1, below which a pixel stays unclassified"),
 )
-_OWN = Qt.ItemDataRole.UserRole  # of a name: the colour that somebody chose, and the offset of a calibration
+_OWN = Qt.ItemDataRole.UserRole  # of a name: the colour that somebody chose, and the class as it was given
 _ROWS = 7  # that are seen without scrolling
 
 
@@ -280,11 +280,13 @@ class _Rows(QTableWidget):
 
     def _prompt(self, row: int) -> Prompt:
         name, synonyms, descriptions = (self.item(row, column).text() for column in (_NAME, _SYNONYMS, _DESCRIPTIONS))
-        colour, offset = self.item(row, _NAME).data(_OWN)
+        colour, before = self.item(row, _NAME).data(_OWN)
         threshold = float(self.item(row, _THRESHOLD).data(Qt.ItemDataRole.EditRole))
-        return Prompt(
-            " ".join(name.split()), _parts(synonyms, ","), _parts(descriptions, ";"), colour, threshold, offset
-        )
+        prompt = Prompt(" ".join(name.split()), _parts(synonyms, ","), _parts(descriptions, ";"), colour, threshold)
+        kept = replace(prompt, offset=before.offset)
+        # What calibration made of the words is not of other words.
+        same = (prompt.words, prompt.descriptions) == (before.words, before.descriptions)
+        return replace(kept, vector=before.vector) if same else kept
 
     def _show(self, prompts: list[Prompt], current: int = -1) -> None:
         with QSignalBlocker(self):
@@ -292,7 +294,7 @@ class _Rows(QTableWidget):
             self.setRowCount(len(prompts))
             for row, prompt in enumerate(prompts):
                 name = QTableWidgetItem(prompt.name)
-                name.setData(_OWN, (prompt.colour, prompt.offset))
+                name.setData(_OWN, (prompt.colour, prompt))
                 threshold = QTableWidgetItem()
                 threshold.setData(Qt.ItemDataRole.EditRole, prompt.threshold)
                 self.setItem(row, _NAME, name)

@@ -114,7 +114,8 @@ def test_tiles_do_not_show(radius, cell):
                 part = (slice(None), slice(top, y + size + reach), slice(left, x + size + reach))
                 tile = run(values[part], picture[part], valid[part[1:]], radius, 1e-3, cell)
                 tile = tile[:, y - top : y - top + size, x - left : x - left + size]
-                assert np.array_equal(tile, whole[:, y : y + size, x : x + size])
+                # Vector instructions round the ends of rows otherwise than their middles.
+                np.testing.assert_allclose(tile, whole[:, y : y + size, x : x + size], rtol=0, atol=1e-6)
 
 
 def test_margin_is_needed():
@@ -123,7 +124,7 @@ def test_margin_is_needed():
     whole = run(values, picture, valid, 5, 1e-3)
     left = 30 - margin(5) + 1
     part = run(values[:, :, left:], picture[:, :, left:], valid[:, left:], 5, 1e-3)
-    assert not np.array_equal(part[:, :, 30 - left :], whole[:, :, 30:])
+    assert np.abs(part[:, :, 30 - left :] - whole[:, :, 30:]).max() > 1e-4
 
 
 def test_many_classes_are_filtered_as_few():

@@ -1,7 +1,9 @@
-"""Fits a prompt table to a few labelled places: the logit scale, and for each class what is added to its logits.
+"""Fits a prompt table to a few labelled places.
 
-The words stay what they are. Where a class is found too often, its offset is negative, and where too seldom, positive;
-with the scale this is the bias-corrected temperature scaling of Alexandari et al. 2020, on the cosines of the places.
+Cautiously first: the logit scale, and for each class what is added to its logits (bias-corrected temperature scaling,
+Alexandari et al. 2020). Then more boldly: what the words of a class mean to the model, as a vector, is moved to where
+labelled cells lie, as little as explains them (logistic regression about the text, as in few-shot CLIP, Huang et al.
+2024, "LP++"). How far it goes is decided by places that were left out.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 import torch
@@ -24,16 +27,71 @@ from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
 from clippan.search.scene import Look, Scene
 from clippan.segmentation import report
 from clippan.segmentation.labels import Labels, read
-from clippan.segmentation.prompts import Table, parse, save
+from clippan.segmentation.prompts import Prompt, Table, parse, save
 from clippan.segmentation.segment import LOGIT_SCALE, View
-from clippan.segmentation.words import words
+from clippan.segmentation.words import Words, words
 
 _FOLDS = 5
 _RARE = 0.5  # power of a class's frequency by which its labels count less, so that rare classes are found too
-_STAYS = (1e-3, 1e-2, 1e-1, 1e1)  # weights of staying with no offsets and the usual scale; the last all but keeps them
+# What is tried, the most cautious first: weights of keeping the usual scale and no offsets, and of keeping the words'
+# vectors (None: they are kept).
+_TRIED: tuple[tuple[float, Optional[float]], ...] = (
+    *((stay, None) for stay in (10.0, 0.1, 0.01, 0.001)),
+    *((0.001, pull) for pull in (10.0, 1.0, 0.1)),
+)
 _SLACK = 0.02  # of accuracy and mean IoU together: so much is chance, and the more cautious fit is taken
+_LABELS = 40_000  # that are fitted; neighbours say the same
 _FEW = 3  # polygons or points of a class, below which the fit is uncertain
 _PICTURE = 700  # pixels along the longer edge of a picture in the report
+_ROWS = 16_384  # places whose vectors are held at a time
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """From vectors of places (n, width) to logits: words (m, width) of the classes ``owners``, scale and offsets, and
+    whether the words were moved (then there is one a class)."""
+
+    words: np.ndarray
+    owners: np.ndarray
+    scale: float
+    offsets: np.ndarray
+    moved: bool = False
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """(n, classes)."""
+        starts = np.flatnonzero(np.diff(self.owners, prepend=-1))
+        return np.maximum.reduceat(features @ self.words.T, starts, axis=1) * self.scale + self.offsets
+
+
+@dataclass(frozen=True)
+class _Raster:
+    """A labelled raster, and what the model saw of it."""
+
+    scene: Scene
+    labels: Labels
+    view: View
+
+    def panel(self, before: _Fit, after: _Fit) -> report.Panel:
+        """Pictures for the report: the raster, its maps, and its labels."""
+        part, labels = self.labels.part, self.labels
+        zoom = min(1.0, _PICTURE / max(part.width, part.height))
+        width, height = max(round(part.width * zoom), 1), max(round(part.height * zoom), 1)
+        picture, _ = self.scene.picture(part, width, height)
+        rows = part.y + ((np.arange(height) + 0.5) * part.height / height).astype(int)
+        columns = part.x + ((np.arange(width) + 0.5) * part.width / width).astype(int)
+        grid = [values.ravel() for values in np.meshgrid(rows, columns, indexing="ij")]
+        maps: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        for start in range(0, len(grid[0]), _ROWS):
+            features = self.view.places(grid[0][start : start + _ROWS], grid[1][start : start + _ROWS])
+            seen = np.isfinite(features).all(axis=1)
+            for fit, found in zip((before, after), maps):
+                found.append(np.where(seen, np.nan_to_num(fit.logits(features)).argmax(axis=1) + 1, 0))
+        one, other = (np.concatenate(found).reshape(height, width).astype(np.uint8) for found in maps)
+        small = np.zeros((height, width), np.uint8)
+        down, across = (labels.rows - part.y) * height // part.height, (labels.columns - part.x) * width // part.width
+        small[down, across] = labels.classes
+        picture = np.ascontiguousarray(picture.transpose(1, 2, 0))
+        return report.Panel(Path(self.scene.path).name, picture, one, other, small)
 
 
 def calibrate(request: CalibrateRequest, context: Context) -> CalibrateResult:
@@ -47,143 +105,175 @@ def calibrate(request: CalibrateRequest, context: Context) -> CalibrateResult:
     model = encoder(request.model, request.device, context.part(0, 5))
     set_threads(request.threads)
     sought = words(model, table, False)
+    offsets = np.array([prompt.offset for prompt in table.classes])
+    first = _Fit(sought.vectors, sought.owners, table.logit_scale or LOGIT_SCALE, offsets)
+    # Not only how alike places are to the words, but their vectors themselves.
+    whole = Words(np.eye(model.width, dtype=np.float32), np.arange(model.width), model.width)
     look = Look(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
-    cosines: list[np.ndarray] = []
-    truth: list[np.ndarray] = []
-    groups: list[np.ndarray] = []
-    owners: list[np.ndarray] = []
-    seen: list[_Seen] = []
     count = len(request.rasters)
-    folder = Path(request.output).absolute().parent
-    with tempfile.TemporaryDirectory(prefix=".clippan-", dir=folder) as temporary:
+    with tempfile.TemporaryDirectory(prefix=".clippan-", dir=Path(request.output).absolute().parent) as temporary:
+        rasters = []
         for number, (path, samples) in enumerate(zip(request.rasters, request.samples)):
-            mine = context.part(5 + 85 * number / count, 5 + 85 * (number + 1) / count)
+            mine = context.part(5 + 75 * number / count, 5 + 75 * (number + 1) / count)
+            folder = Path(temporary, str(number))
+            folder.mkdir()
             scene = Scene(path, look)
             labels = read(samples, request.field, table, scene, mine.part(0, 10))
-            view = View.of(request, model, sought, scene, labels.part, Path(temporary), mine.part(10, 100), labels.near)
-            cosines.append(view.places(labels.rows, labels.columns))
-            truth.append(labels.classes - 1)
-            groups.append(labels.groups + (groups[-1].max() + 1 if groups else 0))
-            owners.append(np.full(len(labels.groups), number))
-            if request.report:
-                seen.append(_look(scene, view, labels))
-            del view  # a file that is mapped into memory cannot be removed on Windows
-    values = np.concatenate(cosines)
-    valid = np.isfinite(values).all(axis=1)
-    values = values[valid]
-    known, places, pictures = (np.concatenate(parts)[valid] for parts in (truth, groups, owners))
-    labelled = np.bincount(known, minlength=len(table.classes))
-    if (labelled > 0).sum() < 2:
-        raise ClippanError("The samples hold fewer than two of the classes; label places of at least two.")
-    context.progress(92, "Fitting")
-    old = np.array([prompt.offset for prompt in table.classes])
-    before = _accuracy(values * (table.logit_scale or LOGIT_SCALE) + old, known)
-    folds = _folds(known, places, pictures)
-    tried = [(_accuracy(_crossed(values, known, folds, len(old), stay), known), stay) for stay in _STAYS]
-    best = max(found.accuracy + found.mean_iou for found, _ in tried)
-    after, stay = next(item for item in reversed(tried) if item[0].accuracy + item[0].mean_iou >= best - _SLACK)
-    scale, offsets = _fit(values, known, len(old), stay)
-    classes = tuple(
-        dataclasses.replace(prompt, offset=round(float(offset), 4)) for prompt, offset in zip(table.classes, offsets)
-    )
-    found = Table(classes, round(float(scale), 4), model.model.id, f"Calibrated on {len(known)} labelled pixels.")
-    result = CalibrateResult(
-        request.output,
-        request.report,
-        table.names,
-        tuple(int(item) for item in labelled),
-        before,
-        after,
-        float(found.logit_scale or 0),
-        tuple(prompt.offset for prompt in classes),
-        tuple(_hints(table, known, places, before, after)),
-        round(time.monotonic() - started, 3),
-    )
-    if request.report:
-        report.write(request.report, request, result, found, [item.panel(table, found) for item in seen])
+            view = View.of(request, model, whole, scene, labels.part, folder, mine.part(10, 100), labels.near)
+            rasters.append(_Raster(scene, labels, view))
+        known = _Known.of(rasters, len(table.classes))
+        before = _accuracy(first.logits(known.features), known.classes)
+        fit, after = _choose(known, first, context.part(80, 95))
+        found = _fitted(table, fit, model.model.id, known)
+        result = CalibrateResult(
+            request.output,
+            request.report,
+            table.names,
+            tuple(int(number) for number in known.labelled),
+            before,
+            after,
+            float(found.logit_scale or 0),
+            tuple(prompt.offset for prompt in found.classes),
+            tuple(_hints(table, known, fit, before, after)),
+            round(time.monotonic() - started, 3),
+        )
+        if request.report:
+            context.progress(95, "Writing the report")
+            report.write(request.report, request, result, found, [raster.panel(first, fit) for raster in rasters])
+        del rasters, view  # files that are mapped into memory cannot be removed on Windows
     save(found, request.output)
     return result
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What the report shows of a raster: a picture (h, w, 3), cosines (h, w, classes), labels (h, w)."""
+class _Known:
+    """Labels with what the model saw there.
 
-    caption: str
-    picture: np.ndarray
-    cosines: np.ndarray
-    labels: np.ndarray
+    Attributes:
+        features: (n, width).
+        classes: from 0, (n,).
+        groups: the polygon or block of each, (n,).
+        folds: for cross-validation, (n,).
+        labelled: labels of each class, also those that are not among the n.
+    """
 
-    def panel(self, before: Table, after: Table) -> report.Panel:
-        """With the maps by both tables."""
-        return report.Panel(self.caption, self.picture, self._map(before), self._map(after), self.labels)
+    features: np.ndarray
+    classes: np.ndarray
+    groups: np.ndarray
+    folds: np.ndarray
+    labelled: np.ndarray
 
-    def _map(self, table: Table) -> np.ndarray:
-        logits = self.cosines * (table.logit_scale or LOGIT_SCALE) + [prompt.offset for prompt in table.classes]
-        found = np.nan_to_num(logits, nan=-np.inf).argmax(axis=-1) + 1
-        return np.where(np.isfinite(logits).all(axis=-1), found, 0).astype(np.uint8)
+    @classmethod
+    def of(cls, rasters: list[_Raster], classes: int) -> _Known:
+        """Of all rasters.
 
-
-def _look(scene: Scene, view: View, labels: Labels) -> _Seen:
-    part = labels.part
-    zoom = min(1.0, _PICTURE / max(part.width, part.height))
-    width, height = max(round(part.width * zoom), 1), max(round(part.height * zoom), 1)
-    picture, _ = scene.picture(part, width, height)
-    rows = part.y + ((np.arange(height) + 0.5) * part.height / height).astype(int)
-    columns = part.x + ((np.arange(width) + 0.5) * part.width / width).astype(int)
-    grid = np.meshgrid(rows, columns, indexing="ij")
-    cosines = view.places(grid[0].ravel(), grid[1].ravel()).reshape(height, width, -1)
-    small = np.zeros((height, width), np.uint8)
-    small[((labels.rows - part.y) * height) // part.height, ((labels.columns - part.x) * width) // part.width] = (
-        labels.classes
-    )
-    return _Seen(Path(scene.path).name, np.ascontiguousarray(picture.transpose(1, 2, 0)), cosines, small)
-
-
-def _fit(values: np.ndarray, known: np.ndarray, classes: int, stay: float) -> tuple[float, np.ndarray]:
-    """The scale and the offsets (classes,) that make labels likeliest, from cosines (n, classes) and classes (n,);
-    ``stay`` is the weight of the usual ones."""
-    counts = np.bincount(known, minlength=classes)
-    weight = np.where(counts > 0, np.maximum(counts, 1) ** -_RARE, 0)[known]
-    weights = torch.from_numpy(weight / weight.sum())
-    cosines, truth = torch.from_numpy(values).double(), torch.from_numpy(known).long()
-    exponent = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    offsets = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([exponent, offsets], max_iter=200, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        optimiser.zero_grad()
-        logits = cosines * (LOGIT_SCALE * exponent.exp()) + offsets
-        likely = (functional.cross_entropy(logits, truth, reduction="none") * weights).sum()
-        total = likely + stay * (offsets.square().sum() + exponent.square())
-        total.backward()
-        return total
-
-    optimiser.step(loss)
-    # A class without labels is neither favoured nor put aside; softmax knows differences only.
-    shift = offsets.detach().mean()
-    return float(LOGIT_SCALE * exponent.detach().exp()), (offsets.detach() - shift).numpy()
+        Raises:
+            ClippanError: fewer than two classes are labelled.
+        """
+        features, known, groups, owners = [], [], [], []
+        labelled = np.zeros(classes, int)
+        for number, raster in enumerate(rasters):
+            labels = raster.labels
+            labelled += np.bincount(labels.classes - 1, minlength=classes)
+            kept = np.random.default_rng(number).permutation(len(labels.rows))[: _LABELS // len(rasters)]
+            values = raster.view.places(labels.rows[kept], labels.columns[kept])
+            valid = np.isfinite(values).all(axis=1)
+            features.append(values[valid])
+            known.append(labels.classes[kept][valid] - 1)
+            groups.append(
+                labels.groups[kept][valid] + sum(int(part.labels.groups.max()) + 1 for part in rasters[:number])
+            )
+            owners.append(np.full(int(valid.sum()), number))
+        if (labelled > 0).sum() < 2:
+            raise ClippanError("The samples hold fewer than two of the classes; label places of at least two.")
+        own, units, pictures = np.concatenate(known), np.concatenate(groups), np.concatenate(owners)
+        folds = _folds(own, units if len(rasters) == 1 else pictures)
+        return cls(np.concatenate(features), own, units, folds, labelled)
 
 
-def _folds(known: np.ndarray, groups: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+def _folds(classes: np.ndarray, units: np.ndarray) -> np.ndarray:
     """In which fold each label is: by rasters, or if there is one by polygons (or blocks), since what lies near a label
     is like it."""
-    units = pictures if pictures.max() > 0 else groups
     found, first = np.unique(units, return_index=True)
-    order = found[np.lexsort((found, known[first]))]  # class by class, so that each is in as many folds as can be
+    order = found[np.lexsort((found, classes[first]))]  # class by class, so that each is in as many folds as can be
     fold_of = dict(zip(order.tolist(), (np.arange(len(order)) % _FOLDS).tolist()))
     return np.array([fold_of[unit] for unit in units.tolist()])
 
 
-def _crossed(values: np.ndarray, known: np.ndarray, folds: np.ndarray, classes: int, stay: float) -> np.ndarray:
-    """Logits (n, classes) of labels, by fits that have not seen their fold."""
-    logits = np.empty_like(values)
-    for fold in np.unique(folds):
-        inside = folds == fold
-        rest = ~inside if (~inside).any() else inside  # with one polygon there is nothing to cross
-        scale, offsets = _fit(values[rest], known[rest], classes, stay)
-        logits[inside] = values[inside] * scale + offsets
-    return logits
+def _choose(known: _Known, first: _Fit, context: Context) -> tuple[_Fit, Accuracy]:
+    """The most cautious fit that is about as good as the best, on folds that it has not seen."""
+    tried = []
+    for number, (stay, pull) in enumerate(_TRIED):
+        logits = np.empty((len(known.classes), len(first.offsets)))
+        for fold in np.unique(known.folds):
+            context.progress(100 * number / len(_TRIED), "Fitting")
+            inside = known.folds == fold
+            rest = ~inside if (~inside).any() else inside  # with one polygon there is nothing to leave out
+            logits[inside] = _fit(known.features[rest], known.classes[rest], first, stay, pull).logits(
+                known.features[inside]
+            )
+        tried.append((_accuracy(logits, known.classes), stay, pull))
+    best = max(found.accuracy + found.mean_iou for found, _, _ in tried)
+    after, stay, pull = next(item for item in tried if item[0].accuracy + item[0].mean_iou >= best - _SLACK)
+    return _fit(known.features, known.classes, first, stay, pull), after
+
+
+def _fit(features: np.ndarray, known: np.ndarray, first: _Fit, stay: float, pull: Optional[float]) -> _Fit:
+    """The fit that makes labels likeliest.
+
+    Args:
+        features: of labels (n, width).
+        known: their classes (n,).
+        first: the words.
+        stay: weight of no offsets and the usual scale.
+        pull: weight of the words' vectors; None keeps them.
+    """
+    classes = len(first.offsets)
+    counts = np.bincount(known, minlength=classes)
+    weight = np.where(counts > 0, np.maximum(counts, 1) ** -_RARE, 0)[known]
+    weights = torch.from_numpy((weight / weight.sum()).astype(np.float32))
+    truth = torch.from_numpy(known).long()
+    exponent, offsets = torch.zeros((), requires_grad=True), torch.zeros(classes, requires_grad=True)
+    learned = [exponent, offsets]
+    if pull is None:
+        fixed = _Fit(first.words, first.owners, 1.0, np.zeros(classes)).logits(features)
+        cosines = torch.from_numpy(fixed.astype(np.float32))
+    else:
+        places = torch.from_numpy(features)
+        start = np.stack([first.words[first.owners == number].mean(axis=0) for number in range(classes)])
+        moved = torch.zeros(start.shape, requires_grad=True)
+        learned.append(moved)
+        middle = torch.from_numpy(start)
+    optimiser = torch.optim.LBFGS(learned, max_iter=60, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        near = cosines if pull is None else places @ (middle + moved).T
+        logits = near * (LOGIT_SCALE * exponent.exp()) + offsets
+        likely = (functional.cross_entropy(logits, truth, reduction="none") * weights).sum()
+        total = likely + stay * (offsets.square().sum() + exponent.square())
+        if pull is not None:
+            total = total + pull * moved.square().sum()
+        total.backward()
+        return total
+
+    optimiser.step(loss)
+    scale = float(LOGIT_SCALE * exponent.detach().exp())
+    # A class without labels is neither favoured nor put aside; softmax knows differences only.
+    added = (offsets.detach() - offsets.detach().mean()).numpy().astype(float)
+    if pull is None:
+        return _Fit(first.words, first.owners, scale, added)
+    return _Fit((middle + moved.detach()).numpy(), np.arange(classes), scale, added, True)
+
+
+def _fitted(table: Table, fit: _Fit, model: str, known: _Known) -> Table:
+    """The table with what was found."""
+    classes: list[Prompt] = []
+    for number, prompt in enumerate(table.classes):
+        vector = tuple(round(float(value), 5) for value in fit.words[number]) if fit.moved else prompt.vector
+        classes.append(dataclasses.replace(prompt, offset=round(float(fit.offsets[number]), 4), vector=vector))
+    about = f"Calibrated on {int(known.labelled.sum())} labelled pixels."
+    return Table(tuple(classes), round(fit.scale, 4), model, about)
 
 
 def _accuracy(logits: np.ndarray, known: np.ndarray) -> Accuracy:
@@ -191,19 +281,22 @@ def _accuracy(logits: np.ndarray, known: np.ndarray) -> Accuracy:
     table = np.bincount(known * classes + logits.argmax(axis=1), minlength=classes**2).reshape(classes, classes)
     hits, union = np.diag(table), table.sum(axis=0) + table.sum(axis=1) - np.diag(table)
     there = table.sum(axis=1) > 0
-    each = tuple(float(hit / all_) if seen else None for hit, all_, seen in zip(hits, union, there))
+    each = tuple(float(hit / both) if seen else None for hit, both, seen in zip(hits, union, there))
     mean = float(np.mean([value for value in each if value is not None]))
     return Accuracy(float(hits.sum() / table.sum()), mean, each, tuple(tuple(int(n) for n in row) for row in table))
 
 
-def _hints(table: Table, known: np.ndarray, groups: np.ndarray, before: Accuracy, after: Accuracy) -> list[str]:
+def _hints(table: Table, known: _Known, fit: _Fit, before: Accuracy, after: Accuracy) -> list[str]:
     hints = []
-    few = [name for number, name in enumerate(table.names) if 0 < len(np.unique(groups[known == number])) < _FEW]
-    absent = [name for number, name in enumerate(table.names) if not (known == number).any()]
+    places = [len(np.unique(known.groups[known.classes == number])) for number in range(len(table.classes))]
+    absent = [name for name, found in zip(table.names, places) if not found]
+    few = [name for name, found in zip(table.names, places) if 0 < found < _FEW]
     if absent:
         hints.append(f"No labels of {', '.join(absent)}: nothing was learned about them; label some places.")
     if few:
         hints.append(f"Labels of {', '.join(few)} are in fewer than {_FEW} places; label more for a fit to rely on.")
+    if fit.moved:
+        hints.append("What the words mean was moved to the labelled places; the table is for this model only.")
     if after.mean_iou < before.mean_iou:
         hints.append(
             "On places that were left out, calibration does not help; label more places, or keep the old table."

@@ -36,6 +36,7 @@ class Prompt:
         colour: in the legend, as #rrggbb; empty means a colour by the name.
         threshold: confidence below which a pixel stays unclassified, 0 to 1.
         offset: what calibration adds to the class's logits.
+        vector: what calibration made of the words, for its model; empty where the words stand for themselves.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Prompt:
     colour: str = ""
     threshold: float = 0.0
     offset: float = 0.0
+    vector: tuple[float, ...] = ()
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -192,7 +194,7 @@ def _checked(table: Table) -> Table:
             raise ClippanError(f"The colour {prompt.colour} of {prompt.name} is not understood; write it like #1f78b4.")
         if not 0 <= prompt.threshold < 1:
             raise ClippanError(f"The threshold of {prompt.name} is {prompt.threshold:g}; it has to be from 0 to 1.")
-        if not math.isfinite(prompt.offset):
+        if not all(math.isfinite(value) for value in (prompt.offset, *prompt.vector)):
             raise ClippanError(f"The offset of {prompt.name} is no number; calibrate again.")
     if table.logit_scale is not None and not 0 < table.logit_scale <= 1000:
         raise ClippanError(f"The logit scale is {table.logit_scale:g}; it has to be above 0 and at most 1000.")

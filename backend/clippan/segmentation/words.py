@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clippan.clip.encoder import Encoder, background
+from clippan.errors import ClippanError
 from clippan.segmentation.prompts import Table
 
 _ALIKE = 0.7  # cosine from which a common word means about the same as one of the table
@@ -17,7 +18,7 @@ class Words:
     """What places are compared with.
 
     Attributes:
-        vectors: of all words, float32 (n, width), each of length 1.
+        vectors: of all words, float32 (n, width), of length 1 but for calibrated ones.
         owners: the class of each, (n,), ascending from 0; the last is the background if there is one.
         classes: how many, without the background.
     """
@@ -28,15 +29,28 @@ class Words:
 
 
 def words(model: Encoder, table: Table, with_background: bool) -> Words:
-    """The words of a table, averaged over the model's templates, each with its class's descriptions.
+    """The words of a table, averaged over the model's templates, each with its class's descriptions; or what a
+    calibration made of them.
 
     Args:
         model: that reads.
         table: the prompts.
         with_background: add common words for other things, but for those that mean about what the table says.
+
+    Raises:
+        ClippanError: the table was calibrated for another model.
     """
     vectors, owners = [], []
     for number, prompt in enumerate(table.classes):
+        if prompt.vector:
+            if table.model != model.model.id or len(prompt.vector) != model.width:
+                raise ClippanError(
+                    f"The prompt table was calibrated for the model {table.model or 'unknown'}, not for "
+                    f"{model.model.id}; choose that model, or calibrate the table again."
+                )
+            vectors.append(np.array([prompt.vector], np.float32))
+            owners.append(number)
+            continue
         own = model.texts(prompt.words)
         if prompt.descriptions:
             own = own + model.texts(prompt.descriptions).mean(axis=0)
