@@ -29,9 +29,9 @@ from osgeo import gdal, osr
 from clippan.clip.encoder import encoder
 from clippan.device import set_threads
 from clippan.jobs import Context, Device, IndexRequest, SearchRequest, run, to_json
+from clippan.raster.scene import Look, Scene
 from clippan.raster.tiles import Window
 from clippan.search import compare, query, store
-from clippan.search.scene import Look, Scene
 from clippan.search.store import About, Raster, Tile
 
 WIDTH = 512

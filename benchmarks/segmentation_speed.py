@@ -34,8 +34,8 @@ from clippan import __version__  # noqa: E402
 from clippan.clip.encoder import Encoder, encoder  # noqa: E402
 from clippan.device import multiplies_bfloat16, set_threads  # noqa: E402
 from clippan.jobs import Context, Device, SegmentRequest, run  # noqa: E402
+from clippan.raster.scene import Look, Scene  # noqa: E402
 from clippan.raster.tiles import Window  # noqa: E402
-from clippan.search.scene import Look, Scene  # noqa: E402
 from clippan.segmentation.coarse import Lattice  # noqa: E402
 from clippan.segmentation.segment import edges  # noqa: E402
 

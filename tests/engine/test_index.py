@@ -21,8 +21,8 @@ from osgeo import gdal, ogr, osr
 
 from clippan.errors import Cancelled, ClippanError
 from clippan.jobs import AboutIndexRequest, Context, IndexRequest, SearchRequest, Stretch, run
+from clippan.raster.scene import Look, Scene, expand
 from clippan.search import build, store
-from clippan.search.scene import Look, Scene, expand
 from clippan.search.store import Filter, Index
 
 QUADRANTS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0))

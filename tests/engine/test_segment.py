@@ -14,10 +14,11 @@ from osgeo import gdal
 from clippan.clip import encoder as encoders
 from clippan.errors import Cancelled, ClippanError
 from clippan.jobs import CalibrateRequest, Context, Refinement, SegmentRequest, Stretch, run
+from clippan.raster.scene import Look, Scene
 from clippan.raster.tiles import Window
-from clippan.search.scene import Look, Scene
 from clippan.segmentation import coarse, segment
 from clippan.segmentation.coarse import Lattice
+from clippan.segmentation.prompts import parse
 
 CLASSES = "red; green; blue"
 
@@ -136,7 +137,8 @@ def test_a_tower_of_any_size_sees_larger_pictures_with_the_same_cells(monkeypatc
     model.any_size = True
     values, truth = stripes()
     result = run(SegmentRequest(raster("a.tif", values), CLASSES, str(tmp_path / "b.tif"), window=(16,)))
-    assert result.window == (32,)
+    assert result.window == (16,)
+    assert model.seen < 2 * 6 * 6  # windows of 32 pixels
     assert (read_raster(result.output)[0] == truth).mean() > 0.97
 
 
@@ -421,6 +423,23 @@ def test_samples_that_cannot_be_meant_are_said(calibrated, raster, tmp_path) -> 
         with pytest.raises(ClippanError, match=says):
             calibrated(values, str(path))
     assert not (tmp_path / "t.json").exists()
+
+
+def test_words_are_moved_where_offsets_do_not_help(calibrated, raster, mapped, model) -> None:
+    # Blue and yellow are as near to red as to green.
+    values, truth = stripes(names=("blue", "yellow"))
+    values = values.astype(np.uint8)
+    result = calibrated(values, raster("labels.tif", labels(truth, 0.5)), "red; green")
+    assert result.before.accuracy < 0.6
+    assert result.after.accuracy > 0.9
+    assert any("was moved" in hint for hint in result.hints)
+    table = parse(result.output)
+    assert [len(prompt.vector) for prompt in table.classes] == [4, 4]
+    found = read_raster(mapped(values, result.output).output)[0]
+    assert (found == truth).mean() > 0.9
+    model.model.id = "another"
+    with pytest.raises(ClippanError, match="calibrated for the model colours, not for another"):
+        mapped(values, result.output)
 
 
 def test_settings_are_words_everywhere() -> None:

@@ -6,8 +6,8 @@ from clippan.clip import cache
 from clippan.clip.models import find
 from clippan.errors import ClippanError
 from clippan.jobs.index import AboutIndexRequest, AboutIndexResult
+from clippan.raster.scene import name_of
 from clippan.search.catalogue import reader
-from clippan.search.scene import name_of
 
 
 def about(request: AboutIndexRequest) -> AboutIndexResult:

@@ -20,9 +20,9 @@ from clippan.jobs.base import Context
 from clippan.jobs.index import IndexRequest, IndexResult
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
+from clippan.raster.scene import LEAST_VALID, Look, Plan, Scene, expand, is_missing, spatial
 from clippan.raster.tiles import Window, count_threads, in_order
 from clippan.search.catalogue import builder
-from clippan.search.scene import LEAST_VALID, Look, Plan, Scene, expand, is_missing, spatial
 from clippan.search.store import About, Raster, Tile
 
 _COMMIT_TILES = 4096

@@ -11,7 +11,7 @@ from osgeo import gdal, ogr
 
 from clippan.errors import ClippanError, told
 from clippan.jobs.search import Hit
-from clippan.search.scene import spatial
+from clippan.raster.scene import spatial
 from clippan.search.store import About, polygon
 
 _FIELDS = {

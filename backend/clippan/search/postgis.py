@@ -25,8 +25,8 @@ import numpy as np
 
 from clippan import __version__
 from clippan.errors import ClippanError
+from clippan.raster.scene import spatial
 from clippan.raster.tiles import Window
-from clippan.search.scene import spatial
 from clippan.search.store import About, Filter, Raster, Tile, same_model
 
 FORMAT = "1"

@@ -20,12 +20,12 @@ from clippan.errors import ClippanError
 from clippan.jobs import check
 from clippan.jobs.base import Context
 from clippan.jobs.search import Hit, SearchRequest, SearchResult
+from clippan.raster.scene import Look, Scene, is_missing, name_of, transformed
 from clippan.raster.tiles import Window
 from clippan.search import heatmap, layer
 from clippan.search.about import changed
 from clippan.search.catalogue import reader
 from clippan.search.judge import Query, blocks
-from clippan.search.scene import Look, Scene, is_missing, name_of, transformed
 from clippan.search.store import Filter, Raster, Tile, is_index, vectors_of
 
 _CANDIDATES = 1000  # go on to the second step, at least

@@ -26,8 +26,8 @@ from osgeo import gdal, ogr, osr
 
 from clippan import __version__
 from clippan.errors import ClippanError, told
+from clippan.raster.scene import spatial
 from clippan.raster.tiles import Window
-from clippan.search.scene import spatial
 
 FORMAT = "1"
 _DOMAIN = "CLIPPAN"

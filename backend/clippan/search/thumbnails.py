@@ -12,8 +12,8 @@ from osgeo import gdal
 from clippan.errors import ClippanError
 from clippan.jobs.base import Context
 from clippan.jobs.search import ThumbnailsRequest, ThumbnailsResult
+from clippan.raster.scene import Look, Scene
 from clippan.search.catalogue import reader
-from clippan.search.scene import Look, Scene
 
 
 def thumbnails(request: ThumbnailsRequest, context: Context) -> ThumbnailsResult:

@@ -24,7 +24,7 @@ from clippan.device import set_threads
 from clippan.errors import ClippanError
 from clippan.jobs.base import Context
 from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
-from clippan.search.scene import Look, Scene
+from clippan.raster.scene import Look, Scene
 from clippan.segmentation import report
 from clippan.segmentation.labels import Labels, read
 from clippan.segmentation.prompts import Prompt, Table, parse, save
@@ -39,6 +39,7 @@ _TRIED: tuple[tuple[float, Optional[float]], ...] = (
     *((stay, None) for stay in (10.0, 0.1, 0.01, 0.001)),
     *((0.001, pull) for pull in (10.0, 1.0, 0.1)),
 )
+_WIDEST = 2.5  # the scale is at most e to this power larger, or smaller, than the usual one
 _SLACK = 0.02  # of accuracy and mean IoU together: so much is chance, and the more cautious fit is taken
 _LABELS = 40_000  # that are fitted; neighbours say the same
 _FEW = 3  # polygons or points of a class, below which the fit is uncertain
@@ -249,7 +250,7 @@ def _fit(features: np.ndarray, known: np.ndarray, first: _Fit, stay: float, pull
     def loss() -> torch.Tensor:
         optimiser.zero_grad()
         near = cosines if pull is None else places @ (middle + moved).T
-        logits = near * (LOGIT_SCALE * exponent.exp()) + offsets
+        logits = near * _scale(exponent) + offsets
         likely = (functional.cross_entropy(logits, truth, reduction="none") * weights).sum()
         total = likely + stay * (offsets.square().sum() + exponent.square())
         if pull is not None:
@@ -258,12 +259,17 @@ def _fit(features: np.ndarray, known: np.ndarray, first: _Fit, stay: float, pull
         return total
 
     optimiser.step(loss)
-    scale = float(LOGIT_SCALE * exponent.detach().exp())
+    scale = float(_scale(exponent.detach()))
     # A class without labels is neither favoured nor put aside; softmax knows differences only.
     added = (offsets.detach() - offsets.detach().mean()).numpy().astype(float)
     if pull is None:
         return _Fit(first.words, first.owners, scale, added)
     return _Fit((middle + moved.detach()).numpy(), np.arange(classes), scale, added, True)
+
+
+def _scale(exponent: torch.Tensor) -> torch.Tensor:
+    """Bounded, since labels that a line divides are the likelier the larger it is."""
+    return LOGIT_SCALE * (_WIDEST * exponent.tanh()).exp()
 
 
 def _fitted(table: Table, fit: _Fit, model: str, known: _Known) -> Table:

@@ -20,8 +20,8 @@ import numpy as np
 
 from clippan.clip.encoder import Encoder
 from clippan.jobs.base import Context
+from clippan.raster.scene import Scene
 from clippan.raster.tiles import Window, in_order
-from clippan.search.scene import Scene
 
 _IN_MEMORY = 2**28  # bytes of a grid; larger ones lie in a file
 LARGER = 2  # a tower that takes any size sees pictures so much larger: fewer borders, whose padding it sees
@@ -37,6 +37,7 @@ class Lattice:
         edge: of a window, in the raster's pixels.
         pixels: edge of the picture that the model sees.
         cells: of a window, along its edge.
+        larger: how much larger than the model's own its pictures are.
         hop: from window to window, in cells: about a half; for convolutional towers three quarters.
         left, top, right, bottom: the windows, counted from the raster's first pixel; the last of each is left out.
     """
@@ -46,6 +47,7 @@ class Lattice:
     edge: int
     pixels: int
     cells: int
+    larger: int
     hop: int
     left: int
     top: int
@@ -61,7 +63,8 @@ class Lattice:
             width, height: of the raster.
             edge: of what the model sees as a picture of its own size, in the raster's pixels.
             part: of the raster.
-            hop: from window to window, in cells; by default what suits the model.
+            larger: how much larger than the model's own its pictures are.
+        hop: from window to window, in cells; by default what suits the model.
         """
         larger = LARGER if model.any_size else 1
         pixels = model.pixels * larger
@@ -75,7 +78,7 @@ class Lattice:
         left, top = max(part.x // step - before, 0), max(part.y // step - before, 0)
         right = max(min(math.ceil((part.x + part.width) / step), math.ceil(width / step) - 1), left + 1)
         bottom = max(min(math.ceil((part.y + part.height) / step), math.ceil(height / step) - 1), top + 1)
-        return cls(width, height, edge, pixels, cells, hop, left, top, right, bottom)
+        return cls(width, height, edge, pixels, cells, larger, hop, left, top, right, bottom)
 
     @property
     def step(self) -> int:

@@ -11,8 +11,8 @@ from osgeo import gdal, ogr, osr
 from clippan.errors import ClippanError
 from clippan.jobs.base import Context
 from clippan.raster import source as sources
+from clippan.raster.scene import Scene, spatial
 from clippan.raster.tiles import Window, tiles
-from clippan.search.scene import Scene, spatial
 from clippan.segmentation.prompts import Table
 
 _MOST = 4000  # pixels of a polygon or block that count; the others say the same

@@ -18,8 +18,8 @@ from osgeo import gdal, ogr
 from clippan.errors import ClippanError, told
 from clippan.jobs.base import Context
 from clippan.raster.grid import Grid
+from clippan.raster.scene import PLACED, spatial
 from clippan.raster.writer import close
-from clippan.search.scene import PLACED, spatial
 from clippan.segmentation import regions
 from clippan.segmentation.areas import HECTARE
 from clippan.segmentation.outlines import Lines, Rings, Tracer, rings

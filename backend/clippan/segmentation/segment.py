@@ -24,10 +24,10 @@ from clippan.jobs.base import Context, to_json
 from clippan.jobs.calibrate import CalibrateRequest
 from clippan.jobs.options import Refinement
 from clippan.jobs.segment import ClassArea, SegmentRequest, SegmentResult
+from clippan.raster.scene import Look, Scene
 from clippan.raster.source import BandInfo
 from clippan.raster.tiles import Window, count_threads, in_order, tiles
 from clippan.raster.writer import BLOCK, Writer
-from clippan.search.scene import Look, Scene
 from clippan.segmentation import areas, polygons, refine
 from clippan.segmentation.coarse import Coarse, Lattice, look
 from clippan.segmentation.legend import palette
@@ -177,7 +177,7 @@ class View:
     @property
     def edges(self) -> tuple[int, ...]:
         """Of the windows, in the raster's pixels."""
-        return tuple(coarse.lattice.edge for coarse in self.coarse)
+        return tuple(coarse.lattice.edge // coarse.lattice.larger for coarse in self.coarse)
 
     def open(self) -> Scene:
         """The raster, anew."""
@@ -196,11 +196,13 @@ def edges(scene: Scene, model: Encoder) -> tuple[int, ...]:
     """Of the windows that suit a model and the ground resolution, in the raster's pixels.
 
     The starter model sees best 64 pixels at a time, of Sentinel-2 as of pictures with half a metre; of sharper ones as
-    much ground. Models with smaller cells see more.
+    much ground. Beside them twice as much costs little, and corrects them. Models with smaller cells see more, and as
+    they take longer, once.
     """
     ground = scene.ground()
     gsd = (ground[0] * ground[1]) ** 0.5 if ground else math.inf
-    return (round(max(_EDGE, _LEAST_METRES / gsd) * 32 / model.stride),)
+    edge = round(max(_EDGE, _LEAST_METRES / gsd) * 32 / model.stride)
+    return (edge, 2 * edge) if model.any_size else (edge,)
 
 
 @dataclass

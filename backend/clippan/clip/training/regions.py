@@ -21,8 +21,8 @@ from clippan.jobs.base import Context
 from clippan.jobs.trainclip import Picture, RegionsRequest, RegionsResult
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
+from clippan.raster.scene import LEAST_VALID, Look, Scene, spatial
 from clippan.raster.tiles import Window
-from clippan.search.scene import LEAST_VALID, Look, Scene, spatial
 
 TABLE = "regions.json"
 _POLYGONS = (ogr.wkbPolygon, ogr.wkbMultiPolygon, ogr.wkbCurvePolygon, ogr.wkbMultiSurface)

@@ -1,4 +1,4 @@
-"""A raster as the index sees it: which bands make the picture, how they are stretched, where its tiles lie."""
+"""A raster as models see it: which bands make the picture, how they are stretched, where its tiles lie."""
 
 from __future__ import annotations
 
