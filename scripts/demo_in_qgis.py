@@ -1,8 +1,8 @@
 """The part of the demo that runs inside QGIS (``qgis --code``); see demo.py.
 
 Does what an analyst does: opens a scene, zooms to a place, runs Pansharpen from the toolbox, looks at the result; then
-opens another scene, indexes it, types what to look for in the search panel, and flies there; types classes, and gets a
-map of them.
+opens another scene, types classes and gets a map of them; indexes it, types what to look for in the search panel, and
+flies there.
 """
 
 import json
@@ -169,14 +169,10 @@ def dialog(name: str, parameters: dict) -> None:
 
 
 def search() -> dict:
-    """Indexes the other scene, searches it for each of the words, and flies to the best place."""
-    files = json.loads((FOLDER / "scene.json").read_text(encoding="utf-8"))
-    iface.newProject()
-    scene = iface.addRasterLayer(files["shore"], "Sentinel-2, 10 m")
-    QgsProject.instance().setCrs(scene.crs())
+    """Indexes that scene, searches it for each of the words, and flies to the best place."""
+    scene = open_shore()
     index = str(FOLDER / "shore.gpkg")
     results = processing.run("clippan:buildtileindex", {"RASTERS": [scene], "OUTPUT": index})
-    iface.mainWindow().findChild(QDockWidget, "ProcessingToolbox").hide()
     panel = iface.mainWindow().findChild(QDockWidget, "ClippanSearch")
     panel.show()
     panel.raise_()
@@ -192,9 +188,19 @@ def search() -> dict:
     return {"tiles": results["TILES"]}
 
 
+def open_shore() -> QgsRasterLayer:
+    """The other scene, in a new project."""
+    files = json.loads((FOLDER / "scene.json").read_text(encoding="utf-8"))
+    iface.newProject()
+    scene = iface.addRasterLayer(files["shore"], "Sentinel-2, 10 m")
+    QgsProject.instance().setCrs(scene.crs())
+    iface.mainWindow().findChild(QDockWidget, "ProcessingToolbox").hide()
+    return scene
+
+
 def segment() -> dict:
-    """Maps the classes of the scene that was searched."""
-    (scene,) = QgsProject.instance().mapLayersByName("Sentinel-2, 10 m")
+    """Maps the classes of the other scene."""
+    scene = open_shore()
     parameters = {
         "INPUT": scene,
         "CLASSES": CLASSES,
@@ -207,7 +213,6 @@ def segment() -> dict:
     for layer in project.mapLayers().values():
         if layer.type() == layer.type().VectorLayer:
             project.layerTreeRoot().findLayer(layer).setItemVisibilityChecked(False)
-    iface.mainWindow().findChild(QDockWidget, "ClippanSearch").hide()
     iface.mainWindow().findChild(QDockWidget, "Layers").raise_()
     canvas.setExtent(scene.extent())
     draw()
@@ -247,7 +252,7 @@ def names() -> list:
 def main() -> None:
     """Runs the demo and leaves word of how it went."""
     try:
-        answer = {**show(), **search(), **segment()}
+        answer = {**show(), **segment(), **search()}
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
     part = FOLDER / "answer.json.part"
