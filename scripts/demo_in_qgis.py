@@ -194,7 +194,8 @@ def open_shore() -> QgsRasterLayer:
     iface.newProject()
     scene = iface.addRasterLayer(files["shore"], "Sentinel-2, 10 m")
     QgsProject.instance().setCrs(scene.crs())
-    iface.mainWindow().findChild(QDockWidget, "ProcessingToolbox").hide()
+    for name in ("ProcessingToolbox", "ClippanSearch"):
+        iface.mainWindow().findChild(QDockWidget, name).hide()
     return scene
 
 

@@ -7,9 +7,6 @@ import io
 import json
 import math
 import os
-import socket
-import subprocess
-import sys
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import UTM, write_raster
 from osgeo import gdal, ogr, osr
+from processes import in_two
 
 torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")
@@ -26,7 +24,6 @@ open_clip = pytest.importorskip("open_clip")
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-import clippan  # noqa: E402
 from clippan.clip import dense  # noqa: E402
 from clippan.clip.encoder import encoder  # noqa: E402
 from clippan.clip.load import Loaded, Preprocessing, load  # noqa: E402
@@ -621,47 +618,14 @@ def test_the_files_of_a_tokenizer_come_along(models, tmp_path):
     assert sorted(os.listdir(tmp_path / "out")) == [CONFIG, train.WEIGHTS, "tokenizer.json"]
 
 
-# What each process has in the end is written beside the model, which only the first writes.
-PROCESS = """
-import sys, torch
-from clippan import cli
-from clippan.clip.training import train
-
-go = train.Run.go
-
-def watched(self):
-    losses = go(self)
-    torch.save(self.loaded.model.state_dict(), f"{sys.argv[-1]}/rank{self._rank}.pt")
-    return losses
-
-train.Run.go = watched
-sys.exit(cli.main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does_with_the_double_batch(boxed, models, tmp_path):
-    (tmp_path / "process.py").write_text(PROCESS, encoding="utf-8")
-    folder = tmp_path / "run"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(Path(clippan.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     options = {"steps": 3, "least": 20, "rate": 1e-3, "threads": 1, "model": models["transformer"], "device": "cpu"}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = ["train", "clip", "--data", str(boxed), "--batch", "3", "--train-text", "--warmup", "0", *words]
-    done = subprocess.run(
-        [*starter, str(tmp_path / "process.py"), *command, "--output", str(folder)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done, (first, second) = in_two(tmp_path, "clippan.clip.training", "self.loaded.model.state_dict()", command)
     assert done.stderr.count("Step 6: contrast") == 1  # one of them tells
     assert done.stdout.count("6 pictures, 12 objects, 3 + 3 steps") == 1
-    first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     learn(boxed, tmp_path / "alone", models["transformer"], steps=3, batch=6, train_text=True, warmup=0)
     alone, start = weights(tmp_path / "alone"), load(find(models["transformer"]).path, find(models["transformer"]))

@@ -9,9 +9,6 @@ import io
 import math
 import os
 import re
-import socket
-import subprocess
-import sys
 import textwrap
 import zipfile
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any, Optional
 import numpy as np
 import pytest
 from conftest import read_raster, truth, write_raster
+from processes import in_two
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("yaml")
@@ -27,7 +25,6 @@ pytest.importorskip("yaml")
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-import clippan  # noqa: E402
 from clippan import resources  # noqa: E402
 from clippan.clip.models import MODELS  # noqa: E402
 from clippan.errors import Cancelled, ClippanError  # noqa: E402
@@ -783,49 +780,16 @@ def test_both_stages_of_clippan(data, recipe, tmp_path):
     assert (tmp_path / "run" / "stage_one.safetensors").read_bytes() == kept
 
 
-# What each process has in the end is written beside the model, which only the first writes.
-PROCESS = """
-import sys, torch
-from pathlib import Path
-from clippan import cli
-from clippan.fusion.training import train
-
-go = train.Run.go
-
-def watched(self):
-    losses = go(self)
-    torch.save([self.network.state_dict(), self._average.state_dict()], f"{sys.argv[-1]}/rank{self._rank}.pt")
-    return losses
-
-train.Run.go = watched
-sys.exit(cli.main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.slow
 def test_several_processes_learn_one_network(data, recipe, tmp_path):
-    (tmp_path / "process.py").write_text(PROCESS, encoding="utf-8")
-    folder = tmp_path / "run"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(Path(clippan.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     command = ["train", "fusion", "--data", str(data), "--recipe", recipe(), "--steps", "3", "--device", "cpu"]
-    done = subprocess.run(
-        [*starter, str(tmp_path / "process.py"), *command, "--output", str(folder)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    state = "[self.network.state_dict(), self._average.state_dict()]"
+    done, (first, second) = in_two(tmp_path, "clippan.fusion.training", state, command)
     assert done.stderr.count("Step 3: truth.supervised") == 1  # one of them tells
     assert done.stdout.count("model.safetensors") == 1
-    first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     for one, other in zip(first, second):
         assert all(torch.equal(one[name], other[name]) for name in one)
-    trained = load_file(str(folder / "model.safetensors"))
+    trained = load_file(str(tmp_path / "run" / "model.safetensors"))
     assert all(torch.equal(trained[name], first[1][name].half()) for name in trained)
     # The second process had patches of its own: the network is not what one process makes.
     learn(data, tmp_path / "alone", recipe(), steps=3)
