@@ -155,7 +155,11 @@ class JobAlgorithm(Algorithm):
         return ()
 
     def finish(self, answer: dict[str, Any], feedback) -> dict[str, Any]:
-        """The algorithm's results from the job's answer; not in the main thread."""
+        """The algorithm's results from the job's answer; not in the main thread.
+
+        Raises:
+            ClippanError: one of them cannot be written.
+        """
         raise NotImplementedError
 
     def canExecute(self):
@@ -190,15 +194,15 @@ class JobAlgorithm(Algorithm):
 
     def processAlgorithm(self, parameters, context, feedback):
         """Runs the job in the engine."""
-        if self._failure:
-            raise QgsProcessingException(self._failure)
-        try:
-            self._request = self.place(self._request, parameters, context)
-            self._request.validate()
-            answer = self.work(feedback)
-        except ClippanError as error:
-            raise QgsProcessingException(str(error)) from None
-        return self.finish(answer, feedback)
+        if not self._failure:
+            try:
+                self._request = self.place(self._request, parameters, context)
+                self._request.validate()
+                return self.finish(self.work(feedback), feedback)
+            except (ClippanError, QgsProcessingException) as error:
+                self._failure = str(error)
+        # Not raised where it was caught: QGIS never lets go of an exception, nor so of the layers in its frames.
+        raise QgsProcessingException(self._failure)
 
     # Parameters that several algorithms have, and their values.
 

@@ -7,7 +7,6 @@ from typing import Optional
 
 from qgis.core import (
     Qgis,
-    QgsProcessingException,
     QgsProcessingOutputNumber,
     QgsProcessingParameterBoolean,
     QgsProcessingParameterFeatureSink,
@@ -20,6 +19,7 @@ from qgis.core import (
     QgsVectorLayer,
 )
 
+from clippan.errors import ClippanError
 from clippan.jobs import SearchRequest, check
 
 from .. import hits, query, sources
@@ -152,7 +152,7 @@ class _Search(base.JobAlgorithm):
             feedback.pushInfo(f"{hit['rank']}. {hit['prompt']} ({hit['confidence']:.0%}), {hit['raster']}")
         sink, self._output = self._sink(hits.crs(answer))
         if sink is None:
-            raise QgsProcessingException(f"The layer {self._output} cannot be written; choose another place.")
+            raise ClippanError(f"The layer {self._output} cannot be written; choose another place.")
         sink.addFeatures(hits.features(answer))
         del sink  # written when it goes
         self._sink = None

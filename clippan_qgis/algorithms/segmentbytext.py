@@ -11,7 +11,6 @@ from qgis.core import (
     QgsFeature,
     QgsFeatureSink,
     QgsFields,
-    QgsProcessingException,
     QgsProcessingOutputNumber,
     QgsProcessingOutputString,
     QgsProcessingParameterBoolean,
@@ -24,6 +23,7 @@ from qgis.core import (
     QgsVectorLayer,
 )
 
+from clippan.errors import ClippanError
 from clippan.jobs import Refinement, SegmentRequest
 
 from .. import classmap, sources, styling
@@ -240,7 +240,7 @@ class SegmentByText(PromptAlgorithm):
         sink, output = self._sink(fields, layer.crs())
         self._sink = None
         if sink is None:
-            raise QgsProcessingException(f"The layer {output} cannot be written; choose another place.")
+            raise ClippanError(f"The layer {output} cannot be written; choose another place.")
         for feature in layer.getFeatures():
             if feedback.isCanceled():
                 break
@@ -250,7 +250,7 @@ class SegmentByText(PromptAlgorithm):
             geometry.convertToMultiType()
             copy.setGeometry(geometry)
             if not sink.addFeature(copy, QgsFeatureSink.Flag.FastInsert):
-                raise QgsProcessingException(f"The layer {output} cannot be written ({sink.lastError()}).")
+                raise ClippanError(f"The layer {output} cannot be written ({sink.lastError()}).")
         del sink  # written when it goes
         return output
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Callable
 
-from qgis.core import QgsApplication
 from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtWidgets import (
     QHBoxLayout,
@@ -93,22 +92,17 @@ class ModelList(QWidget):
             self.state.setText(str(error))
             return
         task = self._task
-        task.taskCompleted.connect(lambda: self._answered(task, then))
-        task.taskTerminated.connect(lambda: self._failed(task))
         self.state.setText("Looking…")
         self._enable()
-        QgsApplication.taskManager().addTask(task)
+        task.start(self, lambda: self._ended(task, then))
 
-    def _answered(self, task: JobTask, then: Callable[[dict[str, Any]], None]) -> None:
+    def _ended(self, task: JobTask, then: Callable[[dict[str, Any]], None]) -> None:
         if task is self._task:  # a newer question makes the answer to an older one stale
             self._task = None
-            then(task.answer)
-            self._enable()
-
-    def _failed(self, task: JobTask) -> None:
-        if task is self._task:
-            self._task = None
-            self.state.setText(task.failure)
+            if task.answer:
+                then(task.answer)
+            else:
+                self.state.setText(task.failure)
             self._enable()
 
     def _show(self, answer: dict[str, Any]) -> None:

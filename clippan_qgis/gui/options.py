@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Optional
 
-from qgis.core import QgsApplication
 from qgis.gui import (
     QgsAuthConfigSelect,
     QgsFileWidget,
@@ -62,7 +61,6 @@ class OptionsPage(QgsOptionsPageWidget):
 
     def __init__(self, parent=None, settings: Optional[Settings] = None):
         super().__init__(parent)
-        self._task = None
         self._looked = False
         self.python = _file("The managed environment, made by “Set up engine”", QgsFileWidget.StorageMode.GetFile)
         self.python.setDialogTitle("The Python that runs the engine")
@@ -181,10 +179,8 @@ class OptionsPage(QgsOptionsPageWidget):
             return
         interpreter = launch.interpreter
         origin = f"Engine Python: {interpreter.path} (from {interpreter.origin})"
-        self._task = JobTask("Checking the CLIPPan engine", launch, request)
-        self._task.taskCompleted.connect(lambda: self._show(f"{origin}\n{self._task.answer['text']}"))
-        self._task.taskTerminated.connect(lambda: self._show(self._task.failure))
-        QgsApplication.taskManager().addTask(self._task)
+        task = JobTask("Checking the CLIPPan engine", launch, request)
+        task.start(self, lambda: self._show(f"{origin}\n{task.answer['text']}" if task.answer else task.failure))
 
     def _show(self, text: str) -> None:
         self.report.setPlainText(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Callable, NamedTuple, Optional
 
 from qgis.core import QgsApplication, QgsProcessingFeedback, QgsTask
+from qgis.PyQt import sip
 from qgis.PyQt.QtCore import QObject, pyqtSignal
 
 from clippan.errors import ClippanError
@@ -24,14 +25,19 @@ class Feedback(QgsProcessingFeedback):
         self.told.emit(text)
 
 
+# QGIS keeps a task until it is over, but not its Python half: without this, Python's garbage collector takes the half
+# of a task whose panel has been closed, and QGIS crashes at the end of the job.
+_running: set[JobTask] = set()
+
+
 class JobTask(QgsTask):
     """Runs a request in the engine; it is cancelled in the panel that shows its progress, or in the status bar.
 
     Attributes:
         launch: the engine.
         feedback: where the job reports to.
-        answer: the job's result as JSON values, once the task has completed.
-        failure: what went wrong, in one sentence, once it has terminated.
+        answer: the job's result as JSON values, once it has succeeded; else empty.
+        failure: what went wrong, in one sentence, once it has failed; else empty.
     """
 
     def __init__(self, description: str, launch: worker.Launch, request: Request, hidden: bool = False):
@@ -43,6 +49,12 @@ class JobTask(QgsTask):
         self.failure = ""
         self._request = request
         self.feedback.progressChanged.connect(self.setProgress)
+
+    def start(self, owner: QObject, then: Callable[[], None]) -> None:
+        """Starts; ``then`` is called in the main thread once the task is over, unless the owner is gone by then."""
+        self._owner, self._then = owner, then
+        _running.add(self)
+        QgsApplication.taskManager().addTask(self)
 
     def cancel(self):
         """See QgsTask."""
@@ -57,6 +69,12 @@ class JobTask(QgsTask):
             self.failure = str(error)
             return False
         return True
+
+    def finished(self, successful):
+        """See QgsTask."""
+        _running.discard(self)
+        if not sip.isdeleted(self._owner):
+            self._then()
 
 
 Then = Callable[[dict[str, Any]], None]
@@ -121,22 +139,19 @@ class Jobs(QObject):
         self._task = task
         task.feedback.progressChanged.connect(self.progressed)
         task.feedback.told.connect(self.told)
-        task.taskCompleted.connect(lambda: self._ended(task, job, lambda: job.then(task.answer)))
-        task.taskTerminated.connect(lambda: self._ended(task, job, lambda: job.otherwise(_reason(task))))
-        QgsApplication.taskManager().addTask(task)
+        task.start(self, lambda: self._ended(task, job))
         self.changed.emit()
 
-    def _ended(self, task: JobTask, job: _Job, tell: Callable[[], None]) -> None:
+    def _ended(self, task: JobTask, job: _Job) -> None:
         if task is not self._task:
             return
         following, self._task, self._next = self._next, None, None
         if following is None or following.title != job.title:
-            tell()
+            if task.answer:
+                job.then(task.answer)
+            else:
+                job.otherwise("Cancelled." if task.feedback.isCanceled() else task.failure)
         if following is not None:
             self.ask(*following)
         if self._task is None:
             self.changed.emit()
-
-
-def _reason(task: JobTask) -> str:
-    return "Cancelled." if task.feedback.isCanceled() else task.failure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -65,6 +66,13 @@ class Feedback(QgsProcessingFeedback):
         self.failures.append(text)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def tidy(qgis_app):
+    """Layers in reference cycles go before QGIS does: after it, their files cannot be closed without a crash."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture
 def feedback():
     return Feedback()
@@ -89,6 +97,15 @@ def plugin(qgis_processing, qgis_iface):
     plugin.initProcessing()
     yield plugin
     plugin.unload()
+
+
+@pytest.fixture
+def context(qgis_app):
+    """A context that outlives a run, to look at what was loaded; pytest keeps it until QGIS has gone."""
+    context = QgsProcessingContext()
+    context.setProject(QgsProject.instance())
+    yield context
+    context.temporaryLayerStore().removeAllMapLayers()
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from qgis.core import (
     Qgis,
     QgsFeature,
     QgsGeometry,
-    QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingFeatureSourceDefinition,
     QgsProcessingModelAlgorithm,
@@ -61,13 +60,6 @@ def asked(fake, tmp_path):
 @pytest.fixture
 def inputs(raster, tmp_path):
     return {"INPUT": raster, "CLASSES": CLASSES, "OUTPUT": str(tmp_path / "map.tif")}
-
-
-@pytest.fixture
-def context():
-    context = QgsProcessingContext()
-    context.setProject(QgsProject.instance())
-    return context
 
 
 def request(asked, kind):
