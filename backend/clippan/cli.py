@@ -33,21 +33,29 @@ from clippan.jobs import (
     AboutIndexResult,
     AdaptFusionRequest,
     AdaptFusionResult,
+    AlignSensorRequest,
+    AlignSensorResult,
     AssessRequest,
     AssessResult,
     CalibrateRequest,
     CalibrateResult,
+    ClassifyRequest,
+    ClassifyResult,
     Context,
     DoctorRequest,
     DoctorResult,
     DownloadModelRequest,
     DownloadModelResult,
+    FinetuneClipRequest,
+    FinetuneClipResult,
     IndexRequest,
     IndexResult,
     ListModelsRequest,
     ListModelsResult,
     PansharpenRequest,
     PansharpenResult,
+    PretrainSceneRequest,
+    PretrainSceneResult,
     RegionsRequest,
     RegionsResult,
     RemoveModelRequest,
@@ -205,6 +213,39 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "threads": "CPU threads; 0 means all",
         "device": "where to compute",
     },
+    ClassifyRequest: {
+        "rasters": "one or several rasters of one place: files or GDAL data sources of any bands, grid and CRS",
+        "samples": "vector file with points or polygons",
+        "field": "of the samples, which holds the class",
+        "output": "GeoTIFF to write; its values are 1 to N in the sorted order of the classes",
+        "layer": "of the samples' file; by default the first",
+        "method": "how pixels are told apart; auto takes the best where places are left out",
+        "confidence": "GeoTIFF to write: probability of each pixel's class",
+        "report": "HTML report to write, with pictures and accuracy",
+        "areas": "CSV to write: area of each class",
+        "encoder": "pre-trained scene, for diffclip",
+        "save_encoder": "where to keep the scene that is pre-trained now, a name that ends in .safetensors",
+        "descriptions": "what classes look like, as in 'corn: dark green rows; wheat: pale', or a JSON file",
+        "model": "CLIP for words and picture: an id that 'clippan models' lists, or a folder",
+        "grid": "raster, from 1, whose pixels the map has; 0 means the finest",
+        "seed": "of everything that is drawn",
+        "repeats": "of cross-validation, with other splits; 0 for none",
+        "steps": "of pre-training; what suits it by default",
+        "bands": "bands for red, green and blue, as in 4,3,2; natural colours by default",
+        "nodata": "nodata value, if the rasters declare none or a wrong one",
+        "threads": "CPU threads; 0 means all",
+        "device": "where to compute",
+    },
+    PretrainSceneRequest: {
+        "rasters": "one or several rasters of one place, as for clippan classify",
+        "output": "encoder to write, a name that ends in .safetensors",
+        "grid": "raster, from 1, on whose pixels all are laid; 0 means the finest",
+        "steps": "of training; what suits it by default",
+        "seed": "of everything that is drawn",
+        "nodata": "nodata value, if the rasters declare none or a wrong one",
+        "threads": "CPU threads; 0 means all",
+        "device": "where to compute",
+    },
     ListModelsRequest: {},
     DownloadModelRequest: {
         "model": "which: an id that 'clippan models' lists",
@@ -223,7 +264,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
     TrainClipRequest: {
         "data": "folders, tables (.csv, .json) and WebDataset shards (.tar) of pictures",
         "output": "folder of the run and of the model; a run that was stopped is gone on with",
-        "method": "how",
+        "method": "how; patch has options of its own: see clippan train clip --method patch --help",
         "model": "model to start from: an id that 'clippan models' lists, or a folder",
         "stages": "1 (places in pictures), 2 (objects with categories), or 1,2 (the default)",
         "epochs": "how often each stage sees every picture",
@@ -260,6 +301,63 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "nodata": "nodata value, if the rasters declare none or a wrong one",
         "format": "of the pictures",
     },
+    FinetuneClipRequest: {
+        "data": "folder with a folder of pictures for each class, or with --samples a raster",
+        "output": "folder of the run and of the model; a run that was stopped is gone on with",
+        "samples": "polygons or points over the raster",
+        "field": "of the samples, which holds the class",
+        "control": "folder as --data, of other classes, to measure what was lost",
+        "words": "what classes are called, as in 'SeaLake=sea; AnnualCrop=annual crop land', or a JSON file",
+        "model": "model to start from: an id that 'clippan models' lists, or a folder",
+        "alpha": "how far to go to the fine-tuned weights, 0 to 1; chosen on validation by default",
+        "keep": "part of the old accuracy on the control set that is kept",
+        "held": "part of each class that chooses alpha, and as much again that measures",
+        "measured": "pictures of each set that a point of the curve is measured on at most",
+        "epochs": "how often it sees every chip",
+        "steps": "steps, instead of the epochs",
+        "batch": "chips of a step",
+        "rate": "greatest learning rate",
+        "weight_decay": "of AdamW",
+        "pixels": "edge of what the model sees, for convolutional towers; 0 means what it was trained with",
+        "size": "edge of the chips in the raster's pixels; 0 means what suits the ground resolution",
+        "bands": "bands of the raster for red, green and blue, as in 4,3,2; natural colours by default",
+        "stretch": "how the raster's values become a picture",
+        "nodata": "nodata value, if the raster declares none or a wrong one",
+        "report": "HTML report to write, with a picture of the curve",
+        "seed": "of everything that is drawn",
+        "threads": "CPU threads; 0 means all",
+        "device": "where to compute",
+    },
+    AlignSensorRequest: {
+        "teacher_rasters": "rasters in natural colours",
+        "sensor_rasters": "for each one of the sensor that lies on the same place",
+        "output": "folder of the run and of the model; a run that was stopped is gone on with",
+        "model": "the teacher: an id that 'clippan models' lists, or a folder",
+        "sensor_bands": "bands of the sensor, as in 1,2,3 or 2-4; all by default",
+        "low": "values of the bands that become 0, one for all or one for each; found by default",
+        "high": "values of the bands that become 1, one for all or one for each; found by default",
+        "test": "pairs to measure with, by number; by default a strip of each",
+        "held": "part of each raster that is that strip",
+        "size": "edge of the chips in the teacher's pixels; 0 means what suits the ground resolution",
+        "overlap": "of neighbouring chips to train on, as a part of their edge",
+        "mse": "weight of the mean square difference to the teacher's vector",
+        "cosine": "weight of 1 - their cosine",
+        "contrast": "weight of the contrast among the chips of a step",
+        "label": "weight of saying of the words what the teacher says",
+        "words": "for that, and to measure it, as in 'water; forest; buildings'",
+        "epochs": "how often it sees every chip",
+        "steps": "steps, instead of the epochs",
+        "batch": "chips of a step",
+        "rate": "greatest learning rate",
+        "weight_decay": "of AdamW",
+        "bands": "bands of the teacher's rasters for red, green and blue; natural colours by default",
+        "stretch": "how the teacher's rasters become pictures",
+        "nodata": "nodata value, if the rasters declare none or a wrong one",
+        "report": "HTML report to write",
+        "seed": "of everything that is drawn",
+        "threads": "CPU threads; 0 means all",
+        "device": "where to compute",
+    },
     DoctorRequest: {"device": "the device you want"},
 }
 _SUMMARY = {
@@ -272,15 +370,21 @@ _SUMMARY = {
     ThumbnailsRequest: "write small pictures of an index's tiles",
     SegmentRequest: "map classes that are named by text",
     CalibrateRequest: "fit a table of classes to a few labelled places",
+    ClassifyRequest: "map classes from a few samples, and tell how good the map is",
+    PretrainSceneRequest: "learn what rasters look like without labels, for clippan classify to start from",
     ListModelsRequest: "list the vision-language models, their licences, and which are on this machine",
     DownloadModelRequest: "download a model, unless it is on this machine already",
     RemoveModelRequest: "remove a downloaded model",
     TrainFusionRequest: "train a fusion network for Pansharpen from a recipe",
     TrainClipRequest: "train a vision-language model on pictures with captions, classes and boxes",
     RegionsRequest: "make pictures with boxes to train on, from rasters and their masks or polygons",
+    FinetuneClipRequest: "teach a model classes by labelled chips, and keep what it knew (train clip --method patch)",
+    AlignSensorRequest: "make a model for another sensor, from rasters of it and pictures of the same places",
     DoctorRequest: "say what the engine found, and what to do where something is wrong",
 }
-_GROUPS = {"train": "train a network"}
+_GROUPS = {"pretrain": "learn without labels", "train": "train a network", "finetune": "fine-tune a model"}
+# ``clippan train clip --method patch`` is a job of its own, with options of its own.
+_METHOD, _PATCH = ("--method", "patch"), ("finetune", "clip")
 # What is written without an option's name before it.
 _POSITIONAL = {
     DownloadModelRequest: "model",
@@ -294,12 +398,14 @@ _POSITIONAL = {
     RegionsRequest: "rasters",
 }
 _COORDINATES = {"at": "X,Y", "extent": "XMIN,YMIN,XMAX,YMAX"}
-_SIGNED = ("--nodata", "--at", "--extent", "--bias")  # options whose values may begin with a minus
+_SIGNED = ("--nodata", "--at", "--extent", "--bias", "--low", "--high")  # options whose values may begin with a minus
 # Jobs whose log is for everyone: a licence is shown before the first download.
 _TOLD = (
     AdaptFusionRequest,
+    AlignSensorRequest,
     CalibrateRequest,
     DownloadModelRequest,
+    FinetuneClipRequest,
     IndexRequest,
     SegmentRequest,
     TrainClipRequest,
@@ -407,6 +513,18 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
+def _routed(arguments: Sequence[str]) -> list[str]:
+    """The arguments with ``train clip --method patch`` as the command that does it."""
+    plain = [
+        part for argument in arguments for part in (argument.split("=", 1) if "--method=" in argument else [argument])
+    ]
+    if plain[:2] == ["train", "clip"]:
+        for place in range(2, len(plain) - 1):
+            if (plain[place], plain[place + 1].lower()) == _METHOD:
+                return [*_PATCH, *plain[2:place], *plain[place + 2 :]]
+    return list(arguments)
+
+
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs the command and returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -417,7 +535,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         os.environ.setdefault("CPL_LOG", os.devnull)
     progress = _Progress()
     try:
-        options = vars(parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments)))
+        options = vars(parser().parse_args(_joined(_routed(sys.argv[1:] if arguments is None else arguments))))
         job, as_json, debug = JOBS[options.pop("job")], options.pop("json"), options.pop("debug")
         for word in ("command", "member"):
             options.pop(word, None)
@@ -614,6 +732,39 @@ def _print_train_clip(result: TrainClipResult) -> str:
     return f"{line}\n{terms}" if terms else line  # a run that was complete already took no step
 
 
+def _print_finetune(result: FinetuneClipResult) -> str:
+    lines = [f"{'alpha':>5}  {'task':>7}  {'control':>7}"]
+    for point in result.curve:
+        control = "-" if point.control is None else f"{point.control:.1%}"
+        mark = "  <- chosen" if point.alpha == result.alpha else ""
+        lines.append(f"{point.alpha:5.2f}  {point.task:7.1%}  {control:>7}{mark}")
+    lines += [
+        f"{result.model}: from {result.base}, {_counted(result.chips, 'chip')}, {_counted(result.steps, 'step')}, "
+        f"{result.seconds:.0f} s on {result.device}",
+        *([f"Report: {result.report}"] if result.report else []),
+    ]
+    return "\n".join([*lines, *result.hints])
+
+
+def _print_align(result: AlignSensorResult) -> str:
+    lines = [f"{'recall at':22}{'1':>8}{'5':>8}{'10':>8}"]
+    for name, row in (
+        ("sensor to picture", result.to_picture),
+        ("picture to sensor", result.from_picture),
+        ("before the first step", result.before),
+        ("by chance", result.chance),
+    ):
+        lines.append(f"{name:22}{row.at_1:8.1%}{row.at_5:8.1%}{row.at_10:8.1%}")
+    if result.agreement is not None:
+        lines.append(f"{result.agreement:.1%} of {result.held} chips are called what the teacher calls them")
+    lines += [
+        f"{result.model}: from {result.base}, {_counted(len(result.bands), 'band')}, {result.chips} chips, "
+        f"{_counted(result.steps, 'step')}, {result.seconds:.0f} s on {result.device}",
+        *([f"Report: {result.report}"] if result.report else []),
+    ]
+    return "\n".join([*lines, *result.hints])
+
+
 def _print_regions(result: RegionsResult) -> str:
     counts = ", ".join(f"{name} {count}" for name, count in result.objects.items())
     lines = [f"{result.table}: {_counted(result.pictures, 'picture')}, {result.seconds:.1f} s", counts, *result.hints]
@@ -661,6 +812,35 @@ def _print_calibrate(result: CalibrateResult) -> str:
     return "\n".join([*lines, *result.hints])
 
 
+def _print_classify(result: ClassifyResult) -> str:
+    width = max(len("class"), *(len(area.name) for area in result.classes))
+    lines = [f"{'value':>5}  {'class':{width}}  {'samples':>7}  {'F1':>5}  {'share':>7}  {'hectares':>12}"]
+    f1 = result.accuracy.f1 if result.accuracy else (None,) * len(result.classes)
+    for area, labelled, figure in zip(result.classes, result.labelled, f1):
+        hectares = "-" if area.hectares is None else f"{area.hectares:,.2f}"
+        one, share = "-" if figure is None else f"{figure:.3f}", f"{100 * area.share:.2f} %"
+        lines.append(f"{area.value:5}  {area.name:{width}}  {labelled:7,}  {one:>5}  {share:>7}  {hectares:>12}")
+    for row in result.chosen:
+        lines.append(f"{row.method.value:>8}: {100 * row.oa:.1f} ± {100 * row.std:.1f} % of the left-out samples right")
+    lines.append(f"{result.output}: {result.width} × {result.height} pixels, by {result.method.value}")
+    if result.accuracy:
+        found = result.accuracy
+        lines.append(
+            f"Overall accuracy {100 * found.oa:.1f} ± {100 * found.std:.1f} %, average {100 * found.aa:.1f} %, kappa "
+            f"{found.kappa:.3f}, by leaving out each {found.split}"
+        )
+    files = {"Confidence": result.confidence, "Report": result.report, "Areas": result.areas, "Encoder": result.encoder}
+    lines += [f"{name}: {path}" for name, path in files.items() if path]
+    lines.append(f"{result.device}, {result.seconds:.1f} s")
+    return "\n".join([*lines, *result.hints])
+
+
+def _print_pretrain(result: PretrainSceneResult) -> str:
+    bands = " + ".join(map(str, result.modalities))
+    line = f"{result.output}: {bands} bands, {result.steps} steps, loss {result.loss:.4f}"
+    return "\n".join([f"{line}, {result.seconds:.1f} s on {result.device}", *result.hints])
+
+
 def _print_doctor(result: DoctorResult) -> str:
     return result.text
 
@@ -679,8 +859,12 @@ _PRINT: dict[type, Callable[[Any], str]] = {
     TrainFusionResult: _print_train_fusion,
     TrainClipResult: _print_train_clip,
     RegionsResult: _print_regions,
+    FinetuneClipResult: _print_finetune,
+    AlignSensorResult: _print_align,
     SegmentResult: _print_segment,
     CalibrateResult: _print_calibrate,
+    ClassifyResult: _print_classify,
+    PretrainSceneResult: _print_pretrain,
     DoctorResult: _print_doctor,
 }
 

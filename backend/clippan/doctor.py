@@ -25,7 +25,7 @@ from clippan.jobs.doctor import Check, DoctorResult, Status
 from clippan.jobs.options import Device
 
 _SETUP = "Run Set up engine"
-_LIBRARIES = ("torchvision", "open_clip", "huggingface_hub", "safetensors")
+_LIBRARIES = ("torchvision", "open_clip", "huggingface_hub", "safetensors", "sklearn")
 _IMPORT_SECONDS = 120  # the first import after an installation compiles, on slow disks for a minute
 _SIGN = {Status.OK: "ok     ", Status.WARNING: "warning", Status.FAILED: "FAILED "}
 _GIB = 2**30

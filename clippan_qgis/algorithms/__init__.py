@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from .adaptfusionmodel import AdaptFusionModel
+from .alignsensor import AlignSensor
 from .assesspansharpening import AssessPansharpening
 from .buildtileindex import BuildTileIndex
 from .calibrateprompts import CalibratePrompts
 from .checkengine import CheckEngine
+from .classifyfewsamples import ClassifyFewSamples
 from .downloadmodel import DownloadModel
+from .finetuneclip import FinetuneClip
 from .listmodels import ListModels
 from .pansharpen import Pansharpen
+from .pretrainscene import PretrainScene
 from .search import SearchByExample, SearchByText
 from .segmentbytext import SegmentByText
 from .setupengine import SetUpEngine
@@ -24,9 +28,13 @@ ALGORITHMS = (
     SearchByExample,
     SegmentByText,
     CalibratePrompts,
+    ClassifyFewSamples,
+    PretrainScene,
     ListModels,
     DownloadModel,
     TrainRegionAlignedClip,
+    FinetuneClip,
+    AlignSensor,
     CheckEngine,
     SetUpEngine,
 )

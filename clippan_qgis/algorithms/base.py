@@ -51,6 +51,7 @@ MODEL = "MODEL"
 WEIGHTS = "WEIGHTS"
 STRETCH = "STRETCH"
 EXTENT = "EXTENT"
+SEED = "SEED"
 DEVICE = "DEVICE"
 THREADS = "THREADS"
 
@@ -204,6 +205,28 @@ class JobAlgorithm(Algorithm):
         # Not raised where it was caught: QGIS never lets go of an exception, nor so of the layers in its frames.
         raise QgsProcessingException(self._failure)
 
+    def add_number(
+        self,
+        name: str,
+        label: str,
+        kind: type[float],
+        value: Optional[float],
+        help_text: str,
+        least: Optional[float] = None,
+        most: Optional[float] = None,
+        advanced: bool = True,
+    ) -> None:
+        """Adds a number, whole if ``kind`` is int; one without a value may be left empty."""
+        kinds = Qgis.ProcessingNumberParameterType
+        definition = QgsProcessingParameterNumber(
+            name, label, kinds.Integer if kind is int else kinds.Double, value, optional=value is None
+        )
+        if least is not None:
+            definition.setMinimum(least)
+        if most is not None:
+            definition.setMaximum(most)
+        self.add(definition, help_text, advanced)
+
     # Parameters that several algorithms have, and their values.
 
     def add_spectral(self) -> None:
@@ -305,6 +328,15 @@ class JobAlgorithm(Algorithm):
         }
         self.add(choice(REGISTRATION, "Co-registration", labels, Registration.AUTO.value), help_text)
 
+    def add_seed(self, value: int) -> None:
+        """SEED: of what is drawn."""
+        self.add_number(
+            *(SEED, "Seed", int, value),
+            "Decides what is drawn at random; the same number gives the same result again, another one a slightly "
+            "different result.",
+            least=0,
+        )
+
     def add_device(self) -> None:
         """DEVICE: where to compute."""
         labels = {
@@ -344,15 +376,15 @@ class JobAlgorithm(Algorithm):
             return read(layers[0])
         return self.parameterAsString(parameters, name, context)
 
-    def bands(self, parameters, context) -> tuple[int, ...]:
+    def bands(self, parameters, context, name: str = BANDS) -> tuple[int, ...]:
         """The band numbers of BANDS; a list is taken too."""
-        value = parameters.get(BANDS)
+        value = parameters.get(name)
         if isinstance(value, (list, tuple)):
             value = ",".join(str(item) for item in value)
         elif isinstance(value, int):
             value = str(value)
         else:
-            value = self.parameterAsString(parameters, BANDS, context)
+            value = self.parameterAsString(parameters, name, context)
         return parse_bands(value)
 
     def nodata(self, parameters, context) -> Optional[float]:
@@ -365,6 +397,20 @@ class JobAlgorithm(Algorithm):
         if QgsVariantUtils.isNull(value) or value == "":
             return None
         return self.parameterAsDouble(parameters, name, context)
+
+    def count(self, parameters, name, context) -> Optional[int]:
+        """The value of an optional whole number, None if it was left empty."""
+        value = self.number(parameters, name, context)
+        return None if value is None else round(value)
+
+    def phrases(self, parameters, name, context) -> str:
+        """A text whose parts lie between semicolons or on lines of their own, or JSON, or the path of a file of it."""
+        text = self.parameterAsString(parameters, name, context).strip()
+        if text.lower().endswith(".json"):
+            return sources.absolute(text)
+        if text.startswith("{"):
+            return text
+        return "; ".join(filter(None, (line.strip(" \t;") for line in text.splitlines())))
 
     def registration(self, parameters, context) -> Registration:
         """The choice of REGISTRATION."""
@@ -466,7 +512,7 @@ def _unreadable(definition, value, context) -> str:
     return ""
 
 
-def numbers(text: str, what: str) -> tuple[float, ...]:
+def numbers(text: str, what: str, like: str = "200 or 200, 800") -> tuple[float, ...]:
     """Numbers from a text such as ``200`` or ``200, 800``.
 
     Raises:
@@ -475,11 +521,14 @@ def numbers(text: str, what: str) -> tuple[float, ...]:
     try:
         return tuple(float(item) for item in text.replace(";", " ").replace(",", " ").split())
     except ValueError:
-        raise ClippanError(f"The {what} “{text}” is not understood; write it like 200 or 200, 800.") from None
+        raise ClippanError(f"The {what} “{text}” is not understood; write it like {like}.") from None
 
 
 def is_wanted(destination: Any, context) -> bool:
-    """Whether an optional output was asked for; told without making it, which reading the parameter would do."""
+    """Whether an optional output was asked for, or an optional layer was given.
+
+    Told without making the output, which reading the parameter would do.
+    """
     if isinstance(destination, QgsProcessingOutputLayerDefinition):
         destination = destination.sink
     if isinstance(destination, QgsProperty):
@@ -491,6 +540,11 @@ def check_services(extent: tuple[float, ...], layers: Iterable[QgsRasterLayer]) 
     """Raises ClippanError where a map service is to be read without an extent."""
     if not extent and any(sources.is_service(layer) for layer in layers):
         raise ClippanError("A map service has no end; choose an extent.")
+
+
+def figure(value: Any, digits: int = 2) -> str:
+    """A number of an answer as the log shows it; a dash where there is none."""
+    return "–" if value is None else f"{float(value):.{digits}f}"
 
 
 def tell(feedback, rows: Iterable[tuple[str, ...]]) -> None:

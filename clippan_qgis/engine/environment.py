@@ -33,13 +33,13 @@ from ..settings import Settings
 
 STEPS = ("environment", "torch", "packages", "check")
 TORCH = ("torch", "torchvision")
-PACKAGES = ("open_clip_torch", "huggingface_hub", "safetensors", "psycopg", "psycopg-binary")
+PACKAGES = ("open_clip_torch", "huggingface_hub", "safetensors", "scikit-learn", "psycopg", "psycopg-binary")
 LOCK = "engine-lock.txt"  # in resources/: which versions are allowed
 INDEX = "https://download.pytorch.org/whl"
 # A driver runs the CUDA of its own version and every older one.
 CUDA = (((13, 0), "cu130"), ((12, 8), "cu128"), ((12, 6), "cu126"), ((11, 8), "cu118"))
 CHECK = (
-    "import numpy, torch, torchvision, open_clip, huggingface_hub, safetensors\n"
+    "import numpy, torch, torchvision, open_clip, huggingface_hub, safetensors, sklearn\n"
     "from osgeo import gdal\n"
     "print('torch', torch.__version__, '· numpy', numpy.__version__, '· GDAL', gdal.__version__)\n"
 )

@@ -29,7 +29,7 @@ class ColourEncoder:
         self.model = SimpleNamespace(id=name, label=name.title())
         self.sha256, self.pixels, self.batch = sha256, pixels, batch
         self.device, self.width, self.scale = torch.device("cpu"), 4, 20.0
-        self.stride, self.any_size = 4, False
+        self.stride, self.any_size, self.channels = 4, False, None
         self.seen = 0
 
     def images(self, pictures):

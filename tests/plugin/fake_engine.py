@@ -192,6 +192,82 @@ def segment(request):
     }  # fmt: skip
 
 
+def classify(request):
+    """A map of the classes that the samples hold, as ``segment`` makes it."""
+    from osgeo import ogr
+
+    samples = ogr.Open(request["samples"])
+    labels = [str(feature[request["field"]]) for feature in samples.GetLayer()]
+    names = sorted(set(labels))
+    made = segment(
+        {**request, "raster": request["rasters"][0], "classes": "; ".join(names), "probabilities": "", "polygons": ""}
+    )
+    for path in (request["report"], request["save_encoder"]):
+        if path:
+            Path(path).write_text("<html/>")
+    choice = request["method"] == "auto"
+    score = {"oa": 0.9, "std": 0.02, "aa": 0.85, "kappa": 0.8, "seconds": 3.0}
+    kinds = {name: made[name] for name in ("output", "width", "height", "confidence", "areas", "hints", "provenance")}
+    return {
+        **kinds, "report": request["report"], "encoder": request["save_encoder"], "device": "cpu", "seconds": 2.0,
+        "method": "svm-mean" if choice else request["method"], "model": request["model"],
+        "chosen": [{"method": "svm-mean", **score}, {"method": "rf", **score, "oa": 0.7}] if choice else [],
+        "accuracy": {
+            "oa": 0.9, "std": 0.02, "aa": 0.85, "kappa": 0.8, "f1": [None] + [0.95] * (len(names) - 1),
+            "confusion": [], "split": "polygon", "repeats": request["repeats"],
+        } if request["repeats"] else None,
+        "classes": made["classes"][:-1], "labelled": [50] * len(names),
+        "places": [labels.count(name) for name in names],
+    }  # fmt: skip
+
+
+def pretrain(request):
+    Path(request["output"]).write_text("a scene")
+    return {
+        "output": request["output"], "modalities": [3, 1], "steps": 7, "loss": 0.25, "hints": ["A hint."],
+        "device": "cpu", "seconds": 2.0,
+    }  # fmt: skip
+
+
+def trained(request):
+    """The folder and the report of a training."""
+    Path(request["output"]).mkdir(exist_ok=True)
+    if request["report"]:
+        Path(request["report"]).write_text("<html/>")
+    return {
+        "model": request["output"], "report": request["report"], "base": request["model"], "hints": ["A hint."],
+        "device": "cpu", "seconds": 2.0, "chips": 12, "steps": 5,
+    }  # fmt: skip
+
+
+def finetune(request):
+    known = request["control"]
+    curve = [
+        {
+            "alpha": alpha, "task": 0.4 + alpha / 2, "control": 0.8 - alpha / 4 if known else None,
+            "task_validation": 0.5, "control_validation": 0.8 if known else None,
+        }
+        for alpha in (0.0, 0.5, 1.0)
+    ]  # fmt: skip
+    sea = {"name": "sea", "control": False, "pictures": 9, "before": 0.4, "after": 0.65}
+    old = {"name": "old", "control": True, "pictures": 0, "before": None, "after": None}
+    return {
+        **trained(request), "alpha": 0.5, "before": curve[0], "after": curve[1], "curve": curve, "loss": 0.1,
+        "classes": [sea, old] if known else [sea],
+    }  # fmt: skip
+
+
+def align(request):
+    recalls = {
+        name: {f"at_{rank}": value * rank / 10 for rank in (1, 5, 10)}
+        for name, value in (("to_picture", 0.8), ("from_picture", 0.7), ("before", 0.2), ("chance", 0.1))
+    }
+    return {
+        **trained(request), **recalls, "bands": ["VV", "VH"], "low": [-25, -25], "high": [0, 0], "held": 4,
+        "cosine": 0.75, "agreement": 0.6 if request["words"] else None, "losses": {"mse": 0.1},
+    }  # fmt: skip
+
+
 def calibrate(request):
     """Says what the samples hold in place of class names."""
     from osgeo import ogr
@@ -276,6 +352,10 @@ def answer(mode, number, job, request):
         "regions": lambda: regions(request),
         "train clip": lambda: train(request),
         "calibrate": lambda: calibrate(request),
+        "classify": lambda: classify(request),
+        "pretrain scene": lambda: pretrain(request),
+        "finetune clip": lambda: finetune(request),
+        "align": lambda: align(request),
         "thumbnails": lambda: thumbnails(request),
         "doctor": lambda: {"ok": True, "checks": [], "device": "cpu", "reason": "no GPU", "text": TEXT},
     }

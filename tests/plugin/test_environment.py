@@ -23,6 +23,7 @@ MODULES = {
     "open_clip_torch": ("open_clip", "9.0"),
     "huggingface_hub": ("huggingface_hub", "9.0"),
     "safetensors": ("safetensors", "9.0"),
+    "scikit_learn": ("sklearn", "9.0"),
     "psycopg": ("psycopg", "9.0"),
     "psycopg_binary": ("psycopg_binary", "9.0"),
 }

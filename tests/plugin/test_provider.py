@@ -30,6 +30,7 @@ NAMES = {
     *("pansharpen", "assesspansharpening", "adaptfusionmodel"),
     *("buildtileindex", "searchbytext", "searchbyexample"),
     *("segmentbytext", "calibrateprompts", "trainregionalignedclip"),
+    *("classifyfewsamples", "pretrainscene", "finetuneclip", "alignsensor"),
     *("listmodels", "downloadmodel", "checkengine", "setupengine"),
 }
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from clippan import resources
+from clippan.channels import Channels
 from clippan.clip import cache, dense, hub, load
 from clippan.clip.models import Model, find
 from clippan.device import choose_device, multiplies_bfloat16
@@ -43,6 +44,8 @@ class Encoder:
         width: numbers in a vector.
         scale: what cosines are multiplied by to become logits, as trained.
         batch: pictures at a time; halved when memory runs out.
+        channels: the bands that go in where these are not red, green and blue: then pictures are float32 (n, bands,
+            edge, edge), 0 to 1, in place of bytes.
     """
 
     model: Model
@@ -54,12 +57,13 @@ class Encoder:
     batch: int
     _loaded: load.Loaded
     _texts: dict[str, np.ndarray]
+    channels: Optional[Channels] = None
 
     def images(self, pictures: np.ndarray) -> np.ndarray:
         """Vectors of pictures.
 
         Args:
-            pictures: uint8 (n, 3, pixels, pixels), red, green, blue.
+            pictures: uint8 (n, 3, pixels, pixels), red, green, blue, or for a model with channels float32.
 
         Returns:
             float32 (n, width), each of length 1.
@@ -76,7 +80,7 @@ class Encoder:
         """How alike to texts the cells of pictures are, and the pictures as a whole.
 
         Args:
-            pictures: uint8 (n, 3, edge, edge), red, green, blue; the edge is ``pixels``, or any multiple of ``stride``
+            pictures: as above, (n, 3, edge, edge); the edge is ``pixels``, or any multiple of ``stride``
                 where the tower takes any size.
             texts: vectors of length 1, float32 (k, width).
 
@@ -144,7 +148,9 @@ class Encoder:
         preprocessing = self._loaded.preprocessing
         mean = torch.tensor(preprocessing.mean, device=self.device)[:, None, None]
         std = torch.tensor(preprocessing.std, device=self.device)[:, None, None]
-        values = torch.from_numpy(pictures).to(self.device).to(torch.float32).div_(255).sub_(mean).div_(std)
+        values = torch.from_numpy(pictures).to(self.device)
+        values = values.float().div_(255) if pictures.dtype == np.uint8 else values.clone()
+        values = values.sub_(mean).div_(std)
         # Convolutions are twice as fast with the colours last.
         return values.contiguous(memory_format=torch.channels_last)
 
@@ -187,14 +193,15 @@ def encoder(name: str, device: Device, context: Context) -> Encoder:
 def _load(model: Model, path: Path, device: torch.device, context: Context) -> Encoder:
     loaded = load.load(path, model, device)
     pixels = loaded.preprocessing.pixels
-    _fold(loaded.model.visual, torch.rand(1, 3, pixels, pixels, device=device))
+    bands = len(loaded.preprocessing.mean)
+    _fold(loaded.model.visual, torch.rand(1, bands, pixels, pixels, device=device))
     loaded.model.visual.to(memory_format=torch.channels_last)
     with torch.inference_mode():
         width = loaded.model.encode_text(loaded.tokenizer(["a"]).to(device)).shape[-1]
     scale = loaded.model.logit_scale.detach().exp().item()
     sha256 = fingerprint(model, path, context)
     batch = 256 if device.type == "cuda" else 32
-    return Encoder(model, sha256, device, pixels, width, scale, batch, loaded, {})
+    return Encoder(model, sha256, device, pixels, width, scale, batch, loaded, {}, model.channels)
 
 
 def _fold(network: torch.nn.Module, picture: Tensor) -> None:

@@ -30,7 +30,7 @@ _NAMED = 3  # names that a sentence lists
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes input: red, green, blue, 0 to 1, less ``mean``, over ``std``, ``pixels`` squared."""
+    """How a picture becomes input: its bands, 0 to 1, less ``mean``, over ``std``, ``pixels`` squared."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -77,6 +77,8 @@ def load(path: Path, model: Model, device: Optional[torch.device] = None) -> Loa
         text["context_length"] = len(positions)
     assumed = model.architecture or f"that of {path.parent / models.CONFIG}"
     network = _build(description, assumed)
+    if model.channels:
+        widen(network.visual, len(model.channels.names))
     _fill(network, weights, path, assumed)
     network.eval().to(device or torch.device("cpu"))
     return Loaded(network, _tokenizer(text, path), Preprocessing(model.mean, model.std, model.pixels))
@@ -183,6 +185,29 @@ def _build(description: dict[str, Any], assumed: str) -> Any:
             f"open_clip {open_clip.__version__} cannot build the architecture {assumed} ({reason}); choose another "
             "model, or run Set up engine for a newer open_clip."
         ) from error
+
+
+def widen(visual: Any, bands: int) -> tuple[Any, Any]:
+    """Has an image tower take so many bands; its first convolution before, and that in its place, of unset weights.
+
+    Raises:
+        ClippanError: it does not begin with a convolution of red, green and blue.
+    """
+    import torch
+
+    convolutions = [item for item in visual.named_modules() if isinstance(item[1], torch.nn.Conv2d)]
+    name, before = convolutions[0] if convolutions else ("", None)
+    if before is None or before.in_channels != 3:
+        raise ClippanError(
+            f"The image tower {type(visual).__name__} does not begin with a convolution of red, green and blue, and "
+            "cannot take other bands; choose another model."
+        )
+    after = copy.deepcopy(before)
+    after.in_channels = bands
+    after.weight = torch.nn.Parameter(before.weight.new_empty(before.out_channels, bands, *before.kernel_size))
+    home, _, own = name.rpartition(".")
+    setattr(visual.get_submodule(home), own, after)
+    return before, after
 
 
 def _fill(network: Any, weights: dict[str, torch.Tensor], path: Path, assumed: str) -> None:

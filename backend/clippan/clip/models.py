@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Optional
 
 from clippan import resources
+from clippan.channels import Channels
 from clippan.errors import ClippanError
+from clippan.jobs.base import from_json
 
 CONFIG = "open_clip_config.json"  # open_clip's name for the description beside the weights
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
@@ -40,6 +42,7 @@ class Model:
         pixels: edge of the square picture that goes in.
         notes: what it is good for, in one sentence.
         path: of weights that come with CLIPPan or are the user's own, else None.
+        channels: the bands that go in where these are not red, green and blue; ``mean`` and ``std`` are of these then.
     """
 
     id: str
@@ -59,6 +62,7 @@ class Model:
     pixels: int
     notes: str
     path: Optional[Path] = None
+    channels: Optional[Channels] = None
 
 
 def _read() -> dict[str, Model]:
@@ -97,6 +101,20 @@ def find(name: str) -> Model:
     raise ClippanError(
         f"Unknown model '{name}'; choose one of {', '.join(MODELS)}, or name a folder with {CONFIG} and weights."
     )
+
+
+def in_colours(model: Model) -> Model:
+    """The model, which has to take red, green and blue.
+
+    Raises:
+        ClippanError: it takes other bands.
+    """
+    if model.channels:
+        raise ClippanError(
+            f"The model {model.label} takes the bands {model.channels.listed}, not red, green and blue as here; choose "
+            "another model."
+        )
+    return model
 
 
 def config(path: Path) -> Mapping[str, Any]:
@@ -152,7 +170,20 @@ def _described(path: Path) -> Model:
         pixels=size[0] if isinstance(size, (list, tuple)) else size,
         notes="",
         path=path,
+        channels=_channels(values, path),
     )
+
+
+def _channels(values: Mapping[str, Any], path: Path) -> Optional[Channels]:
+    """The bands that a description of ours names, if it does."""
+    try:
+        found = (values.get("clippan") or {}).get("channels")
+        return found and from_json(Channels, found)
+    except (ClippanError, TypeError, ValueError, AttributeError):
+        raise ClippanError(
+            f"{path.parent / CONFIG} does not describe the bands that the model takes; take the file that came with "
+            "the weights."
+        ) from None
 
 
 def _known(path: Path) -> Model:

@@ -5,10 +5,13 @@ or QGIS when it is imported, so the plugin reads it too.
 """
 
 from clippan.jobs.adapt import ADAPTED, AdaptFusionRequest, AdaptFusionResult
+from clippan.jobs.align import AlignSensorRequest, AlignSensorResult, Recall
 from clippan.jobs.assess import FIGURES, AssessRequest, AssessResult
 from clippan.jobs.base import Context, Request, from_json, to_json
 from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
+from clippan.jobs.classify import Classifier, ClassifyRequest, ClassifyResult, MapAccuracy, Score
 from clippan.jobs.doctor import Check, DoctorRequest, DoctorResult, Status
+from clippan.jobs.finetune import AlphaPoint, ClassGain, FinetuneClipRequest, FinetuneClipResult
 from clippan.jobs.index import AboutIndexRequest, AboutIndexResult, IndexRequest, IndexResult
 from clippan.jobs.models import (
     DownloadModelRequest,
@@ -21,6 +24,7 @@ from clippan.jobs.models import (
 )
 from clippan.jobs.options import Compression, Device, Format, Method, Refinement, Registration, Stretch, parse_bands
 from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
+from clippan.jobs.pretrain import PretrainSceneRequest, PretrainSceneResult
 from clippan.jobs.search import Hit, SearchRequest, SearchResult, ThumbnailsRequest, ThumbnailsResult
 from clippan.jobs.segment import ClassArea, SegmentRequest, SegmentResult
 from clippan.jobs.train import TrainFusionRequest, TrainFusionResult
@@ -48,12 +52,16 @@ JOBS = {
         ThumbnailsRequest,
         SegmentRequest,
         CalibrateRequest,
+        ClassifyRequest,
+        PretrainSceneRequest,
         ListModelsRequest,
         DownloadModelRequest,
         RemoveModelRequest,
         TrainFusionRequest,
         TrainClipRequest,
         RegionsRequest,
+        FinetuneClipRequest,
+        AlignSensorRequest,
         DoctorRequest,
     )
 }
@@ -67,12 +75,19 @@ __all__ = [
     "Accuracy",
     "AdaptFusionRequest",
     "AdaptFusionResult",
+    "AlignSensorRequest",
+    "AlignSensorResult",
+    "AlphaPoint",
     "AssessRequest",
     "AssessResult",
     "CalibrateRequest",
     "CalibrateResult",
     "Check",
     "ClassArea",
+    "ClassGain",
+    "Classifier",
+    "ClassifyRequest",
+    "ClassifyResult",
     "ClipMethod",
     "Compression",
     "Context",
@@ -81,18 +96,24 @@ __all__ = [
     "DoctorResult",
     "DownloadModelRequest",
     "DownloadModelResult",
+    "FinetuneClipRequest",
+    "FinetuneClipResult",
     "Format",
     "Hit",
     "IndexRequest",
     "IndexResult",
     "ListModelsRequest",
     "ListModelsResult",
+    "MapAccuracy",
     "Method",
     "ModelRow",
     "PansharpenRequest",
     "PansharpenResult",
     "Picture",
     "Precision",
+    "PretrainSceneRequest",
+    "PretrainSceneResult",
+    "Recall",
     "Refinement",
     "RegionsRequest",
     "RegionsResult",
@@ -100,6 +121,7 @@ __all__ = [
     "RemoveModelRequest",
     "RemoveModelResult",
     "Request",
+    "Score",
     "SearchRequest",
     "SearchResult",
     "SegmentRequest",

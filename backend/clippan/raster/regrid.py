@@ -57,6 +57,33 @@ def to_finest(datasets: Sequence[gdal.Dataset], what: str, nodata: Optional[floa
     return [part for dataset in datasets for part in _onto(dataset, target, nodata)]
 
 
+def to_grid(dataset: gdal.Dataset, what: str, target: Grid, nodata: Optional[float]) -> list[gdal.Dataset]:
+    """A raster of any CRS and resolution on a grid (cubic, unless its pixels are there already); as several where one
+    cannot say what is invalid. Where it does not reach, pixels are invalid.
+
+    Raises:
+        ClippanError: there is no way from its CRS, or the grid is not north-up.
+    """
+    grid = Grid.of(dataset)
+    if _same(grid, target) and grid.shares_crs(target):
+        return [dataset]
+    if target.geotransform is None or grid.geotransform is None:
+        raise ClippanError(f"The {what} has another size, and no georeference to lay it on the others; give it one.")
+    g = target.geotransform
+    if g[2] or g[4] or g[5] > 0:
+        raise ClippanError(f"The {what} lies on another grid than a rotated one; warp both to one grid (gdalwarp).")
+    if grid.shares_crs(target):
+        return _onto(dataset, target, nodata)
+    for crs in (grid.crs, target.crs):
+        if not crs:
+            raise ClippanError(f"The {what} and the others have not all a CRS; assign one (gdal_edit -a_srs).")
+    try:
+        return [_fitted(part, target, nodata, dstSRS=target.crs) for part in _uniform(dataset, nodata)]
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ClippanError(f"The {what} cannot be reprojected; check its CRS ({reason}).") from error
+
+
 def _around(pan: Grid, ms: Grid) -> Optional[list[float]]:
     """Bounds (left, bottom, right, top) of the part of MS that PAN covers, with a margin; None if there is none."""
     if pan.geotransform is None:
@@ -107,10 +134,14 @@ def _onto(dataset: gdal.Dataset, target: Grid, nodata: Optional[float]) -> list[
     offset = target.offset_in(grid, _SHIFT)
     if offset is not None:
         return [gdal.Translate("", dataset, format="VRT", srcWin=[*offset, target.width, target.height])]
+    return [_fitted(part, target, nodata) for part in _uniform(dataset, nodata)]
+
+
+def _fitted(dataset: gdal.Dataset, target: Grid, nodata: Optional[float], **where: Any) -> gdal.Dataset:
+    """Warped to just the pixels of a grid."""
     left, dx, _, top, _, dy = _geotransform(target)
     bounds = [left, top + target.height * dy, left + target.width * dx, top]
-    size = {"width": target.width, "height": target.height}
-    return [_warp(part, nodata, outputBounds=bounds, **size) for part in _uniform(dataset, nodata)]
+    return _warp(dataset, nodata, outputBounds=bounds, width=target.width, height=target.height, **where)
 
 
 def _uniform(dataset: gdal.Dataset, nodata: Optional[float]) -> list[gdal.Dataset]:

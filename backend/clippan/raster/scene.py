@@ -16,6 +16,7 @@ from typing import Any, Optional
 import numpy as np
 from osgeo import gdal, gdal_array, osr
 
+from clippan.channels import Channels
 from clippan.colours import colour, natural_colours
 from clippan.errors import ClippanError
 from clippan.fusion import sensors
@@ -96,6 +97,12 @@ class Look:
         return cls(**{**values, **lists, "stretch": Stretch(values["stretch"])})
 
 
+def room(count: int, shape: tuple[int, int], channels: Optional[Channels]) -> np.ndarray:
+    """Room for so many pictures of this height and width: uint8 (count, 3, …), or of channels float32 (count, n, …)."""
+    bands, kind = (len(channels.names), np.float32) if channels else (3, np.uint8)
+    return np.zeros((count, bands, *shape), kind)
+
+
 def expand(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The rasters that files, folders (with all below them) and data sources stand for, each once.
 
@@ -136,20 +143,29 @@ class Scene:
         path: file or GDAL data source.
         look: how it becomes pictures.
         stretch: the values that become black and white, one pair a band; None to find them.
+        channels: of a model that takes other bands: then pictures have these, as float32 from 0 to 1, and neither the
+            look's bands nor its stretch count.
 
     Attributes:
         grid: its pixels; a picture without coordinates is placed as QGIS places it, y up from its top.
         own_grid: the same, but of a picture without coordinates as it is.
-        bands: which bands are red, green and blue, or the one that is grey.
+        bands: which bands are red, green and blue, or the one that is grey, or those of the channels.
 
     Raises:
         ClippanError: it cannot be read, or has not these bands.
     """
 
-    def __init__(self, path: str, look: Look, stretch: Optional[tuple[tuple[float, float], ...]] = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        look: Look,
+        stretch: Optional[tuple[tuple[float, float], ...]] = None,
+        channels: Optional[Channels] = None,
+    ) -> None:
         self.path = path
         self.look = look
-        self._stretch = stretch
+        self.channels = channels
+        self._stretch = channels.stretch if channels else stretch
         # Opened twice, so that what it is called does not depend on how it is prepared.
         self._original = sources.open_dataset(path, "raster")
         self._dataset = _prepared(self._original, look.nodata)
@@ -175,6 +191,9 @@ class Scene:
         numbers = sources.spectral(dataset)
         if not numbers:
             raise ClippanError(f"The raster {self.path} has only an alpha band; choose a raster with image bands.")
+        if self.channels:
+            described = [dataset.GetRasterBand(number).GetDescription() or "" for number in numbers]
+            return tuple(numbers[position - 1] for position in self.channels.choose(described))
         wrong = [band for band in self.look.bands if band > dataset.RasterCount]
         if wrong:
             raise ClippanError(
@@ -199,7 +218,7 @@ class Scene:
             types = [self._dataset.GetRasterBand(number).DataType for number in self.bands]
             whole = all(np.issubdtype(gdal_array.GDALTypeCodeToNumericTypeCode(code), np.integer) for code in types)
             return ((0.0, _REFLECTANCE * (_REFLECTANCE_SCALE if whole else 1.0)),) * len(self.bands)
-        samples = self._sample().astype(np.float64)
+        samples = self.sample().astype(np.float64)
         if not samples.shape[1]:
             return ((0.0, 1.0),) * len(self.bands)
         if wanted is Stretch.PERCENTILE:
@@ -208,7 +227,7 @@ class Scene:
             low, high = (np.full(len(self.bands), value) for value in _exposure(samples))
         return tuple((float(a), float(b if b > a else np.nextafter(a, np.inf))) for a, b in zip(low, high))
 
-    def _sample(self) -> np.ndarray:
+    def sample(self) -> np.ndarray:
         """Valid values (bands, n) from windows all over the raster: reading all of it could take an hour."""
         size = _SAMPLE_SIZE
         columns = sorted({int(x) for x in np.linspace(0, max(self.grid.width - size, 0), _SAMPLE_WINDOWS)})
@@ -248,8 +267,8 @@ class Scene:
             width, height: of the picture; without a height it is a square.
 
         Returns:
-            Red, green and blue, uint8 (3, height, width), and the valid part of its pixels, 0 to 1. Invalid pixels
-            have the mean colour of the others.
+            Red, green and blue, uint8 (3, height, width), or the channels, float32 (n, height, width), and the valid
+            part of its pixels, 0 to 1. Invalid pixels have the mean colour of the others.
 
         Raises:
             ClippanError: GDAL could not read.
@@ -257,18 +276,20 @@ class Scene:
         picture, valid = self.pixels(window, width, height or width)
         part = float(valid.mean())
         if 0 < part < 1:
-            picture[:, ~valid] = picture[:, valid].mean(axis=1, keepdims=True).astype(np.uint8)
+            picture[:, ~valid] = picture[:, valid].mean(axis=1, keepdims=True).astype(picture.dtype)
         return picture, part
 
     def pixels(self, window: Window, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
         """As ``picture``, with which pixels are valid, (height, width); what the others show means nothing."""
         values, valid = self._read(window, width, height, gdal.GRIORA_Cubic)
         if not valid.any():
-            return np.zeros((3, height, width), np.uint8), valid
+            return room(1, (height, width), self.channels)[0], valid
         if self.stretch:
             # A byte in float32 is exact enough, but not the difference of two values of a thousand million.
             low, high = np.array(self.stretch).T[:, :, None, None]
             scaled = np.clip(np.nan_to_num((values - low) / (high - low)), 0, 1)
+            if self.channels:
+                return scaled.astype(np.float32), valid
             values = (255 * scaled).astype(np.uint8)
         elif values.dtype != np.uint8:
             values = np.clip(np.nan_to_num(values), 0, 255).astype(np.uint8)

@@ -20,7 +20,7 @@ from clippan.jobs.base import Context
 from clippan.jobs.index import IndexRequest, IndexResult
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
-from clippan.raster.scene import LEAST_VALID, Look, Plan, Scene, expand, is_missing, spatial
+from clippan.raster.scene import LEAST_VALID, Look, Plan, Scene, expand, is_missing, room, spatial
 from clippan.raster.tiles import Window, count_threads, in_order
 from clippan.search.catalogue import builder
 from clippan.search.store import About, Raster, Tile
@@ -122,6 +122,8 @@ def _prepare(
         context.progress(100 * position / len(paths), f"Looking at {Path(path).name[:80]}")
         try:
             scene = Scene(path, look)
+            if model.channels:  # tells which bands are not there; for people it stays in natural colours
+                Scene(path, look, channels=model.channels)
             fingerprint = scene.fingerprint()
             before = known.get((path, look.area))
             if before is None and not shared:  # on a colleague's machine it may be where it was
@@ -224,7 +226,7 @@ def _embed(work: Sequence[_Work], model: Encoder, index: Any, count: _Count, thr
     vectors: list[np.ndarray] = []
     done: dict[int, int] = {}
     committed, seen = time.monotonic(), 0
-    reader = _Reader(model.pixels)
+    reader = _Reader(model)
 
     def commit() -> None:
         if done:
@@ -281,13 +283,13 @@ def _batches(work: Sequence[_Work], size: int) -> Iterator[list[tuple[_Work, Win
 class _Reader:
     """Reads batches of pictures, in several threads: each has the scene that it is reading open."""
 
-    def __init__(self, pixels: int) -> None:
-        self._pixels = pixels
+    def __init__(self, model: Encoder) -> None:
+        self._pixels, self._channels = model.pixels, model.channels
         self._local = threading.local()
 
     def read(self, batch: Sequence[tuple[_Work, Window, float, int]]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-        """Pictures uint8 (n, 3, pixels, pixels), the valid part of each, and what went wrong, by raster."""
-        pictures = np.empty((len(batch), 3, self._pixels, self._pixels), np.uint8)
+        """Pictures (n, bands, pixels, pixels), the valid part of each, and what went wrong, by raster."""
+        pictures = room(len(batch), (self._pixels, self._pixels), self._channels)
         valid = np.zeros(len(batch))
         problems: dict[int, str] = {}
         for position, (item, window, _, _) in enumerate(batch):
@@ -302,6 +304,6 @@ class _Reader:
     def _scene(self, item: _Work) -> Scene:
         known = getattr(self._local, "scene", None)
         if known is None or known[0] != item.raster.id:
-            known = (item.raster.id, Scene(item.raster.path, item.look, item.raster.stretch))
+            known = (item.raster.id, Scene(item.raster.path, item.look, item.raster.stretch, self._channels))
             self._local.scene = known
         return known[1]

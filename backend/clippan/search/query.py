@@ -154,7 +154,7 @@ def _dated(raster: Raster, since: str, until: str) -> bool:
 def _query(index: Any, model: Encoder, request: SearchRequest) -> Query:
     texts = tuple(text.strip() for text in request.text if text.strip())
     without = [text.strip() for text in request.without if text.strip()]
-    like = [model.images(_example(path, model.pixels)[None])[0] for path in request.image]
+    like = [model.images(_example(path, model)[None])[0] for path in request.image]
     ids = list(request.like)
     if request.at:
         x, y = request.at
@@ -183,12 +183,12 @@ def _query(index: Any, model: Encoder, request: SearchRequest) -> Query:
     )
 
 
-def _example(path: str, pixels: int) -> np.ndarray:
-    """The middle of a picture, as a square, uint8 (3, pixels, pixels)."""
-    scene = Scene(path, Look())
+def _example(path: str, model: Encoder) -> np.ndarray:
+    """The middle of a picture, as a square, (bands, pixels, pixels)."""
+    scene = Scene(path, Look(), channels=model.channels)
     edge = min(scene.grid.width, scene.grid.height)
     window = Window((scene.grid.width - edge) // 2, (scene.grid.height - edge) // 2, edge, edge)
-    picture, valid = scene.picture(window, pixels)
+    picture, valid = scene.picture(window, model.pixels)
     if valid == 0:
         raise ClippanError(f"The example picture {path} shows nothing but nodata; choose another.")
     return picture

@@ -20,7 +20,7 @@ import numpy as np
 
 from clippan.clip.encoder import Encoder
 from clippan.jobs.base import Context
-from clippan.raster.scene import Scene
+from clippan.raster.scene import Scene, room
 from clippan.raster.tiles import Window, in_order
 
 _IN_MEMORY = 2**28  # bytes of a grid; larger ones lie in a file
@@ -254,10 +254,10 @@ class _Readers:
         self._local = threading.local()
 
     def read(self, batch: list[tuple[int, int, Window]]) -> tuple[np.ndarray, np.ndarray]:
-        """Pictures uint8 (n, 3, pixels, pixels), and which show anything (n,)."""
+        """Pictures (n, bands, pixels, pixels), and which show anything (n,)."""
         if not hasattr(self._local, "scene"):
             self._local.scene = self._scene()
-        pictures = np.empty((len(batch), 3, self._pixels, self._pixels), np.uint8)
+        pictures = room(len(batch), (self._pixels, self._pixels), self._local.scene.channels)
         valid = np.zeros(len(batch), bool)
         for position, (_, _, window) in enumerate(batch):
             pictures[position], part = self._padded(window)

@@ -11,6 +11,7 @@ from osgeo import gdal, ogr, osr
 from clippan.errors import ClippanError
 from clippan.jobs.base import Context
 from clippan.raster import source as sources
+from clippan.raster.grid import Grid
 from clippan.raster.scene import Scene, spatial
 from clippan.raster.tiles import Window, tiles
 from clippan.segmentation.prompts import Table
@@ -119,18 +120,27 @@ def _of_raster(path: str, table: Table, scene: Scene, context: Context) -> list[
     return parts
 
 
+def field_of(layer: ogr.Layer, path: str, field: str) -> int:
+    """The number of a layer's field.
+
+    Raises:
+        ClippanError: there is none of this name.
+    """
+    definition = layer.GetLayerDefn()
+    names = [definition.GetFieldDefn(number).GetName() for number in range(definition.GetFieldCount())]
+    alike = [number for number, name in enumerate(names) if name.lower() == field.lower()]
+    if alike:
+        return min(alike, key=lambda number: names[number] != field)
+    listed = ", ".join(names[:_NAMED]) or "none"
+    raise ClippanError(f"The samples {path} have no field {field}; choose one of theirs ({listed}).")
+
+
 def _of_features(
     vector: gdal.Dataset, path: str, field: str, table: Table, scene: Scene, context: Context
 ) -> list[_Part]:
     layer = vector.GetLayer(0)
-    definition = layer.GetLayerDefn()
-    names = [definition.GetFieldDefn(number).GetName() for number in range(definition.GetFieldCount())]
-    found = next((number for number, name in enumerate(names) if name.lower() == field.lower()), None)
-    if found is None:
-        listed = ", ".join(names[:_NAMED]) or "none"
-        raise ClippanError(f"The samples {path} have no field {field}; choose one of theirs ({listed}).")
-    transform = _transform(layer, path, scene)
-    inverse = gdal.InvGeoTransform(scene.grid.geotransform)
+    found = field_of(layer, path, field)
+    transform = transform_of(layer, path, scene.grid)
     known = {word.casefold(): number for number, prompt in enumerate(table.classes, 1) for word in prompt.words}
     known.update({str(number): number for number in range(1, len(table.classes) + 1)})
     parts = []
@@ -150,29 +160,39 @@ def _of_features(
         geometry = geometry.Clone()
         if transform is not None:
             geometry.Transform(transform)
-        rows, columns = _pixels(geometry, inverse, scene, path)
+        rows, columns = pixels(geometry, scene.grid, path)
         if len(rows):
             parts.append(_some(rows, columns, np.full(len(rows), label), number))
     return parts
 
 
-def _transform(layer: ogr.Layer, path: str, scene: Scene) -> Any:
+def transform_of(layer: ogr.Layer, path: str, grid: Grid) -> Any:
+    """From a layer's CRS to a grid's; None where they are one, or one is unknown.
+
+    Raises:
+        ClippanError: there is no way.
+    """
     reference = layer.GetSpatialRef()
-    if reference is None or not scene.grid.crs:
+    if reference is None or not grid.crs:
         return None
     reference = reference.Clone()
     reference.SetAxisMappingStrategy(osr.OAMS_TRADITIONAL_GIS_ORDER)
-    target = spatial(scene.grid.crs)
+    target = spatial(grid.crs)
     try:
         return None if reference.IsSame(target) else osr.CoordinateTransformation(reference, target)
     except RuntimeError as error:
         raise ClippanError(
-            f"The CRS of the samples {path} cannot be transformed to that of {scene.path}; reproject them first."
+            f"The CRS of the samples {path} cannot be transformed to that of the raster; reproject them first."
         ) from error
 
 
-def _pixels(geometry: ogr.Geometry, inverse: Any, scene: Scene, path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the pixels whose centres lie in a polygon, or that hold a point."""
+def pixels(geometry: ogr.Geometry, grid: Grid, path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the pixels whose centres lie in a polygon, or that hold a point.
+
+    Raises:
+        ClippanError: it is neither.
+    """
+    inverse = gdal.InvGeoTransform(grid.geotransform)
     kind = ogr.GT_Flatten(geometry.GetGeometryType())
     if kind in (ogr.wkbPoint, ogr.wkbMultiPoint):
         points = (
@@ -182,18 +202,18 @@ def _pixels(geometry: ogr.Geometry, inverse: Any, scene: Scene, path: str) -> tu
         )
         places = [gdal.ApplyGeoTransform(inverse, point.GetX(), point.GetY()) for point in points]
         pairs = np.floor(np.array(places)).astype(int)
-        inside = (pairs >= 0).all(axis=1) & (pairs < (scene.grid.width, scene.grid.height)).all(axis=1)
+        inside = (pairs >= 0).all(axis=1) & (pairs < (grid.width, grid.height)).all(axis=1)
         return pairs[inside, 1], pairs[inside, 0]
     if kind not in (ogr.wkbPolygon, ogr.wkbMultiPolygon, ogr.wkbCurvePolygon, ogr.wkbMultiSurface):
         raise ClippanError(f"The samples {path} hold {geometry.GetGeometryName().lower()}s; give polygons or points.")
     west, east, south, north = geometry.GetEnvelope()
     corners = np.array([gdal.ApplyGeoTransform(inverse, x, y) for x in (west, east) for y in (south, north)])
     left, top = np.maximum(np.floor(corners.min(axis=0)).astype(int), 0)
-    right, bottom = np.minimum(np.ceil(corners.max(axis=0)).astype(int), (scene.grid.width, scene.grid.height))
+    right, bottom = np.minimum(np.ceil(corners.max(axis=0)).astype(int), (grid.width, grid.height))
     if left >= right or top >= bottom:
         return np.empty(0, int), np.empty(0, int)
     target = gdal.GetDriverByName("MEM").Create("", int(right - left), int(bottom - top), 1, gdal.GDT_Byte)
-    target.SetGeoTransform(scene.grid.cropped(int(left), int(top), int(right), int(bottom)).geotransform)
+    target.SetGeoTransform(grid.cropped(int(left), int(top), int(right), int(bottom)).geotransform)
     holder = ogr.GetDriverByName("Memory").CreateDataSource("")
     layer = holder.CreateLayer("")
     feature = ogr.Feature(layer.GetLayerDefn())

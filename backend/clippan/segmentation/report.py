@@ -10,18 +10,19 @@ from typing import Optional
 import numpy as np
 
 from clippan import report as page
-from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
+from clippan.jobs.calibrate import CalibrateRequest, CalibrateResult
 from clippan.segmentation.legend import UNCLASSIFIED, colours
 from clippan.segmentation.prompts import Table
 
 _COVER = 0.55  # of a picture by the colours of classes
-_STYLE = """<style>
+MATRIX = """<style>
 .swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 8px; }
 .wide { overflow-x: auto; }
 .matrix { width: auto; }
 .matrix th, .matrix td { padding: 6px 10px; width: auto; white-space: nowrap; }
 .matrix td { text-align: right; font-variant-numeric: tabular-nums; min-width: 52px; }
 .matrix small { display: block; color: inherit; opacity: .7; }
+tr.chosen > * { background: #e7f3f7; }
 .text { color: #3d4a57; max-width: 76ch; }
 </style>"""
 
@@ -60,10 +61,10 @@ def write(
     """
     before, after = result.before, result.after
     parts = [
-        _STYLE,
+        MATRIX,
         page.headline(
             [
-                page.tile(_percent(after.accuracy), "right after", f"before {_percent(before.accuracy)}"),
+                page.tile(percent(after.accuracy), "right after", f"before {percent(before.accuracy)}"),
                 page.tile(f"{after.mean_iou:.3f}", "mean IoU after", f"before {before.mean_iou:.3f}"),
                 page.tile(f"{sum(result.labelled):,}", "labelled pixels", f"{len(result.classes)} classes"),
             ]
@@ -77,9 +78,9 @@ def write(
         "class's logits: a class with a positive one was found too rarely before, one with a negative one too often. "
         "A dash stands where a class has no labelled pixels, and none was mapped as it.</p>",
         "<h2>Confusion before</h2>",
-        _matrix(before, result.classes),
+        confusion(before.confusion, result.classes),
         "<h2>Confusion after</h2>",
-        _matrix(after, result.classes),
+        confusion(after.confusion, result.classes),
         '<p class="note">A row is a class in truth, and a column what it was mapped as: percent of the row, and '
         "labelled pixels below. Read along a row to see what a class is taken for; if two classes are taken for each "
         "other, give them words that tell them apart, or make them one.</p>",
@@ -93,11 +94,11 @@ def write(
 def _verdict(result: CalibrateResult) -> str:
     gain = result.after.accuracy - result.before.accuracy
     if gain >= 0.005:
-        says = f"Calibration makes {_percent(gain)} more of the labelled pixels right."
+        says = f"Calibration makes {percent(gain)} more of the labelled pixels right."
     elif gain > -0.005:
         says = "Calibration hardly changes how much is right: the words already fit, or the labels are too few."
     else:
-        says = f"Calibration makes {_percent(-gain)} more of the labelled pixels wrong: use the table without it."
+        says = f"Calibration makes {percent(-gain)} more of the labelled pixels wrong: use the table without it."
     return (
         f"{says} The figures after it are by cross-validation: each place is mapped with what the others taught, so "
         "they say what to expect where nothing is labelled, as far as it looks like the labelled places. Logits are "
@@ -138,18 +139,22 @@ def _classes(result: CalibrateResult, table: Table) -> str:
     for value, (name, colour, labelled, before, after, offset) in enumerate(shown, 1):
         cells = (str(value), f"{labelled:,}", _figure(before), _figure(after), f"{offset:+.3f}")
         numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
-        swatch = f'<span class="swatch" style="background: rgb{colour}"></span>'
-        rows.append(f"<tr><th>{swatch}{html.escape(name)}</th>{numbers}</tr>")
+        rows.append(f"<tr><th>{swatch(colour)}{html.escape(name)}</th>{numbers}</tr>")
     return f"<table><thead><tr><th>Class</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _matrix(accuracy: Accuracy, classes: Sequence[str]) -> str:
-    """The confusion as a table; columns beyond the classes are what stayed unclassified."""
-    width = max((len(row) for row in accuracy.confusion), default=0)
+def swatch(colour: tuple[int, int, int]) -> str:
+    """A patch of a class's colour."""
+    return f'<span class="swatch" style="background: rgb{colour}"></span>'
+
+
+def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
+    """A confusion matrix as a table; columns beyond the classes are what stayed unclassified."""
+    width = max((len(row) for row in counts), default=0)
     columns = [*classes, UNCLASSIFIED][: max(width, len(classes))]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     rows = []
-    for number, (name, row) in enumerate(zip(classes, accuracy.confusion)):
+    for number, (name, row) in enumerate(zip(classes, counts)):
         total = max(sum(row), 1)
         cells = "".join(_cell(count, count / total, number == column) for column, count in enumerate(row))
         rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
@@ -164,7 +169,7 @@ def _cell(count: int, share: float, right: bool) -> str:
     red, green, blue = (46, 125, 50) if right else (198, 40, 40)
     ink = "#fff" if share > 0.6 else "#1d2733"
     style = f"background: rgba({red}, {green}, {blue}, {share:.2f}); color: {ink}"
-    return f'<td style="{style}">{_percent(share)}<small>{count:,}</small></td>'
+    return f'<td style="{style}">{percent(share)}<small>{count:,}</small></td>'
 
 
 def _origin(request: CalibrateRequest, result: CalibrateResult) -> list[tuple[str, str]]:
@@ -182,7 +187,8 @@ def _items(sentences: Sequence[str]) -> str:
     return "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share of 0 to 1, to read."""
     return f"{100 * share:.1f} %"
 
 

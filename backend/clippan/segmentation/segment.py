@@ -162,7 +162,7 @@ class View:
                     sought.vectors,
                     sought.owners,
                     lattice,
-                    lambda: Scene(scene.path, scene.look, stretch),
+                    lambda: Scene(scene.path, scene.look, stretch, model.channels),
                     bias,
                     request.flips,
                     threads,

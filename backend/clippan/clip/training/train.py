@@ -32,7 +32,7 @@ from clippan import __version__
 from clippan.clip import dense, hub
 from clippan.clip.encoder import fingerprint
 from clippan.clip.load import Loaded, describe, load
-from clippan.clip.models import CONFIG, Model, find
+from clippan.clip.models import CONFIG, Model, find, in_colours
 from clippan.clip.training import losses
 from clippan.clip.training.batch import Batch, Loader
 from clippan.clip.training.data import PHRASE, Sample, read
@@ -66,6 +66,7 @@ def train(request: TrainClipRequest, context: Context) -> TrainClipResult:
     """
     started = time.monotonic()
     folder, base = Path(request.output), find(request.model)
+    in_colours(base)
     device, reason = choose_device(request.device)
     with processes(device) as (device, rank, count):
         set_threads(request.threads)
@@ -126,7 +127,7 @@ def save(folder: Path, loaded: Loaded, base: Model, path: Path, about: Mapping[s
         folder: where to.
         loaded: what was trained.
         base: what it was before, and ``path`` its weights.
-        about: what the description is to tell of it besides.
+        about: what the description is to tell of it besides; ``channels`` where it takes other bands.
 
     Raises:
         ClippanError: it cannot be written.
@@ -142,7 +143,8 @@ def save(folder: Path, loaded: Loaded, base: Model, path: Path, about: Mapping[s
         "interpolation": "bicubic",
         "resize_mode": "squash",
     }
-    config = {"model_cfg": description, "preprocess_cfg": preparation, "clippan": dict(about)}
+    own = {"channels": to_json(base.channels)} if base.channels else {}
+    config = {"model_cfg": description, "preprocess_cfg": preparation, "clippan": {**own, **about}}
     weights = {
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
         for name, value in loaded.model.state_dict().items()
@@ -282,7 +284,7 @@ class Run(Training):
         context.log(f"{len(samples)} pictures, {self.objects} objects for stage 2, {self._steps} steps.")
         self.loaded = load(path, base, device)
         pixels = request.pixels or self.loaded.preprocessing.pixels
-        _check_size(self.loaded, pixels)
+        check_size(self.loaded, pixels)
         distils = 1 in request.stages and request.weight > 0
         if distils:
             dense.stride(self.loaded.model)  # tells where a tower has no dense features
@@ -324,13 +326,7 @@ class Run(Training):
         return number, step - sum(self.steps[:number])
 
     def _fresh(self) -> torch.optim.Optimizer:
-        """AdamW; biases and gains do not decay, as they are few."""
-        learned = [value for value in self.loaded.model.parameters() if value.requires_grad]
-        groups = [
-            {"params": [value for value in learned if value.ndim > 1], "weight_decay": self._request.weight_decay},
-            {"params": [value for value in learned if value.ndim <= 1], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=self._request.rate, betas=_BETAS, eps=_EPSILON)
+        return optimiser(self.loaded.model, self._request.rate, self._request.weight_decay)
 
     def draw(self, step: int) -> Batch:
         """See Training."""
@@ -388,8 +384,28 @@ def _fitting(samples: Sequence[Sample], stage: int, least: float) -> list[Sample
     return found
 
 
-def _check_size(loaded: Loaded, pixels: int) -> None:
-    """Towers of tokens take one size, others multiples of their cells."""
+def optimiser(network: nn.Module, greatest: float, decay: float) -> torch.optim.Optimizer:
+    """AdamW for what of a network learns; biases and gains do not decay, as they are few.
+
+    Args:
+        network: some of whose weights learn.
+        greatest: learning rate.
+        decay: of matrices and kernels.
+    """
+    learned = [value for value in network.parameters() if value.requires_grad]
+    groups = [
+        {"params": [value for value in learned if value.ndim > 1], "weight_decay": decay},
+        {"params": [value for value in learned if value.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=greatest, betas=_BETAS, eps=_EPSILON)
+
+
+def check_size(loaded: Loaded, pixels: int) -> None:
+    """Towers of tokens take one size, others multiples of their cells.
+
+    Raises:
+        ClippanError: the model does not take pictures of this size.
+    """
     own = loaded.preprocessing.pixels
     if pixels == own:
         return

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy, interpolate, normalize
 
 from clippan.clip import hub, load
 from clippan.clip.encoder import fingerprint
-from clippan.clip.models import find
+from clippan.clip.models import find, in_colours
 from clippan.errors import ClippanError, told
 from clippan.fusion.model import write
 from clippan.fusion.training.batch import Batch
@@ -116,7 +116,7 @@ def frozen_clip(name: str, device: torch.device, context: Context) -> FrozenCLIP
     Raises:
         ClippanError: it cannot be had, or not loaded.
     """
-    model = find(name)
+    model = in_colours(find(name))
     path = hub.fetch(model, context)
     return FrozenCLIP(load.load(path, model, device), model.id, fingerprint(model, path, context))
 

@@ -1,0 +1,274 @@
+"""Pairs of rasters of one place, one of which a teacher sees and the other a student, cut into chips."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+from osgeo import gdal
+
+from clippan.channels import Channels
+from clippan.errors import ClippanError, told
+from clippan.jobs.align import AlignSensorRequest
+from clippan.jobs.base import Context
+from clippan.raster import source as sources
+from clippan.raster.grid import Grid
+from clippan.raster.scene import Look, Scene
+from clippan.raster.tiles import Window
+
+_MOST = 20_000  # chips to train on; of more, so many are drawn
+_MOST_HELD = 2_000
+_VALID = 0.9  # of a chip's pixels, in both rasters
+_PERCENTILES = (1.0, 99.0)
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A window of a pair, and the place that it shares with chips that overlap it."""
+
+    pair: int
+    window: Window
+    place: str
+
+
+@dataclass
+class Pairs:
+    """Rasters in pairs on the teacher's pixels, open once in each thread.
+
+    Attributes:
+        teachers: rasters that the teacher sees.
+        sensors: VRTs of the sensor's on the same pixels.
+        look: how the teacher's become pictures.
+        channels: what the student takes.
+        colours: which of these are red, green and blue, from 0; empty where they are not all there.
+    """
+
+    teachers: Sequence[str]
+    sensors: Sequence[str]
+    look: Look
+    channels: Channels
+    colours: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        self._local = threading.local()
+        self._stretches = [Scene(path, self.look).stretch for path in self.teachers]
+
+    @classmethod
+    def of(cls, request: AlignSensorRequest, folder: Path, context: Context) -> Pairs:
+        """Those of a request.
+
+        Args:
+            request: names them.
+            folder: for the VRTs.
+            context: hears of progress.
+
+        Raises:
+            ClippanError: they do not lie on each other, have other bands than asked for, or a band says nothing.
+        """
+        look = Look(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
+        numbers, names, total, colours = _bands(request)
+        laid = []
+        pairs = list(zip(request.teacher_rasters, request.sensor_rasters))
+        for number, (teacher, sensor) in enumerate(pairs):
+            context.progress(100 * number / len(pairs), f"Laying {Path(sensor).name[:80]} on the teacher's raster")
+            target = str(folder / f"{number}.vrt")
+            lay(sensor, numbers, Scene(teacher, look).own_grid, request.nodata, target)
+            laid.append(target)
+        learned = [path for number, path in enumerate(laid, 1) if number not in request.test]
+        low, high = _ranges(request, learned, names)
+        return cls(request.teacher_rasters, laid, look, Channels(names, low, high, numbers, total), colours)
+
+    def chips(self, request: AlignSensorRequest, pixels: int, context: Context) -> tuple[list[Chip], list[Chip]]:
+        """To train on, which overlap, and to measure with, which touch each other and nothing of the others.
+
+        Args:
+            request: says how.
+            pixels: edge of the model's pictures: the chip where nothing else is known.
+            context: hears of progress.
+
+        Raises:
+            ClippanError: the rasters are too small, or do not overlap.
+        """
+        train: list[Chip] = []
+        held: list[Chip] = []
+        for pair in range(len(self.teachers)):
+            scene, _ = self._open(pair)
+            width, height = scene.grid.width, scene.grid.height
+            across, down = (request.size,) * 2 if request.size else scene.windows(pixels).scales[0][0]
+            border = height  # above it chips to train on, below it those to measure with
+            if pair + 1 in request.test:
+                border = 0
+            elif not request.test:
+                border = height - max(round(request.held * height), down)
+            if across > width or down > (height - border if border < height else height) or 0 < border < down:
+                raise ClippanError(
+                    f"The raster {self.teachers[pair]} is too small for chips of {across} × {down} pixels to train on "
+                    "and others to measure with; choose smaller ones (--size), or a pair to measure with (--test)."
+                )
+            step = [max(round(edge * (1 - request.overlap)), 1) for edge in (across, down)]
+            train += _cut(pair, across, down, 0, border, width, step)
+            held += _cut(pair, across, down, border, height, width, [across, down])
+        rng = np.random.default_rng([request.seed, 5])
+        found = []
+        for number, (chips, most) in enumerate(((train, _MOST), (held, _MOST_HELD))):
+            kept = np.sort(rng.permutation(len(chips))[:most])
+            part = context.part(50 * number, 50 * (number + 1))
+            found.append([chips[place] for place in kept if self._shows(chips[place], part)])
+        if not all(found):
+            raise ClippanError(
+                "The rasters of the sensor show nothing where the teacher's do; check that both show the same place."
+            )
+        return found[0], found[1]
+
+    def _shows(self, chip: Chip, context: Context) -> bool:
+        context.check()
+        return all(
+            scene.pixels(chip.window, chip.window.width, chip.window.height)[1].mean() >= _VALID
+            for scene in self._open(chip.pair)
+        )
+
+    def picture(self, chip: Chip, edge: int) -> np.ndarray:
+        """What the teacher sees, uint8 (3, edge, edge)."""
+        return self._open(chip.pair)[0].picture(chip.window, edge)[0]
+
+    def sensed(self, chip: Chip, edge: int) -> np.ndarray:
+        """What the student sees, float32 (bands, edge, edge), 0 to 1."""
+        return self._open(chip.pair)[1].picture(chip.window, edge)[0]
+
+    def _open(self, pair: int) -> tuple[Scene, Scene]:
+        known = self._local.__dict__.setdefault("scenes", {})
+        if pair not in known:
+            teacher = Scene(self.teachers[pair], self.look, self._stretches[pair])
+            count = len(self.channels.names)
+            # The VRT has these bands alone.
+            channels = replace(self.channels, numbers=tuple(range(1, count + 1)), total=count)
+            known[pair] = (teacher, Scene(self.sensors[pair], Look(), channels=channels))
+        return known[pair]
+
+
+def _bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[str, ...], int, tuple[int, ...]]:
+    """Which bands of the sensor's rasters are taken, what they are called, how many there are in all, and which of
+    those taken are red, green and blue."""
+    first = request.sensor_rasters[0]
+    totals = []
+    for path in request.sensor_rasters:
+        dataset = sources.open_dataset(path, "raster of the sensor")
+        spectral = sources.spectral(dataset)
+        totals.append(len(spectral))
+        if totals[-1] != totals[0]:
+            raise ClippanError(
+                f"The raster {path} has {totals[-1]} bands and {first} has {totals[0]}; give rasters of one sensor."
+            )
+    dataset = sources.open_dataset(first, "raster of the sensor")
+    numbers = request.sensor_bands or tuple(sources.spectral(dataset))
+    wrong = [number for number in numbers if number > dataset.RasterCount]
+    if wrong:
+        raise ClippanError(f"Band {wrong[0]} was asked for but the raster {first} has {totals[0]}; choose others.")
+    described = [(dataset.GetRasterBand(number).GetDescription() or "").strip() for number in numbers]
+    plain = [name.casefold() for name in described]
+    names = tuple(
+        name if name and plain.count(name.casefold()) == 1 else f"band {number}"
+        for name, number in zip(described, numbers)
+    )
+    shown = Scene(first, Look()).bands
+    colours = tuple(numbers.index(band) for band in shown) if len(shown) == 3 and set(shown) <= set(numbers) else ()
+    return tuple(numbers), names, totals[0], colours
+
+
+def _ranges(
+    request: AlignSensorRequest, laid: Sequence[str], names: Sequence[str]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Values of each band that become 0 and 1: as asked for, or as the rasters to train on have them."""
+    count = len(names)
+    if request.low and len(request.low) not in (1, count):
+        raise ClippanError(
+            f"{len(request.low)} ranges and {count} bands were given; give one for all, or one for each."
+        )
+    low, high = [], []
+    for number, name in enumerate(names, 1):
+        values = np.concatenate([Scene(path, Look(bands=(number,))).sample()[0] for path in laid]).astype(np.float64)
+        problem = "has no data" if not len(values) else "is the same everywhere" if np.ptp(values) == 0 else ""
+        if problem:
+            raise ClippanError(
+                f"The band {name} of the sensor's rasters {problem} where the teacher's are; leave it out "
+                "(--sensor-bands)."
+            )
+        least, most = np.percentile(values, _PERCENTILES)
+        low.append(float(least if least < most else values.min()))
+        high.append(float(most if least < most else values.max()))
+    if request.low:
+        repeat = count if len(request.low) == 1 else 1
+        return request.low * repeat, request.high * repeat
+    return tuple(low), tuple(high)
+
+
+def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], target: str) -> None:
+    """Writes a VRT of some bands of a raster on other pixels, by cubic resampling; NaN where it does not reach.
+
+    Args:
+        path: the raster.
+        numbers: of the bands, from 1.
+        grid: the pixels.
+        nodata: overrides what it declares.
+        target: the VRT, beside which nothing is written.
+
+    Raises:
+        ClippanError: there is no way from one grid to the other.
+    """
+    dataset = sources.open_dataset(path, "raster of the sensor")
+    own = Grid.of(dataset)
+    bands = target if _alike(own, grid) else f"{target}.bands.vrt"
+    extra = {} if nodata is None else {"noData": nodata}
+    try:
+        gdal.Translate(bands, dataset, format="VRT", bandList=list(numbers), **extra).FlushCache()
+        if bands == target:
+            return
+        if grid.geotransform is None or own.geotransform is None:
+            raise ClippanError(
+                f"The raster {path} has another size than the teacher's, and not both a place; give both one."
+            )
+        if not (own.crs and grid.crs) and own.crs != grid.crs:
+            raise ClippanError(f"Of {path} and the teacher's raster one has no CRS; assign it (gdal_edit -a_srs).")
+        left, dx, turn, top, skew, dy = grid.geotransform
+        if turn or skew or dy > 0:
+            raise ClippanError("The teacher's raster is turned or upside down; warp it first (gdalwarp).")
+        gdal.Warp(
+            target,
+            bands,
+            format="VRT",
+            resampleAlg="cubic",
+            outputType=gdal.GDT_Float32,
+            dstNodata=math.nan,
+            warpOptions=["UNIFIED_SRC_NODATA=NO"],  # a pixel may be missing in some bands only
+            outputBounds=[left, top + grid.height * dy, left + grid.width * dx, top],
+            width=grid.width,
+            height=grid.height,
+            **({"dstSRS": grid.crs} if grid.crs else {}),
+        ).FlushCache()
+    except RuntimeError as error:
+        raise ClippanError(
+            f"The raster {path} cannot be laid on the teacher's ({told(error)}); check its CRS."
+        ) from error
+
+
+def _alike(one: Grid, other: Grid) -> bool:
+    """Whether both have the same pixels."""
+    if (one.width, one.height) != (other.width, other.height):
+        return False
+    if one.geotransform is None or other.geotransform is None:
+        return True  # pictures without a place, of one size
+    return one.shares_crs(other) and one.offset_in(other, 0.01) == (0, 0)
+
+
+def _cut(pair: int, across: int, down: int, first: int, last: int, width: int, step: Sequence[int]) -> list[Chip]:
+    """Chips between two rows; those that show about the same share a place."""
+    return [
+        Chip(pair, Window(x, y, across, down), f"{pair} {x // across} {y // down}")
+        for y in range(first, last - down + 1, step[1])
+        for x in range(0, width - across + 1, step[0])
+    ]

@@ -1,0 +1,1 @@
+"""Maps from a few samples: windows, DiffCLIP and its rivals, accuracy."""

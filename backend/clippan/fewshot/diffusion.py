@@ -1,0 +1,249 @@
+"""Mask diffusion: an encoder learns a scene without labels.
+
+Windows from anywhere in the scene are noised as by a diffusion (betas from 1e-4 to 0.02 in 1000 steps) and most of
+their pixels are hidden; the encoder sees the rest, and each modality's decoder tells what the whole window was. Where
+the authors' code shows the encoder the labelled pixels' windows only, this one takes the whole scene's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clippan.errors import ClippanError, told
+from clippan.fewshot import windows
+from clippan.fewshot.network import TIMES, Network, Size
+from clippan.jobs.base import Context
+from clippan.training import descent
+
+STEPS, BATCH = 400, 64
+_MASKED = 0.7  # of a window's pixels are hidden
+_HIDDEN, _SEEN = 0.1, 1.0  # what their errors count
+_RATE, _WARMUP, _DECAY = 1e-3, 50, 1e-4
+_KIND = "CLIPPan scene encoder, version 1"
+_NOISE = 0.7  # components with more noise than this are left out
+_MEANS, _AROUND = 6, 4  # pixels that the few-shot step's means reach, and that it looks further than windows and means
+_TINY = 1e-6  # of the largest variance: less is none
+
+
+def components(values: np.ndarray, valid: np.ndarray, most: int) -> np.ndarray:
+    """The components of least noise of a modality's bands, each of variance 1 times its part that is no noise.
+
+    Noise is what neighbours differ by (minimum noise fraction, Green et al. 1988). Bands that say the same many times,
+    as those of a hyperspectral scene do, become few components that each say something of their own.
+
+    Args:
+        values: standardised, float32 (bands, height, width).
+        valid: which pixels count, bool (height, width).
+        most: how many at most.
+
+    Returns:
+        float32 (components, bands), to be multiplied with bands; at least one component.
+    """
+    bands = values[:, valid].astype(np.float64)
+    size, vectors = np.linalg.eigh(np.atleast_2d(np.cov(bands)))
+    kept = size > _TINY * max(size[-1], _TINY)
+    whiten = (vectors[:, kept] / np.sqrt(size[kept])).T
+    noise = np.zeros((len(values), len(values)))
+    for axis in (1, 2):
+        both = np.minimum(*np.array([np.delete(valid, end, axis - 1) for end in (0, -1)]))
+        steps = np.diff(values, axis=axis)[:, both].astype(np.float64)
+        noise += steps @ steps.T / max(4 * steps.shape[1], 1)
+    share, turns = np.linalg.eigh(whiten @ noise @ whiten.T)
+    some = max(1, min(most, int((share < _NOISE).sum())))
+    share, turns = share[:some], turns[:, :some]
+    found = np.sqrt(np.clip(1 - share, 0.05, 1))[:, None] * (turns.T @ whiten)
+    found *= np.where(np.abs(found).max(axis=1) == found.max(axis=1), 1, -1)[:, None]  # signs are arbitrary
+    return found.astype(np.float32)
+
+
+@dataclass
+class Encoder:
+    """A network that knows a scene.
+
+    Attributes:
+        network: in eval mode.
+        device: where it computes.
+        steps, loss: of the training; the loss is the mean of the last tenth.
+    """
+
+    network: Network
+    device: torch.device
+    steps: int = 0
+    loss: float = math.nan
+
+    @property
+    def bands(self) -> tuple[int, ...]:
+        """Of each modality."""
+        return tuple(self.network.own(number).projection.shape[1] for number in range(len(self.network.owns)))
+
+    @property
+    def margin(self) -> int:
+        """Pixels about a tile that a map of it depends on, a multiple of the windows' stride: what the windows over a
+        pixel cover, and what the few-shot step smooths afterwards."""
+        reach = max(2 * (self.network.size.window // 2), _MEANS) + _AROUND
+        return -(-reach // windows.STRIDE) * windows.STRIDE
+
+    def fits(self, modalities: Sequence[np.ndarray]) -> None:
+        """Raises ClippanError if these are not the modalities it was trained on."""
+        given = tuple(len(modality) for modality in modalities)
+        if given != self.bands:
+            raise ClippanError(
+                f"The encoder knows rasters of {_listed(self.bands)} bands, but those given have {_listed(given)}; "
+                "give the rasters it was trained on in the same order, or train it anew."
+            )
+
+    def save(self, path: Path) -> None:
+        """Writes it as safetensors, the same bytes for the same encoder.
+
+        Raises:
+            ClippanError: the file cannot be written.
+        """
+        from clippan.fusion.model import write
+
+        about = {"steps": self.steps, "loss": self.loss if math.isfinite(self.loss) else None}
+        header = {
+            "kind": _KIND,
+            "bands": json.dumps(self.bands),
+            "size": json.dumps(asdict(self.network.size)),
+            "about": json.dumps(about),
+        }
+        write(path, "encoder", {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}, header)
+
+
+def load(path: Path, device: torch.device) -> Encoder:
+    """The encoder in a file.
+
+    Raises:
+        ClippanError: it cannot be read, or holds something else.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            header = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header.get("kind") != _KIND:
+            raise ValueError("it holds something else")
+        size, about = Size(**json.loads(header["size"])), json.loads(header["about"])
+        count = len(json.loads(header["bands"]))
+        network = Network(size, [weights[f"owns.{number}.projection"] for number in range(count)])
+        network.load_state_dict(weights)
+    except Exception as error:
+        raise ClippanError(
+            f"{path} cannot be read as an encoder of a scene ({told(error)}); choose a file that Pre-train on a scene "
+            "wrote."
+        ) from error
+    loss = about["loss"]
+    return Encoder(network.to(device).eval(), device, about["steps"], math.nan if loss is None else loss)
+
+
+def blank(modalities: Sequence[np.ndarray], valid: np.ndarray, size: Size, seed: int, device: torch.device) -> Encoder:
+    """An encoder that has learned nothing but the scene's components."""
+    torch.manual_seed(seed)
+    found = [torch.from_numpy(components(values, valid, size.components)) for values in modalities]
+    return Encoder(Network(size, found).to(device).eval(), device)
+
+
+def pretrain(
+    modalities: Sequence[np.ndarray],
+    valid: np.ndarray,
+    *,
+    steps: Optional[int] = None,
+    batch: int = BATCH,
+    seed: int = 0,
+    device: torch.device,
+    context: Context,
+    size: Size = Size(),  # noqa: B008
+) -> Encoder:
+    """Trains an encoder on a scene, without labels.
+
+    Args:
+        modalities: standardised over the scene, without NaN, float32 (bands, height, width), on one grid.
+        valid: which pixels show something, bool (height, width).
+        steps: of the training, 400 by default.
+        batch: windows in a step, those of all modalities counted.
+        seed: of the weights, the windows, the noise and the masks.
+        device: to compute on.
+        context: hears of progress, and may cancel.
+        size: of the network.
+
+    Raises:
+        ClippanError: no pixel is valid.
+        Cancelled: the user wants no more of it.
+    """
+    steps = STEPS if steps is None else steps
+    if not valid.any():
+        raise ClippanError("No pixel is valid in all rasters; check their nodata values and that they overlap.")
+    encoder = blank(modalities, valid, size, seed, device)
+    network = encoder.network.train()
+    chance = torch.Generator().manual_seed(seed)
+    half, length = size.window // 2, size.window**2
+    scene = [windows.padded(projected(network, number, values), half) for number, values in enumerate(modalities)]
+    rows, columns = (torch.from_numpy(places) for places in np.nonzero(valid))
+    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, TIMES), dim=0).to(device)
+    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=_DECAY)
+    count = max(1, batch // len(scene))
+    visible = max(1, round((1 - _MASKED) * length))
+    losses = []
+    for step in range(steps):
+        if step % 5 == 0:
+            context.progress(100 * step / steps, f"Learning the scene, step {step + 1} of {steps}")
+        at = torch.randint(len(rows), (count,), generator=chance)
+        time = torch.randint(TIMES, (count,), generator=chance).to(device)
+        total = torch.zeros((), device=device)
+        for number, values in enumerate(scene):
+            clean = windows.cut(values, rows[at], columns[at], size.window)
+            noise = torch.randn(clean.shape, generator=chance).to(device)
+            share = kept[time][:, None, None]
+            order = torch.rand(count, length, generator=chance).argsort(dim=1).to(device)
+            tokens = network.encode(number, share.sqrt() * clean + (1 - share).sqrt() * noise, time, order[:, :visible])
+            errors = (network.decode(number, tokens, order[:, :visible]) - clean).square().mean(dim=2)
+            seen = errors.gather(1, order[:, :visible]).mean()
+            total = total + _SEEN * seen + _HIDDEN * errors.gather(1, order[:, visible:]).mean()
+        descent.descend(network, optimiser, total, descent.rate(step, steps, _RATE, _WARMUP))
+        losses.append(total.item())
+    network.eval()
+    encoder.steps, encoder.loss = steps, float(np.mean(losses[-max(1, steps // 10) :])) if losses else math.nan
+    return encoder
+
+
+def projected(network: Network, number: int, values: np.ndarray) -> Tensor:
+    """A modality's components, (components, height, width)."""
+    projection = network.own(number).projection
+    ready = torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(projection.device)
+    return torch.einsum("cb,bhw->chw", projection, ready)
+
+
+@torch.inference_mode()
+def features(encoder: Encoder, modalities: Sequence[np.ndarray], context: Context) -> Tensor:
+    """What the encoder says of every pixel at the diffusion's time 0: tokens and class tokens of the windows that cover
+    it, averaged, of all modalities; float32 (modalities × 2 × width, height, width)."""
+    network, size = encoder.network, encoder.network.size
+    half = size.window // 2
+    height, width = modalities[0].shape[1:]
+    rows, columns = windows.lattice(height, width, size.window)
+    parts = []
+    for number, values in enumerate(modalities):
+        scene = windows.padded(projected(network, number, values), 2 * half)
+        canvas = windows.Canvas(2 * size.width, height, width, size.window, encoder.device)
+        for down, across in windows.batches(rows, columns, 64):
+            context.check()
+            inside = windows.cut(scene, down + half, across + half, size.window)
+            tokens = network.encode(number, inside, torch.zeros(len(down), device=encoder.device))
+            spread = tokens[:, :1].expand(-1, size.window**2, -1)
+            canvas.add(torch.cat([tokens[:, 1:], spread], dim=2), down, across)
+        parts.append(canvas.mean())
+    return torch.cat(parts)
+
+
+def _listed(values: Sequence[int]) -> str:
+    return " and ".join(map(str, values))

@@ -1,0 +1,42 @@
+"""Spatially disjoint folds: what lies together is left out together."""
+
+from __future__ import annotations
+
+import numpy as np
+
+FOLDS = 5
+ALWAYS = -1  # the fold of what is never left out
+
+
+def folds(labels: np.ndarray, groups: np.ndarray, seed: int, count: int = FOLDS) -> np.ndarray:
+    """The fold in which each sample is left out.
+
+    The groups of the rarest classes are dealt out first, so that every class is in as many folds as can be. A class
+    whose groups would all be left out at once keeps its smallest one; a class with one group is never left out.
+
+    Args:
+        labels, groups: of the samples, (n,).
+        seed: of the order in which groups are dealt out.
+        count: of folds, at most.
+
+    Returns:
+        (n,), 0 to ``count`` - 1, or ``ALWAYS``. No group has two folds, and without a fold each class is still there.
+    """
+    rng = np.random.default_rng(seed)
+    _, groups = np.unique(groups, return_inverse=True)
+    of = np.full(int(groups.max()) + 1, ALWAYS)
+    members = {int(label): np.unique(groups[labels == label]) for label in np.unique(labels)}
+    rarest = sorted(members, key=lambda label: len(members[label]))
+    dealt = np.zeros(len(of), bool)
+    for label in rarest:
+        held = np.bincount(of[members[label]][dealt[members[label]]], minlength=count)
+        for group in rng.permutation(members[label][~dealt[members[label]]]):
+            best = int(rng.choice(np.flatnonzero(held == held.min())))
+            of[group], dealt[group] = best, True
+            held[best] += 1
+    sizes = np.bincount(groups)
+    for label in rarest:
+        own = members[label]
+        if len(np.unique(of[own])) == 1 and of[own[0]] != ALWAYS:
+            of[own[np.argmin(sizes[own])]] = ALWAYS
+    return of[groups]

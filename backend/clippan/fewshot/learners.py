@@ -1,0 +1,288 @@
+"""Classifiers over a stack of rasters: each learns from some of the samples, tells of the others, and maps tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Optional, Protocol
+
+import numpy as np
+import torch
+from osgeo import gdal, osr
+
+from clippan.clip.encoder import Encoder
+from clippan.fewshot import diffusion, prompted, rivals, windows
+from clippan.fewshot.samples import Samples
+from clippan.fewshot.stack import Stack
+from clippan.jobs.base import Context
+from clippan.jobs.classify import Classifier
+from clippan.jobs.segment import SegmentRequest
+from clippan.raster.grid import Grid
+from clippan.raster.scene import Look, Scene, spatial
+from clippan.raster.tiles import Window
+from clippan.segmentation.segment import View
+from clippan.segmentation.words import Words
+
+_SQUARE = 64  # edge of the squares in which it is remembered that there are samples
+
+Tile = tuple[np.ndarray, np.ndarray]  # probabilities float32 (classes, h, w), and which pixels are valid, bool (h, w)
+
+
+class Learned(Protocol):
+    """A classifier that knows samples."""
+
+    def at(self, numbers: np.ndarray) -> np.ndarray:
+        """Probabilities of samples, by their numbers: float32 (n, classes)."""
+
+    def tile(self, window: Window) -> Tile:
+        """Of a window of the grid."""
+
+
+class Learner(Protocol):
+    """Makes classifiers."""
+
+    def fit(self, numbers: np.ndarray, seed: int) -> Learned:
+        """One that knows some of the samples, by their numbers."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is known of pixels, as vectors: at the samples, and of tiles.
+
+    Attributes:
+        samples: float32 (n, width).
+        tile: of a window, (pixels, width), and which pixels are valid, (h, w).
+    """
+
+    samples: np.ndarray
+    tile: Callable[[Window], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One of the rivals, on vectors of single pixels."""
+
+    method: Classifier
+    features: Features
+    samples: Samples
+    texts: Optional[np.ndarray] = None
+
+    def fit(self, numbers: np.ndarray, seed: int) -> Learned:
+        """See Learner."""
+        known, labels = self.features.samples[numbers], self.samples.labels[numbers]
+        count = len(self.samples.names)
+        fitted = rivals.fit(self.method, known, labels, count, texts=self.texts, seed=seed)
+        return _Rival(fitted, self.features, count)
+
+
+@dataclass(frozen=True)
+class _Rival:
+    fitted: rivals.Fitted
+    features: Features
+    classes: int
+
+    def at(self, numbers: np.ndarray) -> np.ndarray:
+        return self.fitted.probabilities(self.features.samples[numbers])
+
+    def tile(self, window: Window) -> Tile:
+        known, valid = self.features.tile(window)
+        inside = valid.ravel()
+        found = np.zeros((inside.size, self.classes), np.float32)
+        if inside.any():
+            found[inside] = self.fitted.probabilities(known[inside])
+        return found.T.reshape(-1, *valid.shape), valid
+
+
+def spectra(stack: Stack, samples: Samples, with_means: bool) -> Features:
+    """The bands of all rasters, if asked for with their local means behind them."""
+    margin = rivals.MEAN // 2 if with_means else 0
+
+    def tile(window: Window) -> tuple[np.ndarray, np.ndarray]:
+        wide = stack.around(window, margin)
+        values, valid = stack.read(wide)
+        down, across = _inside(window, wide)
+        parts = [rivals.spectra([part[:, down, across] for part in values])]
+        if with_means:
+            around = rivals.means(values, valid)
+            parts.append(rivals.spectra([part[:, down, across] for part in around]))
+        return np.concatenate(parts, axis=1), valid[down, across]
+
+    return Features(_at(stack, samples, tile), tile)
+
+
+def _at(stack: Stack, samples: Samples, tile: Callable[[Window], tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """What tiles say of the samples, (n, width)."""
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for window, numbers in stack.near(samples.rows, samples.columns):
+        values, _ = tile(window)
+        places = (samples.rows[numbers] - window.y) * window.width + samples.columns[numbers] - window.x
+        found.append((numbers, values[places]))
+    order = np.concatenate([numbers for numbers, _ in found])
+    return np.concatenate([values for _, values in found])[np.argsort(order)]
+
+
+def _inside(window: Window, wide: Window) -> tuple[slice, slice]:
+    """Where a window lies in a wider one."""
+    top, left = window.y - wide.y, window.x - wide.x
+    return slice(top, top + window.height), slice(left, left + window.width)
+
+
+class Eye:
+    """What CLIP sees at the pixels of a stack, in the picture of one of its rasters, which it sees with its own pixels.
+
+    Args:
+        stack: the rasters.
+        look: how the raster becomes a picture.
+        path: the raster.
+        model: CLIP.
+        threads: CPU threads, 0 for all.
+        folder: for what is too large for the memory.
+    """
+
+    def __init__(self, stack: Stack, look: Look, path: str, model: Encoder, threads: int, folder: Path) -> None:
+        self._stack, self._model, self._folder = stack, model, folder
+        self._scene = Scene(path, look)
+        self._request = SegmentRequest(path, "", "", threads=threads)
+        self._words = Words(np.eye(model.width, dtype=np.float32), np.arange(model.width), model.width)
+        self._places = _Places(stack.placed, self._scene.grid)
+        self._view: Optional[View] = None
+
+    def look(self, samples: Optional[Samples], context: Context) -> None:
+        """Looks at what lies about the samples, or at everything."""
+        grid, whole = self._scene.grid, self._stack.grid
+        rows, columns = self._places.of(
+            np.array([0, 0, whole.height, whole.height]) - 0.5, np.array([0, whole.width, 0, whole.width]) - 0.5
+        )
+        part = _part(rows, columns, grid)
+        squares = np.ones((grid.height // _SQUARE + 1, grid.width // _SQUARE + 1), bool)
+        if samples is not None:
+            rows, columns = self._places.of(samples.rows, samples.columns)
+            squares[:] = False
+            squares[_square(rows, grid.height), _square(columns, grid.width)] = True
+
+        def wanted(window: Window) -> bool:
+            down = slice(window.y // _SQUARE, (window.y + window.height - 1) // _SQUARE + 1)
+            across = slice(window.x // _SQUARE, (window.x + window.width - 1) // _SQUARE + 1)
+            return bool(squares[down, across].any())
+
+        folder = self._folder / ("all" if samples is None else "some")
+        folder.mkdir()
+        self._view = View.of(self._request, self._model, self._words, self._scene, part, folder, context, wanted)
+
+    def features(self, samples: Samples) -> Features:
+        """What was seen, at the samples and of tiles."""
+        return Features(self._at(samples.rows, samples.columns), self._tile)
+
+    def _tile(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        _, valid = self._stack.read(window)
+        rows, columns = np.mgrid[window.y : window.y + window.height, window.x : window.x + window.width].reshape(2, -1)
+        return self._at(rows, columns), valid
+
+    def _at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        assert self._view is not None
+        return np.nan_to_num(self._view.places(*self._places.of(rows, columns)))
+
+
+def _part(rows: np.ndarray, columns: np.ndarray, grid: Grid) -> Window:
+    """The window of a grid that holds places, as far as they are in it."""
+    top, left = (int(np.clip(axis.min(), 0, size - 1)) for axis, size in ((rows, grid.height), (columns, grid.width)))
+    bottom, right = min(int(rows.max()) + 2, grid.height), min(int(columns.max()) + 2, grid.width)
+    return Window(left, top, max(right - left, 1), max(bottom - top, 1))
+
+
+def _square(places: np.ndarray, size: int) -> np.ndarray:
+    return np.clip(places, 0, size - 1).astype(int) // _SQUARE
+
+
+class _Places:
+    """From pixels of one grid to those of another, both with a geotransform; a whole number is a pixel's centre."""
+
+    def __init__(self, here: Grid, there: Grid) -> None:
+        assert here.geotransform
+        self._here, self._back = here.geotransform, gdal.InvGeoTransform(there.geotransform)
+        same = here.shares_crs(there) or not (here.crs and there.crs)
+        self._crs = None if same else osr.CoordinateTransformation(spatial(here.crs), spatial(there.crs))
+
+    def of(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns, fractions of pixels too."""
+        x, y = _applied(self._here, columns + 0.5, rows + 0.5)
+        if self._crs is not None:
+            points = np.array(self._crs.TransformPoints(np.stack([x, y], axis=1).tolist()))
+            x, y = points[:, 0], points[:, 1]
+        columns, rows = _applied(self._back, x, y)
+        return rows - 0.5, columns - 0.5
+
+
+def _applied(g: Sequence[float], x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return g[0] + x * g[1] + y * g[2], g[3] + x * g[4] + y * g[5]
+
+
+def picture(stack: Stack, scene: Scene, step: int) -> np.ndarray:
+    """A raster's picture at every ``step``-th pixel of a stack's rows and columns, uint8 (h, w, 3)."""
+    down, across = (np.arange(0, size, step) for size in (stack.grid.height, stack.grid.width))
+    pixels = (axis.ravel() for axis in np.meshgrid(down, across, indexing="ij"))
+    rows, columns = _Places(stack.placed, scene.grid).of(*pixels)
+    part = _part(rows, columns, scene.grid)
+    shrink = max(1.0, part.height / len(down), part.width / len(across))
+    height, width = max(round(part.height / shrink), 1), max(round(part.width / shrink), 1)
+    small, _ = scene.picture(part, width, height)
+    rows, columns = (
+        np.clip((axis + 0.5 - first) / shrink, 0, size - 1).astype(int)
+        for axis, first, size in ((rows, part.y, height), (columns, part.x, width))
+    )
+    return small[:, rows, columns].T.reshape(len(down), len(across), 3)
+
+
+class DiffClip:
+    """DiffCLIP over a stack: an encoder that knows the scene, and what it learns from samples.
+
+    Args:
+        stack: the rasters.
+        samples: all of them.
+        encoder: pre-trained on the scene.
+        texts: vectors of the classes' words, (classes, width).
+        context: hears of reading, and may cancel.
+    """
+
+    def __init__(
+        self, stack: Stack, samples: Samples, encoder: diffusion.Encoder, texts: np.ndarray, context: Context
+    ) -> None:
+        self.stack, self.samples, self.encoder = stack, samples, encoder
+        self.quiet = Context(cancelled=context.is_cancelled)
+        self.margin = -(-encoder.margin // windows.STRIDE) * windows.STRIDE
+        self._texts = torch.from_numpy(texts)[:, None].to(encoder.device)
+        self.near = stack.gathered(samples.rows, samples.columns, self.margin, context)
+        self.sight = self.look(self.near.modalities, self.near.valid)
+
+    def look(self, modalities: Sequence[np.ndarray], valid: np.ndarray) -> prompted.Sight:
+        """What is known of pixels before anything is known of classes."""
+        return prompted.look(self.encoder, modalities, valid, prompted.Options(), self.quiet)
+
+    def fit(self, numbers: np.ndarray, seed: int) -> Learned:
+        """See Learner."""
+        rows, columns, labels = self.near.rows[numbers], self.near.columns[numbers], self.samples.labels[numbers]
+        found = prompted.learn(
+            self.encoder, self.sight, rows, columns, labels, self._texts, seed=seed, context=self.quiet
+        )
+        return _DiffClip(self, found)
+
+
+@dataclass(frozen=True)
+class _DiffClip:
+    learner: DiffClip
+    found: prompted.Classifier
+
+    def at(self, numbers: np.ndarray) -> np.ndarray:
+        near = self.learner.near
+        return self.found.judge(self.learner.sight, self.learner.quiet)[:, near.rows[numbers], near.columns[numbers]].T
+
+    def tile(self, window: Window) -> Tile:
+        wide = self.learner.stack.around(window, self.learner.margin)
+        values, valid = self.learner.stack.read(wide)
+        down, across = _inside(window, wide)
+        if not valid[down, across].any():
+            count = len(self.learner.samples.names)
+            return np.zeros((count, window.height, window.width), np.float32), valid[down, across]
+        found = self.found.judge(self.learner.look(values, valid), self.learner.quiet)
+        return found[:, down, across], valid[down, across]

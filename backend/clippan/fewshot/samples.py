@@ -1,0 +1,248 @@
+"""Samples: pixels of known class, from points or polygons, and what of them lies together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from osgeo import gdal, ogr
+
+from clippan.errors import ClippanError
+from clippan.jobs.base import Context
+from clippan.raster.grid import Grid
+from clippan.raster.tiles import Window, tiles
+from clippan.segmentation.labels import field_of, pixels, transform_of
+from clippan.segmentation.prompts import MOST
+
+PIXELS = 500  # of a class that are learned from; more of the same take long and say little
+_DRAWN = 2000  # of a tile of a polygon that may be drawn from
+_TILE = 1024  # edge of the tiles in which polygons become pixels
+_BLOCKS = (32, 16, 8)  # edges of blocks, in pixels; nearer to each other, places share their neighbours
+_NAMED = 5  # classes or layers that a sentence lists
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pixels of known class.
+
+    Attributes:
+        names: of the classes, sorted; whole numbers by their size.
+        rows, columns: in the grid, (n,).
+        labels: the class of each, from 0, (n,).
+        groups: what lies together and is left out together, from 0, (n,): a polygon or a block.
+        split: what the groups are: "polygon", or "block of 32 pixels".
+        hints: sentences for the user.
+    """
+
+    names: tuple[str, ...]
+    rows: np.ndarray
+    columns: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    split: str
+    hints: tuple[str, ...]
+
+    @property
+    def labelled(self) -> tuple[int, ...]:
+        """Pixels of each class."""
+        return tuple(int(count) for count in np.bincount(self.labels, minlength=len(self.names)))
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Groups of each class."""
+        return tuple(len(np.unique(self.groups[self.labels == number])) for number in range(len(self.names)))
+
+    def only(self, kept: np.ndarray) -> Samples:
+        """Those of a mask (n,)."""
+        rows, columns, labels, groups = (values[kept] for values in (self.rows, self.columns, self.labels, self.groups))
+        return replace(self, rows=rows, columns=columns, labels=labels, groups=groups)
+
+
+def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Context) -> Samples:
+    """Reads samples.
+
+    Args:
+        path: a vector file.
+        layer: of it; empty for the first.
+        field: which holds the class; features without a value are left aside.
+        grid: the pixels, with a geotransform.
+        seed: of what is drawn where there are too many.
+        context: hears of progress.
+
+    Raises:
+        ClippanError: it cannot be read, has no such field or layer, lies elsewhere, or tells of fewer than two classes.
+    """
+    rng = np.random.default_rng(seed)
+    vector, opened = _open(path, layer)
+    number = field_of(opened, path, field)
+    transform = transform_of(opened, path, grid)
+    features, words, beyond = [], [], 0
+    count = max(opened.GetFeatureCount(), 1)
+    opened.ResetReading()
+    for position, feature in enumerate(opened):
+        context.progress(100 * position / count, "Reading the samples")
+        geometry = feature.GetGeometryRef()
+        word = _word(feature, number)
+        if geometry is None or geometry.IsEmpty() or not word:
+            continue
+        geometry = geometry.Clone()
+        if transform is not None:
+            try:
+                geometry.Transform(transform)
+            except RuntimeError:  # it lies where the raster's CRS does not reach
+                beyond += 1
+                continue
+        flat, is_point = _flat(geometry, grid, path, rng, context)
+        if len(flat):
+            features.append((flat, is_point))
+            words.append(word)
+        else:
+            beyond += 1
+    del vector
+    if not features:
+        reason = "lie on the rasters" if beyond else f"has a class in the field {field}"
+        raise ClippanError(f"None of the samples {path} {reason}; check that both show the same place.")
+    names = _sorted(set(words))
+    if len(names) < 2:
+        raise ClippanError(
+            f"The samples {path} hold one class only on the rasters ({names[0]}); label places of another as well."
+        )
+    if len(names) > MOST:
+        raise ClippanError(
+            f"The field {field} has {len(names)} different values, too many for a map of {MOST}; choose the field that "
+            "holds the class."
+        )
+    hints = []
+    if beyond:
+        hints.append(f"{beyond} of the samples lie outside the rasters, and were left aside.")
+    of = {name: value for value, name in enumerate(names)}
+    sizes = [len(flat) for flat, _ in features]
+    everything = np.concatenate([flat for flat, _ in features])
+    labels = np.repeat([of[word] for word in words], sizes)
+    owners = np.repeat(np.arange(len(features)), sizes)
+    points = np.repeat([is_point for _, is_point in features], sizes)
+    kept, conflicts = _distinct(everything, labels)
+    if conflicts:
+        hints.append(f"{conflicts} pixels are labelled with two classes, and were left aside.")
+    lost = sorted(set(range(len(names))) - set(labels[kept].tolist()))
+    if lost:
+        raise ClippanError(
+            f"All samples of {names[lost[0]]} are labelled with another class too; correct them in {path}."
+        )
+    flat, labels, owners, points = (values[kept] for values in (everything, labels, owners, points))
+    rows, columns = flat // grid.width, flat % grid.width
+    groups, split = _groups(rows, columns, labels, owners, points)
+    drawn = _draw(labels, groups, rng)
+    if len(drawn) < len(labels):
+        hints.append(f"Of each class {PIXELS} labelled pixels at most were drawn, evenly from its places.")
+    return Samples(tuple(names), rows[drawn], columns[drawn], labels[drawn], groups[drawn], split, tuple(hints))
+
+
+def _open(path: str, name: str) -> tuple[gdal.Dataset, ogr.Layer]:
+    try:
+        vector = gdal.OpenEx(path, gdal.OF_VECTOR)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ClippanError(
+            f"The samples {path} cannot be read ({reason}); choose a file of points or polygons."
+        ) from None
+    layers = [vector.GetLayer(number).GetName() for number in range(vector.GetLayerCount())]
+    if not layers:
+        raise ClippanError(f"The samples {path} hold no points or polygons; choose another file.")
+    if name and name not in layers:
+        listed = ", ".join(layers[:_NAMED])
+        raise ClippanError(f"The samples {path} have no layer {name}; choose one of theirs ({listed}).")
+    return vector, vector.GetLayer(layers.index(name) if name else 0)
+
+
+def _word(feature: ogr.Feature, number: int) -> str:
+    """The class, as text; whole numbers without a decimal point. Empty where there is none."""
+    if not feature.IsFieldSetAndNotNull(number):
+        return ""
+    if feature.GetFieldType(number) == ogr.OFTReal:
+        value = feature.GetFieldAsDouble(number)
+        return str(int(value)) if value == int(value) else repr(value)
+    return " ".join(feature.GetFieldAsString(number).split())
+
+
+def _sorted(words: set[str]) -> list[str]:
+    numbers = all(word.lstrip("-").isdecimal() for word in words)
+    return sorted(words, key=int) if numbers else sorted(words)
+
+
+def _flat(
+    geometry: ogr.Geometry, grid: Grid, path: str, rng: np.random.Generator, context: Context
+) -> tuple[np.ndarray, bool]:
+    """Pixels of a geometry as row × width + column, and whether it is made of points."""
+    if ogr.GT_Flatten(geometry.GetGeometryType()) in (ogr.wkbPoint, ogr.wkbMultiPoint):
+        rows, columns = pixels(geometry, grid, path)
+        return rows * grid.width + columns, True
+    parts = [np.empty(0, int)]
+    for window in _windows(geometry, grid):
+        context.check()
+        right, bottom = window.x + window.width, window.y + window.height
+        rows, columns = pixels(geometry, grid.cropped(window.x, window.y, right, bottom), path)
+        if len(rows) > _DRAWN:
+            some = np.sort(rng.choice(len(rows), _DRAWN, replace=False))
+            rows, columns = rows[some], columns[some]
+        parts.append((rows + window.y) * grid.width + columns + window.x)
+    found = np.concatenate(parts)
+    if not len(found):  # smaller than a pixel, or outside
+        rows, columns = pixels(geometry.Centroid(), grid, path)
+        found = rows * grid.width + columns
+    return found, False
+
+
+def _windows(geometry: ogr.Geometry, grid: Grid) -> Iterator[Window]:
+    """Those of the grid that a geometry's envelope touches."""
+    west, east, south, north = geometry.GetEnvelope()
+    inverse = gdal.InvGeoTransform(grid.geotransform)
+    places = [gdal.ApplyGeoTransform(inverse, x, y) for x in (west, east) for y in (south, north)]
+    columns, rows = zip(*places)
+    for window in tiles(grid.width, grid.height, _TILE):
+        across = max(columns) > window.x and min(columns) < window.x + window.width
+        if across and max(rows) > window.y and min(rows) < window.y + window.height:
+            yield window
+
+
+def _distinct(flat: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Which to keep so that each pixel has one label, and how many pixels had several."""
+    pairs = np.unique(np.stack([flat, labels]), axis=1)
+    places, counts = np.unique(pairs[0], return_counts=True)
+    disputed = places[counts > 1]
+    first = np.unique(flat, return_index=True)[1]
+    return np.sort(first[~np.isin(flat[first], disputed)]), len(disputed)
+
+
+def _groups(
+    rows: np.ndarray, columns: np.ndarray, labels: np.ndarray, owners: np.ndarray, points: np.ndarray
+) -> tuple[np.ndarray, str]:
+    """What lies together: a polygon, unless it is the only one of its class; all else by blocks, which are made smaller
+    until each class has two, if that can be."""
+    alone = points.copy()
+    for label in np.unique(labels):
+        mine = labels == label
+        if len(np.unique(owners[mine & ~points])) == 1:
+            alone |= mine & ~points
+    if not alone.any():
+        return np.unique(owners, return_inverse=True)[1], "polygon"
+    groups = owners
+    for edge in _BLOCKS:
+        blocks = rows // edge * (int(columns.max()) // edge + 1) + columns // edge
+        groups = np.unique(np.where(alone, blocks + owners.max() + 1, owners), return_inverse=True)[1]
+        if all(len(np.unique(groups[labels == label])) > 1 for label in np.unique(labels)):
+            break
+    return groups, f"block of {edge} pixels" if alone.all() else f"polygon or block of {edge} pixels"
+
+
+def _draw(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """At most ``PIXELS`` of each class, one of each of its groups in turn."""
+    drawn = []
+    for label in np.unique(labels):
+        mine = rng.permutation(np.flatnonzero(labels == label))
+        mine = mine[np.argsort(groups[mine], kind="stable")]
+        starts = np.flatnonzero(np.diff(groups[mine], prepend=-1))
+        turn = np.arange(len(mine)) - np.repeat(starts, np.diff([*starts, len(mine)]))
+        drawn.append(mine[np.argsort(turn, kind="stable")][:PIXELS])
+    return np.sort(np.concatenate(drawn))

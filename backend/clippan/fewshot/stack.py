@@ -1,0 +1,299 @@
+"""Rasters of one place on one grid, each a modality: any number of them, of any number of bands.
+
+Bands are standardised by the mean and the deviation of the whole scene, so that a pixel's values do not depend on the
+window that it is read in. Those that say nothing (constant, or empty) are 0 everywhere and count for nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Optional
+
+import numpy as np
+from osgeo import gdal
+
+from clippan.errors import ClippanError
+from clippan.jobs import check
+from clippan.jobs.base import Context
+from clippan.raster.grid import Grid
+from clippan.raster.regrid import to_grid
+from clippan.raster.scene import PLACED, transformed
+from clippan.raster.source import Source, files, open_dataset
+from clippan.raster.tiles import Window, tiles
+from clippan.segmentation.areas import PixelAreas
+
+_WINDOWS, _SIZE = 16, 64  # statistics of larger rasters are those of 16 × 16 windows of 64 × 64 pixels
+_MEMORY = 2**29  # bytes that are learned from at a time
+_BLOCK, _SEAM = 256, 5  # edge of the blocks that a larger scene is learned from, and how far their edges reach
+_WHOLE = 2**18  # pixels of a scene that is looked at as a whole
+_NEAR = 1e-3  # of a pixel; geotransforms are rounded
+_FLAT = 1e-6  # deviation, as a part of the largest value, up to which a band is constant but for rounding
+
+Patch = tuple[list[np.ndarray], np.ndarray]  # modalities float32 (bands, h, w), and which pixels are valid, bool (h, w)
+
+
+class Gathered(NamedTuple):
+    """Modalities (bands, h, w), which pixels are valid (h, w), and where pixels of the scene are in it now, (n,)."""
+
+    modalities: list[np.ndarray]
+    valid: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Aligned rasters. Reading is safe from several threads.
+
+    Attributes:
+        paths: of the rasters.
+        sources: their bands on the grid.
+        grid: the part of the chosen raster's grid that all rasters cover.
+        means, scales: of the bands of each raster; a band's values less its mean, times its scale, have deviation 1. A
+            band that says nothing has the scale 0.
+    """
+
+    paths: tuple[str, ...]
+    sources: tuple[Source, ...]
+    grid: Grid
+    means: tuple[np.ndarray, ...]
+    scales: tuple[np.ndarray, ...]
+
+    @property
+    def placed(self) -> Grid:
+        """The grid, with the coordinates that QGIS gives to a picture without any."""
+        return self.grid if self.grid.geotransform else Grid(self.grid.width, self.grid.height, PLACED, "")
+
+    @property
+    def bands(self) -> tuple[int, ...]:
+        """Of each raster."""
+        return tuple(source.count for source in self.sources)
+
+    @property
+    def window(self) -> Window:
+        """All of it."""
+        return Window(0, 0, self.grid.width, self.grid.height)
+
+    def hints(self) -> list[str]:
+        """Sentences for the user."""
+        hints = [source.assumption for source in self.sources if source.assumption]
+        for path, scales in zip(self.paths, self.scales):
+            idle = np.flatnonzero(scales == 0) + 1
+            if len(idle):
+                listed = ", ".join(map(str, idle[:10])) + (", …" if len(idle) > 10 else "")
+                hints.append(f"Of {path}, {len(idle)} of {len(scales)} bands are constant or empty ({listed}).")
+        return hints
+
+    def around(self, window: Window, margin: int) -> Window:
+        """A window with a margin, as far as the grid reaches."""
+        left, top = max(window.x - margin, 0), max(window.y - margin, 0)
+        right = min(window.x + window.width + margin, self.grid.width)
+        bottom = min(window.y + window.height + margin, self.grid.height)
+        return Window(left, top, right - left, bottom - top)
+
+    def read(self, window: Window) -> Patch:
+        """Standardised values of a window inside the grid.
+
+        Returns:
+            For each raster float32 (bands, height, width), with 0 where a value is missing, and which pixels are valid:
+            those that have a value in some band of every raster.
+
+        Raises:
+            ClippanError: GDAL could not read.
+        """
+        parts, valid = [], np.ones((window.height, window.width), bool)
+        for source, mean, scale in zip(self.sources, self.means, self.scales):
+            values, known = source.read(window.x, window.y, window.width, window.height)
+            with np.errstate(invalid="ignore", over="ignore"):
+                ready = (values.astype(np.float32) - mean[:, None, None]) * scale[:, None, None]
+            if known is not None:
+                valid &= known[scale > 0].any(axis=0)
+                ready[~known] = 0
+            ready[scale == 0] = 0
+            parts.append(ready)
+        for part in parts:
+            part[:, ~valid] = 0
+        return parts, valid
+
+    def gathered(self, rows: np.ndarray, columns: np.ndarray, margin: int, context: Context) -> Gathered:
+        """What lies about pixels, as blocks side by side in one picture; all of the scene, where that is little.
+
+        Args:
+            rows, columns: of the pixels, (n,).
+            margin: pixels about each block of 64; a multiple of what positions have to be multiples of.
+            context: hears of progress.
+
+        Raises:
+            ClippanError: GDAL could not read.
+        """
+        windows = list(self.near(rows, columns))
+        edge = _SIZE + 2 * margin
+        if self.grid.width * self.grid.height <= max(len(windows) * edge**2, _WHOLE):
+            return Gathered(*self.read(self.window), rows, columns)
+        parts, valid = self._blocks([window for window, _ in windows], edge, margin, context)
+        moved = np.empty((2, len(rows)), int)
+        for number, (window, inside) in enumerate(windows):
+            wide = self.around(window, margin)
+            moved[:, inside] = rows[inside] - wide.y, columns[inside] - wide.x + number * edge
+        return Gathered(parts, valid, *moved)
+
+    def drawn(self, seed: int, context: Context) -> Patch:
+        """The scene, or where it is larger than half a gibibyte as many blocks of it, drawn evenly and laid side by
+        side. Pixels whose neighbours are another block's are not valid.
+
+        Raises:
+            ClippanError: GDAL could not read.
+        """
+        most = _MEMORY // (4 * sum(self.bands))
+        if self.grid.width * self.grid.height <= most:
+            return self.read(self.window)
+        windows = tiles(self.grid.width, self.grid.height, _BLOCK)
+        chosen = np.random.default_rng(seed).permutation(len(windows))[: max(most // _BLOCK**2, 1)]
+        parts, valid = self._blocks([windows[number] for number in sorted(chosen)], _BLOCK, 0, context)
+        inside = np.arange(valid.shape[1]) % _BLOCK
+        valid[:, (inside < _SEAM) | (inside >= _BLOCK - _SEAM)] = False
+        return parts, valid
+
+    def _blocks(self, windows: Sequence[Window], edge: int, margin: int, context: Context) -> Patch:
+        """Windows with margins side by side: (bands, edge, n × edge)."""
+        shape = (edge, len(windows) * edge)
+        parts, valid = [np.zeros((count, *shape), np.float32) for count in self.bands], np.zeros(shape, bool)
+        for number, window in enumerate(windows):
+            context.progress(100 * number / len(windows), "Reading the rasters")
+            values, known = self.read(self.around(window, margin))
+            height, width = known.shape
+            across = slice(number * edge, number * edge + width)
+            valid[:height, across] = known
+            for part, own in zip(parts, values):
+                part[:, :height, across] = own
+        return parts, valid
+
+    def near(self, rows: np.ndarray, columns: np.ndarray, size: int = _SIZE) -> Iterator[tuple[Window, np.ndarray]]:
+        """Windows that hold pixels, each with the numbers of those in it."""
+        squares = rows // size * (self.grid.width // size + 1) + columns // size
+        order = np.argsort(squares, kind="stable")
+        for inside in np.split(order, np.flatnonzero(np.diff(squares[order])) + 1):
+            x, y = (int(numbers[inside[0]]) // size * size for numbers in (columns, rows))
+            yield Window(x, y, min(size, self.grid.width - x), min(size, self.grid.height - y)), inside
+
+
+def open_stack(
+    paths: Sequence[str], grid: int, nodata: Optional[float], outputs: Sequence[str], context: Context
+) -> Stack:
+    """Opens rasters and lays them on one grid.
+
+    Args:
+        paths: of the rasters; those with other pixels are warped (cubic) while they are read.
+        grid: the raster whose pixels are taken, from 1; 0 for the finest.
+        nodata: overrides what the rasters declare.
+        outputs: files to be written, which may not be read as well.
+        context: hears of progress.
+
+    Raises:
+        ClippanError: one sentence for each way in which they do not go together.
+    """
+    datasets = [open_dataset(path, "raster") for path in paths]
+    for output in outputs:
+        check.output(output, [*paths, *(name for dataset in datasets for name in files(dataset))])
+    grids = [Grid.of(dataset) for dataset in datasets]
+    target = _common(paths, grids, grid - 1 if grid else _finest(grids))
+    sources = tuple(
+        Source(to_grid(dataset, f"raster {path}", target, nodata), f"raster {path}", (), nodata)
+        for path, dataset in zip(paths, datasets)
+    )
+    found = [_statistics(source, path, context) for source, path in zip(sources, paths)]
+    return Stack(tuple(paths), sources, target, tuple(mean for mean, _ in found), tuple(scale for _, scale in found))
+
+
+def _finest(grids: Sequence[Grid]) -> int:
+    """By the size on the ground, where it is known of all."""
+    sizes = []
+    for grid in grids:
+        middle = PixelAreas(grid).window(grid.width // 2, grid.height // 2, 1, 1).item()
+        g = grid.geotransform or PLACED
+        sizes.append(middle if math.isfinite(middle) else abs(g[1] * g[5] - g[2] * g[4]))
+    return int(np.argmin(sizes))
+
+
+def _common(paths: Sequence[str], grids: Sequence[Grid], chosen: int) -> Grid:
+    """The chosen grid, cut to what all rasters cover."""
+    target = grids[chosen]
+    left, top, right, bottom = 0.0, 0.0, float(target.width), float(target.height)
+    for path, grid in zip(paths, grids):
+        if grid.geotransform is None or target.geotransform is None:
+            continue  # pictures without coordinates lie on each other if they are of one size
+        corners = [(x, y) for x in (0, grid.width) for y in (0, grid.height)]
+        places = [_apply(grid.geotransform, x, y) for x, y in corners]
+        if not grid.shares_crs(target) and grid.crs and target.crs:
+            xs, ys = zip(*places)
+            west, south, east, north = transformed((min(xs), min(ys), max(xs), max(ys)), grid.crs, target.crs)
+            places = [(x, y) for x in (west, east) for y in (south, north)]
+        inverse = _inverse(target.geotransform, paths[chosen])
+        columns, rows = zip(*(_apply(inverse, x, y) for x, y in places))
+        left, right = max(left, min(columns)), min(right, max(columns))
+        top, bottom = max(top, min(rows)), min(bottom, max(rows))
+        if right - left < 0.5 or bottom - top < 0.5:
+            raise ClippanError(
+                f"The raster {path} does not overlap the others; check that all show the same place and that their CRS "
+                "are right."
+            )
+    return target.cropped(
+        math.floor(left + _NEAR), math.floor(top + _NEAR), math.ceil(right - _NEAR), math.ceil(bottom - _NEAR)
+    )
+
+
+def _apply(g: Sequence[float], x: float, y: float) -> tuple[float, float]:
+    return g[0] + x * g[1] + y * g[2], g[3] + x * g[4] + y * g[5]
+
+
+def _inverse(geotransform: Sequence[float], path: str) -> tuple[float, ...]:
+    inverse = gdal.InvGeoTransform(geotransform)
+    if inverse is None:
+        raise ClippanError(f"The raster {path} has pixels without a size; georeference it anew.")
+    return tuple(inverse)
+
+
+def _starts(length: int) -> list[int]:
+    if length <= _WINDOWS * _SIZE:
+        return list(range(0, length, _SIZE))
+    return [int(start) for start in np.linspace(0, length - _SIZE, _WINDOWS)]
+
+
+def _statistics(source: Source, path: str, context: Context) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and scale of each band, float32 (bands,), from windows all over the raster.
+
+    Raises:
+        ClippanError: it shows nothing.
+    """
+    count = np.zeros(source.count)
+    mean, squares, largest = np.zeros(source.count), np.zeros(source.count), np.zeros(source.count)
+    rows, columns = _starts(source.grid.height), _starts(source.grid.width)
+    for number, y in enumerate(rows):
+        context.progress(100 * number / len(rows), f"Looking at {path}")
+        for x in columns:
+            width, height = min(_SIZE, source.grid.width - x), min(_SIZE, source.grid.height - y)
+            read, known = source.read(x, y, width, height)
+            values = read.reshape(source.count, -1).astype(np.float64)
+            inside = np.ones(values.shape, bool) if known is None else known.reshape(values.shape)
+            own = inside.sum(axis=1)
+            if not own.any():
+                continue
+            values = np.where(inside, values, 0)
+            here = values.sum(axis=1) / np.maximum(own, 1)
+            spread = np.where(inside, values - here[:, None], 0)
+            # Means and squares of two parts make those of both (Chan, Golub and LeVeque 1983).
+            total = np.maximum(count + own, 1)
+            squares += (spread**2).sum(axis=1) + (here - mean) ** 2 * count * own / total
+            mean += (here - mean) * own / total
+            count += own
+            largest = np.maximum(largest, np.abs(values).max(axis=1))
+    if not count.any():
+        raise ClippanError(f"The raster {path} shows nothing but nodata here; leave it out or choose another.")
+    deviation = np.sqrt(squares / np.maximum(count, 1))
+    live = deviation > _FLAT * largest
+    if not live.any():
+        raise ClippanError(f"The raster {path} has one value everywhere, which tells nothing apart; leave it out.")
+    scale = np.where(live, 1 / np.where(live, deviation, 1), 0)
+    return mean.astype(np.float32), scale.astype(np.float32)

@@ -1,0 +1,82 @@
+"""Pretrain scene: what rasters look like, learned without labels, for classifications to start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Optional
+
+from clippan.jobs import check
+from clippan.jobs.base import Context, Request
+from clippan.jobs.classify import check_encoder, check_grid
+from clippan.jobs.options import Device
+
+
+@dataclass(frozen=True)
+class PretrainSceneResult:
+    """What was learned.
+
+    Attributes:
+        output: the encoder.
+        modalities: bands of each raster.
+        steps: of training.
+        loss: at its end; the mean squared error of standardised bands that the network fills in.
+        hints: sentences for the user.
+        device: where it was computed.
+        seconds: wall time.
+    """
+
+    output: str
+    modalities: tuple[int, ...]
+    steps: int
+    loss: float
+    hints: tuple[str, ...]
+    device: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PretrainSceneRequest(Request):
+    """Parameters of a pre-training.
+
+    Attributes:
+        rasters: one or several, each a modality with any number of bands; those on other grids are warped.
+        output: the encoder to write, a name that ends in .safetensors.
+        grid: the raster, from 1, on whose pixels all are laid; 0 means the finest.
+        steps: of training; None for what suits the device.
+        seed: of everything that is drawn.
+        nodata: overrides the nodata values that the rasters declare.
+        threads: CPU threads, 0 means all.
+        device: where to compute.
+    """
+
+    name: ClassVar[str] = "pretrain scene"
+    result: ClassVar[type] = PretrainSceneResult
+
+    rasters: tuple[str, ...]
+    output: str
+    grid: int = 0
+    steps: Optional[int] = None
+    seed: int = 0
+    nodata: Optional[float] = None
+    threads: int = 0
+    device: Device = Device.AUTO
+
+    def validate(self) -> None:
+        """See Request."""
+        check.sources("raster", self.rasters)
+        check.output(self.output, self.rasters)
+        check_encoder(self.output)
+        check_grid(self.grid, self.rasters)
+        if self.steps is not None:
+            check.at_least("number of steps", self.steps, 1)
+        check.at_least("seed", self.seed, 0)
+        check.at_least("number of threads", self.threads, 0)
+
+    def run(self, context: Context) -> PretrainSceneResult:
+        """See Request."""
+        from clippan.device import require_torch
+
+        require_torch()
+        from clippan.fewshot.classify import pretrain
+
+        return pretrain(self, context)

@@ -1,0 +1,305 @@
+"""Alignment: pairs of rasters, the student's start, its losses, and the model that comes out at work."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import read_raster, truth, write_raster
+from osgeo import gdal
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("open_clip")
+
+from safetensors.torch import load_file  # noqa: E402
+from small_clip import make  # noqa: E402
+
+from clippan.channels import Channels  # noqa: E402
+from clippan.clip.encoder import encoder  # noqa: E402
+from clippan.clip.load import load  # noqa: E402
+from clippan.clip.models import CONFIG, find  # noqa: E402
+from clippan.clip.training import align, patch, recall  # noqa: E402
+from clippan.clip.training.sensor import Chip, Pairs  # noqa: E402
+from clippan.errors import Cancelled, ClippanError  # noqa: E402
+from clippan.jobs import (  # noqa: E402
+    AlignSensorRequest,
+    Context,
+    Device,
+    FinetuneClipRequest,
+    IndexRequest,
+    SearchRequest,
+    SegmentRequest,
+    TrainClipRequest,
+    run,
+)
+from clippan.raster.scene import Look, Scene  # noqa: E402
+from clippan.raster.tiles import Window  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("models")
+    return {tower: make(root / tower, tower) for tower in ("convolutions", "transformer")}
+
+
+def land(size: int = 160, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Colours uint8 (3, size, size), and what a sensor of four other bands sees there, in decibels."""
+    picture = truth(size, 3, seed)
+    colours = np.clip(picture / 6, 0, 255).astype(np.uint8)
+    mixed = np.einsum("sb,bhw->shw", [[0.5, 0.3, 0.2], [-1, 1, 0.2], [0.1, -0.4, 1], [0.3, 0.3, -1]], picture / 1500)
+    return colours, (mixed * 10 - 15).astype(np.float32)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[str, str]:
+    colours, sensed = land()
+    return write_raster(tmp_path / "rgb.tif", colours, pixel=10.0), write_raster(
+        tmp_path / "sar.tif", sensed, pixel=10.0
+    )
+
+
+def asked(tmp_path: Path, pair: tuple[str, str], model: str, **options: Any) -> AlignSensorRequest:
+    values = {"output": str(tmp_path / "run"), "size": 16, "steps": 10, "batch": 16, "overlap": 0.5, **options}
+    teachers, sensors = ((path,) if isinstance(path, str) else path for path in pair)
+    return AlignSensorRequest(teachers, sensors, model=model, threads=1, device=Device.CPU, **values)
+
+
+def test_the_student_comes_nearer_to_the_teacher_and_goes_to_work(tmp_path, pair, models):
+    words = "water; forest; road"
+    request = asked(
+        tmp_path, pair, models["convolutions"], steps=30, rate=3e-3, words=words, report=str(tmp_path / "report.html")
+    )
+    done = run(request)
+    assert done.bands == ("band 1", "band 2", "band 3", "band 4")
+    assert done.held == 20
+    assert done.chips == 15 * 19
+    assert done.to_picture.at_5 > 1.5 * done.chance.at_5
+    assert done.cosine > 0.8
+    curves = list(csv.DictReader((tmp_path / "run" / "curves.csv").open(encoding="utf-8")))
+    assert all(float(curves[-1][name]) < 0.8 * float(curves[0][name]) for name in ("mse", "cosine"))
+    assert done.chance.at_10 == 0.5
+    assert done.agreement is not None
+    assert set(done.losses) == {"mse", "cosine", "contrast", "label"}
+    assert "recall at 5" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    about = json.loads((Path(done.model) / CONFIG).read_text(encoding="utf-8"))["clippan"]
+    assert about["channels"]["total"] == 4
+    assert len(about["channels"]["low"]) == 4
+    before, after = (
+        load_file(Path(path) / "open_clip_model.safetensors") for path in (models["convolutions"], done.model)
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("visual."))
+
+    model = encoder(done.model, Device.CPU, Context())
+    scene = Scene(pair[1], Look(), channels=model.channels)
+    picture, valid = scene.picture(Window(0, 0, 16, 16), 32)
+    assert picture.dtype == np.float32
+    assert picture.shape == (4, 32, 32)
+    assert valid == 1
+    assert 0 <= picture.min() < picture.max() <= 1
+    # The same network as it was measured with, though its normalisations are merged now.
+    student = load(find(done.model).path, find(done.model))
+    with torch.no_grad():
+        values = patch.ready(student, picture[None], torch.device("cpu"))
+        expected = torch.nn.functional.normalize(student.model.encode_image(values), dim=-1).numpy()
+    np.testing.assert_allclose(model.images(picture[None]), expected, atol=1e-3)
+
+    index = str(tmp_path / "index.gpkg")
+    indexed = run(IndexRequest((pair[1],), index, model=done.model, tile=(32,), threads=1, device=Device.CPU))
+    assert indexed.tiles > 16
+    assert not indexed.failed
+    hits = run(SearchRequest(index, text=("water",), top=3, device=Device.CPU)).hits
+    assert len(hits) == 3
+    assert run(SearchRequest(index, image=(pair[1],), top=1, device=Device.CPU)).hits
+    with pytest.raises(ClippanError, match=r"takes 4 bands .* the raster has 3; choose a raster of that sensor"):
+        run(SearchRequest(index, image=(pair[0],), top=1, device=Device.CPU))
+
+    output = str(tmp_path / "map.tif")
+    segmented = run(SegmentRequest(pair[1], words, output, model=done.model, threads=1, device=Device.CPU))
+    assert segmented.width == 160
+    assert set(np.unique(read_raster(output))) <= {1, 2, 3}
+    with pytest.raises(ClippanError, match=r"takes 4 bands \(band 1, band 2, band 3, band 4\), but the raster has 3"):
+        run(SegmentRequest(pair[0], words, str(tmp_path / "no.tif"), model=done.model, device=Device.CPU))
+    wrong = IndexRequest((pair[0],), str(tmp_path / "no.gpkg"), model=done.model, device=Device.CPU)
+    with pytest.raises(ClippanError, match="takes 4 bands"):
+        run(wrong)
+    for refused in (
+        TrainClipRequest((str(tmp_path),), str(tmp_path / "far"), model=done.model),
+        asked(tmp_path, pair, done.model, output=str(tmp_path / "again")),
+        FinetuneClipRequest(str(tmp_path), str(tmp_path / "tuned"), model=done.model, device=Device.CPU),
+    ):
+        with pytest.raises(ClippanError, match="takes the bands band 1"):
+            run(refused)
+
+
+@pytest.mark.parametrize("tower", ["convolutions", "transformer"])
+def test_a_student_begins_as_the_teacher(tmp_path, models, tower):
+    teacher = load(find(models[tower]).path, find(models[tower]))
+    picture = torch.rand(2, 3, 32, 32)
+
+    def vector(loaded: Any, values: torch.Tensor) -> torch.Tensor:
+        preparation = loaded.preprocessing
+        mean, std = (torch.tensor(part)[:, None, None] for part in (preparation.mean, preparation.std))
+        with torch.no_grad():
+            return loaded.model.encode_image((values.double() - mean).div(std).float())
+
+    def student(count: int, colours: tuple[int, ...]) -> Any:
+        pairs: Any = type("Pairs", (), {})()
+        pairs.colours = colours
+        pairs.channels = Channels(("x",) * count, (0.0,) * count, (1.0,) * count, tuple(range(count)), count)
+        return align.inflated(load(find(models[tower]).path, find(models[tower])), pairs)
+
+    # With red, green and blue at 3, 1 and 0, whatever the two other bands hold.
+    bands = torch.rand(2, 5, 32, 32)
+    bands[:, [3, 1, 0]] = picture
+    torch.testing.assert_close(vector(student(5, (3, 1, 0)), bands), vector(teacher, picture), rtol=1e-4, atol=1e-4)
+    # Without, as the teacher that normalises all colours alike sees a grey picture.
+    grey = torch.rand(2, 1, 32, 32)
+    own = student(2, ())
+    mean, std = np.mean(teacher.preprocessing.mean), np.mean(teacher.preprocessing.std)
+    with torch.no_grad():
+        expected = teacher.model.encode_image(((grey - mean) / std).expand(-1, 3, -1, -1))
+    torch.testing.assert_close(vector(own, grey.expand(-1, 2, -1, -1)), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_losses_are_what_they_say():
+    generator = torch.Generator().manual_seed(0)
+    own, teacher = (torch.randn(6, 5, generator=generator) * 3 for _ in range(2))
+    words = torch.nn.functional.normalize(torch.randn(3, 5, generator=generator), dim=-1)
+    norm, scale = (teacher**2).sum(1).mean(), torch.tensor(10.0)
+    found = align.distances(own, teacher, norm, scale, list("abcdef"), words)
+    a, b, w = own.numpy(), teacher.numpy(), words.numpy()
+    assert float(found["mse"]) == pytest.approx(((a - b) ** 2).sum() / (b**2).sum(), rel=1e-5)
+    ua, ub = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
+    assert float(found["cosine"]) == pytest.approx(1 - (ua * ub).sum(1).mean(), rel=1e-5)
+
+    def soft(values: np.ndarray) -> np.ndarray:
+        return np.exp(values) / np.exp(values).sum(1, keepdims=True)
+
+    assert float(found["label"]) == pytest.approx(
+        -(soft(10 * ub @ w.T) * np.log(soft(10 * ua @ w.T))).sum(1).mean(), rel=1e-4
+    )
+    logits = 10 * ua @ ub.T
+    crossed = -(np.diag(np.log(soft(logits))).mean() + np.diag(np.log(soft(logits.T))).mean()) / 2
+    assert float(found["contrast"]) == pytest.approx(crossed, rel=1e-4)
+    same = align.distances(teacher, teacher, norm, scale, list("abcdef"), None)
+    assert float(same["mse"]) == 0
+    assert float(same["cosine"]) == pytest.approx(0, abs=1e-6)
+    assert "label" not in same
+
+
+def test_recall_counts_ranks():
+    answers = torch.eye(12)
+    queries = torch.eye(12)
+    queries[0] = torch.tensor([1.0] + [2.0] * 3 + [0.0] * 8)  # its own is the fourth
+    found = recall.recall(queries, answers)
+    assert (found.at_1, found.at_5, found.at_10) == pytest.approx((11 / 12, 1, 1))
+    level = recall.recall(torch.ones(12, 3), torch.ones(12, 3))  # nothing tells them apart
+    assert (level.at_1, level.at_5) == (0, 0)
+    assert recall.chance(12).at_5 == pytest.approx(5 / 12)
+
+
+def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, pair, models):
+    whole = run(asked(tmp_path, pair, models["convolutions"], output=str(tmp_path / "whole")))
+    seen: list[str] = []
+    stopped = Context(
+        lambda percent, text: seen.append(text), cancelled=lambda: any(text.startswith("Step 4 ") for text in seen)
+    )
+    request = asked(tmp_path, pair, models["convolutions"])
+    with pytest.raises(Cancelled):
+        run(request, stopped)
+    left = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert left == ["checkpoint.pt", "recipe.json"]
+    resumed = run(request)
+    one, other = (load_file(Path(done.model) / "open_clip_model.safetensors") for done in (whole, resumed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert whole.to_picture == resumed.to_picture
+
+
+def test_a_sensor_in_another_crs_and_resolution_is_laid_on_the_teacher(tmp_path, pair, models):
+    warped = str(tmp_path / "far.tif")
+    gdal.Warp(warped, pair[1], dstSRS="EPSG:4326", resampleAlg="cubic", dstNodata=-99, xRes=1.2e-4, yRes=9e-5)
+    chip = Chip(0, Window(64, 64, 32, 32), "")
+    seen = []
+    for number, sensor in enumerate((pair[1], warped)):
+        (tmp_path / str(number)).mkdir()
+        request = asked(tmp_path, (pair[0], sensor), models["convolutions"], low=(-20.0,), high=(0.0,))
+        pairs = Pairs.of(request, tmp_path / str(number), Context())
+        seen.append(pairs.sensed(chip, 32))
+        train, held = pairs.chips(request, 32, Context())
+        assert len(train) > 100
+        assert len(held) >= 10
+        assert not any(one.window.y + 16 > other.window.y for one in train for other in held)
+    assert np.abs(seen[0] - seen[1]).mean() < 0.03
+    assert np.corrcoef(seen[0].ravel(), seen[1].ravel())[0, 1] > 0.97
+
+
+def test_what_cannot_be_aligned_is_told(tmp_path, pair, models):
+    _, sensed = land()
+    model = models["convolutions"]
+
+    def sentence(sensor: Any, **options: Any) -> str:
+        with pytest.raises(ClippanError) as told:
+            run(asked(tmp_path, (pair[0], sensor), model, **options))
+        assert not (tmp_path / "run").exists()
+        return str(told.value)
+
+    far = write_raster(tmp_path / "elsewhere.tif", sensed, pixel=10.0, origin=(700000.0, 5500000.0))
+    assert "has no data where the teacher's are" in sentence(far)
+    half = write_raster(tmp_path / "beside.tif", sensed, pixel=10.0, origin=(500000.0, 5000000.0 - 1300))
+    assert "show nothing where the teacher's do" in sentence(half, test=(), held=0.2)
+    flat = sensed.copy()
+    flat[2] = -7
+    name = write_raster(tmp_path / "flat.tif", flat, pixel=10.0)
+    assert "band band 3 of the sensor's rasters is the same everywhere" in sentence(name)
+    assert run(asked(tmp_path, (pair[0], name), model, sensor_bands=(1, 2, 4), steps=1)).bands == (
+        "band 1", "band 2", "band 4"
+    )  # fmt: skip
+    for path in (tmp_path / "run").iterdir():
+        path.unlink()
+    (tmp_path / "run").rmdir()
+    flat[2] = np.nan
+    assert "band 3 of the sensor's rasters has no data" in sentence(
+        write_raster(tmp_path / "nan.tif", flat, pixel=10.0)
+    )
+    assert "Band 9 was asked for" in sentence(pair[1], sensor_bands=(1, 9))
+    assert "3 ranges and 4 bands" in sentence(pair[1], low=(0.0,) * 3, high=(1.0,) * 3)
+    assert "too small for chips of 150" in sentence(pair[1], size=150)
+    bare = write_raster(tmp_path / "bare.tif", sensed[:, :100], origin=None, epsg=None)
+    assert "has another size than the teacher's" in sentence(bare)
+    with pytest.raises(ClippanError, match="rasters for the teacher and 2 of the sensor"):
+        run(asked(tmp_path, ((pair[0],), (pair[1], far)), model))
+    with pytest.raises(ClippanError, match="and not all"):
+        run(asked(tmp_path, pair, model, test=(1,)))
+
+
+def test_bands_are_found_by_name_then_by_number():
+    named = Channels(("VV", "VH"), (0.0, 0.0), (1.0, 1.0), (2, 5), 6)
+    assert named.choose(["vh", "", "vv"]) == (3, 1)
+    assert named.choose([""] * 6) == (2, 5)
+    assert named.choose(["a", "b"]) == (1, 2)
+    with pytest.raises(ClippanError, match=r"takes 2 bands \(VV, VH\), but the raster has 4"):
+        named.choose(["vh", "vh", "vv", ""])
+
+
+def test_a_description_that_is_damaged_is_told(tmp_path, models):
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for path in Path(models["convolutions"]).iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    values["clippan"] = {"channels": {"names": ["VV"], "low": [0.0, 1.0], "high": [1.0], "numbers": [1], "total": 1}}
+    (folder / CONFIG).write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(ClippanError, match="does not describe the bands that the model takes"):
+        find(str(folder))

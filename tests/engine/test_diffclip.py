@@ -1,0 +1,198 @@
+"""DiffCLIP on arrays: what the network sees, what it learns without labels, and with few."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clippan.errors import Cancelled, ClippanError
+from clippan.fewshot import diffusion, prompted, windows
+from clippan.fewshot.network import PUBLISHED, Network, Size
+from clippan.jobs import Context
+
+CPU = torch.device("cpu")
+SMALL = Size(window=5, width=16, depth=1, heads=2, components=4)
+QUICK = prompted.Options(members=2, steps=40)
+
+
+def scene(height: int = 40, width: int = 48, seed: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
+    """Two modalities of four fields with much noise, and the truth: nine bands that repeat two, and one."""
+    chance = np.random.default_rng(seed)
+    truth = (np.arange(height)[:, None] >= height // 2) * 2 + (np.arange(width) >= width // 2)
+    clean = np.stack([truth // 2, truth % 2]).astype(np.float64)
+    mixed = np.einsum("bc,chw->bhw", chance.normal(size=(9, 2)), clean + 0.3 * chance.normal(size=clean.shape))
+    modalities = [mixed + 0.1 * chance.normal(size=mixed.shape), clean[:1] + chance.normal(size=(1, height, width))]
+    return [
+        ((values - values.mean((1, 2), keepdims=True)) / values.std((1, 2), keepdims=True)).astype(np.float32)
+        for values in modalities
+    ], truth
+
+
+def everywhere(truth: np.ndarray) -> np.ndarray:
+    return np.ones(truth.shape, bool)
+
+
+def learned(seed: int = 0, options: prompted.Options = QUICK, texts: torch.Tensor | None = None):
+    modalities, truth = scene()
+    encoder = diffusion.pretrain(
+        modalities, everywhere(truth), steps=8, batch=8, seed=seed, device=CPU, context=Context(), size=SMALL
+    )
+    rows, columns = np.array([5, 9, 5, 9, 30, 33, 30, 33]), np.array([5, 11, 30, 40, 5, 11, 30, 40])
+    labels, valid = truth[rows, columns], everywhere(truth)
+    fitted = prompted.fit(
+        encoder, modalities, valid, rows, columns, labels, texts, seed=seed, context=Context(), options=options
+    )
+    return fitted, modalities, truth
+
+
+def test_components_have_less_noise_the_earlier_they_come() -> None:
+    modalities, truth = scene()
+    found = diffusion.components(modalities[0], everywhere(truth), 32)
+    shown = np.einsum("cb,bhw->chw", found, modalities[0])
+    rough = [sum(np.mean(np.diff(band, axis=axis) ** 2) for axis in (0, 1)) / band.var() for band in shown]
+    assert 2 <= len(found) < 9
+    assert rough == sorted(rough)
+
+
+def test_components_do_not_know_of_invalid_pixels() -> None:
+    modalities, truth = scene()
+    valid = everywhere(truth)
+    valid[:4] = False
+    spoiled = modalities[0].copy()
+    spoiled[:, :4] = 1e6
+    np.testing.assert_allclose(
+        diffusion.components(spoiled, valid, 4), diffusion.components(modalities[0], valid, 4), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_windows_laid_back_give_the_scene() -> None:
+    values = torch.randn(3, 21, 18)
+    rows, columns = windows.lattice(21, 18, 11)
+    canvas = windows.Canvas(3, 21, 18, 11, CPU)
+    canvas.add(windows.cut(windows.padded(values, 10), rows + 5, columns + 5, 11), rows, columns)
+    torch.testing.assert_close(canvas.mean(), values)
+
+
+def test_padding_mirrors_scenes_smaller_than_the_window() -> None:
+    values = torch.arange(3.0).reshape(1, 1, 3)
+    assert windows.padded(values, 4)[0, 4].tolist() == [0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2]
+
+
+def test_the_encoder_is_shared_and_the_rest_is_not() -> None:
+    projections = [torch.eye(3), torch.eye(2)]
+    shared, own = Network(SMALL, projections), Network(replace(SMALL, shared=False), projections)
+    assert len(shared.encoders) == 1
+    assert len(own.encoders) == 2
+    shared.encode(1, torch.randn(2, 25, 2), torch.zeros(2)).sum().backward()
+    assert shared.owns[0].summary.grad is None
+    assert all(weight.grad is not None for weight in shared.encoders.parameters())
+
+
+def test_the_published_network_takes_a_step() -> None:
+    modalities, truth = scene(16, 16)
+    found = diffusion.pretrain(
+        modalities, everywhere(truth), steps=1, batch=2, device=CPU, context=Context(), size=PUBLISHED
+    )
+    assert len(found.network.encoders[0]) == PUBLISHED.depth + 1
+
+
+def test_pre_training_lowers_the_loss_and_repeats() -> None:
+    modalities, truth = scene()
+    first, again, longer = (
+        diffusion.pretrain(
+            modalities, everywhere(truth), steps=steps, batch=16, seed=3, device=CPU, context=Context(), size=SMALL
+        )
+        for steps in (5, 5, 80)
+    )
+    assert longer.loss < first.loss
+    for name, value in first.network.state_dict().items():
+        assert torch.equal(value, again.network.state_dict()[name])
+
+
+def test_a_saved_encoder_is_the_same(tmp_path: Path) -> None:
+    fitted, modalities, _ = learned()
+    path = tmp_path / "scene.safetensors"
+    fitted.encoder.save(path)
+    found = diffusion.load(path, CPU)
+    assert (found.bands, found.steps, found.loss) == ((9, 1), 8, fitted.encoder.loss)
+    torch.testing.assert_close(
+        diffusion.features(found, modalities, Context()), diffusion.features(fitted.encoder, modalities, Context())
+    )
+    first = path.read_bytes()
+    found.save(path)
+    assert path.read_bytes() == first
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_is_no_encoder_is_told_in_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "scene.safetensors"
+    path.write_bytes(b"no tensors")
+    with pytest.raises(ClippanError, match="cannot be read as an encoder") as error:
+        diffusion.load(path, CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_other_rasters_than_the_encoders_are_refused() -> None:
+    fitted, modalities, truth = learned()
+    with pytest.raises(ClippanError, match="knows rasters of 9 and 1 bands, but those given have 1 and 9"):
+        fitted.predict(modalities[::-1], everywhere(truth), Context())
+
+
+def test_a_scene_without_valid_pixels_is_refused() -> None:
+    modalities, truth = scene()
+    with pytest.raises(ClippanError, match="No pixel is valid"):
+        diffusion.pretrain(modalities, ~everywhere(truth), steps=1, device=CPU, context=Context())
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_few_samples_make_a_map_that_repeats(words: bool) -> None:
+    texts = torch.nn.functional.normalize(torch.randn(4, 3, 24, generator=torch.Generator().manual_seed(0)), dim=-1)
+    maps = []
+    for _ in range(2):
+        fitted, modalities, truth = learned(texts=texts if words else None)
+        maps.append(fitted.predict(modalities, everywhere(truth), Context()))
+    assert maps[0].dtype == np.float32
+    assert (maps[0].argmax(axis=0) == truth).mean() > 0.9
+    np.testing.assert_allclose(maps[0].sum(axis=0), 1, rtol=1e-4)
+    np.testing.assert_array_equal(*maps)
+
+
+def test_prompts_of_one_class_are_no_rivals() -> None:
+    """Two prompts of a class that mean the same take nothing from each other."""
+    one = torch.nn.functional.normalize(torch.randn(4, 1, 24, generator=torch.Generator().manual_seed(0)), dim=-1)
+    fitted, modalities, truth = learned(texts=one.expand(-1, 2, -1))
+    assert (fitted.predict(modalities, everywhere(truth), Context()).argmax(axis=0) == truth).mean() > 0.9
+
+
+def test_invalid_pixels_have_no_class_and_change_no_other() -> None:
+    fitted, modalities, truth = learned(options=replace(QUICK, encoded=False))
+    valid = everywhere(truth)
+    valid[10:14, 10:14] = False
+    spoiled = [values.copy() for values in modalities]
+    for values in spoiled:
+        values[:, ~valid] = 1e6
+    found = fitted.predict(spoiled, valid, Context())
+    assert np.isnan(found[:, ~valid]).all()
+    expected = fitted.predict([values * valid for values in modalities], valid, Context())
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("tile", [16, 24])
+def test_tiles_do_not_show(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted, modalities, truth = learned()
+    whole = fitted.predict(modalities, everywhere(truth), Context())
+    monkeypatch.setattr(prompted, "_TILE", tile)
+    np.testing.assert_allclose(fitted.predict(modalities, everywhere(truth), Context()), whole, atol=1e-4)
+
+
+def test_cancelling_ends_both_steps() -> None:
+    fitted, modalities, truth = learned()
+    stopped = Context(cancelled=lambda: True)
+    with pytest.raises(Cancelled):
+        diffusion.pretrain(modalities, everywhere(truth), steps=5, device=CPU, context=stopped, size=SMALL)
+    with pytest.raises(Cancelled):
+        fitted.predict(modalities, everywhere(truth), stopped)
