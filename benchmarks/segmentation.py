@@ -248,7 +248,8 @@ def main() -> None:
 
 def _edge(place: Place, model: str) -> int:
     """The window that the job chooses."""
-    return segment.edges(Scene(place.path, Look()), encoder(model, Device.CPU, Context()))[0]
+    scene = Scene(place.path, Look())
+    return segment.edges(scene, encoder(model, Device.CPU, Context()), scene.part())[0]
 
 
 if __name__ == "__main__":

@@ -116,7 +116,8 @@ def main() -> None:
             small = raster(folder / "warm.tif", 512)
             run(SegmentRequest(str(small), CLASSES, str(folder / "warm_map.tif"), model=which, device=request.device))
             first = Scene(str(path), Look())
-            pictures = windows(model, path, edges(first, model)[0])
+            sizes = edges(first, model, first.part())
+            pictures = np.concatenate([windows(model, path, edge) for edge in sizes])
             half = len(pictures) // 2
             before = bare(model, pictures[:half])
             result = run(request)
@@ -124,7 +125,7 @@ def main() -> None:
             alone = before + after
             whole = result.width * result.height / 1e6 / result.rate
             rows.append(
-                f"| {label} | {len(pictures)} of {result.window[0]} | {len(pictures) / alone:.1f} | "
+                f"| {label} | {len(pictures)} of {', '.join(map(str, result.window))} | {len(pictures) / alone:.1f} | "
                 f"{len(pictures) / whole:.1f} | {100 * (whole / alone - 1):+.0f} % | {result.rate:.3f} |"
             )
             print(rows[-1], flush=True)

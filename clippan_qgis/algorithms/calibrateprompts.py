@@ -33,7 +33,8 @@ class CalibratePrompts(PromptAlgorithm):
     HELP = (
         "Fits a table of classes to a few places whose class you know. Some words fit everything a little: they take "
         "too much of the map, and others too little. This finds what to add to each class, and how sure the model may "
-        "be of itself; words and model stay as they are.\n\n"
+        "be of itself; where places left out show that it helps, also what the words mean to this model. The model "
+        "stays as it is.\n\n"
         "Draw some ten polygons (or points) a class, spread over the scene, with a field that holds the class: by its "
         "name in the table, another of its words, or its number. The outcome is a prompt table: open it under "
         "“Classes” in Segment by text, or give its path.\n\n"

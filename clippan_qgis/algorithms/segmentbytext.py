@@ -23,7 +23,7 @@ from qgis.core import (
     QgsVectorLayer,
 )
 
-from clippan.errors import ClippanError
+from clippan.errors import Cancelled, ClippanError
 from clippan.jobs import Refinement, SegmentRequest
 
 from .. import classmap, sources, styling
@@ -243,7 +243,7 @@ class SegmentByText(PromptAlgorithm):
             raise ClippanError(f"The layer {output} cannot be written; choose another place.")
         for feature in layer.getFeatures():
             if feedback.isCanceled():
-                break
+                raise Cancelled("Cancelled; the map is written, its polygons are not all.")
             copy = QgsFeature(fields)
             copy.setAttributes([feature[field.name()] for field in fields])
             geometry = feature.geometry()

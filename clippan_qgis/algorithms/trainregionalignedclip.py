@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from qgis.core import (
     Qgis,
@@ -14,15 +18,16 @@ from qgis.core import (
     QgsProcessingParameterFolderDestination,
     QgsProcessingParameterNumber,
     QgsProcessingParameterRasterLayer,
-    QgsProcessingUtils,
 )
 
+from clippan.errors import ClippanError
 from clippan.jobs import RegionsRequest, TrainClipRequest
 
 from .. import sources
 from ..engine import worker
 from . import base
 
+_BATCH = 8  # the engine's own default takes 14 GB of memory with the starter model, more than laptops have
 STAGES = {"both": (1, 2), "first": (1,), "second": (2,)}
 
 
@@ -95,7 +100,7 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
                 False,
             ),
             (
-                *(self.BATCH, "Pictures of a step", integer, TrainClipRequest.batch, 2),
+                *(self.BATCH, "Pictures of a step", integer, _BATCH, 2),
                 "How many pictures are looked at before each correction; fewer need less memory and time.",
                 True,
             ),
@@ -166,23 +171,44 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
 
     def place(self, request, parameters, context):
         """See JobAlgorithm."""
-        pictures = QgsProcessingUtils.generateTempFilename("pictures", context)
         labels = self.places(parameters, self.SAMPLES, self._regions.field, context)
-        self._regions = replace(self._regions, labels=(labels,), output=pictures)
         output = sources.absolute(self.parameterAsFileOutput(parameters, self.OUTPUT, context))
-        return replace(request, data=(pictures,), output=output)
+        # In the run's folder, as a run that is gone on with has to find them where they were.
+        pictures = Path(output, "pictures")
+        self._regions = replace(self._regions, labels=(labels,), output=str(pictures))
+        return replace(request, data=(str(pictures),), output=output)
 
     def work(self, feedback):
         """See JobAlgorithm."""
         steps = QgsProcessingMultiStepFeedback(2, feedback)
-        self._regions.validate()
-        made = worker.shared.run(self._launch, self._regions, steps)
+        made = self._pictures(steps)
         for sentence in made["hints"]:
             feedback.pushWarning(sentence)
         rows = [("Class", "Objects"), *((name, str(count)) for name, count in made["objects"].items())]
         base.tell(feedback, rows)
         steps.setCurrentStep(1)
         return worker.shared.run(self._launch, self._request, steps)
+
+    def _pictures(self, feedback) -> dict[str, Any]:
+        """Makes the pictures to train on anew; leaves no folder behind if there are none."""
+        pictures = Path(self._regions.output)
+        fresh = not pictures.parent.exists()
+        try:
+            pictures.parent.mkdir(exist_ok=True)
+            if (pictures / "regions.json").exists():
+                shutil.rmtree(pictures)
+        except OSError as error:
+            raise ClippanError(
+                f"The folder {pictures.parent} cannot be made ({error.strerror}); choose another."
+            ) from None
+        try:
+            self._regions.validate()
+            return worker.shared.run(self._launch, self._regions, feedback, (str(pictures),))
+        except ClippanError:
+            if fresh:
+                with contextlib.suppress(OSError):
+                    pictures.parent.rmdir()
+            raise
 
     def finish(self, answer, feedback):
         """See JobAlgorithm."""

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import queue
+import shutil
 import subprocess  # nosec B404
 import threading
 import time
@@ -201,7 +202,7 @@ def _show_errors(process: _Process, feedback: Any) -> None:
 
 
 def remove_parts(outputs: Sequence[str]) -> None:
-    """Removes what a job that could not clean up has left of its outputs (``x.tif.part`` and its side files)."""
+    """Removes what a job that could not clean up has left of its outputs: ``x.tif.part``, and what begins so."""
     for output in outputs:
         path = Path(output)
         if output.startswith("/vsi") or not path.parent.is_dir():
@@ -209,7 +210,7 @@ def remove_parts(outputs: Sequence[str]) -> None:
         for item in path.parent.iterdir():
             if item.name.startswith(f"{path.name}.part"):
                 with contextlib.suppress(OSError):
-                    item.unlink()
+                    shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
 class _Process:

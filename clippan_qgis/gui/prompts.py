@@ -33,7 +33,7 @@ from qgis.PyQt.QtWidgets import (
 )
 
 from clippan.errors import ClippanError
-from clippan.segmentation.prompts import Prompt, Table, parse, presets
+from clippan.segmentation.prompts import Prompt, Table, parse, presets, save
 
 from .wrapper import Wrapper
 
@@ -208,9 +208,9 @@ class PromptTable(QWidget):
             return
         path = path if path.lower().endswith(".json") else f"{path}.json"
         try:
-            Path(path).write_text(table.coloured().json(), encoding="utf-8")
-        except OSError as error:
-            self.note.setText(f"{path} cannot be written ({error.strerror}); choose another place.")
+            save(table.coloured(), path)
+        except ClippanError as error:
+            self.note.setText(str(error))
 
 
 class _Rows(QTableWidget):
@@ -347,6 +347,7 @@ class PromptLine(QWidget):
         super().__init__(parent)
         self.line = QgsFilterLineEdit()
         self.line.setPlaceholderText(EXAMPLE)
+        self.line.setMaxLength(2**31 - 1)  # Qt's own bound would cut a calibrated table
         self.line.setMinimumWidth(240)
         self.button = QToolButton()
         self.button.setText("…")

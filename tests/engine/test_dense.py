@@ -69,6 +69,12 @@ def test_cells_of_a_transformer_are_those_of_the_reference() -> None:
     torch.testing.assert_close(pooled, model.encode_image(pictures), rtol=0, atol=0)
     assert not torch.allclose(cells.mean((2, 3)), pooled, atol=1e-3)
 
+    load.sequence_first(model)  # as loaded models compute
+    assert not model.visual.transformer.resblocks[0].attn.batch_first
+    again, whole = dense.features(model, pictures)
+    torch.testing.assert_close(again, cells, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(whole, pooled, rtol=1e-4, atol=1e-5)
+
 
 def test_nothing_stays_hooked_and_gradients_flow() -> None:
     model = vit()

@@ -144,14 +144,19 @@ def test_a_tower_of_any_size_sees_larger_pictures_with_the_same_cells(monkeypatc
 
 @pytest.mark.parametrize("part", [Window(0, 0, 500, 300), Window(123, 45, 67, 89), Window(499, 299, 1, 1)])
 @pytest.mark.parametrize("cells", [4, 7])
-def test_windows_cover_every_pixel_of_the_part(part, cells) -> None:
+@pytest.mark.parametrize("any_size", [False, True])
+@pytest.mark.parametrize("more", [*range(0, 40, 3)])
+def test_windows_cover_every_pixel_of_the_part(part, cells, any_size, more) -> None:
     model = ColourEncoder(pixels=4 * cells)
-    lattice = Lattice.of(model, 500, 300, 37, part)
-    seen = np.zeros((300, 500), bool)
+    model.any_size = any_size
+    width, height = 500 + more, 300 + more
+    part = Window(part.x + more, part.y + more, part.width, part.height) if part.x else Window(0, 0, width, height)
+    lattice = Lattice.of(model, width, height, 37, part)
+    seen = np.zeros((height, width), bool)
     for row in range(lattice.top, lattice.bottom):
         for _, window in lattice.windows(row):
-            assert window.x < 500
-            assert window.y < 300
+            assert window.x < width
+            assert window.y < height
             seen[window.y : window.y + window.height, window.x : window.x + window.width] = True
     assert seen[part.y : part.y + part.height, part.x : part.x + part.width].all()
     assert lattice.step * lattice.cells == lattice.edge * lattice.hop
@@ -222,6 +227,14 @@ def test_any_raster_will_do(mapped, dtype, bands, factor) -> None:
     values = (values.repeat(5, axis=0)[:bands] * factor).astype(dtype)
     result = mapped(values, "white; blue")
     assert read_raster(result.output).shape == (1, 96, 120)
+
+
+def test_a_part_of_a_picture_without_coordinates_lies_where_it_was(mapped, raster) -> None:
+    values, truth = stripes()
+    source = raster("plain.tif", values, origin=None, epsg=None)
+    result = mapped(None, source=source, extent=(40, -60, 100, -10))  # as QGIS shows it: y down from 0
+    assert (read_raster(result.output)[0] == truth[10:60, 40:100]).mean() > 0.95
+    assert gdal.Open(result.output).GetGeoTransform() == (40, 1, 0, -10, 0, -1)
 
 
 def test_a_picture_without_coordinates_stays_one(mapped, raster) -> None:
@@ -394,6 +407,18 @@ def test_polygons_and_points_give_the_labels_of_their_pixels(calibrated, raster,
     result = calibrated(values, str(path))
     assert result.labelled == (1200, 600, 601)
     assert result.before.accuracy > 0.99
+
+
+def test_labels_on_nodata_do_not_count(calibrated, raster) -> None:
+    values, truth = stripes()
+    values = values.astype(np.uint8)
+    values[:, :40] = 0
+    samples = raster("labels.tif", labels(truth, 0.5))
+    result = calibrated(values, samples, nodata=0)
+    assert 400 < sum(result.labelled) <= 8 * 120  # of the block's 48 × 120, some are drawn
+    values[:, :48] = 0
+    with pytest.raises(ClippanError, match=r"lie where .* has nodata; label other places"):
+        calibrated(values, samples, nodata=0)
 
 
 def test_samples_that_cannot_be_meant_are_said(calibrated, raster, tmp_path) -> None:

@@ -364,7 +364,8 @@ def test_a_training_makes_pictures_first(run, asked, raster, samples, tmp_path, 
     assert (first.pop("job"), second.pop("job")) == ("regions", "train clip")
     first, second = from_json(RegionsRequest, first), from_json(TrainClipRequest, second)
     assert first == RegionsRequest((raster,), first.labels, first.output, field="kind")
-    assert second == TrainClipRequest((first.output,), str(tmp_path / "model"), steps=100, least=first.least)
+    assert second == TrainClipRequest((first.output,), str(tmp_path / "model"), steps=100, batch=8, least=first.least)
+    assert Path(first.output) == tmp_path / "model" / "pictures"  # where a run that is gone on with finds them
     assert QgsVectorLayer(first.labels[0], "places").featureCount() == 3
     assert (results["OUTPUT"], results["PICTURES"], results["OBJECTS"]) == (str(tmp_path / "model"), 4, 3)
     assert [line.split() for line in feedback.lines if line.startswith("water")] == [["water", "2"]]

@@ -234,3 +234,12 @@ def test_whose_gdal_a_python_uses(monkeypatch, tmp_path):
     for home, shares, expected in ((inside, "true", False), (inside, "false", True), ("/opt/conda/bin", "true", True)):
         config.write_text(f"home = {home}\ninclude-system-site-packages = {shares}\n")
         assert variables.brings_gdal(str(tmp_path / "bin" / "python")) is expected
+
+
+def test_what_a_killed_job_leaves_is_removed(tmp_path):
+    (tmp_path / "a.tif.part").write_text("")
+    (tmp_path / "a.tif.part-x1").mkdir()
+    (tmp_path / "a.tif.part-x1" / "cells").write_text("")
+    (tmp_path / "b.tif").write_text("")
+    worker.remove_parts([str(tmp_path / "a.tif")])
+    assert [path.name for path in tmp_path.iterdir()] == ["b.tif"]

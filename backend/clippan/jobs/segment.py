@@ -92,8 +92,8 @@ class SegmentRequest(Request):
             suits the model and the ground resolution.
         flips: also look at mirrored pictures and average; takes four times as long.
         bias: what of a whole window's likeness to a class is added to that of each of its cells, usually a negative
-            part (SegEarth-OV, Li et al. 2025); None means -0.3 for transformers, whose cells all know something of the
-            whole, and 0 for convolutional towers.
+            part (SegEarth-OV, Li et al. 2025); None means -0.3 for towers that take one size of pictures
+            (transformers), whose cells all know something of the whole, and 0 for those that take any (timm's).
         logit_scale: what cosines are multiplied by; None for what the table says, or 50.
         background: leave unclassified what common words for other things fit better; with one class it is always so.
         refinement: how edges follow the picture.

@@ -64,9 +64,10 @@ class PixelAreas:
         degrees.SetAxisMappingStrategy(osr.OAMS_TRADITIONAL_GIS_ORDER)
         self._radians = degrees.GetAngularUnits()
         flattening = 1 / crs.GetInvFlattening() if crs.GetInvFlattening() else 0.0
+        if self._flat is not None:  # raises where PROJ does not know the projection; then areas stay flat
+            self._to_degrees = osr.CoordinateTransformation(crs, degrees)
         self._ellipsoid = (crs.GetSemiMajor(), flattening * (2 - flattening))
         if self._flat is not None:
-            self._to_degrees = osr.CoordinateTransformation(crs, degrees)
             columns, rows = (np.linspace(0.5, size - 0.5, _PROBES) for size in (grid.width, grid.height))
             found = self._measured(columns[None, :], rows[:, None])
             if not (np.abs(found / self._flat - 1) > _TOLERANCE).any():

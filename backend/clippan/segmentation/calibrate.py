@@ -112,7 +112,8 @@ def calibrate(request: CalibrateRequest, context: Context) -> CalibrateResult:
     whole = Words(np.eye(model.width, dtype=np.float32), np.arange(model.width), model.width)
     look = Look(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
     count = len(request.rasters)
-    with tempfile.TemporaryDirectory(prefix=".clippan-", dir=Path(request.output).absolute().parent) as temporary:
+    output = Path(request.output).absolute()
+    with tempfile.TemporaryDirectory(prefix=f"{output.name}.part-", dir=output.parent) as temporary:
         rasters = []
         for number, (path, samples) in enumerate(zip(request.rasters, request.samples)):
             mine = context.part(5 + 75 * number / count, 5 + 75 * (number + 1) / count)
@@ -185,9 +186,9 @@ class _Known:
                 labels.groups[kept][valid] + sum(int(part.labels.groups.max()) + 1 for part in rasters[:number])
             )
             owners.append(np.full(int(valid.sum()), number))
-        if (labelled > 0).sum() < 2:
-            raise ClippanError("The samples hold fewer than two of the classes; label places of at least two.")
         own, units, pictures = np.concatenate(known), np.concatenate(groups), np.concatenate(owners)
+        if len(np.unique(own)) < 2:
+            raise ClippanError("The samples hold fewer than two of the classes; label places of at least two.")
         folds = _folds(own, units if len(rasters) == 1 else pictures)
         return cls(np.concatenate(features), own, units, folds, labelled)
 

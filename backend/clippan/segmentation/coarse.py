@@ -63,8 +63,7 @@ class Lattice:
             width, height: of the raster.
             edge: of what the model sees as a picture of its own size, in the raster's pixels.
             part: of the raster.
-            larger: how much larger than the model's own its pictures are.
-        hop: from window to window, in cells; by default what suits the model.
+            hop: from window to window, in cells; by default what suits the model.
         """
         larger = LARGER if model.any_size else 1
         pixels = model.pixels * larger
@@ -76,8 +75,13 @@ class Lattice:
         step = edge * hop // cells
         before = -(-edge // step) - 1  # windows that begin before the part and reach into it
         left, top = max(part.x // step - before, 0), max(part.y // step - before, 0)
-        right = max(min(math.ceil((part.x + part.width) / step), math.ceil(width / step) - 1), left + 1)
-        bottom = max(min(math.ceil((part.y + part.height) / step), math.ceil(height / step) - 1), top + 1)
+        right, bottom = (
+            max(min(math.ceil(end / step), math.ceil((size - edge) / step) + 1), first + 1)
+            for end, size, first in (
+                (part.x + part.width, width, left),
+                (part.y + part.height, height, top),
+            )
+        )
         return cls(width, height, edge, pixels, cells, larger, hop, left, top, right, bottom)
 
     @property

@@ -18,6 +18,7 @@ from clippan.segmentation.prompts import Table
 
 _MOST = 4000  # pixels of a polygon or block that count; the others say the same
 _BLOCK = 128  # edge of the blocks that a raster of classes falls into
+_READ = 512  # edge of the windows in which it is looked whether labels lie on nodata
 _NEAR = 64  # edge of the squares in which it is remembered that there are labels
 _IGNORED = 255  # in rasters of classes; the customary value for what nobody has labelled
 _NAMED = 5  # fields that a sentence lists
@@ -74,11 +75,28 @@ def read(path: str, field: str, table: Table, scene: Scene, context: Context) ->
         raise ClippanError(f"No label of {path} lies on the raster {scene.path}; check that both show the same place.")
     rows, columns, classes = (np.concatenate([part[number] for part in parts]) for number in range(3))
     groups = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    valid = _valid(rows, columns, scene)
+    if not valid.any():
+        raise ClippanError(f"All labels of {path} lie where {scene.path} has nodata; label other places.")
+    rows, columns, classes, groups = (values[valid] for values in (rows, columns, classes, groups))
     squares = np.zeros((scene.grid.height // _NEAR + 1, scene.grid.width // _NEAR + 1), bool)
     squares[rows // _NEAR, columns // _NEAR] = True
     left, top = int(columns.min()), int(rows.min())
     window = Window(left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1)
     return Labels(rows, columns, classes, groups, window, squares)
+
+
+def _valid(rows: np.ndarray, columns: np.ndarray, scene: Scene) -> np.ndarray:
+    """Which pixels are not nodata, (n,)."""
+    valid = np.zeros(len(rows), bool)
+    across = -(-scene.grid.width // _READ)
+    blocks = rows // _READ * across + columns // _READ
+    order = np.argsort(blocks, kind="stable")
+    for inside in np.split(order, np.flatnonzero(np.diff(blocks[order])) + 1):
+        y, x = int(rows[inside[0]]) // _READ * _READ, int(columns[inside[0]]) // _READ * _READ
+        window = Window(x, y, min(_READ, scene.grid.width - x), min(_READ, scene.grid.height - y))
+        valid[inside] = scene.pixels(window, window.width, window.height)[1][rows[inside] - y, columns[inside] - x]
+    return valid
 
 
 _Part = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -105,7 +123,7 @@ def _of_raster(path: str, table: Table, scene: Scene, context: Context) -> list[
     for number, window in enumerate(windows):
         context.progress(100 * number / len(windows), "Reading the labels")
         values = band.ReadAsArray(window.x, window.y, window.width, window.height)
-        labelled = ~np.isin(values, [value for value in ignored if value is not None])
+        labelled = ~np.isin(values, [value for value in ignored if value is not None]) & np.isfinite(values)
         rows, columns = np.nonzero(labelled)
         if not len(rows):
             continue
@@ -157,7 +175,7 @@ def _of_features(
                 f"The samples {path} have the class “{text}”, which the prompt table has not; add it there, or give "
                 "these places another class."
             )
-        geometry = geometry.Clone()
+        geometry = geometry.GetLinearGeometry()
         if transform is not None:
             geometry.Transform(transform)
         rows, columns = pixels(geometry, scene.grid, path)
@@ -204,7 +222,7 @@ def pixels(geometry: ogr.Geometry, grid: Grid, path: str) -> tuple[np.ndarray, n
         pairs = np.floor(np.array(places)).astype(int)
         inside = (pairs >= 0).all(axis=1) & (pairs < (grid.width, grid.height)).all(axis=1)
         return pairs[inside, 1], pairs[inside, 0]
-    if kind not in (ogr.wkbPolygon, ogr.wkbMultiPolygon, ogr.wkbCurvePolygon, ogr.wkbMultiSurface):
+    if kind not in (ogr.wkbPolygon, ogr.wkbMultiPolygon):
         raise ClippanError(f"The samples {path} hold {geometry.GetGeometryName().lower()}s; give polygons or points.")
     west, east, south, north = geometry.GetEnvelope()
     corners = np.array([gdal.ApplyGeoTransform(inverse, x, y) for x in (west, east) for y in (south, north)])

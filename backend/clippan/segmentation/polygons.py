@@ -152,7 +152,7 @@ class _Writer:
 
     def write(self, found: regions.Regions, outlines: Outlines, context: Context) -> int:
         try:
-            with tempfile.TemporaryDirectory(".part", f"{self._output.name}.", self._output.parent) as folder:
+            with tempfile.TemporaryDirectory(prefix=f"{self._output.name}.part-", dir=self._output.parent) as folder:
                 count = self._fill(Path(folder), found, outlines, context)
                 self._place(Path(folder))
         except (RuntimeError, OSError) as error:

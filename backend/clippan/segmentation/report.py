@@ -76,7 +76,7 @@ def write(
         '<p class="note">IoU, intersection over union, is the part of all pixels that are of a class or were mapped as '
         "it on which both agree: 1 is perfect, and below 0.5 more of it is wrong than right. The offset is added to a "
         "class's logits: a class with a positive one was found too rarely before, one with a negative one too often. "
-        "A dash stands where a class has no labelled pixels, and none was mapped as it.</p>",
+        "A dash stands where a class has no labelled pixels.</p>",
         "<h2>Confusion before</h2>",
         confusion(before.confusion, result.classes),
         "<h2>Confusion after</h2>",
@@ -102,7 +102,7 @@ def _verdict(result: CalibrateResult) -> str:
     return (
         f"{says} The figures after it are by cross-validation: each place is mapped with what the others taught, so "
         "they say what to expect where nothing is labelled, as far as it looks like the labelled places. Logits are "
-        f"multiplied by {result.logit_scale:.4g}, so that about four in five pixels with a confidence of 0.8 are right."
+        f"multiplied by {result.logit_scale:.4g}, which makes the confidence of the labelled places as true as it can."
     )
 
 

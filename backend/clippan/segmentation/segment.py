@@ -40,6 +40,7 @@ _EDGE, _LEAST_METRES = 64, 32.0  # of a window for a tower with cells of 32 pixe
 _TILE_BYTES = 2**26  # of a tile's probabilities
 _LARGEST_TILE = 1024
 _REACH = 1.0  # radius of the refinement, in cells
+_OTHER = 0.9  # of the raster's ground resolution in its middle, below which a part's own counts
 _EPS = 1e-3  # variance of the picture's colours, 0 to 1, below which there is no edge
 
 
@@ -59,8 +60,9 @@ def segment(request: SegmentRequest, context: Context) -> SegmentResult:
     scene = Scene(request.raster, look_at)
     part = scene.part()
     begun = time.monotonic()
-    folder = None if request.output.startswith("/vsi") else Path(request.output).absolute().parent
-    with tempfile.TemporaryDirectory(prefix=".clippan-", dir=folder) as temporary:
+    output = Path(request.output).absolute()
+    folder = None if request.output.startswith("/vsi") else output.parent
+    with tempfile.TemporaryDirectory(prefix=f"{output.name}.part-", dir=folder) as temporary:
         view = View.of(
             request,
             model,
@@ -151,7 +153,7 @@ class View:
         bias = request.bias if request.bias is not None else 0.0 if model.any_size else _BIAS
         lattices = [
             Lattice.of(model, scene.grid.width, scene.grid.height, edge, part)
-            for edge in request.window or edges(scene, model)
+            for edge in request.window or edges(scene, model, part)
         ]
         total, done, found = sum(lattice.count for lattice in lattices), 0, []
         for lattice in lattices:
@@ -192,15 +194,17 @@ class View:
         return np.mean([coarse.places(rows, columns) for coarse in self.coarse], axis=0)
 
 
-def edges(scene: Scene, model: Encoder) -> tuple[int, ...]:
+def edges(scene: Scene, model: Encoder, part: Window) -> tuple[int, ...]:
     """Of the windows that suit a model and the ground resolution, in the raster's pixels.
 
     The starter model sees best 64 pixels at a time, of Sentinel-2 as of pictures with half a metre; of sharper ones as
     much ground. Beside them twice as much costs little, and corrects them. Models with smaller cells see more, and as
     they take longer, once.
     """
-    ground = scene.ground()
-    gsd = (ground[0] * ground[1]) ** 0.5 if ground else math.inf
+    grounds = (scene.ground(), scene.ground((part.x + part.width / 2, part.y + part.height / 2)))
+    whole, here = ((ground[0] * ground[1]) ** 0.5 if ground else math.inf for ground in grounds)
+    # The part's extent should not matter; but the middle of a map service is on the equator.
+    gsd = here if here < _OTHER * whole else whole
     edge = round(max(_EDGE, _LEAST_METRES / gsd) * 32 / model.stride)
     return (edge, 2 * edge) if model.any_size else (edge,)
 
@@ -295,7 +299,10 @@ def _write(
 ) -> tuple[tuple[ClassArea, ...], int]:
     """Writes all files; what each class covers, and the number of polygons. ``folder`` is for what is not kept."""
     part = view.part
-    grid = view.open().own_grid.cropped(part.x, part.y, part.x + part.width, part.y + part.height)
+    scene = view.open()
+    whole = (part.width, part.height) == (scene.grid.width, scene.grid.height)
+    # Of a picture without coordinates a part needs some, or it would lie at the picture's corner.
+    grid = (scene.own_grid if whole else scene.grid).cropped(part.x, part.y, part.x + part.width, part.y + part.height)
     work = mapper(view, table, request.logit_scale, request.refinement)
     counted = areas.Areas(table, grid)
     edge = int((_TILE_BYTES / 4 / len(work.offsets)) ** 0.5) // BLOCK * BLOCK
@@ -306,11 +313,24 @@ def _write(
 
         def start(path: str, names: Sequence[str]) -> Writer:
             bands = [BandInfo(name) for name in names]
-            return stack.enter_context(Writer(path, grid, np.dtype(np.float32), bands, nodata=nan, tags=tags))
+            return stack.enter_context(
+                Writer(path, grid, np.dtype(np.float32), bands, nodata=nan, tags=tags, progress=finishing)
+            )
 
-        legend = palette(table)
+        def finishing(percent: float) -> None:
+            context.progress(95 + percent / 20, "Finishing the files")
+
         output = stack.enter_context(
-            Writer(request.output, grid, np.dtype(np.uint8), [BandInfo("class")], nodata=0, tags=tags, palette=legend)
+            Writer(
+                request.output,
+                grid,
+                np.dtype(np.uint8),
+                [BandInfo("class")],
+                nodata=0,
+                tags=tags,
+                palette=palette(table),
+                progress=finishing,
+            )
         )
         wanted = request.confidence or (str(folder / "confidence.tif") if request.polygons else "")
         confidence = start(wanted, ["confidence"]) if wanted else None

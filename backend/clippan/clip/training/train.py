@@ -149,12 +149,12 @@ def save(folder: Path, loaded: Loaded, base: Model, path: Path, about: Mapping[s
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
         for name, value in loaded.model.state_dict().items()
     }
+    part = folder / f"{CONFIG}.part"
     try:
         if text.get("hf_tokenizer_name"):
             for name in _TOKENIZER:
                 if (path.parent / name).is_file():
                     shutil.copyfile(path.parent / name, folder / name)
-        part = folder / f"{CONFIG}.part"
         part.write_text(json.dumps(config, indent=2), encoding="utf-8")
         part.replace(folder / CONFIG)
         part = folder / f"{WEIGHTS}.part"
