@@ -217,9 +217,9 @@ class JobAlgorithm(Algorithm):
         advanced: bool = True,
     ) -> None:
         """Adds a number, whole if ``kind`` is int; one without a value may be left empty."""
-        kinds = Qgis.ProcessingNumberParameterType
+        whole, real = Qgis.ProcessingNumberParameterType.Integer, Qgis.ProcessingNumberParameterType.Double
         definition = QgsProcessingParameterNumber(
-            name, label, kinds.Integer if kind is int else kinds.Double, value, optional=value is None
+            name, label, whole if kind is int else real, value, optional=value is None
         )
         if least is not None:
             definition.setMinimum(least)

@@ -57,8 +57,10 @@ def classify(request: ClassifyRequest, context: Context) -> ClassifyResult:
     known = samples.read(request.samples, request.layer, request.field, stack.placed, request.seed, context.part(3, 6))
     known, lost = _valid(known, stack)
     table = _table(known.names, request.descriptions)
-    folder = None if request.output.startswith("/vsi") else Path(request.output).absolute().parent
-    with tempfile.TemporaryDirectory(prefix=".clippan-", dir=folder) as temporary, contextlib.ExitStack() as files:
+    output = Path(request.output).absolute()
+    folder = None if request.output.startswith("/vsi") else output.parent
+    place = tempfile.TemporaryDirectory(prefix=f"{output.name}.part-", dir=folder)
+    with place as temporary, contextlib.ExitStack() as files:
         workshop = _Workshop(request, stack, known, table, device, Path(temporary))
         several = request.method is Classifier.AUTO
         methods: list[Classifier] = (
