@@ -375,16 +375,21 @@ def verdict(base: str, results: Mapping[str, Sequence[Mapping[str, float]]]) -> 
         )
         return ["\n".join(lines)]
     apart = [difference(of(PATCH, measure), of(CLS, measure)) for measure in ("mean IoU", "pixels")]
-    better = all(certain and mean > 0 for mean, _, certain in apart)
-    worse = all(certain and mean < 0 for mean, _, certain in apart)
+    better = any(certain and mean > 0 for mean, _, certain in apart)
+    worse = any(certain and mean < 0 for mean, _, certain in apart)
     claims = []
     for name, row in (("patch to patch", PATCH), ("patch to CLS", CLS)):
         lost = " and ".join(lowered(row))
         claims.append(f"{name} costs {lost or 'nothing that three seeds can tell'}")
-    beside = "better than" if better else "worse than" if worse else "not to be told from"
+    beside = {
+        (True, False): "better than",
+        (False, True): "worse than",
+        (True, True): "better by one figure and worse by the other than",
+        (False, False): "not to be told from",
+    }[better, worse]
     end = (
         "That agrees with the paper."
-        if better and not lowered(PATCH)
+        if better and not worse and not lowered(PATCH)
         else "That does not bear out the paper's claim in this small setting (a transformer of two million parameters "
         "that was made in minutes, and a short training), and says little of a ViT-B and millions of pictures."
     )

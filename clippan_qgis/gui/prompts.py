@@ -35,7 +35,7 @@ from qgis.PyQt.QtWidgets import (
 from clippan.errors import ClippanError
 from clippan.segmentation.prompts import Prompt, Table, parse, presets, save
 
-from .wrapper import Wrapper
+from .wrapper import Wrapper, keep
 
 FILTER = "Prompt tables (*.json)"
 FIRST = "landcover"  # the preset that a dialog starts with
@@ -408,7 +408,7 @@ class PromptsWidget(Wrapper):
         layout = QVBoxLayout(box)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._editor)
-        return box
+        return keep(box)
 
     def setWidgetValue(self, value, context):
         """See QgsAbstractProcessingParameterWidgetWrapper."""

@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 from qgis.gui import QgsAbstractProcessingParameterWidgetWrapper, QgsGui, QgsProcessingGui
+from qgis.PyQt.QtWidgets import QWidget
+
+# QGIS takes over the widgets that wrappers make, but not their Python halves. Were these collected as garbage before
+# the widget goes, QGIS would crash when it next asks one of our classes inside the widget for its class.
+_alive: set[QWidget] = set()
+
+
+def keep(widget: QWidget) -> QWidget:
+    """Keeps the Python half of a widget, and of all inside it, as long as the widget lives."""
+    _alive.add(widget)
+    widget.destroyed.connect(lambda: _alive.discard(widget))
+    return widget
 
 
 class Wrapper(QgsAbstractProcessingParameterWidgetWrapper):
@@ -11,7 +23,7 @@ class Wrapper(QgsAbstractProcessingParameterWidgetWrapper):
     The model designer gets QGIS's own widget, which can also take the value from a model input.
 
     QGIS takes the widget over, and Python forgets it: ``wrappedWidget`` gives a plain one of Qt's or QGIS's. A widget
-    of a class of our own has to lie inside such a plain one.
+    of a class of our own has to lie inside such a plain one, which ``keep`` keeps.
     """
 
     def __new__(cls, parameter, dialog, row=0, col=0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import numpy as np
@@ -9,12 +10,15 @@ import pytest
 from conftest import wait_for, write
 from osgeo import gdal
 from qgis.core import QgsProcessingContext, QgsProcessingModelAlgorithm
+from qgis.gui import QgsMapCanvas
+from qgis.PyQt import sip
 from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtGui import QColor
-from qgis.PyQt.QtWidgets import QFileDialog, QMessageBox
+from qgis.PyQt.QtWidgets import QFileDialog, QMessageBox, QVBoxLayout, QWidget
 
 from clippan.segmentation.prompts import Prompt, Table, parse, presets
 from clippan_qgis.gui import prompts
+from clippan_qgis.gui import wrapper as wrappers
 
 CALIBRATED = Table(
     (Prompt("water", ("river",), ("smooth and dark", "blue, calm"), "#ff0000", 0.4, 1.5), Prompt("forest")),
@@ -290,3 +294,20 @@ def test_the_model_designer_gets_the_widget_that_takes_model_inputs(algorithm, d
     widget.setWidgetValue(source)
     assert widget.value().staticValue() == "water; forest"
     designer.close()
+
+
+def test_what_python_forgets_stays_whole(algorithm, qgis_app):
+    # QGIS keeps a closed dialog as a child of its window, and asks every child for its class when a project is opened.
+    window = QWidget()
+    layout = QVBoxLayout(window)
+    wrapper = prompts.PromptsWidget(algorithm.parameterDefinition("CLASSES"), None)
+    widget = wrapper.createWrappedWidget(QgsProcessingContext())
+    layout.addWidget(widget)
+    wrapper.setParameterValue("water; forest", QgsProcessingContext())
+    del wrapper, widget, layout
+    gc.collect()
+    assert window.findChildren(QgsMapCanvas) == []
+    (table,) = window.findChildren(prompts.PromptTable)
+    assert parse(table.value()).names == ("water", "forest")
+    sip.delete(window)
+    assert not wrappers._alive
