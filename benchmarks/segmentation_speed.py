@@ -137,8 +137,9 @@ def main() -> None:
             "# Segment by text, timed",
             f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__} on "
             f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPUs, {device}, {precision}, by "
-            f"`python benchmarks/segmentation_speed.py`: a raster of {options.size}² pixels at half a metre, five "
-            "classes; reading, the dense path, blending, refinement and writing are in the job's time.",
+            f"`python benchmarks/segmentation_speed.py --size {options.size}`: a raster of {options.size}² pixels at "
+            "half a metre, five classes; reading, the dense path, blending, refinement and writing are in the job's "
+            "time.",
             "| model | windows | bare encoder, windows/s | job, windows/s | job takes | MPix/s |\n"
             "|---|---:|---:|---:|---:|---:|\n" + "\n".join(rows),
             f"Peak memory of the process, with the benchmark's own pictures: {peak:,.0f} MiB.",

@@ -136,7 +136,8 @@ class TrainClipRequest(Request):
         if not self.output.strip():
             check.fail("No output folder was given; name the folder of the run.")
         check.model(self.model)
-        if Path(self.model).resolve() in (Path(self.output).resolve(), *Path(self.output).resolve().glob("*.*")):
+        start = Path(self.model).resolve()
+        if start.exists() and Path(self.output).resolve() in (start, start.parent):
             check.fail(f"The folder {self.output} holds the model to start from; choose another for what is trained.")
         if self.stages not in ((1,), (2,), (1, 2)):
             check.fail("The stages are 1, 2 or 1,2; choose among these.")

@@ -75,7 +75,7 @@ def read(path: str, field: str, table: Table, scene: Scene, context: Context) ->
         raise ClippanError(f"No label of {path} lies on the raster {scene.path}; check that both show the same place.")
     rows, columns, classes = (np.concatenate([part[number] for part in parts]) for number in range(3))
     groups = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
-    valid = _valid(rows, columns, scene)
+    valid = _valid(rows, columns, scene, context)
     if not valid.any():
         raise ClippanError(f"All labels of {path} lie where {scene.path} has nodata; label other places.")
     rows, columns, classes, groups = (values[valid] for values in (rows, columns, classes, groups))
@@ -86,13 +86,14 @@ def read(path: str, field: str, table: Table, scene: Scene, context: Context) ->
     return Labels(rows, columns, classes, groups, window, squares)
 
 
-def _valid(rows: np.ndarray, columns: np.ndarray, scene: Scene) -> np.ndarray:
+def _valid(rows: np.ndarray, columns: np.ndarray, scene: Scene, context: Context) -> np.ndarray:
     """Which pixels are not nodata, (n,)."""
     valid = np.zeros(len(rows), bool)
     across = -(-scene.grid.width // _READ)
     blocks = rows // _READ * across + columns // _READ
     order = np.argsort(blocks, kind="stable")
     for inside in np.split(order, np.flatnonzero(np.diff(blocks[order])) + 1):
+        context.check()
         y, x = int(rows[inside[0]]) // _READ * _READ, int(columns[inside[0]]) // _READ * _READ
         window = Window(x, y, min(_READ, scene.grid.width - x), min(_READ, scene.grid.height - y))
         valid[inside] = scene.pixels(window, window.width, window.height)[1][rows[inside] - y, columns[inside] - x]
