@@ -210,8 +210,8 @@ class Bench:
         fine = torch.nn.functional.interpolate(torch.from_numpy(cells), size=(edge // zoom,) * 2, mode="bilinear")
         return fine[0, :, :height, :width].flatten(1).T.contiguous().numpy()
 
-    def encoder(self, size: Size, steps: int | None) -> tuple[diffusion.Encoder, float]:
-        """Pre-trained once, and the seconds that it took."""
+    def encoder(self, size: Size, steps: int | None) -> diffusion.Encoder:
+        """Pre-trained once; the seconds that it took are kept beside it."""
         scene = self.scene
         slug = "".join(letter if letter.isalnum() else "-" for letter in scene.name)
         path = self.work / f"{slug}-{'shared' if size.shared else 'own'}-{steps}.safetensors"
@@ -223,33 +223,34 @@ class Bench:
             )
             found.save(path)
             clock.write_text(json.dumps(time.process_time() - start), encoding="utf-8")
-        return diffusion.load(path, CPU), json.loads(clock.read_text(encoding="utf-8"))
+        return diffusion.load(path, CPU)
 
     @functools.cache  # noqa: B019
-    def sight(self, size: Size, steps: int | None, options: prompted.Options) -> tuple[diffusion.Encoder, Any]:
-        known, _ = self.encoder(size, steps)
-        return known, prompted.look(known, self.scene.modalities, self.scene.valid, options, Context())
+    def sight(self, size: Size, steps: int | None, options: prompted.Options) -> tuple[prompted.Sight, Any]:
+        """What is known of the scene, and the moments of that."""
+        known, moments = self.encoder(size, steps), prompted.Moments()
+        found = prompted.look(known, self.scene.modalities, self.scene.valid, options, Context())
+        moments.add(found.features, found.valid)
+        return found, moments.standard(CPU)
 
     def diffclip(
         self,
         learned: np.ndarray,
+        tested: np.ndarray,
         seed: int,
         options: prompted.Options,
         size: Size = Size(),  # noqa: B008
         steps: int | None = None,
         words: bool = True,
     ) -> np.ndarray:
-        """Classes of all pixels."""
+        """Classes of the pixels that are tested."""
         seen_by = prompted.Options(encoded=options.encoded, scales=options.scales)
-        known, sight = self.sight(size, steps, seen_by)
-        truth = self.scene.truth
+        sight, standard = self.sight(size, steps, seen_by)
+        truth, wide = self.scene.truth.ravel(), self.scene.truth.shape[1]
         texts = torch.from_numpy(self.words) if words else None
-        rows, columns = learned // truth.shape[1], learned % truth.shape[1]
-        context = Context()
-        fitted = prompted.learn(
-            known, sight, rows, columns, truth.ravel()[learned], texts, seed=seed, context=context, options=options
-        )
-        return fitted.judge(sight, context).argmax(axis=0).ravel()
+        of, around = (prompted.Spots.of(sight, places // wide, places % wide, options) for places in (learned, tested))
+        fitted = prompted.learn(of, truth[learned], texts, standard, seed=seed, context=Context(), options=options)
+        return fitted.at(around, Context()).argmax(axis=1)
 
     def rival(self, method: Classifier, kind: str, learned: np.ndarray, tested: np.ndarray, seed: int) -> np.ndarray:
         features = self.vectors(kind)
@@ -272,7 +273,7 @@ def methods(ablation: bool) -> dict[str, Any]:
     def ours(**changes: Any) -> Any:
         rest = {name: changes.pop(name) for name in ("size", "steps", "words") if name in changes}
         options = replace(usual, **changes)
-        return lambda bench, learned, tested, seed: bench.diffclip(learned, seed, options, **rest)[tested]
+        return lambda bench, learned, tested, seed: bench.diffclip(learned, tested, seed, options, **rest)
 
     def other(method: Classifier, kind: str) -> Any:
         return lambda bench, learned, tested, seed: bench.rival(method, kind, learned, tested, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -460,7 +461,9 @@ class JobAlgorithm(Algorithm):
             raise ClippanError(f"The labelled places have no field {field}; choose the one that holds the class.")
         fields = QgsFields()
         fields.append(source.fields().at(number))
-        path = QgsProcessingUtils.generateTempFilename("places.gpkg", context)
+        # Reports and sentences name the file, so it is called as the layer is.
+        plain = re.sub(r"[^\w -]+", "_", source.sourceName()).strip() or "places"
+        path = QgsProcessingUtils.generateTempFilename(f"{plain[:60]}.gpkg", context)
         options = QgsVectorFileWriter.SaveVectorOptions()
         options.layerOptions = ["FID=clippan_fid"]  # else a field of the name fid would be taken for it
         writer = QgsVectorFileWriter.create(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Callable, NamedTuple
 
 import numpy as np
 import pytest
@@ -36,17 +38,30 @@ def everywhere(truth: np.ndarray) -> np.ndarray:
     return np.ones(truth.shape, bool)
 
 
+class Learned(NamedTuple):
+    encoder: diffusion.Encoder
+    fitted: prompted.Classifier
+    map: Callable[..., np.ndarray]
+    modalities: list[np.ndarray]
+    truth: np.ndarray
+
+
 def learned(seed: int = 0, options: prompted.Options = QUICK, texts: torch.Tensor | None = None):
     modalities, truth = scene()
     encoder = diffusion.pretrain(
         modalities, everywhere(truth), steps=8, batch=8, seed=seed, device=CPU, context=Context(), size=SMALL
     )
     rows, columns = np.array([5, 9, 5, 9, 30, 33, 30, 33]), np.array([5, 11, 30, 40, 5, 11, 30, 40])
-    labels, valid = truth[rows, columns], everywhere(truth)
-    fitted = prompted.fit(
-        encoder, modalities, valid, rows, columns, labels, texts, seed=seed, context=Context(), options=options
-    )
-    return fitted, modalities, truth
+    labels, valid, moments = truth[rows, columns], everywhere(truth), prompted.Moments()
+    sight = prompted.look(encoder, modalities, valid, options, Context())
+    moments.add(sight.features, sight.valid)
+    spots = prompted.Spots.of(sight, rows, columns, options)
+    fitted = prompted.learn(spots, labels, texts, moments.standard(CPU), seed=seed, context=Context(), options=options)
+
+    def mapped(modalities: Sequence[np.ndarray], valid: np.ndarray = valid) -> np.ndarray:
+        return fitted.map(prompted.look(encoder, modalities, valid, options, Context()), Context())
+
+    return Learned(encoder, fitted, mapped, modalities, truth)
 
 
 def test_components_have_less_noise_the_earlier_they_come() -> None:
@@ -114,13 +129,14 @@ def test_pre_training_lowers_the_loss_and_repeats() -> None:
 
 
 def test_a_saved_encoder_is_the_same(tmp_path: Path) -> None:
-    fitted, modalities, _ = learned()
+    known = learned()
+    modalities = known.modalities
     path = tmp_path / "scene.safetensors"
-    fitted.encoder.save(path)
+    known.encoder.save(path)
     found = diffusion.load(path, CPU)
-    assert (found.bands, found.steps, found.loss) == ((9, 1), 8, fitted.encoder.loss)
+    assert (found.bands, found.steps, found.loss) == ((9, 1), 8, known.encoder.loss)
     torch.testing.assert_close(
-        diffusion.features(found, modalities, Context()), diffusion.features(fitted.encoder, modalities, Context())
+        diffusion.features(found, modalities, Context()), diffusion.features(known.encoder, modalities, Context())
     )
     first = path.read_bytes()
     found.save(path)
@@ -137,9 +153,9 @@ def test_what_is_no_encoder_is_told_in_one_sentence(tmp_path: Path) -> None:
 
 
 def test_other_rasters_than_the_encoders_are_refused() -> None:
-    fitted, modalities, truth = learned()
+    known = learned()
     with pytest.raises(ClippanError, match="knows rasters of 9 and 1 bands, but those given have 1 and 9"):
-        fitted.predict(modalities[::-1], everywhere(truth), Context())
+        known.map(known.modalities[::-1])
 
 
 def test_a_scene_without_valid_pixels_is_refused() -> None:
@@ -153,10 +169,10 @@ def test_few_samples_make_a_map_that_repeats(words: bool) -> None:
     texts = torch.nn.functional.normalize(torch.randn(4, 3, 24, generator=torch.Generator().manual_seed(0)), dim=-1)
     maps = []
     for _ in range(2):
-        fitted, modalities, truth = learned(texts=texts if words else None)
-        maps.append(fitted.predict(modalities, everywhere(truth), Context()))
+        known = learned(texts=texts if words else None)
+        maps.append(known.map(known.modalities))
     assert maps[0].dtype == np.float32
-    assert (maps[0].argmax(axis=0) == truth).mean() > 0.9
+    assert (maps[0].argmax(axis=0) == known.truth).mean() > 0.9
     np.testing.assert_allclose(maps[0].sum(axis=0), 1, rtol=1e-4)
     np.testing.assert_array_equal(*maps)
 
@@ -164,35 +180,60 @@ def test_few_samples_make_a_map_that_repeats(words: bool) -> None:
 def test_prompts_of_one_class_are_no_rivals() -> None:
     """Two prompts of a class that mean the same take nothing from each other."""
     one = torch.nn.functional.normalize(torch.randn(4, 1, 24, generator=torch.Generator().manual_seed(0)), dim=-1)
-    fitted, modalities, truth = learned(texts=one.expand(-1, 2, -1))
-    assert (fitted.predict(modalities, everywhere(truth), Context()).argmax(axis=0) == truth).mean() > 0.9
+    known = learned(texts=one.expand(-1, 2, -1))
+    assert (known.map(known.modalities).argmax(axis=0) == known.truth).mean() > 0.9
 
 
-def test_invalid_pixels_have_no_class_and_change_no_other() -> None:
-    fitted, modalities, truth = learned(options=replace(QUICK, encoded=False))
-    valid = everywhere(truth)
+def test_more_samples_than_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompted, "_BATCH", 3)
+    known = learned()
+    assert (known.map(known.modalities).argmax(axis=0) == known.truth).mean() > 0.9
+
+
+def test_invalid_pixels_change_no_other() -> None:
+    known = learned(options=replace(QUICK, encoded=False))
+    valid = everywhere(known.truth)
     valid[10:14, 10:14] = False
-    spoiled = [values.copy() for values in modalities]
+    spoiled = [values.copy() for values in known.modalities]
     for values in spoiled:
         values[:, ~valid] = 1e6
-    found = fitted.predict(spoiled, valid, Context())
-    assert np.isnan(found[:, ~valid]).all()
-    expected = fitted.predict([values * valid for values in modalities], valid, Context())
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    expected = known.map([values * valid for values in known.modalities], valid)
+    np.testing.assert_allclose(known.map(spoiled, valid)[:, valid], expected[:, valid], atol=1e-4)
 
 
-@pytest.mark.parametrize("tile", [16, 24])
-def test_tiles_do_not_show(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    fitted, modalities, truth = learned()
-    whole = fitted.predict(modalities, everywhere(truth), Context())
-    monkeypatch.setattr(prompted, "_TILE", tile)
-    np.testing.assert_allclose(fitted.predict(modalities, everywhere(truth), Context()), whole, atol=1e-4)
+def test_single_places_are_told_apart_as_on_the_map() -> None:
+    """At the scene's edges and beside invalid pixels too; places of two parts are in the samples' order."""
+    known, options = learned(), QUICK
+    valid = everywhere(known.truth)
+    valid[10:14, 10:14] = False
+    sight = prompted.look(known.encoder, known.modalities, valid, options, Context())
+    rows, columns = np.array([0, 9, 39, 14, 20]), np.array([0, 12, 47, 9, 21])
+    whole = known.fitted.map(sight, Context())
+    parts = [np.array([3, 0]), np.array([1, 4, 2])]
+    spots = prompted.Spots.joined(
+        [prompted.Spots.of(sight, rows[part], columns[part], options) for part in parts], parts
+    )
+    np.testing.assert_allclose(known.fitted.at(spots, Context()), whole[:, rows, columns].T, atol=1e-5)
+    some = np.array([4, 1])
+    np.testing.assert_allclose(known.fitted.at(spots.some(some), Context()), whole[:, rows, columns].T[some], atol=1e-5)
+
+
+def test_moments_of_parts_are_those_of_the_whole() -> None:
+    values = torch.randn(70, 8, 6, generator=torch.Generator().manual_seed(0)) * 3 + 2
+    moments, left = prompted.Moments(), torch.zeros(8, 6, dtype=torch.bool)
+    left[:, :2] = True
+    moments.add(values, left)
+    moments.add(values, ~left)
+    mean, scale = moments.standard(CPU)
+    torch.testing.assert_close(mean, values.flatten(1).mean(dim=1))
+    torch.testing.assert_close(scale, 1 / values.flatten(1).std(dim=1, correction=0))
 
 
 def test_cancelling_ends_both_steps() -> None:
-    fitted, modalities, truth = learned()
+    known = learned()
     stopped = Context(cancelled=lambda: True)
     with pytest.raises(Cancelled):
-        diffusion.pretrain(modalities, everywhere(truth), steps=5, device=CPU, context=stopped, size=SMALL)
+        diffusion.pretrain(known.modalities, everywhere(known.truth), steps=5, device=CPU, context=stopped, size=SMALL)
+    sight = prompted.look(known.encoder, known.modalities, everywhere(known.truth), QUICK, Context())
     with pytest.raises(Cancelled):
-        fitted.predict(modalities, everywhere(truth), stopped)
+        known.fitted.map(sight, stopped)

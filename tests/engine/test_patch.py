@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,11 @@ def test_polygons_over_a_raster_become_chips(tmp_path, model):
     done = run(asked(tmp_path, raster, model, samples=samples, size=32))
     assert done.chips >= 2
     assert done.after.task >= done.before.task
+    again = run(asked(tmp_path, raster, model, samples=str(shutil.copy(samples, tmp_path / "copy.gpkg")), size=32))
+    assert again.curve == done.curve  # the run is known, and was at its end
+    other = polygons(tmp_path / "other.gpkg", [("soil", 5, 10), ("water", 190, 20)])
+    with pytest.raises(ClippanError, match="a run of another recipe"):
+        run(asked(tmp_path, raster, model, samples=other, size=32))
     elsewhere = polygons(tmp_path / "far.gpkg", [("soil", 5000, 5000), ("water", 5100, 5000)])
     with pytest.raises(ClippanError, match="None of the samples"):
         run(asked(tmp_path, raster, model, samples=elsewhere, output=str(tmp_path / "far")))

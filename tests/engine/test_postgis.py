@@ -829,7 +829,16 @@ def stub(name, device, context):
 
     model = SimpleNamespace(id="starter", label="Colours")
     return SimpleNamespace(
-        model=model, sha256="", device="cpu", pixels=16, width=WIDTH, scale=50.0, batch=8, images=images, texts=texts
+        model=model,
+        sha256="",
+        device="cpu",
+        pixels=16,
+        width=WIDTH,
+        scale=50.0,
+        batch=8,
+        channels=None,
+        images=images,
+        texts=texts,
     )
 
 

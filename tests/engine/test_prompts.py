@@ -68,6 +68,13 @@ def test_many_classes_have_a_colour_each() -> None:
     assert parse("trees").coloured().classes[0].colour != parse("water").coloured().classes[0].colour
 
 
+def test_the_colour_is_that_of_a_word_of_the_name() -> None:
+    grass = parse("grassland").coloured().classes[0].colour
+    for name in ("grassland, shrubs", "Wiese (grassland)", "xyz / Grassland", "xyz and grassland"):
+        assert prompts.Table((prompts.Prompt(name),)).coloured().classes[0].colour == grass
+    assert prompts.Table((prompts.Prompt("xyz"),)).coloured().classes[0].colour != grass
+
+
 def test_presets_are_tables() -> None:
     found = prompts.presets()
     assert {"landcover", "urban", "coast", "agriculture"} <= set(found)

@@ -219,7 +219,9 @@ class _Workshop:
 
     def _clip(self, context: Context) -> Encoder:
         if self._model is None:
-            self._model = encoder(self.request.model, self.request.device, context)
+            # The log has been told of the device.
+            quiet = Context(context.progress, cancelled=context.is_cancelled)
+            self._model = encoder(self.request.model, self.request.device, quiet)
         return self._model
 
     def _texts(self, context: Context) -> np.ndarray:
@@ -243,7 +245,7 @@ class _Workshop:
             else:
                 request = self.request
                 found = _pretrained(self.stack, request.steps, request.seed, self.device, context.part(5, 95))
-            self._diffclip = DiffClip(self.stack, self.known, found, texts, context)
+            self._diffclip = DiffClip(self.stack, self.known, found, texts, context.part(95, 100))
         return self._diffclip
 
 

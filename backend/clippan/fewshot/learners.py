@@ -242,28 +242,40 @@ class DiffClip:
         samples: all of them.
         encoder: pre-trained on the scene.
         texts: vectors of the classes' words, (classes, width).
-        context: hears of reading, and may cancel.
+        context: hears of progress, and may cancel.
     """
 
     def __init__(
         self, stack: Stack, samples: Samples, encoder: diffusion.Encoder, texts: np.ndarray, context: Context
     ) -> None:
-        self.stack, self.samples, self.encoder = stack, samples, encoder
-        self.quiet = Context(cancelled=context.is_cancelled)
-        self.margin = -(-encoder.margin // windows.STRIDE) * windows.STRIDE
+        self.encoder = encoder
+        self._stack, self._labels, self._options = stack, samples.labels, prompted.Options()
+        self.classes, self.quiet = len(samples.names), Context(cancelled=context.is_cancelled)
+        self._margin = -(-encoder.margin // windows.STRIDE) * windows.STRIDE
         self._texts = torch.from_numpy(texts)[:, None].to(encoder.device)
-        self.near = stack.gathered(samples.rows, samples.columns, self.margin, context)
-        self.sight = self.look(self.near.modalities, self.near.valid)
+        pieces = stack.pieces(samples.rows, samples.columns, self._margin)
+        moments, spots = prompted.Moments(), []
+        for number, (window, inside) in enumerate(pieces):
+            context.progress(100 * number / len(pieces), "Looking at the samples")
+            wide, sight = self.look(window)
+            own, (down, across) = torch.zeros_like(sight.valid), _inside(window, wide)
+            own[down, across] = sight.valid[down, across]
+            moments.add(sight.features, own)
+            rows, columns = samples.rows[inside] - wide.y, samples.columns[inside] - wide.x
+            spots.append(prompted.Spots.of(sight, rows, columns, self._options))
+        self.spots = prompted.Spots.joined(spots, [inside for _, inside in pieces])
+        self._standard = moments.standard(encoder.device)
 
-    def look(self, modalities: Sequence[np.ndarray], valid: np.ndarray) -> prompted.Sight:
-        """What is known of pixels before anything is known of classes."""
-        return prompted.look(self.encoder, modalities, valid, prompted.Options(), self.quiet)
+    def look(self, window: Window) -> tuple[Window, prompted.Sight]:
+        """What is known of the pixels of a window before anything is known of classes, with a margin: it, and that."""
+        wide = self._stack.around(window, self._margin)
+        return wide, prompted.look(self.encoder, *self._stack.read(wide), self._options, self.quiet)
 
     def fit(self, numbers: np.ndarray, seed: int) -> Learned:
         """See Learner."""
-        rows, columns, labels = self.near.rows[numbers], self.near.columns[numbers], self.samples.labels[numbers]
+        spots, labels = self.spots.some(numbers), self._labels[numbers]
         found = prompted.learn(
-            self.encoder, self.sight, rows, columns, labels, self._texts, seed=seed, context=self.quiet
+            spots, labels, self._texts, self._standard, seed=seed, context=self.quiet, options=self._options
         )
         return _DiffClip(self, found)
 
@@ -274,15 +286,12 @@ class _DiffClip:
     found: prompted.Classifier
 
     def at(self, numbers: np.ndarray) -> np.ndarray:
-        near = self.learner.near
-        return self.found.judge(self.learner.sight, self.learner.quiet)[:, near.rows[numbers], near.columns[numbers]].T
+        return self.found.at(self.learner.spots.some(numbers), self.learner.quiet)
 
     def tile(self, window: Window) -> Tile:
-        wide = self.learner.stack.around(window, self.learner.margin)
-        values, valid = self.learner.stack.read(wide)
+        wide, sight = self.learner.look(window)
         down, across = _inside(window, wide)
-        if not valid[down, across].any():
-            count = len(self.learner.samples.names)
-            return np.zeros((count, window.height, window.width), np.float32), valid[down, across]
-        found = self.found.judge(self.learner.look(values, valid), self.learner.quiet)
-        return found[:, down, across], valid[down, across]
+        valid = sight.valid[down, across].cpu().numpy()
+        if not valid.any():
+            return np.zeros((self.learner.classes, *valid.shape), np.float32), valid
+        return self.found.map(sight, self.learner.quiet)[:, down, across], valid

@@ -4,14 +4,13 @@ What is known of a pixel is what the encoder says of it at the diffusion's time 
 components. Small heads bring that into the space of the class prompts. Their loss is a cross-entropy over all prompts,
 in which every prompt of a sample's class is right; the authors' in-batch contrast takes two samples of a class for
 negatives of each other. Several heads vote, and a pixel's probabilities are averaged with those of similar neighbours;
-both are our own. (Labels passed on to similar pixels over a graph, from which heads learned as well, cost up to four
-points, and were left out again.) All is fixed by the seed, and no sample beyond the shots is used to choose anything.
+both are our own. All is fixed by the seed, and no sample beyond the shots is used to choose anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import numpy as np
@@ -22,13 +21,13 @@ from torch.nn import functional
 from clippan.fewshot import diffusion, windows
 from clippan.fewshot.diffusion import Encoder
 from clippan.jobs.base import Context
-from clippan.raster.tiles import tiles
 
-_TILE = 256  # a multiple of the windows' stride
 _WIDTH = 256  # of class vectors that are learned because there are no words
 _RATE, _DECAY = 3e-3, 1e-2
 _UNLIKE = 0.2  # mean squared difference of components from which a neighbour counts less
 _ROWS = 16384  # pixels that a head sees at a time
+_BATCH = 1024  # samples of a step; where there are more, so many are drawn
+_PART = 64  # features whose moments are summed at a time
 _FLAT = 1e-6  # deviation of a feature that says nothing
 
 
@@ -92,137 +91,186 @@ class Sight:
     valid: Tensor
 
 
+@dataclass(frozen=True)
+class Spots:
+    """What is known of samples and of the pixels about them.
+
+    Attributes:
+        features, guide: as of a ``Sight``, of single pixels, (pixels, features) and (pixels, components).
+        about: which of these pixels lie in the square about each sample, row by row; -1 where nothing is valid, (n,
+            edge²).
+    """
+
+    features: Tensor
+    guide: Tensor
+    about: Tensor
+
+    @classmethod
+    def of(cls, sight: Sight, rows: np.ndarray, columns: np.ndarray, options: Options) -> Spots:
+        """Those of a picture.
+
+        Args:
+            sight: it.
+            rows, columns: of valid pixels, (n,).
+            options: as fitted.
+        """
+        height, width = sight.valid.shape
+        steps = np.arange(-options.smooth, options.smooth + 1)
+        down = np.asarray(rows)[:, None, None] + steps[:, None]
+        across = np.asarray(columns)[:, None, None] + steps
+        places = torch.from_numpy(down.clip(0, height - 1) * width + across.clip(0, width - 1))
+        inside = torch.from_numpy((down >= 0) & (down < height) & (across >= 0) & (across < width))
+        places = places.flatten(1).to(sight.valid.device)
+        there = inside.flatten(1).to(places.device) & sight.valid.flatten()[places]
+        pixels, about = places.unique(return_inverse=True)
+        return cls(
+            sight.features.flatten(1)[:, pixels].T.contiguous(),
+            sight.guide.flatten(1)[:, pixels].T.contiguous(),
+            torch.where(there, about, -1),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Spots], numbers: Sequence[np.ndarray]) -> Spots:
+        """Those of several pictures, in the order of the samples' numbers, of which each part has some."""
+        about, before = [], 0
+        for part in parts:
+            about.append(torch.where(part.about < 0, -1, part.about + before))
+            before += len(part.features)
+        order = torch.from_numpy(np.argsort(np.concatenate(numbers))).to(about[0].device)
+        features, guide = torch.cat([part.features for part in parts]), torch.cat([part.guide for part in parts])
+        return cls(features, guide, torch.cat(about)[order])
+
+    def some(self, numbers: np.ndarray) -> Spots:
+        """Some of the samples."""
+        return replace(self, about=self.about[torch.from_numpy(numbers).to(self.about.device)])
+
+    @property
+    def own(self) -> Tensor:
+        """Which pixels the samples are, (n,)."""
+        return self.about[:, self.about.shape[1] // 2]
+
+
+class Moments:
+    """Means and deviations of features over a scene that comes in parts."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sums: Optional[Tensor] = None
+
+    def add(self, features: Tensor, inside: Tensor) -> None:
+        """Adds the pixels (height, width) of features (features, height, width) that are inside."""
+        parts = [part[:, inside] for part in features.split(_PART)]
+        sums = [torch.stack([part.sum(dim=1), part.square().sum(dim=1)]) for part in parts]
+        total = torch.cat(sums, dim=1).cpu().double()
+        self._count += int(inside.sum())
+        self._sums = total if self._sums is None else self._sums + total
+
+    def standard(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The mean of each feature, and 1 over its deviation, (features,)."""
+        assert self._sums is not None
+        mean, square = self._sums / max(self._count, 1)
+        deviation = (square - mean.square()).clamp(min=0).sqrt().clamp(min=_FLAT)
+        return mean.float().to(device), (1 / deviation).float().to(device)
+
+
 @dataclass
 class Classifier:
     """A map maker that has learned a few samples.
 
     Attributes:
-        encoder: that sees the pixels.
         heads: that vote.
         mean, scale: of the features over the scene.
         options: as fitted.
     """
 
-    encoder: Encoder
     heads: list[Head]
     mean: Tensor
     scale: Tensor
     options: Options
 
-    def predict(self, modalities: Sequence[np.ndarray], valid: np.ndarray, context: Context) -> np.ndarray:
-        """Probabilities of the classes, float32 (classes, height, width), NaN where a pixel is not valid.
+    @torch.inference_mode()
+    def map(self, sight: Sight, context: Context) -> np.ndarray:
+        """Probabilities of the classes, float32 (classes, height, width).
 
         A part of a scene gives the same as the whole, ``encoder.margin`` away from the part's edges, if it begins at a
         multiple of ``windows.STRIDE`` pixels.
 
-        Args:
-            modalities: standardised as the encoder's scene was, float32 (bands, height, width).
-            valid: which pixels show something, bool (height, width).
-            context: hears of progress, and may cancel.
-
         Raises:
-            ClippanError: the modalities are not the encoder's.
             Cancelled: the user wants no more of it.
         """
-        self.encoder.fits(modalities)
-        height, width = valid.shape
-        margin = self.encoder.margin
-        out = np.full((len(self.heads[0].prompts), height, width), np.nan, np.float32)
-        found = tiles(width, height, _TILE)
-        for number, tile in enumerate(found):
-            context.progress(100 * number / len(found), "Telling pixels apart")
-            top, left = max(tile.y - margin, 0), max(tile.x - margin, 0)
-            down = slice(top, tile.y + tile.height + margin)
-            across = slice(left, tile.x + tile.width + margin)
-            near = [values[:, down, across] for values in modalities]
-            sight = look(self.encoder, near, valid[down, across], self.options, context)
-            shares = self.judge(sight, context)[:, tile.y - top :, tile.x - left :]
-            own = np.s_[:, tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
-            out[own] = shares[:, : tile.height, : tile.width]
-        out[:, ~valid] = np.nan
-        return out
+        found = self._shares(sight.features.flatten(1).T, context)
+        return smoothed(found.T.reshape(-1, *sight.valid.shape), sight, self.options.smooth, context).cpu().numpy()
 
     @torch.inference_mode()
-    def judge(self, sight: Sight, context: Context) -> np.ndarray:
-        """The same of what has been looked at, without NaN."""
-        ready = (sight.features.flatten(1).T - self.mean) * self.scale
-        shares = torch.zeros(len(ready), len(self.heads[0].prompts), device=ready.device)
-        for head in self.heads:
+    def at(self, spots: Spots, context: Context) -> np.ndarray:
+        """What ``map`` says of samples alone, float32 (n, classes).
+
+        Raises:
+            Cancelled: the user wants no more of it.
+        """
+        inside = spots.about >= 0
+        pixels, places = spots.about.clamp(min=0).unique(return_inverse=True)
+        shares, guide = self._shares(spots.features[pixels], context)[places], spots.guide[pixels]
+        unlike = (guide[places] - spots.guide[spots.own][:, None]).square().mean(dim=2) / _UNLIKE
+        weights = torch.exp(-unlike - _away(self.options.smooth).flatten().to(unlike.device)) * inside
+        found = torch.einsum("nl,nlk->nk", weights, shares) / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)
+        return found.cpu().numpy()
+
+    def _shares(self, features: Tensor, context: Context) -> Tensor:
+        """Probabilities (n, classes) of pixels (n, features), before they are smoothed."""
+        parts = []
+        for part in features.split(_ROWS):
             context.check()
-            shares += _shares(head, ready, self.options.sharpness)
-        found = (shares / len(self.heads)).T.reshape(-1, *sight.valid.shape)
-        return smoothed(found, sight, self.options.smooth, context).cpu().numpy()
+            ready = (part - self.mean) * self.scale
+            parts.append(torch.stack([_shares(head, ready, self.options.sharpness) for head in self.heads]).mean(dim=0))
+        return torch.cat(parts)
 
 
-def fit(
-    encoder: Encoder,
-    modalities: Sequence[np.ndarray],
-    valid: np.ndarray,
-    rows: np.ndarray,
-    columns: np.ndarray,
+def learn(
+    spots: Spots,
     labels: np.ndarray,
     texts: Optional[Tensor],
+    standard: tuple[Tensor, Tensor],
     *,
     seed: int = 0,
-    device: Optional[torch.device] = None,
     context: Context,
     options: Options = Options(),
 ) -> Classifier:
     """Learns from a few samples.
 
     Args:
-        encoder: pre-trained on the scene.
-        modalities: standardised as the encoder's scene was, without NaN, float32 (bands, height, width).
-        valid: which pixels show something, bool (height, width).
-        rows, columns: of the samples, (n,).
+        spots: the samples, looked at with the same options.
         labels: their classes from 0, (n,); each class has a sample.
         texts: prompts of the classes, of length 1, (classes, prompts, width); None learns vectors of classes.
+        standard: mean and scale of the features, see ``Moments``.
         seed: of what is drawn.
-        device: where the encoder is, and is not otherwise used.
         context: hears of progress, and may cancel.
         options: what is done.
 
     Raises:
-        ClippanError: the modalities are not the encoder's.
         Cancelled: the user wants no more of it.
     """
-    context.progress(0, "Looking at the scene")
-    sight = look(encoder, modalities, valid, options, context.part(0, 40))
-    after = context.part(40, 100)
-    return learn(encoder, sight, rows, columns, labels, texts, seed=seed, context=after, options=options)
-
-
-def learn(
-    encoder: Encoder,
-    sight: Sight,
-    rows: np.ndarray,
-    columns: np.ndarray,
-    labels: np.ndarray,
-    texts: Optional[Tensor],
-    *,
-    seed: int = 0,
-    context: Context,
-    options: Options = Options(),
-) -> Classifier:
-    """``fit`` on what has been looked at with the same options, for those who learn several times from one picture."""
-    wide = sight.valid.shape[1]
-    known = sight.features.flatten(1).T
-    seen = known[sight.valid.flatten()]
-    mean, scale = seen.mean(dim=0), 1 / seen.std(dim=0).clamp(min=_FLAT)
-    places = torch.from_numpy(np.asarray(rows) * wide + np.asarray(columns)).to(known.device)
-    features = (known[places] - mean) * scale
-    truth = torch.from_numpy(np.asarray(labels)).long().to(known.device)
+    mean, scale = standard
+    features = (spots.features[spots.own] - mean) * scale
+    truth = torch.from_numpy(np.asarray(labels)).long().to(features.device)
     heads = []
     for member in range(options.members):
         inner = context.part(100 * member / options.members, 100 * (member + 1) / options.members)
         heads.append(_trained(features, truth, texts, options, seed * 1000 + member, inner))
-    return Classifier(encoder, heads, mean, scale, options)
+    return Classifier(heads, mean, scale, options)
 
 
 def look(
     encoder: Encoder, modalities: Sequence[np.ndarray], valid: np.ndarray, options: Options, context: Context
 ) -> Sight:
-    """What is known of every pixel; see ``fit``.
+    """What is known of every pixel.
+
+    Args:
+        encoder: pre-trained on the scene.
+        modalities: standardised as the encoder's scene was, without NaN, float32 (bands, height, width).
+        valid: which pixels show something, bool (height, width).
+        options: what is done.
+        context: may cancel.
 
     Raises:
         ClippanError: the modalities are not the encoder's.
@@ -245,17 +293,22 @@ def smoothed(shares: Tensor, sight: Sight, radius: int, context: Context) -> Ten
     there, guide = sight.valid.float(), sight.guide
     wide, around, counted = (functional.pad(each, [radius] * 4) for each in (shares, guide, there))
     height, width = there.shape
-    total, weight = torch.zeros_like(shares), torch.zeros_like(there)
+    total, weight, away = torch.zeros_like(shares), torch.zeros_like(there), _away(radius)
     for down in range(2 * radius + 1):
         context.check()
         for across in range(2 * radius + 1):
             at = (..., slice(down, down + height), slice(across, across + width))
             unlike = (around[at] - guide).square().mean(dim=0) / _UNLIKE
-            away = ((down - radius) ** 2 + (across - radius) ** 2) / (radius + 1) ** 2
-            share = torch.exp(-unlike - away) * counted[at]
+            share = torch.exp(-unlike - away[down, across]) * counted[at]
             total += share * wide[at]
             weight += share
     return total / weight.clamp(min=1e-9)
+
+
+def _away(radius: int) -> Tensor:
+    """Square distances in a neighbourhood of ``2 radius + 1``, as a part of the nearest that is outside."""
+    steps = torch.arange(-radius, radius + 1.0).square()
+    return (steps[:, None] + steps) / (radius + 1) ** 2
 
 
 def _trained(
@@ -272,11 +325,14 @@ def _trained(
     weights = 1 / torch.bincount(truth, minlength=len(texts))[truth]
     for step in range(options.steps):
         context.progress(100 * step / options.steps, "Learning the samples")
-        noise = torch.randn(features.shape, generator=chance).to(features.device)
-        logits = options.sharpness * head(features + options.jitter * noise)
+        few = len(features) <= _BATCH
+        drawn = slice(None) if few else torch.randperm(len(features), generator=chance)[:_BATCH].to(features.device)
+        seen, own, weight = features[drawn], truth[drawn], weights[drawn]
+        noise = torch.randn(seen.shape, generator=chance).to(seen.device)
+        logits = options.sharpness * head(seen + options.jitter * noise)
         # Every prompt of the class is right: the mean of their log-probabilities among the prompts of all classes.
         right = functional.log_softmax(logits.flatten(1), dim=1).reshape(logits.shape).mean(dim=2)
-        total = -(weights * right.gather(1, truth[:, None])[:, 0]).sum() / weights.sum()
+        total = -(weight * right.gather(1, own[:, None])[:, 0]).sum() / weight.sum()
         optimiser.zero_grad()
         total.backward()
         optimiser.step()
@@ -285,8 +341,5 @@ def _trained(
 
 def _shares(head: Head, features: Tensor, sharpness: float) -> Tensor:
     """Probabilities (n, classes): those of a class's prompts together."""
-    parts = []
-    for part in features.split(_ROWS):
-        logits = sharpness * head(part)
-        parts.append(logits.flatten(1).softmax(dim=1).reshape(logits.shape).sum(dim=2))
-    return torch.cat(parts)
+    logits = sharpness * head(features)
+    return logits.flatten(1).softmax(dim=1).reshape(logits.shape).sum(dim=2)

@@ -193,7 +193,7 @@ def _confusion(found: MapAccuracy, names: Sequence[str]) -> list[str]:
 def _origin(request: ClassifyRequest, result: ClassifyResult) -> list[tuple[str, str]]:
     return [
         *(("Raster", raster) for raster in request.rasters),
-        ("Samples", f"{request.samples}, field {request.field}"),
+        ("Samples", f"{page.file_name(request.samples)}, field {request.field}"),
         ("Map", result.output),
         ("Method", result.method.value),
         *([("Model", result.model)] if result.model else []),

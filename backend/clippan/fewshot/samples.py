@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -137,6 +138,23 @@ def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Cont
     if len(drawn) < len(labels):
         hints.append(f"Of each class {PIXELS} labelled pixels at most were drawn, evenly from its places.")
     return Samples(tuple(names), rows[drawn], columns[drawn], labels[drawn], groups[drawn], split, tuple(hints))
+
+
+def digest(path: str, field: str) -> str:
+    """A checksum of the places of a file's first layer and their classes, by which copies of it are known.
+
+    Raises:
+        ClippanError: it cannot be read, or has no such field.
+    """
+    vector, layer = _open(path, "")
+    number = field_of(layer, path, field)
+    layer.ResetReading()
+    found = []
+    for feature in layer:
+        geometry = feature.GetGeometryRef()
+        found.append(_word(feature, number).encode() + b" " + (bytes(geometry.ExportToWkb()) if geometry else b""))
+    del vector
+    return hashlib.sha256(b"".join(sorted(found))).hexdigest()
 
 
 def _open(path: str, name: str) -> tuple[gdal.Dataset, ogr.Layer]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Optional
+from typing import Optional
 
 import numpy as np
 from osgeo import gdal
@@ -28,19 +28,11 @@ _WINDOWS, _SIZE = 16, 64  # statistics of larger rasters are those of 16 × 16 w
 _MEMORY = 2**29  # bytes that are learned from at a time
 _BLOCK, _SEAM = 256, 5  # edge of the blocks that a larger scene is learned from, and how far their edges reach
 _WHOLE = 2**18  # pixels of a scene that is looked at as a whole
+_SQUARES = (16, 64, 256)  # edges of the parts of larger ones that are looked at
 _NEAR = 1e-3  # of a pixel; geotransforms are rounded
 _FLAT = 1e-6  # deviation, as a part of the largest value, up to which a band is constant but for rounding
 
 Patch = tuple[list[np.ndarray], np.ndarray]  # modalities float32 (bands, h, w), and which pixels are valid, bool (h, w)
-
-
-class Gathered(NamedTuple):
-    """Modalities (bands, h, w), which pixels are valid (h, w), and where pixels of the scene are in it now, (n,)."""
-
-    modalities: list[np.ndarray]
-    valid: np.ndarray
-    rows: np.ndarray
-    columns: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -117,27 +109,18 @@ class Stack:
             part[:, ~valid] = 0
         return parts, valid
 
-    def gathered(self, rows: np.ndarray, columns: np.ndarray, margin: int, context: Context) -> Gathered:
-        """What lies about pixels, as blocks side by side in one picture; all of the scene, where that is little.
+    def pieces(self, rows: np.ndarray, columns: np.ndarray, margin: int) -> list[tuple[Window, np.ndarray]]:
+        """Windows that hold pixels, each with the numbers of those in it: all of the scene, where that is little, else
+        squares of the size that leaves the least to be looked at.
 
         Args:
             rows, columns: of the pixels, (n,).
-            margin: pixels about each block of 64; a multiple of what positions have to be multiples of.
-            context: hears of progress.
-
-        Raises:
-            ClippanError: GDAL could not read.
+            margin: pixels that are looked at about each window.
         """
-        windows = list(self.near(rows, columns))
-        edge = _SIZE + 2 * margin
-        if self.grid.width * self.grid.height <= max(len(windows) * edge**2, _WHOLE):
-            return Gathered(*self.read(self.window), rows, columns)
-        parts, valid = self._blocks([window for window, _ in windows], edge, margin, context)
-        moved = np.empty((2, len(rows)), int)
-        for number, (window, inside) in enumerate(windows):
-            wide = self.around(window, margin)
-            moved[:, inside] = rows[inside] - wide.y, columns[inside] - wide.x + number * edge
-        return Gathered(parts, valid, *moved)
+        if self.grid.width * self.grid.height <= _WHOLE:
+            return [(self.window, np.arange(len(rows)))]
+        found = [list(self.near(rows, columns, size)) for size in _SQUARES]
+        return min(found, key=lambda pieces: sum((w.width + 2 * margin) * (w.height + 2 * margin) for w, _ in pieces))
 
     def drawn(self, seed: int, context: Context) -> Patch:
         """The scene, or where it is larger than half a gibibyte as many blocks of it, drawn evenly and laid side by
@@ -151,23 +134,18 @@ class Stack:
             return self.read(self.window)
         windows = tiles(self.grid.width, self.grid.height, _BLOCK)
         chosen = np.random.default_rng(seed).permutation(len(windows))[: max(most // _BLOCK**2, 1)]
-        parts, valid = self._blocks([windows[number] for number in sorted(chosen)], _BLOCK, 0, context)
-        inside = np.arange(valid.shape[1]) % _BLOCK
-        valid[:, (inside < _SEAM) | (inside >= _BLOCK - _SEAM)] = False
-        return parts, valid
-
-    def _blocks(self, windows: Sequence[Window], edge: int, margin: int, context: Context) -> Patch:
-        """Windows with margins side by side: (bands, edge, n × edge)."""
-        shape = (edge, len(windows) * edge)
+        shape = (_BLOCK, len(chosen) * _BLOCK)
         parts, valid = [np.zeros((count, *shape), np.float32) for count in self.bands], np.zeros(shape, bool)
-        for number, window in enumerate(windows):
-            context.progress(100 * number / len(windows), "Reading the rasters")
-            values, known = self.read(self.around(window, margin))
+        for place, number in enumerate(sorted(chosen)):
+            context.progress(100 * place / len(chosen), "Reading the rasters")
+            values, known = self.read(windows[number])
             height, width = known.shape
-            across = slice(number * edge, number * edge + width)
+            across = slice(place * _BLOCK, place * _BLOCK + width)
             valid[:height, across] = known
             for part, own in zip(parts, values):
                 part[:, :height, across] = own
+        inside = np.arange(shape[1]) % _BLOCK
+        valid[:, (inside < _SEAM) | (inside >= _BLOCK - _SEAM)] = False
         return parts, valid
 
     def near(self, rows: np.ndarray, columns: np.ndarray, size: int = _SIZE) -> Iterator[tuple[Window, np.ndarray]]:

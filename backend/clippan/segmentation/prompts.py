@@ -22,6 +22,7 @@ from clippan.jobs.base import from_json, to_json
 MOST = 255  # classes that a band of bytes can tell apart from 0
 _LONGEST = 200  # letters of a word or a description
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+_APART = re.compile(r"[,/;()]|\band\b")
 _GOLDEN = 0.618034  # steps of the golden ratio spread hues evenly, however many there are
 
 
@@ -75,12 +76,14 @@ class Table:
         return tuple(prompt.name for prompt in self.classes)
 
     def coloured(self) -> Table:
-        """With a colour for every class: its own, that of the preset class of this name, or the next free hue."""
+        """With a colour for every class: its own, that of the preset class of a word of it, or the next free hue."""
         known = _colours()
         classes = []
         taken = {prompt.colour.lower() for prompt in self.classes}
         for number, prompt in enumerate(self.classes):
-            colour = prompt.colour or next((known[_key(word)] for word in prompt.words if _key(word) in known), "")
+            # Labels are often several words, as in “grassland, shrubs”.
+            words = (part for word in prompt.words for part in (word, *_APART.split(word)))
+            colour = prompt.colour or next((known[_key(word)] for word in words if _key(word) in known), "")
             if not prompt.colour and (not colour or colour in taken):
                 colour = _hue(number)
             taken.add(colour)
@@ -220,7 +223,7 @@ def _colours() -> dict[str, str]:
 
 
 def _key(word: str) -> str:
-    return word.lower().rstrip("s")  # one building, many buildings
+    return word.strip().lower().rstrip("s")  # one building, many buildings
 
 
 def _hue(number: int) -> str:

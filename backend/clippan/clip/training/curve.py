@@ -116,7 +116,7 @@ def _classes(classes: Sequence[ClassGain]) -> str:
 
 
 def _origin(request: FinetuneClipRequest, result: FinetuneClipResult) -> list[tuple[str, str]]:
-    samples = f", {request.samples}" if request.samples else ""
+    samples = f", {page.file_name(request.samples)}" if request.samples else ""
     return [
         ("Chips", f"{request.data}{samples}"),
         ("Control set", request.control or "none"),

@@ -34,6 +34,7 @@ from clippan.clip.training.regions import read_legend
 from clippan.clip.training.train import WEIGHTS, check_size, optimiser, save
 from clippan.device import choose_device, set_threads
 from clippan.errors import ClippanError
+from clippan.fewshot.samples import digest
 from clippan.jobs.base import Context, to_json
 from clippan.jobs.finetune import AlphaPoint, ClassGain, FinetuneClipRequest, FinetuneClipResult
 from clippan.raster.scene import Look
@@ -76,7 +77,10 @@ def patch(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
     device, reason = choose_device(request.device)
     context.log(reason)
     set_threads(request.threads)
-    made = prepare(folder, {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE})
+    recipe = {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE}
+    if request.samples:  # QGIS hands over a new copy of its layer each time
+        recipe["samples"] = digest(request.samples, request.field)
+    made = prepare(folder, recipe)
     try:
         path = hub.fetch(base, context.part(0, 2))
         loaded = load(path, base, device)
