@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The demo: pansharpens a real Landsat 8 scene inside QGIS, searches and maps a Sentinel-2 scene by text, and measures.
+"""The demo: pansharpens a real Landsat 8 scene inside QGIS, searches and maps a Sentinel-2 scene by text and from a
+few labelled places, and measures.
 
 Builds the plugin's zip, installs it in a fresh QGIS profile under ``.demo/``, and starts the real QGIS on it: on the
 display, where it stays open, or under Xvfb. Then prints the quality figures of all methods beside GDAL's.
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURES = (
     *("demo.png", "qgis.png", "pansharpen_dialog.png", "search.png", "words.png"),
     *("map.png", "segmentbytext_dialog.png"),
+    *("classes.png", "classifyfewsamples_dialog.png"),
 )
 PATIENCE = 420  # seconds for QGIS to start and finish
 
@@ -82,7 +84,10 @@ def make_scene(folder: Path) -> tuple[Path, Path]:
     gdal.Translate(str(ms), stack, creationOptions=["PHOTOMETRIC=MINISBLACK"])
     shore = folder / "sentinel2_rgb.vrt"
     gdal.BuildVRT(str(shore), [str(path) for path in sample.sentinel()], separate=True).FlushCache()
-    files = {"pan": str(scene.pan), "ms": str(ms), "shore": str(shore)}
+    files = {"pan": str(scene.pan), "ms": str(ms), "shore": str(shore), "labels": str(sample.LABELS)}
+    for name, bands in zip(("fine", "coarse"), sample.sentinel_bands()):
+        files[name] = str(folder / f"sentinel2_{name}.vrt")
+        gdal.BuildVRT(files[name], [str(path) for path in bands], separate=True).FlushCache()
     (folder / "scene.json").write_text(json.dumps(files), encoding="utf-8")
     return scene.pan, ms
 
@@ -92,6 +97,7 @@ def show_in_qgis(profile: Profile, stay: bool) -> None:
     folder = profile.folder
     made = ("pansharpened.tif", "pansharpened.qml", "shore.gpkg", "shore.gpkg.vectors", "clippan.qgz")
     made += ("map.tif", "map.tif.aux.xml", "map.qml", "map.gpkg")
+    made += ("classes.tif", "classes.tif.aux.xml", "classes.qml", "classes.html")
     for name in ("answer.json", *made, *PICTURES):
         (folder / name).unlink(missing_ok=True)
     command = ["qgis", "--nologo", "--noversioncheck", "--profiles-path", str(folder), "--profile", "default"]
@@ -165,7 +171,8 @@ def measure(folder: Path, pan: Path, ms: Path) -> None:
 def main() -> int:
     """Runs the demo."""
     parser = argparse.ArgumentParser(
-        description="Pansharpen a Landsat 8 scene, and search and map a Sentinel-2 scene by text, inside QGIS."
+        description="Pansharpen a Landsat 8 scene, and search and map a Sentinel-2 scene by text and from a few "
+        "labelled places, inside QGIS."
     )
     parser.add_argument("--close", action="store_true", help="use Xvfb even where there is a display")
     parser.add_argument("--docs", action="store_true", help="copy the pictures to docs/images")
@@ -177,11 +184,12 @@ def main() -> int:
     stay = has_display() and not options.close
     profile = make_profile(folder)
     pan, ms = make_scene(folder)
-    say("Pansharpening, indexing, searching and mapping inside QGIS")
+    say("Pansharpening, mapping, classifying, indexing and searching inside QGIS")
     show_in_qgis(profile, stay)
     say(f"Before and after: {folder / 'demo.png'}\nThe toolbox:      {folder / 'qgis.png'}")
     say(f"The search panel: {folder / 'search.png'}\nFive searches:    {folder / 'words.png'}")
-    say(f"The map:          {folder / 'map.png'}")
+    say(f"A map by words:   {folder / 'map.png'}")
+    say(f"A map by samples: {folder / 'classes.png'}\nIts report:       {folder / 'classes.html'}")
     if options.docs:
         images = ROOT / "docs" / "images"
         images.mkdir(parents=True, exist_ok=True)

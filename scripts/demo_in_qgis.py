@@ -1,8 +1,8 @@
 """The part of the demo that runs inside QGIS (``qgis --code``); see demo.py.
 
 Does what an analyst does: opens a scene, zooms to a place, runs Pansharpen from the toolbox, looks at the result; then
-opens another scene, types classes and gets a map of them; indexes it, types what to look for in the search panel, and
-flies there.
+opens another scene, types classes and gets a map of them; gets another map from a few places whose class is known;
+indexes the scene, types what to look for in the search panel, and flies there.
 """
 
 import json
@@ -222,6 +222,36 @@ def segment() -> dict:
     return {"map": results["OUTPUT"]}
 
 
+def classify() -> dict:
+    """Maps the other scene from a few labelled places."""
+    scene = open_shore()
+    files = json.loads((FOLDER / "scene.json").read_text(encoding="utf-8"))
+    labels = iface.addVectorLayer(files["labels"], "labelled places", "ogr")
+    rasters = [
+        iface.addRasterLayer(files[name], f"Sentinel-2, {bands}")
+        for name, bands in (("coarse", "6 bands of 20 m"), ("fine", "4 bands of 10 m"))
+    ]
+    parameters = {
+        "RASTERS": rasters[::-1],
+        "SAMPLES": labels,
+        "FIELD": "class",
+        "METHOD": "svm-mean",
+        "OUTPUT": str(FOLDER / "classes.tif"),
+        "REPORT": str(FOLDER / "classes.html"),
+    }
+    results = processing.runAndLoadResults("clippan:classifyfewsamples", parameters)
+    root, canvas = QgsProject.instance().layerTreeRoot(), iface.mapCanvas()
+    for raster in rasters:
+        root.findLayer(raster).setItemVisibilityChecked(False)
+        root.findLayer(raster).setExpanded(False)
+    root.findLayer(scene).setExpanded(False)
+    canvas.setExtent(scene.extent())
+    draw()
+    iface.mainWindow().grab().save(str(FOLDER / "classes.png"))
+    dialog("classifyfewsamples", parameters)
+    return {"classes": results["OA"]}
+
+
 def found(panel, word: str) -> QImage:
     """Types a word, waits for the results and their pictures, and returns the list as it is shown."""
     panel.results.clear()
@@ -253,7 +283,7 @@ def names() -> list:
 def main() -> None:
     """Runs the demo and leaves word of how it went."""
     try:
-        answer = {**show(), **segment(), **search()}
+        answer = {**show(), **segment(), **classify(), **search()}
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
     part = FOLDER / "answer.json.part"

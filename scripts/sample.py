@@ -26,6 +26,19 @@ def landsat() -> Scene:
     return Scene(pan, tuple(ms))
 
 
+# Where we know what there is in that scene: a few small squares of each class, labelled by eye by this project.
+LABELS = Path(__file__).with_name("shore.geojson")
+
+
+def sentinel_bands() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """All bands of the Sentinel-2 scene that show the ground, by their pixel size: 10 m (2, 3, 4, 8) and 20 m (5, 6, 7,
+    8A, 11, 12), one file each."""
+    folder = sentinel()[0].parent
+    kinds = (("02", "03", "04", "08"), ("05", "06", "07", "8A", "11", "12"))
+    fine, coarse = (_existing(folder / f"s2_B{band}.jp2" for band in bands) for bands in kinds)
+    return fine, coarse
+
+
 def sentinel() -> tuple[Path, ...]:
     """Red, green and blue (bands 4, 3, 2; 10 m, uint16) of the Sentinel-2 scene, one file each: 19 km of Virginia's
     eastern shore, with beach, sea, marsh, farmland and villages."""

@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Any, Callable, NoReturn, Optional
 
 from clippan import __version__
+from clippan.device import share_cores
 from clippan.errors import Cancelled, ClippanError
 from clippan.fusion.sensors import SENSORS
 from clippan.jobs import (
@@ -230,7 +231,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "grid": "raster, from 1, whose pixels the map has; 0 means the finest",
         "seed": "of everything that is drawn",
         "repeats": "of cross-validation, with other splits; 0 for none",
-        "steps": "of pre-training; what suits it by default",
+        "steps": "of pre-training; 400 by default",
         "bands": "bands for red, green and blue, as in 4,3,2; natural colours by default",
         "nodata": "nodata value, if the rasters declare none or a wrong one",
         "threads": "CPU threads; 0 means all",
@@ -240,7 +241,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "rasters": "one or several rasters of one place, as for clippan classify",
         "output": "encoder to write, a name that ends in .safetensors",
         "grid": "raster, from 1, on whose pixels all are laid; 0 means the finest",
-        "steps": "of training; what suits it by default",
+        "steps": "of training; 400 by default",
         "seed": "of everything that is drawn",
         "nodata": "nodata value, if the rasters declare none or a wrong one",
         "threads": "CPU threads; 0 means all",
@@ -527,6 +528,7 @@ def _routed(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs the command and returns its exit code."""
+    share_cores()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a Windows console may not know every letter of a path
             stream.reconfigure(errors="replace")

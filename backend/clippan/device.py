@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,15 @@ from clippan.jobs.options import Device
 
 if TYPE_CHECKING:
     import torch
+
+
+def share_cores() -> None:
+    """Lets idle threads of OpenMP sleep rather than spin; to be called before torch is loaded.
+
+    A network of many small steps waits often. On a machine that does something else as well, as one with QGIS's window
+    does, spinning threads took pre-training five times as long, and other programs their time.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def require_torch() -> ModuleType:
@@ -48,6 +60,18 @@ def cuda_problem() -> str:
     except Exception as error:
         return f"the GPU does not compute ({str(error).splitlines()[0].strip().rstrip('.')})"
     return ""
+
+
+@contextlib.contextmanager
+def graphics_memory() -> Iterator[None]:
+    """Raises ClippanError where what is done inside needs more of a graphics card's memory than there is."""
+    torch = require_torch()
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise ClippanError(
+            "The graphics card's memory is too small; close other programs that use it, or choose the device cpu."
+        ) from None
 
 
 def choose_device(wanted: Device, exact: bool = False) -> tuple[torch.device, str]:

@@ -103,7 +103,8 @@ class FinetuneClip(TrainingAlgorithm):
         )
         self.add_number(
             *(self.KEEP, "Part of the old accuracy to keep", float, FinetuneClipRequest.keep),
-            "Where α is chosen: 0.95 means that 95 of 100 pictures of the control set that were named right stay so.",
+            "Where α is chosen: 0.95 means that of the control set at least 95 % as many pictures are named right as "
+            "before, be they the same or others.",
             *(0, 1),
         )
         self.add_number(

@@ -24,8 +24,8 @@ class PretrainScene(SceneAlgorithm):
     TAGS = ("classification", "train", "pre-train", "diffclip", "unsupervised", "hyperspectral", "lidar", "model")
     HELP = (
         "Learns what a scene looks like, without any labelled place: parts of it are hidden, and a network learns to "
-        "fill them in from what is around and from the other rasters (DiffCLIP). So it gets to know which values occur "
-        "together, and where.\n\n"
+        "fill them in from what is around (DiffCLIP). So it gets to know which values occur together. All rasters "
+        "teach the same network.\n\n"
         "The outcome is a small file: choose it as the pre-trained scene in “Classify from few samples”, for the same "
         "rasters. That is worth while when you classify a scene several times, with other samples or other classes: "
         "the long part is then done once. For a single map it is not needed, the classification does it by itself.\n\n"
@@ -41,7 +41,7 @@ class PretrainScene(SceneAlgorithm):
             "The file to write. “Classify from few samples” takes it with the same rasters in the same order.",
         )
         self.addOutput(QgsProcessingOutputNumber("STEPS_DONE", "Steps"))
-        self.addOutput(QgsProcessingOutputNumber("LOSS", "Error of what is filled in (0 is best)"))
+        self.addOutput(QgsProcessingOutputNumber("LOSS", "Part of what was hidden that is not filled in (0 is best)"))
         self.addOutput(QgsProcessingOutputString("DEVICE_USED", "Device used"))
 
     def build(self, parameters, context):
@@ -63,8 +63,8 @@ class PretrainScene(SceneAlgorithm):
         bands = " + ".join(str(count) for count in answer["modalities"])
         loss = float(answer["loss"])
         feedback.pushInfo(
-            f"{bands} bands, {answer['steps']} steps in {answer['seconds']:.0f} s on {answer['device']}; what is "
-            f"hidden is filled in with a mean squared error of {loss:.3f} (guessing the mean: 1)"
+            f"{bands} bands, {answer['steps']} steps in {answer['seconds']:.0f} s on {answer['device']}; of the "
+            f"variance of what is hidden, {1 - loss:.0%} is filled in rightly"
         )
         return {
             self.OUTPUT: answer["output"],

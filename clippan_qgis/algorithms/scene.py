@@ -42,7 +42,7 @@ class SceneAlgorithm(base.JobAlgorithm):
         self.add_number(
             *(self.STEPS, "Steps of pre-training", int, ClassifyRequest.steps),
             "How often the network is corrected while it learns what the scene looks like. More takes longer and can "
-            "be better. Empty means what suits the computer: fewer without a graphics card.",
+            "be better. Empty means 400.",
             least=1,
         )
         self.add_seed(ClassifyRequest.seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from clippan.clip.encoder import encoder  # noqa: E402
 from clippan.clip.load import load  # noqa: E402
 from clippan.clip.models import CONFIG, find  # noqa: E402
 from clippan.clip.training import align, patch, recall  # noqa: E402
-from clippan.clip.training.sensor import Chip, Pairs  # noqa: E402
+from clippan.clip.training.sensor import Chip, Pairs, overlaps  # noqa: E402
 from clippan.errors import Cancelled, ClippanError  # noqa: E402
 from clippan.jobs import (  # noqa: E402
     AlignSensorRequest,
@@ -177,8 +178,9 @@ def test_the_losses_are_what_they_say():
     generator = torch.Generator().manual_seed(0)
     own, teacher = (torch.randn(6, 5, generator=generator) * 3 for _ in range(2))
     words = torch.nn.functional.normalize(torch.randn(3, 5, generator=generator), dim=-1)
+    alone = torch.zeros(6, 6, dtype=torch.bool)
     norm, scale = (teacher**2).sum(1).mean(), torch.tensor(10.0)
-    found = align.distances(own, teacher, norm, scale, list("abcdef"), words)
+    found = align.distances(own, teacher, norm, scale, alone, words)
     a, b, w = own.numpy(), teacher.numpy(), words.numpy()
     assert float(found["mse"]) == pytest.approx(((a - b) ** 2).sum() / (b**2).sum(), rel=1e-5)
     ua, ub = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
@@ -193,7 +195,14 @@ def test_the_losses_are_what_they_say():
     logits = 10 * ua @ ub.T
     crossed = -(np.diag(np.log(soft(logits))).mean() + np.diag(np.log(soft(logits.T))).mean()) / 2
     assert float(found["contrast"]) == pytest.approx(crossed, rel=1e-4)
-    same = align.distances(teacher, teacher, norm, scale, list("abcdef"), None)
+    # Chips that overlap are no counterexamples: the first three as if the others were all.
+    alike = torch.ones(6, 6, dtype=torch.bool).fill_diagonal_(False)
+    alike[:3, 3:] = alike[3:, :3] = False
+    found = align.distances(own, teacher, norm, scale, alike, None)
+    shown = np.where(alike, -np.inf, logits)
+    crossed = -(np.log(np.diag(soft(shown))).mean() + np.log(np.diag(soft(shown.T))).mean()) / 2
+    assert float(found["contrast"]) == pytest.approx(crossed, rel=1e-4)
+    same = align.distances(teacher, teacher, norm, scale, alone, None)
     assert float(same["mse"]) == 0
     assert float(same["cosine"]) == pytest.approx(0, abs=1e-6)
     assert "label" not in same
@@ -230,7 +239,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, pair, models):
 def test_a_sensor_in_another_crs_and_resolution_is_laid_on_the_teacher(tmp_path, pair, models):
     warped = str(tmp_path / "far.tif")
     gdal.Warp(warped, pair[1], dstSRS="EPSG:4326", resampleAlg="cubic", dstNodata=-99, xRes=1.2e-4, yRes=9e-5)
-    chip = Chip(0, Window(64, 64, 32, 32), "")
+    chip = Chip(0, Window(64, 64, 32, 32))
     seen = []
     for number, sensor in enumerate((pair[1], warped)):
         (tmp_path / str(number)).mkdir()
@@ -303,3 +312,116 @@ def test_a_description_that_is_damaged_is_told(tmp_path, models):
     (folder / CONFIG).write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(ClippanError, match="does not describe the bands that the model takes"):
         find(str(folder))
+
+
+def test_chips_overlap_where_their_windows_do():
+    chips = [Chip(0, Window(x, y, 16, 16)) for x, y in ((0, 0), (15, 15), (16, 0), (28, 4))]
+    found = overlaps([*chips, Chip(1, Window(0, 0, 16, 16))])
+    assert found.astype(int).tolist() == [
+        [0, 1, 0, 0, 0],
+        [1, 0, 1, 1, 0],
+        [0, 1, 0, 1, 0],
+        [0, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0],
+    ]
+
+
+def shifted(path: Path, values: np.ndarray, aside: bool, alpha: bool = False) -> str:
+    """A raster on the teacher's pixels, or a third of one aside of them; its last band may be alpha."""
+    name = write_raster(path, values, pixel=10.0, origin=(500000.0 + 3 * aside, 5000000.0))
+    if alpha:
+        dataset = gdal.Open(name, gdal.GA_Update)
+        dataset.GetRasterBand(len(values)).SetColorInterpretation(gdal.GCI_AlphaBand)
+    return name
+
+
+@pytest.mark.parametrize("aside", [False, True])
+def test_pixels_that_alpha_masks_count_for_nothing(tmp_path, pair, models, aside):
+    values = np.random.default_rng(0).integers(50, 200, (3, 160, 160)).astype(np.uint8)
+    values[2] = 255
+    values[:, :, :80] = 0
+    done = run(
+        asked(tmp_path, (pair[0], shifted(tmp_path / "masked.tif", values, aside, True)), models["convolutions"])
+    )
+    assert done.bands == ("band 1", "band 2")
+    assert min(done.low) > 45
+    whole = 15 * 19
+    assert done.chips < 0.6 * whole
+
+
+@pytest.mark.parametrize("mark", [-9999.0, -32768.0, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("aside", [False, True])
+def test_a_mark_that_nobody_declared_is_no_value(tmp_path, pair, models, mark, aside):
+    _, sensed = land()
+    sensed[:, :, :80] = mark
+    name = shifted(tmp_path / "marked.tif", sensed, aside)
+    done = run(asked(tmp_path, (pair[0], name), models["convolutions"], steps=1))
+    assert min(done.low) > -100
+    assert f"The raster {name} declares no nodata value; {mark:.9g} is taken for it" in " ".join(done.hints)
+    assert done.chips < 0.6 * 15 * 19
+
+
+def test_land_that_is_also_trained_on_is_told(tmp_path, pair, models):
+    colours, sensed = land()
+    model = models["convolutions"]
+
+    def hints(name: str, east: float, epsg: Any = 32631, **options: Any) -> str:
+        place: dict[str, Any] = {"pixel": 10.0, "origin": (500000.0 + east, 5000000.0) if epsg else None, "epsg": epsg}
+        other = [
+            write_raster(tmp_path / f"{name}{kind}.tif", values, **place)
+            for kind, values in (("rgb", colours), ("sar", sensed))
+        ]
+        both = tuple(zip(pair, other))
+        return " ".join(
+            run(asked(tmp_path, both, model, steps=1, test=(2,), output=str(tmp_path / name), **options)).hints
+        )
+
+    assert "Pair 2 measures, but 100% of its land is also in pair 1, which is trained on" in hints("same", 0)
+    assert "but 50% of its land" in hints("half", 800)
+    assert "of its land" not in hints("neighbour", 1600)
+    assert "of its land" not in hints("bare", 0, None)
+    again = run(asked(tmp_path, tuple((one, one) for one in pair), model, steps=1, test=(2,)))
+    assert "100% of its land" in " ".join(again.hints)
+
+
+def test_the_teacher_is_not_replaced(tmp_path, pair, models):
+    start = Path(shutil.copytree(models["convolutions"], tmp_path / "start"))
+    before = {path.name: path.read_bytes() for path in start.iterdir()}
+    with pytest.raises(ClippanError, match="holds the model to start from; choose another"):
+        run(asked(tmp_path, pair, str(start), output=str(start)))
+    assert {path.name: path.read_bytes() for path in start.iterdir()} == before
+
+
+def test_a_cancel_after_the_last_step_says_what_is_left(tmp_path, pair, models):
+    seen: list[str] = []
+    stopped = Context(
+        lambda percent, text: seen.append(text),
+        cancelled=lambda: any(text.startswith("Step 10 ") for text in seen[:-1]),
+    )
+    with pytest.raises(Cancelled, match=r"^Cancelled after step 10; the same command goes on from there\.$"):
+        run(asked(tmp_path, pair, models["convolutions"]), stopped)
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_too_little_memory_is_told(tmp_path, pair, models, monkeypatch):
+    def full(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(align, "descend", full)
+    with pytest.raises(ClippanError, match="too small for 16 pictures a step; go on with --device cpu, or take fewer"):
+        run(asked(tmp_path, pair, models["convolutions"]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_chip_is_seen_once_an_epoch(tmp_path, pair, models, monkeypatch):
+    seen: list[int] = []
+    learn = align.Alignment.learn
+
+    def noted(self: Any, step: int, batch: Any) -> Any:
+        seen.extend(batch[1].tolist())
+        return learn(self, step, batch)
+
+    monkeypatch.setattr(align.Alignment, "learn", noted)
+    done = run(asked(tmp_path, pair, models["convolutions"], overlap=0.0, steps=None, epochs=2, batch=10))
+    assert done.chips == 80
+    assert sorted(seen[:80]) == sorted(seen[80:]) == list(range(80))

@@ -11,9 +11,11 @@ from colours import ColourEncoder, unit
 from conftest import read_raster
 from osgeo import gdal, ogr, osr
 
+from clippan.channels import Channels
 from clippan.cli import main
 from clippan.errors import Cancelled, ClippanError
 from clippan.fewshot import classify as engine
+from clippan.fewshot import stack
 from clippan.jobs import Classifier, ClassifyRequest, Context, PretrainSceneRequest, run
 from clippan.raster.scene import spatial
 
@@ -142,6 +144,77 @@ def test_the_same_request_gives_the_same_bytes_whatever_the_tiles(mapped, tmp_pa
     monkeypatch.setattr(engine, "BLOCK", 16)
     small = read_raster(mapped(values, repeats=0, output=str(tmp_path / "small.tif")).output)
     np.testing.assert_array_equal(first, small)
+
+
+def test_diffclip_maps_the_same_whatever_the_tiles(mapped, model, raster, tmp_path, monkeypatch) -> None:
+    encoder = tmp_path / "scene.safetensors"
+    path = raster("scene.tif", fields()[0], pixel=10.0)
+    run(PretrainSceneRequest((path,), str(encoder), steps=2, threads=1))
+
+    def made(name):
+        sure = str(tmp_path / name)
+        mapped(method=Classifier.DIFFCLIP, encoder=str(encoder), confidence=sure, repeats=0)
+        return read_raster(sure)[0]
+
+    first = made("first.tif")
+    monkeypatch.setattr(engine, "BLOCK", 32)
+    np.testing.assert_allclose(made("tiles.tif"), first, atol=1e-3)
+    # Samples are looked at in parts: only the features' moments are of another part of the scene.
+    monkeypatch.setattr(stack, "_WHOLE", 0)
+    assert np.abs(made("parts.tif") - first).mean() < 0.05
+
+
+def test_an_encoder_of_another_scene_is_told(mapped, model, raster, tmp_path) -> None:
+    values, _ = fields()
+    encoder = str(tmp_path / "scene.safetensors")
+    for scale, said in ((1.0, False), (9.0, True)):
+        path = raster("other.tif", values * scale, pixel=10.0)
+        run(PretrainSceneRequest((path,), encoder, steps=2, threads=1))
+        result = mapped(method=Classifier.DIFFCLIP, encoder=encoder, repeats=0)
+        assert any("not those that scene.safetensors was made of" in hint for hint in result.hints) is said
+
+
+def test_descriptions_are_prompts_of_their_own(mapped, model, monkeypatch) -> None:
+    given = []
+    monkeypatch.setattr(engine, "DiffClip", lambda stack, known, found, texts, context: given.append(texts) or stop())
+
+    def stop():
+        raise ClippanError("enough")
+
+    with pytest.raises(ClippanError, match="enough"):
+        mapped(method=Classifier.DIFFCLIP, steps=1, descriptions="alder: dark; alder: wet ground", repeats=0)
+    texts = given[0]
+    assert texts.shape == (3, 3, 4)
+    np.testing.assert_array_equal(texts[0], Reader().texts(["alder", "dark", "wet ground"]))
+    np.testing.assert_array_equal(texts[1], Reader().texts(["beech"] * 3))
+
+
+def test_what_is_not_saved_is_told(mapped, model, tmp_path) -> None:
+    features = [point for place, point in enumerate(points(fields()[1])) if place % 8 == 0]
+    result = mapped(features=features, method=Classifier.AUTO, save_encoder=str(tmp_path / "scene.safetensors"))
+    assert result.encoder == ""
+    assert any("No pre-trained scene was saved" in hint for hint in result.hints)
+
+
+def test_a_model_of_another_sensor_looks_at_that_sensors_raster(mapped, model, raster, monkeypatch) -> None:
+    values, _ = fields()
+    looked = []
+    sensor = Channels(("VV", "VH"), (0.0, 0.0), (1000.0, 1000.0), (1, 2), 2)
+    monkeypatch.setattr(engine, "Eye", lambda stack, look, path, *rest: looked.append(path) or stop())
+    monkeypatch.setattr(engine, "encoder", lambda *_: sensing())
+
+    def sensing():
+        reader = Reader()
+        reader.channels = sensor
+        return reader
+
+    def stop():
+        raise ClippanError("enough")
+
+    rasters = (raster("four.tif", values, pixel=10.0), raster("radar.tif", values[:2], pixel=10.0))
+    with pytest.raises(ClippanError, match="enough"):
+        mapped(rasters=rasters, method=Classifier.TIP, repeats=0)
+    assert looked == [rasters[1]]
 
 
 @pytest.mark.parametrize("method", [Classifier.SVM, Classifier.RF])

@@ -10,6 +10,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from clippan.errors import Cancelled, ClippanError
 from clippan.fewshot import diffusion, prompted, windows
@@ -90,6 +91,38 @@ def test_windows_laid_back_give_the_scene() -> None:
     canvas = windows.Canvas(3, 21, 18, 11, CPU)
     canvas.add(windows.cut(windows.padded(values, 10), rows + 5, columns + 5, 11), rows, columns)
     torch.testing.assert_close(canvas.mean(), values)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_windows_of_what_is_on_a_gpu(device: str) -> None:
+    """Where pixels are is known on the CPU; that devices go together is told without a GPU."""
+    with FakeTensorMode():
+        rows = torch.arange(4)
+        values = torch.zeros(3, 30, 30, device=device)
+        cut = windows.cut(values, rows, rows, 11)
+        canvas = windows.Canvas(3, 20, 20, 11, torch.device(device))
+        canvas.add(cut, rows, rows)
+        assert canvas.mean().device.type == device
+
+
+@pytest.mark.gpu
+def test_a_gpu_tells_the_same() -> None:
+    modalities, truth = scene()
+    maps = []
+    for name in ("cpu", "cuda"):
+        device = torch.device(name)
+        encoder = diffusion.pretrain(
+            modalities, everywhere(truth), steps=2, batch=8, device=device, context=Context(), size=SMALL
+        )
+        sight, moments = prompted.look(encoder, modalities, everywhere(truth), QUICK, Context()), prompted.Moments()
+        moments.add(sight.features, sight.valid)
+        rows, columns = np.array([5, 9, 30, 33]), np.array([5, 30, 5, 40])
+        spots = prompted.Spots.of(sight, rows, columns, QUICK)
+        standard = moments.standard(device)
+        fitted = prompted.learn(spots, truth[rows, columns], None, standard, context=Context(), options=QUICK)
+        maps.append(fitted.map(sight, Context()))
+        np.testing.assert_allclose(fitted.at(spots, Context()), maps[-1][:, rows, columns].T, atol=1e-4)
+    assert (maps[0].argmax(axis=0) == maps[1].argmax(axis=0)).mean() > 0.95
 
 
 def test_padding_mirrors_scenes_smaller_than_the_window() -> None:

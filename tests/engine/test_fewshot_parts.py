@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.svm import SVC
 
+from clippan.errors import Cancelled, ClippanError
 from clippan.fewshot import accuracy, rivals
 from clippan.fewshot.folds import ALWAYS, folds
-from clippan.jobs import Classifier
+from clippan.jobs import Classifier, Context
+from clippan.jobs.classify import parse_descriptions
 
 
 def clusters(each=30, classes=3, width=6, seed=0):
@@ -71,6 +77,74 @@ def test_the_svm_decides_as_libsvm(classes) -> None:
     found = own.probabilities(other)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
     assert (found.argmax(axis=1) == machine.predict((other - middle) / spread)).mean() > 0.97
+
+
+def test_the_votes_of_the_svm_are_those_of_its_pairs() -> None:
+    features, labels = clusters(classes=5)
+    other, _ = clusters(classes=5, seed=1)
+    own = rivals.fit(Classifier.SVM, features, labels, 6)
+    shares = 1 / (1 + np.exp(-4 * own.decisions(other)))
+    votes = np.zeros((len(other), 5))
+    for pair, (one, against) in enumerate(zip(*np.triu_indices(5, 1))):
+        votes[:, one] += shares[:, pair]
+        votes[:, against] += 1 - shares[:, pair]
+    wanted = np.exp(votes) / np.exp(votes).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(own.probabilities(other)[:, :5], wanted, atol=1e-5)
+    assert not own.probabilities(other)[:, 5].any()
+
+
+def test_the_svm_needs_little_memory_for_many_classes_or_vectors(monkeypatch) -> None:
+    monkeypatch.setattr(rivals, "_MEMORY", 2**22)
+    for classes, each in ((120, 3), (2, 1000)):
+        rng = np.random.default_rng(0)
+        labels = np.repeat(np.arange(classes), each)
+        fitted = rivals.fit(Classifier.SVM, rng.normal(size=(len(labels), 4)).astype(np.float32), labels, classes)
+        many = rng.normal(size=(2000, 4)).astype(np.float32)
+        tracemalloc.start()
+        found = fitted.probabilities(many)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 2 * found.nbytes + 2**22
+
+
+@pytest.mark.parametrize("method", [Classifier.SVM, Classifier.RF, Classifier.LINEAR, Classifier.TIP, Classifier.TIP_F])
+def test_a_rival_hears_that_the_user_cancels(method, monkeypatch) -> None:
+    monkeypatch.setattr(rivals, "_ROWS", 16)
+    features, labels = clusters()
+    texts = np.eye(3, 6, dtype=np.float32)
+    asked = []
+    fitted = rivals.fit(method, features, labels, 3, texts=texts)
+    whole = fitted.probabilities(features)
+    with pytest.raises(Cancelled):
+        fitted.probabilities(features, Context(cancelled=lambda: bool(asked.append(1) or len(asked) > 3)))
+    assert len(asked) == 4
+    np.testing.assert_allclose(fitted.probabilities(features[:5]), whole[:5], atol=1e-5)
+
+
+def test_a_fit_is_left_to_itself_when_the_user_cancels(monkeypatch) -> None:
+    done = threading.Event()
+    monkeypatch.setattr(SVC, "fit", lambda *_: done.wait(20))
+    begun = time.monotonic()
+    with pytest.raises(Cancelled):
+        rivals.fit(Classifier.SVM, *clusters(), 3, context=Context(cancelled=lambda: time.monotonic() - begun > 0.3))
+    assert time.monotonic() - begun < 2
+    done.set()
+    with pytest.raises(Cancelled):
+        rivals.fit(Classifier.TIP_F, *clusters(), 3, texts=np.eye(3, 6), context=Context(cancelled=lambda: True))
+
+
+def test_descriptions_are_phrases_or_lists_of_them() -> None:
+    assert parse_descriptions('{"corn": "rows", "rye": ["a", "b"]}') == {"corn": ("rows",), "rye": ("a", "b")}
+    for wrong in ("5", "null", '{"a": "b"}', '["rows", 5]'):
+        with pytest.raises(ClippanError, match="description of corn is neither a phrase nor a list of phrases; write"):
+            parse_descriptions(f'{{"corn": {wrong}}}')
+
+
+def test_descriptions_in_a_file_are_by_class(tmp_path) -> None:
+    path = tmp_path / "words.json"
+    path.write_text('["rows"]')
+    with pytest.raises(ClippanError, match="JSON without classes; write"):
+        parse_descriptions(str(path))
 
 
 @pytest.mark.parametrize("method", [Classifier.RF, Classifier.LINEAR, Classifier.TIP, Classifier.TIP_F])

@@ -225,19 +225,138 @@ def test_polygons_over_a_raster_become_chips(tmp_path, model):
 
 def polygons(path: Path, squares: list[tuple[str, int, int]]) -> str:
     """Squares of 24 pixels of the raster above, by class, column and row."""
+    places = []
+    for name, column, row in squares:
+        x, y = 500000 + column, 5000000 - row
+        ring = f"{x} {y},{x + 24} {y},{x + 24} {y - 24},{x} {y - 24},{x} {y}"
+        places.append((name, f"POLYGON(({ring}))"))
+    return vector(path, places)
+
+
+def points(path: Path, places: list[tuple[str, float, float]]) -> str:
+    """Points in the middle of pixels, by class, column and row."""
+    return vector(path, [(name, f"POINT({500000.5 + column} {4999999.5 - row})") for name, column, row in places])
+
+
+def vector(path: Path, places: list[tuple[str, str]]) -> str:
+    """A file of classes and geometries as WKT."""
     dataset = gdal.GetDriverByName("GPKG").Create(str(path), 0, 0, 0, gdal.GDT_Unknown)
     reference = osr.SpatialReference()
     reference.ImportFromEPSG(32631)
-    layer = dataset.CreateLayer("samples", reference, ogr.wkbPolygon)
+    layer = dataset.CreateLayer("samples", reference, ogr.wkbUnknown)
     layer.CreateField(ogr.FieldDefn("class", ogr.OFTString))
-    for name, column, row in squares:
-        x, y = 500000 + column, 5000000 - row
+    for name, text in places:
         feature = ogr.Feature(layer.GetLayerDefn())
         feature.SetField("class", name)
-        ring = f"{x} {y},{x + 24} {y},{x + 24} {y - 24},{x} {y - 24},{x} {y}"
-        feature.SetGeometry(ogr.CreateGeometryFromWkt(f"POLYGON(({ring}))"))
+        feature.SetGeometry(ogr.CreateGeometryFromWkt(text))
         layer.CreateFeature(feature)
     return str(path)
+
+
+def noise(path: Path, size: int = 600, **options: Any) -> str:
+    return write_raster(path, np.random.default_rng(0).integers(1, 255, (3, size, size)).astype(np.uint8), **options)
+
+
+@pytest.mark.parametrize(("size", "shared"), [(32, False), (64, False), (300, True)])
+@pytest.mark.parametrize("apart", [True, False])
+def test_what_is_held_out_shares_no_pixel_with_what_is_learned(tmp_path, size, shared, apart):
+    rng = np.random.default_rng(1)
+    # Three classes side by side, or one among the other.
+    places = [
+        (
+            f"c{number % 3}",
+            rng.uniform(20, 180) + (number % 3 if apart else rng.integers(3)) * 200,
+            rng.uniform(20, 580),
+        )
+        for number in range(120)
+    ]
+    raster, samples = noise(tmp_path / "scene.tif"), points(tmp_path / "points.gpkg", places)
+    found = chips.places(raster, Look(), None, samples, "class", size, 32, 0, Context())
+    parts = chips.divide(found, 0.2, 400, 0)
+    held = np.concatenate([parts.test, parts.validation])
+    for part in (parts.train, parts.validation, parts.test):
+        assert set(found.labels[part]) == {0, 1, 2}
+    assert len(parts.train) >= (0.1 if shared else 0.2) * len(found.labels)
+    touching = chips.meeting(found.windows[held], found.windows[parts.train]).any(1)
+    told = [hint for hint in parts.hints if "that were held out overlap some that were learned from" in hint]
+    assert touching.any() == shared == bool(told)
+    if shared:
+        assert told[0].startswith(f"{touching.sum()} of {len(held)} chips")
+    else:
+        assert not chips.meeting(found.windows[parts.test], found.windows[parts.validation]).any()
+        assert any(hint.startswith("Chips that were not learned from, as they overlap") for hint in parts.hints)
+
+
+def test_what_holds_most_of_a_class_is_learned():
+    labels, groups = np.zeros(100, int), np.repeat([0, 1, 2, 3], [90, 4, 3, 3])
+    for seed in range(5):
+        whole = Chips(("a",), labels, groups, lambda number, edge: np.empty(0))
+        assert len(chips.split(whole, 0.2, 100, seed).train) >= 90
+
+
+def test_near_places_of_two_classes_are_chips_of_both(tmp_path):
+    rng = np.random.default_rng(0)
+    places = []
+    for x, y in rng.permutation([(x, y) for x in range(1, 17) for y in range(1, 17)])[:30] * 32 + 8:
+        places += [("aa", x, y), ("bb", x + 6, y + 6)]
+    raster, samples = noise(tmp_path / "scene.tif"), points(tmp_path / "points.gpkg", places)
+    found = chips.places(raster, Look(), None, samples, "class", 64, 32, 0, Context())
+    assert np.bincount(found.labels).tolist() == [30, 30]
+
+
+def test_places_without_data_are_left_aside_and_told(tmp_path, model):
+    values = np.random.default_rng(0).integers(1, 255, (3, 200, 200)).astype(np.uint8)
+    values[:, :, 140:] = 0
+    raster = write_raster(tmp_path / "scene.tif", values, nodata=0)
+    places = [("ab"[number % 2], 10 + 20 * (number % 6), 10 + 30 * (number // 6)) for number in range(36)]
+    beside = [("a", 180, 50), ("b", 180, 150), ("b", 90000, 50)]
+    done = run(
+        asked(tmp_path, raster, model, samples=points(tmp_path / "some.gpkg", places + beside), size=16, steps=1)
+    )
+    hints = " ".join(done.hints)
+    assert "About 2 of the labelled places the raster has no data; they were left aside." in hints
+    assert "1 of the samples lie outside the rasters" in hints
+    lost = points(tmp_path / "lost.gpkg", [*places, ("c", 180, 100)])
+    with pytest.raises(ClippanError, match="has no data about any of the samples of c; label others, or remove them"):
+        run(asked(tmp_path, raster, model, samples=lost, size=16, output=str(tmp_path / "lost")))
+
+
+def test_the_model_to_start_from_is_not_replaced(tmp_path, sets, model):
+    start = Path(shutil.copytree(model, tmp_path / "start"))
+    before = {path.name: path.read_bytes() for path in start.iterdir()}
+    for given in (start, start / "open_clip_model.safetensors"):
+        with pytest.raises(ClippanError, match="holds the model to start from; choose another"):
+            run(asked(tmp_path, sets[0], str(given), output=str(start)))
+    assert {path.name: path.read_bytes() for path in start.iterdir()} == before
+
+
+def test_a_cancel_after_the_last_step_says_what_is_left(tmp_path, sets, model):
+    seen: list[str] = []
+    stopped = Context(
+        lambda percent, text: seen.append(text), cancelled=lambda: any(text.startswith("Measured") for text in seen)
+    )
+    request = asked(tmp_path, sets[0], model)
+    with pytest.raises(Cancelled, match=r"^Cancelled after step 12; the same command goes on from there\.$"):
+        run(request, stopped)
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+    assert run(request).loss is None  # it had been learned
+
+
+def test_too_little_memory_is_told(tmp_path, sets, model, monkeypatch):
+    def full(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(patch, "descend", full)
+    with pytest.raises(ClippanError, match=r"too small for 8 pictures a step; go on with --device cpu, or take fewer"):
+        run(asked(tmp_path, sets[0], model))
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_chip_has_its_turn_once_an_epoch():
+    seen = np.concatenate([patch.turns(10, 4, step, 3) for step in range(5)])
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+    assert sorted(patch.turns(3, 9, 0, 0)) == sorted([0, 1, 2] * 3)
 
 
 def test_the_curve_shows_both_sets_and_the_choice():

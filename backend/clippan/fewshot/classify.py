@@ -16,10 +16,10 @@ import torch
 
 from clippan import __version__
 from clippan.clip.encoder import Encoder, encoder
-from clippan.device import choose_device, one_thread, set_threads
+from clippan.device import choose_device, graphics_memory, one_thread, set_threads
 from clippan.errors import ClippanError
 from clippan.fewshot import accuracy, diffusion, report, samples
-from clippan.fewshot.folds import ALWAYS, folds
+from clippan.fewshot.folds import ALWAYS, apart, folds
 from clippan.fewshot.learners import DiffClip, Eye, Features, Learned, Learner, Rival, picture, spectra
 from clippan.fewshot.samples import Samples
 from clippan.fewshot.stack import Stack, open_stack
@@ -40,6 +40,7 @@ _FEW = 5  # places of a class, below which figures are uncertain
 _UNCOMPARED = Classifier.SVM_MEAN  # what auto takes where nothing can be left out
 _LONG = 8  # times as long as another method takes DiffCLIP
 _NAMED = 5  # classes that a sentence lists
+_MEMORY, _COPIES = 2**31, 8  # bytes for the tiles that are worked on, and how many arrays of its size each takes
 
 
 def classify(request: ClassifyRequest, context: Context) -> ClassifyResult:
@@ -50,17 +51,16 @@ def classify(request: ClassifyRequest, context: Context) -> ClassifyResult:
     """
     started = time.monotonic()
     set_threads(request.threads)
-    device, reason = choose_device(request.device)
-    context.log(reason)
+    device, _ = choose_device(request.device)  # CLIP tells the log, where it is used
     outputs = [request.output, *filter(None, (request.confidence, request.report, request.areas, request.save_encoder))]
     stack = open_stack(request.rasters, request.grid, request.nodata, outputs, context.part(0, 3))
     known = samples.read(request.samples, request.layer, request.field, stack.placed, request.seed, context.part(3, 6))
-    known, lost = _valid(known, stack)
+    known, lost = _valid(known, stack, context)
     table = _table(known.names, request.descriptions)
     output = Path(request.output).absolute()
     folder = None if request.output.startswith("/vsi") else output.parent
     place = tempfile.TemporaryDirectory(prefix=f"{output.name}.part-", dir=folder)
-    with place as temporary, contextlib.ExitStack() as files:
+    with graphics_memory(), place as temporary, contextlib.ExitStack() as files:
         workshop = _Workshop(request, stack, known, table, device, Path(temporary))
         several = request.method is Classifier.AUTO
         methods: list[Classifier] = (
@@ -95,7 +95,7 @@ def classify(request: ClassifyRequest, context: Context) -> ClassifyResult:
             shown,
             known.labelled,
             known.places,
-            (*stack.hints(), *known.hints, *lost, *_hints(request, known, method, best, shown)),
+            (*stack.hints(), *known.hints, *lost, *workshop.hints, *_hints(request, known, method, best, shown, saved)),
             workshop.model_id(method),
             device.type,
             round(time.monotonic() - started, 3),
@@ -118,7 +118,8 @@ def pretrain(request: PretrainSceneRequest, context: Context) -> PretrainSceneRe
     device, reason = choose_device(request.device)
     context.log(reason)
     stack = open_stack(request.rasters, request.grid, request.nodata, [request.output], context.part(0, 5))
-    found = _pretrained(stack, request.steps, request.seed, device, context.part(5, 99))
+    with graphics_memory():
+        found = _pretrained(stack, request.steps, request.seed, device, context.part(5, 99))
     found.save(Path(request.output))
     seconds = round(time.monotonic() - started, 3)
     return PretrainSceneResult(
@@ -130,13 +131,16 @@ def _pretrained(
     stack: Stack, steps: Optional[int], seed: int, device: torch.device, context: Context
 ) -> diffusion.Encoder:
     modalities, valid = stack.drawn(seed, context.part(0, 5))
-    return diffusion.pretrain(modalities, valid, steps=steps, seed=seed, device=device, context=context.part(5, 100))
+    found = diffusion.pretrain(modalities, valid, steps=steps, seed=seed, device=device, context=context.part(5, 100))
+    found.means, found.scales = stack.means, stack.scales
+    return found
 
 
-def _valid(known: Samples, stack: Stack) -> tuple[Samples, list[str]]:
+def _valid(known: Samples, stack: Stack, context: Context) -> tuple[Samples, list[str]]:
     """The samples that are not on nodata, and a sentence about the others."""
     kept = np.zeros(len(known.labels), bool)
     for window, numbers in stack.near(known.rows, known.columns):
+        context.check()
         _, valid = stack.read(window)
         kept[numbers] = valid[known.rows[numbers] - window.y, known.columns[numbers] - window.x]
     left = known.only(kept)
@@ -184,6 +188,7 @@ class _Workshop:
         self._diffclip: Optional[DiffClip] = None
         self._eye: Optional[Eye] = None
         self._looked: Optional[bool] = None
+        self.hints: list[str] = []
 
     @property
     def pictured(self) -> str:
@@ -191,6 +196,14 @@ class _Workshop:
         least = max((3, *self.request.bands)) if len(self.request.bands) != 1 else self.request.bands[0]
         counts = self.stack.bands
         return self.stack.paths[next((n for n, count in enumerate(counts) if count >= least), 0)]
+
+    def _sensed(self, model: Encoder) -> str:
+        """The first raster whose bands a model of another sensor takes."""
+        for path in self.stack.paths:
+            with contextlib.suppress(ClippanError):
+                Scene(path, self.look, channels=model.channels)
+                return path
+        return self.stack.paths[0]  # of which the user is told that it does not go
 
     def learner(self, method: Classifier, whole: bool, context: Context) -> Learner:
         """What makes classifiers.
@@ -203,8 +216,9 @@ class _Workshop:
         if method is Classifier.DIFFCLIP:
             return self._made(context)
         if method.sees_words:
-            return Rival(method, self._seen(whole, context), self.known, self._texts(context))
-        return Rival(method, spectra(self.stack, self.known, method is not Classifier.SVM), self.known)
+            return Rival(method, self._seen(whole, context), self.known, context.quiet, self._texts(context))
+        features = spectra(self.stack, self.known, method is not Classifier.SVM, context)
+        return Rival(method, features, self.known, context.quiet)
 
     def model_id(self, method: Classifier) -> str:
         """Of CLIP, where the method needs it."""
@@ -219,18 +233,25 @@ class _Workshop:
 
     def _clip(self, context: Context) -> Encoder:
         if self._model is None:
-            # The log has been told of the device.
-            quiet = Context(context.progress, cancelled=context.is_cancelled)
-            self._model = encoder(self.request.model, self.request.device, quiet)
+            self._model = encoder(self.request.model, self.request.device, context)
         return self._model
 
     def _texts(self, context: Context) -> np.ndarray:
+        """A vector for each class, of its name and descriptions, (classes, width)."""
         return words(self._clip(context), self.table, False).vectors
+
+    def _prompts(self, context: Context) -> np.ndarray:
+        """A vector for the name and one for each description of a class, (classes, prompts, width); where a class has
+        fewer of them than another, they are repeated."""
+        texts = [(prompt.name, *prompt.descriptions) for prompt in self.table.classes]
+        model, most = self._clip(context), max(map(len, texts))
+        return np.stack([model.texts([own[place % len(own)] for place in range(most)]) for own in texts])
 
     def _seen(self, whole: bool, context: Context) -> Features:
         model = self._clip(context.part(0, 5))
         if self._eye is None:
-            self._eye = Eye(self.stack, self.look, self.pictured, model, self.request.threads, self._folder)
+            path = self._sensed(model) if model.channels else self.pictured
+            self._eye = Eye(self.stack, self.look, path, model, self.request.threads, self._folder)
         if self._looked is None or whole > self._looked:
             self._eye.look(None if whole else self.known, context.part(5, 100))
             self._looked = whole
@@ -238,14 +259,19 @@ class _Workshop:
 
     def _made(self, context: Context) -> DiffClip:
         if self._diffclip is None:
-            texts = self._texts(context.part(0, 5))
-            if self.request.encoder:
-                found = diffusion.load(Path(self.request.encoder), self.device)
-                found.fits([np.empty((count, 0, 0)) for count in self.stack.bands])
+            texts, stack, request = self._prompts(context.part(0, 5)), self.stack, self.request
+            if request.encoder:
+                found = diffusion.load(Path(request.encoder), self.device)
+                found.fits([np.empty((count, 0, 0)) for count in stack.bands])
+                stack = stack.standardised(found.means, found.scales)
+                if stack.differs(self.stack):
+                    self.hints.append(
+                        f"The values of the rasters are not those that {report.page.file_name(request.encoder)} was "
+                        "made of; if it is another scene's, pre-train on these."
+                    )
             else:
-                request = self.request
-                found = _pretrained(self.stack, request.steps, request.seed, self.device, context.part(5, 95))
-            self._diffclip = DiffClip(self.stack, self.known, found, texts, context.part(95, 100))
+                found = _pretrained(stack, request.steps, request.seed, self.device, context.part(5, 95))
+            self._diffclip = DiffClip(stack, self.known, found, texts, context.part(95, 100))
         return self._diffclip
 
 
@@ -277,7 +303,8 @@ def _compare(workshop: _Workshop, methods: list[Classifier], context: Context) -
                 done = repeat + fold / (split.max() + 1)
                 share.progress(50 + 50 * done / len(splits), f"Trying {method.value}")
                 out = np.flatnonzero(split == fold)
-                guess = learner.fit(np.flatnonzero(split != fold), request.seed + repeat).at(out)
+                learned = np.flatnonzero(apart(known.labels, known.rows, known.columns, split == fold))
+                guess = learner.fit(learned, request.seed + repeat).at(out)
                 table += accuracy.confusion(known.labels[out], guess.argmax(axis=1), len(known.names))
                 truths.append(known.labels[out])
                 guesses.append(guess)
@@ -306,8 +333,11 @@ def _write(
     windows = tiles(grid.width, grid.height, BLOCK)
     overview = report.Overview.of(grid.width, grid.height)
     # A network has the processor's threads to itself; the others have one for each tile.
+    few = max(_MEMORY // (_COPIES * 4 * sum(workshop.stack.bands) * BLOCK**2), 1)
     threads, prepare = (
-        (1, lambda: set_threads(request.threads)) if together else (count_threads(request.threads), one_thread)
+        (1, lambda: set_threads(request.threads))
+        if together
+        else (min(count_threads(request.threads), few), one_thread)
     )
 
     def work(window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -353,7 +383,12 @@ def _provenance(
 
 
 def _hints(
-    request: ClassifyRequest, known: Samples, method: Classifier, best: Optional[_Trial], shown: tuple[ClassArea, ...]
+    request: ClassifyRequest,
+    known: Samples,
+    method: Classifier,
+    best: Optional[_Trial],
+    shown: tuple[ClassArea, ...],
+    saved: str,
 ) -> list[str]:
     hints = []
     single = [name for name, places in zip(known.names, known.places) if places == 1]
@@ -361,7 +396,11 @@ def _hints(
     if single:
         hints.append(f"Samples of {_listed(single)} lie in one place only, so nothing tells how well it is found.")
     if few:
-        hints.append(f"Samples of {_listed(few)} lie in fewer than {_FEW} places; label more, lest figures mislead.")
+        blocks = known.split.replace("block", "blocks")
+        which = "polygons; label more" if known.split == "polygon" else f"{blocks}; label others farther apart"
+        hints.append(f"Samples of {_listed(few)} lie in fewer than {_FEW} {which}, lest figures mislead.")
+    if request.save_encoder and not saved:
+        hints.append("No pre-trained scene was saved, as nothing was learned of the scene: choose the method diffclip.")
     if request.method is Classifier.AUTO and best:
         hints.append(
             f"{method.value} made the map: it did best where places were left out ({100 * best.score.oa:.1f} %)."
@@ -371,7 +410,7 @@ def _hints(
     elif request.repeats and not best:
         hints.append("Too few places are labelled to tell how good the map is; label two or more of each class.")
     if (method.sees_words or method is Classifier.DIFFCLIP) and all(
-        name.lstrip("-").isdecimal() for name in known.names
+        name.removeprefix("-").isdecimal() for name in known.names
     ):
         hints.append("The classes are called by numbers, which tell CLIP nothing; name them, or give descriptions.")
     absent = [area.name for area in shown if not area.pixels]

@@ -28,7 +28,7 @@ STEPS, BATCH = 400, 64
 _MASKED = 0.7  # of a window's pixels are hidden
 _HIDDEN, _SEEN = 0.1, 1.0  # what their errors count
 _RATE, _WARMUP, _DECAY = 1e-3, 50, 1e-4
-_KIND = "CLIPPan scene encoder, version 1"
+_KIND = "CLIPPan scene encoder, version 2"
 _NOISE = 0.7  # components with more noise than this are left out
 _MEANS, _AROUND = 6, 4  # pixels that the few-shot step's means reach, and that it looks further than windows and means
 _TINY = 1e-6  # of the largest variance: less is none
@@ -72,13 +72,18 @@ class Encoder:
     Attributes:
         network: in eval mode.
         device: where it computes.
-        steps, loss: of the training; the loss is the mean of the last tenth.
+        steps: of the training.
+        loss: at its end, mean of the last tenth: the part of the variance of hidden pixels that it does not fill in, 0
+            to about 1.
+        means, scales: with which the bands of each modality were standardised; empty where nobody said.
     """
 
     network: Network
     device: torch.device
     steps: int = 0
     loss: float = math.nan
+    means: tuple[np.ndarray, ...] = ()
+    scales: tuple[np.ndarray, ...] = ()
 
     @property
     def bands(self) -> tuple[int, ...]:
@@ -109,7 +114,12 @@ class Encoder:
         """
         from clippan.fusion.model import write
 
-        about = {"steps": self.steps, "loss": self.loss if math.isfinite(self.loss) else None}
+        about = {
+            "steps": self.steps,
+            "loss": self.loss if math.isfinite(self.loss) else None,
+            "means": [values.tolist() for values in self.means],
+            "scales": [values.tolist() for values in self.scales],
+        }
         header = {
             "kind": _KIND,
             "bands": json.dumps(self.bands),
@@ -142,8 +152,9 @@ def load(path: Path, device: torch.device) -> Encoder:
             f"{path} cannot be read as an encoder of a scene ({told(error)}); choose a file that Pre-train on a scene "
             "wrote."
         ) from error
-    loss = about["loss"]
-    return Encoder(network.to(device).eval(), device, about["steps"], math.nan if loss is None else loss)
+    means, scales = (tuple(np.array(values, np.float32) for values in about[name]) for name in ("means", "scales"))
+    loss = math.nan if about["loss"] is None else about["loss"]
+    return Encoder(network.to(device).eval(), device, about["steps"], loss, means, scales)
 
 
 def blank(modalities: Sequence[np.ndarray], valid: np.ndarray, size: Size, seed: int, device: torch.device) -> Encoder:
@@ -199,7 +210,7 @@ def pretrain(
             context.progress(100 * step / steps, f"Learning the scene, step {step + 1} of {steps}")
         at = torch.randint(len(rows), (count,), generator=chance)
         time = torch.randint(TIMES, (count,), generator=chance).to(device)
-        total = torch.zeros((), device=device)
+        total, unknown = torch.zeros((), device=device), torch.zeros((), device=device)
         for number, values in enumerate(scene):
             clean = windows.cut(values, rows[at], columns[at], size.window)
             noise = torch.randn(clean.shape, generator=chance).to(device)
@@ -207,10 +218,11 @@ def pretrain(
             order = torch.rand(count, length, generator=chance).argsort(dim=1).to(device)
             tokens = network.encode(number, share.sqrt() * clean + (1 - share).sqrt() * noise, time, order[:, :visible])
             errors = (network.decode(number, tokens, order[:, :visible]) - clean).square().mean(dim=2)
-            seen = errors.gather(1, order[:, :visible]).mean()
-            total = total + _SEEN * seen + _HIDDEN * errors.gather(1, order[:, visible:]).mean()
+            seen, hidden = (errors.gather(1, places).mean() for places in (order[:, :visible], order[:, visible:]))
+            total = total + _SEEN * seen + _HIDDEN * hidden
+            unknown = unknown + hidden.detach() / clean.square().mean().clamp(min=_TINY) / len(scene)
         descent.descend(network, optimiser, total, descent.rate(step, steps, _RATE, _WARMUP))
-        losses.append(total.item())
+        losses.append(unknown.item())
     network.eval()
     encoder.steps, encoder.loss = steps, float(np.mean(losses[-max(1, steps // 10) :])) if losses else math.nan
     return encoder

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 FOLDS = 5
+REACH = 14  # pixels as far as DiffCLIP looks, and the others but those that see through CLIP
+_SOME = 256  # samples whose distances are looked at at a time
 ALWAYS = -1  # the fold of what is never left out
 
 
@@ -40,3 +42,24 @@ def folds(labels: np.ndarray, groups: np.ndarray, seed: int, count: int = FOLDS)
         if len(np.unique(of[own])) == 1 and of[own[0]] != ALWAYS:
             of[own[np.argmin(sizes[own])]] = ALWAYS
     return of[groups]
+
+
+def apart(labels: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray, reach: int = REACH) -> np.ndarray:
+    """Which samples may be learned from where some are left out: those that are farther from each of these than a
+    classifier looks. Of a class that would be lost so, all that is not left out.
+
+    Args:
+        labels, rows, columns: of the samples, (n,).
+        out: which are left out, bool (n,).
+        reach: in pixels.
+
+    Returns:
+        bool (n,).
+    """
+    near = np.zeros(len(labels), bool)
+    for places in np.array_split(np.flatnonzero(out), max(int(out.sum()) // _SOME, 1)):
+        down, across = (np.abs(axis[:, None] - axis[places]) for axis in (rows, columns))
+        near |= (np.maximum(down, across) <= reach).any(axis=1)
+    kept = ~out & ~near
+    lost = np.setdiff1d(labels[~out], labels[kept])
+    return kept | (~out & np.isin(labels, lost))

@@ -12,7 +12,7 @@ import torch
 from osgeo import gdal, osr
 
 from clippan.clip.encoder import Encoder
-from clippan.fewshot import diffusion, prompted, rivals, windows
+from clippan.fewshot import diffusion, prompted, rivals
 from clippan.fewshot.samples import Samples
 from clippan.fewshot.stack import Stack
 from clippan.jobs.base import Context
@@ -61,19 +61,20 @@ class Features:
 
 @dataclass(frozen=True)
 class Rival:
-    """One of the rivals, on vectors of single pixels."""
+    """One of the rivals, on vectors of single pixels. The context may cancel."""
 
     method: Classifier
     features: Features
     samples: Samples
+    context: Context
     texts: Optional[np.ndarray] = None
 
     def fit(self, numbers: np.ndarray, seed: int) -> Learned:
         """See Learner."""
         known, labels = self.features.samples[numbers], self.samples.labels[numbers]
         count = len(self.samples.names)
-        fitted = rivals.fit(self.method, known, labels, count, texts=self.texts, seed=seed)
-        return _Rival(fitted, self.features, count)
+        fitted = rivals.fit(self.method, known, labels, count, texts=self.texts, seed=seed, context=self.context)
+        return _Rival(fitted, self.features, count, self.context)
 
 
 @dataclass(frozen=True)
@@ -81,20 +82,21 @@ class _Rival:
     fitted: rivals.Fitted
     features: Features
     classes: int
+    context: Context
 
     def at(self, numbers: np.ndarray) -> np.ndarray:
-        return self.fitted.probabilities(self.features.samples[numbers])
+        return self.fitted.probabilities(self.features.samples[numbers], self.context)
 
     def tile(self, window: Window) -> Tile:
         known, valid = self.features.tile(window)
         inside = valid.ravel()
         found = np.zeros((inside.size, self.classes), np.float32)
         if inside.any():
-            found[inside] = self.fitted.probabilities(known[inside])
+            found[inside] = self.fitted.probabilities(known[inside], self.context)
         return found.T.reshape(-1, *valid.shape), valid
 
 
-def spectra(stack: Stack, samples: Samples, with_means: bool) -> Features:
+def spectra(stack: Stack, samples: Samples, with_means: bool, context: Context) -> Features:
     """The bands of all rasters, if asked for with their local means behind them."""
     margin = rivals.MEAN // 2 if with_means else 0
 
@@ -108,13 +110,16 @@ def spectra(stack: Stack, samples: Samples, with_means: bool) -> Features:
             parts.append(rivals.spectra([part[:, down, across] for part in around]))
         return np.concatenate(parts, axis=1), valid[down, across]
 
-    return Features(_at(stack, samples, tile), tile)
+    return Features(_at(stack, samples, tile, context), tile)
 
 
-def _at(stack: Stack, samples: Samples, tile: Callable[[Window], tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def _at(
+    stack: Stack, samples: Samples, tile: Callable[[Window], tuple[np.ndarray, np.ndarray]], context: Context
+) -> np.ndarray:
     """What tiles say of the samples, (n, width)."""
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for window, numbers in stack.near(samples.rows, samples.columns):
+        context.check()
         values, _ = tile(window)
         places = (samples.rows[numbers] - window.y) * window.width + samples.columns[numbers] - window.x
         found.append((numbers, values[places]))
@@ -241,7 +246,7 @@ class DiffClip:
         stack: the rasters.
         samples: all of them.
         encoder: pre-trained on the scene.
-        texts: vectors of the classes' words, (classes, width).
+        texts: vectors of the classes' prompts, (classes, prompts, width).
         context: hears of progress, and may cancel.
     """
 
@@ -250,9 +255,9 @@ class DiffClip:
     ) -> None:
         self.encoder = encoder
         self._stack, self._labels, self._options = stack, samples.labels, prompted.Options()
-        self.classes, self.quiet = len(samples.names), Context(cancelled=context.is_cancelled)
-        self._margin = -(-encoder.margin // windows.STRIDE) * windows.STRIDE
-        self._texts = torch.from_numpy(texts)[:, None].to(encoder.device)
+        self.classes, self.quiet = len(samples.names), context.quiet
+        self._margin = encoder.margin
+        self._texts = torch.from_numpy(texts).to(encoder.device)
         pieces = stack.pieces(samples.rows, samples.columns, self._margin)
         moments, spots = prompted.Moments(), []
         for number, (window, inside) in enumerate(pieces):

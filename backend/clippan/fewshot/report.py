@@ -10,6 +10,7 @@ from typing import Optional
 import numpy as np
 
 from clippan import report as page
+from clippan.fewshot.folds import REACH
 from clippan.fewshot.samples import Samples
 from clippan.jobs.classify import ClassifyRequest, ClassifyResult, MapAccuracy, Score
 from clippan.segmentation.legend import colours
@@ -108,9 +109,10 @@ def _verdict(result: ClassifyResult) -> str:
         return f"{says} How good it is cannot be told: too few places are labelled for any of them to be left out."
     times = "once" if found.repeats == 1 else f"{found.repeats} times, each with another split"
     return (
-        f"{says} Accuracy is by cross-validation: each {found.split} is left out in turn and mapped by what the others "
-        f"taught, {times}, so that no sample is judged by its own neighbours. It tells what to expect where the land "
-        "looks like the labelled places, in the proportions in which they were labelled."
+        f"{says} Accuracy is by cross-validation: each {found.split} is left out in turn, with what lies within "
+        f"{REACH} pixels of it, and mapped by what the others taught, {times}, so that no sample is judged by its own "
+        "neighbours. It tells what to expect where the land looks like the labelled places, in the proportions in "
+        "which they were labelled."
     )
 
 

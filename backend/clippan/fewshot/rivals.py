@@ -9,16 +9,19 @@ none knows of files.
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Sequence
+from concurrent import futures
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Optional, Protocol
+from typing import Any, Callable, Optional, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from clippan.errors import ClippanError, told
+from clippan.jobs.base import Context
 from clippan.jobs.classify import Classifier
 
 MEAN = 9  # edge of the window of a local mean, in pixels
@@ -30,14 +33,22 @@ _ALPHA, _BETA = 1.0, 5.5  # of Tip-Adapter: weight and sharpness of the cache, a
 _SCALE = 100.0  # of the text's cosines, as CLIP was trained
 _SHOTS = 16  # of a class that count in full in the cache; more of them share that weight
 _RATE, _EPOCHS, _BATCH = 1e-3, 20, 256  # of Tip-Adapter-F, as published
-_ROWS = 8192  # pixels that are compared with all support vectors or keys at a time
+_ROWS = 8192  # pixels that are looked at between two questions whether the user cancels
+_MEMORY = 2**27  # bytes that a thread needs for them, about
+_ALONE = Context()  # tells nobody, and is never cancelled
+
+T = TypeVar("T")
 
 
 class Fitted(Protocol):
     """A classifier that has learned."""
 
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Of each class (n, classes), float32, which sum up to 1, for features (n, width)."""
+    def probabilities(self, features: np.ndarray, context: Context = _ALONE) -> np.ndarray:
+        """Of each class (n, classes), float32, which sum up to 1, for features (n, width).
+
+        Raises:
+            Cancelled: the user has cancelled, which is noticed within some thousands of rows.
+        """
 
 
 def fit(
@@ -48,6 +59,7 @@ def fit(
     *,
     texts: Optional[np.ndarray] = None,
     seed: int = 0,
+    context: Context = _ALONE,
 ) -> Fitted:
     """Learns from samples.
 
@@ -58,20 +70,22 @@ def fit(
         classes: how many there are.
         texts: for tip and tip-f the classes' words, vectors of length 1, float32 (classes, width).
         seed: of what is drawn.
+        context: may cancel, which is noticed within a second.
 
     Raises:
         ClippanError: scikit-learn is not there.
+        Cancelled: the user has cancelled.
     """
     if method in (Classifier.TIP, Classifier.TIP_F):
         assert texts is not None
-        return _Tip.of(features, labels, texts, method is Classifier.TIP_F, seed)
+        return _Tip.of(features, labels, texts, method is Classifier.TIP_F, seed, context)
     if method is Classifier.LINEAR:
         probe = _sklearn("linear_model").LogisticRegression(C=_PROBE, max_iter=500)
-        return _Estimator(probe.fit(_unit(features), labels), classes, True)
+        return _Estimator(_watched(lambda: probe.fit(_unit(features), labels), context), classes, True)
     if method is Classifier.RF:
         forest = _sklearn("ensemble").RandomForestClassifier(_TREES, random_state=seed)
-        return _Estimator(forest.fit(features, labels), classes, False)
-    return _Svm.of(features, labels, classes)
+        return _Estimator(_watched(lambda: forest.fit(features, labels), context), classes, False)
+    return _Svm.of(features, labels, classes, context)
 
 
 def spectra(modalities: Sequence[np.ndarray]) -> np.ndarray:
@@ -108,6 +122,39 @@ def _sklearn(name: str) -> ModuleType:
         ) from None
 
 
+def _watched(work: Callable[[], T], context: Context) -> T:
+    """Does what cannot be stopped, and notices within a tenth of a second that the user cancels.
+
+    scikit-learn hears of nothing while it learns. Its thread is then left to itself: it ends when it has learned, some
+    seconds later, and nobody sees what.
+    """
+    future: futures.Future[T] = futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="fit", daemon=True).start()
+    while not futures.wait([future], timeout=0.1).done:
+        context.check()
+    return future.result()
+
+
+def _by_rows(
+    work: Callable[[np.ndarray], np.ndarray], features: np.ndarray, numbers: int, context: Context
+) -> np.ndarray:
+    """What ``work`` makes of features (n, width), of some rows at a time, for each of which it needs the memory of so
+    many ``numbers`` of 4 bytes."""
+    rows = min(max(_MEMORY // (4 * numbers), 1), _ROWS)
+    parts = []
+    for start in range(0, max(len(features), 1), rows):
+        context.check()
+        parts.append(work(features[start : start + rows]))
+    return np.concatenate(parts)
+
+
 def _unit(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
@@ -125,8 +172,11 @@ class _Estimator:
     classes: int
     unit: bool
 
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
+    def probabilities(self, features: np.ndarray, context: Context = _ALONE) -> np.ndarray:
         """See Fitted."""
+        return _by_rows(self._some, features, 2 * features.shape[1] + 8 * self.classes, context)
+
+    def _some(self, features: np.ndarray) -> np.ndarray:
         found = np.zeros((len(features), self.classes), np.float32)
         found[:, self.estimator.classes_] = self.estimator.predict_proba(_unit(features) if self.unit else features)
         return found
@@ -137,11 +187,22 @@ class _Svm:
     """A support vector machine with a radial basis function, one class against another, which vote.
 
     Its kernel is one matrix product for many pixels, some ten times faster than libsvm's own prediction.
+
+    Attributes:
+        middle, spread: of the features, (width,).
+        vectors: the support vectors, those of one class after those of another, (vectors, width).
+        ends: where those of each class end, (known,).
+        gamma: of the radial basis function.
+        weights: of each vector where its class is against another, (known, vectors); 0 against its own.
+        offsets: of each pair of classes, (pairs,).
+        known: the classes that there were samples of, (known,).
+        classes: how many there are.
     """
 
     middle: np.ndarray
     spread: np.ndarray
     vectors: np.ndarray
+    ends: np.ndarray
     gamma: float
     weights: np.ndarray
     offsets: np.ndarray
@@ -149,46 +210,69 @@ class _Svm:
     classes: int
 
     @classmethod
-    def of(cls, features: np.ndarray, labels: np.ndarray, classes: int) -> _Svm:
+    def of(cls, features: np.ndarray, labels: np.ndarray, classes: int, context: Context) -> _Svm:
         """Fitted to features that are standardised once more over the samples: means vary less than pixels."""
         middle, spread = features.mean(axis=0), features.std(axis=0)
         spread = np.where(spread > 0, spread, 1).astype(np.float32)
         ready = (features - middle) / spread
         gamma = 1 / max(ready.shape[1] * float(ready.var()), 1e-9)  # what scikit-learn calls "scale"
-        machine = _sklearn("svm").SVC(C=_PENALTY, gamma=gamma, cache_size=500).fit(ready, labels)
-        known = machine.classes_
-        starts = np.concatenate([[0], np.cumsum(machine.n_support_)])
-        pairs = list(zip(*np.triu_indices(len(known), 1)))
-        weights = np.zeros((len(machine.support_vectors_), len(pairs)), np.float32)
-        for pair, (one, other) in enumerate(pairs):
-            for own, against in ((one, other), (other, one)):
-                at = slice(starts[own], starts[own + 1])
-                weights[at, pair] = machine.dual_coef_[against - (against > own), at]
+        svc = _sklearn("svm").SVC(C=_PENALTY, gamma=gamma, cache_size=500)
+        machine = _watched(lambda: svc.fit(ready, labels), context)
+        known, ends = machine.classes_, np.cumsum(machine.n_support_)
+        vectors = machine.support_vectors_.astype(np.float32)
+        weights = np.zeros((len(known), len(vectors)), np.float32)
+        for own, at in enumerate(_slices(ends)):
+            weights[np.arange(len(known)) != own, at] = machine.dual_coef_[:, at]
         sign = -1 if len(known) == 2 else 1  # scikit-learn turns the only pair round
         offsets = np.asarray(sign * machine.intercept_, np.float32)
-        vectors = machine.support_vectors_.astype(np.float32)
-        return cls(middle, spread, vectors, gamma, sign * weights, offsets, known, classes)
+        return cls(middle, spread, vectors, ends, gamma, sign * weights, offsets, known, classes)
 
     def decisions(self, features: np.ndarray) -> np.ndarray:
         """Of each pair (n, pairs); above 0 for the first of the two."""
-        features = (features - self.middle) / self.spread
-        near = features @ self.vectors.T
-        squares = (features**2).sum(axis=1)[:, None] + (self.vectors**2).sum(axis=1) - 2 * near
-        return np.exp(-self.gamma * np.maximum(squares, 0)) @ self.weights + self.offsets
-
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """See Fitted: a softmax of the votes, each of them a share by how clear the decision is."""
+        features = ((features - self.middle) / self.spread).astype(np.float32, copy=False)
+        near = 2 * features @ self.vectors.T  # becomes the kernel in place, for it is large
+        near -= (features**2).sum(axis=1)[:, None]
+        near -= (self.vectors**2).sum(axis=1)
+        np.minimum(near, 0, out=near)
+        near *= self.gamma
+        np.exp(near, out=near)
+        # What a class's own vectors say against each other class: most vectors say nothing of most pairs.
         count = len(self.known)
-        ones, others = np.triu_indices(count, 1)
+        sides = np.empty((count, count, len(features)), np.float32)
+        for own, at in enumerate(_slices(self.ends)):
+            np.dot(self.weights[:, at], near[:, at].T, out=sides[own])
+        found = np.empty((len(self.offsets), len(features)), np.float32)
+        for one, at in enumerate(_pairs(count)):
+            np.add(sides[one, one + 1 :], sides[one + 1 :, one], out=found[at])
+        found += self.offsets[:, None]
+        return found.T
+
+    def probabilities(self, features: np.ndarray, context: Context = _ALONE) -> np.ndarray:
+        """See Fitted: a softmax of the votes, each of them a share by how clear the decision is."""
+        numbers = 2 * (len(self.vectors) + len(self.known) ** 2 + features.shape[1])
+        return _by_rows(self._some, features, numbers, context)
+
+    def _some(self, features: np.ndarray) -> np.ndarray:
+        count, clear = len(self.known), self.decisions(features).T
+        clear *= _FIRM / 2
+        np.tanh(clear, out=clear)  # a share is (1 + this) / 2
+        votes = np.zeros((count, len(features)), np.float32)
+        for one, at in enumerate(_pairs(count)):
+            votes[one] += clear[at].sum(axis=0)
+            votes[one + 1 :] -= clear[at]
         found = np.zeros((len(features), self.classes), np.float32)
-        for start in range(0, len(features), _ROWS):
-            shares = 1 / (1 + np.exp(-_FIRM * self.decisions(features[start : start + _ROWS])))
-            votes = np.zeros((len(shares), count), np.float32)
-            for pair, (one, other) in enumerate(zip(ones, others)):
-                votes[:, one] += shares[:, pair]
-                votes[:, other] += 1 - shares[:, pair]
-            found[start : start + _ROWS, self.known] = _softmax(votes)
+        found[:, self.known] = _softmax(votes.T / 2)  # what all have got besides, half a vote a pair, is no matter
         return found
+
+
+def _slices(ends: np.ndarray) -> list[slice]:
+    """Of things in a row, by where each ends."""
+    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends)]
+
+
+def _pairs(count: int) -> list[slice]:
+    """Where among all pairs, (0, 1), (0, 2) to (count - 2, count - 1), those lie whose first is 0, 1, ..."""
+    return _slices(np.cumsum(np.arange(count)[::-1]))
 
 
 @dataclass(frozen=True)
@@ -200,15 +284,17 @@ class _Tip:
     texts: torch.Tensor
 
     @classmethod
-    def of(cls, features: np.ndarray, labels: np.ndarray, texts: np.ndarray, tuned: bool, seed: int) -> _Tip:
+    def of(
+        cls, features: np.ndarray, labels: np.ndarray, texts: np.ndarray, tuned: bool, seed: int, context: Context
+    ) -> _Tip:
         """The cache, whose keys are tuned for Tip-Adapter-F."""
         keys, known = torch.from_numpy(_unit(features).astype(np.float32)), torch.from_numpy(labels).long()
         counts = torch.bincount(known, minlength=len(texts)).clamp(min=1)
         values = functional.one_hot(known, len(texts)) * (_SHOTS / counts).clamp(max=1)
         tip = cls(keys, values.float(), torch.from_numpy(texts))
-        return tip._tuned(keys, known, seed) if tuned else tip
+        return tip._tuned(keys, known, seed, context) if tuned else tip
 
-    def _tuned(self, features: torch.Tensor, labels: torch.Tensor, seed: int) -> _Tip:
+    def _tuned(self, features: torch.Tensor, labels: torch.Tensor, seed: int, context: Context) -> _Tip:
         tip = _Tip(self.keys.clone().requires_grad_(), self.values, self.texts)
         generator = torch.Generator().manual_seed(seed)
         optimiser = torch.optim.AdamW([tip.keys], _RATE, eps=1e-4)
@@ -216,6 +302,7 @@ class _Tip:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
         for _ in range(_EPOCHS):
             for batch in torch.randperm(len(labels), generator=generator).split(_BATCH):
+                context.check()
                 loss = functional.cross_entropy(tip.logits(features[batch]), labels[batch])
                 optimiser.zero_grad()
                 loss.backward()
@@ -228,7 +315,9 @@ class _Tip:
         near = torch.exp(_BETA * (features @ self.keys.T - 1))
         return _SCALE * features @ self.texts.T + _ALPHA * near @ self.values
 
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
+    def probabilities(self, features: np.ndarray, context: Context = _ALONE) -> np.ndarray:
         """See Fitted."""
-        parts = torch.from_numpy(_unit(features).astype(np.float32)).split(_ROWS)
-        return torch.cat([self.logits(part).softmax(1) for part in parts]).numpy()
+        return _by_rows(self._some, features, 3 * (len(self.keys) + features.shape[1]), context)
+
+    def _some(self, features: np.ndarray) -> np.ndarray:
+        return self.logits(torch.from_numpy(_unit(features).astype(np.float32))).softmax(1).numpy()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Optional
 
 import numpy as np
-from osgeo import gdal, ogr
+from osgeo import gdal, ogr, osr
 
 from clippan.errors import ClippanError
 from clippan.jobs.base import Context
 from clippan.raster.grid import Grid
+from clippan.raster.scene import name_of, spatial
 from clippan.raster.tiles import Window, tiles
-from clippan.segmentation.labels import field_of, pixels, transform_of
+from clippan.segmentation.labels import crs_of, field_of, pixels, transform_of
 from clippan.segmentation.prompts import MOST
 
 PIXELS = 500  # of a class that are learned from; more of the same take long and say little
@@ -32,7 +36,7 @@ class Samples:
         rows, columns: in the grid, (n,).
         labels: the class of each, from 0, (n,).
         groups: what lies together and is left out together, from 0, (n,): a polygon or a block.
-        split: what the groups are: "polygon", or "block of 32 pixels".
+        split: what the groups are: "polygon", "block of 32 pixels", or "polygon or block of 32 pixels".
         hints: sentences for the user.
     """
 
@@ -72,13 +76,15 @@ def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Cont
         context: hears of progress.
 
     Raises:
-        ClippanError: it cannot be read, has no such field or layer, lies elsewhere, or tells of fewer than two classes.
+        ClippanError: it cannot be read, has no such field or layer, lies elsewhere, is not in the CRS that it names, or
+            tells of fewer than two classes.
     """
     rng = np.random.default_rng(seed)
     vector, opened = _open(path, layer)
     number = field_of(opened, path, field)
     transform = transform_of(opened, path, grid)
-    features, words, beyond = [], [], 0
+    own, there = _named(crs_of(opened)), _named(spatial(grid.crs) if grid.crs else None)
+    features, words, beyond, lost = [], [], 0, 0
     count = max(opened.GetFeatureCount(), 1)
     opened.ResetReading()
     for position, feature in enumerate(opened):
@@ -87,13 +93,10 @@ def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Cont
         word = _word(feature, number)
         if geometry is None or geometry.IsEmpty() or not word:
             continue
-        geometry = geometry.Clone()
-        if transform is not None:
-            try:
-                geometry.Transform(transform)
-            except RuntimeError:  # it lies where the raster's CRS does not reach
-                beyond += 1
-                continue
+        geometry = geometry.GetLinearGeometry()  # a copy, in which curves are many short lines
+        if not _moved(geometry, transform):
+            lost += 1
+            continue
         flat, is_point = _flat(geometry, grid, path, rng, context)
         if len(flat):
             features.append((flat, is_point))
@@ -102,8 +105,7 @@ def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Cont
             beyond += 1
     del vector
     if not features:
-        reason = "lie on the rasters" if beyond else f"has a class in the field {field}"
-        raise ClippanError(f"None of the samples {path} {reason}; check that both show the same place.")
+        raise ClippanError(_nowhere(path, field, beyond, lost, own, there))
     names = _sorted(set(words))
     if len(names) < 2:
         raise ClippanError(
@@ -114,9 +116,11 @@ def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Cont
             f"The field {field} has {len(names)} different values, too many for a map of {MOST}; choose the field that "
             "holds the class."
         )
-    hints = []
-    if beyond:
-        hints.append(f"{beyond} of the samples lie outside the rasters, and were left aside.")
+    hints = _alike(names)
+    if there and not own:
+        hints.append(f"The CRS of the samples is not known; that of the rasters ({there}) was assumed.")
+    if beyond + lost:
+        hints.append(f"{beyond + lost} of the samples lie outside the rasters, and were left aside.")
     of = {name: value for value, name in enumerate(names)}
     sizes = [len(flat) for flat, _ in features]
     everything = np.concatenate([flat for flat, _ in features])
@@ -126,10 +130,10 @@ def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Cont
     kept, conflicts = _distinct(everything, labels)
     if conflicts:
         hints.append(f"{conflicts} pixels are labelled with two classes, and were left aside.")
-    lost = sorted(set(range(len(names))) - set(labels[kept].tolist()))
-    if lost:
+    gone = sorted(set(range(len(names))) - set(labels[kept].tolist()))
+    if gone:
         raise ClippanError(
-            f"All samples of {names[lost[0]]} are labelled with another class too; correct them in {path}."
+            f"All samples of {names[gone[0]]} are labelled with another class too; correct them in {path}."
         )
     flat, labels, owners, points = (values[kept] for values in (everything, labels, owners, points))
     rows, columns = flat // grid.width, flat % grid.width
@@ -141,20 +145,64 @@ def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Cont
 
 
 def digest(path: str, field: str) -> str:
-    """A checksum of the places of a file's first layer and their classes, by which copies of it are known.
+    """A checksum of a file's first layer by which copies of it are known: of its CRS, and of its places and their
+    classes in their order, which the split follows.
 
     Raises:
         ClippanError: it cannot be read, or has no such field.
     """
     vector, layer = _open(path, "")
     number = field_of(layer, path, field)
+    reference = crs_of(layer)
+    found = hashlib.sha256(b"" if reference is None else name_of(reference.ExportToWkt()).encode())
     layer.ResetReading()
-    found = []
     for feature in layer:
         geometry = feature.GetGeometryRef()
-        found.append(_word(feature, number).encode() + b" " + (bytes(geometry.ExportToWkb()) if geometry else b""))
+        found.update(b"\n" + _word(feature, number).encode() + b"\n")
+        found.update(b"" if geometry is None else bytes(geometry.ExportToWkb()))
     del vector
-    return hashlib.sha256(b"".join(sorted(found))).hexdigest()
+    return found.hexdigest()
+
+
+def _nowhere(path: str, field: str, beyond: int, lost: int, own: str, there: str) -> str:
+    """Why there is no sample at all.
+
+    Args:
+        path, field: which were read.
+        beyond: how many lie outside the rasters.
+        lost: how many could not be brought to the rasters' CRS.
+        own, there: names of the samples' CRS and the rasters'; empty where it is not known.
+    """
+    if lost and not beyond and own and there:
+        return (
+            f"None of the samples {path} can be brought from their CRS ({own}) to that of the rasters ({there}); give "
+            "them the CRS that their coordinates are in."
+        )
+    if beyond and there and not own:
+        return (
+            f"None of the samples {path} lie on the rasters, whose CRS ({there}) was assumed since theirs is not "
+            "known; give them the CRS that their coordinates are in."
+        )
+    if beyond:
+        return f"None of the samples {path} lie on the rasters; check that both show the same place."
+    return (
+        f"None of the samples {path} has both a place and a class in the field {field}; choose the field that holds "
+        "the class."
+    )
+
+
+def _moved(geometry: ogr.Geometry, transform: Optional[osr.CoordinateTransformation]) -> bool:
+    """Brings a geometry to another CRS; whether it lies where that and its own reach."""
+    try:
+        if transform is not None:
+            geometry.Transform(transform)
+    except RuntimeError:
+        return False
+    return all(math.isfinite(value) for value in geometry.GetEnvelope())  # some transformations end in infinity
+
+
+def _named(reference: Optional[osr.SpatialReference]) -> str:
+    return "" if reference is None else reference.GetName() or "without a name"
 
 
 def _open(path: str, name: str) -> tuple[gdal.Dataset, ogr.Layer]:
@@ -180,13 +228,26 @@ def _word(feature: ogr.Feature, number: int) -> str:
         return ""
     if feature.GetFieldType(number) == ogr.OFTReal:
         value = feature.GetFieldAsDouble(number)
+        if not math.isfinite(value):
+            return ""
         return str(int(value)) if value == int(value) else repr(value)
     return " ".join(feature.GetFieldAsString(number).split())
 
 
 def _sorted(words: set[str]) -> list[str]:
-    numbers = all(word.lstrip("-").isdecimal() for word in words)
-    return sorted(words, key=int) if numbers else sorted(words)
+    if all(re.fullmatch(r"-?\d+", word) for word in words):
+        return sorted(words, key=lambda word: (int(word), word))  # 1 and 01 are two
+    return sorted(words)
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    """A sentence about classes that may be meant to be one."""
+    folded = [name.casefold() for name in names]
+    same = [name for name, word in zip(names, folded) if folded.count(word) > 1]
+    if not same:
+        return []
+    listed = ", ".join(sorted(same, key=lambda name: (name.casefold(), name))[:_NAMED])
+    return [f"Classes that differ in case only were kept apart ({listed}); give those that are one the same name."]
 
 
 def _flat(
@@ -206,10 +267,26 @@ def _flat(
             rows, columns = rows[some], columns[some]
         parts.append((rows + window.y) * grid.width + columns + window.x)
     found = np.concatenate(parts)
-    if not len(found):  # smaller than a pixel, or outside
-        rows, columns = pixels(geometry.Centroid(), grid, path)
+    if not len(found):
+        rows, columns = _small(geometry, grid, path)
         found = rows * grid.width + columns
     return found, False
+
+
+def _small(geometry: ogr.Geometry, grid: Grid, path: str) -> tuple[np.ndarray, np.ndarray]:
+    """The pixel that a polygon without any pixel's centre lies in, if it reaches into the grid."""
+    size = ((0, 0), (grid.width, 0), (grid.width, grid.height), (0, grid.height), (0, 0))
+    corners = [gdal.ApplyGeoTransform(grid.geotransform, *corner) for corner in size]
+    ring = ", ".join(f"{x!r} {y!r}" for x, y in corners)
+    nothing = np.empty(0, int), np.empty(0, int)
+    try:
+        geometry = geometry.MakeValid()
+        inside = geometry.Intersection(ogr.CreateGeometryFromWkt(f"POLYGON (({ring}))"))
+    except RuntimeError:  # its coordinates are no numbers
+        return nothing
+    # What has an area does not reach into the grid if it only touches its edge.
+    outside = inside.IsEmpty() or inside.GetDimension() < geometry.GetDimension()
+    return nothing if outside else pixels(inside.PointOnSurface(), grid, path)
 
 
 def _windows(geometry: ogr.Geometry, grid: Grid) -> Iterator[Window]:
@@ -237,7 +314,7 @@ def _groups(
     rows: np.ndarray, columns: np.ndarray, labels: np.ndarray, owners: np.ndarray, points: np.ndarray
 ) -> tuple[np.ndarray, str]:
     """What lies together: a polygon, unless it is the only one of its class; all else by blocks, which are made smaller
-    until each class has two, if that can be."""
+    until each class has two, unless it has not even two of the smallest."""
     alone = points.copy()
     for label in np.unique(labels):
         mine = labels == label
@@ -245,11 +322,18 @@ def _groups(
             alone |= mine & ~points
     if not alone.any():
         return np.unique(owners, return_inverse=True)[1], "polygon"
-    groups = owners
-    for edge in _BLOCKS:
+
+    def blocked(edge: int) -> tuple[np.ndarray, set[int]]:
+        """The groups, and the classes that have two or more."""
         blocks = rows // edge * (int(columns.max()) // edge + 1) + columns // edge
         groups = np.unique(np.where(alone, blocks + owners.max() + 1, owners), return_inverse=True)[1]
-        if all(len(np.unique(groups[labels == label])) > 1 for label in np.unique(labels)):
+        split = {int(label) for label in np.unique(labels) if len(np.unique(groups[labels == label])) > 1}
+        return groups, split
+
+    _, most = blocked(_BLOCKS[-1])
+    for edge in _BLOCKS:
+        groups, split = blocked(edge)
+        if split == most:
             break
     return groups, f"block of {edge} pixels" if alone.all() else f"polygon or block of {edge} pixels"
 

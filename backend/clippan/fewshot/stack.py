@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import numpy as np
@@ -27,6 +27,7 @@ from clippan.segmentation.areas import PixelAreas
 _WINDOWS, _SIZE = 16, 64  # statistics of larger rasters are those of 16 × 16 windows of 64 × 64 pixels
 _MEMORY = 2**29  # bytes that are learned from at a time
 _BLOCK, _SEAM = 256, 5  # edge of the blocks that a larger scene is learned from, and how far their edges reach
+_TRIED = 8  # times as many blocks are looked at as are kept, if many show nothing
 _WHOLE = 2**18  # pixels of a scene that is looked at as a whole
 _SQUARES = (16, 64, 256)  # edges of the parts of larger ones that are looked at
 _NEAR = 1e-3  # of a pixel; geotransforms are rounded
@@ -78,6 +79,18 @@ class Stack:
                 hints.append(f"Of {path}, {len(idle)} of {len(scales)} bands are constant or empty ({listed}).")
         return hints
 
+    def standardised(self, means: Sequence[np.ndarray], scales: Sequence[np.ndarray]) -> Stack:
+        """With other means and scales."""
+        return replace(self, means=tuple(means), scales=tuple(scales))
+
+    def differs(self, other: Stack) -> bool:
+        """Whether another stack's values are not these: by a deviation, or threefold, in half of the bands."""
+        own, others = (np.stack([np.concatenate(each.means), np.concatenate(each.scales)]) for each in (self, other))
+        live = (own[1] > 0) & (others[1] > 0)
+        off = np.abs(own[0] - others[0]) * own[1] > 1
+        ratio = others[1][live] / own[1][live]
+        return bool(np.mean(off[live] | (ratio > 3) | (ratio < 1 / 3)) > 0.5) if live.any() else True
+
     def around(self, window: Window, margin: int) -> Window:
         """A window with a margin, as far as the grid reaches."""
         left, top = max(window.x - margin, 0), max(window.y - margin, 0)
@@ -123,8 +136,8 @@ class Stack:
         return min(found, key=lambda pieces: sum((w.width + 2 * margin) * (w.height + 2 * margin) for w, _ in pieces))
 
     def drawn(self, seed: int, context: Context) -> Patch:
-        """The scene, or where it is larger than half a gibibyte as many blocks of it, drawn evenly and laid side by
-        side. Pixels whose neighbours are another block's are not valid.
+        """The scene, or where it is larger than half a gibibyte as many blocks of it that show something, drawn evenly
+        and laid side by side. Pixels whose neighbours are another block's are not valid.
 
         Raises:
             ClippanError: GDAL could not read.
@@ -132,21 +145,28 @@ class Stack:
         most = _MEMORY // (4 * sum(self.bands))
         if self.grid.width * self.grid.height <= most:
             return self.read(self.window)
-        windows = tiles(self.grid.width, self.grid.height, _BLOCK)
-        chosen = np.random.default_rng(seed).permutation(len(windows))[: max(most // _BLOCK**2, 1)]
-        shape = (_BLOCK, len(chosen) * _BLOCK)
-        parts, valid = [np.zeros((count, *shape), np.float32) for count in self.bands], np.zeros(shape, bool)
-        for place, number in enumerate(sorted(chosen)):
-            context.progress(100 * place / len(chosen), "Reading the rasters")
-            values, known = self.read(windows[number])
-            height, width = known.shape
-            across = slice(place * _BLOCK, place * _BLOCK + width)
-            valid[:height, across] = known
-            for part, own in zip(parts, values):
-                part[:, :height, across] = own
-        inside = np.arange(shape[1]) % _BLOCK
-        valid[:, (inside < _SEAM) | (inside >= _BLOCK - _SEAM)] = False
-        return parts, valid
+        blocks = tiles(self.grid.width, self.grid.height, _BLOCK)
+        count = max(most // _BLOCK**2, 1)
+        shape = (_BLOCK, count * _BLOCK)
+        parts, valid = [np.zeros((bands, *shape), np.float32) for bands in self.bands], np.zeros(shape, bool)
+        inside = slice(_SEAM, _BLOCK - _SEAM)
+        held = 0
+        for tried, number in enumerate(np.random.default_rng(seed).permutation(len(blocks))):
+            if held == count or (held and tried > _TRIED * count):
+                break
+            context.progress(100 * held / count, "Reading the rasters")
+            values, known = self.read(blocks[number])
+            if not known[inside, inside].any():
+                continue
+            (height, width), start = known.shape, held * _BLOCK
+            own = np.zeros((_BLOCK, _BLOCK), bool)
+            own[:height, :width] = known
+            valid[inside, start + _SEAM : start + _BLOCK - _SEAM] = own[inside, inside]
+            for part, read in zip(parts, values):
+                part[:, :height, start : start + width] = read
+            held += 1
+        wide = max(held, 1) * _BLOCK
+        return [part[:, :, :wide] for part in parts], valid[:, :wide]
 
     def near(self, rows: np.ndarray, columns: np.ndarray, size: int = _SIZE) -> Iterator[tuple[Window, np.ndarray]]:
         """Windows that hold pixels, each with the numbers of those in it."""
@@ -233,10 +253,10 @@ def _inverse(geotransform: Sequence[float], path: str) -> tuple[float, ...]:
     return tuple(inverse)
 
 
-def _starts(length: int) -> list[int]:
-    if length <= _WINDOWS * _SIZE:
+def _starts(length: int, count: int) -> list[int]:
+    if length <= count * _SIZE:
         return list(range(0, length, _SIZE))
-    return [int(start) for start in np.linspace(0, length - _SIZE, _WINDOWS)]
+    return [int(start) for start in np.linspace(0, length - _SIZE, count)]
 
 
 def _statistics(source: Source, path: str, context: Context) -> tuple[np.ndarray, np.ndarray]:
@@ -245,9 +265,30 @@ def _statistics(source: Source, path: str, context: Context) -> tuple[np.ndarray
     Raises:
         ClippanError: it shows nothing.
     """
+    windows = _WINDOWS
+    count, mean, squares, largest = _moments(source, path, windows, context)
+    # What is shown may lie between the windows.
+    while count.max() < _SIZE**2 and windows * _SIZE < max(source.grid.width, source.grid.height):
+        windows *= 4
+        count, mean, squares, largest = _moments(source, path, windows, context)
+    if not count.any():
+        raise ClippanError(f"The raster {path} shows nothing but nodata here; leave it out or choose another.")
+    deviation = np.sqrt(squares / np.maximum(count, 1))
+    live = deviation > _FLAT * largest
+    if not live.any():
+        raise ClippanError(f"The raster {path} has one value everywhere, which tells nothing apart; leave it out.")
+    scale = np.where(live, 1 / np.where(live, deviation, 1), 0)
+    return mean.astype(np.float32), scale.astype(np.float32)
+
+
+def _moments(
+    source: Source, path: str, windows: int, context: Context
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of each band how many values were read, their mean, the sum of their squared differences from it, and the largest
+    of their sizes, from so many windows along each edge."""
     count = np.zeros(source.count)
     mean, squares, largest = np.zeros(source.count), np.zeros(source.count), np.zeros(source.count)
-    rows, columns = _starts(source.grid.height), _starts(source.grid.width)
+    rows, columns = (_starts(edge, windows) for edge in (source.grid.height, source.grid.width))
     for number, y in enumerate(rows):
         context.progress(100 * number / len(rows), f"Looking at {path}")
         for x in columns:
@@ -267,11 +308,4 @@ def _statistics(source: Source, path: str, context: Context) -> tuple[np.ndarray
             mean += (here - mean) * own / total
             count += own
             largest = np.maximum(largest, np.abs(values).max(axis=1))
-    if not count.any():
-        raise ClippanError(f"The raster {path} shows nothing but nodata here; leave it out or choose another.")
-    deviation = np.sqrt(squares / np.maximum(count, 1))
-    live = deviation > _FLAT * largest
-    if not live.any():
-        raise ClippanError(f"The raster {path} has one value everywhere, which tells nothing apart; leave it out.")
-    scale = np.where(live, 1 / np.where(live, deviation, 1), 0)
-    return mean.astype(np.float32), scale.astype(np.float32)
+    return count, mean, squares, largest

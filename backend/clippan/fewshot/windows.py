@@ -35,8 +35,8 @@ def cut(values: Tensor, rows: Tensor, columns: Tensor, window: int) -> Tensor:
         values: the scene, padded by half a window, (bands, height + window - 1, width + window - 1).
     """
     steps = torch.arange(window, device=values.device)
-    down = (rows[:, None] + steps)[:, :, None]
-    across = (columns[:, None] + steps)[:, None, :]
+    down = (rows.to(values.device)[:, None] + steps)[:, :, None]
+    across = (columns.to(values.device)[:, None] + steps)[:, None, :]
     return values[:, down, across].permute(1, 2, 3, 0).reshape(len(rows), window * window, len(values))
 
 
@@ -75,7 +75,8 @@ class Canvas:
         """Lays down windows (n, window², channels) about pixels (n,)."""
         steps = torch.arange(self.window, device=values.device) - self.window // 2 + self.margin
         wide = self.sum.shape[-1]
-        at = ((rows[:, None] + steps)[:, :, None] * wide + (columns[:, None] + steps)[:, None, :]).flatten()
+        down, across = (places.to(values.device)[:, None] + steps for places in (rows, columns))
+        at = (down[:, :, None] * wide + across[:, None, :]).flatten()
         share = self.share.expand(len(rows), -1)
         self.sum.flatten(1).index_add_(1, at, (values * share[..., None]).flatten(0, 1).T)
         self.weight.flatten().index_add_(0, at, share.flatten())

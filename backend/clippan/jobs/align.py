@@ -146,10 +146,9 @@ class AlignSensorRequest(Request):
                 f"{pairs} rasters for the teacher and {len(self.sensor_rasters)} of the sensor were given; give one "
                 "for each."
             )
-        if not self.output.strip():
-            check.fail("No output folder was given; name the folder of the run.")
-        check.folder("folder", str(Path(self.output).absolute().parent))
         check.model(self.model)
+        check.run_folder(self.output, self.model)
+        check.folder("folder", str(Path(self.output).absolute().parent))
         check.bands(self.sensor_bands)
         self._check_range()
         if any(not 1 <= number <= pairs for number in self.test) or len(set(self.test)) >= pairs:

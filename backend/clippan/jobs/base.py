@@ -54,6 +54,11 @@ class Context:
         if self.is_cancelled():
             raise Cancelled
 
+    @property
+    def quiet(self) -> Context:
+        """A context that only cancels, as what runs in several threads tells of no progress."""
+        return Context(cancelled=self.is_cancelled)
+
     def part(self, start: float, end: float) -> Context:
         """A context whose 0 to 100 percent are this one's ``start`` to ``end``."""
         return Context(

@@ -156,6 +156,15 @@ def model(name: str) -> None:
     find(name)
 
 
+def run_folder(path: str, start: str) -> None:
+    """The folder of a training is named, and does not hold the model that it starts from, which it would replace."""
+    if not path.strip():
+        raise ClippanError("No output folder was given; name the folder of the run.")
+    known = Path(start).resolve()
+    if known.exists() and Path(path).resolve() in (known, known.parent):
+        raise ClippanError(f"The folder {path} holds the model to start from; choose another for what is trained.")
+
+
 def at_least(what: str, value: int, least: int) -> None:
     """A number has a lower bound."""
     if value < least:

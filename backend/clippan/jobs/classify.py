@@ -85,7 +85,7 @@ class MapAccuracy:
         kappa: Cohen's, -1 to 1: what is right beyond chance.
         f1: of each class, 0 to 1; None where none of its samples could be left out.
         confusion: pixels by true class (rows) and class found (columns), of all repeats together.
-        split: what was left out together: "polygon", "point" or "block".
+        split: what was left out together: "polygon", "block of 32 pixels", or "polygon or block of 32 pixels".
         repeats: how often, with other splits.
     """
 
@@ -112,7 +112,7 @@ class ClassifyResult:
         accuracy: by cross-validation; None where too few places are labelled for it.
         classes: the area of each, in the order of the values.
         labelled: pixels of each class that the classifier learned from.
-        places: polygons, points or blocks of each class that they lie in.
+        places: polygons or blocks of each class that they lie in.
         hints: sentences for the user.
         model: CLIP that read the words or saw the picture; empty where none did.
         device: where it was computed.
@@ -162,7 +162,7 @@ class ClassifyRequest(Request):
         grid: the raster, from 1, whose pixels the map has; 0 means the finest.
         seed: of everything that is drawn.
         repeats: of cross-validation, each with another split; 0 for none.
-        steps: of pre-training; None for what suits the device.
+        steps: of pre-training; None for 400.
         bands: of the first raster that has them: red, green and blue for CLIP, or one for grey; empty means natural
             colours where they can be told.
         nodata: overrides the nodata values that the rasters declare.
@@ -283,9 +283,17 @@ def parse_descriptions(text: str) -> dict[str, tuple[str, ...]]:
 def _of_json(text: str) -> dict[str, tuple[str, ...]]:
     try:
         values = json.loads(text)
-        lists = {name: [words] if isinstance(words, str) else list(words) for name, words in values.items()}
-        if not all(isinstance(words, str) for phrases in lists.values() for words in phrases):
-            raise TypeError("a description is no text")
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise ClippanError(f'The descriptions are no JSON like {{"corn": "dark green rows"}} ({error}).') from None
-    return {name: tuple(phrases) for name, phrases in lists.items()}
+    if not isinstance(values, dict):
+        raise ClippanError('The descriptions are JSON without classes; write them like {"corn": "dark green rows"}.')
+    found = {}
+    for name, words in values.items():
+        phrases = [words] if isinstance(words, str) else words
+        if not (isinstance(phrases, list) and all(isinstance(phrase, str) for phrase in phrases)):
+            raise ClippanError(
+                f"The description of {name} is neither a phrase nor a list of phrases; write it like "
+                '{"corn": ["dark green rows", "tall plants"]}.'
+            )
+        found[name] = tuple(phrases)
+    return found

@@ -154,10 +154,9 @@ class FinetuneClipRequest(Request):
             check.folder("folder of pictures", self.data)
         if self.control:
             check.folder("control set", self.control)
-        if not self.output.strip():
-            check.fail("No output folder was given; name the folder of the run.")
-        check.folder("folder", str(Path(self.output).absolute().parent))
         check.model(self.model)
+        check.run_folder(self.output, self.model)
+        check.folder("folder", str(Path(self.output).absolute().parent))
         if self.alpha is not None:
             check.between("alpha", self.alpha, 0, 1)
         check.between("part to keep", self.keep, 0, 1)

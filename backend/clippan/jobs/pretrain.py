@@ -19,7 +19,7 @@ class PretrainSceneResult:
         output: the encoder.
         modalities: bands of each raster.
         steps: of training.
-        loss: at its end; the mean squared error of standardised bands that the network fills in.
+        loss: at its end: the part of the variance of hidden pixels that the network does not fill in, 0 to about 1.
         hints: sentences for the user.
         device: where it was computed.
         seconds: wall time.
@@ -42,7 +42,7 @@ class PretrainSceneRequest(Request):
         rasters: one or several, each a modality with any number of bands; those on other grids are warped.
         output: the encoder to write, a name that ends in .safetensors.
         grid: the raster, from 1, on whose pixels all are laid; 0 means the finest.
-        steps: of training; None for what suits the device.
+        steps: of training; None for 400.
         seed: of everything that is drawn.
         nodata: overrides the nodata values that the rasters declare.
         threads: CPU threads, 0 means all.

@@ -133,12 +133,8 @@ class TrainClipRequest(Request):
     def validate(self) -> None:
         """See Request."""
         check.sources("data to train on", self.data)
-        if not self.output.strip():
-            check.fail("No output folder was given; name the folder of the run.")
         check.model(self.model)
-        start = Path(self.model).resolve()
-        if start.exists() and Path(self.output).resolve() in (start, start.parent):
-            check.fail(f"The folder {self.output} holds the model to start from; choose another for what is trained.")
+        check.run_folder(self.output, self.model)
         if self.stages not in ((1,), (2,), (1, 2)):
             check.fail("The stages are 1, 2 or 1,2; choose among these.")
         check.at_least("number of epochs", self.epochs, 1)

@@ -71,7 +71,9 @@ def to_grid(dataset: gdal.Dataset, what: str, target: Grid, nodata: Optional[flo
         raise ClippanError(f"The {what} has another size, and no georeference to lay it on the others; give it one.")
     g = target.geotransform
     if g[2] or g[4] or g[5] > 0:
-        raise ClippanError(f"The {what} lies on another grid than a rotated one; warp both to one grid (gdalwarp).")
+        raise ClippanError(
+            f"The {what} lies on another grid than one that is turned or upside down; warp both to one grid (gdalwarp)."
+        )
     if grid.shares_crs(target):
         return _onto(dataset, target, nodata)
     for crs in (grid.crs, target.crs):

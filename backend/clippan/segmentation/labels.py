@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from osgeo import gdal, ogr, osr
@@ -185,17 +185,29 @@ def _of_features(
     return parts
 
 
+def crs_of(layer: ogr.Layer) -> Optional[osr.SpatialReference]:
+    """A layer's CRS, with x before y; None where it has none that another can be reached from.
+
+    A GeoPackage cannot do without: one that was written without a CRS has an “Undefined Cartesian SRS”, or a geographic
+    one.
+    """
+    reference = layer.GetSpatialRef()
+    if reference is None or reference.IsLocal() or (reference.GetName() or "").lower().startswith("undefined"):
+        return None
+    reference = reference.Clone()
+    reference.SetAxisMappingStrategy(osr.OAMS_TRADITIONAL_GIS_ORDER)
+    return reference
+
+
 def transform_of(layer: ogr.Layer, path: str, grid: Grid) -> Any:
     """From a layer's CRS to a grid's; None where they are one, or one is unknown.
 
     Raises:
         ClippanError: there is no way.
     """
-    reference = layer.GetSpatialRef()
+    reference = crs_of(layer)
     if reference is None or not grid.crs:
         return None
-    reference = reference.Clone()
-    reference.SetAxisMappingStrategy(osr.OAMS_TRADITIONAL_GIS_ORDER)
     target = spatial(grid.crs)
     try:
         return None if reference.IsSame(target) else osr.CoordinateTransformation(reference, target)

@@ -35,8 +35,8 @@ from clippan.clip.encoder import fingerprint
 from clippan.clip.load import Loaded, Preprocessing, load, widen
 from clippan.clip.models import find, in_colours
 from clippan.clip.training import losses, recall
-from clippan.clip.training.patch import head, ready, turned
-from clippan.clip.training.sensor import Chip, Pairs
+from clippan.clip.training.patch import ending, head, memory, ready, turned, turns
+from clippan.clip.training.sensor import Chip, Pairs, overlaps
 from clippan.clip.training.train import WEIGHTS, optimiser, save
 from clippan.device import choose_device, set_threads
 from clippan.jobs.align import AlignSensorRequest, AlignSensorResult
@@ -47,7 +47,7 @@ from clippan.training.run import Training, prepare, tidy
 
 _LOGGED, _KEPT = 10, 50  # steps that a row of the curves is the mean of, and between checkpoints
 _WARMUP = 0.1  # part of the steps
-_LOOKED = 32  # chips at a time
+_LOOKED = 32  # chips at a time, at most
 _FEW = 20  # held-out chips, below which a recall says little
 _ELSEWHERE = ("output", "report", "threads", "device")  # what a run may be gone on with in another way
 
@@ -84,30 +84,34 @@ def align(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
     context.log(reason)
     set_threads(request.threads)
     made = prepare(folder, {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE})
+    batch = min(request.batch, _LOOKED)
     try:
-        with tempfile.TemporaryDirectory(prefix=".chips-", dir=folder) as temporary:
+        with memory(request.batch), tempfile.TemporaryDirectory(prefix=".chips-", dir=folder) as temporary:
             path = hub.fetch(base, context.part(0, 1))
             teacher = load(path, base, device)
             pairs = Pairs.of(request, Path(temporary), context.part(1, 3))
             edge = teacher.preprocessing.pixels
             train, held = pairs.chips(request, edge, context.part(3, 6))
             context.log(f"{len(train)} chips to train on, {len(held)} to measure with.")
-            targets = look(teacher, pairs, train, device, context.part(6, 20))
-            pictures = look(teacher, pairs, held, device, context.part(20, 21))
+            targets = look(teacher, pairs, train, device, batch, context.part(6, 20))
+            pictures = look(teacher, pairs, held, device, batch, context.part(20, 21))
             words = head(teacher, names) if names else None
             student = inflated(load(path, base, device), pairs)
-            before = look(student, pairs, held, device, context.part(21, 22), sensed=True)
+            before = look(student, pairs, held, device, batch, context.part(21, 22), sensed=True)
             lesson = Lesson(pairs, train, targets, words, teacher.model.logit_scale.detach().exp())
             run = Alignment(request, student, lesson, device, context.part(22, 96))
             run.resume(device)
             terms = run.go()
-            after = look(student, pairs, held, device, context.part(96, 98), sensed=True)
+            with ending(run.steps):
+                after = look(student, pairs, held, device, batch, context.part(96, 98), sensed=True)
+                digested = fingerprint(base, path, context.part(98, 99))
+                context.progress(99, "Writing the model")
     except Exception:
         tidy(folder, made, (WEIGHTS,))
         raise
     about = {
         "base": base.id,
-        "base_sha256": fingerprint(base, path, context),
+        "base_sha256": digested,
         "base_licence": base.licence,
         "method": "align",
         "channels": to_json(pairs.channels),
@@ -139,13 +143,12 @@ def align(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
         agreement,
         run.steps,
         terms,
-        tuple(_hints(request, len(held), to_picture.at_1, 1 / len(held))),
+        (*pairs.hints, *_hints(request, len(held), to_picture.at_1, 1 / len(held))),
         device.type,
         round(time.monotonic() - started, 3),
     )
     if request.report:
         recall.write(request.report, request, result)
-    context.progress(100, "Done")
     return result
 
 
@@ -169,15 +172,21 @@ def inflated(loaded: Loaded, pairs: Pairs) -> Loaded:
 
 @torch.no_grad()
 def look(
-    loaded: Loaded, pairs: Pairs, chips: Sequence[Chip], device: torch.device, context: Context, sensed: bool = False
+    loaded: Loaded,
+    pairs: Pairs,
+    chips: Sequence[Chip],
+    device: torch.device,
+    batch: int,
+    context: Context,
+    sensed: bool = False,
 ) -> Tensor:
-    """Raw vectors (n, width) of chips: of their pictures, or of what the sensor saw."""
+    """Raw vectors (n, width) of chips, so many at a time: of their pictures, or of what the sensor saw."""
     read, edge = pairs.sensed if sensed else pairs.picture, loaded.preprocessing.pixels
     loaded.model.visual.to(memory_format=torch.channels_last)
     found = []
-    for start in range(0, len(chips), _LOOKED):
+    for start in range(0, len(chips), batch):
         context.progress(100 * start / len(chips), f"Looked at {start:,} of {len(chips):,} chips")
-        pictures = np.stack([read(chip, edge) for chip in chips[start : start + _LOOKED]])
+        pictures = np.stack([read(chip, edge) for chip in chips[start : start + batch]])
         found.append(loaded.model.encode_image(ready(loaded, pictures, device)).float())
     return torch.cat(found)
 
@@ -213,9 +222,8 @@ class Alignment(Training):
     def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """What the sensor saw of chips, turned over by chance, and their numbers."""
         request, lesson = self._request, self._lesson
-        rng = np.random.default_rng([request.seed, step])
-        few = len(lesson.chips) < request.batch
-        numbers = rng.choice(len(lesson.chips), request.batch, replace=few)
+        rng = np.random.default_rng([request.seed, 1, step])
+        numbers = turns(len(lesson.chips), request.batch, step, request.seed)
         edge = self._student.preprocessing.pixels
         return np.stack([turned(lesson.pairs.sensed(lesson.chips[number], edge), rng) for number in numbers]), numbers
 
@@ -225,8 +233,8 @@ class Alignment(Training):
         pictures, numbers = batch
         vectors = self._student.model.encode_image(ready(self._student, pictures, self._device)).float()
         targets = lesson.targets[torch.from_numpy(numbers).to(self._device)]
-        places = [lesson.chips[number].place for number in numbers]
-        terms = distances(vectors, targets, self._norm, lesson.scale, places, lesson.head)
+        alike = torch.from_numpy(overlaps([lesson.chips[number] for number in numbers])).to(self._device)
+        terms = distances(vectors, targets, self._norm, lesson.scale, alike, lesson.head)
         weights = {"mse": request.mse, "cosine": request.cosine, "contrast": request.contrast, "label": request.label}
         total = sum((weights[name] * value for name, value in terms.items()), torch.zeros((), device=self._device))
         warmup = max(int(_WARMUP * self.steps), 1)
@@ -244,7 +252,7 @@ class Alignment(Training):
 
 
 def distances(
-    vectors: Tensor, targets: Tensor, norm: Tensor, scale: Tensor, places: Sequence[str], words: Optional[Tensor]
+    vectors: Tensor, targets: Tensor, norm: Tensor, scale: Tensor, alike: Tensor, words: Optional[Tensor]
 ) -> dict[str, Tensor]:
     """The losses.
 
@@ -253,7 +261,7 @@ def distances(
         targets: the teacher's, raw, (n, width).
         norm: mean square length of the teacher's vectors.
         scale: what cosines are multiplied by.
-        places: what chips that overlap share, so that they are no negatives of each other, (n,).
+        alike: which chips overlap others, so that they are no negatives of each other, bool (n, n).
         words: unit vectors (k, width), if there are any.
 
     Returns:
@@ -264,7 +272,7 @@ def distances(
     terms = {
         "mse": (vectors - targets).square().sum(1).mean() / norm,
         "cosine": (1 - functional.cosine_similarity(vectors, targets, dim=-1)).mean(),
-        "contrast": losses.contrast(vectors, targets, scale, places),
+        "contrast": losses.contrast(vectors, targets, scale, range(len(vectors)), alike),
     }
     if words is not None:
         said, meant = (scale * functional.normalize(values, dim=-1) @ words.T for values in (vectors, targets))

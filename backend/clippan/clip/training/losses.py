@@ -7,12 +7,15 @@ of objects with categories: ``contrast``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Optional
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import roi_align
+
+_NEVER = -1e4  # a logit that no cosine comes near: of it softmax leaves nothing
 
 
 def distillation(cells: Tensor, boxes: Tensor, target: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -39,7 +42,9 @@ def distillation(cells: Tensor, boxes: Tensor, target: Tensor, grid: tuple[int, 
     return (1 - functional.cosine_similarity(seen, target, dim=-1)).mean()
 
 
-def contrast(pictures: Tensor, texts: Tensor, scale: Tensor, groups: Sequence[str]) -> Tensor:
+def contrast(
+    pictures: Tensor, texts: Tensor, scale: Tensor, groups: Sequence[Hashable], neither: Optional[Tensor] = None
+) -> Tensor:
     """Symmetric cross-entropy between pictures (or objects) and texts, with soft targets over all of one group.
 
     With S = scale · cos(picture_i, text_j) and T_ij = [group_i = group_j] / |group_i|, it is the mean of
@@ -51,8 +56,12 @@ def contrast(pictures: Tensor, texts: Tensor, scale: Tensor, groups: Sequence[st
         texts: vectors of their texts, (n, width), of any length.
         scale: what cosines are multiplied by, one number.
         groups: for each pair what it belongs to, its text or its category.
+        neither: what is no example of another, nor a counterexample, and so left out of the sums, bool (n, n),
+            symmetric; nothing of one group.
     """
     logits = scale * functional.normalize(pictures, dim=-1) @ functional.normalize(texts, dim=-1).T
+    if neither is not None:
+        logits = logits.masked_fill(neither, _NEVER)
     known = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     numbers = torch.tensor([known[group] for group in groups], device=logits.device)
     same = (numbers[:, None] == numbers).to(logits.dtype)

@@ -10,9 +10,10 @@ The folder of a run (``clippan.training.run``) is a model's folder in the end.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -33,7 +34,7 @@ from clippan.clip.training.chips import Chips, Split, listed
 from clippan.clip.training.regions import read_legend
 from clippan.clip.training.train import WEIGHTS, check_size, optimiser, save
 from clippan.device import choose_device, set_threads
-from clippan.errors import ClippanError
+from clippan.errors import Cancelled, ClippanError
 from clippan.fewshot.samples import digest
 from clippan.jobs.base import Context, to_json
 from clippan.jobs.finetune import AlphaPoint, ClassGain, FinetuneClipRequest, FinetuneClipResult
@@ -46,7 +47,7 @@ _WARMUP = 0.1  # part of the steps
 _SMOOTHING = 0.1  # of the labels, so that a few hundred chips do not drive the logits apart
 _STEP = 0.1  # of alpha, along the curve
 _DEFAULT = 0.5  # alpha where no control set tells how far to go: the best of the paper's
-_LOOKED = 32  # pictures at a time
+_LOOKED = 32  # pictures at a time, at most
 _FEW = 20  # pictures, below which an accuracy says little
 _ELSEWHERE = ("output", "report", "alpha", "keep", "threads", "device")  # what a run may be gone on with in another way
 
@@ -82,17 +83,21 @@ def patch(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
         recipe["samples"] = digest(request.samples, request.field)
     made = prepare(folder, recipe)
     try:
-        path = hub.fetch(base, context.part(0, 2))
-        loaded = load(path, base, device)
-        pixels = request.pixels or loaded.preprocessing.pixels
-        check_size(loaded, pixels)
-        task, control = _quizzes(request, loaded, pixels, context.part(2, 5))
-        run = Tuning(request, loaded, task, pixels, device, context.part(5, 50))
-        before = _copied(loaded)
-        run.resume(device)
-        terms = run.go()
-        after = _copied(loaded)
-        points, kept = _curve(request, loaded, (before, after), task, control, pixels, context.part(50, 98))
+        with memory(request.batch):
+            path = hub.fetch(base, context.part(0, 2))
+            loaded = load(path, base, device)
+            pixels = request.pixels or loaded.preprocessing.pixels
+            check_size(loaded, pixels)
+            task, control = _quizzes(request, loaded, pixels, context.part(2, 5))
+            run = Tuning(request, loaded, task, pixels, device, context.part(5, 50))
+            before = _copied(loaded)
+            run.resume(device)
+            terms = run.go()
+            with ending(run.steps):
+                after = _copied(loaded)
+                points, kept = _curve(request, loaded, (before, after), task, control, pixels, context.part(50, 98))
+                digested = fingerprint(base, path, context.part(98, 99))
+                context.progress(99, "Writing the model")
     except Exception:
         tidy(folder, made, (WEIGHTS,))
         raise
@@ -102,7 +107,7 @@ def patch(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
     gains = [gain for number, quiz in enumerate(quizzes) for gain in _gains(quiz, number, kept[0.0], kept[alpha])]
     about = {
         "base": base.id,
-        "base_sha256": fingerprint(base, path, context),
+        "base_sha256": digested,
         "base_licence": base.licence,
         "method": "patch",
         "alpha": alpha,
@@ -132,8 +137,43 @@ def patch(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
     )
     if request.report:
         curve.write(request.report, request, result)
-    context.progress(100, "Done")
     return result
+
+
+@contextlib.contextmanager
+def memory(batch: int) -> Iterator[None]:
+    """Says in a sentence that the GPU's memory did not suffice.
+
+    Args:
+        batch: pictures of a step.
+
+    Raises:
+        ClippanError: it did not.
+    """
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        # Another batch is another recipe, and so another run; another device goes on with this one.
+        raise ClippanError(
+            f"The GPU's memory is too small for {batch} pictures a step; go on with --device cpu, or take fewer "
+            "(--batch) and an empty folder."
+        ) from error
+
+
+@contextlib.contextmanager
+def ending(steps: int) -> Iterator[None]:
+    """What follows the last step, and can be cancelled.
+
+    Args:
+        steps: of the run.
+
+    Raises:
+        Cancelled: with a sentence that says what is left, as the one of ``Training.go``.
+    """
+    try:
+        yield
+    except Cancelled:
+        raise Cancelled(f"Cancelled after step {steps}; the same command goes on from there.") from None
 
 
 def _quizzes(
@@ -164,11 +204,11 @@ def _quizzes(
     control = chipped.pictures(request.control, context) if request.control else None
     words = _words(request.words, [task, *([control] if control else [])])
     task, control = task.called(words), control.called(words) if control else None
-    parts = chipped.split(task, request.held, request.measured, request.seed)
+    parts = chipped.divide(task, request.held, request.measured, request.seed)
     if not len(parts.test):
         raise ClippanError(
-            "No class has three chips or more (or polygons, which stay together), so nothing can be held out to "
-            "measure with; add some."
+            "No class has three chips or more that lie apart (a polygon's and those of near points stay together), so "
+            "nothing can be held out to measure with; add some."
         )
     quiz = Quiz(task, parts, head(loaded, task.names))
     if control is None:
@@ -254,11 +294,7 @@ class Tuning(Training):
         """Chips, turned over by chance, and their classes."""
         train, batch = self._task.split.train, self._request.batch
         rng = np.random.default_rng([self._request.seed, 1, step])
-        numbers = []
-        for place in range(step * batch, (step + 1) * batch):  # every chip once an epoch
-            epoch, position = divmod(place, len(train))
-            order = np.random.default_rng([self._request.seed, 0, epoch]).permutation(len(train))
-            numbers.append(train[order[position]])
+        numbers = train[turns(len(train), batch, step, self._request.seed)]
         seen = [turned(self._task.chips.read(int(number), self._pixels), rng) for number in numbers]
         return np.stack(seen), self._task.chips.labels[numbers]
 
@@ -281,6 +317,13 @@ class Tuning(Training):
         """See Training."""
         self._loaded.model.visual.load_state_dict(state["visual"])
         self._optimiser.load_state_dict(state["optimiser"])
+
+
+def turns(count: int, batch: int, step: int, seed: int) -> np.ndarray:
+    """Which of so many chips a step takes, (batch,): each once in every epoch, in an order of the epoch's own."""
+    epochs, positions = np.divmod(np.arange(step * batch, (step + 1) * batch), count)
+    orders = {epoch: np.random.default_rng([seed, 0, epoch]).permutation(count) for epoch in np.unique(epochs)}
+    return np.array([orders[epoch][position] for epoch, position in zip(epochs, positions)])
 
 
 def turned(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -323,7 +366,7 @@ def _curve(
         measured: list[np.ndarray] = []
         for quiz in filter(None, (task, control)):
             for split, hits in ((quiz.split.validation, chosen), (quiz.split.test, measured)):
-                hits.append(right(loaded, quiz, split, pixels, part))
+                hits.append(right(loaded, quiz, split, pixels, request.batch, part))
         part.progress(100, f"Measured at α = {alpha:g}")
         kept[alpha] = measured
         shares = [[float(hits.mean()) if len(hits) else 0.0 for hits in found] for found in (measured, chosen)]
@@ -333,12 +376,12 @@ def _curve(
 
 
 @torch.inference_mode()
-def right(loaded: Loaded, quiz: Quiz, numbers: np.ndarray, pixels: int, context: Context) -> np.ndarray:
-    """Which chips are named right, (n,)."""
-    found, device = [], quiz.head.device
-    for start in range(0, len(numbers), _LOOKED):
+def right(loaded: Loaded, quiz: Quiz, numbers: np.ndarray, pixels: int, batch: int, context: Context) -> np.ndarray:
+    """Which chips are named right, (n,); so many at a time as a step takes."""
+    found, device, looked = [], quiz.head.device, min(batch, _LOOKED)
+    for start in range(0, len(numbers), looked):
         context.check()
-        part = numbers[start : start + _LOOKED]
+        part = numbers[start : start + looked]
         pictures = np.stack([quiz.chips.read(int(number), pixels) for number in part])
         vectors = loaded.model.encode_image(ready(loaded, pictures, device)).float()
         found.append((vectors @ quiz.head.T).argmax(1).cpu().numpy() == quiz.chips.labels[part])
@@ -368,7 +411,7 @@ def _gains(quiz: Quiz, number: int, before: list[np.ndarray], after: list[np.nda
 def _hints(
     request: FinetuneClipRequest, task: Quiz, control: Optional[Quiz], before: AlphaPoint, after: AlphaPoint
 ) -> list[str]:
-    hints = []
+    hints = [*task.chips.hints, *task.split.hints]
     labels = task.chips.labels
     alone = [name for number, name in enumerate(task.chips.names) if not (labels[task.split.test] == number).any()]
     if alone:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,27 +15,35 @@ import numpy as np
 from osgeo import gdal
 
 from clippan.channels import Channels
+from clippan.clip.training.chips import corners, meeting
 from clippan.errors import ClippanError, told
 from clippan.jobs.align import AlignSensorRequest
 from clippan.jobs.base import Context
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
-from clippan.raster.scene import Look, Scene
+from clippan.raster.scene import Look, Scene, transformed
 from clippan.raster.tiles import Window
 
 _MOST = 20_000  # chips to train on; of more, so many are drawn
 _MOST_HELD = 2_000
 _VALID = 0.9  # of a chip's pixels, in both rasters
 _PERCENTILES = (1.0, 99.0)
+_TOUCHING = 0.01  # of a raster's land: neighbours share so much of a border
 
 
 @dataclass(frozen=True)
 class Chip:
-    """A window of a pair, and the place that it shares with chips that overlap it."""
+    """A window of a pair, by its number from 0."""
 
     pair: int
     window: Window
-    place: str
+
+
+def overlaps(chips: Sequence[Chip]) -> np.ndarray:
+    """Which chips share pixels with which others, bool (n, n); none with itself."""
+    pairs = np.array([chip.pair for chip in chips])
+    boxes = corners([chip.window for chip in chips])
+    return (pairs[:, None] == pairs) & meeting(boxes, boxes) & ~np.eye(len(chips), dtype=bool)
 
 
 @dataclass
@@ -46,6 +56,7 @@ class Pairs:
         look: how the teacher's become pictures.
         channels: what the student takes.
         colours: which of these are red, green and blue, from 0; empty where they are not all there.
+        hints: sentences for the user.
     """
 
     teachers: Sequence[str]
@@ -53,6 +64,7 @@ class Pairs:
     look: Look
     channels: Channels
     colours: tuple[int, ...]
+    hints: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._local = threading.local()
@@ -72,16 +84,18 @@ class Pairs:
         """
         look = Look(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
         numbers, names, total, colours = _bands(request)
-        laid = []
+        laid, hints = [], []
         pairs = list(zip(request.teacher_rasters, request.sensor_rasters))
         for number, (teacher, sensor) in enumerate(pairs):
             context.progress(100 * number / len(pairs), f"Laying {Path(sensor).name[:80]} on the teacher's raster")
             target = str(folder / f"{number}.vrt")
-            lay(sensor, numbers, Scene(teacher, look).own_grid, request.nodata, target)
+            hints.append(lay(sensor, numbers, Scene(teacher, look).own_grid, request.nodata, target))
             laid.append(target)
         learned = [path for number, path in enumerate(laid, 1) if number not in request.test]
         low, high = _ranges(request, learned, names)
-        return cls(request.teacher_rasters, laid, look, Channels(names, low, high, numbers, total), colours)
+        channels = Channels(names, low, high, numbers, total)
+        told_of = tuple(filter(None, [*hints, *_known_land(request)]))
+        return cls(request.teacher_rasters, laid, look, channels, colours, told_of)
 
     def chips(self, request: AlignSensorRequest, pixels: int, context: Context) -> tuple[list[Chip], list[Chip]]:
         """To train on, which overlap, and to measure with, which touch each other and nothing of the others.
@@ -152,8 +166,8 @@ class Pairs:
 
 
 def _bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[str, ...], int, tuple[int, ...]]:
-    """Which bands of the sensor's rasters are taken, what they are called, how many there are in all, and which of
-    those taken are red, green and blue."""
+    """Which bands of the sensor's rasters are taken, from 1 and without alpha, what they are called, how many there are
+    in all, and which of those taken are red, green and blue."""
     first = request.sensor_rasters[0]
     totals = []
     for path in request.sensor_rasters:
@@ -165,17 +179,18 @@ def _bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[str, ...
                 f"The raster {path} has {totals[-1]} bands and {first} has {totals[0]}; give rasters of one sensor."
             )
     dataset = sources.open_dataset(first, "raster of the sensor")
-    numbers = request.sensor_bands or tuple(sources.spectral(dataset))
-    wrong = [number for number in numbers if number > dataset.RasterCount]
+    spectral = sources.spectral(dataset)
+    numbers = request.sensor_bands or tuple(range(1, len(spectral) + 1))
+    wrong = [number for number in numbers if number > len(spectral)]
     if wrong:
         raise ClippanError(f"Band {wrong[0]} was asked for but the raster {first} has {totals[0]}; choose others.")
-    described = [(dataset.GetRasterBand(number).GetDescription() or "").strip() for number in numbers]
+    described = [(dataset.GetRasterBand(spectral[number - 1]).GetDescription() or "").strip() for number in numbers]
     plain = [name.casefold() for name in described]
     names = tuple(
         name if name and plain.count(name.casefold()) == 1 else f"band {number}"
         for name, number in zip(described, numbers)
     )
-    shown = Scene(first, Look()).bands
+    shown = [spectral.index(band) + 1 for band in Scene(first, Look()).bands if band in spectral]
     colours = tuple(numbers.index(band) for band in shown) if len(shown) == 3 and set(shown) <= set(numbers) else ()
     return tuple(numbers), names, totals[0], colours
 
@@ -207,15 +222,55 @@ def _ranges(
     return tuple(low), tuple(high)
 
 
-def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], target: str) -> None:
+def _known_land(request: AlignSensorRequest) -> list[str]:
+    """A sentence for each pair to measure with that shows land which is trained on."""
+    hints = []
+    learned = [pair for pair in range(len(request.teacher_rasters)) if pair + 1 not in request.test]
+    for pair, other in itertools.product(sorted({number - 1 for number in request.test}), learned):
+        part = _shared(request.teacher_rasters[pair], request.teacher_rasters[other])
+        if part > _TOUCHING:
+            hints.append(
+                f"Pair {pair + 1} measures, but {part:.0%} of its land is also in pair {other + 1}, which is trained "
+                "on; on other land expect less, and measure with a pair from elsewhere (--test)."
+            )
+    return hints
+
+
+def _shared(one: str, other: str) -> float:
+    """The part of a raster's land that another shows, 0 to 1; without a CRS only the same file shows the same land."""
+    grids = [Grid.of(sources.open_dataset(path, "raster")) for path in (one, other)]
+    if not all(grid.crs and grid.geotransform for grid in grids):
+        return float(os.path.realpath(one) == os.path.realpath(other))
+    try:
+        west, south, east, north = _extent(grids[0])
+        left, bottom, right, top = transformed(_extent(grids[1]), grids[1].crs, grids[0].crs)
+    except ClippanError:  # they lie where the other's CRS does not reach
+        return 0.0
+    across, along = min(east, right) - max(west, left), min(north, top) - max(south, bottom)
+    return max(across, 0.0) * max(along, 0.0) / ((east - west) * (north - south))
+
+
+def _extent(grid: Grid) -> tuple[float, float, float, float]:
+    """xmin, ymin, xmax, ymax of a grid with a geotransform."""
+    places = [gdal.ApplyGeoTransform(grid.geotransform, x, y) for x in (0, grid.width) for y in (0, grid.height)]
+    x, y = zip(*places)
+    return min(x), min(y), max(x), max(y)
+
+
+def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], target: str) -> str:
     """Writes a VRT of some bands of a raster on other pixels, by cubic resampling; NaN where it does not reach.
+
+    An alpha band goes with them. A value that marks gaps though nobody declared it is taken for nodata.
 
     Args:
         path: the raster.
-        numbers: of the bands, from 1.
+        numbers: of the bands, from 1 and without alpha.
         grid: the pixels.
         nodata: overrides what it declares.
         target: the VRT, beside which nothing is written.
+
+    Returns:
+        A sentence about the nodata value that is assumed; empty without one.
 
     Raises:
         ClippanError: there is no way from one grid to the other.
@@ -223,11 +278,16 @@ def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], 
     dataset = sources.open_dataset(path, "raster of the sensor")
     own = Grid.of(dataset)
     bands = target if _alike(own, grid) else f"{target}.bands.vrt"
-    extra = {} if nodata is None else {"noData": nodata}
+    spectral = sources.spectral(dataset)
+    chosen = [spectral[number - 1] for number in numbers]
+    alpha = [number for number in range(1, dataset.RasterCount + 1) if number not in spectral][:1]
+    source = sources.Source([dataset], f"raster {path}", numbers, nodata)
+    missing = source.nodata if source.assumption else nodata
+    extra = {} if missing is None else {"noData": missing}
     try:
-        gdal.Translate(bands, dataset, format="VRT", bandList=list(numbers), **extra).FlushCache()
+        gdal.Translate(bands, dataset, format="VRT", bandList=[*chosen, *alpha], **extra).FlushCache()
         if bands == target:
-            return
+            return source.assumption
         if grid.geotransform is None or own.geotransform is None:
             raise ClippanError(
                 f"The raster {path} has another size than the teacher's, and not both a place; give both one."
@@ -250,6 +310,7 @@ def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], 
             height=grid.height,
             **({"dstSRS": grid.crs} if grid.crs else {}),
         ).FlushCache()
+        return source.assumption
     except RuntimeError as error:
         raise ClippanError(
             f"The raster {path} cannot be laid on the teacher's ({told(error)}); check its CRS."
@@ -266,9 +327,9 @@ def _alike(one: Grid, other: Grid) -> bool:
 
 
 def _cut(pair: int, across: int, down: int, first: int, last: int, width: int, step: Sequence[int]) -> list[Chip]:
-    """Chips between two rows; those that show about the same share a place."""
+    """Chips between two rows."""
     return [
-        Chip(pair, Window(x, y, across, down), f"{pair} {x // across} {y // down}")
+        Chip(pair, Window(x, y, across, down))
         for y in range(first, last - down + 1, step[1])
         for x in range(0, width - across + 1, step[0])
     ]

@@ -76,7 +76,7 @@ def train(request: TrainClipRequest, context: Context) -> TrainClipResult:
             wanted = {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE}
             made = prepare(folder, wanted)
         else:  # one of them tells
-            context = Context(cancelled=context.is_cancelled)
+            context = context.quiet
         try:
             path = _fetched(base, rank, count, context.part(0, 2))
             context.progress(2, "Reading the data")

@@ -56,7 +56,7 @@ def train(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
             context.log(reason)
             made = prepare(folder, to_json(recipe))
         else:  # one of them tells
-            context = Context(cancelled=context.is_cancelled)
+            context = context.quiet
         try:
             sampler = _sampler(recipe, Path(request.data), context.part(0, 2))
             run = Run(recipe, sampler, device, folder, rank, count, context.part(2, 100))
