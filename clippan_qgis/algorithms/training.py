@@ -32,7 +32,8 @@ class TrainingAlgorithm(base.JobAlgorithm):
         """How it is trained, with a job's defaults; ``fewest``: pictures of a step."""
         self.add_number(
             *(self.EPOCHS, "Rounds", int, job.epochs),
-            "How often it looks at every picture. More takes longer, and with few pictures learns them by heart.",
+            "How often it looks at every picture. More takes longer, and with few pictures learns them by heart. At "
+            "least 40 steps are taken.",
             least=1,
             advanced=False,
         )

@@ -90,7 +90,7 @@ class AlignSensorRequest(Request):
         mse, cosine, contrast, label: weights of the losses: mean square difference of the raw vectors, 1 − their
             cosine, symmetric contrast of the batch, and cross-entropy of what both say about the words.
         words: for the label term and the agreement, as ``water; forest; buildings``.
-        epochs: how often it sees every chip.
+        epochs: how often it sees every chip; of few chips more often, in 40 steps at least.
         steps: of the optimiser, instead of the epochs.
         batch: chips of a step.
         rate: greatest learning rate.

@@ -102,7 +102,7 @@ class FinetuneClipRequest(Request):
         held: part of each class that chooses α, and as much again that measures the result.
         measured: pictures of the task, and as many of the control set, that each point of the curve is measured on at
             most.
-        epochs: how often it sees every chip.
+        epochs: how often it sees every chip; of few chips more often, in 40 steps at least.
         steps: of the optimiser, instead of the epochs.
         batch: chips of a step.
         rate: greatest learning rate.

@@ -37,7 +37,7 @@ from clippan.clip.models import find, in_colours
 from clippan.clip.training import losses, recall
 from clippan.clip.training.patch import ending, head, memory, ready, turned, turns
 from clippan.clip.training.sensor import Chip, Pairs, overlaps
-from clippan.clip.training.train import WEIGHTS, optimiser, save
+from clippan.clip.training.train import FEWEST, WEIGHTS, optimiser, save
 from clippan.device import choose_device, set_threads
 from clippan.jobs.align import AlignSensorRequest, AlignSensorResult
 from clippan.jobs.base import Context, to_json
@@ -210,7 +210,7 @@ class Alignment(Training):
     ) -> None:
         self._request, self._student, self._lesson, self._device = request, student, lesson, device
         count = len(lesson.chips)
-        self.steps = request.steps or max(count * request.epochs // request.batch, 1)
+        self.steps = request.steps or max(count * request.epochs // request.batch, FEWEST)
         super().__init__(Path(request.output), self.steps, 0, context, _LOGGED, _KEPT)
         context.log(f"{count} chips, {self.steps} steps.")
         for name, value in student.model.named_parameters():

@@ -32,7 +32,7 @@ from clippan.clip.training import chips as chipped
 from clippan.clip.training import curve
 from clippan.clip.training.chips import Chips, Split, listed
 from clippan.clip.training.regions import read_legend
-from clippan.clip.training.train import WEIGHTS, check_size, optimiser, save
+from clippan.clip.training.train import FEWEST, WEIGHTS, check_size, optimiser, save
 from clippan.device import choose_device, set_threads
 from clippan.errors import Cancelled, ClippanError
 from clippan.fewshot.samples import digest
@@ -281,7 +281,7 @@ class Tuning(Training):
     ) -> None:
         self._request, self._loaded, self._task, self._pixels, self._device = request, loaded, task, pixels, device
         count = len(task.split.train)
-        self.steps = request.steps or max(count * request.epochs // request.batch, 1)
+        self.steps = request.steps or max(count * request.epochs // request.batch, FEWEST)
         super().__init__(Path(request.output), self.steps, 0, context, _LOGGED, _KEPT)
         context.log(f"{count} chips of {len(task.chips.names)} classes, {self.steps} steps.")
         for name, value in loaded.model.named_parameters():

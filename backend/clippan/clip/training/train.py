@@ -45,6 +45,7 @@ from clippan.training.descent import descend, follow, rate
 from clippan.training.run import Training, prepare, processes, tidy
 
 WEIGHTS = "open_clip_model.safetensors"
+FEWEST = 40  # steps, where a few pictures would be seen in fewer: these change next to nothing
 _LOGGED = 20  # steps that a row of the curves is the mean of
 _KEPT = 200  # steps between checkpoints
 _PAST = 0.99  # share of the past in the teacher that is a running average
