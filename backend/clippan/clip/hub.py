@@ -14,9 +14,8 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
-from concurrent import futures
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Optional, TypeVar
+from typing import Any, BinaryIO, Callable
 
 from clippan import __version__
 from clippan.clip import cache
@@ -24,6 +23,7 @@ from clippan.clip.cache import Record
 from clippan.clip.models import MODELS, Model
 from clippan.errors import Cancelled, ClippanError, told
 from clippan.jobs.base import Context
+from clippan.watch import watched
 
 HUB = "https://huggingface.co"
 _PERMISSIVE = re.compile(r"(MIT|Apache-2\.0|BSD(-\d-Clause)?|CC-BY-\d\.\d|CC0-1\.0)", re.IGNORECASE)
@@ -31,8 +31,6 @@ _CHUNK = 2**20  # bytes; what a cut can lose, and how often progress is told
 _METADATA_SECONDS = 10
 _SPARE = 2**24  # bytes of disk that a download leaves free
 _NETWORK = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "huggingface_hub"}
-
-T = TypeVar("T")
 
 
 def fetch(model: Model, context: Context, accept_licence: bool = False) -> Path:
@@ -85,7 +83,7 @@ def _download(model: Model, context: Context) -> Path:
     wanted = model.revision or (record.revision if record else None)
     context.progress(0, f"Looking up {model.label}")
     with hub.sentences():
-        metadata = _watched(lambda: hub.metadata(wanted or "main"), context)
+        metadata = watched(lambda: hub.metadata(wanted or "main"), context)
     revision, size, etag = metadata.commit_hash, metadata.size, metadata.etag
     if not revision or not etag or not size:
         raise ClippanError(
@@ -161,7 +159,7 @@ def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context)
     keep = False
     try:
         with hub.sentences(lambda: sink.position, size):
-            _watched(lambda: hub.get(revision, sink, size), context, report)
+            watched(lambda: hub.get(revision, sink, size), context, report)
         keep = True
     except _Disk as error:
         if error.error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
@@ -247,23 +245,6 @@ class _Sink:
                 yield self._file
             except OSError as error:
                 raise _Disk(error) from error
-
-
-def _watched(work: Callable[[], T], context: Context, report: Optional[Callable[[], None]] = None) -> T:
-    """Does work that may block on the network, and meanwhile reports, and notices within a tenth of a second that
-    the user cancels. The thread is then left to its time-out."""
-    future: futures.Future[T] = futures.Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="hub", daemon=True).start()
-    while not futures.wait([future], timeout=0.1).done:
-        (report or context.check)()
-    return future.result()
 
 
 class _Hub:

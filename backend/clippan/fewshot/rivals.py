@@ -9,12 +9,10 @@ none knows of files.
 from __future__ import annotations
 
 import importlib
-import threading
 from collections.abc import Sequence
-from concurrent import futures
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Callable, Optional, Protocol, TypeVar
+from typing import Any, Callable, Optional, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from torch.nn import functional
 from clippan.errors import ClippanError, told
 from clippan.jobs.base import Context
 from clippan.jobs.classify import Classifier
+from clippan.watch import watched
 
 MEAN = 9  # edge of the window of a local mean, in pixels
 _PENALTY = 100.0  # of the SVM, as in the baselines of few-shot papers
@@ -36,8 +35,6 @@ _RATE, _EPOCHS, _BATCH = 1e-3, 20, 256  # of Tip-Adapter-F, as published
 _ROWS = 8192  # pixels that are looked at between two questions whether the user cancels
 _MEMORY = 2**27  # bytes that a thread needs for them, about
 _ALONE = Context()  # tells nobody, and is never cancelled
-
-T = TypeVar("T")
 
 
 class Fitted(Protocol):
@@ -81,10 +78,10 @@ def fit(
         return _Tip.of(features, labels, texts, method is Classifier.TIP_F, seed, context)
     if method is Classifier.LINEAR:
         probe = _sklearn("linear_model").LogisticRegression(C=_PROBE, max_iter=500)
-        return _Estimator(_watched(lambda: probe.fit(_unit(features), labels), context), classes, True)
+        return _Estimator(watched(lambda: probe.fit(_unit(features), labels), context), classes, True)
     if method is Classifier.RF:
         forest = _sklearn("ensemble").RandomForestClassifier(_TREES, random_state=seed)
-        return _Estimator(_watched(lambda: forest.fit(features, labels), context), classes, False)
+        return _Estimator(watched(lambda: forest.fit(features, labels), context), classes, False)
     return _Svm.of(features, labels, classes, context)
 
 
@@ -120,26 +117,6 @@ def _sklearn(name: str) -> ModuleType:
             f"The engine's Python has no scikit-learn that works ({told(error)}); run Set up engine, or choose a "
             "method that does without (diffclip, tip, tip-f)."
         ) from None
-
-
-def _watched(work: Callable[[], T], context: Context) -> T:
-    """Does what cannot be stopped, and notices within a tenth of a second that the user cancels.
-
-    scikit-learn hears of nothing while it learns. Its thread is then left to itself: it ends when it has learned, some
-    seconds later, and nobody sees what.
-    """
-    future: futures.Future[T] = futures.Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="fit", daemon=True).start()
-    while not futures.wait([future], timeout=0.1).done:
-        context.check()
-    return future.result()
 
 
 def _by_rows(
@@ -217,7 +194,7 @@ class _Svm:
         ready = (features - middle) / spread
         gamma = 1 / max(ready.shape[1] * float(ready.var()), 1e-9)  # what scikit-learn calls "scale"
         svc = _sklearn("svm").SVC(C=_PENALTY, gamma=gamma, cache_size=500)
-        machine = _watched(lambda: svc.fit(ready, labels), context)
+        machine = watched(lambda: svc.fit(ready, labels), context)
         known, ends = machine.classes_, np.cumsum(machine.n_support_)
         vectors = machine.support_vectors_.astype(np.float32)
         weights = np.zeros((len(known), len(vectors)), np.float32)

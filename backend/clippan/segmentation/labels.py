@@ -178,7 +178,10 @@ def _of_features(
             )
         geometry = geometry.GetLinearGeometry()
         if transform is not None:
-            geometry.Transform(transform)
+            try:
+                geometry.Transform(transform)
+            except RuntimeError:  # it lies where the raster's CRS does not reach
+                continue
         rows, columns = pixels(geometry, scene.grid, path)
         if len(rows):
             parts.append(_some(rows, columns, np.full(len(rows), label), number))
