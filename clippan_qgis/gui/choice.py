@@ -11,8 +11,8 @@ from .wrapper import Wrapper
 class ChoiceWidget(Wrapper):
     """Shows a parameter made by ``algorithms.base.choice`` by its labels; the value is the word behind one."""
 
-    def createWidget(self):
-        """See QgsAbstractProcessingParameterWidgetWrapper."""
+    def make(self):
+        """See Wrapper."""
         box = QComboBox()
         for value, label in self.parameterDefinition().metadata()["clippan_labels"].items():
             box.addItem(label, value)

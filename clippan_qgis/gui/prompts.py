@@ -35,7 +35,7 @@ from qgis.PyQt.QtWidgets import (
 from clippan.errors import ClippanError
 from clippan.segmentation.prompts import Prompt, Table, parse, presets, save
 
-from .wrapper import Wrapper, keep
+from .wrapper import Wrapper
 
 FILTER = "Prompt tables (*.json)"
 FIRST = "landcover"  # the preset that a dialog starts with
@@ -396,8 +396,8 @@ class PromptDialog(QDialog):
 class PromptsWidget(Wrapper):
     """Shows a prompt table: a table in a dialog, a line in a batch."""
 
-    def createWidget(self):
-        """See QgsAbstractProcessingParameterWidgetWrapper."""
+    def make(self):
+        """See Wrapper."""
         if self.type() == QgsProcessingGui.WidgetType.Batch:
             self._editor = PromptLine()
         else:
@@ -408,7 +408,7 @@ class PromptsWidget(Wrapper):
         layout = QVBoxLayout(box)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._editor)
-        return keep(box)
+        return box
 
     def setWidgetValue(self, value, context):
         """See QgsAbstractProcessingParameterWidgetWrapper."""

@@ -6,15 +6,8 @@ from qgis.gui import QgsAbstractProcessingParameterWidgetWrapper, QgsGui, QgsPro
 from qgis.PyQt.QtWidgets import QWidget
 
 # QGIS takes over the widgets that wrappers make, but not their Python halves. Were these collected as garbage before
-# the widget goes, QGIS would crash when it next asks one of our classes inside the widget for its class.
+# the widget goes, QGIS would crash when it next asks the widget, or one inside it, for its class.
 _alive: set[QWidget] = set()
-
-
-def keep(widget: QWidget) -> QWidget:
-    """Keeps the Python half of a widget, and of all inside it, as long as the widget lives."""
-    _alive.add(widget)
-    widget.destroyed.connect(lambda: _alive.discard(widget))
-    return widget
 
 
 class Wrapper(QgsAbstractProcessingParameterWidgetWrapper):
@@ -22,8 +15,8 @@ class Wrapper(QgsAbstractProcessingParameterWidgetWrapper):
 
     The model designer gets QGIS's own widget, which can also take the value from a model input.
 
-    QGIS takes the widget over, and Python forgets it: ``wrappedWidget`` gives a plain one of Qt's or QGIS's. A widget
-    of a class of our own has to lie inside such a plain one, which ``keep`` keeps.
+    QGIS takes the widget over: ``wrappedWidget`` gives a plain one of Qt's or QGIS's. A widget of a class of our own
+    has to lie inside such a plain one.
     """
 
     def __new__(cls, parameter, dialog, row=0, col=0):
@@ -38,3 +31,14 @@ class Wrapper(QgsAbstractProcessingParameterWidgetWrapper):
         kind = QgsProcessingGui.WidgetType.Batch if batch else QgsProcessingGui.WidgetType.Standard
         super().__init__(parameter, kind)
         self.setDialog(dialog)
+
+    def make(self) -> QWidget:
+        """The widget, of a plain class."""
+        raise NotImplementedError
+
+    def createWidget(self):
+        """See QgsAbstractProcessingParameterWidgetWrapper."""
+        widget = self.make()
+        _alive.add(widget)
+        widget.destroyed.connect(lambda: _alive.discard(widget))
+        return widget

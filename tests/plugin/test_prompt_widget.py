@@ -14,11 +14,12 @@ from qgis.gui import QgsMapCanvas
 from qgis.PyQt import sip
 from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtGui import QColor
-from qgis.PyQt.QtWidgets import QFileDialog, QMessageBox, QVBoxLayout, QWidget
+from qgis.PyQt.QtWidgets import QComboBox, QFileDialog, QMessageBox, QVBoxLayout, QWidget
 
 from clippan.segmentation.prompts import Prompt, Table, parse, presets
 from clippan_qgis.gui import prompts
 from clippan_qgis.gui import wrapper as wrappers
+from clippan_qgis.gui.choice import ChoiceWidget
 
 CALIBRATED = Table(
     (Prompt("water", ("river",), ("smooth and dark", "blue, calm"), "#ff0000", 0.4, 1.5), Prompt("forest")),
@@ -304,9 +305,12 @@ def test_what_python_forgets_stays_whole(algorithm, qgis_app):
     widget = wrapper.createWrappedWidget(QgsProcessingContext())
     layout.addWidget(widget)
     wrapper.setParameterValue("water; forest", QgsProcessingContext())
-    del wrapper, widget, layout
+    other = ChoiceWidget(algorithm.parameterDefinition("MODEL"), None)
+    layout.addWidget(other.createWrappedWidget(QgsProcessingContext()))
+    del wrapper, widget, layout, other
     gc.collect()
     assert window.findChildren(QgsMapCanvas) == []
+    assert {type(kept) for kept in wrappers._alive} == {QWidget, QComboBox}
     (table,) = window.findChildren(prompts.PromptTable)
     assert parse(table.value()).names == ("water", "forest")
     sip.delete(window)
