@@ -395,13 +395,18 @@ def document(scenes: Sequence[Scene], options: argparse.Namespace, results: dict
     return "\n\n".join(parts) + "\n"
 
 
+def of_seeds(scene: Scene, name: str, shots: int, options: argparse.Namespace, results: dict[str, Any]) -> np.ndarray:
+    """The OA of each seed."""
+    seeds = range(options.first, options.first + options.seeds)
+    return np.array([results[where][0] for seed in seeds if (where := key(scene.name, name, shots, seed)) in results])
+
+
 def bars(scene: Scene, options: argparse.Namespace, results: dict[str, Any]) -> list[str]:
-    """By how much DiffCLIP is ahead in OA."""
+    """By how much DiffCLIP is ahead in OA, and what its parts are worth."""
 
     def mean(name: str, shots: int) -> float:
-        seeds = range(options.first, options.first + options.seeds)
-        found = [results[where][0] for seed in seeds if (where := key(scene.name, name, shots, seed)) in results]
-        return float(np.mean(found)) if found else float("nan")
+        found = of_seeds(scene, name, shots, options, results)
+        return float(found.mean()) if len(found) else float("nan")
 
     said = []
     for shots in options.shots:
@@ -413,7 +418,22 @@ def bars(scene: Scene, options: argparse.Namespace, results: dict[str, Any]) -> 
         if scene.name.startswith("Indian"):
             line += f" ({own - BARS[shots]:+.1f} on the {BARS[shots]} of the plan)" if shots in BARS else ""
         said.append(line + (f", {own - max(seen):+.1f} on the best of CLIP on RGB" if seen else ""))
-    return ["DiffCLIP is ahead by points of OA: " + "; ".join(said) + "."]
+    told = ["DiffCLIP is ahead by points of OA: " + "; ".join(said) + "."]
+    rows = []
+    for name in methods(options.ablation):
+        if name.startswith("–") and len(of_seeds(scene, name, options.shots[0], options, results)):
+            pairs = [
+                [of_seeds(scene, each, shots, options, results) for each in ("DiffCLIP", name)]
+                for shots in options.shots
+            ]
+            gains = [own - without for own, without in pairs]
+            rows.append([name.removeprefix("– "), *(f"{gain.mean():+.1f} ± {gain.std():.1f}" for gain in gains)])
+    if rows:
+        head = [["what the part is worth in OA", *(f"{shots} shots" for shots in options.shots)]]
+        head.append(["---"] * len(head[0]))
+        told.append("\n".join("| " + " | ".join(row) + " |" for row in [*head, *rows]))
+        told.append("With and without the part on the same samples: mean ± standard deviation of the difference.")
+    return told
 
 
 def main() -> None:
