@@ -14,6 +14,7 @@ from pathlib import Path
 import processing
 from qgis.core import (
     QgsContrastEnhancement,
+    QgsFillSymbol,
     QgsMapRendererParallelJob,
     QgsMapSettings,
     QgsMultiBandColorRenderer,
@@ -226,14 +227,13 @@ def classify() -> dict:
     """Maps the other scene from a few labelled places."""
     scene = open_shore()
     files = json.loads((FOLDER / "scene.json").read_text(encoding="utf-8"))
-    labels = iface.addVectorLayer(files["labels"], "labelled places", "ogr")
     rasters = [
         iface.addRasterLayer(files[name], f"Sentinel-2, {bands}")
         for name, bands in (("coarse", "6 bands of 20 m"), ("fine", "4 bands of 10 m"))
     ]
     parameters = {
         "RASTERS": rasters[::-1],
-        "SAMPLES": labels,
+        "SAMPLES": files["labels"],
         "FIELD": "class",
         "METHOD": "svm-mean",
         "OUTPUT": str(FOLDER / "classes.tif"),
@@ -245,6 +245,11 @@ def classify() -> dict:
         root.findLayer(raster).setItemVisibilityChecked(False)
         root.findLayer(raster).setExpanded(False)
     root.findLayer(scene).setExpanded(False)
+    root.findLayer(QgsProject.instance().mapLayersByName("classes")[0]).setExpanded(True)
+    labels = iface.addVectorLayer(files["labels"], "labelled places", "ogr")
+    outline = {"color": "transparent", "outline_color": "black", "outline_width": "1"}
+    labels.renderer().setSymbol(QgsFillSymbol.createSimple(outline))
+    iface.layerTreeView().refreshLayerSymbology(labels.id())
     canvas.setExtent(scene.extent())
     draw()
     iface.mainWindow().grab().save(str(FOLDER / "classes.png"))
