@@ -405,6 +405,7 @@ _TOLD = (
     AdaptFusionRequest,
     AlignSensorRequest,
     CalibrateRequest,
+    ClassifyRequest,
     DownloadModelRequest,
     FinetuneClipRequest,
     IndexRequest,
@@ -827,8 +828,9 @@ def _print_classify(result: ClassifyResult) -> str:
     lines.append(f"{result.output}: {result.width} × {result.height} pixels, by {result.method.value}")
     if result.accuracy:
         found = result.accuracy
+        spread = f" ± {100 * found.std:.1f}" if found.repeats > 1 else ""
         lines.append(
-            f"Overall accuracy {100 * found.oa:.1f} ± {100 * found.std:.1f} %, average {100 * found.aa:.1f} %, kappa "
+            f"Overall accuracy {100 * found.oa:.1f}{spread} %, average {100 * found.aa:.1f} %, kappa "
             f"{found.kappa:.3f}, by leaving out each {found.split}"
         )
     files = {"Confidence": result.confidence, "Report": result.report, "Areas": result.areas, "Encoder": result.encoder}

@@ -216,8 +216,9 @@ class ClassifyFewSamples(SceneAlgorithm):
         if accuracy:
             figures = {name.upper(): float(accuracy[name]) for name in ("oa", "aa", "kappa")}
             figures["OA_STD"] = float(accuracy["std"])
+            spread = f" ± {figures['OA_STD']:.1%}" if accuracy["repeats"] > 1 else ""
             feedback.pushInfo(
-                f"Overall accuracy (OA) {figures['OA']:.1%} ± {figures['OA_STD']:.1%}, average accuracy of the classes "
+                f"Overall accuracy (OA) {figures['OA']:.1%}{spread}, average accuracy of the classes "
                 f"(AA) {figures['AA']:.1%}, kappa {figures['KAPPA']:.3f}: at places that were left out, each "
                 f"{accuracy['split']} as a whole; repeats: {accuracy['repeats']}"
             )

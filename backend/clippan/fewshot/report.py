@@ -95,7 +95,7 @@ def _tiles(result: ClassifyResult, known: Samples) -> list[str]:
     if not found:
         return [count]
     return [
-        page.tile(percent(found.oa), "overall accuracy", f"± {percent(found.std)}"),
+        page.tile(percent(found.oa), "overall accuracy", f"± {percent(found.std)}" if found.repeats > 1 else ""),
         page.tile(percent(found.aa), "average accuracy", "mean of the classes"),
         page.tile(f"{found.kappa:.3f}", "kappa", "beyond chance"),
         count,
