@@ -362,7 +362,7 @@ def told(scene: Scene, name: str, options: argparse.Namespace, results: dict[str
 
 def document(scenes: Sequence[Scene], options: argparse.Namespace, results: dict[str, Any]) -> str:
     """The tables, with how they were measured."""
-    command = f"python benchmarks/fewshot.py --set {options.set} --seeds {options.seeds}"
+    command = f"python benchmarks/fewshot.py --set {options.set} --seeds {options.seeds} --work FOLDER"
     command += " --ablation" if options.ablation else ""
     clocks = [json.loads(path.read_text(encoding="utf-8")) for path in options.work.glob("*-shared-None.json")]
     parts = [
