@@ -42,6 +42,7 @@ from clippan.jobs import (
     CalibrateResult,
     ClassifyRequest,
     ClassifyResult,
+    ClipMethod,
     Context,
     DoctorRequest,
     DoctorResult,
@@ -522,6 +523,9 @@ def _routed(arguments: Sequence[str]) -> list[str]:
     ]
     if plain[:2] == ["train", "clip"]:
         for place in range(2, len(plain) - 1):
+            known = [*(method.value for method in ClipMethod), _METHOD[1]]
+            if plain[place] == _METHOD[0] and plain[place + 1].lower() not in known:
+                raise ClippanError(f"There is no method {plain[place + 1]}; choose one of {', '.join(known)}.")
             if (plain[place], plain[place + 1].lower()) == _METHOD:
                 return [*_PATCH, *plain[2:place], *plain[place + 2 :]]
     return list(arguments)
@@ -739,7 +743,7 @@ def _print_finetune(result: FinetuneClipResult) -> str:
     lines = [f"{'alpha':>5}  {'task':>7}  {'control':>7}"]
     for point in result.curve:
         control = "-" if point.control is None else f"{point.control:.1%}"
-        mark = "  <- chosen" if point.alpha == result.alpha else ""
+        mark = "  <- taken" if point.alpha == result.alpha else ""
         lines.append(f"{point.alpha:5.2f}  {point.task:7.1%}  {control:>7}{mark}")
     lines += [
         f"{result.model}: from {result.base}, {_counted(result.chips, 'chip')}, {_counted(result.steps, 'step')}, "

@@ -392,7 +392,7 @@ def test_rasters_apart_and_inputs_as_outputs_are_refused(mapped, raster, tmp_pat
         mapped(rasters=(one, far))
     with pytest.raises(ClippanError, match="one of the inputs"):
         mapped(rasters=(one,), output=one)
-    with pytest.raises(ClippanError, match="one of the inputs"):
+    with pytest.raises(ClippanError, match="Two of the outputs are called"):
         mapped(rasters=(one,), confidence=str(tmp_path / "map.tif"))
     gdal.BuildVRT(str(tmp_path / "all.vrt"), [one]).FlushCache()
     with pytest.raises(ClippanError, match="one of the inputs"):  # through a virtual raster

@@ -301,7 +301,7 @@ def test_a_model_takes_places_and_hands_the_scene_on(run, asked, inputs, context
         ({"DESCRIPTIONS": "just words"}, "The description “just words” is not understood"),
         ({"PRETRAINED": "{0}/none.safetensors"}, "none.safetensors does not exist; check the path"),
         ({"METHOD": "svm", "OUTPUT_PRETRAINED": "{0}/x.safetensors"}, "Only diffclip pre-trains on the scene"),
-        ({"REPEATS": 0}, "number of repeats with which auto compares is 0"),
+        ({"REPEATS": 0}, "number of repeats with which auto compares"),
         ({"AREAS": "{0}/areas.txt"}, "let its name end in .csv"),
         ({"OUTPUT": "/nowhere/map.tif"}, "The output folder /nowhere does not exist"),
     ],
@@ -526,7 +526,7 @@ def test_all_that_an_alignment_can_be_asked(run, asked, pairs, rasters, tmp_path
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"TEACHER": "both"}, "2 rasters for the teacher and 1 of the sensor were given; give one for each"),
+        ({"TEACHER": "both"}, "The teacher has 2 of the rasters and the sensor 1"),
         ({"LOW": "dark"}, "The lowest value “dark” is not understood; write it like -25 or -25, -30"),
         ({"LOW": "0"}, "The lowest and the highest values go together"),
         ({"TEST": "7"}, "The pairs to measure with are some of 1 to 1"),

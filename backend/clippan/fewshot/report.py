@@ -74,7 +74,7 @@ def write(
     parts = [
         MATRIX,
         page.headline(_tiles(result, known)),
-        f'<p class="text">{html.escape(_verdict(result))}</p>',
+        f'<p class="text">{html.escape(_verdict(result, request.repeats))}</p>',
         page.pictures(_pictures(known, table, overview)),
         '<p class="note">Colours as in the table of classes; the dots are the samples. Confidence is dark where the '
         "classifier is unsure and yellow where it is sure.</p>",
@@ -102,17 +102,21 @@ def _tiles(result: ClassifyResult, known: Samples) -> list[str]:
     ]
 
 
-def _verdict(result: ClassifyResult) -> str:
+def _verdict(result: ClassifyResult, repeats: int) -> str:
     says = f"The map was made by {result.method.value} ({result.method.label})."
     found = result.accuracy
     if not found:
-        return f"{says} How good it is cannot be told: too few places are labelled for any of them to be left out."
+        reason = (
+            "too few places are labelled for any of them to be left out" if repeats else "no repeats were asked for"
+        )
+        return f"{says} How good it is cannot be told: {reason}."
     times = "once" if found.repeats == 1 else f"{found.repeats} times, each with another split"
+    beyond = "; but CLIP looks further, which flatters a little" if result.method.sees_words else ""
     return (
         f"{says} Accuracy is by cross-validation: each {found.split} is left out in turn, with what lies within "
         f"{REACH} pixels of it, and mapped by what the others taught, {times}, so that no sample is judged by its own "
-        "neighbours. It tells what to expect where the land looks like the labelled places, in the proportions in "
-        "which they were labelled."
+        f"neighbours{beyond}. It tells what to expect where the land looks like the labelled places, in the "
+        "proportions in which they were labelled."
     )
 
 

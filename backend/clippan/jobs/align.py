@@ -143,8 +143,8 @@ class AlignSensorRequest(Request):
         pairs = len(self.teacher_rasters)
         if pairs != len(self.sensor_rasters):
             check.fail(
-                f"{pairs} rasters for the teacher and {len(self.sensor_rasters)} of the sensor were given; give one "
-                "for each."
+                f"The teacher has {pairs} of the rasters and the sensor {len(self.sensor_rasters)}; give both as many, "
+                "in the same order."
             )
         check.model(self.model)
         check.run_folder(self.output, self.model)

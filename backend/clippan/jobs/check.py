@@ -36,6 +36,8 @@ def fail(sentence: str) -> None:
 
 def folder(what: str, path: str) -> None:
     """A folder has to exist."""
+    if Path(path).is_file():
+        raise ClippanError(f"The {what} {path} is a file; choose a folder.")
     if not Path(path).is_dir():
         raise ClippanError(f"The {what} {path} does not exist; create it or choose another.")
 
@@ -73,6 +75,13 @@ def output(path: str, inputs: Iterable[str]) -> None:
         raise ClippanError(f"The output folder {folder} does not exist; create it or choose another.")
     if not os.access(folder, os.W_OK):
         raise ClippanError(f"The output folder {folder} is not writable; choose another.")
+
+
+def apart(outputs: Sequence[str]) -> None:
+    """No two outputs are one file."""
+    for number, path in enumerate(outputs):
+        if any(_same(Path(path), other) for other in outputs[:number]):
+            raise ClippanError(f"Two of the outputs are called {path}; give each a name of its own.")
 
 
 def geotiff(path: str) -> None:

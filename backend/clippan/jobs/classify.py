@@ -204,8 +204,9 @@ class ClassifyRequest(Request):
         others = [self.confidence, self.report, self.areas, self.save_encoder]
         named = [self.output, *filter(None, others)]
         inputs = [*self.rasters, self.samples, *filter(None, [self.encoder, self.descriptions])]
-        for number, path in enumerate(named):
-            check.output(path, [*inputs, *named[:number]])
+        for path in named:
+            check.output(path, inputs)
+        check.apart(named)
         for path in filter(None, (self.output, self.confidence)):
             check.geotiff(path)
         if self.report:
@@ -226,7 +227,7 @@ class ClassifyRequest(Request):
         check.at_least("seed", self.seed, 0)
         check.at_least("number of repeats", self.repeats, 0)
         if self.method is Classifier.AUTO:
-            check.at_least("number of repeats with which auto compares", self.repeats, 1)
+            check.at_least("number of repeats with which auto compares (other methods do without)", self.repeats, 1)
         if self.steps is not None:
             check.at_least("number of steps", self.steps, 1)
         check.picture_bands(self.bands)

@@ -151,6 +151,8 @@ class FinetuneClipRequest(Request):
         """See Request."""
         check.source("folder of pictures, or raster,", self.data)
         if not self.samples:
+            if Path(self.data).is_file():
+                check.fail(f"{self.data} is no folder of pictures; for a raster name its labelled places (--samples).")
             check.folder("folder of pictures", self.data)
         if self.control:
             check.folder("control set", self.control)

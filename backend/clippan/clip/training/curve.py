@@ -29,7 +29,7 @@ def write(path: str, request: FinetuneClipRequest, result: FinetuneClipResult) -
         ClippanError: the file cannot be written.
     """
     before, after = result.before, result.after
-    tiles = [page.tile(_percent(after.task), "of the task right", f"before {_percent(before.task)}")]
+    tiles = [page.tile(_percent(after.task), "of your classes right", f"before {_percent(before.task)}")]
     if after.control is not None:
         tiles.append(page.tile(_percent(after.control), "of the control set", f"before {_percent(before.control)}"))
     tiles.append(page.tile(f"{result.alpha:g}", "alpha", f"{result.chips} chips, {result.steps} steps"))
@@ -40,7 +40,8 @@ def write(path: str, request: FinetuneClipRequest, result: FinetuneClipResult) -
         "<h2>From what it was to what it became</h2>",
         svg(result.curve, result.alpha, request.keep),
         '<p class="note">α is the part of the way from the old weights (0) to the fine-tuned ones (1). Lines: pictures '
-        "that neither the tuning nor the choice of α has seen. Points: the pictures that α is chosen by.</p>",
+        "that neither the tuning nor the choice of α has seen. Points: the pictures that α is chosen by, where a "
+        "control set says how far to go.</p>",
         "<h2>Classes</h2>",
         _classes(result.classes),
         *(
@@ -58,7 +59,10 @@ def _verdict(request: FinetuneClipRequest, result: FinetuneClipResult) -> str:
     before, after = result.before, result.after
     says = f"On its own classes the model is right on {_percent(after.task)}, before on {_percent(before.task)}."
     if before.control is None or after.control is None:
-        return f"{says} There was no control set, so nothing says what it lost elsewhere."
+        return (
+            f"{says} There was no control set, so nothing says what it lost elsewhere, and alpha was not chosen but "
+            f"{'given' if request.alpha is not None else 'is half of the way'}."
+        )
     kept = after.control / before.control if before.control else 1.0
     lost = f"On the control set it keeps {_percent(kept)} of the old accuracy"
     if request.alpha is not None:
