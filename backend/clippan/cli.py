@@ -378,7 +378,8 @@ _SUMMARY = {
     DownloadModelRequest: "download a model, unless it is on this machine already",
     RemoveModelRequest: "remove a downloaded model",
     TrainFusionRequest: "train a fusion network for Pansharpen from a recipe",
-    TrainClipRequest: "train a vision-language model on pictures with captions, classes and boxes",
+    TrainClipRequest: "train a vision-language model on pictures with captions, classes and boxes; or with --method "
+    "patch fine-tune one on classes of your own",
     RegionsRequest: "make pictures with boxes to train on, from rasters and their masks or polygons",
     FinetuneClipRequest: "teach a model classes by labelled chips, and keep what it knew (train clip --method patch)",
     AlignSensorRequest: "make a model for another sensor, from rasters of it and pictures of the same places",
