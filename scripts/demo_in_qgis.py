@@ -245,7 +245,8 @@ def classify() -> dict:
         root.findLayer(raster).setItemVisibilityChecked(False)
         root.findLayer(raster).setExpanded(False)
     root.findLayer(scene).setExpanded(False)
-    root.findLayer(QgsProject.instance().mapLayersByName("classes")[0]).setExpanded(True)
+    layers = QgsProject.instance().mapLayers().values()
+    root.findLayer(next(layer for layer in layers if layer.source() == results["OUTPUT"])).setExpanded(True)
     labels = iface.addVectorLayer(files["labels"], "labelled places", "ogr")
     outline = {"color": "transparent", "outline_color": "black", "outline_width": "1"}
     labels.renderer().setSymbol(QgsFillSymbol.createSimple(outline))
