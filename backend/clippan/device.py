@@ -62,6 +62,13 @@ def cuda_problem() -> str:
     return ""
 
 
+def memory_error() -> ClippanError:
+    """What is said where a graphics card's memory does not suffice for the least that can be done at a time."""
+    return ClippanError(
+        "The graphics card's memory is too small; close other programs that use it, or choose the device cpu."
+    )
+
+
 @contextlib.contextmanager
 def graphics_memory() -> Iterator[None]:
     """Raises ClippanError where what is done inside needs more of a graphics card's memory than there is."""
@@ -69,9 +76,7 @@ def graphics_memory() -> Iterator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError:
-        raise ClippanError(
-            "The graphics card's memory is too small; close other programs that use it, or choose the device cpu."
-        ) from None
+        raise memory_error() from None
 
 
 def choose_device(wanted: Device, exact: bool = False) -> tuple[torch.device, str]:

@@ -19,8 +19,7 @@ from clippan import resources
 from clippan.channels import Channels
 from clippan.clip import cache, dense, hub, load
 from clippan.clip.models import Model, find
-from clippan.device import choose_device, multiplies_bfloat16
-from clippan.errors import ClippanError
+from clippan.device import choose_device, memory_error, multiplies_bfloat16
 from clippan.jobs.base import Context
 from clippan.jobs.options import Device
 
@@ -133,10 +132,7 @@ class Encoder:
                     parts.append([values.float().cpu().numpy() for values in compute(self._ready(part))])
             except torch.cuda.OutOfMemoryError:
                 if self.batch == 1:
-                    raise ClippanError(
-                        "The graphics card's memory is too small; close other programs that use it, or choose the "
-                        "device cpu."
-                    ) from None
+                    raise memory_error() from None
                 torch.cuda.empty_cache()
                 self.batch //= 2
                 continue

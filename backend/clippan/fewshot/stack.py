@@ -223,13 +223,13 @@ def _common(paths: Sequence[str], grids: Sequence[Grid], chosen: int) -> Grid:
         if grid.geotransform is None or target.geotransform is None:
             continue  # pictures without coordinates lie on each other if they are of one size
         corners = [(x, y) for x in (0, grid.width) for y in (0, grid.height)]
-        places = [_apply(grid.geotransform, x, y) for x, y in corners]
+        places = [gdal.ApplyGeoTransform(grid.geotransform, x, y) for x, y in corners]
         if not grid.shares_crs(target) and grid.crs and target.crs:
             xs, ys = zip(*places)
             west, south, east, north = transformed((min(xs), min(ys), max(xs), max(ys)), grid.crs, target.crs)
             places = [(x, y) for x in (west, east) for y in (south, north)]
         inverse = _inverse(target.geotransform, paths[chosen])
-        columns, rows = zip(*(_apply(inverse, x, y) for x, y in places))
+        columns, rows = zip(*(gdal.ApplyGeoTransform(inverse, x, y) for x, y in places))
         left, right = max(left, min(columns)), min(right, max(columns))
         top, bottom = max(top, min(rows)), min(bottom, max(rows))
         if right - left < 0.5 or bottom - top < 0.5:
@@ -240,10 +240,6 @@ def _common(paths: Sequence[str], grids: Sequence[Grid], chosen: int) -> Grid:
     return target.cropped(
         math.floor(left + _NEAR), math.floor(top + _NEAR), math.ceil(right - _NEAR), math.ceil(bottom - _NEAR)
     )
-
-
-def _apply(g: Sequence[float], x: float, y: float) -> tuple[float, float]:
-    return g[0] + x * g[1] + y * g[2], g[3] + x * g[4] + y * g[5]
 
 
 def _inverse(geotransform: Sequence[float], path: str) -> tuple[float, ...]:

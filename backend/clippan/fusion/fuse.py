@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from clippan import __version__
-from clippan.device import choose_device, one_thread
+from clippan.device import choose_device, memory_error, one_thread
 from clippan.errors import ClippanError
 from clippan.fusion import filters
 from clippan.fusion.filters import Response
@@ -246,10 +246,7 @@ class Tiler:
                 return self._tile(window, block, context)
             except torch.cuda.OutOfMemoryError:
                 if block <= BLOCK:
-                    raise ClippanError(
-                        "The graphics card's memory is too small; close other programs that use it, "
-                        "or choose the device cpu."
-                    ) from None
+                    raise memory_error() from None
             torch.cuda.empty_cache()
             # Another thread may have run out of memory with the same blocks, and have halved them already.
             self.block = min(self.block, block // 2)

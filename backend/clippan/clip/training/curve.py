@@ -8,6 +8,7 @@ from typing import Optional
 
 from clippan import report as page
 from clippan.jobs.finetune import AlphaPoint, ClassGain, FinetuneClipRequest, FinetuneClipResult
+from clippan.segmentation.report import percent
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 720, 320, 52, 16  # of the picture and its margins, in pixels
 _TASK, _CONTROL = "#0b6b8a", "#c2571a"
@@ -131,4 +132,4 @@ def _origin(request: FinetuneClipRequest, result: FinetuneClipResult) -> list[tu
 
 
 def _percent(share: Optional[float]) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
+    return "–" if share is None else percent(share)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from clippan import report as page
 from clippan.jobs.align import AlignSensorRequest, AlignSensorResult, Recall
+from clippan.segmentation.report import percent
 
 _FIRST = (1, 5, 10)
 
@@ -44,11 +45,11 @@ def write(path: str, request: AlignSensorRequest, result: AlignSensorResult) -> 
     """
     found, guess = result.to_picture, result.chance
     tiles = [
-        page.tile(_percent(getattr(found, name)), f"recall at {first}", f"by chance {_percent(getattr(guess, name))}")
+        page.tile(percent(getattr(found, name)), f"recall at {first}", f"by chance {percent(getattr(guess, name))}")
         for first, name in zip(_FIRST, ("at_1", "at_5", "at_10"))
     ]
     if result.agreement is not None:
-        tiles.append(page.tile(_percent(result.agreement), "the same word as the teacher", ""))
+        tiles.append(page.tile(percent(result.agreement), "the same word as the teacher", ""))
     rows = (
         ("The sensor asks for its picture", result.to_picture),
         ("A picture asks for the sensor's", result.from_picture),
@@ -57,7 +58,7 @@ def write(path: str, request: AlignSensorRequest, result: AlignSensorResult) -> 
     )
     recalls = "".join(
         f"<tr><th>{name}</th>"
-        + "".join(f'<td class="number">{_percent(v)}</td>' for v in (row.at_1, row.at_5, row.at_10))
+        + "".join(f'<td class="number">{percent(v)}</td>' for v in (row.at_1, row.at_5, row.at_10))
         + "</tr>"
         for name, row in rows
     )
@@ -90,7 +91,3 @@ def write(path: str, request: AlignSensorRequest, result: AlignSensorResult) -> 
         ),
     ]
     page.write(path, "Alignment of", Path(result.model).name, parts)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
