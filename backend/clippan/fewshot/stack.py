@@ -17,6 +17,7 @@ from osgeo import gdal
 from clippan.errors import ClippanError
 from clippan.jobs import check
 from clippan.jobs.base import Context
+from clippan.raster.alpha import notes
 from clippan.raster.grid import Grid
 from clippan.raster.regrid import to_grid
 from clippan.raster.scene import PLACED, transformed
@@ -44,6 +45,7 @@ class Stack:
         paths: of the rasters.
         sources: their bands on the grid.
         grid: the part of the chosen raster's grid that all rasters cover.
+        notes: sentences for the user: what was decided of the files.
         means, scales: of the bands of each raster; a band's values less its mean, times its scale, have deviation 1. A
             band that says nothing has the scale 0.
     """
@@ -53,6 +55,7 @@ class Stack:
     grid: Grid
     means: tuple[np.ndarray, ...]
     scales: tuple[np.ndarray, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def placed(self) -> Grid:
@@ -71,12 +74,14 @@ class Stack:
 
     def hints(self) -> list[str]:
         """Sentences for the user."""
-        hints = [source.assumption for source in self.sources if source.assumption]
-        for path, scales in zip(self.paths, self.scales):
-            idle = np.flatnonzero(scales == 0) + 1
-            if len(idle):
-                listed = ", ".join(map(str, idle[:10])) + (", …" if len(idle) > 10 else "")
-                hints.append(f"Of {path}, {len(idle)} of {len(scales)} bands are constant or empty ({listed}).")
+        hints = list(self.notes) + [source.assumption for source in self.sources if source.assumption]
+        for path, source, scales in zip(self.paths, self.sources, self.scales):
+            idle = [source.band_name(band) for band in np.flatnonzero(scales == 0)]
+            if idle:
+                listed = ", ".join(idle[:10]) + (", …" if len(idle) > 10 else "")
+                hints.append(
+                    f"Of {path}, {len(idle)} of {len(scales)} bands are constant or empty and were left aside ({listed})."
+                )
         return hints
 
     def standardised(self, means: Sequence[np.ndarray], scales: Sequence[np.ndarray]) -> Stack:
@@ -202,7 +207,8 @@ def open_stack(
         for path, dataset in zip(paths, datasets)
     )
     found = [_statistics(source, path, context) for source, path in zip(sources, paths)]
-    return Stack(tuple(paths), sources, target, tuple(mean for mean, _ in found), tuple(scale for _, scale in found))
+    means, scales = tuple(mean for mean, _ in found), tuple(scale for _, scale in found)
+    return Stack(tuple(paths), sources, target, means, scales, tuple(notes(datasets)))
 
 
 def _finest(grids: Sequence[Grid]) -> int:

@@ -94,7 +94,7 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
         statistics = measure(pair, lows, sensor.pan, threads, context.part(2, 5), again)
         _check_fit(request.method, statistics)
         hints = [_UNKNOWN] if request.sensor == "auto" and sensor.name == "generic" else []
-        more = [source.assumption for source in (pair.pan, pair.ms) if source.assumption]
+        more = list(pair.notes)
         if pair.ms.nodata is None and statistics.black >= _BLACK:
             share = 100 * statistics.black
             more.append(

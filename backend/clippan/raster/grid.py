@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Optional
 
 from osgeo import gdal, osr
@@ -14,24 +15,55 @@ IDENTITY = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 TOLERANCE = 1e-3  # of a PAN pixel; geotransforms are rounded in many files
 
 
+_RPC_AXES = {"SAMP": 0, "LINE": 1}  # prefixes of the RPC keywords that count pixels, by axis (columns, rows)
+
+Rpc = tuple[tuple[str, str], ...]
+
+
+@functools.lru_cache(maxsize=64)
+def horizontal(crs: str) -> str:
+    """The horizontal part of a CRS, as WKT; empty stays empty.
+
+    A vertical part does not say where a pixel lies. Left in a warp, GDAL takes pixel values for heights and converts
+    them (feet to metres, a geoid added), whatever they are.
+    """
+    if not crs:
+        return ""
+    reference = osr.SpatialReference(wkt=crs)
+    if reference.GetAxesCount() < 3:
+        return crs
+    reference.DemoteTo2D()
+    return reference.ExportToWkt()
+
+
 @dataclass(frozen=True)
 class Grid:
-    """Size in pixels, GDAL geotransform (None for a picture without one) and CRS as WKT (empty if unknown)."""
+    """Where pixels lie.
+
+    Attributes:
+        width, height: in pixels.
+        geotransform: GDAL's; None for a picture without one.
+        crs: as WKT, as the raster declares it; empty if unknown.
+        rpc: rational polynomial coefficients (keyword, value) of a raster without a geotransform, in GDAL's terms;
+            empty without any.
+    """
 
     width: int
     height: int
     geotransform: Optional[tuple[float, ...]]
     crs: str
+    rpc: Rpc = field(default=(), compare=False)
 
     @classmethod
     def of(cls, dataset: gdal.Dataset) -> Grid:
         """The grid of an open dataset.
 
         Raises:
-            ClippanError: it is placed by control points that no grid fits.
+            ClippanError: it is placed by control points that no grid fits, or by geolocation arrays.
         """
         geotransform = dataset.GetGeoTransform(can_return_null=True)
         crs = dataset.GetProjection() or ""
+        rpc: Rpc = ()
         if geotransform is not None and tuple(geotransform) == IDENTITY:
             geotransform = None
         if geotransform is None and dataset.GetGCPCount():
@@ -42,15 +74,23 @@ class Grid:
                     f"The raster {dataset.GetDescription()} has ground control points and no pixel grid; "
                     "warp it first (Raster > Projections > Warp)."
                 )
-        return cls(dataset.RasterXSize, dataset.RasterYSize, geotransform, crs)
+        if geotransform is None:
+            if dataset.GetMetadata("GEOLOCATION"):
+                raise ClippanError(
+                    f"The raster {dataset.GetDescription()} has no coordinates of its own: it is a swath that is "
+                    "placed by geolocation arrays; warp it first (gdalwarp -geoloc)."
+                )
+            rpc = tuple(sorted((dataset.GetMetadata("RPC") or {}).items()))
+        return cls(dataset.RasterXSize, dataset.RasterYSize, geotransform, crs, rpc)
 
     def shares_crs(self, other: Grid) -> bool:
-        """Whether both lie in the same coordinate reference system."""
-        if self.crs == other.crs:
+        """Whether both lie in the same horizontal coordinate reference system."""
+        own, there = horizontal(self.crs), horizontal(other.crs)
+        if own == there:
             return True
-        if not (self.crs and other.crs):
+        if not (own and there):
             return False
-        return bool(osr.SpatialReference(wkt=self.crs).IsSame(osr.SpatialReference(wkt=other.crs)))
+        return bool(osr.SpatialReference(wkt=own).IsSame(osr.SpatialReference(wkt=there)))
 
     def cropped(self, left: int, top: int, right: int, bottom: int) -> Grid:
         """The grid of some columns and rows; the last of each are left out."""
@@ -63,7 +103,20 @@ class Grid:
                 g[3] + left * g[4] + top * g[5],
                 *g[4:],
             )
-        return Grid(right - left, bottom - top, geotransform, self.crs)
+        rpc = _moved_rpc(self.rpc, (1.0, 1.0), (-float(left), -float(top)))
+        return Grid(right - left, bottom - top, geotransform, self.crs, rpc)
+
+    def with_rpc_of(self, coarse: Grid, x: Axis, y: Axis) -> Grid:
+        """This grid with the RPCs of a coarser raster of the same place, counted in its own pixels, where it has neither
+        RPCs nor a geotransform itself.
+
+        Args:
+            coarse: the grid with RPCs.
+            x, y: its axes on this grid.
+        """
+        if self.rpc or self.geotransform or not coarse.rpc:
+            return self
+        return replace(self, rpc=_moved_rpc(coarse.rpc, (x.ratio, y.ratio), (x.offset, y.offset)))
 
     def offset_in(self, base: Grid, tolerance: float) -> Optional[tuple[int, int]]:
         """First pixel (column, row) in the pixels of another grid; None if their pixels do not coincide within
@@ -81,6 +134,23 @@ class Grid:
             max(abs(x - column - corner[0]), abs(y - row - corner[1])) for (x, y), corner in zip(places, corners)
         ]
         return (column, row) if max(distances) <= tolerance else None
+
+
+def _moved_rpc(rpc: Rpc, ratios: tuple[float, float], origins: tuple[float, float]) -> Rpc:
+    """RPCs counted in other pixels: of the first ones, whose edges are ``ratios`` of the others', the first has its
+    corner at ``origins``. RPCs count from the centre of the first pixel."""
+
+    def moved(keyword: str, value: str) -> str:
+        prefix, _, kind = keyword.upper().partition("_")
+        if prefix not in _RPC_AXES or kind not in ("OFF", "SCALE"):
+            return value
+        ratio, origin = ratios[_RPC_AXES[prefix]], origins[_RPC_AXES[prefix]]
+        number = float(value.split()[0])  # some write the unit after it
+        return repr(number * ratio if kind == "SCALE" else (number + 0.5) * ratio + origin - 0.5)
+
+    if ratios == (1.0, 1.0) and origins == (0.0, 0.0):
+        return rpc
+    return tuple((keyword, moved(keyword, value)) for keyword, value in rpc)
 
 
 @dataclass(frozen=True)
@@ -151,13 +221,9 @@ def align(pan: Grid, ms: Grid) -> Alignment:
                 f"The multispectral raster has finer {name} than the panchromatic one "
                 f"(pixel size ratio {axis.ratio:.3g}); check whether the two were swapped."
             )
-    return Alignment(
-        pan.cropped(left, top, right, bottom),
-        left,
-        top,
-        Axis(x.ratio, x.offset - left),
-        Axis(y.ratio, y.offset - top),
-    )
+    x_axis, y_axis = Axis(x.ratio, x.offset - left), Axis(y.ratio, y.offset - top)
+    overlap = pan.cropped(left, top, right, bottom).with_rpc_of(ms, x_axis, y_axis)
+    return Alignment(overlap, left, top, x_axis, y_axis)
 
 
 def axes(pan: Grid, ms: Grid) -> tuple[Axis, Axis]:

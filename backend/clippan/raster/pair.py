@@ -12,9 +12,11 @@ import numpy as np
 from osgeo import gdal
 
 from clippan.errors import ClippanError
+from clippan.raster.alpha import notes
 from clippan.raster.grid import Alignment, Axis, Grid, align
+from clippan.raster.nodata import fitting
 from clippan.raster.regrid import to_crs, to_finest
-from clippan.raster.source import Source, describe, files, fitting, open_dataset, sensor_hints
+from clippan.raster.source import Source, describe, files, open_dataset, open_datasets, sensor_hints
 from clippan.raster.tiles import Window, tiles
 
 PAN = "panchromatic raster"
@@ -29,6 +31,7 @@ class Pair:
         pan, ms: the sources.
         hints: what may tell the sensor: file names and metadata values.
         files: what is read, to be overwritten by nobody.
+        notes: sentences for the user: what was decided of the files.
         grid: the output's grid: PAN's pixels whose centres lie inside MS.
         x, y: the multispectral axes on it.
         offsets: how far each band lies to the right and below these axes, in output pixels; empty if none does.
@@ -39,6 +42,7 @@ class Pair:
     alignment: Alignment
     hints: tuple[str, ...] = ()
     files: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
     offsets: tuple[tuple[float, float], ...] = ()
 
     @property
@@ -109,7 +113,7 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
     Raises:
         ClippanError: one sentence for each way in which the two cannot be fused.
     """
-    pan_dataset, opened = open_dataset(pan, PAN), [open_dataset(path, MS) for path in ms]
+    pan_dataset, opened = open_dataset(pan, PAN), open_datasets(ms, MS, bands)
     datasets = _in_crs_of(Grid.of(pan_dataset), opened, nodata)
     hints = [hint for dataset, path in zip([*opened, pan_dataset], [*ms, pan]) for hint in sensor_hints(dataset, path)]
     read = frozenset().union(*(files(dataset) for dataset in (pan_dataset, *opened)))
@@ -126,7 +130,9 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
             raise ClippanError(
                 f"No pixel can have the nodata value {nodata:g}, as the rasters are {ms_source.dtype}; choose another."
             )
-        yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(hints), read)
+        told = notes([pan_dataset, *opened])
+        told += [source.assumption for source in (pan_source, ms_source) if source.assumption]
+        yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(hints), read, tuple(told))
 
 
 def _in_crs_of(pan: Grid, datasets: Sequence[gdal.Dataset], nodata: Optional[float]) -> list[gdal.Dataset]:

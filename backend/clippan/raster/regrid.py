@@ -1,4 +1,7 @@
-"""Rasters on different grids, brought to one on the fly; nothing is written."""
+"""Rasters on different grids, brought to one on the fly.
+
+All warps of the engine are made here, by horizontal coordinate systems: see ``grid.horizontal``.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ import numpy as np
 from osgeo import gdal, gdal_array
 
 from clippan.errors import ClippanError
-from clippan.raster.grid import Grid, axes, centres_inside
-from clippan.raster.source import fitting, spectral
+from clippan.raster.grid import Grid, axes, centres_inside, horizontal
+from clippan.raster.nodata import fitting
+from clippan.raster.source import spectral
 
 _SHIFT = 0.01  # of a pixel: grids that differ by more are resampled
 _MARGIN = 8  # pixels read around PAN: more than a cubic kernel reaches
@@ -21,12 +25,10 @@ def to_crs(dataset: gdal.Dataset, what: str, pan: Grid, nodata: Optional[float])
     """A raster in PAN's CRS, as far as PAN reaches, by cubic resampling; as several where one cannot say what is
     invalid."""
     try:
-        where: dict[str, Any] = {"dstSRS": pan.crs}
         # The whole raster's pixel size need not be that around PAN: think of a map of the world.
-        bounds = _around(pan, Grid.of(gdal.Warp("", dataset, format="VRT", dstSRS=pan.crs)))
-        if bounds:
-            where["outputBounds"] = bounds
-        return [_warp(part, nodata, **where) for part in _uniform(dataset, nodata)]
+        bounds = _around(pan, Grid.of(warp("", dataset, pan.crs)))
+        where: dict[str, Any] = {"outputBounds": bounds} if bounds else {}
+        return [_warp(part, nodata, pan.crs, **where) for part in _uniform(dataset, nodata)]
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ClippanError(
@@ -80,7 +82,7 @@ def to_grid(dataset: gdal.Dataset, what: str, target: Grid, nodata: Optional[flo
         if not crs:
             raise ClippanError(f"The {what} and the others have not all a CRS; assign one (gdal_edit -a_srs).")
     try:
-        return [_fitted(part, target, nodata, dstSRS=target.crs) for part in _uniform(dataset, nodata)]
+        return [_fitted(part, target, nodata) for part in _uniform(dataset, nodata)]
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ClippanError(f"The {what} cannot be reprojected; check its CRS ({reason}).") from error
@@ -139,11 +141,16 @@ def _onto(dataset: gdal.Dataset, target: Grid, nodata: Optional[float]) -> list[
     return [_fitted(part, target, nodata) for part in _uniform(dataset, nodata)]
 
 
-def _fitted(dataset: gdal.Dataset, target: Grid, nodata: Optional[float], **where: Any) -> gdal.Dataset:
+def _fitted(dataset: gdal.Dataset, target: Grid, nodata: Optional[float]) -> gdal.Dataset:
     """Warped to just the pixels of a grid."""
-    left, dx, _, top, _, dy = _geotransform(target)
-    bounds = [left, top + target.height * dy, left + target.width * dx, top]
-    return _warp(dataset, nodata, outputBounds=bounds, width=target.width, height=target.height, **where)
+    return _warp(dataset, nodata, target.crs, **extent(target))
+
+
+def extent(grid: Grid) -> dict[str, Any]:
+    """The options of a warp whose result has just the pixels of a north-up grid."""
+    left, dx, _, top, _, dy = _geotransform(grid)
+    bounds = [left, top + grid.height * dy, left + grid.width * dx, top]
+    return {"outputBounds": bounds, "width": grid.width, "height": grid.height}
 
 
 def _uniform(dataset: gdal.Dataset, nodata: Optional[float]) -> list[gdal.Dataset]:
@@ -164,17 +171,41 @@ def _nodata(band: gdal.Band, override: Optional[float]) -> Optional[float]:
     return math.nan if value is None and np.issubdtype(dtype, np.floating) else value
 
 
-def _warp(dataset: gdal.Dataset, nodata: Optional[float], **where: Any) -> gdal.Dataset:
+def _warp(dataset: gdal.Dataset, nodata: Optional[float], crs: str, **where: Any) -> gdal.Dataset:
     values = [_nodata(dataset.GetRasterBand(number), nodata) for number in spectral(dataset)]
     none = values[0] is None
-    return gdal.Warp(
+    return warp(
         "",
         dataset,
-        format="VRT",
-        resampleAlg="cubic",
-        warpOptions=["UNIFIED_SRC_NODATA=NO"],  # a pixel may be missing in some bands only
+        crs,
         srcNodata="None" if none else " ".join(str(value) for value in values),
         # Around the warped picture there is nothing; without a nodata value only alpha can say so.
         dstAlpha=none,
         **where,
+    )
+
+
+def warp(target: str, dataset: gdal.Dataset, crs: str, **options: Any) -> gdal.Dataset:
+    """A virtual raster that shows a dataset in another grid, by cubic resampling; vertical coordinate systems change no
+    value.
+
+    Args:
+        target: the file to write; empty for one in memory.
+        dataset: what it shows.
+        crs: of the target; where either CRS is unknown, coordinates are taken as they are.
+        options: more of gdal.WarpOptions.
+
+    Raises:
+        RuntimeError: GDAL knows no way.
+    """
+    own, there = horizontal(Grid.of(dataset).crs), horizontal(crs)
+    return gdal.Warp(
+        target,
+        dataset,
+        format="VRT",
+        srcSRS=own or there or None,
+        dstSRS=there or own or None,
+        resampleAlg="cubic",
+        warpOptions=["UNIFIED_SRC_NODATA=NO"],  # a pixel may be missing in some bands only
+        **options,
     )

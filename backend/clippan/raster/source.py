@@ -15,7 +15,9 @@ import numpy as np
 from osgeo import gdal, gdal_array
 
 from clippan.errors import ClippanError
+from clippan.raster.alpha import alpha_bands, opened_as, window_starts, without_false_alpha
 from clippan.raster.grid import Grid
+from clippan.raster.nodata import fitting, measured
 
 _MAPPED = {gdal.GDT_Float64: np.float32}  # processing is in float32; reading so halves the memory
 _LONG = 200  # letters of a path in a sentence
@@ -24,12 +26,13 @@ _MARKS = (-9999.0, -32768.0, float(np.finfo(np.float32).min))
 _LOOKS, _LOOK = 8, 16  # along each edge of the raster: places that are looked at for them, and pixels of a place
 
 
-def open_dataset(path: str, what: str) -> gdal.Dataset:
-    """Opens a GDAL data source read-only.
+def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
+    """Opens a GDAL data source read-only. A band that is tagged as alpha and holds an image loses that tag.
 
     Args:
         path: file or data source.
         what: how to call it in a sentence, as in "panchromatic raster".
+        all_bands: a band that is tagged as alpha is an image band, whatever it holds.
 
     Raises:
         ClippanError: it does not exist, is not a raster, or only holds other rasters.
@@ -52,7 +55,18 @@ def open_dataset(path: str, what: str) -> gdal.Dataset:
     cmyk = dataset.GetMetadataItem("SOURCE_COLOR_SPACE", "IMAGE_STRUCTURE") == "CMYK"
     if cmyk and dataset.GetDriver().ShortName == "GTiff" and exists(path):
         dataset = gdal.OpenEx(f"GTIFF_RAW:{path}", gdal.OF_RASTER)
-    return dataset
+    return without_false_alpha(dataset, path, all_bands)
+
+
+def open_datasets(paths: Sequence[str], what: str, bands: Sequence[int]) -> list[gdal.Dataset]:
+    """Opens data sources whose bands count through.
+
+    Where ``bands`` (from 1) name more than there are without alpha, bands that are tagged as alpha count as well.
+    """
+    datasets = [open_dataset(path, what) for path in paths]
+    if max(bands, default=0) > sum(len(spectral(dataset)) for dataset in datasets):
+        datasets = [open_dataset(path, what, all_bands=True) for path in paths]
+    return datasets
 
 
 def exists(path: str) -> bool:
@@ -81,20 +95,14 @@ def files(dataset: gdal.Dataset) -> set[str]:
 
 def spectral(dataset: gdal.Dataset) -> list[int]:
     """Band numbers without the alpha band."""
-    return [
-        number
-        for number in range(1, dataset.RasterCount + 1)
-        if dataset.GetRasterBand(number).GetColorInterpretation() != gdal.GCI_AlphaBand
-    ]
+    alpha = alpha_bands(dataset)
+    return [number for number in range(1, dataset.RasterCount + 1) if number not in alpha]
 
 
 def alpha_band(dataset: gdal.Dataset) -> Optional[gdal.Band]:
     """The band that says which pixels are valid; GDAL takes it for a mask in rasters of two or four bands only."""
-    for number in range(1, dataset.RasterCount + 1):
-        band = dataset.GetRasterBand(number)
-        if band.GetColorInterpretation() == gdal.GCI_AlphaBand:
-            return band
-    return None
+    numbers = alpha_bands(dataset)
+    return dataset.GetRasterBand(numbers[0]) if numbers else None
 
 
 def sensor_hints(dataset: gdal.Dataset, path: str) -> list[str]:
@@ -107,13 +115,14 @@ def sensor_hints(dataset: gdal.Dataset, path: str) -> list[str]:
 
 @dataclass(frozen=True)
 class BandInfo:
-    """What describes a band: its name, colour interpretation (GDAL's code), unit, scale and offset."""
+    """What describes a band: its name, colour interpretation (GDAL's code), and its unit, in which a quantity is the
+    value × ``scale`` + ``offset``."""
 
     description: str = ""
     interpretation: int = gdal.GCI_Undefined
     unit: str = ""
-    scale: Optional[float] = None
-    offset: Optional[float] = None
+    scale: float = 1.0
+    offset: float = 0.0
 
     @classmethod
     def of(cls, band: gdal.Band, name: str = "") -> BandInfo:
@@ -122,8 +131,8 @@ class BandInfo:
             band.GetDescription() or name,
             band.GetColorInterpretation(),
             band.GetUnitType() or "",
-            band.GetScale(),
-            band.GetOffset(),
+            1.0 if band.GetScale() is None else band.GetScale(),  # a file may state one of the two
+            band.GetOffset() or 0.0,
         )
 
 
@@ -132,23 +141,12 @@ def describe(datasets: Sequence[gdal.Dataset]) -> list[BandInfo]:
     infos = []
     for dataset in datasets:
         numbers = spectral(dataset)
-        several = len(datasets) > 1 and exists(dataset.GetDescription())
-        stem = Path(dataset.GetDescription()).stem if several else ""
+        name = opened_as(dataset)
+        stem = Path(name).stem if name and len(datasets) > 1 and exists(name) else ""
         for number in numbers:
-            name = f"{stem} {number}" if stem and len(numbers) > 1 else stem
-            infos.append(BandInfo.of(dataset.GetRasterBand(number), name))
+            called = f"{stem} {number}" if stem and len(numbers) > 1 else stem
+            infos.append(BandInfo.of(dataset.GetRasterBand(number), called))
     return infos
-
-
-def fitting(nodata: Optional[float], dtype: np.dtype) -> Optional[float]:
-    """A nodata value, None if no pixel of this type can have it, infinity left aside: that is invalid anyway."""
-    if nodata is None:
-        return None
-    if np.issubdtype(dtype, np.floating):
-        return nodata if math.isnan(nodata) or abs(nodata) <= np.finfo(dtype).max else None
-    info = np.iinfo(dtype)
-    whole = math.isfinite(nodata) and nodata == int(nodata) and info.min <= nodata <= info.max
-    return int(nodata) if whole else None
 
 
 @dataclass(frozen=True)
@@ -178,6 +176,7 @@ class Source:
         dtype: numpy type of what ``read`` returns.
         count: number of bands that ``read`` returns.
         total: number of bands other than alpha, chosen or not.
+        numbers: which of them are read, from 1.
         infos: one description a band.
         nodata: the nodata value of the first band that has one (or the override), None without one.
         assumption: a sentence that tells of a nodata value which nobody declared but gaps are marked with, else empty.
@@ -201,6 +200,7 @@ class Source:
         if wrong:
             raise ClippanError(f"Band {wrong[0]} was asked for but the {what} has {self.total}; choose fewer.")
         order = [band - 1 for band in bands] or range(self.total)
+        self.numbers = tuple(position + 1 for position in order)
         described = infos or describe(datasets)
         self.infos = [described[position] for position in order]
         self._runs = _runs(datasets, [everything[position] for position in order])
@@ -241,7 +241,8 @@ class Source:
         """
         marks = [mark for mark in _MARKS if fitting(mark, self.dtype) is not None]
         self.masked = False
-        for y, x in itertools.product(_places(self.grid.height), _places(self.grid.width)) if marks else ():
+        rows, columns = (window_starts(length, _LOOKS, _LOOK) for length in (self.grid.height, self.grid.width))
+        for y, x in itertools.product(rows, columns) if marks else ():
             values, _ = self.read(x, y, _LOOK, _LOOK)
             if values.min() > max(marks):
                 continue
@@ -254,6 +255,12 @@ class Source:
                     "bands."
                 )
                 return
+
+    def band_name(self, position: int) -> str:
+        """What to call a band in a sentence, by its position from 0 among those that are read."""
+        name = self.infos[position].description
+        number = self.numbers[position]
+        return f"{number}, {name}" if name else str(number)
 
     def __enter__(self) -> Source:
         return self
@@ -305,7 +312,7 @@ class Source:
             return None
         valid = np.ones(values.shape, bool)
         if np.issubdtype(self.dtype, np.floating):
-            np.isfinite(values, out=valid)
+            valid = measured(values)
         for plane, value, out in zip(values, self._nodata, valid):
             if value is not None and not math.isnan(value):
                 # The declared value is a double; a float32 band holds it rounded.
@@ -314,11 +321,6 @@ class Source:
             if mask is not None:
                 valid[run.start : run.end] &= mask > 0
         return None if valid.all() else valid
-
-
-def _places(length: int) -> list[int]:
-    """Where to look along an edge, from its first pixel to its last."""
-    return sorted({round(place) for place in np.linspace(0, max(length - _LOOK, 0), _LOOKS)})
 
 
 def _runs(datasets: Sequence[gdal.Dataset], chosen: Sequence[tuple[int, int]]) -> list[_Run]:

@@ -202,6 +202,8 @@ class Writer:
             self._dataset.SetGeoTransform(self.grid.geotransform)
         if self.grid.crs:
             self._dataset.SetProjection(self.grid.crs)
+        if self.grid.rpc:
+            self._dataset.SetMetadata(dict(self.grid.rpc), "RPC")
         self._dataset.SetMetadata(dict(self.tags))
         for number, info in enumerate(self.bands, 1):
             band = self._dataset.GetRasterBand(number)
@@ -209,7 +211,7 @@ class Writer:
             band.SetColorInterpretation(info.interpretation)
             if info.unit:
                 band.SetUnitType(info.unit)
-            if info.scale is not None and info.offset is not None and (info.scale, info.offset) != (1.0, 0.0):
+            if (info.scale, info.offset) != (1.0, 0.0):
                 band.SetScale(info.scale)
                 band.SetOffset(info.offset)
         if self.palette:

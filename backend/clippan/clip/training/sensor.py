@@ -20,7 +20,10 @@ from clippan.errors import ClippanError, told
 from clippan.jobs.align import AlignSensorRequest
 from clippan.jobs.base import Context
 from clippan.raster import source as sources
+from clippan.raster.alpha import notes
 from clippan.raster.grid import Grid
+from clippan.raster.nodata import fitting
+from clippan.raster.regrid import extent, warp
 from clippan.raster.scene import Look, Scene, transformed
 from clippan.raster.tiles import Window
 
@@ -28,6 +31,7 @@ _MOST = 20_000  # chips to train on; of more, so many are drawn
 _MOST_HELD = 2_000
 _VALID = 0.9  # of a chip's pixels, in both rasters
 _PERCENTILES = (1.0, 99.0)
+_SENSOR = "raster of the sensor"
 _TOUCHING = 0.01  # of a raster's land: neighbours share so much of a border
 
 
@@ -84,17 +88,18 @@ class Pairs:
         """
         look = Look(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
         numbers, names, total, colours = _bands(request)
-        laid, hints = [], []
+        laid: list[str] = []
+        hints: list[str] = []
         pairs = list(zip(request.teacher_rasters, request.sensor_rasters))
         for number, (teacher, sensor) in enumerate(pairs):
             context.progress(100 * number / len(pairs), f"Laying {Path(sensor).name[:80]} on the teacher's raster")
             target = str(folder / f"{number}.vrt")
-            hints.append(lay(sensor, numbers, Scene(teacher, look).own_grid, request.nodata, target))
+            hints.extend(lay(sensor, numbers, Scene(teacher, look).own_grid, request.nodata, target))
             laid.append(target)
         learned = [path for number, path in enumerate(laid, 1) if number not in request.test]
         low, high = _ranges(request, learned, names)
         channels = Channels(names, low, high, numbers, total)
-        told_of = tuple(filter(None, [*hints, *_known_land(request)]))
+        told_of = (*hints, *_known_land(request))
         return cls(request.teacher_rasters, laid, look, channels, colours, told_of)
 
     def chips(self, request: AlignSensorRequest, pixels: int, context: Context) -> tuple[list[Chip], list[Chip]]:
@@ -171,14 +176,13 @@ def _bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[str, ...
     first = request.sensor_rasters[0]
     totals = []
     for path in request.sensor_rasters:
-        dataset = sources.open_dataset(path, "raster of the sensor")
-        spectral = sources.spectral(dataset)
-        totals.append(len(spectral))
+        (dataset,) = sources.open_datasets([path], _SENSOR, request.sensor_bands)
+        totals.append(len(sources.spectral(dataset)))
         if totals[-1] != totals[0]:
             raise ClippanError(
                 f"The raster {path} has {totals[-1]} bands and {first} has {totals[0]}; give rasters of one sensor."
             )
-    dataset = sources.open_dataset(first, "raster of the sensor")
+    (dataset,) = sources.open_datasets([first], _SENSOR, request.sensor_bands)
     spectral = sources.spectral(dataset)
     numbers = request.sensor_bands or tuple(range(1, len(spectral) + 1))
     wrong = [number for number in numbers if number > len(spectral)]
@@ -257,7 +261,7 @@ def _extent(grid: Grid) -> tuple[float, float, float, float]:
     return min(x), min(y), max(x), max(y)
 
 
-def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], target: str) -> str:
+def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], target: str) -> list[str]:
     """Writes a VRT of some bands of a raster on other pixels, by cubic resampling; NaN where it does not reach.
 
     An alpha band goes with them. A value that marks gaps though nobody declared it is taken for nodata.
@@ -270,47 +274,39 @@ def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], 
         target: the VRT, beside which nothing is written.
 
     Returns:
-        A sentence about the nodata value that is assumed; empty without one.
+        What was decided of the raster's alpha band and its nodata value, as sentences.
 
     Raises:
         ClippanError: there is no way from one grid to the other.
     """
-    dataset = sources.open_dataset(path, "raster of the sensor")
+    (dataset,) = sources.open_datasets([path], _SENSOR, numbers)
     own = Grid.of(dataset)
     bands = target if _alike(own, grid) else f"{target}.bands.vrt"
     spectral = sources.spectral(dataset)
     chosen = [spectral[number - 1] for number in numbers]
     alpha = [number for number in range(1, dataset.RasterCount + 1) if number not in spectral][:1]
     source = sources.Source([dataset], f"raster {path}", numbers, nodata)
+    hints = [*notes([dataset]), *([source.assumption] if source.assumption else [])]
     missing = source.nodata if source.assumption else nodata
+    missing = fitting(missing, source.dtype)
     extra = {} if missing is None else {"noData": missing}
     try:
         gdal.Translate(bands, dataset, format="VRT", bandList=[*chosen, *alpha], **extra).FlushCache()
         if bands == target:
-            return source.assumption
+            return hints
         if grid.geotransform is None or own.geotransform is None:
             raise ClippanError(
                 f"The raster {path} has another size than the teacher's, and not both a place; give both one."
             )
         if not (own.crs and grid.crs) and own.crs != grid.crs:
             raise ClippanError(f"Of {path} and the teacher's raster one has no CRS; assign it (gdal_edit -a_srs).")
-        left, dx, turn, top, skew, dy = grid.geotransform
+        _, _, turn, _, skew, dy = grid.geotransform
         if turn or skew or dy > 0:
             raise ClippanError("The teacher's raster is turned or upside down; warp it first (gdalwarp).")
-        gdal.Warp(
-            target,
-            bands,
-            format="VRT",
-            resampleAlg="cubic",
-            outputType=gdal.GDT_Float32,
-            dstNodata=math.nan,
-            warpOptions=["UNIFIED_SRC_NODATA=NO"],  # a pixel may be missing in some bands only
-            outputBounds=[left, top + grid.height * dy, left + grid.width * dx, top],
-            width=grid.width,
-            height=grid.height,
-            **({"dstSRS": grid.crs} if grid.crs else {}),
-        ).FlushCache()
-        return source.assumption
+        opened = gdal.Open(bands)
+        missing_where_not_reached = {"outputType": gdal.GDT_Float32, "dstNodata": math.nan}
+        warp(target, opened, grid.crs, **missing_where_not_reached, **extent(grid)).FlushCache()
+        return hints
     except RuntimeError as error:
         raise ClippanError(
             f"The raster {path} cannot be laid on the teacher's ({told(error)}); check its CRS."

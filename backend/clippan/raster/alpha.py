@@ -1,0 +1,127 @@
+"""Telling masks from image bands that are only tagged as alpha.
+
+Many programs write four-band imagery (NAIP, drones) as RGBA: the near infrared is tagged as alpha. Taken for a mask, it
+would be lost as a band, and water, which is dark in it, would be nodata.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+from typing import Optional
+
+import numpy as np
+from osgeo import gdal
+
+NOTES = "CLIPPAN"  # metadata domain of datasets that were opened in another way than GDAL would
+_NOTE, _PATH = "NOTE", "PATH"
+_PLACES, _EDGE = 8, 16  # along each axis: windows that are looked at, and their edge in pixels
+_OVERVIEW = 1024  # greatest edge of an overview that is looked at instead
+_LEAST = 64  # pixels, below which nothing is decided
+_VALUES = 16  # a mask has fewer
+_BETWEEN, _MANY_BETWEEN = 0.02, 0.5  # share of values that are neither 0 nor the greatest: feathered masks have some
+_EXPLAINED = 0.1  # R² of a regression on the other bands: a feathered edge has nothing to do with them
+_MASK_NAME = re.compile(r"alpha|mask|transparen|opacity|valid", re.IGNORECASE)
+_NO_NAME = re.compile(r"\s*(band|layer|b)?[\s_]*\d*\s*", re.IGNORECASE)
+
+
+def alpha_bands(dataset: gdal.Dataset) -> list[int]:
+    """Numbers of the bands that are tagged as alpha."""
+    return [
+        number
+        for number in range(1, dataset.RasterCount + 1)
+        if dataset.GetRasterBand(number).GetColorInterpretation() == gdal.GCI_AlphaBand
+    ]
+
+
+def without_false_alpha(dataset: gdal.Dataset, path: str, always: bool) -> gdal.Dataset:
+    """The dataset, in which bands that hold an image are not tagged as alpha.
+
+    Args:
+        dataset: to be read.
+        path: what it was opened by.
+        always: take any band for an image band, as the user names it as one.
+    """
+    tagged = alpha_bands(dataset)
+    images = [number for number in tagged if always or _holds_image(dataset, number)]
+    if not images:
+        return dataset
+    options = [part for number in images for part in (f"-colorinterp_{number}", "undefined")]
+    retagged = gdal.Translate("", dataset, format="VRT", options=options)
+    for domain in ("IMAGERY", "IMD", "RPC", "GEOLOCATION"):
+        values = dataset.GetMetadata(domain)
+        if values:
+            retagged.SetMetadata(values, domain)
+    notes = {_PATH: path}
+    if not always:
+        others = ",".join(str(number) for number in range(1, dataset.RasterCount + 1) if number not in images)
+        notes[_NOTE] = (
+            f"Band {', '.join(map(str, images))} of {path} is tagged as alpha (transparency) but holds an image, as "
+            f"near infrared does, so it is used as a band; to leave it out, choose the bands {others}."
+        )
+    retagged.SetMetadata(notes, NOTES)
+    return retagged
+
+
+def notes(datasets: Iterable[gdal.Dataset]) -> list[str]:
+    """What the user should know of how datasets were opened, as sentences."""
+    return [note for note in (dataset.GetMetadataItem(_NOTE, NOTES) for dataset in datasets) if note]
+
+
+def opened_as(dataset: gdal.Dataset) -> str:
+    """The path or data source that a dataset was opened by."""
+    return dataset.GetMetadataItem(_PATH, NOTES) or dataset.GetDescription()
+
+
+def _holds_image(dataset: gdal.Dataset, number: int) -> bool:
+    """Whether a band that is tagged as alpha holds an image: by its name, else by its values."""
+    name = dataset.GetRasterBand(number).GetDescription() or ""
+    if _MASK_NAME.search(name) or dataset.RasterCount == 1:
+        return False
+    if not _NO_NAME.fullmatch(name):
+        return True
+    samples = _samples(dataset)
+    alpha = samples[number - 1]
+    others = np.delete(samples, number - 1, axis=0)
+    seen = (others != 0).any(axis=0) & np.isfinite(samples).all(axis=0)
+    alpha, others = alpha[seen], others[:, seen]
+    if len(alpha) < _LEAST or len(np.unique(alpha)) <= _VALUES:
+        return False
+    between = float(((alpha != 0) & (alpha != alpha.max())).mean())
+    return between > _MANY_BETWEEN or (between > _BETWEEN and _explained(alpha, others) > _EXPLAINED)
+
+
+def _explained(values: np.ndarray, by: np.ndarray) -> float:
+    """R² of the linear regression of values (n,) on others (k, n)."""
+    design = np.column_stack([by.T, np.ones(len(values))])
+    residual = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    return 1 - float(residual.var()) / max(float(values.var()), 1e-30)
+
+
+def _samples(dataset: gdal.Dataset) -> np.ndarray:
+    """Values of all bands (bands, n), float64, from all over the raster, with little to read."""
+    small = _small_overview(dataset.GetRasterBand(1))
+    if small is not None:
+        bands = (dataset.GetRasterBand(number + 1).GetOverview(small) for number in range(dataset.RasterCount))
+        return np.stack([band.ReadAsArray().ravel() for band in bands]).astype(np.float64)
+    width, height = dataset.RasterXSize, dataset.RasterYSize
+    parts = []
+    for y, x in itertools.product(window_starts(height, _PLACES, _EDGE), window_starts(width, _PLACES, _EDGE)):
+        part = dataset.ReadAsArray(x, y, min(_EDGE, width - x), min(_EDGE, height - y))
+        parts.append(part.reshape(dataset.RasterCount, -1))
+    return np.concatenate(parts, axis=1).astype(np.float64)
+
+
+def _small_overview(band: gdal.Band) -> Optional[int]:
+    """The number of an overview that is small and shows enough; None without one."""
+    for number in range(band.GetOverviewCount()):
+        overview = band.GetOverview(number)
+        if _LEAST <= max(overview.XSize, overview.YSize) <= _OVERVIEW:
+            return number
+    return None
+
+
+def window_starts(length: int, count: int, edge: int) -> list[int]:
+    """Where ``count`` windows of an edge begin that are spread evenly along an axis, from its first pixel to its last."""
+    return sorted({round(start) for start in np.linspace(0, max(length - edge, 0), count)})

@@ -1,0 +1,36 @@
+"""Which values mark missing pixels: declared ones, and numbers that no surface has."""
+
+from __future__ import annotations
+
+import math
+from typing import Optional
+
+import numpy as np
+
+# Floating-point values of this size are fill values, whoever declares them (−FLT_MAX in all its spellings, −3.4e38,
+# netCDF's 9.97e36), or what resampling made of one; no quantity that a raster holds is as large.
+FILL = 1e30
+_ROUNDED = 1e-6  # part by which a decimal spelling such as -3.4028235e+38 may exceed the greatest float32
+
+
+def fitting(nodata: Optional[float], dtype: np.dtype) -> Optional[float]:
+    """A nodata value as pixels of this type hold it, None if no pixel can have it.
+
+    Decimal spellings of the least and the greatest float32 that lie just beyond it (-3.4028235e+38) become that.
+    """
+    if nodata is None:
+        return None
+    if np.issubdtype(dtype, np.floating):
+        most = float(np.finfo(dtype).max)
+        if not math.isfinite(nodata) or abs(nodata) <= most:
+            return nodata
+        return math.copysign(most, nodata) if abs(nodata) <= most * (1 + _ROUNDED) else None
+    info = np.iinfo(dtype)
+    whole = math.isfinite(nodata) and nodata == int(nodata) and info.min <= nodata <= info.max
+    return int(nodata) if whole else None
+
+
+def measured(values: np.ndarray) -> np.ndarray:
+    """Which floating-point values (any shape) can have been measured: neither NaN, nor infinite, nor a fill value."""
+    with np.errstate(invalid="ignore"):
+        return np.abs(values) < FILL
