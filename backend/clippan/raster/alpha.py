@@ -123,5 +123,5 @@ def _small_overview(band: gdal.Band) -> Optional[int]:
 
 
 def window_starts(length: int, count: int, edge: int) -> list[int]:
-    """Where ``count`` windows of an edge begin that are spread evenly along an axis, from its first pixel to its last."""
+    """Where ``count`` windows of an edge begin, spread evenly along an axis, from its first pixel to its last."""
     return sorted({round(start) for start in np.linspace(0, max(length - edge, 0), count)})

@@ -107,7 +107,7 @@ class Grid:
         return Grid(right - left, bottom - top, geotransform, self.crs, rpc)
 
     def with_rpc_of(self, coarse: Grid, x: Axis, y: Axis) -> Grid:
-        """This grid with the RPCs of a coarser raster of the same place, counted in its own pixels, where it has neither
+        """This grid with the RPCs of a coarser raster of one place, counted in its own pixels, where it has neither
         RPCs nor a geotransform itself.
 
         Args:

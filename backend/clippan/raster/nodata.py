@@ -6,6 +6,7 @@ import math
 from typing import Optional
 
 import numpy as np
+from osgeo import gdal, gdal_array
 
 # Floating-point values of this size are fill values, whoever declares them (−FLT_MAX in all its spellings, −3.4e38,
 # netCDF's 9.97e36), or what resampling made of one; no quantity that a raster holds is as large.
@@ -28,6 +29,13 @@ def fitting(nodata: Optional[float], dtype: np.dtype) -> Optional[float]:
     info = np.iinfo(dtype)
     whole = math.isfinite(nodata) and nodata == int(nodata) and info.min <= nodata <= info.max
     return int(nodata) if whole else None
+
+
+def band_nodata(band: gdal.Band, override: Optional[float]) -> Optional[float]:
+    """The nodata value of a band, as its pixels hold it: the override if they can have it, else what it declares."""
+    dtype = np.dtype(gdal_array.GDALTypeCodeToNumericTypeCode(band.DataType) or np.float32)
+    value = fitting(override, dtype)
+    return fitting(band.GetNoDataValue(), dtype) if value is None else value
 
 
 def measured(values: np.ndarray) -> np.ndarray:

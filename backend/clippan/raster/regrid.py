@@ -14,7 +14,7 @@ from osgeo import gdal, gdal_array
 
 from clippan.errors import ClippanError
 from clippan.raster.grid import Grid, axes, centres_inside, horizontal
-from clippan.raster.nodata import fitting
+from clippan.raster.nodata import band_nodata
 from clippan.raster.source import spectral
 
 _SHIFT = 0.01  # of a pixel: grids that differ by more are resampled
@@ -164,11 +164,9 @@ def _uniform(dataset: gdal.Dataset, nodata: Optional[float]) -> list[gdal.Datase
 
 
 def _nodata(band: gdal.Band, override: Optional[float]) -> Optional[float]:
-    dtype = np.dtype(gdal_array.GDALTypeCodeToNumericTypeCode(band.DataType))
-    value = fitting(override, dtype)
-    if value is None:
-        value = fitting(band.GetNoDataValue(), dtype)
-    return math.nan if value is None and np.issubdtype(dtype, np.floating) else value
+    value = band_nodata(band, override)
+    floating = np.issubdtype(gdal_array.GDALTypeCodeToNumericTypeCode(band.DataType), np.floating)
+    return math.nan if value is None and floating else value
 
 
 def _warp(dataset: gdal.Dataset, nodata: Optional[float], crs: str, **where: Any) -> gdal.Dataset:

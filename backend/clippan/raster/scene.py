@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -9,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -22,7 +23,10 @@ from clippan.errors import ClippanError
 from clippan.fusion import sensors
 from clippan.jobs.options import Stretch
 from clippan.raster import source as sources
-from clippan.raster.grid import Grid
+from clippan.raster.alpha import alpha_bands, notes
+from clippan.raster.coverage import Coverage
+from clippan.raster.grid import Grid, horizontal
+from clippan.raster.nodata import band_nodata, measured
 from clippan.raster.tiles import Window
 
 PLACED = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)  # where QGIS shows a picture without coordinates
@@ -150,6 +154,7 @@ class Scene:
         grid: its pixels; a picture without coordinates is placed as QGIS places it, y up from its top.
         own_grid: the same, but of a picture without coordinates as it is.
         bands: which bands are red, green and blue, or the one that is grey, or those of the channels.
+        notes: sentences for the user: what was decided of the file's alpha band and of its nodata value.
 
     Raises:
         ClippanError: it cannot be read, or has not these bands.
@@ -166,8 +171,10 @@ class Scene:
         self.look = look
         self.channels = channels
         self._stretch = channels.stretch if channels else stretch
-        # Opened twice, so that what it is called does not depend on how it is prepared.
         self._original = sources.open_dataset(path, "raster")
+        if set(look.bands) & set(alpha_bands(self._original)):
+            self._original = sources.open_dataset(path, "raster", all_bands=True)
+        self.notes = notes([self._original])
         self._dataset = _prepared(self._original, look.nodata)
         self.own_grid = Grid.of(self._dataset)
         placed = Grid(self.own_grid.width, self.own_grid.height, PLACED, "")
@@ -177,7 +184,11 @@ class Scene:
         if any(gdal.DataTypeIsComplex(band.DataType) for band in bands):
             raise ClippanError(f"The raster {path} has complex numbers; convert it to amplitude first.")
         self._bytes = all(band.DataType == gdal.GDT_Byte for band in bands)
+        self._assume()
         self._masks = _masks(self._dataset, self.bands)
+        expanded = self._dataset.RasterCount > self._original.RasterCount  # a palette, whose bands are one
+        stored = (1,) if expanded else self.bands
+        self._coverage = Coverage([self._original.GetRasterBand(number) for number in stored])
 
     @property
     def stretch(self) -> tuple[tuple[float, float], ...]:
@@ -210,54 +221,108 @@ class Scene:
         order = sensor.bands if sensor is not None and len(sensor.bands) == len(numbers) else ()
         return tuple(numbers[position - 1] for position in natural_colours(names, order, len(numbers)))
 
+    def _assume(self) -> None:
+        """Takes a customary value as nodata where the raster declares none and has no mask, as for other jobs."""
+        numbers = sources.spectral(self._dataset)
+        positions = [numbers.index(number) + 1 for number in self.bands if number in numbers]
+        if self._bytes or not positions or _masks(self._dataset, self.bands):
+            return
+        with contextlib.suppress(ClippanError):  # of what a Source does not take, nothing is assumed
+            source = sources.Source([self._dataset], f"raster {self.path}", positions)
+            if source.assumption:
+                self.notes.append(source.assumption)
+                self.look = replace(self.look, nodata=source.nodata)  # who opens it again need not look again
+                self._dataset = _prepared(self._original, source.nodata)
+
     def _find_stretch(self) -> tuple[tuple[float, float], ...]:
         wanted = self.look.stretch
         if wanted is Stretch.NONE or (wanted is Stretch.AUTO and self._bytes):
+            self.check_bands()
             return ()
+        bands = [self._dataset.GetRasterBand(number) for number in self.bands]
+        quantities = [sources.BandInfo.of(band) for band in bands]
         if wanted is Stretch.REFLECTANCE:
-            types = [self._dataset.GetRasterBand(number).DataType for number in self.bands]
-            whole = all(np.issubdtype(gdal_array.GDALTypeCodeToNumericTypeCode(code), np.integer) for code in types)
-            return ((0.0, _REFLECTANCE * (_REFLECTANCE_SCALE if whole else 1.0)),) * len(self.bands)
+            self.check_bands()
+            return tuple(_reflectance(band, quantity) for band, quantity in zip(bands, quantities))
         samples = self.sample().astype(np.float64)
         if not samples.shape[1]:
             return ((0.0, 1.0),) * len(self.bands)
         if wanted is Stretch.PERCENTILE:
             low, high = np.percentile(samples, _PERCENTILES, axis=1)
         else:
-            low, high = (np.full(len(self.bands), value) for value in _exposure(samples))
+            # Where the file says which value stands for no light, this is where light begins.
+            dark = np.array([-quantity.offset / quantity.scale for quantity in quantities])
+            low, high = (dark + value for value in _exposure(samples - dark[:, None]))
         return tuple((float(a), float(b if b > a else np.nextafter(a, np.inf))) for a, b in zip(low, high))
 
+    def check_bands(self) -> None:
+        """Raises ClippanError, as ``sample`` does, where one of several bands has no data at all."""
+        if len(self._masks) > 1 or not self._bytes:
+            self.sample()
+
     def sample(self) -> np.ndarray:
-        """Valid values (bands, n) from windows all over the raster: reading all of it could take an hour."""
+        """Valid values (bands, n) from windows all over the raster: reading all of it could take an hour.
+
+        Raises:
+            ClippanError: it cannot be read, or some of its bands have no data where others have.
+        """
         size = _SAMPLE_SIZE
         columns = sorted({int(x) for x in np.linspace(0, max(self.grid.width - size, 0), _SAMPLE_WINDOWS)})
         rows = sorted({int(y) for y in np.linspace(0, max(self.grid.height - size, 0), _SAMPLE_WINDOWS)})
         parts = []
+        alive = np.zeros(len(self.bands), bool)
         for y in rows:
             for x in columns:
                 window = Window(x, y, min(size, self.grid.width - x), min(size, self.grid.height - y))
-                values, valid = self._read(window, window.width, window.height, gdal.GRIORA_NearestNeighbour)
-                parts.append(values[:, valid])
-        return np.concatenate(parts, axis=1)
+                values, masks = self._read(window, window.width, window.height, gdal.GRIORA_NearestNeighbour)
+                alive |= (masks & measured(values)).any(axis=(1, 2))
+                parts.append(values[:, self._shown(values, masks)])
+        samples = np.concatenate(parts, axis=1)
+        if alive.any() and not alive.all():
+            self._tell_of_empty_band(self.bands[int(np.argmin(alive))], shown=samples.shape[1] > 0)
+        return samples
+
+    def _tell_of_empty_band(self, number: int, shown: bool) -> None:
+        name = self._dataset.GetRasterBand(number).GetDescription()
+        sentence = f"Band {number}{f' ({name})' if name else ''} of the raster {self.path} has no data"
+        if not shown:
+            raise ClippanError(f"{sentence}; choose other bands.")
+        if not any(note.startswith(sentence) for note in self.notes):
+            self.notes.append(f"{sentence} and is dark in the picture; choose other bands if that is not meant.")
+
+    def may_hold(self, window: Window) -> bool:
+        """Whether a window, which may reach beyond the raster, may show anything; quick."""
+        return self._coverage.may_hold(window.x, window.y, window.width, window.height)
 
     def _read(self, window: Window, width: int, height: int, resampling: int) -> tuple[np.ndarray, np.ndarray]:
-        """Values (bands, height, width), float32 or bytes, and which pixels are valid (height, width)."""
+        """Values (bands, height, width), float32 or bytes, and which are valid by masks, declared values and what was
+        written, bool (bands or 1, height, width)."""
         inside = (window.x, window.y, window.width, window.height)
         kind = np.uint8 if self._bytes else np.float32
-        values = np.empty((len(self.bands), height, width), kind)
+        values = np.zeros((len(self.bands), height, width), kind)
+        written = self._coverage.written(*inside)
+        if written is not None:
+            if not written.any():
+                return values, np.zeros((1, height, width), bool)
+            rows, columns = (
+                (np.arange(out) + 0.5) * size // out for out, size in ((height, window.height), (width, window.width))
+            )
+            written = written[np.ix_(rows.astype(int), columns.astype(int))]
         try:
             self._dataset.ReadAsArray(*inside, band_list=list(self.bands), buf_obj=values, resample_alg=resampling)
-            valid = np.full((height, width), not self._masks)
-            for mask in self._masks:
-                valid |= mask.ReadAsArray(*inside, buf_xsize=width, buf_ysize=height) > 0
+            masks = [mask.ReadAsArray(*inside, buf_xsize=width, buf_ysize=height) > 0 for mask in self._masks]
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise ClippanError(
                 f"The raster {self.path} could not be read; check whether its file is complete ({reason})."
             ) from error
-        if not self._bytes:
-            valid &= np.isfinite(values).all(axis=0)
-        return values, valid
+        valid = np.stack(masks) if masks else np.ones((1, height, width), bool)
+        return values, valid if written is None else valid & written
+
+    def _shown(self, values: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        """Which pixels (height, width) show something, of what ``_read`` returns."""
+        valid = masks.any(axis=0)
+        return valid if self._bytes else valid & measured(values).all(axis=0)
 
     def picture(self, window: Window, width: int, height: Optional[int] = None) -> tuple[np.ndarray, float]:
         """A window as a picture.
@@ -281,7 +346,8 @@ class Scene:
 
     def pixels(self, window: Window, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
         """As ``picture``, with which pixels are valid, (height, width); what the others show means nothing."""
-        values, valid = self._read(window, width, height, gdal.GRIORA_Cubic)
+        values, masks = self._read(window, width, height, gdal.GRIORA_Cubic)
+        valid = self._shown(values, masks)
         if not valid.any():
             return room(1, (height, width), self.channels)[0], valid
         if self.stretch:
@@ -466,16 +532,39 @@ def _exposure(samples: np.ndarray) -> tuple[float, float]:
     return (0.0, _HEADROOM * common) if 0 <= low < common / 3 else (low, high)
 
 
+def _reflectance(band: gdal.Band, quantity: sources.BandInfo) -> tuple[float, float]:
+    """Values of a band that stand for a reflectance of 0 and for the one that is shown as white.
+
+    By the scale and offset that the file states; without any, whole numbers are taken for 10,000 times reflectance.
+    """
+    scale, offset = quantity.scale, quantity.offset
+    if (scale, offset) != (1.0, 0.0):
+        return -offset / scale, (_REFLECTANCE - offset) / scale
+    whole = np.issubdtype(gdal_array.GDALTypeCodeToNumericTypeCode(band.DataType), np.integer)
+    return 0.0, _REFLECTANCE * (_REFLECTANCE_SCALE if whole else 1.0)
+
+
 def _prepared(dataset: gdal.Dataset, nodata: Optional[float]) -> gdal.Dataset:
-    """The dataset with another nodata value, if its pixels can have it, and with its palette as colours."""
+    """The dataset with the nodata values as its pixels hold them, another one if they can have that, and with its
+    palette as colours."""
     first = dataset.GetRasterBand(1)
-    kind = np.dtype(gdal_array.GDALTypeCodeToNumericTypeCode(first.DataType) or np.float32)
-    value = sources.fitting(nodata, kind)
-    if value is not None:
-        dataset = gdal.Translate("", dataset, format="VRT", noData=value)
+    bands = [dataset.GetRasterBand(number + 1) for number in range(dataset.RasterCount)]
+    values = [band_nodata(band, nodata) for band in bands]
+    if any(_differ(value, band.GetNoDataValue()) for value, band in zip(values, bands)):
+        dataset = gdal.Translate("", dataset, format="VRT")
+        for number, value in enumerate(values, 1):
+            if value is not None:
+                dataset.GetRasterBand(number).SetNoDataValue(value)
     if dataset.RasterCount == 1 and first.GetColorTable() is not None:
         dataset = gdal.Translate("", dataset, format="VRT", rgbExpand="rgba")
     return dataset
+
+
+def _differ(value: Optional[float], declared: Optional[float]) -> bool:
+    """Whether GDAL has to be told another nodata value than a band declares."""
+    if value is None or value == declared:
+        return False
+    return declared is None or not (math.isnan(value) and math.isnan(declared))
 
 
 def _masks(dataset: gdal.Dataset, numbers: Sequence[int]) -> list[gdal.Band]:
@@ -501,7 +590,7 @@ def _day(match: Optional[re.Match[str]]) -> str:
 
 
 def spatial(text: str) -> osr.SpatialReference:
-    """A CRS from WKT or ``EPSG:4326``, with x before y.
+    """The horizontal part of a CRS from WKT or ``EPSG:4326``, with x before y.
 
     Raises:
         ClippanError: it is none.
@@ -511,6 +600,7 @@ def spatial(text: str) -> osr.SpatialReference:
         reference.SetFromUserInput(text)
     except RuntimeError:
         raise ClippanError(f"The CRS “{text[:80]}” is not known; write it like EPSG:4326.") from None
+    reference = osr.SpatialReference(wkt=horizontal(reference.ExportToWkt()))
     reference.SetAxisMappingStrategy(osr.OAMS_TRADITIONAL_GIS_ORDER)
     return reference
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +16,10 @@ from osgeo import gdal, gdal_array
 
 from clippan.errors import ClippanError
 from clippan.raster.alpha import alpha_bands, opened_as, window_starts, without_false_alpha
+from clippan.raster.coverage import Coverage
 from clippan.raster.grid import Grid
 from clippan.raster.nodata import fitting, measured
+from clippan.raster.tiles import Window
 
 _MAPPED = {gdal.GDT_Float64: np.float32}  # processing is in float32; reading so halves the memory
 _LONG = 200  # letters of a path in a sentence
@@ -223,10 +225,15 @@ class Source:
         self._nodata = [fitting(band.GetNoDataValue(), self.dtype) if override is None else override for band in opened]
         self.nodata = next((value for value in self._nodata if value is not None), None)
         self.assumption = ""
+        # One for each dataset: a pixel of a band that is not written has no data.
+        self._coverages = [
+            Coverage([run.dataset.GetRasterBand(number) for number in run.numbers]) for run in self._runs
+        ]
         if self.nodata is None and all(run.mask is None for run in self._runs):
             self._assume()
         self.masked = (
             any(run.mask is not None for run in self._runs)
+            or not all(coverage.whole for coverage in self._coverages)
             or self.nodata is not None
             or np.issubdtype(self.dtype, np.floating)
         )
@@ -287,13 +294,19 @@ class Source:
         top, bottom = _clip(y, y + height, grid.height)
         inside = (left, top, right - left, bottom - top)
         values = np.empty((self.count, bottom - top, right - left), self.dtype)
-        masks = []
+        masks: list[Optional[np.ndarray]] = []
         with self._lock:
             try:
-                for run in self._runs:
+                for run, coverage in zip(self._runs, self._coverages):
                     part = values[run.start : run.end]
+                    written = coverage.written(*inside)
+                    if written is not None and not written.any():
+                        part[:] = 0
+                        masks.append(written)
+                        continue
                     run.dataset.ReadAsArray(*inside, band_list=run.numbers, buf_obj=part)
-                    masks.append(run.mask.ReadAsArray(*inside) if run.mask is not None else None)
+                    mask = run.mask.ReadAsArray(*inside) > 0 if run.mask is not None else None
+                    masks.append(written if mask is None else mask if written is None else mask & written)
             except RuntimeError as error:
                 reason = " ".join(str(error).split())
                 raise ClippanError(
@@ -307,6 +320,21 @@ class Source:
             valid = None if valid is None else valid[:, rows, columns]
         return values, valid
 
+    def may_hold(self, x: int, y: int, width: int, height: int) -> bool:
+        """Whether some pixel of a window, which may reach beyond the raster, may be valid in all bands; quick."""
+        with self._lock:
+            return all(coverage.may_hold(x, y, width, height) for coverage in self._coverages)
+
+    def empty_bands(self, windows: Iterable[Window]) -> list[int]:
+        """Positions, from 0, of the bands that have no valid pixel in any of these windows inside the raster."""
+        empty = np.ones(self.count, bool)
+        for window in windows:
+            _, valid = self.read(window.x, window.y, window.width, window.height)
+            empty &= False if valid is None else ~valid.any(axis=(1, 2))
+            if not empty.any():
+                break
+        return np.flatnonzero(empty).tolist()
+
     def _valid(self, values: np.ndarray, masks: Sequence[Optional[np.ndarray]]) -> Optional[np.ndarray]:
         if not self.masked:
             return None
@@ -319,7 +347,7 @@ class Source:
                 out &= plane != self.dtype.type(value)
         for run, mask in zip(self._runs, masks):
             if mask is not None:
-                valid[run.start : run.end] &= mask > 0
+                valid[run.start : run.end] &= mask
         return None if valid.all() else valid
 
 
