@@ -149,7 +149,7 @@ def throughput(folder: Path, model: str, size: int) -> list[str]:
     set_threads(2)
     scene = Scene(path, Look(overlap=0.0))
     tiles = list(scene.windows(engine.pixels).tiles())
-    pictures = np.stack([scene.picture(window, engine.pixels)[0] for window, _ in tiles])
+    pictures = np.stack([scene.picture(window, engine.pixels)[0] for _, window, _ in tiles])
     engine.images(pictures[:64])
     rates: dict[str, list[float]] = {"bare": [], "index": []}
     for number in range(3):  # in turns: the machine's speed is not the same all the time

@@ -275,7 +275,7 @@ def test_nodata_that_no_raster_declares(model, index, raster):
 def test_tiles_cover_every_pixel(raster, size, overlap, scales):
     scene = Scene(raster("a.tif", np.zeros((3, *size), np.uint8)), Look(tile=scales, overlap=overlap))
     plan = scene.windows(16)
-    windows = [window for window, _ in plan.tiles()]
+    windows = [window for _, window, _ in plan.tiles()]
     assert len(windows) == len(plan) == len(set(windows))
     seen = {}
     for window in windows:
@@ -288,27 +288,27 @@ def test_tiles_cover_every_pixel(raster, size, overlap, scales):
         part[:] = True
     assert set(seen) == {min(edge, *size) for edge in scales}
     assert all(part.all() for part in seen.values())
-    assert [window for window, _ in plan.tiles(3)] == windows[3:]
+    assert [window for _, window, _ in plan.tiles(3)] == windows[3:]
 
 
 def test_tile_sizes_in_metres(raster):
     metres = Scene(raster("m.tif", np.zeros((3, 100, 100), np.uint8), pixel=2.0), Look(tile_metres=(40.0, 100.0)))
-    assert {(window.width, round(scale)) for window, scale in metres.windows(16).tiles()} == {(20, 40), (50, 100)}
+    assert {(window.width, round(scale)) for _, window, scale in metres.windows(16).tiles()} == {(20, 40), (50, 100)}
     # a degree of longitude is half as long at 60° north
     degrees = raster("d.tif", np.zeros((3, 200, 200), np.uint8), pixel=1e-4, origin=(10.0, 60.0), epsg=4326)
-    window, scale = next(Scene(degrees, Look(tile_metres=(111.32,))).windows(16).tiles())
+    _, window, scale = next(Scene(degrees, Look(tile_metres=(111.32,))).windows(16).tiles())
     assert (window.width, window.height) == (20, 10)
     assert scale == pytest.approx(111, abs=2)
     plain = raster("p.tif", np.zeros((3, 50, 50), np.uint8), origin=None, epsg=None)
     with pytest.raises(ClippanError, match="has no coordinates; give the tile size in pixels"):
         Scene(plain, Look(tile_metres=(10.0,))).windows(16)
-    assert next(Scene(plain, Look()).windows(16).tiles())[0].width == 16
+    assert next(Scene(plain, Look()).windows(16).tiles())[1].width == 16
 
 
 @pytest.mark.parametrize(("gsd", "metres"), [(10, 640), (0.3, 78), (30, 1237)])
 def test_tiles_suit_the_ground_resolution(raster, gsd, metres):
     scene = Scene(raster("a.tif", np.zeros((3, 300, 300), np.uint8), pixel=float(gsd)), Look())
-    window, scale = next(scene.windows(192).tiles())
+    _, window, scale = next(scene.windows(192).tiles())
     assert scale == pytest.approx(metres, rel=0.02)
     assert window.width == pytest.approx(metres / gsd, abs=1.5)
 

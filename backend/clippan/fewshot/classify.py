@@ -29,7 +29,7 @@ from clippan.jobs.pretrain import PretrainSceneRequest, PretrainSceneResult
 from clippan.jobs.segment import ClassArea
 from clippan.raster.scene import Look, Scene
 from clippan.raster.source import BandInfo
-from clippan.raster.tiles import Window, count_threads, in_order, tiles
+from clippan.raster.tiles import Window, count_threads, in_order
 from clippan.raster.writer import BLOCK, Writer
 from clippan.segmentation import areas
 from clippan.segmentation.legend import palette
@@ -330,7 +330,7 @@ def _write(
     the map made small for the report."""
     request, grid = workshop.request, workshop.stack.grid
     counted = areas.Areas(table, grid)
-    windows = tiles(grid.width, grid.height, BLOCK)
+    windows = workshop.stack.tiles(BLOCK)  # elsewhere the map stays unwritten: nodata
     overview = report.Overview.of(grid.width, grid.height)
     # A network has the processor's threads to itself; the others have one for each tile.
     few = max(_MEMORY // (_COPIES * 4 * sum(workshop.stack.bands) * BLOCK**2), 1)

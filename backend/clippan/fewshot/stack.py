@@ -72,6 +72,11 @@ class Stack:
         """All of it."""
         return Window(0, 0, self.grid.width, self.grid.height)
 
+    def tiles(self, size: int) -> list[Window]:
+        """Squares of ``size`` over all of it, but for those in which a raster holds nothing."""
+        windows = tiles(self.grid.width, self.grid.height, size)
+        return [w for w in windows if all(s.may_hold(w) for s in self.sources)]
+
     def hints(self) -> list[str]:
         """Sentences for the user."""
         hints = list(self.notes) + [source.assumption for source in self.sources if source.assumption]
@@ -79,9 +84,8 @@ class Stack:
             idle = [source.band_name(band) for band in np.flatnonzero(scales == 0)]
             if idle:
                 listed = ", ".join(idle[:10]) + (", …" if len(idle) > 10 else "")
-                hints.append(
-                    f"Of {path}, {len(idle)} of {len(scales)} bands are constant or empty and were left aside ({listed})."
-                )
+                which = f"{len(idle)} of {len(scales)} bands are constant or empty"
+                hints.append(f"Of {path}, {which} and were left aside ({listed}).")
         return hints
 
     def standardised(self, means: Sequence[np.ndarray], scales: Sequence[np.ndarray]) -> Stack:
@@ -150,7 +154,7 @@ class Stack:
         most = _MEMORY // (4 * sum(self.bands))
         if self.grid.width * self.grid.height <= most:
             return self.read(self.window)
-        blocks = tiles(self.grid.width, self.grid.height, _BLOCK)
+        blocks = self.tiles(_BLOCK)
         count = max(most // _BLOCK**2, 1)
         shape = (_BLOCK, count * _BLOCK)
         parts, valid = [np.zeros((bands, *shape), np.float32) for bands in self.bands], np.zeros(shape, bool)
@@ -255,10 +259,10 @@ def _inverse(geotransform: Sequence[float], path: str) -> tuple[float, ...]:
     return tuple(inverse)
 
 
-def _starts(length: int, count: int) -> list[int]:
+def _starts(first: int, length: int, count: int) -> list[int]:
     if length <= count * _SIZE:
-        return list(range(0, length, _SIZE))
-    return [int(start) for start in np.linspace(0, length - _SIZE, count)]
+        return list(range(first, first + length, _SIZE))
+    return [first + int(start) for start in np.linspace(0, length - _SIZE, count)]
 
 
 def _statistics(source: Source, path: str, context: Context) -> tuple[np.ndarray, np.ndarray]:
@@ -270,7 +274,7 @@ def _statistics(source: Source, path: str, context: Context) -> tuple[np.ndarray
     windows = _WINDOWS
     count, mean, squares, largest = _moments(source, path, windows, context)
     # What is shown may lie between the windows.
-    while count.max() < _SIZE**2 and windows * _SIZE < max(source.grid.width, source.grid.height):
+    while count.max() < _SIZE**2 and windows * _SIZE < max(source.bounds.width, source.bounds.height):
         windows *= 4
         count, mean, squares, largest = _moments(source, path, windows, context)
     if not count.any():
@@ -290,11 +294,14 @@ def _moments(
     of their sizes, from so many windows along each edge."""
     count = np.zeros(source.count)
     mean, squares, largest = np.zeros(source.count), np.zeros(source.count), np.zeros(source.count)
-    rows, columns = (_starts(edge, windows) for edge in (source.grid.height, source.grid.width))
+    bounds = source.bounds
+    rows, columns = _starts(bounds.y, bounds.height, windows), _starts(bounds.x, bounds.width, windows)
     for number, y in enumerate(rows):
         context.progress(100 * number / len(rows), f"Looking at {path}")
         for x in columns:
-            width, height = min(_SIZE, source.grid.width - x), min(_SIZE, source.grid.height - y)
+            width, height = min(_SIZE, bounds.x + bounds.width - x), min(_SIZE, bounds.y + bounds.height - y)
+            if not source.may_hold(Window(x, y, width, height)):
+                continue
             read, known = source.read(x, y, width, height)
             values = read.reshape(source.count, -1).astype(np.float64)
             inside = np.ones(values.shape, bool) if known is None else known.reshape(values.shape)

@@ -215,10 +215,11 @@ class Scene:
 
     def windows(self) -> list[Window]:
         """Tiles of the area."""
-        return [
+        windows = [
             Window(self.area.x + tile.x, self.area.y + tile.y, tile.width, tile.height)
             for tile in tiles(self.area.width, self.area.height, _TILE)
         ]
+        return [window for window in windows if self.pair.may_hold(window)] or windows[:1]
 
     def read(self, source: Source, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
         """A window of the fused raster, or of one on its grid, and where all its bands are valid.

@@ -130,6 +130,7 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
             lambda percent: context.progress(90 + percent / 10, "Finishing the file"),
         )
         windows = tiles(pair.grid.width, pair.grid.height, _tile_size(request.tile_size, tiler.block, pair))
+        windows = [window for window in windows if pair.may_hold(window)]  # elsewhere the file stays unwritten: nodata
         # A GPU has one queue; a second thread reads ahead while it computes.
         workers = threads if device.type == "cpu" else 2
         compute = in_order(lambda window: tiler.tile(window, context), windows, workers, one_thread)
@@ -464,6 +465,8 @@ def _output_nodata(pair: Pair, threads: int, context: Context) -> Optional[float
 
 def _has_holes(pair: Pair, threads: int, context: Context) -> bool:
     """Whether a pixel of PAN is invalid: that it may be (as in all floating point) is no reason to give up a value."""
+    if not pair.pan.whole:
+        return True
     windows = tiles(pair.grid.width, pair.grid.height, _SCAN)
     with contextlib.closing(in_order(lambda window: pair.read_pan(window)[1] is not None, windows, threads)) as found:
         for number, (_, holes) in enumerate(found, 1):

@@ -27,6 +27,8 @@ _WINDOWS = 256  # a million samples, from all over the scene
 _DARK = 0.1  # percentile that stands for the darkest surface; the minimum itself is often a dead pixel
 _SEED = 0
 _SAMPLES = _WINDOW * _WINDOW * _WINDOWS // 4  # enough, where the windows have gaps
+_READ = 512  # multispectral samples along an edge of what is looked through for empty bands at a time
+_NAMED = 5  # bands that a sentence lists
 _MANY = 1000  # samples to fit a method to; where there are fewer, gaps count less
 _THIN = 8  # every eighth sample is enough for the percentile
 # Least weight of valid pixels under a filter whose result counts; lower ones for scenes that are riddled with gaps.
@@ -120,10 +122,7 @@ def measure(
         if found is None or found.count >= _MANY:
             break
     if found is None or not found.moments:
-        raise ClippanError(
-            "No pixel is valid in both the panchromatic and the multispectral raster; "
-            "check their nodata values (nodata, NaN and alpha count as invalid)."
-        )
+        raise _nothing_valid(pair)
     dark = np.percentile(found.thin, _DARK, axis=1)
     mean, scatter, count = found.moments.mean, found.moments.scatter, found.count
     return Statistics(
@@ -134,6 +133,22 @@ def measure(
         torch.from_numpy(np.asarray(dark, np.float64)),
         count,
         float((found.thin == 0).all(axis=0).mean()),
+    )
+
+
+def _nothing_valid(pair: Pair) -> ClippanError:
+    """Why no pixel is valid in PAN and all MS bands: a band without any data, above all."""
+    empty = pair.ms.empty_bands(pair.ms_windows(_READ))
+    if 0 < len(empty) < pair.ms.count:
+        listed = "; ".join(pair.ms.band_name(band) for band in empty[:_NAMED]) + ("; …" if len(empty) > _NAMED else "")
+        several = len(empty) > 1
+        return ClippanError(
+            f"{'Bands' if several else 'Band'} {listed} of the multispectral raster {'have' if several else 'has'} no "
+            "data here; choose the other bands (--bands)."
+        )
+    return ClippanError(
+        "No pixel is valid in both the panchromatic and the multispectral raster; "
+        "check their nodata values (nodata, NaN and alpha count as invalid)."
     )
 
 

@@ -5,108 +5,133 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Optional
 
 import numpy as np
 from osgeo import gdal
 
+from clippan.raster.tiles import Window
+
 _DATA, _EMPTY = gdal.GDAL_DATA_COVERAGE_STATUS_DATA, gdal.GDAL_DATA_COVERAGE_STATUS_EMPTY
 _CELLS = 1024  # along an edge of the map that says where there may be something
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Where a raster may hold something, by the cells of a coarse map.
+
+    Attributes:
+        edge: of a cell, in pixels.
+        before: how many cells above and to the left of each corner hold something, int (rows + 1, columns + 1).
+        width, height: of the raster, in pixels.
+    """
+
+    edge: int
+    before: np.ndarray
+    width: int
+    height: int
+
+    def may_hold(self, window: Window) -> bool:
+        """Whether anything may be in a window, which may reach beyond the raster; never wrongly no."""
+        rows, columns = self.before.shape[0] - 1, self.before.shape[1] - 1
+        left, top = min(max(window.x, 0) // self.edge, columns), min(max(window.y, 0) // self.edge, rows)
+        right = min(-(-max(window.x + window.width, 0) // self.edge), columns)
+        bottom = min(-(-max(window.y + window.height, 0) // self.edge), rows)
+        corners = self.before[[bottom, top, bottom, top], [right, right, left, left]]
+        return bool(corners[0] - corners[1] - corners[2] + corners[3] > 0)
+
+    @property
+    def cells(self) -> np.ndarray:
+        """Which cells hold something, bool (rows, columns)."""
+        return np.diff(np.diff(self.before, axis=0), axis=1) > 0
+
+    @property
+    def bounds(self) -> Window:
+        """The least window of cells outside which there is nothing; a pixel if there is nothing at all."""
+        cells = self.cells
+        rows, columns = np.flatnonzero(cells.any(axis=1)), np.flatnonzero(cells.any(axis=0))
+        if not len(rows):
+            return Window(0, 0, 1, 1)
+        left, top = int(columns[0]) * self.edge, int(rows[0]) * self.edge
+        right = min((int(columns[-1]) + 1) * self.edge, self.width)
+        bottom = min((int(rows[-1]) + 1) * self.edge, self.height)
+        return Window(left, top, right - left, bottom - top)
 
 
 class Coverage:
     """Which pixels of some bands were written. What was not has no data, whatever value GDAL reads there.
 
-    Most formats do not say it, and then everything counts as written. A user of the dataset's lock holds it.
+    Most formats do not say it, and then everything counts as written. Who uses it holds the dataset's lock.
 
     Args:
         bands: of one size; a pixel is written if it is in any of them.
 
     Attributes:
-        whole: whether all of each band is written.
+        footprint: where something may be; None if all is written.
     """
 
     def __init__(self, bands: Sequence[gdal.Band]) -> None:
-        self._bands = [band for band in bands if band is not None]
-        self._width, self._height = self._bands[0].XSize, self._bands[0].YSize
-        self.whole = any(_status([band], 0, 0, self._width, self._height) == _DATA for band in self._bands)
-        self._edge = 0  # of a cell of the map, in pixels
-        self._written_before: Optional[np.ndarray] = None  # how many cells above and to the left have something
+        self._bands = list(bands)
+        width, height = self._bands[0].XSize, self._bands[0].YSize
+        whole = any(_status([band], 0, 0, width, height) == _DATA for band in self._bands)
+        self.footprint = None if whole else _footprint(self._bands)
 
-    def written(self, x: int, y: int, width: int, height: int) -> Optional[np.ndarray]:
+    def may_hold(self, window: Window) -> bool:
+        """Whether anything may be written in a window, which may reach beyond the raster; quick, never wrongly no."""
+        return self.footprint is None or self.footprint.may_hold(window)
+
+    @property
+    def bounds(self) -> Window:
+        """A window outside which nothing is written."""
+        whole = Window(0, 0, self._bands[0].XSize, self._bands[0].YSize)
+        return whole if self.footprint is None else self.footprint.bounds
+
+    def written(self, window: Window) -> Optional[np.ndarray]:
         """Which pixels of a window inside the raster are written, bool (height, width); None if all are."""
-        if self.whole:
+        if self.footprint is None:
             return None
+        x, y, width, height = window.x, window.y, window.width, window.height
         status = _status(self._bands, x, y, width, height)
         if not status & _EMPTY:
             return None
         found = np.zeros((height, width), bool)
         if status & _DATA:
             across, down = self._bands[0].GetBlockSize()
-            for top, left in itertools.product(_cuts(y, height, down), _cuts(x, width, across)):
-                self._mark(found, x, y, left[0], top[0], left[1], top[1])
+            for (top, bottom), (left, right) in itertools.product(_cuts(y, height, down), _cuts(x, width, across)):
+                self._mark(found, window, left, top, right, bottom)
         return None if found.all() else found
 
-    def _mark(self, found: np.ndarray, x: int, y: int, left: int, top: int, right: int, bottom: int) -> None:
-        """Marks what is written of a part of the window at ``x``, ``y``, halving it until each part is uniform."""
+    def _mark(self, found: np.ndarray, window: Window, left: int, top: int, right: int, bottom: int) -> None:
+        """Marks what is written of a part of a window, halving it until each part is uniform."""
         status = _status(self._bands, left, top, right - left, bottom - top)
         if not status & _EMPTY:
-            found[top - y : bottom - y, left - x : right - x] = True
+            found[top - window.y : bottom - window.y, left - window.x : right - window.x] = True
         elif status & _DATA and max(right - left, bottom - top) > 1:
-            columns = _halves(left, right)
-            for (first_row, last_row), (first, last) in itertools.product(_halves(top, bottom), columns):
-                self._mark(found, x, y, first, first_row, last, last_row)
-
-    def may_hold(self, x: int, y: int, width: int, height: int) -> bool:
-        """Whether anything may be written in a window, which may reach beyond the raster; never wrongly no."""
-        if self.whole:
-            return True
-        if self._written_before is None:
-            self._map()
-        before, edge = self._written_before, self._edge
-        assert before is not None
-        rows, columns = before.shape[0] - 1, before.shape[1] - 1
-        left, top = min(max(x, 0) // edge, columns), min(max(y, 0) // edge, rows)
-        right, bottom = min(-(-max(x + width, 0) // edge), columns), min(-(-max(y + height, 0) // edge), rows)
-        inside = before[bottom, right] - before[top, right] - before[bottom, left] + before[top, left]
-        return bool(inside > 0)
-
-    def bounds(self) -> tuple[int, int, int, int]:
-        """The least window (x, y, width, height) outside which nothing is written, up to the map's cells."""
-        if self.whole:
-            return 0, 0, self._width, self._height
-        if self._written_before is None:
-            self._map()
-        assert self._written_before is not None
-        cells = np.diff(np.diff(self._written_before, axis=0), axis=1) > 0
-        rows, columns = np.flatnonzero(cells.any(axis=1)), np.flatnonzero(cells.any(axis=0))
-        if not len(rows):
-            return 0, 0, self._width, self._height
-        left, top = int(columns[0]) * self._edge, int(rows[0]) * self._edge
-        right = min((int(columns[-1]) + 1) * self._edge, self._width)
-        bottom = min((int(rows[-1]) + 1) * self._edge, self._height)
-        return left, top, right - left, bottom - top
-
-    def _map(self) -> None:
-        across, down = self._bands[0].GetBlockSize()
-        block = max(across, down) if max(across, down) < max(self._width, self._height) else 1
-        self._edge = max(block * math.ceil(max(self._width, self._height) / block / _CELLS), 1)
-        rows, columns = -(-self._height // self._edge), -(-self._width // self._edge)
-        cells = np.zeros((rows, columns), np.int64)
-        waiting = [(0, 0, columns, rows)]
-        while waiting:
-            left, top, right, bottom = waiting.pop()
-            x, y = left * self._edge, top * self._edge
-            size = min(right * self._edge, self._width) - x, min(bottom * self._edge, self._height) - y
-            status = _status(self._bands, x, y, *size)
-            if not status & _DATA:
-                continue
-            if not status & _EMPTY or max(right - left, bottom - top) == 1:
-                cells[top:bottom, left:right] = 1
-                continue
             for (a, b), (c, d) in itertools.product(_halves(top, bottom), _halves(left, right)):
-                waiting.append((c, a, d, b))
-        self._written_before = np.pad(cells.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+                self._mark(found, window, c, a, d, b)
+
+
+def _footprint(bands: Sequence[gdal.Band]) -> Footprint:
+    width, height = bands[0].XSize, bands[0].YSize
+    across, down = bands[0].GetBlockSize()
+    block = max(across, down) if max(across, down) < max(width, height) else 1
+    edge = block * math.ceil(max(width, height) / block / _CELLS)
+    rows, columns = -(-height // edge), -(-width // edge)
+    cells = np.zeros((rows, columns), np.int64)
+    waiting = [(0, 0, columns, rows)]
+    while waiting:
+        left, top, right, bottom = waiting.pop()
+        x, y = left * edge, top * edge
+        status = _status(bands, x, y, min(right * edge, width) - x, min(bottom * edge, height) - y)
+        if not status & _DATA:
+            continue
+        if not status & _EMPTY or max(right - left, bottom - top) == 1:
+            cells[top:bottom, left:right] = 1
+        else:
+            parts = itertools.product(_halves(top, bottom), _halves(left, right))
+            waiting += [(c, a, d, b) for (a, b), (c, d) in parts]
+    return Footprint(edge, np.pad(cells.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0))), width, height)
 
 
 def _status(bands: Sequence[gdal.Band], x: int, y: int, width: int, height: int) -> int:

@@ -70,14 +70,38 @@ class Pair:
         own = tuple(offsets) if any(offset != (0, 0) for offset in offsets) else ()
         return replace(self, alignment=moved, offsets=own)
 
-    def ms_windows(self, size: int) -> list[Window]:
-        """Windows of MS, squares of ``size``, over all samples whose centres lie in the output."""
+    def ms_extent(self) -> Window:
+        """The window of MS of all samples whose centres lie in the output, cut to where both rasters hold something."""
         left, right = self._samples(self.x, self.grid.width, self.ms.grid.width)
         top, bottom = self._samples(self.y, self.grid.height, self.ms.grid.height)
-        return [
-            Window(window.x + left, window.y + top, window.width, window.height)
-            for window in tiles(right - left, bottom - top, size)
+        pan = self.pan.bounds
+        x, y = pan.x - self.alignment.column, pan.y - self.alignment.row
+        seen = self._around(Window(x, y, pan.width, pan.height))
+        return Window(left, top, right - left, bottom - top).intersection(self.ms.bounds).intersection(seen)
+
+    def ms_windows(self, size: int) -> list[Window]:
+        """Windows of MS, squares of ``size``, over ``ms_extent``, but for those in which MS holds nothing."""
+        extent = self.ms_extent()
+        windows = [
+            Window(window.x + extent.x, window.y + extent.y, window.width, window.height)
+            for window in tiles(extent.width, extent.height, size)
         ]
+        return [window for window in windows if self.ms.may_hold(window)]
+
+    def may_hold(self, window: Window) -> bool:
+        """Whether some pixel of a window, in output pixels, may be valid in both rasters; quick."""
+        x, y = window.x + self.alignment.column, window.y + self.alignment.row
+        on_pan = Window(x, y, window.width, window.height)
+        return self.pan.may_hold(on_pan) and self.ms.may_hold(self._around(window))
+
+    def _around(self, window: Window) -> Window:
+        """The samples of MS whose pixels touch a window in output pixels, and their neighbours."""
+        spans = []
+        for axis, first, length in ((self.x, window.x, window.width), (self.y, window.y, window.height)):
+            start = math.floor((first - axis.offset) / axis.ratio) - 1
+            spans.append((start, math.ceil((first + length - axis.offset) / axis.ratio) + 1 - start))
+        (x, width), (y, height) = spans
+        return Window(x, y, width, height)
 
     @staticmethod
     def _samples(axis: Axis, pixels: int, limit: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -24,7 +24,7 @@ from clippan.fusion import sensors
 from clippan.jobs.options import Stretch
 from clippan.raster import source as sources
 from clippan.raster.alpha import alpha_bands, notes
-from clippan.raster.coverage import Coverage
+from clippan.raster.coverage import Coverage, Footprint
 from clippan.raster.grid import Grid, horizontal
 from clippan.raster.nodata import band_nodata, measured
 from clippan.raster.tiles import Window
@@ -40,6 +40,7 @@ _COMMON, _HEADROOM = 98.0, 2.0  # the percentile that is common, and white as a 
 _REFLECTANCE = 0.3  # what is shown as white
 _REFLECTANCE_SCALE = 10_000.0  # of whole numbers; the usual one
 _MOST_TILES = 20_000_000
+_MOST_RESAMPLED = 2**28  # pixels of a sparse raster that are read for one picture; of more, some are
 _NEAR = 1e-3  # of a pixel: an extent that reaches so little further has been rounded
 _LEAST_TILE = 8.0  # pixels; less than that says nothing
 # EuroSAT shows 64 pixels at 10 m, UC Merced 256 at 0.3 m; between and beyond them the same power law.
@@ -292,7 +293,12 @@ class Scene:
 
     def may_hold(self, window: Window) -> bool:
         """Whether a window, which may reach beyond the raster, may show anything; quick."""
-        return self._coverage.may_hold(window.x, window.y, window.width, window.height)
+        return self._coverage.may_hold(window)
+
+    @property
+    def bounds(self) -> Window:
+        """A window outside which nothing is shown, as far as the format tells; quick."""
+        return self._coverage.bounds
 
     def _read(self, window: Window, width: int, height: int, resampling: int) -> tuple[np.ndarray, np.ndarray]:
         """Values (bands, height, width), float32 or bytes, and which are valid by masks, declared values and what was
@@ -300,14 +306,12 @@ class Scene:
         inside = (window.x, window.y, window.width, window.height)
         kind = np.uint8 if self._bytes else np.float32
         values = np.zeros((len(self.bands), height, width), kind)
-        written = self._coverage.written(*inside)
+        written = self._written(window, width, height)
         if written is not None:
             if not written.any():
                 return values, np.zeros((1, height, width), bool)
-            rows, columns = (
-                (np.arange(out) + 0.5) * size // out for out, size in ((height, window.height), (width, window.width))
-            )
-            written = written[np.ix_(rows.astype(int), columns.astype(int))]
+            if window.width * window.height > _MOST_RESAMPLED:
+                resampling = gdal.GRIORA_NearestNeighbour
         try:
             self._dataset.ReadAsArray(*inside, band_list=list(self.bands), buf_obj=values, resample_alg=resampling)
             masks = [mask.ReadAsArray(*inside, buf_xsize=width, buf_ysize=height) > 0 for mask in self._masks]
@@ -318,6 +322,20 @@ class Scene:
             ) from error
         valid = np.stack(masks) if masks else np.ones((1, height, width), bool)
         return values, valid if written is None else valid & written
+
+    def _written(self, window: Window, width: int, height: int) -> Optional[np.ndarray]:
+        """Which pixels of a picture (height, width) of a window were written; None if all are."""
+        footprint = self._coverage.footprint
+        if footprint is None:
+            return None
+        rows, columns = (
+            first + (np.arange(count) + 0.5) * size / count
+            for first, size, count in ((window.y, window.height, height), (window.x, window.width, width))
+        )
+        if window.width * window.height > _MOST_RESAMPLED:  # a window of the whole raster, for a report
+            return footprint.cells[np.ix_(rows.astype(int) // footprint.edge, columns.astype(int) // footprint.edge)]
+        written = self._coverage.written(window)
+        return None if written is None else written[np.ix_(rows.astype(int) - window.y, columns.astype(int) - window.x)]
 
     def _shown(self, values: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """Which pixels (height, width) show something, of what ``_read`` returns."""
@@ -437,6 +455,9 @@ class Scene:
             gsd = math.sqrt(ground[0] * ground[1])
             metres = self.look.tile_metres or (_EDGE_AT_10_M * (gsd / 10) ** _EDGE_POWER,)
             edges = [(edge / ground[0], edge / ground[1]) for edge in metres]
+        held = self.bounds
+        left, right = max(left, float(held.x)), min(right, float(held.x + held.width))
+        top, bottom = max(top, float(held.y)), min(bottom, float(held.y + held.height))
         scales: list[tuple[tuple[int, int], float, tuple[int, ...], tuple[int, ...]]] = []
         for across, down in edges:
             # As a whole smaller where the raster is smaller, so that shapes keep their proportions.
@@ -452,7 +473,7 @@ class Scene:
             columns = _starts(width, tile[0], self.look.overlap, left, right)
             rows = _starts(height, tile[1], self.look.overlap, top, bottom)
             scales.append((tile, scale, columns, rows))
-        plan = Plan(tuple(scales))
+        plan = Plan(tuple(scales), self._coverage.footprint)
         if len(plan) > _MOST_TILES:
             raise ClippanError(
                 f"The raster {self.path} would have {len(plan):,} tiles; choose an extent (--extent) or larger tiles."
@@ -492,22 +513,40 @@ class Scene:
 
 @dataclass(frozen=True)
 class Plan:
-    """The tiles of a scene, in a fixed order: for each scale its size in pixels, its edge in metres (in pixels
-    without coordinates), and the first columns and rows."""
+    """The tiles of a scene, in a fixed order.
+
+    Attributes:
+        scales: of each its tiles' size in pixels, their edge in metres (in pixels without coordinates), and the first
+            columns and rows.
+        footprint: where the scene may show something; None for everywhere.
+    """
 
     scales: tuple[tuple[tuple[int, int], float, tuple[int, ...], tuple[int, ...]], ...]
+    footprint: Optional[Footprint] = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return sum(len(columns) * len(rows) for _, _, columns, rows in self.scales)
 
-    def tiles(self, start: int = 0) -> Iterator[tuple[Window, float]]:
-        """Windows and their edges, from the ``start``-th on."""
+    def tiles(self, start: int = 0) -> Iterator[tuple[int, Window, float]]:
+        """Tiles from the ``start``-th on: their numbers from 0, their windows and edges.
+
+        Those that lie where nothing is shown are left out, but for the last of all.
+        """
+        before, last = 0, len(self) - 1
         for (width, height), scale, columns, rows in self.scales:
-            count = len(columns) * len(rows)
-            for position in range(min(start, count), count):
-                y, x = divmod(position, len(columns))
-                yield Window(columns[x], rows[y], width, height), scale
-            start = max(start - count, 0)
+            for y in rows:
+                end = before + len(columns)
+                strip = Window(columns[0], y, columns[-1] + width - columns[0], height)
+                if end > start and (end > last or self._may_hold(strip)):
+                    first = max(start - before, 0)
+                    for number, x in enumerate(columns[first:], before + first):
+                        window = Window(x, y, width, height)
+                        if number == last or self._may_hold(window):
+                            yield number, window, scale
+                before = end
+
+    def _may_hold(self, window: Window) -> bool:
+        return self.footprint is None or self.footprint.may_hold(window)
 
 
 def _starts(size: int, tile: int, overlap: float, first: float, last: float) -> tuple[int, ...]:

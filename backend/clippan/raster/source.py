@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import threading
@@ -233,7 +234,7 @@ class Source:
             self._assume()
         self.masked = (
             any(run.mask is not None for run in self._runs)
-            or not all(coverage.whole for coverage in self._coverages)
+            or not self.whole
             or self.nodata is not None
             or np.issubdtype(self.dtype, np.floating)
         )
@@ -299,7 +300,7 @@ class Source:
             try:
                 for run, coverage in zip(self._runs, self._coverages):
                     part = values[run.start : run.end]
-                    written = coverage.written(*inside)
+                    written = coverage.written(Window(*inside))
                     if written is not None and not written.any():
                         part[:] = 0
                         masks.append(written)
@@ -320,10 +321,19 @@ class Source:
             valid = None if valid is None else valid[:, rows, columns]
         return values, valid
 
-    def may_hold(self, x: int, y: int, width: int, height: int) -> bool:
-        """Whether some pixel of a window, which may reach beyond the raster, may be valid in all bands; quick."""
-        with self._lock:
-            return all(coverage.may_hold(x, y, width, height) for coverage in self._coverages)
+    @property
+    def whole(self) -> bool:
+        """Whether all pixels were written, as far as formats tell."""
+        return all(coverage.footprint is None for coverage in self._coverages)
+
+    def may_hold(self, window: Window) -> bool:
+        """Whether some pixel of a window, which may reach beyond the raster, may be valid in some band; quick."""
+        return any(coverage.may_hold(window) for coverage in self._coverages)
+
+    @property
+    def bounds(self) -> Window:
+        """A window outside which no pixel is valid in any band, as far as formats tell; quick."""
+        return functools.reduce(Window.union, (coverage.bounds for coverage in self._coverages))
 
     def empty_bands(self, windows: Iterable[Window]) -> list[int]:
         """Positions, from 0, of the bands that have no valid pixel in any of these windows inside the raster."""

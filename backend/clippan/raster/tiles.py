@@ -22,6 +22,23 @@ class Window:
     width: int
     height: int
 
+    def union(self, other: Window) -> Window:
+        """The least window that holds both."""
+        left, top = min(self.x, other.x), min(self.y, other.y)
+        right = max(self.x + self.width, other.x + other.width)
+        bottom = max(self.y + self.height, other.y + other.height)
+        return Window(left, top, right - left, bottom - top)
+
+    def intersection(self, other: Window) -> Window:
+        """What both share; where that is nothing, a pixel of the border of this one."""
+        left, top = (
+            min(max(own, theirs), own + length - 1)
+            for own, theirs, length in ((self.x, other.x, self.width), (self.y, other.y, self.height))
+        )
+        right = max(min(self.x + self.width, other.x + other.width), left + 1)
+        bottom = max(min(self.y + self.height, other.y + other.height), top + 1)
+        return Window(left, top, right - left, bottom - top)
+
 
 def tiles(width: int, height: int, size: int) -> list[Window]:
     """Covers width × height pixels, row by row, with squares of ``size`` that are cut at the far edges."""

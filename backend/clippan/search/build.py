@@ -225,6 +225,7 @@ def _embed(work: Sequence[_Work], model: Encoder, index: Any, count: _Count, thr
     tiles: list[Tile] = []
     vectors: list[np.ndarray] = []
     done: dict[int, int] = {}
+    reached: dict[int, int] = {}
     committed, seen = time.monotonic(), 0
     reader = _Reader(model)
 
@@ -251,10 +252,12 @@ def _embed(work: Sequence[_Work], model: Encoder, index: Any, count: _Count, thr
             for (item, window, scale, position), sound, kept in zip(batch, whole, keep):
                 if kept:
                     tiles.append(Tile(0, item.raster.id, window, scale, item.corners.of(window)))
+                passed = position + 1 - reached.get(item.raster.id, item.raster.done)  # also those that hold nothing
+                reached[item.raster.id] = position + 1
+                seen += passed
                 if sound:
                     done[item.raster.id] = position + 1
-            count.empty += int(whole.sum() - keep.sum())
-            seen += len(batch)
+                    count.empty += passed - bool(kept)
             if len(tiles) >= _COMMIT_TILES or time.monotonic() - committed > _COMMIT_SECONDS:
                 commit()
                 committed = time.monotonic()
@@ -270,8 +273,7 @@ def _batches(work: Sequence[_Work], size: int) -> Iterator[list[tuple[_Work, Win
     """Tiles of all rasters, ``size`` at a time, each with its position in its raster's plan."""
     batch: list[tuple[_Work, Window, float, int]] = []
     for item in work:
-        start = item.raster.done
-        for position, (window, scale) in enumerate(item.plan.tiles(start), start):
+        for position, window, scale in item.plan.tiles(item.raster.done):
             batch.append((item, window, scale, position))
             if len(batch) == size:
                 yield batch

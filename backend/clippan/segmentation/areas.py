@@ -14,7 +14,7 @@ from osgeo import osr
 
 from clippan.errors import ClippanError, told
 from clippan.jobs.segment import ClassArea
-from clippan.raster.grid import Grid
+from clippan.raster.grid import Grid, horizontal
 from clippan.segmentation.legend import UNCLASSIFIED
 from clippan.segmentation.prompts import Table
 
@@ -51,7 +51,7 @@ class PixelAreas:
         self.known = self._flat is not None or self._ellipsoid is not None
 
     def _prepare(self, grid: Grid) -> None:
-        crs = osr.SpatialReference(wkt=grid.crs)
+        crs = osr.SpatialReference(wkt=horizontal(grid.crs))
         crs.SetAxisMappingStrategy(osr.OAMS_TRADITIONAL_GIS_ORDER)
         g = self._geotransform
         if not crs.IsGeographic():

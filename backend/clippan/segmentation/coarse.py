@@ -107,6 +107,11 @@ class Lattice:
         """Of windows."""
         return (self.bottom - self.top) * (self.right - self.left)
 
+    def strip(self, row: int) -> Window:
+        """The window that holds all windows of a row."""
+        width = (self.right - self.left - 1) * self.step + self.edge
+        return Window(self.left * self.step, row * self.step, width, self.edge)
+
     def windows(self, row: int) -> list[tuple[int, Window]]:
         """The windows of a row with their columns; they may reach beyond the raster."""
         return [
@@ -184,7 +189,7 @@ def look(
         threads: that read.
         folder: for a grid that is too large for the memory.
         context: hears of progress.
-        wanted: which windows; by default all.
+        wanted: which windows, of any size; by default all.
 
     Raises:
         ClippanError: the raster cannot be read, or the model has no dense features.
@@ -245,6 +250,8 @@ def _cosines(model: Encoder, pictures: np.ndarray, texts: np.ndarray, flips: boo
 def _batches(lattice: Lattice, size: int, wanted: Callable[[Window], bool]) -> Iterator[list[tuple[int, int, Window]]]:
     """Windows of a row, with row and column, at most ``size`` at a time."""
     for row in range(lattice.top, lattice.bottom):
+        if not wanted(lattice.strip(row)):
+            continue
         windows = [(row, column, window) for column, window in lattice.windows(row) if wanted(window)]
         for start in range(0, len(windows), size):
             yield windows[start : start + size]

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Optional, Union
 
@@ -94,7 +94,7 @@ def segment(request: SegmentRequest, context: Context) -> SegmentResult:
         request.polygons,
         request.areas,
         count,
-        tuple(_hints(table, model, shown)),
+        tuple([*scene.notes, *_hints(table, model, shown)]),
         provenance,
     )
 
@@ -150,9 +150,10 @@ class View:
         """
         stretch = scene.stretch
         threads = max(1, count_threads(request.threads) // 2)
+        seen = part.intersection(scene.bounds)
         bias = request.bias if request.bias is not None else 0.0 if model.any_size else _BIAS
         lattices = [
-            Lattice.of(model, scene.grid.width, scene.grid.height, edge, part)
+            Lattice.of(model, scene.grid.width, scene.grid.height, edge, seen)
             for edge in request.window or edges(scene, model, part)
         ]
         total, done, found = sum(lattice.count for lattice in lattices), 0, []
@@ -170,7 +171,7 @@ class View:
                     threads,
                     folder,
                     share,
-                    wanted,
+                    lambda window: scene.may_hold(window) and wanted(window),
                 )
             )
             done += lattice.count
@@ -307,6 +308,8 @@ def _write(
     counted = areas.Areas(table, grid)
     edge = int((_TILE_BYTES / 4 / len(work.offsets)) ** 0.5) // BLOCK * BLOCK
     windows = tiles(part.width, part.height, min(max(edge, BLOCK), _LARGEST_TILE))
+    # Elsewhere the files stay unwritten: nodata.
+    windows = [tile for tile in windows if scene.may_hold(replace(tile, x=part.x + tile.x, y=part.y + tile.y))]
     mapping = context.part(0, 70 if request.polygons else 95)
     nan, count, seen = float("nan"), 0, 0
     with contextlib.ExitStack() as stack:

@@ -96,7 +96,7 @@ def _write(
         found = _labels(labels, scene, legend, request.field)
         stem = re.sub(r"[^\w-]+", "_", Path(raster).stem) or "raster"
         plan, before = scene.windows(request.size), len(entries)
-        for place, (window, _) in enumerate(plan.tiles()):
+        for place, window, _ in plan.tiles():
             context.progress(100 * (number + place / len(plan)) / count, f"Raster {number + 1} of {count}")
             boxes = found.inside(window, request.least, request.fill)
             if not boxes:

@@ -123,7 +123,7 @@ def informative(pair: Pair, most: int, edge: int, whole: int) -> tuple[list[Wind
         edge: of a window, in PAN pixels.
         whole: PAN pixels times bands up to which all of a scene is one window.
     """
-    (everything,) = pair.ms_windows(max(pair.ms.grid.width, pair.ms.grid.height))
+    everything = pair.ms_extent()
     if pair.grid.width * pair.grid.height * pair.ms.count <= whole:
         return [everything], True
     size = max(math.ceil(edge / math.sqrt(pair.x.ratio * pair.y.ratio)), _SMALLEST)
