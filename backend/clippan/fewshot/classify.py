@@ -349,12 +349,22 @@ def _write(
 
     classes = [BandInfo("class")]
     output = files.enter_context(
-        Writer(request.output, grid, np.dtype(np.uint8), classes, nodata=0, tags=tags, palette=palette(table))
+        Writer(
+            request.output,
+            grid,
+            np.dtype(np.uint8),
+            classes,
+            nodata=0,
+            tags=tags,
+            palette=palette(table),
+            sparse=workshop.stack.sparse,
+        )
     )
     sure = None
     if request.confidence:
         band, nan = [BandInfo("confidence")], float("nan")
-        writer = Writer(request.confidence, grid, np.dtype(np.float32), band, nodata=nan, tags=tags)
+        sparse = workshop.stack.sparse
+        writer = Writer(request.confidence, grid, np.dtype(np.float32), band, nodata=nan, tags=tags, sparse=sparse)
         sure = files.enter_context(writer)
     with contextlib.closing(in_order(work, windows, threads, prepare)) as mapped:
         for number, (window, (found, confidence, valid)) in enumerate(mapped, 1):

@@ -72,6 +72,11 @@ class Stack:
         """All of it."""
         return Window(0, 0, self.grid.width, self.grid.height)
 
+    @property
+    def sparse(self) -> bool:
+        """Whether parts of a raster were never written."""
+        return not all(source.whole for source in self.sources)
+
     def tiles(self, size: int) -> list[Window]:
         """Squares of ``size`` over all of it, but for those in which a raster holds nothing."""
         windows = tiles(self.grid.width, self.grid.height, size)

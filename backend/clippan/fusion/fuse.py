@@ -128,6 +128,7 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
             request.compression,
             request.overviews,
             lambda percent: context.progress(90 + percent / 10, "Finishing the file"),
+            sparse=pair.sparse,
         )
         windows = tiles(pair.grid.width, pair.grid.height, _tile_size(request.tile_size, tiler.block, pair))
         windows = [window for window in windows if pair.may_hold(window)]  # elsewhere the file stays unwritten: nodata

@@ -88,6 +88,11 @@ class Pair:
         ]
         return [window for window in windows if self.ms.may_hold(window)]
 
+    @property
+    def sparse(self) -> bool:
+        """Whether parts of a raster were never written."""
+        return not (self.pan.whole and self.ms.whole)
+
     def may_hold(self, window: Window) -> bool:
         """Whether some pixel of a window, in output pixels, may be valid in both rasters; quick."""
         x, y = window.x + self.alignment.column, window.y + self.alignment.row

@@ -296,6 +296,11 @@ class Scene:
         return self._coverage.may_hold(window)
 
     @property
+    def sparse(self) -> bool:
+        """Whether parts of the raster were never written."""
+        return self._coverage.footprint is not None
+
+    @property
     def bounds(self) -> Window:
         """A window outside which nothing is shown, as far as the format tells; quick."""
         return self._coverage.bounds

@@ -17,6 +17,7 @@ from osgeo import gdal, gdal_array
 from clippan.errors import Cancelled, ClippanError
 from clippan.jobs.options import Compression, Format
 from clippan.raster.grid import Grid
+from clippan.raster.overviews import build_sparse_overviews
 from clippan.raster.source import BandInfo
 
 T = TypeVar("T")
@@ -137,6 +138,8 @@ class Writer:
         palette: of a map of classes, one band of uint8. Its overviews show the most frequent class, unclassified
             pixels counted too. Names and colours also lie in a sidecar (.aux.xml), which keeps GDAL's categories and
             attribute table; the names are in the file itself as well, as the band's metadata CLASS_1, CLASS_2, ….
+        sparse: leave out blocks that nothing is written to; they read as nodata. For rasters that are mostly
+            empty, as other programs than GDAL may not read such files.
 
     Raises:
         ClippanError: the file could not be written (a full disk above all).
@@ -153,6 +156,7 @@ class Writer:
     overviews: bool = True
     progress: Callable[[float], None] = lambda percent: None
     palette: Optional[Palette] = None
+    sparse: bool = False
 
     def __enter__(self) -> Writer:
         self._check_space()
@@ -164,6 +168,7 @@ class Writer:
             f"BLOCKYSIZE={BLOCK}",
             f"INTERLEAVE={'PIXEL' if self.format is Format.COG else 'BAND'}",  # a COG is interleaved by pixel
             "BIGTIFF=IF_SAFER",
+            *(["SPARSE_OK=TRUE"] if self.sparse else []),
             *self._options(compression, _COMPRESSION),
         ]
         code = gdal_array.NumericTypeCodeToGDALTypeCode(self.dtype)
@@ -314,7 +319,10 @@ class Writer:
             levels.append(2 ** (len(levels) + 1))
         if levels:
             options = ["NUM_THREADS=ALL_CPUS", *self._overview_options()]
-            self._dataset.BuildOverviews(self._resampling, levels, callback=self._callback, options=options)
+            if self.sparse:
+                build_sparse_overviews(self._dataset, levels, self._resampling, options, self._callback)
+            else:
+                self._dataset.BuildOverviews(self._resampling, levels, callback=self._callback, options=options)
 
     @property
     def _resampling(self) -> str:
@@ -350,7 +358,7 @@ class Writer:
         return 1
 
     def _check_space(self) -> None:
-        if self.path.startswith("/vsi"):
+        if self.path.startswith("/vsi") or self.sparse:
             return
         folder = Path(self.path).absolute().parent
         pixels = self.grid.width * self.grid.height * len(self.bands)

@@ -16,7 +16,9 @@ from osgeo import gdal
 
 from clippan.errors import ClippanError, told
 from clippan.jobs.base import Context
+from clippan.raster.coverage import Coverage
 from clippan.raster.grid import Grid
+from clippan.raster.scene import PLACED
 from clippan.raster.source import open_dataset
 from clippan.segmentation.areas import PixelAreas
 
@@ -57,10 +59,16 @@ class Map:
     def __init__(self, path: str, confidence: Optional[str] = None, strip: int = STRIP) -> None:
         self._dataset = open_dataset(path, "map")
         self._confidence = open_dataset(confidence, "confidence") if confidence else None
-        self.grid = Grid.of(self._dataset)
+        grid = Grid.of(self._dataset)
+        # Of a sparse map only what was written holds classes.
+        part = self._part = Coverage([self._dataset.GetRasterBand(1)]).bounds
+        if (part.width, part.height) != (grid.width, grid.height):
+            placed = grid if grid.geotransform else Grid(grid.width, grid.height, PLACED, "")
+            grid = placed.cropped(part.x, part.y, part.x + part.width, part.y + part.height)
+        self.grid = grid
         self.tags: dict[str, str] = self._dataset.GetMetadata() or {}
         self.rows = max(strip // self.grid.width, 1)
-        size = (self.grid.width, self.grid.height)
+        size = (self._dataset.RasterXSize, self._dataset.RasterYSize)
         if self._confidence and (self._confidence.RasterXSize, self._confidence.RasterYSize) != size:
             raise ClippanError(f"The confidence {confidence} is not on the grid of the map {path}; choose its own.")
 
@@ -83,7 +91,8 @@ class Map:
     def _read(self, dataset: gdal.Dataset, y: int) -> np.ndarray:
         rows = min(self.rows, self.grid.height - y)
         try:
-            return dataset.GetRasterBand(1).ReadAsArray(0, y, self.grid.width, rows)
+            part = self._part
+            return dataset.GetRasterBand(1).ReadAsArray(part.x, part.y + y, part.width, rows)
         except RuntimeError as error:
             name = dataset.GetDescription()
             raise ClippanError(f"The map {name} could not be read again ({told(error)}); check its disk.") from error

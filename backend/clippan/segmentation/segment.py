@@ -317,7 +317,16 @@ def _write(
         def start(path: str, names: Sequence[str]) -> Writer:
             bands = [BandInfo(name) for name in names]
             return stack.enter_context(
-                Writer(path, grid, np.dtype(np.float32), bands, nodata=nan, tags=tags, progress=finishing)
+                Writer(
+                    path,
+                    grid,
+                    np.dtype(np.float32),
+                    bands,
+                    nodata=nan,
+                    tags=tags,
+                    progress=finishing,
+                    sparse=scene.sparse,
+                )
             )
 
         def finishing(percent: float) -> None:
@@ -333,6 +342,7 @@ def _write(
                 tags=tags,
                 palette=palette(table),
                 progress=finishing,
+                sparse=scene.sparse,
             )
         )
         wanted = request.confidence or (str(folder / "confidence.tif") if request.polygons else "")

@@ -1,0 +1,50 @@
+"""Overviews of sparse rasters, in the time that what is in them takes: GDAL would go through all that is not."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Callable
+
+from osgeo import gdal
+
+from clippan.raster.coverage import Coverage
+from clippan.raster.tiles import tiles
+
+_EDGE = 4096  # pixels of what is reduced at a time, or the coarsest level where that is more
+
+
+def build_sparse_overviews(
+    dataset: gdal.Dataset,
+    levels: Sequence[int],
+    resampling: str,
+    options: Sequence[str],
+    callback: Callable[[float, str, object], int],
+) -> None:
+    """Builds overviews of the parts that were written; elsewhere they stay unwritten too.
+
+    Args:
+        dataset: a GeoTIFF open for writing, flushed.
+        levels: powers of 2, in rising order.
+        resampling: one that looks at each pixel once, such as AVERAGE or MODE.
+        options: for GDAL's BuildOverviews.
+        callback: GDAL's progress function.
+
+    Raises:
+        RuntimeError: GDAL could not write, or was stopped by the callback.
+    """
+    dataset.BuildOverviews("NONE", list(levels), options=[*options, "SPARSE_OK=TRUE"])
+    numbers = range(1, dataset.RasterCount + 1)
+    coverage = Coverage([dataset.GetRasterBand(number) for number in numbers])
+    edge = max(_EDGE, levels[-1])
+    windows = [w for w in tiles(dataset.RasterXSize, dataset.RasterYSize, edge) if coverage.may_hold(w)]
+    for done, (window, number) in enumerate(itertools.product(windows, numbers), 1):
+        place = [window.x, window.y, window.width, window.height]
+        part = gdal.Translate("", dataset, format="MEM", bandList=[number], srcWin=place)
+        part.BuildOverviews(resampling, list(levels))
+        for position, level in enumerate(levels):
+            values = part.GetRasterBand(1).GetOverview(position).ReadAsArray()
+            overview = dataset.GetRasterBand(number).GetOverview(position)
+            overview.WriteArray(values, window.x // level, window.y // level)
+        if not callback(done / (len(windows) * len(numbers)), "", None):
+            raise RuntimeError("stopped")
