@@ -799,7 +799,7 @@ def test_boxes_of_polygons_in_another_crs(land, tmp_path):
         ({"legend": "7=forest"}, "No object fills a box of the asked size"),
         ({"legend": "nowhere.json"}, "The legend nowhere.json cannot be read"),
         ({"labels": "small"}, "has 50 × 40 pixels and its raster 100 × 80"),
-        ({"labels": "shapes"}, "has no field class; choose one of kind"),
+        ({"labels": "shapes"}, "have no field class; choose one of theirs"),
         ({"labels": "shapes", "field": "kind", "legend": "barn=building"}, "no polygon with a category in kind that"),
         ({"labels": "nothing"}, "does not exist"),
         ({"size": 5}, "The size of the pictures is 5"),
