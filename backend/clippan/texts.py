@@ -23,7 +23,8 @@ _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 def file_of(text: str) -> str:
     """The path of the file that a text names; empty if it stands for itself.
 
-    A file's name ends in .txt, .csv or .json, or has another ending and the file is there; an @ before it is left out.
+    A file's name ends in .txt, .csv or .json; or the file is there, and the text has another ending, a folder, or an @
+    before it, which is left out.
     """
     text = text.strip()
     if "\n" in text or text.startswith(("{", "[")):
@@ -32,7 +33,8 @@ def file_of(text: str) -> str:
     if path.lower().endswith(ENDINGS):
         return path
     try:
-        named = bool(Path(path).suffix or path != text) and Path(path).is_file()
+        place = Path(path)
+        named = bool(place.suffix or len(place.parts) > 1 or path != text) and place.is_file()
     except (OSError, ValueError):  # a text that can be no path
         named = False
     return path if named else ""
@@ -93,7 +95,7 @@ def legend(text: str) -> dict[str, str]:
         except ValueError as error:
             raise ClippanError(
                 f"The legend {file_of(text)} is no JSON ({error}); write it like 1=water; 2=forest."
-            ) from (error)
+            ) from error
     else:
         pairs = [part.partition("=") for part in parts(written)]
         found = {value: name for value, _, name in pairs}

@@ -788,6 +788,20 @@ def test_boxes_of_polygons_in_another_crs(land, tmp_path):
     assert np.abs(np.array(near) - np.array(exact)).max() <= 1  # a pixel more, where an edge lies on one
 
 
+def test_categories_that_come_to_nothing_are_named(land, tmp_path):
+    raster, _ = land
+    shapes = [*SHAPES, ("mill", rectangle(900, 20, 960, 50)), ("shed", rectangle(900, 0, 950, 50))]
+    labels = layer(tmp_path / "shapes.gpkg", shapes)
+    result = run(request(raster, labels, tmp_path / "out", legend="", field="kind", size=80))
+    assert set(result.objects) == {"house", "pool"}
+    assert "All polygons of mill lie outside the rasters." in result.hints
+    assert any(hint.startswith("No polygon of shed was taken") for hint in result.hints)
+    alone = layer(tmp_path / "alone.gpkg", shapes[-2:])
+    with pytest.raises(ClippanError, match="None of the labels lie on the rasters"):
+        run(request(raster, alone, tmp_path / "none", legend="", field="kind", size=80))
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

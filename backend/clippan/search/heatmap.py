@@ -50,7 +50,7 @@ def write(path: str, index: Any, wanted: Filter, query: Query, context: Context)
     right, top = places[:, 2:].max(axis=0).tolist()
     cell = float(np.min(places[:, 2:] - places[:, :2])) / _PER_TILE
     cell = max(cell, (right - left) / _MOST_CELLS, (top - bottom) / _MOST_CELLS)
-    width, height = (max(int(np.ceil(size / cell)), 1) for size in (right - left, top - bottom))
+    width, height = (max(int(np.ceil(size / cell - 1e-6)), 1) for size in (right - left, top - bottom))
     total, weight = np.zeros((height, width)), np.zeros((height, width))
     first_column, last_column = _cells(places[:, 0] - left, places[:, 2] - left, cell)
     first_row, last_row = _cells(top - places[:, 3], top - places[:, 1], cell)
