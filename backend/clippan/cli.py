@@ -13,6 +13,7 @@ import enum
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -141,7 +142,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "bands": "bands for red, green and blue, as in 4,3,2; natural colours by default",
         "stretch": "how values become a picture",
         "nodata": "nodata value, if the rasters declare none or a wrong one",
-        "extent": "only what touches this extent",
+        "extent": "only what touches this extent; in degrees, XMIN above XMAX means across 180°",
         "crs": "of the extent, as EPSG:4326; by default that of each raster",
         "threads": "CPU threads; 0 means all",
         "device": "where to compute",
@@ -156,7 +157,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "unlike": "tiles whose like is left out",
         "top": "how many places at most",
         "least": "confidence that a place needs, from 0 to 1",
-        "extent": "only what touches this extent",
+        "extent": "only what touches this extent; in degrees, XMIN above XMAX means across 180°",
         "crs": "of the extent and the place, as EPSG:4326; by default that of the index",
         "rasters": "only these rasters, by path or file name",
         "since": "only rasters from then on, as 2021-06-30, 2021-06 or 2021",
@@ -175,7 +176,8 @@ _HELP: dict[type[Request], dict[str, str]] = {
     },
     SegmentRequest: {
         "raster": "raster: a file or any GDAL data source",
-        "classes": "classes between semicolons, synonyms between commas: 'water; forest, trees'; or a JSON file",
+        "classes": "classes between semicolons, synonyms between commas: 'water; forest, trees'; or a file "
+        "(.txt, one a line; .json)",
         "output": "GeoTIFF of the classes to write",
         "model": "which model: an id that 'clippan models' lists, or a folder",
         "confidence": "GeoTIFF of the confidence to write",
@@ -193,7 +195,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "bands": "bands for red, green and blue, as in 4,3,2; natural colours by default",
         "stretch": "how values become a picture",
         "nodata": "nodata value, if the raster declares none or a wrong one",
-        "extent": "only this part",
+        "extent": "only this part; in degrees, XMIN above XMAX means across 180°",
         "crs": "of the extent, as EPSG:4326; by default that of the raster",
         "threads": "CPU threads; 0 means all",
         "device": "where to compute",
@@ -204,6 +206,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "classes": "as for clippan segment",
         "output": "JSON file of the calibrated table to write",
         "field": "of the vector files, which holds the class",
+        "layer": "of the vector files; by default the first with places that have a class",
         "report": "HTML report to write, with a picture",
         "model": "which model: an id that 'clippan models' lists, or a folder",
         "window": "edge of what the model sees at a time, in pixels; several are averaged; found by default",
@@ -220,14 +223,15 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "samples": "vector file with points or polygons",
         "field": "of the samples, which holds the class",
         "output": "GeoTIFF to write; its values are 1 to N in the sorted order of the classes",
-        "layer": "of the samples' file; by default the first",
+        "layer": "of the samples' file; by default the first with places that have a class",
         "method": "how pixels are told apart; auto takes the best where places are left out",
         "confidence": "GeoTIFF to write: probability of each pixel's class",
         "report": "HTML report to write, with pictures and accuracy",
         "areas": "CSV to write: area of each class",
         "encoder": "pre-trained scene, for diffclip",
         "save_encoder": "where to keep the scene that is pre-trained now, a name that ends in .safetensors",
-        "descriptions": "what classes look like, as in 'corn: dark green rows; wheat: pale', or a JSON file",
+        "descriptions": "what classes look like, as in 'corn: dark green rows; wheat: pale', or a file "
+        "(.txt, one a line; .json)",
         "model": "CLIP for words and picture: an id that 'clippan models' lists, or a folder",
         "grid": "raster, from 1, whose pixels the map has; 0 means the finest",
         "seed": "of everything that is drawn",
@@ -292,8 +296,10 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "rasters": "rasters: files or GDAL data sources",
         "labels": "for each raster a mask on its pixels, or a vector file with polygons",
         "output": "folder to make",
-        "legend": "categories by values, as in '1=water; 2=forest' or '#3C1098=building', or a JSON file",
+        "legend": "categories by values, as in '1=water; 2=forest' or '#3C1098=building', or a file "
+        "(.txt, one a line; .json)",
         "field": "of the vector files, which holds the category",
+        "layer": "of the vector files; by default the first with polygons that have a category",
         "size": "edge of the pictures in pixels",
         "overlap": "of neighbouring pictures, as a part of their edge",
         "least": "pixels of a box's shorter edge, below which it is left out",
@@ -308,8 +314,10 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "output": "folder of the run and of the model; a run that was stopped is gone on with",
         "samples": "polygons or points over the raster",
         "field": "of the samples, which holds the class",
+        "layer": "of the samples' file; by default the first with places that have a class",
         "control": "folder as --data, of other classes, to measure what was lost",
-        "words": "what classes are called, as in 'SeaLake=sea; AnnualCrop=annual crop land', or a JSON file",
+        "words": "what classes are called, as in 'SeaLake=sea; AnnualCrop=annual crop land', or a file "
+        "(.txt, one a line; .json)",
         "model": "model to start from: an id that 'clippan models' lists, or a folder",
         "alpha": "how far to go to the fine-tuned weights, 0 to 1; chosen on validation by default",
         "keep": "part of the old accuracy on the control set that is kept",
@@ -346,7 +354,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "cosine": "weight of 1 - their cosine",
         "contrast": "weight of the contrast among the chips of a step",
         "label": "weight of saying of the words what the teacher says",
-        "words": "for that, and to measure it, as in 'water; forest; buildings'",
+        "words": "for that, and to measure it, as in 'water; forest; buildings', or a file of them",
         "epochs": "how often it sees every chip; 40 steps are taken at least",
         "steps": "steps, instead of the epochs",
         "batch": "chips of a step",
@@ -401,7 +409,6 @@ _POSITIONAL = {
     RegionsRequest: "rasters",
 }
 _COORDINATES = {"at": "X,Y", "extent": "XMIN,YMIN,XMAX,YMAX"}
-_SIGNED = ("--nodata", "--at", "--extent", "--bias", "--low", "--high")  # options whose values may begin with a minus
 # Jobs whose log is for everyone: a licence is shown before the first download.
 _TOLD = (
     AdaptFusionRequest,
@@ -422,6 +429,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = " ".join(message.split())
+        missing = re.fullmatch(r"argument (--[\w-]+): expected (one|at least one) argument", message)
+        if missing:
+            option = missing.group(1)
+            message = f"{option} needs a value; write one that begins with a dash as {option}=-…"
         raise ClippanError(f"{message[:1].upper()}{message[1:]}; see {self.prog} --help.")
 
 
@@ -506,15 +517,63 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
 
 
-def _joined(arguments: Sequence[str]) -> list[str]:
-    """The arguments with ``--nodata -3.4e38`` as one word: argparse takes such numbers for options."""
+def _joined(arguments: Sequence[str], options: _Options) -> list[str]:
+    """The arguments with ``--text -forest`` as one word, and likewise ``--nodata -3.4e38``: argparse takes what begins
+    with a dash for an option."""
     joined: list[str] = []
-    for argument in arguments:
-        if joined and joined[-1] in _SIGNED:
-            joined[-1] = f"{joined[-1]}={argument}"
+    place = 0
+    while place < len(arguments):
+        option = arguments[place]
+        place += 1
+        joined.append(option)
+        if option == "--":
+            return [*joined, *arguments[place:]]
+        if option not in options.valued:
+            continue
+        end = place
+        most = len(arguments) if option in options.several else place + 1
+        while end < min(most, len(arguments)) and not options.begin(arguments[end]):
+            end += 1
+        values, place = arguments[place:end], end
+        if any(value.startswith("-") for value in values):
+            joined[-1:] = [f"{option}={value}" for value in values]
         else:
-            joined.append(argument)
+            joined += values
     return joined
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """The options of all commands: every one, those that take a value, and those that take several."""
+
+    known: frozenset[str]
+    valued: frozenset[str]
+    several: frozenset[str]
+
+    @classmethod
+    def of(cls, top: argparse.ArgumentParser) -> _Options:
+        """Those of a parser and the parsers of its commands."""
+        actions: list[argparse.Action] = []
+        parsers = [top]
+        for one in parsers:  # which grows
+            for action in one._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    parsers += action.choices.values()
+                else:
+                    actions.append(action)
+        kinds: list[list[str]] = [[], [], []]
+        for action in actions:
+            kinds[0] += action.option_strings
+            kinds[1] += action.option_strings if action.nargs != 0 else ()
+            kinds[2] += action.option_strings if action.nargs == "+" else ()
+        return cls(*map(frozenset, kinds))
+
+    def begin(self, argument: str) -> bool:
+        """Whether an argument begins an option, or looks as if it was meant to."""
+        if argument in self.known or argument.startswith("--"):
+            return True
+        # -output is a slip of the pen; -3 and -forest are values
+        return argument.startswith("-") and f"-{argument.split('=')[0]}" in self.known
 
 
 def _routed(arguments: Sequence[str]) -> list[str]:
@@ -543,7 +602,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         os.environ.setdefault("CPL_LOG", os.devnull)
     progress = _Progress()
     try:
-        options = vars(parser().parse_args(_joined(_routed(sys.argv[1:] if arguments is None else arguments))))
+        top = parser()
+        given = _joined(_routed(sys.argv[1:] if arguments is None else arguments), _Options.of(top))
+        options = vars(top.parse_args(given))
         job, as_json, debug = JOBS[options.pop("job")], options.pop("json"), options.pop("debug")
         for word in ("command", "member"):
             options.pop(word, None)

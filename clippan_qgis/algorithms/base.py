@@ -33,6 +33,7 @@ from qgis.core import (
 )
 from qgis.PyQt.QtGui import QIcon
 
+from clippan import texts
 from clippan.clip.models import MODELS
 from clippan.errors import ClippanError
 from clippan.fusion.sensors import SENSORS
@@ -60,6 +61,9 @@ THREADS = "THREADS"
 _GUI = f"{__package__.rsplit('.', 1)[0]}.gui"
 _CHOICE_WIDGET = f"{_GUI}.choice.ChoiceWidget"
 PROMPTS_WIDGET = f"{_GUI}.prompts.PromptsWidget"
+
+
+_EXTENT = re.compile(r"\s*" + r"\s*,\s*".join([r"([-+\d.eE]+)"] * 4) + r"\s*(?:\[|$)")  # west, east, south, north
 
 
 class Algorithm(QgsProcessingAlgorithm):
@@ -307,7 +311,10 @@ class JobAlgorithm(Algorithm):
 
     def add_extent(self, help_text: str) -> None:
         """EXTENT: a part of the raster."""
-        self.add(QgsProcessingParameterExtent(EXTENT, "Extent", optional=True), help_text)
+        self.add(
+            QgsProcessingParameterExtent(EXTENT, "Extent", optional=True),
+            f"{help_text} In degrees, a west above the east means across the 180th meridian.",
+        )
 
     def add_nodata(self, advanced: bool = False) -> None:
         """NODATA: instead of what the rasters declare."""
@@ -407,8 +414,9 @@ class JobAlgorithm(Algorithm):
     def phrases(self, parameters, name, context) -> str:
         """A text whose parts lie between semicolons or on lines of their own, or JSON, or the path of a file of it."""
         text = self.parameterAsString(parameters, name, context).strip()
-        if text.lower().endswith(".json"):
-            return sources.absolute(text)
+        path = texts.file_of(text)
+        if path:
+            return sources.absolute(path)
         if text.startswith("{"):
             return text
         return "; ".join(filter(None, (line.strip(" \t;") for line in text.splitlines())))
@@ -427,11 +435,16 @@ class JobAlgorithm(Algorithm):
         return Stretch(self.parameterAsEnumString(parameters, STRETCH, context))
 
     def extent(self, parameters, context) -> tuple[tuple[float, ...], str]:
-        """The corners of EXTENT and their CRS; both empty if it was left empty."""
+        """The corners of EXTENT and their CRS; both empty if it was left empty. West is above east, as it was written,
+        where it lies across the 180th meridian."""
         extent = self.parameterAsExtent(parameters, EXTENT, context)
         if extent.isNull():
             return (), ""
         crs = self.parameterAsExtentCrs(parameters, EXTENT, context)
+        written = _EXTENT.match(str(parameters.get(EXTENT)))
+        if written and crs.isGeographic() and float(written[1]) > float(written[2]):  # QGIS exchanges the two
+            west, east, south, north = map(float, written.groups())
+            return (west, south, east, north), query.crs_name(crs)
         return (extent.xMinimum(), extent.yMinimum(), extent.xMaximum(), extent.yMaximum()), query.crs_name(crs)
 
     def threads(self, parameters, context) -> int:
@@ -465,7 +478,8 @@ class JobAlgorithm(Algorithm):
         plain = re.sub(r"[^\w -]+", "_", source.sourceName()).strip() or "places"
         path = QgsProcessingUtils.generateTempFilename(f"{plain[:60]}.gpkg", context)
         options = QgsVectorFileWriter.SaveVectorOptions()
-        options.layerOptions = ["FID=clippan_fid"]  # else a field of the name fid would be taken for it
+        # Else a field that is called fid or geom could not be written beside the layer's own.
+        options.layerOptions = ["FID=clippan_fid", "GEOMETRY_NAME=clippan_geom"]
         writer = QgsVectorFileWriter.create(
             path, fields, source.wkbType(), source.sourceCrs(), context.transformContext(), options
         )

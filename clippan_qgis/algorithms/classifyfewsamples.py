@@ -98,8 +98,8 @@ class ClassifyFewSamples(SceneAlgorithm):
                 self.DESCRIPTIONS, "What the classes look like", multiLine=True, optional=True
             ),
             "A line for each class, in English, as in “corn: dark green rows”; several for one class are fine. In one "
-            "line, put semicolons between them; the path of a .json file is taken too. DiffCLIP and the methods that "
-            "work with CLIP read it beside the names, which helps where those are codes or numbers.",
+            "line, put semicolons between them; the path of a .txt or .json file does too. DiffCLIP and the methods "
+            "that work with CLIP read it beside the names, which helps where those are codes or numbers.",
         )
         self.add_model(
             "For DiffCLIP, what reads the words of the classes; for the methods that work with CLIP, also what sees "

@@ -89,8 +89,8 @@ class FinetuneClip(TrainingAlgorithm):
         self.add(
             QgsProcessingParameterString(self.WORDS, "Names of the classes in words", multiLine=True, optional=True),
             "Where folders or the field hold codes: what the model should read instead, a line for each, as in "
-            "“AnnualCrop=annual crop land”. In one line, put semicolons between them; the path of a .json file is "
-            "taken too.",
+            "“AnnualCrop=annual crop land”. In one line, put semicolons between them; the path of a .txt or .json file "
+            "is taken too.",
         )
         self.add_model(
             "Which model to start from; its licence holds for what is made of it.", FinetuneClipRequest.model

@@ -12,6 +12,7 @@ from qgis.core import (
     QgsProcessingParameterString,
 )
 
+from clippan import texts
 from clippan.jobs import SegmentRequest
 
 from .. import sources
@@ -37,8 +38,9 @@ class PromptAlgorithm(base.JobAlgorithm):
         self.add(
             classes,
             "The classes of the map, in English. As text: classes between semicolons, other words for the same class "
-            "between commas, as in “water; forest, trees; building, roof”. With colours, descriptions and thresholds: "
-            "JSON, or the path of a .json file, as the table saves it.",
+            "between commas, as in “water; forest, trees; building, roof”; or the path of a .txt file of them, one a "
+            "line. With colours, descriptions and thresholds: JSON, or the path of a .json file, as the table saves "
+            "it.",
         )
         self.add_model(
             "Which model looks at the raster. The starter model comes with the plugin and knows words for land cover "
@@ -79,7 +81,8 @@ class PromptAlgorithm(base.JobAlgorithm):
     def classes(self, parameters, context) -> str:
         """The prompt table of CLASSES."""
         text = self.parameterAsString(parameters, self.CLASSES, context).strip()
-        return sources.absolute(text) if text.lower().endswith(".json") else text
+        path = texts.file_of(text)
+        return sources.absolute(path) if path else text
 
     def looking(self, parameters, context) -> dict[str, Any]:
         """The values that a request for a map and one for a calibration share."""

@@ -25,6 +25,7 @@ from qgis.core import (
 
 from clippan.errors import Cancelled, ClippanError
 from clippan.jobs import Refinement, SegmentRequest
+from clippan.segmentation.prompts import parse, shapefile_hints
 
 from .. import classmap, sources, styling
 from . import base
@@ -252,6 +253,9 @@ class SegmentByText(PromptAlgorithm):
             if not sink.addFeature(copy, QgsFeatureSink.Flag.FastInsert):
                 raise ClippanError(f"The layer {output} cannot be written ({sink.lastError()}).")
         del sink  # written when it goes
+        if output.lower().endswith(".shp"):
+            for sentence in shapefile_hints(parse(self._request.classes)):
+                feedback.pushWarning(sentence)
         return output
 
 

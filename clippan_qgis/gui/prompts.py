@@ -32,12 +32,14 @@ from qgis.PyQt.QtWidgets import (
     QWidget,
 )
 
+from clippan import texts
 from clippan.errors import ClippanError
 from clippan.segmentation.prompts import Prompt, Table, parse, presets, save
 
 from .wrapper import Wrapper
 
 FILTER = "Prompt tables (*.json)"
+READABLE = "Prompt tables (*.json *.txt *.csv)"
 FIRST = "landcover"  # the preset that a dialog starts with
 EXAMPLE = "water; forest, trees; building, roof"
 
@@ -120,7 +122,7 @@ class PromptTable(QWidget):
     def set_value(self, value: str) -> None:
         """Shows a table; what cannot be one, and what lies in a file, stays text."""
         try:
-            table = None if value.strip().lower().endswith(".json") else parse(value)
+            table = None if texts.file_of(value) else parse(value)
         except ClippanError:
             table = None
         if table is None and value.strip():
@@ -189,7 +191,7 @@ class PromptTable(QWidget):
         self._filled = self.value()
 
     def _open(self) -> None:
-        path, _ = QFileDialog.getOpenFileName(self, "Open a prompt table", "", FILTER)
+        path, _ = QFileDialog.getOpenFileName(self, "Open a prompt table", "", READABLE)
         if not path:
             return
         try:

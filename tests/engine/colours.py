@@ -52,6 +52,9 @@ class ColourEncoder:
     def texts(self, texts):
         return unit([(*COLOURS[text], 0.2) for text in texts])
 
+    def reading(self, phrases):
+        return []
+
 
 def use(monkeypatch, encoder=None):
     """Has the jobs use it; returns it."""

@@ -25,6 +25,7 @@ from clippan.jobs import (
     Format,
     Method,
     PansharpenRequest,
+    SearchRequest,
     TrainFusionResult,
 )
 
@@ -52,6 +53,53 @@ def test_shortest_pansharpen(requests, tmp_path):
     output = str(tmp_path / "o.tif")
     assert cli.main(["pansharpen", "--pan", "p.tif", "--ms", "m.tif", "--output", output]) == 0
     assert requests == [PansharpenRequest("p.tif", ("m.tif",), output)]
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        (["--text", "-forest"], {"text": ("-forest",)}),
+        (["--text", "-forest", "lake", "- river"], {"text": ("-forest", "lake", "- river")}),
+        (["--text", "lake", "-forest", "--text", "-x", "--top", "3"], {"text": ("lake", "-forest", "-x"), "top": 3}),
+        (["--text=-forest", "--without", "-tree"], {"text": ("-forest",), "without": ("-tree",)}),
+        (["--text", "a", "--at", "-5,-7"], {"text": ("a",), "at": (-5.0, -7.0)}),
+        (["--text", "a", "--extent", "-5,-7,-3,2"], {"text": ("a",), "extent": (-5.0, -7.0, -3.0, 2.0)}),
+        (["--text", "a", "--rasters", "-odd.tif", "b.tif"], {"text": ("a",), "rasters": ("-odd.tif", "b.tif")}),
+    ],
+)
+def test_a_value_may_begin_with_a_dash(requests, line, values):
+    assert cli.main(["search", "i.gpkg", *line]) in (0, 2)  # what is run answers as doctor does
+    assert requests == [SearchRequest("i.gpkg", **values)]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["search", "i.gpkg", "--text"], "--text needs a value; write one that begins with a dash as --text=-…"),
+        (["search", "i.gpkg", "--text", "--forest"], "--text needs a value; write one"),
+        (["search", "i.gpkg", "--text", "--top", "3"], "--text needs a value; write one"),
+        (["segment", "r.tif", "--classes", "a", "--output", "-bands", "1"], "--output needs a value; write one"),
+        (["search", "i.gpkg", "--text", "a", "-top", "5"], "-top"),
+        (
+            ["search", "i.gpkg", "--text", "a", "--since", "2021-05", "--until", "2020"],
+            "first date 2021-05 is after the",
+        ),
+        (["search", "i.gpkg", "--text", "a", "--since", "2021-05-02", "--until", "2021-05-01"], "is after the last"),
+        (["search", "i.gpkg", "--text", "?!"], "“?!” has no letter or digit"),
+    ],
+)
+def test_what_has_no_value_is_said(requests, capsys, line, told):
+    assert cli.main(line) == 2
+    err = capsys.readouterr().err
+    assert told in err
+    assert err.count("\n") == 1
+    assert not requests
+
+
+def test_dates_that_hold_each_other_are_no_wrong_order(requests):
+    for since, until in (("2021", "2021-05"), ("2021-05-30", "2021"), ("2021-05", "2021-05"), ("2020", "2021")):
+        cli.main(["search", "i.gpkg", "--text", "a", "--since", since, "--until", until])
+    assert len(requests) == 4
 
 
 @pytest.mark.parametrize(("rank", "tells"), [("", True), ("0", True), ("1", False)])

@@ -788,6 +788,20 @@ def test_boxes_of_polygons_in_another_crs(land, tmp_path):
     assert np.abs(np.array(near) - np.array(exact)).max() <= 1  # a pixel more, where an edge lies on one
 
 
+def test_categories_that_come_to_nothing_are_named(land, tmp_path):
+    raster, _ = land
+    shapes = [*SHAPES, ("mill", rectangle(900, 20, 960, 50)), ("shed", rectangle(900, 0, 950, 50))]
+    labels = layer(tmp_path / "shapes.gpkg", shapes)
+    result = run(request(raster, labels, tmp_path / "out", legend="", field="kind", size=80))
+    assert set(result.objects) == {"house", "pool"}
+    assert "All polygons of mill lie outside the rasters." in result.hints
+    assert any(hint.startswith("No polygon of shed was taken") for hint in result.hints)
+    alone = layer(tmp_path / "alone.gpkg", shapes[-2:])
+    with pytest.raises(ClippanError, match="None of the labels lie on the rasters"):
+        run(request(raster, alone, tmp_path / "none", legend="", field="kind", size=80))
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -799,7 +813,7 @@ def test_boxes_of_polygons_in_another_crs(land, tmp_path):
         ({"legend": "7=forest"}, "No object fills a box of the asked size"),
         ({"legend": "nowhere.json"}, "The legend nowhere.json cannot be read"),
         ({"labels": "small"}, "has 50 × 40 pixels and its raster 100 × 80"),
-        ({"labels": "shapes"}, "has no field class; choose one of kind"),
+        ({"labels": "shapes"}, "have no field class; choose one of theirs"),
         ({"labels": "shapes", "field": "kind", "legend": "barn=building"}, "no polygon with a category in kind that"),
         ({"labels": "nothing"}, "does not exist"),
         ({"size": 5}, "The size of the pictures is 5"),

@@ -286,9 +286,10 @@ FILTERS = {
     "rasters": Filter(frozenset({1, 3, 99})),
     "none": Filter(frozenset()),
     # Along the borders of tiles, which do not reach into it.
-    "extent": Filter(extent=(500100.0, 4999700.0, 500400.0, 4999900.0)),
-    "part": Filter(frozenset({1}), (500050.0, 4998000.0, 501250.0, 4999950.0)),
-    "elsewhere": Filter(extent=(0.0, 0.0, 1.0, 1.0)),
+    "extent": Filter(boxes=((500100.0, 4999700.0, 500400.0, 4999900.0),)),
+    "part": Filter(frozenset({1}), ((500050.0, 4998000.0, 501250.0, 4999950.0),)),
+    "two": Filter(boxes=((500100.0, 4999700.0, 500400.0, 4999900.0), (501000.0, 4998000.0, 501250.0, 4999950.0))),
+    "elsewhere": Filter(boxes=((0.0, 0.0, 1.0, 1.0),)),
 }
 
 
@@ -721,8 +722,8 @@ def test_a_large_one_is_searched_by_its_index(name, monkeypatch):
     assert len(seen) == 10
     # What is rare among all is not looked for in the index.
     del seen[:]
-    found, size = shared.candidates(directions[:1], Filter(extent=(0.0, -1500.0, 8000.0, 0.0)), 200)
-    inside = shared.chosen(Filter(extent=(0.0, -1500.0, 8000.0, 0.0)))
+    found, size = shared.candidates(directions[:1], Filter(boxes=((0.0, -1500.0, 8000.0, 0.0),)), 200)
+    inside = shared.chosen(Filter(boxes=((0.0, -1500.0, 8000.0, 0.0),)))
     assert size == len(inside) == 1201
     exact = inside[np.argsort(-(vectors[inside - 1] @ directions[0]))[:200]]
     assert len(np.intersect1d(found, exact)) >= 190
@@ -783,7 +784,7 @@ def test_a_crs_has_its_number(name, crs, srid):
     shared = catalogue.reader(name)
     assert shared.about.crs == crs
     assert shared.database.ask("SELECT DISTINCT ST_SRID(geom) FROM {tiles} WHERE geom IS NOT NULL") == [(srid,)]
-    assert len(shared.chosen(Filter(extent=(500000.0, 4999900.0, 500100.0, 5000000.0)))) == 2
+    assert len(shared.chosen(Filter(boxes=((500000.0, 4999900.0, 500100.0, 5000000.0),)))) == 2
 
 
 def test_a_crs_without_a_number_is_kept(name):
@@ -837,6 +838,7 @@ def stub(name, device, context):
         scale=50.0,
         batch=8,
         channels=None,
+        reading=lambda phrases: [],
         images=images,
         texts=texts,
     )

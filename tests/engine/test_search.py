@@ -158,6 +158,29 @@ def test_overlapping_places_are_one(model, tmp_path):
     assert len(every.hits) == every.tiles > len(hits)
 
 
+def test_what_the_model_does_not_read_is_told(index, model, monkeypatch):
+    monkeypatch.setattr(model, "reading", lambda phrases: [f"Not read: {', '.join(phrases)}."])
+    result = run(SearchRequest(index, (" warm ",), without=("red",)))
+    assert "Not read: warm, red." in result.hints
+
+
+@pytest.mark.parametrize(("west", "code"), [(179.9968, 4326), (-180.0032, 4326)])
+def test_places_across_the_date_line(model, tmp_path, west, code):
+    values = quadrants()  # 64 pixels, of which the meridian is in the middle
+    raster = write_raster(tmp_path / "fiji.tif", values, pixel=1e-4, origin=(west, -16.0), epsg=code)
+    index, heat = str(tmp_path / "index.gpkg"), str(tmp_path / "heat.tif")
+    run(IndexRequest((raster,), index, tile=(16,), overlap=0.0))
+    for extent in ((179.99, -16.1, -179.99, -15.9), (179.99, -16.1, 180.01, -15.9), (-180.01, -16.1, -179.99, -15.9)):
+        result = run(SearchRequest(index, ("red",), extent=extent, crs="EPSG:4326", top=4, heatmap=heat))
+        assert result.tiles == 16
+        assert {colour(hit) for hit in result.hits} == {"red"}
+        assert gdal.Open(heat).RasterXSize == 16
+    east = run(SearchRequest(index, ("warm",), extent=(-180.0, -16.1, -179.99, -15.9), crs="EPSG:4326"))
+    assert east.tiles == 8
+    for longitude in (-179.998, 180.002):
+        assert run(SearchRequest(index, at=(longitude, -16.001), crs="EPSG:4326", top=1)).hits
+
+
 def test_least_confidence(index):
     hits = run(SearchRequest(index, ("red",), top=16, least=0.5)).hits
     assert [colour(hit) for hit in hits] == ["red"] * 4

@@ -9,12 +9,12 @@ import pytest
 import torch
 from colours import COLOURS, ColourEncoder, use
 from conftest import read_raster
-from osgeo import gdal
+from osgeo import gdal, ogr
 
 from clippan.clip import encoder as encoders
 from clippan.errors import Cancelled, ClippanError
 from clippan.jobs import CalibrateRequest, Context, Refinement, SegmentRequest, Stretch, run
-from clippan.raster.scene import Look, Scene
+from clippan.raster.scene import Look, Scene, spatial
 from clippan.raster.tiles import Window
 from clippan.segmentation import coarse, segment
 from clippan.segmentation.coarse import Lattice
@@ -407,6 +407,50 @@ def test_polygons_and_points_give_the_labels_of_their_pixels(calibrated, raster,
     result = calibrated(values, str(path))
     assert result.labelled == (1200, 600, 601)
     assert result.before.accuracy > 0.99
+
+
+def points(path, features, layers=("s",)):
+    """Writes a GeoPackage: in its last layer points (column, row, class), in the others nothing."""
+    source = ogr.GetDriverByName("GPKG").CreateDataSource(str(path))
+    for name in layers:
+        layer = source.CreateLayer(name, spatial("EPSG:32631"), ogr.wkbPoint)
+        layer.CreateField(ogr.FieldDefn("class", ogr.OFTString))
+        layer.SyncToDisk()  # else what is empty comes last
+        for column, row, value in features if name == layers[-1] else ():
+            feature = ogr.Feature(layer.GetLayerDefn())
+            feature["class"] = value
+            feature.SetGeometry(ogr.CreateGeometryFromWkt(f"POINT ({500000.5 + column} {4999999.5 - row})"))
+            layer.CreateFeature(feature)
+    return str(path)
+
+
+def test_labels_outside_are_told_and_their_class_is_named(calibrated, tmp_path) -> None:
+    values, _ = stripes()
+    features = [(10, 10, "red"), (60, 10, "green"), (20, 90, "red"), (700, 5, "blue"), (800, 5, "green")]
+    result = calibrated(values, points(tmp_path / "s.gpkg", features, ("empty", "full")))
+    assert result.labelled == (2, 1, 0)
+    told = "\n".join(result.hints)
+    assert "All labels of blue lie outside the rasters or on nodata" in told
+    assert "2 of the labels of" in told
+    assert "(empty, full), full was read" in told
+    assert "No labels of" not in told
+    with pytest.raises(ClippanError, match=r"has both a place and a class|No label of"):
+        calibrated(values, str(tmp_path / "s.gpkg"), layer="empty")
+    other = points(tmp_path / "o.gpkg", features[::3])
+    with pytest.raises(ClippanError, match=r"fewer than two of the classes \(All labels of blue lie outside"):
+        calibrated(values, other)
+
+
+def test_words_that_are_cut_are_told(mapped, model, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(model, "texts", lambda texts: encoders.np.eye(4, dtype=np.float32)[np.arange(len(texts)) % 4])
+    monkeypatch.setattr(model, "reading", lambda phrases: [f"Read: {len(phrases)}."])
+    values, _ = stripes()
+    classes = "red, " + ", ".join(f"a red thing number {number} of many" for number in range(10)) + "; green; blue"
+    hints = mapped(values, classes, polygons=str(tmp_path / "p.shp")).hints
+    assert "Read: 13." in hints
+    assert any("254 bytes" in hint and "the words of red are cut" in hint for hint in hints)
+    assert not any("254" in hint for hint in mapped(values, classes, polygons=str(tmp_path / "p.gpkg")).hints)
+    assert not any("254" in hint for hint in mapped(values, "red; green", polygons=str(tmp_path / "p.shp")).hints)
 
 
 def test_labels_on_nodata_do_not_count(calibrated, raster) -> None:

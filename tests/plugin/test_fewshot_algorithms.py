@@ -120,6 +120,41 @@ def test_the_defaults_of_a_classification_are_the_engines(run, asked, inputs, co
     assert (layer.GetFeatureCount(), layer.GetSpatialRef().GetAuthorityCode(None)) == (3, "4326")
 
 
+@pytest.mark.parametrize("field", ["geom", "geometry", "fid", "ogc_fid", "Straße/№", "clippan"])
+def test_a_class_may_be_in_a_field_of_any_name(field, run, asked, inputs, samples):
+    samples.dataProvider().renameAttributes({1: field} if field != "fid" else {0: "number", 1: field})
+    samples.updateFields()
+    run("classifyfewsamples", {**inputs, "FIELD": field})
+    file = ogr.Open(asked(ClassifyRequest).samples)
+    layer = file.GetLayer()
+    assert [item.name for item in layer.schema] == [field]
+    assert sorted(feature.GetField(0) for feature in layer) == ["forest", "water", "water"]
+    layer.ResetReading()
+    assert all(feature.GetGeometryRef().GetArea() > 0 for feature in layer)
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_the_layer_that_was_chosen_is_read_wherever_it_is_in_its_file(as_text, run, asked, inputs, tmp_path):
+    path = str(tmp_path / "two.gpkg")
+    file = ogr.GetDriverByName("GPKG").CreateDataSource(path)
+    for name, kinds in (("first", ()), ("second", ("corn", "rye"))):
+        layer = file.CreateLayer(name, None, ogr.wkbPoint)
+        layer.CreateField(ogr.FieldDefn("kind", ogr.OFTString))
+        for number, kind in enumerate(kinds):
+            feature = ogr.Feature(layer.GetLayerDefn())
+            feature["kind"] = kind
+            feature.SetGeometry(ogr.CreateGeometryFromWkt(f"POINT ({number} 0)"))
+            layer.CreateFeature(feature)
+    feature = layer = file = None
+    source = f"{path}|layername=second"
+    chosen = QgsVectorLayer(source, "mine", "ogr")
+    QgsProject.instance().addMapLayer(chosen)
+    run("classifyfewsamples", {**inputs, "SAMPLES": source if as_text else chosen})
+    layer = (file := ogr.Open(asked(ClassifyRequest).samples)).GetLayer()
+    assert sorted(feature["kind"] for feature in layer) == ["corn", "rye"]
+    del file
+
+
 def test_the_defaults_of_a_pretraining_are_the_engines(run, asked, scene):
     feedback = Feedback()
     results = run("pretrainscene", scene, feedback)

@@ -225,6 +225,28 @@ def test_bad_values_are_told_in_a_sentence(run, asked, inputs, change, sentence)
     assert "\n" not in str(caught.value).replace("Unable to execute algorithm\n", "")
 
 
+@pytest.mark.parametrize(
+    ("written", "extent"),
+    [
+        ("170,-170,-20,-10 [EPSG:4326]", (170.0, -20.0, -170.0, -10.0)),
+        (" 170 , -170 , -20.5 , -1e1[EPSG:4326]", (170.0, -20.5, -170.0, -10.0)),
+        ("-170,170,-20,-10 [EPSG:4326]", (-170.0, -20.0, 170.0, -10.0)),
+        ("500100,500000,4999900,5000000 [EPSG:32631]", (500000.0, 4999900.0, 500100.0, 5000000.0)),
+    ],
+)
+def test_an_extent_may_lie_across_the_date_line(written, extent, run, asked, inputs):
+    run("segmentbytext", {**inputs, "EXTENT": written})
+    assert request(asked, SegmentRequest).extent == extent
+
+
+def test_classes_may_be_in_a_text_file(run, asked, inputs, tmp_path, monkeypatch):
+    (tmp_path / "classes.txt").write_text("water\nforest, trees\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for written in ("classes.txt", "@classes.txt", str(tmp_path / "classes.txt")):
+        run("segmentbytext", {**inputs, "CLASSES": written})
+        assert request(asked, SegmentRequest).classes == str(tmp_path / "classes.txt")
+
+
 def test_a_map_service_needs_an_extent(run, asked, inputs, qgis_new_project):
     layer = QgsRasterLayer("type=xyz&url=https://x.org/{z}/{x}/{y}.png&zmax=17", "map", "wms")
     QgsProject.instance().addMapLayer(layer)

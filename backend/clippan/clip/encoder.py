@@ -22,10 +22,14 @@ from clippan.clip.models import Model, find
 from clippan.device import choose_device, memory_error, multiplies_bfloat16
 from clippan.jobs.base import Context
 from clippan.jobs.options import Device
+from clippan.texts import foreign as in_other_scripts
+from clippan.texts import listed
 
 # Averaged, as FarSLIP's authors do; the bare words help with prompts that are sentences already.
 TEMPLATES = ("a satellite photo of {}.", "a satellite image of {}.", "{}")
 _KEPT = 2000  # texts whose vectors are remembered
+_LONG = 1024  # tokens, beyond the context of every text tower
+_SHOWN = 40  # letters of a text in a sentence
 
 _lock = threading.Lock()
 _loaded: dict[tuple[Any, ...], Encoder] = {}
@@ -165,6 +169,48 @@ class Encoder:
                 means = functional.normalize(means, dim=-1)
             self._texts.update(zip(new, means.cpu().numpy()))
         return np.stack([self._texts[text] for text in texts])
+
+    def reading(self, phrases: Sequence[str]) -> list[str]:
+        """Sentences for the user about texts that it does not read as they are meant; see ``reading``."""
+        return reading(self.model, self._loaded, phrases)
+
+
+def reading(model: Model, loaded: load.Loaded, phrases: Sequence[str]) -> list[str]:
+    """Sentences for the user about texts that a model does not read as they are meant.
+
+    Args:
+        model, loaded: that reads.
+        phrases: what it is given to read, as the user wrote it.
+    """
+    hints = []
+    foreign = in_other_scripts(phrases) if model.languages == ("en",) else []
+    if foreign:
+        hints.append(
+            f"The model {model.label} reads English, and is likely to make nothing of {_quoted(foreign)}; write "
+            "English words instead."
+        )
+    cut = _cut(loaded, list(dict.fromkeys(phrases)))
+    if cut:
+        hints.append(
+            f"The model {model.label} reads {loaded.tokenizer(['']).shape[1]} tokens (pieces of words) at most, and so "
+            f"not the end of {_quoted(cut)}; write less."
+        )
+    return hints
+
+
+def _cut(loaded: load.Loaded, phrases: Sequence[str]) -> list[str]:
+    """Those texts whose end the model does not read, in the longest of the templates; its full stop does not count."""
+    template = max(TEMPLATES, key=len).rstrip(".")
+    tokens = loaded.tokenizer(["", *(template.format(phrase) for phrase in phrases)], context_length=_LONG)
+    length = loaded.tokenizer([""]).shape[1]
+    padding = tokens[0, -1]
+    beyond = (tokens[1:, length:] != padding).any(dim=1).tolist()
+    return [phrase for phrase, long in zip(phrases, beyond) if long]
+
+
+def _quoted(phrases: Sequence[str]) -> str:
+    """Texts, as a sentence lists them."""
+    return listed([f"“{text if len(text) <= _SHOWN else f'{text[:_SHOWN]}…'}”" for text in phrases])
 
 
 def encoder(name: str, device: Device, context: Context) -> Encoder:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
@@ -43,12 +43,12 @@ class Loaded(NamedTuple):
     Attributes:
         model: open_clip's, float32, in eval mode, on the device; ``encode_image`` and ``encode_text`` give features
             of shape (n, width).
-        tokenizer: texts to token numbers, int64, of shape (n, context length).
+        tokenizer: texts to token numbers, int64, of shape (n, context length); takes another ``context_length`` too.
         preprocessing: for the pictures.
     """
 
     model: Any
-    tokenizer: Callable[[Sequence[str]], torch.Tensor]
+    tokenizer: Callable[..., torch.Tensor]
     preprocessing: Preprocessing
 
 
@@ -254,7 +254,7 @@ def _shape(value: torch.Tensor) -> str:
     return "×".join(str(size) for size in value.shape) or "a number"
 
 
-def _tokenizer(text: Mapping[str, Any], path: Path) -> Callable[[Sequence[str]], torch.Tensor]:
+def _tokenizer(text: Mapping[str, Any], path: Path) -> Callable[..., torch.Tensor]:
     import open_clip
     from open_clip.tokenizer import HFTokenizer
 

@@ -41,6 +41,7 @@ class Model:
         gsd: ground resolution that it was trained at, in metres; None for a mix.
         pixels: edge of the square picture that goes in.
         notes: what it is good for, in one sentence.
+        languages: that it reads, as ``en``; empty where nobody knows.
         path: of weights that come with CLIPPan or are the user's own, else None.
         channels: the bands that go in where these are not red, green and blue; ``mean`` and ``std`` are of these then.
     """
@@ -61,6 +62,7 @@ class Model:
     gsd: Optional[float]
     pixels: int
     notes: str
+    languages: tuple[str, ...] = ()
     path: Optional[Path] = None
     channels: Optional[Channels] = None
 
@@ -69,7 +71,8 @@ def _read() -> dict[str, Model]:
     entries = json.loads((resources() / "models.json").read_text(encoding="utf-8"))
     models = {}
     for name, entry in entries.items():
-        model = Model(id=name, **{**entry, "mean": tuple(entry["mean"]), "std": tuple(entry["std"])})
+        lists = {key: tuple(entry[key]) for key in ("mean", "std", "languages")}
+        model = Model(id=name, **{**entry, **lists})
         if not model.repository:
             model = dataclasses.replace(model, path=resources() / model.file)
         models[name] = model
@@ -169,6 +172,7 @@ def _described(path: Path) -> Model:
         gsd=None,
         pixels=size[0] if isinstance(size, (list, tuple)) else size,
         notes="",
+        languages=() if description["text_cfg"].get("hf_tokenizer_name") else ("en",),  # CLIP's own tokens are English
         path=path,
         channels=_channels(values, path),
     )

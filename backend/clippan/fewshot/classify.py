@@ -6,7 +6,6 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -34,12 +33,12 @@ from clippan.raster.writer import BLOCK, Writer
 from clippan.segmentation import areas
 from clippan.segmentation.legend import palette
 from clippan.segmentation.prompts import Prompt, Table
-from clippan.segmentation.words import words
+from clippan.segmentation.words import phrases, words
+from clippan.texts import listed
 
 _FEW = 5  # places of a class, below which figures are uncertain
 _UNCOMPARED = Classifier.SVM_MEAN  # what auto takes where nothing can be left out
 _LONG = 8  # times as long as another method takes DiffCLIP
-_NAMED = 5  # classes that a sentence lists
 _MEMORY, _COPIES = 2**31, 8  # bytes for the tiles that are worked on, and how many arrays of its size each takes
 
 
@@ -95,7 +94,14 @@ def classify(request: ClassifyRequest, context: Context) -> ClassifyResult:
             shown,
             known.labelled,
             known.places,
-            (*stack.hints(), *known.hints, *lost, *workshop.hints, *_hints(request, known, method, best, shown, saved)),
+            (
+                *stack.hints(),
+                *known.hints,
+                *lost,
+                *workshop.hints,
+                *workshop.reading(method),
+                *_hints(request, known, method, best, shown, saved),
+            ),
             workshop.model_id(method),
             device.type,
             round(time.monotonic() - started, 3),
@@ -147,7 +153,7 @@ def _valid(known: Samples, stack: Stack, context: Context) -> tuple[Samples, lis
     empty = [name for name, count in zip(known.names, left.labelled) if not count]
     if empty:
         raise ClippanError(
-            f"All samples of {_listed(empty)} lie on nodata; label other places, or leave out the raster that does not "
+            f"All samples of {listed(empty)} lie on nodata; label other places, or leave out the raster that does not "
             "reach there."
         )
     lost = int((~kept).sum())
@@ -164,7 +170,8 @@ def _table(names: tuple[str, ...], descriptions: str) -> Table:
     unknown = sorted(set(about) - set(names))
     if unknown:
         raise ClippanError(
-            f"There is a description of {unknown[0]}, but no sample of it; the classes are {_listed(names)}."
+            f"There is a description of {unknown[0]}, but no sample of it on the rasters; the classes are "
+            f"{listed(names)}."
         )
     return Table(tuple(Prompt(name, (), about.get(name, ())) for name in names)).coloured()
 
@@ -223,6 +230,10 @@ class _Workshop:
     def model_id(self, method: Classifier) -> str:
         """Of CLIP, where the method needs it."""
         return self._model.model.id if self._model and (method.sees_words or method is Classifier.DIFFCLIP) else ""
+
+    def reading(self, method: Classifier) -> list[str]:
+        """What the method's CLIP does not read as it is meant, in sentences."""
+        return self._model.reading(phrases(self.table)) if self._model and self.model_id(method) else []
 
     def save(self) -> str:
         """Keeps the encoder, if that is wanted and there is one; its path."""
@@ -404,11 +415,11 @@ def _hints(
     single = [name for name, places in zip(known.names, known.places) if places == 1]
     few = [name for name, places in zip(known.names, known.places) if 1 < places < _FEW]
     if single:
-        hints.append(f"Samples of {_listed(single)} lie in one place only, so nothing tells how well it is found.")
+        hints.append(f"Samples of {listed(single)} lie in one place only, so nothing tells how well it is found.")
     if few:
         blocks = known.split.replace("block", "blocks")
         which = "polygons; label more" if known.split == "polygon" else f"{blocks}; label others farther apart"
-        hints.append(f"Samples of {_listed(few)} lie in fewer than {_FEW} {which}, lest figures mislead.")
+        hints.append(f"Samples of {listed(few)} lie in fewer than {_FEW} {which}, lest figures mislead.")
     if request.save_encoder and not saved:
         hints.append("No pre-trained scene was saved, as nothing was learned of the scene: choose the method diffclip.")
     if request.method is Classifier.AUTO and best:
@@ -425,9 +436,5 @@ def _hints(
         hints.append("The classes are called by numbers, which tell CLIP nothing; name them, or give descriptions.")
     absent = [area.name for area in shown if not area.pixels]
     if absent:
-        hints.append(f"Found nowhere: {_listed(absent)}.")
+        hints.append(f"Found nowhere: {listed(absent)}.")
     return hints
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

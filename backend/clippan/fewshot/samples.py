@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Optional
 
 import numpy as np
-from osgeo import gdal, ogr, osr
+from osgeo import gdal, ogr
 
 from clippan.errors import ClippanError
 from clippan.jobs.base import Context
 from clippan.raster.grid import Grid
 from clippan.raster.scene import name_of, spatial
 from clippan.raster.tiles import Window, tiles
-from clippan.segmentation.labels import crs_of, field_of, pixels, transform_of
+from clippan.segmentation.labels import pixels
 from clippan.segmentation.prompts import MOST
+from clippan.texts import listed
+from clippan.vectors import LabelledLayer, crs_name
 
 PIXELS = 500  # of a class that are learned from; more of the same take long and say little
 _DRAWN = 2000  # of a tile of a polygon that may be drawn from
 _TILE = 1024  # edge of the tiles in which polygons become pixels
 _BLOCKS = (32, 16, 8)  # edges of blocks, in pixels; nearer to each other, places share their neighbours
-_NAMED = 5  # classes or layers that a sentence lists
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Cont
 
     Args:
         path: a vector file.
-        layer: of it; empty for the first.
+        layer: of it; empty for the first that has such places.
         field: which holds the class; features without a value are left aside.
         grid: the pixels, with a geotransform.
         seed: of what is drawn where there are too many.
@@ -80,47 +79,41 @@ def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Cont
             tells of fewer than two classes.
     """
     rng = np.random.default_rng(seed)
-    vector, opened = _open(path, layer)
-    number = field_of(opened, path, field)
-    transform = transform_of(opened, path, grid)
-    own, there = _named(crs_of(opened)), _named(spatial(grid.crs) if grid.crs else None)
-    features, words, beyond, lost = [], [], 0, 0
-    count = max(opened.GetFeatureCount(), 1)
-    opened.ResetReading()
-    for position, feature in enumerate(opened):
-        context.progress(100 * position / count, "Reading the samples")
-        geometry = feature.GetGeometryRef()
-        word = _word(feature, number)
-        if geometry is None or geometry.IsEmpty() or not word:
-            continue
-        geometry = geometry.GetLinearGeometry()  # a copy, in which curves are many short lines
-        if not _moved(geometry, transform):
-            lost += 1
+    layer_read = LabelledLayer(path, layer, field)
+    features, words = [], []
+    beyond: list[str] = []  # classes of what lies outside the rasters
+    lost: list[str] = []  # and of what cannot be brought to their CRS
+    for word, geometry in layer_read.places(grid, context):
+        if geometry is None:
+            lost.append(word)
             continue
         flat, is_point = _flat(geometry, grid, path, rng, context)
         if len(flat):
             features.append((flat, is_point))
             words.append(word)
         else:
-            beyond += 1
-    del vector
+            beyond.append(word)
+    own, there = crs_name(layer_read.crs), crs_name(spatial(grid.crs) if grid.crs else None)
     if not features:
-        raise ClippanError(_nowhere(path, field, beyond, lost, own, there))
+        raise ClippanError(_nowhere(path, field, len(beyond), len(lost), own, there))
     names = _sorted(set(words))
+    outside = _sorted({*beyond, *lost} - set(words))
     if len(names) < 2:
+        besides = f"; all samples of {listed(outside)} lie outside" if outside else ""
         raise ClippanError(
-            f"The samples {path} hold one class only on the rasters ({names[0]}); label places of another as well."
+            f"The samples {path} hold one class only on the rasters ({names[0]}{besides}); label places of another as "
+            "well."
         )
     if len(names) > MOST:
         raise ClippanError(
             f"The field {field} has {len(names)} different values, too many for a map of {MOST}; choose the field that "
             "holds the class."
         )
-    hints = _alike(names)
-    if there and not own:
-        hints.append(f"The CRS of the samples is not known; that of the rasters ({there}) was assumed.")
-    if beyond + lost:
-        hints.append(f"{beyond + lost} of the samples lie outside the rasters, and were left aside.")
+    hints = [*layer_read.hints, *_alike(names), *layer_read.assumed(grid)]
+    if beyond or lost:
+        hints.append(f"{len(beyond) + len(lost)} of the samples lie outside the rasters, and were left aside.")
+    if outside:
+        hints.append(f"All samples of {listed(outside)} lie outside the rasters, so nothing is made of these classes.")
     of = {name: value for value, name in enumerate(names)}
     sizes = [len(flat) for flat, _ in features]
     everything = np.concatenate([flat for flat, _ in features])
@@ -144,23 +137,17 @@ def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Cont
     return Samples(tuple(names), rows[drawn], columns[drawn], labels[drawn], groups[drawn], split, tuple(hints))
 
 
-def digest(path: str, field: str) -> str:
-    """A checksum of a file's first layer by which copies of it are known: of its CRS, and of its places and their
-    classes in their order, which the split follows.
+def digest(path: str, layer: str, field: str) -> str:
+    """A checksum of a file's layer by which copies of it are known: of its CRS, and of its places and their classes in
+    their order, which the split follows.
 
     Raises:
-        ClippanError: it cannot be read, or has no such field.
+        ClippanError: it cannot be read, or has no such layer or field.
     """
-    vector, layer = _open(path, "")
-    number = field_of(layer, path, field)
-    reference = crs_of(layer)
-    found = hashlib.sha256(b"" if reference is None else name_of(reference.ExportToWkt()).encode())
-    layer.ResetReading()
-    for feature in layer:
-        geometry = feature.GetGeometryRef()
-        found.update(b"\n" + _word(feature, number).encode() + b"\n")
-        found.update(b"" if geometry is None else bytes(geometry.ExportToWkb()))
-    del vector
+    labelled = LabelledLayer(path, layer, field)
+    found = hashlib.sha256(b"" if labelled.crs is None else name_of(labelled.crs.ExportToWkt()).encode())
+    for word, geometry in labelled.all():
+        found.update(b"\n" + word.encode() + b"\n" + geometry)
     return found.hexdigest()
 
 
@@ -191,49 +178,6 @@ def _nowhere(path: str, field: str, beyond: int, lost: int, own: str, there: str
     )
 
 
-def _moved(geometry: ogr.Geometry, transform: Optional[osr.CoordinateTransformation]) -> bool:
-    """Brings a geometry to another CRS; whether it lies where that and its own reach."""
-    try:
-        if transform is not None:
-            geometry.Transform(transform)
-    except RuntimeError:
-        return False
-    return all(math.isfinite(value) for value in geometry.GetEnvelope())  # some transformations end in infinity
-
-
-def _named(reference: Optional[osr.SpatialReference]) -> str:
-    return "" if reference is None else reference.GetName() or "without a name"
-
-
-def _open(path: str, name: str) -> tuple[gdal.Dataset, ogr.Layer]:
-    try:
-        vector = gdal.OpenEx(path, gdal.OF_VECTOR)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ClippanError(
-            f"The samples {path} cannot be read ({reason}); choose a file of points or polygons."
-        ) from None
-    layers = [vector.GetLayer(number).GetName() for number in range(vector.GetLayerCount())]
-    if not layers:
-        raise ClippanError(f"The samples {path} hold no points or polygons; choose another file.")
-    if name and name not in layers:
-        listed = ", ".join(layers[:_NAMED])
-        raise ClippanError(f"The samples {path} have no layer {name}; choose one of theirs ({listed}).")
-    return vector, vector.GetLayer(layers.index(name) if name else 0)
-
-
-def _word(feature: ogr.Feature, number: int) -> str:
-    """The class, as text; whole numbers without a decimal point. Empty where there is none."""
-    if not feature.IsFieldSetAndNotNull(number):
-        return ""
-    if feature.GetFieldType(number) == ogr.OFTReal:
-        value = feature.GetFieldAsDouble(number)
-        if not math.isfinite(value):
-            return ""
-        return str(int(value)) if value == int(value) else repr(value)
-    return " ".join(feature.GetFieldAsString(number).split())
-
-
 def _sorted(words: set[str]) -> list[str]:
     if all(re.fullmatch(r"-?\d+", word) for word in words):
         return sorted(words, key=lambda word: (int(word), word))  # 1 and 01 are two
@@ -246,8 +190,8 @@ def _alike(names: Sequence[str]) -> list[str]:
     same = [name for name, word in zip(names, folded) if folded.count(word) > 1]
     if not same:
         return []
-    listed = ", ".join(sorted(same, key=lambda name: (name.casefold(), name))[:_NAMED])
-    return [f"Classes that differ in case only were kept apart ({listed}); give those that are one the same name."]
+    alike = listed(sorted(same, key=lambda name: (name.casefold(), name)))
+    return [f"Classes that differ in case only were kept apart ({alike}); give those that are one the same name."]
 
 
 def _flat(

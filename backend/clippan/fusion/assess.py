@@ -379,10 +379,11 @@ def _low_windows(scene: Scene, block: int) -> list[Window]:
     area, x, y = scene.area, scene.pair.x, scene.pair.y
     left, right = _samples(x.to_ms(area.x - 0.5), x.to_ms(area.x + area.width - 0.5), scene.pair.ms.grid.width)
     top, bottom = _samples(y.to_ms(area.y - 0.5), y.to_ms(area.y + area.height - 0.5), scene.pair.ms.grid.height)
-    return [
+    windows = [
         Window(left + tile.x, top + tile.y, tile.width, tile.height)
         for tile in tiles(right - left, bottom - top, block * (_TILE // BLOCK))
     ]
+    return [window for window in windows if scene.pair.ms.may_hold(window)] or windows[:1]
 
 
 def _samples(start: float, end: float, limit: int) -> tuple[int, int]:

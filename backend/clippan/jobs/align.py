@@ -138,6 +138,8 @@ class AlignSensorRequest(Request):
 
     def validate(self) -> None:
         """See Request."""
+        from clippan.segmentation.prompts import parse
+
         check.sources("raster for the teacher", self.teacher_rasters)
         check.sources("raster of the sensor", self.sensor_rasters)
         pairs = len(self.teacher_rasters)
@@ -147,6 +149,8 @@ class AlignSensorRequest(Request):
                 "in the same order."
             )
         check.model(self.model)
+        if self.words:
+            parse(self.words)
         check.run_folder(self.output, self.model)
         check.folder("folder", str(Path(self.output).absolute().parent))
         check.bands(self.sensor_bands)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
+from clippan import texts
 from clippan.errors import ClippanError
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
@@ -68,6 +69,7 @@ class CalibrateRequest(Request):
         classes: the prompt table, as in SegmentRequest.
         output: JSON file of the calibrated table.
         field: of the vector files, which holds the class by its name (or a synonym) or its number.
+        layer: of the vector files; empty means the first that has such places.
         report: HTML file to write.
         model, window, flips, bias, bands, stretch, nodata: as in SegmentRequest.
         threads: CPU threads, 0 means all.
@@ -82,6 +84,7 @@ class CalibrateRequest(Request):
     classes: str
     output: str
     field: str = "class"
+    layer: str = ""
     report: str = ""
     model: str = "starter"
     window: tuple[int, ...] = ()
@@ -110,7 +113,7 @@ class CalibrateRequest(Request):
             check.fail(f"The table {self.output} is written as JSON; let its name end in .json.")
         if self.report:
             check.html(self.report)
-            check.output(self.report, [*self.rasters, *self.samples, self.classes, self.output])
+            check.output(self.report, [*self.rasters, *self.samples, texts.file_of(self.classes), self.output])
         check.model(self.model)
         for edge in self.window:
             check.at_least("window", edge, 16)

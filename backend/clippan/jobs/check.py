@@ -193,12 +193,14 @@ def between(what: str, value: float, least: float, most: float) -> None:
 
 
 def extent(values: Sequence[float]) -> None:
-    """An extent is empty, or xmin, ymin, xmax, ymax."""
+    """An extent is empty, or xmin, ymin, xmax, ymax; xmin is above xmax if it lies, in degrees, across 180°."""
     if not values:
         return
     if len(values) != 4 or not all(math.isfinite(value) for value in values):
         raise ClippanError("An extent has four numbers; write it as XMIN,YMIN,XMAX,YMAX.")
-    if values[0] >= values[2] or values[1] >= values[3]:
+    left, bottom, right, top = values
+    across = -360 <= right < left <= 360  # the engine knows whether these are degrees
+    if (left >= right and not across) or bottom >= top:
         raise ClippanError("The extent is empty; write it as XMIN,YMIN,XMAX,YMAX.")
 
 

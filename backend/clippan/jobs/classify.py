@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Optional
 
+from clippan import texts
 from clippan.errors import ClippanError
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
@@ -149,7 +150,7 @@ class ClassifyRequest(Request):
         samples: vector file with points or polygons.
         field: of it, which holds the class.
         output: GeoTIFF of the map.
-        layer: of the samples' file; empty means the first.
+        layer: of the samples' file; empty means the first that has such places.
         method: the classifier; auto takes the best by cross-validation.
         confidence: GeoTIFF to write: the probability of each pixel's class, 0 to 1.
         report: HTML file to write: pictures, accuracy, confusion.
@@ -203,7 +204,7 @@ class ClassifyRequest(Request):
             check.fail("No field was named; name the samples' field that holds the class.")
         others = [self.confidence, self.report, self.areas, self.save_encoder]
         named = [self.output, *filter(None, others)]
-        inputs = [*self.rasters, self.samples, *filter(None, [self.encoder, self.descriptions])]
+        inputs = [*self.rasters, self.samples, *filter(None, [self.encoder, texts.file_of(self.descriptions)])]
         for path in named:
             check.output(path, inputs)
         check.apart(named)
@@ -255,25 +256,25 @@ def check_grid(number: int, rasters: tuple[str, ...]) -> None:
 
 
 def parse_descriptions(text: str) -> dict[str, tuple[str, ...]]:
-    """Phrases by class, from ``class: words; class: words``, JSON, or the path of a JSON file.
+    """Phrases by class, from ``class: words; class: words``, JSON, or the path of a file of either, where a class may
+    have a line of its own.
 
     JSON is an object with a phrase, or a list of them, for each class.
 
     Raises:
-        ClippanError: it is none of these.
+        ClippanError: it is none of these, or has no words.
     """
-    text = text.strip()
-    if text.lower().endswith(".json"):
-        try:
-            content = Path(text).read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text"
-            raise ClippanError(f"The descriptions {text} cannot be read ({reason}); check the path.") from None
-        return _of_json(content)
-    if text.startswith("{"):
-        return _of_json(text)
+    written = texts.content(text, "descriptions file")
+    found = _of_json(written) if texts.is_json(text, written) else _of_text(written)
+    for name, phrases in found.items():
+        if any(texts.is_wordless(phrase) for phrase in phrases):
+            check.fail(f"The description of {name} has no letter or digit; write what it looks like.")
+    return found
+
+
+def _of_text(text: str) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
-    for part in filter(None, (part.strip() for part in text.split(";"))):
+    for part in texts.parts(text):
         name, colon, words = (item.strip() for item in part.partition(":"))
         if not (name and colon and words):
             raise ClippanError(f"The description “{part[:40]}” is not understood; write it like corn: dark green rows.")

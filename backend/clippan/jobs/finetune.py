@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Optional
 
+from clippan import texts
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
 from clippan.jobs.options import Device, Stretch
@@ -92,6 +93,7 @@ class FinetuneClipRequest(Request):
             with.
         samples: vector file with polygons (or points) over the raster.
         field: of it, which holds the class.
+        layer: of it; empty means the first that has such places.
         control: a folder as ``data``, of other classes, on which is measured what was lost; empty for none.
         words: what classes are called for the model, as ``SeaLake=sea; AnnualCrop=annual crop land`` or a JSON file
             of the same; by default what their folders or the field say.
@@ -125,6 +127,7 @@ class FinetuneClipRequest(Request):
     output: str
     samples: str = ""
     field: str = "class"
+    layer: str = ""
     control: str = ""
     words: str = ""
     model: str = "starter"
@@ -159,6 +162,7 @@ class FinetuneClipRequest(Request):
         check.model(self.model)
         check.run_folder(self.output, self.model)
         check.folder("folder", str(Path(self.output).absolute().parent))
+        texts.legend(self.words)
         if self.alpha is not None:
             check.between("alpha", self.alpha, 0, 1)
         check.between("part to keep", self.keep, 0, 1)

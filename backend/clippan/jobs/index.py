@@ -54,7 +54,8 @@ class IndexRequest(Request):
         bands: for red, green and blue, from 1; empty means natural colours where they can be told.
         stretch: how values become a picture, once for a whole raster.
         nodata: overrides the nodata value that the rasters declare.
-        extent: only tiles that touch xmin, ymin, xmax, ymax; empty means everything.
+        extent: only tiles that touch xmin, ymin, xmax, ymax; empty means everything. In degrees, an xmin above xmax
+            means across the 180th meridian (RFC 7946).
         crs: of the extent, as ``EPSG:4326``; empty means that of each raster.
         threads: CPU threads, 0 means all.
         device: where to compute.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from clippan import texts
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
 from clippan.jobs.options import Device
@@ -81,7 +82,8 @@ class SearchRequest(Request):
         like, unlike: ids of tiles whose like is searched, or left out.
         top: how many hits at most.
         least: confidence that a hit needs, 0 to 1.
-        extent: only tiles that touch xmin, ymin, xmax, ymax; empty means everything.
+        extent: only tiles that touch xmin, ymin, xmax, ymax; empty means everything. In degrees, an xmin above xmax
+            means across the 180th meridian (RFC 7946).
         crs: of the extent and the place, as ``EPSG:4326``; empty means that of the index.
         rasters: only these rasters, by path or file name; empty means all.
         since, until: only rasters of these dates and between, as 2021-06-30 or 2021.
@@ -118,6 +120,9 @@ class SearchRequest(Request):
         check.index(self.index)
         if not (any(item.strip() for item in self.text) or self.image or self.at or self.like):
             check.fail("Nothing to search for was given; give a text, an example picture or a place.")
+        for text in filter(str.strip, (*self.text, *self.without)):
+            if texts.is_wordless(text):
+                check.fail(f"“{text.strip()}” has no letter or digit; write what to look for in words.")
         for path in self.image:
             check.source("example picture", path)
         if self.at and len(self.at) != 2:
@@ -128,6 +133,8 @@ class SearchRequest(Request):
         check.extent(self.extent)
         for what, date in (("first", self.since), ("last", self.until)):
             check.date(f"{what} date", date)
+        if self.until and self.since[: len(self.until)] > self.until:
+            check.fail(f"The first date {self.since} is after the last, {self.until}; exchange them.")
         for path in (self.output, self.heatmap):
             if path:
                 check.output(path, (self.index, *self.image))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
+from clippan import texts
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
 from clippan.jobs.options import Device, Refinement, Stretch
@@ -100,7 +101,8 @@ class SegmentRequest(Request):
         bands: for red, green and blue, from 1, or one for grey; empty means natural colours where they can be told.
         stretch: how values become a picture, once for the whole raster.
         nodata: overrides the nodata value that the raster declares.
-        extent: only this part, xmin, ymin, xmax, ymax; empty for all.
+        extent: only this part, xmin, ymin, xmax, ymax; empty for all. In degrees, an xmin above xmax means across the
+            180th meridian (RFC 7946).
         crs: of the extent; empty means the raster's.
         threads: CPU threads, 0 means all.
         device: where to compute.
@@ -142,7 +144,7 @@ class SegmentRequest(Request):
         others = [self.confidence, self.probabilities, self.polygons, self.areas]
         named = [self.output, *filter(None, others)]
         for number, path in enumerate(named):
-            check.output(path, [self.raster, self.classes, *named[:number]])
+            check.output(path, [self.raster, texts.file_of(self.classes), *named[:number]])
         for path in filter(None, (self.output, self.confidence, self.probabilities)):
             check.geotiff(path)
         if self.polygons and not self.polygons.lower().endswith(VECTORS):

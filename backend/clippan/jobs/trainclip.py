@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Optional
 
+from clippan import texts
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
 from clippan.jobs.options import Device, Stretch
@@ -196,6 +197,7 @@ class RegionsRequest(Request):
             or a JSON file of the same. Empty for vector files whose field holds the categories themselves, and for
             masks that name their values.
         field: of the vector files, which holds the category.
+        layer: of the vector files; empty means the first that has such polygons.
         size: edge of the pictures in the raster's pixels; smaller rasters are one picture or a few.
         overlap: of neighbouring pictures, as a part of their edge.
         least: pixels of a box's shorter edge, below which it is left out.
@@ -214,6 +216,7 @@ class RegionsRequest(Request):
     output: str
     legend: str = ""
     field: str = "class"
+    layer: str = ""
     size: int = 512
     overlap: float = 0.25
     least: int = 16
@@ -232,6 +235,7 @@ class RegionsRequest(Request):
         if not self.output.strip():
             check.fail("No output folder was given; name the folder to make.")
         check.folder("folder", str(Path(self.output).absolute().parent))
+        texts.legend(self.legend)
         check.at_least("size of the pictures", self.size, 16)
         check.between("overlap", self.overlap, 0, 0.9)
         check.at_least("smallest box", self.least, 1)

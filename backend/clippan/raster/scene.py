@@ -72,7 +72,7 @@ class Look:
         bands: for red, green and blue, or one for grey; empty means natural colours.
         stretch: how values become brightness.
         nodata: overrides what the raster declares.
-        extent: only tiles that touch it, xmin, ymin, xmax, ymax; empty for all.
+        extent: only tiles that touch it, xmin, ymin, xmax, ymax; empty for all. See ``boxes``.
         crs: of the extent; empty means the raster's.
     """
 
@@ -409,32 +409,48 @@ class Scene:
         ]
         return (edges[0], edges[1]) if all(math.isfinite(edge) and edge > 0 for edge in edges) else None
 
-    def _area(self) -> tuple[float, float, float, float]:
-        """What is to be covered, in columns and rows: left, top, right, bottom."""
+    def _areas(self) -> list[tuple[float, float, float, float]]:
+        """What is to be covered, in columns and rows (left, top, right, bottom), from left to right: several areas
+        where the extent lies at both edges of a raster of the whole world."""
         whole = (0.0, 0.0, float(self.grid.width), float(self.grid.height))
-        box = self.look.extent
-        if not box:
-            return whole
-        if self.look.crs and self.grid.crs:
-            box = transformed(box, self.look.crs, self.grid.crs)
+        if not self.look.extent:
+            return [whole]
         inverse = gdal.InvGeoTransform(self.grid.geotransform)
         if inverse is None:
             raise ClippanError(f"The raster {self.path} has pixels without a size; georeference it anew.")
-        corners = [gdal.ApplyGeoTransform(inverse, x, y) for x in box[::2] for y in box[1::2]]
-        columns, rows = [corner[0] for corner in corners], [corner[1] for corner in corners]
-        left, right = max(min(columns), 0.0), min(max(columns), whole[2])
-        top, bottom = max(min(rows), 0.0), min(max(rows), whole[3])
-        if left >= right or top >= bottom:
+        found = []
+        for box in boxes(self.look.extent, self.look.crs, self.grid.crs):
+            corners = [gdal.ApplyGeoTransform(inverse, x, y) for x in box[::2] for y in box[1::2]]
+            columns, rows = [corner[0] for corner in corners], [corner[1] for corner in corners]
+            left, right = max(min(columns), 0.0), min(max(columns), whole[2])
+            top, bottom = max(min(rows), 0.0), min(max(rows), whole[3])
+            if left < right and top < bottom:
+                found.append((left, top, right, bottom))
+        if not found:
             raise ClippanError(f"The raster {self.path} lies outside the extent; choose another.")
-        return left, top, right, bottom
+        # Of boxes that are one place told in several ways, all but one may touch an edge by a rounding error.
+        areas = [area for area in found if min(area[2] - area[0], area[3] - area[1]) > _NEAR] or found
+        merged: list[tuple[float, float, float, float]] = []
+        for left, top, right, bottom in sorted(areas):
+            last = merged[-1] if merged else None
+            if last and left <= last[2] + 1 and top <= last[3] + 1 and last[1] <= bottom + 1:
+                merged[-1] = (last[0], min(last[1], top), max(last[2], right), max(last[3], bottom))
+            else:
+                merged.append((left, top, right, bottom))
+        return merged
 
     def part(self) -> Window:
         """The pixels that the extent touches; all without one.
 
         Raises:
-            ClippanError: it lies outside the extent.
+            ClippanError: it lies outside the extent, or touches it at two edges.
         """
-        left, top, right, bottom = self._area()
+        (left, top, right, bottom), *others = self._areas()
+        if others:
+            raise ClippanError(
+                f"The extent touches the raster {self.path} at its left and its right edge, across the 180th meridian; "
+                "give an extent for each side."
+            )
         x, y = math.floor(left + _NEAR), math.floor(top + _NEAR)
         return Window(x, y, max(math.ceil(right - _NEAR) - x, 1), max(math.ceil(bottom - _NEAR) - y, 1))
 
@@ -448,7 +464,8 @@ class Scene:
             ClippanError: it lies outside the extent, has no coordinates to measure metres, or too many tiles.
         """
         width, height = self.grid.width, self.grid.height
-        left, top, right, bottom = self._area()
+        areas = self._areas()
+        left, top, right, bottom = areas[0]
         ground = self.ground(((left + right) / 2, (top + bottom) / 2))
         if self.look.tile_metres and ground is None:
             raise ClippanError(f"The raster {self.path} has no coordinates; give the tile size in pixels (--tile).")
@@ -461,8 +478,10 @@ class Scene:
             metres = self.look.tile_metres or (_EDGE_AT_10_M * (gsd / 10) ** _EDGE_POWER,)
             edges = [(edge / ground[0], edge / ground[1]) for edge in metres]
         held = self.bounds
-        left, right = max(left, float(held.x)), min(right, float(held.x + held.width))
-        top, bottom = max(top, float(held.y)), min(bottom, float(held.y + held.height))
+        areas = [
+            (max(x, held.x), max(y, held.y), min(end, held.x + held.width), min(low, held.y + held.height))
+            for x, y, end, low in areas
+        ]
         scales: list[tuple[tuple[int, int], float, tuple[int, ...], tuple[int, ...]]] = []
         for across, down in edges:
             # As a whole smaller where the raster is smaller, so that shapes keep their proportions.
@@ -475,9 +494,9 @@ class Scene:
                     f"Tiles of {min(across, down):.2g} pixels show nothing of the raster {self.path}; choose larger."
                 )
             scale = tile[0] * ground[0] if ground else float(tile[0])
-            columns = _starts(width, tile[0], self.look.overlap, left, right)
-            rows = _starts(height, tile[1], self.look.overlap, top, bottom)
-            scales.append((tile, scale, columns, rows))
+            columns = {x for area in areas for x in _starts(width, tile[0], self.look.overlap, area[0], area[2])}
+            rows = {y for area in areas for y in _starts(height, tile[1], self.look.overlap, area[1], area[3])}
+            scales.append((tile, scale, tuple(sorted(columns)), tuple(sorted(rows))))
         plan = Plan(tuple(scales), self._coverage.footprint)
         if len(plan) > _MOST_TILES:
             raise ClippanError(
@@ -674,3 +693,66 @@ def transformed(extent: Sequence[float], source: str, target: str) -> tuple[floa
     if not all(np.isfinite(box)):
         raise ClippanError(f"The extent cannot be transformed to {other.GetName()}; choose another.")
     return tuple(box)
+
+
+def circle(crs: str) -> float:
+    """How many units of a CRS go round the world: 360 where they are degrees, 0 where they are not angles."""
+    reference = spatial(crs) if crs else None
+    return round(2 * math.pi / reference.GetAngularUnits(), 6) if reference and reference.IsGeographic() else 0.0
+
+
+def boxes(extent: Sequence[float], source: str, target: str) -> list[tuple[float, ...]]:
+    """An extent as boxes xmin, ymin, xmax, ymax in another CRS.
+
+    In a geographic CRS an xmin above xmax means across the 180th meridian (RFC 7946), and longitudes may be counted
+    from -180 or from 0, or go on beyond. So there are boxes for each side of that meridian, and in a geographic target
+    each comes also a circle farther east and west.
+
+    Args:
+        extent: xmin, ymin, xmax, ymax.
+        source: its CRS; empty for that of the target.
+        target: the wanted one; empty where nothing has coordinates.
+
+    Raises:
+        ClippanError: a CRS is unknown or does not reach there, or xmin is above xmax and is no longitude.
+    """
+    source = source if source and target else target
+    round_source, round_target = circle(source), circle(target)
+    if extent[0] >= extent[2] and not round_source:
+        raise ClippanError("The extent is empty; write it as XMIN,YMIN,XMAX,YMAX.")
+    pieces = _halves(extent, round_source) if round_source else [tuple(extent)]
+    if target:
+        pieces = _all_transformed(pieces, source, target)
+    if not round_target:
+        return pieces
+    # What crosses the meridian comes out of a transformation with its xmin above its xmax.
+    pieces = [half for piece in pieces for half in _halves(piece, round_target)]
+    return [(x0 + turn, y0, x1 + turn, y1) for turn in (0, round_target, -round_target) for x0, y0, x1, y1 in pieces]
+
+
+def _all_transformed(pieces: Sequence[Sequence[float]], source: str, target: str) -> list[tuple[float, ...]]:
+    """Pieces of an extent in another CRS, of which one may lie where that does not reach."""
+    found, failure = [], None
+    for piece in pieces:
+        try:
+            found.append(transformed(piece, source, target))
+        except ClippanError as error:
+            failure = error
+    if failure and not found:
+        raise failure
+    return found
+
+
+def _halves(extent: Sequence[float], circle: float) -> list[tuple[float, ...]]:
+    """An extent in a geographic CRS, cut at the 180th meridian, with longitudes from -180 to 180."""
+    west, south, east, north = extent
+    if west >= east:
+        east = west + (east - west) % circle
+    east = min(east, west + circle)
+    parts: list[tuple[float, ...]] = []
+    while west < east:
+        turns = math.floor(west / circle + 0.5)  # from -180 on, how many whole ones
+        edge = min(east, (turns + 0.5) * circle)
+        parts.append((west - turns * circle, south, edge - turns * circle, north))
+        west = edge
+    return parts

@@ -20,12 +20,13 @@ from clippan.jobs.base import Context
 from clippan.jobs.index import IndexRequest, IndexResult
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
-from clippan.raster.scene import LEAST_VALID, Look, Plan, Scene, expand, is_missing, room, spatial
+from clippan.raster.scene import LEAST_VALID, Look, Plan, Scene, circle, expand, is_missing, room, spatial
 from clippan.raster.tiles import Window, count_threads, in_order
 from clippan.search.catalogue import builder
 from clippan.search.store import About, Raster, Tile
 
 _COMMIT_TILES = 4096
+_STEPS = 16  # points along an edge by which it is seen which way round the world it leads
 _COMMIT_SECONDS = 15.0  # what an interruption can cost
 
 
@@ -191,7 +192,7 @@ class _Corners:
         self._geotransform = grid.geotransform
         self._transform = None
         self._nowhere = bool(crs) and not grid.crs
-        self._degrees = bool(crs) and bool(spatial(crs).IsGeographic())
+        self._circle = circle(crs)
         if crs and grid.crs:
             one, other = spatial(grid.crs), spatial(crs)
             if not one.IsSame(other):
@@ -206,17 +207,35 @@ class _Corners:
             return ()
         x, y, right, bottom = window.x, window.y, window.x + window.width, window.y + window.height
         corners = ((x, y), (right, y), (right, bottom), (x, bottom))
-        points = [gdal.ApplyGeoTransform(self._geotransform, *corner) for corner in corners]
-        if self._transform is not None:
-            try:
-                points = [self._transform.TransformPoint(*point)[:2] for point in points]
-            except RuntimeError:  # it lies where the index's CRS does not reach
-                return ()
-        longitudes = [point[0] for point in points]
-        if self._degrees and max(longitudes) - min(longitudes) > 180:  # across the date line
-            points = [(longitude + 360 if longitude < 0 else longitude, latitude) for longitude, latitude in points]
+        points = self._placed(corners)
+        longitudes = [point[0] for point in points] or [0.0]
+        if self._transform is not None and self._circle and max(longitudes) - min(longitudes) > self._circle / 2:
+            points = self._unrolled(corners)
         values = tuple(value for point in points for value in point)
-        return values if all(np.isfinite(values)) else ()
+        return values if values and all(np.isfinite(values)) else ()
+
+    def _placed(self, places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        """Columns and rows in the index's CRS; none where one lies beyond its reach."""
+        points = [gdal.ApplyGeoTransform(self._geotransform, *place) for place in places]
+        if self._transform is None:
+            return points
+        try:
+            return [self._transform.TransformPoint(*point)[:2] for point in points]
+        except RuntimeError:
+            return []
+
+    def _unrolled(self, corners: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        """Corners whose longitudes go on across the 180th meridian, if the outline does; from -180 on."""
+        along = np.linspace(0, 1, _STEPS, endpoint=False)[:, None]
+        ends = np.array([*corners, corners[0]], float)
+        outline = np.concatenate([start + along * (end - start) for start, end in zip(ends, ends[1:])])
+        points = np.array(self._placed([tuple(place) for place in outline.tolist()]))
+        if not len(points) or not np.isfinite(points).all():
+            return []
+        turns = np.cumsum(np.round(np.diff(points[:, 0], prepend=points[0, 0]) / self._circle))
+        points[:, 0] -= turns * self._circle
+        points[:, 0] += self._circle * (points[:, 0].min() < -self._circle / 2)
+        return [tuple(point) for point in points[::_STEPS].tolist()]
 
 
 def _embed(work: Sequence[_Work], model: Encoder, index: Any, count: _Count, threads: int, context: Context) -> None:

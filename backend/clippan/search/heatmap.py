@@ -9,6 +9,7 @@ import numpy as np
 from clippan.errors import ClippanError
 from clippan.jobs.base import Context
 from clippan.raster.grid import Grid
+from clippan.raster.scene import circle
 from clippan.raster.source import BandInfo
 from clippan.raster.writer import Writer
 from clippan.search.judge import Query, blocks
@@ -44,12 +45,12 @@ def write(path: str, index: Any, wanted: Filter, query: Query, context: Context)
                 rasters.add(tile.raster)
     if not boxes or (not index.about.crs and len(rasters) > 1):
         raise ClippanError("Pictures without coordinates have no common map; choose one raster for the heat map.")
-    places = np.array(boxes)
+    places = _together(np.array(boxes), circle(index.about.crs))
     left, bottom = places[:, :2].min(axis=0).tolist()
     right, top = places[:, 2:].max(axis=0).tolist()
     cell = float(np.min(places[:, 2:] - places[:, :2])) / _PER_TILE
     cell = max(cell, (right - left) / _MOST_CELLS, (top - bottom) / _MOST_CELLS)
-    width, height = (max(int(np.ceil(size / cell)), 1) for size in (right - left, top - bottom))
+    width, height = (max(int(np.ceil(size / cell - 1e-6)), 1) for size in (right - left, top - bottom))
     total, weight = np.zeros((height, width)), np.zeros((height, width))
     first_column, last_column = _cells(places[:, 0] - left, places[:, 2] - left, cell)
     first_row, last_row = _cells(top - places[:, 3], top - places[:, 1], cell)
@@ -62,6 +63,21 @@ def write(path: str, index: Any, wanted: Filter, query: Query, context: Context)
     info = BandInfo("Confidence")
     with Writer(path, grid, np.dtype(np.float32), [info], NODATA, tags) as writer:
         writer.write(0, 0, mean[None])
+
+
+def _together(places: np.ndarray, circle: float) -> np.ndarray:
+    """Boxes (n, 4), moved by whole turns round the world where they span less of it so; not outside of degrees."""
+    if not circle:
+        return places
+    starts = places[:, 0] % circle
+    order = np.sort(starts)
+    gaps = np.diff(order, append=order[0] + circle)
+    first = order[(int(gaps.argmax()) + 1) % len(order)]  # after the widest gap
+    turned = places.copy()
+    turned[:, [0, 2]] += ((starts - first) % circle + first - places[:, 0])[:, None]
+    turned[:, [0, 2]] -= circle * np.floor(turned[:, 0].min() / circle + 0.5)  # it begins between -180 and 180
+    widths = [float(boxes[:, 2].max() - boxes[:, 0].min()) for boxes in (places, turned)]
+    return turned if widths[1] < widths[0] - 1e-9 * circle else places
 
 
 def _cells(start: np.ndarray, end: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray]:

@@ -412,19 +412,20 @@ class Index:
         if wanted.rasters is not None:
             texts.append("raster_id = ANY(%s)")
             parameters.append(sorted(wanted.rasters))
-        if wanted.extent:
-            left, bottom, right, top = wanted.extent
-            box = [left, bottom, right, top, self._srid]
+        if wanted.boxes:
             # Boxes are quick but rounded: what is not well inside is looked at closely.
-            texts.append(
+            one = (
                 "geom && ST_MakeEnvelope(%s, %s, %s, %s, %s) AND (geom @ ST_MakeEnvelope(%s, %s, %s, %s, %s) OR "
                 "ST_XMax(geom) > %s AND ST_XMin(geom) < %s AND ST_YMax(geom) > %s AND ST_YMin(geom) < %s)"
             )
-            parameters += [*box, *box, left, right, bottom, top]
+            texts.append(f"({' OR '.join([one] * len(wanted.boxes))})")
+            for left, bottom, right, top in wanted.boxes:
+                box = [left, bottom, right, top, self._srid]
+                parameters += [*box, *box, left, right, bottom, top]
         return self.database.composed(" AND ".join(texts)), parameters
 
     def chosen(self, wanted: Filter) -> np.ndarray:
-        """The ids of the tiles of these rasters that touch this extent, int64, ascending."""
+        """The ids of the tiles of these rasters that touch one of these boxes, int64, ascending."""
         where, parameters = self._where(wanted)
         return _ids(self.database.ask("SELECT id FROM {tiles} WHERE {where} ORDER BY id", parameters, where=where))
 
@@ -438,7 +439,7 @@ class Index:
         return np.unique(np.concatenate(found)), size
 
     def _size(self, wanted: Filter) -> int:
-        if not wanted.extent:
+        if not wanted.boxes:
             rasters = self._counts if wanted.rasters is None else wanted.rasters & self._counts.keys()
             return sum(self._counts[number] for number in rasters)
         where, parameters = self._where(wanted)

@@ -20,7 +20,7 @@ from clippan.errors import ClippanError
 from clippan.jobs import check
 from clippan.jobs.base import Context
 from clippan.jobs.search import Hit, SearchRequest, SearchResult
-from clippan.raster.scene import Look, Scene, is_missing, name_of, transformed
+from clippan.raster.scene import Look, Scene, boxes, circle, is_missing, name_of, transformed
 from clippan.raster.tiles import Window
 from clippan.search import heatmap, layer
 from clippan.search.about import changed
@@ -80,6 +80,7 @@ def _ask(
     if not index.count:
         raise ClippanError(f"The index {index.path} holds no tiles; run Build tile index on it again.")
     wanted, hints = _filter(index, request)
+    hints += model.reading([text.strip() for text in (*request.text, *request.without) if text.strip()])
     query = _query(index, model, request)
     context.progress(40, "Searching")
     chosen, searched = index.candidates(query.directions(), wanted, max(_CANDIDATES, _PER_HIT * request.top))
@@ -134,10 +135,8 @@ def _filter(index: Any, request: SearchRequest) -> tuple[Filter, list[str]]:
         chosen = {
             number for number in chosen or () if any(_is(index.rasters[number], name) for name in request.rasters)
         }
-    extent = request.extent
-    if extent and request.crs and index.about.crs:
-        extent = transformed(extent, request.crs, index.about.crs)
-    return Filter(None if chosen is None else frozenset(chosen), tuple(extent)), hints
+    wanted = boxes(request.extent, request.crs, index.about.crs) if request.extent else ()
+    return Filter(None if chosen is None else frozenset(chosen), tuple(wanted)), hints
 
 
 def _is(raster: Raster, name: str) -> bool:
@@ -160,7 +159,8 @@ def _query(index: Any, model: Encoder, request: SearchRequest) -> Query:
         x, y = request.at
         if request.crs and index.about.crs:
             x, y, _, _ = transformed((x, y, x, y), request.crs, index.about.crs)
-        tile = index.at(x, y)
+        turn = circle(index.about.crs)  # tiles across the 180th meridian go on beyond it
+        tile = index.at(x, y) or (index.at(x + turn, y) or index.at(x - turn, y) if turn else None)
         if tile is None:
             raise ClippanError(f"No indexed tile lies at {request.at[0]:g}, {request.at[1]:g}; choose another place.")
         ids.append(tile.id)

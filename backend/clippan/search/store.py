@@ -103,10 +103,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Filter:
-    """What a search is restricted to: rasters (ids; None means all) and an extent in the index's CRS."""
+    """What a search is restricted to: rasters (ids; None means all), and boxes xmin, ymin, xmax, ymax in the index's
+    CRS of which a tile touches one (none means everything)."""
 
     rasters: Optional[frozenset[int]] = None
-    extent: tuple[float, ...] = ()
+    boxes: tuple[tuple[float, ...], ...] = ()
 
 
 class Index:
@@ -173,19 +174,20 @@ class Index:
         return len(self._ids)
 
     def chosen(self, wanted: Filter) -> np.ndarray:
-        """The ids of the tiles of these rasters that touch this extent, int64, ascending."""
+        """The ids of the tiles of these rasters that touch one of these boxes, int64, ascending."""
         if wanted == Filter():
             return self._ids
         keep = np.ones(len(self._ids), bool)
         if wanted.rasters is not None:
             keep = np.isin(self._of_raster, list(wanted.rasters))
-        if wanted.extent:
-            left, bottom, right, top = wanted.extent
+        if wanted.boxes:
+            found: list[tuple[int]] = []
             with self._reading() as cursor:
-                found = cursor.execute(
-                    "SELECT id FROM rtree_tiles_geom WHERE maxx > ? AND minx < ? AND maxy > ? AND miny < ?",
-                    (left, right, bottom, top),
-                ).fetchall()
+                for left, bottom, right, top in wanted.boxes:
+                    found += cursor.execute(
+                        "SELECT id FROM rtree_tiles_geom WHERE maxx > ? AND minx < ? AND maxy > ? AND miny < ?",
+                        (left, right, bottom, top),
+                    ).fetchall()
             keep &= np.isin(self._ids, np.array(found, np.int64).ravel())
         return self._ids[keep]
 

@@ -29,7 +29,7 @@ from clippan.segmentation import report
 from clippan.segmentation.labels import Labels, read
 from clippan.segmentation.prompts import Prompt, Table, parse, save
 from clippan.segmentation.segment import LOGIT_SCALE, View
-from clippan.segmentation.words import Words, words
+from clippan.segmentation.words import Words, phrases, words
 
 _FOLDS = 5
 _RARE = 0.5  # power of a class's frequency by which its labels count less, so that rare classes are found too
@@ -44,6 +44,7 @@ _SLACK = 0.02  # of accuracy and mean IoU together: so much is chance, and the m
 _LABELS = 40_000  # that are fitted; neighbours say the same
 _FEW = 3  # polygons or points of a class, below which the fit is uncertain
 _PICTURE = 700  # pixels along the longer edge of a picture in the report
+_OUTSIDE = "All labels of {} lie outside the rasters or on nodata"
 _ROWS = 16_384  # places whose vectors are held at a time
 
 
@@ -120,13 +121,15 @@ def calibrate(request: CalibrateRequest, context: Context) -> CalibrateResult:
             folder = Path(temporary, str(number))
             folder.mkdir()
             scene = Scene(path, look)
-            labels = read(samples, request.field, table, scene, mine.part(0, 10))
+            labels = read(samples, request.layer, request.field, table, scene, mine.part(0, 10))
             view = View.of(request, model, whole, scene, labels.part, folder, mine.part(10, 100), labels.near)
             rasters.append(_Raster(scene, labels, view))
-        known = _Known.of(rasters, len(table.classes))
+        known = _Known.of(rasters, table)
         before = _accuracy(first.logits(known.features), known.classes)
         fit, after = _choose(known, first, context.part(80, 95))
         found = _fitted(table, fit, model.model.id, known)
+        hints = [*model.reading(phrases(table)), *(hint for raster in rasters for hint in raster.labels.hints)]
+        hints += _hints(table, known, fit, before, after)
         result = CalibrateResult(
             request.output,
             request.report,
@@ -136,7 +139,7 @@ def calibrate(request: CalibrateRequest, context: Context) -> CalibrateResult:
             after,
             float(found.logit_scale or 0),
             tuple(prompt.offset for prompt in found.classes),
-            tuple(_hints(table, known, fit, before, after)),
+            tuple(hints),
             round(time.monotonic() - started, 3),
         )
         if request.report:
@@ -157,6 +160,7 @@ class _Known:
         groups: the polygon or block of each, (n,).
         folds: for cross-validation, (n,).
         labelled: labels of each class, also those that are not among the n.
+        outside: names of the classes all of whose labels lie outside the rasters, or on nodata.
     """
 
     features: np.ndarray
@@ -164,15 +168,17 @@ class _Known:
     groups: np.ndarray
     folds: np.ndarray
     labelled: np.ndarray
+    outside: tuple[str, ...]
 
     @classmethod
-    def of(cls, rasters: list[_Raster], classes: int) -> _Known:
+    def of(cls, rasters: list[_Raster], table: Table) -> _Known:
         """Of all rasters.
 
         Raises:
             ClippanError: fewer than two classes are labelled.
         """
         features, known, groups, owners = [], [], [], []
+        classes = len(table.classes)
         labelled = np.zeros(classes, int)
         for number, raster in enumerate(rasters):
             labels = raster.labels
@@ -187,10 +193,15 @@ class _Known:
             )
             owners.append(np.full(int(valid.sum()), number))
         own, units, pictures = np.concatenate(known), np.concatenate(groups), np.concatenate(owners)
+        seen = set().union(*(raster.labels.seen for raster in rasters))
+        outside = tuple(table.names[number] for number in range(classes) if number + 1 in seen and not labelled[number])
         if len(np.unique(own)) < 2:
-            raise ClippanError("The samples hold fewer than two of the classes; label places of at least two.")
+            besides = f" ({_OUTSIDE.format(', '.join(outside))})" if outside else ""
+            raise ClippanError(
+                f"The samples hold fewer than two of the classes{besides}; label places of at least two."
+            )
         folds = _folds(own, units if len(rasters) == 1 else pictures)
-        return cls(np.concatenate(features), own, units, folds, labelled)
+        return cls(np.concatenate(features), own, units, folds, labelled, outside)
 
 
 def _folds(classes: np.ndarray, units: np.ndarray) -> np.ndarray:
@@ -296,8 +307,10 @@ def _accuracy(logits: np.ndarray, known: np.ndarray) -> Accuracy:
 def _hints(table: Table, known: _Known, fit: _Fit, before: Accuracy, after: Accuracy) -> list[str]:
     hints = []
     places = [len(np.unique(known.groups[known.classes == number])) for number in range(len(table.classes))]
-    absent = [name for name, found in zip(table.names, places) if not found]
+    absent = [name for name, found in zip(table.names, places) if not found and name not in known.outside]
     few = [name for name, found in zip(table.names, places) if 0 < found < _FEW]
+    if known.outside:
+        hints.append(f"{_OUTSIDE.format(', '.join(known.outside))}; label others to learn about them.")
     if absent:
         hints.append(f"No labels of {', '.join(absent)}: nothing was learned about them; label some places.")
     if few:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional
 
 import numpy as np
-from osgeo import gdal, ogr, osr
+from osgeo import gdal, ogr
 
 from clippan.errors import ClippanError
 from clippan.jobs.base import Context
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
-from clippan.raster.scene import Scene, spatial
+from clippan.raster.scene import Scene
 from clippan.raster.tiles import Window, tiles
 from clippan.segmentation.prompts import Table
+from clippan.vectors import LabelledLayer
 
 _MOST = 4000  # pixels of a polygon or block that count; the others say the same
 _BLOCK = 128  # edge of the blocks that a raster of classes falls into
 _READ = 512  # edge of the windows in which it is looked whether labels lie on nodata
 _NEAR = 64  # edge of the squares in which it is remembered that there are labels
 _IGNORED = 255  # in rasters of classes; the customary value for what nobody has labelled
-_NAMED = 5  # fields that a sentence lists
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class Labels:
         classes: 1 to N, in the order of the table, (n,).
         groups: the polygon, point or block that each lies in, from 0, (n,).
         part: the raster's window that they lie in.
+        seen: classes that the file has, also those all of whose labels lie outside the raster or on nodata.
+        hints: sentences for the user.
     """
 
     rows: np.ndarray
@@ -40,6 +41,8 @@ class Labels:
     classes: np.ndarray
     groups: np.ndarray
     part: Window
+    seen: frozenset[int]
+    hints: tuple[str, ...]
     _squares: np.ndarray
 
     def near(self, window: Window) -> bool:
@@ -49,12 +52,13 @@ class Labels:
         return bool(self._squares[top:bottom, left:right].any())
 
 
-def read(path: str, field: str, table: Table, scene: Scene, context: Context) -> Labels:
+def read(path: str, layer: str, field: str, table: Table, scene: Scene, context: Context) -> Labels:
     """Reads labels.
 
     Args:
         path: a vector file with polygons or points, or a raster on the scene's pixels with values 1 to N; 0, 255 and
             its nodata value are unlabelled.
+        layer: of the vector file; empty for the first that has such places.
         field: of the vector file; holds a class's name, one of its synonyms, or its number.
         table: the classes.
         scene: the raster that they belong to.
@@ -63,18 +67,20 @@ def read(path: str, field: str, table: Table, scene: Scene, context: Context) ->
     Raises:
         ClippanError: it cannot be read, has another size, an unknown class, or no label on the raster.
     """
-    try:
-        vector = gdal.OpenEx(path, gdal.OF_VECTOR)
-    except RuntimeError:
-        vector = None
-    if vector is not None and vector.GetLayerCount():
-        parts = _of_features(vector, path, field, table, scene, context)
+    hints: list[str] = []
+    if _is_vector(path):
+        opened = LabelledLayer(path, layer, field)
+        parts, seen, outside = _of_features(opened, table, scene, context)
+        hints = [*opened.hints, *opened.assumed(scene.grid)]
+        if outside:
+            hints.append(f"{outside} of the labels of {path} lie outside {scene.path}, and were left aside.")
     else:
-        parts = _of_raster(path, table, scene, context)
+        parts, seen = _of_raster(path, table, scene, context), []
     if not parts:
         raise ClippanError(f"No label of {path} lies on the raster {scene.path}; check that both show the same place.")
     rows, columns, classes = (np.concatenate([part[number] for part in parts]) for number in range(3))
     groups = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    present = {*seen, *classes.tolist()}
     valid = _valid(rows, columns, scene, context)
     if not valid.any():
         raise ClippanError(f"All labels of {path} lie where {scene.path} has nodata; label other places.")
@@ -83,7 +89,7 @@ def read(path: str, field: str, table: Table, scene: Scene, context: Context) ->
     squares[rows // _NEAR, columns // _NEAR] = True
     left, top = int(columns.min()), int(rows.min())
     window = Window(left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1)
-    return Labels(rows, columns, classes, groups, window, squares)
+    return Labels(rows, columns, classes, groups, window, frozenset(present), tuple(hints), squares)
 
 
 def _valid(rows: np.ndarray, columns: np.ndarray, scene: Scene, context: Context) -> np.ndarray:
@@ -98,6 +104,13 @@ def _valid(rows: np.ndarray, columns: np.ndarray, scene: Scene, context: Context
         window = Window(x, y, min(_READ, scene.grid.width - x), min(_READ, scene.grid.height - y))
         valid[inside] = scene.pixels(window, window.width, window.height)[1][rows[inside] - y, columns[inside] - x]
     return valid
+
+
+def _is_vector(path: str) -> bool:
+    try:
+        return bool(gdal.OpenEx(path, gdal.OF_VECTOR).GetLayerCount())
+    except RuntimeError:
+        return False
 
 
 _Part = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -139,85 +152,27 @@ def _of_raster(path: str, table: Table, scene: Scene, context: Context) -> list[
     return parts
 
 
-def field_of(layer: ogr.Layer, path: str, field: str) -> int:
-    """The number of a layer's field.
-
-    Raises:
-        ClippanError: there is none of this name.
-    """
-    definition = layer.GetLayerDefn()
-    names = [definition.GetFieldDefn(number).GetName() for number in range(definition.GetFieldCount())]
-    alike = [number for number, name in enumerate(names) if name.lower() == field.lower()]
-    if alike:
-        return min(alike, key=lambda number: names[number] != field)
-    listed = ", ".join(names[:_NAMED]) or "none"
-    raise ClippanError(f"The samples {path} have no field {field}; choose one of theirs ({listed}).")
-
-
 def _of_features(
-    vector: gdal.Dataset, path: str, field: str, table: Table, scene: Scene, context: Context
-) -> list[_Part]:
-    layer = vector.GetLayer(0)
-    found = field_of(layer, path, field)
-    transform = transform_of(layer, path, scene.grid)
-    known = {word.casefold(): number for number, prompt in enumerate(table.classes, 1) for word in prompt.words}
+    layer: LabelledLayer, table: Table, scene: Scene, context: Context
+) -> tuple[list[_Part], list[int], int]:
+    known = {" ".join(word.split()).casefold(): n for n, prompt in enumerate(table.classes, 1) for word in prompt.words}
     known.update({str(number): number for number in range(1, len(table.classes) + 1)})
-    parts = []
-    count = max(layer.GetFeatureCount(), 1)
-    for number, feature in enumerate(layer):
-        context.progress(100 * number / count, "Reading the labels")
-        geometry = feature.GetGeometryRef()
-        if geometry is None or geometry.IsEmpty() or not feature.IsFieldSetAndNotNull(found):
-            continue
-        text = feature.GetFieldAsString(found).strip()
+    parts, seen, outside = [], [], 0
+    for number, (text, geometry) in enumerate(layer.places(scene.grid, context)):
         label = known.get(text.casefold()) or known.get(text[:-2] if text.endswith(".0") else text)  # of a real number
         if label is None:
             raise ClippanError(
-                f"The samples {path} have the class “{text}”, which the prompt table has not; add it there, or give "
-                "these places another class."
+                f"The samples {layer.path} have the class “{text}”, which the prompt table has not; add it there, or "
+                "give these places another class."
             )
-        geometry = geometry.GetLinearGeometry()
-        if transform is not None:
-            try:
-                geometry.Transform(transform)
-            except RuntimeError:  # it lies where the raster's CRS does not reach
-                continue
-        rows, columns = pixels(geometry, scene.grid, path)
+        seen.append(label)
+        nothing = np.empty(0, int), np.empty(0, int)
+        rows, columns = nothing if geometry is None else pixels(geometry, scene.grid, layer.path)
         if len(rows):
             parts.append(_some(rows, columns, np.full(len(rows), label), number))
-    return parts
-
-
-def crs_of(layer: ogr.Layer) -> Optional[osr.SpatialReference]:
-    """A layer's CRS, with x before y; None where it has none that another can be reached from.
-
-    A GeoPackage cannot do without: one that was written without a CRS has an “Undefined Cartesian SRS”, or a geographic
-    one.
-    """
-    reference = layer.GetSpatialRef()
-    if reference is None or reference.IsLocal() or (reference.GetName() or "").lower().startswith("undefined"):
-        return None
-    reference = reference.Clone()
-    reference.SetAxisMappingStrategy(osr.OAMS_TRADITIONAL_GIS_ORDER)
-    return reference
-
-
-def transform_of(layer: ogr.Layer, path: str, grid: Grid) -> Any:
-    """From a layer's CRS to a grid's; None where they are one, or one is unknown.
-
-    Raises:
-        ClippanError: there is no way.
-    """
-    reference = crs_of(layer)
-    if reference is None or not grid.crs:
-        return None
-    target = spatial(grid.crs)
-    try:
-        return None if reference.IsSame(target) else osr.CoordinateTransformation(reference, target)
-    except RuntimeError as error:
-        raise ClippanError(
-            f"The CRS of the samples {path} cannot be transformed to that of the raster; reproject them first."
-        ) from error
+        else:
+            outside += 1
+    return parts, seen, outside
 
 
 def pixels(geometry: ogr.Geometry, grid: Grid, path: str) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from clippan.raster.writer import close
 from clippan.segmentation import regions
 from clippan.segmentation.areas import HECTARE
 from clippan.segmentation.outlines import Lines, Rings, Tracer, rings
-from clippan.segmentation.prompts import Table
+from clippan.segmentation.prompts import SHAPEFILE_BYTES, Table
 from clippan.segmentation.simplify import kept
 
 _LAYER = "classes"
@@ -41,7 +41,6 @@ _STALE = {  # what may stand beside a file, by its end
     ".gpkg": ("-wal", "-shm", "-journal"),
     ".shp": (".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx", ".qpj", ".shp.xml"),
 }
-_LONGEST = 254  # bytes of a text in a shapefile
 _BATCH = 500  # polygons between two looks whether the user has cancelled
 
 
@@ -215,7 +214,7 @@ class _Writer:
         for name, kind in _FIELDS.items():
             field = ogr.FieldDefn(name, kind)
             if self._ending == ".shp" and kind == ogr.OFTString:
-                field.SetWidth(_LONGEST)
+                field.SetWidth(SHAPEFILE_BYTES)
             layer.CreateField(field)
         if self._ending == ".gpkg":
             layer.SetMetadata(self._tags)
@@ -225,7 +224,7 @@ class _Writer:
         value = int(found.classes[region])
         texts = [*self._texts[value - 1], self._model]
         if self._ending == ".shp":
-            texts = [text.encode()[:_LONGEST].decode(errors="ignore") for text in texts]
+            texts = [text.encode()[:SHAPEFILE_BYTES].decode(errors="ignore") for text in texts]
         name, prompt, model = texts
         confidence, metres = float(found.confidence[region]), float(found.metres[region])
         return (

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
-from clippan import resources
+from clippan import resources, texts
 from clippan.errors import ClippanError
 from clippan.jobs.base import from_json, to_json
 
 MOST = 255  # classes that a band of bytes can tell apart from 0
+SHAPEFILE_BYTES = 254  # of a text in a shapefile
 _LONGEST = 200  # letters of a word or a description
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _APART = re.compile(r"[,/;()]|\band\b")
@@ -106,22 +107,16 @@ class Table:
 
 
 def parse(text: str) -> Table:
-    """The table of a text: plain, JSON, or the path of a JSON file.
+    """The table of a text: plain, JSON, or the path of a file of either; plain, a class may have a line of its own.
 
     Raises:
-        ClippanError: it is none, has no or too many classes, an empty or doubled name, or values out of range.
+        ClippanError: it is none, has no or too many classes, an empty or doubled name, words without a letter, or
+            values out of range.
     """
-    text = text.strip()
-    if text.startswith("{"):
-        return _checked(_read(text, "The prompt table"))
-    if text.lower().endswith(".json"):
-        try:
-            content = Path(text).read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text"
-            raise ClippanError(f"The prompt table {text} cannot be read ({reason}); check the path.") from None
-        return _checked(_read(content, f"The prompt table {text}"))
-    rows = [row.strip() for row in re.split(r";?\s*\n|;", text)]
+    written = texts.content(text, "prompt table")
+    if texts.is_json(text, written):
+        return _checked(_read(written, f"The prompt table {texts.file_of(text)}".rstrip()))
+    rows = [row.strip() for row in re.split(r";?\s*\n|;", written)]
     while rows and not rows[-1]:  # text may end with a semicolon
         rows.pop()
     classes: list[Prompt] = []
@@ -131,8 +126,26 @@ def parse(text: str) -> Table:
             raise ClippanError(
                 f"Class {len(classes) + 1} of “{_cut(text)}” has no name; write classes like water; forest, trees."
             )
+        named = next((word for word in words if word.lower().endswith(texts.ENDINGS)), "")
+        if named:
+            raise ClippanError(f"“{_cut(named)}” is the name of a file; give either the file alone, or the classes.")
         classes.append(Prompt(words[0], tuple(dict.fromkeys(words[1:]))))
     return _checked(Table(tuple(classes)))
+
+
+def shapefile_hints(table: Table) -> list[str]:
+    """Sentences about classes whose name or words, together, are cut in a shapefile's table."""
+    cut = [
+        _cut(prompt.name)
+        for prompt in table.classes
+        if any(len(text.encode()) > SHAPEFILE_BYTES for text in (prompt.name, ", ".join(prompt.words)))
+    ]
+    if not cut:
+        return []
+    return [
+        f"A shapefile holds {SHAPEFILE_BYTES} bytes of a text, so the words of {texts.listed(cut)} are cut short; "
+        "write a GeoPackage to have all of them."
+    ]
 
 
 def save(table: Table, path: str) -> None:
@@ -185,6 +198,8 @@ def _checked(table: Table) -> Table:
         for text in (*prompt.words, *prompt.descriptions):
             if not text.strip():
                 raise ClippanError(f"Class {prompt.name} has an empty synonym or description; remove it.")
+            if texts.is_wordless(text):
+                raise ClippanError(f"“{_cut(text)}” of class {number} has no letter or digit; write a word.")
             if len(text) > _LONGEST:
                 raise ClippanError(f"“{_cut(text)}” is too long for a prompt; use {_LONGEST} letters at most.")
         if prompt.name.lower() in seen:

@@ -31,8 +31,8 @@ from clippan.raster.writer import BLOCK, Writer
 from clippan.segmentation import areas, polygons, refine
 from clippan.segmentation.coarse import Coarse, Lattice, look
 from clippan.segmentation.legend import palette
-from clippan.segmentation.prompts import Table, parse
-from clippan.segmentation.words import Words, words
+from clippan.segmentation.prompts import Table, parse, shapefile_hints
+from clippan.segmentation.words import Words, phrases, words
 
 LOGIT_SCALE = 50.0
 _BIAS = -0.3  # for transformers; see SegmentRequest
@@ -94,7 +94,7 @@ def segment(request: SegmentRequest, context: Context) -> SegmentResult:
         request.polygons,
         request.areas,
         count,
-        tuple([*scene.notes, *_hints(table, model, shown)]),
+        tuple([*scene.notes, *_hints(request, table, model, shown)]),
         provenance,
     )
 
@@ -391,8 +391,8 @@ def _provenance(request: SegmentRequest, table: Table, model: Encoder, view: Vie
     }
 
 
-def _hints(table: Table, model: Encoder, shown: Sequence[ClassArea]) -> list[str]:
-    hints = []
+def _hints(request: SegmentRequest, table: Table, model: Encoder, shown: Sequence[ClassArea]) -> list[str]:
+    hints = model.reading(phrases(table))
     if table.model and table.model != model.model.id:
         hints.append(
             f"The prompt table was calibrated for {table.model}, not for {model.model.id}; calibrate it again for "
@@ -401,4 +401,4 @@ def _hints(table: Table, model: Encoder, shown: Sequence[ClassArea]) -> list[str
     absent = [item.name for item in shown if item.value and not item.pixels]
     if absent:
         hints.append(f"Found nowhere: {', '.join(absent)}.")
-    return hints
+    return hints + (shapefile_hints(table) if request.polygons.lower().endswith(".shp") else [])

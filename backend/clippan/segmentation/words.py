@@ -28,6 +28,11 @@ class Words:
     classes: int
 
 
+def phrases(table: Table) -> list[str]:
+    """What a model reads of a table: all words and descriptions, but of classes that a calibration gave vectors."""
+    return [text for prompt in table.classes if not prompt.vector for text in (*prompt.words, *prompt.descriptions)]
+
+
 def words(model: Encoder, table: Table, with_background: bool) -> Words:
     """The words of a table, averaged over the model's templates, each with its class's descriptions; or what a
     calibration made of them.

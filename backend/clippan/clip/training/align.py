@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from clippan import __version__
 from clippan.clip import hub
-from clippan.clip.encoder import fingerprint
+from clippan.clip.encoder import fingerprint, reading
 from clippan.clip.load import Loaded, Preprocessing, load, widen
 from clippan.clip.models import find, in_colours
 from clippan.clip.training import losses, recall
@@ -95,7 +95,7 @@ def align(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
             context.log(f"{len(train)} chips to train on, {len(held)} to measure with.")
             targets = look(teacher, pairs, train, device, batch, context.part(6, 20))
             pictures = look(teacher, pairs, held, device, batch, context.part(20, 21))
-            words = head(teacher, names) if names else None
+            words, unread = (head(teacher, names), reading(base, teacher, names)) if names else (None, [])
             student = inflated(load(path, base, device), pairs)
             before = look(student, pairs, held, device, batch, context.part(21, 22), sensed=True)
             lesson = Lesson(pairs, train, targets, words, teacher.model.logit_scale.detach().exp())
@@ -143,7 +143,7 @@ def align(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
         agreement,
         run.steps,
         terms,
-        (*pairs.hints, *_hints(request, len(held), to_picture.at_1, 1 / len(held))),
+        (*pairs.hints, *unread, *_hints(request, len(held), to_picture.at_1, 1 / len(held))),
         device.type,
         round(time.monotonic() - started, 3),
     )

@@ -18,8 +18,8 @@ from clippan.fewshot.samples import read as read_samples
 from clippan.jobs.base import Context
 from clippan.raster.scene import LEAST_VALID, Look, Scene
 from clippan.raster.tiles import Window
+from clippan.texts import listed
 
-_NAMED = 8  # classes that a sentence lists
 _APART = 2  # chips of one place are half an edge from each other
 _BLOCKS = (2, 4, 8)  # edges of a chip, along a block in which places are held out together
 
@@ -79,6 +79,7 @@ def places(
     look: Look,
     channels: Optional[Channels],
     samples: str,
+    layer: str,
     field: str,
     size: int,
     pixels: int,
@@ -93,6 +94,7 @@ def places(
         look: how it becomes pictures.
         channels: of a model that takes other bands.
         samples: vector file with polygons or points.
+        layer: of it; empty for the first that has such places.
         field: of it, which holds the class.
         size: edge of the windows in the raster's pixels; 0 for what suits the ground resolution.
         pixels: edge of the model's pictures: the window where nothing else is known.
@@ -104,7 +106,7 @@ def places(
             no data.
     """
     scene = Scene(raster, look, channels=channels)
-    found = read_samples(samples, "", field, scene.grid, seed, context.part(0, 50))
+    found = read_samples(samples, layer, field, scene.grid, seed, context.part(0, 50))
     across, down = (size, size) if size else scene.windows(pixels).scales[0][0]
     across, down = min(across, scene.grid.width), min(down, scene.grid.height)
     # One chip of a class for each cell of a lattice that a place has pixels in.
@@ -284,8 +286,3 @@ def _even(parts: Sequence[np.ndarray], most: int) -> np.ndarray:
     while sum(taken) > most:
         taken[int(np.argmax(taken))] -= 1
     return np.sort(np.concatenate([part[:count] for part, count in zip(parts, taken)])).astype(int)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names, as a sentence lists them."""
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

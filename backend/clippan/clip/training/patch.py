@@ -23,15 +23,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clippan import __version__
+from clippan import __version__, texts
 from clippan.clip import hub
-from clippan.clip.encoder import TEMPLATES, fingerprint
+from clippan.clip.encoder import TEMPLATES, fingerprint, reading
 from clippan.clip.load import Loaded, load
 from clippan.clip.models import find
 from clippan.clip.training import chips as chipped
 from clippan.clip.training import curve
-from clippan.clip.training.chips import Chips, Split, listed
-from clippan.clip.training.regions import read_legend
+from clippan.clip.training.chips import Chips, Split
 from clippan.clip.training.train import FEWEST, WEIGHTS, check_size, optimiser, save
 from clippan.device import choose_device, set_threads
 from clippan.errors import Cancelled, ClippanError
@@ -39,6 +38,7 @@ from clippan.fewshot.samples import digest
 from clippan.jobs.base import Context, to_json
 from clippan.jobs.finetune import AlphaPoint, ClassGain, FinetuneClipRequest, FinetuneClipResult
 from clippan.raster.scene import Look
+from clippan.texts import listed
 from clippan.training.descent import descend, rate
 from clippan.training.run import Training, prepare, tidy
 
@@ -49,7 +49,8 @@ _STEP = 0.1  # of alpha, along the curve
 _DEFAULT = 0.5  # alpha where no control set tells how far to go: the best of the paper's
 _LOOKED = 32  # pictures at a time, at most
 _FEW = 20  # pictures, below which an accuracy says little
-_ELSEWHERE = ("output", "report", "alpha", "keep", "threads", "device")  # what a run may be gone on with in another way
+# What a run may be gone on with in another way; the samples' digest knows their layer.
+_ELSEWHERE = ("output", "report", "alpha", "keep", "layer", "threads", "device")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def patch(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
     set_threads(request.threads)
     recipe = {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE}
     if request.samples:  # QGIS hands over a new copy of its layer each time
-        recipe["samples"] = digest(request.samples, request.field)
+        recipe["samples"] = digest(request.samples, request.layer, request.field)
     made = prepare(folder, recipe)
     try:
         with memory(request.batch):
@@ -119,6 +120,7 @@ def patch(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
     }
     save(folder, loaded, base, path, about)
     start, end = points[0], next(point for point in points if point.alpha == alpha)
+    hints = _hints(request, task, control, start, end)
     result = FinetuneClipResult(
         str(folder),
         request.report,
@@ -131,7 +133,7 @@ def patch(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
         len(task.split.train),
         run.steps,
         terms.get("loss"),
-        tuple(_hints(request, task, control, start, end)),
+        (*reading(base, loaded, [name for quiz in quizzes for name in quiz.chips.names]), *hints),
         device.type,
         round(time.monotonic() - started, 3),
     )
@@ -193,6 +195,7 @@ def _quizzes(
             look,
             base.channels,
             request.samples,
+            request.layer,
             request.field,
             request.size,
             pixels,
@@ -223,7 +226,7 @@ def _words(text: str, quizzes: Sequence[Chips]) -> dict[str, str]:
     """What classes are called, by the names that their folders or samples have, however these are written."""
     if not text:
         return {}
-    given = read_legend(text)
+    given = texts.legend(text)
     names = [name for chips in quizzes for name in chips.names]
     plain = {_plain(name): name for name in names}
     unknown = [name for name in given if _plain(name) not in plain]

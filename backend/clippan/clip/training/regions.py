@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Optional, Protocol
 
 import numpy as np
-from osgeo import gdal, gdal_array, ogr, osr
+from osgeo import gdal, gdal_array, ogr
 from PIL import Image
 
+from clippan import texts
 from clippan.clip.training.data import Region
 from clippan.errors import ClippanError, told
 from clippan.jobs.base import Context
 from clippan.jobs.trainclip import Picture, RegionsRequest, RegionsResult
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
-from clippan.raster.scene import LEAST_VALID, Look, Scene, spatial
+from clippan.raster.scene import LEAST_VALID, Look, Scene
 from clippan.raster.tiles import Window
+from clippan.vectors import LabelledLayer
 
 TABLE = "regions.json"
 _POLYGONS = (ogr.wkbPolygon, ogr.wkbMultiPolygon, ogr.wkbCurvePolygon, ogr.wkbMultiSurface)
@@ -31,7 +33,16 @@ _QUALITY = 95  # of JPEG
 
 
 class Labels(Protocol):
-    """Where a raster shows what."""
+    """Where a raster shows what.
+
+    Attributes:
+        categories: that there are, and ``outside`` those that lie wholly outside the raster.
+        hints: sentences for the user.
+    """
+
+    categories: set[str]
+    outside: set[str]
+    hints: list[str]
 
     def inside(self, window: Window, least: float, fill: float) -> list[Region]:
         """What lies in a window, as boxes in its pixels."""
@@ -48,21 +59,31 @@ def regions(request: RegionsRequest, context: Context) -> RegionsResult:
     output = Path(request.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ClippanError(f"{output} exists already; choose a folder that does not, or an empty one.")
-    legend = read_legend(request.legend)
+    legend = texts.legend(request.legend)
     part = output.with_name(f"{output.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
         (part / "pictures").mkdir(parents=True)
-        entries, hints = _write(request, legend, part, context)
+        entries, hints, categories, outside = _write(request, legend, part, context)
         objects: dict[str, int] = {}
         for entry in entries:
             for box in entry["boxes"]:
                 objects[box["category"]] = objects.get(box["category"], 0) + 1
+        if not entries and categories and categories == outside:
+            raise ClippanError("None of the labels lie on the rasters; check that both show the same place.")
         if not entries:
             raise ClippanError(
                 "No object fills a box of the asked size; lower --least or --fill, or check the legend and the labels."
             )
-        unseen = [name for name in dict.fromkeys(legend.values()) if name not in objects]
+        small = sorted(categories - outside - set(objects))
+        if outside:
+            hints.append(f"All polygons of {', '.join(sorted(outside))} lie outside the rasters.")
+        if small:
+            hints.append(
+                f"No polygon of {', '.join(small)} was taken; they are too small, or fill too little of their boxes or "
+                "lie where there is no data."
+            )
+        unseen = [name for name in dict.fromkeys(legend.values()) if name not in {*objects, *categories}]
         if unseen:
             hints.append(f"Of the legend nothing was found of {', '.join(unseen)}.")
         (part / TABLE).write_text(json.dumps(entries, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -85,15 +106,21 @@ def regions(request: RegionsRequest, context: Context) -> RegionsResult:
 
 def _write(
     request: RegionsRequest, legend: Mapping[str, str], folder: Path, context: Context
-) -> tuple[list[dict], list[str]]:
-    """Writes the pictures; the entries of the table, and sentences for the user."""
+) -> tuple[list[dict], list[str], set[str], set[str]]:
+    """Writes the pictures; the entries of the table, sentences for the user, the categories of all vector files, and
+    those of them that lie outside all rasters."""
     look = Look((request.size,), (), request.overlap, request.bands, request.stretch, request.nodata)
     entries: list[dict] = []
     hints: list[str] = []
+    categories: set[str] = set()
+    inside: set[str] = set()
     count = len(request.rasters)
     for number, (raster, labels) in enumerate(zip(request.rasters, request.labels)):
         scene = Scene(raster, look)
-        found = _labels(labels, scene, legend, request.field)
+        found = _labels(labels, scene, legend, request.layer, request.field)
+        hints += found.hints
+        categories |= found.categories
+        inside |= found.categories - found.outside
         stem = re.sub(r"[^\w-]+", "_", Path(raster).stem) or "raster"
         plan, before = scene.windows(request.size), len(entries)
         for place, window, _ in plan.tiles():
@@ -110,35 +137,10 @@ def _write(
             entries.append({"file": name, "boxes": [{"box": box.box, "category": box.category} for box in boxes]})
         if len(entries) == before:
             hints.append(f"Nothing was found in {raster}.")
-    return entries, hints
+    return entries, hints, categories, categories - inside
 
 
-def read_legend(text: str) -> dict[str, str]:
-    """Categories by values, from ``1=water; #3C1098=building`` or a JSON file of the same; colours in capitals.
-
-    Raises:
-        ClippanError: it is no such list.
-    """
-    if text.lower().endswith(".json"):
-        try:
-            found = json.loads(Path(text).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ClippanError(f"The legend {text} cannot be read ({told(error)}); choose a JSON file.") from error
-    else:
-        parts = [part.partition("=") for part in text.split(";") if part.strip()]
-        found = {value: name for value, _, name in parts}
-    if not isinstance(found, dict):
-        found = {"": ""}
-    legend = {}
-    for value, name in found.items():
-        value, name = str(value).strip(), str(name).strip()
-        if not value or not name:
-            raise ClippanError(f"The legend {text} is not understood; write it like 1=water; 2=forest.")
-        legend[value.upper() if _COLOUR.fullmatch(value) else value] = name
-    return legend
-
-
-def _labels(path: str, scene: Scene, legend: Mapping[str, str], field: str) -> Labels:
+def _labels(path: str, scene: Scene, legend: Mapping[str, str], layer: str, field: str) -> Labels:
     """What a file of labels is: a raster, or else vectors."""
     try:
         dataset = gdal.OpenEx(path, gdal.OF_RASTER | gdal.OF_VECTOR)
@@ -146,7 +148,7 @@ def _labels(path: str, scene: Scene, legend: Mapping[str, str], field: str) -> L
         dataset = sources.open_dataset(path, "file of labels")  # tells why
     if dataset.RasterCount:
         return Mask(path, dataset, scene.grid, legend)
-    return Polygons(path, dataset, scene.grid, legend, field)
+    return Polygons(path, scene.grid, legend, layer, field)
 
 
 class Mask:
@@ -166,6 +168,9 @@ class Mask:
                 f"{grid.width} × {grid.height}; bring it onto the raster's pixels first (gdalwarp)."
             )
         self._path, self._dataset = path, dataset
+        self.categories: set[str] = set()  # which a mask tells only where it is read
+        self.outside: set[str] = set()
+        self.hints: list[str] = []
         band = dataset.GetRasterBand(1)
         if not legend:
             names = band.GetCategoryNames() or []
@@ -231,52 +236,41 @@ class Mask:
 
 
 class Polygons:
-    """Polygons of a vector file's first layer, each an object.
+    """Polygons of a vector file's layer, each an object.
 
     Args:
-        path: how sentences call it.
-        dataset: the file.
+        path: the file.
         grid: of the raster.
         legend: categories by what the field holds; empty where it holds them itself.
+        layer: which; empty for the first that has such polygons.
         field: which.
     """
 
-    def __init__(self, path: str, dataset: gdal.Dataset, grid: Grid, legend: Mapping[str, str], field: str) -> None:
-        layer = dataset.GetLayer(0)
-        if layer is None:
-            raise ClippanError(f"The file of labels {path} has no layer; choose another.")
-        definition = layer.GetLayerDefn()
-        names = [definition.GetFieldDefn(number).GetName() for number in range(definition.GetFieldCount())]
-        if field not in names:
-            raise ClippanError(f"The layer of {path} has no field {field}; choose one of {', '.join(names) or 'none'}.")
+    def __init__(self, path: str, grid: Grid, legend: Mapping[str, str], layer: str, field: str) -> None:
         if not grid.crs:
             raise ClippanError(f"The raster of {path} has no coordinates, so polygons have no place in it; use a mask.")
         inverse = gdal.InvGeoTransform(grid.geotransform)
         if inverse is None:
             raise ClippanError(f"The raster of {path} has pixels without a size; georeference it anew.")
-        reference = layer.GetSpatialRef()
-        there = spatial(grid.crs)
-        transform: Optional[osr.CoordinateTransformation] = None
-        if reference is not None and not reference.IsSame(there):
-            reference = reference.Clone()
-            reference.SetAxisMappingStrategy(osr.OAMS_TRADITIONAL_GIS_ORDER)
-            transform = osr.CoordinateTransformation(reference, there)
+        labelled = LabelledLayer(path, layer, field)
+        self.hints = [*labelled.hints, *labelled.assumed(grid)]
+        self.categories: set[str] = set()
+        self.outside: set[str] = set()
         self._objects: list[tuple[str, ogr.Geometry, tuple[float, ...]]] = []
-        for feature in layer:
-            geometry, value = feature.GetGeometryRef(), feature.GetFieldAsString(field).strip()
+        frame = (0, grid.width, 0, grid.height)
+        for value, geometry in labelled.places(grid, Context()):
             category = legend.get(value, "") if legend else value
-            if geometry is None or not category or ogr.GT_Flatten(geometry.GetGeometryType()) not in _POLYGONS:
+            if not category or (geometry and ogr.GT_Flatten(geometry.GetGeometryType()) not in _POLYGONS):
                 continue
-            placed = geometry.GetLinearGeometry()
-            try:
-                if transform is not None:
-                    placed.Transform(transform)
-            except RuntimeError as error:
-                raise ClippanError(f"A polygon of {path} has no place in its raster ({told(error)}).") from error
-            pixels = _in_pixels(placed, inverse)
+            self.categories.add(category)
+            pixels = None if geometry is None else _in_pixels(geometry, inverse)
+            if pixels is None or not _meet(pixels.GetEnvelope(), frame):
+                self.outside.add(category)
+                continue
             pixels = pixels if pixels.IsValid() else pixels.Buffer(0)
             self._objects.append((category, pixels, pixels.GetEnvelope()))
-        if not self._objects:
+        self.outside -= {category for category, _, _ in self._objects}
+        if not self.categories:
             raise ClippanError(
                 f"The layer of {path} has no polygon with a category in {field}"
                 f"{' that the legend names' if legend else ''}; choose another field{' or legend' if legend else ''}."
@@ -287,13 +281,18 @@ class Polygons:
         right, bottom = window.x + window.width, window.y + window.height
         frame = _rectangle(window.x, window.y, right, bottom)
         found = []
-        for category, geometry, (left, far, top, low) in self._objects:
-            if left >= right or far <= window.x or top >= bottom or low <= window.y:
+        for category, geometry, envelope in self._objects:
+            if not _meet(envelope, (window.x, right, window.y, bottom)):
                 continue
             region = _region(category, geometry.Intersection(frame), least, fill, window)
             if region:
                 found.append(region)
         return found
+
+
+def _meet(some: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two boxes (left, right, top, bottom) share more than an edge."""
+    return some[0] < other[1] and other[0] < some[1] and some[2] < other[3] and other[2] < some[3]
 
 
 def _region(

@@ -1,0 +1,101 @@
+"""Texts that stand for themselves or for a file, in every option that takes such, and words that are none."""
+
+from __future__ import annotations
+
+import pytest
+
+from clippan import texts
+from clippan.clip.encoder import encoder
+from clippan.errors import ClippanError
+from clippan.jobs import Context, Device, SearchRequest
+from clippan.jobs.classify import parse_descriptions
+from clippan.segmentation.prompts import parse
+
+READERS = {
+    "classes": (parse, "water\nforest, trees\n", parse("water; forest, trees")),
+    "descriptions": (parse_descriptions, "corn: rows\ncorn: tall\n", {"corn": ("rows", "tall")}),
+    "legend": (texts.legend, "1=water\n#3c1098=house\n", {"1": "water", "#3C1098": "house"}),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", ["words.txt", "@words.txt", "WORDS.CSV", "words.list", "@words"])
+def test_a_text_file_is_read(reader, name, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    read, content, meant = READERS[reader]
+    file = tmp_path / name.lstrip("@")
+    for encoding, ends in (("utf-8", "\n"), ("utf-8-sig", "\r\n")):
+        file.write_bytes(content.replace("\n", ends).encode(encoding))
+        assert read(name) == meant
+    assert read(str(file)) == meant
+    file.write_text("\n\n" + content.replace("\n", " ;\n\n"), encoding="utf-8")
+    assert read(name) == meant
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_file_that_is_none_is_said(reader, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    read, content, _ = READERS[reader]
+    for name, encoding in (("wide.txt", "utf-16"), ("wide.json", "utf-16-le"), ("old.txt", "latin-1")):
+        (tmp_path / name).write_bytes(f"{content}1=Wälder: dürr".encode(encoding))
+        with pytest.raises(ClippanError, match=f"{name} is no text in UTF-8; save it as UTF-8"):
+            read(name)
+    (tmp_path / "scene.tif").write_bytes(b"II*\0\x08\0\0\0")
+    with pytest.raises(ClippanError, match=r"scene.tif is no text in UTF-8"):
+        read("scene.tif")
+    for name in ("missing.txt", "missing.csv", "missing.JSON", "@missing.txt"):
+        with pytest.raises(ClippanError, match=rf"{name.lstrip('@')} cannot be read \(No such file"):
+            read(name)
+
+
+def test_a_class_is_no_file_unless_it_is_one(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "water").write_text("land")
+    assert parse("water").names == ("water",)
+    assert parse("@x; =1+1; -minus; a.b; 🌲").names == ("@x", "=1+1", "-minus", "a.b", "🌲")
+    assert parse("@nobody").names == ("@nobody",)
+    with pytest.raises(ClippanError, match=r"“classes.txt” is the name of a file; give either"):
+        parse("classes.txt; water; land")
+
+
+@pytest.mark.parametrize("word", ["???", "--", "…", "+", "$ $", "()", "·"])
+def test_what_has_neither_letter_nor_digit_is_refused(word) -> None:
+    for make in (
+        lambda: parse(f"water; {word}"),
+        lambda: parse(f"water, {word}"),
+        lambda: parse_descriptions(f"corn: {word}"),
+        lambda: SearchRequest("i.gpkg", (word,)).validate(),
+        lambda: SearchRequest("i.gpkg", ("water",), without=(word,)).validate(),
+    ):
+        with pytest.raises(ClippanError, match="no letter or digit"):
+            make()
+
+
+def test_words_of_other_scripts_are_told_apart() -> None:
+    english = ["water", "l'eau", "Øre, wet", "50 % grass", "=1+1", "ｗａｔｅｒ", "Wälder № 5", "2", "m²"]
+    foreign = ["水", "город", "숲", "غابة", "wasser 水", "🌲", "δάσος"]
+    assert texts.foreign([*english, *foreign, "水"]) == foreign
+    for word in foreign:
+        assert not texts.is_wordless(word)
+
+
+def test_what_a_model_does_not_read_is_told() -> None:
+    model = encoder("starter", Device.CPU, Context())
+    assert model.model.languages == ("en",)
+    assert model.reading(["water", "a river with sandbanks and a few small islands"]) == []
+    (foreign,) = model.reading(["water", "город", "🌲"])
+    assert "reads English" in foreign
+    assert "“город”, “🌲”" in foreign
+    length = model._loaded.tokenizer([""]).shape[1]
+    room = length - 2 - len(model._loaded.tokenizer.encode("a satellite photo of"))
+    fits, long = " ".join(["x"] * room), " ".join(["x"] * (room + 1))
+    (cut,) = model.reading([fits, long])
+    assert f"reads {length} tokens" in cut
+    assert cut.count("“") == 1
+
+
+def test_a_model_of_whose_languages_nothing_is_known_is_trusted(monkeypatch) -> None:
+    model = encoder("starter", Device.CPU, Context())
+    monkeypatch.setattr(type(model.model), "languages", ())
+    monkeypatch.setattr(model, "model", type("Model", (), {"label": "Mine", "languages": ()}))
+    assert model.reading(["水"]) == []

@@ -1,0 +1,145 @@
+"""Labelled layers: which layer and field of a file is read, in every format, and what is said of it."""
+
+from __future__ import annotations
+
+import pytest
+from osgeo import gdal, ogr
+from test_samples import GRID, UTM, point, spread
+
+from clippan.errors import ClippanError
+from clippan.fewshot import samples
+from clippan.jobs import Context
+from clippan.raster.scene import spatial
+from clippan.vectors import LabelledLayer
+
+DRIVERS = {"gpkg": "GPKG", "shp": "ESRI Shapefile", "geojson": "GeoJSON", "fgb": "FlatGeobuf"}
+FIELDS = ("geom", "fid", "ogc_fid", "geometry", "WKT", "Größe", "a b", "Klasse")
+FEATURES = spread(["a", "b"])
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes layers, as {name: [(WKT or None, class or None)]}."""
+
+    def make(layers, field="class", ending="gpkg", kind=ogr.wkbPoint):
+        path = str(tmp_path / f"s.{ending}")
+        options = ["GEOMETRY_NAME=shape", "FID=number"] if ending == "gpkg" else []
+        source = ogr.GetDriverByName(DRIVERS[ending]).CreateDataSource(path)
+        for name, features in layers.items():
+            layer = source.CreateLayer(name, spatial(UTM), kind, options)
+            layer.CreateField(ogr.FieldDefn(field, ogr.OFTString))
+            layer.SyncToDisk()  # else what is empty comes last
+            for text, value in features:
+                feature = ogr.Feature(layer.GetLayerDefn())
+                if value is not None:
+                    feature.SetField(0, value)
+                if text:
+                    feature.SetGeometry(ogr.CreateGeometryFromWkt(text))
+                layer.CreateFeature(feature)
+        feature = layer = None
+        del source
+        return path
+
+    return make
+
+
+def labels(layer):
+    return sorted(place.label for place in layer.places(GRID, Context()))
+
+
+@pytest.mark.parametrize("ending", DRIVERS)
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_class_may_be_in_a_field_of_any_name(write, field, ending) -> None:
+    path = write({"s": FEATURES}, field, ending)
+    for written in (field, field.upper(), field.lower()):
+        found = samples.read(path, "", written, GRID, 0, Context())
+        assert (found.names, found.labelled) == (("a", "b"), (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("columns", "place"),
+    [
+        ("WKT", True),
+        ("geom", True),
+        ("geometry", True),
+        ("Geometry", True),
+        ("x,y", False),
+        ("Easting,Northing", False),
+    ],
+)
+@pytest.mark.parametrize("field", ["class", "geom", "fid", "y"])
+def test_a_table_has_its_places_in_columns(tmp_path, columns, place, field) -> None:
+    if field in columns.lower().split(","):
+        pytest.skip("the class is elsewhere")
+    path = tmp_path / "s.csv"
+    rows = [f'"{text}",{name}' if place else f"{text[7:-1].replace(' ', ',')},{name}" for text, name in FEATURES]
+    path.write_text("\n".join([f"{columns},{field}", *rows]), encoding="utf-8")
+    found = samples.read(str(path), "", field, GRID, 0, Context())
+    assert found.labelled == (4, 4)
+    assert any("was assumed" in hint for hint in found.hints)
+    assert any(f"from the column {columns.split(',')[0]}" in hint for hint in found.hints) == (columns != "WKT")
+
+
+def test_longitudes_of_a_table_are_degrees(tmp_path) -> None:
+    (tmp_path / "s.csv").write_text("class,lon,lat\na,3.001,45.151\nb,3.002,45.15\n")
+    layer = LabelledLayer(str(tmp_path / "s.csv"), "", "class")
+    assert layer.crs.GetAuthorityCode(None) == "4326"
+    assert not layer.assumed(GRID)
+
+
+def test_the_first_layer_that_has_labelled_places_is_read(write) -> None:
+    empty = {"empty": [], "placeless": [(None, "c")], "classless": [(point(3, 3), None)]}
+    path = write({**empty, "good": FEATURES, "other": spread(["x", "y"])})
+    found = samples.read(path, "", "class", GRID, 0, Context())
+    assert found.names == ("a", "b")
+    assert any("good was read" in hint and "(empty, placeless, " in hint for hint in found.hints)
+    found = samples.read(path, "other", "class", GRID, 0, Context())
+    assert (found.names, found.hints) == (("x", "y"), ())
+    assert samples.read(path, "OTHER", "class", GRID, 0, Context()).names == ("x", "y")
+    assert samples.digest(path, "", "class") == samples.digest(path, "good", "class")
+    assert samples.digest(path, "other", "class") != samples.digest(path, "good", "class")
+    with pytest.raises(ClippanError, match=r"have no layer nowhere; choose one of theirs \(empty, placeless"):
+        LabelledLayer(path, "nowhere", "class")
+    with pytest.raises(ClippanError, match=r"has both a place and a class"):
+        samples.read(path, "empty", "class", GRID, 0, Context())
+
+
+def test_a_layer_without_the_field_is_passed_by(write) -> None:
+    path = write({"outlines": [(point(1, 1), "x")]}, field="name")
+    source = gdal.OpenEx(path, gdal.OF_VECTOR | gdal.OF_UPDATE)
+    other = gdal.OpenEx(write({"good": FEATURES}, ending="fgb"), gdal.OF_VECTOR)
+    source.CopyLayer(other.GetLayer(0), "good")
+    del source, other
+    assert labels(LabelledLayer(path, "", "class")) == ["a"] * 4 + ["b"] * 4
+    with pytest.raises(ClippanError, match=r"have no field class in their layer outlines; choose one .* \(name\)"):
+        LabelledLayer(path, "outlines", "class")
+
+
+def test_a_table_of_styles_is_no_second_layer(write) -> None:
+    path = write({"good": FEATURES})
+    source = gdal.OpenEx(path, gdal.OF_VECTOR | gdal.OF_UPDATE)
+    source.CreateLayer("layer_styles", None, ogr.wkbNone).CreateField(ogr.FieldDefn("class", ogr.OFTString))
+    del source
+    assert LabelledLayer(path, "", "class").hints == []
+
+
+def test_a_class_that_lies_outside_is_named(write) -> None:
+    features = [*FEATURES, (point(500, 5), "far"), (point(1, 500), "away"), (point(-3, 5), "a")]
+    found = samples.read(write({"s": features}), "", "class", GRID, 0, Context())
+    assert found.names == ("a", "b")
+    assert any("All samples of away, far lie outside the rasters" in hint for hint in found.hints)
+    assert any(hint.startswith("3 of the samples lie outside") for hint in found.hints)
+
+
+def test_of_one_class_that_is_left_the_others_are_named(write) -> None:
+    path = write({"s": [*spread(["a"]), (point(500, 5), "far")]}, ending="fgb")
+    with pytest.raises(ClippanError, match=r"one class only on the rasters \(a; all samples of far lie outside\)"):
+        samples.read(path, "", "class", GRID, 0, Context())
+
+
+def test_broken_places_are_said(tmp_path) -> None:
+    (tmp_path / "s.csv").write_text('geom,class\n"POINT (1 2)",a\n"POINT (1",b\n')
+    with pytest.raises(
+        ClippanError, match=r"has both a place and a class|cannot be read to their end|lie on the raster"
+    ):
+        samples.read(str(tmp_path / "s.csv"), "", "class", GRID, 0, Context())
