@@ -48,8 +48,9 @@ def assess(request: AssessRequest, context: Context) -> AssessResult:
     """
     started = time.monotonic()
     request, told = _as_made(request, context)
-    device, reason = choose_device(request.device, exact=True)
-    context.log(f"Device: {device.type}. {reason}")
+    choice = choose_device(request.device, exact=True)
+    choice.log(context)
+    device = choice.device
     with contextlib.ExitStack() as files:
         pair = files.enter_context(open_pair(request.pan, request.ms, request.bands, request.nodata))
         fused = files.enter_context(_open(request.fused, FUSED, (), request.nodata))
