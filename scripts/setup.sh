@@ -5,7 +5,8 @@
 # and numpy are the very ones that QGIS uses. Run again, it takes up where it stopped, or ends at once.
 set -euo pipefail
 export LC_ALL=C.UTF-8
-unset PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX # they would lead pip out of .venv
+unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX # they would lead pip out of .venv
+export PIP_USER=0                                 # and so would this one, in pip's configuration files too
 cd "$(dirname "$0")/.."
 
 needed=3.40   # of QGIS
@@ -217,7 +218,9 @@ if [[ ! -d .venv && -z ${CLIPPAN_TORCH_INDEX:-} ]] && (($(df -Pk . | awk 'NR == 
 CLIPPAN_TORCH_INDEX to PyTorch's index for CPUs (https://pytorch.org/get-started/locally/ names it)."
 fi
 make_environment() { make_venv && install_engine; }
-step "Engine and tools in .venv (torch: some minutes)" "pip could not install the engine. $network" make_environment
+step "Engine and tools in .venv (torch: some minutes)" "pip could not install the engine. $network
+Or do pip's own settings forbid a release ('constraint', 'require-hashes', 'no-index' and others; the files that
+'.venv/bin/pip config debug' lists)?" make_environment
 step "Check" "The engine is not usable: remove .venv; take torch and torchvision from one index (pip's settings
 find-links and extra-index-url must not offer one without the other)." check
 sed -n '/^Python .*torch/p' "$log"

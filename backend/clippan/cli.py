@@ -716,7 +716,7 @@ def _print_assess(result: AssessResult) -> str:
     lines += _moved(result.shift, result.band_shifts)
     if result.report:
         lines.append(f"Report: {result.report}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *result.hints])
 
 
 def _print_adapt(result: AdaptFusionResult) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from clippan.errors import ClippanError, told
+from clippan.jobs.base import Context
 from clippan.jobs.options import Device
 
 if TYPE_CHECKING:
@@ -79,8 +83,28 @@ def graphics_memory() -> Iterator[None]:
         raise memory_error() from None
 
 
-def choose_device(wanted: Device, exact: bool = False) -> tuple[torch.device, str]:
-    """The device to compute on, and the reason for it, as a short sentence for the log.
+@dataclass(frozen=True)
+class Choice:
+    """A device to compute on.
+
+    Attributes:
+        device: as torch knows it.
+        reason: why this one, as a short sentence.
+        second: whether CUDA would have been used if it could.
+    """
+
+    device: torch.device
+    reason: str
+    second: bool = False
+
+    def log(self, context: Context) -> None:
+        """Tells the log. Where no graphics card is there to be missed, only the doctor says so, not every job."""
+        if not self.second or has_card():
+            context.log(f"Device: {self.device.type}. {self.reason}")
+
+
+def choose_device(wanted: Device, exact: bool = False) -> Choice:
+    """The device to compute on.
 
     Auto means CUDA where it works, else the CPU. Apple's MPS is used only when asked for: we could not try it.
 
@@ -93,20 +117,57 @@ def choose_device(wanted: Device, exact: bool = False) -> tuple[torch.device, st
     """
     torch = require_torch()
     if wanted is Device.CPU:
-        return torch.device("cpu"), "The CPU was asked for."
+        return Choice(torch.device("cpu"), "The CPU was asked for.")
     if wanted is Device.MPS:
         if not torch.backends.mps.is_available():
             raise ClippanError("MPS was asked for, but this is no Mac with a GPU that PyTorch can use; choose auto.")
         if exact:
-            return torch.device("cpu"), "MPS has no float64, in which figures are summed."
-        return torch.device("mps"), "MPS was asked for."
+            return Choice(torch.device("cpu"), "MPS has no float64, in which figures are summed.")
+        return Choice(torch.device("mps"), "MPS was asked for.")
     problem = cuda_problem()
     if not problem:
         gpu = torch.cuda.get_device_name()
-        return torch.device("cuda"), "CUDA was asked for." if wanted is Device.CUDA else f"CUDA works on {gpu}."
+        return Choice(torch.device("cuda"), "CUDA was asked for." if wanted is Device.CUDA else f"CUDA works on {gpu}.")
     if wanted is Device.CUDA:
         raise ClippanError(f"CUDA was asked for, but {problem}; choose auto or cpu, or run Check engine.")
-    return torch.device("cpu"), f"CUDA cannot be used: {problem}."
+    return Choice(torch.device("cpu"), f"CUDA cannot be used: {problem}.", second=True)
+
+
+def has_card() -> bool:
+    """Whether there is a graphics card for CUDA, as torch or the driver knows it, even if it does not compute."""
+    torch = require_torch()
+    if torch.cuda.is_available():
+        return True
+    try:
+        return bool(nvidia_cards())
+    except ClippanError:
+        return True
+
+
+def nvidia_cards() -> list[tuple[str, str]]:
+    """Names and driver versions of NVIDIA GPUs, as the driver's own tool tells them, whatever torch can do.
+
+    Raises:
+        ClippanError: the tool is there, but the driver does not answer it.
+    """
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    command = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        run = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=15, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise _silent(told(error)) from None
+    if run.returncode and "No devices were found" not in run.stdout:
+        raise _silent(" ".join((run.stdout or run.stderr).split()).rstrip("."))
+    lines = [line.rsplit(",", 1) for line in run.stdout.splitlines() if "," in line]
+    return [(name.strip(), version.strip()) for name, version in lines]
+
+
+def _silent(reason: str) -> ClippanError:
+    return ClippanError(f"The NVIDIA driver does not answer ({reason}); reinstall it, or restart the machine.")
 
 
 def multiplies_bfloat16() -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Optional
 
 from clippan import __version__
-from clippan.device import choose_device, require_torch
+from clippan.device import choose_device, nvidia_cards, require_torch
 from clippan.errors import ClippanError
 from clippan.jobs.doctor import Check, DoctorResult, Status
 from clippan.jobs.options import Device
@@ -40,8 +40,8 @@ def examine(device: Device = Device.AUTO) -> DoctorResult:
     checks = [_engine(), _numpy(), _gdal(), _torch(), *_libraries(), _machine(), *_gpus(), _cache(), _temporary()]
     chosen, reason = "", ""
     try:
-        found, reason = choose_device(device)
-        chosen = found.type
+        choice = choose_device(device)
+        chosen, reason = choice.device.type, choice.reason
         checks.append(Check("Device", Status.OK, f"{device.value} means {chosen}. {reason}"))
     except ClippanError as error:
         reason = str(error)
@@ -226,7 +226,11 @@ def _gpus() -> Iterator[Check]:
         torch = require_torch()
     except ClippanError:
         torch = None
-    driver = _nvidia()
+    try:
+        driver = nvidia_cards()
+    except ClippanError as error:
+        yield Check("GPU", Status.WARNING, str(error))
+        return
     if torch is not None and torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(number)
@@ -248,20 +252,6 @@ def _gpus() -> Iterator[Check]:
     if torch is not None and sys.platform == "darwin":
         there = torch.backends.mps.is_available()
         yield Check("MPS", Status.OK, "available" if there else "not available")
-
-
-def _nvidia() -> list[tuple[str, str]]:
-    """Names and driver versions of NVIDIA GPUs, as the driver's own tool tells them, whatever torch can do."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    command = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=15, stdin=subprocess.DEVNULL, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    lines = [line.rsplit(",", 1) for line in run.stdout.splitlines() if "," in line]
-    return [(name.strip(), version.strip()) for name, version in lines]
 
 
 def cache_folder() -> Path:

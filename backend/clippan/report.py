@@ -74,6 +74,12 @@ def figure(caption: str, picture: bytes) -> str:
     )
 
 
+def hints(sentences: Sequence[str]) -> list[str]:
+    """What the user may want to know, under a heading of its own; nothing without it."""
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+    return [f"<h2>Hints</h2><ul>{items}</ul>"] if items else []
+
+
 def origin(lines: Sequence[tuple[str, str]], seconds: float) -> str:
     """The table of where a report is from, with the time and the versions at its end."""
     lines = [

@@ -93,6 +93,8 @@ class AssessPansharpening(base.JobAlgorithm):
 
     def finish(self, answer, feedback):
         """See JobAlgorithm."""
+        for sentence in answer["hints"]:
+            feedback.pushWarning(sentence)
         figures = {name: float(value) for name, value in {**answer["full"], **answer["reference"]}.items()}
         rows = [("Figure", "Value", "Best", "Meaning")]
         for name, (label, best) in FIGURES.items():

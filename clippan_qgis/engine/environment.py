@@ -30,6 +30,7 @@ from clippan.errors import Cancelled, ClippanError
 
 from .. import places
 from ..settings import Settings
+from . import pip_settings
 
 STEPS = ("environment", "torch", "packages", "check")
 TORCH = ("torch", "torchvision")
@@ -43,8 +44,6 @@ CHECK = (
     "from osgeo import gdal\n"
     "print('torch', torch.__version__, '· numpy', numpy.__version__, '· GDAL', gdal.__version__)\n"
 )
-# With a folder of wheels nothing comes from elsewhere, whatever the user's pip is configured to.
-_OFFLINE = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": "", "PIP_INDEX_URL": ""}
 _MARKS = "clippan.json"
 _VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -112,7 +111,7 @@ class SetUp:
 
     Args:
         settings: say where the cache is.
-        variables: the environment variables of pip.
+        variables: the environment variables of pip, see ``variables.for_pip``.
         feedback: a QgsProcessingFeedback.
         wheels: a folder of wheels to install from, in place of the network.
         torch: auto, cpu, cuda or pypi.
@@ -130,7 +129,7 @@ class SetUp:
     ) -> None:
         self._root = settings.cache_folder
         self._folder = folder(self._root)
-        self._variables = {**variables, **(_OFFLINE if wheels else {})}
+        self._variables = variables
         self._feedback = feedback
         self._wheels = wheels
         self._torch = torch
@@ -265,7 +264,9 @@ class SetUp:
                 if any("ensurepip" in line or "python3-venv" in line for line in lines)
                 else "choose a Python of your own under Settings ▸ Options ▸ CLIPPan"
             )
-            raise ClippanError(f"QGIS's Python cannot make a virtual environment ({_cause(lines)}); {hint}.")
+            raise ClippanError(
+                f"QGIS's Python cannot make a virtual environment ({pip_settings.cause(lines)}); {hint}."
+            )
 
     def _install_torch(self, index: Optional[str], constraints: Path) -> None:
         if index is not None:
@@ -282,26 +283,40 @@ class SetUp:
         self._install(TORCH, constraints)
 
     def _install(self, names: Iterable[str], constraints: Path, index: Optional[str] = None) -> None:
+        settings = [] if self._wheels else self._pip_settings()
         options: tuple[str, ...] = ()
-        variables = self._variables
         if self._wheels:
             options = ("--no-index", "--find-links", self._wheels)
         elif index:
-            # torch and torchvision fit only if both come from here, whatever else the user's pip looks into. Empty
-            # values would not overrule pip's configuration file; these do, and add nothing.
+            # torch and torchvision fit only if both come from here, whatever else the user's pip looks into.
             options = ("--index-url", index)
-            variables = {**variables, "PIP_EXTRA_INDEX_URL": index, "PIP_FIND_LINKS": "."}
+            settings = [item for item in settings if item.name not in ("extra-index-url", "find-links")]
+        others = {name: value for name, value in self._variables.items() if name not in pip_settings.VARIABLES}
+        # The files were read for what holds here; what else they say, as where to install, is not for us.
+        variables = {**others, **{item.variable: item.value for item in settings}, "PIP_CONFIG_FILE": os.devnull}
         locked = _locked()
         wanted = [locked.get(name, name) for name in names]
         command = [str(python_in(self._folder)), "-m", "pip", "install", *wanted, "-c", str(constraints), *options]
         code, lines = self._call(command, self._say, variables)
         if code:
-            remedy = (
-                "add the missing wheels to the folder"
-                if self._wheels
-                else "check network and proxy, or give a folder of wheels, and run this again"
+            own = constraints.read_text(encoding="utf-8").split()
+            cause, remedy = pip_settings.blame(lines, settings, own) or (
+                pip_settings.cause(lines),
+                "add the missing wheels to the folder" if self._wheels else "check network and proxy",
             )
-            raise ClippanError(f"{' and '.join(names)} could not be installed ({_cause(lines)}); {remedy}.")
+            if not self._wheels:
+                remedy += ", or give a folder of wheels, and run this again"
+            raise ClippanError(f"{' and '.join(names)} could not be installed ({cause}); {remedy}.")
+
+    def _pip_settings(self) -> list[pip_settings.Setting]:
+        code, lines = self._call([str(python_in(self._folder)), "-m", "pip", "config", "debug"])
+        if code:
+            raise ClippanError(
+                f"pip does not start in {self._folder} ({pip_settings.cause(lines)}); correct its settings (pip.conf "
+                "or pip.ini, variables PIP_…), or run this again with “Start afresh”."
+            )
+        ignored = self._variables.get("PIP_CONFIG_FILE") == os.devnull  # so pip takes this name
+        return pip_settings.effective([] if ignored else pip_settings.files(lines), self._variables)
 
     def _check(self) -> None:
         code, lines = self._call([str(python_in(self._folder)), "-c", CHECK], self._say)
@@ -311,7 +326,7 @@ class SetUp:
                 if any("DLL" in line for line in lines)
                 else "run this again with “Start afresh”"
             )
-            raise ClippanError(f"What was installed does not work ({_cause(lines)}); {remedy}.")
+            raise ClippanError(f"What was installed does not work ({pip_settings.cause(lines)}); {remedy}.")
         code, lines = self._call([str(python_in(self._folder)), "-m", "pip", "freeze", "--local"])
         (self._folder / "installed.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -408,15 +423,3 @@ def _locked() -> dict[str, str]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     wanted = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     return {re.split(r"[^\w.-]", line, maxsplit=1)[0]: line for line in wanted}
-
-
-def _cause(lines: Sequence[str]) -> str:
-    """The line that says why a program failed: pip's last error, else the last line."""
-    errors = [line for line in lines if line.startswith("ERROR:") and "ResolutionImpossible" not in line]
-    # pip ends with "No matching distribution" when the network was the cause, told further up.
-    network = [line for line in lines if re.search(r"SSL|Proxy|Connection|resolution|timed out", line)]
-    line = next((item for item in (*errors[-1:], *reversed(lines)) if item.strip()), "no reason was given")
-    if network and "No matching distribution" in line:
-        line = network[-1]
-    line = re.sub(r"^(ERROR|WARNING):\s*", "", line.strip())
-    return line[:200].rstrip(" .;")

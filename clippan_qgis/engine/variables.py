@@ -16,26 +16,11 @@ from qgis.PyQt.QtNetwork import QNetworkProxy
 
 from .. import places
 from ..settings import Settings
+from . import pip_settings
 
 _PYTHON = ("PYTHONHOME", "PYTHONPATH", "PYTHONEXECUTABLE", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 _CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _DATA = ("GDAL_DATA", "GDAL_DRIVER_PATH", "PROJ_LIB", "PROJ_DATA")
-# Where pip fetches from is the user's business and stays; where it would put things is ours.
-_PIP_SOURCES = (
-    "PIP_CACHE_DIR",
-    "PIP_CERT",
-    "PIP_CLIENT_CERT",
-    "PIP_CONFIG_FILE",
-    "PIP_DEFAULT_TIMEOUT",
-    "PIP_EXTRA_INDEX_URL",
-    "PIP_FIND_LINKS",
-    "PIP_INDEX_URL",
-    "PIP_NO_INDEX",
-    "PIP_PROXY",
-    "PIP_RETRIES",
-    "PIP_TIMEOUT",
-    "PIP_TRUSTED_HOST",
-)
 
 
 def brings_gdal(python: str) -> bool:
@@ -88,9 +73,9 @@ def for_worker(settings: Settings, own_gdal: bool) -> dict[str, str]:
 
 
 def for_pip(settings: Settings) -> dict[str, str]:
-    """The variables of pip: scrubbed, with the user's package sources, proxy and certificates."""
-    sources = {name: value for name, value in os.environ.items() if name in _PIP_SOURCES}
-    variables = {**scrubbed(), **sources, **network(settings.cache_folder)}
+    """The variables of pip: scrubbed, with the user's package sources and constraints, proxy and certificates."""
+    own = {name: value for name, value in os.environ.items() if name in (*pip_settings.VARIABLES, "PIP_CONFIG_FILE")}
+    variables = {**scrubbed(), **own, **network(settings.cache_folder)}
     if "PIP_CERT" not in variables and "REQUESTS_CA_BUNDLE" in variables:
         variables["PIP_CERT"] = variables["REQUESTS_CA_BUNDLE"]
     variables.update(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1", PIP_PROGRESS_BAR="off")

@@ -273,6 +273,76 @@ def test_ratio_that_is_no_integer(raster, tmp_path):
         assert all(math.isfinite(value) for value in values.values())
 
 
+# Units
+
+
+def scaled(path, values, scale=None, offset=None, **options):
+    path = write_raster(path, values, **options)
+    dataset = gdal.Open(path, gdal.GA_Update)
+    for number in range(1, dataset.RasterCount + 1) if scale else ():
+        dataset.GetRasterBand(number).SetScale(scale)
+        dataset.GetRasterBand(number).SetOffset(offset)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("unit", "says"),
+    [
+        (lambda dn: dn * 1e-4, "are about 1/10,000 of the multispectral raster's, so D_λ,K, D_s, HQNR and QNR"),
+        (lambda dn: dn * 16, "are about 16 times the multispectral raster's"),
+        (lambda dn: dn * 2.75e-5 + 0.2, "are about 2.8e-05 times the multispectral raster's, plus 0.2"),
+        (lambda dn: dn - 200, "are about 200 lower than the multispectral raster's"),
+    ],
+)
+def test_another_unit_is_told(fused, tmp_path, unit, says):
+    pair, output = fused
+    values = read_raster(output).astype(np.float32)
+    other = write_raster(tmp_path / "other.tif", unit(values).astype(np.float32))
+    report = tmp_path / "r.html"
+    result = assess(pair, other, reference=pair.truth, report=str(report))
+    hint, against = result.hints
+    assert says in hint
+    assert hint.endswith("; bring both to one unit, as with QGIS's raster calculator, and assess again.")
+    assert says.split("multispectral")[0].split()[-2] in against  # of, times, than
+    assert "the reference raster's" in against
+    assert hint.split(",")[0].replace("'", "&#x27;") in report.read_text(encoding="utf-8")
+    # A reference in the unit of the result, of which only MS is not.
+    own = write_raster(tmp_path / "own.tif", unit(read_raster(pair.truth)).astype(np.float32) + 1e-3)
+    assert assess(pair, other, reference=own).hints == (hint,)
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1e-4, 0.0), (2.75e-5, -0.2)])
+def test_a_declared_scale_is_the_remedy(fused, tmp_path, scale, offset):
+    pair, output = fused
+    values = read_raster(output).astype(np.float32)
+    reflectance = write_raster(tmp_path / "reflectance.tif", (values * scale + offset).astype(np.float32))
+    ms = scaled(tmp_path / "scaled_ms.tif", read_raster(pair.ms), scale, offset, pixel=4.0)
+    (hint,) = run(AssessRequest(reflectance, pair.pan, (ms,))).hints
+    assert "apply the scale and offset that the multispectral raster declares (gdal_translate -unscale" in hint
+    low = write_raster(tmp_path / "low.tif", (read_raster(pair.ms) * scale + offset).astype(np.float32), 4.0)
+    sharp = scaled(tmp_path / "scaled.tif", values, scale, offset)
+    (hint,) = run(AssessRequest(sharp, pair.pan, (low,))).hints
+    assert "apply the scale and offset that the pansharpened raster declares" in hint
+    assert run(AssessRequest(sharp, pair.pan, (ms,))).hints == ()  # both declare it: the same unit
+
+
+@pytest.mark.parametrize("method", [method for method in Method if method.value not in ("auto", "neural")])
+def test_no_hint_in_one_unit(scene, tmp_path, method):
+    pair = scene()
+    output = str(tmp_path / "out.tif")
+    run(PansharpenRequest(pair.pan, (pair.ms,), output, method))
+    assert assess(pair, output, reference=pair.truth).hints == ()
+
+
+def test_gain_and_haze_are_no_unit(fused, tmp_path):
+    pair, output = fused
+    values = read_raster(output).astype(np.float32)
+    haze = np.array([250, 150, 80, 10], np.float32)[:, None, None]
+    for number, other in enumerate((values * 1.07, values - haze, values * 0, values + 40)):
+        path = write_raster(tmp_path / f"{number}.tif", other)
+        assert assess(pair, path).hints == ()
+
+
 # What it refuses
 
 

@@ -17,7 +17,7 @@ from clippan import device as device_module
 from clippan import doctor
 from clippan.device import choose_device, cuda_problem, require_torch
 from clippan.errors import ClippanError
-from clippan.jobs import Device, DoctorRequest, Status, run
+from clippan.jobs import Context, Device, DoctorRequest, Status, run
 
 
 @pytest.fixture
@@ -204,16 +204,16 @@ def cuda(monkeypatch, built="13.2", available=True, works=True):
     monkeypatch.setattr(torch, "ones", ones)
 
 
-def driver(monkeypatch, answer="Fine GPU, 580.1\n"):
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+def driver(monkeypatch, answer="Fine GPU, 580.1\n", code=0):
+    monkeypatch.setattr(device_module.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     real = subprocess.run
 
     def fake(command, **options):
         if command[0] == "/usr/bin/nvidia-smi":
-            return SimpleNamespace(stdout=answer)
+            return SimpleNamespace(stdout=answer, stderr="", returncode=code)
         return real(command, **options)
 
-    monkeypatch.setattr(doctor.subprocess, "run", fake)
+    monkeypatch.setattr(device_module.subprocess, "run", fake)
 
 
 def test_a_gpu_that_works(light, monkeypatch):
@@ -222,8 +222,8 @@ def test_a_gpu_that_works(light, monkeypatch):
     result = doctor.examine()
     assert find(result, "GPU").found == "Fine GPU, 8.0 GiB, driver 580.1"
     assert (result.device, result.reason) == ("cuda", "CUDA works on Fine GPU.")
-    assert choose_device(Device.CUDA)[0] == torch.device("cuda")
-    assert choose_device(Device.CPU)[0] == torch.device("cpu")
+    assert choose_device(Device.CUDA).device == torch.device("cuda")
+    assert choose_device(Device.CPU).device == torch.device("cpu")
 
 
 def test_a_gpu_and_a_torch_for_the_cpu(light, monkeypatch):
@@ -249,20 +249,58 @@ def test_a_driver_that_is_too_old(light, monkeypatch):
 def test_a_gpu_that_this_torch_has_no_code_for(monkeypatch):
     cuda(monkeypatch, works=False)
     assert cuda_problem().endswith("is available for execution on the device)")
-    chosen, reason = choose_device(Device.AUTO)
-    assert chosen == torch.device("cpu")
-    assert reason.startswith("CUDA cannot be used: the GPU does not compute (")
+    choice = choose_device(Device.AUTO)
+    assert choice.device == torch.device("cpu")
+    assert choice.reason.startswith("CUDA cannot be used: the GPU does not compute (")
     with pytest.raises(ClippanError, match="CUDA was asked for, but the GPU does not compute"):
         choose_device(Device.CUDA)
 
 
 def test_no_gpu(light, monkeypatch):
     cuda(monkeypatch, built=None, available=False)
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(device_module.shutil, "which", lambda name: None)
     result = doctor.examine(Device.CUDA)
     assert find(result, "GPU").found == "no NVIDIA GPU found"
     assert not result.ok
     assert "choose auto or cpu, or run Check engine." in find(result, "Device").found
+
+
+def logged(wanted):
+    """What a job's log says about its device."""
+    lines = []
+    choose_device(wanted).log(Context(log=lines.append))
+    return lines
+
+
+def test_a_job_says_nothing_of_a_card_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(device_module.shutil, "which", lambda name: None)
+    for built in (None, "13.2"):
+        cuda(monkeypatch, built=built, available=False)
+        assert logged(Device.AUTO) == []
+        assert logged(Device.CPU) == ["Device: cpu. The CPU was asked for."]
+    driver(monkeypatch, "No devices were found\n", 6)
+    assert logged(Device.AUTO) == []
+
+
+def test_a_job_says_that_a_card_is_not_used(monkeypatch):
+    cuda(monkeypatch)
+    assert logged(Device.AUTO) == ["Device: cuda. CUDA works on Fine GPU."]
+    cuda(monkeypatch, works=False)
+    assert logged(Device.AUTO)[0].startswith("Device: cpu. CUDA cannot be used: the GPU does not compute (")
+    driver(monkeypatch)
+    cuda(monkeypatch, built=None, available=False)
+    (line,) = logged(Device.AUTO)
+    assert line.startswith("Device: cpu. CUDA cannot be used: this PyTorch (")
+    driver(monkeypatch, "NVIDIA-SMI has failed because it couldn't communicate with the driver.\n", 9)
+    assert logged(Device.AUTO) == [line]
+
+
+def test_a_driver_that_does_not_answer(light, monkeypatch):
+    cuda(monkeypatch, available=False)
+    driver(monkeypatch, "NVIDIA-SMI has failed because it couldn't\ncommunicate with the driver.\n", 9)
+    check = find(doctor.examine(), "GPU")
+    assert check.status is Status.WARNING
+    assert "(NVIDIA-SMI has failed because it couldn't communicate with the driver); reinstall it" in check.found
 
 
 def test_mps_only_on_a_mac_and_only_when_asked_for(monkeypatch):
@@ -271,9 +309,9 @@ def test_mps_only_on_a_mac_and_only_when_asked_for(monkeypatch):
     with pytest.raises(ClippanError, match="MPS was asked for, but this is no Mac"):
         choose_device(Device.MPS)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert choose_device(Device.MPS)[0].type == "mps"
-    assert choose_device(Device.MPS, exact=True)[0].type == "cpu"
-    assert choose_device(Device.AUTO)[0].type == "cpu"
+    assert choose_device(Device.MPS).device.type == "mps"
+    assert choose_device(Device.MPS, exact=True).device.type == "cpu"
+    assert choose_device(Device.AUTO).device.type == "cpu"
 
 
 def test_memory_is_known():

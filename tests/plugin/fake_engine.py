@@ -21,7 +21,15 @@ def send(**message):
 
 def figures():
     full = {"D_lambda_K": 0.01, "D_s": 0.02, "HQNR": 0.97, "D_lambda": 0.03, "QNR": 0.95, "HP_correlation": 0.9}
-    return {"full": full, "reference": {}, "sensor": "generic", "pixels": 10, "report": None, "seconds": 0.1}
+    return {
+        "full": full,
+        "reference": {},
+        "sensor": "generic",
+        "pixels": 10,
+        "report": None,
+        "seconds": 0.1,
+        "hints": ["The pansharpened raster's values are about 1/10,000 of the multispectral raster's."],
+    }
 
 
 def adapt(request):

@@ -15,7 +15,8 @@ from conftest import Feedback
 from qgis.core import QgsProcessingException, QgsSettings
 from qgis.PyQt.QtCore import QLockFile
 
-from clippan_qgis.engine import environment, python, variables
+from clippan_qgis.engine import environment, pip_settings, python, variables
+from clippan_qgis.engine.pip_settings import files as pip_files
 
 MODULES = {
     "torch": ("torch", "9.0"),
@@ -50,6 +51,24 @@ def wheel(folder, name, module, version, requires=(), code=""):
     return target
 
 
+@pytest.fixture(autouse=True)
+def pip_conf(monkeypatch, tmp_path):
+    """Cuts these tests off from the machine's pip settings; writes a configuration file that is the only one."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    path = tmp_path / "pip.conf"
+    monkeypatch.setattr(pip_settings, "files", lambda lines: [file for file in pip_files(lines) if file == str(path)])
+
+    def make(text):
+        path.write_text(text)
+        monkeypatch.setenv("PIP_CONFIG_FILE", str(path))
+        return path
+
+    return make
+
+
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory):
     """A folder with all that is needed; a newer torch and numpy lie there as bait."""
@@ -65,9 +84,25 @@ def package_index(folder, wheels, names=tuple(MODULES)):
     for name in names:
         page = folder / name.replace("_", "-")
         page.mkdir(parents=True)
-        (file,) = wheels.glob(f"{name}-*.whl")
-        (page / file.name).write_bytes(file.read_bytes())
-        (page / "index.html").write_text(f'<a href="{file.name}">{file.name}</a>')
+        files = list(wheels.glob(f"{name}-*.whl"))
+        for file in files:
+            (page / file.name).write_bytes(file.read_bytes())
+        links = (f'<a href="{file.name.replace("+", "%2B")}">{file.name}</a>' for file in files)
+        (page / "index.html").write_text("\n".join(links))
+    return folder
+
+
+@pytest.fixture
+def indexes(monkeypatch, tmp_path, wheels):
+    """PyPI and PyTorch's own index, with torch in two releases; returns the folder of the latter's wheels."""
+    folder = tmp_path / "torch wheels"
+    folder.mkdir()
+    for release in ("2.5", "9.0"):
+        wheel(folder, "torch", "torch", f"{release}+cpu")
+        wheel(folder, "torchvision", "torchvision", f"{release}+cpu", [f"torch=={release}"])
+    package_index(tmp_path / "whl" / "cpu", folder, environment.TORCH)
+    monkeypatch.setattr(environment, "INDEX", (tmp_path / "whl").as_uri())
+    monkeypatch.setenv("PIP_INDEX_URL", package_index(tmp_path / "simple", wheels).as_uri())
     return folder
 
 
@@ -159,9 +194,6 @@ def test_an_index_that_cannot_be_reached_is_no_dead_end(run, wheels, settings, f
     """torch from PyPI instead, and the log says so; the mirror that the user's pip knows stands in for PyPI."""
     monkeypatch.setenv("PIP_INDEX_URL", package_index(tmp_path / "simple", wheels).as_uri())
     monkeypatch.setattr(environment, "INDEX", "http://127.0.0.1:9/whl")
-    monkeypatch.setenv("PIP_RETRIES", "0")
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     run("setupengine", {"TORCH": "cpu"}, feedback)
     assert any(
         "could not be had from http://127.0.0.1:9/whl/cpu; taking it from PyPI" in line for line in feedback.lines
@@ -169,26 +201,107 @@ def test_an_index_that_cannot_be_reached_is_no_dead_end(run, wheels, settings, f
     assert environment.is_complete(folder_of(settings))
 
 
-def test_torch_comes_from_its_index_alone(run, wheels, settings, feedback, monkeypatch, tmp_path):
+def installed_torch(settings):
+    lines = (folder_of(settings) / "installed.txt").read_text().splitlines()
+    return [line.rsplit("/")[-1] for line in lines if line.startswith("torch")]
+
+
+def test_torch_comes_from_its_index_alone(run, indexes, settings, feedback, pip_conf, tmp_path):
     """A newer torch in another place of the user's pip would not fit the index's torchvision."""
-    package_index(tmp_path / "whl" / "cpu", wheels, environment.TORCH)
     bait = tmp_path / "bait"
     bait.mkdir()
     wheel(bait, "torch", "torch", "10.0")
     wheel(bait, "torchvision", "torchvision", "10.0")
     package_index(tmp_path / "more", bait, environment.TORCH)
-    config = tmp_path / "pip.conf"
-    config.write_text(f"[global]\nfind-links = {bait}\nextra-index-url = {(tmp_path / 'more').as_uri()}\n")
-    monkeypatch.setattr(environment, "INDEX", (tmp_path / "whl").as_uri())
-    monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
-    monkeypatch.setenv("PIP_INDEX_URL", package_index(tmp_path / "simple", wheels).as_uri())
-    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    pip_conf(f"[global]\nfind-links = {bait}\nextra-index-url = {(tmp_path / 'more').as_uri()}\n")
     run("setupengine", {"TORCH": "cpu"}, feedback)
-    lines = (folder_of(settings) / "installed.txt").read_text().splitlines()
-    versions = [line for line in lines if line.startswith("torch")]
-    assert len(versions) == 2
-    assert all("9.0" in line for line in versions), versions
+    assert len(installed_torch(settings)) == 2
+    assert all("9.0" in line for line in installed_torch(settings)), installed_torch(settings)
     assert not any("could not be had" in line for line in feedback.lines)
+
+
+def test_a_site_says_which_release_but_not_where_it_goes(
+    run, indexes, settings, feedback, pip_conf, tmp_path, monkeypatch
+):
+    """A release that the cap allows is taken; other settings would lead pip out of the environment."""
+    cap = tmp_path / "cap.txt"
+    cap.write_text("# tried with these\nTorch<=2.14.1\n")
+    monkeypatch.setenv("PYTHONUSERBASE", str(tmp_path / "own"))
+    lines = [f"{name} = {tmp_path / 'elsewhere'}" for name in ("target", "prefix", "root")]
+    pip_conf("\n".join(["[global]", f"constraint = {cap}", *lines, "no-deps = true", "[install]", "user = true"]))
+    run("setupengine", {"TORCH": "cpu"}, feedback)
+    assert len(installed_torch(settings)) == 2
+    assert all("2.5" in line for line in installed_torch(settings)), installed_torch(settings)
+    assert not any("could not be had" in line for line in feedback.lines)
+    assert not (tmp_path / "elsewhere").exists()
+    assert not (tmp_path / "own").exists()
+
+
+SETTINGS = {
+    "constraint = CAP": "(CAP allows only torch<2.5); change that file, which “constraint” in CONF names, or",
+    "require-hashes = true": "In --require-hashes mode, all requirements must have their versions pinned with ==. "
+    "These do not); correct “require-hashes” in CONF, or",
+    "no-index = yes": "); remove “no-index” in CONF, which hides releases, or",
+    "no_binary = :all:": "); remove “no-binary” in CONF, which hides releases, or",
+    "constraint = /nowhere/cap.txt": "'/nowhere/cap.txt'); correct “constraint” in CONF, or",
+    "timeout = soon": "option timeout: invalid floating-point value: 'soon'); correct its settings (pip.conf or",
+}
+
+
+def test_a_setting_that_stands_in_the_way_is_named(run, indexes, pip_conf, tmp_path, monkeypatch):
+    """The environment is made once; each next run goes on from there, and fails in its own way."""
+    cap = tmp_path / "cap.txt"
+    cap.write_text("scipy<2\ntorch<2.5\n")
+
+    def sentence():
+        with pytest.raises(QgsProcessingException) as caught:
+            run("setupengine", {"TORCH": "cpu"})
+        said = str(caught.value)
+        assert "network" not in said
+        assert "\n" not in said
+        return said
+
+    for setting, expected in SETTINGS.items():
+        path = pip_conf(f"[global]\n{setting.replace('CAP', str(cap))}\n")
+        assert expected.replace("CAP", str(cap)).replace("CONF", str(path)) in sentence()
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_CONSTRAINT", str(cap))
+    assert sentence() == (
+        f"torch and torchvision could not be installed ({cap} allows only torch<2.5); change that file, which the "
+        "variable PIP_CONSTRAINT names, or give a folder of wheels, and run this again."
+    )
+
+
+def test_which_of_pips_files_overrules_which():
+    said = """env_var:
+  PIP_CONFIG_FILE='/e.conf'
+env:
+  /e.conf, exists: True
+    global.constraint: /etc/cap, exists: True
+global:
+  /etc/xdg/pip/pip.conf, exists: True
+  /etc/pip.conf, exists: False
+site:
+  C:\\venv\\pip.ini, exists: True
+user:
+  /home/a b/pip.conf, exists: True
+"""
+    expected = ["/etc/xdg/pip/pip.conf", "/home/a b/pip.conf", "C:\\venv\\pip.ini", "/e.conf"]
+    assert pip_files(said.splitlines()) == expected
+
+
+def test_the_network_is_blamed_where_it_is_the_cause():
+    hiding = pip_settings.Setting("only-binary", ":all:", "/pip.conf")
+    said = [
+        "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(...)': /simple/torch/",
+        "ERROR: Could not find a version that satisfies the requirement torch>=2.4 (from versions: none)",
+        "ERROR: No matching distribution found for torch>=2.4",
+    ]
+    assert pip_settings.blame(said, [hiding], []) is None
+    assert pip_settings.blame(said[1:], [hiding], []) is not None
+    # A constraint of our own is nobody's setting.
+    cap = pip_settings.Setting("constraint", "/cap.txt", "PIP_CONSTRAINT")
+    assert pip_settings.blame(["    The user requested (constraint) numpy==1.24.2"], [cap], ["numpy==1.24.2"]) is None
 
 
 def test_two_set_ups_at_once_do_not_meet(run, wheels, settings):
@@ -254,6 +367,7 @@ def test_qgis_itself_is_never_taken_for_a_python(platform, prefix, executable, e
 
 def test_pip_gets_the_users_sources_and_qgis_proxy(monkeypatch, settings):
     monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example/simple")
+    monkeypatch.setenv("PIP_CONSTRAINT", "/site/cap.txt")
     monkeypatch.setenv("PIP_TARGET", "/somewhere")
     monkeypatch.setenv("PIP_USER", "1")
     store = QgsSettings()
@@ -269,6 +383,7 @@ def test_pip_gets_the_users_sources_and_qgis_proxy(monkeypatch, settings):
     finally:
         store.remove("proxy")
     assert found["PIP_INDEX_URL"] == "https://mirror.example/simple"
+    assert found["PIP_CONSTRAINT"] == "/site/cap.txt"
     assert "PIP_TARGET" not in found
     assert "PIP_USER" not in found
     assert found["HTTPS_PROXY"] == "http://me%40work:a%3Ab@proxy.example:3128"

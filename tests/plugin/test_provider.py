@@ -250,6 +250,7 @@ def test_assess_makes_its_request_and_returns_numbers(run, recorded, scene, tmp_
     assert results["D_LAMBDA_K"] == 0.01
     assert "Q2N" not in results
     rows = [line for line in feedback.lines if line.startswith(("Figure", "HQNR", "D_s"))]
+    assert any("about 1/10,000 of the multispectral" in line for line in feedback.lines)
     assert len(rows) == 3
     assert len({row.index(word) for row, word in zip(rows, ("Meaning", "Spatial", "Hybrid"))}) == 1
 

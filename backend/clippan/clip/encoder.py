@@ -221,14 +221,14 @@ def encoder(name: str, device: Device, context: Context) -> Encoder:
     """
     model = find(name)
     path = hub.fetch(model, context)
-    where, reason = choose_device(device)
-    key = (str(path), path.stat().st_mtime_ns, str(where))
+    choice = choose_device(device)
+    key = (str(path), path.stat().st_mtime_ns, str(choice.device))
     with _lock:
         if key not in _loaded:
-            context.log(reason)
+            choice.log(context)
             context.progress(0, f"Loading {model.label}")
             _loaded.clear()  # one at a time: they are large
-            _loaded[key] = _load(model, path, where, context)
+            _loaded[key] = _load(model, path, choice.device, context)
         return _loaded[key]
 
 

@@ -50,7 +50,7 @@ def classify(request: ClassifyRequest, context: Context) -> ClassifyResult:
     """
     started = time.monotonic()
     set_threads(request.threads)
-    device, _ = choose_device(request.device)  # CLIP tells the log, where it is used
+    device = choose_device(request.device).device  # CLIP tells the log, where it is used
     outputs = [request.output, *filter(None, (request.confidence, request.report, request.areas, request.save_encoder))]
     stack = open_stack(request.rasters, request.grid, request.nodata, outputs, context.part(0, 3))
     known = samples.read(request.samples, request.layer, request.field, stack.placed, request.seed, context.part(3, 6))
@@ -121,8 +121,9 @@ def pretrain(request: PretrainSceneRequest, context: Context) -> PretrainSceneRe
     """
     started = time.monotonic()
     set_threads(request.threads)
-    device, reason = choose_device(request.device)
-    context.log(reason)
+    choice = choose_device(request.device)
+    choice.log(context)
+    device = choice.device
     stack = open_stack(request.rasters, request.grid, request.nodata, [request.output], context.part(0, 5))
     with graphics_memory():
         found = _pretrained(stack, request.steps, request.seed, device, context.part(5, 99))

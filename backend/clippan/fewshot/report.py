@@ -78,7 +78,7 @@ def write(
         page.pictures(_pictures(known, table, overview)),
         '<p class="note">Colours as in the table of classes; the dots are the samples. Confidence is dark where the '
         "classifier is unsure and yellow where it is sure.</p>",
-        *([f"<h2>Hints</h2><ul>{_items(result.hints)}</ul>"] if result.hints else []),
+        *page.hints(result.hints),
         "<h2>Classes</h2>",
         _classes(result, table),
         *_comparison(result.chosen, result),
@@ -205,10 +205,6 @@ def _origin(request: ClassifyRequest, result: ClassifyResult) -> list[tuple[str,
         *([("Model", result.model)] if result.model else []),
         ("Seed", str(request.seed)),
     ]
-
-
-def _items(sentences: Sequence[str]) -> str:
-    return "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
 
 
 def _number(value: Optional[float], form: str) -> str:

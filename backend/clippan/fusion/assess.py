@@ -22,6 +22,7 @@ from clippan.fusion.fuse import resolve_sensor
 from clippan.fusion.metrics import BLOCK, FullFigures, ReferenceFigures
 from clippan.fusion.registration import Shifts, register
 from clippan.fusion.sensors import Sensor, find
+from clippan.fusion.units import Units
 from clippan.jobs.assess import AssessRequest, AssessResult
 from clippan.jobs.base import Context, from_json
 from clippan.jobs.options import Registration
@@ -48,8 +49,9 @@ def assess(request: AssessRequest, context: Context) -> AssessResult:
     """
     started = time.monotonic()
     request, told = _as_made(request, context)
-    device, reason = choose_device(request.device, exact=True)
-    context.log(f"Device: {device.type}. {reason}")
+    choice = choose_device(request.device, exact=True)
+    choice.log(context)
+    device = choice.device
     with contextlib.ExitStack() as files:
         pair = files.enter_context(open_pair(request.pan, request.ms, request.bands, request.nodata))
         fused = files.enter_context(_open(request.fused, FUSED, (), request.nodata))
@@ -59,11 +61,14 @@ def assess(request: AssessRequest, context: Context) -> AssessResult:
         if request.reference is not None:
             reference = files.enter_context(_open_reference(request.reference, request, scene))
         scene, shifts = _registered(scene, request.registration, told, context.part(0, 5))
-        full, pixels = _assess_full(scene, context.part(5, 95 if reference is None else 45))
-        against = {} if reference is None else _assess_reference(scene, reference, context.part(45, 95))
+        full, pixels, hints = _assess_full(scene, context.part(5, 95 if reference is None else 45))
+        against: dict[str, float] = {}
+        if reference is not None:
+            against, more = _assess_reference(scene, reference, context.part(45, 95))
+            hints += more
         seconds = round(time.monotonic() - started, 3)
         result = AssessResult(
-            full, against, sensor.name, pixels, request.report, seconds, (shifts.x, shifts.y), shifts.bands
+            full, against, sensor.name, pixels, request.report, seconds, (shifts.x, shifts.y), shifts.bands, hints
         )
         if request.report is not None:
             context.progress(95, "Writing the report")
@@ -310,8 +315,10 @@ def _crop(image: torch.Tensor, margin: int) -> torch.Tensor:
 # Without a reference
 
 
-def _assess_full(scene: Scene, context: Context) -> tuple[dict[str, float], int]:
+def _assess_full(scene: Scene, context: Context) -> tuple[dict[str, float], int, tuple[str, ...]]:
+    """The figures, the pixels compared, and hints."""
     figures = FullFigures(scene.ratio)
+    units = Units(FUSED, scene.pair.ms.what, "D_λ,K, D_s, HQNR and QNR")
     pixels = 0
     windows, low_windows = scene.windows(), _low_windows(scene, figures.low_block)
     steps = len(windows) + len(low_windows)
@@ -329,7 +336,9 @@ def _assess_full(scene: Scene, context: Context) -> tuple[dict[str, float], int]
         near = _crop(fused_valid, reach - margin) & pan_valid & inside
         figures.add_high(_crop(fused, reach - margin), pan, near)
         filtered, covered = _filter(scene, fused, fused_valid, reach)
-        figures.add_khan(filtered, upsampled, covered & ms_valid & _crop(near, margin))
+        both = covered & ms_valid & _crop(near, margin)
+        figures.add_khan(filtered, upsampled, both)
+        units.add(filtered, upsampled, both)
         pixels += int((_crop(near, margin) & ms_valid).sum())
         context.progress(100 * number / steps, "Comparing with PAN and MS")
     if not pixels:
@@ -342,7 +351,8 @@ def _assess_full(scene: Scene, context: Context) -> tuple[dict[str, float], int]
         context.progress(100 * (len(windows) + number) / steps, "Comparing with PAN and MS")
     if not figures.complete:
         raise ClippanError(_NO_BLOCK)
-    return figures.values, pixels
+    hint = units.hint(scene.fused.infos, scene.pair.ms.infos)
+    return figures.values, pixels, (hint,) if hint else ()
 
 
 _NO_BLOCK = (
@@ -438,8 +448,10 @@ def _fused_valid(scene: Scene, window: Window) -> torch.Tensor:
 # With a reference
 
 
-def _assess_reference(scene: Scene, reference: Source, context: Context) -> dict[str, float]:
+def _assess_reference(scene: Scene, reference: Source, context: Context) -> tuple[dict[str, float], tuple[str, ...]]:
+    """The figures, and hints."""
     windows = scene.windows()
+    units = Units(FUSED, REFERENCE, "Q2n, ERGAS, PSNR and SSIM")
     peak = -math.inf
     for number, (_, (values, valid)) in enumerate(in_order(lambda w: scene.read(reference, w), windows, 1), 1):
         if bool(valid.any()):
@@ -452,10 +464,12 @@ def _assess_reference(scene: Scene, reference: Source, context: Context) -> dict
     figures = ReferenceFigures(scene.ratio, peak)
     for number, (_, (image, truth, valid)) in enumerate(_compared(scene, reference, windows), 1):
         figures.add(image, truth, valid)
+        units.add(image, truth, valid)
         context.progress(20 + 80 * number / len(windows), "Comparing with the reference")
     if not figures.complete:
         raise ClippanError(_NO_BLOCK)
-    return figures.values
+    hint = units.hint(scene.fused.infos, reference.infos)
+    return figures.values, (hint,) if hint else ()
 
 
 def _compared(

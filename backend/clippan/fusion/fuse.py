@@ -67,8 +67,9 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
         ClippanError: one sentence; nothing is left behind.
     """
     started = time.monotonic()
-    device, reason = choose_device(request.device)
-    context.log(f"Device: {device.type}. {reason}")
+    choice = choose_device(request.device)
+    choice.log(context)
+    device = choice.device
     threads = count_threads(request.threads)
     with open_pair(request.pan, request.ms, request.bands, request.nodata) as pair:
         for path in touched(request.output):

@@ -181,7 +181,7 @@ def write(
     ]
     if result.reference:
         parts += ["<h2>Against the reference</h2>", _table(result.reference)]
-    parts += ["<h2>Origin</h2>", _origin(request, result, sensor, ratio)]
+    parts += [*page.hints(result.hints), "<h2>Origin</h2>", _origin(request, result, sensor, ratio)]
     page.write(path, "Quality of", file_name(request.fused), parts)
 
 

@@ -40,6 +40,7 @@ class AssessResult:
         seconds: wall time.
         shift: how far off PAN MS was taken to lie, in PAN pixels (x, y); adding it puts MS on PAN.
         band_shifts: the same for each band, where they differ; else empty.
+        hints: sentences for the user.
     """
 
     full: Mapping[str, float]
@@ -50,6 +51,7 @@ class AssessResult:
     seconds: float
     shift: tuple[float, ...] = (0.0, 0.0)
     band_shifts: tuple[tuple[float, ...], ...] = ()
+    hints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def write(
         '<p class="note">A row is a class in truth, and a column what it was mapped as: percent of the row, and '
         "labelled pixels below. Read along a row to see what a class is taken for; if two classes are taken for each "
         "other, give them words that tell them apart, or make them one.</p>",
-        *([f"<h2>Hints</h2><ul>{_items(result.hints)}</ul>"] if result.hints else []),
+        *page.hints(result.hints),
         "<h2>Origin</h2>",
         page.origin(_origin(request, result), result.seconds),
     ]
@@ -181,10 +181,6 @@ def _origin(request: CalibrateRequest, result: CalibrateResult) -> list[tuple[st
         ("Model", request.model),
         ("Logit scale", f"{result.logit_scale:.6g}"),
     ]
-
-
-def _items(sentences: Sequence[str]) -> str:
-    return "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
 
 
 def percent(share: float) -> str:

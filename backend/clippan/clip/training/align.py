@@ -80,8 +80,9 @@ def align(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
     started = time.monotonic()
     folder, base = Path(request.output), in_colours(find(request.model))
     names = parse(request.words).names if request.words else ()
-    device, reason = choose_device(request.device)
-    context.log(reason)
+    choice = choose_device(request.device)
+    choice.log(context)
+    device = choice.device
     set_threads(request.threads)
     made = prepare(folder, {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE})
     batch = min(request.batch, _LOOKED)

@@ -45,11 +45,7 @@ def write(path: str, request: FinetuneClipRequest, result: FinetuneClipResult) -
         "control set says how far to go.</p>",
         "<h2>Classes</h2>",
         _classes(result.classes),
-        *(
-            [f"<h2>Hints</h2><ul>{''.join(f'<li>{html.escape(h)}</li>' for h in result.hints)}</ul>"]
-            if result.hints
-            else []
-        ),
+        *page.hints(result.hints),
         "<h2>Origin</h2>",
         page.origin(_origin(request, result), result.seconds),
     ]

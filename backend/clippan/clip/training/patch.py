@@ -76,8 +76,9 @@ def patch(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
     """
     started = time.monotonic()
     folder, base = Path(request.output), find(request.model)
-    device, reason = choose_device(request.device)
-    context.log(reason)
+    choice = choose_device(request.device)
+    choice.log(context)
+    device = choice.device
     set_threads(request.threads)
     recipe = {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE}
     if request.samples:  # QGIS hands over a new copy of its layer each time

@@ -67,7 +67,6 @@ def write(path: str, request: AlignSensorRequest, result: AlignSensorResult) -> 
         for name, low, high in zip(result.bands, result.low, result.high)
     )
     pairs = zip(request.teacher_rasters, request.sensor_rasters)
-    hints = "".join(f"<li>{html.escape(hint)}</li>" for hint in result.hints)
     heads = "".join(f'<th class="number">at {first}</th>' for first in _FIRST)
     parts = [
         page.headline(tiles),
@@ -78,7 +77,7 @@ def write(path: str, request: AlignSensorRequest, result: AlignSensorResult) -> 
         "<h2>Bands</h2>",
         '<table><thead><tr><th>Band</th><th class="number">0 is</th><th class="number">1 is</th></tr></thead>'
         f"<tbody>{bands}</tbody></table>",
-        *([f"<h2>Hints</h2><ul>{hints}</ul>"] if hints else []),
+        *page.hints(result.hints),
         "<h2>Origin</h2>",
         page.origin(
             [

@@ -68,12 +68,12 @@ def train(request: TrainClipRequest, context: Context) -> TrainClipResult:
     started = time.monotonic()
     folder, base = Path(request.output), find(request.model)
     in_colours(base)
-    device, reason = choose_device(request.device)
-    with processes(device) as (device, rank, count):
+    choice = choose_device(request.device)
+    with processes(choice.device) as (device, rank, count):
         set_threads(request.threads)
         made: list[Path] = []
         if rank == 0:
-            context.log(reason)
+            choice.log(context)
             wanted = {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE}
             made = prepare(folder, wanted)
         else:  # one of them tells

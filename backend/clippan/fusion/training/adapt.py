@@ -79,8 +79,9 @@ def adapt(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
         ClippanError: one sentence; nothing is left behind.
     """
     clock = _Clock(request.seconds)
-    device, reason = choose_device(request.device, exact=True)
-    context.log(f"Device: {device.type}. {reason}")
+    choice = choose_device(request.device, exact=True)
+    choice.log(context)
+    device = choice.device
     if device.type == "cpu":
         set_threads(request.threads)
     start = model.load(request.model, device)

@@ -49,11 +49,11 @@ def train(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
         request.steps, request.seed, request.without
     )
     folder = Path(request.output)
-    device, reason = choose_device(request.device)
-    with processes(device) as (device, rank, count):
+    choice = choose_device(request.device)
+    with processes(choice.device) as (device, rank, count):
         made: list[Path] = []
         if rank == 0:
-            context.log(reason)
+            choice.log(context)
             made = prepare(folder, to_json(recipe))
         else:  # one of them tells
             context = context.quiet

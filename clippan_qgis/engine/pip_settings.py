@@ -1,0 +1,163 @@
+"""pip's own settings, from its configuration files and variables: which of them hold here, and which one stands in
+the way of an installation."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+# Where pip fetches from, and which releases it may take, is the user's business and the site's, and stays; where it
+# would put things, and for which other Python, is ours.
+_KEPT = (
+    "cache-dir",
+    "cert",
+    "client-cert",
+    "constraint",
+    "default-timeout",
+    "extra-index-url",
+    "find-links",
+    "index-url",
+    "keyring-provider",
+    "no-binary",
+    "no-index",
+    "only-binary",
+    "pre",
+    "prefer-binary",
+    "proxy",
+    "require-hashes",
+    "retries",
+    "timeout",
+    "trusted-host",
+    "uploaded-prior-to",
+    "use-deprecated",
+    "use-feature",
+)
+VARIABLES = tuple(f"PIP_{name.upper().replace('-', '_')}" for name in _KEPT)
+_HIDING = ("no-index", "no-binary", "only-binary")  # with these pip does not see releases that are there
+_OFF = ("", "0", "false", "no", "off", ":none:")
+# The order in which pip lets one kind of file overrule another.
+_KINDS = ("global", "user", "site", "env")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of pip: its name as in pip's configuration files, its value, and the file or variable it stands in."""
+
+    name: str
+    value: str
+    place: str
+
+    @property
+    def variable(self) -> str:
+        """The variable that says the same."""
+        return VARIABLES[_KEPT.index(self.name)]
+
+    def __str__(self) -> str:
+        return f"the variable {self.place}" if self.place == self.variable else f"“{self.name}” in {self.place}"
+
+
+def files(lines: Iterable[str]) -> list[str]:
+    """pip's configuration files that exist, those that overrule others last, from what ``pip config debug`` says."""
+    found: dict[str, list[str]] = {kind: [] for kind in _KINDS}
+    kind = ""
+    for line in lines:
+        heading = re.fullmatch(r"(\w+):", line)
+        file = re.fullmatch(r"  (\S.*), exists: True", line)
+        if heading:
+            kind = heading.group(1)
+        elif file and kind in found:
+            found[kind].append(file.group(1))
+    return [name for names in found.values() for name in names]
+
+
+def effective(files: Iterable[str], variables: Mapping[str, str]) -> list[Setting]:
+    """The settings that hold for an installation, of those that are not ours to make.
+
+    Args:
+        files: pip's configuration files, those that overrule others last.
+        variables: pip's variables, which overrule all files.
+    """
+    found: dict[str, Setting] = {}
+    parsers = [(file, _parsed(file)) for file in files]
+    for section in ("global", "install"):
+        for file, parser in parsers:
+            for name, value in parser.items(section) if parser.has_section(section) else ():
+                name = name.lower().replace("_", "-").lstrip("-")
+                if name in _KEPT and value:
+                    found[name] = Setting(name, value, file)
+    for name, variable in zip(_KEPT, VARIABLES):
+        if variables.get(variable):
+            found[name] = Setting(name, variables[variable], variable)
+    return list(found.values())
+
+
+def blame(lines: Sequence[str], settings: Iterable[Setting], own: Iterable[str]) -> Optional[tuple[str, str]]:
+    """Which setting made pip fail, as a cause and a remedy to stand in a sentence; None if none did.
+
+    Args:
+        lines: what pip said.
+        settings: those that held.
+        own: requirements that we made ourselves.
+    """
+    by_name = {setting.name: setting for setting in settings}
+    constraint = by_name.get("constraint")
+    said = [match.group(1) for match in (re.search(r"\(constraint\) (\S+)", line) for line in lines) if match]
+    specs = [spec for spec in said if spec not in own]
+    if constraint and specs:
+        names = constraint.value.split()
+        file = next((name for name in names if _project(specs[0]) in _projects(name)), names[0])
+        return f"{file} allows only {specs[0]}", f"change that file, which {constraint} names"
+    errors = "\n".join(line for line in lines if re.match("ERROR|An error occurred|WARNING: Retrying", line))
+    for setting in by_name.values():
+        named = re.search(rf"(--|option ){setting.name}\b", errors)
+        if named or any(os.sep in value and value in errors for value in setting.value.split()):
+            return cause(lines), f"correct {setting}"
+    if "(from versions: none)" in errors and not network(lines):
+        hiding = next((item for name, item in by_name.items() if name in _HIDING and item.value not in _OFF), None)
+        if hiding:
+            return cause(lines), f"remove {hiding}, which hides releases"
+    return None
+
+
+def network(lines: Sequence[str]) -> list[str]:
+    """The lines that tell of a network that does not work."""
+    return [line for line in lines if re.search(r"SSL|Proxy|Connection|name resolution|timed out", line)]
+
+
+def cause(lines: Sequence[str]) -> str:
+    """The line that says why a program failed: pip's last error, else the last line."""
+    errors = [line for line in lines if line.startswith("ERROR:") and "ResolutionImpossible" not in line]
+    line = next((item for item in (*errors[-1:], *reversed(lines)) if item.strip()), "no reason was given")
+    # pip ends with "No matching distribution" when the network was the cause, told further up.
+    if network(lines) and "No matching distribution" in line:
+        line = network(lines)[-1]
+    line = re.sub(r"^(ERROR|WARNING):\s*", "", line.strip())
+    return line[:200].rstrip(" .;:")
+
+
+def _parsed(file: str) -> configparser.RawConfigParser:
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read_string(Path(file).read_text(encoding="utf-8", errors="replace"))
+    except (OSError, configparser.Error):  # pip itself will say so
+        return configparser.RawConfigParser()
+    return parser
+
+
+def _projects(file: str) -> set[str]:
+    """The projects that a file of constraints names; none of a file that cannot be read, as those on the web."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return {_project(line.strip()) for line in lines}
+
+
+def _project(requirement: str) -> str:
+    """The name of a requirement's project, in the spelling that all spellings share."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement, maxsplit=1)[0]).lower()
