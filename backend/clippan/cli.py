@@ -78,6 +78,7 @@ from clippan.jobs import (
     run,
     to_json,
 )
+from clippan.jobs.picture import choices
 
 FAILED = 2
 INTERRUPTED = 130
@@ -677,6 +678,7 @@ def _print_index(result: IndexResult) -> str:
         f"{result.added} added, {result.kept} kept, {result.dropped} dropped, {result.empty} without data, "
         f"{result.seconds:.1f} s on {result.device}, {result.rate:.0f} tiles/s",
         *result.failed,
+        *result.hints,
     ]
     return "\n".join(lines)
 
@@ -698,6 +700,7 @@ def _print_about(result: AboutIndexResult) -> str:
         "complete" if result.complete else "not complete: index the same rasters again to go on",
         *([result.warning] if result.warning else []),
         *result.files,
+        *choices(result.pictures),
     ]
     return "\n".join(lines)
 

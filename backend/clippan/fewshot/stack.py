@@ -18,6 +18,7 @@ from clippan.errors import ClippanError
 from clippan.jobs import check
 from clippan.jobs.base import Context
 from clippan.raster.grid import Grid
+from clippan.raster.products import is_categorical
 from clippan.raster.regrid import to_grid
 from clippan.raster.scene import PLACED, transformed
 from clippan.raster.source import Source, files, open_dataset
@@ -46,6 +47,7 @@ class Stack:
         grid: the part of the chosen raster's grid that all rasters cover.
         means, scales: of the bands of each raster; a band's values less its mean, times its scale, have deviation 1. A
             band that says nothing has the scale 0.
+        notes: sentences about how rasters were taken.
     """
 
     paths: tuple[str, ...]
@@ -53,6 +55,7 @@ class Stack:
     grid: Grid
     means: tuple[np.ndarray, ...]
     scales: tuple[np.ndarray, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def placed(self) -> Grid:
@@ -71,7 +74,7 @@ class Stack:
 
     def hints(self) -> list[str]:
         """Sentences for the user."""
-        hints = [source.assumption for source in self.sources if source.assumption]
+        hints = [*self.notes, *(source.assumption for source in self.sources if source.assumption)]
         for path, scales in zip(self.paths, self.scales):
             idle = np.flatnonzero(scales == 0) + 1
             if len(idle):
@@ -202,7 +205,18 @@ def open_stack(
         for path, dataset in zip(paths, datasets)
     )
     found = [_statistics(source, path, context) for source, path in zip(sources, paths)]
-    return Stack(tuple(paths), sources, target, tuple(mean for mean, _ in found), tuple(scale for _, scale in found))
+    codes = [path for path, dataset in zip(paths, datasets) if is_categorical(dataset)]
+    return Stack(
+        tuple(paths),
+        sources,
+        target,
+        tuple(mean for mean, _ in found),
+        tuple(scale for _, scale in found),
+        tuple(
+            f"The values of {path} are codes, and were not interpolated; leave it out if they tell no amount."
+            for path in codes
+        ),
+    )
 
 
 def _finest(grids: Sequence[Grid]) -> int:

@@ -9,6 +9,7 @@ from typing import ClassVar, Optional
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
 from clippan.jobs.options import Device, Stretch
+from clippan.jobs.picture import RasterPicture
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class FinetuneClipResult:
         hints: sentences for the user.
         device: where it was tuned.
         seconds: wall time of this process.
+        picture: which bands of the raster the model saw, and how they were stretched; None for folders of pictures.
     """
 
     model: str
@@ -80,6 +82,7 @@ class FinetuneClipResult:
     hints: tuple[str, ...]
     device: str
     seconds: float
+    picture: Optional[RasterPicture]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from osgeo import gdal, gdal_array
 
 from clippan.errors import ClippanError
 from clippan.raster.grid import Grid, axes, centres_inside
+from clippan.raster.products import is_categorical, is_quality
 from clippan.raster.source import fitting, spectral
 
 _SHIFT = 0.01  # of a pixel: grids that differ by more are resampled
@@ -147,10 +148,11 @@ def _fitted(dataset: gdal.Dataset, target: Grid, nodata: Optional[float], **wher
 
 
 def _uniform(dataset: gdal.Dataset, nodata: Optional[float]) -> list[gdal.Dataset]:
-    """The dataset, or its bands one by one if only some of them have a nodata value."""
+    """The dataset, or its bands one by one if only some of them have a nodata value, or are amounts."""
     numbers = spectral(dataset)
+    codes = {is_quality(dataset.GetRasterBand(number).GetDescription()) for number in numbers}
     values = [_nodata(dataset.GetRasterBand(number), nodata) for number in numbers]
-    if all(value is None for value in values) or not any(value is None for value in values):
+    if len(codes) == 1 and len({value is None for value in values}) == 1:
         return [dataset]
     alpha = sorted(set(range(1, dataset.RasterCount + 1)) - set(numbers))
     return [gdal.Translate("", dataset, format="VRT", bandList=[number, *alpha]) for number in numbers]
@@ -171,7 +173,7 @@ def _warp(dataset: gdal.Dataset, nodata: Optional[float], **where: Any) -> gdal.
         "",
         dataset,
         format="VRT",
-        resampleAlg="cubic",
+        resampleAlg="near" if is_categorical(dataset) else "cubic",
         warpOptions=["UNIFIED_SRC_NODATA=NO"],  # a pixel may be missing in some bands only
         srcNodata="None" if none else " ".join(str(value) for value in values),
         # Around the warped picture there is nothing; without a nodata value only alpha can say so.

@@ -15,7 +15,9 @@ import numpy as np
 from osgeo import gdal, gdal_array
 
 from clippan.errors import ClippanError
+from clippan.raster import products
 from clippan.raster.grid import Grid
+from clippan.raster.products import exists
 
 _MAPPED = {gdal.GDT_Float64: np.float32}  # processing is in float32; reading so halves the memory
 _LONG = 200  # letters of a path in a sentence
@@ -37,6 +39,9 @@ def open_dataset(path: str, what: str) -> gdal.Dataset:
     try:
         dataset = gdal.OpenEx(path, gdal.OF_RASTER | gdal.OF_VERBOSE_ERROR)
     except RuntimeError as error:
+        product = products.find(path, what)
+        if product is not None:
+            return product
         name = path if len(path) <= _LONG else f"{path[:_LONG]}…"  # it may be a whole XML
         if not any(mark in path for mark in ":<") and not path.startswith("/vsi") and not exists(path):
             raise ClippanError(f"The {what} {name} does not exist; check the path.") from None
@@ -45,6 +50,9 @@ def open_dataset(path: str, what: str) -> gdal.Dataset:
             f"The {what} {name} is not a raster that GDAL can read; choose another file or convert it ({reason})."
         ) from None
     if dataset.RasterCount == 0:
+        product = products.find(path, what)  # of Sentinel-2, GDAL only lists parts
+        if product is not None:
+            return product
         first = next((name for name, _ in dataset.GetSubDatasets()), None)
         hint = f", for instance {first}" if first else ""
         raise ClippanError(f"The {what} {path} holds no bands itself; name one of its subdatasets{hint}.")
@@ -53,14 +61,6 @@ def open_dataset(path: str, what: str) -> gdal.Dataset:
     if cmyk and dataset.GetDriver().ShortName == "GTiff" and exists(path):
         dataset = gdal.OpenEx(f"GTIFF_RAW:{path}", gdal.OF_RASTER)
     return dataset
-
-
-def exists(path: str) -> bool:
-    """Whether there is a file or folder of this name; False too for texts that cannot be one."""
-    try:
-        return Path(path).exists()
-    except (OSError, ValueError):
-        return False
 
 
 def files(dataset: gdal.Dataset) -> set[str]:

@@ -134,6 +134,7 @@ def patch(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
         tuple(_hints(request, task, control, start, end)),
         device.type,
         round(time.monotonic() - started, 3),
+        task.chips.picture,
     )
     if request.report:
         curve.write(request.report, request, result)

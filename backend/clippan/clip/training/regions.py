@@ -18,6 +18,7 @@ from PIL import Image
 from clippan.clip.training.data import Region
 from clippan.errors import ClippanError, told
 from clippan.jobs.base import Context
+from clippan.jobs.picture import RasterPicture, choices, guesses
 from clippan.jobs.trainclip import Picture, RegionsRequest, RegionsResult
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
@@ -53,7 +54,7 @@ def regions(request: RegionsRequest, context: Context) -> RegionsResult:
     try:
         shutil.rmtree(part, ignore_errors=True)
         (part / "pictures").mkdir(parents=True)
-        entries, hints = _write(request, legend, part, context)
+        entries, hints, seen = _write(request, legend, part, context)
         objects: dict[str, int] = {}
         for entry in entries:
             for box in entry["boxes"]:
@@ -78,21 +79,24 @@ def regions(request: RegionsRequest, context: Context) -> RegionsResult:
         str(output / TABLE),
         len(entries),
         dict(sorted(objects.items())),
-        tuple(hints),
+        (*hints, *guesses(seen)),
         round(time.monotonic() - started, 3),
+        tuple(seen),
     )
 
 
 def _write(
     request: RegionsRequest, legend: Mapping[str, str], folder: Path, context: Context
-) -> tuple[list[dict], list[str]]:
-    """Writes the pictures; the entries of the table, and sentences for the user."""
+) -> tuple[list[dict], list[str], list[RasterPicture]]:
+    """Writes the pictures; the entries of the table, sentences for the user, and how the rasters were seen."""
     look = Look((request.size,), (), request.overlap, request.bands, request.stretch, request.nodata)
     entries: list[dict] = []
     hints: list[str] = []
+    seen: list[RasterPicture] = []
     count = len(request.rasters)
     for number, (raster, labels) in enumerate(zip(request.rasters, request.labels)):
         scene = Scene(raster, look)
+        seen.append(scene.shown)
         found = _labels(labels, scene, legend, request.field)
         stem = re.sub(r"[^\w-]+", "_", Path(raster).stem) or "raster"
         plan, before = scene.windows(request.size), len(entries)
@@ -110,7 +114,9 @@ def _write(
             entries.append({"file": name, "boxes": [{"box": box.box, "category": box.category} for box in boxes]})
         if len(entries) == before:
             hints.append(f"Nothing was found in {raster}.")
-    return entries, hints
+    for sentence in choices(seen):
+        context.log(sentence)
+    return entries, hints, seen
 
 
 def read_legend(text: str) -> dict[str, str]:

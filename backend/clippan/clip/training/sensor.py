@@ -21,6 +21,7 @@ from clippan.jobs.align import AlignSensorRequest
 from clippan.jobs.base import Context
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
+from clippan.raster.products import is_categorical, is_quality
 from clippan.raster.scene import Look, Scene, transformed
 from clippan.raster.tiles import Window
 
@@ -57,6 +58,7 @@ class Pairs:
         channels: what the student takes.
         colours: which of these are red, green and blue, from 0; empty where they are not all there.
         hints: sentences for the user.
+        pictures: how the teacher's rasters are seen.
     """
 
     teachers: Sequence[str]
@@ -68,7 +70,7 @@ class Pairs:
 
     def __post_init__(self) -> None:
         self._local = threading.local()
-        self._stretches = [Scene(path, self.look).stretch for path in self.teachers]
+        self.pictures = tuple(Scene(path, self.look).shown for path in self.teachers)
 
     @classmethod
     def of(cls, request: AlignSensorRequest, folder: Path, context: Context) -> Pairs:
@@ -157,7 +159,7 @@ class Pairs:
     def _open(self, pair: int) -> tuple[Scene, Scene]:
         known = self._local.__dict__.setdefault("scenes", {})
         if pair not in known:
-            teacher = Scene(self.teachers[pair], self.look, self._stretches[pair])
+            teacher = Scene(self.teachers[pair], self.look, self.pictures[pair].stretch)
             count = len(self.channels.names)
             # The VRT has these bands alone.
             channels = replace(self.channels, numbers=tuple(range(1, count + 1)), total=count)
@@ -258,7 +260,7 @@ def _extent(grid: Grid) -> tuple[float, float, float, float]:
 
 
 def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], target: str) -> str:
-    """Writes a VRT of some bands of a raster on other pixels, by cubic resampling; NaN where it does not reach.
+    """Writes a VRT of some bands of a raster on other pixels, by cubic resampling, or codes as they are; NaN beyond it.
 
     An alpha band goes with them. A value that marks gaps though nobody declared it is taken for nodata.
 
@@ -282,6 +284,12 @@ def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], 
     chosen = [spectral[number - 1] for number in numbers]
     alpha = [number for number in range(1, dataset.RasterCount + 1) if number not in spectral][:1]
     source = sources.Source([dataset], f"raster {path}", numbers, nodata)
+    codes = [info.description for info in source.infos if is_quality(info.description)]
+    if codes and len(codes) < len(numbers):
+        raise ClippanError(
+            f"The raster {path} has {codes[0]}, a quality band or mask, whose codes are no amounts; leave it out "
+            "(--sensor-bands)."
+        )
     missing = source.nodata if source.assumption else nodata
     extra = {} if missing is None else {"noData": missing}
     try:
@@ -301,7 +309,7 @@ def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], 
             target,
             bands,
             format="VRT",
-            resampleAlg="cubic",
+            resampleAlg="near" if is_categorical(dataset) else "cubic",
             outputType=gdal.GDT_Float32,
             dstNodata=math.nan,
             warpOptions=["UNIFIED_SRC_NODATA=NO"],  # a pixel may be missing in some bands only
