@@ -318,9 +318,9 @@ def _look_into(place: str, below: bool) -> Inside:
         else:
             inside.rasters.append(f"{place}/{name}")
     for (home, _), names in groups.items():
-        product = _of_bands(place, home, names, files)
-        if product:
-            inside.products.append(product)
+        scene = _of_bands(place, home, names, files)
+        if scene:
+            inside.products.append(scene)
         else:
             inside.rasters += [f"{place}/{name}" for name in names]
     inside.rasters.sort()
