@@ -88,7 +88,7 @@ _SENSOR_NAMES = ", ".join(SENSORS)
 # What the help says of each parameter; type, default and choices come from the request.
 _HELP: dict[type[Request], dict[str, str]] = {
     PansharpenRequest: {
-        "pan": "panchromatic raster: a file or any GDAL data source",
+        "pan": "panchromatic raster: a file, or any GDAL data source; of a scene's folder or archive its band",
         "ms": "multispectral raster, or several single-band ones in order",
         "output": "GeoTIFF to write",
         "method": "how to fuse",
@@ -117,7 +117,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "registration": "allow for a multispectral raster, and with auto bands, that lie beside the panchromatic one",
     },
     AdaptFusionRequest: {
-        "pan": "panchromatic raster: a file or any GDAL data source",
+        "pan": "panchromatic raster: a file, or any GDAL data source; of a scene's folder or archive its band",
         "ms": "multispectral raster, or several single-band ones in order",
         "output": "model to write, a name that ends in .safetensors",
         "model": "model to start from; by default that which ships with CLIPPan",
@@ -133,7 +133,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "device": "where to compute",
     },
     IndexRequest: {
-        "rasters": "rasters, folders of rasters, or any GDAL data sources",
+        "rasters": "rasters, scenes, folders or archives of them, or any GDAL data sources",
         "output": "GeoPackage to make or to add to (its vectors lie beside it), or postgresql://…",
         "model": "which model: an id that 'clippan models' lists, or a folder",
         "tile_metres": "edges of the tiles in metres; several for several scales",
@@ -175,7 +175,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "pixels": "their edge",
     },
     SegmentRequest: {
-        "raster": "raster: a file or any GDAL data source",
+        "raster": "raster: a file, the folder or archive of a scene, or any GDAL data source",
         "classes": "classes between semicolons, synonyms between commas: 'water; forest, trees'; or a JSON file",
         "output": "GeoTIFF of the classes to write",
         "model": "which model: an id that 'clippan models' lists, or a folder",

@@ -50,7 +50,7 @@ class IndexRequest(Request):
     """Parameters of an index. A second run on the same output adds what is new or has changed.
 
     Attributes:
-        rasters: files, folders (with all below them) and GDAL data sources.
+        rasters: files, folders (with all below them), archives and GDAL data sources. A scene of several files is one.
         output: the GeoPackage (its vectors lie beside it), or ``postgresql://…``.
         model: an id of ``resources/models.json``, or a folder with weights.
         tile_metres: edges of the tiles, in metres; several mean several scales.
