@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,15 +27,11 @@ from qgis.core import (
     QgsSingleBandPseudoColorRenderer,
 )
 
-from clippan.colours import colour, natural_colours
+from clippan.colours import Band, BandOrder, band_order, colour, colour_of_file, natural_colours
 from clippan.fusion.sensors import SENSORS
 
 SAMPLE = 250_000  # pixels that a stretch is estimated from
 LOWER, UPPER = 0.02, 0.98
-
-# Single-band files are named by number: …_B4.TIF, …_SR_B4.TIF, …_B04_10m.jp2
-_NUMBERED = re.compile(r"_B0?(\d{1,2})(?:_\w+)?(?:\.\w+)?$", re.IGNORECASE)
-_OLD_LANDSAT = re.compile(r"^L[TE]0?[4-7]", re.IGNORECASE)  # their blue is band 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +43,7 @@ class Style:
         bands: which band of the stack each band of the result is, from 1; empty means all, in their order.
         names: what the bands of the stack are called, as far as is known.
         sensor: the sensor's id, once it is known.
+        files: what the layers' files are called, which may tell the order of the bands.
         provenance: how the result was made.
     """
 
@@ -55,6 +51,7 @@ class Style:
     bands: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
     sensor: str = ""
+    files: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -68,7 +65,7 @@ class Style:
         if len(layers) == 1 and layers[0].bandCount() > 1 and _is_styled(layers[0], project):
             renderer = layers[0].renderer().clone()
         names = tuple(name for layer in layers for name in band_names(layer, alone=len(layers) > 1))
-        return cls(renderer, tuple(bands), names)
+        return cls(renderer, tuple(bands), names, files=tuple(map(_file, layers)))
 
     def of_result(self, sensor: str, provenance: Mapping[str, str]) -> Style:
         """The same, with what the job has found out."""
@@ -80,10 +77,16 @@ class Style:
         if renderer is not None and max(renderer.usesBands(), default=0) <= layer.bandCount():
             layer.setRenderer(renderer)
         else:
-            compose(layer, natural_colours(self._result_names(), self._result_sensor(), layer.bandCount()))
+            compose(layer, self._natural(layer.bandCount()))
         if self.provenance:
             describe(layer, self.provenance)
         layer.triggerRepaint()
+
+    def _natural(self, count: int) -> tuple[int, ...]:
+        names = (*self._result_names(), *[""] * count)[:count]
+        known = self._result_sensor()
+        order = BandOrder(self.sensor, (known,)) if known or self.bands else band_order(self.files)
+        return natural_colours([Band(name) for name in names], order).bands
 
     def _result_names(self) -> tuple[str, ...]:
         if not self.bands:
@@ -104,7 +107,7 @@ def band_names(layer: QgsRasterLayer, alone: bool) -> tuple[str, ...]:
     ``alone``: the layer is one of several single-band ones, and its file name says which.
     """
     provider = layer.dataProvider()
-    file = Path(layer.source().split("|")[0]).name
+    file = _file(layer)
     names = []
     for band in range(1, layer.bandCount() + 1):
         interpretation = provider.colorInterpretation(band)
@@ -114,16 +117,12 @@ def band_names(layer: QgsRasterLayer, alone: bool) -> tuple[str, ...]:
             Qgis.RasterColorInterpretation.BlueBand: "blue",
         }.get(interpretation)
         text = provider.generateBandName(band).partition(":")[2]
-        names.append(colour(text) or (alone and _colour_of_file(file)) or interpreted or text.strip())
+        names.append(colour(text) or (alone and colour_of_file(file)) or interpreted or text.strip())
     return tuple(names)
 
 
-def _colour_of_file(name: str) -> Optional[str]:
-    match = _NUMBERED.search(name)
-    if not match:
-        return colour(re.sub(r"[_\W]+", " ", name))
-    blue = 1 if _OLD_LANDSAT.match(name) else 2
-    return {blue: "blue", blue + 1: "green", blue + 2: "red"}.get(int(match.group(1)), f"band {match.group(1)}")
+def _file(layer: QgsRasterLayer) -> str:
+    return Path(layer.source().split("|")[0]).name
 
 
 def remapped(renderer: Optional[QgsRasterRenderer], bands: Sequence[int]) -> Optional[QgsRasterRenderer]:

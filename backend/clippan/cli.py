@@ -79,6 +79,7 @@ from clippan.jobs import (
     run,
     to_json,
 )
+from clippan.jobs.picture import choices
 
 FAILED = 2
 INTERRUPTED = 130
@@ -88,7 +89,7 @@ _SENSOR_NAMES = ", ".join(SENSORS)
 # What the help says of each parameter; type, default and choices come from the request.
 _HELP: dict[type[Request], dict[str, str]] = {
     PansharpenRequest: {
-        "pan": "panchromatic raster: a file or any GDAL data source",
+        "pan": "panchromatic raster: a file, or any GDAL data source; of a scene's folder or archive its band",
         "ms": "multispectral raster, or several single-band ones in order",
         "output": "GeoTIFF to write",
         "method": "how to fuse",
@@ -117,7 +118,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "registration": "allow for a multispectral raster, and with auto bands, that lie beside the panchromatic one",
     },
     AdaptFusionRequest: {
-        "pan": "panchromatic raster: a file or any GDAL data source",
+        "pan": "panchromatic raster: a file, or any GDAL data source; of a scene's folder or archive its band",
         "ms": "multispectral raster, or several single-band ones in order",
         "output": "model to write, a name that ends in .safetensors",
         "model": "model to start from; by default that which ships with CLIPPan",
@@ -133,7 +134,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "device": "where to compute",
     },
     IndexRequest: {
-        "rasters": "rasters, folders of rasters, or any GDAL data sources",
+        "rasters": "rasters, scenes, folders or archives of them, or any GDAL data sources",
         "output": "GeoPackage to make or to add to (its vectors lie beside it), or postgresql://…",
         "model": "which model: an id that 'clippan models' lists, or a folder",
         "tile_metres": "edges of the tiles in metres; several for several scales",
@@ -175,7 +176,7 @@ _HELP: dict[type[Request], dict[str, str]] = {
         "pixels": "their edge",
     },
     SegmentRequest: {
-        "raster": "raster: a file or any GDAL data source",
+        "raster": "raster: a file, the folder or archive of a scene, or any GDAL data source",
         "classes": "classes between semicolons, synonyms between commas: 'water; forest, trees'; or a file "
         "(.txt, one a line; .json)",
         "output": "GeoTIFF of the classes to write",
@@ -738,6 +739,7 @@ def _print_index(result: IndexResult) -> str:
         f"{result.added} added, {result.kept} kept, {result.dropped} dropped, {result.empty} without data, "
         f"{result.seconds:.1f} s on {result.device}, {result.rate:.0f} tiles/s",
         *result.failed,
+        *result.hints,
     ]
     return "\n".join(lines)
 
@@ -759,6 +761,7 @@ def _print_about(result: AboutIndexResult) -> str:
         "complete" if result.complete else "not complete: index the same rasters again to go on",
         *([result.warning] if result.warning else []),
         *result.files,
+        *choices(result.pictures),
     ]
     return "\n".join(lines)
 

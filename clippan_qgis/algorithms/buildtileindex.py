@@ -66,7 +66,8 @@ class BuildTileIndex(base.JobAlgorithm):
             QgsProcessingParameterFile(
                 self.FOLDER, "Folder of rasters", Qgis.ProcessingFileParameterBehavior.Folder, optional=True
             ),
-            "A folder whose rasters are indexed as well, with all folders below it.",
+            "A folder whose rasters are indexed as well, with all folders below it. A scene of several files (.SAFE, "
+            "Landsat, …) is one raster; masks, previews and maps that CLIPPan made are left aside.",
         )
         self.add_model(
             "Which model describes the tiles. An index is searched with the model that made it.", IndexRequest.model
@@ -149,7 +150,7 @@ class BuildTileIndex(base.JobAlgorithm):
 
     def finish(self, answer, feedback):
         """See JobAlgorithm."""
-        for sentence in answer["failed"]:
+        for sentence in (*answer["failed"], *answer["hints"]):
             feedback.pushWarning(sentence)
         feedback.pushInfo(
             f"{answer['tiles']} tiles: {answer['added']} added, {answer['kept']} kept, {answer['dropped']} dropped, "

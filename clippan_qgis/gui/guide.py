@@ -95,7 +95,8 @@ class Guide:
         """Adds a raster to the project that the project does not have; but once, for the user may remove it."""
         if raster in self._loaded or is_loaded(raster):
             return ""
-        if not raster.startswith("/vsi") and Path(raster).is_absolute() and not Path(raster).exists():
+        plain = not raster.startswith("/vsi") and "*" not in raster  # files of single bands are one scene of that name
+        if plain and Path(raster).is_absolute() and not Path(raster).exists():
             return f"{Path(raster).name} is no longer where it was indexed; the map may be empty here."
         # A picture without coordinates is fine as it is: nobody is to be asked for its CRS.
         options = QgsRasterLayer.LayerOptions()

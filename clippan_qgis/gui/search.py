@@ -185,7 +185,7 @@ class SearchDock(Panel):
 
     def _built(self, index: str, answer: dict[str, Any]) -> None:
         self._clear()
-        self.choose(index, " ".join(answer["failed"]))
+        self.choose(index, " ".join([*answer["failed"], *answer["hints"]]))
 
     # What to search for.
 

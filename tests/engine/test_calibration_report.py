@@ -12,12 +12,15 @@ import pytest
 from osgeo import gdal
 
 from clippan import cli
+from clippan.colours import Choice
 from clippan.errors import ClippanError
 from clippan.jobs import Accuracy, CalibrateRequest, CalibrateResult, ClassArea, SegmentResult
+from clippan.jobs.picture import RasterPicture
 from clippan.segmentation import report
 from clippan.segmentation.prompts import parse
 from clippan.segmentation.report import Panel
 
+PICTURE = RasterPicture("a & b.tif", Choice((3, 2, 1), "by the bands' names"), ((0.0, 1.0),) * 3)
 TABLE = parse(
     '{"classes": [{"name": "wäter", "colour": "#0000ff"}, {"name": "<b>roofs</b>"}, {"name": "crops, \\"x\\""}]}'
 )
@@ -33,6 +36,7 @@ RESULT = CalibrateResult(
     (0.125, -0.25, 0.0),
     ("Few <labels> of crops.",),
     12.3,
+    (),
 )
 
 
@@ -142,7 +146,7 @@ def test_command_prints_a_map():
     )
     result = SegmentResult(
         *("map.tif", 100, 10, classes, "starter", "cpu", (512, 256), 3.21, 1.234),
-        *("sure.tif", "", "p.gpkg", "", 42, ("A hint.",), {}),
+        *("sure.tif", "", "p.gpkg", "", 42, ("A hint.",), {}, PICTURE),
     )
     lines = cli._PRINT[SegmentResult](result).splitlines()
     assert lines[0].split() == ["value", "class", "share", "hectares", "confidence"]

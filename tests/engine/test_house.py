@@ -239,12 +239,14 @@ def test_sensors_are_well_formed() -> None:
     for name, entry in entries.items():
         assert re.fullmatch(r"[a-z0-9_]+", name), name
         assert entry["label"].strip(), name
-        assert entry["ms"], name
-        assert all(0 < gain < 1 for gain in [*entry["ms"], entry["pan"]]), name
-        # One gain for all bands, or one for each of them.
-        assert len(entry["ms"]) in {1, len(entry["bands"])}, name
-        assert len(set(entry["bands"])) == len(entry["bands"]), name
-        for pattern in entry["recognise"]:
+        if "ms" in entry:  # of others only the order of the bands is known
+            assert all(0 < gain < 1 for gain in [*entry["ms"], entry["pan"]]), name
+            # One gain for all bands, or one for each of them.
+            assert len(entry["ms"]) in {1, len(entry["bands"])}, name
+        orders = [entry["bands"], *entry.get("other_bands", [])]
+        assert all(len(set(order)) == len(order) for order in orders), name
+        assert len({len(order) for order in orders}) == len(orders), name
+        for pattern in [*entry["recognise"], *entry.get("other_names", [])]:
             re.compile(pattern)
             assert not re.search(pattern, "scene", re.IGNORECASE), f"{name} is seen everywhere"
     labels = [entry["label"] for entry in entries.values()]

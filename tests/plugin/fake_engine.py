@@ -79,6 +79,7 @@ def index(request):
     return {
         "output": request["output"], "model": request["model"], "tiles": 16, "rasters": 1, "added": 16, "kept": 0,
         "dropped": 0, "empty": 0, "failed": [], "device": "cpu", "seconds": 0.1, "rate": 160.0,
+        "hints": [], "pictures": [],
     }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from qgis.core import (
     QgsSingleBandGrayRenderer,
 )
 
+from clippan.colours import Band, BandOrder, colour_of_file, natural_colours
 from clippan_qgis import styling
 
 
@@ -187,7 +188,8 @@ def test_a_raster_without_any_pixel_is_styled_too(tmp_path):
     ],
 )
 def test_natural_colours(names, sensor, count, expected):
-    assert styling.natural_colours(names, sensor, count) == expected
+    bands = [Band(name) for name in (*names, *[""] * count)[:count]]
+    assert natural_colours(bands, BandOrder("a sensor", (sensor,))).bands == expected
 
 
 @pytest.mark.parametrize(
@@ -200,11 +202,13 @@ def test_natural_colours(names, sensor, count, expected):
         ("LC08_L1TP_042_B10.TIF", "band 10"),
         ("scene_red.tif", "red"),
         ("scene_rededge.tif", None),
+        ("LT05_L1TP_042_B3.TIF", "red"),
+        ("LE71950242000125EDC00_B3.TIF", "red"),
         ("scene.tif", None),
     ],
 )
 def test_colours_of_file_names(file, colour):
-    assert styling._colour_of_file(file) == colour
+    assert colour_of_file(file) == colour
 
 
 def test_names_of_bands_are_words(tmp_path):

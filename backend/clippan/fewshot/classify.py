@@ -24,6 +24,7 @@ from clippan.fewshot.samples import Samples
 from clippan.fewshot.stack import Stack, open_stack
 from clippan.jobs.base import Context, to_json
 from clippan.jobs.classify import Classifier, ClassifyRequest, ClassifyResult, MapAccuracy, Score, parse_descriptions
+from clippan.jobs.picture import RasterPicture, choices, guesses
 from clippan.jobs.pretrain import PretrainSceneRequest, PretrainSceneResult
 from clippan.jobs.segment import ClassArea
 from clippan.raster.scene import Look, Scene
@@ -75,11 +76,16 @@ def classify(request: ClassifyRequest, context: Context) -> ClassifyResult:
         power, together = best.sharpness if best else 1.0, method is Classifier.DIFFCLIP
         shown, overview = _write(workshop, table, learned, power, together, tags, files, context.part(70, 98))
         if request.report:
-            overview.picture = picture(stack, Scene(workshop.pictured, workshop.look), overview.step)
+            scene = Scene(workshop.pictured, workshop.look)
+            overview.picture = picture(stack, scene, overview.step)
+            workshop.picture = workshop.picture or scene.shown
         context.progress(98, "Writing the files")  # from here on nothing is cancelled, and all files are put in place
         if request.areas:
             areas.write(request.areas, shown)
         saved = workshop.save()
+        shown_as = [workshop.picture] if workshop.picture else []
+        for sentence in choices(shown_as):
+            context.log(sentence)
         result = ClassifyResult(
             request.output,
             stack.grid.width,
@@ -101,11 +107,13 @@ def classify(request: ClassifyRequest, context: Context) -> ClassifyResult:
                 *workshop.hints,
                 *workshop.reading(method),
                 *_hints(request, known, method, best, shown, saved),
+                *guesses(shown_as),
             ),
             workshop.model_id(method),
             device.type,
             round(time.monotonic() - started, 3),
             tags,
+            workshop.picture,
         )
         if request.report:
             report.write(request.report, request, result, known, table, overview)
@@ -196,6 +204,7 @@ class _Workshop:
         self._diffclip: Optional[DiffClip] = None
         self._eye: Optional[Eye] = None
         self._looked: Optional[bool] = None
+        self.picture: Optional[RasterPicture] = None  # of the raster that is looked at
         self.hints: list[str] = []
 
     @property
@@ -264,6 +273,7 @@ class _Workshop:
         if self._eye is None:
             path = self._sensed(model) if model.channels else self.pictured
             self._eye = Eye(self.stack, self.look, path, model, self.request.threads, self._folder)
+            self.picture = Scene(path, self.look, channels=model.channels).shown
         if self._looked is None or whole > self._looked:
             self._eye.look(None if whole else self.known, context.part(5, 100))
             self._looked = whole
@@ -398,6 +408,7 @@ def _provenance(
         "CLIPPAN_METHOD": method.value,
         "CLIPPAN_MODEL": workshop.model_id(method),
         "CLIPPAN_ACCURACY": f"{best.accuracy.oa:.4f}" if best else "",
+        "CLIPPAN_PICTURE_BANDS": ",".join(map(str, workshop.picture.choice.bands)) if workshop.picture else "",
         "CLIPPAN_DEVICE": workshop.device.type,
         "CLIPPAN_VERSION": __version__,
         "CLIPPAN_PARAMETERS": json.dumps(to_json(request), ensure_ascii=False),

@@ -19,6 +19,7 @@ from clippan.jobs import check
 from clippan.jobs.base import Context
 from clippan.raster.alpha import notes
 from clippan.raster.grid import Grid
+from clippan.raster.products import is_categorical
 from clippan.raster.regrid import to_grid
 from clippan.raster.scene import PLACED, transformed
 from clippan.raster.source import Source, files, open_dataset
@@ -48,6 +49,7 @@ class Stack:
         notes: sentences for the user: what was decided of the files.
         means, scales: of the bands of each raster; a band's values less its mean, times its scale, have deviation 1. A
             band that says nothing has the scale 0.
+        notes: sentences about how rasters were taken.
     """
 
     paths: tuple[str, ...]
@@ -217,7 +219,12 @@ def open_stack(
     )
     found = [_statistics(source, path, context) for source, path in zip(sources, paths)]
     means, scales = tuple(mean for mean, _ in found), tuple(scale for _, scale in found)
-    return Stack(tuple(paths), sources, target, means, scales, tuple(notes(datasets)))
+    codes = [
+        f"The values of {path} are codes, and were not interpolated; leave it out if they tell no amount."
+        for path, dataset in zip(paths, datasets)
+        if is_categorical(dataset)
+    ]
+    return Stack(tuple(paths), sources, target, means, scales, (*notes(datasets), *codes))
 
 
 def _finest(grids: Sequence[Grid]) -> int:

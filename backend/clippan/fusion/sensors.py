@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Optional
 
 from clippan import resources
+from clippan.colours import mentions
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def _read() -> dict[str, Sensor]:
             tuple(entry["recognise"]),
         )
         for name, entry in entries.items()
+        if "ms" in entry  # of others only the order of the bands is known: see clippan.colours
     }
 
 
@@ -65,11 +66,7 @@ SENSORS = _read()
 def recognise(texts: Iterable[str]) -> Optional[Sensor]:
     """The sensor that one of the texts (metadata values, file names) names, or None."""
     texts = list(texts)
-    for sensor in SENSORS.values():
-        for pattern in sensor.recognise:
-            if any(re.search(pattern, text, re.IGNORECASE) for text in texts):
-                return sensor
-    return None
+    return next((sensor for sensor in SENSORS.values() if mentions(sensor.recognise, texts)), None)
 
 
 def find(name: str) -> Optional[Sensor]:

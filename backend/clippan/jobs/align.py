@@ -10,6 +10,7 @@ from typing import ClassVar, Optional
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
 from clippan.jobs.options import Device, Stretch
+from clippan.jobs.picture import RasterPicture
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class AlignSensorResult:
         hints: sentences for the user.
         device: where it was trained.
         seconds: wall time of this process.
+        pictures: which bands of its rasters the teacher saw, and how they were stretched.
     """
 
     model: str
@@ -65,6 +67,7 @@ class AlignSensorResult:
     hints: tuple[str, ...]
     device: str
     seconds: float
+    pictures: tuple[RasterPicture, ...]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from clippan.errors import ClippanError
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
 from clippan.jobs.options import Device, Stretch
+from clippan.jobs.picture import RasterPicture
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class CalibrateResult:
         offsets: that were found, one a class.
         hints: sentences for the user.
         seconds: wall time.
+        pictures: which bands of each raster the model saw, and how they were stretched.
     """
 
     output: str
@@ -56,6 +58,7 @@ class CalibrateResult:
     offsets: tuple[float, ...]
     hints: tuple[str, ...]
     seconds: float
+    pictures: tuple[RasterPicture, ...]
 
 
 @dataclass(frozen=True)

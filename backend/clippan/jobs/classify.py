@@ -14,6 +14,7 @@ from clippan.errors import ClippanError
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
 from clippan.jobs.options import Device
+from clippan.jobs.picture import RasterPicture
 from clippan.jobs.segment import ClassArea
 
 ENCODER = ".safetensors"  # ending of a pre-trained scene
@@ -119,6 +120,7 @@ class ClassifyResult:
         device: where it was computed.
         seconds: wall time.
         provenance: the map's tags.
+        picture: which bands CLIP and the report's readers saw, and how they were stretched; None where nobody looked.
     """
 
     output: str
@@ -139,6 +141,7 @@ class ClassifyResult:
     device: str
     seconds: float
     provenance: Mapping[str, str]
+    picture: Optional[RasterPicture]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from clippan import texts
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
 from clippan.jobs.options import Device, Stretch
+from clippan.jobs.picture import RasterPicture
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class FinetuneClipResult:
         hints: sentences for the user.
         device: where it was tuned.
         seconds: wall time of this process.
+        picture: which bands of the raster the model saw, and how they were stretched; None for folders of pictures.
     """
 
     model: str
@@ -81,6 +83,7 @@ class FinetuneClipResult:
     hints: tuple[str, ...]
     device: str
     seconds: float
+    picture: Optional[RasterPicture]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import ClassVar, Optional
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
 from clippan.jobs.options import Device, Stretch
+from clippan.jobs.picture import RasterPicture
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class IndexResult:
         device: where it was computed.
         seconds: wall time.
         rate: tiles a second, without the start of the model; 0 if none was added.
+        hints: sentences for the user: what in a folder is no picture, and bands that were guessed.
+        pictures: which bands of each raster of this job the model saw, and how they were stretched.
     """
 
     output: str
@@ -38,6 +41,8 @@ class IndexResult:
     device: str
     seconds: float
     rate: float
+    hints: tuple[str, ...]
+    pictures: tuple[RasterPicture, ...]
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class IndexRequest(Request):
     """Parameters of an index. A second run on the same output adds what is new or has changed.
 
     Attributes:
-        rasters: files, folders (with all below them) and GDAL data sources.
+        rasters: files, folders (with all below them), archives and GDAL data sources. A scene of several files is one.
         output: the GeoPackage (its vectors lie beside it), or ``postgresql://…``.
         model: an id of ``resources/models.json``, or a folder with weights.
         tile_metres: edges of the tiles, in metres; several mean several scales.
@@ -118,6 +123,7 @@ class AboutIndexResult:
         extent: xmin, ymin, xmax, ymax in it; empty if it has no places.
         files: the rasters.
         complete: whether no raster waits to be indexed to its end.
+        pictures: which bands of each raster are red, green and blue, and how they were stretched.
         warning: what stands against a search, as a sentence; empty if nothing.
     """
 
@@ -130,6 +136,7 @@ class AboutIndexResult:
     extent: tuple[float, ...]
     files: tuple[str, ...]
     complete: bool
+    pictures: tuple[RasterPicture, ...] = ()
     warning: str = ""
 
 

@@ -10,6 +10,7 @@ from clippan import texts
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
 from clippan.jobs.options import Device, Refinement, Stretch
+from clippan.jobs.picture import RasterPicture
 
 VECTORS = (".gpkg", ".geojson", ".fgb", ".shp")  # formats of the polygons, by ending
 
@@ -54,6 +55,7 @@ class SegmentResult:
         count: of polygons.
         hints: sentences for the user.
         provenance: the map's tags.
+        picture: which bands the model saw, and how they were stretched.
     """
 
     output: str
@@ -72,6 +74,7 @@ class SegmentResult:
     count: int
     hints: tuple[str, ...]
     provenance: Mapping[str, str]
+    picture: RasterPicture
 
 
 @dataclass(frozen=True)

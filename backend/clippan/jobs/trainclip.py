@@ -12,6 +12,7 @@ from clippan import texts
 from clippan.jobs import check
 from clippan.jobs.base import Context, Request
 from clippan.jobs.options import Device, Stretch
+from clippan.jobs.picture import RasterPicture
 
 
 class ClipMethod(enum.Enum):
@@ -174,6 +175,7 @@ class RegionsResult:
         objects: boxes of each category.
         hints: sentences for the user.
         seconds: wall time.
+        seen: which bands of each raster are in the pictures, and how they were stretched.
     """
 
     output: str
@@ -182,6 +184,7 @@ class RegionsResult:
     objects: Mapping[str, int]
     hints: tuple[str, ...]
     seconds: float
+    seen: tuple[RasterPicture, ...]
 
 
 @dataclass(frozen=True)

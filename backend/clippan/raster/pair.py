@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Optional
@@ -15,12 +16,14 @@ from clippan.errors import ClippanError
 from clippan.raster.alpha import notes
 from clippan.raster.grid import Alignment, Axis, Grid, align
 from clippan.raster.nodata import fitting
+from clippan.raster.products import is_panchromatic, is_quality, panchromatic
 from clippan.raster.regrid import to_crs, to_finest
 from clippan.raster.source import Source, describe, files, open_dataset, open_datasets, sensor_hints
 from clippan.raster.tiles import Window, tiles
 
 PAN = "panchromatic raster"
 MS = "multispectral raster"
+_NEARLY, _COARSER = 1.05, 1.5  # of PAN's pixel: the size of one that may be PAN, and of one that is not
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,9 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
     Raises:
         ClippanError: one sentence for each way in which the two cannot be fused.
     """
+    pan = panchromatic(pan)
     pan_dataset, opened = open_dataset(pan, PAN), open_datasets(ms, MS, bands)
+    _apart(pan, Grid.of(pan_dataset), ms, opened)
     datasets = _in_crs_of(Grid.of(pan_dataset), opened, nodata)
     hints = [hint for dataset, path in zip([*opened, pan_dataset], [*ms, pan]) for hint in sensor_hints(dataset, path)]
     read = frozenset().union(*(files(dataset) for dataset in (pan_dataset, *opened)))
@@ -155,6 +160,12 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
                 f"The {PAN} has {pan_source.total} bands and should have one; choose the panchromatic band's raster, "
                 "and check whether the two were swapped."
             )
+        codes = next((info.description for info in ms_source.infos if is_quality(info.description)), "")
+        if codes:
+            raise ClippanError(
+                f"The {MS} has {codes}, a quality band or mask, whose codes cannot be sharpened; leave it out, or "
+                "choose bands (--bands)."
+            )
         if nodata is not None and all(fitting(nodata, source.dtype) is None for source in (pan_source, ms_source)):
             raise ClippanError(
                 f"No pixel can have the nodata value {nodata:g}, as the rasters are {ms_source.dtype}; choose another."
@@ -162,6 +173,24 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
         told = notes([pan_dataset, *opened])
         told += [source.assumption for source in (pan_source, ms_source) if source.assumption]
         yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(hints), read, tuple(told))
+
+
+def _apart(pan: str, grid: Grid, ms: Sequence[str], datasets: Sequence[gdal.Dataset]) -> None:
+    """Raises ClippanError if the panchromatic band is among several multispectral rasters: by its file, its name, or as
+    the only one with its pixels."""
+    sizes = [_pixel(Grid.of(dataset), grid) for dataset in datasets]
+    for path, dataset, size in zip(ms, datasets, sizes) if len(ms) > 1 else ():
+        alike = dataset.RasterCount == 1 and size < _NEARLY and max(sizes) > _COARSER
+        if alike or os.path.realpath(path) == os.path.realpath(pan) or is_panchromatic(path):
+            raise ClippanError(f"{path} among the {MS}s is the panchromatic band; leave it out.")
+
+
+def _pixel(grid: Grid, pan: Grid) -> float:
+    """The size of a grid's pixels, in PAN's; where they have no place or another unit, by the number of pixels."""
+    one, other = grid.geotransform, pan.geotransform
+    if one and other and grid.shares_crs(pan):
+        return math.sqrt(abs(one[1] * one[5] - one[2] * one[4]) / abs(other[1] * other[5] - other[2] * other[4]))
+    return math.sqrt(pan.width * pan.height / (grid.width * grid.height))
 
 
 def _in_crs_of(pan: Grid, datasets: Sequence[gdal.Dataset], nodata: Optional[float]) -> list[gdal.Dataset]:

@@ -15,6 +15,7 @@ from osgeo import gdal, gdal_array
 from clippan.errors import ClippanError
 from clippan.raster.grid import Grid, axes, centres_inside, horizontal
 from clippan.raster.nodata import band_nodata
+from clippan.raster.products import is_categorical, is_quality
 from clippan.raster.source import spectral
 
 _SHIFT = 0.01  # of a pixel: grids that differ by more are resampled
@@ -26,7 +27,7 @@ def to_crs(dataset: gdal.Dataset, what: str, pan: Grid, nodata: Optional[float])
     invalid."""
     try:
         # The whole raster's pixel size need not be that around PAN: think of a map of the world.
-        bounds = _around(pan, Grid.of(warp("", dataset, pan.crs)))
+        bounds = _around(pan, Grid.of(warp("", dataset, pan.crs, "near")))
         where: dict[str, Any] = {"outputBounds": bounds} if bounds else {}
         return [_warp(part, nodata, pan.crs, **where) for part in _uniform(dataset, nodata)]
     except RuntimeError as error:
@@ -154,10 +155,11 @@ def extent(grid: Grid) -> dict[str, Any]:
 
 
 def _uniform(dataset: gdal.Dataset, nodata: Optional[float]) -> list[gdal.Dataset]:
-    """The dataset, or its bands one by one if only some of them have a nodata value."""
+    """The dataset, or its bands one by one if only some of them have a nodata value, or are amounts."""
     numbers = spectral(dataset)
+    codes = {is_quality(dataset.GetRasterBand(number).GetDescription()) for number in numbers}
     values = [_nodata(dataset.GetRasterBand(number), nodata) for number in numbers]
-    if all(value is None for value in values) or not any(value is None for value in values):
+    if len(codes) == 1 and len({value is None for value in values}) == 1:
         return [dataset]
     alpha = sorted(set(range(1, dataset.RasterCount + 1)) - set(numbers))
     return [gdal.Translate("", dataset, format="VRT", bandList=[number, *alpha]) for number in numbers]
@@ -176,6 +178,7 @@ def _warp(dataset: gdal.Dataset, nodata: Optional[float], crs: str, **where: Any
         "",
         dataset,
         crs,
+        "near" if is_categorical(dataset) else "cubic",
         srcNodata="None" if none else " ".join(str(value) for value in values),
         # Around the warped picture there is nothing; without a nodata value only alpha can say so.
         dstAlpha=none,
@@ -183,14 +186,14 @@ def _warp(dataset: gdal.Dataset, nodata: Optional[float], crs: str, **where: Any
     )
 
 
-def warp(target: str, dataset: gdal.Dataset, crs: str, **options: Any) -> gdal.Dataset:
-    """A virtual raster that shows a dataset in another grid, by cubic resampling; vertical coordinate systems change no
-    value.
+def warp(target: str, dataset: gdal.Dataset, crs: str, resampling: str, **options: Any) -> gdal.Dataset:
+    """A virtual raster that shows a dataset in another grid; vertical coordinate systems change no value.
 
     Args:
         target: the file to write; empty for one in memory.
         dataset: what it shows.
         crs: of the target; where either CRS is unknown, coordinates are taken as they are.
+        resampling: cubic for amounts, near for codes.
         options: more of gdal.WarpOptions.
 
     Raises:
@@ -203,7 +206,7 @@ def warp(target: str, dataset: gdal.Dataset, crs: str, **options: Any) -> gdal.D
         format="VRT",
         srcSRS=own or there or None,
         dstSRS=there or own or None,
-        resampleAlg="cubic",
+        resampleAlg=resampling,
         warpOptions=["UNIFIED_SRC_NODATA=NO"],  # a pixel may be missing in some bands only
         **options,
     )

@@ -7,7 +7,6 @@ import datetime
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,10 +17,11 @@ import numpy as np
 from osgeo import gdal, gdal_array, osr
 
 from clippan.channels import Channels
-from clippan.colours import colour, natural_colours
+from clippan.colours import Choice
 from clippan.errors import ClippanError
-from clippan.fusion import sensors
 from clippan.jobs.options import Stretch
+from clippan.jobs.picture import RasterPicture
+from clippan.raster import bands as raster_bands
 from clippan.raster import source as sources
 from clippan.raster.alpha import alpha_bands, notes
 from clippan.raster.coverage import Coverage, Footprint
@@ -45,9 +45,6 @@ _NEAR = 1e-3  # of a pixel: an extent that reaches so little further has been ro
 _LEAST_TILE = 8.0  # pixels; less than that says nothing
 # EuroSAT shows 64 pixels at 10 m, UC Merced 256 at 0.3 m; between and beyond them the same power law.
 _EDGE_AT_10_M, _EDGE_POWER = 640.0, 0.6
-_EXTENSIONS = tuple(
-    ".tif .tiff .vrt .jp2 .png .jpg .jpeg .img .bmp .webp .nc .ecw .sid .bil .bsq .ers .kea".split()  # noqa: SIM905
-)
 _ACQUIRED = (
     ("IMAGERY", "ACQUISITIONDATETIME"),
     ("", "DATE_ACQUIRED"),
@@ -108,34 +105,6 @@ def room(count: int, shape: tuple[int, int], channels: Optional[Channels]) -> np
     return np.zeros((count, bands, *shape), kind)
 
 
-def expand(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The rasters that files, folders (with all below them) and data sources stand for, each once.
-
-    Returns:
-        The rasters, as absolute paths where they are files, and a sentence for each folder without any.
-    """
-    found: dict[str, str] = {}  # by the file itself: a link to it is no other raster
-    failed = []
-
-    def add(path: str) -> None:
-        found.setdefault(os.path.realpath(path), os.path.abspath(path))  # noqa: PTH100 (resolve follows links)
-
-    for name in names:
-        folder = Path(name)
-        if not (name.strip() and sources.exists(name) and folder.is_dir()):
-            if sources.exists(name):
-                add(name)
-            else:
-                found[name] = name
-            continue
-        inside = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _EXTENSIONS and path.is_file())
-        if not inside:
-            failed.append(f"The folder {name} holds no rasters; choose another.")
-        for path in inside:
-            add(str(path))
-    return list(found.values()), failed
-
-
 def is_missing(path: str) -> bool:
     """Whether this names a file that is not there; of other data sources nobody knows."""
     return Path(path).is_absolute() and not path.startswith("/vsi") and not sources.exists(path)
@@ -154,7 +123,7 @@ class Scene:
     Attributes:
         grid: its pixels; a picture without coordinates is placed as QGIS places it, y up from its top.
         own_grid: the same, but of a picture without coordinates as it is.
-        bands: which bands are red, green and blue, or the one that is grey, or those of the channels.
+        choice: which bands are red, green and blue, or the one that is grey, or those of the channels, and why.
         notes: sentences for the user: what was decided of the file's alpha band and of its nodata value.
 
     Raises:
@@ -180,7 +149,7 @@ class Scene:
         self.own_grid = Grid.of(self._dataset)
         placed = Grid(self.own_grid.width, self.own_grid.height, PLACED, "")
         self.grid = self.own_grid if self.own_grid.geotransform else placed
-        self.bands = self._choose()
+        self.choice = self._choose()
         bands = [self._dataset.GetRasterBand(number) for number in self.bands]
         if any(gdal.DataTypeIsComplex(band.DataType) for band in bands):
             raise ClippanError(f"The raster {path} has complex numbers; convert it to amplitude first.")
@@ -192,35 +161,43 @@ class Scene:
         self._coverage = Coverage([self._original.GetRasterBand(number) for number in stored])
 
     @property
+    def bands(self) -> tuple[int, ...]:
+        """The bands that are chosen."""
+        return self.choice.bands
+
+    @property
     def stretch(self) -> tuple[tuple[float, float], ...]:
         """Values that become black and white, (low, high) a band; empty where the bytes are shown as they are."""
         if self._stretch is None:  # only who asks pays for reading samples
             self._stretch = self._find_stretch()
         return self._stretch
 
-    def _choose(self) -> tuple[int, ...]:
+    @property
+    def shown(self) -> RasterPicture:
+        """What results tell of it."""
+        return RasterPicture(self.path, self.choice, self.stretch)
+
+    def seen(self, channels: Optional[Channels]) -> RasterPicture:
+        """The same, as a model sees it that takes these channels, or natural colours without any."""
+        return Scene(self.path, self.look, channels=channels).shown if channels else self.shown
+
+    def _choose(self) -> Choice:
         dataset = self._dataset
         numbers = sources.spectral(dataset)
         if not numbers:
             raise ClippanError(f"The raster {self.path} has only an alpha band; choose a raster with image bands.")
         if self.channels:
             described = [dataset.GetRasterBand(number).GetDescription() or "" for number in numbers]
-            return tuple(numbers[position - 1] for position in self.channels.choose(described))
+            taken = tuple(numbers[position - 1] for position in self.channels.choose(described))
+            return Choice(taken, "as the model takes them")
         wrong = [band for band in self.look.bands if band > dataset.RasterCount]
         if wrong:
             raise ClippanError(
                 f"Band {wrong[0]} was asked for but the raster {self.path} has {dataset.RasterCount}; choose others."
             )
         if self.look.bands:
-            return self.look.bands
-        interpreted = {gdal.GCI_RedBand: "red", gdal.GCI_GreenBand: "green", gdal.GCI_BlueBand: "blue"}
-        names = []
-        for number in numbers:
-            band = dataset.GetRasterBand(number)
-            names.append(colour(band.GetDescription() or "") or interpreted.get(band.GetColorInterpretation()))
-        sensor = sensors.recognise(sources.sensor_hints(self._original, self.path))
-        order = sensor.bands if sensor is not None and len(sensor.bands) == len(numbers) else ()
-        return tuple(numbers[position - 1] for position in natural_colours(names, order, len(numbers)))
+            return Choice(self.look.bands, "as asked for")
+        return raster_bands.choose(dataset, self._original, self.path, numbers)
 
     def _assume(self) -> None:
         """Takes a customary value as nodata where the raster declares none and has no mask, as for other jobs."""

@@ -16,10 +16,12 @@ import numpy as np
 from osgeo import gdal, gdal_array
 
 from clippan.errors import ClippanError
+from clippan.raster import products
 from clippan.raster.alpha import alpha_bands, opened_as, window_starts, without_false_alpha
 from clippan.raster.coverage import Coverage
 from clippan.raster.grid import Grid
 from clippan.raster.nodata import fitting, measured
+from clippan.raster.products import exists
 from clippan.raster.tiles import Window
 
 _MAPPED = {gdal.GDT_Float64: np.float32}  # processing is in float32; reading so halves the memory
@@ -43,6 +45,9 @@ def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
     try:
         dataset = gdal.OpenEx(path, gdal.OF_RASTER | gdal.OF_VERBOSE_ERROR)
     except RuntimeError as error:
+        product = products.find(path, what)
+        if product is not None:
+            return product
         name = path if len(path) <= _LONG else f"{path[:_LONG]}…"  # it may be a whole XML
         if not any(mark in path for mark in ":<") and not path.startswith("/vsi") and not exists(path):
             raise ClippanError(f"The {what} {name} does not exist; check the path.") from None
@@ -51,6 +56,9 @@ def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
             f"The {what} {name} is not a raster that GDAL can read; choose another file or convert it ({reason})."
         ) from None
     if dataset.RasterCount == 0:
+        product = products.find(path, what)  # of Sentinel-2, GDAL only lists parts
+        if product is not None:
+            return product
         first = next((name for name, _ in dataset.GetSubDatasets()), None)
         hint = f", for instance {first}" if first else ""
         raise ClippanError(f"The {what} {path} holds no bands itself; name one of its subdatasets{hint}.")
@@ -70,14 +78,6 @@ def open_datasets(paths: Sequence[str], what: str, bands: Sequence[int]) -> list
     if max(bands, default=0) > sum(len(spectral(dataset)) for dataset in datasets):
         datasets = [open_dataset(path, what, all_bands=True) for path in paths]
     return datasets
-
-
-def exists(path: str) -> bool:
-    """Whether there is a file or folder of this name; False too for texts that cannot be one."""
-    try:
-        return Path(path).exists()
-    except (OSError, ValueError):
-        return False
 
 
 def files(dataset: gdal.Dataset) -> set[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from clippan.clip import cache
 from clippan.clip.models import find
+from clippan.colours import Choice
 from clippan.errors import ClippanError
 from clippan.jobs.index import AboutIndexRequest, AboutIndexResult
-from clippan.raster.scene import name_of
+from clippan.jobs.picture import RasterPicture
+from clippan.raster.scene import Look, name_of
 from clippan.search.catalogue import reader
 
 
@@ -32,6 +34,11 @@ def about(request: AboutIndexRequest) -> AboutIndexResult:
         index.extent,
         tuple(raster.path for raster in index.rasters.values()),
         index.complete,
+        tuple(
+            RasterPicture(raster.path, Choice(bands, "as they were indexed"), raster.stretch)
+            for raster in index.rasters.values()
+            if (bands := Look.of(raster.look).bands)  # an index of version 0.1 notes only those that were asked for
+        ),
         warning,
     )
 

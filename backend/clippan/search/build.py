@@ -18,9 +18,11 @@ from clippan.errors import Cancelled, ClippanError
 from clippan.jobs import check
 from clippan.jobs.base import Context
 from clippan.jobs.index import IndexRequest, IndexResult
+from clippan.jobs.picture import RasterPicture, choices, guesses
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
-from clippan.raster.scene import LEAST_VALID, Look, Plan, Scene, circle, expand, is_missing, room, spatial
+from clippan.raster.products import expand
+from clippan.raster.scene import LEAST_VALID, Look, Plan, Scene, circle, is_missing, room, spatial
 from clippan.raster.tiles import Window, count_threads, in_order
 from clippan.search.catalogue import builder
 from clippan.search.store import About, Raster, Tile
@@ -50,6 +52,7 @@ class _Count:
     empty: int = 0
     planned: int = 0
     failed: list[str] = field(default_factory=list)
+    pictures: list[RasterPicture] = field(default_factory=list)
 
 
 def build(request: IndexRequest, context: Context) -> IndexResult:
@@ -60,7 +63,7 @@ def build(request: IndexRequest, context: Context) -> IndexResult:
         Cancelled: the user cancelled; what was done until then is kept, and the next run goes on from there.
     """
     started = time.monotonic()
-    paths, failed = expand(request.rasters)
+    paths, failed, left = expand(request.rasters)
     if not paths:
         raise ClippanError(failed[0])
     model = encoder(request.model, request.device, context.part(0, 3))
@@ -101,6 +104,8 @@ def build(request: IndexRequest, context: Context) -> IndexResult:
             str(model.device),
             time.monotonic() - started,
             count.added / seconds if count.added else 0.0,
+            (*left, *guesses(count.pictures)),
+            tuple(count.pictures),
         )
 
 
@@ -123,14 +128,14 @@ def _prepare(
         context.progress(100 * position / len(paths), f"Looking at {Path(path).name[:80]}")
         try:
             scene = Scene(path, look)
-            if model.channels:  # tells which bands are not there; for people it stays in natural colours
-                Scene(path, look, channels=model.channels)
+            count.pictures.append(scene.seen(model.channels))  # or tells which bands are not there
+            own = replace(look, bands=scene.bands)  # for people it stays in natural colours
             fingerprint = scene.fingerprint()
             before = known.get((path, look.area))
             if before is None and not shared:  # on a colleague's machine it may be where it was
-                before = by_files.pop((fingerprint, look.text()), None)
+                before = by_files.pop((fingerprint, own.text()), None)
                 before = before if before is not None and is_missing(before.path) else None
-            same = before is not None and (before.fingerprint, before.look) == (fingerprint, look.text())
+            same = before is not None and (before.fingerprint, before.look) == (fingerprint, own.text())
             if not look.extent:  # all of it takes the place of its parts
                 stale |= {raster.id for (name, area), raster in known.items() if name == path and area}
             if before is not None and same and before.path != path:
@@ -148,12 +153,14 @@ def _prepare(
             if before is not None and same:
                 found.append((before, scene.grid, plan))
                 continue
-            raster = Raster(0, path, look.text(), fingerprint, scene.stretch, scene.date(), 0, len(plan))
+            raster = Raster(0, path, own.text(), fingerprint, scene.stretch, scene.date(), 0, len(plan))
             found.append((raster, scene.grid, plan))
             if before is not None:
                 stale.add(before.id)
         except ClippanError as error:
             count.failed.append(str(error))
+    for sentence in choices(count.pictures):
+        context.log(sentence)
     if found:
         index.start(next((grid.crs for _, grid, _ in found if grid.crs), ""))
     listed = set(paths)
@@ -169,7 +176,8 @@ def _prepare(
     rasters = index.put([raster for raster, _, _ in found])
     count.planned = sum(raster.planned - raster.done for raster in rasters)
     work = [
-        _Work(raster, look, plan, _Corners(grid, index.about.crs)) for raster, (_, grid, plan) in zip(rasters, found)
+        _Work(raster, Look.of(raster.look), plan, _Corners(grid, index.about.crs))
+        for raster, (_, grid, plan) in zip(rasters, found)
     ]
     return work, unchanged
 

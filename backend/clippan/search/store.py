@@ -26,6 +26,7 @@ from osgeo import gdal, ogr, osr
 
 from clippan import __version__
 from clippan.errors import ClippanError, told
+from clippan.raster.products import exists
 from clippan.raster.scene import spatial
 from clippan.raster.tiles import Window
 
@@ -617,9 +618,9 @@ def _about(path: str) -> About:
 
 def _raster(index: str, row: Sequence[Any]) -> Raster:
     number, path, relative, look, fingerprint, stretch, date, done, planned = row
-    if relative and not Path(path).exists():
+    if relative and not exists(path):
         moved = Path(index).absolute().parent / relative  # moved together with the index
-        if moved.exists():
+        if exists(str(moved)):
             path = os.path.normpath(moved)
     pairs = tuple((low, high) for low, high in json.loads(stretch))
     return Raster(number, path, look, fingerprint or "", pairs, date or "", done, planned)
@@ -627,7 +628,7 @@ def _raster(index: str, row: Sequence[Any]) -> Raster:
 
 def _relative(path: str, index: str) -> str:
     try:
-        return os.path.relpath(path, Path(index).absolute().parent) if Path(path).exists() else ""
+        return os.path.relpath(path, Path(index).absolute().parent) if exists(path) else ""
     except (OSError, ValueError):  # another drive; a text that is no path
         return ""
 

@@ -24,6 +24,7 @@ from clippan.device import set_threads
 from clippan.errors import ClippanError
 from clippan.jobs.base import Context
 from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
+from clippan.jobs.picture import choices, guesses
 from clippan.raster.scene import Look, Scene
 from clippan.segmentation import report
 from clippan.segmentation.labels import Labels, read
@@ -124,6 +125,9 @@ def calibrate(request: CalibrateRequest, context: Context) -> CalibrateResult:
             labels = read(samples, request.layer, request.field, table, scene, mine.part(0, 10))
             view = View.of(request, model, whole, scene, labels.part, folder, mine.part(10, 100), labels.near)
             rasters.append(_Raster(scene, labels, view))
+        pictures = tuple(raster.scene.seen(model.channels) for raster in rasters)
+        for sentence in choices(pictures):
+            context.log(sentence)
         known = _Known.of(rasters, table)
         before = _accuracy(first.logits(known.features), known.classes)
         fit, after = _choose(known, first, context.part(80, 95))
@@ -139,8 +143,9 @@ def calibrate(request: CalibrateRequest, context: Context) -> CalibrateResult:
             after,
             float(found.logit_scale or 0),
             tuple(prompt.offset for prompt in found.classes),
-            tuple(hints),
+            tuple([*hints, *guesses(pictures)]),
             round(time.monotonic() - started, 3),
+            pictures,
         )
         if request.report:
             context.progress(95, "Writing the report")

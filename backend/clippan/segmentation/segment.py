@@ -23,6 +23,7 @@ from clippan.errors import ClippanError
 from clippan.jobs.base import Context, to_json
 from clippan.jobs.calibrate import CalibrateRequest
 from clippan.jobs.options import Refinement
+from clippan.jobs.picture import RasterPicture, choices, guesses
 from clippan.jobs.segment import ClassArea, SegmentRequest, SegmentResult
 from clippan.raster.scene import Look, Scene
 from clippan.raster.source import BandInfo
@@ -72,7 +73,9 @@ def segment(request: SegmentRequest, context: Context) -> SegmentResult:
             Path(temporary),
             context.part(5, 75),
         )
-        provenance = _provenance(request, table, model, view)
+        picture = scene.seen(model.channels)
+        context.log(choices([picture])[0])
+        provenance = _provenance(request, table, model, view, picture)
         shown, count = _write(request, table, model, view, Path(temporary), provenance, context.part(75, 100))
         edges = view.edges
         del view  # a file that is mapped into memory cannot be removed on Windows
@@ -94,8 +97,9 @@ def segment(request: SegmentRequest, context: Context) -> SegmentResult:
         request.polygons,
         request.areas,
         count,
-        tuple([*scene.notes, *_hints(request, table, model, shown)]),
+        tuple([*scene.notes, *_hints(request, table, model, shown), *guesses([picture])]),
         provenance,
+        picture,
     )
 
 
@@ -378,13 +382,16 @@ def _write(
     return shown, count
 
 
-def _provenance(request: SegmentRequest, table: Table, model: Encoder, view: View) -> dict[str, str]:
+def _provenance(
+    request: SegmentRequest, table: Table, model: Encoder, view: View, picture: RasterPicture
+) -> dict[str, str]:
     return {
         "CLIPPAN_ALGORITHM": request.name,
         "CLIPPAN_CLASSES": table.json(),
         "CLIPPAN_MODEL": model.model.id,
         "CLIPPAN_MODEL_SHA256": model.sha256,
         "CLIPPAN_WINDOW": ",".join(str(edge) for edge in view.edges),
+        "CLIPPAN_PICTURE_BANDS": ",".join(map(str, picture.choice.bands)),
         "CLIPPAN_DEVICE": model.device.type,
         "CLIPPAN_VERSION": __version__,
         "CLIPPAN_PARAMETERS": json.dumps(to_json(request), ensure_ascii=False),

@@ -41,6 +41,7 @@ from clippan.clip.training.train import FEWEST, WEIGHTS, optimiser, save
 from clippan.device import choose_device, set_threads
 from clippan.jobs.align import AlignSensorRequest, AlignSensorResult
 from clippan.jobs.base import Context, to_json
+from clippan.jobs.picture import choices, guesses
 from clippan.segmentation.prompts import parse
 from clippan.training.descent import descend, rate
 from clippan.training.run import Training, prepare, tidy
@@ -91,6 +92,8 @@ def align(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
             path = hub.fetch(base, context.part(0, 1))
             teacher = load(path, base, device)
             pairs = Pairs.of(request, Path(temporary), context.part(1, 3))
+            for sentence in choices(pairs.pictures):
+                context.log(sentence)
             edge = teacher.preprocessing.pixels
             train, held = pairs.chips(request, edge, context.part(3, 6))
             context.log(f"{len(train)} chips to train on, {len(held)} to measure with.")
@@ -144,9 +147,15 @@ def align(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
         agreement,
         run.steps,
         terms,
-        (*pairs.hints, *unread, *_hints(request, len(held), to_picture.at_1, 1 / len(held))),
+        (
+            *pairs.hints,
+            *unread,
+            *_hints(request, len(held), to_picture.at_1, 1 / len(held)),
+            *guesses(pairs.pictures),
+        ),
         device.type,
         round(time.monotonic() - started, 3),
+        pairs.pictures,
     )
     if request.report:
         recall.write(request.report, request, result)

@@ -16,6 +16,7 @@ from clippan.clip.training.data import read as read_pictures
 from clippan.errors import ClippanError
 from clippan.fewshot.samples import read as read_samples
 from clippan.jobs.base import Context
+from clippan.jobs.picture import RasterPicture, choices, guesses
 from clippan.raster.scene import LEAST_VALID, Look, Scene
 from clippan.raster.tiles import Window
 from clippan.texts import listed
@@ -36,6 +37,7 @@ class Chips:
             edge) for a model with channels. May be called in any thread.
         windows: of a raster, as x, y, width and height of each chip, (n, 4); None for pictures.
         hints: sentences for the user.
+        picture: how the raster is seen; None for pictures.
     """
 
     names: tuple[str, ...]
@@ -44,6 +46,7 @@ class Chips:
     read: Callable[[int, int], np.ndarray]
     windows: Optional[np.ndarray] = None
     hints: tuple[str, ...] = ()
+    picture: Optional[RasterPicture] = None
 
     def called(self, words: Mapping[str, str]) -> Chips:
         """With other words for some classes; those that are called the same are one."""
@@ -143,7 +146,10 @@ def places(
         picture: np.ndarray = local.scene.picture(windows[number], edge)[0]
         return picture
 
-    return Chips(found.names, labels, groups, read, corners(windows), hints)
+    for sentence in choices([scene.shown]):
+        context.log(sentence)
+    hints += tuple(guesses([scene.shown]))
+    return Chips(found.names, labels, groups, read, corners(windows), hints, scene.shown)
 
 
 def corners(windows: Sequence[Window]) -> np.ndarray:

@@ -137,6 +137,7 @@ def patch(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
         (*reading(base, loaded, [name for quiz in quizzes for name in quiz.chips.names]), *hints),
         device.type,
         round(time.monotonic() - started, 3),
+        task.chips.picture,
     )
     if request.report:
         curve.write(request.report, request, result)

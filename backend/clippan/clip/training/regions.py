@@ -19,6 +19,7 @@ from clippan import texts
 from clippan.clip.training.data import Region
 from clippan.errors import ClippanError, told
 from clippan.jobs.base import Context
+from clippan.jobs.picture import RasterPicture, choices, guesses
 from clippan.jobs.trainclip import Picture, RegionsRequest, RegionsResult
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
@@ -64,7 +65,7 @@ def regions(request: RegionsRequest, context: Context) -> RegionsResult:
     try:
         shutil.rmtree(part, ignore_errors=True)
         (part / "pictures").mkdir(parents=True)
-        entries, hints, categories, outside = _write(request, legend, part, context)
+        entries, hints, categories, outside, seen = _write(request, legend, part, context)
         objects: dict[str, int] = {}
         for entry in entries:
             for box in entry["boxes"]:
@@ -99,24 +100,27 @@ def regions(request: RegionsRequest, context: Context) -> RegionsResult:
         str(output / TABLE),
         len(entries),
         dict(sorted(objects.items())),
-        tuple(hints),
+        (*hints, *guesses(seen)),
         round(time.monotonic() - started, 3),
+        tuple(seen),
     )
 
 
 def _write(
     request: RegionsRequest, legend: Mapping[str, str], folder: Path, context: Context
-) -> tuple[list[dict], list[str], set[str], set[str]]:
-    """Writes the pictures; the entries of the table, sentences for the user, the categories of all vector files, and
-    those of them that lie outside all rasters."""
+) -> tuple[list[dict], list[str], set[str], set[str], list[RasterPicture]]:
+    """Writes the pictures; the entries of the table, sentences for the user, the categories of all vector files, those
+    of them that lie outside all rasters, and how the rasters were seen."""
     look = Look((request.size,), (), request.overlap, request.bands, request.stretch, request.nodata)
     entries: list[dict] = []
     hints: list[str] = []
     categories: set[str] = set()
     inside: set[str] = set()
+    seen: list[RasterPicture] = []
     count = len(request.rasters)
     for number, (raster, labels) in enumerate(zip(request.rasters, request.labels)):
         scene = Scene(raster, look)
+        seen.append(scene.shown)
         found = _labels(labels, scene, legend, request.layer, request.field)
         hints += found.hints
         categories |= found.categories
@@ -137,7 +141,9 @@ def _write(
             entries.append({"file": name, "boxes": [{"box": box.box, "category": box.category} for box in boxes]})
         if len(entries) == before:
             hints.append(f"Nothing was found in {raster}.")
-    return entries, hints, categories, categories - inside
+    for sentence in choices(seen):
+        context.log(sentence)
+    return entries, hints, categories, categories - inside, seen
 
 
 def _labels(path: str, scene: Scene, legend: Mapping[str, str], layer: str, field: str) -> Labels:

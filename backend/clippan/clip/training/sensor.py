@@ -23,6 +23,7 @@ from clippan.raster import source as sources
 from clippan.raster.alpha import notes
 from clippan.raster.grid import Grid
 from clippan.raster.nodata import fitting
+from clippan.raster.products import is_categorical, is_quality
 from clippan.raster.regrid import extent, warp
 from clippan.raster.scene import Look, Scene, transformed
 from clippan.raster.tiles import Window
@@ -61,6 +62,7 @@ class Pairs:
         channels: what the student takes.
         colours: which of these are red, green and blue, from 0; empty where they are not all there.
         hints: sentences for the user.
+        pictures: how the teacher's rasters are seen.
     """
 
     teachers: Sequence[str]
@@ -72,7 +74,7 @@ class Pairs:
 
     def __post_init__(self) -> None:
         self._local = threading.local()
-        self._stretches = [Scene(path, self.look).stretch for path in self.teachers]
+        self.pictures = tuple(Scene(path, self.look).shown for path in self.teachers)
 
     @classmethod
     def of(cls, request: AlignSensorRequest, folder: Path, context: Context) -> Pairs:
@@ -162,7 +164,7 @@ class Pairs:
     def _open(self, pair: int) -> tuple[Scene, Scene]:
         known = self._local.__dict__.setdefault("scenes", {})
         if pair not in known:
-            teacher = Scene(self.teachers[pair], self.look, self._stretches[pair])
+            teacher = Scene(self.teachers[pair], self.look, self.pictures[pair].stretch)
             count = len(self.channels.names)
             # The VRT has these bands alone.
             channels = replace(self.channels, numbers=tuple(range(1, count + 1)), total=count)
@@ -262,7 +264,7 @@ def _extent(grid: Grid) -> tuple[float, float, float, float]:
 
 
 def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], target: str) -> list[str]:
-    """Writes a VRT of some bands of a raster on other pixels, by cubic resampling; NaN where it does not reach.
+    """Writes a VRT of some bands of a raster on other pixels, by cubic resampling, or codes as they are; NaN beyond it.
 
     An alpha band goes with them. A value that marks gaps though nobody declared it is taken for nodata.
 
@@ -287,6 +289,12 @@ def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], 
     alpha = [number for number in range(1, dataset.RasterCount + 1) if number not in spectral][:1]
     source = sources.Source([dataset], f"raster {path}", numbers, nodata)
     hints = [*notes([dataset]), *([source.assumption] if source.assumption else [])]
+    codes = [info.description for info in source.infos if is_quality(info.description)]
+    if codes and len(codes) < len(numbers):
+        raise ClippanError(
+            f"The raster {path} has {codes[0]}, a quality band or mask, whose codes are no amounts; leave it out "
+            "(--sensor-bands)."
+        )
     missing = source.nodata if source.assumption else nodata
     missing = fitting(missing, source.dtype)
     extra = {} if missing is None else {"noData": missing}
@@ -304,8 +312,9 @@ def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], 
         if turn or skew or dy > 0:
             raise ClippanError("The teacher's raster is turned or upside down; warp it first (gdalwarp).")
         opened = gdal.Open(bands)
-        missing_where_not_reached = {"outputType": gdal.GDT_Float32, "dstNodata": math.nan}
-        warp(target, opened, grid.crs, **missing_where_not_reached, **extent(grid)).FlushCache()
+        resampling = "near" if is_categorical(dataset) else "cubic"
+        beyond = {"outputType": gdal.GDT_Float32, "dstNodata": math.nan}
+        warp(target, opened, grid.crs, resampling, **beyond, **extent(grid)).FlushCache()
         return hints
     except RuntimeError as error:
         raise ClippanError(

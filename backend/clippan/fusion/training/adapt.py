@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clippan import __version__
+from clippan.colours import COLOURS, Band, band_order, natural_colours
 from clippan.device import choose_device, one_thread, set_threads
 from clippan.errors import ClippanError
 from clippan.fusion import model
@@ -39,7 +40,7 @@ from clippan.fusion.training.objective import Objective, Weights
 from clippan.jobs import check
 from clippan.jobs.adapt import AdaptFusionRequest, AdaptFusionResult
 from clippan.jobs.base import Context
-from clippan.raster.pair import open_pair
+from clippan.raster.pair import Pair, open_pair
 from clippan.training.descent import descend, follow, rate
 
 # How it is learned.
@@ -92,8 +93,8 @@ def adapt(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
             check.output(path, pair.files)
         sensor = resolve_sensor(request.sensor, pair, context)
         ground = Ground.read(pair, sensor, request, device, context.part(0, 10))
+        colours = _colours(sensor, [number - 1 for number in request.bands] or range(pair.ms.count), pair)
     bands = pair.ms.count
-    colours = _colours(sensor, [number - 1 for number in request.bands] or range(bands))
     supervisor = _supervisor(request, bands, colours, ground, device, clock, context.part(10, 25))
     adaption = _Adaption(start, ground, supervisor, request, device, clock, context.part(25, 98))
     network, before, after = adaption.go()
@@ -146,11 +147,14 @@ class _Clock:
         return self.seconds - self.gone
 
 
-def _colours(sensor: Sensor, positions: Sequence[int]) -> Optional[list[int]]:
-    """Which of the bands are red, green and blue, if the sensor tells."""
+def _colours(sensor: Sensor, positions: Sequence[int], pair: Pair) -> Optional[list[int]]:
+    """Which of the bands are red, green and blue, if they themselves or the sensor tell."""
+    order = band_order(pair.hints)
+    own = natural_colours([Band(info.description) for info in pair.ms.infos], order and replace(order, orders=()))
+    if len(own.bands) == len(COLOURS) and not own.guessed:
+        return [band - 1 for band in own.bands]
     names = [sensor.bands[position] if position < len(sensor.bands) else "" for position in positions]
-    wanted = ("red", "green", "blue")
-    return [names.index(name) for name in wanted] if set(wanted) <= set(names) else None
+    return [names.index(name) for name in COLOURS] if set(COLOURS) <= set(names) else None
 
 
 def _supervisor(

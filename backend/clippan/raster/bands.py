@@ -1,0 +1,84 @@
+"""What GDAL says of a raster's bands, and which of them show it in natural colours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Optional
+from xml.etree import ElementTree  # nosec B405 (of GDAL's own text)
+
+from osgeo import gdal
+
+from clippan.colours import Band, Choice, band_order, natural_colours, wavelength
+from clippan.raster.source import sensor_hints
+
+_SHOWN = {gdal.GCI_RedBand: "red", gdal.GCI_GreenBand: "green", gdal.GCI_BlueBand: "blue"}
+_NAMES = ("common_name", "eo:common_name", "band_name", "bandname", "name", "long_name")  # of items that hold a name
+_FILES = 64  # of a virtual raster: more are the tiles of a mosaic
+_MICROMETRES = 100.0  # a wavelength without a unit is in micrometres below this, else in nanometres
+
+
+def choose(dataset: gdal.Dataset, original: gdal.Dataset, path: str, numbers: Sequence[int]) -> Choice:
+    """The bands for a picture in natural colours, or the one that is shown in grey.
+
+    Args:
+        dataset: whose bands they are.
+        original: what it was made of, which may tell the sensor.
+        path: of that.
+        numbers: of the bands that are no mask.
+    """
+    files = [PurePosixPath(name.replace("\\", "/")).name for name in original.GetFileList() or []]
+    found = natural_colours(described(dataset, numbers), band_order([*sensor_hints(original, path), *files[:_FILES]]))
+    return Choice(tuple(numbers[band - 1] for band in found.bands), found.reason, found.guessed)
+
+
+def described(dataset: gdal.Dataset, numbers: Sequence[int]) -> list[Band]:
+    """Names, colours and wavelengths of bands, as far as the raster, its bands or an ENVI header tell."""
+    general = {key.lower(): value for key, value in (dataset.GetMetadata() or {}).items()}
+    envi = {key.lower(): value for key, value in (dataset.GetMetadata("ENVI") or {}).items()}
+    header = _listed(envi.get("wavelength", ""))
+    unit = envi.get("wavelength_units", general.get("wavelength_units", ""))
+    files = _sources(dataset)
+    bands = []
+    for number in numbers:
+        band = dataset.GetRasterBand(number)
+        own = {key.lower(): value for key, value in (band.GetMetadata() or {}).items()}
+        own.update({key.lower(): value for key, value in (band.GetMetadata("IMAGERY") or {}).items()})
+        name = band.GetDescription() or general.get(f"band_{number}", "")
+        name = name or next((own[key] for key in _NAMES if own.get(key)), "") or files[number - 1]
+        centre = _centre(own.get("central_wavelength_um", ""), "um") or _centre(
+            own.get("wavelength", ""), own.get("wavelength_units", own.get("wavelength_unit", unit))
+        )
+        if centre is None and len(header) == dataset.RasterCount:
+            centre = _centre(header[number - 1], unit)
+        bands.append(Band(name, _SHOWN.get(band.GetColorInterpretation(), ""), centre))
+    return bands
+
+
+def _sources(dataset: gdal.Dataset) -> list[str]:
+    """For each band of a virtual raster what the file is called that it is made of; empty where it is not one alone.
+
+    (A band's own list of its sources ends the process in GDAL 3.6, if the raster was made in memory.)
+    """
+    if dataset.GetDriver().ShortName != "VRT" or len(dataset.GetFileList() or []) > _FILES:
+        return [""] * dataset.RasterCount
+    names = []
+    for band in ElementTree.fromstring(dataset.GetMetadata("xml:VRT")[0]).iterfind("VRTRasterBand"):  # nosec B314
+        files = [item.text or "" for item in band.iter("SourceFilename")]
+        names.append(PurePosixPath(files[0].replace("\\", "/")).stem if len(files) == 1 else "")
+    return names if len(set(names)) == len(names) else [""] * len(names)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.strip("{} \n").split(",")] if text else []
+
+
+def _centre(text: str, unit: str) -> Optional[float]:
+    """In nanometres; None for what is no wavelength."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*", text)
+    if match is None:
+        return wavelength(text)
+    if unit.strip().lower() in ("", "unknown"):
+        unit = "um" if float(match.group(1)) < _MICROMETRES else "nm"
+    return wavelength(match.group(1), unit)

@@ -1,0 +1,602 @@
+"""Scenes as they are delivered: folders and archives of many files, which are one raster to whoever names them.
+
+Names tell what a file is, and no pixel is read: a band of a scene (``…_B04_10m.jp2``, ``…_SR_B4.TIF``), a picture, a
+quality mask, a preview. The bands of a scene are laid on the grid of the finest by a VRT in memory. Known are
+``.SAFE`` of Sentinel-1 and 2, Landsat and others with a file a band, ``.TIL`` (Maxar) and DIMAP (Airbus), in folders as
+in ``.zip`` and ``.tar``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Optional
+
+from osgeo import gdal
+
+from clippan.colours import COLOURS, band_order, colour, number_of
+from clippan.errors import ClippanError
+from clippan.jobs.pansharpen import PansharpenRequest
+
+_RASTERS = tuple(
+    ".tif .tiff .vrt .jp2 .png .jpg .jpeg .img .bmp .webp .nc .ecw .sid .bil .bsq .ers .kea".split()  # noqa: SIM905
+)
+_ARCHIVES = {".zip": "/vsizip/", ".tar": "/vsitar/", ".tgz": "/vsitar/", ".tar.gz": "/vsitar/"}
+_QUALITY = re.compile(
+    # Landsat, also as ESPA calls them; Sentinel-2, also of MAJA; Planet; HLS; angles
+    r"(?:^|[_.\- ])(?:QA_?(?:PIXEL|RADSAT|AEROSOL|10|20|60)?|SR_(?:CLOUD_QA|QA_AEROSOL|QA|ATMOS_OPACITY|AEROSOL)|"
+    r"(?:PIXEL|RADSAT)_QA|BQA|CFMASK(?:_CONF)?|ST_(?:QA|ATRAN|CDIST|DRAD|EMIS|EMSD|TRAD|URAD)|"
+    r"(?:SCL|CLD|SNW|AOT|WVP|DDV)(?:_(?:10|20|60)M)?|MSK_[A-Z]+(?:_B\w\w)?(?:_(?:10|20|60)M)?|"
+    r"(?:CLM|EDG|SAT|MG2|IAB|ATB)_(?:R[12]|XS)|UDM2?(?:_8B)?|(?:CLOUD[_ -]?|F)?MASK|CLOUD[_ -]?PROB\w*|"
+    r"[SV][AZ]A|(?:SOLAR|SENSOR|VIEW|SUN)_(?:AZIMUTH|ZENITH)(?:_BAND\d+)?)(?:_CLIP)?$",
+    re.IGNORECASE,
+)
+_PREVIEW = re.compile(
+    r"(?:^|[_.\- ])(?:PVI|PREVIEW|THUMB(?:NAIL)?(?:[_-](?:SMALL|LARGE))?|BROWSE|QUICK-?LOOK|QKL\w*|REFL|THERMAL)$"
+    r"|^(?:ICON|PREVIEW)_",
+    re.IGNORECASE,
+)
+_BAND = re.compile(
+    r"(?P<stem>.*?)(?:(?:^|[_.\- ])(?P<kind>SR|FRE|SRE|BOA|TOA|TOAR|ST|BT))?(?:^|[_.\- ])"
+    r"(?P<band>(?:B|BAND)_?\d{1,2}A?(?:_VCID_[12])?|RED|GREEN|BLUE|NIR\d*|TCI|VISUAL|VV|VH|HH|HV)"
+    r"(?:_(?:10|20|60)m)?(?:_clip)?",
+    re.IGNORECASE,
+)
+_KINDS = ("SR", "FRE", "BOA", "SRE", "TOAR", "TOA", "")  # of reflectance, the best first
+_RADAR = ("VV", "VH", "HH", "HV")
+_SHOWN = ("TCI", "VISUAL")  # pictures in natural colours, which stand for bands that are not there
+# Bands that show the ground in other ways than by the sun's light, or at another resolution.
+_APART = frozenset({"pan", "cirrus", "thermal", "thermal1", "thermal2"})
+_GRANULE = re.compile(r"(?P<root>(?:.*/)?)(?P<home>GRANULE/[^/]+)/IMG_DATA/")
+_INNER = re.compile(r"(?:(?:^|/)IMG_DATA)?(?:(?:^|/)R(?:10|20|60)m)?$")
+_DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])(?!\d)")
+_SMALL = 2**23  # bytes of a text that is read
+_NAMED = 5  # files that a sentence lists
+
+
+@dataclass(frozen=True)
+class Product:
+    """A scene that comes as several files.
+
+    Attributes:
+        name: what it is called by, which ``find`` opens.
+        files: of the bands, in the order of the scene's; or one that GDAL opens by itself, and after it the tiles that
+            it lists.
+        bands: what they are called (``B8A``); empty for what GDAL opens by itself.
+        pan: the file of the panchromatic band; empty without one.
+        texts: files that may tell the scale of the values.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    bands: tuple[str, ...] = ()
+    pan: str = ""
+    texts: tuple[str, ...] = ()
+
+    def open(self) -> gdal.Dataset:
+        """As one raster, on the grid of the finest band.
+
+        Raises:
+            RuntimeError: GDAL cannot.
+        """
+        if not self.bands:
+            try:
+                return gdal.OpenEx(self.files[0], gdal.OF_RASTER | gdal.OF_VERBOSE_ERROR)
+            except RuntimeError:
+                if len(self.files) == 1:
+                    raise
+                return gdal.BuildVRT("", list(self.files[1:]), strict=True)  # without the .IMD, say
+        finest = min((gdal.Open(path) for path in self.files), key=lambda band: abs(band.GetGeoTransform()[1]))
+        left, dx, _, top, _, dy = finest.GetGeoTransform()
+        undeclared = finest.GetRasterBand(1).GetNoDataValue() is None
+        dataset = gdal.BuildVRT(
+            "",
+            list(self.files),
+            separate=True,
+            strict=True,
+            resolution="user",
+            xRes=abs(dx),
+            yRes=abs(dy),
+            outputBounds=[left, top + finest.RasterYSize * dy, left + finest.RasterXSize * dx, top],
+            resampleAlg="cubic",
+            # Outside of the picture, deliveries of whole numbers have 0.
+            srcNodata=0 if undeclared and finest.GetRasterBand(1).DataType == gdal.GDT_UInt16 else None,
+        )
+        scales = _scales(self.texts)
+        for number, name in enumerate(self.bands, 1):
+            band = dataset.GetRasterBand(number)
+            band.SetDescription(name)
+            if name in scales:
+                band.SetScale(scales[name][0])
+                band.SetOffset(scales[name][1])
+        first = PurePosixPath(self.files[0]).name
+        day = _DAY.search(first)
+        dated = {"ACQUISITION_DATE": "-".join(day.groups())} if day else {}
+        dataset.SetMetadata({"SOURCE_FILE": first, **dated})  # its name tells the sensor
+        return dataset
+
+
+@dataclass
+class Inside:
+    """What a folder or an archive holds.
+
+    Attributes:
+        products: scenes of several files.
+        rasters: other pictures.
+        masks, previews, maps: what is no picture of the ground: quality bands and masks, small copies of a scene, maps
+            that CLIPPan made.
+        archives: of a folder.
+    """
+
+    products: list[Product] = field(default_factory=list)
+    rasters: list[str] = field(default_factory=list)
+    masks: list[str] = field(default_factory=list)
+    previews: list[str] = field(default_factory=list)
+    maps: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
+
+    def left(self) -> list[str]:
+        """A sentence for each kind of file that is no picture."""
+        kinds = (
+            (self.masks, "quality band or mask", "quality bands and masks"),
+            (self.previews, "preview", "previews"),
+            (self.maps, "map made by CLIPPan", "maps made by CLIPPan"),
+            (self.archives, "archive without a known scene", "archives without a known scene"),
+        )
+        return [
+            f"Left aside: {len(files):,} {several if len(files) > 1 else one} ({_listed(files)})."
+            for files, one, several in kinds
+            if files
+        ]
+
+
+def find(path: str, what: str) -> Optional[gdal.Dataset]:
+    """Opens the one raster that a folder, an archive or the metadata file of a scene stands for.
+
+    Args:
+        path: which GDAL does not open.
+        what: how to call it in a sentence.
+
+    Returns:
+        None for what is none of these.
+
+    Raises:
+        ClippanError: it holds no raster, several, or one that cannot be read.
+    """
+    products, rasters = _meant(path)
+    try:
+        if len(products) == 1 and not rasters:
+            return products[0].open()
+        if len(rasters) == 1 and not products:
+            return gdal.OpenEx(rasters[0], gdal.OF_RASTER | gdal.OF_VERBOSE_ERROR)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ClippanError(
+            f"The {what} {path} is a scene of several files that cannot be put together; check whether it is complete "
+            f"({reason})."
+        ) from error
+    kind = "archive" if _archive(path) else "folder" if _is_folder(path) else ""
+    if not kind:
+        return None
+    names = [*(product.name for product in products), *rasters]
+    article = "an" if kind == "archive" else "a"
+    if not names:
+        raise ClippanError(f"The {what} {path} is {article} {kind} that holds no raster; name a raster.")
+    listed = "; ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")
+    raise ClippanError(
+        f"The {what} {path} is {article} {kind} that holds {len(names)} rasters; name one of them ({listed})."
+    )
+
+
+def panchromatic(path: str) -> str:
+    """The file of the panchromatic band, for a scene of several files; any other path as it is."""
+    products, _ = _meant(path)
+    return products[0].pan if len(products) == 1 and products[0].pan else path
+
+
+def expand(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The pictures that files, folders (with all below them), archives and data sources stand for, each once.
+
+    Returns:
+        The pictures, as absolute paths where they are files; a sentence for each folder or archive without any; and
+        one for each kind of file in folders that is no picture.
+    """
+    found: dict[str, str] = {}  # by the file itself: a link to it is no other raster
+    failed: list[str] = []
+    left = Inside()
+
+    def add(path: str) -> None:
+        if path.startswith("/vsi") or not exists(path):
+            found.setdefault(path, path)
+        else:
+            found.setdefault(os.path.realpath(path), os.path.abspath(path))  # noqa: PTH100 (resolve follows links)
+
+    for name in names:
+        root = _archive(name) or (name if name.strip() and _is_folder(name) else "")
+        if not root or _opens(name):
+            add(name)
+            continue
+        inside = look_into(root)
+        pictures = [*(product.name for product in inside.products), *inside.rasters]
+        if _archive(name) and len(pictures) == 1:
+            pictures = [name]
+        for path in inside.archives:
+            (pictures if _holds_scene(path) else left.archives).append(path)
+        maps = [path for path in pictures if _is_map(path)]
+        for path in sorted(set(pictures) - set(maps)):
+            add(path)
+        left.maps += maps
+        left.masks += inside.masks
+        left.previews += inside.previews
+        if len(maps) == len(pictures):
+            kind = "archive" if _archive(name) else "folder"
+            failed.append(f"The {kind} {name} holds no rasters{' that are pictures' * bool(maps)}; choose another.")
+    return list(found.values()), failed, left.left()
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file, a folder or a scene of this name; False too for texts that cannot be one."""
+    try:
+        place = Path(path)
+        if place.exists() or "*" not in place.name:
+            return place.exists()
+        before, _, after = place.name.partition("*")
+        names = [other.name for other in place.parent.iterdir()]
+        return any(name.startswith(before) and name.endswith(after) for name in names)
+    except (OSError, ValueError):
+        return False
+
+
+def is_quality(name: str) -> bool:
+    """Whether this is the name of a quality band or mask, or of its file: codes, that nobody may interpolate."""
+    return bool(_QUALITY.search(name))
+
+
+def is_panchromatic(path: str) -> bool:
+    """Whether a file is called as the panchromatic band of a known sensor (``LC08_…_B8.TIF``)."""
+    name = PurePosixPath(path.replace("\\", "/")).name
+    order, number = band_order([name]), number_of(_stem(path))
+    return bool(order and number and order.numbers.get(number) == "pan")
+
+
+def is_categorical(dataset: gdal.Dataset) -> bool:
+    """Whether a raster's values are codes and not amounts: a map of classes that CLIPPan made, or quality bands."""
+    bands = [dataset.GetRasterBand(number) for number in range(1, dataset.RasterCount + 1)]
+    if _tagged(dataset) and bands[0].DataType == gdal.GDT_Byte:
+        return True
+    names = [band.GetDescription() for band in bands if band.GetColorInterpretation() != gdal.GCI_AlphaBand]
+    if any(names):
+        return all(map(is_quality, names))
+    files = [name for name in dataset.GetFileList() or [] if _is_raster(name)]
+    files = [name for name in files if not name.lower().endswith(".vrt")]
+    return bool(files) and all(is_quality(_stem(name)) for name in files)
+
+
+def look_into(place: str, below: bool = True) -> Inside:
+    """What a folder or an archive (as GDAL calls it) holds.
+
+    Args:
+        place: its path.
+        below: with all folders below it.
+    """
+    if not place.startswith("/vsi"):
+        return _look_into(place, below)
+    # An archive is read to its end to list it, and many threads ask.
+    status = gdal.VSIStatL(re.sub(r"^/vsi(?:zip|tar)/", "", place))
+    return _kept(place, below, (status.mtime, status.size) if status else ())
+
+
+@functools.lru_cache(maxsize=32)
+def _kept(place: str, below: bool, state: tuple[float, ...]) -> Inside:
+    return _look_into(place, below)
+
+
+def _look_into(place: str, below: bool) -> Inside:
+    files, inside = _files(place, below), Inside()
+    taken: set[str] = set()
+    for product, own in (*_safe(place, files), *_listed_tiles(place, files)):
+        inside.products.append(product)
+        taken |= own
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in files:
+        if name in taken:
+            continue
+        path = PurePosixPath(name)
+        if name.lower().endswith(tuple(_ARCHIVES)):
+            inside.archives.append(f"{place}/{name}")
+        elif not _is_raster(name):
+            continue
+        elif is_quality(path.stem):
+            inside.masks.append(f"{place}/{name}")
+        elif match := _BAND.fullmatch(path.stem):
+            home = _INNER.sub("", path.parent.as_posix().lstrip("."))
+            groups.setdefault((home, match["stem"].lower()), []).append(name)
+        else:
+            inside.rasters.append(f"{place}/{name}")
+    for (home, _), names in groups.items():
+        scene = _of_bands(place, home, names, files)
+        if scene:
+            inside.products.append(scene)
+        else:
+            inside.rasters += [f"{place}/{name}" for name in names]
+    inside.rasters.sort()
+    if inside.products:  # beside a scene, small pictures are copies of it
+        inside.previews = [path for path in inside.rasters if _PREVIEW.search(_stem(path))]
+        inside.rasters = [path for path in inside.rasters if path not in inside.previews]
+    return inside
+
+
+def _files(place: str, below: bool) -> list[str]:
+    """The files of a place by their paths from there, but for hidden ones."""
+    if place.startswith("/vsi"):
+        names = gdal.ReadDirRecursive(place) if below else gdal.ReadDir(place)
+        visible = [name for name in names or [] if not re.search(r"(?:^|/)(?:\.|__MACOSX)|/$", name)]
+        return sorted(visible)
+    found = []
+    for folder, folders, names in os.walk(place):
+        folders[:] = [name for name in folders if below and not name.startswith(".")]
+        home = Path(folder).relative_to(place)
+        found += [(home / name).as_posix() for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _safe(place: str, files: Sequence[str]) -> Iterator[tuple[Product, set[str]]]:
+    """Scenes of Sentinel-1 and 2, with all files of each."""
+    granules: dict[str, dict[str, list[str]]] = {}
+    for name in files:
+        if match := _GRANULE.match(name):
+            granules.setdefault(match["root"], {}).setdefault(match["home"], []).append(name)
+    for root, homes in granules.items():
+        own = {name for name in files if name.startswith(root)}
+        for home, names in homes.items():
+            scene = _of_bands(place, f"{root}{home}", names, files, root if len(homes) == 1 else None)
+            if scene:
+                yield scene, own
+    for name in files:
+        root = name[: -len("manifest.safe")]
+        if name == f"{root}manifest.safe" and any(other.startswith(f"{root}measurement/") for other in files):
+            own = {other for other in files if other.startswith(root)}
+            yield Product(f"{place}/{root}".rstrip("/"), (f"{place}/{name}",)), own
+
+
+def _listed_tiles(place: str, files: Sequence[str]) -> list[tuple[Product, set[str]]]:
+    """Scenes whose tiles a file lists that GDAL opens (.TIL, DIMAP), with all files of each."""
+    found: dict[str, set[str]] = {}
+    for name in files:
+        path = PurePosixPath(name)
+        if path.suffix.lower() == ".til":
+            tiles = re.findall(r'filename\s*=\s*"([^"]+)"', _text(f"{place}/{name}"))
+            own = "|".join([*map(re.escape, tiles), rf"{re.escape(path.stem)}.*"])
+        elif re.fullmatch(r"DIM_\w+\.XML", path.name, re.IGNORECASE):
+            own = r"(?:IMG|PREVIEW|ICON|DIM|RPC|LUT)_.*"
+        else:
+            continue
+        folder = re.escape(name[: -len(path.name)])
+        found[name] = {other for other in files if re.fullmatch(f"{folder}(?:{own})", other)}
+    halves = {_half(name): name for name in found if _half(name) != name.upper()}
+    pans = {halves[name.upper()]: name for name in found if name.upper() in halves}
+    scenes = []
+    for name in found.keys() - set(pans.values()):
+        pan = pans.get(name, "")
+        tiles = [other for other in sorted(found[name]) if re.search(r"_R\d+C\d+[-.]", other) and _is_raster(other)]
+        files_of = tuple(f"{place}/{other}" for other in (name, *tiles))
+        product = Product(f"{place}/{name}", files_of, (), f"{place}/{pan}" if pan else "")
+        scenes.append((product, found[name] | found.get(pan, set())))
+    return sorted(scenes, key=lambda scene: scene[0].name)
+
+
+def _half(name: str) -> str:
+    """What the panchromatic half of a multispectral delivery is called, in capitals."""
+    folders = re.sub(r"_MUL(?=/)", "_PAN", name.upper())
+    return re.sub(r"_MS_", "_P_", re.sub(r"(?<=-)M(?=\d[AB]S)", "P", folders))
+
+
+def _of_bands(
+    place: str, home: str, names: Sequence[str], files: Sequence[str], root: Optional[str] = None
+) -> Optional[Product]:
+    """The scene that files of single bands make; None if they make none in natural colours, nor one of radar.
+
+    Args:
+        place, files: what is looked into, and all that it holds.
+        home: the folder of the scene.
+        names: files that may be bands.
+        root: of a delivery that has this scene alone, which is called by it; else by its folder, or by what the
+            files' names have in common.
+    """
+    kinds: dict[str, dict[str, str]] = {}
+    order = band_order([PurePosixPath(name).name for name in names] + [home])
+    for name in sorted(names, key=_metres):
+        path = PurePosixPath(name)
+        match = _BAND.fullmatch(path.stem) if _is_raster(name) else None
+        if match and not is_quality(path.stem):
+            number = number_of(match["band"])
+            called = f"B{number}" if number else match["band"].upper()
+            kinds.setdefault((match["kind"] or "").upper(), {}).setdefault(called, name)
+    beside = root if root is not None else f"{home}/" if home else ""
+    texts = tuple(
+        f"{place}/{name}"
+        for name in files
+        if re.fullmatch(re.escape(beside) + r"(?:MTD_MSI\w+\.xml|[^/]+_MTL\.txt)", name)
+    )
+    for kind in _KINDS:
+        bands = kinds.get(kind, {})
+        numbers = order.numbers if order and order.numbers else {"2": "blue", "3": "green", "4": "red"}
+        known = {called: colour(called) or numbers.get(called[1:], "") for called in bands}
+        radar = [called for called in bands if called in _RADAR]
+        shown = [called for called in bands if called in _SHOWN]
+        if set(COLOURS) <= set(known.values()):
+            kept = [called for called in bands if known[called] not in _APART and called not in _SHOWN]
+            pan = next((bands[called] for called in bands if known[called] == "pan"), "")
+        elif len(radar) > 1 or shown:
+            kept, pan = radar if len(radar) > 1 else shown[:1], ""
+        else:
+            continue
+        kept.sort(key=_place_of)
+        paths = tuple(f"{place}/{bands[called]}" for called in kept)
+        if not order and not shown and not all(map(_is_single, paths)):
+            return None  # pictures that are called like bands
+        name = _shared(place, home, [bands[called] for called in kept])
+        if root is not None:
+            name = f"{place}/{root}".rstrip("/")
+        called_by = tuple(kept) if not (shown and kept == shown[:1]) else ()
+        return Product(name, paths, called_by, f"{place}/{pan}" if pan else "", texts)
+    return None
+
+
+def _shared(place: str, home: str, names: Sequence[str]) -> str:
+    """What to call a scene by: its folder where the bands lie in several, else what their names have in common."""
+    if len({PurePosixPath(name).parent for name in names}) > 1:
+        return f"{place}/{home}".rstrip("/")
+    path = PurePosixPath(names[0])
+    match = _BAND.fullmatch(path.stem)
+    assert match is not None
+    letter = match["band"][0] if match["band"][0] in "bB" and len(names) > 1 else ""
+    start = path.name[: match.start("band")]
+    return (
+        f"{place}/{(path.parent / f'{start}{letter}*{path.suffix}').as_posix()}"
+        if len(names) > 1
+        else f"{place}/{path}"
+    )
+
+
+def _metres(name: str) -> tuple[int, str]:
+    """Sorts the finest of several files of a band first."""
+    match = re.search(r"(10|20|60)m(?:_clip)?(?:\.|/)", name)
+    return (int(match[1]) if match else 0, name)
+
+
+def _place_of(called: str) -> tuple[int, str]:
+    """Sorts B8 before B8A, and that before B9."""
+    match = re.fullmatch(r"B(\d+)(A?)", called)
+    return (int(match[1]), match[2]) if match else (0, "" if called in _RADAR else called)
+
+
+def _is_single(path: str) -> bool:
+    try:
+        return gdal.Open(path).RasterCount == 1
+    except RuntimeError:
+        return False
+
+
+def _meant(path: str) -> tuple[list[Product], list[str]]:
+    """The scenes and rasters that a path may mean which GDAL does not open."""
+    root = _archive(path)
+    if root or _is_folder(path):
+        inside = look_into(root or path.rstrip("/\\") or path)
+        return inside.products, inside.rasters
+    folder, name = os.path.split(path)
+    if not (folder and path.startswith("/vsi")) and not exists(path):
+        return [], []
+    if "*" in name or name.lower().endswith((".til", ".xml")):
+        products = [product for product in look_into(folder or ".", False).products if _same(product.name, path)]
+        if products:
+            return products, []
+    if re.fullmatch(r"MTD_\w+\.xml|manifest\.safe", name, re.IGNORECASE):
+        return look_into(folder or ".").products, []
+    if match := re.fullmatch(r"(.+)_MTL\.(?:txt|json|xml)", name, re.IGNORECASE):
+        products = look_into(folder or ".", False).products
+        return [product for product in products if PurePosixPath(product.name).name.startswith(match[1])], []
+    return [], []
+
+
+def _same(one: str, other: str) -> bool:
+    return os.path.normcase(os.path.normpath(one)) == os.path.normcase(os.path.normpath(other))
+
+
+def _archive(path: str) -> str:
+    """How GDAL calls an archive, as ``/vsizip//data/scene.zip``; empty for what is none."""
+    prefix = next((prefix for ending, prefix in _ARCHIVES.items() if path.lower().endswith(ending)), "")
+    try:
+        return f"{prefix}{os.path.abspath(path)}" if prefix and Path(path).is_file() else ""  # noqa: PTH100
+    except (OSError, ValueError):
+        return ""
+
+
+def _is_folder(path: str) -> bool:
+    if path.startswith("/vsi"):
+        status = gdal.VSIStatL(path)
+        return bool(status and status.IsDirectory())
+    try:
+        return bool(path.strip()) and Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _opens(path: str) -> bool:
+    """Whether GDAL opens a folder or an archive as a raster by itself."""
+    gdal.PushErrorHandler("CPLQuietErrorHandler")
+    try:
+        return bool(gdal.OpenEx(path, gdal.OF_RASTER).RasterCount)
+    except RuntimeError:
+        return False
+    finally:
+        gdal.PopErrorHandler()
+
+
+def _holds_scene(path: str) -> bool:
+    """Whether an archive in a folder is a known scene. Packed ones, which are read to their end, go by their names."""
+    if not path.lower().endswith((".zip", ".tar")) and not band_order([PurePosixPath(path).name]):
+        return False
+    root = _archive(path)
+    inside = look_into(root) if root else Inside()
+    return len(inside.products) == 1 and not inside.rasters
+
+
+def _is_map(path: str) -> bool:
+    """Whether CLIPPan made it, and not by pansharpening: maps, confidence, heat maps."""
+    if not path.lower().endswith((".tif", ".tiff")):
+        return False
+    try:
+        return _tagged(gdal.OpenEx(path, gdal.OF_RASTER, allowed_drivers=["GTiff"]))
+    except RuntimeError:
+        return False
+
+
+def _tagged(dataset: gdal.Dataset) -> bool:
+    tags = dataset.GetMetadata() or {}
+    return any(tag.startswith("CLIPPAN_") for tag in tags) and tags.get("CLIPPAN_ALGORITHM") != PansharpenRequest.name
+
+
+def _scales(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Scale and offset of reflectance by band, as far as the metadata of Sentinel-2 or Landsat tell."""
+    found: dict[str, tuple[float, float]] = {}
+    for path in texts:
+        text = _text(path)
+        quantified = re.search(r"<(?:BOA_)?QUANTIFICATION_VALUE[^>]*>(\d+)<", text)
+        if quantified:
+            added = re.search(r"<(?:BOA|RADIO)_ADD_OFFSET[^>]*>(-?\d+)<", text)  # the same for all bands
+            value = float(quantified[1])
+            numbers = [*map(str, range(1, 13)), "8A"]
+            found.update((f"B{number}", (1 / value, float(added[1]) / value if added else 0.0)) for number in numbers)
+        # Of level 2, the metadata of level 1 follow.
+        for number, scale in re.findall(r"REFLECTANCE_MULT_BAND_(\d+) = (\S+)", text):
+            offset = re.search(rf"REFLECTANCE_ADD_BAND_{number} = (\S+)", text)
+            found.setdefault(f"B{number}", (float(scale), float(offset[1]) if offset else 0.0))
+    return found
+
+
+def _text(path: str) -> str:
+    file = gdal.VSIFOpenL(path, "rb")
+    if file is None:
+        return ""
+    try:
+        return bytes(gdal.VSIFReadL(1, _SMALL, file) or b"").decode("utf-8", "replace")
+    finally:
+        gdal.VSIFCloseL(file)
+
+
+def _is_raster(name: str) -> bool:
+    return name.lower().endswith(_RASTERS)
+
+
+def _stem(path: str) -> str:
+    return PurePosixPath(path.replace("\\", "/")).stem
+
+
+def _listed(files: Sequence[str]) -> str:
+    names = [PurePosixPath(path.replace("\\", "/")).name for path in files]
+    return ", ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")
