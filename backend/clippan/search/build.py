@@ -128,14 +128,18 @@ def _prepare(
         context.progress(100 * position / len(paths), f"Looking at {Path(path).name[:80]}")
         try:
             scene = Scene(path, look)
-            count.pictures.append(scene.seen(model.channels))  # or tells which bands are not there
-            own = replace(look, bands=scene.bands)  # for people it stays in natural colours
+            # For people it stays in natural colours. Of a model with channels this tells which bands are not there.
+            seen = Scene(path, look, channels=model.channels) if model.channels else scene
+            own = replace(look, bands=scene.bands)
             fingerprint = scene.fingerprint()
             before = known.get((path, look.area))
             if before is None and not shared:  # on a colleague's machine it may be where it was
                 before = by_files.pop((fingerprint, own.text()), None)
                 before = before if before is not None and is_missing(before.path) else None
             same = before is not None and (before.fingerprint, before.look) == (fingerprint, own.text())
+            # Only what is new is sampled for its stretch.
+            stretch = before.stretch if before is not None and same and not model.channels else seen.stretch
+            count.pictures.append(RasterPicture(path, seen.choice, stretch))
             if not look.extent:  # all of it takes the place of its parts
                 stale |= {raster.id for (name, area), raster in known.items() if name == path and area}
             if before is not None and same and before.path != path:
