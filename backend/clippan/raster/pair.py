@@ -73,22 +73,26 @@ class Pair:
         own = tuple(offsets) if any(offset != (0, 0) for offset in offsets) else ()
         return replace(self, alignment=moved, offsets=own)
 
-    def ms_extent(self) -> Window:
-        """The window of MS of all samples whose centres lie in the output, cut to where both rasters hold something."""
+    def _ms_window(self) -> Window:
         left, right = self._samples(self.x, self.grid.width, self.ms.grid.width)
         top, bottom = self._samples(self.y, self.grid.height, self.ms.grid.height)
+        return Window(left, top, right - left, bottom - top)
+
+    def ms_extent(self) -> Window:
+        """The window of all samples of MS whose centres lie in the output, cut to where both rasters hold something."""
         pan = self.pan.bounds
         x, y = pan.x - self.alignment.column, pan.y - self.alignment.row
         seen = self._around(Window(x, y, pan.width, pan.height))
-        return Window(left, top, right - left, bottom - top).intersection(self.ms.bounds).intersection(seen)
+        return self._ms_window().intersection(self.ms.bounds).intersection(seen)
 
     def ms_windows(self, size: int) -> list[Window]:
-        """Windows of MS, squares of ``size``, over ``ms_extent``, but for those in which MS holds nothing."""
-        extent = self.ms_extent()
-        windows = [
-            Window(window.x + extent.x, window.y + extent.y, window.width, window.height)
-            for window in tiles(extent.width, extent.height, size)
-        ]
+        """Windows of MS, squares of ``size``, over all samples whose centres lie in the output, but for those in which MS
+        holds nothing."""
+        whole = self._ms_window()
+        windows = (
+            Window(window.x + whole.x, window.y + whole.y, window.width, window.height)
+            for window in tiles(whole.width, whole.height, size)
+        )
         return [window for window in windows if self.ms.may_hold(window)]
 
     @property
