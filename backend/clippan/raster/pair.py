@@ -86,8 +86,8 @@ class Pair:
         return self._ms_window().intersection(self.ms.bounds).intersection(seen)
 
     def ms_windows(self, size: int) -> list[Window]:
-        """Windows of MS, squares of ``size``, over all samples whose centres lie in the output, but for those in which MS
-        holds nothing."""
+        """Windows of MS, squares of ``size``, over all samples whose centres lie in the output, but for those in which
+        MS holds nothing."""
         whole = self._ms_window()
         windows = (
             Window(window.x + whole.x, window.y + whole.y, window.width, window.height)
