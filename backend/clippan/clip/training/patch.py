@@ -226,7 +226,7 @@ def _words(text: str, quizzes: Sequence[Chips]) -> dict[str, str]:
     """What classes are called, by the names that their folders or samples have, however these are written."""
     if not text:
         return {}
-    given = texts.legend(text)
+    given = texts.legend(text, "list of words")
     names = [name for chips in quizzes for name in chips.names]
     plain = {_plain(name): name for name in names}
     unknown = [name for name in given if _plain(name) not in plain]
