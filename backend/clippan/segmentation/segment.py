@@ -24,7 +24,7 @@ from clippan.jobs.base import Context, to_json
 from clippan.jobs.calibrate import CalibrateRequest
 from clippan.jobs.options import Refinement
 from clippan.jobs.segment import ClassArea, SegmentRequest, SegmentResult
-from clippan.raster.scene import Look, Scene
+from clippan.raster.scene import Look, Scene, across
 from clippan.raster.source import BandInfo
 from clippan.raster.tiles import Window, count_threads, in_order, tiles
 from clippan.raster.writer import BLOCK, Writer
@@ -379,7 +379,7 @@ def _provenance(request: SegmentRequest, table: Table, model: Encoder, view: Vie
 
 
 def _hints(request: SegmentRequest, table: Table, model: Encoder, shown: Sequence[ClassArea]) -> list[str]:
-    hints = model.reading(phrases(table))
+    hints = [*across(request.extent), *model.reading(phrases(table))]
     if table.model and table.model != model.model.id:
         hints.append(
             f"The prompt table was calibrated for {table.model}, not for {model.model.id}; calibrate it again for "
