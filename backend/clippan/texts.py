@@ -66,6 +66,12 @@ def content(text: str, what: str) -> str:
     return found.strip()
 
 
+def origin(text: str, what: str) -> str:
+    """A line for the log about the file that a text names; empty if it stands for itself."""
+    path = file_of(text)
+    return f"The {what} were read from the file {path}." if path else ""
+
+
 def is_json(text: str, content: str) -> bool:
     """Whether a content is written as JSON: by its first sign, or by the name of the file that the text named."""
     return content.startswith("{") or file_of(text).lower().endswith(".json")

@@ -16,7 +16,7 @@ from typing import Callable, Optional, Union
 import numpy as np
 import torch
 
-from clippan import __version__
+from clippan import __version__, texts
 from clippan.clip.encoder import Encoder, encoder
 from clippan.device import one_thread, set_threads
 from clippan.errors import ClippanError
@@ -52,6 +52,8 @@ def segment(request: SegmentRequest, context: Context) -> SegmentResult:
     """
     started = time.monotonic()
     table = parse(request.classes).coloured()
+    if origin := texts.origin(request.classes, "classes"):
+        context.log(origin)
     model = encoder(request.model, request.device, context.part(0, 5))
     set_threads(request.threads)
     look_at = Look(

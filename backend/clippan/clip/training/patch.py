@@ -78,6 +78,8 @@ def patch(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
     folder, base = Path(request.output), find(request.model)
     device, reason = choose_device(request.device)
     context.log(reason)
+    if origin := texts.origin(request.words, "words"):
+        context.log(origin)
     set_threads(request.threads)
     recipe = {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE}
     if request.samples:  # QGIS hands over a new copy of its layer each time
