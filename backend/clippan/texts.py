@@ -66,6 +66,12 @@ def content(text: str, what: str) -> str:
     return found.strip()
 
 
+def origin(text: str, what: str) -> str:
+    """A line for the log about the file that a text names; empty if it stands for itself."""
+    path = file_of(text)
+    return f"The {what} were read from the file {path}." if path else ""
+
+
 def is_json(text: str, content: str) -> bool:
     """Whether a content is written as JSON: by its first sign, or by the name of the file that the text named."""
     return content.startswith("{") or file_of(text).lower().endswith(".json")
@@ -81,21 +87,24 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
-def legend(text: str) -> dict[str, str]:
+def legend(text: str, what: str = "legend") -> dict[str, str]:
     """Names by values, from ``1=water; #3C1098=building``, or a file of the same or of JSON; colours in capitals.
+
+    Args:
+        text: as the user wrote it.
+        what: how a sentence calls it.
 
     Raises:
         ClippanError: it is no such list.
     """
     found: Any
-    written = content(text, "legend")
+    written = content(text, what)
     if is_json(text, written):
         try:
             found = json.loads(written)
         except ValueError as error:
-            raise ClippanError(
-                f"The legend {file_of(text)} is no JSON ({error}); write it like 1=water; 2=forest."
-            ) from error
+            named = f"{what} {file_of(text)}".rstrip()
+            raise ClippanError(f"The {named} is no JSON ({error}); write it like 1=water; 2=forest.") from error
     else:
         pairs = [part.partition("=") for part in parts(written)]
         found = {value: name for value, _, name in pairs}
@@ -105,7 +114,7 @@ def legend(text: str) -> dict[str, str]:
     for value, name in found.items():
         value, name = str(value).strip(), str(name).strip()
         if not value or not name:
-            raise ClippanError(f"The legend {text} is not understood; write it like 1=water; 2=forest.")
+            raise ClippanError(f"The {what} {text} is not understood; write it like 1=water; 2=forest.")
         names[value.upper() if _COLOUR.fullmatch(value) else value] = name
     return names
 

@@ -173,6 +173,7 @@ def test_places_across_the_date_line(model, tmp_path, west, code):
     for extent in ((179.99, -16.1, -179.99, -15.9), (179.99, -16.1, 180.01, -15.9), (-180.01, -16.1, -179.99, -15.9)):
         result = run(SearchRequest(index, ("red",), extent=extent, crs="EPSG:4326", top=4, heatmap=heat))
         assert result.tiles == 16
+        assert any("across the 180th meridian" in hint for hint in result.hints) == (extent[0] > extent[2])
         assert {colour(hit) for hit in result.hits} == {"red"}
         assert gdal.Open(heat).RasterXSize == 16
     east = run(SearchRequest(index, ("warm",), extent=(-180.0, -16.1, -179.99, -15.9), crs="EPSG:4326"))

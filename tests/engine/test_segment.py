@@ -441,6 +441,14 @@ def test_labels_outside_are_told_and_their_class_is_named(calibrated, tmp_path) 
         calibrated(values, other)
 
 
+def test_classes_from_a_file_are_told(mapped, tmp_path) -> None:
+    (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n", encoding="utf-8")
+    lines: list[str] = []
+    result = mapped(stripes()[0], str(tmp_path / "classes.txt"), context=Context(log=lines.append))
+    assert [area.name for area in result.classes[:3]] == ["red", "green", "blue"]
+    assert any("read from the file" in line and "classes.txt" in line for line in lines)
+
+
 def test_words_that_are_cut_are_told(mapped, model, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(model, "texts", lambda texts: encoders.np.eye(4, dtype=np.float32)[np.arange(len(texts)) % 4])
     monkeypatch.setattr(model, "reading", lambda phrases: [f"Read: {len(phrases)}."])

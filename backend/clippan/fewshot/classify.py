@@ -13,7 +13,7 @@ from typing import Optional
 import numpy as np
 import torch
 
-from clippan import __version__
+from clippan import __version__, texts
 from clippan.clip.encoder import Encoder, encoder
 from clippan.device import choose_device, graphics_memory, one_thread, set_threads
 from clippan.errors import ClippanError
@@ -57,6 +57,8 @@ def classify(request: ClassifyRequest, context: Context) -> ClassifyResult:
     known = samples.read(request.samples, request.layer, request.field, stack.placed, request.seed, context.part(3, 6))
     known, lost = _valid(known, stack, context)
     table = _table(known.names, request.descriptions)
+    if origin := texts.origin(request.descriptions, "descriptions"):
+        context.log(origin)
     output = Path(request.output).absolute()
     folder = None if request.output.startswith("/vsi") else output.parent
     place = tempfile.TemporaryDirectory(prefix=f"{output.name}.part-", dir=folder)

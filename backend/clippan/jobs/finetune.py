@@ -165,7 +165,7 @@ class FinetuneClipRequest(Request):
         check.model(self.model)
         check.run_folder(self.output, self.model)
         check.folder("folder", str(Path(self.output).absolute().parent))
-        texts.legend(self.words)
+        texts.legend(self.words, "list of words")
         if self.alpha is not None:
             check.between("alpha", self.alpha, 0, 1)
         check.between("part to keep", self.keep, 0, 1)

@@ -707,6 +707,13 @@ def boxes(extent: Sequence[float], source: str, target: str) -> list[tuple[float
     return [(x0 + turn, y0, x1 + turn, y1) for turn in (0, round_target, -round_target) for x0, y0, x1, y1 in pieces]
 
 
+def across(extent: Sequence[float]) -> list[str]:
+    """A sentence about an extent that was taken to lie across the 180th meridian: it may be a slip of the pen."""
+    if not extent or extent[0] < extent[2]:
+        return []
+    return [f"The extent was taken across the 180th meridian, from {extent[0]:g} east to {extent[2]:g}."]
+
+
 def _all_transformed(pieces: Sequence[Sequence[float]], source: str, target: str) -> list[tuple[float, ...]]:
     """Pieces of an extent in another CRS, of which one may lie where that does not reach."""
     found, failure = [], None

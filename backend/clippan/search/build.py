@@ -22,7 +22,7 @@ from clippan.jobs.picture import RasterPicture, choices, guesses
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
 from clippan.raster.products import expand
-from clippan.raster.scene import LEAST_VALID, Look, Plan, Scene, circle, is_missing, room, spatial
+from clippan.raster.scene import LEAST_VALID, Look, Plan, Scene, across, circle, is_missing, room, spatial
 from clippan.raster.tiles import Window, count_threads, in_order
 from clippan.search.catalogue import builder
 from clippan.search.store import About, Raster, Tile
@@ -71,6 +71,8 @@ def build(request: IndexRequest, context: Context) -> IndexResult:
     look = Look(**{item.name: getattr(request, item.name) for item in fields(Look)})
     about = About(model.model.id, model.model.label, model.sha256, model.width, model.pixels, "")
     count = _Count(failed=failed)
+    for sentence in across(request.extent):
+        context.log(sentence)
     with builder(request.output, about) as index:
         before = index.exists
         try:

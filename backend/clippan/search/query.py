@@ -20,7 +20,7 @@ from clippan.errors import ClippanError
 from clippan.jobs import check
 from clippan.jobs.base import Context
 from clippan.jobs.search import Hit, SearchRequest, SearchResult
-from clippan.raster.scene import Look, Scene, boxes, circle, is_missing, name_of, transformed
+from clippan.raster.scene import Look, Scene, across, boxes, circle, is_missing, name_of, transformed
 from clippan.raster.tiles import Window
 from clippan.search import heatmap, layer
 from clippan.search.about import changed
@@ -80,7 +80,9 @@ def _ask(
     if not index.count:
         raise ClippanError(f"The index {index.path} holds no tiles; run Build tile index on it again.")
     wanted, hints = _filter(index, request)
-    hints += model.reading([text.strip() for text in (*request.text, *request.without) if text.strip()])
+    hints += across(request.extent) + model.reading(
+        [text.strip() for text in (*request.text, *request.without) if text.strip()]
+    )
     query = _query(index, model, request)
     context.progress(40, "Searching")
     chosen, searched = index.candidates(query.directions(), wanted, max(_CANDIDATES, _PER_HIT * request.top))

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from clippan import texts
 from clippan.clip.encoder import encoder
 from clippan.device import set_threads
 from clippan.errors import ClippanError
@@ -105,6 +106,8 @@ def calibrate(request: CalibrateRequest, context: Context) -> CalibrateResult:
     """
     started = time.monotonic()
     table = parse(request.classes).coloured()
+    if origin := texts.origin(request.classes, "classes"):
+        context.log(origin)
     model = encoder(request.model, request.device, context.part(0, 5))
     set_threads(request.threads)
     sought = words(model, table, False)

@@ -16,7 +16,7 @@ from typing import Callable, Optional, Union
 import numpy as np
 import torch
 
-from clippan import __version__
+from clippan import __version__, texts
 from clippan.clip.encoder import Encoder, encoder
 from clippan.device import one_thread, set_threads
 from clippan.errors import ClippanError
@@ -25,7 +25,7 @@ from clippan.jobs.calibrate import CalibrateRequest
 from clippan.jobs.options import Refinement
 from clippan.jobs.picture import RasterPicture, choices, guesses
 from clippan.jobs.segment import ClassArea, SegmentRequest, SegmentResult
-from clippan.raster.scene import Look, Scene
+from clippan.raster.scene import Look, Scene, across
 from clippan.raster.source import BandInfo
 from clippan.raster.tiles import Window, count_threads, in_order, tiles
 from clippan.raster.writer import BLOCK, Writer
@@ -53,6 +53,8 @@ def segment(request: SegmentRequest, context: Context) -> SegmentResult:
     """
     started = time.monotonic()
     table = parse(request.classes).coloured()
+    if origin := texts.origin(request.classes, "classes"):
+        context.log(origin)
     model = encoder(request.model, request.device, context.part(0, 5))
     set_threads(request.threads)
     look_at = Look(
@@ -399,7 +401,7 @@ def _provenance(
 
 
 def _hints(request: SegmentRequest, table: Table, model: Encoder, shown: Sequence[ClassArea]) -> list[str]:
-    hints = model.reading(phrases(table))
+    hints = [*across(request.extent), *model.reading(phrases(table))]
     if table.model and table.model != model.model.id:
         hints.append(
             f"The prompt table was calibrated for {table.model}, not for {model.model.id}; calibrate it again for "

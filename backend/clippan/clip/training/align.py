@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clippan import __version__
+from clippan import __version__, texts
 from clippan.clip import hub
 from clippan.clip.encoder import fingerprint, reading
 from clippan.clip.load import Loaded, Preprocessing, load, widen
@@ -84,6 +84,8 @@ def align(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
     choice = choose_device(request.device)
     choice.log(context)
     device = choice.device
+    if origin := texts.origin(request.words, "words"):
+        context.log(origin)
     set_threads(request.threads)
     made = prepare(folder, {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE})
     batch = min(request.batch, _LOOKED)

@@ -79,6 +79,8 @@ def patch(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
     choice = choose_device(request.device)
     choice.log(context)
     device = choice.device
+    if origin := texts.origin(request.words, "words"):
+        context.log(origin)
     set_threads(request.threads)
     recipe = {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE}
     if request.samples:  # QGIS hands over a new copy of its layer each time
@@ -228,7 +230,7 @@ def _words(text: str, quizzes: Sequence[Chips]) -> dict[str, str]:
     """What classes are called, by the names that their folders or samples have, however these are written."""
     if not text:
         return {}
-    given = texts.legend(text)
+    given = texts.legend(text, "list of words")
     names = [name for chips in quizzes for name in chips.names]
     plain = {_plain(name): name for name in names}
     unknown = [name for name in given if _plain(name) not in plain]
