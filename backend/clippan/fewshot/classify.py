@@ -24,7 +24,7 @@ from clippan.fewshot.samples import Samples
 from clippan.fewshot.stack import Stack, open_stack
 from clippan.jobs.base import Context, to_json
 from clippan.jobs.classify import Classifier, ClassifyRequest, ClassifyResult, MapAccuracy, Score, parse_descriptions
-from clippan.jobs.picture import RasterPicture, choices, guesses
+from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.jobs.pretrain import PretrainSceneRequest, PretrainSceneResult
 from clippan.jobs.segment import ClassArea
 from clippan.raster.scene import Look, Scene
@@ -109,7 +109,7 @@ def classify(request: ClassifyRequest, context: Context) -> ClassifyResult:
                 *workshop.hints,
                 *workshop.reading(method),
                 *_hints(request, known, method, best, shown, saved),
-                *guesses(shown_as),
+                *remarks(shown_as),
             ),
             workshop.model_id(method),
             device.type,

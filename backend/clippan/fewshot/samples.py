@@ -165,6 +165,11 @@ def _nowhere(path: str, field: str, beyond: int, lost: int, own: str, there: str
             f"None of the samples {path} can be brought from their CRS ({own}) to that of the rasters ({there}); give "
             "them the CRS that their coordinates are in."
         )
+    if beyond and own and not there:
+        return (
+            f"None of the samples {path} lie on the rasters, which have no coordinates, while the samples have "
+            f"({own}); georeference the rasters first."
+        )
     if beyond and there and not own:
         return (
             f"None of the samples {path} lie on the rasters, whose CRS ({there}) was assumed since theirs is not "

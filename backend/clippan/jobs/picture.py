@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clippan.colours import Choice
@@ -16,11 +16,13 @@ class RasterPicture:
         raster: file or data source.
         choice: which bands, and why these.
         stretch: values that became black and white, (low, high) a band; empty where bytes are shown as they are.
+        notes: what was decided of the file, of its alpha band and its nodata value above all, as sentences.
     """
 
     raster: str
     choice: Choice
     stretch: tuple[tuple[float, float], ...]
+    notes: tuple[str, ...] = ()
 
 
 def choices(pictures: Sequence[RasterPicture]) -> list[str]:
@@ -31,9 +33,10 @@ def choices(pictures: Sequence[RasterPicture]) -> list[str]:
     return [f"{_listed(names)}: {choice.sentence}" for choice, names in rasters.items()]
 
 
-def guesses(pictures: Iterable[RasterPicture]) -> list[str]:
-    """Those of the sentences that tell of a guess."""
-    return choices([picture for picture in pictures if picture.choice.guessed])
+def remarks(pictures: Sequence[RasterPicture]) -> list[str]:
+    """What the user should check: the notes, and those of the sentences about bands that tell of a guess."""
+    notes = dict.fromkeys(note for picture in pictures for note in picture.notes)
+    return [*notes, *choices([picture for picture in pictures if picture.choice.guessed])]
 
 
 def _name(raster: str) -> str:

@@ -175,7 +175,8 @@ class Scene:
     @property
     def shown(self) -> RasterPicture:
         """What results tell of it."""
-        return RasterPicture(self.path, self.choice, self.stretch)
+        stretch = self.stretch  # which looks for more to note
+        return RasterPicture(self.path, self.choice, stretch, tuple(self.notes))
 
     def seen(self, channels: Optional[Channels]) -> RasterPicture:
         """The same, as a model sees it that takes these channels, or natural colours without any."""

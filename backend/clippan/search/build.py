@@ -18,7 +18,7 @@ from clippan.errors import Cancelled, ClippanError
 from clippan.jobs import check
 from clippan.jobs.base import Context
 from clippan.jobs.index import IndexRequest, IndexResult
-from clippan.jobs.picture import RasterPicture, choices, guesses
+from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
 from clippan.raster.products import expand
@@ -106,7 +106,7 @@ def build(request: IndexRequest, context: Context) -> IndexResult:
             str(model.device),
             time.monotonic() - started,
             count.added / seconds if count.added else 0.0,
-            (*left, *guesses(count.pictures)),
+            (*left, *remarks(count.pictures)),
             tuple(count.pictures),
         )
 
@@ -141,7 +141,7 @@ def _prepare(
             same = before is not None and (before.fingerprint, before.look) == (fingerprint, own.text())
             # Only what is new is sampled for its stretch.
             stretch = before.stretch if before is not None and same and not model.channels else seen.stretch
-            count.pictures.append(RasterPicture(path, seen.choice, stretch))
+            count.pictures.append(RasterPicture(path, seen.choice, stretch, tuple(seen.notes)))
             if not look.extent:  # all of it takes the place of its parts
                 stale |= {raster.id for (name, area), raster in known.items() if name == path and area}
             if before is not None and same and before.path != path:

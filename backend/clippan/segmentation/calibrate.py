@@ -25,7 +25,7 @@ from clippan.device import set_threads
 from clippan.errors import ClippanError
 from clippan.jobs.base import Context
 from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
-from clippan.jobs.picture import choices, guesses
+from clippan.jobs.picture import choices, remarks
 from clippan.raster.scene import Look, Scene
 from clippan.segmentation import report
 from clippan.segmentation.labels import Labels, read
@@ -146,7 +146,7 @@ def calibrate(request: CalibrateRequest, context: Context) -> CalibrateResult:
             after,
             float(found.logit_scale or 0),
             tuple(prompt.offset for prompt in found.classes),
-            tuple([*hints, *guesses(pictures)]),
+            tuple([*hints, *remarks(pictures)]),
             round(time.monotonic() - started, 3),
             pictures,
         )

@@ -14,7 +14,7 @@ from clippan.raster.grid import Grid
 from clippan.raster.scene import Scene
 from clippan.raster.tiles import Window, tiles
 from clippan.segmentation.prompts import Table
-from clippan.vectors import LabelledLayer
+from clippan.vectors import LabelledLayer, crs_name
 
 _MOST = 4000  # pixels of a polygon or block that count; the others say the same
 _BLOCK = 128  # edge of the blocks that a raster of classes falls into
@@ -68,14 +68,19 @@ def read(path: str, layer: str, field: str, table: Table, scene: Scene, context:
         ClippanError: it cannot be read, has another size, an unknown class, or no label on the raster.
     """
     hints: list[str] = []
-    if _is_vector(path):
-        opened = LabelledLayer(path, layer, field)
+    opened = LabelledLayer(path, layer, field) if _is_vector(path) else None
+    if opened:
         parts, seen, outside = _of_features(opened, table, scene, context)
         hints = [*opened.hints, *opened.assumed(scene.grid)]
         if outside:
             hints.append(f"{outside} of the labels of {path} lie outside {scene.path}, and were left aside.")
     else:
         parts, seen = _of_raster(path, table, scene, context), []
+    if not parts and opened and opened.crs and not scene.grid.crs:
+        raise ClippanError(
+            f"No label of {path} lies on the raster {scene.path}, which has no coordinates, while the labels have "
+            f"({crs_name(opened.crs)}); georeference the raster first."
+        )
     if not parts:
         raise ClippanError(f"No label of {path} lies on the raster {scene.path}; check that both show the same place.")
     rows, columns, classes = (np.concatenate([part[number] for part in parts]) for number in range(3))

@@ -23,7 +23,7 @@ from clippan.errors import ClippanError
 from clippan.jobs.base import Context, to_json
 from clippan.jobs.calibrate import CalibrateRequest
 from clippan.jobs.options import Refinement
-from clippan.jobs.picture import RasterPicture, choices, guesses
+from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.jobs.segment import ClassArea, SegmentRequest, SegmentResult
 from clippan.raster.scene import Look, Scene, across
 from clippan.raster.source import BandInfo
@@ -99,7 +99,7 @@ def segment(request: SegmentRequest, context: Context) -> SegmentResult:
         request.polygons,
         request.areas,
         count,
-        tuple([*scene.notes, *_hints(request, table, model, shown), *guesses([picture])]),
+        tuple([*_hints(request, table, model, shown), *remarks([picture])]),
         provenance,
         picture,
     )

@@ -41,7 +41,7 @@ from clippan.clip.training.train import FEWEST, WEIGHTS, optimiser, save
 from clippan.device import choose_device, set_threads
 from clippan.jobs.align import AlignSensorRequest, AlignSensorResult
 from clippan.jobs.base import Context, to_json
-from clippan.jobs.picture import choices, guesses
+from clippan.jobs.picture import choices, remarks
 from clippan.segmentation.prompts import parse
 from clippan.training.descent import descend, rate
 from clippan.training.run import Training, prepare, tidy
@@ -153,7 +153,7 @@ def align(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
             *pairs.hints,
             *unread,
             *_hints(request, len(held), to_picture.at_1, 1 / len(held)),
-            *guesses(pairs.pictures),
+            *remarks(pairs.pictures),
         ),
         device.type,
         round(time.monotonic() - started, 3),

@@ -16,7 +16,7 @@ from clippan.clip.training.data import read as read_pictures
 from clippan.errors import ClippanError
 from clippan.fewshot.samples import read as read_samples
 from clippan.jobs.base import Context
-from clippan.jobs.picture import RasterPicture, choices, guesses
+from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.raster.scene import LEAST_VALID, Look, Scene
 from clippan.raster.tiles import Window
 from clippan.texts import listed
@@ -148,7 +148,7 @@ def places(
 
     for sentence in choices([scene.shown]):
         context.log(sentence)
-    hints += tuple(guesses([scene.shown]))
+    hints += tuple(remarks([scene.shown]))
     return Chips(found.names, labels, groups, read, corners(windows), hints, scene.shown)
 
 

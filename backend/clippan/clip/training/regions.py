@@ -19,7 +19,7 @@ from clippan import texts
 from clippan.clip.training.data import Region
 from clippan.errors import ClippanError, told
 from clippan.jobs.base import Context
-from clippan.jobs.picture import RasterPicture, choices, guesses
+from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.jobs.trainclip import Picture, RegionsRequest, RegionsResult
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
@@ -100,7 +100,7 @@ def regions(request: RegionsRequest, context: Context) -> RegionsResult:
         str(output / TABLE),
         len(entries),
         dict(sorted(objects.items())),
-        (*hints, *guesses(seen)),
+        (*hints, *remarks(seen)),
         round(time.monotonic() - started, 3),
         tuple(seen),
     )
