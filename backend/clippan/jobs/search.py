@@ -113,6 +113,16 @@ class SearchRequest(Request):
     heatmap: str = ""
     device: Device = Device.AUTO
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (self.index, f"{self.index}.vectors", *self.image)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return tuple(filter(None, (self.output, self.heatmap)))
+
     def validate(self) -> None:
         """See Request."""
         check.index(self.index)
@@ -128,11 +138,12 @@ class SearchRequest(Request):
         check.extent(self.extent)
         for what, date in (("first", self.since), ("last", self.until)):
             check.date(f"{what} date", date)
-        for path in (self.output, self.heatmap):
-            if path:
-                check.output(path, (self.index, *self.image))
+        for path in self.outputs:
+            check.output(path, self.inputs)
+        check.apart(self.outputs)
         if self.output:
             check.geopackage(self.output)
+            check.on_disk(self.output)
         if self.heatmap:
             check.geotiff(self.heatmap)
 

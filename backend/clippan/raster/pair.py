@@ -14,7 +14,7 @@ from osgeo import gdal
 from clippan.errors import ClippanError
 from clippan.raster.grid import Alignment, Axis, Grid, align
 from clippan.raster.regrid import to_crs, to_finest
-from clippan.raster.source import Source, describe, files, fitting, open_dataset, sensor_hints
+from clippan.raster.source import Source, describe, fitting, open_dataset, sensor_hints
 from clippan.raster.tiles import Window, tiles
 
 PAN = "panchromatic raster"
@@ -28,7 +28,6 @@ class Pair:
     Attributes:
         pan, ms: the sources.
         hints: what may tell the sensor: file names and metadata values.
-        files: what is read, to be overwritten by nobody.
         grid: the output's grid: PAN's pixels whose centres lie inside MS.
         x, y: the multispectral axes on it.
         offsets: how far each band lies to the right and below these axes, in output pixels; empty if none does.
@@ -38,7 +37,6 @@ class Pair:
     ms: Source
     alignment: Alignment
     hints: tuple[str, ...] = ()
-    files: frozenset[str] = frozenset()
     offsets: tuple[tuple[float, float], ...] = ()
 
     @property
@@ -112,7 +110,6 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
     pan_dataset, opened = open_dataset(pan, PAN), [open_dataset(path, MS) for path in ms]
     datasets = _in_crs_of(Grid.of(pan_dataset), opened, nodata)
     hints = [hint for dataset, path in zip([*opened, pan_dataset], [*ms, pan]) for hint in sensor_hints(dataset, path)]
-    read = frozenset().union(*(files(dataset) for dataset in (pan_dataset, *opened)))
     with (
         Source([pan_dataset], PAN, (), nodata) as pan_source,
         Source(to_finest(datasets, MS, nodata), MS, bands, nodata, describe(opened)) as ms_source,
@@ -126,7 +123,7 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
             raise ClippanError(
                 f"No pixel can have the nodata value {nodata:g}, as the rasters are {ms_source.dtype}; choose another."
             )
-        yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(hints), read)
+        yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(hints))
 
 
 def _in_crs_of(pan: Grid, datasets: Sequence[gdal.Dataset], nodata: Optional[float]) -> list[gdal.Dataset]:

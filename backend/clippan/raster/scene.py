@@ -22,6 +22,7 @@ from clippan.errors import ClippanError
 from clippan.fusion import sensors
 from clippan.jobs.options import Stretch
 from clippan.raster import source as sources
+from clippan.raster.files import files
 from clippan.raster.grid import Grid
 from clippan.raster.tiles import Window
 
@@ -410,7 +411,7 @@ class Scene:
         Overviews and side files, where QGIS keeps statistics, do not count, but what they may say of the raster does.
         """
         marks = []
-        for name in sorted(sources.files(self._original)):
+        for name in sorted(files(self._original)):
             if not name.lower().endswith((".aux.xml", ".ovr")):
                 state = gdal.VSIStatL(name)
                 exact = Path(name).stat().st_mtime_ns if sources.exists(name) else state and state.mtime

@@ -15,6 +15,7 @@ import numpy as np
 from osgeo import gdal, gdal_array
 
 from clippan.errors import ClippanError
+from clippan.jobs import check
 from clippan.raster.grid import Grid
 
 _MAPPED = {gdal.GDT_Float64: np.float32}  # processing is in float32; reading so halves the memory
@@ -34,6 +35,7 @@ def open_dataset(path: str, what: str) -> gdal.Dataset:
     Raises:
         ClippanError: it does not exist, is not a raster, or only holds other rasters.
     """
+    check.utf8(path)  # in a folder that was named there may be others
     try:
         dataset = gdal.OpenEx(path, gdal.OF_RASTER | gdal.OF_VERBOSE_ERROR)
     except RuntimeError as error:
@@ -61,22 +63,6 @@ def exists(path: str) -> bool:
         return Path(path).exists()
     except (OSError, ValueError):
         return False
-
-
-def files(dataset: gdal.Dataset) -> set[str]:
-    """The files that a dataset reads, through virtual rasters too."""
-    found: set[str] = set()
-    waiting = list(dataset.GetFileList() or [])
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            if name.lower().endswith(".vrt"):
-                try:
-                    waiting += gdal.OpenEx(name, gdal.OF_RASTER).GetFileList() or []
-                except RuntimeError:
-                    continue
-    return found
 
 
 def spectral(dataset: gdal.Dataset) -> list[int]:
