@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, Callable, NoReturn, Optional
 
-from clippan import __version__
+from clippan import __version__, utf8
 from clippan.device import share_cores
 from clippan.errors import Cancelled, ClippanError
 from clippan.fusion.sensors import SENSORS
@@ -594,6 +594,8 @@ def _routed(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs the command and returns its exit code."""
+    if arguments is None:
+        utf8.ensure("clippan.cli")
     share_cores()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a Windows console may not know every letter of a path

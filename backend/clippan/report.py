@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import datetime
 import html
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Optional
 
 import numpy as np
 import torch
 from osgeo import gdal, gdal_array
 
 from clippan import __version__
-from clippan.errors import ClippanError
+from clippan.outputs import Outputs, making
 
 
-def write(path: str, title: str, name: str, parts: Sequence[str]) -> None:
+def write(path: str, title: str, name: str, parts: Sequence[str], outputs: Optional[Outputs] = None) -> None:
     """Writes a page, whole or not at all.
 
     Args:
         path: the HTML file.
         title, name: the heading, of which the name is set off.
         parts: HTML, one after the other.
+        outputs: of the run, with which it is put in place; None where it is alone.
 
     Raises:
         ClippanError: the file cannot be written.
@@ -39,15 +39,8 @@ def write(path: str, title: str, name: str, parts: Sequence[str]) -> None:
         *parts,
         "</main></body></html>",
     ]
-    part = Path(f"{path}.part")
-    try:
+    with making(path, "report", outputs) as part:
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        reason = error.strerror or str(error)
-        raise ClippanError(f"The report {path} could not be written ({reason}); choose another place.") from error
 
 
 def headline(tiles: Sequence[str]) -> str:

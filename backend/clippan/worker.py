@@ -18,7 +18,7 @@ import threading
 import traceback
 from typing import Any, Optional, TextIO
 
-from clippan import __version__
+from clippan import __version__, utf8
 from clippan.device import share_cores
 from clippan.errors import Cancelled, ClippanError
 from clippan.jobs import JOBS, Context, from_json, run, to_json
@@ -145,6 +145,7 @@ def _free_gpu() -> None:
 
 def main() -> None:
     """Serves on this process's stdin and stdout; anything a library prints goes to stderr instead."""
+    utf8.ensure("clippan.worker")
     share_cores()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sink = os.fdopen(os.dup(1), "w", encoding="utf-8")

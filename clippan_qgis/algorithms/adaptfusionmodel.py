@@ -136,10 +136,6 @@ class AdaptFusionModel(base.JobAlgorithm):
         """See JobAlgorithm."""
         return replace(request, output=sources.absolute(self.parameterAsFileOutput(parameters, self.OUTPUT, context)))
 
-    def outputs(self):
-        """See JobAlgorithm."""
-        return (self._request.output,)
-
     def finish(self, answer, feedback):
         """See JobAlgorithm."""
         before, after = answer["before"], answer["after"]

@@ -87,10 +87,6 @@ class AssessPansharpening(base.JobAlgorithm):
         report = self.parameterAsFileOutput(parameters, self.OUTPUT_HTML, context)
         return replace(request, report=sources.absolute(report) or None)
 
-    def outputs(self):
-        """See JobAlgorithm."""
-        return (self._request.report,) if self._request.report else ()
-
     def finish(self, answer, feedback):
         """See JobAlgorithm."""
         for sentence in answer["hints"]:

@@ -154,11 +154,7 @@ class JobAlgorithm(Algorithm):
 
     def work(self, feedback) -> dict[str, Any]:
         """Has the engine do the job, and what has to come before it."""
-        return worker.shared.run(self._launch, self._request, feedback, self.outputs())
-
-    def outputs(self) -> tuple[str, ...]:
-        """Files that the job writes."""
-        return ()
+        return worker.shared.run(self._launch, self._request, feedback)
 
     def finish(self, answer: dict[str, Any], feedback) -> dict[str, Any]:
         """The algorithm's results from the job's answer; not in the main thread.

@@ -91,10 +91,6 @@ class CalibratePrompts(PromptAlgorithm):
             report=sources.absolute(self.parameterAsFileOutput(parameters, self.REPORT, context)),
         )
 
-    def outputs(self):
-        """See JobAlgorithm."""
-        return tuple(filter(None, (self._request.output, self._request.report)))
-
     def finish(self, answer, feedback):
         """See JobAlgorithm."""
         for sentence in answer["hints"]:

@@ -194,12 +194,6 @@ class ClassifyFewSamples(SceneAlgorithm):
             save_encoder=encoder,
         )
 
-    def outputs(self):
-        """See JobAlgorithm."""
-        request = self._request
-        files = (request.output, request.confidence, request.report, request.areas, request.save_encoder)
-        return tuple(filter(None, files))
-
     def finish(self, answer, feedback):
         """See JobAlgorithm."""
         self._answer = answer

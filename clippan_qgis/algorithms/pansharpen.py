@@ -177,10 +177,6 @@ class Pansharpen(base.JobAlgorithm):
         self._output = output  # as QGIS knows it
         return replace(request, output=sources.absolute(output))
 
-    def outputs(self):
-        """See JobAlgorithm."""
-        return (self._request.output,)
-
     def finish(self, answer, feedback):
         """See JobAlgorithm."""
         self._style = self._style.of_result(answer["sensor"], answer["provenance"])

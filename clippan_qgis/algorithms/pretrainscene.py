@@ -52,10 +52,6 @@ class PretrainScene(SceneAlgorithm):
         """See JobAlgorithm."""
         return replace(request, output=sources.absolute(self.parameterAsFileOutput(parameters, self.OUTPUT, context)))
 
-    def outputs(self):
-        """See JobAlgorithm."""
-        return (self._request.output,)
-
     def finish(self, answer, feedback):
         """See JobAlgorithm."""
         for sentence in answer["hints"]:

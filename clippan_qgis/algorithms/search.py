@@ -140,10 +140,6 @@ class _Search(base.JobAlgorithm):
         self._heatmap = self.parameterAsOutputLayer(parameters, self.HEATMAP, context)
         return replace(request, heatmap=sources.absolute(self._heatmap))
 
-    def outputs(self):
-        """See JobAlgorithm."""
-        return (self._request.heatmap,) if self._request.heatmap else ()
-
     def finish(self, answer, feedback):
         """See JobAlgorithm."""
         for sentence in answer["hints"]:

@@ -184,12 +184,6 @@ class SegmentByText(PromptAlgorithm):
             areas=sources.absolute(self.parameterAsFileOutput(parameters, self.AREAS, context)),
         )
 
-    def outputs(self):
-        """See JobAlgorithm."""
-        request = self._request
-        files = (request.output, request.confidence, request.probabilities, request.polygons, request.areas)
-        return tuple(filter(None, files))
-
     def finish(self, answer, feedback):
         """See JobAlgorithm."""
         self._answer = answer

@@ -100,7 +100,3 @@ class TrainingAlgorithm(base.JobAlgorithm):
             output=sources.absolute(self.parameterAsFileOutput(parameters, self.OUTPUT, context)),
             report=sources.absolute(self.parameterAsFileOutput(parameters, self.REPORT, context)),
         )
-
-    def outputs(self):
-        """See JobAlgorithm."""
-        return tuple(filter(None, (self._request.report,)))

@@ -203,7 +203,7 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
             ) from None
         try:
             self._regions.validate()
-            return worker.shared.run(self._launch, self._regions, feedback, (str(pictures),))
+            return worker.shared.run(self._launch, self._regions, feedback)
         except ClippanError:
             if fresh:
                 with contextlib.suppress(OSError):

@@ -8,19 +8,18 @@ import contextlib
 import itertools
 import json
 import queue
-import shutil
 import subprocess  # nosec B404
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Optional
 
 from qgis.core import Qgis, QgsMessageLog
 
 from clippan.errors import Cancelled, ClippanError
 from clippan.jobs import Request, to_json
+from clippan.outputs import clear
 from clippan.worker import CANCELLED, FAILED, PROTOCOL
 
 from .. import places
@@ -60,14 +59,13 @@ class Worker:
         self._process: Optional[_Process] = None
         self._numbers = itertools.count(1)
 
-    def run(self, start: Launch, request: Request, feedback: Any, outputs: Sequence[str] = ()) -> dict[str, Any]:
+    def run(self, start: Launch, request: Request, feedback: Any) -> dict[str, Any]:
         """Does a job and returns its result as JSON values.
 
         Args:
             start: how to start the worker, if it is not running.
             request: what to do.
             feedback: a QgsProcessingFeedback, or what looks like one.
-            outputs: files that the job writes; their half-written ``.part`` goes if the worker has to be ended.
 
         Raises:
             Cancelled: the user has cancelled.
@@ -78,7 +76,7 @@ class Worker:
                 raise Cancelled
         try:
             process = self._ready(start, feedback)
-            return self._run(process, request, feedback, outputs)
+            return self._run(process, request, feedback)
         finally:
             if self._process is not None and not self._process.is_alive():
                 self._drop()
@@ -95,6 +93,12 @@ class Worker:
         if self._process is not None:
             self._process.kill()
             self._process = None
+
+    def _abandon(self, request: Request) -> None:
+        """Ends the process in mid-run, with what is half written."""
+        self._drop()
+        for path in filter(None, request.outputs):
+            clear(path)
 
     def _ready(self, start: Launch, feedback: Any) -> _Process:
         if self._process is not None and self._process.is_alive() and self._process.launch == start:
@@ -144,7 +148,7 @@ class Worker:
             )
         return answer
 
-    def _run(self, process: _Process, request: Request, feedback: Any, outputs: Sequence[str]) -> dict[str, Any]:
+    def _run(self, process: _Process, request: Request, feedback: Any) -> dict[str, Any]:
         number = next(self._numbers)
         process.send({"id": number, "method": "run", "params": {"job": request.name, "request": to_json(request)}})
         limit, text = None, ""
@@ -154,16 +158,14 @@ class Worker:
                 limit = time.monotonic() + CANCEL_SECONDS
             if limit is not None and time.monotonic() > limit:
                 feedback.pushDebugInfo("The engine did not answer the cancel in time; its process is ended.")
-                self._drop()
-                remove_parts(outputs)
+                self._abandon(request)
                 raise Cancelled
             try:
                 message = process.messages.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 continue
             if message is None:
-                self._drop()
-                remove_parts(outputs)
+                self._abandon(request)
                 if limit is not None:
                     raise Cancelled
                 _show_errors(process, feedback)
@@ -199,18 +201,6 @@ def _show_errors(process: _Process, feedback: Any) -> None:
     lines = list(process.errors)
     if lines:
         feedback.pushDebugInfo("The engine's last words:\n" + "\n".join(lines[-40:]))
-
-
-def remove_parts(outputs: Sequence[str]) -> None:
-    """Removes what a job that could not clean up has left of its outputs: ``x.tif.part``, and what begins so."""
-    for output in outputs:
-        path = Path(output)
-        if output.startswith("/vsi") or not path.parent.is_dir():
-            continue
-        for item in path.parent.iterdir():
-            if item.name.startswith(f"{path.name}.part"):
-                with contextlib.suppress(OSError):
-                    shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
 class _Process:

@@ -144,14 +144,14 @@ def test_table_of_areas(tmp_path):
 def test_table_that_cannot_be_written(tmp_path, monkeypatch):
     path = str(tmp_path / "none" / "areas.csv")
     with pytest.raises(
-        ClippanError, match=r"The table .*areas.csv could not be written \(No such file .*choose another"
+        ClippanError, match=r"The output .*areas.csv could not be written \(No such file .*choose another"
     ):
         areas.write(path, ())
 
-    def full(self, target):
+    def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(ClippanError, match="No space left on device"):
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(ClippanError, match=r"The disk of .* is full; free some space"):
         areas.write(str(tmp_path / "areas.csv"), ())
     assert not list(tmp_path.iterdir())

@@ -133,7 +133,7 @@ def test_values_follow_the_sorted_names(mapped, tmp_path) -> None:
     assert "Øre, wet" in page
     assert page.count("data:image/png") == 3
     assert result.labelled == (8, 8, 8)
-    assert not list(tmp_path.glob("*.part*"))
+    assert not list(tmp_path.glob(".clippan-*"))
 
 
 def test_the_same_request_gives_the_same_bytes_whatever_the_tiles(mapped, tmp_path, monkeypatch) -> None:
@@ -381,7 +381,7 @@ def test_faults_are_one_sentence(mapped, tmp_path, change, says) -> None:
     assert says in str(caught.value)
     assert str(caught.value).count("\n") == 0
     assert not (tmp_path / "map.tif").exists()
-    assert not list(tmp_path.glob("*.part*"))
+    assert not list(tmp_path.glob(".clippan-*"))
 
 
 def test_rasters_apart_and_inputs_as_outputs_are_refused(mapped, raster, tmp_path) -> None:

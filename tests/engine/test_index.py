@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.server
 import os
 import resource
@@ -87,7 +88,7 @@ def test_what_is_made_opens_as_a_layer(model, index, raster, tmp_path):
     assert feature["date"].startswith("2021")
     # a row of the matrix a tile
     assert (tmp_path / "index.gpkg.vectors").stat().st_size == 16 * 4 * 2
-    assert not list(tmp_path.glob("*.part*"))
+    assert not list(tmp_path.glob(".clippan-*"))
 
 
 def test_about(model, index, raster, tmp_path):
@@ -210,7 +211,7 @@ def test_a_full_disk_loses_nothing(model, index, raster, tmp_path, monkeypatch):
             index(*paths, output="other.gpkg")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "cannot be written" in str(caught.value)
+    assert "could not be written" in str(caught.value)
     assert not (tmp_path / "other.gpkg").exists()
     index(paths[0])
     real = store.Builder._write_vectors
@@ -219,11 +220,11 @@ def test_a_full_disk_loses_nothing(model, index, raster, tmp_path, monkeypatch):
     def full(self, ids, vectors):
         calls.append(1)
         if len(calls) > 3:
-            raise store._unwritten(self.path, "No space left on device")
+            raise store._uncommitted(self.path, OSError(errno.ENOSPC, "No space left on device"))
         real(self, ids, vectors)
 
     monkeypatch.setattr(store.Builder, "_write_vectors", full)
-    with pytest.raises(ClippanError, match=r"No space left on device.*run the same again: what was indexed so far"):
+    with pytest.raises(ClippanError, match=r"The disk of .* is full; free some space, and run the same again: what"):
         index(*paths)
     kept = run(AboutIndexRequest(str(tmp_path / "index.gpkg")))
     assert kept.tiles == 16 + 3 * 8

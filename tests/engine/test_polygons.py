@@ -349,7 +349,7 @@ def test_progress_goes_up(tmp_path):
 
 def test_faults_are_one_sentence(tmp_path):
     with pytest.raises(
-        ClippanError, match=r"The polygons .*none.out.gpkg could not be written \(.*choose another place."
+        ClippanError, match=r"The output .*none.out.gpkg could not be written \(.*choose another place."
     ):
         write(tmp_path, blobs(), "none/out.gpkg")
     with pytest.raises(ClippanError, match=r"The map .* does not exist"):

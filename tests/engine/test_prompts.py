@@ -35,7 +35,7 @@ def test_a_file_is_read_and_written_whole(tmp_path) -> None:
     prompts.save(table, str(path))
     assert parse(str(path)) == table
     assert [item.name for item in tmp_path.iterdir()] == ["prompts.json"]
-    with pytest.raises(ClippanError, match="cannot be written"):
+    with pytest.raises(ClippanError, match="could not be written"):
         prompts.save(table, str(tmp_path / "missing" / "prompts.json"))
 
 

@@ -285,7 +285,7 @@ def test_cancelling_leaves_nothing_and_keeps_what_was_there(mapped, tmp_path, st
         ({"output": "map.png"}, "would be a GeoTIFF"),
         ({"polygons": "map.xyz"}, "format of map.xyz is not known"),
         ({"areas": "map.txt"}, "written as CSV"),
-        ({"confidence": "map.tif"}, "is one of the inputs|choose another name"),
+        ({"confidence": "map.tif"}, "Two of the outputs are called map.tif; give each"),
         ({"bands": (1, 2)}, "2 bands were chosen"),
         ({"window": (3,)}, "window is 3"),
         ({"logit_scale": 0.0}, "logit scale is 0"),

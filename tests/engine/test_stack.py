@@ -15,13 +15,13 @@ from clippan.jobs import Context
 def test_little_data_between_the_windows_is_found(raster) -> None:
     values = np.full((2, 1300, 1300), -1, np.float32)
     values[:, 70:76, 1210:1216] = np.random.default_rng(0).normal(5, 1, (2, 6, 6))
-    found = open_stack((raster("a.tif", values, nodata=-1.0),), 0, None, (), Context())
+    found = open_stack((raster("a.tif", values, nodata=-1.0),), 0, None, Context())
     np.testing.assert_allclose(found.means[0], values[:, 70:76, 1210:1216].mean((1, 2)), rtol=1e-5)
     modalities, valid = found.read(found.window)
     assert valid.sum() == 36
     assert modalities[0][:, valid].std() == pytest.approx(1, abs=0.01)
     with pytest.raises(ClippanError, match="nothing but nodata"):
-        open_stack((raster("b.tif", np.full_like(values, -1), nodata=-1.0),), 0, None, (), Context())
+        open_stack((raster("b.tif", np.full_like(values, -1), nodata=-1.0),), 0, None, Context())
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -29,7 +29,7 @@ def test_blocks_are_drawn_from_what_shows_something(raster, monkeypatch, seed) -
     monkeypatch.setattr(stack, "_MEMORY", 4 * 2 * 256**2)  # one block of two bands
     values = np.full((2, 1100, 1100), -1, np.float32)
     values[:, :, 300:330] = np.random.default_rng(0).normal(5, 1, (2, 1100, 30))
-    found = open_stack((raster("a.tif", values, nodata=-1.0),), 0, None, (), Context())
+    found = open_stack((raster("a.tif", values, nodata=-1.0),), 0, None, Context())
     modalities, valid = found.drawn(seed, Context())
     assert modalities[0].shape == (2, 256, 256)
     assert valid.sum() in (246 * 30, (1100 - 4 * 256 - 5) * 30)  # without the block's edges
@@ -39,7 +39,7 @@ def test_blocks_are_drawn_from_what_shows_something(raster, monkeypatch, seed) -
 def test_parts_are_of_the_size_that_is_least(raster, monkeypatch) -> None:
     monkeypatch.setattr(stack, "_WHOLE", 0)
     values = np.random.default_rng(0).normal(5, 1, (1, 300, 300)).astype(np.float32)
-    found = open_stack((raster("a.tif", values),), 0, None, (), Context())
+    found = open_stack((raster("a.tif", values),), 0, None, Context())
     lone = found.pieces(np.array([3, 299]), np.array([3, 299]), 16)
     assert [(window.x, window.y, window.width, window.height) for window, _ in lone] == [
         (0, 0, 16, 16),

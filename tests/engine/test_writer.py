@@ -163,10 +163,3 @@ def test_nodata_of_long_integers(tmp_path, dtype, format):
     write(tmp_path / "out.tif", picture(dtype, 1), nodata=nodata, format=format)
     dataset = gdal.Open(str(tmp_path / "out.tif"))
     assert dataset.GetRasterBand(1).GetNoDataValue() == nodata
-
-
-def test_a_folder_in_the_place_of_the_part(tmp_path):
-    (tmp_path / "out.tif.part").mkdir()
-    with pytest.raises(ClippanError, match=r"could not be written .*choose another"):
-        write(tmp_path / "out.tif", picture())
-    assert os.listdir(tmp_path) == ["out.tif.part"]

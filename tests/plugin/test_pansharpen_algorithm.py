@@ -53,7 +53,7 @@ def test_the_result_has_the_colours_of_one_and_the_detail_of_the_other(run, para
     assert feedback.percents[-1] >= 90
     assert any("Device: cpu" in line for line in feedback.lines)
     assert fused.GetMetadata()["CLIPPAN_METHOD"] == "bt-h"
-    assert not list(Path(parameters["OUTPUT"]).parent.glob("*.part*"))
+    assert not list(Path(parameters["OUTPUT"]).parent.glob(".clippan-*"))
 
 
 def test_bands_and_single_band_files_are_one_and_the_same(run, parameters, tmp_path):

@@ -20,8 +20,8 @@ from clippan_qgis.engine import variables, worker
 from clippan_qgis.settings import Settings
 
 
-def ask(feedback, outputs=()):
-    return worker.shared.run(worker.launch(Settings.read()), DoctorRequest(), feedback, outputs)
+def ask(feedback):
+    return worker.shared.run(worker.launch(Settings.read()), DoctorRequest(), feedback)
 
 
 def pid():
@@ -88,7 +88,9 @@ def test_every_failure_is_one_sentence(fake, run, parameters, feedback, monkeypa
     assert is_one_sentence(text)
     for word in words:
         assert word in text
-    assert not list(Path(parameters["OUTPUT"]).parent.glob("out.tif*"))
+    folder = Path(parameters["OUTPUT"]).parent
+    assert not list(folder.glob("out.tif*"))
+    assert not list(folder.glob(".clippan-*"))
 
 
 def test_the_traceback_goes_to_the_log(fake, feedback):
@@ -119,7 +121,8 @@ def test_after_a_death_in_mid_run_the_next_run_works(fake, run, parameters, tmp_
     fake("dies-once", MARKER=tmp_path / "marker")
     with pytest.raises(QgsProcessingException, match="mid-run"):
         run("pansharpen", parameters)
-    assert not list(tmp_path.glob("out.tif*"))
+    assert not list(tmp_path.glob("*out.tif*"))
+    assert not list(tmp_path.glob(".clippan-*"))
     assert Path(run("pansharpen", parameters)["OUTPUT"]).exists()
 
 
@@ -147,7 +150,9 @@ def test_cancel_is_answered_within_a_second(fake, run, parameters, mode):
     with pytest.raises(QgsProcessingException, match=r"^Cancelled; nothing was written\.$"):
         run("pansharpen", parameters, feedback)
     assert time.monotonic() - feedback.cancelled_at < 1
-    assert not list(Path(parameters["OUTPUT"]).parent.glob("out.tif*"))
+    folder = Path(parameters["OUTPUT"]).parent
+    assert not list(folder.glob("out.tif*"))
+    assert not list(folder.glob(".clippan-*"))
     # A worker that answers keeps its models in memory; one that does not is ended.
     assert (worker.shared._process is not None) == (mode == "polite")
 
@@ -234,12 +239,3 @@ def test_whose_gdal_a_python_uses(monkeypatch, tmp_path):
     for home, shares, expected in ((inside, "true", False), (inside, "false", True), ("/opt/conda/bin", "true", True)):
         config.write_text(f"home = {home}\ninclude-system-site-packages = {shares}\n")
         assert variables.brings_gdal(str(tmp_path / "bin" / "python")) is expected
-
-
-def test_what_a_killed_job_leaves_is_removed(tmp_path):
-    (tmp_path / "a.tif.part").write_text("")
-    (tmp_path / "a.tif.part-x1").mkdir()
-    (tmp_path / "a.tif.part-x1" / "cells").write_text("")
-    (tmp_path / "b.tif").write_text("")
-    worker.remove_parts([str(tmp_path / "a.tif")])
-    assert [path.name for path in tmp_path.iterdir()] == ["b.tif"]

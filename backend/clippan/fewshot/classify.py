@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +26,11 @@ from clippan.jobs.classify import Classifier, ClassifyRequest, ClassifyResult, M
 from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.jobs.pretrain import PretrainSceneRequest, PretrainSceneResult
 from clippan.jobs.segment import ClassArea
+from clippan.outputs import Outputs
 from clippan.raster.scene import Look, Scene
 from clippan.raster.source import BandInfo
 from clippan.raster.tiles import Window, count_threads, in_order
-from clippan.raster.writer import BLOCK, Writer
+from clippan.raster.writer import BLOCK, Palette, Writer
 from clippan.segmentation import areas
 from clippan.segmentation.legend import palette
 from clippan.segmentation.prompts import Prompt, Table
@@ -52,18 +52,14 @@ def classify(request: ClassifyRequest, context: Context) -> ClassifyResult:
     started = time.monotonic()
     set_threads(request.threads)
     device = choose_device(request.device).device  # CLIP tells the log, where it is used
-    outputs = [request.output, *filter(None, (request.confidence, request.report, request.areas, request.save_encoder))]
-    stack = open_stack(request.rasters, request.grid, request.nodata, outputs, context.part(0, 3))
+    stack = open_stack(request.rasters, request.grid, request.nodata, context.part(0, 3))
     known = samples.read(request.samples, request.layer, request.field, stack.placed, request.seed, context.part(3, 6))
     known, lost = _valid(known, stack, context)
     table = _table(known.names, request.descriptions)
     if origin := texts.origin(request.descriptions, "descriptions"):
         context.log(origin)
-    output = Path(request.output).absolute()
-    folder = None if request.output.startswith("/vsi") else output.parent
-    place = tempfile.TemporaryDirectory(prefix=f"{output.name}.part-", dir=folder)
-    with graphics_memory(), place as temporary, contextlib.ExitStack() as files:
-        workshop = _Workshop(request, stack, known, table, device, Path(temporary))
+    with graphics_memory(), Outputs() as outputs:
+        workshop = _Workshop(request, stack, known, table, device, outputs.folder(request.output))
         several = request.method is Classifier.AUTO
         methods: list[Classifier] = (
             [item for item in Classifier if item is not Classifier.AUTO] if several else [request.method]
@@ -76,15 +72,15 @@ def classify(request: ClassifyRequest, context: Context) -> ClassifyResult:
         learned = workshop.learner(method, True, context.part(60, 70)).fit(np.arange(len(known.labels)), request.seed)
         tags = _provenance(request, table, workshop, method, best)
         power, together = best.sharpness if best else 1.0, method is Classifier.DIFFCLIP
-        shown, overview = _write(workshop, table, learned, power, together, tags, files, context.part(70, 98))
+        shown, overview = _write(workshop, table, learned, power, together, tags, outputs, context.part(70, 98))
         if request.report:
             scene = Scene(workshop.pictured, workshop.look)
             overview.picture = picture(stack, scene, overview.step)
             workshop.picture = workshop.picture or scene.shown
         context.progress(98, "Writing the files")  # from here on nothing is cancelled, and all files are put in place
         if request.areas:
-            areas.write(request.areas, shown)
-        saved = workshop.save()
+            areas.write(request.areas, shown, outputs)
+        saved = workshop.save(outputs)
         shown_as = [workshop.picture] if workshop.picture else []
         for sentence in choices(shown_as):
             context.log(sentence)
@@ -118,7 +114,7 @@ def classify(request: ClassifyRequest, context: Context) -> ClassifyResult:
             workshop.picture,
         )
         if request.report:
-            report.write(request.report, request, result, known, table, overview)
+            report.write(request.report, request, result, known, table, overview, outputs)
         del workshop, learned  # a file that is mapped into memory cannot be removed on Windows
     return result
 
@@ -134,7 +130,7 @@ def pretrain(request: PretrainSceneRequest, context: Context) -> PretrainSceneRe
     choice = choose_device(request.device)
     choice.log(context)
     device = choice.device
-    stack = open_stack(request.rasters, request.grid, request.nodata, [request.output], context.part(0, 5))
+    stack = open_stack(request.rasters, request.grid, request.nodata, context.part(0, 5))
     with graphics_memory():
         found = _pretrained(stack, request.steps, request.seed, device, context.part(5, 99))
     found.save(Path(request.output))
@@ -247,11 +243,11 @@ class _Workshop:
         """What the method's CLIP does not read as it is meant, in sentences."""
         return self._model.reading(phrases(self.table)) if self._model and self.model_id(method) else []
 
-    def save(self) -> str:
+    def save(self, outputs: Outputs) -> str:
         """Keeps the encoder, if that is wanted and there is one; its path."""
         path = self.request.save_encoder if self._diffclip else ""
         if path and self._diffclip:
-            self._diffclip.encoder.save(Path(path))
+            self._diffclip.encoder.save(Path(path), outputs)
         return path
 
     def _clip(self, context: Context) -> Encoder:
@@ -347,11 +343,10 @@ def _write(
     power: float,
     together: bool,
     tags: dict[str, str],
-    files: contextlib.ExitStack,
+    outputs: Outputs,
     context: Context,
 ) -> tuple[tuple[ClassArea, ...], report.Overview]:
-    """Writes the map and its confidence, which are put in place when ``files`` is left; what each class covers, and
-    the map made small for the report."""
+    """Makes the map and its confidence; what each class covers, and the map made small for the report."""
     request, grid = workshop.request, workshop.stack.grid
     counted = areas.Areas(table, grid)
     windows = workshop.stack.tiles(BLOCK)  # elsewhere the map stays unwritten: nodata
@@ -371,26 +366,25 @@ def _write(
         sure = np.where(valid, flat.max(axis=1).reshape(valid.shape), np.nan).astype(np.float32)
         return found, sure, valid
 
-    classes = [BandInfo("class")]
-    output = files.enter_context(
-        Writer(
-            request.output,
+    def start(path: str, name: str, dtype: type, nodata: float, colours: Optional[Palette] = None) -> Writer:
+        return Writer(
+            path,
             grid,
-            np.dtype(np.uint8),
-            classes,
-            nodata=0,
-            tags=tags,
-            palette=palette(table),
+            np.dtype(dtype),
+            [BandInfo(name)],
+            nodata,
+            tags,
+            palette=colours,
             sparse=workshop.stack.sparse,
+            outputs=outputs,
         )
-    )
-    sure = None
-    if request.confidence:
-        band, nan = [BandInfo("confidence")], float("nan")
-        sparse = workshop.stack.sparse
-        writer = Writer(request.confidence, grid, np.dtype(np.float32), band, nodata=nan, tags=tags, sparse=sparse)
-        sure = files.enter_context(writer)
-    with contextlib.closing(in_order(work, windows, threads, prepare)) as mapped:
+
+    with contextlib.ExitStack() as files:
+        output = files.enter_context(start(request.output, "class", np.uint8, 0, palette(table)))
+        sure = None
+        if request.confidence:
+            sure = files.enter_context(start(request.confidence, "confidence", np.float32, float("nan")))
+        mapped = files.enter_context(contextlib.closing(in_order(work, windows, threads, prepare)))
         for number, (window, (found, confidence, valid)) in enumerate(mapped, 1):
             output.write(window.x, window.y, found[None])
             if sure:

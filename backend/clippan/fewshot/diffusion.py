@@ -22,6 +22,7 @@ from clippan.errors import ClippanError, told
 from clippan.fewshot import windows
 from clippan.fewshot.network import TIMES, Network, Size
 from clippan.jobs.base import Context
+from clippan.outputs import Outputs
 from clippan.training import descent
 
 STEPS, BATCH = 400, 64
@@ -106,8 +107,8 @@ class Encoder:
                 "give the rasters it was trained on in the same order, or train it anew."
             )
 
-    def save(self, path: Path) -> None:
-        """Writes it as safetensors, the same bytes for the same encoder.
+    def save(self, path: Path, outputs: Optional[Outputs] = None) -> None:
+        """Writes it as safetensors, the same bytes for the same encoder; with a run's other outputs if it has some.
 
         Raises:
             ClippanError: the file cannot be written.
@@ -126,7 +127,8 @@ class Encoder:
             "size": json.dumps(asdict(self.network.size)),
             "about": json.dumps(about),
         }
-        write(path, "encoder", {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}, header)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        write(path, "encoder", weights, header, outputs)
 
 
 def load(path: Path, device: torch.device) -> Encoder:

@@ -13,6 +13,7 @@ from clippan import report as page
 from clippan.fewshot.folds import REACH
 from clippan.fewshot.samples import Samples
 from clippan.jobs.classify import ClassifyRequest, ClassifyResult, MapAccuracy, Score
+from clippan.outputs import Outputs
 from clippan.segmentation.legend import colours
 from clippan.segmentation.prompts import Table
 from clippan.segmentation.report import MATRIX, confusion, percent, swatch
@@ -56,7 +57,13 @@ class Overview:
 
 
 def write(
-    path: str, request: ClassifyRequest, result: ClassifyResult, known: Samples, table: Table, overview: Overview
+    path: str,
+    request: ClassifyRequest,
+    result: ClassifyResult,
+    known: Samples,
+    table: Table,
+    overview: Overview,
+    outputs: Outputs,
 ) -> None:
     """Writes the report, whole or not at all.
 
@@ -86,7 +93,7 @@ def write(
         "<h2>Origin</h2>",
         page.origin(_origin(request, result), result.seconds),
     ]
-    page.write(path, "Map of classes", page.file_name(result.output), parts)
+    page.write(path, "Map of classes", page.file_name(result.output), parts, outputs)
 
 
 def _tiles(result: ClassifyResult, known: Samples) -> list[str]:

@@ -15,14 +15,13 @@ import numpy as np
 from osgeo import gdal
 
 from clippan.errors import ClippanError
-from clippan.jobs import check
 from clippan.jobs.base import Context
 from clippan.raster.alpha import notes
 from clippan.raster.grid import Grid
 from clippan.raster.products import is_categorical
 from clippan.raster.regrid import to_grid
 from clippan.raster.scene import PLACED, transformed
-from clippan.raster.source import Source, files, open_dataset
+from clippan.raster.source import Source, open_dataset
 from clippan.raster.tiles import Window, tiles
 from clippan.segmentation.areas import PixelAreas
 
@@ -193,24 +192,19 @@ class Stack:
             yield Window(x, y, min(size, self.grid.width - x), min(size, self.grid.height - y)), inside
 
 
-def open_stack(
-    paths: Sequence[str], grid: int, nodata: Optional[float], outputs: Sequence[str], context: Context
-) -> Stack:
+def open_stack(paths: Sequence[str], grid: int, nodata: Optional[float], context: Context) -> Stack:
     """Opens rasters and lays them on one grid.
 
     Args:
         paths: of the rasters; those with other pixels are warped (cubic) while they are read.
         grid: the raster whose pixels are taken, from 1; 0 for the finest.
         nodata: overrides what the rasters declare.
-        outputs: files to be written, which may not be read as well.
         context: hears of progress.
 
     Raises:
         ClippanError: one sentence for each way in which they do not go together.
     """
     datasets = [open_dataset(path, "raster") for path in paths]
-    for output in outputs:
-        check.output(output, [*paths, *(name for dataset in datasets for name in files(dataset))])
     grids = [Grid.of(dataset) for dataset in datasets]
     target = _common(paths, grids, grid - 1 if grid else _finest(grids))
     sources = tuple(

@@ -23,7 +23,6 @@ from clippan.fusion.neural import Neural
 from clippan.fusion.registration import Shifts, register
 from clippan.fusion.sensors import SENSORS, Sensor, find, recognise
 from clippan.fusion.statistics import Statistics, measure
-from clippan.jobs import check
 from clippan.jobs.base import Context, to_json
 from clippan.jobs.options import Method, Registration
 from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
@@ -31,7 +30,7 @@ from clippan.raster.grid import Axis
 from clippan.raster.pair import Pair, open_pair
 from clippan.raster.source import Source
 from clippan.raster.tiles import Window, count_threads, in_order, tiles
-from clippan.raster.writer import BLOCK, Writer, touched
+from clippan.raster.writer import BLOCK, Writer
 
 # Blocks lie on a lattice that starts at the output's first pixel, whatever the tile, and all have one shape. So a
 # pixel is computed by the very same operations for every tile size (but on a GPU that ran out of memory on the way).
@@ -72,8 +71,6 @@ def pansharpen(request: PansharpenRequest, context: Context) -> PansharpenResult
     device = choice.device
     threads = count_threads(request.threads)
     with open_pair(request.pan, request.ms, request.bands, request.nodata) as pair:
-        for path in touched(request.output):
-            check.output(path, pair.files)
         sensor = resolve_sensor(request.sensor, pair, context)
         positions = [number - 1 for number in request.bands] or range(pair.ms.total)
         gains = sensor.gains(positions, pair.ms.total)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from clippan import resources
 from clippan.errors import ClippanError, told
 from clippan.fusion import networks
 from clippan.jobs.options import SHIPPED
+from clippan.outputs import Outputs, making
 
 _KIND = "CLIPPan fusion network, version 1"
 
@@ -72,23 +73,20 @@ class FusionModel:
             )
 
 
-def write(path: Path, what: str, weights: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Writes weights and what is known of them as safetensors: whole or not at all, the same bytes for the same values.
+def write(
+    path: Path, what: str, weights: Mapping[str, Tensor], header: Mapping[str, str], outputs: Optional[Outputs] = None
+) -> None:
+    """Writes weights and what is known of them as safetensors: whole or not at all, the same bytes for the same values;
+    with the other outputs of a run if it has some.
 
     Raises:
         ClippanError: the file cannot be written.
     """
     from safetensors.torch import save
 
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_bytes(_ordered(save(dict(weights), dict(header))))
-        part.replace(path)
-    except Exception as error:
-        part.unlink(missing_ok=True)
-        raise ClippanError(
-            f"The {what} cannot be written to {path} ({told(error)}); choose a folder that can be written."
-        ) from error
+    content = _ordered(save(dict(weights), dict(header)))
+    with making(str(path), what, outputs) as part:
+        part.write_bytes(content)
 
 
 def _ordered(content: bytes) -> bytes:

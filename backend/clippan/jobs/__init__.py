@@ -4,6 +4,7 @@ Processing algorithms, the CLI, Python and the worker all build these requests. 
 or QGIS when it is imported, so the plugin reads it too.
 """
 
+from clippan.jobs import check
 from clippan.jobs.adapt import ADAPTED, AdaptFusionRequest, AdaptFusionResult
 from clippan.jobs.align import AlignSensorRequest, AlignSensorResult, Recall
 from clippan.jobs.assess import FIGURES, AssessRequest, AssessResult
@@ -149,5 +150,10 @@ def run(request, context=None):  # type: ignore[no-untyped-def]
     Raises:
         ClippanError: one sentence with the cause and the remedy.
     """
+    check.text(to_json(request))
     request.validate()
+    if any(request.outputs) and request.inputs:
+        from clippan.raster.files import refuse_overwriting
+
+        refuse_overwriting(request.outputs, request.inputs)
     return request.run(context or Context())

@@ -84,15 +84,24 @@ class AdaptFusionRequest(Request):
     threads: int = 0
     device: Device = Device.AUTO
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (self.pan, *self.ms, self.model or str(resources() / SHIPPED))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (self.output,)
+
     def validate(self) -> None:
         """See Request."""
         check.source("panchromatic raster", self.pan)
         check.sources("multispectral raster", self.ms)
-        check.output(self.output, (self.pan, *self.ms, self.model or str(resources() / SHIPPED)))
+        check.output(self.output, self.inputs)
         if not self.output.lower().endswith(ENDING):
             check.fail(f"The output {self.output} would be a fusion model; choose a name that ends in {ENDING}.")
-        if self.output.startswith("/vsi"):
-            check.fail(f"The output {self.output} is no file on this machine; choose a folder here.")
+        check.on_disk(self.output)
         check.bands(self.bands)
         check.sensor(self.sensor)
         if self.clip:

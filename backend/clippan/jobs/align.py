@@ -139,6 +139,16 @@ class AlignSensorRequest(Request):
     threads: int = 0
     device: Device = Device.AUTO
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (*self.teacher_rasters, *self.sensor_rasters)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (self.report,)
+
     def validate(self) -> None:
         """See Request."""
         from clippan.segmentation.prompts import parse
@@ -176,7 +186,8 @@ class AlignSensorRequest(Request):
         check.picture_bands(self.bands)
         if self.report:
             check.html(self.report)
-            check.output(self.report, [*self.teacher_rasters, *self.sensor_rasters])
+            check.output(self.report, self.inputs)
+            check.on_disk(self.report)
         check.at_least("seed", self.seed, 0)
         check.at_least("number of threads", self.threads, 0)
 

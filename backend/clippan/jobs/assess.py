@@ -88,6 +88,16 @@ class AssessRequest(Request):
     device: Device = Device.AUTO
     registration: Registration = Registration.AUTO
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (self.fused, self.pan, *self.ms, self.reference or "")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (self.report or "",)
+
     def validate(self) -> None:
         """See Request."""
         check.source("pansharpened raster", self.fused)
@@ -95,13 +105,12 @@ class AssessRequest(Request):
         check.sources("multispectral raster", self.ms)
         check.bands(self.bands)
         check.sensor(self.sensor)
-        inputs = (self.fused, self.pan, *self.ms)
         if self.reference is not None:
             check.source("reference raster", self.reference)
-            inputs = (*inputs, self.reference)
         if self.report is not None:
-            check.output(self.report, inputs)
+            check.output(self.report, self.inputs)
             check.html(self.report)
+            check.on_disk(self.report)
 
     def run(self, context: Context) -> AssessResult:
         """See Request."""

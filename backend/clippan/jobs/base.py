@@ -74,6 +74,16 @@ class Request:
 
     name: ClassVar[str]
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Files and data sources that the job reads, as far as the request tells; no output may replace them."""
+        return ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Files that the job writes; empty names are none."""
+        return ()
+
     def validate(self) -> None:
         """Raises ClippanError, in one sentence, if the values cannot be meant."""
 

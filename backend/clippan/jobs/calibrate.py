@@ -99,6 +99,16 @@ class CalibrateRequest(Request):
     threads: int = 0
     device: Device = Device.AUTO
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (*self.rasters, *self.samples)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (self.output, self.report)
+
     def validate(self) -> None:
         """See Request."""
         from clippan.segmentation.prompts import parse
@@ -111,12 +121,15 @@ class CalibrateRequest(Request):
             )
         if len(parse(self.classes).classes) < 2:
             raise ClippanError("Calibration weighs classes against each other; give two or more.")
-        check.output(self.output, [*self.rasters, *self.samples])  # a table may be calibrated anew in its place
+        check.output(self.output, self.inputs)  # a table may be calibrated anew in its place
+        check.on_disk(self.output)
         if not self.output.lower().endswith(".json"):
             check.fail(f"The table {self.output} is written as JSON; let its name end in .json.")
         if self.report:
             check.html(self.report)
-            check.output(self.report, [*self.rasters, *self.samples, texts.file_of(self.classes), self.output])
+            check.output(self.report, [*self.inputs, texts.file_of(self.classes)])
+            check.apart((self.output, self.report))
+            check.on_disk(self.report)
         check.model(self.model)
         for edge in self.window:
             check.at_least("window", edge, 16)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from clippan.errors import ClippanError
 
 _OTHER_RASTERS = tuple(
     ".png .jpg .jpeg .jp2 .img .vrt .gpkg .nc .hdf .h5 .asc .bil .bsq .ers .ecw .sid .grd .bmp .gif .webp".split()  # noqa: SIM905
 )
+_NO_RASTERS = (".geojson", ".json", ".fgb", ".shp", ".csv", ".html", ".htm", ".safetensors")
 
 
 def source(what: str, path: str) -> None:
@@ -54,8 +57,33 @@ def index(name: str) -> None:
         geopackage(name)
 
 
-def output(path: str, inputs: Iterable[str]) -> None:
-    """An output needs a writable folder, and is none of the inputs (through links, or with an input inside)."""
+def text(value: Any) -> None:
+    """Texts and names are UTF-8, as GDAL and all formats that we write want them; value is a request as JSON values."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            text(item)
+    elif isinstance(value, list):
+        for item in value:
+            text(item)
+    elif isinstance(value, str) and not value.isascii():
+        utf8(value)
+
+
+def utf8(name: str) -> None:
+    """A text or a name is UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        raise ClippanError(
+            f"“{shown}” is not written in UTF-8, which GDAL needs; rename the file or folder, or set the terminal to "
+            "UTF-8."
+        ) from None
+
+
+def output(path: str, inputs: Iterable[str], beside: str = "") -> None:
+    """An output needs a writable folder that takes its name, also with the ending of a file beside it, and is none of
+    the inputs (through links, or with an input inside)."""
     if not path.strip():
         raise ClippanError("No output was given; name the file to write.")
     target = Path(path)
@@ -63,6 +91,7 @@ def output(path: str, inputs: Iterable[str]) -> None:
         raise ClippanError(f"The output {path} is one of the inputs; choose another name.")
     if path.startswith("/vsi"):
         return
+    _fits(target, beside)
     try:
         folder_named = target.is_dir()
     except (OSError, ValueError) as error:
@@ -77,16 +106,36 @@ def output(path: str, inputs: Iterable[str]) -> None:
         raise ClippanError(f"The output folder {folder} is not writable; choose another.")
 
 
+def _fits(target: Path, beside: str) -> None:
+    name = target.name + beside
+    longest = 255
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        longest = os.pathconf(target.absolute().parent, "PC_NAME_MAX")
+    size = len(name.encode("utf-16-le")) // 2 if os.name == "nt" else len(os.fsencode(name))
+    if size > longest:
+        which = f" with the {beside} file beside it" if beside else ""
+        raise ClippanError(
+            f"The name of the output {target}{which} is {size - longest} bytes too long; choose a shorter one."
+        )
+
+
+def on_disk(path: str) -> None:
+    """An output lies on a disk, not in one of GDAL's file systems."""
+    if path.startswith("/vsi"):
+        raise ClippanError(f"The output {path} is no file on this machine; choose a folder here.")
+
+
 def apart(outputs: Sequence[str]) -> None:
-    """No two outputs are one file."""
+    """No two outputs are one file, however they are written."""
+    named = [os.path.normcase(os.path.realpath(path)) for path in outputs]
     for number, path in enumerate(outputs):
-        if any(_same(Path(path), other) for other in outputs[:number]):
+        if named[number] in named[:number]:
             raise ClippanError(f"Two of the outputs are called {path}; give each a name of its own.")
 
 
 def geotiff(path: str) -> None:
     """A GeoTIFF is not called by another format's ending, nor by a model's."""
-    if path.lower().endswith((*_OTHER_RASTERS, ".safetensors")):
+    if path.lower().endswith((*_OTHER_RASTERS, *_NO_RASTERS)):
         raise ClippanError(f"The output {path} would be a GeoTIFF; let its name end in .tif, or convert it afterwards.")
 
 

@@ -199,18 +199,28 @@ class ClassifyRequest(Request):
     threads: int = 0
     device: Device = Device.AUTO
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (*self.rasters, self.samples, *filter(None, (self.encoder, texts.file_of(self.descriptions))))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return tuple(filter(None, (self.output, self.confidence, self.report, self.areas, self.save_encoder)))
+
     def validate(self) -> None:
         """See Request."""
         check.sources("raster", self.rasters)
         check.source("file of samples", self.samples)
         if not self.field.strip():
             check.fail("No field was named; name the samples' field that holds the class.")
-        others = [self.confidence, self.report, self.areas, self.save_encoder]
-        named = [self.output, *filter(None, others)]
-        inputs = [*self.rasters, self.samples, *filter(None, [self.encoder, texts.file_of(self.descriptions)])]
-        for path in named:
-            check.output(path, inputs)
-        check.apart(named)
+        check.output(self.output, self.inputs, ".aux.xml")  # which holds the classes
+        for path in self.outputs[1:]:
+            check.output(path, self.inputs)
+        check.apart(self.outputs)
+        for path in filter(None, (self.report, self.areas, self.save_encoder)):
+            check.on_disk(path)
         for path in filter(None, (self.output, self.confidence)):
             check.geotiff(path)
         if self.report:

@@ -153,6 +153,16 @@ class FinetuneClipRequest(Request):
     threads: int = 0
     device: Device = Device.AUTO
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (self.data, self.samples)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (self.report,)
+
     def validate(self) -> None:
         """See Request."""
         check.source("folder of pictures, or raster,", self.data)
@@ -182,7 +192,8 @@ class FinetuneClipRequest(Request):
         check.picture_bands(self.bands)
         if self.report:
             check.html(self.report)
-            check.output(self.report, [self.data, self.samples])
+            check.output(self.report, self.inputs)
+            check.on_disk(self.report)
         check.at_least("seed", self.seed, 0)
         check.at_least("number of threads", self.threads, 0)
 

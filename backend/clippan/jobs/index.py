@@ -83,12 +83,23 @@ class IndexRequest(Request):
     threads: int = 0
     device: Device = Device.AUTO
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return ()  # folders among the rasters have to be looked into first
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return () if check.is_database(self.output) else (self.output, f"{self.output}.vectors")
+
     def validate(self) -> None:
         """See Request."""
         check.sources("raster or folder", self.rasters)
         check.index(self.output)
         if not check.is_database(self.output):
-            check.output(self.output, self.rasters)
+            check.on_disk(self.output)
+            check.output(self.output, self.rasters, ".vectors")
         check.model(self.model)
         if self.tile and self.tile_metres:
             check.fail("The tile size is given in pixels and in metres; give one of them.")

@@ -85,11 +85,21 @@ class PansharpenRequest(Request):
     registration: Registration = Registration.AUTO
     model: str = ""
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (self.pan, *self.ms, self.model)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (self.output,)
+
     def validate(self) -> None:
         """See Request."""
         check.source("panchromatic raster", self.pan)
         check.sources("multispectral raster", self.ms)
-        check.output(self.output, (self.pan, *self.ms, *([self.model] if self.model else [])))
+        check.output(self.output, self.inputs)
         check.geotiff(self.output)
         check.bands(self.bands)
         if self.model and self.method is not Method.CLIPPAN:

@@ -61,10 +61,21 @@ class PretrainSceneRequest(Request):
     threads: int = 0
     device: Device = Device.AUTO
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return self.rasters
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (self.output,)
+
     def validate(self) -> None:
         """See Request."""
         check.sources("raster", self.rasters)
-        check.output(self.output, self.rasters)
+        check.output(self.output, self.inputs)
+        check.on_disk(self.output)
         check_encoder(self.output)
         check_grid(self.grid, self.rasters)
         if self.steps is not None:

@@ -115,6 +115,16 @@ class SearchRequest(Request):
     heatmap: str = ""
     device: Device = Device.AUTO
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (self.index, f"{self.index}.vectors", *self.image)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return tuple(filter(None, (self.output, self.heatmap)))
+
     def validate(self) -> None:
         """See Request."""
         check.index(self.index)
@@ -135,11 +145,12 @@ class SearchRequest(Request):
             check.date(f"{what} date", date)
         if self.until and self.since[: len(self.until)] > self.until:
             check.fail(f"The first date {self.since} is after the last, {self.until}; exchange them.")
-        for path in (self.output, self.heatmap):
-            if path:
-                check.output(path, (self.index, *self.image))
+        for path in self.outputs:
+            check.output(path, self.inputs)
+        check.apart(self.outputs)
         if self.output:
             check.geopackage(self.output)
+            check.on_disk(self.output)
         if self.heatmap:
             check.geotiff(self.heatmap)
 

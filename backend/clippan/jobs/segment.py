@@ -138,20 +138,32 @@ class SegmentRequest(Request):
     threads: int = 0
     device: Device = Device.AUTO
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (self.raster, texts.file_of(self.classes))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return tuple(filter(None, (self.output, self.confidence, self.probabilities, self.polygons, self.areas)))
+
     def validate(self) -> None:
         """See Request."""
         from clippan.segmentation.prompts import parse
 
         check.source("raster", self.raster)
         parse(self.classes)
-        others = [self.confidence, self.probabilities, self.polygons, self.areas]
-        named = [self.output, *filter(None, others)]
-        for number, path in enumerate(named):
-            check.output(path, [self.raster, texts.file_of(self.classes), *named[:number]])
+        check.output(self.output, self.inputs, ".aux.xml")  # which holds the classes
+        for path in self.outputs[1:]:
+            check.output(path, self.inputs)
+        check.apart(self.outputs)
         for path in filter(None, (self.output, self.confidence, self.probabilities)):
             check.geotiff(path)
         if self.polygons and not self.polygons.lower().endswith(VECTORS):
             check.fail(f"The format of {self.polygons} is not known; let its name end in {', '.join(VECTORS)}.")
+        for path in filter(None, (self.polygons, self.areas)):
+            check.on_disk(path)
         if self.areas and not self.areas.lower().endswith(".csv"):
             check.fail(f"The table {self.areas} is written as CSV; let its name end in .csv.")
         check.model(self.model)

@@ -229,6 +229,16 @@ class RegionsRequest(Request):
     nodata: Optional[float] = None
     format: Picture = Picture.PNG
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (*self.rasters, *self.labels)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See Request."""
+        return (self.output,)
+
     def validate(self) -> None:
         """See Request."""
         check.sources("raster", self.rasters)

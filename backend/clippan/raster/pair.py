@@ -18,7 +18,7 @@ from clippan.raster.grid import Alignment, Axis, Grid, align
 from clippan.raster.nodata import fitting
 from clippan.raster.products import is_panchromatic, is_quality, panchromatic
 from clippan.raster.regrid import to_crs, to_finest
-from clippan.raster.source import Source, describe, files, open_dataset, open_datasets, sensor_hints
+from clippan.raster.source import Source, describe, open_dataset, open_datasets, sensor_hints
 from clippan.raster.tiles import Window, tiles
 
 PAN = "panchromatic raster"
@@ -33,7 +33,6 @@ class Pair:
     Attributes:
         pan, ms: the sources.
         hints: what may tell the sensor: file names and metadata values.
-        files: what is read, to be overwritten by nobody.
         notes: sentences for the user: what was decided of the files.
         grid: the output's grid: PAN's pixels whose centres lie inside MS.
         x, y: the multispectral axes on it.
@@ -44,7 +43,6 @@ class Pair:
     ms: Source
     alignment: Alignment
     hints: tuple[str, ...] = ()
-    files: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     offsets: tuple[tuple[float, float], ...] = ()
 
@@ -154,7 +152,6 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
     _apart(pan, Grid.of(pan_dataset), ms, opened)
     datasets = _in_crs_of(Grid.of(pan_dataset), opened, nodata)
     hints = [hint for dataset, path in zip([*opened, pan_dataset], [*ms, pan]) for hint in sensor_hints(dataset, path)]
-    read = frozenset().union(*(files(dataset) for dataset in (pan_dataset, *opened)))
     with (
         Source([pan_dataset], PAN, (), nodata) as pan_source,
         Source(to_finest(datasets, MS, nodata), MS, bands, nodata, describe(opened)) as ms_source,
@@ -176,7 +173,7 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
             )
         told = notes([pan_dataset, *opened])
         told += [source.assumption for source in (pan_source, ms_source) if source.assumption]
-        yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(hints), read, tuple(told))
+        yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(hints), tuple(told))
 
 
 def _apart(pan: str, grid: Grid, ms: Sequence[str], datasets: Sequence[gdal.Dataset]) -> None:

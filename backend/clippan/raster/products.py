@@ -192,6 +192,13 @@ def find(path: str, what: str) -> Optional[gdal.Dataset]:
     )
 
 
+def files_of(path: str) -> list[str]:
+    """The files of all scenes and rasters that a folder, an archive or the name of a scene stands for; none for what
+    GDAL opens."""
+    products, rasters = _meant(path)
+    return [name for product in products for name in (*product.files, product.pan) if name] + rasters
+
+
 def panchromatic(path: str) -> str:
     """The file of the panchromatic band, for a scene of several files; any other path as it is."""
     products, _ = _meant(path)

@@ -25,6 +25,7 @@ from clippan.raster import bands as raster_bands
 from clippan.raster import source as sources
 from clippan.raster.alpha import alpha_bands, notes
 from clippan.raster.coverage import Coverage, Footprint
+from clippan.raster.files import files
 from clippan.raster.grid import Grid, horizontal
 from clippan.raster.nodata import band_nodata, measured
 from clippan.raster.tiles import Window
@@ -499,7 +500,7 @@ class Scene:
         Overviews and side files, where QGIS keeps statistics, do not count, but what they may say of the raster does.
         """
         marks = []
-        for name in sorted(sources.files(self._original)):
+        for name in sorted(files(self._original)):
             if not name.lower().endswith((".aux.xml", ".ovr")):
                 state = gdal.VSIStatL(name)
                 exact = Path(name).stat().st_mtime_ns if sources.exists(name) else state and state.mtime

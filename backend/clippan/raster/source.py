@@ -16,6 +16,7 @@ import numpy as np
 from osgeo import gdal, gdal_array
 
 from clippan.errors import ClippanError
+from clippan.jobs import check
 from clippan.raster import products
 from clippan.raster.alpha import alpha_bands, opened_as, window_starts, without_false_alpha
 from clippan.raster.coverage import Coverage
@@ -42,6 +43,7 @@ def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
     Raises:
         ClippanError: it does not exist, is not a raster, or only holds other rasters.
     """
+    check.utf8(path)  # in a folder that was named there may be others
     try:
         dataset = gdal.OpenEx(path, gdal.OF_RASTER | gdal.OF_VERBOSE_ERROR)
     except RuntimeError as error:
@@ -78,22 +80,6 @@ def open_datasets(paths: Sequence[str], what: str, bands: Sequence[int]) -> list
     if max(bands, default=0) > sum(len(spectral(dataset)) for dataset in datasets):
         datasets = [open_dataset(path, what, all_bands=True) for path in paths]
     return datasets
-
-
-def files(dataset: gdal.Dataset) -> set[str]:
-    """The files that a dataset reads, through virtual rasters too."""
-    found: set[str] = set()
-    waiting = list(dataset.GetFileList() or [])
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            if name.lower().endswith(".vrt"):
-                try:
-                    waiting += gdal.OpenEx(name, gdal.OF_RASTER).GetFileList() or []
-                except RuntimeError:
-                    continue
-    return found
 
 
 def spectral(dataset: gdal.Dataset) -> list[int]:

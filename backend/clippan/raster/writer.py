@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from osgeo import gdal, gdal_array
 
 from clippan.errors import Cancelled, ClippanError
 from clippan.jobs.options import Compression, Format
+from clippan.outputs import Outputs, touched, unwritten
 from clippan.raster.grid import Grid
 from clippan.raster.overviews import build_sparse_overviews
 from clippan.raster.source import BandInfo
@@ -23,8 +24,6 @@ from clippan.raster.source import BandInfo
 T = TypeVar("T")
 
 BLOCK = 256  # tiles of the pipeline are multiples of it, so each block of the file is written once
-_PAM = ".aux.xml"  # GDAL's own sidecar
-_SIDECARS = (_PAM, ".ovr", ".msk", ".msk.ovr")
 _OVERVIEW_SIZE = 512  # the coarsest overview is no larger
 # Of a raster attribute table. Pixels are counted as real numbers: there may be more than GDAL's integers reach.
 _COLUMNS = {
@@ -52,16 +51,6 @@ _COG_COMPRESSION = {
 }
 
 
-def partial(path: str) -> str:
-    """Where a file is written until it is whole."""
-    return f"{path}.part"
-
-
-def touched(path: str) -> list[str]:
-    """All files that writing a raster creates, replaces or removes."""
-    return [path, *(f"{path}{ending}" for ending in _SIDECARS), partial(path), _cog(partial(path))]
-
-
 def close(dataset: gdal.Dataset) -> None:
     """Closes a dataset that was written; to be used no more.
 
@@ -80,10 +69,6 @@ def close(dataset: gdal.Dataset) -> None:
             raise
     else:
         gdal.Dataset.__swig_destroy__(dataset)
-
-
-def _cog(part: str) -> str:
-    return f"{part}.cog"
 
 
 @dataclass(frozen=True)
@@ -123,7 +108,7 @@ class Palette:
 
 @dataclass
 class Writer:
-    """A GeoTIFF under construction. A context manager: left normally, the file is finished and renamed; left by an
+    """A GeoTIFF under construction. A context manager: left normally, the file is finished and put in place; left by an
     exception, nothing stays behind.
 
     Attributes:
@@ -140,6 +125,7 @@ class Writer:
             attribute table; the names are in the file itself as well, as the band's metadata CLASS_1, CLASS_2, ….
         sparse: leave out blocks that nothing is written to; they read as nodata. For rasters that are mostly
             empty, as other programs than GDAL may not read such files.
+        outputs: of the run, with which the file is put in place; None where it is alone.
 
     Raises:
         ClippanError: the file could not be written (a full disk above all).
@@ -157,6 +143,7 @@ class Writer:
     progress: Callable[[float], None] = lambda percent: None
     palette: Optional[Palette] = None
     sparse: bool = False
+    outputs: Optional[Outputs] = None
 
     def __enter__(self) -> Writer:
         self._check_space()
@@ -173,16 +160,18 @@ class Writer:
         ]
         code = gdal_array.NumericTypeCodeToGDALTypeCode(self.dtype)
         size = (self.grid.width, self.grid.height, len(self.bands))
-        self._part = partial(self.path)
+        self._outputs = self.outputs or Outputs()
+        self._part = self._outputs.part(self.path)
+        self._raw = f"{self._part}.raw" if self.format is Format.COG else self._part
         self._dataset: Any = None  # until it could be created
-        self._whole: Optional[str] = None  # where it is once it is complete
+        self._whole = False
         self._counts = np.zeros(256, np.int64)  # pixels a value, for the palette
         driver = gdal.GetDriverByName("GTiff")
         try:
-            self._dataset = self._guard(lambda: driver.Create(self._part, *size, code, options))
+            self._dataset = self._guard(lambda: driver.Create(self._raw, *size, code, options))
             self._guard(self._describe)
-        except ClippanError:
-            self._discard()
+        except BaseException:
+            self._end(*sys.exc_info())
             raise
         return self
 
@@ -253,9 +242,10 @@ class Writer:
 
     def finish(self) -> str:
         """Completes the file, for those who read it before it is put in place; returns its name until then."""
-        if self._whole is None:
-            self._whole = self._guard(self._finish)
-        return self._whole
+        if not self._whole:
+            self._guard(self._finish)
+            self._whole = True
+        return self._part
 
     def __exit__(
         self,
@@ -264,13 +254,30 @@ class Writer:
         trace: Optional[TracebackType],
     ) -> None:
         try:
-            if error is None:
-                self._replace(self.finish())
-        finally:
-            self._discard()
+            if kind is None:
+                self.finish()
+        except BaseException:
+            self._end(*sys.exc_info())
+            raise
+        self._end(kind, error, trace)
 
-    def _finish(self) -> str:
-        whole = self._part
+    def _end(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        """Closes the dataset, whatever has become of it; of what is not whole nothing stays."""
+        with contextlib.suppress(ClippanError):
+            self._guard(self._close)
+        if self._raw != self._part:
+            for name in touched(self._raw):
+                with contextlib.suppress(RuntimeError):
+                    gdal.Unlink(name)
+        if self.outputs is None:
+            self._outputs.__exit__(kind, error, trace)
+
+    def _finish(self) -> None:
         self._dataset.FlushCache()
         cog = self.format is Format.COG
         # A COG has its own, unless nodata is to come after them; of 64-bit integers, GDAL 3.6 fails or hangs.
@@ -279,38 +286,13 @@ class Writer:
         if self.palette:
             self._describe_classes(self.palette)
         if cog:
-            whole = self._make_cog()
+            self._make_cog()
         self._close()
-        return whole
 
     def _close(self) -> None:
         dataset, self._dataset = self._dataset, None
         if dataset is not None:
             close(dataset)
-
-    def _replace(self, whole: str) -> None:
-        try:
-            _rename(whole, self.path)
-            # What stood beside an older file of this name (statistics, overviews, a mask) would be taken for ours.
-            for ending in _SIDECARS:
-                _remove(f"{self.path}{ending}")
-            if _is_file(f"{whole}{_PAM}"):  # what the format itself cannot hold
-                _rename(f"{whole}{_PAM}", f"{self.path}{_PAM}")
-        except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ClippanError(
-                f"The output {self.path} could not be put in place ({reason}); close it in other programs."
-            ) from error
-
-    def _discard(self) -> None:
-        """Closes the dataset, and removes what is not whole."""
-        with contextlib.suppress(ClippanError):
-            self._guard(self._close)
-        for leftover in (self._part, _cog(self._part)):
-            # What cannot be removed (a folder of this name, say) is not ours; the error that led here is told.
-            with contextlib.suppress(OSError, RuntimeError):
-                _remove(leftover)
-                _remove(f"{leftover}{_PAM}")
 
     def _build_overviews(self) -> None:
         levels: list[int] = []
@@ -337,8 +319,7 @@ class Writer:
             *(["ZLEVEL_OVERVIEW=1"] if self.compression is Compression.DEFLATE else []),
         ]
 
-    def _make_cog(self) -> str:
-        path = _cog(self._part)
+    def _make_cog(self) -> None:
         options = [
             *self._options(self.compression, _COG_COMPRESSION),
             "BIGTIFF=IF_SAFER",
@@ -346,8 +327,7 @@ class Writer:
             f"OVERVIEW_RESAMPLING={self._resampling}",
         ]
         driver = gdal.GetDriverByName("COG")
-        driver.CreateCopy(path, self._dataset, options=options, callback=self._callback)
-        return path
+        driver.CreateCopy(self._part, self._dataset, options=options, callback=self._callback)
 
     def _callback(self, fraction: float, message: str, data: object) -> int:
         try:
@@ -398,35 +378,8 @@ class Writer:
         if self._stopped:
             raise Cancelled
         if reported:
-            raise ClippanError(self._sentence(" ".join(reported[0].split())))
+            raise unwritten("output", self.path, reported[0], "choose another folder or file system")
         return cast(T, result)
-
-    def _sentence(self, reason: str) -> str:
-        folder = Path(self.path).absolute().parent
-        free = shutil.disk_usage(folder).free if folder.is_dir() else 0
-        if "No space" in reason or (folder.is_dir() and free < 2**20):
-            return f"The disk of {folder} is full; free some space or choose another folder."
-        if folder.is_dir() and not os.access(folder, os.W_OK):
-            return f"The output folder {folder} is not writable; choose another."
-        return f"The output {self.path} could not be written ({reason}); choose another folder or file system."
-
-
-def _is_file(path: str) -> bool:
-    return gdal.VSIStatL(path) is not None
-
-
-def _rename(path: str, target: str) -> None:
-    if path.startswith("/vsi"):
-        gdal.Rename(path, target)
-    else:
-        Path(path).replace(target)
-
-
-def _remove(path: str) -> None:
-    if not path.startswith("/vsi"):
-        Path(path).unlink(missing_ok=True)
-    elif _is_file(path):
-        gdal.Unlink(path)
 
 
 def _megabytes(size: float) -> str:

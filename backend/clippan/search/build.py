@@ -20,6 +20,7 @@ from clippan.jobs.base import Context
 from clippan.jobs.index import IndexRequest, IndexResult
 from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.raster import source as sources
+from clippan.raster.files import refuse_overwriting
 from clippan.raster.grid import Grid
 from clippan.raster.products import expand
 from clippan.raster.scene import LEAST_VALID, Look, Plan, Scene, across, circle, is_missing, room, spatial
@@ -66,6 +67,7 @@ def build(request: IndexRequest, context: Context) -> IndexResult:
     paths, failed, left = expand(request.rasters)
     if not paths:
         raise ClippanError(failed[0])
+    refuse_overwriting(request.outputs, paths)
     model = encoder(request.model, request.device, context.part(0, 3))
     set_threads(request.threads)
     look = Look(**{item.name: getattr(request, item.name) for item in fields(Look)})

@@ -8,6 +8,7 @@ import numpy as np
 
 from clippan.errors import ClippanError
 from clippan.jobs.base import Context
+from clippan.outputs import Outputs
 from clippan.raster.grid import Grid
 from clippan.raster.scene import circle
 from clippan.raster.source import BandInfo
@@ -20,7 +21,7 @@ _MOST_CELLS = 4000  # along an edge
 _PER_TILE = 4  # cells along a tile's edge, so that overlaps show
 
 
-def write(path: str, index: Any, wanted: Filter, query: Query, context: Context) -> None:
+def write(path: str, index: Any, wanted: Filter, query: Query, outputs: Outputs, context: Context) -> None:
     """Writes the confidence (0 to 1) as a float32 GeoTIFF in the index's CRS; where tiles overlap, their mean.
 
     Args:
@@ -28,6 +29,7 @@ def write(path: str, index: Any, wanted: Filter, query: Query, context: Context)
         index: whose tiles.
         wanted: which tiles are shown.
         query: what was searched for.
+        outputs: of the run, with which it is put in place.
         context: told the progress.
 
     Raises:
@@ -61,7 +63,7 @@ def write(path: str, index: Any, wanted: Filter, query: Query, context: Context)
     grid = Grid(width, height, (left, cell, 0.0, top, 0.0, -cell), index.about.crs)
     tags = {"CLIPPAN_MODEL": index.about.model, "CLIPPAN_PROMPT": "; ".join(query.prompts)}
     info = BandInfo("Confidence")
-    with Writer(path, grid, np.dtype(np.float32), [info], NODATA, tags) as writer:
+    with Writer(path, grid, np.dtype(np.float32), [info], NODATA, tags, outputs=outputs) as writer:
         writer.write(0, 0, mean[None])
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from osgeo import gdal, ogr
 
-from clippan.errors import ClippanError, told
 from clippan.jobs.search import Hit
+from clippan.outputs import Outputs, making
 from clippan.raster.scene import spatial
+from clippan.raster.writer import close
 from clippan.search.store import About, polygon
 
 _FIELDS = {
@@ -28,30 +27,20 @@ _FIELDS = {
 }
 
 
-def write(path: str, hits: Sequence[Hit], about: About) -> None:
+def write(path: str, hits: Sequence[Hit], about: About, outputs: Outputs) -> None:
     """Writes a GeoPackage with the layer ``hits``, whole or not at all.
 
     Args:
         path: the file.
         hits: the places.
         about: of the index they are from.
+        outputs: of the run, with which it is put in place.
 
     Raises:
         ClippanError: it cannot be written.
     """
-    part = f"{path}.part.gpkg"  # GDAL wants the ending
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)  # noqa: PTH108
-        _write(part, hits, about)
-        os.replace(part, path)  # noqa: PTH105
-    except (RuntimeError, OSError) as error:
-        for name in (part, f"{part}-journal"):
-            with contextlib.suppress(OSError):
-                os.unlink(name)  # noqa: PTH108
-        reason = told(error)
-        sentence = f"{path} could not be written ({reason}); check the disk, or choose another place."
-        raise ClippanError(sentence) from error
+    with making(path, "layer", outputs) as part:
+        _write(str(part), hits, about)
 
 
 def _write(path: str, hits: Sequence[Hit], about: About) -> None:
@@ -71,6 +60,9 @@ def _write(path: str, hits: Sequence[Hit], about: About) -> None:
                 feature.SetGeometryDirectly(polygon(hit.outline))
             layer.CreateFeature(feature)
         dataset.CommitTransaction()
+        feature = layer = None
+        dataset, closing = None, dataset
+        close(closing)
     finally:
         feature = layer = dataset = None  # closed, so that whatever happened the file can be renamed or removed
 

@@ -17,16 +17,17 @@ import numpy as np
 from clippan.clip.encoder import Encoder, background, encoder
 from clippan.device import set_threads
 from clippan.errors import ClippanError
-from clippan.jobs import check
 from clippan.jobs.base import Context
 from clippan.jobs.search import Hit, SearchRequest, SearchResult
+from clippan.outputs import Outputs
+from clippan.raster.files import refuse_overwriting
 from clippan.raster.scene import Look, Scene, across, boxes, circle, is_missing, name_of, transformed
 from clippan.raster.tiles import Window
 from clippan.search import heatmap, layer
 from clippan.search.about import changed
 from clippan.search.catalogue import reader
 from clippan.search.judge import Query, blocks
-from clippan.search.store import Filter, Raster, Tile, is_index, vectors_of
+from clippan.search.store import Filter, Raster, Tile, is_index
 
 _CANDIDATES = 1000  # go on to the second step, at least
 _PER_HIT = 50  # candidates for each hit that is wanted: their neighbours are merged
@@ -55,11 +56,12 @@ def search(request: SearchRequest, context: Context) -> SearchResult:
             continue
         if index.current:
             break
-    if request.heatmap:
-        heatmap.write(request.heatmap, index, wanted, query, context.part(50, 95))
-    if request.output:
-        context.progress(95, "Writing the hits")
-        layer.write(request.output, hits, index.about)
+    with Outputs() as outputs:
+        if request.heatmap:
+            heatmap.write(request.heatmap, index, wanted, query, outputs, context.part(50, 95))
+        if request.output:
+            context.progress(95, "Writing the hits")
+            layer.write(request.output, hits, index.about, outputs)
     return SearchResult(
         tuple(hits),
         index.path,
@@ -106,10 +108,9 @@ def _ask(
 
 
 def _check_outputs(index: Any, request: SearchRequest) -> None:
-    """An output is no raster of the index, nothing that belongs to it, and no other index."""
-    inputs = [raster.path for raster in index.rasters.values()]
-    for path in filter(None, (request.output, request.heatmap)):
-        check.output(path, [*inputs, str(vectors_of(index.path))])
+    """An output is no raster of the index, nothing that these read, and no other index."""
+    refuse_overwriting(request.outputs, [raster.path for raster in index.rasters.values()])
+    for path in request.outputs:
         if Path(path).is_file() and is_index(path):
             raise ClippanError(f"The output {path} is an index; choose another name.")
 

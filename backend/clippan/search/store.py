@@ -26,9 +26,11 @@ from osgeo import gdal, ogr, osr
 
 from clippan import __version__
 from clippan.errors import ClippanError, told
+from clippan.outputs import Outputs, unwritten
 from clippan.raster.products import exists
 from clippan.raster.scene import spatial
 from clippan.raster.tiles import Window
+from clippan.raster.writer import close
 
 FORMAT = "1"
 _DOMAIN = "CLIPPAN"
@@ -306,9 +308,7 @@ class Builder:
                 f"Another process is indexing into {self.path}; wait until it is done, or cancel it there."
             ) from None
         except OSError as error:
-            raise ClippanError(
-                f"The index {self.path} cannot be written ({error.strerror or error}); choose another place."
-            ) from error
+            raise unwritten("index", self.path, error) from error
         try:
             if Path(self.path).exists():
                 self._resume()
@@ -346,7 +346,10 @@ class Builder:
         self._next = max(used, default=0) + 1
         self._free = [number for number in range(self._next - 1, 0, -1) if number not in used]
         vectors_of(self.path).touch()
-        self._dataset = _guarded(self.path, lambda: _patient(gdal.OpenEx, self.path, gdal.OF_VECTOR | gdal.OF_UPDATE))
+        self._dataset = _guarded(self.path, self._opened)
+
+    def _opened(self) -> gdal.Dataset:
+        return _patient(gdal.OpenEx, self.path, gdal.OF_VECTOR | gdal.OF_UPDATE)
 
     @property
     def exists(self) -> bool:
@@ -364,7 +367,13 @@ class Builder:
                 raise
 
     def _create(self) -> None:
-        dataset = _patient(gdal.GetDriverByName("GPKG").Create, self.path, 0, 0, 0, gdal.GDT_Unknown)
+        with Outputs() as outputs:
+            self._make(outputs.part(self.path))
+            Path(outputs.part(str(vectors_of(self.path)))).write_bytes(b"")
+        self._dataset = self._opened()
+
+    def _make(self, path: str) -> None:
+        dataset = _patient(gdal.GetDriverByName("GPKG").Create, path, 0, 0, 0, gdal.GDT_Unknown)
         reference = spatial(self.about.crs) if self.about.crs else None
         if reference is None:
             reference = osr.SpatialReference()
@@ -389,9 +398,8 @@ class Builder:
         about = {name: str(value) for name, value in dataclasses.asdict(self.about).items()}
         dataset.SetMetadata({"format": FORMAT, "engine": __version__, **about}, _DOMAIN)
         dataset.ExecuteSQL("CREATE INDEX tiles_raster_id ON tiles (raster_id)")
-        dataset.FlushCache()
-        vectors_of(self.path).write_bytes(b"")
-        self._dataset = dataset
+        tiles = rasters = None
+        close(dataset)
 
     def discard(self) -> None:
         """Removes the files of an index that came to nothing."""
@@ -466,7 +474,7 @@ class Builder:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise _unwritten(self.path, error.strerror or str(error)) from error
+            raise _uncommitted(self.path, error) from error
 
     def drop(self, raster: int) -> int:
         """Removes a raster with its tiles; returns how many those were.
@@ -523,7 +531,7 @@ class Builder:
                     self._dataset.RollbackTransaction()
                 raise
         except RuntimeError as error:
-            raise _unwritten(self.path, str(error)) from error
+            raise _uncommitted(self.path, error) from error
 
 
 def same_model(what: str, found: About, wanted: About) -> None:
@@ -557,12 +565,16 @@ def _recover(path: str) -> None:
 
 
 def _patient(function: Any, *arguments: Any) -> Any:
-    """Opens a GeoPackage that waits for readers when it commits."""
-    gdal.SetThreadLocalConfigOption("OGR_SQLITE_PRAGMA", _PATIENCE)
+    """Opens a GeoPackage that waits for readers when it commits, and keeps all that is in it within its file."""
+    options = {"OGR_SQLITE_PRAGMA": _PATIENCE, "GDAL_PAM_ENABLED": "NO"}
+    before = {name: gdal.GetThreadLocalConfigOption(name) for name in options}
     try:
+        for name, value in options.items():
+            gdal.SetThreadLocalConfigOption(name, value)
         return function(*arguments)
     finally:
-        gdal.SetThreadLocalConfigOption("OGR_SQLITE_PRAGMA", None)
+        for name, known in before.items():
+            gdal.SetThreadLocalConfigOption(name, known)
 
 
 def unreadable(path: str, error: Exception) -> ClippanError:
@@ -580,21 +592,17 @@ def unreadable(path: str, error: Exception) -> ClippanError:
     )
 
 
-def _unwritten(path: str, reason: str) -> ClippanError:
-    reason = " ".join(reason.split()).rstrip(".")
-    remedy = "close the program that has it open" if "locked" in reason else "check the disk"
-    return ClippanError(
-        f"The index {path} could not be written ({reason}); {remedy}, and run the same again: what was indexed "
-        "so far is kept."
-    )
+def _uncommitted(path: str, error: Exception) -> ClippanError:
+    again = "run the same again: what was indexed so far is kept"
+    remedy = "close the program that has it open" if "locked" in str(error) else "check the disk"
+    return unwritten("index", path, error, f"{remedy}, and {again}", f"free some space, and {again}")
 
 
 def _guarded(path: str, function: Any) -> Any:
     try:
         return function()
     except (RuntimeError, OSError) as error:
-        reason = told(error)
-        raise ClippanError(f"The index {path} cannot be written ({reason}); choose another place.") from error
+        raise unwritten("index", path, error) from error
 
 
 def _about(path: str) -> About:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ from osgeo import gdal
 from clippan.errors import ClippanError
 from clippan.jobs.base import Context
 from clippan.jobs.search import ThumbnailsRequest, ThumbnailsResult
+from clippan.outputs import making
 from clippan.raster.scene import Look, Scene
 from clippan.search.catalogue import reader
 
@@ -44,11 +43,5 @@ def _write(target: Path, picture: np.ndarray) -> None:
     """Writes a picture uint8 (3, height, width) as PNG."""
     memory = gdal.GetDriverByName("MEM").Create("", picture.shape[2], picture.shape[1], 3, gdal.GDT_Byte)
     memory.WriteArray(picture)
-    part = target.with_suffix(".part")
-    try:
+    with making(str(target), "picture") as part:
         gdal.GetDriverByName("PNG").CreateCopy(str(part), memory)
-        os.replace(part, target)  # noqa: PTH105
-    except (RuntimeError, OSError) as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise ClippanError(f"The picture {target} cannot be written ({error}); check the disk.") from error

@@ -6,14 +6,13 @@ import contextlib
 import csv
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Optional
 
 import numpy as np
 from osgeo import osr
 
-from clippan.errors import ClippanError, told
 from clippan.jobs.segment import ClassArea
+from clippan.outputs import Outputs, making
 from clippan.raster.grid import Grid, horizontal
 from clippan.segmentation.legend import UNCLASSIFIED
 from clippan.segmentation.prompts import Table
@@ -169,29 +168,19 @@ class Areas:
         return tuple(found)
 
 
-def write(path: str, areas: Sequence[ClassArea]) -> None:
+def write(path: str, areas: Sequence[ClassArea], outputs: Optional[Outputs] = None) -> None:
     """Writes the table as CSV, whole or not at all: UTF-8 with a byte order mark, by which Excel knows it and which
     QGIS skips, commas between, points in numbers, and nothing where a number is not known.
 
     Raises:
         ClippanError: it cannot be written.
     """
-    part = Path(f"{path}.part")
-    try:
-        with part.open("w", encoding="utf-8-sig", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["value", "class", "colour", "pixels", "percent", "hectares", "confidence"])
-            for area in areas:
-                percent = f"{100 * area.share:.4f}"
-                writer.writerow(
-                    [area.value, area.name, area.colour, area.pixels, percent, *map(_number, _measures(area))]
-                )
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        reason = error.strerror or told(error)
-        raise ClippanError(f"The table {path} could not be written ({reason}); choose another place.") from error
+    with making(path, "table", outputs) as part, part.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["value", "class", "colour", "pixels", "percent", "hectares", "confidence"])
+        for area in areas:
+            percent = f"{100 * area.share:.4f}"
+            writer.writerow([area.value, area.name, area.colour, area.pixels, percent, *map(_number, _measures(area))])
 
 
 def _measures(area: ClassArea) -> tuple[Optional[float], Optional[float]]:

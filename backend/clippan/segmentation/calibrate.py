@@ -9,7 +9,6 @@ labelled cells lie, as little as explains them (logistic regression about the te
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from clippan.errors import ClippanError
 from clippan.jobs.base import Context
 from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
 from clippan.jobs.picture import choices, remarks
+from clippan.outputs import Outputs
 from clippan.raster.scene import Look, Scene
 from clippan.segmentation import report
 from clippan.segmentation.labels import Labels, read
@@ -117,12 +117,11 @@ def calibrate(request: CalibrateRequest, context: Context) -> CalibrateResult:
     whole = Words(np.eye(model.width, dtype=np.float32), np.arange(model.width), model.width)
     look = Look(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
     count = len(request.rasters)
-    output = Path(request.output).absolute()
-    with tempfile.TemporaryDirectory(prefix=f"{output.name}.part-", dir=output.parent) as temporary:
+    with Outputs() as outputs:
         rasters = []
         for number, (path, samples) in enumerate(zip(request.rasters, request.samples)):
             mine = context.part(5 + 75 * number / count, 5 + 75 * (number + 1) / count)
-            folder = Path(temporary, str(number))
+            folder = outputs.folder(request.output) / str(number)
             folder.mkdir()
             scene = Scene(path, look)
             labels = read(samples, request.layer, request.field, table, scene, mine.part(0, 10))
@@ -152,9 +151,10 @@ def calibrate(request: CalibrateRequest, context: Context) -> CalibrateResult:
         )
         if request.report:
             context.progress(95, "Writing the report")
-            report.write(request.report, request, result, found, [raster.panel(first, fit) for raster in rasters])
+            panels = [raster.panel(first, fit) for raster in rasters]
+            report.write(request.report, request, result, found, panels, outputs)
+        save(found, request.output, outputs)
         del rasters, view  # files that are mapped into memory cannot be removed on Windows
-    save(found, request.output)
     return result
 
 

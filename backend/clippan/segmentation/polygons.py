@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +12,8 @@ from typing import Any, Optional
 import numpy as np
 from osgeo import gdal, ogr
 
-from clippan.errors import ClippanError, told
 from clippan.jobs.base import Context
+from clippan.outputs import Outputs, making
 from clippan.raster.grid import Grid
 from clippan.raster.scene import PLACED, spatial
 from clippan.raster.writer import close
@@ -37,10 +34,6 @@ _FIELDS = {
     "hectares": ogr.OFTReal,
 }
 _DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf", ".shp": "ESRI Shapefile"}
-_STALE = {  # what may stand beside a file, by its end
-    ".gpkg": ("-wal", "-shm", "-journal"),
-    ".shp": (".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx", ".qpj", ".shp.xml"),
-}
 _BATCH = 500  # polygons between two looks whether the user has cancelled
 
 
@@ -53,6 +46,7 @@ def write(
     simplify: float,
     model: str,
     context: Context,
+    outputs: Optional[Outputs] = None,
 ) -> int:
     """Writes the polygons of a finished map, whole or not at all; what is unclassified (value 0) is left out.
 
@@ -70,6 +64,7 @@ def write(
         simplify: how far outlines may move, in pixels.
         model: that made the map.
         context: told the progress.
+        outputs: of the run, with which the file is put in place; None where it is alone.
 
     Returns:
         How many polygons there are.
@@ -87,8 +82,9 @@ def write(
             count += number
         grid, tags = source.grid, source.tags
     outlines = Outlines.of(tracer.lines(context), found.classes > 0, simplify, grid, context.part(55, 75))
-    writer = _Writer(output, grid.crs if grid.geotransform else "", table, model, tags)
-    return writer.write(found, outlines, context.part(75, 100))
+    writer = _Writer(grid.crs if grid.geotransform else "", table, model, tags)
+    with making(output, "polygons", outputs) as part:
+        return writer.write(part, found, outlines, context.part(75, 100))
 
 
 @dataclass(frozen=True)
@@ -142,30 +138,23 @@ class Outlines:
 
 
 class _Writer:
-    """Writes polygons into a folder beside the file, from which they are moved when they are whole."""
+    """Writes polygons."""
 
-    def __init__(self, output: str, crs: str, table: Table, model: str, tags: dict[str, str]) -> None:
-        self._output, self._crs, self._model, self._tags = Path(output), crs, model, tags
-        self._ending = self._output.suffix.lower()
+    def __init__(self, crs: str, table: Table, model: str, tags: dict[str, str]) -> None:
+        self._crs, self._model, self._tags = crs, model, tags
         self._texts = [(prompt.name, ", ".join(prompt.words)) for prompt in table.classes]
 
-    def write(self, found: regions.Regions, outlines: Outlines, context: Context) -> int:
-        try:
-            with tempfile.TemporaryDirectory(prefix=f"{self._output.name}.part-", dir=self._output.parent) as folder:
-                count = self._fill(Path(folder), found, outlines, context)
-                self._place(Path(folder))
-        except (RuntimeError, OSError) as error:
-            reason = getattr(error, "strerror", None) or told(error)
-            sentence = f"The polygons {self._output} could not be written ({reason}); choose another place."
-            raise ClippanError(sentence) from error
-        return count
+    def write(self, path: Path, found: regions.Regions, outlines: Outlines, context: Context) -> int:
+        """Writes the file, of a format by its ending; how many polygons there are.
 
-    def _fill(self, folder: Path, found: regions.Regions, outlines: Outlines, context: Context) -> int:
-        path = str(folder / f"{self._output.stem}{self._ending}")
-        dataset = gdal.GetDriverByName(_DRIVERS[self._ending]).Create(path, 0, 0, 0, gdal.GDT_Unknown)
+        Raises:
+            OSError, RuntimeError: it cannot be written.
+        """
+        self._ending = path.suffix
+        dataset = gdal.GetDriverByName(_DRIVERS[self._ending]).Create(str(path), 0, 0, 0, gdal.GDT_Unknown)
         layer = feature = None
         try:
-            layer = self._layer(dataset, str(folder))
+            layer = self._layer(dataset, str(path.parent))
             definition = layer.GetLayerDefn()
             total = max(int((found.classes > 0).sum()), 1)
             transaction = dataset.TestCapability(ogr.ODsCTransactions)
@@ -189,7 +178,7 @@ class _Writer:
             feature = layer = None
             dataset, closing = None, dataset
             close(closing)
-            self._check(Path(path))
+            self._check(path)
             return count
         finally:
             feature = layer = dataset = None  # closed, so that whatever happened the folder can be removed
@@ -201,7 +190,7 @@ class _Writer:
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - 16, 0))
             if not file.read().endswith(b"]\n}\n"):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise RuntimeError("the file was cut short")
 
     def _layer(self, dataset: gdal.Dataset, folder: str) -> ogr.Layer:
         options = {
@@ -236,12 +225,3 @@ class _Writer:
             int(found.pixels[region]),
             None if math.isnan(metres) else metres / HECTARE,
         )
-
-    def _place(self, folder: Path) -> None:
-        output = self._output
-        # What stood beside an older file of this name would be taken for ours.
-        for ending in _STALE.get(self._ending, ()):
-            old = output.with_suffix(ending) if ending.startswith(".") else Path(f"{output}{ending}")
-            old.unlink(missing_ok=True)
-        for file in sorted(folder.iterdir()):
-            file.replace(output if file.suffix == self._ending else output.with_suffix(file.suffix))

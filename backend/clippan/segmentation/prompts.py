@@ -7,17 +7,16 @@ found. No torch and no GDAL here: the plugin reads it too.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Optional
 
 from clippan import resources, texts
 from clippan.errors import ClippanError
 from clippan.jobs.base import from_json, to_json
+from clippan.outputs import Outputs, making
 
 MOST = 255  # classes that a band of bytes can tell apart from 0
 SHAPEFILE_BYTES = 254  # of a text in a shapefile
@@ -148,22 +147,14 @@ def shapefile_hints(table: Table) -> list[str]:
     ]
 
 
-def save(table: Table, path: str) -> None:
-    """Writes a table as JSON, whole or not at all.
+def save(table: Table, path: str, outputs: Optional[Outputs] = None) -> None:
+    """Writes a table as JSON, whole or not at all; with the other outputs of a run if it has some.
 
     Raises:
         ClippanError: it cannot be written.
     """
-    part = Path(f"{path}.part")
-    try:
+    with making(path, "prompt table", outputs) as part:
         part.write_text(table.json() + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise ClippanError(
-            f"The prompt table {path} cannot be written ({error.strerror or error}); choose another place."
-        ) from error
 
 
 def presets() -> dict[str, tuple[str, Table]]:

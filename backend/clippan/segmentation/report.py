@@ -11,6 +11,7 @@ import numpy as np
 
 from clippan import report as page
 from clippan.jobs.calibrate import CalibrateRequest, CalibrateResult
+from clippan.outputs import Outputs
 from clippan.segmentation.legend import UNCLASSIFIED, colours
 from clippan.segmentation.prompts import Table
 
@@ -46,7 +47,12 @@ class Panel:
 
 
 def write(
-    path: str, request: CalibrateRequest, result: CalibrateResult, table: Table, panels: Sequence[Panel] = ()
+    path: str,
+    request: CalibrateRequest,
+    result: CalibrateResult,
+    table: Table,
+    panels: Sequence[Panel] = (),
+    outputs: Optional[Outputs] = None,
 ) -> None:
     """Writes the report, whole or not at all.
 
@@ -55,6 +61,7 @@ def write(
         request, result: what was asked and found.
         table: the calibrated table.
         panels: labelled places to show, of any size.
+        outputs: of the run, with which it is put in place; None where it is alone.
 
     Raises:
         ClippanError: the file cannot be written.
@@ -88,7 +95,7 @@ def write(
         "<h2>Origin</h2>",
         page.origin(_origin(request, result), result.seconds),
     ]
-    page.write(path, "Calibration of", page.file_name(result.output), parts)
+    page.write(path, "Calibration of", page.file_name(result.output), parts, outputs)
 
 
 def _verdict(result: CalibrateResult) -> str:

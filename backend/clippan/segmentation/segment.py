@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from clippan.jobs.calibrate import CalibrateRequest
 from clippan.jobs.options import Refinement
 from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.jobs.segment import ClassArea, SegmentRequest, SegmentResult
+from clippan.outputs import Outputs
 from clippan.raster.scene import Look, Scene, across
 from clippan.raster.source import BandInfo
 from clippan.raster.tiles import Window, count_threads, in_order, tiles
@@ -63,22 +63,20 @@ def segment(request: SegmentRequest, context: Context) -> SegmentResult:
     scene = Scene(request.raster, look_at)
     part = scene.part()
     begun = time.monotonic()
-    output = Path(request.output).absolute()
-    folder = None if request.output.startswith("/vsi") else output.parent
-    with tempfile.TemporaryDirectory(prefix=f"{output.name}.part-", dir=folder) as temporary:
+    with Outputs() as outputs:
         view = View.of(
             request,
             model,
             words(model, table, _has_background(request, table)),
             scene,
             part,
-            Path(temporary),
+            outputs.folder(request.output),
             context.part(5, 75),
         )
         picture = scene.seen(model.channels)
         context.log(choices([picture])[0])
         provenance = _provenance(request, table, model, view, picture)
-        shown, count = _write(request, table, model, view, Path(temporary), provenance, context.part(75, 100))
+        shown, count = _write(request, table, model, view, outputs, provenance, context.part(75, 100))
         edges = view.edges
         del view  # a file that is mapped into memory cannot be removed on Windows
     seconds = time.monotonic() - begun
@@ -300,11 +298,11 @@ def _write(
     table: Table,
     model: Encoder,
     view: View,
-    folder: Path,
+    outputs: Outputs,
     tags: dict[str, str],
     context: Context,
 ) -> tuple[tuple[ClassArea, ...], int]:
-    """Writes all files; what each class covers, and the number of polygons. ``folder`` is for what is not kept."""
+    """Makes all files; what each class covers, and the number of polygons."""
     part = view.part
     scene = view.open()
     whole = (part.width, part.height) == (scene.grid.width, scene.grid.height)
@@ -320,8 +318,8 @@ def _write(
     nan, count, seen = float("nan"), 0, 0
     with contextlib.ExitStack() as stack:
 
-        def start(path: str, names: Sequence[str]) -> Writer:
-            bands = [BandInfo(name) for name in names]
+        def start(path: str, names: Sequence[str], kept: bool = True) -> Writer:
+            bands, together = [BandInfo(name) for name in names], outputs if kept else None
             return stack.enter_context(
                 Writer(
                     path,
@@ -332,6 +330,7 @@ def _write(
                     tags=tags,
                     progress=finishing,
                     sparse=scene.sparse,
+                    outputs=together,
                 )
             )
 
@@ -349,10 +348,13 @@ def _write(
                 palette=palette(table),
                 progress=finishing,
                 sparse=scene.sparse,
+                outputs=outputs,
             )
         )
-        wanted = request.confidence or (str(folder / "confidence.tif") if request.polygons else "")
-        confidence = start(wanted, ["confidence"]) if wanted else None
+        wanted = request.confidence
+        if request.polygons and not wanted:
+            wanted = str(outputs.folder(request.output) / "confidence.tif")
+        confidence = start(wanted, ["confidence"], bool(request.confidence)) if wanted else None
         probabilities = start(request.probabilities, table.names) if request.probabilities else None
         mapped = in_order(work.classes, windows, count_threads(request.threads), one_thread)
         stack.enter_context(contextlib.closing(mapped))
@@ -377,10 +379,11 @@ def _write(
                 request.simplify,
                 model.model.id,
                 context.part(70, 95),
+                outputs,
             )
         shown = counted.result()
         if request.areas:
-            areas.write(request.areas, shown)
+            areas.write(request.areas, shown, outputs)
     return shown, count
 
 

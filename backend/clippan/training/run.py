@@ -20,6 +20,7 @@ from torch import Tensor
 
 from clippan.errors import Cancelled, ClippanError, told
 from clippan.jobs.base import Context
+from clippan.outputs import held, making, unwritten
 
 CHECKPOINT, CURVES, RECIPE = "checkpoint.pt", "curves.csv", "recipe.json"
 
@@ -63,9 +64,26 @@ def prepare(folder: Path, wanted: Mapping[str, Any]) -> list[Path]:
         if known.exists() and json.loads(known.read_text(encoding="utf-8")) != wanted:
             raise ClippanError(f"{folder} holds a run of another recipe; choose an empty folder.")
         known.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise unwritten("recipe", known, error, "choose another folder") from error
+    except ValueError as error:
         raise ClippanError(f"The folder {folder} cannot be used ({told(error)}); choose an empty one.") from error
     return made
+
+
+def alone(folder: Path, rank: int = 0) -> contextlib.AbstractContextManager[None]:
+    """Holds the folder of a run, so that no other run trains in it.
+
+    Args:
+        folder: of the run.
+        rank: this process's number; the first holds it for all.
+
+    Raises:
+        ClippanError: another run does.
+    """
+    if rank:
+        return contextlib.nullcontext()
+    return held(folder, f"Another process is training in {folder}; wait until it is done, or choose another folder.")
 
 
 def tidy(folder: Path, made: Sequence[Path], results: Sequence[str]) -> None:
@@ -167,26 +185,22 @@ class Training:
             return
         path = self._folder / CURVES
         new, names = not path.exists(), self.terms or tuple(terms)
-        with path.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["step", *names])
-            writer.writerow([self._done, *(f"{terms[name]:.6g}" if name in terms else "" for name in names)])
+        try:
+            with path.open("a", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file)
+                if new:
+                    writer.writerow(["step", *names])
+                writer.writerow([self._done, *(f"{terms[name]:.6g}" if name in terms else "" for name in names)])
+        except OSError as error:
+            raise unwritten("table", path, error) from error
         words = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
         self._context.log(f"Step {self._done}: {words}")
 
     def _keep(self) -> None:
         if self._rank:
             return
-        part = self._folder / f"{CHECKPOINT}.part"
-        try:
+        with making(str(self._folder / CHECKPOINT), "checkpoint") as part:
             torch.save({"done": self._done, "sums": self._sums, **self.state()}, part)
-            part.replace(self._folder / CHECKPOINT)
-        except (OSError, RuntimeError) as error:
-            part.unlink(missing_ok=True)
-            raise ClippanError(
-                f"The checkpoint cannot be written to {self._folder} ({told(error)}); make room there."
-            ) from error
 
     def resume(self, device: torch.device) -> None:
         """Goes on from the folder's checkpoint, if there is one.
@@ -221,7 +235,5 @@ class Training:
         if not kept:
             path.unlink()
             return
-        part = path.with_name(f"{CURVES}.part")
-        with part.open("w", encoding="utf-8", newline="") as file:
+        with making(str(path), "table") as part, part.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([head, *kept])
-        part.replace(path)

@@ -17,7 +17,6 @@ The folder of a run (``clippan.training.run``) is a model's folder in the end.
 from __future__ import annotations
 
 import datetime
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,9 +41,10 @@ from clippan.device import choose_device, set_threads
 from clippan.jobs.align import AlignSensorRequest, AlignSensorResult
 from clippan.jobs.base import Context, to_json
 from clippan.jobs.picture import choices, remarks
+from clippan.outputs import Outputs
 from clippan.segmentation.prompts import parse
 from clippan.training.descent import descend, rate
-from clippan.training.run import Training, prepare, tidy
+from clippan.training.run import Training, alone, prepare, tidy
 
 _LOGGED, _KEPT = 10, 50  # steps that a row of the curves is the mean of, and between checkpoints
 _WARMUP = 0.1  # part of the steps
@@ -90,10 +90,10 @@ def align(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
     made = prepare(folder, {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE})
     batch = min(request.batch, _LOOKED)
     try:
-        with memory(request.batch), tempfile.TemporaryDirectory(prefix=".chips-", dir=folder) as temporary:
+        with alone(folder), memory(request.batch), Outputs() as outputs:
             path = hub.fetch(base, context.part(0, 1))
             teacher = load(path, base, device)
-            pairs = Pairs.of(request, Path(temporary), context.part(1, 3))
+            pairs = Pairs.of(request, outputs.folder(str(folder / WEIGHTS)), context.part(1, 3))
             for sentence in choices(pairs.pictures):
                 context.log(sentence)
             edge = teacher.preprocessing.pixels

@@ -40,7 +40,7 @@ from clippan.jobs.finetune import AlphaPoint, ClassGain, FinetuneClipRequest, Fi
 from clippan.raster.scene import Look
 from clippan.texts import listed
 from clippan.training.descent import descend, rate
-from clippan.training.run import Training, prepare, tidy
+from clippan.training.run import Training, alone, prepare, tidy
 
 _LOGGED, _KEPT = 10, 50  # steps that a row of the curves is the mean of, and between checkpoints
 _WARMUP = 0.1  # part of the steps
@@ -87,7 +87,7 @@ def patch(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
         recipe["samples"] = digest(request.samples, request.layer, request.field)
     made = prepare(folder, recipe)
     try:
-        with memory(request.batch):
+        with alone(folder), memory(request.batch):
             path = hub.fetch(base, context.part(0, 2))
             loaded = load(path, base, device)
             pixels = request.pixels or loaded.preprocessing.pixels

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from clippan.errors import ClippanError, told
 from clippan.jobs.base import Context
 from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.jobs.trainclip import Picture, RegionsRequest, RegionsResult
+from clippan.outputs import Outputs, unwritten
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
 from clippan.raster.scene import LEAST_VALID, Look, Scene
@@ -61,40 +61,39 @@ def regions(request: RegionsRequest, context: Context) -> RegionsResult:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ClippanError(f"{output} exists already; choose a folder that does not, or an empty one.")
     legend = texts.legend(request.legend)
-    part = output.with_name(f"{output.name}.part")
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        (part / "pictures").mkdir(parents=True)
-        entries, hints, categories, outside, seen = _write(request, legend, part, context)
-        objects: dict[str, int] = {}
-        for entry in entries:
-            for box in entry["boxes"]:
-                objects[box["category"]] = objects.get(box["category"], 0) + 1
-        if not entries and categories and categories == outside:
-            raise ClippanError("None of the labels lie on the rasters; check that both show the same place.")
-        if not entries:
-            raise ClippanError(
-                "No object fills a box of the asked size; lower --least or --fill, or check the legend and the labels."
-            )
-        small = sorted(categories - outside - set(objects))
-        if outside:
-            hints.append(f"All polygons of {', '.join(sorted(outside))} lie outside the rasters.")
-        if small:
-            hints.append(
-                f"No polygon of {', '.join(small)} was taken; they are too small, or fill too little of their boxes or "
-                "lie where there is no data."
-            )
-        unseen = [name for name in dict.fromkeys(legend.values()) if name not in {*objects, *categories}]
-        if unseen:
-            hints.append(f"Of the legend nothing was found of {', '.join(unseen)}.")
-        (part / TABLE).write_text(json.dumps(entries, indent=1, ensure_ascii=False), encoding="utf-8")
-        if output.exists():
-            output.rmdir()
-        part.replace(output)
+        with Outputs() as outputs:
+            part = outputs.folder(str(output)) / "regions"
+            (part / "pictures").mkdir(parents=True)
+            entries, hints, categories, outside, seen = _write(request, legend, part, context)
+            objects: dict[str, int] = {}
+            for entry in entries:
+                for box in entry["boxes"]:
+                    objects[box["category"]] = objects.get(box["category"], 0) + 1
+            if not entries and categories and categories == outside:
+                raise ClippanError("None of the labels lie on the rasters; check that both show the same place.")
+            if not entries:
+                raise ClippanError(
+                    "No object fills a box of the asked size; lower --least or --fill, or check the legend and the "
+                    "labels."
+                )
+            small = sorted(categories - outside - set(objects))
+            if outside:
+                hints.append(f"All polygons of {', '.join(sorted(outside))} lie outside the rasters.")
+            if small:
+                hints.append(
+                    f"No polygon of {', '.join(small)} was taken; they are too small, fill too little of their boxes, "
+                    "or lie where there is no data."
+                )
+            unseen = [name for name in dict.fromkeys(legend.values()) if name not in {*objects, *categories}]
+            if unseen:
+                hints.append(f"Of the legend nothing was found of {', '.join(unseen)}.")
+            (part / TABLE).write_text(json.dumps(entries, indent=1, ensure_ascii=False), encoding="utf-8")
+            if output.exists():
+                output.rmdir()
+            part.replace(output)
     except OSError as error:
-        raise ClippanError(f"The folder {output} cannot be written ({told(error)}); choose another.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        raise unwritten("folder", output, error) from error
     return RegionsResult(
         str(output),
         str(output / TABLE),

@@ -37,12 +37,13 @@ from clippan.clip.training import losses
 from clippan.clip.training.batch import Batch, Loader
 from clippan.clip.training.data import PHRASE, Sample, read
 from clippan.device import choose_device, set_threads
-from clippan.errors import ClippanError, told
+from clippan.errors import ClippanError
 from clippan.jobs.base import Context, to_json
 from clippan.jobs.trainclip import Precision, Target, Teacher, TrainClipRequest, TrainClipResult
+from clippan.outputs import Outputs, making
 from clippan.raster.tiles import count_threads
 from clippan.training.descent import descend, follow, rate
-from clippan.training.run import Training, prepare, processes, tidy
+from clippan.training.run import Training, alone, prepare, processes, tidy
 
 WEIGHTS = "open_clip_model.safetensors"
 FEWEST = 40  # steps, where a few pictures would be seen in fewer: these change next to nothing
@@ -79,11 +80,12 @@ def train(request: TrainClipRequest, context: Context) -> TrainClipResult:
         else:  # one of them tells
             context = context.quiet
         try:
-            path = _fetched(base, rank, count, context.part(0, 2))
-            context.progress(2, "Reading the data")
-            samples = read(request.data, request.caption, context)
-            run = Run(request, base, path, samples, device, rank, count, context.part(3, 100))
-            terms = run.go()
+            with alone(folder, rank):
+                path = _fetched(base, rank, count, context.part(0, 2))
+                context.progress(2, "Reading the data")
+                samples = read(request.data, request.caption, context)
+                run = Run(request, base, path, samples, device, rank, count, context.part(3, 100))
+                terms = run.go()
         except Exception:
             tidy(folder, made, (WEIGHTS,))
             raise
@@ -150,20 +152,15 @@ def save(folder: Path, loaded: Loaded, base: Model, path: Path, about: Mapping[s
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
         for name, value in loaded.model.state_dict().items()
     }
-    part = folder / f"{CONFIG}.part"
-    try:
-        if text.get("hf_tokenizer_name"):
-            for name in _TOKENIZER:
-                if (path.parent / name).is_file():
-                    shutil.copyfile(path.parent / name, folder / name)
-        part.write_text(json.dumps(config, indent=2), encoding="utf-8")
-        part.replace(folder / CONFIG)
-        part = folder / f"{WEIGHTS}.part"
-        part.write_bytes(as_bytes({name: value.contiguous() for name, value in weights.items()}))
-        part.replace(folder / WEIGHTS)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise ClippanError(f"The model cannot be written to {folder} ({told(error)}); make room there.") from error
+    names = [name for name in _TOKENIZER if text.get("hf_tokenizer_name") and (path.parent / name).is_file()]
+    with Outputs() as outputs:
+        for name in names:
+            with making(str(folder / name), "tokenizer", outputs) as part:
+                shutil.copyfile(path.parent / name, part)
+        with making(str(folder / CONFIG), "description", outputs) as part:
+            part.write_text(json.dumps(config, indent=2), encoding="utf-8")
+        with making(str(folder / WEIGHTS), "model", outputs) as part:
+            part.write_bytes(as_bytes({name: value.contiguous() for name, value in weights.items()}))
 
 
 class Step(nn.Module):

@@ -37,7 +37,6 @@ from clippan.fusion.training.batch import Batch
 from clippan.fusion.training.figures import measure
 from clippan.fusion.training.ground import Ground
 from clippan.fusion.training.objective import Objective, Weights
-from clippan.jobs import check
 from clippan.jobs.adapt import AdaptFusionRequest, AdaptFusionResult
 from clippan.jobs.base import Context
 from clippan.raster.pair import Pair, open_pair
@@ -89,8 +88,6 @@ def adapt(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
     context.log(f"Start: {start.title}.")
     with open_pair(request.pan, request.ms, request.bands, request.nodata) as pair:
         start.fits(pair.ms.count)
-        for path in (request.output, f"{request.output}.part"):
-            check.output(path, pair.files)
         sensor = resolve_sensor(request.sensor, pair, context)
         ground = Ground.read(pair, sensor, request, device, context.part(0, 10))
         colours = _colours(sensor, [number - 1 for number in request.bands] or range(pair.ms.count), pair)

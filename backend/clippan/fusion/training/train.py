@@ -30,7 +30,7 @@ from clippan.fusion.training.sampler import Sampler
 from clippan.jobs.base import Context, to_json
 from clippan.jobs.train import TrainFusionRequest, TrainFusionResult
 from clippan.training.descent import descend, follow, rate
-from clippan.training.run import Training, prepare, processes, tidy
+from clippan.training.run import Training, alone, prepare, processes, tidy
 
 _LOGGED = 50  # steps that a row of the curves is the mean of
 _KEPT = 500  # steps between checkpoints
@@ -58,9 +58,10 @@ def train(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
         else:  # one of them tells
             context = context.quiet
         try:
-            sampler = _sampler(recipe, Path(request.data), context.part(0, 2))
-            run = Run(recipe, sampler, device, folder, rank, count, context.part(2, 100))
-            losses = run.go()
+            with alone(folder, rank):
+                sampler = _sampler(recipe, Path(request.data), context.part(0, 2))
+                run = Run(recipe, sampler, device, folder, rank, count, context.part(2, 100))
+                losses = run.go()
         except Exception:
             tidy(folder, made, (MODEL, STAGE_ONE))
             raise

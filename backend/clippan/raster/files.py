@@ -1,0 +1,162 @@
+"""Which files data sources read, through virtual rasters, archives and names of subdatasets too."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Optional
+
+from osgeo import gdal
+
+from clippan.errors import ClippanError
+from clippan.outputs import touched
+from clippan.raster.products import files_of
+
+# Files that read no others but those beside them; there may be thousands, so they are not opened.
+_LEAVES = tuple(".tif .tiff .jp2 .png .jpg .jpeg .bmp .webp .ecw .sid .hdf .h5 .nc .gpkg .geojson .csv .zip".split())  # noqa: SIM905
+_VIRTUAL = (".vrt", ".ovf")
+_SIDES = (".aux.xml", ".ovr", ".msk")
+# Around the file in vrt://a.tif?bands=1, NETCDF:"a.nc":x, GTIFF_DIR:1:a.tif, /vsizip/{a.zip}/b.tif, /vsisubfile/0_9,a
+_MARKS = re.compile(r"""[:"'?&=,;{}]""")
+_MOST_MARKS = 20
+_TILE = re.compile(r'filename\s*=\s*"([^"]+)"', re.IGNORECASE)
+_MOST_BYTES = 2**27  # of a description
+
+
+def files(dataset: gdal.Dataset) -> list[str]:
+    """The files that a dataset reads, each once."""
+    return [name for _, name in _read([*(dataset.GetFileList() or []), dataset.GetDescription()])]
+
+
+def refuse_overwriting(outputs: Iterable[str], inputs: Iterable[str]) -> None:
+    """Sees to it that no output, and nothing beside one that writing it touches, is what an input reads.
+
+    Args:
+        outputs: files that will be written; empty names are none.
+        inputs: files, GDAL data sources or descriptions (XML) that will be read; a name that is none does no harm.
+
+    Raises:
+        ClippanError: one is.
+    """
+    there: dict[Any, tuple[str, str]] = {}  # what only is to be made can be no input
+    for output in filter(None, outputs):
+        owners = [output[: -len(side)] for side in _SIDES if output.endswith(side)]
+        for name in (*touched(output), *owners):
+            known = _identity(name)
+            if known is not None:
+                there.setdefault(known, (output, name))
+    if not there:
+        return
+    for source in inputs:
+        for known, name in _read([source, *files_of(source)]):
+            if known in there:
+                output, target = there[known]
+                through = "" if name == source else f", through {_shown(source)}"
+                which = "" if target == output else f" touches {target}, which"
+                raise ClippanError(f"The output {output}{which} is one of the inputs{through}; choose another name.")
+
+
+def _read(sources: Iterable[str]) -> Iterator[tuple[Any, str]]:
+    """The files that data sources read, each once, with what tells it from all others."""
+    waiting = [(source, "") for source in sources]
+    seen: set[Any] = set()
+    while waiting:
+        text, folder = waiting.pop()
+        if text.lstrip().startswith("<"):
+            waiting += _described(text, folder)
+            continue
+        for name in _named(text, folder):
+            known = _identity(name)
+            if known is not None and known not in seen:
+                seen.add(known)
+                yield known, name
+                waiting += _contents(name)
+
+
+def _identity(name: str) -> Optional[Any]:
+    """What tells a file from all others, whatever it is called; None for what is no file."""
+    try:
+        if name.startswith("/vsi"):
+            return name if gdal.VSIStatL(name) is not None else None
+        state = os.stat(name)  # noqa: PTH116
+        return (state.st_dev, state.st_ino)
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def _named(text: str, folder: str) -> Iterator[str]:
+    """What in a data source's name may be a file; in a folder, if one is given."""
+    marks = [match.start() for match in _MARKS.finditer(text)][:_MOST_MARKS]
+    starts, ends = [0, *(mark + 1 for mark in marks)], [*marks, len(text)]
+    for start in starts:
+        for end in ends:
+            part = text[start:end]
+            if not part:
+                continue
+            # vrt://a.tif, and after it is cut off //a.tif, mean a file of this folder
+            for name in dict.fromkeys((part, part.lstrip("/") if part.startswith("//") else part)):
+                place = os.path.join(folder, name) if folder and not name.startswith("/vsi") else name  # noqa: PTH118
+                yield place
+                yield from _archives(place)
+
+
+def _archives(name: str) -> Iterator[str]:
+    """The files outside that a path inside an archive may stand for."""
+    inner = re.sub(r"^(/?vsi\w+/)+", "", name)
+    while inner and inner != name:
+        if os.path.isfile(inner):  # noqa: PTH113
+            yield inner
+        inner, name = os.path.dirname(inner), inner  # noqa: PTH120
+
+
+def _contents(name: str) -> list[tuple[str, str]]:
+    """What a file names as its sources, each with the folder that it starts from."""
+    lower = name.lower()
+    if lower.endswith(_LEAVES):
+        return []
+    if lower.endswith((*_VIRTUAL, ".til")):
+        text, folder = _text(name), os.path.dirname(name)  # noqa: PTH120
+        if lower.endswith(".til"):
+            return [(tile, folder) for tile in _TILE.findall(text)]
+        return _described(text, folder)
+    try:
+        dataset = gdal.OpenEx(name, gdal.OF_RASTER | gdal.OF_VECTOR)
+        return [(other, "") for other in dataset.GetFileList() or [] if other != name]
+    except RuntimeError:  # no data source: a text, a model
+        return []
+
+
+def _text(name: str) -> str:
+    try:
+        file = gdal.VSIFOpenL(name, "rb")
+    except RuntimeError:
+        return ""
+    if file is None:
+        return ""
+    try:
+        return bytes(gdal.VSIFReadL(1, _MOST_BYTES, file) or b"").decode("utf-8", "replace")
+    finally:
+        gdal.VSIFCloseL(file)
+
+
+def _described(text: str, folder: str) -> list[tuple[str, str]]:
+    """All values in an XML description, whatever they mean, each with the folder that it starts from."""
+    found: list[tuple[str, str]] = []
+    try:
+        waiting = [gdal.ParseXMLString(text)]
+    except RuntimeError:
+        return found
+    while waiting:
+        kind, _, *children = waiting.pop() or (gdal.CXT_Comment, "")
+        if kind != gdal.CXT_Element:
+            continue
+        attributes = {child[1].lower(): child[2][1] for child in children if child[0] == gdal.CXT_Attribute}
+        start = folder if attributes.get("relativetovrt") == "1" else ""
+        found += [(child[1].strip(), start) for child in children if child[0] == gdal.CXT_Text]
+        waiting += children
+    return [(text, start) for text, start in found if text]
+
+
+def _shown(source: str) -> str:
+    return "its XML" if source.lstrip().startswith("<") else source

@@ -1,0 +1,34 @@
+"""Names and texts are UTF-8 for GDAL, and so for us, whatever the locale says."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def ensure(module: str) -> None:
+    """Starts this program anew with Python in its UTF-8 mode, where the locale is of another encoding, as without one
+    (cron, containers): Python would take the letters of names for others, or could not write them at all.
+
+    Args:
+        module: that is being run, where Python does not tell how it was started.
+    """
+    if sys.platform == "win32" or sys.getfilesystemencoding() == "utf-8" or not sys.executable:
+        return
+    started: list[str] = getattr(sys, "orig_argv", None) or [sys.executable, "-m", module, *sys.argv[1:]]
+    os.environ["PYTHONUTF8"] = "1"  # also for processes that this one starts
+    arguments: list[bytes] = [b"-X", b"utf8", *map(_encoded, started[1:])]
+    os.execv(sys.executable, [os.fsencode(sys.executable), *arguments])  # nosec B606
+
+
+def _encoded(argument: str) -> bytes:
+    """An argument as it was given if that is UTF-8, else as the locale reads it."""
+    given = os.fsencode(argument)
+    try:
+        given.decode("utf-8")
+    except UnicodeDecodeError:
+        try:
+            return argument.encode("utf-8")
+        except UnicodeEncodeError:  # not even the locale does
+            pass
+    return given
