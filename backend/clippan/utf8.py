@@ -17,7 +17,8 @@ def ensure(module: str) -> None:
         return
     started = getattr(sys, "orig_argv", None) or [sys.executable, "-m", module, *sys.argv[1:]]
     os.environ["PYTHONUTF8"] = "1"  # also for processes that this one starts
-    os.execv(sys.executable, [sys.executable, "-X", "utf8", *map(_encoded, started[1:])])  # nosec B606
+    command = [os.fsencode(sys.executable), b"-X", b"utf8", *map(_encoded, started[1:])]
+    os.execv(sys.executable, command)  # nosec B606
 
 
 def _encoded(argument: str) -> bytes:
