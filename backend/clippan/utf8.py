@@ -15,10 +15,10 @@ def ensure(module: str) -> None:
     """
     if sys.platform == "win32" or sys.getfilesystemencoding() == "utf-8" or not sys.executable:
         return
-    started: list[str] = getattr(sys, "orig_argv", None) or [sys.executable, "-m", module, *sys.argv[1:]]
+    started = getattr(sys, "orig_argv", None) or [sys.executable, "-m", module, *sys.argv[1:]]
     os.environ["PYTHONUTF8"] = "1"  # also for processes that this one starts
-    arguments: list[bytes] = [b"-X", b"utf8", *map(_encoded, started[1:])]
-    os.execv(sys.executable, [os.fsencode(sys.executable), *arguments])  # nosec B606
+    command = [os.fsencode(sys.executable), b"-X", b"utf8", *map(_encoded, started[1:])]
+    os.execv(sys.executable, command)  # nosec B606
 
 
 def _encoded(argument: str) -> bytes:

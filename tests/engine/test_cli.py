@@ -322,3 +322,20 @@ def test_interrupting_cancels_cleanly(tmp_path, number):
     assert time.monotonic() - started < 1.5
     assert (process.returncode, out, err) == (130, "", "Cancelled; nothing was written.\n")
     assert not part.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has Unicode names whatever the locale")
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0"}, {"LANG": "C"}])
+def test_names_are_utf_8_in_a_locale_that_is_not(tmp_path, locale):
+    (tmp_path / "Zürich").mkdir()
+    (tmp_path / "Zürich" / "größe.gpkg").touch()
+    kept = {name: value for name, value in ENVIRONMENT.items() if not name.startswith(("LC_", "LANG"))}
+    environment = {**kept, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", **locale}
+    command = [sys.executable, "-m", "clippan.cli", "about"]
+    for name, says in (
+        ("Zürich/größe.gpkg", "The index Zürich/größe.gpkg is damaged, cut short or no index"),
+        (b"gr\xf6\xdfe.gpkg", "is not written in UTF-8, which GDAL needs; rename the file"),
+    ):
+        done = subprocess.run([*command, name], cwd=tmp_path, env=environment, capture_output=True, check=False)
+        assert done.returncode == 2
+        assert says in done.stderr.decode()

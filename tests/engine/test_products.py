@@ -15,8 +15,9 @@ from clippan.errors import ClippanError
 from clippan.fewshot.stack import open_stack
 from clippan.jobs import Context, Method, PansharpenRequest, run
 from clippan.raster import products
+from clippan.raster.files import files
 from clippan.raster.scene import Look, Scene
-from clippan.raster.source import files, open_dataset
+from clippan.raster.source import open_dataset
 
 SAFE = "S2A_MSIL2A_20220315T103021_N0400_R108_T32UMC_20220315T134155.SAFE"
 LANDSAT = "LC08_L2SP_195024_20220315_20220322_02_T1"

@@ -114,9 +114,8 @@ def _fits(target: Path, beside: str) -> None:
     size = len(name.encode("utf-16-le")) // 2 if os.name == "nt" else len(os.fsencode(name))
     if size > longest:
         which = f" with the {beside} file beside it" if beside else ""
-        raise ClippanError(
-            f"The name of the output {target}{which} is {size - longest} bytes too long; choose a shorter one."
-        )
+        more = f"{size - longest} byte{'s' * (size - longest > 1)}"
+        raise ClippanError(f"The name of the output {target}{which} is {more} too long; choose a shorter one.")
 
 
 def on_disk(path: str) -> None:

@@ -71,6 +71,13 @@ def close(dataset: gdal.Dataset) -> None:
         gdal.Dataset.__swig_destroy__(dataset)
 
 
+def abandon(dataset: Optional[gdal.Dataset]) -> None:
+    """Closes a dataset that came to nothing: what then fails, on a full disk above all, is told already."""
+    if dataset is not None:
+        with contextlib.suppress(RuntimeError):
+            close(dataset)
+
+
 @dataclass(frozen=True)
 class Palette:
     """What the values of a map of classes mean: the value i is ``names[i]``, shown in ``colours[i]``.

@@ -10,7 +10,7 @@ from osgeo import gdal, ogr
 from clippan.jobs.search import Hit
 from clippan.outputs import Outputs, making
 from clippan.raster.scene import spatial
-from clippan.raster.writer import close
+from clippan.raster.writer import abandon, close
 from clippan.search.store import About, polygon
 
 _FIELDS = {
@@ -64,7 +64,8 @@ def _write(path: str, hits: Sequence[Hit], about: About) -> None:
         dataset, closing = None, dataset
         close(closing)
     finally:
-        feature = layer = dataset = None  # closed, so that whatever happened the file can be renamed or removed
+        feature = layer = None
+        abandon(dataset)  # so that whatever happened the file can be removed
 
 
 def _values(hit: Hit, model: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from clippan.outputs import Outputs, unwritten
 from clippan.raster.products import exists
 from clippan.raster.scene import spatial
 from clippan.raster.tiles import Window
-from clippan.raster.writer import close
+from clippan.raster.writer import abandon, close
 
 FORMAT = "1"
 _DOMAIN = "CLIPPAN"
@@ -317,9 +317,17 @@ class Builder:
             raise
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._dataset = None
-        self._release()
+    def __exit__(self, *failure: Any) -> None:
+        dataset, self._dataset = self._dataset, None
+        try:
+            if failure[0] is not None:
+                abandon(dataset)
+            elif dataset is not None:
+                close(dataset)
+        except RuntimeError as error:
+            raise _uncommitted(self.path, error) from error
+        finally:
+            self._release()
 
     @property
     def _lock_file(self) -> str:
@@ -374,35 +382,41 @@ class Builder:
 
     def _make(self, path: str) -> None:
         dataset = _patient(gdal.GetDriverByName("GPKG").Create, path, 0, 0, 0, gdal.GDT_Unknown)
-        reference = spatial(self.about.crs) if self.about.crs else None
-        if reference is None:
-            reference = osr.SpatialReference()
-            reference.SetLocalCS("Pictures without coordinates")
-        tiles = dataset.CreateLayer("tiles", reference, ogr.wkbPolygon, ["GEOMETRY_NAME=geom", "FID=fid"])
-        for name, kind in (
-            ("raster", ogr.OFTString),
-            ("x", ogr.OFTInteger),
-            ("y", ogr.OFTInteger),
-            ("width", ogr.OFTInteger),
-            ("height", ogr.OFTInteger),
-            ("scale", ogr.OFTReal),
-            ("date", ogr.OFTDate),
-            ("raster_id", ogr.OFTInteger),
-        ):
-            tiles.CreateField(ogr.FieldDefn(name, kind))
-        rasters = dataset.CreateLayer("rasters", None, ogr.wkbNone, ["FID=id", "ASPATIAL_VARIANT=GPKG_ATTRIBUTES"])
-        for name in ("path", "relative", "look", "fingerprint", "stretch", "date"):
-            rasters.CreateField(ogr.FieldDefn(name, ogr.OFTString))
-        for name in ("done", "planned"):
-            rasters.CreateField(ogr.FieldDefn(name, ogr.OFTInteger64))
-        about = {name: str(value) for name, value in dataclasses.asdict(self.about).items()}
-        dataset.SetMetadata({"format": FORMAT, "engine": __version__, **about}, _DOMAIN)
-        dataset.ExecuteSQL("CREATE INDEX tiles_raster_id ON tiles (raster_id)")
+        tiles = rasters = None
+        try:
+            reference = spatial(self.about.crs) if self.about.crs else None
+            if reference is None:
+                reference = osr.SpatialReference()
+                reference.SetLocalCS("Pictures without coordinates")
+            tiles = dataset.CreateLayer("tiles", reference, ogr.wkbPolygon, ["GEOMETRY_NAME=geom", "FID=fid"])
+            for name, kind in (
+                ("raster", ogr.OFTString),
+                ("x", ogr.OFTInteger),
+                ("y", ogr.OFTInteger),
+                ("width", ogr.OFTInteger),
+                ("height", ogr.OFTInteger),
+                ("scale", ogr.OFTReal),
+                ("date", ogr.OFTDate),
+                ("raster_id", ogr.OFTInteger),
+            ):
+                tiles.CreateField(ogr.FieldDefn(name, kind))
+            rasters = dataset.CreateLayer("rasters", None, ogr.wkbNone, ["FID=id", "ASPATIAL_VARIANT=GPKG_ATTRIBUTES"])
+            for name in ("path", "relative", "look", "fingerprint", "stretch", "date"):
+                rasters.CreateField(ogr.FieldDefn(name, ogr.OFTString))
+            for name in ("done", "planned"):
+                rasters.CreateField(ogr.FieldDefn(name, ogr.OFTInteger64))
+            about = {name: str(value) for name, value in dataclasses.asdict(self.about).items()}
+            dataset.SetMetadata({"format": FORMAT, "engine": __version__, **about}, _DOMAIN)
+            dataset.ExecuteSQL("CREATE INDEX tiles_raster_id ON tiles (raster_id)")
+        except BaseException:
+            abandon(dataset)
+            raise
         tiles = rasters = None
         close(dataset)
 
     def discard(self) -> None:
         """Removes the files of an index that came to nothing."""
+        abandon(self._dataset)
         self._dataset = None
         for name in (Path(self.path), vectors_of(self.path), Path(f"{self.path}-journal")):
             with contextlib.suppress(OSError):

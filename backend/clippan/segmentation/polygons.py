@@ -16,7 +16,7 @@ from clippan.jobs.base import Context
 from clippan.outputs import Outputs, making
 from clippan.raster.grid import Grid
 from clippan.raster.scene import PLACED, spatial
-from clippan.raster.writer import close
+from clippan.raster.writer import abandon, close
 from clippan.segmentation import regions
 from clippan.segmentation.areas import HECTARE
 from clippan.segmentation.outlines import Lines, Rings, Tracer, rings
@@ -181,7 +181,8 @@ class _Writer:
             self._check(path)
             return count
         finally:
-            feature = layer = dataset = None  # closed, so that whatever happened the folder can be removed
+            feature = layer = None
+            abandon(dataset)  # so that whatever happened the folder can be removed
 
     def _check(self, path: Path) -> None:
         """Whether a GeoJSON file has its end: GDAL does not tell if the disk was full."""
