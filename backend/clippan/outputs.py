@@ -198,18 +198,23 @@ def making(path: str, what: str, outputs: Optional[Outputs] = None) -> Iterator[
 
 
 @contextlib.contextmanager
-def held(folder: Path, sentence: str) -> Iterator[None]:
-    """Holds a folder, as one process at a time can.
+def held(file: Path, what: str, sentence: str) -> Iterator[None]:
+    """Holds a lock, as one process at a time can.
+
+    Args:
+        file: that is locked; there as long as it is.
+        what: how to call in a sentence what will be written.
+        sentence: that tells that another process holds it.
 
     Raises:
-        ClippanError: another process does, which the sentence tells.
+        ClippanError: another process does, or the file cannot be made.
     """
     try:
-        lock = _Lock(folder / f"{_MARK}{_LOCK}")
+        lock = _Lock(file)
     except _Held:
         raise ClippanError(sentence) from None
     except OSError as error:
-        raise unwritten("folder", folder / _LOCK, error) from error
+        raise unwritten(what, file, error) from error
     try:
         yield
     finally:

@@ -300,5 +300,5 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     save_file(weights, other, metadata)
     with pytest.raises(ClippanError, match="run stage I again"):
         Supervisor.load(other, tiny(), 4)
-    with pytest.raises(ClippanError, match="cannot be written"):
+    with pytest.raises(ClippanError, match="could not be written"):
         supervisor.save(tmp_path / "no" / "such" / "folder.safetensors")

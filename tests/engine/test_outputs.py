@@ -189,10 +189,13 @@ def test_in_gdal_s_own_file_systems():
         gdal.Unlink(name)
 
 
-def test_one_process_at_a_time_holds_a_folder(tmp_path):
-    with held(tmp_path, "Taken."), pytest.raises(ClippanError, match=r"Taken\."), held(tmp_path, "Taken."):
-        pass
-    with held(tmp_path, "Taken."):
+def test_one_process_at_a_time_holds_a_lock(tmp_path):
+    taken = (tmp_path / "lock", "folder", "Taken.")
+    with held(*taken):
+        with pytest.raises(ClippanError, match=r"Taken\."), held(*taken):
+            pass
+        assert os.listdir(tmp_path) == ["lock"]
+    with held(*taken):
         pass
     assert os.listdir(tmp_path) == []
 

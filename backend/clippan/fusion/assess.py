@@ -68,7 +68,15 @@ def assess(request: AssessRequest, context: Context) -> AssessResult:
             hints += more
         seconds = round(time.monotonic() - started, 3)
         result = AssessResult(
-            full, against, sensor.name, pixels, request.report, seconds, (shifts.x, shifts.y), shifts.bands, hints
+            full,
+            against,
+            sensor.name,
+            pixels,
+            request.report,
+            seconds,
+            (shifts.x, shifts.y),
+            shifts.bands,
+            (*pair.notes, *hints),
         )
         if request.report is not None:
             context.progress(95, "Writing the report")

@@ -73,8 +73,8 @@ class Coverage:
 
     def __init__(self, bands: Sequence[gdal.Band]) -> None:
         self._bands = list(bands)
-        width, height = self._bands[0].XSize, self._bands[0].YSize
-        whole = any(_status([band], 0, 0, width, height) == _DATA for band in self._bands)
+        self._all = Window(0, 0, bands[0].XSize, bands[0].YSize)
+        whole = any(_status([band], 0, 0, self._all.width, self._all.height) == _DATA for band in bands)
         self.footprint = None if whole else _footprint(self._bands)
 
     def may_hold(self, window: Window) -> bool:
@@ -84,8 +84,7 @@ class Coverage:
     @property
     def bounds(self) -> Window:
         """A window outside which nothing is written."""
-        whole = Window(0, 0, self._bands[0].XSize, self._bands[0].YSize)
-        return whole if self.footprint is None else self.footprint.bounds
+        return self._all if self.footprint is None else self.footprint.bounds
 
     def written(self, window: Window) -> Optional[np.ndarray]:
         """Which pixels of a window inside the raster are written, bool (height, width); None if all are."""

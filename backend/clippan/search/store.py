@@ -26,7 +26,7 @@ from osgeo import gdal, ogr, osr
 
 from clippan import __version__
 from clippan.errors import ClippanError, told
-from clippan.outputs import Outputs, unwritten
+from clippan.outputs import Outputs, held, unwritten
 from clippan.raster.products import exists
 from clippan.raster.scene import spatial
 from clippan.raster.tiles import Window
@@ -295,25 +295,17 @@ class Builder:
         self._next = 1
         self._last_raster = 0
         self.rasters: dict[int, Raster] = {}
-        self._lock: Any = None
+        self._lock = contextlib.ExitStack()
 
     def __enter__(self) -> Builder:
-        from filelock import FileLock, Timeout  # comes with huggingface_hub, and with torch
-
-        self._lock = FileLock(self._lock_file)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ClippanError(
-                f"Another process is indexing into {self.path}; wait until it is done, or cancel it there."
-            ) from None
-        except OSError as error:
-            raise unwritten("index", self.path, error) from error
+        place = Path(self.path)
+        sentence = f"Another process is indexing into {self.path}; wait until it is done, or cancel it there."
+        self._lock.enter_context(held(place.with_name(f".{place.name}.lock"), "index", sentence))
         try:
             if Path(self.path).exists():
                 self._resume()
         except BaseException:
-            self._release()
+            self._lock.close()
             raise
         return self
 
@@ -327,19 +319,7 @@ class Builder:
         except RuntimeError as error:
             raise _uncommitted(self.path, error) from error
         finally:
-            self._release()
-
-    @property
-    def _lock_file(self) -> str:
-        place = Path(self.path)
-        return str(place.with_name(f".{place.name}.lock"))
-
-    def _release(self) -> None:
-        self._lock.release()
-        if not Path(self.path).exists():
-            # Where there is an index, the file stays: another process may have it open, and lock what nobody sees.
-            with contextlib.suppress(OSError):
-                os.unlink(self._lock_file)  # noqa: PTH108
+            self._lock.close()
 
     def _resume(self) -> None:
         index = Index(self.path)

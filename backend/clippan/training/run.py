@@ -83,7 +83,8 @@ def alone(folder: Path, rank: int = 0) -> contextlib.AbstractContextManager[None
     """
     if rank:
         return contextlib.nullcontext()
-    return held(folder, f"Another process is training in {folder}; wait until it is done, or choose another folder.")
+    sentence = f"Another process is training in {folder}; wait until it is done, or choose another folder."
+    return held(folder / ".clippan-lock", "folder", sentence)
 
 
 def tidy(folder: Path, made: Sequence[Path], results: Sequence[str]) -> None:

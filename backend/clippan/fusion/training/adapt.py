@@ -88,6 +88,8 @@ def adapt(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
     context.log(f"Start: {start.title}.")
     with open_pair(request.pan, request.ms, request.bands, request.nodata) as pair:
         start.fits(pair.ms.count)
+        for note in pair.notes:
+            context.log(note)
         sensor = resolve_sensor(request.sensor, pair, context)
         ground = Ground.read(pair, sensor, request, device, context.part(0, 10))
         colours = _colours(sensor, [number - 1 for number in request.bands] or range(pair.ms.count), pair)

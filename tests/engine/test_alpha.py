@@ -1,0 +1,70 @@
+"""Bands that are tagged as alpha: masks, and images that are only tagged so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import truth, write_raster
+from osgeo import gdal
+
+from clippan.raster.alpha import alpha_bands, notes
+from clippan.raster.source import open_dataset, open_datasets, spectral
+
+SIZE = 96
+
+
+def tagged(path, fourth: np.ndarray, name: str = "") -> str:  # type: ignore[no-untyped-def]
+    values = np.concatenate([truth(SIZE, 3), fourth[None]]).astype(np.uint16)
+    made = write_raster(path, values, options=["PHOTOMETRIC=RGB", "ALPHA=YES"])
+    dataset = gdal.Open(made, gdal.GA_Update)
+    dataset.GetRasterBand(4).SetDescription(name)
+    return made
+
+
+def feathered() -> np.ndarray:
+    """Opaque, and clear outside of a circle with a soft edge, as drones' mosaics have it."""
+    rows, columns = np.mgrid[:SIZE, :SIZE] - SIZE / 2
+    return np.clip((44 - np.hypot(rows, columns)) / 4, 0, 1) * 65535
+
+
+MASKS = {
+    "opaque and clear": np.where(np.arange(SIZE)[:, None] > 20, 65535, np.zeros((SIZE, SIZE))),
+    "ones and zeros": np.where(np.arange(SIZE)[:, None] > 20, 1, np.zeros((SIZE, SIZE))),
+    "opaque": np.full((SIZE, SIZE), 255.0),
+    "half transparent": np.full((SIZE, SIZE), 128.0),
+    "with a soft edge": feathered(),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_mask_stays_one(tmp_path, mask) -> None:
+    dataset = open_dataset(tagged(tmp_path / "a.tif", MASKS[mask]), "raster")
+    assert spectral(dataset) == [1, 2, 3]
+    assert notes([dataset]) == []
+
+
+def test_an_image_is_a_band_and_that_is_said(tmp_path) -> None:
+    infrared = truth(SIZE, 4)[3]
+    infrared[30:50] = 0  # water
+    dataset = open_dataset(tagged(tmp_path / "a.tif", infrared), "raster")
+    assert spectral(dataset) == [1, 2, 3, 4]
+    assert dataset.GetRasterBand(1).GetMaskFlags() == gdal.GMF_ALL_VALID
+    assert "Band 4" in notes([dataset])[0]
+    assert "1,2,3" in notes([dataset])[0]
+    assert not (tmp_path / "a.tif.aux.xml").exists()  # the file itself is left as it is
+
+
+def test_a_name_decides(tmp_path) -> None:
+    named = open_dataset(tagged(tmp_path / "a.tif", MASKS["opaque and clear"], "near infrared"), "raster")
+    assert spectral(named) == [1, 2, 3, 4]
+    mask = open_dataset(tagged(tmp_path / "b.tif", truth(SIZE, 4)[3], "transparency mask"), "raster")
+    assert spectral(mask) == [1, 2, 3]
+
+
+def test_who_asks_for_the_band_gets_it(tmp_path) -> None:
+    path = tagged(tmp_path / "a.tif", MASKS["opaque and clear"])
+    (dataset,) = open_datasets([path], "raster", (1, 2, 3, 4))
+    assert spectral(dataset) == [1, 2, 3, 4]
+    assert notes([dataset]) == []  # it was not for us to decide
+    (dataset,) = open_datasets([path], "raster", (1, 2, 3))
+    assert alpha_bands(dataset) == [4]
