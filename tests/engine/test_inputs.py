@@ -147,9 +147,9 @@ def half(folder: Path, sparse: bool) -> str:
     dataset.SetProjection(reference.ExportToWkt())
     for number in range(BANDS):
         dataset.GetRasterBand(number + 1).SetNoDataValue(0)
-    dataset.WriteArray(picture()[:, :80], 0, 0)
+    dataset.WriteArray(picture()[:, :, :80], 0, 0)
     if not sparse:
-        dataset.WriteArray(np.zeros((BANDS, SIZE - 80, SIZE), np.uint16), 0, 80)
+        dataset.WriteArray(np.zeros((BANDS, SIZE, SIZE - 80), np.uint16), 80, 0)
     return path
 
 

@@ -71,22 +71,23 @@ class Pair:
         own = tuple(offsets) if any(offset != (0, 0) for offset in offsets) else ()
         return replace(self, alignment=moved, offsets=own)
 
-    def _ms_window(self) -> Window:
+    def ms_window(self) -> Window:
+        """The window of all samples of MS whose centres lie in the output."""
         left, right = self._samples(self.x, self.grid.width, self.ms.grid.width)
         top, bottom = self._samples(self.y, self.grid.height, self.ms.grid.height)
         return Window(left, top, right - left, bottom - top)
 
     def ms_extent(self) -> Window:
-        """The window of all samples of MS whose centres lie in the output, cut to where both rasters hold something."""
+        """The same, cut to where both rasters hold something."""
         pan = self.pan.bounds
         x, y = pan.x - self.alignment.column, pan.y - self.alignment.row
         seen = self._around(Window(x, y, pan.width, pan.height))
-        return self._ms_window().intersection(self.ms.bounds).intersection(seen)
+        return self.ms_window().intersection(self.ms.bounds).intersection(seen)
 
     def ms_windows(self, size: int) -> list[Window]:
         """Windows of MS, squares of ``size``, over all samples whose centres lie in the output, but for those in which
         MS holds nothing."""
-        whole = self._ms_window()
+        whole = self.ms_window()
         windows = (
             Window(window.x + whole.x, window.y + whole.y, window.width, window.height)
             for window in tiles(whole.width, whole.height, size)

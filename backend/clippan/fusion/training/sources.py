@@ -123,9 +123,9 @@ def informative(pair: Pair, most: int, edge: int, whole: int) -> tuple[list[Wind
         edge: of a window, in PAN pixels.
         whole: PAN pixels times bands up to which all of a scene is one window.
     """
-    everything = pair.ms_extent()
     if pair.grid.width * pair.grid.height * pair.ms.count <= whole:
-        return [everything], True
+        return [pair.ms_window()], True
+    everything = pair.ms_extent()
     size = max(math.ceil(edge / math.sqrt(pair.x.ratio * pair.y.ratio)), _SMALLEST)
     starts = [
         sorted({first + round((length - min(size, length)) * step / (_CANDIDATES - 1)) for step in range(_CANDIDATES)})
