@@ -300,7 +300,7 @@ def test_nodata_of_any_raster_and_dead_bands(mapped, raster) -> None:
     inside = found[5:, :-4]
     assert inside.min() > 0
     assert (inside == wanted(truth)[5:, :-4]).mean() > 0.97
-    assert any("2 of 4 bands are constant or empty (3, 4)" in hint for hint in result.hints)
+    assert any("2 of 4 bands are constant or empty and were left aside (3; 4)" in hint for hint in result.hints)
     assert any("lie on nodata" in hint for hint in result.hints)
 
 

@@ -40,7 +40,7 @@ def sparse(
 
 def coverage(path: str) -> tuple[Coverage, gdal.Dataset]:
     dataset = gdal.Open(path)
-    return Coverage([dataset.GetRasterBand(number + 1) for number in range(dataset.RasterCount)]), dataset
+    return Coverage([dataset.GetRasterBand(number + 1) for number in range(dataset.RasterCount)], True), dataset
 
 
 def test_written_is_what_lies_in_stored_blocks(tmp_path) -> None:
@@ -77,8 +77,26 @@ def test_a_plain_raster_is_whole(tmp_path) -> None:
     assert found.bounds == Window(0, 0, 70, 70)
 
 
+def test_zeros_that_may_be_meant_stay_zeros(tmp_path, monkeypatch) -> None:
+    """GDAL leaves blocks of zeros out of files that nobody meant to be sparse."""
+    values = np.zeros((1, 256, 256), np.uint16)
+    values[:, :100] = 7
+    dataset = gdal.Open(write_raster(tmp_path / "a.tif", values))
+    assert dataset.GetRasterBand(1).GetDataCoverageStatus(0, 200, 256, 9)[0] == gdal.GDAL_DATA_COVERAGE_STATUS_EMPTY
+    source = Source([dataset], "raster")
+    assert source.read(0, 50, 256, 100)[1] is None
+    assert source.assumption == ""
+    # Only of a huge raster they are taken for nodata, and that is said.
+    monkeypatch.setattr("clippan.raster.coverage._HUGE", 1000)
+    huge = Source([dataset], "raster")
+    np.testing.assert_array_equal(huge.read(0, 50, 256, 100)[1][0, :, 0], np.arange(50, 150) < 112)  # blocks of 16 rows
+    assert "never written" in huge.assumption
+    empty = gdal.Open(write_raster(tmp_path / "b.tif", np.zeros((1, 256, 256), np.uint16)))
+    assert Source([empty], "raster").read(0, 0, 256, 256)[1] is None
+
+
 def test_a_source_and_a_scene_take_what_is_not_stored_for_nodata(tmp_path) -> None:
-    path = sparse(tmp_path / "a.tif", 256, np.full((3, 64, 64), 9, np.uint16), (64, 0), False)
+    path = sparse(tmp_path / "a.tif", 256, np.full((3, 64, 64), 9, np.uint16), (64, 0), False, nodata=0)
     source = Source([gdal.Open(path)], "raster")
     values, valid = source.read(32, 0, 64, 64)
     assert valid is not None

@@ -297,7 +297,7 @@ def test_codes_are_not_interpolated(tmp_path):
     values = np.random.default_rng(1).integers(1, 999, (2, 32, 32), np.uint16)
     fine = write_raster(tmp_path / "fine.tif", values, 5)
     codes = write_raster(tmp_path / "x_SCL_20m.tif", coarse[None], 20)
-    stack = open_stack((fine, codes), 0, None, (), Context())
+    stack = open_stack((fine, codes), 0, None, Context())
     assert set(np.unique(stack.sources[1].read(0, 0, 32, 32)[0])) == {0, 200}
     assert "x_SCL_20m.tif are codes" in stack.hints()[0]
     mixed = write_raster(tmp_path / "mixed.tif", np.stack([coarse, coarse]), 20)
@@ -305,6 +305,6 @@ def test_codes_are_not_interpolated(tmp_path):
     for number, name in enumerate(("B4", "SCL"), 1):
         dataset.GetRasterBand(number).SetDescription(name)
     del dataset
-    one, other = open_stack((fine, mixed), 0, None, (), Context()).sources[1].read(0, 0, 32, 32)[0]
+    one, other = open_stack((fine, mixed), 0, None, Context()).sources[1].read(0, 0, 32, 32)[0]
     assert set(np.unique(other)) == {0, 200}
     assert len(np.unique(one)) > 2

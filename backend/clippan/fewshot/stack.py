@@ -89,7 +89,7 @@ class Stack:
         for path, source, scales in zip(self.paths, self.sources, self.scales):
             idle = [source.band_name(band) for band in np.flatnonzero(scales == 0)]
             if idle:
-                listed = ", ".join(idle[:10]) + (", …" if len(idle) > 10 else "")
+                listed = "; ".join(idle[:10]) + ("; …" if len(idle) > 10 else "")
                 which = f"{len(idle)} of {len(scales)} bands are constant or empty"
                 hints.append(f"Of {path}, {which} and were left aside ({listed}).")
         return hints

@@ -14,6 +14,7 @@ from osgeo import gdal
 from clippan.raster.tiles import Window
 
 _DATA, _EMPTY = gdal.GDAL_DATA_COVERAGE_STATUS_DATA, gdal.GDAL_DATA_COVERAGE_STATUS_EMPTY
+_HUGE = 2**30  # pixels
 _CELLS = 1024  # along an edge of the map that says where there may be something
 
 
@@ -60,22 +61,34 @@ class Footprint:
 
 
 class Coverage:
-    """Which pixels of some bands were written. What was not has no data, whatever value GDAL reads there.
+    """Which pixels of some bands were written. What was not has no data if the file says so.
 
-    Most formats do not say it, and then everything counts as written. Who uses it holds the dataset's lock.
+    Most formats do not tell it, and then everything counts as written. So it does where zeros may be meant: GDAL leaves
+    blocks of zeros out of some files that nobody meant to be sparse. But of a huge raster what was never written is
+    taken for nodata in any case, unless that is all of it: nobody waits for hours to see it.
+
+    Who uses it holds the dataset's lock.
 
     Args:
         bands: of one size; a pixel is written if it is in any of them.
+        nodata: whether what GDAL reads of a block that was not written (a declared nodata value, or 0) is nodata.
 
     Attributes:
-        footprint: where something may be; None if all is written.
+        footprint: where something may be; None if all counts as written.
+        assumed: whether something is taken for nodata though the file does not say so.
     """
 
-    def __init__(self, bands: Sequence[gdal.Band]) -> None:
+    def __init__(self, bands: Sequence[gdal.Band], nodata: bool) -> None:
         self._bands = list(bands)
         self._all = Window(0, 0, bands[0].XSize, bands[0].YSize)
-        whole = any(_status([band], 0, 0, self._all.width, self._all.height) == _DATA for band in bands)
-        self.footprint = None if whole else _footprint(self._bands)
+        self.footprint: Optional[Footprint] = None
+        self.assumed = False
+        huge = self._all.width * self._all.height > _HUGE
+        if not (nodata or huge) or any(_status([b], 0, 0, b.XSize, b.YSize) == _DATA for b in bands):
+            return
+        footprint = _footprint(self._bands)
+        if nodata or footprint.cells.any():
+            self.footprint, self.assumed = footprint, not nodata
 
     def may_hold(self, window: Window) -> bool:
         """Whether anything may be written in a window, which may reach beyond the raster; quick, never wrongly no."""

@@ -38,6 +38,18 @@ def band_nodata(band: gdal.Band, override: Optional[float]) -> Optional[float]:
     return fitting(band.GetNoDataValue(), dtype) if value is None else value
 
 
+def unwritten_is_nodata(band: gdal.Band, nodata: Optional[float]) -> bool:
+    """Whether GDAL reads nodata where a sparse file holds nothing: the value that is declared, else 0.
+
+    Args:
+        band: of the file.
+        nodata: the value that counts as nodata; None for none.
+    """
+    declared = band.GetNoDataValue()
+    read = 0.0 if declared is None else declared
+    return nodata is not None and (read == nodata or (math.isnan(read) and math.isnan(nodata)))
+
+
 def measured(values: np.ndarray) -> np.ndarray:
     """Which floating-point values (any shape) can have been measured: neither NaN, nor infinite, nor a fill value."""
     with np.errstate(invalid="ignore"):

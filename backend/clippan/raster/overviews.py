@@ -35,7 +35,7 @@ def build_sparse_overviews(
     """
     dataset.BuildOverviews("NONE", list(levels), options=[*options, "SPARSE_OK=TRUE"])
     numbers = range(1, dataset.RasterCount + 1)
-    coverage = Coverage([dataset.GetRasterBand(number) for number in numbers])
+    coverage = Coverage([dataset.GetRasterBand(number) for number in numbers], nodata=True)
     edge = max(_EDGE, levels[-1])
     windows = [w for w in tiles(dataset.RasterXSize, dataset.RasterYSize, edge) if coverage.may_hold(w)]
     for done, (window, number) in enumerate(itertools.product(windows, numbers), 1):

@@ -27,7 +27,7 @@ from clippan.raster.alpha import alpha_bands, notes
 from clippan.raster.coverage import Coverage, Footprint
 from clippan.raster.files import files
 from clippan.raster.grid import Grid, horizontal
-from clippan.raster.nodata import band_nodata, measured
+from clippan.raster.nodata import band_nodata, measured, unwritten_is_nodata
 from clippan.raster.tiles import Window
 
 PLACED = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)  # where QGIS shows a picture without coordinates
@@ -157,9 +157,9 @@ class Scene:
         self._bytes = all(band.DataType == gdal.GDT_Byte for band in bands)
         self._assume()
         self._masks = _masks(self._dataset, self.bands)
-        expanded = self._dataset.RasterCount > self._original.RasterCount  # a palette, whose bands are one
-        stored = (1,) if expanded else self.bands
-        self._coverage = Coverage([self._original.GetRasterBand(number) for number in stored])
+        self._coverage = self._find_coverage()
+        if self._coverage.assumed:
+            self.notes.append(f"What was never written in the raster {path} is taken for nodata.")
 
     @property
     def bands(self) -> tuple[int, ...]:
@@ -200,6 +200,16 @@ class Scene:
         if self.look.bands:
             return Choice(self.look.bands, "as asked for")
         return raster_bands.choose(dataset, self._original, self.path, numbers)
+
+    def _find_coverage(self) -> Coverage:
+        alpha = sources.alpha_band(self._original)
+        if alpha is not None:
+            return Coverage([alpha], nodata=True)  # it reads as 0: clear
+        expanded = self._dataset.RasterCount > self._original.RasterCount  # a palette, whose bands are one
+        stored = (1,) if expanded else self.bands
+        bands = [self._original.GetRasterBand(number) for number in stored]
+        values = [band_nodata(band, self.look.nodata) for band in bands]
+        return Coverage(bands, all(unwritten_is_nodata(band, value) for band, value in zip(bands, values)))
 
     def _assume(self) -> None:
         """Takes a customary value as nodata where the raster declares none and has no mask, as for other jobs."""

@@ -21,7 +21,7 @@ from clippan.raster import products
 from clippan.raster.alpha import alpha_bands, opened_as, window_starts, without_false_alpha
 from clippan.raster.coverage import Coverage
 from clippan.raster.grid import Grid
-from clippan.raster.nodata import fitting, measured
+from clippan.raster.nodata import fitting, measured, unwritten_is_nodata
 from clippan.raster.products import exists
 from clippan.raster.tiles import Window
 
@@ -213,11 +213,11 @@ class Source:
         self.nodata = next((value for value in self._nodata if value is not None), None)
         self.assumption = ""
         # One for each dataset: a pixel of a band that is not written has no data.
-        self._coverages = [
-            Coverage([run.dataset.GetRasterBand(number) for number in run.numbers]) for run in self._runs
-        ]
+        self._coverages = [self._coverage(run) for run in self._runs]
         if self.nodata is None and all(run.mask is None for run in self._runs):
             self._assume()
+        if any(coverage.assumed for coverage in self._coverages):
+            self.assumption = f"What was never written in the {self.what} is taken for nodata."
         self.masked = (
             any(run.mask is not None for run in self._runs)
             or not self.whole
@@ -227,6 +227,14 @@ class Source:
         stated = [band.GetMetadataItem("NBITS", "IMAGE_STRUCTURE") for band in opened]
         whole = np.issubdtype(self.dtype, np.unsignedinteger) and None not in stated
         self.bits = max(int(bits) for bits in stated) if whole else None
+
+    def _coverage(self, run: _Run) -> Coverage:
+        alpha = alpha_band(run.dataset)
+        if alpha is not None:
+            return Coverage([alpha], nodata=True)  # it reads as 0: clear
+        bands = [run.dataset.GetRasterBand(number) for number in run.numbers]
+        values = self._nodata[run.start : run.end]
+        return Coverage(bands, all(unwritten_is_nodata(band, value) for band, value in zip(bands, values)))
 
     def _assume(self) -> None:
         """Takes a customary value as nodata if the file declares none and has it in all bands somewhere.

@@ -61,7 +61,7 @@ class Map:
         self._confidence = open_dataset(confidence, "confidence") if confidence else None
         grid = Grid.of(self._dataset)
         # Of a sparse map only what was written holds classes.
-        part = self._part = Coverage([self._dataset.GetRasterBand(1)]).bounds
+        part = self._part = Coverage([self._dataset.GetRasterBand(1)], nodata=True).bounds
         if (part.width, part.height) != (grid.width, grid.height):
             placed = grid if grid.geotransform else Grid(grid.width, grid.height, PLACED, "")
             grid = placed.cropped(part.x, part.y, part.x + part.width, part.y + part.height)
