@@ -21,10 +21,16 @@ def tagged(path, fourth: np.ndarray, name: str = "") -> str:  # type: ignore[no-
     return made
 
 
-def feathered() -> np.ndarray:
-    """Opaque, and clear outside of a circle with a soft edge, as drones' mosaics have it."""
+def feathered(edge: float) -> np.ndarray:
+    """Opaque, and clear outside of a circle with a soft edge of so many pixels, as drones' mosaics have it."""
     rows, columns = np.mgrid[:SIZE, :SIZE] - SIZE / 2
-    return np.clip((44 - np.hypot(rows, columns)) / 4, 0, 1) * 65535
+    return np.clip((44 - np.hypot(rows, columns)) / edge, 0, 1) * 65535
+
+
+def rippled() -> np.ndarray:
+    """What lossy compression makes of opaque and clear."""
+    ripple = np.random.default_rng(3).normal(0, 400, (SIZE, SIZE))
+    return np.clip(MASKS["opaque and clear"] + ripple, 0, 65535)
 
 
 MASKS = {
@@ -32,8 +38,10 @@ MASKS = {
     "ones and zeros": np.where(np.arange(SIZE)[:, None] > 20, 1, np.zeros((SIZE, SIZE))),
     "opaque": np.full((SIZE, SIZE), 255.0),
     "half transparent": np.full((SIZE, SIZE), 128.0),
-    "with a soft edge": feathered(),
+    "with a soft edge": feathered(4),
+    "with a wide soft edge": feathered(12),
 }
+MASKS["compressed with losses"] = rippled()
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -49,7 +57,7 @@ def test_an_image_is_a_band_and_that_is_said(tmp_path) -> None:
     dataset = open_dataset(tagged(tmp_path / "a.tif", infrared), "raster")
     assert spectral(dataset) == [1, 2, 3, 4]
     assert dataset.GetRasterBand(1).GetMaskFlags() == gdal.GMF_ALL_VALID
-    assert "Band 4" in notes([dataset])[0]
+    assert "band 4" in notes([dataset])[0]
     assert "1,2,3" in notes([dataset])[0]
     assert not (tmp_path / "a.tif.aux.xml").exists()  # the file itself is left as it is
 

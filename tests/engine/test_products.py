@@ -299,7 +299,7 @@ def test_codes_are_not_interpolated(tmp_path):
     codes = write_raster(tmp_path / "x_SCL_20m.tif", coarse[None], 20)
     stack = open_stack((fine, codes), 0, None, Context())
     assert set(np.unique(stack.sources[1].read(0, 0, 32, 32)[0])) == {0, 200}
-    assert "x_SCL_20m.tif are codes" in stack.hints()[0]
+    assert "x_SCL_20m.tif holds codes" in stack.hints()[0]
     mixed = write_raster(tmp_path / "mixed.tif", np.stack([coarse, coarse]), 20)
     dataset = gdal.Open(mixed, gdal.GA_Update)
     for number, name in enumerate(("B4", "SCL"), 1):

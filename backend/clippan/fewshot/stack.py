@@ -45,7 +45,6 @@ class Stack:
         paths: of the rasters.
         sources: their bands on the grid.
         grid: the part of the chosen raster's grid that all rasters cover.
-        notes: sentences for the user: what was decided of the files.
         means, scales: of the bands of each raster; a band's values less its mean, times its scale, have deviation 1. A
             band that says nothing has the scale 0.
         notes: sentences about how rasters were taken.
@@ -214,7 +213,7 @@ def open_stack(paths: Sequence[str], grid: int, nodata: Optional[float], context
     found = [_statistics(source, path, context) for source, path in zip(sources, paths)]
     means, scales = tuple(mean for mean, _ in found), tuple(scale for _, scale in found)
     codes = [
-        f"The values of {path} are codes, and were not interpolated; leave it out if they tell no amount."
+        f"{path} holds codes, not quantities, and was not interpolated; leave it out unless their order says something."
         for path, dataset in zip(paths, datasets)
         if is_categorical(dataset)
     ]

@@ -107,9 +107,9 @@ class Units:
 def _declares(bands: Sequence[BandInfo], factor: float, offset: float, size: float) -> bool:
     """Whether a file's bands declare the scale and the offset that lead to the other's values, large as ``size``."""
     return any(
-        abs((band.scale or 1) / factor - 1) < _CLOSE and abs((band.offset or 0) - offset) < _CLOSE * size
+        abs(band.scale / factor - 1) < _CLOSE and abs(band.offset - offset) < _CLOSE * size
         for band in bands
-        if (band.scale or 1, band.offset or 0) != (1, 0)
+        if (band.scale, band.offset) != (1, 0)
     )
 
 

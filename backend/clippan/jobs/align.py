@@ -67,7 +67,7 @@ class AlignSensorResult:
     hints: tuple[str, ...]
     device: str
     seconds: float
-    pictures: tuple[RasterPicture, ...]
+    pictures: tuple[RasterPicture, ...] = ()
 
 
 @dataclass(frozen=True)

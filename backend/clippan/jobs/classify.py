@@ -141,7 +141,7 @@ class ClassifyResult:
     device: str
     seconds: float
     provenance: Mapping[str, str]
-    picture: Optional[RasterPicture]
+    picture: Optional[RasterPicture] = None
 
 
 @dataclass(frozen=True)

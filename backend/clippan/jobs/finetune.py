@@ -83,7 +83,7 @@ class FinetuneClipResult:
     hints: tuple[str, ...]
     device: str
     seconds: float
-    picture: Optional[RasterPicture]
+    picture: Optional[RasterPicture] = None
 
 
 @dataclass(frozen=True)

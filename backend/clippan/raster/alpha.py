@@ -19,9 +19,11 @@ _NOTE, _PATH = "NOTE", "PATH"
 _PLACES, _EDGE = 8, 16  # along each axis: windows that are looked at, and their edge in pixels
 _OVERVIEW = 1024  # greatest edge of an overview that is looked at instead
 _LEAST = 64  # pixels, below which nothing is decided
-_VALUES = 16  # a mask has fewer
-_BETWEEN, _MANY_BETWEEN = 0.02, 0.5  # share of values that are neither 0 nor the greatest: feathered masks have some
-_EXPLAINED = 0.1  # R² of a regression on the other bands: a feathered edge has nothing to do with them
+_OTHERS = 8  # bands, at most, that an alpha band is compared with
+_RINGING = 0.04  # part of the greatest value by which lossy compression changes what is clear or opaque
+_VALUES = 16  # a mask has fewer between clear and opaque
+_BETWEEN = 0.05  # part of the pixels that lie there, below which it is a mask
+_EXPLAINED = 0.1  # R² there of a regression on the other bands, with which a feathered edge has nothing to do
 _MASK_NAME = re.compile(r"alpha|mask|transparen|opacity|valid", re.IGNORECASE)
 _NO_NAME = re.compile(r"\s*(band|layer|b)?[\s_]*\d*\s*", re.IGNORECASE)
 
@@ -57,8 +59,8 @@ def without_false_alpha(dataset: gdal.Dataset, path: str, always: bool) -> gdal.
     if not always:
         others = ",".join(str(number) for number in range(1, dataset.RasterCount + 1) if number not in images)
         notes[_NOTE] = (
-            f"Band {', '.join(map(str, images))} of {path} is tagged as alpha (transparency) but holds an image, as "
-            f"near infrared does, so it is used as a band; to leave it out, choose the bands {others}."
+            f"Of {path}, band {' and '.join(map(str, images))}, tagged as alpha (transparency), holds an image as near "
+            f"infrared does and is used as such; to leave it out, choose the bands {others}."
         )
     retagged.SetMetadata(notes, NOTES)
     return retagged
@@ -81,15 +83,20 @@ def _holds_image(dataset: gdal.Dataset, number: int) -> bool:
         return False
     if not _NO_NAME.fullmatch(name):
         return True
-    samples = _samples(dataset)
-    alpha = samples[number - 1]
-    others = np.delete(samples, number - 1, axis=0)
-    seen = (others != 0).any(axis=0) & np.isfinite(samples).all(axis=0)
-    alpha, others = alpha[seen], others[:, seen]
-    if len(alpha) < _LEAST or len(np.unique(alpha)) <= _VALUES:
+    try:
+        alpha, others = _samples(dataset, number)
+    except RuntimeError:  # who reads it for good tells that it is damaged
         return False
-    between = float(((alpha != 0) & (alpha != alpha.max())).mean())
-    return between > _MANY_BETWEEN or (between > _BETWEEN and _explained(alpha, others) > _EXPLAINED)
+    seen = (others != 0).any(axis=0) & np.isfinite(others).all(axis=0) & np.isfinite(alpha)
+    alpha, others = alpha[seen], others[:, seen]
+    if len(alpha) < _LEAST:
+        return False
+    # Clear and opaque are what most pixels of a mask are, whatever compression has made of them.
+    between = np.abs(alpha) > _RINGING * alpha.max()
+    between &= alpha < (1 - _RINGING) * alpha.max()
+    if between.mean() < _BETWEEN or len(np.unique(alpha[between])) <= _VALUES:
+        return False
+    return _explained(alpha[between], others[:, between]) > _EXPLAINED
 
 
 def _explained(values: np.ndarray, by: np.ndarray) -> float:
@@ -99,18 +106,21 @@ def _explained(values: np.ndarray, by: np.ndarray) -> float:
     return 1 - float(residual.var()) / max(float(values.var()), 1e-30)
 
 
-def _samples(dataset: gdal.Dataset) -> np.ndarray:
-    """Values of all bands (bands, n), float64, from all over the raster, with little to read."""
-    small = _small_overview(dataset.GetRasterBand(1))
+def _samples(dataset: gdal.Dataset, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values from all over the raster, float64: of a band (n,) and of some others (bands, n), with little to read."""
+    others = [band + 1 for band in range(dataset.RasterCount) if band + 1 != number][:_OTHERS]
+    bands = [dataset.GetRasterBand(band) for band in (number, *others)]
+    small = _small_overview(bands[0])
     if small is not None:
-        bands = (dataset.GetRasterBand(number + 1).GetOverview(small) for number in range(dataset.RasterCount))
-        return np.stack([band.ReadAsArray().ravel() for band in bands]).astype(np.float64)
+        values = np.stack([band.GetOverview(small).ReadAsArray().ravel() for band in bands]).astype(np.float64)
+        return values[0], values[1:]
     width, height = dataset.RasterXSize, dataset.RasterYSize
     parts = []
     for y, x in itertools.product(window_starts(height, _PLACES, _EDGE), window_starts(width, _PLACES, _EDGE)):
-        part = dataset.ReadAsArray(x, y, min(_EDGE, width - x), min(_EDGE, height - y))
-        parts.append(part.reshape(dataset.RasterCount, -1))
-    return np.concatenate(parts, axis=1).astype(np.float64)
+        size = min(_EDGE, width - x), min(_EDGE, height - y)
+        parts.append(np.stack([band.ReadAsArray(x, y, *size).ravel() for band in bands]))
+    values = np.concatenate(parts, axis=1).astype(np.float64)
+    return values[0], values[1:]
 
 
 def _small_overview(band: gdal.Band) -> Optional[int]:

@@ -10,6 +10,7 @@ from typing import Optional
 from osgeo import gdal, osr
 
 from clippan.errors import ClippanError
+from clippan.raster.alpha import opened_as
 
 IDENTITY = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 TOLERANCE = 1e-3  # of a PAN pixel; geotransforms are rounded in many files
@@ -71,16 +72,16 @@ class Grid:
             crs = dataset.GetGCPProjection() or ""
             if geotransform is None:
                 raise ClippanError(
-                    f"The raster {dataset.GetDescription()} has ground control points and no pixel grid; "
+                    f"The raster {opened_as(dataset)} has ground control points and no pixel grid; "
                     "warp it first (Raster > Projections > Warp)."
                 )
         if geotransform is None:
             if dataset.GetMetadata("GEOLOCATION"):
                 raise ClippanError(
-                    f"The raster {dataset.GetDescription()} has no coordinates of its own: it is a swath that is "
-                    "placed by geolocation arrays; warp it first (gdalwarp -geoloc)."
+                    f"The raster {opened_as(dataset)} has no coordinates of its own: it is a swath that is placed by "
+                    "geolocation arrays; warp it first (gdalwarp -geoloc)."
                 )
-            rpc = tuple(sorted((dataset.GetMetadata("RPC") or {}).items()))
+            rpc = _rpc(dataset)
         return cls(dataset.RasterXSize, dataset.RasterYSize, geotransform, crs, rpc)
 
     def shares_crs(self, other: Grid) -> bool:
@@ -136,6 +137,17 @@ class Grid:
         return (column, row) if max(distances) <= tolerance else None
 
 
+def _rpc(dataset: gdal.Dataset) -> Rpc:
+    """RPCs of a dataset; none if what they count in pixels is not written as numbers."""
+    found = {key.upper(): value for key, value in (dataset.GetMetadata("RPC") or {}).items()}
+    try:
+        for keyword in (f"{prefix}_{kind}" for prefix in _RPC_AXES for kind in ("OFF", "SCALE")):
+            float(found[keyword].split()[0])  # some write the unit after it
+    except (KeyError, IndexError, ValueError):
+        return ()
+    return tuple(sorted(found.items()))
+
+
 def _moved_rpc(rpc: Rpc, ratios: tuple[float, float], origins: tuple[float, float]) -> Rpc:
     """RPCs counted in other pixels: of the first ones, whose edges are ``ratios`` of the others', the first has its
     corner at ``origins``. RPCs count from the centre of the first pixel."""
@@ -145,7 +157,7 @@ def _moved_rpc(rpc: Rpc, ratios: tuple[float, float], origins: tuple[float, floa
         if prefix not in _RPC_AXES or kind not in ("OFF", "SCALE"):
             return value
         ratio, origin = ratios[_RPC_AXES[prefix]], origins[_RPC_AXES[prefix]]
-        number = float(value.split()[0])  # some write the unit after it
+        number = float(value.split()[0])
         return repr(number * ratio if kind == "SCALE" else (number + 0.5) * ratio + origin - 0.5)
 
     if ratios == (1.0, 1.0) and origins == (0.0, 0.0):

@@ -150,7 +150,7 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
     """
     pan = panchromatic(pan)
     pan_dataset, opened = open_dataset(pan, PAN), open_datasets(ms, MS, bands)
-    _apart(pan, Grid.of(pan_dataset), ms, opened)
+    alike = _panchromatic_among(pan, Grid.of(pan_dataset), ms, opened)
     datasets = _in_crs_of(Grid.of(pan_dataset), opened, nodata)
     hints = [hint for dataset, path in zip([*opened, pan_dataset], [*ms, pan]) for hint in sensor_hints(dataset, path)]
     with (
@@ -172,19 +172,28 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
             raise ClippanError(
                 f"No pixel can have the nodata value {nodata:g}, as the rasters are {ms_source.dtype}; choose another."
             )
-        told = notes([pan_dataset, *opened])
+        told = [*notes([pan_dataset, *opened]), *alike]
         told += [source.assumption for source in (pan_source, ms_source) if source.assumption]
         yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(hints), tuple(told))
 
 
-def _apart(pan: str, grid: Grid, ms: Sequence[str], datasets: Sequence[gdal.Dataset]) -> None:
-    """Raises ClippanError if the panchromatic band is among several multispectral rasters: by its file, its name, or as
-    the only one with its pixels."""
+def _panchromatic_among(pan: str, grid: Grid, ms: Sequence[str], datasets: Sequence[gdal.Dataset]) -> list[str]:
+    """A sentence about each of several multispectral rasters that has PAN's pixels while others are coarser.
+
+    Raises:
+        ClippanError: the panchromatic band is among them, by its file or its name.
+    """
     sizes = [_pixel(Grid.of(dataset), grid) for dataset in datasets]
+    told = []
     for path, dataset, size in zip(ms, datasets, sizes) if len(ms) > 1 else ():
-        alike = dataset.RasterCount == 1 and size < _NEARLY and max(sizes) > _COARSER
-        if alike or os.path.realpath(path) == os.path.realpath(pan) or is_panchromatic(path):
+        if os.path.realpath(path) == os.path.realpath(pan) or is_panchromatic(path):
             raise ClippanError(f"{path} among the {MS}s is the panchromatic band; leave it out.")
+        if dataset.RasterCount == 1 and size < _NEARLY and max(sizes) > _COARSER:
+            told.append(
+                f"{path} has the pixel size of the {PAN}, so all bands are brought to it before they are sharpened; "
+                "leave it out if it is the panchromatic band."
+            )
+    return told
 
 
 def _pixel(grid: Grid, pan: Grid) -> float:

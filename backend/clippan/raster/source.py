@@ -120,7 +120,7 @@ class BandInfo:
             band.GetDescription() or name,
             band.GetColorInterpretation(),
             band.GetUnitType() or "",
-            1.0 if band.GetScale() is None else band.GetScale(),  # a file may state one of the two
+            band.GetScale() or 1.0,  # a file may state one of the two; a scale of 0 says nothing
             band.GetOffset() or 0.0,
         )
 

@@ -295,8 +295,7 @@ def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], 
             f"The raster {path} has {codes[0]}, a quality band or mask, whose codes are no amounts; leave it out "
             "(--sensor-bands)."
         )
-    missing = source.nodata if source.assumption else nodata
-    missing = fitting(missing, source.dtype)
+    missing = source.nodata if source.assumption else fitting(nodata, source.dtype)
     extra = {} if missing is None else {"noData": missing}
     try:
         gdal.Translate(bands, dataset, format="VRT", bandList=[*chosen, *alpha], **extra).FlushCache()
