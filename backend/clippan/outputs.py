@@ -40,6 +40,7 @@ else:
 _MARK = ".clippan-"  # how the names of hidden files and folders begin
 _LOCK = "lock"
 _HELD = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # by another process
+_TRIES = 10  # to lock a new folder, which seldom takes a second
 _PATIENCE = 60.0  # seconds to wait for another run that is putting its files in place, which takes it milliseconds
 _LITTLE = 2**20  # bytes; with less a disk is full, whatever the library that failed says
 _FULL = re.compile("no space left|disk( is)? full|quota exceeded", re.IGNORECASE)
@@ -129,10 +130,10 @@ class Outputs:
         return self._folders[path].path
 
     def _place(self) -> None:
-        gates = {_gate(Path(path)) for path in self._parts if not _is_virtual(path)}
+        gates = {_gate(Path(path)): self._folders[path].locks for path in self._parts if not _is_virtual(path)}
         with contextlib.ExitStack() as stack, contextlib.ExitStack() as undo:
             for gate in sorted(gates):  # in one order, lest two runs wait for each other
-                stack.callback(_taken(gate).release)
+                stack.callback(_taken(gate, anyway=not gates[gate]).release)
             for path, part in self._parts.items():
                 try:
                     self._move(path, part, undo)
@@ -211,7 +212,9 @@ def held(file: Path, what: str, sentence: str) -> Iterator[None]:
     """
     try:
         lock = _Lock(file)
-    except _Held:
+    except _Held as error:
+        if isinstance(error.__cause__, OSError):
+            raise unwritten(what, file, error.__cause__) from error
         raise ClippanError(sentence) from None
     except OSError as error:
         raise unwritten(what, file, error) from error
@@ -280,6 +283,10 @@ class _Held(Exception):
 class _Lock:
     """A lock on a file, which ends with the process however that ends.
 
+    Args:
+        path: of the file.
+        anyway: goes on where another seems to have it, for a file system whose word on that cannot be trusted.
+
     Attributes:
         firm: False on a file system that knows no locks.
 
@@ -288,18 +295,20 @@ class _Lock:
         OSError: the file cannot be made.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, anyway: bool = False) -> None:
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        self.firm = True
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError as error:
+            if sys.platform == "win32" and not anyway:  # as long as a file is removed that another has open
+                raise _Held from error
+            raise
+        self.firm, is_held = True, False
         try:
             _lock(self._file)
         except OSError as error:
-            if error.errno in _HELD:
-                self.close()
-                raise _Held from None
-            self.firm = False
-        if not self._is_there():  # who held it before has removed it
+            self.firm, is_held = False, error.errno in _HELD
+        if not anyway and (is_held or not self._is_there()):  # not there: who held it before has removed it
             self.close()
             raise _Held
 
@@ -326,19 +335,34 @@ class _Lock:
 class _Folder:
     """A new hidden folder beside an output, locked by this run.
 
+    Attributes:
+        locks: False on a file system, as some of a network are, that says of every lock that another holds it.
+
     Raises:
         OSError: it cannot be made.
     """
 
     def __init__(self, output: Path) -> None:
         clear(str(output))
-        while True:
-            self.path = output.parent / f"{_prefix(output)}-{secrets.token_hex(4)}"
-            self.path.mkdir()
-            # Another run may clear it away before it is locked; then the next is tried.
-            with contextlib.suppress(_Held, FileNotFoundError):
+        self.locks = True
+        for _ in range(_TRIES):
+            self.path = self._new(output)
+            try:
                 self._lock = _Lock(self.path / _LOCK)
                 return
+            except (_Held, FileNotFoundError):  # another run may clear it away before it is locked
+                _quietly_removed(str(self.path / _LOCK))
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+        self.locks = False
+        self.path = self._new(output)
+        self._lock = _Lock(self.path / _LOCK, anyway=True)
+
+    @staticmethod
+    def _new(output: Path) -> Path:
+        path = output.parent / f"{_prefix(output)}-{secrets.token_hex(4)}"
+        path.mkdir()
+        return path
 
     def remove(self) -> None:
         """Removes it with all that is in it."""
@@ -368,11 +392,11 @@ def _gate(output: Path) -> Path:
     return Path(os.path.realpath(output.parent), f"{_prefix(output)}.lock")
 
 
-def _taken(gate: Path) -> _Lock:
+def _taken(gate: Path, anyway: bool) -> _Lock:
     limit = time.monotonic() + _PATIENCE
     while True:
         try:
-            return _Lock(gate)
+            return _Lock(gate, anyway)
         except _Held:
             if time.monotonic() > limit:
                 raise ClippanError(

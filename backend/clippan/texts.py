@@ -17,20 +17,20 @@ from clippan.errors import ClippanError
 ENDINGS = (".txt", ".csv", ".json")  # what ends so is the name of a file
 _LARGEST = 2**24  # bytes; what is larger was not written by hand
 _NAMED = 5  # names that a sentence lists
-_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
 def file_of(text: str) -> str:
     """The path of the file that a text names; empty if it stands for itself.
 
-    A file's name ends in .txt, .csv or .json; or the file is there, and the text has another ending, a folder, or an @
-    before it, which is left out.
+    A file's name ends in .txt, .csv or .json and has no semicolon; or the file is there, and the text has an ending, a
+    folder, or an @ before it, which is left out.
     """
     text = text.strip()
     if "\n" in text or text.startswith(("{", "[")):
         return ""
     path = text[1:].strip() if text.startswith("@") else text
-    if path.lower().endswith(ENDINGS):
+    if path.lower().endswith(ENDINGS) and ";" not in path:  # with one, it is rather a list that ends in a file
         return path
     try:
         place = Path(path)
@@ -115,7 +115,7 @@ def legend(text: str, what: str = "legend") -> dict[str, str]:
         value, name = str(value).strip(), str(name).strip()
         if not value or not name:
             raise ClippanError(f"The {what} {text} is not understood; write it like 1=water; 2=forest.")
-        names[value.upper() if _COLOUR.fullmatch(value) else value] = name
+        names[value.upper() if COLOUR.fullmatch(value) else value] = name
     return names
 
 

@@ -97,6 +97,8 @@ class LabelledLayer:
     def _number(self, layer: ogr.Layer, field: str) -> int:
         found = _find(layer, field)
         if found is None:
+            if not all(_is_utf8(name) for name in _fields(layer)):
+                raise ClippanError(f"The names of the fields of {self.path} are not UTF-8; save the file in UTF-8.")
             where = "" if self._dataset.GetLayerCount() == 1 else f" in their layer {layer.GetName()}"
             raise ClippanError(
                 f"The samples {self.path} have no field {field}{where}; choose one of theirs "
@@ -106,7 +108,7 @@ class LabelledLayer:
 
     def _is_labelled(self, layer: ogr.Layer, field: str) -> bool:
         number = self._number(layer, field)
-        return any(_has_place(feature) and _label(feature, number) for feature in self._features(layer))
+        return any(_has_place(feature) and self._label(feature, number) for feature in self._features(layer))
 
     def _features(self, layer: ogr.Layer) -> Iterator[ogr.Feature]:
         try:
@@ -133,7 +135,7 @@ class LabelledLayer:
         """Of every feature the class, empty without one, and the geometry as WKB, in the layer's CRS."""
         for feature in self._features(self._layer):
             geometry = feature.GetGeometryRef()
-            yield _label(feature, self._field), b"" if geometry is None else bytes(geometry.ExportToWkb())
+            yield self._label(feature, self._field), b"" if geometry is None else bytes(geometry.ExportToWkb())
 
     def places(self, grid: Grid, context: Context) -> Iterator[Place]:
         """The features that have both a class and a place.
@@ -149,8 +151,8 @@ class LabelledLayer:
         count = max(self._layer.GetFeatureCount(), 1)
         for position, feature in enumerate(self._features(self._layer)):
             context.progress(100 * position / count, "Reading the samples")
-            label = _label(feature, self._field)
-            if label and _has_place(feature):
+            label = self._label(feature, self._field) if _has_place(feature) else ""
+            if label:
                 geometry = feature.GetGeometryRef().GetLinearGeometry()  # a copy, in which curves are many short lines
                 yield Place(label, geometry if _moved(geometry, transform) else None)
 
@@ -160,6 +162,21 @@ class LabelledLayer:
             return []
         there = crs_name(spatial(grid.crs))
         return [f"The CRS of the samples is not known; that of the rasters ({there}) was assumed."]
+
+    def _label(self, feature: ogr.Feature, number: int) -> str:
+        """The class, as text; whole numbers without a decimal point. Empty where there is none."""
+        if not feature.IsFieldSetAndNotNull(number):
+            return ""
+        if feature.GetFieldType(number) == ogr.OFTReal:
+            value = feature.GetFieldAsDouble(number)
+            if not math.isfinite(value):
+                return ""
+            return str(int(value)) if value == int(value) else repr(value)
+        text = " ".join(feature.GetFieldAsString(number).split())
+        if not _is_utf8(text):
+            field = feature.GetFieldDefnRef(number).GetName()
+            raise ClippanError(f"The field {field} of the samples {self.path} is not UTF-8; save the file in UTF-8.")
+        return text
 
     def _transform(self, grid: Grid) -> Optional[osr.CoordinateTransformation]:
         if self.crs is None or not grid.crs:
@@ -175,7 +192,7 @@ class LabelledLayer:
 
 def crs_name(reference: Optional[osr.SpatialReference]) -> str:
     """How sentences call a CRS; empty for none."""
-    return "" if reference is None else reference.GetName() or "without a name"
+    return "" if reference is None else reference.GetName() or "a CRS without a name"
 
 
 def _fields(layer: ogr.Layer) -> list[str]:
@@ -204,16 +221,13 @@ def _has_place(feature: ogr.Feature) -> bool:
     return geometry is not None and not geometry.IsEmpty()
 
 
-def _label(feature: ogr.Feature, number: int) -> str:
-    """The class, as text; whole numbers without a decimal point. Empty where there is none."""
-    if not feature.IsFieldSetAndNotNull(number):
-        return ""
-    if feature.GetFieldType(number) == ogr.OFTReal:
-        value = feature.GetFieldAsDouble(number)
-        if not math.isfinite(value):
-            return ""
-        return str(int(value)) if value == int(value) else repr(value)
-    return " ".join(feature.GetFieldAsString(number).split())
+def _is_utf8(text: str) -> bool:
+    """Whether it was read from UTF-8; GDAL hands on other bytes as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _moved(geometry: ogr.Geometry, transform: Optional[osr.CoordinateTransformation]) -> bool:

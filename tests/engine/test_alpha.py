@@ -21,10 +21,10 @@ def tagged(path, fourth: np.ndarray, name: str = "") -> str:  # type: ignore[no-
     return made
 
 
-def feathered(edge: float) -> np.ndarray:
-    """Opaque, and clear outside of a circle with a soft edge of so many pixels, as drones' mosaics have it."""
+def feathered() -> np.ndarray:
+    """Opaque, and clear outside of a circle with a soft edge, as drones' mosaics have it."""
     rows, columns = np.mgrid[:SIZE, :SIZE] - SIZE / 2
-    return np.clip((44 - np.hypot(rows, columns)) / edge, 0, 1) * 65535
+    return np.clip((44 - np.hypot(rows, columns)) / 4, 0, 1) * 65535
 
 
 def rippled() -> np.ndarray:
@@ -38,8 +38,7 @@ MASKS = {
     "ones and zeros": np.where(np.arange(SIZE)[:, None] > 20, 1, np.zeros((SIZE, SIZE))),
     "opaque": np.full((SIZE, SIZE), 255.0),
     "half transparent": np.full((SIZE, SIZE), 128.0),
-    "with a soft edge": feathered(4),
-    "with a wide soft edge": feathered(12),
+    "with a soft edge": feathered(),
 }
 MASKS["compressed with losses"] = rippled()
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from osgeo import gdal
@@ -198,6 +199,44 @@ def test_one_process_at_a_time_holds_a_lock(tmp_path):
     with held(*taken):
         pass
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("fault", ["inode", "flock"])
+def test_where_every_lock_seems_held_outputs_are_made_without(tmp_path, monkeypatch, fault):
+    def refused(file: int) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    if fault == "inode":
+        monkeypatch.setattr("os.path.samestat", lambda one, other: False)
+    else:
+        monkeypatch.setattr("clippan.outputs._lock", refused)
+    with Outputs() as outputs:
+        make(outputs, tmp_path / "a.csv", "new")
+        assert len(os.listdir(tmp_path)) == 1
+    assert os.listdir(tmp_path) == ["a.csv"]
+    fail(str(tmp_path / "a.csv"))
+    assert (tmp_path / "a.csv").read_text() == "new"
+    assert os.listdir(tmp_path) == ["a.csv"]
+
+
+def test_a_lock_file_that_windows_is_removing_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("clippan.outputs.sys", SimpleNamespace(platform="win32"))
+    truly, left = os.open, [3]
+
+    def opened(path: Path, *arguments: int) -> int:
+        if str(path).endswith(".lock") and left[0]:
+            left[0] -= 1
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return truly(path, *arguments)
+
+    monkeypatch.setattr("os.open", opened)
+    with Outputs() as outputs:
+        make(outputs, tmp_path / "a.csv", "new")
+    assert left == [0]
+    assert os.listdir(tmp_path) == ["a.csv"]
+    left[0] = 1
+    with pytest.raises(ClippanError, match=r"could not be written \(Permission denied\)"):
+        held(tmp_path / "b.lock", "index", "Taken.").__enter__()
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,13 @@ def test_a_wrong_crs_is_named(vector) -> None:
         read(vector([(point(3, 3), None)], name="blank.gpkg"))
 
 
+def test_rasters_without_coordinates_are_named(vector) -> None:
+    bare = Grid(SIZE, SIZE, (0, 1, 0, 0, 0, 1), "")
+    path = vector([("POINT (500 45)", "a")], crs="EPSG:4326")
+    with pytest.raises(ClippanError, match=r"which have no coordinates, while the samples are in WGS 84; georeference"):
+        samples.read(path, "", "class", bare, 0, Context())
+
+
 def test_a_class_in_one_place_leaves_the_blocks_of_the_others(vector) -> None:
     features = spread(["a", "b", "c"])
     assert read(vector(features)).split == "block of 32 pixels"

@@ -56,6 +56,11 @@ def test_a_class_is_no_file_unless_it_is_one(tmp_path, monkeypatch) -> None:
     assert parse("@nobody").names == ("@nobody",)
     with pytest.raises(ClippanError, match=r"“classes.txt” is the name of a file; give either"):
         parse("classes.txt; water; land")
+    for written in ("water; land; classes.txt", "@water; land;classes.JSON"):
+        with pytest.raises(ClippanError, match=r"“classes.\w+” is the name of a file; give either"):
+            parse(written)
+    (tmp_path / "a;b.txt").write_text("water; land")
+    assert parse("a;b.txt").names == ("water", "land")
 
 
 @pytest.mark.parametrize("word", ["???", "--", "…", "+", "$ $", "()", "·"])

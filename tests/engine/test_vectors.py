@@ -133,3 +133,18 @@ def test_broken_places_are_said(tmp_path) -> None:
         ClippanError, match=r"has both a place and a class|cannot be read to their end|lie on the raster"
     ):
         samples.read(str(tmp_path / "s.csv"), "", "class", GRID, 0, Context())
+
+
+def test_a_text_that_is_not_utf_8_is_said(tmp_path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_text("x,y,class,Größe\n1,2,forêt,1\n2,3,b,2\n", encoding="latin-1")
+    for read in (
+        lambda: samples.read(str(path), "", "class", GRID, 0, Context()),
+        lambda: samples.digest(str(path), "", "class"),
+    ):
+        with pytest.raises(ClippanError, match=r"^The field class of the samples .*s.csv is not UTF-8; save the file"):
+            read()
+    with pytest.raises(ClippanError, match=r"^The names of the fields of .*s.csv are not UTF-8; save the file"):
+        LabelledLayer(str(path), "", "Größe")
+    path.write_text("x,y,class\n1,2,b\n,,forêt\n", encoding="latin-1")  # it has no place, and is not needed
+    assert labels(LabelledLayer(str(path), "", "class")) == ["b"]

@@ -167,8 +167,8 @@ def _nowhere(path: str, field: str, beyond: int, lost: int, own: str, there: str
         )
     if beyond and own and not there:
         return (
-            f"None of the samples {path} lie on the rasters, which have no coordinates, while the samples have "
-            f"({own}); georeference the rasters first."
+            f"None of the samples {path} lie on the rasters, which have no coordinates, while the samples are in "
+            f"{own}; georeference the rasters first."
         )
     if beyond and there and not own:
         return (

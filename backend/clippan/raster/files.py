@@ -11,7 +11,7 @@ from osgeo import gdal
 
 from clippan.errors import ClippanError
 from clippan.outputs import touched
-from clippan.raster.products import files_of
+from clippan.raster.products import files_of, text_of, tiles_of
 
 # Files that read no others but those beside them; there may be thousands, so they are not opened.
 _LEAVES = tuple(".tif .tiff .jp2 .png .jpg .jpeg .bmp .webp .ecw .sid .hdf .h5 .nc .gpkg .geojson .csv .zip".split())  # noqa: SIM905
@@ -20,8 +20,6 @@ _SIDES = (".aux.xml", ".ovr", ".msk")
 # Around the file in vrt://a.tif?bands=1, NETCDF:"a.nc":x, GTIFF_DIR:1:a.tif, /vsizip/{a.zip}/b.tif, /vsisubfile/0_9,a
 _MARKS = re.compile(r"""[:"'?&=,;{}]""")
 _MOST_MARKS = 20
-_TILE = re.compile(r'filename\s*=\s*"([^"]+)"', re.IGNORECASE)
-_MOST_BYTES = 2**27  # of a description
 
 
 def files(dataset: gdal.Dataset) -> list[str]:
@@ -115,29 +113,16 @@ def _contents(name: str) -> list[tuple[str, str]]:
     lower = name.lower()
     if lower.endswith(_LEAVES):
         return []
-    if lower.endswith((*_VIRTUAL, ".til")):
-        text, folder = _text(name), os.path.dirname(name)  # noqa: PTH120
-        if lower.endswith(".til"):
-            return [(tile, folder) for tile in _TILE.findall(text)]
-        return _described(text, folder)
+    folder = os.path.dirname(name)  # noqa: PTH120
+    if lower.endswith(".til"):
+        return [(tile, folder) for tile in tiles_of(name)]
+    if lower.endswith(_VIRTUAL):
+        return _described(text_of(name), folder)
     try:
         dataset = gdal.OpenEx(name, gdal.OF_RASTER | gdal.OF_VECTOR)
         return [(other, "") for other in dataset.GetFileList() or [] if other != name]
     except RuntimeError:  # no data source: a text, a model
         return []
-
-
-def _text(name: str) -> str:
-    try:
-        file = gdal.VSIFOpenL(name, "rb")
-    except RuntimeError:
-        return ""
-    if file is None:
-        return ""
-    try:
-        return bytes(gdal.VSIFReadL(1, _MOST_BYTES, file) or b"").decode("utf-8", "replace")
-    finally:
-        gdal.VSIFCloseL(file)
 
 
 def _described(text: str, folder: str) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from osgeo import gdal
 from clippan.colours import COLOURS, band_order, colour, number_of
 from clippan.errors import ClippanError
 from clippan.jobs.pansharpen import PansharpenRequest
+from clippan.texts import listed
 
 _RASTERS = tuple(
     ".tif .tiff .vrt .jp2 .png .jpg .jpeg .img .bmp .webp .nc .ecw .sid .bil .bsq .ers .kea".split()  # noqa: SIM905
@@ -54,7 +55,8 @@ _APART = frozenset({"pan", "cirrus", "thermal", "thermal1", "thermal2"})
 _GRANULE = re.compile(r"(?P<root>(?:.*/)?)(?P<home>GRANULE/[^/]+)/IMG_DATA/")
 _INNER = re.compile(r"(?:(?:^|/)IMG_DATA)?(?:(?:^|/)R(?:10|20|60)m)?$")
 _DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])(?!\d)")
-_SMALL = 2**23  # bytes of a text that is read
+_TILE = re.compile(r'filename\s*=\s*"([^"]+)"', re.IGNORECASE)
+_MOST_BYTES = 2**27  # of a text that describes rasters
 _NAMED = 5  # files that a sentence lists
 
 
@@ -90,22 +92,23 @@ class Product:
                 if len(self.files) == 1:
                     raise
                 return gdal.BuildVRT("", list(self.files[1:]), strict=True)  # without the .IMD, say
-        finest = min((gdal.Open(path) for path in self.files), key=lambda band: abs(band.GetGeoTransform()[1]))
+        bands = [gdal.Open(path) for path in self.files]
+        finest = min(bands, key=lambda band: abs(band.GetGeoTransform()[1]))
         left, dx, _, top, _, dy = finest.GetGeoTransform()
-        undeclared = finest.GetRasterBand(1).GetNoDataValue() is None
+        place = {
+            "resolution": "user",
+            "xRes": abs(dx),
+            "yRes": abs(dy),
+            "outputBounds": [left, top + finest.RasterYSize * dy, left + finest.RasterXSize * dx, top],
+        }
+        placed = finest.GetGeoTransform(can_return_null=True) is not None
         dataset = gdal.BuildVRT(
-            "",
-            list(self.files),
-            separate=True,
-            strict=True,
-            resolution="user",
-            xRes=abs(dx),
-            yRes=abs(dy),
-            outputBounds=[left, top + finest.RasterYSize * dy, left + finest.RasterXSize * dx, top],
-            resampleAlg="cubic",
-            # Outside of the picture, deliveries of whole numbers have 0.
-            srcNodata=0 if undeclared and finest.GetRasterBand(1).DataType == gdal.GDT_UInt16 else None,
+            "", list(self.files), separate=True, strict=True, resampleAlg="cubic", **(place if placed else {})
         )
+        for number, band in enumerate((own.GetRasterBand(1) for own in bands), 1):
+            # Outside of the picture, deliveries of whole numbers have 0.
+            if band.GetNoDataValue() is None and band.DataType == gdal.GDT_UInt16:
+                _mark_zeros(dataset.GetRasterBand(number))
         scales = _scales(self.texts)
         for number, name in enumerate(self.bands, 1):
             band = dataset.GetRasterBand(number)
@@ -118,6 +121,26 @@ class Product:
         dated = {"ACQUISITION_DATE": "-".join(day.groups())} if day else {}
         dataset.SetMetadata({"SOURCE_FILE": first, **dated})  # its name tells the sensor
         return dataset
+
+    def is_one(self) -> bool:
+        """Whether the bands can be laid on one grid: all are north-up in one CRS, or all are of one size and lie
+        nowhere. True too where a file cannot be opened, which ``open`` tells."""
+        if not self.bands:
+            return True
+        try:
+            bands = [gdal.Open(path) for path in self.files]
+        except RuntimeError:
+            return True
+        places = [band.GetGeoTransform(can_return_null=True) for band in bands]
+        crs = [band.GetSpatialRef() for band in bands]
+        if not all(own.IsSame(crs[0]) if own and crs[0] else own is crs[0] for own in crs):
+            return False
+        if any(places):
+            return all(place is not None and place[1] > 0 > place[5] and place[2] == place[4] == 0 for place in places)
+        otherwise = any(
+            band.GetGCPCount() or band.GetMetadata("RPC") or band.GetMetadata("GEOLOCATION") for band in bands
+        )
+        return not otherwise and len({(band.RasterXSize, band.RasterYSize) for band in bands}) == 1
 
 
 @dataclass
@@ -148,7 +171,7 @@ class Inside:
             (self.archives, "archive without a known scene", "archives without a known scene"),
         )
         return [
-            f"Left aside: {len(files):,} {several if len(files) > 1 else one} ({_listed(files)})."
+            f"Left aside: {len(files):,} {several if len(files) > 1 else one} ({listed([_name(file) for file in files])})."
             for files, one, several in kinds
             if files
         ]
@@ -170,6 +193,11 @@ def find(path: str, what: str) -> Optional[gdal.Dataset]:
     products, rasters = _meant(path)
     try:
         if len(products) == 1 and not rasters:
+            if not products[0].is_one():
+                raise ClippanError(
+                    f"The {what} {path} is a scene whose bands lie on grids that do not go together; name one band, or "
+                    f"warp all to one CRS, north up (Raster > Projections > Warp) ({_some(products[0].files)})."
+                )
             return products[0].open()
         if len(rasters) == 1 and not products:
             return gdal.OpenEx(rasters[0], gdal.OF_RASTER | gdal.OF_VERBOSE_ERROR)
@@ -184,11 +212,12 @@ def find(path: str, what: str) -> Optional[gdal.Dataset]:
         return None
     names = [*(product.name for product in products), *rasters]
     article = "an" if kind == "archive" else "a"
+    if not names and _is_damaged(path):
+        raise ClippanError(f"The {what} {path} cannot be read as an archive; check whether it is complete.")
     if not names:
         raise ClippanError(f"The {what} {path} is {article} {kind} that holds no raster; name a raster.")
-    listed = "; ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")
     raise ClippanError(
-        f"The {what} {path} is {article} {kind} that holds {len(names)} rasters; name one of them ({listed})."
+        f"The {what} {path} is {article} {kind} that holds {len(names)} rasters; name one of them ({_some(names)})."
     )
 
 
@@ -228,7 +257,9 @@ def expand(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
             add(name)
             continue
         inside = look_into(root)
-        pictures = [*(product.name for product in inside.products), *inside.rasters]
+        pictures = list(inside.rasters)
+        for product in inside.products:
+            pictures += [product.name] if product.is_one() else product.files
         if _archive(name) and len(pictures) == 1:
             pictures = [name]
         for path in inside.archives:
@@ -239,7 +270,9 @@ def expand(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
         left.maps += maps
         left.masks += inside.masks
         left.previews += inside.previews
-        if len(maps) == len(pictures):
+        if not pictures and _is_damaged(name):
+            failed.append(f"The file {name} cannot be read as an archive; check whether it is complete.")
+        elif len(maps) == len(pictures):
             kind = "archive" if _archive(name) else "folder"
             failed.append(f"The {kind} {name} holds no rasters{' that are pictures' * bool(maps)}; choose another.")
     return list(found.values()), failed, left.left()
@@ -293,8 +326,28 @@ def look_into(place: str, below: bool = True) -> Inside:
     if not place.startswith("/vsi"):
         return _look_into(place, below)
     # An archive is read to its end to list it, and many threads ask.
-    status = gdal.VSIStatL(re.sub(r"^/vsi(?:zip|tar)/", "", place))
-    return _kept(place, below, (status.mtime, status.size) if status else ())
+    return _kept(place, below, _state(place))
+
+
+def tiles_of(path: str) -> list[str]:
+    """The files that a .TIL lists, by their names in its folder."""
+    return _TILE.findall(text_of(path))
+
+
+def text_of(path: str) -> str:
+    """What a file holds, read by GDAL as UTF-8; empty for what cannot be read."""
+    try:
+        file = gdal.VSIFOpenL(path, "rb")
+    except RuntimeError:
+        return ""
+    if file is None:
+        return ""
+    try:
+        return bytes(gdal.VSIFReadL(1, _MOST_BYTES, file) or b"").decode("utf-8", "replace")
+    except RuntimeError:  # a folder
+        return ""
+    finally:
+        gdal.VSIFCloseL(file)
 
 
 @functools.lru_cache(maxsize=32)
@@ -340,8 +393,7 @@ def _look_into(place: str, below: bool) -> Inside:
 def _files(place: str, below: bool) -> list[str]:
     """The files of a place by their paths from there, but for hidden ones."""
     if place.startswith("/vsi"):
-        names = gdal.ReadDirRecursive(place) if below else gdal.ReadDir(place)
-        visible = [name for name in names or [] if not re.search(r"(?:^|/)(?:\.|__MACOSX)|/$", name)]
+        visible = [name for name in _names(place, below) if not re.search(r"(?:^|/)(?:\.|__MACOSX)|/$", name)]
         return sorted(visible)
     found = []
     for folder, folders, names in os.walk(place):
@@ -376,8 +428,7 @@ def _listed_tiles(place: str, files: Sequence[str]) -> list[tuple[Product, set[s
     for name in files:
         path = PurePosixPath(name)
         if path.suffix.lower() == ".til":
-            tiles = re.findall(r'filename\s*=\s*"([^"]+)"', _text(f"{place}/{name}"))
-            own = "|".join([*map(re.escape, tiles), rf"{re.escape(path.stem)}.*"])
+            own = "|".join([*map(re.escape, tiles_of(f"{place}/{name}")), rf"{re.escape(path.stem)}.*"])
         elif re.fullmatch(r"DIM_\w+\.XML", path.name, re.IGNORECASE):
             own = r"(?:IMG|PREVIEW|ICON|DIM|RPC|LUT)_.*"
         else:
@@ -525,12 +576,45 @@ def _archive(path: str) -> str:
 
 def _is_folder(path: str) -> bool:
     if path.startswith("/vsi"):
-        status = gdal.VSIStatL(path)
+        status = _status(path)
         return bool(status and status.IsDirectory())
     try:
         return bool(path.strip()) and Path(path).is_dir()
     except (OSError, ValueError):
         return False
+
+
+def _status(path: str) -> Optional[gdal.StatBuf]:
+    try:
+        return gdal.VSIStatL(path)
+    except RuntimeError:
+        return None
+
+
+def _state(place: str) -> tuple[float, ...]:
+    """What tells that the archive that a place is in has been replaced; empty if that is no file."""
+    path = re.sub(r"^/vsi(?:zip|tar)/|[{}]", "", place)
+    while path:
+        status = _status(path)
+        if status and not status.IsDirectory():
+            return (status.mtime, status.size)
+        above = os.path.dirname(path)  # noqa: PTH120 (of //host/a, or of /vsicurl/http://a)
+        path = above if above != path else ""
+    return ()
+
+
+def _names(place: str, below: bool) -> list[str]:
+    """What an archive lists; empty for a damaged one."""
+    try:
+        return (gdal.ReadDirRecursive(place) if below else gdal.ReadDir(place)) or []
+    except RuntimeError:
+        return []
+
+
+def _is_damaged(path: str) -> bool:
+    """Whether a file that is called as an archive lists nothing at all."""
+    root = _archive(path)
+    return bool(root) and not _names(root, False)
 
 
 def _opens(path: str) -> bool:
@@ -568,11 +652,18 @@ def _tagged(dataset: gdal.Dataset) -> bool:
     return any(tag.startswith("CLIPPAN_") for tag in tags) and tags.get("CLIPPAN_ALGORITHM") != PansharpenRequest.name
 
 
+def _mark_zeros(band: gdal.Band) -> None:
+    """Declares 0 as nodata in a band of a VRT that has one source, which reads it so too: resampling spares it."""
+    source = band.GetMetadata("vrt_sources")["source_0"].replace("SimpleSource", "ComplexSource")
+    band.SetMetadataItem("source_0", source.replace("</Complex", "<NODATA>0</NODATA></Complex"), "vrt_sources")
+    band.SetNoDataValue(0)
+
+
 def _scales(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Scale and offset of reflectance by band, as far as the metadata of Sentinel-2 or Landsat tell."""
     found: dict[str, tuple[float, float]] = {}
     for path in texts:
-        text = _text(path)
+        text = text_of(path)
         quantified = re.search(r"<(?:BOA_)?QUANTIFICATION_VALUE[^>]*>(\d+)<", text)
         if quantified:
             added = re.search(r"<(?:BOA|RADIO)_ADD_OFFSET[^>]*>(-?\d+)<", text)  # the same for all bands
@@ -586,16 +677,6 @@ def _scales(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _text(path: str) -> str:
-    file = gdal.VSIFOpenL(path, "rb")
-    if file is None:
-        return ""
-    try:
-        return bytes(gdal.VSIFReadL(1, _SMALL, file) or b"").decode("utf-8", "replace")
-    finally:
-        gdal.VSIFCloseL(file)
-
-
 def _is_raster(name: str) -> bool:
     return name.lower().endswith(_RASTERS)
 
@@ -604,6 +685,9 @@ def _stem(path: str) -> str:
     return PurePosixPath(path.replace("\\", "/")).stem
 
 
-def _listed(files: Sequence[str]) -> str:
-    names = [PurePosixPath(path.replace("\\", "/")).name for path in files]
-    return ", ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")
+def _name(path: str) -> str:
+    return PurePosixPath(path.replace("\\", "/")).name
+
+
+def _some(paths: Sequence[str]) -> str:
+    return "; ".join(paths[:_NAMED]) + (" …" if len(paths) > _NAMED else "")

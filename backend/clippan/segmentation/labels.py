@@ -78,8 +78,8 @@ def read(path: str, layer: str, field: str, table: Table, scene: Scene, context:
         parts, seen = _of_raster(path, table, scene, context), []
     if not parts and opened and opened.crs and not scene.grid.crs:
         raise ClippanError(
-            f"No label of {path} lies on the raster {scene.path}, which has no coordinates, while the labels have "
-            f"({crs_name(opened.crs)}); georeference the raster first."
+            f"No label of {path} lies on the raster {scene.path}, which has no coordinates, while the labels are in "
+            f"{crs_name(opened.crs)}; georeference the raster first."
         )
     if not parts:
         raise ClippanError(f"No label of {path} lies on the raster {scene.path}; check that both show the same place.")

@@ -21,7 +21,6 @@ from clippan.outputs import Outputs, making
 MOST = 255  # classes that a band of bytes can tell apart from 0
 SHAPEFILE_BYTES = 254  # of a text in a shapefile
 _LONGEST = 200  # letters of a word or a description
-_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _APART = re.compile(r"[,/;()]|\band\b")
 _GOLDEN = 0.618034  # steps of the golden ratio spread hues evenly, however many there are
 
@@ -199,7 +198,7 @@ def _checked(table: Table) -> Table:
                 "name, and other words for one class after commas."
             )
         seen[prompt.name.lower()] = number
-        if prompt.colour and not _COLOUR.fullmatch(prompt.colour):
+        if prompt.colour and not texts.COLOUR.fullmatch(prompt.colour):
             raise ClippanError(f"The colour {prompt.colour} of {prompt.name} is not understood; write it like #1f78b4.")
         if not 0 <= prompt.threshold < 1:
             raise ClippanError(f"The threshold of {prompt.name} is {prompt.threshold:g}; it has to be from 0 to 1.")

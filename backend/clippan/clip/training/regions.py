@@ -29,7 +29,6 @@ from clippan.vectors import LabelledLayer
 
 TABLE = "regions.json"
 _POLYGONS = (ogr.wkbPolygon, ogr.wkbMultiPolygon, ogr.wkbCurvePolygon, ogr.wkbMultiSurface)
-_COLOUR = re.compile(r"#([0-9a-fA-F]{6})")
 _QUALITY = 95  # of JPEG
 
 
@@ -182,7 +181,7 @@ class Mask:
             legend = {str(value): name for value, name in enumerate(names) if name and value}
         if not legend:
             raise ClippanError(f"Nothing says what the values of the mask {path} mean; give a legend (--legend).")
-        colours = [bool(_COLOUR.fullmatch(value)) for value in legend]
+        colours = [bool(texts.COLOUR.fullmatch(value)) for value in legend]
         if any(colours) != all(colours):
             raise ClippanError("The legend mixes colours and numbers; write all values alike.")
         self._table = band.GetColorTable() if all(colours) and dataset.RasterCount < 3 else None
