@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_raster
+from conftest import UTM, write_raster
 from osgeo import gdal
 
 from clippan.errors import ClippanError
@@ -16,6 +16,7 @@ from clippan.fewshot.stack import open_stack
 from clippan.jobs import Context, Method, PansharpenRequest, run
 from clippan.raster import products
 from clippan.raster.files import files
+from clippan.raster.pair import open_pair
 from clippan.raster.scene import Look, Scene
 from clippan.raster.source import open_dataset
 
@@ -153,6 +154,8 @@ def test_masks_maps_and_hidden_folders_are_no_pictures(tmp_path):
     band(tmp_path / "files" / PLANET.replace("AnalyticMS_SR_8b", "udm2"), 1, count=8, dtype=np.uint8)
     band(tmp_path / ".trash" / "old.tif", 5)
     band(tmp_path / "._files.tif", 5)
+    band(tmp_path / ".clippan-half.tif", 5)
+    (tmp_path / ".a.gpkg.lock").write_text("")
     for name, tags in (
         ("map.tif", {"CLIPPAN_ALGORITHM": "segment"}),
         ("heat.tif", {"CLIPPAN_MODEL": "starter", "CLIPPAN_PROMPT": "sea"}),
@@ -218,6 +221,86 @@ def test_archives(tmp_path):
     assert "3 archives without a known scene" in left[0]
 
 
+def three(folder: Path, grids, edges=(12, 12, 12), epsgs=(32632,) * 3) -> Path:
+    """Bands 2, 3 and 4 of an unknown sensor; each on its grid (GDAL's geotransform), if it has one."""
+    folder.mkdir()
+    for number, grid, edge, epsg in zip((2, 3, 4), grids, edges, epsgs):
+        values = np.full((1, edge, edge), 100 * number, np.uint16)
+        path = write_raster(folder / f"scene_B{number}.tif", values, 1, None, epsg)
+        if grid:
+            gdal.Open(path, gdal.GA_Update).SetGeoTransform(grid)
+    return folder
+
+
+NORTH_UP = (5e5, 10, 0, 5e6, 0, -10)
+
+
+def test_bands_without_a_place_are_one_raster(tmp_path):
+    folder = three(tmp_path / "a", [None] * 3, epsgs=[None] * 3)
+    assert products.expand([str(folder)]) == ([str(folder / "scene_B*.tif")], [], [])
+    dataset = open_dataset(str(folder), "raster")
+    assert dataset.GetGeoTransform(can_return_null=True) is None
+    assert dataset.ReadAsArray()[:, 5, 5].tolist() == [200, 300, 400]
+    assert described(dataset) == ["B2", "B3", "B4"]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"grids": [(5e5, 10, 0, 5e6, 0, 10)] * 3},
+        {"grids": [(5e5, 10, 1, 5e6, 1, -10)] * 3},
+        {"grids": [NORTH_UP, None, None]},
+        {"grids": [None] * 3, "edges": (12, 6, 6)},
+        {"grids": [NORTH_UP] * 3, "epsgs": (32632, 32632, 32633)},
+        {"grids": [NORTH_UP] * 3, "epsgs": (32632, 32632, None)},
+    ],
+    ids=["south up", "rotated", "one placed", "two sizes", "two CRSs", "one without CRS"],
+)
+def test_bands_that_do_not_go_together_stay_rasters(tmp_path, layout):
+    folder = three(tmp_path / "a", **layout)
+    singles = [str(folder / f"scene_B{number}.tif") for number in (2, 3, 4)]
+    assert products.expand([str(folder)]) == (singles, [], [])
+    for name in (folder, folder / "scene_B*.tif"):
+        with pytest.raises(ClippanError, match=r"grids that do not go together; name one band.*scene_B2\.tif; "):
+            open_dataset(str(name), "raster")
+
+
+def test_zeros_are_nodata_in_bands_that_declare_none(tmp_path):
+    folder = three(tmp_path / "a", [NORTH_UP] * 3, epsgs=[UTM] * 3)
+    values = np.full((1, 6, 6), 400, np.uint16)
+    values[0, 0] = 0
+    write_raster(folder / "scene_B4.tif", values, 20, (5e5, 5e6), nodata=65535)
+    write_raster(folder / "scene_B3.tif", values, 20, (5e5, 5e6))
+    dataset = open_dataset(str(folder), "raster")
+    assert [dataset.GetRasterBand(number).GetNoDataValue() for number in (1, 2, 3)] == [0, 0, 65535]
+    assert dataset.GetRasterBand(3).GetMaskBand().ReadAsArray().all()
+    assert not dataset.GetRasterBand(2).GetMaskBand().ReadAsArray()[0].any()
+
+
+def test_an_archive_that_is_replaced_is_looked_into_again(tmp_path):
+    band(tmp_path / "a.tif", 5)
+    inside = f"/vsizip/{tmp_path}/a.zip/sub"
+    for count in (1, 2):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            for number in range(count):
+                archive.write(tmp_path / "a.tif", f"sub/{number}.tif")
+        assert len(products.look_into(inside).rasters) == count
+
+
+def test_gdal_that_raises_for_what_is_not_there(tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no such file")
+
+    (tmp_path / "a.zip").write_text("a")
+    for name in ("VSIFOpenL", "VSIStatL", "ReadDir", "ReadDirRecursive"):  # as newer ones do
+        monkeypatch.setattr(gdal, name, fails)
+    assert products.text_of("a.til") == ""
+    with pytest.raises(ClippanError, match="is not a raster that GDAL can read"):
+        open_dataset("/vsizip//a.zip/a", "raster")
+    with pytest.raises(ClippanError, match="cannot be read as an archive"):
+        open_dataset(str(tmp_path / "a.zip"), "raster")
+
+
 def test_tiles_that_a_til_lists(tmp_path):
     stem = "16MAR15104512-{}-012345678010_01_P001"
     for kind, folder in (("M2AS", "P001_MUL"), ("P2AS", "P001_PAN")):
@@ -237,8 +320,10 @@ def test_a_file_that_is_no_raster_is_told_as_before(tmp_path):
     (tmp_path / "bad.zip").write_text("a")
     with pytest.raises(ClippanError, match="is not a raster that GDAL can read"):
         open_dataset(str(tmp_path / "note.txt"), "raster")
-    with pytest.raises(ClippanError, match="is an archive that holds no raster"):
+    sentence = "bad.zip cannot be read as an archive; check whether it is complete"
+    with pytest.raises(ClippanError, match=sentence):
         open_dataset(str(tmp_path / "bad.zip"), "raster")
+    assert sentence in products.expand([str(tmp_path / "bad.zip")])[1][0]
     with pytest.raises(ClippanError, match="does not exist"):
         open_dataset(str(tmp_path / "LC08_B*.TIF"), "raster")
 
@@ -282,9 +367,10 @@ def test_pan_and_masks_among_multispectral_rasters(tmp_path):
     ]
     output = str(tmp_path / "out.tif")
     copy = write_raster(tmp_path / "sharp.tif", rng.integers(1, 999, (1, 64, 64), np.uint16), 15)
-    for among in (pan, copy):
-        with pytest.raises(ClippanError, match="is the panchromatic band; leave it out"):
-            run(PansharpenRequest(pan, (*ms, among), output))
+    with pytest.raises(ClippanError, match="is the panchromatic band; leave it out"):
+        run(PansharpenRequest(pan, (*ms, pan), output))
+    with open_pair(pan, (*ms, copy)) as pair:
+        assert "sharp.tif has the pixel size of the panchromatic raster" in pair.notes[-1]
     quality = write_raster(tmp_path / f"{LANDSAT}_QA_PIXEL.TIF", np.ones((1, 32, 32), np.uint16), 30)
     with pytest.raises(ClippanError, match="QA_PIXEL, a quality band or mask, whose codes cannot be sharpened"):
         run(PansharpenRequest(pan, (*ms, quality), output))

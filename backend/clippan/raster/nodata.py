@@ -50,6 +50,11 @@ def unwritten_is_nodata(band: gdal.Band, nodata: Optional[float]) -> bool:
     return nodata is not None and (read == nodata or (math.isnan(read) and math.isnan(nodata)))
 
 
+def is_fill(value: Optional[float], dtype: np.dtype) -> bool:
+    """Whether pixels of a floating-point type are invalid with this value anyway, as with the least float64."""
+    return value is not None and bool(np.issubdtype(dtype, np.floating)) and not abs(value) < FILL
+
+
 def measured(values: np.ndarray) -> np.ndarray:
     """Which floating-point values (any shape) can have been measured: neither NaN, nor infinite, nor a fill value."""
     with np.errstate(invalid="ignore"):

@@ -15,7 +15,7 @@ from osgeo import gdal
 from clippan.errors import ClippanError
 from clippan.raster.alpha import notes
 from clippan.raster.grid import Alignment, Axis, Grid, align
-from clippan.raster.nodata import fitting
+from clippan.raster.nodata import fitting, is_fill
 from clippan.raster.products import is_panchromatic, is_quality, panchromatic
 from clippan.raster.regrid import to_crs, to_finest
 from clippan.raster.source import Source, describe, open_dataset, open_datasets, sensor_hints
@@ -168,7 +168,10 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
                 f"The {MS} has {codes}, a quality band or mask, whose codes cannot be sharpened; leave it out, or "
                 "choose bands (--bands)."
             )
-        if nodata is not None and all(fitting(nodata, source.dtype) is None for source in (pan_source, ms_source)):
+        possible = nodata is None or any(
+            fitting(nodata, source.dtype) is not None for source in (pan_source, ms_source)
+        )
+        if not possible and not is_fill(nodata, ms_source.dtype):
             raise ClippanError(
                 f"No pixel can have the nodata value {nodata:g}, as the rasters are {ms_source.dtype}; choose another."
             )

@@ -105,10 +105,10 @@ class Product:
         dataset = gdal.BuildVRT(
             "", list(self.files), separate=True, strict=True, resampleAlg="cubic", **(place if placed else {})
         )
-        for number, band in enumerate((own.GetRasterBand(1) for own in bands), 1):
+        for number, own in enumerate((band.GetRasterBand(1) for band in bands), 1):
             # Outside of the picture, deliveries of whole numbers have 0.
-            if band.GetNoDataValue() is None and band.DataType == gdal.GDT_UInt16:
-                _mark_zeros(dataset.GetRasterBand(number))
+            if own.GetNoDataValue() is None and own.DataType == gdal.GDT_UInt16:
+                dataset.GetRasterBand(number).SetNoDataValue(0)
         scales = _scales(self.texts)
         for number, name in enumerate(self.bands, 1):
             band = dataset.GetRasterBand(number)
@@ -171,7 +171,7 @@ class Inside:
             (self.archives, "archive without a known scene", "archives without a known scene"),
         )
         return [
-            f"Left aside: {len(files):,} {several if len(files) > 1 else one} ({listed([_name(file) for file in files])})."
+            f"Left aside: {len(files):,} {several if len(files) > 1 else one} ({listed(list(map(_name, files)))})."
             for files, one, several in kinds
             if files
         ]
@@ -650,13 +650,6 @@ def _is_map(path: str) -> bool:
 def _tagged(dataset: gdal.Dataset) -> bool:
     tags = dataset.GetMetadata() or {}
     return any(tag.startswith("CLIPPAN_") for tag in tags) and tags.get("CLIPPAN_ALGORITHM") != PansharpenRequest.name
-
-
-def _mark_zeros(band: gdal.Band) -> None:
-    """Declares 0 as nodata in a band of a VRT that has one source, which reads it so too: resampling spares it."""
-    source = band.GetMetadata("vrt_sources")["source_0"].replace("SimpleSource", "ComplexSource")
-    band.SetMetadataItem("source_0", source.replace("</Complex", "<NODATA>0</NODATA></Complex"), "vrt_sources")
-    band.SetNoDataValue(0)
 
 
 def _scales(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
