@@ -61,6 +61,11 @@ def test_an_image_is_a_band_and_that_is_said(tmp_path) -> None:
     assert not (tmp_path / "a.tif.aux.xml").exists()  # the file itself is left as it is
 
 
+def test_an_image_that_has_nothing_to_do_with_the_others_is_a_band_too(tmp_path) -> None:
+    noise = np.random.default_rng(5).uniform(2000, 9000, (SIZE, SIZE))
+    assert spectral(open_dataset(tagged(tmp_path / "a.tif", noise), "raster")) == [1, 2, 3, 4]
+
+
 def test_a_name_decides(tmp_path) -> None:
     named = open_dataset(tagged(tmp_path / "a.tif", MASKS["opaque and clear"], "near infrared"), "raster")
     assert spectral(named) == [1, 2, 3, 4]

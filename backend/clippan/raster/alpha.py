@@ -22,7 +22,7 @@ _LEAST = 64  # pixels, below which nothing is decided
 _OTHERS = 8  # bands, at most, that an alpha band is compared with
 _RINGING = 0.04  # part of the greatest value by which lossy compression changes what is clear or opaque
 _VALUES = 16  # a mask has fewer between clear and opaque
-_BETWEEN = 0.05  # part of the pixels that lie there, below which it is a mask
+_BETWEEN, _MOSTLY = 0.05, 0.5  # part of the pixels there: below it is a mask, above an image, whatever it shows
 _EXPLAINED = 0.1  # R² there of a regression on the other bands, with which a feathered edge has nothing to do
 _MASK_NAME = re.compile(r"alpha|mask|transparen|opacity|valid", re.IGNORECASE)
 _NO_NAME = re.compile(r"\s*(band|layer|b)?[\s_]*\d*\s*", re.IGNORECASE)
@@ -96,7 +96,7 @@ def _holds_image(dataset: gdal.Dataset, number: int) -> bool:
     between &= alpha < (1 - _RINGING) * alpha.max()
     if between.mean() < _BETWEEN or len(np.unique(alpha[between])) <= _VALUES:
         return False
-    return _explained(alpha[between], others[:, between]) > _EXPLAINED
+    return bool(between.mean() > _MOSTLY) or _explained(alpha[between], others[:, between]) > _EXPLAINED
 
 
 def _explained(values: np.ndarray, by: np.ndarray) -> float:
