@@ -8,7 +8,9 @@ from conftest import truth, write_raster
 from osgeo import gdal
 
 from clippan.raster.alpha import alpha_bands, notes
+from clippan.raster.scene import Look, Scene
 from clippan.raster.source import open_dataset, open_datasets, spectral
+from clippan.raster.tiles import Window
 
 SIZE = 96
 
@@ -80,3 +82,18 @@ def test_who_asks_for_the_band_gets_it(tmp_path) -> None:
     assert notes([dataset]) == []  # it was not for us to decide
     (dataset,) = open_datasets([path], "raster", (1, 2, 3))
     assert alpha_bands(dataset) == [4]
+
+
+@pytest.mark.parametrize("pixels", [33, 96, 130])
+def test_its_picture_is_that_of_the_same_bands_without_the_tag(tmp_path, pixels) -> None:
+    """Water, which is 0 in the near infrared, is as bright as ever."""
+    values = (truth(SIZE, 4) / 8).astype(np.uint8)
+    values[3, :50] = 0
+    tagged_so, plain = (
+        write_raster(tmp_path / f"{tag}.tif", values, options=["PHOTOMETRIC=RGB", f"ALPHA={tag}"])
+        for tag in ("YES", "NO")
+    )
+    window = Window(10, 0, 80, 90)
+    one, other = (Scene(path, Look()).picture(window, pixels)[0].astype(int) for path in (tagged_so, plain))
+    assert np.abs(one - other).max() <= 12  # at the window's border
+    np.testing.assert_allclose(one[:, 4:-4, 4:-4], other[:, 4:-4, 4:-4], atol=2)

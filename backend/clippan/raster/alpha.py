@@ -71,6 +71,12 @@ def notes(datasets: Iterable[gdal.Dataset]) -> list[str]:
     return [note for note in (dataset.GetMetadataItem(_NOTE, NOTES) for dataset in datasets) if note]
 
 
+def is_retagged(dataset: gdal.Dataset) -> bool:
+    """Whether bands of a dataset have lost their tag of alpha. Its file has not: resampled while it is read, GDAL still
+    leaves out what is 0 in such a band."""
+    return dataset.GetMetadataItem(_PATH, NOTES) is not None
+
+
 def opened_as(dataset: gdal.Dataset) -> str:
     """The path or data source that a dataset was opened by."""
     return dataset.GetMetadataItem(_PATH, NOTES) or dataset.GetDescription()

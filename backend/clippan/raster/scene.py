@@ -23,7 +23,7 @@ from clippan.jobs.options import Stretch
 from clippan.jobs.picture import RasterPicture
 from clippan.raster import bands as raster_bands
 from clippan.raster import source as sources
-from clippan.raster.alpha import alpha_bands, notes
+from clippan.raster.alpha import alpha_bands, is_retagged, notes
 from clippan.raster.coverage import Coverage, Footprint
 from clippan.raster.files import files
 from clippan.raster.grid import Grid, horizontal
@@ -41,6 +41,7 @@ _COMMON, _HEADROOM = 98.0, 2.0  # the percentile that is common, and white as a 
 _REFLECTANCE = 0.3  # what is shown as white
 _REFLECTANCE_SCALE = 10_000.0  # of whole numbers; the usual one
 _MOST_TILES = 20_000_000
+_MOST_HELD = 2**26  # pixels of a window that are resampled in memory, where GDAL cannot while it reads
 _MOST_RESAMPLED = 2**28  # pixels of a sparse raster that are read for one picture; of more, some are
 _NEAR = 1e-3  # of a pixel: an extent that reaches so little further has been rounded
 _LEAST_TILE = 8.0  # pixels; less than that says nothing
@@ -307,7 +308,7 @@ class Scene:
             if window.width * window.height > _MOST_RESAMPLED:
                 resampling = gdal.GRIORA_NearestNeighbour
         try:
-            self._dataset.ReadAsArray(*inside, band_list=list(self.bands), buf_obj=values, resample_alg=resampling)
+            self._resampled(window, values, resampling)
             masks = [mask.ReadAsArray(*inside, buf_xsize=width, buf_ysize=height) > 0 for mask in self._masks]
         except RuntimeError as error:
             reason = " ".join(str(error).split())
@@ -316,6 +317,19 @@ class Scene:
             ) from error
         valid = np.stack(masks) if masks else np.ones((1, height, width), bool)
         return values, valid if written is None else valid & written
+
+    def _resampled(self, window: Window, values: np.ndarray, resampling: int) -> None:
+        """Reads the bands of a window into an array (bands, height, width)."""
+        inside, bands = (window.x, window.y, window.width, window.height), list(self.bands)
+        retagged = is_retagged(self._original)
+        if retagged and window.width * window.height > _MOST_HELD:
+            retagged, resampling = False, gdal.GRIORA_NearestNeighbour
+        if not retagged or values.shape[1:] == (window.height, window.width):
+            self._dataset.ReadAsArray(*inside, band_list=bands, buf_obj=values, resample_alg=resampling)
+            return
+        whole = np.empty((len(bands), window.height, window.width), values.dtype)
+        self._dataset.ReadAsArray(*inside, band_list=bands, buf_obj=whole)
+        gdal_array.OpenArray(whole).ReadAsArray(buf_obj=values, resample_alg=resampling)
 
     def _written(self, window: Window, width: int, height: int) -> Optional[np.ndarray]:
         """Which pixels of a picture (height, width) of a window were written; None if all are."""
