@@ -156,3 +156,9 @@ def test_a_huge_sparse_raster_is_planned_and_written_in_seconds(tmp_path) -> Non
     place = at // 256 * 256 // 2
     np.testing.assert_array_equal(band.GetOverview(0).ReadAsArray(place, place, 128, 128), 3)
     assert time.monotonic() - begun < 60
+
+
+def test_an_extent_where_nothing_was_written_has_no_tiles(tmp_path) -> None:
+    path = sparse(tmp_path / "a.tif", 512, np.full((3, 64, 64), 9, np.uint16), (448, 0), False, nodata=0)
+    extent = (EDGE[0], EDGE[1] - 500, EDGE[0] + 100, EDGE[1] - 10)
+    assert all(window.width == 32 for _, window, _ in Scene(path, Look(tile=(32,), extent=extent)).windows(32).tiles())

@@ -561,7 +561,7 @@ class Plan:
         """
         before, last = 0, len(self) - 1
         for (width, height), scale, columns, rows in self.scales:
-            for y in rows:
+            for y in rows if columns else ():
                 end = before + len(columns)
                 strip = Window(columns[0], y, columns[-1] + width - columns[0], height)
                 if end > start and (end > last or self._may_hold(strip)):
