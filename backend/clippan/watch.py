@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import threading
 from concurrent import futures
-from typing import Callable, Optional, TypeVar
+from typing import Callable, TypeVar
 
 from clippan.jobs.base import Context
 
 T = TypeVar("T")
 
 
-def watched(work: Callable[[], T], context: Context, report: Optional[Callable[[], None]] = None) -> T:
+def watched(work: Callable[[], T], context: Context) -> T:
     """Does work that may block, on the network or in a library, and notices within a tenth of a second that the user
     cancels. The work's thread is then left to itself: it ends when it is done or times out, and nobody sees what.
 
     Args:
         work: in a thread of its own.
         context: may cancel.
-        report: is called ten times a second in place of ``context.check``.
 
     Raises:
         Cancelled: the user wants no more of it; and what the work raises.
@@ -33,5 +32,5 @@ def watched(work: Callable[[], T], context: Context, report: Optional[Callable[[
 
     threading.Thread(target=run, name="watched", daemon=True).start()
     while not futures.wait([future], timeout=0.1).done:
-        (report or context.check)()
+        context.check()
     return future.result()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
+import io
 import json
 import os
 import random
@@ -37,31 +38,17 @@ def server(monkeypatch, tmp_path):
     for name in list(os.environ):
         if name.startswith(("HF_", "CLIPPAN_", "HUGGING")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
-    from huggingface_hub import constants, file_download
+    from huggingface_hub import constants
 
     monkeypatch.setenv("CLIPPAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", constants.DOWNLOAD_CHUNK_SIZE)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
-    monkeypatch.setattr(hub, "_CHUNK", 2**14)
-    if hasattr(file_download, "DOWNLOAD_CHUNK_SIZE"):  # before 1.0
-        monkeypatch.setattr(file_download, "DOWNLOAD_CHUNK_SIZE", 2**14)
-    # It waits a second before each of five tries.
-    monkeypatch.setattr(file_download, "time", Hurried())
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)  # another test may have imported it before
+    monkeypatch.setattr(hub, "_BLOCK", 2**14)
+    monkeypatch.setattr(hub, "_PAUSE", 0)
     with serving() as server:
         server.repositories[REPOSITORY] = Repository({OLD: {FILE: WEIGHTS}})
         monkeypatch.setenv("HF_ENDPOINT", server.address)
         yield server
-
-
-class Hurried:
-    """The module ``time`` without waiting."""
-
-    def __getattr__(self, name):
-        return getattr(time, name)
-
-    def sleep(self, seconds):
-        pass
 
 
 @pytest.fixture
@@ -160,15 +147,14 @@ def test_a_renamed_repository_is_followed(server, model):
 def test_a_proxy_from_the_environment_is_used(server, model, monkeypatch):
     import huggingface_hub
 
-    closed = getattr(huggingface_hub, "close_session", lambda: None)
-    closed()  # its connections keep the proxy that they were made with
+    huggingface_hub.close_session()  # its connections keep the proxy that they were made with
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
     monkeypatch.setenv("HTTP_PROXY", server.address)
     monkeypatch.setenv("http_proxy", server.address)
     try:
         assert hub.fetch(model, Context()).read_bytes() == WEIGHTS
     finally:
-        closed()
+        huggingface_hub.close_session()
     assert server.seen[0][2]["host"] == "hub.example"
 
 
@@ -223,11 +209,7 @@ def test_a_storage_without_ranges_sends_all_again(server, model, tmp_path):
     with pytest.raises(ClippanError, match="was cut"):
         hub.fetch(model, Context())
     server.cut = []
-    try:
-        path = hub.fetch(model, Context())
-    except ClippanError:  # before 1.0 huggingface_hub takes the second start for the rest
-        path = hub.fetch(model, Context())
-    assert path.read_bytes() == WEIGHTS
+    assert hub.fetch(model, Context()).read_bytes() == WEIGHTS
     assert files(tmp_path) == WHOLE
 
 
@@ -294,7 +276,7 @@ def nowhere(server, monkeypatch):
 def not_a_proxy(server, monkeypatch):
     import huggingface_hub
 
-    getattr(huggingface_hub, "close_session", lambda: None)()
+    huggingface_hub.close_session()
     for name in ("HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, "nonsense://user:hidden@127.0.0.1:9")
 
@@ -325,7 +307,7 @@ def test_what_goes_wrong_is_one_sentence(server, model, tmp_path, monkeypatch, f
         monkeypatch.undo()
         import huggingface_hub
 
-        getattr(huggingface_hub, "close_session", lambda: None)()
+        huggingface_hub.close_session()
     text = str(caught.value)
     assert text.endswith(".")
     assert "\n" not in text
@@ -354,14 +336,16 @@ def test_a_full_disk_is_seen_before(server, model, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("number", "sentence"), [(errno.ENOSPC, "has no space; make room"), (errno.EIO, "written to")])
 def test_a_disk_that_fails_on_the_way_gets_its_space_back(server, model, tmp_path, monkeypatch, number, sentence):
-    class Full(hub._Sink):
+    class Full(io.FileIO):
         def write(self, data):
-            with self._guarded() as file:
-                if self.position > 50_000:
-                    raise OSError(number, os.strerror(number))
-                self.position += file.write(data)
+            if self.tell() > 50_000:
+                raise OSError(number, os.strerror(number))
+            return super().write(data)
 
-    monkeypatch.setattr(hub, "_Sink", Full)
+    opened = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, *mode, **more: (Full if path.suffix == ".part" else opened)(path, *mode, **more)
+    )
     with pytest.raises(ClippanError, match=sentence):
         hub.fetch(model, Context())
     assert files(tmp_path) == []

@@ -1,21 +1,22 @@
 """Fetches weights from the Hugging Face Hub: at a recorded commit, resumed, verified, with progress and cancel.
 
-The protocol is huggingface_hub's business, and so are proxies, certificates, tokens and retries. What is done here
-instead of by its ``hf_hub_download``: that one forgets a download that was cut, cannot be cancelled, and does not
-compare the bytes with their sha256.
+The addresses, the metadata, the token, and the HTTP session with its proxies and certificates are huggingface_hub's.
+Its ``hf_hub_download`` is not used: it deletes what a cut download has brought (huggingface_hub issue 4196), and does
+not compare the bytes with their sha256.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import re
 import shutil
-import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Callable
+from typing import Any
 
 from clippan import __version__
 from clippan.clip import cache
@@ -27,10 +28,15 @@ from clippan.watch import watched
 
 HUB = "https://huggingface.co"
 _PERMISSIVE = re.compile(r"(MIT|Apache-2\.0|BSD(-\d-Clause)?|CC-BY-\d\.\d|CC0-1\.0)", re.IGNORECASE)
-_CHUNK = 2**20  # bytes; what a cut can lose, and how often progress is told
+_BLOCK = 2**20  # bytes; what a cut can lose, and how often progress is told
+_TRIES = 6  # requests in a row that bring nothing, before a download counts as cut
+_PAUSE = 1.0  # seconds between them
 _METADATA_SECONDS = 10
 _SPARE = 2**24  # bytes of disk that a download leaves free
-_NETWORK = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "huggingface_hub"}
+_NETWORK = {"httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub"}
+
+# huggingface_hub, which reads this when it is imported, would else fetch a list of programs by which to name this one.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def fetch(model: Model, context: Context, accept_licence: bool = False) -> Path:
@@ -82,8 +88,7 @@ def _download(model: Model, context: Context) -> Path:
     record = cache.recorded(model)
     wanted = model.revision or (record.revision if record else None)
     context.progress(0, f"Looking up {model.label}")
-    with hub.sentences():
-        metadata = watched(lambda: hub.metadata(wanted or "main"), context)
+    metadata = watched(lambda: hub.metadata(wanted or "main"), context)
     revision, size, etag = metadata.commit_hash, metadata.size, metadata.etag
     if not revision or not etag or not size:
         raise ClippanError(
@@ -110,7 +115,7 @@ def _download(model: Model, context: Context) -> Path:
         _transfer(hub, part, revision, size, context)
         with _removed_unless_done(part):
             actual = cache.checksum(part, context, start=95)
-            if actual != (expected or actual):
+            if part.stat().st_size != size or actual != (expected or actual):
                 raise _wrong(model, "arrived damaged, or are not")
             try:
                 part.replace(target)
@@ -147,31 +152,25 @@ def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context)
     context.log(f"Downloading {size / 1e6:.0f} MB from {_shown()}/{hub.model.repository}, commit {revision}")
     if begun:
         context.log(f"{begun / 1e6:.0f} MB are here already; going on from there")
-    try:
-        sink = _Sink(part)
-    except OSError as error:
-        raise cache.unwritable(error) from error
-
-    def report() -> None:
-        done = sink.position
-        context.progress(95 * done / size, f"{hub.model.label}: {done / 1e6:.0f} of {size / 1e6:.0f} MB")
-
     keep = False
     try:
-        with hub.sentences(lambda: sink.position, size):
-            watched(lambda: hub.get(revision, sink, size), context, report)
+        with part.open("r+b" if begun else "wb") as file:
+            for position, block in hub.blocks(revision, begun, size, context):
+                file.seek(position)
+                file.write(block)
+                done = position + len(block)
+                context.progress(95 * done / size, f"{hub.model.label}: {done / 1e6:.0f} of {size / 1e6:.0f} MB")
         keep = True
-    except _Disk as error:
-        if error.error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             raise _full(hub.model, part, size) from error
-        raise cache.unwritable(error.error) from error
+        raise cache.unwritable(error) from error
     except Cancelled:
         raise
     except ClippanError:  # the network's; what came is good for the next try
-        keep = sink.position > 0
+        keep = part.stat().st_size > 0
         raise
     finally:
-        sink.close()
         if not keep:
             with contextlib.suppress(OSError):
                 part.unlink()
@@ -184,145 +183,95 @@ def _full(model: Model, part: Path, size: int) -> ClippanError:
     )
 
 
-class _Disk(Exception):
-    """Writing the weights failed."""
-
-    def __init__(self, error: OSError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-class _Stopped(Exception):
-    """The download goes on in a thread that nobody waits for any more."""
-
-
-class _Sink:
-    """A file that is written to by the thread that downloads, and can be closed under it by the one that waits."""
-
-    def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
-        self.position = self._file.seek(0, os.SEEK_END)
-        self.name = str(path)
-        self._lock = threading.Lock()
-        self._open = True
-
-    def write(self, data: bytes) -> int:
-        """Writes; raises _Disk if that fails, and _Stopped if nobody waits any more."""
-        with self._guarded() as file:
-            count = file.write(data)
-            self.position += count
-            return count
-
-    def tell(self) -> int:
-        """The position."""
-        with self._guarded() as file:
-            return file.tell()
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Moves; huggingface_hub does so before it begins anew."""
-        with self._guarded() as file:
-            self.position = file.seek(offset, whence)
-            return self.position
-
-    def truncate(self) -> int:
-        """Cuts off what comes after the position."""
-        with self._guarded() as file:
-            return file.truncate()
-
-    def close(self) -> None:
-        """Closes; what a thread writes from now on is refused."""
-        with self._lock:
-            self._open = False
-            with contextlib.suppress(OSError):  # a full disk fails again when the last bytes are flushed
-                self._file.close()
-
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[BinaryIO]:
-        with self._lock:
-            if not self._open:
-                raise _Stopped
-            try:
-                yield self._file
-            except OSError as error:
-                raise _Disk(error) from error
-
-
 class _Hub:
     """One model's repository on the Hub."""
 
     def __init__(self, model: Model) -> None:
         try:
             import huggingface_hub
-            from huggingface_hub import constants, file_download, utils
+            from huggingface_hub import constants, utils
         except ImportError as error:
             reason = told(error)
             raise ClippanError(
                 f"The engine's Python cannot download models ({reason}); run Set up engine again."
             ) from error
         self.model = model
-        self._hub, self._file_download, self._utils = huggingface_hub, file_download, utils
-        # It counts in steps of 10 MB, which a slow line takes a minute for and a cut line loses.
-        constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
-        # It would ask for a list of programs by which to name this one, and write that list to HF_HOME.
-        constants.HF_HUB_DISABLE_TELEMETRY = True
-        with contextlib.suppress(Exception):  # its own bars and warnings would come between ours
-            utils.disable_progress_bars()
-            utils.logging.set_verbosity_error()
+        self._hub, self._constants, self._utils = huggingface_hub, constants, utils
+        utils.logging.set_verbosity_error()  # its warnings would come between our lines
 
     def metadata(self, revision: str) -> Any:
-        """Commit, size and ETag of the file at a branch or commit."""
-        return self._hub.get_hf_file_metadata(
-            self._url(revision), timeout=_METADATA_SECONDS, library_name="clippan", library_version=__version__
-        )
+        """Commit, size and ETag of the file at a branch or commit.
 
-    def get(self, revision: str, sink: _Sink, size: int) -> None:
-        """Writes the rest of the file, and goes on after a cut as long as each try brings something."""
-        # Redirects lead to storage elsewhere, to which the token is not sent.
-        headers = self._utils.build_hf_headers(library_name="clippan", library_version=__version__)
-        headers["Accept-Encoding"] = "identity"  # compressed bytes have no ranges to go on from
-        while True:
-            begun = sink.position
-            try:
-                return self._file_download.http_get(
-                    self._url(revision),
-                    sink,  # type: ignore[arg-type]
-                    headers=headers,
-                    resume_size=begun,
-                    expected_size=size,
-                )
-            except Exception as error:
-                # It tries again itself, but not after every kind of cut.
-                cut = getattr(error, "response", None) is None and _is_network(error)
-                if not cut or not begun < sink.position < size:
-                    raise
-
-    def _url(self, revision: str) -> str:
-        return self._hub.hf_hub_url(self.model.repository, self.model.file, revision=revision, endpoint=endpoint())
-
-    @contextlib.contextmanager
-    def sentences(self, position: Callable[[], int] = lambda: 0, size: int = 0) -> Iterator[None]:
-        """Turns what the network can do into a sentence; with a size, while that many bytes are on their way."""
+        Raises:
+            ClippanError: the Hub cannot be reached, or refuses.
+        """
         try:
-            yield
-        except (ClippanError, _Disk):
-            raise
+            return self._hub.get_hf_file_metadata(
+                self._url(revision), timeout=_METADATA_SECONDS, library_name="clippan", library_version=__version__
+            )
         except Exception as error:
             response = getattr(error, "response", None)
             if response is not None:
                 raise self._answered(response) from error
             if not _is_network(error):
                 raise
-            reason = _reason(error)
-            if size:
-                done = f"{position() / 1e6:.0f} of {size / 1e6:.0f} MB"
-                raise ClippanError(
-                    f"The download of {self.model.label} was cut after {done} ({reason}); start it again, and it "
-                    "goes on from there."
-                ) from error
             raise ClippanError(
-                f"The Hugging Face Hub ({_shown()}) cannot be reached ({reason}); check the network, the proxy and "
-                f"HF_ENDPOINT, or put {Path(self.model.file).name} into {self._offline()}."
+                f"The Hugging Face Hub ({_shown()}) cannot be reached ({_reason(error)}); check the network, the "
+                f"proxy and HF_ENDPOINT, or put {Path(self.model.file).name} into {self._offline()}."
             ) from error
+
+    def blocks(self, revision: str, position: int, size: int, context: Context) -> Iterator[tuple[int, bytes]]:
+        """The rest of the file in blocks, each with its position; goes on after a cut.
+
+        Args:
+            revision: a commit.
+            position: what is here already, in bytes.
+            size: of the whole file, in bytes.
+            context: may cancel, which is noticed within a tenth of a second.
+
+        Raises:
+            ClippanError: the storage refuses, or several requests in a row brought nothing.
+        """
+        tries = 0
+        while position < size:
+            stream, cut = self._stream(revision, position), "it ended early"
+            try:
+                while found := watched(functools.partial(next, stream, None), context):
+                    yield found
+                    position, tries = found[0] + len(found[1]), 0
+            except Exception as error:
+                if not _is_network(error):
+                    raise
+                cut = _reason(error)
+            tries += 1
+            if position < size:
+                if tries == _TRIES:
+                    raise ClippanError(
+                        f"The download of {self.model.label} was cut after {position / 1e6:.0f} of {size / 1e6:.0f} MB "
+                        f"({cut}); start it again, and it goes on from there."
+                    )
+                watched(lambda: time.sleep(_PAUSE), context)
+
+    def _stream(self, revision: str, position: int) -> Iterator[tuple[int, bytes]]:
+        """What one request brings, as ``blocks`` has it."""
+        headers = self._utils.build_hf_headers(library_name="clippan", library_version=__version__)
+        headers["Accept-Encoding"] = "identity"  # compressed bytes have no ranges to go on from
+        if position:
+            headers["Range"] = f"bytes={position}-"
+        # Redirects lead to storage elsewhere, to which the session does not send the token.
+        with self._hub.get_session().stream(
+            "GET", self._url(revision), headers=headers, timeout=self._constants.HF_HUB_DOWNLOAD_TIMEOUT
+        ) as response:
+            if response.status_code not in (200, 206):
+                raise self._answered(response)
+            if response.status_code == 200:
+                position = 0  # a storage without ranges sends all again
+            for block in response.iter_bytes(_BLOCK):
+                yield position, block
+                position += len(block)
+
+    def _url(self, revision: str) -> str:
+        return self._hub.hf_hub_url(self.model.repository, self.model.file, revision=revision, endpoint=endpoint())
 
     def _offline(self) -> str:
         folder = cache.offline_folder()
@@ -381,6 +330,4 @@ def _is_network(error: BaseException) -> bool:
 
 def _reason(error: BaseException) -> str:
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if lines[0].startswith("Consistency check failed"):
-        return "it ended early"
     return re.sub(r"://[^/\s@]*@", "://", lines[0])[:200].rstrip(".")  # a proxy's password stays private
