@@ -219,14 +219,14 @@ def test_requests_are_validated(client):
     assert "The output folder /no/such/folder does not exist" in client.answer(1)[0]["error"]["message"]
 
 
-def test_cancel_within_a_second(client):
+def test_cancel_within_a_second(client, quiet_seconds):
     client.start(1, "count", steps=1000, pause=0.05)
     while client.receive()["method"] != "progress":
         pass
     started = time.monotonic()
     client.send("cancel", id=1)
     answer, _ = client.answer(1)
-    assert time.monotonic() - started < 1
+    assert quiet_seconds(started) < 1
     assert answer["error"] == {"code": worker.CANCELLED, "message": "Cancelled; nothing was written."}
     client.start(2, "count")
     assert client.answer(2)[0]["result"] == {"value": 3.0}

@@ -13,7 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from osgeo import gdal, osr
-from qgis.core import QgsApplication, QgsProcessingContext, QgsProcessingFeedback, QgsProject, QgsSettings
+from qgis.core import (
+    QgsApplication,
+    QgsLayerTreeModel,
+    QgsProcessingContext,
+    QgsProcessingFeedback,
+    QgsProject,
+    QgsSettings,
+)
+from qgis.gui import QgsLayerTreeView
+from qgis.PyQt import sip
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -88,6 +97,16 @@ def settings(tmp_path, monkeypatch):
     yield settings
     worker.shared.stop()
     QgsSettings().remove(GROUP)
+
+
+@pytest.fixture(scope="session")
+def qgis_iface(qgis_iface):
+    """The fake interface with a layer panel: pytest-qgis has a mock for it."""
+    view = QgsLayerTreeView()
+    view.setModel(QgsLayerTreeModel(QgsProject.instance().layerTreeRoot(), view))
+    qgis_iface.layerTreeView = lambda: view
+    yield qgis_iface
+    sip.delete(view)  # now, not after QGIS has ended
 
 
 @pytest.fixture(scope="session")

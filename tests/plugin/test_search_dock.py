@@ -168,12 +168,10 @@ def test_the_scope_is_the_view_or_the_selected_layers(found, log, scene, qgis_ca
     request = asked(log, "search")[-1]
     assert request["extent"] == [view.xMinimum(), view.yMinimum(), view.xMaximum(), view.yMaximum()]
     assert request["crs"] == "EPSG:32631"
-    tree = qgis_iface.layerTreeView
-    tree.return_value.selectedLayersRecursive.return_value = []
     found.scope.setCurrentIndex(2)
     found.search()
     assert "select one" in found.message.text()
-    tree.return_value.selectedLayersRecursive.return_value = [QgsRasterLayer(scene[1], "pan")]
+    qgis_iface.layerTreeView().setCurrentLayer(QgsProject.instance().addMapLayer(QgsRasterLayer(scene[1], "pan")))
     search(found, "sand")
     request = asked(log, "search")[-1]
     assert (request["rasters"], request["extent"], request["crs"]) == ([scene[1]], [], "")

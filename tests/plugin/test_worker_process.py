@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,12 +143,12 @@ def test_a_killed_worker_says_so_and_the_next_run_works(fake, feedback):
 
 
 @pytest.mark.parametrize("mode", ["polite", "hangs"])
-def test_cancel_is_answered_within_a_second(fake, run, parameters, mode):
+def test_cancel_is_answered_within_a_second(fake, run, parameters, mode, quiet_seconds):
     fake(mode)
     feedback = Feedback(cancel_at_progress=True)
     with pytest.raises(QgsProcessingException, match=r"^Cancelled; nothing was written\.$"):
         run("pansharpen", parameters, feedback)
-    assert time.monotonic() - feedback.cancelled_at < 1
+    assert quiet_seconds(feedback.cancelled_at) < 1
     folder = Path(parameters["OUTPUT"]).parent
     assert not list(folder.glob("out.tif*"))
     assert not list(folder.glob(".clippan-*"))
@@ -157,16 +156,16 @@ def test_cancel_is_answered_within_a_second(fake, run, parameters, mode):
     assert (worker.shared._process is not None) == (mode == "polite")
 
 
-def test_cancel_while_the_engine_starts(fake, feedback):
+def test_cancel_while_the_engine_starts(fake, feedback, quiet_seconds):
     fake("silent")
     later(0.3, feedback.cancel_now)
     with pytest.raises(Cancelled):
         ask(feedback)
-    assert time.monotonic() - feedback.cancelled_at < 1
+    assert quiet_seconds(feedback.cancelled_at) < 1
     assert worker.shared._process is None
 
 
-def test_a_second_job_waits_for_its_turn_and_can_be_cancelled(fake):
+def test_a_second_job_waits_for_its_turn_and_can_be_cancelled(fake, quiet_seconds):
     fake("hangs")
     first, second = Feedback(), Feedback()
     failures = []
@@ -184,7 +183,7 @@ def test_a_second_job_waits_for_its_turn_and_can_be_cancelled(fake):
     with pytest.raises(Cancelled):
         ask(second)
     assert second.percents == []
-    assert time.monotonic() - second.cancelled_at < 1
+    assert quiet_seconds(second.cancelled_at) < 1
     first.cancel_now()
     thread.join(3)
     assert failures == ["first"]
