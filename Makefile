@@ -1,5 +1,5 @@
 # The work is in scripts/; every target does its own set-up, and again in seconds.
-.PHONY: help setup demo test lint package clean
+.PHONY: help setup demo test lint matrix package clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -16,6 +16,9 @@ test: setup ## all checks and tests
 
 lint: setup ## the checks alone
 	@bash scripts/test.sh lint
+
+matrix: ## checks and tests on Debian 13 and testing, in chroots (as root)
+	@bash scripts/matrix.sh $(ARGS)
 
 package: ## the plugin's zip, in dist/
 	@python3 scripts/package.py

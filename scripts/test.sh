@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All checks, the quick ones first; stops at the first that fails. "test.sh lint" leaves out the tests.
+# All checks, the quick ones first; stops at the first that fails. Arguments choose parts: lint, engine, plugin,
+# endtoend, or files like engine/test_grid.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
@@ -9,13 +10,19 @@ title() {
     printf '\n== %s\n' "$*"
 }
 
-title "ruff and mypy"
-$python -m ruff check .
-$python -m ruff format --check .
-$python -m mypy
-[[ ${1:-} != lint ]] || exit 0
+lint() {
+    $python -m ruff check . && $python -m ruff format --check . && $python -m mypy
+}
 
 # The engine runs without QGIS; only the plugin's tests may bring it into their process.
-title "engine";     $python -m pytest -p no:pytest_qgis --durations=5 tests/engine
-title "plugin";     $python -m pytest --durations=5 tests/plugin
-title "end to end"; $python -m pytest -p no:pytest_qgis --durations=5 tests/endtoend
+run_tests() {
+    local plugins=(-p no:pytest_qgis)
+    [[ $1 != plugin* ]] || plugins=()
+    $python -m pytest "${plugins[@]}" --durations=5 "tests/$1"
+}
+
+(($#)) || set -- lint engine plugin endtoend
+for part; do
+    title "$part"
+    if [[ $part == lint ]]; then lint; else run_tests "$part"; fi
+done
