@@ -91,6 +91,7 @@ class Refinement(enum.Enum):
 
 
 _LONGEST = 100_000  # numbers that a range like 2-4 may stand for
+_DIGITS = 18  # of a number; Python refuses to read those of some thousand digits
 
 
 def parse_bands(text: str) -> tuple[int, ...]:
@@ -102,7 +103,7 @@ def parse_bands(text: str) -> tuple[int, ...]:
     numbers: list[int] = []
     for item in text.replace(",", " ").replace(";", " ").split():
         first, dash, last = item.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        if not first.isdecimal() or (dash and not last.isdecimal()) or max(len(first), len(last)) > _DIGITS:
             raise ClippanError(f"The band list “{text}” is not understood; write it like 1,2,3 or 2-4.")
         start, end = int(first), int(last) if dash else int(first)
         if abs(end - start) > _LONGEST:
