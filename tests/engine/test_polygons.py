@@ -185,6 +185,18 @@ def test_strips_do_not_show(tmp_path, monkeypatch, strip, simplify):
     assert len(ours) == len(theirs)
 
 
+def test_components_are_numbered_by_their_first_items():
+    """scipy does so, but does not promise it, and the order of polygons hangs on it."""
+    rng = np.random.default_rng(0)
+    one, other = rng.integers(0, 1000, (2, 600))
+    group, count = regions.components(one, other, 1000)
+    assert np.array_equal(group[one], group[other])
+    found, first = np.unique(group, return_index=True)
+    assert np.array_equal(found, np.arange(count))
+    assert np.array_equal(first, np.sort(first))
+    assert count >= 1000 - len(one)
+
+
 @pytest.mark.parametrize("min_area", [2, 7, 40])
 @pytest.mark.parametrize("smooth", [1, 3])
 def test_small_areas_join_their_largest_neighbour(tmp_path, min_area, smooth):

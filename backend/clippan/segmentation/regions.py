@@ -13,6 +13,8 @@ from typing import Optional, cast
 
 import numpy as np
 from osgeo import gdal
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from clippan.errors import ClippanError, told
 from clippan.jobs.base import Context
@@ -112,34 +114,19 @@ def patches(classes: np.ndarray) -> tuple[np.ndarray, int]:
     run = (np.cumsum(begins, dtype=np.int32) - 1).reshape(classes.shape)
     # Runs that touch begin to do so where one of them begins.
     touch = (classes[1:] == classes[:-1]) & (begins[1:] | begins[:-1])
-    root = joined(run[:-1][touch], run[1:][touch], int(run[-1, -1]) + 1)
-    number, count = numbered(root)
-    return number[run], count
+    patch, count = components(run[:-1][touch], run[1:][touch], int(run[-1, -1]) + 1)
+    return patch[run], count
 
 
-def joined(one: np.ndarray, other: np.ndarray, count: int) -> np.ndarray:
-    """The smallest member of the group of each of ``count`` items, where ``one[i]`` and ``other[i]`` belong together.
+def components(one: np.ndarray, other: np.ndarray, count: int) -> tuple[np.ndarray, int]:
+    """The group of each of ``count`` items, where ``one[i]`` and ``other[i]`` belong together.
 
-    Groups grow together as in Shiloach and Vishkin 1982: roots are hung on smaller ones, and paths are shortened.
+    Returns:
+        The groups, int32 (count,), from 0 in the order of their first items, and how many there are.
     """
-    root = np.arange(count, dtype=np.int32)
-    while len(one):
-        low, high = np.minimum(root[one], root[other]), np.maximum(root[one], root[other])
-        apart = low != high
-        one, other = one[apart], other[apart]
-        root[high[apart]] = low[apart]
-        while True:
-            higher = root[root]
-            if np.array_equal(higher, root):
-                break
-            root = higher
-    return root
-
-
-def numbered(root: np.ndarray) -> tuple[np.ndarray, int]:
-    """Groups as ``joined`` tells them, numbered from 0 in the order of their roots; and how many there are."""
-    own = root == np.arange(len(root))
-    return (np.cumsum(own, dtype=np.int32) - 1)[root], int(own.sum())
+    graph = coo_matrix((np.ones(len(one), bool), (one, other)), (count, count))
+    number, group = connected_components(graph, directed=False)
+    return group, number
 
 
 def scalars(values: np.ndarray) -> MutableSequence[int]:
@@ -188,15 +175,14 @@ def find(source: Map, min_area: int, context: Context) -> Regions:
                 borders.append(_pairs(above[1], patch[0]))
         above = values[-1].copy(), patch[-1].copy()
     one, other = _all(links)
-    of, regions = numbered(joined(one, other, count))
+    of, regions = components(one, other, count)
     first = np.concatenate(classes)
     values = np.zeros(regions, np.uint8)
     values[of] = first
     size = np.bincount(of, np.concatenate(pixels), regions).astype(np.int64)
     if min_area > 1:
-        values, root = _sieved(values, size, of[_all(borders)], min_area, context.part(90, 100))
-        into, regions = numbered(root)
-        values, of = values[root == np.arange(len(root))], into[of]
+        values, into = _sieved(values, size, of[_all(borders)], min_area, context.part(90, 100))
+        of, regions = into[of], len(values)
         size = np.bincount(into, size, regions).astype(np.int64)
     total = np.bincount(of, np.concatenate(metres), regions)
     return Regions(of, values, size, total, np.bincount(of, np.concatenate(sums), regions) / size)
@@ -227,7 +213,7 @@ def _sieved(
         context: told the progress.
 
     Returns:
-        The classes, 0 for what is left out, and the smallest member of the group that each region belongs to.
+        The classes of what they become, 0 for what is left out, and which of these each region becomes.
     """
     ends = np.concatenate([borders, borders[::-1]], axis=1)
     ends = ends[:, np.argsort(ends[0], kind="stable")]
@@ -273,8 +259,5 @@ def _sieved(
             if classes[neighbour] == value:
                 region = join(region, neighbour)
                 classes[region] = value
-    while True:
-        higher = group[group]
-        if np.array_equal(higher, group):
-            return changed, group.astype(np.int32)
-        group = higher
+    own = np.arange(len(group))
+    return changed[group == own], components(own, group, len(group))[0]
