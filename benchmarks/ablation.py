@@ -41,11 +41,11 @@ from osgeo import gdal
 from quality import Case
 
 from clippan import __version__
+from clippan.catalogue.models import find
+from clippan.catalogue.sensors import SENSORS, recognise
 from clippan.clip.encoder import fingerprint
-from clippan.clip.models import find
 from clippan.fusion import networks
-from clippan.fusion.sensors import SENSORS, recognise
-from clippan.fusion.training import language, sources
+from clippan.handlers import run
 from clippan.jobs import (
     AssessRequest,
     Compression,
@@ -54,8 +54,8 @@ from clippan.jobs import (
     PansharpenRequest,
     Registration,
     TrainFusionRequest,
-    run,
 )
+from clippan.learn.fusion import language, sources
 
 CLIP = "starter"
 BACKBONES: Mapping[str, Mapping[str, int]] = {"pnn": {}, "arbrpn": {"width": 8, "depth": 2, "blocks": 1}}

@@ -27,8 +27,10 @@ import torch
 from osgeo import gdal
 
 from clippan import __version__
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
+from clippan.core.threads import count_threads
 from clippan.fusion.model import shipped
+from clippan.handlers import run
 from clippan.jobs import (
     AdaptFusionRequest,
     AssessRequest,
@@ -37,9 +39,7 @@ from clippan.jobs import (
     Method,
     PansharpenRequest,
     Registration,
-    run,
 )
-from clippan.raster.tiles import count_threads
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

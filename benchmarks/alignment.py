@@ -28,16 +28,8 @@ sys.path[:0] = [str(ROOT / "backend")]
 
 from clippan import __version__  # noqa: E402
 from clippan.clip.encoder import encoder  # noqa: E402
-from clippan.jobs import (  # noqa: E402
-    AlignSensorRequest,
-    AlignSensorResult,
-    Context,
-    Device,
-    IndexRequest,
-    Recall,
-    SearchRequest,
-    run,
-)
+from clippan.handlers import run  # noqa: E402
+from clippan.jobs import AlignSensorRequest, AlignSensorResult, Context, Device, IndexRequest, Recall, SearchRequest  # noqa: E402
 from clippan.raster.scene import Look, Scene  # noqa: E402
 from clippan.raster.tiles import Window  # noqa: E402
 

@@ -49,16 +49,17 @@ sys.path[:0] = [str(ROOT / "backend"), str(ROOT / "scripts")]
 from starter import pictures, words  # noqa: E402
 
 from clippan import __version__  # noqa: E402
+from clippan.catalogue.models import CONFIG, find  # noqa: E402
+from clippan.catalogue.models import config as config_of  # noqa: E402
 from clippan.clip import dense  # noqa: E402
 from clippan.clip.load import load  # noqa: E402
-from clippan.clip.models import CONFIG, find  # noqa: E402
-from clippan.clip.models import config as config_of  # noqa: E402
-from clippan.clip.training.batch import crop_boxes  # noqa: E402
-from clippan.clip.training.losses import contrast  # noqa: E402
-from clippan.clip.training.train import WEIGHTS  # noqa: E402
-from clippan.device import set_threads  # noqa: E402
-from clippan.jobs import Context, Device, RegionsRequest, Target, TrainClipRequest, run  # noqa: E402
-from clippan.training.descent import descend, rate  # noqa: E402
+from clippan.core.device import set_threads  # noqa: E402
+from clippan.handlers import run  # noqa: E402
+from clippan.jobs import Context, Device, RegionsRequest, Target, TrainClipRequest  # noqa: E402
+from clippan.learn.clip.batch import crop_boxes  # noqa: E402
+from clippan.learn.clip.farslip import WEIGHTS  # noqa: E402
+from clippan.learn.clip.losses import contrast  # noqa: E402
+from clippan.learn.descent import descend, rate  # noqa: E402
 
 STARTER = ROOT / "resources" / "starter-clip"
 DATA = ROOT.parent / "shared" / "data"

@@ -33,10 +33,11 @@ sys.path.insert(0, str(ROOT / "backend"))
 
 from clippan import __version__  # noqa: E402
 from clippan.clip.encoder import encoder as clip  # noqa: E402
-from clippan.fewshot import accuracy, diffusion, prompted, rivals  # noqa: E402
+from clippan.fewshot import diffusion, prompted, rivals  # noqa: E402
 from clippan.fewshot.network import Size  # noqa: E402
 from clippan.jobs import Context, Device  # noqa: E402
 from clippan.jobs.classify import Classifier  # noqa: E402
+from clippan.labels import accuracy  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
 PINES = ROOT.parent / "tensorly" / "tensorly" / "datasets" / "data"

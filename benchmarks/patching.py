@@ -33,10 +33,11 @@ from starter.runs import TRANSFERS, Workshop  # noqa: E402
 from starter.teacher import Encoder  # noqa: E402
 
 from clippan import __version__  # noqa: E402
-from clippan.clip import models  # noqa: E402
+from clippan.catalogue import models  # noqa: E402
 from clippan.clip.load import Loaded, load  # noqa: E402
-from clippan.clip.training import patch  # noqa: E402
-from clippan.jobs import Context, FinetuneClipRequest, FinetuneClipResult, run  # noqa: E402
+from clippan.handlers import run  # noqa: E402
+from clippan.jobs import Context, FinetuneClipRequest, FinetuneClipResult  # noqa: E402
+from clippan.learn.clip import patching as patch  # noqa: E402
 
 SHIPPED = ROOT / "resources" / "starter-clip"
 DATA = ROOT.parent / "shared" / "data"

@@ -35,18 +35,19 @@ import torch
 from osgeo import gdal
 
 from clippan import __version__
-from clippan.errors import ClippanError
+from clippan.catalogue.sensors import SENSORS, Sensor, recognise
+from clippan.core.errors import ClippanError
 from clippan.fusion import filters
 from clippan.fusion.registration import register
-from clippan.fusion.sensors import SENSORS, Sensor, recognise
-from clippan.fusion.training.train import MODEL
-from clippan.jobs import AssessRequest, Compression, Context, Method, PansharpenRequest, Registration, run
+from clippan.handlers import run
+from clippan.jobs import AssessRequest, Compression, Context, Method, PansharpenRequest, Registration
+from clippan.learn.fusion.training import MODEL
+from clippan.learn.run import RECIPE
 from clippan.raster.grid import Axis, Grid
 from clippan.raster.pair import Pair, open_pair
 from clippan.raster.source import BandInfo
 from clippan.raster.tiles import Window
 from clippan.raster.writer import Writer
-from clippan.training.run import RECIPE
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))

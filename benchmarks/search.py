@@ -27,11 +27,13 @@ import torch
 from osgeo import gdal, osr
 
 from clippan.clip.encoder import encoder
-from clippan.device import set_threads
-from clippan.jobs import Context, Device, IndexRequest, SearchRequest, run, to_json
+from clippan.core.device import set_threads
+from clippan.handlers import run
+from clippan.handlers import search as query
+from clippan.jobs import Context, Device, IndexRequest, SearchRequest, to_json
 from clippan.raster.scene import Look, Scene
 from clippan.raster.tiles import Window
-from clippan.search import compare, query, store
+from clippan.search import compare, store
 from clippan.search.store import About, Raster, Tile
 
 WIDTH = 512

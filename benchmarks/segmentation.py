@@ -30,13 +30,17 @@ sys.path[:0] = [str(ROOT / "backend"), str(ROOT / "scripts")]
 from starter import pictures  # noqa: E402
 
 from clippan import __version__  # noqa: E402
+from clippan.catalogue.prompts import parse  # noqa: E402
+from clippan.clip import coarse  # noqa: E402
 from clippan.clip.encoder import encoder  # noqa: E402
-from clippan.jobs import CalibrateRequest, Context, Device, Refinement, SegmentRequest, run  # noqa: E402
+from clippan.clip.words import words  # noqa: E402
+from clippan.handlers import (  # noqa: E402
+    run,
+    segment,
+)
+from clippan.jobs import CalibrateRequest, Context, Device, Refinement, SegmentRequest  # noqa: E402
 from clippan.raster.scene import Look, Scene  # noqa: E402
 from clippan.raster.tiles import Window, tiles  # noqa: E402
-from clippan.segmentation import coarse, segment  # noqa: E402
-from clippan.segmentation.prompts import parse  # noqa: E402
-from clippan.segmentation.words import words  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
 NAMES = list(pictures.MASKS.values())

@@ -31,13 +31,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "backend"))
 
 from clippan import __version__  # noqa: E402
+from clippan.clip.coarse import Lattice  # noqa: E402
 from clippan.clip.encoder import Encoder, encoder  # noqa: E402
-from clippan.device import multiplies_bfloat16, set_threads  # noqa: E402
-from clippan.jobs import Context, Device, SegmentRequest, run  # noqa: E402
+from clippan.clip.view import edges  # noqa: E402
+from clippan.core.device import multiplies_bfloat16, set_threads  # noqa: E402
+from clippan.handlers import run  # noqa: E402
+from clippan.jobs import Context, Device, SegmentRequest  # noqa: E402
 from clippan.raster.scene import Look, Scene  # noqa: E402
 from clippan.raster.tiles import Window  # noqa: E402
-from clippan.segmentation.coarse import Lattice  # noqa: E402
-from clippan.segmentation.segment import edges  # noqa: E402
 
 CLASSES = "water; forest, trees; cropland, field; building, roof, house; road, street"
 

@@ -32,8 +32,8 @@ import torch
 from osgeo import gdal, osr
 
 from clippan import __version__
+from clippan.core.protocol import PROTOCOL
 from clippan.jobs import Compression, Device, Method, PansharpenRequest, to_json
-from clippan.worker import PROTOCOL
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT / "backend"), str(ROOT / "scripts")]
 from starter import pictures, words  # noqa: E402
 
 from clippan import __version__  # noqa: E402
-from clippan.clip import models  # noqa: E402
+from clippan.catalogue import models  # noqa: E402
 from clippan.clip.encoder import TEMPLATES  # noqa: E402
 from clippan.clip.load import Loaded, load  # noqa: E402
 

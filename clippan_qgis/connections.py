@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 
 from qgis.core import QgsDataSourceUri, QgsProviderConnectionException, QgsProviderRegistry
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 
 _PREFIX = "catalogue:"
 _TLS = {

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 
 from qgis.core import QgsProviderRegistry, QgsRasterLayer
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 
 from .settings import Settings
 

@@ -27,8 +27,8 @@ from qgis.core import (
     QgsSingleBandPseudoColorRenderer,
 )
 
-from clippan.colours import Band, BandOrder, band_order, colour, colour_of_file, natural_colours
-from clippan.fusion.sensors import SENSORS
+from clippan.catalogue.colours import Band, BandOrder, band_order, colour, colour_of_file, natural_colours
+from clippan.catalogue.sensors import SENSORS
 
 SAMPLE = 250_000  # pixels that a stretch is estimated from
 LOWER, UPPER = 0.02, 0.98

@@ -141,7 +141,8 @@ def measure(folder: Path, pan: Path, ms: Path) -> None:
     """Prints the figures without a reference of every method, and of GDAL's."""
     from osgeo_utils import gdal_pansharpen
 
-    from clippan.jobs import AssessRequest, Method, PansharpenRequest, run
+    from clippan.handlers import run
+    from clippan.jobs import AssessRequest, Method, PansharpenRequest
 
     columns = ("HQNR", "D_lambda_K", "D_s", "QNR", "HP_correlation")
     say("\nQuality on this scene, without a reference (HQNR, QNR and HP_correlation: best 1; D: best 0)\n")

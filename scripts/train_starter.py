@@ -23,7 +23,8 @@ from starter import dense, export, sources  # noqa: E402
 from starter.runs import Workshop  # noqa: E402
 from starter.teacher import Encoder  # noqa: E402
 
-from clippan.clip import load, models  # noqa: E402
+from clippan.catalogue import models  # noqa: E402
+from clippan.clip import load  # noqa: E402
 
 
 def main() -> None:

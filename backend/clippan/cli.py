@@ -23,10 +23,12 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, Callable, NoReturn, Optional
 
-from clippan import __version__, utf8
-from clippan.device import share_cores
-from clippan.errors import Cancelled, ClippanError
-from clippan.fusion.sensors import SENSORS
+from clippan import __version__
+from clippan.catalogue.sensors import SENSORS
+from clippan.core import utf8
+from clippan.core.device import share_cores
+from clippan.core.errors import Cancelled, ClippanError
+from clippan.handlers import run
 from clippan.jobs import (
     ADAPTED,
     FIGURES,
@@ -76,7 +78,6 @@ from clippan.jobs import (
     TrainFusionResult,
     from_json,
     parse_bands,
-    run,
     to_json,
 )
 from clippan.jobs.picture import choices

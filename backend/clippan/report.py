@@ -14,7 +14,7 @@ import torch
 from osgeo import gdal, gdal_array
 
 from clippan import __version__
-from clippan.outputs import Outputs, making
+from clippan.core.outputs import Outputs, making
 
 
 def write(path: str, title: str, name: str, parts: Sequence[str], outputs: Optional[Outputs] = None) -> None:

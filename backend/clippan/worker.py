@@ -18,20 +18,15 @@ import threading
 import traceback
 from typing import Any, Optional, TextIO
 
-from clippan import __version__, utf8
-from clippan.device import share_cores
-from clippan.errors import Cancelled, ClippanError
-from clippan.jobs import JOBS, Context, from_json, run, to_json
+from clippan import __version__
+from clippan.core import utf8
+from clippan.core.device import share_cores
+from clippan.core.errors import Cancelled, ClippanError
+from clippan.core.protocol import CANCELLED, FAILED, INTERNAL, PARSE_ERROR, PROTOCOL, UNKNOWN_METHOD, WRONG_PROTOCOL
+from clippan.handlers import run
+from clippan.jobs import JOBS, Context, from_json, to_json
 
-PROTOCOL = 1
 IDLE_SECONDS = 600  # then the GPU's memory is handed back
-
-FAILED = -32000  # a ClippanError: the message is a sentence for the user
-CANCELLED = -32001
-WRONG_PROTOCOL = -32002
-INTERNAL = -32603
-UNKNOWN_METHOD = -32601
-PARSE_ERROR = -32700
 
 
 class Worker:

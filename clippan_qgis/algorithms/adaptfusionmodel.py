@@ -13,7 +13,7 @@ from qgis.core import (
     QgsProcessingParameterNumber,
 )
 
-from clippan.clip.models import MODELS
+from clippan.catalogue.models import MODELS
 from clippan.jobs import ADAPTED, FIGURES, AdaptFusionRequest
 
 from .. import sources

@@ -33,10 +33,10 @@ from qgis.core import (
 )
 from qgis.PyQt.QtGui import QIcon
 
-from clippan import texts
-from clippan.clip.models import MODELS
-from clippan.errors import ClippanError
-from clippan.fusion.sensors import SENSORS
+from clippan.catalogue.models import MODELS
+from clippan.catalogue.sensors import SENSORS
+from clippan.core import texts
+from clippan.core.errors import ClippanError
 from clippan.jobs import Device, Registration, Request, Stretch, parse_bands
 
 from .. import places, query, sources, styling

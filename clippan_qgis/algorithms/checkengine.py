@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qgis.core import QgsProcessingException, QgsProcessingOutputBoolean, QgsProcessingOutputString
 
-from clippan.errors import Cancelled, ClippanError
+from clippan.core.errors import Cancelled, ClippanError
 from clippan.jobs import DoctorRequest
 
 from ..engine import worker

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qgis.core import QgsProcessingOutputString, QgsProcessingParameterBoolean
 
-from clippan.clip.models import MODELS
+from clippan.catalogue.models import MODELS
 from clippan.jobs import DownloadModelRequest
 
 from . import base

@@ -15,7 +15,7 @@ from qgis.core import (
     QgsProcessingParameterString,
 )
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.jobs import FinetuneClipRequest
 
 from .. import sources

@@ -6,7 +6,7 @@ from typing import Any
 
 from qgis.core import Qgis, QgsProcessingParameterMultipleLayers, QgsProcessingParameterRasterLayer
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.jobs import ClassifyRequest
 
 from .. import sources

@@ -12,7 +12,7 @@ from qgis.core import (
     QgsProcessingParameterString,
 )
 
-from clippan import texts
+from clippan.core import texts
 from clippan.jobs import SegmentRequest
 
 from .. import sources

@@ -23,9 +23,9 @@ from qgis.core import (
     QgsVectorLayer,
 )
 
-from clippan.errors import Cancelled, ClippanError
+from clippan.catalogue.prompts import parse, shapefile_hints
+from clippan.core.errors import Cancelled, ClippanError
 from clippan.jobs import Refinement, SegmentRequest
-from clippan.segmentation.prompts import parse, shapefile_hints
 
 from .. import classmap, sources, styling
 from . import base

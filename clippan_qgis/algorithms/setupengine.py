@@ -10,7 +10,7 @@ from qgis.core import (
     QgsProcessingParameterFile,
 )
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 
 from ..engine import environment, python, variables, worker
 from ..settings import Settings

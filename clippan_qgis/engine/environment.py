@@ -26,7 +26,7 @@ from typing import Any, Optional
 
 from qgis.PyQt.QtCore import QLockFile
 
-from clippan.errors import Cancelled, ClippanError
+from clippan.core.errors import Cancelled, ClippanError
 
 from .. import places
 from ..settings import Settings

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 
 from ..settings import Settings
 from . import environment

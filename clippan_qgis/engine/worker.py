@@ -17,10 +17,10 @@ from typing import Any, Optional
 
 from qgis.core import Qgis, QgsMessageLog
 
-from clippan.errors import Cancelled, ClippanError
+from clippan.core.errors import Cancelled, ClippanError
+from clippan.core.outputs import clear
+from clippan.core.protocol import CANCELLED, FAILED, PROTOCOL
 from clippan.jobs import Request, to_json
-from clippan.outputs import clear
-from clippan.worker import CANCELLED, FAILED, PROTOCOL
 
 from .. import places
 from ..settings import Settings

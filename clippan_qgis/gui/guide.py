@@ -21,7 +21,7 @@ from qgis.gui import QgsMapCanvas, QgsRubberBand
 from qgis.PyQt import sip
 from qgis.PyQt.QtGui import QColor
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 
 from .. import hits, sources
 from ..styling import Style

@@ -20,8 +20,8 @@ from qgis.PyQt.QtWidgets import (
     QVBoxLayout,
 )
 
-from clippan.clip.models import MODELS
-from clippan.errors import ClippanError
+from clippan.catalogue.models import MODELS
+from clippan.core.errors import ClippanError
 from clippan.jobs import Device, IndexRequest
 
 from .. import connections, sources

@@ -10,7 +10,7 @@ from typing import Any, Optional
 from qgis.core import QgsCoordinateReferenceSystem, QgsLocatorFilter, QgsLocatorResult
 from qgis.PyQt.QtGui import QIcon
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.jobs import SearchRequest
 
 from .. import connections, hits, places

@@ -18,8 +18,8 @@ from qgis.PyQt.QtWidgets import (
     QWidget,
 )
 
-from clippan.clip.models import MODELS
-from clippan.errors import ClippanError
+from clippan.catalogue.models import MODELS
+from clippan.core.errors import ClippanError
 from clippan.jobs import ListModelsRequest, RemoveModelRequest, Request
 
 from ..engine import worker

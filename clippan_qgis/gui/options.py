@@ -23,7 +23,7 @@ from qgis.PyQt.QtWidgets import (
     QVBoxLayout,
 )
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.jobs import Device, DoctorRequest
 
 from .. import places

@@ -32,9 +32,9 @@ from qgis.PyQt.QtWidgets import (
     QWidget,
 )
 
-from clippan import texts
-from clippan.errors import ClippanError
-from clippan.segmentation.prompts import Prompt, Table, parse, presets, save
+from clippan.catalogue.prompts import Prompt, Table, parse, presets, save
+from clippan.core import texts
+from clippan.core.errors import ClippanError
 
 from .wrapper import Wrapper
 

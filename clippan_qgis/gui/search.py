@@ -13,7 +13,7 @@ from qgis.PyQt import sip
 from qgis.PyQt.QtCore import Qt, QTimer
 from qgis.PyQt.QtWidgets import QFileDialog
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.jobs import AboutIndexRequest, Device, IndexRequest, Request, SearchRequest, ThumbnailsRequest
 
 from .. import connections, hits, sources

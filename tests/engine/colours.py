@@ -58,8 +58,10 @@ class ColourEncoder:
 
 def use(monkeypatch, encoder=None):
     """Has the jobs use it; returns it."""
-    from clippan.search import build, query
-    from clippan.segmentation import calibrate, segment, words
+    from clippan.clip import words
+    from clippan.handlers import calibrate, segment
+    from clippan.handlers import index as build
+    from clippan.handlers import search as query
 
     encoder = encoder or ColourEncoder()
     for module in (build, query, segment, calibrate):

@@ -10,7 +10,7 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from clippan.clip.models import CONFIG
+from clippan.catalogue.models import CONFIG
 
 _TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
 TOWERS: dict[str, dict[str, Any]] = {

@@ -12,21 +12,13 @@ from conftest import truth, write_raster
 from osgeo import gdal
 
 from clippan import cli
-from clippan.errors import Cancelled, ClippanError
+from clippan.core.errors import Cancelled, ClippanError
 from clippan.fusion import model, networks
 from clippan.fusion.model import FusionModel
-from clippan.fusion.training import adapt as module
-from clippan.fusion.training import ground, sources
-from clippan.jobs import (
-    ADAPTED,
-    AdaptFusionRequest,
-    AssessRequest,
-    Context,
-    Method,
-    PansharpenRequest,
-    Registration,
-    run,
-)
+from clippan.handlers import run
+from clippan.jobs import ADAPTED, AdaptFusionRequest, AssessRequest, Context, Method, PansharpenRequest, Registration
+from clippan.learn.fusion import adaptation as module
+from clippan.learn.fusion import ground, sources
 from clippan.raster.pair import open_pair
 from clippan.raster.tiles import Window
 

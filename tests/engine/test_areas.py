@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from osgeo import osr
 
-from clippan.errors import ClippanError
+from clippan.catalogue.prompts import parse
+from clippan.core.errors import ClippanError
+from clippan.labels import areas
+from clippan.labels.areas import Areas, PixelAreas
 from clippan.raster.grid import Grid
-from clippan.segmentation import areas
-from clippan.segmentation.areas import Areas, PixelAreas
-from clippan.segmentation.prompts import parse
 
 EARTH = 510_065_621.724  # km², of WGS 84 (Moritz 2000)
 

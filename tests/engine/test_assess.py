@@ -13,10 +13,11 @@ import torch
 from conftest import read_raster, truth, write_raster
 from osgeo import gdal
 
-from clippan.errors import Cancelled, ClippanError
-from clippan.fusion import assess as module
+from clippan.core.errors import Cancelled, ClippanError
 from clippan.fusion import filters, metrics, report
-from clippan.jobs import AssessRequest, Context, Method, PansharpenRequest, run
+from clippan.handlers import assess as module
+from clippan.handlers import run
+from clippan.jobs import AssessRequest, Context, Method, PansharpenRequest
 from clippan.raster.grid import Axis
 
 FULL = ["D_lambda_K", "D_s", "HQNR", "D_lambda", "QNR", "HP_correlation"]

@@ -14,8 +14,9 @@ import pytest
 from conftest import read_raster, write_raster
 from osgeo import gdal
 
-from clippan.errors import ClippanError
-from clippan.jobs import AssessRequest, Compression, Method, PansharpenRequest, run
+from clippan.core.errors import ClippanError
+from clippan.handlers import run
+from clippan.jobs import AssessRequest, Compression, Method, PansharpenRequest
 
 REMEDY = re.compile(
     r"(; |, and |, or )(check|choose|assign|use|name|free|list|create|convert|give|remove|warp|let|lay)\b"

@@ -12,12 +12,12 @@ import pytest
 from osgeo import gdal
 
 from clippan import cli
-from clippan.colours import Choice
-from clippan.errors import ClippanError
+from clippan.catalogue.colours import Choice
+from clippan.catalogue.prompts import parse
+from clippan.core.errors import ClippanError
 from clippan.jobs import Accuracy, CalibrateRequest, CalibrateResult, ClassArea, SegmentResult
 from clippan.jobs.picture import RasterPicture
 from clippan.segmentation import report
-from clippan.segmentation.prompts import parse
 from clippan.segmentation.report import Panel
 
 PICTURE = RasterPicture("a & b.tif", Choice((3, 2, 1), "by the bands' names"), ((0.0, 1.0),) * 3)

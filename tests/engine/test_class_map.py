@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from osgeo import gdal
 
-from clippan.errors import Cancelled, ClippanError
+from clippan.catalogue.prompts import Prompt, Table, parse
+from clippan.core.errors import Cancelled, ClippanError
 from clippan.jobs.options import Compression, Format
+from clippan.labels.legend import colours, palette
 from clippan.raster.grid import Grid
 from clippan.raster.source import BandInfo
 from clippan.raster.writer import Palette, Writer, touched
-from clippan.segmentation.legend import colours, palette
-from clippan.segmentation.prompts import Prompt, Table, parse
 
 NAMES = ("unclassified", 'wäter, "deep"', "森林; <b> & c", "roofs")
 COLOURS = ((0, 0, 0, 0), (31, 120, 180, 255), (51, 160, 44, 255), (227, 26, 28, 255))

@@ -11,12 +11,13 @@ from colours import ColourEncoder, unit
 from conftest import read_raster
 from osgeo import gdal, ogr, osr
 
-from clippan.channels import Channels
 from clippan.cli import main
-from clippan.errors import Cancelled, ClippanError
-from clippan.fewshot import classify as engine
+from clippan.core.channels import Channels
+from clippan.core.errors import Cancelled, ClippanError
 from clippan.fewshot import stack
-from clippan.jobs import Classifier, ClassifyRequest, Context, PretrainSceneRequest, run
+from clippan.handlers import classify as engine
+from clippan.handlers import run
+from clippan.jobs import Classifier, ClassifyRequest, Context, PretrainSceneRequest
 from clippan.raster.scene import spatial
 
 UTM = 32631

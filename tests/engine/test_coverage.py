@@ -10,7 +10,8 @@ import pytest
 from conftest import truth, write_raster
 from osgeo import gdal
 
-from clippan.jobs import Context, Device, Method, PansharpenRequest, run
+from clippan.handlers import run
+from clippan.jobs import Context, Device, Method, PansharpenRequest
 from clippan.raster.coverage import Coverage
 from clippan.raster.scene import Look, Scene
 from clippan.raster.source import BandInfo, Source

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from clippan import resources
-from clippan.clip import dense, load, models
-from clippan.errors import ClippanError
+from clippan.catalogue import models
+from clippan.clip import dense, load
+from clippan.core.errors import ClippanError
 
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
 

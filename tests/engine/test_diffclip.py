@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from clippan.errors import Cancelled, ClippanError
+from clippan.core.errors import Cancelled, ClippanError
 from clippan.fewshot import diffusion, prompted, windows
 from clippan.fewshot.network import PUBLISHED, Network, Size
 from clippan.jobs import Context

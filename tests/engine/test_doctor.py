@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import clippan
-from clippan import device as device_module
-from clippan import doctor
-from clippan.device import choose_device, cuda_problem, require_torch
-from clippan.errors import ClippanError
-from clippan.jobs import Context, Device, DoctorRequest, Status, run
+from clippan.core import device as device_module
+from clippan.core.device import choose_device, cuda_problem, require_torch
+from clippan.core.errors import ClippanError
+from clippan.handlers import doctor, run
+from clippan.jobs import Context, Device, DoctorRequest, Status
 
 
 @pytest.fixture
@@ -319,7 +319,7 @@ def test_memory_is_known():
 
 
 def test_device_module_needs_no_torch():
-    code = "import sys, clippan.device, clippan.doctor; print('torch' in sys.modules)"
+    code = "import sys, clippan.core.device, clippan.handlers.doctor; print('torch' in sys.modules)"
     backend = str(Path(device_module.__file__).parents[1])
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": backend}

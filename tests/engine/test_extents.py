@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
+from clippan.handlers.index import _Corners
 from clippan.jobs import IndexRequest, SearchRequest, SegmentRequest
 from clippan.raster.grid import Grid
 from clippan.raster.scene import Look, Scene, boxes, spatial, transformed
 from clippan.raster.tiles import Window
-from clippan.search.build import _Corners
 from clippan.search.heatmap import _together
 
 WGS = "EPSG:4326"

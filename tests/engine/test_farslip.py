@@ -24,25 +24,17 @@ open_clip = pytest.importorskip("open_clip")
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from clippan.catalogue.models import CONFIG, MODELS, find  # noqa: E402
 from clippan.clip import dense  # noqa: E402
 from clippan.clip.encoder import encoder  # noqa: E402
 from clippan.clip.load import Loaded, Preprocessing, load  # noqa: E402
-from clippan.clip.models import CONFIG, MODELS, find  # noqa: E402
-from clippan.clip.training import losses, train  # noqa: E402
-from clippan.clip.training.batch import Batch, Loader, crop_boxes  # noqa: E402
-from clippan.clip.training.data import Region, Sample, read  # noqa: E402
-from clippan.errors import Cancelled, ClippanError  # noqa: E402
-from clippan.jobs import (  # noqa: E402
-    Context,
-    Device,
-    Picture,
-    Precision,
-    RegionsRequest,
-    Target,
-    Teacher,
-    TrainClipRequest,
-    run,
-)
+from clippan.core.errors import Cancelled, ClippanError  # noqa: E402
+from clippan.handlers import run  # noqa: E402
+from clippan.jobs import Context, Device, Picture, Precision, RegionsRequest, Target, Teacher, TrainClipRequest  # noqa: E402
+from clippan.learn.clip import farslip as train  # noqa: E402
+from clippan.learn.clip import losses  # noqa: E402
+from clippan.learn.clip.batch import Batch, Loader, crop_boxes  # noqa: E402
+from clippan.learn.clip.data import Region, Sample, read  # noqa: E402
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
 TOWERS: dict[str, dict[str, Any]] = {

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from sklearn.svm import SVC
 
-from clippan.errors import Cancelled, ClippanError
-from clippan.fewshot import accuracy, rivals
-from clippan.fewshot.folds import ALWAYS, folds
+from clippan.core.errors import Cancelled, ClippanError
+from clippan.fewshot import rivals
 from clippan.jobs import Classifier, Context
 from clippan.jobs.classify import parse_descriptions
+from clippan.labels import accuracy
+from clippan.labels.folds import ALWAYS, folds
 
 
 def clusters(each=30, classes=3, width=6, seed=0):

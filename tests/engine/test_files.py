@@ -14,8 +14,9 @@ import pytest
 from conftest import write_raster
 from osgeo import gdal, ogr
 
-from clippan.errors import ClippanError
-from clippan.jobs import JOBS, SegmentRequest, run
+from clippan.core.errors import ClippanError
+from clippan.handlers import run
+from clippan.jobs import JOBS, SegmentRequest
 from clippan.raster.files import files, refuse_overwriting
 
 gdal.UseExceptions()

@@ -13,9 +13,10 @@ import torch
 from conftest import read_raster, write_raster
 from osgeo import gdal
 
-from clippan.errors import Cancelled, ClippanError
+from clippan.core.errors import Cancelled, ClippanError
 from clippan.fusion import fuse, neural, statistics
-from clippan.jobs import Compression, Context, Device, Method, PansharpenRequest, run
+from clippan.handlers import run
+from clippan.jobs import Compression, Context, Device, Method, PansharpenRequest
 
 METHODS = list(Method)
 # BDSD learns from one scale further down, where these small pictures have little left to learn from.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from osgeo import osr
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.raster.grid import Grid, align
 
 

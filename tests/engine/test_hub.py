@@ -21,10 +21,11 @@ import pytest
 from hub_server import TOKEN, Repository, serving
 
 from clippan import cli
+from clippan.catalogue.models import MODELS
 from clippan.clip import cache, hub
-from clippan.clip.models import MODELS
-from clippan.errors import Cancelled, ClippanError
-from clippan.jobs import Context, DownloadModelRequest, ListModelsRequest, RemoveModelRequest, run
+from clippan.core.errors import Cancelled, ClippanError
+from clippan.handlers import run
+from clippan.jobs import Context, DownloadModelRequest, ListModelsRequest, RemoveModelRequest
 
 OLD, NEW = "a" * 40, "b" * 40
 WEIGHTS, NEWER = random.Random(1).randbytes(300_000), random.Random(2).randbytes(300_000)

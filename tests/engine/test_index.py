@@ -20,11 +20,13 @@ from colours import ColourEncoder, use
 from conftest import write_raster
 from osgeo import gdal, ogr, osr
 
-from clippan.errors import Cancelled, ClippanError
-from clippan.jobs import AboutIndexRequest, Context, IndexRequest, SearchRequest, Stretch, run
+from clippan.core.errors import Cancelled, ClippanError
+from clippan.handlers import index as build
+from clippan.handlers import run
+from clippan.jobs import AboutIndexRequest, Context, IndexRequest, SearchRequest, Stretch
 from clippan.raster.products import expand
 from clippan.raster.scene import Look, Scene
-from clippan.search import build, store
+from clippan.search import store
 from clippan.search.store import Filter, Index
 
 QUADRANTS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0))

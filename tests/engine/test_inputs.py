@@ -25,8 +25,9 @@ pytest.importorskip("open_clip")
 from safetensors.torch import load_file  # noqa: E402
 from small_clip import make  # noqa: E402
 
-from clippan.errors import ClippanError  # noqa: E402
-from clippan.jobs import JOBS, Context, Device, Method, Registration, from_json, run, to_json  # noqa: E402
+from clippan.core.errors import ClippanError  # noqa: E402
+from clippan.handlers import run  # noqa: E402
+from clippan.jobs import JOBS, Context, Device, Method, Registration, from_json, to_json  # noqa: E402
 
 SIZE, RATIO, BANDS = 96, 2, 4
 EDGE = (500000.0, 5000000.0)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from clippan.errors import Cancelled, ClippanError
+from clippan.core.errors import Cancelled, ClippanError
+from clippan.handlers import run
 from clippan.jobs import (
     JOBS,
     AssessRequest,
@@ -34,7 +35,6 @@ from clippan.jobs import (
     RemoveModelResult,
     Status,
     from_json,
-    run,
     to_json,
 )
 

@@ -11,14 +11,14 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 pytest.importorskip("timm")
 
+from clippan.catalogue.models import MODELS  # noqa: E402
 from clippan.clip.load import Loaded, Preprocessing  # noqa: E402
-from clippan.clip.models import MODELS  # noqa: E402
-from clippan.errors import ClippanError  # noqa: E402
-from clippan.fusion.training import language  # noqa: E402
-from clippan.fusion.training.batch import Batch  # noqa: E402
-from clippan.fusion.training.language import FrozenCLIP, Supervisor, frozen_clip  # noqa: E402
-from clippan.fusion.training.objective import Objective, Weights  # noqa: E402
-from clippan.jobs.base import Context  # noqa: E402
+from clippan.core.context import Context  # noqa: E402
+from clippan.core.errors import ClippanError  # noqa: E402
+from clippan.learn.fusion import language  # noqa: E402
+from clippan.learn.fusion.batch import Batch  # noqa: E402
+from clippan.learn.fusion.language import FrozenCLIP, Supervisor, frozen_clip  # noqa: E402
+from clippan.learn.fusion.objective import Objective, Weights  # noqa: E402
 
 WIDTH = 16
 

@@ -9,10 +9,10 @@ import json
 
 import pytest
 
+from clippan.catalogue.models import CONFIG, MODELS, find
 from clippan.clip import load as module
 from clippan.clip.load import load
-from clippan.clip.models import CONFIG, MODELS, find
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 
 torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")

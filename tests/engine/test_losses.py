@@ -8,11 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from clippan.errors import ClippanError  # noqa: E402
+from clippan.core.errors import ClippanError  # noqa: E402
 from clippan.fusion import metrics  # noqa: E402
-from clippan.fusion.training import losses  # noqa: E402
-from clippan.fusion.training.batch import Batch  # noqa: E402
-from clippan.fusion.training.objective import Objective, Weights  # noqa: E402
+from clippan.learn.fusion import losses  # noqa: E402
+from clippan.learn.fusion.batch import Batch  # noqa: E402
+from clippan.learn.fusion.objective import Objective, Weights  # noqa: E402
 
 RATIO = 4
 

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from clippan import resources
-from clippan.clip.models import CONFIG, MODELS, find
-from clippan.errors import ClippanError
+from clippan.catalogue.models import CONFIG, MODELS, find
+from clippan.core.errors import ClippanError
 
 DESCRIPTION = {
     "model_cfg": {"embed_dim": 8, "quick_gelu": True, "vision_cfg": {"image_size": 96}, "text_cfg": {}},

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.fusion.networks import NETWORKS, build, panmamba, parameters, table
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "backbones.md"

@@ -18,11 +18,12 @@ pytest.importorskip("safetensors")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from clippan import cli  # noqa: E402
-from clippan.errors import ClippanError  # noqa: E402
+from clippan.core.errors import ClippanError  # noqa: E402
 from clippan.fusion import fuse, model, networks, neural  # noqa: E402
 from clippan.fusion.model import FusionModel  # noqa: E402
 from clippan.fusion.registration import Shifts  # noqa: E402
-from clippan.jobs import AdaptFusionRequest, Context, Device, Method, PansharpenRequest, Registration, run  # noqa: E402
+from clippan.handlers import run  # noqa: E402
+from clippan.jobs import AdaptFusionRequest, Context, Device, Method, PansharpenRequest, Registration  # noqa: E402
 
 SMALL = {"width": 8, "head": 8, "depth": 1}
 

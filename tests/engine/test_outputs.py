@@ -13,13 +13,13 @@ from types import SimpleNamespace
 import pytest
 from osgeo import gdal
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
+from clippan.core.outputs import Outputs, clear, held, making, touched, unwritten
 from clippan.jobs import check
-from clippan.outputs import Outputs, clear, held, making, touched, unwritten
 
 HALF = """
 import sys, time
-from clippan.outputs import Outputs
+from clippan.core.outputs import Outputs
 with Outputs() as outputs:
     for path in sys.argv[1:]:
         open(outputs.part(path), "w").write("half")
@@ -209,7 +209,7 @@ def test_where_every_lock_seems_held_outputs_are_made_without(tmp_path, monkeypa
     if fault == "inode":
         monkeypatch.setattr("os.path.samestat", lambda one, other: False)
     else:
-        monkeypatch.setattr("clippan.outputs._lock", refused)
+        monkeypatch.setattr("clippan.core.outputs._lock", refused)
     with Outputs() as outputs:
         make(outputs, tmp_path / "a.csv", "new")
         assert len(os.listdir(tmp_path)) == 1
@@ -220,7 +220,7 @@ def test_where_every_lock_seems_held_outputs_are_made_without(tmp_path, monkeypa
 
 
 def test_a_lock_file_that_windows_is_removing_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("clippan.outputs.sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr("clippan.core.outputs.sys", SimpleNamespace(platform="win32"))
     truly, left = os.open, [3]
 
     def opened(path: Path, *arguments: int) -> int:

@@ -19,11 +19,14 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from small_clip import make  # noqa: E402
 
-from clippan.clip.models import CONFIG, find  # noqa: E402
-from clippan.clip.training import chips, curve, patch  # noqa: E402
-from clippan.clip.training.chips import Chips  # noqa: E402
-from clippan.errors import Cancelled, ClippanError  # noqa: E402
-from clippan.jobs import AlphaPoint, Context, Device, FinetuneClipRequest, run  # noqa: E402
+from clippan.catalogue.models import CONFIG, find  # noqa: E402
+from clippan.clip.training import curve  # noqa: E402
+from clippan.core.errors import Cancelled, ClippanError  # noqa: E402
+from clippan.handlers import run  # noqa: E402
+from clippan.jobs import AlphaPoint, Context, Device, FinetuneClipRequest  # noqa: E402
+from clippan.learn.clip import chips  # noqa: E402
+from clippan.learn.clip import patching as patch  # noqa: E402
+from clippan.learn.clip.chips import Chips  # noqa: E402
 from clippan.raster.scene import Look  # noqa: E402
 
 COLOURS = {"RedSoil": (200, 60, 40), "green_field": (60, 180, 60), "open-water": (30, 60, 190)}

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from osgeo import gdal, ogr
 
-from clippan.clip.models import MODELS
-from clippan.jobs import IndexRequest, SearchRequest, run
+from clippan.catalogue.models import MODELS
+from clippan.handlers import run
+from clippan.jobs import IndexRequest, SearchRequest
 
 # Columns and rows of the scene, y downwards. Lines are given half their width, in pixels of 10 m.
 AREAS = {

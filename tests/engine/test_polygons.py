@@ -12,11 +12,11 @@ import pytest
 from conftest import UTM, write_raster
 from osgeo import gdal, ogr
 
-from clippan.errors import Cancelled, ClippanError
-from clippan.jobs.base import Context
+from clippan.catalogue.prompts import Prompt, Table, parse
+from clippan.core.context import Context
+from clippan.core.errors import Cancelled, ClippanError
 from clippan.jobs.segment import VECTORS
 from clippan.segmentation import polygons, regions
-from clippan.segmentation.prompts import Prompt, Table, parse
 
 ogr.UseExceptions()
 TABLE = parse("water, river; forest; grass; crops; roofs")
@@ -377,10 +377,10 @@ import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from osgeo import gdal
 gdal.UseExceptions()
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.jobs.base import Context
 from clippan.segmentation import polygons
-from clippan.segmentation.prompts import parse
+from clippan.catalogue.prompts import parse
 resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000))
 try:
     polygons.write(sys.argv[1], None, sys.argv[2], parse("a;b;c;d"), 0, 0.0, "m", Context())

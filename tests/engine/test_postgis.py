@@ -27,11 +27,14 @@ from conftest import UTM, truth, write_raster
 from osgeo import ogr, osr
 
 from clippan import resources
-from clippan.errors import ClippanError
-from clippan.jobs import AboutIndexRequest, Context, IndexRequest, SearchRequest, run
-from clippan.jobs.options import Device
+from clippan.core.device import Device
+from clippan.core.errors import ClippanError
+from clippan.handlers import index as build
+from clippan.handlers import run
+from clippan.handlers import search as query
+from clippan.jobs import AboutIndexRequest, Context, IndexRequest, SearchRequest
 from clippan.raster.tiles import Window
-from clippan.search import build, catalogue, postgis, query, store
+from clippan.search import catalogue, postgis, store
 from clippan.search.store import About, Filter, Raster, Tile
 
 psycopg = pytest.importorskip("psycopg")

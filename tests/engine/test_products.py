@@ -11,9 +11,10 @@ import pytest
 from conftest import UTM, write_raster
 from osgeo import gdal
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.fewshot.stack import open_stack
-from clippan.jobs import Context, Method, PansharpenRequest, run
+from clippan.handlers import run
+from clippan.jobs import Context, Method, PansharpenRequest
 from clippan.raster import products
 from clippan.raster.files import files
 from clippan.raster.pair import open_pair

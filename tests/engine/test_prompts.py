@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from clippan.errors import ClippanError
-from clippan.segmentation import prompts
-from clippan.segmentation.prompts import Prompt, Table, parse
+from clippan.catalogue import prompts
+from clippan.catalogue.prompts import Prompt, Table, parse
+from clippan.core.errors import ClippanError
 
 
 def test_plain_text_is_classes_and_synonyms() -> None:

@@ -14,7 +14,8 @@ from osgeo import gdal
 
 from clippan.fusion import filters, registration
 from clippan.fusion.registration import Shifts, estimate
-from clippan.jobs import AssessRequest, Context, Method, PansharpenRequest, Registration, run
+from clippan.handlers import run
+from clippan.jobs import AssessRequest, Context, Method, PansharpenRequest, Registration
 from clippan.raster.grid import Axis
 from clippan.raster.pair import open_pair
 

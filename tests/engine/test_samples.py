@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from osgeo import ogr
 
-from clippan.errors import ClippanError
-from clippan.fewshot import samples
+from clippan.core.errors import ClippanError
 from clippan.jobs import Context
+from clippan.labels import samples
 from clippan.raster.grid import Grid
 from clippan.raster.scene import spatial
 
@@ -73,7 +73,7 @@ def test_names_like_numbers_are_sorted(vector) -> None:
 
 
 def test_equal_numbers_are_sorted_whatever_the_hash() -> None:
-    code = "from clippan.fewshot.samples import _sorted; print(_sorted({'1', '01', '001', '0'}))"
+    code = "from clippan.labels.samples import _sorted; print(_sorted({'1', '01', '001', '0'}))"
     for seed in "012":
         done = subprocess.run(
             [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE, check=True

@@ -13,9 +13,11 @@ from osgeo import gdal, ogr
 from test_index import QUADRANTS, quadrants
 
 from clippan import cli
-from clippan.errors import ClippanError
-from clippan.jobs import IndexRequest, SearchRequest, ThumbnailsRequest, run, to_json
-from clippan.search import compare, judge, query
+from clippan.core.errors import ClippanError
+from clippan.handlers import run
+from clippan.handlers import search as query
+from clippan.jobs import IndexRequest, SearchRequest, ThumbnailsRequest, to_json
+from clippan.search import compare, judge
 
 
 @pytest.fixture

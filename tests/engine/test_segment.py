@@ -11,14 +11,15 @@ from colours import COLOURS, ColourEncoder, use
 from conftest import read_raster
 from osgeo import gdal, ogr
 
+from clippan.catalogue.prompts import parse
+from clippan.clip import coarse
 from clippan.clip import encoder as encoders
-from clippan.errors import Cancelled, ClippanError
-from clippan.jobs import CalibrateRequest, Context, Refinement, SegmentRequest, Stretch, run
+from clippan.clip.coarse import Lattice
+from clippan.core.errors import Cancelled, ClippanError
+from clippan.handlers import run, segment
+from clippan.jobs import CalibrateRequest, Context, Refinement, SegmentRequest, Stretch
 from clippan.raster.scene import Look, Scene, spatial
 from clippan.raster.tiles import Window
-from clippan.segmentation import coarse, segment
-from clippan.segmentation.coarse import Lattice
-from clippan.segmentation.prompts import parse
 
 CLASSES = "red; green; blue"
 

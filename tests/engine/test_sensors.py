@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clippan.fusion.sensors import SENSORS, find, recognise
+from clippan.catalogue.sensors import SENSORS, find, recognise
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from conftest import write_raster
 from osgeo import gdal
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.raster.regrid import to_finest
 from clippan.raster.source import Source, describe, open_dataset
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.fewshot import stack
-from clippan.fewshot.folds import apart
 from clippan.fewshot.stack import open_stack
 from clippan.jobs import Context
+from clippan.labels.folds import apart
 
 
 def test_little_data_between_the_windows_is_found(raster) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clippan.catalogue.models import find
 from clippan.clip.load import load
-from clippan.clip.models import find
 
 torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from clippan import texts
+from clippan.catalogue.prompts import parse
 from clippan.clip.encoder import encoder
-from clippan.errors import ClippanError
+from clippan.core import texts
+from clippan.core.errors import ClippanError
 from clippan.jobs import Context, Device, SearchRequest
 from clippan.jobs.classify import parse_descriptions
-from clippan.segmentation.prompts import parse
 
 READERS = {
     "classes": (parse, "water\nforest, trees\n", parse("water; forest, trees")),

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from clippan.raster.tiles import Window, in_order, tiles
+from clippan.core.threads import in_order
+from clippan.raster.tiles import Window, tiles
 
 
 def test_tiles_cover_everything_once():

@@ -26,20 +26,22 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from clippan import resources  # noqa: E402
-from clippan.clip.models import MODELS  # noqa: E402
-from clippan.errors import Cancelled, ClippanError  # noqa: E402
+from clippan.catalogue.models import MODELS  # noqa: E402
+from clippan.core.errors import Cancelled, ClippanError  # noqa: E402
 from clippan.fusion import filters, model, networks  # noqa: E402
 from clippan.fusion.methods import MtfGlp  # noqa: E402
 from clippan.fusion.statistics import Statistics  # noqa: E402
-from clippan.fusion.training import sources, train  # noqa: E402
-from clippan.fusion.training.batch import Batch  # noqa: E402
-from clippan.fusion.training.objective import Weights  # noqa: E402
-from clippan.fusion.training.recipe import Augment, Language, Pairs, Pictures, Recipe, read  # noqa: E402
-from clippan.fusion.training.sampler import Sampler  # noqa: E402
-from clippan.fusion.training.scenes import Mixture, Moments, Pairing, Truth, collate  # noqa: E402
-from clippan.jobs import Context, Device, Method, PansharpenRequest, TrainFusionRequest, run  # noqa: E402
+from clippan.handlers import run  # noqa: E402
+from clippan.jobs import Context, Device, Method, PansharpenRequest, TrainFusionRequest  # noqa: E402
+from clippan.learn.fusion import sources  # noqa: E402
+from clippan.learn.fusion import training as train  # noqa: E402
+from clippan.learn.fusion.batch import Batch  # noqa: E402
+from clippan.learn.fusion.objective import Weights  # noqa: E402
+from clippan.learn.fusion.recipe import Augment, Language, Pairs, Pictures, Recipe, read  # noqa: E402
+from clippan.learn.fusion.sampler import Sampler  # noqa: E402
+from clippan.learn.fusion.scenes import Mixture, Moments, Pairing, Truth, collate  # noqa: E402
+from clippan.learn.run import CURVES  # noqa: E402
 from clippan.raster.grid import Axis  # noqa: E402
-from clippan.training.run import CURVES  # noqa: E402
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 
@@ -784,7 +786,7 @@ def test_both_stages_of_clippan(data, recipe, tmp_path):
 def test_several_processes_learn_one_network(data, recipe, tmp_path):
     command = ["train", "fusion", "--data", str(data), "--recipe", recipe(), "--steps", "3", "--device", "cpu"]
     state = "[self.network.state_dict(), self._average.state_dict()]"
-    done, (first, second) = in_two(tmp_path, "clippan.fusion.training", state, command)
+    done, (first, second) = in_two(tmp_path, "clippan.learn.fusion", state, command)
     assert done.stderr.count("Step 3: truth.supervised") == 1  # one of them tells
     assert done.stdout.count("model.safetensors") == 1
     for one, other in zip(first, second):

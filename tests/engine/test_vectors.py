@@ -6,11 +6,11 @@ import pytest
 from osgeo import gdal, ogr
 from test_samples import GRID, UTM, point, spread
 
-from clippan.errors import ClippanError
-from clippan.fewshot import samples
+from clippan.core.errors import ClippanError
 from clippan.jobs import Context
+from clippan.labels import samples
+from clippan.labels.layers import LabelledLayer
 from clippan.raster.scene import spatial
-from clippan.vectors import LabelledLayer
 
 DRIVERS = {"gpkg": "GPKG", "shp": "ESRI Shapefile", "geojson": "GeoJSON", "fgb": "FlatGeobuf"}
 FIELDS = ("geom", "fid", "ogc_fid", "geometry", "WKT", "Größe", "a b", "Klasse")

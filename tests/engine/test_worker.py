@@ -27,7 +27,7 @@ import os, sys, time
 from dataclasses import dataclass
 from typing import ClassVar
 from clippan.jobs import JOBS, Request
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan import worker
 
 @dataclass(frozen=True)

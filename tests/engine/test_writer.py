@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from osgeo import gdal
 
-from clippan.errors import Cancelled, ClippanError
+from clippan.core.errors import Cancelled, ClippanError
 from clippan.jobs.options import Compression, Format
 from clippan.raster.grid import Grid
 from clippan.raster.source import BandInfo
@@ -100,7 +100,7 @@ LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 import numpy as np
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.jobs.options import Compression
 from clippan.raster.grid import Grid
 from clippan.raster.source import BandInfo

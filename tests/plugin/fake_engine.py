@@ -324,7 +324,7 @@ def answer(mode, number, job, request):
             file.write(json.dumps({"job": job, **request}) + "\n")
     output = request.get("output") or request.get("report")
     if mode in ("dies", "dies-once", "hangs") and output:
-        from clippan.outputs import Outputs
+        from clippan.core.outputs import Outputs
 
         begun.append(Outputs())
         Path(begun[0].part(output)).write_text("half")

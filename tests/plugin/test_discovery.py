@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from qgis.core import QgsProcessingException
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan_qgis.engine import environment, python
 from clippan_qgis.settings import Settings
 

@@ -14,7 +14,7 @@ from conftest import wait_for
 from qgis.core import QgsProcessingException
 from qgis.PyQt.QtWidgets import QMessageBox
 
-from clippan.clip.models import MODELS
+from clippan.catalogue.models import MODELS
 from clippan_qgis.gui.options import OptionsPage
 from clippan_qgis.settings import Settings
 

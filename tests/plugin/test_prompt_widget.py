@@ -16,7 +16,7 @@ from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtGui import QColor
 from qgis.PyQt.QtWidgets import QComboBox, QFileDialog, QMessageBox, QVBoxLayout, QWidget
 
-from clippan.segmentation.prompts import Prompt, Table, parse, presets
+from clippan.catalogue.prompts import Prompt, Table, parse, presets
 from clippan_qgis.gui import prompts
 from clippan_qgis.gui import wrapper as wrappers
 from clippan_qgis.gui.choice import ChoiceWidget

@@ -21,8 +21,8 @@ from qgis.core import (
     QgsRasterLayer,
 )
 
-from clippan.errors import ClippanError
-from clippan.fusion.sensors import SENSORS
+from clippan.catalogue.sensors import SENSORS
+from clippan.core.errors import ClippanError
 from clippan.jobs import AssessRequest, Method, PansharpenRequest, from_json, parse_bands
 from clippan_qgis import places, sources
 

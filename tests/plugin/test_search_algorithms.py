@@ -18,8 +18,8 @@ from qgis.core import (
     QgsVectorLayer,
 )
 
-from clippan.clip.models import MODELS
-from clippan.errors import ClippanError
+from clippan.catalogue.models import MODELS
+from clippan.core.errors import ClippanError
 from clippan_qgis import sources
 
 

@@ -33,7 +33,7 @@ from qgis.PyQt.QtTest import QTest
 from qgis.PyQt.QtWidgets import QAction, QDialog, QToolBar
 
 import clippan_qgis
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan_qgis import connections, places
 from clippan_qgis.engine import worker
 from clippan_qgis.gui import index as index_module

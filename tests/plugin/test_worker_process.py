@@ -13,7 +13,7 @@ import pytest
 from conftest import Feedback, is_running, later, wait_for
 from qgis.core import QgsProcessingException
 
-from clippan.errors import Cancelled, ClippanError
+from clippan.core.errors import Cancelled, ClippanError
 from clippan.jobs import DoctorRequest
 from clippan_qgis.engine import variables, worker
 from clippan_qgis.settings import Settings

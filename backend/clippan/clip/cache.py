@@ -12,15 +12,15 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from clippan.clip.models import MODELS, Model
-from clippan.doctor import cache_folder
-from clippan.errors import ClippanError
-from clippan.jobs.base import Context
+from clippan.catalogue.models import MODELS, Model
+from clippan.core.context import Context
+from clippan.core.errors import ClippanError
 
 LOCK = "models.lock.json"
 _BLOCK = 2**23  # bytes read at a time
@@ -299,3 +299,17 @@ def remove(model: Model) -> int:
                 break
             parent.rmdir()
     return freed
+
+
+def cache_folder() -> Path:
+    """Where models are kept: CLIPPAN_CACHE, else the user's data folder."""
+    chosen = os.environ.get("CLIPPAN_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = str(Path.home() / "Library" / "Application Support")
+    else:
+        base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "clippan"

@@ -18,7 +18,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 
 
 def features(model: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:

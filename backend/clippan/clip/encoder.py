@@ -16,14 +16,13 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from clippan import resources
-from clippan.channels import Channels
+from clippan.catalogue.models import Model, find
 from clippan.clip import cache, dense, hub, load
-from clippan.clip.models import Model, find
-from clippan.device import choose_device, memory_error, multiplies_bfloat16
-from clippan.jobs.base import Context
-from clippan.jobs.options import Device
-from clippan.texts import foreign as in_other_scripts
-from clippan.texts import listed
+from clippan.core.channels import Channels
+from clippan.core.context import Context
+from clippan.core.device import Device, choose_device, memory_error, multiplies_bfloat16
+from clippan.core.texts import foreign as in_other_scripts
+from clippan.core.texts import listed
 
 # Averaged, as FarSLIP's authors do; the bare words help with prompts that are sentences already.
 TEMPLATES = ("a satellite photo of {}.", "a satellite image of {}.", "{}")

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from clippan import __version__
+from clippan.catalogue.models import MODELS, Model
 from clippan.clip import cache
 from clippan.clip.cache import Record
-from clippan.clip.models import MODELS, Model
-from clippan.errors import Cancelled, ClippanError, told
-from clippan.jobs.base import Context
-from clippan.watch import watched
+from clippan.core.context import Context
+from clippan.core.errors import Cancelled, ClippanError, told
+from clippan.core.watch import watched
 
 HUB = "https://huggingface.co"
 _PERMISSIVE = re.compile(r"(MIT|Apache-2\.0|BSD(-\d-Clause)?|CC-BY-\d\.\d|CC0-1\.0)", re.IGNORECASE)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
-from clippan.clip import models
-from clippan.clip.models import Model
-from clippan.errors import ClippanError, told
+from clippan.catalogue import models
+from clippan.catalogue.models import Model
+from clippan.core.errors import ClippanError, told
 
 if TYPE_CHECKING:
     import torch

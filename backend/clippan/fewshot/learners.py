@@ -12,17 +12,17 @@ import torch
 from osgeo import gdal, osr
 
 from clippan.clip.encoder import Encoder
+from clippan.clip.view import View
+from clippan.clip.words import Words
+from clippan.core.context import Context
 from clippan.fewshot import diffusion, prompted, rivals
-from clippan.fewshot.samples import Samples
 from clippan.fewshot.stack import Stack
-from clippan.jobs.base import Context
 from clippan.jobs.classify import Classifier
 from clippan.jobs.segment import SegmentRequest
+from clippan.labels.samples import Samples
 from clippan.raster.grid import Grid
 from clippan.raster.scene import Look, Scene, spatial
 from clippan.raster.tiles import Window
-from clippan.segmentation.segment import View
-from clippan.segmentation.words import Words
 
 _SQUARE = 64  # edge of the squares in which it is remembered that there are samples
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clippan.core.context import Context
 from clippan.fewshot import diffusion, windows
 from clippan.fewshot.diffusion import Encoder
-from clippan.jobs.base import Context
 
 _WIDTH = 256  # of class vectors that are learned because there are no words
 _RATE, _DECAY = 3e-3, 1e-2

@@ -10,12 +10,12 @@ from typing import Optional
 import numpy as np
 
 from clippan import report as page
-from clippan.fewshot.folds import REACH
-from clippan.fewshot.samples import Samples
+from clippan.catalogue.prompts import Table
+from clippan.core.outputs import Outputs
 from clippan.jobs.classify import ClassifyRequest, ClassifyResult, MapAccuracy, Score
-from clippan.outputs import Outputs
-from clippan.segmentation.legend import colours
-from clippan.segmentation.prompts import Table
+from clippan.labels.folds import REACH
+from clippan.labels.legend import colours
+from clippan.labels.samples import Samples
 from clippan.segmentation.report import MATRIX, confusion, percent, swatch
 
 _LONGEST = 640  # pixels along the longer edge of a picture

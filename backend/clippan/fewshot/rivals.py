@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from clippan.errors import ClippanError, told
-from clippan.jobs.base import Context
+from clippan.core.context import Context
+from clippan.core.errors import ClippanError, told
+from clippan.core.watch import watched
 from clippan.jobs.classify import Classifier
-from clippan.watch import watched
 
 MEAN = 9  # edge of the window of a local mean, in pixels
 _PENALTY = 100.0  # of the SVM, as in the baselines of few-shot papers

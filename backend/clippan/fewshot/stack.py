@@ -14,8 +14,9 @@ from typing import Optional
 import numpy as np
 from osgeo import gdal
 
-from clippan.errors import ClippanError
-from clippan.jobs.base import Context
+from clippan.core.context import Context
+from clippan.core.errors import ClippanError
+from clippan.labels.areas import PixelAreas
 from clippan.raster.alpha import notes
 from clippan.raster.grid import Grid
 from clippan.raster.products import is_categorical
@@ -23,7 +24,6 @@ from clippan.raster.regrid import to_grid
 from clippan.raster.scene import PLACED, transformed
 from clippan.raster.source import Source, open_dataset
 from clippan.raster.tiles import Window, tiles
-from clippan.segmentation.areas import PixelAreas
 
 _WINDOWS, _SIZE = 16, 64  # statistics of larger rasters are those of 16 × 16 windows of 64 × 64 pixels
 _MEMORY = 2**29  # bytes that are learned from at a time

@@ -7,16 +7,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clippan import resources
-from clippan.errors import ClippanError, told
+from clippan.core.checkpoint import metadata, write
+from clippan.core.errors import ClippanError, told
 from clippan.fusion import networks
 from clippan.jobs.options import SHIPPED
-from clippan.outputs import Outputs, making
 
 _KIND = "CLIPPan fusion network, version 1"
 
@@ -73,38 +73,6 @@ class FusionModel:
             )
 
 
-def write(
-    path: Path, what: str, weights: Mapping[str, Tensor], header: Mapping[str, str], outputs: Optional[Outputs] = None
-) -> None:
-    """Writes weights and what is known of them as safetensors: whole or not at all, the same bytes for the same values;
-    with the other outputs of a run if it has some.
-
-    Raises:
-        ClippanError: the file cannot be written.
-    """
-    from safetensors.torch import save
-
-    content = _ordered(save(dict(weights), dict(header)))
-    with making(str(path), what, outputs) as part:
-        part.write_bytes(content)
-
-
-def _ordered(content: bytes) -> bytes:
-    """A safetensors file with its metadata by name: the library writes them in another order each time, and the same
-    training is to give the same bytes."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors lie on multiples of 8 bytes
-    return len(text).to_bytes(8, "little") + text + content[end:]
-
-
-def _header(content: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file."""
-    return dict(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {})
-
-
 def shipped() -> Path:
     """The model that comes with CLIPPan."""
     return resources() / SHIPPED
@@ -121,7 +89,7 @@ def load(path: str, device: torch.device) -> FusionModel:
     file = Path(path) if path else shipped()
     try:
         content = file.read_bytes()  # once, lest another file takes its place in between
-        header = _header(content)
+        header = metadata(content)
         weights = {name: value.float() for name, value in parse(content).items()}
     except Exception as error:
         raise ClippanError(

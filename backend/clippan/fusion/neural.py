@@ -7,7 +7,7 @@ from typing import Optional
 
 import torch
 
-from clippan.device import multiplies_bfloat16
+from clippan.core.device import multiplies_bfloat16
 from clippan.fusion.methods import MtfGlp
 from clippan.fusion.model import FusionModel
 from clippan.fusion.statistics import TINY, Statistics

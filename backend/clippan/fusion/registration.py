@@ -21,13 +21,14 @@ from typing import Optional
 import numpy as np
 import torch
 
-from clippan.device import one_thread
+from clippan.core.context import Context
+from clippan.core.device import one_thread
+from clippan.core.threads import in_order
 from clippan.fusion import filters
-from clippan.jobs.base import Context
 from clippan.jobs.options import Registration
 from clippan.raster.grid import Axis
 from clippan.raster.pair import Pair
-from clippan.raster.tiles import Window, in_order
+from clippan.raster.tiles import Window
 
 _WINDOW = 64  # multispectral samples
 _SMALLEST = 16  # edge of the windows of a small scene

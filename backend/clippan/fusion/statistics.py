@@ -14,13 +14,14 @@ from typing import Optional
 import numpy as np
 import torch
 
-from clippan.device import one_thread
-from clippan.errors import ClippanError
+from clippan.core.context import Context
+from clippan.core.device import one_thread
+from clippan.core.errors import ClippanError
+from clippan.core.threads import in_order
 from clippan.fusion import filters
 from clippan.fusion.filters import Response
-from clippan.jobs.base import Context
 from clippan.raster.pair import Pair
-from clippan.raster.tiles import Window, in_order
+from clippan.raster.tiles import Window
 
 _WINDOW = 64  # multispectral samples
 _WINDOWS = 256  # a million samples, from all over the scene

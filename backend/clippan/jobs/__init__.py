@@ -4,11 +4,14 @@ Processing algorithms, the CLI, Python and the worker all build these requests. 
 or QGIS when it is imported, so the plugin reads it too.
 """
 
+from clippan.core.context import Context
+from clippan.core.device import Device
+from clippan.core.json import from_json, to_json
 from clippan.jobs import check
 from clippan.jobs.adapt import ADAPTED, AdaptFusionRequest, AdaptFusionResult
 from clippan.jobs.align import AlignSensorRequest, AlignSensorResult, Recall
 from clippan.jobs.assess import FIGURES, AssessRequest, AssessResult
-from clippan.jobs.base import Context, Request, from_json, to_json
+from clippan.jobs.base import Request
 from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
 from clippan.jobs.classify import Classifier, ClassifyRequest, ClassifyResult, MapAccuracy, Score
 from clippan.jobs.doctor import Check, DoctorRequest, DoctorResult, Status
@@ -23,7 +26,7 @@ from clippan.jobs.models import (
     RemoveModelRequest,
     RemoveModelResult,
 )
-from clippan.jobs.options import Compression, Device, Format, Method, Refinement, Registration, Stretch, parse_bands
+from clippan.jobs.options import Compression, Format, Method, Refinement, Registration, Stretch, parse_bands
 from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
 from clippan.jobs.pretrain import PretrainSceneRequest, PretrainSceneResult
 from clippan.jobs.search import Hit, SearchRequest, SearchResult, ThumbnailsRequest, ThumbnailsResult
@@ -137,23 +140,8 @@ __all__ = [
     "TrainClipResult",
     "TrainFusionRequest",
     "TrainFusionResult",
+    "check",
     "from_json",
     "parse_bands",
-    "run",
     "to_json",
 ]
-
-
-def run(request, context=None):  # type: ignore[no-untyped-def]
-    """Checks a request, does the job in this process, and returns its result.
-
-    Raises:
-        ClippanError: one sentence with the cause and the remedy.
-    """
-    check.text(to_json(request))
-    request.validate()
-    if any(request.outputs) and request.inputs:
-        from clippan.raster.files import refuse_overwriting
-
-        refuse_overwriting(request.outputs, request.inputs)
-    return request.run(context or Context())

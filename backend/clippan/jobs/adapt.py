@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Optional
 
 from clippan import resources
+from clippan.core.device import Device
 from clippan.jobs import check
-from clippan.jobs.base import Context, Request
-from clippan.jobs.options import SHIPPED, Device, Registration
+from clippan.jobs.base import Request
+from clippan.jobs.options import SHIPPED, Registration
 
 # What is measured before and after: at full resolution, and one scale down, where MS is the reference.
 ADAPTED = ("HQNR", "D_lambda_K", "D_s", "HP_correlation", "Q2n", "SAM", "ERGAS")
@@ -110,12 +111,3 @@ class AdaptFusionRequest(Request):
         check.at_least("number of steps", self.steps, 1)
         check.at_least("seed", self.seed, 0)
         check.at_least("number of threads", self.threads, 0)
-
-    def run(self, context: Context) -> AdaptFusionResult:
-        """See Request."""
-        from clippan.device import require_torch
-
-        require_torch()  # in one sentence, before a module that needs it is imported
-        from clippan.fusion.training.adapt import adapt
-
-        return adapt(self, context)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Optional
 
+from clippan.catalogue.prompts import parse
+from clippan.core.device import Device
 from clippan.jobs import check
-from clippan.jobs.base import Context, Request
-from clippan.jobs.options import Device, Stretch
+from clippan.jobs.base import Request
+from clippan.jobs.options import Stretch
 from clippan.jobs.picture import RasterPicture
 
 
@@ -151,8 +153,6 @@ class AlignSensorRequest(Request):
 
     def validate(self) -> None:
         """See Request."""
-        from clippan.segmentation.prompts import parse
-
         check.sources("raster for the teacher", self.teacher_rasters)
         check.sources("raster of the sensor", self.sensor_rasters)
         pairs = len(self.teacher_rasters)
@@ -198,12 +198,3 @@ class AlignSensorRequest(Request):
             check.fail("A lowest value is not below the highest; give a range for each band.")
         if self.sensor_bands and len(self.low) not in (0, 1, len(self.sensor_bands)):
             check.fail(f"{len(self.low)} ranges and {len(self.sensor_bands)} bands were given; give one for each.")
-
-    def run(self, context: Context) -> AlignSensorResult:
-        """See Request."""
-        from clippan.device import require_torch
-
-        require_torch()
-        from clippan.clip.training.align import align
-
-        return align(self, context)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
+from clippan.core.device import Device
 from clippan.jobs import check
-from clippan.jobs.base import Context, Request
-from clippan.jobs.options import Device, Registration
+from clippan.jobs.base import Request
+from clippan.jobs.options import Registration
 
 # What each figure is, in a line, and its best value; the first six need no reference.
 FIGURES = {
@@ -111,12 +112,3 @@ class AssessRequest(Request):
             check.output(self.report, self.inputs)
             check.html(self.report)
             check.on_disk(self.report)
-
-    def run(self, context: Context) -> AssessResult:
-        """See Request."""
-        from clippan.device import require_torch
-
-        require_torch()  # in one sentence, before a module that needs it is imported
-        from clippan.fusion.assess import assess
-
-        return assess(self, context)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
-from clippan import texts
-from clippan.errors import ClippanError
+from clippan.catalogue.prompts import parse
+from clippan.core import texts
+from clippan.core.device import Device
+from clippan.core.errors import ClippanError
 from clippan.jobs import check
-from clippan.jobs.base import Context, Request
-from clippan.jobs.options import Device, Stretch
+from clippan.jobs.base import Request
+from clippan.jobs.options import Stretch
 from clippan.jobs.picture import RasterPicture
 
 
@@ -111,8 +113,6 @@ class CalibrateRequest(Request):
 
     def validate(self) -> None:
         """See Request."""
-        from clippan.segmentation.prompts import parse
-
         check.sources("raster", self.rasters)
         check.sources("labelled sample", self.samples)
         if len(self.rasters) != len(self.samples):
@@ -137,12 +137,3 @@ class CalibrateRequest(Request):
             check.between("bias", self.bias, -1, 1)
         check.picture_bands(self.bands)
         check.at_least("number of threads", self.threads, 0)
-
-    def run(self, context: Context) -> CalibrateResult:
-        """See Request."""
-        from clippan.device import require_torch
-
-        require_torch()
-        from clippan.segmentation.calibrate import calibrate
-
-        return calibrate(self, context)

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clippan.errors import ClippanError
+from clippan.catalogue import models, sensors
+from clippan.core.errors import ClippanError
 
 _OTHER_RASTERS = tuple(
     ".png .jpg .jpeg .jp2 .img .vrt .gpkg .nc .hdf .h5 .asc .bil .bsq .ers .ecw .sid .grd .bmp .gif .webp".split()  # noqa: SIM905
@@ -200,17 +201,13 @@ def tiles(numbers: Iterable[int]) -> None:
 
 def sensor(name: str) -> None:
     """The sensor is known, "auto" or "generic"."""
-    from clippan.fusion.sensors import SENSORS, find
-
-    if name != "auto" and find(name) is None:
-        raise ClippanError(f"Unknown sensor '{name}'; choose auto or one of {', '.join(SENSORS)}.")
+    if name != "auto" and sensors.find(name) is None:
+        raise ClippanError(f"Unknown sensor '{name}'; choose auto or one of {', '.join(sensors.SENSORS)}.")
 
 
 def model(name: str) -> None:
     """The model is known, or a file or folder with weights and their description."""
-    from clippan.clip.models import find
-
-    find(name)
+    models.find(name)
 
 
 def run_folder(path: str, start: str) -> None:

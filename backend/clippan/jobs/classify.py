@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Optional
 
-from clippan import texts
-from clippan.errors import ClippanError
+from clippan.core import texts
+from clippan.core.device import Device
+from clippan.core.errors import ClippanError
 from clippan.jobs import check
-from clippan.jobs.base import Context, Request
-from clippan.jobs.options import Device
+from clippan.jobs.base import Request
 from clippan.jobs.picture import RasterPicture
 from clippan.jobs.segment import ClassArea
 
@@ -246,15 +246,6 @@ class ClassifyRequest(Request):
             check.at_least("number of steps", self.steps, 1)
         check.picture_bands(self.bands)
         check.at_least("number of threads", self.threads, 0)
-
-    def run(self, context: Context) -> ClassifyResult:
-        """See Request."""
-        from clippan.device import require_torch
-
-        require_torch()
-        from clippan.fewshot.classify import classify
-
-        return classify(self, context)
 
 
 def check_encoder(path: str) -> None:

@@ -6,8 +6,8 @@ import enum
 from dataclasses import dataclass
 from typing import ClassVar
 
-from clippan.jobs.base import Context, Request
-from clippan.jobs.options import Device
+from clippan.core.device import Device
+from clippan.jobs.base import Request
 
 
 class Status(enum.Enum):
@@ -47,9 +47,3 @@ class DoctorRequest(Request):
     result: ClassVar[type] = DoctorResult
 
     device: Device = Device.AUTO
-
-    def run(self, context: Context) -> DoctorResult:
-        """See Request."""
-        from clippan.doctor import examine
-
-        return examine(self.device)

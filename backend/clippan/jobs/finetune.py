@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Optional
 
-from clippan import texts
+from clippan.core import texts
+from clippan.core.device import Device
 from clippan.jobs import check
-from clippan.jobs.base import Context, Request
-from clippan.jobs.options import Device, Stretch
+from clippan.jobs.base import Request
+from clippan.jobs.options import Stretch
 from clippan.jobs.picture import RasterPicture
 
 
@@ -196,12 +197,3 @@ class FinetuneClipRequest(Request):
             check.on_disk(self.report)
         check.at_least("seed", self.seed, 0)
         check.at_least("number of threads", self.threads, 0)
-
-    def run(self, context: Context) -> FinetuneClipResult:
-        """See Request."""
-        from clippan.device import require_torch
-
-        require_torch()
-        from clippan.clip.training.patch import patch
-
-        return patch(self, context)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
+from clippan.core.device import Device
 from clippan.jobs import check
-from clippan.jobs.base import Context, Request
-from clippan.jobs.options import Device, Stretch
+from clippan.jobs.base import Request
+from clippan.jobs.options import Stretch
 from clippan.jobs.picture import RasterPicture
 
 
@@ -112,15 +113,6 @@ class IndexRequest(Request):
         check.extent(self.extent)
         check.at_least("number of threads", self.threads, 0)
 
-    def run(self, context: Context) -> IndexResult:
-        """See Request."""
-        from clippan.device import require_torch
-
-        require_torch()  # in one sentence, before a module that needs it is imported
-        from clippan.search.build import build
-
-        return build(self, context)
-
 
 @dataclass(frozen=True)
 class AboutIndexResult:
@@ -163,9 +155,3 @@ class AboutIndexRequest(Request):
     def validate(self) -> None:
         """See Request."""
         check.index(self.index)
-
-    def run(self, context: Context) -> AboutIndexResult:
-        """See Request."""
-        from clippan.search.about import about
-
-        return about(self)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
-from clippan.errors import ClippanError
 from clippan.jobs import check
-from clippan.jobs.base import Context, Request
+from clippan.jobs.base import Request
 
 
 @dataclass(frozen=True)
@@ -56,30 +54,6 @@ class ListModelsRequest(Request):
     name: ClassVar[str] = "models"
     result: ClassVar[type] = ListModelsResult
 
-    def run(self, context: Context) -> ListModelsResult:
-        """See Request."""
-        from clippan.clip import cache
-        from clippan.clip.models import MODELS
-
-        rows = []
-        for model in MODELS.values():
-            found = cache.locate(model)
-            rows.append(
-                ModelRow(
-                    model.id,
-                    model.label,
-                    model.notes,
-                    model.licence,
-                    model.licence_url,
-                    found.path.stat().st_size if found else model.size,
-                    found.place if found else "",
-                    str(found.path) if found else None,
-                    found.revision if found else model.revision,
-                    found.sha256 if found else model.sha256,
-                )
-            )
-        return ListModelsResult(tuple(rows), str(cache.folder()), sum(item.size for item in cache.cached()))
-
 
 @dataclass(frozen=True)
 class DownloadModelResult:
@@ -110,20 +84,6 @@ class DownloadModelRequest(Request):
         """See Request."""
         check.model(self.model)
 
-    def run(self, context: Context) -> DownloadModelResult:
-        """See Request."""
-        from clippan.clip import cache, hub
-        from clippan.clip.models import find
-
-        started = time.monotonic()
-        model = find(self.model)
-        path = hub.fetch(model, context, self.accept_licence)
-        found = cache.locate(model)
-        if found is None:  # removed by another process in the meantime
-            raise ClippanError(f"{path} has just been removed by another process; download it again.")
-        sha256 = found.sha256 or cache.checksum(path, context)
-        return DownloadModelResult(str(path), found.revision, sha256, time.monotonic() - started)
-
 
 @dataclass(frozen=True)
 class RemoveModelResult:
@@ -144,10 +104,3 @@ class RemoveModelRequest(Request):
     def validate(self) -> None:
         """See Request."""
         check.model(self.model)
-
-    def run(self, context: Context) -> RemoveModelResult:
-        """See Request."""
-        from clippan.clip import cache
-        from clippan.clip.models import find
-
-        return RemoveModelResult(cache.remove(find(self.model)))

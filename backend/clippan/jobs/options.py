@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import enum
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 
 SHIPPED = "fusion/clippan.safetensors"  # the fusion model that comes with CLIPPan, below the resources
-
-
-class Device(enum.Enum):
-    """Where the engine computes."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-    MPS = "mps"
 
 
 class Method(enum.Enum):

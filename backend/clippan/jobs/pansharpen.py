@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
+from clippan.core.device import Device
 from clippan.jobs import check
-from clippan.jobs.base import Context, Request
-from clippan.jobs.options import Compression, Device, Format, Method, Registration
+from clippan.jobs.base import Request
+from clippan.jobs.options import Compression, Format, Method, Registration
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,3 @@ class PansharpenRequest(Request):
         check.sensor(self.sensor)
         check.at_least("tile size", self.tile_size, 256)
         check.at_least("number of threads", self.threads, 0)
-
-    def run(self, context: Context) -> PansharpenResult:
-        """See Request."""
-        from clippan.device import require_torch
-
-        require_torch()  # in one sentence, before a module that needs it is imported
-        from clippan.fusion.fuse import pansharpen
-
-        return pansharpen(self, context)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clippan.colours import Choice
+from clippan.catalogue.colours import Choice
 
 
 @dataclass(frozen=True)

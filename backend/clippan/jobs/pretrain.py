@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
+from clippan.core.device import Device
 from clippan.jobs import check
-from clippan.jobs.base import Context, Request
+from clippan.jobs.base import Request
 from clippan.jobs.classify import check_encoder, check_grid
-from clippan.jobs.options import Device
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,3 @@ class PretrainSceneRequest(Request):
             check.at_least("number of steps", self.steps, 1)
         check.at_least("seed", self.seed, 0)
         check.at_least("number of threads", self.threads, 0)
-
-    def run(self, context: Context) -> PretrainSceneResult:
-        """See Request."""
-        from clippan.device import require_torch
-
-        require_torch()
-        from clippan.fewshot.classify import pretrain
-
-        return pretrain(self, context)

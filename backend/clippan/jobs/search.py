@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from clippan import texts
+from clippan.core import texts
+from clippan.core.device import Device
 from clippan.jobs import check
-from clippan.jobs.base import Context, Request
-from clippan.jobs.options import Device
+from clippan.jobs.base import Request
 
 
 @dataclass(frozen=True)
@@ -154,15 +154,6 @@ class SearchRequest(Request):
         if self.heatmap:
             check.geotiff(self.heatmap)
 
-    def run(self, context: Context) -> SearchResult:
-        """See Request."""
-        from clippan.device import require_torch
-
-        require_torch()  # in one sentence, before a module that needs it is imported
-        from clippan.search.query import search
-
-        return search(self, context)
-
 
 @dataclass(frozen=True)
 class ThumbnailsResult:
@@ -196,9 +187,3 @@ class ThumbnailsRequest(Request):
         check.tiles(self.tiles)
         check.folder("folder for pictures", self.folder)
         check.at_least("size of the pictures", self.pixels, 16)
-
-    def run(self, context: Context) -> ThumbnailsResult:
-        """See Request."""
-        from clippan.search.thumbnails import thumbnails
-
-        return thumbnails(self, context)

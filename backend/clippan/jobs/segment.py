@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
-from clippan import texts
+from clippan.catalogue.prompts import parse
+from clippan.core import texts
+from clippan.core.device import Device
 from clippan.jobs import check
-from clippan.jobs.base import Context, Request
-from clippan.jobs.options import Device, Refinement, Stretch
+from clippan.jobs.base import Request
+from clippan.jobs.options import Refinement, Stretch
 from clippan.jobs.picture import RasterPicture
 
 VECTORS = (".gpkg", ".geojson", ".fgb", ".shp")  # formats of the polygons, by ending
@@ -150,8 +152,6 @@ class SegmentRequest(Request):
 
     def validate(self) -> None:
         """See Request."""
-        from clippan.segmentation.prompts import parse
-
         check.source("raster", self.raster)
         parse(self.classes)
         check.output(self.output, self.inputs, ".aux.xml")  # which holds the classes
@@ -178,12 +178,3 @@ class SegmentRequest(Request):
         check.picture_bands(self.bands)
         check.extent(self.extent)
         check.at_least("number of threads", self.threads, 0)
-
-    def run(self, context: Context) -> SegmentResult:
-        """See Request."""
-        from clippan.device import require_torch
-
-        require_torch()
-        from clippan.segmentation.segment import segment
-
-        return segment(self, context)

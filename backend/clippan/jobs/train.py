@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
+from clippan.core.device import Device
 from clippan.jobs import check
-from clippan.jobs.base import Context, Request
-from clippan.jobs.options import Device
+from clippan.jobs.base import Request
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TrainFusionRequest(Request):
     """Parameters of a training.
 
     Attributes:
-        recipe: YAML file, see ``clippan.fusion.training.recipe``; empty for that of the shipped model.
+        recipe: YAML file, see ``clippan.learn.fusion.recipe``; empty for that of the shipped model.
         data: folder that the recipe's paths start from.
         output: folder of the run; one that holds a run of the same recipe is gone on with.
         steps, seed: override the recipe's.
@@ -65,12 +65,3 @@ class TrainFusionRequest(Request):
             check.at_least("number of steps", self.steps, 1)
         if self.seed is not None:
             check.at_least("seed", self.seed, 0)
-
-    def run(self, context: Context) -> TrainFusionResult:
-        """See Request."""
-        from clippan.device import require_torch
-
-        require_torch()
-        from clippan.fusion.training.train import train
-
-        return train(self, context)

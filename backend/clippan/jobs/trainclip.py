@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Optional
 
-from clippan import texts
+from clippan.core import texts
+from clippan.core.device import Device
 from clippan.jobs import check
-from clippan.jobs.base import Context, Request
-from clippan.jobs.options import Device, Stretch
+from clippan.jobs.base import Request
+from clippan.jobs.options import Stretch
 from clippan.jobs.picture import RasterPicture
 
 
@@ -80,7 +81,7 @@ class TrainClipRequest(Request):
     """Parameters of a training.
 
     Attributes:
-        data: folders, tables (.csv, .json) and WebDataset shards (.tar), see ``clippan.clip.training.data``.
+        data: folders, tables (.csv, .json) and WebDataset shards (.tar), see ``clippan.learn.clip.data``.
         output: folder of the run, and in the end of the model; one that holds a run of the same parameters is gone on
             with.
         method: how.
@@ -153,15 +154,6 @@ class TrainClipRequest(Request):
         check.at_least("size of the pictures", self.pixels, 0)
         check.at_least("seed", self.seed, 0)
         check.at_least("number of threads", self.threads, 0)
-
-    def run(self, context: Context) -> TrainClipResult:
-        """See Request."""
-        from clippan.device import require_torch
-
-        require_torch()
-        from clippan.clip.training.train import train
-
-        return train(self, context)
 
 
 @dataclass(frozen=True)
@@ -254,9 +246,3 @@ class RegionsRequest(Request):
         check.at_least("smallest box", self.least, 1)
         check.between("part of a box that is filled", self.fill, 0, 1)
         check.picture_bands(self.bands)
-
-    def run(self, context: Context) -> RegionsResult:
-        """See Request."""
-        from clippan.clip.training.regions import regions
-
-        return regions(self, context)

@@ -10,7 +10,7 @@ from xml.etree import ElementTree  # nosec B405 (of GDAL's own text)
 
 from osgeo import gdal
 
-from clippan.colours import Band, Choice, band_order, natural_colours, wavelength
+from clippan.catalogue.colours import Band, Choice, band_order, natural_colours, wavelength
 from clippan.raster.source import sensor_hints
 
 _SHOWN = {gdal.GCI_RedBand: "red", gdal.GCI_GreenBand: "green", gdal.GCI_BlueBand: "blue"}

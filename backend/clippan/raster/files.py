@@ -9,8 +9,8 @@ from typing import Any, Optional
 
 from osgeo import gdal
 
-from clippan.errors import ClippanError
-from clippan.outputs import touched
+from clippan.core.errors import ClippanError
+from clippan.core.outputs import touched
 from clippan.raster.products import files_of, text_of, tiles_of
 
 # Files that read no others but those beside them; there may be thousands, so they are not opened.

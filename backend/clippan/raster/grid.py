@@ -9,7 +9,7 @@ from typing import Optional
 
 from osgeo import gdal, osr
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.raster.alpha import opened_as
 
 IDENTITY = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

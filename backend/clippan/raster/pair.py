@@ -12,7 +12,7 @@ from typing import Optional
 import numpy as np
 from osgeo import gdal
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.raster.alpha import notes
 from clippan.raster.grid import Alignment, Axis, Grid, align
 from clippan.raster.nodata import fitting, is_fill

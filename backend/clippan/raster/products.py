@@ -18,10 +18,10 @@ from typing import Optional
 
 from osgeo import gdal
 
-from clippan.colours import COLOURS, band_order, colour, number_of
-from clippan.errors import ClippanError
+from clippan.catalogue.colours import COLOURS, band_order, colour, number_of
+from clippan.core.errors import ClippanError
+from clippan.core.texts import listed
 from clippan.jobs.pansharpen import PansharpenRequest
-from clippan.texts import listed
 
 _RASTERS = tuple(
     ".tif .tiff .vrt .jp2 .png .jpg .jpeg .img .bmp .webp .nc .ecw .sid .bil .bsq .ers .kea".split()  # noqa: SIM905

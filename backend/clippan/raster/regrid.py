@@ -12,7 +12,7 @@ from typing import Any, Optional
 import numpy as np
 from osgeo import gdal, gdal_array
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.raster.grid import Grid, axes, centres_inside, horizontal
 from clippan.raster.nodata import band_nodata
 from clippan.raster.products import is_categorical, is_quality

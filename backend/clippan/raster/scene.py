@@ -16,9 +16,9 @@ from typing import Any, Optional
 import numpy as np
 from osgeo import gdal, gdal_array, osr
 
-from clippan.channels import Channels
-from clippan.colours import Choice
-from clippan.errors import ClippanError
+from clippan.catalogue.colours import Choice
+from clippan.core.channels import Channels
+from clippan.core.errors import ClippanError
 from clippan.jobs.options import Stretch
 from clippan.jobs.picture import RasterPicture
 from clippan.raster import bands as raster_bands

@@ -15,7 +15,7 @@ from typing import Optional
 import numpy as np
 from osgeo import gdal, gdal_array
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.jobs import check
 from clippan.raster import products
 from clippan.raster.alpha import alpha_bands, opened_as, window_starts, without_false_alpha

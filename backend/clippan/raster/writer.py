@@ -14,9 +14,9 @@ from typing import Any, Callable, Optional, TypeVar, cast
 import numpy as np
 from osgeo import gdal, gdal_array
 
-from clippan.errors import Cancelled, ClippanError
+from clippan.core.errors import Cancelled, ClippanError
+from clippan.core.outputs import Outputs, touched, unwritten
 from clippan.jobs.options import Compression, Format
-from clippan.outputs import Outputs, touched, unwritten
 from clippan.raster.grid import Grid
 from clippan.raster.overviews import build_sparse_overviews
 from clippan.raster.source import BandInfo

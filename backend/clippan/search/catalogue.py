@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from clippan.jobs import check
-from clippan.search import store
+from clippan.search import postgis, store
 from clippan.search.store import About
 
 
 def builder(name: str, about: About) -> Any:
     """The index, to be written; see ``store.Builder``."""
     if check.is_database(name):
-        from clippan.search import postgis
-
         return postgis.Builder(name, about)
     return store.Builder(name, about)
 
@@ -21,7 +19,13 @@ def builder(name: str, about: About) -> Any:
 def reader(name: str) -> Any:
     """The index, to be read; see ``store.Index``."""
     if check.is_database(name):
-        from clippan.search import postgis
-
         return postgis.reader(name)
     return store.reader(name)
+
+
+def changed(index: str, label: str) -> str:
+    """The sentence for a model that is not the one that made the index."""
+    return (
+        f"The model {label} has changed since {index} was made, and its vectors do not compare any more; make the "
+        "index anew, or put the old weights back."
+    )

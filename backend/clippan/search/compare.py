@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 
 def products(matrix: np.ndarray, directions: np.ndarray) -> np.ndarray:
@@ -16,6 +15,8 @@ def products(matrix: np.ndarray, directions: np.ndarray) -> np.ndarray:
     Returns:
         float32 (n, rows).
     """
+    import torch
+
     result = np.empty((len(directions), len(matrix)), np.float32)
     with torch.inference_mode():
         rows = torch.from_numpy(matrix)
@@ -37,6 +38,8 @@ def best(values: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
     """
     if len(rows) <= count:
         return rows
+    import torch
+
     chosen = []
     for line in values:
         among = line if len(rows) == len(line) else line[rows]

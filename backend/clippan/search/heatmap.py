@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from clippan.errors import ClippanError
-from clippan.jobs.base import Context
-from clippan.outputs import Outputs
+from clippan.core.context import Context
+from clippan.core.errors import ClippanError
+from clippan.core.outputs import Outputs
 from clippan.raster.grid import Grid
 from clippan.raster.scene import circle
 from clippan.raster.source import BandInfo

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clippan.jobs.base import Context
+from clippan.core.context import Context
 
 _BLOCK = 8192  # tiles at a time
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from osgeo import gdal, ogr
 
+from clippan.core.outputs import Outputs, making
 from clippan.jobs.search import Hit
-from clippan.outputs import Outputs, making
 from clippan.raster.scene import spatial
 from clippan.raster.writer import abandon, close
 from clippan.search.store import About, polygon

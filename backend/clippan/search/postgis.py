@@ -24,7 +24,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from clippan import __version__
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.raster.scene import spatial
 from clippan.raster.tiles import Window
 from clippan.search.store import About, Filter, Raster, Tile, same_model

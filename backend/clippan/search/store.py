@@ -25,12 +25,13 @@ import numpy as np
 from osgeo import gdal, ogr, osr
 
 from clippan import __version__
-from clippan.errors import ClippanError, told
-from clippan.outputs import Outputs, held, unwritten
+from clippan.core.errors import ClippanError, told
+from clippan.core.outputs import Outputs, held, unwritten
 from clippan.raster.products import exists
 from clippan.raster.scene import spatial
 from clippan.raster.tiles import Window
 from clippan.raster.writer import abandon, close
+from clippan.search import compare
 
 FORMAT = "1"
 _DOMAIN = "CLIPPAN"
@@ -197,8 +198,6 @@ class Index:
     def candidates(self, directions: np.ndarray, wanted: Filter, count: int) -> tuple[np.ndarray, int]:
         """The ids of the tiles whose products with any direction (n, width) are among the ``count`` largest, and of
         how many tiles they were chosen."""
-        from clippan.search import compare
-
         ids = self.chosen(wanted)
         rows = compare.best(compare.products(self._matrix, directions), ids - 1, count)
         return rows + 1, len(ids)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clippan.jobs.base import Context
+from clippan.core.context import Context
 from clippan.segmentation.regions import scalars
 
 _OUTSIDE = -1  # the region beyond the map

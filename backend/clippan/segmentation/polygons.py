@@ -12,15 +12,15 @@ from typing import Any, Optional
 import numpy as np
 from osgeo import gdal, ogr
 
-from clippan.jobs.base import Context
-from clippan.outputs import Outputs, making
+from clippan.catalogue.prompts import SHAPEFILE_BYTES, Table
+from clippan.core.context import Context
+from clippan.core.outputs import Outputs, making
+from clippan.labels.areas import HECTARE
 from clippan.raster.grid import Grid
 from clippan.raster.scene import PLACED, spatial
 from clippan.raster.writer import abandon, close
 from clippan.segmentation import regions
-from clippan.segmentation.areas import HECTARE
 from clippan.segmentation.outlines import Lines, Rings, Tracer, rings
-from clippan.segmentation.prompts import SHAPEFILE_BYTES, Table
 from clippan.segmentation.simplify import kept
 
 _LAYER = "classes"

@@ -16,13 +16,13 @@ from osgeo import gdal
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from clippan.errors import ClippanError, told
-from clippan.jobs.base import Context
+from clippan.core.context import Context
+from clippan.core.errors import ClippanError, told
+from clippan.labels.areas import PixelAreas
 from clippan.raster.coverage import Coverage
 from clippan.raster.grid import Grid
 from clippan.raster.scene import PLACED
 from clippan.raster.source import open_dataset
-from clippan.segmentation.areas import PixelAreas
 
 STRIP = 2**19  # pixels of a strip
 

@@ -10,10 +10,10 @@ from typing import Optional
 import numpy as np
 
 from clippan import report as page
+from clippan.catalogue.prompts import Table
+from clippan.core.outputs import Outputs
 from clippan.jobs.calibrate import CalibrateRequest, CalibrateResult
-from clippan.outputs import Outputs
-from clippan.segmentation.legend import UNCLASSIFIED, colours
-from clippan.segmentation.prompts import Table
+from clippan.labels.legend import UNCLASSIFIED, colours
 
 _COVER = 0.55  # of a picture by the colours of classes
 MATRIX = """<style>

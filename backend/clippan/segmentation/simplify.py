@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from clippan.jobs.base import Context
+from clippan.core.context import Context
 from clippan.segmentation.outlines import Lines
 
 _CELL = 16  # pixels: edge of the cells that tell which corners are near a chord

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Optional
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 
 if TYPE_CHECKING:
     import torch

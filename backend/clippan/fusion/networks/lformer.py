@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.fusion.networks import expect_bands, start_small
 from clippan.fusion.networks.block import Block
 

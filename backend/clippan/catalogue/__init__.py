@@ -1,0 +1,1 @@
+"""What ships as data: sensors, models, prompts, the colours of bands."""

@@ -1,0 +1,240 @@
+"""The prompt table: which classes a map is to have, and by which words they are found.
+
+A table is written as plain text (``water; forest, trees; building, roof``: classes between semicolons, synonyms between
+commas, the first of them the class's name), or as JSON with colours, descriptions, thresholds and what a calibration
+found. No torch and no GDAL here: the plugin reads it too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import Any, Optional
+
+from clippan import resources
+from clippan.core import texts
+from clippan.core.errors import ClippanError
+from clippan.core.json import from_json, to_json
+from clippan.core.outputs import Outputs, making
+
+MOST = 255  # classes that a band of bytes can tell apart from 0
+SHAPEFILE_BYTES = 254  # of a text in a shapefile
+_LONGEST = 200  # letters of a word or a description
+_APART = re.compile(r"[,/;()]|\band\b")
+_GOLDEN = 0.618034  # steps of the golden ratio spread hues evenly, however many there are
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A class.
+
+    Attributes:
+        name: in the legend, and the first of the words that are looked for.
+        synonyms: other words for it; what fits any of them is of the class.
+        descriptions: phrases that say what it looks like; they are averaged with each of the words.
+        colour: in the legend, as #rrggbb; empty means a colour by the name.
+        threshold: confidence below which a pixel stays unclassified, 0 to 1.
+        offset: what calibration adds to the class's logits.
+        vector: what calibration made of the words, for its model; empty where the words stand for themselves.
+    """
+
+    name: str
+    synonyms: tuple[str, ...] = ()
+    descriptions: tuple[str, ...] = ()
+    colour: str = ""
+    threshold: float = 0.0
+    offset: float = 0.0
+    vector: tuple[float, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The name and the synonyms."""
+        return (self.name, *self.synonyms)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A prompt table.
+
+    Attributes:
+        classes: in the order of the map's values 1, 2, ….
+        logit_scale: what cosines are multiplied by before a softmax; None for the default, or what was calibrated.
+        model: for which it was calibrated; empty if for none.
+        about: free text.
+    """
+
+    classes: tuple[Prompt, ...]
+    logit_scale: Optional[float] = None
+    model: str = ""
+    about: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes."""
+        return tuple(prompt.name for prompt in self.classes)
+
+    def coloured(self) -> Table:
+        """With a colour for every class: its own, that of the preset class of a word of it, or the next free hue."""
+        known = _colours()
+        classes = []
+        taken = {prompt.colour.lower() for prompt in self.classes}
+        for number, prompt in enumerate(self.classes):
+            # Labels are often several words, as in “grassland, shrubs”.
+            words = (part for word in prompt.words for part in (word, *_APART.split(word)))
+            colour = prompt.colour or next((known[_key(word)] for word in words if _key(word) in known), "")
+            if not prompt.colour and (not colour or colour in taken):
+                colour = _hue(number)
+            taken.add(colour)
+            classes.append(replace(prompt, colour=colour))
+        return replace(self, classes=tuple(classes))
+
+    def text(self) -> str:
+        """As plain text, if that holds all of it, else as JSON."""
+        plain = "; ".join(", ".join(prompt.words) for prompt in self.classes)
+        try:
+            return plain if parse(plain) == self else self.json()
+        except ClippanError:
+            return self.json()
+
+    def json(self) -> str:
+        """As JSON, of which what has its default is left out."""
+        values = to_json(self)
+        values["classes"] = [_short(prompt, Prompt("")) for prompt in values["classes"]]
+        return json.dumps(_short(values, Table(())), ensure_ascii=False, indent=1)
+
+
+def parse(text: str) -> Table:
+    """The table of a text: plain, JSON, or the path of a file of either; plain, a class may have a line of its own.
+
+    Raises:
+        ClippanError: it is none, has no or too many classes, an empty or doubled name, words without a letter, or
+            values out of range.
+    """
+    written = texts.content(text, "prompt table")
+    if texts.is_json(text, written):
+        return _checked(_read(written, f"The prompt table {texts.file_of(text)}".rstrip()))
+    rows = [row.strip() for row in re.split(r";?\s*\n|;", written)]
+    while rows and not rows[-1]:  # text may end with a semicolon
+        rows.pop()
+    classes: list[Prompt] = []
+    for row in rows:
+        words = [word for word in (" ".join(word.split()) for word in row.split(",")) if word]
+        if not words:
+            raise ClippanError(
+                f"Class {len(classes) + 1} of “{_cut(text)}” has no name; write classes like water; forest, trees."
+            )
+        named = next((word for word in words if word.lower().endswith(texts.ENDINGS)), "")
+        if named:
+            raise ClippanError(f"“{_cut(named)}” is the name of a file; give either the file alone, or the classes.")
+        classes.append(Prompt(words[0], tuple(dict.fromkeys(words[1:]))))
+    return _checked(Table(tuple(classes)))
+
+
+def shapefile_hints(table: Table) -> list[str]:
+    """Sentences about classes whose name or words, together, are cut in a shapefile's table."""
+    cut = [
+        _cut(prompt.name)
+        for prompt in table.classes
+        if any(len(text.encode()) > SHAPEFILE_BYTES for text in (prompt.name, ", ".join(prompt.words)))
+    ]
+    if not cut:
+        return []
+    return [
+        f"A shapefile holds {SHAPEFILE_BYTES} bytes of a text, so the words of {texts.listed(cut)} are cut short; "
+        "write a GeoPackage to have all of them."
+    ]
+
+
+def save(table: Table, path: str, outputs: Optional[Outputs] = None) -> None:
+    """Writes a table as JSON, whole or not at all; with the other outputs of a run if it has some.
+
+    Raises:
+        ClippanError: it cannot be written.
+    """
+    with making(path, "prompt table", outputs) as part:
+        part.write_text(table.json() + "\n", encoding="utf-8")
+
+
+def presets() -> dict[str, tuple[str, Table]]:
+    """The tables that come with CLIPPan, by their word in ``resources/presets.json``, each with its label."""
+    values = json.loads((resources() / "presets.json").read_text(encoding="utf-8"))
+    return {
+        name: (entry["label"], _checked(from_json(Table, {"classes": entry["classes"]})))
+        for name, entry in values.items()
+    }
+
+
+def _read(text: str, what: str) -> Table:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ClippanError(f"{what} is no JSON ({error}); write classes like water; forest, trees.") from None
+    try:
+        return from_json(Table, values)
+    except ClippanError as error:
+        raise ClippanError(f"{what} is not understood: {error}") from None
+
+
+def _checked(table: Table) -> Table:
+    if not table.classes:
+        raise ClippanError("No classes were given; write them like water; forest, trees; building, roof.")
+    if len(table.classes) > MOST:
+        raise ClippanError(f"{len(table.classes)} classes are too many for a map of bytes; give {MOST} at most.")
+    seen: dict[str, int] = {}
+    for number, prompt in enumerate(table.classes, 1):
+        if not prompt.name.strip():
+            raise ClippanError(f"Class {number} has no name; give it one.")
+        for text in (*prompt.words, *prompt.descriptions):
+            if not text.strip():
+                raise ClippanError(f"Class {prompt.name} has an empty synonym or description; remove it.")
+            if texts.is_wordless(text):
+                raise ClippanError(f"“{_cut(text)}” of class {number} has no letter or digit; write a word.")
+            if len(text) > _LONGEST:
+                raise ClippanError(f"“{_cut(text)}” is too long for a prompt; use {_LONGEST} letters at most.")
+        if prompt.name.lower() in seen:
+            raise ClippanError(
+                f"Classes {seen[prompt.name.lower()]} and {number} are both called {prompt.name}; give each its own "
+                "name, and other words for one class after commas."
+            )
+        seen[prompt.name.lower()] = number
+        if prompt.colour and not texts.COLOUR.fullmatch(prompt.colour):
+            raise ClippanError(f"The colour {prompt.colour} of {prompt.name} is not understood; write it like #1f78b4.")
+        if not 0 <= prompt.threshold < 1:
+            raise ClippanError(f"The threshold of {prompt.name} is {prompt.threshold:g}; it has to be from 0 to 1.")
+        if not all(math.isfinite(value) for value in (prompt.offset, *prompt.vector)):
+            raise ClippanError(f"The offset of {prompt.name} is no number; calibrate again.")
+    if table.logit_scale is not None and not 0 < table.logit_scale <= 1000:
+        raise ClippanError(f"The logit scale is {table.logit_scale:g}; it has to be above 0 and at most 1000.")
+    return table
+
+
+def _short(values: dict[str, Any], default: Any) -> dict[str, Any]:
+    usual = to_json(default)
+    return {name: value for name, value in values.items() if name in ("name", "classes") or value != usual[name]}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def _colours() -> dict[str, str]:
+    classes = [prompt for _, table in presets().values() for prompt in table.classes]
+    found = {_key(prompt.name): prompt.colour.lower() for prompt in classes}  # a name comes before a synonym
+    for prompt in classes:
+        for word in prompt.synonyms:
+            found.setdefault(_key(word), prompt.colour.lower())
+    return found
+
+
+def _key(word: str) -> str:
+    return word.strip().lower().rstrip("s")  # one building, many buildings
+
+
+def _hue(number: int) -> str:
+    import colorsys
+
+    value = 0.9 if number % 2 else 0.7
+    parts = colorsys.hsv_to_rgb((0.05 + number * _GOLDEN) % 1, 0.65, value)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in parts)

@@ -1,0 +1,90 @@
+"""Sensors: the modulation transfer function (MTF) of their bands, and how to recognise them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Optional
+
+from clippan import resources
+from clippan.catalogue.colours import mentions
+from clippan.core.context import Context
+
+UNRECOGNISED = "Sensor: generic, as the files name none that is known; choose one if you know it."
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """What fusion has to know of a sensor.
+
+    Attributes:
+        name: its id.
+        label: its name in lists.
+        ms: MTF gains of the multispectral bands at their Nyquist frequency (0 to 1), in band order; one value
+            stands for all bands.
+        pan: MTF gain of the panchromatic band at the multispectral Nyquist frequency.
+        bands: common names of the bands in the order in which the sensor's products hold them.
+        recognise: regular expressions that match its names in metadata and file names.
+    """
+
+    name: str
+    label: str
+    ms: tuple[float, ...]
+    pan: float
+    bands: tuple[str, ...]
+    recognise: tuple[str, ...]
+
+    def gains(self, bands: Iterable[int], count: int) -> tuple[float, ...]:
+        """MTF gains of the bands at these positions (from 0) of a raster with ``count`` bands.
+
+        Where the raster does not have the sensor's number of bands, positions say nothing about which band is
+        which, and the mean gain stands for each.
+        """
+        if len(self.ms) == count:
+            return tuple(self.ms[band] for band in bands)
+        mean = sum(self.ms) / len(self.ms)
+        return tuple(mean for _ in bands)
+
+
+def _read() -> dict[str, Sensor]:
+    entries = json.loads((resources() / "sensors.json").read_text(encoding="utf-8"))
+    return {
+        name: Sensor(
+            name,
+            entry["label"],
+            tuple(entry["ms"]),
+            entry["pan"],
+            tuple(entry["bands"]),
+            tuple(entry["recognise"]),
+        )
+        for name, entry in entries.items()
+        if "ms" in entry  # of others only the order of the bands is known: see clippan.catalogue.colours
+    }
+
+
+SENSORS = _read()
+
+
+def recognise(texts: Iterable[str]) -> Optional[Sensor]:
+    """The sensor that one of the texts (metadata values, file names) names, or None."""
+    texts = list(texts)
+    return next((sensor for sensor in SENSORS.values() if mentions(sensor.recognise, texts)), None)
+
+
+def find(name: str) -> Optional[Sensor]:
+    """The sensor of this id, or whose usual names the words match ("WorldView-3", "landsat8"), or None."""
+    return SENSORS.get(name) or recognise([name])
+
+
+def resolve_sensor(name: str, hints: Iterable[str], context: Context) -> Sensor:
+    """The sensor of this name; for "auto" the one that file names and metadata values name, else the generic
+    one."""
+    if name != "auto":
+        return find(name) or SENSORS["generic"]
+    found = recognise(hints)
+    if found:
+        context.log(f"Sensor: {found.label}, recognised from the files.")
+        return found
+    context.log(UNRECOGNISED)
+    return SENSORS["generic"]

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, progress and cancelling, devices and threads, files."""

@@ -1,0 +1,44 @@
+"""Files of trained weights: safetensors, with what they are in the header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Optional
+
+from torch import Tensor
+
+from clippan.core.outputs import Outputs, making
+
+
+def write(
+    path: Path, what: str, weights: Mapping[str, Tensor], header: Mapping[str, str], outputs: Optional[Outputs] = None
+) -> None:
+    """Writes weights and what is known of them as safetensors: whole or not at all, the same bytes for the same values;
+    with the other outputs of a run if it has some.
+
+    Raises:
+        ClippanError: the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    content = _ordered(save(dict(weights), dict(header)))
+    with making(str(path), what, outputs) as part:
+        part.write_bytes(content)
+
+
+def _ordered(content: bytes) -> bytes:
+    """A safetensors file with its metadata by name: the library writes them in another order each time, and the same
+    training is to give the same bytes."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors lie on multiples of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[end:]
+
+
+def metadata(content: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file."""
+    return dict(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {})

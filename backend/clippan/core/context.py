@@ -1,0 +1,60 @@
+"""Where a running job reports to, and learns that it was cancelled."""
+
+from __future__ import annotations
+
+from typing import Callable, Optional
+
+from clippan.core.errors import Cancelled
+
+
+class Context:
+    """Where a running job reports to, and learns that it was cancelled.
+
+    Args:
+        progress: called with a percentage (0 to 100) and a short message.
+        log: called with one line of text for the log.
+        cancelled: returns True once the user wants the job to stop.
+    """
+
+    def __init__(
+        self,
+        progress: Optional[Callable[[float, str], None]] = None,
+        log: Optional[Callable[[str], None]] = None,
+        cancelled: Optional[Callable[[], bool]] = None,
+    ) -> None:
+        self._progress = progress
+        self._log = log
+        self._cancelled = cancelled
+
+    def progress(self, percent: float, message: str = "") -> None:
+        """Reports progress in percent; raises Cancelled if the user has cancelled."""
+        self.check()
+        if self._progress:
+            self._progress(percent, message)
+
+    def log(self, line: str) -> None:
+        """Writes one line to the log."""
+        if self._log:
+            self._log(line)
+
+    def is_cancelled(self) -> bool:
+        """Whether the user has cancelled."""
+        return bool(self._cancelled and self._cancelled())
+
+    def check(self) -> None:
+        """Raises Cancelled if the user has cancelled."""
+        if self.is_cancelled():
+            raise Cancelled
+
+    @property
+    def quiet(self) -> Context:
+        """A context that only cancels, as what runs in several threads tells of no progress."""
+        return Context(cancelled=self.is_cancelled)
+
+    def part(self, start: float, end: float) -> Context:
+        """A context whose 0 to 100 percent are this one's ``start`` to ``end``."""
+        return Context(
+            lambda percent, message: self.progress(start + (end - start) * percent / 100, message),
+            self.log,
+            self.is_cancelled,
+        )

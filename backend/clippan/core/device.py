@@ -1,0 +1,201 @@
+"""Which device computes: what the user wants, what is there, and why."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from clippan.core.context import Context
+from clippan.core.errors import ClippanError, told
+from clippan.core.threads import count_threads
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Device(enum.Enum):
+    """Where the engine computes."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
+
+def share_cores() -> None:
+    """Lets idle threads of OpenMP sleep rather than spin; to be called before torch is loaded.
+
+    A network of many small steps waits often. On a machine that does something else as well, as one with QGIS's window
+    does, spinning threads took pre-training five times as long, and other programs their time.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def require_torch() -> ModuleType:
+    """The torch module; raises ClippanError if this Python has none that works."""
+    try:
+        return importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise _broken(error) from error
+        raise ClippanError(
+            f"The engine's Python ({sys.executable}) has no PyTorch; run Set up engine, or install torch there."
+        ) from None
+    except Exception as error:  # a DLL is missing, or another library does not fit
+        raise _broken(error) from error
+
+
+def _broken(error: Exception) -> ClippanError:
+    reason = told(error)
+    return ClippanError(
+        f"PyTorch in the engine's Python ({sys.executable}) does not start ({reason}); run Set up engine again."
+    )
+
+
+def cuda_problem() -> str:
+    """Why CUDA cannot be used, as part of a sentence; empty if it can."""
+    torch = require_torch()
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"this PyTorch ({torch.__version__}) is built without CUDA"
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device or no driver that fits it"
+    try:
+        # A GPU that is too old or too new for this build is "available", and fails only when used.
+        (torch.ones(1, device="cuda") + 1).item()
+    except Exception as error:
+        return f"the GPU does not compute ({str(error).splitlines()[0].strip().rstrip('.')})"
+    return ""
+
+
+def memory_error() -> ClippanError:
+    """What is said where a graphics card's memory does not suffice for the least that can be done at a time."""
+    return ClippanError(
+        "The graphics card's memory is too small; close other programs that use it, or choose the device cpu."
+    )
+
+
+@contextlib.contextmanager
+def graphics_memory() -> Iterator[None]:
+    """Raises ClippanError where what is done inside needs more of a graphics card's memory than there is."""
+    torch = require_torch()
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise memory_error() from None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A device to compute on.
+
+    Attributes:
+        device: as torch knows it.
+        reason: why this one, as a short sentence.
+        second: whether CUDA would have been used if it could.
+    """
+
+    device: torch.device
+    reason: str
+    second: bool = False
+
+    def log(self, context: Context) -> None:
+        """Tells the log. Where no graphics card is there to be missed, only the doctor says so, not every job."""
+        if not self.second or has_card():
+            context.log(f"Device: {self.device.type}. {self.reason}")
+
+
+def choose_device(wanted: Device, exact: bool = False) -> Choice:
+    """The device to compute on.
+
+    Auto means CUDA where it works, else the CPU. Apple's MPS is used only when asked for: we could not try it.
+
+    Args:
+        wanted: what is asked for.
+        exact: whether figures are summed in float64, which MPS does not have: then the CPU takes its place.
+
+    Raises:
+        ClippanError: the wanted device, or PyTorch itself, is not there.
+    """
+    torch = require_torch()
+    if wanted is Device.CPU:
+        return Choice(torch.device("cpu"), "The CPU was asked for.")
+    if wanted is Device.MPS:
+        if not torch.backends.mps.is_available():
+            raise ClippanError("MPS was asked for, but this is no Mac with a GPU that PyTorch can use; choose auto.")
+        if exact:
+            return Choice(torch.device("cpu"), "MPS has no float64, in which figures are summed.")
+        return Choice(torch.device("mps"), "MPS was asked for.")
+    problem = cuda_problem()
+    if not problem:
+        gpu = torch.cuda.get_device_name()
+        return Choice(torch.device("cuda"), "CUDA was asked for." if wanted is Device.CUDA else f"CUDA works on {gpu}.")
+    if wanted is Device.CUDA:
+        raise ClippanError(f"CUDA was asked for, but {problem}; choose auto or cpu, or run Check engine.")
+    return Choice(torch.device("cpu"), f"CUDA cannot be used: {problem}.", second=True)
+
+
+def has_card() -> bool:
+    """Whether there is a graphics card for CUDA, as torch or the driver knows it, even if it does not compute."""
+    torch = require_torch()
+    if torch.cuda.is_available():
+        return True
+    try:
+        return bool(nvidia_cards())
+    except ClippanError:
+        return True
+
+
+def nvidia_cards() -> list[tuple[str, str]]:
+    """Names and driver versions of NVIDIA GPUs, as the driver's own tool tells them, whatever torch can do.
+
+    Raises:
+        ClippanError: the tool is there, but the driver does not answer it.
+    """
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    command = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        run = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=15, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise _silent(told(error)) from None
+    if run.returncode and "No devices were found" not in run.stdout:
+        raise _silent(" ".join((run.stdout or run.stderr).split()).rstrip("."))
+    lines = [line.rsplit(",", 1) for line in run.stdout.splitlines() if "," in line]
+    return [(name.strip(), version.strip()) for name, version in lines]
+
+
+def _silent(reason: str) -> ClippanError:
+    return ClippanError(f"The NVIDIA driver does not answer ({reason}); reinstall it, or restart the machine.")
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16, with which networks take half the time (since AMD's Zen 4 and
+    Intel's Cooper Lake), and torch may use them; without, they would be slower than in float32."""
+    torch = require_torch()
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch we take
+    return bool(capabilities.get("avx512_bf16"))
+
+
+def set_threads(wanted: int) -> None:
+    """Gives torch ``wanted`` CPU threads in the calling thread, 0 for as many as this process has CPUs."""
+
+    require_torch().set_num_threads(count_threads(wanted))
+
+
+def one_thread() -> None:
+    """Keeps torch to one CPU thread in the calling thread, where tiles have a thread each already."""
+    require_torch().set_num_threads(1)

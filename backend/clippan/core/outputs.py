@@ -1,0 +1,448 @@
+"""The files that a run makes: whole, together, or not at all.
+
+Each is made in a hidden folder beside its place, ``.clippan-…``, that the run holds locked while it lives. Once all are
+whole they are put in place, by one run at a time; after a failure nothing of them stays. What a run that was killed
+could not clean up is removed by the next that makes the same file: its folder is there, but nobody holds the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Optional, Union
+
+from clippan.core.errors import ClippanError, told
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(file: int) -> None:
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(file: int) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+_MARK = ".clippan-"  # how the names of hidden files and folders begin
+_LOCK = "lock"
+_HELD = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # by another process
+_TRIES = 10  # to lock a new folder, which seldom takes a second
+_PATIENCE = 60.0  # seconds to wait for another run that is putting its files in place, which takes it milliseconds
+_LITTLE = 2**20  # bytes; with less a disk is full, whatever the library that failed says
+_FULL = re.compile("no space left|disk( is)? full|quota exceeded", re.IGNORECASE)
+
+_RASTER = ((".aux.xml",), (".ovr", ".msk", ".msk.ovr"))
+# By an output's ending: the endings of what belongs to it, and of what may be left beside it of an older file, which
+# would be taken for the new one's. Those of a shapefile take the place of its own. Any other name is a raster's.
+_BESIDE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    ".gpkg": ((), ("-wal", "-shm", "-journal", ".aux.xml")),
+    ".shp": ((".shx", ".dbf", ".prj", ".cpg"), (".qix", ".sbn", ".sbx", ".qpj", ".shp.xml")),
+    **{
+        ending: ((), ())
+        for ending in (".geojson", ".fgb", ".csv", ".json", ".html", ".htm", ".safetensors", ".pt", ".png", ".vectors")
+    },
+    ".tif": _RASTER,
+}
+
+
+def touched(path: str) -> list[str]:
+    """All files that writing an output creates, replaces or removes, itself the first."""
+    return [*_own(path), *_named(path, _beside(path)[1])]
+
+
+def _own(path: str) -> list[str]:
+    return [path, *_named(path, _beside(path)[0])]
+
+
+def _beside(path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return _BESIDE.get(_ending(path), _RASTER)
+
+
+def _ending(path: str) -> str:
+    ending = Path(path).suffix.lower()
+    return ending if ending in _BESIDE else ""
+
+
+def _named(path: str, endings: tuple[str, ...]) -> list[str]:
+    stem = path[: -len(".shp")] if _ending(path) == ".shp" else path
+    return [f"{stem}{ending}" for ending in endings]
+
+
+class Outputs:
+    """The files of a run. A context manager: left normally, all are put in place, or if one cannot be, none; left by an
+    exception, nothing stays.
+
+    Raises:
+        ClippanError: they cannot be put in place, or there is no place to make them.
+    """
+
+    def __init__(self) -> None:
+        self._folders: dict[str, _Folder] = {}
+        self._parts: dict[str, str] = {}
+
+    def __enter__(self) -> Outputs:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        try:
+            if kind is None:
+                self._place()
+        finally:
+            self._discard()
+
+    def part(self, path: str) -> str:
+        """Where the file is to be made that will be at ``path``; what stands beside it there comes along if it belongs
+        to a file of this kind, and else goes."""
+        if path not in self._parts:
+            if _is_virtual(path):
+                self._parts[path] = f"{path.rpartition('/')[0]}/{_MARK}{secrets.token_hex(8)}{_ending(path)}"
+            else:
+                self._parts[path] = str(self.folder(path) / f"part{_ending(path)}")
+        return self._parts[path]
+
+    def folder(self, path: str) -> Path:
+        """A folder of this run beside an output, for what is not kept."""
+        if path not in self._folders:
+            place = Path(tempfile.gettempdir(), Path(path).name) if _is_virtual(path) else Path(path)
+            try:
+                self._folders[path] = _Folder(place)
+            except OSError as error:
+                raise unwritten("output", path, error) from error
+        return self._folders[path].path
+
+    def _place(self) -> None:
+        gates = {_gate(Path(path)): self._folders[path].locks for path in self._parts if not _is_virtual(path)}
+        with contextlib.ExitStack() as stack, contextlib.ExitStack() as undo:
+            for gate in sorted(gates):  # in one order, lest two runs wait for each other
+                stack.callback(_taken(gate, anyway=not gates[gate]).release)
+            for path, part in self._parts.items():
+                try:
+                    self._move(path, part, undo)
+                except (OSError, RuntimeError) as error:
+                    reason = getattr(error, "strerror", None) or told(error)
+                    raise ClippanError(
+                        f"The output {path} could not be put in place ({reason}); close it in other programs."
+                    ) from error
+            undo.pop_all()
+
+    def _move(self, path: str, part: str, undo: contextlib.ExitStack) -> None:
+        new = dict(zip(_own(path), _own(part)))
+        for number, target in enumerate(touched(path)):
+            source = new.get(target)
+            comes = source is not None and (number == 0 or _exists(source))
+            if not comes and not _exists(target):
+                continue
+            if not _is_virtual(target):
+                self._keep(target, self._folders[path].path / f"old{number}", undo)
+            if comes and source is not None:
+                _rename(source, target)
+            else:
+                _remove(target)
+
+    def _keep(self, target: str, old: Path, undo: contextlib.ExitStack) -> None:
+        """Makes sure that a failure brings the old file back, where the file system has links."""
+        try:
+            os.link(target, old)
+        except FileNotFoundError:
+            undo.callback(_quietly_removed, target)
+        except OSError:
+            pass
+        else:
+            undo.callback(_quietly_renamed, str(old), target)
+
+    def _discard(self) -> None:
+        for path, part in self._parts.items():
+            if _is_virtual(path):
+                for name in touched(part):
+                    _quietly_removed(name)
+        for folder in self._folders.values():
+            folder.remove()
+
+
+@contextlib.contextmanager
+def making(path: str, what: str, outputs: Optional[Outputs] = None) -> Iterator[Path]:
+    """Where a file is to be written, so that it is whole or not there at all.
+
+    Args:
+        path: the file.
+        what: how to call it in a sentence.
+        outputs: of the run, with which it is put in place; by default it is alone, and there afterwards.
+
+    Raises:
+        ClippanError: it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        own = outputs or stack.enter_context(Outputs())
+        try:
+            yield Path(own.part(path))
+        except (OSError, RuntimeError) as error:
+            raise unwritten(what, path, error) from error
+
+
+@contextlib.contextmanager
+def held(file: Path, what: str, sentence: str) -> Iterator[None]:
+    """Holds a lock, as one process at a time can.
+
+    Args:
+        file: that is locked; there as long as it is.
+        what: how to call in a sentence what will be written.
+        sentence: that tells that another process holds it.
+
+    Raises:
+        ClippanError: another process does, or the file cannot be made.
+    """
+    try:
+        lock = _Lock(file)
+    except _Held as error:
+        if isinstance(error.__cause__, OSError):
+            raise unwritten(what, file, error.__cause__) from error
+        raise ClippanError(sentence) from None
+    except OSError as error:
+        raise unwritten(what, file, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def clear(path: str) -> None:
+    """Removes what runs that were killed have left of an output."""
+    place = Path(path)
+    if _is_virtual(path) or not place.parent.is_dir():
+        return
+    with contextlib.suppress(OSError):
+        for item in list(os.scandir(place.parent)):
+            if item.name.startswith(f"{_prefix(place)}-"):
+                with contextlib.suppress(OSError, _Held):
+                    lock = _Lock(Path(item.path, _LOCK))
+                    if lock.firm:
+                        _emptied(Path(item.path), lock)
+                    else:
+                        lock.close()
+
+
+def unwritten(
+    what: str,
+    path: Union[str, Path],
+    error: Union[BaseException, str],
+    remedy: str = "choose another place",
+    room: str = "free some space or choose another folder",
+) -> ClippanError:
+    """The sentence for a file that could not be written: which disk is full, or what else was in the way.
+
+    Args:
+        what: how to call the file.
+        path: where it was to be.
+        error: what failed; not all libraries say why.
+        remedy: what helps where the disk is not full.
+        room: what helps where it is.
+    """
+    reason = told(error) if isinstance(error, BaseException) else " ".join(error.split()).rstrip(".")
+    number = error.errno if isinstance(error, OSError) else None
+    reason = (error.strerror if isinstance(error, OSError) else None) or reason
+    folder = Path(path).absolute().parent
+    here = not _is_virtual(str(path)) and folder.is_dir()
+    full = number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)) or _FULL.search(reason)
+    if here and (full or shutil.disk_usage(folder).free < _LITTLE):
+        return ClippanError(f"The disk of {folder} is full; {room}.")
+    if here and (number == errno.EFBIG or "file too large" in reason.lower()):
+        return ClippanError(
+            f"The {what} {path} could not be written, as the file system of {folder} or a limit of your account "
+            "(ulimit -f) allows no file so large; choose another folder, or have the limit raised."
+        )
+    if here and not os.access(folder, os.W_OK):
+        return ClippanError(f"The output folder {folder} is not writable; choose another.")
+    if here and not reason:
+        remedy = f"check whether the disk of {folder} and your share of it have room, or {remedy}"
+    return ClippanError(f"The {what} {path} could not be written{f' ({reason})' if reason else ''}; {remedy}.")
+
+
+class _Held(Exception):
+    """Another process, or another thread, holds the lock."""
+
+
+class _Lock:
+    """A lock on a file, which ends with the process however that ends.
+
+    Args:
+        path: of the file.
+        anyway: goes on where another seems to have it, for a file system whose word on that cannot be trusted.
+
+    Attributes:
+        firm: False on a file system that knows no locks.
+
+    Raises:
+        _Held: another has it.
+        OSError: the file cannot be made.
+    """
+
+    def __init__(self, path: Path, anyway: bool = False) -> None:
+        self._path = path
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError as error:
+            if sys.platform == "win32" and not anyway:  # as long as a file is removed that another has open
+                raise _Held from error
+            raise
+        self.firm, is_held = True, False
+        try:
+            _lock(self._file)
+        except OSError as error:
+            self.firm, is_held = False, error.errno in _HELD
+        if not anyway and (is_held or not self._is_there()):  # not there: who held it before has removed it
+            self.close()
+            raise _Held
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file), os.stat(self._path))  # noqa: PTH116
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Lets go of it."""
+        os.close(self._file)
+
+    def release(self) -> None:
+        """Lets go of it and removes the file."""
+        if sys.platform == "win32":  # where an open file cannot be removed
+            self.close()
+            _quietly_removed(str(self._path))
+        else:  # before another takes it
+            _quietly_removed(str(self._path))
+            self.close()
+
+
+class _Folder:
+    """A new hidden folder beside an output, locked by this run.
+
+    Attributes:
+        locks: False on a file system, as some of a network are, that says of every lock that another holds it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+
+    def __init__(self, output: Path) -> None:
+        clear(str(output))
+        self.locks = True
+        for _ in range(_TRIES):
+            self.path = self._new(output)
+            try:
+                self._lock = _Lock(self.path / _LOCK)
+                return
+            except (_Held, FileNotFoundError):  # another run may clear it away before it is locked
+                _quietly_removed(str(self.path / _LOCK))
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+        self.locks = False
+        self.path = self._new(output)
+        self._lock = _Lock(self.path / _LOCK, anyway=True)
+
+    @staticmethod
+    def _new(output: Path) -> Path:
+        path = output.parent / f"{_prefix(output)}-{secrets.token_hex(4)}"
+        path.mkdir()
+        return path
+
+    def remove(self) -> None:
+        """Removes it with all that is in it."""
+        _emptied(self.path, self._lock)
+
+
+def _emptied(folder: Path, lock: _Lock) -> None:
+    with contextlib.suppress(OSError):
+        for item in list(os.scandir(folder)):
+            if item.name != _LOCK:
+                if item.is_dir(follow_symlinks=False):
+                    shutil.rmtree(item.path, ignore_errors=True)
+                else:
+                    _quietly_removed(item.path)
+    lock.release()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _prefix(output: Path) -> str:
+    # Not the name itself, which may be as long as names can be.
+    return f"{_MARK}{hashlib.sha256(os.fsencode(output.name.casefold())).hexdigest()[:12]}"
+
+
+def _gate(output: Path) -> Path:
+    """The lock file of those who put an output in place."""
+    return Path(os.path.realpath(output.parent), f"{_prefix(output)}.lock")
+
+
+def _taken(gate: Path, anyway: bool) -> _Lock:
+    limit = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return _Lock(gate, anyway)
+        except _Held:
+            if time.monotonic() > limit:
+                raise ClippanError(
+                    f"Another process is writing the same output to {gate.parent}; wait until it is done, or end it."
+                ) from None
+            time.sleep(0.02)
+        except OSError as error:
+            raise unwritten("output", gate, error) from error
+
+
+def _is_virtual(path: str) -> bool:
+    """Whether it lies in one of GDAL's file systems, not on a disk."""
+    return path.startswith("/vsi")
+
+
+def _exists(path: str) -> bool:
+    if _is_virtual(path):
+        from osgeo import gdal
+
+        return gdal.VSIStatL(path) is not None
+    return os.path.lexists(path)
+
+
+def _rename(path: str, target: str) -> None:
+    if _is_virtual(path):
+        from osgeo import gdal
+
+        gdal.Rename(path, target)
+    else:
+        os.replace(path, target)  # noqa: PTH105
+
+
+def _remove(path: str) -> None:
+    if _is_virtual(path):
+        from osgeo import gdal
+
+        gdal.Unlink(path)
+    else:
+        os.unlink(path)  # noqa: PTH108
+
+
+def _quietly_removed(path: str) -> None:
+    with contextlib.suppress(OSError, RuntimeError):
+        _remove(path)
+
+
+def _quietly_renamed(path: str, target: str) -> None:
+    with contextlib.suppress(OSError, RuntimeError):
+        _rename(path, target)

@@ -1,0 +1,134 @@
+"""Texts that users write: in place, or in a file that they name; and what of them are words at all.
+
+No torch and no GDAL here: the plugin reads them too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from clippan.core.errors import ClippanError
+
+ENDINGS = (".txt", ".csv", ".json")  # what ends so is the name of a file
+_LARGEST = 2**24  # bytes; what is larger was not written by hand
+_NAMED = 5  # names that a sentence lists
+COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+
+
+def file_of(text: str) -> str:
+    """The path of the file that a text names; empty if it stands for itself.
+
+    A file's name ends in .txt, .csv or .json and has no semicolon; or the file is there, and the text has an ending, a
+    folder, or an @ before it, which is left out.
+    """
+    text = text.strip()
+    if "\n" in text or text.startswith(("{", "[")):
+        return ""
+    path = text[1:].strip() if text.startswith("@") else text
+    if path.lower().endswith(ENDINGS) and ";" not in path:  # with one, it is rather a list that ends in a file
+        return path
+    try:
+        place = Path(path)
+        named = bool(place.suffix or len(place.parts) > 1 or path != text) and place.is_file()
+    except (OSError, ValueError):  # a text that can be no path
+        named = False
+    return path if named else ""
+
+
+def content(text: str, what: str) -> str:
+    """A text itself, or what the file holds that it names.
+
+    Args:
+        text: as the user wrote it.
+        what: how a sentence calls it, as "prompt table".
+
+    Raises:
+        ClippanError: the file cannot be read, or is not in UTF-8.
+    """
+    path = file_of(text)
+    if not path:
+        return text.strip()
+    try:
+        large = Path(path).stat().st_size > _LARGEST
+        found = "\0" if large else Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        found = "\0"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ClippanError(f"The {what} {path} cannot be read ({reason}); check the path.") from None
+    if "\0" in found:  # as UTF-16 has
+        raise ClippanError(f"The {what} {path} is no text in UTF-8; save it as UTF-8, or choose another file.")
+    return found.strip()
+
+
+def origin(text: str, what: str) -> str:
+    """A line for the log about the file that a text names; empty if it stands for itself."""
+    path = file_of(text)
+    return f"The {what} were read from the file {path}." if path else ""
+
+
+def is_json(text: str, content: str) -> bool:
+    """Whether a content is written as JSON: by its first sign, or by the name of the file that the text named."""
+    return content.startswith("{") or file_of(text).lower().endswith(".json")
+
+
+def parts(content: str) -> list[str]:
+    """What stands between semicolons or on lines of their own, without what is empty."""
+    return [part for part in (part.strip() for part in re.split(r"[;\n]", content)) if part]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names, as a sentence lists them."""
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def legend(text: str, what: str = "legend") -> dict[str, str]:
+    """Names by values, from ``1=water; #3C1098=building``, or a file of the same or of JSON; colours in capitals.
+
+    Args:
+        text: as the user wrote it.
+        what: how a sentence calls it.
+
+    Raises:
+        ClippanError: it is no such list.
+    """
+    found: Any
+    written = content(text, what)
+    if is_json(text, written):
+        try:
+            found = json.loads(written)
+        except ValueError as error:
+            named = f"{what} {file_of(text)}".rstrip()
+            raise ClippanError(f"The {named} is no JSON ({error}); write it like 1=water; 2=forest.") from error
+    else:
+        pairs = [part.partition("=") for part in parts(written)]
+        found = {value: name for value, _, name in pairs}
+    if not isinstance(found, dict):
+        found = {"": ""}
+    names = {}
+    for value, name in found.items():
+        value, name = str(value).strip(), str(name).strip()
+        if not value or not name:
+            raise ClippanError(f"The {what} {text} is not understood; write it like 1=water; 2=forest.")
+        names[value.upper() if COLOUR.fullmatch(value) else value] = name
+    return names
+
+
+def is_wordless(text: str) -> bool:
+    """Whether a text has neither a letter nor a digit nor a picture (emoji): nothing that a model could look for."""
+    return not any(unicodedata.category(sign)[0] in "LN" or unicodedata.category(sign) == "So" for sign in text)
+
+
+def foreign(texts: Iterable[str]) -> list[str]:
+    """Those texts, each once, that have letters of another script than Latin, or neither letters nor digits."""
+    found = []
+    for text in dict.fromkeys(texts):
+        signs = [sign for sign in unicodedata.normalize("NFKC", text) if sign.isalnum()]
+        if not signs or any(sign.isalpha() and not unicodedata.name(sign, "").startswith("LATIN") for sign in signs):
+            found.append(text)
+    return found

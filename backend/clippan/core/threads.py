@@ -1,0 +1,51 @@
+"""Threads: how many, and work that they share, in order."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Callable, TypeVar
+
+Item = TypeVar("Item")
+
+
+Result = TypeVar("Result")
+
+
+def count_threads(wanted: int) -> int:
+    """``wanted`` threads, or as many as this process has CPUs for 0."""
+    if wanted:
+        return wanted
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def in_order(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    threads: int,
+    initializer: Callable[[], None] = lambda: None,
+) -> Generator[tuple[Item, Result], None, None]:
+    """Applies a function to items on several threads, and yields the results in the items' order.
+
+    At most two more items than threads are under way or waiting to be taken, so memory stays bounded. When the
+    consumer closes the generator, what has not started is dropped and what has is waited for.
+    """
+    pool = ThreadPoolExecutor(threads, initializer=initializer)
+    pending: deque[tuple[Item, Future[Result]]] = deque()
+    try:
+        for item in items:
+            pending.append((item, pool.submit(function, item)))
+            if len(pending) >= threads + 2:
+                first, future = pending.popleft()
+                yield first, future.result()
+        while pending:
+            first, future = pending.popleft()
+            yield first, future.result()
+    finally:
+        for _, future in pending:
+            future.cancel()
+        pool.shutdown(wait=True)

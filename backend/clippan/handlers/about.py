@@ -1,0 +1,44 @@
+"""Says what an index holds, without its model or its rasters."""
+
+from __future__ import annotations
+
+from clippan.catalogue.colours import Choice
+from clippan.catalogue.models import find
+from clippan.clip import cache
+from clippan.core.context import Context
+from clippan.core.errors import ClippanError
+from clippan.jobs.index import AboutIndexRequest, AboutIndexResult
+from clippan.jobs.picture import RasterPicture
+from clippan.raster.scene import Look, name_of
+from clippan.search.catalogue import changed, reader
+
+
+def run(request: AboutIndexRequest, context: Context) -> AboutIndexResult:
+    """See AboutIndexRequest."""
+    index = reader(request.index)
+    warning = ""
+    try:
+        found = cache.locate(find(index.about.model))
+        if found is None:
+            warning = f"The model {index.about.label} is not on this machine; the first search downloads it."
+        elif found.sha256 and index.about.sha256 and found.sha256 != index.about.sha256:
+            warning = changed(index.path, index.about.label)
+    except ClippanError as error:
+        warning = str(error)
+    return AboutIndexResult(
+        index.path,
+        index.about.model,
+        index.about.label,
+        index.count,
+        len(index.rasters),
+        name_of(index.about.crs),
+        index.extent,
+        tuple(raster.path for raster in index.rasters.values()),
+        index.complete,
+        tuple(
+            RasterPicture(raster.path, Choice(bands, "as they were indexed"), raster.stretch)
+            for raster in index.rasters.values()
+            if (bands := Look.of(raster.look).bands)  # an index of version 0.1 notes only those that were asked for
+        ),
+        warning,
+    )

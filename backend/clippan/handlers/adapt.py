@@ -1,0 +1,90 @@
+"""Adapt a fusion model to a scene."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Optional
+
+from clippan import __version__
+from clippan.catalogue.colours import COLOURS, Band, band_order, natural_colours
+from clippan.catalogue.sensors import Sensor, resolve_sensor
+from clippan.core.context import Context
+from clippan.core.device import choose_device, set_threads
+from clippan.fusion import model
+from clippan.fusion.model import FusionModel
+from clippan.jobs.adapt import AdaptFusionRequest, AdaptFusionResult
+from clippan.learn.fusion.adaptation import Adaptation, Clock, teach_supervisor
+from clippan.learn.fusion.ground import Ground
+from clippan.raster.pair import Pair, open_pair
+
+
+def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
+    """Runs the job; see AdaptFusionRequest.
+
+    Raises:
+        ClippanError: one sentence; nothing is left behind.
+    """
+    clock = Clock(request.seconds)
+    choice = choose_device(request.device, exact=True)
+    choice.log(context)
+    device = choice.device
+    if device.type == "cpu":
+        set_threads(request.threads)
+    start = model.load(request.model, device)
+    context.log(f"Start: {start.title}.")
+    with open_pair(request.pan, request.ms, request.bands, request.nodata) as pair:
+        start.fits(pair.ms.count)
+        for note in pair.notes:
+            context.log(note)
+        sensor = resolve_sensor(request.sensor, pair.hints, context)
+        ground = Ground.read(pair, sensor, request, device, context.part(0, 10))
+        colours = _colours(sensor, [number - 1 for number in request.bands] or range(pair.ms.count), pair)
+    bands = pair.ms.count
+    supervisor = teach_supervisor(request, bands, colours, ground, device, clock, context.part(10, 25))
+    adaptation = Adaptation(start, ground, supervisor, request, device, clock, context.part(25, 98))
+    network, before, after = adaptation.go()
+    about = {
+        "title": f"{start.about.get('title') or start.name}, adapted to {Path(request.pan).name}",
+        "adapted": datetime.date.today().isoformat(),
+        "pan": Path(request.pan).name,
+        "ms": [Path(path).name for path in request.ms],
+        "bands": list(request.bands) or list(range(1, bands + 1)),
+        "sensor": sensor.name,
+        "start": start.sha256,
+        "start_about": dict(start.about),
+        "clip": supervisor.clip.name if supervisor else "",
+        "clip_sha256": supervisor.clip.sha256 if supervisor else "",
+        "before": before,
+        "after": after,
+        "steps": adaptation.kept,
+        "seed": request.seed,
+        "version": __version__,
+    }
+    FusionModel(network, start.name, start.options, bands, about).save(Path(request.output))
+    context.progress(100, "Done")
+    return AdaptFusionResult(
+        request.output,
+        before,
+        after,
+        adaptation.kept,
+        adaptation.losses,
+        supervisor.clip.name if supervisor else "",
+        sensor.name,
+        device.type,
+        bands,
+        round(ground.pixels / 1e6, 3),
+        round(clock.gone, 3),
+    )
+
+
+def _colours(sensor: Sensor, positions: Sequence[int], pair: Pair) -> Optional[list[int]]:
+    """Which of the bands are red, green and blue, if they themselves or the sensor tell."""
+    order = band_order(pair.hints)
+    own = natural_colours([Band(info.description) for info in pair.ms.infos], order and replace(order, orders=()))
+    if len(own.bands) == len(COLOURS) and not own.guessed:
+        return [band - 1 for band in own.bands]
+    names = [sensor.bands[position] if position < len(sensor.bands) else "" for position in positions]
+    return [names.index(name) for name in COLOURS] if set(COLOURS) <= set(names) else None

@@ -1,0 +1,143 @@
+"""Align a sensor with CLIP."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from pathlib import Path
+
+from torch.nn import functional
+
+from clippan import __version__
+from clippan.catalogue.models import find, in_colours
+from clippan.catalogue.prompts import parse
+from clippan.clip import hub
+from clippan.clip.encoder import fingerprint, reading
+from clippan.clip.load import load
+from clippan.clip.training import recall
+from clippan.core import texts
+from clippan.core.context import Context
+from clippan.core.device import choose_device, set_threads
+from clippan.core.json import to_json
+from clippan.core.outputs import Outputs
+from clippan.jobs.align import AlignSensorRequest, AlignSensorResult
+from clippan.jobs.picture import choices, remarks
+from clippan.learn.clip.alignment import LOOKED, Alignment, Lesson, inflated, look
+from clippan.learn.clip.farslip import WEIGHTS, save
+from clippan.learn.clip.patching import ending, head, memory
+from clippan.learn.clip.sensor import Pairs
+from clippan.learn.run import alone, prepare, tidy
+
+_FEW = 20  # held-out chips, below which a recall says little
+_ELSEWHERE = ("output", "report", "threads", "device")  # what a run may be gone on with in another way
+
+
+def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
+    """Runs the job; see AlignSensorRequest.
+
+    Raises:
+        ClippanError: one sentence; what was trained so far stays in the folder.
+    """
+    started = time.monotonic()
+    folder, base = Path(request.output), in_colours(find(request.model))
+    names = parse(request.words).names if request.words else ()
+    choice = choose_device(request.device)
+    choice.log(context)
+    device = choice.device
+    if origin := texts.origin(request.words, "words"):
+        context.log(origin)
+    set_threads(request.threads)
+    made = prepare(folder, {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE})
+    batch = min(request.batch, LOOKED)
+    try:
+        with alone(folder), memory(request.batch), Outputs() as outputs:
+            path = hub.fetch(base, context.part(0, 1))
+            teacher = load(path, base, device)
+            pairs = Pairs.of(request, outputs.folder(str(folder / WEIGHTS)), context.part(1, 3))
+            for sentence in choices(pairs.pictures):
+                context.log(sentence)
+            edge = teacher.preprocessing.pixels
+            train, held = pairs.chips(request, edge, context.part(3, 6))
+            context.log(f"{len(train)} chips to train on, {len(held)} to measure with.")
+            targets = look(teacher, pairs, train, device, batch, context.part(6, 20))
+            pictures = look(teacher, pairs, held, device, batch, context.part(20, 21))
+            words, unread = (head(teacher, names), reading(base, teacher, names)) if names else (None, [])
+            student = inflated(load(path, base, device), pairs)
+            before = look(student, pairs, held, device, batch, context.part(21, 22), sensed=True)
+            lesson = Lesson(pairs, train, targets, words, teacher.model.logit_scale.detach().exp())
+            run = Alignment(request, student, lesson, device, context.part(22, 96))
+            run.resume(device)
+            terms = run.go()
+            with ending(run.steps):
+                after = look(student, pairs, held, device, batch, context.part(96, 98), sensed=True)
+                digested = fingerprint(base, path, context.part(98, 99))
+                context.progress(99, "Writing the model")
+    except Exception:
+        tidy(folder, made, (WEIGHTS,))
+        raise
+    about = {
+        "base": base.id,
+        "base_sha256": digested,
+        "base_licence": base.licence,
+        "method": "align",
+        "channels": to_json(pairs.channels),
+        "steps": run.steps,
+        "seed": request.seed,
+        "trained": datetime.date.today().isoformat(),
+        "version": __version__,
+    }
+    save(folder, student, base, path, about)
+    to_picture = recall.recall(after, pictures)
+    agreement = None
+    if words is not None:
+        said = [(vectors @ words.T).argmax(1) for vectors in (after, pictures)]
+        agreement = float((said[0] == said[1]).float().mean())
+    result = AlignSensorResult(
+        str(folder),
+        request.report,
+        base.id,
+        pairs.channels.names,
+        pairs.channels.low,
+        pairs.channels.high,
+        len(train),
+        len(held),
+        to_picture,
+        recall.recall(pictures, after),
+        recall.recall(before, pictures),
+        recall.chance(len(held)),
+        float(functional.cosine_similarity(after, pictures).mean()),
+        agreement,
+        run.steps,
+        terms,
+        (
+            *pairs.hints,
+            *unread,
+            *_hints(request, len(held), to_picture.at_1, 1 / len(held)),
+            *remarks(pairs.pictures),
+        ),
+        device.type,
+        round(time.monotonic() - started, 3),
+        pairs.pictures,
+    )
+    if request.report:
+        recall.write(request.report, request, result)
+    return result
+
+
+def _hints(request: AlignSensorRequest, held: int, first: float, chance: float) -> list[str]:
+    hints = []
+    if held < _FEW:
+        hints.append(
+            f"Only {held} chips were held out, too few to tell how good the student is; hold out more (--held)."
+        )
+    if not request.test:
+        hints.append(
+            "It was measured on a strip of the rasters that it was trained on; on other land expect less, and measure "
+            "it with a pair from elsewhere (--test)."
+        )
+    if first < 2 * chance:
+        hints.append(
+            "On the held-out chips the student finds hardly more than guessing would; train on more rasters, of more "
+            "kinds of land."
+        )
+    return hints

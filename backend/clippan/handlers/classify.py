@@ -1,0 +1,421 @@
+"""A map of classes from a few samples: classifiers are compared where places are left out, and one maps tiles."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+import torch
+
+from clippan import __version__
+from clippan.catalogue.prompts import Prompt, Table
+from clippan.clip.encoder import Encoder, encoder
+from clippan.clip.words import phrases, words
+from clippan.core import texts
+from clippan.core.context import Context
+from clippan.core.device import choose_device, graphics_memory, one_thread, set_threads
+from clippan.core.errors import ClippanError
+from clippan.core.json import to_json
+from clippan.core.outputs import Outputs
+from clippan.core.texts import listed
+from clippan.core.threads import count_threads, in_order
+from clippan.fewshot import diffusion, report
+from clippan.fewshot.learners import DiffClip, Eye, Features, Learned, Learner, Rival, picture, spectra
+from clippan.fewshot.stack import Stack, open_stack
+from clippan.jobs.classify import Classifier, ClassifyRequest, ClassifyResult, MapAccuracy, Score, parse_descriptions
+from clippan.jobs.picture import RasterPicture, choices, remarks
+from clippan.jobs.segment import ClassArea
+from clippan.labels import accuracy, areas, samples
+from clippan.labels.folds import ALWAYS, apart, folds
+from clippan.labels.legend import palette
+from clippan.labels.samples import Samples
+from clippan.learn.fewshot import pretrain_on
+from clippan.raster.scene import Look, Scene
+from clippan.raster.source import BandInfo
+from clippan.raster.tiles import Window
+from clippan.raster.writer import BLOCK, Palette, Writer
+
+_FEW = 5  # places of a class, below which figures are uncertain
+_UNCOMPARED = Classifier.SVM_MEAN  # what auto takes where nothing can be left out
+_LONG = 8  # times as long as another method takes DiffCLIP
+_MEMORY, _COPIES = 2**31, 8  # bytes for the tiles that are worked on, and how many arrays of its size each takes
+
+
+def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
+    """See ClassifyRequest.
+
+    Raises:
+        ClippanError: one sentence with the cause and the remedy; nothing is left behind.
+    """
+    started = time.monotonic()
+    set_threads(request.threads)
+    device = choose_device(request.device).device  # CLIP tells the log, where it is used
+    stack = open_stack(request.rasters, request.grid, request.nodata, context.part(0, 3))
+    known = samples.read(request.samples, request.layer, request.field, stack.placed, request.seed, context.part(3, 6))
+    known, lost = _valid(known, stack, context)
+    table = _table(known.names, request.descriptions)
+    if origin := texts.origin(request.descriptions, "descriptions"):
+        context.log(origin)
+    with graphics_memory(), Outputs() as outputs:
+        workshop = _Workshop(request, stack, known, table, device, outputs.folder(request.output))
+        several = request.method is Classifier.AUTO
+        methods: list[Classifier] = (
+            [item for item in Classifier if item is not Classifier.AUTO] if several else [request.method]
+        )
+        trials = _compare(workshop, methods, context.part(6, 60))
+        best = trials[0] if trials else None
+        method = best.score.method if best else _UNCOMPARED if several else request.method
+        if several:
+            context.log(f"The map is made by {method.value}.")
+        learned = workshop.learner(method, True, context.part(60, 70)).fit(np.arange(len(known.labels)), request.seed)
+        tags = _provenance(request, table, workshop, method, best)
+        power, together = best.sharpness if best else 1.0, method is Classifier.DIFFCLIP
+        shown, overview = _write(workshop, table, learned, power, together, tags, outputs, context.part(70, 98))
+        if request.report:
+            scene = Scene(workshop.pictured, workshop.look)
+            overview.picture = picture(stack, scene, overview.step)
+            workshop.picture = workshop.picture or scene.shown
+        context.progress(98, "Writing the files")  # from here on nothing is cancelled, and all files are put in place
+        if request.areas:
+            areas.write(request.areas, shown, outputs)
+        saved = workshop.save(outputs)
+        shown_as = [workshop.picture] if workshop.picture else []
+        for sentence in choices(shown_as):
+            context.log(sentence)
+        result = ClassifyResult(
+            request.output,
+            stack.grid.width,
+            stack.grid.height,
+            request.confidence,
+            request.report,
+            request.areas,
+            saved,
+            method,
+            tuple(trial.score for trial in trials) if several else (),
+            best.accuracy if best else None,
+            shown,
+            known.labelled,
+            known.places,
+            (
+                *stack.hints(),
+                *known.hints,
+                *lost,
+                *workshop.hints,
+                *workshop.reading(method),
+                *_hints(request, known, method, best, shown, saved),
+                *remarks(shown_as),
+            ),
+            workshop.model_id(method),
+            device.type,
+            round(time.monotonic() - started, 3),
+            tags,
+            workshop.picture,
+        )
+        if request.report:
+            report.write(request.report, request, result, known, table, overview, outputs)
+        del workshop, learned  # a file that is mapped into memory cannot be removed on Windows
+    return result
+
+
+def _valid(known: Samples, stack: Stack, context: Context) -> tuple[Samples, list[str]]:
+    """The samples that are not on nodata, and a sentence about the others."""
+    kept = np.zeros(len(known.labels), bool)
+    for window, numbers in stack.near(known.rows, known.columns):
+        context.check()
+        _, valid = stack.read(window)
+        kept[numbers] = valid[known.rows[numbers] - window.y, known.columns[numbers] - window.x]
+    left = known.only(kept)
+    empty = [name for name, count in zip(known.names, left.labelled) if not count]
+    if empty:
+        raise ClippanError(
+            f"All samples of {listed(empty)} lie on nodata; label other places, or leave out the raster that does not "
+            "reach there."
+        )
+    lost = int((~kept).sum())
+    return left, [f"{lost} labelled pixels lie on nodata, and were left aside."] if lost else []
+
+
+def _table(names: tuple[str, ...], descriptions: str) -> Table:
+    """The classes as a prompt table, with colours.
+
+    Raises:
+        ClippanError: a description is of another class.
+    """
+    about = parse_descriptions(descriptions)
+    unknown = sorted(set(about) - set(names))
+    if unknown:
+        raise ClippanError(
+            f"There is a description of {unknown[0]}, but no sample of it on the rasters; the classes are "
+            f"{listed(names)}."
+        )
+    return Table(tuple(Prompt(name, (), about.get(name, ())) for name in names)).coloured()
+
+
+class _Workshop:
+    """Where learners are made, each thing that they need once and when it is needed first."""
+
+    def __init__(
+        self,
+        request: ClassifyRequest,
+        stack: Stack,
+        known: Samples,
+        table: Table,
+        device: torch.device,
+        folder: Path,
+    ) -> None:
+        self.request, self.stack, self.known, self.device = request, stack, known, device
+        self.table, self._folder = table, folder
+        self.look = Look(bands=request.bands, nodata=request.nodata)
+        self._model: Optional[Encoder] = None
+        self._diffclip: Optional[DiffClip] = None
+        self._eye: Optional[Eye] = None
+        self._looked: Optional[bool] = None
+        self.picture: Optional[RasterPicture] = None  # of the raster that is looked at
+        self.hints: list[str] = []
+
+    @property
+    def pictured(self) -> str:
+        """The raster that CLIP and the report's readers see: the first with colours, or with the bands asked for."""
+        least = max((3, *self.request.bands)) if len(self.request.bands) != 1 else self.request.bands[0]
+        counts = self.stack.bands
+        return self.stack.paths[next((n for n, count in enumerate(counts) if count >= least), 0)]
+
+    def _sensed(self, model: Encoder) -> str:
+        """The first raster whose bands a model of another sensor takes."""
+        for path in self.stack.paths:
+            with contextlib.suppress(ClippanError):
+                Scene(path, self.look, channels=model.channels)
+                return path
+        return self.stack.paths[0]  # of which the user is told that it does not go
+
+    def learner(self, method: Classifier, whole: bool, context: Context) -> Learner:
+        """What makes classifiers.
+
+        Args:
+            method: any but auto.
+            whole: tiles will be asked for, not only samples.
+            context: hears of progress.
+        """
+        if method is Classifier.DIFFCLIP:
+            return self._made(context)
+        if method.sees_words:
+            return Rival(method, self._seen(whole, context), self.known, context.quiet, self._texts(context))
+        features = spectra(self.stack, self.known, method is not Classifier.SVM, context)
+        return Rival(method, features, self.known, context.quiet)
+
+    def model_id(self, method: Classifier) -> str:
+        """Of CLIP, where the method needs it."""
+        return self._model.model.id if self._model and (method.sees_words or method is Classifier.DIFFCLIP) else ""
+
+    def reading(self, method: Classifier) -> list[str]:
+        """What the method's CLIP does not read as it is meant, in sentences."""
+        return self._model.reading(phrases(self.table)) if self._model and self.model_id(method) else []
+
+    def save(self, outputs: Outputs) -> str:
+        """Keeps the encoder, if that is wanted and there is one; its path."""
+        path = self.request.save_encoder if self._diffclip else ""
+        if path and self._diffclip:
+            self._diffclip.encoder.save(Path(path), outputs)
+        return path
+
+    def _clip(self, context: Context) -> Encoder:
+        if self._model is None:
+            self._model = encoder(self.request.model, self.request.device, context)
+        return self._model
+
+    def _texts(self, context: Context) -> np.ndarray:
+        """A vector for each class, of its name and descriptions, (classes, width)."""
+        return words(self._clip(context), self.table, False).vectors
+
+    def _prompts(self, context: Context) -> np.ndarray:
+        """A vector for the name and one for each description of a class, (classes, prompts, width); where a class has
+        fewer of them than another, they are repeated."""
+        texts = [(prompt.name, *prompt.descriptions) for prompt in self.table.classes]
+        model, most = self._clip(context), max(map(len, texts))
+        return np.stack([model.texts([own[place % len(own)] for place in range(most)]) for own in texts])
+
+    def _seen(self, whole: bool, context: Context) -> Features:
+        model = self._clip(context.part(0, 5))
+        if self._eye is None:
+            path = self._sensed(model) if model.channels else self.pictured
+            self._eye = Eye(self.stack, self.look, path, model, self.request.threads, self._folder)
+            self.picture = Scene(path, self.look, channels=model.channels).shown
+        if self._looked is None or whole > self._looked:
+            self._eye.look(None if whole else self.known, context.part(5, 100))
+            self._looked = whole
+        return self._eye.features(self.known)
+
+    def _made(self, context: Context) -> DiffClip:
+        if self._diffclip is None:
+            texts, stack, request = self._prompts(context.part(0, 5)), self.stack, self.request
+            if request.encoder:
+                found = diffusion.load(Path(request.encoder), self.device)
+                found.fits([np.empty((count, 0, 0)) for count in stack.bands])
+                stack = stack.standardised(found.means, found.scales)
+                if stack.differs(self.stack):
+                    self.hints.append(
+                        f"The values of the rasters are not those that {report.page.file_name(request.encoder)} was "
+                        "made of; if it is another scene's, pre-train on these."
+                    )
+            else:
+                found = pretrain_on(stack, request.steps, request.seed, self.device, context.part(5, 95))
+            self._diffclip = DiffClip(stack, self.known, found, texts, context.part(95, 100))
+        return self._diffclip
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What cross-validation said of a method, and the power that makes its confidence true."""
+
+    score: Score
+    accuracy: MapAccuracy
+    sharpness: float
+
+
+def _compare(workshop: _Workshop, methods: list[Classifier], context: Context) -> list[_Trial]:
+    """Cross-validation of methods, the best first; empty where nothing can be left out."""
+    request, known = workshop.request, workshop.known
+    splits = [folds(known.labels, known.groups, request.seed + repeat) for repeat in range(request.repeats)]
+    if not splits or all((split == ALWAYS).all() for split in splits):
+        return []
+    weights = np.cumsum([0, *(_LONG if method is Classifier.DIFFCLIP else 1 for method in methods)])
+    trials = []
+    for number, method in enumerate(methods):
+        begun = time.monotonic()
+        share = context.part(*(100 * weights[number : number + 2] / weights[-1]))
+        learner = workshop.learner(method, False, share.part(0, 50))
+        tables, truths, guesses = [], [], []
+        for repeat, split in enumerate(splits):
+            table = np.zeros((len(known.names), len(known.names)), int)
+            for fold in np.unique(split[split != ALWAYS]):
+                done = repeat + fold / (split.max() + 1)
+                share.progress(50 + 50 * done / len(splits), f"Trying {method.value}")
+                out = np.flatnonzero(split == fold)
+                learned = np.flatnonzero(apart(known.labels, known.rows, known.columns, split == fold))
+                guess = learner.fit(learned, request.seed + repeat).at(out)
+                table += accuracy.confusion(known.labels[out], guess.argmax(axis=1), len(known.names))
+                truths.append(known.labels[out])
+                guesses.append(guess)
+            tables.append(table)
+        sharpness = accuracy.sharpness(np.concatenate(guesses), np.concatenate(truths))
+        found = accuracy.assessed(tables, known.split)
+        trials.append(_Trial(accuracy.score(method, tables, time.monotonic() - begun), found, sharpness))
+        context.log(f"{method.value}: {100 * found.oa:.1f} % of the left-out samples are right.")
+    return sorted(trials, key=lambda trial: -trial.score.oa)
+
+
+def _write(
+    workshop: _Workshop,
+    table: Table,
+    learned: Learned,
+    power: float,
+    together: bool,
+    tags: dict[str, str],
+    outputs: Outputs,
+    context: Context,
+) -> tuple[tuple[ClassArea, ...], report.Overview]:
+    """Makes the map and its confidence; what each class covers, and the map made small for the report."""
+    request, grid = workshop.request, workshop.stack.grid
+    counted = areas.Areas(table, grid)
+    windows = workshop.stack.tiles(BLOCK)  # elsewhere the map stays unwritten: nodata
+    overview = report.Overview.of(grid.width, grid.height)
+    # A network has the processor's threads to itself; the others have one for each tile.
+    few = max(_MEMORY // (_COPIES * 4 * sum(workshop.stack.bands) * BLOCK**2), 1)
+    threads, prepare = (
+        (1, lambda: set_threads(request.threads))
+        if together
+        else (min(count_threads(request.threads), few), one_thread)
+    )
+
+    def work(window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        values, valid = learned.tile(window)
+        flat = accuracy.sharpened(values.reshape(len(values), -1).T, power)
+        found = np.where(valid, flat.argmax(axis=1).reshape(valid.shape) + 1, 0).astype(np.uint8)
+        sure = np.where(valid, flat.max(axis=1).reshape(valid.shape), np.nan).astype(np.float32)
+        return found, sure, valid
+
+    def start(path: str, name: str, dtype: type, nodata: float, colours: Optional[Palette] = None) -> Writer:
+        return Writer(
+            path,
+            grid,
+            np.dtype(dtype),
+            [BandInfo(name)],
+            nodata,
+            tags,
+            palette=colours,
+            sparse=workshop.stack.sparse,
+            outputs=outputs,
+        )
+
+    with contextlib.ExitStack() as files:
+        output = files.enter_context(start(request.output, "class", np.uint8, 0, palette(table)))
+        sure = None
+        if request.confidence:
+            sure = files.enter_context(start(request.confidence, "confidence", np.float32, float("nan")))
+        mapped = files.enter_context(contextlib.closing(in_order(work, windows, threads, prepare)))
+        for number, (window, (found, confidence, valid)) in enumerate(mapped, 1):
+            output.write(window.x, window.y, found[None])
+            if sure:
+                sure.write(window.x, window.y, confidence[None])
+            counted.add(window.x, window.y, found, confidence, valid)
+            overview.add(window.x, window.y, found, confidence)
+            context.progress(100 * number / len(windows), "Mapping")
+    return counted.result()[:-1], overview
+
+
+def _provenance(
+    request: ClassifyRequest, table: Table, workshop: _Workshop, method: Classifier, best: Optional[_Trial]
+) -> dict[str, str]:
+    return {
+        "CLIPPAN_ALGORITHM": request.name,
+        "CLIPPAN_CLASSES": table.json(),
+        "CLIPPAN_METHOD": method.value,
+        "CLIPPAN_MODEL": workshop.model_id(method),
+        "CLIPPAN_ACCURACY": f"{best.accuracy.oa:.4f}" if best else "",
+        "CLIPPAN_PICTURE_BANDS": ",".join(map(str, workshop.picture.choice.bands)) if workshop.picture else "",
+        "CLIPPAN_DEVICE": workshop.device.type,
+        "CLIPPAN_VERSION": __version__,
+        "CLIPPAN_PARAMETERS": json.dumps(to_json(request), ensure_ascii=False),
+    }
+
+
+def _hints(
+    request: ClassifyRequest,
+    known: Samples,
+    method: Classifier,
+    best: Optional[_Trial],
+    shown: tuple[ClassArea, ...],
+    saved: str,
+) -> list[str]:
+    hints = []
+    single = [name for name, places in zip(known.names, known.places) if places == 1]
+    few = [name for name, places in zip(known.names, known.places) if 1 < places < _FEW]
+    if single:
+        hints.append(f"Samples of {listed(single)} lie in one place only, so nothing tells how well it is found.")
+    if few:
+        blocks = known.split.replace("block", "blocks")
+        which = "polygons; label more" if known.split == "polygon" else f"{blocks}; label others farther apart"
+        hints.append(f"Samples of {listed(few)} lie in fewer than {_FEW} {which}, lest figures mislead.")
+    if request.save_encoder and not saved:
+        hints.append("No pre-trained scene was saved, as nothing was learned of the scene: choose the method diffclip.")
+    if request.method is Classifier.AUTO and best:
+        hints.append(
+            f"{method.value} made the map: it did best where places were left out ({100 * best.score.oa:.1f} %)."
+        )
+    elif request.method is Classifier.AUTO:
+        hints.append(f"Too few places are labelled to compare methods; {method.value} made the map.")
+    elif request.repeats and not best:
+        hints.append("Too few places are labelled to tell how good the map is; label two or more of each class.")
+    if (method.sees_words or method is Classifier.DIFFCLIP) and all(
+        name.removeprefix("-").isdecimal() for name in known.names
+    ):
+        hints.append("The classes are called by numbers, which tell CLIP nothing; name them, or give descriptions.")
+    absent = [area.name for area in shown if not area.pixels]
+    if absent:
+        hints.append(f"Found nowhere: {listed(absent)}.")
+    return hints

@@ -1,0 +1,23 @@
+"""Downloads a model."""
+
+from __future__ import annotations
+
+import time
+
+from clippan.catalogue.models import find
+from clippan.clip import cache, hub
+from clippan.core.context import Context
+from clippan.core.errors import ClippanError
+from clippan.jobs.models import DownloadModelRequest, DownloadModelResult
+
+
+def run(request: DownloadModelRequest, context: Context) -> DownloadModelResult:
+    """Runs the job; see DownloadModelRequest."""
+    started = time.monotonic()
+    model = find(request.model)
+    path = hub.fetch(model, context, request.accept_licence)
+    found = cache.locate(model)
+    if found is None:  # removed by another process in the meantime
+        raise ClippanError(f"{path} has just been removed by another process; download it again.")
+    sha256 = found.sha256 or cache.checksum(path, context)
+    return DownloadModelResult(str(path), found.revision, sha256, time.monotonic() - started)

@@ -1,0 +1,147 @@
+"""Fine-tune CLIP without forgetting."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from pathlib import Path
+from typing import Optional
+
+from clippan import __version__
+from clippan.catalogue.models import find
+from clippan.clip import hub
+from clippan.clip.encoder import fingerprint, reading
+from clippan.clip.load import load
+from clippan.clip.training import curve
+from clippan.core import texts
+from clippan.core.context import Context
+from clippan.core.device import choose_device, set_threads
+from clippan.core.json import to_json
+from clippan.core.texts import listed
+from clippan.jobs.finetune import AlphaPoint, FinetuneClipRequest, FinetuneClipResult
+from clippan.labels.samples import digest
+from clippan.learn.clip.farslip import WEIGHTS, check_size, save
+from clippan.learn.clip.patching import (
+    Quiz,
+    Tuning,
+    alpha_curve,
+    choose,
+    class_gains,
+    copied_weights,
+    ending,
+    memory,
+    mix,
+    read_quizzes,
+)
+from clippan.learn.run import alone, prepare, tidy
+
+_FEW = 20  # pictures, below which an accuracy says little
+
+
+# What a run may be gone on with in another way; the samples' digest knows their layer.
+_ELSEWHERE = ("output", "report", "alpha", "keep", "layer", "threads", "device")
+
+
+def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
+    """Runs the job; see FinetuneClipRequest.
+
+    Raises:
+        ClippanError: one sentence; what was tuned so far stays in the folder.
+    """
+    started = time.monotonic()
+    folder, base = Path(request.output), find(request.model)
+    choice = choose_device(request.device)
+    choice.log(context)
+    device = choice.device
+    if origin := texts.origin(request.words, "words"):
+        context.log(origin)
+    set_threads(request.threads)
+    recipe = {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE}
+    if request.samples:  # QGIS hands over a new copy of its layer each time
+        recipe["samples"] = digest(request.samples, request.layer, request.field)
+    made = prepare(folder, recipe)
+    try:
+        with alone(folder), memory(request.batch):
+            path = hub.fetch(base, context.part(0, 2))
+            loaded = load(path, base, device)
+            pixels = request.pixels or loaded.preprocessing.pixels
+            check_size(loaded, pixels)
+            task, control = read_quizzes(request, loaded, pixels, context.part(2, 5))
+            run = Tuning(request, loaded, task, pixels, device, context.part(5, 50))
+            before = copied_weights(loaded)
+            run.resume(device)
+            terms = run.go()
+            with ending(run.steps):
+                after = copied_weights(loaded)
+                points, kept = alpha_curve(
+                    request, loaded, (before, after), task, control, pixels, context.part(50, 98)
+                )
+                digested = fingerprint(base, path, context.part(98, 99))
+                context.progress(99, "Writing the model")
+    except Exception:
+        tidy(folder, made, (WEIGHTS,))
+        raise
+    alpha = request.alpha if request.alpha is not None else choose(points, request.keep)
+    mix(loaded.model.visual, before, after, alpha)
+    quizzes = [quiz for quiz in (task, control) if quiz]
+    gains = [gain for number, quiz in enumerate(quizzes) for gain in class_gains(quiz, number, kept[0.0], kept[alpha])]
+    about = {
+        "base": base.id,
+        "base_sha256": digested,
+        "base_licence": base.licence,
+        "method": "patch",
+        "alpha": alpha,
+        "classes": list(task.chips.names),
+        "steps": run.steps,
+        "seed": request.seed,
+        "trained": datetime.date.today().isoformat(),
+        "version": __version__,
+    }
+    save(folder, loaded, base, path, about)
+    start, end = points[0], next(point for point in points if point.alpha == alpha)
+    hints = _hints(request, task, control, start, end)
+    result = FinetuneClipResult(
+        str(folder),
+        request.report,
+        base.id,
+        alpha,
+        start,
+        end,
+        tuple(points),
+        tuple(gains),
+        len(task.split.train),
+        run.steps,
+        terms.get("loss"),
+        (*reading(base, loaded, [name for quiz in quizzes for name in quiz.chips.names]), *hints),
+        device.type,
+        round(time.monotonic() - started, 3),
+        task.chips.picture,
+    )
+    if request.report:
+        curve.write(request.report, request, result)
+    return result
+
+
+def _hints(
+    request: FinetuneClipRequest, task: Quiz, control: Optional[Quiz], before: AlphaPoint, after: AlphaPoint
+) -> list[str]:
+    hints = [*task.chips.hints, *task.split.hints]
+    labels = task.chips.labels
+    alone = [name for number, name in enumerate(task.chips.names) if not (labels[task.split.test] == number).any()]
+    if alone:
+        hints.append(f"Of {listed(alone)} there were too few chips to measure with; add some to learn how good it is.")
+    if len(task.split.test) < _FEW:
+        hints.append(
+            f"The result was measured on {len(task.split.test)} chips only, and may be quite another on others."
+        )
+    if control is None:
+        hints.append("Nothing says what was lost; give a control set of other classes (--control) to learn that.")
+    elif (after.control or 0.0) < request.keep * (before.control or 0.0):
+        hints.append(
+            f"On the pictures that no choice has seen the control set keeps "
+            f"{(after.control or 0.0) / max(before.control or 0.0, 1e-9):.0%} of its accuracy, less than the "
+            f"{request.keep:.0%} that was asked for; take a smaller alpha, or fewer steps."
+        )
+    if after.task <= before.task:
+        hints.append("Fine-tuning does not help on this task; take more chips or steps, or keep the model as it was.")
+    return hints

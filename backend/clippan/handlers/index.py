@@ -1,0 +1,347 @@
+"""Builds a tile index: rasters to tiles to vectors to the store."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from osgeo import gdal, osr
+
+from clippan.clip.encoder import Encoder, encoder
+from clippan.core.context import Context
+from clippan.core.device import set_threads
+from clippan.core.errors import Cancelled, ClippanError
+from clippan.core.threads import count_threads, in_order
+from clippan.jobs import check
+from clippan.jobs.index import IndexRequest, IndexResult
+from clippan.jobs.picture import RasterPicture, choices, remarks
+from clippan.raster import source as sources
+from clippan.raster.files import refuse_overwriting
+from clippan.raster.grid import Grid
+from clippan.raster.products import expand
+from clippan.raster.scene import LEAST_VALID, Look, Plan, Scene, across, circle, is_missing, room, spatial
+from clippan.raster.tiles import Window
+from clippan.search.catalogue import builder
+from clippan.search.store import About, Raster, Tile
+
+_COMMIT_TILES = 4096
+_STEPS = 16  # points along an edge by which it is seen which way round the world it leads
+_COMMIT_SECONDS = 15.0  # what an interruption can cost
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A raster that has tiles to be made: how it is read, and where they lie."""
+
+    raster: Raster
+    look: Look
+    plan: Plan
+    corners: _Corners
+
+
+@dataclass
+class _Count:
+    """What happened so far."""
+
+    added: int = 0
+    kept: int = 0
+    dropped: int = 0
+    empty: int = 0
+    planned: int = 0
+    failed: list[str] = field(default_factory=list)
+    pictures: list[RasterPicture] = field(default_factory=list)
+
+
+def run(request: IndexRequest, context: Context) -> IndexResult:
+    """See IndexRequest.
+
+    Raises:
+        ClippanError: nothing could be indexed, or not any further; what was committed is kept.
+        Cancelled: the user cancelled; what was done until then is kept, and the next run goes on from there.
+    """
+    started = time.monotonic()
+    paths, failed, left = expand(request.rasters)
+    if not paths:
+        raise ClippanError(failed[0])
+    refuse_overwriting(request.outputs, paths)
+    model = encoder(request.model, request.device, context.part(0, 3))
+    set_threads(request.threads)
+    look = Look(**{item.name: getattr(request, item.name) for item in fields(Look)})
+    about = About(model.model.id, model.model.label, model.sha256, model.width, model.pixels, "")
+    count = _Count(failed=failed)
+    for sentence in across(request.extent):
+        context.log(sentence)
+    with builder(request.output, about) as index:
+        before = index.exists
+        try:
+            work, unchanged = _prepare(request, paths, look, model, index, count, context.part(3, 10))
+            if not (work or unchanged):
+                raise ClippanError(count.failed[0])
+            begun = time.monotonic()
+            _embed(work, model, index, count, request.threads, context.part(10, 100))
+            seconds = time.monotonic() - begun
+            tiles = sum(index.count(raster) for raster in index.rasters)
+            if not tiles:
+                nothing = "The rasters show nothing but nodata; choose others, or another extent."
+                raise ClippanError(count.failed[0] if count.failed else nothing)
+        except BaseException as error:
+            kept = before or count.added
+            if not kept and index.exists:
+                index.discard()
+            if kept and isinstance(error, Cancelled):
+                raise Cancelled("Cancelled; what was indexed so far is kept, run the same again to go on.") from None
+            raise
+        return IndexResult(
+            index.path,
+            about.model,
+            tiles,
+            len(index.rasters),
+            count.added,
+            count.kept,
+            count.dropped,
+            count.empty,
+            tuple(count.failed),
+            str(model.device),
+            time.monotonic() - started,
+            count.added / seconds if count.added else 0.0,
+            (*left, *remarks(count.pictures)),
+            tuple(count.pictures),
+        )
+
+
+def _prepare(
+    request: IndexRequest, paths: Sequence[str], look: Look, model: Encoder, index: Any, count: _Count, context: Context
+) -> tuple[list[_Work], int]:
+    """Compares the rasters with what the index holds, drops what is gone, and lists what is to do.
+
+    Returns:
+        That, and how many rasters are as they were.
+    """
+    shared = check.is_database(request.output)
+    # A raster may be there several times, for several extents.
+    known = {(raster.path, Look.of(raster.look).area): raster for raster in index.rasters.values()}
+    by_files = {(raster.fingerprint, raster.look): raster for raster in index.rasters.values() if raster.fingerprint}
+    found: list[tuple[Raster, Grid, Plan]] = []
+    stale: set[int] = set()
+    unchanged = 0
+    for position, path in enumerate(paths):
+        context.progress(100 * position / len(paths), f"Looking at {Path(path).name[:80]}")
+        try:
+            scene = Scene(path, look)
+            # For people it stays in natural colours. Of a model with channels this tells which bands are not there.
+            seen = Scene(path, look, channels=model.channels) if model.channels else scene
+            own = replace(look, bands=scene.bands)
+            fingerprint = scene.fingerprint()
+            before = known.get((path, look.area))
+            if before is None and not shared:  # on a colleague's machine it may be where it was
+                before = by_files.pop((fingerprint, own.text()), None)
+                before = before if before is not None and is_missing(before.path) else None
+            same = before is not None and (before.fingerprint, before.look) == (fingerprint, own.text())
+            # Only what is new is sampled for its stretch.
+            stretch = before.stretch if before is not None and same and not model.channels else seen.stretch
+            count.pictures.append(RasterPicture(path, seen.choice, stretch, tuple(seen.notes)))
+            if not look.extent:  # all of it takes the place of its parts
+                stale |= {raster.id for (name, area), raster in known.items() if name == path and area}
+            if before is not None and same and before.path != path:
+                context.log(f"{before.path} has moved to {path}.")
+                (before,) = index.put([replace(before, path=path)])
+            if before is not None and same and before.done >= before.planned:
+                count.kept += index.count(before.id)
+                unchanged += 1
+                continue
+            plan = scene.windows(model.pixels)
+            if index.exists and scene.grid.crs and not index.about.crs:
+                raise ClippanError(
+                    f"The raster {path} has coordinates, but the index holds pictures without; use another output."
+                )
+            if before is not None and same:
+                found.append((before, scene.grid, plan))
+                continue
+            raster = Raster(0, path, own.text(), fingerprint, scene.stretch, scene.date(), 0, len(plan))
+            found.append((raster, scene.grid, plan))
+            if before is not None:
+                stale.add(before.id)
+        except ClippanError as error:
+            count.failed.append(str(error))
+    for sentence in choices(count.pictures):
+        context.log(sentence)
+    if found:
+        index.start(next((grid.crs for _, grid, _ in found if grid.crs), ""))
+    listed = set(paths)
+    for raster in list(index.rasters.values()):
+        # What is missing on this machine may be there on a colleague's, but for folders that this job is about.
+        gone = (
+            raster.path not in listed and _gone(raster.path) and (not shared or _inside(raster.path, request.rasters))
+        )
+        if gone:
+            context.log(f"{raster.path} does not exist any more; its tiles are dropped.")
+        if gone or raster.id in stale:
+            count.dropped += index.drop(raster.id)
+    rasters = index.put([raster for raster, _, _ in found])
+    count.planned = sum(raster.planned - raster.done for raster in rasters)
+    work = [
+        _Work(raster, Look.of(raster.look), plan, _Corners(grid, index.about.crs))
+        for raster, (_, grid, plan) in zip(rasters, found)
+    ]
+    return work, unchanged
+
+
+def _inside(path: str, folders: Sequence[str]) -> bool:
+    return any(Path(folder).absolute() in Path(path).parents for folder in folders if sources.exists(folder))
+
+
+def _gone(path: str) -> bool:
+    """Whether a file is missing though its folder is there, with other files: a drive that is not connected has lost
+    nothing, and where it was mounted an empty folder may be left."""
+    folder = Path(path).parent
+    return is_missing(path) and folder.is_dir() and any(folder.iterdir())
+
+
+class _Corners:
+    """Outlines of a raster's windows in the index's CRS."""
+
+    def __init__(self, grid: Grid, crs: str) -> None:
+        self._geotransform = grid.geotransform
+        self._transform = None
+        self._nowhere = bool(crs) and not grid.crs
+        self._circle = circle(crs)
+        if crs and grid.crs:
+            one, other = spatial(grid.crs), spatial(crs)
+            if not one.IsSame(other):
+                try:
+                    self._transform = osr.CoordinateTransformation(one, other)
+                except RuntimeError:  # another planet, a local CRS
+                    self._nowhere = True
+
+    def of(self, window: Window) -> tuple[float, ...]:
+        """Corners x, y, …; empty for what has no place in the index's CRS."""
+        if self._nowhere:
+            return ()
+        x, y, right, bottom = window.x, window.y, window.x + window.width, window.y + window.height
+        corners = ((x, y), (right, y), (right, bottom), (x, bottom))
+        points = self._placed(corners)
+        longitudes = [point[0] for point in points] or [0.0]
+        if self._transform is not None and self._circle and max(longitudes) - min(longitudes) > self._circle / 2:
+            points = self._unrolled(corners)
+        values = tuple(value for point in points for value in point)
+        return values if values and all(np.isfinite(values)) else ()
+
+    def _placed(self, places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        """Columns and rows in the index's CRS; none where one lies beyond its reach."""
+        points = [gdal.ApplyGeoTransform(self._geotransform, *place) for place in places]
+        if self._transform is None:
+            return points
+        try:
+            return [self._transform.TransformPoint(*point)[:2] for point in points]
+        except RuntimeError:
+            return []
+
+    def _unrolled(self, corners: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        """Corners whose longitudes go on across the 180th meridian, if the outline does; from -180 on."""
+        along = np.linspace(0, 1, _STEPS, endpoint=False)[:, None]
+        ends = np.array([*corners, corners[0]], float)
+        outline = np.concatenate([start + along * (end - start) for start, end in zip(ends, ends[1:])])
+        points = np.array(self._placed([tuple(place) for place in outline.tolist()]))
+        if not len(points) or not np.isfinite(points).all():
+            return []
+        turns = np.cumsum(np.round(np.diff(points[:, 0], prepend=points[0, 0]) / self._circle))
+        points[:, 0] -= turns * self._circle
+        points[:, 0] += self._circle * (points[:, 0].min() < -self._circle / 2)
+        return [tuple(point) for point in points[::_STEPS].tolist()]
+
+
+def _embed(work: Sequence[_Work], model: Encoder, index: Any, count: _Count, threads: int, context: Context) -> None:
+    """Reads, embeds and stores the tiles, a batch after the other; reading goes on while the model computes."""
+    begun = time.monotonic()
+    tiles: list[Tile] = []
+    vectors: list[np.ndarray] = []
+    done: dict[int, int] = {}
+    reached: dict[int, int] = {}
+    committed, seen = time.monotonic(), 0
+    reader = _Reader(model)
+
+    def commit() -> None:
+        if done:
+            index.commit(tiles, np.concatenate(vectors) if tiles else np.empty((0, model.width)), done)
+            count.added += len(tiles)
+            tiles.clear()
+            vectors.clear()
+            done.clear()
+
+    broken: set[int] = set()
+    try:
+        for batch, (pictures, valid, problems) in in_order(
+            reader.read, _batches(work, model.batch), max(1, count_threads(threads) // 2)
+        ):
+            # What cannot be read to its end is left where it was: the next run tries again from there.
+            broken |= set(problems)
+            count.failed += [sentence for sentence in problems.values() if sentence not in count.failed]
+            whole = np.array([item.raster.id not in broken for item, *_ in batch])
+            keep = whole & (valid >= LEAST_VALID)
+            if keep.any():
+                vectors.append(model.images(pictures[keep]))
+            for (item, window, scale, position), sound, kept in zip(batch, whole, keep):
+                if kept:
+                    tiles.append(Tile(0, item.raster.id, window, scale, item.corners.of(window)))
+                passed = position + 1 - reached.get(item.raster.id, item.raster.done)  # also those that hold nothing
+                reached[item.raster.id] = position + 1
+                seen += passed
+                if sound:
+                    done[item.raster.id] = position + 1
+                    count.empty += passed - bool(kept)
+            if len(tiles) >= _COMMIT_TILES or time.monotonic() - committed > _COMMIT_SECONDS:
+                commit()
+                committed = time.monotonic()
+            rate = seen / max(time.monotonic() - begun, 1e-3)
+            context.progress(100 * seen / max(count.planned, 1), f"{seen:,} of {count.planned:,} tiles, {rate:.0f}/s")
+    except Cancelled:
+        commit()
+        raise
+    commit()
+
+
+def _batches(work: Sequence[_Work], size: int) -> Iterator[list[tuple[_Work, Window, float, int]]]:
+    """Tiles of all rasters, ``size`` at a time, each with its position in its raster's plan."""
+    batch: list[tuple[_Work, Window, float, int]] = []
+    for item in work:
+        for position, window, scale in item.plan.tiles(item.raster.done):
+            batch.append((item, window, scale, position))
+            if len(batch) == size:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
+
+
+class _Reader:
+    """Reads batches of pictures, in several threads: each has the scene that it is reading open."""
+
+    def __init__(self, model: Encoder) -> None:
+        self._pixels, self._channels = model.pixels, model.channels
+        self._local = threading.local()
+
+    def read(self, batch: Sequence[tuple[_Work, Window, float, int]]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """Pictures (n, bands, pixels, pixels), the valid part of each, and what went wrong, by raster."""
+        pictures = room(len(batch), (self._pixels, self._pixels), self._channels)
+        valid = np.zeros(len(batch))
+        problems: dict[int, str] = {}
+        for position, (item, window, _, _) in enumerate(batch):
+            if item.raster.id in problems:
+                continue
+            try:
+                pictures[position], valid[position] = self._scene(item).picture(window, self._pixels)
+            except ClippanError as error:
+                problems[item.raster.id] = str(error)
+        return pictures, valid, problems
+
+    def _scene(self, item: _Work) -> Scene:
+        known = getattr(self._local, "scene", None)
+        if known is None or known[0] != item.raster.id:
+            known = (item.raster.id, Scene(item.raster.path, item.look, item.raster.stretch, self._channels))
+            self._local.scene = known
+        return known[1]

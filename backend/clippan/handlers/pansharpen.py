@@ -1,0 +1,197 @@
+"""Pansharpen: from two sources to one finished file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from typing import Optional
+
+import numpy as np
+import torch
+
+from clippan import __version__
+from clippan.catalogue.sensors import UNRECOGNISED, Sensor, resolve_sensor
+from clippan.core.context import Context
+from clippan.core.device import choose_device, one_thread
+from clippan.core.errors import ClippanError
+from clippan.core.json import to_json
+from clippan.core.threads import count_threads, in_order
+from clippan.fusion import filters
+from clippan.fusion.fuse import Tiler, affordable_tile
+from clippan.fusion.methods import Fusion, build, needs_low
+from clippan.fusion.model import load
+from clippan.fusion.neural import Neural
+from clippan.fusion.registration import Shifts, register
+from clippan.fusion.statistics import Statistics, measure
+from clippan.jobs.options import Method, Registration
+from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
+from clippan.raster.pair import Pair, open_pair
+from clippan.raster.tiles import tiles
+from clippan.raster.writer import Writer
+
+_SCAN = 2048  # edge of what is looked through for missing pixels at a time
+_SAMPLES = 10  # for each coefficient of a regression
+_BLACK = 0.005  # part of the scene: less is shadow and dead pixels
+
+
+def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
+    """Runs the job; see PansharpenRequest.
+
+    Raises:
+        ClippanError: one sentence; nothing is left behind.
+    """
+    started = time.monotonic()
+    choice = choose_device(request.device)
+    choice.log(context)
+    device = choice.device
+    threads = count_threads(request.threads)
+    with open_pair(request.pan, request.ms, request.bands, request.nodata) as pair:
+        sensor = resolve_sensor(request.sensor, pair.hints, context)
+        positions = [number - 1 for number in request.bands] or range(pair.ms.total)
+        gains = sensor.gains(positions, pair.ms.total)
+        context.log(
+            f"Grid: {pair.grid.width} × {pair.grid.height} pixels, {len(gains)} bands, "
+            f"ratio {pair.x.ratio:.4g} × {pair.y.ratio:.4g}."
+        )
+        model = None
+        if request.method is Method.CLIPPAN:
+            model = load(request.model, device)
+            model.fits(len(gains))
+            context.log(f"Model: {model.title}.")
+        pair, shifts = register(pair, request.registration, gains, threads, context.part(0, 2))
+        responses = filters.responses(gains, pair.offsets)
+        distinct = sorted(set(responses))
+        response_of = [distinct.index(response) for response in responses]
+        lows = distinct if needs_low(request.method) else []
+        again = gains if request.method is Method.BDSD else None
+        statistics = measure(pair, lows, sensor.pan, threads, context.part(2, 5), again)
+        _check_fit(request.method, statistics)
+        hints = [UNRECOGNISED] if request.sensor == "auto" and sensor.name == "generic" else []
+        more = list(pair.notes)
+        if pair.ms.nodata is None and statistics.black >= _BLACK:
+            share = 100 * statistics.black
+            more.append(
+                f"{share:.{0 if share >= 1 else 1}f} % of the multispectral pixels are 0 in all bands; "
+                "if nothing was seen there, give 0 as the nodata value."
+            )
+        for hint in more:
+            context.log(hint)
+        hints += more
+        fusion: Fusion
+        provenance = _provenance(request, sensor, device, shifts)
+        if model is None:
+            fusion = build(request.method, statistics, response_of)
+        else:
+            fusion = Neural(statistics, response_of, model, device)
+            if fusion.half:
+                context.log("Precision: bfloat16, in which this processor runs the network faster.")
+            provenance["CLIPPAN_MODEL"] = model.title
+            provenance["CLIPPAN_MODEL_SHA256"] = model.sha256
+            provenance["CLIPPAN_PRECISION"] = "bfloat16" if fusion.half else "float32"
+        nodata = _output_nodata(pair, threads, context.part(5, 10))
+        tiler = Tiler(pair, fusion, lows, statistics, device, nodata)
+        writer = Writer(
+            request.output,
+            pair.grid,
+            pair.ms.dtype,
+            pair.ms.infos,
+            nodata,
+            provenance,
+            request.format,
+            request.compression,
+            request.overviews,
+            lambda percent: context.progress(90 + percent / 10, "Finishing the file"),
+            sparse=pair.sparse,
+        )
+        windows = tiles(pair.grid.width, pair.grid.height, _tile_size(request.tile_size, tiler.block, pair))
+        windows = [window for window in windows if pair.may_hold(window)]  # elsewhere the file stays unwritten: nodata
+        # A GPU has one queue; a second thread reads ahead while it computes.
+        workers = threads if device.type == "cpu" else 2
+        compute = in_order(lambda window: tiler.tile(window, context), windows, workers, one_thread)
+        # The tiles under way are waited for before the writer closes its file.
+        with writer, contextlib.closing(compute):
+            for number, (window, values) in enumerate(compute, 1):
+                writer.write(window.x, window.y, values)
+                context.progress(10 + 80 * number / len(windows), "Pansharpening")
+    seconds = time.monotonic() - started
+    pixels = pair.grid.width * pair.grid.height / 1e6
+    context.log(f"Done: {pixels:.1f} megapixels in {seconds:.1f} s ({pixels / seconds:.1f} MPix/s).")
+    return PansharpenResult(
+        request.output,
+        pair.grid.width,
+        pair.grid.height,
+        len(gains),
+        np.dtype(pair.ms.dtype).name,
+        nodata,
+        request.method.value,
+        sensor.name,
+        device.type,
+        (pair.x.ratio, pair.y.ratio),
+        round(seconds, 3),
+        provenance,
+        tuple(hints),
+        (shifts.x, shifts.y),
+        shifts.bands,
+    )
+
+
+def _check_fit(method: Method, statistics: Statistics) -> None:
+    if method is Method.CUBIC:
+        return
+    if statistics.count < _SAMPLES * (statistics.bands + 1):
+        raise ClippanError(
+            f"Too few multispectral pixels ({statistics.count}) are valid in both rasters to fit {method.value} to "
+            f"{statistics.bands} bands; choose a larger area or the method {Method.CUBIC.value}."
+        )
+    if statistics.flat:
+        raise ClippanError(
+            "The panchromatic raster has one value everywhere and so no detail to give; "
+            "check whether it is the right file, and its nodata value."
+        )
+
+
+def _tile_size(wanted: int, block: int, pair: Pair) -> int:
+    """Whole blocks, so that none is computed twice."""
+    size = min(wanted, affordable_tile(pair))
+    return max(block, size // block * block)
+
+
+def _provenance(request: PansharpenRequest, sensor: Sensor, device: torch.device, shifts: Shifts) -> dict[str, str]:
+    tags = {
+        "CLIPPAN_ALGORITHM": request.name,
+        "CLIPPAN_METHOD": request.method.value,
+        "CLIPPAN_SENSOR": sensor.name,
+        "CLIPPAN_DEVICE": device.type,
+        "CLIPPAN_VERSION": __version__,
+        "CLIPPAN_PARAMETERS": json.dumps(to_json(request), ensure_ascii=False),
+    }
+    # Without it nothing is said of where MS lies: so an assessment finds out for itself.
+    if request.registration is not Registration.OFF:
+        tags["CLIPPAN_SHIFT"] = shifts.to_tag()
+    return tags
+
+
+def _output_nodata(pair: Pair, threads: int, context: Context) -> Optional[float]:
+    """The MS nodata value; where pixels may be invalid without one, NaN, 0 or the least integer."""
+    ms = pair.ms
+    if ms.nodata is not None:
+        return ms.nodata
+    if not ms.masked and not (pair.pan.masked and _has_holes(pair, threads, context)):
+        return None
+    if np.issubdtype(ms.dtype, np.floating):
+        return float("nan")
+    return int(np.iinfo(ms.dtype).min)
+
+
+def _has_holes(pair: Pair, threads: int, context: Context) -> bool:
+    """Whether a pixel of PAN is invalid: that it may be (as in all floating point) is no reason to give up a value."""
+    if not pair.pan.whole:
+        return True
+    windows = tiles(pair.grid.width, pair.grid.height, _SCAN)
+    with contextlib.closing(in_order(lambda window: pair.read_pan(window)[1] is not None, windows, threads)) as found:
+        for number, (_, holes) in enumerate(found, 1):
+            if holes:
+                return True
+            context.progress(100 * number / len(windows), "Looking for missing pixels")
+    return False

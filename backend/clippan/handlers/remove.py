@@ -1,0 +1,13 @@
+"""Removes a model from the cache."""
+
+from __future__ import annotations
+
+from clippan.catalogue.models import find
+from clippan.clip import cache
+from clippan.core.context import Context
+from clippan.jobs.models import RemoveModelRequest, RemoveModelResult
+
+
+def run(request: RemoveModelRequest, context: Context) -> RemoveModelResult:
+    """Runs the job; see RemoveModelRequest."""
+    return RemoveModelResult(cache.remove(find(request.model)))

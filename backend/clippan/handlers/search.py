@@ -1,0 +1,249 @@
+"""Asks an index: what fits a text, a picture, a place, or a mix of them, and what should not be there.
+
+Two steps. The vectors of all tiles are compared with each thing that is searched for, one product a tile, and the
+best some thousands go on. For those it is said how probable it is that they show it; see ``judge``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from clippan.clip.encoder import Encoder, background, encoder
+from clippan.core.context import Context
+from clippan.core.device import set_threads
+from clippan.core.errors import ClippanError
+from clippan.core.outputs import Outputs
+from clippan.jobs.search import Hit, SearchRequest, SearchResult
+from clippan.raster.files import refuse_overwriting
+from clippan.raster.scene import Look, Scene, across, boxes, circle, is_missing, name_of, transformed
+from clippan.raster.tiles import Window
+from clippan.search import heatmap, layer
+from clippan.search.catalogue import changed, reader
+from clippan.search.judge import Query, blocks
+from clippan.search.store import Filter, Raster, Tile, is_index
+
+_CANDIDATES = 1000  # go on to the second step, at least
+_PER_HIT = 50  # candidates for each hit that is wanted: their neighbours are merged
+_SHARED = 0.25  # of the smaller tile; then two hits are one place
+_SAMPLE = 20_000  # tiles, from which the index's mean is estimated
+
+
+def run(request: SearchRequest, context: Context) -> SearchResult:
+    """See SearchRequest.
+
+    Raises:
+        ClippanError: one sentence with the cause and the remedy.
+    """
+    started = time.monotonic()
+    context.progress(0, "Opening the index")
+    model = _model(reader(request.index), request, context)
+    set_threads(0)
+    while True:
+        index = reader(request.index)  # once more: a model takes seconds to load
+        _check_outputs(index, request)
+        try:
+            hits, hints, searched, query, wanted = _ask(index, model, request, context)
+        except KeyError:  # a raster that was added meanwhile has taken a tile's number
+            if index.current:
+                raise
+            continue
+        if index.current:
+            break
+    with Outputs() as outputs:
+        if request.heatmap:
+            heatmap.write(request.heatmap, index, wanted, query, outputs, context.part(50, 95))
+        if request.output:
+            context.progress(95, "Writing the hits")
+            layer.write(request.output, hits, index.about, outputs)
+    return SearchResult(
+        tuple(hits),
+        index.path,
+        index.about.model,
+        name_of(index.about.crs),
+        searched,
+        request.output,
+        request.heatmap,
+        tuple(hints),
+        time.monotonic() - started,
+    )
+
+
+def _ask(
+    index: Any, model: Encoder, request: SearchRequest, context: Context
+) -> tuple[list[Hit], list[str], int, Query, Filter]:
+    """The hits, what to tell about them, of how many tiles they are the best, and what was asked."""
+    if not index.count:
+        raise ClippanError(f"The index {index.path} holds no tiles; run Build tile index on it again.")
+    wanted, hints = _filter(index, request)
+    hints += across(request.extent) + model.reading(
+        [text.strip() for text in (*request.text, *request.without) if text.strip()]
+    )
+    query = _query(index, model, request)
+    context.progress(40, "Searching")
+    chosen, searched = index.candidates(query.directions(), wanted, max(_CANDIDATES, _PER_HIT * request.top))
+    if not searched:
+        raise ClippanError("No tile of the index lies in this extent, these rasters and dates; widen the search.")
+    chosen = np.setdiff1d(chosen, np.array(request.unlike, np.int64))  # what was put aside does not come back
+    parts = [query.judge(vectors) for _, vectors in blocks(index, chosen, context)]
+    confidence, score, best = (np.concatenate(part) for part in zip(*parts)) if parts else (np.empty(0),) * 3
+    order = np.lexsort((-score, -confidence))
+    order = order[confidence[order] >= request.least]
+    kept = _distinct(index, chosen[order], request, context)
+    places = {number: position for position, number in enumerate(chosen.tolist())}
+    prompts = query.prompts or ("like the example",)
+    hits = []
+    for rank, tile in enumerate(kept, 1):
+        position = places[tile.id]
+        raster = index.rasters[tile.raster]
+        prompt = prompts[int(best[position])]
+        hits.append(_hit(rank, tile, raster, prompt, float(score[position]), float(confidence[position])))
+    return hits, hints + _missing([index.rasters[tile.raster] for tile in kept]), searched, query, wanted
+
+
+def _check_outputs(index: Any, request: SearchRequest) -> None:
+    """An output is no raster of the index, nothing that these read, and no other index."""
+    refuse_overwriting(request.outputs, [raster.path for raster in index.rasters.values()])
+    for path in request.outputs:
+        if Path(path).is_file() and is_index(path):
+            raise ClippanError(f"The output {path} is an index; choose another name.")
+
+
+def _model(index: Any, request: SearchRequest, context: Context) -> Encoder:
+    model = encoder(index.about.model, request.device, context.part(0, 40))
+    if (index.about.sha256 and model.sha256 != index.about.sha256) or model.width != index.about.width:
+        raise ClippanError(changed(index.path, index.about.label))
+    return model
+
+
+def _filter(index: Any, request: SearchRequest) -> tuple[Filter, list[str]]:
+    """What the search is restricted to, and what to tell about it."""
+    hints = []
+    chosen: Optional[set[int]] = None
+    if request.rasters or request.since or request.until:
+        chosen = {raster.id for raster in index.rasters.values() if _dated(raster, request.since, request.until)}
+        undated = sum(not raster.date for raster in index.rasters.values())
+        if undated and (request.since or request.until):
+            hints.append(f"Rasters without a date were left out: {undated}.")
+    if request.rasters:
+        for name in request.rasters:
+            if not any(_is(raster, name) for raster in index.rasters.values()):
+                raise ClippanError(f"The raster {name} is not in the index {index.path}; index it first.")
+        chosen = {
+            number for number in chosen or () if any(_is(index.rasters[number], name) for name in request.rasters)
+        }
+    wanted = boxes(request.extent, request.crs, index.about.crs) if request.extent else ()
+    return Filter(None if chosen is None else frozenset(chosen), tuple(wanted)), hints
+
+
+def _is(raster: Raster, name: str) -> bool:
+    return name in (raster.path, Path(raster.path).name) or os.path.abspath(name) == raster.path  # noqa: PTH100
+
+
+def _dated(raster: Raster, since: str, until: str) -> bool:
+    if not (since or until):
+        return True
+    # Dates of any length compare as text; an end stands for all that begins with it.
+    return bool(raster.date) and raster.date >= since and (not until or raster.date[: len(until)] <= until)
+
+
+def _query(index: Any, model: Encoder, request: SearchRequest) -> Query:
+    texts = tuple(text.strip() for text in request.text if text.strip())
+    without = [text.strip() for text in request.without if text.strip()]
+    like = [model.images(_example(path, model)[None])[0] for path in request.image]
+    ids = list(request.like)
+    if request.at:
+        x, y = request.at
+        if request.crs and index.about.crs:
+            x, y, _, _ = transformed((x, y, x, y), request.crs, index.about.crs)
+        turn = circle(index.about.crs)  # tiles across the 180th meridian go on beyond it
+        tile = index.at(x, y) or (index.at(x + turn, y) or index.at(x - turn, y) if turn else None)
+        if tile is None:
+            raise ClippanError(f"No indexed tile lies at {request.at[0]:g}, {request.at[1]:g}; choose another place.")
+        ids.append(tile.id)
+    present = {tile.id for tile in index.tiles([*ids, *request.unlike])}
+    lost = [number for number in (*ids, *request.unlike) if number not in present]
+    if lost:
+        raise ClippanError(f"Tile {lost[0]} is not in the index any more; search again without it.")
+    pictures = np.array(like, np.float32).reshape(-1, model.width)
+    examples = np.concatenate([pictures, index.vectors(np.array(ids, np.int64))])
+    empty = np.empty((0, model.width), np.float32)
+    return Query(
+        model.texts(texts) if texts else empty,
+        texts,
+        model.texts(without) if without else empty,
+        model.texts(background()),
+        examples,
+        index.vectors(np.array(request.unlike, np.int64)),
+        index.sample(_SAMPLE).mean(axis=0) if len(examples) or request.unlike else np.zeros(model.width, np.float32),
+        model.scale,
+    )
+
+
+def _example(path: str, model: Encoder) -> np.ndarray:
+    """The middle of a picture, as a square, (bands, pixels, pixels)."""
+    scene = Scene(path, Look(), channels=model.channels)
+    edge = min(scene.grid.width, scene.grid.height)
+    window = Window((scene.grid.width - edge) // 2, (scene.grid.height - edge) // 2, edge, edge)
+    picture, valid = scene.picture(window, model.pixels)
+    if valid == 0:
+        raise ClippanError(f"The example picture {path} shows nothing but nodata; choose another.")
+    return picture
+
+
+def _distinct(index: Any, ids: np.ndarray, request: SearchRequest, context: Context) -> list[Tile]:
+    """The first ``top`` tiles of these, without those that show a place that is there already."""
+    kept: list[Tile] = []
+    taken: dict[int, np.ndarray] = {}  # by raster: left, top, right, bottom
+    step = 3 * request.top  # usually enough, and tiles take longer to read than to judge
+    for start in range(0, len(ids), step):
+        context.check()
+        for tile in index.tiles(ids[start : start + step].tolist()):
+            window = tile.window
+            box = np.array([[window.x, window.y, window.x + window.width, window.y + window.height]])
+            others = taken.get(tile.raster, np.empty((0, 4), np.int64))
+            if not request.overlapping and _shared(box, others).any():
+                continue
+            taken[tile.raster] = np.concatenate([others, box])
+            kept.append(tile)
+            if len(kept) == request.top:
+                return kept
+    return kept
+
+
+def _shared(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which of the other boxes (n, 4) are largely the same place as this one (1, 4)."""
+    sides = (np.minimum(box[:, 2:], others[:, 2:]) - np.maximum(box[:, :2], others[:, :2])).clip(0)
+    smaller = np.minimum((box[:, 2:] - box[:, :2]).prod(axis=1), (others[:, 2:] - others[:, :2]).prod(axis=1))
+    return sides.prod(axis=1) > _SHARED * smaller
+
+
+def _hit(rank: int, tile: Tile, raster: Raster, prompt: str, score: float, confidence: float) -> Hit:
+    window = tile.window
+    return Hit(
+        tile.id,
+        rank,
+        prompt,
+        score,
+        confidence,
+        raster.path,
+        (window.x, window.y, window.width, window.height),
+        tile.bounds,
+        tile.outline,
+        tile.scale,
+        raster.date,
+    )
+
+
+def _missing(rasters: Sequence[Raster]) -> list[str]:
+    paths = dict.fromkeys(raster.path for raster in rasters)
+    return [
+        f"{path} is not there any more; index its new place to have it found again."
+        for path in paths
+        if is_missing(path)
+    ]

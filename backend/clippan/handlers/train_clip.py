@@ -1,0 +1,86 @@
+"""Train region-aligned CLIP."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from pathlib import Path
+
+import torch
+
+from clippan import __version__
+from clippan.catalogue.models import Model, find, in_colours
+from clippan.clip import hub
+from clippan.clip.encoder import fingerprint
+from clippan.core.context import Context
+from clippan.core.device import choose_device, set_threads
+from clippan.core.json import to_json
+from clippan.jobs.trainclip import TrainClipRequest, TrainClipResult
+from clippan.learn.clip.data import read
+from clippan.learn.clip.farslip import WEIGHTS, Run, save
+from clippan.learn.run import alone, prepare, processes, tidy
+
+_ELSEWHERE = ("output", "threads", "device")  # what a run may be gone on with in another way
+
+
+def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
+    """Runs the job; see TrainClipRequest.
+
+    Raises:
+        ClippanError: one sentence; what was trained so far stays in the folder.
+    """
+    started = time.monotonic()
+    folder, base = Path(request.output), find(request.model)
+    in_colours(base)
+    choice = choose_device(request.device)
+    with processes(choice.device) as (device, rank, count):
+        set_threads(request.threads)
+        made: list[Path] = []
+        if rank == 0:
+            choice.log(context)
+            wanted = {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE}
+            made = prepare(folder, wanted)
+        else:  # one of them tells
+            context = context.quiet
+        try:
+            with alone(folder, rank):
+                path = _fetched(base, rank, count, context.part(0, 2))
+                context.progress(2, "Reading the data")
+                samples = read(request.data, request.caption, context)
+                run = Run(request, base, path, samples, device, rank, count, context.part(3, 100))
+                terms = run.go()
+        except Exception:
+            tidy(folder, made, (WEIGHTS,))
+            raise
+        if rank == 0:
+            about = {
+                "base": base.id,
+                "base_sha256": fingerprint(base, path, context),
+                "base_licence": base.licence,
+                "method": request.method.value,
+                "stages": list(request.stages),
+                "steps": list(run.steps),
+                "seed": request.seed,
+                "trained": datetime.date.today().isoformat(),
+                "version": __version__,
+            }
+            save(folder, run.loaded, base, path, about)
+    return TrainClipResult(
+        str(folder),
+        base.id,
+        len(samples),
+        run.objects,
+        run.steps,
+        terms,
+        device.type,
+        round(time.monotonic() - started, 3),
+    )
+
+
+def _fetched(base: Model, rank: int, count: int, context: Context) -> Path:
+    """The weights on this machine; where they have to be fetched, one process does."""
+    if rank == 0:
+        hub.fetch(base, context)
+    if count > 1:
+        torch.distributed.barrier()
+    return hub.fetch(base, context)

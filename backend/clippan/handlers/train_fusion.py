@@ -1,0 +1,69 @@
+"""Train a fusion network."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from clippan import resources
+from clippan.core.context import Context
+from clippan.core.device import choose_device
+from clippan.core.json import to_json
+from clippan.fusion import networks
+from clippan.jobs.train import TrainFusionRequest, TrainFusionResult
+from clippan.learn.fusion import sources
+from clippan.learn.fusion.recipe import Recipe, read
+from clippan.learn.fusion.sampler import Sampler
+from clippan.learn.fusion.training import MODEL, STAGE_ONE, Run
+from clippan.learn.run import alone, prepare, processes, tidy
+
+
+def run(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
+    """Runs the job; see TrainFusionRequest.
+
+    Raises:
+        ClippanError: one sentence; what was trained so far stays in the folder.
+    """
+    started = time.monotonic()
+    recipe = read(Path(request.recipe) if request.recipe else resources() / "fusion" / "recipe.yaml").changed(
+        request.steps, request.seed, request.without
+    )
+    folder = Path(request.output)
+    choice = choose_device(request.device)
+    with processes(choice.device) as (device, rank, count):
+        made: list[Path] = []
+        if rank == 0:
+            choice.log(context)
+            made = prepare(folder, to_json(recipe))
+        else:  # one of them tells
+            context = context.quiet
+        try:
+            with alone(folder, rank):
+                sampler = _sampler(recipe, Path(request.data), context.part(0, 2))
+                run = Run(recipe, sampler, device, folder, rank, count, context.part(2, 100))
+                losses = run.go()
+        except Exception:
+            tidy(folder, made, (MODEL, STAGE_ONE))
+            raise
+        path = folder / MODEL
+        if rank == 0:
+            run.result().save(path)
+    return TrainFusionResult(
+        str(path),
+        networks.parameters(run.network),
+        recipe.steps,
+        losses,
+        device.type,
+        round(time.monotonic() - started, 3),
+    )
+
+
+def _sampler(recipe: Recipe, root: Path, context: Context) -> Sampler:
+    context.progress(0, "Reading the scenes")
+    context = Context(log=context.log, cancelled=context.is_cancelled)  # each pair would begin at 0 % again
+    pairings = [pairing for source in recipe.pairs for pairing in sources.pairs(root, source, recipe.without, context)]
+    pictures = [(source.share, list(sources.pictures(root, source))) for source in recipe.pictures]
+    any_bands = networks.NETWORKS[recipe.network].any_bands if recipe.network in networks.NETWORKS else True
+    only = set(recipe.augment.bands) == {recipe.bands}
+    bound = None if any_bands and not recipe.scene.language and not only else recipe.bands
+    return Sampler(recipe, pairings, pictures, bound)

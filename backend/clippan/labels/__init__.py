@@ -1,0 +1,1 @@
+"""Labelled places: reading, splitting, accuracy, legends and areas."""

@@ -1,0 +1,191 @@
+"""Areas: of a raster's pixels on the ground, and of the classes of a map."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import math
+from collections.abc import Sequence
+from typing import Optional
+
+import numpy as np
+from osgeo import osr
+
+from clippan.catalogue.prompts import Table
+from clippan.core.outputs import Outputs, making
+from clippan.jobs.segment import ClassArea
+from clippan.labels.legend import UNCLASSIFIED
+from clippan.raster.grid import Grid, horizontal
+
+HECTARE = 10_000.0  # square metres
+_TOLERANCE = 0.01  # of an area: a CRS that is further off is corrected
+_STEP = 32  # pixels between places where the ground is measured; a CRS changes slowly
+_PROBES = 17  # along each edge of a raster: places where a CRS is looked at
+
+
+class PixelAreas:
+    """Ground area of a raster's pixels.
+
+    In longitude and latitude it is that on the ellipsoid, between the meridians and parallels (Snyder 1987, "Map
+    projections: a working manual", eq. 3-12). In a projected CRS it is what its coordinates say, which UTM and its like
+    hold to a part in a thousand; where they are more than 1 % off somewhere in the raster, as in Web Mercator, it is
+    that on the ellipsoid too.
+
+    Args:
+        grid: of the raster.
+
+    Attributes:
+        known: whether there are areas: not for pictures without coordinates or with those of an unknown CRS.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._geotransform = grid.geotransform or ()
+        self._flat: Optional[float] = None  # square metres, where all pixels have the same
+        self._ellipsoid: Optional[tuple[float, float]] = None  # semi-major axis and squared eccentricity
+        self._to_degrees: Optional[osr.CoordinateTransformation] = None
+        self._radians = 0.0  # that a unit of longitude and latitude is
+        if grid.geotransform and grid.crs:
+            with contextlib.suppress(RuntimeError):  # a CRS that PROJ cannot follow
+                self._prepare(grid)
+        self.known = self._flat is not None or self._ellipsoid is not None
+
+    def _prepare(self, grid: Grid) -> None:
+        crs = osr.SpatialReference(wkt=horizontal(grid.crs))
+        crs.SetAxisMappingStrategy(osr.OAMS_TRADITIONAL_GIS_ORDER)
+        g = self._geotransform
+        if not crs.IsGeographic():
+            if not (crs.IsProjected() or crs.IsLocal()):
+                return
+            self._flat = abs(g[1] * g[5] - g[2] * g[4]) * crs.GetLinearUnits() ** 2
+            if not crs.IsProjected():
+                return
+        degrees = crs if crs.IsGeographic() else crs.CloneGeogCS()
+        degrees.SetAxisMappingStrategy(osr.OAMS_TRADITIONAL_GIS_ORDER)
+        self._radians = degrees.GetAngularUnits()
+        flattening = 1 / crs.GetInvFlattening() if crs.GetInvFlattening() else 0.0
+        if self._flat is not None:  # raises where PROJ does not know the projection; then areas stay flat
+            self._to_degrees = osr.CoordinateTransformation(crs, degrees)
+        self._ellipsoid = (crs.GetSemiMajor(), flattening * (2 - flattening))
+        if self._flat is not None:
+            columns, rows = (np.linspace(0.5, size - 0.5, _PROBES) for size in (grid.width, grid.height))
+            found = self._measured(columns[None, :], rows[:, None])
+            if not (np.abs(found / self._flat - 1) > _TOLERANCE).any():
+                self._ellipsoid = None
+
+    def window(self, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Areas in m², of a shape that broadcasts to (height, width), of pixels from column x and row y on.
+
+        NaN if areas are not known.
+        """
+        if self._ellipsoid is None:
+            return np.full((1, 1), math.nan if self._flat is None else self._flat)
+        rows = np.arange(y, y + height) + 0.5
+        if self._to_degrees is None and self._geotransform[2] == self._geotransform[4] == 0:
+            return self._measured(np.array([[x + 0.5]]), rows[:, None])
+        columns = np.arange(x, x + width) + 0.5
+        across, down = (np.linspace(axis[0], axis[-1], 2 + (len(axis) - 1) // _STEP) for axis in (columns, rows))
+        known = self._measured(across[None, :], down[:, None])
+        known = np.stack([np.interp(columns, across, line) for line in known])
+        return np.stack([np.interp(rows, down, line) for line in known.T], axis=1)
+
+    def _measured(self, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Areas of pixels with these centres (broadcast against each other), on the ellipsoid."""
+        assert self._ellipsoid is not None
+        g = self._geotransform
+        columns, rows = np.broadcast_arrays(columns, rows)
+        corners = []
+        for right, down in ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)):
+            x = g[0] + (columns + right) * g[1] + (rows + down) * g[2]
+            y = g[3] + (columns + right) * g[4] + (rows + down) * g[5]
+            if self._to_degrees is not None:
+                points = self._to_degrees.TransformPoints(np.stack([x.ravel(), y.ravel()], axis=1).tolist())
+                x, y = (np.array([point[axis] for point in points]).reshape(x.shape) for axis in (0, 1))
+                x, y = np.where(np.isfinite(x), x, np.nan), np.where(np.isfinite(y), y, np.nan)
+            corners.append((x * self._radians, _authalic(y * self._radians, self._ellipsoid[1])))
+        # Longitude and authalic height make a map that keeps areas.
+        (x1, y1), (x2, y2), (x3, y3), (x4, y4) = corners
+        turn = 2 * math.pi
+        one, other = ((a - b + math.pi) % turn - math.pi for a, b in ((x3, x1), (x4, x2)))  # across the antimeridian
+        found = self._ellipsoid[0] ** 2 / 2 * np.abs(one * (y4 - y2) - other * (y3 - y1)) / 2
+        return found if self._flat is None else np.where(np.isfinite(found), found, self._flat)
+
+
+def _authalic(latitude: np.ndarray, squared: float) -> np.ndarray:
+    """Snyder's q of a latitude in radians: a zone's area is its longitudes × a² / 2 × its difference of q."""
+    sine = np.sin(np.clip(latitude, -math.pi / 2, math.pi / 2))
+    if squared == 0:
+        return 2 * sine
+    e = math.sqrt(squared)
+    return (1 - squared) * (sine / (1 - squared * sine**2) + np.arctanh(e * sine) / e)
+
+
+class Areas:
+    """Counts the pixels of a map, window by window.
+
+    Args:
+        table: the map's classes.
+        grid: its grid.
+    """
+
+    def __init__(self, table: Table, grid: Grid) -> None:
+        self._table = table.coloured()
+        self._ground = PixelAreas(grid)
+        self._pixels = np.zeros(256, np.int64)
+        self._metres = np.zeros(256)
+        self._confidence = np.zeros(256)
+
+    def add(self, x: int, y: int, classes: np.ndarray, confidence: np.ndarray, valid: Optional[np.ndarray]) -> None:
+        """Adds a window, with its first pixel at column x and row y; each pixel of the map once.
+
+        Args:
+            x, y: of its first pixel.
+            classes: the map's values, uint8 (h, w).
+            confidence: 0 to 1, float32 (h, w).
+            valid: which pixels are not nodata, bool (h, w); None if all are.
+        """
+        height, width = classes.shape
+        keep = np.ones(classes.shape, bool) if valid is None else valid
+        values = classes[keep]
+        pixels = np.bincount(values, minlength=256)
+        self._pixels += pixels
+        self._confidence += np.bincount(values, confidence[keep], 256)
+        ground = self._ground.window(x, y, width, height)
+        if ground.size == 1:
+            self._metres += np.where(pixels, pixels * ground.item(), 0)
+        else:
+            self._metres += np.bincount(values, np.broadcast_to(ground, classes.shape)[keep], 256)
+
+    def result(self) -> tuple[ClassArea, ...]:
+        """The classes in the order of their values, and last what stayed unclassified."""
+        total = max(int(self._pixels.sum()), 1)
+        rows = [*enumerate(zip(self._table.names, (prompt.colour for prompt in self._table.classes)), 1)]
+        found = []
+        for value, (name, colour) in [*rows, (0, (UNCLASSIFIED, ""))]:
+            pixels = int(self._pixels[value])
+            hectares = float(self._metres[value]) / HECTARE if self._ground.known else None
+            mean = float(self._confidence[value]) / pixels if pixels else None
+            found.append(ClassArea(value, name, colour, pixels, pixels / total, hectares, mean))
+        return tuple(found)
+
+
+def write(path: str, areas: Sequence[ClassArea], outputs: Optional[Outputs] = None) -> None:
+    """Writes the table as CSV, whole or not at all: UTF-8 with a byte order mark, by which Excel knows it and which
+    QGIS skips, commas between, points in numbers, and nothing where a number is not known.
+
+    Raises:
+        ClippanError: it cannot be written.
+    """
+    with making(path, "table", outputs) as part, part.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["value", "class", "colour", "pixels", "percent", "hectares", "confidence"])
+        for area in areas:
+            percent = f"{100 * area.share:.4f}"
+            writer.writerow([area.value, area.name, area.colour, area.pixels, percent, *map(_number, _measures(area))])
+
+
+def _measures(area: ClassArea) -> tuple[Optional[float], Optional[float]]:
+    return area.hectares, area.confidence
+
+
+def _number(value: Optional[float]) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,218 @@
+"""Labelled places: pixels of known class, from polygons, points, or a raster of classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from osgeo import gdal, ogr
+
+from clippan.catalogue.prompts import Table
+from clippan.core.context import Context
+from clippan.core.errors import ClippanError
+from clippan.labels.layers import LabelledLayer, crs_name
+from clippan.raster import source as sources
+from clippan.raster.grid import Grid
+from clippan.raster.scene import Scene
+from clippan.raster.tiles import Window, tiles
+
+_MOST = 4000  # pixels of a polygon or block that count; the others say the same
+_BLOCK = 128  # edge of the blocks that a raster of classes falls into
+_READ = 512  # edge of the windows in which it is looked whether labels lie on nodata
+_NEAR = 64  # edge of the squares in which it is remembered that there are labels
+_IGNORED = 255  # in rasters of classes; the customary value for what nobody has labelled
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Pixels of known class.
+
+    Attributes:
+        rows, columns: in the raster, (n,).
+        classes: 1 to N, in the order of the table, (n,).
+        groups: the polygon, point or block that each lies in, from 0, (n,).
+        part: the raster's window that they lie in.
+        seen: classes that the file has, also those all of whose labels lie outside the raster or on nodata.
+        hints: sentences for the user.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    classes: np.ndarray
+    groups: np.ndarray
+    part: Window
+    seen: frozenset[int]
+    hints: tuple[str, ...]
+    _squares: np.ndarray
+
+    def near(self, window: Window) -> bool:
+        """Whether there may be labels in a window of the raster."""
+        top, left = max(window.y, 0) // _NEAR, max(window.x, 0) // _NEAR
+        bottom, right = (window.y + window.height - 1) // _NEAR + 1, (window.x + window.width - 1) // _NEAR + 1
+        return bool(self._squares[top:bottom, left:right].any())
+
+
+def read(path: str, layer: str, field: str, table: Table, scene: Scene, context: Context) -> Labels:
+    """Reads labels.
+
+    Args:
+        path: a vector file with polygons or points, or a raster on the scene's pixels with values 1 to N; 0, 255 and
+            its nodata value are unlabelled.
+        layer: of the vector file; empty for the first that has such places.
+        field: of the vector file; holds a class's name, one of its synonyms, or its number.
+        table: the classes.
+        scene: the raster that they belong to.
+        context: hears of progress.
+
+    Raises:
+        ClippanError: it cannot be read, has another size, an unknown class, or no label on the raster.
+    """
+    hints: list[str] = []
+    opened = LabelledLayer(path, layer, field) if _is_vector(path) else None
+    if opened:
+        parts, seen, outside = _of_features(opened, table, scene, context)
+        hints = [*opened.hints, *opened.assumed(scene.grid)]
+        if outside:
+            hints.append(f"{outside} of the labels of {path} lie outside {scene.path}, and were left aside.")
+    else:
+        parts, seen = _of_raster(path, table, scene, context), []
+    if not parts and opened and opened.crs and not scene.grid.crs:
+        raise ClippanError(
+            f"No label of {path} lies on the raster {scene.path}, which has no coordinates, while the labels are in "
+            f"{crs_name(opened.crs)}; georeference the raster first."
+        )
+    if not parts:
+        raise ClippanError(f"No label of {path} lies on the raster {scene.path}; check that both show the same place.")
+    rows, columns, classes = (np.concatenate([part[number] for part in parts]) for number in range(3))
+    groups = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    present = {*seen, *classes.tolist()}
+    valid = _valid(rows, columns, scene, context)
+    if not valid.any():
+        raise ClippanError(f"All labels of {path} lie where {scene.path} has nodata; label other places.")
+    rows, columns, classes, groups = (values[valid] for values in (rows, columns, classes, groups))
+    squares = np.zeros((scene.grid.height // _NEAR + 1, scene.grid.width // _NEAR + 1), bool)
+    squares[rows // _NEAR, columns // _NEAR] = True
+    left, top = int(columns.min()), int(rows.min())
+    window = Window(left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1)
+    return Labels(rows, columns, classes, groups, window, frozenset(present), tuple(hints), squares)
+
+
+def _valid(rows: np.ndarray, columns: np.ndarray, scene: Scene, context: Context) -> np.ndarray:
+    """Which pixels are not nodata, (n,)."""
+    valid = np.zeros(len(rows), bool)
+    across = -(-scene.grid.width // _READ)
+    blocks = rows // _READ * across + columns // _READ
+    order = np.argsort(blocks, kind="stable")
+    for inside in np.split(order, np.flatnonzero(np.diff(blocks[order])) + 1):
+        context.check()
+        y, x = int(rows[inside[0]]) // _READ * _READ, int(columns[inside[0]]) // _READ * _READ
+        window = Window(x, y, min(_READ, scene.grid.width - x), min(_READ, scene.grid.height - y))
+        valid[inside] = scene.pixels(window, window.width, window.height)[1][rows[inside] - y, columns[inside] - x]
+    return valid
+
+
+def _is_vector(path: str) -> bool:
+    try:
+        return bool(gdal.OpenEx(path, gdal.OF_VECTOR).GetLayerCount())
+    except RuntimeError:
+        return False
+
+
+_Part = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _some(rows: np.ndarray, columns: np.ndarray, classes: np.ndarray, number: int) -> _Part:
+    if len(rows) > _MOST:
+        kept = np.sort(np.random.default_rng(number).choice(len(rows), _MOST, replace=False))
+        rows, columns, classes = rows[kept], columns[kept], classes[kept]
+    return rows, columns, classes
+
+
+def _of_raster(path: str, table: Table, scene: Scene, context: Context) -> list[_Part]:
+    dataset = sources.open_dataset(path, "raster of classes")
+    if (dataset.RasterXSize, dataset.RasterYSize) != (scene.grid.width, scene.grid.height):
+        raise ClippanError(
+            f"The raster of classes {path} has {dataset.RasterXSize} × {dataset.RasterYSize} pixels and {scene.path} "
+            f"has {scene.grid.width} × {scene.grid.height}; give both the same grid."
+        )
+    band = dataset.GetRasterBand(1)
+    ignored = {0, _IGNORED, band.GetNoDataValue()}
+    parts = []
+    windows = tiles(scene.grid.width, scene.grid.height, _BLOCK)
+    for number, window in enumerate(windows):
+        context.progress(100 * number / len(windows), "Reading the labels")
+        values = band.ReadAsArray(window.x, window.y, window.width, window.height)
+        labelled = ~np.isin(values, [value for value in ignored if value is not None]) & np.isfinite(values)
+        rows, columns = np.nonzero(labelled)
+        if not len(rows):
+            continue
+        classes = values[rows, columns]
+        wrong = classes[(classes < 1) | (classes > len(table.classes)) | (classes != classes.astype(int))]
+        if len(wrong):
+            raise ClippanError(
+                f"The raster of classes {path} has the value {wrong[0]:g}; the prompt table has classes 1 to "
+                f"{len(table.classes)}."
+            )
+        parts.append(_some(rows + window.y, columns + window.x, classes.astype(int), number))
+    return parts
+
+
+def _of_features(
+    layer: LabelledLayer, table: Table, scene: Scene, context: Context
+) -> tuple[list[_Part], list[int], int]:
+    known = {" ".join(word.split()).casefold(): n for n, prompt in enumerate(table.classes, 1) for word in prompt.words}
+    known.update({str(number): number for number in range(1, len(table.classes) + 1)})
+    parts, seen, outside = [], [], 0
+    for number, (text, geometry) in enumerate(layer.places(scene.grid, context)):
+        label = known.get(text.casefold()) or known.get(text[:-2] if text.endswith(".0") else text)  # of a real number
+        if label is None:
+            raise ClippanError(
+                f"The samples {layer.path} have the class “{text}”, which the prompt table has not; add it there, or "
+                "give these places another class."
+            )
+        seen.append(label)
+        nothing = np.empty(0, int), np.empty(0, int)
+        rows, columns = nothing if geometry is None else pixels(geometry, scene.grid, layer.path)
+        if len(rows):
+            parts.append(_some(rows, columns, np.full(len(rows), label), number))
+        else:
+            outside += 1
+    return parts, seen, outside
+
+
+def pixels(geometry: ogr.Geometry, grid: Grid, path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the pixels whose centres lie in a polygon, or that hold a point.
+
+    Raises:
+        ClippanError: it is neither.
+    """
+    inverse = gdal.InvGeoTransform(grid.geotransform)
+    kind = ogr.GT_Flatten(geometry.GetGeometryType())
+    if kind in (ogr.wkbPoint, ogr.wkbMultiPoint):
+        points = (
+            [geometry]
+            if kind == ogr.wkbPoint
+            else [geometry.GetGeometryRef(i) for i in range(geometry.GetGeometryCount())]
+        )
+        places = [gdal.ApplyGeoTransform(inverse, point.GetX(), point.GetY()) for point in points]
+        pairs = np.floor(np.array(places)).astype(int)
+        inside = (pairs >= 0).all(axis=1) & (pairs < (grid.width, grid.height)).all(axis=1)
+        return pairs[inside, 1], pairs[inside, 0]
+    if kind not in (ogr.wkbPolygon, ogr.wkbMultiPolygon):
+        raise ClippanError(f"The samples {path} hold {geometry.GetGeometryName().lower()}s; give polygons or points.")
+    west, east, south, north = geometry.GetEnvelope()
+    corners = np.array([gdal.ApplyGeoTransform(inverse, x, y) for x in (west, east) for y in (south, north)])
+    left, top = np.maximum(np.floor(corners.min(axis=0)).astype(int), 0)
+    right, bottom = np.minimum(np.ceil(corners.max(axis=0)).astype(int), (grid.width, grid.height))
+    if left >= right or top >= bottom:
+        return np.empty(0, int), np.empty(0, int)
+    target = gdal.GetDriverByName("MEM").Create("", int(right - left), int(bottom - top), 1, gdal.GDT_Byte)
+    target.SetGeoTransform(grid.cropped(int(left), int(top), int(right), int(bottom)).geotransform)
+    holder = ogr.GetDriverByName("Memory").CreateDataSource("")
+    layer = holder.CreateLayer("")
+    feature = ogr.Feature(layer.GetLayerDefn())
+    feature.SetGeometry(geometry)
+    layer.CreateFeature(feature)
+    gdal.RasterizeLayer(target, [1], layer, burn_values=[1])
+    rows, columns = np.nonzero(target.ReadAsArray())
+    return rows + top, columns + left

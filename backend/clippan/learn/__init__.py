@@ -1,0 +1,1 @@
+"""Training: one loop with checkpoints, and a recipe for each kind of model."""

@@ -1,0 +1,1 @@
+"""Training of CLIP: with regions, on classes, for another sensor."""

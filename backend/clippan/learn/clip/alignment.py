@@ -1,0 +1,188 @@
+"""Cross-modal alignment: a CLIP for a sensor that it was not made for.
+
+After Zavras et al. 2024 ("Mind the Modality Gap", stage 2): the teacher sees a place in natural colours, the student
+sees the same place by another sensor, and learns to give the vector that the teacher gives. The teacher's text tower
+then reads for both.
+
+The paper's student is an encoder of its own, trained on a large collection. Here it starts as the teacher's image
+tower, whose first convolution is inflated to the sensor's bands (as Carreira and Zisserman 2017 did along time): where
+red, green and blue are among them, these keep their kernels and all others begin at zero, so that the student begins as
+the teacher; elsewhere each band gets the mean kernel of the three colours, times three over the number of bands, so
+that it begins as the teacher of a grey picture. What the tower knows of edges, textures and shapes is kept, so little
+data does.
+
+The folder of a run (``clippan.learn.run``) is a model's folder in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clippan.clip.load import Loaded, Preprocessing, widen
+from clippan.core.context import Context
+from clippan.jobs.align import AlignSensorRequest
+from clippan.learn.clip import losses
+from clippan.learn.clip.farslip import FEWEST, optimiser
+from clippan.learn.clip.patching import ready, turned, turns
+from clippan.learn.clip.sensor import Chip, Pairs, overlaps
+from clippan.learn.descent import descend, rate
+from clippan.learn.run import Training
+
+_LOGGED, _KEPT = 10, 50  # steps that a row of the curves is the mean of, and between checkpoints
+_WARMUP = 0.1  # part of the steps
+LOOKED = 32  # chips at a time, at most
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the student learns from.
+
+    Attributes:
+        pairs: the rasters.
+        chips: to train on.
+        targets: the teacher's raw vectors of these, (n, width).
+        head: unit vectors of the words, (k, width); none without words.
+        scale: what cosines are multiplied by.
+    """
+
+    pairs: Pairs
+    chips: Sequence[Chip]
+    targets: Tensor
+    head: Optional[Tensor]
+    scale: Tensor
+
+
+def inflated(loaded: Loaded, pairs: Pairs) -> Loaded:
+    """A copy of the teacher that takes the sensor's bands; see the top of this file."""
+    bands = len(pairs.channels.names)
+    before, after = widen(loaded.model.visual, bands)
+    mean, std = (np.array(values) for values in (loaded.preprocessing.mean, loaded.preprocessing.std))
+    own_mean, own_std = np.full(bands, mean.mean()), np.full(bands, std.mean())
+    with torch.no_grad():
+        if pairs.colours:
+            places = list(pairs.colours)
+            after.weight.zero_()
+            after.weight[:, places] = before.weight
+            own_mean[places], own_std[places] = mean, std
+        else:
+            after.weight.copy_(before.weight.mean(1, keepdim=True).expand_as(after.weight) * 3 / bands)
+    preprocessing = Preprocessing(tuple(own_mean.tolist()), tuple(own_std.tolist()), loaded.preprocessing.pixels)
+    return loaded._replace(preprocessing=preprocessing)
+
+
+@torch.no_grad()
+def look(
+    loaded: Loaded,
+    pairs: Pairs,
+    chips: Sequence[Chip],
+    device: torch.device,
+    batch: int,
+    context: Context,
+    sensed: bool = False,
+) -> Tensor:
+    """Raw vectors (n, width) of chips, so many at a time: of their pictures, or of what the sensor saw."""
+    read, edge = pairs.sensed if sensed else pairs.picture, loaded.preprocessing.pixels
+    loaded.model.visual.to(memory_format=torch.channels_last)
+    found = []
+    for start in range(0, len(chips), batch):
+        context.progress(100 * start / len(chips), f"Looked at {start:,} of {len(chips):,} chips")
+        pictures = np.stack([read(chip, edge) for chip in chips[start : start + batch]])
+        found.append(loaded.model.encode_image(ready(loaded, pictures, device)).float())
+    return torch.cat(found)
+
+
+class Alignment(Training):
+    """The student's training.
+
+    Args:
+        request: what is asked for.
+        student: the model that learns.
+        lesson: what from.
+        device: where to compute.
+        context: hears of progress, and may cancel.
+
+    Attributes:
+        steps: of the whole run.
+    """
+
+    def __init__(
+        self, request: AlignSensorRequest, student: Loaded, lesson: Lesson, device: torch.device, context: Context
+    ) -> None:
+        self._request, self._student, self._lesson, self._device = request, student, lesson, device
+        count = len(lesson.chips)
+        self.steps = request.steps or max(count * request.epochs // request.batch, FEWEST)
+        super().__init__(Path(request.output), self.steps, 0, context, _LOGGED, _KEPT)
+        context.log(f"{count} chips, {self.steps} steps.")
+        for name, value in student.model.named_parameters():
+            value.requires_grad_(name.startswith("visual."))
+        student.model.visual.to(memory_format=torch.channels_last)
+        self._norm = lesson.targets.square().sum(1).mean()
+        self._optimiser = optimiser(student.model.visual, request.rate, request.weight_decay)
+
+    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """What the sensor saw of chips, turned over by chance, and their numbers."""
+        request, lesson = self._request, self._lesson
+        rng = np.random.default_rng([request.seed, 1, step])
+        numbers = turns(len(lesson.chips), request.batch, step, request.seed)
+        edge = self._student.preprocessing.pixels
+        return np.stack([turned(lesson.pairs.sensed(lesson.chips[number], edge), rng) for number in numbers]), numbers
+
+    def learn(self, step: int, batch: tuple[np.ndarray, np.ndarray]) -> Mapping[str, Tensor]:
+        """See Training."""
+        request, lesson = self._request, self._lesson
+        pictures, numbers = batch
+        vectors = self._student.model.encode_image(ready(self._student, pictures, self._device)).float()
+        targets = lesson.targets[torch.from_numpy(numbers).to(self._device)]
+        alike = torch.from_numpy(overlaps([lesson.chips[number] for number in numbers])).to(self._device)
+        terms = distances(vectors, targets, self._norm, lesson.scale, alike, lesson.head)
+        weights = {"mse": request.mse, "cosine": request.cosine, "contrast": request.contrast, "label": request.label}
+        total = sum((weights[name] * value for name, value in terms.items()), torch.zeros((), device=self._device))
+        warmup = max(int(_WARMUP * self.steps), 1)
+        descend(self._student.model.visual, self._optimiser, total, rate(step, self.steps, request.rate, warmup))
+        return {name: value.detach() for name, value in terms.items()}
+
+    def state(self) -> dict[str, Any]:
+        """See Training."""
+        return {"visual": self._student.model.visual.state_dict(), "optimiser": self._optimiser.state_dict()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See Training."""
+        self._student.model.visual.load_state_dict(state["visual"])
+        self._optimiser.load_state_dict(state["optimiser"])
+
+
+def distances(
+    vectors: Tensor, targets: Tensor, norm: Tensor, scale: Tensor, alike: Tensor, words: Optional[Tensor]
+) -> dict[str, Tensor]:
+    """The losses.
+
+    Args:
+        vectors: the student's, raw, (n, width).
+        targets: the teacher's, raw, (n, width).
+        norm: mean square length of the teacher's vectors.
+        scale: what cosines are multiplied by.
+        alike: which chips overlap others, so that they are no negatives of each other, bool (n, n).
+        words: unit vectors (k, width), if there are any.
+
+    Returns:
+        ``mse``, the mean square distance of raw vectors as a part of the norm, so that models with long vectors and
+        with short ones learn alike; ``cosine``, the mean of 1 − cos; ``contrast``, symmetric over the batch; and with
+        words ``label``, the cross-entropy of what the student says about them to what the teacher says.
+    """
+    terms = {
+        "mse": (vectors - targets).square().sum(1).mean() / norm,
+        "cosine": (1 - functional.cosine_similarity(vectors, targets, dim=-1)).mean(),
+        "contrast": losses.contrast(vectors, targets, scale, range(len(vectors)), alike),
+    }
+    if words is not None:
+        said, meant = (scale * functional.normalize(values, dim=-1) @ words.T for values in (vectors, targets))
+        terms["label"] = functional.cross_entropy(said, meant.softmax(1))
+    return terms

@@ -1,0 +1,346 @@
+"""Training of any CLIP of open_clip as FarSLIP does it, on pictures with captions, classes and boxes.
+
+Stage 1: the contrast of pictures with their texts, and the distillation between a picture's cells and its crops.
+Stage 2: the contrast of pictures with their texts, and that of objects with their categories.
+
+``torchrun`` starts one process a device; contrasts are over the pictures of all of them. The folder of a run
+(``clippan.learn.run``) is a model's folder in the end: ``open_clip_config.json`` and weights.
+
+The model stays as it is when it is used: its batch normalisations keep the statistics that they came with, as those of
+a small batch of crops are others, and nothing is dropped at random.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Optional
+
+import torch
+from safetensors.torch import save as as_bytes
+from torch import Tensor, nn
+
+from clippan.catalogue.models import CONFIG, Model
+from clippan.clip import dense
+from clippan.clip.load import Loaded, describe, load
+from clippan.core.context import Context
+from clippan.core.errors import ClippanError
+from clippan.core.json import to_json
+from clippan.core.outputs import Outputs, making
+from clippan.core.threads import count_threads
+from clippan.jobs.trainclip import Precision, Target, Teacher, TrainClipRequest
+from clippan.learn.clip import losses
+from clippan.learn.clip.batch import Batch, Loader
+from clippan.learn.clip.data import PHRASE, Sample
+from clippan.learn.descent import descend, follow, rate
+from clippan.learn.run import Training
+
+WEIGHTS = "open_clip_model.safetensors"
+FEWEST = 40  # steps, where a few pictures would be seen in fewer: these change next to nothing
+_LOGGED = 20  # steps that a row of the curves is the mean of
+_KEPT = 200  # steps between checkpoints
+_PAST = 0.99  # share of the past in the teacher that is a running average
+_WARMUP = 1000  # steps at most, where none are asked for
+_BETAS, _EPSILON = (0.9, 0.98), 1e-6  # of AdamW, as CLIP was trained
+_SHARPEST = math.log(100)  # of the logarithm of the logit scale, as CLIP was trained
+_TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"),
+    *("vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
+
+
+def save(folder: Path, loaded: Loaded, base: Model, path: Path, about: Mapping[str, Any]) -> None:
+    """Writes a model that ``models.find`` opens, in float32.
+
+    Args:
+        folder: where to.
+        loaded: what was trained.
+        base: what it was before, and ``path`` its weights.
+        about: what the description is to tell of it besides; ``channels`` where it takes other bands.
+
+    Raises:
+        ClippanError: it cannot be written.
+    """
+    description = describe(path, base)
+    text = description["text_cfg"]
+    length = getattr(loaded.model, "context_length", None)
+    if isinstance(length, int):  # open_clip's names of architectures say nothing of it
+        text["context_length"] = length
+    preparation = {
+        "mean": list(loaded.preprocessing.mean),
+        "std": list(loaded.preprocessing.std),
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+    }
+    own = {"channels": to_json(base.channels)} if base.channels else {}
+    config = {"model_cfg": description, "preprocess_cfg": preparation, "clippan": {**own, **about}}
+    weights = {
+        name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
+        for name, value in loaded.model.state_dict().items()
+    }
+    names = [name for name in _TOKENIZER if text.get("hf_tokenizer_name") and (path.parent / name).is_file()]
+    with Outputs() as outputs:
+        for name in names:
+            with making(str(folder / name), "tokenizer", outputs) as part:
+                shutil.copyfile(path.parent / name, part)
+        with making(str(folder / CONFIG), "description", outputs) as part:
+            part.write_text(json.dumps(config, indent=2), encoding="utf-8")
+        with making(str(folder / WEIGHTS), "model", outputs) as part:
+            part.write_bytes(as_bytes({name: value.contiguous() for name, value in weights.items()}))
+
+
+class Step(nn.Module):
+    """One step's loss as a module, so that torch's data parallel sees a single forward pass.
+
+    Args:
+        loaded: the model that learns.
+        request: what is asked for.
+        count: number of processes.
+
+    Attributes:
+        teacher: whose ``visual`` encodes crops in stage 1; None for the model itself.
+    """
+
+    def __init__(self, loaded: Loaded, request: TrainClipRequest, count: int) -> None:
+        super().__init__()
+        self.model = loaded.model
+        self.teacher: Optional[SimpleNamespace] = None  # no part of what learns
+        self._tokenizer, self._request, self._count = loaded.tokenizer, request, count
+        self._mean, self._std = loaded.preprocessing.mean, loaded.preprocessing.std
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the terms, and each of them by name."""
+        request, stage_two = self._request, bool(batch.categories)
+        half = self._half(batch.pictures.device)
+        teaches = request.weight > 0 and not stage_two
+        with half:
+            pictures = self._ready(batch.pictures)
+            if teaches:
+                cells, pooled = dense.features(self.model, pictures)
+            else:
+                pooled = self.model.encode_image(pictures)
+        terms = {"contrast": self._contrast(pooled, batch.texts, batch.texts)}
+        total = terms["contrast"]
+        if stage_two:
+            with half:
+                objects = self.model.encode_image(self._ready(batch.crops))
+            sentences = [PHRASE.format(category) for category in batch.categories]
+            terms["regions"] = self._contrast(objects, sentences, batch.categories)
+            total = total + terms["regions"]
+        elif teaches:
+            frozen = torch.no_grad() if self.teacher else nullcontext()
+            with half, frozen:
+                own, own_pooled = dense.features(self.teacher or self.model, self._ready(batch.crops))
+            target = own.float().mean((2, 3)) if request.target is Target.PATCH else own_pooled.float()
+            target = target.view(len(pictures), -1, target.shape[1])
+            grid = (own.shape[2], own.shape[3])
+            terms["distillation"] = losses.distillation(cells.float(), batch.boxes, target, grid)
+            total = total + request.weight * terms["distillation"]
+        return total, {name: value.detach() for name, value in terms.items()}
+
+    def _ready(self, pictures: Tensor) -> Tensor:
+        values = pictures.float().div_(255)
+        mean, std = (values.new_tensor(bands)[:, None, None] for bands in (self._mean, self._std))
+        # Convolutions are twice as fast with the colours last.
+        return values.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+    def _contrast(self, vectors: Tensor, texts: Sequence[str], groups: Sequence[str]) -> Tensor:
+        """Over the pairs of all processes."""
+        parts = [list(groups)]
+        if self._count > 1:
+            parts = [[] for _ in range(self._count)]
+            torch.distributed.all_gather_object(parts, list(groups))
+        sizes = [len(part) for part in parts]
+        scale = self.model.logit_scale.exp().reshape(())
+        seen, said = losses.gathered(vectors.float(), sizes), losses.gathered(self._vectors(texts), sizes)
+        return losses.contrast(seen, said, scale, [group for part in parts for group in part])
+
+    def _vectors(self, texts: Sequence[str]) -> Tensor:
+        """Vectors (n, width) of texts, each encoded once."""
+        names = list(dict.fromkeys(texts))
+        tokens = self._tokenizer(names).to(self.model.logit_scale.device)
+        with self._half(tokens.device), nullcontext() if self._request.train_text else torch.no_grad():
+            found = self.model.encode_text(tokens)
+        return found.float()[[names.index(text) for text in texts]]
+
+    def _half(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self._request.precision is Precision.BFLOAT16)
+
+
+class Run(Training):
+    """A training under way.
+
+    Args:
+        request: what is asked for.
+        base: the model to start from.
+        path: its weights.
+        samples: what to train on.
+        device: where to compute.
+        rank, count: this process's number, and how many there are.
+        context: hears of progress, and may cancel.
+
+    Attributes:
+        loaded: the model that learns.
+        steps: of each stage.
+        objects: that stage 2 is trained on.
+    """
+
+    terms = ("contrast", "distillation", "regions")
+
+    def __init__(
+        self,
+        request: TrainClipRequest,
+        base: Model,
+        path: Path,
+        samples: Sequence[Sample],
+        device: torch.device,
+        rank: int,
+        count: int,
+        context: Context,
+    ) -> None:
+        self._request, self._device = request, device
+        drawn = {stage: _fitting(samples, stage, request.least) for stage in request.stages}
+        self.objects = sum(len(sample.objects(request.least)) for sample in drawn.get(2, ()))
+        whole = request.batch * count
+        self.steps = tuple(request.steps or math.ceil(len(found) * request.epochs / whole) for found in drawn.values())
+        super().__init__(Path(request.output), sum(self.steps), rank, context, _LOGGED, _KEPT)
+        self.ends = tuple(sum(self.steps[: number + 1]) for number in range(len(self.steps)))
+        context.log(f"{len(samples)} pictures, {self.objects} objects for stage 2, {self._steps} steps.")
+        self.loaded = load(path, base, device)
+        pixels = request.pixels or self.loaded.preprocessing.pixels
+        check_size(self.loaded, pixels)
+        distils = 1 in request.stages and request.weight > 0
+        if distils:
+            dense.stride(self.loaded.model)  # tells where a tower has no dense features
+        self._loaders = [
+            Loader(
+                found,
+                stage,
+                request.crops if request.weight or stage == 2 else 0,
+                request.least,
+                pixels,
+                request.batch,
+                request.seed,
+                rank,
+                count,
+                count_threads(request.threads),
+            )
+            for stage, found in drawn.items()
+        ]
+        if not request.train_text:
+            for name, value in self.loaded.model.named_parameters():
+                value.requires_grad_(name.startswith("visual."))
+        self._whole = Step(self.loaded, request, count)
+        self._whole.to(memory_format=torch.channels_last)
+        if distils and request.teacher is not Teacher.ACTIVE:
+            teacher = copy.deepcopy(self.loaded.model.visual).requires_grad_(False)
+            self._whole.teacher = SimpleNamespace(visual=teacher)
+        self._optimiser = self._fresh()
+        self._parallel: nn.Module = self._whole
+        if count > 1:
+            # Towers may hold layers that nothing goes through; batch normalisations do not change.
+            self._parallel = nn.parallel.DistributedDataParallel(
+                self._whole, broadcast_buffers=False, find_unused_parameters=True
+            )
+        self.resume(device)
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """Which of the stages a step belongs to, and its number there."""
+        number = next(number for number, end in enumerate(self.ends) if step < end)
+        return number, step - sum(self.steps[:number])
+
+    def _fresh(self) -> torch.optim.Optimizer:
+        return optimiser(self.loaded.model, self._request.rate, self._request.weight_decay)
+
+    def draw(self, step: int) -> Batch:
+        """See Training."""
+        number, place = self._place(step)
+        return self._loaders[number](place)
+
+    def learn(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        """See Training."""
+        request = self._request
+        number, place = self._place(step)
+        if not place:
+            self._optimiser = self._fresh()  # each stage has its own warm-up, and remembers nothing of the other
+        warmup = min(self.steps[number] // 10, _WARMUP) if request.warmup is None else request.warmup
+        model = self.loaded.model
+        try:
+            total, terms = self._parallel(batch.to(self._device))
+            descend(model, self._optimiser, total, rate(place, self.steps[number], request.rate, warmup))
+        except torch.cuda.OutOfMemoryError as error:
+            raise ClippanError(
+                f"The GPU's memory is too small for {request.batch} pictures a step; choose a smaller batch, or "
+                "--precision bfloat16."
+            ) from error
+        if request.train_text:
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, _SHARPEST)
+        if request.teacher is Teacher.EMA and self._whole.teacher:
+            follow(self._whole.teacher.visual, model.visual, _PAST)
+        return terms
+
+    def state(self) -> dict[str, Any]:
+        """See Training."""
+        teacher = self._whole.teacher
+        return {
+            "model": self.loaded.model.state_dict(),
+            "teacher": teacher.visual.state_dict() if teacher else {},
+            "optimiser": self._optimiser.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See Training."""
+        self.loaded.model.load_state_dict(state["model"])
+        if self._whole.teacher:
+            self._whole.teacher.visual.load_state_dict(state["teacher"])
+        self._optimiser.load_state_dict(state["optimiser"])
+
+
+def _fitting(samples: Sequence[Sample], stage: int, least: float) -> list[Sample]:
+    """What a stage is trained on."""
+    found = [sample for sample in samples if stage == 1 or sample.objects(least)]
+    if not found:
+        raise ClippanError(
+            f"No picture has a category, or a box of {least} pixels or more, for stage 2; add some, lower the bound "
+            "(--least), or train stage 1 alone (--stages 1)."
+        )
+    return found
+
+
+def optimiser(network: nn.Module, greatest: float, decay: float) -> torch.optim.Optimizer:
+    """AdamW for what of a network learns; biases and gains do not decay, as they are few.
+
+    Args:
+        network: some of whose weights learn.
+        greatest: learning rate.
+        decay: of matrices and kernels.
+    """
+    learned = [value for value in network.parameters() if value.requires_grad]
+    groups = [
+        {"params": [value for value in learned if value.ndim > 1], "weight_decay": decay},
+        {"params": [value for value in learned if value.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=greatest, betas=_BETAS, eps=_EPSILON)
+
+
+def check_size(loaded: Loaded, pixels: int) -> None:
+    """Towers of tokens take one size, others multiples of their cells.
+
+    Raises:
+        ClippanError: the model does not take pictures of this size.
+    """
+    own = loaded.preprocessing.pixels
+    if pixels == own:
+        return
+    if not dense.any_size(loaded.model):
+        raise ClippanError(f"This model takes pictures of {own} pixels only; leave out --pixels.")
+    stride = dense.stride(loaded.model)
+    if pixels % stride:
+        raise ClippanError(f"Pictures of {pixels} pixels do not fit the model; choose a multiple of {stride}.")

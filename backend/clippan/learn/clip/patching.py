@@ -1,0 +1,328 @@
+"""Robust fine-tuning: a CLIP learns classes and keeps what it knew.
+
+After Zavras et al. 2024 ("Mind the Modality Gap", stage 1) and Ilharco et al. 2022 ("Patching open-vocabulary models
+by interpolating weights"): the words of the classes are a frozen classifier, the image tower alone is tuned, and the
+result lies between what it was and what it became, θ = (1 − α)·θ₀ + α·θ₁. How far to go is chosen on pictures of the
+classes and of a control set that the tuning did not see, and measured on others that the choice did not see either.
+
+The folder of a run (``clippan.learn.run``) is a model's folder in the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clippan.catalogue.models import find
+from clippan.clip.encoder import TEMPLATES
+from clippan.clip.load import Loaded
+from clippan.core import texts
+from clippan.core.context import Context
+from clippan.core.errors import Cancelled, ClippanError
+from clippan.core.texts import listed
+from clippan.jobs.finetune import AlphaPoint, ClassGain, FinetuneClipRequest
+from clippan.learn.clip import chips as chipped
+from clippan.learn.clip.chips import Chips, Split
+from clippan.learn.clip.farslip import FEWEST, optimiser
+from clippan.learn.descent import descend, rate
+from clippan.learn.run import Training
+from clippan.raster.scene import Look
+
+_LOGGED, _KEPT = 10, 50  # steps that a row of the curves is the mean of, and between checkpoints
+_WARMUP = 0.1  # part of the steps
+_SMOOTHING = 0.1  # of the labels, so that a few hundred chips do not drive the logits apart
+_STEP = 0.1  # of alpha, along the curve
+_DEFAULT = 0.5  # alpha where no control set tells how far to go: the best of the paper's
+_LOOKED = 32  # pictures at a time, at most
+
+
+@dataclass(frozen=True)
+class Quiz:
+    """Chips that are asked what they show, among their own classes.
+
+    Attributes:
+        chips: all.
+        split: which of them choose, and which measure.
+        head: the words of the classes, unit vectors (classes, width).
+    """
+
+    chips: Chips
+    split: Split
+    head: Tensor
+
+
+@contextlib.contextmanager
+def memory(batch: int) -> Iterator[None]:
+    """Says in a sentence that the GPU's memory did not suffice.
+
+    Args:
+        batch: pictures of a step.
+
+    Raises:
+        ClippanError: it did not.
+    """
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        # Another batch is another recipe, and so another run; another device goes on with this one.
+        raise ClippanError(
+            f"The GPU's memory is too small for {batch} pictures a step; go on with --device cpu, or take fewer "
+            "(--batch) and an empty folder."
+        ) from error
+
+
+@contextlib.contextmanager
+def ending(steps: int) -> Iterator[None]:
+    """What follows the last step, and can be cancelled.
+
+    Args:
+        steps: of the run.
+
+    Raises:
+        Cancelled: with a sentence that says what is left, as the one of ``Training.go``.
+    """
+    try:
+        yield
+    except Cancelled:
+        raise Cancelled(f"Cancelled after step {steps}; the same command goes on from there.") from None
+
+
+def read_quizzes(
+    request: FinetuneClipRequest, loaded: Loaded, pixels: int, context: Context
+) -> tuple[Quiz, Optional[Quiz]]:
+    """The task and the control set."""
+    base = find(request.model)
+    if base.channels and (not request.samples or request.control):
+        raise ClippanError(
+            f"The model {base.label} takes the bands {base.channels.listed}, which folders of pictures have not; give "
+            "a raster with samples, and no control set."
+        )
+    if request.samples:
+        look = Look(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
+        task = chipped.places(
+            request.data,
+            look,
+            base.channels,
+            request.samples,
+            request.layer,
+            request.field,
+            request.size,
+            pixels,
+            request.seed,
+            context,
+        )
+    else:
+        task = chipped.pictures(request.data, context)
+    control = chipped.pictures(request.control, context) if request.control else None
+    words = _words(request.words, [task, *([control] if control else [])])
+    task, control = task.called(words), control.called(words) if control else None
+    parts = chipped.divide(task, request.held, request.measured, request.seed)
+    if not len(parts.test):
+        raise ClippanError(
+            "No class has three chips or more that lie apart (a polygon's and those of near points stay together), so "
+            "nothing can be held out to measure with; add some."
+        )
+    quiz = Quiz(task, parts, head(loaded, task.names))
+    if control is None:
+        return quiz, None
+    halves = chipped.split(control, 0.5, request.measured, request.seed, trains=False)
+    if not len(halves.test):
+        raise ClippanError(f"The control set {request.control} has one picture of each class; add another of some.")
+    return quiz, Quiz(control, halves, head(loaded, control.names))
+
+
+def _words(text: str, quizzes: Sequence[Chips]) -> dict[str, str]:
+    """What classes are called, by the names that their folders or samples have, however these are written."""
+    if not text:
+        return {}
+    given = texts.legend(text, "list of words")
+    names = [name for chips in quizzes for name in chips.names]
+    plain = {_plain(name): name for name in names}
+    unknown = [name for name in given if _plain(name) not in plain]
+    if unknown:
+        raise ClippanError(f"There is no class {listed(unknown)} to give words to; the classes are {listed(names)}.")
+    return {plain[_plain(name)]: word for name, word in given.items()}
+
+
+def _plain(name: str) -> str:
+    return "".join(sign for sign in name.lower() if sign.isalnum())
+
+
+@torch.no_grad()
+def head(loaded: Loaded, names: Sequence[str]) -> Tensor:
+    """The frozen classifier: unit vectors (classes, width) of names, averaged over the templates."""
+    sentences = [template.format(name) for name in names for template in TEMPLATES]
+    device = next(loaded.model.parameters()).device
+    found = functional.normalize(loaded.model.encode_text(loaded.tokenizer(sentences).to(device)).float(), dim=-1)
+    return functional.normalize(found.view(len(names), len(TEMPLATES), -1).mean(1), dim=-1)
+
+
+def ready(loaded: Loaded, pictures: np.ndarray, device: torch.device) -> Tensor:
+    """Pictures (n, bands, edge, edge), bytes or 0 to 1, as the image tower takes them."""
+    values = torch.from_numpy(pictures).to(device)
+    values = values.float().div_(255) if pictures.dtype == np.uint8 else values.clone()
+    mean, std = (
+        values.new_tensor(bands)[:, None, None] for bands in (loaded.preprocessing.mean, loaded.preprocessing.std)
+    )
+    return values.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+
+class Tuning(Training):
+    """The tuning of the image tower.
+
+    Args:
+        request: what is asked for.
+        loaded: the model that learns.
+        task: what it learns.
+        pixels: edge of what it sees.
+        device: where to compute.
+        context: hears of progress, and may cancel.
+
+    Attributes:
+        steps: of the whole run.
+    """
+
+    def __init__(
+        self,
+        request: FinetuneClipRequest,
+        loaded: Loaded,
+        task: Quiz,
+        pixels: int,
+        device: torch.device,
+        context: Context,
+    ) -> None:
+        self._request, self._loaded, self._task, self._pixels, self._device = request, loaded, task, pixels, device
+        count = len(task.split.train)
+        self.steps = request.steps or max(count * request.epochs // request.batch, FEWEST)
+        super().__init__(Path(request.output), self.steps, 0, context, _LOGGED, _KEPT)
+        context.log(f"{count} chips of {len(task.chips.names)} classes, {self.steps} steps.")
+        for name, value in loaded.model.named_parameters():
+            value.requires_grad_(name.startswith("visual."))
+        loaded.model.visual.to(memory_format=torch.channels_last)
+        self._scale = loaded.model.logit_scale.detach().exp()
+        self._optimiser = optimiser(loaded.model.visual, request.rate, request.weight_decay)
+
+    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Chips, turned over by chance, and their classes."""
+        train, batch = self._task.split.train, self._request.batch
+        rng = np.random.default_rng([self._request.seed, 1, step])
+        numbers = train[turns(len(train), batch, step, self._request.seed)]
+        seen = [turned(self._task.chips.read(int(number), self._pixels), rng) for number in numbers]
+        return np.stack(seen), self._task.chips.labels[numbers]
+
+    def learn(self, step: int, batch: tuple[np.ndarray, np.ndarray]) -> Mapping[str, Tensor]:
+        """See Training."""
+        pictures, labels = batch
+        vectors = self._loaded.model.encode_image(ready(self._loaded, pictures, self._device)).float()
+        logits = self._scale * functional.normalize(vectors, dim=-1) @ self._task.head.T
+        truth = torch.from_numpy(labels).long().to(self._device)
+        loss = functional.cross_entropy(logits, truth, label_smoothing=_SMOOTHING)
+        warmup = max(int(_WARMUP * self.steps), 1)
+        descend(self._loaded.model.visual, self._optimiser, loss, rate(step, self.steps, self._request.rate, warmup))
+        return {"loss": loss.detach()}
+
+    def state(self) -> dict[str, Any]:
+        """See Training."""
+        return {"visual": self._loaded.model.visual.state_dict(), "optimiser": self._optimiser.state_dict()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See Training."""
+        self._loaded.model.visual.load_state_dict(state["visual"])
+        self._optimiser.load_state_dict(state["optimiser"])
+
+
+def turns(count: int, batch: int, step: int, seed: int) -> np.ndarray:
+    """Which of so many chips a step takes, (batch,): each once in every epoch, in an order of the epoch's own."""
+    epochs, positions = np.divmod(np.arange(step * batch, (step + 1) * batch), count)
+    orders = {epoch: np.random.default_rng([seed, 0, epoch]).permutation(count) for epoch in np.unique(epochs)}
+    return np.array([orders[epoch][position] for epoch, position in zip(epochs, positions)])
+
+
+def turned(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A picture (bands, edge, edge), turned by a right angle or several and mirrored by chance: the same place."""
+    picture = np.rot90(picture, rng.integers(4), (1, 2))
+    return np.ascontiguousarray(picture[:, :, ::-1] if rng.random() < 0.5 else picture)
+
+
+def copied_weights(loaded: Loaded) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in loaded.model.visual.state_dict().items()}
+
+
+@torch.no_grad()
+def mix(visual: torch.nn.Module, before: Mapping[str, Tensor], after: Mapping[str, Tensor], alpha: float) -> None:
+    """Sets a tower's weights to (1 − α)·before + α·after; whole numbers, which count something, stay as before."""
+    mixed = {
+        name: (1 - alpha) * value + alpha * after[name] if value.is_floating_point() else value
+        for name, value in before.items()
+    }
+    visual.load_state_dict(mixed)
+
+
+def alpha_curve(
+    request: FinetuneClipRequest,
+    loaded: Loaded,
+    ends: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+    task: Quiz,
+    control: Optional[Quiz],
+    pixels: int,
+    context: Context,
+) -> tuple[list[AlphaPoint], dict[float, list[np.ndarray]]]:
+    """The points of the curve, and by alpha which of the measuring chips of each set were right."""
+    alphas = {round(_STEP * number, 6) for number in range(round(1 / _STEP) + 1)}
+    alphas |= {request.alpha} if request.alpha is not None else set()
+    points, kept = [], {}
+    for number, alpha in enumerate(sorted(alphas)):
+        part = context.part(100 * number / len(alphas), 100 * (number + 1) / len(alphas))
+        mix(loaded.model.visual, *ends, alpha)
+        chosen: list[np.ndarray] = []
+        measured: list[np.ndarray] = []
+        for quiz in filter(None, (task, control)):
+            for split, hits in ((quiz.split.validation, chosen), (quiz.split.test, measured)):
+                hits.append(right(loaded, quiz, split, pixels, request.batch, part))
+        part.progress(100, f"Measured at α = {alpha:g}")
+        kept[alpha] = measured
+        shares = [[float(hits.mean()) if len(hits) else 0.0 for hits in found] for found in (measured, chosen)]
+        pairs = [(found[0], found[1] if control else None) for found in shares]
+        points.append(AlphaPoint(alpha, pairs[0][0], pairs[0][1], pairs[1][0], pairs[1][1]))
+    return points, kept
+
+
+@torch.inference_mode()
+def right(loaded: Loaded, quiz: Quiz, numbers: np.ndarray, pixels: int, batch: int, context: Context) -> np.ndarray:
+    """Which chips are named right, (n,); so many at a time as a step takes."""
+    found, device, looked = [], quiz.head.device, min(batch, _LOOKED)
+    for start in range(0, len(numbers), looked):
+        context.check()
+        part = numbers[start : start + looked]
+        pictures = np.stack([quiz.chips.read(int(number), pixels) for number in part])
+        vectors = loaded.model.encode_image(ready(loaded, pictures, device)).float()
+        found.append((vectors @ quiz.head.T).argmax(1).cpu().numpy() == quiz.chips.labels[part])
+    return np.concatenate(found) if found else np.empty(0, bool)
+
+
+def choose(points: Sequence[AlphaPoint], keep: float) -> float:
+    """The alpha that is best on the task among those that keep so much of the old accuracy on the control set; of
+    equals the smallest. Both by the validation part. Without a control set 0.5, as nothing says how far to go."""
+    old = points[0].control_validation
+    if old is None:
+        return _DEFAULT
+    able = [point for point in points if (point.control_validation or 0.0) >= keep * old]  # the first always is
+    return max(able, key=lambda point: (point.task_validation, -point.alpha)).alpha
+
+
+def class_gains(quiz: Quiz, number: int, before: list[np.ndarray], after: list[np.ndarray]) -> list[ClassGain]:
+    labels = quiz.chips.labels[quiz.split.test]
+    gains = []
+    for label, name in enumerate(quiz.chips.names):
+        own = labels == label
+        shares = [float(hits[number][own].mean()) if own.any() else None for hits in (before, after)]
+        gains.append(ClassGain(name, bool(number), int(own.sum()), *shares))
+    return gains

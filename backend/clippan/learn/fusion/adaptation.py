@@ -1,0 +1,281 @@
+"""Adapts a fusion network to one scene, which has no truth at full resolution.
+
+The network learns from patches of the scene itself, at two scales at once. At full resolution the fused image has to
+agree with MS once it is degraded and with PAN in its details, and CLIP says whether it moves away from both in the
+direction of a good fusion. One scale down MS is the truth (Wald's protocol): that keeps the colours where they were.
+Every so often the exact figures are measured. What is kept is the best state that got better at full resolution and
+not worse one scale down; where there is none, nothing is handed out.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Optional
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clippan.core.context import Context
+from clippan.core.device import one_thread
+from clippan.core.errors import ClippanError
+from clippan.fusion.model import FusionModel
+from clippan.jobs.adapt import AdaptFusionRequest
+from clippan.learn.descent import descend, follow, rate
+from clippan.learn.fusion import language, losses
+from clippan.learn.fusion.batch import Batch
+from clippan.learn.fusion.figures import measure
+from clippan.learn.fusion.ground import Ground
+from clippan.learn.fusion.objective import Objective, Weights
+
+# How it is learned.
+_RATE = 3e-4
+_WARMUP = 10
+_AVERAGE = 0.9  # share of the past in the running average of the weights, which is what is measured and kept
+_KHAN, _SPATIAL = 1.0, 1.0  # weights of D_λ,K and of D_s
+_SHARP = 2.0  # of the correlation of details that is less than the start's: more costs D_s, and colours
+_REMEMBERED = 0.9  # share of the past in what is known of D_s: one batch alone has too few blocks
+_SMALL = 0.005  # difference of UQI below which a band is let go
+_REDUCED = Weights(supervised=1.0, quality=0.5, angle=5.0)  # angles are small numbers
+_LANGUAGE = 0.1  # weight of CLIP's direction
+_SEEN, _EVERY_SEEN = 2, 4  # patches that CLIP looks at, every so many steps: it costs more than all else
+_STAGE_ONE, _STAGE_RATE = 12, 1e-3  # steps in which CLIP's adapters are taught, and their rate
+_STAGE_SHARE = 0.2  # of the time budget at most
+
+# Where a figure comes near to what may be lost, what guards it counts more from then on.
+_NEAR = 0.4  # part of what may be lost
+_MORE, _LESS = 2.0, 0.8  # times a guard's weight after each measurement
+_MOST = 16.0
+
+# What is kept.
+_EVERY = 30  # steps between measurements
+_PATIENCE = 4  # measurements without a better state
+_GAIN = 0.0005  # of HQNR: less is not worth a file
+_SAM = 1.01  # times the start's at most
+_DETAIL = 0.01  # of the correlation of details, that may be lost
+_BETWEEN = (0.5, 0.25)  # of the way from the start, where all of it loses too much
+_SPARE = 1.0  # seconds for all that comes after the last step
+_LOST = 0.005  # of Q2n, that may be lost
+
+
+class Clock:
+    """The time budget, from now on."""
+
+    def __init__(self, seconds: float) -> None:
+        self._start, self.seconds = time.monotonic(), seconds
+
+    @property
+    def gone(self) -> float:
+        return time.monotonic() - self._start
+
+    @property
+    def left(self) -> float:
+        return self.seconds - self.gone
+
+
+def teach_supervisor(
+    request: AdaptFusionRequest,
+    bands: int,
+    colours: Optional[Sequence[int]],
+    ground: Ground,
+    device: torch.device,
+    clock: Clock,
+    context: Context,
+) -> Optional[language.Supervisor]:
+    """CLIP, taught on patches of the scene what MS, PAN and a fused image are (stage I); None if none is asked for."""
+    if not request.clip:
+        return None
+    context.progress(0, "Loading CLIP")
+    clip = language.frozen_clip(request.clip, device, context)
+    torch.manual_seed(request.seed)
+    supervisor = language.Supervisor(clip, bands, colours)
+    optimiser = torch.optim.Adam(supervisor.learned(), lr=_STAGE_RATE)
+    for step in range(_STAGE_ONE):
+        if clock.gone > _STAGE_SHARE * clock.seconds:
+            break
+        context.progress(100 * (step + 1) / _STAGE_ONE, "Teaching CLIP the scene's bands")
+        batch = ground.full(np.random.default_rng([request.seed, 1, step])).to(device)
+        supervisor.teach(batch, optimiser)
+    return supervisor.freeze()
+
+
+class Adaptation:
+    """A network that learns from the scene.
+
+    Attributes:
+        kept: steps up to the state that is kept.
+        losses: the terms, the mean of the last steps.
+    """
+
+    def __init__(
+        self,
+        start: FusionModel,
+        ground: Ground,
+        supervisor: Optional[language.Supervisor],
+        request: AdaptFusionRequest,
+        device: torch.device,
+        clock: Clock,
+        context: Context,
+    ) -> None:
+        self._start, self._ground, self._supervisor = start, ground, supervisor
+        self._request, self._device, self._clock, self._context = request, device, clock, context
+        self._network = copy.deepcopy(start.network).requires_grad_(True)
+        self._average = copy.deepcopy(start.network)
+        self._optimiser = torch.optim.Adam(self._network.parameters(), lr=_RATE)
+        self._reduced = Objective(_REDUCED)
+        self._apart: Optional[Tensor] = None  # how far each band's UQI with PAN is from where it should be
+        self._colour = self._detail = 1.0  # how much the guards of colours and of detail count
+        self.kept = 0
+        self.losses: dict[str, float] = {}
+
+    def go(self) -> tuple[nn.Module, dict[str, float], dict[str, float]]:
+        """The best network, and the figures before and after.
+
+        Raises:
+            ClippanError: none is better than the start.
+        """
+        begun = self._clock.gone
+        self._context.progress(0, "Measuring the start model")
+        before = self._measure(self._start.network)
+        measuring = self._clock.gone - begun
+        if any(math.isnan(value) for value in before.values()):
+            raise ClippanError(
+                "The scene has no block of 32 × 32 valid pixels at both scales, and figures are measured on such "
+                "blocks; choose a larger area, or pansharpen with the start model."
+            )
+        self._context.log(f"Start: {_words(before)}")
+        steps, stale = self._request.steps, 0
+        best: Optional[nn.Module] = None
+        after, last = before, before
+        done = measured = 0
+        with ThreadPoolExecutor(1, initializer=one_thread) as pool:
+            # The next patches are cut while these are worked on.
+            coming = pool.submit(self._draw, 0)
+            while done < steps and stale < _PATIENCE and self._clock.left > 3.5 * measuring + _SPARE:
+                batches = coming.result()
+                coming = pool.submit(self._draw, done + 1)
+                self._learn(done, batches)
+                done += 1
+                self._context.progress(
+                    100 * done / steps, f"Step {done} of {steps}: {_words(self.losses)}, HQNR {last['HQNR']:.4f}"
+                )
+                if done % _EVERY and done < steps:
+                    continue
+                candidate, last = self._candidate(before, after)
+                measured = done
+                better = _acceptable(before, last) and last["HQNR"] > after["HQNR"]
+                stale = 0 if better else stale + 1
+                if better:
+                    best, after, self.kept = candidate, last, done
+                self._steer(before, last)
+                self._context.log(f"Step {done}: {_words(last)}{'' if better else ' (not kept)'}")
+        if measured < done:  # the time was up in between
+            candidate, last = self._candidate(before, after)
+            if _acceptable(before, last) and last["HQNR"] > after["HQNR"]:
+                best, after, self.kept = candidate, last, done
+        if not done:
+            raise ClippanError(
+                f"The time budget of {self._clock.seconds:g} s was spent before the first step; allow more time."
+            )
+        if best is None or after["HQNR"] < before["HQNR"] + _GAIN:
+            raise ClippanError(
+                f"No better model for this scene was found in {done} steps (HQNR {before['HQNR']:.4f} before, "
+                f"{last['HQNR']:.4f} after; SAM {before['SAM']:.3f} and {last['SAM']:.3f}), so none was written; "
+                "pansharpen with the start model."
+            )
+        return best, before, after
+
+    def _draw(self, step: int) -> tuple[Batch, Batch]:
+        """Patches at both scales, which the seed and the step decide."""
+        rng = np.random.default_rng([self._request.seed, 0, step])
+        return self._ground.full(rng), self._ground.reduced(rng)
+
+    def _learn(self, step: int, batches: tuple[Batch, Batch]) -> None:
+        full, reduced = (batch.to(self._device) for batch in batches)
+        fused = self._network(*full.inputs)
+        with torch.no_grad():
+            wanted = losses.detail_correlation(self._start.network(*full.inputs), full.pan, full.scenes)
+        khan = losses.spectral_distortion_on_pan(full, fused, self._ground.gains)
+        correlation = losses.detail_correlation(fused, full.pan, full.scenes)
+        apart = losses.apart(full, fused).mean(dim=0)
+        now = apart.detach()
+        self._apart = now if self._apart is None else _REMEMBERED * self._apart + (1 - _REMEMBERED) * now
+        spatial = (apart * (self._apart / _SMALL).clamp(-1, 1)).mean()
+        total = _KHAN * khan + _SPATIAL * spatial + self._detail * _SHARP * functional.relu(wanted - correlation)
+        terms = {"D_lambda_K": khan.detach(), "D_s": self._apart.abs().mean(), "detail": 1 - correlation.detach()}
+        loss, more = self._reduced(reduced, self._network(*reduced.inputs))
+        total = total + self._colour * loss
+        terms.update(more)
+        if self._supervisor is not None and step % _EVERY_SEEN == 0:
+            direction = self._supervisor.direction(_some(full, _SEEN), fused[:_SEEN])
+            total = total + _LANGUAGE * _EVERY_SEEN * direction
+            terms["language"] = direction.detach()
+        descend(self._network, self._optimiser, total, rate(step, self._request.steps, _RATE, _WARMUP))
+        follow(self._average, self._network, min(_AVERAGE, (step + 1) / (step + 2)))
+        for name, term in terms.items():
+            value = float(term)
+            self.losses[name] = 0.9 * self.losses.get(name, value) + 0.1 * value
+
+    def _steer(self, before: Mapping[str, float], now: Mapping[str, float]) -> None:
+        """Lets the guards count more or less, as the figures have it."""
+        colours = max((now["SAM"] / before["SAM"] - 1) / (_SAM - 1), (before["Q2n"] - now["Q2n"]) / _LOST)
+        detail = (before["HP_correlation"] - now["HP_correlation"]) / _DETAIL
+        self._colour, self._detail = (
+            min(max(weight * (_MORE if lost > _NEAR else _LESS), 1.0), _MOST)
+            for weight, lost in ((self._colour, colours), (self._detail, detail))
+        )
+
+    def _candidate(self, before: Mapping[str, float], best: Mapping[str, float]) -> tuple[nn.Module, dict[str, float]]:
+        """The averaged network as it would be saved, and its figures; or, where it is better at full resolution but
+        lost too much elsewhere, what lies between it and the start and did not.
+
+        Where the start is at an optimum of what may not be lost, half of the way costs a quarter of the loss.
+        """
+        whole = self._mixed(1.0)
+        first = whole, self._measure(whole)
+        for share in _BETWEEN:
+            if _acceptable(before, first[1]) or first[1]["HQNR"] <= best["HQNR"]:
+                break
+            if self._clock.left < _SPARE:
+                break
+            between = self._mixed(share)
+            figures = self._measure(between)
+            if _acceptable(before, figures) and figures["HQNR"] > best["HQNR"]:
+                return between, figures
+        return first
+
+    def _mixed(self, share: float) -> nn.Module:
+        """A share of the averaged network and the rest of the start, in the precision of a file."""
+        candidate = copy.deepcopy(self._average)
+        with torch.no_grad():
+            for parameter, start in zip(candidate.parameters(), self._start.network.parameters()):
+                parameter.copy_(torch.lerp(start, parameter, share).half().float())
+        return candidate
+
+    def _measure(self, network: nn.Module) -> dict[str, float]:
+        ground = self._ground
+        return measure(network, ground.checks, ground.true_checks, ground.ratio, self._context)
+
+
+def _acceptable(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+    """Whether nothing got worse that must not."""
+    return (
+        after["SAM"] <= _SAM * before["SAM"]
+        and after["HP_correlation"] >= before["HP_correlation"] - _DETAIL
+        and after["Q2n"] >= before["Q2n"] - _LOST
+    )
+
+
+def _some(batch: Batch, count: int) -> Batch:
+    """The first patches of a batch, as far as CLIP looks at them."""
+    return replace(batch, up=batch.up[:count], pan=batch.pan[:count])
+
+
+def _words(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items())

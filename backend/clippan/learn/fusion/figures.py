@@ -1,0 +1,114 @@
+"""The exact figures of a network on windows of a scene, at both scales, as Assess finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clippan.core.context import Context
+from clippan.fusion import filters
+from clippan.fusion.metrics import SAM, Errors, FullFigures, Q2n, correlate
+from clippan.fusion.neural import bounded
+from clippan.jobs.adapt import ADAPTED
+from clippan.learn.fusion.batch import Batch
+from clippan.learn.fusion.scenes import WHOLE, Pairing, Truth, collate
+
+_STEP = 8  # a window's edge is a multiple of it for networks that fold pixels
+
+
+def measure(
+    network: nn.Module, full: Sequence[Check], reduced: Sequence[Check], ratio: float, context: Context
+) -> dict[str, float]:
+    """The figures in ``ADAPTED``.
+
+    Args:
+        network: called as in ``networks``.
+        full: windows at full resolution.
+        reduced: windows one scale down, with their truth.
+        ratio: MS over PAN pixel size.
+        context: may cancel.
+    """
+    figures = FullFigures(ratio)
+    for item in full:
+        context.check()
+        item.add(figures, network)
+    q2n, sam, errors = Q2n(), SAM(), Errors()
+    for item in reduced:
+        assert item.truth is not None
+        fused = item.fuse(network)
+        for figure in (q2n, sam, errors):
+            figure.add(fused, item.truth, item.valid)
+    values = {**figures.values, "Q2n": q2n.value, "SAM": sam.value, "ERGAS": errors.ergas(ratio)}
+    return {name: values[name] for name in ADAPTED}
+
+
+@dataclass(frozen=True)
+class Check:
+    """A window that is fused as a whole and measured.
+
+    Attributes:
+        pairing: the window.
+        batch: the same as a network is given it.
+        valid: which of its pixels count (H, W), and ``covered`` which of them once the fused bands are filtered.
+        trust: how far a network is believed, as in ``neural``.
+        truth: the true bands (c, H, W), if there are some.
+    """
+
+    pairing: Pairing
+    batch: Batch
+    valid: Tensor
+    covered: Tensor
+    trust: Optional[Tensor]
+    truth: Optional[Tensor] = None
+
+    @classmethod
+    def of(
+        cls, pairing: Pairing, device: torch.device, trust: Optional[Tensor], truth: Optional[Truth] = None
+    ) -> Check:
+        """Of a window, and of the truth where it is one scale down."""
+        valid = torch.from_numpy(pairing.inside())
+        if truth is not None:
+            valid &= torch.from_numpy(truth.valid)
+        covered = valid
+        if not bool(valid.all()):
+            weight = _seen(valid.float()[None].expand(len(pairing.ms), -1, -1), pairing)
+            covered = valid & (weight > WHOLE).all(dim=0)
+        batch = collate([pairing.all()], [0], pairing.x.ratio).to(device)
+        true = None if truth is None else torch.from_numpy(truth.bands).float().to(device)
+        return cls(pairing, batch, valid.to(device), covered.to(device), trust, true)
+
+    @torch.no_grad()
+    def fuse(self, network: nn.Module) -> Tensor:
+        """The fused bands (c, H, W) in the units of the file, as Pansharpen makes them."""
+        height, width = self.valid.shape
+        padding = (0, -width % _STEP, 0, -height % _STEP)
+        inputs = self.batch.inputs
+        if any(padding):
+            inputs = tuple(functional.pad(item, padding, mode="replicate") for item in inputs)  # type: ignore[assignment]
+        fused = network(*inputs)[..., :height, :width]
+        return self.batch.units(bounded(fused, self.batch.up, self.batch.classical, self.trust))[0]
+
+    def add(self, figures: FullFigures, network: nn.Module) -> None:
+        """Adds what the network makes of the window, at full resolution."""
+        fused, pan = self.fuse(network), self.batch.pan_units(self.batch.pan)[0]
+        edge = [FullFigures.MARGIN] * 4
+        figures.add_high(*(functional.pad(item, edge) for item in (fused, pan, self.valid)))
+        figures.add_khan(_seen(fused, self.pairing), self.batch.units(self.batch.up)[0], self.covered)
+        low = torch.from_numpy(self.pairing.pan_low(self.pairing.pan_gain)[None])
+        figures.add_low(torch.from_numpy(self.pairing.ms), low, torch.from_numpy(self.pairing.valid))
+
+
+def _seen(bands: Tensor, pairing: Pairing) -> Tensor:
+    """Bands (c, H, W) after each one's MTF filter, on the same grid; beyond the border they repeat."""
+    planes = []
+    for band, gain in zip(bands, pairing.gains):
+        rows, columns = (filters.mtf_kernel(gain, axis.ratio).tolist() for axis in (pairing.y, pairing.x))
+        edge = (len(columns) // 2, len(columns) // 2, len(rows) // 2, len(rows) // 2)
+        wide = functional.pad(band[None, None], edge, mode="replicate")[0]
+        planes.append(correlate(correlate(wide, columns, -1), rows, -2))
+    return torch.cat(planes)

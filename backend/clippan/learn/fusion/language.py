@@ -1,0 +1,400 @@
+"""CLIP as the supervisor of pansharpening: CLIPPan (Liu et al. 2025, arXiv 2511.10896).
+
+Stage I teaches small adapters, on the embeddings of a frozen CLIP, what a multispectral, a panchromatic and a fused
+image are, and that the first two make the third. Stage II asks that a network's output moves away from MS and from
+PAN, among CLIP's pictures, in the direction in which the texts move. CLIP's parameters never change, but gradients
+flow through it: to the convolution that makes three colours of the bands, and to the network.
+
+All embeddings have length 1 before and after every step, so that adapters mean the same for every CLIP.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate, normalize
+
+from clippan.catalogue.models import find, in_colours
+from clippan.clip import hub, load
+from clippan.clip.encoder import fingerprint
+from clippan.core.checkpoint import write
+from clippan.core.context import Context
+from clippan.core.errors import ClippanError, told
+from clippan.learn.fusion.batch import Batch
+
+TEMPERATURE = 0.07
+IMAGE_MIX, TEXT_MIX = 0.2, 0.5  # share of an adapter in its output; the rest is the frozen embedding
+_HIDDEN = 32  # channels inside the reducer
+_STRETCH = 2.0  # standard deviations around the mean that make black and white
+_SOFT = 0.05  # length of a transition below which its direction counts less: an output that equals MS has none
+_KIND = "CLIPPan stage I, version 1"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The texts that stand for the three kinds of image."""
+
+    ms: str
+    pan: str
+    fused: str
+
+
+WALD = Prompts(
+    "a multispectral image",
+    "a panchromatic image",
+    "High-quality reference image adhering to Wald's protocol: spectrally consistent with original data and "
+    "spatially sharp",
+)
+# The authors' own words for Khan's protocol are not published.
+KHAN = Prompts(
+    WALD.ms,
+    WALD.pan,
+    "Fused image whose low-pass matches the multispectral image and whose high-pass matches the panchromatic image",
+)
+
+
+class FrozenCLIP(nn.Module):
+    """A CLIP that stays as it is, and through which gradients flow to the picture.
+
+    Args:
+        loaded: of ``clip.load``.
+        name: its id or path.
+        sha256: of its weights.
+
+    Attributes:
+        width: numbers in an embedding.
+    """
+
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(self, loaded: load.Loaded, name: str, sha256: str) -> None:
+        super().__init__()
+        self.name, self.sha256 = name, sha256
+        self.pixels = loaded.preprocessing.pixels
+        self._network, self._tokenizer = loaded.model.requires_grad_(False), loaded.tokenizer
+        device = next(loaded.model.parameters()).device
+        mean, std = (
+            torch.tensor(values, device=device) for values in (loaded.preprocessing.mean, loaded.preprocessing.std)
+        )
+        self.register_buffer("_mean", mean[:, None, None], persistent=False)
+        self.register_buffer("_std", std[:, None, None], persistent=False)
+        self.width = self.texts(["a"]).shape[1]
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenCLIP:
+        """Does nothing: in training mode, normalisations would follow the pictures and so change the embeddings."""
+        return super().train(False)
+
+    def images(self, pictures: Tensor) -> Tensor:
+        """Embeddings (n, width) of pictures (n, 3, h, w) with values from 0 to 1, of any size."""
+        # Half precision would lose the difference of two similar pictures, which is what counts here.
+        with torch.autocast(pictures.device.type, enabled=False):
+            size = (self.pixels, self.pixels)
+            pictures = interpolate(pictures.float(), size, mode="bicubic", align_corners=False, antialias=True)
+            pictures = (pictures - self._mean) / self._std
+            # Convolutions are twice as fast with the colours last.
+            pictures = pictures.contiguous(memory_format=torch.channels_last)
+            return normalize(self._network.encode_image(pictures), dim=-1)
+
+    @torch.no_grad()
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings (n, width) of texts, which nothing here can change."""
+        with torch.autocast(self._mean.device.type, enabled=False):
+            return normalize(self._network.encode_text(self._tokenizer(prompts).to(self._mean.device)), dim=-1)
+
+
+def frozen_clip(name: str, device: torch.device, context: Context) -> FrozenCLIP:
+    """The model of this id or path, fetched if it has to be.
+
+    Raises:
+        ClippanError: it cannot be had, or not loaded.
+    """
+    model = in_colours(find(name))
+    path = hub.fetch(model, context)
+    return FrozenCLIP(load.load(path, model, device), model.id, fingerprint(model, path, context))
+
+
+class Reducer(nn.Module):
+    """A picture of three colours made of all bands: 1×1, 3×3 and 1×1 convolutions beside one of 1×1, C → 3.
+
+    It starts as the three bands that are red, green and blue.
+
+    Args:
+        bands: number of them.
+        colours: the bands, counted from 0, that show red, green and blue; without them those of most sensors.
+    """
+
+    def __init__(self, bands: int, colours: Optional[Sequence[int]] = None) -> None:
+        super().__init__()
+        # Blue is first, or second behind the coast's deeper blue; red before or behind a yellow.
+        colours = colours or ((2, 1, 0) if bands <= 4 else (4, 2, 1))
+        self.colours = nn.Conv2d(bands, 3, 1)
+        self.detail = nn.Sequential(
+            nn.Conv2d(bands, _HIDDEN, 1),
+            nn.ReLU(),
+            nn.Conv2d(_HIDDEN, _HIDDEN, 3, padding=1, padding_mode="replicate"),
+            nn.ReLU(),
+            nn.Conv2d(_HIDDEN, 3, 1),
+        )
+        with torch.no_grad():
+            for parameter in (*self.colours.parameters(), *self.detail[-1].parameters()):
+                parameter.zero_()
+            for channel, band in enumerate(colours):
+                self.colours.weight[channel, min(band, bands - 1)] = 1
+
+    def forward(self, bands: Tensor) -> Tensor:
+        return self.colours(bands) + self.detail(bands)
+
+
+class Adapter(nn.Module):
+    """A bottleneck without biases, mixed with what it adapts.
+
+    Args:
+        inputs: numbers that go in, four times as many as in the middle.
+        width: numbers that come out.
+        mix: share of the bottleneck in the result.
+    """
+
+    def __init__(self, inputs: int, width: int, mix: float) -> None:
+        super().__init__()
+        self._mix = mix
+        self.bottleneck = nn.Sequential(
+            nn.Linear(inputs, inputs // 4, bias=False), nn.ReLU(), nn.Linear(inputs // 4, width, bias=False)
+        )
+
+    def forward(self, inputs: Tensor, kept: Tensor) -> Tensor:
+        """The unit vectors ``kept`` (n, width), changed by what ``inputs`` (n, inputs) tell."""
+        return normalize(self._mix * self.bottleneck(inputs) + (1 - self._mix) * kept, dim=-1)
+
+
+class Side(nn.Module):
+    """The three adapters of embeddings of images, or of texts: of MS, of PAN, and of both to the fused one's."""
+
+    def __init__(self, width: int, mix: float) -> None:
+        super().__init__()
+        self._ms, self._pan = Adapter(width, width, mix), Adapter(width, width, mix)
+        self._fusion = Adapter(2 * width, width, mix)
+
+    def ms(self, embeddings: Tensor) -> Tensor:
+        """Adapted embeddings of MS, and of what is fused: so an output that equals MS has MS's embedding."""
+        return self._ms(embeddings, embeddings)
+
+    def pan(self, embeddings: Tensor) -> Tensor:
+        """Adapted embeddings of PAN."""
+        return self._pan(embeddings, embeddings)
+
+    def fuse(self, ms: Tensor, pan: Tensor) -> Tensor:
+        """What the adapted embeddings of MS and PAN should make together."""
+        return self._fusion(torch.cat([ms, pan], dim=-1), normalize(ms + pan, dim=-1))
+
+
+class Adapters(nn.Module):
+    """All six adapters; 1.3 million parameters at a width of 512."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.image, self.text = Side(width, IMAGE_MIX), Side(width, TEXT_MIX)
+
+
+def stretch(values: Tensor) -> Tensor:
+    """Standardised values from 0 to 1: the scene's mean ± 2 standard deviations, as a display stretches it.
+
+    The statistics are the whole scene's, so a patch keeps its brightness; mean 0.5 and deviation 0.25 are about those
+    of the photographs that CLIPs saw. Beyond the range pictures saturate, but gradients flow as if they did not:
+    otherwise nothing could bring such a pixel back.
+    """
+    values = values / (2 * _STRETCH) + 0.5
+    return values + (values.clamp(0, 1) - values).detach()
+
+
+class Supervisor(nn.Module):
+    """A frozen CLIP with what stage I teaches: the reducer of bands, and the adapters.
+
+    Args:
+        clip: the frozen one.
+        bands: of MS.
+        colours: see ``Reducer``.
+        prompts: the texts for the three kinds of image.
+    """
+
+    _texts: Tensor
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        bands: int,
+        colours: Optional[Sequence[int]] = None,
+        prompts: Prompts = WALD,
+    ) -> None:
+        super().__init__()
+        self.clip, self.bands, self.prompts = clip, bands, prompts
+        texts = clip.texts([prompts.ms, prompts.pan, prompts.fused])
+        self.reducer = Reducer(bands, colours).to(texts.device)
+        self.adapters = Adapters(clip.width).to(texts.device)
+        self.register_buffer("_texts", texts, persistent=False)
+
+    def learned(self) -> list[nn.Parameter]:
+        """What stage I trains."""
+        return [*self.reducer.parameters(), *self.adapters.parameters()]
+
+    def freeze(self) -> Supervisor:
+        """For stage II, which trains the network only."""
+        self.requires_grad_(False)
+        return self
+
+    def texts(self) -> Tensor:
+        """Embeddings (3, width) of the texts of MS and PAN, adapted, and of the fused image, as CLIP has it."""
+        ms, pan, fused = self._texts.split(1)
+        return torch.cat([self.adapters.text.ms(ms), self.adapters.text.pan(pan), fused])
+
+    def stage_one(self, batch: Batch, hrms: Optional[Tensor] = None) -> dict[str, Tensor]:
+        """Stage I's losses by name, to be summed: inter, intra, fusion.
+
+        inter: cross-entropy of each image's kind, among the three texts. intra: supervised contrast (Khosla et al.
+        2020) that brings MS, PAN and fused patches of one scene together; where all are of one scene, each patch
+        is its own. fusion: ‖F_fuse − F_wald‖₁ of texts + ‖F_fuse − F_HRMS‖₁ of images.
+
+        Args:
+            hrms: stand-in for the fused image (n, c, H, W), standardised; ``batch.classical`` by default.
+        """
+        with torch.autocast(batch.up.device.type, enabled=False):
+            ms, fused, pan = self._see([batch.up, batch.classical if hrms is None else hrms], batch.pan)
+            texts = self.texts()
+            _, scenes, counts = torch.unique(batch.scenes, return_inverse=True, return_counts=True)
+            if len(counts) == 1:
+                scenes = torch.arange(len(ms), device=ms.device)
+            made = self.adapters.text.fuse(texts[:1], texts[1:2]), self.adapters.image.fuse(ms, pan)
+            # F_HRMS is what the fusion has to meet, not the other way round.
+            wanted = texts[2:], fused.detach()
+            return {
+                "inter": _classified(torch.cat([ms, pan, fused]), texts),
+                "intra": _contrast(torch.cat([ms, pan, fused]), scenes.repeat(3)),
+                "fusion": sum(
+                    ((one - other).abs().sum(dim=-1).mean() for one, other in zip(made, wanted)), start=ms.new_zeros(())
+                ),
+            }
+
+    def teach(self, batch: Batch, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """A step of stage I; its losses, without gradient."""
+        terms = self.stage_one(batch)
+        optimiser.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        optimiser.step()
+        return {name: value.detach() for name, value in terms.items()}
+
+    def direction(self, batch: Batch, fused: Tensor) -> Tensor:
+        """Stage II's L_d, 0 (best) to 2: whether the image moves from MS and from PAN to the output as the texts do.
+
+        1 − ½ (cos(F_out − F_MS, F_wald − F_MS) + cos(F_out − F_PAN, F_wald − F_PAN)), images first, texts second.
+
+        Args:
+            fused: the network's output (n, c, H, W), standardised.
+        """
+        with torch.autocast(fused.device.type, enabled=False):
+            texts = self.texts()
+            wanted = texts[2] - texts[:2]
+            made = self.adapters.image.ms(self.clip.images(self._colours(fused.float())))
+            cosines = [_cosine(made - start, goal) for start, goal in zip(self._see([batch.up], batch.pan), wanted)]
+            return 1 - torch.stack(cosines).mean()
+
+    def _see(self, bands: Sequence[Tensor], pan: Tensor) -> tuple[Tensor, ...]:
+        """Adapted embeddings of each of several images of bands, and of PAN, in one pass.
+
+        MS comes in as it was interpolated, which CLIP's own size would do to it anyway: so all images show the same
+        ground, and the difference of two embeddings is that of their detail and colour.
+        """
+        pictures = torch.cat([*map(self._colours, bands), stretch(pan).expand(-1, 3, -1, -1)])
+        *images, last = self.clip.images(pictures).split(len(pan))
+        return (*map(self.adapters.image.ms, images), self.adapters.image.pan(last))
+
+    def _colours(self, bands: Tensor) -> Tensor:
+        return self.reducer(stretch(bands))
+
+    def save(self, path: Path) -> None:
+        """Writes what stage I taught, with the CLIP, bands and prompts that it holds for.
+
+        Raises:
+            ClippanError: the file cannot be written.
+        """
+        metadata = {
+            "kind": _KIND,
+            "clip": self.clip.name,
+            "sha256": self.clip.sha256,
+            "bands": str(self.bands),
+            "prompts": json.dumps([self.prompts.ms, self.prompts.pan, self.prompts.fused]),
+        }
+        write(path, "adapted CLIP", {name: value.contiguous() for name, value in self._own().items()}, metadata)
+
+    @classmethod
+    def load(cls, path: Path, clip: FrozenCLIP, bands: int) -> Supervisor:
+        """What ``save`` wrote, frozen, with its own prompts.
+
+        Raises:
+            ClippanError: it is no such file, or is for another CLIP or number of bands.
+        """
+        from safetensors import safe_open
+
+        try:
+            with safe_open(str(path), framework="pt", device="cpu") as file:
+                about = file.metadata() or {}
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except Exception as error:
+            raise ClippanError(
+                f"The adapted CLIP {path} cannot be read ({told(error)}); choose a file that stage I wrote."
+            ) from error
+        if about.get("kind") != _KIND:
+            raise ClippanError(f"{path} is no adapted CLIP of this version; choose a file that stage I wrote.")
+        if about["bands"] != str(bands):
+            raise ClippanError(
+                f"{path} was adapted for {about['bands']} bands but MS has {bands}; choose a file for {bands} bands, "
+                "or run stage I on this sensor."
+            )
+        if about["sha256"] != clip.sha256:
+            raise ClippanError(
+                f"{path} was adapted with the CLIP {about['clip']} but {clip.name} has other weights; choose "
+                f"{about['clip']}, or run stage I with {clip.name}."
+            )
+        supervisor = cls(clip, bands, prompts=Prompts(*json.loads(about["prompts"])))
+        own = supervisor._own()
+        if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in own.items()}:
+            raise ClippanError(f"The weights in {path} are not those of an adapted CLIP; run stage I again.")
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(weights[name])
+        return supervisor.freeze()
+
+    def _own(self) -> dict[str, Tensor]:
+        """Weights without those of CLIP."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("clip.")}
+
+
+def _classified(images: Tensor, texts: Tensor) -> Tensor:
+    """Cross-entropy of images (3n, width), n of each kind in turn, against the texts of the kinds (3, width)."""
+    kinds = torch.arange(len(texts), device=images.device).repeat_interleave(len(images) // len(texts))
+    return cross_entropy(images @ texts.T / TEMPERATURE, kinds)
+
+
+def _contrast(embeddings: Tensor, groups: Tensor) -> Tensor:
+    """Mean of −log of the share of each other member of an embedding's group among all others (Khosla et al. 2020)."""
+    itself = torch.eye(len(groups), dtype=torch.bool, device=groups.device)
+    logits = (embeddings @ embeddings.T / TEMPERATURE).masked_fill(itself, -torch.inf)
+    shares = logits - logits.logsumexp(dim=1, keepdim=True)
+    positive = (groups[:, None] == groups) & ~itself
+    means = torch.where(positive, shares, 0.0).sum(dim=1) / positive.sum(dim=1)
+    return -means.mean()
+
+
+def _cosine(transitions: Tensor, goal: Tensor) -> Tensor:
+    """Mean cosine between transitions (n, width) and the goal (width,); near 0 for a transition much below ``_SOFT``.
+
+    The true cosine of a vanishing vector has an infinite gradient, and a network that starts from MS starts there.
+    """
+    lengths = (transitions.square().sum(dim=-1) + _SOFT**2).sqrt()
+    return (transitions @ normalize(goal, dim=-1) / lengths).mean()

@@ -1,0 +1,137 @@
+"""The terms of a training, weighted and summed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Callable, Optional, Protocol
+
+import torch
+from torch import Tensor
+
+from clippan.core.errors import ClippanError
+from clippan.learn.fusion import losses
+from clippan.learn.fusion.batch import Batch
+
+Term = Callable[[Batch, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much each term counts; one of weight 0 is not computed. See ``losses``.
+
+    Attributes:
+        spectral: L_spec, the fused bands as the sensor would see them against MS.
+        spatial: L_spat, a sum of the bands against PAN.
+        qnr: L_QNR = 1 − QNR.
+        pseudo: L_ship, against a frozen network.
+        language: L_d, the direction of CLIP's embeddings; its gradient is about 100 times that of ``spectral``, and
+            CLIP rewards patterns that nobody sees: weights around 0.01 keep it a hint beside the other terms.
+        supervised: L1 against the true MS, one scale down.
+        quality: 1 − Q2n against the true MS.
+        angle: spectral angle against the true MS, in radians.
+        khan: Khan's spectral distortion.
+        alparone: Alparone's spectral distortion.
+        distortion: spatial distortion D_s.
+        detail: 1 − correlation of details with those of PAN.
+        texture: what is lacking of the classical result's details, place by place.
+    """
+
+    spectral: float = 0.0
+    spatial: float = 0.0
+    qnr: float = 0.0
+    pseudo: float = 0.0
+    language: float = 0.0
+    supervised: float = 0.0
+    quality: float = 0.0
+    angle: float = 0.0
+    khan: float = 0.0
+    alparone: float = 0.0
+    distortion: float = 0.0
+    detail: float = 0.0
+    texture: float = 0.0
+
+    @property
+    def used(self) -> Mapping[str, float]:
+        """Those that are not zero."""
+        return {name: weight for name, weight in dataclasses.asdict(self).items() if weight}
+
+
+class Directs(Protocol):
+    """What ``language`` needs: a ``language.Supervisor``."""
+
+    def direction(self, batch: Batch, fused: Tensor) -> Tensor: ...
+
+
+class Objective:
+    """What a training minimises.
+
+    Args:
+        weights: of the terms.
+        spatial: L_spat; ``losses.Spatial`` learns its own weights of the bands, which the optimiser has to be given.
+        teacher: the frozen network of ``pseudo``, called as networks are.
+        supervisor: stage I's, for ``language``.
+        pooled: figures of blocks and of details are averaged over the patches of a scene before they are compared.
+
+    Raises:
+        ClippanError: no term has a weight, or one has no finite positive one, or lacks what it needs.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        spatial: Term = losses.spatial,
+        teacher: Optional[Callable[..., Tensor]] = None,
+        supervisor: Optional[Directs] = None,
+        pooled: bool = False,
+    ) -> None:
+        self._used = weights.used
+        if not self._used:
+            raise ClippanError("No loss has a weight; give at least one of them a weight above 0.")
+        for name, weight in self._used.items():
+            if not 0 < weight < float("inf"):
+                raise ClippanError(f"The loss {name} has the weight {weight}; choose a number from 0 up.")
+        for name, needed, what in (
+            ("pseudo", teacher, "a trained network as its teacher"),
+            ("language", supervisor, "a CLIP that stage I has adapted"),
+        ):
+            if name in self._used and needed is None:
+                raise ClippanError(f"The loss {name} needs {what}; name one, or set its weight to 0.")
+
+        def pseudo(batch: Batch, fused: Tensor) -> Tensor:
+            assert teacher is not None
+            with torch.no_grad():
+                made = teacher(*batch.inputs)
+            return losses.pseudo(fused, made)
+
+        def language(batch: Batch, fused: Tensor) -> Tensor:
+            assert supervisor is not None
+            return supervisor.direction(batch, fused)
+
+        def detail(batch: Batch, fused: Tensor) -> Tensor:
+            return 1 - losses.detail_correlation(fused, batch.pan, batch.scenes if pooled else None)
+
+        self._terms: dict[str, Term] = {
+            "spectral": losses.spectral,
+            "spatial": spatial,
+            "qnr": lambda batch, fused: losses.qnr(batch, fused, pooled),
+            "pseudo": pseudo,
+            "language": language,
+            "supervised": losses.supervised,
+            "quality": losses.quality,
+            "angle": losses.angle,
+            "khan": losses.spectral_distortion,
+            "alparone": lambda batch, fused: losses.band_distortion(batch, fused, pooled),
+            "distortion": lambda batch, fused: losses.spatial_distortion(batch, fused, pooled),
+            "detail": detail,
+            "texture": losses.texture,
+        }
+
+    def __call__(self, batch: Batch, fused: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and each term without its weight and gradient, for the curves."""
+        # Half precision loses what differences of nearly equal numbers leave.
+        with torch.autocast(fused.device.type, enabled=False):
+            terms = {name: self._terms[name](batch, fused.float()) for name in self._used}
+            total: Any = sum(weight * terms[name] for name, weight in self._used.items())
+        return total, {name: term.detach() for name, term in terms.items()}

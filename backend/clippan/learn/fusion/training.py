@@ -1,0 +1,169 @@
+"""The training of fusion networks: with a truth one scale down, and without one at full resolution.
+
+Both may be used at once. ``torchrun`` starts one process a device, and gradients are averaged over them. A folder
+holds a run: ``recipe.yaml``, ``curves.csv`` (the terms of the loss), ``checkpoint.pt``, and in the end
+``model.safetensors``; the same command goes on with it.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clippan import __version__
+from clippan.core.context import Context
+from clippan.fusion import model, networks
+from clippan.fusion.model import FusionModel
+from clippan.learn.descent import descend, follow, rate
+from clippan.learn.fusion import language
+from clippan.learn.fusion.batch import Batch
+from clippan.learn.fusion.objective import Objective
+from clippan.learn.fusion.recipe import Recipe
+from clippan.learn.fusion.sampler import Sampler
+from clippan.learn.run import Training
+
+_LOGGED = 50  # steps that a row of the curves is the mean of
+_KEPT = 500  # steps between checkpoints
+
+MODEL, STAGE_ONE = "model.safetensors", "stage_one.safetensors"
+
+
+class Step(nn.Module):
+    """One step's loss as a module, so that torch's data parallel sees a single forward pass."""
+
+    def __init__(self, network: nn.Module, truth: Optional[Objective], scene: Optional[Objective], half: bool) -> None:
+        super().__init__()
+        self.network = network
+        self._objectives = {"truth": truth, "scene": scene}
+        self._half = half
+
+    def forward(self, batches: Mapping[str, Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum over both kinds of batches, and each term by name."""
+        total, terms = None, {}
+        for kind, batch in batches.items():
+            objective = self._objectives[kind]
+            assert objective is not None
+            with torch.autocast(batch.up.device.type, torch.bfloat16, enabled=self._half):
+                fused = self.network(*batch.inputs)
+            loss, parts = objective(batch, fused)
+            total = loss if total is None else total + loss
+            terms.update({f"{kind}.{name}": value for name, value in parts.items()})
+        assert total is not None
+        return total, terms
+
+
+class Run(Training):
+    """A training under way.
+
+    Args:
+        recipe: what is asked for.
+        sampler: where batches come from.
+        device: where to compute.
+        folder: of the run.
+        rank, count: this process's number, and how many there are.
+        context: hears of progress, and may cancel.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        sampler: Sampler,
+        device: torch.device,
+        folder: Path,
+        rank: int,
+        count: int,
+        context: Context,
+    ) -> None:
+        super().__init__(folder, recipe.steps, rank, context, _LOGGED, _KEPT)
+        self._recipe, self._sampler, self._device, self._count = recipe, sampler, device, count
+        torch.manual_seed(recipe.seed)
+        self.network = networks.build(recipe.network, recipe.bands, **recipe.options).to(device)
+        self._average = copy.deepcopy(self.network).requires_grad_(False)
+        self._optimiser = torch.optim.AdamW(self.network.parameters(), lr=recipe.rate, weight_decay=1e-4)
+        teacher = model.load(recipe.teacher, device).network if recipe.teacher else None
+        self._kinds = [kind for kind in ("truth", "scene") if getattr(recipe, kind).used]
+        supervisor = self._supervisor() if recipe.scene.language else None
+        truth, scene = (
+            Objective(weights, teacher=teacher, supervisor=supervisor, pooled=True) if weights.used else None
+            for weights in (recipe.truth, recipe.scene)
+        )
+        self._step: nn.Module = Step(self.network, truth, scene, recipe.precision == "bfloat16")
+        if count > 1:
+            self._step = nn.parallel.DistributedDataParallel(self._step)
+        self.resume(device)
+
+    def result(self) -> FusionModel:
+        """The averaged network."""
+        recipe = self._recipe
+        bound = 0 if networks.NETWORKS[recipe.network].any_bands else recipe.bands
+        about = {
+            "about": recipe.about,
+            "trained": datetime.date.today().isoformat(),
+            "steps": self._done,
+            "seed": recipe.seed,
+            "without": list(recipe.without),
+            "version": __version__,
+        }
+        return FusionModel(self._average.eval(), recipe.network, recipe.options, bound, about)
+
+    def draw(self, step: int) -> dict[str, Batch]:
+        """See Training."""
+        rng = np.random.default_rng([self._recipe.seed, self._rank, step])
+        return {kind: getattr(self._sampler, kind)(rng) for kind in self._kinds}
+
+    def learn(self, step: int, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
+        """See Training."""
+        recipe = self._recipe
+        total, terms = self._step({kind: part.to(self._device) for kind, part in batch.items()})
+        descend(self.network, self._optimiser, total, rate(step, recipe.steps, recipe.rate, recipe.warmup))
+        # Early on the average is of few steps, as what was before the training means nothing.
+        follow(self._average, self.network, min(recipe.average, (step + 1) / (step + 20)))
+        return terms
+
+    def state(self) -> dict[str, Any]:
+        """See Training."""
+        return {
+            "network": self.network.state_dict(),
+            "average": self._average.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See Training."""
+        self.network.load_state_dict(state["network"])
+        self._average.load_state_dict(state["average"])
+        self._optimiser.load_state_dict(state["optimiser"])
+
+    def _supervisor(self) -> language.Supervisor:
+        """CLIP with its adapters: those of a file, of this run's folder, or taught now (stage I)."""
+        plan, bands = self._recipe.language, self._recipe.bands
+        clip = language.frozen_clip(plan.clip, self._device, self._context)
+        path = Path(plan.adapted) if plan.adapted else self._folder / STAGE_ONE
+        if not plan.adapted:
+            if self._rank == 0 and not path.exists():
+                self._teach(clip, path)
+            if self._count > 1:  # the others take what the first has taught
+                torch.distributed.barrier()
+        return language.Supervisor.load(path, clip, bands)
+
+    def _teach(self, clip: language.FrozenCLIP, path: Path) -> None:
+        """Stage I."""
+        plan = self._recipe.language
+        prompts = language.KHAN if plan.protocol == "khan" else language.WALD
+        supervisor = language.Supervisor(clip, self._recipe.bands, prompts=prompts)
+        optimiser = torch.optim.Adam(supervisor.learned(), lr=plan.rate)
+        for step in range(plan.steps):
+            rng = np.random.default_rng([self._recipe.seed, self._count, step])
+            terms = supervisor.teach(self._sampler.scenes(rng, plan.batch).to(self._device), optimiser)
+            self._context.check()
+            if step % _LOGGED == 0 or step == plan.steps - 1:
+                words = ", ".join(f"{name} {float(value):.3f}" for name, value in terms.items())
+                self._context.log(f"Stage I, step {step + 1}: {words}")
+        supervisor.save(path)
