@@ -38,6 +38,7 @@ from clippan.fewshot.network import Size  # noqa: E402
 from clippan.jobs import Context, Device  # noqa: E402
 from clippan.jobs.classify import Classifier  # noqa: E402
 from clippan.labels import accuracy  # noqa: E402
+from clippan.learn.fewshot import pretrain  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
 PINES = ROOT.parent / "tensorly" / "tensorly" / "datasets" / "data"
@@ -219,7 +220,7 @@ class Bench:
         clock = path.with_suffix(".json")
         if not clock.exists():
             start = time.process_time()
-            found = diffusion.pretrain(
+            found = pretrain(
                 scene.modalities, scene.valid, steps=steps, seed=SEED, device=CPU, context=Context(), size=size
             )
             found.save(path)

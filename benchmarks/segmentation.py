@@ -31,13 +31,10 @@ from starter import pictures  # noqa: E402
 
 from clippan import __version__  # noqa: E402
 from clippan.catalogue.prompts import parse  # noqa: E402
-from clippan.clip import coarse  # noqa: E402
+from clippan.clip import coarse, view  # noqa: E402
 from clippan.clip.encoder import encoder  # noqa: E402
 from clippan.clip.words import words  # noqa: E402
-from clippan.handlers import (  # noqa: E402
-    run,
-    segment,
-)
+from clippan.handlers import run  # noqa: E402
 from clippan.jobs import CalibrateRequest, Context, Device, Refinement, SegmentRequest  # noqa: E402
 from clippan.raster.scene import Look, Scene  # noqa: E402
 from clippan.raster.tiles import Window, tiles  # noqa: E402
@@ -145,7 +142,7 @@ def side_by_side() -> Iterator[None]:
         cells = model.pixels * (coarse.LARGER if model.any_size else 1) // model.stride
         return real(cls, model, width, height, edge, part, cells)
 
-    with mock.patch.object(segment.Lattice, "of", classmethod(of)):
+    with mock.patch.object(view.Lattice, "of", classmethod(of)):
         yield
 
 
@@ -253,7 +250,7 @@ def main() -> None:
 def _edge(place: Place, model: str) -> int:
     """The window that the job chooses."""
     scene = Scene(place.path, Look())
-    return segment.edges(scene, encoder(model, Device.CPU, Context()), scene.part())[0]
+    return view.edges(scene, encoder(model, Device.CPU, Context()), scene.part())[0]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import clippan
 PROCESS = """
 import sys, torch
 from clippan import cli
-from {module} import train
+import {module} as train
 
 go = train.Run.go
 
@@ -36,7 +36,7 @@ def in_two(folder: Path, module: str, state: str, command: Sequence[str]) -> tup
 
     Args:
         folder: for the run and its program.
-        module: package whose ``train.Run`` runs.
+        module: whose ``Run`` runs.
         state: expression for what is to be known of each run in the end.
         command: without the output.
 

@@ -16,6 +16,7 @@ from clippan.core.errors import Cancelled, ClippanError
 from clippan.fewshot import diffusion, prompted, windows
 from clippan.fewshot.network import PUBLISHED, Network, Size
 from clippan.jobs import Context
+from clippan.learn.fewshot import pretrain
 
 CPU = torch.device("cpu")
 SMALL = Size(window=5, width=16, depth=1, heads=2, components=4)
@@ -49,7 +50,7 @@ class Learned(NamedTuple):
 
 def learned(seed: int = 0, options: prompted.Options = QUICK, texts: torch.Tensor | None = None):
     modalities, truth = scene()
-    encoder = diffusion.pretrain(
+    encoder = pretrain(
         modalities, everywhere(truth), steps=8, batch=8, seed=seed, device=CPU, context=Context(), size=SMALL
     )
     rows, columns = np.array([5, 9, 5, 9, 30, 33, 30, 33]), np.array([5, 11, 30, 40, 5, 11, 30, 40])
@@ -111,7 +112,7 @@ def test_a_gpu_tells_the_same() -> None:
     maps = []
     for name in ("cpu", "cuda"):
         device = torch.device(name)
-        encoder = diffusion.pretrain(
+        encoder = pretrain(
             modalities, everywhere(truth), steps=2, batch=8, device=device, context=Context(), size=SMALL
         )
         sight, moments = prompted.look(encoder, modalities, everywhere(truth), QUICK, Context()), prompted.Moments()
@@ -142,16 +143,14 @@ def test_the_encoder_is_shared_and_the_rest_is_not() -> None:
 
 def test_the_published_network_takes_a_step() -> None:
     modalities, truth = scene(16, 16)
-    found = diffusion.pretrain(
-        modalities, everywhere(truth), steps=1, batch=2, device=CPU, context=Context(), size=PUBLISHED
-    )
+    found = pretrain(modalities, everywhere(truth), steps=1, batch=2, device=CPU, context=Context(), size=PUBLISHED)
     assert len(found.network.encoders[0]) == PUBLISHED.depth + 1
 
 
 def test_pre_training_lowers_the_loss_and_repeats() -> None:
     modalities, truth = scene()
     first, again, longer = (
-        diffusion.pretrain(
+        pretrain(
             modalities, everywhere(truth), steps=steps, batch=16, seed=3, device=CPU, context=Context(), size=SMALL
         )
         for steps in (5, 5, 80)
@@ -194,7 +193,7 @@ def test_other_rasters_than_the_encoders_are_refused() -> None:
 def test_a_scene_without_valid_pixels_is_refused() -> None:
     modalities, truth = scene()
     with pytest.raises(ClippanError, match="No pixel is valid"):
-        diffusion.pretrain(modalities, ~everywhere(truth), steps=1, device=CPU, context=Context())
+        pretrain(modalities, ~everywhere(truth), steps=1, device=CPU, context=Context())
 
 
 @pytest.mark.parametrize("words", [False, True])
@@ -266,7 +265,7 @@ def test_cancelling_ends_both_steps() -> None:
     known = learned()
     stopped = Context(cancelled=lambda: True)
     with pytest.raises(Cancelled):
-        diffusion.pretrain(known.modalities, everywhere(known.truth), steps=5, device=CPU, context=stopped, size=SMALL)
+        pretrain(known.modalities, everywhere(known.truth), steps=5, device=CPU, context=stopped, size=SMALL)
     sight = prompted.look(known.encoder, known.modalities, everywhere(known.truth), QUICK, Context())
     with pytest.raises(Cancelled):
         known.fitted.map(sight, stopped)

@@ -57,7 +57,7 @@ def test_this_engine_works():
 
 def test_home_is_not_told(light, monkeypatch):
     monkeypatch.setattr(Path, "home", classmethod(lambda cls: Path(sys.executable).parents[1]))
-    result = doctor.examine()
+    result = doctor.run(DoctorRequest(), Context())
     assert f"(~{Path('/') / Path(sys.executable).parent.name / Path(sys.executable).name})" in result.text
     assert str(Path(sys.executable).parents[1]) not in result.text
     monkeypatch.setattr(Path, "home", classmethod(lambda cls: Path("/")))
@@ -66,7 +66,7 @@ def test_home_is_not_told(light, monkeypatch):
 
 def test_no_torch(light, monkeypatch):
     without(monkeypatch, "torch")
-    result = doctor.examine()
+    result = doctor.run(DoctorRequest(), Context())
     assert not result.ok
     assert result.device == ""
     sentence = f"The engine's Python ({sys.executable}) has no PyTorch; run Set up engine, or install torch there."
@@ -90,7 +90,7 @@ def test_broken_torch(monkeypatch):
 
 def test_no_gdal(light, monkeypatch):
     without(monkeypatch, "osgeo.gdal")
-    check = find(doctor.examine(), "GDAL")
+    check = find(doctor.run(DoctorRequest(), Context()), "GDAL")
     assert check.status is Status.FAILED
     assert "No module named 'osgeo.gdal'" in check.found
     assert "QGIS's own GDAL" in check.remedy
@@ -98,7 +98,7 @@ def test_no_gdal(light, monkeypatch):
 
 def test_gdal_for_another_numpy(light, monkeypatch):
     without(monkeypatch, "osgeo.gdal_array", error=ImportError("numpy.core.multiarray failed to import"))
-    check = find(doctor.examine(), "GDAL")
+    check = find(doctor.run(DoctorRequest(), Context()), "GDAL")
     assert check.status is Status.FAILED
     assert "NumPy interface does not start" in check.found
 
@@ -108,10 +108,10 @@ def test_gdal_without_drivers_or_zstd(light, monkeypatch):
 
     real = gdal.GetDriverByName
     monkeypatch.setattr(gdal, "GetDriverByName", lambda name: None if name == "COG" else real(name))
-    assert find(doctor.examine(), "GDAL").status is Status.FAILED
+    assert find(doctor.run(DoctorRequest(), Context()), "GDAL").status is Status.FAILED
     plain = SimpleNamespace(GetMetadataItem=lambda item: "<Value>DEFLATE</Value>")
     monkeypatch.setattr(gdal, "GetDriverByName", lambda name: plain)
-    check = find(doctor.examine(), "GDAL")
+    check = find(doctor.run(DoctorRequest(), Context()), "GDAL")
     assert (check.status, check.remedy) == (Status.WARNING, "Choose DEFLATE for outputs.")
 
 
@@ -171,14 +171,14 @@ def test_an_import_that_never_ends(monkeypatch, tmp_path):
 def test_folders(light, monkeypatch, tmp_path):
     cache = tmp_path / "not" / "yet"
     monkeypatch.setenv("CLIPPAN_CACHE", str(cache))
-    check = find(doctor.examine(), "Cache folder")
+    check = find(doctor.run(DoctorRequest(), Context()), "Cache folder")
     assert check.status is Status.OK
     assert str(cache) in check.found
     assert not cache.exists()
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("CLIPPAN_CACHE", str(blocked))
-    check = find(doctor.examine(), "Cache folder")
+    check = find(doctor.run(DoctorRequest(), Context()), "Cache folder")
     assert check.status is Status.WARNING
     assert "CLIPPAN_CACHE" in check.remedy
 
@@ -219,7 +219,7 @@ def driver(monkeypatch, answer="Fine GPU, 580.1\n", code=0):
 def test_a_gpu_that_works(light, monkeypatch):
     cuda(monkeypatch)
     driver(monkeypatch)
-    result = doctor.examine()
+    result = doctor.run(DoctorRequest(), Context())
     assert find(result, "GPU").found == "Fine GPU, 8.0 GiB, driver 580.1"
     assert (result.device, result.reason) == ("cuda", "CUDA works on Fine GPU.")
     assert choose_device(Device.CUDA).device == torch.device("cuda")
@@ -229,7 +229,7 @@ def test_a_gpu_that_works(light, monkeypatch):
 def test_a_gpu_and_a_torch_for_the_cpu(light, monkeypatch):
     cuda(monkeypatch, built=None, available=False)
     driver(monkeypatch)
-    result = doctor.examine()
+    result = doctor.run(DoctorRequest(), Context())
     check = find(result, "GPU")
     assert check.status is Status.WARNING
     assert "Fine GPU (driver 580.1), but this PyTorch is for the CPU only" in check.found
@@ -241,7 +241,7 @@ def test_a_gpu_and_a_torch_for_the_cpu(light, monkeypatch):
 def test_a_driver_that_is_too_old(light, monkeypatch):
     cuda(monkeypatch, available=False)
     driver(monkeypatch)
-    check = find(doctor.examine(), "GPU")
+    check = find(doctor.run(DoctorRequest(), Context()), "GPU")
     assert check.status is Status.WARNING
     assert "Update the NVIDIA driver" in check.remedy
 
@@ -259,7 +259,7 @@ def test_a_gpu_that_this_torch_has_no_code_for(monkeypatch):
 def test_no_gpu(light, monkeypatch):
     cuda(monkeypatch, built=None, available=False)
     monkeypatch.setattr(device_module.shutil, "which", lambda name: None)
-    result = doctor.examine(Device.CUDA)
+    result = doctor.run(DoctorRequest(Device.CUDA), Context())
     assert find(result, "GPU").found == "no NVIDIA GPU found"
     assert not result.ok
     assert "choose auto or cpu, or run Check engine." in find(result, "Device").found
@@ -298,7 +298,7 @@ def test_a_job_says_that_a_card_is_not_used(monkeypatch):
 def test_a_driver_that_does_not_answer(light, monkeypatch):
     cuda(monkeypatch, available=False)
     driver(monkeypatch, "NVIDIA-SMI has failed because it couldn't\ncommunicate with the driver.\n", 9)
-    check = find(doctor.examine(), "GPU")
+    check = find(doctor.run(DoctorRequest(), Context()), "GPU")
     assert check.status is Status.WARNING
     assert "(NVIDIA-SMI has failed because it couldn't communicate with the driver); reinstall it" in check.found
 

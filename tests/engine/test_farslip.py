@@ -617,7 +617,7 @@ def test_two_processes_learn_what_one_does_with_the_double_batch(boxed, models, 
     options = {"steps": 3, "least": 20, "rate": 1e-3, "threads": 1, "model": models["transformer"], "device": "cpu"}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = ["train", "clip", "--data", str(boxed), "--batch", "3", "--train-text", "--warmup", "0", *words]
-    done, (first, second) = in_two(tmp_path, "clippan.clip.training", "self.loaded.model.state_dict()", command)
+    done, (first, second) = in_two(tmp_path, "clippan.learn.clip.farslip", "self.loaded.model.state_dict()", command)
     assert done.stderr.count("Step 6: contrast") == 1  # one of them tells
     assert done.stdout.count("6 pictures, 12 objects, 3 + 3 steps") == 1
     assert all(torch.equal(first[name], second[name]) for name in first)

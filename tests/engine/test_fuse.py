@@ -15,7 +15,7 @@ from osgeo import gdal
 
 from clippan.core.errors import Cancelled, ClippanError
 from clippan.fusion import fuse, neural, statistics
-from clippan.handlers import run
+from clippan.handlers import pansharpen, run
 from clippan.jobs import Compression, Context, Device, Method, PansharpenRequest
 
 METHODS = list(Method)
@@ -409,9 +409,9 @@ def test_many_bands_get_smaller_tiles(scene, tmp_path, monkeypatch):
     monkeypatch.setattr(fuse, "_TILE_BYTES", 4 * 2 * 300 * 300)
     seen = []
     monkeypatch.setattr(
-        fuse,
+        pansharpen,
         "in_order",
-        lambda f, windows, *rest, order=fuse.in_order: seen.extend(windows) or order(f, windows, *rest),
+        lambda f, windows, *rest, order=pansharpen.in_order: seen.extend(windows) or order(f, windows, *rest),
     )
     sharpen(pair, tmp_path / "small.tif", method=Method.BT_H)
     assert max(window.width for window in seen) == 256

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from clippan.jobs import JOBS
+
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "clippan_qgis"
 ENGINE = ROOT / "backend" / "clippan"
-JOBS = ENGINE / "jobs"
+JOBS_FOLDER = ENGINE / "jobs"
 HEAVY = {"torch", "torchvision", "open_clip", "huggingface_hub", "osgeo", "qgis"}
 
 # Rules on which the plugin portal's scanner refuses an upload.
@@ -91,7 +93,7 @@ def test_nobody_imports_what_belongs_to_the_other_process(folder: Path, banned: 
 
 
 def test_jobs_import_nothing_heavy() -> None:
-    for path in python_files(JOBS):
+    for path in python_files(JOBS_FOLDER):
         assert not imports(path.read_text(encoding="utf-8"), only_at_import=True) & HEAVY, path
 
 
@@ -113,6 +115,19 @@ def test_job_values_can_be_built_without_anything_heavy() -> None:
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "backend", capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_job_has_a_handler(name: str) -> None:
+    path = ENGINE / "handlers" / f"{name.replace(' ', '_')}.py"
+    functions = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)]
+    (run,) = [function for function in functions if function.name == "run"]
+    assert [argument.arg for argument in run.args.args] == ["request", "context"]
+
+
+def test_every_handler_is_that_of_a_job() -> None:
+    handlers = {path.stem for path in python_files(ENGINE / "handlers")} - {"__init__"}
+    assert handlers == {name.replace(" ", "_") for name in JOBS}
 
 
 def scoped_enums(path: Path) -> list[str]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from osgeo import gdal, gdal_array
 from strategies import of_type
 
-from clippan.errors import ClippanError
+from clippan.core.errors import ClippanError
 from clippan.jobs import JOBS, from_json, parse_bands, to_json
 from clippan.raster.grid import TOLERANCE, Axis, Grid, align, centres_inside
 from clippan.raster.nodata import FILL, band_nodata, fitting, is_fill, measured

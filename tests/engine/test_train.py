@@ -786,7 +786,7 @@ def test_both_stages_of_clippan(data, recipe, tmp_path):
 def test_several_processes_learn_one_network(data, recipe, tmp_path):
     command = ["train", "fusion", "--data", str(data), "--recipe", recipe(), "--steps", "3", "--device", "cpu"]
     state = "[self.network.state_dict(), self._average.state_dict()]"
-    done, (first, second) = in_two(tmp_path, "clippan.learn.fusion", state, command)
+    done, (first, second) = in_two(tmp_path, "clippan.learn.fusion.training", state, command)
     assert done.stderr.count("Step 3: truth.supervised") == 1  # one of them tells
     assert done.stdout.count("model.safetensors") == 1
     for one, other in zip(first, second):

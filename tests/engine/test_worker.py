@@ -25,6 +25,7 @@ from clippan.jobs import DoctorRequest, PansharpenRequest, to_json
 EXTRA = """
 import os, sys, time
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import ClassVar
 from clippan.jobs import JOBS, Request
 from clippan.core.errors import ClippanError
@@ -63,7 +64,9 @@ class Bad(Request):
         sys.stdout.flush()
         return Result(1.0)
 
-JOBS.update(count=Count, bad=Bad)
+for job in (Count, Bad):
+    JOBS[job.name] = job
+    sys.modules[f"clippan.handlers.{job.name}"] = SimpleNamespace(run=job.run)
 worker.main()
 """
 
