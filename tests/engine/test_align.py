@@ -22,7 +22,6 @@ from small_clip import make  # noqa: E402
 from clippan.catalogue.models import CONFIG, find  # noqa: E402
 from clippan.clip.encoder import encoder  # noqa: E402
 from clippan.clip.load import load  # noqa: E402
-from clippan.clip.training import recall  # noqa: E402
 from clippan.core.channels import Channels  # noqa: E402
 from clippan.core.errors import Cancelled, ClippanError  # noqa: E402
 from clippan.handlers import run  # noqa: E402
@@ -38,6 +37,7 @@ from clippan.jobs import (  # noqa: E402
 )
 from clippan.learn.clip import alignment as align  # noqa: E402
 from clippan.learn.clip import patching as patch  # noqa: E402
+from clippan.learn.clip import recall  # noqa: E402
 from clippan.learn.clip.sensor import Chip, Pairs, overlaps  # noqa: E402
 from clippan.raster.scene import Look, Scene  # noqa: E402
 from clippan.raster.tiles import Window  # noqa: E402

@@ -21,9 +21,9 @@ from clippan.core.device import choose_device
 from clippan.core.errors import ClippanError
 from clippan.core.json import from_json
 from clippan.core.threads import count_threads, in_order
-from clippan.fusion import filters, report
+from clippan.fusion import filters
 from clippan.fusion.metrics import BLOCK, FullFigures, ReferenceFigures
-from clippan.fusion.registration import Shifts, register
+from clippan.fusion.registration import Shifts, register, words
 from clippan.fusion.units import Units
 from clippan.jobs.assess import AssessRequest, AssessResult
 from clippan.jobs.options import Registration
@@ -32,6 +32,8 @@ from clippan.raster.grid import Axis, Grid
 from clippan.raster.pair import Pair, open_pair
 from clippan.raster.source import Source, open_dataset
 from clippan.raster.tiles import Window, tiles
+from clippan.report import page
+from clippan.report.pictures import percentiles, stretched
 
 _TILE = 16 * BLOCK  # fused pixels; about 200 MB of intermediate images for eight bands
 _COVERED = 0.999  # least weight of valid pixels under a filter whose result counts
@@ -81,7 +83,16 @@ def run(request: AssessRequest, context: Context) -> AssessResult:
         )
         if request.report is not None:
             context.progress(95, "Writing the report")
-            report.write(request.report, request, result, sensor.label, scene.ratio, _pictures(scene, reference))
+            page.write(
+                request.report,
+                "assessment",
+                request=request,
+                result=result,
+                sensor=sensor.label,
+                ratio=scene.ratio,
+                shift=words(result.shift, result.band_shifts) if any(result.shift) or result.band_shifts else "",
+                pictures=_pictures(scene, reference),
+            )
     context.progress(100, "Done")
     return result
 
@@ -103,8 +114,8 @@ def _as_made(request: AssessRequest, context: Context) -> tuple[AssessRequest, O
     if request.nodata is None and made.nodata is not None:
         changes["nodata"] = made.nodata
     if changes:
-        words = ", ".join(f"{name} {value}" for name, value in changes.items())
-        context.log(f"As the raster's tags say: {words}.")
+        found = ", ".join(f"{name} {value}" for name, value in changes.items())
+        context.log(f"As the raster's tags say: {found}.")
     if request.bands and made.bands and request.bands != made.bands:
         context.log(f"The raster was made of the bands {made.bands}, and is compared with {request.bands} as asked.")
     request = dataclasses.replace(request, **changes)  # type: ignore[arg-type]
@@ -495,24 +506,22 @@ def _compared(
 # The report's pictures
 
 
-def _pictures(scene: Scene, reference: Optional[Source]) -> list[report.Picture]:
+def _pictures(scene: Scene, reference: Optional[Source]) -> dict[str, bytes]:
     """The same crop of all images, stretched alike where they share the unit."""
     window = _lively(scene)
     bands = _rgb(scene)
     fused, valid = scene.read(scene.fused, window)
     pan, pan_valid = scene.read_pan(window)
     upsampled, ms_valid = scene.upsampled(window)
-    stretch = report.Stretch.of(upsampled[bands].cpu().numpy(), ms_valid.cpu().numpy())
-    pictures = [
-        report.Picture.of("Panchromatic", pan.cpu().numpy(), pan_valid.cpu().numpy()),
-        report.Picture.of(
-            "Multispectral, interpolated", upsampled[bands].cpu().numpy(), ms_valid.cpu().numpy(), stretch
-        ),
-        report.Picture.of("Pansharpened", fused[bands].cpu().numpy(), valid.cpu().numpy(), stretch),
-    ]
+    limits = percentiles(upsampled[bands].cpu().numpy(), ms_valid.cpu().numpy())
+    pictures = {
+        "pan": stretched(pan.cpu().numpy(), pan_valid.cpu().numpy()),
+        "ms": stretched(upsampled[bands].cpu().numpy(), ms_valid.cpu().numpy(), limits),
+        "fused": stretched(fused[bands].cpu().numpy(), valid.cpu().numpy(), limits),
+    }
     if reference is not None:
         truth, truth_valid = scene.read(reference, window)
-        pictures.append(report.Picture.of("Reference", truth[bands].cpu().numpy(), truth_valid.cpu().numpy(), stretch))
+        pictures["reference"] = stretched(truth[bands].cpu().numpy(), truth_valid.cpu().numpy(), limits)
     return pictures
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -29,9 +29,11 @@ from clippan.core.errors import ClippanError
 from clippan.core.outputs import Outputs
 from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
 from clippan.jobs.picture import choices, remarks
+from clippan.labels.legend import colours
 from clippan.labels.polygons import Labels, read
 from clippan.raster.scene import Look, Scene
-from clippan.segmentation import report
+from clippan.report import page
+from clippan.report.pictures import overlay
 from clippan.segmentation.mapping import LOGIT_SCALE
 
 _FOLDS = 5
@@ -76,8 +78,8 @@ class _Raster:
     labels: Labels
     view: View
 
-    def panel(self, before: _Fit, after: _Fit) -> report.Panel:
-        """Pictures for the report: the raster, its maps, and its labels."""
+    def panel(self, before: _Fit, after: _Fit, legend: np.ndarray) -> dict[str, Any]:
+        """The raster's name, and its maps and its labels over it, for the report."""
         part, labels = self.labels.part, self.labels
         zoom = min(1.0, _PICTURE / max(part.width, part.height))
         width, height = max(round(part.width * zoom), 1), max(round(part.height * zoom), 1)
@@ -91,12 +93,14 @@ class _Raster:
             seen = np.isfinite(features).all(axis=1)
             for fit, found in zip((before, after), maps):
                 found.append(np.where(seen, np.nan_to_num(fit.logits(features)).argmax(axis=1) + 1, 0))
-        one, other = (np.concatenate(found).reshape(height, width).astype(np.uint8) for found in maps)
+        one, other = (np.concatenate(found).reshape(height, width) for found in maps)
         small = np.zeros((height, width), np.uint8)
         down, across = (labels.rows - part.y) * height // part.height, (labels.columns - part.x) * width // part.width
         small[down, across] = labels.classes
-        picture = np.ascontiguousarray(picture.transpose(1, 2, 0))
-        return report.Panel(Path(self.scene.path).name, picture, one, other, small)
+        shown = {"before": one, "after": other, "labels": small}
+        image = np.ascontiguousarray(picture.transpose(1, 2, 0))
+        pictures = {name: overlay(image, values, legend) for name, values in shown.items()}
+        return {"name": Path(self.scene.path).name, **pictures}
 
 
 def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
@@ -152,8 +156,11 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
         )
         if request.report:
             context.progress(95, "Writing the report")
-            panels = [raster.panel(first, fit) for raster in rasters]
-            report.write(request.report, request, result, found, panels, outputs)
+            palette = colours(found)
+            panels = [raster.panel(first, fit, np.array(palette, np.float32)) for raster in rasters]
+            page.write(
+                request.report, "calibration", outputs, request=request, result=result, colours=palette, panels=panels
+            )
         save(found, request.output, outputs)
         del rasters, view  # files that are mapped into memory cannot be removed on Windows
     return result

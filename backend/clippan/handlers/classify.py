@@ -24,21 +24,23 @@ from clippan.core.json import to_json
 from clippan.core.outputs import Outputs
 from clippan.core.texts import listed
 from clippan.core.threads import count_threads, in_order
-from clippan.fewshot import diffusion, report
+from clippan.fewshot import diffusion
 from clippan.fewshot.learners import DiffClip, Eye, Features, Learned, Learner, Rival, picture, spectra
 from clippan.fewshot.stack import Stack, open_stack
 from clippan.jobs.classify import Classifier, ClassifyRequest, ClassifyResult, MapAccuracy, Score, parse_descriptions
 from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.jobs.segment import ClassArea
 from clippan.labels import accuracy, areas, samples
-from clippan.labels.folds import ALWAYS, apart, folds
-from clippan.labels.legend import palette
+from clippan.labels.folds import ALWAYS, REACH, apart, folds
+from clippan.labels.legend import colours, palette
 from clippan.labels.samples import Samples
 from clippan.learn.fewshot import pretrain_on
 from clippan.raster.scene import Look, Scene
 from clippan.raster.source import BandInfo
 from clippan.raster.tiles import Window
 from clippan.raster.writer import BLOCK, Palette, Writer
+from clippan.report import page
+from clippan.report.overview import Overview
 
 _FEW = 5  # places of a class, below which figures are uncertain
 _UNCOMPARED = Classifier.SVM_MEAN  # what auto takes where nothing can be left out
@@ -117,7 +119,18 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
             workshop.picture,
         )
         if request.report:
-            report.write(request.report, request, result, known, table, overview, outputs)
+            legend = colours(table)
+            page.write(
+                request.report,
+                "classification",
+                outputs,
+                request=request,
+                result=result,
+                samples=known,
+                distance=REACH,
+                colours=legend,
+                pictures=overview.pictures(known, legend),
+            )
         del workshop, learned  # a file that is mapped into memory cannot be removed on Windows
     return result
 
@@ -259,7 +272,7 @@ class _Workshop:
                 stack = stack.standardised(found.means, found.scales)
                 if stack.differs(self.stack):
                     self.hints.append(
-                        f"The values of the rasters are not those that {report.page.file_name(request.encoder)} was "
+                        f"The values of the rasters are not those that {page.file_name(request.encoder)} was "
                         "made of; if it is another scene's, pre-train on these."
                     )
             else:
@@ -318,12 +331,12 @@ def _write(
     tags: dict[str, str],
     outputs: Outputs,
     context: Context,
-) -> tuple[tuple[ClassArea, ...], report.Overview]:
+) -> tuple[tuple[ClassArea, ...], Overview]:
     """Makes the map and its confidence; what each class covers, and the map made small for the report."""
     request, grid = workshop.request, workshop.stack.grid
     counted = areas.Areas(table, grid)
     windows = workshop.stack.tiles(BLOCK)  # elsewhere the map stays unwritten: nodata
-    overview = report.Overview.of(grid.width, grid.height)
+    overview = Overview.of(grid.width, grid.height)
     # A network has the processor's threads to itself; the others have one for each tile.
     few = max(_MEMORY // (_COPIES * 4 * sum(workshop.stack.bands) * BLOCK**2), 1)
     threads, prepare = (

@@ -12,7 +12,6 @@ from clippan.catalogue.models import find
 from clippan.clip import hub
 from clippan.clip.encoder import fingerprint, reading
 from clippan.clip.load import load
-from clippan.clip.training import curve
 from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.device import choose_device, set_threads
@@ -34,6 +33,7 @@ from clippan.learn.clip.patching import (
     read_quizzes,
 )
 from clippan.learn.run import alone, prepare, tidy
+from clippan.report import page
 
 _FEW = 20  # pictures, below which an accuracy says little
 
@@ -118,7 +118,7 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
         task.chips.picture,
     )
     if request.report:
-        curve.write(request.report, request, result)
+        page.write(request.report, "finetuning", request=request, result=result)
     return result
 
 
