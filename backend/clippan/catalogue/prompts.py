@@ -7,6 +7,7 @@ found. No torch and no GDAL here: the plugin reads it too.
 
 from __future__ import annotations
 
+import colorsys
 import json
 import math
 import re
@@ -233,8 +234,6 @@ def _key(word: str) -> str:
 
 
 def _hue(number: int) -> str:
-    import colorsys
-
     value = 0.9 if number % 2 else 0.7
     parts = colorsys.hsv_to_rgb((0.05 + number * _GOLDEN) % 1, 0.65, value)
     return "#" + "".join(f"{round(255 * part):02x}" for part in parts)

@@ -12,14 +12,14 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
+
+import torch
+from safetensors.torch import load_file
 
 from clippan.catalogue import models
 from clippan.catalogue.models import Model
 from clippan.core.errors import ClippanError, told
-
-if TYPE_CHECKING:
-    import torch
 
 _NESTS = ("state_dict", "model_state_dict", "model")
 _ASIDE = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's archives hold beside weights
@@ -63,8 +63,6 @@ def load(path: Path, model: Model, device: Optional[torch.device] = None) -> Loa
     Raises:
         ClippanError: they cannot be read safely, or are of another architecture.
     """
-    import torch
-
     weights = _read(path)
     description = describe(path, model)
     text = description["text_cfg"]
@@ -87,12 +85,8 @@ def load(path: Path, model: Model, device: Optional[torch.device] = None) -> Loa
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     """The named tensors of a file. Only tensors are read: a pickle of anything else could run programs."""
-    import torch
-
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             values: Any = load_file(str(path), device="cpu")
         else:
             with warnings.catch_warnings():  # on an archive that is refused below
@@ -136,8 +130,6 @@ def _merge_long(weights: dict[str, torch.Tensor], prefix: str, path: Path) -> No
 
     Some save the masks, some do not: then the first positions are of the one, all others of the other.
     """
-    import torch
-
     first = weights.get(f"{prefix}positional_embedding")
     second, masks = weights.pop(f"{prefix}{_LONG}"), [weights.pop(f"{prefix}mask{number}", None) for number in (1, 2)]
     if first is None or first.shape != second.shape:
@@ -194,8 +186,6 @@ def widen(visual: Any, bands: int) -> tuple[Any, Any]:
     Raises:
         ClippanError: it does not begin with a convolution of red, green and blue.
     """
-    import torch
-
     convolutions = [item for item in visual.named_modules() if isinstance(item[1], torch.nn.Conv2d)]
     name, before = convolutions[0] if convolutions else ("", None)
     if before is None or before.in_channels != 3:
@@ -239,7 +229,6 @@ def sequence_first(network: Any) -> None:
     On (n, length, width) torch's attention hands transposed matrices to oneDNN, which then multiplies half as fast in
     float32, and thirty times slower in bfloat16 (torch 2.15 on a CPU with AVX-512 BF16).
     """
-    import torch
     from open_clip.transformer import Transformer
 
     for transformer in network.modules():

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional
 
+from safetensors.torch import save
 from torch import Tensor
 
 from clippan.core.outputs import Outputs, making
@@ -21,8 +22,6 @@ def write(
     Raises:
         ClippanError: the file cannot be written.
     """
-    from safetensors.torch import save
-
     content = _ordered(save(dict(weights), dict(header)))
     with making(str(path), what, outputs) as part:
         part.write_bytes(content)

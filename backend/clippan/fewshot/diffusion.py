@@ -16,8 +16,10 @@ from typing import Optional
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
+from clippan.core.checkpoint import write
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError, told
 from clippan.core.outputs import Outputs
@@ -108,8 +110,6 @@ class Encoder:
         Raises:
             ClippanError: the file cannot be written.
         """
-        from clippan.core.checkpoint import write
-
         about = {
             "steps": self.steps,
             "loss": self.loss if math.isfinite(self.loss) else None,
@@ -132,8 +132,6 @@ def load(path: Path, device: torch.device) -> Encoder:
     Raises:
         ClippanError: it cannot be read, or holds something else.
     """
-    from safetensors import safe_open
-
     try:
         with safe_open(str(path), "pt") as file:
             header = file.metadata() or {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load as parse
 from torch import nn
 
 from clippan import resources
@@ -84,8 +85,6 @@ def load(path: str, device: torch.device) -> FusionModel:
     Raises:
         ClippanError: it cannot be read, or is no fusion model.
     """
-    from safetensors.torch import load as parse
-
     file = Path(path) if path else shipped()
     try:
         content = file.read_bytes()  # once, lest another file takes its place in between

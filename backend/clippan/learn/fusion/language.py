@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Optional
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, normalize
 
@@ -339,8 +340,6 @@ class Supervisor(nn.Module):
         Raises:
             ClippanError: it is no such file, or is for another CLIP or number of bands.
         """
-        from safetensors import safe_open
-
         try:
             with safe_open(str(path), framework="pt", device="cpu") as file:
                 about = file.metadata() or {}

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
+import yaml
+
 from clippan.core.errors import ClippanError
 from clippan.core.json import from_json
 from clippan.learn.fusion.objective import Weights
@@ -149,8 +151,6 @@ def read(path: Path) -> Recipe:
     Raises:
         ClippanError: it cannot be read, or holds a name or value that no recipe has.
     """
-    import yaml
-
     try:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
