@@ -162,9 +162,13 @@ def measure(folder: Path, pan: Path, ms: Path) -> None:
                 progress_callback=lambda *_: 1,
             )
         else:
-            run(PansharpenRequest(str(pan), (str(ms),), str(output), Method(name), "landsat"))
+            run(
+                PansharpenRequest(
+                    pan=str(pan), ms=(str(ms),), output=str(output), method=Method(name), sensor="landsat"
+                )
+            )
         seconds = time.perf_counter() - start
-        figures = run(AssessRequest(str(output), str(pan), (str(ms),), sensor="landsat")).full
+        figures = run(AssessRequest(fused=str(output), pan=str(pan), ms=(str(ms),), sensor="landsat")).full
         say(name.ljust(18) + "".join(f"{figures[key]:16.4f}" for key in columns) + f"{seconds:10.1f}")
     say("\ncubic adds no detail at all: it keeps the colours, so HQNR flatters it, and HP_correlation tells.")
 

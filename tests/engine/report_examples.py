@@ -64,7 +64,7 @@ def table(name: str) -> Table:
 def calibration(name: str) -> dict[str, Any]:
     """A calibration that helps."""
     rasters, samples = (f"{name} 1.tif", f"{name} 2.tif"), (f"{name} 1.gpkg", f"{name} 2.gpkg")
-    request = CalibrateRequest(rasters, samples, name, f"{name}.json", model=name)
+    request = CalibrateRequest(rasters=rasters, samples=samples, classes=name, output=f"{name}.json", model=name)
     result = CalibrateResult(
         f"folder/{name}.json",
         "r.html",
@@ -106,7 +106,10 @@ def overview() -> Overview:
 def classification(name: str) -> dict[str, Any]:
     """A map that the best of two classifiers made."""
     request = ClassifyRequest(
-        (f"{name} 1.tif", f"{name} 2.tif"), f"folder/{name}.gpkg", f"{name} field", f"folder/{name}.tif"
+        rasters=(f"{name} 1.tif", f"{name} 2.tif"),
+        samples=f"folder/{name}.gpkg",
+        field=f"{name} field",
+        output=f"folder/{name}.tif",
     )
     areas = tuple(
         ClassArea(value, f"{name} {letter}", "#123456", 1000 * value, 0.25 * value, hectares, 0.5)
@@ -131,7 +134,9 @@ def classification(name: str) -> dict[str, Any]:
 
 def finetuning(name: str) -> dict[str, Any]:
     """A fine-tuning with a control set."""
-    request = FinetuneClipRequest(f"/data/{name}", f"{name} run", samples=f"/x/{name}.gpkg", control=f"{name} control")
+    request = FinetuneClipRequest(
+        data=f"/data/{name}", output=f"{name} run", samples=f"/x/{name}.gpkg", control=f"{name} control"
+    )
     curve = tuple(AlphaPoint(a / 10, 0.2 + 0.06 * a, 0.9 - 0.02 * a, 0.25 + 0.05 * a, 0.88) for a in range(11))
     gains = (
         ClassGain(f"{name} a", False, 12, 0.25, 0.75),
@@ -147,7 +152,9 @@ def finetuning(name: str) -> dict[str, Any]:
 
 def alignment(name: str) -> dict[str, Any]:
     """An alignment with words."""
-    request = AlignSensorRequest((f"{name} rgb.tif",), (f"{name} sar.tif",), f"{name} run")
+    request = AlignSensorRequest(
+        teacher_rasters=(f"{name} rgb.tif",), sensor_rasters=(f"{name} sar.tif",), output=f"{name} run"
+    )
     result = AlignSensorResult(
         *(f"folder/{name}", "r.html", f"{name} teacher", (f"{name} VV", "VH"), (-25.0, -30.5), (0.0, 1.25)),
         *(285, 20, Recall(0.4, 0.7, 0.9), Recall(0.35, 0.65, 0.85), Recall(0.05, 0.2, 0.5), Recall(0.05, 0.25, 0.5)),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from clippan import cli
-from clippan.catalogue.colours import Choice
+from clippan.catalogue.colours import BandChoice
 from clippan.jobs import Accuracy, CalibrateResult, ClassArea, SegmentResult
 from clippan.jobs.picture import RasterPicture
 
-PICTURE = RasterPicture("a & b.tif", Choice((3, 2, 1), "by the bands' names"), ((0.0, 1.0),) * 3)
+PICTURE = RasterPicture("a & b.tif", BandChoice((3, 2, 1), "by the bands' names"), ((0.0, 1.0),) * 3)
 RESULT = CalibrateResult(
     "folder/<out>.json",
     "r.html",

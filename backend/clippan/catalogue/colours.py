@@ -79,7 +79,7 @@ class BandOrder:
 
 
 @dataclass(frozen=True)
-class Choice:
+class BandChoice:
     """The bands of a picture.
 
     Attributes:
@@ -178,7 +178,7 @@ def wavelength(text: str, unit: str = "") -> Optional[float]:
     return (low + high) / 2 * _NANOMETRES[match.group(3).lower()]
 
 
-def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) -> Choice:
+def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) -> BandChoice:
     """The bands for red, green and blue (from 1), or the one band to show in grey.
 
     Args:
@@ -188,12 +188,12 @@ def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) ->
     count = len(bands)
     names = [_common(band.name) for band in bands]
     if count == 1:
-        return Choice((1,), "as there is no other")
+        return BandChoice((1,), "as there is no other")
     polarised = [bool(set(re.split(r"[\W_]+", band.name.lower())) & set(_RADAR)) for band in bands]
     if any(polarised):
-        return Choice((polarised.index(True) + 1,), "as radar has no natural colours")
+        return BandChoice((polarised.index(True) + 1,), "as radar has no natural colours")
     if count < 3:
-        return Choice((1,), f"as {count} bands make no natural colours")
+        return BandChoice((1,), f"as {count} bands make no natural colours")
     sensor = order.of(count) if order else ()
     for known, reason in (
         (names, "by the bands' names"),
@@ -203,10 +203,10 @@ def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) ->
         (sensor, f"by the band order of {order.label}" if order else ""),
     ):
         if all(name in known for name in COLOURS):
-            return Choice(tuple(list(known).index(name) + 1 for name in COLOURS), reason)
+            return BandChoice(tuple(list(known).index(name) + 1 for name in COLOURS), reason)
     if sensor and sensor[0] in _RADAR:
-        return Choice((1,), "as radar has no natural colours")
-    return Choice(_BY_COUNT.get(count, (3, 2, 1)), f"a guess by the number of bands ({count})", True)
+        return BandChoice((1,), "as radar has no natural colours")
+    return BandChoice(_BY_COUNT.get(count, (3, 2, 1)), f"a guess by the number of bands ({count})", True)
 
 
 def _numbered(bands: Sequence[Band], order: Optional[BandOrder]) -> list[str]:

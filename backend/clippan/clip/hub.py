@@ -23,7 +23,7 @@ from clippan.catalogue.models import MODELS, Model
 from clippan.clip import cache
 from clippan.clip.cache import Record
 from clippan.core.context import Context
-from clippan.core.errors import Cancelled, ClippanError, told
+from clippan.core.errors import Cancelled, ClippanError, one_line
 from clippan.core.watch import watched
 
 HUB = "https://huggingface.co"
@@ -191,7 +191,7 @@ class _Hub:
             import huggingface_hub
             from huggingface_hub import constants, utils
         except ImportError as error:
-            reason = told(error)
+            reason = one_line(error)
             raise ClippanError(
                 f"The engine's Python cannot download models ({reason}); run Set up engine again."
             ) from error

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from clippan.catalogue import models
 from clippan.catalogue.models import Model
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 
 _NESTS = ("state_dict", "model_state_dict", "model")
 _ASIDE = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's archives hold beside weights
@@ -254,7 +254,7 @@ def _tokenizer(text: Mapping[str, Any], path: Path) -> Callable[..., torch.Tenso
         # Its files lie beside the weights; the name would be looked up on the Hub.
         return HFTokenizer(str(path.parent), context_length=length, **options)
     except Exception as error:
-        reason = told(error)
+        reason = one_line(error)
         raise ClippanError(
             f"The tokenizer of {path} cannot be read ({reason}); put its files (tokenizer.json) beside the weights."
         ) from error

@@ -10,25 +10,32 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, Union
 
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 
 T = TypeVar("T")
 
+REQUIRED: Any = enum.Enum("Required", "REQUIRED").REQUIRED  # type: ignore[attr-defined]  # default of fields without one
 
-def to_json(value: Any) -> Any:
+
+def to_json(value: Any, messages: bool = False) -> Any:
     """A request or result as plain JSON values (dict, list, str, float, int, bool, None).
+
+    With ``messages``, sentences that can be translated are objects with key and values, and else English texts.
 
     JSON has no NaN and no infinity: they become the words "NaN", "Infinity" and "-Infinity", which ``from_json`` takes.
     """
+    if isinstance(value, Message):
+        return value.to_json() if messages else str(value)
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: to_json(getattr(value, field.name), messages) for field in dataclasses.fields(value)}
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
+        return {str(key): to_json(item, messages) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_json(item) for item in value]
+        return [to_json(item, messages) for item in value]
     return value
 
 
@@ -47,14 +54,16 @@ def from_json(kind: type[T], values: Mapping[str, Any]) -> T:
         raise ClippanError(
             f"Unknown parameter {', '.join(unknown)} for {kind.__name__}; known are {', '.join(fields)}."
         )
-    missing = [
-        name
-        for name, field in fields.items()
-        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
+    missing = [name for name, field in fields.items() if name not in values and _required(field)]
     if missing:
         raise ClippanError(f"Missing parameter {', '.join(missing)} for {kind.__name__}.")
     return kind(**{name: _convert(value, hints[name], name) for name, value in values.items()})
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    if field.default is dataclasses.MISSING:
+        return field.default_factory is dataclasses.MISSING
+    return field.default is REQUIRED
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
@@ -69,6 +78,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         return {key: _convert(item, arguments[1], name) for key, item in value.items()}
     if hint is Any:
         return value
+    if hint is str and isinstance(value, Mapping) and set(value) == {"message", "values"}:
+        return Message.from_json(value)
     if isinstance(hint, type):
         if dataclasses.is_dataclass(hint):
             return from_json(hint, value)

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Optional, Union
 
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 
 if sys.platform == "win32":
     import msvcrt
@@ -138,7 +138,7 @@ class Outputs:
                 try:
                     self._move(path, part, undo)
                 except (OSError, RuntimeError) as error:
-                    reason = getattr(error, "strerror", None) or told(error)
+                    reason = getattr(error, "strerror", None) or one_line(error)
                     raise ClippanError(
                         f"The output {path} could not be put in place ({reason}); close it in other programs."
                     ) from error
@@ -256,7 +256,7 @@ def unwritten(
         remedy: what helps where the disk is not full.
         room: what helps where it is.
     """
-    reason = told(error) if isinstance(error, BaseException) else " ".join(error.split()).rstrip(".")
+    reason = one_line(error) if isinstance(error, BaseException) else " ".join(error.split()).rstrip(".")
     number = error.errno if isinstance(error, OSError) else None
     reason = (error.strerror if isinstance(error, OSError) else None) or reason
     folder = Path(path).absolute().parent

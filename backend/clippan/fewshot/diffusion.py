@@ -21,7 +21,7 @@ from torch import Tensor
 
 from clippan.core.checkpoint import write
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 from clippan.core.outputs import Outputs
 from clippan.fewshot import windows
 from clippan.fewshot.network import Network, Size
@@ -144,8 +144,8 @@ def load(path: Path, device: torch.device) -> Encoder:
         network.load_state_dict(weights)
     except Exception as error:
         raise ClippanError(
-            f"{path} cannot be read as an encoder of a scene ({told(error)}); choose a file that Pre-train on a scene "
-            "wrote."
+            f"{path} cannot be read as an encoder of a scene ({one_line(error)}); choose a file that Pre-train on a "
+            "scene wrote."
         ) from error
     means, scales = (tuple(np.array(values, np.float32) for values in about[name]) for name in ("means", "scales"))
     loss = math.nan if about["loss"] is None else about["loss"]

@@ -15,7 +15,7 @@ from torch import nn
 
 from clippan import resources
 from clippan.core.checkpoint import metadata, write
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 from clippan.fusion import networks
 from clippan.jobs.options import SHIPPED
 
@@ -92,7 +92,7 @@ def load(path: str, device: torch.device) -> FusionModel:
         weights = {name: value.float() for name, value in parse(content).items()}
     except Exception as error:
         raise ClippanError(
-            f"The fusion model {file} cannot be read ({told(error)}); choose a file that Adapt fusion model or "
+            f"The fusion model {file} cannot be read ({one_line(error)}); choose a file that Adapt fusion model or "
             "clippan train fusion wrote."
         ) from error
     if header.get("kind") != _KIND:

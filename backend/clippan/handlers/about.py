@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clippan.catalogue.colours import Choice
+from clippan.catalogue.colours import BandChoice
 from clippan.catalogue.models import find
 from clippan.clip import cache
 from clippan.core.context import Context
@@ -36,7 +36,7 @@ def run(request: AboutIndexRequest, context: Context) -> AboutIndexResult:
         tuple(raster.path for raster in index.rasters.values()),
         index.complete,
         tuple(
-            RasterPicture(raster.path, Choice(bands, "as they were indexed"), raster.stretch)
+            RasterPicture(raster.path, BandChoice(bands, "as they were indexed"), raster.stretch)
             for raster in index.rasters.values()
             if (bands := Look.of(raster.look).bands)  # an index of version 0.1 notes only those that were asked for
         ),

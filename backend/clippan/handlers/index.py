@@ -17,8 +17,8 @@ from clippan.core.context import Context
 from clippan.core.device import set_threads
 from clippan.core.errors import Cancelled, ClippanError
 from clippan.core.threads import count_threads, in_order
-from clippan.jobs import check
 from clippan.jobs.index import IndexRequest, IndexResult
+from clippan.jobs.kinds import is_database
 from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.raster import source as sources
 from clippan.raster.files import refuse_overwriting
@@ -122,7 +122,7 @@ def _prepare(
     Returns:
         That, and how many rasters are as they were.
     """
-    shared = check.is_database(request.output)
+    shared = is_database(request.output)
     # A raster may be there several times, for several extents.
     known = {(raster.path, Look.of(raster.look).area): raster for raster in index.rasters.values()}
     by_files = {(raster.fingerprint, raster.look): raster for raster in index.rasters.values() if raster.fingerprint}

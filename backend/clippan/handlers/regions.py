@@ -16,7 +16,7 @@ from PIL import Image
 
 from clippan.core import texts
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 from clippan.core.outputs import Outputs, unwritten
 from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.jobs.trainclip import Picture, RegionsRequest, RegionsResult
@@ -209,7 +209,7 @@ class Mask:
             else:
                 values = self._dataset.GetRasterBand(1).ReadAsArray(*place).astype(np.int64)
         except RuntimeError as error:
-            raise ClippanError(f"The mask {self._path} cannot be read ({told(error)}); check its file.") from error
+            raise ClippanError(f"The mask {self._path} cannot be read ({one_line(error)}); check its file.") from error
         if self._table is not None:
             entries = [self._table.GetColorEntry(number) for number in range(self._table.GetCount())]
             lookup = np.array([red << 16 | green << 8 | blue for red, green, blue, _ in entries])

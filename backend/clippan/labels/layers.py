@@ -9,7 +9,7 @@ from typing import NamedTuple, Optional
 from osgeo import gdal, ogr, osr
 
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 from clippan.core.texts import listed
 from clippan.raster.grid import Grid
 from clippan.raster.scene import spatial
@@ -69,7 +69,7 @@ class LabelledLayer:
                 self.hints.append(f"The places of {self.path} were read from the column {' and '.join(self._columns)}.")
         except RuntimeError as error:
             raise ClippanError(
-                f"The samples {self.path} cannot be read ({told(error)}); choose a file of points or polygons."
+                f"The samples {self.path} cannot be read ({one_line(error)}); choose a file of points or polygons."
             ) from None
         return dataset
 
@@ -116,7 +116,8 @@ class LabelledLayer:
             yield from layer
         except RuntimeError as error:
             raise ClippanError(
-                f"The samples {self.path} cannot be read to their end ({told(error)}); correct them, or save them anew."
+                f"The samples {self.path} cannot be read to their end ({one_line(error)}); correct them, or save "
+                "them anew."
             ) from None
 
     def _crs(self) -> Optional[osr.SpatialReference]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from clippan.core.context import Context
-from clippan.core.errors import Cancelled, ClippanError, told
+from clippan.core.errors import Cancelled, ClippanError, one_line
 from clippan.core.outputs import held, making, unwritten
 
 CHECKPOINT, CURVES, RECIPE = "checkpoint.pt", "curves.csv", "recipe.json"
@@ -67,7 +67,7 @@ def prepare(folder: Path, wanted: Mapping[str, Any]) -> list[Path]:
     except OSError as error:
         raise unwritten("recipe", known, error, "choose another folder") from error
     except ValueError as error:
-        raise ClippanError(f"The folder {folder} cannot be used ({told(error)}); choose an empty one.") from error
+        raise ClippanError(f"The folder {folder} cannot be used ({one_line(error)}); choose an empty one.") from error
     return made
 
 
@@ -217,7 +217,7 @@ class Training:
                 self.restore(state)
             except Exception as error:
                 raise ClippanError(
-                    f"The checkpoint {path} cannot be read ({told(error)}); remove it to start from the first step."
+                    f"The checkpoint {path} cannot be read ({one_line(error)}); remove it to start from the first step."
                 ) from error
         if self._rank == 0:
             self._drop_rows()

@@ -16,7 +16,7 @@ from typing import Any, Optional
 import numpy as np
 from osgeo import gdal, gdal_array, osr
 
-from clippan.catalogue.colours import Choice
+from clippan.catalogue.colours import BandChoice
 from clippan.core.channels import Channels
 from clippan.core.errors import ClippanError
 from clippan.jobs.options import Stretch
@@ -184,7 +184,7 @@ class Scene:
         """The same, as a model sees it that takes these channels, or natural colours without any."""
         return Scene(self.path, self.look, channels=channels).shown if channels else self.shown
 
-    def _choose(self) -> Choice:
+    def _choose(self) -> BandChoice:
         dataset = self._dataset
         numbers = sources.spectral(dataset)
         if not numbers:
@@ -192,14 +192,14 @@ class Scene:
         if self.channels:
             described = [dataset.GetRasterBand(number).GetDescription() or "" for number in numbers]
             taken = tuple(numbers[position - 1] for position in self.channels.choose(described))
-            return Choice(taken, "as the model takes them")
+            return BandChoice(taken, "as the model takes them")
         wrong = [band for band in self.look.bands if band > dataset.RasterCount]
         if wrong:
             raise ClippanError(
                 f"Band {wrong[0]} was asked for but the raster {self.path} has {dataset.RasterCount}; choose others."
             )
         if self.look.bands:
-            return Choice(self.look.bands, "as asked for")
+            return BandChoice(self.look.bands, "as asked for")
         return raster_bands.choose(dataset, self._original, self.path, numbers)
 
     def _find_coverage(self) -> Coverage:

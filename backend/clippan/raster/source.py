@@ -15,8 +15,8 @@ from typing import Optional
 import numpy as np
 from osgeo import gdal, gdal_array
 
+from clippan.core import utf8
 from clippan.core.errors import ClippanError
-from clippan.jobs import check
 from clippan.raster import products
 from clippan.raster.alpha import alpha_bands, opened_as, window_starts, without_false_alpha
 from clippan.raster.coverage import Coverage
@@ -43,7 +43,7 @@ def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
     Raises:
         ClippanError: it does not exist, is not a raster, or only holds other rasters.
     """
-    check.utf8(path)  # in a folder that was named there may be others
+    utf8.check(path)  # in a folder that was named there may be others
     try:
         dataset = gdal.OpenEx(path, gdal.OF_RASTER | gdal.OF_VERBOSE_ERROR)
     except RuntimeError as error:

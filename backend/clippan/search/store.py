@@ -25,7 +25,7 @@ import numpy as np
 from osgeo import gdal, ogr, osr
 
 from clippan import __version__
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 from clippan.core.outputs import Outputs, held, unwritten
 from clippan.raster.products import exists
 from clippan.raster.scene import spatial
@@ -572,7 +572,7 @@ def _patient(function: Any, *arguments: Any) -> Any:
 
 def unreadable(path: str, error: Exception) -> ClippanError:
     """The sentence for an index that cannot be read."""
-    reason = told(error)
+    reason = one_line(error)
     if "locked" in reason or "busy" in reason:
         return ClippanError(f"The index {path} is just being written; try again in a moment ({reason}).")
     if "unable to open" in reason or "readonly" in reason or "permission" in reason.lower():

@@ -17,7 +17,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 from clippan.labels.areas import PixelAreas
 from clippan.raster.coverage import Coverage
 from clippan.raster.grid import Grid
@@ -97,7 +97,9 @@ class Map:
             return dataset.GetRasterBand(1).ReadAsArray(part.x, part.y + y, part.width, rows)
         except RuntimeError as error:
             name = dataset.GetDescription()
-            raise ClippanError(f"The map {name} could not be read again ({told(error)}); check its disk.") from error
+            raise ClippanError(
+                f"The map {name} could not be read again ({one_line(error)}); check its disk."
+            ) from error
 
 
 def patches(classes: np.ndarray) -> tuple[np.ndarray, int]:

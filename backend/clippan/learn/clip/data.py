@@ -20,7 +20,7 @@ from typing import Any, Optional
 from PIL import Image
 
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 
 PHRASE = "a satellite image of {}"
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -107,7 +107,7 @@ class Sample:
             return file.read(size)
 
     def _unreadable(self, error: Exception) -> ClippanError:
-        return ClippanError(f"The picture {self.name} cannot be read ({told(error)}); repair or remove it.")
+        return ClippanError(f"The picture {self.name} cannot be read ({one_line(error)}); repair or remove it.")
 
 
 def read(sources: Sequence[str], caption: str, context: Context) -> list[Sample]:
@@ -176,7 +176,7 @@ def _json(data: bytes, name: str) -> Any:
     try:
         return json.loads(data.decode("utf-8-sig"))
     except ValueError as error:
-        raise ClippanError(f"{name} is no JSON ({told(error)}); correct it.") from error
+        raise ClippanError(f"{name} is no JSON ({one_line(error)}); correct it.") from error
 
 
 def _rows(path: Path, caption: str) -> list[dict[str, Any]]:
@@ -186,7 +186,7 @@ def _rows(path: Path, caption: str) -> list[dict[str, Any]]:
             reader = csv.DictReader(file)
             columns, rows = reader.fieldnames or [], list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ClippanError(f"The table {path} cannot be read ({told(error)}); save it as CSV in UTF-8.") from error
+        raise ClippanError(f"The table {path} cannot be read ({one_line(error)}); save it as CSV in UTF-8.") from error
     if "file" not in columns:
         raise ClippanError(f"The table {path} has no column file, which names pictures; add it.")
     if not {caption, "category"} & set(columns):
@@ -263,7 +263,7 @@ def _shard(path: Path, caption: str) -> Iterator[Sample]:
                     notes.setdefault(key, []).append((suffix, file.read()))
     except (OSError, tarfile.TarError) as error:
         raise ClippanError(
-            f"The shard {path} is no plain .tar ({told(error)}); unpack it if it is compressed, or copy it again."
+            f"The shard {path} is no plain .tar ({one_line(error)}); unpack it if it is compressed, or copy it again."
         ) from error
     for key, sample in groups.items():
         for suffix, data in sorted(notes.get(key, ())):

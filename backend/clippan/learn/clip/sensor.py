@@ -16,7 +16,7 @@ from osgeo import gdal
 
 from clippan.core.channels import Channels
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 from clippan.jobs.align import AlignSensorRequest
 from clippan.learn.clip.chips import corners, meeting
 from clippan.raster import source as sources
@@ -317,7 +317,7 @@ def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], 
         return hints
     except RuntimeError as error:
         raise ClippanError(
-            f"The raster {path} cannot be laid on the teacher's ({told(error)}); check its CRS."
+            f"The raster {path} cannot be laid on the teacher's ({one_line(error)}); check its CRS."
         ) from error
 
 

@@ -26,7 +26,7 @@ from clippan.clip import hub, load
 from clippan.clip.encoder import fingerprint
 from clippan.core.checkpoint import write
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 from clippan.learn.fusion.batch import Batch
 
 TEMPERATURE = 0.07
@@ -346,7 +346,7 @@ class Supervisor(nn.Module):
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except Exception as error:
             raise ClippanError(
-                f"The adapted CLIP {path} cannot be read ({told(error)}); choose a file that stage I wrote."
+                f"The adapted CLIP {path} cannot be read ({one_line(error)}); choose a file that stage I wrote."
             ) from error
         if about.get("kind") != _KIND:
             raise ClippanError(f"{path} is no adapted CLIP of this version; choose a file that stage I wrote.")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from clippan.catalogue.sensors import SENSORS, recognise
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 from clippan.fusion import filters
 from clippan.fusion.registration import estimate
 from clippan.learn.fusion.recipe import Pairs, Pictures
@@ -193,7 +193,9 @@ def _archive(path: Path, source: Pictures, rng: np.random.Generator) -> Iterator
                 picture = Image.open(io.BytesIO(files.read(str(name)))).convert("RGB").reduce(source.factor)
                 yield str(name), np.asarray(picture, np.float32).transpose(2, 0, 1) + 1  # black is no missing pixel
     except Exception as error:
-        raise ClippanError(f"The pictures {path} cannot be read ({told(error)}); give a zip that is whole.") from error
+        raise ClippanError(
+            f"The pictures {path} cannot be read ({one_line(error)}); give a zip that is whole."
+        ) from error
     if not names:
         raise ClippanError(f"There are no pictures in {path}; give a zip of files that end in {', '.join(_ENDINGS)}.")
 
