@@ -371,7 +371,7 @@ def test_an_assessment_knows_the_shift_with_and_without_tags(shifted, tmp_path, 
     found = assess(pair, tmp_path / "bare.tif", lines, report=report)
     assert "correlation" in lines[-1]
     assert found.full == told.full
-    assert "multispectral taken as shifted by (1.6" in Path(report).read_text(encoding="utf-8")
+    assert "multispectral raster assumed to be shifted by (1.6" in Path(report).read_text(encoding="utf-8")
     off = assess(pair, tmp_path / "fused.tif", registration=Registration.OFF)
     assert (off.shift, off.band_shifts) == ((0, 0), ())
     assert found.full["D_lambda_K"] < off.full["D_lambda_K"] - 0.02

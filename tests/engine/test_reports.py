@@ -165,11 +165,11 @@ def test_assessment(tmp_path: Path) -> None:
     found = Page(text).text
     for word in ("Quality of\nmeadow.tif", "HQNR\n0.9455", "PSNR\n∞ dB", "SCC\n–", "1,234,567", "4, 2, 1", "2.346 °"):
         assert word in found
-    assert "shifted by (−1.25, 0.50) PAN pixels (x, y), band 2 by (0.00, 1.00)" in found
+    assert "assumed to be shifted by (−1.25, 0.50) PAN pixels (x, y), band 2 by (0.00, 1.00)" in found
     assert len(Page(text).pictures) == 4
     del values["pictures"]["reference"]
     text = written(tmp_path, "assessment", {**values, "shift": ""}, reference={}, hints=())
-    assert "taken as it lies" in text
+    assert "used as georeferenced" in text
     assert "ERGAS" not in text
     assert "Hints" not in text
     assert len(Page(text).pictures) == 3
@@ -179,12 +179,12 @@ def test_calibration(tmp_path: Path) -> None:
     text = written(tmp_path, "calibration", calibration("meadow"))
     for word in ("60.0 %", "80.0 %", "0.432", "0.765", "0.781", "+0.125", "-0.250", "41.25", "1,500", "12.3 s"):
         assert word in text
-    assert "20.0 % more of the labelled pixels right" in text
+    assert "raises the accuracy on the labelled pixels by 20.0 percentage points" in text
     assert "rgb(0, 0, 255)" in text
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "words"), [(0.602, "hardly changes"), (0.5, "10.0 % more of the labelled pixels wrong")]
+    ("accuracy", "words"), [(0.602, "hardly changes"), (0.5, "lowers the accuracy on the labelled pixels by 10.0")]
 )
 def test_calibration_that_does_not_help(tmp_path: Path, accuracy: float, words: str) -> None:
     values = calibration("meadow")
@@ -203,21 +203,21 @@ def test_confusion_is_read_by_rows(tmp_path: Path) -> None:
     assert "unclassified" in tables[0]
     square = dataclasses.replace(values["result"].before, confusion=((5, 5, 0), (0, 9, 1), (0, 0, 0)))
     text = written(tmp_path, "calibration", {**values, "panels": []}, before=square, after=square)
-    assert "unclassified" not in text
+    assert "<th>unclassified" not in text
 
 
 def test_classification(tmp_path: Path) -> None:
     values = classification("meadow")
     found = Page(written(tmp_path, "classification", values)).text
-    assert "within 14 pixels of it, and mapped by what the others taught, 5 times, each with another split" in found
+    assert "repeated 5 times with different splits: each polygon is left out in turn" in found
     assert "± 1.2 %" in found
     assert "1,234.50" in found
     assert ("tr", "class") in Page(written(tmp_path, "classification", values)).elements  # the chosen method
     once = dataclasses.replace(values["result"].accuracy, repeats=1)
     text = written(tmp_path, "classification", values, accuracy=once, method=Classifier.TIP)
-    assert "taught, once, so that" in Page(text).text
-    assert "CLIP looks further" in text
-    for repeats, words in ((5, "too few places are labelled"), (0, "no repeats were asked for")):
+    assert "comes from cross-validation: each polygon" in Page(text).text
+    assert "CLIP sees more of the surroundings" in text
+    for repeats, words in ((5, "too few places are labelled"), (0, "switched off")):
         text = written(tmp_path, "classification", values, accuracy=None, chosen=(), repeats=repeats)
         assert words in Page(text).text
         assert "Confusion" not in text
@@ -230,14 +230,14 @@ def test_finetuning(tmp_path: Path) -> None:
     assert text.count("<polyline") == 2
     assert text.count("<circle") == 22
     assert text.count("stroke-dasharray") == 2
-    assert "keeps 86.7 % of the old accuracy. Alpha is the best for the task" in Page(text).text.replace("\n", " ")
-    assert "Alpha was given." in written(tmp_path, "finetuning", values, alpha=0.5)
+    assert "keeps 86.7 % of its former accuracy. Alpha is the value" in Page(text).text.replace("\n", " ")
+    assert "Alpha was set by hand." in written(tmp_path, "finetuning", values, alpha=0.5)
     result = values["result"]
     curve = tuple(dataclasses.replace(point, control=None, control_validation=None) for point in result.curve)
     alone = {"curve": curve, "before": curve[0], "after": curve[6], "control": "", "samples": ""}
     text = written(tmp_path, "finetuning", values, **alone)
     assert text.count("<polyline") == 1
-    assert "half of the way" in Page(text).text
+    assert "set halfway" in Page(text).text
     assert "Control set\nnone" in Page(text).text
 
 
