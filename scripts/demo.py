@@ -30,7 +30,7 @@ PICTURES = (
 )
 PATIENCE = 420  # seconds for QGIS to start and finish
 
-# Without these a first start asks questions, which nobody is there to answer.
+# Without these a first start asks questions, which nobody is there to answer. The tips are each version's own.
 QUIET = """[app]
 projections\\unknownCrsBehavior=NoAction
 
@@ -40,7 +40,7 @@ firstRunVersionFlag=999999
 
 [qgis]
 checkVersion=false
-showTips340=false
+showTips{version}=false
 newsFeed\\http-feedqgisorg\\disabled=true
 
 [UI]
@@ -60,11 +60,13 @@ def has_display() -> bool:
 
 def make_profile(folder: Path) -> Profile:
     """A fresh profile with the built plugin."""
+    from qgis.core import Qgis
+
     shutil.rmtree(folder / "profiles", ignore_errors=True)
     profile = Profile(folder, Path(sys.executable))
-    settings = profile.home / "QGIS" / "QGIS3.ini"
+    settings = profile.home / "QGIS" / f"QGIS{Qgis.QGIS_VERSION_INT // 10000}.ini"
     settings.parent.mkdir(parents=True)
-    settings.write_text(QUIET, encoding="utf-8")
+    settings.write_text(QUIET.format(version=Qgis.QGIS_VERSION_INT // 100), encoding="utf-8")
     say(f"Installing {profile.install().name} in a fresh QGIS profile")
     return profile
 
