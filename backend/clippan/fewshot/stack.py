@@ -86,7 +86,7 @@ class Stack:
         """Sentences for the user."""
         hints = list(self.notes) + [source.assumption for source in self.sources if source.assumption]
         for path, source, scales in zip(self.paths, self.sources, self.scales):
-            idle = [source.band_name(band) for band in np.flatnonzero(scales == 0)]
+            idle = [source.band_name(int(band)) for band in np.flatnonzero(scales == 0)]
             if idle:
                 listed = "; ".join(idle[:10]) + ("; …" if len(idle) > 10 else "")
                 which = f"{len(idle)} of {len(scales)} bands are constant or empty"
@@ -224,7 +224,7 @@ def _finest(grids: Sequence[Grid]) -> int:
     """By the size on the ground, where it is known of all."""
     sizes = []
     for grid in grids:
-        middle = PixelAreas(grid).window(grid.width // 2, grid.height // 2, 1, 1).item()
+        middle = float(PixelAreas(grid).window(grid.width // 2, grid.height // 2, 1, 1).item())
         g = grid.geotransform or PLACED
         sizes.append(middle if math.isfinite(middle) else abs(g[1] * g[5] - g[2] * g[4]))
     return int(np.argmin(sizes))
@@ -308,7 +308,7 @@ def _moments(
             if not source.may_hold(Window(x, y, width, height)):
                 continue
             read, known = source.read(x, y, width, height)
-            values = read.reshape(source.count, -1).astype(np.float64)
+            values: np.ndarray = read.reshape(source.count, -1).astype(np.float64)
             inside = np.ones(values.shape, bool) if known is None else known.reshape(values.shape)
             own = inside.sum(axis=1)
             if not own.any():

@@ -203,7 +203,7 @@ class _Evidence:
         shift where each window has a regression and a noise of its own. ``tables`` instead of the correlations.
         """
         tables = self.correlations if tables is None else tables
-        total = np.zeros(())
+        total: np.ndarray = np.zeros(())
         for band in bands:
             total = total + np.tensordot(self.counts, _information(tables[:, band]), 1)
         return total / (len(bands) * self.counts.sum())

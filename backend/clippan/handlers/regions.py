@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Optional, Protocol
+from typing import Any, Optional, Protocol
 
 import numpy as np
 from osgeo import gdal, gdal_array, ogr
@@ -134,7 +134,7 @@ def _write(
             if valid < LEAST_VALID:
                 continue
             name = f"pictures/{number + 1}_{stem}_{window.x}_{window.y}.{request.format.value}"
-            options = {"quality": _QUALITY} if request.format is Picture.JPEG else {}
+            options: dict[str, Any] = {"quality": _QUALITY} if request.format is Picture.JPEG else {}
             Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))).save(folder / name, **options)
             entries.append({"file": name, "boxes": [{"box": box.box, "category": box.category} for box in boxes]})
         if len(entries) == before:

@@ -347,7 +347,7 @@ class Scene:
 
     def _shown(self, values: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """Which pixels (height, width) show something, of what ``_read`` returns."""
-        valid = masks.any(axis=0)
+        valid: np.ndarray = np.any(masks, axis=0)
         return valid if self._bytes else valid & measured(values).all(axis=0)
 
     def picture(self, window: Window, width: int, height: Optional[int] = None) -> tuple[np.ndarray, float]:

@@ -288,7 +288,7 @@ class Source:
         left, right = _clip(x, x + width, grid.width)
         top, bottom = _clip(y, y + height, grid.height)
         inside = (left, top, right - left, bottom - top)
-        values = np.empty((self.count, bottom - top, right - left), self.dtype)
+        values: np.ndarray = np.empty((self.count, bottom - top, right - left), self.dtype)
         masks: list[Optional[np.ndarray]] = []
         with self._lock:
             try:
@@ -337,7 +337,7 @@ class Source:
             empty &= False if valid is None else ~valid.any(axis=(1, 2))
             if not empty.any():
                 break
-        return np.flatnonzero(empty).tolist()
+        return [int(position) for position in np.flatnonzero(empty)]
 
     def _valid(self, values: np.ndarray, masks: Sequence[Optional[np.ndarray]]) -> Optional[np.ndarray]:
         if not self.masked:

@@ -448,7 +448,7 @@ class Index:
 
     def _nearest(self, direction: np.ndarray, wanted: Filter, count: int, size: int) -> np.ndarray:
         where, parameters = self._where(wanted)
-        parameters += ["[" + ",".join(map(str, direction.astype(np.float32).tolist())) + "]", count]
+        parameters += ["[" + ",".join(str(float(value)) for value in direction.astype(np.float32)) + "]", count]
         product = self.database.composed("vector <#> %s::{kind}", kind=self.database.composed(self._kind))
         orders = [self.database.composed("({product}) + 0", product=product)]  # no index knows a sum: all are compared
         if size > EXACT and count * self.count <= _VISITS * size:
@@ -785,4 +785,4 @@ def _polygon(outline: Sequence[float], srid: int) -> Optional[bytes]:
 
 def _corners(blob: Optional[bytes]) -> tuple[float, ...]:
     """The corners of a polygon in WKB: a byte and three numbers say what it is and how long."""
-    return tuple(np.frombuffer(blob, "<f8", offset=13)[:-2].tolist()) if blob else ()
+    return tuple(float(corner) for corner in np.frombuffer(blob, "<f8", offset=13)[:-2]) if blob else ()

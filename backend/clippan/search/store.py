@@ -181,7 +181,7 @@ class Index:
         """The ids of the tiles of these rasters that touch one of these boxes, int64, ascending."""
         if wanted == Filter():
             return self._ids
-        keep = np.ones(len(self._ids), bool)
+        keep: np.ndarray = np.ones(len(self._ids), bool)
         if wanted.rasters is not None:
             keep = np.isin(self._of_raster, list(wanted.rasters))
         if wanted.boxes:
@@ -329,7 +329,7 @@ class Builder:
         with contextlib.closing(_connect(self.path, "ro")) as connection:
             row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'rasters'").fetchone()
         self._last_raster = max([row[0] if row else 0, *self.rasters])  # a number that was given is not given again
-        used = set(index.chosen(Filter()).tolist())
+        used = {int(number) for number in index.chosen(Filter())}
         self._next = max(used, default=0) + 1
         self._free = [number for number in range(self._next - 1, 0, -1) if number not in used]
         vectors_of(self.path).touch()

@@ -220,12 +220,12 @@ def _sieved(
     ends = np.concatenate([borders, borders[::-1]], axis=1)
     ends = ends[:, np.argsort(ends[0], kind="stable")]
     starts = np.searchsorted(ends[0], np.arange(len(values) + 1))
-    small = np.flatnonzero((values > 0) & (pixels < min_area))
+    small = [int(region) for region in np.flatnonzero((values > 0) & (pixels < min_area))]
     group = np.arange(len(values))
     changed = values.copy()
     classes, size, root, first, beside = map(scalars, (changed, pixels.copy(), group, starts, ends[1]))
-    members: dict[int, list[int]] = {region: [region] for region in small.tolist()}  # of groups that are small
-    waiting = [(size[region], region) for region in small.tolist()]
+    members: dict[int, list[int]] = {region: [region] for region in small}  # of groups that are small
+    waiting = [(size[region], region) for region in small]
     heapq.heapify(waiting)
 
     def top(region: int) -> int:

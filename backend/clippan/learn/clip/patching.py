@@ -248,7 +248,7 @@ def turns(count: int, batch: int, step: int, seed: int) -> np.ndarray:
 
 def turned(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A picture (bands, edge, edge), turned by a right angle or several and mirrored by chance: the same place."""
-    picture = np.rot90(picture, rng.integers(4), (1, 2))
+    picture = np.rot90(picture, int(rng.integers(4)), (1, 2))
     return np.ascontiguousarray(picture[:, :, ::-1] if rng.random() < 0.5 else picture)
 
 

@@ -113,7 +113,7 @@ class Ground:
 
     def full(self, rng: np.random.Generator) -> Batch:
         """Patches at full resolution."""
-        patches = [self.pieces[rng.integers(len(self.pieces))].patch(rng, self.size) for _ in range(_PATCHES)]
+        patches = [self.pieces[int(rng.integers(len(self.pieces)))].patch(rng, self.size) for _ in range(_PATCHES)]
         return collate(patches, [0] * len(patches), self.ratio)
 
     def reduced(self, rng: np.random.Generator) -> Batch:

@@ -180,7 +180,7 @@ def pictures(root: Path, source: Pictures) -> Iterator[Truth]:
         count = len(bands)
         weights = rng.dirichlet(np.ones(count)).astype(np.float32)
         pan = np.tensordot(weights, bands ** np.float32(rng.uniform(*_GAMMA)), 1)
-        yield Truth(name, path.stem, pan, bands, (bands > 0).all(axis=0), (_GAIN,) * count)
+        yield Truth(name, path.stem, pan, bands, np.all(bands > 0, axis=0), (_GAIN,) * count)
 
 
 def _archive(path: Path, source: Pictures, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
