@@ -17,6 +17,7 @@ import hashlib
 import html
 import io
 import json
+import os
 import re
 import sys
 import tempfile
@@ -29,6 +30,8 @@ from typing import Any, Optional
 ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "backend"))
+    for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[_name] = "1"  # sums in several threads differ in their last bits
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -61,6 +64,13 @@ SENTENCES = {
 }
 
 
+# Times, dates, speeds and versions in texts.
+_PASSING = (
+    r"\b\d[\d.,]* (?:s|ms|seconds?|minutes?|MPix/s|megapixels a second|tiles a second)\b|\b\d+/s\b"
+    r"|\b\d{4}-\d\d-\d\d \d\d:\d\d|\b(?:clippan|PyTorch|GDAL|NumPy|scikit-learn|open_clip) \d[\w.+]*"
+)
+
+
 @dataclass
 class Description:
     """What a case gave: single values and arrays by their place, and sentences."""
@@ -90,7 +100,7 @@ class _Describer(Description):
     def masked(self, text: str) -> str:
         for path, name in self._paths:
             text = text.replace(path, name)
-        return re.sub(r"\b\d[\d.,]* (?=s\b|seconds?\b|ms\b|minutes?\b|megapixels a second|tiles a second)", "… ", text)
+        return re.sub(_PASSING, "…", text)
 
     def value(self, place: str, value: Any, key: str = "") -> None:
         """Takes apart a JSON value; ``key`` is the last name on the way to it."""
@@ -224,9 +234,11 @@ class _Describer(Description):
                 [np.zeros(0), *map(_numbers, re.findall(r'\b(?:points|d|cx|cy|x|y|x1|y1)="([^"]+)"', source))]
             )
         )
-        text = re.sub(r"(?s)<(style|script|title).*?</\1>|<[^>]+>", " ", source)
-        text = self.masked(" ".join(html.unescape(text).split()))
-        self.arrays[f"{place}/numbers"] = np.sort(_numbers(re.sub(r"(?<=\d),(?=\d{3})|\d{4}-\d\d-\d\d", "", text)))
+        pieces = re.split(r"(?s)<(?:style|script|title).*?</(?:style|script|title)>|<[^>]+>", source)
+        pieces = [self.masked(" ".join(html.unescape(piece).split())) for piece in pieces]
+        short = [re.sub(r"(?<=\d),(?=\d{3})", "", piece) for piece in pieces if len(re.findall(r"[^\W\d]+", piece)) < 5]
+        self.arrays[f"{place}/numbers"] = np.sort(_numbers(" ".join(short)))
+        text = " ".join(filter(None, pieces))
         self.words.append(f"{place}: {text}")
 
 

@@ -51,6 +51,7 @@ class Bench:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.job, self.out, self.answers, self.words = "", root, [], []
         (root / "in").mkdir()
         os.environ["CLIPPAN_CACHE"] = str(root / "cache")
         os.environ["CLIPPAN_OFFLINE"] = str(root / "offline")
@@ -94,6 +95,14 @@ class Bench:
         low[:, :6, :9] = 0
         pan = write_raster(self.input("pan.tif"), (0.3 * high[0] + 0.7 * high[1:].mean(0)).astype("uint16"), 1.0)
         return {"pan": pan, "ms": [write_raster(self.input("ms.tif"), low, 4.0, nodata=0)]}
+
+    @functools.cached_property
+    def whole(self) -> dict[str, Any]:
+        """A pair of 256 pixels that is valid everywhere, and PAN sees two of its bands."""
+        high = truth(256, 4, 9)
+        low = high.reshape(4, 64, 4, 64, 4).mean((2, 4)).astype("uint16")
+        pan = write_raster(self.input("whole_pan.tif"), (0.2 * high[0] + 0.8 * high[1]).astype("uint16"), 1.0)
+        return {"pan": pan, "ms": [write_raster(self.input("whole_ms.tif"), low, 4.0)]}
 
     @functools.cached_property
     def shifted(self) -> dict[str, Any]:
@@ -263,12 +272,8 @@ def _(bench: Bench) -> None:
 
 @case("adapt")
 def _(bench: Bench) -> None:
-    high = truth(256, 4, 9)
-    low = high.reshape(4, 64, 4, 64, 4).mean((2, 4)).astype("uint16")
-    pan = write_raster(bench.input("whole_pan.tif"), (0.2 * high[0] + 0.8 * high[1]).astype("uint16"), 1.0)
-    pair = {"pan": pan, "ms": [write_raster(bench.input("whole_ms.tif"), low, 4.0)]}
     options = {**TRAINED, "sensor": "generic", "steps": 6, "seconds": 100_000.0}
-    bench(**pair, output=bench.to("own.safetensors"), clip="", **options)
+    bench(**bench.whole, output=bench.to("own.safetensors"), clip="", **options)
 
 
 RECIPE = """
