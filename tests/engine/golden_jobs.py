@@ -157,6 +157,14 @@ class Bench:
         )
 
     @functools.cached_property
+    def small(self) -> list[str]:
+        """The upper left corner of the fields and of what the other sensor sees there."""
+        paths = [str(self.input(f"small_{number}.tif")) for number in range(2)]
+        for source, path, scale in zip((self.fields[0], self.radar), paths, (2, 1)):
+            gdal.Translate(path, source, srcWin=[0, 0, 24 * scale, 24 * scale])
+        return paths
+
+    @functools.cached_property
     def places(self) -> str:
         """Polygons and points over the fields, with their class."""
         source = ogr.GetDriverByName("GPKG").CreateDataSource(str(self.input("places.gpkg")))
@@ -396,10 +404,7 @@ def _(bench: Bench) -> None:
 
 @case("classify", "diffclip")
 def _(bench: Bench) -> None:
-    small = [str(bench.input(f"small_{number}.tif")) for number in range(2)]
-    for source, path, scale in zip((bench.fields[0], bench.radar), small, (2, 1)):
-        gdal.Translate(path, source, srcWin=[0, 0, 24 * scale, 24 * scale])
-    asked = {"rasters": small, "samples": bench.places, "field": "class", "method": "diffclip", "repeats": 0}
+    asked = {"rasters": bench.small, "samples": bench.places, "field": "class", "method": "diffclip", "repeats": 0}
     bench(**asked, output=bench.to("map.tif"), steps=3, save_encoder=bench.to("scene.safetensors"), **TRAINED)
 
 

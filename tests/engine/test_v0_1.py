@@ -63,18 +63,16 @@ def test_an_adapted_fusion_model_pansharpens(bench: Bench, tmp_path: Path) -> No
     assert found.shape == shipped.shape == (4, 192, 192)
     assert (found != shipped).mean() > 0.1
     assert np.corrcoef(found.ravel(), shipped.ravel())[0, 1] > 0.95
-    again = str(tmp_path / "again.safetensors")
-    bench.ask("adapt", output=again, model=model, clip="", steps=1, seconds=1e5, **{**bench.whole, **TRAINED})
 
 
 def test_a_pretrained_scene_classifies(bench: Bench, tmp_path: Path) -> None:
-    asked = {"rasters": [bench.fields[0], bench.radar], "samples": bench.places, "field": "class", "repeats": 0}
+    asked = {"rasters": bench.small, "samples": bench.places, "field": "class", "repeats": 0}
     files = {"output": str(tmp_path / "map.tif"), "encoder": str(OLD / "scene.safetensors")}
     result = bench.ask("classify", method="diffclip", **asked, **files, **TRAINED)
-    assert [area["name"] for area in result["classes"][:3]] == sorted(COLOURS)
+    assert [area["name"] for area in result["classes"]] == ["RedSoil", "green_field"]  # those that lie there
     found = read_raster(result["output"])[0]
-    assert found.shape == (96, 128)
-    assert len(np.unique(found)) == 3
+    assert found.shape == (48, 48)
+    assert set(np.unique(found)) == {1, 2}
 
 
 def test_calibrated_prompts_map(bench: Bench, tmp_path: Path) -> None:
@@ -85,7 +83,8 @@ def test_calibrated_prompts_map(bench: Bench, tmp_path: Path) -> None:
     bench.ask("segment", classes=str(table), output=str(tmp_path / "map.tif"), **asked)
     bench.ask("segment", classes=bench.table, output=str(tmp_path / "plain.tif"), **asked)
     found, plain = (read_raster(str(tmp_path / name))[0] for name in ("map.tif", "plain.tif"))
-    names = gdal.Open(str(tmp_path / "map.tif")).GetRasterBand(1).GetCategoryNames()
-    assert names[1:4] == list(COLOURS)
+    dataset = gdal.Open(str(tmp_path / "map.tif"))
+    classes = json.loads(dataset.GetMetadataItem("CLIPPAN_CLASSES"))["classes"]
+    assert [item["name"] for item in classes] == list(COLOURS)
     truth = bench.fields[1]
     assert (found == truth).mean() > (plain == truth).mean() + 0.1
