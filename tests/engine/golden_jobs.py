@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any, Callable
 
@@ -20,7 +21,10 @@ from osgeo import gdal, ogr, osr
 from PIL import Image
 from small_clip import make
 
-from clippan.jobs import JOBS, Context, from_json, run, to_json
+from clippan.core.context import Context
+from clippan.core.json import from_json, to_json
+from clippan.handlers import run
+from clippan.jobs import JOBS
 
 COLOURS = {"RedSoil": (200, 60, 40), "green_field": (60, 180, 60), "open-water": (30, 60, 190)}
 WORDS = "bare red soil; green fields, meadow; water"
@@ -60,6 +64,7 @@ class Bench:
         """Runs a case anew, from a known state of all generators of chance."""
         job, function = CASES[name]
         self.out, self.answers, self.words = self.root / "out" / name.replace(" ", "-"), [], []
+        shutil.rmtree(self.out, ignore_errors=True)
         self.out.mkdir(parents=True)
         self.job = job
         torch.set_num_threads(1)

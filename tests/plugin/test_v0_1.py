@@ -9,7 +9,8 @@ import numpy as np
 from conftest import Feedback, write
 from qgis.core import Qgis, QgsProcessingContext, QgsProcessingModelAlgorithm, QgsProject, QgsVectorLayer
 
-from clippan.jobs import ClassifyRequest, PansharpenRequest, SegmentRequest, from_json
+from clippan.core.json import from_json
+from clippan.jobs import ClassifyRequest, PansharpenRequest, SegmentRequest
 
 MODEL = Path(__file__).resolve().parents[1] / "data" / "v0_1" / "sharpen_segment_classify.model3"
 
