@@ -69,14 +69,20 @@ class Worker:
         elif method == "cancel":
             self._cancelled.add(params.get("id"))
         else:
-            self._fail(number, UNKNOWN_METHOD, f"The worker does not know the method '{method}'.")
+            self._fail(
+                number, UNKNOWN_METHOD, Message("The worker does not know the method '{method}'.", method=method)
+            )
 
     def _handshake(self, number: Any, protocol: Any) -> None:
         if protocol != PROTOCOL:
             self._fail(
                 number,
                 WRONG_PROTOCOL,
-                f"The engine speaks protocol {PROTOCOL} and the plugin {protocol}; update both to one version.",
+                Message(
+                    "The engine speaks protocol {PROTOCOL} and the plugin {protocol}; update both to one version.",
+                    PROTOCOL=PROTOCOL,
+                    protocol=protocol,
+                ),
             )
             return
         answer = {"protocol": PROTOCOL, "version": __version__, "python": sys.executable, "pid": os.getpid()}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from clippan import resources
+from clippan.core.messages import Message
 
 COLOURS = ("red", "green", "blue")
 # Without any name: the band order that products with so many bands have.
@@ -96,11 +97,15 @@ class BandChoice:
     def sentence(self) -> str:
         """What was taken, and how to have it otherwise if it is a guess."""
         if len(self.bands) == 1:
-            return f"Band {self.bands[0]} is shown in grey, {self.reason}."
+            return Message("Band {band} is shown in grey, {reason}.", band=self.bands[0], reason=self.reason)
         listed = f"bands {self.bands[0]}, {self.bands[1]} and {self.bands[2]}"
         if not self.guessed:
-            return f"Red, green and blue are {listed}, {self.reason}."
-        return f"Red, green and blue are taken to be {listed}, {self.reason}; if that is wrong, name them (--bands)."
+            return Message("Red, green and blue are {listed}, {reason}.", listed=listed, reason=self.reason)
+        return Message(
+            "Red, green and blue are taken to be {listed}, {reason}; if that is wrong, name them (--bands).",
+            listed=listed,
+            reason=self.reason,
+        )
 
 
 def mentions(patterns: Iterable[str], texts: Sequence[str]) -> bool:

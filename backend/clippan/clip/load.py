@@ -94,21 +94,27 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
                 values = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ClippanError(
-            f"The weights {path} cannot be read ({error.strerror or error}); check the file, or download it again."
+            "The weights {path} cannot be read ({reason}); check the file, or download it again.",
+            path=path,
+            reason=error.strerror or error,
         ) from error
     except pickle.UnpicklingError as error:
         raise ClippanError(
-            f"{path} is no file of weights, or holds more than weights, which could run programs and is not opened; "
-            "download it again, or save its state_dict as safetensors."
+            "{path} is no file of weights, or holds more than weights, which could run programs and is not opened; "
+            "download it again, or save its state_dict as safetensors.",
+            path=path,
         ) from error
     except Exception as error:
         if "TorchScript" in str(error):
             raise ClippanError(
-                f"{path} is a TorchScript archive, which could run programs and is not opened; save its state_dict as "
-                "safetensors."
+                "{path} is a TorchScript archive, which could run programs and is not opened; save its state_dict as "
+                "safetensors.",
+                path=path,
             ) from error
         raise ClippanError(
-            f"The weights {path} are damaged or cut short ({type(error).__name__}); download them again."
+            "The weights {path} are damaged or cut short ({__name__}); download them again.",
+            path=path,
+            __name__=type(error).__name__,
         ) from error
     while isinstance(values, Mapping):
         nest = next((name for name in _NESTS if isinstance(values.get(name), Mapping)), None)
@@ -119,7 +125,9 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     for name in _ASIDE:
         weights.pop(name, None)
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise ClippanError(f"{path} holds no weights (a state_dict of tensors); choose the file of a trained model.")
+        raise ClippanError(
+            "{path} holds no weights (a state_dict of tensors); choose the file of a trained model.", path=path
+        )
     while all(name.startswith("module.") for name in weights):
         weights = {name[len("module.") :]: value for name, value in weights.items()}
     return weights
@@ -133,7 +141,7 @@ def _merge_long(weights: dict[str, torch.Tensor], prefix: str, path: Path) -> No
     first = weights.get(f"{prefix}positional_embedding")
     second, masks = weights.pop(f"{prefix}{_LONG}"), [weights.pop(f"{prefix}mask{number}", None) for number in (1, 2)]
     if first is None or first.shape != second.shape:
-        raise ClippanError(f"The long text tower in {path} has one half only; download the weights again.")
+        raise ClippanError("The long text tower in {path} has one half only; download the weights again.", path=path)
     kept = (torch.arange(len(first)) < _KEPT).to(torch.float32)[:, None]
     one, other = (default if mask is None else mask.float() for mask, default in zip(masks, (kept, 1 - kept)))
     weights[f"{prefix}positional_embedding"] = first.float() * one + second.float() * other
@@ -152,8 +160,11 @@ def describe(path: Path, model: Model) -> dict[str, Any]:
     description = copy.deepcopy(open_clip.get_model_config(model.architecture))
     if description is None:
         raise ClippanError(
-            f"open_clip {open_clip.__version__} does not know the architecture {model.architecture} of {model.label}; "
-            "run Set up engine, which installs a newer one."
+            "open_clip {__version__} does not know the architecture {architecture} of {label}; run Set up engine, "
+            "which installs a newer one.",
+            __version__=open_clip.__version__,
+            architecture=model.architecture,
+            label=model.label,
         )
     # What it was trained with decides; the name of an architecture may be read without its "-quickgelu".
     description["quick_gelu"] = model.activation == "quickgelu"
@@ -175,8 +186,11 @@ def _build(description: dict[str, Any], assumed: str) -> Any:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
         raise ClippanError(
-            f"open_clip {open_clip.__version__} cannot build the architecture {assumed} ({reason}); choose another "
-            "model, or run Set up engine for a newer open_clip."
+            "open_clip {__version__} cannot build the architecture {assumed} ({reason}); choose another model, or run "
+            "Set up engine for a newer open_clip.",
+            __version__=open_clip.__version__,
+            assumed=assumed,
+            reason=reason,
         ) from error
 
 
@@ -190,8 +204,9 @@ def widen(visual: Any, bands: int) -> tuple[Any, Any]:
     name, before = convolutions[0] if convolutions else ("", None)
     if before is None or before.in_channels != 3:
         raise ClippanError(
-            f"The image tower {type(visual).__name__} does not begin with a convolution of red, green and blue, and "
-            "cannot take other bands; choose another model."
+            "The image tower {__name__} does not begin with a convolution of red, green and blue, and cannot take "
+            "other bands; choose another model.",
+            __name__=type(visual).__name__,
         )
     after = copy.deepcopy(before)
     after.in_channels = bands
@@ -217,8 +232,11 @@ def _fill(network: Any, weights: dict[str, torch.Tensor], path: Path, assumed: s
     ]
     if problems:
         raise ClippanError(
-            f"The weights {path} do not fit the architecture {assumed} ({'; '.join(problems)}); choose the model that "
-            "they belong to."
+            "The weights {path} do not fit the architecture {assumed} ({problems}); choose the model that they belong "
+            "to.",
+            path=path,
+            assumed=assumed,
+            problems="; ".join(problems),
         )
     network.load_state_dict(weights, strict=True)
 
@@ -256,5 +274,7 @@ def _tokenizer(text: Mapping[str, Any], path: Path) -> Callable[..., torch.Tenso
     except Exception as error:
         reason = one_line(error)
         raise ClippanError(
-            f"The tokenizer of {path} cannot be read ({reason}); put its files (tokenizer.json) beside the weights."
+            "The tokenizer of {path} cannot be read ({reason}); put its files (tokenizer.json) beside the weights.",
+            path=path,
+            reason=reason,
         ) from error

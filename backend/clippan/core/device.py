@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from clippan.core.choice import Choice
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError, one_line
+from clippan.core.messages import Message
 from clippan.core.threads import count_threads
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def require_torch() -> ModuleType:
         if error.name != "torch":
             raise _broken(error) from error
         raise ClippanError(
-            f"The engine's Python ({sys.executable}) has no PyTorch; run Set up engine, or install torch there."
+            "The engine's Python ({executable}) has no PyTorch; run Set up engine, or install torch there.",
+            executable=sys.executable,
         ) from None
     except Exception as error:  # a DLL is missing, or another library does not fit
         raise _broken(error) from error
@@ -57,7 +59,9 @@ def require_torch() -> ModuleType:
 def _broken(error: Exception) -> ClippanError:
     reason = one_line(error)
     return ClippanError(
-        f"PyTorch in the engine's Python ({sys.executable}) does not start ({reason}); run Set up engine again."
+        "PyTorch in the engine's Python ({executable}) does not start ({reason}); run Set up engine again.",
+        executable=sys.executable,
+        reason=reason,
     )
 
 
@@ -110,7 +114,7 @@ class DeviceChoice:
     def log(self, context: Context) -> None:
         """Tells the log. Where no graphics card is there to be missed, only the doctor says so, not every job."""
         if not self.second or has_card():
-            context.log(f"Device: {self.device.type}. {self.reason}")
+            context.log(Message("Device: {type}. {reason}", type=self.device.type, reason=self.reason))
 
 
 def choose_device(wanted: Device, exact: bool = False) -> DeviceChoice:
@@ -138,11 +142,14 @@ def choose_device(wanted: Device, exact: bool = False) -> DeviceChoice:
     if not problem:
         gpu = torch.cuda.get_device_name()
         return DeviceChoice(
-            torch.device("cuda"), "CUDA was asked for." if wanted is Device.CUDA else f"CUDA works on {gpu}."
+            torch.device("cuda"),
+            "CUDA was asked for." if wanted is Device.CUDA else Message("CUDA works on {gpu}.", gpu=gpu),
         )
     if wanted is Device.CUDA:
-        raise ClippanError(f"CUDA was asked for, but {problem}; choose auto or cpu, or run Check engine.")
-    return DeviceChoice(torch.device("cpu"), f"CUDA cannot be used: {problem}.", second=True)
+        raise ClippanError(
+            "CUDA was asked for, but {problem}; choose auto or cpu, or run Check engine.", problem=problem
+        )
+    return DeviceChoice(torch.device("cpu"), Message("CUDA cannot be used: {problem}.", problem=problem), second=True)
 
 
 def has_card() -> bool:
@@ -179,7 +186,9 @@ def nvidia_cards() -> list[tuple[str, str]]:
 
 
 def _silent(reason: str) -> ClippanError:
-    return ClippanError(f"The NVIDIA driver does not answer ({reason}); reinstall it, or restart the machine.")
+    return ClippanError(
+        "The NVIDIA driver does not answer ({reason}); reinstall it, or restart the machine.", reason=reason
+    )
 
 
 def multiplies_bfloat16() -> bool:

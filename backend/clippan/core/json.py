@@ -46,17 +46,22 @@ def from_json(kind: type[T], values: Mapping[str, Any]) -> T:
         ClippanError: a name is unknown or missing, or a value is not of the declared type.
     """
     if not isinstance(values, Mapping):
-        raise ClippanError(f"A {kind.__name__} is written as a JSON object with named values.")
+        raise ClippanError("A {__name__} is written as a JSON object with named values.", __name__=kind.__name__)
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise ClippanError(
-            f"Unknown parameter {', '.join(unknown)} for {kind.__name__}; known are {', '.join(fields)}."
+            "Unknown parameter {unknown} for {__name__}; known are {fields}.",
+            unknown=", ".join(unknown),
+            __name__=kind.__name__,
+            fields=", ".join(fields),
         )
     missing = [name for name, field in fields.items() if name not in values and _required(field)]
     if missing:
-        raise ClippanError(f"Missing parameter {', '.join(missing)} for {kind.__name__}.")
+        raise ClippanError(
+            "Missing parameter {missing} for {__name__}.", missing=", ".join(missing), __name__=kind.__name__
+        )
     return kind(**{name: _convert(value, hints[name], name) for name, value in values.items()})
 
 
@@ -88,7 +93,9 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
                 return hint(value)
             except ValueError:
                 known = ", ".join(str(item.value) for item in hint)
-                raise ClippanError(f"Unknown {name} '{value}'; choose one of {known}.") from None
+                raise ClippanError(
+                    "Unknown {name} '{value}'; choose one of {known}.", name=name, value=value, known=known
+                ) from None
         if hint is float and value in ("NaN", "Infinity", "-Infinity"):
             return float(value)
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -96,4 +103,4 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
             return value
     wanted = getattr(hint, "__name__", None) or str(hint)
-    raise ClippanError(f"Parameter {name} should be {wanted}, not {value!r}.")
+    raise ClippanError("Parameter {name} should be {wanted}, not {value!r}.", name=name, wanted=wanted, value=value)

@@ -100,8 +100,10 @@ class Encoder:
         given = tuple(len(modality) for modality in modalities)
         if given != self.bands:
             raise ClippanError(
-                f"The encoder knows rasters of {_listed(self.bands)} bands, but those given have {_listed(given)}; "
-                "give the rasters it was trained on in the same order, or train it anew."
+                "The encoder knows rasters of {listed} bands, but those given have {listed_2}; give the rasters it "
+                "was trained on in the same order, or train it anew.",
+                listed=_listed(self.bands),
+                listed_2=_listed(given),
             )
 
     def save(self, path: Path, outputs: Optional[Outputs] = None) -> None:
@@ -144,8 +146,9 @@ def load(path: Path, device: torch.device) -> Encoder:
         network.load_state_dict(weights)
     except Exception as error:
         raise ClippanError(
-            f"{path} cannot be read as an encoder of a scene ({one_line(error)}); choose a file that Pre-train on a "
-            "scene wrote."
+            "{path} cannot be read as an encoder of a scene ({reason}); choose a file that Pre-train on a scene wrote.",
+            path=path,
+            reason=one_line(error),
         ) from error
     means, scales = (tuple(np.array(values, np.float32) for values in about[name]) for name in ("means", "scales"))
     loss = math.nan if about["loss"] is None else about["loss"]

@@ -114,8 +114,9 @@ def _sklearn(name: str) -> ModuleType:
         return importlib.import_module(f"sklearn.{name}")
     except ImportError as error:
         raise ClippanError(
-            f"The engine's Python has no scikit-learn that works ({one_line(error)}); run Set up engine, or choose a "
-            "method that does without (diffclip, tip, tip-f)."
+            "The engine's Python has no scikit-learn that works ({reason}); run Set up engine, or choose a method "
+            "that does without (diffclip, tip, tip-f).",
+            reason=one_line(error),
         ) from None
 
 

@@ -69,8 +69,11 @@ class FusionModel:
         """Raises ClippanError if MS with this number of bands is not what the model is for."""
         if self.bands not in (0, bands):
             raise ClippanError(
-                f"MS has {bands} bands but the model {self.path} was made for {self.bands}; choose those bands, or the "
-                "model that ships with CLIPPan."
+                "MS has {bands} bands but the model {path} was made for {bands_2}; choose those bands, or the model "
+                "that ships with CLIPPan.",
+                bands=bands,
+                path=self.path,
+                bands_2=self.bands,
             )
 
 
@@ -92,26 +95,33 @@ def load(path: str, device: torch.device) -> FusionModel:
         weights = {name: value.float() for name, value in parse(content).items()}
     except Exception as error:
         raise ClippanError(
-            f"The fusion model {file} cannot be read ({one_line(error)}); choose a file that Adapt fusion model or "
-            "clippan train fusion wrote."
+            "The fusion model {file} cannot be read ({reason}); choose a file that Adapt fusion model or clippan "
+            "train fusion wrote.",
+            file=file,
+            reason=one_line(error),
         ) from error
     if header.get("kind") != _KIND:
         raise ClippanError(
-            f"{file} is no fusion model of this version; choose a file that Adapt fusion model or clippan train fusion "
-            "wrote."
+            "{file} is no fusion model of this version; choose a file that Adapt fusion model or clippan train fusion "
+            "wrote.",
+            file=file,
         )
     try:
         name, options, bands = header["network"], dict(json.loads(header["options"])), int(header["bands"])
         about = dict(json.loads(header["about"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ClippanError(f"The description in {file} is damaged; adapt or train the model again.") from error
+        raise ClippanError(
+            "The description in {file} is damaged; adapt or train the model again.", file=file
+        ) from error
     network = networks.build(name, bands or 1, **options)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ClippanError(f"The weights in {file} are not those of {name}; train it again.") from error
+        raise ClippanError(
+            "The weights in {file} are not those of {name}; train it again.", file=file, name=name
+        ) from error
     if not all(bool(value.isfinite().all()) for value in weights.values()):
-        raise ClippanError(f"Weights in {file} are no numbers; adapt or train the model again.")
+        raise ClippanError("Weights in {file} are no numbers; adapt or train the model again.", file=file)
     sha256 = hashlib.sha256(content).hexdigest()
     network.eval().requires_grad_(False).to(device)
     return FusionModel(network, name, options, bands, about, sha256, str(file))

@@ -7,6 +7,7 @@ from clippan.catalogue.models import find
 from clippan.clip import cache
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.jobs.index import AboutIndexRequest, AboutIndexResult
 from clippan.jobs.picture import RasterPicture
 from clippan.raster.scene import Look, name_of
@@ -20,7 +21,9 @@ def run(request: AboutIndexRequest, context: Context) -> AboutIndexResult:
     try:
         found = cache.locate(find(index.about.model))
         if found is None:
-            warning = f"The model {index.about.label} is not on this machine; the first search downloads it."
+            warning = Message(
+                "The model {label} is not on this machine; the first search downloads it.", label=index.about.label
+            )
         elif found.sha256 and index.about.sha256 and found.sha256 != index.about.sha256:
             warning = changed(index.path, index.about.label)
     except ClippanError as error:

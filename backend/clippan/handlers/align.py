@@ -18,6 +18,7 @@ from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.device import choose_device, set_threads
 from clippan.core.json import to_json
+from clippan.core.messages import Message
 from clippan.core.outputs import Outputs
 from clippan.jobs.align import AlignSensorRequest, AlignSensorResult
 from clippan.jobs.picture import choices, remarks
@@ -126,10 +127,13 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
 
 
 def _hints(request: AlignSensorRequest, held: int, first: float, chance: float) -> list[str]:
-    hints = []
+    hints: list[str] = []
     if held < _FEW:
         hints.append(
-            f"Only {held} chips were held out, too few to tell how good the student is; hold out more (--held)."
+            Message(
+                "Only {held} chips were held out, too few to tell how good the student is; hold out more (--held).",
+                held=held,
+            )
         )
     if not request.test:
         hints.append(

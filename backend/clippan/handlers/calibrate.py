@@ -26,6 +26,7 @@ from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.device import set_threads
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.core.outputs import Outputs
 from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
 from clippan.jobs.picture import choices, remarks
@@ -214,7 +215,8 @@ class _Known:
         if len(np.unique(own)) < 2:
             besides = f" ({_OUTSIDE.format(', '.join(outside))})" if outside else ""
             raise ClippanError(
-                f"The samples hold fewer than two of the classes{besides}; label places of at least two."
+                "The samples hold fewer than two of the classes{besides}; label places of at least two.",
+                besides=besides,
             )
         folds = _folds(own, units if len(rasters) == 1 else pictures)
         return cls(np.concatenate(features), own, units, folds, labelled, outside)
@@ -306,7 +308,7 @@ def _fitted(table: Table, fit: _Fit, model: str, known: _Known) -> Table:
     for number, prompt in enumerate(table.classes):
         vector = tuple(round(float(value), 5) for value in fit.words[number]) if fit.moved else prompt.vector
         classes.append(dataclasses.replace(prompt, offset=round(float(fit.offsets[number]), 4), vector=vector))
-    about = f"Calibrated on {int(known.labelled.sum())} labelled pixels."
+    about = Message("Calibrated on {sum} labelled pixels.", sum=int(known.labelled.sum()))
     return Table(tuple(classes), round(fit.scale, 4), model, about)
 
 
@@ -328,9 +330,19 @@ def _hints(table: Table, known: _Known, fit: _Fit, before: Accuracy, after: Accu
     if known.outside:
         hints.append(f"{_OUTSIDE.format(', '.join(known.outside))}; label others to learn about them.")
     if absent:
-        hints.append(f"No labels of {', '.join(absent)}: nothing was learned about them; label some places.")
+        hints.append(
+            Message(
+                "No labels of {absent}: nothing was learned about them; label some places.", absent=", ".join(absent)
+            )
+        )
     if few:
-        hints.append(f"Labels of {', '.join(few)} are in fewer than {_FEW} places; label more for a fit to rely on.")
+        hints.append(
+            Message(
+                "Labels of {few} are in fewer than {_FEW} places; label more for a fit to rely on.",
+                few=", ".join(few),
+                _FEW=_FEW,
+            )
+        )
     if fit.moved:
         hints.append("What the words mean was moved to the labelled places; the table is for this model only.")
     if after.mean_iou < before.mean_iou:

@@ -11,6 +11,7 @@ import torch
 
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.fewshot import diffusion, windows
 from clippan.fewshot.diffusion import blank, projected
 from clippan.fewshot.network import TIMES, Size
@@ -68,7 +69,9 @@ def pretrain(
     losses = []
     for step in range(steps):
         if step % 5 == 0:
-            context.progress(100 * step / steps, f"Learning the scene, step {step + 1} of {steps}")
+            context.progress(
+                100 * step / steps, Message("Learning the scene, step {step} of {steps}", step=step + 1, steps=steps)
+            )
         at = torch.randint(len(rows), (count,), generator=chance)
         time = torch.randint(TIMES, (count,), generator=chance).to(device)
         total, unknown = torch.zeros((), device=device), torch.zeros((), device=device)

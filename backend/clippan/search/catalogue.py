@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from clippan.core.messages import Message
 from clippan.jobs.kinds import is_database
 from clippan.search import postgis, store
 from clippan.search.store import About
@@ -25,7 +26,9 @@ def reader(name: str) -> Any:
 
 def changed(index: str, label: str) -> str:
     """The sentence for a model that is not the one that made the index."""
-    return (
-        f"The model {label} has changed since {index} was made, and its vectors do not compare any more; make the "
-        "index anew, or put the old weights back."
+    return Message(
+        "The model {label} has changed since {index} was made, and its vectors do not compare any more; make the "
+        "index anew, or put the old weights back.",
+        label=label,
+        index=index,
     )

@@ -26,6 +26,7 @@ from osgeo import gdal, ogr, osr
 
 from clippan import __version__
 from clippan.core.errors import ClippanError, one_line
+from clippan.core.messages import Message
 from clippan.core.outputs import Outputs, held, unwritten
 from clippan.raster.products import exists
 from clippan.raster.scene import spatial
@@ -127,7 +128,9 @@ class Index:
     def __init__(self, path: str) -> None:
         self.path = path
         if not Path(path).is_file():
-            raise ClippanError(f"The index {path} does not exist; make one with Build tile index (clippan index).")
+            raise ClippanError(
+                "The index {path} does not exist; make one with Build tile index (clippan index).", path=path
+            )
         _recover(path)
         self._known = _state(path)
         self.about = _about(path)
@@ -150,11 +153,18 @@ class Index:
         if not needed:
             return np.empty((0, width), np.float16)
         if size < 0:
-            raise ClippanError(f"The index's matrix {file} is missing; put it back beside {self.path}, or index anew.")
+            raise ClippanError(
+                "The index's matrix {file} is missing; put it back beside {path}, or index anew.",
+                file=file,
+                path=self.path,
+            )
         if size < needed * width * 2:
             raise ClippanError(
-                f"The index's matrix {file} was cut short ({size} bytes for {needed} tiles); delete the index and "
-                "make it anew, or restore both files from a backup."
+                "The index's matrix {file} was cut short ({size} bytes for {needed} tiles); delete the index and make "
+                "it anew, or restore both files from a backup.",
+                file=file,
+                size=size,
+                needed=needed,
             )
         # Copy on write: torch asks for memory that it might write to.
         return np.memmap(file, np.float16, "c", shape=(size // (width * 2), width))
@@ -298,7 +308,9 @@ class Builder:
 
     def __enter__(self) -> Builder:
         place = Path(self.path)
-        sentence = f"Another process is indexing into {self.path}; wait until it is done, or cancel it there."
+        sentence = Message(
+            "Another process is indexing into {path}; wait until it is done, or cancel it there.", path=self.path
+        )
         self._lock.enter_context(held(place.with_name(f".{place.name}.lock"), "index", sentence))
         try:
             if Path(self.path).exists():
@@ -533,8 +545,12 @@ def same_model(what: str, found: About, wanted: About) -> None:
     if not same or (found.sha256 and wanted.sha256 and found.sha256 != wanted.sha256):
         version = " in another version" if found.model == wanted.model else ""
         raise ClippanError(
-            f"The {what} holds vectors of {found.label}{version}, which do not compare with those of {wanted.label}; "
-            "index into another one, or with that model."
+            "The {what} holds vectors of {label}{version}, which do not compare with those of {label_2}; index into "
+            "another one, or with that model.",
+            what=what,
+            label=found.label,
+            version=version,
+            label_2=wanted.label,
         )
 
 
@@ -574,14 +590,20 @@ def unreadable(path: str, error: Exception) -> ClippanError:
     """The sentence for an index that cannot be read."""
     reason = one_line(error)
     if "locked" in reason or "busy" in reason:
-        return ClippanError(f"The index {path} is just being written; try again in a moment ({reason}).")
+        return ClippanError(
+            "The index {path} is just being written; try again in a moment ({reason}).", path=path, reason=reason
+        )
     if "unable to open" in reason or "readonly" in reason or "permission" in reason.lower():
         return ClippanError(
-            f"The index {path} cannot be opened ({reason}); check the rights to it and its folder, or copy both its "
-            "files to a folder of yours."
+            "The index {path} cannot be opened ({reason}); check the rights to it and its folder, or copy both its "
+            "files to a folder of yours.",
+            path=path,
+            reason=reason,
         )
     return ClippanError(
-        f"The index {path} is damaged, cut short or no index of CLIPPan ({reason}); delete it and make it anew."
+        "The index {path} is damaged, cut short or no index of CLIPPan ({reason}); delete it and make it anew.",
+        path=path,
+        reason=reason,
     )
 
 
@@ -608,10 +630,12 @@ def _about(path: str) -> About:
     if values.get("format") != FORMAT or not {"tiles", "rasters"} <= layers:
         if "format" in values:
             raise ClippanError(
-                f"The index {path} was made by version {values.get('engine')} of CLIPPan, in a form that this one "
-                "does not read; make it anew."
+                "The index {path} was made by version {get} of CLIPPan, in a form that this one does not read; make "
+                "it anew.",
+                path=path,
+                get=values.get("engine"),
             )
-        raise ClippanError(f"{path} is no index of CLIPPan; choose one that Build tile index has made.")
+        raise ClippanError("{path} is no index of CLIPPan; choose one that Build tile index has made.", path=path)
     names = ("model", "label", "sha256", "crs")
     texts = {name: values.get(name, "") for name in names}
     return About(**texts, width=int(values["width"]), pixels=int(values["pixels"]))

@@ -72,7 +72,11 @@ class Map:
         self.rows = max(strip // self.grid.width, 1)
         size = (self._dataset.RasterXSize, self._dataset.RasterYSize)
         if self._confidence and (self._confidence.RasterXSize, self._confidence.RasterYSize) != size:
-            raise ClippanError(f"The confidence {confidence} is not on the grid of the map {path}; choose its own.")
+            raise ClippanError(
+                "The confidence {confidence} is not on the grid of the map {path}; choose its own.",
+                confidence=confidence,
+                path=path,
+            )
 
     def __enter__(self) -> Map:
         return self
@@ -98,7 +102,7 @@ class Map:
         except RuntimeError as error:
             name = dataset.GetDescription()
             raise ClippanError(
-                f"The map {name} could not be read again ({one_line(error)}); check its disk."
+                "The map {name} could not be read again ({reason}); check its disk.", name=name, reason=one_line(error)
             ) from error
 
 

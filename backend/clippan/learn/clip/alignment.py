@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from clippan.clip.load import Loaded, Preprocessing, widen
 from clippan.core.context import Context
+from clippan.core.messages import Message
 from clippan.jobs.align import AlignSensorRequest
 from clippan.learn.clip import losses
 from clippan.learn.clip.farslip import FEWEST, optimiser
@@ -93,7 +94,9 @@ def look(
     loaded.model.visual.to(memory_format=torch.channels_last)
     found = []
     for start in range(0, len(chips), batch):
-        context.progress(100 * start / len(chips), f"Looked at {start:,} of {len(chips):,} chips")
+        context.progress(
+            100 * start / len(chips), Message("Looked at {start:,} of {count:,} chips", start=start, count=len(chips))
+        )
         pictures = np.stack([read(chip, edge) for chip in chips[start : start + batch]])
         found.append(loaded.model.encode_image(ready(loaded, pictures, device)).float())
     return torch.cat(found)

@@ -276,8 +276,9 @@ class Run(Training):
             descend(model, self._optimiser, total, rate(place, self.steps[number], request.rate, warmup))
         except torch.cuda.OutOfMemoryError as error:
             raise ClippanError(
-                f"The GPU's memory is too small for {request.batch} pictures a step; choose a smaller batch, or "
-                "--precision bfloat16."
+                "The GPU's memory is too small for {batch} pictures a step; choose a smaller batch, or --precision "
+                "bfloat16.",
+                batch=request.batch,
             ) from error
         if request.train_text:
             with torch.no_grad():
@@ -308,8 +309,9 @@ def _fitting(samples: Sequence[Sample], stage: int, least: float) -> list[Sample
     found = [sample for sample in samples if stage == 1 or sample.objects(least)]
     if not found:
         raise ClippanError(
-            f"No picture has a category, or a box of {least} pixels or more, for stage 2; add some, lower the bound "
-            "(--least), or train stage 1 alone (--stages 1)."
+            "No picture has a category, or a box of {least} pixels or more, for stage 2; add some, lower the bound "
+            "(--least), or train stage 1 alone (--stages 1).",
+            least=least,
         )
     return found
 
@@ -340,7 +342,11 @@ def check_size(loaded: Loaded, pixels: int) -> None:
     if pixels == own:
         return
     if not dense.any_size(loaded.model):
-        raise ClippanError(f"This model takes pictures of {own} pixels only; leave out --pixels.")
+        raise ClippanError("This model takes pictures of {own} pixels only; leave out --pixels.", own=own)
     stride = dense.stride(loaded.model)
     if pixels % stride:
-        raise ClippanError(f"Pictures of {pixels} pixels do not fit the model; choose a multiple of {stride}.")
+        raise ClippanError(
+            "Pictures of {pixels} pixels do not fit the model; choose a multiple of {stride}.",
+            pixels=pixels,
+            stride=stride,
+        )

@@ -27,6 +27,7 @@ from clippan.clip.load import Loaded
 from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.errors import Cancelled, ClippanError
+from clippan.core.messages import Message
 from clippan.core.texts import listed
 from clippan.jobs.finetune import AlphaPoint, ClassGain, FinetuneClipRequest
 from clippan.learn.clip import chips as chipped
@@ -74,8 +75,9 @@ def memory(batch: int) -> Iterator[None]:
     except torch.cuda.OutOfMemoryError as error:
         # Another batch is another recipe, and so another run; another device goes on with this one.
         raise ClippanError(
-            f"The GPU's memory is too small for {batch} pictures a step; go on with --device cpu, or take fewer "
-            "(--batch) and an empty folder."
+            "The GPU's memory is too small for {batch} pictures a step; go on with --device cpu, or take fewer "
+            "(--batch) and an empty folder.",
+            batch=batch,
         ) from error
 
 
@@ -92,7 +94,9 @@ def ending(steps: int) -> Iterator[None]:
     try:
         yield
     except Cancelled:
-        raise Cancelled(f"Cancelled after step {steps}; the same command goes on from there.") from None
+        raise Cancelled(
+            Message("Cancelled after step {steps}; the same command goes on from there.", steps=steps)
+        ) from None
 
 
 def read_quizzes(
@@ -102,8 +106,10 @@ def read_quizzes(
     base = find(request.model)
     if base.channels and (not request.samples or request.control):
         raise ClippanError(
-            f"The model {base.label} takes the bands {base.channels.listed}, which folders of pictures have not; give "
-            "a raster with samples, and no control set."
+            "The model {label} takes the bands {listed}, which folders of pictures have not; give a raster with "
+            "samples, and no control set.",
+            label=base.label,
+            listed=base.channels.listed,
         )
     if request.samples:
         look = Look(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
@@ -135,7 +141,9 @@ def read_quizzes(
         return quiz, None
     halves = chipped.split(control, 0.5, request.measured, request.seed, trains=False)
     if not len(halves.test):
-        raise ClippanError(f"The control set {request.control} has one picture of each class; add another of some.")
+        raise ClippanError(
+            "The control set {control} has one picture of each class; add another of some.", control=request.control
+        )
     return quiz, Quiz(control, halves, head(loaded, control.names))
 
 
@@ -148,7 +156,11 @@ def _words(text: str, quizzes: Sequence[Chips]) -> dict[str, str]:
     plain = {_plain(name): name for name in names}
     unknown = [name for name in given if _plain(name) not in plain]
     if unknown:
-        raise ClippanError(f"There is no class {listed(unknown)} to give words to; the classes are {listed(names)}.")
+        raise ClippanError(
+            "There is no class {unknown} to give words to; the classes are {names}.",
+            unknown=listed(unknown),
+            names=listed(names),
+        )
     return {plain[_plain(name)]: word for name, word in given.items()}
 
 
@@ -287,7 +299,7 @@ def alpha_curve(
         for quiz in filter(None, (task, control)):
             for split, hits in ((quiz.split.validation, chosen), (quiz.split.test, measured)):
                 hits.append(right(loaded, quiz, split, pixels, request.batch, part))
-        part.progress(100, f"Measured at α = {alpha:g}")
+        part.progress(100, Message("Measured at α = {alpha:g}", alpha=alpha))
         kept[alpha] = measured
         shares = [[float(hits.mean()) if len(hits) else 0.0 for hits in found] for found in (measured, chosen)]
         pairs = [(found[0], found[1] if control else None) for found in shares]

@@ -25,6 +25,7 @@ from torch.nn import functional
 from clippan.core.context import Context
 from clippan.core.device import one_thread
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.fusion.model import FusionModel
 from clippan.jobs.adapt import AdaptFusionRequest
 from clippan.learn.descent import descend, follow, rate
@@ -163,7 +164,14 @@ class Adaptation:
                 self._learn(done, batches)
                 done += 1
                 self._context.progress(
-                    100 * done / steps, f"Step {done} of {steps}: {_words(self.losses)}, HQNR {last['HQNR']:.4f}"
+                    100 * done / steps,
+                    Message(
+                        "Step {done} of {steps}: {words}, HQNR {last:.4f}",
+                        done=done,
+                        steps=steps,
+                        words=_words(self.losses),
+                        last=last["HQNR"],
+                    ),
                 )
                 if done % _EVERY and done < steps:
                     continue
@@ -174,20 +182,32 @@ class Adaptation:
                 if better:
                     best, after, self.kept = candidate, last, done
                 self._steer(before, last)
-                self._context.log(f"Step {done}: {_words(last)}{'' if better else ' (not kept)'}")
+                self._context.log(
+                    Message(
+                        "Step {done}: {words}{value}",
+                        done=done,
+                        words=_words(last),
+                        value="" if better else " (not kept)",
+                    )
+                )
         if measured < done:  # the time was up in between
             candidate, last = self._candidate(before, after)
             if _acceptable(before, last) and last["HQNR"] > after["HQNR"]:
                 best, after, self.kept = candidate, last, done
         if not done:
             raise ClippanError(
-                f"The time budget of {self._clock.seconds:g} s was spent before the first step; allow more time."
+                "The time budget of {seconds:g} s was spent before the first step; allow more time.",
+                seconds=self._clock.seconds,
             )
         if best is None or after["HQNR"] < before["HQNR"] + _GAIN:
             raise ClippanError(
-                f"No better model for this scene was found in {done} steps (HQNR {before['HQNR']:.4f} before, "
-                f"{last['HQNR']:.4f} after; SAM {before['SAM']:.3f} and {last['SAM']:.3f}), so none was written; "
-                "pansharpen with the start model."
+                "No better model for this scene was found in {done} steps (HQNR {before:.4f} before, {last:.4f} "
+                "after; SAM {before_2:.3f} and {last_2:.3f}), so none was written; pansharpen with the start model.",
+                done=done,
+                before=before["HQNR"],
+                last=last["HQNR"],
+                before_2=before["SAM"],
+                last_2=last["SAM"],
             )
         return best, before, after
 

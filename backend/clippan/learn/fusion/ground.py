@@ -97,9 +97,11 @@ class Ground:
         true_size = next((size for size in _TRUE_SIZES if any(truth.fits(size) for truth in truths)), 0)
         if not size or not true_size:
             raise ClippanError(
-                f"No place of {_SIZES[-1]} × {_SIZES[-1]} panchromatic pixels, or of {_TRUE_SIZES[-1]} × "
-                f"{_TRUE_SIZES[-1]} multispectral ones, is valid throughout, so there is too little to learn from; "
-                "choose a larger area, or pansharpen with the start model."
+                "No place of {_SIZES} × {_SIZES} panchromatic pixels, or of {_TRUE_SIZES} × {_TRUE_SIZES} "
+                "multispectral ones, is valid throughout, so there is too little to learn from; choose a larger area, "
+                "or pansharpen with the start model.",
+                _SIZES=_SIZES[-1],
+                _TRUE_SIZES=_TRUE_SIZES[-1],
             )
         checks = [Check.of(found, device, believed) for found in held or learned]
         lower = [found.truth(sensor.pan) for found in held] or truths

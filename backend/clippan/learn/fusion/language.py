@@ -346,24 +346,34 @@ class Supervisor(nn.Module):
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except Exception as error:
             raise ClippanError(
-                f"The adapted CLIP {path} cannot be read ({one_line(error)}); choose a file that stage I wrote."
+                "The adapted CLIP {path} cannot be read ({reason}); choose a file that stage I wrote.",
+                path=path,
+                reason=one_line(error),
             ) from error
         if about.get("kind") != _KIND:
-            raise ClippanError(f"{path} is no adapted CLIP of this version; choose a file that stage I wrote.")
+            raise ClippanError(
+                "{path} is no adapted CLIP of this version; choose a file that stage I wrote.", path=path
+            )
         if about["bands"] != str(bands):
             raise ClippanError(
-                f"{path} was adapted for {about['bands']} bands but MS has {bands}; choose a file for {bands} bands, "
-                "or run stage I on this sensor."
+                "{path} was adapted for {about} bands but MS has {bands}; choose a file for {bands} bands, or run "
+                "stage I on this sensor.",
+                path=path,
+                about=about["bands"],
+                bands=bands,
             )
         if about["sha256"] != clip.sha256:
             raise ClippanError(
-                f"{path} was adapted with the CLIP {about['clip']} but {clip.name} has other weights; choose "
-                f"{about['clip']}, or run stage I with {clip.name}."
+                "{path} was adapted with the CLIP {about} but {name} has other weights; choose {about}, or run stage "
+                "I with {name}.",
+                path=path,
+                about=about["clip"],
+                name=clip.name,
             )
         supervisor = cls(clip, bands, prompts=Prompts(*json.loads(about["prompts"])))
         own = supervisor._own()
         if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in own.items()}:
-            raise ClippanError(f"The weights in {path} are not those of an adapted CLIP; run stage I again.")
+            raise ClippanError("The weights in {path} are not those of an adapted CLIP; run stage I again.", path=path)
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(weights[name])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from clippan import __version__
 from clippan.core.context import Context
+from clippan.core.messages import Message
 from clippan.fusion import model, networks
 from clippan.fusion.model import FusionModel
 from clippan.learn.descent import descend, follow, rate
@@ -165,5 +166,5 @@ class Run(Training):
             self._context.check()
             if step % _LOGGED == 0 or step == plan.steps - 1:
                 words = ", ".join(f"{name} {float(value):.3f}" for name, value in terms.items())
-                self._context.log(f"Stage I, step {step + 1}: {words}")
+                self._context.log(Message("Stage I, step {step}: {words}", step=step + 1, words=words))
         supervisor.save(path)
