@@ -222,6 +222,8 @@ class Training:
         if path.exists():
             try:
                 state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+                if "scheduler" not in state:
+                    raise ValueError("an older version of CLIPPan wrote it")
                 self._done, self._sums = state["done"], state.get("sums", {})
                 self.restore(state)
             except Exception as error:

@@ -33,7 +33,7 @@ from clippan.jobs.finetune import AlphaPoint, ClassGain, FinetuneClipRequest
 from clippan.learn.clip import chips as chipped
 from clippan.learn.clip.chips import Chips, Split
 from clippan.learn.clip.farslip import FEWEST, optimiser
-from clippan.learn.descent import descend, rate
+from clippan.learn.descent import descend, warmup_cosine
 from clippan.learn.run import Training
 from clippan.raster.scene import Look
 
@@ -221,6 +221,7 @@ class Tuning(Training):
         loaded.model.visual.to(memory_format=torch.channels_last)
         self._scale = loaded.model.logit_scale.detach().exp()
         self._optimiser = optimiser(loaded.model.visual, request.rate, request.weight_decay)
+        self._scheduler = warmup_cosine(self._optimiser, self.steps, int(_WARMUP * self.steps))
 
     def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Chips, turned over by chance, and their classes."""
@@ -237,18 +238,22 @@ class Tuning(Training):
         logits = self._scale * functional.normalize(vectors, dim=-1) @ self._task.head.T
         truth = torch.from_numpy(labels).long().to(self._device)
         loss = functional.cross_entropy(logits, truth, label_smoothing=_SMOOTHING)
-        warmup = max(int(_WARMUP * self.steps), 1)
-        descend(self._loaded.model.visual, self._optimiser, loss, rate(step, self.steps, self._request.rate, warmup))
+        descend(self._loaded.model.visual, self._optimiser, self._scheduler, loss)
         return {"loss": loss.detach()}
 
     def state(self) -> dict[str, Any]:
         """See Training."""
-        return {"visual": self._loaded.model.visual.state_dict(), "optimiser": self._optimiser.state_dict()}
+        return {
+            "visual": self._loaded.model.visual.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Training."""
         self._loaded.model.visual.load_state_dict(state["visual"])
         self._optimiser.load_state_dict(state["optimiser"])
+        self._scheduler.load_state_dict(state["scheduler"])
 
 
 def turns(count: int, batch: int, step: int, seed: int) -> np.ndarray:

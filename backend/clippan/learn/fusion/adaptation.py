@@ -28,7 +28,7 @@ from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.fusion.model import FusionModel
 from clippan.jobs.adapt import AdaptFusionRequest
-from clippan.learn.descent import descend, follow, rate
+from clippan.learn.descent import descend, running_average, warmup_cosine
 from clippan.learn.fusion import language, losses
 from clippan.learn.fusion.batch import Batch
 from clippan.learn.fusion.figures import measure
@@ -127,8 +127,9 @@ class Adaptation:
         self._start, self._ground, self._supervisor = start, ground, supervisor
         self._request, self._device, self._clock, self._context = request, device, clock, context
         self._network = copy.deepcopy(start.network).requires_grad_(True)
-        self._average = copy.deepcopy(start.network)
+        self._average = running_average(self._network, _AVERAGE, early=1)
         self._optimiser = torch.optim.Adam(self._network.parameters(), lr=_RATE)
+        self._scheduler = warmup_cosine(self._optimiser, request.steps, _WARMUP)
         self._reduced = Objective(_REDUCED)
         self._apart: Optional[Tensor] = None  # how far each band's UQI with PAN is from where it should be
         self._colour = self._detail = 1.0  # how much the guards of colours and of detail count
@@ -236,8 +237,8 @@ class Adaptation:
             direction = self._supervisor.direction(_some(full, _SEEN), fused[:_SEEN])
             total = total + _LANGUAGE * _EVERY_SEEN * direction
             terms["language"] = direction.detach()
-        descend(self._network, self._optimiser, total, rate(step, self._request.steps, _RATE, _WARMUP))
-        follow(self._average, self._network, min(_AVERAGE, (step + 1) / (step + 2)))
+        descend(self._network, self._optimiser, self._scheduler, total)
+        self._average.update_parameters(self._network)
         for name, term in terms.items():
             value = float(term)
             self.losses[name] = 0.9 * self.losses.get(name, value) + 0.1 * value
@@ -272,7 +273,7 @@ class Adaptation:
 
     def _mixed(self, share: float) -> nn.Module:
         """A share of the averaged network and the rest of the start, in the precision of a file."""
-        candidate = copy.deepcopy(self._average)
+        candidate = copy.deepcopy(self._average.module)
         with torch.no_grad():
             for parameter, start in zip(candidate.parameters(), self._start.network.parameters()):
                 parameter.copy_(torch.lerp(start, parameter, share).half().float())
