@@ -56,14 +56,14 @@ def _plain(value: Any) -> Any:
 
 
 class Table:
-    """Rows of texts that are shown with aligned columns; the first is the heading.
+    """Rows of texts that are shown with aligned columns; the first is the heading, which is translated.
 
     Attributes:
         rows: all with as many columns.
     """
 
     def __init__(self, heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        self.rows = [tuple(heading), *map(tuple, rows)]
+        self.rows = [tuple(map(Message, heading)), *map(tuple, rows)]
 
 
 Line = Union[str, Table]  # what a result says to people: a text, or a table of several lines

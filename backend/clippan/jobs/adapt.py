@@ -47,27 +47,18 @@ class AdaptFusionResult(Result):
 
     def describe(self) -> list[Line]:
         """The figures before and after, and how it was adapted."""
-        heading = (Message("Figure"), Message("Before"), Message("After"), Message("Best"), Message("Meaning"))
+        heading = ("Figure", "Before", "After", "Best", "Meaning")
         rows = [
             (name, f"{self.before[name]:.4f}", f"{self.after[name]:.4f}", FIGURES[name][1], Message(FIGURES[name][0]))
             for name in ADAPTED
         ]
         return [
             Table(heading, rows),
-            Message(
+            self.line(
                 "{output}: bands: {bands}, {steps} steps on {megapixels:.1f} megapixels, supervised by {clip}",
-                output=self.output,
-                bands=self.bands,
-                steps=self.steps,
-                megapixels=self.megapixels,
                 clip=self.clip or Message("no CLIP"),
             ),
-            Message(
-                "Sensor {sensor}, {device}, {seconds:.1f} s",
-                sensor=self.sensor,
-                device=self.device,
-                seconds=self.seconds,
-            ),
+            self.line("Sensor {sensor}, {device}, {seconds:.1f} s"),
         ]
 
 

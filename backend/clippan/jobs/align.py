@@ -85,23 +85,16 @@ class AlignSensorResult(Result):
         ]
         return [
             Table((Message("At held-out places"), "R@1", "R@5", "R@10"), rows),
-            Message("Mean similarity to the teacher's vectors: {cosine:.2f}", cosine=self.cosine),
+            self.line("Mean similarity to the teacher's vectors: {cosine:.2f}"),
             *(
                 []
                 if self.agreement is None
-                else [Message("Both choose the same word for {agreement:.1%} of the places", agreement=self.agreement)]
+                else [self.line("Both choose the same word for {agreement:.1%} of the places")]
             ),
-            Message(
-                "{model}: from {base}, bands: {bands}, {chips} chips to learn from and {held} to measure with, {steps} "
-                "steps, {seconds:.0f} s on {device}",
-                model=self.model,
-                base=self.base,
+            self.line(
+                "{model}: from {base}, bands: {bands}, {chips} chips to learn from and {held} to measure with, "
+                "{steps} steps, {seconds:.0f} s on {device}",
                 bands=len(self.bands),
-                chips=self.chips,
-                held=self.held,
-                steps=self.steps,
-                seconds=self.seconds,
-                device=self.device,
             ),
             *file_lines(("Report", self.report)),
         ]

@@ -64,13 +64,8 @@ class AssessResult(Result):
             if name in figures
         ]
         return [
-            Table((Message("Figure"), Message("Value"), Message("Best"), Message("Meaning")), rows),
-            Message(
-                "{pixels} valid pixels compared, sensor {sensor}, {seconds:.1f} s",
-                pixels=self.pixels,
-                sensor=self.sensor,
-                seconds=self.seconds,
-            ),
+            Table(("Figure", "Value", "Best", "Meaning"), rows),
+            self.line("{pixels} valid pixels compared, sensor {sensor}, {seconds:.1f} s"),
             *shift_lines(self.shift, self.band_shifts),
             *file_lines(("Report", self.report)),
         ]

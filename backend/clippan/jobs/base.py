@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Optional, TypeVar
+from typing import Any, ClassVar, Optional, TypeVar
 
 from clippan.core.json import REQUIRED
 from clippan.core.messages import Line, Message
@@ -22,6 +23,11 @@ class Result:
     def describe(self) -> list[Line]:
         """The result for people: what the command line prints and the log of QGIS shows, without the hints."""
         raise NotImplementedError
+
+    def line(self, key: str, **values: Any) -> Message:
+        """A message about the result; what ``values`` leave open are its attributes of these names."""
+        names = [name for _, name, _, _ in string.Formatter().parse(key) if name]
+        return Message(key, **{name: values[name] if name in values else getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class CalibrateResult(Result):
 
     def describe(self) -> list[Line]:
         """The accuracy of each class before and after."""
-        heading = [Message(text) for text in ("Class", "Labelled pixels", "IoU before", "IoU after", "Offset")]
+        heading = ("Class", "Labelled pixels", "IoU before", "IoU after", "Offset")
         columns = (self.classes, self.labelled, self.before.iou, self.after.iou, self.offsets)
         rows = [
             (name, f"{count:,}", figure(before, 3), figure(after, 3), f"{offset:+.3f}")
@@ -80,12 +80,7 @@ class CalibrateResult(Result):
                 before=self.before.accuracy,
                 after=self.after.accuracy,
             ),
-            Message(
-                "{output}: logit scale {scale:.4g}, {seconds:.1f} s",
-                output=self.output,
-                scale=self.logit_scale,
-                seconds=self.seconds,
-            ),
+            self.line("{output}: logit scale {scale:.4g}, {seconds:.1f} s", scale=self.logit_scale),
             *file_lines(("Report", self.report)),
         ]
 

@@ -144,7 +144,6 @@ class ClassifyResult(Result):
         """The comparison of the methods, the accuracy and the classes."""
         parts: list[Line] = []
         if self.chosen:
-            heading = [Message(text) for text in ("Method", "OA", "±", "AA", "Kappa", "Seconds")]
             rows = [
                 (
                     row.method.value,
@@ -156,11 +155,8 @@ class ClassifyResult(Result):
                 )
                 for row in self.chosen
             ]
-            parts.append(Table(heading, rows))
-        heading = [
-            Message(text)
-            for text in ("Value", "Class", "Places", "Pixels", "F1", "Share", "Hectares", "Mean confidence")
-        ]
+            parts.append(Table(("Method", "OA", "±", "AA", "Kappa", "Seconds"), rows))
+        heading = ("Value", "Class", "Places", "Pixels", "F1", "Share", "Hectares", "Mean confidence")
         f1 = self.accuracy.f1 if self.accuracy else (None,) * len(self.classes)
         columns = zip(self.classes, self.places, self.labelled, f1)
         parts.append(
@@ -185,14 +181,8 @@ class ClassifyResult(Result):
                 )
             )
         parts.append(
-            Message(
-                "{output}: {width} × {height} pixels by {method} on {device}, {seconds:.1f} s",
-                output=self.output,
-                width=self.width,
-                height=self.height,
-                method=self.method.value,
-                device=self.device,
-                seconds=self.seconds,
+            self.line(
+                "{output}: {width} × {height} pixels by {method} on {device}, {seconds:.1f} s", method=self.method.value
             )
         )
         return parts + file_lines(

@@ -110,18 +110,9 @@ class FinetuneClipResult(Result):
             for item in self.classes
         ]
         return [
-            Table([Message(text) for text in ("α", "Your classes", "Control set")] + [""], points),
-            Table([Message(text) for text in ("Class", "Pictures", "Before", "After")], classes),
-            Message(
-                "{model}: from {base}, α {alpha:.2f}; {chips} chips, {steps} steps, {seconds:.0f} s on {device}",
-                model=self.model,
-                base=self.base,
-                alpha=self.alpha,
-                chips=self.chips,
-                steps=self.steps,
-                seconds=self.seconds,
-                device=self.device,
-            ),
+            Table(("α", "Your classes", "Control set") + [""], points),
+            Table(("Class", "Pictures", "Before", "After"), classes),
+            self.line("{model}: from {base}, α {alpha:.2f}; {chips} chips, {steps} steps, {seconds:.0f} s on {device}"),
             *file_lines(("Report", self.report)),
         ]
 

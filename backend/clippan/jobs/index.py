@@ -49,23 +49,10 @@ class IndexResult(Result):
     def describe(self) -> list[Line]:
         """What the index holds, and what this run did."""
         return [
-            Message(
-                "{output}: {tiles} tiles of {rasters} rasters, model {model}",
-                output=self.output,
-                tiles=self.tiles,
-                rasters=self.rasters,
-                model=self.model,
-            ),
-            Message(
+            self.line("{output}: {tiles} tiles of {rasters} rasters, model {model}"),
+            self.line(
                 "{added} added, {kept} kept, {dropped} dropped, {empty} without data; {seconds:.1f} s on {device}, "
-                "{rate:.0f} tiles a second",
-                added=self.added,
-                kept=self.kept,
-                dropped=self.dropped,
-                empty=self.empty,
-                seconds=self.seconds,
-                device=self.device,
-                rate=self.rate,
+                "{rate:.0f} tiles a second"
             ),
             *self.failed,
         ]
@@ -177,13 +164,7 @@ class AboutIndexResult(Result):
         """What the index holds, raster by raster."""
         extent = ", ".join(f"{value:.10g}" for value in self.extent)
         return [
-            Message(
-                "{tiles} tiles of {rasters} rasters, vectors of {label} ({model})",
-                tiles=self.tiles,
-                rasters=self.rasters,
-                label=self.label,
-                model=self.model,
-            ),
+            self.line("{tiles} tiles of {rasters} rasters, vectors of {label} ({model})"),
             Message("CRS {crs}, extent {extent}", crs=self.crs or "–", extent=extent or "–"),
             Message("complete") if self.complete else Message("not complete: index the same rasters again to resume"),
             *([self.warning] if self.warning else []),

@@ -54,9 +54,9 @@ class ListModelsResult(Result):
             (row.label, row.id, f"{row.size / 1e6:.0f}", row.licence, row.place or Message("no")) for row in self.models
         ]
         return [
-            Table([Message(text) for text in ("Model", "Id", "MB", "Licence", "Here")], rows),
+            Table(("Model", "Id", "MB", "Licence", "Here"), rows),
             *(Message("{label}: {notes}", label=row.label, notes=Message(row.notes)) for row in self.models),
-            Message("{size:.0f} MB in {folder}", size=self.size / 1e6, folder=self.folder),
+            self.line("{size:.0f} MB in {folder}", size=self.size / 1000000.0),
         ]
 
 
@@ -83,10 +83,8 @@ class DownloadModelResult(Result):
     def describe(self) -> list[Line]:
         """Where the model is, and which."""
         return [
-            Message("The model is in {path}.", path=self.path),
-            Message(
-                "Commit {revision}, sha256 {sha256}", revision=self.revision or Message("unknown"), sha256=self.sha256
-            ),
+            self.line("The model is in {path}."),
+            self.line("Commit {revision}, sha256 {sha256}", revision=self.revision or Message("unknown")),
         ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from clippan.core.errors import ClippanError
-from clippan.core.messages import Line, Message
+from clippan.core.messages import Line
 from clippan.jobs.base import Request, Result, job, shift_lines
 from clippan.jobs.kinds import FusionModelFile, RasterFile
 from clippan.jobs.options import Compression, Format, Method, PairOptions, RunOptions
@@ -51,21 +51,8 @@ class PansharpenResult(Result):
     def describe(self) -> list[Line]:
         """The file and how it was made."""
         return [
-            Message(
-                "{output}: {width} × {height} pixels, bands: {bands}, {dtype}",
-                output=self.output,
-                width=self.width,
-                height=self.height,
-                bands=self.bands,
-                dtype=self.dtype,
-            ),
-            Message(
-                "Method {method}, sensor {sensor}, {device}, {seconds:.1f} s",
-                method=self.method,
-                sensor=self.sensor,
-                device=self.device,
-                seconds=self.seconds,
-            ),
+            self.line("{output}: {width} × {height} pixels, bands: {bands}, {dtype}"),
+            self.line("Method {method}, sensor {sensor}, {device}, {seconds:.1f} s"),
             *shift_lines(self.shift, self.band_shifts),
         ]
 

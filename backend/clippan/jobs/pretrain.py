@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clippan.core.messages import Line, Message
+from clippan.core.messages import Line
 from clippan.jobs.base import Request, Result, job
 from clippan.jobs.kinds import EncoderOutput
 from clippan.jobs.options import SceneOptions
@@ -36,14 +36,10 @@ class PretrainSceneResult(Result):
     def describe(self) -> list[Line]:
         """What was learned, and how well."""
         return [
-            Message(
+            self.line(
                 "{output}: bands: {bands}, {steps} steps, {seconds:.1f} s on {device}; {part:.0%} of the variance of "
                 "hidden pixels is explained",
-                output=self.output,
                 bands=" + ".join(map(str, self.modalities)),
-                steps=self.steps,
-                seconds=self.seconds,
-                device=self.device,
                 part=1 - self.loss,
             )
         ]

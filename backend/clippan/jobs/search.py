@@ -83,16 +83,10 @@ class SearchResult(Result):
             )
             for hit in self.hits
         ]
-        heading = [Message(text) for text in ("Rank", "Confidence", "Text", "Raster", "Place", "Tile")]
+        heading = ("Rank", "Confidence", "Text", "Raster", "Place", "Tile")
         return [
             *([Table(heading, rows)] if rows else []),
-            Message(
-                "{found} of {tiles} tiles, model {model}, {seconds:.2f} s",
-                found=len(self.hits),
-                tiles=self.tiles,
-                model=self.model,
-                seconds=self.seconds,
-            ),
+            self.line("{found} of {tiles} tiles, model {model}, {seconds:.2f} s", found=len(self.hits)),
             *filter(None, (self.output, self.heatmap)),
         ]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Optional
 
-from clippan.core.messages import Line, Message, Table, figure
+from clippan.core.messages import Line, Table, figure
 from clippan.jobs.base import Request, Result, file_lines, job
 from clippan.jobs.kinds import AreaTable, ClassMapFile, PolygonFile, Raster, RasterFile
 from clippan.jobs.options import ExtentOptions, PromptOptions, Refinement, RunOptions
@@ -78,11 +78,11 @@ class SegmentResult(Result):
     def describe(self) -> list[Line]:
         """The areas, the files and how they were made."""
         heading = (
-            Message("Value"),
-            Message("Class"),
-            Message("Share"),
-            Message("Hectares"),
-            Message("Mean confidence"),
+            "Value",
+            "Class",
+            "Share",
+            "Hectares",
+            "Mean confidence",
         )
         rows = [
             (str(item.value), item.name, f"{item.share:.1%}", figure(item.hectares), figure(item.confidence))
@@ -90,13 +90,9 @@ class SegmentResult(Result):
         ]
         return [
             Table(heading, rows),
-            Message(
+            self.line(
                 "{output}: {width} × {height} pixels, windows of {window} pixels, model {model}",
-                output=self.output,
-                width=self.width,
-                height=self.height,
                 window=", ".join(map(str, self.window)),
-                model=self.model,
             ),
             *file_lines(
                 ("Confidence", self.confidence),
@@ -104,12 +100,7 @@ class SegmentResult(Result):
                 ("Polygons", self.polygons),
                 ("Areas", self.areas),
             ),
-            Message(
-                "{device}, {seconds:.1f} s, {rate:.3g} megapixels a second",
-                device=self.device,
-                seconds=self.seconds,
-                rate=self.rate,
-            ),
+            self.line("{device}, {seconds:.1f} s, {rate:.3g} megapixels a second"),
         ]
 
 

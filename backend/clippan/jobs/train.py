@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Optional
 
-from clippan.core.messages import Line, Message
+from clippan.core.messages import Line
 from clippan.jobs.base import Request, Result, job
 from clippan.jobs.kinds import File, Folder, OutputFolder
 from clippan.jobs.options import DeviceOptions
@@ -36,13 +36,7 @@ class TrainFusionResult(Result):
     def describe(self) -> list[Line]:
         """What was trained, and the losses."""
         return [
-            Message(
-                "{model}: {parameters} parameters, {steps} steps, {seconds:.0f} s",
-                model=self.model,
-                parameters=self.parameters,
-                steps=self.steps,
-                seconds=self.seconds,
-            ),
+            self.line("{model}: {parameters} parameters, {steps} steps, {seconds:.0f} s"),
             ", ".join(f"{name} {value:.4f}" for name, value in self.losses.items()),
         ]
 

@@ -9,7 +9,7 @@ from typing import Optional
 from clippan.core import texts
 from clippan.core.choice import Choice
 from clippan.core.errors import ClippanError
-from clippan.core.messages import Line, Message, Table
+from clippan.core.messages import Line, Table
 from clippan.jobs.base import Request, Result, job
 from clippan.jobs.kinds import FieldName, Files, LayerName, OutputFolder, Phrases, Rasters, Vectors, check_start_is_kept
 from clippan.jobs.options import PictureOptions, TrainingOptions
@@ -80,16 +80,10 @@ class TrainClipResult(Result):
         """What was trained, and the losses."""
         losses = ", ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
         return [
-            Message(
+            self.line(
                 "{model}: from {base}, {pictures} pictures, {objects} objects, {steps} steps, {seconds:.0f} s on "
                 "{device}",
-                model=self.model,
-                base=self.base,
-                pictures=self.pictures,
-                objects=self.objects,
                 steps=" + ".join(map(str, self.steps)),
-                seconds=self.seconds,
-                device=self.device,
             ),
             *([losses] if losses else []),  # a run that was complete already took no step
         ]
@@ -221,13 +215,8 @@ class RegionsResult(Result):
         """The pictures, and the objects of each class."""
         rows = [(name, str(count)) for name, count in self.objects.items()]
         return [
-            Table((Message("Class"), Message("Objects")), rows),
-            Message(
-                "{table}: {pictures} pictures, {seconds:.1f} s",
-                table=self.table,
-                pictures=self.pictures,
-                seconds=self.seconds,
-            ),
+            Table(("Class", "Objects"), rows),
+            self.line("{table}: {pictures} pictures, {seconds:.1f} s"),
         ]
 
 
