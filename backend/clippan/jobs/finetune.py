@@ -110,7 +110,7 @@ class FinetuneClipResult(Result):
             for item in self.classes
         ]
         return [
-            Table(("α", "Your classes", "Control set") + [""], points),
+            Table(("α", "Your classes", "Control set", ""), points),
             Table(("Class", "Pictures", "Before", "After"), classes),
             self.line("{model}: from {base}, α {alpha:.2f}; {chips} chips, {steps} steps, {seconds:.0f} s on {device}"),
             *file_lines(("Report", self.report)),
