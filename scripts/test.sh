@@ -11,8 +11,7 @@ title() {
 }
 
 lint() {
-    $python -m ruff check . && $python -m ruff format --check . && $python -m mypy &&
-        PYTHONPATH=backend:. ${python%python}lint-imports --no-cache
+    $python -m ruff check . && $python -m ruff format --check . && $python -m mypy
 }
 
 # The engine runs without QGIS; only the plugin's tests may bring it into their process.

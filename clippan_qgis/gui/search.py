@@ -149,7 +149,7 @@ class SearchDock(Panel):
         if not index:
             return
         try:
-            request = AboutIndexRequest(index=connections.address(index))
+            request = AboutIndexRequest(connections.address(index))
         except ClippanError as error:
             self._say(str(error))
             return
@@ -313,9 +313,7 @@ class SearchDock(Panel):
                 self.results.show_pictures(pictures["files"])
                 self._picture(done + BATCH)
 
-        request = ThumbnailsRequest(
-            index=connections.address(Recent.read().index), tiles=tuple(tiles), folder=self._shelf
-        )
+        request = ThumbnailsRequest(connections.address(Recent.read().index), tuple(tiles), self._shelf)
         self._pictures.ask("Pictures of the results", request, show, lambda _: None)
 
     def _save(self) -> None:

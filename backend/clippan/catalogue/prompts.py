@@ -7,7 +7,6 @@ found. No torch and no GDAL here: the plugin reads it too.
 
 from __future__ import annotations
 
-import colorsys
 import json
 import math
 import re
@@ -18,7 +17,6 @@ from clippan import resources
 from clippan.core import texts
 from clippan.core.errors import ClippanError
 from clippan.core.json import from_json, to_json
-from clippan.core.messages import Message
 from clippan.core.outputs import Outputs, making
 
 MOST = 255  # classes that a band of bytes can tell apart from 0
@@ -125,15 +123,11 @@ def parse(text: str) -> Table:
         words = [word for word in (" ".join(word.split()) for word in row.split(",")) if word]
         if not words:
             raise ClippanError(
-                "Class {count} of “{cut}” has no name; write classes like water; forest, trees.",
-                count=len(classes) + 1,
-                cut=_cut(text),
+                f"Class {len(classes) + 1} of “{_cut(text)}” has no name; write classes like water; forest, trees."
             )
         named = next((word for word in words if word.lower().endswith(texts.ENDINGS)), "")
         if named:
-            raise ClippanError(
-                "“{cut}” is the name of a file; give either the file alone, or the classes.", cut=_cut(named)
-            )
+            raise ClippanError(f"“{_cut(named)}” is the name of a file; give either the file alone, or the classes.")
         classes.append(Prompt(words[0], tuple(dict.fromkeys(words[1:]))))
     return _checked(Table(tuple(classes)))
 
@@ -148,12 +142,8 @@ def shapefile_hints(table: Table) -> list[str]:
     if not cut:
         return []
     return [
-        Message(
-            "A shapefile holds {SHAPEFILE_BYTES} bytes of a text, so the words of {cut} are cut short; write a "
-            "GeoPackage to have all of them.",
-            SHAPEFILE_BYTES=SHAPEFILE_BYTES,
-            cut=texts.listed(cut),
-        )
+        f"A shapefile holds {SHAPEFILE_BYTES} bytes of a text, so the words of {texts.listed(cut)} are cut short; "
+        "write a GeoPackage to have all of them."
     ]
 
 
@@ -180,66 +170,43 @@ def _read(text: str, what: str) -> Table:
     try:
         values = json.loads(text)
     except ValueError as error:
-        raise ClippanError(
-            "{what} is no JSON ({error}); write classes like water; forest, trees.", what=what, error=error
-        ) from None
+        raise ClippanError(f"{what} is no JSON ({error}); write classes like water; forest, trees.") from None
     try:
         return from_json(Table, values)
     except ClippanError as error:
-        raise ClippanError("{what} is not understood: {error}", what=what, error=error) from None
+        raise ClippanError(f"{what} is not understood: {error}") from None
 
 
 def _checked(table: Table) -> Table:
     if not table.classes:
         raise ClippanError("No classes were given; write them like water; forest, trees; building, roof.")
     if len(table.classes) > MOST:
-        raise ClippanError(
-            "{count} classes are too many for a map of bytes; give {MOST} at most.", count=len(table.classes), MOST=MOST
-        )
+        raise ClippanError(f"{len(table.classes)} classes are too many for a map of bytes; give {MOST} at most.")
     seen: dict[str, int] = {}
     for number, prompt in enumerate(table.classes, 1):
         if not prompt.name.strip():
-            raise ClippanError("Class {number} has no name; give it one.", number=number)
+            raise ClippanError(f"Class {number} has no name; give it one.")
         for text in (*prompt.words, *prompt.descriptions):
             if not text.strip():
-                raise ClippanError("Class {name} has an empty synonym or description; remove it.", name=prompt.name)
+                raise ClippanError(f"Class {prompt.name} has an empty synonym or description; remove it.")
             if texts.is_wordless(text):
-                raise ClippanError(
-                    "“{cut}” of class {number} has no letter or digit; write a word.", cut=_cut(text), number=number
-                )
+                raise ClippanError(f"“{_cut(text)}” of class {number} has no letter or digit; write a word.")
             if len(text) > _LONGEST:
-                raise ClippanError(
-                    "“{cut}” is too long for a prompt; use {_LONGEST} letters at most.",
-                    cut=_cut(text),
-                    _LONGEST=_LONGEST,
-                )
+                raise ClippanError(f"“{_cut(text)}” is too long for a prompt; use {_LONGEST} letters at most.")
         if prompt.name.lower() in seen:
             raise ClippanError(
-                "Classes {seen} and {number} are both called {name}; give each its own name, and other words for one "
-                "class after commas.",
-                seen=seen[prompt.name.lower()],
-                number=number,
-                name=prompt.name,
+                f"Classes {seen[prompt.name.lower()]} and {number} are both called {prompt.name}; give each its own "
+                "name, and other words for one class after commas."
             )
         seen[prompt.name.lower()] = number
         if prompt.colour and not texts.COLOUR.fullmatch(prompt.colour):
-            raise ClippanError(
-                "The colour {colour} of {name} is not understood; write it like #1f78b4.",
-                colour=prompt.colour,
-                name=prompt.name,
-            )
+            raise ClippanError(f"The colour {prompt.colour} of {prompt.name} is not understood; write it like #1f78b4.")
         if not 0 <= prompt.threshold < 1:
-            raise ClippanError(
-                "The threshold of {name} is {threshold:g}; it has to be from 0 to 1.",
-                name=prompt.name,
-                threshold=prompt.threshold,
-            )
+            raise ClippanError(f"The threshold of {prompt.name} is {prompt.threshold:g}; it has to be from 0 to 1.")
         if not all(math.isfinite(value) for value in (prompt.offset, *prompt.vector)):
-            raise ClippanError("The offset of {name} is no number; calibrate again.", name=prompt.name)
+            raise ClippanError(f"The offset of {prompt.name} is no number; calibrate again.")
     if table.logit_scale is not None and not 0 < table.logit_scale <= 1000:
-        raise ClippanError(
-            "The logit scale is {logit_scale:g}; it has to be above 0 and at most 1000.", logit_scale=table.logit_scale
-        )
+        raise ClippanError(f"The logit scale is {table.logit_scale:g}; it has to be above 0 and at most 1000.")
     return table
 
 
@@ -266,6 +233,8 @@ def _key(word: str) -> str:
 
 
 def _hue(number: int) -> str:
+    import colorsys
+
     value = 0.9 if number % 2 else 0.7
     parts = colorsys.hsv_to_rgb((0.05 + number * _GOLDEN) % 1, 0.65, value)
     return "#" + "".join(f"{round(255 * part):02x}" for part in parts)

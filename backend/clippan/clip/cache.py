@@ -102,10 +102,8 @@ def locate(model: Model, context: Optional[Context] = None) -> Optional[Found]:
         if found is not None:
             if found.sha256 and context is not None and checksum(found.path, context) != found.sha256:
                 raise ClippanError(
-                    "{path} in the offline folder is damaged or another version (its sha256 is not {sha256}…); copy "
-                    "it again.",
-                    path=found.path,
-                    sha256=found.sha256[:12],
+                    f"{found.path} in the offline folder is damaged or another version (its sha256 is not "
+                    f"{found.sha256[:12]}…); copy it again."
                 )
             return found
         path, record = place_of(model), recorded(model)
@@ -114,10 +112,8 @@ def locate(model: Model, context: Optional[Context] = None) -> Optional[Found]:
         return Found(path, "cache", record.revision, record.sha256)
     except OSError as error:  # no right to look, a disk that is gone
         raise ClippanError(
-            "The weights of {label} cannot be read ({error}); check the cache folder and the offline folder in the "
-            "options (CLIPPAN_CACHE, CLIPPAN_OFFLINE).",
-            label=model.label,
-            error=error,
+            f"The weights of {model.label} cannot be read ({error}); check the cache folder and the offline folder in "
+            "the options (CLIPPAN_CACHE, CLIPPAN_OFFLINE)."
         ) from error
 
 
@@ -225,10 +221,8 @@ def held(name: str, context: Optional[Context] = None) -> Iterator[None]:
 def unwritable(error: OSError) -> ClippanError:
     """The sentence for a cache in which nothing can be written."""
     return ClippanError(
-        "The cache folder {cache_folder} cannot be written to ({reason}); choose another in the options "
-        "(CLIPPAN_CACHE).",
-        cache_folder=cache_folder(),
-        reason=error.strerror or error,
+        f"The cache folder {cache_folder()} cannot be written to ({error.strerror or error}); choose another in the "
+        "options (CLIPPAN_CACHE)."
     )
 
 
@@ -283,10 +277,8 @@ def remove(model: Model) -> int:
     """
     if model.path is not None:
         if model.id in MODELS:
-            raise ClippanError(
-                "{label} comes with CLIPPan and stays; only downloaded models can be removed.", label=model.label
-            )
-        raise ClippanError("{path} is no downloaded model; delete it yourself if you do not need it.", path=model.path)
+            raise ClippanError(f"{model.label} comes with CLIPPan and stays; only downloaded models can be removed.")
+        raise ClippanError(f"{model.path} is no downloaded model; delete it yourself if you do not need it.")
     if not cache_folder().is_dir():
         return 0
     with held(model.id):
@@ -298,9 +290,7 @@ def remove(model: Model) -> int:
                     file.unlink()
                 except OSError as error:
                     raise ClippanError(
-                        "{file} cannot be removed ({reason}); close the programs that use it.",
-                        file=file,
-                        reason=error.strerror or error,
+                        f"{file} cannot be removed ({error.strerror or error}); close the programs that use it."
                     ) from error
                 freed += size
         write_record(model, None)

@@ -23,8 +23,7 @@ from clippan.catalogue.models import MODELS, Model
 from clippan.clip import cache
 from clippan.clip.cache import Record
 from clippan.core.context import Context
-from clippan.core.errors import Cancelled, ClippanError, one_line
-from clippan.core.messages import Message
+from clippan.core.errors import Cancelled, ClippanError, told
 from clippan.core.watch import watched
 
 HUB = "https://huggingface.co"
@@ -56,9 +55,7 @@ def fetch(model: Model, context: Context, accept_licence: bool = False) -> Path:
     if found is not None:
         return found.path
     if model.path is not None:
-        raise ClippanError(
-            "The weights {path} are missing; install CLIPPan again, or choose another model.", path=model.path
-        )
+        raise ClippanError(f"The weights {model.path} are missing; install CLIPPan again, or choose another model.")
     _show_licence(model, context, accept_licence)
     with cache.held(model.id, context):
         found = cache.locate(model, context)  # another process may have fetched it meanwhile
@@ -79,12 +76,9 @@ def _show_licence(model: Model, context: Context, accepted: bool) -> None:
     context.log(f"{model.label} is published under the licence {model.licence}: {model.licence_url}")
     if not (accepted or _PERMISSIVE.fullmatch(model.licence)):
         raise ClippanError(
-            "{label} has the licence {licence} ({licence_url}), which you have to accept before the download; read "
-            "it, then download with the licence accepted (clippan download {id} --accept-licence).",
-            label=model.label,
-            licence=model.licence,
-            licence_url=model.licence_url,
-            id=model.id,
+            f"{model.label} has the licence {model.licence} ({model.licence_url}), which you have to accept before "
+            f"the download; read it, then download with the licence accepted (clippan download {model.id} "
+            "--accept-licence)."
         )
 
 
@@ -93,14 +87,13 @@ def _download(model: Model, context: Context) -> Path:
     target = cache.place_of(model)
     record = cache.recorded(model)
     wanted = model.revision or (record.revision if record else None)
-    context.progress(0, Message("Looking up {label}", label=model.label))
+    context.progress(0, f"Looking up {model.label}")
     metadata = watched(lambda: hub.metadata(wanted or "main"), context)
     revision, size, etag = metadata.commit_hash, metadata.size, metadata.etag
     if not revision or not etag or not size:
         raise ClippanError(
-            "{shown} does not answer as the Hugging Face Hub does; check HF_ENDPOINT, and whether a proxy or a log-in "
-            "page of the network is in between.",
-            shown=_shown(),
+            f"{_shown()} does not answer as the Hugging Face Hub does; check HF_ENDPOINT, and whether a proxy or a "
+            "log-in page of the network is in between."
         )
     promised = etag if re.fullmatch("[0-9a-f]{64}", etag) else None  # weights are kept under their sha256
     expected = model.sha256 or (record.sha256 if record else None) or promised
@@ -136,12 +129,9 @@ def _download(model: Model, context: Context) -> Path:
 
 def _wrong(model: Model, what: str) -> ClippanError:
     return ClippanError(
-        "The weights that {shown} sent for {label} {what} the expected ones (sha256) and were not kept; try again, "
-        "and if that does not help check HF_ENDPOINT, or forget the recorded version (clippan remove {id}).",
-        shown=_shown(),
-        label=model.label,
-        what=what,
-        id=model.id,
+        f"The weights that {_shown()} sent for {model.label} {what} the expected ones (sha256) and were not kept; "
+        "try again, and if that does not help check HF_ENDPOINT, or forget the recorded version (clippan remove "
+        f"{model.id})."
     )
 
 
@@ -159,15 +149,7 @@ def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context)
     begun = part.stat().st_size if part.is_file() else 0
     if shutil.disk_usage(part.parent).free < size - begun + _SPARE:
         raise _full(hub.model, part, size)
-    context.log(
-        Message(
-            "Downloading {size:.0f} MB from {shown}/{repository}, commit {revision}",
-            size=size / 1000000.0,
-            shown=_shown(),
-            repository=hub.model.repository,
-            revision=revision,
-        )
-    )
+    context.log(f"Downloading {size / 1e6:.0f} MB from {_shown()}/{hub.model.repository}, commit {revision}")
     if begun:
         context.log(f"{begun / 1e6:.0f} MB are here already; going on from there")
     keep = False
@@ -196,11 +178,8 @@ def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context)
 
 def _full(model: Model, part: Path, size: int) -> ClippanError:
     return ClippanError(
-        "{label} takes {size:.0f} MB, for which the disk of {parent} has no space; make room, or choose another cache "
-        "folder in the options (CLIPPAN_CACHE).",
-        label=model.label,
-        size=size / 1000000.0,
-        parent=part.parent,
+        f"{model.label} takes {size / 1e6:.0f} MB, for which the disk of {part.parent} has no space; make room, or "
+        "choose another cache folder in the options (CLIPPAN_CACHE)."
     )
 
 
@@ -212,9 +191,9 @@ class _Hub:
             import huggingface_hub
             from huggingface_hub import constants, utils
         except ImportError as error:
-            reason = one_line(error)
+            reason = told(error)
             raise ClippanError(
-                "The engine's Python cannot download models ({reason}); run Set up engine again.", reason=reason
+                f"The engine's Python cannot download models ({reason}); run Set up engine again."
             ) from error
         self.model = model
         self._hub, self._constants, self._utils = huggingface_hub, constants, utils
@@ -237,12 +216,8 @@ class _Hub:
             if not _is_network(error):
                 raise
             raise ClippanError(
-                "The Hugging Face Hub ({shown}) cannot be reached ({reason}); check the network, the proxy and "
-                "HF_ENDPOINT, or put {name} into {offline}.",
-                shown=_shown(),
-                reason=_reason(error),
-                name=Path(self.model.file).name,
-                offline=self._offline(),
+                f"The Hugging Face Hub ({_shown()}) cannot be reached ({_reason(error)}); check the network, the "
+                f"proxy and HF_ENDPOINT, or put {Path(self.model.file).name} into {self._offline()}."
             ) from error
 
     def blocks(self, revision: str, position: int, size: int, context: Context) -> Iterator[tuple[int, bytes]]:
@@ -272,12 +247,8 @@ class _Hub:
             if position < size:
                 if tries == _TRIES:
                     raise ClippanError(
-                        "The download of {label} was cut after {position:.0f} of {size:.0f} MB ({cut}); start it "
-                        "again, and it goes on from there.",
-                        label=self.model.label,
-                        position=position / 1000000.0,
-                        size=size / 1000000.0,
-                        cut=cut,
+                        f"The download of {self.model.label} was cut after {position / 1e6:.0f} of {size / 1e6:.0f} MB "
+                        f"({cut}); start it again, and it goes on from there."
                     )
                 watched(lambda: time.sleep(_PAUSE), context)
 
@@ -316,36 +287,27 @@ class _Hub:
             code = ""
         if code == "GatedRepo" or (status == 403 and not code):
             return ClippanError(
-                "{label} is given only to those who accepted its licence: accept it at {address}, then name your "
-                "token in the options (HF token; HF_TOKEN on the command line).",
-                label=model.label,
-                address=address,
+                f"{model.label} is given only to those who accepted its licence: accept it at {address}, then name "
+                "your token in the options (HF token; HF_TOKEN on the command line)."
             )
         if code == "RevisionNotFound":
             return ClippanError(
-                "The recorded version of {label} is no longer at {address}; update CLIPPan, or forget the version "
-                "(clippan remove {id}) and download again.",
-                label=model.label,
-                address=address,
-                id=model.id,
+                f"The recorded version of {model.label} is no longer at {address}; update CLIPPan, or forget the "
+                f"version (clippan remove {model.id}) and download again."
             )
         if code == "EntryNotFound":
             return ClippanError(
-                "{address} has no file {file}; update CLIPPan, or choose another model, and tell us.",
-                address=address,
-                file=model.file,
+                f"{address} has no file {model.file}; update CLIPPan, or choose another model, and tell us."
             )
         if code == "RepoNotFound" or status == 404:
             return ClippanError(
-                "There is no public repository {address}; update CLIPPan, check HF_ENDPOINT, or if it is private name "
-                "your token in the options (HF token; HF_TOKEN on the command line).",
-                address=address,
+                f"There is no public repository {address}; update CLIPPan, check HF_ENDPOINT, or if it is private "
+                "name your token in the options (HF token; HF_TOKEN on the command line)."
             )
         if status == 401:
             return ClippanError(
-                "{shown} does not accept your token; make a new one there and name it in the options (HF token; "
-                "HF_TOKEN on the command line).",
-                shown=_shown(),
+                f"{_shown()} does not accept your token; make a new one there and name it in the options (HF token; "
+                "HF_TOKEN on the command line)."
             )
         if status == 407:
             return ClippanError(
@@ -354,15 +316,10 @@ class _Hub:
             )
         if status == 429:
             return ClippanError(
-                "{shown} had too many requests from here; wait some minutes, or name a token in the options (HF "
-                "token; HF_TOKEN on the command line).",
-                shown=_shown(),
+                f"{_shown()} had too many requests from here; wait some minutes, or name a token in the options "
+                "(HF token; HF_TOKEN on the command line)."
             )
-        return ClippanError(
-            "{shown} answered with error {status}; try again later, or check HF_ENDPOINT.",
-            shown=_shown(),
-            status=status,
-        )
+        return ClippanError(f"{_shown()} answered with error {status}; try again later, or check HF_ENDPOINT.")
 
 
 def _is_network(error: BaseException) -> bool:

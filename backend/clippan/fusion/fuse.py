@@ -11,7 +11,6 @@ import torch
 
 from clippan.core.context import Context
 from clippan.core.device import memory_error
-from clippan.core.messages import Message
 from clippan.fusion import filters
 from clippan.fusion.filters import Response
 from clippan.fusion.methods import Fusion
@@ -85,9 +84,7 @@ class Tiler:
             torch.cuda.empty_cache()
             # Another thread may have run out of memory with the same blocks, and have halved them already.
             self.block = min(self.block, block // 2)
-            context.log(
-                Message("The graphics card's memory is short: blocks of {block} pixels from now on.", block=self.block)
-            )
+            context.log(f"The graphics card's memory is short: blocks of {self.block} pixels from now on.")
 
     def _tile(self, window: Window, block: int, context: Context) -> np.ndarray:
         starts_x = _lattice(window.x, window.width, block)

@@ -16,10 +16,10 @@ from typing import Any, Optional
 import numpy as np
 from osgeo import gdal, gdal_array, osr
 
-from clippan.catalogue.colours import BandChoice
+from clippan.catalogue.colours import Choice
 from clippan.core.channels import Channels
 from clippan.core.errors import ClippanError
-from clippan.core.messages import Message
+from clippan.core.json import from_json
 from clippan.jobs.options import Stretch
 from clippan.jobs.picture import RasterPicture
 from clippan.raster import bands as raster_bands
@@ -96,10 +96,12 @@ class Look:
 
     @classmethod
     def of(cls, text: str) -> Look:
-        """From JSON."""
-        values: dict[str, Any] = json.loads(text)
-        lists = {name: tuple(values[name]) for name in ("tile", "tile_metres", "bands", "extent")}
-        return cls(**{**values, **lists, "stretch": Stretch(values["stretch"])})
+        """From JSON.
+
+        Raises:
+            ClippanError, ValueError: it is none.
+        """
+        return from_json(cls, json.loads(text))
 
 
 def room(count: int, shape: tuple[int, int], channels: Optional[Channels]) -> np.ndarray:
@@ -155,13 +157,13 @@ class Scene:
         self.choice = self._choose()
         bands = [self._dataset.GetRasterBand(number) for number in self.bands]
         if any(gdal.DataTypeIsComplex(band.DataType) for band in bands):
-            raise ClippanError("The raster {path} has complex numbers; convert it to amplitude first.", path=path)
+            raise ClippanError(f"The raster {path} has complex numbers; convert it to amplitude first.")
         self._bytes = all(band.DataType == gdal.GDT_Byte for band in bands)
         self._assume()
         self._masks = _masks(self._dataset, self.bands)
         self._coverage = self._find_coverage()
         if self._coverage.assumed:
-            self.notes.append(Message("What was never written in the raster {path} is taken for nodata.", path=path))
+            self.notes.append(f"What was never written in the raster {path} is taken for nodata.")
 
     @property
     def bands(self) -> tuple[int, ...]:
@@ -185,27 +187,22 @@ class Scene:
         """The same, as a model sees it that takes these channels, or natural colours without any."""
         return Scene(self.path, self.look, channels=channels).shown if channels else self.shown
 
-    def _choose(self) -> BandChoice:
+    def _choose(self) -> Choice:
         dataset = self._dataset
         numbers = sources.spectral(dataset)
         if not numbers:
-            raise ClippanError(
-                "The raster {path} has only an alpha band; choose a raster with image bands.", path=self.path
-            )
+            raise ClippanError(f"The raster {self.path} has only an alpha band; choose a raster with image bands.")
         if self.channels:
             described = [dataset.GetRasterBand(number).GetDescription() or "" for number in numbers]
             taken = tuple(numbers[position - 1] for position in self.channels.choose(described))
-            return BandChoice(taken, "as the model takes them")
+            return Choice(taken, "as the model takes them")
         wrong = [band for band in self.look.bands if band > dataset.RasterCount]
         if wrong:
             raise ClippanError(
-                "Band {wrong} was asked for but the raster {path} has {RasterCount}; choose others.",
-                wrong=wrong[0],
-                path=self.path,
-                RasterCount=dataset.RasterCount,
+                f"Band {wrong[0]} was asked for but the raster {self.path} has {dataset.RasterCount}; choose others."
             )
         if self.look.bands:
-            return BandChoice(self.look.bands, "as asked for")
+            return Choice(self.look.bands, "as asked for")
         return raster_bands.choose(dataset, self._original, self.path, numbers)
 
     def _find_coverage(self) -> Coverage:
@@ -283,7 +280,7 @@ class Scene:
         name = self._dataset.GetRasterBand(number).GetDescription()
         sentence = f"Band {number}{f' ({name})' if name else ''} of the raster {self.path} has no data"
         if not shown:
-            raise ClippanError("{sentence}; choose other bands.", sentence=sentence)
+            raise ClippanError(f"{sentence}; choose other bands.")
         if not any(note.startswith(sentence) for note in self.notes):
             self.notes.append(f"{sentence} and is dark in the picture; choose other bands if that is not meant.")
 
@@ -319,9 +316,7 @@ class Scene:
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise ClippanError(
-                "The raster {path} could not be read; check whether its file is complete ({reason}).",
-                path=self.path,
-                reason=reason,
+                f"The raster {self.path} could not be read; check whether its file is complete ({reason})."
             ) from error
         valid = np.stack(masks) if masks else np.ones((1, height, width), bool)
         return values, valid if written is None else valid & written
@@ -355,7 +350,7 @@ class Scene:
 
     def _shown(self, values: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """Which pixels (height, width) show something, of what ``_read`` returns."""
-        valid: np.ndarray = np.any(masks, axis=0)
+        valid = masks.any(axis=0)
         return valid if self._bytes else valid & measured(values).all(axis=0)
 
     def picture(self, window: Window, width: int, height: Optional[int] = None) -> tuple[np.ndarray, float]:
@@ -428,7 +423,7 @@ class Scene:
             return [whole]
         inverse = gdal.InvGeoTransform(self.grid.geotransform)
         if inverse is None:
-            raise ClippanError("The raster {path} has pixels without a size; georeference it anew.", path=self.path)
+            raise ClippanError(f"The raster {self.path} has pixels without a size; georeference it anew.")
         found = []
         for box in boxes(self.look.extent, self.look.crs, self.grid.crs):
             corners = [gdal.ApplyGeoTransform(inverse, x, y) for x in box[::2] for y in box[1::2]]
@@ -438,7 +433,7 @@ class Scene:
             if left < right and top < bottom:
                 found.append((left, top, right, bottom))
         if not found:
-            raise ClippanError("The raster {path} lies outside the extent; choose another.", path=self.path)
+            raise ClippanError(f"The raster {self.path} lies outside the extent; choose another.")
         # Of boxes that are one place told in several ways, all but one may touch an edge by a rounding error.
         areas = [area for area in found if min(area[2] - area[0], area[3] - area[1]) > _NEAR] or found
         merged: list[tuple[float, float, float, float]] = []
@@ -459,9 +454,8 @@ class Scene:
         (left, top, right, bottom), *others = self._areas()
         if others:
             raise ClippanError(
-                "The extent touches the raster {path} at its left and its right edge, across the 180th meridian; give "
-                "an extent for each side.",
-                path=self.path,
+                f"The extent touches the raster {self.path} at its left and its right edge, across the 180th meridian; "
+                "give an extent for each side."
             )
         x, y = math.floor(left + _NEAR), math.floor(top + _NEAR)
         return Window(x, y, max(math.ceil(right - _NEAR) - x, 1), max(math.ceil(bottom - _NEAR) - y, 1))
@@ -480,9 +474,7 @@ class Scene:
         left, top, right, bottom = areas[0]
         ground = self.ground(((left + right) / 2, (top + bottom) / 2))
         if self.look.tile_metres and ground is None:
-            raise ClippanError(
-                "The raster {path} has no coordinates; give the tile size in pixels (--tile).", path=self.path
-            )
+            raise ClippanError(f"The raster {self.path} has no coordinates; give the tile size in pixels (--tile).")
         if self.look.tile:
             edges = [(float(edge), float(edge)) for edge in self.look.tile]
         elif ground is None:
@@ -505,9 +497,7 @@ class Scene:
                 continue
             if min(across, down) < _LEAST_TILE:
                 raise ClippanError(
-                    "Tiles of {down:.2g} pixels show nothing of the raster {path}; choose larger.",
-                    down=min(across, down),
-                    path=self.path,
+                    f"Tiles of {min(across, down):.2g} pixels show nothing of the raster {self.path}; choose larger."
                 )
             scale = tile[0] * ground[0] if ground else float(tile[0])
             columns = {x for area in areas for x in _starts(width, tile[0], self.look.overlap, area[0], area[2])}
@@ -516,9 +506,7 @@ class Scene:
         plan = Plan(tuple(scales), self._coverage.footprint)
         if len(plan) > _MOST_TILES:
             raise ClippanError(
-                "The raster {path} would have {count:,} tiles; choose an extent (--extent) or larger tiles.",
-                path=self.path,
-                count=len(plan),
+                f"The raster {self.path} would have {len(plan):,} tiles; choose an extent (--extent) or larger tiles."
             )
         return plan
 
@@ -680,7 +668,7 @@ def spatial(text: str) -> osr.SpatialReference:
     try:
         reference.SetFromUserInput(text)
     except RuntimeError:
-        raise ClippanError("The CRS “{text}” is not known; write it like EPSG:4326.", text=text[:80]) from None
+        raise ClippanError(f"The CRS “{text[:80]}” is not known; write it like EPSG:4326.") from None
     reference = osr.SpatialReference(wkt=horizontal(reference.ExportToWkt()))
     reference.SetAxisMappingStrategy(osr.OAMS_TRADITIONAL_GIS_ORDER)
     return reference
@@ -707,11 +695,9 @@ def transformed(extent: Sequence[float], source: str, target: str) -> tuple[floa
     try:
         box = osr.CoordinateTransformation(one, other).TransformBounds(*extent, 21)
     except RuntimeError as error:
-        raise ClippanError(
-            "The extent cannot be transformed to {GetName}; choose another.", GetName=other.GetName()
-        ) from error
+        raise ClippanError(f"The extent cannot be transformed to {other.GetName()}; choose another.") from error
     if not all(np.isfinite(box)):
-        raise ClippanError("The extent cannot be transformed to {GetName}; choose another.", GetName=other.GetName())
+        raise ClippanError(f"The extent cannot be transformed to {other.GetName()}; choose another.")
     return tuple(box)
 
 
@@ -754,13 +740,7 @@ def across(extent: Sequence[float]) -> list[str]:
     """A sentence about an extent that was taken to lie across the 180th meridian: it may be a slip of the pen."""
     if not extent or extent[0] < extent[2]:
         return []
-    return [
-        Message(
-            "The extent was taken across the 180th meridian, from {extent:g} east to {extent_2:g}.",
-            extent=extent[0],
-            extent_2=extent[2],
-        )
-    ]
+    return [f"The extent was taken across the 180th meridian, from {extent[0]:g} east to {extent[2]:g}."]
 
 
 def _all_transformed(pieces: Sequence[Sequence[float]], source: str, target: str) -> list[tuple[float, ...]]:

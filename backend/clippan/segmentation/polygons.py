@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, cast
+from typing import Any, Optional
 
 import numpy as np
 from osgeo import gdal, ogr
@@ -115,8 +115,10 @@ class Outlines:
 
     def polygons(self) -> Iterator[tuple[int, bytes]]:
         """Each region, and its polygon as WKB."""
-        arrays = self.rings.steps, self.rings.first, self.rings.region, self.first
-        steps, ends, owners, first = (cast("list[int]", array.tolist()) for array in arrays)
+        steps = self.rings.steps.tolist()
+        ends = self.rings.first.tolist()
+        owners = self.rings.region.tolist()
+        first = self.first.tolist()
         ring = 0
         while ring < len(owners):
             region, parts = owners[ring], []

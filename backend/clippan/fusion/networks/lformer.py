@@ -42,9 +42,7 @@ class LFormer(nn.Module):
         super().__init__()
         if width % heads:
             raise ClippanError(
-                "The network LFormer cannot share a width of {width} among {heads} heads; give a multiple of {heads}.",
-                width=width,
-                heads=heads,
+                f"The network LFormer cannot share a width of {width} among {heads} heads; give a multiple of {heads}."
             )
         self.bands, self.heads, self.window = bands, heads, window
         self.ms = _encoder(bands, width)

@@ -118,8 +118,7 @@ class Loader:
 
     def _resized(self, picture: Image.Image, box: Sequence[float]) -> np.ndarray:
         edge = (self._pixels, self._pixels)
-        left, top, right, bottom = (float(value) for value in box)
-        part = picture.resize(edge, Image.Resampling.BICUBIC, (left, top, right, bottom))
+        part = picture.resize(edge, Image.Resampling.BICUBIC, tuple(float(value) for value in box))
         return np.asarray(part).transpose(2, 0, 1)
 
 

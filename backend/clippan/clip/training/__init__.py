@@ -1,0 +1,1 @@
+"""Training of CLIP: FarSLIP's losses, data with captions and boxes, and runs that can be stopped and resumed."""
