@@ -233,7 +233,10 @@ class Bench:
             path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
             lines: list[str] = []
             started, processed = time.monotonic(), time.process_time()
-            result = run(TrainFusionRequest(str(self._data), str(folder), recipe=str(path)), Context(log=lines.append))
+            result = run(
+                TrainFusionRequest(data=str(self._data), output=str(folder), recipe=str(path)),
+                Context(log=lines.append),
+            )
         done = {
             **asdict(result),
             "wall": time.monotonic() - started,
@@ -292,10 +295,10 @@ def _assessed(case: Case, output: str, method: Method, model: str) -> dict[str, 
     pan, ms = str(case.pan), tuple(str(path) for path in case.ms)
     run(
         PansharpenRequest(
-            pan,
-            ms,
-            output,
-            method,
+            pan=pan,
+            ms=ms,
+            output=output,
+            method=method,
             model=model,
             sensor=case.sensor.name,
             threads=1,
@@ -304,7 +307,7 @@ def _assessed(case: Case, output: str, method: Method, model: str) -> dict[str, 
         )
     )
     reference = str(case.reference) if case.reference else None
-    result = run(AssessRequest(output, pan, ms, reference, case.sensor.name))
+    result = run(AssessRequest(fused=output, pan=pan, ms=ms, reference=reference, sensor=case.sensor.name))
     return dict(result.reference if case.reference else result.full)
 
 

@@ -82,7 +82,7 @@ def measured(model: Path, case: quality.Case, reduced: quality.Case, folder: Pat
             )
         )
         reference = str(item.reference) if item.reference else None
-        result = run(AssessRequest(fused, str(item.pan), ms, reference, item.sensor.name))
+        result = run(AssessRequest(fused=fused, pan=str(item.pan), ms=ms, reference=reference, sensor=item.sensor.name))
         values = {**result.full, **result.reference}
         found.update({name: values[name] for name in names})
     return found

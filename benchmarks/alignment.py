@@ -68,14 +68,18 @@ def searched(model: str, raster: Path, truth: Path, folder: Path) -> list[tuple[
     """Cells of a table: for each class that covers some of the raster, how much of it is in the places that its word
     finds first, beside how much is in all of it."""
     index = str(folder / "index.gpkg")
-    run(IndexRequest((str(raster),), index, model=model, tile=(SIZE,), overlap=0.5, threads=1, device=Device.CPU))
+    run(
+        IndexRequest(
+            rasters=(str(raster),), output=index, model=model, tile=(SIZE,), overlap=0.5, threads=1, device=Device.CPU
+        )
+    )
     values = gdal.Open(str(truth)).ReadAsArray()
     rows = []
     for value, word in COVER.items():
         everywhere = float((values == value).mean())
         if not 0.02 <= everywhere <= 0.95:
             continue
-        hits = run(SearchRequest(index, text=(word,), top=5, device=Device.CPU)).hits
+        hits = run(SearchRequest(index=index, text=(word,), top=5, device=Device.CPU)).hits
         parts = [values[y : y + h, x : x + w] == value for x, y, w, h in (hit.window for hit in hits)]
         there = float(np.mean([part.mean() for part in parts]))
         rows.append((f"“{word}”", percent(there), percent(everywhere)))
@@ -107,9 +111,9 @@ def aligned(options: argparse.Namespace, left: str, folder: str, output: str) ->
         tuple(str(options.data / "terramesh" / kind / f"{site}.tif") for site in sites) for kind in ("S2RGB", folder)
     )
     request = AlignSensorRequest(
-        teachers,
-        sensors,
-        output,
+        teacher_rasters=teachers,
+        sensor_rasters=sensors,
+        output=output,
         test=(sites.index(left) + 1,) if left else (),
         held=STRIP,
         size=SIZE,

@@ -227,7 +227,7 @@ class Bench:
             model = runs / f"{row.after}-{seed}" if row.after else start
             where = {"threads": self._threads, "device": Device.CPU}
             more = {**values, **where, "seed": seed, "model": str(model), "pixels": base.pixels, **row.options}
-            request = TrainClipRequest(data, str(folder), **more)
+            request = TrainClipRequest(data=data, output=str(folder), **more)
             seconds = run(request, Context(log=print)).seconds
         found = {**self.measure(folder if row.folder else start), "seconds": seconds}
         known.write_text(json.dumps(found, indent=1), encoding="utf-8")

@@ -168,11 +168,11 @@ def fuse(name: str, case: Case, output: Path, registration: Registration, models
         return
     run(
         PansharpenRequest(
-            str(case.pan),
-            tuple(str(path) for path in case.ms),
-            str(output),
-            Method.CLIPPAN if name == LEFT_OUT else Method(name),
-            case.sensor.name,
+            pan=str(case.pan),
+            ms=tuple(str(path) for path in case.ms),
+            output=str(output),
+            method=Method.CLIPPAN if name == LEFT_OUT else Method(name),
+            sensor=case.sensor.name,
             model=str(models[case.group]) if name == LEFT_OUT else "",
             compression=Compression.NONE,
             overviews=False,
@@ -189,11 +189,11 @@ def figures(
     fuse(name, case, output, registration, models)
     result = run(
         AssessRequest(
-            str(output),
-            str(case.pan),
-            tuple(str(path) for path in case.ms),
-            str(case.reference) if case.reference else None,
-            case.sensor.name,
+            fused=str(output),
+            pan=str(case.pan),
+            ms=tuple(str(path) for path in case.ms),
+            reference=str(case.reference) if case.reference else None,
+            sensor=case.sensor.name,
             registration=registration,
         )
     )

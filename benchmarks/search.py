@@ -91,13 +91,13 @@ def asked(path: str) -> dict[str, float]:
     """Times in seconds and memory in bytes of searches in this process."""
     query.encoder = lambda *_: Words()  # type: ignore[assignment]
     begun = time.perf_counter()
-    run(SearchRequest(path, ("first",)))
+    run(SearchRequest(index=path, text=("first",)))
     first = time.perf_counter() - begun
     index = store.reader(path)
     direction = Words().texts(["a place"])
-    run(SearchRequest(path, ("warm",)))
+    run(SearchRequest(index=path, text=("warm",)))
     products = timed(lambda _: compare.products(index._matrix, direction), 25)
-    search = timed(lambda number: run(SearchRequest(path, (f"text {number}",))), 25)
+    search = timed(lambda number: run(SearchRequest(index=path, text=(f"text {number}",))), 25)
     status = Path("/proc/self/status").read_text()
     own, mapped = (int(status.split(f"{name}:")[1].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
     return {
@@ -163,7 +163,9 @@ def throughput(folder: Path, model: str, size: int) -> list[str]:
         engine.images(pictures)
         rates["bare"].append(len(pictures) / (time.perf_counter() - begun))
         output = str(folder / f"index{number}.gpkg")
-        rates["index"].append(run(IndexRequest((path,), output, model, overlap=0.0, threads=2)).rate)
+        rates["index"].append(
+            run(IndexRequest(rasters=(path,), output=output, model=model, overlap=0.0, threads=2)).rate
+        )
     bare, index = (statistics.median(values) for values in rates.values())
     return [
         f"## Indexing {len(tiles):,} tiles of a {size}² raster (4 bands, uint16, DEFLATE), model {model}",
@@ -189,7 +191,7 @@ def warm(index: str) -> list[str]:
     for number, text in enumerate(("beach", *(f"a place of kind {number}" for number in range(20)))):
         if number:
             begun = time.perf_counter()
-        params = {"job": "search", "request": to_json(SearchRequest(index, (text,)))}
+        params = {"job": "search", "request": to_json(SearchRequest(index=index, text=(text,)))}
         message = {"jsonrpc": "2.0", "id": number, "method": "run", "params": params}
         print(json.dumps(message), file=worker.stdin, flush=True)
         while json.loads(worker.stdout.readline()).get("id") != number:

@@ -110,7 +110,7 @@ def job(where: Sequence[Place], folder: Path, classes: str, **options: Any) -> d
     """The measures of the job's maps."""
     shown = []
     for place in where:
-        result = run(SegmentRequest(place.path, classes, str(folder / "map.tif"), **options))
+        result = run(SegmentRequest(raster=place.path, classes=classes, output=str(folder / "map.tif"), **options))
         shown.append((gdal.Open(result.output).ReadAsArray(), place.truth))
     return measure(shown, len(parse(classes).classes))
 
@@ -200,10 +200,10 @@ def main() -> None:
         table = folder / "table.json"
         calibrated = run(
             CalibrateRequest(
-                tuple(place.path for place in few),
-                tuple(place.labels for place in few),
-                PROMPTS,
-                str(table),
+                rasters=tuple(place.path for place in few),
+                samples=tuple(place.labels for place in few),
+                classes=PROMPTS,
+                output=str(table),
                 model=options.model,
             )
         )

@@ -112,10 +112,22 @@ def main() -> None:
         for label, which in (("FarSLIP-shaped ViT-B/16", str(checkpoint(folder))), ("starter", "starter")):
             model = encoder(which, Device(options.device), Context())
             request = SegmentRequest(
-                str(path), CLASSES, str(folder / "map.tif"), model=which, device=Device(options.device)
+                raster=str(path),
+                classes=CLASSES,
+                output=str(folder / "map.tif"),
+                model=which,
+                device=Device(options.device),
             )
             small = raster(folder / "warm.tif", 512)
-            run(SegmentRequest(str(small), CLASSES, str(folder / "warm_map.tif"), model=which, device=request.device))
+            run(
+                SegmentRequest(
+                    raster=str(small),
+                    classes=CLASSES,
+                    output=str(folder / "warm_map.tif"),
+                    model=which,
+                    device=request.device,
+                )
+            )
             first = Scene(str(path), Look())
             sizes = edges(first, model, first.part())
             pictures = np.concatenate([windows(model, path, edge) for edge in sizes])

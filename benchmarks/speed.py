@@ -127,11 +127,11 @@ def status(pid: int, key: str) -> float:
 def ours(pan: Path, ms: Path, output: Path, method: Method, device: Device, plain: bool, old: bool = False) -> Row:
     """One method in a worker of its own, so that its peak memory is its own; ``old`` as on a processor with AVX2."""
     request = PansharpenRequest(
-        str(pan),
-        (str(ms),),
-        str(output),
-        method,
-        "quickbird",
+        pan=str(pan),
+        ms=(str(ms),),
+        output=str(output),
+        method=method,
+        sensor="quickbird",
         threads=THREADS,
         device=device,
         compression=Compression.NONE if plain else Compression.DEFLATE,

@@ -30,7 +30,7 @@ PICTURES = (
 )
 PATIENCE = 420  # seconds for QGIS to start and finish
 
-# Without these a first start asks questions, which nobody is there to answer.
+# Without these a first start asks questions, which nobody is there to answer. The tips are each version's own.
 QUIET = """[app]
 projections\\unknownCrsBehavior=NoAction
 
@@ -40,7 +40,7 @@ firstRunVersionFlag=999999
 
 [qgis]
 checkVersion=false
-showTips340=false
+showTips{version}=false
 newsFeed\\http-feedqgisorg\\disabled=true
 
 [UI]
@@ -60,11 +60,13 @@ def has_display() -> bool:
 
 def make_profile(folder: Path) -> Profile:
     """A fresh profile with the built plugin."""
+    from qgis.core import Qgis
+
     shutil.rmtree(folder / "profiles", ignore_errors=True)
     profile = Profile(folder, Path(sys.executable))
-    settings = profile.home / "QGIS" / "QGIS3.ini"
+    settings = profile.home / "QGIS" / f"QGIS{Qgis.QGIS_VERSION_INT // 10000}.ini"
     settings.parent.mkdir(parents=True)
-    settings.write_text(QUIET, encoding="utf-8")
+    settings.write_text(QUIET.format(version=Qgis.QGIS_VERSION_INT // 100), encoding="utf-8")
     say(f"Installing {profile.install().name} in a fresh QGIS profile")
     return profile
 
@@ -162,9 +164,13 @@ def measure(folder: Path, pan: Path, ms: Path) -> None:
                 progress_callback=lambda *_: 1,
             )
         else:
-            run(PansharpenRequest(str(pan), (str(ms),), str(output), Method(name), "landsat"))
+            run(
+                PansharpenRequest(
+                    pan=str(pan), ms=(str(ms),), output=str(output), method=Method(name), sensor="landsat"
+                )
+            )
         seconds = time.perf_counter() - start
-        figures = run(AssessRequest(str(output), str(pan), (str(ms),), sensor="landsat")).full
+        figures = run(AssessRequest(fused=str(output), pan=str(pan), ms=(str(ms),), sensor="landsat")).full
         say(name.ljust(18) + "".join(f"{figures[key]:16.4f}" for key in columns) + f"{seconds:10.1f}")
     say("\ncubic adds no detail at all: it keeps the colours, so HQNR flatters it, and HP_correlation tells.")
 

@@ -11,7 +11,8 @@ title() {
 }
 
 lint() {
-    $python -m ruff check . && $python -m ruff format --check . && $python -m mypy
+    $python -m ruff check . && $python -m ruff format --check . && $python -m mypy &&
+        PYTHONPATH=backend:. ${python%python}lint-imports --no-cache
 }
 
 # The engine runs without QGIS; only the plugin's tests may bring it into their process.

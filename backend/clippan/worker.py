@@ -21,7 +21,8 @@ from typing import Any, Optional, TextIO
 from clippan import __version__
 from clippan.core import utf8
 from clippan.core.device import share_cores
-from clippan.core.errors import Cancelled, ClippanError
+from clippan.core.errors import Cancelled, ClippanError, one_line
+from clippan.core.messages import Message
 from clippan.core.protocol import CANCELLED, FAILED, INTERNAL, PARSE_ERROR, PROTOCOL, UNKNOWN_METHOD, WRONG_PROTOCOL
 from clippan.handlers import run
 from clippan.jobs import JOBS, Context, from_json, to_json
@@ -68,14 +69,20 @@ class Worker:
         elif method == "cancel":
             self._cancelled.add(params.get("id"))
         else:
-            self._fail(number, UNKNOWN_METHOD, f"The worker does not know the method '{method}'.")
+            self._fail(
+                number, UNKNOWN_METHOD, Message("The worker does not know the method '{method}'.", method=method)
+            )
 
     def _handshake(self, number: Any, protocol: Any) -> None:
         if protocol != PROTOCOL:
             self._fail(
                 number,
                 WRONG_PROTOCOL,
-                f"The engine speaks protocol {PROTOCOL} and the plugin {protocol}; update both to one version.",
+                Message(
+                    "The engine speaks protocol {PROTOCOL} and the plugin {protocol}; update both to one version.",
+                    PROTOCOL=PROTOCOL,
+                    protocol=protocol,
+                ),
             )
             return
         answer = {"protocol": PROTOCOL, "version": __version__, "python": sys.executable, "pid": os.getpid()}
@@ -94,24 +101,29 @@ class Worker:
 
     def _run_job(self, number: Any, params: dict[str, Any]) -> None:
         context = Context(
-            lambda percent, text: self._notify("progress", id=number, percent=round(percent, 2), message=text),
-            lambda line: self._notify("log", id=number, line=line),
+            lambda percent, text: self._notify("progress", id=number, percent=round(percent, 2), message=_sent(text)),
+            lambda line: self._notify("log", id=number, line=_sent(line)),
             lambda: self._ended.is_set() or number in self._cancelled,
         )
         try:
             context.check()
             job = JOBS.get(str(params.get("job")))
             if job is None:
-                raise ClippanError(f"The engine has no job '{params.get('job')}'; it knows {', '.join(JOBS)}.")
+                raise ClippanError(
+                    "The engine has no job '{job}'; it knows {known}.", job=params.get("job"), known=", ".join(JOBS)
+                )
             result = run(from_json(job, params.get("request", {})), context)
-            self._send({"id": number, "result": to_json(result)})
+            self._send({"id": number, "result": to_json(result, messages=True)})
         except Cancelled as error:
-            self._fail(number, CANCELLED, str(error))
+            self._fail(number, CANCELLED, error.message)
         except ClippanError as error:
-            self._fail(number, FAILED, str(error), traceback.format_exc())
+            self._fail(number, FAILED, error.message, traceback.format_exc())
         except Exception as error:
-            sentence = f"The engine failed unexpectedly ({type(error).__name__}: {error}); the log has the details."
-            self._fail(number, INTERNAL, " ".join(sentence.split()), traceback.format_exc())
+            sentence = Message(
+                "The engine failed unexpectedly ({error}); the log has the details.",
+                error=f"{type(error).__name__}: {one_line(error)}",
+            )
+            self._fail(number, INTERNAL, sentence, traceback.format_exc())
         finally:
             self._cancelled.discard(number)
 
@@ -119,10 +131,8 @@ class Worker:
         self._send({"method": method, "params": params})
 
     def _fail(self, number: Any, code: int, message: str, details: str = "") -> None:
-        error: dict[str, Any] = {"code": code, "message": message}
-        if details:
-            error["data"] = {"traceback": details}
-        self._send({"id": number, "error": error})
+        data = {"sentence": _sent(message), "traceback": details}
+        self._send({"id": number, "error": {"code": code, "message": message, "data": data}})
 
     def _send(self, message: dict[str, Any]) -> None:
         line = json.dumps({"jsonrpc": "2.0", **message}, ensure_ascii=True)
@@ -130,6 +140,11 @@ class Worker:
         with self._writing, contextlib.suppress(BrokenPipeError, ValueError):
             self._sink.write(line + "\n")
             self._sink.flush()
+
+
+def _sent(text: str) -> Any:
+    """A sentence as the plugin takes it: with key and values, where it can be translated."""
+    return to_json(text, messages=True)
 
 
 def _free_gpu() -> None:

@@ -7,12 +7,14 @@ from qgis.core import QgsProcessingException, QgsProcessingOutputBoolean, QgsPro
 from clippan.core.errors import Cancelled, ClippanError
 from clippan.jobs import DoctorRequest
 
-from ..engine import worker
+from ..i18n import tr
 from . import base
 
 
 class CheckEngine(base.JobAlgorithm):
     """Says what the engine found. Works, and says what to do, also where there is no engine."""
+
+    JOB = DoctorRequest
 
     NAME = "checkengine"
     TITLE = "Check engine"
@@ -25,38 +27,32 @@ class CheckEngine(base.JobAlgorithm):
     )
 
     def initAlgorithm(self, configuration=None):
-        """See QgsProcessingAlgorithm."""
-        self.add_device()
-        self.addOutput(QgsProcessingOutputBoolean("OK", "Engine works"))
-        self.addOutput(QgsProcessingOutputString("REPORT", "Report"))
+        """With the report and whether all is well."""
+        super().initAlgorithm(configuration)
+        self.addOutput(QgsProcessingOutputBoolean("OK", tr("Engine works")))
+        self.addOutput(QgsProcessingOutputString("REPORT", tr("Report")))
 
     def canExecute(self):
         """A check is the more wanted where the engine is missing."""
         return True, ""
-
-    def build(self, parameters, context):
-        """See JobAlgorithm."""
-        return DoctorRequest(device=self.device(parameters, context))
 
     def processAlgorithm(self, parameters, context, feedback):
         """Asks the doctor; a failure is a finding here, not an error."""
         try:
             if self._failure:
                 raise ClippanError(self._failure)
-            answer = worker.shared.run(self._launch, self._request, feedback)
+            result = self.work(feedback)
         except Cancelled as error:
-            raise QgsProcessingException(str(error)) from None
+            raise QgsProcessingException(tr(error.message)) from None
         except ClippanError as error:
-            feedback.reportError(str(error), False)
-            return {"OK": False, "REPORT": str(error)}
-        return self.finish(answer, feedback)
-
-    def finish(self, answer, feedback):
-        """See JobAlgorithm."""
-        origin = f"Engine Python: {self._launch.interpreter.path} (from {self._launch.interpreter.origin})"
-        text = f"{origin}\n{answer['text']}"
+            sentence = tr(error.message)
+            feedback.reportError(sentence, False)
+            return {"OK": False, "REPORT": sentence}
+        interpreter = self._launch.interpreter
+        origin = tr("Engine Python: {path} (from {origin})", path=interpreter.path, origin=tr(interpreter.origin))
+        text = f"{origin}\n{result.text}"
         for line in text.splitlines():
             feedback.pushInfo(line)
-        if not answer["ok"]:
-            feedback.reportError("The engine does not work yet; the report says what to do.", False)
-        return {"OK": answer["ok"], "REPORT": text}
+        if not result.ok:
+            feedback.reportError(tr("The engine does not work yet; the report says what to do."), False)
+        return {"OK": result.ok, "REPORT": text}

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from qgis.core import QgsProcessingOutputString, QgsProcessingParameterBoolean
-
 from clippan.catalogue.models import MODELS
 from clippan.jobs import DownloadModelRequest
 
 from . import base
+from .parameters import ChoiceEditor
+
+
+class _DownloadEditor(ChoiceEditor):
+    """The models that the Hub holds, with size and licence."""
+
+    def definition(self, item, name, label):
+        """The first is proposed."""
+        definition = super().definition(item, name, label)
+        definition.setDefaultValue(next(iter(self.labels(item))))
+        return definition
+
+    def labels(self, item):
+        """With size and licence."""
+        models = [model for model in MODELS.values() if model.repository]
+        return {model.id: f"{model.label} ({model.size / 1e6:.0f} MB, {model.licence})" for model in models}
 
 
 class DownloadModel(base.JobAlgorithm):
-    """Fetches a model's weights from the Hugging Face Hub."""
+    """Fetches a vision-language model."""
 
-    MODEL = "MODEL"
-    ACCEPT_LICENCE = "ACCEPT_LICENCE"
+    JOB = DownloadModelRequest
+    EDITORS = {"model": _DownloadEditor()}
+    OUTPUTS = (
+        base.Output("FILE", "Weights", lambda result: result.path, number=False),
+        base.Output("REVISION", "Version (commit)", lambda result: result.revision or "", number=False),
+        base.Output("SHA256", "Checksum (sha256)", lambda result: result.sha256, number=False),
+    )
 
     NAME = "downloadmodel"
     TITLE = "Download model"
@@ -27,29 +46,3 @@ class DownloadModel(base.JobAlgorithm):
         "The list names each model's licence and size. Without network, put the file into the offline folder that the "
         "options name. Hub address, token, cache and offline folder: Settings ▸ Options ▸ CLIPPan."
     )
-
-    def initAlgorithm(self, configuration=None):
-        """See QgsProcessingAlgorithm."""
-        models = [model for model in MODELS.values() if model.repository]
-        labels = {model.id: f"{model.label} ({model.size / 1e6:.0f} MB, {model.licence})" for model in models}
-        about = "\n".join(f"{model.label}: {model.notes}" for model in models)
-        self.add(base.choice(self.MODEL, "Model", labels, next(iter(labels))), about)
-        self.add(
-            QgsProcessingParameterBoolean(self.ACCEPT_LICENCE, "I accept the model's licence", False),
-            "Needed only for licences that ask for more than naming the authors; the log names licence and address.",
-        )
-        self.addOutput(QgsProcessingOutputString("FILE", "Weights"))
-        self.addOutput(QgsProcessingOutputString("REVISION", "Version (commit)"))
-        self.addOutput(QgsProcessingOutputString("SHA256", "Checksum (sha256)"))
-
-    def build(self, parameters, context):
-        """See JobAlgorithm."""
-        return DownloadModelRequest(
-            self.parameterAsEnumString(parameters, self.MODEL, context),
-            self.parameterAsBoolean(parameters, self.ACCEPT_LICENCE, context),
-        )
-
-    def finish(self, answer, feedback):
-        """See JobAlgorithm."""
-        feedback.pushInfo(f"The model is in {answer['path']}.")
-        return {"FILE": answer["path"], "REVISION": answer["revision"] or "", "SHA256": answer["sha256"]}

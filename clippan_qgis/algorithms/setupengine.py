@@ -15,6 +15,7 @@ from clippan.core.errors import ClippanError
 from ..engine import environment, python, variables, worker
 from ..settings import Settings
 from . import base
+from .parameters import choice
 
 
 class SetUpEngine(base.Algorithm):
@@ -45,7 +46,7 @@ class SetUpEngine(base.Algorithm):
     def initAlgorithm(self, configuration=None):
         """See QgsProcessingAlgorithm."""
         self.add(
-            base.choice(
+            choice(
                 self.TORCH,
                 "PyTorch for",
                 {

@@ -6,45 +6,66 @@ import contextlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from qgis.core import (
-    Qgis,
-    QgsProcessingMultiStepFeedback,
-    QgsProcessingOutputNumber,
-    QgsProcessingOutputString,
-    QgsProcessingParameterFeatureSource,
-    QgsProcessingParameterField,
-    QgsProcessingParameterFolderDestination,
-    QgsProcessingParameterNumber,
-    QgsProcessingParameterRasterLayer,
-)
+from qgis.core import Qgis, QgsProcessingMultiStepFeedback
 
 from clippan.core.errors import ClippanError
-from clippan.jobs import RegionsRequest, TrainClipRequest
+from clippan.jobs import RegionsRequest, RegionsResult, TrainClipRequest
+from clippan.jobs.param import params
 
-from .. import sources
 from ..engine import worker
+from ..i18n import tr
 from . import base
+from .parameters import Editor, FieldEditor, NumberEditor, OneRasterEditor, SamplesEditor, choice, editor
 
-_BATCH = 8  # the engine's own default takes 14 GB of memory with the starter model, more than laptops have
-STAGES = {"both": (1, 2), "first": (1,), "second": (2,)}
+_STAGES = {"both": (1, 2), "first": (1,), "second": (2,)}
+# What is chosen of the pictures to train on; the rest of RegionsRequest keeps its defaults.
+_PICTURES = {
+    "rasters": ("INPUT", OneRasterEditor()),
+    "labels": ("SAMPLES", SamplesEditor(Qgis.ProcessingSourceType.VectorPolygon)),
+    "field": ("FIELD", FieldEditor("class")),
+    **{name: (name.upper(), None) for name in ("size", "least", "bands", "stretch", "nodata")},
+}
+
+
+class _StagesEditor(Editor):
+    """Both stages, or one."""
+
+    def definition(self, item, name, label):
+        """A list."""
+        labels = {
+            "both": tr("Both, one after the other"),
+            "first": tr("1: parts of pictures alone"),
+            "second": tr("2: objects and their classes alone"),
+        }
+        return choice(name, label, labels, "both")
+
+    def value(self, algorithm, item, name, parameters, context):
+        """Their numbers."""
+        return _STAGES[algorithm.parameterAsEnumString(parameters, name, context)]
 
 
 class TrainRegionAlignedClip(base.JobAlgorithm):
     """Trains a vision-language model to know the places in a picture."""
 
-    INPUT = "INPUT"
-    SAMPLES = "SAMPLES"
-    FIELD = "FIELD"
-    STAGE = "STAGE"
-    STEPS = "STEPS"
-    BATCH = "BATCH"
-    RATE = "RATE"
-    SIZE = "SIZE"
-    LEAST = "LEAST"
-    SEED = "SEED"
-    OUTPUT = "OUTPUT"
+    JOB = TrainClipRequest
+    NAMES = {"stages": "STAGE"}
+    HIDDEN = frozenset(
+        {
+            *("data", "method", "epochs", "weight_decay", "warmup", "teacher", "target", "weight", "crops", "least"),
+            *("pixels", "train_text", "caption", "precision"),
+        }
+    )
+    EDITORS = {
+        "stages": _StagesEditor(),
+        "steps": NumberEditor(100),
+        "batch": NumberEditor(8),  # the engine's own default takes 14 GB of memory with the starter model
+    }
+    OUTPUTS = (
+        base.Output("PICTURES", "Pictures", lambda result: result.pictures),
+        base.Output("OBJECTS", "Objects", lambda result: result.objects),
+        base.DEVICE_USED,
+    )
 
     NAME = "trainregionalignedclip"
     TITLE = "Train region-aligned CLIP"
@@ -68,128 +89,46 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
         self._regions = None
 
     def initAlgorithm(self, configuration=None):
-        """See QgsProcessingAlgorithm."""
-        self.add(QgsProcessingParameterRasterLayer(self.INPUT, "Raster"), "The raster that the labelled places lie in.")
-        self.add(
-            QgsProcessingParameterFeatureSource(
-                self.SAMPLES, "Labelled polygons", [Qgis.ProcessingSourceType.VectorPolygon]
-            ),
-            "Objects and their classes, in any coordinate system; at choice only those that are selected. The more, "
-            "and the more different, the better.",
-        )
-        self.add(
-            QgsProcessingParameterField(self.FIELD, "Field with the class", "class", self.SAMPLES),
-            "Holds the name of the class, in English words such as “solar panels”: the model learns with them.",
-        )
-        self.add_model("Which model to start from; its licence holds for what is made of it.", TrainClipRequest.model)
-        labels = {
-            "both": "Both, one after the other",
-            "first": "1: parts of pictures alone",
-            "second": "2: objects and their classes alone",
-        }
-        self.add(
-            base.choice(self.STAGE, "Stages", labels, "both"),
-            "The first stage teaches to see in a part of a picture what it shows alone, the second the classes.",
-            advanced=True,
-        )
-        integer, double = Qgis.ProcessingNumberParameterType.Integer, Qgis.ProcessingNumberParameterType.Double
-        for name, label, kind, value, least, help_text, advanced in (
-            (
-                *(self.STEPS, "Steps of each stage", integer, 100, 1),
-                "How often the model is corrected. More takes longer, and with few polygons learns them by heart.",
-                False,
-            ),
-            (
-                *(self.BATCH, "Pictures of a step", integer, _BATCH, 2),
-                "How many pictures are looked at before each correction; fewer need less memory and time.",
-                True,
-            ),
-            (
-                *(self.RATE, "Learning rate", double, TrainClipRequest.rate, 1e-9),
-                "How far each correction goes at most; too much makes the model forget what it knew.",
-                True,
-            ),
-            (
-                *(self.SIZE, "Edge of the pictures (pixels)", integer, RegionsRequest.size, 16),
-                "The raster is cut into pictures of this size, as large as an object with its surroundings.",
-                True,
-            ),
-            (
-                *(self.LEAST, "Smallest object (pixels)", integer, RegionsRequest.least, 1),
-                "Objects whose shorter edge is less are left out.",
-                True,
-            ),
-            (
-                *(self.SEED, "Seed", integer, TrainClipRequest.seed, 0),
-                "Decides what is looked at in which order; another number gives a slightly different model.",
-                True,
-            ),
-        ):
-            self.add(
-                QgsProcessingParameterNumber(name, label, kind, value, minValue=least), help_text, advanced=advanced
-            )
-        self.add_picture_bands()
-        self.add_stretch()
-        self.add_nodata(advanced=True)
-        self.add_device()
-        self.add_threads()
-        self.add(
-            QgsProcessingParameterFolderDestination(self.OUTPUT, "Trained model"),
-            "The folder to write: the model in the form of open_clip, and how the training went.",
-        )
-        self.addOutput(QgsProcessingOutputNumber("PICTURES", "Pictures"))
-        self.addOutput(QgsProcessingOutputNumber("OBJECTS", "Objects"))
-        self.addOutput(QgsProcessingOutputString("DEVICE_USED", "Device used"))
+        """With what the pictures to train on are made of."""
+        for item in params(RegionsRequest):
+            if item.name in _PICTURES:
+                name, shown = _PICTURES[item.name]
+                for definition in (shown or editor(item)).definitions(item, name):
+                    self.add(definition)
+        super().initAlgorithm(configuration)
 
     def build(self, parameters, context):
-        """See JobAlgorithm."""
-        least = self.parameterAsInt(parameters, self.LEAST, context)
-        self._regions = RegionsRequest(
-            rasters=(self.source(parameters, self.INPUT, context),),
-            labels=(),
-            output="",
-            field=self.parameterAsString(parameters, self.FIELD, context),
-            size=self.parameterAsInt(parameters, self.SIZE, context),
-            least=least,
-            bands=self.bands(parameters, context),
-            stretch=self.stretch(parameters, context),
-            nodata=self.nodata(parameters, context),
-        )
-        return TrainClipRequest(
-            data=(),
-            output="",
-            model=self.model(parameters, context),
-            stages=STAGES[self.parameterAsEnumString(parameters, self.STAGE, context)],
-            steps=self.parameterAsInt(parameters, self.STEPS, context),
-            batch=self.parameterAsInt(parameters, self.BATCH, context),
-            rate=self.parameterAsDouble(parameters, self.RATE, context),
-            least=least,
-            seed=self.parameterAsInt(parameters, self.SEED, context),
-            threads=self.threads(parameters, context),
-            device=self.device(parameters, context),
-        )
+        """With the request for the pictures."""
+        values = {
+            item.name: shown.value(self, item, name, parameters, context)
+            for item in params(RegionsRequest)
+            if item.name in _PICTURES and item.name != "labels"
+            for name, shown in [(_PICTURES[item.name][0], _PICTURES[item.name][1] or editor(item))]
+        }
+        self._regions = RegionsRequest(labels=(), output="", **values)
+        request = super().build(parameters, context)
+        return replace(request, data=(), least=self._regions.least)
 
     def place(self, request, parameters, context):
-        """See JobAlgorithm."""
-        labels = self.places(parameters, self.SAMPLES, self._regions.field, context)
-        output = sources.absolute(self.parameterAsFileOutput(parameters, self.OUTPUT, context))
-        # In the run's folder, as a run that is gone on with has to find them where they were.
-        pictures = Path(output, "pictures")
-        self._regions = replace(self._regions, labels=(labels,), output=str(pictures))
-        return replace(request, data=(str(pictures),), output=output)
+        """With the folder of the pictures."""
+        request = super().place(request, parameters, context)
+        labels = self.export_samples(parameters, "SAMPLES", self._regions.field, context)
+        # In the run's folder, as a run that is resumed has to find them where they were.
+        pictures = str(Path(request.output, "pictures"))
+        self._regions = replace(self._regions, labels=(labels,), output=pictures)
+        return replace(request, data=(pictures,))
 
     def work(self, feedback):
-        """See JobAlgorithm."""
+        """Makes the pictures, then trains."""
         steps = QgsProcessingMultiStepFeedback(2, feedback)
         made = self._pictures(steps)
-        for sentence in made["hints"]:
-            feedback.pushWarning(sentence)
-        rows = [("Class", "Objects"), *((name, str(count)) for name, count in made["objects"].items())]
-        base.tell(feedback, rows)
+        base.show(feedback, made.describe())
+        for sentence in made.hints:
+            feedback.pushWarning(tr(sentence))
         steps.setCurrentStep(1)
         return worker.shared.run(self._launch, self._request, steps)
 
-    def _pictures(self, feedback) -> dict[str, Any]:
+    def _pictures(self, feedback) -> RegionsResult:
         """Makes the pictures to train on anew; leaves no folder behind if there are none."""
         pictures = Path(self._regions.output)
         fresh = not pictures.parent.exists()
@@ -199,7 +138,9 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
                 shutil.rmtree(pictures)
         except OSError as error:
             raise ClippanError(
-                f"The folder {pictures.parent} cannot be made ({error.strerror}); choose another."
+                "The folder {folder} cannot be made ({reason}); choose another.",
+                folder=pictures.parent,
+                reason=error.strerror,
             ) from None
         try:
             self._regions.validate()
@@ -209,17 +150,3 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
                 with contextlib.suppress(OSError):
                     pictures.parent.rmdir()
             raise
-
-    def finish(self, answer, feedback):
-        """See JobAlgorithm."""
-        losses = ", ".join(f"{name} {float(value):.4f}" for name, value in answer["losses"].items())
-        feedback.pushInfo(
-            f"{answer['pictures']} pictures, {answer['objects']} objects, {sum(answer['steps'])} steps in "
-            f"{answer['seconds']:.0f} s on {answer['device']}; {losses}"
-        )
-        return {
-            self.OUTPUT: answer["model"],
-            "PICTURES": answer["pictures"],
-            "OBJECTS": answer["objects"],
-            "DEVICE_USED": answer["device"],
-        }

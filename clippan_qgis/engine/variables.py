@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional
+from urllib.parse import quote, urlsplit
 
 from qgis.core import Qgis, QgsApplication, QgsAuthMethodConfig, QgsMessageLog, QgsSettings
 from qgis.PyQt.QtNetwork import QNetworkProxy
@@ -111,16 +112,12 @@ def _proxy() -> dict[str, str]:
 
 
 def _login(user: str, password: str) -> str:
-    from urllib.parse import quote
-
     if not user:
         return ""
     return f"{quote(user, safe='')}{':' + quote(password, safe='') if password else ''}@"
 
 
 def _host(address: str) -> str:
-    from urllib.parse import urlsplit
-
     return urlsplit(address).hostname or address if "//" in address else address.split("/")[0]
 
 

@@ -18,11 +18,14 @@ from typing import Any, Optional
 from qgis.core import Qgis, QgsMessageLog
 
 from clippan.core.errors import Cancelled, ClippanError
+from clippan.core.json import from_json, to_json
+from clippan.core.messages import Message
 from clippan.core.outputs import clear
 from clippan.core.protocol import CANCELLED, FAILED, PROTOCOL
-from clippan.jobs import Request, to_json
+from clippan.jobs import Request
 
 from .. import places
+from ..i18n import tr
 from ..settings import Settings
 from . import python, variables
 
@@ -59,8 +62,8 @@ class Worker:
         self._process: Optional[_Process] = None
         self._numbers = itertools.count(1)
 
-    def run(self, start: Launch, request: Request, feedback: Any) -> dict[str, Any]:
-        """Does a job and returns its result as JSON values.
+    def run(self, start: Launch, request: Request, feedback: Any) -> Any:
+        """Does a job and returns its result, of the class that the request names.
 
         Args:
             start: how to start the worker, if it is not running.
@@ -148,7 +151,7 @@ class Worker:
             )
         return answer
 
-    def _run(self, process: _Process, request: Request, feedback: Any) -> dict[str, Any]:
+    def _run(self, process: _Process, request: Request, feedback: Any) -> Any:
         number = next(self._numbers)
         process.send({"id": number, "method": "run", "params": {"job": request.name, "request": to_json(request)}})
         limit, text = None, ""
@@ -177,24 +180,25 @@ class Worker:
             if message.get("method") == "progress" and params.get("id") == number:
                 feedback.setProgress(float(params.get("percent") or 0))
                 if params.get("message", text) != text:
-                    text = str(params["message"])
-                    feedback.setProgressText(text)
+                    text = params["message"]
+                    feedback.setProgressText(tr(Message.from_json(text)))
             elif message.get("method") == "log" and params.get("id") == number:
-                feedback.pushInfo(str(params.get("line", "")))
+                feedback.pushInfo(tr(Message.from_json(params.get("line", ""))))
             elif message.get("id") == number and "error" in message:
                 _raise(message["error"], feedback)
             elif message.get("id") == number:
-                return message.get("result") or {}
+                return from_json(request.result, message.get("result") or {})
 
 
 def _raise(error: Mapping[str, Any], feedback: Any) -> None:
     if error.get("code") == CANCELLED:
         raise Cancelled
-    details = (error.get("data") or {}).get("traceback", "")
+    data = error.get("data") or {}
+    details = data.get("traceback", "")
     if details and error.get("code") != FAILED:  # a failure that was foreseen is told in its sentence alone
         feedback.pushDebugInfo(details)
         QgsMessageLog.logMessage(details, TAG, Qgis.MessageLevel.Warning)
-    raise ClippanError(str(error.get("message")))
+    raise ClippanError(Message.from_json(data.get("sentence", error.get("message"))))
 
 
 def _show_errors(process: _Process, feedback: Any) -> None:

@@ -143,4 +143,4 @@ class ModelList(QWidget):
             QMessageBox.StandardButton.Yes | QMessageBox.StandardButton.No,
         )
         if answer == QMessageBox.StandardButton.Yes:
-            self._ask(RemoveModelRequest(name), lambda _: self.look())
+            self._ask(RemoveModelRequest(model=name), lambda _: self.look())

@@ -173,7 +173,7 @@ class OptionsPage(QgsOptionsPageWidget):
         self.check.setEnabled(False)
         self.report.setPlainText("Checking…")
         try:
-            launch, request = worker.launch(settings), DoctorRequest(Device(settings.device))
+            launch, request = worker.launch(settings), DoctorRequest(device=Device(settings.device))
         except ClippanError as error:
             self._show(str(error))
             return

@@ -149,7 +149,7 @@ class SearchDock(Panel):
         if not index:
             return
         try:
-            request = AboutIndexRequest(connections.address(index))
+            request = AboutIndexRequest(index=connections.address(index))
         except ClippanError as error:
             self._say(str(error))
             return
@@ -313,7 +313,9 @@ class SearchDock(Panel):
                 self.results.show_pictures(pictures["files"])
                 self._picture(done + BATCH)
 
-        request = ThumbnailsRequest(connections.address(Recent.read().index), tuple(tiles), self._shelf)
+        request = ThumbnailsRequest(
+            index=connections.address(Recent.read().index), tiles=tuple(tiles), folder=self._shelf
+        )
         self._pictures.ask("Pictures of the results", request, show, lambda _: None)
 
     def _save(self) -> None:

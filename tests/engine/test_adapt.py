@@ -66,7 +66,9 @@ def pair(scene):
 def request_for(tmp_path, start):
     def make(pair, **options):
         values = {"model": start(), "sensor": "generic", "clip": "", "threads": 1, "steps": 12, **options}
-        return AdaptFusionRequest(pair.pan, (pair.ms,), str(tmp_path / "out" / "own.safetensors"), **values)
+        return AdaptFusionRequest(
+            pan=pair.pan, ms=(pair.ms,), output=str(tmp_path / "out" / "own.safetensors"), **values
+        )
 
     (tmp_path / "out").mkdir()
     return make
@@ -113,8 +115,12 @@ def test_the_result_is_a_model_for_pansharpen_that_is_better_here(pair, request_
     found = {}
     for name, path in (("before", request.model), ("after", request.output)):
         fused = str(tmp_path / f"{name}.tif")
-        run(PansharpenRequest(made.pan, (made.ms,), fused, Method.CLIPPAN, model=path, sensor="generic"))
-        found[name] = run(AssessRequest(fused, made.pan, (made.ms,))).full
+        run(
+            PansharpenRequest(
+                pan=made.pan, ms=(made.ms,), output=fused, method=Method.CLIPPAN, model=path, sensor="generic"
+            )
+        )
+        found[name] = run(AssessRequest(fused=fused, pan=made.pan, ms=(made.ms,))).full
     for name, values in (("before", result.before), ("after", result.after)):
         for figure in ("HQNR", "D_s", "D_lambda_K", "HP_correlation"):
             assert found[name][figure] == pytest.approx(values[figure], abs=0.01), (name, figure)
@@ -227,7 +233,7 @@ def test_a_model_for_other_bands_is_refused(pair, request_for, start, tmp_path):
 def test_the_start_model_is_no_output(pair, start):
     made, path = pair(size=128), start()
     with pytest.raises(ClippanError, match="is one of the inputs; choose another name"):
-        run(AdaptFusionRequest(made.pan, (made.ms,), path, path))
+        run(AdaptFusionRequest(pan=made.pan, ms=(made.ms,), output=path, model=path))
 
 
 class Counting:
@@ -349,10 +355,10 @@ def test_the_command_prints_a_table(pair, start, quick, tmp_path, capsys):
 def test_a_real_scene_gets_better(request_for, tmp_path):
     folder = PAIRS / "gaofen2__ucgan_fr_test0"
     request = AdaptFusionRequest(
-        str(folder / "pan.tif"),
-        (str(folder / "ms.tif"),),
-        str(tmp_path / "own.safetensors"),
-        request_for(type("Pair", (), {"pan": "", "ms": ""})).model,
+        pan=str(folder / "pan.tif"),
+        ms=(str(folder / "ms.tif"),),
+        output=str(tmp_path / "own.safetensors"),
+        model=request_for(type("Pair", (), {"pan": "", "ms": ""})).model,
         clip="",
         steps=30,
         threads=1,

@@ -22,7 +22,6 @@ from small_clip import make  # noqa: E402
 from clippan.catalogue.models import CONFIG, find  # noqa: E402
 from clippan.clip.encoder import encoder  # noqa: E402
 from clippan.clip.load import load  # noqa: E402
-from clippan.clip.training import recall  # noqa: E402
 from clippan.core.channels import Channels  # noqa: E402
 from clippan.core.errors import Cancelled, ClippanError  # noqa: E402
 from clippan.handlers import run  # noqa: E402
@@ -38,6 +37,7 @@ from clippan.jobs import (  # noqa: E402
 )
 from clippan.learn.clip import alignment as align  # noqa: E402
 from clippan.learn.clip import patching as patch  # noqa: E402
+from clippan.learn.clip import recall  # noqa: E402
 from clippan.learn.clip.sensor import Chip, Pairs, overlaps  # noqa: E402
 from clippan.raster.scene import Look, Scene  # noqa: E402
 from clippan.raster.tiles import Window  # noqa: E402
@@ -76,7 +76,9 @@ def pair(tmp_path: Path) -> tuple[str, str]:
 def asked(tmp_path: Path, pair: tuple[str, str], model: str, **options: Any) -> AlignSensorRequest:
     values = {"output": str(tmp_path / "run"), "size": 16, "steps": 10, "batch": 16, "overlap": 0.5, **options}
     teachers, sensors = ((path,) if isinstance(path, str) else path for path in pair)
-    return AlignSensorRequest(teachers, sensors, model=model, threads=1, device=Device.CPU, **values)
+    return AlignSensorRequest(
+        teacher_rasters=teachers, sensor_rasters=sensors, model=model, threads=1, device=Device.CPU, **values
+    )
 
 
 def test_the_student_comes_nearer_to_the_teacher_and_goes_to_work(tmp_path, pair, models):
@@ -119,28 +121,36 @@ def test_the_student_comes_nearer_to_the_teacher_and_goes_to_work(tmp_path, pair
     np.testing.assert_allclose(model.images(picture[None]), expected, atol=1e-3)
 
     index = str(tmp_path / "index.gpkg")
-    indexed = run(IndexRequest((pair[1],), index, model=done.model, tile=(32,), threads=1, device=Device.CPU))
+    indexed = run(
+        IndexRequest(rasters=(pair[1],), output=index, model=done.model, tile=(32,), threads=1, device=Device.CPU)
+    )
     assert indexed.tiles > 16
     assert not indexed.failed
-    hits = run(SearchRequest(index, text=("water",), top=3, device=Device.CPU)).hits
+    hits = run(SearchRequest(index=index, text=("water",), top=3, device=Device.CPU)).hits
     assert len(hits) == 3
-    assert run(SearchRequest(index, image=(pair[1],), top=1, device=Device.CPU)).hits
+    assert run(SearchRequest(index=index, image=(pair[1],), top=1, device=Device.CPU)).hits
     with pytest.raises(ClippanError, match=r"takes 4 bands .* the raster has 3; choose a raster of that sensor"):
-        run(SearchRequest(index, image=(pair[0],), top=1, device=Device.CPU))
+        run(SearchRequest(index=index, image=(pair[0],), top=1, device=Device.CPU))
 
     output = str(tmp_path / "map.tif")
-    segmented = run(SegmentRequest(pair[1], words, output, model=done.model, threads=1, device=Device.CPU))
+    segmented = run(
+        SegmentRequest(raster=pair[1], classes=words, output=output, model=done.model, threads=1, device=Device.CPU)
+    )
     assert segmented.width == 160
     assert set(np.unique(read_raster(output))) <= {1, 2, 3}
     with pytest.raises(ClippanError, match=r"takes 4 bands \(band 1, band 2, band 3, band 4\), but the raster has 3"):
-        run(SegmentRequest(pair[0], words, str(tmp_path / "no.tif"), model=done.model, device=Device.CPU))
-    wrong = IndexRequest((pair[0],), str(tmp_path / "no.gpkg"), model=done.model, device=Device.CPU)
+        run(
+            SegmentRequest(
+                raster=pair[0], classes=words, output=str(tmp_path / "no.tif"), model=done.model, device=Device.CPU
+            )
+        )
+    wrong = IndexRequest(rasters=(pair[0],), output=str(tmp_path / "no.gpkg"), model=done.model, device=Device.CPU)
     with pytest.raises(ClippanError, match="takes 4 bands"):
         run(wrong)
     for refused in (
-        TrainClipRequest((str(tmp_path),), str(tmp_path / "far"), model=done.model),
+        TrainClipRequest(data=(str(tmp_path),), output=str(tmp_path / "far"), model=done.model),
         asked(tmp_path, pair, done.model, output=str(tmp_path / "again")),
-        FinetuneClipRequest(str(tmp_path), str(tmp_path / "tuned"), model=done.model, device=Device.CPU),
+        FinetuneClipRequest(data=str(tmp_path), output=str(tmp_path / "tuned"), model=done.model, device=Device.CPU),
     ):
         with pytest.raises(ClippanError, match="takes the bands band 1"):
             run(refused)

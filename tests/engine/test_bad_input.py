@@ -32,7 +32,7 @@ def refused(folder: Path, sentence: str, pan: str, ms: object, output: object = 
     before = everything(folder)
     sources = (ms,) if isinstance(ms, str) else tuple(ms)  # type: ignore[arg-type]
     with pytest.raises(ClippanError, match=sentence) as caught:
-        run(PansharpenRequest(pan, sources, str(output or folder / "out.tif"), **options))  # type: ignore[arg-type]
+        run(PansharpenRequest(pan=pan, ms=sources, output=str(output or folder / "out.tif"), **options))  # type: ignore[arg-type]
     text = str(caught.value)
     assert "\n" not in text
     assert "Traceback" not in text
@@ -220,7 +220,7 @@ def test_a_flat_pan(scene, tmp_path):
     flat = write_raster(tmp_path / "flat.tif", np.full((256, 256), 1000.3, "float32"))
     for method in Method:
         if method is Method.CUBIC:
-            run(PansharpenRequest(flat, (pair.ms,), str(tmp_path / "out.tif"), method))
+            run(PansharpenRequest(pan=flat, ms=(pair.ms,), output=str(tmp_path / "out.tif"), method=method))
         else:
             refused(tmp_path, "one value everywhere.*check", flat, pair.ms, tmp_path / "no.tif", method=method)
 
@@ -229,7 +229,7 @@ def test_too_few_pixels(tmp_path):
     pan = write_raster(tmp_path / "pan.tif", np.arange(64, dtype="uint16").reshape(8, 8))
     ms = write_raster(tmp_path / "ms.tif", np.arange(12, dtype="uint16").reshape(3, 2, 2), 4.0)
     refused(tmp_path, r"Too few multispectral pixels \(4\).*choose a larger area", pan, ms)
-    run(PansharpenRequest(pan, (ms,), str(tmp_path / "out.tif"), Method.CUBIC))
+    run(PansharpenRequest(pan=pan, ms=(ms,), output=str(tmp_path / "out.tif"), method=Method.CUBIC))
 
 
 def test_wrong_band(scene, tmp_path):
@@ -260,7 +260,7 @@ def test_names_of_other_formats(scene, tmp_path):
     pair = scene()
     refused(tmp_path, "would be a GeoTIFF; let its name end in .tif", pair.pan, pair.ms, tmp_path / "out.PNG")
     with pytest.raises(ClippanError, match=r"is a web page; choose a name that ends in \.html"):
-        run(AssessRequest(pair.truth, pair.pan, (pair.ms,), report=str(tmp_path / "truth2.tif")))
+        run(AssessRequest(fused=pair.truth, pan=pair.pan, ms=(pair.ms,), report=str(tmp_path / "truth2.tif")))
 
 
 def test_unknown_sensor(scene, tmp_path):
@@ -284,6 +284,6 @@ def test_some_nan_is_fine(scene, tmp_path):
     values = read_raster(pair.ms)
     values[:, 5, 5] = np.nan
     ms = write_raster(tmp_path / "nan.tif", values, 4.0)
-    run(PansharpenRequest(pair.pan, (ms,), str(tmp_path / "out.tif")))
+    run(PansharpenRequest(pan=pair.pan, ms=(ms,), output=str(tmp_path / "out.tif")))
     found = gdal.Open(str(tmp_path / "out.tif")).ReadAsArray()
     assert np.isnan(found).sum() == 4 * 16

@@ -150,7 +150,7 @@ def test_the_same_request_gives_the_same_bytes_whatever_the_tiles(mapped, tmp_pa
 def test_diffclip_maps_the_same_whatever_the_tiles(mapped, model, raster, tmp_path, monkeypatch) -> None:
     encoder = tmp_path / "scene.safetensors"
     path = raster("scene.tif", fields()[0], pixel=10.0)
-    run(PretrainSceneRequest((path,), str(encoder), steps=2, threads=1))
+    run(PretrainSceneRequest(rasters=(path,), output=str(encoder), steps=2, threads=1))
 
     def made(name):
         sure = str(tmp_path / name)
@@ -170,7 +170,7 @@ def test_an_encoder_of_another_scene_is_told(mapped, model, raster, tmp_path) ->
     encoder = str(tmp_path / "scene.safetensors")
     for scale, said in ((1.0, False), (9.0, True)):
         path = raster("other.tif", values * scale, pixel=10.0)
-        run(PretrainSceneRequest((path,), encoder, steps=2, threads=1))
+        run(PretrainSceneRequest(rasters=(path,), output=encoder, steps=2, threads=1))
         result = mapped(method=Classifier.DIFFCLIP, encoder=encoder, repeats=0)
         assert any("not those that scene.safetensors was made of" in hint for hint in result.hints) is said
 
@@ -243,7 +243,7 @@ def test_auto_compares_all_and_says_so(mapped, model, tmp_path) -> None:
 def test_a_scene_is_pretrained(raster, tmp_path) -> None:
     path = raster("scene.tif", fields()[0], pixel=10.0)
     output = tmp_path / "scene.safetensors"
-    result = run(PretrainSceneRequest((path, path), str(output), steps=2, threads=1))
+    result = run(PretrainSceneRequest(rasters=(path, path), output=str(output), steps=2, threads=1))
     assert result.modalities == (4, 4)
     assert result.steps == 2
     assert output.is_file()

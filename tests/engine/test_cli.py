@@ -52,7 +52,7 @@ def requests(monkeypatch):
 def test_shortest_pansharpen(requests, tmp_path):
     output = str(tmp_path / "o.tif")
     assert cli.main(["pansharpen", "--pan", "p.tif", "--ms", "m.tif", "--output", output]) == 0
-    assert requests == [PansharpenRequest("p.tif", ("m.tif",), output)]
+    assert requests == [PansharpenRequest(pan="p.tif", ms=("m.tif",), output=output)]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_shortest_pansharpen(requests, tmp_path):
 )
 def test_a_value_may_begin_with_a_dash(requests, line, values):
     assert cli.main(["search", "i.gpkg", *line]) in (0, 2)  # what is run answers as doctor does
-    assert requests == [SearchRequest("i.gpkg", **values)]
+    assert requests == [SearchRequest(index="i.gpkg", **values)]
 
 
 @pytest.mark.parametrize(
@@ -123,19 +123,19 @@ def test_every_option_of_pansharpen(requests, tmp_path):
     assert cli.main([*line.split(), "--output", output]) == 0
     assert requests == [
         PansharpenRequest(
-            "p.tif",
-            ("a.tif", "b.tif", "c.tif"),
-            output,
-            Method.GSA,
-            "worldview3",
-            (3, 2, 1),
-            -3.4e38,
-            512,
-            3,
-            Device.CPU,
-            Format.COG,
-            Compression.ZSTD,
-            False,
+            pan="p.tif",
+            ms=("a.tif", "b.tif", "c.tif"),
+            output=output,
+            method=Method.GSA,
+            sensor="worldview3",
+            bands=(3, 2, 1),
+            nodata=-3.4e38,
+            tile_size=512,
+            threads=3,
+            device=Device.CPU,
+            format=Format.COG,
+            compression=Compression.ZSTD,
+            overviews=False,
         )
     ]
 
@@ -157,7 +157,7 @@ def test_every_option_of_assess(requests, tmp_path, capsys):
         Device.CUDA,
     )
     text = capsys.readouterr().out
-    assert "HQNR               0.9123" in text
+    assert "HQNR    0.9123" in text
     assert "Report: " in text
 
 
@@ -171,7 +171,7 @@ def test_json_is_valid_json_and_all_there_is(requests, capsys):
 
 def test_doctor_tells_by_its_exit_code(requests, capsys):
     assert cli.main(["doctor", "--device", "mps"]) == 2
-    assert requests == [DoctorRequest(Device.MPS)]
+    assert requests == [DoctorRequest(device=Device.MPS)]
     assert capsys.readouterr().out == "all about it\n"
 
 
@@ -190,7 +190,7 @@ def test_doctor_tells_by_its_exit_code(requests, capsys):
         ("pansharpen --pan p --ms m --output o --threads 1.5", "Argument --threads: invalid int value: '1.5'"),
         ("pansharpen --pan p --ms m --output o --sharp", "Unrecognized arguments: --sharp"),
         ("pansharpen --pan p --ms m --output o --sensor sputnik", "Unknown sensor 'sputnik'; choose auto or one of"),
-        ("pansharpen --pan p --ms m --output o --tile-size 1", "The tile size is 1; it has to be 256 or more."),
+        ("pansharpen --pan p --ms m --output o --tile-size 1", "“Tile size” is 1; it has to be 256 or more."),
         ("pansharpen --pan /no.tif --ms /no.tif --output o", "The panchromatic raster /no.tif does not exist"),
         ("assess --fused /no.tif --pan /no.tif --ms /no.tif", "does not exist; check the path."),
     ],

@@ -126,7 +126,13 @@ def test_pansharpening_a_sparse_scene_is_that_of_a_dense_one(tmp_path, method) -
             sparse(folder / "ms.tif", 512, low, (165, 205), stored, nodata=0, pixel=2.0),
         )
         request = PansharpenRequest(
-            paths[0], (paths[1],), str(folder / "o.tif"), method=method, device=Device.CPU, threads=1, tile_size=256
+            pan=paths[0],
+            ms=(paths[1],),
+            output=str(folder / "o.tif"),
+            method=method,
+            device=Device.CPU,
+            threads=1,
+            tile_size=256,
         )
         results.append(gdal.Open(run(request, Context()).output))
     np.testing.assert_array_equal(results[0].ReadAsArray(), results[1].ReadAsArray())

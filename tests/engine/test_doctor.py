@@ -43,7 +43,7 @@ def without(monkeypatch, *names, error=None):
 
 
 def test_this_engine_works():
-    result = run(DoctorRequest(Device.CPU))
+    result = run(DoctorRequest(device=Device.CPU))
     assert result.ok
     assert (result.device, result.reason) == ("cpu", "The CPU was asked for.")
     names = [check.name for check in result.checks]
@@ -259,7 +259,7 @@ def test_a_gpu_that_this_torch_has_no_code_for(monkeypatch):
 def test_no_gpu(light, monkeypatch):
     cuda(monkeypatch, built=None, available=False)
     monkeypatch.setattr(device_module.shutil, "which", lambda name: None)
-    result = doctor.run(DoctorRequest(Device.CUDA), Context())
+    result = doctor.run(DoctorRequest(device=Device.CUDA), Context())
     assert find(result, "GPU").found == "no NVIDIA GPU found"
     assert not result.ok
     assert "choose auto or cpu, or run Check engine." in find(result, "Device").found

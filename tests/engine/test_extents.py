@@ -89,9 +89,9 @@ def test_an_extent_in_metres_is_never_turned_round() -> None:
 @pytest.mark.parametrize(
     "request_",
     [
-        lambda extent: SegmentRequest("r.tif", "a; b", "m.tif", extent=extent),
-        lambda extent: IndexRequest(("r.tif",), "i.gpkg", extent=extent),
-        lambda extent: SearchRequest("i.gpkg", ("a",), extent=extent),
+        lambda extent: SegmentRequest(raster="r.tif", classes="a; b", output="m.tif", extent=extent),
+        lambda extent: IndexRequest(rasters=("r.tif",), output="i.gpkg", extent=extent),
+        lambda extent: SearchRequest(index="i.gpkg", text=("a",), extent=extent),
     ],
 )
 def test_requests_take_extents_across_the_meridian(request_, tmp_path, monkeypatch) -> None:

@@ -129,7 +129,7 @@ def boxed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def learn(data: Any, output: Path, model: str, context: Optional[Context] = None, **options: Any) -> Any:
     values = {"steps": 2, "batch": 4, "least": 20, "rate": 1e-3, "threads": 1, "device": Device.CPU, **options}
     paths = tuple(map(str, data)) if isinstance(data, (tuple, list)) else (str(data),)
-    return run(TrainClipRequest(paths, str(output), model=model, **values), context or Context())
+    return run(TrainClipRequest(data=paths, output=str(output), model=model, **values), context or Context())
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def step(model: str, batch: Batch, **options: Any) -> tuple[Any, dict[str, Any],
     known = find(model)
     loaded = load(known.path, known)
     values = {"steps": 1, "batch": 2, **options}
-    made = train.Step(loaded, TrainClipRequest(("x",), "y", model=model, **values), 1)
+    made = train.Step(loaded, TrainClipRequest(data=("x",), output="y", model=model, **values), 1)
     total, terms = made(batch)
     return total, terms, made
 
@@ -265,7 +265,7 @@ def test_without_a_teacher_the_gradient_flows_through_both_sides(models, teacher
     crops = torch.from_numpy(rng.integers(0, 256, (2, 3, 32, 32), np.uint8))
     batch = Batch(crops, ("a", "b"), crops, torch.tensor([[[0.0, 0.0, 0.8, 0.8]]] * 2), ())
     known = find(models["transformer"])
-    made = train.Step(load(known.path, known), TrainClipRequest(("x",), "y", weight=1.0), 1)
+    made = train.Step(load(known.path, known), TrainClipRequest(data=("x",), output="y", weight=1.0), 1)
     seen: list[bool] = []
     features = dense.features
 
@@ -653,7 +653,7 @@ def land(tmp_path):
 
 def request(raster: str, labels: str, output: Path, **options: Any) -> RegionsRequest:
     values = {"legend": "1=forest; 2=open water; 3=road", "size": 100, "overlap": 0.0, **options}
-    return RegionsRequest((raster,), (labels,), str(output), **values)
+    return RegionsRequest(rasters=(raster,), labels=(labels,), output=str(output), **values)
 
 
 def test_boxes_of_a_mask(land, tmp_path):

@@ -146,7 +146,7 @@ def test_a_job_looks_before_it_begins(place):
     for name in ("output", "confidence", "probabilities"):
         values = {"output": "new.tif", name: "a.tif"}
         with pytest.raises(ClippanError, match=r"is one of the inputs, through m\.vrt"):
-            run(SegmentRequest(vrt("m.vrt", "a.tif", True), "water; land", **values))
+            run(SegmentRequest(raster=vrt("m.vrt", "a.tif", True), classes="water; land", **values))
     assert Path("a.tif").read_bytes() == before
 
 

@@ -24,7 +24,7 @@ SHARPENING = [method for method in METHODS if method not in (Method.CUBIC, Metho
 
 
 def sharpen(scene, output, **options):
-    return run(PansharpenRequest(scene.pan, (scene.ms,), str(output), **options))
+    return run(PansharpenRequest(pan=scene.pan, ms=(scene.ms,), output=str(output), **options))
 
 
 def error(scene, output):
@@ -70,7 +70,10 @@ def test_tiles_do_not_show_on_odd_grids_with_holes(tmp_path):
     for size in (256, 512, 2048):
         run(
             PansharpenRequest(
-                str(tmp_path / "pan.tif"), (str(tmp_path / "ms.tif"),), str(tmp_path / f"{size}.tif"), tile_size=size
+                pan=str(tmp_path / "pan.tif"),
+                ms=(str(tmp_path / "ms.tif"),),
+                output=str(tmp_path / f"{size}.tif"),
+                tile_size=size,
             )
         )
     first, *others = (read_raster(str(tmp_path / f"{size}.tif")) for size in (256, 512, 2048))
@@ -103,7 +106,7 @@ def test_a_gpu_without_enough_memory_gets_smaller_blocks(scene, tmp_path, monkey
 
     monkeypatch.setattr(fuse.Tiler, "_compute", short)
     lines = []
-    request = PansharpenRequest(pair.pan, (pair.ms,), str(tmp_path / "short.tif"), threads=2)
+    request = PansharpenRequest(pan=pair.pan, ms=(pair.ms,), output=str(tmp_path / "short.tif"), threads=2)
     run(request, Context(log=lines.append))
     # Products of other shapes round differently.
     whole, small = (read_raster(str(tmp_path / name)).astype(int) for name in ("whole.tif", "short.tif"))
@@ -148,7 +151,11 @@ def test_negative_values_are_modulated_too(tmp_path):
     pan = np.kron(low.mean(axis=0), np.ones((4, 4))).astype("int16")
     write_raster(tmp_path / "ms.tif", low, 4.0)
     write_raster(tmp_path / "pan.tif", pan, 1.0)
-    run(PansharpenRequest(str(tmp_path / "pan.tif"), (str(tmp_path / "ms.tif"),), str(tmp_path / "out.tif")))
+    run(
+        PansharpenRequest(
+            pan=str(tmp_path / "pan.tif"), ms=(str(tmp_path / "ms.tif"),), output=str(tmp_path / "out.tif")
+        )
+    )
     found = read_raster(str(tmp_path / "out.tif"))
     assert np.abs(found).max() < 600
 
@@ -159,7 +166,7 @@ def test_modulations_do_not_mind_where_zero_is(scene, tmp_path, method):
     pair = scene(dtype="float32")
     sharpen(pair, tmp_path / "out.tif", method=Method(method))
     shifted = write_raster(tmp_path / "shifted.tif", read_raster(pair.ms) - 1600, 4.0)
-    run(PansharpenRequest(pair.pan, (shifted,), str(tmp_path / "low.tif"), method=Method(method)))
+    run(PansharpenRequest(pan=pair.pan, ms=(shifted,), output=str(tmp_path / "low.tif"), method=Method(method)))
     wanted = read_raster(pair.truth) - 1600
     low = read_raster(str(tmp_path / "low.tif"))
     assert np.isfinite(low).all()
@@ -192,7 +199,7 @@ def test_scattered_gaps_leave_enough_to_measure(scene, tmp_path, method):
     values = read_raster(pair.pan)[0]
     values[gaps] = 0
     pan = write_raster(tmp_path / "holed.tif", values, nodata=0)
-    run(PansharpenRequest(pan, (pair.ms,), str(tmp_path / "out.tif"), method=method))
+    run(PansharpenRequest(pan=pan, ms=(pair.ms,), output=str(tmp_path / "out.tif"), method=method))
     found = read_raster(str(tmp_path / "out.tif"))
     assert np.array_equal(found[0] == 0, gaps)
     fine = ~np.broadcast_to(gaps, found.shape)
@@ -213,7 +220,7 @@ def test_nodata_is_kept_out_and_restored(scene, tmp_path):
     ms = write_raster(holed / "ms.tif", values, 4.0, nodata=-9999)
     for method in METHODS:
         sharpen(pair, plain / "out.tif", method=method)
-        result = run(PansharpenRequest(pair.pan, (ms,), str(holed / "out.tif"), method=method))
+        result = run(PansharpenRequest(pan=pair.pan, ms=(ms,), output=str(holed / "out.tif"), method=method))
         assert result.nodata == -9999
         whole, found = read_raster(str(plain / "out.tif")), read_raster(str(holed / "out.tif"))
         hole = np.zeros(found.shape, bool)
@@ -234,7 +241,11 @@ def test_a_valid_value_does_not_turn_into_nodata(tmp_path):
     low[0, :8] = 0
     write_raster(tmp_path / "ms.tif", low, 4.0, nodata=0)
     write_raster(tmp_path / "pan.tif", rng.integers(0, 255, (256, 256)).astype("uint8"), 1.0)
-    run(PansharpenRequest(str(tmp_path / "pan.tif"), (str(tmp_path / "ms.tif"),), str(tmp_path / "out.tif")))
+    run(
+        PansharpenRequest(
+            pan=str(tmp_path / "pan.tif"), ms=(str(tmp_path / "ms.tif"),), output=str(tmp_path / "out.tif")
+        )
+    )
     found = read_raster(str(tmp_path / "out.tif"))
     assert (found[0, :32] == 0).all()
     assert (found[0, 32:] > 0).all()
@@ -256,7 +267,9 @@ def test_gaps_that_are_marked_but_not_declared_are_gaps(scene, tmp_path, dtype, 
             write_raster(tmp_path / f"{name}_ms.tif", ms, 4.0, nodata=nodata),
         ]
         output = tmp_path / f"{name}.tif"
-        result = run(PansharpenRequest(paths[0], (paths[1],), str(output), method, sensor="generic"))
+        result = run(
+            PansharpenRequest(pan=paths[0], ms=(paths[1],), output=str(output), method=method, sensor="generic")
+        )
         found.append((read_raster(str(output)), result))
     (told, first), (silent, second) = found
     assert np.array_equal(told, silent)
@@ -275,14 +288,19 @@ def test_black_borders_that_nobody_declared_are_pointed_out(scene, tmp_path):
     values[:, :8] = 0
     ms = write_raster(tmp_path / "border.tif", values, 4.0)
     lines = []
-    request = PansharpenRequest(pair.pan, (ms,), str(tmp_path / "out.tif"))
+    request = PansharpenRequest(pan=pair.pan, ms=(ms,), output=str(tmp_path / "out.tif"))
     result = run(request, Context(log=lines.append))
     assert result.hints[1:] == (
         "12 % of the multispectral pixels are 0 in all bands; if nothing was seen there, give 0 as the nodata value.",
     )
     assert "choose one if you know it" in result.hints[0]
     assert lines.count(result.hints[0]) == lines.count(result.hints[1]) == 1
-    assert run(PansharpenRequest(pair.pan, (ms,), str(tmp_path / "out.tif"), nodata=0, sensor="generic")).hints == ()
+    assert (
+        run(
+            PansharpenRequest(pan=pair.pan, ms=(ms,), output=str(tmp_path / "out.tif"), nodata=0, sensor="generic")
+        ).hints
+        == ()
+    )
     assert sharpen(pair, tmp_path / "out.tif", sensor="landsat").hints == ()
 
 
@@ -291,7 +309,7 @@ def test_a_hole_does_not_darken_its_surroundings(scene, tmp_path):
     values = np.full_like(read_raster(pair.ms), 900)
     values[:, 10:30, 20:50] = -9999
     ms = write_raster(tmp_path / "flat.tif", values, 4.0, nodata=-9999)
-    run(PansharpenRequest(pair.pan, (ms,), str(tmp_path / "out.tif"), method=Method.CUBIC))
+    run(PansharpenRequest(pan=pair.pan, ms=(ms,), output=str(tmp_path / "out.tif"), method=Method.CUBIC))
     assert set(np.unique(read_raster(str(tmp_path / "out.tif")))) == {-9999, 900}
 
 
@@ -311,7 +329,7 @@ def test_holes_are_written_with_a_value_that_fits(scene, tmp_path, dtype, declar
     values = read_raster(pair.pan)[0].astype("float32")
     values[50:80, 50:80] = -1
     pan = write_raster(tmp_path / "holed.tif", values, nodata=-1)
-    result = run(PansharpenRequest(pan, (pair.ms,), str(tmp_path / "out.tif")))
+    result = run(PansharpenRequest(pan=pan, ms=(pair.ms,), output=str(tmp_path / "out.tif")))
     assert np.array_equal(result.nodata, written, equal_nan=dtype == "float64")
     dataset = gdal.Open(result.output)
     band = dataset.GetRasterBand(1)
@@ -330,7 +348,11 @@ def test_a_value_beside_the_largest_nodata(tmp_path, dtype):
     write_raster(tmp_path / "ms.tif", low, 4.0, nodata=greatest)
     pan = np.random.default_rng(0).integers(greatest // 2, greatest, (256, 256)).astype(dtype)
     write_raster(tmp_path / "pan.tif", pan)
-    run(PansharpenRequest(str(tmp_path / "pan.tif"), (str(tmp_path / "ms.tif"),), str(tmp_path / "out.tif")))
+    run(
+        PansharpenRequest(
+            pan=str(tmp_path / "pan.tif"), ms=(str(tmp_path / "ms.tif"),), output=str(tmp_path / "out.tif")
+        )
+    )
     found = read_raster(str(tmp_path / "out.tif"))
     assert (found[0, :32] == greatest).all()
     assert (found[0, 32:] < greatest).all()
@@ -342,7 +364,7 @@ def test_bit_depth_bounds_the_result(scene, tmp_path):
     low = read_raster(pair.ms)
     low = np.minimum(low * 4, 4095)
     ms = write_raster(tmp_path / "twelve.tif", low, 4.0, options=["NBITS=12"])
-    run(PansharpenRequest(pair.pan, (ms,), str(tmp_path / "out.tif")))
+    run(PansharpenRequest(pan=pair.pan, ms=(ms,), output=str(tmp_path / "out.tif")))
     assert read_raster(str(tmp_path / "out.tif")).max() == 4095
 
 
@@ -352,7 +374,7 @@ def test_saturated_integers_do_not_turn_over(tmp_path, dtype):
     rng = np.random.default_rng(0)
     ms = write_raster(tmp_path / "ms.tif", rng.integers(0, info.max, (2, 32, 32), dtype, endpoint=True), 4.0)
     pan = write_raster(tmp_path / "pan.tif", rng.integers(0, info.max, (128, 128), dtype, endpoint=True))
-    run(PansharpenRequest(pan, (ms,), str(tmp_path / "out.tif"), method=Method.CUBIC))
+    run(PansharpenRequest(pan=pan, ms=(ms,), output=str(tmp_path / "out.tif"), method=Method.CUBIC))
     up = np.kron(read_raster(ms).astype(float), np.ones((1, 4, 4)))
     found = read_raster(str(tmp_path / "out.tif")).astype(float)
     assert found.max() > 0.99 * info.max
@@ -369,7 +391,7 @@ def test_a_pan_of_floats_costs_no_value_unless_it_has_holes(scene, tmp_path, hol
     if hole:
         values[200, 200] = np.nan
     pan = write_raster(tmp_path / "float.tif", values)
-    result = run(PansharpenRequest(pan, (ms,), str(tmp_path / "out.tif"), method=Method.CUBIC))
+    result = run(PansharpenRequest(pan=pan, ms=(ms,), output=str(tmp_path / "out.tif"), method=Method.CUBIC))
     assert result.nodata == (0 if hole else None)
     assert (read_raster(result.output)[:, 50:70, 50:70] == (1 if hole else 0)).all()
 
@@ -398,7 +420,7 @@ def test_a_scene_of_more_windows_than_are_measured(scene, tmp_path, monkeypatch)
 def test_a_band_given_twice(scene, tmp_path):
     pair = scene()
     for method in METHODS:
-        run(PansharpenRequest(pair.pan, (pair.ms, pair.ms), str(tmp_path / "out.tif"), method=method))
+        run(PansharpenRequest(pan=pair.pan, ms=(pair.ms, pair.ms), output=str(tmp_path / "out.tif"), method=method))
         found = read_raster(str(tmp_path / "out.tif")).astype(int)
         assert np.abs(found[:4] - found[4:]).max() <= 2, method
         assert found.max() < 4000, method
@@ -422,7 +444,9 @@ def test_ms_in_another_crs_is_reprojected(scene, tmp_path):
     warped = str(tmp_path / "warped.tif")
     gdal.Warp(warped, pair.ms, dstSRS="EPSG:4326", resampleAlg="cubic")
     one = sharpen(pair, tmp_path / "one.tif", method=Method.MTF_GLP_HPM_R)
-    two = run(PansharpenRequest(pair.pan, (warped,), str(tmp_path / "two.tif"), Method.MTF_GLP_HPM_R))
+    two = run(
+        PansharpenRequest(pan=pair.pan, ms=(warped,), output=str(tmp_path / "two.tif"), method=Method.MTF_GLP_HPM_R)
+    )
     assert one.width - two.width < 12
     assert gdal.Open(two.output).GetGeoTransform()[1] == 1
     window = (100, 100, 300, 300)
@@ -447,7 +471,7 @@ def test_single_bands_and_one_raster_give_the_same(scene, tmp_path):
     values = read_raster(pair.ms)
     singles = tuple(write_raster(tmp_path / f"B{n}.tif", values[n], 4.0) for n in range(4))
     sharpen(pair, tmp_path / "one.tif")
-    run(PansharpenRequest(pair.pan, singles, str(tmp_path / "two.tif")))
+    run(PansharpenRequest(pan=pair.pan, ms=singles, output=str(tmp_path / "two.tif")))
     assert np.array_equal(read_raster(str(tmp_path / "one.tif")), read_raster(str(tmp_path / "two.tif")))
 
 
@@ -488,7 +512,7 @@ def test_sensor_is_recognised_by_the_file_name(scene, tmp_path):
     named = tmp_path / "LC08_L1TP_MS.tif"
     Path(pair.ms).rename(named)
     lines = []
-    request = PansharpenRequest(pair.pan, (str(named),), str(tmp_path / "out.tif"))
+    request = PansharpenRequest(pan=pair.pan, ms=(str(named),), output=str(tmp_path / "out.tif"))
     assert run(request, Context(log=lines.append)).sensor == "landsat"
     assert any("recognised" in line for line in lines)
 
@@ -518,7 +542,7 @@ def test_cancel_leaves_nothing(scene, tmp_path, stop_at):
             cancelled.set()
 
     before = sorted(os.listdir(tmp_path))
-    request = PansharpenRequest(pair.pan, (pair.ms,), str(tmp_path / "out.tif"), tile_size=256)
+    request = PansharpenRequest(pan=pair.pan, ms=(pair.ms,), output=str(tmp_path / "out.tif"), tile_size=256)
     with pytest.raises(Cancelled):
         run(request, Context(progress, cancelled=cancelled.is_set))
     assert sorted(os.listdir(tmp_path)) == before
@@ -527,7 +551,7 @@ def test_cancel_leaves_nothing(scene, tmp_path, stop_at):
 def test_progress_rises_to_the_end(scene, tmp_path):
     seen = []
     pair = scene(size=600)
-    request = PansharpenRequest(pair.pan, (pair.ms,), str(tmp_path / "out.tif"), tile_size=256)
+    request = PansharpenRequest(pan=pair.pan, ms=(pair.ms,), output=str(tmp_path / "out.tif"), tile_size=256)
     run(request, Context(lambda percent, message: seen.append(percent)))
     assert seen == sorted(seen)
     assert seen[-1] == pytest.approx(100)

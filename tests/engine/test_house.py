@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import graphlib
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import grimp
 import pytest
 
 from clippan.jobs import JOBS
@@ -24,6 +26,18 @@ HEAVY = {"torch", "torchvision", "open_clip", "huggingface_hub", "osgeo", "qgis"
 
 # Rules on which the plugin portal's scanner refuses an upload.
 PORTAL_RULES = "B102,B105,B106,B107,B202,B301,B307,B501,B602,B604,B605,B615"
+# What functions may import: packages that are heavy, or not there in every Python that runs the engine …
+LATE = HEAVY | {"filelock", "psycopg"}
+# … and what would be too early otherwise.
+LATE_MODULES = {
+    "backend/clippan/handlers/__init__.py": {"clippan.raster.files"},  # GDAL, without which the doctor runs as well
+    "backend/clippan/handlers/doctor.py": {"ctypes"},  # a Python without it has to hear what is wrong
+    "clippan_qgis/__init__.py": {".plugin"},  # QGIS wants the package to be light
+    "clippan_qgis/places.py": {"clippan.jobs"},  # once the engine's folder is in sys.path
+    "clippan_qgis/plugin.py": {".gui", ".gui.guide", ".gui.locator", ".gui.options", ".gui.search"},  # needs a window
+    "clippan_qgis/gui/models.py": {"processing"},  # a plugin that comes after ours
+    "clippan_qgis/gui/options.py": {"processing"},
+}
 PORTAL_KEYS = (
     *("name", "description", "about", "version", "qgisMinimumVersion", "author", "email", "tracker"),
     *("repository", "hasProcessingProvider", "changelog", "tags", "icon", "category"),
@@ -90,6 +104,42 @@ def test_import_reader_tells_import_time_from_run_time() -> None:
 def test_nobody_imports_what_belongs_to_the_other_process(folder: Path, banned: set[str]) -> None:
     found = {path: imports(path.read_text(encoding="utf-8")) & banned for path in python_files(folder)}
     assert not {path: names for path, names in found.items() if names}
+
+
+def late_imports(source: str) -> set[str]:
+    """Modules that functions of a source import, but for heavy packages; relative ones with their dots."""
+    found = set()
+    for function in ast.walk(ast.parse(source)):
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Import):
+                    found |= {item.name for item in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    found.add("." * node.level + (node.module or ""))
+    return {name for name in found if name.split(".")[0] not in LATE}
+
+
+def test_late_imports_are_seen() -> None:
+    source = "import a\ndef f():\n    import torch.nn, b.c\n    def g():\n        from .d import e\n"
+    assert late_imports(source) == {"b.c", ".d"}
+
+
+def test_imports_stand_at_the_top() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix(): late_imports(path.read_text(encoding="utf-8"))
+        for folder in (ENGINE, PLUGIN)
+        for path in python_files(folder)
+    }
+    assert {path: names for path, names in found.items() if names} == LATE_MODULES
+
+
+def test_no_modules_import_each_other_in_a_circle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    graph = grimp.build_graph("clippan", "clippan_qgis", cache_dir=None)
+    imported = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert imported["clippan.worker"] >= {"clippan.core.errors", "clippan.handlers"}
+    assert "clippan.jobs" in imported["clippan_qgis.gui.search"]
+    graphlib.TopologicalSorter(imported).prepare()  # raises CycleError, which names the modules
 
 
 def test_jobs_import_nothing_heavy() -> None:

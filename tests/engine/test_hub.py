@@ -477,7 +477,7 @@ def test_a_copied_cache_is_an_offline_folder(server, model, tmp_path, monkeypatc
     monkeypatch.setenv("CLIPPAN_CACHE", str(tmp_path / "other"))
     monkeypatch.setenv("CLIPPAN_OFFLINE", str(tmp_path / "offline"))
     del server.seen[:]
-    result = run(DownloadModelRequest("tiny"))
+    result = run(DownloadModelRequest(model="tiny"))
     assert (result.revision, result.sha256) == (OLD, SHA256)
     assert server.seen == []
     Path(result.path).write_bytes(NEWER)
@@ -505,7 +505,7 @@ def test_list_download_and_remove(server, model, tmp_path):
         return next(row for row in run(ListModelsRequest()).models if row.id == "tiny")
 
     assert (row().place, row().path, row().revision, row().size) == ("", None, None, 300_000)
-    result = run(DownloadModelRequest("tiny"))
+    result = run(DownloadModelRequest(model="tiny"))
     assert (result.revision, result.sha256) == (OLD, SHA256)
     assert (row().place, row().path, row().revision, row().sha256) == ("cache", result.path, OLD, SHA256)
     assert run(ListModelsRequest()).size == len(WEIGHTS)
@@ -513,9 +513,9 @@ def test_list_download_and_remove(server, model, tmp_path):
     Path(result.path).write_bytes(WEIGHTS[:1000])
     assert row().place == ""
     assert [item.complete for item in cache.cached()] == [False]
-    assert run(DownloadModelRequest("tiny")).sha256 == SHA256
-    assert run(RemoveModelRequest("tiny")).freed == len(WEIGHTS)
-    assert run(RemoveModelRequest("tiny")).freed == 0
+    assert run(DownloadModelRequest(model="tiny")).sha256 == SHA256
+    assert run(RemoveModelRequest(model="tiny")).freed == len(WEIGHTS)
+    assert run(RemoveModelRequest(model="tiny")).freed == 0
     assert (row().place, row().revision) == ("", None)
     assert files(tmp_path) == ["models.lock.json"]
     assert not list((tmp_path / "cache" / "models").iterdir())
@@ -524,9 +524,9 @@ def test_list_download_and_remove(server, model, tmp_path):
 def test_own_weights_are_not_removed(tmp_path, monkeypatch):
     path = tmp_path / "RemoteCLIP-ViT-B-32.pt"
     path.write_bytes(WEIGHTS)
-    assert run(DownloadModelRequest(str(path))).path == str(path)
+    assert run(DownloadModelRequest(model=str(path))).path == str(path)
     with pytest.raises(ClippanError, match="is no downloaded model"):
-        run(RemoveModelRequest(str(path)))
+        run(RemoveModelRequest(model=str(path)))
 
 
 def test_the_command(server, model, capsys):

@@ -54,7 +54,7 @@ def index(tmp_path):
 
     def make(*rasters, output="index.gpkg", context=None, **options):
         settings = {"tile": (16,), "overlap": 0.0, **options}
-        return run(IndexRequest(tuple(map(str, rasters)), str(tmp_path / output), **settings), context)
+        return run(IndexRequest(rasters=tuple(map(str, rasters)), output=str(tmp_path / output), **settings), context)
 
     return make
 
@@ -96,7 +96,7 @@ def test_what_is_made_opens_as_a_layer(model, index, raster, tmp_path):
 def test_about(model, index, raster, tmp_path):
     path = raster("a.tif", quadrants(), pixel=10.0)
     index(path)
-    about = run(AboutIndexRequest(str(tmp_path / "index.gpkg")))
+    about = run(AboutIndexRequest(index=str(tmp_path / "index.gpkg")))
     assert (about.model, about.label, about.tiles, about.rasters, about.crs) == (
         "colours",
         "Colours",
@@ -167,7 +167,7 @@ def test_an_index_that_moved_with_its_rasters_finds_them(model, index, tmp_path)
     write_raster(tmp_path / "one" / "a.tif", quadrants())
     index(tmp_path / "one" / "a.tif", output="one/index.gpkg")
     (tmp_path / "one").rename(tmp_path / "two")
-    result = run(SearchRequest(str(tmp_path / "two" / "index.gpkg"), ("red",)))
+    result = run(SearchRequest(index=str(tmp_path / "two" / "index.gpkg"), text=("red",)))
     assert result.hits[0].raster == str(tmp_path / "two" / "a.tif")
     assert result.hints == ()
 
@@ -184,7 +184,7 @@ def test_an_interruption_costs_nothing_that_was_committed(model, index, raster, 
     reached.append(model.seen)
     with pytest.raises(Cancelled):
         index(*paths, context=Context(cancelled=stop))
-    about = run(AboutIndexRequest(str(tmp_path / "index.gpkg")))
+    about = run(AboutIndexRequest(index=str(tmp_path / "index.gpkg")))
     assert not about.complete
     assert 0 < about.tiles < 48
     before = model.seen
@@ -228,7 +228,7 @@ def test_a_full_disk_loses_nothing(model, index, raster, tmp_path, monkeypatch):
     monkeypatch.setattr(store.Builder, "_write_vectors", full)
     with pytest.raises(ClippanError, match=r"The disk of .* is full; free some space, and run the same again: what"):
         index(*paths)
-    kept = run(AboutIndexRequest(str(tmp_path / "index.gpkg")))
+    kept = run(AboutIndexRequest(index=str(tmp_path / "index.gpkg")))
     assert kept.tiles == 16 + 3 * 8
     monkeypatch.setattr(store.Builder, "_write_vectors", real)
     result = index(*paths)
@@ -242,16 +242,16 @@ def test_two_processes_do_not_write_one_index(model, index, raster, tmp_path):
         with pytest.raises(ClippanError, match=r"Another process is indexing into .*; wait until it is done"):
             index(path)
         # reading goes on
-        assert run(SearchRequest(str(tmp_path / "index.gpkg"), ("red",))).hits
+        assert run(SearchRequest(index=str(tmp_path / "index.gpkg"), text=("red",))).hits
     assert index(path).kept == 16
 
 
 def test_a_search_sees_what_another_process_has_added(model, index, raster, tmp_path):
     index(raster("a.tif", quadrants()))
     name = str(tmp_path / "index.gpkg")
-    assert run(SearchRequest(name, ("red",))).tiles == 16
+    assert run(SearchRequest(index=name, text=("red",))).tiles == 16
     index(raster("b.tif", quadrants()))
-    assert run(SearchRequest(name, ("red",))).tiles == 32
+    assert run(SearchRequest(index=name, text=("red",))).tiles == 32
 
 
 def test_tiles_without_data_are_left_out(model, index, raster, tmp_path):
@@ -351,7 +351,7 @@ def test_a_web_map_is_too_much_without_an_extent(model, index, tmp_path):
 
 def test_rasters_of_several_crs_share_the_index(model, index, raster, tmp_path):
     index(raster("a.tif", quadrants(), pixel=10.0), raster("b.tif", quadrants(), pixel=10.0, epsg=32632))
-    hits = run(SearchRequest(str(tmp_path / "index.gpkg"), ("red",), rasters=("b.tif",), top=1)).hits
+    hits = run(SearchRequest(index=str(tmp_path / "index.gpkg"), text=("red",), rasters=("b.tif",), top=1)).hits
     # zone 32's easting 500000 is 9° east; zone 31 has it some 470 km further
     assert hits[0].bounds[0] == pytest.approx(971_000, abs=3000)
 
@@ -359,7 +359,7 @@ def test_rasters_of_several_crs_share_the_index(model, index, raster, tmp_path):
 def test_pictures_without_coordinates(model, index, raster, tmp_path):
     plain = raster("a.tif", quadrants(), origin=None, epsg=None)
     index(plain)
-    hit = run(SearchRequest(str(tmp_path / "index.gpkg"), ("yellow",), top=1)).hits[0]
+    hit = run(SearchRequest(index=str(tmp_path / "index.gpkg"), text=("yellow",), top=1)).hits[0]
     assert hit.window[0] >= 32
     x, y, width, height = hit.window
     assert hit.bounds == (x, -y - height, x + width, -y)
@@ -368,7 +368,7 @@ def test_pictures_without_coordinates(model, index, raster, tmp_path):
     # in an index with coordinates they have no place, and are found all the same
     result = index(plain, raster("c.tif", quadrants() // 2), output="mixed.gpkg")
     assert result.tiles == 32
-    hits = run(SearchRequest(str(tmp_path / "mixed.gpkg"), ("red",), rasters=("a.tif",))).hits
+    hits = run(SearchRequest(index=str(tmp_path / "mixed.gpkg"), text=("red",), rasters=("a.tif",))).hits
     assert hits
     assert all(item.bounds == item.outline == () for item in hits)
 
@@ -383,7 +383,7 @@ def test_broken_rasters_are_told_and_the_others_indexed(model, index, raster, tm
     assert result.rasters == 2
     assert any("bad.tif is not a raster" in sentence for sentence in result.failed)
     assert any("cut.tif could not be read" in sentence for sentence in result.failed)
-    assert not run(AboutIndexRequest(str(tmp_path / "index.gpkg"))).complete
+    assert not run(AboutIndexRequest(index=str(tmp_path / "index.gpkg"))).complete
     # once it is mended, it is indexed to its end
     raster("cut.tif", quadrants())
     assert index(good, cut).tiles == 32
@@ -501,32 +501,32 @@ def test_damaged_indices(model, index, raster, tmp_path):
     matrix = tmp_path / "index.gpkg.vectors"
     content, vectors = name.read_bytes(), matrix.read_bytes()
 
-    def told(sentence):
-        for job in (SearchRequest(str(name), ("red",)), IndexRequest((path,), str(name))):
+    def one_line(sentence):
+        for job in (SearchRequest(index=str(name), text=("red",)), IndexRequest(rasters=(path,), output=str(name))):
             with pytest.raises(ClippanError, match=sentence) as caught:
                 run(job)
             assert str(caught.value).endswith(".")
 
     matrix.write_bytes(vectors[:-3])
-    told(r"matrix .*index.gpkg.vectors was cut short \(125 bytes for 16 tiles\); delete the index")
+    one_line(r"matrix .*index.gpkg.vectors was cut short \(125 bytes for 16 tiles\); delete the index")
     matrix.unlink()
-    told(r"matrix .*index.gpkg.vectors is missing; put it back beside")
+    one_line(r"matrix .*index.gpkg.vectors is missing; put it back beside")
     matrix.write_bytes(vectors)
     name.write_bytes(content[: len(content) // 2])
-    told("is damaged, cut short or no index|is no index of CLIPPan")
+    one_line("is damaged, cut short or no index|is no index of CLIPPan")
     name.write_bytes(b"something else")
-    told("is damaged, cut short or no index")
+    one_line("is damaged, cut short or no index")
     write_layer(name)
-    told("is no index of CLIPPan; choose one that Build tile index has made")
+    one_line("is no index of CLIPPan; choose one that Build tile index has made")
     name.write_bytes(content)
     with sqlite3.connect(name) as connection:
         connection.execute("UPDATE gpkg_metadata SET metadata = replace(metadata, '\"format\">1<', '\"format\">99<')")
-    told("in a form that this one does not read")
+    one_line("in a form that this one does not read")
     name.write_bytes(content)
-    assert run(SearchRequest(str(name), ("red",))).hits
+    assert run(SearchRequest(index=str(name), text=("red",))).hits
     name.unlink()
     with pytest.raises(ClippanError, match="does not exist; make one with Build tile index"):
-        run(SearchRequest(str(name), ("red",)))
+        run(SearchRequest(index=str(name), text=("red",)))
 
 
 def write_layer(path):
@@ -609,7 +609,7 @@ def test_tiles_of_a_web_map(index, tmp_path, monkeypatch):
         server.server_close()
     assert result.tiles == 16
     assert {zoom for zoom, _, _ in asked} == {17}
-    hits = run(SearchRequest(str(tmp_path / "index.gpkg"), ("yellow",), top=4)).hits
+    hits = run(SearchRequest(index=str(tmp_path / "index.gpkg"), text=("yellow",), top=4)).hits
     assert {(hit.window[0] // 256 % 2, hit.window[1] // 256 % 2) for hit in hits} == {(1, 1)}
     # a metre of the projection is as much shorter on the ground as a circle of latitude
     latitude = np.degrees(2 * np.arctan(np.exp(corner[1] / 6378137)) - np.pi / 2)
@@ -643,7 +643,7 @@ def test_a_process_that_is_killed_while_it_commits_leaves_an_index_that_goes_on(
     program = KILLED.format(folder=str(Path(__file__).parent), raster=path, output=output)
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    found = run(SearchRequest(output, ("red",)))
+    found = run(SearchRequest(index=output, text=("red",)))
     assert 0 < found.tiles < 16
     assert index(path).tiles == 16
     assert rows(output)[0] == [("a.tif", x, y) for x in range(0, 64, 16) for y in range(0, 64, 16)]
@@ -656,8 +656,8 @@ def test_an_index_that_is_just_written_is_not_called_damaged(model, index, raste
     with contextlib.closing(sqlite3.connect(name)) as other:
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(ClippanError, match="is just being written; try again in a moment"):
-            run(SearchRequest(name, ("red",)))
-    assert run(SearchRequest(name, ("red",))).hits
+            run(SearchRequest(index=name, text=("red",)))
+    assert run(SearchRequest(index=name, text=("red",))).hits
 
 
 def test_statistics_and_overviews_are_no_change(model, index, raster):
@@ -700,7 +700,7 @@ def test_what_has_no_place_in_the_index_is_searched_all_the_same(model, index, r
     del dataset
     result = index(good, odd)
     assert (result.tiles, result.failed) == (32, ())
-    hits = run(SearchRequest(str(tmp_path / "index.gpkg"), ("red",), rasters=("odd.tif",), top=4)).hits
+    hits = run(SearchRequest(index=str(tmp_path / "index.gpkg"), text=("red",), rasters=("odd.tif",), top=4)).hits
     assert len(hits) == 4
 
 
@@ -710,7 +710,9 @@ def test_across_the_date_line(model, index, raster, tmp_path):
     assert scene.ground() == pytest.approx((1000, 1000), rel=0.02)
     start = raster("b.tif", quadrants(), pixel=0.01, origin=(170.0, 10.0), epsg=4326)
     index(start, path)
-    hits = run(SearchRequest(str(tmp_path / "index.gpkg"), ("red", "blue", "green"), rasters=("a.tif",), top=16)).hits
+    hits = run(
+        SearchRequest(index=str(tmp_path / "index.gpkg"), text=("red", "blue", "green"), rasters=("a.tif",), top=16)
+    ).hits
     assert max(hit.bounds[2] - hit.bounds[0] for hit in hits) < 1
 
 
@@ -727,7 +729,7 @@ def test_one_file_by_several_names_is_indexed_once(model, index, raster, tmp_pat
     monkeypatch.chdir(tmp_path / "sub")
     result = index(path, "../a.tif", tmp_path / "link.tif")
     assert (result.tiles, result.rasters) == (16, 1)
-    assert run(SearchRequest(str(tmp_path / "index.gpkg"), ("red",), rasters=("../a.tif",))).hits
+    assert run(SearchRequest(index=str(tmp_path / "index.gpkg"), text=("red",), rasters=("../a.tif",))).hits
 
 
 def test_another_part_of_a_raster_joins_the_first(model, index, raster, tmp_path):

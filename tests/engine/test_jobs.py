@@ -39,27 +39,37 @@ from clippan.jobs import (
 )
 
 EXAMPLES = [
-    PansharpenRequest("pan.tif", ("a.tif", "b.tif"), "out.tif"),
+    PansharpenRequest(pan="pan.tif", ms=("a.tif", "b.tif"), output="out.tif"),
     PansharpenRequest(
-        "pän 1.tif",
-        ("ms.tif",),
-        "out.tif",
-        Method.GSA,
-        "worldview3",
-        (3, 2, 1),
-        -9999.0,
-        512,
-        4,
-        Device.CPU,
-        Format.COG,
-        Compression.ZSTD,
-        False,
+        pan="pän 1.tif",
+        ms=("ms.tif",),
+        output="out.tif",
+        method=Method.GSA,
+        sensor="worldview3",
+        bands=(3, 2, 1),
+        nodata=-9999.0,
+        tile_size=512,
+        threads=4,
+        device=Device.CPU,
+        format=Format.COG,
+        compression=Compression.ZSTD,
+        overviews=False,
     ),
-    AssessRequest("fused.tif", "pan.tif", ("ms.tif",), "truth.tif", "landsat", (1,), 0.0, "r.html", Device.CUDA),
-    DoctorRequest(Device.MPS),
+    AssessRequest(
+        fused="fused.tif",
+        pan="pan.tif",
+        ms=("ms.tif",),
+        reference="truth.tif",
+        sensor="landsat",
+        bands=(1,),
+        nodata=0.0,
+        report="r.html",
+        device=Device.CUDA,
+    ),
+    DoctorRequest(device=Device.MPS),
     ListModelsRequest(),
-    DownloadModelRequest("farslip2-b16", True),
-    RemoveModelRequest("farslip2-b16"),
+    DownloadModelRequest(model="farslip2-b16", accept_licence=True),
+    RemoveModelRequest(model="farslip2-b16"),
     PansharpenResult(
         "out.tif", 10, 20, 3, "uint16", None, "gsa", "generic", "cpu", (4.0, 4.0), 1.5, {"CLIPPAN_VERSION": "0"}
     ),
@@ -81,7 +91,7 @@ def test_json_both_ways(example):
 
 def test_defaults_need_not_be_written():
     request = from_json(PansharpenRequest, {"pan": "p", "ms": ["m"], "output": "o"})
-    assert request == PansharpenRequest("p", ("m",), "o")
+    assert request == PansharpenRequest(pan="p", ms=("m",), output="o")
 
 
 PAIR = {"pan": "p", "ms": ["m"], "output": "o"}
@@ -90,7 +100,7 @@ PAIR = {"pan": "p", "ms": ["m"], "output": "o"}
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({**PAIR, "sharp": 1}, "Unknown parameter sharp for PansharpenRequest; known are pan, ms, output"),
+        ({**PAIR, "sharp": 1}, "Unknown parameter sharp for PansharpenRequest; known are "),
         ({"pan": "p"}, "Missing parameter ms, output for PansharpenRequest."),
         ({**PAIR, "pan": 3}, "Parameter pan should be str, not 3."),
         ({**PAIR, "pan": None}, "Parameter pan should be str, not None."),
@@ -122,23 +132,23 @@ def files(tmp_path: Path) -> dict:
 
 def test_good_requests_pass(files):
     PansharpenRequest(**files).validate()
-    AssessRequest(files["output"], files["pan"], files["ms"]).validate()
+    AssessRequest(fused=files["output"], pan=files["pan"], ms=files["ms"]).validate()
     DoctorRequest().validate()
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"pan": "  "}, "No panchromatic raster was given; name a file or a GDAL data source."),
-        ({"ms": ()}, "No multispectral raster was given; name at least one file or GDAL data source."),
-        ({"ms": ("",)}, "No multispectral raster was given"),
-        ({"output": ""}, "No output was given; name the file to write."),
+        ({"pan": "  "}, "“Panchromatic raster” is missing; name a file or a GDAL data source."),
+        ({"ms": ()}, "“Multispectral raster.s.” is missing; name a file or a GDAL data source."),
+        ({"ms": ("",)}, "“Multispectral raster.s.” is missing"),
+        ({"output": ""}, "“Pansharpened” is missing; name the file to write."),
         ({"output": "/no/such/folder/out.tif"}, "The output folder /no/such/folder does not exist; create it"),
         ({"bands": (0,)}, "Band numbers start at 1."),
         ({"bands": (1, 1)}, "A band is listed twice; list each band once."),
         ({"sensor": "sputnik"}, "Unknown sensor 'sputnik'; choose auto or one of generic, "),
-        ({"tile_size": 100}, "The tile size is 100; it has to be 256 or more."),
-        ({"threads": -1}, "The number of threads is -1; it has to be 0 or more."),
+        ({"tile_size": 100}, "“Tile size” is 100; it has to be 256 or more."),
+        ({"threads": -1}, "“Threads” is -1; it has to be 0 or more."),
     ],
 )
 def test_values_that_cannot_be_meant(files, change, sentence):
@@ -156,7 +166,7 @@ def test_output_must_not_be_an_input(files, tmp_path):
     with pytest.raises(ClippanError, match=sentence):
         PansharpenRequest(**{**files, "output": str(link)}).validate()
     with pytest.raises(ClippanError, match=sentence):
-        AssessRequest(files["output"], files["pan"], files["ms"], report=files["pan"]).validate()
+        AssessRequest(fused=files["output"], pan=files["pan"], ms=files["ms"], report=files["pan"]).validate()
 
 
 def test_output_must_not_be_a_folder(files, tmp_path):
@@ -200,7 +210,7 @@ def test_jobs_import_no_heavy_library():
 
 
 def test_numbers_that_json_does_not_know():
-    request = PansharpenRequest("p", ("m",), "o", nodata=float("nan"))
+    request = PansharpenRequest(pan="p", ms=("m",), output="o", nodata=float("nan"))
     text = json.dumps(to_json(request), allow_nan=False)
     assert math.isnan(from_json(PansharpenRequest, json.loads(text)).nodata)
     result = AssessResult({"PSNR": float("inf"), "D": float("-inf")}, {}, "generic", 1, None, 0.1)

@@ -42,7 +42,7 @@ def make(path: Path, restless: bool = True, name: str = "detail", bands: int = 0
 def sharpen(pan: str, ms: str, output: Path, trained: str, **options: Any) -> np.ndarray:
     """The pixels of the network's result; MS stays where it is."""
     values: dict[str, Any] = {"registration": Registration.OFF, "device": Device.CPU, "threads": 1, **options}
-    run(PansharpenRequest(pan, (ms,), str(output), model=trained, **values))
+    run(PansharpenRequest(pan=pan, ms=(ms,), output=str(output), model=trained, **values))
     return read_raster(str(output))
 
 
@@ -273,11 +273,11 @@ def test_a_model_is_not_overwritten_by_what_it_makes(scene, tmp_path):
     pair = scene(size=64)
     trained = make(tmp_path / "m.safetensors")
     with pytest.raises(ClippanError, match="is one of the inputs; choose another name"):
-        PansharpenRequest(pair.pan, (pair.ms,), trained, model=trained).validate()
+        PansharpenRequest(pan=pair.pan, ms=(pair.ms,), output=trained, model=trained).validate()
     with pytest.raises(ClippanError, match="would be a GeoTIFF"):
-        PansharpenRequest(pair.pan, (pair.ms,), str(model.shipped())).validate()
+        PansharpenRequest(pan=pair.pan, ms=(pair.ms,), output=str(model.shipped())).validate()
     with pytest.raises(ClippanError, match="is one of the inputs; choose another name"):
-        AdaptFusionRequest(pair.pan, (pair.ms,), str(model.shipped())).validate()
+        AdaptFusionRequest(pan=pair.pan, ms=(pair.ms,), output=str(model.shipped())).validate()
 
 
 def test_a_file_holds_the_model(tmp_path):
@@ -383,7 +383,9 @@ def test_other_bands_than_a_model_s_are_refused(scene, tmp_path):
 
 
 def test_a_model_with_another_method_is_refused(tmp_path, capsys):
-    request = PansharpenRequest("p.tif", ("m.tif",), str(tmp_path / "o.tif"), Method.GSA, model="m.safetensors")
+    request = PansharpenRequest(
+        pan="p.tif", ms=("m.tif",), output=str(tmp_path / "o.tif"), method=Method.GSA, model="m.safetensors"
+    )
     sentence = "A model is for the method clippan, not for gsa; leave one of them out."
     with pytest.raises(ClippanError) as caught:
         request.validate()
@@ -400,7 +402,9 @@ def test_the_result_says_which_model_made_it(scene, tmp_path, title: Optional[st
     path = tmp_path / "m.safetensors"
     FusionModel(networks.build("detail", 4, **SMALL), "detail", SMALL, 0, {"title": title} if title else {}).save(path)
     lines: list[str] = []
-    request = PansharpenRequest(pair.pan, (pair.ms,), str(tmp_path / "out.tif"), model=str(path), device=Device.CPU)
+    request = PansharpenRequest(
+        pan=pair.pan, ms=(pair.ms,), output=str(tmp_path / "out.tif"), model=str(path), device=Device.CPU
+    )
     result = run(request, Context(log=lines.append))
     tags = gdal.Open(str(tmp_path / "out.tif")).GetMetadata()
     wanted = f"{title or 'detail'} ({path})"
@@ -408,7 +412,7 @@ def test_the_result_says_which_model_made_it(scene, tmp_path, title: Optional[st
     assert tags["CLIPPAN_MODEL"] == result.provenance["CLIPPAN_MODEL"] == wanted
     assert tags["CLIPPAN_MODEL_SHA256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert f"Model: {wanted}." in lines
-    plain = run(PansharpenRequest(pair.pan, (pair.ms,), str(tmp_path / "gsa.tif"), Method.GSA))
+    plain = run(PansharpenRequest(pan=pair.pan, ms=(pair.ms,), output=str(tmp_path / "gsa.tif"), method=Method.GSA))
     assert "CLIPPAN_MODEL" not in plain.provenance
 
 

@@ -20,7 +20,6 @@ from safetensors.torch import load_file  # noqa: E402
 from small_clip import make  # noqa: E402
 
 from clippan.catalogue.models import CONFIG, find  # noqa: E402
-from clippan.clip.training import curve  # noqa: E402
 from clippan.core.errors import Cancelled, ClippanError  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import AlphaPoint, Context, Device, FinetuneClipRequest  # noqa: E402
@@ -360,14 +359,3 @@ def test_every_chip_has_its_turn_once_an_epoch():
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert seen[:10].tolist() != seen[10:].tolist()
     assert sorted(patch.turns(3, 9, 0, 0)) == sorted([0, 1, 2] * 3)
-
-
-def test_the_curve_shows_both_sets_and_the_choice():
-    points = [AlphaPoint(0, 0.1, 0.9, 0.15, 0.9), AlphaPoint(1, 0.8, 0.3, 0.8, 0.35)]
-    picture = curve.svg(points, 0.5, 0.95)
-    assert picture.count("<polyline") == 2
-    assert picture.count("<circle") == 4
-    assert picture.count("stroke-dasharray") == 2
-    alone = curve.svg([AlphaPoint(0, 0.1, None, 0.1, None), AlphaPoint(1, 0.8, None, 0.8, None)], 1, 0.95)
-    assert alone.count("<polyline") == 1
-    assert "control" not in alone

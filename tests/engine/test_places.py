@@ -80,14 +80,14 @@ def index(tmp_path_factory):
     made = tmp_path_factory.mktemp("shore")
     bands = [str(folder / f"s2_B{band:02}.jp2") for band in (4, 3, 2)]
     gdal.BuildVRT(str(made / "shore.vrt"), bands, separate=True).FlushCache()
-    run(IndexRequest((str(made / "shore.vrt"),), str(made / "shore.gpkg"), overlap=0.0))
+    run(IndexRequest(rasters=(str(made / "shore.vrt"),), output=str(made / "shore.gpkg"), overlap=0.0))
     return str(made / "shore.gpkg")
 
 
 @pytest.mark.parametrize("name", AREAS)
 def test_the_right_places_come_first(index, name):
     drawn = area(name)
-    hits = run(SearchRequest(index, (name,), top=10)).hits
+    hits = run(SearchRequest(index=index, text=(name,), top=10)).hits
     assert len(hits) == 10
     right = []
     for hit in hits:

@@ -854,14 +854,16 @@ def test_from_rasters_to_hits(name, tmp_path, monkeypatch):
     for number in range(3):
         pixels[number, :, 64 * number : 64 * number + 64] = 255
     path = write_raster(tmp_path / "stripes_20200102.tif", pixels, 10.0)
-    index = IndexRequest((path,), name, tile=(64,), overlap=0.0)
+    index = IndexRequest(rasters=(path,), output=name, tile=(64,), overlap=0.0)
     made = run(index, Context())
     assert (made.tiles, made.added, made.rasters, made.failed) == (3, 3, 1, ())
     for colour, left in (("red", 500000), ("green", 500640), ("blue", 501280)):
-        found = run(SearchRequest(name, text=(colour,), top=1), Context())
+        found = run(SearchRequest(index=name, text=(colour,), top=1), Context())
         assert found.hits[0].bounds == (left, 4999360, left + 640, 5000000)
         assert (found.hits[0].date, found.crs, found.tiles) == ("2020-01-02", f"EPSG:{UTM}", 3)
-    found = run(SearchRequest(name, at=(500100.0, 4999900.0), top=1, output=str(tmp_path / "hits.gpkg")), Context())
+    found = run(
+        SearchRequest(index=name, at=(500100.0, 4999900.0), top=1, output=str(tmp_path / "hits.gpkg")), Context()
+    )
     assert found.hits[0].bounds[0] == 500000
     assert (tmp_path / "hits.gpkg").exists()
     again = run(index, Context())
@@ -869,9 +871,9 @@ def test_from_rasters_to_hits(name, tmp_path, monkeypatch):
     write_raster(tmp_path / "stripes_20200102.tif", pixels[::-1], 10.0)
     changed = run(index, Context())
     assert (changed.added, changed.dropped, changed.tiles) == (3, 3, 3)
-    found = run(SearchRequest(name, text=("red",), top=1, heatmap=str(tmp_path / "heat.tif")), Context())
+    found = run(SearchRequest(index=name, text=("red",), top=1, heatmap=str(tmp_path / "heat.tif")), Context())
     assert found.hits[0].bounds[0] == 501280
-    about = run(AboutIndexRequest(name), Context())
+    about = run(AboutIndexRequest(index=name), Context())
     assert (about.tiles, about.extent, about.files) == (3, (500000, 4999360, 501920, 5000000), (path,))
 
 
@@ -881,9 +883,11 @@ def test_the_starter_model_finds_the_same_in_both(name, tmp_path):
     path = write_raster(tmp_path / "land.tif", (truth(128, 3) / 8).clip(0, 255).astype(np.uint8), 10.0)
     hits = []
     for index in (name, str(tmp_path / "index.gpkg")):
-        made = run(IndexRequest((path,), index, tile=(64,), device=Device.CPU), Context())
+        made = run(IndexRequest(rasters=(path,), output=index, tile=(64,), device=Device.CPU), Context())
         assert made.tiles == made.added > 4
-        hits.append(run(SearchRequest(index, text=("farmland", "river"), top=3, device=Device.CPU), Context()).hits)
+        hits.append(
+            run(SearchRequest(index=index, text=("farmland", "river"), top=3, device=Device.CPU), Context()).hits
+        )
     assert [(hit.prompt, hit.window, hit.bounds) for hit in hits[0]] == [
         (hit.prompt, hit.window, hit.bounds) for hit in hits[1]
     ]
@@ -907,11 +911,11 @@ def test_what_a_colleague_has_is_not_dropped(name, tmp_path, monkeypatch):
         folder.mkdir()
         write_raster(folder / "a.tif", pixels, 10.0)
         write_raster(folder / "b.tif", pixels, 10.0)
-        run(IndexRequest((str(folder),), name, tile=(64,), overlap=0.0), Context())
+        run(IndexRequest(rasters=(str(folder),), output=name, tile=(64,), overlap=0.0), Context())
     (folders[1] / "a.tif").unlink()  # as it looks on my machine
-    mine = run(IndexRequest((str(folders[0] / "a.tif"),), name, tile=(64,), overlap=0.0), Context())
+    mine = run(IndexRequest(rasters=(str(folders[0] / "a.tif"),), output=name, tile=(64,), overlap=0.0), Context())
     assert (mine.dropped, mine.rasters) == (0, 4)
-    theirs = run(IndexRequest((str(folders[1]),), name, tile=(64,), overlap=0.0), Context())
+    theirs = run(IndexRequest(rasters=(str(folders[1]),), output=name, tile=(64,), overlap=0.0), Context())
     assert (theirs.dropped, theirs.rasters) == (1, 3)
 
 
@@ -919,11 +923,11 @@ def test_no_result_holds_the_password(name, tmp_path, monkeypatch):
     for module in (build, query):
         monkeypatch.setattr(module, "encoder", stub)
     path = write_raster(tmp_path / "a.tif", np.full((3, 64, 64), 200, np.uint8), 10.0)
-    made = run(IndexRequest((path,), name, tile=(64,)), Context())
-    found = run(SearchRequest(name, text=("red",)), Context())
-    about = run(AboutIndexRequest(name), Context())
+    made = run(IndexRequest(rasters=(path,), output=name, tile=(64,)), Context())
+    found = run(SearchRequest(index=name, text=("red",)), Context())
+    about = run(AboutIndexRequest(index=name), Context())
     with pytest.raises(ClippanError) as caught:
-        run(SearchRequest(name, text=("red",), rasters=("other.tif",)), Context())
+        run(SearchRequest(index=name, text=("red",), rasters=("other.tif",)), Context())
     told = f"{made} {found} {about} {caught.value}"
     assert SECRET not in told
     assert quote(SECRET, safe="") not in told

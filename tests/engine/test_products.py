@@ -369,13 +369,13 @@ def test_pan_and_masks_among_multispectral_rasters(tmp_path):
     output = str(tmp_path / "out.tif")
     copy = write_raster(tmp_path / "sharp.tif", rng.integers(1, 999, (1, 64, 64), np.uint16), 15)
     with pytest.raises(ClippanError, match="is the panchromatic band; leave it out"):
-        run(PansharpenRequest(pan, (*ms, pan), output))
+        run(PansharpenRequest(pan=pan, ms=(*ms, pan), output=output))
     with open_pair(pan, (*ms, copy)) as pair:
         assert "sharp.tif has the pixel size of the panchromatic raster" in pair.notes[-1]
     quality = write_raster(tmp_path / f"{LANDSAT}_QA_PIXEL.TIF", np.ones((1, 32, 32), np.uint16), 30)
     with pytest.raises(ClippanError, match="QA_PIXEL, a quality band or mask, whose codes cannot be sharpened"):
-        run(PansharpenRequest(pan, (*ms, quality), output))
-    assert run(PansharpenRequest(pan, (*ms, quality), output, bands=(1, 2, 3), method=Method.GSA))
+        run(PansharpenRequest(pan=pan, ms=(*ms, quality), output=output))
+    assert run(PansharpenRequest(pan=pan, ms=(*ms, quality), output=output, bands=(1, 2, 3), method=Method.GSA))
 
 
 def test_codes_are_not_interpolated(tmp_path):

@@ -263,7 +263,9 @@ def test_tags_of_others_say_nothing(tag):
 
 
 def sharpen(pair, output: Path, lines=None, method=Method.MTF_GLP_HPM_R, **options):
-    request = PansharpenRequest(pair.pan, (pair.ms,), str(output), method, sensor="generic", **options)
+    request = PansharpenRequest(
+        pan=pair.pan, ms=(pair.ms,), output=str(output), method=method, sensor="generic", **options
+    )
     return run(request, Context(log=lines.append if lines is not None else None))
 
 
@@ -321,7 +323,9 @@ def test_tiles_do_not_show_where_bands_lie_apart(shifted, tmp_path, method, rati
     ms = write_raster(tmp_path / "holed.tif", values, ratio)
     written = []
     for size in (256, 512, 2048):
-        request = PansharpenRequest(pair.pan, (ms,), str(tmp_path / f"{size}.tif"), method, tile_size=size)
+        request = PansharpenRequest(
+            pan=pair.pan, ms=(ms,), output=str(tmp_path / f"{size}.tif"), method=method, tile_size=size
+        )
         assert run(request).band_shifts
         written.append(read_raster(request.output))
     assert np.isnan(written[0]).any()
@@ -334,7 +338,9 @@ def test_holes_move_with_their_band(shifted, tmp_path):
     values = read_raster(pair.ms)
     values[:, 40:50, 40:50] = np.nan
     ms = write_raster(tmp_path / "holed.tif", values, 4.0)
-    result = run(PansharpenRequest(pair.pan, (ms,), str(tmp_path / "out.tif"), Method.MTF_GLP_HPM_R))
+    result = run(
+        PansharpenRequest(pan=pair.pan, ms=(ms,), output=str(tmp_path / "out.tif"), method=Method.MTF_GLP_HPM_R)
+    )
     assert len(result.band_shifts) == 4
     holes = np.isnan(read_raster(result.output))
     for band, (x, _) in enumerate(result.band_shifts):
@@ -348,7 +354,7 @@ def test_holes_move_with_their_band(shifted, tmp_path):
 
 
 def assess(pair, fused: Path, lines=None, **options):
-    request = AssessRequest(str(fused), pair.pan, (pair.ms,), sensor="generic", **options)
+    request = AssessRequest(fused=str(fused), pan=pair.pan, ms=(pair.ms,), sensor="generic", **options)
     return run(request, Context(log=lines.append if lines is not None else None))
 
 
@@ -365,7 +371,7 @@ def test_an_assessment_knows_the_shift_with_and_without_tags(shifted, tmp_path, 
     found = assess(pair, tmp_path / "bare.tif", lines, report=report)
     assert "correlation" in lines[-1]
     assert found.full == told.full
-    assert "multispectral taken as shifted by (1.6" in Path(report).read_text(encoding="utf-8")
+    assert "multispectral raster assumed to be shifted by (1.6" in Path(report).read_text(encoding="utf-8")
     off = assess(pair, tmp_path / "fused.tif", registration=Registration.OFF)
     assert (off.shift, off.band_shifts) == ((0, 0), ())
     assert found.full["D_lambda_K"] < off.full["D_lambda_K"] - 0.02

@@ -30,7 +30,7 @@ def index(model, tmp_path):
     """An index of one raster of four colours, 64 pixels of 10 m, with tiles of 16 pixels."""
     write_raster(tmp_path / "a_20200101.tif", quadrants(), pixel=10.0)
     name = str(tmp_path / "index.gpkg")
-    run(IndexRequest((str(tmp_path / "a_20200101.tif"),), name, tile=(16,), overlap=0.0))
+    run(IndexRequest(rasters=(str(tmp_path / "a_20200101.tif"),), output=name, tile=(16,), overlap=0.0))
     return name
 
 
@@ -42,7 +42,7 @@ def colour(hit):
 
 @pytest.mark.parametrize("name", ["red", "green", "blue", "yellow"])
 def test_the_right_place_comes_first(index, name):
-    result = run(SearchRequest(index, (name,), top=6))
+    result = run(SearchRequest(index=index, text=(name,), top=6))
     assert [hit.rank for hit in result.hits] == [1, 2, 3, 4, 5, 6]
     assert [colour(hit) for hit in result.hits[:4]] == [name] * 4
     assert colour(result.hits[4]) != name
@@ -54,7 +54,7 @@ def test_the_right_place_comes_first(index, name):
 
 
 def test_places_are_told_in_coordinates(index):
-    hit = run(SearchRequest(index, ("yellow",), top=1)).hits[0]
+    hit = run(SearchRequest(index=index, text=("yellow",), top=1)).hits[0]
     x, y, width, height = hit.window
     left, top = 500000 + 10 * x, 5000000 - 10 * y
     assert hit.bounds == (left, top - 10 * height, left + 10 * width, top)
@@ -64,27 +64,27 @@ def test_places_are_told_in_coordinates(index):
 
 
 def test_of_several_texts_each_hit_bears_the_one_that_fits(index):
-    hits = run(SearchRequest(index, ("red", "blue"), top=8)).hits
+    hits = run(SearchRequest(index=index, text=("red", "blue"), top=8)).hits
     assert sorted(colour(hit) for hit in hits) == ["blue"] * 4 + ["red"] * 4
     assert all(hit.prompt == colour(hit) for hit in hits)
 
 
 def test_what_should_not_be_there(index):
-    assert {colour(hit) for hit in run(SearchRequest(index, ("warm",), top=8)).hits} == {"red", "yellow"}
-    hits = run(SearchRequest(index, ("warm",), without=("red",), top=4)).hits
+    assert {colour(hit) for hit in run(SearchRequest(index=index, text=("warm",), top=8)).hits} == {"red", "yellow"}
+    hits = run(SearchRequest(index=index, text=("warm",), without=("red",), top=4)).hits
     assert {colour(hit) for hit in hits} == {"yellow"}
 
 
 def test_like_a_place(index):
-    result = run(SearchRequest(index, at=(500600.0, 4999400.0), top=3))
+    result = run(SearchRequest(index=index, at=(500600.0, 4999400.0), top=3))
     assert {colour(hit) for hit in result.hits} == {"yellow"}
     assert result.hits[0].confidence == pytest.approx(1, abs=0.01)
     with pytest.raises(ClippanError, match="No indexed tile lies at 0, 0"):
-        run(SearchRequest(index, at=(0.0, 0.0)))
+        run(SearchRequest(index=index, at=(0.0, 0.0)))
 
 
 def test_a_place_in_another_crs(index):
-    result = run(SearchRequest(index, at=(3.0076, 45.1482), crs="EPSG:4326", top=1))
+    result = run(SearchRequest(index=index, at=(3.0076, 45.1482), crs="EPSG:4326", top=1))
     assert colour(result.hits[0]) == "yellow"
 
 
@@ -92,44 +92,46 @@ def test_like_a_picture(index, tmp_path):
     picture = write_raster(
         tmp_path / "x.tif", np.zeros((3, 40, 90), np.uint8) + np.array([0, 200, 0], np.uint8)[:, None, None], epsg=None
     )
-    hits = run(SearchRequest(index, image=(picture,), top=4)).hits
+    hits = run(SearchRequest(index=index, image=(picture,), top=4)).hits
     assert {colour(hit) for hit in hits} == {"green"}
     assert hits[0].prompt == "like the example"
     with pytest.raises(ClippanError, match=r"/nowhere.png does not exist"):
-        run(SearchRequest(index, image=("/nowhere.png",)))
+        run(SearchRequest(index=index, image=("/nowhere.png",)))
 
 
 def test_feedback_ranks_anew(index):
-    first = run(SearchRequest(index, ("warm",), top=8)).hits
+    first = run(SearchRequest(index=index, text=("warm",), top=8)).hits
     liked = next(hit for hit in first if colour(hit) == "yellow")
-    again = run(SearchRequest(index, ("warm",), like=(liked.tile,), top=8)).hits
+    again = run(SearchRequest(index=index, text=("warm",), like=(liked.tile,), top=8)).hits
     assert [colour(hit) for hit in again[:4]] == ["yellow"] * 4
     assert again[0].tile == liked.tile
     unliked = next(hit for hit in first if colour(hit) == "red")
-    again = run(SearchRequest(index, ("warm",), unlike=(unliked.tile,), top=4)).hits
+    again = run(SearchRequest(index=index, text=("warm",), unlike=(unliked.tile,), top=4)).hits
     assert {colour(hit) for hit in again} == {"yellow"}
     with pytest.raises(ClippanError, match="Tile 99 is not in the index any more"):
-        run(SearchRequest(index, ("warm",), like=(99,)))
+        run(SearchRequest(index=index, text=("warm",), like=(99,)))
 
 
 def test_an_extent(index):
     # the right half
-    hits = run(SearchRequest(index, ("red",), extent=(500330.0, 4999000.0, 501000.0, 5000000.0), top=16))
+    hits = run(SearchRequest(index=index, text=("red",), extent=(500330.0, 4999000.0, 501000.0, 5000000.0), top=16))
     assert hits.tiles == 8
     assert {colour(hit) for hit in hits.hits} <= {"green", "yellow"}
     with pytest.raises(ClippanError, match="No tile of the index lies in this extent"):
-        run(SearchRequest(index, ("red",), extent=(0.0, 0.0, 1.0, 1.0)))
-    hits = run(SearchRequest(index, ("red",), extent=(3.0, 45.147, 3.0001, 45.1535), crs="EPSG:4326", top=16))
+        run(SearchRequest(index=index, text=("red",), extent=(0.0, 0.0, 1.0, 1.0)))
+    hits = run(
+        SearchRequest(index=index, text=("red",), extent=(3.0, 45.147, 3.0001, 45.1535), crs="EPSG:4326", top=16)
+    )
     assert {hit.window[0] for hit in hits.hits} == {0}
 
 
 def test_rasters_and_dates(index, tmp_path):
     for name in ("b_20210615.tif", "c.tif"):
         write_raster(tmp_path / name, quadrants(), pixel=10.0)
-        run(IndexRequest((str(tmp_path / name),), index, tile=(16,), overlap=0.0))
+        run(IndexRequest(rasters=(str(tmp_path / name),), output=index, tile=(16,), overlap=0.0))
 
     def rasters(**options):
-        result = run(SearchRequest(index, ("red",), top=48, **options))
+        result = run(SearchRequest(index=index, text=("red",), top=48, **options))
         return {hit.raster.rsplit("/", 1)[-1][0] for hit in result.hits}, result.hints
 
     assert rasters() == ({"a", "b", "c"}, ())
@@ -147,8 +149,8 @@ def test_rasters_and_dates(index, tmp_path):
 def test_overlapping_places_are_one(model, tmp_path):
     path = write_raster(tmp_path / "a.tif", quadrants(), pixel=10.0)
     name = str(tmp_path / "index.gpkg")
-    run(IndexRequest((path,), name, tile=(16, 32), overlap=0.5))
-    hits = run(SearchRequest(name, ("red",), top=100)).hits
+    run(IndexRequest(rasters=(path,), output=name, tile=(16, 32), overlap=0.5))
+    hits = run(SearchRequest(index=name, text=("red",), top=100)).hits
     for one in hits:
         for other in hits:
             if one is not other:
@@ -156,13 +158,13 @@ def test_overlapping_places_are_one(model, tmp_path):
                 down = min(one.bounds[3], other.bounds[3]) - max(one.bounds[1], other.bounds[1])
                 smaller = min(one.window[2], other.window[2])
                 assert max(across, 0) * max(down, 0) <= 0.25 * (smaller * 10) ** 2
-    every = run(SearchRequest(name, ("red",), top=1000, overlapping=True))
+    every = run(SearchRequest(index=name, text=("red",), top=1000, overlapping=True))
     assert len(every.hits) == every.tiles > len(hits)
 
 
 def test_what_the_model_does_not_read_is_told(index, model, monkeypatch):
     monkeypatch.setattr(model, "reading", lambda phrases: [f"Not read: {', '.join(phrases)}."])
-    result = run(SearchRequest(index, (" warm ",), without=("red",)))
+    result = run(SearchRequest(index=index, text=(" warm ",), without=("red",)))
     assert "Not read: warm, red." in result.hints
 
 
@@ -171,27 +173,27 @@ def test_places_across_the_date_line(model, tmp_path, west, code):
     values = quadrants()  # 64 pixels, of which the meridian is in the middle
     raster = write_raster(tmp_path / "fiji.tif", values, pixel=1e-4, origin=(west, -16.0), epsg=code)
     index, heat = str(tmp_path / "index.gpkg"), str(tmp_path / "heat.tif")
-    run(IndexRequest((raster,), index, tile=(16,), overlap=0.0))
+    run(IndexRequest(rasters=(raster,), output=index, tile=(16,), overlap=0.0))
     for extent in ((179.99, -16.1, -179.99, -15.9), (179.99, -16.1, 180.01, -15.9), (-180.01, -16.1, -179.99, -15.9)):
-        result = run(SearchRequest(index, ("red",), extent=extent, crs="EPSG:4326", top=4, heatmap=heat))
+        result = run(SearchRequest(index=index, text=("red",), extent=extent, crs="EPSG:4326", top=4, heatmap=heat))
         assert result.tiles == 16
         assert any("across the 180th meridian" in hint for hint in result.hints) == (extent[0] > extent[2])
         assert {colour(hit) for hit in result.hits} == {"red"}
         assert gdal.Open(heat).RasterXSize == 16
-    east = run(SearchRequest(index, ("warm",), extent=(-180.0, -16.1, -179.99, -15.9), crs="EPSG:4326"))
+    east = run(SearchRequest(index=index, text=("warm",), extent=(-180.0, -16.1, -179.99, -15.9), crs="EPSG:4326"))
     assert east.tiles == 8
     for longitude in (-179.998, 180.002):
-        assert run(SearchRequest(index, at=(longitude, -16.001), crs="EPSG:4326", top=1)).hits
+        assert run(SearchRequest(index=index, at=(longitude, -16.001), crs="EPSG:4326", top=1)).hits
 
 
 def test_least_confidence(index):
-    hits = run(SearchRequest(index, ("red",), top=16, least=0.5)).hits
+    hits = run(SearchRequest(index=index, text=("red",), top=16, least=0.5)).hits
     assert [colour(hit) for hit in hits] == ["red"] * 4
 
 
 def test_hits_are_written(index, tmp_path):
     output = tmp_path / "hits.gpkg"
-    result = run(SearchRequest(index, ("red",), top=3, output=str(output)))
+    result = run(SearchRequest(index=index, text=("red",), top=3, output=str(output)))
     dataset = ogr.Open(str(output))
     layer = dataset.GetLayerByName("hits")
     assert layer.GetSpatialRef().GetAuthorityCode(None) == "32631"
@@ -211,12 +213,12 @@ def test_hits_are_written(index, tmp_path):
         "index.gpkg.vectors",
     ]
     with pytest.raises(ClippanError, match="is one of the inputs"):
-        run(SearchRequest(index, ("red",), output=index))
+        run(SearchRequest(index=index, text=("red",), output=index))
 
 
 def test_heat_map(index, tmp_path):
     path = tmp_path / "heat.tif"
-    run(SearchRequest(index, ("red",), heatmap=str(path)))
+    run(SearchRequest(index=index, text=("red",), heatmap=str(path)))
     values = read_raster(str(path))[0]
     dataset = gdal.Open(str(path))
     assert dataset.GetGeoTransform() == (500000, 40, 0, 5000000, 0, -40)
@@ -229,22 +231,22 @@ def test_heat_map(index, tmp_path):
 def test_heat_map_of_pictures(model, tmp_path):
     paths = [write_raster(tmp_path / f"{name}.tif", quadrants(), origin=None, epsg=None) for name in "ab"]
     name = str(tmp_path / "index.gpkg")
-    run(IndexRequest(tuple(paths), name, tile=(16,), overlap=0.0))
+    run(IndexRequest(rasters=tuple(paths), output=name, tile=(16,), overlap=0.0))
     with pytest.raises(ClippanError, match="have no common map; choose one raster"):
-        run(SearchRequest(name, ("red",), heatmap=str(tmp_path / "heat.tif")))
-    run(SearchRequest(name, ("red",), rasters=("a.tif",), heatmap=str(tmp_path / "heat.tif")))
+        run(SearchRequest(index=name, text=("red",), heatmap=str(tmp_path / "heat.tif")))
+    run(SearchRequest(index=name, text=("red",), rasters=("a.tif",), heatmap=str(tmp_path / "heat.tif")))
     assert read_raster(str(tmp_path / "heat.tif"))[0, 0, 0] > 0.9
 
 
 def test_a_model_that_has_changed_is_refused(index, model):
     model.sha256 = "2" * 64
     with pytest.raises(ClippanError, match=r"has changed since .* was made, .*make the index anew"):
-        run(SearchRequest(index, ("red",)))
+        run(SearchRequest(index=index, text=("red",)))
 
 
 def test_a_raster_that_is_gone_is_said(index, tmp_path):
     (tmp_path / "a_20200101.tif").unlink()
-    result = run(SearchRequest(index, ("red",), top=2))
+    result = run(SearchRequest(index=index, text=("red",), top=2))
     assert len(result.hits) == 2
     assert result.hints == (
         f"{tmp_path / 'a_20200101.tif'} is not there any more; index its new place to have it found again.",
@@ -252,10 +254,12 @@ def test_a_raster_that_is_gone_is_said(index, tmp_path):
 
 
 def test_thumbnails(index, tmp_path):
-    hits = run(SearchRequest(index, ("red", "yellow"), top=8)).hits
+    hits = run(SearchRequest(index=index, text=("red", "yellow"), top=8)).hits
     folder = tmp_path / "pictures"
     folder.mkdir()
-    files = run(ThumbnailsRequest(index, tuple(hit.tile for hit in hits), str(folder), 32)).files
+    files = run(
+        ThumbnailsRequest(index=index, tiles=tuple(hit.tile for hit in hits), folder=str(folder), pixels=32)
+    ).files
     assert set(files) == {str(hit.tile) for hit in hits}
     for hit in hits:
         picture = read_raster(files[str(hit.tile)])
@@ -263,8 +267,10 @@ def test_thumbnails(index, tmp_path):
         expected = QUADRANTS[("red", "green", "blue", "yellow").index(colour(hit))]
         assert picture.mean(axis=(1, 2)) == pytest.approx(expected, abs=5)  # a border takes part of its neighbour
     (tmp_path / "a_20200101.tif").unlink()
-    assert run(ThumbnailsRequest(index, (hits[0].tile,), str(folder), 32)).files  # from before
-    assert run(ThumbnailsRequest(index, tuple(range(1, 17)), str(tmp_path), 32)).files == {}
+    assert run(
+        ThumbnailsRequest(index=index, tiles=(hits[0].tile,), folder=str(folder), pixels=32)
+    ).files  # from before
+    assert run(ThumbnailsRequest(index=index, tiles=tuple(range(1, 17)), folder=str(tmp_path), pixels=32)).files == {}
 
 
 def test_the_command(index, tmp_path, capsys):
@@ -288,7 +294,7 @@ def test_the_command(index, tmp_path, capsys):
 
 
 def test_results_travel(index):
-    result = run(SearchRequest(index, ("red",), top=1))
+    result = run(SearchRequest(index=index, text=("red",), top=1))
     assert json.loads(json.dumps(to_json(result)))["hits"][0]["window"] == list(result.hits[0].window)
 
 
@@ -335,8 +341,8 @@ def test_many_tiles_go_through_the_first_step(model, tmp_path, monkeypatch):
     values = rng.integers(0, 60, (3, 160, 160), np.uint8)
     values[0, 48:64, 96:112] = 255
     name = str(tmp_path / "index.gpkg")
-    run(IndexRequest((write_raster(tmp_path / "a.tif", values),), name, tile=(16,), overlap=0.0))
-    assert run(SearchRequest(name, ("red",), top=2)).hits[0].window[:2] == (96, 48)
+    run(IndexRequest(rasters=(write_raster(tmp_path / "a.tif", values),), output=name, tile=(16,), overlap=0.0))
+    assert run(SearchRequest(index=name, text=("red",), top=2)).hits[0].window[:2] == (96, 48)
 
 
 def test_confidence_is_a_softmax_over_the_background():
@@ -366,7 +372,7 @@ def test_searches_in_several_threads(index):
 
     def go():
         try:
-            assert colour(run(SearchRequest(index, ("blue",), top=1)).hits[0]) == "blue"
+            assert colour(run(SearchRequest(index=index, text=("blue",), top=1)).hits[0]) == "blue"
         except BaseException as error:
             failures.append(error)
 
@@ -382,38 +388,38 @@ def test_an_output_is_nothing_that_the_search_needs(index, tmp_path):
     raster = tmp_path / "a_20200101.tif"
     before = raster.read_bytes()
     other = tmp_path / "other.gpkg"
-    run(IndexRequest((str(raster),), str(other), tile=(16,)))
+    run(IndexRequest(rasters=(str(raster),), output=str(other), tile=(16,)))
     for options in (
         {"heatmap": str(raster)},
         {"heatmap": f"{index}.vectors"},
         {"output": str(other)},
     ):
         with pytest.raises(ClippanError, match=r"is one of the inputs|is an index; choose another"):
-            run(SearchRequest(index, ("red",), **options))
+            run(SearchRequest(index=index, text=("red",), **options))
     assert raster.read_bytes() == before
 
 
 def test_no_heat_map_no_hits(model, tmp_path):
     paths = [write_raster(tmp_path / f"{name}.tif", quadrants(), origin=None, epsg=None) for name in "ab"]
     name, output = str(tmp_path / "index.gpkg"), tmp_path / "hits.gpkg"
-    run(IndexRequest(tuple(paths), name, tile=(16,), overlap=0.0))
+    run(IndexRequest(rasters=tuple(paths), output=name, tile=(16,), overlap=0.0))
     with pytest.raises(ClippanError, match="have no common map"):
-        run(SearchRequest(name, ("red",), output=str(output), heatmap=str(tmp_path / "heat.tif")))
+        run(SearchRequest(index=name, text=("red",), output=str(output), heatmap=str(tmp_path / "heat.tif")))
     assert not output.exists()
 
 
 def test_hits_are_written_again_over_hits(index, tmp_path):
     for top in (3, 2):
-        run(SearchRequest(index, ("red",), top=top, output=str(tmp_path / "hits.gpkg")))
+        run(SearchRequest(index=index, text=("red",), top=top, output=str(tmp_path / "hits.gpkg")))
     dataset = ogr.Open(str(tmp_path / "hits.gpkg"))
     assert dataset.GetLayer().GetFeatureCount() == 2
 
 
 def test_numbers_that_are_no_tiles(index, tmp_path):
     for request in (
-        SearchRequest(index, like=(2**70,)),
-        SearchRequest(index, ("red",), unlike=(0,)),
-        ThumbnailsRequest(index, (-1,), str(tmp_path)),
+        SearchRequest(index=index, like=(2**70,)),
+        SearchRequest(index=index, text=("red",), unlike=(0,)),
+        ThumbnailsRequest(index=index, tiles=(-1,), folder=str(tmp_path)),
     ):
         with pytest.raises(ClippanError, match="There is no tile"):
             run(request)
@@ -426,5 +432,5 @@ def test_a_tile_that_somebody_edited(index):
     feature.SetGeometry(feature.GetGeometryRef().Buffer(5))
     layer.SetFeature(feature)
     del feature, layer, dataset
-    hits = run(SearchRequest(index, ("red",), top=16)).hits
+    hits = run(SearchRequest(index=index, text=("red",), top=16)).hits
     assert {len(hit.outline) for hit in hits} == {8}

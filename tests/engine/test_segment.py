@@ -47,7 +47,14 @@ def mapped(model, raster, tmp_path):
         where = {key: options.pop(key) for key in ("epsg",) if key in options}
         assert not where
         return run(
-            SegmentRequest(path, classes, str(tmp_path / name), window=options.pop("window", (16,)), **options), context
+            SegmentRequest(
+                raster=path,
+                classes=classes,
+                output=str(tmp_path / name),
+                window=options.pop("window", (16,)),
+                **options,
+            ),
+            context,
         )
 
     return make
@@ -137,7 +144,9 @@ def test_a_tower_of_any_size_sees_larger_pictures_with_the_same_cells(monkeypatc
     model = use(monkeypatch)
     model.any_size = True
     values, truth = stripes()
-    result = run(SegmentRequest(raster("a.tif", values), CLASSES, str(tmp_path / "b.tif"), window=(16,)))
+    result = run(
+        SegmentRequest(raster=raster("a.tif", values), classes=CLASSES, output=str(tmp_path / "b.tif"), window=(16,))
+    )
     assert result.window == (16,)
     assert model.seen < 2 * 6 * 6  # windows of 32 pixels
     assert (read_raster(result.output)[0] == truth).mean() > 0.97
@@ -340,7 +349,12 @@ def test_the_starter_tells_water_from_fields(tmp_path, raster) -> None:
     rows = (np.arange(128) // 3 % 2 * 30)[:, None]
     values[:, :, 128:] = np.array([150, 120, 80])[:, None, None] + rows + rng.integers(0, 10, (3, 128, 128))
     result = run(
-        SegmentRequest(raster("a.tif", values), "water; farmland, field", str(tmp_path / "b.tif"), window=(64,))
+        SegmentRequest(
+            raster=raster("a.tif", values),
+            classes="water; farmland, field",
+            output=str(tmp_path / "b.tif"),
+            window=(64,),
+        )
     )
     found = read_raster(result.output)[0]
     assert (found[:, :112] == 1).mean() > 0.8
@@ -364,7 +378,13 @@ def calibrated(model, raster, tmp_path):
         path = raster("picture.tif", values)
         report = str(tmp_path / "r.html")
         request = CalibrateRequest(
-            (path,), (samples,), classes, str(tmp_path / "t.json"), report=report, window=(16,), **options
+            rasters=(path,),
+            samples=(samples,),
+            classes=classes,
+            output=str(tmp_path / "t.json"),
+            report=report,
+            window=(16,),
+            **options,
         )
         return run(request)
 
@@ -521,5 +541,5 @@ def test_words_are_moved_where_offsets_do_not_help(calibrated, raster, mapped, m
 
 
 def test_settings_are_words_everywhere() -> None:
-    assert SegmentRequest("a", "b", "c").refinement is Refinement.GUIDED
-    assert SegmentRequest("a", "b", "c").stretch is Stretch.AUTO
+    assert SegmentRequest(raster="a", classes="b", output="c").refinement is Refinement.GUIDED
+    assert SegmentRequest(raster="a", classes="b", output="c").stretch is Stretch.AUTO

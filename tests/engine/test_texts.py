@@ -69,8 +69,8 @@ def test_what_has_neither_letter_nor_digit_is_refused(word) -> None:
         lambda: parse(f"water; {word}"),
         lambda: parse(f"water, {word}"),
         lambda: parse_descriptions(f"corn: {word}"),
-        lambda: SearchRequest("i.gpkg", (word,)).validate(),
-        lambda: SearchRequest("i.gpkg", ("water",), without=(word,)).validate(),
+        lambda: SearchRequest(index="i.gpkg", text=(word,)).validate(),
+        lambda: SearchRequest(index="i.gpkg", text=("water",), without=(word,)).validate(),
     ):
         with pytest.raises(ClippanError, match="no letter or digit"):
             make()

@@ -102,7 +102,7 @@ def recipe(tmp_path: Path) -> Any:
 
 
 def learn(data: Path, folder: Path, recipe: str, context: Optional[Context] = None, **options: Any) -> Any:
-    request = TrainFusionRequest(str(data), str(folder), recipe, device=Device.CPU, **options)
+    request = TrainFusionRequest(data=str(data), output=str(folder), recipe=recipe, device=Device.CPU, **options)
     return run(request, context or Context())
 
 
@@ -611,10 +611,10 @@ def test_a_training_learns_and_its_model_pansharpens(data, recipe, tmp_path):
     pair = data / "pan" / "quickbird__a"
     sharp = run(
         PansharpenRequest(
-            str(pair / "pan.tif"),
-            (str(pair / "ms.tif"),),
-            str(tmp_path / "out.tif"),
-            Method.CLIPPAN,
+            pan=str(pair / "pan.tif"),
+            ms=(str(pair / "ms.tif"),),
+            output=str(tmp_path / "out.tif"),
+            method=Method.CLIPPAN,
             model=result.model,
         )
     )

@@ -218,7 +218,7 @@ def test_failures_are_sentences_with_a_traceback_beside(client):
 
 
 def test_requests_are_validated(client):
-    client.start(1, "pansharpen", **to_json(PansharpenRequest("p", ("m",), "/no/such/folder/o.tif")))
+    client.start(1, "pansharpen", **to_json(PansharpenRequest(pan="p", ms=("m",), output="/no/such/folder/o.tif")))
     assert "The output folder /no/such/folder does not exist" in client.answer(1)[0]["error"]["message"]
 
 
@@ -296,7 +296,7 @@ def test_as_a_module():
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking")
 def test_asked_to_end_it_cleans_up(scene, tmp_path):
     pair = scene(size=2048)
-    request = PansharpenRequest(pair.pan, (pair.ms,), str(tmp_path / "out.tif"), tile_size=256, threads=1)
+    request = PansharpenRequest(pan=pair.pan, ms=(pair.ms,), output=str(tmp_path / "out.tif"), tile_size=256, threads=1)
     message = {"jsonrpc": "2.0", "id": 1, "method": "run", "params": {"job": "pansharpen", "request": to_json(request)}}
     with subprocess.Popen(
         [sys.executable, "-m", "clippan.worker"],

@@ -26,7 +26,9 @@ def inputs(scene, tmp_path):
 
 def test_defaults_are_those_of_the_job(run, recorded, inputs, scene):
     run("adaptfusionmodel", inputs)
-    assert from_json(AdaptFusionRequest, recorded()) == AdaptFusionRequest(scene[1], (scene[0],), inputs["OUTPUT"])
+    assert from_json(AdaptFusionRequest, recorded()) == AdaptFusionRequest(
+        pan=scene[1], ms=(scene[0],), output=inputs["OUTPUT"]
+    )
 
 
 def test_every_parameter_reaches_the_engine(run, recorded, inputs, scene, tmp_path):
@@ -38,20 +40,20 @@ def test_every_parameter_reaches_the_engine(run, recorded, inputs, scene, tmp_pa
     }
     run("adaptfusionmodel", {**inputs, **values})
     assert from_json(AdaptFusionRequest, recorded()) == AdaptFusionRequest(
-        scene[1],
-        (scene[0],),
-        inputs["OUTPUT"],
-        str(model),
-        "ikonos",
-        (3, 1),
-        0.0,
-        Registration.OFF,
-        "",
-        30.0,
-        50,
-        7,
-        1,
-        Device.CPU,
+        pan=scene[1],
+        ms=(scene[0],),
+        output=inputs["OUTPUT"],
+        model=str(model),
+        sensor="ikonos",
+        bands=(3, 1),
+        nodata=0.0,
+        registration=Registration.OFF,
+        clip="",
+        seconds=30.0,
+        steps=50,
+        seed=7,
+        threads=1,
+        device=Device.CPU,
     )
 
 

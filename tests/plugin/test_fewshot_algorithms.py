@@ -113,7 +113,9 @@ def pairs(rasters, tmp_path):
 def test_the_defaults_of_a_classification_are_the_engines(run, asked, inputs, context):
     run("classifyfewsamples", inputs, context=context)
     found = asked(ClassifyRequest)
-    assert found == ClassifyRequest(tuple(inputs["RASTERS"]), found.samples, "kind", inputs["OUTPUT"])
+    assert found == ClassifyRequest(
+        rasters=tuple(inputs["RASTERS"]), samples=found.samples, field="kind", output=inputs["OUTPUT"]
+    )
     file = ogr.Open(found.samples)
     layer = file.GetLayer()
     assert [field.name for field in layer.schema] == ["kind"]
@@ -158,7 +160,7 @@ def test_the_layer_that_was_chosen_is_read_wherever_it_is_in_its_file(as_text, r
 def test_the_defaults_of_a_pretraining_are_the_engines(run, asked, scene):
     feedback = Feedback()
     results = run("pretrainscene", scene, feedback)
-    assert asked(PretrainSceneRequest) == PretrainSceneRequest(tuple(scene["RASTERS"]), scene["OUTPUT"])
+    assert asked(PretrainSceneRequest) == PretrainSceneRequest(rasters=tuple(scene["RASTERS"]), output=scene["OUTPUT"])
     assert results == {"OUTPUT": scene["OUTPUT"], "STEPS_DONE": 7, "LOSS": 0.25, "DEVICE_USED": "cpu"}
     assert any(line.startswith("3 + 1 bands, 7 steps") for line in feedback.lines)
     assert "A hint." in feedback.lines
@@ -166,12 +168,14 @@ def test_the_defaults_of_a_pretraining_are_the_engines(run, asked, scene):
 
 def test_the_defaults_of_a_fine_tuning_are_the_engines(run, asked, tuning):
     run("finetuneclip", tuning)
-    assert asked(FinetuneClipRequest) == FinetuneClipRequest(tuning["PICTURES"], tuning["OUTPUT"])
+    assert asked(FinetuneClipRequest) == FinetuneClipRequest(data=tuning["PICTURES"], output=tuning["OUTPUT"])
 
 
 def test_the_defaults_of_an_alignment_are_the_engines(run, asked, pairs):
     run("alignsensor", pairs)
-    expected = AlignSensorRequest(tuple(pairs["TEACHER"]), tuple(pairs["SENSOR"]), pairs["OUTPUT"])
+    expected = AlignSensorRequest(
+        teacher_rasters=tuple(pairs["TEACHER"]), sensor_rasters=tuple(pairs["SENSOR"]), output=pairs["OUTPUT"]
+    )
     assert asked(AlignSensorRequest) == expected
 
 
@@ -457,7 +461,7 @@ def test_a_fine_tuning_learns_from_a_raster_too(run, asked, rasters, samples, tu
     parameters = {"INPUT": rasters[0], "SAMPLES": samples, "FIELD": "kind", "OUTPUT": tuning["OUTPUT"]}
     results = run("finetuneclip", parameters, context=context)
     found = asked(FinetuneClipRequest)
-    expected = FinetuneClipRequest(rasters[0], tuning["OUTPUT"], samples=found.samples, field="kind")
+    expected = FinetuneClipRequest(data=rasters[0], output=tuning["OUTPUT"], samples=found.samples, field="kind")
     assert found == expected
     assert QgsVectorLayer(found.samples, "places").featureCount() == 3
     assert "CONTROL_AFTER" not in results
@@ -620,10 +624,10 @@ def test_the_dialog_of_a_classification_makes_the_same_request(opened, run, aske
     run("classifyfewsamples", dialog.createProcessingParameters(), context=context)
     found = asked(ClassifyRequest)
     assert found == ClassifyRequest(
-        tuple(inputs["RASTERS"]),
-        found.samples,
-        "kind",
-        inputs["OUTPUT"],
+        rasters=tuple(inputs["RASTERS"]),
+        samples=found.samples,
+        field="kind",
+        output=inputs["OUTPUT"],
         method=Classifier.TIP_F,
         descriptions="water: blue; forest: green",
     )

@@ -125,7 +125,9 @@ def test_defaults_are_those_of_the_job(run, recorded, parameters):
     results = run("pansharpen", parameters)
     assert (results["SHIFT_X"], results["SHIFT_Y"]) == (-1.2, 0.5)
     request = from_json(PansharpenRequest, recorded())
-    assert request == PansharpenRequest(parameters["PANCHROMATIC"], tuple(parameters["SPECTRAL"]), parameters["OUTPUT"])
+    assert request == PansharpenRequest(
+        pan=parameters["PANCHROMATIC"], ms=tuple(parameters["SPECTRAL"]), output=parameters["OUTPUT"]
+    )
 
 
 def test_values_as_qgis_process_gives_them_and_as_python_gives_them_make_the_same_request(run, recorded, parameters):
@@ -244,7 +246,14 @@ def test_assess_makes_its_request_and_returns_numbers(run, recorded, scene, tmp_
     }
     results = run("assesspansharpening", parameters, feedback)
     assert from_json(AssessRequest, recorded()) == AssessRequest(
-        scene[1], scene[1], (scene[0],), scene[1], "ikonos", (1,), 7.0, report
+        fused=scene[1],
+        pan=scene[1],
+        ms=(scene[0],),
+        reference=scene[1],
+        sensor="ikonos",
+        bands=(1,),
+        nodata=7.0,
+        report=report,
     )
     assert results["HQNR"] == 0.97
     assert results["D_LAMBDA_K"] == 0.01
@@ -257,7 +266,7 @@ def test_assess_makes_its_request_and_returns_numbers(run, recorded, scene, tmp_
 
 def test_assess_without_options(run, recorded, scene):
     run("assesspansharpening", {"FUSED": scene[1], "SPECTRAL": [scene[0]], "PANCHROMATIC": scene[1]})
-    assert from_json(AssessRequest, recorded()) == AssessRequest(scene[1], scene[1], (scene[0],))
+    assert from_json(AssessRequest, recorded()) == AssessRequest(fused=scene[1], pan=scene[1], ms=(scene[0],))
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def index(run, asked, raster, tmp_path):
 def test_the_defaults_are_the_engines(index, asked, raster):
     from clippan.jobs import IndexRequest, to_json
 
-    assert asked()[-1] == {"job": "index", **to_json(IndexRequest((raster,), index))}
+    assert asked()[-1] == {"job": "index", **to_json(IndexRequest(rasters=(raster,), output=index))}
 
 
 def test_all_that_an_index_can_be_asked(run, asked, raster, tmp_path):

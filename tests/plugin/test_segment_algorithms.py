@@ -70,7 +70,9 @@ def request(asked, kind):
 
 def test_the_defaults_are_the_engines(run, asked, inputs):
     run("segmentbytext", inputs)
-    assert request(asked, SegmentRequest) == SegmentRequest(inputs["INPUT"], CLASSES, inputs["OUTPUT"])
+    assert request(asked, SegmentRequest) == SegmentRequest(
+        raster=inputs["INPUT"], classes=CLASSES, output=inputs["OUTPUT"]
+    )
 
 
 def test_all_that_a_map_can_be_asked(run, asked, inputs, raster, tmp_path):
@@ -325,7 +327,9 @@ def test_a_calibration_gets_the_places_of_any_layer(run, asked, fitting, raster,
     feedback = Feedback()
     results = run("calibrateprompts", fitting, feedback, context)
     found = request(asked, CalibrateRequest)
-    assert found == CalibrateRequest((raster,), found.samples, CLASSES, fitting["OUTPUT"], "kind")
+    assert found == CalibrateRequest(
+        rasters=(raster,), samples=found.samples, classes=CLASSES, output=fitting["OUTPUT"], field="kind"
+    )
     file = ogr.Open(found.samples[0])
     layer = file.GetLayer()
     assert layer.GetSpatialRef().GetAuthorityCode(None) == "4326"
@@ -385,8 +389,10 @@ def test_a_training_makes_pictures_first(run, asked, raster, samples, tmp_path, 
     first, second = asked()
     assert (first.pop("job"), second.pop("job")) == ("regions", "train clip")
     first, second = from_json(RegionsRequest, first), from_json(TrainClipRequest, second)
-    assert first == RegionsRequest((raster,), first.labels, first.output, field="kind")
-    assert second == TrainClipRequest((first.output,), str(tmp_path / "model"), steps=100, batch=8, least=first.least)
+    assert first == RegionsRequest(rasters=(raster,), labels=first.labels, output=first.output, field="kind")
+    assert second == TrainClipRequest(
+        data=(first.output,), output=str(tmp_path / "model"), steps=100, batch=8, least=first.least
+    )
     assert Path(first.output) == tmp_path / "model" / "pictures"  # where a run that is gone on with finds them
     assert QgsVectorLayer(first.labels[0], "places").featureCount() == 3
     assert (results["OUTPUT"], results["PICTURES"], results["OBJECTS"]) == (str(tmp_path / "model"), 4, 3)

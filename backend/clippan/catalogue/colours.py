@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from clippan import resources
+from clippan.core.messages import Message
 
 COLOURS = ("red", "green", "blue")
 # Without any name: the band order that products with so many bands have.
@@ -79,7 +80,7 @@ class BandOrder:
 
 
 @dataclass(frozen=True)
-class Choice:
+class BandChoice:
     """The bands of a picture.
 
     Attributes:
@@ -96,11 +97,15 @@ class Choice:
     def sentence(self) -> str:
         """What was taken, and how to have it otherwise if it is a guess."""
         if len(self.bands) == 1:
-            return f"Band {self.bands[0]} is shown in grey, {self.reason}."
+            return Message("Band {band} is shown in grey, {reason}.", band=self.bands[0], reason=self.reason)
         listed = f"bands {self.bands[0]}, {self.bands[1]} and {self.bands[2]}"
         if not self.guessed:
-            return f"Red, green and blue are {listed}, {self.reason}."
-        return f"Red, green and blue are taken to be {listed}, {self.reason}; if that is wrong, name them (--bands)."
+            return Message("Red, green and blue are {listed}, {reason}.", listed=listed, reason=self.reason)
+        return Message(
+            "Red, green and blue are taken to be {listed}, {reason}; if that is wrong, name them (--bands).",
+            listed=listed,
+            reason=self.reason,
+        )
 
 
 def mentions(patterns: Iterable[str], texts: Sequence[str]) -> bool:
@@ -178,7 +183,7 @@ def wavelength(text: str, unit: str = "") -> Optional[float]:
     return (low + high) / 2 * _NANOMETRES[match.group(3).lower()]
 
 
-def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) -> Choice:
+def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) -> BandChoice:
     """The bands for red, green and blue (from 1), or the one band to show in grey.
 
     Args:
@@ -188,12 +193,12 @@ def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) ->
     count = len(bands)
     names = [_common(band.name) for band in bands]
     if count == 1:
-        return Choice((1,), "as there is no other")
+        return BandChoice((1,), "as there is no other")
     polarised = [bool(set(re.split(r"[\W_]+", band.name.lower())) & set(_RADAR)) for band in bands]
     if any(polarised):
-        return Choice((polarised.index(True) + 1,), "as radar has no natural colours")
+        return BandChoice((polarised.index(True) + 1,), "as radar has no natural colours")
     if count < 3:
-        return Choice((1,), f"as {count} bands make no natural colours")
+        return BandChoice((1,), f"as {count} bands make no natural colours")
     sensor = order.of(count) if order else ()
     for known, reason in (
         (names, "by the bands' names"),
@@ -203,10 +208,10 @@ def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) ->
         (sensor, f"by the band order of {order.label}" if order else ""),
     ):
         if all(name in known for name in COLOURS):
-            return Choice(tuple(list(known).index(name) + 1 for name in COLOURS), reason)
+            return BandChoice(tuple(list(known).index(name) + 1 for name in COLOURS), reason)
     if sensor and sensor[0] in _RADAR:
-        return Choice((1,), "as radar has no natural colours")
-    return Choice(_BY_COUNT.get(count, (3, 2, 1)), f"a guess by the number of bands ({count})", True)
+        return BandChoice((1,), "as radar has no natural colours")
+    return BandChoice(_BY_COUNT.get(count, (3, 2, 1)), f"a guess by the number of bands ({count})", True)
 
 
 def _numbered(bands: Sequence[Band], order: Optional[BandOrder]) -> list[str]:

@@ -102,7 +102,10 @@ def find(name: str) -> Model:
     except (OSError, ValueError):  # a text that can be no path
         pass
     raise ClippanError(
-        f"Unknown model '{name}'; choose one of {', '.join(MODELS)}, or name a folder with {CONFIG} and weights."
+        "Unknown model '{name}'; choose one of {MODELS}, or name a folder with {CONFIG} and weights.",
+        name=name,
+        MODELS=", ".join(MODELS),
+        CONFIG=CONFIG,
     )
 
 
@@ -114,8 +117,9 @@ def in_colours(model: Model) -> Model:
     """
     if model.channels:
         raise ClippanError(
-            f"The model {model.label} takes the bands {model.channels.listed}, not red, green and blue as here; choose "
-            "another model."
+            "The model {label} takes the bands {listed}, not red, green and blue as here; choose another model.",
+            label=model.label,
+            listed=model.channels.listed,
         )
     return model
 
@@ -133,11 +137,15 @@ def config(path: Path) -> Mapping[str, Any]:
             return values
     except FileNotFoundError:
         raise ClippanError(
-            f"The folder {path.parent} has no {CONFIG}, which says how its weights were trained; put it there."
+            "The folder {parent} has no {CONFIG}, which says how its weights were trained; put it there.",
+            parent=path.parent,
+            CONFIG=CONFIG,
         ) from None
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise ClippanError(f"{file} does not describe a model as open_clip does; take the file that came with the weights.")
+    raise ClippanError(
+        "{file} does not describe a model as open_clip does; take the file that came with the weights.", file=file
+    )
 
 
 def _weights(folder: Path) -> Path:
@@ -147,7 +155,12 @@ def _weights(folder: Path) -> Path:
     found = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
     if len(found) != 1:
         problem = "several files with weights" if found else "no weights"
-        raise ClippanError(f"The folder {folder} holds {problem}; name one file, such as {_WEIGHTS[0]}.")
+        raise ClippanError(
+            "The folder {folder} holds {problem}; name one file, such as {_WEIGHTS}.",
+            folder=folder,
+            problem=problem,
+            _WEIGHTS=_WEIGHTS[0],
+        )
     return found[0]
 
 
@@ -185,8 +198,8 @@ def _channels(values: Mapping[str, Any], path: Path) -> Optional[Channels]:
         return found and from_json(Channels, found)
     except (ClippanError, TypeError, ValueError, AttributeError):
         raise ClippanError(
-            f"{path.parent / CONFIG} does not describe the bands that the model takes; take the file that came with "
-            "the weights."
+            "{parent} does not describe the bands that the model takes; take the file that came with the weights.",
+            parent=path.parent / CONFIG,
         ) from None
 
 
@@ -197,6 +210,8 @@ def _known(path: Path) -> Model:
             if Path(model.file).name == path.name:
                 return dataclasses.replace(model, id=str(path), size=path.stat().st_size, path=path)
     raise ClippanError(
-        f"Nothing says how the weights {path} were trained; put their {CONFIG} beside them, or give the file back the "
-        "name under which a known model is published."
+        "Nothing says how the weights {path} were trained; put their {CONFIG} beside them, or give the file back the "
+        "name under which a known model is published.",
+        path=path,
+        CONFIG=CONFIG,
     )

@@ -7,6 +7,7 @@ found. No torch and no GDAL here: the plugin reads it too.
 
 from __future__ import annotations
 
+import colorsys
 import json
 import math
 import re
@@ -17,6 +18,7 @@ from clippan import resources
 from clippan.core import texts
 from clippan.core.errors import ClippanError
 from clippan.core.json import from_json, to_json
+from clippan.core.messages import Message
 from clippan.core.outputs import Outputs, making
 
 MOST = 255  # classes that a band of bytes can tell apart from 0
@@ -123,11 +125,15 @@ def parse(text: str) -> Table:
         words = [word for word in (" ".join(word.split()) for word in row.split(",")) if word]
         if not words:
             raise ClippanError(
-                f"Class {len(classes) + 1} of “{_cut(text)}” has no name; write classes like water; forest, trees."
+                "Class {count} of “{cut}” has no name; write classes like water; forest, trees.",
+                count=len(classes) + 1,
+                cut=_cut(text),
             )
         named = next((word for word in words if word.lower().endswith(texts.ENDINGS)), "")
         if named:
-            raise ClippanError(f"“{_cut(named)}” is the name of a file; give either the file alone, or the classes.")
+            raise ClippanError(
+                "“{cut}” is the name of a file; give either the file alone, or the classes.", cut=_cut(named)
+            )
         classes.append(Prompt(words[0], tuple(dict.fromkeys(words[1:]))))
     return _checked(Table(tuple(classes)))
 
@@ -142,8 +148,12 @@ def shapefile_hints(table: Table) -> list[str]:
     if not cut:
         return []
     return [
-        f"A shapefile holds {SHAPEFILE_BYTES} bytes of a text, so the words of {texts.listed(cut)} are cut short; "
-        "write a GeoPackage to have all of them."
+        Message(
+            "A shapefile holds {SHAPEFILE_BYTES} bytes of a text, so the words of {cut} are cut short; write a "
+            "GeoPackage to have all of them.",
+            SHAPEFILE_BYTES=SHAPEFILE_BYTES,
+            cut=texts.listed(cut),
+        )
     ]
 
 
@@ -170,43 +180,66 @@ def _read(text: str, what: str) -> Table:
     try:
         values = json.loads(text)
     except ValueError as error:
-        raise ClippanError(f"{what} is no JSON ({error}); write classes like water; forest, trees.") from None
+        raise ClippanError(
+            "{what} is no JSON ({error}); write classes like water; forest, trees.", what=what, error=error
+        ) from None
     try:
         return from_json(Table, values)
     except ClippanError as error:
-        raise ClippanError(f"{what} is not understood: {error}") from None
+        raise ClippanError("{what} is not understood: {error}", what=what, error=error) from None
 
 
 def _checked(table: Table) -> Table:
     if not table.classes:
         raise ClippanError("No classes were given; write them like water; forest, trees; building, roof.")
     if len(table.classes) > MOST:
-        raise ClippanError(f"{len(table.classes)} classes are too many for a map of bytes; give {MOST} at most.")
+        raise ClippanError(
+            "{count} classes are too many for a map of bytes; give {MOST} at most.", count=len(table.classes), MOST=MOST
+        )
     seen: dict[str, int] = {}
     for number, prompt in enumerate(table.classes, 1):
         if not prompt.name.strip():
-            raise ClippanError(f"Class {number} has no name; give it one.")
+            raise ClippanError("Class {number} has no name; give it one.", number=number)
         for text in (*prompt.words, *prompt.descriptions):
             if not text.strip():
-                raise ClippanError(f"Class {prompt.name} has an empty synonym or description; remove it.")
+                raise ClippanError("Class {name} has an empty synonym or description; remove it.", name=prompt.name)
             if texts.is_wordless(text):
-                raise ClippanError(f"“{_cut(text)}” of class {number} has no letter or digit; write a word.")
+                raise ClippanError(
+                    "“{cut}” of class {number} has no letter or digit; write a word.", cut=_cut(text), number=number
+                )
             if len(text) > _LONGEST:
-                raise ClippanError(f"“{_cut(text)}” is too long for a prompt; use {_LONGEST} letters at most.")
+                raise ClippanError(
+                    "“{cut}” is too long for a prompt; use {_LONGEST} letters at most.",
+                    cut=_cut(text),
+                    _LONGEST=_LONGEST,
+                )
         if prompt.name.lower() in seen:
             raise ClippanError(
-                f"Classes {seen[prompt.name.lower()]} and {number} are both called {prompt.name}; give each its own "
-                "name, and other words for one class after commas."
+                "Classes {seen} and {number} are both called {name}; give each its own name, and other words for one "
+                "class after commas.",
+                seen=seen[prompt.name.lower()],
+                number=number,
+                name=prompt.name,
             )
         seen[prompt.name.lower()] = number
         if prompt.colour and not texts.COLOUR.fullmatch(prompt.colour):
-            raise ClippanError(f"The colour {prompt.colour} of {prompt.name} is not understood; write it like #1f78b4.")
+            raise ClippanError(
+                "The colour {colour} of {name} is not understood; write it like #1f78b4.",
+                colour=prompt.colour,
+                name=prompt.name,
+            )
         if not 0 <= prompt.threshold < 1:
-            raise ClippanError(f"The threshold of {prompt.name} is {prompt.threshold:g}; it has to be from 0 to 1.")
+            raise ClippanError(
+                "The threshold of {name} is {threshold:g}; it has to be from 0 to 1.",
+                name=prompt.name,
+                threshold=prompt.threshold,
+            )
         if not all(math.isfinite(value) for value in (prompt.offset, *prompt.vector)):
-            raise ClippanError(f"The offset of {prompt.name} is no number; calibrate again.")
+            raise ClippanError("The offset of {name} is no number; calibrate again.", name=prompt.name)
     if table.logit_scale is not None and not 0 < table.logit_scale <= 1000:
-        raise ClippanError(f"The logit scale is {table.logit_scale:g}; it has to be above 0 and at most 1000.")
+        raise ClippanError(
+            "The logit scale is {logit_scale:g}; it has to be above 0 and at most 1000.", logit_scale=table.logit_scale
+        )
     return table
 
 
@@ -233,8 +266,6 @@ def _key(word: str) -> str:
 
 
 def _hue(number: int) -> str:
-    import colorsys
-
     value = 0.9 if number % 2 else 0.7
     parts = colorsys.hsv_to_rgb((0.05 + number * _GOLDEN) % 1, 0.65, value)
     return "#" + "".join(f"{round(255 * part):02x}" for part in parts)

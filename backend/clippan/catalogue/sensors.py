@@ -10,6 +10,7 @@ from typing import Optional
 from clippan import resources
 from clippan.catalogue.colours import mentions
 from clippan.core.context import Context
+from clippan.core.messages import Message
 
 UNRECOGNISED = "Sensor: generic, as the files name none that is known; choose one if you know it."
 
@@ -84,7 +85,7 @@ def resolve_sensor(name: str, hints: Iterable[str], context: Context) -> Sensor:
         return find(name) or SENSORS["generic"]
     found = recognise(hints)
     if found:
-        context.log(f"Sensor: {found.label}, recognised from the files.")
+        context.log(Message("Sensor: {label}, recognised from the files.", label=found.label))
         return found
     context.log(UNRECOGNISED)
     return SENSORS["generic"]

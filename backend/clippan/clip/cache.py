@@ -102,8 +102,10 @@ def locate(model: Model, context: Optional[Context] = None) -> Optional[Found]:
         if found is not None:
             if found.sha256 and context is not None and checksum(found.path, context) != found.sha256:
                 raise ClippanError(
-                    f"{found.path} in the offline folder is damaged or another version (its sha256 is not "
-                    f"{found.sha256[:12]}…); copy it again."
+                    "{path} in the offline folder is damaged or another version (its sha256 is not {sha256}…); copy "
+                    "it again.",
+                    path=found.path,
+                    sha256=found.sha256[:12],
                 )
             return found
         path, record = place_of(model), recorded(model)
@@ -112,8 +114,10 @@ def locate(model: Model, context: Optional[Context] = None) -> Optional[Found]:
         return Found(path, "cache", record.revision, record.sha256)
     except OSError as error:  # no right to look, a disk that is gone
         raise ClippanError(
-            f"The weights of {model.label} cannot be read ({error}); check the cache folder and the offline folder in "
-            "the options (CLIPPAN_CACHE, CLIPPAN_OFFLINE)."
+            "The weights of {label} cannot be read ({error}); check the cache folder and the offline folder in the "
+            "options (CLIPPAN_CACHE, CLIPPAN_OFFLINE).",
+            label=model.label,
+            error=error,
         ) from error
 
 
@@ -221,8 +225,10 @@ def held(name: str, context: Optional[Context] = None) -> Iterator[None]:
 def unwritable(error: OSError) -> ClippanError:
     """The sentence for a cache in which nothing can be written."""
     return ClippanError(
-        f"The cache folder {cache_folder()} cannot be written to ({error.strerror or error}); choose another in the "
-        "options (CLIPPAN_CACHE)."
+        "The cache folder {cache_folder} cannot be written to ({reason}); choose another in the options "
+        "(CLIPPAN_CACHE).",
+        cache_folder=cache_folder(),
+        reason=error.strerror or error,
     )
 
 
@@ -277,8 +283,10 @@ def remove(model: Model) -> int:
     """
     if model.path is not None:
         if model.id in MODELS:
-            raise ClippanError(f"{model.label} comes with CLIPPan and stays; only downloaded models can be removed.")
-        raise ClippanError(f"{model.path} is no downloaded model; delete it yourself if you do not need it.")
+            raise ClippanError(
+                "{label} comes with CLIPPan and stays; only downloaded models can be removed.", label=model.label
+            )
+        raise ClippanError("{path} is no downloaded model; delete it yourself if you do not need it.", path=model.path)
     if not cache_folder().is_dir():
         return 0
     with held(model.id):
@@ -290,7 +298,9 @@ def remove(model: Model) -> int:
                     file.unlink()
                 except OSError as error:
                     raise ClippanError(
-                        f"{file} cannot be removed ({error.strerror or error}); close the programs that use it."
+                        "{file} cannot be removed ({reason}); close the programs that use it.",
+                        file=file,
+                        reason=error.strerror or error,
                     ) from error
                 freed += size
         write_record(model, None)

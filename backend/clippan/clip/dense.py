@@ -84,8 +84,9 @@ def _watched(visual: nn.Module) -> nn.Module:
     if isinstance(visual, TimmModel) and isinstance(pool, nn.Module):
         return pool
     raise ClippanError(
-        f"The image tower of this model ({type(getattr(visual, 'trunk', visual)).__name__}) has no dense features; "
-        "choose a CLIP with a vision transformer of open_clip's own, or a convolutional one."
+        "The image tower of this model ({__name__}) has no dense features; choose a CLIP with a vision transformer of "
+        "open_clip's own, or a convolutional one.",
+        __name__=type(getattr(visual, "trunk", visual)).__name__,
     )
 
 

@@ -21,6 +21,7 @@ from clippan.clip import cache, dense, hub, load
 from clippan.core.channels import Channels
 from clippan.core.context import Context
 from clippan.core.device import Device, choose_device, memory_error, multiplies_bfloat16
+from clippan.core.messages import Message
 from clippan.core.texts import foreign as in_other_scripts
 from clippan.core.texts import listed
 
@@ -181,18 +182,27 @@ def reading(model: Model, loaded: load.Loaded, phrases: Sequence[str]) -> list[s
         model, loaded: that reads.
         phrases: what it is given to read, as the user wrote it.
     """
-    hints = []
+    hints: list[str] = []
     foreign = in_other_scripts(phrases) if model.languages == ("en",) else []
     if foreign:
         hints.append(
-            f"The model {model.label} reads English, and is likely to make nothing of {_quoted(foreign)}; write "
-            "English words instead."
+            Message(
+                "The model {label} reads English, and is likely to make nothing of {quoted}; write English words "
+                "instead.",
+                label=model.label,
+                quoted=_quoted(foreign),
+            )
         )
     cut = _cut(loaded, list(dict.fromkeys(phrases)))
     if cut:
         hints.append(
-            f"The model {model.label} reads {loaded.tokenizer(['']).shape[1]} tokens (pieces of words) at most, and so "
-            f"not the end of {_quoted(cut)}; write less."
+            Message(
+                "The model {label} reads {shape} tokens (pieces of words) at most, and so not the end of {quoted}; "
+                "write less.",
+                label=model.label,
+                shape=loaded.tokenizer([""]).shape[1],
+                quoted=_quoted(cut),
+            )
         )
     return hints
 

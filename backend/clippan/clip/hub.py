@@ -23,7 +23,8 @@ from clippan.catalogue.models import MODELS, Model
 from clippan.clip import cache
 from clippan.clip.cache import Record
 from clippan.core.context import Context
-from clippan.core.errors import Cancelled, ClippanError, told
+from clippan.core.errors import Cancelled, ClippanError, one_line
+from clippan.core.messages import Message
 from clippan.core.watch import watched
 
 HUB = "https://huggingface.co"
@@ -55,7 +56,9 @@ def fetch(model: Model, context: Context, accept_licence: bool = False) -> Path:
     if found is not None:
         return found.path
     if model.path is not None:
-        raise ClippanError(f"The weights {model.path} are missing; install CLIPPan again, or choose another model.")
+        raise ClippanError(
+            "The weights {path} are missing; install CLIPPan again, or choose another model.", path=model.path
+        )
     _show_licence(model, context, accept_licence)
     with cache.held(model.id, context):
         found = cache.locate(model, context)  # another process may have fetched it meanwhile
@@ -76,9 +79,12 @@ def _show_licence(model: Model, context: Context, accepted: bool) -> None:
     context.log(f"{model.label} is published under the licence {model.licence}: {model.licence_url}")
     if not (accepted or _PERMISSIVE.fullmatch(model.licence)):
         raise ClippanError(
-            f"{model.label} has the licence {model.licence} ({model.licence_url}), which you have to accept before "
-            f"the download; read it, then download with the licence accepted (clippan download {model.id} "
-            "--accept-licence)."
+            "{label} has the licence {licence} ({licence_url}), which you have to accept before the download; read "
+            "it, then download with the licence accepted (clippan download {id} --accept-licence).",
+            label=model.label,
+            licence=model.licence,
+            licence_url=model.licence_url,
+            id=model.id,
         )
 
 
@@ -87,13 +93,14 @@ def _download(model: Model, context: Context) -> Path:
     target = cache.place_of(model)
     record = cache.recorded(model)
     wanted = model.revision or (record.revision if record else None)
-    context.progress(0, f"Looking up {model.label}")
+    context.progress(0, Message("Looking up {label}", label=model.label))
     metadata = watched(lambda: hub.metadata(wanted or "main"), context)
     revision, size, etag = metadata.commit_hash, metadata.size, metadata.etag
     if not revision or not etag or not size:
         raise ClippanError(
-            f"{_shown()} does not answer as the Hugging Face Hub does; check HF_ENDPOINT, and whether a proxy or a "
-            "log-in page of the network is in between."
+            "{shown} does not answer as the Hugging Face Hub does; check HF_ENDPOINT, and whether a proxy or a log-in "
+            "page of the network is in between.",
+            shown=_shown(),
         )
     promised = etag if re.fullmatch("[0-9a-f]{64}", etag) else None  # weights are kept under their sha256
     expected = model.sha256 or (record.sha256 if record else None) or promised
@@ -129,9 +136,12 @@ def _download(model: Model, context: Context) -> Path:
 
 def _wrong(model: Model, what: str) -> ClippanError:
     return ClippanError(
-        f"The weights that {_shown()} sent for {model.label} {what} the expected ones (sha256) and were not kept; "
-        "try again, and if that does not help check HF_ENDPOINT, or forget the recorded version (clippan remove "
-        f"{model.id})."
+        "The weights that {shown} sent for {label} {what} the expected ones (sha256) and were not kept; try again, "
+        "and if that does not help check HF_ENDPOINT, or forget the recorded version (clippan remove {id}).",
+        shown=_shown(),
+        label=model.label,
+        what=what,
+        id=model.id,
     )
 
 
@@ -149,7 +159,15 @@ def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context)
     begun = part.stat().st_size if part.is_file() else 0
     if shutil.disk_usage(part.parent).free < size - begun + _SPARE:
         raise _full(hub.model, part, size)
-    context.log(f"Downloading {size / 1e6:.0f} MB from {_shown()}/{hub.model.repository}, commit {revision}")
+    context.log(
+        Message(
+            "Downloading {size:.0f} MB from {shown}/{repository}, commit {revision}",
+            size=size / 1000000.0,
+            shown=_shown(),
+            repository=hub.model.repository,
+            revision=revision,
+        )
+    )
     if begun:
         context.log(f"{begun / 1e6:.0f} MB are here already; going on from there")
     keep = False
@@ -178,8 +196,11 @@ def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context)
 
 def _full(model: Model, part: Path, size: int) -> ClippanError:
     return ClippanError(
-        f"{model.label} takes {size / 1e6:.0f} MB, for which the disk of {part.parent} has no space; make room, or "
-        "choose another cache folder in the options (CLIPPAN_CACHE)."
+        "{label} takes {size:.0f} MB, for which the disk of {parent} has no space; make room, or choose another cache "
+        "folder in the options (CLIPPAN_CACHE).",
+        label=model.label,
+        size=size / 1000000.0,
+        parent=part.parent,
     )
 
 
@@ -191,9 +212,9 @@ class _Hub:
             import huggingface_hub
             from huggingface_hub import constants, utils
         except ImportError as error:
-            reason = told(error)
+            reason = one_line(error)
             raise ClippanError(
-                f"The engine's Python cannot download models ({reason}); run Set up engine again."
+                "The engine's Python cannot download models ({reason}); run Set up engine again.", reason=reason
             ) from error
         self.model = model
         self._hub, self._constants, self._utils = huggingface_hub, constants, utils
@@ -216,8 +237,12 @@ class _Hub:
             if not _is_network(error):
                 raise
             raise ClippanError(
-                f"The Hugging Face Hub ({_shown()}) cannot be reached ({_reason(error)}); check the network, the "
-                f"proxy and HF_ENDPOINT, or put {Path(self.model.file).name} into {self._offline()}."
+                "The Hugging Face Hub ({shown}) cannot be reached ({reason}); check the network, the proxy and "
+                "HF_ENDPOINT, or put {name} into {offline}.",
+                shown=_shown(),
+                reason=_reason(error),
+                name=Path(self.model.file).name,
+                offline=self._offline(),
             ) from error
 
     def blocks(self, revision: str, position: int, size: int, context: Context) -> Iterator[tuple[int, bytes]]:
@@ -247,8 +272,12 @@ class _Hub:
             if position < size:
                 if tries == _TRIES:
                     raise ClippanError(
-                        f"The download of {self.model.label} was cut after {position / 1e6:.0f} of {size / 1e6:.0f} MB "
-                        f"({cut}); start it again, and it goes on from there."
+                        "The download of {label} was cut after {position:.0f} of {size:.0f} MB ({cut}); start it "
+                        "again, and it goes on from there.",
+                        label=self.model.label,
+                        position=position / 1000000.0,
+                        size=size / 1000000.0,
+                        cut=cut,
                     )
                 watched(lambda: time.sleep(_PAUSE), context)
 
@@ -287,27 +316,36 @@ class _Hub:
             code = ""
         if code == "GatedRepo" or (status == 403 and not code):
             return ClippanError(
-                f"{model.label} is given only to those who accepted its licence: accept it at {address}, then name "
-                "your token in the options (HF token; HF_TOKEN on the command line)."
+                "{label} is given only to those who accepted its licence: accept it at {address}, then name your "
+                "token in the options (HF token; HF_TOKEN on the command line).",
+                label=model.label,
+                address=address,
             )
         if code == "RevisionNotFound":
             return ClippanError(
-                f"The recorded version of {model.label} is no longer at {address}; update CLIPPan, or forget the "
-                f"version (clippan remove {model.id}) and download again."
+                "The recorded version of {label} is no longer at {address}; update CLIPPan, or forget the version "
+                "(clippan remove {id}) and download again.",
+                label=model.label,
+                address=address,
+                id=model.id,
             )
         if code == "EntryNotFound":
             return ClippanError(
-                f"{address} has no file {model.file}; update CLIPPan, or choose another model, and tell us."
+                "{address} has no file {file}; update CLIPPan, or choose another model, and tell us.",
+                address=address,
+                file=model.file,
             )
         if code == "RepoNotFound" or status == 404:
             return ClippanError(
-                f"There is no public repository {address}; update CLIPPan, check HF_ENDPOINT, or if it is private "
-                "name your token in the options (HF token; HF_TOKEN on the command line)."
+                "There is no public repository {address}; update CLIPPan, check HF_ENDPOINT, or if it is private name "
+                "your token in the options (HF token; HF_TOKEN on the command line).",
+                address=address,
             )
         if status == 401:
             return ClippanError(
-                f"{_shown()} does not accept your token; make a new one there and name it in the options (HF token; "
-                "HF_TOKEN on the command line)."
+                "{shown} does not accept your token; make a new one there and name it in the options (HF token; "
+                "HF_TOKEN on the command line).",
+                shown=_shown(),
             )
         if status == 407:
             return ClippanError(
@@ -316,10 +354,15 @@ class _Hub:
             )
         if status == 429:
             return ClippanError(
-                f"{_shown()} had too many requests from here; wait some minutes, or name a token in the options "
-                "(HF token; HF_TOKEN on the command line)."
+                "{shown} had too many requests from here; wait some minutes, or name a token in the options (HF "
+                "token; HF_TOKEN on the command line).",
+                shown=_shown(),
             )
-        return ClippanError(f"{_shown()} answered with error {status}; try again later, or check HF_ENDPOINT.")
+        return ClippanError(
+            "{shown} answered with error {status}; try again later, or check HF_ENDPOINT.",
+            shown=_shown(),
+            status=status,
+        )
 
 
 def _is_network(error: BaseException) -> bool:

@@ -12,14 +12,14 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
+
+import torch
+from safetensors.torch import load_file
 
 from clippan.catalogue import models
 from clippan.catalogue.models import Model
-from clippan.core.errors import ClippanError, told
-
-if TYPE_CHECKING:
-    import torch
+from clippan.core.errors import ClippanError, one_line
 
 _NESTS = ("state_dict", "model_state_dict", "model")
 _ASIDE = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's archives hold beside weights
@@ -63,8 +63,6 @@ def load(path: Path, model: Model, device: Optional[torch.device] = None) -> Loa
     Raises:
         ClippanError: they cannot be read safely, or are of another architecture.
     """
-    import torch
-
     weights = _read(path)
     description = describe(path, model)
     text = description["text_cfg"]
@@ -87,12 +85,8 @@ def load(path: Path, model: Model, device: Optional[torch.device] = None) -> Loa
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     """The named tensors of a file. Only tensors are read: a pickle of anything else could run programs."""
-    import torch
-
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             values: Any = load_file(str(path), device="cpu")
         else:
             with warnings.catch_warnings():  # on an archive that is refused below
@@ -100,21 +94,27 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
                 values = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ClippanError(
-            f"The weights {path} cannot be read ({error.strerror or error}); check the file, or download it again."
+            "The weights {path} cannot be read ({reason}); check the file, or download it again.",
+            path=path,
+            reason=error.strerror or error,
         ) from error
     except pickle.UnpicklingError as error:
         raise ClippanError(
-            f"{path} is no file of weights, or holds more than weights, which could run programs and is not opened; "
-            "download it again, or save its state_dict as safetensors."
+            "{path} is no file of weights, or holds more than weights, which could run programs and is not opened; "
+            "download it again, or save its state_dict as safetensors.",
+            path=path,
         ) from error
     except Exception as error:
         if "TorchScript" in str(error):
             raise ClippanError(
-                f"{path} is a TorchScript archive, which could run programs and is not opened; save its state_dict as "
-                "safetensors."
+                "{path} is a TorchScript archive, which could run programs and is not opened; save its state_dict as "
+                "safetensors.",
+                path=path,
             ) from error
         raise ClippanError(
-            f"The weights {path} are damaged or cut short ({type(error).__name__}); download them again."
+            "The weights {path} are damaged or cut short ({__name__}); download them again.",
+            path=path,
+            __name__=type(error).__name__,
         ) from error
     while isinstance(values, Mapping):
         nest = next((name for name in _NESTS if isinstance(values.get(name), Mapping)), None)
@@ -125,7 +125,9 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     for name in _ASIDE:
         weights.pop(name, None)
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise ClippanError(f"{path} holds no weights (a state_dict of tensors); choose the file of a trained model.")
+        raise ClippanError(
+            "{path} holds no weights (a state_dict of tensors); choose the file of a trained model.", path=path
+        )
     while all(name.startswith("module.") for name in weights):
         weights = {name[len("module.") :]: value for name, value in weights.items()}
     return weights
@@ -136,12 +138,10 @@ def _merge_long(weights: dict[str, torch.Tensor], prefix: str, path: Path) -> No
 
     Some save the masks, some do not: then the first positions are of the one, all others of the other.
     """
-    import torch
-
     first = weights.get(f"{prefix}positional_embedding")
     second, masks = weights.pop(f"{prefix}{_LONG}"), [weights.pop(f"{prefix}mask{number}", None) for number in (1, 2)]
     if first is None or first.shape != second.shape:
-        raise ClippanError(f"The long text tower in {path} has one half only; download the weights again.")
+        raise ClippanError("The long text tower in {path} has one half only; download the weights again.", path=path)
     kept = (torch.arange(len(first)) < _KEPT).to(torch.float32)[:, None]
     one, other = (default if mask is None else mask.float() for mask, default in zip(masks, (kept, 1 - kept)))
     weights[f"{prefix}positional_embedding"] = first.float() * one + second.float() * other
@@ -160,8 +160,11 @@ def describe(path: Path, model: Model) -> dict[str, Any]:
     description = copy.deepcopy(open_clip.get_model_config(model.architecture))
     if description is None:
         raise ClippanError(
-            f"open_clip {open_clip.__version__} does not know the architecture {model.architecture} of {model.label}; "
-            "run Set up engine, which installs a newer one."
+            "open_clip {__version__} does not know the architecture {architecture} of {label}; run Set up engine, "
+            "which installs a newer one.",
+            __version__=open_clip.__version__,
+            architecture=model.architecture,
+            label=model.label,
         )
     # What it was trained with decides; the name of an architecture may be read without its "-quickgelu".
     description["quick_gelu"] = model.activation == "quickgelu"
@@ -183,8 +186,11 @@ def _build(description: dict[str, Any], assumed: str) -> Any:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
         raise ClippanError(
-            f"open_clip {open_clip.__version__} cannot build the architecture {assumed} ({reason}); choose another "
-            "model, or run Set up engine for a newer open_clip."
+            "open_clip {__version__} cannot build the architecture {assumed} ({reason}); choose another model, or run "
+            "Set up engine for a newer open_clip.",
+            __version__=open_clip.__version__,
+            assumed=assumed,
+            reason=reason,
         ) from error
 
 
@@ -194,14 +200,13 @@ def widen(visual: Any, bands: int) -> tuple[Any, Any]:
     Raises:
         ClippanError: it does not begin with a convolution of red, green and blue.
     """
-    import torch
-
     convolutions = [item for item in visual.named_modules() if isinstance(item[1], torch.nn.Conv2d)]
     name, before = convolutions[0] if convolutions else ("", None)
     if before is None or before.in_channels != 3:
         raise ClippanError(
-            f"The image tower {type(visual).__name__} does not begin with a convolution of red, green and blue, and "
-            "cannot take other bands; choose another model."
+            "The image tower {__name__} does not begin with a convolution of red, green and blue, and cannot take "
+            "other bands; choose another model.",
+            __name__=type(visual).__name__,
         )
     after = copy.deepcopy(before)
     after.in_channels = bands
@@ -227,8 +232,11 @@ def _fill(network: Any, weights: dict[str, torch.Tensor], path: Path, assumed: s
     ]
     if problems:
         raise ClippanError(
-            f"The weights {path} do not fit the architecture {assumed} ({'; '.join(problems)}); choose the model that "
-            "they belong to."
+            "The weights {path} do not fit the architecture {assumed} ({problems}); choose the model that they belong "
+            "to.",
+            path=path,
+            assumed=assumed,
+            problems="; ".join(problems),
         )
     network.load_state_dict(weights, strict=True)
 
@@ -239,7 +247,6 @@ def sequence_first(network: Any) -> None:
     On (n, length, width) torch's attention hands transposed matrices to oneDNN, which then multiplies half as fast in
     float32, and thirty times slower in bfloat16 (torch 2.15 on a CPU with AVX-512 BF16).
     """
-    import torch
     from open_clip.transformer import Transformer
 
     for transformer in network.modules():
@@ -265,7 +272,9 @@ def _tokenizer(text: Mapping[str, Any], path: Path) -> Callable[..., torch.Tenso
         # Its files lie beside the weights; the name would be looked up on the Hub.
         return HFTokenizer(str(path.parent), context_length=length, **options)
     except Exception as error:
-        reason = told(error)
+        reason = one_line(error)
         raise ClippanError(
-            f"The tokenizer of {path} cannot be read ({reason}); put its files (tokenizer.json) beside the weights."
+            "The tokenizer of {path} cannot be read ({reason}); put its files (tokenizer.json) beside the weights.",
+            path=path,
+            reason=reason,
         ) from error

@@ -50,8 +50,10 @@ def words(model: Encoder, table: Table, with_background: bool) -> Words:
         if prompt.vector:
             if table.model != model.model.id or len(prompt.vector) != model.width:
                 raise ClippanError(
-                    f"The prompt table was calibrated for the model {table.model or 'unknown'}, not for "
-                    f"{model.model.id}; choose that model, or calibrate the table again."
+                    "The prompt table was calibrated for the model {model}, not for {id}; choose that model, or "
+                    "calibrate the table again.",
+                    model=table.model or "unknown",
+                    id=model.model.id,
                 )
             vectors.append(np.array([prompt.vector], np.float32))
             owners.append(number)

@@ -63,6 +63,10 @@ class Channels:
         if len(described) == len(self.names):
             return tuple(range(1, len(self.names) + 1))
         raise ClippanError(
-            f"The model takes {len(self.names)} band{'s' * (len(self.names) > 1)} ({self.listed}), but the raster has "
-            f"{len(described)}; choose a raster of that sensor, or another model."
+            "The model takes {count} band{value} ({listed}), but the raster has {count_2}; choose a raster of that "
+            "sensor, or another model.",
+            count=len(self.names),
+            value="s" * (len(self.names) > 1),
+            listed=self.listed,
+            count_2=len(described),
         )

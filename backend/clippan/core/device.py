@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import importlib
 import os
 import shutil
@@ -14,21 +13,23 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from clippan.core.choice import Choice
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
+from clippan.core.messages import Message
 from clippan.core.threads import count_threads
 
 if TYPE_CHECKING:
     import torch
 
 
-class Device(enum.Enum):
+class Device(Choice):
     """Where the engine computes."""
 
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-    MPS = "mps"
+    AUTO = "auto", "Automatic"
+    CPU = "cpu", "Processor (CPU)"
+    CUDA = "cuda", "NVIDIA graphics card (CUDA)"
+    MPS = "mps", "Apple graphics (MPS)"
 
 
 def share_cores() -> None:
@@ -48,16 +49,19 @@ def require_torch() -> ModuleType:
         if error.name != "torch":
             raise _broken(error) from error
         raise ClippanError(
-            f"The engine's Python ({sys.executable}) has no PyTorch; run Set up engine, or install torch there."
+            "The engine's Python ({executable}) has no PyTorch; run Set up engine, or install torch there.",
+            executable=sys.executable,
         ) from None
     except Exception as error:  # a DLL is missing, or another library does not fit
         raise _broken(error) from error
 
 
 def _broken(error: Exception) -> ClippanError:
-    reason = told(error)
+    reason = one_line(error)
     return ClippanError(
-        f"PyTorch in the engine's Python ({sys.executable}) does not start ({reason}); run Set up engine again."
+        "PyTorch in the engine's Python ({executable}) does not start ({reason}); run Set up engine again.",
+        executable=sys.executable,
+        reason=reason,
     )
 
 
@@ -94,7 +98,7 @@ def graphics_memory() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Choice:
+class DeviceChoice:
     """A device to compute on.
 
     Attributes:
@@ -110,10 +114,10 @@ class Choice:
     def log(self, context: Context) -> None:
         """Tells the log. Where no graphics card is there to be missed, only the doctor says so, not every job."""
         if not self.second or has_card():
-            context.log(f"Device: {self.device.type}. {self.reason}")
+            context.log(Message("Device: {type}. {reason}", type=self.device.type, reason=self.reason))
 
 
-def choose_device(wanted: Device, exact: bool = False) -> Choice:
+def choose_device(wanted: Device, exact: bool = False) -> DeviceChoice:
     """The device to compute on.
 
     Auto means CUDA where it works, else the CPU. Apple's MPS is used only when asked for: we could not try it.
@@ -127,20 +131,25 @@ def choose_device(wanted: Device, exact: bool = False) -> Choice:
     """
     torch = require_torch()
     if wanted is Device.CPU:
-        return Choice(torch.device("cpu"), "The CPU was asked for.")
+        return DeviceChoice(torch.device("cpu"), "The CPU was asked for.")
     if wanted is Device.MPS:
         if not torch.backends.mps.is_available():
             raise ClippanError("MPS was asked for, but this is no Mac with a GPU that PyTorch can use; choose auto.")
         if exact:
-            return Choice(torch.device("cpu"), "MPS has no float64, in which figures are summed.")
-        return Choice(torch.device("mps"), "MPS was asked for.")
+            return DeviceChoice(torch.device("cpu"), "MPS has no float64, in which figures are summed.")
+        return DeviceChoice(torch.device("mps"), "MPS was asked for.")
     problem = cuda_problem()
     if not problem:
         gpu = torch.cuda.get_device_name()
-        return Choice(torch.device("cuda"), "CUDA was asked for." if wanted is Device.CUDA else f"CUDA works on {gpu}.")
+        return DeviceChoice(
+            torch.device("cuda"),
+            "CUDA was asked for." if wanted is Device.CUDA else Message("CUDA works on {gpu}.", gpu=gpu),
+        )
     if wanted is Device.CUDA:
-        raise ClippanError(f"CUDA was asked for, but {problem}; choose auto or cpu, or run Check engine.")
-    return Choice(torch.device("cpu"), f"CUDA cannot be used: {problem}.", second=True)
+        raise ClippanError(
+            "CUDA was asked for, but {problem}; choose auto or cpu, or run Check engine.", problem=problem
+        )
+    return DeviceChoice(torch.device("cpu"), Message("CUDA cannot be used: {problem}.", problem=problem), second=True)
 
 
 def has_card() -> bool:
@@ -169,7 +178,7 @@ def nvidia_cards() -> list[tuple[str, str]]:
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=15, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise _silent(told(error)) from None
+        raise _silent(one_line(error)) from None
     if run.returncode and "No devices were found" not in run.stdout:
         raise _silent(" ".join((run.stdout or run.stderr).split()).rstrip("."))
     lines = [line.rsplit(",", 1) for line in run.stdout.splitlines() if "," in line]
@@ -177,7 +186,9 @@ def nvidia_cards() -> list[tuple[str, str]]:
 
 
 def _silent(reason: str) -> ClippanError:
-    return ClippanError(f"The NVIDIA driver does not answer ({reason}); reinstall it, or restart the machine.")
+    return ClippanError(
+        "The NVIDIA driver does not answer ({reason}); reinstall it, or restart the machine.", reason=reason
+    )
 
 
 def multiplies_bfloat16() -> bool:

@@ -1,14 +1,28 @@
 """What can go wrong, as one sentence for the user."""
 
+from __future__ import annotations
+
+from typing import Any
+
+from clippan.core.messages import Message
+
 
 class ClippanError(Exception):
-    """A failure with a cause and a remedy, in one sentence that is shown to the user as it is."""
+    """A failure with a cause and a remedy, in one sentence that is shown to the user.
 
-    def __init__(self, sentence: str) -> None:
-        super().__init__(" ".join(sentence.splitlines()))  # names and values that it quotes may have several lines
+    Args:
+        sentence: in English, with ``{name}`` where ``values`` go.
+
+    Attributes:
+        message: the sentence with its values, which can be translated.
+    """
+
+    def __init__(self, sentence: str, /, **values: Any) -> None:
+        self.message = sentence if isinstance(sentence, Message) and not values else Message(sentence, **values)
+        super().__init__(self.message)
 
 
-def told(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What an exception says, on one line and without a full stop, to stand inside a sentence."""
     return " ".join(str(error).split()).rstrip(".")
 

@@ -10,27 +10,32 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, Union
 
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 
 T = TypeVar("T")
 
-_LARGEST = 2**63  # whole numbers from here on fit into no array or file
+REQUIRED: Any = enum.Enum("Required", "REQUIRED").REQUIRED  # type: ignore[attr-defined]  # default of fields without one
 
 
-def to_json(value: Any) -> Any:
+def to_json(value: Any, messages: bool = False) -> Any:
     """A request or result as plain JSON values (dict, list, str, float, int, bool, None).
+
+    With ``messages``, sentences that can be translated are objects with key and values, and else English texts.
 
     JSON has no NaN and no infinity: they become the words "NaN", "Infinity" and "-Infinity", which ``from_json`` takes.
     """
+    if isinstance(value, Message):
+        return value.to_json() if messages else str(value)
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: to_json(getattr(value, field.name), messages) for field in dataclasses.fields(value)}
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
+        return {str(key): to_json(item, messages) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_json(item) for item in value]
+        return [to_json(item, messages) for item in value]
     return value
 
 
@@ -41,22 +46,29 @@ def from_json(kind: type[T], values: Mapping[str, Any]) -> T:
         ClippanError: a name is unknown or missing, or a value is not of the declared type.
     """
     if not isinstance(values, Mapping):
-        raise ClippanError(f"A {kind.__name__} is written as a JSON object with named values.")
+        raise ClippanError("A {__name__} is written as a JSON object with named values.", __name__=kind.__name__)
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise ClippanError(
-            f"Unknown parameter {', '.join(unknown)} for {kind.__name__}; known are {', '.join(fields)}."
+            "Unknown parameter {unknown} for {__name__}; known are {fields}.",
+            unknown=", ".join(unknown),
+            __name__=kind.__name__,
+            fields=", ".join(fields),
         )
-    missing = [
-        name
-        for name, field in fields.items()
-        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
+    missing = [name for name, field in fields.items() if name not in values and _required(field)]
     if missing:
-        raise ClippanError(f"Missing parameter {', '.join(missing)} for {kind.__name__}.")
+        raise ClippanError(
+            "Missing parameter {missing} for {__name__}.", missing=", ".join(missing), __name__=kind.__name__
+        )
     return kind(**{name: _convert(value, hints[name], name) for name, value in values.items()})
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    if field.default is dataclasses.MISSING:
+        return field.default_factory is dataclasses.MISSING
+    return field.default is REQUIRED
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
@@ -71,6 +83,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         return {key: _convert(item, arguments[1], name) for key, item in value.items()}
     if hint is Any:
         return value
+    if hint is str and isinstance(value, Mapping) and set(value) == {"message", "values"}:
+        return Message.from_json(value)
     if isinstance(hint, type):
         if dataclasses.is_dataclass(hint):
             return from_json(hint, value)
@@ -79,9 +93,9 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
                 return hint(value)
             except ValueError:
                 known = ", ".join(str(item.value) for item in hint)
-                raise ClippanError(f"Unknown {name} '{value}'; choose one of {known}.") from None
-        if hint in (int, float) and isinstance(value, int) and abs(value) >= _LARGEST:
-            raise ClippanError(f"Parameter {name} is larger than any number that is meant here; choose a smaller one.")
+                raise ClippanError(
+                    "Unknown {name} '{value}'; choose one of {known}.", name=name, value=value, known=known
+                ) from None
         if hint is float and value in ("NaN", "Infinity", "-Infinity"):
             return float(value)
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -89,4 +103,4 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
             return value
     wanted = getattr(hint, "__name__", None) or str(hint)
-    raise ClippanError(f"Parameter {name} should be {wanted}, not {value!r}.")
+    raise ClippanError("Parameter {name} should be {wanted}, not {value!r}.", name=name, wanted=wanted, value=value)

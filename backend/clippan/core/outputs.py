@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Optional, Union
 
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 
 if sys.platform == "win32":
     import msvcrt
@@ -138,9 +138,11 @@ class Outputs:
                 try:
                     self._move(path, part, undo)
                 except (OSError, RuntimeError) as error:
-                    reason = getattr(error, "strerror", None) or told(error)
+                    reason = getattr(error, "strerror", None) or one_line(error)
                     raise ClippanError(
-                        f"The output {path} could not be put in place ({reason}); close it in other programs."
+                        "The output {path} could not be put in place ({reason}); close it in other programs.",
+                        path=path,
+                        reason=reason,
                     ) from error
             undo.pop_all()
 
@@ -256,24 +258,33 @@ def unwritten(
         remedy: what helps where the disk is not full.
         room: what helps where it is.
     """
-    reason = told(error) if isinstance(error, BaseException) else " ".join(error.split()).rstrip(".")
+    reason = one_line(error) if isinstance(error, BaseException) else " ".join(error.split()).rstrip(".")
     number = error.errno if isinstance(error, OSError) else None
     reason = (error.strerror if isinstance(error, OSError) else None) or reason
     folder = Path(path).absolute().parent
     here = not _is_virtual(str(path)) and folder.is_dir()
     full = number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)) or _FULL.search(reason)
     if here and (full or shutil.disk_usage(folder).free < _LITTLE):
-        return ClippanError(f"The disk of {folder} is full; {room}.")
+        return ClippanError("The disk of {folder} is full; {room}.", folder=folder, room=room)
     if here and (number == errno.EFBIG or "file too large" in reason.lower()):
         return ClippanError(
-            f"The {what} {path} could not be written, as the file system of {folder} or a limit of your account "
-            "(ulimit -f) allows no file so large; choose another folder, or have the limit raised."
+            "The {what} {path} could not be written, as the file system of {folder} or a limit of your account "
+            "(ulimit -f) allows no file so large; choose another folder, or have the limit raised.",
+            what=what,
+            path=path,
+            folder=folder,
         )
     if here and not os.access(folder, os.W_OK):
-        return ClippanError(f"The output folder {folder} is not writable; choose another.")
+        return ClippanError("The output folder {folder} is not writable; choose another.", folder=folder)
     if here and not reason:
         remedy = f"check whether the disk of {folder} and your share of it have room, or {remedy}"
-    return ClippanError(f"The {what} {path} could not be written{f' ({reason})' if reason else ''}; {remedy}.")
+    return ClippanError(
+        "The {what} {path} could not be written{value}; {remedy}.",
+        what=what,
+        path=path,
+        value=f" ({reason})" if reason else "",
+        remedy=remedy,
+    )
 
 
 class _Held(Exception):
@@ -400,7 +411,8 @@ def _taken(gate: Path, anyway: bool) -> _Lock:
         except _Held:
             if time.monotonic() > limit:
                 raise ClippanError(
-                    f"Another process is writing the same output to {gate.parent}; wait until it is done, or end it."
+                    "Another process is writing the same output to {parent}; wait until it is done, or end it.",
+                    parent=gate.parent,
                 ) from None
             time.sleep(0.02)
         except OSError as error:

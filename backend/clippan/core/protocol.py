@@ -1,6 +1,6 @@
 """What worker and plugin agree on: the protocol's version and the codes of errors."""
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 FAILED = -32000  # a ClippanError: the message is a sentence for the user
 CANCELLED = -32001

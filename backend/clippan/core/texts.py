@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 
 ENDINGS = (".txt", ".csv", ".json")  # what ends so is the name of a file
 _LARGEST = 2**24  # bytes; what is larger was not written by hand
@@ -60,16 +61,20 @@ def content(text: str, what: str) -> str:
         found = "\0"
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ClippanError(f"The {what} {path} cannot be read ({reason}); check the path.") from None
+        raise ClippanError(
+            "The {what} {path} cannot be read ({reason}); check the path.", what=what, path=path, reason=reason
+        ) from None
     if "\0" in found:  # as UTF-16 has
-        raise ClippanError(f"The {what} {path} is no text in UTF-8; save it as UTF-8, or choose another file.")
+        raise ClippanError(
+            "The {what} {path} is no text in UTF-8; save it as UTF-8, or choose another file.", what=what, path=path
+        )
     return found.strip()
 
 
 def origin(text: str, what: str) -> str:
     """A line for the log about the file that a text names; empty if it stands for itself."""
     path = file_of(text)
-    return f"The {what} were read from the file {path}." if path else ""
+    return Message("The {what} were read from the file {path}.", what=what, path=path) if path else ""
 
 
 def is_json(text: str, content: str) -> bool:
@@ -104,7 +109,9 @@ def legend(text: str, what: str = "legend") -> dict[str, str]:
             found = json.loads(written)
         except ValueError as error:
             named = f"{what} {file_of(text)}".rstrip()
-            raise ClippanError(f"The {named} is no JSON ({error}); write it like 1=water; 2=forest.") from error
+            raise ClippanError(
+                "The {named} is no JSON ({error}); write it like 1=water; 2=forest.", named=named, error=error
+            ) from error
     else:
         pairs = [part.partition("=") for part in parts(written)]
         found = {value: name for value, _, name in pairs}
@@ -114,7 +121,9 @@ def legend(text: str, what: str = "legend") -> dict[str, str]:
     for value, name in found.items():
         value, name = str(value).strip(), str(name).strip()
         if not value or not name:
-            raise ClippanError(f"The {what} {text} is not understood; write it like 1=water; 2=forest.")
+            raise ClippanError(
+                "The {what} {text} is not understood; write it like 1=water; 2=forest.", what=what, text=text
+            )
         names[value.upper() if COLOUR.fullmatch(value) else value] = name
     return names
 

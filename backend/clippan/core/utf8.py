@@ -4,6 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from typing import Any
+
+from clippan.core.errors import ClippanError
+
+
+def check(value: Any) -> None:
+    """Raises ClippanError if a text among plain JSON values is not UTF-8, as GDAL and our formats want it."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            check(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            check(item)
+    elif isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ClippanError(
+                "“{text}” is not written in UTF-8, which GDAL needs; rename the file or folder, or set the terminal to "
+                "UTF-8.",
+                text=value.encode("utf-8", "backslashreplace").decode(),
+            ) from None
 
 
 def ensure(module: str) -> None:

@@ -7,22 +7,21 @@ the authors' code shows the encoder the labelled pixels' windows only, this one 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Optional
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from clippan.core.checkpoint import check_sizes, write
+from clippan.core.checkpoint import write
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
-from clippan.core.json import from_json
+from clippan.core.errors import ClippanError, one_line
 from clippan.core.outputs import Outputs
 from clippan.fewshot import windows
 from clippan.fewshot.network import Network, Size
@@ -101,8 +100,10 @@ class Encoder:
         given = tuple(len(modality) for modality in modalities)
         if given != self.bands:
             raise ClippanError(
-                f"The encoder knows rasters of {_listed(self.bands)} bands, but those given have {_listed(given)}; "
-                "give the rasters it was trained on in the same order, or train it anew."
+                "The encoder knows rasters of {listed} bands, but those given have {listed_2}; give the rasters it "
+                "was trained on in the same order, or train it anew.",
+                listed=_listed(self.bands),
+                listed_2=_listed(given),
             )
 
     def save(self, path: Path, outputs: Optional[Outputs] = None) -> None:
@@ -120,7 +121,7 @@ class Encoder:
         header = {
             "kind": _KIND,
             "bands": json.dumps(self.bands),
-            "size": json.dumps(dataclasses.asdict(self.network.size)),
+            "size": json.dumps(asdict(self.network.size)),
             "about": json.dumps(about),
         }
         weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
@@ -133,27 +134,25 @@ def load(path: Path, device: torch.device) -> Encoder:
     Raises:
         ClippanError: it cannot be read, or holds something else.
     """
-    from safetensors import safe_open
-
     try:
         with safe_open(str(path), "pt") as file:
             header = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header.get("kind") != _KIND:
             raise ValueError("it holds something else")
-        size, about = from_json(Size, json.loads(header["size"])), json.loads(header["about"])
-        check_sizes(dataclasses.astuple(size), weights)
-        projections = [weights[f"owns.{number}.projection"] for number in range(len(json.loads(header["bands"])))]
-        network = Network(size, projections)
+        size, about = Size(**json.loads(header["size"])), json.loads(header["about"])
+        count = len(json.loads(header["bands"]))
+        network = Network(size, [weights[f"owns.{number}.projection"] for number in range(count)])
         network.load_state_dict(weights)
-        means, scales = (tuple(np.array(values, np.float32) for values in about[name]) for name in ("means", "scales"))
-        loss = math.nan if about["loss"] is None else float(about["loss"])
-        return Encoder(network.to(device).eval(), device, int(about["steps"]), loss, means, scales)
     except Exception as error:
         raise ClippanError(
-            f"{path} cannot be read as an encoder of a scene ({told(error)}); choose a file that Pre-train on a scene "
-            "wrote."
+            "{path} cannot be read as an encoder of a scene ({reason}); choose a file that Pre-train on a scene wrote.",
+            path=path,
+            reason=one_line(error),
         ) from error
+    means, scales = (tuple(np.array(values, np.float32) for values in about[name]) for name in ("means", "scales"))
+    loss = math.nan if about["loss"] is None else about["loss"]
+    return Encoder(network.to(device).eval(), device, about["steps"], loss, means, scales)
 
 
 def blank(modalities: Sequence[np.ndarray], valid: np.ndarray, size: Size, seed: int, device: torch.device) -> Encoder:

@@ -148,7 +148,7 @@ class Eye:
     def __init__(self, stack: Stack, look: Look, path: str, model: Encoder, threads: int, folder: Path) -> None:
         self._stack, self._model, self._folder = stack, model, folder
         self._scene = Scene(path, look)
-        self._request = SegmentRequest(path, "", "", threads=threads)
+        self._request = SegmentRequest(raster=path, classes="", output="", threads=threads)
         self._words = Words(np.eye(model.width, dtype=np.float32), np.arange(model.width), model.width)
         self._places = _Places(stack.placed, self._scene.grid)
         self._view: Optional[View] = None

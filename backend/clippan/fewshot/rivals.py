@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 from clippan.core.watch import watched
 from clippan.jobs.classify import Classifier
 
@@ -114,8 +114,9 @@ def _sklearn(name: str) -> ModuleType:
         return importlib.import_module(f"sklearn.{name}")
     except ImportError as error:
         raise ClippanError(
-            f"The engine's Python has no scikit-learn that works ({told(error)}); run Set up engine, or choose a "
-            "method that does without (diffclip, tip, tip-f)."
+            "The engine's Python has no scikit-learn that works ({reason}); run Set up engine, or choose a method "
+            "that does without (diffclip, tip, tip-f).",
+            reason=one_line(error),
         ) from None
 
 

@@ -16,6 +16,7 @@ from osgeo import gdal
 
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.labels.areas import PixelAreas
 from clippan.raster.alpha import notes
 from clippan.raster.grid import Grid
@@ -86,11 +87,13 @@ class Stack:
         """Sentences for the user."""
         hints = list(self.notes) + [source.assumption for source in self.sources if source.assumption]
         for path, source, scales in zip(self.paths, self.sources, self.scales):
-            idle = [source.band_name(band) for band in np.flatnonzero(scales == 0)]
+            idle = [source.band_name(int(band)) for band in np.flatnonzero(scales == 0)]
             if idle:
                 listed = "; ".join(idle[:10]) + ("; …" if len(idle) > 10 else "")
                 which = f"{len(idle)} of {len(scales)} bands are constant or empty"
-                hints.append(f"Of {path}, {which} and were left aside ({listed}).")
+                hints.append(
+                    Message("Of {path}, {which} and were left aside ({listed}).", path=path, which=which, listed=listed)
+                )
         return hints
 
     def standardised(self, means: Sequence[np.ndarray], scales: Sequence[np.ndarray]) -> Stack:
@@ -224,7 +227,7 @@ def _finest(grids: Sequence[Grid]) -> int:
     """By the size on the ground, where it is known of all."""
     sizes = []
     for grid in grids:
-        middle = PixelAreas(grid).window(grid.width // 2, grid.height // 2, 1, 1).item()
+        middle = float(PixelAreas(grid).window(grid.width // 2, grid.height // 2, 1, 1).item())
         g = grid.geotransform or PLACED
         sizes.append(middle if math.isfinite(middle) else abs(g[1] * g[5] - g[2] * g[4]))
     return int(np.argmin(sizes))
@@ -249,8 +252,9 @@ def _common(paths: Sequence[str], grids: Sequence[Grid], chosen: int) -> Grid:
         top, bottom = max(top, min(rows)), min(bottom, max(rows))
         if right - left < 0.5 or bottom - top < 0.5:
             raise ClippanError(
-                f"The raster {path} does not overlap the others; check that all show the same place and that their CRS "
-                "are right."
+                "The raster {path} does not overlap the others; check that all show the same place and that their CRS "
+                "are right.",
+                path=path,
             )
     return target.cropped(
         math.floor(left + _NEAR), math.floor(top + _NEAR), math.ceil(right - _NEAR), math.ceil(bottom - _NEAR)
@@ -260,7 +264,7 @@ def _common(paths: Sequence[str], grids: Sequence[Grid], chosen: int) -> Grid:
 def _inverse(geotransform: Sequence[float], path: str) -> tuple[float, ...]:
     inverse = gdal.InvGeoTransform(geotransform)
     if inverse is None:
-        raise ClippanError(f"The raster {path} has pixels without a size; georeference it anew.")
+        raise ClippanError("The raster {path} has pixels without a size; georeference it anew.", path=path)
     return tuple(inverse)
 
 
@@ -283,11 +287,15 @@ def _statistics(source: Source, path: str, context: Context) -> tuple[np.ndarray
         windows *= 4
         count, mean, squares, largest = _moments(source, path, windows, context)
     if not count.any():
-        raise ClippanError(f"The raster {path} shows nothing but nodata here; leave it out or choose another.")
+        raise ClippanError(
+            "The raster {path} shows nothing but nodata here; leave it out or choose another.", path=path
+        )
     deviation = np.sqrt(squares / np.maximum(count, 1))
     live = deviation > _FLAT * largest
     if not live.any():
-        raise ClippanError(f"The raster {path} has one value everywhere, which tells nothing apart; leave it out.")
+        raise ClippanError(
+            "The raster {path} has one value everywhere, which tells nothing apart; leave it out.", path=path
+        )
     scale = np.where(live, 1 / np.where(live, deviation, 1), 0)
     return mean.astype(np.float32), scale.astype(np.float32)
 
@@ -302,13 +310,13 @@ def _moments(
     bounds = source.bounds
     rows, columns = _starts(bounds.y, bounds.height, windows), _starts(bounds.x, bounds.width, windows)
     for number, y in enumerate(rows):
-        context.progress(100 * number / len(rows), f"Looking at {path}")
+        context.progress(100 * number / len(rows), Message("Looking at {path}", path=path))
         for x in columns:
             width, height = min(_SIZE, bounds.x + bounds.width - x), min(_SIZE, bounds.y + bounds.height - y)
             if not source.may_hold(Window(x, y, width, height)):
                 continue
             read, known = source.read(x, y, width, height)
-            values = read.reshape(source.count, -1).astype(np.float64)
+            values: np.ndarray = read.reshape(source.count, -1).astype(np.float64)
             inside = np.ones(values.shape, bool) if known is None else known.reshape(values.shape)
             own = inside.sum(axis=1)
             if not own.any():

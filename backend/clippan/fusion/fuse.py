@@ -11,6 +11,7 @@ import torch
 
 from clippan.core.context import Context
 from clippan.core.device import memory_error
+from clippan.core.messages import Message
 from clippan.fusion import filters
 from clippan.fusion.filters import Response
 from clippan.fusion.methods import Fusion
@@ -84,7 +85,9 @@ class Tiler:
             torch.cuda.empty_cache()
             # Another thread may have run out of memory with the same blocks, and have halved them already.
             self.block = min(self.block, block // 2)
-            context.log(f"The graphics card's memory is short: blocks of {self.block} pixels from now on.")
+            context.log(
+                Message("The graphics card's memory is short: blocks of {block} pixels from now on.", block=self.block)
+            )
 
     def _tile(self, window: Window, block: int, context: Context) -> np.ndarray:
         starts_x = _lattice(window.x, window.width, block)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load as parse
 from torch import nn
 
 from clippan import resources
-from clippan.core.checkpoint import check_sizes, metadata, write
-from clippan.core.errors import ClippanError, told
+from clippan.core.checkpoint import metadata, write
+from clippan.core.errors import ClippanError, one_line
 from clippan.fusion import networks
 from clippan.jobs.options import SHIPPED
 
@@ -68,8 +69,11 @@ class FusionModel:
         """Raises ClippanError if MS with this number of bands is not what the model is for."""
         if self.bands not in (0, bands):
             raise ClippanError(
-                f"MS has {bands} bands but the model {self.path} was made for {self.bands}; choose those bands, or the "
-                "model that ships with CLIPPan."
+                "MS has {bands} bands but the model {path} was made for {bands_2}; choose those bands, or the model "
+                "that ships with CLIPPan.",
+                bands=bands,
+                path=self.path,
+                bands_2=self.bands,
             )
 
 
@@ -84,8 +88,6 @@ def load(path: str, device: torch.device) -> FusionModel:
     Raises:
         ClippanError: it cannot be read, or is no fusion model.
     """
-    from safetensors.torch import load as parse
-
     file = Path(path) if path else shipped()
     try:
         content = file.read_bytes()  # once, lest another file takes its place in between
@@ -93,27 +95,33 @@ def load(path: str, device: torch.device) -> FusionModel:
         weights = {name: value.float() for name, value in parse(content).items()}
     except Exception as error:
         raise ClippanError(
-            f"The fusion model {file} cannot be read ({told(error)}); choose a file that Adapt fusion model or "
-            "clippan train fusion wrote."
+            "The fusion model {file} cannot be read ({reason}); choose a file that Adapt fusion model or clippan "
+            "train fusion wrote.",
+            file=file,
+            reason=one_line(error),
         ) from error
     if header.get("kind") != _KIND:
         raise ClippanError(
-            f"{file} is no fusion model of this version; choose a file that Adapt fusion model or clippan train fusion "
-            "wrote."
+            "{file} is no fusion model of this version; choose a file that Adapt fusion model or clippan train fusion "
+            "wrote.",
+            file=file,
         )
     try:
         name, options, bands = header["network"], dict(json.loads(header["options"])), int(header["bands"])
         about = dict(json.loads(header["about"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ClippanError(f"The description in {file} is damaged; adapt or train the model again.") from error
+        raise ClippanError(
+            "The description in {file} is damaged; adapt or train the model again.", file=file
+        ) from error
+    network = networks.build(name, bands or 1, **options)
     try:
-        check_sizes([bands, *(value for value in options.values() if isinstance(value, int))], weights)
-        network = networks.build(name, bands or 1, **options)
         network.load_state_dict(weights)
-    except (RuntimeError, ValueError) as error:
-        raise ClippanError(f"The weights in {file} are not those of {name}; train it again.") from error
+    except RuntimeError as error:
+        raise ClippanError(
+            "The weights in {file} are not those of {name}; train it again.", file=file, name=name
+        ) from error
     if not all(bool(value.isfinite().all()) for value in weights.values()):
-        raise ClippanError(f"Weights in {file} are no numbers; adapt or train the model again.")
+        raise ClippanError("Weights in {file} are no numbers; adapt or train the model again.", file=file)
     sha256 = hashlib.sha256(content).hexdigest()
     network.eval().requires_grad_(False).to(device)
     return FusionModel(network, name, options, bands, about, sha256, str(file))

@@ -23,6 +23,7 @@ import torch
 
 from clippan.core.context import Context
 from clippan.core.device import one_thread
+from clippan.core.messages import Message
 from clippan.core.threads import in_order
 from clippan.fusion import filters
 from clippan.jobs.options import Registration
@@ -89,7 +90,9 @@ class Shifts:
             values = json.loads(text)
             own = tuple((float(x), float(y)) for x, y in values.get("bands", ()))
             x, y = float(values["x"]), float(values["y"])
-            found = cls(x, y, own, reason=f"MS shifted by {words((x, y), own)}, as the raster's tags say.")
+            found = cls(
+                x, y, own, reason=Message("MS shifted by {words}, as the raster's tags say.", words=words((x, y), own))
+            )
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
         numbers = [found.x, found.y, *(number for pair in own for number in pair)]
@@ -155,7 +158,12 @@ def estimate(pair: Pair, gains: Sequence[float], threads: int, context: Context,
 def _sentence(common: tuple[float, float], bands: Sequence[tuple[float, float]], before: float, after: float) -> str:
     if common == (0, 0) and not bands:
         return f"none needed, MS lies on PAN (correlation {before:.3f})."
-    return f"MS shifted by {words(common, bands)}; correlation {before:.3f} → {after:.3f}."
+    return Message(
+        "MS shifted by {words}; correlation {before:.3f} → {after:.3f}.",
+        words=words(common, bands),
+        before=before,
+        after=after,
+    )
 
 
 def words(common: Sequence[float], bands: Sequence[Sequence[float]]) -> str:
@@ -203,7 +211,7 @@ class _Evidence:
         shift where each window has a regression and a noise of its own. ``tables`` instead of the correlations.
         """
         tables = self.correlations if tables is None else tables
-        total = np.zeros(())
+        total: np.ndarray = np.zeros(())
         for band in bands:
             total = total + np.tensordot(self.counts, _information(tables[:, band]), 1)
         return total / (len(bands) * self.counts.sum())

@@ -144,8 +144,10 @@ def _nothing_valid(pair: Pair) -> ClippanError:
         listed = "; ".join(pair.ms.band_name(band) for band in empty[:_NAMED]) + ("; …" if len(empty) > _NAMED else "")
         several = len(empty) > 1
         return ClippanError(
-            f"{'Bands' if several else 'Band'} {listed} of the multispectral raster {'have' if several else 'has'} no "
-            "data here; choose the other bands (--bands)."
+            "{value} {listed} of the multispectral raster {value_2} no data here; choose the other bands (--bands).",
+            value="Bands" if several else "Band",
+            listed=listed,
+            value_2="have" if several else "has",
         )
     return ClippanError(
         "No pixel is valid in both the panchromatic and the multispectral raster; "

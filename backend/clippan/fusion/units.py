@@ -9,6 +9,7 @@ from typing import Optional
 import numpy as np
 import torch
 
+from clippan.core.messages import Message
 from clippan.raster.source import BandInfo
 
 _LIKE = 0.5  # least correlation of bands that show one place
@@ -74,7 +75,13 @@ class Units:
             if scaled
             else "bring both to one unit, as with QGIS's raster calculator, and assess again"
         )
-        return f"The {self._what}'s values are about {relation}, so {self._figures} do not tell its quality; {remedy}."
+        return Message(
+            "The {_what}'s values are about {relation}, so {_figures} do not tell its quality; {remedy}.",
+            _what=self._what,
+            relation=relation,
+            _figures=self._figures,
+            remedy=remedy,
+        )
 
     def _measured(self) -> Optional[tuple[float, float, float]]:
         """The factor and the offset that make the second image's values the first's, and how large the second's are in

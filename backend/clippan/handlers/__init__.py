@@ -6,10 +6,10 @@ from __future__ import annotations
 import importlib
 from typing import Any, Optional
 
+from clippan.core import utf8
 from clippan.core.context import Context
 from clippan.core.device import require_torch
 from clippan.core.json import to_json
-from clippan.jobs import check
 from clippan.jobs.base import Request
 
 
@@ -19,7 +19,7 @@ def run(request: Request, context: Optional[Context] = None) -> Any:
     Raises:
         ClippanError: one sentence with the cause and the remedy.
     """
-    check.text(to_json(request))
+    utf8.check(to_json(request))
     request.validate()
     if any(request.outputs) and request.inputs:
         from clippan.raster.files import refuse_overwriting  # needs GDAL, which not every job does

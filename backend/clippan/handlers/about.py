@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from clippan.catalogue.colours import Choice
+from clippan.catalogue.colours import BandChoice
 from clippan.catalogue.models import find
 from clippan.clip import cache
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.jobs.index import AboutIndexRequest, AboutIndexResult
 from clippan.jobs.picture import RasterPicture
 from clippan.raster.scene import Look, name_of
@@ -20,7 +21,9 @@ def run(request: AboutIndexRequest, context: Context) -> AboutIndexResult:
     try:
         found = cache.locate(find(index.about.model))
         if found is None:
-            warning = f"The model {index.about.label} is not on this machine; the first search downloads it."
+            warning = Message(
+                "The model {label} is not on this machine; the first search downloads it.", label=index.about.label
+            )
         elif found.sha256 and index.about.sha256 and found.sha256 != index.about.sha256:
             warning = changed(index.path, index.about.label)
     except ClippanError as error:
@@ -36,7 +39,7 @@ def run(request: AboutIndexRequest, context: Context) -> AboutIndexResult:
         tuple(raster.path for raster in index.rasters.values()),
         index.complete,
         tuple(
-            RasterPicture(raster.path, Choice(bands, "as they were indexed"), raster.stretch)
+            RasterPicture(raster.path, BandChoice(bands, "as they were indexed"), raster.stretch)
             for raster in index.rasters.values()
             if (bands := Look.of(raster.look).bands)  # an index of version 0.1 notes only those that were asked for
         ),

@@ -14,19 +14,21 @@ from clippan.catalogue.prompts import parse
 from clippan.clip import hub
 from clippan.clip.encoder import fingerprint, reading
 from clippan.clip.load import load
-from clippan.clip.training import recall
 from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.device import choose_device, set_threads
 from clippan.core.json import to_json
+from clippan.core.messages import Message
 from clippan.core.outputs import Outputs
 from clippan.jobs.align import AlignSensorRequest, AlignSensorResult
 from clippan.jobs.picture import choices, remarks
+from clippan.learn.clip import recall
 from clippan.learn.clip.alignment import LOOKED, Alignment, Lesson, inflated, look
 from clippan.learn.clip.farslip import WEIGHTS, save
 from clippan.learn.clip.patching import ending, head, memory
 from clippan.learn.clip.sensor import Pairs
 from clippan.learn.run import alone, prepare, tidy
+from clippan.report import page
 
 _FEW = 20  # held-out chips, below which a recall says little
 _ELSEWHERE = ("output", "report", "threads", "device")  # what a run may be gone on with in another way
@@ -120,15 +122,18 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
         pairs.pictures,
     )
     if request.report:
-        recall.write(request.report, request, result)
+        page.write(request.report, "alignment", request=request, result=result)
     return result
 
 
 def _hints(request: AlignSensorRequest, held: int, first: float, chance: float) -> list[str]:
-    hints = []
+    hints: list[str] = []
     if held < _FEW:
         hints.append(
-            f"Only {held} chips were held out, too few to tell how good the student is; hold out more (--held)."
+            Message(
+                "Only {held} chips were held out, too few to tell how good the student is; hold out more (--held).",
+                held=held,
+            )
         )
     if not request.test:
         hints.append(

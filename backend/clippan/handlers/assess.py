@@ -20,10 +20,11 @@ from clippan.core.context import Context
 from clippan.core.device import choose_device
 from clippan.core.errors import ClippanError
 from clippan.core.json import from_json
+from clippan.core.messages import Message
 from clippan.core.threads import count_threads, in_order
-from clippan.fusion import filters, report
+from clippan.fusion import filters
 from clippan.fusion.metrics import BLOCK, FullFigures, ReferenceFigures
-from clippan.fusion.registration import Shifts, register
+from clippan.fusion.registration import Shifts, register, words
 from clippan.fusion.units import Units
 from clippan.jobs.assess import AssessRequest, AssessResult
 from clippan.jobs.options import Registration
@@ -32,6 +33,8 @@ from clippan.raster.grid import Axis, Grid
 from clippan.raster.pair import Pair, open_pair
 from clippan.raster.source import Source, open_dataset
 from clippan.raster.tiles import Window, tiles
+from clippan.report import page
+from clippan.report.pictures import percentiles, stretched
 
 _TILE = 16 * BLOCK  # fused pixels; about 200 MB of intermediate images for eight bands
 _COVERED = 0.999  # least weight of valid pixels under a filter whose result counts
@@ -81,7 +84,16 @@ def run(request: AssessRequest, context: Context) -> AssessResult:
         )
         if request.report is not None:
             context.progress(95, "Writing the report")
-            report.write(request.report, request, result, sensor.label, scene.ratio, _pictures(scene, reference))
+            page.write(
+                request.report,
+                "assessment",
+                request=request,
+                result=result,
+                sensor=sensor.label,
+                ratio=scene.ratio,
+                shift=words(result.shift, result.band_shifts) if any(result.shift) or result.band_shifts else "",
+                pictures=_pictures(scene, reference),
+            )
     context.progress(100, "Done")
     return result
 
@@ -103,10 +115,16 @@ def _as_made(request: AssessRequest, context: Context) -> tuple[AssessRequest, O
     if request.nodata is None and made.nodata is not None:
         changes["nodata"] = made.nodata
     if changes:
-        words = ", ".join(f"{name} {value}" for name, value in changes.items())
-        context.log(f"As the raster's tags say: {words}.")
+        found = ", ".join(f"{name} {value}" for name, value in changes.items())
+        context.log(Message("As the raster's tags say: {found}.", found=found))
     if request.bands and made.bands and request.bands != made.bands:
-        context.log(f"The raster was made of the bands {made.bands}, and is compared with {request.bands} as asked.")
+        context.log(
+            Message(
+                "The raster was made of the bands {bands}, and is compared with {bands_2} as asked.",
+                bands=made.bands,
+                bands_2=request.bands,
+            )
+        )
     request = dataclasses.replace(request, **changes)  # type: ignore[arg-type]
     # One that was made with less than all that registration can do is measured by all of it, as those of others are.
     if made.registration is not Registration.AUTO or request.bands != made.bands:
@@ -138,17 +156,27 @@ def _open_reference(path: str, request: AssessRequest, scene: Scene) -> Source:
         reference = _open(path, REFERENCE, request.bands, request.nodata)
     if reference.count != fused.count:
         raise ClippanError(
-            f"The {REFERENCE} has {_bands(reference.count)} and the {FUSED} {_bands(fused.count)}; "
-            "choose one with the same bands."
+            "The {REFERENCE} has {bands} and the {FUSED} {bands_2}; choose one with the same bands.",
+            REFERENCE=REFERENCE,
+            bands=_bands(reference.count),
+            FUSED=FUSED,
+            bands_2=_bands(fused.count),
         )
     one, other = reference.grid, fused.grid
     if (one.width, one.height) != (other.width, other.height):
         raise ClippanError(
-            f"The {REFERENCE} has {_size(one)} pixels and the {FUSED} {_size(other)}; "
-            "choose a reference on the same grid."
+            "The {REFERENCE} has {size} pixels and the {FUSED} {size_2}; choose a reference on the same grid.",
+            REFERENCE=REFERENCE,
+            size=_size(one),
+            FUSED=FUSED,
+            size_2=_size(other),
         )
     if one.geotransform and other.geotransform and _offset(one, other) != (0, 0):
-        raise ClippanError(f"The {REFERENCE} does not lie on the grid of the {FUSED}; choose one on the same grid.")
+        raise ClippanError(
+            "The {REFERENCE} does not lie on the grid of the {FUSED}; choose one on the same grid.",
+            REFERENCE=REFERENCE,
+            FUSED=FUSED,
+        )
     return reference
 
 
@@ -199,20 +227,29 @@ class Scene:
         """
         if fused.count != pair.ms.count:
             raise ClippanError(
-                f"The {FUSED} has {_bands(fused.count)} but was compared with "
-                f"{_bands(pair.ms.count)} of the {pair.ms.what}; name the bands that were sharpened."
+                "The {FUSED} has {bands} but was compared with {bands_2} of the {what}; name the bands that were "
+                "sharpened.",
+                FUSED=FUSED,
+                bands=_bands(fused.count),
+                bands_2=_bands(pair.ms.count),
+                what=pair.ms.what,
             )
         column, row = _place(pair, fused.grid)
         left, top = max(column, 0), max(row, 0)
         right = min(column + fused.grid.width, pair.grid.width)
         bottom = min(row + fused.grid.height, pair.grid.height)
         if right <= left or bottom <= top:
-            raise ClippanError(f"The {FUSED} does not overlap the rasters it should be made from; check the files.")
+            raise ClippanError(
+                "The {FUSED} does not overlap the rasters it should be made from; check the files.", FUSED=FUSED
+            )
         area = Window(left, top, right - left, bottom - top)
         if min(area.width, area.height) < BLOCK:
             raise ClippanError(
-                f"The scene has {area.width} × {area.height} pixels in common; "
-                f"figures need at least one block of {BLOCK} × {BLOCK}."
+                "The scene has {width} × {height} pixels in common; figures need at least one block of {BLOCK} × "
+                "{BLOCK}.",
+                width=area.width,
+                height=area.height,
+                BLOCK=BLOCK,
             )
         positions = tuple(number - 1 for number in bands) or tuple(range(pair.ms.total))
         return cls(pair, fused, column, row, area, sensor, positions, device)
@@ -308,8 +345,12 @@ def _place(pair: Pair, fused: Grid) -> tuple[int, int]:
     elif (fused.width, fused.height) == (pair.pan.grid.width, pair.pan.grid.height):
         return -pair.alignment.column, -pair.alignment.row
     raise ClippanError(
-        f"The {FUSED} ({_size(fused)} pixels) does not lie on the pixels of the {pair.pan.what} "
-        f"({_size(pair.pan.grid)}); choose the {FUSED} that was made from these two."
+        "The {FUSED} ({size} pixels) does not lie on the pixels of the {what} ({size_2}); choose the {FUSED} that was "
+        "made from these two.",
+        FUSED=FUSED,
+        size=_size(fused),
+        what=pair.pan.what,
+        size_2=_size(pair.pan.grid),
     )
 
 
@@ -352,8 +393,9 @@ def _assess_full(scene: Scene, context: Context) -> tuple[dict[str, float], int,
         context.progress(100 * number / steps, "Comparing with PAN and MS")
     if not pixels:
         raise ClippanError(
-            f"No pixel is valid in the {FUSED} and in both rasters it was made from; "
-            "check their nodata values (nodata, NaN and alpha count as invalid)."
+            "No pixel is valid in the {FUSED} and in both rasters it was made from; check their nodata values "
+            "(nodata, NaN and alpha count as invalid).",
+            FUSED=FUSED,
         )
     for number, (_, low) in enumerate(in_order(lambda window: _read_low(scene, window), low_windows, 1), 1):
         figures.add_low(*low)
@@ -364,9 +406,10 @@ def _assess_full(scene: Scene, context: Context) -> tuple[dict[str, float], int,
     return figures.values, pixels, (hint,) if hint else ()
 
 
-_NO_BLOCK = (
-    f"No block of {BLOCK} × {BLOCK} pixels is valid throughout, and figures are measured on such blocks; "
-    "choose a scene with fewer gaps."
+_NO_BLOCK = Message(
+    "No block of {BLOCK} × {BLOCK} pixels is valid throughout, and figures are measured on such blocks; choose a "
+    "scene with fewer gaps.",
+    BLOCK=BLOCK,
 )
 
 
@@ -467,9 +510,11 @@ def _assess_reference(scene: Scene, reference: Source, context: Context) -> tupl
             peak = max(peak, float(values[:, valid].max()))
         context.progress(20 * number / len(windows), "Measuring the reference")
     if peak == -math.inf:
-        raise ClippanError(f"No pixel of the {REFERENCE} is valid; check its nodata value.")
+        raise ClippanError("No pixel of the {REFERENCE} is valid; check its nodata value.", REFERENCE=REFERENCE)
     if peak <= 0:
-        raise ClippanError(f"The {REFERENCE} has no value above zero; PSNR and SSIM need one as their data range.")
+        raise ClippanError(
+            "The {REFERENCE} has no value above zero; PSNR and SSIM need one as their data range.", REFERENCE=REFERENCE
+        )
     figures = ReferenceFigures(scene.ratio, peak)
     for number, (_, (image, truth, valid)) in enumerate(_compared(scene, reference, windows), 1):
         figures.add(image, truth, valid)
@@ -495,24 +540,22 @@ def _compared(
 # The report's pictures
 
 
-def _pictures(scene: Scene, reference: Optional[Source]) -> list[report.Picture]:
+def _pictures(scene: Scene, reference: Optional[Source]) -> dict[str, bytes]:
     """The same crop of all images, stretched alike where they share the unit."""
     window = _lively(scene)
     bands = _rgb(scene)
     fused, valid = scene.read(scene.fused, window)
     pan, pan_valid = scene.read_pan(window)
     upsampled, ms_valid = scene.upsampled(window)
-    stretch = report.Stretch.of(upsampled[bands].cpu().numpy(), ms_valid.cpu().numpy())
-    pictures = [
-        report.Picture.of("Panchromatic", pan.cpu().numpy(), pan_valid.cpu().numpy()),
-        report.Picture.of(
-            "Multispectral, interpolated", upsampled[bands].cpu().numpy(), ms_valid.cpu().numpy(), stretch
-        ),
-        report.Picture.of("Pansharpened", fused[bands].cpu().numpy(), valid.cpu().numpy(), stretch),
-    ]
+    limits = percentiles(upsampled[bands].cpu().numpy(), ms_valid.cpu().numpy())
+    pictures = {
+        "pan": stretched(pan.cpu().numpy(), pan_valid.cpu().numpy()),
+        "ms": stretched(upsampled[bands].cpu().numpy(), ms_valid.cpu().numpy(), limits),
+        "fused": stretched(fused[bands].cpu().numpy(), valid.cpu().numpy(), limits),
+    }
     if reference is not None:
         truth, truth_valid = scene.read(reference, window)
-        pictures.append(report.Picture.of("Reference", truth[bands].cpu().numpy(), truth_valid.cpu().numpy(), stretch))
+        pictures["reference"] = stretched(truth[bands].cpu().numpy(), truth_valid.cpu().numpy(), limits)
     return pictures
 
 

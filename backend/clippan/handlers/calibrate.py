@@ -12,7 +12,7 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -26,12 +26,15 @@ from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.device import set_threads
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.core.outputs import Outputs
 from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
 from clippan.jobs.picture import choices, remarks
+from clippan.labels.legend import colours
 from clippan.labels.polygons import Labels, read
 from clippan.raster.scene import Look, Scene
-from clippan.segmentation import report
+from clippan.report import page
+from clippan.report.pictures import overlay
 from clippan.segmentation.mapping import LOGIT_SCALE
 
 _FOLDS = 5
@@ -76,8 +79,8 @@ class _Raster:
     labels: Labels
     view: View
 
-    def panel(self, before: _Fit, after: _Fit) -> report.Panel:
-        """Pictures for the report: the raster, its maps, and its labels."""
+    def panel(self, before: _Fit, after: _Fit, legend: np.ndarray) -> dict[str, Any]:
+        """The raster's name, and its maps and its labels over it, for the report."""
         part, labels = self.labels.part, self.labels
         zoom = min(1.0, _PICTURE / max(part.width, part.height))
         width, height = max(round(part.width * zoom), 1), max(round(part.height * zoom), 1)
@@ -91,12 +94,14 @@ class _Raster:
             seen = np.isfinite(features).all(axis=1)
             for fit, found in zip((before, after), maps):
                 found.append(np.where(seen, np.nan_to_num(fit.logits(features)).argmax(axis=1) + 1, 0))
-        one, other = (np.concatenate(found).reshape(height, width).astype(np.uint8) for found in maps)
+        one, other = (np.concatenate(found).reshape(height, width) for found in maps)
         small = np.zeros((height, width), np.uint8)
         down, across = (labels.rows - part.y) * height // part.height, (labels.columns - part.x) * width // part.width
         small[down, across] = labels.classes
-        picture = np.ascontiguousarray(picture.transpose(1, 2, 0))
-        return report.Panel(Path(self.scene.path).name, picture, one, other, small)
+        shown = {"before": one, "after": other, "labels": small}
+        image = np.ascontiguousarray(picture.transpose(1, 2, 0))
+        pictures = {name: overlay(image, values, legend) for name, values in shown.items()}
+        return {"name": Path(self.scene.path).name, **pictures}
 
 
 def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
@@ -152,8 +157,11 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
         )
         if request.report:
             context.progress(95, "Writing the report")
-            panels = [raster.panel(first, fit) for raster in rasters]
-            report.write(request.report, request, result, found, panels, outputs)
+            palette = colours(found)
+            panels = [raster.panel(first, fit, np.array(palette, np.float32)) for raster in rasters]
+            page.write(
+                request.report, "calibration", outputs, request=request, result=result, colours=palette, panels=panels
+            )
         save(found, request.output, outputs)
         del rasters, view  # files that are mapped into memory cannot be removed on Windows
     return result
@@ -207,7 +215,8 @@ class _Known:
         if len(np.unique(own)) < 2:
             besides = f" ({_OUTSIDE.format(', '.join(outside))})" if outside else ""
             raise ClippanError(
-                f"The samples hold fewer than two of the classes{besides}; label places of at least two."
+                "The samples hold fewer than two of the classes{besides}; label places of at least two.",
+                besides=besides,
             )
         folds = _folds(own, units if len(rasters) == 1 else pictures)
         return cls(np.concatenate(features), own, units, folds, labelled, outside)
@@ -299,7 +308,7 @@ def _fitted(table: Table, fit: _Fit, model: str, known: _Known) -> Table:
     for number, prompt in enumerate(table.classes):
         vector = tuple(round(float(value), 5) for value in fit.words[number]) if fit.moved else prompt.vector
         classes.append(dataclasses.replace(prompt, offset=round(float(fit.offsets[number]), 4), vector=vector))
-    about = f"Calibrated on {int(known.labelled.sum())} labelled pixels."
+    about = Message("Calibrated on {sum} labelled pixels.", sum=int(known.labelled.sum()))
     return Table(tuple(classes), round(fit.scale, 4), model, about)
 
 
@@ -321,9 +330,19 @@ def _hints(table: Table, known: _Known, fit: _Fit, before: Accuracy, after: Accu
     if known.outside:
         hints.append(f"{_OUTSIDE.format(', '.join(known.outside))}; label others to learn about them.")
     if absent:
-        hints.append(f"No labels of {', '.join(absent)}: nothing was learned about them; label some places.")
+        hints.append(
+            Message(
+                "No labels of {absent}: nothing was learned about them; label some places.", absent=", ".join(absent)
+            )
+        )
     if few:
-        hints.append(f"Labels of {', '.join(few)} are in fewer than {_FEW} places; label more for a fit to rely on.")
+        hints.append(
+            Message(
+                "Labels of {few} are in fewer than {_FEW} places; label more for a fit to rely on.",
+                few=", ".join(few),
+                _FEW=_FEW,
+            )
+        )
     if fit.moved:
         hints.append("What the words mean was moved to the labelled places; the table is for this model only.")
     if after.mean_iou < before.mean_iou:

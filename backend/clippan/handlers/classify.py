@@ -21,24 +21,27 @@ from clippan.core.context import Context
 from clippan.core.device import choose_device, graphics_memory, one_thread, set_threads
 from clippan.core.errors import ClippanError
 from clippan.core.json import to_json
+from clippan.core.messages import Message
 from clippan.core.outputs import Outputs
 from clippan.core.texts import listed
 from clippan.core.threads import count_threads, in_order
-from clippan.fewshot import diffusion, report
+from clippan.fewshot import diffusion
 from clippan.fewshot.learners import DiffClip, Eye, Features, Learned, Learner, Rival, picture, spectra
 from clippan.fewshot.stack import Stack, open_stack
 from clippan.jobs.classify import Classifier, ClassifyRequest, ClassifyResult, MapAccuracy, Score, parse_descriptions
 from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.jobs.segment import ClassArea
 from clippan.labels import accuracy, areas, samples
-from clippan.labels.folds import ALWAYS, apart, folds
-from clippan.labels.legend import palette
+from clippan.labels.folds import ALWAYS, REACH, apart, folds
+from clippan.labels.legend import colours, palette
 from clippan.labels.samples import Samples
 from clippan.learn.fewshot import pretrain_on
 from clippan.raster.scene import Look, Scene
 from clippan.raster.source import BandInfo
 from clippan.raster.tiles import Window
 from clippan.raster.writer import BLOCK, Palette, Writer
+from clippan.report import page
+from clippan.report.overview import Overview
 
 _FEW = 5  # places of a class, below which figures are uncertain
 _UNCOMPARED = Classifier.SVM_MEAN  # what auto takes where nothing can be left out
@@ -71,7 +74,7 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
         best = trials[0] if trials else None
         method = best.score.method if best else _UNCOMPARED if several else request.method
         if several:
-            context.log(f"The map is made by {method.value}.")
+            context.log(Message("The map is made by {method}.", method=method.value))
         learned = workshop.learner(method, True, context.part(60, 70)).fit(np.arange(len(known.labels)), request.seed)
         tags = _provenance(request, table, workshop, method, best)
         power, together = best.sharpness if best else 1.0, method is Classifier.DIFFCLIP
@@ -117,7 +120,18 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
             workshop.picture,
         )
         if request.report:
-            report.write(request.report, request, result, known, table, overview, outputs)
+            legend = colours(table)
+            page.write(
+                request.report,
+                "classification",
+                outputs,
+                request=request,
+                result=result,
+                samples=known,
+                distance=REACH,
+                colours=legend,
+                pictures=overview.pictures(known, legend),
+            )
         del workshop, learned  # a file that is mapped into memory cannot be removed on Windows
     return result
 
@@ -133,8 +147,9 @@ def _valid(known: Samples, stack: Stack, context: Context) -> tuple[Samples, lis
     empty = [name for name, count in zip(known.names, left.labelled) if not count]
     if empty:
         raise ClippanError(
-            f"All samples of {listed(empty)} lie on nodata; label other places, or leave out the raster that does not "
-            "reach there."
+            "All samples of {empty} lie on nodata; label other places, or leave out the raster that does not reach "
+            "there.",
+            empty=listed(empty),
         )
     lost = int((~kept).sum())
     return left, [f"{lost} labelled pixels lie on nodata, and were left aside."] if lost else []
@@ -150,8 +165,9 @@ def _table(names: tuple[str, ...], descriptions: str) -> Table:
     unknown = sorted(set(about) - set(names))
     if unknown:
         raise ClippanError(
-            f"There is a description of {unknown[0]}, but no sample of it on the rasters; the classes are "
-            f"{listed(names)}."
+            "There is a description of {unknown}, but no sample of it on the rasters; the classes are {names}.",
+            unknown=unknown[0],
+            names=listed(names),
         )
     return Table(tuple(Prompt(name, (), about.get(name, ())) for name in names)).coloured()
 
@@ -259,8 +275,11 @@ class _Workshop:
                 stack = stack.standardised(found.means, found.scales)
                 if stack.differs(self.stack):
                     self.hints.append(
-                        f"The values of the rasters are not those that {report.page.file_name(request.encoder)} was "
-                        "made of; if it is another scene's, pre-train on these."
+                        Message(
+                            "The values of the rasters are not those that {file_name} was made of; if it is another "
+                            "scene's, pre-train on these.",
+                            file_name=page.file_name(request.encoder),
+                        )
                     )
             else:
                 found = pretrain_on(stack, request.steps, request.seed, self.device, context.part(5, 95))
@@ -318,12 +337,12 @@ def _write(
     tags: dict[str, str],
     outputs: Outputs,
     context: Context,
-) -> tuple[tuple[ClassArea, ...], report.Overview]:
+) -> tuple[tuple[ClassArea, ...], Overview]:
     """Makes the map and its confidence; what each class covers, and the map made small for the report."""
     request, grid = workshop.request, workshop.stack.grid
     counted = areas.Areas(table, grid)
     windows = workshop.stack.tiles(BLOCK)  # elsewhere the map stays unwritten: nodata
-    overview = report.Overview.of(grid.width, grid.height)
+    overview = Overview.of(grid.width, grid.height)
     # A network has the processor's threads to itself; the others have one for each tile.
     few = max(_MEMORY // (_COPIES * 4 * sum(workshop.stack.bands) * BLOCK**2), 1)
     threads, prepare = (
@@ -392,15 +411,27 @@ def _hints(
     shown: tuple[ClassArea, ...],
     saved: str,
 ) -> list[str]:
-    hints = []
+    hints: list[str] = []
     single = [name for name, places in zip(known.names, known.places) if places == 1]
     few = [name for name, places in zip(known.names, known.places) if 1 < places < _FEW]
     if single:
-        hints.append(f"Samples of {listed(single)} lie in one place only, so nothing tells how well it is found.")
+        hints.append(
+            Message(
+                "Samples of {single} lie in one place only, so nothing tells how well it is found.",
+                single=listed(single),
+            )
+        )
     if few:
         blocks = known.split.replace("block", "blocks")
         which = "polygons; label more" if known.split == "polygon" else f"{blocks}; label others farther apart"
-        hints.append(f"Samples of {listed(few)} lie in fewer than {_FEW} {which}, lest figures mislead.")
+        hints.append(
+            Message(
+                "Samples of {few} lie in fewer than {_FEW} {which}, lest figures mislead.",
+                few=listed(few),
+                _FEW=_FEW,
+                which=which,
+            )
+        )
     if request.save_encoder and not saved:
         hints.append("No pre-trained scene was saved, as nothing was learned of the scene: choose the method diffclip.")
     if request.method is Classifier.AUTO and best:
@@ -408,7 +439,9 @@ def _hints(
             f"{method.value} made the map: it did best where places were left out ({100 * best.score.oa:.1f} %)."
         )
     elif request.method is Classifier.AUTO:
-        hints.append(f"Too few places are labelled to compare methods; {method.value} made the map.")
+        hints.append(
+            Message("Too few places are labelled to compare methods; {method} made the map.", method=method.value)
+        )
     elif request.repeats and not best:
         hints.append("Too few places are labelled to tell how good the map is; label two or more of each class.")
     if (method.sees_words or method is Classifier.DIFFCLIP) and all(
@@ -417,5 +450,5 @@ def _hints(
         hints.append("The classes are called by numbers, which tell CLIP nothing; name them, or give descriptions.")
     absent = [area.name for area in shown if not area.pixels]
     if absent:
-        hints.append(f"Found nowhere: {listed(absent)}.")
+        hints.append(Message("Found nowhere: {absent}.", absent=listed(absent)))
     return hints

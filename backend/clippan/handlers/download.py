@@ -18,6 +18,6 @@ def run(request: DownloadModelRequest, context: Context) -> DownloadModelResult:
     path = hub.fetch(model, context, request.accept_licence)
     found = cache.locate(model)
     if found is None:  # removed by another process in the meantime
-        raise ClippanError(f"{path} has just been removed by another process; download it again.")
+        raise ClippanError("{path} has just been removed by another process; download it again.", path=path)
     sha256 = found.sha256 or cache.checksum(path, context)
     return DownloadModelResult(str(path), found.revision, sha256, time.monotonic() - started)

@@ -12,11 +12,11 @@ from clippan.catalogue.models import find
 from clippan.clip import hub
 from clippan.clip.encoder import fingerprint, reading
 from clippan.clip.load import load
-from clippan.clip.training import curve
 from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.device import choose_device, set_threads
 from clippan.core.json import to_json
+from clippan.core.messages import Message
 from clippan.core.texts import listed
 from clippan.jobs.finetune import AlphaPoint, FinetuneClipRequest, FinetuneClipResult
 from clippan.labels.samples import digest
@@ -34,6 +34,7 @@ from clippan.learn.clip.patching import (
     read_quizzes,
 )
 from clippan.learn.run import alone, prepare, tidy
+from clippan.report import page
 
 _FEW = 20  # pictures, below which an accuracy says little
 
@@ -118,7 +119,7 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
         task.chips.picture,
     )
     if request.report:
-        curve.write(request.report, request, result)
+        page.write(request.report, "finetuning", request=request, result=result)
     return result
 
 
@@ -129,18 +130,29 @@ def _hints(
     labels = task.chips.labels
     alone = [name for number, name in enumerate(task.chips.names) if not (labels[task.split.test] == number).any()]
     if alone:
-        hints.append(f"Of {listed(alone)} there were too few chips to measure with; add some to learn how good it is.")
+        hints.append(
+            Message(
+                "Of {alone} there were too few chips to measure with; add some to learn how good it is.",
+                alone=listed(alone),
+            )
+        )
     if len(task.split.test) < _FEW:
         hints.append(
-            f"The result was measured on {len(task.split.test)} chips only, and may be quite another on others."
+            Message(
+                "The result was measured on {count} chips only, and may be quite another on others.",
+                count=len(task.split.test),
+            )
         )
     if control is None:
         hints.append("Nothing says what was lost; give a control set of other classes (--control) to learn that.")
     elif (after.control or 0.0) < request.keep * (before.control or 0.0):
         hints.append(
-            f"On the pictures that no choice has seen the control set keeps "
-            f"{(after.control or 0.0) / max(before.control or 0.0, 1e-9):.0%} of its accuracy, less than the "
-            f"{request.keep:.0%} that was asked for; take a smaller alpha, or fewer steps."
+            Message(
+                "On the pictures that no choice has seen the control set keeps {control:.0%} of its accuracy, less "
+                "than the {keep:.0%} that was asked for; take a smaller alpha, or fewer steps.",
+                control=(after.control or 0.0) / max(before.control or 0.0, 1e-09),
+                keep=request.keep,
+            )
         )
     if after.task <= before.task:
         hints.append("Fine-tuning does not help on this task; take more chips or steps, or keep the model as it was.")

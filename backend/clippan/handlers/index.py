@@ -16,9 +16,10 @@ from clippan.clip.encoder import Encoder, encoder
 from clippan.core.context import Context
 from clippan.core.device import set_threads
 from clippan.core.errors import Cancelled, ClippanError
+from clippan.core.messages import Message
 from clippan.core.threads import count_threads, in_order
-from clippan.jobs import check
 from clippan.jobs.index import IndexRequest, IndexResult
+from clippan.jobs.kinds import is_database
 from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.raster import source as sources
 from clippan.raster.files import refuse_overwriting
@@ -122,7 +123,7 @@ def _prepare(
     Returns:
         That, and how many rasters are as they were.
     """
-    shared = check.is_database(request.output)
+    shared = is_database(request.output)
     # A raster may be there several times, for several extents.
     known = {(raster.path, Look.of(raster.look).area): raster for raster in index.rasters.values()}
     by_files = {(raster.fingerprint, raster.look): raster for raster in index.rasters.values() if raster.fingerprint}
@@ -130,7 +131,7 @@ def _prepare(
     stale: set[int] = set()
     unchanged = 0
     for position, path in enumerate(paths):
-        context.progress(100 * position / len(paths), f"Looking at {Path(path).name[:80]}")
+        context.progress(100 * position / len(paths), Message("Looking at {name}", name=Path(path).name[:80]))
         try:
             scene = Scene(path, look)
             # For people it stays in natural colours. Of a model with channels this tells which bands are not there.
@@ -157,7 +158,8 @@ def _prepare(
             plan = scene.windows(model.pixels)
             if index.exists and scene.grid.crs and not index.about.crs:
                 raise ClippanError(
-                    f"The raster {path} has coordinates, but the index holds pictures without; use another output."
+                    "The raster {path} has coordinates, but the index holds pictures without; use another output.",
+                    path=path,
                 )
             if before is not None and same:
                 found.append((before, scene.grid, plan))

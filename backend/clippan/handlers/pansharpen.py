@@ -16,6 +16,7 @@ from clippan.core.context import Context
 from clippan.core.device import choose_device, one_thread
 from clippan.core.errors import ClippanError
 from clippan.core.json import to_json
+from clippan.core.messages import Message
 from clippan.core.threads import count_threads, in_order
 from clippan.fusion import filters
 from clippan.fusion.fuse import Tiler, affordable_tile
@@ -51,8 +52,14 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         positions = [number - 1 for number in request.bands] or range(pair.ms.total)
         gains = sensor.gains(positions, pair.ms.total)
         context.log(
-            f"Grid: {pair.grid.width} × {pair.grid.height} pixels, {len(gains)} bands, "
-            f"ratio {pair.x.ratio:.4g} × {pair.y.ratio:.4g}."
+            Message(
+                "Grid: {width} × {height} pixels, {count} bands, ratio {ratio:.4g} × {ratio_2:.4g}.",
+                width=pair.grid.width,
+                height=pair.grid.height,
+                count=len(gains),
+                ratio=pair.x.ratio,
+                ratio_2=pair.y.ratio,
+            )
         )
         model = None
         if request.method is Method.CLIPPAN:
@@ -116,7 +123,14 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
                 context.progress(10 + 80 * number / len(windows), "Pansharpening")
     seconds = time.monotonic() - started
     pixels = pair.grid.width * pair.grid.height / 1e6
-    context.log(f"Done: {pixels:.1f} megapixels in {seconds:.1f} s ({pixels / seconds:.1f} MPix/s).")
+    context.log(
+        Message(
+            "Done: {pixels:.1f} megapixels in {seconds:.1f} s ({pixels_2:.1f} MPix/s).",
+            pixels=pixels,
+            seconds=seconds,
+            pixels_2=pixels / seconds,
+        )
+    )
     return PansharpenResult(
         request.output,
         pair.grid.width,
@@ -141,8 +155,12 @@ def _check_fit(method: Method, statistics: Statistics) -> None:
         return
     if statistics.count < _SAMPLES * (statistics.bands + 1):
         raise ClippanError(
-            f"Too few multispectral pixels ({statistics.count}) are valid in both rasters to fit {method.value} to "
-            f"{statistics.bands} bands; choose a larger area or the method {Method.CUBIC.value}."
+            "Too few multispectral pixels ({count}) are valid in both rasters to fit {method} to {bands} bands; "
+            "choose a larger area or the method {CUBIC}.",
+            count=statistics.count,
+            method=method.value,
+            bands=statistics.bands,
+            CUBIC=Method.CUBIC.value,
         )
     if statistics.flat:
         raise ClippanError(

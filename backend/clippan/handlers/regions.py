@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Optional, Protocol
+from typing import Any, Optional, Protocol
 
 import numpy as np
 from osgeo import gdal, gdal_array, ogr
@@ -16,7 +16,8 @@ from PIL import Image
 
 from clippan.core import texts
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
+from clippan.core.messages import Message
 from clippan.core.outputs import Outputs, unwritten
 from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.jobs.trainclip import Picture, RegionsRequest, RegionsResult
@@ -58,7 +59,7 @@ def run(request: RegionsRequest, context: Context) -> RegionsResult:
     gdal.UseExceptions()
     output = Path(request.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ClippanError(f"{output} exists already; choose a folder that does not, or an empty one.")
+        raise ClippanError("{output} exists already; choose a folder that does not, or an empty one.", output=output)
     legend = texts.legend(request.legend)
     try:
         with Outputs() as outputs:
@@ -78,15 +79,20 @@ def run(request: RegionsRequest, context: Context) -> RegionsResult:
                 )
             small = sorted(categories - outside - set(objects))
             if outside:
-                hints.append(f"All polygons of {', '.join(sorted(outside))} lie outside the rasters.")
+                hints.append(
+                    Message("All polygons of {outside} lie outside the rasters.", outside=", ".join(sorted(outside)))
+                )
             if small:
                 hints.append(
-                    f"No polygon of {', '.join(small)} was taken; they are too small, fill too little of their boxes, "
-                    "or lie where there is no data."
+                    Message(
+                        "No polygon of {small} was taken; they are too small, fill too little of their boxes, or lie "
+                        "where there is no data.",
+                        small=", ".join(small),
+                    )
                 )
             unseen = [name for name in dict.fromkeys(legend.values()) if name not in {*objects, *categories}]
             if unseen:
-                hints.append(f"Of the legend nothing was found of {', '.join(unseen)}.")
+                hints.append(Message("Of the legend nothing was found of {unseen}.", unseen=", ".join(unseen)))
             (part / TABLE).write_text(json.dumps(entries, indent=1, ensure_ascii=False), encoding="utf-8")
             if output.exists():
                 output.rmdir()
@@ -126,7 +132,10 @@ def _write(
         stem = re.sub(r"[^\w-]+", "_", Path(raster).stem) or "raster"
         plan, before = scene.windows(request.size), len(entries)
         for place, window, _ in plan.tiles():
-            context.progress(100 * (number + place / len(plan)) / count, f"Raster {number + 1} of {count}")
+            context.progress(
+                100 * (number + place / len(plan)) / count,
+                Message("Raster {number} of {count}", number=number + 1, count=count),
+            )
             boxes = found.inside(window, request.least, request.fill)
             if not boxes:
                 continue
@@ -134,11 +143,11 @@ def _write(
             if valid < LEAST_VALID:
                 continue
             name = f"pictures/{number + 1}_{stem}_{window.x}_{window.y}.{request.format.value}"
-            options = {"quality": _QUALITY} if request.format is Picture.JPEG else {}
+            options: dict[str, Any] = {"quality": _QUALITY} if request.format is Picture.JPEG else {}
             Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))).save(folder / name, **options)
             entries.append({"file": name, "boxes": [{"box": box.box, "category": box.category} for box in boxes]})
         if len(entries) == before:
-            hints.append(f"Nothing was found in {raster}.")
+            hints.append(Message("Nothing was found in {raster}.", raster=raster))
     for sentence in choices(seen):
         context.log(sentence)
     return entries, hints, categories, categories - inside, seen
@@ -168,8 +177,13 @@ class Mask:
     def __init__(self, path: str, dataset: gdal.Dataset, grid: Grid, legend: Mapping[str, str]) -> None:
         if (dataset.RasterXSize, dataset.RasterYSize) != (grid.width, grid.height):
             raise ClippanError(
-                f"The mask {path} has {dataset.RasterXSize} × {dataset.RasterYSize} pixels and its raster "
-                f"{grid.width} × {grid.height}; bring it onto the raster's pixels first (gdalwarp)."
+                "The mask {path} has {RasterXSize} × {RasterYSize} pixels and its raster {width} × {height}; bring it "
+                "onto the raster's pixels first (gdalwarp).",
+                path=path,
+                RasterXSize=dataset.RasterXSize,
+                RasterYSize=dataset.RasterYSize,
+                width=grid.width,
+                height=grid.height,
             )
         self._path, self._dataset = path, dataset
         self.categories: set[str] = set()  # which a mask tells only where it is read
@@ -180,15 +194,19 @@ class Mask:
             names = band.GetCategoryNames() or []
             legend = {str(value): name for value, name in enumerate(names) if name and value}
         if not legend:
-            raise ClippanError(f"Nothing says what the values of the mask {path} mean; give a legend (--legend).")
+            raise ClippanError(
+                "Nothing says what the values of the mask {path} mean; give a legend (--legend).", path=path
+            )
         colours = [bool(texts.COLOUR.fullmatch(value)) for value in legend]
         if any(colours) != all(colours):
             raise ClippanError("The legend mixes colours and numbers; write all values alike.")
         self._table = band.GetColorTable() if all(colours) and dataset.RasterCount < 3 else None
         if all(colours) and self._table is None and dataset.RasterCount < 3:
-            raise ClippanError(f"The legend names colours, but the mask {path} has none; write its values instead.")
+            raise ClippanError(
+                "The legend names colours, but the mask {path} has none; write its values instead.", path=path
+            )
         if not all(colours) and dataset.RasterCount > 1:
-            raise ClippanError(f"The mask {path} has colours; write the legend like #3C1098=building.")
+            raise ClippanError("The mask {path} has colours; write the legend like #3C1098=building.", path=path)
         self._colours = all(colours)
         self._names = list(dict.fromkeys(legend.values()))
         try:
@@ -209,7 +227,9 @@ class Mask:
             else:
                 values = self._dataset.GetRasterBand(1).ReadAsArray(*place).astype(np.int64)
         except RuntimeError as error:
-            raise ClippanError(f"The mask {self._path} cannot be read ({told(error)}); check its file.") from error
+            raise ClippanError(
+                "The mask {_path} cannot be read ({reason}); check its file.", _path=self._path, reason=one_line(error)
+            ) from error
         if self._table is not None:
             entries = [self._table.GetColorEntry(number) for number in range(self._table.GetCount())]
             lookup = np.array([red << 16 | green << 8 | blue for red, green, blue, _ in entries])
@@ -252,10 +272,12 @@ class Polygons:
 
     def __init__(self, path: str, grid: Grid, legend: Mapping[str, str], layer: str, field: str) -> None:
         if not grid.crs:
-            raise ClippanError(f"The raster of {path} has no coordinates, so polygons have no place in it; use a mask.")
+            raise ClippanError(
+                "The raster of {path} has no coordinates, so polygons have no place in it; use a mask.", path=path
+            )
         inverse = gdal.InvGeoTransform(grid.geotransform)
         if inverse is None:
-            raise ClippanError(f"The raster of {path} has pixels without a size; georeference it anew.")
+            raise ClippanError("The raster of {path} has pixels without a size; georeference it anew.", path=path)
         labelled = LabelledLayer(path, layer, field)
         self.hints = [*labelled.hints, *labelled.assumed(grid)]
         self.categories: set[str] = set()
@@ -276,8 +298,11 @@ class Polygons:
         self.outside -= {category for category, _, _ in self._objects}
         if not self.categories:
             raise ClippanError(
-                f"The layer of {path} has no polygon with a category in {field}"
-                f"{' that the legend names' if legend else ''}; choose another field{' or legend' if legend else ''}."
+                "The layer of {path} has no polygon with a category in {field}{value}; choose another field{value_2}.",
+                path=path,
+                field=field,
+                value=" that the legend names" if legend else "",
+                value_2=" or legend" if legend else "",
             )
 
     def inside(self, window: Window, least: float, fill: float) -> list[Region]:

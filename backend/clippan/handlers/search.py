@@ -18,6 +18,7 @@ from clippan.clip.encoder import Encoder, background, encoder
 from clippan.core.context import Context
 from clippan.core.device import set_threads
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.core.outputs import Outputs
 from clippan.jobs.search import Hit, SearchRequest, SearchResult
 from clippan.raster.files import refuse_overwriting
@@ -79,7 +80,7 @@ def _ask(
 ) -> tuple[list[Hit], list[str], int, Query, Filter]:
     """The hits, what to tell about them, of how many tiles they are the best, and what was asked."""
     if not index.count:
-        raise ClippanError(f"The index {index.path} holds no tiles; run Build tile index on it again.")
+        raise ClippanError("The index {path} holds no tiles; run Build tile index on it again.", path=index.path)
     wanted, hints = _filter(index, request)
     hints += across(request.extent) + model.reading(
         [text.strip() for text in (*request.text, *request.without) if text.strip()]
@@ -111,7 +112,7 @@ def _check_outputs(index: Any, request: SearchRequest) -> None:
     refuse_overwriting(request.outputs, [raster.path for raster in index.rasters.values()])
     for path in request.outputs:
         if Path(path).is_file() and is_index(path):
-            raise ClippanError(f"The output {path} is an index; choose another name.")
+            raise ClippanError("The output {path} is an index; choose another name.", path=path)
 
 
 def _model(index: Any, request: SearchRequest, context: Context) -> Encoder:
@@ -123,17 +124,19 @@ def _model(index: Any, request: SearchRequest, context: Context) -> Encoder:
 
 def _filter(index: Any, request: SearchRequest) -> tuple[Filter, list[str]]:
     """What the search is restricted to, and what to tell about it."""
-    hints = []
+    hints: list[str] = []
     chosen: Optional[set[int]] = None
     if request.rasters or request.since or request.until:
         chosen = {raster.id for raster in index.rasters.values() if _dated(raster, request.since, request.until)}
         undated = sum(not raster.date for raster in index.rasters.values())
         if undated and (request.since or request.until):
-            hints.append(f"Rasters without a date were left out: {undated}.")
+            hints.append(Message("Rasters without a date were left out: {undated}.", undated=undated))
     if request.rasters:
         for name in request.rasters:
             if not any(_is(raster, name) for raster in index.rasters.values()):
-                raise ClippanError(f"The raster {name} is not in the index {index.path}; index it first.")
+                raise ClippanError(
+                    "The raster {name} is not in the index {path}; index it first.", name=name, path=index.path
+                )
         chosen = {
             number for number in chosen or () if any(_is(index.rasters[number], name) for name in request.rasters)
         }
@@ -164,12 +167,14 @@ def _query(index: Any, model: Encoder, request: SearchRequest) -> Query:
         turn = circle(index.about.crs)  # tiles across the 180th meridian go on beyond it
         tile = index.at(x, y) or (index.at(x + turn, y) or index.at(x - turn, y) if turn else None)
         if tile is None:
-            raise ClippanError(f"No indexed tile lies at {request.at[0]:g}, {request.at[1]:g}; choose another place.")
+            raise ClippanError(
+                "No indexed tile lies at {at:g}, {at_2:g}; choose another place.", at=request.at[0], at_2=request.at[1]
+            )
         ids.append(tile.id)
     present = {tile.id for tile in index.tiles([*ids, *request.unlike])}
     lost = [number for number in (*ids, *request.unlike) if number not in present]
     if lost:
-        raise ClippanError(f"Tile {lost[0]} is not in the index any more; search again without it.")
+        raise ClippanError("Tile {lost} is not in the index any more; search again without it.", lost=lost[0])
     pictures = np.array(like, np.float32).reshape(-1, model.width)
     examples = np.concatenate([pictures, index.vectors(np.array(ids, np.int64))])
     empty = np.empty((0, model.width), np.float32)
@@ -192,7 +197,7 @@ def _example(path: str, model: Encoder) -> np.ndarray:
     window = Window((scene.grid.width - edge) // 2, (scene.grid.height - edge) // 2, edge, edge)
     picture, valid = scene.picture(window, model.pixels)
     if valid == 0:
-        raise ClippanError(f"The example picture {path} shows nothing but nodata; choose another.")
+        raise ClippanError("The example picture {path} shows nothing but nodata; choose another.", path=path)
     return picture
 
 

@@ -20,6 +20,7 @@ from clippan.core.context import Context
 from clippan.core.device import one_thread, set_threads
 from clippan.core.errors import ClippanError
 from clippan.core.json import to_json
+from clippan.core.messages import Message
 from clippan.core.outputs import Outputs
 from clippan.core.threads import count_threads, in_order
 from clippan.jobs.picture import RasterPicture, choices, remarks
@@ -73,7 +74,14 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
         del view  # a file that is mapped into memory cannot be removed on Windows
     seconds = time.monotonic() - begun
     megapixels = part.width * part.height / 1e6
-    context.log(f"Done: {megapixels:.1f} megapixels in {seconds:.1f} s ({megapixels / seconds:.2f} MPix/s).")
+    context.log(
+        Message(
+            "Done: {megapixels:.1f} megapixels in {seconds:.1f} s ({megapixels_2:.2f} MPix/s).",
+            megapixels=megapixels,
+            seconds=seconds,
+            megapixels_2=megapixels / seconds,
+        )
+    )
     return SegmentResult(
         request.output,
         part.width,
@@ -174,7 +182,9 @@ def _write(
             seen += int(valid.sum())
             mapping.progress(100 * number / len(windows), "Mapping")
         if not seen:
-            raise ClippanError(f"The raster {request.raster} shows nothing but nodata here; choose another place.")
+            raise ClippanError(
+                "The raster {raster} shows nothing but nodata here; choose another place.", raster=request.raster
+            )
         if request.polygons and confidence:
             count = polygons.write(
                 output.finish(),
@@ -213,10 +223,13 @@ def _hints(request: SegmentRequest, table: Table, model: Encoder, shown: Sequenc
     hints = [*across(request.extent), *model.reading(phrases(table))]
     if table.model and table.model != model.model.id:
         hints.append(
-            f"The prompt table was calibrated for {table.model}, not for {model.model.id}; calibrate it again for "
-            "better results."
+            Message(
+                "The prompt table was calibrated for {model}, not for {id}; calibrate it again for better results.",
+                model=table.model,
+                id=model.model.id,
+            )
         )
     absent = [item.name for item in shown if item.value and not item.pixels]
     if absent:
-        hints.append(f"Found nowhere: {', '.join(absent)}.")
+        hints.append(Message("Found nowhere: {absent}.", absent=", ".join(absent)))
     return hints + (shapefile_hints(table) if request.polygons.lower().endswith(".shp") else [])

@@ -7,11 +7,10 @@ or QGIS when it is imported, so the plugin reads it too.
 from clippan.core.context import Context
 from clippan.core.device import Device
 from clippan.core.json import from_json, to_json
-from clippan.jobs import check
 from clippan.jobs.adapt import ADAPTED, AdaptFusionRequest, AdaptFusionResult
 from clippan.jobs.align import AlignSensorRequest, AlignSensorResult, Recall
 from clippan.jobs.assess import FIGURES, AssessRequest, AssessResult
-from clippan.jobs.base import Request
+from clippan.jobs.base import JOBS, Request, Result
 from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
 from clippan.jobs.classify import Classifier, ClassifyRequest, ClassifyResult, MapAccuracy, Score
 from clippan.jobs.doctor import Check, DoctorRequest, DoctorResult, Status
@@ -43,105 +42,3 @@ from clippan.jobs.trainclip import (
     TrainClipRequest,
     TrainClipResult,
 )
-
-JOBS = {
-    request.name: request
-    for request in (
-        PansharpenRequest,
-        AssessRequest,
-        AdaptFusionRequest,
-        IndexRequest,
-        SearchRequest,
-        AboutIndexRequest,
-        ThumbnailsRequest,
-        SegmentRequest,
-        CalibrateRequest,
-        ClassifyRequest,
-        PretrainSceneRequest,
-        ListModelsRequest,
-        DownloadModelRequest,
-        RemoveModelRequest,
-        TrainFusionRequest,
-        TrainClipRequest,
-        RegionsRequest,
-        FinetuneClipRequest,
-        AlignSensorRequest,
-        DoctorRequest,
-    )
-}
-
-__all__ = [
-    "ADAPTED",
-    "FIGURES",
-    "JOBS",
-    "AboutIndexRequest",
-    "AboutIndexResult",
-    "Accuracy",
-    "AdaptFusionRequest",
-    "AdaptFusionResult",
-    "AlignSensorRequest",
-    "AlignSensorResult",
-    "AlphaPoint",
-    "AssessRequest",
-    "AssessResult",
-    "CalibrateRequest",
-    "CalibrateResult",
-    "Check",
-    "ClassArea",
-    "ClassGain",
-    "Classifier",
-    "ClassifyRequest",
-    "ClassifyResult",
-    "ClipMethod",
-    "Compression",
-    "Context",
-    "Device",
-    "DoctorRequest",
-    "DoctorResult",
-    "DownloadModelRequest",
-    "DownloadModelResult",
-    "FinetuneClipRequest",
-    "FinetuneClipResult",
-    "Format",
-    "Hit",
-    "IndexRequest",
-    "IndexResult",
-    "ListModelsRequest",
-    "ListModelsResult",
-    "MapAccuracy",
-    "Method",
-    "ModelRow",
-    "PansharpenRequest",
-    "PansharpenResult",
-    "Picture",
-    "Precision",
-    "PretrainSceneRequest",
-    "PretrainSceneResult",
-    "Recall",
-    "Refinement",
-    "RegionsRequest",
-    "RegionsResult",
-    "Registration",
-    "RemoveModelRequest",
-    "RemoveModelResult",
-    "Request",
-    "Score",
-    "SearchRequest",
-    "SearchResult",
-    "SegmentRequest",
-    "SegmentResult",
-    "Status",
-    "Stretch",
-    "Target",
-    "Teacher",
-    "ThumbnailsRequest",
-    "ThumbnailsResult",
-    "TrainClipRequest",
-    "TrainClipResult",
-    "TrainFusionRequest",
-    "TrainFusionResult",
-    "check",
-    "from_json",
-    "parse_bands",
-    "to_json",
-]

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Optional
 
 from clippan import resources
-from clippan.core.device import Device
-from clippan.jobs import check
-from clippan.jobs.base import Request
-from clippan.jobs.options import SHIPPED, Registration
+from clippan.core.messages import Line, Message, Table
+from clippan.jobs.assess import FIGURES
+from clippan.jobs.base import Request, Result, job
+from clippan.jobs.kinds import FusionModelFile, FusionModelOutput, ModelName
+from clippan.jobs.options import SHIPPED, PairOptions, RunOptions, SeedOption
+from clippan.jobs.param import param
 
 # What is measured before and after: at full resolution, and one scale down, where MS is the reference.
 ADAPTED = ("HQNR", "D_lambda_K", "D_s", "HP_correlation", "Q2n", "SAM", "ERGAS")
-ENDING = ".safetensors"
 
 
 @dataclass(frozen=True)
-class AdaptFusionResult:
+class AdaptFusionResult(Result):
     """What was adapted.
 
     Attributes:
@@ -45,69 +45,59 @@ class AdaptFusionResult:
     megapixels: float
     seconds: float
 
+    def describe(self) -> list[Line]:
+        """The figures before and after, and how it was adapted."""
+        heading = ("Figure", "Before", "After", "Best", "Meaning")
+        rows = [
+            (name, f"{self.before[name]:.4f}", f"{self.after[name]:.4f}", FIGURES[name][1], Message(FIGURES[name][0]))
+            for name in ADAPTED
+        ]
+        return [
+            Table(heading, rows),
+            self.line(
+                "{output}: bands: {bands}, {steps} steps on {megapixels:.1f} megapixels, supervised by {clip}",
+                clip=self.clip or Message("no CLIP"),
+            ),
+            self.line("Sensor {sensor}, {device}, {seconds:.1f} s"),
+        ]
 
-@dataclass(frozen=True)
-class AdaptFusionRequest(Request):
-    """Parameters of an adaptation.
 
-    Attributes:
-        pan: the panchromatic raster, one band (any GDAL data source).
-        ms: one multi-band raster, or several that are stacked in this order.
-        output: the file to write, ending in ``.safetensors``.
-        model: the model to start from; empty means the one that ships with CLIPPan.
-        sensor: an id of ``resources/sensors.json``, "auto" or "generic".
-        bands: which bands of the stack, from 1; empty means all.
-        nodata: overrides the nodata value that the inputs declare.
-        registration: whether MS is moved onto PAN where they do not lie on each other.
-        clip: id or path of the vision-language model that supervises; empty means none.
-        seconds: time budget of the whole job.
-        steps: of the optimiser at most.
-        seed: of everything that is drawn.
-        threads: CPU threads, 0 means all.
-        device: where to compute.
-    """
+@job(
+    "adapt",
+    title="Adapt fusion model",
+    summary="Adapts the network that Pansharpen uses to a scene, without a reference.",
+    result=AdaptFusionResult,
+    shows_log=True,
+)
+class AdaptFusionRequest(PairOptions, SeedOption, RunOptions, Request):
+    """An adaptation."""
 
-    name: ClassVar[str] = "adapt"
-    result: ClassVar[type] = AdaptFusionResult
-
-    pan: str
-    ms: tuple[str, ...]
-    output: str
-    model: str = ""
-    sensor: str = "auto"
-    bands: tuple[int, ...] = ()
-    nodata: Optional[float] = None
-    registration: Registration = Registration.AUTO
-    clip: str = "starter"
-    seconds: float = 120.0
-    steps: int = 240
-    seed: int = 0
-    threads: int = 0
-    device: Device = Device.AUTO
+    model: FusionModelFile = param(
+        "",
+        title="Start from fusion model",
+        help="The model to start from, such as one that was adapted to another scene. By default, the one that comes "
+        "with CLIPPan.",
+    )
+    output: FusionModelOutput = param(
+        title="Adapted model", help="The file to write, less than a megabyte. Pansharpen takes it as its fusion model."
+    )
+    clip: ModelName = param(
+        "starter",
+        title="Supervising CLIP",
+        help="The vision-language model that tells whether the result moves in the direction of a good fusion; empty "
+        "for none. Larger models need more time, or a graphics card.",
+        advanced=True,
+    )
+    seconds: float = param(
+        120.0,
+        title="Time budget",
+        help="How long the whole job may take. Less time means fewer steps; it ends earlier if nothing improves.",
+        above=0,
+        unit="seconds",
+    )
+    steps: int = param(240, title="Steps", help="The largest number of training steps.", low=1, advanced=True)
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return (self.pan, *self.ms, self.model or str(resources() / SHIPPED))
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return (self.output,)
-
-    def validate(self) -> None:
-        """See Request."""
-        check.source("panchromatic raster", self.pan)
-        check.sources("multispectral raster", self.ms)
-        check.output(self.output, self.inputs)
-        if not self.output.lower().endswith(ENDING):
-            check.fail(f"The output {self.output} would be a fusion model; choose a name that ends in {ENDING}.")
-        check.on_disk(self.output)
-        check.bands(self.bands)
-        check.sensor(self.sensor)
-        if self.clip:
-            check.model(self.clip)
-        check.positive("time budget", self.seconds)
-        check.at_least("number of steps", self.steps, 1)
-        check.at_least("seed", self.seed, 0)
-        check.at_least("number of threads", self.threads, 0)
+        """With the model that comes with CLIPPan, where it is the start."""
+        return (*super().inputs, self.model or str(resources() / SHIPPED))

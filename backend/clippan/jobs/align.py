@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar, Optional
+from typing import Optional
 
 from clippan.catalogue.prompts import parse
-from clippan.core.device import Device
-from clippan.jobs import check
-from clippan.jobs.base import Request
-from clippan.jobs.options import Stretch
+from clippan.core.errors import ClippanError
+from clippan.core.messages import Line, Message, Table
+from clippan.jobs.base import Request, Result, file_lines, job
+from clippan.jobs.kinds import BandNumbers, Phrases, Rasters, check_start_is_kept
+from clippan.jobs.options import ChipOptions
+from clippan.jobs.param import inherited, param
 from clippan.jobs.picture import RasterPicture
 
 
@@ -25,7 +26,7 @@ class Recall:
 
 
 @dataclass(frozen=True)
-class AlignSensorResult:
+class AlignSensorResult(Result):
     """What was aligned.
 
     Attributes:
@@ -71,130 +72,178 @@ class AlignSensorResult:
     seconds: float
     pictures: tuple[RasterPicture, ...] = ()
 
+    def describe(self) -> list[Line]:
+        """The recall before and after."""
+        rows = [
+            (Message(label), f"{row.at_1:.1%}", f"{row.at_5:.1%}", f"{row.at_10:.1%}")
+            for label, row in (
+                ("By chance", self.chance),
+                ("Sensor finds picture, before", self.before),
+                ("Sensor finds picture, after", self.to_picture),
+                ("Picture finds sensor, after", self.from_picture),
+            )
+        ]
+        return [
+            Table((Message("At held-out places"), "R@1", "R@5", "R@10"), rows),
+            self.line("Mean similarity to the teacher's vectors: {cosine:.2f}"),
+            *(
+                []
+                if self.agreement is None
+                else [self.line("Both choose the same word for {agreement:.1%} of the places")]
+            ),
+            self.line(
+                "{model}: from {base}, bands: {bands}, {chips} chips to learn from and {held} to measure with, "
+                "{steps} steps, {seconds:.0f} s on {device}",
+                bands=len(self.bands),
+            ),
+            *file_lines(("Report", self.report)),
+        ]
 
-@dataclass(frozen=True)
-class AlignSensorRequest(Request):
-    """Parameters of an alignment (Zavras et al. 2024): a student for the sensor learns to say of a place what the
-    teacher says of its picture, so that the teacher's words fit.
 
-    Attributes:
-        teacher_rasters: rasters whose natural colours the teacher sees.
-        sensor_rasters: for each one of the other sensor that lies on the same place, in any CRS and resolution.
-        output: folder of the run, and in the end of the model; one that holds a run of the same parameters is gone on
-            with.
-        model: the teacher: an id of ``resources/models.json``, or a folder with weights.
-        sensor_bands: of the sensor's rasters, from 1; empty for all.
-        low, high: values of the sensor's bands that become 0 and 1, one for all bands or one for each; empty for what
-            the rasters hold (their 1st and 99th percentile). ``low 0, high 10000`` is the whole reflectance of
-            Sentinel-2, ``low -25, high 0`` suits decibels of Sentinel-1.
-        test: numbers of the pairs, from 1, that are not trained on but measured with; empty for a strip of each.
-        held: part of each raster that is that strip.
-        size: edge of the chips in the teacher's pixels; 0 for what suits the ground resolution.
-        overlap: of neighbouring chips to train on, as a part of their edge. Chips to measure with touch, but do not
-            overlap.
-        mse, cosine, contrast, label: weights of the losses: mean square difference of the raw vectors, 1 − their
-            cosine, symmetric contrast of the batch, and cross-entropy of what both say about the words.
-        words: for the label term and the agreement, as ``water; forest; buildings``.
-        epochs: how often it sees every chip; of few chips more often, in 40 steps at least.
-        steps: of the optimiser, instead of the epochs.
-        batch: chips of a step.
-        rate: greatest learning rate.
-        weight_decay: of AdamW, for matrices and kernels.
-        bands: of the teacher's rasters for red, green and blue; empty means natural colours.
-        stretch: how the teacher's rasters become pictures.
-        nodata: overrides what the rasters declare.
-        report: HTML file to write.
-        seed: of everything that is drawn.
-        threads: CPU threads, 0 means all.
-        device: where to compute.
-    """
+@job(
+    "align",
+    title="Align a sensor with CLIP",
+    summary="Makes a model for another sensor from its rasters and pictures of the same places.",
+    result=AlignSensorResult,
+    shows_log=True,
+)
+class AlignSensorRequest(ChipOptions, Request):
+    """An alignment (Zavras et al. 2024): a student for the sensor learns to say of a place what the teacher says of its
+    picture, so that the teacher's words fit."""
 
-    name: ClassVar[str] = "align"
-    result: ClassVar[type] = AlignSensorResult
+    teacher_rasters: Rasters = param(
+        title="Raster(s) in natural colours",
+        help="Rasters with red, green and blue bands, which the teacher understands: one for each raster of the "
+        "sensor, in the same order.",
+    )
+    sensor_rasters: Rasters = param(
+        title="Raster(s) of the sensor",
+        help="The same places as the other sensor sees them, in the same order, in any coordinate system and pixel "
+        "size. All have the same bands.",
+    )
+    sensor_bands: BandNumbers = param(
+        (),
+        title="Bands of the sensor, such as 1,2 (all if empty)",
+        help="Numbers of the bands of the sensor that the new model sees, counted from 1.",
+        advanced=True,
+    )
+    low: tuple[float, ...] = param(
+        (),
+        title="Lowest values of the sensor, such as -25",
+        help="Values of the bands that become 0: one for all bands, or one for each. By default, what the rasters hold "
+        "(1st percentile). Fixed values are right if other rasters will be used later: radar in decibels suits -25 to "
+        "0, Sentinel-2 0 to 10000.",
+        advanced=True,
+    )
+    high: tuple[float, ...] = param(
+        (),
+        title="Highest values of the sensor, such as 0",
+        help="Values of the bands that become 1: one for all bands, or one for each. By default, what the rasters hold "
+        "(99th percentile).",
+        advanced=True,
+    )
+    test: tuple[int, ...] = param(
+        (),
+        title="Pairs to measure with, such as 3",
+        help="Numbers of the pairs, counted from 1, that are not learned from but measure the result. By default, a "
+        "strip of each.",
+        advanced=True,
+    )
+    held: float = param(
+        0.2,
+        title="Part to measure with",
+        help="Width of the strip of each raster that is not learned from but measures the result, as a part of it.",
+        low=0.05,
+        high=0.5,
+        advanced=True,
+    )
+    overlap: float = param(
+        0.75,
+        title="Overlap of the chips",
+        help="Overlap of neighbouring chips to learn from, as a part of their edge. A larger one gives more chips.",
+        low=0,
+        high=0.95,
+        advanced=True,
+    )
+    mse: float = param(
+        1.0,
+        title="Weight of the mean square difference",
+        help="Weight of the mean square difference between the vectors of student and teacher; 0 leaves it out.",
+        low=0,
+        high=1000,
+        advanced=True,
+    )
+    cosine: float = param(
+        1.0,
+        title="Weight of the cosine",
+        help="Weight of 1 − cosine between the vectors of student and teacher; 0 leaves it out.",
+        low=0,
+        high=1000,
+        advanced=True,
+    )
+    contrast: float = param(
+        0.1,
+        title="Weight of the contrast",
+        help="Weight of the symmetric contrastive loss among the chips of a batch; 0 leaves it out.",
+        low=0,
+        high=1000,
+        advanced=True,
+    )
+    label: float = param(
+        0.05,
+        title="Weight of the words",
+        help="Weight of the cross-entropy between what student and teacher say about the words; 0 leaves it out.",
+        low=0,
+        high=1000,
+        advanced=True,
+    )
+    words: Phrases = param(
+        "",
+        title="Words",
+        help="What there is in the rasters, in English, such as “water; forest; buildings”, or a file of it. The new "
+        "model learns to distinguish these as the teacher does, and the log says how often both agree. Other words "
+        "work afterwards as well.",
+    )
+    size: int = inherited(
+        0,
+        help="Edge of the chips that the rasters are cut into, in pixels of the natural colours; 0 means what suits "
+        "the pixel size.",
+    )
+    epochs: int = inherited(10)
+    rate: float = inherited(3e-4)
+    weight_decay: float = inherited(0.05)
+    batch: int = inherited(32, low=2)  # a contrast needs two
 
-    teacher_rasters: tuple[str, ...]
-    sensor_rasters: tuple[str, ...]
-    output: str
-    model: str = "starter"
-    sensor_bands: tuple[int, ...] = ()
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-    test: tuple[int, ...] = ()
-    held: float = 0.2
-    size: int = 0
-    overlap: float = 0.75
-    mse: float = 1.0
-    cosine: float = 1.0
-    contrast: float = 0.1
-    label: float = 0.05
-    words: str = ""
-    epochs: int = 10
-    steps: Optional[int] = None
-    batch: int = 32
-    rate: float = 3e-4
-    weight_decay: float = 0.05
-    bands: tuple[int, ...] = ()
-    stretch: Stretch = Stretch.AUTO
-    nodata: Optional[float] = None
-    report: str = ""
-    seed: int = 0
-    threads: int = 0
-    device: Device = Device.AUTO
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return (*self.teacher_rasters, *self.sensor_rasters)
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return (self.report,)
-
-    def validate(self) -> None:
-        """See Request."""
-        check.sources("raster for the teacher", self.teacher_rasters)
-        check.sources("raster of the sensor", self.sensor_rasters)
+    def check(self) -> None:
+        """Pairs, ranges and weights go together."""
         pairs = len(self.teacher_rasters)
         if pairs != len(self.sensor_rasters):
-            check.fail(
-                f"The teacher has {pairs} of the rasters and the sensor {len(self.sensor_rasters)}; give both as many, "
-                "in the same order."
+            raise ClippanError(
+                "The teacher has {pairs} rasters and the sensor {sensor}; give both as many, in the same order.",
+                pairs=pairs,
+                sensor=len(self.sensor_rasters),
             )
-        check.model(self.model)
         if self.words:
             parse(self.words)
-        check.run_folder(self.output, self.model)
-        check.folder("folder", str(Path(self.output).absolute().parent))
-        check.bands(self.sensor_bands)
-        self._check_range()
+        check_start_is_kept(self.output, self.model)
+        self._check_ranges()
         if any(not 1 <= number <= pairs for number in self.test) or len(set(self.test)) >= pairs:
-            check.fail(f"The pairs to measure with are some of 1 to {pairs}, and not all; choose others.")
-        check.between("part that is held out", self.held, 0.05, 0.5)
-        check.at_least("size of the chips", self.size, 0)
-        check.between("overlap", self.overlap, 0, 0.95)
-        for what in ("mse", "cosine", "contrast", "label"):
-            check.between(f"weight of the loss {what}", getattr(self, what), 0, 1000)
+            raise ClippanError(
+                "The pairs to measure with are some of 1 to {pairs}, and not all; choose others.", pairs=pairs
+            )
         if not (self.mse or self.cosine or self.contrast):
-            check.fail("Nothing ties the student to the teacher; give mse, cosine or contrast a weight above 0.")
-        check.at_least("number of epochs", self.epochs, 1)
-        if self.steps is not None:
-            check.at_least("number of steps", self.steps, 1)
-        check.at_least("batch", self.batch, 2)  # a contrast needs two
-        check.positive("learning rate", self.rate)
-        check.between("weight decay", self.weight_decay, 0, 100)
-        check.picture_bands(self.bands)
-        if self.report:
-            check.html(self.report)
-            check.output(self.report, self.inputs)
-            check.on_disk(self.report)
-        check.at_least("seed", self.seed, 0)
-        check.at_least("number of threads", self.threads, 0)
+            raise ClippanError(
+                "Nothing ties the student to the teacher; give mse, cosine or contrast a weight above 0."
+            )
 
-    def _check_range(self) -> None:
+    def _check_ranges(self) -> None:
         if len(self.low) != len(self.high):
-            check.fail("The lowest and the highest values go together; give both, or none.")
+            raise ClippanError("The lowest and the highest values go together; give both, or none.")
         if any(not low < high for low, high in zip(self.low, self.high)):
-            check.fail("A lowest value is not below the highest; give a range for each band.")
+            raise ClippanError("A lowest value is not below the highest; give a range for each band.")
         if self.sensor_bands and len(self.low) not in (0, 1, len(self.sensor_bands)):
-            check.fail(f"{len(self.low)} ranges and {len(self.sensor_bands)} bands were given; give one for each.")
+            raise ClippanError(
+                "{ranges} ranges and {bands} bands were given; give one for each.",
+                ranges=len(self.low),
+                bands=len(self.sensor_bands),
+            )

@@ -1,15 +1,16 @@
-"""Assess: how good is a pansharpened raster, with and without a reference."""
+"""Assess: how good a pansharpened raster is, with and without a reference."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Optional
+from typing import Optional
 
-from clippan.core.device import Device
-from clippan.jobs import check
-from clippan.jobs.base import Request
-from clippan.jobs.options import Registration
+from clippan.core.messages import Line, Message, Table
+from clippan.jobs.base import Request, Result, file_lines, job, shift_lines
+from clippan.jobs.kinds import Raster, Report
+from clippan.jobs.options import DeviceOptions, PairOptions
+from clippan.jobs.param import param
 
 # What each figure is, in a line, and its best value; the first six need no reference.
 FIGURES = {
@@ -29,7 +30,7 @@ FIGURES = {
 
 
 @dataclass(frozen=True)
-class AssessResult:
+class AssessResult(Result):
     """Quality figures.
 
     Attributes:
@@ -54,61 +55,45 @@ class AssessResult:
     band_shifts: tuple[tuple[float, ...], ...] = ()
     hints: tuple[str, ...] = ()
 
+    def describe(self) -> list[Line]:
+        """The figures, and what they were measured on."""
+        figures = {**self.full, **self.reference}
+        rows = [
+            (name, f"{figures[name]:.4f}", best, Message(label))
+            for name, (label, best) in FIGURES.items()
+            if name in figures
+        ]
+        return [
+            Table(("Figure", "Value", "Best", "Meaning"), rows),
+            self.line("{pixels} valid pixels compared, sensor {sensor}, {seconds:.1f} s"),
+            *shift_lines(self.shift, self.band_shifts),
+            *file_lines(("Report", self.report)),
+        ]
 
-@dataclass(frozen=True)
-class AssessRequest(Request):
-    """Parameters of an assessment.
 
-    Attributes:
-        fused: the pansharpened raster.
-        pan, ms: what it was made from.
-        reference: the true raster at the fused one's grid, if there is one.
-        sensor: an id of ``resources/sensors.json``, "auto" or "generic".
-        bands: which bands of the stack were sharpened, from 1; empty means all.
-        nodata: overrides the nodata value that the inputs declare.
-        report: an HTML file to write, with a picture.
-        device: where to compute.
-        registration: whether figures allow for MS not lying on PAN. The pansharpened raster has no say in where it
-            lies, so results of all programs are measured alike.
+@job(
+    "assess",
+    title="Assess pansharpening",
+    summary="Measures how good a pansharpened raster is, whichever program made it.",
+    result=AssessResult,
+)
+class AssessRequest(PairOptions, DeviceOptions, Request):
+    """An assessment.
 
     Of sensor, bands and nodata, what is left open is taken from the tags of a raster that CLIPPan made, and so is the
-    shift between PAN and MS.
+    shift between PAN and MS. The pansharpened raster has no say in where it lies, so that the results of all programs
+    are measured alike.
     """
 
-    name: ClassVar[str] = "assess"
-    result: ClassVar[type] = AssessResult
-
-    fused: str
-    pan: str
-    ms: tuple[str, ...]
-    reference: Optional[str] = None
-    sensor: str = "auto"
-    bands: tuple[int, ...] = ()
-    nodata: Optional[float] = None
-    report: Optional[str] = None
-    device: Device = Device.AUTO
-    registration: Registration = Registration.AUTO
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return (self.fused, self.pan, *self.ms, self.reference or "")
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return (self.report or "",)
-
-    def validate(self) -> None:
-        """See Request."""
-        check.source("pansharpened raster", self.fused)
-        check.source("panchromatic raster", self.pan)
-        check.sources("multispectral raster", self.ms)
-        check.bands(self.bands)
-        check.sensor(self.sensor)
-        if self.reference is not None:
-            check.source("reference raster", self.reference)
-        if self.report is not None:
-            check.output(self.report, self.inputs)
-            check.html(self.report)
-            check.on_disk(self.report)
+    fused: Raster = param(title="Pansharpened raster", help="The raster to measure. It may come from any program.")
+    reference: Optional[Raster] = param(
+        None,
+        title="Reference raster",
+        help="The true raster at the pixel size of the pansharpened one, if there is one.",
+    )
+    report: Optional[Report] = param(
+        None,
+        title="Report",
+        help="A web page with the figures, their meaning, and pictures before and after.",
+        proposed=True,
+    )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Optional
+from typing import Optional
 
 from clippan.catalogue.prompts import parse
 from clippan.core import texts
-from clippan.core.device import Device
 from clippan.core.errors import ClippanError
-from clippan.jobs import check
-from clippan.jobs.base import Request
-from clippan.jobs.options import Stretch
+from clippan.core.messages import Line, Message, Table, figure
+from clippan.jobs.base import Request, Result, file_lines, job
+from clippan.jobs.kinds import FieldName, LayerName, PromptFile, Rasters, Report, Vectors, check_writable
+from clippan.jobs.options import PromptOptions, RunOptions
+from clippan.jobs.param import param
 from clippan.jobs.picture import RasterPicture
 
 
@@ -33,7 +34,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class CalibrateResult:
+class CalibrateResult(Result):
     """What was found.
 
     Attributes:
@@ -62,78 +63,75 @@ class CalibrateResult:
     seconds: float
     pictures: tuple[RasterPicture, ...]
 
+    def describe(self) -> list[Line]:
+        """The accuracy of each class before and after."""
+        heading = ("Class", "Labelled pixels", "IoU before", "IoU after", "Offset")
+        columns = (self.classes, self.labelled, self.before.iou, self.after.iou, self.offsets)
+        rows = [
+            (name, f"{count:,}", figure(before, 3), figure(after, 3), f"{offset:+.3f}")
+            for name, count, before, after, offset in zip(*columns)
+        ]
+        means = (figure(self.before.mean_iou, 3), figure(self.after.mean_iou, 3))
+        rows.append((Message("mean"), f"{sum(self.labelled):,}", *means, ""))
+        return [
+            Table(heading, rows),
+            Message(
+                "Accuracy: {before:.1%} before, {after:.1%} after",
+                before=self.before.accuracy,
+                after=self.after.accuracy,
+            ),
+            self.line("{output}: logit scale {scale:.4g}, {seconds:.1f} s", scale=self.logit_scale),
+            *file_lines(("Report", self.report)),
+        ]
 
-@dataclass(frozen=True)
-class CalibrateRequest(Request):
-    """Parameters of a calibration.
 
-    Attributes:
-        rasters: one or several.
-        samples: for each raster its labels: a vector file with polygons or points, or a raster on the same grid with
-            values 1 to N in the order of the classes (0 is unlabelled).
-        classes: the prompt table, as in SegmentRequest.
-        output: JSON file of the calibrated table.
-        field: of the vector files, which holds the class by its name (or a synonym) or its number.
-        layer: of the vector files; empty means the first that has such places.
-        report: HTML file to write.
-        model, window, flips, bias, bands, stretch, nodata: as in SegmentRequest.
-        threads: CPU threads, 0 means all.
-        device: where to compute.
-    """
+@job(
+    "calibrate",
+    title="Calibrate prompts",
+    summary="Fits a table of classes to a few labelled places.",
+    result=CalibrateResult,
+    shows_log=True,
+)
+class CalibrateRequest(PromptOptions, RunOptions, Request):
+    """A calibration."""
 
-    name: ClassVar[str] = "calibrate"
-    result: ClassVar[type] = CalibrateResult
-
-    rasters: tuple[str, ...]
-    samples: tuple[str, ...]
-    classes: str
-    output: str
-    field: str = "class"
-    layer: str = ""
-    report: str = ""
-    model: str = "starter"
-    window: tuple[int, ...] = ()
-    flips: bool = False
-    bias: Optional[float] = None
-    bands: tuple[int, ...] = ()
-    stretch: Stretch = Stretch.AUTO
-    nodata: Optional[float] = None
-    threads: int = 0
-    device: Device = Device.AUTO
+    rasters: Rasters = param(title="Rasters", help="The rasters in which the labelled places lie.", positional=True)
+    samples: Vectors = param(
+        title="Labelled places",
+        help="The labels of each raster: polygons or points whose class is known, in any coordinate system; or a "
+        "raster on the same grid with values 1 to N in the order of the classes.",
+    )
+    field: FieldName = param(
+        "class",
+        title="Field with the class",
+        help="The field of the labelled places that holds the name of the class, a synonym of it, or its number.",
+    )
+    layer: LayerName = param(
+        "",
+        title="Layer of the labelled places",
+        help="By default, the first layer with places that have a class.",
+        advanced=True,
+    )
+    output: PromptFile = param(
+        title="Calibrated table",
+        help="The JSON file to write. Choose it as the classes of Segment by text.",
+    )
+    report: Report = param("", title="Report", help="A web page with the accuracy before and after.", proposed=True)
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """See Request."""
+        """Without the table, which may be calibrated in its place."""
         return (*self.rasters, *self.samples)
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return (self.output, self.report)
-
-    def validate(self) -> None:
-        """See Request."""
-        check.sources("raster", self.rasters)
-        check.sources("labelled sample", self.samples)
+    def check(self) -> None:
+        """Each raster has its labels, and the classes can be weighed against each other."""
         if len(self.rasters) != len(self.samples):
-            check.fail(
-                f"{len(self.rasters)} rasters and {len(self.samples)} files of samples were given; give one for each."
+            raise ClippanError(
+                "{rasters} rasters and {samples} files of samples were given; give one for each.",
+                rasters=len(self.rasters),
+                samples=len(self.samples),
             )
         if len(parse(self.classes).classes) < 2:
             raise ClippanError("Calibration weighs classes against each other; give two or more.")
-        check.output(self.output, self.inputs)  # a table may be calibrated anew in its place
-        check.on_disk(self.output)
-        if not self.output.lower().endswith(".json"):
-            check.fail(f"The table {self.output} is written as JSON; let its name end in .json.")
         if self.report:
-            check.html(self.report)
-            check.output(self.report, [*self.inputs, texts.file_of(self.classes)])
-            check.apart((self.output, self.report))
-            check.on_disk(self.report)
-        check.model(self.model)
-        for edge in self.window:
-            check.at_least("window", edge, 16)
-        if self.bias is not None:
-            check.between("bias", self.bias, -1, 1)
-        check.picture_bands(self.bands)
-        check.at_least("number of threads", self.threads, 0)
+            check_writable(self.report, [texts.file_of(self.classes)])

@@ -2,56 +2,54 @@
 
 from __future__ import annotations
 
-import enum
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Optional
+from pathlib import Path
+from typing import Optional
 
 from clippan.core import texts
-from clippan.core.device import Device
+from clippan.core.choice import Choice
 from clippan.core.errors import ClippanError
-from clippan.jobs import check
-from clippan.jobs.base import Request
+from clippan.core.messages import Line, Message, Table, figure
+from clippan.jobs.base import Request, Result, file_lines, job
+from clippan.jobs.kinds import (
+    AreaTable,
+    ClassMapFile,
+    EncoderFile,
+    EncoderOutput,
+    FieldName,
+    LayerName,
+    ModelName,
+    Phrases,
+    PictureBands,
+    RasterFile,
+    Rasters,
+    Report,
+    Vector,
+)
+from clippan.jobs.options import SceneOptions
+from clippan.jobs.param import inherited, param
 from clippan.jobs.picture import RasterPicture
 from clippan.jobs.segment import ClassArea
 
-ENCODER = ".safetensors"  # ending of a pre-trained scene
 
-
-class Classifier(enum.Enum):
+class Classifier(Choice):
     """How pixels are told apart."""
 
-    AUTO = "auto"
-    DIFFCLIP = "diffclip"
-    SVM = "svm"
-    SVM_MEAN = "svm-mean"
-    RF = "rf"
-    TIP = "tip"
-    TIP_F = "tip-f"
-    LINEAR = "linear"
-
-    @property
-    def label(self) -> str:
-        """The classifier as a list shows it."""
-        return _LABELS[self]
+    AUTO = "auto", "Best by cross-validation (recommended)"
+    DIFFCLIP = "diffclip", "DiffCLIP: network pre-trained on the scene, guided by the words of the classes"
+    SVM = "svm", "SVM on the spectra"
+    SVM_MEAN = "svm-mean", "SVM on the spectra and their local means"
+    RF = "rf", "Random forest on the spectra and their local means"
+    TIP = "tip", "Tip-Adapter on CLIP's features"
+    TIP_F = "tip-f", "Tip-Adapter-F on CLIP's features (fine-tuned)"
+    LINEAR = "linear", "Linear probe on CLIP's features"
 
     @property
     def sees_words(self) -> bool:
         """Whether it works on what CLIP sees in the picture."""
         return self in (Classifier.TIP, Classifier.TIP_F, Classifier.LINEAR)
-
-
-_LABELS = {
-    Classifier.AUTO: "Best of all by cross-validation (recommended)",
-    Classifier.DIFFCLIP: "DiffCLIP: network pre-trained on the scene, guided by the words of the classes",
-    Classifier.SVM: "SVM on the spectra",
-    Classifier.SVM_MEAN: "SVM on the spectra and their local means",
-    Classifier.RF: "Random forest on the spectra and their local means",
-    Classifier.TIP: "Tip-Adapter on CLIP's features",
-    Classifier.TIP_F: "Tip-Adapter-F on CLIP's features (fine-tuned)",
-    Classifier.LINEAR: "Linear probe on CLIP's features",
-}
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class MapAccuracy:
 
 
 @dataclass(frozen=True)
-class ClassifyResult:
+class ClassifyResult(Result):
     """What was written.
 
     Attributes:
@@ -142,120 +140,166 @@ class ClassifyResult:
     provenance: Mapping[str, str]
     picture: Optional[RasterPicture] = None
 
+    def describe(self) -> list[Line]:
+        """The comparison of the methods, the accuracy and the classes."""
+        parts: list[Line] = []
+        if self.chosen:
+            rows = [
+                (
+                    row.method.value,
+                    f"{row.oa:.1%}",
+                    f"{row.std:.1%}",
+                    f"{row.aa:.1%}",
+                    f"{row.kappa:.3f}",
+                    f"{row.seconds:.0f}",
+                )
+                for row in self.chosen
+            ]
+            parts.append(Table(("Method", "OA", "±", "AA", "Kappa", "Seconds"), rows))
+        heading = ("Value", "Class", "Places", "Pixels", "F1", "Share", "Hectares", "Mean confidence")
+        f1 = self.accuracy.f1 if self.accuracy else (None,) * len(self.classes)
+        columns = zip(self.classes, self.places, self.labelled, f1)
+        parts.append(
+            Table(
+                heading,
+                [
+                    (
+                        *(str(item.value), item.name, str(places), f"{labelled:,}", figure(score, 3)),
+                        *(f"{item.share:.1%}", figure(item.hectares), figure(item.confidence)),
+                    )
+                    for item, places, labelled, score in columns
+                ],
+            )
+        )
+        if self.accuracy:
+            found = self.accuracy
+            parts.append(
+                Message(
+                    "Overall accuracy (OA) {oa:.1%} ± {std:.1%}, average accuracy of the classes (AA) {aa:.1%}, kappa "
+                    "{kappa:.3f}, at places that were left out, each {split} as a whole; repeats: {repeats}",
+                    **{name: getattr(found, name) for name in ("oa", "std", "aa", "kappa", "split", "repeats")},
+                )
+            )
+        parts.append(
+            self.line(
+                "{output}: {width} × {height} pixels by {method} on {device}, {seconds:.1f} s", method=self.method.value
+            )
+        )
+        return parts + file_lines(
+            ("Confidence", self.confidence),
+            ("Report", self.report),
+            ("Areas", self.areas),
+            ("Pre-trained scene", self.encoder),
+        )
 
-@dataclass(frozen=True)
-class ClassifyRequest(Request):
-    """Parameters of a map from samples. Its values are 1 to N in the sorted order of the class names; 0 is nodata.
 
-    Attributes:
-        rasters: one or several, each a modality with any number of bands; those on other grids are warped.
-        samples: vector file with points or polygons.
-        field: of it, which holds the class.
-        output: GeoTIFF of the map.
-        layer: of the samples' file; empty means the first that has such places.
-        method: the classifier; auto takes the best by cross-validation.
-        confidence: GeoTIFF to write: the probability of each pixel's class, 0 to 1.
-        report: HTML file to write: pictures, accuracy, confusion.
-        areas: CSV to write: area of each class.
-        encoder: a pre-trained scene, for diffclip; empty means that it is pre-trained now.
-        save_encoder: where to keep what is pre-trained now, to be used again.
-        descriptions: what classes look like, as ``class: words; class: words``, as JSON, or a JSON file.
-        model: CLIP for the words of the classes, and for the picture's features; an id of ``resources/models.json``, or
-            a folder.
-        grid: the raster, from 1, whose pixels the map has; 0 means the finest.
-        seed: of everything that is drawn.
-        repeats: of cross-validation, each with another split; 0 for none.
-        steps: of pre-training; None for 400.
-        bands: of the first raster that has them: red, green and blue for CLIP, or one for grey; empty means natural
-            colours where they can be told.
-        nodata: overrides the nodata values that the rasters declare.
-        threads: CPU threads, 0 means all.
-        device: where to compute.
-    """
+@job(
+    "classify",
+    title="Classify from few samples",
+    summary="Makes a map of classes from a few labelled places, and measures how accurate it is.",
+    result=ClassifyResult,
+    shows_log=True,
+)
+class ClassifyRequest(SceneOptions, Request):
+    """A map from samples. Its values are 1 to N in the sorted order of the class names; 0 is nodata."""
 
-    name: ClassVar[str] = "classify"
-    result: ClassVar[type] = ClassifyResult
+    rasters: Rasters = inherited()
+    samples: Vector = param(
+        title="Labelled places",
+        help="Points or polygons whose class is known, in any coordinate system. Several small polygons per class are "
+        "better than one large one.",
+    )
+    field: FieldName = param(
+        title="Field with the class",
+        help="The field of the labelled places that holds the class, as a name or a number. English names help "
+        "DiffCLIP and the methods that work with CLIP; features without a value are left out.",
+    )
+    layer: LayerName = param(
+        "",
+        title="Layer of the labelled places",
+        help="By default, the first layer with places that have a class.",
+        advanced=True,
+    )
+    output: ClassMapFile = param(
+        title="Class map",
+        help="The GeoTIFF to write: 1 for the first class in alphabetical order (numbers by size), 2 for the second "
+        "and so on; 0 where the rasters have no data.",
+    )
+    method: Classifier = param(
+        Classifier.AUTO,
+        title="Method",
+        help="How pixels are classified. The SVM and the random forest use the values of a pixel and its neighbours, "
+        "and are fast. DiffCLIP first learns the whole scene. Tip-Adapter and the linear probe see a picture in "
+        "natural colours through the model. “auto” compares the methods at places that are left out.",
+    )
+    confidence: RasterFile = param(
+        "", title="Confidence", help="A raster with the probability of each pixel's class, from 0 to 1."
+    )
+    report: Report = param(
+        "", title="Report", help="A web page with the map, its accuracy and the confusion of classes.", proposed=True
+    )
+    areas: AreaTable = param(
+        "", title="Table of areas", help="A CSV file with the area and the mean confidence of each class."
+    )
+    encoder: EncoderFile = param(
+        "",
+        title="Pre-trained scene",
+        help="For DiffCLIP: what “Pre-train on a scene”, or an earlier run, learned from the same rasters. By default, "
+        "it is learned now.",
+    )
+    save_encoder: EncoderOutput = param(
+        "",
+        title="Save the pre-trained scene",
+        help="For DiffCLIP: keeps what was learned from the scene, so that the next map of it is made sooner.",
+        advanced=True,
+    )
+    descriptions: Phrases = param(
+        "",
+        title="What the classes look like",
+        help="Descriptions of the classes in English, such as “corn: dark green rows; wheat: pale”, or the path of a "
+        ".txt file with one per line, or of a .json file. DiffCLIP and the methods that work with CLIP read them "
+        "beside the names, which helps where these are codes or numbers.",
+    )
+    model: ModelName = param(
+        "starter",
+        title="Model",
+        help="The vision-language model: for DiffCLIP it reads the words of the classes; for the methods that work "
+        "with CLIP it also sees the picture. The others do not use it.",
+    )
+    repeats: int = param(
+        3,
+        title="Repeats of cross-validation",
+        help="How often the accuracy is measured, each time with other places left out. More repeats take longer and "
+        "give more reliable figures; 0 measures nothing, and then a method has to be chosen.",
+        low=0,
+        advanced=True,
+    )
+    bands: PictureBands = param(
+        (),
+        title="Bands for red, green and blue, such as 4,3,2",
+        help="Numbers of the three bands that the model and the report show as red, green and blue, counted from 1. By "
+        "default, natural colours are found from the names of the bands or the sensor.",
+        advanced=True,
+    )
 
-    rasters: tuple[str, ...]
-    samples: str
-    field: str
-    output: str
-    layer: str = ""
-    method: Classifier = Classifier.AUTO
-    confidence: str = ""
-    report: str = ""
-    areas: str = ""
-    encoder: str = ""
-    save_encoder: str = ""
-    descriptions: str = ""
-    model: str = "starter"
-    grid: int = 0
-    seed: int = 0
-    repeats: int = 3
-    steps: Optional[int] = None
-    bands: tuple[int, ...] = ()
-    nodata: Optional[float] = None
-    threads: int = 0
-    device: Device = Device.AUTO
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return (*self.rasters, self.samples, *filter(None, (self.encoder, texts.file_of(self.descriptions))))
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return tuple(filter(None, (self.output, self.confidence, self.report, self.areas, self.save_encoder)))
-
-    def validate(self) -> None:
-        """See Request."""
-        check.sources("raster", self.rasters)
-        check.source("file of samples", self.samples)
-        if not self.field.strip():
-            check.fail("No field was named; name the samples' field that holds the class.")
-        check.output(self.output, self.inputs, ".aux.xml")  # which holds the classes
-        for path in self.outputs[1:]:
-            check.output(path, self.inputs)
-        check.apart(self.outputs)
-        for path in filter(None, (self.report, self.areas, self.save_encoder)):
-            check.on_disk(path)
-        for path in filter(None, (self.output, self.confidence)):
-            check.geotiff(path)
-        if self.report:
-            check.html(self.report)
-        if self.areas and not self.areas.lower().endswith(".csv"):
-            check.fail(f"The table {self.areas} is written as CSV; let its name end in .csv.")
-        check_encoder(self.encoder)
-        check_encoder(self.save_encoder)
-        if self.encoder and not check.is_file(self.encoder):
-            check.fail(f"The pre-trained scene {self.encoder} does not exist; check the path.")
+    def check(self) -> None:
+        """What belongs to one method is not given for another."""
+        if self.encoder and not Path(self.encoder).is_file():
+            raise ClippanError("The pre-trained scene {path} does not exist; check the path.", path=self.encoder)
         if self.encoder and self.save_encoder:
-            check.fail("A scene is either pre-trained now and kept, or taken as it was; leave one of the two out.")
+            raise ClippanError(
+                "A scene is either pre-trained now and saved, or taken as it was; leave one of the two out."
+            )
         if self.method not in (Classifier.AUTO, Classifier.DIFFCLIP) and (self.encoder or self.save_encoder):
-            check.fail(f"Only diffclip pre-trains on the scene, not {self.method.value}; leave the encoder out.")
+            raise ClippanError(
+                "Only diffclip pre-trains on the scene, not {method}; leave the encoder out.", method=self.method.value
+            )
         parse_descriptions(self.descriptions)
-        check.model(self.model)
-        check_grid(self.grid, self.rasters)
-        check.at_least("seed", self.seed, 0)
-        check.at_least("number of repeats", self.repeats, 0)
-        if self.method is Classifier.AUTO:
-            check.at_least("number of repeats with which auto compares (other methods do without)", self.repeats, 1)
-        if self.steps is not None:
-            check.at_least("number of steps", self.steps, 1)
-        check.picture_bands(self.bands)
-        check.at_least("number of threads", self.threads, 0)
-
-
-def check_encoder(path: str) -> None:
-    """A pre-trained scene is called by what it is."""
-    if path and not path.lower().endswith(ENCODER):
-        check.fail(f"The pre-trained scene {path} is a model; let its name end in {ENCODER}.")
-
-
-def check_grid(number: int, rasters: tuple[str, ...]) -> None:
-    """The grid is that of one of the rasters, or 0."""
-    check.between("number of the raster whose grid the map has", number, 0, len(rasters))
+        self.check_grid()
+        if self.method is Classifier.AUTO and self.repeats < 1:
+            raise ClippanError(
+                "The method auto compares methods by cross-validation; repeat it once or more, or choose a method."
+            )
 
 
 def parse_descriptions(text: str) -> dict[str, tuple[str, ...]]:
@@ -271,7 +315,7 @@ def parse_descriptions(text: str) -> dict[str, tuple[str, ...]]:
     found = _of_json(written) if texts.is_json(text, written) else _of_text(written)
     for name, phrases in found.items():
         if any(texts.is_wordless(phrase) for phrase in phrases):
-            check.fail(f"The description of {name} has no letter or digit; write what it looks like.")
+            raise ClippanError("The description of {name} has no letter or digit; write what it looks like.", name=name)
     return found
 
 

@@ -1,13 +1,13 @@
-"""Doctor: what the engine found, which device it will use, and what to do where something is wrong."""
+"""Doctor: what the engine found, and what to do where something is wrong."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import ClassVar
 
-from clippan.core.device import Device
-from clippan.jobs.base import Request
+from clippan.core.messages import Line
+from clippan.jobs.base import Request, Result, job
+from clippan.jobs.options import DeviceOptions
 
 
 class Status(enum.Enum):
@@ -29,7 +29,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class DoctorResult:
+class DoctorResult(Result):
     """All checks; ``ok`` if none failed; the device that "auto" means here and the reason; all as text."""
 
     ok: bool
@@ -38,12 +38,17 @@ class DoctorResult:
     reason: str
     text: str
 
+    def describe(self) -> list[Line]:
+        """The text of all checks."""
+        return [self.text]
 
-@dataclass(frozen=True)
-class DoctorRequest(Request):
-    """Asks what the engine found; ``device`` is the one the user wants."""
 
-    name: ClassVar[str] = "doctor"
-    result: ClassVar[type] = DoctorResult
-
-    device: Device = Device.AUTO
+@job(
+    "doctor",
+    title="Check engine",
+    summary="Says what the engine found, and what to do where something is wrong.",
+    result=DoctorResult,
+    needs_torch=False,
+)
+class DoctorRequest(DeviceOptions, Request):
+    """Asks what the engine found."""

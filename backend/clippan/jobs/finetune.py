@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Optional
+from typing import Optional
 
 from clippan.core import texts
-from clippan.core.device import Device
-from clippan.jobs import check
-from clippan.jobs.base import Request
-from clippan.jobs.options import Stretch
+from clippan.core.errors import ClippanError
+from clippan.core.messages import Line, Message, Table
+from clippan.jobs.base import Request, Result, file_lines, job
+from clippan.jobs.kinds import (
+    FieldName,
+    Folder,
+    LayerName,
+    Phrases,
+    Raster,
+    Vector,
+    check_start_is_kept,
+)
+from clippan.jobs.options import ChipOptions
+from clippan.jobs.param import inherited, param
 from clippan.jobs.picture import RasterPicture
 
 
@@ -50,7 +60,7 @@ class ClassGain:
 
 
 @dataclass(frozen=True)
-class FinetuneClipResult:
+class FinetuneClipResult(Result):
     """What was tuned.
 
     Attributes:
@@ -86,114 +96,126 @@ class FinetuneClipResult:
     seconds: float
     picture: Optional[RasterPicture] = None
 
+    def describe(self) -> list[Line]:
+        """The curve and the classes."""
+        points = [
+            (f"{point.alpha:.2f}", _part(point.task), _part(point.control), "←" if point.alpha == self.alpha else "")
+            for point in self.curve
+        ]
+        classes = [
+            (
+                Message("{name} (control)", name=item.name) if item.control else item.name,
+                *(str(item.pictures), _part(item.before), _part(item.after)),
+            )
+            for item in self.classes
+        ]
+        return [
+            Table(("α", "Your classes", "Control set", ""), points),
+            Table(("Class", "Pictures", "Before", "After"), classes),
+            self.line("{model}: from {base}, α {alpha:.2f}; {chips} chips, {steps} steps, {seconds:.0f} s on {device}"),
+            *file_lines(("Report", self.report)),
+        ]
 
-@dataclass(frozen=True)
-class FinetuneClipRequest(Request):
-    """Parameters of a robust fine-tuning ("patching"; Zavras et al. 2024, Ilharco et al. 2022).
 
-    Attributes:
-        data: a folder with a folder of pictures for each class, named for it; or with ``samples`` a raster.
-        output: folder of the run, and in the end of the model; one that holds a run of the same parameters is gone on
-            with.
-        samples: vector file with polygons (or points) over the raster.
-        field: of it, which holds the class.
-        layer: of it; empty means the first that has such places.
-        control: a folder as ``data``, of other classes, on which is measured what was lost; empty for none.
-        words: what classes are called for the model, as ``SeaLake=sea; AnnualCrop=annual crop land`` or a JSON file
-            of the same; by default what their folders or the field say.
-        model: to start from: an id of ``resources/models.json``, or a folder with weights.
-        alpha: how far to go to the fine-tuned weights, 0 to 1; None to choose it on validation (without a control set
-            then 0.5).
-        keep: part of the old accuracy on the control set that the chosen α keeps.
-        held: part of each class that chooses α, and as much again that measures the result.
-        measured: pictures of the task, and as many of the control set, that each point of the curve is measured on at
-            most.
-        epochs: how often it sees every chip; of few chips more often, in 40 steps at least.
-        steps: of the optimiser, instead of the epochs.
-        batch: chips of a step.
-        rate: greatest learning rate.
-        weight_decay: of AdamW, for matrices and kernels.
-        pixels: edge of what the model sees while it is tuned and measured; 0 for what it was trained with. Only
-            convolutional towers take another.
-        size: edge of the chips in the raster's pixels; 0 for what suits the ground resolution.
-        bands: for red, green and blue, from 1, or one for grey; empty means natural colours. Of the raster.
-        stretch, nodata: of the raster, as for clippan segment.
-        report: HTML file to write, with a picture of the curve.
-        seed: of everything that is drawn.
-        threads: CPU threads, 0 means all.
-        device: where to compute.
-    """
+def _part(value: Optional[float]) -> str:
+    return "–" if value is None else f"{value:.1%}"
 
-    name: ClassVar[str] = "finetune clip"
-    result: ClassVar[type] = FinetuneClipResult
 
-    data: str
-    output: str
-    samples: str = ""
-    field: str = "class"
-    layer: str = ""
-    control: str = ""
-    words: str = ""
-    model: str = "starter"
-    alpha: Optional[float] = None
-    keep: float = 0.95
-    held: float = 0.2
-    measured: int = 400
-    epochs: int = 5
-    steps: Optional[int] = None
-    batch: int = 32
-    rate: float = 1e-4
-    weight_decay: float = 0.5
-    pixels: int = 0
-    size: int = 0
-    bands: tuple[int, ...] = ()
-    stretch: Stretch = Stretch.AUTO
-    nodata: Optional[float] = None
-    report: str = ""
-    seed: int = 0
-    threads: int = 0
-    device: Device = Device.AUTO
+@job(
+    "finetune clip",
+    title="Fine-tune CLIP without forgetting",
+    summary="Teaches a model new classes from labelled chips and keeps what it knew (train clip --method patch).",
+    result=FinetuneClipResult,
+    shows_log=True,
+)
+class FinetuneClipRequest(ChipOptions, Request):
+    """A robust fine-tuning ("patching"; Zavras et al. 2024, Ilharco et al. 2022)."""
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return (self.data, self.samples)
+    data: Raster = param(
+        title="Pictures",
+        help="A folder that holds one folder of pictures for each class, named after it; or a raster, together with "
+        "labelled places.",
+    )
+    samples: Vector = param("", title="Labelled places in the raster", help="Polygons or points over the raster.")
+    field: FieldName = param(
+        "class",
+        title="Field with the class",
+        help="The field of the labelled places that holds the class, in English words such as “solar panels”.",
+    )
+    layer: LayerName = param(
+        "",
+        title="Layer of the labelled places",
+        help="By default, the first layer with places that have a class.",
+        advanced=True,
+    )
+    control: Folder = param(
+        "",
+        title="Control set",
+        help="A folder of the same form with other classes, which the model knows and should not forget. A dozen "
+        "pictures per class are enough.",
+    )
+    words: Phrases = param(
+        "",
+        title="Names of the classes in words",
+        help="What the model reads in place of codes, such as “SeaLake=sea; AnnualCrop=annual crop land”, or the path "
+        "of a .txt file with one per line, or of a .json file. By default, the names of the folders or the field.",
+    )
+    alpha: Optional[float] = param(
+        None,
+        title="How far to go (α)",
+        help="0 is the model as it was, 1 the fully fine-tuned one. By default, it is chosen on validation pictures, "
+        "as far as the control set allows; without a control set it is 0.5.",
+        low=0,
+        high=1,
+    )
+    keep: float = param(
+        0.95,
+        title="Part of the old accuracy to keep",
+        help="Where α is chosen: the part of the former accuracy on the control set that has to remain.",
+        low=0,
+        high=1,
+        advanced=True,
+    )
+    held: float = param(
+        0.2,
+        title="Part to choose α with",
+        help="The part of each class that is not learned from but chooses α. As many pictures again measure the "
+        "result.",
+        low=0.01,
+        high=0.4,
+        advanced=True,
+    )
+    measured: int = param(
+        400,
+        title="Pictures to measure with",
+        help="The largest number of pictures of your classes, and of the control set, that each α is measured with.",
+        low=1,
+        advanced=True,
+    )
+    pixels: int = param(
+        0,
+        title="Edge of the model's input",
+        help="Pictures are resized to this edge for the model; 0 keeps the size it was trained with. Smaller is "
+        "faster, and only convolutional models accept it.",
+        low=0,
+        unit="pixels",
+        advanced=True,
+    )
+    size: int = inherited(
+        0, help="Edge of the chip that is cut out of the raster around a place; 0 means what suits the pixel size."
+    )
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return (self.report,)
-
-    def validate(self) -> None:
-        """See Request."""
-        check.source("folder of pictures, or raster,", self.data)
+    def check(self) -> None:
+        """Folders of pictures are folders, and the start is kept."""
         if not self.samples:
-            if check.is_file(self.data):
-                check.fail(f"{self.data} is no folder of pictures; for a raster name its labelled places (--samples).")
-            check.folder("folder of pictures", self.data)
-        if self.control:
-            check.folder("control set", self.control)
-        check.model(self.model)
-        check.run_folder(self.output, self.model)
-        check.folder("folder", str(Path(self.output).absolute().parent))
+            if Path(self.data).is_file():
+                raise ClippanError(
+                    "{path} is not a folder of pictures; for a raster give its labelled places (--samples).",
+                    path=self.data,
+                )
+            if not Path(self.data).is_dir():
+                raise ClippanError(
+                    "The folder of pictures {path} does not exist; create it or choose another.", path=self.data
+                )
+        check_start_is_kept(self.output, self.model)
         texts.legend(self.words, "list of words")
-        if self.alpha is not None:
-            check.between("alpha", self.alpha, 0, 1)
-        check.between("part to keep", self.keep, 0, 1)
-        check.between("part that is held out", self.held, 0.01, 0.4)
-        check.at_least("number of pictures to measure on", self.measured, 1)
-        check.at_least("number of epochs", self.epochs, 1)
-        if self.steps is not None:
-            check.at_least("number of steps", self.steps, 1)
-        check.at_least("batch", self.batch, 1)
-        check.positive("learning rate", self.rate)
-        check.between("weight decay", self.weight_decay, 0, 100)
-        check.at_least("size of what the model sees", self.pixels, 0)
-        check.at_least("size of the chips", self.size, 0)
-        check.picture_bands(self.bands)
-        if self.report:
-            check.html(self.report)
-            check.output(self.report, self.inputs)
-            check.on_disk(self.report)
-        check.at_least("seed", self.seed, 0)
-        check.at_least("number of threads", self.threads, 0)

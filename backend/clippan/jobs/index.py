@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Optional
 
-from clippan.core.device import Device
-from clippan.jobs import check
-from clippan.jobs.base import Request
-from clippan.jobs.options import Stretch
-from clippan.jobs.picture import RasterPicture
+from clippan.core.errors import ClippanError
+from clippan.core.messages import Line, Message
+from clippan.jobs.base import Request, Result, job
+from clippan.jobs.kinds import Extent, IndexName, IndexOutput, ModelName, Rasters, check_writable, is_database
+from clippan.jobs.options import ExtentOptions, PictureOptions, RunOptions
+from clippan.jobs.param import inherited, param
+from clippan.jobs.picture import RasterPicture, choices
 
 
 @dataclass(frozen=True)
-class IndexResult:
+class IndexResult(Result):
     """What the index holds now.
 
     Attributes:
@@ -45,77 +46,94 @@ class IndexResult:
     hints: tuple[str, ...]
     pictures: tuple[RasterPicture, ...]
 
+    def describe(self) -> list[Line]:
+        """What the index holds, and what this run did."""
+        return [
+            self.line("{output}: {tiles} tiles of {rasters} rasters, model {model}"),
+            self.line(
+                "{added} added, {kept} kept, {dropped} dropped, {empty} without data; {seconds:.1f} s on {device}, "
+                "{rate:.0f} tiles a second"
+            ),
+            *self.failed,
+        ]
 
-@dataclass(frozen=True)
-class IndexRequest(Request):
-    """Parameters of an index. A second run on the same output adds what is new or has changed.
 
-    Attributes:
-        rasters: files, folders (with all below them), archives and GDAL data sources. A scene of several files is one.
-        output: the GeoPackage (its vectors lie beside it), or ``postgresql://…``.
-        model: an id of ``resources/models.json``, or a folder with weights.
-        tile_metres: edges of the tiles, in metres; several mean several scales.
-        tile: the same in pixels; where both are empty, what suits the ground resolution.
-        overlap: of neighbouring tiles, as a part of their edge (0 to 0.9).
-        bands: for red, green and blue, from 1; empty means natural colours where they can be told.
-        stretch: how values become a picture, once for a whole raster.
-        nodata: overrides the nodata value that the rasters declare.
-        extent: only tiles that touch xmin, ymin, xmax, ymax; empty means everything. In degrees, an xmin above xmax
-            means across the 180th meridian (RFC 7946).
-        crs: of the extent, as ``EPSG:4326``; empty means that of each raster.
-        threads: CPU threads, 0 means all.
-        device: where to compute.
-    """
+@job(
+    "index",
+    title="Build tile index",
+    summary="Indexes rasters, so that they can be searched by text, by example or by place.",
+    result=IndexResult,
+    shows_log=True,
+)
+class IndexRequest(PictureOptions, ExtentOptions, RunOptions, Request):
+    """An index. A second run on the same output adds what is new or has changed."""
 
-    name: ClassVar[str] = "index"
-    result: ClassVar[type] = IndexResult
-
-    rasters: tuple[str, ...]
-    output: str
-    model: str = "starter"
-    tile_metres: tuple[float, ...] = ()
-    tile: tuple[int, ...] = ()
-    overlap: float = 0.25
-    bands: tuple[int, ...] = ()
-    stretch: Stretch = Stretch.AUTO
-    nodata: Optional[float] = None
-    extent: tuple[float, ...] = ()
-    crs: str = ""
-    threads: int = 0
-    device: Device = Device.AUTO
+    rasters: Rasters = param(
+        title="Rasters",
+        help="The rasters to index: files, scenes, folders with everything below them, archives or GDAL data sources. "
+        "A scene of several files is one raster.",
+        positional=True,
+    )
+    output: IndexOutput = param(
+        title="Index",
+        help="The index to make, or to update if it exists: a GeoPackage, beside which a file of vectors lies, or "
+        "postgresql://….",
+    )
+    model: ModelName = param(
+        "starter",
+        title="Model",
+        help="The vision-language model that describes the tiles: one of the list, or a folder with a model of your "
+        "own. An index is searched with the model that made it.",
+    )
+    tile_metres: tuple[float, ...] = param(
+        (),
+        title="Tile size in metres, such as 200 or 200,800",
+        help="Edge of the tiles on the ground, about as large as what you look for with some of its surroundings. "
+        "Several sizes find small and large objects. By default, what suits the pixel size: 640 m at 10 m, 160 m at "
+        "1 m.",
+        above=0,
+    )
+    tile: tuple[int, ...] = param(
+        (),
+        title="Tile size in pixels",
+        help="The same in pixels, for pictures without coordinates.",
+        low=16,
+        advanced=True,
+    )
+    overlap: float = param(
+        0.25,
+        title="Overlap of tiles",
+        help="Overlap of neighbouring tiles, as a part of their edge. A larger one finds more at the borders of tiles, "
+        "and takes longer.",
+        low=0,
+        high=0.9,
+        advanced=True,
+    )
+    extent: Extent = inherited(
+        (),
+        help="Only tiles that touch it are indexed. In degrees, a west above the east means across the 180th meridian.",
+    )
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return ()  # folders among the rasters have to be looked into first
+        """None: folders among the rasters have to be looked into first."""
+        return ()
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return () if check.is_database(self.output) else (self.output, f"{self.output}.vectors")
+        """The index and its vectors, where they are files."""
+        return () if is_database(self.output) else (self.output, f"{self.output}.vectors")
 
-    def validate(self) -> None:
-        """See Request."""
-        check.sources("raster or folder", self.rasters)
-        check.index(self.output)
-        if not check.is_database(self.output):
-            check.on_disk(self.output)
-            check.output(self.output, self.rasters, ".vectors")
-        check.model(self.model)
+    def check(self) -> None:
+        """The tile size is given once, and the index replaces no raster."""
+        if not is_database(self.output):
+            check_writable(self.output, self.rasters, ".vectors")
         if self.tile and self.tile_metres:
-            check.fail("The tile size is given in pixels and in metres; give one of them.")
-        for edge in self.tile:
-            check.at_least("tile size", edge, 16)
-        for metres in self.tile_metres:
-            check.positive("tile size in metres", metres)
-        check.between("overlap", self.overlap, 0, 0.9)
-        check.picture_bands(self.bands)
-        check.extent(self.extent)
-        check.at_least("number of threads", self.threads, 0)
+            raise ClippanError("The tile size is given in pixels and in metres; give one of them.")
 
 
 @dataclass(frozen=True)
-class AboutIndexResult:
+class AboutIndexResult(Result):
     """What an index is.
 
     Attributes:
@@ -142,16 +160,27 @@ class AboutIndexResult:
     pictures: tuple[RasterPicture, ...] = ()
     warning: str = ""
 
+    def describe(self) -> list[Line]:
+        """What the index holds, raster by raster."""
+        extent = ", ".join(f"{value:.10g}" for value in self.extent)
+        return [
+            self.line("{tiles} tiles of {rasters} rasters, vectors of {label} ({model})"),
+            Message("CRS {crs}, extent {extent}", crs=self.crs or "–", extent=extent or "–"),
+            Message("complete") if self.complete else Message("not complete: index the same rasters again to resume"),
+            *([self.warning] if self.warning else []),
+            *self.files,
+            *choices(self.pictures),
+        ]
 
-@dataclass(frozen=True)
+
+@job(
+    "about",
+    title="About an index",
+    summary="Says what an index holds.",
+    result=AboutIndexResult,
+    needs_torch=False,
+)
 class AboutIndexRequest(Request):
     """Asks what an index holds; neither the model nor the rasters are opened."""
 
-    name: ClassVar[str] = "about"
-    result: ClassVar[type] = AboutIndexResult
-
-    index: str
-
-    def validate(self) -> None:
-        """See Request."""
-        check.index(self.index)
+    index: IndexName = param(title="Index", help="The index: a GeoPackage, or postgresql://….", positional=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Optional
+from typing import Optional
 
-from clippan.jobs import check
-from clippan.jobs.base import Request
+from clippan.core.messages import Line, Message, Table
+from clippan.jobs.base import Request, Result, job
+from clippan.jobs.kinds import ModelName
+from clippan.jobs.param import param
 
 
 @dataclass(frozen=True)
@@ -39,24 +41,38 @@ class ModelRow:
 
 
 @dataclass(frozen=True)
-class ListModelsResult:
+class ListModelsResult(Result):
     """The models; the folder that downloads fill, and how many bytes it holds, half downloads included."""
 
     models: tuple[ModelRow, ...]
     folder: str
     size: int
 
+    def describe(self) -> list[Line]:
+        """A row a model, and what each is good for."""
+        rows = [
+            (row.label, row.id, f"{row.size / 1e6:.0f}", row.licence, row.place or Message("no")) for row in self.models
+        ]
+        return [
+            Table(("Model", "Id", "MB", "Licence", "Here"), rows),
+            *(Message("{label}: {notes}", label=row.label, notes=Message(row.notes)) for row in self.models),
+            self.line("{size:.0f} MB in {folder}", size=self.size / 1000000.0),
+        ]
 
-@dataclass(frozen=True)
+
+@job(
+    "models",
+    title="List models",
+    summary="Lists the vision-language models, their licences, and which of them are on this machine.",
+    result=ListModelsResult,
+    needs_torch=False,
+)
 class ListModelsRequest(Request):
     """Asks which models there are, and which of them are on this machine; the network is not used."""
 
-    name: ClassVar[str] = "models"
-    result: ClassVar[type] = ListModelsResult
-
 
 @dataclass(frozen=True)
-class DownloadModelResult:
+class DownloadModelResult(Result):
     """Where a model's weights are, which commit on the Hub they are (None: not recorded), their sha256, wall time."""
 
     path: str
@@ -64,43 +80,47 @@ class DownloadModelResult:
     sha256: str
     seconds: float
 
+    def describe(self) -> list[Line]:
+        """Where the model is, and which."""
+        return [
+            self.line("The model is in {path}."),
+            self.line("Commit {revision}, sha256 {sha256}", revision=self.revision or Message("unknown")),
+        ]
 
-@dataclass(frozen=True)
+
+@job(
+    "download",
+    title="Download model",
+    summary="Downloads a model, unless it is on this machine already.",
+    result=DownloadModelResult,
+    shows_log=True,
+)
 class DownloadModelRequest(Request):
-    """Fetches a model's weights, unless they are on this machine already.
+    """Fetches a model's weights, unless they are on this machine already."""
 
-    Attributes:
-        model: an id of ``resources/models.json``.
-        accept_licence: the user agrees to a licence that asks for it; the usual open ones do not.
-    """
-
-    name: ClassVar[str] = "download"
-    result: ClassVar[type] = DownloadModelResult
-
-    model: str
-    accept_licence: bool = False
-
-    def validate(self) -> None:
-        """See Request."""
-        check.model(self.model)
+    model: ModelName = param(title="Model", help="The model to download: an id of the list.", positional=True)
+    accept_licence: bool = param(
+        False,
+        title="I accept the model's licence",
+        help="Needed only for licences that ask for more than naming the authors; the log names licence and address.",
+    )
 
 
 @dataclass(frozen=True)
-class RemoveModelResult:
+class RemoveModelResult(Result):
     """How many bytes the removal freed; 0 if the model was not in the cache."""
 
     freed: int
 
+    def describe(self) -> list[Line]:
+        """How much was freed."""
+        if not self.freed:
+            return [Message("The model was not in the cache.")]
+        return [Message("{size:.0f} MB freed", size=self.freed / 1e6)]
 
-@dataclass(frozen=True)
+
+@job("remove", title="Remove model", summary="Removes a downloaded model.", result=RemoveModelResult, needs_torch=False)
 class RemoveModelRequest(Request):
-    """Removes a model from the cache, and forgets which commit it was; ``model`` is an id."""
+    """Removes a model from the cache, and forgets which commit it was."""
 
-    name: ClassVar[str] = "remove"
-    result: ClassVar[type] = RemoveModelResult
-
-    model: str
-
-    def validate(self) -> None:
-        """See Request."""
-        check.model(self.model)
+    model: ModelName = param(title="Model", help="The model to remove: an id of the list.", positional=True)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Optional
+from typing import Optional
 
-from clippan.core.device import Device
-from clippan.jobs import check
-from clippan.jobs.base import Request
-from clippan.jobs.options import Compression, Format, Method, Registration
+from clippan.core.errors import ClippanError
+from clippan.core.messages import Line
+from clippan.jobs.base import Request, Result, job, shift_lines
+from clippan.jobs.kinds import FusionModelFile, RasterFile
+from clippan.jobs.options import Compression, Format, Method, PairOptions, RunOptions
+from clippan.jobs.param import param
 
 
 @dataclass(frozen=True)
-class PansharpenResult:
+class PansharpenResult(Result):
     """What was made.
 
     Attributes:
@@ -46,65 +48,65 @@ class PansharpenResult:
     shift: tuple[float, ...] = (0.0, 0.0)
     band_shifts: tuple[tuple[float, ...], ...] = ()
 
+    def describe(self) -> list[Line]:
+        """The file and how it was made."""
+        return [
+            self.line("{output}: {width} × {height} pixels, bands: {bands}, {dtype}"),
+            self.line("Method {method}, sensor {sensor}, {device}, {seconds:.1f} s"),
+            *shift_lines(self.shift, self.band_shifts),
+        ]
 
-@dataclass(frozen=True)
-class PansharpenRequest(Request):
-    """Parameters of a pansharpening.
 
-    Attributes:
-        pan: the panchromatic raster, one band (any GDAL data source).
-        ms: one multi-band raster, or several that are stacked in this order.
-        output: the GeoTIFF to write.
-        method: how to fuse.
-        sensor: an id of ``resources/sensors.json``, "auto" or "generic".
-        bands: which bands of the stack to sharpen, from 1; empty means all.
-        nodata: overrides the nodata value that the inputs declare.
-        tile_size: edge, in PAN pixels, of what is read and written at a time; it never changes the result.
-        threads: CPU threads, 0 means all.
-        device: where to compute.
-        format, compression, overviews: of the output.
-        registration: whether MS is moved onto PAN where they do not lie on each other.
-        model: a fusion model's file for the method ``clippan``; empty means the one that ships with it.
-    """
+@job(
+    "pansharpen",
+    title="Pansharpen",
+    summary="Sharpens a multispectral raster with the panchromatic band of the same scene.",
+    result=PansharpenResult,
+)
+class PansharpenRequest(PairOptions, RunOptions, Request):
+    """A pansharpening; the output has the grid of the panchromatic raster, and its extent is their overlap."""
 
-    name: ClassVar[str] = "pansharpen"
-    result: ClassVar[type] = PansharpenResult
+    output: RasterFile = param(
+        title="Pansharpened", help="The GeoTIFF to write. It keeps the data type of the multispectral raster."
+    )
+    method: Method = param(Method.CLIPPAN, title="Method", help="How the detail is added, the best method first.")
+    model: FusionModelFile = param(
+        "",
+        title="Fusion model",
+        help="For the method CLIPPan: a model that “Adapt fusion model” or “clippan train fusion” wrote. By default, "
+        "the one that comes with CLIPPan.",
+    )
+    tile_size: int = param(
+        2048,
+        title="Tile size",
+        help="Edge of the square of panchromatic pixels that is worked on at a time. It never changes the result; "
+        "smaller tiles need less memory.",
+        low=256,
+        unit="pixels",
+        advanced=True,
+    )
+    format: Format = param(
+        Format.GTIFF,
+        title="File format",
+        help="A cloud-optimised GeoTIFF can be read piece by piece from a web server or object storage.",
+        advanced=True,
+    )
+    compression: Compression = param(
+        Compression.DEFLATE,
+        title="Compression",
+        help="How the file is compressed, without loss in all cases.",
+        advanced=True,
+    )
+    overviews: bool = param(
+        True,
+        title="Build overviews",
+        help="Adds reduced copies, with which the file draws fast when zoomed out.",
+        advanced=True,
+    )
 
-    pan: str
-    ms: tuple[str, ...]
-    output: str
-    method: Method = Method.CLIPPAN
-    sensor: str = "auto"
-    bands: tuple[int, ...] = ()
-    nodata: Optional[float] = None
-    tile_size: int = 2048
-    threads: int = 0
-    device: Device = Device.AUTO
-    format: Format = Format.GTIFF
-    compression: Compression = Compression.DEFLATE
-    overviews: bool = True
-    registration: Registration = Registration.AUTO
-    model: str = ""
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return (self.pan, *self.ms, self.model)
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return (self.output,)
-
-    def validate(self) -> None:
-        """See Request."""
-        check.source("panchromatic raster", self.pan)
-        check.sources("multispectral raster", self.ms)
-        check.output(self.output, self.inputs)
-        check.geotiff(self.output)
-        check.bands(self.bands)
+    def check(self) -> None:
+        """A model is for the network alone."""
         if self.model and self.method is not Method.CLIPPAN:
-            check.fail(f"A model is for the method clippan, not for {self.method.value}; leave one of them out.")
-        check.sensor(self.sensor)
-        check.at_least("tile size", self.tile_size, 256)
-        check.at_least("number of threads", self.threads, 0)
+            raise ClippanError(
+                "A model is for the method clippan, not for {method}; leave one of them out.", method=self.method.value
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clippan.catalogue.colours import Choice
+from clippan.catalogue.colours import BandChoice
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class RasterPicture:
     """
 
     raster: str
-    choice: Choice
+    choice: BandChoice
     stretch: tuple[tuple[float, float], ...]
     notes: tuple[str, ...] = ()
 
 
 def choices(pictures: Sequence[RasterPicture]) -> list[str]:
     """A sentence for each way in which the bands were chosen, with the rasters that it was for."""
-    rasters: dict[Choice, list[str]] = {}
+    rasters: dict[BandChoice, list[str]] = {}
     for picture in pictures:
         rasters.setdefault(picture.choice, []).append(_name(picture.raster))
     return [f"{_listed(names)}: {choice.sentence}" for choice, names in rasters.items()]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Optional
 
-from clippan.core.device import Device
-from clippan.jobs import check
-from clippan.jobs.base import Request
-from clippan.jobs.classify import check_encoder, check_grid
+from clippan.core.messages import Line
+from clippan.jobs.base import Request, Result, job
+from clippan.jobs.kinds import EncoderOutput
+from clippan.jobs.options import SceneOptions
+from clippan.jobs.param import param
 
 
 @dataclass(frozen=True)
-class PretrainSceneResult:
+class PretrainSceneResult(Result):
     """What was learned.
 
     Attributes:
@@ -33,52 +33,32 @@ class PretrainSceneResult:
     device: str
     seconds: float
 
+    def describe(self) -> list[Line]:
+        """What was learned, and how well."""
+        return [
+            self.line(
+                "{output}: bands: {bands}, {steps} steps, {seconds:.1f} s on {device}; {part:.0%} of the variance of "
+                "hidden pixels is explained",
+                bands=" + ".join(map(str, self.modalities)),
+                part=1 - self.loss,
+            )
+        ]
 
-@dataclass(frozen=True)
-class PretrainSceneRequest(Request):
-    """Parameters of a pre-training.
 
-    Attributes:
-        rasters: one or several, each a modality with any number of bands; those on other grids are warped.
-        output: the encoder to write, a name that ends in .safetensors.
-        grid: the raster, from 1, on whose pixels all are laid; 0 means the finest.
-        steps: of training; None for 400.
-        seed: of everything that is drawn.
-        nodata: overrides the nodata values that the rasters declare.
-        threads: CPU threads, 0 means all.
-        device: where to compute.
-    """
+@job(
+    "pretrain scene",
+    title="Pre-train on a scene",
+    summary="Learns what a scene looks like without labels, for classifications to start from.",
+    result=PretrainSceneResult,
+)
+class PretrainSceneRequest(SceneOptions, Request):
+    """A pre-training."""
 
-    name: ClassVar[str] = "pretrain scene"
-    result: ClassVar[type] = PretrainSceneResult
+    output: EncoderOutput = param(
+        title="Pre-trained scene",
+        help="The file to write. Classify from few samples takes it with the same rasters in the same order.",
+    )
 
-    rasters: tuple[str, ...]
-    output: str
-    grid: int = 0
-    steps: Optional[int] = None
-    seed: int = 0
-    nodata: Optional[float] = None
-    threads: int = 0
-    device: Device = Device.AUTO
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return self.rasters
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return (self.output,)
-
-    def validate(self) -> None:
-        """See Request."""
-        check.sources("raster", self.rasters)
-        check.output(self.output, self.inputs)
-        check.on_disk(self.output)
-        check_encoder(self.output)
-        check_grid(self.grid, self.rasters)
-        if self.steps is not None:
-            check.at_least("number of steps", self.steps, 1)
-        check.at_least("seed", self.seed, 0)
-        check.at_least("number of threads", self.threads, 0)
+    def check(self) -> None:
+        """The grid is that of one of the rasters."""
+        self.check_grid()

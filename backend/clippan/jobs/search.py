@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from clippan.core import texts
-from clippan.core.device import Device
-from clippan.jobs import check
-from clippan.jobs.base import Request
+from clippan.core.errors import ClippanError
+from clippan.core.messages import Line, Message, Table
+from clippan.jobs.base import Request, Result, job
+from clippan.jobs.kinds import Date, Files, Folder, GeoPackage, IndexName, Point, RasterFile, Tiles
+from clippan.jobs.options import DeviceOptions, ExtentOptions
+from clippan.jobs.param import param
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class SearchResult:
+class SearchResult(Result):
     """What was found.
 
     Attributes:
@@ -68,122 +70,145 @@ class SearchResult:
     hints: tuple[str, ...]
     seconds: float
 
+    def describe(self) -> list[Line]:
+        """The hits, and what was searched."""
+        rows = [
+            (
+                str(hit.rank),
+                f"{hit.confidence:.0%}",
+                hit.prompt,
+                hit.raster,
+                ", ".join(f"{value:.10g}" for value in hit.bounds or hit.window),
+                str(hit.tile),
+            )
+            for hit in self.hits
+        ]
+        heading = ("Rank", "Confidence", "Text", "Raster", "Place", "Tile")
+        return [
+            *([Table(heading, rows)] if rows else []),
+            self.line("{found} of {tiles} tiles, model {model}, {seconds:.2f} s", found=len(self.hits)),
+            *filter(None, (self.output, self.heatmap)),
+        ]
 
-@dataclass(frozen=True)
-class SearchRequest(Request):
-    """Parameters of a search. All that is searched for may be mixed; at least one is needed.
 
-    Attributes:
-        index: the GeoPackage, or ``postgresql://…``.
-        text: what to look for; of several texts each hit bears the one that fits it best.
-        without: what the places should not show.
-        image: example pictures, or rasters.
-        at: a place x, y whose like is searched.
-        like, unlike: ids of tiles whose like is searched, or left out.
-        top: how many hits at most.
-        least: confidence that a hit needs, 0 to 1.
-        extent: only tiles that touch xmin, ymin, xmax, ymax; empty means everything. In degrees, an xmin above xmax
-            means across the 180th meridian (RFC 7946).
-        crs: of the extent and the place, as ``EPSG:4326``; empty means that of the index.
-        rasters: only these rasters, by path or file name; empty means all.
-        since, until: only rasters of these dates and between, as 2021-06-30 or 2021.
-        overlapping: keep hits that overlap a better one in the same raster.
-        output: GeoPackage of the hits to write; empty for none.
-        heatmap: GeoTIFF of the confidence over the area to write; empty for none.
-        device: where to compute.
-    """
+@job(
+    "search",
+    title="Search",
+    summary="Searches an index for places that fit a text, a picture or another place.",
+    result=SearchResult,
+)
+class SearchRequest(ExtentOptions, DeviceOptions, Request):
+    """A search. Texts, pictures and places may be mixed; at least one is needed."""
 
-    name: ClassVar[str] = "search"
-    result: ClassVar[type] = SearchResult
-
-    index: str
-    text: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-    image: tuple[str, ...] = ()
-    at: tuple[float, ...] = ()
-    like: tuple[int, ...] = ()
-    unlike: tuple[int, ...] = ()
-    top: int = 20
-    least: float = 0.0
-    extent: tuple[float, ...] = ()
-    crs: str = ""
-    rasters: tuple[str, ...] = ()
-    since: str = ""
-    until: str = ""
-    overlapping: bool = False
-    output: str = ""
-    heatmap: str = ""
-    device: Device = Device.AUTO
+    index: IndexName = param(
+        title="Index",
+        help="The index to search: a GeoPackage that Build tile index made, or a catalogue in PostgreSQL, written as "
+        "postgresql://user@host/database?schema=name.",
+        positional=True,
+    )
+    text: tuple[str, ...] = param(
+        (),
+        title="What to look for",
+        help="Words for what a place shows, in English. If there are several texts, each hit names the one that fits "
+        "it best.",
+    )
+    without: tuple[str, ...] = param((), title="Without", help="What the places should not show.")
+    image: Files = param(
+        (),
+        title="Example picture",
+        help="A picture or raster of what you look for, seen from above at about the scale of the tiles.",
+    )
+    at: Point = param(
+        (), title="Place on the map", help="A point in the index; places that look like its surroundings are found."
+    )
+    like: Tiles = param(
+        (),
+        title="Tiles like these",
+        help="Numbers of tiles, from an earlier search, whose like is searched.",
+        advanced=True,
+    )
+    unlike: Tiles = param(
+        (),
+        title="Tiles unlike these",
+        help="Numbers of tiles, from an earlier search, whose like is left out.",
+        advanced=True,
+    )
+    top: int = param(20, title="Maximum number of places", help="How many places to find, the best first.", low=1)
+    least: float = param(
+        0.0, title="Minimum confidence", help="Leaves out places with less confidence, from 0 to 1.", low=0, high=1
+    )
+    rasters: tuple[str, ...] = param(
+        (),
+        title="Only these rasters",
+        help="Paths or file names of rasters of the index. By default, all are searched.",
+        advanced=True,
+    )
+    since: Date = param(
+        "",
+        title="Taken since",
+        help="Only rasters from this day, month or year on, such as 2021-06-30, 2021-06 or 2021. Rasters without a "
+        "date are left out.",
+        advanced=True,
+    )
+    until: Date = param(
+        "",
+        title="Taken until",
+        help="Only rasters up to this day, month or year. Rasters without a date are left out.",
+        advanced=True,
+    )
+    overlapping: bool = param(
+        False,
+        title="Keep overlapping places",
+        help="Tiles overlap, and so do the best places; usually only the best of them is kept.",
+        advanced=True,
+    )
+    output: GeoPackage = param(
+        "", title="Places found", help="The places as polygons, with rank, confidence, raster and date."
+    )
+    heatmap: RasterFile = param("", title="Heat map", help="A raster of the confidence everywhere.")
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """See Request."""
+        """With the vectors of the index."""
         return (self.index, f"{self.index}.vectors", *self.image)
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return tuple(filter(None, (self.output, self.heatmap)))
-
-    def validate(self) -> None:
-        """See Request."""
-        check.index(self.index)
+    def check(self) -> None:
+        """There is something to search for, in words, and the dates are in order."""
         if not (any(item.strip() for item in self.text) or self.image or self.at or self.like):
-            check.fail("Nothing to search for was given; give a text, an example picture or a place.")
+            raise ClippanError("Nothing to search for was given; give a text, an example picture or a place.")
         for text in filter(str.strip, (*self.text, *self.without)):
             if texts.is_wordless(text):
-                check.fail(f"“{text.strip()}” has no letter or digit; write what to look for in words.")
-        for path in self.image:
-            check.source("example picture", path)
-        if self.at and len(self.at) != 2:
-            check.fail("A place has two coordinates; write it as X,Y.")
-        check.tiles((*self.like, *self.unlike))
-        check.at_least("number of hits", self.top, 1)
-        check.between("confidence", self.least, 0, 1)
-        check.extent(self.extent)
-        for what, date in (("first", self.since), ("last", self.until)):
-            check.date(f"{what} date", date)
+                raise ClippanError(
+                    "“{text}” has no letter or digit; write what to look for in words.", text=text.strip()
+                )
         if self.until and self.since[: len(self.until)] > self.until:
-            check.fail(f"The first date {self.since} is after the last, {self.until}; exchange them.")
-        for path in self.outputs:
-            check.output(path, self.inputs)
-        check.apart(self.outputs)
-        if self.output:
-            check.geopackage(self.output)
-            check.on_disk(self.output)
-        if self.heatmap:
-            check.geotiff(self.heatmap)
+            raise ClippanError(
+                "The first date {since} is after the last, {until}; exchange them.", since=self.since, until=self.until
+            )
 
 
 @dataclass(frozen=True)
-class ThumbnailsResult:
+class ThumbnailsResult(Result):
     """Pictures of tiles: PNG files by the tiles' ids; a tile whose raster cannot be read is missing."""
 
     files: Mapping[str, str]
 
+    def describe(self) -> list[Line]:
+        """The files."""
+        return list(self.files.values()) or [Message("No picture could be made.")]
 
-@dataclass(frozen=True)
+
+@job(
+    "thumbnails",
+    title="Thumbnails",
+    summary="Writes small pictures of an index's tiles, as the model saw them.",
+    result=ThumbnailsResult,
+    needs_torch=False,
+)
 class ThumbnailsRequest(Request):
-    """Makes small pictures of tiles, as the model saw them.
+    """Small pictures of tiles; files that exist are kept."""
 
-    Attributes:
-        index: where they are.
-        tiles: their ids.
-        folder: where to write PNG files; what is there already is kept.
-        pixels: edge of the pictures.
-    """
-
-    name: ClassVar[str] = "thumbnails"
-    result: ClassVar[type] = ThumbnailsResult
-
-    index: str
-    tiles: tuple[int, ...]
-    folder: str
-    pixels: int = 96
-
-    def validate(self) -> None:
-        """See Request."""
-        check.index(self.index)
-        check.tiles(self.tiles)
-        check.folder("folder for pictures", self.folder)
-        check.at_least("size of the pictures", self.pixels, 16)
+    index: IndexName = param(title="Index", help="The index: a GeoPackage, or postgresql://….", positional=True)
+    tiles: Tiles = param(title="Tiles", help="Numbers of the tiles, from a search.")
+    folder: Folder = param(title="Folder for pictures", help="Where to write the PNG files.")
+    pixels: int = param(96, title="Size of the pictures", help="Edge of the pictures.", low=16, unit="pixels")

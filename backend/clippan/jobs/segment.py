@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Optional
+from typing import Optional
 
-from clippan.catalogue.prompts import parse
-from clippan.core import texts
-from clippan.core.device import Device
-from clippan.jobs import check
-from clippan.jobs.base import Request
-from clippan.jobs.options import Refinement, Stretch
+from clippan.core.messages import Line, Table, figure
+from clippan.jobs.base import Request, Result, file_lines, job
+from clippan.jobs.kinds import AreaTable, ClassMapFile, PolygonFile, Raster, RasterFile
+from clippan.jobs.options import ExtentOptions, PromptOptions, Refinement, RunOptions
+from clippan.jobs.param import param
 from clippan.jobs.picture import RasterPicture
-
-VECTORS = (".gpkg", ".geojson", ".fgb", ".shp")  # formats of the polygons, by ending
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class ClassArea:
 
 
 @dataclass(frozen=True)
-class SegmentResult:
+class SegmentResult(Result):
     """What was written.
 
     Attributes:
@@ -78,103 +75,99 @@ class SegmentResult:
     provenance: Mapping[str, str]
     picture: RasterPicture
 
+    def describe(self) -> list[Line]:
+        """The areas, the files and how they were made."""
+        heading = (
+            "Value",
+            "Class",
+            "Share",
+            "Hectares",
+            "Mean confidence",
+        )
+        rows = [
+            (str(item.value), item.name, f"{item.share:.1%}", figure(item.hectares), figure(item.confidence))
+            for item in self.classes
+        ]
+        return [
+            Table(heading, rows),
+            self.line(
+                "{output}: {width} × {height} pixels, windows of {window} pixels, model {model}",
+                window=", ".join(map(str, self.window)),
+            ),
+            *file_lines(
+                ("Confidence", self.confidence),
+                ("Probabilities", self.probabilities),
+                ("Polygons", self.polygons),
+                ("Areas", self.areas),
+            ),
+            self.line("{device}, {seconds:.1f} s, {rate:.3g} megapixels a second"),
+        ]
 
-@dataclass(frozen=True)
-class SegmentRequest(Request):
-    """Parameters of a map by text. Its values are 1 to N in the order of the classes; 0 is unclassified and nodata.
 
-    Attributes:
-        raster: file or GDAL data source.
-        classes: a prompt table: text as ``water; forest, trees; building, roof``, JSON, or a JSON file.
-        output: GeoTIFF of the map.
-        model: an id of ``resources/models.json``, or a folder with weights.
-        confidence: GeoTIFF to write: the confidence of each pixel's class, 0 to 1.
-        probabilities: GeoTIFF to write: a band a class, 0 to 1.
-        polygons: vector file to write (GeoPackage, GeoJSON, FlatGeobuf, Shapefile, by its ending).
-        areas: CSV to write: area of each class.
-        min_area: of a polygon, in the raster's pixels; smaller ones join their largest neighbour.
-        simplify: how far a polygon's outline may move, in pixels; 0 leaves the pixels' edges.
-        window: edge of what the model sees at a time, in the raster's pixels; several are averaged; empty means what
-            suits the model and the ground resolution.
-        flips: also look at mirrored pictures and average; takes four times as long.
-        bias: what of a whole window's likeness to a class is added to that of each of its cells, usually a negative
-            part (SegEarth-OV, Li et al. 2025); None means -0.3 for towers that take one size of pictures
-            (transformers), whose cells all know something of the whole, and 0 for those that take any (timm's).
-        logit_scale: what cosines are multiplied by; None for what the table says, or 50.
-        background: leave unclassified what common words for other things fit better; with one class it is always so.
-        refinement: how edges follow the picture.
-        bands: for red, green and blue, from 1, or one for grey; empty means natural colours where they can be told.
-        stretch: how values become a picture, once for the whole raster.
-        nodata: overrides the nodata value that the raster declares.
-        extent: only this part, xmin, ymin, xmax, ymax; empty for all. In degrees, an xmin above xmax means across the
-            180th meridian (RFC 7946).
-        crs: of the extent; empty means the raster's.
-        threads: CPU threads, 0 means all.
-        device: where to compute.
-    """
+@job(
+    "segment",
+    title="Segment by text",
+    summary="Makes a map of the classes that you name, without training or samples.",
+    result=SegmentResult,
+)
+class SegmentRequest(PromptOptions, ExtentOptions, RunOptions, Request):
+    """A map by text. Its values are 1 to N in the order of the classes; 0 is unclassified and nodata."""
 
-    name: ClassVar[str] = "segment"
-    result: ClassVar[type] = SegmentResult
-
-    raster: str
-    classes: str
-    output: str
-    model: str = "starter"
-    confidence: str = ""
-    probabilities: str = ""
-    polygons: str = ""
-    areas: str = ""
-    min_area: int = 0
-    simplify: float = 1.0
-    window: tuple[int, ...] = ()
-    flips: bool = False
-    bias: Optional[float] = None
-    logit_scale: Optional[float] = None
-    background: bool = False
-    refinement: Refinement = Refinement.GUIDED
-    bands: tuple[int, ...] = ()
-    stretch: Stretch = Stretch.AUTO
-    nodata: Optional[float] = None
-    extent: tuple[float, ...] = ()
-    crs: str = ""
-    threads: int = 0
-    device: Device = Device.AUTO
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return (self.raster, texts.file_of(self.classes))
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return tuple(filter(None, (self.output, self.confidence, self.probabilities, self.polygons, self.areas)))
-
-    def validate(self) -> None:
-        """See Request."""
-        check.source("raster", self.raster)
-        parse(self.classes)
-        check.output(self.output, self.inputs, ".aux.xml")  # which holds the classes
-        for path in self.outputs[1:]:
-            check.output(path, self.inputs)
-        check.apart(self.outputs)
-        for path in filter(None, (self.output, self.confidence, self.probabilities)):
-            check.geotiff(path)
-        if self.polygons and not self.polygons.lower().endswith(VECTORS):
-            check.fail(f"The format of {self.polygons} is not known; let its name end in {', '.join(VECTORS)}.")
-        for path in filter(None, (self.polygons, self.areas)):
-            check.on_disk(path)
-        if self.areas and not self.areas.lower().endswith(".csv"):
-            check.fail(f"The table {self.areas} is written as CSV; let its name end in .csv.")
-        check.model(self.model)
-        check.at_least("smallest area", self.min_area, 0)
-        check.between("simplification", self.simplify, 0, 100)
-        for edge in self.window:
-            check.at_least("window", edge, 16)
-        if self.bias is not None:
-            check.between("bias", self.bias, -1, 1)
-        if self.logit_scale is not None:
-            check.positive("logit scale", self.logit_scale)
-        check.picture_bands(self.bands)
-        check.extent(self.extent)
-        check.at_least("number of threads", self.threads, 0)
+    raster: Raster = param(
+        title="Raster", help="The raster to map: a satellite or aerial picture of any size.", positional=True
+    )
+    output: ClassMapFile = param(
+        title="Class map",
+        help="The GeoTIFF to write: 1 for the first class, 2 for the second and so on; 0 for what is unclassified.",
+    )
+    confidence: RasterFile = param(
+        "", title="Confidence", help="A raster with the confidence of each pixel's class, from 0 to 1."
+    )
+    probabilities: RasterFile = param(
+        "", title="Probabilities", help="A raster with one band for each class: its probability, from 0 to 1."
+    )
+    polygons: PolygonFile = param(
+        "", title="Polygons", help="The map as polygons with their class, mean confidence and area."
+    )
+    areas: AreaTable = param(
+        "", title="Table of areas", help="A CSV file with the area and the mean confidence of each class."
+    )
+    logit_scale: Optional[float] = param(
+        None,
+        title="Sharpness of the confidence",
+        help="Similarities are multiplied by this before they become probabilities: a larger number makes the model "
+        "more certain. By default, what a calibration found, or 50.",
+        above=0,
+        advanced=True,
+    )
+    background: bool = param(
+        False,
+        title="Leave all else unclassified",
+        help="Leaves pixels unclassified that fit common words for other land covers better than your classes. With a "
+        "single class this is always done.",
+        advanced=True,
+    )
+    refinement: Refinement = param(
+        Refinement.GUIDED,
+        title="Refinement of edges",
+        help="The model sees in cells of several pixels. This moves the borders of the classes to the edges in the "
+        "raster.",
+        advanced=True,
+    )
+    min_area: int = param(
+        0,
+        title="Smallest polygon",
+        help="Smaller polygons join their largest neighbour.",
+        low=0,
+        unit="pixels",
+        advanced=True,
+    )
+    simplify: float = param(
+        1.0,
+        title="Smoothing of polygons",
+        help="How far an outline may move when it is simplified; 0 keeps the edges of the pixels.",
+        low=0,
+        high=100,
+        unit="pixels",
+        advanced=True,
+    )

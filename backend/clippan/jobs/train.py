@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Optional
+from typing import Optional
 
-from clippan.core.device import Device
-from clippan.jobs import check
-from clippan.jobs.base import Request
+from clippan.core.messages import Line
+from clippan.jobs.base import Request, Result, job
+from clippan.jobs.kinds import File, Folder, OutputFolder
+from clippan.jobs.options import DeviceOptions
+from clippan.jobs.param import param
 
 
 @dataclass(frozen=True)
-class TrainFusionResult:
+class TrainFusionResult(Result):
     """What was trained.
 
     Attributes:
@@ -31,37 +33,33 @@ class TrainFusionResult:
     device: str
     seconds: float
 
+    def describe(self) -> list[Line]:
+        """What was trained, and the losses."""
+        return [
+            self.line("{model}: {parameters} parameters, {steps} steps, {seconds:.0f} s"),
+            ", ".join(f"{name} {value:.4f}" for name, value in self.losses.items()),
+        ]
 
-@dataclass(frozen=True)
-class TrainFusionRequest(Request):
-    """Parameters of a training.
 
-    Attributes:
-        recipe: YAML file, see ``clippan.learn.fusion.recipe``; empty for that of the shipped model.
-        data: folder that the recipe's paths start from.
-        output: folder of the run; one that holds a run of the same recipe is gone on with.
-        steps, seed: override the recipe's.
-        without: sensors to leave out besides.
-        device: where to compute.
-    """
+@job(
+    "train fusion",
+    title="Train fusion network",
+    summary="Trains a fusion network for Pansharpen from a recipe.",
+    result=TrainFusionResult,
+    shows_log=True,
+)
+class TrainFusionRequest(DeviceOptions, Request):
+    """A training."""
 
-    name: ClassVar[str] = "train fusion"
-    result: ClassVar[type] = TrainFusionResult
-
-    data: str
-    output: str
-    recipe: str = ""
-    steps: Optional[int] = None
-    seed: Optional[int] = None
-    without: tuple[str, ...] = ()
-    device: Device = Device.AUTO
-
-    def validate(self) -> None:
-        """See Request."""
-        check.folder("data folder", self.data)
-        if not self.output.strip():
-            check.fail("No output folder was given; name the folder of the run.")
-        if self.steps is not None:
-            check.at_least("number of steps", self.steps, 1)
-        if self.seed is not None:
-            check.at_least("seed", self.seed, 0)
+    data: Folder = param(title="Training data", help="The folder that the paths of the recipe start from.")
+    output: OutputFolder = param(
+        title="Folder of the run", help="The folder of the run. An interrupted run of the same recipe is resumed."
+    )
+    recipe: File = param(
+        "", title="Recipe", help="A YAML file. By default, the recipe of the model that comes with CLIPPan."
+    )
+    steps: Optional[int] = param(None, title="Steps", help="Number of steps, instead of the recipe's.", low=1)
+    seed: Optional[int] = param(None, title="Seed", help="Seed of the random numbers, instead of the recipe's.", low=0)
+    without: tuple[str, ...] = param(
+        (), title="Sensors to leave out", help="Sensors that are not trained on, as the folders of pairs are named."
+    )

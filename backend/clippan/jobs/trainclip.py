@@ -1,58 +1,59 @@
-"""Train clip: a CLIP that knows places in pictures, and what makes pictures of rasters for it."""
+"""Train clip: teach a CLIP the places in pictures; and what makes pictures of rasters for it."""
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar, Optional
+from typing import Optional
 
 from clippan.core import texts
-from clippan.core.device import Device
-from clippan.jobs import check
-from clippan.jobs.base import Request
-from clippan.jobs.options import Stretch
+from clippan.core.choice import Choice
+from clippan.core.errors import ClippanError
+from clippan.core.messages import Line, Table
+from clippan.jobs.base import Request, Result, job
+from clippan.jobs.kinds import FieldName, Files, LayerName, OutputFolder, Phrases, Rasters, Vectors, check_start_is_kept
+from clippan.jobs.options import PictureOptions, TrainingOptions
+from clippan.jobs.param import inherited, param
 from clippan.jobs.picture import RasterPicture
 
 
-class ClipMethod(enum.Enum):
+class ClipMethod(Choice):
     """How a CLIP is trained."""
 
-    FARSLIP = "farslip"
+    FARSLIP = "farslip", "FarSLIP"
 
 
-class Teacher(enum.Enum):
-    """Who encodes the crops in stage 1 of FarSLIP: the model itself, its running average, or what it was."""
+class Teacher(Choice):
+    """Who encodes the crops in stage 1 of FarSLIP."""
 
-    ACTIVE = "active"
-    EMA = "ema"
-    FROZEN = "frozen"
-
-
-class Target(enum.Enum):
-    """What of a crop is compared with the picture's cells: the mean of its own cells, or its pooled vector."""
-
-    PATCH = "patch"
-    CLS = "cls"
+    ACTIVE = "active", "The model itself"
+    EMA = "ema", "Its running average"
+    FROZEN = "frozen", "The model before the training"
 
 
-class Precision(enum.Enum):
-    """In which numbers the towers compute; losses are always in float32."""
+class Target(Choice):
+    """What of a crop is compared with the picture's cells."""
 
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
+    PATCH = "patch", "The mean of its own cells"
+    CLS = "cls", "Its pooled vector"
 
 
-class Picture(enum.Enum):
+class Precision(Choice):
+    """Number format of the towers; losses are always in float32."""
+
+    FLOAT32 = "float32", "32-bit floating point"
+    BFLOAT16 = "bfloat16", "bfloat16"
+
+
+class Picture(Choice):
     """File format of pictures."""
 
-    PNG = "png"
-    JPEG = "jpeg"
+    PNG = "png", "PNG"
+    JPEG = "jpeg", "JPEG"
 
 
 @dataclass(frozen=True)
-class TrainClipResult:
+class TrainClipResult(Result):
     """What was trained.
 
     Attributes:
@@ -75,89 +76,121 @@ class TrainClipResult:
     device: str
     seconds: float
 
+    def describe(self) -> list[Line]:
+        """What was trained, and the losses."""
+        losses = ", ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
+        return [
+            self.line(
+                "{model}: from {base}, {pictures} pictures, {objects} objects, {steps} steps, {seconds:.0f} s on "
+                "{device}",
+                steps=" + ".join(map(str, self.steps)),
+            ),
+            *([losses] if losses else []),  # a run that was complete already took no step
+        ]
 
-@dataclass(frozen=True)
-class TrainClipRequest(Request):
-    """Parameters of a training.
 
-    Attributes:
-        data: folders, tables (.csv, .json) and WebDataset shards (.tar), see ``clippan.learn.clip.data``.
-        output: folder of the run, and in the end of the model; one that holds a run of the same parameters is gone on
-            with.
-        method: how.
-        model: to start from: an id of ``resources/models.json``, or a folder with weights.
-        stages: 1 and 2 of FarSLIP, or one of them.
-        epochs: how often each stage sees every picture.
-        steps: of each stage, instead of the epochs.
-        batch: pictures of a step in each process.
-        rate: greatest learning rate.
-        weight_decay: of AdamW, for matrices and kernels.
-        warmup: steps in which the rate is reached; None for a tenth of the stage's, at most 1000.
-        teacher, target, weight: of the distillation, and how much it counts beside the contrast; 0 leaves it out.
-        crops: of a picture in stage 1; at most so many of its objects in stage 2.
-        least: pixels of a box's shorter edge, below which it is left out.
-        pixels: edge of what the model sees; 0 for what it was trained with. Only convolutional towers take another.
-        train_text: also train the text tower and the logit scale. With few or alike texts the words that do not occur
-            are forgotten.
-        caption: column or key of the captions.
-        precision: of the towers.
-        seed: of everything that is drawn.
-        threads: CPU threads, 0 means all.
-        device: where to compute.
-    """
+@job(
+    "train clip",
+    title="Train region-aligned CLIP",
+    summary="Trains a vision-language model on pictures with captions, classes and boxes; with --method patch it "
+    "learns classes of your own.",
+    result=TrainClipResult,
+    shows_log=True,
+)
+class TrainClipRequest(TrainingOptions, Request):
+    """A training as FarSLIP's."""
 
-    name: ClassVar[str] = "train clip"
-    result: ClassVar[type] = TrainClipResult
+    data: Files = param(
+        title="Training data", help="Folders, tables (.csv, .json) and WebDataset shards (.tar) of pictures."
+    )
+    method: ClipMethod = param(
+        ClipMethod.FARSLIP,
+        title="Method",
+        help="How the model is trained. The method patch has options of its own: see clippan train clip --method patch "
+        "--help.",
+    )
+    stages: tuple[int, ...] = param(
+        (1, 2), title="Stages", help="1 (places in pictures), 2 (objects with categories), or 1,2 for both."
+    )
+    warmup: Optional[int] = param(
+        None,
+        title="Warm-up steps",
+        help="Number of steps in which the learning rate rises to its maximum. By default, a tenth of the steps of the "
+        "stage, at most 1000.",
+        low=0,
+        advanced=True,
+    )
+    teacher: Teacher = param(
+        Teacher.ACTIVE, title="Teacher", help="Which model encodes the crops in stage 1.", advanced=True
+    )
+    target: Target = param(
+        Target.PATCH,
+        title="Distillation target",
+        help="What of a crop the cells of the whole picture are compared with in stage 1.",
+        advanced=True,
+    )
+    weight: float = param(
+        0.1,
+        title="Weight of the distillation",
+        help="Weight of the distillation beside the contrastive loss; 0 leaves it out.",
+        low=0,
+        high=1000,
+        advanced=True,
+    )
+    crops: int = param(
+        4,
+        title="Crops per picture",
+        help="Number of crops of a picture in stage 1, and largest number of its objects in stage 2.",
+        low=1,
+        advanced=True,
+    )
+    least: int = param(
+        64,
+        title="Smallest object",
+        help="Objects whose shorter edge is smaller are left out.",
+        low=1,
+        unit="pixels",
+        advanced=True,
+    )
+    pixels: int = param(
+        0,
+        title="Edge of the model's input",
+        help="Pictures are resized to this edge for the model; 0 keeps the size it was trained with. Only "
+        "convolutional models accept another.",
+        low=0,
+        unit="pixels",
+        advanced=True,
+    )
+    train_text: bool = param(
+        False,
+        title="Train the text tower too",
+        help="Also trains the text tower and the logit scale. Use it with many and varied captions only: words that do "
+        "not occur in them are forgotten.",
+        advanced=True,
+    )
+    caption: str = param(
+        "caption", title="Caption column", help="Column or key of the captions in the data.", advanced=True
+    )
+    precision: Precision = param(
+        Precision.FLOAT32, title="Precision", help="Number format in which the towers compute.", advanced=True
+    )
+    epochs: int = inherited(1, help="How often each stage sees every picture.")
+    steps: Optional[int] = inherited(None, help="Number of training steps of each stage, instead of the epochs.")
+    batch: int = inherited(
+        32, low=2, help="Number of pictures in a training step of each process; fewer need less memory and time."
+    )
+    rate: float = inherited(1e-5)
+    weight_decay: float = inherited(1.0)
 
-    data: tuple[str, ...]
-    output: str
-    method: ClipMethod = ClipMethod.FARSLIP
-    model: str = "starter"
-    stages: tuple[int, ...] = (1, 2)
-    epochs: int = 1
-    steps: Optional[int] = None
-    batch: int = 32
-    rate: float = 1e-5
-    weight_decay: float = 1.0
-    warmup: Optional[int] = None
-    teacher: Teacher = Teacher.ACTIVE
-    target: Target = Target.PATCH
-    weight: float = 0.1
-    crops: int = 4
-    least: int = 64
-    pixels: int = 0
-    train_text: bool = False
-    caption: str = "caption"
-    precision: Precision = Precision.FLOAT32
-    seed: int = 0
-    threads: int = 0
-    device: Device = Device.AUTO
-
-    def validate(self) -> None:
-        """See Request."""
-        check.sources("data to train on", self.data)
-        check.model(self.model)
-        check.run_folder(self.output, self.model)
+    def check(self) -> None:
+        """The stages exist, and the start is kept."""
+        check_start_is_kept(self.output, self.model)
         if self.stages not in ((1,), (2,), (1, 2)):
-            check.fail("The stages are 1, 2 or 1,2; choose among these.")
-        check.at_least("number of epochs", self.epochs, 1)
-        if self.steps is not None:
-            check.at_least("number of steps", self.steps, 1)
-        check.at_least("batch", self.batch, 2)  # a contrast needs two
-        check.positive("learning rate", self.rate)
-        check.between("weight decay", self.weight_decay, 0, 100)
-        if self.warmup is not None:
-            check.at_least("warm-up", self.warmup, 0)
-        check.between("weight of the distillation", self.weight, 0, 1000)
-        check.at_least("number of crops", self.crops, 1)
-        check.at_least("smallest box", self.least, 1)
-        check.at_least("size of the pictures", self.pixels, 0)
-        check.at_least("seed", self.seed, 0)
-        check.at_least("number of threads", self.threads, 0)
+            raise ClippanError("The stages are 1, 2 or 1,2; choose one of these.")
 
 
 @dataclass(frozen=True)
-class RegionsResult:
+class RegionsResult(Result):
     """What was made.
 
     Attributes:
@@ -178,71 +211,96 @@ class RegionsResult:
     seconds: float
     seen: tuple[RasterPicture, ...]
 
+    def describe(self) -> list[Line]:
+        """The pictures, and the objects of each class."""
+        rows = [(name, str(count)) for name, count in self.objects.items()]
+        return [
+            Table(("Class", "Objects"), rows),
+            self.line("{table}: {pictures} pictures, {seconds:.1f} s"),
+        ]
 
-@dataclass(frozen=True)
-class RegionsRequest(Request):
-    """Parameters of pictures with boxes, made of rasters and their labels.
 
-    Attributes:
-        rasters: files or GDAL data sources.
-        labels: for each raster a mask on the same pixels (a band of classes, or colours), or a vector file with
-            polygons.
-        output: folder to make.
-        legend: categories, as ``1=water; 2=forest`` or ``#3C1098=building``, by the values of a mask or of the field;
-            or a JSON file of the same. Empty for vector files whose field holds the categories themselves, and for
-            masks that name their values.
-        field: of the vector files, which holds the category.
-        layer: of the vector files; empty means the first that has such polygons.
-        size: edge of the pictures in the raster's pixels; smaller rasters are one picture or a few.
-        overlap: of neighbouring pictures, as a part of their edge.
-        least: pixels of a box's shorter edge, below which it is left out.
-        fill: part of its box that an object has to fill.
-        bands: for red, green and blue, from 1, or one for grey; empty means natural colours where they can be told.
-        stretch: how values become a picture, once for the whole raster.
-        nodata: overrides the nodata value that the rasters declare.
-        format: of the pictures.
-    """
+@job(
+    "regions",
+    title="Pictures with objects",
+    summary="Makes pictures with boxes to train on, from rasters and their masks or polygons.",
+    result=RegionsResult,
+    needs_torch=False,
+)
+class RegionsRequest(PictureOptions, Request):
+    """Pictures with boxes, made of rasters and their labels."""
 
-    name: ClassVar[str] = "regions"
-    result: ClassVar[type] = RegionsResult
-
-    rasters: tuple[str, ...]
-    labels: tuple[str, ...]
-    output: str
-    legend: str = ""
-    field: str = "class"
-    layer: str = ""
-    size: int = 512
-    overlap: float = 0.25
-    least: int = 16
-    fill: float = 0.3
-    bands: tuple[int, ...] = ()
-    stretch: Stretch = Stretch.AUTO
-    nodata: Optional[float] = None
-    format: Picture = Picture.PNG
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """See Request."""
-        return (*self.rasters, *self.labels)
+    rasters: Rasters = param(
+        title="Rasters", help="Rasters to cut into pictures: files or GDAL data sources.", positional=True
+    )
+    labels: Vectors = param(
+        title="Labels",
+        help="For each raster a mask on its pixels (a band of classes, or colours), or a vector file with polygons.",
+    )
+    output: OutputFolder = param(title="Folder of pictures", help="The folder to make.")
+    legend: Phrases = param(
+        "",
+        title="Legend",
+        help="Categories by the values of a mask or of the field, such as “1=water; 2=forest” or “#3C1098=building”, "
+        "or the path of a .txt file with one per line, or of a .json file. It may be empty for vector files whose "
+        "field holds the categories themselves, and for masks that name their values.",
+    )
+    field: FieldName = param(
+        "class",
+        title="Field with the class",
+        help="The field of the vector files that holds the category.",
+    )
+    layer: LayerName = param(
+        "",
+        title="Layer of the polygons",
+        help="By default, the first layer with polygons that have a category.",
+        advanced=True,
+    )
+    size: int = param(
+        512,
+        title="Edge of the pictures",
+        help="The raster is cut into pictures of this size, as large as an object with its surroundings.",
+        low=16,
+        unit="pixels",
+        advanced=True,
+    )
+    overlap: float = param(
+        0.25,
+        title="Overlap of the pictures",
+        help="Overlap of neighbouring pictures, as a part of their edge.",
+        low=0,
+        high=0.9,
+        advanced=True,
+    )
+    least: int = param(
+        16,
+        title="Smallest object",
+        help="Objects whose shorter edge is smaller are left out.",
+        low=1,
+        unit="pixels",
+        advanced=True,
+    )
+    fill: float = param(
+        0.3,
+        title="Filled part of a box",
+        help="The part of its box that an object has to fill.",
+        low=0,
+        high=1,
+        advanced=True,
+    )
+    format: Picture = param(Picture.PNG, title="Picture format", help="File format of the pictures.", advanced=True)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """See Request."""
+        """The folder."""
         return (self.output,)
 
-    def validate(self) -> None:
-        """See Request."""
-        check.sources("raster", self.rasters)
-        check.sources("labels", self.labels)
+    def check(self) -> None:
+        """Each raster has its labels, and the legend can be read."""
         if len(self.rasters) != len(self.labels):
-            check.fail(f"{len(self.rasters)} rasters and {len(self.labels)} labels were given; give one for each.")
-        if not self.output.strip():
-            check.fail("No output folder was given; name the folder to make.")
-        check.folder("folder", str(Path(self.output).absolute().parent))
+            raise ClippanError(
+                "{rasters} rasters and {labels} labels were given; give one for each.",
+                rasters=len(self.rasters),
+                labels=len(self.labels),
+            )
         texts.legend(self.legend)
-        check.at_least("size of the pictures", self.size, 16)
-        check.between("overlap", self.overlap, 0, 0.9)
-        check.at_least("smallest box", self.least, 1)
-        check.between("part of a box that is filled", self.fill, 0, 1)
-        check.picture_bands(self.bands)

@@ -9,7 +9,8 @@ from typing import NamedTuple, Optional
 from osgeo import gdal, ogr, osr
 
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
+from clippan.core.messages import Message
 from clippan.core.texts import listed
 from clippan.raster.grid import Grid
 from clippan.raster.scene import spatial
@@ -66,22 +67,35 @@ class LabelledLayer:
                 kinds = ["GEOM"] if len(self._columns) == 1 else ["X", "Y"]
                 options = [f"{kind}_POSSIBLE_NAMES={column}" for kind, column in zip(kinds, self._columns)]
                 dataset = gdal.OpenEx(self.path, gdal.OF_VECTOR, open_options=options)
-                self.hints.append(f"The places of {self.path} were read from the column {' and '.join(self._columns)}.")
+                self.hints.append(
+                    Message(
+                        "The places of {path} were read from the column {_columns}.",
+                        path=self.path,
+                        _columns=" and ".join(self._columns),
+                    )
+                )
         except RuntimeError as error:
             raise ClippanError(
-                f"The samples {self.path} cannot be read ({told(error)}); choose a file of points or polygons."
+                "The samples {path} cannot be read ({reason}); choose a file of points or polygons.",
+                path=self.path,
+                reason=one_line(error),
             ) from None
         return dataset
 
     def _choose(self, name: str, field: str) -> tuple[ogr.Layer, int]:
         layers = [self._dataset.GetLayer(number) for number in range(self._dataset.GetLayerCount())]
         if not layers:
-            raise ClippanError(f"The samples {self.path} hold no points or polygons; choose another file.")
+            raise ClippanError("The samples {path} hold no points or polygons; choose another file.", path=self.path)
         if name:
             alike = [layer for layer in layers if layer.GetName().casefold() == name.casefold()]
             if not alike:
                 names = listed([layer.GetName() for layer in layers])
-                raise ClippanError(f"The samples {self.path} have no layer {name}; choose one of theirs ({names}).")
+                raise ClippanError(
+                    "The samples {path} have no layer {name}; choose one of theirs ({names}).",
+                    path=self.path,
+                    name=name,
+                    names=names,
+                )
             chosen = min(alike, key=lambda layer: layer.GetName() != name)
             return chosen, self._number(chosen, field)
         spatial_ones = [layer for layer in layers if layer.GetGeomType() != ogr.wkbNone] or layers
@@ -91,18 +105,30 @@ class LabelledLayer:
             chosen = (with_field or spatial_ones)[0]
         if len(spatial_ones) > 1:
             names = listed([layer.GetName() for layer in spatial_ones])
-            self.hints.append(f"Of the layers of {self.path} ({names}), {chosen.GetName()} was read.")
+            self.hints.append(
+                Message(
+                    "Of the layers of {path} ({names}), {GetName} was read.",
+                    path=self.path,
+                    names=names,
+                    GetName=chosen.GetName(),
+                )
+            )
         return chosen, self._number(chosen, field)
 
     def _number(self, layer: ogr.Layer, field: str) -> int:
         found = _find(layer, field)
         if found is None:
             if not all(_is_utf8(name) for name in _fields(layer)):
-                raise ClippanError(f"The names of the fields of {self.path} are not UTF-8; save the file in UTF-8.")
+                raise ClippanError(
+                    "The names of the fields of {path} are not UTF-8; save the file in UTF-8.", path=self.path
+                )
             where = "" if self._dataset.GetLayerCount() == 1 else f" in their layer {layer.GetName()}"
             raise ClippanError(
-                f"The samples {self.path} have no field {field}{where}; choose one of theirs "
-                f"({listed(_fields(layer)) or 'none'})."
+                "The samples {path} have no field {field}{where}; choose one of theirs ({fields}).",
+                path=self.path,
+                field=field,
+                where=where,
+                fields=listed(_fields(layer)) or "none",
             )
         return found
 
@@ -116,7 +142,9 @@ class LabelledLayer:
             yield from layer
         except RuntimeError as error:
             raise ClippanError(
-                f"The samples {self.path} cannot be read to their end ({told(error)}); correct them, or save them anew."
+                "The samples {path} cannot be read to their end ({reason}); correct them, or save them anew.",
+                path=self.path,
+                reason=one_line(error),
             ) from None
 
     def _crs(self) -> Optional[osr.SpatialReference]:
@@ -161,7 +189,7 @@ class LabelledLayer:
         if self.crs or not grid.crs:
             return []
         there = crs_name(spatial(grid.crs))
-        return [f"The CRS of the samples is not known; that of the rasters ({there}) was assumed."]
+        return [Message("The CRS of the samples is not known; that of the rasters ({there}) was assumed.", there=there)]
 
     def _label(self, feature: ogr.Feature, number: int) -> str:
         """The class, as text; whole numbers without a decimal point. Empty where there is none."""
@@ -175,7 +203,11 @@ class LabelledLayer:
         text = " ".join(feature.GetFieldAsString(number).split())
         if not _is_utf8(text):
             field = feature.GetFieldDefnRef(number).GetName()
-            raise ClippanError(f"The field {field} of the samples {self.path} is not UTF-8; save the file in UTF-8.")
+            raise ClippanError(
+                "The field {field} of the samples {path} is not UTF-8; save the file in UTF-8.",
+                field=field,
+                path=self.path,
+            )
         return text
 
     def _transform(self, grid: Grid) -> Optional[osr.CoordinateTransformation]:
@@ -186,7 +218,8 @@ class LabelledLayer:
             return None if self.crs.IsSame(target) else osr.CoordinateTransformation(self.crs, target)
         except RuntimeError as error:
             raise ClippanError(
-                f"The CRS of the samples {self.path} cannot be transformed to that of the raster; reproject them first."
+                "The CRS of the samples {path} cannot be transformed to that of the raster; reproject them first.",
+                path=self.path,
             ) from error
 
 

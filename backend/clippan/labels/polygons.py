@@ -78,17 +78,26 @@ def read(path: str, layer: str, field: str, table: Table, scene: Scene, context:
         parts, seen = _of_raster(path, table, scene, context), []
     if not parts and opened and opened.crs and not scene.grid.crs:
         raise ClippanError(
-            f"No label of {path} lies on the raster {scene.path}, which has no coordinates, while the labels are in "
-            f"{crs_name(opened.crs)}; georeference the raster first."
+            "No label of {path} lies on the raster {path_2}, which has no coordinates, while the labels are in "
+            "{crs_name}; georeference the raster first.",
+            path=path,
+            path_2=scene.path,
+            crs_name=crs_name(opened.crs),
         )
     if not parts:
-        raise ClippanError(f"No label of {path} lies on the raster {scene.path}; check that both show the same place.")
+        raise ClippanError(
+            "No label of {path} lies on the raster {path_2}; check that both show the same place.",
+            path=path,
+            path_2=scene.path,
+        )
     rows, columns, classes = (np.concatenate([part[number] for part in parts]) for number in range(3))
     groups = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
     present = {*seen, *classes.tolist()}
     valid = _valid(rows, columns, scene, context)
     if not valid.any():
-        raise ClippanError(f"All labels of {path} lie where {scene.path} has nodata; label other places.")
+        raise ClippanError(
+            "All labels of {path} lie where {path_2} has nodata; label other places.", path=path, path_2=scene.path
+        )
     rows, columns, classes, groups = (values[valid] for values in (rows, columns, classes, groups))
     squares = np.zeros((scene.grid.height // _NEAR + 1, scene.grid.width // _NEAR + 1), bool)
     squares[rows // _NEAR, columns // _NEAR] = True
@@ -132,8 +141,14 @@ def _of_raster(path: str, table: Table, scene: Scene, context: Context) -> list[
     dataset = sources.open_dataset(path, "raster of classes")
     if (dataset.RasterXSize, dataset.RasterYSize) != (scene.grid.width, scene.grid.height):
         raise ClippanError(
-            f"The raster of classes {path} has {dataset.RasterXSize} × {dataset.RasterYSize} pixels and {scene.path} "
-            f"has {scene.grid.width} × {scene.grid.height}; give both the same grid."
+            "The raster of classes {path} has {RasterXSize} × {RasterYSize} pixels and {path_2} has {width} × "
+            "{height}; give both the same grid.",
+            path=path,
+            RasterXSize=dataset.RasterXSize,
+            RasterYSize=dataset.RasterYSize,
+            path_2=scene.path,
+            width=scene.grid.width,
+            height=scene.grid.height,
         )
     band = dataset.GetRasterBand(1)
     ignored = {0, _IGNORED, band.GetNoDataValue()}
@@ -150,8 +165,10 @@ def _of_raster(path: str, table: Table, scene: Scene, context: Context) -> list[
         wrong = classes[(classes < 1) | (classes > len(table.classes)) | (classes != classes.astype(int))]
         if len(wrong):
             raise ClippanError(
-                f"The raster of classes {path} has the value {wrong[0]:g}; the prompt table has classes 1 to "
-                f"{len(table.classes)}."
+                "The raster of classes {path} has the value {wrong:g}; the prompt table has classes 1 to {count}.",
+                path=path,
+                wrong=wrong[0],
+                count=len(table.classes),
             )
         parts.append(_some(rows + window.y, columns + window.x, classes.astype(int), number))
     return parts
@@ -167,8 +184,10 @@ def _of_features(
         label = known.get(text.casefold()) or known.get(text[:-2] if text.endswith(".0") else text)  # of a real number
         if label is None:
             raise ClippanError(
-                f"The samples {layer.path} have the class “{text}”, which the prompt table has not; add it there, or "
-                "give these places another class."
+                "The samples {path} have the class “{text}”, which the prompt table has not; add it there, or give "
+                "these places another class.",
+                path=layer.path,
+                text=text,
             )
         seen.append(label)
         nothing = np.empty(0, int), np.empty(0, int)
@@ -199,7 +218,11 @@ def pixels(geometry: ogr.Geometry, grid: Grid, path: str) -> tuple[np.ndarray, n
         inside = (pairs >= 0).all(axis=1) & (pairs < (grid.width, grid.height)).all(axis=1)
         return pairs[inside, 1], pairs[inside, 0]
     if kind not in (ogr.wkbPolygon, ogr.wkbMultiPolygon):
-        raise ClippanError(f"The samples {path} hold {geometry.GetGeometryName().lower()}s; give polygons or points.")
+        raise ClippanError(
+            "The samples {path} hold {GetGeometryName}s; give polygons or points.",
+            path=path,
+            GetGeometryName=geometry.GetGeometryName().lower(),
+        )
     west, east, south, north = geometry.GetEnvelope()
     corners = np.array([gdal.ApplyGeoTransform(inverse, x, y) for x in (west, east) for y in (south, north)])
     left, top = np.maximum(np.floor(corners.min(axis=0)).astype(int), 0)

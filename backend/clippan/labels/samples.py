@@ -13,6 +13,7 @@ from osgeo import gdal, ogr
 from clippan.catalogue.prompts import MOST
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.core.texts import listed
 from clippan.labels.layers import LabelledLayer, crs_name
 from clippan.labels.polygons import pixels
@@ -101,19 +102,29 @@ def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Cont
     if len(names) < 2:
         besides = f"; all samples of {listed(outside)} lie outside" if outside else ""
         raise ClippanError(
-            f"The samples {path} hold one class only on the rasters ({names[0]}{besides}); label places of another as "
-            "well."
+            "The samples {path} hold one class only on the rasters ({name}{besides}); label places of another as well.",
+            path=path,
+            name=names[0],
+            besides=besides,
         )
     if len(names) > MOST:
         raise ClippanError(
-            f"The field {field} has {len(names)} different values, too many for a map of {MOST}; choose the field that "
-            "holds the class."
+            "The field {field} has {count} different values, too many for a map of {MOST}; choose the field that "
+            "holds the class.",
+            field=field,
+            count=len(names),
+            MOST=MOST,
         )
     hints = [*layer_read.hints, *_alike(names), *layer_read.assumed(grid)]
     if beyond or lost:
         hints.append(f"{len(beyond) + len(lost)} of the samples lie outside the rasters, and were left aside.")
     if outside:
-        hints.append(f"All samples of {listed(outside)} lie outside the rasters, so nothing is made of these classes.")
+        hints.append(
+            Message(
+                "All samples of {outside} lie outside the rasters, so nothing is made of these classes.",
+                outside=listed(outside),
+            )
+        )
     of = {name: value for value, name in enumerate(names)}
     sizes = [len(flat) for flat, _ in features]
     everything = np.concatenate([flat for flat, _ in features])
@@ -126,14 +137,18 @@ def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Cont
     gone = sorted(set(range(len(names))) - set(labels[kept].tolist()))
     if gone:
         raise ClippanError(
-            f"All samples of {names[gone[0]]} are labelled with another class too; correct them in {path}."
+            "All samples of {name} are labelled with another class too; correct them in {path}.",
+            name=names[gone[0]],
+            path=path,
         )
     flat, labels, owners, points = (values[kept] for values in (everything, labels, owners, points))
     rows, columns = flat // grid.width, flat % grid.width
     groups, split = _groups(rows, columns, labels, owners, points)
     drawn = _draw(labels, groups, rng)
     if len(drawn) < len(labels):
-        hints.append(f"Of each class {PIXELS} labelled pixels at most were drawn, evenly from its places.")
+        hints.append(
+            Message("Of each class {PIXELS} labelled pixels at most were drawn, evenly from its places.", PIXELS=PIXELS)
+        )
     return Samples(tuple(names), rows[drawn], columns[drawn], labels[drawn], groups[drawn], split, tuple(hints))
 
 
@@ -161,25 +176,34 @@ def _nowhere(path: str, field: str, beyond: int, lost: int, own: str, there: str
         own, there: names of the samples' CRS and the rasters'; empty where it is not known.
     """
     if lost and not beyond and own and there:
-        return (
-            f"None of the samples {path} can be brought from their CRS ({own}) to that of the rasters ({there}); give "
-            "them the CRS that their coordinates are in."
+        return Message(
+            "None of the samples {path} can be brought from their CRS ({own}) to that of the rasters ({there}); give "
+            "them the CRS that their coordinates are in.",
+            path=path,
+            own=own,
+            there=there,
         )
     if beyond and own and not there:
-        return (
-            f"None of the samples {path} lie on the rasters, which have no coordinates, while the samples are in "
-            f"{own}; georeference the rasters first."
+        return Message(
+            "None of the samples {path} lie on the rasters, which have no coordinates, while the samples are in "
+            "{own}; georeference the rasters first.",
+            path=path,
+            own=own,
         )
     if beyond and there and not own:
-        return (
-            f"None of the samples {path} lie on the rasters, whose CRS ({there}) was assumed since theirs is not "
-            "known; give them the CRS that their coordinates are in."
+        return Message(
+            "None of the samples {path} lie on the rasters, whose CRS ({there}) was assumed since theirs is not "
+            "known; give them the CRS that their coordinates are in.",
+            path=path,
+            there=there,
         )
     if beyond:
-        return f"None of the samples {path} lie on the rasters; check that both show the same place."
-    return (
-        f"None of the samples {path} has both a place and a class in the field {field}; choose the field that holds "
-        "the class."
+        return Message("None of the samples {path} lie on the rasters; check that both show the same place.", path=path)
+    return Message(
+        "None of the samples {path} has both a place and a class in the field {field}; choose the field that holds "
+        "the class.",
+        path=path,
+        field=field,
     )
 
 
@@ -196,7 +220,12 @@ def _alike(names: Sequence[str]) -> list[str]:
     if not same:
         return []
     alike = listed(sorted(same, key=lambda name: (name.casefold(), name)))
-    return [f"Classes that differ in case only were kept apart ({alike}); give those that are one the same name."]
+    return [
+        Message(
+            "Classes that differ in case only were kept apart ({alike}); give those that are one the same name.",
+            alike=alike,
+        )
+    ]
 
 
 def _flat(

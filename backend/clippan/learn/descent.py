@@ -1,33 +1,50 @@
-"""A step of an optimiser, as all trainings here take it."""
+"""A step of an optimiser, its learning rate and the running average of weights, as all trainings here have them."""
 
 from __future__ import annotations
 
 import math
+from typing import Union
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 _CLIP = 1.0  # greatest norm of a gradient
 
 
-def rate(step: int, steps: int, greatest: float, warmup: int) -> float:
-    """The learning rate of a step: it rises to the greatest in the steps of the warm-up, and falls to 0 as a cosine."""
-    return greatest * min(1, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+def warmup_cosine(optimiser: torch.optim.Optimizer, steps: int, warmup: int) -> LambdaLR:
+    """A learning rate that rises to the optimiser's own in the steps of the warm-up, and falls to 0 as a cosine."""
+
+    def factor(step: int) -> float:
+        return min(1, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
+
+    return LambdaLR(optimiser, factor)
 
 
-def descend(network: nn.Module, optimiser: torch.optim.Optimizer, total: Tensor, rate: float) -> None:
+def descend(network: nn.Module, optimiser: torch.optim.Optimizer, scheduler: LambdaLR, total: Tensor) -> None:
     """Goes a step down the gradient of a loss."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
     optimiser.zero_grad()
     total.backward()
     norm = nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
     if torch.isfinite(norm):  # a patch without contrast must not spoil the network
         optimiser.step()
+    scheduler.step()
 
 
-@torch.no_grad()
-def follow(average: nn.Module, network: nn.Module, past: float) -> None:
-    """Brings the running average of a network's weights nearer to it; ``past`` is its share in what comes out."""
-    for kept, new in zip(average.parameters(), network.parameters()):
-        kept.lerp_(new, 1 - past)
+def running_average(network: nn.Module, decay: float, early: int = 0) -> AveragedModel:
+    """An exponential moving average of a network's weights that begins with what they are now.
+
+    Args:
+        network: that will be trained.
+        decay: share of the past in each update.
+        early: with n updates so far the share is n / (n + early) at most, so that the start is soon forgotten.
+    """
+
+    def update(averages: PARAM_LIST, weights: PARAM_LIST, count: Union[Tensor, int]) -> None:
+        share = min(decay, int(count) / (int(count) + early))
+        get_ema_multi_avg_fn(share)(averages, weights, count)
+
+    average = AveragedModel(network, multi_avg_fn=update).requires_grad_(False)
+    average.update_parameters(network)  # the first of those that are averaged
+    return average

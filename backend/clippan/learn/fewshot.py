@@ -11,11 +11,12 @@ import torch
 
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.fewshot import diffusion, windows
 from clippan.fewshot.diffusion import blank, projected
 from clippan.fewshot.network import TIMES, Size
 from clippan.fewshot.stack import Stack
-from clippan.learn.descent import descend, rate
+from clippan.learn.descent import descend, warmup_cosine
 
 _TINY = 1e-6  # of the largest variance: less is none
 
@@ -62,13 +63,16 @@ def pretrain(
     scene = [windows.padded(projected(network, number, values), half) for number, values in enumerate(modalities)]
     rows, columns = (torch.from_numpy(places) for places in np.nonzero(valid))
     kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, TIMES), dim=0).to(device)
-    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=_DECAY)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=_DECAY)
+    scheduler = warmup_cosine(optimiser, steps, _WARMUP)
     count = max(1, batch // len(scene))
     visible = max(1, round((1 - _MASKED) * length))
     losses = []
     for step in range(steps):
         if step % 5 == 0:
-            context.progress(100 * step / steps, f"Learning the scene, step {step + 1} of {steps}")
+            context.progress(
+                100 * step / steps, Message("Learning the scene, step {step} of {steps}", step=step + 1, steps=steps)
+            )
         at = torch.randint(len(rows), (count,), generator=chance)
         time = torch.randint(TIMES, (count,), generator=chance).to(device)
         total, unknown = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -82,7 +86,7 @@ def pretrain(
             seen, hidden = (errors.gather(1, places).mean() for places in (order[:, :visible], order[:, visible:]))
             total = total + _SEEN * seen + _HIDDEN * hidden
             unknown = unknown + hidden.detach() / clean.square().mean().clamp(min=_TINY) / len(scene)
-        descend(network, optimiser, total, rate(step, steps, _RATE, _WARMUP))
+        descend(network, optimiser, scheduler, total)
         losses.append(unknown.item())
     network.eval()
     encoder.steps, encoder.loss = steps, float(np.mean(losses[-max(1, steps // 10) :])) if losses else math.nan

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from clippan.core.context import Context
-from clippan.core.errors import Cancelled, ClippanError, told
+from clippan.core.errors import Cancelled, ClippanError, one_line
+from clippan.core.messages import Message
 from clippan.core.outputs import held, making, unwritten
 
 CHECKPOINT, CURVES, RECIPE = "checkpoint.pt", "curves.csv", "recipe.json"
@@ -36,7 +37,7 @@ def processes(device: torch.device) -> Iterator[tuple[torch.device, int, int]]:
         own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if own >= there:
             raise ClippanError(
-                f"There are more processes than GPUs ({there}); start one for each, or add --device cpu."
+                "There are more processes than GPUs ({there}); start one for each, or add --device cpu.", there=there
             )
         device = torch.device("cuda", own)
         torch.cuda.set_device(device)
@@ -62,12 +63,14 @@ def prepare(folder: Path, wanted: Mapping[str, Any]) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if known.exists() and json.loads(known.read_text(encoding="utf-8")) != wanted:
-            raise ClippanError(f"{folder} holds a run of another recipe; choose an empty folder.")
+            raise ClippanError("{folder} holds a run of another recipe; choose an empty folder.", folder=folder)
         known.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
     except OSError as error:
         raise unwritten("recipe", known, error, "choose another folder") from error
     except ValueError as error:
-        raise ClippanError(f"The folder {folder} cannot be used ({told(error)}); choose an empty one.") from error
+        raise ClippanError(
+            "The folder {folder} cannot be used ({reason}); choose an empty one.", folder=folder, reason=one_line(error)
+        ) from error
     return made
 
 
@@ -83,7 +86,9 @@ def alone(folder: Path, rank: int = 0) -> contextlib.AbstractContextManager[None
     """
     if rank:
         return contextlib.nullcontext()
-    sentence = f"Another process is training in {folder}; wait until it is done, or choose another folder."
+    sentence = Message(
+        "Another process is training in {folder}; wait until it is done, or choose another folder.", folder=folder
+    )
     return held(folder / ".clippan-lock", "folder", sentence)
 
 
@@ -174,10 +179,14 @@ class Training:
                 if self._done % self._kept == 0 or self._done == steps:
                     self._keep()
                 try:
-                    self._context.progress(100 * self._done / steps, f"Step {self._done} of {steps}")
+                    self._context.progress(
+                        100 * self._done / steps, Message("Step {_done} of {steps}", _done=self._done, steps=steps)
+                    )
                 except Cancelled:
                     self._keep()
-                    sentence = f"Cancelled after step {self._done}; the same command goes on from there."
+                    sentence = Message(
+                        "Cancelled after step {_done}; the same command goes on from there.", _done=self._done
+                    )
                     raise Cancelled(sentence) from None
         return last
 
@@ -195,7 +204,7 @@ class Training:
         except OSError as error:
             raise unwritten("table", path, error) from error
         words = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
-        self._context.log(f"Step {self._done}: {words}")
+        self._context.log(Message("Step {_done}: {words}", _done=self._done, words=words))
 
     def _keep(self) -> None:
         if self._rank:
@@ -213,16 +222,20 @@ class Training:
         if path.exists():
             try:
                 state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+                if "scheduler" not in state:
+                    raise ValueError("an older version of CLIPPan wrote it")
                 self._done, self._sums = state["done"], state.get("sums", {})
                 self.restore(state)
             except Exception as error:
                 raise ClippanError(
-                    f"The checkpoint {path} cannot be read ({told(error)}); remove it to start from the first step."
+                    "The checkpoint {path} cannot be read ({reason}); remove it to start from the first step.",
+                    path=path,
+                    reason=one_line(error),
                 ) from error
         if self._rank == 0:
             self._drop_rows()
             if path.exists():
-                self._context.log(f"Going on after step {self._done}.")
+                self._context.log(Message("Going on after step {_done}.", _done=self._done))
 
     def _drop_rows(self) -> None:
         """Rows of the curves after the checkpoint, which will come again."""

@@ -14,6 +14,8 @@ from typing import Optional
 import numpy as np
 from osgeo import gdal
 
+from clippan.core.messages import Message
+
 NOTES = "CLIPPAN"  # metadata domain of datasets that were opened in another way than GDAL would
 _NOTE, _PATH = "NOTE", "PATH"
 _PLACES, _EDGE = 8, 16  # along each axis: windows that are looked at, and their edge in pixels
@@ -58,9 +60,12 @@ def without_false_alpha(dataset: gdal.Dataset, path: str, always: bool) -> gdal.
     notes = {_PATH: path}
     if not always:
         others = ",".join(str(number) for number in range(1, dataset.RasterCount + 1) if number not in images)
-        notes[_NOTE] = (
-            f"Of {path}, band {' and '.join(map(str, images))}, tagged as alpha (transparency), holds an image as near "
-            f"infrared does and is used as such; to leave it out, choose the bands {others}."
+        notes[_NOTE] = Message(
+            "Of {path}, band {images}, tagged as alpha (transparency), holds an image as near infrared does and is "
+            "used as such; to leave it out, choose the bands {others}.",
+            path=path,
+            images=" and ".join(map(str, images)),
+            others=others,
         )
     retagged.SetMetadata(notes, NOTES)
     return retagged

@@ -10,7 +10,7 @@ from xml.etree import ElementTree  # nosec B405 (of GDAL's own text)
 
 from osgeo import gdal
 
-from clippan.catalogue.colours import Band, Choice, band_order, natural_colours, wavelength
+from clippan.catalogue.colours import Band, BandChoice, band_order, natural_colours, wavelength
 from clippan.raster.source import sensor_hints
 
 _SHOWN = {gdal.GCI_RedBand: "red", gdal.GCI_GreenBand: "green", gdal.GCI_BlueBand: "blue"}
@@ -19,7 +19,7 @@ _FILES = 64  # of a virtual raster: more are the tiles of a mosaic
 _MICROMETRES = 100.0  # a wavelength without a unit is in micrometres below this, else in nanometres
 
 
-def choose(dataset: gdal.Dataset, original: gdal.Dataset, path: str, numbers: Sequence[int]) -> Choice:
+def choose(dataset: gdal.Dataset, original: gdal.Dataset, path: str, numbers: Sequence[int]) -> BandChoice:
     """The bands for a picture in natural colours, or the one that is shown in grey.
 
     Args:
@@ -30,7 +30,7 @@ def choose(dataset: gdal.Dataset, original: gdal.Dataset, path: str, numbers: Se
     """
     files = [PurePosixPath(name.replace("\\", "/")).name for name in original.GetFileList() or []]
     found = natural_colours(described(dataset, numbers), band_order([*sensor_hints(original, path), *files[:_FILES]]))
-    return Choice(tuple(numbers[band - 1] for band in found.bands), found.reason, found.guessed)
+    return BandChoice(tuple(numbers[band - 1] for band in found.bands), found.reason, found.guessed)
 
 
 def described(dataset: gdal.Dataset, numbers: Sequence[int]) -> list[Band]:

@@ -52,7 +52,12 @@ def refuse_overwriting(outputs: Iterable[str], inputs: Iterable[str]) -> None:
                 output, target = there[known]
                 through = "" if name == source else f", through {_shown(source)}"
                 which = "" if target == output else f" touches {target}, which"
-                raise ClippanError(f"The output {output}{which} is one of the inputs{through}; choose another name.")
+                raise ClippanError(
+                    "The output {output}{which} is one of the inputs{through}; choose another name.",
+                    output=output,
+                    which=which,
+                    through=through,
+                )
 
 
 def _read(sources: Iterable[str]) -> Iterator[tuple[Any, str]]:

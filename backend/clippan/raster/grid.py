@@ -72,14 +72,16 @@ class Grid:
             crs = dataset.GetGCPProjection() or ""
             if geotransform is None:
                 raise ClippanError(
-                    f"The raster {opened_as(dataset)} has ground control points and no pixel grid; "
-                    "warp it first (Raster > Projections > Warp)."
+                    "The raster {opened_as} has ground control points and no pixel grid; warp it first (Raster > "
+                    "Projections > Warp).",
+                    opened_as=opened_as(dataset),
                 )
         if geotransform is None:
             if dataset.GetMetadata("GEOLOCATION"):
                 raise ClippanError(
-                    f"The raster {opened_as(dataset)} has no coordinates of its own: it is a swath that is placed by "
-                    "geolocation arrays; warp it first (gdalwarp -geoloc)."
+                    "The raster {opened_as} has no coordinates of its own: it is a swath that is placed by "
+                    "geolocation arrays; warp it first (gdalwarp -geoloc).",
+                    opened_as=opened_as(dataset),
                 )
             rpc = _rpc(dataset)
         return cls(dataset.RasterXSize, dataset.RasterYSize, geotransform, crs, rpc)
@@ -230,8 +232,10 @@ def align(pan: Grid, ms: Grid) -> Alignment:
     for name, axis in (("columns", x), ("rows", y)):
         if axis.ratio < 1 - TOLERANCE:
             raise ClippanError(
-                f"The multispectral raster has finer {name} than the panchromatic one "
-                f"(pixel size ratio {axis.ratio:.3g}); check whether the two were swapped."
+                "The multispectral raster has finer {name} than the panchromatic one (pixel size ratio {ratio:.3g}); "
+                "check whether the two were swapped.",
+                name=name,
+                ratio=axis.ratio,
             )
     x_axis, y_axis = Axis(x.ratio, x.offset - left), Axis(y.ratio, y.offset - top)
     overlap = pan.cropped(left, top, right, bottom).with_rpc_of(ms, x_axis, y_axis)
@@ -248,8 +252,9 @@ def axes(pan: Grid, ms: Grid) -> tuple[Axis, Axis]:
         if pan.geotransform or ms.geotransform:
             which = "panchromatic" if pan.geotransform is None else "multispectral"
             raise ClippanError(
-                f"The {which} raster has no georeference but the other has; "
-                "give it one (gdal_translate -a_ullr) or remove the other's."
+                "The {which} raster has no georeference but the other has; give it one (gdal_translate -a_ullr) or "
+                "remove the other's.",
+                which=which,
             )
         return Axis(pan.width / ms.width, 0.0), Axis(pan.height / ms.height, 0.0)
     inverse = gdal.InvGeoTransform(pan.geotransform)

@@ -159,21 +159,27 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
     ):
         if pan_source.total != 1:
             raise ClippanError(
-                f"The {PAN} has {pan_source.total} bands and should have one; choose the panchromatic band's raster, "
-                "and check whether the two were swapped."
+                "The {PAN} has {total} bands and should have one; choose the panchromatic band's raster, and check "
+                "whether the two were swapped.",
+                PAN=PAN,
+                total=pan_source.total,
             )
         codes = next((info.description for info in ms_source.infos if is_quality(info.description)), "")
         if codes:
             raise ClippanError(
-                f"The {MS} has {codes}, a quality band or mask, whose codes cannot be sharpened; leave it out, or "
-                "choose bands (--bands)."
+                "The {MS} has {codes}, a quality band or mask, whose codes cannot be sharpened; leave it out, or "
+                "choose bands (--bands).",
+                MS=MS,
+                codes=codes,
             )
         possible = nodata is None or any(
             fitting(nodata, source.dtype) is not None for source in (pan_source, ms_source)
         )
         if not possible and not is_fill(nodata, ms_source.dtype):
             raise ClippanError(
-                f"No pixel can have the nodata value {nodata:g}, as the rasters are {ms_source.dtype}; choose another."
+                "No pixel can have the nodata value {nodata:g}, as the rasters are {dtype}; choose another.",
+                nodata=nodata,
+                dtype=ms_source.dtype,
             )
         told = [*notes([pan_dataset, *opened]), *alike]
         told += [source.assumption for source in (pan_source, ms_source) if source.assumption]
@@ -190,7 +196,7 @@ def _panchromatic_among(pan: str, grid: Grid, ms: Sequence[str], datasets: Seque
     told = []
     for path, dataset, size in zip(ms, datasets, sizes) if len(ms) > 1 else ():
         if os.path.realpath(path) == os.path.realpath(pan) or is_panchromatic(path):
-            raise ClippanError(f"{path} among the {MS}s is the panchromatic band; leave it out.")
+            raise ClippanError("{path} among the {MS}s is the panchromatic band; leave it out.", path=path, MS=MS)
         if dataset.RasterCount == 1 and size < _NEARLY and max(sizes) > _COARSER:
             told.append(
                 f"{path} has the pixel size of the {PAN}, so all bands are brought to it before they are sharpened; "
@@ -217,7 +223,8 @@ def _in_crs_of(pan: Grid, datasets: Sequence[gdal.Dataset], nodata: Optional[flo
         for crs, what in ((pan.crs, PAN), (grid.crs, MS)):
             if not crs:
                 raise ClippanError(
-                    f"The {what} has no CRS but the other has; assign one (Raster > Projections > Assign projection)."
+                    "The {what} has no CRS but the other has; assign one (Raster > Projections > Assign projection).",
+                    what=what,
                 )
         found += to_crs(dataset, MS, pan, nodata)
     return found

@@ -20,6 +20,7 @@ from osgeo import gdal
 
 from clippan.catalogue.colours import COLOURS, band_order, colour, number_of
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.core.texts import listed
 from clippan.jobs.pansharpen import PansharpenRequest
 
@@ -171,7 +172,12 @@ class Inside:
             (self.archives, "archive without a known scene", "archives without a known scene"),
         )
         return [
-            f"Left aside: {len(files):,} {several if len(files) > 1 else one} ({listed(list(map(_name, files)))})."
+            Message(
+                "Left aside: {count:,} {value} ({list}).",
+                count=len(files),
+                value=several if len(files) > 1 else one,
+                list=listed(list(map(_name, files))),
+            )
             for files, one, several in kinds
             if files
         ]
@@ -195,8 +201,11 @@ def find(path: str, what: str) -> Optional[gdal.Dataset]:
         if len(products) == 1 and not rasters:
             if not products[0].is_one():
                 raise ClippanError(
-                    f"The {what} {path} is a scene whose bands lie on grids that do not go together; name one band, or "
-                    f"warp all to one CRS, north up (Raster > Projections > Warp) ({_some(products[0].files)})."
+                    "The {what} {path} is a scene whose bands lie on grids that do not go together; name one band, or "
+                    "warp all to one CRS, north up (Raster > Projections > Warp) ({some}).",
+                    what=what,
+                    path=path,
+                    some=_some(products[0].files),
                 )
             return products[0].open()
         if len(rasters) == 1 and not products:
@@ -204,8 +213,11 @@ def find(path: str, what: str) -> Optional[gdal.Dataset]:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ClippanError(
-            f"The {what} {path} is a scene of several files that cannot be put together; check whether it is complete "
-            f"({reason})."
+            "The {what} {path} is a scene of several files that cannot be put together; check whether it is complete "
+            "({reason}).",
+            what=what,
+            path=path,
+            reason=reason,
         ) from error
     kind = "archive" if _archive(path) else "folder" if _is_folder(path) else ""
     if not kind:
@@ -213,11 +225,25 @@ def find(path: str, what: str) -> Optional[gdal.Dataset]:
     names = [*(product.name for product in products), *rasters]
     article = "an" if kind == "archive" else "a"
     if not names and _is_damaged(path):
-        raise ClippanError(f"The {what} {path} cannot be read as an archive; check whether it is complete.")
+        raise ClippanError(
+            "The {what} {path} cannot be read as an archive; check whether it is complete.", what=what, path=path
+        )
     if not names:
-        raise ClippanError(f"The {what} {path} is {article} {kind} that holds no raster; name a raster.")
+        raise ClippanError(
+            "The {what} {path} is {article} {kind} that holds no raster; name a raster.",
+            what=what,
+            path=path,
+            article=article,
+            kind=kind,
+        )
     raise ClippanError(
-        f"The {what} {path} is {article} {kind} that holds {len(names)} rasters; name one of them ({_some(names)})."
+        "The {what} {path} is {article} {kind} that holds {count} rasters; name one of them ({some}).",
+        what=what,
+        path=path,
+        article=article,
+        kind=kind,
+        count=len(names),
+        some=_some(names),
     )
 
 
@@ -271,10 +297,19 @@ def expand(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
         left.masks += inside.masks
         left.previews += inside.previews
         if not pictures and _is_damaged(name):
-            failed.append(f"The file {name} cannot be read as an archive; check whether it is complete.")
+            failed.append(
+                Message("The file {name} cannot be read as an archive; check whether it is complete.", name=name)
+            )
         elif len(maps) == len(pictures):
             kind = "archive" if _archive(name) else "folder"
-            failed.append(f"The {kind} {name} holds no rasters{' that are pictures' * bool(maps)}; choose another.")
+            failed.append(
+                Message(
+                    "The {kind} {name} holds no rasters{value}; choose another.",
+                    kind=kind,
+                    name=name,
+                    value=" that are pictures" * bool(maps),
+                )
+            )
     return list(found.values()), failed, left.left()
 
 

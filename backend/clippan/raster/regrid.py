@@ -33,7 +33,9 @@ def to_crs(dataset: gdal.Dataset, what: str, pan: Grid, nodata: Optional[float])
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ClippanError(
-            f"The {what} cannot be reprojected to the panchromatic one's CRS; check its own CRS ({reason})."
+            "The {what} cannot be reprojected to the panchromatic one's CRS; check its own CRS ({reason}).",
+            what=what,
+            reason=reason,
         ) from error
 
 
@@ -49,12 +51,15 @@ def to_finest(datasets: Sequence[gdal.Dataset], what: str, nodata: Optional[floa
     if all(_same(grids[0], grid) for grid in grids[1:]):
         return list(datasets)
     if all(grid.geotransform is None for grid in grids):
-        raise ClippanError(f"The {what}s have no georeference and differ in size; use rasters of one size.")
+        raise ClippanError("The {what}s have no georeference and differ in size; use rasters of one size.", what=what)
     if any(grid.geotransform is None for grid in grids):
-        raise ClippanError(f"Only some of the {what}s have a georeference; give it to all of them (gdal_translate).")
+        raise ClippanError(
+            "Only some of the {what}s have a georeference; give it to all of them (gdal_translate).", what=what
+        )
     if any(g.geotransform[2] or g.geotransform[4] or g.geotransform[5] > 0 for g in grids if g.geotransform):
         raise ClippanError(
-            f"The {what}s lie on different grids, not all of them north-up; warp them to one grid first (gdalwarp)."
+            "The {what}s lie on different grids, not all of them north-up; warp them to one grid first (gdalwarp).",
+            what=what,
         )
     target = _common(grids, what)
     return [part for dataset in datasets for part in _onto(dataset, target, nodata)]
@@ -71,22 +76,29 @@ def to_grid(dataset: gdal.Dataset, what: str, target: Grid, nodata: Optional[flo
     if _same(grid, target) and grid.shares_crs(target):
         return [dataset]
     if target.geotransform is None or grid.geotransform is None:
-        raise ClippanError(f"The {what} has another size, and no georeference to lay it on the others; give it one.")
+        raise ClippanError(
+            "The {what} has another size, and no georeference to lay it on the others; give it one.", what=what
+        )
     g = target.geotransform
     if g[2] or g[4] or g[5] > 0:
         raise ClippanError(
-            f"The {what} lies on another grid than one that is turned or upside down; warp both to one grid (gdalwarp)."
+            "The {what} lies on another grid than one that is turned or upside down; warp both to one grid (gdalwarp).",
+            what=what,
         )
     if grid.shares_crs(target):
         return _onto(dataset, target, nodata)
     for crs in (grid.crs, target.crs):
         if not crs:
-            raise ClippanError(f"The {what} and the others have not all a CRS; assign one (gdal_edit -a_srs).")
+            raise ClippanError(
+                "The {what} and the others have not all a CRS; assign one (gdal_edit -a_srs).", what=what
+            )
     try:
         return [_fitted(part, target, nodata) for part in _uniform(dataset, nodata)]
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise ClippanError(f"The {what} cannot be reprojected; check its CRS ({reason}).") from error
+        raise ClippanError(
+            "The {what} cannot be reprojected; check its CRS ({reason}).", what=what, reason=reason
+        ) from error
 
 
 def _around(pan: Grid, ms: Grid) -> Optional[list[float]]:
@@ -122,7 +134,7 @@ def _common(grids: Sequence[Grid], what: str) -> Grid:
         left, right = centres_inside(x, grid.width, target.width)
         top, bottom = centres_inside(y, grid.height, target.height)
         if right <= left or bottom <= top:
-            raise ClippanError(f"The {what}s do not overlap; check that all show the same place.")
+            raise ClippanError("The {what}s do not overlap; check that all show the same place.", what=what)
         target = target.cropped(left, top, right, bottom)
     return target
 

@@ -16,10 +16,10 @@ from typing import Any, Optional
 import numpy as np
 from osgeo import gdal, gdal_array, osr
 
-from clippan.catalogue.colours import Choice
+from clippan.catalogue.colours import BandChoice
 from clippan.core.channels import Channels
 from clippan.core.errors import ClippanError
-from clippan.core.json import from_json
+from clippan.core.messages import Message
 from clippan.jobs.options import Stretch
 from clippan.jobs.picture import RasterPicture
 from clippan.raster import bands as raster_bands
@@ -96,12 +96,10 @@ class Look:
 
     @classmethod
     def of(cls, text: str) -> Look:
-        """From JSON.
-
-        Raises:
-            ClippanError, ValueError: it is none.
-        """
-        return from_json(cls, json.loads(text))
+        """From JSON."""
+        values: dict[str, Any] = json.loads(text)
+        lists = {name: tuple(values[name]) for name in ("tile", "tile_metres", "bands", "extent")}
+        return cls(**{**values, **lists, "stretch": Stretch(values["stretch"])})
 
 
 def room(count: int, shape: tuple[int, int], channels: Optional[Channels]) -> np.ndarray:
@@ -157,13 +155,13 @@ class Scene:
         self.choice = self._choose()
         bands = [self._dataset.GetRasterBand(number) for number in self.bands]
         if any(gdal.DataTypeIsComplex(band.DataType) for band in bands):
-            raise ClippanError(f"The raster {path} has complex numbers; convert it to amplitude first.")
+            raise ClippanError("The raster {path} has complex numbers; convert it to amplitude first.", path=path)
         self._bytes = all(band.DataType == gdal.GDT_Byte for band in bands)
         self._assume()
         self._masks = _masks(self._dataset, self.bands)
         self._coverage = self._find_coverage()
         if self._coverage.assumed:
-            self.notes.append(f"What was never written in the raster {path} is taken for nodata.")
+            self.notes.append(Message("What was never written in the raster {path} is taken for nodata.", path=path))
 
     @property
     def bands(self) -> tuple[int, ...]:
@@ -187,22 +185,27 @@ class Scene:
         """The same, as a model sees it that takes these channels, or natural colours without any."""
         return Scene(self.path, self.look, channels=channels).shown if channels else self.shown
 
-    def _choose(self) -> Choice:
+    def _choose(self) -> BandChoice:
         dataset = self._dataset
         numbers = sources.spectral(dataset)
         if not numbers:
-            raise ClippanError(f"The raster {self.path} has only an alpha band; choose a raster with image bands.")
+            raise ClippanError(
+                "The raster {path} has only an alpha band; choose a raster with image bands.", path=self.path
+            )
         if self.channels:
             described = [dataset.GetRasterBand(number).GetDescription() or "" for number in numbers]
             taken = tuple(numbers[position - 1] for position in self.channels.choose(described))
-            return Choice(taken, "as the model takes them")
+            return BandChoice(taken, "as the model takes them")
         wrong = [band for band in self.look.bands if band > dataset.RasterCount]
         if wrong:
             raise ClippanError(
-                f"Band {wrong[0]} was asked for but the raster {self.path} has {dataset.RasterCount}; choose others."
+                "Band {wrong} was asked for but the raster {path} has {RasterCount}; choose others.",
+                wrong=wrong[0],
+                path=self.path,
+                RasterCount=dataset.RasterCount,
             )
         if self.look.bands:
-            return Choice(self.look.bands, "as asked for")
+            return BandChoice(self.look.bands, "as asked for")
         return raster_bands.choose(dataset, self._original, self.path, numbers)
 
     def _find_coverage(self) -> Coverage:
@@ -280,7 +283,7 @@ class Scene:
         name = self._dataset.GetRasterBand(number).GetDescription()
         sentence = f"Band {number}{f' ({name})' if name else ''} of the raster {self.path} has no data"
         if not shown:
-            raise ClippanError(f"{sentence}; choose other bands.")
+            raise ClippanError("{sentence}; choose other bands.", sentence=sentence)
         if not any(note.startswith(sentence) for note in self.notes):
             self.notes.append(f"{sentence} and is dark in the picture; choose other bands if that is not meant.")
 
@@ -316,7 +319,9 @@ class Scene:
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise ClippanError(
-                f"The raster {self.path} could not be read; check whether its file is complete ({reason})."
+                "The raster {path} could not be read; check whether its file is complete ({reason}).",
+                path=self.path,
+                reason=reason,
             ) from error
         valid = np.stack(masks) if masks else np.ones((1, height, width), bool)
         return values, valid if written is None else valid & written
@@ -350,7 +355,7 @@ class Scene:
 
     def _shown(self, values: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """Which pixels (height, width) show something, of what ``_read`` returns."""
-        valid = masks.any(axis=0)
+        valid: np.ndarray = np.any(masks, axis=0)
         return valid if self._bytes else valid & measured(values).all(axis=0)
 
     def picture(self, window: Window, width: int, height: Optional[int] = None) -> tuple[np.ndarray, float]:
@@ -423,7 +428,7 @@ class Scene:
             return [whole]
         inverse = gdal.InvGeoTransform(self.grid.geotransform)
         if inverse is None:
-            raise ClippanError(f"The raster {self.path} has pixels without a size; georeference it anew.")
+            raise ClippanError("The raster {path} has pixels without a size; georeference it anew.", path=self.path)
         found = []
         for box in boxes(self.look.extent, self.look.crs, self.grid.crs):
             corners = [gdal.ApplyGeoTransform(inverse, x, y) for x in box[::2] for y in box[1::2]]
@@ -433,7 +438,7 @@ class Scene:
             if left < right and top < bottom:
                 found.append((left, top, right, bottom))
         if not found:
-            raise ClippanError(f"The raster {self.path} lies outside the extent; choose another.")
+            raise ClippanError("The raster {path} lies outside the extent; choose another.", path=self.path)
         # Of boxes that are one place told in several ways, all but one may touch an edge by a rounding error.
         areas = [area for area in found if min(area[2] - area[0], area[3] - area[1]) > _NEAR] or found
         merged: list[tuple[float, float, float, float]] = []
@@ -454,8 +459,9 @@ class Scene:
         (left, top, right, bottom), *others = self._areas()
         if others:
             raise ClippanError(
-                f"The extent touches the raster {self.path} at its left and its right edge, across the 180th meridian; "
-                "give an extent for each side."
+                "The extent touches the raster {path} at its left and its right edge, across the 180th meridian; give "
+                "an extent for each side.",
+                path=self.path,
             )
         x, y = math.floor(left + _NEAR), math.floor(top + _NEAR)
         return Window(x, y, max(math.ceil(right - _NEAR) - x, 1), max(math.ceil(bottom - _NEAR) - y, 1))
@@ -474,7 +480,9 @@ class Scene:
         left, top, right, bottom = areas[0]
         ground = self.ground(((left + right) / 2, (top + bottom) / 2))
         if self.look.tile_metres and ground is None:
-            raise ClippanError(f"The raster {self.path} has no coordinates; give the tile size in pixels (--tile).")
+            raise ClippanError(
+                "The raster {path} has no coordinates; give the tile size in pixels (--tile).", path=self.path
+            )
         if self.look.tile:
             edges = [(float(edge), float(edge)) for edge in self.look.tile]
         elif ground is None:
@@ -497,7 +505,9 @@ class Scene:
                 continue
             if min(across, down) < _LEAST_TILE:
                 raise ClippanError(
-                    f"Tiles of {min(across, down):.2g} pixels show nothing of the raster {self.path}; choose larger."
+                    "Tiles of {down:.2g} pixels show nothing of the raster {path}; choose larger.",
+                    down=min(across, down),
+                    path=self.path,
                 )
             scale = tile[0] * ground[0] if ground else float(tile[0])
             columns = {x for area in areas for x in _starts(width, tile[0], self.look.overlap, area[0], area[2])}
@@ -506,7 +516,9 @@ class Scene:
         plan = Plan(tuple(scales), self._coverage.footprint)
         if len(plan) > _MOST_TILES:
             raise ClippanError(
-                f"The raster {self.path} would have {len(plan):,} tiles; choose an extent (--extent) or larger tiles."
+                "The raster {path} would have {count:,} tiles; choose an extent (--extent) or larger tiles.",
+                path=self.path,
+                count=len(plan),
             )
         return plan
 
@@ -668,7 +680,7 @@ def spatial(text: str) -> osr.SpatialReference:
     try:
         reference.SetFromUserInput(text)
     except RuntimeError:
-        raise ClippanError(f"The CRS “{text[:80]}” is not known; write it like EPSG:4326.") from None
+        raise ClippanError("The CRS “{text}” is not known; write it like EPSG:4326.", text=text[:80]) from None
     reference = osr.SpatialReference(wkt=horizontal(reference.ExportToWkt()))
     reference.SetAxisMappingStrategy(osr.OAMS_TRADITIONAL_GIS_ORDER)
     return reference
@@ -695,9 +707,11 @@ def transformed(extent: Sequence[float], source: str, target: str) -> tuple[floa
     try:
         box = osr.CoordinateTransformation(one, other).TransformBounds(*extent, 21)
     except RuntimeError as error:
-        raise ClippanError(f"The extent cannot be transformed to {other.GetName()}; choose another.") from error
+        raise ClippanError(
+            "The extent cannot be transformed to {GetName}; choose another.", GetName=other.GetName()
+        ) from error
     if not all(np.isfinite(box)):
-        raise ClippanError(f"The extent cannot be transformed to {other.GetName()}; choose another.")
+        raise ClippanError("The extent cannot be transformed to {GetName}; choose another.", GetName=other.GetName())
     return tuple(box)
 
 
@@ -740,7 +754,13 @@ def across(extent: Sequence[float]) -> list[str]:
     """A sentence about an extent that was taken to lie across the 180th meridian: it may be a slip of the pen."""
     if not extent or extent[0] < extent[2]:
         return []
-    return [f"The extent was taken across the 180th meridian, from {extent[0]:g} east to {extent[2]:g}."]
+    return [
+        Message(
+            "The extent was taken across the 180th meridian, from {extent:g} east to {extent_2:g}.",
+            extent=extent[0],
+            extent_2=extent[2],
+        )
+    ]
 
 
 def _all_transformed(pieces: Sequence[Sequence[float]], source: str, target: str) -> list[tuple[float, ...]]:

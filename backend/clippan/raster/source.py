@@ -15,8 +15,9 @@ from typing import Optional
 import numpy as np
 from osgeo import gdal, gdal_array
 
+from clippan.core import utf8
 from clippan.core.errors import ClippanError
-from clippan.jobs import check
+from clippan.core.messages import Message
 from clippan.raster import products
 from clippan.raster.alpha import alpha_bands, opened_as, window_starts, without_false_alpha
 from clippan.raster.coverage import Coverage
@@ -43,7 +44,7 @@ def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
     Raises:
         ClippanError: it does not exist, is not a raster, or only holds other rasters.
     """
-    check.utf8(path)  # in a folder that was named there may be others
+    utf8.check(path)  # in a folder that was named there may be others
     try:
         dataset = gdal.OpenEx(path, gdal.OF_RASTER | gdal.OF_VERBOSE_ERROR)
     except RuntimeError as error:
@@ -52,10 +53,13 @@ def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
             return product
         name = path if len(path) <= _LONG else f"{path[:_LONG]}…"  # it may be a whole XML
         if not any(mark in path for mark in ":<") and not path.startswith("/vsi") and not exists(path):
-            raise ClippanError(f"The {what} {name} does not exist; check the path.") from None
+            raise ClippanError("The {what} {name} does not exist; check the path.", what=what, name=name) from None
         reason = " ".join(str(error).replace(path, name).split())
         raise ClippanError(
-            f"The {what} {name} is not a raster that GDAL can read; choose another file or convert it ({reason})."
+            "The {what} {name} is not a raster that GDAL can read; choose another file or convert it ({reason}).",
+            what=what,
+            name=name,
+            reason=reason,
         ) from None
     if dataset.RasterCount == 0:
         product = products.find(path, what)  # of Sentinel-2, GDAL only lists parts
@@ -63,7 +67,12 @@ def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
             return product
         first = next((name for name, _ in dataset.GetSubDatasets()), None)
         hint = f", for instance {first}" if first else ""
-        raise ClippanError(f"The {what} {path} holds no bands itself; name one of its subdatasets{hint}.")
+        raise ClippanError(
+            "The {what} {path} holds no bands itself; name one of its subdatasets{hint}.",
+            what=what,
+            path=path,
+            hint=hint,
+        )
     # GDAL shows CMYK pictures as RGBA; satellite tools write four bands under that tag, and mean the numbers.
     cmyk = dataset.GetMetadataItem("SOURCE_COLOR_SPACE", "IMAGE_STRUCTURE") == "CMYK"
     if cmyk and dataset.GetDriver().ShortName == "GTiff" and exists(path):
@@ -184,10 +193,15 @@ class Source:
         everything = [(index, number) for index, dataset in enumerate(datasets) for number in spectral(dataset)]
         self.total = len(everything)
         if not everything:
-            raise ClippanError(f"The {what} has only an alpha band; choose a raster with image bands.")
+            raise ClippanError("The {what} has only an alpha band; choose a raster with image bands.", what=what)
         wrong = [band for band in bands if band > self.total]
         if wrong:
-            raise ClippanError(f"Band {wrong[0]} was asked for but the {what} has {self.total}; choose fewer.")
+            raise ClippanError(
+                "Band {wrong} was asked for but the {what} has {total}; choose fewer.",
+                wrong=wrong[0],
+                what=what,
+                total=self.total,
+            )
         order = [band - 1 for band in bands] or range(self.total)
         self.numbers = tuple(position + 1 for position in order)
         described = infos or describe(datasets)
@@ -200,12 +214,16 @@ class Source:
         opened = [run.dataset.GetRasterBand(number) for run in self._runs for number in run.numbers]
         codes = {band.DataType for band in opened}
         if any(gdal.DataTypeIsComplex(code) for code in codes):
-            raise ClippanError(f"The {what} has complex numbers; convert it to amplitude first.")
+            raise ClippanError("The {what} has complex numbers; convert it to amplitude first.", what=what)
         if any(band.GetColorTable() is not None for band in opened):
-            raise ClippanError(f"The {what} has a colour palette; convert it to RGB first (gdal_translate -expand).")
+            raise ClippanError(
+                "The {what} has a colour palette; convert it to RGB first (gdal_translate -expand).", what=what
+            )
         if any(band.GetMetadataItem("PIXELTYPE", "IMAGE_STRUCTURE") == "SIGNEDBYTE" for band in opened):
             # GDAL before 3.7 hands their pixels over as unsigned bytes.
-            raise ClippanError(f"The {what} has signed bytes; convert it to Int16 first (gdal_translate -ot Int16).")
+            raise ClippanError(
+                "The {what} has signed bytes; convert it to Int16 first (gdal_translate -ot Int16).", what=what
+            )
         code = codes.pop() if len(codes) == 1 else _union(codes)
         self.dtype = np.dtype(_MAPPED.get(code) or gdal_array.GDALTypeCodeToNumericTypeCode(code))
         override = fitting(nodata, self.dtype)
@@ -217,7 +235,7 @@ class Source:
         if self.nodata is None and all(run.mask is None for run in self._runs):
             self._assume()
         if any(coverage.assumed for coverage in self._coverages):
-            self.assumption = f"What was never written in the {self.what} is taken for nodata."
+            self.assumption = Message("What was never written in the {what} is taken for nodata.", what=self.what)
         self.masked = (
             any(run.mask is not None for run in self._runs)
             or not self.whole
@@ -252,9 +270,10 @@ class Source:
             if mark is not None:
                 self.nodata = fitting(mark, self.dtype)
                 self._nodata = [self.nodata] * self.count
-                self.assumption = (
-                    f"The {self.what} declares no nodata value; {mark:.9g} is taken for it, as pixels have it in all "
-                    "bands."
+                self.assumption = Message(
+                    "The {what} declares no nodata value; {mark:.9g} is taken for it, as pixels have it in all bands.",
+                    what=self.what,
+                    mark=mark,
                 )
                 return
 
@@ -288,7 +307,7 @@ class Source:
         left, right = _clip(x, x + width, grid.width)
         top, bottom = _clip(y, y + height, grid.height)
         inside = (left, top, right - left, bottom - top)
-        values = np.empty((self.count, bottom - top, right - left), self.dtype)
+        values: np.ndarray = np.empty((self.count, bottom - top, right - left), self.dtype)
         masks: list[Optional[np.ndarray]] = []
         with self._lock:
             try:
@@ -305,7 +324,9 @@ class Source:
             except RuntimeError as error:
                 reason = " ".join(str(error).split())
                 raise ClippanError(
-                    f"The {self.what} could not be read; check whether its file is complete ({reason})."
+                    "The {what} could not be read; check whether its file is complete ({reason}).",
+                    what=self.what,
+                    reason=reason,
                 ) from error
         valid = self._valid(values, masks)
         if (left, top, right, bottom) != (x, y, x + width, y + height):
@@ -337,7 +358,7 @@ class Source:
             empty &= False if valid is None else ~valid.any(axis=(1, 2))
             if not empty.any():
                 break
-        return np.flatnonzero(empty).tolist()
+        return [int(position) for position in np.flatnonzero(empty)]
 
     def _valid(self, values: np.ndarray, masks: Sequence[Optional[np.ndarray]]) -> Optional[np.ndarray]:
         if not self.masked:

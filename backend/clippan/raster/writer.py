@@ -357,8 +357,11 @@ class Writer:
             needed += size
         if needed > free:
             raise ClippanError(
-                f"The output needs about {_megabytes(needed)} and {folder} has {_megabytes(free)} free; "
-                "free some space or choose another folder."
+                "The output needs about {megabytes} and {folder} has {megabytes_2} free; free some space or choose "
+                "another folder.",
+                megabytes=_megabytes(needed),
+                folder=folder,
+                megabytes_2=_megabytes(free),
             )
 
     def _guard(self, action: Callable[[], T]) -> T:

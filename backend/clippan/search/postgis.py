@@ -188,12 +188,17 @@ class _Database:
         # Only who has asked for a password, or says FATAL, is a server.
         if "FATAL" in reason or (error.pgconn is not None and error.pgconn.needs_password):
             return ClippanError(
-                f"The server does not let {self.user} into {self.place} ({reason}); check the user name, the password "
-                "and the database's name."
+                "The server does not let {user} into {place} ({reason}); check the user name, the password and the "
+                "database's name.",
+                user=self.user,
+                place=self.place,
+                reason=reason,
             )
         return ClippanError(
-            f"The server of {self.place} does not answer ({reason}); check the host, the port and the network, and "
-            "that PostgreSQL runs there."
+            "The server of {place} does not answer ({reason}); check the host, the port and the network, and that "
+            "PostgreSQL runs there.",
+            place=self.place,
+            reason=reason,
         )
 
     def _prepare(self, connection: Any) -> None:
@@ -231,7 +236,8 @@ class _Database:
         ((free,),) = self.ask("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [key])
         if not free:
             raise ClippanError(
-                f"Another process is indexing into the {self.title}; wait until it is done, or cancel it there."
+                "Another process is indexing into the {title}; wait until it is done, or cancel it there.",
+                title=self.title,
             )
         self._held = True
 
@@ -281,14 +287,28 @@ class _Database:
             schema, user = self.quoted(self.schema), self.quoted(self.user)
             rights = "SELECT, INSERT, UPDATE, DELETE" if writing else "SELECT"
             return ClippanError(
-                f"{self.user} may not {'write' if writing else 'read'} the {self.title} ({reason}); ask its owner to "
-                f"run GRANT USAGE ON SCHEMA {schema} TO {user} and GRANT {rights} ON ALL TABLES IN SCHEMA {schema} "
-                f"TO {user}."
+                "{user} may not {value} the {title} ({reason}); ask its owner to run GRANT USAGE ON SCHEMA {schema} "
+                "TO {user_2} and GRANT {rights} ON ALL TABLES IN SCHEMA {schema} TO {user_2}.",
+                user=self.user,
+                value="write" if writing else "read",
+                title=self.title,
+                reason=reason,
+                schema=schema,
+                user_2=user,
+                rights=rights,
             )
         if self._connection is not None and self._connection.closed:
-            return ClippanError(f"The connection to {self.place} was lost ({reason}); {again}.")
+            return ClippanError(
+                "The connection to {place} was lost ({reason}); {again}.", place=self.place, reason=reason, again=again
+            )
         what = "written" if writing else "read"
-        return ClippanError(f"The {self.title} could not be {what} ({reason}); check the server, and {again}.")
+        return ClippanError(
+            "The {title} could not be {what} ({reason}); check the server, and {again}.",
+            title=self.title,
+            what=what,
+            reason=reason,
+            again=again,
+        )
 
     def about(self) -> Optional[_Found]:
         """What the schema holds; None if it is not there, or empty.
@@ -307,14 +327,18 @@ class _Database:
             return None
         if relations.get("about") != _MARK:
             raise ClippanError(
-                f"The schema {self.schema} of {self.place} holds something else than a catalogue; choose another with "
-                "?schema=NAME at the end of the address."
+                "The schema {schema} of {place} holds something else than a catalogue; choose another with "
+                "?schema=NAME at the end of the address.",
+                schema=self.schema,
+                place=self.place,
             )
         ((form, engine),) = self.ask("SELECT format, engine FROM {about}")
         if form != FORMAT:
             raise ClippanError(
-                f"The {self.title} was made by version {engine} of CLIPPan, in a form that this one does not read; "
-                "update CLIPPan, or index into another schema."
+                "The {title} was made by version {engine} of CLIPPan, in a form that this one does not read; update "
+                "CLIPPan, or index into another schema.",
+                title=self.title,
+                engine=engine,
             )
         ((table, changes, srid, kind, *values),) = self.ask(
             "SELECT tableoid, changes, srid, kind, model, label, sha256, width, pixels, crs FROM {about}"
@@ -335,13 +359,19 @@ class _Database:
                 cursor.execute(text.format(self._psycopg.sql.Identifier(name)))
             except errors.InsufficientPrivilege as error:
                 raise ClippanError(
-                    f"{self.place[0].upper()}{self.place[1:]} lacks {product}; ask the database's administrator to "
-                    f"run {command} in it."
+                    "{place}{place_2} lacks {product}; ask the database's administrator to run {command} in it.",
+                    place=self.place[0].upper(),
+                    place_2=self.place[1:],
+                    product=product,
+                    command=command,
                 ) from error
             except (errors.FeatureNotSupported, errors.UndefinedFile) as error:
                 raise ClippanError(
-                    f"The server of {self.place} has no {product}; ask the database's administrator to install it "
-                    f"there, and to run {command}."
+                    "The server of {place} has no {product}; ask the database's administrator to install it there, "
+                    "and to run {command}.",
+                    place=self.place,
+                    product=product,
+                    command=command,
                 ) from error
         self._prepare(self._connection)
 
@@ -383,8 +413,8 @@ class Index:
         found = self.database.about()
         if found is None:
             raise ClippanError(
-                f"There is no {self.database.title}; make it with Build tile index (clippan index), or check the "
-                "schema's name."
+                "There is no {title}; make it with Build tile index (clippan index), or check the schema's name.",
+                title=self.database.title,
             )
         self.about, self.state = found.about, found.state
         self._srid, self._kind = found.srid, found.kind
@@ -448,7 +478,7 @@ class Index:
 
     def _nearest(self, direction: np.ndarray, wanted: Filter, count: int, size: int) -> np.ndarray:
         where, parameters = self._where(wanted)
-        parameters += ["[" + ",".join(map(str, direction.astype(np.float32).tolist())) + "]", count]
+        parameters += ["[" + ",".join(str(float(value)) for value in direction.astype(np.float32)) + "]", count]
         product = self.database.composed("vector <#> %s::{kind}", kind=self.database.composed(self._kind))
         orders = [self.database.composed("({product}) + 0", product=product)]  # no index knows a sum: all are compared
         if size > EXACT and count * self.count <= _VISITS * size:
@@ -608,8 +638,13 @@ class Builder:
             except _driver().errors.InsufficientPrivilege as error:
                 schema, user = database.quoted(database.schema), database.quoted(database.user)
                 raise ClippanError(
-                    f"{database.user} may not make the schema {database.schema} or its tables in {database.place}; ask "
-                    f"the database's administrator to run CREATE SCHEMA {schema} AUTHORIZATION {user}."
+                    "{user} may not make the schema {schema} or its tables in {place}; ask the database's "
+                    "administrator to run CREATE SCHEMA {schema_2} AUTHORIZATION {user_2}.",
+                    user=database.user,
+                    schema=database.schema,
+                    place=database.place,
+                    schema_2=schema,
+                    user_2=user,
                 ) from error
         self._srid, self._kind = srid, kind
 
@@ -785,4 +820,4 @@ def _polygon(outline: Sequence[float], srid: int) -> Optional[bytes]:
 
 def _corners(blob: Optional[bytes]) -> tuple[float, ...]:
     """The corners of a polygon in WKB: a byte and three numbers say what it is and how long."""
-    return tuple(np.frombuffer(blob, "<f8", offset=13)[:-2].tolist()) if blob else ()
+    return tuple(float(corner) for corner in np.frombuffer(blob, "<f8", offset=13)[:-2]) if blob else ()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import operator
 import os
 import sqlite3
 import threading
@@ -26,10 +25,11 @@ import numpy as np
 from osgeo import gdal, ogr, osr
 
 from clippan import __version__
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
+from clippan.core.messages import Message
 from clippan.core.outputs import Outputs, held, unwritten
 from clippan.raster.products import exists
-from clippan.raster.scene import Look, spatial
+from clippan.raster.scene import spatial
 from clippan.raster.tiles import Window
 from clippan.raster.writer import abandon, close
 from clippan.search import compare
@@ -38,9 +38,7 @@ FORMAT = "1"
 _DOMAIN = "CLIPPAN"
 _SECONDS = 10  # to wait for another process that is committing
 _DROPPED = 5000  # tiles that are removed at a time
-_WIDEST = 2**16  # vectors and pictures; no model's are
 _PATIENCE = "busy_timeout=60000"  # milliseconds that a commit waits for a reader
-_DAMAGE = (RuntimeError, ValueError, TypeError, LookupError, OverflowError)  # of values that are none of ours
 _PART = 900  # ids in one question: SQLite's limit is 999
 
 ogr.UseExceptions()
@@ -130,23 +128,22 @@ class Index:
     def __init__(self, path: str) -> None:
         self.path = path
         if not Path(path).is_file():
-            raise ClippanError(f"The index {path} does not exist; make one with Build tile index (clippan index).")
+            raise ClippanError(
+                "The index {path} does not exist; make one with Build tile index (clippan index).", path=path
+            )
         _recover(path)
         self._known = _state(path)
         self.about = _about(path)
         with self._reading() as cursor:
-            cursor.execute("BEGIN")  # both tables as they are at one moment
             rows = cursor.execute(
                 "SELECT id, path, relative, look, fingerprint, stretch, date, done, planned FROM rasters"
             ).fetchall()
-            self.rasters = {row[0]: _raster(path, row) for row in rows}
             # One pass over two columns; a million tiles take about a second.
             pairs = np.array(
                 cursor.execute("SELECT fid, raster_id FROM tiles ORDER BY fid").fetchall(), np.int64
             ).reshape(-1, 2)
-            self._ids, self._of_raster = pairs[:, 0], pairs[:, 1]
-            if (self._ids < 1).any() or not np.isin(self._of_raster, list(self.rasters)).all():
-                raise ValueError("it has tiles of no raster")
+        self.rasters = {row[0]: _raster(path, row) for row in rows}
+        self._ids, self._of_raster = pairs[:, 0], pairs[:, 1]
         self._matrix = self._open_matrix()
 
     def _open_matrix(self) -> np.ndarray:
@@ -156,22 +153,28 @@ class Index:
         if not needed:
             return np.empty((0, width), np.float16)
         if size < 0:
-            raise ClippanError(f"The index's matrix {file} is missing; put it back beside {self.path}, or index anew.")
+            raise ClippanError(
+                "The index's matrix {file} is missing; put it back beside {path}, or index anew.",
+                file=file,
+                path=self.path,
+            )
         if size < needed * width * 2:
             raise ClippanError(
-                f"The index's matrix {file} was cut short ({size} bytes for {needed} tiles); delete the index and "
-                "make it anew, or restore both files from a backup."
+                "The index's matrix {file} was cut short ({size} bytes for {needed} tiles); delete the index and make "
+                "it anew, or restore both files from a backup.",
+                file=file,
+                size=size,
+                needed=needed,
             )
         # Copy on write: torch asks for memory that it might write to.
         return np.memmap(file, np.float16, "c", shape=(size // (width * 2), width))
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Cursor]:
-        """For questions to the tables, and what makes values of the answers: whatever fails, the index is damaged."""
         try:
             with contextlib.closing(_connect(self.path, "ro")) as connection:
                 yield connection.cursor()
-        except (sqlite3.Error, ClippanError, *_DAMAGE) as error:
+        except sqlite3.Error as error:
             raise unreadable(self.path, error) from error
 
     @property
@@ -188,7 +191,7 @@ class Index:
         """The ids of the tiles of these rasters that touch one of these boxes, int64, ascending."""
         if wanted == Filter():
             return self._ids
-        keep = np.ones(len(self._ids), bool)
+        keep: np.ndarray = np.ones(len(self._ids), bool)
         if wanted.rasters is not None:
             keep = np.isin(self._of_raster, list(wanted.rasters))
         if wanted.boxes:
@@ -227,8 +230,7 @@ class Index:
                 # Only question marks are put into the text.
                 question = f"SELECT fid, raster_id, x, y, width, height, scale, geom FROM tiles WHERE fid IN ({marks})"  # nosec B608
                 for row in cursor.execute(question, part):
-                    window = Window(*map(operator.index, row[2:6]))
-                    found[row[0]] = Tile(row[0], row[1], window, float(row[6]), _corners(row[7]))
+                    found[row[0]] = Tile(row[0], row[1], Window(*row[2:6]), row[6], _corners(row[7]))
         return [found[int(number)] for number in ids if int(number) in found]
 
     def at(self, x: float, y: float) -> Optional[Tile]:
@@ -306,7 +308,9 @@ class Builder:
 
     def __enter__(self) -> Builder:
         place = Path(self.path)
-        sentence = f"Another process is indexing into {self.path}; wait until it is done, or cancel it there."
+        sentence = Message(
+            "Another process is indexing into {path}; wait until it is done, or cancel it there.", path=self.path
+        )
         self._lock.enter_context(held(place.with_name(f".{place.name}.lock"), "index", sentence))
         try:
             if Path(self.path).exists():
@@ -334,10 +338,10 @@ class Builder:
         same_model(f"index {self.path}", found, self.about)
         self.about = found
         self.rasters = dict(index.rasters)
-        with index._reading() as cursor:
-            row = cursor.execute("SELECT seq FROM sqlite_sequence WHERE name = 'rasters'").fetchone()
+        with contextlib.closing(_connect(self.path, "ro")) as connection:
+            row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'rasters'").fetchone()
         self._last_raster = max([row[0] if row else 0, *self.rasters])  # a number that was given is not given again
-        used = set(index.chosen(Filter()).tolist())
+        used = {int(number) for number in index.chosen(Filter())}
         self._next = max(used, default=0) + 1
         self._free = [number for number in range(self._next - 1, 0, -1) if number not in used]
         vectors_of(self.path).touch()
@@ -541,8 +545,12 @@ def same_model(what: str, found: About, wanted: About) -> None:
     if not same or (found.sha256 and wanted.sha256 and found.sha256 != wanted.sha256):
         version = " in another version" if found.model == wanted.model else ""
         raise ClippanError(
-            f"The {what} holds vectors of {found.label}{version}, which do not compare with those of {wanted.label}; "
-            "index into another one, or with that model."
+            "The {what} holds vectors of {label}{version}, which do not compare with those of {label_2}; index into "
+            "another one, or with that model.",
+            what=what,
+            label=found.label,
+            version=version,
+            label_2=wanted.label,
         )
 
 
@@ -580,16 +588,22 @@ def _patient(function: Any, *arguments: Any) -> Any:
 
 def unreadable(path: str, error: Exception) -> ClippanError:
     """The sentence for an index that cannot be read."""
-    reason = told(error)
+    reason = one_line(error)
     if "locked" in reason or "busy" in reason:
-        return ClippanError(f"The index {path} is just being written; try again in a moment ({reason}).")
+        return ClippanError(
+            "The index {path} is just being written; try again in a moment ({reason}).", path=path, reason=reason
+        )
     if "unable to open" in reason or "readonly" in reason or "permission" in reason.lower():
         return ClippanError(
-            f"The index {path} cannot be opened ({reason}); check the rights to it and its folder, or copy both its "
-            "files to a folder of yours."
+            "The index {path} cannot be opened ({reason}); check the rights to it and its folder, or copy both its "
+            "files to a folder of yours.",
+            path=path,
+            reason=reason,
         )
     return ClippanError(
-        f"The index {path} is damaged, cut short or no index of CLIPPan ({reason}); delete it and make it anew."
+        "The index {path} is damaged, cut short or no index of CLIPPan ({reason}); delete it and make it anew.",
+        path=path,
+        reason=reason,
     )
 
 
@@ -616,32 +630,25 @@ def _about(path: str) -> About:
     if values.get("format") != FORMAT or not {"tiles", "rasters"} <= layers:
         if "format" in values:
             raise ClippanError(
-                f"The index {path} was made by version {values.get('engine')} of CLIPPan, in a form that this one "
-                "does not read; make it anew."
+                "The index {path} was made by version {get} of CLIPPan, in a form that this one does not read; make "
+                "it anew.",
+                path=path,
+                get=values.get("engine"),
             )
-        raise ClippanError(f"{path} is no index of CLIPPan; choose one that Build tile index has made.")
+        raise ClippanError("{path} is no index of CLIPPan; choose one that Build tile index has made.", path=path)
     names = ("model", "label", "sha256", "crs")
     texts = {name: values.get(name, "") for name in names}
-    try:
-        width, pixels = int(values["width"]), int(values["pixels"])
-        if not (0 < width < _WIDEST and 0 < pixels < _WIDEST):
-            raise ValueError(f"vectors of {width} numbers, pictures of {pixels} pixels")
-    except _DAMAGE as error:
-        raise unreadable(path, error) from error
-    return About(**texts, width=width, pixels=pixels)
+    return About(**texts, width=int(values["width"]), pixels=int(values["pixels"]))
 
 
 def _raster(index: str, row: Sequence[Any]) -> Raster:
     number, path, relative, look, fingerprint, stretch, date, done, planned = row
-    Look.of(look)  # raises for what is none
-    if not all(isinstance(text or "", str) for text in (path, relative, fingerprint, date)):
-        raise TypeError("a path is no text")
     if relative and not exists(path):
         moved = Path(index).absolute().parent / relative  # moved together with the index
         if exists(str(moved)):
             path = os.path.normpath(moved)
-    pairs = tuple((float(low), float(high)) for low, high in json.loads(stretch))
-    return Raster(number, path, look, fingerprint or "", pairs, date or "", *map(operator.index, (done, planned)))
+    pairs = tuple((low, high) for low, high in json.loads(stretch))
+    return Raster(number, path, look, fingerprint or "", pairs, date or "", done, planned)
 
 
 def _relative(path: str, index: str) -> str:

@@ -53,7 +53,7 @@ class Tracer:
 
     def __init__(self, width: int, height: int) -> None:
         self._width, self._height = width, height
-        self._above = np.full((1, width + 2), _OUTSIDE, np.int32)
+        self._above: np.ndarray = np.full((1, width + 2), _OUTSIDE, np.int32)
         self._count = 0
         self._row = 0
         self._nodes: list[np.ndarray] = []  # (3, n): columns, rows, whether a junction

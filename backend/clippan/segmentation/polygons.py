@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import numpy as np
 from osgeo import gdal, ogr
@@ -115,10 +115,8 @@ class Outlines:
 
     def polygons(self) -> Iterator[tuple[int, bytes]]:
         """Each region, and its polygon as WKB."""
-        steps = self.rings.steps.tolist()
-        ends = self.rings.first.tolist()
-        owners = self.rings.region.tolist()
-        first = self.first.tolist()
+        arrays = self.rings.steps, self.rings.first, self.rings.region, self.first
+        steps, ends, owners, first = (cast("list[int]", array.tolist()) for array in arrays)
         ring = 0
         while ring < len(owners):
             region, parts = owners[ring], []

@@ -17,7 +17,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 from clippan.labels.areas import PixelAreas
 from clippan.raster.coverage import Coverage
 from clippan.raster.grid import Grid
@@ -72,7 +72,11 @@ class Map:
         self.rows = max(strip // self.grid.width, 1)
         size = (self._dataset.RasterXSize, self._dataset.RasterYSize)
         if self._confidence and (self._confidence.RasterXSize, self._confidence.RasterYSize) != size:
-            raise ClippanError(f"The confidence {confidence} is not on the grid of the map {path}; choose its own.")
+            raise ClippanError(
+                "The confidence {confidence} is not on the grid of the map {path}; choose its own.",
+                confidence=confidence,
+                path=path,
+            )
 
     def __enter__(self) -> Map:
         return self
@@ -97,7 +101,9 @@ class Map:
             return dataset.GetRasterBand(1).ReadAsArray(part.x, part.y + y, part.width, rows)
         except RuntimeError as error:
             name = dataset.GetDescription()
-            raise ClippanError(f"The map {name} could not be read again ({told(error)}); check its disk.") from error
+            raise ClippanError(
+                "The map {name} could not be read again ({reason}); check its disk.", name=name, reason=one_line(error)
+            ) from error
 
 
 def patches(classes: np.ndarray) -> tuple[np.ndarray, int]:
@@ -218,12 +224,12 @@ def _sieved(
     ends = np.concatenate([borders, borders[::-1]], axis=1)
     ends = ends[:, np.argsort(ends[0], kind="stable")]
     starts = np.searchsorted(ends[0], np.arange(len(values) + 1))
-    small = np.flatnonzero((values > 0) & (pixels < min_area))
+    small = [int(region) for region in np.flatnonzero((values > 0) & (pixels < min_area))]
     group = np.arange(len(values))
     changed = values.copy()
     classes, size, root, first, beside = map(scalars, (changed, pixels.copy(), group, starts, ends[1]))
-    members: dict[int, list[int]] = {region: [region] for region in small.tolist()}  # of groups that are small
-    waiting = [(size[region], region) for region in small.tolist()]
+    members: dict[int, list[int]] = {region: [region] for region in small}  # of groups that are small
+    waiting = [(size[region], region) for region in small]
     heapq.heapify(waiting)
 
     def top(region: int) -> int:

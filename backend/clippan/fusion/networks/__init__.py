@@ -74,9 +74,13 @@ def build(name: str, bands: int, **options: Any) -> torch.nn.Module:
         ClippanError: there is no such network or option, or a value does not fit.
     """
     if name not in NETWORKS:
-        raise ClippanError(f"There is no fusion network {name!r}; choose one of {', '.join(NETWORKS)}.")
+        raise ClippanError(
+            "There is no fusion network {name!r}; choose one of {NETWORKS}.", name=name, NETWORKS=", ".join(NETWORKS)
+        )
     if not _counts(bands):
-        raise ClippanError(f"A fusion network cannot be built for {bands!r} bands; give a whole number from 1.")
+        raise ClippanError(
+            "A fusion network cannot be built for {bands!r} bands; give a whole number from 1.", bands=bands
+        )
     network = NETWORKS[name]
     loaded = network.load()
     known = {
@@ -87,10 +91,18 @@ def build(name: str, bands: int, **options: Any) -> torch.nn.Module:
     for key, value in options.items():
         if key not in known:
             raise ClippanError(
-                f"The network {network.label} has no option {key!r}; choose among {', '.join(known) or 'none'}."
+                "The network {label} has no option {key!r}; choose among {known}.",
+                label=network.label,
+                key=key,
+                known=", ".join(known) or "none",
             )
         if _counts(known[key]) and not _counts(value):
-            raise ClippanError(f"The network {network.label} cannot have {key} {value!r}; give a whole number from 1.")
+            raise ClippanError(
+                "The network {label} cannot have {key} {value!r}; give a whole number from 1.",
+                label=network.label,
+                key=key,
+                value=value,
+            )
     return loaded(**options) if network.any_bands else loaded(bands, **options)
 
 
@@ -124,8 +136,11 @@ def expect_bands(label: str, bands: int, up: torch.Tensor) -> None:
     """Refuses MS with another number of bands than a network was built for."""
     if up.shape[1] != bands:
         raise ClippanError(
-            f"MS has {up.shape[1]} bands but this {label} network was built for {bands}; "
-            f"choose those bands, or a network for any number of bands."
+            "MS has {shape} bands but this {label} network was built for {bands}; choose those bands, or a network "
+            "for any number of bands.",
+            shape=up.shape[1],
+            label=label,
+            bands=bands,
         )
 
 

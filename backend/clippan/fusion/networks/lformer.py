@@ -42,7 +42,9 @@ class LFormer(nn.Module):
         super().__init__()
         if width % heads:
             raise ClippanError(
-                f"The network LFormer cannot share a width of {width} among {heads} heads; give a multiple of {heads}."
+                "The network LFormer cannot share a width of {width} among {heads} heads; give a multiple of {heads}.",
+                width=width,
+                heads=heads,
             )
         self.bands, self.heads, self.window = bands, heads, window
         self.ms = _encoder(bands, width)

@@ -28,12 +28,13 @@ from torch.nn import functional
 
 from clippan.clip.load import Loaded, Preprocessing, widen
 from clippan.core.context import Context
+from clippan.core.messages import Message
 from clippan.jobs.align import AlignSensorRequest
 from clippan.learn.clip import losses
 from clippan.learn.clip.farslip import FEWEST, optimiser
 from clippan.learn.clip.patching import ready, turned, turns
 from clippan.learn.clip.sensor import Chip, Pairs, overlaps
-from clippan.learn.descent import descend, rate
+from clippan.learn.descent import descend, warmup_cosine
 from clippan.learn.run import Training
 
 _LOGGED, _KEPT = 10, 50  # steps that a row of the curves is the mean of, and between checkpoints
@@ -93,7 +94,9 @@ def look(
     loaded.model.visual.to(memory_format=torch.channels_last)
     found = []
     for start in range(0, len(chips), batch):
-        context.progress(100 * start / len(chips), f"Looked at {start:,} of {len(chips):,} chips")
+        context.progress(
+            100 * start / len(chips), Message("Looked at {start:,} of {count:,} chips", start=start, count=len(chips))
+        )
         pictures = np.stack([read(chip, edge) for chip in chips[start : start + batch]])
         found.append(loaded.model.encode_image(ready(loaded, pictures, device)).float())
     return torch.cat(found)
@@ -126,6 +129,7 @@ class Alignment(Training):
         student.model.visual.to(memory_format=torch.channels_last)
         self._norm = lesson.targets.square().sum(1).mean()
         self._optimiser = optimiser(student.model.visual, request.rate, request.weight_decay)
+        self._scheduler = warmup_cosine(self._optimiser, self.steps, int(_WARMUP * self.steps))
 
     def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """What the sensor saw of chips, turned over by chance, and their numbers."""
@@ -145,18 +149,22 @@ class Alignment(Training):
         terms = distances(vectors, targets, self._norm, lesson.scale, alike, lesson.head)
         weights = {"mse": request.mse, "cosine": request.cosine, "contrast": request.contrast, "label": request.label}
         total = sum((weights[name] * value for name, value in terms.items()), torch.zeros((), device=self._device))
-        warmup = max(int(_WARMUP * self.steps), 1)
-        descend(self._student.model.visual, self._optimiser, total, rate(step, self.steps, request.rate, warmup))
+        descend(self._student.model.visual, self._optimiser, self._scheduler, total)
         return {name: value.detach() for name, value in terms.items()}
 
     def state(self) -> dict[str, Any]:
         """See Training."""
-        return {"visual": self._student.model.visual.state_dict(), "optimiser": self._optimiser.state_dict()}
+        return {
+            "visual": self._student.model.visual.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Training."""
         self._student.model.visual.load_state_dict(state["visual"])
         self._optimiser.load_state_dict(state["optimiser"])
+        self._scheduler.load_state_dict(state["scheduler"])
 
 
 def distances(

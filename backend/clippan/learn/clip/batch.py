@@ -118,7 +118,8 @@ class Loader:
 
     def _resized(self, picture: Image.Image, box: Sequence[float]) -> np.ndarray:
         edge = (self._pixels, self._pixels)
-        part = picture.resize(edge, Image.Resampling.BICUBIC, tuple(float(value) for value in box))
+        left, top, right, bottom = (float(value) for value in box)
+        part = picture.resize(edge, Image.Resampling.BICUBIC, (left, top, right, bottom))
         return np.asarray(part).transpose(2, 0, 1)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from clippan.core.channels import Channels
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.core.texts import listed
 from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.labels.samples import read as read_samples
@@ -64,10 +65,14 @@ def pictures(folder: str, context: Context) -> Chips:
     samples = read_pictures([folder], "caption", context)
     plain = next((sample for sample in samples if not sample.category), None)
     if plain:
-        raise ClippanError(f"Nothing says which class {plain.name} shows; put it in a folder with the class's name.")
+        raise ClippanError(
+            "Nothing says which class {name} shows; put it in a folder with the class's name.", name=plain.name
+        )
     names = tuple(sorted({sample.category for sample in samples}))
     if len(names) < 2:
-        raise ClippanError(f"The folder {folder} holds one class only ({names[0]}); add a folder of another.")
+        raise ClippanError(
+            "The folder {folder} holds one class only ({name}); add a folder of another.", folder=folder, name=names[0]
+        )
     labels = np.array([names.index(sample.category) for sample in samples])
     return Chips(names, labels, np.arange(len(samples)), lambda number, edge: _resized(samples[number], edge))
 
@@ -132,11 +137,17 @@ def places(
     lost = [name for label, name in enumerate(found.names) if label not in labels]
     if lost:
         raise ClippanError(
-            f"The raster {raster} has no data about any of the samples of {listed(lost)}; label others, or remove them."
+            "The raster {raster} has no data about any of the samples of {lost}; label others, or remove them.",
+            raster=raster,
+            lost=listed(lost),
         )
     hints = found.hints
     if not shown.all():
-        hints += (f"About {(~shown).sum()} of the labelled places the raster has no data; they were left aside.",)
+        hints += (
+            Message(
+                "About {sum} of the labelled places the raster has no data; they were left aside.", sum=(~shown).sum()
+            ),
+        )
     windows = [window for window, valid in zip(windows, shown) if valid]
     stretch, local = scene.stretch, threading.local()
 
@@ -259,10 +270,12 @@ def _cleared(chips: Chips, windows: np.ndarray, parts: Split) -> Split:
     validation = parts.validation[_kept(chips, windows, parts.validation, parts.test)]
     held = np.concatenate([parts.test, validation])
     train = parts.train[_kept(chips, windows, parts.train, held)]
-    hints = []
+    hints: list[str] = []
     if len(train) < len(parts.train):
         count = len(parts.train) - len(train)
-        hints.append(f"Chips that were not learned from, as they overlap some that were held out: {count}.")
+        hints.append(
+            Message("Chips that were not learned from, as they overlap some that were held out: {count}.", count=count)
+        )
     shared = _touched(windows, held, train).sum()
     if shared:
         hints.append(

@@ -20,7 +20,7 @@ from typing import Any, Optional
 from PIL import Image
 
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 
 PHRASE = "a satellite image of {}"
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -89,7 +89,8 @@ class Sample:
         if picture.mode not in _BYTES:
             picture.close()
             raise ClippanError(
-                f"The picture {self.name} has values of more than eight bits; make pictures of it by clippan regions."
+                "The picture {name} has values of more than eight bits; make pictures of it by clippan regions.",
+                name=self.name,
             )
         return picture
 
@@ -107,7 +108,9 @@ class Sample:
             return file.read(size)
 
     def _unreadable(self, error: Exception) -> ClippanError:
-        return ClippanError(f"The picture {self.name} cannot be read ({told(error)}); repair or remove it.")
+        return ClippanError(
+            "The picture {name} cannot be read ({reason}); repair or remove it.", name=self.name, reason=one_line(error)
+        )
 
 
 def read(sources: Sequence[str], caption: str, context: Context) -> list[Sample]:
@@ -131,13 +134,15 @@ def read(sources: Sequence[str], caption: str, context: Context) -> list[Sample]
             samples.append(sample)
             found += 1
         if not found:
-            raise ClippanError(f"There are no pictures in {source}; choose a folder, a table or shards that hold some.")
+            raise ClippanError(
+                "There are no pictures in {source}; choose a folder, a table or shards that hold some.", source=source
+            )
     return samples
 
 
 def _source(path: Path, caption: str) -> Iterator[Sample]:
     if not path.exists():
-        raise ClippanError(f"The data {path} do not exist; check the path.")
+        raise ClippanError("The data {path} do not exist; check the path.", path=path)
     if path.is_dir():
         shards = sorted(path.glob("*.tar"))
         tables = sorted(item for item in path.iterdir() if item.suffix.lower() in (".csv", ".json"))
@@ -145,7 +150,9 @@ def _source(path: Path, caption: str) -> Iterator[Sample]:
             for shard in shards:
                 yield from _shard(shard, caption)
         elif len(tables) > 1:
-            raise ClippanError(f"The folder {path} holds several tables; name one of them, such as {tables[0]}.")
+            raise ClippanError(
+                "The folder {path} holds several tables; name one of them, such as {table}.", path=path, table=tables[0]
+            )
         elif tables:
             yield from _source(tables[0], caption)
         else:
@@ -157,7 +164,9 @@ def _source(path: Path, caption: str) -> Iterator[Sample]:
     elif path.suffix.lower() == ".json":
         yield from _listed(_json(path.read_bytes(), str(path)), path, caption)
     else:
-        raise ClippanError(f"{path} is no data to train on; name a folder, a table (.csv, .json) or a shard (.tar).")
+        raise ClippanError(
+            "{path} is no data to train on; name a folder, a table (.csv, .json) or a shard (.tar).", path=path
+        )
 
 
 def _classes(folder: Path) -> Iterator[Sample]:
@@ -166,7 +175,8 @@ def _classes(folder: Path) -> Iterator[Sample]:
         if path.suffix.lower() in _SUFFIXES and path.is_file():
             if path.parent == folder:
                 raise ClippanError(
-                    f"Nothing says what {path} shows; put it in a folder with the name of its class, or add a table."
+                    "Nothing says what {path} shows; put it in a folder with the name of its class, or add a table.",
+                    path=path,
                 )
             words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[_\-\s]+", " ", path.parent.name)
             yield Sample(str(path), str(path), category=words.lower())
@@ -176,7 +186,7 @@ def _json(data: bytes, name: str) -> Any:
     try:
         return json.loads(data.decode("utf-8-sig"))
     except ValueError as error:
-        raise ClippanError(f"{name} is no JSON ({told(error)}); correct it.") from error
+        raise ClippanError("{name} is no JSON ({reason}); correct it.", name=name, reason=one_line(error)) from error
 
 
 def _rows(path: Path, caption: str) -> list[dict[str, Any]]:
@@ -186,13 +196,17 @@ def _rows(path: Path, caption: str) -> list[dict[str, Any]]:
             reader = csv.DictReader(file)
             columns, rows = reader.fieldnames or [], list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ClippanError(f"The table {path} cannot be read ({told(error)}); save it as CSV in UTF-8.") from error
+        raise ClippanError(
+            "The table {path} cannot be read ({reason}); save it as CSV in UTF-8.", path=path, reason=one_line(error)
+        ) from error
     if "file" not in columns:
-        raise ClippanError(f"The table {path} has no column file, which names pictures; add it.")
+        raise ClippanError("The table {path} has no column file, which names pictures; add it.", path=path)
     if not {caption, "category"} & set(columns):
         raise ClippanError(
-            f"The table {path} has neither a column {caption} nor a column category; add one, or name the column of "
-            "the captions (--caption)."
+            "The table {path} has neither a column {caption} nor a column category; add one, or name the column of "
+            "the captions (--caption).",
+            path=path,
+            caption=caption,
         )
     entries: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -210,12 +224,15 @@ def _listed(entries: Any, table: Path, caption: str) -> Iterator[Sample]:
     """The pictures of a table; their paths start from its folder."""
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "file" in entry for entry in entries):
         raise ClippanError(
-            f"The table {table} is no list of entries with a file each; write it as docs/training_clip.md tells."
+            "The table {table} is no list of entries with a file each; write it as docs/training_clip.md tells.",
+            table=table,
         )
     for entry in entries:
         path = table.parent / str(entry["file"])
         if not path.is_file():
-            raise ClippanError(f"The picture {path} does not exist, which {table.name} names; correct the table.")
+            raise ClippanError(
+                "The picture {path} does not exist, which {name} names; correct the table.", path=path, name=table.name
+            )
         yield _described(Sample(str(path), str(path)), entry, caption)
 
 
@@ -232,8 +249,9 @@ def _described(sample: Sample, entry: Mapping[str, Any], caption: str) -> Sample
         )
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ClippanError(
-            f"The entry of {sample.name} is not understood; captions are texts, and each of its boxes has a box of "
-            "four numbers and a category."
+            "The entry of {name} is not understood; captions are texts, and each of its boxes has a box of four "
+            "numbers and a category.",
+            name=sample.name,
         ) from None
 
 
@@ -263,7 +281,9 @@ def _shard(path: Path, caption: str) -> Iterator[Sample]:
                     notes.setdefault(key, []).append((suffix, file.read()))
     except (OSError, tarfile.TarError) as error:
         raise ClippanError(
-            f"The shard {path} is no plain .tar ({told(error)}); unpack it if it is compressed, or copy it again."
+            "The shard {path} is no plain .tar ({reason}); unpack it if it is compressed, or copy it again.",
+            path=path,
+            reason=one_line(error),
         ) from error
     for key, sample in groups.items():
         for suffix, data in sorted(notes.get(key, ())):
@@ -279,7 +299,8 @@ def _check(sample: Sample) -> None:
     """Of a picture something is known, and its boxes lie in it."""
     if not sample.texts:
         raise ClippanError(
-            f"Of the picture {sample.name} neither a caption nor a category is known; add one, or leave it out."
+            "Of the picture {name} neither a caption nor a category is known; add one, or leave it out.",
+            name=sample.name,
         )
     if not sample.regions:
         return
@@ -289,11 +310,17 @@ def _check(sample: Sample) -> None:
         box = region.box
         if len(box) != 4 or not all(map(math.isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
             raise ClippanError(
-                f"A box of the picture {sample.name} is {_shown(box)}; write it as left, top, right, bottom in pixels."
+                "A box of the picture {name} is {shown}; write it as left, top, right, bottom in pixels.",
+                name=sample.name,
+                shown=_shown(box),
             )
         if box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height:
             raise ClippanError(
-                f"The box {_shown(box)} lies outside the picture {sample.name}, {width} × {height} pixels; correct it."
+                "The box {shown} lies outside the picture {name}, {width} × {height} pixels; correct it.",
+                shown=_shown(box),
+                name=sample.name,
+                width=width,
+                height=height,
             )
 
 

@@ -12,7 +12,6 @@ a small batch of crops are others, and nothing is dropped at random.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import shutil
@@ -38,7 +37,7 @@ from clippan.jobs.trainclip import Precision, Target, Teacher, TrainClipRequest
 from clippan.learn.clip import losses
 from clippan.learn.clip.batch import Batch, Loader
 from clippan.learn.clip.data import PHRASE, Sample
-from clippan.learn.descent import descend, follow, rate
+from clippan.learn.descent import descend, running_average, warmup_cosine
 from clippan.learn.run import Training
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -239,9 +238,10 @@ class Run(Training):
         self._whole = Step(self.loaded, request, count)
         self._whole.to(memory_format=torch.channels_last)
         if distils and request.teacher is not Teacher.ACTIVE:
-            teacher = copy.deepcopy(self.loaded.model.visual).requires_grad_(False)
-            self._whole.teacher = SimpleNamespace(visual=teacher)
-        self._optimiser = self._fresh()
+            # Without a moving average it stays as it begins.
+            self._average = running_average(self.loaded.model.visual, _PAST)
+            self._whole.teacher = SimpleNamespace(visual=self._average.module)
+        self._begin(0)
         self._parallel: nn.Module = self._whole
         if count > 1:
             # Towers may hold layers that nothing goes through; batch normalisations do not change.
@@ -255,8 +255,12 @@ class Run(Training):
         number = next(number for number, end in enumerate(self.ends) if step < end)
         return number, step - sum(self.steps[:number])
 
-    def _fresh(self) -> torch.optim.Optimizer:
-        return optimiser(self.loaded.model, self._request.rate, self._request.weight_decay)
+    def _begin(self, number: int) -> None:
+        """Each stage has its own warm-up, and remembers nothing of the other."""
+        request, steps = self._request, self.steps[number]
+        warmup = min(steps // 10, _WARMUP) if request.warmup is None else request.warmup
+        self._optimiser = optimiser(self.loaded.model, request.rate, request.weight_decay)
+        self._scheduler = warmup_cosine(self._optimiser, steps, warmup)
 
     def draw(self, step: int) -> Batch:
         """See Training."""
@@ -268,22 +272,22 @@ class Run(Training):
         request = self._request
         number, place = self._place(step)
         if not place:
-            self._optimiser = self._fresh()  # each stage has its own warm-up, and remembers nothing of the other
-        warmup = min(self.steps[number] // 10, _WARMUP) if request.warmup is None else request.warmup
+            self._begin(number)
         model = self.loaded.model
         try:
             total, terms = self._parallel(batch.to(self._device))
-            descend(model, self._optimiser, total, rate(place, self.steps[number], request.rate, warmup))
+            descend(model, self._optimiser, self._scheduler, total)
         except torch.cuda.OutOfMemoryError as error:
             raise ClippanError(
-                f"The GPU's memory is too small for {request.batch} pictures a step; choose a smaller batch, or "
-                "--precision bfloat16."
+                "The GPU's memory is too small for {batch} pictures a step; choose a smaller batch, or --precision "
+                "bfloat16.",
+                batch=request.batch,
             ) from error
         if request.train_text:
             with torch.no_grad():
                 model.logit_scale.clamp_(0, _SHARPEST)
         if request.teacher is Teacher.EMA and self._whole.teacher:
-            follow(self._whole.teacher.visual, model.visual, _PAST)
+            self._average.update_parameters(model.visual)
         return terms
 
     def state(self) -> dict[str, Any]:
@@ -293,6 +297,7 @@ class Run(Training):
             "model": self.loaded.model.state_dict(),
             "teacher": teacher.visual.state_dict() if teacher else {},
             "optimiser": self._optimiser.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -300,7 +305,9 @@ class Run(Training):
         self.loaded.model.load_state_dict(state["model"])
         if self._whole.teacher:
             self._whole.teacher.visual.load_state_dict(state["teacher"])
+        self._begin(self._place(max(self._done - 1, 0))[0])  # the stage of the last step
         self._optimiser.load_state_dict(state["optimiser"])
+        self._scheduler.load_state_dict(state["scheduler"])
 
 
 def _fitting(samples: Sequence[Sample], stage: int, least: float) -> list[Sample]:
@@ -308,8 +315,9 @@ def _fitting(samples: Sequence[Sample], stage: int, least: float) -> list[Sample
     found = [sample for sample in samples if stage == 1 or sample.objects(least)]
     if not found:
         raise ClippanError(
-            f"No picture has a category, or a box of {least} pixels or more, for stage 2; add some, lower the bound "
-            "(--least), or train stage 1 alone (--stages 1)."
+            "No picture has a category, or a box of {least} pixels or more, for stage 2; add some, lower the bound "
+            "(--least), or train stage 1 alone (--stages 1).",
+            least=least,
         )
     return found
 
@@ -340,7 +348,11 @@ def check_size(loaded: Loaded, pixels: int) -> None:
     if pixels == own:
         return
     if not dense.any_size(loaded.model):
-        raise ClippanError(f"This model takes pictures of {own} pixels only; leave out --pixels.")
+        raise ClippanError("This model takes pictures of {own} pixels only; leave out --pixels.", own=own)
     stride = dense.stride(loaded.model)
     if pixels % stride:
-        raise ClippanError(f"Pictures of {pixels} pixels do not fit the model; choose a multiple of {stride}.")
+        raise ClippanError(
+            "Pictures of {pixels} pixels do not fit the model; choose a multiple of {stride}.",
+            pixels=pixels,
+            stride=stride,
+        )

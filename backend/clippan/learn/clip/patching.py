@@ -27,12 +27,13 @@ from clippan.clip.load import Loaded
 from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.errors import Cancelled, ClippanError
+from clippan.core.messages import Message
 from clippan.core.texts import listed
 from clippan.jobs.finetune import AlphaPoint, ClassGain, FinetuneClipRequest
 from clippan.learn.clip import chips as chipped
 from clippan.learn.clip.chips import Chips, Split
 from clippan.learn.clip.farslip import FEWEST, optimiser
-from clippan.learn.descent import descend, rate
+from clippan.learn.descent import descend, warmup_cosine
 from clippan.learn.run import Training
 from clippan.raster.scene import Look
 
@@ -74,8 +75,9 @@ def memory(batch: int) -> Iterator[None]:
     except torch.cuda.OutOfMemoryError as error:
         # Another batch is another recipe, and so another run; another device goes on with this one.
         raise ClippanError(
-            f"The GPU's memory is too small for {batch} pictures a step; go on with --device cpu, or take fewer "
-            "(--batch) and an empty folder."
+            "The GPU's memory is too small for {batch} pictures a step; go on with --device cpu, or take fewer "
+            "(--batch) and an empty folder.",
+            batch=batch,
         ) from error
 
 
@@ -92,7 +94,9 @@ def ending(steps: int) -> Iterator[None]:
     try:
         yield
     except Cancelled:
-        raise Cancelled(f"Cancelled after step {steps}; the same command goes on from there.") from None
+        raise Cancelled(
+            Message("Cancelled after step {steps}; the same command goes on from there.", steps=steps)
+        ) from None
 
 
 def read_quizzes(
@@ -102,8 +106,10 @@ def read_quizzes(
     base = find(request.model)
     if base.channels and (not request.samples or request.control):
         raise ClippanError(
-            f"The model {base.label} takes the bands {base.channels.listed}, which folders of pictures have not; give "
-            "a raster with samples, and no control set."
+            "The model {label} takes the bands {listed}, which folders of pictures have not; give a raster with "
+            "samples, and no control set.",
+            label=base.label,
+            listed=base.channels.listed,
         )
     if request.samples:
         look = Look(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
@@ -135,7 +141,9 @@ def read_quizzes(
         return quiz, None
     halves = chipped.split(control, 0.5, request.measured, request.seed, trains=False)
     if not len(halves.test):
-        raise ClippanError(f"The control set {request.control} has one picture of each class; add another of some.")
+        raise ClippanError(
+            "The control set {control} has one picture of each class; add another of some.", control=request.control
+        )
     return quiz, Quiz(control, halves, head(loaded, control.names))
 
 
@@ -148,7 +156,11 @@ def _words(text: str, quizzes: Sequence[Chips]) -> dict[str, str]:
     plain = {_plain(name): name for name in names}
     unknown = [name for name in given if _plain(name) not in plain]
     if unknown:
-        raise ClippanError(f"There is no class {listed(unknown)} to give words to; the classes are {listed(names)}.")
+        raise ClippanError(
+            "There is no class {unknown} to give words to; the classes are {names}.",
+            unknown=listed(unknown),
+            names=listed(names),
+        )
     return {plain[_plain(name)]: word for name, word in given.items()}
 
 
@@ -209,6 +221,7 @@ class Tuning(Training):
         loaded.model.visual.to(memory_format=torch.channels_last)
         self._scale = loaded.model.logit_scale.detach().exp()
         self._optimiser = optimiser(loaded.model.visual, request.rate, request.weight_decay)
+        self._scheduler = warmup_cosine(self._optimiser, self.steps, int(_WARMUP * self.steps))
 
     def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Chips, turned over by chance, and their classes."""
@@ -225,18 +238,22 @@ class Tuning(Training):
         logits = self._scale * functional.normalize(vectors, dim=-1) @ self._task.head.T
         truth = torch.from_numpy(labels).long().to(self._device)
         loss = functional.cross_entropy(logits, truth, label_smoothing=_SMOOTHING)
-        warmup = max(int(_WARMUP * self.steps), 1)
-        descend(self._loaded.model.visual, self._optimiser, loss, rate(step, self.steps, self._request.rate, warmup))
+        descend(self._loaded.model.visual, self._optimiser, self._scheduler, loss)
         return {"loss": loss.detach()}
 
     def state(self) -> dict[str, Any]:
         """See Training."""
-        return {"visual": self._loaded.model.visual.state_dict(), "optimiser": self._optimiser.state_dict()}
+        return {
+            "visual": self._loaded.model.visual.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Training."""
         self._loaded.model.visual.load_state_dict(state["visual"])
         self._optimiser.load_state_dict(state["optimiser"])
+        self._scheduler.load_state_dict(state["scheduler"])
 
 
 def turns(count: int, batch: int, step: int, seed: int) -> np.ndarray:
@@ -248,7 +265,7 @@ def turns(count: int, batch: int, step: int, seed: int) -> np.ndarray:
 
 def turned(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A picture (bands, edge, edge), turned by a right angle or several and mirrored by chance: the same place."""
-    picture = np.rot90(picture, rng.integers(4), (1, 2))
+    picture = np.rot90(picture, int(rng.integers(4)), (1, 2))
     return np.ascontiguousarray(picture[:, :, ::-1] if rng.random() < 0.5 else picture)
 
 
@@ -287,7 +304,7 @@ def alpha_curve(
         for quiz in filter(None, (task, control)):
             for split, hits in ((quiz.split.validation, chosen), (quiz.split.test, measured)):
                 hits.append(right(loaded, quiz, split, pixels, request.batch, part))
-        part.progress(100, f"Measured at α = {alpha:g}")
+        part.progress(100, Message("Measured at α = {alpha:g}", alpha=alpha))
         kept[alpha] = measured
         shares = [[float(hits.mean()) if len(hits) else 0.0 for hits in found] for found in (measured, chosen)]
         pairs = [(found[0], found[1] if control else None) for found in shares]

@@ -16,7 +16,8 @@ from osgeo import gdal
 
 from clippan.core.channels import Channels
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
+from clippan.core.messages import Message
 from clippan.jobs.align import AlignSensorRequest
 from clippan.learn.clip.chips import corners, meeting
 from clippan.raster import source as sources
@@ -94,7 +95,9 @@ class Pairs:
         hints: list[str] = []
         pairs = list(zip(request.teacher_rasters, request.sensor_rasters))
         for number, (teacher, sensor) in enumerate(pairs):
-            context.progress(100 * number / len(pairs), f"Laying {Path(sensor).name[:80]} on the teacher's raster")
+            context.progress(
+                100 * number / len(pairs), Message("Laying {name} on the teacher's raster", name=Path(sensor).name[:80])
+            )
             target = str(folder / f"{number}.vrt")
             hints.extend(lay(sensor, numbers, Scene(teacher, look).own_grid, request.nodata, target))
             laid.append(target)
@@ -128,8 +131,11 @@ class Pairs:
                 border = height - max(round(request.held * height), down)
             if across > width or down > (height - border if border < height else height) or 0 < border < down:
                 raise ClippanError(
-                    f"The raster {self.teachers[pair]} is too small for chips of {across} × {down} pixels to train on "
-                    "and others to measure with; choose smaller ones (--size), or a pair to measure with (--test)."
+                    "The raster {teacher} is too small for chips of {across} × {down} pixels to train on and others "
+                    "to measure with; choose smaller ones (--size), or a pair to measure with (--test).",
+                    teacher=self.teachers[pair],
+                    across=across,
+                    down=down,
                 )
             step = [max(round(edge * (1 - request.overlap)), 1) for edge in (across, down)]
             train += _cut(pair, across, down, 0, border, width, step)
@@ -182,14 +188,23 @@ def _bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[str, ...
         totals.append(len(sources.spectral(dataset)))
         if totals[-1] != totals[0]:
             raise ClippanError(
-                f"The raster {path} has {totals[-1]} bands and {first} has {totals[0]}; give rasters of one sensor."
+                "The raster {path} has {total} bands and {first} has {total_2}; give rasters of one sensor.",
+                path=path,
+                total=totals[-1],
+                first=first,
+                total_2=totals[0],
             )
     (dataset,) = sources.open_datasets([first], _SENSOR, request.sensor_bands)
     spectral = sources.spectral(dataset)
     numbers = request.sensor_bands or tuple(range(1, len(spectral) + 1))
     wrong = [number for number in numbers if number > len(spectral)]
     if wrong:
-        raise ClippanError(f"Band {wrong[0]} was asked for but the raster {first} has {totals[0]}; choose others.")
+        raise ClippanError(
+            "Band {wrong} was asked for but the raster {first} has {total}; choose others.",
+            wrong=wrong[0],
+            first=first,
+            total=totals[0],
+        )
     described = [(dataset.GetRasterBand(spectral[number - 1]).GetDescription() or "").strip() for number in numbers]
     plain = [name.casefold() for name in described]
     names = tuple(
@@ -208,7 +223,9 @@ def _ranges(
     count = len(names)
     if request.low and len(request.low) not in (1, count):
         raise ClippanError(
-            f"{len(request.low)} ranges and {count} bands were given; give one for all, or one for each."
+            "{count} ranges and {count_2} bands were given; give one for all, or one for each.",
+            count=len(request.low),
+            count_2=count,
         )
     low, high = [], []
     for number, name in enumerate(names, 1):
@@ -216,8 +233,10 @@ def _ranges(
         problem = "has no data" if not len(values) else "is the same everywhere" if np.ptp(values) == 0 else ""
         if problem:
             raise ClippanError(
-                f"The band {name} of the sensor's rasters {problem} where the teacher's are; leave it out "
-                "(--sensor-bands)."
+                "The band {name} of the sensor's rasters {problem} where the teacher's are; leave it out "
+                "(--sensor-bands).",
+                name=name,
+                problem=problem,
             )
         least, most = np.percentile(values, _PERCENTILES)
         low.append(float(least if least < most else values.min()))
@@ -230,14 +249,19 @@ def _ranges(
 
 def _known_land(request: AlignSensorRequest) -> list[str]:
     """A sentence for each pair to measure with that shows land which is trained on."""
-    hints = []
+    hints: list[str] = []
     learned = [pair for pair in range(len(request.teacher_rasters)) if pair + 1 not in request.test]
     for pair, other in itertools.product(sorted({number - 1 for number in request.test}), learned):
         part = _shared(request.teacher_rasters[pair], request.teacher_rasters[other])
         if part > _TOUCHING:
             hints.append(
-                f"Pair {pair + 1} measures, but {part:.0%} of its land is also in pair {other + 1}, which is trained "
-                "on; on other land expect less, and measure with a pair from elsewhere (--test)."
+                Message(
+                    "Pair {pair} measures, but {part:.0%} of its land is also in pair {other}, which is trained on; "
+                    "on other land expect less, and measure with a pair from elsewhere (--test).",
+                    pair=pair + 1,
+                    part=part,
+                    other=other + 1,
+                )
             )
     return hints
 
@@ -292,8 +316,10 @@ def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], 
     codes = [info.description for info in source.infos if is_quality(info.description)]
     if codes and len(codes) < len(numbers):
         raise ClippanError(
-            f"The raster {path} has {codes[0]}, a quality band or mask, whose codes are no amounts; leave it out "
-            "(--sensor-bands)."
+            "The raster {path} has {code}, a quality band or mask, whose codes are no amounts; leave it out "
+            "(--sensor-bands).",
+            path=path,
+            code=codes[0],
         )
     missing = source.nodata if source.assumption else fitting(nodata, source.dtype)
     extra = {} if missing is None else {"noData": missing}
@@ -303,10 +329,12 @@ def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], 
             return hints
         if grid.geotransform is None or own.geotransform is None:
             raise ClippanError(
-                f"The raster {path} has another size than the teacher's, and not both a place; give both one."
+                "The raster {path} has another size than the teacher's, and not both a place; give both one.", path=path
             )
         if not (own.crs and grid.crs) and own.crs != grid.crs:
-            raise ClippanError(f"Of {path} and the teacher's raster one has no CRS; assign it (gdal_edit -a_srs).")
+            raise ClippanError(
+                "Of {path} and the teacher's raster one has no CRS; assign it (gdal_edit -a_srs).", path=path
+            )
         _, _, turn, _, skew, dy = grid.geotransform
         if turn or skew or dy > 0:
             raise ClippanError("The teacher's raster is turned or upside down; warp it first (gdalwarp).")
@@ -317,7 +345,9 @@ def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], 
         return hints
     except RuntimeError as error:
         raise ClippanError(
-            f"The raster {path} cannot be laid on the teacher's ({told(error)}); check its CRS."
+            "The raster {path} cannot be laid on the teacher's ({reason}); check its CRS.",
+            path=path,
+            reason=one_line(error),
         ) from error
 
 

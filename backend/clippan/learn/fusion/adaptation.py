@@ -25,9 +25,10 @@ from torch.nn import functional
 from clippan.core.context import Context
 from clippan.core.device import one_thread
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.fusion.model import FusionModel
 from clippan.jobs.adapt import AdaptFusionRequest
-from clippan.learn.descent import descend, follow, rate
+from clippan.learn.descent import descend, running_average, warmup_cosine
 from clippan.learn.fusion import language, losses
 from clippan.learn.fusion.batch import Batch
 from clippan.learn.fusion.figures import measure
@@ -126,8 +127,9 @@ class Adaptation:
         self._start, self._ground, self._supervisor = start, ground, supervisor
         self._request, self._device, self._clock, self._context = request, device, clock, context
         self._network = copy.deepcopy(start.network).requires_grad_(True)
-        self._average = copy.deepcopy(start.network)
+        self._average = running_average(self._network, _AVERAGE, early=1)
         self._optimiser = torch.optim.Adam(self._network.parameters(), lr=_RATE)
+        self._scheduler = warmup_cosine(self._optimiser, request.steps, _WARMUP)
         self._reduced = Objective(_REDUCED)
         self._apart: Optional[Tensor] = None  # how far each band's UQI with PAN is from where it should be
         self._colour = self._detail = 1.0  # how much the guards of colours and of detail count
@@ -163,7 +165,14 @@ class Adaptation:
                 self._learn(done, batches)
                 done += 1
                 self._context.progress(
-                    100 * done / steps, f"Step {done} of {steps}: {_words(self.losses)}, HQNR {last['HQNR']:.4f}"
+                    100 * done / steps,
+                    Message(
+                        "Step {done} of {steps}: {words}, HQNR {last:.4f}",
+                        done=done,
+                        steps=steps,
+                        words=_words(self.losses),
+                        last=last["HQNR"],
+                    ),
                 )
                 if done % _EVERY and done < steps:
                     continue
@@ -174,20 +183,32 @@ class Adaptation:
                 if better:
                     best, after, self.kept = candidate, last, done
                 self._steer(before, last)
-                self._context.log(f"Step {done}: {_words(last)}{'' if better else ' (not kept)'}")
+                self._context.log(
+                    Message(
+                        "Step {done}: {words}{value}",
+                        done=done,
+                        words=_words(last),
+                        value="" if better else " (not kept)",
+                    )
+                )
         if measured < done:  # the time was up in between
             candidate, last = self._candidate(before, after)
             if _acceptable(before, last) and last["HQNR"] > after["HQNR"]:
                 best, after, self.kept = candidate, last, done
         if not done:
             raise ClippanError(
-                f"The time budget of {self._clock.seconds:g} s was spent before the first step; allow more time."
+                "The time budget of {seconds:g} s was spent before the first step; allow more time.",
+                seconds=self._clock.seconds,
             )
         if best is None or after["HQNR"] < before["HQNR"] + _GAIN:
             raise ClippanError(
-                f"No better model for this scene was found in {done} steps (HQNR {before['HQNR']:.4f} before, "
-                f"{last['HQNR']:.4f} after; SAM {before['SAM']:.3f} and {last['SAM']:.3f}), so none was written; "
-                "pansharpen with the start model."
+                "No better model for this scene was found in {done} steps (HQNR {before:.4f} before, {last:.4f} "
+                "after; SAM {before_2:.3f} and {last_2:.3f}), so none was written; pansharpen with the start model.",
+                done=done,
+                before=before["HQNR"],
+                last=last["HQNR"],
+                before_2=before["SAM"],
+                last_2=last["SAM"],
             )
         return best, before, after
 
@@ -216,8 +237,8 @@ class Adaptation:
             direction = self._supervisor.direction(_some(full, _SEEN), fused[:_SEEN])
             total = total + _LANGUAGE * _EVERY_SEEN * direction
             terms["language"] = direction.detach()
-        descend(self._network, self._optimiser, total, rate(step, self._request.steps, _RATE, _WARMUP))
-        follow(self._average, self._network, min(_AVERAGE, (step + 1) / (step + 2)))
+        descend(self._network, self._optimiser, self._scheduler, total)
+        self._average.update_parameters(self._network)
         for name, term in terms.items():
             value = float(term)
             self.losses[name] = 0.9 * self.losses.get(name, value) + 0.1 * value
@@ -252,7 +273,7 @@ class Adaptation:
 
     def _mixed(self, share: float) -> nn.Module:
         """A share of the averaged network and the rest of the start, in the precision of a file."""
-        candidate = copy.deepcopy(self._average)
+        candidate = copy.deepcopy(self._average.module)
         with torch.no_grad():
             for parameter, start in zip(candidate.parameters(), self._start.network.parameters()):
                 parameter.copy_(torch.lerp(start, parameter, share).half().float())

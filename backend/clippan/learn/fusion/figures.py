@@ -107,7 +107,7 @@ def _seen(bands: Tensor, pairing: Pairing) -> Tensor:
     """Bands (c, H, W) after each one's MTF filter, on the same grid; beyond the border they repeat."""
     planes = []
     for band, gain in zip(bands, pairing.gains):
-        rows, columns = (filters.mtf_kernel(gain, axis.ratio).tolist() for axis in (pairing.y, pairing.x))
+        rows, columns = ([*map(float, filters.mtf_kernel(gain, axis.ratio))] for axis in (pairing.y, pairing.x))
         edge = (len(columns) // 2, len(columns) // 2, len(rows) // 2, len(rows) // 2)
         wide = functional.pad(band[None, None], edge, mode="replicate")[0]
         planes.append(correlate(correlate(wide, columns, -1), rows, -2))

@@ -97,9 +97,11 @@ class Ground:
         true_size = next((size for size in _TRUE_SIZES if any(truth.fits(size) for truth in truths)), 0)
         if not size or not true_size:
             raise ClippanError(
-                f"No place of {_SIZES[-1]} × {_SIZES[-1]} panchromatic pixels, or of {_TRUE_SIZES[-1]} × "
-                f"{_TRUE_SIZES[-1]} multispectral ones, is valid throughout, so there is too little to learn from; "
-                "choose a larger area, or pansharpen with the start model."
+                "No place of {_SIZES} × {_SIZES} panchromatic pixels, or of {_TRUE_SIZES} × {_TRUE_SIZES} "
+                "multispectral ones, is valid throughout, so there is too little to learn from; choose a larger area, "
+                "or pansharpen with the start model.",
+                _SIZES=_SIZES[-1],
+                _TRUE_SIZES=_TRUE_SIZES[-1],
             )
         checks = [Check.of(found, device, believed) for found in held or learned]
         lower = [found.truth(sensor.pan) for found in held] or truths
@@ -113,7 +115,7 @@ class Ground:
 
     def full(self, rng: np.random.Generator) -> Batch:
         """Patches at full resolution."""
-        patches = [self.pieces[rng.integers(len(self.pieces))].patch(rng, self.size) for _ in range(_PATCHES)]
+        patches = [self.pieces[int(rng.integers(len(self.pieces)))].patch(rng, self.size) for _ in range(_PATCHES)]
         return collate(patches, [0] * len(patches), self.ratio)
 
     def reduced(self, rng: np.random.Generator) -> Batch:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Optional
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, normalize
 
@@ -25,7 +26,7 @@ from clippan.clip import hub, load
 from clippan.clip.encoder import fingerprint
 from clippan.core.checkpoint import write
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 from clippan.learn.fusion.batch import Batch
 
 TEMPERATURE = 0.07
@@ -339,32 +340,40 @@ class Supervisor(nn.Module):
         Raises:
             ClippanError: it is no such file, or is for another CLIP or number of bands.
         """
-        from safetensors import safe_open
-
         try:
             with safe_open(str(path), framework="pt", device="cpu") as file:
                 about = file.metadata() or {}
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except Exception as error:
             raise ClippanError(
-                f"The adapted CLIP {path} cannot be read ({told(error)}); choose a file that stage I wrote."
+                "The adapted CLIP {path} cannot be read ({reason}); choose a file that stage I wrote.",
+                path=path,
+                reason=one_line(error),
             ) from error
         if about.get("kind") != _KIND:
-            raise ClippanError(f"{path} is no adapted CLIP of this version; choose a file that stage I wrote.")
+            raise ClippanError(
+                "{path} is no adapted CLIP of this version; choose a file that stage I wrote.", path=path
+            )
         if about["bands"] != str(bands):
             raise ClippanError(
-                f"{path} was adapted for {about['bands']} bands but MS has {bands}; choose a file for {bands} bands, "
-                "or run stage I on this sensor."
+                "{path} was adapted for {about} bands but MS has {bands}; choose a file for {bands} bands, or run "
+                "stage I on this sensor.",
+                path=path,
+                about=about["bands"],
+                bands=bands,
             )
         if about["sha256"] != clip.sha256:
             raise ClippanError(
-                f"{path} was adapted with the CLIP {about['clip']} but {clip.name} has other weights; choose "
-                f"{about['clip']}, or run stage I with {clip.name}."
+                "{path} was adapted with the CLIP {about} but {name} has other weights; choose {about}, or run stage "
+                "I with {name}.",
+                path=path,
+                about=about["clip"],
+                name=clip.name,
             )
         supervisor = cls(clip, bands, prompts=Prompts(*json.loads(about["prompts"])))
         own = supervisor._own()
         if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in own.items()}:
-            raise ClippanError(f"The weights in {path} are not those of an adapted CLIP; run stage I again.")
+            raise ClippanError("The weights in {path} are not those of an adapted CLIP; run stage I again.", path=path)
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(weights[name])

@@ -91,13 +91,17 @@ class Objective:
             raise ClippanError("No loss has a weight; give at least one of them a weight above 0.")
         for name, weight in self._used.items():
             if not 0 < weight < float("inf"):
-                raise ClippanError(f"The loss {name} has the weight {weight}; choose a number from 0 up.")
+                raise ClippanError(
+                    "The loss {name} has the weight {weight}; choose a number from 0 up.", name=name, weight=weight
+                )
         for name, needed, what in (
             ("pseudo", teacher, "a trained network as its teacher"),
             ("language", supervisor, "a CLIP that stage I has adapted"),
         ):
             if name in self._used and needed is None:
-                raise ClippanError(f"The loss {name} needs {what}; name one, or set its weight to 0.")
+                raise ClippanError(
+                    "The loss {name} needs {what}; name one, or set its weight to 0.", name=name, what=what
+                )
 
         def pseudo(batch: Batch, fused: Tensor) -> Tensor:
             assert teacher is not None

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
+import yaml
+
 from clippan.core.errors import ClippanError
 from clippan.core.json import from_json
 from clippan.learn.fusion.objective import Weights
@@ -149,26 +151,32 @@ def read(path: Path) -> Recipe:
     Raises:
         ClippanError: it cannot be read, or holds a name or value that no recipe has.
     """
-    import yaml
-
     try:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ClippanError(f"The recipe {path} cannot be read ({reason}); choose a YAML file.") from error
+        raise ClippanError(
+            "The recipe {path} cannot be read ({reason}); choose a YAML file.", path=path, reason=reason
+        ) from error
     recipe = from_json(Recipe, values or {})
     if recipe.precision not in ("float32", "bfloat16"):
-        raise ClippanError(f"The precision {recipe.precision} is not known; write float32 or bfloat16.")
+        raise ClippanError(
+            "The precision {precision} is not known; write float32 or bfloat16.", precision=recipe.precision
+        )
     if recipe.steps < 1 or recipe.batch < 1 or recipe.scene_batch < 1:
         raise ClippanError("A recipe needs at least one step, and one patch in a batch; raise steps and batch.")
     if min(recipe.size, recipe.scene_size) < _SMALLEST:
-        raise ClippanError(f"Patches of less than {_SMALLEST} pixels teach nothing; raise size and scene_size.")
+        raise ClippanError(
+            "Patches of less than {_SMALLEST} pixels teach nothing; raise size and scene_size.", _SMALLEST=_SMALLEST
+        )
     if not 0 < recipe.rate < math.inf or recipe.warmup < 0:
         raise ClippanError("The learning rate has to be a number above 0 and the warm-up from 0 up; correct them.")
     for kind in (recipe.truth, recipe.scene):
         for name, weight in kind.used.items():
             if not 0 < weight < math.inf:
-                raise ClippanError(f"The loss {name} has the weight {weight}; choose a number from 0 up.")
+                raise ClippanError(
+                    "The loss {name} has the weight {weight}; choose a number from 0 up.", name=name, weight=weight
+                )
     if not 0 <= recipe.average < 1:
         raise ClippanError(
             "The running average keeps a share of the past; write average as a number from 0 to below 1."
@@ -182,5 +190,7 @@ def read(path: Path) -> Recipe:
     if recipe.truth.language:
         raise ClippanError("The loss language judges scenes; name it under scene, as truth has mixtures of bands.")
     if recipe.language.protocol not in ("wald", "khan"):
-        raise ClippanError(f"The protocol {recipe.language.protocol} is not known; write wald or khan.")
+        raise ClippanError(
+            "The protocol {protocol} is not known; write wald or khan.", protocol=recipe.language.protocol
+        )
     return recipe

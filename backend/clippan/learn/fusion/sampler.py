@@ -61,7 +61,7 @@ class Sampler:
         patches = []
         for _ in range(_TRIES):
             truth = self._draw(rng)
-            shifts = np.zeros((bands, 2))
+            shifts: np.ndarray = np.zeros((bands, 2))
             if augment.shift and rng.random() < 0.7:
                 shifts = rng.normal(0, augment.shift, (1, 2)) + rng.normal(0, augment.shift / 2, (bands, 2))
             mixture = _mixture(rng, truth, bands, augment)
@@ -128,11 +128,13 @@ def _mixture(rng: np.random.Generator, truth: Truth, bands: int, augment: Augmen
         weights = np.eye(count)[rng.permutation(count)[:bands]]
     else:
         weights = rng.dirichlet(np.full(count, 0.3), size=bands)
-    offset, pan_offset = np.zeros(bands), 0.0
+    offset: np.ndarray = np.zeros(bands)
+    pan_offset = 0.0
     if rng.random() < augment.haze:
         haze = rng.uniform(-0.3, 1.0)
         offset, pan_offset = haze * (weights @ moments.mean) * rng.uniform(0.7, 1.3, bands), haze * moments.pan_mean
-    part, share = 1.0, np.zeros(count)
+    part = 1.0
+    share: np.ndarray = np.zeros(count)
     if truth.made and rng.random() < 0.7:
         part, share = 0.0, rng.dirichlet(np.ones(count))
     elif not truth.made and rng.random() < 0.3:

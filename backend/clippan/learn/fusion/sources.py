@@ -15,7 +15,7 @@ from PIL import Image
 
 from clippan.catalogue.sensors import SENSORS, recognise
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, told
+from clippan.core.errors import ClippanError, one_line
 from clippan.fusion import filters
 from clippan.fusion.registration import estimate
 from clippan.learn.fusion.recipe import Pairs, Pictures
@@ -43,7 +43,9 @@ def pairs(root: Path, source: Pairs, without: Sequence[str], context: Context) -
     folder = root / source.folder
     found = [path for path in sorted(folder.glob("*__*")) if not (path / "gt.tif").exists()]
     if not found:
-        raise ClippanError(f"There are no pairs in {folder}; each is a folder SENSOR__SCENE with pan.tif and ms.tif.")
+        raise ClippanError(
+            "There are no pairs in {folder}; each is a folder SENSOR__SCENE with pan.tif and ms.tif.", folder=folder
+        )
     for path in found:
         group = path.name.split("__")[0]
         if group in without or path.name in source.without:
@@ -175,17 +177,19 @@ def pictures(root: Path, source: Pictures) -> Iterator[Truth]:
     path = root / source.path
     rng = np.random.default_rng(_SEED)
     if not path.exists():
-        raise ClippanError(f"The pictures {path} are not there; correct the recipe or the data folder.")
+        raise ClippanError("The pictures {path} are not there; correct the recipe or the data folder.", path=path)
     for name, bands in _bands(path, source) if source.bands else _archive(path, source, rng):
         count = len(bands)
         weights = rng.dirichlet(np.ones(count)).astype(np.float32)
         pan = np.tensordot(weights, bands ** np.float32(rng.uniform(*_GAMMA)), 1)
-        yield Truth(name, path.stem, pan, bands, (bands > 0).all(axis=0), (_GAIN,) * count)
+        yield Truth(name, path.stem, pan, bands, np.all(bands > 0, axis=0), (_GAIN,) * count)
 
 
 def _archive(path: Path, source: Pictures, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
     if path.is_dir():
-        raise ClippanError(f"The pictures {path} are a folder; name its rasters as bands in the recipe, or give a zip.")
+        raise ClippanError(
+            "The pictures {path} are a folder; name its rasters as bands in the recipe, or give a zip.", path=path
+        )
     try:
         with zipfile.ZipFile(path) as files:
             names = sorted(name for name in files.namelist() if name.lower().endswith(_ENDINGS))
@@ -193,9 +197,17 @@ def _archive(path: Path, source: Pictures, rng: np.random.Generator) -> Iterator
                 picture = Image.open(io.BytesIO(files.read(str(name)))).convert("RGB").reduce(source.factor)
                 yield str(name), np.asarray(picture, np.float32).transpose(2, 0, 1) + 1  # black is no missing pixel
     except Exception as error:
-        raise ClippanError(f"The pictures {path} cannot be read ({told(error)}); give a zip that is whole.") from error
+        raise ClippanError(
+            "The pictures {path} cannot be read ({reason}); give a zip that is whole.",
+            path=path,
+            reason=one_line(error),
+        ) from error
     if not names:
-        raise ClippanError(f"There are no pictures in {path}; give a zip of files that end in {', '.join(_ENDINGS)}.")
+        raise ClippanError(
+            "There are no pictures in {path}; give a zip of files that end in {_ENDINGS}.",
+            path=path,
+            _ENDINGS=", ".join(_ENDINGS),
+        )
 
 
 def _bands(path: Path, source: Pictures) -> Iterator[tuple[str, np.ndarray]]:

@@ -7,7 +7,6 @@ holds a run: ``recipe.yaml``, ``curves.csv`` (the terms of the loss), ``checkpoi
 
 from __future__ import annotations
 
-import copy
 import datetime
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 
 from clippan import __version__
 from clippan.core.context import Context
+from clippan.core.messages import Message
 from clippan.fusion import model, networks
 from clippan.fusion.model import FusionModel
-from clippan.learn.descent import descend, follow, rate
+from clippan.learn.descent import descend, running_average, warmup_cosine
 from clippan.learn.fusion import language
 from clippan.learn.fusion.batch import Batch
 from clippan.learn.fusion.objective import Objective
@@ -85,8 +85,10 @@ class Run(Training):
         self._recipe, self._sampler, self._device, self._count = recipe, sampler, device, count
         torch.manual_seed(recipe.seed)
         self.network = networks.build(recipe.network, recipe.bands, **recipe.options).to(device)
-        self._average = copy.deepcopy(self.network).requires_grad_(False)
+        # Early on the average is of few steps, as what was before the training means nothing.
+        self._average = running_average(self.network, recipe.average, early=19)
         self._optimiser = torch.optim.AdamW(self.network.parameters(), lr=recipe.rate, weight_decay=1e-4)
+        self._scheduler = warmup_cosine(self._optimiser, recipe.steps, recipe.warmup)
         teacher = model.load(recipe.teacher, device).network if recipe.teacher else None
         self._kinds = [kind for kind in ("truth", "scene") if getattr(recipe, kind).used]
         supervisor = self._supervisor() if recipe.scene.language else None
@@ -111,7 +113,7 @@ class Run(Training):
             "without": list(recipe.without),
             "version": __version__,
         }
-        return FusionModel(self._average.eval(), recipe.network, recipe.options, bound, about)
+        return FusionModel(self._average.module.eval(), recipe.network, recipe.options, bound, about)
 
     def draw(self, step: int) -> dict[str, Batch]:
         """See Training."""
@@ -120,11 +122,9 @@ class Run(Training):
 
     def learn(self, step: int, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
         """See Training."""
-        recipe = self._recipe
         total, terms = self._step({kind: part.to(self._device) for kind, part in batch.items()})
-        descend(self.network, self._optimiser, total, rate(step, recipe.steps, recipe.rate, recipe.warmup))
-        # Early on the average is of few steps, as what was before the training means nothing.
-        follow(self._average, self.network, min(recipe.average, (step + 1) / (step + 20)))
+        descend(self.network, self._optimiser, self._scheduler, total)
+        self._average.update_parameters(self.network)
         return terms
 
     def state(self) -> dict[str, Any]:
@@ -133,6 +133,7 @@ class Run(Training):
             "network": self.network.state_dict(),
             "average": self._average.state_dict(),
             "optimiser": self._optimiser.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -140,6 +141,7 @@ class Run(Training):
         self.network.load_state_dict(state["network"])
         self._average.load_state_dict(state["average"])
         self._optimiser.load_state_dict(state["optimiser"])
+        self._scheduler.load_state_dict(state["scheduler"])
 
     def _supervisor(self) -> language.Supervisor:
         """CLIP with its adapters: those of a file, of this run's folder, or taught now (stage I)."""
@@ -165,5 +167,5 @@ class Run(Training):
             self._context.check()
             if step % _LOGGED == 0 or step == plan.steps - 1:
                 words = ", ".join(f"{name} {float(value):.3f}" for name, value in terms.items())
-                self._context.log(f"Stage I, step {step + 1}: {words}")
+                self._context.log(Message("Stage I, step {step}: {words}", step=step + 1, words=words))
         supervisor.save(path)

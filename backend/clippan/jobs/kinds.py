@@ -1,0 +1,457 @@
+"""What the values of parameters can be: data to read, files to write, and texts with a meaning.
+
+They look at values and paths, never into a raster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from clippan.catalogue import models, prompts, sensors
+from clippan.core import texts
+from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
+from clippan.jobs.param import Kind, Param
+
+# What no GeoTIFF is called: endings of other rasters, and of the other files that we write.
+_OTHER_RASTERS = (
+    *(".png", ".jpg", ".jpeg", ".jp2", ".img", ".vrt", ".gpkg", ".nc", ".hdf", ".h5", ".asc", ".bil", ".bsq", ".ers"),
+    *(".ecw", ".sid", ".grd", ".bmp", ".gif", ".webp"),
+)
+_NO_RASTERS = (".geojson", ".json", ".fgb", ".shp", ".csv", ".html", ".htm", ".safetensors")
+_ARCHIVES = re.compile(r"^(/vsi((zip|tar|gzip|7z|rar|cached)/|subfile/[0-9_]+,))+")
+_DATE = re.compile(r"\d{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01]))?)?")
+_LAST_TILE = 2**63 - 1  # databases number rows with 63 bits
+
+
+def is_database(name: str) -> bool:
+    """Whether an index is named by a connection to PostgreSQL."""
+    return name.startswith(("postgresql://", "postgres://"))
+
+
+# What is read.
+
+
+@dataclass(frozen=True)
+class RasterInput(Kind):
+    """A raster: a file, the folder or archive of a scene, or any GDAL data source."""
+
+    reads = True
+    remedy = "name a file or a GDAL data source"
+
+    def check(self, param: Param, value: Any) -> None:
+        """Every item names something."""
+        for path in value if param.many else (value,):
+            if not path.strip() or "\0" in path:
+                raise ClippanError("“{title}” is missing; {remedy}.", title=_title(param), remedy=Message(self.remedy))
+
+
+@dataclass(frozen=True)
+class VectorInput(RasterInput):
+    """A vector file with points or polygons; or labels in a raster, where the job takes them."""
+
+
+@dataclass(frozen=True)
+class FileInput(RasterInput):
+    """A file of another kind, by the ending of its name if it has to have one."""
+
+    ending: str = ""
+
+
+@dataclass(frozen=True)
+class FolderInput(Kind):
+    """A folder that exists."""
+
+    reads = True
+    remedy = "choose a folder"
+
+    def check(self, param: Param, value: Any) -> None:
+        """It is there, and no file."""
+        if Path(value).is_file():
+            raise ClippanError("“{title}”, {path}, is a file; choose a folder.", title=_title(param), path=value)
+        if not Path(value).is_dir():
+            raise ClippanError(
+                "“{title}”, {path}, does not exist; create the folder or choose another.",
+                title=_title(param),
+                path=value,
+            )
+
+
+@dataclass(frozen=True)
+class IndexKind(Kind):
+    """A tile index: a GeoPackage, or a connection to PostgreSQL."""
+
+    reads = True
+    remedy = "name a GeoPackage, or a catalogue as postgresql://…"
+
+    def check(self, param: Param, value: Any) -> None:
+        """It is named as one of these."""
+        if not is_database(value):
+            _ends(param, value, (".gpkg",))
+
+
+# What is written.
+
+
+@dataclass(frozen=True)
+class Output(Kind):
+    """A file to write.
+
+    Attributes:
+        endings: of its name; the first is that which is proposed.
+        description: of files of this kind, in the plural.
+        beside: what is appended to its name for a file that is written beside it, if one is.
+    """
+
+    writes = True
+    remedy = "name the file to write"
+    endings: tuple[str, ...] = ()
+    description: str = ""
+    beside: str = ""
+
+    def check(self, param: Param, value: Any) -> None:
+        """It lies on this machine, and its name ends as it has to."""
+        if value.startswith("/vsi"):
+            raise ClippanError(
+                "“{title}”, {path}, is not on this machine; choose a folder here.", title=_title(param), path=value
+            )
+        _ends(param, value, self.endings)
+
+
+@dataclass(frozen=True)
+class RasterOutput(Output):
+    """A GeoTIFF to write, on this machine or in one of GDAL's file systems."""
+
+    endings: tuple[str, ...] = (".tif", ".tiff")
+
+    def check(self, param: Param, value: Any) -> None:
+        """It is not called as a file of another kind is."""
+        if value.lower().endswith((*_OTHER_RASTERS, *_NO_RASTERS)):
+            raise ClippanError(
+                "“{title}”, {path}, would be a GeoTIFF; let its name end in .tif, or convert it afterwards.",
+                title=_title(param),
+                path=value,
+            )
+
+
+@dataclass(frozen=True)
+class DatabaseOutput(Output):
+    """A file to write, or a connection to PostgreSQL."""
+
+    def check(self, param: Param, value: Any) -> None:
+        """A file is called as it has to be."""
+        if not is_database(value):
+            super().check(param, value)
+
+
+@dataclass(frozen=True)
+class FolderOutput(Kind):
+    """A folder to make, or to go on in."""
+
+    writes = True
+    remedy = "name the folder to write"
+
+    def check(self, param: Param, value: Any) -> None:
+        """The folder that it lies in exists."""
+        parent = Path(value).absolute().parent
+        if not parent.is_dir():
+            raise ClippanError(
+                "The folder {folder} does not exist; create it or choose another for “{title}”.",
+                folder=parent,
+                title=_title(param),
+            )
+
+
+# Texts and lists with a meaning.
+
+
+@dataclass(frozen=True)
+class BandsKind(Kind):
+    """Band numbers from 1, each at most once; three or one where they make a picture."""
+
+    example = "N,N"
+    picture: bool = False
+
+    def check(self, param: Param, value: Any) -> None:
+        """They can be bands."""
+        if self.picture and len(value) not in (1, 3):
+            raise ClippanError(
+                "“{title}” lists {count} bands; choose three for red, green and blue, or one for grey.",
+                title=_title(param),
+                count=len(value),
+            )
+        if any(number < 1 for number in value):
+            raise ClippanError("Band numbers start at 1.")
+        if not self.picture and len(set(value)) < len(value):
+            raise ClippanError("A band is listed twice; list each band once.")
+
+
+@dataclass(frozen=True)
+class TilesKind(Kind):
+    """Numbers of things that are counted from 1."""
+
+    example = "N,N"
+
+    def check(self, param: Param, value: Any) -> None:
+        """They count something, and no further than databases do."""
+        for number in value:
+            if not 0 < number <= _LAST_TILE:
+                raise ClippanError("There is no tile {number}; take the numbers that a search has told.", number=number)
+
+
+@dataclass(frozen=True)
+class ExtentKind(Kind):
+    """xmin, ymin, xmax, ymax; in degrees, xmin is above xmax across the 180th meridian (RFC 7946)."""
+
+    example = "XMIN,YMIN,XMAX,YMAX"
+
+    def check(self, param: Param, value: Any) -> None:
+        """It has four corners and an area."""
+        if len(value) != 4 or not all(math.isfinite(number) for number in value):
+            raise ClippanError("An extent has four numbers; write it as XMIN,YMIN,XMAX,YMAX.")
+        left, bottom, right, top = value
+        across = -360 <= right < left <= 360  # the engine knows whether these are degrees
+        if (left >= right and not across) or bottom >= top:
+            raise ClippanError("The extent is empty; write it as XMIN,YMIN,XMAX,YMAX.")
+
+
+@dataclass(frozen=True)
+class CrsKind(Kind):
+    """A coordinate system, as EPSG:4326."""
+
+    example = "CRS"
+
+
+@dataclass(frozen=True)
+class PointKind(Kind):
+    """A place: x, y."""
+
+    example = "X,Y"
+
+    def check(self, param: Param, value: Any) -> None:
+        """It has two coordinates."""
+        if len(value) != 2 or not all(math.isfinite(number) for number in value):
+            raise ClippanError("A place has two coordinates; write it as X,Y.")
+
+
+@dataclass(frozen=True)
+class DateKind(Kind):
+    """A day, a month or a year, as 2021-06-30, 2021-06 or 2021."""
+
+    example = "DATE"
+
+    def check(self, param: Param, value: Any) -> None:
+        """It is written so."""
+        if not _DATE.fullmatch(value):
+            raise ClippanError(
+                "“{title}”, {text}, is not understood; write it like 2021-06-30, 2021-06 or 2021.",
+                title=_title(param),
+                text=value,
+            )
+
+
+@dataclass(frozen=True)
+class PromptsKind(Kind):
+    """A prompt table: in place, or in a file that the text names."""
+
+    def check(self, param: Param, value: Any) -> None:
+        """It can be read."""
+        prompts.parse(value)
+
+
+@dataclass(frozen=True)
+class PhrasesKind(Kind):
+    """Names and words for them, in place or in a file that the text names."""
+
+
+@dataclass(frozen=True)
+class ModelKind(Kind):
+    """A vision-language model: an id of the catalogue, or a folder or file of the user's own."""
+
+    def check(self, param: Param, value: Any) -> None:
+        """It is known, or weights with their description."""
+        models.find(value)
+
+    def choices(self) -> Mapping[str, str]:
+        """Those of the catalogue."""
+        return {name: model.label for name, model in models.MODELS.items()}
+
+
+@dataclass(frozen=True)
+class SensorKind(Kind):
+    """A sensor of the catalogue, or "auto"."""
+
+    def check(self, param: Param, value: Any) -> None:
+        """It is known."""
+        if value != "auto" and sensors.find(value) is None:
+            raise ClippanError(
+                "Unknown sensor '{name}'; choose auto or one of {known}.",
+                name=value,
+                known=", ".join(sensors.SENSORS),
+            )
+
+    def choices(self) -> Mapping[str, str]:
+        """Those of the catalogue."""
+        return {"auto": "Recognise from the data", **{name: item.label for name, item in sensors.SENSORS.items()}}
+
+
+@dataclass(frozen=True)
+class FieldKind(Kind):
+    """A field of the labelled places."""
+
+
+@dataclass(frozen=True)
+class LayerKind(Kind):
+    """A layer of a vector file."""
+
+
+Raster = Annotated[str, RasterInput()]
+Rasters = Annotated[tuple[str, ...], RasterInput()]
+Vector = Annotated[str, VectorInput()]
+Vectors = Annotated[tuple[str, ...], VectorInput()]
+File = Annotated[str, FileInput()]
+Files = Annotated[tuple[str, ...], FileInput()]
+FusionModelFile = Annotated[str, FileInput(".safetensors")]
+EncoderFile = Annotated[str, FileInput(".safetensors")]
+Folder = Annotated[str, FolderInput()]
+IndexName = Annotated[str, IndexKind()]
+RasterFile = Annotated[str, RasterOutput()]
+ClassMapFile = Annotated[str, RasterOutput(beside=".aux.xml")]  # which holds the names of the classes
+Report = Annotated[str, Output((".html", ".htm"), "HTML files")]
+AreaTable = Annotated[str, Output((".csv",), "CSV files")]
+PromptFile = Annotated[str, Output((".json",), "Prompt tables")]
+FusionModelOutput = Annotated[str, Output((".safetensors",), "Fusion models")]
+EncoderOutput = Annotated[str, Output((".safetensors",), "Pre-trained scenes")]
+GeoPackage = Annotated[str, Output((".gpkg",), "GeoPackages")]
+IndexOutput = Annotated[str, DatabaseOutput((".gpkg",), "GeoPackages")]
+PolygonFile = Annotated[str, Output((".gpkg", ".geojson", ".fgb", ".shp"), "Vector files")]
+OutputFolder = Annotated[str, FolderOutput()]
+BandNumbers = Annotated[tuple[int, ...], BandsKind()]
+PictureBands = Annotated[tuple[int, ...], BandsKind(picture=True)]
+Tiles = Annotated[tuple[int, ...], TilesKind()]
+Extent = Annotated[tuple[float, ...], ExtentKind()]
+Point = Annotated[tuple[float, ...], PointKind()]
+CrsName = Annotated[str, CrsKind()]
+Date = Annotated[str, DateKind()]
+PromptTable = Annotated[str, PromptsKind()]
+Phrases = Annotated[str, PhrasesKind()]
+ModelName = Annotated[str, ModelKind()]
+Sensor = Annotated[str, SensorKind()]
+FieldName = Annotated[str, FieldKind()]
+LayerName = Annotated[str, LayerKind()]
+
+
+def inputs(request: Any, declared: Iterable[Param]) -> tuple[str, ...]:
+    """What a request reads, as far as its values tell."""
+    paths: list[str] = []
+    for param in declared:
+        value = getattr(request, param.name)
+        if param.kind.reads:
+            paths += value if param.many else [value or ""]
+        elif isinstance(param.kind, (PromptsKind, PhrasesKind)):
+            paths.append(texts.file_of(value))
+    return tuple(path for path in paths if path)
+
+
+def outputs(request: Any, declared: Iterable[Param]) -> tuple[str, ...]:
+    """The files that a request writes."""
+    paths = (getattr(request, param.name) for param in declared if isinstance(param.kind, Output))
+    return tuple(path for path in paths if path)
+
+
+def check_writable(path: str, inputs: Iterable[str], beside: str = "") -> None:
+    """A file to write lies in a writable folder that takes its name, also with ``beside`` appended, and is none of the
+    inputs, neither through links nor with an input inside."""
+    target = Path(path)
+    if any(_same(target, item) for item in inputs):
+        raise ClippanError("The output {path} is one of the inputs; choose another name.", path=path)
+    if path.startswith("/vsi"):
+        return
+    _check_length(target, beside)
+    try:
+        is_folder = target.is_dir()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ClippanError(
+            "The output {path} cannot be written ({reason}); choose another name.", path=path, reason=reason
+        ) from None
+    if is_folder:
+        raise ClippanError("The output {path} is a folder; add a file name.", path=path)
+    folder = target.absolute().parent
+    if not folder.is_dir():
+        raise ClippanError("The output folder {folder} does not exist; create it or choose another.", folder=folder)
+    if not os.access(folder, os.W_OK):
+        raise ClippanError("The output folder {folder} is not writable; choose another.", folder=folder)
+
+
+def check_distinct(paths: Sequence[str]) -> None:
+    """No two outputs are one file, however they are written."""
+    named = [os.path.normcase(os.path.realpath(path)) for path in paths]
+    for number, path in enumerate(paths):
+        if named[number] in named[:number]:
+            raise ClippanError("Two of the outputs are called {path}; give each a name of its own.", path=path)
+
+
+def check_start_is_kept(folder: str, start: str) -> None:
+    """The folder of a training does not hold the model that it starts from, which it would replace."""
+    known = Path(start).resolve()
+    if known.exists() and Path(folder).resolve() in (known, known.parent):
+        raise ClippanError(
+            "The folder {folder} holds the model to start from; choose another for what is trained.", folder=folder
+        )
+
+
+def _title(param: Param) -> Message:
+    return Message(param.title)
+
+
+def _ends(param: Param, path: str, endings: Sequence[str]) -> None:
+    if endings and not path.lower().endswith(tuple(endings)):
+        raise ClippanError(
+            "“{title}”, {path}, has another ending than its format; let its name end in {endings}.",
+            title=_title(param),
+            path=path,
+            endings=", ".join(endings),
+        )
+
+
+def _check_length(target: Path, beside: str) -> None:
+    name = target.name + beside
+    longest = 255
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        longest = os.pathconf(target.absolute().parent, "PC_NAME_MAX")
+    size = len(name.encode("utf-16-le")) // 2 if os.name == "nt" else len(os.fsencode(name))
+    if size > longest:
+        raise ClippanError(
+            "The name of the output {path} is {excess} bytes too long; choose a shorter one.",
+            path=f"{target}{beside}",
+            excess=size - longest,
+        )
+
+
+def _same(target: Path, item: str) -> bool:
+    if item == str(target):
+        return True
+    # /vsizip/{a.zip}/b.tif, /vsisubfile/0_99,a.tif: the file that is read, or an archive as its members are
+    inner = _ARCHIVES.sub("", item)
+    paths = [Path(item)]
+    if inner != item:
+        archived = Path(re.sub("[{}]", "", inner))
+        paths += [archived, *archived.parents]
+    try:
+        return any(_equal(target, path) for path in paths)
+    except (OSError, ValueError):  # a text that is no path: XML, a connection string
+        return False
+
+
+def _equal(one: Path, other: Path) -> bool:
+    if not other.is_file():
+        return False
+    return one.samefile(other) if one.exists() else one.resolve() == other.resolve()

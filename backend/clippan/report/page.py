@@ -1,0 +1,85 @@
+"""Pages from the templates beside this file."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Optional
+
+import jinja2
+import numpy as np
+import torch
+from osgeo import gdal
+
+from clippan import __version__
+from clippan.core.outputs import Outputs, making
+
+
+def write(path: str, template: str, outputs: Optional[Outputs] = None, **values: Any) -> None:
+    """Writes a page, whole or not at all.
+
+    Args:
+        path: the HTML file.
+        template: name of the template, without its ending.
+        outputs: of the run, with which it is put in place; None where it is alone.
+        values: of the template: ``request`` and ``result`` of the job, and what else it names.
+
+    Raises:
+        ClippanError: the file cannot be written.
+    """
+    text = _templates.get_template(f"{template}.html.j2").render(now=datetime.datetime.now(), **values)
+    with making(path, "report", outputs) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def translate(gettext: Callable[[str], str], language: str = "en") -> None:
+    """Sets the language of the pages that are written from now on.
+
+    Args:
+        gettext: gives the translation of a text of the templates, or the text itself. What it gives is HTML.
+        language: its code, as in BCP 47.
+    """
+
+    def ngettext(singular: str, plural: str, count: int) -> str:
+        return gettext(singular if count == 1 else plural)
+
+    _templates.install_gettext_callables(gettext, ngettext, newstyle=True)  # type: ignore[attr-defined]
+    _templates.globals["language"] = language
+
+
+def file_name(path: str) -> str:
+    """The last part of a path, of whichever system."""
+    return path.replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def _number(value: Optional[float], form: str) -> str:
+    if value is None or value != value:
+        return "–"
+    return "∞" if value == float("inf") else format(value, form)
+
+
+def _percent(share: Optional[float]) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _png_uri(picture: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"
+
+
+_templates = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    extensions=["jinja2.ext.i18n"],
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_templates.policies["ext.i18n.trimmed"] = True  # a sentence may go over several lines of a template
+_templates.filters.update(file_name=file_name, number=_number, percent=_percent, png_uri=_png_uri)
+_templates.globals["versions"] = (
+    f"clippan {__version__}, PyTorch {torch.__version__}, GDAL {gdal.__version__}, NumPy {np.__version__}"
+)
+translate(str)
