@@ -15,7 +15,7 @@ from osgeo import gdal
 
 from clippan.core.errors import ClippanError
 from clippan.core.outputs import Outputs, clear, held, making, touched, unwritten
-from clippan.jobs import check
+from clippan.jobs.kinds import check_writable
 
 HALF = """
 import sys, time
@@ -169,12 +169,12 @@ def test_many_runs_at_once_on_the_same_outputs(tmp_path):
 def test_the_longest_names_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("ä" * 125 + "x.tif", "x" * 255):
-        check.output(name, ())
+        check_writable(name, ())
         with making(name, "map") as part:
             part.write_text("whole")
         assert Path(name).read_text() == "whole"
-        with pytest.raises(ClippanError, match=r"aux.xml file beside it is 8 bytes too long; choose a shorter one"):
-            check.output(name, (), ".aux.xml")
+        with pytest.raises(ClippanError, match=r"\.aux\.xml is 8 bytes too long; choose a shorter one"):
+            check_writable(name, (), ".aux.xml")
 
 
 def test_in_gdal_s_own_file_systems():

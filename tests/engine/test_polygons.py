@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from osgeo import gdal, ogr
 from clippan.catalogue.prompts import Prompt, Table, parse
 from clippan.core.context import Context
 from clippan.core.errors import Cancelled, ClippanError
-from clippan.jobs.segment import VECTORS
+from clippan.jobs.kinds import PolygonFile
 from clippan.segmentation import polygons, regions
 
 ogr.UseExceptions()
+VECTORS = get_args(PolygonFile)[1].endings
 TABLE = parse("water, river; forest; grass; crops; roofs")
 
 
@@ -378,7 +380,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from osgeo import gdal
 gdal.UseExceptions()
 from clippan.core.errors import ClippanError
-from clippan.jobs.base import Context
+from clippan.core.context import Context
 from clippan.segmentation import polygons
 from clippan.catalogue.prompts import parse
 resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000))
