@@ -9,7 +9,7 @@ from clippan import resources
 from clippan.core.messages import Line, Message, Table
 from clippan.jobs.assess import FIGURES
 from clippan.jobs.base import Request, Result, job
-from clippan.jobs.kinds import FusionModelFile, FusionModelOutput, ModelName
+from clippan.jobs.kinds import FusionModelFile, FusionModelOutput, OptionalModelName
 from clippan.jobs.options import SHIPPED, PairOptions, RunOptions, SeedOption
 from clippan.jobs.param import param
 
@@ -81,7 +81,7 @@ class AdaptFusionRequest(PairOptions, SeedOption, RunOptions, Request):
     output: FusionModelOutput = param(
         title="Adapted model", help="The file to write, less than a megabyte. Pansharpen takes it as its fusion model."
     )
-    clip: ModelName = param(
+    clip: OptionalModelName = param(
         "starter",
         title="Supervising CLIP",
         help="The vision-language model that tells whether the result moves in the direction of a good fusion; empty "

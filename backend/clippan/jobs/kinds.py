@@ -273,11 +273,18 @@ class PhrasesKind(Kind):
 
 @dataclass(frozen=True)
 class ModelKind(Kind):
-    """A vision-language model: an id of the catalogue, or a folder or file of the user's own."""
+    """A vision-language model: an id of the catalogue, or a folder or file of the user's own.
+
+    Attributes:
+        none: whether an empty name is possible, and means no model.
+    """
+
+    none: bool = False
 
     def check(self, param: Param, value: Any) -> None:
         """It is known, or weights with their description."""
-        models.find(value)
+        if value or not self.none:
+            models.find(value)
 
     def choices(self) -> Mapping[str, str]:
         """Those of the catalogue."""
@@ -343,6 +350,7 @@ Date = Annotated[str, DateKind()]
 PromptTable = Annotated[str, PromptsKind()]
 Phrases = Annotated[str, PhrasesKind()]
 ModelName = Annotated[str, ModelKind()]
+OptionalModelName = Annotated[str, ModelKind(none=True)]
 Sensor = Annotated[str, SensorKind()]
 FieldName = Annotated[str, FieldKind()]
 LayerName = Annotated[str, LayerKind()]
