@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from clippan.catalogue.prompts import Prompt, Table
-from clippan.fusion.registration import words
+from clippan.core.messages import Message
 from clippan.jobs import (
     Accuracy,
     AlignSensorRequest,
@@ -39,18 +39,19 @@ REFERENCE = {
 def assessment(name: str) -> dict[str, Any]:
     """An assessment with a reference."""
     request = AssessRequest(
-        *(f"/data/{name}.tif", f"/data/{name} pan.tif", (f"{name} 1.tif", f"{name} 2.tif")),
+        fused=f"/data/{name}.tif",
+        pan=f"/data/{name} pan.tif",
+        ms=(f"{name} 1.tif", f"{name} 2.tif"),
         reference=f"{name} truth.tif",
         bands=(4, 2, 1),
     )
     shift = (-1.25, 0.5)
-    hints = (f"The values of {name} are odd.",)
+    hints = (Message("The values of {name} are odd.", name=name),)
     result = AssessResult(FULL, REFERENCE, "wv3", 1234567, "r.html", 12.34, shift, (shift, (0.0, 1.0)), hints)
     image, valid = np.random.default_rng(0).normal(100, 10, (3, 40, 50)).astype(np.float32), np.ones((40, 50), bool)
     pictures = {kind: stretched(image, valid) for kind in ("pan", "ms", "fused", "reference")}
-    told = words(result.shift, result.band_shifts)
     return {
-        **{"request": request, "result": result, "sensor": f"Sensor {name}", "ratio": 4.0, "shift": told},
+        **{"request": request, "result": result, "sensor": f"Sensor {name}", "ratio": 4.0},
         "pictures": pictures,
     }
 

@@ -26,18 +26,18 @@ RESULT = CalibrateResult(
 
 
 def test_command_prints_a_calibration():
-    lines = cli._PRINT[CalibrateResult](RESULT).splitlines()
-    assert lines[0].split() == ["class", "labelled", "before", "after", "offset"]
-    assert lines[1].split() == ["wäter", "1,000", "0.500", "0.750", "+0.125"]
-    assert lines[3].split()[-4:] == ["0", "-", "-", "+0.000"]
-    assert lines[4].split() == ["mean", "IoU", "0.432", "0.765"]
-    assert lines[5].split() == ["right", "0.600", "0.800"]
-    assert lines[6:] == [
+    assert cli._text(RESULT).splitlines() == [
+        "Class         Labelled pixels  IoU before  IoU after  Offset",
+        "wäter                   1,000       0.500      0.750  +0.125",
+        "<b>roofs</b>              500       0.364      0.781  -0.250",
+        'crops, "x"                  0           –          –  +0.000',
+        "mean                    1,500       0.432      0.765",
+        "Accuracy: 60.0% before, 80.0% after",
         "folder/<out>.json: logit scale 41.25, 12.3 s",
         "Report: r.html",
         "Few <labels> of crops.",
     ]
-    assert "Report" not in cli._PRINT[CalibrateResult](dataclasses.replace(RESULT, report=""))
+    assert "Report" not in cli._text(dataclasses.replace(RESULT, report=""))
 
 
 def test_command_prints_a_map():
@@ -50,10 +50,14 @@ def test_command_prints_a_map():
         *("map.tif", 100, 10, classes, "starter", "cpu", (512, 256), 3.21, 1.234),
         *("sure.tif", "", "p.gpkg", "", 42, ("A hint.",), {}, PICTURE),
     )
-    lines = cli._PRINT[SegmentResult](result).splitlines()
-    assert lines[0].split() == ["value", "class", "share", "hectares", "confidence"]
-    assert lines[1].split() == ["1", "water", "30.00", "%", "12,345.68", "0.81"]
-    assert lines[2].split() == ["2", "roofs,", "houses", "0.00", "%", "-", "-"]
-    assert len({len(line) for line in lines[:4]}) == 1  # columns stand under each other
-    assert lines[4] == "map.tif: 100 × 10 pixels, windows of 512, 256 pixels, starter"
-    assert lines[5:] == ["Confidence: sure.tif", "Polygons: p.gpkg (42)", "cpu, 3.2 s, 1.23 MPix/s", "A hint."]
+    assert cli._text(result).splitlines() == [
+        "Value  Class          Share   Hectares  Mean confidence",
+        "    1  water          30.0%  12,345.68             0.81",
+        "    2  roofs, houses   0.0%          –                –",
+        "    0  unclassified   70.0%       1.00             0.25",
+        "map.tif: 100 × 10 pixels, windows of 512, 256 pixels, model starter",
+        "Confidence: sure.tif",
+        "Polygons: p.gpkg",
+        "cpu, 3.2 s, 1.23 megapixels a second",
+        "A hint.",
+    ]

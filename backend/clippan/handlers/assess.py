@@ -24,7 +24,7 @@ from clippan.core.messages import Message
 from clippan.core.threads import count_threads, in_order
 from clippan.fusion import filters
 from clippan.fusion.metrics import BLOCK, FullFigures, ReferenceFigures
-from clippan.fusion.registration import Shifts, register, words
+from clippan.fusion.registration import Shifts, register
 from clippan.fusion.units import Units
 from clippan.jobs.assess import AssessRequest, AssessResult
 from clippan.jobs.options import Registration
@@ -91,7 +91,6 @@ def run(request: AssessRequest, context: Context) -> AssessResult:
                 result=result,
                 sensor=sensor.label,
                 ratio=scene.ratio,
-                shift=words(result.shift, result.band_shifts) if any(result.shift) or result.band_shifts else "",
                 pictures=_pictures(scene, reference),
             )
     context.progress(100, "Done")

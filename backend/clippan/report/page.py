@@ -14,6 +14,7 @@ import torch
 from osgeo import gdal
 
 from clippan import __version__
+from clippan.core.messages import Message
 from clippan.core.outputs import Outputs, making
 
 
@@ -38,7 +39,8 @@ def translate(gettext: Callable[[str], str], language: str = "en") -> None:
     """Sets the language of the pages that are written from now on.
 
     Args:
-        gettext: gives the translation of a text of the templates, or the text itself. What it gives is HTML.
+        gettext: gives the translation of a text of the templates, which is HTML, or of a message of a job; or the text
+            itself.
         language: its code, as in BCP 47.
     """
 
@@ -46,7 +48,7 @@ def translate(gettext: Callable[[str], str], language: str = "en") -> None:
         return gettext(singular if count == 1 else plural)
 
     _templates.install_gettext_callables(gettext, ngettext, newstyle=True)  # type: ignore[attr-defined]
-    _templates.globals["language"] = language
+    _templates.globals.update(language=language, plain_gettext=gettext)
 
 
 def file_name(path: str) -> str:
@@ -64,6 +66,17 @@ def _percent(share: Optional[float]) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
+@jinja2.pass_environment
+def _translated(environment: jinja2.Environment, text: str) -> str:
+    gettext: Any = environment.globals["plain_gettext"]
+    return text.translated(gettext) if isinstance(text, Message) else gettext(text)
+
+
+@jinja2.pass_environment
+def _shown(environment: jinja2.Environment, value: Any) -> Any:
+    return _translated(environment, value) if isinstance(value, Message) else value
+
+
 def _png_uri(picture: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"
 
@@ -72,13 +85,16 @@ _templates = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
+    finalize=_shown,
     extensions=["jinja2.ext.i18n"],
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
 _templates.policies["ext.i18n.trimmed"] = True  # a sentence may go over several lines of a template
-_templates.filters.update(file_name=file_name, number=_number, percent=_percent, png_uri=_png_uri)
+_templates.filters.update(
+    file_name=file_name, number=_number, percent=_percent, png_uri=_png_uri, translated=_translated
+)
 _templates.globals["versions"] = (
     f"clippan {__version__}, PyTorch {torch.__version__}, GDAL {gdal.__version__}, NumPy {np.__version__}"
 )
