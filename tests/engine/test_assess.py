@@ -350,9 +350,9 @@ def test_gain_and_haze_are_no_unit(fused, tmp_path):
 # What it refuses
 
 
-def refuse(match, *arguments, **options):
+def refuse(match, fused, pan, ms, **options):
     with pytest.raises(ClippanError, match=match) as caught:
-        run(AssessRequest(*arguments, **options))
+        run(AssessRequest(fused=fused, pan=pan, ms=ms, **options))
     sentence = str(caught.value)
     assert "\n" not in sentence
     assert sentence.endswith(".")
