@@ -89,14 +89,15 @@ def segmented(size: int, data: Path, folder: Path) -> np.ndarray:
     """A mosaic of aerial pictures, segmented and mirrored."""
     from PIL import Image
 
-    from clippan.jobs import Context, SegmentRequest, run
+    from clippan.handlers import run
+    from clippan.jobs import Context, SegmentRequest
 
-    pictures = sorted((data / "usgs_outer_banks_aerial").glob("*.jpg"))[:4]
+    pictures = sorted((data / "usgs_outer_banks_aerial").glob("*.jpg"))[:2]
     first = np.asarray(Image.open(pictures[0]))
     height, width = first.shape[:2]
-    mosaic = np.zeros((2 * height, 2 * width, 3), np.uint8)
+    mosaic = np.zeros((height, 2 * width, 3), np.uint8)
     for number, path in enumerate(pictures):
-        y, x = number // 2 * height, number % 2 * width
+        y, x = 0, number * width
         mosaic[y : y + height, x : x + width] = np.asarray(Image.open(path))[:height, :width]
     source, output = folder / "mosaic.tif", folder / "mosaic_map.tif"
     Image.fromarray(mosaic).save(source)
@@ -108,9 +109,9 @@ def segmented(size: int, data: Path, folder: Path) -> np.ndarray:
 
 def ours(path: str, output: str, min_area: int, simplify: float) -> None:
     """As Segment by text writes them."""
-    from clippan.jobs import Context
+    from clippan.catalogue.prompts import parse
+    from clippan.core.context import Context
     from clippan.segmentation import polygons
-    from clippan.segmentation.prompts import parse
 
     table = parse(";".join(f"class {number}" for number in range(1, CLASSES + 1)))
     polygons.write(path, None, output, table, min_area, simplify, "starter", Context())
