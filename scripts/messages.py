@@ -1,8 +1,8 @@
 """The texts to translate, and the catalogues of their translations below resources/i18n/.
 
-``python scripts/messages.py update`` brings every catalogue up to date with the code, and says what is left to translate;
-``compile`` makes the files that programs read; ``check`` fails where either would change a file, a text is not translated
-or has other placeholders than the English one.
+``python scripts/messages.py update`` brings the catalogues and what programs read of them up to date with the code, and
+says what is left to translate. ``check`` fails where that would change a file, or a text is not translated or has other
+placeholders than the English one.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def main() -> int:
         people, programs, catalogue = updated(path, language)
         compiled = path.with_suffix(".mo")
         wrong = problems(catalogue)
-        if command in ("update", "compile"):
+        if command == "update":
             path.write_bytes(people)
             compiled.write_bytes(programs)
         elif path.read_bytes() != people or not compiled.is_file() or compiled.read_bytes() != programs:

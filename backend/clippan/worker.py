@@ -1,7 +1,7 @@
 """The warm worker: jobs in, results out, as JSON-RPC 2.0 messages, one a line, over stdin and stdout.
 
-Methods: ``handshake`` (params ``protocol``), ``run`` (params ``job``, ``request``) and the notification ``cancel``
-(params ``id``, that of the run). While a job runs the worker sends the notifications ``progress`` (``id``,
+Methods: ``handshake`` (params ``protocol``, ``language``), ``run`` (params ``job``, ``request``) and the notification
+``cancel`` (params ``id``, that of the run). While a job runs the worker sends the notifications ``progress`` (``id``,
 ``percent``, ``message``) and ``log`` (``id``, ``line``). Jobs run one after the other. End of input cancels what
 runs and ends the worker, and so do SIGTERM and SIGINT.
 """
@@ -24,6 +24,7 @@ from clippan.core.device import share_cores
 from clippan.core.errors import Cancelled, ClippanError, one_line
 from clippan.core.messages import Message
 from clippan.core.protocol import CANCELLED, FAILED, INTERNAL, PARSE_ERROR, PROTOCOL, UNKNOWN_METHOD, WRONG_PROTOCOL
+from clippan.core.translation import set_language
 from clippan.handlers import run
 from clippan.jobs import JOBS, Context, from_json, to_json
 
@@ -63,6 +64,7 @@ class Worker:
             self._fail(None, PARSE_ERROR, "The worker could not read a message.")
             return
         if method == "handshake":
+            set_language(str(params.get("language", "")))
             self._handshake(number, params.get("protocol"))
         elif method == "run":
             self._waiting.put((number, params))

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from qgis.core import Qgis, QgsMessageLog
+from qgis.core import Qgis, QgsApplication, QgsMessageLog
 
 from clippan.core.errors import Cancelled, ClippanError
 from clippan.core.json import from_json, to_json
@@ -122,7 +122,8 @@ class Worker:
     def _greet(self, process: _Process, feedback: Any) -> dict[str, Any]:
         path, remedy = process.launch.interpreter.path, f"choose another under {python.OPTIONS}"
         number = next(self._numbers)
-        process.send({"id": number, "method": "handshake", "params": {"protocol": PROTOCOL}})
+        params = {"protocol": PROTOCOL, "language": QgsApplication.locale()}
+        process.send({"id": number, "method": "handshake", "params": params})
         limit = time.monotonic() + HANDSHAKE_SECONDS
         while True:
             if feedback.isCanceled():

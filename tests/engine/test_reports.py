@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Callable
@@ -119,10 +118,14 @@ def test_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def translated() -> Iterator[Callable[[Callable[[str], str], str], None]]:
+def translated(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], str], str], None]:
     """Sets the language, for this test."""
-    yield page.translate
-    page.translate(str)
+
+    def use(gettext: Callable[[str], str], language: str) -> None:
+        monkeypatch.setattr(page, "translator", lambda _: gettext)
+        monkeypatch.setattr(page, "current_language", lambda: language)
+
+    return use
 
 
 # What stays as it is in every language: names of measures, programs and files, and what the jobs say.

@@ -155,7 +155,7 @@ def test_wrong_protocol(client):
     client.send("handshake", 1, protocol=99)
     answer, _ = client.answer(1)
     assert answer["error"]["code"] == worker.WRONG_PROTOCOL
-    assert answer["error"]["message"] == "The engine speaks protocol 1 and the plugin 99; update both to one version."
+    assert answer["error"]["message"] == f"The engine speaks protocol {worker.PROTOCOL} and the plugin 99; update both to one version."
 
 
 def test_unknown_method_and_job(client):

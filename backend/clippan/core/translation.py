@@ -8,6 +8,19 @@ from typing import Callable
 from clippan import resources
 
 DOMAIN = "clippan"
+_language = "en"
+
+
+def set_language(language: str) -> None:
+    """Sets the language of what the engine writes for people, which is reports; messages are translated by who shows
+    them."""
+    global _language
+    _language = language or "en"
+
+
+def current_language() -> str:
+    """The language that was set, English before."""
+    return _language
 
 
 def translator(language: str) -> Callable[[str], str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import datetime
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
@@ -16,6 +15,7 @@ from osgeo import gdal
 from clippan import __version__
 from clippan.core.messages import Message
 from clippan.core.outputs import Outputs, making
+from clippan.core.translation import current_language, translator
 
 
 def write(path: str, template: str, outputs: Optional[Outputs] = None, **values: Any) -> None:
@@ -30,19 +30,14 @@ def write(path: str, template: str, outputs: Optional[Outputs] = None, **values:
     Raises:
         ClippanError: the file cannot be written.
     """
+    _translate(current_language())
     text = _templates.get_template(f"{template}.html.j2").render(now=datetime.datetime.now(), **values)
     with making(path, "report", outputs) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def translate(gettext: Callable[[str], str], language: str = "en") -> None:
-    """Sets the language of the pages that are written from now on.
-
-    Args:
-        gettext: gives the translation of a text of the templates, which is HTML, or of a message of a job; or the text
-            itself.
-        language: its code, as in BCP 47.
-    """
+def _translate(language: str) -> None:
+    gettext = translator(language)
 
     def ngettext(singular: str, plural: str, count: int) -> str:
         return gettext(singular if count == 1 else plural)
@@ -98,4 +93,3 @@ _templates.filters.update(
 _templates.globals["versions"] = (
     f"clippan {__version__}, PyTorch {torch.__version__}, GDAL {gdal.__version__}, NumPy {np.__version__}"
 )
-translate(str)
