@@ -26,8 +26,9 @@ EXTRA = """
 import os, sys, time
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import ClassVar
-from clippan.jobs import JOBS, Request
+from clippan.jobs import Request
+from clippan.jobs.base import job
+from clippan.jobs.param import param
 from clippan.core.errors import ClippanError
 from clippan import worker
 
@@ -35,12 +36,10 @@ from clippan import worker
 class Result:
     value: float
 
-@dataclass(frozen=True)
+@job("count", title="Count", summary="Counts.", result=Result)
 class Count(Request):
-    name: ClassVar[str] = "count"
-    result: ClassVar[type] = Result
-    steps: int = 3
-    pause: float = 0.0
+    steps: int = param(3, title="Steps", help="How far.")
+    pause: float = param(0.0, title="Pause", help="After each.")
     def run(self, context):
         for step in range(self.steps):
             context.progress(100 * step / self.steps, "step %d" % step)
@@ -48,11 +47,9 @@ class Count(Request):
         context.log("counted – done")
         return Result(float(self.steps))
 
-@dataclass(frozen=True)
+@job("bad", title="Bad", summary="Fails.", result=Result)
 class Bad(Request):
-    name: ClassVar[str] = "bad"
-    result: ClassVar[type] = Result
-    how: str = ""
+    how: str = param("", title="How", help="In which way.")
     def run(self, context):
         if self.how == "sentence":
             raise ClippanError("The pän is wrong; choose another.")
@@ -64,9 +61,8 @@ class Bad(Request):
         sys.stdout.flush()
         return Result(1.0)
 
-for job in (Count, Bad):
-    JOBS[job.name] = job
-    sys.modules[f"clippan.handlers.{job.name}"] = SimpleNamespace(run=job.run)
+for bad in (Count, Bad):
+    sys.modules[f"clippan.handlers.{bad.name}"] = SimpleNamespace(run=bad.run)
 worker.main()
 """
 
@@ -155,7 +151,8 @@ def test_wrong_protocol(client):
     client.send("handshake", 1, protocol=99)
     answer, _ = client.answer(1)
     assert answer["error"]["code"] == worker.WRONG_PROTOCOL
-    assert answer["error"]["message"] == f"The engine speaks protocol {worker.PROTOCOL} and the plugin 99; update both to one version."
+    sentence = f"The engine speaks protocol {worker.PROTOCOL} and the plugin 99; update both to one version."
+    assert answer["error"]["message"] == sentence
 
 
 def test_unknown_method_and_job(client):
@@ -165,7 +162,7 @@ def test_unknown_method_and_job(client):
     client.start(2, "dance")
     answer, _ = client.answer(2)
     assert answer["error"]["code"] == worker.FAILED
-    assert "The engine has no job 'dance'; it knows pansharpen, " in answer["error"]["message"]
+    assert "The engine has no job 'dance'; it knows assess, " in answer["error"]["message"]
 
 
 @pytest.mark.parametrize(
