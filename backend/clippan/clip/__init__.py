@@ -1,1 +1,1 @@
-"""Vision-language models: which there are, where their weights come from, and how they are loaded."""
+"""Vision-language models: where their weights come from, loading, encoding, and dense features."""

@@ -1,1 +1,1 @@
-"""Maps from a few samples: windows, DiffCLIP and its rivals, accuracy."""
+"""Maps from a few samples: stacks of rasters, DiffCLIP, and the classifiers it is compared with."""

@@ -1,1 +1,1 @@
-"""Pansharpening: sensors, methods, metrics, and the jobs that apply them to files."""
+"""Pansharpening: registration, filters, classical methods, networks, and figures of quality."""

@@ -1,4 +1,4 @@
-"""The job Pansharpen: from two sources to one finished file."""
+"""Tiles of a pansharpened raster, computed block by block with any method."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Search: rasters are cut into tiles, the tiles embedded and stored, and the store asked for what fits a text."""
+"""Search: the tiles of rasters and their vectors in a store, and how well they fit what is searched for."""

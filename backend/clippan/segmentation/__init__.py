@@ -1,1 +1,1 @@
-"""Maps by text: prompts, dense features in windows, class maps, calibration. The prompts need no torch and no GDAL."""
+"""Maps by text: class maps from what a model saw, finer edges, and polygons."""
