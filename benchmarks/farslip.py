@@ -59,7 +59,7 @@ from clippan.jobs import Context, Device, RegionsRequest, Target, TrainClipReque
 from clippan.learn.clip.batch import crop_boxes  # noqa: E402
 from clippan.learn.clip.farslip import WEIGHTS  # noqa: E402
 from clippan.learn.clip.losses import contrast  # noqa: E402
-from clippan.learn.descent import descend, rate  # noqa: E402
+from clippan.learn.optimisation import optimiser_step, warmup_cosine  # noqa: E402
 
 STARTER = ROOT / "resources" / "starter-clip"
 DATA = ROOT.parent / "shared" / "data"
@@ -308,7 +308,8 @@ def make(folder: Path, files: Sequence[Path], steps: int) -> None:
             vectors.append(functional.normalize(teacher.model.encode_image(values), dim=-1))
     target = torch.cat(vectors)
     learned = list(student.visual.parameters())
-    optimiser = torch.optim.AdamW(learned, weight_decay=0.05)
+    optimiser = torch.optim.AdamW(learned, lr=MADE_RATE, weight_decay=0.05)
+    scheduler = warmup_cosine(optimiser, steps, steps // 10)
     scale, edge = torch.tensor(MADE_SCALE), VISION["image_size"]
     for step in range(steps):
         chosen = torch.from_numpy(rng.choice(len(whole), MADE_BATCH, replace=False))
@@ -319,7 +320,7 @@ def make(folder: Path, files: Sequence[Path], steps: int) -> None:
         found = student.encode_image(torch.rot90(values, int(rng.integers(4)), (2, 3)))
         loss = contrast(found, target[chosen], scale, [str(number) for number in range(len(chosen))])
         loss = loss + 1 - functional.cosine_similarity(found, target[chosen]).mean()
-        descend(student.visual, optimiser, loss, rate(step, steps, MADE_RATE, steps // 10))
+        optimiser_step(student.visual, optimiser, scheduler, loss)
         if step % 50 == 0:
             print(f"Step {step}: {float(loss.detach()):.3f}", flush=True)
     (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")

@@ -42,7 +42,7 @@ from clippan.fusion.registration import register
 from clippan.handlers import run
 from clippan.jobs import AssessRequest, Compression, Context, Method, PansharpenRequest, Registration
 from clippan.learn.fusion.training import MODEL
-from clippan.learn.run import RECIPE
+from clippan.learn.loop import RECIPE
 from clippan.raster.grid import Axis, Grid
 from clippan.raster.pair import Pair, open_pair
 from clippan.raster.source import BandInfo

@@ -17,26 +17,25 @@ import clippan
 PROCESS = """
 import sys, torch
 from clippan import cli
-import {module} as train
+from clippan.learn.loop import TrainingLoop
 
-go = train.Run.go
+train = TrainingLoop.train
 
 def watched(self):
-    losses = go(self)
+    losses = train(self)
     torch.save({state}, f"{{sys.argv[-1]}}/rank{{self._rank}}.pt")
     return losses
 
-train.Run.go = watched
+TrainingLoop.train = watched
 sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def in_two(folder: Path, module: str, state: str, command: Sequence[str]) -> tuple[subprocess.CompletedProcess, list]:
+def in_two(folder: Path, state: str, command: Sequence[str]) -> tuple[subprocess.CompletedProcess, list]:
     """Runs a command of ``clippan`` in two processes, with its output in ``folder / "run"``.
 
     Args:
         folder: for the run and its program.
-        module: whose ``Run`` runs.
         state: expression for what is to be known of each run in the end.
         command: without the output.
 
@@ -44,7 +43,7 @@ def in_two(folder: Path, module: str, state: str, command: Sequence[str]) -> tup
         How it ended, and the state in either process.
     """
     program, run = folder / "process.py", folder / "run"
-    program.write_text(PROCESS.format(module=module, state=state), encoding="utf-8")
+    program.write_text(PROCESS.format(state=state), encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -410,7 +410,7 @@ def test_a_cancel_after_the_last_step_says_what_is_left(tmp_path, pair, models):
         lambda percent, text: seen.append(text),
         cancelled=lambda: any(text.startswith("Step 10 ") for text in seen[:-1]),
     )
-    with pytest.raises(Cancelled, match=r"^Cancelled after step 10; the same command goes on from there\.$"):
+    with pytest.raises(Cancelled, match=r"^Cancelled after step 10; run the same command to resume\.$"):
         run(asked(tmp_path, pair, models["convolutions"]), stopped)
     assert (tmp_path / "run" / "checkpoint.pt").exists()
 
@@ -419,7 +419,7 @@ def test_too_little_memory_is_told(tmp_path, pair, models, monkeypatch):
     def full(*_: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(align, "descend", full)
+    monkeypatch.setattr(align, "optimiser_step", full)
     with pytest.raises(ClippanError, match="too small for 16 pictures a step; go on with --device cpu, or take fewer"):
         run(asked(tmp_path, pair, models["convolutions"]))
     assert not (tmp_path / "run").exists()
@@ -427,13 +427,13 @@ def test_too_little_memory_is_told(tmp_path, pair, models, monkeypatch):
 
 def test_every_chip_is_seen_once_an_epoch(tmp_path, pair, models, monkeypatch):
     seen: list[int] = []
-    learn = align.Alignment.learn
+    learn = align.Alignment.train_step
 
     def noted(self: Any, step: int, batch: Any) -> Any:
         seen.extend(batch[1].tolist())
         return learn(self, step, batch)
 
-    monkeypatch.setattr(align.Alignment, "learn", noted)
+    monkeypatch.setattr(align.Alignment, "train_step", noted)
     done = run(asked(tmp_path, pair, models["convolutions"], overlap=0.0, steps=None, epochs=5, batch=10))
     assert done.chips == 80
     assert all(sorted(seen[80 * epoch : 80 * (epoch + 1)]) == list(range(80)) for epoch in range(5))

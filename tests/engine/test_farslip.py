@@ -544,11 +544,11 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(boxed, models, end, aft
     with pytest.raises(end) as caught:
         learn(boxed, tmp_path / "parts", models["transformer"], Context(stop), **options)
     if end is Cancelled:
-        assert str(caught.value) == f"Cancelled after step {after}; the same command goes on from there."
+        assert str(caught.value) == f"Cancelled after step {after}; run the same command to resume."
     assert not (tmp_path / "parts" / train.WEIGHTS).exists()
     lines: list[str] = []
     learn(boxed, tmp_path / "parts", models["transformer"], Context(log=lines.append), **options)
-    assert f"Going on after step {after if end is Cancelled else 4}." in lines
+    assert f"Resuming after step {after if end is Cancelled else 4}." in lines
     for name in (train.WEIGHTS, "curves.csv", "recipe.json", CONFIG):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
     with pytest.raises(ClippanError, match="holds the model to start from; choose another"):
@@ -617,7 +617,7 @@ def test_two_processes_learn_what_one_does_with_the_double_batch(boxed, models, 
     options = {"steps": 3, "least": 20, "rate": 1e-3, "threads": 1, "model": models["transformer"], "device": "cpu"}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = ["train", "clip", "--data", str(boxed), "--batch", "3", "--train-text", "--warmup", "0", *words]
-    done, (first, second) = in_two(tmp_path, "clippan.learn.clip.farslip", "self.loaded.model.state_dict()", command)
+    done, (first, second) = in_two(tmp_path, "self.loaded.model.state_dict()", command)
     assert done.stderr.count("Step 6: contrast") == 1  # one of them tells
     assert done.stdout.count("6 pictures, 12 objects, 3 + 3 steps") == 1
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -338,7 +338,7 @@ def test_a_cancel_after_the_last_step_says_what_is_left(tmp_path, sets, model):
         lambda percent, text: seen.append(text), cancelled=lambda: any(text.startswith("Measured") for text in seen)
     )
     request = asked(tmp_path, sets[0], model)
-    with pytest.raises(Cancelled, match=r"^Cancelled after step 12; the same command goes on from there\.$"):
+    with pytest.raises(Cancelled, match=r"^Cancelled after step 12; run the same command to resume\.$"):
         run(request, stopped)
     assert (tmp_path / "run" / "checkpoint.pt").exists()
     assert run(request).loss is None  # it had been learned
@@ -348,7 +348,7 @@ def test_too_little_memory_is_told(tmp_path, sets, model, monkeypatch):
     def full(*_: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(patch, "descend", full)
+    monkeypatch.setattr(patch, "optimiser_step", full)
     with pytest.raises(ClippanError, match=r"too small for 8 pictures a step; go on with --device cpu, or take fewer"):
         run(asked(tmp_path, sets[0], model))
     assert not (tmp_path / "run").exists()

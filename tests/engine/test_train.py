@@ -40,7 +40,7 @@ from clippan.learn.fusion.objective import Weights  # noqa: E402
 from clippan.learn.fusion.recipe import Augment, Language, Pairs, Pictures, Recipe, read  # noqa: E402
 from clippan.learn.fusion.sampler import Sampler  # noqa: E402
 from clippan.learn.fusion.scenes import Mixture, Moments, Pairing, Truth, collate  # noqa: E402
-from clippan.learn.run import CURVES  # noqa: E402
+from clippan.learn.loop import CURVES  # noqa: E402
 from clippan.raster.grid import Axis  # noqa: E402
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "training.md"
@@ -640,11 +640,11 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(data, recipe, tmp_path,
     with pytest.raises(end) as caught:
         learn(data, tmp_path / "parts", path, Context(stop))
     if end is Cancelled:
-        assert str(caught.value) == "Cancelled after step 7; the same command goes on from there."
+        assert str(caught.value) == "Cancelled after step 7; run the same command to resume."
     assert not (tmp_path / "parts" / "model.safetensors").exists()
     lines: list[str] = []
     learn(data, tmp_path / "parts", path, Context(log=lines.append))
-    assert f"Going on after step {7 if end is Cancelled else 4}." in lines
+    assert f"Resuming after step {7 if end is Cancelled else 4}." in lines
     for name in ("model.safetensors", "curves.csv", "recipe.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
     assert curves(tmp_path / "parts")[1][:, 0].tolist() == [3, 6, 9, 10]
@@ -786,7 +786,7 @@ def test_both_stages_of_clippan(data, recipe, tmp_path):
 def test_several_processes_learn_one_network(data, recipe, tmp_path):
     command = ["train", "fusion", "--data", str(data), "--recipe", recipe(), "--steps", "3", "--device", "cpu"]
     state = "[self.network.state_dict(), self._average.state_dict()]"
-    done, (first, second) = in_two(tmp_path, "clippan.learn.fusion.training", state, command)
+    done, (first, second) = in_two(tmp_path, state, command)
     assert done.stderr.count("Step 3: truth.supervised") == 1  # one of them tells
     assert done.stdout.count("model.safetensors") == 1
     for one, other in zip(first, second):

@@ -27,7 +27,7 @@ from clippan.learn.clip.alignment import LOOKED, Alignment, Lesson, inflated, lo
 from clippan.learn.clip.farslip import WEIGHTS, save
 from clippan.learn.clip.patching import ending, head, memory
 from clippan.learn.clip.sensor import Pairs
-from clippan.learn.run import alone, prepare, tidy
+from clippan.learn.loop import discard_unstarted, lock_run_folder, prepare_run_folder
 from clippan.report import page
 
 _FEW = 20  # held-out chips, below which a recall says little
@@ -49,10 +49,12 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
     if origin := texts.origin(request.words, "words"):
         context.log(origin)
     set_threads(request.threads)
-    made = prepare(folder, {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE})
+    made = prepare_run_folder(
+        folder, {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE}
+    )
     batch = min(request.batch, LOOKED)
     try:
-        with alone(folder), memory(request.batch), Outputs() as outputs:
+        with lock_run_folder(folder), memory(request.batch), Outputs() as outputs:
             path = hub.fetch(base, context.part(0, 1))
             teacher = load(path, base, device)
             pairs = Pairs.of(request, outputs.folder(str(folder / WEIGHTS)), context.part(1, 3))
@@ -69,13 +71,13 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
             lesson = Lesson(pairs, train, targets, words, teacher.model.logit_scale.detach().exp())
             run = Alignment(request, student, lesson, device, context.part(22, 96))
             run.resume(device)
-            terms = run.go()
+            terms = run.train()
             with ending(run.steps):
                 after = look(student, pairs, held, device, batch, context.part(96, 98), sensed=True)
                 digested = fingerprint(base, path, context.part(98, 99))
                 context.progress(99, "Writing the model")
     except Exception:
-        tidy(folder, made, (WEIGHTS,))
+        discard_unstarted(folder, made, (WEIGHTS,))
         raise
     about = {
         "base": base.id,

@@ -33,7 +33,7 @@ from clippan.learn.clip.patching import (
     mix,
     read_quizzes,
 )
-from clippan.learn.run import alone, prepare, tidy
+from clippan.learn.loop import discard_unstarted, lock_run_folder, prepare_run_folder
 from clippan.report import page
 
 _FEW = 20  # pictures, below which an accuracy says little
@@ -60,9 +60,9 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
     recipe = {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE}
     if request.samples:  # QGIS hands over a new copy of its layer each time
         recipe["samples"] = digest(request.samples, request.layer, request.field)
-    made = prepare(folder, recipe)
+    made = prepare_run_folder(folder, recipe)
     try:
-        with alone(folder), memory(request.batch):
+        with lock_run_folder(folder), memory(request.batch):
             path = hub.fetch(base, context.part(0, 2))
             loaded = load(path, base, device)
             pixels = request.pixels or loaded.preprocessing.pixels
@@ -71,7 +71,7 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
             run = Tuning(request, loaded, task, pixels, device, context.part(5, 50))
             before = copied_weights(loaded)
             run.resume(device)
-            terms = run.go()
+            terms = run.train()
             with ending(run.steps):
                 after = copied_weights(loaded)
                 points, kept = alpha_curve(
@@ -80,7 +80,7 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
                 digested = fingerprint(base, path, context.part(98, 99))
                 context.progress(99, "Writing the model")
     except Exception:
-        tidy(folder, made, (WEIGHTS,))
+        discard_unstarted(folder, made, (WEIGHTS,))
         raise
     alpha = request.alpha if request.alpha is not None else choose(points, request.keep)
     mix(loaded.model.visual, before, after, alpha)

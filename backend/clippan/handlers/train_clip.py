@@ -18,7 +18,7 @@ from clippan.core.json import to_json
 from clippan.jobs.trainclip import TrainClipRequest, TrainClipResult
 from clippan.learn.clip.data import read
 from clippan.learn.clip.farslip import WEIGHTS, Run, save
-from clippan.learn.run import alone, prepare, processes, tidy
+from clippan.learn.loop import discard_unstarted, distributed, lock_run_folder, prepare_run_folder
 
 _ELSEWHERE = ("output", "threads", "device")  # what a run may be gone on with in another way
 
@@ -33,24 +33,24 @@ def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
     folder, base = Path(request.output), find(request.model)
     in_colours(base)
     choice = choose_device(request.device)
-    with processes(choice.device) as (device, rank, count):
+    with distributed(choice.device) as (device, rank, count):
         set_threads(request.threads)
         made: list[Path] = []
         if rank == 0:
             choice.log(context)
             wanted = {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE}
-            made = prepare(folder, wanted)
+            made = prepare_run_folder(folder, wanted)
         else:  # one of them tells
             context = context.quiet
         try:
-            with alone(folder, rank):
+            with lock_run_folder(folder, rank):
                 path = _fetched(base, rank, count, context.part(0, 2))
                 context.progress(2, "Reading the data")
                 samples = read(request.data, request.caption, context)
                 run = Run(request, base, path, samples, device, rank, count, context.part(3, 100))
-                terms = run.go()
+                terms = run.train()
         except Exception:
-            tidy(folder, made, (WEIGHTS,))
+            discard_unstarted(folder, made, (WEIGHTS,))
             raise
         if rank == 0:
             about = {

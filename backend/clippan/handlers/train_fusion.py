@@ -15,7 +15,7 @@ from clippan.learn.fusion import sources
 from clippan.learn.fusion.recipe import Recipe, read
 from clippan.learn.fusion.sampler import Sampler
 from clippan.learn.fusion.training import MODEL, STAGE_ONE, Run
-from clippan.learn.run import alone, prepare, processes, tidy
+from clippan.learn.loop import discard_unstarted, distributed, lock_run_folder, prepare_run_folder
 
 
 def run(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
@@ -30,20 +30,20 @@ def run(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
     )
     folder = Path(request.output)
     choice = choose_device(request.device)
-    with processes(choice.device) as (device, rank, count):
+    with distributed(choice.device) as (device, rank, count):
         made: list[Path] = []
         if rank == 0:
             choice.log(context)
-            made = prepare(folder, to_json(recipe))
+            made = prepare_run_folder(folder, to_json(recipe))
         else:  # one of them tells
             context = context.quiet
         try:
-            with alone(folder, rank):
+            with lock_run_folder(folder, rank):
                 sampler = _sampler(recipe, Path(request.data), context.part(0, 2))
                 run = Run(recipe, sampler, device, folder, rank, count, context.part(2, 100))
-                losses = run.go()
+                losses = run.train()
         except Exception:
-            tidy(folder, made, (MODEL, STAGE_ONE))
+            discard_unstarted(folder, made, (MODEL, STAGE_ONE))
             raise
         path = folder / MODEL
         if rank == 0:

@@ -16,7 +16,7 @@ from clippan.fewshot import diffusion, windows
 from clippan.fewshot.diffusion import blank, projected
 from clippan.fewshot.network import TIMES, Size
 from clippan.fewshot.stack import Stack
-from clippan.learn.descent import descend, warmup_cosine
+from clippan.learn.optimisation import optimiser_step, warmup_cosine
 
 _TINY = 1e-6  # of the largest variance: less is none
 
@@ -86,7 +86,7 @@ def pretrain(
             seen, hidden = (errors.gather(1, places).mean() for places in (order[:, :visible], order[:, visible:]))
             total = total + _SEEN * seen + _HIDDEN * hidden
             unknown = unknown + hidden.detach() / clean.square().mean().clamp(min=_TINY) / len(scene)
-        descend(network, optimiser, scheduler, total)
+        optimiser_step(network, optimiser, scheduler, total)
         losses.append(unknown.item())
     network.eval()
     encoder.steps, encoder.loss = steps, float(np.mean(losses[-max(1, steps // 10) :])) if losses else math.nan

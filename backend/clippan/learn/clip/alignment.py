@@ -11,7 +11,7 @@ the teacher; elsewhere each band gets the mean kernel of the three colours, time
 that it begins as the teacher of a grey picture. What the tower knows of edges, textures and shapes is kept, so little
 data does.
 
-The folder of a run (``clippan.learn.run``) is a model's folder in the end.
+The folder of a run (``clippan.learn.loop``) is a model's folder in the end.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from clippan.learn.clip import losses
 from clippan.learn.clip.farslip import FEWEST, optimiser
 from clippan.learn.clip.patching import ready, turned, turns
 from clippan.learn.clip.sensor import Chip, Pairs, overlaps
-from clippan.learn.descent import descend, warmup_cosine
-from clippan.learn.run import Training
+from clippan.learn.loop import TrainingLoop
+from clippan.learn.optimisation import optimiser_step, warmup_cosine
 
 _LOGGED, _KEPT = 10, 50  # steps that a row of the curves is the mean of, and between checkpoints
 _WARMUP = 0.1  # part of the steps
@@ -102,7 +102,7 @@ def look(
     return torch.cat(found)
 
 
-class Alignment(Training):
+class Alignment(TrainingLoop):
     """The student's training.
 
     Args:
@@ -131,7 +131,7 @@ class Alignment(Training):
         self._optimiser = optimiser(student.model.visual, request.rate, request.weight_decay)
         self._scheduler = warmup_cosine(self._optimiser, self.steps, int(_WARMUP * self.steps))
 
-    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def sample_batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """What the sensor saw of chips, turned over by chance, and their numbers."""
         request, lesson = self._request, self._lesson
         rng = np.random.default_rng([request.seed, 1, step])
@@ -139,8 +139,7 @@ class Alignment(Training):
         edge = self._student.preprocessing.pixels
         return np.stack([turned(lesson.pairs.sensed(lesson.chips[number], edge), rng) for number in numbers]), numbers
 
-    def learn(self, step: int, batch: tuple[np.ndarray, np.ndarray]) -> Mapping[str, Tensor]:
-        """See Training."""
+    def train_step(self, step: int, batch: tuple[np.ndarray, np.ndarray]) -> Mapping[str, Tensor]:
         request, lesson = self._request, self._lesson
         pictures, numbers = batch
         vectors = self._student.model.encode_image(ready(self._student, pictures, self._device)).float()
@@ -149,11 +148,10 @@ class Alignment(Training):
         terms = distances(vectors, targets, self._norm, lesson.scale, alike, lesson.head)
         weights = {"mse": request.mse, "cosine": request.cosine, "contrast": request.contrast, "label": request.label}
         total = sum((weights[name] * value for name, value in terms.items()), torch.zeros((), device=self._device))
-        descend(self._student.model.visual, self._optimiser, self._scheduler, total)
+        optimiser_step(self._student.model.visual, self._optimiser, self._scheduler, total)
         return {name: value.detach() for name, value in terms.items()}
 
     def state(self) -> dict[str, Any]:
-        """See Training."""
         return {
             "visual": self._student.model.visual.state_dict(),
             "optimiser": self._optimiser.state_dict(),
@@ -161,7 +159,6 @@ class Alignment(Training):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Training."""
         self._student.model.visual.load_state_dict(state["visual"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._scheduler.load_state_dict(state["scheduler"])

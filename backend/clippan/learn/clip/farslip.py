@@ -4,7 +4,7 @@ Stage 1: the contrast of pictures with their texts, and the distillation between
 Stage 2: the contrast of pictures with their texts, and that of objects with their categories.
 
 ``torchrun`` starts one process a device; contrasts are over the pictures of all of them. The folder of a run
-(``clippan.learn.run``) is a model's folder in the end: ``open_clip_config.json`` and weights.
+(``clippan.learn.loop``) is a model's folder in the end: ``open_clip_config.json`` and weights.
 
 The model stays as it is when it is used: its batch normalisations keep the statistics that they came with, as those of
 a small batch of crops are others, and nothing is dropped at random.
@@ -37,8 +37,8 @@ from clippan.jobs.trainclip import Precision, Target, Teacher, TrainClipRequest
 from clippan.learn.clip import losses
 from clippan.learn.clip.batch import Batch, Loader
 from clippan.learn.clip.data import PHRASE, Sample
-from clippan.learn.descent import descend, running_average, warmup_cosine
-from clippan.learn.run import Training
+from clippan.learn.loop import TrainingLoop
+from clippan.learn.optimisation import optimiser_step, running_average, warmup_cosine
 
 WEIGHTS = "open_clip_model.safetensors"
 FEWEST = 40  # steps, where a few pictures would be seen in fewer: these change next to nothing
@@ -172,7 +172,7 @@ class Step(nn.Module):
         return torch.autocast(device.type, torch.bfloat16, enabled=self._request.precision is Precision.BFLOAT16)
 
 
-class Run(Training):
+class Run(TrainingLoop):
     """A training under way.
 
     Args:
@@ -209,7 +209,7 @@ class Run(Training):
         whole = request.batch * count
         self.steps = tuple(request.steps or math.ceil(len(found) * request.epochs / whole) for found in drawn.values())
         super().__init__(Path(request.output), sum(self.steps), rank, context, _LOGGED, _KEPT)
-        self.ends = tuple(sum(self.steps[: number + 1]) for number in range(len(self.steps)))
+        self.stage_ends = tuple(sum(self.steps[: number + 1]) for number in range(len(self.steps)))
         context.log(f"{len(samples)} pictures, {self.objects} objects for stage 2, {self._steps} steps.")
         self.loaded = load(path, base, device)
         pixels = request.pixels or self.loaded.preprocessing.pixels
@@ -252,7 +252,7 @@ class Run(Training):
 
     def _place(self, step: int) -> tuple[int, int]:
         """Which of the stages a step belongs to, and its number there."""
-        number = next(number for number, end in enumerate(self.ends) if step < end)
+        number = next(number for number, end in enumerate(self.stage_ends) if step < end)
         return number, step - sum(self.steps[:number])
 
     def _begin(self, number: int) -> None:
@@ -262,13 +262,11 @@ class Run(Training):
         self._optimiser = optimiser(self.loaded.model, request.rate, request.weight_decay)
         self._scheduler = warmup_cosine(self._optimiser, steps, warmup)
 
-    def draw(self, step: int) -> Batch:
-        """See Training."""
+    def sample_batch(self, step: int) -> Batch:
         number, place = self._place(step)
         return self._loaders[number](place)
 
-    def learn(self, step: int, batch: Batch) -> dict[str, Tensor]:
-        """See Training."""
+    def train_step(self, step: int, batch: Batch) -> dict[str, Tensor]:
         request = self._request
         number, place = self._place(step)
         if not place:
@@ -276,7 +274,7 @@ class Run(Training):
         model = self.loaded.model
         try:
             total, terms = self._parallel(batch.to(self._device))
-            descend(model, self._optimiser, self._scheduler, total)
+            optimiser_step(model, self._optimiser, self._scheduler, total)
         except torch.cuda.OutOfMemoryError as error:
             raise ClippanError(
                 "The GPU's memory is too small for {batch} pictures a step; choose a smaller batch, or --precision "
@@ -291,7 +289,6 @@ class Run(Training):
         return terms
 
     def state(self) -> dict[str, Any]:
-        """See Training."""
         teacher = self._whole.teacher
         return {
             "model": self.loaded.model.state_dict(),
@@ -301,7 +298,6 @@ class Run(Training):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Training."""
         self.loaded.model.load_state_dict(state["model"])
         if self._whole.teacher:
             self._whole.teacher.visual.load_state_dict(state["teacher"])

@@ -5,7 +5,7 @@ by interpolating weights"): the words of the classes are a frozen classifier, th
 result lies between what it was and what it became, θ = (1 − α)·θ₀ + α·θ₁. How far to go is chosen on pictures of the
 classes and of a control set that the tuning did not see, and measured on others that the choice did not see either.
 
-The folder of a run (``clippan.learn.run``) is a model's folder in the end.
+The folder of a run (``clippan.learn.loop``) is a model's folder in the end.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from clippan.jobs.finetune import AlphaPoint, ClassGain, FinetuneClipRequest
 from clippan.learn.clip import chips as chipped
 from clippan.learn.clip.chips import Chips, Split
 from clippan.learn.clip.farslip import FEWEST, optimiser
-from clippan.learn.descent import descend, warmup_cosine
-from clippan.learn.run import Training
+from clippan.learn.loop import TrainingLoop
+from clippan.learn.optimisation import optimiser_step, warmup_cosine
 from clippan.raster.scene import Look
 
 _LOGGED, _KEPT = 10, 50  # steps that a row of the curves is the mean of, and between checkpoints
@@ -94,9 +94,7 @@ def ending(steps: int) -> Iterator[None]:
     try:
         yield
     except Cancelled:
-        raise Cancelled(
-            Message("Cancelled after step {steps}; the same command goes on from there.", steps=steps)
-        ) from None
+        raise Cancelled(Message("Cancelled after step {steps}; run the same command to resume.", steps=steps)) from None
 
 
 def read_quizzes(
@@ -187,7 +185,7 @@ def ready(loaded: Loaded, pictures: np.ndarray, device: torch.device) -> Tensor:
     return values.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
-class Tuning(Training):
+class Tuning(TrainingLoop):
     """The tuning of the image tower.
 
     Args:
@@ -223,7 +221,7 @@ class Tuning(Training):
         self._optimiser = optimiser(loaded.model.visual, request.rate, request.weight_decay)
         self._scheduler = warmup_cosine(self._optimiser, self.steps, int(_WARMUP * self.steps))
 
-    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def sample_batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Chips, turned over by chance, and their classes."""
         train, batch = self._task.split.train, self._request.batch
         rng = np.random.default_rng([self._request.seed, 1, step])
@@ -231,18 +229,16 @@ class Tuning(Training):
         seen = [turned(self._task.chips.read(int(number), self._pixels), rng) for number in numbers]
         return np.stack(seen), self._task.chips.labels[numbers]
 
-    def learn(self, step: int, batch: tuple[np.ndarray, np.ndarray]) -> Mapping[str, Tensor]:
-        """See Training."""
+    def train_step(self, step: int, batch: tuple[np.ndarray, np.ndarray]) -> Mapping[str, Tensor]:
         pictures, labels = batch
         vectors = self._loaded.model.encode_image(ready(self._loaded, pictures, self._device)).float()
         logits = self._scale * functional.normalize(vectors, dim=-1) @ self._task.head.T
         truth = torch.from_numpy(labels).long().to(self._device)
         loss = functional.cross_entropy(logits, truth, label_smoothing=_SMOOTHING)
-        descend(self._loaded.model.visual, self._optimiser, self._scheduler, loss)
+        optimiser_step(self._loaded.model.visual, self._optimiser, self._scheduler, loss)
         return {"loss": loss.detach()}
 
     def state(self) -> dict[str, Any]:
-        """See Training."""
         return {
             "visual": self._loaded.model.visual.state_dict(),
             "optimiser": self._optimiser.state_dict(),
@@ -250,7 +246,6 @@ class Tuning(Training):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Training."""
         self._loaded.model.visual.load_state_dict(state["visual"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._scheduler.load_state_dict(state["scheduler"])

@@ -28,12 +28,12 @@ from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.fusion.model import FusionModel
 from clippan.jobs.adapt import AdaptFusionRequest
-from clippan.learn.descent import descend, running_average, warmup_cosine
 from clippan.learn.fusion import language, losses
 from clippan.learn.fusion.batch import Batch
 from clippan.learn.fusion.figures import measure
 from clippan.learn.fusion.ground import Ground
 from clippan.learn.fusion.objective import Objective, Weights
+from clippan.learn.optimisation import optimiser_step, running_average, warmup_cosine
 
 # How it is learned.
 _RATE = 3e-4
@@ -237,7 +237,7 @@ class Adaptation:
             direction = self._supervisor.direction(_some(full, _SEEN), fused[:_SEEN])
             total = total + _LANGUAGE * _EVERY_SEEN * direction
             terms["language"] = direction.detach()
-        descend(self._network, self._optimiser, self._scheduler, total)
+        optimiser_step(self._network, self._optimiser, self._scheduler, total)
         self._average.update_parameters(self._network)
         for name, term in terms.items():
             value = float(term)

@@ -21,13 +21,13 @@ from clippan.core.context import Context
 from clippan.core.messages import Message
 from clippan.fusion import model, networks
 from clippan.fusion.model import FusionModel
-from clippan.learn.descent import descend, running_average, warmup_cosine
 from clippan.learn.fusion import language
 from clippan.learn.fusion.batch import Batch
 from clippan.learn.fusion.objective import Objective
 from clippan.learn.fusion.recipe import Recipe
 from clippan.learn.fusion.sampler import Sampler
-from clippan.learn.run import Training
+from clippan.learn.loop import TrainingLoop
+from clippan.learn.optimisation import optimiser_step, running_average, warmup_cosine
 
 _LOGGED = 50  # steps that a row of the curves is the mean of
 _KEPT = 500  # steps between checkpoints
@@ -59,7 +59,7 @@ class Step(nn.Module):
         return total, terms
 
 
-class Run(Training):
+class Run(TrainingLoop):
     """A training under way.
 
     Args:
@@ -115,20 +115,17 @@ class Run(Training):
         }
         return FusionModel(self._average.module.eval(), recipe.network, recipe.options, bound, about)
 
-    def draw(self, step: int) -> dict[str, Batch]:
-        """See Training."""
+    def sample_batch(self, step: int) -> dict[str, Batch]:
         rng = np.random.default_rng([self._recipe.seed, self._rank, step])
         return {kind: getattr(self._sampler, kind)(rng) for kind in self._kinds}
 
-    def learn(self, step: int, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
-        """See Training."""
+    def train_step(self, step: int, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
         total, terms = self._step({kind: part.to(self._device) for kind, part in batch.items()})
-        descend(self.network, self._optimiser, self._scheduler, total)
+        optimiser_step(self.network, self._optimiser, self._scheduler, total)
         self._average.update_parameters(self.network)
         return terms
 
     def state(self) -> dict[str, Any]:
-        """See Training."""
         return {
             "network": self.network.state_dict(),
             "average": self._average.state_dict(),
@@ -137,7 +134,6 @@ class Run(Training):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Training."""
         self.network.load_state_dict(state["network"])
         self._average.load_state_dict(state["average"])
         self._optimiser.load_state_dict(state["optimiser"])

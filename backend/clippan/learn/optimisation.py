@@ -1,4 +1,4 @@
-"""A step of an optimiser, its learning rate and the running average of weights, as all trainings here have them."""
+"""What all training runs share: learning-rate schedule, optimiser step, running average of the weights."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
-_CLIP = 1.0  # greatest norm of a gradient
+_MAX_GRADIENT_NORM = 1.0
 
 
 def warmup_cosine(optimiser: torch.optim.Optimizer, steps: int, warmup: int) -> LambdaLR:
-    """A learning rate that rises to the optimiser's own in the steps of the warm-up, and falls to 0 as a cosine."""
+    """A learning rate that rises linearly to the optimiser's own during the warm-up, and falls to 0 as a cosine."""
 
     def factor(step: int) -> float:
         return min(1, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
@@ -22,23 +22,23 @@ def warmup_cosine(optimiser: torch.optim.Optimizer, steps: int, warmup: int) -> 
     return LambdaLR(optimiser, factor)
 
 
-def descend(network: nn.Module, optimiser: torch.optim.Optimizer, scheduler: LambdaLR, total: Tensor) -> None:
-    """Goes a step down the gradient of a loss."""
+def optimiser_step(network: nn.Module, optimiser: torch.optim.Optimizer, scheduler: LambdaLR, loss: Tensor) -> None:
+    """Takes one step on a loss, with the gradient clipped; skips it if the gradient is not finite."""
     optimiser.zero_grad()
-    total.backward()
-    norm = nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
-    if torch.isfinite(norm):  # a patch without contrast must not spoil the network
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(network.parameters(), _MAX_GRADIENT_NORM)
+    if torch.isfinite(norm):  # a patch without contrast must not corrupt the network
         optimiser.step()
     scheduler.step()
 
 
 def running_average(network: nn.Module, decay: float, early: int = 0) -> AveragedModel:
-    """An exponential moving average of a network's weights that begins with what they are now.
+    """An exponential moving average of a network's weights, starting from the current ones.
 
     Args:
-        network: that will be trained.
+        network: the network that will be trained.
         decay: share of the past in each update.
-        early: with n updates so far the share is n / (n + early) at most, so that the start is soon forgotten.
+        early: after n updates the share is at most n / (n + early), so that the initial weights soon fade.
     """
 
     def update(averages: PARAM_LIST, weights: PARAM_LIST, count: Union[Tensor, int]) -> None:
@@ -46,5 +46,5 @@ def running_average(network: nn.Module, decay: float, early: int = 0) -> Average
         get_ema_multi_avg_fn(share)(averages, weights, count)
 
     average = AveragedModel(network, multi_avg_fn=update).requires_grad_(False)
-    average.update_parameters(network)  # the first of those that are averaged
+    average.update_parameters(network)
     return average
