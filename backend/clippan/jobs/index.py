@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional
 
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Line, Message
@@ -109,6 +110,7 @@ class IndexRequest(PictureOptions, ExtentOptions, RunOptions, Request):
         high=0.9,
         advanced=True,
     )
+    nodata: Optional[float] = inherited(None, advanced=False)
     extent: Extent = inherited(
         (),
         help="Only tiles that touch it are indexed. In degrees, a west above the east means across the 180th meridian.",

@@ -21,7 +21,7 @@ from clippan.jobs.kinds import (
     Report,
     Sensor,
 )
-from clippan.jobs.param import group, param
+from clippan.jobs.param import group, inherited, param
 
 SHIPPED = "fusion/clippan.safetensors"  # the fusion model that comes with CLIPPan, below the resources
 
@@ -151,6 +151,8 @@ class ExtentOptions:
 @group
 class PairOptions(NodataOption):
     """A multispectral and a panchromatic raster of one scene."""
+
+    nodata: Optional[float] = inherited(None, advanced=False)
 
     ms: Rasters = param(
         title="Multispectral raster(s)",

@@ -110,7 +110,10 @@ class TrainClipRequest(TrainingOptions, Request):
         "--help.",
     )
     stages: tuple[int, ...] = param(
-        (1, 2), title="Stages", help="1 (places in pictures), 2 (objects with categories), or 1,2 for both."
+        (1, 2),
+        title="Stages",
+        help="1 (places in pictures), 2 (objects with categories), or 1,2 for both.",
+        advanced=True,
     )
     warmup: Optional[int] = param(
         None,
@@ -175,7 +178,9 @@ class TrainClipRequest(TrainingOptions, Request):
         Precision.FLOAT32, title="Precision", help="Number format in which the towers compute.", advanced=True
     )
     epochs: int = inherited(1, help="How often each stage sees every picture.")
-    steps: Optional[int] = inherited(None, help="Number of training steps of each stage, instead of the epochs.")
+    steps: Optional[int] = inherited(
+        None, advanced=False, help="Number of training steps of each stage, instead of the epochs."
+    )
     batch: int = inherited(
         32, low=2, help="Number of pictures in a training step of each process; fewer need less memory and time."
     )
