@@ -72,7 +72,7 @@ class Worker:
             self._cancelled.add(params.get("id"))
         else:
             self._fail(
-                number, UNKNOWN_METHOD, Message("The worker does not know the method '{method}'.", method=method)
+                number, UNKNOWN_METHOD, Message("The worker does not know the method {method!r}.", method=method)
             )
 
     def _handshake(self, number: Any, protocol: Any) -> None:
@@ -81,7 +81,7 @@ class Worker:
                 number,
                 WRONG_PROTOCOL,
                 Message(
-                    "The engine speaks protocol {PROTOCOL} and the plugin {protocol}; update both to one version.",
+                    "The engine speaks protocol {PROTOCOL} and the plugin {protocol!r}; update both to one version.",
                     PROTOCOL=PROTOCOL,
                     protocol=protocol,
                 ),

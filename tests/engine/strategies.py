@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 PRIMITIVES: dict[Any, st.SearchStrategy] = {
     str: st.text(max_size=8),
     bool: st.booleans(),
-    int: st.integers(-(2**70), 2**70) | st.integers(0, 8),
+    int: st.integers(-(2**63) + 1, 2**63 - 1) | st.integers(0, 8),
     float: st.floats(),  # NaN and the infinities too
 }
 

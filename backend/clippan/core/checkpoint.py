@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Optional
 
@@ -11,6 +11,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from clippan.core.outputs import Outputs, making
+
+_ANYWAY = 64  # a size up to which a network is small
 
 
 def write(
@@ -41,3 +43,18 @@ def _ordered(content: bytes) -> bytes:
 def metadata(content: bytes) -> dict[str, str]:
     """The metadata of a safetensors file."""
     return dict(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {})
+
+
+def check_sizes(sizes: Iterable[int], weights: Mapping[str, Tensor]) -> None:
+    """Refuses a damaged description, by which a network would be built that is too large for this machine.
+
+    Args:
+        sizes: of the network: how wide, how deep and so on.
+        weights: that it is to have.
+
+    Raises:
+        ValueError: a size is larger than any of the weights, and than there are of them.
+    """
+    most = max(_ANYWAY, len(weights), *(size for value in weights.values() for size in value.shape))
+    if max(sizes, default=0) > most:
+        raise ValueError("it describes a larger network than it has weights for")

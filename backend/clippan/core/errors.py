@@ -18,6 +18,9 @@ class ClippanError(Exception):
     """
 
     def __init__(self, sentence: str, /, **values: Any) -> None:
+        for name, value in values.items():  # what is quoted may have several lines
+            if isinstance(value, str) and not isinstance(value, Message):
+                values[name] = " ".join(value.splitlines())
         self.message = sentence if isinstance(sentence, Message) and not values else Message(sentence, **values)
         super().__init__(self.message)
 

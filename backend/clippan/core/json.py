@@ -14,6 +14,7 @@ from clippan.core.messages import Message
 
 T = TypeVar("T")
 
+_LARGEST = 2**63  # whole numbers from here on fit into no array or file
 REQUIRED: Any = enum.Enum("Required", "REQUIRED").REQUIRED  # type: ignore[attr-defined]  # default of fields without one
 
 
@@ -84,7 +85,10 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
     if hint is Any:
         return value
     if hint is str and isinstance(value, Mapping) and set(value) == {"message", "values"}:
-        return Message.from_json(value)
+        try:
+            return Message.from_json(value)
+        except (AttributeError, LookupError, TypeError, ValueError):  # values that do not go with the key
+            pass
     if isinstance(hint, type):
         if dataclasses.is_dataclass(hint):
             return from_json(hint, value)
@@ -96,6 +100,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
                 raise ClippanError(
                     "Unknown {name} '{value}'; choose one of {known}.", name=name, value=value, known=known
                 ) from None
+        if hint in (int, float) and isinstance(value, int) and abs(value) >= _LARGEST:
+            raise ClippanError("{name} is larger than any number that is meant here; choose a smaller one.", name=name)
         if hint is float and value in ("NaN", "Infinity", "-Infinity"):
             return float(value)
         if hint is float and isinstance(value, int) and not isinstance(value, bool):

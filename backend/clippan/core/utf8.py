@@ -18,6 +18,10 @@ def check(value: Any) -> None:
     elif isinstance(value, (list, tuple)):
         for item in value:
             check(item)
+    elif isinstance(value, str) and "\0" in value:
+        raise ClippanError(
+            "“{text}” holds the character NUL, which no name may have; remove it.", text=value.replace("\0", "\\0")
+        )
     elif isinstance(value, str) and not value.isascii():
         try:
             value.encode()

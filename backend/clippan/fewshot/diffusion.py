@@ -7,10 +7,11 @@ the authors' code shows the encoder the labelled pixels' windows only, this one 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
@@ -19,9 +20,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from clippan.core.checkpoint import write
+from clippan.core.checkpoint import check_sizes, write
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError, one_line
+from clippan.core.json import from_json
 from clippan.core.outputs import Outputs
 from clippan.fewshot import windows
 from clippan.fewshot.network import Network, Size
@@ -121,7 +123,7 @@ class Encoder:
         header = {
             "kind": _KIND,
             "bands": json.dumps(self.bands),
-            "size": json.dumps(asdict(self.network.size)),
+            "size": json.dumps(dataclasses.asdict(self.network.size)),
             "about": json.dumps(about),
         }
         weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
@@ -140,19 +142,20 @@ def load(path: Path, device: torch.device) -> Encoder:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header.get("kind") != _KIND:
             raise ValueError("it holds something else")
-        size, about = Size(**json.loads(header["size"])), json.loads(header["about"])
-        count = len(json.loads(header["bands"]))
-        network = Network(size, [weights[f"owns.{number}.projection"] for number in range(count)])
+        size, about = from_json(Size, json.loads(header["size"])), json.loads(header["about"])
+        check_sizes(dataclasses.astuple(size), weights)
+        projections = [weights[f"owns.{number}.projection"] for number in range(len(json.loads(header["bands"])))]
+        network = Network(size, projections)
         network.load_state_dict(weights)
+        means, scales = (tuple(np.array(values, np.float32) for values in about[name]) for name in ("means", "scales"))
+        loss = math.nan if about["loss"] is None else float(about["loss"])
+        return Encoder(network.to(device).eval(), device, int(about["steps"]), loss, means, scales)
     except Exception as error:
         raise ClippanError(
             "{path} cannot be read as an encoder of a scene ({reason}); choose a file that Pre-train on a scene wrote.",
             path=path,
             reason=one_line(error),
         ) from error
-    means, scales = (tuple(np.array(values, np.float32) for values in about[name]) for name in ("means", "scales"))
-    loss = math.nan if about["loss"] is None else about["loss"]
-    return Encoder(network.to(device).eval(), device, about["steps"], loss, means, scales)
 
 
 def blank(modalities: Sequence[np.ndarray], valid: np.ndarray, size: Size, seed: int, device: torch.device) -> Encoder:

@@ -14,7 +14,7 @@ from safetensors.torch import load as parse
 from torch import nn
 
 from clippan import resources
-from clippan.core.checkpoint import metadata, write
+from clippan.core.checkpoint import check_sizes, metadata, write
 from clippan.core.errors import ClippanError, one_line
 from clippan.fusion import networks
 from clippan.jobs.options import SHIPPED
@@ -113,10 +113,11 @@ def load(path: str, device: torch.device) -> FusionModel:
         raise ClippanError(
             "The description in {file} is damaged; adapt or train the model again.", file=file
         ) from error
-    network = networks.build(name, bands or 1, **options)
     try:
+        check_sizes([bands, *(value for value in options.values() if isinstance(value, int))], weights)
+        network = networks.build(name, bands or 1, **options)
         network.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ClippanError(
             "The weights in {file} are not those of {name}; train it again.", file=file, name=name
         ) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Optional
 
 from clippan.core import texts
@@ -27,6 +26,7 @@ from clippan.jobs.kinds import (
     Rasters,
     Report,
     Vector,
+    is_file,
 )
 from clippan.jobs.options import SceneOptions
 from clippan.jobs.param import inherited, param
@@ -284,7 +284,7 @@ class ClassifyRequest(SceneOptions, Request):
 
     def check(self) -> None:
         """What belongs to one method is not given for another."""
-        if self.encoder and not Path(self.encoder).is_file():
+        if self.encoder and not is_file(self.encoder):
             raise ClippanError("The pre-trained scene {path} does not exist; check the path.", path=self.encoder)
         if self.encoder and self.save_encoder:
             raise ClippanError(

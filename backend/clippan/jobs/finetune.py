@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Optional
 
 from clippan.core import texts
@@ -18,6 +17,8 @@ from clippan.jobs.kinds import (
     Raster,
     Vector,
     check_start_is_kept,
+    is_file,
+    is_folder,
 )
 from clippan.jobs.options import ChipOptions
 from clippan.jobs.param import inherited, param
@@ -208,12 +209,12 @@ class FinetuneClipRequest(ChipOptions, Request):
     def check(self) -> None:
         """Folders of pictures are folders, and the start is kept."""
         if not self.samples:
-            if Path(self.data).is_file():
+            if is_file(self.data):
                 raise ClippanError(
                     "{path} is not a folder of pictures; for a raster give its labelled places (--samples).",
                     path=self.data,
                 )
-            if not Path(self.data).is_dir():
+            if not is_folder(self.data):
                 raise ClippanError(
                     "The folder of pictures {path} does not exist; create it or choose another.", path=self.data
                 )

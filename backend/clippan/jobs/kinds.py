@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 from clippan.catalogue import models, prompts, sensors
 from clippan.core import texts
@@ -74,9 +74,9 @@ class FolderInput(Kind):
 
     def check(self, param: Param, value: Any) -> None:
         """It is there, and no file."""
-        if Path(value).is_file():
+        if is_file(value):
             raise ClippanError("“{title}”, {path}, is a file; choose a folder.", title=_title(param), path=value)
-        if not Path(value).is_dir():
+        if not is_folder(value):
             raise ClippanError(
                 "“{title}”, {path}, does not exist; create the folder or choose another.",
                 title=_title(param),
@@ -161,7 +161,7 @@ class FolderOutput(Kind):
     def check(self, param: Param, value: Any) -> None:
         """The folder that it lies in exists."""
         parent = Path(value).absolute().parent
-        if not parent.is_dir():
+        if not is_folder(parent):
             raise ClippanError(
                 "The folder {folder} does not exist; create it or choose another for “{title}”.",
                 folder=parent,
@@ -374,6 +374,16 @@ def outputs(request: Any, declared: Iterable[Param]) -> tuple[str, ...]:
     return tuple(path for path in paths if path)
 
 
+def is_file(path: Union[str, Path]) -> bool:
+    """Whether there is a file of this name; False too for texts that cannot be one, for which pathlib raises."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Union[str, Path]) -> bool:
+    """Whether there is a folder of this name; False too for texts that cannot be one, for which pathlib raises."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def check_writable(path: str, inputs: Iterable[str], beside: str = "") -> None:
     """A file to write lies in a writable folder that takes its name, also with ``beside`` appended, and is none of the
     inputs, neither through links nor with an input inside."""
@@ -384,16 +394,16 @@ def check_writable(path: str, inputs: Iterable[str], beside: str = "") -> None:
         return
     _check_length(target, beside)
     try:
-        is_folder = target.is_dir()
+        taken = target.is_dir()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ClippanError(
             "The output {path} cannot be written ({reason}); choose another name.", path=path, reason=reason
         ) from None
-    if is_folder:
+    if taken:
         raise ClippanError("The output {path} is a folder; add a file name.", path=path)
     folder = target.absolute().parent
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ClippanError("The output folder {folder} does not exist; create it or choose another.", folder=folder)
     if not os.access(folder, os.W_OK):
         raise ClippanError("The output folder {folder} is not writable; choose another.", folder=folder)
@@ -410,7 +420,7 @@ def check_distinct(paths: Sequence[str]) -> None:
 def check_start_is_kept(folder: str, start: str) -> None:
     """The folder of a training does not hold the model that it starts from, which it would replace."""
     known = Path(start).resolve()
-    if known.exists() and Path(folder).resolve() in (known, known.parent):
+    if (is_file(known) or is_folder(known)) and Path(folder).resolve() in (known, known.parent):
         raise ClippanError(
             "The folder {folder} holds the model to start from; choose another for what is trained.", folder=folder
         )

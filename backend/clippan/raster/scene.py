@@ -19,6 +19,7 @@ from osgeo import gdal, gdal_array, osr
 from clippan.catalogue.colours import BandChoice
 from clippan.core.channels import Channels
 from clippan.core.errors import ClippanError
+from clippan.core.json import from_json
 from clippan.core.messages import Message
 from clippan.jobs.options import Stretch
 from clippan.jobs.picture import RasterPicture
@@ -96,10 +97,12 @@ class Look:
 
     @classmethod
     def of(cls, text: str) -> Look:
-        """From JSON."""
-        values: dict[str, Any] = json.loads(text)
-        lists = {name: tuple(values[name]) for name in ("tile", "tile_metres", "bands", "extent")}
-        return cls(**{**values, **lists, "stretch": Stretch(values["stretch"])})
+        """From JSON.
+
+        Raises:
+            ClippanError, ValueError: it is none.
+        """
+        return from_json(cls, json.loads(text))
 
 
 def room(count: int, shape: tuple[int, int], channels: Optional[Channels]) -> np.ndarray:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import operator
 import os
 import sqlite3
 import threading
@@ -29,7 +30,7 @@ from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
 from clippan.core.outputs import Outputs, held, unwritten
 from clippan.raster.products import exists
-from clippan.raster.scene import spatial
+from clippan.raster.scene import Look, spatial
 from clippan.raster.tiles import Window
 from clippan.raster.writer import abandon, close
 from clippan.search import compare
@@ -38,7 +39,9 @@ FORMAT = "1"
 _DOMAIN = "CLIPPAN"
 _SECONDS = 10  # to wait for another process that is committing
 _DROPPED = 5000  # tiles that are removed at a time
+_WIDEST = 2**16  # vectors and pictures; no model's are
 _PATIENCE = "busy_timeout=60000"  # milliseconds that a commit waits for a reader
+_DAMAGE = (RuntimeError, ValueError, TypeError, LookupError, OverflowError)  # of values that are none of ours
 _PART = 900  # ids in one question: SQLite's limit is 999
 
 ogr.UseExceptions()
@@ -135,15 +138,18 @@ class Index:
         self._known = _state(path)
         self.about = _about(path)
         with self._reading() as cursor:
+            cursor.execute("BEGIN")  # both tables as they are at one moment
             rows = cursor.execute(
                 "SELECT id, path, relative, look, fingerprint, stretch, date, done, planned FROM rasters"
             ).fetchall()
+            self.rasters = {row[0]: _raster(path, row) for row in rows}
             # One pass over two columns; a million tiles take about a second.
             pairs = np.array(
                 cursor.execute("SELECT fid, raster_id FROM tiles ORDER BY fid").fetchall(), np.int64
             ).reshape(-1, 2)
-        self.rasters = {row[0]: _raster(path, row) for row in rows}
-        self._ids, self._of_raster = pairs[:, 0], pairs[:, 1]
+            self._ids, self._of_raster = pairs[:, 0], pairs[:, 1]
+            if (self._ids < 1).any() or not np.isin(self._of_raster, list(self.rasters)).all():
+                raise ValueError("it has tiles of no raster")
         self._matrix = self._open_matrix()
 
     def _open_matrix(self) -> np.ndarray:
@@ -171,10 +177,11 @@ class Index:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Cursor]:
+        """For questions to the tables, and what makes values of the answers: whatever fails, the index is damaged."""
         try:
             with contextlib.closing(_connect(self.path, "ro")) as connection:
                 yield connection.cursor()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ClippanError, *_DAMAGE) as error:
             raise unreadable(self.path, error) from error
 
     @property
@@ -230,7 +237,8 @@ class Index:
                 # Only question marks are put into the text.
                 question = f"SELECT fid, raster_id, x, y, width, height, scale, geom FROM tiles WHERE fid IN ({marks})"  # nosec B608
                 for row in cursor.execute(question, part):
-                    found[row[0]] = Tile(row[0], row[1], Window(*row[2:6]), row[6], _corners(row[7]))
+                    window = Window(*map(operator.index, row[2:6]))
+                    found[row[0]] = Tile(row[0], row[1], window, float(row[6]), _corners(row[7]))
         return [found[int(number)] for number in ids if int(number) in found]
 
     def at(self, x: float, y: float) -> Optional[Tile]:
@@ -338,8 +346,8 @@ class Builder:
         same_model(f"index {self.path}", found, self.about)
         self.about = found
         self.rasters = dict(index.rasters)
-        with contextlib.closing(_connect(self.path, "ro")) as connection:
-            row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'rasters'").fetchone()
+        with index._reading() as cursor:
+            row = cursor.execute("SELECT seq FROM sqlite_sequence WHERE name = 'rasters'").fetchone()
         self._last_raster = max([row[0] if row else 0, *self.rasters])  # a number that was given is not given again
         used = {int(number) for number in index.chosen(Filter())}
         self._next = max(used, default=0) + 1
@@ -638,17 +646,26 @@ def _about(path: str) -> About:
         raise ClippanError("{path} is no index of CLIPPan; choose one that Build tile index has made.", path=path)
     names = ("model", "label", "sha256", "crs")
     texts = {name: values.get(name, "") for name in names}
-    return About(**texts, width=int(values["width"]), pixels=int(values["pixels"]))
+    try:
+        width, pixels = int(values["width"]), int(values["pixels"])
+        if not (0 < width < _WIDEST and 0 < pixels < _WIDEST):
+            raise ValueError(f"vectors of {width} numbers, pictures of {pixels} pixels")
+    except _DAMAGE as error:
+        raise unreadable(path, error) from error
+    return About(**texts, width=width, pixels=pixels)
 
 
 def _raster(index: str, row: Sequence[Any]) -> Raster:
     number, path, relative, look, fingerprint, stretch, date, done, planned = row
+    Look.of(look)  # raises for what is none
+    if not all(isinstance(text or "", str) for text in (path, relative, fingerprint, date)):
+        raise TypeError("a path is no text")
     if relative and not exists(path):
         moved = Path(index).absolute().parent / relative  # moved together with the index
         if exists(str(moved)):
             path = os.path.normpath(moved)
-    pairs = tuple((low, high) for low, high in json.loads(stretch))
-    return Raster(number, path, look, fingerprint or "", pairs, date or "", done, planned)
+    pairs = tuple((float(low), float(high)) for low, high in json.loads(stretch))
+    return Raster(number, path, look, fingerprint or "", pairs, date or "", *map(operator.index, (done, planned)))
 
 
 def _relative(path: str, index: str) -> str:
