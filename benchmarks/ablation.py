@@ -55,7 +55,7 @@ from clippan.jobs import (
     Registration,
     TrainFusionRequest,
 )
-from clippan.learn.fusion import language, sources
+from clippan.learn.fusion import clip_supervision, reading
 
 CLIP = "starter"
 BACKBONES: Mapping[str, Mapping[str, int]] = {"pnn": {}, "arbrpn": {"width": 8, "depth": 2, "blocks": 1}}
@@ -163,7 +163,7 @@ class Bench:
         if "pseudo" in configuration.weights:
             needs["teacher"] = self.teacher().get("model", "")
         if "language" in configuration.weights:
-            needs["language"] = {"clip": CLIP, "adapted": self.stage_one(configuration.unrelated).get("adapted")}
+            needs["language"] = {"clip": CLIP, "adapted": self.adapter_losses(configuration.unrelated).get("adapted")}
         return self._trained(
             seed,
             f"{network}, {configuration.name}",
@@ -189,11 +189,11 @@ class Bench:
             size=plan.teacher_size,
         )
 
-    def stage_one(self, unrelated: bool) -> dict[str, Any]:
+    def adapter_losses(self, unrelated: bool) -> dict[str, Any]:
         """What stage I teaches; ``unrelated`` puts another sentence in the place of the fused image's throughout."""
         plan = self._plan
-        prompts = replace(language.WALD, fused=OTHER) if unrelated else language.WALD
-        with mock.patch.object(language, "WALD", prompts):
+        prompts = replace(clip_supervision.WALD, fused=OTHER) if unrelated else clip_supervision.WALD
+        with mock.patch.object(clip_supervision, "WALD", prompts):
             done = self._trained(
                 SHARED,
                 "stage I, unrelated sentence" if unrelated else "stage I",
@@ -314,7 +314,7 @@ def _assessed(case: Case, output: str, method: Method, model: str) -> dict[str, 
 @contextmanager
 def _scenes_kept() -> Iterator[None]:
     """The training's scenes stay in memory between runs: reading and registering them takes as long as a short run."""
-    with mock.patch.object(sources, "pairs", _kept):
+    with mock.patch.object(reading, "read_pairs", _kept):
         yield
 
 
@@ -327,7 +327,7 @@ def _read_pairs(root: Path, source: Any, without: tuple[str, ...]) -> tuple[Any,
     return tuple(_PAIRS(root, source, without, Context()))
 
 
-_PAIRS = sources.pairs
+_PAIRS = reading.read_pairs
 
 
 def _slug(name: str, recipe: Mapping[str, Any]) -> str:
@@ -485,8 +485,8 @@ def of_sentence(results: Results) -> str:
     better, worse = cells.count("better"), cells.count("worse")
     text = (
         f"**Do the words matter?** The last row was taught (stage I) and trained with “{OTHER}” where the others have "
-        f"“{language.WALD.fused}”. Of {len(cells)} figures the right words are better in {better} and worse in {worse} "
-        "beyond doubt of the seeds."
+        f"“{clip_supervision.WALD.fused}”. Of {len(cells)} figures the right words are better in {better} and worse in "
+        f"{worse} beyond doubt of the seeds."
     )
     if better <= max(1, len(cells) * 0.1) or better <= worse:
         text += " What L_d does here is therefore not shown to come from what the sentence says."
@@ -634,7 +634,7 @@ def page(bench: Bench, plan: Plan, wanted: Sequence[str], seeds: Sequence[int], 
             results.setdefault((network, configuration.name), {})[seed] = by_sensor(figures)
             seconds.setdefault(f"{network} {configuration.name}", []).append(done["cpu"])
             parameters[network] = done["parameters"]
-    teacher, stage = bench.teacher(), bench.stage_one(False)
+    teacher, stage = bench.teacher(), bench.adapter_losses(False)
     seconds.update({name: [done["cpu"]] for name, done in (("teacher", teacher), ("stage I", stage)) if done})
     measured = {f"*{method.value}*": bench.measure(method.value, method) for method in REFERENCES}
     if teacher:

@@ -128,7 +128,7 @@ def _coarse(plane: np.ndarray, ratio: int, gain: float) -> np.ndarray:
     for axis_length in (height, width):
         axis = Axis(ratio, 0)
         start, count = filters.pan_support(axis, 0, axis_length // ratio, gain)
-        matrix = filters.down_matrix(axis, 0, axis_length // ratio, gain).numpy()
+        matrix = filters.downsampling_matrix(axis, 0, axis_length // ratio, gain).numpy()
         index = np.clip(np.arange(start, start + count), 0, axis_length - 1)
         out.append((matrix, index))
     (rows, row_index), (columns, column_index) = out
@@ -139,9 +139,9 @@ def _degraded_pan(pair: Pair, window: Window, gain: float) -> np.ndarray:
     x, x_count = filters.pan_support(pair.x, window.x, window.width, gain)
     y, y_count = filters.pan_support(pair.y, window.y, window.height, gain)
     pan, _ = pair.read_pan(Window(x, y, x_count, y_count))
-    rows = filters.down_matrix(pair.y, window.y, window.height, gain)
-    columns = filters.down_matrix(pair.x, window.x, window.width, gain)
-    return filters.separable(rows, torch.from_numpy(pan.astype(np.float32)), columns).numpy()
+    rows = filters.downsampling_matrix(pair.y, window.y, window.height, gain)
+    columns = filters.downsampling_matrix(pair.x, window.x, window.width, gain)
+    return filters.apply_separable(rows, torch.from_numpy(pan.astype(np.float32)), columns).numpy()
 
 
 def _write(path: Path, grid: Grid, values: np.ndarray, dtype: np.dtype, nodata: float | None = None) -> None:

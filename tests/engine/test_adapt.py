@@ -18,7 +18,7 @@ from clippan.fusion.model import FusionModel
 from clippan.handlers import run
 from clippan.jobs import ADAPTED, AdaptFusionRequest, AssessRequest, Context, Method, PansharpenRequest, Registration
 from clippan.learn.fusion import adaptation as module
-from clippan.learn.fusion import ground, sources
+from clippan.learn.fusion import reading, training_scene
 from clippan.raster.pair import open_pair
 from clippan.raster.tiles import Window
 
@@ -79,7 +79,7 @@ def quick(monkeypatch):
     """Measures often, so that few steps are enough, and takes any gain."""
     monkeypatch.setattr(module, "_EVERY", 6)
     monkeypatch.setattr(module, "_GAIN", 1e-6)
-    monkeypatch.setattr(ground, "_SIZES", (64,))
+    monkeypatch.setattr(training_scene, "_SIZES", (64,))
     monkeypatch.setattr(module, "_acceptable", lambda before, after: True)
 
 
@@ -109,7 +109,7 @@ def test_the_result_is_a_model_for_pansharpen_that_is_better_here(pair, request_
     assert adapted.about["after"] == dict(result.after)
     assert "pan.tif" in adapted.title
     with pytest.raises(ClippanError, match=r"MS has 3 bands but the model .* was made for 4"):
-        adapted.fits(3)
+        adapted.check_bands(3)
 
     # What was measured is what Pansharpen and Assess find.
     found = {}
@@ -138,7 +138,7 @@ def test_the_same_seed_makes_the_same_model(pair, request_for, quick):
 
 
 def test_nothing_is_handed_out_that_is_not_better(pair, request_for, monkeypatch, tmp_path):
-    monkeypatch.setattr(ground, "_SIZES", (64,))
+    monkeypatch.setattr(training_scene, "_SIZES", (64,))
     monkeypatch.setattr(module, "_EVERY", 2)
     monkeypatch.setattr(module, "_acceptable", lambda before, after: False)
     lines = []
@@ -266,10 +266,10 @@ def test_of_a_large_scene_few_windows_are_read(tmp_path):
     del dataset
     with open_pair(pan, [ms]) as opened:
         pair = Counting(opened)
-        windows, whole = sources.informative(pair, 6, 1024, ground._WHOLE)
+        windows, whole = reading.informative_windows(pair, 6, 1024, training_scene._WHOLE)
     assert not whole
     assert 1 <= len(windows) <= 6
-    assert pair.read <= sources._CANDIDATES**2 * 256**2
+    assert pair.read <= reading._CANDIDATES**2 * 256**2
     for window in windows:
         assert (window.width, window.height) == (256, 256)
         assert any(x - 256 < window.x < x + 1500 and y - 256 < window.y < y + 1500 for x, y in
@@ -279,10 +279,10 @@ def test_of_a_large_scene_few_windows_are_read(tmp_path):
 
 
 def test_a_large_scene_is_measured_where_it_was_not_learned_from(pair, request_for, quick, monkeypatch):
-    monkeypatch.setattr(ground, "_WHOLE", 1000)
-    monkeypatch.setattr(ground, "_EDGE", 128)
-    monkeypatch.setattr(sources, "_SMALLEST", 32)
-    monkeypatch.setattr(ground, "_TRUE_SIZES", (32,))
+    monkeypatch.setattr(training_scene, "_WHOLE", 1000)
+    monkeypatch.setattr(training_scene, "_EDGE", 128)
+    monkeypatch.setattr(reading, "_SMALLEST", 32)
+    monkeypatch.setattr(training_scene, "_REDUCED_SIZES", (32,))
     lines = []
     result = run(request_for(pair(size=512)), Context(log=lines.append))
     assert "Learning from 4 windows of the scene, measuring on 2 others." in lines
@@ -293,8 +293,8 @@ def test_a_window_holds_what_the_scene_holds(pair):
     made = pair(size=512)
     with open_pair(made.pan, [made.ms]) as opened:
         moved = opened.shifted(1.25, -0.5)
-        part = sources.part(moved, Window(20, 30, 40, 50), "w", (0.3,) * 4, 0.15)
-        whole = sources.whole(moved, "all", "all", (0.3,) * 4, 0.15)
+        part = reading.read_window(moved, Window(20, 30, 40, 50), "w", (0.3,) * 4, 0.15)
+        whole = reading.read_pair(moved, "all", "all", (0.3,) * 4, 0.15)
     assert part.ms.shape == (4, 50, 40)
     np.testing.assert_array_equal(part.ms, whole.ms[:, 30:80, 20:60])
     left = round(part.x.to_output(0) - whole.x.to_output(20))
@@ -309,7 +309,7 @@ def test_bands_that_lie_beside_the_others_are_brought_to_one_grid(pair):
     made = pair(size=256)
     with open_pair(made.pan, [made.ms]) as opened:
         apart = opened.shifted(0, 0, [(0.0, 0.0), (4.0, 0.0), (0.0, 0.0), (0.0, 0.0)])
-        part = sources.part(apart, Window(8, 8, 32, 32), "w", (0.3,) * 4, 0.15)
+        part = reading.read_window(apart, Window(8, 8, 32, 32), "w", (0.3,) * 4, 0.15)
         values, _ = opened.read_ms(Window(0, 0, 64, 64))
     np.testing.assert_allclose(part.ms[0], values[0, 8:40, 8:40], rtol=1e-5)
     np.testing.assert_allclose(part.ms[1], values[1, 8:40, 7:39], rtol=1e-5)  # one sample of MS to the right
@@ -318,9 +318,9 @@ def test_bands_that_lie_beside_the_others_are_brought_to_one_grid(pair):
 def test_patches_are_cut_from_the_window_as_it_is(pair):
     made = pair(size=256)
     with open_pair(made.pan, [made.ms]) as opened:
-        whole = sources.whole(opened, "all", "all", (0.3,) * 4, 0.15)
-    piece = ground.Piece.of(whole, 96)
-    patch = piece.patch(np.random.default_rng(1), 96)
+        whole = reading.read_pair(opened, "all", "all", (0.3,) * 4, 0.15)
+    source = training_scene.PatchSource.of(whole, 96)
+    patch = source.patch(np.random.default_rng(1), 96)
     assert patch.up.shape == (4, 96, 96)
     # What the patch's own pixels make of PAN is what the window's do.
     low = patch.rows[0] @ patch.pan[0] @ patch.columns[0].T
@@ -328,7 +328,7 @@ def test_patches_are_cut_from_the_window_as_it_is(pair):
     assert low.shape == patch.ms.shape[1:]
     assert len(place) >= 1
     assert torch.allclose(patch.rows.sum(dim=2), torch.ones(()), atol=1e-5)
-    assert ground.Piece.of(whole, 300) is None
+    assert training_scene.PatchSource.of(whole, 300) is None
 
 
 def test_clip_supervises(pair, request_for, quick, monkeypatch):

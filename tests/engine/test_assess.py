@@ -86,8 +86,8 @@ def test_figures_are_those_of_whole_arrays(fused):
     axis = Axis(4.0, 0.0)
     first, number = filters.ms_support(axis, 0, 256)
     low = torch.nn.functional.pad(ms, (-first, first + number - 64, -first, first + number - 64), mode="replicate")
-    up = filters.up_matrix(axis, 0, 256)
-    upsampled = filters.separable(up, low, up)
+    up = filters.upsampling_matrix(axis, 0, 256)
+    upsampled = filters.apply_separable(up, low, up)
     kernel = torch.from_numpy(filters.mtf_kernel(0.3, 4)).float()
     reach = len(kernel) // 2
     filtered = torch.nn.functional.pad(image, (reach,) * 4, mode="replicate")[:, None]
@@ -95,8 +95,8 @@ def test_figures_are_those_of_whole_arrays(fused):
     filtered = torch.nn.functional.conv2d(filtered, kernel.view(1, 1, 1, -1))[:, 0]
     start, count = filters.pan_support(axis, 0, 64, 0.15)
     wide = torch.nn.functional.pad(pan, (-start, start + count - 256) * 2, mode="replicate")
-    down = filters.down_matrix(axis, 0, 64, 0.15)
-    pan_low = filters.separable(down, wide, down)
+    down = filters.downsampling_matrix(axis, 0, 64, 0.15)
+    pan_low = filters.apply_separable(down, wide, down)
     assert result.full["D_lambda_K"] == pytest.approx(metrics.d_lambda_k(filtered, upsampled), abs=1e-5)
     assert result.full["D_s"] == pytest.approx(metrics.d_s(image, pan, ms, pan_low, 4), abs=1e-5)
     assert result.full["D_lambda"] == pytest.approx(metrics.d_lambda(image, ms, 4), abs=1e-5)

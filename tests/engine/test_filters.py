@@ -16,7 +16,7 @@ def interpolate(axis: Axis, function, start: int, count: int) -> np.ndarray:
     """Samples a function of the output coordinate at MS centres, and interpolates it to output pixels."""
     first, number = filters.ms_support(axis, start, count)
     samples = function((np.arange(first, first + number) + 0.5) * axis.ratio + axis.offset)
-    return filters.up_matrix(axis, start, count).double().numpy() @ samples
+    return filters.upsampling_matrix(axis, start, count).double().numpy() @ samples
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -34,7 +34,7 @@ def test_interpolation_passes_through_samples(axis):
     """Where an output pixel's centre is a sample's centre, it takes the sample."""
     first, number = filters.ms_support(axis, 0, 256)
     samples = np.random.default_rng(0).normal(size=number)
-    found = filters.up_matrix(axis, 0, 256).double().numpy() @ samples
+    found = filters.upsampling_matrix(axis, 0, 256).double().numpy() @ samples
     centres = (np.arange(first, first + number) + 0.5) * axis.ratio + axis.offset - 0.5
     hits = [(index, round(centre)) for index, centre in enumerate(centres) if centre % 1 == 0 and 0 <= centre < 256]
     for index, pixel in hits:
@@ -48,7 +48,7 @@ def test_low_pass_keeps_ramps_in_place(axis, gain):
     first, number = filters.ms_support(axis, 512, 256)
     start, count = filters.pan_support(axis, first, number, gain)
     ramp = np.arange(start, start + count) + 0.5
-    found = filters.down_matrix(axis, first, number, gain).double().numpy() @ ramp
+    found = filters.downsampling_matrix(axis, first, number, gain).double().numpy() @ ramp
     wanted = (np.arange(first, first + number) + 0.5) * axis.ratio + axis.offset
     # A sampled narrow Gaussian is not quite symmetric about a centre between pixels.
     assert np.abs(found - wanted).max() < 0.01
@@ -80,8 +80,8 @@ def test_matrices_of_all_blocks_have_one_shape(axis):
     shapes = set()
     for start in range(0, 256 * 40, 256):
         first, number = filters.ms_support(axis, start, 256)
-        up = filters.up_matrix(axis, start, 256)
-        down = filters.down_matrix(axis, first, number, 0.3)
+        up = filters.upsampling_matrix(axis, start, 256)
+        down = filters.downsampling_matrix(axis, first, number, 0.3)
         shapes.add((up.shape, down.shape))
         assert torch.allclose(up.sum(1), torch.ones(256), atol=1e-5), "the block's window misses samples"
     assert len(shapes) == 1
@@ -90,13 +90,13 @@ def test_matrices_of_all_blocks_have_one_shape(axis):
 def test_nearest_is_the_sample_that_a_pixel_lies_in():
     axis = Axis(4, 0)
     first, _ = filters.ms_support(axis, 256, 8)
-    assert (filters.nearest(axis, 256, 8) + first).tolist() == [64] * 4 + [65] * 4
+    assert (filters.nearest_samples(axis, 256, 8) + first).tolist() == [64] * 4 + [65] * 4
 
 
 def test_fill_takes_the_mean_of_close_neighbours_and_the_default_far_away():
     values = torch.full((1, 9, 9), 5.0)
     values[0, :, 4:] = -9999
     valid = values > 0
-    filled = filters.fill(values, valid, torch.tensor([7.0]))
+    filled = filters.fill_invalid(values, valid, torch.tensor([7.0]))
     assert torch.allclose(filled[0, :, 4:6], torch.tensor(5.0))
     assert torch.allclose(filled[0, :, 6:], torch.tensor(7.0))

@@ -15,10 +15,10 @@ from clippan.catalogue.models import MODELS  # noqa: E402
 from clippan.clip.load import Loaded, Preprocessing  # noqa: E402
 from clippan.core.context import Context  # noqa: E402
 from clippan.core.errors import ClippanError  # noqa: E402
-from clippan.learn.fusion import language  # noqa: E402
-from clippan.learn.fusion.batch import Batch  # noqa: E402
-from clippan.learn.fusion.language import FrozenCLIP, Supervisor, frozen_clip  # noqa: E402
-from clippan.learn.fusion.objective import Objective, Weights  # noqa: E402
+from clippan.learn.fusion import clip_supervision  # noqa: E402
+from clippan.learn.fusion.batch import PatchBatch  # noqa: E402
+from clippan.learn.fusion.clip_supervision import ClipSupervisor, FrozenCLIP, load_frozen_clip  # noqa: E402
+from clippan.learn.fusion.objective import LossWeights, Objective  # noqa: E402
 
 WIDTH = 16
 
@@ -55,10 +55,10 @@ def tiny(sha256: str = "1" * 64) -> FrozenCLIP:
 def starter() -> FrozenCLIP:
     if not MODELS["starter"].path.is_file():
         pytest.skip("the starter CLIP is not in this checkout")
-    return frozen_clip("starter", torch.device("cpu"), Context())
+    return load_frozen_clip("starter", torch.device("cpu"), Context())
 
 
-def make(n: int = 2, bands: int = 4, edge: int = 64, seed: int = 0) -> Batch:
+def make(n: int = 2, bands: int = 4, edge: int = 64, seed: int = 0) -> PatchBatch:
     """Sharp bands and PAN, blurred MS; only what CLIP is shown."""
     generator = torch.Generator().manual_seed(seed)
     parts = [torch.randn(n, bands, edge // step, edge // step, generator=generator) for step in (1, 8, 32)]
@@ -67,7 +67,7 @@ def make(n: int = 2, bands: int = 4, edge: int = 64, seed: int = 0) -> Batch:
     ms = torch.nn.functional.avg_pool2d(truth, 4)
     up = torch.nn.functional.interpolate(ms, (edge, edge), mode="bicubic")
     ones, none = torch.ones(n, 1, 1, 1), torch.empty(0)
-    return Batch(
+    return PatchBatch(
         **{"up": up, "pan": pan, "low": up, "classical": truth, "ms": ms, "pan_low": ms[:, :1]},
         **{"rows": none, "columns": none, "ratio": 4.0, "scenes": torch.arange(n)},
         **dict.fromkeys(("mean", "std", "pan_mean", "pan_std"), ones),
@@ -81,18 +81,18 @@ def network(bands: int = 4) -> torch.nn.Sequential:
     return torch.nn.Sequential(*layers)
 
 
-def fuse(layers: torch.nn.Module, batch: Batch) -> torch.Tensor:
+def fuse(layers: torch.nn.Module, batch: PatchBatch) -> torch.Tensor:
     return batch.up + layers(torch.cat([batch.up, batch.pan], dim=1))
 
 
 def test_direction_teaches_the_first_layer_through_a_real_clip(starter: FrozenCLIP) -> None:
     batch, layers = make(), network()
-    supervisor = Supervisor(starter, 4)
+    supervisor = ClipSupervisor(starter, 4)
     before = {name: value.clone() for name, value in starter.state_dict().items()}
     # All that may learn does, with CLIP's own parameters among what the optimiser is handed.
     optimiser = torch.optim.SGD([*layers.parameters(), *supervisor.parameters()], 1e-3)
     supervisor.train()
-    loss = supervisor.direction(batch, fuse(layers, batch))
+    loss = supervisor.direction_loss(batch, fuse(layers, batch))
     assert 0 <= loss <= 2
     loss.backward()
     for parameter in (layers[0].weight, *supervisor.reducer.parameters(), *supervisor.adapters.image._ms.parameters()):
@@ -107,12 +107,14 @@ def test_direction_teaches_the_first_layer_through_a_real_clip(starter: FrozenCL
 
 
 def test_direction_is_the_formula_and_falls_along_its_gradient(starter: FrozenCLIP) -> None:
-    batch, supervisor = make(), Supervisor(starter, 4).freeze()
+    batch, supervisor = make(), ClipSupervisor(starter, 4).freeze()
     fused = batch.classical.clone().requires_grad_()
-    loss = supervisor.direction(batch, fused)
+    loss = supervisor.direction_loss(batch, fused)
     with torch.no_grad():
         out, ms = (supervisor.adapters.image.ms(starter.images(supervisor._colours(x))) for x in (fused, batch.up))
-        pan = supervisor.adapters.image.pan(starter.images(language.stretch(batch.pan).expand(-1, 3, -1, -1)))
+        pan = supervisor.adapters.image.pan(
+            starter.images(clip_supervision.to_display_range(batch.pan).expand(-1, 3, -1, -1))
+        )
         text_ms, text_pan, text_fused = supervisor.texts()
         cosine = torch.nn.functional.cosine_similarity
         one = cosine(out - ms, (text_fused - text_ms)[None])
@@ -121,27 +123,31 @@ def test_direction_is_the_formula_and_falls_along_its_gradient(starter: FrozenCL
     loss.backward()
     step = fused.grad / fused.grad.abs().max()
     with torch.no_grad():
-        assert supervisor.direction(batch, fused - 0.05 * step) < loss
+        assert supervisor.direction_loss(batch, fused - 0.05 * step) < loss
 
 
 def test_an_output_that_equals_ms_has_a_finite_gradient(starter: FrozenCLIP) -> None:
-    batch, supervisor = make(), Supervisor(starter, 4).freeze()
+    batch, supervisor = make(), ClipSupervisor(starter, 4).freeze()
     fused = batch.up.clone().requires_grad_()
-    supervisor.direction(batch, fused).backward()
+    supervisor.direction_loss(batch, fused).backward()
     assert fused.grad.isfinite().all()
     assert 0 < fused.grad.norm() < 100
 
 
 def test_constant_and_far_off_patches_have_finite_gradients(starter: FrozenCLIP) -> None:
-    batch, supervisor = make(), Supervisor(starter, 4)
+    batch, supervisor = make(), ClipSupervisor(starter, 4)
     for values in (torch.zeros_like(batch.up), torch.full_like(batch.up, 50.0)):
         flat = dataclasses.replace(batch, up=values, pan=values[:, :1], classical=values)
         fused = values.clone().requires_grad_()
-        loss = supervisor.direction(flat, fused) + sum(supervisor.stage_one(flat).values())
+        loss = supervisor.direction_loss(flat, fused) + sum(supervisor.adapter_losses(flat).values())
         loss.backward()
         assert loss.isfinite()
         assert fused.grad.isfinite().all()
-        assert all(parameter.grad.isfinite().all() for parameter in supervisor.learned() if parameter.grad is not None)
+        assert all(
+            parameter.grad.isfinite().all()
+            for parameter in supervisor.trainable_parameters()
+            if parameter.grad is not None
+        )
 
 
 def test_pictures_enter_as_the_model_wants_them(starter: FrozenCLIP) -> None:
@@ -159,22 +165,22 @@ def test_pictures_enter_as_the_model_wants_them(starter: FrozenCLIP) -> None:
     assert torch.nn.functional.cosine_similarity(theirs, starter.images(picture)) > 0.999
 
 
-@pytest.mark.parametrize("prompts", [language.WALD, language.KHAN])
-def test_prompts_fit_the_shortest_text_tower(prompts: language.Prompts, starter: FrozenCLIP) -> None:
+@pytest.mark.parametrize("prompts", [clip_supervision.WALD, clip_supervision.KHAN])
+def test_prompts_fit_the_shortest_text_tower(prompts: clip_supervision.Prompts, starter: FrozenCLIP) -> None:
     numbers = starter._tokenizer([prompts.ms, prompts.pan, prompts.fused])
     assert (numbers[:, -1] == 0).all()  # what is left after the end of the text
 
 
 def test_adapters_are_as_large_as_published() -> None:
-    count = sum(parameter.numel() for parameter in language.Adapters(512).parameters())
+    count = sum(parameter.numel() for parameter in clip_supervision.ClipAdapters(512).parameters())
     assert count == 4 * (2 * 512 * 128) + 2 * (1024 * 256 + 256 * 512)
     assert count == pytest.approx(1.3e6, rel=0.02)
-    assert not any("bias" in name for name, _ in language.Adapters(512).named_parameters())
+    assert not any("bias" in name for name, _ in clip_supervision.ClipAdapters(512).named_parameters())
 
 
 def test_the_stretch_is_fixed_and_keeps_gradients_of_what_it_cuts() -> None:
     values = torch.tensor([-5.0, -2.0, 0.0, 1.0, 9.0], requires_grad=True)
-    pictures = language.stretch(values)
+    pictures = clip_supervision.to_display_range(values)
     assert pictures.tolist() == [0.0, 0.0, 0.5, 0.75, 1.0]
     pictures.sum().backward()
     assert values.grad.tolist() == [0.25] * 5
@@ -185,15 +191,15 @@ def test_the_stretch_is_fixed_and_keeps_gradients_of_what_it_cuts() -> None:
 )
 def test_a_reducer_starts_as_three_bands(bands: int, colours: tuple[int, ...] | None, shown: tuple[int, ...]) -> None:
     values = torch.rand(2, bands, 9, 9)
-    assert torch.equal(language.Reducer(bands, colours)(values), values[:, list(shown)])
+    assert torch.equal(clip_supervision.BandReducer(bands, colours)(values), values[:, list(shown)])
 
 
-def stage_one(supervisor: Supervisor, batch: Batch, steps: int) -> tuple[dict[str, float], dict[str, float]]:
+def stage_one(supervisor: ClipSupervisor, batch: PatchBatch, steps: int) -> tuple[dict[str, float], dict[str, float]]:
     """Trains; the losses before and after."""
-    optimiser = torch.optim.Adam(supervisor.learned(), 1e-3)
+    optimiser = torch.optim.Adam(supervisor.trainable_parameters(), 1e-3)
     history = []
     for _ in range(steps):
-        losses = supervisor.stage_one(batch)
+        losses = supervisor.adapter_losses(batch)
         history.append({name: loss.item() for name, loss in losses.items()})
         optimiser.zero_grad()
         sum(losses.values()).backward()
@@ -203,65 +209,69 @@ def stage_one(supervisor: Supervisor, batch: Batch, steps: int) -> tuple[dict[st
 
 def test_stage_one_makes_a_supervisor_of_a_real_clip(starter: FrozenCLIP) -> None:
     torch.manual_seed(0)
-    supervisor, other = Supervisor(starter, 4), make(seed=1)
+    supervisor, other = ClipSupervisor(starter, 4), make(seed=1)
     first, last = stage_one(supervisor, make(), 24)
     assert set(first) == {"inter", "intra", "fusion"}
     assert all(last[name] < first[name] for name in first), (first, last)
     with torch.no_grad():  # on patches that it has not seen
         kinds = [(embeddings @ supervisor.texts().T).argmax(1).tolist() for embeddings in seen(supervisor, other)]
         half = (other.up + other.classical) / 2
-        ms, better, best = (float(supervisor.direction(other, fused)) for fused in (other.up, half, other.classical))
+        ms, better, best = (
+            float(supervisor.direction_loss(other, fused)) for fused in (other.up, half, other.classical)
+        )
     assert kinds == [[0, 0], [2, 2], [1, 1]]
     assert max(best, better) < ms - 0.05
 
 
-def seen(supervisor: Supervisor, batch: Batch) -> tuple[torch.Tensor, ...]:
+def seen(supervisor: ClipSupervisor, batch: PatchBatch) -> tuple[torch.Tensor, ...]:
     """Embeddings of MS, the fused image and PAN."""
     return supervisor._see([batch.up, batch.classical], batch.pan)
 
 
 def test_each_image_is_held_against_its_own_text() -> None:
     """The order of images and texts is the same: whoever looks like its text has no loss."""
-    supervisor, batch = Supervisor(tiny(), 4), make()
+    supervisor, batch = ClipSupervisor(tiny(), 4), make()
     ms, fused, pan = seen(supervisor, batch)
     own = torch.stack([ms[0], pan[0], fused[0]])
     supervisor.texts = lambda: own  # type: ignore[method-assign]
-    right = supervisor.stage_one(batch)["inter"]
+    right = supervisor.adapter_losses(batch)["inter"]
     supervisor.texts = lambda: own[[0, 2, 1]]  # type: ignore[method-assign]
-    assert right < supervisor.stage_one(batch)["inter"]
+    assert right < supervisor.adapter_losses(batch)["inter"]
 
 
 def test_intra_brings_patches_of_a_scene_together() -> None:
     near = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]]), dim=1)
-    fitting, wrong = (language._contrast(near, torch.tensor(groups)) for groups in ([5, 5, 9, 9], [5, 9, 5, 9]))
+    fitting, wrong = (clip_supervision._contrast(near, torch.tensor(groups)) for groups in ([5, 5, 9, 9], [5, 9, 5, 9]))
     assert fitting < 1e-3 < 1 < wrong
-    supervisor, batch = Supervisor(tiny(), 4), make(3)
-    same = supervisor.stage_one(dataclasses.replace(batch, scenes=torch.full((3,), 8)))
-    assert torch.equal(same["intra"], supervisor.stage_one(batch)["intra"])
+    supervisor, batch = ClipSupervisor(tiny(), 4), make(3)
+    same = supervisor.adapter_losses(dataclasses.replace(batch, scenes=torch.full((3,), 8)))
+    assert torch.equal(same["intra"], supervisor.adapter_losses(batch)["intra"])
 
 
 def test_stage_one_takes_another_stand_in() -> None:
-    supervisor, batch = Supervisor(tiny(), 4), make()
-    other = supervisor.stage_one(batch, hrms=batch.up)
-    assert not torch.equal(other["inter"], supervisor.stage_one(batch)["inter"])
-    assert torch.equal(supervisor.stage_one(batch, batch.classical)["inter"], supervisor.stage_one(batch)["inter"])
+    supervisor, batch = ClipSupervisor(tiny(), 4), make()
+    other = supervisor.adapter_losses(batch, hrms=batch.up)
+    assert not torch.equal(other["inter"], supervisor.adapter_losses(batch)["inter"])
+    assert torch.equal(
+        supervisor.adapter_losses(batch, batch.classical)["inter"], supervisor.adapter_losses(batch)["inter"]
+    )
 
 
 def test_stage_one_s_weights_load_in_stage_two(tmp_path: Path) -> None:
     clip, batch, path = tiny(), make(), tmp_path / "stage-one.safetensors"
-    taught = Supervisor(clip, 4, prompts=language.KHAN)
+    taught = ClipSupervisor(clip, 4, prompts=clip_supervision.KHAN)
     stage_one(taught, batch, 3)
     taught.save(path)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    loaded = Supervisor.load(path, clip, 4)
-    assert loaded.prompts == language.KHAN
+    loaded = ClipSupervisor.load(path, clip, 4)
+    assert loaded.prompts == clip_supervision.KHAN
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
-    assert torch.equal(loaded.direction(batch, batch.classical), taught.direction(batch, batch.classical))
+    assert torch.equal(loaded.direction_loss(batch, batch.classical), taught.direction_loss(batch, batch.classical))
     assert not torch.equal(
-        loaded.direction(batch, batch.classical), Supervisor(clip, 4).direction(batch, batch.classical)
+        loaded.direction_loss(batch, batch.classical), ClipSupervisor(clip, 4).direction_loss(batch, batch.classical)
     )
     layers = network()
-    total, terms = Objective(Weights(language=0.5), supervisor=loaded)(batch, fuse(layers, batch))
+    total, terms = Objective(LossWeights(language=0.5), supervisor=loaded)(batch, fuse(layers, batch))
     total.backward()
     assert torch.allclose(total, 0.5 * terms["language"])
     assert layers[0].weight.grad.abs().max() > 0
@@ -269,11 +279,11 @@ def test_stage_one_s_weights_load_in_stage_two(tmp_path: Path) -> None:
 
 def test_weights_for_other_bands_or_another_clip_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "stage-one.safetensors"
-    Supervisor(tiny(), 4).save(path)
+    ClipSupervisor(tiny(), 4).save(path)
     with pytest.raises(ClippanError, match="adapted for 4 bands but MS has 8; choose"):
-        Supervisor.load(path, tiny(), 8)
+        ClipSupervisor.load(path, tiny(), 8)
     with pytest.raises(ClippanError, match="with the CLIP tiny"):
-        Supervisor.load(path, tiny("2" * 64), 4)
+        ClipSupervisor.load(path, tiny("2" * 64), 4)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
@@ -282,13 +292,13 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(3)}, other)
     with pytest.raises(ClippanError, match="no adapted CLIP"):
-        Supervisor.load(other, tiny(), 4)
+        ClipSupervisor.load(other, tiny(), 4)
     (tmp_path / "text.safetensors").write_text("nothing of the kind")
     for name in ("text.safetensors", "missing.safetensors"):
         with pytest.raises(ClippanError, match="cannot be read"):
-            Supervisor.load(tmp_path / name, tiny(), 4)
+            ClipSupervisor.load(tmp_path / name, tiny(), 4)
     saved = tmp_path / "stage-one.safetensors"
-    supervisor = Supervisor(tiny(), 4)
+    supervisor = ClipSupervisor(tiny(), 4)
     supervisor.save(saved)
     weights = load_file(saved)
     assert not any("clip" in name for name in weights)
@@ -299,6 +309,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     weights.popitem()
     save_file(weights, other, metadata)
     with pytest.raises(ClippanError, match="run stage I again"):
-        Supervisor.load(other, tiny(), 4)
+        ClipSupervisor.load(other, tiny(), 4)
     with pytest.raises(ClippanError, match="could not be written"):
         supervisor.save(tmp_path / "no" / "such" / "folder.safetensors")

@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch")
 from clippan.core.errors import ClippanError  # noqa: E402
 from clippan.fusion import metrics  # noqa: E402
 from clippan.learn.fusion import losses  # noqa: E402
-from clippan.learn.fusion.batch import Batch  # noqa: E402
-from clippan.learn.fusion.objective import Objective, Weights  # noqa: E402
+from clippan.learn.fusion.batch import PatchBatch  # noqa: E402
+from clippan.learn.fusion.objective import LossWeights, Objective  # noqa: E402
 
 RATIO = 4
 
@@ -28,7 +28,7 @@ def ground(n: int, bands: int, edge: int) -> torch.Tensor:
     return 200 + 150 * (0.8 * noise(1) + 0.4 * noise(bands))
 
 
-def make(n: int = 3, bands: int = 4, edge: int = 128, truth: torch.Tensor | None = None) -> Batch:
+def make(n: int = 3, bands: int = 4, edge: int = 128, truth: torch.Tensor | None = None) -> PatchBatch:
     """A batch whose sensor averages RATIO² pixels, and whose PAN is a sum of the bands.
 
     MS covers the whole patch here, so that figures of whole images can be compared.
@@ -46,7 +46,7 @@ def make(n: int = 3, bands: int = 4, edge: int = 128, truth: torch.Tensor | None
         return torch.nn.functional.interpolate(values, (edge, edge), mode="bicubic", align_corners=False)
 
     ms, pan, pan_low = (ms - mean) / std, (pan - pan_mean) / pan_std, (pan_low - pan_mean) / pan_std
-    return Batch(
+    return PatchBatch(
         up=up(ms),
         pan=pan,
         low=up(pan_low).expand(-1, bands, -1, -1),
@@ -66,19 +66,19 @@ def make(n: int = 3, bands: int = 4, edge: int = 128, truth: torch.Tensor | None
 
 
 TERMS = {
-    "spectral": losses.spectral,
-    "spatial": losses.spatial,
-    "learned spatial": lambda batch, fused: losses.Spatial(fused.shape[1])(batch, fused),
+    "spectral": losses.spectral_loss,
+    "spatial": losses.spatial_loss,
+    "learned spatial": lambda batch, fused: losses.LearnedSpatialLoss(fused.shape[1])(batch, fused),
     "khan": losses.spectral_distortion,
     "alparone": losses.band_distortion,
     "spatial distortion": losses.spatial_distortion,
-    "qnr": losses.qnr,
-    "pooled qnr": lambda batch, fused: losses.qnr(batch, fused, pooled=True),
+    "qnr": losses.qnr_loss,
+    "pooled qnr": lambda batch, fused: losses.qnr_loss(batch, fused, pooled=True),
     "detail": lambda batch, fused: 1 - losses.detail_correlation(fused, batch.pan),
-    "pseudo": lambda batch, fused: losses.pseudo(fused, batch.classical),
-    "supervised": losses.supervised,
-    "quality": losses.quality,
-    "angle": losses.angle,
+    "pseudo": lambda batch, fused: losses.pseudo_label_loss(fused, batch.classical),
+    "supervised": losses.supervised_loss,
+    "quality": losses.q2n_loss,
+    "angle": losses.spectral_angle_loss,
 }
 
 
@@ -103,7 +103,7 @@ def test_figures_of_blocks_are_the_exact_ones(bands: int) -> None:
     assert torch.allclose(losses.band_distortion(batch, batch.classical), alparone.mean(), atol=1e-5)
     one = dataclasses.replace(batch, **{name: value[:1] for name, value in vars(batch).items() if name != "ratio"})
     qnr = 1 - (1 - alparone[0]) * (1 - spatial[0])
-    assert torch.allclose(losses.qnr(one, one.classical), qnr, atol=1e-5)
+    assert torch.allclose(losses.qnr_loss(one, one.classical), qnr, atol=1e-5)
 
 
 def test_figures_of_pixels_are_the_exact_ones() -> None:
@@ -114,7 +114,7 @@ def test_figures_of_pixels_are_the_exact_ones() -> None:
     exact = [metrics.hp_correlation(one, other) for one, other in zip(a, batch.pan)]
     assert float(losses.detail_correlation(a, batch.pan)) == pytest.approx(sum(exact) / len(exact), abs=1e-5)
     exact = [metrics.sam(one, other) for one, other in zip(a, b)]
-    angle = losses.angle(batch, batch.classical)
+    angle = losses.spectral_angle_loss(batch, batch.classical)
     assert float(torch.rad2deg(angle)) == pytest.approx(sum(exact) / len(exact), abs=1e-3)
 
 
@@ -134,12 +134,12 @@ def test_a_scene_s_patches_are_averaged_before_they_are_compared() -> None:
 def test_nothing_is_wrong_with_a_perfect_input() -> None:
     batch = make()
     truth = batch.target
-    assert losses.spectral(batch, truth).abs() < 1e-5
+    assert losses.spectral_loss(batch, truth).abs() < 1e-5
     assert losses.spectral_distortion(batch, truth).abs() < 1e-5
-    assert losses.supervised(batch, truth) == 0
-    assert losses.quality(batch, truth) < 1e-5
-    assert losses.angle(batch, truth) < 1e-4
-    assert losses.pseudo(truth, truth) == 0
+    assert losses.supervised_loss(batch, truth) == 0
+    assert losses.q2n_loss(batch, truth) < 1e-5
+    assert losses.spectral_angle_loss(batch, truth) < 1e-4
+    assert losses.pseudo_label_loss(truth, truth) == 0
     assert losses.detail_correlation(batch.pan.expand_as(truth), batch.pan) > 1 - 1e-5
     # Bands that are PAN itself in all scales have no distortion whatever its index is.
     grey = make(truth=ground(3, 1, 128).expand(-1, 4, -1, -1))
@@ -189,9 +189,9 @@ def test_patches_may_be_smaller_than_windows_and_blocks() -> None:
 
 def test_bands_that_make_pan_are_found() -> None:
     batch = make()
-    assert losses.spatial(batch, batch.target) < 0.01
-    assert losses.spatial(batch, batch.up) > 0.1
-    phi = losses.Spatial(4)
+    assert losses.spatial_loss(batch, batch.target) < 0.01
+    assert losses.spatial_loss(batch, batch.up) > 0.1
+    phi = losses.LearnedSpatialLoss(4)
     optimiser = torch.optim.Adam(phi.parameters(), 0.05)
     first = phi(batch, batch.target)
     for _ in range(60):
@@ -204,7 +204,7 @@ def test_bands_that_make_pan_are_found() -> None:
 
 def test_an_objective_sums_only_what_has_a_weight() -> None:
     batch = make()
-    weights = Weights(spectral=2.0, detail=0.5, supervised=1.0)
+    weights = LossWeights(spectral=2.0, detail=0.5, supervised=1.0)
     total, terms = Objective(weights)(batch, batch.classical)
     assert set(terms) == {"spectral", "detail", "supervised"}
     assert torch.allclose(total, 2 * terms["spectral"] + 0.5 * terms["detail"] + terms["supervised"])
@@ -213,14 +213,16 @@ def test_an_objective_sums_only_what_has_a_weight() -> None:
 
 def test_an_objective_has_every_term() -> None:
     batch = make()
-    names = [field.name for field in dataclasses.fields(Weights)]
+    names = [field.name for field in dataclasses.fields(LossWeights)]
 
-    class Supervisor:
-        def direction(self, batch: Batch, fused: torch.Tensor) -> torch.Tensor:
+    class ClipSupervisor:
+        def direction_loss(self, batch: PatchBatch, fused: torch.Tensor) -> torch.Tensor:
             return fused.mean()
 
     objective = Objective(
-        Weights(**dict.fromkeys(names, 1.0)), teacher=lambda up, pan, low, classical: up, supervisor=Supervisor()
+        LossWeights(**dict.fromkeys(names, 1.0)),
+        teacher=lambda up, pan, low, classical: up,
+        supervisor=ClipSupervisor(),
     )
     fused = batch.classical.clone().requires_grad_()
     total, terms = objective(batch, fused)
@@ -232,7 +234,7 @@ def test_an_objective_has_every_term() -> None:
 
 def test_an_objective_computes_in_full_precision() -> None:
     batch = make()
-    objective = Objective(Weights(spectral=1.0, khan=1.0))
+    objective = Objective(LossWeights(spectral=1.0, khan=1.0))
     with torch.autocast("cpu", torch.bfloat16):
         total, _ = objective(batch, batch.classical)
     assert torch.equal(total, objective(batch, batch.classical)[0])
@@ -241,13 +243,13 @@ def test_an_objective_computes_in_full_precision() -> None:
 @pytest.mark.parametrize(
     ("weights", "sentence"),
     [
-        (Weights(), "weight"),
-        (Weights(pseudo=1.0), "pseudo"),
-        (Weights(language=1.0), "language"),
-        (Weights(qnr=-1.0), "qnr"),
-        (Weights(qnr=float("nan")), "qnr"),
+        (LossWeights(), "weight"),
+        (LossWeights(pseudo=1.0), "pseudo"),
+        (LossWeights(language=1.0), "language"),
+        (LossWeights(qnr=-1.0), "qnr"),
+        (LossWeights(qnr=float("nan")), "qnr"),
     ],
 )
-def test_an_objective_that_cannot_be_is_refused(weights: Weights, sentence: str) -> None:
+def test_an_objective_that_cannot_be_is_refused(weights: LossWeights, sentence: str) -> None:
     with pytest.raises(ClippanError, match=sentence):
         Objective(weights)

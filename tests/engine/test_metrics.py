@@ -325,7 +325,7 @@ def test_d_lambda_k():
 def test_full_figures_belong_together():
     fused, pan, ms, pan_low = scene(4), scene(1), scene(4, 16, 24), scene(1, 16, 24)
     filtered, upsampled = worse(fused), fused
-    figures = metrics.FullFigures(4)
+    figures = metrics.FullResolutionMetrics(4)
     figures.add_high(margin(fused, 1), margin(pan, 1), margin(truth(fused), 1))
     figures.add_khan(filtered, upsampled, truth(fused))
     figures.add_low(ms, pan_low, truth(ms))
@@ -362,10 +362,10 @@ def test_reference_figures_do_not_depend_on_the_tiling(size):
     valid = truth(image)
     valid[40:43, 70] = False
     reference[:, 40:43, 70] = float("nan")
-    edge = metrics.ReferenceFigures.MARGIN
-    whole = metrics.ReferenceFigures(4, 800)
+    edge = metrics.ReferenceMetrics.MARGIN
+    whole = metrics.ReferenceMetrics(4, 800)
     whole.add(*(margin(item, edge) for item in (image, reference, valid)))
-    tiled = metrics.ReferenceFigures(4, 800)
+    tiled = metrics.ReferenceMetrics(4, 800)
     for y in range(0, 100, size):
         for x in range(0, 130, size):
             tiled.add(*(cut(item, y, x, size, edge) for item in (image, reference, valid)))
@@ -393,7 +393,7 @@ def test_invalid_pixels_do_not_matter_whatever_they_hold():
     figures = []
     for junk in (0.0, -9999.0, 1e30, float("nan"), float("inf")):
         spoilt = torch.where(valid, image, torch.tensor(junk))
-        values = metrics.ReferenceFigures(4, 800)
+        values = metrics.ReferenceMetrics(4, 800)
         values.add(*(margin(item, 5) for item in (spoilt, reference, valid)))
         figures.append(values.values)
     assert all(item == figures[0] for item in figures)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clippan.core.errors import ClippanError
-from clippan.fusion.networks import NETWORKS, build, panmamba, parameters, table
+from clippan.fusion.networks import NETWORKS, build, panmamba, parameter_count, table
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "backbones.md"
 
@@ -139,7 +139,7 @@ def test_sizes_are_as_published() -> None:
         ("lformer", 4): 1_800_000,
         ("panmamba", 4): 488_800,
     }
-    sizes = {key: parameters(build(*key)) for key in published}
+    sizes = {key: parameter_count(build(*key)) for key in published}
     assert sizes == pytest.approx(published, rel=0.1)
     exact = [key for key in published if key[0] in {"pnn", "arbrpn"}]
     assert [sizes[key] for key in exact] == [published[key] for key in exact]
@@ -150,7 +150,7 @@ def test_arbrpn_is_one_network_for_any_bands() -> None:
     for bands in (1, 3, 10):
         up, pan, _, _ = inputs(bands)
         assert network(up, pan).shape == up.shape
-    assert parameters(network) == parameters(build("arbrpn", 8, **SMALL["arbrpn"]))
+    assert parameter_count(network) == parameter_count(build("arbrpn", 8, **SMALL["arbrpn"]))
 
 
 def test_arbrpn_knows_the_bands_on_both_sides() -> None:

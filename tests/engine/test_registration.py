@@ -73,7 +73,7 @@ def see(size: int, ratio: float, samples: int, offset: float) -> np.ndarray:
     axis = Axis(ratio, offset)
     start, count = filters.pan_support(axis, 0, samples, GAIN)
     matrix = np.zeros((samples, size))
-    matrix[:, start : start + count] = filters.down_matrix(axis, 0, samples, GAIN).numpy()
+    matrix[:, start : start + count] = filters.downsampling_matrix(axis, 0, samples, GAIN).numpy()
     return matrix
 
 

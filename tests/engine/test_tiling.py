@@ -14,7 +14,7 @@ from clippan.catalogue.prompts import Prompt, Table
 from clippan.core.context import Context
 from clippan.fewshot.prompted import Sight, smoothed
 from clippan.fewshot.windows import smoothed as means
-from clippan.fusion.metrics import BLOCK, FullFigures, ReferenceFigures
+from clippan.fusion.metrics import BLOCK, FullResolutionMetrics, ReferenceMetrics
 from clippan.handlers import run
 from clippan.jobs import Method, PansharpenRequest, Registration
 from clippan.labels.areas import Areas
@@ -132,7 +132,7 @@ def test_figures_of_a_scene(seed, height, width, bands, blocks):
     pan = image.mean(dim=0, keepdim=True)
 
     def figures(size: int) -> dict[str, float]:
-        found, full = ReferenceFigures(4, 900), FullFigures(1)
+        found, full = ReferenceMetrics(4, 900), FullResolutionMetrics(1)
         for window in tiles(width, height, size):
             found.add(*(padded(item, window, found.MARGIN) for item in (image, reference, valid)))
             full.add_high(*(padded(item, window, full.MARGIN) for item in (image, pan, valid)))

@@ -30,16 +30,16 @@ from clippan.catalogue.models import MODELS  # noqa: E402
 from clippan.core.errors import Cancelled, ClippanError  # noqa: E402
 from clippan.fusion import filters, model, networks  # noqa: E402
 from clippan.fusion.methods import MtfGlp  # noqa: E402
-from clippan.fusion.statistics import Statistics  # noqa: E402
+from clippan.fusion.statistics import SceneStatistics  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import Context, Device, Method, PansharpenRequest, TrainFusionRequest  # noqa: E402
-from clippan.learn.fusion import sources  # noqa: E402
+from clippan.learn.fusion import reading  # noqa: E402
 from clippan.learn.fusion import training as train  # noqa: E402
-from clippan.learn.fusion.batch import Batch  # noqa: E402
-from clippan.learn.fusion.objective import Weights  # noqa: E402
-from clippan.learn.fusion.recipe import Augment, Language, Pairs, Pictures, Recipe, read  # noqa: E402
-from clippan.learn.fusion.sampler import Sampler  # noqa: E402
-from clippan.learn.fusion.scenes import Mixture, Moments, Pairing, Truth, collate  # noqa: E402
+from clippan.learn.fusion.batch import PatchBatch  # noqa: E402
+from clippan.learn.fusion.objective import LossWeights  # noqa: E402
+from clippan.learn.fusion.patches import BandMixture, BandMoments, ReferenceScene, ScenePair, collate  # noqa: E402
+from clippan.learn.fusion.recipe import AdapterTraining, Augmentation, PairSource, PictureSource, Recipe, read_recipe  # noqa: E402
+from clippan.learn.fusion.sampler import BatchSampler  # noqa: E402
 from clippan.learn.loop import CURVES  # noqa: E402
 from clippan.raster.grid import Axis  # noqa: E402
 
@@ -117,11 +117,11 @@ def curves(folder: Path) -> tuple[list[str], np.ndarray]:
 
 
 def test_what_a_recipe_leaves_out_has_its_default(recipe):
-    assert read(Path(recipe("truth: {supervised: 1}"))) == Recipe(truth=Weights(supervised=1.0))
+    assert read_recipe(Path(recipe("truth: {supervised: 1}"))) == Recipe(truth=LossWeights(supervised=1.0))
 
 
 def test_every_part_of_a_recipe_is_read(recipe):
-    found = read(
+    found = read_recipe(
         Path(
             recipe(
                 """
@@ -145,11 +145,11 @@ def test_every_part_of_a_recipe_is_read(recipe):
         network="pnn",
         options={"width": 12},
         bands=8,
-        pairs=(Pairs("one"), Pairs("two", ("a__b",))),
-        pictures=(Pictures("p.zip", (), 3, 5, 2.0), Pictures("s2", ("B02.tif", "B03.tif"))),
-        scene=Weights(spectral=1.0, language=0.01),
-        augment=Augment(ratios=(2.0, 2.5), bands=(3,), mixed=0.0),
-        language=Language(protocol="khan", steps=3),
+        pairs=(PairSource("one"), PairSource("two", ("a__b",))),
+        pictures=(PictureSource("p.zip", (), 3, 5, 2.0), PictureSource("s2", ("B02.tif", "B03.tif"))),
+        scene=LossWeights(spectral=1.0, language=0.01),
+        augment=Augmentation(ratios=(2.0, 2.5), bands=(3,), mixed=0.0),
+        language=AdapterTraining(protocol="khan", steps=3),
         precision="bfloat16",
         without=("ikonos",),
     )
@@ -157,30 +157,30 @@ def test_every_part_of_a_recipe_is_read(recipe):
 
 def test_a_request_overrides_steps_seed_and_sensors():
     kept = Recipe(steps=7, seed=3, without=("a",))
-    assert kept.changed(None, None, ()) == kept
-    assert kept.changed(5, 0, ("b",)) == dataclasses.replace(kept, steps=5, seed=0, without=("a", "b"))
+    assert kept.overridden(None, None, ()) == kept
+    assert kept.overridden(5, 0, ("b",)) == dataclasses.replace(kept, steps=5, seed=0, without=("a", "b"))
 
 
 def test_the_shipped_recipe_is_one_that_can_be_built():
-    found = read(resources() / "fusion" / "recipe.yaml")
+    found = read_recipe(resources() / "fusion" / "recipe.yaml")
     assert found.truth.used
     assert found.scene.used
     assert found.pairs
-    assert networks.parameters(networks.build(found.network, found.bands, **found.options)) < 100_000
+    assert networks.parameter_count(networks.build(found.network, found.bands, **found.options)) < 100_000
 
 
 def test_the_document_shows_every_entry_and_recipes_that_can_be_read(recipe):
     document = DOCUMENT.read_text(encoding="utf-8")
     rows = [line.split("|")[1:3] for line in document.splitlines() if line.startswith("| `")]
     shown = {name: default for names, default in reversed(rows) for name in re.findall(r"`(\w+)`", names)}
-    for kind in (Recipe, Pairs, Pictures, Augment, Language, Weights):
+    for kind in (Recipe, PairSource, PictureSource, Augmentation, AdapterTraining, LossWeights):
         assert {field.name for field in dataclasses.fields(kind)} <= set(shown), kind
     recipes = [block for block in re.findall(r"(?:^    .*\n)+", document, re.MULTILINE) if "network:" in block]
-    full, without_truth = (read(Path(recipe(textwrap.dedent(block)))) for block in recipes)
+    full, without_truth = (read_recipe(Path(recipe(textwrap.dedent(block)))) for block in recipes)
     assert (full.network, full.truth.quality, full.augment.ratios) == ("detail", 0.5, (4, 4, 2))
     assert set(without_truth.scene.used) == {"spectral", "spatial", "qnr", "pseudo", "language"}
     for name in ("steps", "rate", "warmup", "average", "seed", "simulated", "gain", "shift", "haze", "limit", "share"):
-        kind = next(kind for kind in (Recipe, Augment, Pictures) if hasattr(kind, name))
+        kind = next(kind for kind in (Recipe, Augmentation, PictureSource) if hasattr(kind, name))
         assert float(shown[name]) == getattr(kind, name), name
 
 
@@ -188,9 +188,9 @@ def test_the_document_shows_every_entry_and_recipes_that_can_be_read(recipe):
     ("text", "told"),
     [
         ("truth: {supervised: 1}\nstep: 5", "Unknown parameter step for Recipe; known are network,"),
-        ("truth: {supervised: 1, beauty: 1}", "Unknown parameter beauty for Weights"),
-        ("truth: {supervised: 1}\naugment: {rain: 1}", "Unknown parameter rain for Augment"),
-        ("truth: {supervised: 1}\npairs: [{without: [a]}]", "Missing parameter folder for Pairs"),
+        ("truth: {supervised: 1, beauty: 1}", "Unknown parameter beauty for LossWeights"),
+        ("truth: {supervised: 1}\naugment: {rain: 1}", "Unknown parameter rain for Augmentation"),
+        ("truth: {supervised: 1}\npairs: [{without: [a]}]", "Missing parameter folder for PairSource"),
         ("truth: {supervised: 1}\nsteps: many", "Parameter steps should be int, not 'many'"),
         ("truth: {supervised: 1}\nprecision: half", "The precision half is not known; write float32 or bfloat16"),
         ("truth: {supervised: 1}\nsteps: 0", "at least one step"),
@@ -213,7 +213,7 @@ def test_the_document_shows_every_entry_and_recipes_that_can_be_read(recipe):
 )
 def test_a_recipe_that_cannot_be_meant_is_refused_in_one_sentence(recipe, text, told):
     with pytest.raises(ClippanError) as caught:
-        read(Path(recipe(text)))
+        read_recipe(Path(recipe(text)))
     assert told in str(caught.value)
     assert str(caught.value).endswith(".")
     assert "\n" not in str(caught.value)
@@ -221,52 +221,54 @@ def test_a_recipe_that_cannot_be_meant_is_refused_in_one_sentence(recipe, text, 
 
 def test_a_recipe_that_is_not_there_is_told(tmp_path):
     with pytest.raises(ClippanError, match="cannot be read"):
-        read(tmp_path / "none.yaml")
+        read_recipe(tmp_path / "none.yaml")
 
 
 # Sources
 
 
 def test_pairs_of_a_folder(data):
-    found = list(sources.pairs(data, Pairs("pan"), (), Context()))
-    assert [(pairing.name, pairing.group) for pairing in found] == [
+    found = list(reading.read_pairs(data, PairSource("pan"), (), Context()))
+    assert [(pair.name, pair.group) for pair in found] == [
         ("landsat__c", "landsat"),
         ("quickbird__a", "quickbird"),
         ("quickbird__b", "quickbird"),
     ]
-    pairing = found[1]
-    assert np.array_equal(pairing.pan, read_raster(str(data / "pan" / "quickbird__a" / "pan.tif"))[0])
-    assert np.array_equal(pairing.ms, read_raster(str(data / "pan" / "quickbird__a" / "ms.tif")))
-    assert (pairing.x.ratio, pairing.y.ratio) == (4, 4)
-    assert pairing.valid.all()
-    assert pairing.gains == (0.34, 0.32, 0.30, 0.22)  # QuickBird's own
-    assert pairing.gains != found[0].gains
+    pair = found[1]
+    assert np.array_equal(pair.pan, read_raster(str(data / "pan" / "quickbird__a" / "pan.tif"))[0])
+    assert np.array_equal(pair.ms, read_raster(str(data / "pan" / "quickbird__a" / "ms.tif")))
+    assert (pair.x.ratio, pair.y.ratio) == (4, 4)
+    assert pair.valid.all()
+    assert pair.gains == (0.34, 0.32, 0.30, 0.22)  # QuickBird's own
+    assert pair.gains != found[0].gains
 
 
 def test_sensors_and_scenes_are_left_out(data):
-    left = [pairing.name for pairing in sources.pairs(data, Pairs("pan", ("quickbird__b",)), ("landsat",), Context())]
+    left = [
+        pair.name for pair in reading.read_pairs(data, PairSource("pan", ("quickbird__b",)), ("landsat",), Context())
+    ]
     assert left == ["quickbird__a"]
 
 
 def test_a_folder_without_pairs_is_told(data):
     with pytest.raises(ClippanError, match=r"There are no pairs in .*elsewhere; each is a folder SENSOR__SCENE"):
-        list(sources.pairs(data, Pairs("elsewhere"), (), Context()))
+        list(reading.read_pairs(data, PairSource("elsewhere"), (), Context()))
 
 
 def test_pictures_of_a_zip_have_a_pan_of_their_bands(data):
-    found = list(sources.pictures(data, Pictures("pictures.zip", factor=2)))
+    found = list(reading.read_pictures(data, PictureSource("pictures.zip", factor=2)))
     assert [picture.name for picture in found] == ["some/0.tif", "some/1.tif", "some/2.tif"]
     for seed, picture in enumerate(found):
         shown = (truth(160, 3, seed) / 8).astype("uint8")
         means = shown.reshape(3, 80, 2, 80, 2).mean((2, 4)) + 1
         assert np.abs(picture.bands - means).max() <= 0.5  # PIL rounds
-        assert picture.made
+        assert picture.simulated_pan
         assert picture.valid.all()
         like = [np.corrcoef(picture.pan.ravel(), band.ravel())[0, 1] for band in picture.bands]
         assert max(like) > 0.9
-    again = list(sources.pictures(data, Pictures("pictures.zip", factor=2)))
+    again = list(reading.read_pictures(data, PictureSource("pictures.zip", factor=2)))
     assert all(np.array_equal(one.pan, other.pan) for one, other in zip(found, again))
-    assert len(list(sources.pictures(data, Pictures("pictures.zip", limit=2)))) == 2
+    assert len(list(reading.read_pictures(data, PictureSource("pictures.zip", limit=2)))) == 2
 
 
 def test_bands_of_one_scene_as_files(tmp_path):
@@ -274,14 +276,14 @@ def test_bands_of_one_scene_as_files(tmp_path):
     bands = truth(65, 2)[:, :64].astype("uint16")
     for number, band in enumerate(bands):
         write_raster(tmp_path / "s2" / f"B{number}.tif", band)
-    (found,) = sources.pictures(tmp_path, Pictures("s2", ("B1.tif", "B0.tif"), factor=2))
+    (found,) = reading.read_pictures(tmp_path, PictureSource("s2", ("B1.tif", "B0.tif"), factor=2))
     means = bands[::-1, :64, :64].reshape(2, 32, 2, 32, 2).mean((2, 4))
     assert np.allclose(found.bands, means)
 
 
 def test_pictures_that_are_not_there_are_told(data):
     with pytest.raises(ClippanError, match=r"The pictures .*none.zip are not there; correct the recipe"):
-        list(sources.pictures(data, Pictures("none.zip")))
+        list(reading.read_pictures(data, PictureSource("none.zip")))
 
 
 def test_pictures_that_cannot_be_read_are_told(data, tmp_path):
@@ -302,7 +304,7 @@ def test_pictures_that_cannot_be_read_are_told(data, tmp_path):
         ("s2", "s2 are a folder; name its rasters as bands in the recipe, or give a zip."),
     ):
         with pytest.raises(ClippanError) as caught:
-            list(sources.pictures(tmp_path, Pictures(name)))
+            list(reading.read_pictures(tmp_path, PictureSource(name)))
         assert words in str(caught.value)
         assert str(tmp_path / name) in str(caught.value)
         assert str(caught.value).endswith(".")
@@ -314,20 +316,22 @@ def test_pictures_that_cannot_be_read_are_told(data, tmp_path):
 GAINS = (0.3, 0.22, 0.35)
 
 
-def ground(size: int = 192, bands: int = 3, place: Optional[tuple[int, int]] = None, edge: int = 64) -> Truth:
+def ground(size: int = 192, bands: int = 3, place: Optional[tuple[int, int]] = None, edge: int = 64) -> ReferenceScene:
     """A truth whose patch of ``edge`` pixels can lie at one ``place`` only."""
     values = truth(size, bands).astype(np.float32)
     valid = np.ones((size, size), bool)
     if place:
         valid[:] = False
         valid[place[0] : place[0] + edge, place[1] : place[1] + edge] = True
-    return Truth("a", "b", values.mean(axis=0) * 1.1 + 20, values, valid, GAINS[:bands], made=False)
+    return ReferenceScene("a", "b", values.mean(axis=0) * 1.1 + 20, values, valid, GAINS[:bands], simulated_pan=False)
 
 
-def plain(made: Truth, ratio: float, phases: tuple[float, float], chosen: tuple[int, ...], edge: int = 64) -> Any:
+def plain(
+    made: ReferenceScene, ratio: float, phases: tuple[float, float], chosen: tuple[int, ...], edge: int = 64
+) -> Any:
     """A patch of some bands without anything that varies it."""
     gains = [GAINS[band] for band in chosen]
-    mixture = Mixture.choice(chosen, len(made.bands))
+    mixture = BandMixture.selection(chosen, len(made.bands))
     shifts = np.zeros((len(chosen), 2))
     return made.patch(np.random.default_rng(0), edge, ratio, np.array(phases), gains, gains, shifts, mixture)
 
@@ -342,10 +346,10 @@ def seen(values: np.ndarray, axis_y: Axis, axis_x: Axis, gain: float) -> tuple[t
         assert start >= 0
         assert start + count <= length
         matrix = torch.zeros(number, length)
-        matrix[:, start : start + count] = filters.down_matrix(axis, first, number, gain)
+        matrix[:, start : start + count] = filters.downsampling_matrix(axis, first, number, gain)
         firsts.append(first)
         matrices.append(matrix)
-    return filters.separable(matrices[0], torch.from_numpy(values).float(), matrices[1]), firsts[0], firsts[1]
+    return filters.apply_separable(matrices[0], torch.from_numpy(values).float(), matrices[1]), firsts[0], firsts[1]
 
 
 @pytest.mark.parametrize(("ratio", "phases"), [(4.0, (0.0, 0.0)), (4.0, (1.3, 2.9)), (2.0, (0.5, 0.0)), (2.7, (0, 2))])
@@ -363,14 +367,14 @@ def test_a_patch_without_variation_is_what_the_filters_give(ratio, phases):
             parts = []
             for axis, start, first, length in zip(axes, place, (row, column), samples.shape):
                 support, count = filters.ms_support(axis, start, 64)
-                matrix = filters.up_matrix(axis, start, 64)
+                matrix = filters.upsampling_matrix(axis, start, 64)
                 # The support has samples to spare: those that weigh nothing need not be there.
                 weights = torch.zeros(64, length)
                 here = slice(max(first - support, 0), min(first + length - support, count))
                 assert float(matrix[:, here].abs().sum()) == pytest.approx(float(matrix.abs().sum()))
                 weights[:, support + here.start - first : support + here.stop - first] = matrix[:, here]
                 parts.append(weights)
-            assert torch.allclose(filters.separable(parts[0], samples, parts[1]), up, rtol=1e-5)
+            assert torch.allclose(filters.apply_separable(parts[0], samples, parts[1]), up, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("ratio", "phases"), [(4.0, (0.0, 0.0)), (4.0, (1.3, 2.9)), (3.0, (2.0, 1.0)), (2.7, (0, 2))])
@@ -389,7 +393,7 @@ def test_the_classical_result_is_that_of_pansharpen():
     covariance[:3, :3] = moments.covariance
     covariance[:3, 3] = covariance[3, :3] = moments.with_pan
     covariance[3, 3] = covariance[4, 4] = moments.pan_variance
-    statistics = Statistics(3, 1, torch.from_numpy(mean), torch.from_numpy(covariance), torch.zeros(3), 100, 0.0)
+    statistics = SceneStatistics(3, 1, torch.from_numpy(mean), torch.from_numpy(covariance), torch.zeros(3), 100, 0.0)
     wanted = MtfGlp(statistics, [0, 0, 0], modulation=True, regression=True)(patch.up, patch.pan[0], patch.low)
     batch = collate([patch], [0], 4.0)
     assert torch.allclose(batch.units(batch.classical)[0], wanted, rtol=1e-5)
@@ -403,9 +407,9 @@ def test_a_pair_s_patch_is_a_part_of_the_whole_pair():
     offset = Axis(4.0, 4.0 * seen(made.pan, axis, axis, 0.3)[1])
     valid = np.zeros(ms.shape[1:], bool)
     valid[8:24, 12:28] = True
-    pairing = Pairing("a", "b", made.pan, ms, offset, offset, valid, GAINS, 0.15)
-    whole = pairing.all()
-    (patch,) = pairing.patches(np.random.default_rng(0), 1, 64, [1, 2])
+    pair = ScenePair("a", "b", made.pan, ms, offset, offset, valid, GAINS, 0.15)
+    whole = pair.whole_patch()
+    (patch,) = pair.patches(np.random.default_rng(0), 1, 64, [1, 2])
     top, left = (int(offset.offset) + 4 * sample for sample in (8, 12))
     inside = np.s_[:, top : top + 64, left : left + 64]
     assert torch.equal(patch.pan, whole.pan[inside])
@@ -425,7 +429,14 @@ def test_sensors_of_unlike_optics_share_a_batch():
     made = ground()
     one, other = (
         made.patch(
-            np.random.default_rng(0), 64, 2.0, np.zeros(2), gains, gains, np.zeros((1, 2)), Mixture.choice([0], 3)
+            np.random.default_rng(0),
+            64,
+            2.0,
+            np.zeros(2),
+            gains,
+            gains,
+            np.zeros((1, 2)),
+            BandMixture.selection([0], 3),
         )
         for gains in ([0.15], [0.5])
     )
@@ -436,12 +447,12 @@ def test_sensors_of_unlike_optics_share_a_batch():
 @pytest.mark.parametrize("number", range(8))
 def test_a_view_of_a_patch_is_a_patch(number):
     patch = plain(ground(), 2.7, (0.0, 2.0), (0, 1))
-    view = patch.turned(number)
+    view = patch.transformed(number)
     wanted = patch.target.numpy()
     wanted = wanted[:, ::-1] if number & 1 else wanted
     wanted = wanted[:, :, ::-1] if number & 2 else wanted
     assert np.array_equal(view.target.numpy(), wanted.transpose(0, 2, 1) if number & 4 else wanted)
-    assert [torch.equal(view.pan, patch.turned(other).pan) for other in range(8)].count(True) == 1
+    assert [torch.equal(view.pan, patch.transformed(other).pan) for other in range(8)].count(True) == 1
     batch, whole = collate([view], [0], 2.7), collate([patch], [0], 2.7)
     assert torch.allclose(batch.degrade(batch.target), batch.ms, atol=1e-4)
     for one, other in zip(batch.inputs, whole.inputs):
@@ -454,12 +465,12 @@ def test_moments_of_a_mixture_are_those_of_the_mixed_bands():
     rng = np.random.default_rng(0)
     bands = rng.normal(0, 30, (3, 40, 50)) + rng.normal(500, 90, (1, 40, 50))
     pan = bands.mean(axis=0) + rng.normal(0, 20, (40, 50))
-    mixture = Mixture(rng.random((4, 3)), rng.normal(0, 50, 4), 0.7, rng.random(3), 33.0)
+    mixture = BandMixture(rng.random((4, 3)), rng.normal(0, 50, 4), 0.7, rng.random(3), 33.0)
     mixed = np.tensordot(mixture.bands, bands, 1) + mixture.offset[:, None, None]
     light = 0.7 * pan + np.tensordot(mixture.pan_bands, bands, 1) + 33.0
     valid = rng.random((40, 50)) < 0.8
-    found, wanted = Moments.of(bands, pan, valid).mixed(mixture), Moments.of(mixed, light, valid)
-    for field in dataclasses.fields(Moments):
+    found, wanted = BandMoments.of(bands, pan, valid).of_mixture(mixture), BandMoments.of(mixed, light, valid)
+    for field in dataclasses.fields(BandMoments):
         np.testing.assert_allclose(getattr(found, field.name), getattr(wanted, field.name), rtol=1e-9)
 
 
@@ -476,20 +487,20 @@ def test_missing_pixels_are_kept_out(tmp_path):
     hole[25:35, :10] = True
     write_raster(folder / "pan.tif", pan, 1.0)
     write_raster(folder / "ms.tif", low, 4.0, nodata=60000)
-    (pairing,) = sources.pairs(tmp_path, Pairs("pan"), (), Context())
-    assert np.array_equal(pairing.valid, ~hole)
-    np.testing.assert_allclose(pairing.moments.mean, low[:, ~hole].mean(axis=1), rtol=1e-6)
-    assert pairing.pan.max() < 2000
-    assert pairing.ms.max() < 2000
+    (pair,) = reading.read_pairs(tmp_path, PairSource("pan"), (), Context())
+    assert np.array_equal(pair.valid, ~hole)
+    np.testing.assert_allclose(pair.moments.mean, low[:, ~hole].mean(axis=1), rtol=1e-6)
+    assert pair.pan.max() < 2000
+    assert pair.ms.max() < 2000
     rng = np.random.default_rng(0)
     clean = set(low[1][~hole].tolist())
     for _ in range(20):
-        (patch,) = pairing.patches(rng, 1, 64, [0, 1, 2, 3])
+        (patch,) = pair.patches(rng, 1, 64, [0, 1, 2, 3])
         assert bool(patch.up.isfinite().all())
         # The filled pixels have the mean of the band, which no sample has.
         assert set(patch.ms[1].flatten().tolist()) <= clean
-        made = pairing.truth(0.15).patch(
-            rng, 32, 2.0, np.zeros(2), [0.3], [0.3], np.zeros((1, 2)), Mixture.choice([1], 4)
+        made = pair.reduced_reference(0.15).patch(
+            rng, 32, 2.0, np.zeros(2), [0.3], [0.3], np.zeros((1, 2)), BandMixture.selection([1], 4)
         )
         assert set(made.target.flatten().tolist()) <= clean
 
@@ -498,22 +509,21 @@ def test_missing_pixels_are_kept_out(tmp_path):
 
 
 @functools.cache
-def pairings(data: Path) -> list[Pairing]:
+def pairs(data: Path) -> list[ScenePair]:
     """The pairs of the data folder, read once."""
-    return list(sources.pairs(data, Pairs("pan"), (), Context()))
+    return list(reading.read_pairs(data, PairSource("pan"), (), Context()))
 
 
-def sampler(data: Path, bands: Optional[int] = None, pictures: bool = False, **options: Any) -> Sampler:
+def sampler(data: Path, bands: Optional[int] = None, pictures: bool = False, **options: Any) -> BatchSampler:
     values: dict[str, Any] = {
-        **{"truth": Weights(supervised=1.0), "scene": Weights(khan=1.0), "batch": 2, "size": 64},
+        **{"truth": LossWeights(supervised=1.0), "scene": LossWeights(khan=1.0), "batch": 2, "size": 64},
         **{"scene_batch": 2, "scene_size": 64, **options},
     }
-    pairs = pairings(data)
-    shown = [(1.0, list(sources.pictures(data, Pictures("pictures.zip"))))] if pictures else []
-    return Sampler(Recipe(**values), pairs, shown, bands)
+    shown = [(1.0, list(reading.read_pictures(data, PictureSource("pictures.zip"))))] if pictures else []
+    return BatchSampler(Recipe(**values), pairs(data), shown, bands)
 
 
-def same(one: Batch, other: Batch) -> bool:
+def same(one: PatchBatch, other: PatchBatch) -> bool:
     values = ((value, getattr(other, name)) for name, value in vars(one).items() if isinstance(value, torch.Tensor))
     return one.ratio == other.ratio and all(torch.equal(first, second) for first, second in values)
 
@@ -531,7 +541,7 @@ def test_a_seed_and_a_step_decide_a_batch(data, kind):
 
 
 def test_batches_vary_in_ratio_and_bands_as_the_recipe_says(data):
-    drawer = sampler(data, pictures=True, augment=Augment(ratios=(2, 3.5), bands=(1, 5)))
+    drawer = sampler(data, pictures=True, augment=Augmentation(ratios=(2, 3.5), bands=(1, 5)))
     batches = [drawer.truth(np.random.default_rng(step)) for step in range(12)]
     assert {(batch.ratio, batch.up.shape[1]) for batch in batches} == {(2, 1), (2, 5), (3.5, 1), (3.5, 5)}
     for batch in batches:
@@ -563,9 +573,9 @@ def test_scenes_that_are_too_small_are_told():
     valid = np.ones((32, 32), bool)
     valid[::8] = False
     axis = Axis(4.0, 0.0)
-    pairing = Pairing("a", "b", made.pan, made.bands[:, :32, :32], axis, axis, valid, GAINS, 0.15)
-    recipe = Recipe(truth=Weights(supervised=1.0), scene=Weights(khan=1.0), size=96, scene_size=64)
-    drawer = Sampler(recipe, [pairing], [(1.0, [made])], None)
+    pair = ScenePair("a", "b", made.pan, made.bands[:, :32, :32], axis, axis, valid, GAINS, 0.15)
+    recipe = Recipe(truth=LossWeights(supervised=1.0), scene=LossWeights(khan=1.0), size=96, scene_size=64)
+    drawer = BatchSampler(recipe, [pair], [(1.0, [made])], None)
     with pytest.raises(ClippanError, match=r"too small for the recipe's patches; lower its size\."):
         drawer.truth(np.random.default_rng(0))
     with pytest.raises(ClippanError, match=r"too small for the recipe's patches; lower its scene_size\."):
@@ -599,7 +609,7 @@ def test_a_training_learns_and_its_model_pansharpens(data, recipe, tmp_path):
 
     trained = model.load(result.model, torch.device("cpu"))
     assert (trained.name, trained.bands, trained.about["steps"]) == ("detail", 0, 40)
-    assert result.parameters == networks.parameters(trained.network)
+    assert result.parameters == networks.parameter_count(trained.network)
     batches = [sampler(data).truth(np.random.default_rng(step)) for step in range(3)]
     fresh = networks.build("detail", 4, width=8, head=8, depth=1)
     before, after = (
@@ -731,7 +741,7 @@ def test_a_network_of_a_fixed_number_of_bands_is_bound_to_it(data, recipe, tmp_p
     trained = model.load(result.model, torch.device("cpu"))
     assert trained.bands == 4
     with pytest.raises(ClippanError, match="MS has 3 bands but the model"):
-        trained.fits(3)
+        trained.check_bands(3)
 
 
 def test_both_stages_of_clippan(data, recipe, tmp_path):

@@ -25,7 +25,7 @@ _DIGITS = 9  # of a phase in pixels; what float64 adds beyond is noise
 
 
 @dataclass(frozen=True, order=True)
-class Response:
+class BandResponse:
     """How a multispectral band sees what PAN sees.
 
     Attributes:
@@ -38,9 +38,9 @@ class Response:
     y: float = 0.0
 
 
-def responses(gains: Sequence[float], offsets: Sequence[tuple[float, float]]) -> list[Response]:
+def band_responses(gains: Sequence[float], offsets: Sequence[tuple[float, float]]) -> list[BandResponse]:
     """That of each band, from its gain and, unless there are none, its offset (x, y)."""
-    return [Response(gain, x, y) for gain, (x, y) in zip(gains, offsets or [(0.0, 0.0)] * len(gains))]
+    return [BandResponse(gain, x, y) for gain, (x, y) in zip(gains, offsets or [(0.0, 0.0)] * len(gains))]
 
 
 def mtf_sigma(gain: float, ratio: float) -> float:
@@ -106,7 +106,7 @@ def pan_support(axis: Axis, first: int, number: int, gain: float) -> tuple[int, 
     return start, math.ceil(number * axis.ratio) + 2 * reach
 
 
-def up_matrix(axis: Axis, start: int, count: int, shift: float = 0.0, off: float = 0.0) -> torch.Tensor:
+def upsampling_matrix(axis: Axis, start: int, count: int, shift: float = 0.0, off: float = 0.0) -> torch.Tensor:
     """Interpolation (count, number of ``ms_support``), float32: multispectral samples to output pixels.
 
     Of a band that lies ``shift`` output pixels off the axis, on the samples for bands up to ``off`` beside it.
@@ -115,33 +115,33 @@ def up_matrix(axis: Axis, start: int, count: int, shift: float = 0.0, off: float
     return _up(axis.ratio, round(axis.shifted(shift).to_ms(start) - first, _DIGITS), count, number)
 
 
-def up_matrices(axis: Axis, start: int, count: int, own: Sequence[float]) -> torch.Tensor:
-    """``up_matrix`` of bands that lie ``own`` output pixels off the axis, (bands, count, number), or one for them all
-    if they do not, (count, number)."""
-    off = widest(own)
-    matrices = [up_matrix(axis, start, count, shift, off) for shift in own or [0.0]]
+def upsampling_matrices(axis: Axis, start: int, count: int, shifts: Sequence[float]) -> torch.Tensor:
+    """``upsampling_matrix`` of bands shifted by ``shifts`` output pixels: (bands, count, number), or one matrix (count,
+    number) for all bands if there are no shifts."""
+    largest = largest_shift(shifts)
+    matrices = [upsampling_matrix(axis, start, count, shift, largest) for shift in shifts or [0.0]]
     return matrices[0] if len(matrices) == 1 else torch.stack(matrices)
 
 
-def widest(shifts: Sequence[float]) -> float:
+def largest_shift(shifts: Sequence[float]) -> float:
     """The largest distance from the axis."""
     return max((abs(shift) for shift in shifts), default=0.0)
 
 
-def down_matrix(axis: Axis, first: int, number: int, gain: float) -> torch.Tensor:
+def downsampling_matrix(axis: Axis, first: int, number: int, gain: float) -> torch.Tensor:
     """MTF filter and decimation (number, count of ``pan_support``), float32: output pixels to multispectral
     samples, at their true centres."""
     start, count = pan_support(axis, first, number, gain)
     return _down(axis.ratio, round(axis.to_output(first) - start, _DIGITS), number, count, gain)
 
 
-def down_matrices(
+def downsampling_matrices(
     axis: Axis, first: int, number: int, gains: Sequence[float], shifts: Sequence[float] = ()
 ) -> tuple[int, int, tuple[torch.Tensor, ...]]:
-    """``down_matrix`` for several gains on the window of the widest filter.
+    """``downsampling_matrix`` for several gains on the window of the widest filter.
 
     Args:
-        axis, first, number: as of ``down_matrix``.
+        axis, first, number: as of ``downsampling_matrix``.
         gains: of each filter.
         shifts: how many output pixels off the axis each samples; by default none.
 
@@ -153,13 +153,15 @@ def down_matrices(
     start = min(begin for begin, _ in spans)
     count = max(begin + length for begin, length in spans) - start
     matrices = tuple(
-        torch.nn.functional.pad(down_matrix(own, first, number, gain), (begin - start, start + count - begin - length))
+        torch.nn.functional.pad(
+            downsampling_matrix(own, first, number, gain), (begin - start, start + count - begin - length)
+        )
         for (own, gain), (begin, length) in zip(moved, spans)
     )
     return start, count, matrices
 
 
-def lattice(axis: Axis, first: float, number: int, steps: int, gain: float) -> tuple[int, torch.Tensor]:
+def oversampled_matrix(axis: Axis, first: float, number: int, steps: int, gain: float) -> tuple[int, torch.Tensor]:
     """MTF filter sampled more densely than MS: at ``number`` positions, ``steps`` a multispectral sample.
 
     Args:
@@ -191,12 +193,12 @@ def _down(ratio: float, phase: float, number: int, count: int, gain: float, step
     return torch.from_numpy(_gaussian(np.arange(count) - centres[:, None], gain, ratio).astype(np.float32))
 
 
-def nearest(axis: Axis, start: int, count: int, own: Sequence[float] = ()) -> np.ndarray:
+def nearest_samples(axis: Axis, start: int, count: int, own: Sequence[float] = ()) -> np.ndarray:
     """Index, within ``ms_support``, of the multispectral sample that each output pixel lies in.
 
     (count,), or (bands, count) of bands that lie ``own`` output pixels off the axis.
     """
-    first, _ = ms_support(axis, start, count, widest(own))
+    first, _ = ms_support(axis, start, count, largest_shift(own))
     pixels = np.arange(start, start + count) + 0.5
     found = [
         np.floor((pixels - axis.shifted(shift).offset) / axis.ratio).astype(np.int64) - first for shift in own or [0.0]
@@ -204,7 +206,7 @@ def nearest(axis: Axis, start: int, count: int, own: Sequence[float] = ()) -> np
     return found[0] if len(found) == 1 else np.stack(found)
 
 
-def pick(planes: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def gather(planes: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Takes rows (m,) and columns (n,) of planes (bands, h, w), or those of each band, (bands, m) and (bands, n)."""
     if rows.dim() == 1:
         return planes[:, rows][:, :, columns]
@@ -212,7 +214,7 @@ def pick(planes: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> tor
     return planes[band[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def separable(rows: torch.Tensor, values: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def apply_separable(rows: torch.Tensor, values: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Applies ``rows`` (m, h) and ``columns`` (n, w) to values (..., h, w): gives (..., m, n).
 
     Both may differ from plane to plane: (..., m, h) and (..., n, w).
@@ -235,7 +237,7 @@ def _product(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts, dim=-2)
 
 
-def fill(values: torch.Tensor, valid: torch.Tensor, default: torch.Tensor) -> torch.Tensor:
+def fill_invalid(values: torch.Tensor, valid: torch.Tensor, default: torch.Tensor) -> torch.Tensor:
     """Replaces invalid samples by the Gaussian mean of the valid ones at most two samples away, or by the default.
 
     What interpolation needs beside a border; nothing further away can reach a valid output pixel.

@@ -13,9 +13,9 @@ from clippan.core.context import Context
 from clippan.core.device import memory_error
 from clippan.core.messages import Message
 from clippan.fusion import filters
-from clippan.fusion.filters import Response
+from clippan.fusion.filters import BandResponse
 from clippan.fusion.methods import Fusion
-from clippan.fusion.statistics import Statistics
+from clippan.fusion.statistics import SceneStatistics
 from clippan.raster.grid import Axis
 from clippan.raster.pair import Pair
 from clippan.raster.source import Source
@@ -31,13 +31,13 @@ _GPU_BLOCKS = (1024, 512)
 _TILE_BYTES = 96 * 2**20  # of output; wide rasters of many bands get smaller tiles
 
 
-def affordable_tile(pair: Pair) -> int:
+def max_tile_size(pair: Pair) -> int:
     """Edge of a tile whose pixels take the memory that a tile may."""
     return int((_TILE_BYTES / (pair.ms.count * pair.ms.dtype.itemsize)) ** 0.5)
 
 
 @dataclass
-class Tiler:
+class TileFuser:
     """Computes tiles of the output.
 
     Attributes:
@@ -52,8 +52,8 @@ class Tiler:
 
     pair: Pair
     fusion: Fusion
-    lows: Sequence[Response]
-    statistics: Statistics
+    lows: Sequence[BandResponse]
+    statistics: SceneStatistics
     device: torch.device
     nodata: Optional[float]
     block: int = field(init=False)
@@ -62,7 +62,7 @@ class Tiler:
         self._margin = getattr(self.fusion, "margin", 0)
         self.block = _CPU_BLOCK if not self._margin else _NETWORK_BLOCK
         if self.device.type != "cpu":
-            self.block = next((b for b in _GPU_BLOCKS if b <= affordable_tile(self.pair)), BLOCK)
+            self.block = next((b for b in _GPU_BLOCKS if b <= max_tile_size(self.pair)), BLOCK)
         self._low, self._high = _limits(self.pair.ms)
         self._default_ms = self.statistics.mean[self.statistics.ms].float().to(self.device)
         self._default_pan = float(self.statistics.mean[self.statistics.pan])
@@ -129,9 +129,9 @@ class Tiler:
         """Fuses one block: float values (bands, block, block), and which are invalid or None."""
         coarse, coarse_valid = self._to_device(ms, ms_valid)
         if coarse_valid is not None:
-            coarse = filters.fill(coarse, coarse_valid, self._default_ms)
+            coarse = filters.fill_invalid(coarse, coarse_valid, self._default_ms)
         wide, wide_valid = self._to_device(pan, pan_valid)
-        interpolated = filters.separable(y.up.to(self.device), coarse, x.up.to(self.device))
+        interpolated = filters.apply_separable(y.up.to(self.device), coarse, x.up.to(self.device))
         low = None
         if self.lows:
             low = torch.stack([self._low_pass(x, y, index, wide, wide_valid) for index in range(len(self.lows))])
@@ -145,7 +145,7 @@ class Tiler:
             fused = fused.round_().clamp_(self._low, self._high)
         invalid = None
         if coarse_valid is not None:
-            invalid = ~filters.pick(coarse_valid, y.nearest.to(self.device), x.nearest.to(self.device))
+            invalid = ~filters.gather(coarse_valid, y.nearest.to(self.device), x.nearest.to(self.device))
         if sharp_valid is not None:
             invalid = ~sharp_valid if invalid is None else invalid | ~sharp_valid
         holes = None if invalid is None else self._core(invalid.expand_as(fused)).cpu().numpy()
@@ -169,11 +169,11 @@ class Tiler:
         self, x: _BlockAxis, y: _BlockAxis, index: int, pan: torch.Tensor, valid: Optional[torch.Tensor]
     ) -> torch.Tensor:
         down_y, down_x = y.downs[index].to(self.device), x.downs[index].to(self.device)
-        coarse = filters.separable(down_y, pan, down_x)
+        coarse = filters.apply_separable(down_y, pan, down_x)
         if valid is not None:
-            weight = filters.separable(down_y, valid.float(), down_x)
+            weight = filters.apply_separable(down_y, valid.float(), down_x)
             coarse = torch.where(weight > 1e-3, coarse / weight.clamp(min=1e-3), self._default_pan)
-        return filters.separable(y.ups[index].to(self.device), coarse, x.ups[index].to(self.device))
+        return filters.apply_separable(y.ups[index].to(self.device), coarse, x.ups[index].to(self.device))
 
     def _store(
         self,
@@ -242,12 +242,12 @@ class _BlockAxis:
             own: how far each band lies off the axis; empty if none does.
             gains, shifts: of each low pass of PAN.
         """
-        far = filters.widest(own)
+        far = filters.largest_shift(own)
         ms, ms_count = filters.ms_support(axis, start, block, far)
         pan, pan_count = start, block
         downs: tuple[torch.Tensor, ...] = ()
         if gains:
-            pan, pan_count, downs = filters.down_matrices(axis, ms, ms_count, gains, shifts)
+            pan, pan_count, downs = filters.downsampling_matrices(axis, ms, ms_count, gains, shifts)
         return cls(
             start,
             block,
@@ -255,10 +255,10 @@ class _BlockAxis:
             ms_count,
             pan,
             pan_count,
-            filters.up_matrices(axis, start, block, own),
+            filters.upsampling_matrices(axis, start, block, own),
             downs,
-            tuple(filters.up_matrix(axis, start, block, shift, far) for shift in shifts),
-            torch.from_numpy(filters.nearest(axis, start, block, own)),
+            tuple(filters.upsampling_matrix(axis, start, block, shift, far) for shift in shifts),
+            torch.from_numpy(filters.nearest_samples(axis, start, block, own)),
         )
 
 

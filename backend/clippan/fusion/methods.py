@@ -13,7 +13,7 @@ from typing import Callable, Optional
 
 import torch
 
-from clippan.fusion.statistics import TINY, Statistics
+from clippan.fusion.statistics import TINY, SceneStatistics
 from clippan.jobs.options import Method
 
 # The least numerator and denominator of a modulation, as a part of the mean above the dark level. Both stop there, so
@@ -40,7 +40,7 @@ class Brovey:
     with negative ones the denominator would vanish over surfaces that are dark in some bands only.
     """
 
-    def __init__(self, statistics: Statistics, haze: bool) -> None:
+    def __init__(self, statistics: SceneStatistics, haze: bool) -> None:
         weights = _nonnegative(statistics)
         bands = statistics.mean[statistics.ms]
         # Data with negative values (scaled integers, say) is modulated above its dark level.
@@ -59,11 +59,11 @@ class Brovey:
         return (ms - dark).mul_(gain).add_(dark)
 
 
-class Gsa:
+class GSA:
     """Gram-Schmidt adaptive (Aiazzi, Baronti and Selva 2007): F = MS + g·(P − I), I regressed on the bands,
     g = cov(MS, I) / var(I)."""
 
-    def __init__(self, statistics: Statistics) -> None:
+    def __init__(self, statistics: SceneStatistics) -> None:
         bands = statistics.ms
         weights = statistics.regress(statistics.pan, bands)
         covariance = statistics.covariance[bands][:, bands]
@@ -78,11 +78,11 @@ class Gsa:
         return (self._gains.to(ms.device) * detail).add_(ms)
 
 
-class Bdsd:
+class BDSD:
     """Band-dependent spatial detail (Garzelli, Nencini and Capobianco 2008), global: the detail of each band is the
     linear combination of all bands and PAN that restores it best one scale further down."""
 
-    def __init__(self, statistics: Statistics) -> None:
+    def __init__(self, statistics: SceneStatistics) -> None:
         inputs = [*statistics.ms_filtered, statistics.pan]
         rows, offsets = [], []
         for band in statistics.ms:
@@ -110,7 +110,7 @@ class MtfGlp:
     the additive form.
     """
 
-    def __init__(self, statistics: Statistics, gain_of: Sequence[int], modulation: bool, regression: bool) -> None:
+    def __init__(self, statistics: SceneStatistics, gain_of: Sequence[int], modulation: bool, regression: bool) -> None:
         low = [statistics.low(index) for index in gain_of]
         bands = statistics.ms
         variance = statistics.covariance[low, low].clamp(min=TINY)
@@ -162,12 +162,12 @@ def modulation(
     return sharp.div_(smooth).mul_(ms)
 
 
-def needs_low(method: Method) -> bool:
+def needs_low_pass(method: Method) -> bool:
     """Whether a method is called with ``low``."""
     return method in (Method.CLIPPAN, Method.MTF_GLP_CBD, Method.MTF_GLP_HPM, Method.MTF_GLP_HPM_R)
 
 
-def build(method: Method, statistics: Statistics, gain_of: Sequence[int]) -> Fusion:
+def build(method: Method, statistics: SceneStatistics, gain_of: Sequence[int]) -> Fusion:
     """The fitted method.
 
     Args:
@@ -180,9 +180,9 @@ def build(method: Method, statistics: Statistics, gain_of: Sequence[int]) -> Fus
     if method in (Method.BROVEY, Method.BT_H):
         return Brovey(statistics, haze=method is Method.BT_H)
     if method is Method.GSA:
-        return Gsa(statistics)
+        return GSA(statistics)
     if method is Method.BDSD:
-        return Bdsd(statistics)
+        return BDSD(statistics)
     modulation = method is not Method.MTF_GLP_CBD
     return MtfGlp(statistics, gain_of, modulation, regression=method is not Method.MTF_GLP_HPM)
 
@@ -192,7 +192,7 @@ def _combine(weights: torch.Tensor, ms: torch.Tensor) -> torch.Tensor:
     return torch.matmul(weights.to(ms.device), ms.flatten(1)).view(ms.shape[1:])
 
 
-def _nonnegative(statistics: Statistics) -> torch.Tensor:
+def _nonnegative(statistics: SceneStatistics) -> torch.Tensor:
     """Weights that, with an intercept, fit the bands to filtered PAN, none negative.
 
     Bands that would get a negative weight are left out, worst first (an active set as small as the bands are few).

@@ -6,7 +6,7 @@ valid. A figure leaves out invalid pixels, and every block or window that holds 
 
 Each figure is an accumulator, so that a scene of any size goes through it tile by tile: ``add`` takes a tile,
 ``value`` is the figure of all that was added. Figures of blocks need tiles that start at multiples of the
-block; figures of windows need tiles with a margin, invalid beyond the scene (see ``Windowed``). Under these
+block; figures of windows need tiles with a margin, invalid beyond the scene (see ``WindowMetric``). Under these
 rules the result does not depend on the tiling. The functions in lower case take whole images at once.
 
 Sources of the definitions: Wang & Bovik 2002 (UQI), Garzelli & Nencini 2009 (Q2n), Yuhas et al. 1992 (SAM),
@@ -216,7 +216,7 @@ class SAM:
         return math.degrees(self._sum / self._count) if self._count else NAN
 
 
-class Errors:
+class SquaredErrors:
     """Squared differences from a reference: ERGAS and PSNR."""
 
     def __init__(self) -> None:
@@ -270,7 +270,7 @@ def _pixels(image: Tensor, valid: Optional[Tensor]) -> Tensor:
 # Windows: SCC and SSIM
 
 
-class Windowed:
+class WindowMetric:
     """A figure that looks at windows around pixels.
 
     ``add`` takes a tile with ``MARGIN`` more pixels on each of its four sides; beyond the scene these are
@@ -293,7 +293,7 @@ class Windowed:
         return counts > edge**2 - 0.5
 
 
-class DetailCorrelation(Windowed):
+class DetailCorrelation(WindowMetric):
     """Correlation of the high-pass details of two images (Zhou et al. 1998), from −1 to 1 (best).
 
     Details are what the 3×3 Laplacian (8 in the middle, −1 around) leaves; Pearson's coefficient is taken
@@ -347,7 +347,7 @@ GAUSSIAN = [math.exp(-(step**2) / (2 * 1.5**2)) for step in range(-5, 6)]
 GAUSSIAN = [weight / sum(GAUSSIAN) for weight in GAUSSIAN]
 
 
-class SSIM(Windowed):
+class SSIM(WindowMetric):
     """Structural similarity (Wang et al. 2004) with a Gaussian window of 11×11, σ 1.5; from −1 to 1 (equal).
 
     Averaged over the pixels of a band, then over bands; C1 = (0.01 L)², C2 = (0.03 L)².
@@ -385,7 +385,7 @@ class SSIM(Windowed):
 # All figures of a scene
 
 
-class ReferenceFigures:
+class ReferenceMetrics:
     """Figures against a reference, added tile by tile: Q2n, SAM, ERGAS, SCC, PSNR, SSIM.
 
     Args:
@@ -397,7 +397,7 @@ class ReferenceFigures:
 
     def __init__(self, ratio: float, peak: float) -> None:
         self._ratio, self._peak = ratio, peak
-        self._q2n, self._sam, self._errors = Q2n(), SAM(), Errors()
+        self._q2n, self._sam, self._errors = Q2n(), SAM(), SquaredErrors()
         self._scc, self._ssim = DetailCorrelation(), SSIM(peak)
 
     def add(self, image: Tensor, reference: Tensor, valid: Tensor) -> None:
@@ -426,7 +426,7 @@ class ReferenceFigures:
         }
 
 
-class FullFigures:
+class FullResolutionMetrics:
     """Figures without a reference, added tile by tile: D_lambda_K, D_s, HQNR, D_lambda, QNR, HP_correlation.
 
     Blocks of the low-resolution images cover the ground of the fused image's: 32 / ratio MS pixels.
@@ -438,8 +438,8 @@ class FullFigures:
     MARGIN = DetailCorrelation.MARGIN
 
     def __init__(self, ratio: float) -> None:
-        self.low_block = low_block(ratio)
-        self._high, self._low = BlockUQI(), BlockUQI(self.low_block)
+        self.ms_block_size = ms_block_size(ratio)
+        self._high, self._low = BlockUQI(), BlockUQI(self.ms_block_size)
         self._khan, self._detail = Q2n(), DetailCorrelation()
 
     def add_high(self, fused: Tensor, pan: Tensor, valid: Tensor) -> None:
@@ -453,7 +453,7 @@ class FullFigures:
         self._khan.add(filtered, upsampled, valid)
 
     def add_low(self, ms: Tensor, pan: Tensor, valid: Tensor) -> None:
-        """Adds a tile of MS and of PAN brought to MS's grid, that starts at a multiple of ``low_block``."""
+        """Adds a tile of MS and of PAN brought to MS's grid, that starts at a multiple of ``ms_block_size``."""
         self._low.add(torch.cat([ms.float(), pan.float()]), valid)
 
     @property
@@ -476,7 +476,7 @@ class FullFigures:
         }
 
 
-def low_block(ratio: float) -> int:
+def ms_block_size(ratio: float) -> int:
     """Edge in MS pixels of the block that covers the ground of a fused one, at least 4."""
     return max(round(BLOCK / ratio), 4)
 
@@ -528,15 +528,15 @@ def sam(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> flo
 
 
 def ergas(image: Tensor, reference: Tensor, ratio: float, valid: Optional[Tensor] = None) -> float:
-    """See ``Errors.ergas``."""
-    figure = Errors()
+    """See ``SquaredErrors.ergas``."""
+    figure = SquaredErrors()
     figure.add(image, reference, valid)
     return figure.ergas(ratio)
 
 
 def psnr(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None, peak: Optional[float] = None) -> float:
-    """See ``Errors.psnr``."""
-    figure = Errors()
+    """See ``SquaredErrors.psnr``."""
+    figure = SquaredErrors()
     figure.add(image, reference, valid)
     return figure.psnr(peak)
 
@@ -588,7 +588,7 @@ def d_lambda(fused: Tensor, ms: Tensor, ratio: float) -> float:
 
 
 def _uqi_pair(fused: Tensor, pan: Tensor, ms: Tensor, pan_low: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-    high, low = BlockUQI(), BlockUQI(low_block(ratio))
+    high, low = BlockUQI(), BlockUQI(ms_block_size(ratio))
     high.add(torch.cat([fused.float(), pan.float()]))
     low.add(torch.cat([ms.float(), pan_low.float()]))
     return high.value, low.value

@@ -65,7 +65,7 @@ class FusionModel:
         weights = {name: value.detach().cpu().half().contiguous() for name, value in self.network.state_dict().items()}
         write(path, "fusion model", weights, header)
 
-    def fits(self, bands: int) -> None:
+    def check_bands(self, bands: int) -> None:
         """Raises ClippanError if MS with this number of bands is not what the model is for."""
         if self.bands not in (0, bands):
             raise ClippanError(

@@ -10,7 +10,7 @@ import torch
 from clippan.core.device import multiplies_bfloat16
 from clippan.fusion.methods import MtfGlp
 from clippan.fusion.model import FusionModel
-from clippan.fusion.statistics import TINY, Statistics
+from clippan.fusion.statistics import TINY, SceneStatistics
 
 _MARGIN = 32  # PAN pixels around a block for networks that do not say how far they look
 # Standard deviations by which a network may correct the classical result, besides as much as that adds to MS. Only dead
@@ -22,7 +22,7 @@ _ALIKE, _OPPOSITE = (0.1, 0.3), (-0.9, -0.6)
 _LEAST = 1e-6  # standard deviation, as a part of the mean, below which a band is but the rounding of float32
 
 
-class Neural:
+class NetworkFusion:
     """A network with the scene's statistics; called like the methods in ``methods``.
 
     The block has ``margin`` more pixels on each side than count in the result. A block's corner has to lie on a
@@ -39,7 +39,7 @@ class Neural:
     """
 
     def __init__(
-        self, statistics: Statistics, response_of: Sequence[int], model: FusionModel, device: torch.device
+        self, statistics: SceneStatistics, response_of: Sequence[int], model: FusionModel, device: torch.device
     ) -> None:
         self._network = model.network
         self.half = device.type == "cpu" and getattr(model.network, "tolerant", False) and multiplies_bfloat16()
@@ -65,14 +65,14 @@ class Neural:
         dark = (low - self._pan_mean).div_(self._pan_std)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, self.half):
             fused = self._network(up[None], light[None], dark.expand_as(up)[None], classical[None])[0]
-            fused = bounded(fused, up, classical, self._trust).mul_(std).add_(mean)
+            fused = limit_correction(fused, up, classical, self._trust).mul_(std).add_(mean)
         # What was not seen, in files that declare no nodata value, is 0 and stays so.
         if float(ms.min()) > 0:  # as nearly always; the rest takes time
             return fused
         return torch.where((ms == 0).all(dim=0), ms, fused)
 
 
-def bounded(
+def limit_correction(
     fused: torch.Tensor, up: torch.Tensor, classical: torch.Tensor, trust: Optional[torch.Tensor]
 ) -> torch.Tensor:
     """What counts of a network's result, in standardised values (…, bands, height, width); see ``_LEASH``."""
@@ -83,7 +83,7 @@ def bounded(
     return correction.add_(classical)
 
 
-def trust(statistics: Statistics, response_of: Sequence[int]) -> Optional[torch.Tensor]:
+def trust(statistics: SceneStatistics, response_of: Sequence[int]) -> Optional[torch.Tensor]:
     """How far a network is believed for each band (bands, 1, 1), 0 to 1; None if wholly.
 
     Networks have learned that bands look like PAN. Where none does (PAN is noise, as over water, or shows another

@@ -402,7 +402,7 @@ class _Sampler:
             if not bool(inside.any()):
                 return None
             bands = torch.where(mask, bands, 0.0)
-            bands = filters.fill(bands, mask, bands.sum(dim=(1, 2)) / mask.sum(dim=(1, 2)))
+            bands = filters.fill_invalid(bands, mask, bands.sum(dim=(1, 2)) / mask.sum(dim=(1, 2)))
         mean = bands.mean(dim=(1, 2), keepdim=True)
         edges = _edges(bands - mean, 1)
         # What is but rounding must not pass for detail.
@@ -427,21 +427,23 @@ class _Sampler:
         if not bool((mask & inside).any()):
             return None
         mean = float(pan[mask].mean())
-        low = filters.separable(rows, torch.where(mask, pan - mean, 0.0), columns)
+        low = filters.apply_separable(rows, torch.where(mask, pan - mean, 0.0), columns)
         if not bool(mask.all()):
-            low = low / filters.separable(rows, mask.float(), columns).clamp(min=1e-6)
+            low = low / filters.apply_separable(rows, mask.float(), columns).clamp(min=1e-6)
         edges = _edges(low, _STEPS)
         if float(edges.std(correction=0)) <= _FLAT * abs(mean):
             return None
         inside = inside & mask
         if bool(inside.all()):
             return mean, edges, torch.ones(window.height, window.width, dtype=torch.bool)
-        weight = filters.separable(rows, inside.float(), columns)
+        weight = filters.apply_separable(rows, inside.float(), columns)
         cut = _AROUND * _STEPS
         return mean, edges, (_shifted(weight[cut:-cut, cut:-cut], window) > _COVERED).flatten(0, 1).all(dim=0)
 
     def _matrix(self, axis: Axis, first: float, samples: int, margin: float) -> tuple[int, torch.Tensor]:
-        return filters.lattice(axis, first, round((samples - 1 + 2 * margin) * _STEPS) + 1, _STEPS, self.gain)
+        return filters.oversampled_matrix(
+            axis, first, round((samples - 1 + 2 * margin) * _STEPS) + 1, _STEPS, self.gain
+        )
 
 
 def _grown(window: Window, margin: int) -> Window:

@@ -19,7 +19,7 @@ from clippan.core.device import one_thread
 from clippan.core.errors import ClippanError
 from clippan.core.threads import in_order
 from clippan.fusion import filters
-from clippan.fusion.filters import Response
+from clippan.fusion.filters import BandResponse
 from clippan.raster.pair import Pair
 from clippan.raster.tiles import Window
 
@@ -38,7 +38,7 @@ TINY = 1e-30  # below any variance in the units of a raster; keeps divisions def
 
 
 @dataclass(frozen=True)
-class Statistics:
+class SceneStatistics:
     """First and second moments over jointly valid samples, float64.
 
     The variables are, in order: the MS bands, PAN as each of the MS responses sees it, PAN filtered with its own gain
@@ -96,14 +96,14 @@ class Statistics:
         return torch.linalg.solve(covariance + ridge * eye, self.covariance[inputs, target])
 
 
-def measure(
+def measure_scene(
     pair: Pair,
-    responses: Sequence[Response],
+    responses: Sequence[BandResponse],
     pan_gain: float,
     threads: int,
     context: Context,
     filter_ms: Optional[Sequence[float]] = None,
-) -> Statistics:
+) -> SceneStatistics:
     """Measures a scene. Pixels that are 0 in all bands count in ``black`` alone.
 
     Args:
@@ -126,7 +126,7 @@ def measure(
         raise _nothing_valid(pair)
     dark = np.percentile(found.thin, _DARK, axis=1)
     mean, scatter, count = found.moments.mean, found.moments.scatter, found.count
-    return Statistics(
+    return SceneStatistics(
         pair.ms.count,
         len(responses),
         mean,
@@ -217,7 +217,7 @@ def _collect(sampler: _Sampler, threads: int, context: Context) -> Optional[_Fou
 @dataclass(frozen=True)
 class _Sampler:
     pair: Pair
-    responses: tuple[Response, ...]
+    responses: tuple[BandResponse, ...]
     pan_gain: float
     filter_ms: Optional[Sequence[float]]
     covered: float
@@ -252,19 +252,19 @@ class _Sampler:
     def _filter_pan(self, window: Window) -> Optional[tuple[np.ndarray, np.ndarray]]:
         """PAN as each response sees it and with its own gain (responses + 1, height, width), and where enough of it is
         valid; None if nothing is."""
-        wanted = (*self.responses, Response(self.pan_gain))
+        wanted = (*self.responses, BandResponse(self.pan_gain))
         gains = [response.gain for response in wanted]
-        x, width, columns = filters.down_matrices(
+        x, width, columns = filters.downsampling_matrices(
             self.pair.x, window.x, window.width, gains, [response.x for response in wanted]
         )
-        y, height, rows = filters.down_matrices(
+        y, height, rows = filters.downsampling_matrices(
             self.pair.y, window.y, window.height, gains, [response.y for response in wanted]
         )
         values, valid = self.pair.read_pan(Window(x, y, width, height))
         pan = torch.from_numpy(values.astype(np.float32))
         covered = np.ones((window.height, window.width), bool)
         if valid is None:
-            lows = [filters.separable(row, pan, column) for row, column in zip(rows, columns)]
+            lows = [filters.apply_separable(row, pan, column) for row, column in zip(rows, columns)]
             return torch.stack(lows).numpy(), covered
         if not valid.any():
             return None
@@ -272,7 +272,7 @@ class _Sampler:
         clean = torch.stack([torch.where(mask, pan, torch.zeros_like(pan)), mask.float()])
         lows = []
         for row, column in zip(rows, columns):
-            low, weight = filters.separable(row, clean, column)
+            low, weight = filters.apply_separable(row, clean, column)
             lows.append(low / weight.clamp(min=1e-6))
             covered &= (weight > self.covered).numpy()
         return torch.stack(lows).numpy(), covered

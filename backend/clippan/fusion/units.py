@@ -20,7 +20,7 @@ _NEAR = 0.25  # how far factors may be from each other, or from 1, where the con
 _CLOSE = 0.1  # how near a unit is to the one that a file declares
 
 
-class Units:
+class UnitComparison:
     """The factor and the offset between two images, from tiles of both.
 
     Args:

@@ -16,8 +16,8 @@ from clippan.core.device import choose_device, set_threads
 from clippan.fusion import model
 from clippan.fusion.model import FusionModel
 from clippan.jobs.adapt import AdaptFusionRequest, AdaptFusionResult
-from clippan.learn.fusion.adaptation import Adaptation, Clock, teach_supervisor
-from clippan.learn.fusion.ground import Ground
+from clippan.learn.fusion.adaptation import Adaptation, TimeBudget, adapt_supervisor
+from clippan.learn.fusion.training_scene import TrainingScene
 from clippan.raster.pair import Pair, open_pair
 
 
@@ -27,7 +27,7 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
     Raises:
         ClippanError: one sentence; nothing is left behind.
     """
-    clock = Clock(request.seconds)
+    clock = TimeBudget(request.seconds)
     choice = choose_device(request.device, exact=True)
     choice.log(context)
     device = choice.device
@@ -36,16 +36,16 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
     start = model.load(request.model, device)
     context.log(f"Start: {start.title}.")
     with open_pair(request.pan, request.ms, request.bands, request.nodata) as pair:
-        start.fits(pair.ms.count)
+        start.check_bands(pair.ms.count)
         for note in pair.notes:
             context.log(note)
         sensor = resolve_sensor(request.sensor, pair.hints, context)
-        ground = Ground.read(pair, sensor, request, device, context.part(0, 10))
+        scene = TrainingScene.read(pair, sensor, request, device, context.part(0, 10))
         colours = _colours(sensor, [number - 1 for number in request.bands] or range(pair.ms.count), pair)
     bands = pair.ms.count
-    supervisor = teach_supervisor(request, bands, colours, ground, device, clock, context.part(10, 25))
-    adaptation = Adaptation(start, ground, supervisor, request, device, clock, context.part(25, 98))
-    network, before, after = adaptation.go()
+    supervisor = adapt_supervisor(request, bands, colours, scene, device, clock, context.part(10, 25))
+    adaptation = Adaptation(start, scene, supervisor, request, device, clock, context.part(25, 98))
+    network, before, after = adaptation.run()
     about = {
         "title": f"{start.about.get('title') or start.name}, adapted to {Path(request.pan).name}",
         "adapted": datetime.date.today().isoformat(),
@@ -59,7 +59,7 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
         "clip_sha256": supervisor.clip.sha256 if supervisor else "",
         "before": before,
         "after": after,
-        "steps": adaptation.kept,
+        "steps": adaptation.best_step,
         "seed": request.seed,
         "version": __version__,
     }
@@ -69,14 +69,14 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
         request.output,
         before,
         after,
-        adaptation.kept,
+        adaptation.best_step,
         adaptation.losses,
         supervisor.clip.name if supervisor else "",
         sensor.name,
         device.type,
         bands,
-        round(ground.pixels / 1e6, 3),
-        round(clock.gone, 3),
+        round(scene.pixels / 1e6, 3),
+        round(clock.elapsed, 3),
     )
 
 

@@ -23,9 +23,9 @@ from clippan.core.json import from_json
 from clippan.core.messages import Message
 from clippan.core.threads import count_threads, in_order
 from clippan.fusion import filters
-from clippan.fusion.metrics import BLOCK, FullFigures, ReferenceFigures
+from clippan.fusion.metrics import BLOCK, FullResolutionMetrics, ReferenceMetrics
 from clippan.fusion.registration import Shifts, register
-from clippan.fusion.units import Units
+from clippan.fusion.units import UnitComparison
 from clippan.jobs.assess import AssessRequest, AssessResult
 from clippan.jobs.options import Registration
 from clippan.jobs.pansharpen import PansharpenRequest
@@ -312,17 +312,17 @@ class Scene:
         ms, valid = self.read_ms(Window(left, top, width, height))
         if not bool(valid.all()):
             mean = ms[:, valid].mean(dim=1) if bool(valid.any()) else ms.new_zeros(len(ms))
-            ms = filters.fill(ms, valid.expand_as(ms), mean)
-        inside = filters.pick(valid.expand_as(ms), down, across).all(dim=0)
-        return filters.separable(rows, ms, columns), inside
+            ms = filters.fill_invalid(ms, valid.expand_as(ms), mean)
+        inside = filters.gather(valid.expand_as(ms), down, across).all(dim=0)
+        return filters.apply_separable(rows, ms, columns), inside
 
     def up(
         self, axis: Axis, start: int, count: int, own: Sequence[float]
     ) -> tuple[int, int, torch.Tensor, torch.Tensor]:
         """The samples that pixels need (first, number), what interpolates them, and which one each pixel lies in."""
-        first, number = filters.ms_support(axis, start, count, filters.widest(own))
-        matrix = filters.up_matrices(axis, start, count, own).to(self.device)
-        return first, number, matrix, torch.from_numpy(filters.nearest(axis, start, count, own)).to(self.device)
+        first, number = filters.ms_support(axis, start, count, filters.largest_shift(own))
+        matrix = filters.upsampling_matrices(axis, start, count, own).to(self.device)
+        return first, number, matrix, torch.from_numpy(filters.nearest_samples(axis, start, count, own)).to(self.device)
 
     def inside(self, window: Window) -> torch.Tensor:
         """Which pixels of a window lie in the area."""
@@ -366,10 +366,10 @@ def _crop(image: torch.Tensor, margin: int) -> torch.Tensor:
 
 def _assess_full(scene: Scene, context: Context) -> tuple[dict[str, float], int, tuple[str, ...]]:
     """The figures, the pixels compared, and hints."""
-    figures = FullFigures(scene.ratio)
-    units = Units(FUSED, scene.pair.ms.what, "D_λ,K, D_s, HQNR and QNR")
+    figures = FullResolutionMetrics(scene.ratio)
+    units = UnitComparison(FUSED, scene.pair.ms.what, "D_λ,K, D_s, HQNR and QNR")
     pixels = 0
-    windows, low_windows = scene.windows(), _low_windows(scene, figures.low_block)
+    windows, low_windows = scene.windows(), _low_windows(scene, figures.ms_block_size)
     steps = len(windows) + len(low_windows)
     reach = _reach(scene)
 
@@ -415,7 +415,7 @@ _NO_BLOCK = Message(
 def _reach(scene: Scene) -> int:
     ratios = (scene.pair.x.ratio, scene.pair.y.ratio)
     reach = max(filters.mtf_reach(gain, ratio) for gain in scene.gains for ratio in ratios)
-    return max(reach, FullFigures.MARGIN)
+    return max(reach, FullResolutionMetrics.MARGIN)
 
 
 def _filter(scene: Scene, fused: torch.Tensor, valid: torch.Tensor, reach: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -426,9 +426,9 @@ def _filter(scene: Scene, fused: torch.Tensor, valid: torch.Tensor, reach: int) 
     for band, gain in zip(fused, scene.gains):
         rows = filters.mtf_matrix(gain, scene.pair.y.ratio, height, reach).to(scene.device)
         columns = filters.mtf_matrix(gain, scene.pair.x.ratio, width, reach).to(scene.device)
-        plane = filters.separable(rows, band, columns)
+        plane = filters.apply_separable(rows, band, columns)
         if not whole:
-            weight = filters.separable(rows, valid.float(), columns)
+            weight = filters.apply_separable(rows, valid.float(), columns)
             plane = plane / weight.clamp(min=1e-6)
             covered &= weight > _COVERED
         planes.append(plane)
@@ -458,12 +458,12 @@ def _read_low(scene: Scene, window: Window) -> tuple[torch.Tensor, torch.Tensor,
     left, width = filters.pan_support(x, window.x, window.width, gain)
     top, height = filters.pan_support(y, window.y, window.height, gain)
     pan, pan_valid = scene.read_pan(Window(left, top, width, height))
-    rows = filters.down_matrix(y, window.y, window.height, gain).to(scene.device)
-    columns = filters.down_matrix(x, window.x, window.width, gain).to(scene.device)
-    low = filters.separable(rows, pan, columns)
+    rows = filters.downsampling_matrix(y, window.y, window.height, gain).to(scene.device)
+    columns = filters.downsampling_matrix(x, window.x, window.width, gain).to(scene.device)
+    low = filters.apply_separable(rows, pan, columns)
     ms, valid = _read_ms_together(scene, window)
     if not bool(pan_valid.all()):
-        weight = filters.separable(rows, pan_valid.float(), columns)
+        weight = filters.apply_separable(rows, pan_valid.float(), columns)
         low = low / weight.clamp(min=1e-6)
         valid = valid & (weight > _COVERED)
     return ms, low, valid & _fused_valid(scene, window)
@@ -480,8 +480,8 @@ def _read_ms_together(scene: Scene, window: Window) -> tuple[torch.Tensor, torch
     left, width, columns, across = scene.up(Axis(1.0, 0.0), window.x, window.width, own_x)
     top, height, rows, down = scene.up(Axis(1.0, 0.0), window.y, window.height, own_y)
     ms, valid = scene.read_ms(Window(left, top, width, height))
-    ms = filters.fill(ms, valid.expand_as(ms), ms.mean(dim=(1, 2)))
-    return filters.separable(rows, ms, columns), filters.pick(valid.expand_as(ms), down, across).all(dim=0)
+    ms = filters.fill_invalid(ms, valid.expand_as(ms), ms.mean(dim=(1, 2)))
+    return filters.apply_separable(rows, ms, columns), filters.gather(valid.expand_as(ms), down, across).all(dim=0)
 
 
 def _fused_valid(scene: Scene, window: Window) -> torch.Tensor:
@@ -502,7 +502,7 @@ def _fused_valid(scene: Scene, window: Window) -> torch.Tensor:
 def _assess_reference(scene: Scene, reference: Source, context: Context) -> tuple[dict[str, float], tuple[str, ...]]:
     """The figures, and hints."""
     windows = scene.windows()
-    units = Units(FUSED, REFERENCE, "Q2n, ERGAS, PSNR and SSIM")
+    units = UnitComparison(FUSED, REFERENCE, "Q2n, ERGAS, PSNR and SSIM")
     peak = -math.inf
     for number, (_, (values, valid)) in enumerate(in_order(lambda w: scene.read(reference, w), windows, 1), 1):
         if bool(valid.any()):
@@ -514,7 +514,7 @@ def _assess_reference(scene: Scene, reference: Source, context: Context) -> tupl
         raise ClippanError(
             "The {REFERENCE} has no value above zero; PSNR and SSIM need one as their data range.", REFERENCE=REFERENCE
         )
-    figures = ReferenceFigures(scene.ratio, peak)
+    figures = ReferenceMetrics(scene.ratio, peak)
     for number, (_, (image, truth, valid)) in enumerate(_compared(scene, reference, windows), 1):
         figures.add(image, truth, valid)
         units.add(image, truth, valid)
@@ -529,7 +529,7 @@ def _compared(
     scene: Scene, reference: Source, windows: Sequence[Window]
 ) -> Iterator[tuple[Window, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
     def read(window: Window) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        wide = _grow(window, ReferenceFigures.MARGIN)
+        wide = _grow(window, ReferenceMetrics.MARGIN)
         (image, image_valid), (truth, truth_valid) = scene.read(scene.fused, wide), scene.read(reference, wide)
         return image, truth, image_valid & truth_valid & scene.inside(wide)
 

@@ -19,12 +19,12 @@ from clippan.core.json import to_json
 from clippan.core.messages import Message
 from clippan.core.threads import count_threads, in_order
 from clippan.fusion import filters
-from clippan.fusion.fuse import Tiler, affordable_tile
-from clippan.fusion.methods import Fusion, build, needs_low
+from clippan.fusion.fuse import TileFuser, max_tile_size
+from clippan.fusion.methods import Fusion, build, needs_low_pass
 from clippan.fusion.model import load
-from clippan.fusion.neural import Neural
+from clippan.fusion.neural import NetworkFusion
 from clippan.fusion.registration import Shifts, register
-from clippan.fusion.statistics import Statistics, measure
+from clippan.fusion.statistics import SceneStatistics, measure_scene
 from clippan.jobs.options import Method, Registration
 from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
 from clippan.raster.pair import Pair, open_pair
@@ -64,15 +64,15 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         model = None
         if request.method is Method.CLIPPAN:
             model = load(request.model, device)
-            model.fits(len(gains))
+            model.check_bands(len(gains))
             context.log(f"Model: {model.title}.")
         pair, shifts = register(pair, request.registration, gains, threads, context.part(0, 2))
-        responses = filters.responses(gains, pair.offsets)
+        responses = filters.band_responses(gains, pair.offsets)
         distinct = sorted(set(responses))
         response_of = [distinct.index(response) for response in responses]
-        lows = distinct if needs_low(request.method) else []
+        lows = distinct if needs_low_pass(request.method) else []
         again = gains if request.method is Method.BDSD else None
-        statistics = measure(pair, lows, sensor.pan, threads, context.part(2, 5), again)
+        statistics = measure_scene(pair, lows, sensor.pan, threads, context.part(2, 5), again)
         _check_fit(request.method, statistics)
         hints = [UNRECOGNISED] if request.sensor == "auto" and sensor.name == "generic" else []
         more = list(pair.notes)
@@ -90,14 +90,14 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         if model is None:
             fusion = build(request.method, statistics, response_of)
         else:
-            fusion = Neural(statistics, response_of, model, device)
+            fusion = NetworkFusion(statistics, response_of, model, device)
             if fusion.half:
                 context.log("Precision: bfloat16, in which this processor runs the network faster.")
             provenance["CLIPPAN_MODEL"] = model.title
             provenance["CLIPPAN_MODEL_SHA256"] = model.sha256
             provenance["CLIPPAN_PRECISION"] = "bfloat16" if fusion.half else "float32"
         nodata = _output_nodata(pair, threads, context.part(5, 10))
-        tiler = Tiler(pair, fusion, lows, statistics, device, nodata)
+        tiler = TileFuser(pair, fusion, lows, statistics, device, nodata)
         writer = Writer(
             request.output,
             pair.grid,
@@ -150,7 +150,7 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
     )
 
 
-def _check_fit(method: Method, statistics: Statistics) -> None:
+def _check_fit(method: Method, statistics: SceneStatistics) -> None:
     if method is Method.CUBIC:
         return
     if statistics.count < _SAMPLES * (statistics.bands + 1):
@@ -171,7 +171,7 @@ def _check_fit(method: Method, statistics: Statistics) -> None:
 
 def _tile_size(wanted: int, block: int, pair: Pair) -> int:
     """Whole blocks, so that none is computed twice."""
-    size = min(wanted, affordable_tile(pair))
+    size = min(wanted, max_tile_size(pair))
     return max(block, size // block * block)
 
 

@@ -11,10 +11,10 @@ from clippan.core.device import choose_device
 from clippan.core.json import to_json
 from clippan.fusion import networks
 from clippan.jobs.train import TrainFusionRequest, TrainFusionResult
-from clippan.learn.fusion import sources
-from clippan.learn.fusion.recipe import Recipe, read
-from clippan.learn.fusion.sampler import Sampler
-from clippan.learn.fusion.training import MODEL, STAGE_ONE, Run
+from clippan.learn.fusion import reading
+from clippan.learn.fusion.recipe import Recipe, read_recipe
+from clippan.learn.fusion.sampler import BatchSampler
+from clippan.learn.fusion.training import MODEL, STAGE_ONE, FusionTraining
 from clippan.learn.loop import discard_unstarted, distributed, lock_run_folder, prepare_run_folder
 
 
@@ -25,7 +25,7 @@ def run(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
         ClippanError: one sentence; what was trained so far stays in the folder.
     """
     started = time.monotonic()
-    recipe = read(Path(request.recipe) if request.recipe else resources() / "fusion" / "recipe.yaml").changed(
+    recipe = read_recipe(Path(request.recipe) if request.recipe else resources() / "fusion" / "recipe.yaml").overridden(
         request.steps, request.seed, request.without
     )
     folder = Path(request.output)
@@ -40,7 +40,7 @@ def run(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
         try:
             with lock_run_folder(folder, rank):
                 sampler = _sampler(recipe, Path(request.data), context.part(0, 2))
-                run = Run(recipe, sampler, device, folder, rank, count, context.part(2, 100))
+                run = FusionTraining(recipe, sampler, device, folder, rank, count, context.part(2, 100))
                 losses = run.train()
         except Exception:
             discard_unstarted(folder, made, (MODEL, STAGE_ONE))
@@ -50,7 +50,7 @@ def run(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
             run.result().save(path)
     return TrainFusionResult(
         str(path),
-        networks.parameters(run.network),
+        networks.parameter_count(run.network),
         recipe.steps,
         losses,
         device.type,
@@ -58,12 +58,14 @@ def run(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
     )
 
 
-def _sampler(recipe: Recipe, root: Path, context: Context) -> Sampler:
+def _sampler(recipe: Recipe, root: Path, context: Context) -> BatchSampler:
     context.progress(0, "Reading the scenes")
     context = Context(log=context.log, cancelled=context.is_cancelled)  # each pair would begin at 0 % again
-    pairings = [pairing for source in recipe.pairs for pairing in sources.pairs(root, source, recipe.without, context)]
-    pictures = [(source.share, list(sources.pictures(root, source))) for source in recipe.pictures]
+    pairings = [
+        pairing for source in recipe.pairs for pairing in reading.read_pairs(root, source, recipe.without, context)
+    ]
+    pictures = [(source.share, list(reading.read_pictures(root, source))) for source in recipe.pictures]
     any_bands = networks.NETWORKS[recipe.network].any_bands if recipe.network in networks.NETWORKS else True
     only = set(recipe.augment.bands) == {recipe.bands}
     bound = None if any_bands and not recipe.scene.language and not only else recipe.bands
-    return Sampler(recipe, pairings, pictures, bound)
+    return BatchSampler(recipe, pairings, pictures, bound)

@@ -106,7 +106,7 @@ def build(name: str, bands: int, **options: Any) -> torch.nn.Module:
     return loaded(**options) if network.any_bands else loaded(bands, **options)
 
 
-def parameters(network: torch.nn.Module) -> int:
+def parameter_count(network: torch.nn.Module) -> int:
     """How many numbers a network learns."""
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -118,13 +118,13 @@ def table() -> str:
         "|---|---|---|---:|---:|---|---:|",
     ]
     for name, network in NETWORKS.items():
-        four, eight = (parameters(build(name, bands)) for bands in (4, 8))
+        four, eight = (parameter_count(build(name, bands)) for bands in (4, 8))
         any_bands, step = "yes" if network.any_bands else "no", network.step or "–"
         lines.append(f"| `{name}` | {network.label} | {network.source} | {four:,} | {eight:,} | {any_bands} | {step} |")
     return "\n".join(lines)
 
 
-def start_small(layer: torch.nn.Conv2d) -> torch.nn.Conv2d:
+def scale_down_weights(layer: torch.nn.Conv2d) -> torch.nn.Conv2d:
     """A network's last layer, made to start with little detail and without a shift of the bands."""
     layer.weight.data.mul_(_START)
     if layer.bias is not None:
@@ -132,7 +132,7 @@ def start_small(layer: torch.nn.Conv2d) -> torch.nn.Conv2d:
     return layer
 
 
-def expect_bands(label: str, bands: int, up: torch.Tensor) -> None:
+def check_bands(label: str, bands: int, up: torch.Tensor) -> None:
     """Refuses MS with another number of bands than a network was built for."""
     if up.shape[1] != bands:
         raise ClippanError(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clippan.fusion.networks import start_small
+from clippan.fusion.networks import scale_down_weights
 from clippan.fusion.networks.block import Block
 
 
@@ -34,7 +34,7 @@ class ArbRPN(nn.Module):
         self.band = nn.Conv2d(1, width, 3, padding=1)
         self.pan = nn.Conv2d(1, width, 3, padding=1)
         self.passes = nn.ModuleList(_cell(width, blocks) for _ in range(2 * depth))
-        self.tail = start_small(nn.Conv2d(width, 1, 3, padding=1))
+        self.tail = scale_down_weights(nn.Conv2d(width, 1, 3, padding=1))
 
     def forward(
         self, up: Tensor, pan: Tensor, low: Optional[Tensor] = None, classical: Optional[Tensor] = None

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clippan.core.errors import ClippanError
-from clippan.fusion.networks import expect_bands, start_small
+from clippan.fusion.networks import check_bands, scale_down_weights
 from clippan.fusion.networks.block import Block
 
 # The evolving convolutions' reach along the keys.
@@ -55,7 +55,7 @@ class LFormer(nn.Module):
         self.values = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(depth))
         self.stages = nn.ModuleList(_Stage(width) for _ in range(depth))
         self.evolve = nn.ModuleList(_identity(heads) for _ in range(depth - 1))
-        self.tail = start_small(nn.Conv2d(width, bands, 3, padding=1))
+        self.tail = scale_down_weights(nn.Conv2d(width, bands, 3, padding=1))
         across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
         self.register_buffer("sobel", torch.stack((across, across.T))[:, None], persistent=False)
 
@@ -63,7 +63,7 @@ class LFormer(nn.Module):
         self, up: Tensor, pan: Tensor, low: Optional[Tensor] = None, classical: Optional[Tensor] = None
     ) -> Tensor:
         """See the package."""
-        expect_bands("LFormer", self.bands, up)
+        check_bands("LFormer", self.bands, up)
         height, width = up.shape[-2:]
         frame = (0, -width % self.window, 0, -height % self.window)
         filled, pan = (functional.pad(x, frame, mode="replicate") for x in (up, pan))

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from clippan.fusion.networks import expect_bands, start_small
+from clippan.fusion.networks import check_bands, scale_down_weights
 from clippan.fusion.networks.block import Block
 
 # As in Mamba: how much wider its inside is, how far its convolution looks back, and the range of the first steps.
@@ -63,13 +63,13 @@ class PanMamba(nn.Module):
         self.join_ms = nn.Conv2d(2 * width, width, 3, padding=1)
         self.join_pan = nn.Conv2d(2 * width, width, 3, padding=1)
         self.crosses = nn.ModuleList(_Cross(width, states) for _ in range(crosses))
-        self.tail = nn.Sequential(Block(width, _leaky), start_small(nn.Conv2d(width, bands, 3, padding=1)))
+        self.tail = nn.Sequential(Block(width, _leaky), scale_down_weights(nn.Conv2d(width, bands, 3, padding=1)))
 
     def forward(
         self, up: Tensor, pan: Tensor, low: Optional[Tensor] = None, classical: Optional[Tensor] = None
     ) -> Tensor:
         """See the package."""
-        expect_bands("Pan-Mamba", self.bands, up)
+        check_bands("Pan-Mamba", self.bands, up)
         size = up.shape[-2:]
         ms, sharp = self.ms_blocks(_sequence(self.ms(up))), self.pan_blocks(_sequence(self.pan(pan)))
         for swap in self.swaps:

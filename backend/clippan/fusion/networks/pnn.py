@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clippan.fusion.networks import expect_bands, start_small
+from clippan.fusion.networks import check_bands, scale_down_weights
 
 # CBAM: the channels' weights come from this many times fewer numbers, though not from so few that all may be nought
 # at a time, and the places' weights from this neighbourhood.
@@ -42,7 +42,7 @@ class _Stacked(nn.Module):
         self, up: Tensor, pan: Tensor, low: Optional[Tensor] = None, classical: Optional[Tensor] = None
     ) -> Tensor:
         """See the package."""
-        expect_bands(self.label, self.bands, up)
+        check_bands(self.label, self.bands, up)
         detail: Tensor = self.layers(torch.cat((up, pan), 1))
         return up + detail
 
@@ -61,7 +61,7 @@ class PNN(_Stacked):
             nn.ReLU(inplace=True),
             nn.Conv2d(width, second, 5, padding=2),
             nn.ReLU(inplace=True),
-            start_small(nn.Conv2d(second, bands, 5, padding=2)),
+            scale_down_weights(nn.Conv2d(second, bands, 5, padding=2)),
         )
 
 
@@ -83,7 +83,7 @@ class LambdaPNN(_Stacked):
             *(_Block(width) for _ in range(depth)),
             nn.Conv2d(width, width, 3, padding=1),
             nn.ReLU(inplace=True),
-            start_small(nn.Conv2d(width, bands, 3, padding=1)),
+            scale_down_weights(nn.Conv2d(width, bands, 3, padding=1)),
         )
 
 

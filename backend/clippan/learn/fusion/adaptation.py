@@ -28,11 +28,11 @@ from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.fusion.model import FusionModel
 from clippan.jobs.adapt import AdaptFusionRequest
-from clippan.learn.fusion import language, losses
-from clippan.learn.fusion.batch import Batch
-from clippan.learn.fusion.figures import measure
-from clippan.learn.fusion.ground import Ground
-from clippan.learn.fusion.objective import Objective, Weights
+from clippan.learn.fusion import clip_supervision, losses
+from clippan.learn.fusion.batch import PatchBatch
+from clippan.learn.fusion.objective import LossWeights, Objective
+from clippan.learn.fusion.training_scene import TrainingScene
+from clippan.learn.fusion.validation import validate
 from clippan.learn.optimisation import optimiser_step, running_average, warmup_cosine
 
 # How it is learned.
@@ -43,7 +43,7 @@ _KHAN, _SPATIAL = 1.0, 1.0  # weights of D_λ,K and of D_s
 _SHARP = 2.0  # of the correlation of details that is less than the start's: more costs D_s, and colours
 _REMEMBERED = 0.9  # share of the past in what is known of D_s: one batch alone has too few blocks
 _SMALL = 0.005  # difference of UQI below which a band is let go
-_REDUCED = Weights(supervised=1.0, quality=0.5, angle=5.0)  # angles are small numbers
+_REDUCED = LossWeights(supervised=1.0, quality=0.5, angle=5.0)  # angles are small numbers
 _LANGUAGE = 0.1  # weight of CLIP's direction
 _SEEN, _EVERY_SEEN = 2, 4  # patches that CLIP looks at, every so many steps: it costs more than all else
 _STAGE_ONE, _STAGE_RATE = 12, 1e-3  # steps in which CLIP's adapters are taught, and their rate
@@ -65,44 +65,44 @@ _SPARE = 1.0  # seconds for all that comes after the last step
 _LOST = 0.005  # of Q2n, that may be lost
 
 
-class Clock:
+class TimeBudget:
     """The time budget, from now on."""
 
     def __init__(self, seconds: float) -> None:
         self._start, self.seconds = time.monotonic(), seconds
 
     @property
-    def gone(self) -> float:
+    def elapsed(self) -> float:
         return time.monotonic() - self._start
 
     @property
-    def left(self) -> float:
-        return self.seconds - self.gone
+    def remaining(self) -> float:
+        return self.seconds - self.elapsed
 
 
-def teach_supervisor(
+def adapt_supervisor(
     request: AdaptFusionRequest,
     bands: int,
     colours: Optional[Sequence[int]],
-    ground: Ground,
+    scene: TrainingScene,
     device: torch.device,
-    clock: Clock,
+    clock: TimeBudget,
     context: Context,
-) -> Optional[language.Supervisor]:
+) -> Optional[clip_supervision.ClipSupervisor]:
     """CLIP, taught on patches of the scene what MS, PAN and a fused image are (stage I); None if none is asked for."""
     if not request.clip:
         return None
     context.progress(0, "Loading CLIP")
-    clip = language.frozen_clip(request.clip, device, context)
+    clip = clip_supervision.load_frozen_clip(request.clip, device, context)
     torch.manual_seed(request.seed)
-    supervisor = language.Supervisor(clip, bands, colours)
-    optimiser = torch.optim.Adam(supervisor.learned(), lr=_STAGE_RATE)
+    supervisor = clip_supervision.ClipSupervisor(clip, bands, colours)
+    optimiser = torch.optim.Adam(supervisor.trainable_parameters(), lr=_STAGE_RATE)
     for step in range(_STAGE_ONE):
-        if clock.gone > _STAGE_SHARE * clock.seconds:
+        if clock.elapsed > _STAGE_SHARE * clock.seconds:
             break
         context.progress(100 * (step + 1) / _STAGE_ONE, "Teaching CLIP the scene's bands")
-        batch = ground.full(np.random.default_rng([request.seed, 1, step])).to(device)
-        supervisor.teach(batch, optimiser)
+        batch = scene.full_batch(np.random.default_rng([request.seed, 1, step])).to(device)
+        supervisor.adapter_step(batch, optimiser)
     return supervisor.freeze()
 
 
@@ -117,14 +117,14 @@ class Adaptation:
     def __init__(
         self,
         start: FusionModel,
-        ground: Ground,
-        supervisor: Optional[language.Supervisor],
+        scene: TrainingScene,
+        supervisor: Optional[clip_supervision.ClipSupervisor],
         request: AdaptFusionRequest,
         device: torch.device,
-        clock: Clock,
+        clock: TimeBudget,
         context: Context,
     ) -> None:
-        self._start, self._ground, self._supervisor = start, ground, supervisor
+        self._start, self._scene, self._supervisor = start, scene, supervisor
         self._request, self._device, self._clock, self._context = request, device, clock, context
         self._network = copy.deepcopy(start.network).requires_grad_(True)
         self._average = running_average(self._network, _AVERAGE, early=1)
@@ -133,19 +133,19 @@ class Adaptation:
         self._reduced = Objective(_REDUCED)
         self._apart: Optional[Tensor] = None  # how far each band's UQI with PAN is from where it should be
         self._colour = self._detail = 1.0  # how much the guards of colours and of detail count
-        self.kept = 0
+        self.best_step = 0
         self.losses: dict[str, float] = {}
 
-    def go(self) -> tuple[nn.Module, dict[str, float], dict[str, float]]:
+    def run(self) -> tuple[nn.Module, dict[str, float], dict[str, float]]:
         """The best network, and the figures before and after.
 
         Raises:
             ClippanError: none is better than the start.
         """
-        begun = self._clock.gone
+        begun = self._clock.elapsed
         self._context.progress(0, "Measuring the start model")
         before = self._measure(self._start.network)
-        measuring = self._clock.gone - begun
+        measuring = self._clock.elapsed - begun
         if any(math.isnan(value) for value in before.values()):
             raise ClippanError(
                 "The scene has no block of 32 × 32 valid pixels at both scales, and figures are measured on such "
@@ -159,7 +159,7 @@ class Adaptation:
         with ThreadPoolExecutor(1, initializer=one_thread) as pool:
             # The next patches are cut while these are worked on.
             coming = pool.submit(self._draw, 0)
-            while done < steps and stale < _PATIENCE and self._clock.left > 3.5 * measuring + _SPARE:
+            while done < steps and stale < _PATIENCE and self._clock.remaining > 3.5 * measuring + _SPARE:
                 batches = coming.result()
                 coming = pool.submit(self._draw, done + 1)
                 self._learn(done, batches)
@@ -181,7 +181,7 @@ class Adaptation:
                 better = _acceptable(before, last) and last["HQNR"] > after["HQNR"]
                 stale = 0 if better else stale + 1
                 if better:
-                    best, after, self.kept = candidate, last, done
+                    best, after, self.best_step = candidate, last, done
                 self._steer(before, last)
                 self._context.log(
                     Message(
@@ -194,7 +194,7 @@ class Adaptation:
         if measured < done:  # the time was up in between
             candidate, last = self._candidate(before, after)
             if _acceptable(before, last) and last["HQNR"] > after["HQNR"]:
-                best, after, self.kept = candidate, last, done
+                best, after, self.best_step = candidate, last, done
         if not done:
             raise ClippanError(
                 "The time budget of {seconds:g} s was spent before the first step; allow more time.",
@@ -212,19 +212,19 @@ class Adaptation:
             )
         return best, before, after
 
-    def _draw(self, step: int) -> tuple[Batch, Batch]:
+    def _draw(self, step: int) -> tuple[PatchBatch, PatchBatch]:
         """Patches at both scales, which the seed and the step decide."""
         rng = np.random.default_rng([self._request.seed, 0, step])
-        return self._ground.full(rng), self._ground.reduced(rng)
+        return self._scene.full_batch(rng), self._scene.reduced_batch(rng)
 
-    def _learn(self, step: int, batches: tuple[Batch, Batch]) -> None:
+    def _learn(self, step: int, batches: tuple[PatchBatch, PatchBatch]) -> None:
         full, reduced = (batch.to(self._device) for batch in batches)
         fused = self._network(*full.inputs)
         with torch.no_grad():
             wanted = losses.detail_correlation(self._start.network(*full.inputs), full.pan, full.scenes)
-        khan = losses.spectral_distortion_on_pan(full, fused, self._ground.gains)
+        khan = losses.spectral_distortion_on_pan(full, fused, self._scene.gains)
         correlation = losses.detail_correlation(fused, full.pan, full.scenes)
-        apart = losses.apart(full, fused).mean(dim=0)
+        apart = losses.uqi_difference(full, fused).mean(dim=0)
         now = apart.detach()
         self._apart = now if self._apart is None else _REMEMBERED * self._apart + (1 - _REMEMBERED) * now
         spatial = (apart * (self._apart / _SMALL).clamp(-1, 1)).mean()
@@ -234,7 +234,7 @@ class Adaptation:
         total = total + self._colour * loss
         terms.update(more)
         if self._supervisor is not None and step % _EVERY_SEEN == 0:
-            direction = self._supervisor.direction(_some(full, _SEEN), fused[:_SEEN])
+            direction = self._supervisor.direction_loss(_some(full, _SEEN), fused[:_SEEN])
             total = total + _LANGUAGE * _EVERY_SEEN * direction
             terms["language"] = direction.detach()
         optimiser_step(self._network, self._optimiser, self._scheduler, total)
@@ -263,7 +263,7 @@ class Adaptation:
         for share in _BETWEEN:
             if _acceptable(before, first[1]) or first[1]["HQNR"] <= best["HQNR"]:
                 break
-            if self._clock.left < _SPARE:
+            if self._clock.remaining < _SPARE:
                 break
             between = self._mixed(share)
             figures = self._measure(between)
@@ -280,8 +280,8 @@ class Adaptation:
         return candidate
 
     def _measure(self, network: nn.Module) -> dict[str, float]:
-        ground = self._ground
-        return measure(network, ground.checks, ground.true_checks, ground.ratio, self._context)
+        scene = self._scene
+        return validate(network, scene.validation, scene.reduced_validation, scene.ratio, self._context)
 
 
 def _acceptable(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
@@ -293,7 +293,7 @@ def _acceptable(before: Mapping[str, float], after: Mapping[str, float]) -> bool
     )
 
 
-def _some(batch: Batch, count: int) -> Batch:
+def _some(batch: PatchBatch, count: int) -> PatchBatch:
     """The first patches of a batch, as far as CLIP looks at them."""
     return replace(batch, up=batch.up[:count], pan=batch.pan[:count])
 

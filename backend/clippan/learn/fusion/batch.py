@@ -12,7 +12,7 @@ from clippan.fusion import filters
 
 
 @dataclass(frozen=True)
-class Batch:
+class PatchBatch:
     """Patches of one ratio and number of bands, of PAN and of what can be seen in MS there.
 
     Values are standardised per scene: each band of MS by its own mean and standard deviation, PAN by those of PAN
@@ -56,7 +56,7 @@ class Batch:
 
     def degrade(self, fused: Tensor) -> Tensor:
         """Fused bands (n, c, H, W) as the sensor would see them: the samples that ``ms`` holds."""
-        return filters.separable(self.rows, fused, self.columns)
+        return filters.apply_separable(self.rows, fused, self.columns)
 
     def units(self, bands: Tensor) -> Tensor:
         """Standardised bands (n, c, …) in the units of the file, where ratios and means have their meaning."""
@@ -66,7 +66,7 @@ class Batch:
         """Standardised PAN (n, 1, …) in the units of the file."""
         return pan * self.pan_std + self.pan_mean
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> PatchBatch:
         """The batch on a device."""
         moved: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from clippan.fusion import filters
-from clippan.fusion.metrics import BLOCK, GAUSSIAN, conjugate_products, correlate, laplacian, low_block
-from clippan.learn.fusion.batch import Batch
+from clippan.fusion.metrics import BLOCK, GAUSSIAN, conjugate_products, correlate, laplacian, ms_block_size
+from clippan.learn.fusion.batch import PatchBatch
 
 SPAN = 8.0  # standard deviations that are taken for the range of standardised values: the mean ± 4
 _QUIET = 1e-8  # variance, over the squared mean, that counts as none: 0.1 of 1000 counts
@@ -58,7 +58,7 @@ def ssim(a: Tensor, b: Tensor, span: float = SPAN) -> Tensor:
     return (luminance * structure).mean(dim=(-2, -1))
 
 
-def unlikeness(a: Tensor, b: Tensor) -> Tensor:
+def mse_ssim_loss(a: Tensor, b: Tensor) -> Tensor:
     """MSE + (1 − SSIM) of standardised values, CLIPPan's measure in both its terms; 0 (equal) and up, one number.
 
     SSIM's luminance compares ratios of positive values: it sees the mean ± 4 standard deviations as 0 to ``SPAN``.
@@ -163,37 +163,37 @@ def _pooled(values: Tensor, scenes: Optional[Tensor]) -> Tensor:
 # Distortions
 
 
-def spatial_distortion(batch: Batch, fused: Tensor, pooled: bool = False) -> Tensor:
+def spatial_distortion(batch: PatchBatch, fused: Tensor, pooled: bool = False) -> Tensor:
     """D_s: mean over bands of |UQI(fused, PAN) − UQI(MS, PAN at MS's grid)|, 0 (best) to 2, one number.
 
-    Alparone et al. 2008, on blocks of 32 pixels and of the samples that cover their ground, at least 4. ``batch.ms``
+    Alparone et al. 2008, on blocks of 32 pixels and of the samples that cover their scene, at least 4. ``batch.ms``
     ends before the patch does; so both figures are averaged before they are compared.
 
     Args:
         pooled: average over all patches of a scene first, as the exact figure does; the greater the batch, the
             nearer. A single patch has a difference even where the scene has none.
     """
-    return _pooled(apart(batch, fused), batch.scenes if pooled else None).abs().mean()
+    return _pooled(uqi_difference(batch, fused), batch.scenes if pooled else None).abs().mean()
 
 
-def apart(batch: Batch, fused: Tensor) -> Tensor:
+def uqi_difference(batch: PatchBatch, fused: Tensor) -> Tensor:
     """UQI of each fused band with PAN less that of MS with PAN one scale down (n, c), of which D_s is the magnitude."""
     high = block_uqi(batch.units(fused), batch.pan_units(batch.pan))
-    low = block_uqi(batch.units(batch.ms), batch.pan_units(batch.pan_low), low_block(batch.ratio))
+    low = block_uqi(batch.units(batch.ms), batch.pan_units(batch.pan_low), ms_block_size(batch.ratio))
     return high - low
 
 
-def spectral_distortion(batch: Batch, fused: Tensor) -> Tensor:
+def spectral_distortion(batch: PatchBatch, fused: Tensor) -> Tensor:
     """Khan's D_λ (Khan et al. 2009), 1 − Q2n of the fused bands as the sensor would see them against MS: 0 (best) to 1.
 
     The exact figure compares on PAN's grid, with MS interpolated; here both are at MS's samples, in blocks of the
-    same ground, which is cheaper and leaves the interpolation's own errors out.
+    same scene, which is cheaper and leaves the interpolation's own errors out.
     """
-    quality = block_q2n(batch.units(batch.degrade(fused)), batch.units(batch.ms), low_block(batch.ratio))
+    quality = block_q2n(batch.units(batch.degrade(fused)), batch.units(batch.ms), ms_block_size(batch.ratio))
     return 1 - quality.mean()
 
 
-def spectral_distortion_on_pan(batch: Batch, fused: Tensor, gains: Sequence[float]) -> Tensor:
+def spectral_distortion_on_pan(batch: PatchBatch, fused: Tensor, gains: Sequence[float]) -> Tensor:
     """The same as the exact figure has it: on PAN's grid, of the fused bands after each one's MTF filter, against
     interpolated MS. The patch's border is left out, as far as the filters reach beyond.
 
@@ -204,27 +204,27 @@ def spectral_distortion_on_pan(batch: Batch, fused: Tensor, gains: Sequence[floa
     reach = min(max(filters.mtf_reach(gain, batch.ratio) for gain in gains), size // 2 - 4)
     count = size - 2 * reach
     matrices = torch.stack([filters.mtf_matrix(gain, batch.ratio, count, reach) for gain in gains]).to(fused.device)
-    seen = filters.separable(matrices, fused, matrices)
+    seen = filters.apply_separable(matrices, fused, matrices)
     inside = slice(reach, size - reach)
     return 1 - block_q2n(batch.units(seen), batch.units(batch.up[..., inside, inside])).mean()
 
 
-def band_distortion(batch: Batch, fused: Tensor, pooled: bool = False) -> Tensor:
+def band_distortion(batch: PatchBatch, fused: Tensor, pooled: bool = False) -> Tensor:
     """Alparone's D_λ: mean over pairs of bands of |UQI in fused − UQI in MS|, 0 (best) to 2, on the same blocks."""
     return _qnr_distortions(batch, fused, pooled)[0]
 
 
-def qnr(batch: Batch, fused: Tensor, pooled: bool = False) -> Tensor:
+def qnr_loss(batch: PatchBatch, fused: Tensor, pooled: bool = False) -> Tensor:
     """L_QNR of CLIPPan: 1 − (1 − D_λ)(1 − D_s) with Alparone's D_λ, 0 is best; see ``spatial_distortion``."""
     spectral, spatial = _qnr_distortions(batch, fused, pooled)
     return 1 - (1 - spectral) * (1 - spatial)
 
 
-def _qnr_distortions(batch: Batch, fused: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
+def _qnr_distortions(batch: PatchBatch, fused: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
     """D_λ and D_s."""
     high = uqi_matrix(torch.cat([batch.units(fused), batch.pan_units(batch.pan)], dim=1))
     low_stack = torch.cat([batch.units(batch.ms), batch.pan_units(batch.pan_low)], dim=1)
-    low = uqi_matrix(low_stack, low_block(batch.ratio))
+    low = uqi_matrix(low_stack, ms_block_size(batch.ratio))
     difference = _pooled(high - low, batch.scenes if pooled else None).abs()
     bands = fused.shape[1]
     row, column = torch.triu_indices(bands, bands, offset=1, device=fused.device)
@@ -251,7 +251,7 @@ def detail_correlation(fused: Tensor, pan: Tensor, scenes: Optional[Tensor] = No
     return (cross / ((power + _FAINT) * (reference + _FAINT)).sqrt()).mean()
 
 
-def texture(batch: Batch, fused: Tensor) -> Tensor:
+def texture_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
     """What fused patches lack of the classical result's details, place by place: 0 (nothing) to about 2, one number.
 
     In blocks of 16 pixels, with details d by the 3×3 Laplacian: 1 − corr(d_fused, d_classical), and how far the slope
@@ -270,12 +270,12 @@ def texture(batch: Batch, fused: Tensor) -> Tensor:
 # CLIPPan's terms without language
 
 
-def spectral(batch: Batch, fused: Tensor) -> Tensor:
+def spectral_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
     """L_spec of CLIPPan: MSE + (1 − SSIM) between the fused bands as the sensor would see them and MS; 0 is best."""
-    return unlikeness(batch.degrade(fused), batch.ms)
+    return mse_ssim_loss(batch.degrade(fused), batch.ms)
 
 
-class Spatial(nn.Module):
+class LearnedSpatialLoss(nn.Module):
     """L_spat of CLIPPan: MSE + (1 − SSIM) between φ(fused) and PAN, 0 is best; φ is a weighted sum of the bands.
 
     φ's weights are learned beside the network's: hand ``parameters()`` to the optimiser. They hold for one sensor.
@@ -290,22 +290,22 @@ class Spatial(nn.Module):
         nn.init.constant_(self.mix.weight, 1 / bands)
         nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
 
-    def forward(self, batch: Batch, fused: Tensor) -> Tensor:
-        return unlikeness(self.mix(fused), batch.pan)
+    def forward(self, batch: PatchBatch, fused: Tensor) -> Tensor:
+        return mse_ssim_loss(self.mix(fused), batch.pan)
 
 
-def spatial(batch: Batch, fused: Tensor) -> Tensor:
-    """``Spatial`` for any sensor and number of bands: φ is fitted, by least squares between MS and PAN at MS's samples.
+def spatial_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
+    """L_spat with φ fitted by least squares between MS and PAN at the MS samples, for any sensor and number of bands.
 
-    One φ for each scene of the batch.
+    Each scene of the batch has its own φ.
     """
-    weights = _regressed(batch)
-    return unlikeness((fused * weights[:, :-1]).sum(dim=1, keepdim=True) + weights[:, -1:], batch.pan)
+    weights = _band_weights(batch)
+    return mse_ssim_loss((fused * weights[:, :-1]).sum(dim=1, keepdim=True) + weights[:, -1:], batch.pan)
 
 
 @torch.no_grad()
-def _regressed(batch: Batch) -> Tensor:
-    """Weights of the bands and a constant that make PAN of MS (n, c + 1, 1, 1), each patch with those of its scene."""
+def _band_weights(batch: PatchBatch) -> Tensor:
+    """Regression of PAN on the MS bands, with an intercept, for the scene of each patch (n, c + 1, 1, 1)."""
     ms = batch.ms.flatten(2)
     ms = torch.cat([ms, torch.ones_like(ms[:, :1])], dim=1)
     products = torch.cat([ms, batch.pan_low.flatten(2)], dim=1) @ ms.transpose(1, 2) / ms.shape[2]
@@ -315,7 +315,7 @@ def _regressed(batch: Batch) -> Tensor:
     return torch.linalg.solve(products[:, :-1] + ridge, products[:, -1])[index][:, :, None, None]
 
 
-def pseudo(fused: Tensor, teacher: Tensor) -> Tensor:
+def pseudo_label_loss(fused: Tensor, teacher: Tensor) -> Tensor:
     """L_ship of CLIPPan: mean |fused − what a frozen network made of the same patches|; 0 is best."""
     return nn.functional.l1_loss(fused, teacher)
 
@@ -323,17 +323,17 @@ def pseudo(fused: Tensor, teacher: Tensor) -> Tensor:
 # With a reference
 
 
-def supervised(batch: Batch, fused: Tensor) -> Tensor:
+def supervised_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
     """Mean |fused − the true MS| of standardised values; 0 is best."""
     return nn.functional.l1_loss(fused, _target(batch))
 
 
-def quality(batch: Batch, fused: Tensor) -> Tensor:
+def q2n_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
     """1 − Q2n of the fused bands against the true MS, in blocks of 32 pixels; 0 (best) to 1."""
     return 1 - block_q2n(batch.units(fused), batch.units(_target(batch))).mean()
 
 
-def angle(batch: Batch, fused: Tensor) -> Tensor:
+def spectral_angle_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
     """Mean angle between the fused and the true spectra in radians (Yuhas et al. 1992), 0 (best) to π."""
     pair = batch.units(fused), batch.units(_target(batch))
     one, other = (values / _length(values.movedim(1, -1))[:, None] for values in pair)
@@ -342,7 +342,7 @@ def angle(batch: Batch, fused: Tensor) -> Tensor:
     return 2 * torch.atan2(apart, along).mean()
 
 
-def _target(batch: Batch) -> Tensor:
+def _target(batch: PatchBatch) -> Tensor:
     if batch.target is None:
         raise ValueError("the batch has no target: it is of full resolution")
     return batch.target

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from clippan.core.errors import ClippanError
 from clippan.learn.fusion import losses
-from clippan.learn.fusion.batch import Batch
+from clippan.learn.fusion.batch import PatchBatch
 
-Term = Callable[[Batch, Tensor], Tensor]
+Term = Callable[[PatchBatch, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Weights:
+class LossWeights:
     """How much each term counts; one of weight 0 is not computed. See ``losses``.
 
     Attributes:
@@ -58,10 +58,10 @@ class Weights:
         return {name: weight for name, weight in dataclasses.asdict(self).items() if weight}
 
 
-class Directs(Protocol):
-    """What ``language`` needs: a ``language.Supervisor``."""
+class DirectionLoss(Protocol):
+    """What ``language`` needs: a ``clip_supervision.ClipSupervisor``."""
 
-    def direction(self, batch: Batch, fused: Tensor) -> Tensor: ...
+    def direction_loss(self, batch: PatchBatch, fused: Tensor) -> Tensor: ...
 
 
 class Objective:
@@ -69,7 +69,7 @@ class Objective:
 
     Args:
         weights: of the terms.
-        spatial: L_spat; ``losses.Spatial`` learns its own weights of the bands, which the optimiser has to be given.
+        spatial: L_spat; the parameters of a ``losses.LearnedSpatialLoss`` have to be given to the optimiser.
         teacher: the frozen network of ``pseudo``, called as networks are.
         supervisor: stage I's, for ``language``.
         pooled: figures of blocks and of details are averaged over the patches of a scene before they are compared.
@@ -80,10 +80,10 @@ class Objective:
 
     def __init__(
         self,
-        weights: Weights,
-        spatial: Term = losses.spatial,
+        weights: LossWeights,
+        spatial: Term = losses.spatial_loss,
         teacher: Optional[Callable[..., Tensor]] = None,
-        supervisor: Optional[Directs] = None,
+        supervisor: Optional[DirectionLoss] = None,
         pooled: bool = False,
     ) -> None:
         self._used = weights.used
@@ -103,36 +103,36 @@ class Objective:
                     "The loss {name} needs {what}; name one, or set its weight to 0.", name=name, what=what
                 )
 
-        def pseudo(batch: Batch, fused: Tensor) -> Tensor:
+        def pseudo(batch: PatchBatch, fused: Tensor) -> Tensor:
             assert teacher is not None
             with torch.no_grad():
                 made = teacher(*batch.inputs)
-            return losses.pseudo(fused, made)
+            return losses.pseudo_label_loss(fused, made)
 
-        def language(batch: Batch, fused: Tensor) -> Tensor:
+        def language(batch: PatchBatch, fused: Tensor) -> Tensor:
             assert supervisor is not None
-            return supervisor.direction(batch, fused)
+            return supervisor.direction_loss(batch, fused)
 
-        def detail(batch: Batch, fused: Tensor) -> Tensor:
+        def detail(batch: PatchBatch, fused: Tensor) -> Tensor:
             return 1 - losses.detail_correlation(fused, batch.pan, batch.scenes if pooled else None)
 
         self._terms: dict[str, Term] = {
-            "spectral": losses.spectral,
+            "spectral": losses.spectral_loss,
             "spatial": spatial,
-            "qnr": lambda batch, fused: losses.qnr(batch, fused, pooled),
+            "qnr": lambda batch, fused: losses.qnr_loss(batch, fused, pooled),
             "pseudo": pseudo,
             "language": language,
-            "supervised": losses.supervised,
-            "quality": losses.quality,
-            "angle": losses.angle,
+            "supervised": losses.supervised_loss,
+            "quality": losses.q2n_loss,
+            "angle": losses.spectral_angle_loss,
             "khan": losses.spectral_distortion,
             "alparone": lambda batch, fused: losses.band_distortion(batch, fused, pooled),
             "distortion": lambda batch, fused: losses.spatial_distortion(batch, fused, pooled),
             "detail": detail,
-            "texture": losses.texture,
+            "texture": losses.texture_loss,
         }
 
-    def __call__(self, batch: Batch, fused: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, batch: PatchBatch, fused: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and each term without its weight and gradient, for the curves."""
         # Half precision loses what differences of nearly equal numbers leave.
         with torch.autocast(fused.device.type, enabled=False):

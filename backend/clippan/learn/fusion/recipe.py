@@ -12,13 +12,13 @@ import yaml
 
 from clippan.core.errors import ClippanError
 from clippan.core.json import from_json
-from clippan.learn.fusion.objective import Weights
+from clippan.learn.fusion.objective import LossWeights
 
 _SMALLEST = 32  # pixels
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairSource:
     """Pairs of PAN and MS: a folder with one folder ``SENSOR__SCENE`` each, that holds ``pan.tif`` and ``ms.tif``.
 
     Attributes:
@@ -31,7 +31,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class PictureSource:
     """Colour pictures in a zip, or bands of one scene as files; PAN is made of their bands.
 
     Attributes:
@@ -50,7 +50,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Augment:
+class Augmentation:
     """How patches with a truth are varied.
 
     Attributes:
@@ -78,7 +78,7 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class Language:
+class AdapterTraining:
     """Stage I: which CLIP supervises, and how it is adapted first.
 
     Attributes:
@@ -117,8 +117,8 @@ class Recipe:
     network: str = "detail"
     options: Mapping[str, int] = field(default_factory=dict)
     bands: int = 4
-    pairs: tuple[Pairs, ...] = ()
-    pictures: tuple[Pictures, ...] = ()
+    pairs: tuple[PairSource, ...] = ()
+    pictures: tuple[PictureSource, ...] = ()
     without: tuple[str, ...] = ()
     steps: int = 4000
     rate: float = 2e-3
@@ -127,17 +127,17 @@ class Recipe:
     size: int = 128
     scene_batch: int = 2
     scene_size: int = 192
-    truth: Weights = field(default_factory=Weights)
-    scene: Weights = field(default_factory=Weights)
-    augment: Augment = field(default_factory=Augment)
-    language: Language = field(default_factory=Language)
+    truth: LossWeights = field(default_factory=LossWeights)
+    scene: LossWeights = field(default_factory=LossWeights)
+    augment: Augmentation = field(default_factory=Augmentation)
+    language: AdapterTraining = field(default_factory=AdapterTraining)
     average: float = 0.998
     precision: str = "float32"
     teacher: str = ""
     seed: int = 0
     about: str = ""
 
-    def changed(self, steps: Optional[int], seed: Optional[int], without: tuple[str, ...]) -> Recipe:
+    def overridden(self, steps: Optional[int], seed: Optional[int], without: tuple[str, ...]) -> Recipe:
         """The recipe with what a request overrides."""
         recipe = replace(self, without=(*self.without, *without))
         if steps:
@@ -145,7 +145,7 @@ class Recipe:
         return recipe if seed is None else replace(recipe, seed=seed)
 
 
-def read(path: Path) -> Recipe:
+def read_recipe(path: Path) -> Recipe:
     """The recipe in a file.
 
     Raises:

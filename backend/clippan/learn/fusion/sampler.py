@@ -10,21 +10,21 @@ import numpy as np
 
 from clippan.catalogue.sensors import SENSORS
 from clippan.core.errors import ClippanError
-from clippan.learn.fusion.batch import Batch
-from clippan.learn.fusion.recipe import Augment, Recipe
-from clippan.learn.fusion.scenes import Mixture, Pairing, Truth, collate
+from clippan.learn.fusion.batch import PatchBatch
+from clippan.learn.fusion.patches import BandMixture, ReferenceScene, ScenePair, collate
+from clippan.learn.fusion.recipe import Augmentation, Recipe
 
 _PAN_GAINS = (0.11, 0.15, 0.2)  # with which PAN is brought one scale down
 _TRIES = 200  # until a scene is found that is large enough
 _GAINS = (0.1, 0.6)  # range of the true MTF gain
 
 
-class Sampler:
+class BatchSampler:
     """Batches of scenes.
 
     Args:
         recipe: what is asked for.
-        pairings: real pairs.
+        pairs: real pairs.
         pictures: truths with their shares.
         bands: number of bands that a network is bound to; None for any.
     """
@@ -32,25 +32,25 @@ class Sampler:
     def __init__(
         self,
         recipe: Recipe,
-        pairings: Sequence[Pairing],
-        pictures: Sequence[tuple[float, Sequence[Truth]]],
+        pairs: Sequence[ScenePair],
+        pictures: Sequence[tuple[float, Sequence[ReferenceScene]]],
         bands: Optional[int],
     ) -> None:
         self._recipe, self._bands = recipe, bands
-        usable = [pairing for pairing in pairings if bands is None or len(pairing.ms) >= bands]
-        self._groups: dict[str, list[Pairing]] = defaultdict(list)
-        self._truths: dict[str, list[Truth]] = defaultdict(list)
-        for pairing in usable:
-            self._groups[pairing.group].append(pairing)
+        usable = [pair for pair in pairs if bands is None or len(pair.ms) >= bands]
+        self._groups: dict[str, list[ScenePair]] = defaultdict(list)
+        self._truths: dict[str, list[ReferenceScene]] = defaultdict(list)
+        for pair in usable:
+            self._groups[pair.group].append(pair)
             if recipe.truth.used:
-                self._truths[pairing.group] += [pairing.truth(gain) for gain in _PAN_GAINS]
+                self._truths[pair.group] += [pair.reduced_reference(gain) for gain in _PAN_GAINS]
         self._pictures = [(share, list(truths)) for share, truths in pictures if truths]
         if not self._groups and (recipe.scene.used or not self._pictures):
             raise ClippanError(
                 "There is no pair to train on; name pairs in the recipe whose MS has the network's number of bands."
             )
 
-    def truth(self, rng: np.random.Generator) -> Batch:
+    def truth(self, rng: np.random.Generator) -> PatchBatch:
         """Patches with a truth, of several scenes and one ratio."""
         recipe, augment = self._recipe, self._recipe.augment
         ratio = float(rng.choice(augment.ratios))
@@ -67,35 +67,35 @@ class Sampler:
             mixture = _mixture(rng, truth, bands, augment)
             patch = truth.patch(rng, recipe.size, ratio, phases, gains, true_gains, shifts, mixture)
             if patch is not None:
-                patches.append(patch.turned(int(rng.integers(8))))
+                patches.append(patch.transformed(int(rng.integers(8))))
             if len(patches) == recipe.batch:
                 return collate(patches, range(len(patches)), ratio)
         raise ClippanError("The scenes are too small for the recipe's patches; lower its size.")
 
-    def scene(self, rng: np.random.Generator) -> Batch:
+    def scene(self, rng: np.random.Generator) -> PatchBatch:
         """Patches of one pair at full resolution."""
         recipe = self._recipe
         names = list(self._groups)
         for _ in range(_TRIES):
             group = self._groups[names[rng.integers(len(names))]]
-            pairing = group[rng.integers(len(group))]
-            count = self._bands or min(len(pairing.ms), max(recipe.augment.bands))
-            # Patches of the usual ratio 4 and of others cover about the same ground.
-            size = round(recipe.scene_size * min(pairing.x.ratio / 4, 1)) // 8 * 8
-            size = min(size, min(pairing.pan.shape) // 8 * 8)
-            order = range(count) if self._bands else rng.permutation(len(pairing.ms))[:count]
-            patches = pairing.patches(rng, recipe.scene_batch, size, [int(band) for band in order])
+            pair = group[rng.integers(len(group))]
+            count = self._bands or min(len(pair.ms), max(recipe.augment.bands))
+            # Patches of the usual ratio 4 and of others cover about the same scene.
+            size = round(recipe.scene_size * min(pair.x.ratio / 4, 1)) // 8 * 8
+            size = min(size, min(pair.pan.shape) // 8 * 8)
+            order = range(count) if self._bands else rng.permutation(len(pair.ms))[:count]
+            patches = pair.patches(rng, recipe.scene_batch, size, [int(band) for band in order])
             if patches:
-                turned = [patch.turned(int(rng.integers(8))) for patch in patches]
-                return collate(turned, [0] * len(patches), pairing.x.ratio)
+                turned = [patch.transformed(int(rng.integers(8))) for patch in patches]
+                return collate(turned, [0] * len(patches), pair.x.ratio)
         raise ClippanError("The scenes are too small for the recipe's patches; lower its scene_size.")
 
-    def scenes(self, rng: np.random.Generator, count: int) -> Batch:
+    def scenes(self, rng: np.random.Generator, count: int) -> PatchBatch:
         """Patches of several pairs of about one ratio at full resolution, one of each, as stage I compares them."""
-        pairings = [pairing for group in self._groups.values() for pairing in group]
-        first = pairings[rng.integers(len(pairings))]
-        alike = [pairing for pairing in pairings if abs(pairing.x.ratio - first.x.ratio) < 0.01]
-        size = min(self._recipe.scene_size, *(min(pairing.pan.shape) // 8 * 8 for pairing in alike))
+        pairs = [pair for group in self._groups.values() for pair in group]
+        first = pairs[rng.integers(len(pairs))]
+        alike = [pair for pair in pairs if abs(pair.x.ratio - first.x.ratio) < 0.01]
+        size = min(self._recipe.scene_size, *(min(pair.pan.shape) // 8 * 8 for pair in alike))
         patches, scenes = [], []
         for number in rng.integers(len(alike), size=_TRIES):
             found = alike[number].patches(rng, 1, size, range(self._recipe.bands))
@@ -105,7 +105,7 @@ class Sampler:
                 return collate(patches, scenes, first.x.ratio)
         raise ClippanError("The scenes are too small for the recipe's patches; lower its scene_size.")
 
-    def _draw(self, rng: np.random.Generator) -> Truth:
+    def _draw(self, rng: np.random.Generator) -> ReferenceScene:
         simulated = self._recipe.augment.simulated if self._truths else 1.0
         if self._pictures and rng.random() < simulated:
             shares = np.array([share for share, _ in self._pictures])
@@ -122,7 +122,7 @@ def _gains(rng: np.random.Generator, bands: int) -> list[float]:
     return [float(gain) for gain in rng.permutation(np.resize(sensors[rng.integers(len(sensors))].ms, bands))]
 
 
-def _mixture(rng: np.random.Generator, truth: Truth, bands: int, augment: Augment) -> Mixture:
+def _mixture(rng: np.random.Generator, truth: ReferenceScene, bands: int, augment: Augmentation) -> BandMixture:
     count, moments = len(truth.bands), truth.moments(4.0)
     if count >= bands and rng.random() >= augment.mixed:
         weights = np.eye(count)[rng.permutation(count)[:bands]]
@@ -135,13 +135,13 @@ def _mixture(rng: np.random.Generator, truth: Truth, bands: int, augment: Augmen
         offset, pan_offset = haze * (weights @ moments.mean) * rng.uniform(0.7, 1.3, bands), haze * moments.pan_mean
     part = 1.0
     share: np.ndarray = np.zeros(count)
-    if truth.made and rng.random() < 0.7:
+    if truth.simulated_pan and rng.random() < 0.7:
         part, share = 0.0, rng.dirichlet(np.ones(count))
-    elif not truth.made and rng.random() < 0.3:
+    elif not truth.simulated_pan and rng.random() < 0.3:
         part = rng.uniform(0.5, 1)
         scale = np.sqrt(moments.pan_variance / max(np.trace(moments.covariance) / count, 1e-9))
         share = (1 - part) * scale * rng.dirichlet(np.full(count, 0.5))
     noise, pan_noise = (
         float(rng.exponential(augment.noise)) if rng.random() < augment.noisy else 0.0 for _ in range(2)
     )
-    return Mixture(weights, offset, part, share, pan_offset, noise, pan_noise)
+    return BandMixture(weights, offset, part, share, pan_offset, noise, pan_noise)

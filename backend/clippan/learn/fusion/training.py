@@ -21,11 +21,11 @@ from clippan.core.context import Context
 from clippan.core.messages import Message
 from clippan.fusion import model, networks
 from clippan.fusion.model import FusionModel
-from clippan.learn.fusion import language
-from clippan.learn.fusion.batch import Batch
+from clippan.learn.fusion import clip_supervision
+from clippan.learn.fusion.batch import PatchBatch
 from clippan.learn.fusion.objective import Objective
 from clippan.learn.fusion.recipe import Recipe
-from clippan.learn.fusion.sampler import Sampler
+from clippan.learn.fusion.sampler import BatchSampler
 from clippan.learn.loop import TrainingLoop
 from clippan.learn.optimisation import optimiser_step, running_average, warmup_cosine
 
@@ -44,7 +44,7 @@ class Step(nn.Module):
         self._objectives = {"truth": truth, "scene": scene}
         self._half = half
 
-    def forward(self, batches: Mapping[str, Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batches: Mapping[str, PatchBatch]) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum over both kinds of batches, and each term by name."""
         total, terms = None, {}
         for kind, batch in batches.items():
@@ -59,7 +59,7 @@ class Step(nn.Module):
         return total, terms
 
 
-class Run(TrainingLoop):
+class FusionTraining(TrainingLoop):
     """A training under way.
 
     Args:
@@ -74,7 +74,7 @@ class Run(TrainingLoop):
     def __init__(
         self,
         recipe: Recipe,
-        sampler: Sampler,
+        sampler: BatchSampler,
         device: torch.device,
         folder: Path,
         rank: int,
@@ -115,11 +115,11 @@ class Run(TrainingLoop):
         }
         return FusionModel(self._average.module.eval(), recipe.network, recipe.options, bound, about)
 
-    def sample_batch(self, step: int) -> dict[str, Batch]:
+    def sample_batch(self, step: int) -> dict[str, PatchBatch]:
         rng = np.random.default_rng([self._recipe.seed, self._rank, step])
         return {kind: getattr(self._sampler, kind)(rng) for kind in self._kinds}
 
-    def train_step(self, step: int, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
+    def train_step(self, step: int, batch: Mapping[str, PatchBatch]) -> dict[str, Tensor]:
         total, terms = self._step({kind: part.to(self._device) for kind, part in batch.items()})
         optimiser_step(self.network, self._optimiser, self._scheduler, total)
         self._average.update_parameters(self.network)
@@ -139,27 +139,27 @@ class Run(TrainingLoop):
         self._optimiser.load_state_dict(state["optimiser"])
         self._scheduler.load_state_dict(state["scheduler"])
 
-    def _supervisor(self) -> language.Supervisor:
+    def _supervisor(self) -> clip_supervision.ClipSupervisor:
         """CLIP with its adapters: those of a file, of this run's folder, or taught now (stage I)."""
         plan, bands = self._recipe.language, self._recipe.bands
-        clip = language.frozen_clip(plan.clip, self._device, self._context)
+        clip = clip_supervision.load_frozen_clip(plan.clip, self._device, self._context)
         path = Path(plan.adapted) if plan.adapted else self._folder / STAGE_ONE
         if not plan.adapted:
             if self._rank == 0 and not path.exists():
                 self._teach(clip, path)
             if self._count > 1:  # the others take what the first has taught
                 torch.distributed.barrier()
-        return language.Supervisor.load(path, clip, bands)
+        return clip_supervision.ClipSupervisor.load(path, clip, bands)
 
-    def _teach(self, clip: language.FrozenCLIP, path: Path) -> None:
+    def _teach(self, clip: clip_supervision.FrozenCLIP, path: Path) -> None:
         """Stage I."""
         plan = self._recipe.language
-        prompts = language.KHAN if plan.protocol == "khan" else language.WALD
-        supervisor = language.Supervisor(clip, self._recipe.bands, prompts=prompts)
-        optimiser = torch.optim.Adam(supervisor.learned(), lr=plan.rate)
+        prompts = clip_supervision.KHAN if plan.protocol == "khan" else clip_supervision.WALD
+        supervisor = clip_supervision.ClipSupervisor(clip, self._recipe.bands, prompts=prompts)
+        optimiser = torch.optim.Adam(supervisor.trainable_parameters(), lr=plan.rate)
         for step in range(plan.steps):
             rng = np.random.default_rng([self._recipe.seed, self._count, step])
-            terms = supervisor.teach(self._sampler.scenes(rng, plan.batch).to(self._device), optimiser)
+            terms = supervisor.adapter_step(self._sampler.scenes(rng, plan.batch).to(self._device), optimiser)
             self._context.check()
             if step % _LOGGED == 0 or step == plan.steps - 1:
                 words = ", ".join(f"{name} {float(value):.3f}" for name, value in terms.items())

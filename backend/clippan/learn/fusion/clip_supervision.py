@@ -27,7 +27,7 @@ from clippan.clip.encoder import fingerprint
 from clippan.core.checkpoint import write
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError, one_line
-from clippan.learn.fusion.batch import Batch
+from clippan.learn.fusion.batch import PatchBatch
 
 TEMPERATURE = 0.07
 IMAGE_MIX, TEXT_MIX = 0.2, 0.5  # share of an adapter in its output; the rest is the frozen embedding
@@ -111,7 +111,7 @@ class FrozenCLIP(nn.Module):
             return normalize(self._network.encode_text(self._tokenizer(prompts).to(self._mean.device)), dim=-1)
 
 
-def frozen_clip(name: str, device: torch.device, context: Context) -> FrozenCLIP:
+def load_frozen_clip(name: str, device: torch.device, context: Context) -> FrozenCLIP:
     """The model of this id or path, fetched if it has to be.
 
     Raises:
@@ -122,7 +122,7 @@ def frozen_clip(name: str, device: torch.device, context: Context) -> FrozenCLIP
     return FrozenCLIP(load.load(path, model, device), model.id, fingerprint(model, path, context))
 
 
-class Reducer(nn.Module):
+class BandReducer(nn.Module):
     """A picture of three colours made of all bands: 1×1, 3×3 and 1×1 convolutions beside one of 1×1, C → 3.
 
     It starts as the three bands that are red, green and blue.
@@ -175,7 +175,7 @@ class Adapter(nn.Module):
         return normalize(self._mix * self.bottleneck(inputs) + (1 - self._mix) * kept, dim=-1)
 
 
-class Side(nn.Module):
+class EncoderAdapters(nn.Module):
     """The three adapters of embeddings of images, or of texts: of MS, of PAN, and of both to the fused one's."""
 
     def __init__(self, width: int, mix: float) -> None:
@@ -196,15 +196,15 @@ class Side(nn.Module):
         return self._fusion(torch.cat([ms, pan], dim=-1), normalize(ms + pan, dim=-1))
 
 
-class Adapters(nn.Module):
+class ClipAdapters(nn.Module):
     """All six adapters; 1.3 million parameters at a width of 512."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.image, self.text = Side(width, IMAGE_MIX), Side(width, TEXT_MIX)
+        self.image, self.text = EncoderAdapters(width, IMAGE_MIX), EncoderAdapters(width, TEXT_MIX)
 
 
-def stretch(values: Tensor) -> Tensor:
+def to_display_range(values: Tensor) -> Tensor:
     """Standardised values from 0 to 1: the scene's mean ± 2 standard deviations, as a display stretches it.
 
     The statistics are the whole scene's, so a patch keeps its brightness; mean 0.5 and deviation 0.25 are about those
@@ -215,13 +215,13 @@ def stretch(values: Tensor) -> Tensor:
     return values + (values.clamp(0, 1) - values).detach()
 
 
-class Supervisor(nn.Module):
+class ClipSupervisor(nn.Module):
     """A frozen CLIP with what stage I teaches: the reducer of bands, and the adapters.
 
     Args:
         clip: the frozen one.
         bands: of MS.
-        colours: see ``Reducer``.
+        colours: see ``BandReducer``.
         prompts: the texts for the three kinds of image.
     """
 
@@ -237,15 +237,15 @@ class Supervisor(nn.Module):
         super().__init__()
         self.clip, self.bands, self.prompts = clip, bands, prompts
         texts = clip.texts([prompts.ms, prompts.pan, prompts.fused])
-        self.reducer = Reducer(bands, colours).to(texts.device)
-        self.adapters = Adapters(clip.width).to(texts.device)
+        self.reducer = BandReducer(bands, colours).to(texts.device)
+        self.adapters = ClipAdapters(clip.width).to(texts.device)
         self.register_buffer("_texts", texts, persistent=False)
 
-    def learned(self) -> list[nn.Parameter]:
+    def trainable_parameters(self) -> list[nn.Parameter]:
         """What stage I trains."""
         return [*self.reducer.parameters(), *self.adapters.parameters()]
 
-    def freeze(self) -> Supervisor:
+    def freeze(self) -> ClipSupervisor:
         """For stage II, which trains the network only."""
         self.requires_grad_(False)
         return self
@@ -255,7 +255,7 @@ class Supervisor(nn.Module):
         ms, pan, fused = self._texts.split(1)
         return torch.cat([self.adapters.text.ms(ms), self.adapters.text.pan(pan), fused])
 
-    def stage_one(self, batch: Batch, hrms: Optional[Tensor] = None) -> dict[str, Tensor]:
+    def adapter_losses(self, batch: PatchBatch, hrms: Optional[Tensor] = None) -> dict[str, Tensor]:
         """Stage I's losses by name, to be summed: inter, intra, fusion.
 
         inter: cross-entropy of each image's kind, among the three texts. intra: supervised contrast (Khosla et al.
@@ -282,15 +282,15 @@ class Supervisor(nn.Module):
                 ),
             }
 
-    def teach(self, batch: Batch, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    def adapter_step(self, batch: PatchBatch, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
         """A step of stage I; its losses, without gradient."""
-        terms = self.stage_one(batch)
+        terms = self.adapter_losses(batch)
         optimiser.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         optimiser.step()
         return {name: value.detach() for name, value in terms.items()}
 
-    def direction(self, batch: Batch, fused: Tensor) -> Tensor:
+    def direction_loss(self, batch: PatchBatch, fused: Tensor) -> Tensor:
         """Stage II's L_d, 0 (best) to 2: whether the image moves from MS and from PAN to the output as the texts do.
 
         1 − ½ (cos(F_out − F_MS, F_wald − F_MS) + cos(F_out − F_PAN, F_wald − F_PAN)), images first, texts second.
@@ -309,14 +309,14 @@ class Supervisor(nn.Module):
         """Adapted embeddings of each of several images of bands, and of PAN, in one pass.
 
         MS comes in as it was interpolated, which CLIP's own size would do to it anyway: so all images show the same
-        ground, and the difference of two embeddings is that of their detail and colour.
+        scene, and the difference of two embeddings is that of their detail and colour.
         """
-        pictures = torch.cat([*map(self._colours, bands), stretch(pan).expand(-1, 3, -1, -1)])
+        pictures = torch.cat([*map(self._colours, bands), to_display_range(pan).expand(-1, 3, -1, -1)])
         *images, last = self.clip.images(pictures).split(len(pan))
         return (*map(self.adapters.image.ms, images), self.adapters.image.pan(last))
 
     def _colours(self, bands: Tensor) -> Tensor:
-        return self.reducer(stretch(bands))
+        return self.reducer(to_display_range(bands))
 
     def save(self, path: Path) -> None:
         """Writes what stage I taught, with the CLIP, bands and prompts that it holds for.
@@ -334,7 +334,7 @@ class Supervisor(nn.Module):
         write(path, "adapted CLIP", {name: value.contiguous() for name, value in self._own().items()}, metadata)
 
     @classmethod
-    def load(cls, path: Path, clip: FrozenCLIP, bands: int) -> Supervisor:
+    def load(cls, path: Path, clip: FrozenCLIP, bands: int) -> ClipSupervisor:
         """What ``save`` wrote, frozen, with its own prompts.
 
         Raises:

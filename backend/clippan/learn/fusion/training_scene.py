@@ -18,50 +18,58 @@ from clippan.core.threads import count_threads
 from clippan.fusion import filters
 from clippan.fusion.neural import trust
 from clippan.fusion.registration import register
-from clippan.fusion.statistics import TINY, Statistics, measure
+from clippan.fusion.statistics import TINY, SceneStatistics, measure_scene
 from clippan.jobs.adapt import AdaptFusionRequest
-from clippan.learn.fusion import sources
-from clippan.learn.fusion.batch import Batch
-from clippan.learn.fusion.figures import Check
-from clippan.learn.fusion.scenes import Mixture, Moments, Pairing, Patch, Truth, collate, places
+from clippan.learn.fusion import reading
+from clippan.learn.fusion.batch import PatchBatch
+from clippan.learn.fusion.patches import (
+    BandMixture,
+    BandMoments,
+    Patch,
+    ReferenceScene,
+    ScenePair,
+    collate,
+    valid_corners,
+)
+from clippan.learn.fusion.validation import ValidationWindow
 from clippan.raster.pair import Pair
 
 _WHOLE = 12_000_000  # PAN pixels times bands: so much is one window, and is measured where it is learned from
 _WINDOWS, _HELD = 6, 3  # windows of a larger scene; every third is for measuring alone
 _EDGE = 1024  # of these, PAN pixels
 _SIZES = (192, 128, 96, 64)  # edges of patches in PAN pixels, the first that fits
-_TRUE_SIZES = (128, 96, 64, 48, 32)  # the same one scale down
+_REDUCED_SIZES = (128, 96, 64, 48, 32)  # the same one scale down
 _PATCHES = 4
 
 
 @dataclass(frozen=True)
-class Ground:
+class TrainingScene:
     """What is learned from and measured on.
 
     Attributes:
-        pieces: windows at full resolution to draw patches from.
+        patch_sources: windows at full resolution to draw patches from.
         truths: the same one scale down.
-        size, true_size: edges of patches in pixels.
+        size, reduced_size: edges of patches in pixels.
         ratio: MS over PAN pixel size.
         gains: MTF gain of each band.
-        checks: what is measured at full resolution, and ``true_checks`` one scale down.
+        validation: what is measured at full resolution, and ``reduced_validation`` one scale down.
         pixels: of PAN in all windows.
     """
 
-    pieces: Sequence[Piece]
-    truths: Sequence[Truth]
+    patch_sources: Sequence[PatchSource]
+    truths: Sequence[ReferenceScene]
     size: int
-    true_size: int
+    reduced_size: int
     ratio: float
     gains: tuple[float, ...]
-    checks: Sequence[Check]
-    true_checks: Sequence[Check]
+    validation: Sequence[ValidationWindow]
+    reduced_validation: Sequence[ValidationWindow]
     pixels: int
 
     @classmethod
     def read(
         cls, pair: Pair, sensor: Sensor, request: AdaptFusionRequest, device: torch.device, context: Context
-    ) -> Ground:
+    ) -> TrainingScene:
         """Registers the pair, measures all of it and reads some windows.
 
         Raises:
@@ -71,9 +79,9 @@ class Ground:
         positions = [number - 1 for number in request.bands] or range(pair.ms.total)
         gains = sensor.gains(positions, pair.ms.total)
         pair, _ = register(pair, request.registration, gains, threads, context.part(0, 30))
-        responses = filters.responses(gains, pair.offsets)
+        responses = filters.band_responses(gains, pair.offsets)
         distinct = sorted(set(responses))
-        statistics = measure(pair, distinct, sensor.pan, threads, context.part(30, 60))
+        statistics = measure_scene(pair, distinct, sensor.pan, threads, context.part(30, 60))
         if statistics.flat:
             raise ClippanError(
                 "The panchromatic raster has one value everywhere and so nothing to learn from; check whether it is "
@@ -82,58 +90,65 @@ class Ground:
         response_of = [distinct.index(response) for response in responses]
         moments, believed = _moments(statistics, response_of), trust(statistics, response_of)
         edge = min(_EDGE, math.isqrt(_WHOLE // (3 * len(gains))))  # many bands take as much memory as few
-        windows, whole = sources.informative(pair, _WINDOWS, edge, _WHOLE)
+        windows, whole = reading.informative_windows(pair, _WINDOWS, edge, _WHOLE)
         parts = []
         for number, window in enumerate(windows, 1):
             context.progress(60 + 40 * number / len(windows), "Reading the scene")
-            found = sources.part(pair, window, "scene", gains, sensor.pan)
+            found = reading.read_window(pair, window, "scene", gains, sensor.pan)
             found.moments = moments  # the whole scene's, as in Pansharpen
             parts.append(found)
         held = [] if whole or len(parts) < _HELD else parts[_HELD - 1 :: _HELD]
         learned = [found for found in parts if not any(found is other for other in held)]
         ratio = math.sqrt(pair.x.ratio * pair.y.ratio)
-        truths = [found.truth(sensor.pan) for found in learned]
-        size, pieces = _pieces(learned)
-        true_size = next((size for size in _TRUE_SIZES if any(truth.fits(size) for truth in truths)), 0)
-        if not size or not true_size:
+        truths = [found.reduced_reference(sensor.pan) for found in learned]
+        size, patch_sources = _patch_sources(learned)
+        reduced_size = next((size for size in _REDUCED_SIZES if any(truth.fits(size) for truth in truths)), 0)
+        if not size or not reduced_size:
             raise ClippanError(
-                "No place of {_SIZES} × {_SIZES} panchromatic pixels, or of {_TRUE_SIZES} × {_TRUE_SIZES} "
+                "No place of {_SIZES} × {_SIZES} panchromatic pixels, or of {_REDUCED_SIZES} × {_REDUCED_SIZES} "
                 "multispectral ones, is valid throughout, so there is too little to learn from; choose a larger area, "
                 "or pansharpen with the start model.",
                 _SIZES=_SIZES[-1],
-                _TRUE_SIZES=_TRUE_SIZES[-1],
+                _REDUCED_SIZES=_REDUCED_SIZES[-1],
             )
-        checks = [Check.of(found, device, believed) for found in held or learned]
-        lower = [found.truth(sensor.pan) for found in held] or truths
-        true_checks = [Check.of(truth.reduced(ratio, sensor.pan), device, believed, truth) for truth in lower]
+        validation = [ValidationWindow.of(found, device, believed) for found in held or learned]
+        lower = [found.reduced_reference(sensor.pan) for found in held] or truths
+        reduced_validation = [
+            ValidationWindow.of(truth.reduced_pair(ratio, sensor.pan), device, believed, truth) for truth in lower
+        ]
         context.log(
             f"Learning from {len(learned)} window{'s' * (len(learned) > 1)} of the scene"
             + (f", measuring on {len(held)} others." if held else ", all of it." if whole else ".")
         )
         pixels = sum(found.pan.size for found in parts)
-        return cls(pieces, truths, size, true_size, ratio, tuple(gains), checks, true_checks, pixels)
+        return cls(
+            patch_sources, truths, size, reduced_size, ratio, tuple(gains), validation, reduced_validation, pixels
+        )
 
-    def full(self, rng: np.random.Generator) -> Batch:
+    def full_batch(self, rng: np.random.Generator) -> PatchBatch:
         """Patches at full resolution."""
-        patches = [self.pieces[int(rng.integers(len(self.pieces)))].patch(rng, self.size) for _ in range(_PATCHES)]
+        patches = [
+            self.patch_sources[int(rng.integers(len(self.patch_sources)))].patch(rng, self.size)
+            for _ in range(_PATCHES)
+        ]
         return collate(patches, [0] * len(patches), self.ratio)
 
-    def reduced(self, rng: np.random.Generator) -> Batch:
+    def reduced_batch(self, rng: np.random.Generator) -> PatchBatch:
         """Patches one scale down, with the true MS."""
         count = len(self.truths[0].bands)
-        mixture, gains = Mixture.choice(range(count), count), self.truths[0].gains
+        mixture, gains = BandMixture.selection(range(count), count), self.truths[0].gains
         phases = np.floor(rng.uniform(0, self.ratio, 2))
-        usable = [truth for truth in self.truths if min(truth.pan.shape) >= self.true_size]
+        usable = [truth for truth in self.truths if min(truth.pan.shape) >= self.reduced_size]
         patches: list[Patch] = []
         while len(patches) < _PATCHES:
             truth = usable[rng.integers(len(usable))]
-            patch = truth.patch(rng, self.true_size, self.ratio, phases, gains, gains, np.zeros((count, 2)), mixture)
+            patch = truth.patch(rng, self.reduced_size, self.ratio, phases, gains, gains, np.zeros((count, 2)), mixture)
             patches += [patch] if patch is not None else []
         return collate(patches, range(len(patches)), self.ratio)
 
 
 @dataclass(frozen=True)
-class Piece:
+class PatchSource:
     """A window whose inputs are computed once, to be cut into patches.
 
     Attributes:
@@ -147,12 +162,12 @@ class Piece:
     spans: tuple[np.ndarray, np.ndarray]
 
     @classmethod
-    def of(cls, pairing: Pairing, size: int) -> Optional[Piece]:
+    def of(cls, pair: ScenePair, size: int) -> Optional[PatchSource]:
         """The window for patches of a size; None if none of it is valid throughout."""
-        corners = places(pairing.inside(), size)
+        corners = valid_corners(pair.valid_pixels(), size)
         if not len(corners):
             return None
-        whole = pairing.all()
+        whole = pair.whole_patch()
         return cls(whole, corners, (_spans(whole.rows), _spans(whole.columns)))
 
     def patch(self, rng: np.random.Generator, size: int) -> Patch:
@@ -182,24 +197,24 @@ def _within(spans: np.ndarray, pixels: slice) -> slice:
     return slice(nearest, nearest + 1)
 
 
-def _pieces(pairings: Sequence[Pairing]) -> tuple[int, list[Piece]]:
+def _patch_sources(pairs: Sequence[ScenePair]) -> tuple[int, list[PatchSource]]:
     """The greatest edge of patches that lie somewhere, 0 if none does, and the windows that have some."""
     for size in _SIZES:
-        found = [Piece.of(pairing, size) for pairing in pairings]
-        pieces = [piece for piece in found if piece is not None]
-        if pieces:
-            return size, pieces
+        found = [PatchSource.of(pair, size) for pair in pairs]
+        patch_sources = [source for source in found if source is not None]
+        if patch_sources:
+            return size, patch_sources
     return 0, []
 
 
-def _moments(statistics: Statistics, response_of: Sequence[int]) -> Moments:
-    """The scene's, so that patches are standardised and modulated as ``neural.Neural`` does it."""
+def _moments(statistics: SceneStatistics, response_of: Sequence[int]) -> BandMoments:
+    """The scene's, so that patches are standardised and modulated as ``neural.NetworkFusion`` does it."""
     ms = statistics.ms
     lows = [statistics.low(index) for index in response_of]
     variance = statistics.covariance.diagonal().clamp(min=TINY)
     gains = statistics.covariance[ms, lows] / variance[lows]
     pan = statistics.low(0)
-    return Moments(
+    return BandMoments(
         statistics.mean[ms].numpy(),
         statistics.covariance[ms][:, ms].numpy(),
         float(statistics.mean[pan]),

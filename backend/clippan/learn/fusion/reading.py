@@ -18,8 +18,8 @@ from clippan.core.context import Context
 from clippan.core.errors import ClippanError, one_line
 from clippan.fusion import filters
 from clippan.fusion.registration import estimate
-from clippan.learn.fusion.recipe import Pairs, Pictures
-from clippan.learn.fusion.scenes import Pairing, Truth
+from clippan.learn.fusion.patches import ReferenceScene, ScenePair
+from clippan.learn.fusion.recipe import PairSource, PictureSource
 from clippan.raster.grid import Axis
 from clippan.raster.pair import Pair, open_pair
 from clippan.raster.source import Source, open_dataset
@@ -34,7 +34,7 @@ _CANDIDATES = 9  # places looked at along each axis of a large scene
 _FAR = 4.0  # windows' edges
 
 
-def pairs(root: Path, source: Pairs, without: Sequence[str], context: Context) -> Iterator[Pairing]:
+def read_pairs(root: Path, source: PairSource, without: Sequence[str], context: Context) -> Iterator[ScenePair]:
     """The pairs of a folder; ready-made reduced ones (with a ``gt.tif``) are left out, as they are often out of phase.
 
     Raises:
@@ -55,21 +55,21 @@ def pairs(root: Path, source: Pairs, without: Sequence[str], context: Context) -
         with open_pair(str(path / "pan.tif"), [str(path / "ms.tif")]) as pair:
             gains = sensor.gains(range(pair.ms.count), pair.ms.total)
             registered = estimate(pair, gains, 1, context, own=False).apply(pair)
-            yield whole(registered, path.name, group, gains, sensor.pan)
+            yield read_pair(registered, path.name, group, gains, sensor.pan)
 
 
-def whole(pair: Pair, name: str, group: str, gains: Sequence[float], pan_gain: float) -> Pairing:
+def read_pair(pair: Pair, name: str, group: str, gains: Sequence[float], pan_gain: float) -> ScenePair:
     """All of a pair as it lies."""
     grid = pair.grid
     pan, pan_valid = pair.read_pan(Window(0, 0, grid.width, grid.height))
     ms, valid = pair.read_ms(Window(0, 0, pair.ms.grid.width, pair.ms.grid.height))
-    return pairing(pair.x, pair.y, pan, pan_valid, ms, valid, name, group, tuple(gains), pan_gain)
+    return scene_pair(pair.x, pair.y, pan, pan_valid, ms, valid, name, group, tuple(gains), pan_gain)
 
 
-def part(pair: Pair, window: Window, name: str, gains: Sequence[float], pan_gain: float) -> Pairing:
-    """What a pair holds of a window of MS, with PAN on the same ground as far as the output's grid reaches.
+def read_window(pair: Pair, window: Window, name: str, gains: Sequence[float], pan_gain: float) -> ScenePair:
+    """What a pair holds of a window of MS, with PAN on the same scene as far as the output's grid reaches.
 
-    Bands that lie beside the others are interpolated to the samples of these, as a ``Pairing`` has one axis for all.
+    Bands that lie beside the others are interpolated to the samples of these, as a ``ScenePair`` has one axis for all.
 
     Raises:
         ClippanError: no pixel of PAN lies there.
@@ -82,7 +82,7 @@ def part(pair: Pair, window: Window, name: str, gains: Sequence[float], pan_gain
     ms, valid = _read_together(pair, window)
     x = Axis(pair.x.ratio, pair.x.offset + window.x * pair.x.ratio - left)
     y = Axis(pair.y.ratio, pair.y.offset + window.y * pair.y.ratio - top)
-    return pairing(x, y, pan, pan_valid, ms, valid, name, name, tuple(gains), pan_gain)
+    return scene_pair(x, y, pan, pan_valid, ms, valid, name, name, tuple(gains), pan_gain)
 
 
 def _pixels(axis: Axis, first: int, count: int, limit: int) -> tuple[int, int]:
@@ -98,23 +98,23 @@ def _read_together(pair: Pair, window: Window) -> tuple[np.ndarray, Optional[np.
     own_x = [along / pair.x.ratio for along, _ in pair.offsets]
     own_y = [along / pair.y.ratio for _, along in pair.offsets]
     grid = Axis(1.0, 0.0)  # MS on its own: one sample a pixel
-    left, width = filters.ms_support(grid, window.x, window.width, filters.widest(own_x))
-    top, height = filters.ms_support(grid, window.y, window.height, filters.widest(own_y))
+    left, width = filters.ms_support(grid, window.x, window.width, filters.largest_shift(own_x))
+    top, height = filters.ms_support(grid, window.y, window.height, filters.largest_shift(own_y))
     values, valid = pair.read_ms(Window(left, top, width, height))
     ms = torch.from_numpy(values.astype(np.float32))
-    rows = filters.up_matrices(grid, window.y, window.height, own_y)
-    columns = filters.up_matrices(grid, window.x, window.width, own_x)
+    rows = filters.upsampling_matrices(grid, window.y, window.height, own_y)
+    columns = filters.upsampling_matrices(grid, window.x, window.width, own_x)
     if valid is None:
-        return filters.separable(rows, ms, columns).numpy(), None
+        return filters.apply_separable(rows, ms, columns).numpy(), None
     mask = torch.from_numpy(valid).expand_as(ms)
     mean = torch.where(mask, ms, 0.0).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp(min=1)
-    moved = filters.separable(rows, filters.fill(ms, mask, mean), columns)
-    down = torch.from_numpy(filters.nearest(grid, window.y, window.height, own_y))
-    across = torch.from_numpy(filters.nearest(grid, window.x, window.width, own_x))
-    return moved.numpy(), filters.pick(mask, down, across).numpy()
+    moved = filters.apply_separable(rows, filters.fill_invalid(ms, mask, mean), columns)
+    down = torch.from_numpy(filters.nearest_samples(grid, window.y, window.height, own_y))
+    across = torch.from_numpy(filters.nearest_samples(grid, window.x, window.width, own_x))
+    return moved.numpy(), filters.gather(mask, down, across).numpy()
 
 
-def informative(pair: Pair, most: int, edge: int, whole: int) -> tuple[list[Window], bool]:
+def informative_windows(pair: Pair, most: int, edge: int, whole: int) -> tuple[list[Window], bool]:
     """Windows of MS that tell most about a scene, in the order of what they add, and whether they are all of it.
 
     Of candidates that are spread evenly, those are taken that are valid, have contrast, and lie far from each other.
@@ -168,7 +168,7 @@ def _told(pair: Pair, window: Window) -> float:
     return float(joint.mean() ** 2 * np.sqrt(np.mean(steps / np.maximum(level, 1e-9))))
 
 
-def pictures(root: Path, source: Pictures) -> Iterator[Truth]:
+def read_pictures(root: Path, source: PictureSource) -> Iterator[ReferenceScene]:
     """Pictures with PAN made of their bands.
 
     Raises:
@@ -182,10 +182,10 @@ def pictures(root: Path, source: Pictures) -> Iterator[Truth]:
         count = len(bands)
         weights = rng.dirichlet(np.ones(count)).astype(np.float32)
         pan = np.tensordot(weights, bands ** np.float32(rng.uniform(*_GAMMA)), 1)
-        yield Truth(name, path.stem, pan, bands, np.all(bands > 0, axis=0), (_GAIN,) * count)
+        yield ReferenceScene(name, path.stem, pan, bands, np.all(bands > 0, axis=0), (_GAIN,) * count)
 
 
-def _archive(path: Path, source: Pictures, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
+def _archive(path: Path, source: PictureSource, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
     if path.is_dir():
         raise ClippanError(
             "The pictures {path} are a folder; name its rasters as bands in the recipe, or give a zip.", path=path
@@ -210,7 +210,7 @@ def _archive(path: Path, source: Pictures, rng: np.random.Generator) -> Iterator
         )
 
 
-def _bands(path: Path, source: Pictures) -> Iterator[tuple[str, np.ndarray]]:
+def _bands(path: Path, source: PictureSource) -> Iterator[tuple[str, np.ndarray]]:
     datasets = [open_dataset(str(path / name), "training raster") for name in source.bands]
     with Source(datasets, "training raster", (), None) as raster:
         width, height = (size // source.factor for size in (raster.grid.width, raster.grid.height))
@@ -219,7 +219,7 @@ def _bands(path: Path, source: Pictures) -> Iterator[tuple[str, np.ndarray]]:
     yield path.name, blocks.mean(axis=(2, 4), dtype=np.float32)
 
 
-def pairing(
+def scene_pair(
     x: Axis,
     y: Axis,
     pan: np.ndarray,
@@ -230,7 +230,7 @@ def pairing(
     group: str,
     gains: tuple[float, ...],
     pan_gain: float,
-) -> Pairing:
+) -> ScenePair:
     """Arrays of a pair and the axes of MS on PAN's grid; what is invalid gets the mean, and is kept out of patches."""
     pan, ms = pan.astype(np.float32), ms.astype(np.float32)
     joint = np.ones(ms.shape[1:], bool) if valid is None else valid.all(axis=0)
@@ -245,4 +245,4 @@ def pairing(
         pan = np.where(pan_valid, pan, pan[pan_valid].mean() if pan_valid.any() else 0)
     if joint.any():
         ms = np.where(joint, ms, ms[:, joint].mean(axis=1)[:, None, None])
-    return Pairing(name, group, pan, ms, x, y, joint, gains, pan_gain)
+    return ScenePair(name, group, pan, ms, x, y, joint, gains, pan_gain)

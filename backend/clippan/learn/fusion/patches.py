@@ -1,0 +1,473 @@
+"""Training patches, cut from scenes held in memory.
+
+A ``ScenePair`` is a scene as the sensor saw it, PAN and MS at their own resolutions, without a reference. A
+``ReferenceScene`` has PAN and bands on one grid: a pair at reduced resolution (Wald's protocol), or a picture whose PAN
+is simulated from its bands. MS is simulated from it with the MTF, at any ratio and phase.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clippan.fusion import filters
+from clippan.fusion.methods import modulation
+from clippan.learn.fusion.batch import PatchBatch
+from clippan.raster.grid import Axis
+
+_PHASE_DIGITS = 9  # decimals of a phase in pixels
+VALID_SHARE = 0.999  # least valid share of a patch, or of the pixels under a filter
+
+
+@dataclass(frozen=True)
+class BandMoments:
+    """First and second moments at MS resolution.
+
+    Attributes:
+        mean, covariance: of the bands, (c,) and (c, c).
+        pan_mean, pan_variance: of PAN filtered to MS resolution.
+        with_pan: covariance of each band with that PAN (c,).
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    pan_mean: float
+    pan_variance: float
+    with_pan: np.ndarray
+
+    @classmethod
+    def of(cls, bands: np.ndarray, pan: np.ndarray, valid: Optional[np.ndarray] = None) -> BandMoments:
+        """Moments of bands (c, h, w) and PAN (h, w) where ``valid`` (h, w)."""
+        chosen = np.ones(pan.shape, bool) if valid is None or not valid.any() else valid
+        values = bands[:, chosen].astype(np.float64)
+        mean, pan_values = values.mean(axis=1), pan[chosen].astype(np.float64)
+        pan_mean = float(pan_values.mean())
+        values -= mean[:, None]
+        pan_values = pan_values - pan_mean
+        count = len(pan_values)
+        pan_variance = float(pan_values @ pan_values) / count
+        return cls(mean, values @ values.T / count, pan_mean, pan_variance, values @ pan_values / count)
+
+    def of_mixture(self, mixture: BandMixture) -> BandMoments:
+        """Moments after a mixture was applied to the bands and PAN."""
+        bands, part, share = mixture.bands, mixture.pan_part, mixture.pan_bands
+        with_pan = bands @ (part * self.with_pan + self.covariance @ share)
+        return BandMoments(
+            bands @ self.mean + mixture.offset,
+            bands @ self.covariance @ bands.T,
+            part * self.pan_mean + float(share @ self.mean) + mixture.pan_offset,
+            part**2 * self.pan_variance + float(2 * part * share @ self.with_pan + share @ self.covariance @ share),
+            with_pan,
+        )
+
+
+@dataclass(frozen=True)
+class BandMixture:
+    """Radiometric augmentation of a patch, from c bands of the scene to k bands.
+
+    Bands become ``bands`` (k, c) @ bands + ``offset`` (k,); PAN becomes ``pan_part`` · PAN + ``pan_bands`` (c,) @ bands
+    + ``pan_offset``. ``noise`` and ``pan_noise`` are in standard deviations of the scene.
+    """
+
+    bands: np.ndarray
+    offset: np.ndarray
+    pan_part: float
+    pan_bands: np.ndarray
+    pan_offset: float
+    noise: float = 0.0
+    pan_noise: float = 0.0
+
+    @classmethod
+    def selection(cls, chosen: Sequence[int], count: int) -> BandMixture:
+        """Some of ``count`` bands, unchanged."""
+        return cls(np.eye(count)[list(chosen)], np.zeros(len(chosen)), 1.0, np.zeros(count), 0.0)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch, with the arrays of ``PatchBatch`` in the units of the file."""
+
+    up: Tensor
+    pan: Tensor
+    low: Tensor
+    ms: Tensor
+    pan_low: Tensor
+    rows: Tensor
+    columns: Tensor
+    moments: BandMoments
+    target: Optional[Tensor]
+
+    def transformed(self, number: int) -> Patch:
+        """One of the eight mirrored and transposed versions (0 to 7), with the filters adapted."""
+
+        def transform(image: Tensor) -> Tensor:
+            if number & 1:
+                image = image.flip(-2)
+            if number & 2:
+                image = image.flip(-1)
+            return image.mT.contiguous() if number & 4 else image
+
+        rows = self.rows.flip(-2, -1) if number & 1 else self.rows
+        columns = self.columns.flip(-2, -1) if number & 2 else self.columns
+        if number & 4:
+            rows, columns = columns, rows
+        up, pan, low, ms, pan_low = map(transform, (self.up, self.pan, self.low, self.ms, self.pan_low))
+        target = None if self.target is None else transform(self.target)
+        return Patch(up, pan, low, ms, pan_low, rows, columns, self.moments, target)
+
+
+@dataclass
+class ScenePair:
+    """PAN and registered MS at their own resolutions.
+
+    Attributes:
+        name, group: of the scene and of its sensor.
+        pan, ms: (H, W) and (c, h, w), float32.
+        x, y: the MS axes on PAN's grid.
+        valid: MS samples that are valid in both (h, w).
+        gains, pan_gain: MTF gain of each band and of PAN.
+        moments: at MS resolution.
+    """
+
+    name: str
+    group: str
+    pan: np.ndarray
+    ms: np.ndarray
+    x: Axis
+    y: Axis
+    valid: np.ndarray
+    gains: tuple[float, ...]
+    pan_gain: float
+    moments: BandMoments = field(init=False)
+    _corners: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.moments = BandMoments.of(self.ms, self.pan_low(float(np.mean(self.gains))), self.valid)
+
+    def pan_low(self, gain: float) -> np.ndarray:
+        """PAN filtered with an MTF gain, at the MS samples (h, w)."""
+        return _mtf_degraded(self.pan[None], self.x, self.y, self.ms.shape[1:], gain)[0]
+
+    def reduced_reference(self, pan_gain: float) -> ReferenceScene:
+        """The reference at reduced resolution: MS itself, with PAN degraded to its grid."""
+        return ReferenceScene(
+            self.name, self.group, self.pan_low(pan_gain), self.ms, self.valid, self.gains, simulated_pan=False
+        )
+
+    def valid_pixels(self) -> np.ndarray:
+        """PAN pixels that lie in a valid MS sample, bool (H, W)."""
+        indices = []
+        for axis, pixels, samples in zip((self.y, self.x), self.pan.shape, self.valid.shape):
+            index = np.floor((np.arange(pixels) + 0.5 - axis.offset) / axis.ratio).astype(int)
+            indices.append((index.clip(0, samples - 1), (index >= 0) & (index < samples)))
+        (rows, rows_inside), (columns, columns_inside) = indices
+        return np.asarray(self.valid[rows][:, columns] & rows_inside[:, None] & columns_inside)
+
+    def patches(self, rng: np.random.Generator, count: int, size: int, bands: Sequence[int]) -> list[Patch]:
+        """Random valid patches of ``size`` PAN pixels; empty if the scene has none."""
+        size_ms = math.ceil(size / self.x.ratio)
+        if size_ms not in self._corners:
+            self._corners[size_ms] = valid_corners(self.valid, size_ms)
+        corners = self._corners[size_ms]
+        if not len(corners):
+            return []
+        patches = []
+        for row, column in corners[rng.integers(len(corners), size=count)]:
+            start_y = round(self.y.to_output(float(row)) - self.y.ratio / 2 + 0.5)
+            start_x = round(self.x.to_output(float(column)) - self.x.ratio / 2 + 0.5)
+            patches.append(self._patch(start_x, start_y, (size, size), bands))
+        return patches
+
+    def whole_patch(self) -> Patch:
+        """The whole scene as one patch, invalid pixels included."""
+        height, width = self.pan.shape
+        return self._patch(0, 0, (height, width), range(len(self.ms)))
+
+    def _patch(self, x: int, y: int, size: tuple[int, int], bands: Sequence[int]) -> Patch:
+        gains = [self.gains[band] for band in bands]
+        axes = [
+            _PatchAxis.of(axis, start, length, (*gains, self.pan_gain))
+            for axis, start, length in ((self.y, y, size[0]), (self.x, x, size[1]))
+        ]
+        rows, columns = axes
+        ms = torch.from_numpy(_cut(self.ms[list(bands)], columns.ms, rows.ms, columns.ms_count, rows.ms_count))
+        wide = torch.from_numpy(_cut(self.pan[None], columns.pan, rows.pan, columns.pan_count, rows.pan_count))
+        inner = _inner(axes)
+        pan = wide[:, y - rows.pan :, x - columns.pan :][:, : size[0], : size[1]]
+        return Patch(
+            filters.apply_separable(rows.up, ms, columns.up),
+            pan,
+            _low(axes, wide, len(gains)),
+            ms[:, inner[0], :][:, :, inner[1]],
+            filters.apply_separable(rows.inner[-1], pan, columns.inner[-1]),
+            torch.stack(list(rows.inner[:-1])),
+            torch.stack(list(columns.inner[:-1])),
+            self.moments.of_mixture(BandMixture.selection(bands, len(self.ms))),
+            None,
+        )
+
+
+@dataclass
+class ReferenceScene:
+    """PAN and reference bands on one grid.
+
+    Attributes:
+        name, group: of the scene and of its sensor.
+        pan, bands: (H, W) and (c, H, W), float32.
+        valid: pixels that are valid in both (H, W).
+        gains: MTF gain of each band.
+        simulated_pan: whether PAN was made from the bands.
+    """
+
+    name: str
+    group: str
+    pan: np.ndarray
+    bands: np.ndarray
+    valid: np.ndarray
+    gains: tuple[float, ...]
+    simulated_pan: bool = True
+    _moments: dict[float, BandMoments] = field(default_factory=dict)
+    _corners: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def moments(self, ratio: float) -> BandMoments:
+        """Moments at a resolution ``ratio`` times coarser."""
+        if ratio not in self._moments:
+            axis, gain = Axis(ratio, 0.0), float(np.mean(self.gains))
+            shape = (int(self.pan.shape[0] / ratio), int(self.pan.shape[1] / ratio))
+            low = _mtf_degraded(np.concatenate([self.bands, self.pan[None], self.valid[None]]), axis, axis, shape, gain)
+            self._moments[ratio] = BandMoments.of(low[:-2], low[-2], low[-1] > VALID_SHARE)
+        return self._moments[ratio]
+
+    def reduced_pair(self, ratio: float, pan_gain: float) -> ScenePair:
+        """The pair that a sensor with these MTF gains would see, at a resolution ``ratio`` times coarser."""
+        axis = Axis(ratio, 0.0)
+        shape = tuple(int(length / ratio) for length in self.pan.shape)
+        bands = [_mtf_degraded(band[None], axis, axis, shape, gain)[0] for band, gain in zip(self.bands, self.gains)]
+        valid = _mtf_degraded(self.valid[None].astype(np.float32), axis, axis, shape, float(np.mean(self.gains)))[0]
+        ms = np.stack(bands)
+        return ScenePair(self.name, self.group, self.pan, ms, axis, axis, valid > VALID_SHARE, self.gains, pan_gain)
+
+    def fits(self, size: int) -> bool:
+        """Whether the scene has a valid patch of ``size`` pixels."""
+        return min(self.pan.shape) >= size and len(self._valid_corners(size)) > 0
+
+    def _valid_corners(self, size: int) -> np.ndarray:
+        if size not in self._corners:
+            self._corners[size] = valid_corners(self.valid, min(size, *self.pan.shape), 8)
+        return self._corners[size]
+
+    def patch(
+        self,
+        rng: np.random.Generator,
+        size: int,
+        ratio: float,
+        phases: np.ndarray,
+        gains: Sequence[float],
+        true_gains: Sequence[float],
+        shifts: np.ndarray,
+        mixture: BandMixture,
+    ) -> Optional[Patch]:
+        """A random patch with simulated MS; None if the scene has no valid patch of this size.
+
+        Args:
+            rng: chooses the position and the noise.
+            size: edge in pixels.
+            ratio: MS over PAN pixel size.
+            phases: offsets of the MS rows and columns in the patch, in pixels.
+            gains: assumed MTF gain of each resulting band.
+            true_gains: MTF gain that each band is simulated with.
+            shifts: misregistration of each band (bands, 2), rows and columns, in pixels.
+            mixture: the resulting bands and PAN.
+        """
+        corners = self._valid_corners(size)
+        if not len(corners):
+            return None
+        row, column = corners[rng.integers(len(corners))]
+        count = len(gains)
+        axes = [
+            _PatchAxis.of(Axis(ratio, start + phase), int(start), size, (*gains, *true_gains))
+            for start, phase in zip((row, column), phases)
+        ]
+        rows, columns = axes
+        wide_bands = _cut(self.bands, columns.pan, rows.pan, columns.pan_count, rows.pan_count)
+        wide_pan = _cut(self.pan[None], columns.pan, rows.pan, columns.pan_count, rows.pan_count)
+        mixed_pan = (
+            mixture.pan_part * wide_pan[0]
+            + np.tensordot(mixture.pan_bands.astype(np.float32), wide_bands, 1)
+            + mixture.pan_offset
+        )
+        wide = torch.from_numpy(mixed_pan.astype(np.float32))[None]
+        bands = np.tensordot(mixture.bands.astype(np.float32), wide_bands, 1) + mixture.offset[:, None, None]
+        source = torch.from_numpy(bands.astype(np.float32))
+        shifted = _shifted(source, shifts) if shifts.any() else source
+        ms = filters.apply_separable(torch.stack(rows.downs[count:]), shifted, torch.stack(columns.downs[count:]))
+        moments = self.moments(ratio).of_mixture(mixture)
+        if mixture.noise:
+            std = torch.from_numpy(np.sqrt(moments.covariance.diagonal())).float()[:, None, None]
+            ms = ms + mixture.noise * std * torch.from_numpy(rng.standard_normal(ms.shape, np.float32))
+        if mixture.pan_noise:
+            noise = torch.from_numpy(rng.standard_normal(wide.shape, np.float32))
+            wide = wide + mixture.pan_noise * math.sqrt(moments.pan_variance) * noise
+        top, left = int(row) - rows.pan, int(column) - columns.pan
+        inside = (slice(None), slice(top, top + size), slice(left, left + size))
+        inner = _inner(axes)
+        pan = wide[inside]
+        return Patch(
+            filters.apply_separable(rows.up, ms, columns.up),
+            pan,
+            _low(axes, wide, count),
+            ms[:, inner[0], :][:, :, inner[1]],
+            filters.apply_separable(rows.inner[0], pan, columns.inner[0]),
+            torch.stack(list(rows.inner[:count])),
+            torch.stack(list(columns.inner[:count])),
+            moments,
+            source[inside],
+        )
+
+
+def collate(patches: Sequence[Patch], scenes: Sequence[int], ratio: float) -> PatchBatch:
+    """A batch of patches of one size, ratio and number of bands.
+
+    Wider MTF filters leave fewer MS samples inside a patch; the batch holds the number that all patches have.
+    """
+    height, width = (min(patch.ms.shape[axis] for patch in patches) for axis in (1, 2))
+    moments = [patch.moments for patch in patches]
+    mean = _column(np.stack([m.mean for m in moments]))
+    std = _column(np.sqrt(np.stack([np.maximum(m.covariance.diagonal(), 1e-12) for m in moments])))
+    pan_mean = _column(np.array([[m.pan_mean] for m in moments]))
+    pan_std = _column(np.sqrt(np.array([[max(m.pan_variance, 1e-12)] for m in moments])))
+    gains = _column(np.stack([m.with_pan / max(m.pan_variance, 1e-12) for m in moments]))
+    up, pan, low = (torch.stack([getattr(patch, name) for patch in patches]) for name in ("up", "pan", "low"))
+    classical = modulation(up, pan, low, gains, mean - gains * pan_mean, mean)
+    targets = [patch.target for patch in patches if patch.target is not None]
+    return PatchBatch(
+        (up - mean) / std,
+        (pan - pan_mean) / pan_std,
+        (low - pan_mean) / pan_std,
+        (classical - mean) / std,
+        (torch.stack([patch.ms[:, :height, :width] for patch in patches]) - mean) / std,
+        (torch.stack([patch.pan_low[:, :height, :width] for patch in patches]) - pan_mean) / pan_std,
+        torch.stack([patch.rows[:, :height] for patch in patches]),
+        torch.stack([patch.columns[:, :width] for patch in patches]),
+        mean,
+        std,
+        pan_mean,
+        pan_std,
+        ratio,
+        torch.tensor(list(scenes)),
+        (torch.stack(targets) - mean) / std if targets else None,
+    )
+
+
+def _column(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values).float()[..., None, None]
+
+
+@dataclass(frozen=True)
+class _PatchAxis:
+    """One axis of a patch: the MS samples and PAN pixels it needs, and its filters.
+
+    Attributes:
+        ms, ms_count: first and number of MS samples for the interpolation.
+        pan, pan_count: first and number of PAN pixels under the filters of these samples.
+        up: interpolation (size, ms_count).
+        downs: MTF filter for each gain (ms_count, pan_count).
+        inner: MTF filter for each gain, of samples whose filters lie within the patch (samples, size).
+        first: the first of these samples.
+    """
+
+    ms: int
+    ms_count: int
+    pan: int
+    pan_count: int
+    up: Tensor
+    downs: tuple[Tensor, ...]
+    inner: tuple[Tensor, ...]
+    first: int
+
+    @classmethod
+    def of(cls, axis: Axis, start: int, size: int, gains: Sequence[float]) -> _PatchAxis:
+        """The axis of ``size`` pixels from ``start`` on."""
+        patch_axis = _patch_axis(axis.ratio, round(axis.offset - start, _PHASE_DIGITS), size, tuple(gains))
+        return replace(patch_axis, pan=patch_axis.pan + start)
+
+
+@functools.lru_cache(maxsize=512)
+def _patch_axis(ratio: float, offset: float, size: int, gains: tuple[float, ...]) -> _PatchAxis:
+    axis = Axis(ratio, offset)
+    ms, ms_count = filters.ms_support(axis, 0, size)
+    pan, pan_count, downs = filters.downsampling_matrices(axis, ms, ms_count, gains)
+    reach = max(filters.mtf_reach(gain, ratio) for gain in gains) + 2
+    number = max(int((size - 2 * reach) / ratio), 1)
+    first = math.ceil(axis.to_ms(reach))
+    inner = []
+    for gain in gains:
+        begin, count = filters.pan_support(axis, first, number, gain)
+        matrix = filters.downsampling_matrix(axis, first, number, gain)
+        inner.append(torch.nn.functional.pad(matrix, (begin, size - begin - count)))
+    return _PatchAxis(
+        ms, ms_count, pan, pan_count, filters.upsampling_matrix(axis, 0, size), downs, tuple(inner), first
+    )
+
+
+def _inner(axes: Sequence[_PatchAxis]) -> tuple[slice, slice]:
+    """Those of the interpolation's samples whose filters lie within the patch."""
+    rows, columns = (
+        slice(patch_axis.first - patch_axis.ms, patch_axis.first - patch_axis.ms + len(patch_axis.inner[0]))
+        for patch_axis in axes
+    )
+    return rows, columns
+
+
+def _low(axes: Sequence[_PatchAxis], pan: Tensor, bands: int) -> Tensor:
+    rows, columns = axes
+    down = filters.apply_separable(torch.stack(rows.downs[:bands]), pan, torch.stack(columns.downs[:bands]))
+    return filters.apply_separable(rows.up, down, columns.up)
+
+
+def _mtf_degraded(planes: np.ndarray, x: Axis, y: Axis, shape: tuple[int, ...], gain: float) -> np.ndarray:
+    """Planes (n, H, W) filtered with an MTF gain, at the samples (n, h, w) of the axes; mirrored beyond the border."""
+    left, width = filters.pan_support(x, 0, shape[1], gain)
+    top, height = filters.pan_support(y, 0, shape[0], gain)
+    wide = torch.from_numpy(_cut(planes, left, top, width, height))
+    rows, columns = filters.downsampling_matrix(y, 0, shape[0], gain), filters.downsampling_matrix(x, 0, shape[1], gain)
+    return filters.apply_separable(rows, wide, columns).numpy()
+
+
+def _cut(planes: np.ndarray, x: int, y: int, width: int, height: int) -> np.ndarray:
+    """A window (n, height, width) of planes, float32; mirrored beyond the border."""
+    rows, columns = _mirrored(y, height, planes.shape[1]), _mirrored(x, width, planes.shape[2])
+    return np.ascontiguousarray(planes[:, rows][:, :, columns], np.float32)
+
+
+def _mirrored(start: int, count: int, length: int) -> np.ndarray:
+    index = np.arange(start, start + count) % (2 * length)
+    return np.where(index < length, index, 2 * length - 1 - index)
+
+
+def _shifted(bands: Tensor, shifts: np.ndarray) -> Tensor:
+    """Bands (c, h, w) shifted by fractions of a pixel (c, 2), with a Fourier transform."""
+    height, width = bands.shape[1:]
+    frequency_y = torch.fft.fftfreq(height)[:, None]
+    frequency_x = torch.fft.rfftfreq(width)[None]
+    moves = torch.from_numpy(shifts).float()
+    phase = torch.exp(-2j * math.pi * (moves[:, 0, None, None] * frequency_y + moves[:, 1, None, None] * frequency_x))
+    return torch.fft.irfft2(torch.fft.rfft2(bands) * phase, s=(height, width))
+
+
+def valid_corners(valid: np.ndarray, size: int, step: int = 4) -> np.ndarray:
+    """Upper left corners (n, 2), row and column, of valid windows of ``size`` pixels, on a lattice of ``step``."""
+    height, width = valid.shape
+    if height < size or width < size:
+        return np.empty((0, 2), int)
+    sums = np.pad(valid.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    inside = sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
+    rows, columns = np.nonzero(inside[::step, ::step] >= VALID_SHARE * size * size)
+    return np.stack([rows * step, columns * step], axis=1)
