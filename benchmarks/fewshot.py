@@ -339,8 +339,7 @@ def measure(scenes: Sequence[Scene], options: argparse.Namespace, results: dict[
                     start = time.process_time()
                     found = method(bench, learned, tested, seed)
                     seconds = time.process_time() - start
-                    table = accuracy.confusion(scene.truth.ravel()[tested], found, len(scene.prompts))
-                    figures = [100 * figure(table) for figure in (accuracy.overall, accuracy.average, accuracy.kappa)]
+                    figures = [100 * figure for figure in accuracy.figures(scene.truth.ravel()[tested], found)]
                     results[where] = [*figures, seconds]
                     with file.open("a", encoding="utf-8") as lines:
                         lines.write(json.dumps({where: results[where]}) + "\n")

@@ -45,16 +45,23 @@ def test_folds_are_disjoint_and_leave_every_class(seed) -> None:
 
 
 def test_figures_of_a_known_matrix() -> None:
-    table = accuracy.confusion(np.array([0] * 10 + [1] * 10), np.array([0] * 8 + [1] * 5 + [0] * 7), 3)
-    assert table.tolist() == [[8, 2, 0], [7, 3, 0], [0, 0, 0]]
-    assert accuracy.overall(table) == pytest.approx(0.55)
-    assert accuracy.average(table) == pytest.approx(0.55)
-    assert accuracy.kappa(table) == pytest.approx(0.1)
-    assert accuracy.f1(table) == (pytest.approx(16 / 25), pytest.approx(6 / 15), None)
-    found = accuracy.assessed([table, np.diag([10, 10, 0])], "polygon")
-    assert found.oa == pytest.approx(0.775)
-    assert found.std == pytest.approx(0.225)
-    assert found.repeats == 2
+    truth, found = np.array([0] * 10 + [1] * 10), np.array([0] * 8 + [1] * 5 + [0] * 7)
+    assert accuracy.figures(truth, found) == (pytest.approx(0.55), pytest.approx(0.55), pytest.approx(0.1))
+    one = accuracy.assessed([(truth, found)], 3, "polygon")
+    assert one.confusion == ((8, 2, 0), (7, 3, 0), (0, 0, 0))
+    assert one.f1 == (pytest.approx(16 / 25), pytest.approx(6 / 15), None)
+    both = accuracy.assessed([(truth, found), (truth, truth)], 3, "polygon")
+    assert both.oa == pytest.approx(0.775)
+    assert both.std == pytest.approx(0.225)
+    assert both.repeats == 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_classes_that_do_not_occur_count_for_nothing() -> None:
+    truth = np.array([0, 0, 0, 1])
+    assert accuracy.figures(truth, np.array([0, 0, 2, 1])) == (0.75, pytest.approx(5 / 6), pytest.approx(5 / 9))
+    assert accuracy.figures(truth[:3], truth[:3]) == (1, 1, 0)
+    assert accuracy.assessed([(truth[:3], truth[:3])], 2, "polygon").f1 == (1, None)
 
 
 def test_sharpness_undoes_what_was_blunted() -> None:

@@ -8,18 +8,19 @@ none knows of files.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Callable, Optional, Protocol
 
 import numpy as np
 import torch
+from scipy.special import softmax  # scikit-learn brings it
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import SVC
 from torch.nn import functional
 
 from clippan.core.context import Context
-from clippan.core.errors import ClippanError, one_line
 from clippan.core.watch import watched
 from clippan.jobs.classify import Classifier
 
@@ -70,17 +71,16 @@ def fit(
         context: may cancel, which is noticed within a second.
 
     Raises:
-        ClippanError: scikit-learn is not there.
         Cancelled: the user has cancelled.
     """
     if method in (Classifier.TIP, Classifier.TIP_F):
         assert texts is not None
         return _Tip.of(features, labels, texts, method is Classifier.TIP_F, seed, context)
     if method is Classifier.LINEAR:
-        probe = _sklearn("linear_model").LogisticRegression(C=_PROBE, max_iter=500)
+        probe = LogisticRegression(C=_PROBE, max_iter=500)
         return _Estimator(watched(lambda: probe.fit(_unit(features), labels), context), classes, True)
     if method is Classifier.RF:
-        forest = _sklearn("ensemble").RandomForestClassifier(_TREES, random_state=seed)
+        forest = RandomForestClassifier(_TREES, random_state=seed)
         return _Estimator(watched(lambda: forest.fit(features, labels), context), classes, False)
     return _Svm.of(features, labels, classes, context)
 
@@ -109,17 +109,6 @@ def _boxed(values: np.ndarray, size: int) -> np.ndarray:
     return values
 
 
-def _sklearn(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(f"sklearn.{name}")
-    except ImportError as error:
-        raise ClippanError(
-            "The engine's Python has no scikit-learn that works ({reason}); run Set up engine, or choose a method "
-            "that does without (diffclip, tip, tip-f).",
-            reason=one_line(error),
-        ) from None
-
-
 def _by_rows(
     work: Callable[[np.ndarray], np.ndarray], features: np.ndarray, numbers: int, context: Context
 ) -> np.ndarray:
@@ -135,11 +124,6 @@ def _by_rows(
 
 def _unit(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -194,7 +178,7 @@ class _Svm:
         spread = np.where(spread > 0, spread, 1).astype(np.float32)
         ready = (features - middle) / spread
         gamma = 1 / max(ready.shape[1] * float(ready.var()), 1e-9)  # what scikit-learn calls "scale"
-        svc = _sklearn("svm").SVC(C=_PENALTY, gamma=gamma, cache_size=500)
+        svc = SVC(C=_PENALTY, gamma=gamma, cache_size=500)
         machine = watched(lambda: svc.fit(ready, labels), context)
         known, ends = machine.classes_, np.cumsum(machine.n_support_)
         vectors = machine.support_vectors_.astype(np.float32)
@@ -239,7 +223,9 @@ class _Svm:
             votes[one] += clear[at].sum(axis=0)
             votes[one + 1 :] -= clear[at]
         found = np.zeros((len(features), self.classes), np.float32)
-        found[:, self.known] = _softmax(votes.T / 2)  # what all have got besides, half a vote a pair, is no matter
+        found[:, self.known] = softmax(
+            votes.T / 2, axis=1
+        )  # what all have got besides, half a vote a pair, is no matter
         return found
 
 

@@ -9,6 +9,7 @@ from typing import Any, Optional
 from clippan.core import utf8
 from clippan.core.context import Context
 from clippan.core.device import require_torch
+from clippan.core.errors import ClippanError, one_line
 from clippan.core.json import to_json
 from clippan.jobs.base import Request
 
@@ -27,7 +28,12 @@ def run(request: Request, context: Optional[Context] = None) -> Any:
         refuse_overwriting(request.outputs, request.inputs)
     try:
         handler = importlib.import_module(f"{__name__}.{request.name.replace(' ', '_')}")
-    except Exception:
+    except Exception as error:
         require_torch()  # says in one sentence what is wrong with it, if it is that
+        if isinstance(error, ImportError):
+            raise ClippanError(
+                "A library that this job needs does not load ({reason}); run Check engine, which names the remedy.",
+                reason=one_line(error),
+            ) from error
         raise
     return handler.run(request, context or Context())

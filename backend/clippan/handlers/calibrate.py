@@ -16,6 +16,7 @@ from typing import Any, Optional
 
 import numpy as np
 import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 from torch.nn import functional
 
 from clippan.catalogue.prompts import Prompt, Table, parse, save
@@ -313,13 +314,12 @@ def _fitted(table: Table, fit: _Fit, model: str, known: _Known) -> Table:
 
 
 def _accuracy(logits: np.ndarray, known: np.ndarray) -> Accuracy:
-    classes = logits.shape[1]
-    table = np.bincount(known * classes + logits.argmax(axis=1), minlength=classes**2).reshape(classes, classes)
-    hits, union = np.diag(table), table.sum(axis=0) + table.sum(axis=1) - np.diag(table)
-    there = table.sum(axis=1) > 0
-    each = tuple(float(hit / both) if seen else None for hit, both, seen in zip(hits, union, there))
+    labels, found = np.arange(logits.shape[1]), logits.argmax(axis=1)
+    iou = jaccard_score(known, found, labels=labels, average=None, zero_division=0)
+    each = tuple(float(value) if label in known else None for label, value in zip(labels, iou))
     mean = float(np.mean([value for value in each if value is not None]))
-    return Accuracy(float(hits.sum() / table.sum()), mean, each, tuple(tuple(int(n) for n in row) for row in table))
+    counts = tuple(tuple(line) for line in confusion_matrix(known, found, labels=labels).tolist())
+    return Accuracy(float(accuracy_score(known, found)), mean, each, counts)
 
 
 def _hints(table: Table, known: _Known, fit: _Fit, before: Accuracy, after: Accuracy) -> list[str]:

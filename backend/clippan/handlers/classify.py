@@ -308,22 +308,22 @@ def _compare(workshop: _Workshop, methods: list[Classifier], context: Context) -
         begun = time.monotonic()
         share = context.part(*(100 * weights[number : number + 2] / weights[-1]))
         learner = workshop.learner(method, False, share.part(0, 50))
-        tables, truths, guesses = [], [], []
+        repeats = []
         for repeat, split in enumerate(splits):
-            table = np.zeros((len(known.names), len(known.names)), int)
+            truths, guesses = [], []
             for fold in np.unique(split[split != ALWAYS]):
                 done = repeat + fold / (split.max() + 1)
                 share.progress(50 + 50 * done / len(splits), f"Trying {method.value}")
                 out = np.flatnonzero(split == fold)
                 learned = np.flatnonzero(apart(known.labels, known.rows, known.columns, split == fold))
-                guess = learner.fit(learned, request.seed + repeat).at(out)
-                table += accuracy.confusion(known.labels[out], guess.argmax(axis=1), len(known.names))
                 truths.append(known.labels[out])
-                guesses.append(guess)
-            tables.append(table)
-        sharpness = accuracy.sharpness(np.concatenate(guesses), np.concatenate(truths))
-        found = accuracy.assessed(tables, known.split)
-        trials.append(_Trial(accuracy.score(method, tables, time.monotonic() - begun), found, sharpness))
+                guesses.append(learner.fit(learned, request.seed + repeat).at(out))
+            repeats.append((np.concatenate(truths), np.concatenate(guesses)))
+        truth, shares = (np.concatenate(parts) for parts in zip(*repeats))
+        sharpness = accuracy.sharpness(shares, truth)
+        pairs = [(truth, shares.argmax(axis=1)) for truth, shares in repeats]
+        found = accuracy.assessed(pairs, len(known.names), known.split)
+        trials.append(_Trial(accuracy.score(method, pairs, time.monotonic() - begun), found, sharpness))
         context.log(f"{method.value}: {100 * found.oa:.1f} % of the left-out samples are right.")
     return sorted(trials, key=lambda trial: -trial.score.oa)
 

@@ -1,46 +1,30 @@
-"""How good a map is: figures of a confusion matrix, and of several repeats of a comparison."""
+"""How good a map is: figures of one comparison with the truth, and of several repeats of a cross-validation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional
 
 import numpy as np
+from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix, f1_score, recall_score
 
 from clippan.jobs.classify import Classifier, MapAccuracy, Score
+
+Pair = tuple[np.ndarray, np.ndarray]
 
 _LEAST = 1e-4  # probability of what seems impossible
 
 
-def confusion(truth: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:
-    """Counts (classes, classes) by true class (rows) and class found (columns), both from 0."""
-    return np.bincount(truth * classes + found, minlength=classes**2).reshape(classes, classes)
+def figures(truth: np.ndarray, found: np.ndarray) -> tuple[float, float, float]:
+    """Overall accuracy and average accuracy (the mean recall of the classes that occur), 0 to 1, and Cohen's kappa
+    (1960), -1 to 1, which is 0 where there is one class only.
 
-
-def overall(table: np.ndarray) -> float:
-    """Overall accuracy, 0 to 1: the part that is right."""
-    return float(np.trace(table) / table.sum())
-
-
-def average(table: np.ndarray) -> float:
-    """Average accuracy, 0 to 1: the mean of the parts of each class that are right, of those that occur."""
-    totals = table.sum(axis=1)
-    return float(np.mean(np.diag(table)[totals > 0] / totals[totals > 0]))
-
-
-def kappa(table: np.ndarray) -> float:
-    """Cohen's (1960), -1 to 1: what is right beyond what chance makes right; 0 where chance makes all right."""
-    total = table.sum()
-    chance = float((table.sum(axis=0) * table.sum(axis=1)).sum() / total**2)
-    return (overall(table) - chance) / (1 - chance) if chance < 1 else 0.0
-
-
-def f1(table: np.ndarray) -> tuple[Optional[float], ...]:
-    """Of each class, 0 to 1: the harmonic mean of what is found of it and what is right of the found. None where it
-    does not occur."""
-    both = table.sum(axis=0) + table.sum(axis=1)
-    occurs = table.sum(axis=1) > 0
-    return tuple(float(2 * hits / total) if there else None for hits, total, there in zip(np.diag(table), both, occurs))
+    Args:
+        truth, found: true classes and those found, whole numbers (n,).
+    """
+    classes = np.unique(truth)
+    aa = recall_score(truth, found, labels=classes, average="macro", zero_division=0)
+    kappa = cohen_kappa_score(truth, found) if len(np.union1d(classes, found)) > 1 else 0.0
+    return float(accuracy_score(truth, found)), float(aa), float(kappa)
 
 
 def sharpness(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -62,16 +46,30 @@ def sharpened(probabilities: np.ndarray, power: float) -> np.ndarray:
     return raised / raised.sum(axis=1, keepdims=True)
 
 
-def score(method: Classifier, tables: Sequence[np.ndarray], seconds: float) -> Score:
-    """What the confusion matrices of repeats say of a classifier."""
-    each = [overall(table) for table in tables]
-    aa, kappas = (float(np.mean([figure(table) for table in tables])) for figure in (average, kappa))
-    return Score(method, float(np.mean(each)), float(np.std(each)), aa, kappas, round(seconds, 3))
+def score(method: Classifier, repeats: Sequence[Pair], seconds: float) -> Score:
+    """What repeats of a cross-validation say of a classifier.
+
+    Args:
+        method: the classifier.
+        repeats: true classes and those found, from 0, (n,) each.
+        seconds: that they took.
+    """
+    oa, aa, kappa = np.array([figures(truth, found) for truth, found in repeats]).T
+    return Score(method, float(oa.mean()), float(oa.std()), float(aa.mean()), float(kappa.mean()), round(seconds, 3))
 
 
-def assessed(tables: Sequence[np.ndarray], split: str) -> MapAccuracy:
-    """The figures of a map: means over the repeats, F1 and confusion of all of them together."""
-    row = score(Classifier.AUTO, tables, 0)
-    total = np.sum(tables, axis=0)
-    counts = tuple(tuple(int(count) for count in line) for line in total)
-    return MapAccuracy(row.oa, row.std, row.aa, row.kappa, f1(total), counts, split, len(tables))
+def assessed(repeats: Sequence[Pair], classes: int, split: str) -> MapAccuracy:
+    """The figures of a map: means over the repeats, F1 and confusion of all of them together.
+
+    Args:
+        repeats: true classes and those found, from 0, (n,) each.
+        classes: how many there are.
+        split: what was left out together, in words.
+    """
+    row = score(Classifier.AUTO, repeats, 0)
+    truth, found = (np.concatenate(parts) for parts in zip(*repeats))
+    labels = np.arange(classes)
+    f1 = f1_score(truth, found, labels=labels, average=None, zero_division=0)
+    each = tuple(float(value) if label in truth else None for label, value in zip(labels, f1))
+    counts = tuple(tuple(line) for line in confusion_matrix(truth, found, labels=labels).tolist())
+    return MapAccuracy(row.oa, row.std, row.aa, row.kappa, each, counts, split, len(repeats))

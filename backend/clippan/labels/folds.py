@@ -15,6 +15,7 @@ def folds(labels: np.ndarray, groups: np.ndarray, seed: int, count: int = FOLDS)
 
     The groups of the rarest classes are dealt out first, so that every class is in as many folds as can be. A class
     whose groups would all be left out at once keeps its smallest one; a class with one group is never left out.
+    (scikit-learn's StratifiedGroupKFold deals by size, whatever the seed: repeats of it would hardly differ.)
 
     Args:
         labels, groups: of the samples, (n,).
