@@ -17,7 +17,7 @@ from clippan.core import device as device_module
 from clippan.core.device import choose_device, cuda_problem, require_torch
 from clippan.core.errors import ClippanError
 from clippan.handlers import doctor, run
-from clippan.jobs import Context, Device, DoctorRequest, Status
+from clippan.jobs import Context, Device, DoctorRequest, ListModelsRequest, Status
 
 
 @pytest.fixture
@@ -86,6 +86,12 @@ def test_broken_torch(monkeypatch):
     without(monkeypatch, "torch", error=ModuleNotFoundError("No module named 'typing_extensions'", name="typing_ext"))
     with pytest.raises(ClippanError, match="does not start"):
         require_torch()
+
+
+def test_a_library_that_a_job_needs_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "clippan.handlers.models", None)
+    with pytest.raises(ClippanError, match=r"does not load \(import of .*\); run Check engine, which names the remedy"):
+        run(ListModelsRequest())
 
 
 def test_no_gdal(light, monkeypatch):

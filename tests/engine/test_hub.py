@@ -536,7 +536,7 @@ def test_the_command(server, model, capsys):
     assert err == ""
     assert cli.main(["download", "tiny"]) == 0
     out, err = capsys.readouterr()
-    assert out.endswith(f"Tiny.pt\ncommit {OLD}, sha256 {SHA256}\n")
+    assert out.endswith(f"Tiny.pt.\nCommit {OLD}, sha256 {SHA256}\n")
     assert err.startswith("Tiny is published under the licence Apache-2.0: https://")
     assert cli.main(["models", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["models"]
@@ -544,7 +544,7 @@ def test_the_command(server, model, capsys):
     assert cli.main(["remove", "tiny"]) == 0
     assert capsys.readouterr().out == "0 MB freed\n"
     assert cli.main(["remove", "tiny"]) == 0
-    assert capsys.readouterr().out == "It was not in the cache.\n"
+    assert capsys.readouterr().out == "The model was not in the cache.\n"
     server.damaged = True
     assert cli.main(["download", "tiny"]) == 2
     assert "arrived damaged" in capsys.readouterr().err
@@ -558,7 +558,7 @@ def test_a_process_of_its_own_asks_for_nothing_else(server, tmp_path):
     command = [sys.executable, "-m", "clippan.cli", "download", model.id]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(cli.__file__).parents[1])}
     made = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert (made.returncode, made.stdout.splitlines()[-1]) == (0, f"commit {OLD}, sha256 {SHA256}")
+    assert (made.returncode, made.stdout.splitlines()[-1]) == (0, f"Commit {OLD}, sha256 {SHA256}")
     assert [line.split()[0] for line in made.stderr.splitlines()] == ["LRSCLIP,", "Downloading", "LRSCLIP,"]
     assert [(method, path.rsplit("/", 1)[0]) for method, path, _ in server.seen] == [
         ("HEAD", f"/{model.repository}/resolve/main"),

@@ -725,6 +725,15 @@ def test_a_checkpoint_that_is_damaged_is_told(data, recipe, tmp_path):
     assert learn(data, folder, recipe(), steps=1).losses
 
 
+def test_a_checkpoint_of_an_older_version_is_told(data, recipe, tmp_path):
+    learn(data, tmp_path / "run", recipe(), steps=1)
+    path = tmp_path / "run" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({name: value for name, value in state.items() if name != "scheduler"}, path)
+    with pytest.raises(ClippanError, match=r"cannot be read \(an older version .* wrote it\); remove it to start from"):
+        learn(data, tmp_path / "run", recipe(), steps=1)
+
+
 def test_half_precision_learns_much_the_same(data, recipe, tmp_path):
     text = TINY + "average: 0\n"
     full = learn(data, tmp_path / "full", recipe(text), steps=3)
