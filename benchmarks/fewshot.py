@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures DiffCLIP and its rivals with 2, 5, 10 and 20 samples of each class, and writes tables.
+"""Measures DiffCLIP and its baselines with 2, 5, 10 and 20 samples of each class, and writes tables.
 
     python benchmarks/fewshot.py --set all --ablation --work FOLDER --write docs/fewshot.md
 
@@ -33,8 +33,8 @@ sys.path.insert(0, str(ROOT / "backend"))
 
 from clippan import __version__  # noqa: E402
 from clippan.clip.encoder import encoder as clip  # noqa: E402
-from clippan.fewshot import diffusion, prompted, rivals  # noqa: E402
-from clippan.fewshot.network import Size  # noqa: E402
+from clippan.fewshot import baselines, prompt_heads, scene_encoder  # noqa: E402
+from clippan.fewshot.network import NetworkSize  # noqa: E402
 from clippan.jobs import Context, Device  # noqa: E402
 from clippan.jobs.classify import Classifier  # noqa: E402
 from clippan.labels import accuracy  # noqa: E402
@@ -120,7 +120,7 @@ def profile(cube: np.ndarray) -> np.ndarray:
     closings by squares, a modality of shapes and sizes."""
     from scipy import ndimage
 
-    projection = diffusion.components(cube, np.ones(cube.shape[1:], bool), 2)
+    projection = scene_encoder.mnf_projection(cube, np.ones(cube.shape[1:], bool), 2)
     bands = []
     for band in np.einsum("cb,bhw->chw", projection, cube):
         for size in (3, 7, 11):
@@ -186,18 +186,20 @@ class Bench:
 
     @functools.cache  # noqa: B019
     def vectors(self, kind: str) -> np.ndarray:
-        """What the rivals know of the pixels: (pixels, width)."""
+        """What the baselines know of the pixels: (pixels, width)."""
         modalities, scene = self.scene.modalities, self.scene
         if kind == "components":
             valid = scene.valid
-            projections = [diffusion.components(values, valid, Size().components) for values in modalities]
+            projections = [
+                scene_encoder.mnf_projection(values, valid, NetworkSize().components) for values in modalities
+            ]
             modalities = [np.einsum("cb,bhw->chw", *pair) for pair in zip(projections, modalities)]
-            return rivals.spectra(rivals.means(modalities, valid))
+            return baselines.flatten_bands(baselines.local_means(modalities, valid))
         if kind.startswith("clip"):
             return self._seen(int(kind.removeprefix("clip")))
         if kind == "spectra":
-            return rivals.spectra(modalities)
-        return rivals.spectra([*modalities, *rivals.means(modalities, scene.valid)])
+            return baselines.flatten_bands(modalities)
+        return baselines.flatten_bands([*modalities, *baselines.local_means(modalities, scene.valid)])
 
     def _seen(self, zoom: int) -> np.ndarray:
         """CLIP's dense features of the picture, enlarged by ``zoom``; between cells they are interpolated."""
@@ -212,7 +214,7 @@ class Bench:
         fine = torch.nn.functional.interpolate(torch.from_numpy(cells), size=(edge // zoom,) * 2, mode="bilinear")
         return fine[0, :, :height, :width].flatten(1).T.contiguous().numpy()
 
-    def encoder(self, size: Size, steps: int | None) -> diffusion.Encoder:
+    def encoder(self, size: NetworkSize, steps: int | None) -> scene_encoder.SceneEncoder:
         """Pre-trained once; the seconds that it took are kept beside it."""
         scene = self.scene
         slug = "".join(letter if letter.isalnum() else "-" for letter in scene.name)
@@ -225,41 +227,48 @@ class Bench:
             )
             found.save(path)
             clock.write_text(json.dumps(time.process_time() - start), encoding="utf-8")
-        return diffusion.load(path, CPU)
+        return scene_encoder.load(path, CPU)
 
     @functools.cache  # noqa: B019
-    def sight(self, size: Size, steps: int | None, options: prompted.Options) -> tuple[prompted.Sight, Any]:
+    def sight(
+        self, size: NetworkSize, steps: int | None, options: prompt_heads.Options
+    ) -> tuple[prompt_heads.PixelFeatures, Any]:
         """What is known of the scene, and the moments of that."""
-        known, moments = self.encoder(size, steps), prompted.Moments()
-        found = prompted.look(known, self.scene.modalities, self.scene.valid, options, Context())
+        known, moments = self.encoder(size, steps), prompt_heads.FeatureMoments()
+        found = prompt_heads.pixel_features(known, self.scene.modalities, self.scene.valid, options, Context())
         moments.add(found.features, found.valid)
-        return found, moments.standard(CPU)
+        return found, moments.mean_and_scale(CPU)
 
     def diffclip(
         self,
         learned: np.ndarray,
         tested: np.ndarray,
         seed: int,
-        options: prompted.Options,
-        size: Size = Size(),  # noqa: B008
+        options: prompt_heads.Options,
+        size: NetworkSize = NetworkSize(),  # noqa: B008
         steps: int | None = None,
         words: bool = True,
     ) -> np.ndarray:
         """Classes of the pixels that are tested."""
-        seen_by = prompted.Options(encoded=options.encoded, scales=options.scales)
+        seen_by = prompt_heads.Options(encoded=options.encoded, scales=options.scales)
         sight, standard = self.sight(size, steps, seen_by)
         truth, wide = self.scene.truth.ravel(), self.scene.truth.shape[1]
         texts = torch.from_numpy(self.words) if words else None
-        of, around = (prompted.Spots.of(sight, places // wide, places % wide, options) for places in (learned, tested))
-        fitted = prompted.learn(of, truth[learned], texts, standard, seed=seed, context=Context(), options=options)
-        return fitted.at(around, Context()).argmax(axis=1)
+        of, around = (
+            prompt_heads.SampleFeatures.at_pixels(sight, places // wide, places % wide, options)
+            for places in (learned, tested)
+        )
+        fitted = prompt_heads.fit_heads(
+            of, truth[learned], texts, standard, seed=seed, context=Context(), options=options
+        )
+        return fitted.at_samples(around, Context()).argmax(axis=1)
 
     def rival(self, method: Classifier, kind: str, learned: np.ndarray, tested: np.ndarray, seed: int) -> np.ndarray:
         features = self.vectors(kind)
         texts = self.words.mean(axis=1)
         texts = texts / np.linalg.norm(texts, axis=1, keepdims=True)
         truth = self.scene.truth.ravel()
-        fitted = rivals.fit(method, features[learned], truth[learned], len(texts), texts=texts, seed=seed)
+        fitted = baselines.fit(method, features[learned], truth[learned], len(texts), texts=texts, seed=seed)
         return fitted.probabilities(features[tested]).argmax(axis=1)
 
     def zero_shot(self, kind: str, tested: np.ndarray) -> np.ndarray:
@@ -270,7 +279,7 @@ class Bench:
 def methods(ablation: bool) -> dict[str, Any]:
     """Each method as a function of the bench, the pixels learned from, those tested, and the seed."""
     found: dict[str, Any] = {}
-    usual = prompted.Options()
+    usual = prompt_heads.Options()
 
     def ours(**changes: Any) -> Any:
         rest = {name: changes.pop(name) for name in ("size", "steps", "words") if name in changes}
@@ -295,7 +304,7 @@ def methods(ablation: bool) -> dict[str, Any]:
     if ablation:
         found |= {
             "– pre-training (encoder as it begins)": ours(steps=0),
-            "– sharing (an encoder for each modality)": ours(size=replace(Size(), shared=False)),
+            "– sharing (an encoder for each modality)": ours(size=replace(NetworkSize(), shared=False)),
             "– encoder (components only)": ours(encoded=False),
             "– components' means (encoder only)": ours(scales=()),
             "– words (vectors of classes are learned)": ours(words=False),
@@ -367,7 +376,7 @@ def document(scenes: Sequence[Scene], options: argparse.Namespace, results: dict
     command += " --ablation" if options.ablation else ""
     clocks = [json.loads(path.read_text(encoding="utf-8")) for path in options.work.glob("*-shared-None.json")]
     parts = [
-        "# DiffCLIP and its rivals with few samples",
+        "# DiffCLIP and its baselines with few samples",
         f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__}, on one thread of "
         f"{os.cpu_count()} ({platform.machine()}), by `{command}`. Overall accuracy, average accuracy and kappa in "
         f"percent, each mean ± standard deviation of {options.seeds} seeds that draw the samples ({options.first} to "

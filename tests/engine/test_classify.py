@@ -177,7 +177,9 @@ def test_an_encoder_of_another_scene_is_told(mapped, model, raster, tmp_path) ->
 
 def test_descriptions_are_prompts_of_their_own(mapped, model, monkeypatch) -> None:
     given = []
-    monkeypatch.setattr(engine, "DiffClip", lambda stack, known, found, texts, context: given.append(texts) or stop())
+    monkeypatch.setattr(
+        engine, "DiffClipClassifier", lambda stack, known, found, texts, context: given.append(texts) or stop()
+    )
 
     def stop():
         raise ClippanError("enough")
@@ -201,7 +203,7 @@ def test_a_model_of_another_sensor_looks_at_that_sensors_raster(mapped, model, r
     values, _ = fields()
     looked = []
     sensor = Channels(("VV", "VH"), (0.0, 0.0), (1000.0, 1000.0), (1, 2), 2)
-    monkeypatch.setattr(engine, "Eye", lambda stack, look, path, *rest: looked.append(path) or stop())
+    monkeypatch.setattr(engine, "ClipFeatureExtractor", lambda stack, look, path, *rest: looked.append(path) or stop())
     monkeypatch.setattr(engine, "encoder", lambda *_: sensing())
 
     def sensing():

@@ -13,14 +13,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from clippan.core.errors import Cancelled, ClippanError
-from clippan.fewshot import diffusion, prompted, windows
-from clippan.fewshot.network import PUBLISHED, Network, Size
+from clippan.fewshot import prompt_heads, scene_encoder, windows
+from clippan.fewshot.network import PUBLISHED_SIZE, MaskDiffusion, NetworkSize
 from clippan.jobs import Context
 from clippan.learn.fewshot import pretrain
 
 CPU = torch.device("cpu")
-SMALL = Size(window=5, width=16, depth=1, heads=2, components=4)
-QUICK = prompted.Options(members=2, steps=40)
+SMALL = NetworkSize(window=5, width=16, depth=1, heads=2, components=4)
+QUICK = prompt_heads.Options(members=2, steps=40)
 
 
 def scene(height: int = 40, width: int = 48, seed: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
@@ -41,34 +41,36 @@ def everywhere(truth: np.ndarray) -> np.ndarray:
 
 
 class Learned(NamedTuple):
-    encoder: diffusion.Encoder
-    fitted: prompted.Classifier
+    encoder: scene_encoder.SceneEncoder
+    fitted: prompt_heads.HeadEnsemble
     map: Callable[..., np.ndarray]
     modalities: list[np.ndarray]
     truth: np.ndarray
 
 
-def learned(seed: int = 0, options: prompted.Options = QUICK, texts: torch.Tensor | None = None):
+def learned(seed: int = 0, options: prompt_heads.Options = QUICK, texts: torch.Tensor | None = None):
     modalities, truth = scene()
     encoder = pretrain(
         modalities, everywhere(truth), steps=8, batch=8, seed=seed, device=CPU, context=Context(), size=SMALL
     )
     rows, columns = np.array([5, 9, 5, 9, 30, 33, 30, 33]), np.array([5, 11, 30, 40, 5, 11, 30, 40])
-    labels, valid, moments = truth[rows, columns], everywhere(truth), prompted.Moments()
-    sight = prompted.look(encoder, modalities, valid, options, Context())
+    labels, valid, moments = truth[rows, columns], everywhere(truth), prompt_heads.FeatureMoments()
+    sight = prompt_heads.pixel_features(encoder, modalities, valid, options, Context())
     moments.add(sight.features, sight.valid)
-    spots = prompted.Spots.of(sight, rows, columns, options)
-    fitted = prompted.learn(spots, labels, texts, moments.standard(CPU), seed=seed, context=Context(), options=options)
+    spots = prompt_heads.SampleFeatures.at_pixels(sight, rows, columns, options)
+    fitted = prompt_heads.fit_heads(
+        spots, labels, texts, moments.mean_and_scale(CPU), seed=seed, context=Context(), options=options
+    )
 
     def mapped(modalities: Sequence[np.ndarray], valid: np.ndarray = valid) -> np.ndarray:
-        return fitted.map(prompted.look(encoder, modalities, valid, options, Context()), Context())
+        return fitted.map(prompt_heads.pixel_features(encoder, modalities, valid, options, Context()), Context())
 
     return Learned(encoder, fitted, mapped, modalities, truth)
 
 
 def test_components_have_less_noise_the_earlier_they_come() -> None:
     modalities, truth = scene()
-    found = diffusion.components(modalities[0], everywhere(truth), 32)
+    found = scene_encoder.mnf_projection(modalities[0], everywhere(truth), 32)
     shown = np.einsum("cb,bhw->chw", found, modalities[0])
     rough = [sum(np.mean(np.diff(band, axis=axis) ** 2) for axis in (0, 1)) / band.var() for band in shown]
     assert 2 <= len(found) < 9
@@ -82,15 +84,18 @@ def test_components_do_not_know_of_invalid_pixels() -> None:
     spoiled = modalities[0].copy()
     spoiled[:, :4] = 1e6
     np.testing.assert_allclose(
-        diffusion.components(spoiled, valid, 4), diffusion.components(modalities[0], valid, 4), rtol=1e-4, atol=1e-5
+        scene_encoder.mnf_projection(spoiled, valid, 4),
+        scene_encoder.mnf_projection(modalities[0], valid, 4),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
 def test_windows_laid_back_give_the_scene() -> None:
     values = torch.randn(3, 21, 18)
-    rows, columns = windows.lattice(21, 18, 11)
-    canvas = windows.Canvas(3, 21, 18, 11, CPU)
-    canvas.add(windows.cut(windows.padded(values, 10), rows + 5, columns + 5, 11), rows, columns)
+    rows, columns = windows.centres(21, 18, 11)
+    canvas = windows.OverlapMean(3, 21, 18, 11, CPU)
+    canvas.add(windows.extract(windows.mirror_padded(values, 10), rows + 5, columns + 5, 11), rows, columns)
     torch.testing.assert_close(canvas.mean(), values)
 
 
@@ -100,8 +105,8 @@ def test_windows_of_what_is_on_a_gpu(device: str) -> None:
     with FakeTensorMode():
         rows = torch.arange(4)
         values = torch.zeros(3, 30, 30, device=device)
-        cut = windows.cut(values, rows, rows, 11)
-        canvas = windows.Canvas(3, 20, 20, 11, torch.device(device))
+        cut = windows.extract(values, rows, rows, 11)
+        canvas = windows.OverlapMean(3, 20, 20, 11, torch.device(device))
         canvas.add(cut, rows, rows)
         assert canvas.mean().device.type == device
 
@@ -115,25 +120,28 @@ def test_a_gpu_tells_the_same() -> None:
         encoder = pretrain(
             modalities, everywhere(truth), steps=2, batch=8, device=device, context=Context(), size=SMALL
         )
-        sight, moments = prompted.look(encoder, modalities, everywhere(truth), QUICK, Context()), prompted.Moments()
+        sight, moments = (
+            prompt_heads.pixel_features(encoder, modalities, everywhere(truth), QUICK, Context()),
+            prompt_heads.FeatureMoments(),
+        )
         moments.add(sight.features, sight.valid)
         rows, columns = np.array([5, 9, 30, 33]), np.array([5, 30, 5, 40])
-        spots = prompted.Spots.of(sight, rows, columns, QUICK)
-        standard = moments.standard(device)
-        fitted = prompted.learn(spots, truth[rows, columns], None, standard, context=Context(), options=QUICK)
+        spots = prompt_heads.SampleFeatures.at_pixels(sight, rows, columns, QUICK)
+        standard = moments.mean_and_scale(device)
+        fitted = prompt_heads.fit_heads(spots, truth[rows, columns], None, standard, context=Context(), options=QUICK)
         maps.append(fitted.map(sight, Context()))
-        np.testing.assert_allclose(fitted.at(spots, Context()), maps[-1][:, rows, columns].T, atol=1e-4)
+        np.testing.assert_allclose(fitted.at_samples(spots, Context()), maps[-1][:, rows, columns].T, atol=1e-4)
     assert (maps[0].argmax(axis=0) == maps[1].argmax(axis=0)).mean() > 0.95
 
 
 def test_padding_mirrors_scenes_smaller_than_the_window() -> None:
     values = torch.arange(3.0).reshape(1, 1, 3)
-    assert windows.padded(values, 4)[0, 4].tolist() == [0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2]
+    assert windows.mirror_padded(values, 4)[0, 4].tolist() == [0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2]
 
 
 def test_the_encoder_is_shared_and_the_rest_is_not() -> None:
     projections = [torch.eye(3), torch.eye(2)]
-    shared, own = Network(SMALL, projections), Network(replace(SMALL, shared=False), projections)
+    shared, own = MaskDiffusion(SMALL, projections), MaskDiffusion(replace(SMALL, shared=False), projections)
     assert len(shared.encoders) == 1
     assert len(own.encoders) == 2
     shared.encode(1, torch.randn(2, 25, 2), torch.zeros(2)).sum().backward()
@@ -143,8 +151,10 @@ def test_the_encoder_is_shared_and_the_rest_is_not() -> None:
 
 def test_the_published_network_takes_a_step() -> None:
     modalities, truth = scene(16, 16)
-    found = pretrain(modalities, everywhere(truth), steps=1, batch=2, device=CPU, context=Context(), size=PUBLISHED)
-    assert len(found.network.encoders[0]) == PUBLISHED.depth + 1
+    found = pretrain(
+        modalities, everywhere(truth), steps=1, batch=2, device=CPU, context=Context(), size=PUBLISHED_SIZE
+    )
+    assert len(found.network.encoders[0]) == PUBLISHED_SIZE.depth + 1
 
 
 def test_pre_training_lowers_the_loss_and_repeats() -> None:
@@ -165,10 +175,11 @@ def test_a_saved_encoder_is_the_same(tmp_path: Path) -> None:
     modalities = known.modalities
     path = tmp_path / "scene.safetensors"
     known.encoder.save(path)
-    found = diffusion.load(path, CPU)
+    found = scene_encoder.load(path, CPU)
     assert (found.bands, found.steps, found.loss) == ((9, 1), 8, known.encoder.loss)
     torch.testing.assert_close(
-        diffusion.features(found, modalities, Context()), diffusion.features(known.encoder, modalities, Context())
+        scene_encoder.encoder_features(found, modalities, Context()),
+        scene_encoder.encoder_features(known.encoder, modalities, Context()),
     )
     first = path.read_bytes()
     found.save(path)
@@ -180,7 +191,7 @@ def test_what_is_no_encoder_is_told_in_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "scene.safetensors"
     path.write_bytes(b"no tensors")
     with pytest.raises(ClippanError, match="cannot be read as an encoder") as error:
-        diffusion.load(path, CPU)
+        scene_encoder.load(path, CPU)
     assert "\n" not in str(error.value)
 
 
@@ -217,7 +228,7 @@ def test_prompts_of_one_class_are_no_rivals() -> None:
 
 
 def test_more_samples_than_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompted, "_BATCH", 3)
+    monkeypatch.setattr(prompt_heads, "_BATCH", 3)
     known = learned()
     assert (known.map(known.modalities).argmax(axis=0) == known.truth).mean() > 0.9
 
@@ -238,25 +249,27 @@ def test_single_places_are_told_apart_as_on_the_map() -> None:
     known, options = learned(), QUICK
     valid = everywhere(known.truth)
     valid[10:14, 10:14] = False
-    sight = prompted.look(known.encoder, known.modalities, valid, options, Context())
+    sight = prompt_heads.pixel_features(known.encoder, known.modalities, valid, options, Context())
     rows, columns = np.array([0, 9, 39, 14, 20]), np.array([0, 12, 47, 9, 21])
     whole = known.fitted.map(sight, Context())
     parts = [np.array([3, 0]), np.array([1, 4, 2])]
-    spots = prompted.Spots.joined(
-        [prompted.Spots.of(sight, rows[part], columns[part], options) for part in parts], parts
+    spots = prompt_heads.SampleFeatures.concatenated(
+        [prompt_heads.SampleFeatures.at_pixels(sight, rows[part], columns[part], options) for part in parts], parts
     )
-    np.testing.assert_allclose(known.fitted.at(spots, Context()), whole[:, rows, columns].T, atol=1e-5)
+    np.testing.assert_allclose(known.fitted.at_samples(spots, Context()), whole[:, rows, columns].T, atol=1e-5)
     some = np.array([4, 1])
-    np.testing.assert_allclose(known.fitted.at(spots.some(some), Context()), whole[:, rows, columns].T[some], atol=1e-5)
+    np.testing.assert_allclose(
+        known.fitted.at_samples(spots.subset(some), Context()), whole[:, rows, columns].T[some], atol=1e-5
+    )
 
 
 def test_moments_of_parts_are_those_of_the_whole() -> None:
     values = torch.randn(70, 8, 6, generator=torch.Generator().manual_seed(0)) * 3 + 2
-    moments, left = prompted.Moments(), torch.zeros(8, 6, dtype=torch.bool)
+    moments, left = prompt_heads.FeatureMoments(), torch.zeros(8, 6, dtype=torch.bool)
     left[:, :2] = True
     moments.add(values, left)
     moments.add(values, ~left)
-    mean, scale = moments.standard(CPU)
+    mean, scale = moments.mean_and_scale(CPU)
     torch.testing.assert_close(mean, values.flatten(1).mean(dim=1))
     torch.testing.assert_close(scale, 1 / values.flatten(1).std(dim=1, correction=0))
 
@@ -266,6 +279,6 @@ def test_cancelling_ends_both_steps() -> None:
     stopped = Context(cancelled=lambda: True)
     with pytest.raises(Cancelled):
         pretrain(known.modalities, everywhere(known.truth), steps=5, device=CPU, context=stopped, size=SMALL)
-    sight = prompted.look(known.encoder, known.modalities, everywhere(known.truth), QUICK, Context())
+    sight = prompt_heads.pixel_features(known.encoder, known.modalities, everywhere(known.truth), QUICK, Context())
     with pytest.raises(Cancelled):
         known.fitted.map(sight, stopped)

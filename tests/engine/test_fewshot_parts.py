@@ -11,7 +11,7 @@ import pytest
 from sklearn.svm import SVC
 
 from clippan.core.errors import Cancelled, ClippanError
-from clippan.fewshot import rivals
+from clippan.fewshot import baselines
 from clippan.jobs import Classifier, Context
 from clippan.jobs.classify import parse_descriptions
 from clippan.labels import accuracy
@@ -78,7 +78,7 @@ def test_the_svm_decides_as_libsvm(classes) -> None:
     other, _ = clusters(classes=classes, seed=1)
     middle, spread = features.mean(axis=0), features.std(axis=0)
     machine = SVC(C=100, decision_function_shape="ovo").fit((features - middle) / spread, labels)
-    own = rivals.fit(Classifier.SVM, features, labels, classes)
+    own = baselines.fit(Classifier.SVM, features, labels, classes)
     sign = -1 if classes == 2 else 1
     known = machine.decision_function((other - middle) / spread).reshape(len(other), -1)
     np.testing.assert_allclose(own.decisions(other), sign * known, atol=1e-3)
@@ -90,7 +90,7 @@ def test_the_svm_decides_as_libsvm(classes) -> None:
 def test_the_votes_of_the_svm_are_those_of_its_pairs() -> None:
     features, labels = clusters(classes=5)
     other, _ = clusters(classes=5, seed=1)
-    own = rivals.fit(Classifier.SVM, features, labels, 6)
+    own = baselines.fit(Classifier.SVM, features, labels, 6)
     shares = 1 / (1 + np.exp(-4 * own.decisions(other)))
     votes = np.zeros((len(other), 5))
     for pair, (one, against) in enumerate(zip(*np.triu_indices(5, 1))):
@@ -102,11 +102,11 @@ def test_the_votes_of_the_svm_are_those_of_its_pairs() -> None:
 
 
 def test_the_svm_needs_little_memory_for_many_classes_or_vectors(monkeypatch) -> None:
-    monkeypatch.setattr(rivals, "_MEMORY", 2**22)
+    monkeypatch.setattr(baselines, "_MEMORY", 2**22)
     for classes, each in ((120, 3), (2, 1000)):
         rng = np.random.default_rng(0)
         labels = np.repeat(np.arange(classes), each)
-        fitted = rivals.fit(Classifier.SVM, rng.normal(size=(len(labels), 4)).astype(np.float32), labels, classes)
+        fitted = baselines.fit(Classifier.SVM, rng.normal(size=(len(labels), 4)).astype(np.float32), labels, classes)
         many = rng.normal(size=(2000, 4)).astype(np.float32)
         tracemalloc.start()
         found = fitted.probabilities(many)
@@ -117,11 +117,11 @@ def test_the_svm_needs_little_memory_for_many_classes_or_vectors(monkeypatch) ->
 
 @pytest.mark.parametrize("method", [Classifier.SVM, Classifier.RF, Classifier.LINEAR, Classifier.TIP, Classifier.TIP_F])
 def test_a_rival_hears_that_the_user_cancels(method, monkeypatch) -> None:
-    monkeypatch.setattr(rivals, "_ROWS", 16)
+    monkeypatch.setattr(baselines, "_ROWS", 16)
     features, labels = clusters()
     texts = np.eye(3, 6, dtype=np.float32)
     asked = []
-    fitted = rivals.fit(method, features, labels, 3, texts=texts)
+    fitted = baselines.fit(method, features, labels, 3, texts=texts)
     whole = fitted.probabilities(features)
     with pytest.raises(Cancelled):
         fitted.probabilities(features, Context(cancelled=lambda: bool(asked.append(1) or len(asked) > 3)))
@@ -134,11 +134,11 @@ def test_a_fit_is_left_to_itself_when_the_user_cancels(monkeypatch) -> None:
     monkeypatch.setattr(SVC, "fit", lambda *_: done.wait(20))
     begun = time.monotonic()
     with pytest.raises(Cancelled):
-        rivals.fit(Classifier.SVM, *clusters(), 3, context=Context(cancelled=lambda: time.monotonic() - begun > 0.3))
+        baselines.fit(Classifier.SVM, *clusters(), 3, context=Context(cancelled=lambda: time.monotonic() - begun > 0.3))
     assert time.monotonic() - begun < 2
     done.set()
     with pytest.raises(Cancelled):
-        rivals.fit(Classifier.TIP_F, *clusters(), 3, texts=np.eye(3, 6), context=Context(cancelled=lambda: True))
+        baselines.fit(Classifier.TIP_F, *clusters(), 3, texts=np.eye(3, 6), context=Context(cancelled=lambda: True))
 
 
 def test_descriptions_are_phrases_or_lists_of_them() -> None:
@@ -161,7 +161,9 @@ def test_a_rival_learns(method) -> None:
     other, truth = clusters(seed=1)
     texts = np.stack([features[labels == label].mean(axis=0) for label in range(3)])
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
-    one, again = (rivals.fit(method, features, labels, 3, texts=texts, seed=4).probabilities(other) for _ in range(2))
+    one, again = (
+        baselines.fit(method, features, labels, 3, texts=texts, seed=4).probabilities(other) for _ in range(2)
+    )
     assert (one.argmax(axis=1) == truth).mean() > 0.9
     np.testing.assert_array_equal(one, again)
 
@@ -169,7 +171,7 @@ def test_a_rival_learns(method) -> None:
 def test_the_cache_corrects_the_words() -> None:
     features, labels = clusters()
     wrong = np.random.default_rng(2).normal(size=(3, 6)).astype(np.float32) * 0.01  # words that say hardly anything
-    alone = rivals.fit(Classifier.TIP, features, labels, 3, texts=wrong)
+    alone = baselines.fit(Classifier.TIP, features, labels, 3, texts=wrong)
     assert (alone.probabilities(features).argmax(axis=1) == labels).mean() > 0.9
 
 
@@ -177,9 +179,9 @@ def test_means_count_valid_pixels_only_and_no_window() -> None:
     values = np.random.default_rng(0).normal(size=(2, 30, 40)).astype(np.float32)
     valid = np.ones((30, 40), bool)
     valid[:, 20:] = False
-    (means,) = rivals.means([values], valid, 5)
+    (means,) = baselines.local_means([values], valid, 5)
     assert means[1, 10, 10] == pytest.approx(values[1, 8:13, 8:13].mean(), abs=1e-5)
     assert means[0, 10, 19] == pytest.approx(values[0, 8:13, 17:20].mean(), abs=1e-5)
     assert means[0, 0, 0] == pytest.approx(values[0, :3, :3].mean(), abs=1e-5)
-    (part,) = rivals.means([values[:, 5:25, 5:30]], valid[5:25, 5:30], 5)
+    (part,) = baselines.local_means([values[:, 5:25, 5:30]], valid[5:25, 5:30], 5)
     np.testing.assert_array_equal(part[:, 2:-2, 2:-2], means[:, 7:23, 7:28])

@@ -30,7 +30,7 @@ def test_blocks_are_drawn_from_what_shows_something(raster, monkeypatch, seed) -
     values = np.full((2, 1100, 1100), -1, np.float32)
     values[:, :, 300:330] = np.random.default_rng(0).normal(5, 1, (2, 1100, 30))
     found = open_stack((raster("a.tif", values, nodata=-1.0),), 0, None, Context())
-    modalities, valid = found.drawn(seed, Context())
+    modalities, valid = found.training_patch(seed, Context())
     assert modalities[0].shape == (2, 256, 256)
     assert valid.sum() in (246 * 30, (1100 - 4 * 256 - 5) * 30)  # without the block's edges
     assert (modalities[0][:, valid] != 0).all()
@@ -40,14 +40,14 @@ def test_parts_are_of_the_size_that_is_least(raster, monkeypatch) -> None:
     monkeypatch.setattr(stack, "_WHOLE", 0)
     values = np.random.default_rng(0).normal(5, 1, (1, 300, 300)).astype(np.float32)
     found = open_stack((raster("a.tif", values),), 0, None, Context())
-    lone = found.pieces(np.array([3, 299]), np.array([3, 299]), 16)
+    lone = found.sample_windows(np.array([3, 299]), np.array([3, 299]), 16)
     assert [(window.x, window.y, window.width, window.height) for window, _ in lone] == [
         (0, 0, 16, 16),
         (288, 288, 12, 12),
     ]
     everywhere = np.arange(0, 300, 4)
     rows, columns = (axis.ravel() for axis in np.meshgrid(everywhere, everywhere))
-    many = found.pieces(rows, columns, 16)
+    many = found.sample_windows(rows, columns, 16)
     assert {window.width for window, _ in many} == {256, 44}
     assert sorted(np.concatenate([inside for _, inside in many])) == list(range(len(rows)))
 

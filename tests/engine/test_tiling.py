@@ -12,8 +12,8 @@ from osgeo import osr
 
 from clippan.catalogue.prompts import Prompt, Table
 from clippan.core.context import Context
-from clippan.fewshot.prompted import Sight, smoothed
-from clippan.fewshot.windows import smoothed as means
+from clippan.fewshot.prompt_heads import PixelFeatures, bilateral_mean
+from clippan.fewshot.windows import masked_mean
 from clippan.fusion.metrics import BLOCK, FullResolutionMetrics, ReferenceMetrics
 from clippan.handlers import run
 from clippan.jobs import Method, PansharpenRequest, Registration
@@ -98,18 +98,18 @@ def test_smoothing_of_a_map_of_classes(seed, height, width, radius, size):
     valid = torch.rand(height, width, generator=chance) < 0.8
 
     def smooth(rows, columns):
-        sight = Sight(guide[:, rows, columns], guide[:, rows, columns], valid[rows, columns])
-        return smoothed(shares[:, rows, columns] * valid[rows, columns], sight, radius, Context())
+        sight = PixelFeatures(guide[:, rows, columns], guide[:, rows, columns], valid[rows, columns])
+        return bilateral_mean(shares[:, rows, columns] * valid[rows, columns], sight, radius, Context())
 
     everything = slice(None)
-    whole, whole_means = smooth(everything, everything), means(guide, valid, radius)
+    whole, whole_means = smooth(everything, everything), masked_mean(guide, valid, radius)
     for window in tiles(width, height, size):
         rows, columns, own_rows, own_columns = around(window, radius, width, height)
         expected = (slice(None), slice(window.y, window.y + window.height), slice(window.x, window.x + window.width))
         torch.testing.assert_close(
             smooth(rows, columns)[:, own_rows, own_columns], whole[expected], rtol=1e-5, atol=1e-6
         )
-        part = means(guide[:, rows, columns], valid[rows, columns], radius)
+        part = masked_mean(guide[:, rows, columns], valid[rows, columns], radius)
         torch.testing.assert_close(part[:, own_rows, own_columns], whole_means[expected], rtol=1e-5, atol=1e-6)
 
 

@@ -3,7 +3,8 @@
 A modality is a raster of any number of bands. Its own are the stem (bands to tokens of 1 × 1 pixel), the class token,
 the positions, the embedding of the diffusion's time, and the decoder; the Transformer between is shared, so that one
 space holds all modalities (Zhang et al., DiffCLIP, 2024; the mask diffusion is that of LDS2AE, Qu et al. 2024). The
-stem begins with a fixed projection on the components of least noise (``diffusion.components``), which is our own.
+stem begins with a fixed projection on the components of least noise (``scene_encoder.mnf_projection``), which is
+our own.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-TIMES = 1000  # steps of the diffusion
+DIFFUSION_STEPS = 1000  # steps of the diffusion
 
 
 @dataclass(frozen=True)
-class Size:
+class NetworkSize:
     """How large a network is. The default is made for a CPU.
 
     Attributes:
@@ -43,10 +44,10 @@ class Size:
     shared: bool = True
 
 
-PUBLISHED = Size(width=128, depth=4, heads=8, decoder=3)
+PUBLISHED_SIZE = NetworkSize(width=128, depth=4, heads=8, decoder=3)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """A block of a Transformer, normalised first."""
 
     def __init__(self, width: int, heads: int, ratio: int) -> None:
@@ -68,7 +69,7 @@ class Block(nn.Module):
         return tokens + self.think(tokens)
 
 
-class Own(nn.Module):
+class ModalityLayers(nn.Module):
     """What a modality has for itself.
 
     Args:
@@ -76,7 +77,7 @@ class Own(nn.Module):
         projection: its bands' components, (components, bands); kept as it is.
     """
 
-    def __init__(self, size: Size, projection: Tensor) -> None:
+    def __init__(self, size: NetworkSize, projection: Tensor) -> None:
         super().__init__()
         width, length = size.width, size.window**2
         self.projection: Tensor
@@ -87,11 +88,11 @@ class Own(nn.Module):
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.hidden = nn.Parameter(0.02 * torch.randn(width))
         self.spots = nn.Parameter(0.02 * torch.randn(length, width))
-        self.decoder = nn.ModuleList(Block(width, size.heads, size.ratio) for _ in range(size.decoder))
+        self.decoder = nn.ModuleList(TransformerBlock(width, size.heads, size.ratio) for _ in range(size.decoder))
         self.back = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(projection)))
 
 
-class Network(nn.Module):
+class MaskDiffusion(nn.Module):
     """Encoder and decoders.
 
     Args:
@@ -99,20 +100,21 @@ class Network(nn.Module):
         projections: for each modality the components of its bands, (components, bands).
     """
 
-    def __init__(self, size: Size, projections: Sequence[Tensor]) -> None:
+    def __init__(self, size: NetworkSize, projections: Sequence[Tensor]) -> None:
         super().__init__()
         self.size = size
-        self.owns = nn.ModuleList(Own(size, projection) for projection in projections)
+        self.owns = nn.ModuleList(ModalityLayers(size, projection) for projection in projections)
         self.encoders = nn.ModuleList(
             nn.Sequential(
-                *(Block(size.width, size.heads, size.ratio) for _ in range(size.depth)), nn.LayerNorm(size.width)
+                *(TransformerBlock(size.width, size.heads, size.ratio) for _ in range(size.depth)),
+                nn.LayerNorm(size.width),
             )
             for _ in (range(1) if size.shared else projections)
         )
 
-    def own(self, modality: int) -> Own:
+    def layers(self, modality: int) -> ModalityLayers:
         """What a modality has for itself."""
-        return cast(Own, self.owns[modality])
+        return cast(ModalityLayers, self.owns[modality])
 
     def encode(self, modality: int, values: Tensor, time: Tensor, seen: Tensor | None = None) -> Tensor:
         """Tokens of windows.
@@ -126,34 +128,34 @@ class Network(nn.Module):
         Returns:
             The class token, and those that went in, (n, 1 + visible, width).
         """
-        own = self.own(modality)
-        places = own.places.expand(len(values), -1, -1)
+        layers = self.layers(modality)
+        places = layers.places.expand(len(values), -1, -1)
         if seen is not None:
-            values, places = pick(values, seen), pick(places, seen)
-        summary = own.summary + own.time(waves(time, self.size.width))
-        tokens = torch.cat([summary[:, None], own.stem(values) + places], dim=1)
+            values, places = gather_tokens(values, seen), gather_tokens(places, seen)
+        summary = layers.summary + layers.time(sinusoidal_embedding(time, self.size.width))
+        tokens = torch.cat([summary[:, None], layers.stem(values) + places], dim=1)
         found: Tensor = self.encoders[modality if len(self.encoders) > 1 else 0](tokens)
         return found
 
     def decode(self, modality: int, tokens: Tensor, seen: Tensor) -> Tensor:
         """What a window's components are without noise and mask, (n, window², components), from ``encode``'s tokens."""
-        own = self.own(modality)
-        length = len(own.spots)
-        full = own.hidden.expand(len(tokens), length, -1)
+        layers = self.layers(modality)
+        length = len(layers.spots)
+        full = layers.hidden.expand(len(tokens), length, -1)
         full = full.scatter(1, seen[..., None].expand(-1, -1, tokens.shape[-1]), tokens[:, 1:])
-        full = torch.cat([tokens[:, :1], full + own.spots], dim=1)
-        for block in own.decoder:
+        full = torch.cat([tokens[:, :1], full + layers.spots], dim=1)
+        for block in layers.decoder:
             full = block(full)
-        restored: Tensor = own.back(full[:, 1:])
+        restored: Tensor = layers.back(full[:, 1:])
         return restored
 
 
-def pick(values: Tensor, places: Tensor) -> Tensor:
+def gather_tokens(values: Tensor, places: Tensor) -> Tensor:
     """The tokens (n, length, width) at places (n, some)."""
     return values.gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def waves(time: Tensor, width: int) -> Tensor:
+def sinusoidal_embedding(time: Tensor, width: int) -> Tensor:
     """Sines and cosines of times (n,) as (n, width)."""
     rates = torch.exp(-math.log(10000) * torch.arange(width // 2, device=time.device) / (width // 2))
     angles = time[:, None].float() * rates

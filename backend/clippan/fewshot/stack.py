@@ -59,7 +59,7 @@ class Stack:
     notes: tuple[str, ...] = ()
 
     @property
-    def placed(self) -> Grid:
+    def georeferenced_grid(self) -> Grid:
         """The grid, with the coordinates that QGIS gives to a picture without any."""
         return self.grid if self.grid.geotransform else Grid(self.grid.width, self.grid.height, PLACED, "")
 
@@ -96,11 +96,11 @@ class Stack:
                 )
         return hints
 
-    def standardised(self, means: Sequence[np.ndarray], scales: Sequence[np.ndarray]) -> Stack:
+    def with_statistics(self, means: Sequence[np.ndarray], scales: Sequence[np.ndarray]) -> Stack:
         """With other means and scales."""
         return replace(self, means=tuple(means), scales=tuple(scales))
 
-    def differs(self, other: Stack) -> bool:
+    def statistics_differ(self, other: Stack) -> bool:
         """Whether another stack's values are not these: by a deviation, or threefold, in half of the bands."""
         own, others = (np.stack([np.concatenate(each.means), np.concatenate(each.scales)]) for each in (self, other))
         live = (own[1] > 0) & (others[1] > 0)
@@ -108,7 +108,7 @@ class Stack:
         ratio = others[1][live] / own[1][live]
         return bool(np.mean(off[live] | (ratio > 3) | (ratio < 1 / 3)) > 0.5) if live.any() else True
 
-    def around(self, window: Window, margin: int) -> Window:
+    def with_margin(self, window: Window, margin: int) -> Window:
         """A window with a margin, as far as the grid reaches."""
         left, top = max(window.x - margin, 0), max(window.y - margin, 0)
         right = min(window.x + window.width + margin, self.grid.width)
@@ -139,7 +139,7 @@ class Stack:
             part[:, ~valid] = 0
         return parts, valid
 
-    def pieces(self, rows: np.ndarray, columns: np.ndarray, margin: int) -> list[tuple[Window, np.ndarray]]:
+    def sample_windows(self, rows: np.ndarray, columns: np.ndarray, margin: int) -> list[tuple[Window, np.ndarray]]:
         """Windows that hold pixels, each with the numbers of those in it: all of the scene, where that is little, else
         squares of the size that leaves the least to be looked at.
 
@@ -149,10 +149,10 @@ class Stack:
         """
         if self.grid.width * self.grid.height <= _WHOLE:
             return [(self.window, np.arange(len(rows)))]
-        found = [list(self.near(rows, columns, size)) for size in _SQUARES]
+        found = [list(self.windows_at(rows, columns, size)) for size in _SQUARES]
         return min(found, key=lambda pieces: sum((w.width + 2 * margin) * (w.height + 2 * margin) for w, _ in pieces))
 
-    def drawn(self, seed: int, context: Context) -> Patch:
+    def training_patch(self, seed: int, context: Context) -> Patch:
         """The scene, or where it is larger than half a gibibyte as many blocks of it that show something, drawn evenly
         and laid side by side. Pixels whose neighbours are another block's are not valid.
 
@@ -185,7 +185,9 @@ class Stack:
         wide = max(held, 1) * _BLOCK
         return [part[:, :, :wide] for part in parts], valid[:, :wide]
 
-    def near(self, rows: np.ndarray, columns: np.ndarray, size: int = _SIZE) -> Iterator[tuple[Window, np.ndarray]]:
+    def windows_at(
+        self, rows: np.ndarray, columns: np.ndarray, size: int = _SIZE
+    ) -> Iterator[tuple[Window, np.ndarray]]:
         """Windows that hold pixels, each with the numbers of those in it."""
         squares = rows // size * (self.grid.width // size + 1) + columns // size
         order = np.argsort(squares, kind="stable")

@@ -17,7 +17,7 @@ from torch.nn import functional
 STRIDE = 4
 
 
-def padded(values: Tensor, margin: int) -> Tensor:
+def mirror_padded(values: Tensor, margin: int) -> Tensor:
     """Values (bands, height, width) mirrored at the edges, as often as the margin asks for."""
     for axis in (1, 2):
         size = values.shape[axis]
@@ -28,7 +28,7 @@ def padded(values: Tensor, margin: int) -> Tensor:
     return values
 
 
-def cut(values: Tensor, rows: Tensor, columns: Tensor, window: int) -> Tensor:
+def extract(values: Tensor, rows: Tensor, columns: Tensor, window: int) -> Tensor:
     """Windows about the pixels (n,) of a scene, as (n, window², bands).
 
     Args:
@@ -40,7 +40,7 @@ def cut(values: Tensor, rows: Tensor, columns: Tensor, window: int) -> Tensor:
     return values[:, down, across].permute(1, 2, 3, 0).reshape(len(rows), window * window, len(values))
 
 
-def lattice(height: int, width: int, window: int, stride: int = STRIDE) -> tuple[Tensor, Tensor]:
+def centres(height: int, width: int, window: int, stride: int = STRIDE) -> tuple[Tensor, Tensor]:
     """Middles of the windows that cover a scene, (n,) each; some lie outside by less than half a window."""
     half = window // 2
     first = -(half // stride) * stride
@@ -50,13 +50,13 @@ def lattice(height: int, width: int, window: int, stride: int = STRIDE) -> tuple
     return down.flatten(), across.flatten()
 
 
-def weights(window: int) -> Tensor:
+def hann_weights(window: int) -> Tensor:
     """How much a window's pixels count, (window²,): most in the middle, a little at the edge."""
     ramp = torch.hann_window(window + 2, periodic=False)[1:-1]
     return (ramp[:, None] * ramp).flatten()
 
 
-class Canvas:
+class OverlapMean:
     """A mean of overlapping windows.
 
     Args:
@@ -69,7 +69,7 @@ class Canvas:
         shape = (height + 2 * self.margin, width + 2 * self.margin)
         self.sum = torch.zeros(channels, *shape, device=device)
         self.weight = torch.zeros(shape, device=device)
-        self.share = weights(window).to(device)
+        self.pixel_weights = hann_weights(window).to(device)
 
     def add(self, values: Tensor, rows: Tensor, columns: Tensor) -> None:
         """Lays down windows (n, window², channels) about pixels (n,)."""
@@ -77,7 +77,7 @@ class Canvas:
         wide = self.sum.shape[-1]
         down, across = (places.to(values.device)[:, None] + steps for places in (rows, columns))
         at = (down[:, :, None] * wide + across[:, None, :]).flatten()
-        share = self.share.expand(len(rows), -1)
+        share = self.pixel_weights.expand(len(rows), -1)
         self.sum.flatten(1).index_add_(1, at, (values * share[..., None]).flatten(0, 1).T)
         self.weight.flatten().index_add_(0, at, share.flatten())
 
@@ -92,7 +92,7 @@ def batches(rows: Tensor, columns: Tensor, size: int) -> Iterator[tuple[Tensor, 
     yield from zip(rows.split(size), columns.split(size))
 
 
-def smoothed(values: Tensor, valid: Tensor, radius: int) -> Tensor:
+def masked_mean(values: Tensor, valid: Tensor, radius: int) -> Tensor:
     """Means of the valid pixels in squares of ``2 radius + 1``, of (channels, height, width); 0 where there is none."""
     if not radius:
         return values * valid

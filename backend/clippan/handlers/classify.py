@@ -25,9 +25,18 @@ from clippan.core.messages import Message
 from clippan.core.outputs import Outputs
 from clippan.core.texts import listed
 from clippan.core.threads import count_threads, in_order
-from clippan.fewshot import diffusion
-from clippan.fewshot.learners import DiffClip, Eye, Features, Learned, Learner, Rival, picture, spectra
+from clippan.fewshot import scene_encoder
 from clippan.fewshot.stack import Stack, open_stack
+from clippan.fewshot.stack_classifiers import (
+    BaselineClassifier,
+    ClipFeatureExtractor,
+    DiffClipClassifier,
+    FittedStackClassifier,
+    StackClassifier,
+    StackFeatures,
+    overview_picture,
+    spectral_features,
+)
 from clippan.jobs.classify import Classifier, ClassifyRequest, ClassifyResult, MapAccuracy, Score, parse_descriptions
 from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.jobs.segment import ClassArea
@@ -59,7 +68,9 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
     set_threads(request.threads)
     device = choose_device(request.device).device  # CLIP tells the log, where it is used
     stack = open_stack(request.rasters, request.grid, request.nodata, context.part(0, 3))
-    known = samples.read(request.samples, request.layer, request.field, stack.placed, request.seed, context.part(3, 6))
+    known = samples.read(
+        request.samples, request.layer, request.field, stack.georeferenced_grid, request.seed, context.part(3, 6)
+    )
     known, lost = _valid(known, stack, context)
     table = _table(known.names, request.descriptions)
     if origin := texts.origin(request.descriptions, "descriptions"):
@@ -81,7 +92,7 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
         shown, overview = _write(workshop, table, learned, power, together, tags, outputs, context.part(70, 98))
         if request.report:
             scene = Scene(workshop.pictured, workshop.look)
-            overview.picture = picture(stack, scene, overview.step)
+            overview.picture = overview_picture(stack, scene, overview.step)
             workshop.picture = workshop.picture or scene.shown
         context.progress(98, "Writing the files")  # from here on nothing is cancelled, and all files are put in place
         if request.areas:
@@ -139,7 +150,7 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
 def _valid(known: Samples, stack: Stack, context: Context) -> tuple[Samples, list[str]]:
     """The samples that are not on nodata, and a sentence about the others."""
     kept = np.zeros(len(known.labels), bool)
-    for window, numbers in stack.near(known.rows, known.columns):
+    for window, numbers in stack.windows_at(known.rows, known.columns):
         context.check()
         _, valid = stack.read(window)
         kept[numbers] = valid[known.rows[numbers] - window.y, known.columns[numbers] - window.x]
@@ -188,8 +199,8 @@ class _Workshop:
         self.table, self._folder = table, folder
         self.look = Look(bands=request.bands, nodata=request.nodata)
         self._model: Optional[Encoder] = None
-        self._diffclip: Optional[DiffClip] = None
-        self._eye: Optional[Eye] = None
+        self._diffclip: Optional[DiffClipClassifier] = None
+        self._eye: Optional[ClipFeatureExtractor] = None
         self._looked: Optional[bool] = None
         self.picture: Optional[RasterPicture] = None  # of the raster that is looked at
         self.hints: list[str] = []
@@ -209,7 +220,7 @@ class _Workshop:
                 return path
         return self.stack.paths[0]  # of which the user is told that it does not go
 
-    def learner(self, method: Classifier, whole: bool, context: Context) -> Learner:
+    def learner(self, method: Classifier, whole: bool, context: Context) -> StackClassifier:
         """What makes classifiers.
 
         Args:
@@ -220,9 +231,11 @@ class _Workshop:
         if method is Classifier.DIFFCLIP:
             return self._made(context)
         if method.sees_words:
-            return Rival(method, self._seen(whole, context), self.known, context.quiet, self._texts(context))
-        features = spectra(self.stack, self.known, method is not Classifier.SVM, context)
-        return Rival(method, features, self.known, context.quiet)
+            return BaselineClassifier(
+                method, self._seen(whole, context), self.known, context.quiet, self._texts(context)
+            )
+        features = spectral_features(self.stack, self.known, method is not Classifier.SVM, context)
+        return BaselineClassifier(method, features, self.known, context.quiet)
 
     def model_id(self, method: Classifier) -> str:
         """Of CLIP, where the method needs it."""
@@ -255,25 +268,25 @@ class _Workshop:
         model, most = self._clip(context), max(map(len, texts))
         return np.stack([model.texts([own[place % len(own)] for place in range(most)]) for own in texts])
 
-    def _seen(self, whole: bool, context: Context) -> Features:
+    def _seen(self, whole: bool, context: Context) -> StackFeatures:
         model = self._clip(context.part(0, 5))
         if self._eye is None:
             path = self._sensed(model) if model.channels else self.pictured
-            self._eye = Eye(self.stack, self.look, path, model, self.request.threads, self._folder)
+            self._eye = ClipFeatureExtractor(self.stack, self.look, path, model, self.request.threads, self._folder)
             self.picture = Scene(path, self.look, channels=model.channels).shown
         if self._looked is None or whole > self._looked:
             self._eye.look(None if whole else self.known, context.part(5, 100))
             self._looked = whole
         return self._eye.features(self.known)
 
-    def _made(self, context: Context) -> DiffClip:
+    def _made(self, context: Context) -> DiffClipClassifier:
         if self._diffclip is None:
             texts, stack, request = self._prompts(context.part(0, 5)), self.stack, self.request
             if request.encoder:
-                found = diffusion.load(Path(request.encoder), self.device)
-                found.fits([np.empty((count, 0, 0)) for count in stack.bands])
-                stack = stack.standardised(found.means, found.scales)
-                if stack.differs(self.stack):
+                found = scene_encoder.load(Path(request.encoder), self.device)
+                found.check_modalities([np.empty((count, 0, 0)) for count in stack.bands])
+                stack = stack.with_statistics(found.means, found.scales)
+                if stack.statistics_differ(self.stack):
                     self.hints.append(
                         Message(
                             "The values of the rasters are not those that {file_name} was made of; if it is another "
@@ -283,7 +296,7 @@ class _Workshop:
                     )
             else:
                 found = pretrain_on(stack, request.steps, request.seed, self.device, context.part(5, 95))
-            self._diffclip = DiffClip(stack, self.known, found, texts, context.part(95, 100))
+            self._diffclip = DiffClipClassifier(stack, self.known, found, texts, context.part(95, 100))
         return self._diffclip
 
 
@@ -331,7 +344,7 @@ def _compare(workshop: _Workshop, methods: list[Classifier], context: Context) -
 def _write(
     workshop: _Workshop,
     table: Table,
-    learned: Learned,
+    learned: FittedStackClassifier,
     power: float,
     together: bool,
     tags: dict[str, str],

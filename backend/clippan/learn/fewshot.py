@@ -12,9 +12,9 @@ import torch
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
-from clippan.fewshot import diffusion, windows
-from clippan.fewshot.diffusion import blank, projected
-from clippan.fewshot.network import TIMES, Size
+from clippan.fewshot import scene_encoder, windows
+from clippan.fewshot.network import DIFFUSION_STEPS, NetworkSize
+from clippan.fewshot.scene_encoder import project, untrained_encoder
 from clippan.fewshot.stack import Stack
 from clippan.learn.optimisation import optimiser_step, warmup_cosine
 
@@ -35,8 +35,8 @@ def pretrain(
     seed: int = 0,
     device: torch.device,
     context: Context,
-    size: Size = Size(),  # noqa: B008
-) -> diffusion.Encoder:
+    size: NetworkSize = NetworkSize(),  # noqa: B008
+) -> scene_encoder.SceneEncoder:
     """Trains an encoder on a scene, without labels.
 
     Args:
@@ -56,13 +56,13 @@ def pretrain(
     steps = STEPS if steps is None else steps
     if not valid.any():
         raise ClippanError("No pixel is valid in all rasters; check their nodata values and that they overlap.")
-    encoder = blank(modalities, valid, size, seed, device)
+    encoder = untrained_encoder(modalities, valid, size, seed, device)
     network = encoder.network.train()
     chance = torch.Generator().manual_seed(seed)
     half, length = size.window // 2, size.window**2
-    scene = [windows.padded(projected(network, number, values), half) for number, values in enumerate(modalities)]
+    scene = [windows.mirror_padded(project(network, number, values), half) for number, values in enumerate(modalities)]
     rows, columns = (torch.from_numpy(places) for places in np.nonzero(valid))
-    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, TIMES), dim=0).to(device)
+    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, DIFFUSION_STEPS), dim=0).to(device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=_DECAY)
     scheduler = warmup_cosine(optimiser, steps, _WARMUP)
     count = max(1, batch // len(scene))
@@ -74,10 +74,10 @@ def pretrain(
                 100 * step / steps, Message("Learning the scene, step {step} of {steps}", step=step + 1, steps=steps)
             )
         at = torch.randint(len(rows), (count,), generator=chance)
-        time = torch.randint(TIMES, (count,), generator=chance).to(device)
+        time = torch.randint(DIFFUSION_STEPS, (count,), generator=chance).to(device)
         total, unknown = torch.zeros((), device=device), torch.zeros((), device=device)
         for number, values in enumerate(scene):
-            clean = windows.cut(values, rows[at], columns[at], size.window)
+            clean = windows.extract(values, rows[at], columns[at], size.window)
             noise = torch.randn(clean.shape, generator=chance).to(device)
             share = kept[time][:, None, None]
             order = torch.rand(count, length, generator=chance).argsort(dim=1).to(device)
@@ -95,8 +95,8 @@ def pretrain(
 
 def pretrain_on(
     stack: Stack, steps: Optional[int], seed: int, device: torch.device, context: Context
-) -> diffusion.Encoder:
-    modalities, valid = stack.drawn(seed, context.part(0, 5))
+) -> scene_encoder.SceneEncoder:
+    modalities, valid = stack.training_patch(seed, context.part(0, 5))
     found = pretrain(modalities, valid, steps=steps, seed=seed, device=device, context=context.part(5, 100))
     found.means, found.scales = stack.means, stack.scales
     return found

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clippan.core.context import Context
-from clippan.fewshot import diffusion, windows
-from clippan.fewshot.diffusion import Encoder
+from clippan.fewshot import scene_encoder, windows
+from clippan.fewshot.scene_encoder import SceneEncoder
 
 _WIDTH = 256  # of class vectors that are learned because there are no words
 _RATE, _DECAY = 3e-3, 1e-2
-_UNLIKE = 0.2  # mean squared difference of components from which a neighbour counts less
+_GUIDE_VARIANCE = 0.2  # mean squared difference of components from which a neighbour counts less
 _ROWS = 16384  # pixels that a head sees at a time
 _BATCH = 1024  # samples of a step; where there are more, so many are drawn
 _PART = 64  # features whose moments are summed at a time
@@ -54,7 +54,7 @@ class Options:
     smooth: int = 3
 
 
-class Head(nn.Module):
+class PromptHead(nn.Module):
     """From features to cosines with class prompts.
 
     Args:
@@ -65,19 +65,19 @@ class Head(nn.Module):
     def __init__(self, features: int, texts: Tensor) -> None:
         super().__init__()
         width = texts.shape[-1]
-        self.map = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, width))
+        self.projection = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, width))
         self.prompts: Tensor
         self.register_buffer("prompts", texts)
-        self.moved = nn.Parameter(torch.zeros(texts.shape[0], 1, width))
+        self.prompt_shift = nn.Parameter(torch.zeros(texts.shape[0], 1, width))
 
     def forward(self, features: Tensor) -> Tensor:
         """Cosines of features (n, features) with the prompts, (n, classes, prompts)."""
-        prompts = functional.normalize(self.prompts + self.moved, dim=-1)
-        return torch.einsum("nw,kpw->nkp", functional.normalize(self.map(features), dim=-1), prompts)
+        prompts = functional.normalize(self.prompts + self.prompt_shift, dim=-1)
+        return torch.einsum("nw,kpw->nkp", functional.normalize(self.projection(features), dim=-1), prompts)
 
 
 @dataclass(frozen=True)
-class Sight:
+class PixelFeatures:
     """What is known of every pixel of a picture, before anything is known of classes.
 
     Attributes:
@@ -92,65 +92,67 @@ class Sight:
 
 
 @dataclass(frozen=True)
-class Spots:
+class SampleFeatures:
     """What is known of samples and of the pixels about them.
 
     Attributes:
-        features, guide: as of a ``Sight``, of single pixels, (pixels, features) and (pixels, components).
+        features, guide: as of a ``PixelFeatures``, of single pixels, (pixels, features) and (pixels, components).
         about: which of these pixels lie in the square about each sample, row by row; -1 where nothing is valid, (n,
             edge²).
     """
 
     features: Tensor
     guide: Tensor
-    about: Tensor
+    neighbours: Tensor
 
     @classmethod
-    def of(cls, sight: Sight, rows: np.ndarray, columns: np.ndarray, options: Options) -> Spots:
+    def at_pixels(
+        cls, pixels: PixelFeatures, rows: np.ndarray, columns: np.ndarray, options: Options
+    ) -> SampleFeatures:
         """Those of a picture.
 
         Args:
-            sight: it.
+            pixels: it.
             rows, columns: of valid pixels, (n,).
             options: as fitted.
         """
-        height, width = sight.valid.shape
+        height, width = pixels.valid.shape
         steps = np.arange(-options.smooth, options.smooth + 1)
         down = np.asarray(rows)[:, None, None] + steps[:, None]
         across = np.asarray(columns)[:, None, None] + steps
         places = torch.from_numpy(down.clip(0, height - 1) * width + across.clip(0, width - 1))
         inside = torch.from_numpy((down >= 0) & (down < height) & (across >= 0) & (across < width))
-        places = places.flatten(1).to(sight.valid.device)
-        there = inside.flatten(1).to(places.device) & sight.valid.flatten()[places]
-        pixels, about = places.unique(return_inverse=True)
+        places = places.flatten(1).to(pixels.valid.device)
+        there = inside.flatten(1).to(places.device) & pixels.valid.flatten()[places]
+        used, neighbours = places.unique(return_inverse=True)
         return cls(
-            sight.features.flatten(1)[:, pixels].T.contiguous(),
-            sight.guide.flatten(1)[:, pixels].T.contiguous(),
-            torch.where(there, about, -1),
+            pixels.features.flatten(1)[:, used].T.contiguous(),
+            pixels.guide.flatten(1)[:, used].T.contiguous(),
+            torch.where(there, neighbours, -1),
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Spots], numbers: Sequence[np.ndarray]) -> Spots:
+    def concatenated(cls, parts: Sequence[SampleFeatures], numbers: Sequence[np.ndarray]) -> SampleFeatures:
         """Those of several pictures, in the order of the samples' numbers, of which each part has some."""
         about, before = [], 0
         for part in parts:
-            about.append(torch.where(part.about < 0, -1, part.about + before))
+            about.append(torch.where(part.neighbours < 0, -1, part.neighbours + before))
             before += len(part.features)
         order = torch.from_numpy(np.argsort(np.concatenate(numbers))).to(about[0].device)
         features, guide = torch.cat([part.features for part in parts]), torch.cat([part.guide for part in parts])
         return cls(features, guide, torch.cat(about)[order])
 
-    def some(self, numbers: np.ndarray) -> Spots:
+    def subset(self, numbers: np.ndarray) -> SampleFeatures:
         """Some of the samples."""
-        return replace(self, about=self.about[torch.from_numpy(numbers).to(self.about.device)])
+        return replace(self, neighbours=self.neighbours[torch.from_numpy(numbers).to(self.neighbours.device)])
 
     @property
-    def own(self) -> Tensor:
+    def centres(self) -> Tensor:
         """Which pixels the samples are, (n,)."""
-        return self.about[:, self.about.shape[1] // 2]
+        return self.neighbours[:, self.neighbours.shape[1] // 2]
 
 
-class Moments:
+class FeatureMoments:
     """Means and deviations of features over a scene that comes in parts."""
 
     def __init__(self) -> None:
@@ -165,7 +167,7 @@ class Moments:
         self._count += int(inside.sum())
         self._sums = total if self._sums is None else self._sums + total
 
-    def standard(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def mean_and_scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The mean of each feature, and 1 over its deviation, (features,)."""
         assert self._sums is not None
         mean, square = self._sums / max(self._count, 1)
@@ -174,7 +176,7 @@ class Moments:
 
 
 @dataclass
-class Classifier:
+class HeadEnsemble:
     """A map maker that has learned a few samples.
 
     Attributes:
@@ -183,13 +185,13 @@ class Classifier:
         options: as fitted.
     """
 
-    heads: list[Head]
+    heads: list[PromptHead]
     mean: Tensor
     scale: Tensor
     options: Options
 
     @torch.inference_mode()
-    def map(self, sight: Sight, context: Context) -> np.ndarray:
+    def map(self, pixels: PixelFeatures, context: Context) -> np.ndarray:
         """Probabilities of the classes, float32 (classes, height, width).
 
         A part of a scene gives the same as the whole, ``encoder.margin`` away from the part's edges, if it begins at a
@@ -198,36 +200,38 @@ class Classifier:
         Raises:
             Cancelled: the user wants no more of it.
         """
-        found = self._shares(sight.features.flatten(1).T, context)
-        return smoothed(found.T.reshape(-1, *sight.valid.shape), sight, self.options.smooth, context).cpu().numpy()
+        found = self._probabilities(pixels.features.flatten(1).T, context)
+        shares = found.T.reshape(-1, *pixels.valid.shape)
+        return bilateral_mean(shares, pixels, self.options.smooth, context).cpu().numpy()
 
     @torch.inference_mode()
-    def at(self, spots: Spots, context: Context) -> np.ndarray:
+    def at_samples(self, samples: SampleFeatures, context: Context) -> np.ndarray:
         """What ``map`` says of samples alone, float32 (n, classes).
 
         Raises:
             Cancelled: the user wants no more of it.
         """
-        inside = spots.about >= 0
-        pixels, places = spots.about.clamp(min=0).unique(return_inverse=True)
-        shares, guide = self._shares(spots.features[pixels], context)[places], spots.guide[pixels]
-        unlike = (guide[places] - spots.guide[spots.own][:, None]).square().mean(dim=2) / _UNLIKE
-        weights = torch.exp(-unlike - _away(self.options.smooth).flatten().to(unlike.device)) * inside
+        inside = samples.neighbours >= 0
+        pixels, places = samples.neighbours.clamp(min=0).unique(return_inverse=True)
+        shares, guide = self._probabilities(samples.features[pixels], context)[places], samples.guide[pixels]
+        unlike = (guide[places] - samples.guide[samples.centres][:, None]).square().mean(dim=2) / _GUIDE_VARIANCE
+        weights = torch.exp(-unlike - _square_distances(self.options.smooth).flatten().to(unlike.device)) * inside
         found = torch.einsum("nl,nlk->nk", weights, shares) / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)
         return found.cpu().numpy()
 
-    def _shares(self, features: Tensor, context: Context) -> Tensor:
+    def _probabilities(self, features: Tensor, context: Context) -> Tensor:
         """Probabilities (n, classes) of pixels (n, features), before they are smoothed."""
         parts = []
         for part in features.split(_ROWS):
             context.check()
             ready = (part - self.mean) * self.scale
-            parts.append(torch.stack([_shares(head, ready, self.options.sharpness) for head in self.heads]).mean(dim=0))
+            votes = [_head_probabilities(head, ready, self.options.sharpness) for head in self.heads]
+            parts.append(torch.stack(votes).mean(dim=0))
         return torch.cat(parts)
 
 
-def learn(
-    spots: Spots,
+def fit_heads(
+    samples: SampleFeatures,
     labels: np.ndarray,
     texts: Optional[Tensor],
     standard: tuple[Tensor, Tensor],
@@ -235,14 +239,14 @@ def learn(
     seed: int = 0,
     context: Context,
     options: Options = Options(),
-) -> Classifier:
+) -> HeadEnsemble:
     """Learns from a few samples.
 
     Args:
-        spots: the samples, looked at with the same options.
+        samples: the samples, looked at with the same options.
         labels: their classes from 0, (n,); each class has a sample.
         texts: prompts of the classes, of length 1, (classes, prompts, width); None learns vectors of classes.
-        standard: mean and scale of the features, see ``Moments``.
+        standard: mean and scale of the features, see ``FeatureMoments``.
         seed: of what is drawn.
         context: hears of progress, and may cancel.
         options: what is done.
@@ -251,18 +255,18 @@ def learn(
         Cancelled: the user wants no more of it.
     """
     mean, scale = standard
-    features = (spots.features[spots.own] - mean) * scale
+    features = (samples.features[samples.centres] - mean) * scale
     truth = torch.from_numpy(np.asarray(labels)).long().to(features.device)
     heads = []
     for member in range(options.members):
         inner = context.part(100 * member / options.members, 100 * (member + 1) / options.members)
-        heads.append(_trained(features, truth, texts, options, seed * 1000 + member, inner))
-    return Classifier(heads, mean, scale, options)
+        heads.append(_train_head(features, truth, texts, options, seed * 1000 + member, inner))
+    return HeadEnsemble(heads, mean, scale, options)
 
 
-def look(
-    encoder: Encoder, modalities: Sequence[np.ndarray], valid: np.ndarray, options: Options, context: Context
-) -> Sight:
+def pixel_features(
+    encoder: SceneEncoder, modalities: Sequence[np.ndarray], valid: np.ndarray, options: Options, context: Context
+) -> PixelFeatures:
     """What is known of every pixel.
 
     Args:
@@ -276,51 +280,51 @@ def look(
         ClippanError: the modalities are not the encoder's.
         Cancelled: the user wants no more of it.
     """
-    encoder.fits(modalities)
+    encoder.check_modalities(modalities)
     there = torch.from_numpy(valid).to(encoder.device)
-    guide = torch.cat([diffusion.projected(encoder.network, *each) for each in enumerate(modalities)]) * there
-    found = [windows.smoothed(guide, there, size // 2) for size in options.scales]
+    guide = torch.cat([scene_encoder.project(encoder.network, *each) for each in enumerate(modalities)]) * there
+    found = [windows.masked_mean(guide, there, size // 2) for size in options.scales]
     if options.encoded:
-        found.append(diffusion.features(encoder, modalities, context))
-    return Sight(torch.cat(found), windows.smoothed(guide, there, 1), there)
+        found.append(scene_encoder.encoder_features(encoder, modalities, context))
+    return PixelFeatures(torch.cat(found), windows.masked_mean(guide, there, 1), there)
 
 
-def smoothed(shares: Tensor, sight: Sight, radius: int, context: Context) -> Tensor:
+def bilateral_mean(shares: Tensor, pixels: PixelFeatures, radius: int, context: Context) -> Tensor:
     """Probabilities (classes, height, width), averaged over a pixel's valid neighbours, those of similar components
     counting most (a bilateral filter, Tomasi and Manduchi 1998)."""
     if not radius:
         return shares
-    there, guide = sight.valid.float(), sight.guide
+    there, guide = pixels.valid.float(), pixels.guide
     wide, around, counted = (functional.pad(each, [radius] * 4) for each in (shares, guide, there))
     height, width = there.shape
-    total, weight, away = torch.zeros_like(shares), torch.zeros_like(there), _away(radius)
+    total, weight, away = torch.zeros_like(shares), torch.zeros_like(there), _square_distances(radius)
     for down in range(2 * radius + 1):
         context.check()
         for across in range(2 * radius + 1):
             at = (..., slice(down, down + height), slice(across, across + width))
-            unlike = (around[at] - guide).square().mean(dim=0) / _UNLIKE
+            unlike = (around[at] - guide).square().mean(dim=0) / _GUIDE_VARIANCE
             share = torch.exp(-unlike - away[down, across]) * counted[at]
             total += share * wide[at]
             weight += share
     return total / weight.clamp(min=1e-9)
 
 
-def _away(radius: int) -> Tensor:
+def _square_distances(radius: int) -> Tensor:
     """Square distances in a neighbourhood of ``2 radius + 1``, as a part of the nearest that is outside."""
     steps = torch.arange(-radius, radius + 1.0).square()
     return (steps[:, None] + steps) / (radius + 1) ** 2
 
 
-def _trained(
+def _train_head(
     features: Tensor, truth: Tensor, texts: Optional[Tensor], options: Options, seed: int, context: Context
-) -> Head:
+) -> PromptHead:
     """A head that has learned samples, each class counting the same."""
     chance = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     if texts is None:
         texts = torch.randn(int(truth.max()) + 1, 1, _WIDTH, generator=chance)
     texts = functional.normalize(texts.float(), dim=-1).to(features.device)
-    head = Head(features.shape[1], texts).to(features.device)
+    head = PromptHead(features.shape[1], texts).to(features.device)
     optimiser = torch.optim.AdamW(head.parameters(), _RATE, weight_decay=_DECAY)
     weights = 1 / torch.bincount(truth, minlength=len(texts))[truth]
     for step in range(options.steps):
@@ -339,7 +343,7 @@ def _trained(
     return head.eval()
 
 
-def _shares(head: Head, features: Tensor, sharpness: float) -> Tensor:
+def _head_probabilities(head: PromptHead, features: Tensor, sharpness: float) -> Tensor:
     """Probabilities (n, classes): those of a class's prompts together."""
     logits = sharpness * head(features)
     return logits.flatten(1).softmax(dim=1).reshape(logits.shape).sum(dim=2)

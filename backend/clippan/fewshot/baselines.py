@@ -24,7 +24,7 @@ from clippan.core.context import Context
 from clippan.core.watch import watched
 from clippan.jobs.classify import Classifier
 
-MEAN = 9  # edge of the window of a local mean, in pixels
+LOCAL_MEAN_SIZE = 9  # edge of the window of a local mean, in pixels
 _PENALTY = 100.0  # of the SVM, as in the baselines of few-shot papers
 _FIRM = 4.0  # a decision at the margin, 1, is a vote of 98 %
 _TREES = 100
@@ -35,13 +35,13 @@ _SHOTS = 16  # of a class that count in full in the cache; more of them share th
 _RATE, _EPOCHS, _BATCH = 1e-3, 20, 256  # of Tip-Adapter-F, as published
 _ROWS = 8192  # pixels that are looked at between two questions whether the user cancels
 _MEMORY = 2**27  # bytes that a thread needs for them, about
-_ALONE = Context()  # tells nobody, and is never cancelled
+_SILENT = Context()  # tells nobody, and is never cancelled
 
 
-class Fitted(Protocol):
+class PixelClassifier(Protocol):
     """A classifier that has learned."""
 
-    def probabilities(self, features: np.ndarray, context: Context = _ALONE) -> np.ndarray:
+    def probabilities(self, features: np.ndarray, context: Context = _SILENT) -> np.ndarray:
         """Of each class (n, classes), float32, which sum up to 1, for features (n, width).
 
         Raises:
@@ -57,8 +57,8 @@ def fit(
     *,
     texts: Optional[np.ndarray] = None,
     seed: int = 0,
-    context: Context = _ALONE,
-) -> Fitted:
+    context: Context = _SILENT,
+) -> PixelClassifier:
     """Learns from samples.
 
     Args:
@@ -75,31 +75,31 @@ def fit(
     """
     if method in (Classifier.TIP, Classifier.TIP_F):
         assert texts is not None
-        return _Tip.of(features, labels, texts, method is Classifier.TIP_F, seed, context)
+        return _TipAdapter.of(features, labels, texts, method is Classifier.TIP_F, seed, context)
     if method is Classifier.LINEAR:
         probe = LogisticRegression(C=_PROBE, max_iter=500)
-        return _Estimator(watched(lambda: probe.fit(_unit(features), labels), context), classes, True)
+        return _SklearnClassifier(watched(lambda: probe.fit(_unit_length(features), labels), context), classes, True)
     if method is Classifier.RF:
         forest = RandomForestClassifier(_TREES, random_state=seed)
-        return _Estimator(watched(lambda: forest.fit(features, labels), context), classes, False)
+        return _SklearnClassifier(watched(lambda: forest.fit(features, labels), context), classes, False)
     return _Svm.of(features, labels, classes, context)
 
 
-def spectra(modalities: Sequence[np.ndarray]) -> np.ndarray:
+def flatten_bands(modalities: Sequence[np.ndarray]) -> np.ndarray:
     """The bands of all modalities (bands, height, width) as features (height × width, bands), float32."""
     return np.concatenate([values.reshape(len(values), -1) for values in modalities]).T
 
 
-def means(modalities: Sequence[np.ndarray], valid: np.ndarray, size: int = MEAN) -> list[np.ndarray]:
+def local_means(modalities: Sequence[np.ndarray], valid: np.ndarray, size: int = LOCAL_MEAN_SIZE) -> list[np.ndarray]:
     """Local means of the valid pixels, in squares of ``size``: arrays of the same shapes. 0 where there is none.
 
     Shifted sums rather than running ones, so that a pixel's mean does not depend on the window that it is read in.
     """
-    weights = _boxed(valid.astype(np.float32)[None], size)
-    return [_boxed(values * valid, size) / np.maximum(weights, 1) for values in modalities]
+    weights = _box_sum(valid.astype(np.float32)[None], size)
+    return [_box_sum(values * valid, size) / np.maximum(weights, 1) for values in modalities]
 
 
-def _boxed(values: np.ndarray, size: int) -> np.ndarray:
+def _box_sum(values: np.ndarray, size: int) -> np.ndarray:
     for axis in (1, 2):
         around = [(0, 0)] * 3
         around[axis] = (size // 2, size // 2)
@@ -109,7 +109,7 @@ def _boxed(values: np.ndarray, size: int) -> np.ndarray:
     return values
 
 
-def _by_rows(
+def _in_row_batches(
     work: Callable[[np.ndarray], np.ndarray], features: np.ndarray, numbers: int, context: Context
 ) -> np.ndarray:
     """What ``work`` makes of features (n, width), of some rows at a time, for each of which it needs the memory of so
@@ -122,25 +122,26 @@ def _by_rows(
     return np.concatenate(parts)
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
+def _unit_length(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 @dataclass(frozen=True)
-class _Estimator:
+class _SklearnClassifier:
     """One of scikit-learn's with probabilities of its own."""
 
     estimator: Any
     classes: int
     unit: bool
 
-    def probabilities(self, features: np.ndarray, context: Context = _ALONE) -> np.ndarray:
-        """See Fitted."""
-        return _by_rows(self._some, features, 2 * features.shape[1] + 8 * self.classes, context)
+    def probabilities(self, features: np.ndarray, context: Context = _SILENT) -> np.ndarray:
+        return _in_row_batches(self._rows_probabilities, features, 2 * features.shape[1] + 8 * self.classes, context)
 
-    def _some(self, features: np.ndarray) -> np.ndarray:
+    def _rows_probabilities(self, features: np.ndarray) -> np.ndarray:
         found = np.zeros((len(features), self.classes), np.float32)
-        found[:, self.estimator.classes_] = self.estimator.predict_proba(_unit(features) if self.unit else features)
+        found[:, self.estimator.classes_] = self.estimator.predict_proba(
+            _unit_length(features) if self.unit else features
+        )
         return found
 
 
@@ -151,9 +152,9 @@ class _Svm:
     Its kernel is one matrix product for many pixels, some ten times faster than libsvm's own prediction.
 
     Attributes:
-        middle, spread: of the features, (width,).
+        mean, std: of the features, (width,).
         vectors: the support vectors, those of one class after those of another, (vectors, width).
-        ends: where those of each class end, (known,).
+        class_ends: where those of each class end, (known,).
         gamma: of the radial basis function.
         weights: of each vector where its class is against another, (known, vectors); 0 against its own.
         offsets: of each pair of classes, (pairs,).
@@ -161,10 +162,10 @@ class _Svm:
         classes: how many there are.
     """
 
-    middle: np.ndarray
-    spread: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
     vectors: np.ndarray
-    ends: np.ndarray
+    class_ends: np.ndarray
     gamma: float
     weights: np.ndarray
     offsets: np.ndarray
@@ -174,24 +175,24 @@ class _Svm:
     @classmethod
     def of(cls, features: np.ndarray, labels: np.ndarray, classes: int, context: Context) -> _Svm:
         """Fitted to features that are standardised once more over the samples: means vary less than pixels."""
-        middle, spread = features.mean(axis=0), features.std(axis=0)
-        spread = np.where(spread > 0, spread, 1).astype(np.float32)
-        ready = (features - middle) / spread
+        mean, std = features.mean(axis=0), features.std(axis=0)
+        std = np.where(std > 0, std, 1).astype(np.float32)
+        ready = (features - mean) / std
         gamma = 1 / max(ready.shape[1] * float(ready.var()), 1e-9)  # what scikit-learn calls "scale"
         svc = SVC(C=_PENALTY, gamma=gamma, cache_size=500)
         machine = watched(lambda: svc.fit(ready, labels), context)
-        known, ends = machine.classes_, np.cumsum(machine.n_support_)
+        known, class_ends = machine.classes_, np.cumsum(machine.n_support_)
         vectors = machine.support_vectors_.astype(np.float32)
         weights = np.zeros((len(known), len(vectors)), np.float32)
-        for own, at in enumerate(_slices(ends)):
+        for own, at in enumerate(_slices(class_ends)):
             weights[np.arange(len(known)) != own, at] = machine.dual_coef_[:, at]
         sign = -1 if len(known) == 2 else 1  # scikit-learn turns the only pair round
         offsets = np.asarray(sign * machine.intercept_, np.float32)
-        return cls(middle, spread, vectors, ends, gamma, sign * weights, offsets, known, classes)
+        return cls(mean, std, vectors, class_ends, gamma, sign * weights, offsets, known, classes)
 
     def decisions(self, features: np.ndarray) -> np.ndarray:
         """Of each pair (n, pairs); above 0 for the first of the two."""
-        features = ((features - self.middle) / self.spread).astype(np.float32, copy=False)
+        features = ((features - self.mean) / self.std).astype(np.float32, copy=False)
         near = 2 * features @ self.vectors.T  # becomes the kernel in place, for it is large
         near -= (features**2).sum(axis=1)[:, None]
         near -= (self.vectors**2).sum(axis=1)
@@ -201,7 +202,7 @@ class _Svm:
         # What a class's own vectors say against each other class: most vectors say nothing of most pairs.
         count = len(self.known)
         sides = np.empty((count, count, len(features)), np.float32)
-        for own, at in enumerate(_slices(self.ends)):
+        for own, at in enumerate(_slices(self.class_ends)):
             np.dot(self.weights[:, at], near[:, at].T, out=sides[own])
         found = np.empty((len(self.offsets), len(features)), np.float32)
         for one, at in enumerate(_pairs(count)):
@@ -209,12 +210,12 @@ class _Svm:
         found += self.offsets[:, None]
         return found.T
 
-    def probabilities(self, features: np.ndarray, context: Context = _ALONE) -> np.ndarray:
+    def probabilities(self, features: np.ndarray, context: Context = _SILENT) -> np.ndarray:
         """See Fitted: a softmax of the votes, each of them a share by how clear the decision is."""
         numbers = 2 * (len(self.vectors) + len(self.known) ** 2 + features.shape[1])
-        return _by_rows(self._some, features, numbers, context)
+        return _in_row_batches(self._rows_probabilities, features, numbers, context)
 
-    def _some(self, features: np.ndarray) -> np.ndarray:
+    def _rows_probabilities(self, features: np.ndarray) -> np.ndarray:
         count, clear = len(self.known), self.decisions(features).T
         clear *= _FIRM / 2
         np.tanh(clear, out=clear)  # a share is (1 + this) / 2
@@ -229,9 +230,9 @@ class _Svm:
         return found
 
 
-def _slices(ends: np.ndarray) -> list[slice]:
+def _slices(class_ends: np.ndarray) -> list[slice]:
     """Of things in a row, by where each ends."""
-    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends)]
+    return [slice(start, end) for start, end in zip([0, *class_ends[:-1]], class_ends)]
 
 
 def _pairs(count: int) -> list[slice]:
@@ -240,7 +241,7 @@ def _pairs(count: int) -> list[slice]:
 
 
 @dataclass(frozen=True)
-class _Tip:
+class _TipAdapter:
     """A cache of the samples beside the words: logits = 100 f·Wᵀ + α exp(−β (1 − f·Keysᵀ)) · Labels."""
 
     keys: torch.Tensor
@@ -250,16 +251,16 @@ class _Tip:
     @classmethod
     def of(
         cls, features: np.ndarray, labels: np.ndarray, texts: np.ndarray, tuned: bool, seed: int, context: Context
-    ) -> _Tip:
+    ) -> _TipAdapter:
         """The cache, whose keys are tuned for Tip-Adapter-F."""
-        keys, known = torch.from_numpy(_unit(features).astype(np.float32)), torch.from_numpy(labels).long()
+        keys, known = torch.from_numpy(_unit_length(features).astype(np.float32)), torch.from_numpy(labels).long()
         counts = torch.bincount(known, minlength=len(texts)).clamp(min=1)
         values = functional.one_hot(known, len(texts)) * (_SHOTS / counts).clamp(max=1)
         tip = cls(keys, values.float(), torch.from_numpy(texts))
         return tip._tuned(keys, known, seed, context) if tuned else tip
 
-    def _tuned(self, features: torch.Tensor, labels: torch.Tensor, seed: int, context: Context) -> _Tip:
-        tip = _Tip(self.keys.clone().requires_grad_(), self.values, self.texts)
+    def _tuned(self, features: torch.Tensor, labels: torch.Tensor, seed: int, context: Context) -> _TipAdapter:
+        tip = _TipAdapter(self.keys.clone().requires_grad_(), self.values, self.texts)
         generator = torch.Generator().manual_seed(seed)
         optimiser = torch.optim.AdamW([tip.keys], _RATE, eps=1e-4)
         steps = _EPOCHS * -(-len(labels) // _BATCH)
@@ -272,16 +273,15 @@ class _Tip:
                 loss.backward()
                 optimiser.step()
                 schedule.step()
-        return _Tip(tip.keys.detach(), self.values, self.texts)
+        return _TipAdapter(tip.keys.detach(), self.values, self.texts)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """(n, classes), for features of length 1."""
         near = torch.exp(_BETA * (features @ self.keys.T - 1))
         return _SCALE * features @ self.texts.T + _ALPHA * near @ self.values
 
-    def probabilities(self, features: np.ndarray, context: Context = _ALONE) -> np.ndarray:
-        """See Fitted."""
-        return _by_rows(self._some, features, 3 * (len(self.keys) + features.shape[1]), context)
+    def probabilities(self, features: np.ndarray, context: Context = _SILENT) -> np.ndarray:
+        return _in_row_batches(self._rows_probabilities, features, 3 * (len(self.keys) + features.shape[1]), context)
 
-    def _some(self, features: np.ndarray) -> np.ndarray:
-        return self.logits(torch.from_numpy(_unit(features).astype(np.float32))).softmax(1).numpy()
+    def _rows_probabilities(self, features: np.ndarray) -> np.ndarray:
+        return self.logits(torch.from_numpy(_unit_length(features).astype(np.float32))).softmax(1).numpy()

@@ -26,7 +26,7 @@ from clippan.core.errors import ClippanError, one_line
 from clippan.core.json import from_json
 from clippan.core.outputs import Outputs
 from clippan.fewshot import windows
-from clippan.fewshot.network import Network, Size
+from clippan.fewshot.network import MaskDiffusion, NetworkSize
 
 _KIND = "CLIPPan scene encoder, version 2"
 _NOISE = 0.7  # components with more noise than this are left out
@@ -34,7 +34,7 @@ _MEANS, _AROUND = 6, 4  # pixels that the few-shot step's means reach, and that 
 _TINY = 1e-6  # of the largest variance: less is none
 
 
-def components(values: np.ndarray, valid: np.ndarray, most: int) -> np.ndarray:
+def mnf_projection(values: np.ndarray, valid: np.ndarray, most: int) -> np.ndarray:
     """The components of least noise of a modality's bands, each of variance 1 times its part that is no noise.
 
     Noise is what neighbours differ by (minimum noise fraction, Green et al. 1988). Bands that say the same many times,
@@ -66,7 +66,7 @@ def components(values: np.ndarray, valid: np.ndarray, most: int) -> np.ndarray:
 
 
 @dataclass
-class Encoder:
+class SceneEncoder:
     """A network that knows a scene.
 
     Attributes:
@@ -78,7 +78,7 @@ class Encoder:
         means, scales: with which the bands of each modality were standardised; empty where nobody said.
     """
 
-    network: Network
+    network: MaskDiffusion
     device: torch.device
     steps: int = 0
     loss: float = math.nan
@@ -88,7 +88,7 @@ class Encoder:
     @property
     def bands(self) -> tuple[int, ...]:
         """Of each modality."""
-        return tuple(self.network.own(number).projection.shape[1] for number in range(len(self.network.owns)))
+        return tuple(self.network.layers(number).projection.shape[1] for number in range(len(self.network.owns)))
 
     @property
     def margin(self) -> int:
@@ -97,7 +97,7 @@ class Encoder:
         reach = max(2 * (self.network.size.window // 2), _MEANS) + _AROUND
         return -(-reach // windows.STRIDE) * windows.STRIDE
 
-    def fits(self, modalities: Sequence[np.ndarray]) -> None:
+    def check_modalities(self, modalities: Sequence[np.ndarray]) -> None:
         """Raises ClippanError if these are not the modalities it was trained on."""
         given = tuple(len(modality) for modality in modalities)
         if given != self.bands:
@@ -130,7 +130,7 @@ class Encoder:
         write(path, "encoder", weights, header, outputs)
 
 
-def load(path: Path, device: torch.device) -> Encoder:
+def load(path: Path, device: torch.device) -> SceneEncoder:
     """The encoder in a file.
 
     Raises:
@@ -142,14 +142,14 @@ def load(path: Path, device: torch.device) -> Encoder:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header.get("kind") != _KIND:
             raise ValueError("it holds something else")
-        size, about = from_json(Size, json.loads(header["size"])), json.loads(header["about"])
+        size, about = from_json(NetworkSize, json.loads(header["size"])), json.loads(header["about"])
         check_sizes(dataclasses.astuple(size), weights)
         projections = [weights[f"owns.{number}.projection"] for number in range(len(json.loads(header["bands"])))]
-        network = Network(size, projections)
+        network = MaskDiffusion(size, projections)
         network.load_state_dict(weights)
         means, scales = (tuple(np.array(values, np.float32) for values in about[name]) for name in ("means", "scales"))
         loss = math.nan if about["loss"] is None else float(about["loss"])
-        return Encoder(network.to(device).eval(), device, int(about["steps"]), loss, means, scales)
+        return SceneEncoder(network.to(device).eval(), device, int(about["steps"]), loss, means, scales)
     except Exception as error:
         raise ClippanError(
             "{path} cannot be read as an encoder of a scene ({reason}); choose a file that Pre-train on a scene wrote.",
@@ -158,35 +158,37 @@ def load(path: Path, device: torch.device) -> Encoder:
         ) from error
 
 
-def blank(modalities: Sequence[np.ndarray], valid: np.ndarray, size: Size, seed: int, device: torch.device) -> Encoder:
+def untrained_encoder(
+    modalities: Sequence[np.ndarray], valid: np.ndarray, size: NetworkSize, seed: int, device: torch.device
+) -> SceneEncoder:
     """An encoder that has learned nothing but the scene's components."""
     torch.manual_seed(seed)
-    found = [torch.from_numpy(components(values, valid, size.components)) for values in modalities]
-    return Encoder(Network(size, found).to(device).eval(), device)
+    found = [torch.from_numpy(mnf_projection(values, valid, size.components)) for values in modalities]
+    return SceneEncoder(MaskDiffusion(size, found).to(device).eval(), device)
 
 
-def projected(network: Network, number: int, values: np.ndarray) -> Tensor:
+def project(network: MaskDiffusion, number: int, values: np.ndarray) -> Tensor:
     """A modality's components, (components, height, width)."""
-    projection = network.own(number).projection
+    projection = network.layers(number).projection
     ready = torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(projection.device)
     return torch.einsum("cb,bhw->chw", projection, ready)
 
 
 @torch.inference_mode()
-def features(encoder: Encoder, modalities: Sequence[np.ndarray], context: Context) -> Tensor:
+def encoder_features(encoder: SceneEncoder, modalities: Sequence[np.ndarray], context: Context) -> Tensor:
     """What the encoder says of every pixel at the diffusion's time 0: tokens and class tokens of the windows that cover
     it, averaged, of all modalities; float32 (modalities × 2 × width, height, width)."""
     network, size = encoder.network, encoder.network.size
     half = size.window // 2
     height, width = modalities[0].shape[1:]
-    rows, columns = windows.lattice(height, width, size.window)
+    rows, columns = windows.centres(height, width, size.window)
     parts = []
     for number, values in enumerate(modalities):
-        scene = windows.padded(projected(network, number, values), 2 * half)
-        canvas = windows.Canvas(2 * size.width, height, width, size.window, encoder.device)
+        scene = windows.mirror_padded(project(network, number, values), 2 * half)
+        canvas = windows.OverlapMean(2 * size.width, height, width, size.window, encoder.device)
         for down, across in windows.batches(rows, columns, 64):
             context.check()
-            inside = windows.cut(scene, down + half, across + half, size.window)
+            inside = windows.extract(scene, down + half, across + half, size.window)
             tokens = network.encode(number, inside, torch.zeros(len(down), device=encoder.device))
             spread = tokens[:, :1].expand(-1, size.window**2, -1)
             canvas.add(torch.cat([tokens[:, 1:], spread], dim=2), down, across)

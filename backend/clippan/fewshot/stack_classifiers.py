@@ -15,7 +15,7 @@ from clippan.clip.encoder import Encoder
 from clippan.clip.view import View
 from clippan.clip.words import Words
 from clippan.core.context import Context
-from clippan.fewshot import diffusion, prompted, rivals
+from clippan.fewshot import baselines, prompt_heads, scene_encoder
 from clippan.fewshot.stack import Stack
 from clippan.jobs.classify import Classifier
 from clippan.jobs.segment import SegmentRequest
@@ -26,28 +26,30 @@ from clippan.raster.tiles import Window
 
 _SQUARE = 64  # edge of the squares in which it is remembered that there are samples
 
-Tile = tuple[np.ndarray, np.ndarray]  # probabilities float32 (classes, h, w), and which pixels are valid, bool (h, w)
+TileProbabilities = tuple[
+    np.ndarray, np.ndarray
+]  # probabilities float32 (classes, h, w), and which pixels are valid, bool (h, w)
 
 
-class Learned(Protocol):
+class FittedStackClassifier(Protocol):
     """A classifier that knows samples."""
 
     def at(self, numbers: np.ndarray) -> np.ndarray:
         """Probabilities of samples, by their numbers: float32 (n, classes)."""
 
-    def tile(self, window: Window) -> Tile:
+    def tile(self, window: Window) -> TileProbabilities:
         """Of a window of the grid."""
 
 
-class Learner(Protocol):
+class StackClassifier(Protocol):
     """Makes classifiers."""
 
-    def fit(self, numbers: np.ndarray, seed: int) -> Learned:
+    def fit(self, numbers: np.ndarray, seed: int) -> FittedStackClassifier:
         """One that knows some of the samples, by their numbers."""
 
 
 @dataclass(frozen=True)
-class Features:
+class StackFeatures:
     """What is known of pixels, as vectors: at the samples, and of tiles.
 
     Attributes:
@@ -60,34 +62,34 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Rival:
+class BaselineClassifier:
     """One of the rivals, on vectors of single pixels. The context may cancel."""
 
     method: Classifier
-    features: Features
+    features: StackFeatures
     samples: Samples
     context: Context
     texts: Optional[np.ndarray] = None
 
-    def fit(self, numbers: np.ndarray, seed: int) -> Learned:
-        """See Learner."""
+    def fit(self, numbers: np.ndarray, seed: int) -> FittedStackClassifier:
+        """See StackClassifier."""
         known, labels = self.features.samples[numbers], self.samples.labels[numbers]
         count = len(self.samples.names)
-        fitted = rivals.fit(self.method, known, labels, count, texts=self.texts, seed=seed, context=self.context)
-        return _Rival(fitted, self.features, count, self.context)
+        fitted = baselines.fit(self.method, known, labels, count, texts=self.texts, seed=seed, context=self.context)
+        return _FittedBaseline(fitted, self.features, count, self.context)
 
 
 @dataclass(frozen=True)
-class _Rival:
-    fitted: rivals.Fitted
-    features: Features
+class _FittedBaseline:
+    fitted: baselines.PixelClassifier
+    features: StackFeatures
     classes: int
     context: Context
 
     def at(self, numbers: np.ndarray) -> np.ndarray:
         return self.fitted.probabilities(self.features.samples[numbers], self.context)
 
-    def tile(self, window: Window) -> Tile:
+    def tile(self, window: Window) -> TileProbabilities:
         known, valid = self.features.tile(window)
         inside = valid.ravel()
         found = np.zeros((inside.size, self.classes), np.float32)
@@ -96,29 +98,29 @@ class _Rival:
         return found.T.reshape(-1, *valid.shape), valid
 
 
-def spectra(stack: Stack, samples: Samples, with_means: bool, context: Context) -> Features:
+def spectral_features(stack: Stack, samples: Samples, with_means: bool, context: Context) -> StackFeatures:
     """The bands of all rasters, if asked for with their local means behind them."""
-    margin = rivals.MEAN // 2 if with_means else 0
+    margin = baselines.LOCAL_MEAN_SIZE // 2 if with_means else 0
 
     def tile(window: Window) -> tuple[np.ndarray, np.ndarray]:
-        wide = stack.around(window, margin)
+        wide = stack.with_margin(window, margin)
         values, valid = stack.read(wide)
-        down, across = _inside(window, wide)
-        parts = [rivals.spectra([part[:, down, across] for part in values])]
+        down, across = _slices_in(window, wide)
+        parts = [baselines.flatten_bands([part[:, down, across] for part in values])]
         if with_means:
-            around = rivals.means(values, valid)
-            parts.append(rivals.spectra([part[:, down, across] for part in around]))
+            around = baselines.local_means(values, valid)
+            parts.append(baselines.flatten_bands([part[:, down, across] for part in around]))
         return np.concatenate(parts, axis=1), valid[down, across]
 
-    return Features(_at(stack, samples, tile, context), tile)
+    return StackFeatures(_sample_features(stack, samples, tile, context), tile)
 
 
-def _at(
+def _sample_features(
     stack: Stack, samples: Samples, tile: Callable[[Window], tuple[np.ndarray, np.ndarray]], context: Context
 ) -> np.ndarray:
     """What tiles say of the samples, (n, width)."""
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    for window, numbers in stack.near(samples.rows, samples.columns):
+    for window, numbers in stack.windows_at(samples.rows, samples.columns):
         context.check()
         values, _ = tile(window)
         places = (samples.rows[numbers] - window.y) * window.width + samples.columns[numbers] - window.x
@@ -127,13 +129,13 @@ def _at(
     return np.concatenate([values for _, values in found])[np.argsort(order)]
 
 
-def _inside(window: Window, wide: Window) -> tuple[slice, slice]:
+def _slices_in(window: Window, wide: Window) -> tuple[slice, slice]:
     """Where a window lies in a wider one."""
     top, left = window.y - wide.y, window.x - wide.x
     return slice(top, top + window.height), slice(left, left + window.width)
 
 
-class Eye:
+class ClipFeatureExtractor:
     """What CLIP sees at the pixels of a stack, in the picture of one of its rasters, which it sees with its own pixels.
 
     Args:
@@ -150,7 +152,7 @@ class Eye:
         self._scene = Scene(path, look)
         self._request = SegmentRequest(raster=path, classes="", output="", threads=threads)
         self._words = Words(np.eye(model.width, dtype=np.float32), np.arange(model.width), model.width)
-        self._places = _Places(stack.placed, self._scene.grid)
+        self._places = _PixelTransform(stack.georeferenced_grid, self._scene.grid)
         self._view: Optional[View] = None
 
     def look(self, samples: Optional[Samples], context: Context) -> None:
@@ -159,7 +161,7 @@ class Eye:
         rows, columns = self._places.of(
             np.array([0, 0, whole.height, whole.height]) - 0.5, np.array([0, whole.width, 0, whole.width]) - 0.5
         )
-        part = _part(rows, columns, grid)
+        part = _bounding_window(rows, columns, grid)
         squares = np.ones((grid.height // _SQUARE + 1, grid.width // _SQUARE + 1), bool)
         if samples is not None:
             rows, columns = self._places.of(samples.rows, samples.columns)
@@ -175,21 +177,21 @@ class Eye:
         folder.mkdir()
         self._view = View.of(self._request, self._model, self._words, self._scene, part, folder, context, wanted)
 
-    def features(self, samples: Samples) -> Features:
+    def features(self, samples: Samples) -> StackFeatures:
         """What was seen, at the samples and of tiles."""
-        return Features(self._at(samples.rows, samples.columns), self._tile)
+        return StackFeatures(self._at_pixels(samples.rows, samples.columns), self._tile)
 
     def _tile(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         _, valid = self._stack.read(window)
         rows, columns = np.mgrid[window.y : window.y + window.height, window.x : window.x + window.width].reshape(2, -1)
-        return self._at(rows, columns), valid
+        return self._at_pixels(rows, columns), valid
 
-    def _at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    def _at_pixels(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         assert self._view is not None
         return np.nan_to_num(self._view.places(*self._places.of(rows, columns)))
 
 
-def _part(rows: np.ndarray, columns: np.ndarray, grid: Grid) -> Window:
+def _bounding_window(rows: np.ndarray, columns: np.ndarray, grid: Grid) -> Window:
     """The window of a grid that holds places, as far as they are in it."""
     top, left = (int(np.clip(axis.min(), 0, size - 1)) for axis, size in ((rows, grid.height), (columns, grid.width)))
     bottom, right = min(int(rows.max()) + 2, grid.height), min(int(columns.max()) + 2, grid.width)
@@ -200,7 +202,7 @@ def _square(places: np.ndarray, size: int) -> np.ndarray:
     return np.clip(places, 0, size - 1).astype(int) // _SQUARE
 
 
-class _Places:
+class _PixelTransform:
     """From pixels of one grid to those of another, both with a geotransform; a whole number is a pixel's centre."""
 
     def __init__(self, here: Grid, there: Grid) -> None:
@@ -223,12 +225,12 @@ def _applied(g: Sequence[float], x: np.ndarray, y: np.ndarray) -> tuple[np.ndarr
     return g[0] + x * g[1] + y * g[2], g[3] + x * g[4] + y * g[5]
 
 
-def picture(stack: Stack, scene: Scene, step: int) -> np.ndarray:
+def overview_picture(stack: Stack, scene: Scene, step: int) -> np.ndarray:
     """A raster's picture at every ``step``-th pixel of a stack's rows and columns, uint8 (h, w, 3)."""
     down, across = (np.arange(0, size, step) for size in (stack.grid.height, stack.grid.width))
     pixels = (axis.ravel() for axis in np.meshgrid(down, across, indexing="ij"))
-    rows, columns = _Places(stack.placed, scene.grid).of(*pixels)
-    part = _part(rows, columns, scene.grid)
+    rows, columns = _PixelTransform(stack.georeferenced_grid, scene.grid).of(*pixels)
+    part = _bounding_window(rows, columns, scene.grid)
     shrink = max(1.0, part.height / len(down), part.width / len(across))
     height, width = max(round(part.height / shrink), 1), max(round(part.width / shrink), 1)
     small, _ = scene.picture(part, width, height)
@@ -239,7 +241,7 @@ def picture(stack: Stack, scene: Scene, step: int) -> np.ndarray:
     return small[:, rows, columns].T.reshape(len(down), len(across), 3)
 
 
-class DiffClip:
+class DiffClipClassifier:
     """DiffCLIP over a stack: an encoder that knows the scene, and what it learns from samples.
 
     Args:
@@ -251,51 +253,51 @@ class DiffClip:
     """
 
     def __init__(
-        self, stack: Stack, samples: Samples, encoder: diffusion.Encoder, texts: np.ndarray, context: Context
+        self, stack: Stack, samples: Samples, encoder: scene_encoder.SceneEncoder, texts: np.ndarray, context: Context
     ) -> None:
         self.encoder = encoder
-        self._stack, self._labels, self._options = stack, samples.labels, prompted.Options()
+        self._stack, self._labels, self._options = stack, samples.labels, prompt_heads.Options()
         self.classes, self.quiet = len(samples.names), context.quiet
         self._margin = encoder.margin
         self._texts = torch.from_numpy(texts).to(encoder.device)
-        pieces = stack.pieces(samples.rows, samples.columns, self._margin)
-        moments, spots = prompted.Moments(), []
+        pieces = stack.sample_windows(samples.rows, samples.columns, self._margin)
+        moments, spots = prompt_heads.FeatureMoments(), []
         for number, (window, inside) in enumerate(pieces):
             context.progress(100 * number / len(pieces), "Looking at the samples")
             wide, sight = self.look(window)
-            own, (down, across) = torch.zeros_like(sight.valid), _inside(window, wide)
+            own, (down, across) = torch.zeros_like(sight.valid), _slices_in(window, wide)
             own[down, across] = sight.valid[down, across]
             moments.add(sight.features, own)
             rows, columns = samples.rows[inside] - wide.y, samples.columns[inside] - wide.x
-            spots.append(prompted.Spots.of(sight, rows, columns, self._options))
-        self.spots = prompted.Spots.joined(spots, [inside for _, inside in pieces])
-        self._standard = moments.standard(encoder.device)
+            spots.append(prompt_heads.SampleFeatures.at_pixels(sight, rows, columns, self._options))
+        self.spots = prompt_heads.SampleFeatures.concatenated(spots, [inside for _, inside in pieces])
+        self._standard = moments.mean_and_scale(encoder.device)
 
-    def look(self, window: Window) -> tuple[Window, prompted.Sight]:
+    def look(self, window: Window) -> tuple[Window, prompt_heads.PixelFeatures]:
         """What is known of the pixels of a window before anything is known of classes, with a margin: it, and that."""
-        wide = self._stack.around(window, self._margin)
-        return wide, prompted.look(self.encoder, *self._stack.read(wide), self._options, self.quiet)
+        wide = self._stack.with_margin(window, self._margin)
+        return wide, prompt_heads.pixel_features(self.encoder, *self._stack.read(wide), self._options, self.quiet)
 
-    def fit(self, numbers: np.ndarray, seed: int) -> Learned:
-        """See Learner."""
-        spots, labels = self.spots.some(numbers), self._labels[numbers]
-        found = prompted.learn(
+    def fit(self, numbers: np.ndarray, seed: int) -> FittedStackClassifier:
+        """See StackClassifier."""
+        spots, labels = self.spots.subset(numbers), self._labels[numbers]
+        found = prompt_heads.fit_heads(
             spots, labels, self._texts, self._standard, seed=seed, context=self.quiet, options=self._options
         )
-        return _DiffClip(self, found)
+        return _FittedDiffClip(self, found)
 
 
 @dataclass(frozen=True)
-class _DiffClip:
-    learner: DiffClip
-    found: prompted.Classifier
+class _FittedDiffClip:
+    learner: DiffClipClassifier
+    found: prompt_heads.HeadEnsemble
 
     def at(self, numbers: np.ndarray) -> np.ndarray:
-        return self.found.at(self.learner.spots.some(numbers), self.learner.quiet)
+        return self.found.at_samples(self.learner.spots.subset(numbers), self.learner.quiet)
 
-    def tile(self, window: Window) -> Tile:
+    def tile(self, window: Window) -> TileProbabilities:
         wide, sight = self.learner.look(window)
-        down, across = _inside(window, wide)
+        down, across = _slices_in(window, wide)
         valid = sight.valid[down, across].cpu().numpy()
         if not valid.any():
             return np.zeros((self.learner.classes, *valid.shape), np.float32), valid
