@@ -41,9 +41,9 @@ from osgeo import gdal
 from quality import Case
 
 from clippan import __version__
-from clippan.catalogue.models import find
-from clippan.catalogue.sensors import SENSORS, recognise
-from clippan.clip.encoder import fingerprint
+from clippan.catalogue.models import find_model
+from clippan.catalogue.sensors import SENSORS, recognise_sensor
+from clippan.clip.encoder import weights_sha256
 from clippan.fusion import networks
 from clippan.handlers import run
 from clippan.jobs import (
@@ -267,7 +267,7 @@ class Bench:
         group = name.split("__")[0]
         folder = self._work / "scenes" / name
         paths = [folder / file for file in ("pan.tif", "ms.tif")]
-        full = Case(name, recognise([group]) or SENSORS["generic"], group, paths[0], (paths[1],))
+        full = Case(name, recognise_sensor([group]) or SENSORS["generic"], group, paths[0], (paths[1],))
         low = [folder / "reduced" / file for file in ("pan.tif", "ms.tif", "gt.tif")]
         if not low[-1].exists():
             low[-1].parent.mkdir(parents=True, exist_ok=True)
@@ -509,8 +509,8 @@ def beside(results: Results, references: Mapping[str, Sequence[Mapping[str, floa
 
 def document(results: Results, details: Mapping[str, Any], trial: str) -> str:
     """The page."""
-    model = find(CLIP)
-    sha256 = fingerprint(model, model.path, Context())
+    model = find_model(CLIP)
+    sha256 = weights_sha256(model, model.path, Context())
     parts = [
         "# What each term of the loss is worth",
         f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__}, "

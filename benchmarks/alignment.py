@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "backend")]
 
 from clippan import __version__  # noqa: E402
-from clippan.clip.encoder import encoder  # noqa: E402
+from clippan.clip.encoder import load_encoder  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import AlignSensorRequest, AlignSensorResult, Context, Device, IndexRequest, Recall, SearchRequest  # noqa: E402
 from clippan.raster.scene import Look, Scene  # noqa: E402
@@ -57,11 +57,11 @@ def cover(path: Path) -> tuple[list[Window], list[str]]:
 
 def named(model: str, raster: Path, windows: Sequence[Window]) -> list[str]:
     """What a model calls chips of a raster."""
-    clip = encoder(model, Device.CPU, Context())
+    clip = load_encoder(model, Device.CPU, Context())
     scene = Scene(str(raster), Look(), channels=clip.channels)
     pictures = np.stack([scene.picture(window, clip.pixels)[0] for window in windows])
     words = list(COVER.values())
-    return [words[place] for place in (clip.images(pictures) @ clip.texts(words).T).argmax(1)]
+    return [words[place] for place in (clip.encode_images(pictures) @ clip.encode_texts(words).T).argmax(1)]
 
 
 def searched(model: str, raster: Path, truth: Path, folder: Path) -> list[tuple[str, str, str]]:

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from starter import pictures, words  # noqa: E402
 
-from clippan.clip.encoder import Encoder, background, encoder  # noqa: E402
+from clippan.clip.encoder import Encoder, background_phrases, load_encoder  # noqa: E402
 from clippan.jobs import Context, Device  # noqa: E402
 from clippan.search.judge import Query  # noqa: E402
 
@@ -41,8 +41,8 @@ class Collection:
         self.prompts = tuple(words.CLASSES[name][label] for label in labels)
         edge = (model.pixels, model.pixels)
         resized = [np.asarray(Image.fromarray(item.pixels).resize(edge, Image.Resampling.BICUBIC)) for item in found]
-        self.vectors = model.images(np.stack(resized).transpose(0, 3, 1, 2))
-        self.texts, self.background = model.texts(self.prompts), model.texts(background())
+        self.vectors = model.encode_images(np.stack(resized).transpose(0, 3, 1, 2))
+        self.texts, self.background = model.encode_texts(self.prompts), model.encode_texts(background_phrases())
         self.truth = np.array([[item.label == label for label in labels] for item in found])
 
     def confidence(self, scale: float) -> np.ndarray:
@@ -73,7 +73,7 @@ def main() -> None:
     options.add_argument("--choose", action="store_true", help="compare scales on the validation tenth")
     options.add_argument("--write", type=Path, help="also write the tables there")
     chosen = options.parse_args()
-    model = encoder("starter", Device.CPU, Context())
+    model = load_encoder("starter", Device.CPU, Context())
     part = pictures.VALIDATION if chosen.choose else pictures.HELD_OUT
     collections = [Collection(model, name, part) for name in ("eurosat", "ucmerced")]
     if chosen.choose:

@@ -49,10 +49,10 @@ sys.path[:0] = [str(ROOT / "backend"), str(ROOT / "scripts")]
 from starter import pictures, words  # noqa: E402
 
 from clippan import __version__  # noqa: E402
-from clippan.catalogue.models import CONFIG, find  # noqa: E402
-from clippan.catalogue.models import config as config_of  # noqa: E402
+from clippan.catalogue.models import CONFIG, find_model  # noqa: E402
+from clippan.catalogue.models import read_config as config_of  # noqa: E402
 from clippan.clip import dense  # noqa: E402
-from clippan.clip.load import load  # noqa: E402
+from clippan.clip.load import load_model  # noqa: E402
 from clippan.core.device import set_threads  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import Context, Device, RegionsRequest, Target, TrainClipRequest  # noqa: E402
@@ -267,7 +267,7 @@ def windows(bench: Any, pixels: np.ndarray, texts: torch.Tensor, edge: int) -> t
     rows, columns = ([*range(0, size - edge, STRIDE), size - edge] for size in (height, width))
     for y in rows:
         batch = torch.cat([bench.ready(pixels[y : y + edge, x : x + edge]) for x in columns])
-        cells, _ = dense.features(bench.loaded.model, batch)
+        cells, _ = dense.dense_features(bench.loaded.model, batch)
         cosines = torch.einsum("nchw,tc->nthw", functional.normalize(cells, dim=1), texts)
         maps = functional.interpolate(cosines, (edge, edge), mode="bilinear", align_corners=False)
         for x, part in zip(columns, maps):
@@ -281,9 +281,9 @@ def make(folder: Path, files: Sequence[Path], steps: int) -> None:
 
     As in CLIP only the pooled vector is taught; what the cells are like comes of itself.
     """
-    known = find(str(STARTER))
+    known = find_model(str(STARTER))
     assert known.path is not None
-    teacher = load(known.path, known)
+    teacher = load_model(known.path, known)
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     config = {**config_of(known.path), "clippan": {"about": "made by benchmarks/farslip.py"}}

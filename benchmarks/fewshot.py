@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "backend"))
 
 from clippan import __version__  # noqa: E402
-from clippan.clip.encoder import encoder as clip  # noqa: E402
+from clippan.clip.encoder import load_encoder as clip  # noqa: E402
 from clippan.fewshot import baselines, prompt_heads, scene_encoder  # noqa: E402
 from clippan.fewshot.network import NetworkSize  # noqa: E402
 from clippan.jobs import Context, Device  # noqa: E402
@@ -181,7 +181,7 @@ class Bench:
     def __init__(self, scene: Scene, work: Path) -> None:
         self.scene, self.work = scene, work
         model = clip("starter", Device.CPU, Context())
-        self.words = model.texts([word for words in scene.prompts for word in words])
+        self.words = model.encode_texts([word for words in scene.prompts for word in words])
         self.words = self.words.reshape(len(scene.prompts), -1, model.width)
 
     @functools.cache  # noqa: B019
@@ -210,7 +210,7 @@ class Bench:
         large = torch.nn.functional.interpolate(picture, scale_factor=zoom, mode="bicubic").clamp(0, 255)
         around = (0, edge - large.shape[3], 0, edge - large.shape[2])
         ready = torch.nn.functional.pad(large, around, mode="replicate").to(torch.uint8).numpy()
-        cells, _ = model.cells(ready, np.eye(model.width, dtype=np.float32))
+        cells, _ = model.cell_cosines(ready, np.eye(model.width, dtype=np.float32))
         fine = torch.nn.functional.interpolate(torch.from_numpy(cells), size=(edge // zoom,) * 2, mode="bilinear")
         return fine[0, :, :height, :width].flatten(1).T.contiguous().numpy()
 
@@ -348,7 +348,7 @@ def measure(scenes: Sequence[Scene], options: argparse.Namespace, results: dict[
                     start = time.process_time()
                     found = method(bench, learned, tested, seed)
                     seconds = time.process_time() - start
-                    figures = [100 * figure for figure in accuracy.figures(scene.truth.ravel()[tested], found)]
+                    figures = [100 * figure for figure in accuracy.oa_aa_kappa(scene.truth.ravel()[tested], found)]
                     results[where] = [*figures, seconds]
                     with file.open("a", encoding="utf-8") as lines:
                         lines.write(json.dumps({where: results[where]}) + "\n")

@@ -34,7 +34,7 @@ from starter.teacher import Encoder  # noqa: E402
 
 from clippan import __version__  # noqa: E402
 from clippan.catalogue import models  # noqa: E402
-from clippan.clip.load import Loaded, load  # noqa: E402
+from clippan.clip.load import LoadedModel, load_model  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import Context, FinetuneClipRequest, FinetuneClipResult  # noqa: E402
 from clippan.learn.clip import patching as patch  # noqa: E402
@@ -72,15 +72,15 @@ def words_of(items: Sequence[pictures.Item]) -> str:
     return "; ".join(f"{label}={known[label]}" for label in sorted({item.label for item in items}))
 
 
-def opened(folder: str) -> Loaded:
+def opened(folder: str) -> LoadedModel:
     """The model of a folder."""
-    model = models.find(folder)
+    model = models.find_model(folder)
     assert model.path is not None
-    return load(model.path, model)
+    return load_model(model.path, model)
 
 
 @torch.inference_mode()
-def others(loaded: Loaded, items: list[pictures.Item], pixels: int) -> float:
+def others(loaded: LoadedModel, items: list[pictures.Item], pixels: int) -> float:
     """Part of the pictures of taught classes of UC Merced that are named right among all its classes."""
     names = list(words.CLASSES["ucmerced"])
     texts = patch.head(loaded, list(words.CLASSES["ucmerced"].values()))

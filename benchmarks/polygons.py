@@ -109,12 +109,12 @@ def segmented(size: int, data: Path, folder: Path) -> np.ndarray:
 
 def ours(path: str, output: str, min_area: int, simplify: float) -> None:
     """As Segment by text writes them."""
-    from clippan.catalogue.prompts import parse
+    from clippan.catalogue.prompts import parse_prompts
     from clippan.core.context import Context
     from clippan.segmentation import polygons
 
-    table = parse(";".join(f"class {number}" for number in range(1, CLASSES + 1)))
-    polygons.write(path, None, output, table, min_area, simplify, "starter", Context())
+    table = parse_prompts(";".join(f"class {number}" for number in range(1, CLASSES + 1)))
+    polygons.write_polygons(path, None, output, table, min_area, simplify, "starter", Context())
 
 
 def libraries(path: str, output: str, min_area: int, simplify: float, noded: bool = True) -> None:

@@ -35,7 +35,7 @@ import torch
 from osgeo import gdal
 
 from clippan import __version__
-from clippan.catalogue.sensors import SENSORS, Sensor, recognise
+from clippan.catalogue.sensors import SENSORS, Sensor, recognise_sensor
 from clippan.core.errors import ClippanError
 from clippan.fusion import filters
 from clippan.fusion.registration import register
@@ -82,7 +82,7 @@ def cases(folder: Path) -> list[Case]:
         found.append(
             Case(
                 path.name,
-                recognise([group]) or SENSORS["generic"],
+                recognise_sensor([group]) or SENSORS["generic"],
                 group,
                 path / "pan.tif",
                 (path / "ms.tif",),

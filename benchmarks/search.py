@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from osgeo import gdal, osr
 
-from clippan.clip.encoder import encoder
+from clippan.clip.encoder import load_encoder
 from clippan.core.device import set_threads
 from clippan.handlers import run
 from clippan.handlers import search as query
@@ -67,12 +67,12 @@ class Words:
         self.model = type("Model", (), {"id": "random", "label": "Random vectors"})
         self.sha256, self.width, self.pixels, self.scale = "", WIDTH, 192, 50.0
 
-    def texts(self, texts):  # type: ignore[no-untyped-def]
+    def encode_texts(self, texts):  # type: ignore[no-untyped-def]
         """One vector a text, always the same."""
         vectors = [np.random.default_rng(abs(hash(text)) % 2**32).standard_normal(WIDTH) for text in texts]
         return (np.array(vectors) / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
-    def reading(self, phrases):  # type: ignore[no-untyped-def]
+    def text_warnings(self, phrases):  # type: ignore[no-untyped-def]
         """It reads anything."""
         return []
 
@@ -94,7 +94,7 @@ def asked(path: str) -> dict[str, float]:
     run(SearchRequest(index=path, text=("first",)))
     first = time.perf_counter() - begun
     index = store.reader(path)
-    direction = Words().texts(["a place"])
+    direction = Words().encode_texts(["a place"])
     run(SearchRequest(index=path, text=("warm",)))
     products = timed(lambda _: compare.products(index._matrix, direction), 25)
     search = timed(lambda number: run(SearchRequest(index=path, text=(f"text {number}",))), 25)
@@ -151,16 +151,16 @@ def throughput(folder: Path, model: str, size: int) -> list[str]:
     noise = rng.integers(0, 99, (4, size, size), np.uint16)
     dataset.WriteArray(np.kron(coarse, np.ones((1, 32, 32), np.uint16)) + noise)
     del dataset
-    engine = encoder(model, Device.AUTO, Context())
+    engine = load_encoder(model, Device.AUTO, Context())
     set_threads(2)
     scene = Scene(path, Look(overlap=0.0))
     tiles = list(scene.windows(engine.pixels).tiles())
     pictures = np.stack([scene.picture(window, engine.pixels)[0] for _, window, _ in tiles])
-    engine.images(pictures[:64])
+    engine.encode_images(pictures[:64])
     rates: dict[str, list[float]] = {"bare": [], "index": []}
     for number in range(3):  # in turns: the machine's speed is not the same all the time
         begun = time.perf_counter()
-        engine.images(pictures)
+        engine.encode_images(pictures)
         rates["bare"].append(len(pictures) / (time.perf_counter() - begun))
         output = str(folder / f"index{number}.gpkg")
         rates["index"].append(

@@ -30,10 +30,10 @@ sys.path[:0] = [str(ROOT / "backend"), str(ROOT / "scripts")]
 from starter import pictures  # noqa: E402
 
 from clippan import __version__  # noqa: E402
-from clippan.catalogue.prompts import parse  # noqa: E402
-from clippan.clip import coarse, view  # noqa: E402
-from clippan.clip.encoder import encoder  # noqa: E402
-from clippan.clip.words import words  # noqa: E402
+from clippan.catalogue.prompts import parse_prompts  # noqa: E402
+from clippan.clip import similarity, sliding  # noqa: E402
+from clippan.clip.class_vectors import class_vectors  # noqa: E402
+from clippan.clip.encoder import load_encoder  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import CalibrateRequest, Context, Device, Refinement, SegmentRequest  # noqa: E402
 from clippan.raster.scene import Look, Scene  # noqa: E402
@@ -112,22 +112,22 @@ def job(where: Sequence[Place], folder: Path, classes: str, **options: Any) -> d
     for place in where:
         result = run(SegmentRequest(raster=place.path, classes=classes, output=str(folder / "map.tif"), **options))
         shown.append((gdal.Open(result.output).ReadAsArray(), place.truth))
-    return measure(shown, len(parse(classes).classes))
+    return measure(shown, len(parse_prompts(classes).classes))
 
 
 def without_dense(where: Sequence[Place], classes: str, edge: int, model: str) -> dict[str, Any]:
     """Each window by the vector of the whole, side by side: what a tile classifier does."""
-    eye = encoder(model, Device.CPU, Context())
-    sought = words(eye, parse(classes), False)
+    eye = load_encoder(model, Device.CPU, Context())
+    sought = class_vectors(eye, parse_prompts(classes), False)
     shown = []
     for place in where:
         scene = Scene(place.path, Look())
         found = np.zeros(place.truth.shape, np.uint8)
         for window in tiles(scene.grid.width, scene.grid.height, edge):
             picture, _ = scene.picture(window, eye.pixels)
-            likeness = eye.images(picture[None]) @ sought.vectors.T
+            likeness = eye.encode_images(picture[None]) @ sought.vectors.T
             found[window.y : window.y + window.height, window.x : window.x + window.width] = (
-                sought.owners[likeness.argmax()] + 1
+                sought.class_of[likeness.argmax()] + 1
             )
         shown.append((found, place.truth))
     return measure(shown, sought.classes)
@@ -136,13 +136,13 @@ def without_dense(where: Sequence[Place], classes: str, edge: int, model: str) -
 @contextlib.contextmanager
 def side_by_side() -> Iterator[None]:
     """Windows without overlap, and so without blending."""
-    real = coarse.Lattice.of.__func__  # type: ignore[attr-defined]
+    real = sliding.SlidingWindows.of.__func__  # type: ignore[attr-defined]
 
-    def of(cls: Any, model: Any, width: int, height: int, edge: int, part: Window) -> coarse.Lattice:
-        cells = model.pixels * (coarse.LARGER if model.any_size else 1) // model.stride
+    def of(cls: Any, model: Any, width: int, height: int, edge: int, part: Window) -> sliding.SlidingWindows:
+        cells = model.pixels * (sliding.ENLARGEMENT if model.any_size else 1) // model.stride
         return real(cls, model, width, height, edge, part, cells)
 
-    with mock.patch.object(view.Lattice, "of", classmethod(of)):
+    with mock.patch.object(similarity.SlidingWindows, "of", classmethod(of)):
         yield
 
 
@@ -250,7 +250,7 @@ def main() -> None:
 def _edge(place: Place, model: str) -> int:
     """The window that the job chooses."""
     scene = Scene(place.path, Look())
-    return view.edges(scene, encoder(model, Device.CPU, Context()), scene.part())[0]
+    return similarity.default_window_edges(scene, load_encoder(model, Device.CPU, Context()), scene.part())[0]
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "backend"))
 
 from clippan import __version__  # noqa: E402
-from clippan.clip.coarse import Lattice  # noqa: E402
-from clippan.clip.encoder import Encoder, encoder  # noqa: E402
-from clippan.clip.view import edges  # noqa: E402
+from clippan.clip.encoder import Encoder, load_encoder  # noqa: E402
+from clippan.clip.similarity import default_window_edges  # noqa: E402
+from clippan.clip.sliding import SlidingWindows  # noqa: E402
 from clippan.core.device import multiplies_bfloat16, set_threads  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import Context, Device, SegmentRequest  # noqa: E402
@@ -74,7 +74,7 @@ def windows(model: Encoder, path: Path, edge: int) -> np.ndarray:
     """The pictures that the job looks at."""
     scene = Scene(str(path), Look())
     width, height = scene.grid.width, scene.grid.height
-    lattice = Lattice.of(model, width, height, edge, Window(0, 0, width, height))
+    lattice = SlidingWindows.of(model, width, height, edge, Window(0, 0, width, height))
     found = []
     for row in range(lattice.top, lattice.bottom):
         for _, window in lattice.windows(row):
@@ -110,7 +110,7 @@ def main() -> None:
         folder = Path(name)
         path = raster(folder / "scene.tif", options.size)
         for label, which in (("FarSLIP-shaped ViT-B/16", str(checkpoint(folder))), ("starter", "starter")):
-            model = encoder(which, Device(options.device), Context())
+            model = load_encoder(which, Device(options.device), Context())
             request = SegmentRequest(
                 raster=str(path),
                 classes=CLASSES,
@@ -129,7 +129,7 @@ def main() -> None:
                 )
             )
             first = Scene(str(path), Look())
-            sizes = edges(first, model, first.part())
+            sizes = default_window_edges(first, model, first.part())
             pictures = np.concatenate([windows(model, path, edge) for edge in sizes])
             half = len(pictures) // 2
             before = bare(model, pictures[:half])

@@ -35,7 +35,7 @@ from starter import pictures, words  # noqa: E402
 from clippan import __version__  # noqa: E402
 from clippan.catalogue import models  # noqa: E402
 from clippan.clip.encoder import TEMPLATES  # noqa: E402
-from clippan.clip.load import Loaded, load  # noqa: E402
+from clippan.clip.load import LoadedModel, load_model  # noqa: E402
 
 FOLDER = ROOT / "resources" / "starter-clip"
 DATA = ROOT.parent / "shared" / "data"
@@ -53,10 +53,10 @@ class Bench:
     """The model with what is done to pictures and texts."""
 
     def __init__(self, folder: Path) -> None:
-        model = models.find(str(folder))
+        model = models.find_model(str(folder))
         if model.path is None:
             raise SystemExit(f"{folder} holds no weights")
-        self.loaded: Loaded = load(model.path, model)
+        self.loaded: LoadedModel = load_model(model.path, model)
 
     def ready(self, pixels: np.ndarray, edge: Optional[int] = None) -> torch.Tensor:
         """A picture (h, w, 3), uint8, to input (1, 3, edge, edge)."""

@@ -27,7 +27,7 @@ from qgis.core import (
     QgsSingleBandPseudoColorRenderer,
 )
 
-from clippan.catalogue.colours import Band, BandOrder, band_order, colour, colour_of_file, natural_colours
+from clippan.catalogue.band_names import Band, BandOrder, band_order, colour_of_band, colour_of_file, natural_colours
 from clippan.catalogue.sensors import SENSORS
 
 SAMPLE = 250_000  # pixels that a stretch is estimated from
@@ -117,7 +117,7 @@ def band_names(layer: QgsRasterLayer, alone: bool) -> tuple[str, ...]:
             Qgis.RasterColorInterpretation.BlueBand: "blue",
         }.get(interpretation)
         text = provider.generateBandName(band).partition(":")[2]
-        names.append(colour(text) or (alone and colour_of_file(file)) or interpreted or text.strip())
+        names.append(colour_of_band(text) or (alone and colour_of_file(file)) or interpreted or text.strip())
     return tuple(names)
 
 

@@ -53,8 +53,8 @@ def main() -> None:
     tower, _ = workshop.image(options.image_steps)
     before = tower.weights()
     export.write(options.output, before, student.weights(), export.SCALE)
-    model = models.find(str(options.output))
-    loaded = load.load(options.output / "open_clip_model.safetensors", model)
+    model = models.find_model(str(options.output))
+    loaded = load.load_model(options.output / "open_clip_model.safetensors", model)
     dense.train(loaded, dense.Views(options.data, 7), options.work / "dense.pt", options.dense_steps)
     after = {f"visual.{name}": value for name, value in loaded.model.visual.state_dict().items()}
     export.write(options.output, dense.between(before, after), student.weights(), export.SCALE)

@@ -15,7 +15,7 @@ from qgis.core import (
     QgsVectorLayer,
 )
 
-from clippan.catalogue.prompts import parse, shapefile_hints
+from clippan.catalogue.prompts import parse_prompts, shapefile_hints
 from clippan.core.errors import Cancelled, ClippanError
 from clippan.jobs import SegmentRequest
 
@@ -140,6 +140,6 @@ class SegmentByText(base.JobAlgorithm):
                 )
         del sink  # written when it goes
         if output.lower().endswith(".shp"):
-            for sentence in shapefile_hints(parse(self._request.classes)):
+            for sentence in shapefile_hints(parse_prompts(self._request.classes)):
                 feedback.pushWarning(tr(sentence))
         return output

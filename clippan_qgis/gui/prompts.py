@@ -32,7 +32,7 @@ from qgis.PyQt.QtWidgets import (
     QWidget,
 )
 
-from clippan.catalogue.prompts import Prompt, Table, parse, presets, save
+from clippan.catalogue.prompts import ClassPrompt, PromptTable, parse_prompts, preset_tables, save_prompts
 from clippan.core import texts
 from clippan.core.errors import ClippanError
 
@@ -55,8 +55,8 @@ _OWN = Qt.ItemDataRole.UserRole  # of a name: the colour that somebody chose, an
 _ROWS = 7  # that are seen without scrolling
 
 
-class PromptTable(QWidget):
-    """Edits a prompt table as rows or as text. Its value is a text that ``parse`` takes, if what is typed is right.
+class PromptTableEditor(QWidget):
+    """Edits a prompt table as rows or as text. Its value is a text for ``parse_prompts``, if what is typed is right.
 
     What is wrong is said beneath; what was typed stays.
     """
@@ -65,7 +65,7 @@ class PromptTable(QWidget):
 
     def __init__(self, parent: Optional[QWidget] = None):
         super().__init__(parent)
-        self._about = Table(())  # what a table has besides its classes
+        self._about = PromptTable(())  # what a table has besides its classes
         self._filled = ""  # the value before anybody changed it
         self.rows = _Rows()
         self.text = QPlainTextEdit()
@@ -89,7 +89,7 @@ class PromptTable(QWidget):
         self.presets.setAutoRaise(True)
         self.presets.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         menu = QMenu(self.presets)
-        for label, table in presets().values():
+        for label, table in preset_tables().values():
             menu.addAction(label).triggered.connect(lambda _=False, table=table: self._replace(table))
         self.presets.setMenu(menu)
         self.as_text = QToolButton()
@@ -111,7 +111,7 @@ class PromptTable(QWidget):
         self.rows.changed.connect(self._changed)
         self.text.textChanged.connect(self._changed)
         self.as_text.toggled.connect(self._turn)
-        self._fill(Table(()))
+        self._fill(PromptTable(()))
 
     def value(self) -> str:
         """The table as text: plain if that holds all of it, else JSON; in the state of text, what is typed."""
@@ -122,20 +122,20 @@ class PromptTable(QWidget):
     def set_value(self, value: str) -> None:
         """Shows a table; what cannot be one, and what lies in a file, stays text."""
         try:
-            table = None if texts.file_of(value) else parse(value)
+            table = None if texts.file_of(value) else parse_prompts(value)
         except ClippanError:
             table = None
         if table is None and value.strip():
             self._show_text(value)
         else:
-            self._fill(table or Table(()))
+            self._fill(table or PromptTable(()))
         self._filled = self.value()
 
     def _written(self) -> str:
         classes = self.rows.classes()
         return replace(self._about, classes=classes).text() if classes else ""
 
-    def _fill(self, table: Table) -> None:
+    def _fill(self, table: PromptTable) -> None:
         self._about = replace(table, classes=())
         self.rows.fill(table)
         self._show(False)
@@ -159,7 +159,7 @@ class PromptTable(QWidget):
             return
         text = self.text.toPlainText().strip()
         try:
-            self._fill(parse(text) if text else Table(()))
+            self._fill(parse_prompts(text) if text else PromptTable(()))
         except ClippanError:  # which the note says already
             self._show(True)
 
@@ -172,7 +172,7 @@ class PromptTable(QWidget):
         if not value:
             return f"Write classes like {EXAMPLE}." if self.as_text.isChecked() else "Type a class, or choose a preset."
         try:
-            table = parse(value)
+            table = parse_prompts(value)
         except ClippanError as error:
             return str(error)
         if table.model:
@@ -181,7 +181,7 @@ class PromptTable(QWidget):
             return "With one class, what common words for other things fit better stays unclassified."
         return f"{len(table.classes)} classes."
 
-    def _replace(self, table: Table) -> None:
+    def _replace(self, table: PromptTable) -> None:
         yes, no = QMessageBox.StandardButton.Yes, QMessageBox.StandardButton.No
         if self.value() not in ("", self._filled):
             question = "Replace the classes that you have typed?"
@@ -195,13 +195,13 @@ class PromptTable(QWidget):
         if not path:
             return
         try:
-            self._replace(parse(path))
+            self._replace(parse_prompts(path))
         except ClippanError as error:
             self.note.setText(str(error))
 
     def _save(self) -> None:
         try:
-            table = parse(self.value())
+            table = parse_prompts(self.value())
         except ClippanError as error:
             self.note.setText(str(error))
             return
@@ -210,7 +210,7 @@ class PromptTable(QWidget):
             return
         path = path if path.lower().endswith(".json") else f"{path}.json"
         try:
-            save(table.coloured(), path)
+            save_prompts(table.with_colours(), path)
         except ClippanError as error:
             self.note.setText(str(error))
 
@@ -243,13 +243,13 @@ class _Rows(QTableWidget):
         self.setMinimumWidth(360)
         self.itemChanged.connect(lambda _: self._edited())
 
-    def classes(self) -> tuple[Prompt, ...]:
+    def classes(self) -> tuple[ClassPrompt, ...]:
         """What is typed; rows without any words are left out."""
         return tuple(prompt for prompt in self._prompts() if not _is_blank(prompt))
 
-    def fill(self, table: Table) -> None:
+    def fill(self, table: PromptTable) -> None:
         """Shows the classes of a table. Colours that they would have anyway are nobody's choice."""
-        usual = replace(table, classes=tuple(replace(prompt, colour="") for prompt in table.classes)).coloured()
+        usual = replace(table, classes=tuple(replace(prompt, colour="") for prompt in table.classes)).with_colours()
         self._show(
             [
                 replace(prompt, colour="") if prompt.colour.lower() == other.colour else prompt
@@ -261,7 +261,7 @@ class _Rows(QTableWidget):
         """A new row below the current one, ready to be typed in."""
         prompts = self._prompts()
         row = self.currentRow() + 1 or len(prompts)
-        self._show([*prompts[:row], Prompt(""), *prompts[row:]], row)
+        self._show([*prompts[:row], ClassPrompt(""), *prompts[row:]], row)
         self.editItem(self.item(row, _NAME))
 
     def remove(self) -> None:
@@ -277,20 +277,22 @@ class _Rows(QTableWidget):
             prompts.insert(row + step, prompts.pop(row))
             self._show(prompts, row + step)
 
-    def _prompts(self) -> list[Prompt]:
+    def _prompts(self) -> list[ClassPrompt]:
         return [self._prompt(row) for row in range(self.rowCount())]
 
-    def _prompt(self, row: int) -> Prompt:
+    def _prompt(self, row: int) -> ClassPrompt:
         name, synonyms, descriptions = (self.item(row, column).text() for column in (_NAME, _SYNONYMS, _DESCRIPTIONS))
         colour, before = self.item(row, _NAME).data(_OWN)
         threshold = float(self.item(row, _THRESHOLD).data(Qt.ItemDataRole.EditRole))
-        prompt = Prompt(" ".join(name.split()), _parts(synonyms, ","), _parts(descriptions, ";"), colour, threshold)
+        prompt = ClassPrompt(
+            " ".join(name.split()), _parts(synonyms, ","), _parts(descriptions, ";"), colour, threshold
+        )
         kept = replace(prompt, offset=before.offset)
         # What calibration made of the words is not of other words.
         same = (prompt.words, prompt.descriptions) == (before.words, before.descriptions)
         return replace(kept, vector=before.vector) if same else kept
 
-    def _show(self, prompts: list[Prompt], current: int = -1) -> None:
+    def _show(self, prompts: list[ClassPrompt], current: int = -1) -> None:
         with QSignalBlocker(self):
             self.setRowCount(0)
             self.setRowCount(len(prompts))
@@ -317,7 +319,7 @@ class _Rows(QTableWidget):
 
     def _edited(self) -> None:
         prompts = self._prompts()
-        for row, prompt in enumerate(Table(tuple(prompts)).coloured().classes):
+        for row, prompt in enumerate(PromptTable(tuple(prompts)).with_colours().classes):
             swatch = self.cellWidget(row, _COLOUR)
             with QSignalBlocker(swatch):
                 swatch.setColor(QColor(prompt.colour))
@@ -383,7 +385,7 @@ class PromptDialog(QDialog):
     def __init__(self, value: str, parent: Optional[QWidget] = None):
         super().__init__(parent)
         self.setWindowTitle("Classes")
-        self.table = PromptTable()
+        self.table = PromptTableEditor()
         self.table.set_value(value)
         ok, cancel = QDialogButtonBox.StandardButton.Ok, QDialogButtonBox.StandardButton.Cancel
         buttons = QDialogButtonBox(ok | cancel)
@@ -403,8 +405,8 @@ class PromptsWidget(Wrapper):
         if self.type() == QgsProcessingGui.WidgetType.Batch:
             self._editor = PromptLine()
         else:
-            self._editor = PromptTable()
-            self._editor.set_value(presets()[FIRST][1].text())
+            self._editor = PromptTableEditor()
+            self._editor.set_value(preset_tables()[FIRST][1].text())
         self._editor.changed.connect(lambda: self.widgetValueHasChanged.emit(self))
         box = QWidget()
         layout = QVBoxLayout(box)
@@ -435,5 +437,5 @@ def _parts(text: str, mark: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for part in (" ".join(item.split()) for item in text.split(mark)) if part))
 
 
-def _is_blank(prompt: Prompt) -> bool:
+def _is_blank(prompt: ClassPrompt) -> bool:
     return not (prompt.name or prompt.synonyms or prompt.descriptions)

@@ -185,7 +185,7 @@ class Teacher:
 
     @torch.inference_mode()
     def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        return dense.features(self.model, inputs)
+        return dense.dense_features(self.model, inputs)
 
 
 def loss_of_cells(cells: Tensor, classes: Tensor, texts: Tensor, weights: Tensor) -> Tensor:
@@ -246,7 +246,7 @@ def train(loaded: Any, views: Views, checkpoint: Path, steps: int, batch: int = 
         mosaics, parts = views.mosaics(batch)
         inputs = image.ready(np.concatenate([shown, mosaics, views.others(batch)]))
         old_cells, old_pooled = (values.clone() for values in teacher(inputs[2 * batch :]))
-        cells, pooled = dense.features(model, inputs)
+        cells, pooled = dense.dense_features(model, inputs)
         texts = torch.stack(
             [functional.normalize(rows[chance.integers(len(rows), size=2)].mean(0), dim=-1) for rows in bank]
         )

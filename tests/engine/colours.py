@@ -32,12 +32,12 @@ class ColourEncoder:
         self.stride, self.any_size, self.channels = 4, False, None
         self.seen = 0
 
-    def images(self, pictures):
+    def encode_images(self, pictures):
         self.seen += len(pictures)
         means = pictures.reshape(len(pictures), 3, -1).mean(axis=2) / 255
         return unit(np.concatenate([means, np.full((len(pictures), 1), 0.2)], axis=1))
 
-    def cells(self, pictures, texts):
+    def cell_cosines(self, pictures, texts):
         """Each cell sees its own mean colour, and nothing else."""
         self.seen += len(pictures)
         count, _, height, width = pictures.shape
@@ -47,25 +47,25 @@ class ColourEncoder:
             np.concatenate([means, np.full((count, 1, *means.shape[2:]), 0.2)], axis=1).transpose(0, 2, 3, 1)
         )
         cosines = np.einsum("nhwc,kc->nkhw", vectors, texts).astype(np.float32)
-        return cosines, self.images(pictures) @ texts.T
+        return cosines, self.encode_images(pictures) @ texts.T
 
-    def texts(self, texts):
+    def encode_texts(self, texts):
         return unit([(*COLOURS[text], 0.2) for text in texts])
 
-    def reading(self, phrases):
+    def text_warnings(self, phrases):
         return []
 
 
 def use(monkeypatch, encoder=None):
     """Has the jobs use it; returns it."""
-    from clippan.clip import words
+    from clippan.clip import class_vectors
     from clippan.handlers import calibrate, segment
     from clippan.handlers import index as build
     from clippan.handlers import search as query
 
     encoder = encoder or ColourEncoder()
     for module in (build, query, segment, calibrate):
-        monkeypatch.setattr(module, "encoder", lambda *_: encoder)
-    for module in (query, words):
-        monkeypatch.setattr(module, "background", lambda: ["red", "green", "blue", "white"])
+        monkeypatch.setattr(module, "load_encoder", lambda *_: encoder)
+    for module in (query, class_vectors):
+        monkeypatch.setattr(module, "background_phrases", lambda: ["red", "green", "blue", "white"])
     return encoder

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from clippan.catalogue.prompts import Prompt, Table
+from clippan.catalogue.prompts import ClassPrompt, PromptTable
 from clippan.core.messages import Message
 from clippan.jobs import (
     Accuracy,
@@ -56,10 +56,10 @@ def assessment(name: str) -> dict[str, Any]:
     }
 
 
-def table(name: str) -> Table:
+def table(name: str) -> PromptTable:
     """Three classes."""
     names = ((f"{name} a", "#0000ff"), (f"{name} b", "#ff8800"), (f"{name} c", "#00aa00"))
-    return Table(tuple(Prompt(words, colour=colour) for words, colour in names))
+    return PromptTable(tuple(ClassPrompt(words, colour=colour) for words, colour in names))
 
 
 def calibration(name: str) -> dict[str, Any]:

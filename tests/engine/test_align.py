@@ -19,9 +19,9 @@ pytest.importorskip("open_clip")
 from safetensors.torch import load_file  # noqa: E402
 from small_clip import make  # noqa: E402
 
-from clippan.catalogue.models import CONFIG, find  # noqa: E402
-from clippan.clip.encoder import encoder  # noqa: E402
-from clippan.clip.load import load  # noqa: E402
+from clippan.catalogue.models import CONFIG, find_model  # noqa: E402
+from clippan.clip.encoder import load_encoder  # noqa: E402
+from clippan.clip.load import load_model  # noqa: E402
 from clippan.core.channels import Channels  # noqa: E402
 from clippan.core.errors import Cancelled, ClippanError  # noqa: E402
 from clippan.handlers import run  # noqa: E402
@@ -106,7 +106,7 @@ def test_the_student_comes_nearer_to_the_teacher_and_goes_to_work(tmp_path, pair
     )
     assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("visual."))
 
-    model = encoder(done.model, Device.CPU, Context())
+    model = load_encoder(done.model, Device.CPU, Context())
     scene = Scene(pair[1], Look(), channels=model.channels)
     picture, valid = scene.picture(Window(0, 0, 16, 16), 32)
     assert picture.dtype == np.float32
@@ -114,11 +114,11 @@ def test_the_student_comes_nearer_to_the_teacher_and_goes_to_work(tmp_path, pair
     assert valid == 1
     assert 0 <= picture.min() < picture.max() <= 1
     # The same network as it was measured with, though its normalisations are merged now.
-    student = load(find(done.model).path, find(done.model))
+    student = load_model(find_model(done.model).path, find_model(done.model))
     with torch.no_grad():
         values = patch.ready(student, picture[None], torch.device("cpu"))
         expected = torch.nn.functional.normalize(student.model.encode_image(values), dim=-1).numpy()
-    np.testing.assert_allclose(model.images(picture[None]), expected, atol=1e-3)
+    np.testing.assert_allclose(model.encode_images(picture[None]), expected, atol=1e-3)
 
     index = str(tmp_path / "index.gpkg")
     indexed = run(
@@ -158,7 +158,7 @@ def test_the_student_comes_nearer_to_the_teacher_and_goes_to_work(tmp_path, pair
 
 @pytest.mark.parametrize("tower", ["convolutions", "transformer"])
 def test_a_student_begins_as_the_teacher(tmp_path, models, tower):
-    teacher = load(find(models[tower]).path, find(models[tower]))
+    teacher = load_model(find_model(models[tower]).path, find_model(models[tower]))
     picture = torch.rand(2, 3, 32, 32)
 
     def vector(loaded: Any, values: torch.Tensor) -> torch.Tensor:
@@ -171,7 +171,7 @@ def test_a_student_begins_as_the_teacher(tmp_path, models, tower):
         pairs: Any = type("Pairs", (), {})()
         pairs.colours = colours
         pairs.channels = Channels(("x",) * count, (0.0,) * count, (1.0,) * count, tuple(range(count)), count)
-        return align.inflated(load(find(models[tower]).path, find(models[tower])), pairs)
+        return align.inflated(load_model(find_model(models[tower]).path, find_model(models[tower])), pairs)
 
     # With red, green and blue at 3, 1 and 0, whatever the two other bands hold.
     bands = torch.rand(2, 5, 32, 32)
@@ -323,7 +323,7 @@ def test_a_description_that_is_damaged_is_told(tmp_path, models):
     values["clippan"] = {"channels": {"names": ["VV"], "low": [0.0, 1.0], "high": [1.0], "numbers": [1], "total": 1}}
     (folder / CONFIG).write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(ClippanError, match="does not describe the bands that the model takes"):
-        find(str(folder))
+        find_model(str(folder))
 
 
 def test_chips_overlap_where_their_windows_do():

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from osgeo import osr
 
-from clippan.catalogue.prompts import parse
+from clippan.catalogue.prompts import parse_prompts
 from clippan.core.errors import ClippanError
 from clippan.labels import areas
-from clippan.labels.areas import Areas, PixelAreas
+from clippan.labels.areas import ClassAreaCounter, PixelAreas
 from clippan.raster.grid import Grid
 
 EARTH = 510_065_621.724  # km², of WGS 84 (Moritz 2000)
@@ -84,7 +84,9 @@ def test_without_coordinates_there_are_no_areas(grid):
 
 
 def counted(grid, classes, confidence, valid, size):
-    found = Areas(parse('{"classes": [{"name": "water", "colour": "#0000ff"}, {"name": "forest"}]}'), grid)
+    found = ClassAreaCounter(
+        parse_prompts('{"classes": [{"name": "water", "colour": "#0000ff"}, {"name": "forest"}]}'), grid
+    )
     for y in range(0, grid.height, size):
         for x in range(0, grid.width, size):
             part = (slice(y, y + size), slice(x, x + size))
@@ -125,11 +127,12 @@ def test_nothing_but_nodata():
 def test_table_of_areas(tmp_path):
     path = tmp_path / "areas.csv"
     path.write_text("old")
-    found = Areas(
-        parse('{"classes": [{"name": "a \\"b\\", c"}, {"name": "wäter"}, {"name": "森林"}]}'), Grid(4, 4, None, "")
+    found = ClassAreaCounter(
+        parse_prompts('{"classes": [{"name": "a \\"b\\", c"}, {"name": "wäter"}, {"name": "森林"}]}'),
+        Grid(4, 4, None, ""),
     )
     found.add(0, 0, np.full((4, 4), 1, np.uint8), np.full((4, 4), 0.5, np.float32), None)
-    areas.write(str(path), found.result())
+    areas.write_csv(str(path), found.result())
     assert path.read_bytes().startswith(b"\xef\xbb\xbfvalue,class,")
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -146,12 +149,12 @@ def test_table_that_cannot_be_written(tmp_path, monkeypatch):
     with pytest.raises(
         ClippanError, match=r"The output .*areas.csv could not be written \(No such file .*choose another"
     ):
-        areas.write(path, ())
+        areas.write_csv(path, ())
 
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(ClippanError, match=r"The disk of .* is full; free some space"):
-        areas.write(str(tmp_path / "areas.csv"), ())
+        areas.write_csv(str(tmp_path / "areas.csv"), ())
     assert not list(tmp_path.iterdir())

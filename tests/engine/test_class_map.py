@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from osgeo import gdal
 
-from clippan.catalogue.prompts import Prompt, Table, parse
+from clippan.catalogue.prompts import ClassPrompt, PromptTable, parse_prompts
 from clippan.core.errors import Cancelled, ClippanError
 from clippan.jobs.options import Compression, Format
 from clippan.labels.legend import colours, palette
@@ -93,7 +93,7 @@ def test_overviews_show_what_is_most_frequent(tmp_path, format):
 
 
 def test_255_classes(tmp_path):
-    table = Table(tuple(Prompt(f"class {number}") for number in range(255)))
+    table = PromptTable(tuple(ClassPrompt(f"class {number}") for number in range(255)))
     legend = palette(table)
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
     write(tmp_path / "map.tif", values, legend)
@@ -107,7 +107,7 @@ def test_255_classes(tmp_path):
 
 
 def test_palette_of_a_table():
-    legend = palette(parse('{"classes": [{"name": "water", "colour": "#0a141e"}, {"name": "thing"}]}'))
+    legend = palette(parse_prompts('{"classes": [{"name": "water", "colour": "#0a141e"}, {"name": "thing"}]}'))
     assert legend.names == ("unclassified", "water", "thing")
     assert legend.colours[:2] == ((0, 0, 0, 0), (10, 20, 30, 255))
     assert len(set(legend.colours)) == 3
@@ -152,5 +152,5 @@ def test_maps_are_small(tmp_path):
     """Runs of one class, not differences: noise in blocks of 8 pixels takes less than a tenth of a byte a pixel."""
     blocks = np.random.default_rng(0).integers(1, 8, (128, 128)).astype(np.uint8)
     values = np.kron(blocks, np.ones((8, 8), np.uint8))
-    write(tmp_path / "map.tif", values, palette(parse("a;b;c;d;e;f;g")), overviews=False)
+    write(tmp_path / "map.tif", values, palette(parse_prompts("a;b;c;d;e;f;g")), overviews=False)
     assert (tmp_path / "map.tif").stat().st_size < values.size / 10

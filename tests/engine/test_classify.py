@@ -68,14 +68,14 @@ def square(left, top, right, bottom, pixel=10.0):
 class Reader(ColourEncoder):
     """Sees colours, and reads anything."""
 
-    def texts(self, texts):
+    def encode_texts(self, texts):
         return unit([[len(text), *(ord(letter) % 7 for letter in text[:3])] for text in texts])
 
 
 @pytest.fixture
 def model(monkeypatch):
     """Takes the place of CLIP."""
-    monkeypatch.setattr(engine, "encoder", lambda *_: Reader())
+    monkeypatch.setattr(engine, "load_encoder", lambda *_: Reader())
 
 
 @pytest.fixture
@@ -188,8 +188,8 @@ def test_descriptions_are_prompts_of_their_own(mapped, model, monkeypatch) -> No
         mapped(method=Classifier.DIFFCLIP, steps=1, descriptions="alder: dark; alder: wet ground", repeats=0)
     texts = given[0]
     assert texts.shape == (3, 3, 4)
-    np.testing.assert_array_equal(texts[0], Reader().texts(["alder", "dark", "wet ground"]))
-    np.testing.assert_array_equal(texts[1], Reader().texts(["beech"] * 3))
+    np.testing.assert_array_equal(texts[0], Reader().encode_texts(["alder", "dark", "wet ground"]))
+    np.testing.assert_array_equal(texts[1], Reader().encode_texts(["beech"] * 3))
 
 
 def test_what_is_not_saved_is_told(mapped, model, tmp_path) -> None:
@@ -204,7 +204,7 @@ def test_a_model_of_another_sensor_looks_at_that_sensors_raster(mapped, model, r
     looked = []
     sensor = Channels(("VV", "VH"), (0.0, 0.0), (1000.0, 1000.0), (1, 2), 2)
     monkeypatch.setattr(engine, "ClipFeatureExtractor", lambda stack, look, path, *rest: looked.append(path) or stop())
-    monkeypatch.setattr(engine, "encoder", lambda *_: sensing())
+    monkeypatch.setattr(engine, "load_encoder", lambda *_: sensing())
 
     def sensing():
         reader = Reader()

@@ -62,7 +62,7 @@ def slow(model, picture):
 def test_cells_of_a_transformer_are_those_of_the_reference() -> None:
     model = vit()
     pictures = torch.randn(2, 3, 32, 32)
-    cells, pooled = dense.features(model, pictures)
+    cells, pooled = dense.dense_features(model, pictures)
     assert cells.shape == (2, 16, 4, 4)
     for number in range(2):
         expected = slow(model, pictures[number]).reshape(4, 4, 16).transpose(2, 0, 1)
@@ -72,14 +72,14 @@ def test_cells_of_a_transformer_are_those_of_the_reference() -> None:
 
     load.sequence_first(model)  # as loaded models compute
     assert not model.visual.transformer.resblocks[0].attn.batch_first
-    again, whole = dense.features(model, pictures)
+    again, whole = dense.dense_features(model, pictures)
     torch.testing.assert_close(again, cells, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(whole, pooled, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_stays_hooked_and_gradients_flow() -> None:
     model = vit()
-    cells, _ = dense.features(model, torch.randn(1, 3, 32, 32))
+    cells, _ = dense.dense_features(model, torch.randn(1, 3, 32, 32))
     cells.sum().backward()
     assert model.visual.conv1.weight.grad.abs().sum() > 0
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -87,11 +87,11 @@ def test_nothing_stays_hooked_and_gradients_flow() -> None:
 
 @torch.no_grad()
 def test_the_mean_of_a_convolutional_towers_cells_is_its_vector() -> None:
-    found = models.find(str(resources() / "starter-clip"))
-    model = load.load(found.path, found).model
+    found = models.find_model(str(resources() / "starter-clip"))
+    model = load.load_model(found.path, found).model
     assert (dense.stride(model), dense.any_size(model)) == (32, True)
     for edge in (224, 320):
-        cells, pooled = dense.features(model, torch.randn(1, 3, edge, edge))
+        cells, pooled = dense.dense_features(model, torch.randn(1, 3, edge, edge))
         assert cells.shape[2:] == (edge // 32, edge // 32)
         torch.testing.assert_close(cells.mean((2, 3)), pooled, rtol=1e-4, atol=1e-4)
 
@@ -101,17 +101,17 @@ def test_cells_of_attention_pooling_are_its_values() -> None:
     torch.manual_seed(0)
     vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
     model = open_clip.CLIP(16, vision, TEXT, quick_gelu=True).eval()
-    cells, pooled = dense.features(model, torch.randn(2, 3, 64, 64))
+    cells, pooled = dense.dense_features(model, torch.randn(2, 3, 64, 64))
     assert cells.shape == (2, 16, 2, 2)
     assert pooled.shape == (2, 16)
     assert not dense.any_size(model)
     seen = []
     handle = model.visual.layer4.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    dense.features(model, torch.randn(1, 3, 64, 64))
+    dense.dense_features(model, torch.randn(1, 3, 64, 64))
     handle.remove()
     pool = model.visual.attnpool
     one = pool.c_proj(pool.v_proj(seen[0][0, :, 1, 0]))
-    again, _ = dense.features(model, torch.zeros(1, 3, 64, 64))
+    again, _ = dense.dense_features(model, torch.zeros(1, 3, 64, 64))
     assert one.shape == again[0, :, 1, 0].shape
 
 
@@ -119,4 +119,4 @@ def test_a_tower_without_a_way_is_refused_in_a_sentence() -> None:
     vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token", "timm_proj": "linear", "image_size": 224}
     model = open_clip.CustomTextCLIP(16, vision, TEXT)
     with pytest.raises(ClippanError, match="has no dense features; choose"):
-        dense.features(model, torch.zeros(1, 3, 224, 224))
+        dense.dense_features(model, torch.zeros(1, 3, 224, 224))

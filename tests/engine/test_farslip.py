@@ -24,10 +24,10 @@ open_clip = pytest.importorskip("open_clip")
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from clippan.catalogue.models import CONFIG, MODELS, find  # noqa: E402
+from clippan.catalogue.models import CONFIG, MODELS, find_model  # noqa: E402
 from clippan.clip import dense  # noqa: E402
-from clippan.clip.encoder import encoder  # noqa: E402
-from clippan.clip.load import Loaded, Preprocessing, load  # noqa: E402
+from clippan.clip.encoder import load_encoder  # noqa: E402
+from clippan.clip.load import LoadedModel, Preprocessing, load_model  # noqa: E402
 from clippan.core.errors import Cancelled, ClippanError  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import Context, Device, Picture, Precision, RegionsRequest, Target, Teacher, TrainClipRequest  # noqa: E402
@@ -226,8 +226,8 @@ def test_contrast_of_different_texts_is_clips():
 
 def step(model: str, batch: Batch, **options: Any) -> tuple[Any, dict[str, Any], train.Step]:
     """What a step of a fresh model makes of a batch."""
-    known = find(model)
-    loaded = load(known.path, known)
+    known = find_model(model)
+    loaded = load_model(known.path, known)
     values = {"steps": 1, "batch": 2, **options}
     made = train.Step(loaded, TrainClipRequest(data=("x",), output="y", model=model, **values), 1)
     total, terms = made(batch)
@@ -237,7 +237,7 @@ def step(model: str, batch: Batch, **options: Any) -> tuple[Any, dict[str, Any],
 @pytest.mark.parametrize("tower", list(TOWERS))
 @pytest.mark.parametrize("target", list(Target))
 def test_a_step_of_stage_one_is_the_sum_that_was_published(models, tower, target):
-    edge = find(models[tower]).pixels
+    edge = find_model(models[tower]).pixels
     rng = np.random.default_rng(2)
     pictures = torch.from_numpy(rng.integers(0, 256, (2, 3, edge, edge), np.uint8))
     crops = torch.from_numpy(rng.integers(0, 256, (6, 3, edge, edge), np.uint8))
@@ -248,8 +248,8 @@ def test_a_step_of_stage_one_is_the_sum_that_was_published(models, tower, target
     assert float(total.detach()) == pytest.approx(float(terms["contrast"] + 0.3 * terms["distillation"]), rel=1e-5)
 
     with torch.no_grad():
-        cells, _ = dense.features(made.model, (pictures / 255 - 0.5) / 0.25)
-        own, own_pooled = dense.features(made.model, (crops / 255 - 0.5) / 0.25)
+        cells, _ = dense.dense_features(made.model, (pictures / 255 - 0.5) / 0.25)
+        own, own_pooled = dense.dense_features(made.model, (crops / 255 - 0.5) / 0.25)
     wanted = own.mean((2, 3)) if target is Target.PATCH else own_pooled
     expected = []
     for crop in range(6):
@@ -264,10 +264,10 @@ def test_without_a_teacher_the_gradient_flows_through_both_sides(models, teacher
     rng = np.random.default_rng(3)
     crops = torch.from_numpy(rng.integers(0, 256, (2, 3, 32, 32), np.uint8))
     batch = Batch(crops, ("a", "b"), crops, torch.tensor([[[0.0, 0.0, 0.8, 0.8]]] * 2), ())
-    known = find(models["transformer"])
-    made = train.Step(load(known.path, known), TrainClipRequest(data=("x",), output="y", weight=1.0), 1)
+    known = find_model(models["transformer"])
+    made = train.Step(load_model(known.path, known), TrainClipRequest(data=("x",), output="y", weight=1.0), 1)
     seen: list[bool] = []
-    features = dense.features
+    features = dense.dense_features
 
     def watched(model: Any, pictures: Any) -> Any:
         cells, pooled = features(model, pictures)
@@ -277,7 +277,7 @@ def test_without_a_teacher_the_gradient_flows_through_both_sides(models, teacher
     if teacher:
         made.teacher = made.model
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dense, "features", watched)
+        patch.setattr(dense, "dense_features", watched)
         made(batch)
     assert seen == [True, flows]
 
@@ -475,7 +475,7 @@ def test_a_picture_that_is_none_is_told(models, tmp_path):
 @pytest.mark.parametrize("tower", ["transformer", "convolutions"])
 def test_a_training_learns_and_its_folder_is_a_model(classes, boxed, models, tower, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "_LOGGED", 5)
-    base = load(find(models[tower]).path, find(models[tower])).model.state_dict()
+    base = load_model(find_model(models[tower]).path, find_model(models[tower])).model.state_dict()
     lines: list[str] = []
     seen: list[float] = []
     context = Context(lambda percent, message: seen.append(percent), lines.append)
@@ -500,14 +500,14 @@ def test_a_training_learns_and_its_folder_is_a_model(classes, boxed, models, tow
     assert all(name.startswith("visual.") for name in changed)
     assert not [name for name in changed if "running" in name or "num_batches" in name]
     monkeypatch.chdir(tmp_path)
-    used = encoder("run", Device.CPU, Context())
+    used = load_encoder("run", Device.CPU, Context())
     assert used.model.label == "run"
     pictures = np.stack([coloured(colour, 99, used.pixels).transpose(2, 0, 1) for colour in COLOURS.values()])
-    cosines = used.images(pictures) @ used.texts(["red soil", "green field", "open water"]).T
+    cosines = used.encode_images(pictures) @ used.encode_texts(["red soil", "green field", "open water"]).T
     assert cosines.argmax(1).tolist() == [0, 1, 2]
     about = json.loads((tmp_path / "run" / CONFIG).read_text(encoding="utf-8"))["clippan"]
     assert (about["base"], about["method"], about["stages"], about["steps"]) == (
-        find(models[tower]).id, "farslip", [1, 2], [15, 15]
+        find_model(models[tower]).id, "farslip", [1, 2], [15, 15]
     )  # fmt: skip
 
 
@@ -516,7 +516,7 @@ def test_teachers(classes, models, teacher, tmp_path):
     result = learn(classes, tmp_path / "run", models["transformer"], stages=(1,), teacher=teacher)
     assert set(result.losses) == {"contrast", "distillation"}
     kept = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
-    start = load(find(models["transformer"]).path, find(models["transformer"])).model.visual
+    start = load_model(find_model(models["transformer"]).path, find_model(models["transformer"])).model.visual
     if teacher is Teacher.ACTIVE:
         assert kept["teacher"] == {}
         return
@@ -563,7 +563,7 @@ def test_epochs_count_the_pictures(classes, boxed, models, tmp_path):
 
 
 def test_options_of_a_run(classes, models, tmp_path):
-    base = load(find(models["transformer"]).path, find(models["transformer"])).model.state_dict()
+    base = load_model(find_model(models["transformer"]).path, find_model(models["transformer"])).model.state_dict()
     learn(classes, tmp_path / "text", models["transformer"], stages=(2,), train_text=True)
     trained = weights(tmp_path / "text")
     assert not torch.equal(trained["token_embedding.weight"], base["token_embedding.weight"])
@@ -587,12 +587,12 @@ def test_a_saved_architecture_says_how_it_was_trained(tmp_path):
     base = type(known)(**{**vars(known), "architecture": "tiny-farslip", "pixels": 32})
     torch.manual_seed(4)
     long = {**description, "quick_gelu": True, "text_cfg": {**TEXT, "context_length": 248}}
-    loaded = Loaded(open_clip.CLIP(**long).eval(), lambda texts: None, Preprocessing(base.mean, base.std, 32))
+    loaded = LoadedModel(open_clip.CLIP(**long).eval(), lambda texts: None, Preprocessing(base.mean, base.std, 32))
     (tmp_path / "out").mkdir()
     train.save(tmp_path / "out", loaded, base, tmp_path / "x.pt", {})
-    found = find(str(tmp_path / "out"))
+    found = find_model(str(tmp_path / "out"))
     assert (found.activation, found.pixels, found.mean) == ("quickgelu", 32, base.mean)
-    again = load(found.path, found)
+    again = load_model(found.path, found)
     assert again.tokenizer(["a road"]).shape == (1, 248)
     picture = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
@@ -605,8 +605,8 @@ def test_the_files_of_a_tokenizer_come_along(models, tmp_path):
     for name, text in ((CONFIG, json.dumps(config)), ("tokenizer.json", "{}"), ("notes.txt", "mine")):
         (tmp_path / "base" / name).write_text(text, encoding="utf-8")
     (tmp_path / "base" / train.WEIGHTS).write_bytes((Path(models["transformer"]) / train.WEIGHTS).read_bytes())
-    base = find(str(tmp_path / "base"))
-    plain = load(find(models["transformer"]).path, find(models["transformer"]))
+    base = find_model(str(tmp_path / "base"))
+    plain = load_model(find_model(models["transformer"]).path, find_model(models["transformer"]))
     (tmp_path / "out").mkdir()
     train.save(tmp_path / "out", plain, base, base.path, {})
     assert sorted(os.listdir(tmp_path / "out")) == [CONFIG, train.WEIGHTS, "tokenizer.json"]
@@ -622,7 +622,10 @@ def test_two_processes_learn_what_one_does_with_the_double_batch(boxed, models, 
     assert done.stdout.count("6 pictures, 12 objects, 3 + 3 steps") == 1
     assert all(torch.equal(first[name], second[name]) for name in first)
     learn(boxed, tmp_path / "alone", models["transformer"], steps=3, batch=6, train_text=True, warmup=0)
-    alone, start = weights(tmp_path / "alone"), load(find(models["transformer"]).path, find(models["transformer"]))
+    alone, start = (
+        weights(tmp_path / "alone"),
+        load_model(find_model(models["transformer"]).path, find_model(models["transformer"])),
+    )
     moved = {name: (alone[name] - value).abs().max() for name, value in start.model.state_dict().items()}
     apart = {name: float((first[name] - value).abs().max()) for name, value in alone.items()}
     assert float(moved["visual.conv1.weight"]) > 1e-3

@@ -15,7 +15,7 @@ from clippan.fewshot import baselines
 from clippan.jobs import Classifier, Context
 from clippan.jobs.classify import parse_descriptions
 from clippan.labels import accuracy
-from clippan.labels.folds import ALWAYS, folds
+from clippan.labels.folds import NEVER_HELD_OUT, spatial_folds
 
 
 def clusters(each=30, classes=3, width=6, seed=0):
@@ -32,25 +32,25 @@ def test_folds_are_disjoint_and_leave_every_class(seed) -> None:
     labels = rng.integers(0, 4, 200)
     labels[groups == 3] = 4  # a class in one place
     labels[(groups == 5) | (groups == 6)] = 5  # and one in two
-    found = folds(labels, groups, seed)
+    found = spatial_folds(labels, groups, seed)
     for group in np.unique(groups):
         assert len(np.unique(found[groups == group])) == 1
-    for fold in set(found.tolist()) - {ALWAYS}:
+    for fold in set(found.tolist()) - {NEVER_HELD_OUT}:
         assert set(labels[found != fold]) == set(labels)
-    assert (found[labels == 4] == ALWAYS).all()
+    assert (found[labels == 4] == NEVER_HELD_OUT).all()
     for label in (0, 1, 2, 3, 5):
-        assert (found[labels == label] != ALWAYS).any()
-    assert not np.array_equal(found, folds(labels, groups, seed + 1))
-    np.testing.assert_array_equal(found, folds(labels, groups, seed))
+        assert (found[labels == label] != NEVER_HELD_OUT).any()
+    assert not np.array_equal(found, spatial_folds(labels, groups, seed + 1))
+    np.testing.assert_array_equal(found, spatial_folds(labels, groups, seed))
 
 
 def test_figures_of_a_known_matrix() -> None:
     truth, found = np.array([0] * 10 + [1] * 10), np.array([0] * 8 + [1] * 5 + [0] * 7)
-    assert accuracy.figures(truth, found) == (pytest.approx(0.55), pytest.approx(0.55), pytest.approx(0.1))
-    one = accuracy.assessed([(truth, found)], 3, "polygon")
+    assert accuracy.oa_aa_kappa(truth, found) == (pytest.approx(0.55), pytest.approx(0.55), pytest.approx(0.1))
+    one = accuracy.map_accuracy([(truth, found)], 3, "polygon")
     assert one.confusion == ((8, 2, 0), (7, 3, 0), (0, 0, 0))
     assert one.f1 == (pytest.approx(16 / 25), pytest.approx(6 / 15), None)
-    both = accuracy.assessed([(truth, found), (truth, truth)], 3, "polygon")
+    both = accuracy.map_accuracy([(truth, found), (truth, truth)], 3, "polygon")
     assert both.oa == pytest.approx(0.775)
     assert both.std == pytest.approx(0.225)
     assert both.repeats == 2
@@ -59,17 +59,17 @@ def test_figures_of_a_known_matrix() -> None:
 @pytest.mark.filterwarnings("error")
 def test_classes_that_do_not_occur_count_for_nothing() -> None:
     truth = np.array([0, 0, 0, 1])
-    assert accuracy.figures(truth, np.array([0, 0, 2, 1])) == (0.75, pytest.approx(5 / 6), pytest.approx(5 / 9))
-    assert accuracy.figures(truth[:3], truth[:3]) == (1, 1, 0)
-    assert accuracy.assessed([(truth[:3], truth[:3])], 2, "polygon").f1 == (1, None)
+    assert accuracy.oa_aa_kappa(truth, np.array([0, 0, 2, 1])) == (0.75, pytest.approx(5 / 6), pytest.approx(5 / 9))
+    assert accuracy.oa_aa_kappa(truth[:3], truth[:3]) == (1, 1, 0)
+    assert accuracy.map_accuracy([(truth[:3], truth[:3])], 2, "polygon").f1 == (1, None)
 
 
 def test_sharpness_undoes_what_was_blunted() -> None:
     rng = np.random.default_rng(0)
     true = rng.dirichlet([0.5] * 4, 4000)
     labels = np.array([rng.choice(4, p=shares) for shares in true])
-    assert accuracy.sharpness(accuracy.sharpened(true, 0.5), labels) == pytest.approx(2, rel=0.15)
-    assert accuracy.sharpness(np.full((5, 4), 0.25), labels[:5]) > 0
+    assert accuracy.fit_sharpening(accuracy.sharpen(true, 0.5), labels) == pytest.approx(2, rel=0.15)
+    assert accuracy.fit_sharpening(np.full((5, 4), 0.25), labels[:5]) > 0
 
 
 @pytest.mark.parametrize("classes", [2, 5])

@@ -177,7 +177,7 @@ def test_a_lasting_cut_is_mended_at_the_next_try(server, model, tmp_path):
     begun = part.stat().st_size
     assert 0 < begun <= 100_000
     assert part.read_bytes() == WEIGHTS[:begun]
-    assert [(item.id, item.size, item.complete) for item in cache.cached()] == [("tiny", begun, False)]
+    assert [(item.id, item.size, item.complete) for item in cache.cached_models()] == [("tiny", begun, False)]
     server.cut = []
     del server.seen[:]
     assert hub.fetch(model, Context()).read_bytes() == WEIGHTS
@@ -404,7 +404,7 @@ def test_two_at_once_download_once(server, model):
 
 
 def test_one_who_waits_for_another_can_cancel(server, model):
-    with cache.held("tiny"):
+    with cache.locked("tiny"):
         answers = []
 
         def wait():
@@ -420,8 +420,8 @@ def test_one_who_waits_for_another_can_cancel(server, model):
 
 
 def test_removing_what_another_downloads_is_refused(server, model, monkeypatch):
-    with cache.held("tiny"):
-        monkeypatch.setattr(cache, "_PATIENCE", 0.3)
+    with cache.locked("tiny"):
+        monkeypatch.setattr(cache, "_LOCK_SECONDS", 0.3)
         error = []
 
         def remove():
@@ -512,7 +512,7 @@ def test_list_download_and_remove(server, model, tmp_path):
     # A file that was cut short afterwards does not count.
     Path(result.path).write_bytes(WEIGHTS[:1000])
     assert row().place == ""
-    assert [item.complete for item in cache.cached()] == [False]
+    assert [item.complete for item in cache.cached_models()] == [False]
     assert run(DownloadModelRequest(model="tiny")).sha256 == SHA256
     assert run(RemoveModelRequest(model="tiny")).freed == len(WEIGHTS)
     assert run(RemoveModelRequest(model="tiny")).freed == 0

@@ -12,7 +12,7 @@ pytest.importorskip("open_clip")
 pytest.importorskip("timm")
 
 from clippan.catalogue.models import MODELS  # noqa: E402
-from clippan.clip.load import Loaded, Preprocessing  # noqa: E402
+from clippan.clip.load import LoadedModel, Preprocessing  # noqa: E402
 from clippan.core.context import Context  # noqa: E402
 from clippan.core.errors import ClippanError  # noqa: E402
 from clippan.learn.fusion import clip_supervision  # noqa: E402
@@ -48,7 +48,7 @@ def tokens(texts: list[str]) -> torch.Tensor:
 
 
 def tiny(sha256: str = "1" * 64) -> FrozenCLIP:
-    return FrozenCLIP(Loaded(Tiny(), tokens, Preprocessing((0.5,) * 3, (0.25,) * 3, 48)), "tiny", sha256)
+    return FrozenCLIP(LoadedModel(Tiny(), tokens, Preprocessing((0.5,) * 3, (0.25,) * 3, 48)), "tiny", sha256)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from clippan import resources
-from clippan.catalogue.models import CONFIG, MODELS, find
+from clippan.catalogue.models import CONFIG, MODELS, find_model
 from clippan.core.errors import ClippanError
 
 DESCRIPTION = {
@@ -93,23 +93,23 @@ def folder(path, description=DESCRIPTION, weights=("open_clip_model.safetensors"
 def test_a_folder_in_open_clips_layout(tmp_path):
     path = folder(tmp_path / "starter", weights=("open_clip_model.safetensors", "other.pt"))
     for name in (path, path / "open_clip_model.safetensors"):
-        model = find(str(name))
+        model = find_model(str(name))
         assert (model.id, model.label) == (str(path / "open_clip_model.safetensors"), "starter")
         assert (model.architecture, model.activation, model.pixels, model.size) == ("", "quickgelu", 96, 4)
         assert (model.mean, model.std) == ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
-    assert find(str(path / "other.pt")).label == "other"
+    assert find_model(str(path / "other.pt")).label == "other"
 
 
 def test_a_description_without_details_means_open_clips_own(tmp_path):
     path = folder(tmp_path / "plain", {"model_cfg": {"vision_cfg": {"image_size": [64, 64]}, "text_cfg": {}}})
-    model = find(str(path))
+    model = find_model(str(path))
     assert (model.activation, model.pixels, model.mean) == ("gelu", 64, MODELS["openai-b32"].mean)
 
 
 def test_a_known_file_in_a_place_of_ones_own(tmp_path):
     path = tmp_path / "RS5M_ViT-L-14.pt"
     path.write_bytes(b"123")
-    model = find(str(path))
+    model = find_model(str(path))
     assert (model.architecture, model.path, model.size) == ("ViT-L-14-quickgelu", path, 3)
     assert model.licence == "CC-BY-4.0"
 
@@ -131,5 +131,5 @@ def test_what_is_no_model(tmp_path):
         (folder(tmp_path / "other", {"model_cfg": {"vision_cfg": 3}}), "does not describe a model"),
     ):
         with pytest.raises(ClippanError, match=sentence) as caught:
-            find(str(name))
+            find_model(str(name))
         assert str(caught.value).endswith(".")

@@ -7,7 +7,7 @@ import pytest
 from conftest import write_raster
 from osgeo import gdal
 
-from clippan.catalogue.colours import Band, band_order, colour_of_file, natural_colours
+from clippan.catalogue.band_names import Band, band_order, colour_of_file, natural_colours
 from clippan.raster.scene import Look, Scene
 
 SUPERDOVE = "20220315_103021_12_2421_3B_AnalyticMS_SR_8b.tif"

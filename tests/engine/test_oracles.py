@@ -102,12 +102,12 @@ def test_figures_of_a_confusion_matrix(classes, seed):
     truth = rng.integers(0, classes, 700)
     found = np.where(rng.random(700) < 0.6, truth, rng.integers(0, classes, 700))
     truth, found = truth[truth != 1], found[truth != 1]  # one class does not occur, but is found
-    table = accuracy.confusion(truth, found, classes)
+    table = accuracy.confusion_matrix(truth, found, classes)
     assert np.array_equal(table, sklearn.confusion_matrix(truth, found, labels=range(classes)))
-    assert accuracy.overall(table) == pytest.approx(sklearn.accuracy_score(truth, found))
+    assert accuracy.overall_accuracy(table) == pytest.approx(sklearn.accuracy_score(truth, found))
     assert accuracy.kappa(table) == pytest.approx(sklearn.cohen_kappa_score(truth, found))
     expected = sklearn.recall_score(truth, found, labels=sorted(set(truth)), average="macro")
-    assert accuracy.average(table) == pytest.approx(expected)
+    assert accuracy.average_accuracy(table) == pytest.approx(expected)
     scores = sklearn.f1_score(truth, found, labels=range(classes), average=None, zero_division=0)
-    assert accuracy.f1(table)[1] is None
-    assert [score for score in accuracy.f1(table) if score is not None] == pytest.approx(np.delete(scores, 1))
+    assert accuracy.f1_scores(table)[1] is None
+    assert [score for score in accuracy.f1_scores(table) if score is not None] == pytest.approx(np.delete(scores, 1))

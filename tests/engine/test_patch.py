@@ -19,7 +19,7 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from small_clip import make  # noqa: E402
 
-from clippan.catalogue.models import CONFIG, find  # noqa: E402
+from clippan.catalogue.models import CONFIG, find_model  # noqa: E402
 from clippan.core.errors import Cancelled, ClippanError  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import AlphaPoint, Context, Device, FinetuneClipRequest  # noqa: E402
@@ -107,7 +107,7 @@ def test_it_learns_and_lies_where_alpha_says(tmp_path, sets, model):
 def test_the_ends_of_the_way_are_the_two_models(model):
     before = {name[7:]: value for name, value in weights(model).items() if name.startswith("visual.")}
     after = {name: value + 1 if value.is_floating_point() else value for name, value in before.items()}
-    visual = patch.load(find(model).path, find(model)).model.visual
+    visual = patch.load(find_model(model).path, find_model(model)).model.visual
     for alpha, wanted in ((0.0, before), (1.0, after)):
         patch.mix(visual, before, after, alpha)
         for name, value in visual.state_dict().items():

@@ -13,7 +13,7 @@ import pytest
 from conftest import UTM, write_raster
 from osgeo import gdal, ogr
 
-from clippan.catalogue.prompts import Prompt, Table, parse
+from clippan.catalogue.prompts import ClassPrompt, PromptTable, parse_prompts
 from clippan.core.context import Context
 from clippan.core.errors import Cancelled, ClippanError
 from clippan.jobs.kinds import PolygonFile
@@ -21,7 +21,7 @@ from clippan.segmentation import polygons, regions
 
 ogr.UseExceptions()
 VECTORS = get_args(PolygonFile)[1].endings
-TABLE = parse("water, river; forest; grass; crops; roofs")
+TABLE = parse_prompts("water, river; forest; grass; crops; roofs")
 
 
 def blobs(height=61, width=67, classes=4, seed=0, smooth=3):
@@ -43,7 +43,7 @@ def write(
     path = save(folder, values, **place)
     sure = save(folder, confidence, "confidence.tif", **place) if confidence is not None else None
     out = str(folder / output)
-    return polygons.write(path, sure, out, table, min_area, simplify, "starter", context or Context()), out
+    return polygons.write_polygons(path, sure, out, table, min_area, simplify, "starter", context or Context()), out
 
 
 def features(path):
@@ -174,7 +174,7 @@ def test_strips_do_not_show(tmp_path, monkeypatch, strip, simplify):
     confidence = np.random.default_rng(1).random(values.shape).astype(np.float32)
     options = {"min_area": 6, "simplify": simplify, "confidence": confidence}
     _, whole = write(tmp_path, values, "whole.geojson", **options)
-    monkeypatch.setattr(regions.Map.__init__, "__defaults__", (None, strip))
+    monkeypatch.setattr(regions.ClassMap.__init__, "__defaults__", (None, strip))
     _, parts = write(tmp_path, values, "parts.geojson", **options)
     with open(whole, encoding="utf-8") as one, open(parts, encoding="utf-8") as other:  # noqa: PTH123
         ours, theirs = (json.load(file)["features"] for file in (one, other))
@@ -191,7 +191,7 @@ def test_components_are_numbered_by_their_first_items():
     """scipy does so, but does not promise it, and the order of polygons hangs on it."""
     rng = np.random.default_rng(0)
     one, other = rng.integers(0, 1000, (2, 600))
-    group, count = regions.components(one, other, 1000)
+    group, count = regions.connected_groups(one, other, 1000)
     assert np.array_equal(group[one], group[other])
     found, first = np.unique(group, return_index=True)
     assert np.array_equal(found, np.arange(count))
@@ -232,7 +232,9 @@ def test_which_neighbour_and_what_of_nothing(tmp_path):
 @pytest.mark.parametrize("ending", VECTORS)
 def test_formats(tmp_path, ending):
     names = ('wäter, "deep"', "森林", "x" * 190 + "é")
-    table = Table((Prompt(names[0], ("r'iver",)), Prompt(names[1]), Prompt(names[2], ("é" * 100,))))
+    table = PromptTable(
+        (ClassPrompt(names[0], ("r'iver",)), ClassPrompt(names[1]), ClassPrompt(names[2], ("é" * 100,)))
+    )
     values = blobs(classes=3, smooth=6)
     for _ in range(2):  # the second replaces the first
         count, path = write(tmp_path, values, f"a.b{ending}", table=table, simplify=1.0)
@@ -258,7 +260,7 @@ def test_geojson_is_in_degrees(tmp_path):
 
 
 def test_255_classes(tmp_path):
-    table = Table(tuple(Prompt(f"class {number}") for number in range(1, 256)))
+    table = PromptTable(tuple(ClassPrompt(f"class {number}") for number in range(1, 256)))
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
     count, path = write(tmp_path, values, table=table, simplify=1.0)
     assert count == 255
@@ -311,7 +313,7 @@ def test_turned_and_mirrored_grids(tmp_path):
         dataset.SetGeoTransform(transform)
         dataset = None
         out = str(tmp_path / f"{number}.gpkg")
-        assert polygons.write(path, None, out, TABLE, 0, 0.0, "m", Context()) == 1
+        assert polygons.write_polygons(path, None, out, TABLE, 0, 0.0, "m", Context()) == 1
         ((row, geometry),) = features(out)
         assert geometry.IsValid()
         assert geometry.GetArea() == pytest.approx(row["hectares"] * 1e4)
@@ -325,7 +327,7 @@ def test_a_geopackage_keeps_the_tags_of_the_map(tmp_path):
     dataset.SetMetadataItem("CLIPPAN_MODEL", "starter")
     dataset = None
     out = str(tmp_path / "out.gpkg")
-    polygons.write(path, None, out, TABLE, 0, 1.0, "starter", Context())
+    polygons.write_polygons(path, None, out, TABLE, 0, 1.0, "starter", Context())
     dataset = ogr.Open(out)
     assert dataset.GetLayer(0).GetMetadataItem("CLIPPAN_MODEL") == "starter"
 
@@ -367,10 +369,10 @@ def test_faults_are_one_sentence(tmp_path):
     ):
         write(tmp_path, blobs(), "none/out.gpkg")
     with pytest.raises(ClippanError, match=r"The map .* does not exist"):
-        polygons.write(str(tmp_path / "no.tif"), None, str(tmp_path / "o.gpkg"), TABLE, 0, 1.0, "m", Context())
+        polygons.write_polygons(str(tmp_path / "no.tif"), None, str(tmp_path / "o.gpkg"), TABLE, 0, 1.0, "m", Context())
     path, other = save(tmp_path, blobs()), save(tmp_path, blobs(30, 30), "other.tif")
     with pytest.raises(ClippanError, match="not on the grid of the map"):
-        polygons.write(path, other, str(tmp_path / "o.gpkg"), TABLE, 0, 1.0, "m", Context())
+        polygons.write_polygons(path, other, str(tmp_path / "o.gpkg"), TABLE, 0, 1.0, "m", Context())
     assert sorted(os.listdir(tmp_path)) == ["map.tif", "other.tif"]
 
 
@@ -382,10 +384,10 @@ gdal.UseExceptions()
 from clippan.core.errors import ClippanError
 from clippan.core.context import Context
 from clippan.segmentation import polygons
-from clippan.catalogue.prompts import parse
+from clippan.catalogue.prompts import parse_prompts
 resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000))
 try:
-    polygons.write(sys.argv[1], None, sys.argv[2], parse("a;b;c;d"), 0, 0.0, "m", Context())
+    polygons.write_polygons(sys.argv[1], None, sys.argv[2], parse_prompts("a;b;c;d"), 0, 0.0, "m", Context())
 except ClippanError as error:
     print("ONE SENTENCE:", error)
 """

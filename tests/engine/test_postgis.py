@@ -825,10 +825,10 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 def stub(name, device, context):
     """A model that knows colours."""
 
-    def images(pictures):
+    def encode_images(pictures):
         return unit(np.pad(pictures.reshape(len(pictures), 3, -1).mean(axis=2) + 1, ((0, 0), (0, WIDTH - 3))))
 
-    def texts(texts):
+    def encode_texts(texts):
         return unit(np.pad([COLOURS.get(text, (128, 128, 128)) for text in texts], ((0, 0), (0, WIDTH - 3))) + 0.0)
 
     model = SimpleNamespace(id="starter", label="Colours")
@@ -841,15 +841,15 @@ def stub(name, device, context):
         scale=50.0,
         batch=8,
         channels=None,
-        reading=lambda phrases: [],
-        images=images,
-        texts=texts,
+        text_warnings=lambda phrases: [],
+        encode_images=encode_images,
+        encode_texts=encode_texts,
     )
 
 
 def test_from_rasters_to_hits(name, tmp_path, monkeypatch):
     for module in (build, query):
-        monkeypatch.setattr(module, "encoder", stub)
+        monkeypatch.setattr(module, "load_encoder", stub)
     pixels = np.zeros((3, 64, 192), np.uint8)
     for number in range(3):
         pixels[number, :, 64 * number : 64 * number + 64] = 255
@@ -904,7 +904,7 @@ def test_the_file_is_still_the_other_one(tmp_path):
 def test_what_a_colleague_has_is_not_dropped(name, tmp_path, monkeypatch):
     """A file that is missing here is dropped only by a job that is about its folder."""
     for module in (build, query):
-        monkeypatch.setattr(module, "encoder", stub)
+        monkeypatch.setattr(module, "load_encoder", stub)
     pixels = np.full((3, 64, 64), 200, np.uint8)
     folders = [tmp_path / "mine", tmp_path / "theirs"]
     for folder in folders:
@@ -921,7 +921,7 @@ def test_what_a_colleague_has_is_not_dropped(name, tmp_path, monkeypatch):
 
 def test_no_result_holds_the_password(name, tmp_path, monkeypatch):
     for module in (build, query):
-        monkeypatch.setattr(module, "encoder", stub)
+        monkeypatch.setattr(module, "load_encoder", stub)
     path = write_raster(tmp_path / "a.tif", np.full((3, 64, 64), 200, np.uint8), 10.0)
     made = run(IndexRequest(rasters=(path,), output=name, tile=(64,)), Context())
     found = run(SearchRequest(index=name, text=("red",)), Context())

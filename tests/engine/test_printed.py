@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from clippan import cli
-from clippan.catalogue.colours import BandChoice
+from clippan.catalogue.band_names import BandChoice
 from clippan.jobs import Accuracy, CalibrateResult, ClassArea, SegmentResult
 from clippan.jobs.picture import RasterPicture
 

@@ -7,36 +7,38 @@ import json
 import pytest
 
 from clippan.catalogue import prompts
-from clippan.catalogue.prompts import Prompt, Table, parse
+from clippan.catalogue.prompts import ClassPrompt, PromptTable, parse_prompts
 from clippan.core.errors import ClippanError
 
 
 def test_plain_text_is_classes_and_synonyms() -> None:
-    table = parse("water; forest,  trees , woods;building, roof, house;\n")
+    table = parse_prompts("water; forest,  trees , woods;building, roof, house;\n")
     assert table.names == ("water", "forest", "building")
     assert [prompt.words for prompt in table.classes][1] == ("forest", "trees", "woods")
-    assert parse("water\nforest, trees") == parse("water; forest, trees")
+    assert parse_prompts("water\nforest, trees") == parse_prompts("water; forest, trees")
 
 
 def test_a_table_comes_back_from_its_text() -> None:
-    plain = parse("water; forest, trees")
+    plain = parse_prompts("water; forest, trees")
     assert plain.text() == "water; forest, trees"
-    rich = Table(
-        (Prompt("Fluß, groß", ("river",), ("a winding line",), "#102030", 0.4, -1.5), Prompt("land")), 42.0, "x"
+    rich = PromptTable(
+        (ClassPrompt("Fluß, groß", ("river",), ("a winding line",), "#102030", 0.4, -1.5), ClassPrompt("land")),
+        42.0,
+        "x",
     )
     assert rich.text().startswith("{")
-    assert parse(rich.text()) == rich
+    assert parse_prompts(rich.text()) == rich
     assert "threshold" not in json.loads(rich.json())["classes"][1]  # what has its default is left out
 
 
 def test_a_file_is_read_and_written_whole(tmp_path) -> None:
-    table = parse("water; forest").coloured()
+    table = parse_prompts("water; forest").with_colours()
     path = tmp_path / "prompts.json"
-    prompts.save(table, str(path))
-    assert parse(str(path)) == table
+    prompts.save_prompts(table, str(path))
+    assert parse_prompts(str(path)) == table
     assert [item.name for item in tmp_path.iterdir()] == ["prompts.json"]
     with pytest.raises(ClippanError, match="could not be written"):
-        prompts.save(table, str(tmp_path / "missing" / "prompts.json"))
+        prompts.save_prompts(table, str(tmp_path / "missing" / "prompts.json"))
 
 
 @pytest.mark.parametrize(
@@ -58,27 +60,30 @@ def test_a_file_is_read_and_written_whole(tmp_path) -> None:
 )
 def test_what_cannot_be_meant_is_said(text, says) -> None:
     with pytest.raises(ClippanError, match=says):
-        parse(text)
+        parse_prompts(text)
 
 
 def test_many_classes_have_a_colour_each() -> None:
-    table = parse("; ".join(f"class {number}" for number in range(200))).coloured()
+    table = parse_prompts("; ".join(f"class {number}" for number in range(200))).with_colours()
     assert len({prompt.colour for prompt in table.classes}) > 150
-    assert table.coloured() == table
-    assert parse("trees").coloured().classes[0].colour != parse("water").coloured().classes[0].colour
+    assert table.with_colours() == table
+    assert (
+        parse_prompts("trees").with_colours().classes[0].colour
+        != parse_prompts("water").with_colours().classes[0].colour
+    )
 
 
 def test_the_colour_is_that_of_a_word_of_the_name() -> None:
-    grass = parse("grassland").coloured().classes[0].colour
+    grass = parse_prompts("grassland").with_colours().classes[0].colour
     for name in ("grassland, shrubs", "Wiese (grassland)", "xyz / Grassland", "xyz and grassland"):
-        assert prompts.Table((prompts.Prompt(name),)).coloured().classes[0].colour == grass
-    assert prompts.Table((prompts.Prompt("xyz"),)).coloured().classes[0].colour != grass
+        assert prompts.PromptTable((prompts.ClassPrompt(name),)).with_colours().classes[0].colour == grass
+    assert prompts.PromptTable((prompts.ClassPrompt("xyz"),)).with_colours().classes[0].colour != grass
 
 
 def test_presets_are_tables() -> None:
-    found = prompts.presets()
+    found = prompts.preset_tables()
     assert {"landcover", "urban", "coast", "agriculture"} <= set(found)
     for label, table in found.values():
         assert label
-        assert parse(table.text()) == table
+        assert parse_prompts(table.text()) == table
         assert len({prompt.colour for prompt in table.classes}) == len(table.classes)

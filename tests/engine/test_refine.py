@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from clippan.segmentation.refine import guided, margin  # noqa: E402
+from clippan.segmentation.guided import filter_margin, guided_filter  # noqa: E402
 
 
 def inputs(height=40, width=52, classes=3, seed=0, holes=True):
@@ -25,7 +25,7 @@ def inputs(height=40, width=52, classes=3, seed=0, holes=True):
 
 
 def run(values, picture, valid, *arguments):
-    return guided(
+    return guided_filter(
         *(torch.from_numpy(np.ascontiguousarray(part)) for part in (values, picture, valid)), *arguments
     ).numpy()
 
@@ -104,7 +104,7 @@ def test_invalid_pixels_take_no_part(cell):
 def test_tiles_do_not_show(radius, cell):
     values, picture, valid = inputs(150, 170, seed=3)
     whole = run(values, picture, valid, radius, 1e-3, cell)
-    reach = margin(radius, cell)
+    reach = filter_margin(radius, cell)
     assert reach % cell == 0
     step = 12 * cell
     for size in (step, 2 * step):
@@ -122,7 +122,7 @@ def test_margin_is_needed():
     """One pixel less than the margin changes something: the test above sees what it should."""
     values, picture, valid = inputs(60, 60, holes=False)
     whole = run(values, picture, valid, 5, 1e-3)
-    left = 30 - margin(5) + 1
+    left = 30 - filter_margin(5) + 1
     part = run(values[:, :, left:], picture[:, :, left:], valid[:, left:], 5, 1e-3)
     assert np.abs(part[:, :, 30 - left :] - whole[:, :, 30:]).max() > 1e-4
 

@@ -42,7 +42,7 @@ def vector(tmp_path):
 
 
 def read(path):
-    return samples.read(path, "", "class", GRID, 0, Context())
+    return samples.read_samples(path, "", "class", GRID, 0, Context())
 
 
 def point(column, row):
@@ -64,7 +64,7 @@ def spread(names, each=4):
 def test_a_number_that_is_none_is_no_class(vector, value) -> None:
     path = vector([*spread([2.0, 1.5]), (point(90, 90), value)], kind=ogr.OFTReal, name="s.fgb", driver="FlatGeobuf")
     assert read(path).names == ("1.5", "2")
-    assert len(samples.digest(path, "", "class")) == 64
+    assert len(samples.samples_sha256(path, "", "class")) == 64
 
 
 def test_names_like_numbers_are_sorted(vector) -> None:
@@ -73,7 +73,7 @@ def test_names_like_numbers_are_sorted(vector) -> None:
 
 
 def test_equal_numbers_are_sorted_whatever_the_hash() -> None:
-    code = "from clippan.labels.samples import _sorted; print(_sorted({'1', '01', '001', '0'}))"
+    code = "from clippan.labels.samples import _sorted_classes; print(_sorted_classes({'1', '01', '001', '0'}))"
     for seed in "012":
         done = subprocess.run(
             [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE, check=True
@@ -107,7 +107,7 @@ def test_curved_polygons_are_polygons(vector) -> None:
     ends = [(x, y + radius), (x + radius, y), (x, y - radius), (x - radius, y), (x, y + radius)]
     arc = ", ".join(f"{east} {north}" for east, north in ends)
     found = read(vector([*spread(["a", "b"]), (f"CURVEPOLYGON (CIRCULARSTRING ({arc}))", "round")]))
-    assert found.labelled[2] == pytest.approx(np.pi * 100, rel=0.05)
+    assert found.pixels_per_class[2] == pytest.approx(np.pi * 100, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_curved_polygons_are_polygons(vector) -> None:
 )
 def test_without_a_crs_that_of_the_rasters_is_assumed(vector, crs, name, driver) -> None:
     found = read(vector(spread(["a", "b"]), crs=crs, name=name, driver=driver))
-    assert found.labelled == (4, 4)
+    assert found.pixels_per_class == (4, 4)
     assert any("CRS of the samples is not known" in hint and "UTM zone 31N" in hint for hint in found.hints)
     assert not read(vector(spread(["a", "b"]), name="known.gpkg")).hints
 
@@ -134,7 +134,7 @@ def test_rasters_without_coordinates_are_named(vector) -> None:
     bare = Grid(SIZE, SIZE, (0, 1, 0, 0, 0, 1), "")
     path = vector([("POINT (500 45)", "a")], crs="EPSG:4326")
     with pytest.raises(ClippanError, match=r"which have no coordinates, while the samples are in WGS 84; georeference"):
-        samples.read(path, "", "class", bare, 0, Context())
+        samples.read_samples(path, "", "class", bare, 0, Context())
 
 
 def test_a_class_in_one_place_leaves_the_blocks_of_the_others(vector) -> None:
@@ -142,7 +142,7 @@ def test_a_class_in_one_place_leaves_the_blocks_of_the_others(vector) -> None:
     assert read(vector(features)).split == "block of 32 pixels"
     found = read(vector([*features, (point(70, 70), "rare")], name="rare.gpkg"))
     assert found.split == "block of 32 pixels"
-    assert found.places[3] == 1
+    assert found.groups_per_class[3] == 1
     close = [*features, (point(66, 66), "close"), (point(86, 86), "close")]  # in one block of 32, in two of 16
     assert read(vector(close, name="close.gpkg")).split == "block of 16 pixels"
 
@@ -155,7 +155,7 @@ def test_classes_that_differ_in_case_are_named(vector) -> None:
 
 def test_a_digest_knows_copies_by_order_and_crs(vector) -> None:
     features = spread(["a", "b"])
-    digest = samples.digest(vector(features), "", "class")
-    assert samples.digest(vector(features, name="copy.gpkg"), "", "class") == digest
-    assert samples.digest(vector(features[::-1], name="turned.gpkg"), "", "class") != digest
-    assert samples.digest(vector(features, crs="EPSG:32632", name="moved.gpkg"), "", "class") != digest
+    digest = samples.samples_sha256(vector(features), "", "class")
+    assert samples.samples_sha256(vector(features, name="copy.gpkg"), "", "class") == digest
+    assert samples.samples_sha256(vector(features[::-1], name="turned.gpkg"), "", "class") != digest
+    assert samples.samples_sha256(vector(features, crs="EPSG:32632", name="moved.gpkg"), "", "class") != digest

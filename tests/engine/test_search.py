@@ -163,7 +163,7 @@ def test_overlapping_places_are_one(model, tmp_path):
 
 
 def test_what_the_model_does_not_read_is_told(index, model, monkeypatch):
-    monkeypatch.setattr(model, "reading", lambda phrases: [f"Not read: {', '.join(phrases)}."])
+    monkeypatch.setattr(model, "text_warnings", lambda phrases: [f"Not read: {', '.join(phrases)}."])
     result = run(SearchRequest(index=index, text=(" warm ",), without=("red",)))
     assert "Not read: warm, red." in result.hints
 

@@ -11,10 +11,9 @@ from colours import COLOURS, ColourEncoder, use
 from conftest import read_raster
 from osgeo import gdal, ogr
 
-from clippan.catalogue.prompts import parse
-from clippan.clip import coarse
+from clippan.catalogue.prompts import parse_prompts
 from clippan.clip import encoder as encoders
-from clippan.clip.coarse import Lattice
+from clippan.clip.sliding import SlidingWindows, similarity_grid
 from clippan.core.errors import Cancelled, ClippanError
 from clippan.handlers import run, segment
 from clippan.jobs import CalibrateRequest, Context, Refinement, SegmentRequest, Stretch
@@ -161,7 +160,7 @@ def test_windows_cover_every_pixel_of_the_part(part, cells, any_size, more) -> N
     model.any_size = any_size
     width, height = 500 + more, 300 + more
     part = Window(part.x + more, part.y + more, part.width, part.height) if part.x else Window(0, 0, width, height)
-    lattice = Lattice.of(model, width, height, 37, part)
+    lattice = SlidingWindows.of(model, width, height, 37, part)
     seen = np.zeros((height, width), bool)
     for row in range(lattice.top, lattice.bottom):
         for _, window in lattice.windows(row):
@@ -169,22 +168,22 @@ def test_windows_cover_every_pixel_of_the_part(part, cells, any_size, more) -> N
             assert window.y < height
             seen[window.y : window.y + window.height, window.x : window.x + window.width] = True
     assert seen[part.y : part.y + part.height, part.x : part.x + part.width].all()
-    assert lattice.step * lattice.cells == lattice.edge * lattice.hop
+    assert lattice.stride * lattice.cells == lattice.edge * lattice.cell_stride
 
 
 def test_values_at_places_are_those_of_windows(model, raster, tmp_path) -> None:
     values, _ = stripes()
     scene = Scene(raster("a.tif", values), Look())
-    lattice = Lattice.of(model, 120, 96, 16, Window(0, 0, 120, 96))
-    texts = model.texts(["red", "green", "blue"])
-    seen = coarse.look(model, texts, np.arange(3), lattice, lambda: scene, 0.0, False, 1, tmp_path, Context())
+    lattice = SlidingWindows.of(model, 120, 96, 16, Window(0, 0, 120, 96))
+    texts = model.encode_texts(["red", "green", "blue"])
+    seen = similarity_grid(model, texts, np.arange(3), lattice, lambda: scene, 0.0, False, 1, tmp_path, Context())
     whole = seen.at(Window(0, 0, 120, 96))
     rows, columns = np.mgrid[0:96:5, 0:120:7].reshape(2, -1)
-    np.testing.assert_allclose(seen.places(rows, columns), whole[:, rows, columns].T, atol=2e-3)
+    np.testing.assert_allclose(seen.at_pixels(rows, columns), whole[:, rows, columns].T, atol=2e-3)
     # What lies in cells is what the model saw there, blended over its windows.
     assert whole[:, 50, 15].argmax() == 0
     assert whole[0, 50, 15] == pytest.approx(
-        float(texts[0] @ model.images(np.array([200, 0, 0], np.uint8).reshape(1, 3, 1, 1))[0]), abs=2e-3
+        float(texts[0] @ model.encode_images(np.array([200, 0, 0], np.uint8).reshape(1, 3, 1, 1))[0]), abs=2e-3
     )
 
 
@@ -256,7 +255,9 @@ def test_a_picture_without_coordinates_stays_one(mapped, raster) -> None:
 
 
 def test_two_hundred_classes(mapped, model, monkeypatch) -> None:
-    monkeypatch.setattr(model, "texts", lambda texts: encoders.np.eye(4, dtype=np.float32)[np.arange(len(texts)) % 4])
+    monkeypatch.setattr(
+        model, "encode_texts", lambda texts: encoders.np.eye(4, dtype=np.float32)[np.arange(len(texts)) % 4]
+    )
     values, _ = stripes()
     result = mapped(values, "; ".join(f"class {number}" for number in range(200)))
     assert len(result.classes) == 201
@@ -315,7 +316,7 @@ def test_bad_values_are_said_and_leave_nothing(model, raster, tmp_path, monkeypa
 
 
 def test_short_memory_halves_the_batch_and_then_is_said(monkeypatch) -> None:
-    model = encoders.encoder("starter", encoders.Device.CPU, Context())
+    model = encoders.load_encoder("starter", encoders.Device.CPU, Context())
     monkeypatch.setattr(model, "batch", 8)
     sizes = []
     real = model._loaded.model.visual.forward
@@ -329,17 +330,17 @@ def test_short_memory_halves_the_batch_and_then_is_said(monkeypatch) -> None:
     monkeypatch.setattr(model._loaded.model.visual, "forward", short)
     pictures, texts = (
         np.random.default_rng(0).integers(0, 255, (5, 3, 64, 64), np.uint8),
-        model.texts(["water", "forest"]),
+        model.encode_texts(["water", "forest"]),
     )
     limit = 8
-    whole, _ = model.cells(pictures, texts)
+    whole, _ = model.cell_cosines(pictures, texts)
     limit = 2
-    parts, _ = model.cells(pictures, texts)
+    parts, _ = model.cell_cosines(pictures, texts)
     np.testing.assert_allclose(parts, whole, atol=0.02)
     assert sizes == [5, 5, 4, 2, 2, 1]
     limit = 0
     with pytest.raises(ClippanError, match="graphics card's memory is too small"):
-        model.cells(pictures, texts)
+        model.cell_cosines(pictures, texts)
 
 
 def test_the_starter_tells_water_from_fields(tmp_path, raster) -> None:
@@ -471,8 +472,10 @@ def test_classes_from_a_file_are_told(mapped, tmp_path) -> None:
 
 
 def test_words_that_are_cut_are_told(mapped, model, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(model, "texts", lambda texts: encoders.np.eye(4, dtype=np.float32)[np.arange(len(texts)) % 4])
-    monkeypatch.setattr(model, "reading", lambda phrases: [f"Read: {len(phrases)}."])
+    monkeypatch.setattr(
+        model, "encode_texts", lambda texts: encoders.np.eye(4, dtype=np.float32)[np.arange(len(texts)) % 4]
+    )
+    monkeypatch.setattr(model, "text_warnings", lambda phrases: [f"Read: {len(phrases)}."])
     values, _ = stripes()
     classes = "red, " + ", ".join(f"a red thing number {number} of many" for number in range(10)) + "; green; blue"
     hints = mapped(values, classes, polygons=str(tmp_path / "p.shp")).hints
@@ -531,7 +534,7 @@ def test_words_are_moved_where_offsets_do_not_help(calibrated, raster, mapped, m
     assert result.before.accuracy < 0.6
     assert result.after.accuracy > 0.9
     assert any("was moved" in hint for hint in result.hints)
-    table = parse(result.output)
+    table = parse_prompts(result.output)
     assert [len(prompt.vector) for prompt in table.classes] == [4, 4]
     found = read_raster(mapped(values, result.output).output)[0]
     assert (found == truth).mean() > 0.9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clippan.catalogue.sensors import SENSORS, find, recognise
+from clippan.catalogue.sensors import SENSORS, find_sensor, recognise_sensor
 
 
 @pytest.mark.parametrize(
@@ -31,14 +31,14 @@ from clippan.catalogue.sensors import SENSORS, find, recognise
     ],
 )
 def test_names_as_metadata_and_files_hold_them(text, name):
-    found = recognise([text])
+    found = recognise_sensor([text])
     assert (found.name if found else None) == name
 
 
 def test_find_takes_ids_and_usual_names():
-    assert find("worldview3") is SENSORS["worldview3"]
-    assert find("WorldView-3") is SENSORS["worldview3"]
-    assert find("sputnik") is None
+    assert find_sensor("worldview3") is SENSORS["worldview3"]
+    assert find_sensor("WorldView-3") is SENSORS["worldview3"]
+    assert find_sensor("sputnik") is None
 
 
 def test_gains_follow_the_bands():

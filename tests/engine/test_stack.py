@@ -9,7 +9,7 @@ from clippan.core.errors import ClippanError
 from clippan.fewshot import stack
 from clippan.fewshot.stack import open_stack
 from clippan.jobs import Context
-from clippan.labels.folds import apart
+from clippan.labels.folds import training_mask
 
 
 def test_little_data_between_the_windows_is_found(raster) -> None:
@@ -56,11 +56,11 @@ def test_nothing_near_to_what_is_left_out_is_learned() -> None:
     labels = np.array([0, 0, 0, 1, 1, 1])
     rows, columns = np.array([0, 14, 15, 0, 5, 40]), np.zeros(6, int)
     out = np.array([True, False, False, False, False, False])
-    assert apart(labels, rows, columns, out).tolist() == [False, False, True, False, False, True]
+    assert training_mask(labels, rows, columns, out).tolist() == [False, False, True, False, False, True]
     # a class that would be lost stays
-    assert apart(labels[:5], rows[:5], columns[:5], out[:5]).tolist() == [False, False, True, True, True]
+    assert training_mask(labels[:5], rows[:5], columns[:5], out[:5]).tolist() == [False, False, True, True, True]
     many = np.random.default_rng(0).integers(0, 200, (2, 2000))
     left = np.arange(2000) < 600
-    kept = apart(np.zeros(2000, int), *many, left, 3)
+    kept = training_mask(np.zeros(2000, int), *many, left, 3)
     distance = np.abs(many[:, :, None] - many[:, None, left]).max(axis=0).min(axis=1)
     assert (kept == (distance > 3)).all()

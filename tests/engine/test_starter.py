@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clippan.catalogue.models import find
-from clippan.clip.load import load
+from clippan.catalogue.models import find_model
+from clippan.clip.load import load_model
 
 torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")
@@ -26,8 +26,8 @@ if not WEIGHTS.is_file():
 
 @pytest.fixture(scope="module")
 def ours():
-    model = find(str(FOLDER))
-    return load(model.path, model)
+    model = find_model(str(FOLDER))
+    return load_model(model.path, model)
 
 
 @pytest.fixture(scope="module")

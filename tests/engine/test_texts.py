@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from clippan.catalogue.prompts import parse
-from clippan.clip.encoder import encoder
+from clippan.catalogue.prompts import parse_prompts
+from clippan.clip.encoder import load_encoder
 from clippan.core import texts
 from clippan.core.errors import ClippanError
 from clippan.jobs import Context, Device, SearchRequest
 from clippan.jobs.classify import parse_descriptions
 
 READERS = {
-    "classes": (parse, "water\nforest, trees\n", parse("water; forest, trees")),
+    "classes": (parse_prompts, "water\nforest, trees\n", parse_prompts("water; forest, trees")),
     "descriptions": (parse_descriptions, "corn: rows\ncorn: tall\n", {"corn": ("rows", "tall")}),
     "legend": (texts.legend, "1=water\n#3c1098=house\n", {"1": "water", "#3C1098": "house"}),
 }
@@ -51,23 +51,23 @@ def test_a_file_that_is_none_is_said(reader, tmp_path, monkeypatch) -> None:
 def test_a_class_is_no_file_unless_it_is_one(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "water").write_text("land")
-    assert parse("water").names == ("water",)
-    assert parse("@x; =1+1; -minus; a.b; 🌲").names == ("@x", "=1+1", "-minus", "a.b", "🌲")
-    assert parse("@nobody").names == ("@nobody",)
+    assert parse_prompts("water").names == ("water",)
+    assert parse_prompts("@x; =1+1; -minus; a.b; 🌲").names == ("@x", "=1+1", "-minus", "a.b", "🌲")
+    assert parse_prompts("@nobody").names == ("@nobody",)
     with pytest.raises(ClippanError, match=r"“classes.txt” is the name of a file; give either"):
-        parse("classes.txt; water; land")
+        parse_prompts("classes.txt; water; land")
     for written in ("water; land; classes.txt", "@water; land;classes.JSON"):
         with pytest.raises(ClippanError, match=r"“classes.\w+” is the name of a file; give either"):
-            parse(written)
+            parse_prompts(written)
     (tmp_path / "a;b.txt").write_text("water; land")
-    assert parse("a;b.txt").names == ("water", "land")
+    assert parse_prompts("a;b.txt").names == ("water", "land")
 
 
 @pytest.mark.parametrize("word", ["???", "--", "…", "+", "$ $", "()", "·"])
 def test_what_has_neither_letter_nor_digit_is_refused(word) -> None:
     for make in (
-        lambda: parse(f"water; {word}"),
-        lambda: parse(f"water, {word}"),
+        lambda: parse_prompts(f"water; {word}"),
+        lambda: parse_prompts(f"water, {word}"),
         lambda: parse_descriptions(f"corn: {word}"),
         lambda: SearchRequest(index="i.gpkg", text=(word,)).validate(),
         lambda: SearchRequest(index="i.gpkg", text=("water",), without=(word,)).validate(),
@@ -85,22 +85,22 @@ def test_words_of_other_scripts_are_told_apart() -> None:
 
 
 def test_what_a_model_does_not_read_is_told() -> None:
-    model = encoder("starter", Device.CPU, Context())
+    model = load_encoder("starter", Device.CPU, Context())
     assert model.model.languages == ("en",)
-    assert model.reading(["water", "a river with sandbanks and a few small islands"]) == []
-    (foreign,) = model.reading(["water", "город", "🌲"])
+    assert model.text_warnings(["water", "a river with sandbanks and a few small islands"]) == []
+    (foreign,) = model.text_warnings(["water", "город", "🌲"])
     assert "reads English" in foreign
     assert "“город”, “🌲”" in foreign
     length = model._loaded.tokenizer([""]).shape[1]
     room = length - 2 - len(model._loaded.tokenizer.encode("a satellite photo of"))
     fits, long = " ".join(["x"] * room), " ".join(["x"] * (room + 1))
-    (cut,) = model.reading([fits, long])
+    (cut,) = model.text_warnings([fits, long])
     assert f"reads {length} tokens" in cut
     assert cut.count("“") == 1
 
 
 def test_a_model_of_whose_languages_nothing_is_known_is_trusted(monkeypatch) -> None:
-    model = encoder("starter", Device.CPU, Context())
+    model = load_encoder("starter", Device.CPU, Context())
     monkeypatch.setattr(type(model.model), "languages", ())
     monkeypatch.setattr(model, "model", type("Model", (), {"label": "Mine", "languages": ()}))
-    assert model.reading(["水"]) == []
+    assert model.text_warnings(["水"]) == []

@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from osgeo import osr
 
-from clippan.catalogue.prompts import Prompt, Table
+from clippan.catalogue.prompts import ClassPrompt, PromptTable
 from clippan.core.context import Context
 from clippan.fewshot.prompt_heads import PixelFeatures, bilateral_mean
 from clippan.fewshot.windows import masked_mean
 from clippan.fusion.metrics import BLOCK, FullResolutionMetrics, ReferenceMetrics
 from clippan.handlers import run
 from clippan.jobs import Method, PansharpenRequest, Registration
-from clippan.labels.areas import Areas
+from clippan.labels.areas import ClassAreaCounter
 from clippan.raster.grid import Grid
 from clippan.raster.tiles import Window, tiles
-from clippan.segmentation.refine import guided, margin
+from clippan.segmentation.guided import filter_margin, guided_filter
 
 DEGREES = osr.GetUserInputAsWKT("EPSG:4326")
 seeds = st.integers(0, 2**32 - 1)
@@ -80,11 +80,13 @@ def test_edges_that_follow_the_picture(seed, height, width, radius, cell, parts)
     values = torch.from_numpy(rng.random((3, height, width)).astype(np.float32))
     picture = torch.from_numpy(rng.random((3, height, width)).astype(np.float32))
     valid = torch.from_numpy(rng.random((height, width)) < 0.9)
-    whole = guided(values, picture, valid, radius, 1e-3, cell)
-    reach = margin(radius, cell)
+    whole = guided_filter(values, picture, valid, radius, 1e-3, cell)
+    reach = filter_margin(radius, cell)
     for window in tiles(width, height, parts * 4):
         rows, columns, own_rows, own_columns = around(window, reach, width, height)
-        part = guided(values[:, rows, columns], picture[:, rows, columns], valid[rows, columns], radius, 1e-3, cell)
+        part = guided_filter(
+            values[:, rows, columns], picture[:, rows, columns], valid[rows, columns], radius, 1e-3, cell
+        )
         expected = whole[:, window.y : window.y + window.height, window.x : window.x + window.width]
         assert torch.equal(part[:, own_rows, own_columns], expected)
 
@@ -149,11 +151,11 @@ def test_areas_of_classes(seed, height, width, size, crs):
     classes = rng.integers(0, 4, (height, width)).astype(np.uint8)
     confidence = rng.random((height, width)).astype(np.float32)
     valid = rng.random((height, width)) < 0.9
-    table = Table((Prompt("water"), Prompt("forest"), Prompt("roofs")))
+    table = PromptTable((ClassPrompt("water"), ClassPrompt("forest"), ClassPrompt("roofs")))
     grid = Grid(width, height, (10.0, 0.01, 0.0, 50.0, 0.0, -0.01), crs)
 
     def areas(edge: int) -> list[tuple]:
-        found = Areas(table, grid)
+        found = ClassAreaCounter(table, grid)
         for tile in tiles(width, height, edge):
             at = (slice(tile.y, tile.y + tile.height), slice(tile.x, tile.x + tile.width))
             found.add(tile.x, tile.y, classes[at], confidence[at], valid[at])

@@ -44,7 +44,7 @@ def write(tmp_path):
 
 
 def labels(layer):
-    return sorted(place.label for place in layer.places(GRID, Context()))
+    return sorted(place.label for place in layer.features(GRID, Context()))
 
 
 @pytest.mark.parametrize("ending", DRIVERS)
@@ -52,8 +52,8 @@ def labels(layer):
 def test_a_class_may_be_in_a_field_of_any_name(write, field, ending) -> None:
     path = write({"s": FEATURES}, field, ending)
     for written in (field, field.upper(), field.lower()):
-        found = samples.read(path, "", written, GRID, 0, Context())
-        assert (found.names, found.labelled) == (("a", "b"), (4, 4))
+        found = samples.read_samples(path, "", written, GRID, 0, Context())
+        assert (found.names, found.pixels_per_class) == (("a", "b"), (4, 4))
 
 
 @pytest.mark.parametrize("field", ["class", "geom", "fid", "y"])
@@ -64,8 +64,8 @@ def test_a_table_has_its_places_in_columns(tmp_path, columns, field) -> None:
     path = tmp_path / "s.csv"
     rows = [f'"{text}",{name}' if place else f"{text[7:-1].replace(' ', ',')},{name}" for text, name in FEATURES]
     path.write_text("\n".join([f"{columns},{field}", *rows]), encoding="utf-8")
-    found = samples.read(str(path), "", field, GRID, 0, Context())
-    assert found.labelled == (4, 4)
+    found = samples.read_samples(str(path), "", field, GRID, 0, Context())
+    assert found.pixels_per_class == (4, 4)
     assert any("was assumed" in hint for hint in found.hints)
     assert any(f"from the column {columns.split(',')[0]}" in hint for hint in found.hints) == (columns != "WKT")
 
@@ -74,24 +74,24 @@ def test_longitudes_of_a_table_are_degrees(tmp_path) -> None:
     (tmp_path / "s.csv").write_text("class,lon,lat\na,3.001,45.151\nb,3.002,45.15\n")
     layer = LabelledLayer(str(tmp_path / "s.csv"), "", "class")
     assert layer.crs.GetAuthorityCode(None) == "4326"
-    assert not layer.assumed(GRID)
+    assert not layer.assumed_crs_hints(GRID)
 
 
 def test_the_first_layer_that_has_labelled_places_is_read(write) -> None:
     empty = {"empty": [], "placeless": [(None, "c")], "classless": [(point(3, 3), None)]}
     path = write({**empty, "good": FEATURES, "other": spread(["x", "y"])})
-    found = samples.read(path, "", "class", GRID, 0, Context())
+    found = samples.read_samples(path, "", "class", GRID, 0, Context())
     assert found.names == ("a", "b")
     assert any("good was read" in hint and "(empty, placeless, " in hint for hint in found.hints)
-    found = samples.read(path, "other", "class", GRID, 0, Context())
+    found = samples.read_samples(path, "other", "class", GRID, 0, Context())
     assert (found.names, found.hints) == (("x", "y"), ())
-    assert samples.read(path, "OTHER", "class", GRID, 0, Context()).names == ("x", "y")
-    assert samples.digest(path, "", "class") == samples.digest(path, "good", "class")
-    assert samples.digest(path, "other", "class") != samples.digest(path, "good", "class")
+    assert samples.read_samples(path, "OTHER", "class", GRID, 0, Context()).names == ("x", "y")
+    assert samples.samples_sha256(path, "", "class") == samples.samples_sha256(path, "good", "class")
+    assert samples.samples_sha256(path, "other", "class") != samples.samples_sha256(path, "good", "class")
     with pytest.raises(ClippanError, match=r"have no layer nowhere; choose one of theirs \(empty, placeless"):
         LabelledLayer(path, "nowhere", "class")
     with pytest.raises(ClippanError, match=r"has both a place and a class"):
-        samples.read(path, "empty", "class", GRID, 0, Context())
+        samples.read_samples(path, "empty", "class", GRID, 0, Context())
 
 
 def test_a_layer_without_the_field_is_passed_by(write) -> None:
@@ -115,7 +115,7 @@ def test_a_table_of_styles_is_no_second_layer(write) -> None:
 
 def test_a_class_that_lies_outside_is_named(write) -> None:
     features = [*FEATURES, (point(500, 5), "far"), (point(1, 500), "away"), (point(-3, 5), "a")]
-    found = samples.read(write({"s": features}), "", "class", GRID, 0, Context())
+    found = samples.read_samples(write({"s": features}), "", "class", GRID, 0, Context())
     assert found.names == ("a", "b")
     assert any("All samples of away, far lie outside the rasters" in hint for hint in found.hints)
     assert any(hint.startswith("3 of the samples lie outside") for hint in found.hints)
@@ -124,7 +124,7 @@ def test_a_class_that_lies_outside_is_named(write) -> None:
 def test_of_one_class_that_is_left_the_others_are_named(write) -> None:
     path = write({"s": [*spread(["a"]), (point(500, 5), "far")]}, ending="fgb")
     with pytest.raises(ClippanError, match=r"one class only on the rasters \(a; all samples of far lie outside\)"):
-        samples.read(path, "", "class", GRID, 0, Context())
+        samples.read_samples(path, "", "class", GRID, 0, Context())
 
 
 def test_broken_places_are_said(tmp_path) -> None:
@@ -132,15 +132,15 @@ def test_broken_places_are_said(tmp_path) -> None:
     with pytest.raises(
         ClippanError, match=r"has both a place and a class|cannot be read to their end|lie on the raster"
     ):
-        samples.read(str(tmp_path / "s.csv"), "", "class", GRID, 0, Context())
+        samples.read_samples(str(tmp_path / "s.csv"), "", "class", GRID, 0, Context())
 
 
 def test_a_text_that_is_not_utf_8_is_said(tmp_path) -> None:
     path = tmp_path / "s.csv"
     path.write_text("x,y,class,Größe\n1,2,forêt,1\n2,3,b,2\n", encoding="latin-1")
     for read in (
-        lambda: samples.read(str(path), "", "class", GRID, 0, Context()),
-        lambda: samples.digest(str(path), "", "class"),
+        lambda: samples.read_samples(str(path), "", "class", GRID, 0, Context()),
+        lambda: samples.samples_sha256(str(path), "", "class"),
     ):
         with pytest.raises(ClippanError, match=r"^The field class of the samples .*s.csv is not UTF-8; save the file"):
             read()

@@ -16,13 +16,13 @@ from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtGui import QColor
 from qgis.PyQt.QtWidgets import QComboBox, QFileDialog, QMessageBox, QVBoxLayout, QWidget
 
-from clippan.catalogue.prompts import Prompt, Table, parse, presets
+from clippan.catalogue.prompts import ClassPrompt, PromptTable, parse_prompts, preset_tables
 from clippan_qgis.gui import prompts
 from clippan_qgis.gui import wrapper as wrappers
 from clippan_qgis.gui.choice import ChoiceWidget
 
-CALIBRATED = Table(
-    (Prompt("water", ("river",), ("smooth and dark", "blue, calm"), "#ff0000", 0.4, 1.5), Prompt("forest")),
+CALIBRATED = PromptTable(
+    (ClassPrompt("water", ("river",), ("smooth and dark", "blue, calm"), "#ff0000", 0.4, 1.5), ClassPrompt("forest")),
     logit_scale=33.0,
     model="starter",
     about="from Tuesday",
@@ -31,7 +31,7 @@ CALIBRATED = Table(
 
 @pytest.fixture
 def widget(qgis_app):
-    table = prompts.PromptTable()
+    table = prompts.PromptTableEditor()
     yield table
     table.deleteLater()
 
@@ -57,10 +57,10 @@ def colours(widget):
 def test_a_table_comes_back_as_it_came(widget, text):
     widget.set_value(text)
     assert not widget.as_text.isChecked()
-    assert parse(widget.value()) == parse(text)
+    assert parse_prompts(widget.value()) == parse_prompts(text)
     widget.as_text.click()
     widget.as_text.click()
-    assert parse(widget.value()) == parse(text)
+    assert parse_prompts(widget.value()) == parse_prompts(text)
 
 
 def test_plain_text_stays_plain(widget):
@@ -68,13 +68,13 @@ def test_plain_text_stays_plain(widget):
     assert widget.value() == "water; forest, trees"
 
 
-@pytest.mark.parametrize("name", list(presets()))
+@pytest.mark.parametrize("name", list(preset_tables()))
 def test_presets_are_plain_text_with_their_colours(widget, name):
-    _, table = presets()[name]
-    action = [action for action in widget.presets.menu().actions() if action.text() == presets()[name][0]]
+    _, table = preset_tables()[name]
+    action = [action for action in widget.presets.menu().actions() if action.text() == preset_tables()[name][0]]
     action[0].trigger()
     assert not widget.value().startswith("{")
-    assert parse(widget.value()).coloured() == table
+    assert parse_prompts(widget.value()).with_colours() == table
     assert colours(widget) == [prompt.colour for prompt in table.classes]
 
 
@@ -86,7 +86,7 @@ def test_what_is_typed_is_in_the_value(widget):
     cell(widget, 1, 2).setText("trees, , woods,trees")
     cell(widget, 1, 3).setText("dense, green; with shadows")
     cell(widget, 1, 4).setData(Qt.ItemDataRole.EditRole, 0.25)
-    assert parse(widget.value()).classes[1] == Prompt(
+    assert parse_prompts(widget.value()).classes[1] == ClassPrompt(
         "broad-leaved forest", ("trees", "woods"), ("dense, green", "with shadows"), threshold=0.25
     )
     assert said[-1] == widget.value()
@@ -95,14 +95,14 @@ def test_what_is_typed_is_in_the_value(widget):
 
 def test_a_colour_follows_the_name_until_somebody_chooses_one(widget):
     widget.set_value("thing; other")
-    known = {prompt.name: prompt.colour for prompt in presets()["landcover"][1].classes}
+    known = {prompt.name: prompt.colour for prompt in preset_tables()["landcover"][1].classes}
     cell(widget, 0, 1).setText("water")
     assert colours(widget)[0] == known["water"]
     widget.rows.cellWidget(0, 0).setColor(QColor("#102030"))
-    assert parse(widget.value()).classes[0].colour == "#102030"
+    assert parse_prompts(widget.value()).classes[0].colour == "#102030"
     cell(widget, 0, 1).setText("forest")
     assert colours(widget)[0] == "#102030"
-    assert parse(widget.value()).classes[1].colour == ""
+    assert parse_prompts(widget.value()).classes[1].colour == ""
 
 
 def test_rows_come_go_and_move(widget):
@@ -130,7 +130,7 @@ def test_what_a_calibration_found_stays_with_its_class(widget):
     widget.set_value(CALIBRATED.text())
     widget.rows.setCurrentCell(0, 1)
     widget.down.click()
-    table = parse(widget.value())
+    table = parse_prompts(widget.value())
     assert [(prompt.name, prompt.offset) for prompt in table.classes] == [("forest", 0.0), ("water", 1.5)]
     assert (table.logit_scale, table.model, table.about) == (33.0, "starter", "from Tuesday")
     assert widget.note.text().startswith("Calibrated for starter;")
@@ -183,7 +183,7 @@ def test_a_preset_asks_before_it_replaces_what_was_typed(widget, monkeypatch):
     assert widget.value().startswith("huts, ")
     answer = QMessageBox.StandardButton.Yes
     first.trigger()
-    assert parse(widget.value()).names == presets()["landcover"][1].names
+    assert parse_prompts(widget.value()).names == preset_tables()["landcover"][1].names
 
 
 def test_tables_are_saved_and_opened(widget, monkeypatch, tmp_path):
@@ -192,7 +192,7 @@ def test_tables_are_saved_and_opened(widget, monkeypatch, tmp_path):
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (f"{path}.json", ""))
     widget.set_value("water; forest, trees")
     widget.save.click()
-    assert parse(f"{path}.json") == parse("water; forest, trees").coloured()
+    assert parse_prompts(f"{path}.json") == parse_prompts("water; forest, trees").with_colours()
     widget.set_value("")
     widget.open.click()
     assert widget.value() == "water; forest, trees"
@@ -213,7 +213,7 @@ def test_what_is_wrong_is_not_saved(widget, monkeypatch):
 def test_the_line_of_a_batch_opens_the_table(qgis_app, monkeypatch):
     line = prompts.PromptLine()
     line.set_value(CALIBRATED.text())
-    assert parse(line.value()) == CALIBRATED
+    assert parse_prompts(line.value()) == CALIBRATED
     line.set_value("water;\nforest")
     assert line.value() == "water; forest"
 
@@ -250,14 +250,14 @@ def dialog(plugin, fake, qgis_iface, qgis_new_project, monkeypatch):
 
 def test_the_dialog_starts_with_a_preset_and_takes_values(dialog):
     wrapper = dialog.mainWidget().wrappers["CLASSES"]
-    assert parse(wrapper.parameterValue()).names == presets()[prompts.FIRST][1].names
+    assert parse_prompts(wrapper.parameterValue()).names == preset_tables()[prompts.FIRST][1].names
     changes = []
     wrapper.widgetValueHasChanged.connect(changes.append)
     wrapper.setParameterValue("water; forest, trees", QgsProcessingContext())
     assert changes
     assert wrapper.parameterValue() == "water; forest, trees"
     dialog.setParameters({"CLASSES": CALIBRATED.text()})
-    assert parse(wrapper.parameterValue()) == CALIBRATED
+    assert parse_prompts(wrapper.parameterValue()) == CALIBRATED
 
 
 def test_a_batch_of_three_rasters(algorithm, dialog, tmp_path):
@@ -275,7 +275,7 @@ def test_a_batch_of_three_rasters(algorithm, dialog, tmp_path):
         raster = write(tmp_path / f"scene{row}.tif", np.ones((3, 24, 24)), 10.0)
         panel.wrappers[row][places["INPUT"]].setParameterValue(raster, QgsProcessingContext())
         wrapper.setParameterValue(text, QgsProcessingContext())
-        assert parse(wrapper.parameterValue()) == parse(text)
+        assert parse_prompts(wrapper.parameterValue()) == parse_prompts(text)
         panel.tblParameters.cellWidget(row + 1, places["OUTPUT"]).setValue(str(output))
     batch.runAlgorithm()
     wait_for(lambda: all(path.with_suffix(".qml").exists() for path in outputs))
@@ -311,7 +311,7 @@ def test_what_python_forgets_stays_whole(algorithm, qgis_app):
     gc.collect()
     assert window.findChildren(QgsMapCanvas) == []
     assert {type(kept) for kept in wrappers._alive} == {QWidget, QComboBox}
-    (table,) = window.findChildren(prompts.PromptTable)
-    assert parse(table.value()).names == ("water", "forest")
+    (table,) = window.findChildren(prompts.PromptTableEditor)
+    assert parse_prompts(table.value()).names == ("water", "forest")
     sip.delete(window)
     assert not wrappers._alive

@@ -21,7 +21,7 @@ from qgis.core import (
     QgsSingleBandGrayRenderer,
 )
 
-from clippan.catalogue.colours import Band, BandOrder, colour_of_file, natural_colours
+from clippan.catalogue.band_names import Band, BandOrder, colour_of_file, natural_colours
 from clippan_qgis import styling
 
 

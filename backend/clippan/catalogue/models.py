@@ -15,8 +15,8 @@ from clippan.core.errors import ClippanError
 from clippan.core.json import from_json
 
 CONFIG = "open_clip_config.json"  # open_clip's name for the description beside the weights
-_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+_WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # open_clip's own where a config names none
 _STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -67,7 +67,7 @@ class Model:
     channels: Optional[Channels] = None
 
 
-def _read() -> dict[str, Model]:
+def _read_models() -> dict[str, Model]:
     entries = json.loads((resources() / "models.json").read_text(encoding="utf-8"))
     models = {}
     for name, entry in entries.items():
@@ -79,10 +79,10 @@ def _read() -> dict[str, Model]:
     return models
 
 
-MODELS = _read()
+MODELS = _read_models()
 
 
-def find(name: str) -> Model:
+def find_model(name: str) -> Model:
     """The model of this id, or the one in this file or folder.
 
     A folder, or a file's folder, holds ``open_clip_config.json`` as open_clip writes it; a file without one has to
@@ -96,9 +96,9 @@ def find(name: str) -> Model:
     path = Path(name).expanduser().absolute()
     try:
         if name.strip() and path.is_dir():
-            return _described(_weights(path))
+            return _model_from_config(_weights_file(path))
         if path.is_file():
-            return _described(path) if (path.parent / CONFIG).is_file() else _known(path)
+            return _model_from_config(path) if (path.parent / CONFIG).is_file() else _model_from_file_name(path)
     except (OSError, ValueError):  # a text that can be no path
         pass
     raise ClippanError(
@@ -109,7 +109,7 @@ def find(name: str) -> Model:
     )
 
 
-def in_colours(model: Model) -> Model:
+def require_rgb(model: Model) -> Model:
     """The model, which has to take red, green and blue.
 
     Raises:
@@ -124,7 +124,7 @@ def in_colours(model: Model) -> Model:
     return model
 
 
-def config(path: Path) -> Mapping[str, Any]:
+def read_config(path: Path) -> Mapping[str, Any]:
     """The ``open_clip_config.json`` beside these weights.
 
     Raises:
@@ -148,29 +148,29 @@ def config(path: Path) -> Mapping[str, Any]:
     )
 
 
-def _weights(folder: Path) -> Path:
-    for name in _WEIGHTS:
+def _weights_file(folder: Path) -> Path:
+    for name in _WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
-    found = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+    found = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
     if len(found) != 1:
         problem = "several files with weights" if found else "no weights"
         raise ClippanError(
             "The folder {folder} holds {problem}; name one file, such as {_WEIGHTS}.",
             folder=folder,
             problem=problem,
-            _WEIGHTS=_WEIGHTS[0],
+            _WEIGHTS=_WEIGHT_FILES[0],
         )
     return found[0]
 
 
-def _described(path: Path) -> Model:
-    values = config(path)
+def _model_from_config(path: Path) -> Model:
+    values = read_config(path)
     description, preparation = values["model_cfg"], values.get("preprocess_cfg") or {}
     size = description["vision_cfg"].get("image_size", 224)
     return Model(
         id=str(path),
-        label=path.parent.name if path.name in _WEIGHTS else path.stem,
+        label=path.parent.name if path.name in _WEIGHT_FILES else path.stem,
         repository="",
         file=path.name,
         revision=None,
@@ -203,9 +203,9 @@ def _channels(values: Mapping[str, Any], path: Path) -> Optional[Channels]:
         ) from None
 
 
-def _known(path: Path) -> Model:
+def _model_from_file_name(path: Path) -> Model:
     """A known model's file in a place of the user's own."""
-    if path.name not in _WEIGHTS:  # a name that many models share
+    if path.name not in _WEIGHT_FILES:  # a name that many models share
         for model in MODELS.values():
             if Path(model.file).name == path.name:
                 return dataclasses.replace(model, id=str(path), size=path.stat().st_size, path=path)

@@ -21,15 +21,15 @@ from clippan.core.json import from_json, to_json
 from clippan.core.messages import Message
 from clippan.core.outputs import Outputs, making
 
-MOST = 255  # classes that a band of bytes can tell apart from 0
+MAX_CLASSES = 255  # classes that a band of bytes can tell apart from 0
 SHAPEFILE_BYTES = 254  # of a text in a shapefile
-_LONGEST = 200  # letters of a word or a description
-_APART = re.compile(r"[,/;()]|\band\b")
-_GOLDEN = 0.618034  # steps of the golden ratio spread hues evenly, however many there are
+_MAX_LETTERS = 200  # letters of a word or a description
+_SEPARATORS = re.compile(r"[,/;()]|\band\b")
+_GOLDEN_RATIO = 0.618034  # steps of the golden ratio spread hues evenly, however many there are
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ClassPrompt:
     """A class.
 
     Attributes:
@@ -57,7 +57,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Table:
+class PromptTable:
     """A prompt table.
 
     Attributes:
@@ -67,7 +67,7 @@ class Table:
         about: free text.
     """
 
-    classes: tuple[Prompt, ...]
+    classes: tuple[ClassPrompt, ...]
     logit_scale: Optional[float] = None
     model: str = ""
     about: str = ""
@@ -77,17 +77,19 @@ class Table:
         """Of the classes."""
         return tuple(prompt.name for prompt in self.classes)
 
-    def coloured(self) -> Table:
+    def with_colours(self) -> PromptTable:
         """With a colour for every class: its own, that of the preset class of a word of it, or the next free hue."""
-        known = _colours()
+        known = _preset_colours()
         classes = []
         taken = {prompt.colour.lower() for prompt in self.classes}
         for number, prompt in enumerate(self.classes):
             # Labels are often several words, as in “grassland, shrubs”.
-            words = (part for word in prompt.words for part in (word, *_APART.split(word)))
-            colour = prompt.colour or next((known[_key(word)] for word in words if _key(word) in known), "")
+            words = (part for word in prompt.words for part in (word, *_SEPARATORS.split(word)))
+            colour = prompt.colour or next(
+                (known[_normalised(word)] for word in words if _normalised(word) in known), ""
+            )
             if not prompt.colour and (not colour or colour in taken):
-                colour = _hue(number)
+                colour = _colour_of_number(number)
             taken.add(colour)
             classes.append(replace(prompt, colour=colour))
         return replace(self, classes=tuple(classes))
@@ -96,18 +98,18 @@ class Table:
         """As plain text, if that holds all of it, else as JSON."""
         plain = "; ".join(", ".join(prompt.words) for prompt in self.classes)
         try:
-            return plain if parse(plain) == self else self.json()
+            return plain if parse_prompts(plain) == self else self.json()
         except ClippanError:
             return self.json()
 
     def json(self) -> str:
         """As JSON, of which what has its default is left out."""
         values = to_json(self)
-        values["classes"] = [_short(prompt, Prompt("")) for prompt in values["classes"]]
-        return json.dumps(_short(values, Table(())), ensure_ascii=False, indent=1)
+        values["classes"] = [_without_defaults(prompt, ClassPrompt("")) for prompt in values["classes"]]
+        return json.dumps(_without_defaults(values, PromptTable(())), ensure_ascii=False, indent=1)
 
 
-def parse(text: str) -> Table:
+def parse_prompts(text: str) -> PromptTable:
     """The table of a text: plain, JSON, or the path of a file of either; plain, a class may have a line of its own.
 
     Raises:
@@ -116,32 +118,32 @@ def parse(text: str) -> Table:
     """
     written = texts.content(text, "prompt table")
     if texts.is_json(text, written):
-        return _checked(_read(written, f"The prompt table {texts.file_of(text)}".rstrip()))
+        return _validated(_parse_json(written, f"The prompt table {texts.file_of(text)}".rstrip()))
     rows = [row.strip() for row in re.split(r";?\s*\n|;", written)]
     while rows and not rows[-1]:  # text may end with a semicolon
         rows.pop()
-    classes: list[Prompt] = []
+    classes: list[ClassPrompt] = []
     for row in rows:
         words = [word for word in (" ".join(word.split()) for word in row.split(",")) if word]
         if not words:
             raise ClippanError(
                 "Class {count} of “{cut}” has no name; write classes like water; forest, trees.",
                 count=len(classes) + 1,
-                cut=_cut(text),
+                cut=_shortened(text),
             )
         named = next((word for word in words if word.lower().endswith(texts.ENDINGS)), "")
         if named:
             raise ClippanError(
-                "“{cut}” is the name of a file; give either the file alone, or the classes.", cut=_cut(named)
+                "“{cut}” is the name of a file; give either the file alone, or the classes.", cut=_shortened(named)
             )
-        classes.append(Prompt(words[0], tuple(dict.fromkeys(words[1:]))))
-    return _checked(Table(tuple(classes)))
+        classes.append(ClassPrompt(words[0], tuple(dict.fromkeys(words[1:]))))
+    return _validated(PromptTable(tuple(classes)))
 
 
-def shapefile_hints(table: Table) -> list[str]:
+def shapefile_hints(table: PromptTable) -> list[str]:
     """Sentences about classes whose name or words, together, are cut in a shapefile's table."""
     cut = [
-        _cut(prompt.name)
+        _shortened(prompt.name)
         for prompt in table.classes
         if any(len(text.encode()) > SHAPEFILE_BYTES for text in (prompt.name, ", ".join(prompt.words)))
     ]
@@ -157,7 +159,7 @@ def shapefile_hints(table: Table) -> list[str]:
     ]
 
 
-def save(table: Table, path: str, outputs: Optional[Outputs] = None) -> None:
+def save_prompts(table: PromptTable, path: str, outputs: Optional[Outputs] = None) -> None:
     """Writes a table as JSON, whole or not at all; with the other outputs of a run if it has some.
 
     Raises:
@@ -167,16 +169,16 @@ def save(table: Table, path: str, outputs: Optional[Outputs] = None) -> None:
         part.write_text(table.json() + "\n", encoding="utf-8")
 
 
-def presets() -> dict[str, tuple[str, Table]]:
+def preset_tables() -> dict[str, tuple[str, PromptTable]]:
     """The tables that come with CLIPPan, by their word in ``resources/presets.json``, each with its label."""
     values = json.loads((resources() / "presets.json").read_text(encoding="utf-8"))
     return {
-        name: (entry["label"], _checked(from_json(Table, {"classes": entry["classes"]})))
+        name: (entry["label"], _validated(from_json(PromptTable, {"classes": entry["classes"]})))
         for name, entry in values.items()
     }
 
 
-def _read(text: str, what: str) -> Table:
+def _parse_json(text: str, what: str) -> PromptTable:
     try:
         values = json.loads(text)
     except ValueError as error:
@@ -184,17 +186,19 @@ def _read(text: str, what: str) -> Table:
             "{what} is no JSON ({error}); write classes like water; forest, trees.", what=what, error=error
         ) from None
     try:
-        return from_json(Table, values)
+        return from_json(PromptTable, values)
     except ClippanError as error:
         raise ClippanError("{what} is not understood: {error}", what=what, error=error) from None
 
 
-def _checked(table: Table) -> Table:
+def _validated(table: PromptTable) -> PromptTable:
     if not table.classes:
         raise ClippanError("No classes were given; write them like water; forest, trees; building, roof.")
-    if len(table.classes) > MOST:
+    if len(table.classes) > MAX_CLASSES:
         raise ClippanError(
-            "{count} classes are too many for a map of bytes; give {MOST} at most.", count=len(table.classes), MOST=MOST
+            "{count} classes are too many for a map of bytes; give {MOST} at most.",
+            count=len(table.classes),
+            MOST=MAX_CLASSES,
         )
     seen: dict[str, int] = {}
     for number, prompt in enumerate(table.classes, 1):
@@ -205,13 +209,15 @@ def _checked(table: Table) -> Table:
                 raise ClippanError("Class {name} has an empty synonym or description; remove it.", name=prompt.name)
             if texts.is_wordless(text):
                 raise ClippanError(
-                    "“{cut}” of class {number} has no letter or digit; write a word.", cut=_cut(text), number=number
+                    "“{cut}” of class {number} has no letter or digit; write a word.",
+                    cut=_shortened(text),
+                    number=number,
                 )
-            if len(text) > _LONGEST:
+            if len(text) > _MAX_LETTERS:
                 raise ClippanError(
                     "“{cut}” is too long for a prompt; use {_LONGEST} letters at most.",
-                    cut=_cut(text),
-                    _LONGEST=_LONGEST,
+                    cut=_shortened(text),
+                    _LONGEST=_MAX_LETTERS,
                 )
         if prompt.name.lower() in seen:
             raise ClippanError(
@@ -243,29 +249,29 @@ def _checked(table: Table) -> Table:
     return table
 
 
-def _short(values: dict[str, Any], default: Any) -> dict[str, Any]:
+def _without_defaults(values: dict[str, Any], default: Any) -> dict[str, Any]:
     usual = to_json(default)
     return {name: value for name, value in values.items() if name in ("name", "classes") or value != usual[name]}
 
 
-def _cut(text: str) -> str:
+def _shortened(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def _colours() -> dict[str, str]:
-    classes = [prompt for _, table in presets().values() for prompt in table.classes]
-    found = {_key(prompt.name): prompt.colour.lower() for prompt in classes}  # a name comes before a synonym
+def _preset_colours() -> dict[str, str]:
+    classes = [prompt for _, table in preset_tables().values() for prompt in table.classes]
+    found = {_normalised(prompt.name): prompt.colour.lower() for prompt in classes}  # a name comes before a synonym
     for prompt in classes:
         for word in prompt.synonyms:
-            found.setdefault(_key(word), prompt.colour.lower())
+            found.setdefault(_normalised(word), prompt.colour.lower())
     return found
 
 
-def _key(word: str) -> str:
+def _normalised(word: str) -> str:
     return word.strip().lower().rstrip("s")  # one building, many buildings
 
 
-def _hue(number: int) -> str:
+def _colour_of_number(number: int) -> str:
     value = 0.9 if number % 2 else 0.7
-    parts = colorsys.hsv_to_rgb((0.05 + number * _GOLDEN) % 1, 0.65, value)
+    parts = colorsys.hsv_to_rgb((0.05 + number * _GOLDEN_RATIO) % 1, 0.65, value)
     return "#" + "".join(f"{round(255 * part):02x}" for part in parts)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from clippan import resources
-from clippan.catalogue.colours import mentions
+from clippan.catalogue.band_names import any_match
 from clippan.core.context import Context
 from clippan.core.messages import Message
 
@@ -48,7 +48,7 @@ class Sensor:
         return tuple(mean for _ in bands)
 
 
-def _read() -> dict[str, Sensor]:
+def _read_sensors() -> dict[str, Sensor]:
     entries = json.loads((resources() / "sensors.json").read_text(encoding="utf-8"))
     return {
         name: Sensor(
@@ -60,30 +60,30 @@ def _read() -> dict[str, Sensor]:
             tuple(entry["recognise"]),
         )
         for name, entry in entries.items()
-        if "ms" in entry  # of others only the order of the bands is known: see clippan.catalogue.colours
+        if "ms" in entry  # of others only the order of the bands is known: see clippan.catalogue.band_names
     }
 
 
-SENSORS = _read()
+SENSORS = _read_sensors()
 
 
-def recognise(texts: Iterable[str]) -> Optional[Sensor]:
+def recognise_sensor(texts: Iterable[str]) -> Optional[Sensor]:
     """The sensor that one of the texts (metadata values, file names) names, or None."""
     texts = list(texts)
-    return next((sensor for sensor in SENSORS.values() if mentions(sensor.recognise, texts)), None)
+    return next((sensor for sensor in SENSORS.values() if any_match(sensor.recognise, texts)), None)
 
 
-def find(name: str) -> Optional[Sensor]:
+def find_sensor(name: str) -> Optional[Sensor]:
     """The sensor of this id, or whose usual names the words match ("WorldView-3", "landsat8"), or None."""
-    return SENSORS.get(name) or recognise([name])
+    return SENSORS.get(name) or recognise_sensor([name])
 
 
 def resolve_sensor(name: str, hints: Iterable[str], context: Context) -> Sensor:
     """The sensor of this name; for "auto" the one that file names and metadata values name, else the generic
     one."""
     if name != "auto":
-        return find(name) or SENSORS["generic"]
-    found = recognise(hints)
+        return find_sensor(name) or SENSORS["generic"]
+    found = recognise_sensor(hints)
     if found:
         context.log(Message("Sensor: {label}, recognised from the files.", label=found.label))
         return found

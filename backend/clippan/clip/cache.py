@@ -22,15 +22,15 @@ from clippan.catalogue.models import MODELS, Model
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 
-LOCK = "models.lock.json"
+RECORD_FILE = "models.lock.json"
 _BLOCK = 2**23  # bytes read at a time
-_PATIENCE = 5  # seconds to wait for a lock where nobody can cancel
+_LOCK_SECONDS = 5  # seconds to wait for a lock where nobody can cancel
 
 _checksums: dict[tuple[str, int, int], str] = {}  # of files this process has read, by path, size and time
 
 
 @dataclass(frozen=True)
-class Record:
+class DownloadRecord:
     """What was downloaded: from where, which commit, its sha256 and its size in bytes."""
 
     repository: str
@@ -41,7 +41,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Found:
+class LocalWeights:
     """Weights on this machine.
 
     Attributes:
@@ -57,7 +57,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Cached:
+class CachedModel:
     """A model in the cache: its id, its file, its size in bytes, and whether it is complete."""
 
     id: str
@@ -66,14 +66,14 @@ class Cached:
     complete: bool
 
 
-def folder() -> Path:
+def models_folder() -> Path:
     """The folder of downloaded weights; it may not exist yet."""
     return cache_folder() / "models"
 
 
-def place_of(model: Model) -> Path:
+def cache_path(model: Model) -> Path:
     """Where a model's weights are, or would be, in the cache."""
-    return folder() / model.repository.replace("/", "--") / model.file
+    return models_folder() / model.repository.replace("/", "--") / model.file
 
 
 def offline_folder() -> Optional[Path]:
@@ -82,7 +82,7 @@ def offline_folder() -> Optional[Path]:
     return Path(name).expanduser() if name else None
 
 
-def locate(model: Model, context: Optional[Context] = None) -> Optional[Found]:
+def locate(model: Model, context: Optional[Context] = None) -> Optional[LocalWeights]:
     """The model's weights on this machine, or None.
 
     Args:
@@ -96,9 +96,9 @@ def locate(model: Model, context: Optional[Context] = None) -> Optional[Found]:
     if model.path is not None:
         if not model.path.is_file():
             return None
-        return Found(model.path, "shipped" if model.id in MODELS else "own", None, None)
+        return LocalWeights(model.path, "shipped" if model.id in MODELS else "own", None, None)
     try:
-        found = _offline(model)
+        found = _locate_offline(model)
         if found is not None:
             if found.sha256 and context is not None and checksum(found.path, context) != found.sha256:
                 raise ClippanError(
@@ -108,10 +108,10 @@ def locate(model: Model, context: Optional[Context] = None) -> Optional[Found]:
                     sha256=found.sha256[:12],
                 )
             return found
-        path, record = place_of(model), recorded(model)
+        path, record = cache_path(model), recorded(model)
         if record is None or not path.is_file() or path.stat().st_size != record.size:
             return None
-        return Found(path, "cache", record.revision, record.sha256)
+        return LocalWeights(path, "cache", record.revision, record.sha256)
     except OSError as error:  # no right to look, a disk that is gone
         raise ClippanError(
             "The weights of {label} cannot be read ({error}); check the cache folder and the offline folder in the "
@@ -121,7 +121,7 @@ def locate(model: Model, context: Optional[Context] = None) -> Optional[Found]:
         ) from error
 
 
-def _offline(model: Model) -> Optional[Found]:
+def _locate_offline(model: Model) -> Optional[LocalWeights]:
     start = offline_folder()
     if start is None:
         return None
@@ -134,18 +134,18 @@ def _offline(model: Model) -> Optional[Found]:
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         return None
-    record = _record(model, _records(start))  # a cache that was copied brings its record along
+    record = _matching_record(model, _read_records(start))  # a cache that was copied brings its record along
     if record:
-        return Found(path, "offline", record.revision, record.sha256)
-    return Found(path, "offline", model.revision if model.sha256 else None, model.sha256)
+        return LocalWeights(path, "offline", record.revision, record.sha256)
+    return LocalWeights(path, "offline", model.revision if model.sha256 else None, model.sha256)
 
 
-def recorded(model: Model) -> Optional[Record]:
+def recorded(model: Model) -> Optional[DownloadRecord]:
     """What the user's lock file says of the model, if that is about the file that the registry names now."""
-    return _record(model, _records(cache_folder()))
+    return _matching_record(model, _read_records(cache_folder()))
 
 
-def _record(model: Model, records: dict[str, Record]) -> Optional[Record]:
+def _matching_record(model: Model, records: dict[str, DownloadRecord]) -> Optional[DownloadRecord]:
     record = records.get(model.id)
     if record is None or (record.repository, record.file) != (model.repository, model.file):
         return None
@@ -154,38 +154,38 @@ def _record(model: Model, records: dict[str, Record]) -> Optional[Record]:
     return record
 
 
-def _records(folder: Path) -> dict[str, Record]:
+def _read_records(folder: Path) -> dict[str, DownloadRecord]:
     try:
-        entries = json.loads((folder / LOCK).read_text(encoding="utf-8"))
-        return {name: Record(**entry) for name, entry in entries.items()}
+        entries = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        return {name: DownloadRecord(**entry) for name, entry in entries.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         # Without a readable record the next download makes a new one.
         return {}
 
 
-def write_record(model: Model, record: Optional[Record]) -> None:
+def write_record(model: Model, record: Optional[DownloadRecord]) -> None:
     """Notes in the lock file what was downloaded, or with None forgets it."""
     folder = cache_folder()
-    with held(LOCK):
-        records = _records(folder)
+    with locked(RECORD_FILE):
+        records = _read_records(folder)
         if record is None:
             if records.pop(model.id, None) is None:
                 return
         else:
             records[model.id] = record
-        part = folder / f"{LOCK}.part"
+        part = folder / f"{RECORD_FILE}.part"
         entries = {name: dataclasses.asdict(records[name]) for name in sorted(records)}
         try:
             part.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-            part.replace(folder / LOCK)
+            part.replace(folder / RECORD_FILE)
         except OSError as error:
             with contextlib.suppress(OSError):
                 part.unlink()
-            raise unwritable(error) from error
+            raise cache_unwritable(error) from error
 
 
 @contextlib.contextmanager
-def held(name: str, context: Optional[Context] = None) -> Iterator[None]:
+def locked(name: str, context: Optional[Context] = None) -> Iterator[None]:
     """Holds a lock over something in the cache, against other threads and other processes.
 
     Args:
@@ -210,19 +210,19 @@ def held(name: str, context: Optional[Context] = None) -> Iterator[None]:
                 waited += 0.2
             if context is not None:
                 context.progress(0, "Waiting for another download of the same model")
-            elif waited > _PATIENCE:
+            elif waited > _LOCK_SECONDS:
                 raise ClippanError(
                     "The model is being downloaded by another process; wait until that is done, or cancel it there."
                 )
     except OSError as error:
-        raise unwritable(error) from error
+        raise cache_unwritable(error) from error
     try:
         yield
     finally:
         lock.release()
 
 
-def unwritable(error: OSError) -> ClippanError:
+def cache_unwritable(error: OSError) -> ClippanError:
     """The sentence for a cache in which nothing can be written."""
     return ClippanError(
         "The cache folder {cache_folder} cannot be written to ({reason}); choose another in the options "
@@ -255,23 +255,23 @@ def checksum(path: Path, context: Optional[Context] = None, start: float = 0.0) 
     return _checksums[key]
 
 
-def parts(path: Path) -> list[Path]:
+def partial_downloads(path: Path) -> list[Path]:
     """What interrupted downloads of this file left to go on from."""
     return sorted(path.parent.glob(f"{path.name}.*.part")) if path.parent.is_dir() else []
 
 
-def cached() -> list[Cached]:
+def cached_models() -> list[CachedModel]:
     """The models in the cache, and the downloads that were interrupted, in the registry's order."""
     found = []
     for model in MODELS.values():
         if model.path is not None:
             continue
-        path = place_of(model)
+        path = cache_path(model)
         record = recorded(model)
         if path.is_file():
             size = path.stat().st_size
-            found.append(Cached(model.id, path, size, record is not None and size == record.size))
-        found += [Cached(model.id, part, part.stat().st_size, False) for part in parts(path)]
+            found.append(CachedModel(model.id, path, size, record is not None and size == record.size))
+        found += [CachedModel(model.id, part, part.stat().st_size, False) for part in partial_downloads(path)]
     return found
 
 
@@ -289,9 +289,9 @@ def remove(model: Model) -> int:
         raise ClippanError("{path} is no downloaded model; delete it yourself if you do not need it.", path=model.path)
     if not cache_folder().is_dir():
         return 0
-    with held(model.id):
-        path, freed = place_of(model), 0
-        for file in (path, *parts(path)):
+    with locked(model.id):
+        path, freed = cache_path(model), 0
+        for file in (path, *partial_downloads(path)):
             if file.is_file():
                 size = file.stat().st_size
                 try:
@@ -305,7 +305,7 @@ def remove(model: Model) -> int:
                 freed += size
         write_record(model, None)
         for parent in path.parents:  # folders that this leaves empty
-            if parent == folder() or not parent.is_dir() or any(parent.iterdir()):
+            if parent == models_folder() or not parent.is_dir() or any(parent.iterdir()):
                 break
             parent.rmdir()
     return freed

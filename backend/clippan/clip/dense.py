@@ -21,7 +21,7 @@ from torch.nn import functional
 from clippan.core.errors import ClippanError
 
 
-def features(model: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
+def dense_features(model: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors of the cells of pictures, and of the pictures as a whole; gradients flow.
 
     Args:
@@ -36,7 +36,7 @@ def features(model: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
         ClippanError: there is no way to such features in this tower.
     """
     visual = model.visual
-    layer = _watched(visual)
+    layer = _hooked_layer(visual)
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     try:
@@ -45,7 +45,7 @@ def features(model: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
         handle.remove()
     if isinstance(visual, VisionTransformer):
         rows, columns = (edge // stride(model) for edge in pictures.shape[2:])
-        return _tokens(visual, seen[0]).unflatten(1, (rows, columns)).permute(0, 3, 1, 2), pooled
+        return _patch_vectors(visual, seen[0]).unflatten(1, (rows, columns)).permute(0, 3, 1, 2), pooled
     cells = seen[0].permute(0, 2, 3, 1)
     if isinstance(visual, ModifiedResNet):
         return visual.attnpool.c_proj(visual.attnpool.v_proj(cells)).permute(0, 3, 1, 2), pooled
@@ -63,7 +63,7 @@ def stride(model: Any) -> int:
     visual = model.visual
     if isinstance(visual, VisionTransformer):
         return int(visual.patch_size[0])
-    _watched(visual)
+    _hooked_layer(visual)
     if isinstance(visual, TimmModel):
         return int(visual.trunk.feature_info[-1]["reduction"])
     return 32
@@ -74,7 +74,7 @@ def any_size(model: Any) -> bool:
     return isinstance(model.visual, TimmModel)
 
 
-def _watched(visual: nn.Module) -> nn.Module:
+def _hooked_layer(visual: nn.Module) -> nn.Module:
     """The layer whose input holds all that the dense features are made of."""
     if isinstance(visual, VisionTransformer) and visual.attn_pool is None:
         return visual.transformer.resblocks[-1]
@@ -90,7 +90,7 @@ def _watched(visual: nn.Module) -> nn.Module:
     )
 
 
-def _tokens(visual: VisionTransformer, tokens: Tensor) -> Tensor:
+def _patch_vectors(visual: VisionTransformer, tokens: Tensor) -> Tensor:
     """From what goes into the last block (n, 1 + cells, depth) to vectors (n, cells, width)."""
     block: Any = visual.transformer.resblocks[-1]
     attention = block.attn

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from clippan import resources
-from clippan.catalogue.models import Model, find
+from clippan.catalogue.models import Model, find_model
 from clippan.clip import cache, dense, hub, load
 from clippan.core.channels import Channels
 from clippan.core.context import Context
@@ -27,9 +27,9 @@ from clippan.core.texts import listed
 
 # Averaged, as FarSLIP's authors do; the bare words help with prompts that are sentences already.
 TEMPLATES = ("a satellite photo of {}.", "a satellite image of {}.", "{}")
-_KEPT = 2000  # texts whose vectors are remembered
-_LONG = 1024  # tokens, beyond the context of every text tower
-_SHOWN = 40  # letters of a text in a sentence
+_MAX_CACHED_TEXTS = 2000  # texts whose vectors are remembered
+_LONG_CONTEXT = 1024  # tokens, beyond the context of every text tower
+_SHOWN_LETTERS = 40  # letters of a text in a sentence
 
 _lock = threading.Lock()
 _loaded: dict[tuple[Any, ...], Encoder] = {}
@@ -58,11 +58,11 @@ class Encoder:
     width: int
     scale: float
     batch: int
-    _loaded: load.Loaded
+    _loaded: load.LoadedModel
     _texts: dict[str, np.ndarray]
     channels: Optional[Channels] = None
 
-    def images(self, pictures: np.ndarray) -> np.ndarray:
+    def encode_images(self, pictures: np.ndarray) -> np.ndarray:
         """Vectors of pictures.
 
         Args:
@@ -79,7 +79,7 @@ class Encoder:
 
         return self._batched(pictures, look)[0]
 
-    def cells(self, pictures: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def cell_cosines(self, pictures: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How alike to texts the cells of pictures are, and the pictures as a whole.
 
         Args:
@@ -96,7 +96,7 @@ class Encoder:
         directions = torch.from_numpy(texts).to(self.device)
 
         def compare(values: Tensor) -> tuple[Tensor, Tensor]:
-            cells, pooled = dense.features(self._loaded.model, values)
+            cells, pooled = dense.dense_features(self._loaded.model, values)
             cosines = torch.einsum("nchw,kc->nkhw", functional.normalize(cells.float(), dim=1), directions)
             return cosines, functional.normalize(pooled.float(), dim=-1) @ directions.T
 
@@ -154,10 +154,10 @@ class Encoder:
         # Convolutions are twice as fast with the colours last.
         return values.contiguous(memory_format=torch.channels_last)
 
-    def texts(self, texts: Sequence[str]) -> np.ndarray:
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of texts: float32 (n, width), each of length 1."""
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        if len(self._texts) + len(new) > _KEPT:
+        if len(self._texts) + len(new) > _MAX_CACHED_TEXTS:
             self._texts.clear()
             new = list(dict.fromkeys(texts))
         if new:
@@ -170,12 +170,12 @@ class Encoder:
             self._texts.update(zip(new, means.cpu().numpy()))
         return np.stack([self._texts[text] for text in texts])
 
-    def reading(self, phrases: Sequence[str]) -> list[str]:
+    def text_warnings(self, phrases: Sequence[str]) -> list[str]:
         """Sentences for the user about texts that it does not read as they are meant; see ``reading``."""
-        return reading(self.model, self._loaded, phrases)
+        return text_warnings(self.model, self._loaded, phrases)
 
 
-def reading(model: Model, loaded: load.Loaded, phrases: Sequence[str]) -> list[str]:
+def text_warnings(model: Model, loaded: load.LoadedModel, phrases: Sequence[str]) -> list[str]:
     """Sentences for the user about texts that a model does not read as they are meant.
 
     Args:
@@ -193,7 +193,7 @@ def reading(model: Model, loaded: load.Loaded, phrases: Sequence[str]) -> list[s
                 quoted=_quoted(foreign),
             )
         )
-    cut = _cut(loaded, list(dict.fromkeys(phrases)))
+    cut = _truncated(loaded, list(dict.fromkeys(phrases)))
     if cut:
         hints.append(
             Message(
@@ -207,10 +207,10 @@ def reading(model: Model, loaded: load.Loaded, phrases: Sequence[str]) -> list[s
     return hints
 
 
-def _cut(loaded: load.Loaded, phrases: Sequence[str]) -> list[str]:
+def _truncated(loaded: load.LoadedModel, phrases: Sequence[str]) -> list[str]:
     """Those texts whose end the model does not read, in the longest of the templates; its full stop does not count."""
     template = max(TEMPLATES, key=len).rstrip(".")
-    tokens = loaded.tokenizer(["", *(template.format(phrase) for phrase in phrases)], context_length=_LONG)
+    tokens = loaded.tokenizer(["", *(template.format(phrase) for phrase in phrases)], context_length=_LONG_CONTEXT)
     length = loaded.tokenizer([""]).shape[1]
     padding = tokens[0, -1]
     beyond = (tokens[1:, length:] != padding).any(dim=1).tolist()
@@ -219,16 +219,16 @@ def _cut(loaded: load.Loaded, phrases: Sequence[str]) -> list[str]:
 
 def _quoted(phrases: Sequence[str]) -> str:
     """Texts, as a sentence lists them."""
-    return listed([f"“{text if len(text) <= _SHOWN else f'{text[:_SHOWN]}…'}”" for text in phrases])
+    return listed([f"“{text if len(text) <= _SHOWN_LETTERS else f'{text[:_SHOWN_LETTERS]}…'}”" for text in phrases])
 
 
-def encoder(name: str, device: Device, context: Context) -> Encoder:
+def load_encoder(name: str, device: Device, context: Context) -> Encoder:
     """The model of this id or path, loaded once in this process, fetched if it has to be.
 
     Raises:
         ClippanError: it cannot be had, loaded, or the device is not there.
     """
-    model = find(name)
+    model = find_model(name)
     path = hub.fetch(model, context)
     choice = choose_device(device)
     key = (str(path), path.stat().st_mtime_ns, str(choice.device))
@@ -237,25 +237,25 @@ def encoder(name: str, device: Device, context: Context) -> Encoder:
             choice.log(context)
             context.progress(0, f"Loading {model.label}")
             _loaded.clear()  # one at a time: they are large
-            _loaded[key] = _load(model, path, choice.device, context)
+            _loaded[key] = _load_encoder(model, path, choice.device, context)
         return _loaded[key]
 
 
-def _load(model: Model, path: Path, device: torch.device, context: Context) -> Encoder:
-    loaded = load.load(path, model, device)
+def _load_encoder(model: Model, path: Path, device: torch.device, context: Context) -> Encoder:
+    loaded = load.load_model(path, model, device)
     pixels = loaded.preprocessing.pixels
     bands = len(loaded.preprocessing.mean)
-    _fold(loaded.model.visual, torch.rand(1, bands, pixels, pixels, device=device))
+    _fuse_batch_norms(loaded.model.visual, torch.rand(1, bands, pixels, pixels, device=device))
     loaded.model.visual.to(memory_format=torch.channels_last)
     with torch.inference_mode():
         width = loaded.model.encode_text(loaded.tokenizer(["a"]).to(device)).shape[-1]
     scale = loaded.model.logit_scale.detach().exp().item()
-    sha256 = fingerprint(model, path, context)
+    sha256 = weights_sha256(model, path, context)
     batch = 256 if device.type == "cuda" else 32
     return Encoder(model, sha256, device, pixels, width, scale, batch, loaded, {}, model.channels)
 
 
-def _fold(network: torch.nn.Module, picture: Tensor) -> None:
+def _fuse_batch_norms(network: torch.nn.Module, picture: Tensor) -> None:
     """Merges normalisations into the convolutions before them, which makes convolutional towers a quarter faster.
 
     That they follow each other is read from the order in which modules were made; a picture shows whether it is so.
@@ -276,13 +276,13 @@ def _fold(network: torch.nn.Module, picture: Tensor) -> None:
                 setattr(parent, name, module)
 
 
-def fingerprint(model: Model, path: Path, context: Context) -> str:
+def weights_sha256(model: Model, path: Path, context: Context) -> str:
     """The sha256 of a model's weights: as recorded, or computed."""
     found = cache.locate(model)
     return (found.sha256 if found else None) or cache.checksum(path, context)
 
 
-def background() -> list[str]:
+def background_phrases() -> list[str]:
     """What places show in general, as short phrases: a text is compared with these to tell how well it fits."""
     prompts = json.loads((resources() / "prompts.json").read_text(encoding="utf-8"))
     return list(prompts["background"])

@@ -21,7 +21,7 @@ from typing import Any
 from clippan import __version__
 from clippan.catalogue.models import MODELS, Model
 from clippan.clip import cache
-from clippan.clip.cache import Record
+from clippan.clip.cache import DownloadRecord
 from clippan.core.context import Context
 from clippan.core.errors import Cancelled, ClippanError, one_line
 from clippan.core.messages import Message
@@ -30,11 +30,11 @@ from clippan.core.watch import watched
 HUB = "https://huggingface.co"
 _PERMISSIVE = re.compile(r"(MIT|Apache-2\.0|BSD(-\d-Clause)?|CC-BY-\d\.\d|CC0-1\.0)", re.IGNORECASE)
 _BLOCK = 2**20  # bytes; what a cut can lose, and how often progress is told
-_TRIES = 6  # requests in a row that bring nothing, before a download counts as cut
+_MAX_FAILED_REQUESTS = 6  # requests in a row that bring nothing, before a download counts as cut
 _PAUSE = 1.0  # seconds between them
 _METADATA_SECONDS = 10
-_SPARE = 2**24  # bytes of disk that a download leaves free
-_NETWORK = {"httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub"}
+_FREE_BYTES = 2**24  # bytes of disk that a download leaves free
+_NETWORK_PACKAGES = {"httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub"}
 
 # huggingface_hub, which reads this when it is imported, would else fetch a list of programs by which to name this one.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -60,7 +60,7 @@ def fetch(model: Model, context: Context, accept_licence: bool = False) -> Path:
             "The weights {path} are missing; install CLIPPan again, or choose another model.", path=model.path
         )
     _show_licence(model, context, accept_licence)
-    with cache.held(model.id, context):
+    with cache.locked(model.id, context):
         found = cache.locate(model, context)  # another process may have fetched it meanwhile
         return found.path if found is not None else _download(model, context)
 
@@ -70,7 +70,7 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT", "").strip() or HUB).rstrip("/")
 
 
-def _shown() -> str:
+def _public_endpoint() -> str:
     """The Hub's address for people: a mirror's may hold a password."""
     return re.sub(r"://[^/\s@]*@", "://", endpoint())
 
@@ -90,7 +90,7 @@ def _show_licence(model: Model, context: Context, accepted: bool) -> None:
 
 def _download(model: Model, context: Context) -> Path:
     hub = _Hub(model)
-    target = cache.place_of(model)
+    target = cache.cache_path(model)
     record = cache.recorded(model)
     wanted = model.revision or (record.revision if record else None)
     context.progress(0, Message("Looking up {label}", label=model.label))
@@ -100,22 +100,22 @@ def _download(model: Model, context: Context) -> Path:
         raise ClippanError(
             "{shown} does not answer as the Hugging Face Hub does; check HF_ENDPOINT, and whether a proxy or a log-in "
             "page of the network is in between.",
-            shown=_shown(),
+            shown=_public_endpoint(),
         )
     promised = etag if re.fullmatch("[0-9a-f]{64}", etag) else None  # weights are kept under their sha256
     expected = model.sha256 or (record.sha256 if record else None) or promised
     if promised and promised != expected:
-        raise _wrong(model, "are another version than")
+        raise _checksum_error(model, "are another version than")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cache.unwritable(error) from error
+        raise cache.cache_unwritable(error) from error
     if not (
         expected and target.is_file() and target.stat().st_size == size and cache.checksum(target, context) == expected
     ):
         version = re.sub(r"\W", "", etag)[:16]
         part = target.with_name(f"{target.name}.{version}.part")
-        for other in cache.parts(target):
+        for other in cache.partial_downloads(target):
             if other != part or other.stat().st_size > size:
                 with contextlib.suppress(OSError):  # of another version, and in the way of nothing
                     other.unlink()
@@ -123,22 +123,22 @@ def _download(model: Model, context: Context) -> Path:
         with _removed_unless_done(part):
             actual = cache.checksum(part, context, start=95)
             if part.stat().st_size != size or actual != (expected or actual):
-                raise _wrong(model, "arrived damaged, or are not")
+                raise _checksum_error(model, "arrived damaged, or are not")
             try:
                 part.replace(target)
             except OSError as error:
-                raise cache.unwritable(error) from error
+                raise cache.cache_unwritable(error) from error
     sha256 = expected or cache.checksum(target)
-    cache.write_record(model, Record(model.repository, model.file, revision, sha256, size))
+    cache.write_record(model, DownloadRecord(model.repository, model.file, revision, sha256, size))
     context.log(f"{model.label}, commit {revision}, is in {target}")
     return target
 
 
-def _wrong(model: Model, what: str) -> ClippanError:
+def _checksum_error(model: Model, what: str) -> ClippanError:
     return ClippanError(
         "The weights that {shown} sent for {label} {what} the expected ones (sha256) and were not kept; try again, "
         "and if that does not help check HF_ENDPOINT, or forget the recorded version (clippan remove {id}).",
-        shown=_shown(),
+        shown=_public_endpoint(),
         label=model.label,
         what=what,
         id=model.id,
@@ -157,13 +157,13 @@ def _removed_unless_done(part: Path) -> Iterator[None]:
 def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context) -> None:
     """Brings the part to its full size; leaves it if the connection is cut, and removes it if the user cancels."""
     begun = part.stat().st_size if part.is_file() else 0
-    if shutil.disk_usage(part.parent).free < size - begun + _SPARE:
-        raise _full(hub.model, part, size)
+    if shutil.disk_usage(part.parent).free < size - begun + _FREE_BYTES:
+        raise _disk_full(hub.model, part, size)
     context.log(
         Message(
             "Downloading {size:.0f} MB from {shown}/{repository}, commit {revision}",
             size=size / 1000000.0,
-            shown=_shown(),
+            shown=_public_endpoint(),
             repository=hub.model.repository,
             revision=revision,
         )
@@ -181,8 +181,8 @@ def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context)
         keep = True
     except OSError as error:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-            raise _full(hub.model, part, size) from error
-        raise cache.unwritable(error) from error
+            raise _disk_full(hub.model, part, size) from error
+        raise cache.cache_unwritable(error) from error
     except Cancelled:
         raise
     except ClippanError:  # the network's; what came is good for the next try
@@ -194,7 +194,7 @@ def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context)
                 part.unlink()
 
 
-def _full(model: Model, part: Path, size: int) -> ClippanError:
+def _disk_full(model: Model, part: Path, size: int) -> ClippanError:
     return ClippanError(
         "{label} takes {size:.0f} MB, for which the disk of {parent} has no space; make room, or choose another cache "
         "folder in the options (CLIPPAN_CACHE).",
@@ -239,7 +239,7 @@ class _Hub:
             raise ClippanError(
                 "The Hugging Face Hub ({shown}) cannot be reached ({reason}); check the network, the proxy and "
                 "HF_ENDPOINT, or put {name} into {offline}.",
-                shown=_shown(),
+                shown=_public_endpoint(),
                 reason=_reason(error),
                 name=Path(self.model.file).name,
                 offline=self._offline(),
@@ -270,7 +270,7 @@ class _Hub:
                 cut = _reason(error)
             tries += 1
             if position < size:
-                if tries == _TRIES:
+                if tries == _MAX_FAILED_REQUESTS:
                     raise ClippanError(
                         "The download of {label} was cut after {position:.0f} of {size:.0f} MB ({cut}); start it "
                         "again, and it goes on from there.",
@@ -311,7 +311,7 @@ class _Hub:
     def _answered(self, response: Any) -> ClippanError:
         """The sentence for an answer that is no success; codes as the Hub documents them."""
         status, code = response.status_code, response.headers.get("X-Error-Code", "")
-        model, address = self.model, f"{_shown()}/{self.model.repository}"
+        model, address = self.model, f"{_public_endpoint()}/{self.model.repository}"
         if "Invalid credentials" in response.headers.get("X-Error-Message", ""):
             code = ""
         if code == "GatedRepo" or (status == 403 and not code):
@@ -345,7 +345,7 @@ class _Hub:
             return ClippanError(
                 "{shown} does not accept your token; make a new one there and name it in the options (HF token; "
                 "HF_TOKEN on the command line).",
-                shown=_shown(),
+                shown=_public_endpoint(),
             )
         if status == 407:
             return ClippanError(
@@ -356,11 +356,11 @@ class _Hub:
             return ClippanError(
                 "{shown} had too many requests from here; wait some minutes, or name a token in the options (HF "
                 "token; HF_TOKEN on the command line).",
-                shown=_shown(),
+                shown=_public_endpoint(),
             )
         return ClippanError(
             "{shown} answered with error {status}; try again later, or check HF_ENDPOINT.",
-            shown=_shown(),
+            shown=_public_endpoint(),
             status=status,
         )
 
@@ -368,7 +368,7 @@ class _Hub:
 def _is_network(error: BaseException) -> bool:
     """Whether an error comes from the network, or from settings for it such as a proxy's address."""
     modules = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
-    return isinstance(error, (OSError, ValueError, ImportError)) or bool(modules & _NETWORK)
+    return isinstance(error, (OSError, ValueError, ImportError)) or bool(modules & _NETWORK_PACKAGES)
 
 
 def _reason(error: BaseException) -> str:

@@ -20,12 +20,17 @@ from safetensors.torch import load_file
 from clippan.catalogue import models
 from clippan.catalogue.models import Model
 from clippan.core.errors import ClippanError, one_line
+from clippan.core.texts import listed
 
-_NESTS = ("state_dict", "model_state_dict", "model")
-_ASIDE = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's archives hold beside weights
-_LONG = "positional_embedding_res"
-_KEPT = 20  # positions that LongCLIP keeps from CLIP; from there on the second embedding counts
-_NAMED = 3  # names that a sentence lists
+_CONTAINER_KEYS = ("state_dict", "model_state_dict", "model")
+_NOT_WEIGHTS = (
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+)  # numbers that OpenAI's archives hold beside weights
+_LONGCLIP_POSITIONS = "positional_embedding_res"
+_LONGCLIP_KEPT = 20  # positions that LongCLIP keeps from CLIP; from there on the second embedding counts
+_NAMES_SHOWN = 3  # names that a sentence lists
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Preprocessing:
     pixels: int
 
 
-class Loaded(NamedTuple):
+class LoadedModel(NamedTuple):
     """A model that is ready.
 
     Attributes:
@@ -52,7 +57,7 @@ class Loaded(NamedTuple):
     preprocessing: Preprocessing
 
 
-def load(path: Path, model: Model, device: Optional[torch.device] = None) -> Loaded:
+def load_model(path: Path, model: Model, device: Optional[torch.device] = None) -> LoadedModel:
     """Loads weights.
 
     Args:
@@ -63,12 +68,12 @@ def load(path: Path, model: Model, device: Optional[torch.device] = None) -> Loa
     Raises:
         ClippanError: they cannot be read safely, or are of another architecture.
     """
-    weights = _read(path)
-    description = describe(path, model)
+    weights = _read_weights(path)
+    description = read_architecture(path, model)
     text = description["text_cfg"]
-    prefix = next((name[: -len(_LONG)] for name in weights if name.endswith(_LONG)), None)
+    prefix = next((name[: -len(_LONGCLIP_POSITIONS)] for name in weights if name.endswith(_LONGCLIP_POSITIONS)), None)
     if prefix is not None:
-        _merge_long(weights, prefix, path)
+        _merge_longclip_positions(weights, prefix, path)
     positions = weights.get(f"{prefix or ''}positional_embedding")
     if positions is not None and (prefix is not None or model.architecture):
         # open_clip's names say nothing of the length of texts; a description does.
@@ -76,14 +81,14 @@ def load(path: Path, model: Model, device: Optional[torch.device] = None) -> Loa
     assumed = model.architecture or f"that of {path.parent / models.CONFIG}"
     network = _build(description, assumed)
     if model.channels:
-        widen(network.visual, len(model.channels.names))
-    _fill(network, weights, path, assumed)
+        replace_input_convolution(network.visual, len(model.channels.names))
+    _load_weights(network, weights, path, assumed)
     sequence_first(network)
     network.eval().to(device or torch.device("cpu"))
-    return Loaded(network, _tokenizer(text, path), Preprocessing(model.mean, model.std, model.pixels))
+    return LoadedModel(network, _tokenizer(text, path), Preprocessing(model.mean, model.std, model.pixels))
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The named tensors of a file. Only tensors are read: a pickle of anything else could run programs."""
     try:
         if path.suffix == ".safetensors":
@@ -117,12 +122,12 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             __name__=type(error).__name__,
         ) from error
     while isinstance(values, Mapping):
-        nest = next((name for name in _NESTS if isinstance(values.get(name), Mapping)), None)
+        nest = next((name for name in _CONTAINER_KEYS if isinstance(values.get(name), Mapping)), None)
         if nest is None:
             break
         values = values[nest]
     weights = {name: value for name, value in values.items()} if isinstance(values, Mapping) else {}
-    for name in _ASIDE:
+    for name in _NOT_WEIGHTS:
         weights.pop(name, None)
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ClippanError(
@@ -133,21 +138,24 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _merge_long(weights: dict[str, torch.Tensor], prefix: str, path: Path) -> None:
+def _merge_longclip_positions(weights: dict[str, torch.Tensor], prefix: str, path: Path) -> None:
     """Sums LongCLIP's two positional embeddings (positions, width), each under its mask (positions, 1).
 
     Some save the masks, some do not: then the first positions are of the one, all others of the other.
     """
     first = weights.get(f"{prefix}positional_embedding")
-    second, masks = weights.pop(f"{prefix}{_LONG}"), [weights.pop(f"{prefix}mask{number}", None) for number in (1, 2)]
+    second, masks = (
+        weights.pop(f"{prefix}{_LONGCLIP_POSITIONS}"),
+        [weights.pop(f"{prefix}mask{number}", None) for number in (1, 2)],
+    )
     if first is None or first.shape != second.shape:
         raise ClippanError("The long text tower in {path} has one half only; download the weights again.", path=path)
-    kept = (torch.arange(len(first)) < _KEPT).to(torch.float32)[:, None]
+    kept = (torch.arange(len(first)) < _LONGCLIP_KEPT).to(torch.float32)[:, None]
     one, other = (default if mask is None else mask.float() for mask, default in zip(masks, (kept, 1 - kept)))
     weights[f"{prefix}positional_embedding"] = first.float() * one + second.float() * other
 
 
-def describe(path: Path, model: Model) -> dict[str, Any]:
+def read_architecture(path: Path, model: Model) -> dict[str, Any]:
     """open_clip's description of the model: embed_dim, vision_cfg, text_cfg, quick_gelu and more.
 
     Raises:
@@ -156,7 +164,7 @@ def describe(path: Path, model: Model) -> dict[str, Any]:
     import open_clip
 
     if not model.architecture:
-        return copy.deepcopy(models.config(path)["model_cfg"])
+        return copy.deepcopy(models.read_config(path)["model_cfg"])
     description = copy.deepcopy(open_clip.get_model_config(model.architecture))
     if description is None:
         raise ClippanError(
@@ -194,7 +202,7 @@ def _build(description: dict[str, Any], assumed: str) -> Any:
         ) from error
 
 
-def widen(visual: Any, bands: int) -> tuple[Any, Any]:
+def replace_input_convolution(visual: Any, bands: int) -> tuple[Any, Any]:
     """Has an image tower take so many bands; its first convolution before, and that in its place, of unset weights.
 
     Raises:
@@ -216,7 +224,7 @@ def widen(visual: Any, bands: int) -> tuple[Any, Any]:
     return before, after
 
 
-def _fill(network: Any, weights: dict[str, torch.Tensor], path: Path, assumed: str) -> None:
+def _load_weights(network: Any, weights: dict[str, torch.Tensor], path: Path, assumed: str) -> None:
     own = network.state_dict()
     missing = [name for name in own if name not in weights]
     unexpected = [name for name in weights if name not in own]
@@ -226,7 +234,7 @@ def _fill(network: Any, weights: dict[str, torch.Tensor], path: Path, assumed: s
         if name in weights and weights[name].shape != own[name].shape
     ]
     problems = [
-        f"{what}: {', '.join(names[:_NAMED])}{f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''}"
+        f"{what}: {listed(names, _NAMES_SHOWN)}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("of another size", other))
         if names
     ]

@@ -17,7 +17,6 @@ from clippan.core.messages import Message
 
 ENDINGS = (".txt", ".csv", ".json")  # what ends so is the name of a file
 _LARGEST = 2**24  # bytes; what is larger was not written by hand
-_NAMED = 5  # names that a sentence lists
 COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
@@ -87,9 +86,9 @@ def parts(content: str) -> list[str]:
     return [part for part in (part.strip() for part in re.split(r"[;\n]", content)) if part]
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names, as a sentence lists them."""
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first ``most`` names, as a sentence lists them."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def legend(text: str, what: str = "legend") -> dict[str, str]:

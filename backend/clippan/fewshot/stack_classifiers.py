@@ -12,8 +12,8 @@ import torch
 from osgeo import gdal, osr
 
 from clippan.clip.encoder import Encoder
-from clippan.clip.view import View
-from clippan.clip.words import Words
+from clippan.clip.view import SimilarityMaps
+from clippan.clip.words import ClassVectors
 from clippan.core.context import Context
 from clippan.fewshot import baselines, prompt_heads, scene_encoder
 from clippan.fewshot.stack import Stack
@@ -151,9 +151,9 @@ class ClipFeatureExtractor:
         self._stack, self._model, self._folder = stack, model, folder
         self._scene = Scene(path, look)
         self._request = SegmentRequest(raster=path, classes="", output="", threads=threads)
-        self._words = Words(np.eye(model.width, dtype=np.float32), np.arange(model.width), model.width)
+        self._words = ClassVectors(np.eye(model.width, dtype=np.float32), np.arange(model.width), model.width)
         self._places = _PixelTransform(stack.georeferenced_grid, self._scene.grid)
-        self._view: Optional[View] = None
+        self._view: Optional[SimilarityMaps] = None
 
     def look(self, samples: Optional[Samples], context: Context) -> None:
         """Looks at what lies about the samples, or at everything."""
@@ -175,7 +175,9 @@ class ClipFeatureExtractor:
 
         folder = self._folder / ("all" if samples is None else "some")
         folder.mkdir()
-        self._view = View.of(self._request, self._model, self._words, self._scene, part, folder, context, wanted)
+        self._view = SimilarityMaps.of(
+            self._request, self._model, self._words, self._scene, part, folder, context, wanted
+        )
 
     def features(self, samples: Samples) -> StackFeatures:
         """What was seen, at the samples and of tiles."""
@@ -188,7 +190,7 @@ class ClipFeatureExtractor:
 
     def _at_pixels(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         assert self._view is not None
-        return np.nan_to_num(self._view.places(*self._places.of(rows, columns)))
+        return np.nan_to_num(self._view.at_pixels(*self._places.of(rows, columns)))
 
 
 def _bounding_window(rows: np.ndarray, columns: np.ndarray, grid: Grid) -> Window:

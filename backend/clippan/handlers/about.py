@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from clippan.catalogue.colours import BandChoice
-from clippan.catalogue.models import find
+from clippan.catalogue.band_names import BandChoice
+from clippan.catalogue.models import find_model
 from clippan.clip import cache
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
@@ -19,7 +19,7 @@ def run(request: AboutIndexRequest, context: Context) -> AboutIndexResult:
     index = reader(request.index)
     warning = ""
     try:
-        found = cache.locate(find(index.about.model))
+        found = cache.locate(find_model(index.about.model))
         if found is None:
             warning = Message(
                 "The model {label} is not on this machine; the first search downloads it.", label=index.about.label

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Optional
 
 from clippan import __version__
-from clippan.catalogue.colours import COLOURS, Band, band_order, natural_colours
+from clippan.catalogue.band_names import COLOURS, Band, band_order, natural_colours
 from clippan.catalogue.sensors import Sensor, resolve_sensor
 from clippan.core.context import Context
 from clippan.core.device import choose_device, set_threads

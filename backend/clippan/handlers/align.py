@@ -9,11 +9,11 @@ from pathlib import Path
 from torch.nn import functional
 
 from clippan import __version__
-from clippan.catalogue.models import find, in_colours
-from clippan.catalogue.prompts import parse
+from clippan.catalogue.models import find_model, require_rgb
+from clippan.catalogue.prompts import parse_prompts
 from clippan.clip import hub
-from clippan.clip.encoder import fingerprint, reading
-from clippan.clip.load import load
+from clippan.clip.encoder import text_warnings, weights_sha256
+from clippan.clip.load import load_model
 from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.device import choose_device, set_threads
@@ -41,8 +41,8 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
         ClippanError: one sentence; what was trained so far stays in the folder.
     """
     started = time.monotonic()
-    folder, base = Path(request.output), in_colours(find(request.model))
-    names = parse(request.words).names if request.words else ()
+    folder, base = Path(request.output), require_rgb(find_model(request.model))
+    names = parse_prompts(request.words).names if request.words else ()
     choice = choose_device(request.device)
     choice.log(context)
     device = choice.device
@@ -56,7 +56,7 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
     try:
         with lock_run_folder(folder), memory(request.batch), Outputs() as outputs:
             path = hub.fetch(base, context.part(0, 1))
-            teacher = load(path, base, device)
+            teacher = load_model(path, base, device)
             pairs = Pairs.of(request, outputs.folder(str(folder / WEIGHTS)), context.part(1, 3))
             for sentence in choices(pairs.pictures):
                 context.log(sentence)
@@ -65,8 +65,8 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
             context.log(f"{len(train)} chips to train on, {len(held)} to measure with.")
             targets = look(teacher, pairs, train, device, batch, context.part(6, 20))
             pictures = look(teacher, pairs, held, device, batch, context.part(20, 21))
-            words, unread = (head(teacher, names), reading(base, teacher, names)) if names else (None, [])
-            student = inflated(load(path, base, device), pairs)
+            words, unread = (head(teacher, names), text_warnings(base, teacher, names)) if names else (None, [])
+            student = inflated(load_model(path, base, device), pairs)
             before = look(student, pairs, held, device, batch, context.part(21, 22), sensed=True)
             lesson = Lesson(pairs, train, targets, words, teacher.model.logit_scale.detach().exp())
             run = Alignment(request, student, lesson, device, context.part(22, 96))
@@ -74,7 +74,7 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
             terms = run.train()
             with ending(run.steps):
                 after = look(student, pairs, held, device, batch, context.part(96, 98), sensed=True)
-                digested = fingerprint(base, path, context.part(98, 99))
+                digested = weights_sha256(base, path, context.part(98, 99))
                 context.progress(99, "Writing the model")
     except Exception:
         discard_unstarted(folder, made, (WEIGHTS,))

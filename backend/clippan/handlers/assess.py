@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from osgeo import gdal
 
-from clippan.catalogue.sensors import Sensor, find, resolve_sensor
+from clippan.catalogue.sensors import Sensor, find_sensor, resolve_sensor
 from clippan.core.context import Context
 from clippan.core.device import choose_device
 from clippan.core.errors import ClippanError
@@ -107,7 +107,7 @@ def _as_made(request: AssessRequest, context: Context) -> tuple[AssessRequest, O
     except (KeyError, ValueError, ClippanError):  # made by another program, or by another version
         return request, None
     changes: dict[str, object] = {}
-    if request.sensor == "auto" and find(tags.get("CLIPPAN_SENSOR", "")):
+    if request.sensor == "auto" and find_sensor(tags.get("CLIPPAN_SENSOR", "")):
         changes["sensor"] = tags["CLIPPAN_SENSOR"]
     if not request.bands and len(made.bands) == dataset.RasterCount:
         changes["bands"] = made.bands

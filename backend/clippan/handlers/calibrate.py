@@ -19,10 +19,10 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 from torch.nn import functional
 
-from clippan.catalogue.prompts import Prompt, Table, parse, save
-from clippan.clip.encoder import encoder
-from clippan.clip.view import View
-from clippan.clip.words import Words, phrases, words
+from clippan.catalogue.prompts import ClassPrompt, PromptTable, parse_prompts, save_prompts
+from clippan.clip.class_vectors import ClassVectors, class_vectors, prompt_texts
+from clippan.clip.encoder import load_encoder
+from clippan.clip.similarity import SimilarityMaps
 from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.device import set_threads
@@ -31,28 +31,30 @@ from clippan.core.messages import Message
 from clippan.core.outputs import Outputs
 from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
 from clippan.jobs.picture import choices, remarks
+from clippan.labels.labelled_pixels import LabelledPixels, read_labelled_pixels
 from clippan.labels.legend import colours
-from clippan.labels.polygons import Labels, read
 from clippan.raster.scene import Look, Scene
 from clippan.report import page
 from clippan.report.pictures import overlay
 from clippan.segmentation.mapping import LOGIT_SCALE
 
 _FOLDS = 5
-_RARE = 0.5  # power of a class's frequency by which its labels count less, so that rare classes are found too
+_FREQUENCY_POWER = (
+    0.5  # power of a class's frequency by which its labels count less, so that rare classes are found too
+)
 # What is tried, the most cautious first: weights of keeping the usual scale and no offsets, and of keeping the words'
 # vectors (None: they are kept).
-_TRIED: tuple[tuple[float, Optional[float]], ...] = (
+_CANDIDATES: tuple[tuple[float, Optional[float]], ...] = (
     *((stay, None) for stay in (10.0, 0.1, 0.01, 0.001)),
     *((0.001, pull) for pull in (10.0, 1.0, 0.1)),
 )
-_WIDEST = 2.5  # the scale is at most e to this power larger, or smaller, than the usual one
-_SLACK = 0.02  # of accuracy and mean IoU together: so much is chance, and the more cautious fit is taken
-_LABELS = 40_000  # that are fitted; neighbours say the same
-_FEW = 3  # polygons or points of a class, below which the fit is uncertain
+_MAX_SCALE_EXPONENT = 2.5  # the scale is at most e to this power larger, or smaller, than the usual one
+_TOLERANCE = 0.02  # of accuracy and mean IoU together: so much is chance, and the more cautious fit is taken
+_MAX_LABELS = 40_000  # that are fitted; neighbours say the same
+_MIN_GROUPS = 3  # polygons or points of a class, below which the fit is uncertain
 _PICTURE = 700  # pixels along the longer edge of a picture in the report
 _OUTSIDE = "All labels of {} lie outside the rasters or on nodata"
-_ROWS = 16_384  # places whose vectors are held at a time
+_CHUNK = 16_384  # places whose vectors are held at a time
 
 
 @dataclass(frozen=True)
@@ -61,24 +63,24 @@ class _Fit:
     whether the words were moved (then there is one a class)."""
 
     words: np.ndarray
-    owners: np.ndarray
+    class_of: np.ndarray
     scale: float
     offsets: np.ndarray
     moved: bool = False
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """(n, classes)."""
-        starts = np.flatnonzero(np.diff(self.owners, prepend=-1))
+        starts = np.flatnonzero(np.diff(self.class_of, prepend=-1))
         return np.maximum.reduceat(features @ self.words.T, starts, axis=1) * self.scale + self.offsets
 
 
 @dataclass(frozen=True)
-class _Raster:
+class _LabelledRaster:
     """A labelled raster, and what the model saw of it."""
 
     scene: Scene
-    labels: Labels
-    view: View
+    labels: LabelledPixels
+    view: SimilarityMaps
 
     def panel(self, before: _Fit, after: _Fit, legend: np.ndarray) -> dict[str, Any]:
         """The raster's name, and its maps and its labels over it, for the report."""
@@ -90,8 +92,8 @@ class _Raster:
         columns = part.x + ((np.arange(width) + 0.5) * part.width / width).astype(int)
         grid = [values.ravel() for values in np.meshgrid(rows, columns, indexing="ij")]
         maps: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        for start in range(0, len(grid[0]), _ROWS):
-            features = self.view.places(grid[0][start : start + _ROWS], grid[1][start : start + _ROWS])
+        for start in range(0, len(grid[0]), _CHUNK):
+            features = self.view.at_pixels(grid[0][start : start + _CHUNK], grid[1][start : start + _CHUNK])
             seen = np.isfinite(features).all(axis=1)
             for fit, found in zip((before, after), maps):
                 found.append(np.where(seen, np.nan_to_num(fit.logits(features)).argmax(axis=1) + 1, 0))
@@ -112,16 +114,16 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
         ClippanError: one sentence with the cause and the remedy; nothing is left behind.
     """
     started = time.monotonic()
-    table = parse(request.classes).coloured()
+    table = parse_prompts(request.classes).with_colours()
     if origin := texts.origin(request.classes, "classes"):
         context.log(origin)
-    model = encoder(request.model, request.device, context.part(0, 5))
+    model = load_encoder(request.model, request.device, context.part(0, 5))
     set_threads(request.threads)
-    sought = words(model, table, False)
+    sought = class_vectors(model, table, False)
     offsets = np.array([prompt.offset for prompt in table.classes])
-    first = _Fit(sought.vectors, sought.owners, table.logit_scale or LOGIT_SCALE, offsets)
+    first = _Fit(sought.vectors, sought.class_of, table.logit_scale or LOGIT_SCALE, offsets)
     # Not only how alike places are to the words, but their vectors themselves.
-    whole = Words(np.eye(model.width, dtype=np.float32), np.arange(model.width), model.width)
+    whole = ClassVectors(np.eye(model.width, dtype=np.float32), np.arange(model.width), model.width)
     look = Look(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
     count = len(request.rasters)
     with Outputs() as outputs:
@@ -131,17 +133,20 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
             folder = outputs.folder(request.output) / str(number)
             folder.mkdir()
             scene = Scene(path, look)
-            labels = read(samples, request.layer, request.field, table, scene, mine.part(0, 10))
-            view = View.of(request, model, whole, scene, labels.part, folder, mine.part(10, 100), labels.near)
-            rasters.append(_Raster(scene, labels, view))
+            labels = read_labelled_pixels(samples, request.layer, request.field, table, scene, mine.part(0, 10))
+            view = SimilarityMaps.of(request, model, whole, scene, labels.part, folder, mine.part(10, 100), labels.near)
+            rasters.append(_LabelledRaster(scene, labels, view))
         pictures = tuple(raster.scene.seen(model.channels) for raster in rasters)
         for sentence in choices(pictures):
             context.log(sentence)
-        known = _Known.of(rasters, table)
+        known = _LabelledVectors.of(rasters, table)
         before = _accuracy(first.logits(known.features), known.classes)
-        fit, after = _choose(known, first, context.part(80, 95))
-        found = _fitted(table, fit, model.model.id, known)
-        hints = [*model.reading(phrases(table)), *(hint for raster in rasters for hint in raster.labels.hints)]
+        fit, after = _select_fit(known, first, context.part(80, 95))
+        found = _calibrated_table(table, fit, model.model.id, known)
+        hints = [
+            *model.text_warnings(prompt_texts(table)),
+            *(hint for raster in rasters for hint in raster.labels.hints),
+        ]
         hints += _hints(table, known, fit, before, after)
         result = CalibrateResult(
             request.output,
@@ -163,13 +168,13 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
             page.write(
                 request.report, "calibration", outputs, request=request, result=result, colours=palette, panels=panels
             )
-        save(found, request.output, outputs)
+        save_prompts(found, request.output, outputs)
         del rasters, view  # files that are mapped into memory cannot be removed on Windows
     return result
 
 
 @dataclass(frozen=True)
-class _Known:
+class _LabelledVectors:
     """Labels with what the model saw there.
 
     Attributes:
@@ -189,7 +194,7 @@ class _Known:
     outside: tuple[str, ...]
 
     @classmethod
-    def of(cls, rasters: list[_Raster], table: Table) -> _Known:
+    def of(cls, rasters: list[_LabelledRaster], table: PromptTable) -> _LabelledVectors:
         """Of all rasters.
 
         Raises:
@@ -201,8 +206,8 @@ class _Known:
         for number, raster in enumerate(rasters):
             labels = raster.labels
             labelled += np.bincount(labels.classes - 1, minlength=classes)
-            kept = np.random.default_rng(number).permutation(len(labels.rows))[: _LABELS // len(rasters)]
-            values = raster.view.places(labels.rows[kept], labels.columns[kept])
+            kept = np.random.default_rng(number).permutation(len(labels.rows))[: _MAX_LABELS // len(rasters)]
+            values = raster.view.at_pixels(labels.rows[kept], labels.columns[kept])
             valid = np.isfinite(values).all(axis=1)
             features.append(values[valid])
             known.append(labels.classes[kept][valid] - 1)
@@ -232,13 +237,13 @@ def _folds(classes: np.ndarray, units: np.ndarray) -> np.ndarray:
     return np.array([fold_of[unit] for unit in units.tolist()])
 
 
-def _choose(known: _Known, first: _Fit, context: Context) -> tuple[_Fit, Accuracy]:
+def _select_fit(known: _LabelledVectors, first: _Fit, context: Context) -> tuple[_Fit, Accuracy]:
     """The most cautious fit that is about as good as the best, on folds that it has not seen."""
     tried = []
-    for number, (stay, pull) in enumerate(_TRIED):
+    for number, (stay, pull) in enumerate(_CANDIDATES):
         logits = np.empty((len(known.classes), len(first.offsets)))
         for fold in np.unique(known.folds):
-            context.progress(100 * number / len(_TRIED), "Fitting")
+            context.progress(100 * number / len(_CANDIDATES), "Fitting")
             inside = known.folds == fold
             rest = ~inside if (~inside).any() else inside  # with one polygon there is nothing to leave out
             logits[inside] = _fit(known.features[rest], known.classes[rest], first, stay, pull).logits(
@@ -246,7 +251,7 @@ def _choose(known: _Known, first: _Fit, context: Context) -> tuple[_Fit, Accurac
             )
         tried.append((_accuracy(logits, known.classes), stay, pull))
     best = max(found.accuracy + found.mean_iou for found, _, _ in tried)
-    after, stay, pull = next(item for item in tried if item[0].accuracy + item[0].mean_iou >= best - _SLACK)
+    after, stay, pull = next(item for item in tried if item[0].accuracy + item[0].mean_iou >= best - _TOLERANCE)
     return _fit(known.features, known.classes, first, stay, pull), after
 
 
@@ -262,17 +267,17 @@ def _fit(features: np.ndarray, known: np.ndarray, first: _Fit, stay: float, pull
     """
     classes = len(first.offsets)
     counts = np.bincount(known, minlength=classes)
-    weight = np.where(counts > 0, np.maximum(counts, 1) ** -_RARE, 0)[known]
+    weight = np.where(counts > 0, np.maximum(counts, 1) ** -_FREQUENCY_POWER, 0)[known]
     weights = torch.from_numpy((weight / weight.sum()).astype(np.float32))
     truth = torch.from_numpy(known).long()
     exponent, offsets = torch.zeros((), requires_grad=True), torch.zeros(classes, requires_grad=True)
     learned = [exponent, offsets]
     if pull is None:
-        fixed = _Fit(first.words, first.owners, 1.0, np.zeros(classes)).logits(features)
+        fixed = _Fit(first.words, first.class_of, 1.0, np.zeros(classes)).logits(features)
         cosines = torch.from_numpy(fixed.astype(np.float32))
     else:
         places = torch.from_numpy(features)
-        start = np.stack([first.words[first.owners == number].mean(axis=0) for number in range(classes)])
+        start = np.stack([first.words[first.class_of == number].mean(axis=0) for number in range(classes)])
         moved = torch.zeros(start.shape, requires_grad=True)
         learned.append(moved)
         middle = torch.from_numpy(start)
@@ -294,23 +299,23 @@ def _fit(features: np.ndarray, known: np.ndarray, first: _Fit, stay: float, pull
     # A class without labels is neither favoured nor put aside; softmax knows differences only.
     added = (offsets.detach() - offsets.detach().mean()).numpy().astype(float)
     if pull is None:
-        return _Fit(first.words, first.owners, scale, added)
+        return _Fit(first.words, first.class_of, scale, added)
     return _Fit((middle + moved.detach()).numpy(), np.arange(classes), scale, added, True)
 
 
 def _scale(exponent: torch.Tensor) -> torch.Tensor:
     """Bounded, since labels that a line divides are the likelier the larger it is."""
-    return LOGIT_SCALE * (_WIDEST * exponent.tanh()).exp()
+    return LOGIT_SCALE * (_MAX_SCALE_EXPONENT * exponent.tanh()).exp()
 
 
-def _fitted(table: Table, fit: _Fit, model: str, known: _Known) -> Table:
+def _calibrated_table(table: PromptTable, fit: _Fit, model: str, known: _LabelledVectors) -> PromptTable:
     """The table with what was found."""
-    classes: list[Prompt] = []
+    classes: list[ClassPrompt] = []
     for number, prompt in enumerate(table.classes):
         vector = tuple(round(float(value), 5) for value in fit.words[number]) if fit.moved else prompt.vector
         classes.append(dataclasses.replace(prompt, offset=round(float(fit.offsets[number]), 4), vector=vector))
     about = Message("Calibrated on {sum} labelled pixels.", sum=int(known.labelled.sum()))
-    return Table(tuple(classes), round(fit.scale, 4), model, about)
+    return PromptTable(tuple(classes), round(fit.scale, 4), model, about)
 
 
 def _accuracy(logits: np.ndarray, known: np.ndarray) -> Accuracy:
@@ -322,11 +327,11 @@ def _accuracy(logits: np.ndarray, known: np.ndarray) -> Accuracy:
     return Accuracy(float(accuracy_score(known, found)), mean, each, counts)
 
 
-def _hints(table: Table, known: _Known, fit: _Fit, before: Accuracy, after: Accuracy) -> list[str]:
+def _hints(table: PromptTable, known: _LabelledVectors, fit: _Fit, before: Accuracy, after: Accuracy) -> list[str]:
     hints = []
     places = [len(np.unique(known.groups[known.classes == number])) for number in range(len(table.classes))]
     absent = [name for name, found in zip(table.names, places) if not found and name not in known.outside]
-    few = [name for name, found in zip(table.names, places) if 0 < found < _FEW]
+    few = [name for name, found in zip(table.names, places) if 0 < found < _MIN_GROUPS]
     if known.outside:
         hints.append(f"{_OUTSIDE.format(', '.join(known.outside))}; label others to learn about them.")
     if absent:
@@ -340,7 +345,7 @@ def _hints(table: Table, known: _Known, fit: _Fit, before: Accuracy, after: Accu
             Message(
                 "Labels of {few} are in fewer than {_FEW} places; label more for a fit to rely on.",
                 few=", ".join(few),
-                _FEW=_FEW,
+                _FEW=_MIN_GROUPS,
             )
         )
     if fit.moved:

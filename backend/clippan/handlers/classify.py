@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from clippan import __version__
-from clippan.catalogue.prompts import Prompt, Table
-from clippan.clip.encoder import Encoder, encoder
-from clippan.clip.words import phrases, words
+from clippan.catalogue.prompts import ClassPrompt, PromptTable
+from clippan.clip.encoder import Encoder, load_encoder
+from clippan.clip.words import class_vectors, prompt_texts
 from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.device import choose_device, graphics_memory, one_thread, set_threads
@@ -41,7 +41,7 @@ from clippan.jobs.classify import Classifier, ClassifyRequest, ClassifyResult, M
 from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.jobs.segment import ClassArea
 from clippan.labels import accuracy, areas, samples
-from clippan.labels.folds import ALWAYS, REACH, apart, folds
+from clippan.labels.folds import BUFFER, NEVER_HELD_OUT, spatial_folds, training_mask
 from clippan.labels.legend import colours, palette
 from clippan.labels.samples import Samples
 from clippan.learn.fewshot import pretrain_on
@@ -68,7 +68,7 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
     set_threads(request.threads)
     device = choose_device(request.device).device  # CLIP tells the log, where it is used
     stack = open_stack(request.rasters, request.grid, request.nodata, context.part(0, 3))
-    known = samples.read(
+    known = samples.read_samples(
         request.samples, request.layer, request.field, stack.georeferenced_grid, request.seed, context.part(3, 6)
     )
     known, lost = _valid(known, stack, context)
@@ -96,7 +96,7 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
             workshop.picture = workshop.picture or scene.shown
         context.progress(98, "Writing the files")  # from here on nothing is cancelled, and all files are put in place
         if request.areas:
-            areas.write(request.areas, shown, outputs)
+            areas.write_csv(request.areas, shown, outputs)
         saved = workshop.save(outputs)
         shown_as = [workshop.picture] if workshop.picture else []
         for sentence in choices(shown_as):
@@ -113,14 +113,14 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
             tuple(trial.score for trial in trials) if several else (),
             best.accuracy if best else None,
             shown,
-            known.labelled,
-            known.places,
+            known.pixels_per_class,
+            known.groups_per_class,
             (
                 *stack.hints(),
                 *known.hints,
                 *lost,
                 *workshop.hints,
-                *workshop.reading(method),
+                *workshop.text_warnings(method),
                 *_hints(request, known, method, best, shown, saved),
                 *remarks(shown_as),
             ),
@@ -139,7 +139,7 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
                 request=request,
                 result=result,
                 samples=known,
-                distance=REACH,
+                distance=BUFFER,
                 colours=legend,
                 pictures=overview.pictures(known, legend),
             )
@@ -154,8 +154,8 @@ def _valid(known: Samples, stack: Stack, context: Context) -> tuple[Samples, lis
         context.check()
         _, valid = stack.read(window)
         kept[numbers] = valid[known.rows[numbers] - window.y, known.columns[numbers] - window.x]
-    left = known.only(kept)
-    empty = [name for name, count in zip(known.names, left.labelled) if not count]
+    left = known.subset(kept)
+    empty = [name for name, count in zip(known.names, left.pixels_per_class) if not count]
     if empty:
         raise ClippanError(
             "All samples of {empty} lie on nodata; label other places, or leave out the raster that does not reach "
@@ -166,7 +166,7 @@ def _valid(known: Samples, stack: Stack, context: Context) -> tuple[Samples, lis
     return left, [f"{lost} labelled pixels lie on nodata, and were left aside."] if lost else []
 
 
-def _table(names: tuple[str, ...], descriptions: str) -> Table:
+def _table(names: tuple[str, ...], descriptions: str) -> PromptTable:
     """The classes as a prompt table, with colours.
 
     Raises:
@@ -180,7 +180,7 @@ def _table(names: tuple[str, ...], descriptions: str) -> Table:
             unknown=unknown[0],
             names=listed(names),
         )
-    return Table(tuple(Prompt(name, (), about.get(name, ())) for name in names)).coloured()
+    return PromptTable(tuple(ClassPrompt(name, (), about.get(name, ())) for name in names)).with_colours()
 
 
 class _Workshop:
@@ -191,7 +191,7 @@ class _Workshop:
         request: ClassifyRequest,
         stack: Stack,
         known: Samples,
-        table: Table,
+        table: PromptTable,
         device: torch.device,
         folder: Path,
     ) -> None:
@@ -241,9 +241,9 @@ class _Workshop:
         """Of CLIP, where the method needs it."""
         return self._model.model.id if self._model and (method.sees_words or method is Classifier.DIFFCLIP) else ""
 
-    def reading(self, method: Classifier) -> list[str]:
+    def text_warnings(self, method: Classifier) -> list[str]:
         """What the method's CLIP does not read as it is meant, in sentences."""
-        return self._model.reading(phrases(self.table)) if self._model and self.model_id(method) else []
+        return self._model.text_warnings(prompt_texts(self.table)) if self._model and self.model_id(method) else []
 
     def save(self, outputs: Outputs) -> str:
         """Keeps the encoder, if that is wanted and there is one; its path."""
@@ -254,19 +254,19 @@ class _Workshop:
 
     def _clip(self, context: Context) -> Encoder:
         if self._model is None:
-            self._model = encoder(self.request.model, self.request.device, context)
+            self._model = load_encoder(self.request.model, self.request.device, context)
         return self._model
 
     def _texts(self, context: Context) -> np.ndarray:
         """A vector for each class, of its name and descriptions, (classes, width)."""
-        return words(self._clip(context), self.table, False).vectors
+        return class_vectors(self._clip(context), self.table, False).vectors
 
     def _prompts(self, context: Context) -> np.ndarray:
         """A vector for the name and one for each description of a class, (classes, prompts, width); where a class has
         fewer of them than another, they are repeated."""
         texts = [(prompt.name, *prompt.descriptions) for prompt in self.table.classes]
         model, most = self._clip(context), max(map(len, texts))
-        return np.stack([model.texts([own[place % len(own)] for place in range(most)]) for own in texts])
+        return np.stack([model.encode_texts([own[place % len(own)] for place in range(most)]) for own in texts])
 
     def _seen(self, whole: bool, context: Context) -> StackFeatures:
         model = self._clip(context.part(0, 5))
@@ -312,8 +312,8 @@ class _Trial:
 def _compare(workshop: _Workshop, methods: list[Classifier], context: Context) -> list[_Trial]:
     """Cross-validation of methods, the best first; empty where nothing can be left out."""
     request, known = workshop.request, workshop.known
-    splits = [folds(known.labels, known.groups, request.seed + repeat) for repeat in range(request.repeats)]
-    if not splits or all((split == ALWAYS).all() for split in splits):
+    splits = [spatial_folds(known.labels, known.groups, request.seed + repeat) for repeat in range(request.repeats)]
+    if not splits or all((split == NEVER_HELD_OUT).all() for split in splits):
         return []
     weights = np.cumsum([0, *(_LONG if method is Classifier.DIFFCLIP else 1 for method in methods)])
     trials = []
@@ -324,26 +324,26 @@ def _compare(workshop: _Workshop, methods: list[Classifier], context: Context) -
         repeats = []
         for repeat, split in enumerate(splits):
             truths, guesses = [], []
-            for fold in np.unique(split[split != ALWAYS]):
+            for fold in np.unique(split[split != NEVER_HELD_OUT]):
                 done = repeat + fold / (split.max() + 1)
                 share.progress(50 + 50 * done / len(splits), f"Trying {method.value}")
                 out = np.flatnonzero(split == fold)
-                learned = np.flatnonzero(apart(known.labels, known.rows, known.columns, split == fold))
+                learned = np.flatnonzero(training_mask(known.labels, known.rows, known.columns, split == fold))
                 truths.append(known.labels[out])
                 guesses.append(learner.fit(learned, request.seed + repeat).at(out))
             repeats.append((np.concatenate(truths), np.concatenate(guesses)))
         truth, shares = (np.concatenate(parts) for parts in zip(*repeats))
-        sharpness = accuracy.sharpness(shares, truth)
+        sharpness = accuracy.fit_sharpening(shares, truth)
         pairs = [(truth, shares.argmax(axis=1)) for truth, shares in repeats]
-        found = accuracy.assessed(pairs, len(known.names), known.split)
-        trials.append(_Trial(accuracy.score(method, pairs, time.monotonic() - begun), found, sharpness))
+        found = accuracy.map_accuracy(pairs, len(known.names), known.split)
+        trials.append(_Trial(accuracy.classifier_score(method, pairs, time.monotonic() - begun), found, sharpness))
         context.log(f"{method.value}: {100 * found.oa:.1f} % of the left-out samples are right.")
     return sorted(trials, key=lambda trial: -trial.score.oa)
 
 
 def _write(
     workshop: _Workshop,
-    table: Table,
+    table: PromptTable,
     learned: FittedStackClassifier,
     power: float,
     together: bool,
@@ -353,7 +353,7 @@ def _write(
 ) -> tuple[tuple[ClassArea, ...], Overview]:
     """Makes the map and its confidence; what each class covers, and the map made small for the report."""
     request, grid = workshop.request, workshop.stack.grid
-    counted = areas.Areas(table, grid)
+    counted = areas.ClassAreaCounter(table, grid)
     windows = workshop.stack.tiles(BLOCK)  # elsewhere the map stays unwritten: nodata
     overview = Overview.of(grid.width, grid.height)
     # A network has the processor's threads to itself; the others have one for each tile.
@@ -366,7 +366,7 @@ def _write(
 
     def work(window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         values, valid = learned.tile(window)
-        flat = accuracy.sharpened(values.reshape(len(values), -1).T, power)
+        flat = accuracy.sharpen(values.reshape(len(values), -1).T, power)
         found = np.where(valid, flat.argmax(axis=1).reshape(valid.shape) + 1, 0).astype(np.uint8)
         sure = np.where(valid, flat.max(axis=1).reshape(valid.shape), np.nan).astype(np.float32)
         return found, sure, valid
@@ -401,7 +401,7 @@ def _write(
 
 
 def _provenance(
-    request: ClassifyRequest, table: Table, workshop: _Workshop, method: Classifier, best: Optional[_Trial]
+    request: ClassifyRequest, table: PromptTable, workshop: _Workshop, method: Classifier, best: Optional[_Trial]
 ) -> dict[str, str]:
     return {
         "CLIPPAN_ALGORITHM": request.name,
@@ -425,8 +425,8 @@ def _hints(
     saved: str,
 ) -> list[str]:
     hints: list[str] = []
-    single = [name for name, places in zip(known.names, known.places) if places == 1]
-    few = [name for name, places in zip(known.names, known.places) if 1 < places < _FEW]
+    single = [name for name, places in zip(known.names, known.groups_per_class) if places == 1]
+    few = [name for name, places in zip(known.names, known.groups_per_class) if 1 < places < _FEW]
     if single:
         hints.append(
             Message(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from clippan.catalogue.models import find
+from clippan.catalogue.models import find_model
 from clippan.clip import cache, hub
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
@@ -14,7 +14,7 @@ from clippan.jobs.models import DownloadModelRequest, DownloadModelResult
 def run(request: DownloadModelRequest, context: Context) -> DownloadModelResult:
     """Runs the job; see DownloadModelRequest."""
     started = time.monotonic()
-    model = find(request.model)
+    model = find_model(request.model)
     path = hub.fetch(model, context, request.accept_licence)
     found = cache.locate(model)
     if found is None:  # removed by another process in the meantime

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Optional
 
 from clippan import __version__
-from clippan.catalogue.models import find
+from clippan.catalogue.models import find_model
 from clippan.clip import hub
-from clippan.clip.encoder import fingerprint, reading
-from clippan.clip.load import load
+from clippan.clip.encoder import text_warnings, weights_sha256
+from clippan.clip.load import load_model
 from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.device import choose_device, set_threads
@@ -19,7 +19,7 @@ from clippan.core.json import to_json
 from clippan.core.messages import Message
 from clippan.core.texts import listed
 from clippan.jobs.finetune import AlphaPoint, FinetuneClipRequest, FinetuneClipResult
-from clippan.labels.samples import digest
+from clippan.labels.samples import samples_sha256
 from clippan.learn.clip.farslip import WEIGHTS, check_size, save
 from clippan.learn.clip.patching import (
     Quiz,
@@ -50,7 +50,7 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
         ClippanError: one sentence; what was tuned so far stays in the folder.
     """
     started = time.monotonic()
-    folder, base = Path(request.output), find(request.model)
+    folder, base = Path(request.output), find_model(request.model)
     choice = choose_device(request.device)
     choice.log(context)
     device = choice.device
@@ -59,12 +59,12 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
     set_threads(request.threads)
     recipe = {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE}
     if request.samples:  # QGIS hands over a new copy of its layer each time
-        recipe["samples"] = digest(request.samples, request.layer, request.field)
+        recipe["samples"] = samples_sha256(request.samples, request.layer, request.field)
     made = prepare_run_folder(folder, recipe)
     try:
         with lock_run_folder(folder), memory(request.batch):
             path = hub.fetch(base, context.part(0, 2))
-            loaded = load(path, base, device)
+            loaded = load_model(path, base, device)
             pixels = request.pixels or loaded.preprocessing.pixels
             check_size(loaded, pixels)
             task, control = read_quizzes(request, loaded, pixels, context.part(2, 5))
@@ -77,7 +77,7 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
                 points, kept = alpha_curve(
                     request, loaded, (before, after), task, control, pixels, context.part(50, 98)
                 )
-                digested = fingerprint(base, path, context.part(98, 99))
+                digested = weights_sha256(base, path, context.part(98, 99))
                 context.progress(99, "Writing the model")
     except Exception:
         discard_unstarted(folder, made, (WEIGHTS,))
@@ -113,7 +113,7 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
         len(task.split.train),
         run.steps,
         terms.get("loss"),
-        (*reading(base, loaded, [name for quiz in quizzes for name in quiz.chips.names]), *hints),
+        (*text_warnings(base, loaded, [name for quiz in quizzes for name in quiz.chips.names]), *hints),
         device.type,
         round(time.monotonic() - started, 3),
         task.chips.picture,

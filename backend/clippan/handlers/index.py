@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from osgeo import gdal, osr
 
-from clippan.clip.encoder import Encoder, encoder
+from clippan.clip.encoder import Encoder, load_encoder
 from clippan.core.context import Context
 from clippan.core.device import set_threads
 from clippan.core.errors import Cancelled, ClippanError
@@ -70,7 +70,7 @@ def run(request: IndexRequest, context: Context) -> IndexResult:
     if not paths:
         raise ClippanError(failed[0])
     refuse_overwriting(request.outputs, paths)
-    model = encoder(request.model, request.device, context.part(0, 3))
+    model = load_encoder(request.model, request.device, context.part(0, 3))
     set_threads(request.threads)
     look = Look(**{item.name: getattr(request, item.name) for item in fields(Look)})
     about = About(model.model.id, model.model.label, model.sha256, model.width, model.pixels, "")
@@ -286,7 +286,7 @@ def _embed(work: Sequence[_Work], model: Encoder, index: Any, count: _Count, thr
             whole = np.array([item.raster.id not in broken for item, *_ in batch])
             keep = whole & (valid >= LEAST_VALID)
             if keep.any():
-                vectors.append(model.images(pictures[keep]))
+                vectors.append(model.encode_images(pictures[keep]))
             for (item, window, scale, position), sound, kept in zip(batch, whole, keep):
                 if kept:
                     tiles.append(Tile(0, item.raster.id, window, scale, item.corners.of(window)))

@@ -33,7 +33,7 @@ _POLYGONS = (ogr.wkbPolygon, ogr.wkbMultiPolygon, ogr.wkbCurvePolygon, ogr.wkbMu
 _QUALITY = 95  # of JPEG
 
 
-class Labels(Protocol):
+class LabelSource(Protocol):
     """Where a raster shows what.
 
     Attributes:
@@ -125,7 +125,7 @@ def _write(
     for number, (raster, labels) in enumerate(zip(request.rasters, request.labels)):
         scene = Scene(raster, look)
         seen.append(scene.shown)
-        found = _labels(labels, scene, legend, request.layer, request.field)
+        found = _open_labels(labels, scene, legend, request.layer, request.field)
         hints += found.hints
         categories |= found.categories
         inside |= found.categories - found.outside
@@ -153,18 +153,18 @@ def _write(
     return entries, hints, categories, categories - inside, seen
 
 
-def _labels(path: str, scene: Scene, legend: Mapping[str, str], layer: str, field: str) -> Labels:
+def _open_labels(path: str, scene: Scene, legend: Mapping[str, str], layer: str, field: str) -> LabelSource:
     """What a file of labels is: a raster, or else vectors."""
     try:
         dataset = gdal.OpenEx(path, gdal.OF_RASTER | gdal.OF_VECTOR)
     except RuntimeError:
         dataset = sources.open_dataset(path, "file of labels")  # tells why
     if dataset.RasterCount:
-        return Mask(path, dataset, scene.grid, legend)
-    return Polygons(path, scene.grid, legend, layer, field)
+        return MaskLabels(path, dataset, scene.grid, legend)
+    return PolygonLabels(path, scene.grid, legend, layer, field)
 
 
-class Mask:
+class MaskLabels:
     """Classes of pixels: a band of numbers, or colours. Each connected part of a category is an object.
 
     Args:
@@ -259,7 +259,7 @@ class Mask:
         return found
 
 
-class Polygons:
+class PolygonLabels:
     """Polygons of a vector file's layer, each an object.
 
     Args:
@@ -279,18 +279,18 @@ class Polygons:
         if inverse is None:
             raise ClippanError("The raster of {path} has pixels without a size; georeference it anew.", path=path)
         labelled = LabelledLayer(path, layer, field)
-        self.hints = [*labelled.hints, *labelled.assumed(grid)]
+        self.hints = [*labelled.hints, *labelled.assumed_crs_hints(grid)]
         self.categories: set[str] = set()
         self.outside: set[str] = set()
         self._objects: list[tuple[str, ogr.Geometry, tuple[float, ...]]] = []
         frame = (0, grid.width, 0, grid.height)
-        for value, geometry in labelled.places(grid, Context()):
+        for value, geometry in labelled.features(grid, Context()):
             category = legend.get(value, "") if legend else value
             if not category or (geometry and ogr.GT_Flatten(geometry.GetGeometryType()) not in _POLYGONS):
                 continue
             self.categories.add(category)
             pixels = None if geometry is None else _in_pixels(geometry, inverse)
-            if pixels is None or not _meet(pixels.GetEnvelope(), frame):
+            if pixels is None or not _overlap(pixels.GetEnvelope(), frame):
                 self.outside.add(category)
                 continue
             pixels = pixels if pixels.IsValid() else pixels.Buffer(0)
@@ -311,7 +311,7 @@ class Polygons:
         frame = _rectangle(window.x, window.y, right, bottom)
         found = []
         for category, geometry, envelope in self._objects:
-            if not _meet(envelope, (window.x, right, window.y, bottom)):
+            if not _overlap(envelope, (window.x, right, window.y, bottom)):
                 continue
             region = _region(category, geometry.Intersection(frame), least, fill, window)
             if region:
@@ -319,7 +319,7 @@ class Polygons:
         return found
 
 
-def _meet(some: Sequence[float], other: Sequence[float]) -> bool:
+def _overlap(some: Sequence[float], other: Sequence[float]) -> bool:
     """Whether two boxes (left, right, top, bottom) share more than an edge."""
     return some[0] < other[1] and other[0] < some[1] and some[2] < other[3] and other[2] < some[3]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clippan.catalogue.models import find
+from clippan.catalogue.models import find_model
 from clippan.clip import cache
 from clippan.core.context import Context
 from clippan.jobs.models import RemoveModelRequest, RemoveModelResult
@@ -10,4 +10,4 @@ from clippan.jobs.models import RemoveModelRequest, RemoveModelResult
 
 def run(request: RemoveModelRequest, context: Context) -> RemoveModelResult:
     """Runs the job; see RemoveModelRequest."""
-    return RemoveModelResult(cache.remove(find(request.model)))
+    return RemoveModelResult(cache.remove(find_model(request.model)))

@@ -14,7 +14,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from clippan.clip.encoder import Encoder, background, encoder
+from clippan.clip.encoder import Encoder, background_phrases, load_encoder
 from clippan.core.context import Context
 from clippan.core.device import set_threads
 from clippan.core.errors import ClippanError
@@ -82,7 +82,7 @@ def _ask(
     if not index.count:
         raise ClippanError("The index {path} holds no tiles; run Build tile index on it again.", path=index.path)
     wanted, hints = _filter(index, request)
-    hints += across(request.extent) + model.reading(
+    hints += across(request.extent) + model.text_warnings(
         [text.strip() for text in (*request.text, *request.without) if text.strip()]
     )
     query = _query(index, model, request)
@@ -116,7 +116,7 @@ def _check_outputs(index: Any, request: SearchRequest) -> None:
 
 
 def _model(index: Any, request: SearchRequest, context: Context) -> Encoder:
-    model = encoder(index.about.model, request.device, context.part(0, 40))
+    model = load_encoder(index.about.model, request.device, context.part(0, 40))
     if (index.about.sha256 and model.sha256 != index.about.sha256) or model.width != index.about.width:
         raise ClippanError(changed(index.path, index.about.label))
     return model
@@ -158,7 +158,7 @@ def _dated(raster: Raster, since: str, until: str) -> bool:
 def _query(index: Any, model: Encoder, request: SearchRequest) -> Query:
     texts = tuple(text.strip() for text in request.text if text.strip())
     without = [text.strip() for text in request.without if text.strip()]
-    like = [model.images(_example(path, model)[None])[0] for path in request.image]
+    like = [model.encode_images(_example(path, model)[None])[0] for path in request.image]
     ids = list(request.like)
     if request.at:
         x, y = request.at
@@ -179,10 +179,10 @@ def _query(index: Any, model: Encoder, request: SearchRequest) -> Query:
     examples = np.concatenate([pictures, index.vectors(np.array(ids, np.int64))])
     empty = np.empty((0, model.width), np.float32)
     return Query(
-        model.texts(texts) if texts else empty,
+        model.encode_texts(texts) if texts else empty,
         texts,
-        model.texts(without) if without else empty,
-        model.texts(background()),
+        model.encode_texts(without) if without else empty,
+        model.encode_texts(background_phrases()),
         examples,
         index.vectors(np.array(request.unlike, np.int64)),
         index.sample(_SAMPLE).mean(axis=0) if len(examples) or request.unlike else np.zeros(model.width, np.float32),

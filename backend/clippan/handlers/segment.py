@@ -11,10 +11,10 @@ from dataclasses import replace
 import numpy as np
 
 from clippan import __version__
-from clippan.catalogue.prompts import Table, parse, shapefile_hints
-from clippan.clip.encoder import Encoder, encoder
-from clippan.clip.view import View
-from clippan.clip.words import phrases, words
+from clippan.catalogue.prompts import PromptTable, parse_prompts, shapefile_hints
+from clippan.clip.class_vectors import class_vectors, prompt_texts
+from clippan.clip.encoder import Encoder, load_encoder
+from clippan.clip.similarity import SimilarityMaps
 from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.device import one_thread, set_threads
@@ -45,10 +45,10 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
         ClippanError: one sentence with the cause and the remedy; nothing is left behind.
     """
     started = time.monotonic()
-    table = parse(request.classes).coloured()
+    table = parse_prompts(request.classes).with_colours()
     if origin := texts.origin(request.classes, "classes"):
         context.log(origin)
-    model = encoder(request.model, request.device, context.part(0, 5))
+    model = load_encoder(request.model, request.device, context.part(0, 5))
     set_threads(request.threads)
     look_at = Look(
         bands=request.bands, stretch=request.stretch, nodata=request.nodata, extent=request.extent, crs=request.crs
@@ -57,10 +57,10 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
     part = scene.part()
     begun = time.monotonic()
     with Outputs() as outputs:
-        view = View.of(
+        view = SimilarityMaps.of(
             request,
             model,
-            words(model, table, _has_background(request, table)),
+            class_vectors(model, table, _has_background(request, table)),
             scene,
             part,
             outputs.folder(request.output),
@@ -103,15 +103,15 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
     )
 
 
-def _has_background(request: SegmentRequest, table: Table) -> bool:
+def _has_background(request: SegmentRequest, table: PromptTable) -> bool:
     return request.background or len(table.classes) == 1
 
 
 def _write(
     request: SegmentRequest,
-    table: Table,
+    table: PromptTable,
     model: Encoder,
-    view: View,
+    view: SimilarityMaps,
     outputs: Outputs,
     tags: dict[str, str],
     context: Context,
@@ -123,7 +123,7 @@ def _write(
     # Of a picture without coordinates a part needs some, or it would lie at the picture's corner.
     grid = (scene.own_grid if whole else scene.grid).cropped(part.x, part.y, part.x + part.width, part.y + part.height)
     work = mapper(view, table, request.logit_scale, request.refinement)
-    counted = areas.Areas(table, grid)
+    counted = areas.ClassAreaCounter(table, grid)
     edge = int((_TILE_BYTES / 4 / len(work.offsets)) ** 0.5) // BLOCK * BLOCK
     windows = tiles(part.width, part.height, min(max(edge, BLOCK), _LARGEST_TILE))
     # Elsewhere the files stay unwritten: nodata.
@@ -186,7 +186,7 @@ def _write(
                 "The raster {raster} shows nothing but nodata here; choose another place.", raster=request.raster
             )
         if request.polygons and confidence:
-            count = polygons.write(
+            count = polygons.write_polygons(
                 output.finish(),
                 confidence.finish(),
                 request.polygons,
@@ -199,12 +199,12 @@ def _write(
             )
         shown = counted.result()
         if request.areas:
-            areas.write(request.areas, shown, outputs)
+            areas.write_csv(request.areas, shown, outputs)
     return shown, count
 
 
 def _provenance(
-    request: SegmentRequest, table: Table, model: Encoder, view: View, picture: RasterPicture
+    request: SegmentRequest, table: PromptTable, model: Encoder, view: SimilarityMaps, picture: RasterPicture
 ) -> dict[str, str]:
     return {
         "CLIPPAN_ALGORITHM": request.name,
@@ -219,8 +219,8 @@ def _provenance(
     }
 
 
-def _hints(request: SegmentRequest, table: Table, model: Encoder, shown: Sequence[ClassArea]) -> list[str]:
-    hints = [*across(request.extent), *model.reading(phrases(table))]
+def _hints(request: SegmentRequest, table: PromptTable, model: Encoder, shown: Sequence[ClassArea]) -> list[str]:
+    hints = [*across(request.extent), *model.text_warnings(prompt_texts(table))]
     if table.model and table.model != model.model.id:
         hints.append(
             Message(

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from clippan import __version__
-from clippan.catalogue.models import Model, find, in_colours
+from clippan.catalogue.models import Model, find_model, require_rgb
 from clippan.clip import hub
-from clippan.clip.encoder import fingerprint
+from clippan.clip.encoder import weights_sha256
 from clippan.core.context import Context
 from clippan.core.device import choose_device, set_threads
 from clippan.core.json import to_json
@@ -30,8 +30,8 @@ def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
         ClippanError: one sentence; what was trained so far stays in the folder.
     """
     started = time.monotonic()
-    folder, base = Path(request.output), find(request.model)
-    in_colours(base)
+    folder, base = Path(request.output), find_model(request.model)
+    require_rgb(base)
     choice = choose_device(request.device)
     with distributed(choice.device) as (device, rank, count):
         set_threads(request.threads)
@@ -55,7 +55,7 @@ def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
         if rank == 0:
             about = {
                 "base": base.id,
-                "base_sha256": fingerprint(base, path, context),
+                "base_sha256": weights_sha256(base, path, context),
                 "base_licence": base.licence,
                 "method": request.method.value,
                 "stages": list(request.stages),

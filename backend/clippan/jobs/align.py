@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Optional
 
-from clippan.catalogue.prompts import parse
+from clippan.catalogue.prompts import parse_prompts
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Line, Message, Table
 from clippan.jobs.base import Request, Result, file_lines, job
@@ -224,7 +224,7 @@ class AlignSensorRequest(ChipOptions, Request):
                 sensor=len(self.sensor_rasters),
             )
         if self.words:
-            parse(self.words)
+            parse_prompts(self.words)
         check_start_is_kept(self.output, self.model)
         self._check_ranges()
         if any(not 1 <= number <= pairs for number in self.test) or len(set(self.test)) >= pairs:

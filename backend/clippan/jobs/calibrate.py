@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from clippan.catalogue.prompts import parse
+from clippan.catalogue.prompts import parse_prompts
 from clippan.core import texts
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Line, Message, Table, figure
@@ -131,7 +131,7 @@ class CalibrateRequest(PromptOptions, RunOptions, Request):
                 rasters=len(self.rasters),
                 samples=len(self.samples),
             )
-        if len(parse(self.classes).classes) < 2:
+        if len(parse_prompts(self.classes).classes) < 2:
             raise ClippanError("Calibration weighs classes against each other; give two or more.")
         if self.report:
             check_writable(self.report, [texts.file_of(self.classes)])

@@ -263,7 +263,7 @@ class PromptsKind(Kind):
 
     def check(self, param: Param, value: Any) -> None:
         """It can be read."""
-        prompts.parse(value)
+        prompts.parse_prompts(value)
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ class ModelKind(Kind):
     def check(self, param: Param, value: Any) -> None:
         """It is known, or weights with their description."""
         if value or not self.none:
-            models.find(value)
+            models.find_model(value)
 
     def choices(self) -> Mapping[str, str]:
         """Those of the catalogue."""
@@ -297,7 +297,7 @@ class SensorKind(Kind):
 
     def check(self, param: Param, value: Any) -> None:
         """It is known."""
-        if value != "auto" and sensors.find(value) is None:
+        if value != "auto" and sensors.find_sensor(value) is None:
             raise ClippanError(
                 "Unknown sensor '{name}'; choose auto or one of {known}.",
                 name=value,

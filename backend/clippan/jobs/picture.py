@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clippan.catalogue.colours import BandChoice
+from clippan.catalogue.band_names import BandChoice
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from clippan.jobs.classify import Classifier, MapAccuracy, Score
 
 Pair = tuple[np.ndarray, np.ndarray]
 
-_LEAST = 1e-4  # probability of what seems impossible
+_MIN_PROBABILITY = 1e-4  # probability of what seems impossible
 
 
-def figures(truth: np.ndarray, found: np.ndarray) -> tuple[float, float, float]:
+def oa_aa_kappa(truth: np.ndarray, found: np.ndarray) -> tuple[float, float, float]:
     """Overall accuracy and average accuracy (the mean recall of the classes that occur), 0 to 1, and Cohen's kappa
     (1960), -1 to 1, which is 0 where there is one class only.
 
@@ -27,7 +27,7 @@ def figures(truth: np.ndarray, found: np.ndarray) -> tuple[float, float, float]:
     return float(accuracy_score(truth, found)), float(aa), float(kappa)
 
 
-def sharpness(probabilities: np.ndarray, labels: np.ndarray) -> float:
+def fit_sharpening(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The power that makes probabilities of left-out samples likeliest, 0.2 to 5: a temperature (Guo et al. 2017), so
     that about four in five pixels with a confidence of 0.8 are right.
 
@@ -36,17 +36,17 @@ def sharpness(probabilities: np.ndarray, labels: np.ndarray) -> float:
         labels: from 0, (n,).
     """
     powers = np.geomspace(0.2, 5, 41)
-    losses = [-np.log(sharpened(probabilities, power)[np.arange(len(labels)), labels]).mean() for power in powers]
+    losses = [-np.log(sharpen(probabilities, power)[np.arange(len(labels)), labels]).mean() for power in powers]
     return float(powers[int(np.argmin(losses))])
 
 
-def sharpened(probabilities: np.ndarray, power: float) -> np.ndarray:
+def sharpen(probabilities: np.ndarray, power: float) -> np.ndarray:
     """Probabilities (n, classes) to a power, which sum up to 1 again."""
-    raised = np.maximum(probabilities, _LEAST) ** power
+    raised = np.maximum(probabilities, _MIN_PROBABILITY) ** power
     return raised / raised.sum(axis=1, keepdims=True)
 
 
-def score(method: Classifier, repeats: Sequence[Pair], seconds: float) -> Score:
+def classifier_score(method: Classifier, repeats: Sequence[Pair], seconds: float) -> Score:
     """What repeats of a cross-validation say of a classifier.
 
     Args:
@@ -54,11 +54,11 @@ def score(method: Classifier, repeats: Sequence[Pair], seconds: float) -> Score:
         repeats: true classes and those found, from 0, (n,) each.
         seconds: that they took.
     """
-    oa, aa, kappa = np.array([figures(truth, found) for truth, found in repeats]).T
+    oa, aa, kappa = np.array([oa_aa_kappa(truth, found) for truth, found in repeats]).T
     return Score(method, float(oa.mean()), float(oa.std()), float(aa.mean()), float(kappa.mean()), round(seconds, 3))
 
 
-def assessed(repeats: Sequence[Pair], classes: int, split: str) -> MapAccuracy:
+def map_accuracy(repeats: Sequence[Pair], classes: int, split: str) -> MapAccuracy:
     """The figures of a map: means over the repeats, F1 and confusion of all of them together.
 
     Args:
@@ -66,7 +66,7 @@ def assessed(repeats: Sequence[Pair], classes: int, split: str) -> MapAccuracy:
         classes: how many there are.
         split: what was left out together, in words.
     """
-    row = score(Classifier.AUTO, repeats, 0)
+    row = classifier_score(Classifier.AUTO, repeats, 0)
     truth, found = (np.concatenate(parts) for parts in zip(*repeats))
     labels = np.arange(classes)
     f1 = f1_score(truth, found, labels=labels, average=None, zero_division=0)

@@ -11,13 +11,13 @@ from typing import Optional
 import numpy as np
 from osgeo import osr
 
-from clippan.catalogue.prompts import Table
+from clippan.catalogue.prompts import PromptTable
 from clippan.core.outputs import Outputs, making
 from clippan.jobs.segment import ClassArea
 from clippan.labels.legend import UNCLASSIFIED
 from clippan.raster.grid import Grid, horizontal
 
-HECTARE = 10_000.0  # square metres
+SQUARE_METRES_PER_HECTARE = 10_000.0  # square metres
 _TOLERANCE = 0.01  # of an area: a CRS that is further off is corrected
 _STEP = 32  # pixels between places where the ground is measured; a CRS changes slowly
 _PROBES = 17  # along each edge of a raster: places where a CRS is looked at
@@ -119,7 +119,7 @@ def _authalic(latitude: np.ndarray, squared: float) -> np.ndarray:
     return (1 - squared) * (sine / (1 - squared * sine**2) + np.arctanh(e * sine) / e)
 
 
-class Areas:
+class ClassAreaCounter:
     """Counts the pixels of a map, window by window.
 
     Args:
@@ -127,8 +127,8 @@ class Areas:
         grid: its grid.
     """
 
-    def __init__(self, table: Table, grid: Grid) -> None:
-        self._table = table.coloured()
+    def __init__(self, table: PromptTable, grid: Grid) -> None:
+        self._table = table.with_colours()
         self._ground = PixelAreas(grid)
         self._pixels = np.zeros(256, np.int64)
         self._metres = np.zeros(256)
@@ -162,13 +162,13 @@ class Areas:
         found = []
         for value, (name, colour) in [*rows, (0, (UNCLASSIFIED, ""))]:
             pixels = int(self._pixels[value])
-            hectares = float(self._metres[value]) / HECTARE if self._ground.known else None
+            hectares = float(self._metres[value]) / SQUARE_METRES_PER_HECTARE if self._ground.known else None
             mean = float(self._confidence[value]) / pixels if pixels else None
             found.append(ClassArea(value, name, colour, pixels, pixels / total, hectares, mean))
         return tuple(found)
 
 
-def write(path: str, areas: Sequence[ClassArea], outputs: Optional[Outputs] = None) -> None:
+def write_csv(path: str, areas: Sequence[ClassArea], outputs: Optional[Outputs] = None) -> None:
     """Writes the table as CSV, whole or not at all: UTF-8 with a byte order mark, by which Excel knows it and which
     QGIS skips, commas between, points in numbers, and nothing where a number is not known.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 FOLDS = 5
-REACH = 14  # pixels as far as DiffCLIP looks, and the others but those that see through CLIP
-_SOME = 256  # samples whose distances are looked at at a time
-ALWAYS = -1  # the fold of what is never left out
+BUFFER = 14  # pixels as far as DiffCLIP looks, and the others but those that see through CLIP
+_CHUNK = 256  # samples whose distances are looked at at a time
+NEVER_HELD_OUT = -1  # the fold of what is never left out
 
 
-def folds(labels: np.ndarray, groups: np.ndarray, seed: int, count: int = FOLDS) -> np.ndarray:
+def spatial_folds(labels: np.ndarray, groups: np.ndarray, seed: int, count: int = FOLDS) -> np.ndarray:
     """The fold in which each sample is left out.
 
     The groups of the rarest classes are dealt out first, so that every class is in as many folds as can be. A class
@@ -27,7 +27,7 @@ def folds(labels: np.ndarray, groups: np.ndarray, seed: int, count: int = FOLDS)
     """
     rng = np.random.default_rng(seed)
     _, groups = np.unique(groups, return_inverse=True)
-    of = np.full(int(groups.max()) + 1, ALWAYS)
+    of = np.full(int(groups.max()) + 1, NEVER_HELD_OUT)
     members = {int(label): np.unique(groups[labels == label]) for label in np.unique(labels)}
     rarest = sorted(members, key=lambda label: len(members[label]))
     dealt = np.zeros(len(of), bool)
@@ -40,12 +40,14 @@ def folds(labels: np.ndarray, groups: np.ndarray, seed: int, count: int = FOLDS)
     sizes = np.bincount(groups)
     for label in rarest:
         own = members[label]
-        if len(np.unique(of[own])) == 1 and of[own[0]] != ALWAYS:
-            of[own[np.argmin(sizes[own])]] = ALWAYS
+        if len(np.unique(of[own])) == 1 and of[own[0]] != NEVER_HELD_OUT:
+            of[own[np.argmin(sizes[own])]] = NEVER_HELD_OUT
     return of[groups]
 
 
-def apart(labels: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray, reach: int = REACH) -> np.ndarray:
+def training_mask(
+    labels: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray, reach: int = BUFFER
+) -> np.ndarray:
     """Which samples may be learned from where some are left out: those that are farther from each of these than a
     classifier looks. Of a class that would be lost so, all that is not left out.
 
@@ -58,7 +60,7 @@ def apart(labels: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.nda
         bool (n,).
     """
     near = np.zeros(len(labels), bool)
-    for places in np.array_split(np.flatnonzero(out), max(int(out.sum()) // _SOME, 1)):
+    for places in np.array_split(np.flatnonzero(out), max(int(out.sum()) // _CHUNK, 1)):
         down, across = (np.abs(axis[:, None] - axis[places]) for axis in (rows, columns))
         near |= (np.maximum(down, across) <= reach).any(axis=1)
     kept = ~out & ~near

@@ -21,7 +21,7 @@ _XY = (("x", "y"), ("lon", "lat"), ("long", "lat"), ("longitude", "latitude"), (
 _DEGREES = "lon"  # how columns begin that are in WGS 84
 
 
-class Place(NamedTuple):
+class LabelledFeature(NamedTuple):
     """A feature with a class.
 
     Attributes:
@@ -62,7 +62,7 @@ class LabelledLayer:
         try:
             dataset = gdal.OpenEx(self.path, gdal.OF_VECTOR)
             if dataset.GetDriver().ShortName == "CSV" and dataset.GetLayer(0).GetGeomType() == ogr.wkbNone:
-                self._columns = _columns(dataset.GetLayer(0), field)
+                self._columns = _geometry_columns(dataset.GetLayer(0), field)
             if self._columns:
                 kinds = ["GEOM"] if len(self._columns) == 1 else ["X", "Y"]
                 options = [f"{kind}_POSSIBLE_NAMES={column}" for kind, column in zip(kinds, self._columns)]
@@ -99,7 +99,7 @@ class LabelledLayer:
             chosen = min(alike, key=lambda layer: layer.GetName() != name)
             return chosen, self._number(chosen, field)
         spatial_ones = [layer for layer in layers if layer.GetGeomType() != ogr.wkbNone] or layers
-        with_field = [layer for layer in spatial_ones if _find(layer, field) is not None]
+        with_field = [layer for layer in spatial_ones if _field_number(layer, field) is not None]
         chosen = next((layer for layer in with_field if self._is_labelled(layer, field)), None)
         if chosen is None:  # of which the user is told what is wrong with it
             chosen = (with_field or spatial_ones)[0]
@@ -116,9 +116,9 @@ class LabelledLayer:
         return chosen, self._number(chosen, field)
 
     def _number(self, layer: ogr.Layer, field: str) -> int:
-        found = _find(layer, field)
+        found = _field_number(layer, field)
         if found is None:
-            if not all(_is_utf8(name) for name in _fields(layer)):
+            if not all(_is_utf8(name) for name in _field_names(layer)):
                 raise ClippanError(
                     "The names of the fields of {path} are not UTF-8; save the file in UTF-8.", path=self.path
                 )
@@ -128,15 +128,15 @@ class LabelledLayer:
                 path=self.path,
                 field=field,
                 where=where,
-                fields=listed(_fields(layer)) or "none",
+                fields=listed(_field_names(layer)) or "none",
             )
         return found
 
     def _is_labelled(self, layer: ogr.Layer, field: str) -> bool:
         number = self._number(layer, field)
-        return any(_has_place(feature) and self._label(feature, number) for feature in self._features(layer))
+        return any(_has_geometry(feature) and self._label(feature, number) for feature in self._read(layer))
 
-    def _features(self, layer: ogr.Layer) -> Iterator[ogr.Feature]:
+    def _read(self, layer: ogr.Layer) -> Iterator[ogr.Feature]:
         try:
             layer.ResetReading()
             yield from layer
@@ -159,13 +159,13 @@ class LabelledLayer:
         reference.SetAxisMappingStrategy(osr.OAMS_TRADITIONAL_GIS_ORDER)
         return reference
 
-    def all(self) -> Iterator[tuple[str, bytes]]:
+    def records(self) -> Iterator[tuple[str, bytes]]:
         """Of every feature the class, empty without one, and the geometry as WKB, in the layer's CRS."""
-        for feature in self._features(self._layer):
+        for feature in self._read(self._layer):
             geometry = feature.GetGeometryRef()
             yield self._label(feature, self._field), b"" if geometry is None else bytes(geometry.ExportToWkb())
 
-    def places(self, grid: Grid, context: Context) -> Iterator[Place]:
+    def features(self, grid: Grid, context: Context) -> Iterator[LabelledFeature]:
         """The features that have both a class and a place.
 
         Args:
@@ -177,14 +177,14 @@ class LabelledLayer:
         """
         transform = self._transform(grid)
         count = max(self._layer.GetFeatureCount(), 1)
-        for position, feature in enumerate(self._features(self._layer)):
+        for position, feature in enumerate(self._read(self._layer)):
             context.progress(100 * position / count, "Reading the samples")
-            label = self._label(feature, self._field) if _has_place(feature) else ""
+            label = self._label(feature, self._field) if _has_geometry(feature) else ""
             if label:
                 geometry = feature.GetGeometryRef().GetLinearGeometry()  # a copy, in which curves are many short lines
-                yield Place(label, geometry if _moved(geometry, transform) else None)
+                yield LabelledFeature(label, geometry if _reproject(geometry, transform) else None)
 
-    def assumed(self, grid: Grid) -> list[str]:
+    def assumed_crs_hints(self, grid: Grid) -> list[str]:
         """A sentence where the grid's CRS was taken for the layer's."""
         if self.crs or not grid.crs:
             return []
@@ -228,28 +228,28 @@ def crs_name(reference: Optional[osr.SpatialReference]) -> str:
     return "" if reference is None else reference.GetName() or "a CRS without a name"
 
 
-def _fields(layer: ogr.Layer) -> list[str]:
+def _field_names(layer: ogr.Layer) -> list[str]:
     definition = layer.GetLayerDefn()
     return [definition.GetFieldDefn(number).GetName() for number in range(definition.GetFieldCount())]
 
 
-def _find(layer: ogr.Layer, field: str) -> Optional[int]:
+def _field_number(layer: ogr.Layer, field: str) -> Optional[int]:
     """The number of a field, by its name in any case; of several the one that is written so."""
-    names = _fields(layer)
+    names = _field_names(layer)
     alike = [number for number, found in enumerate(names) if found.casefold() == field.casefold()]
     return min(alike, key=lambda number: names[number] != field) if alike else None
 
 
-def _columns(table: ogr.Layer, field: str) -> tuple[str, ...]:
+def _geometry_columns(table: ogr.Layer, field: str) -> tuple[str, ...]:
     """The columns of a table that hold places: one of WKT, or x and y; none if there are no such."""
-    columns = {column.casefold(): column for column in _fields(table) if column.casefold() != field.casefold()}
+    columns = {column.casefold(): column for column in _field_names(table) if column.casefold() != field.casefold()}
     for names in (*((word,) for word in _WKT), *_XY):
         if all(word in columns for word in names):
             return tuple(columns[word] for word in names)
     return ()
 
 
-def _has_place(feature: ogr.Feature) -> bool:
+def _has_geometry(feature: ogr.Feature) -> bool:
     geometry = feature.GetGeometryRef()
     return geometry is not None and not geometry.IsEmpty()
 
@@ -263,7 +263,7 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _moved(geometry: ogr.Geometry, transform: Optional[osr.CoordinateTransformation]) -> bool:
+def _reproject(geometry: ogr.Geometry, transform: Optional[osr.CoordinateTransformation]) -> bool:
     """Brings a geometry to another CRS; whether it lies where that and its own reach."""
     try:
         if transform is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clippan.catalogue.prompts import Table
+from clippan.catalogue.prompts import PromptTable
 from clippan.raster.writer import Palette
 
 UNCLASSIFIED = "unclassified"  # value 0
@@ -14,12 +14,12 @@ def rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-def colours(table: Table) -> list[tuple[int, int, int]]:
+def colours(table: PromptTable) -> list[tuple[int, int, int]]:
     """Of the values 0, 1, …: that of unclassified pixels and those of the classes."""
-    return [_GREY, *(rgb(prompt.colour) for prompt in table.coloured().classes)]
+    return [_GREY, *(rgb(prompt.colour) for prompt in table.with_colours().classes)]
 
 
-def palette(table: Table) -> Palette:
+def palette(table: PromptTable) -> Palette:
     """Of the map: value 0 is unclassified and transparent, the classes follow."""
     opaque = ((*colour, 255) for colour in colours(table)[1:])
     return Palette((UNCLASSIFIED, *table.names), ((0, 0, 0, 0), *opaque))

@@ -10,19 +10,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 from osgeo import gdal, ogr
 
-from clippan.catalogue.prompts import MOST
+from clippan.catalogue.prompts import MAX_CLASSES
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.core.texts import listed
+from clippan.labels.labelled_pixels import covered_pixels
 from clippan.labels.layers import LabelledLayer, crs_name
-from clippan.labels.polygons import pixels
 from clippan.raster.grid import Grid
 from clippan.raster.scene import name_of, spatial
 from clippan.raster.tiles import Window, tiles
 
-PIXELS = 500  # of a class that are learned from; more of the same take long and say little
-_DRAWN = 2000  # of a tile of a polygon that may be drawn from
+MAX_PIXELS_PER_CLASS = 500  # of a class that are learned from; more of the same take long and say little
+_MAX_PER_TILE = 2000  # of a tile of a polygon that may be drawn from
 _TILE = 1024  # edge of the tiles in which polygons become pixels
 _BLOCKS = (32, 16, 8)  # edges of blocks, in pixels; nearer to each other, places share their neighbours
 
@@ -49,22 +49,22 @@ class Samples:
     hints: tuple[str, ...]
 
     @property
-    def labelled(self) -> tuple[int, ...]:
+    def pixels_per_class(self) -> tuple[int, ...]:
         """Pixels of each class."""
         return tuple(int(count) for count in np.bincount(self.labels, minlength=len(self.names)))
 
     @property
-    def places(self) -> tuple[int, ...]:
+    def groups_per_class(self) -> tuple[int, ...]:
         """Groups of each class."""
         return tuple(len(np.unique(self.groups[self.labels == number])) for number in range(len(self.names)))
 
-    def only(self, kept: np.ndarray) -> Samples:
+    def subset(self, kept: np.ndarray) -> Samples:
         """Those of a mask (n,)."""
         rows, columns, labels, groups = (values[kept] for values in (self.rows, self.columns, self.labels, self.groups))
         return replace(self, rows=rows, columns=columns, labels=labels, groups=groups)
 
 
-def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Context) -> Samples:
+def read_samples(path: str, layer: str, field: str, grid: Grid, seed: int, context: Context) -> Samples:
     """Reads samples.
 
     Args:
@@ -84,11 +84,11 @@ def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Cont
     features, words = [], []
     beyond: list[str] = []  # classes of what lies outside the rasters
     lost: list[str] = []  # and of what cannot be brought to their CRS
-    for word, geometry in layer_read.places(grid, context):
+    for word, geometry in layer_read.features(grid, context):
         if geometry is None:
             lost.append(word)
             continue
-        flat, is_point = _flat(geometry, grid, path, rng, context)
+        flat, is_point = _pixel_numbers(geometry, grid, path, rng, context)
         if len(flat):
             features.append((flat, is_point))
             words.append(word)
@@ -96,9 +96,9 @@ def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Cont
             beyond.append(word)
     own, there = crs_name(layer_read.crs), crs_name(spatial(grid.crs) if grid.crs else None)
     if not features:
-        raise ClippanError(_nowhere(path, field, len(beyond), len(lost), own, there))
-    names = _sorted(set(words))
-    outside = _sorted({*beyond, *lost} - set(words))
+        raise ClippanError(_no_samples_reason(path, field, len(beyond), len(lost), own, there))
+    names = _sorted_classes(set(words))
+    outside = _sorted_classes({*beyond, *lost} - set(words))
     if len(names) < 2:
         besides = f"; all samples of {listed(outside)} lie outside" if outside else ""
         raise ClippanError(
@@ -107,15 +107,15 @@ def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Cont
             name=names[0],
             besides=besides,
         )
-    if len(names) > MOST:
+    if len(names) > MAX_CLASSES:
         raise ClippanError(
             "The field {field} has {count} different values, too many for a map of {MOST}; choose the field that "
             "holds the class.",
             field=field,
             count=len(names),
-            MOST=MOST,
+            MOST=MAX_CLASSES,
         )
-    hints = [*layer_read.hints, *_alike(names), *layer_read.assumed(grid)]
+    hints = [*layer_read.hints, *_similar_name_hints(names), *layer_read.assumed_crs_hints(grid)]
     if beyond or lost:
         hints.append(f"{len(beyond) + len(lost)} of the samples lie outside the rasters, and were left aside.")
     if outside:
@@ -131,7 +131,7 @@ def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Cont
     labels = np.repeat([of[word] for word in words], sizes)
     owners = np.repeat(np.arange(len(features)), sizes)
     points = np.repeat([is_point for _, is_point in features], sizes)
-    kept, conflicts = _distinct(everything, labels)
+    kept, conflicts = _unambiguous(everything, labels)
     if conflicts:
         hints.append(f"{conflicts} pixels are labelled with two classes, and were left aside.")
     gone = sorted(set(range(len(names))) - set(labels[kept].tolist()))
@@ -147,12 +147,15 @@ def read(path: str, layer: str, field: str, grid: Grid, seed: int, context: Cont
     drawn = _draw(labels, groups, rng)
     if len(drawn) < len(labels):
         hints.append(
-            Message("Of each class {PIXELS} labelled pixels at most were drawn, evenly from its places.", PIXELS=PIXELS)
+            Message(
+                "Of each class {PIXELS} labelled pixels at most were drawn, evenly from its places.",
+                PIXELS=MAX_PIXELS_PER_CLASS,
+            )
         )
     return Samples(tuple(names), rows[drawn], columns[drawn], labels[drawn], groups[drawn], split, tuple(hints))
 
 
-def digest(path: str, layer: str, field: str) -> str:
+def samples_sha256(path: str, layer: str, field: str) -> str:
     """A checksum of a file's layer by which copies of it are known: of its CRS, and of its places and their classes in
     their order, which the split follows.
 
@@ -161,12 +164,12 @@ def digest(path: str, layer: str, field: str) -> str:
     """
     labelled = LabelledLayer(path, layer, field)
     found = hashlib.sha256(b"" if labelled.crs is None else name_of(labelled.crs.ExportToWkt()).encode())
-    for word, geometry in labelled.all():
+    for word, geometry in labelled.records():
         found.update(b"\n" + word.encode() + b"\n" + geometry)
     return found.hexdigest()
 
 
-def _nowhere(path: str, field: str, beyond: int, lost: int, own: str, there: str) -> str:
+def _no_samples_reason(path: str, field: str, beyond: int, lost: int, own: str, there: str) -> str:
     """Why there is no sample at all.
 
     Args:
@@ -207,13 +210,13 @@ def _nowhere(path: str, field: str, beyond: int, lost: int, own: str, there: str
     )
 
 
-def _sorted(words: set[str]) -> list[str]:
+def _sorted_classes(words: set[str]) -> list[str]:
     if all(re.fullmatch(r"-?\d+", word) for word in words):
         return sorted(words, key=lambda word: (int(word), word))  # 1 and 01 are two
     return sorted(words)
 
 
-def _alike(names: Sequence[str]) -> list[str]:
+def _similar_name_hints(names: Sequence[str]) -> list[str]:
     """A sentence about classes that may be meant to be one."""
     folded = [name.casefold() for name in names]
     same = [name for name, word in zip(names, folded) if folded.count(word) > 1]
@@ -228,30 +231,30 @@ def _alike(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _flat(
+def _pixel_numbers(
     geometry: ogr.Geometry, grid: Grid, path: str, rng: np.random.Generator, context: Context
 ) -> tuple[np.ndarray, bool]:
     """Pixels of a geometry as row × width + column, and whether it is made of points."""
     if ogr.GT_Flatten(geometry.GetGeometryType()) in (ogr.wkbPoint, ogr.wkbMultiPoint):
-        rows, columns = pixels(geometry, grid, path)
+        rows, columns = covered_pixels(geometry, grid, path)
         return rows * grid.width + columns, True
     parts = [np.empty(0, int)]
-    for window in _windows(geometry, grid):
+    for window in _touched_tiles(geometry, grid):
         context.check()
         right, bottom = window.x + window.width, window.y + window.height
-        rows, columns = pixels(geometry, grid.cropped(window.x, window.y, right, bottom), path)
-        if len(rows) > _DRAWN:
-            some = np.sort(rng.choice(len(rows), _DRAWN, replace=False))
+        rows, columns = covered_pixels(geometry, grid.cropped(window.x, window.y, right, bottom), path)
+        if len(rows) > _MAX_PER_TILE:
+            some = np.sort(rng.choice(len(rows), _MAX_PER_TILE, replace=False))
             rows, columns = rows[some], columns[some]
         parts.append((rows + window.y) * grid.width + columns + window.x)
     found = np.concatenate(parts)
     if not len(found):
-        rows, columns = _small(geometry, grid, path)
+        rows, columns = _pixel_of_small_polygon(geometry, grid, path)
         found = rows * grid.width + columns
     return found, False
 
 
-def _small(geometry: ogr.Geometry, grid: Grid, path: str) -> tuple[np.ndarray, np.ndarray]:
+def _pixel_of_small_polygon(geometry: ogr.Geometry, grid: Grid, path: str) -> tuple[np.ndarray, np.ndarray]:
     """The pixel that a polygon without any pixel's centre lies in, if it reaches into the grid."""
     size = ((0, 0), (grid.width, 0), (grid.width, grid.height), (0, grid.height), (0, 0))
     corners = [gdal.ApplyGeoTransform(grid.geotransform, *corner) for corner in size]
@@ -264,10 +267,10 @@ def _small(geometry: ogr.Geometry, grid: Grid, path: str) -> tuple[np.ndarray, n
         return nothing
     # What has an area does not reach into the grid if it only touches its edge.
     outside = inside.IsEmpty() or inside.GetDimension() < geometry.GetDimension()
-    return nothing if outside else pixels(inside.PointOnSurface(), grid, path)
+    return nothing if outside else covered_pixels(inside.PointOnSurface(), grid, path)
 
 
-def _windows(geometry: ogr.Geometry, grid: Grid) -> Iterator[Window]:
+def _touched_tiles(geometry: ogr.Geometry, grid: Grid) -> Iterator[Window]:
     """Those of the grid that a geometry's envelope touches."""
     west, east, south, north = geometry.GetEnvelope()
     inverse = gdal.InvGeoTransform(grid.geotransform)
@@ -279,7 +282,7 @@ def _windows(geometry: ogr.Geometry, grid: Grid) -> Iterator[Window]:
             yield window
 
 
-def _distinct(flat: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
+def _unambiguous(flat: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
     """Which to keep so that each pixel has one label, and how many pixels had several."""
     pairs = np.unique(np.stack([flat, labels]), axis=1)
     places, counts = np.unique(pairs[0], return_counts=True)
@@ -324,5 +327,5 @@ def _draw(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> n
         mine = mine[np.argsort(groups[mine], kind="stable")]
         starts = np.flatnonzero(np.diff(groups[mine], prepend=-1))
         turn = np.arange(len(mine)) - np.repeat(starts, np.diff([*starts, len(mine)]))
-        drawn.append(mine[np.argsort(turn, kind="stable")][:PIXELS])
+        drawn.append(mine[np.argsort(turn, kind="stable")][:MAX_PIXELS_PER_CLASS])
     return np.sort(np.concatenate(drawn))

@@ -10,7 +10,7 @@ from xml.etree import ElementTree  # nosec B405 (of GDAL's own text)
 
 from osgeo import gdal
 
-from clippan.catalogue.colours import Band, BandChoice, band_order, natural_colours, wavelength
+from clippan.catalogue.band_names import Band, BandChoice, band_order, natural_colours, parse_wavelength
 from clippan.raster.source import sensor_hints
 
 _SHOWN = {gdal.GCI_RedBand: "red", gdal.GCI_GreenBand: "green", gdal.GCI_BlueBand: "blue"}
@@ -78,7 +78,7 @@ def _centre(text: str, unit: str) -> Optional[float]:
     """In nanometres; None for what is no wavelength."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*", text)
     if match is None:
-        return wavelength(text)
+        return parse_wavelength(text)
     if unit.strip().lower() in ("", "unknown"):
         unit = "um" if float(match.group(1)) < _MICROMETRES else "nm"
-    return wavelength(match.group(1), unit)
+    return parse_wavelength(match.group(1), unit)

@@ -18,7 +18,7 @@ from typing import Optional
 
 from osgeo import gdal
 
-from clippan.catalogue.colours import COLOURS, band_order, colour, number_of
+from clippan.catalogue.band_names import COLOURS, band_number, band_order, colour_of_band
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.core.texts import listed
@@ -334,7 +334,7 @@ def is_quality(name: str) -> bool:
 def is_panchromatic(path: str) -> bool:
     """Whether a file is called as the panchromatic band of a known sensor (``LC08_…_B8.TIF``)."""
     name = PurePosixPath(path.replace("\\", "/")).name
-    order, number = band_order([name]), number_of(_stem(path))
+    order, number = band_order([name]), band_number(_stem(path))
     return bool(order and number and order.numbers.get(number) == "pan")
 
 
@@ -506,7 +506,7 @@ def _of_bands(
         path = PurePosixPath(name)
         match = _BAND.fullmatch(path.stem) if _is_raster(name) else None
         if match and not is_quality(path.stem):
-            number = number_of(match["band"])
+            number = band_number(match["band"])
             called = f"B{number}" if number else match["band"].upper()
             kinds.setdefault((match["kind"] or "").upper(), {}).setdefault(called, name)
     beside = root if root is not None else f"{home}/" if home else ""
@@ -518,7 +518,7 @@ def _of_bands(
     for kind in _KINDS:
         bands = kinds.get(kind, {})
         numbers = order.numbers if order and order.numbers else {"2": "blue", "3": "green", "4": "red"}
-        known = {called: colour(called) or numbers.get(called[1:], "") for called in bands}
+        known = {called: colour_of_band(called) or numbers.get(called[1:], "") for called in bands}
         radar = [called for called in bands if called in _RADAR]
         shown = [called for called in bands if called in _SHOWN]
         if set(COLOURS) <= set(known.values()):

@@ -16,7 +16,7 @@ from typing import Any, Optional
 import numpy as np
 from osgeo import gdal, gdal_array, osr
 
-from clippan.catalogue.colours import BandChoice
+from clippan.catalogue.band_names import BandChoice
 from clippan.core.channels import Channels
 from clippan.core.errors import ClippanError
 from clippan.core.json import from_json

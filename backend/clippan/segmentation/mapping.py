@@ -9,20 +9,20 @@ from typing import Optional
 import numpy as np
 import torch
 
-from clippan.catalogue.prompts import Table
-from clippan.clip.view import View
+from clippan.catalogue.prompts import PromptTable
+from clippan.clip.similarity import SimilarityMaps
 from clippan.jobs.options import Refinement
 from clippan.raster.scene import Scene
 from clippan.raster.tiles import Window
-from clippan.segmentation import refine
+from clippan.segmentation.guided import filter_margin, guided_filter
 
 LOGIT_SCALE = 50.0
-_REACH = 1.0  # radius of the refinement, in cells
+_RADIUS_CELLS = 1.0  # radius of the refinement, in cells
 _EPS = 1e-3  # variance of the picture's colours, 0 to 1, below which there is no edge
 
 
 @dataclass
-class Mapper:
+class TileMapper:
     """Maps tiles of a view. To be used in several threads.
 
     Attributes:
@@ -32,7 +32,7 @@ class Mapper:
         refinement: how edges follow the picture.
     """
 
-    view: View
+    view: SimilarityMaps
     scale: float
     offsets: np.ndarray
     thresholds: np.ndarray
@@ -40,8 +40,8 @@ class Mapper:
 
     def __post_init__(self) -> None:
         self._local = threading.local()
-        cell = min(coarse.lattice.cell for coarse in self.view.coarse)
-        self._radius = max(2, round(_REACH * cell))
+        cell = min(grid.lattice.cell for grid in self.view.grids)
+        self._radius = max(2, round(_RADIUS_CELLS * cell))
         self._coarser = 4 if self._radius >= 12 else 2 if self._radius >= 6 else 1
 
     def probabilities(self, tile: Window) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +60,7 @@ class Mapper:
             self._local.scene = self.view.open()
         scene: Scene = self._local.scene
         refined = self.refinement is Refinement.GUIDED
-        reach = refine.margin(self._radius, self._coarser) if refined else 0
+        reach = filter_margin(self._radius, self._coarser) if refined else 0
         x, y = self.view.part.x + tile.x, self.view.part.y + tile.y
         # On the raster's own lattice, whatever the extent.
         left, top = (max(start - reach, 0) // self._coarser * self._coarser for start in (x, y))
@@ -75,7 +75,7 @@ class Mapper:
         shares = torch.softmax(logits, 0)
         if refined:
             guide = torch.from_numpy(picture).float().div_(255)
-            shares = refine.guided(shares, guide, torch.from_numpy(valid), self._radius, _EPS, self._coarser).clamp_(
+            shares = guided_filter(shares, guide, torch.from_numpy(valid), self._radius, _EPS, self._coarser).clamp_(
                 min=0
             )
         values = shares[:, inside[0], inside[1]]
@@ -92,9 +92,9 @@ class Mapper:
         return found, np.where(valid, confidence, np.nan).astype(np.float32), values, valid
 
 
-def mapper(view: View, table: Table, scale: Optional[float], refinement: Refinement) -> Mapper:
+def mapper(view: SimilarityMaps, table: PromptTable, scale: Optional[float], refinement: Refinement) -> TileMapper:
     """What maps a view by a table: its offsets and thresholds, and its logit scale unless there is another."""
-    beyond = view.coarse[0].values.shape[0] - len(table.classes)  # the background
+    beyond = view.grids[0].values.shape[0] - len(table.classes)  # the background
     offsets = np.array([prompt.offset for prompt in table.classes] + [0.0] * beyond, np.float32)
     thresholds = np.array([prompt.threshold for prompt in table.classes] + [0.0] * beyond, np.float32)
-    return Mapper(view, scale or table.logit_scale or LOGIT_SCALE, offsets, thresholds, refinement)
+    return TileMapper(view, scale or table.logit_scale or LOGIT_SCALE, offsets, thresholds, refinement)

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from clippan.core.context import Context
-from clippan.segmentation.regions import scalars
+from clippan.segmentation.regions import fast_items
 
 _OUTSIDE = -1  # the region beyond the map
 _EAST, _NORTH, _WEST, _SOUTH = range(4)  # where a line heads; a turn to the left adds 1
-_CHECK = 200_000  # corners between two looks whether the user has cancelled
+_CANCEL_EVERY = 200_000  # corners between two looks whether the user has cancelled
 
 
 @dataclass(frozen=True)
-class Lines:
+class BoundaryLines:
     """Lines between regions, one after the other. ``x`` and ``y`` (corners,), int32, are where they turn, in pixels.
 
     Attributes:
@@ -44,7 +44,7 @@ class Lines:
         return len(self.left)
 
 
-class Tracer:
+class BoundaryTracer:
     """Finds the lines of a map that is handed over strip by strip. Memory holds about 40 bytes a corner of the lines.
 
     Args:
@@ -97,7 +97,7 @@ class Tracer:
         self._corners.append(np.stack([number[rows, columns], *around]))
         self._row += len(regions)
 
-    def lines(self, context: Context) -> Lines:
+    def lines(self, context: Context) -> BoundaryLines:
         """All lines, once the last row was added. Their order and direction depend on the map alone."""
         nodes, across, down = (np.concatenate(part, axis=1) for part in (self._nodes, self._across, self._down))
         corners = np.concatenate(self._corners, axis=1)
@@ -105,7 +105,7 @@ class Tracer:
         context.check()
         x, y = nodes[:2]
         junction = nodes[2].astype(bool)
-        order, first = _chained(across, down, junction, context)
+        order, first = _trace_lines(across, down, junction, context)
         x, y = x[order], y[order]
         start, end = first[:-1], first[1:] - 1
         heading = np.stack([_heading(x, y, start, start + 1), _heading(x, y, end - 1, end)])
@@ -113,7 +113,7 @@ class Tracer:
         north_west, north_east, south_west, south_east = corners[1:, place]
         left = np.choose(heading[0], [north_east, north_west, south_west, south_east])
         right = np.choose(heading[0], [south_east, north_east, north_west, south_west])
-        return Lines(x, y, first, left, right, order[np.stack([start, end])], heading)
+        return BoundaryLines(x, y, first, left, right, order[np.stack([start, end])], heading)
 
 
 def _heading(x: np.ndarray, y: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -121,7 +121,7 @@ def _heading(x: np.ndarray, y: np.ndarray, start: np.ndarray, end: np.ndarray) -
     return np.where(dx > 0, _EAST, np.where(dx < 0, _WEST, np.where(dy < 0, _NORTH, _SOUTH)))
 
 
-def _chained(
+def _trace_lines(
     across: np.ndarray, down: np.ndarray, junction: np.ndarray, context: Context
 ) -> tuple[np.ndarray, np.ndarray]:
     """Follows pieces from node to node.
@@ -153,7 +153,7 @@ def _chained(
     context.check()
     # From two junctions that one piece joins, it is followed once.
     ways = ways[:, ~junction[ways[1]] | (ways[0] < ways[1])]
-    following, ends_here = [scalars(table) for table in partner], scalars(junction)
+    following, ends_here = [fast_items(table) for table in partner], fast_items(junction)
     seen = bytearray(len(junction))
     order, first = array("i"), array("q", [0])
     checked = 0
@@ -180,7 +180,7 @@ def _chained(
     for start, node, axis in starts():
         if not seen[node]:
             follow(start, node, axis)
-        if len(order) - checked > _CHECK:
+        if len(order) - checked > _CANCEL_EVERY:
             checked = len(order)
             context.check()
     return np.array(order, np.int32), np.array(first, np.int64)
@@ -201,7 +201,7 @@ class Rings:
     region: np.ndarray
 
 
-def rings(lines: Lines, wanted: np.ndarray) -> Rings:
+def assemble_rings(lines: BoundaryLines, wanted: np.ndarray) -> Rings:
     """Puts lines together.
 
     Where a region touches itself by corners, rings turn to the right: so none touches itself, and each is simple.
@@ -240,7 +240,7 @@ def rings(lines: Lines, wanted: np.ndarray) -> Rings:
 
 def _cycles(following: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The cycles of a permutation, one after the other, and where each begins."""
-    table = scalars(following)
+    table = fast_items(following)
     seen = bytearray(len(following))
     order, first = array("q"), array("q", [0])
     for start in range(len(following)):

@@ -12,16 +12,16 @@ from typing import Any, Optional, cast
 import numpy as np
 from osgeo import gdal, ogr
 
-from clippan.catalogue.prompts import SHAPEFILE_BYTES, Table
+from clippan.catalogue.prompts import SHAPEFILE_BYTES, PromptTable
 from clippan.core.context import Context
 from clippan.core.outputs import Outputs, making
-from clippan.labels.areas import HECTARE
+from clippan.labels.areas import SQUARE_METRES_PER_HECTARE
 from clippan.raster.grid import Grid
 from clippan.raster.scene import PLACED, spatial
 from clippan.raster.writer import abandon, close
 from clippan.segmentation import regions
-from clippan.segmentation.outlines import Lines, Rings, Tracer, rings
-from clippan.segmentation.simplify import kept
+from clippan.segmentation.outlines import BoundaryLines, BoundaryTracer, Rings, assemble_rings
+from clippan.segmentation.simplify import kept_corners
 
 _LAYER = "classes"
 _FIELDS = {
@@ -37,11 +37,11 @@ _DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf", ".shp"
 _BATCH = 500  # polygons between two looks whether the user has cancelled
 
 
-def write(
+def write_polygons(
     map_path: str,
     confidence_path: Optional[str],
     output: str,
-    table: Table,
+    table: PromptTable,
     min_area: int,
     simplify: float,
     model: str,
@@ -72,23 +72,23 @@ def write(
     Raises:
         ClippanError: the map cannot be read, or the file not be written.
     """
-    with regions.Map(map_path, confidence_path) as source:
-        found = regions.find(source, min_area, context.part(0, 35))
-        tracer = Tracer(source.grid.width, source.grid.height)
+    with regions.ClassMap(map_path, confidence_path) as source:
+        found = regions.find_regions(source, min_area, context.part(0, 35))
+        tracer = BoundaryTracer(source.grid.width, source.grid.height)
         count = 0
         for _, classes in source.strips(context.part(35, 55)):
-            patch, number = regions.patches(classes)
+            patch, number = regions.label_patches(classes)
             tracer.add(found.of[count : count + number][patch])
             count += number
         grid, tags = source.grid, source.tags
-    outlines = Outlines.of(tracer.lines(context), found.classes > 0, simplify, grid, context.part(55, 75))
+    outlines = RegionOutlines.of(tracer.lines(context), found.classes > 0, simplify, grid, context.part(55, 75))
     writer = _Writer(grid.crs if grid.geotransform else "", table, model, tags)
     with making(output, "polygons", outputs) as part:
         return writer.write(part, found, outlines, context.part(75, 100))
 
 
 @dataclass(frozen=True)
-class Outlines:
+class RegionOutlines:
     """Outlines of regions, in the coordinates of the raster.
 
     Attributes:
@@ -102,10 +102,12 @@ class Outlines:
     rings: Rings
 
     @classmethod
-    def of(cls, lines: Lines, wanted: np.ndarray, tolerance: float, grid: Grid, context: Context) -> Outlines:
+    def of(
+        cls, lines: BoundaryLines, wanted: np.ndarray, tolerance: float, grid: Grid, context: Context
+    ) -> RegionOutlines:
         """Puts together, and simplifies, those of the wanted regions."""
-        remaining = kept(lines, tolerance, context)
-        together = rings(lines, wanted)
+        remaining = kept_corners(lines, tolerance, context)
+        together = assemble_rings(lines, wanted)
         context.check()
         x, y = lines.x[remaining].astype(float), lines.y[remaining].astype(float)
         g = grid.geotransform or PLACED
@@ -138,11 +140,11 @@ class Outlines:
 class _Writer:
     """Writes polygons."""
 
-    def __init__(self, crs: str, table: Table, model: str, tags: dict[str, str]) -> None:
+    def __init__(self, crs: str, table: PromptTable, model: str, tags: dict[str, str]) -> None:
         self._crs, self._model, self._tags = crs, model, tags
         self._texts = [(prompt.name, ", ".join(prompt.words)) for prompt in table.classes]
 
-    def write(self, path: Path, found: regions.Regions, outlines: Outlines, context: Context) -> int:
+    def write(self, path: Path, found: regions.Regions, outlines: RegionOutlines, context: Context) -> int:
         """Writes the file, of a format by its ending; how many polygons there are.
 
         Raises:
@@ -222,5 +224,5 @@ class _Writer:
             prompt,
             model,
             int(found.pixels[region]),
-            None if math.isnan(metres) else metres / HECTARE,
+            None if math.isnan(metres) else metres / SQUARE_METRES_PER_HECTARE,
         )

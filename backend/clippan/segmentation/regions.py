@@ -46,7 +46,7 @@ class Regions:
     confidence: np.ndarray
 
 
-class Map:
+class ClassMap:
     """A map of classes, and maybe its confidence, read by strips. A context manager.
 
     Args:
@@ -78,7 +78,7 @@ class Map:
                 path=path,
             )
 
-    def __enter__(self) -> Map:
+    def __enter__(self) -> ClassMap:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -106,7 +106,7 @@ class Map:
             ) from error
 
 
-def patches(classes: np.ndarray) -> tuple[np.ndarray, int]:
+def label_patches(classes: np.ndarray) -> tuple[np.ndarray, int]:
     """What hangs together by edges within a strip.
 
     Args:
@@ -120,11 +120,11 @@ def patches(classes: np.ndarray) -> tuple[np.ndarray, int]:
     run = (np.cumsum(begins, dtype=np.int32) - 1).reshape(classes.shape)
     # Runs that touch begin to do so where one of them begins.
     touch = (classes[1:] == classes[:-1]) & (begins[1:] | begins[:-1])
-    patch, count = components(run[:-1][touch], run[1:][touch], int(run[-1, -1]) + 1)
+    patch, count = connected_groups(run[:-1][touch], run[1:][touch], int(run[-1, -1]) + 1)
     return patch[run], count
 
 
-def components(one: np.ndarray, other: np.ndarray, count: int) -> tuple[np.ndarray, int]:
+def connected_groups(one: np.ndarray, other: np.ndarray, count: int) -> tuple[np.ndarray, int]:
     """The group of each of ``count`` items, where ``one[i]`` and ``other[i]`` belong together.
 
     Returns:
@@ -135,12 +135,12 @@ def components(one: np.ndarray, other: np.ndarray, count: int) -> tuple[np.ndarr
     return group, number
 
 
-def scalars(values: np.ndarray) -> MutableSequence[int]:
+def fast_items(values: np.ndarray) -> MutableSequence[int]:
     """The same memory, of which single numbers are read and written much faster than of an array."""
     return cast("MutableSequence[int]", memoryview(values))  # type: ignore[arg-type] # Buffer is of Python 3.12
 
 
-def find(source: Map, min_area: int, context: Context) -> Regions:
+def find_regions(source: ClassMap, min_area: int, context: Context) -> Regions:
     """The regions of a map, of which none has fewer pixels than ``min_area``.
 
     The smallest goes first, and joins the largest of its neighbours that have a class; regions that touch thereby
@@ -159,7 +159,7 @@ def find(source: Map, min_area: int, context: Context) -> Regions:
     borders: list[np.ndarray] = []  # (2, n): patches that lie side by side
     above: Optional[tuple[np.ndarray, np.ndarray]] = None  # last row of the strip before: its classes and patches
     for y, values in source.strips(context.part(0, 90)):
-        patch, number = patches(values)
+        patch, number = label_patches(values)
         flat = patch.ravel()
         own = np.zeros(number, np.uint8)
         own[flat] = values.ravel()
@@ -174,27 +174,27 @@ def find(source: Map, min_area: int, context: Context) -> Regions:
         count += number
         if above is not None:
             same = above[0] == values[0]
-            links.append(_pairs(above[1][same], patch[0][same]))
+            links.append(_adjacent_pairs(above[1][same], patch[0][same]))
         if min_area > 1:
-            borders += [_pairs(patch[:, :-1], patch[:, 1:]), _pairs(patch[:-1], patch[1:])]
+            borders += [_adjacent_pairs(patch[:, :-1], patch[:, 1:]), _adjacent_pairs(patch[:-1], patch[1:])]
             if above is not None:
-                borders.append(_pairs(above[1], patch[0]))
+                borders.append(_adjacent_pairs(above[1], patch[0]))
         above = values[-1].copy(), patch[-1].copy()
-    one, other = _all(links)
-    of, regions = components(one, other, count)
+    one, other = _concatenated(links)
+    of, regions = connected_groups(one, other, count)
     first = np.concatenate(classes)
     values = np.zeros(regions, np.uint8)
     values[of] = first
     size = np.bincount(of, np.concatenate(pixels), regions).astype(np.int64)
     if min_area > 1:
-        values, into = _sieved(values, size, of[_all(borders)], min_area, context.part(90, 100))
+        values, into = _merge_small(values, size, of[_concatenated(borders)], min_area, context.part(90, 100))
         of, regions = into[of], len(values)
         size = np.bincount(into, size, regions).astype(np.int64)
     total = np.bincount(of, np.concatenate(metres), regions)
     return Regions(of, values, size, total, np.bincount(of, np.concatenate(sums), regions) / size)
 
 
-def _pairs(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _adjacent_pairs(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Different patches that meet, each two once, the smaller first: (2, n)."""
     apart = one != other
     one, other = one[apart], other[apart]
@@ -203,11 +203,11 @@ def _pairs(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.stack([keys >> 32, keys & 0xFFFFFFFF])
 
 
-def _all(pairs: list[np.ndarray]) -> np.ndarray:
+def _concatenated(pairs: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), np.int64)
 
 
-def _sieved(
+def _merge_small(
     values: np.ndarray, pixels: np.ndarray, borders: np.ndarray, min_area: int, context: Context
 ) -> tuple[np.ndarray, np.ndarray]:
     """Joins small regions to neighbours.
@@ -227,7 +227,7 @@ def _sieved(
     small = [int(region) for region in np.flatnonzero((values > 0) & (pixels < min_area))]
     group = np.arange(len(values))
     changed = values.copy()
-    classes, size, root, first, beside = map(scalars, (changed, pixels.copy(), group, starts, ends[1]))
+    classes, size, root, first, beside = map(fast_items, (changed, pixels.copy(), group, starts, ends[1]))
     members: dict[int, list[int]] = {region: [region] for region in small}  # of groups that are small
     waiting = [(size[region], region) for region in small]
     heapq.heapify(waiting)
@@ -266,4 +266,4 @@ def _sieved(
                 region = join(region, neighbour)
                 classes[region] = value
     own = np.arange(len(group))
-    return changed[group == own], components(own, group, len(group))[0]
+    return changed[group == own], connected_groups(own, group, len(group))[0]

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from clippan.core.context import Context
-from clippan.segmentation.outlines import Lines
+from clippan.segmentation.outlines import BoundaryLines
 
 _CELL = 16  # pixels: edge of the cells that tell which corners are near a chord
 _BATCH = 2**20  # corners, or pairs of a corner and a chord, that are looked at together
 
 
-def kept(lines: Lines, tolerance: float, context: Context) -> np.ndarray:
+def kept_corners(lines: BoundaryLines, tolerance: float, context: Context) -> np.ndarray:
     """Which corners of the lines remain.
 
     Args:
@@ -61,7 +61,7 @@ def kept(lines: Lines, tolerance: float, context: Context) -> np.ndarray:
     return found
 
 
-def _spread(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _members(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For groups of these lengths: the group of each member, and its place in the group."""
     group = np.repeat(np.arange(len(lengths)), lengths)
     return group, np.arange(len(group)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -87,10 +87,12 @@ def _farthest(
     middle, distance = np.empty(len(start), np.int64), np.empty(len(start))
     inner = end - start - 1
     for part in _batches(inner, context):
-        group, place = _spread(inner[part])
+        group, place = _members(inner[part])
         one, other = start[part], end[part]
         corner = one[group] + 1 + place
-        found = _squared(x[corner], y[corner], *(axis[ends][group] for ends in (one, other) for axis in (x, y)))
+        found = _squared_distance(
+            x[corner], y[corner], *(axis[ends][group] for ends in (one, other) for axis in (x, y))
+        )
         first = np.cumsum(inner[part]) - inner[part]
         most = np.maximum.reduceat(found, first)
         hits = np.flatnonzero(found == most[group])
@@ -99,7 +101,7 @@ def _farthest(
     return middle, distance
 
 
-def _squared(
+def _squared_distance(
     px: np.ndarray, py: np.ndarray, ax: np.ndarray, ay: np.ndarray, bx: np.ndarray, by: np.ndarray
 ) -> np.ndarray:
     """Squared distance of points from pieces a to b, which may be points themselves."""
@@ -143,11 +145,11 @@ def _unsafe(
         which, near = _cells(x, y, start[part], end[part], np.sqrt(reach[part]), wide)
         first, last = np.searchsorted(cell, near), np.searchsorted(cell, near, side="right")
         for piece in _batches(last - first, context):
-            pair, place = _spread((last - first)[piece])
+            pair, place = _members((last - first)[piece])
             group, corner = which[piece][pair] + part.start, corners[first[piece][pair] + place]
             ends = [axis[side][group] for side in (start, end) for axis in (x, y)]
             px, py = x[corner], y[corner]
-            close = _squared(px, py, *ends) <= reach[group]
+            close = _squared_distance(px, py, *ends) <= reach[group]
             close &= ((px != ends[0]) | (py != ends[1])) & ((px != ends[2]) | (py != ends[3]))
             group, corner = group[close], corner[close]
             between = _between(x, y, start[group], end[group], corner, context)
@@ -169,7 +171,7 @@ def _cells(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Chords, and the cells that lie within the reach of each (a few others too), each pair once."""
     number = _extent(x, y, start, end) // 9
-    group, place = _spread(number)
+    group, place = _members(number)
     boxes = []
     for axis in (x, y):
         begin, step = axis[start][group], ((axis[end] - axis[start]) / number)[group]
@@ -178,7 +180,7 @@ def _cells(
         boxes.append((np.floor(low / _CELL).astype(np.int64), np.floor(high / _CELL).astype(np.int64)))
     (left, right), (top, bottom) = boxes
     across, down = right - left + 1, bottom - top + 1
-    box, place = _spread(across * down)
+    box, place = _members(across * down)
     columns, rows = left[box] + place % across[box], top[box] + place // across[box]
     inside = (columns >= -1) & (columns < wide - 1) & (rows >= -1)
     keys = group[box] << 40 | (rows + 1) * wide + columns + 1
@@ -196,7 +198,7 @@ def _between(
     found = np.empty(len(corner), bool)
     pieces = end - start + 1
     for part in _batches(pieces, context):
-        group, place = _spread(pieces[part])
+        group, place = _members(pieces[part])
         begin, finish = start[part], end[part]
         one = begin[group] + place
         other = np.where(one == finish[group], begin[group], one + 1)  # the last piece is the chord

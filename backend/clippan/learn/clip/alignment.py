@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clippan.clip.load import Loaded, Preprocessing, widen
+from clippan.clip.load import LoadedModel, Preprocessing, replace_input_convolution
 from clippan.core.context import Context
 from clippan.core.messages import Message
 from clippan.jobs.align import AlignSensorRequest
@@ -61,10 +61,10 @@ class Lesson:
     scale: Tensor
 
 
-def inflated(loaded: Loaded, pairs: Pairs) -> Loaded:
+def inflated(loaded: LoadedModel, pairs: Pairs) -> LoadedModel:
     """A copy of the teacher that takes the sensor's bands; see the top of this file."""
     bands = len(pairs.channels.names)
-    before, after = widen(loaded.model.visual, bands)
+    before, after = replace_input_convolution(loaded.model.visual, bands)
     mean, std = (np.array(values) for values in (loaded.preprocessing.mean, loaded.preprocessing.std))
     own_mean, own_std = np.full(bands, mean.mean()), np.full(bands, std.mean())
     with torch.no_grad():
@@ -81,7 +81,7 @@ def inflated(loaded: Loaded, pairs: Pairs) -> Loaded:
 
 @torch.no_grad()
 def look(
-    loaded: Loaded,
+    loaded: LoadedModel,
     pairs: Pairs,
     chips: Sequence[Chip],
     device: torch.device,
@@ -117,7 +117,7 @@ class Alignment(TrainingLoop):
     """
 
     def __init__(
-        self, request: AlignSensorRequest, student: Loaded, lesson: Lesson, device: torch.device, context: Context
+        self, request: AlignSensorRequest, student: LoadedModel, lesson: Lesson, device: torch.device, context: Context
     ) -> None:
         self._request, self._student, self._lesson, self._device = request, student, lesson, device
         count = len(lesson.chips)

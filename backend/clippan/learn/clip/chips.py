@@ -16,7 +16,7 @@ from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.core.texts import listed
 from clippan.jobs.picture import RasterPicture, choices, remarks
-from clippan.labels.samples import read as read_samples
+from clippan.labels.samples import read_samples as read_samples
 from clippan.learn.clip.data import Sample
 from clippan.learn.clip.data import read as read_pictures
 from clippan.raster.scene import LEAST_VALID, Look, Scene

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from clippan.catalogue.models import CONFIG, Model
 from clippan.clip import dense
-from clippan.clip.load import Loaded, describe, load
+from clippan.clip.load import LoadedModel, load_model, read_architecture
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.json import to_json
@@ -54,7 +54,7 @@ _TOKENIZER = (
 )
 
 
-def save(folder: Path, loaded: Loaded, base: Model, path: Path, about: Mapping[str, Any]) -> None:
+def save(folder: Path, loaded: LoadedModel, base: Model, path: Path, about: Mapping[str, Any]) -> None:
     """Writes a model that ``models.find`` opens, in float32.
 
     Args:
@@ -66,7 +66,7 @@ def save(folder: Path, loaded: Loaded, base: Model, path: Path, about: Mapping[s
     Raises:
         ClippanError: it cannot be written.
     """
-    description = describe(path, base)
+    description = read_architecture(path, base)
     text = description["text_cfg"]
     length = getattr(loaded.model, "context_length", None)
     if isinstance(length, int):  # open_clip's names of architectures say nothing of it
@@ -106,7 +106,7 @@ class Step(nn.Module):
         teacher: whose ``visual`` encodes crops in stage 1; None for the model itself.
     """
 
-    def __init__(self, loaded: Loaded, request: TrainClipRequest, count: int) -> None:
+    def __init__(self, loaded: LoadedModel, request: TrainClipRequest, count: int) -> None:
         super().__init__()
         self.model = loaded.model
         self.teacher: Optional[SimpleNamespace] = None  # no part of what learns
@@ -121,7 +121,7 @@ class Step(nn.Module):
         with half:
             pictures = self._ready(batch.pictures)
             if teaches:
-                cells, pooled = dense.features(self.model, pictures)
+                cells, pooled = dense.dense_features(self.model, pictures)
             else:
                 pooled = self.model.encode_image(pictures)
         terms = {"contrast": self._contrast(pooled, batch.texts, batch.texts)}
@@ -135,7 +135,7 @@ class Step(nn.Module):
         elif teaches:
             frozen = torch.no_grad() if self.teacher else nullcontext()
             with half, frozen:
-                own, own_pooled = dense.features(self.teacher or self.model, self._ready(batch.crops))
+                own, own_pooled = dense.dense_features(self.teacher or self.model, self._ready(batch.crops))
             target = own.float().mean((2, 3)) if request.target is Target.PATCH else own_pooled.float()
             target = target.view(len(pictures), -1, target.shape[1])
             grid = (own.shape[2], own.shape[3])
@@ -211,7 +211,7 @@ class Run(TrainingLoop):
         super().__init__(Path(request.output), sum(self.steps), rank, context, _LOGGED, _KEPT)
         self.stage_ends = tuple(sum(self.steps[: number + 1]) for number in range(len(self.steps)))
         context.log(f"{len(samples)} pictures, {self.objects} objects for stage 2, {self._steps} steps.")
-        self.loaded = load(path, base, device)
+        self.loaded = load_model(path, base, device)
         pixels = request.pixels or self.loaded.preprocessing.pixels
         check_size(self.loaded, pixels)
         distils = 1 in request.stages and request.weight > 0
@@ -334,7 +334,7 @@ def optimiser(network: nn.Module, greatest: float, decay: float) -> torch.optim.
     return torch.optim.AdamW(groups, lr=greatest, betas=_BETAS, eps=_EPSILON)
 
 
-def check_size(loaded: Loaded, pixels: int) -> None:
+def check_size(loaded: LoadedModel, pixels: int) -> None:
     """Towers of tokens take one size, others multiples of their cells.
 
     Raises:

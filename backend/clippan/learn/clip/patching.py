@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clippan.catalogue.models import find
+from clippan.catalogue.models import find_model
 from clippan.clip.encoder import TEMPLATES
-from clippan.clip.load import Loaded
+from clippan.clip.load import LoadedModel
 from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.errors import Cancelled, ClippanError
@@ -98,10 +98,10 @@ def ending(steps: int) -> Iterator[None]:
 
 
 def read_quizzes(
-    request: FinetuneClipRequest, loaded: Loaded, pixels: int, context: Context
+    request: FinetuneClipRequest, loaded: LoadedModel, pixels: int, context: Context
 ) -> tuple[Quiz, Optional[Quiz]]:
     """The task and the control set."""
-    base = find(request.model)
+    base = find_model(request.model)
     if base.channels and (not request.samples or request.control):
         raise ClippanError(
             "The model {label} takes the bands {listed}, which folders of pictures have not; give a raster with "
@@ -167,7 +167,7 @@ def _plain(name: str) -> str:
 
 
 @torch.no_grad()
-def head(loaded: Loaded, names: Sequence[str]) -> Tensor:
+def head(loaded: LoadedModel, names: Sequence[str]) -> Tensor:
     """The frozen classifier: unit vectors (classes, width) of names, averaged over the templates."""
     sentences = [template.format(name) for name in names for template in TEMPLATES]
     device = next(loaded.model.parameters()).device
@@ -175,7 +175,7 @@ def head(loaded: Loaded, names: Sequence[str]) -> Tensor:
     return functional.normalize(found.view(len(names), len(TEMPLATES), -1).mean(1), dim=-1)
 
 
-def ready(loaded: Loaded, pictures: np.ndarray, device: torch.device) -> Tensor:
+def ready(loaded: LoadedModel, pictures: np.ndarray, device: torch.device) -> Tensor:
     """Pictures (n, bands, edge, edge), bytes or 0 to 1, as the image tower takes them."""
     values = torch.from_numpy(pictures).to(device)
     values = values.float().div_(255) if pictures.dtype == np.uint8 else values.clone()
@@ -203,7 +203,7 @@ class Tuning(TrainingLoop):
     def __init__(
         self,
         request: FinetuneClipRequest,
-        loaded: Loaded,
+        loaded: LoadedModel,
         task: Quiz,
         pixels: int,
         device: torch.device,
@@ -264,7 +264,7 @@ def turned(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.ascontiguousarray(picture[:, :, ::-1] if rng.random() < 0.5 else picture)
 
 
-def copied_weights(loaded: Loaded) -> dict[str, Tensor]:
+def copied_weights(loaded: LoadedModel) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in loaded.model.visual.state_dict().items()}
 
 
@@ -280,7 +280,7 @@ def mix(visual: torch.nn.Module, before: Mapping[str, Tensor], after: Mapping[st
 
 def alpha_curve(
     request: FinetuneClipRequest,
-    loaded: Loaded,
+    loaded: LoadedModel,
     ends: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
     task: Quiz,
     control: Optional[Quiz],
@@ -308,7 +308,9 @@ def alpha_curve(
 
 
 @torch.inference_mode()
-def right(loaded: Loaded, quiz: Quiz, numbers: np.ndarray, pixels: int, batch: int, context: Context) -> np.ndarray:
+def right(
+    loaded: LoadedModel, quiz: Quiz, numbers: np.ndarray, pixels: int, batch: int, context: Context
+) -> np.ndarray:
     """Which chips are named right, (n,); so many at a time as a step takes."""
     found, device, looked = [], quiz.head.device, min(batch, _LOOKED)
     for start in range(0, len(numbers), looked):

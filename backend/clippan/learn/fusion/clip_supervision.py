@@ -21,9 +21,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, normalize
 
-from clippan.catalogue.models import find, in_colours
+from clippan.catalogue.models import find_model, require_rgb
 from clippan.clip import hub, load
-from clippan.clip.encoder import fingerprint
+from clippan.clip.encoder import weights_sha256
 from clippan.core.checkpoint import write
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError, one_line
@@ -75,7 +75,7 @@ class FrozenCLIP(nn.Module):
     _mean: Tensor
     _std: Tensor
 
-    def __init__(self, loaded: load.Loaded, name: str, sha256: str) -> None:
+    def __init__(self, loaded: load.LoadedModel, name: str, sha256: str) -> None:
         super().__init__()
         self.name, self.sha256 = name, sha256
         self.pixels = loaded.preprocessing.pixels
@@ -117,9 +117,9 @@ def load_frozen_clip(name: str, device: torch.device, context: Context) -> Froze
     Raises:
         ClippanError: it cannot be had, or not loaded.
     """
-    model = in_colours(find(name))
+    model = require_rgb(find_model(name))
     path = hub.fetch(model, context)
-    return FrozenCLIP(load.load(path, model, device), model.id, fingerprint(model, path, context))
+    return FrozenCLIP(load.load_model(path, model, device), model.id, weights_sha256(model, path, context))
 
 
 class BandReducer(nn.Module):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clippan.catalogue.sensors import SENSORS, recognise
+from clippan.catalogue.sensors import SENSORS, recognise_sensor
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError, one_line
 from clippan.fusion import filters
@@ -51,7 +51,7 @@ def read_pairs(root: Path, source: PairSource, without: Sequence[str], context: 
         if group in without or path.name in source.without:
             continue
         context.log(path.name)
-        sensor = recognise([group]) or SENSORS["generic"]
+        sensor = recognise_sensor([group]) or SENSORS["generic"]
         with open_pair(str(path / "pan.tif"), [str(path / "ms.tif")]) as pair:
             gains = sensor.gains(range(pair.ms.count), pair.ms.total)
             registered = estimate(pair, gains, 1, context, own=False).apply(pair)

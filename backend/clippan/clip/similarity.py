@@ -9,9 +9,9 @@ from typing import Callable, Union
 
 import numpy as np
 
-from clippan.clip.coarse import Coarse, Lattice, look
+from clippan.clip.class_vectors import ClassVectors
 from clippan.clip.encoder import Encoder
-from clippan.clip.words import Words
+from clippan.clip.sliding import SimilarityGrid, SlidingWindows, similarity_grid
 from clippan.core.context import Context
 from clippan.core.threads import count_threads
 from clippan.jobs.calibrate import CalibrateRequest
@@ -20,18 +20,18 @@ from clippan.raster.scene import Look, Scene
 from clippan.raster.tiles import Window
 
 _BIAS = -0.3  # for transformers; see SegmentRequest
-_EDGE, _LEAST_METRES = 64, 32.0  # of a window for a tower with cells of 32 pixels; see ``edges``
-_OTHER = 0.9  # of the raster's ground resolution in its middle, below which a part's own counts
+_STARTER_EDGE, _MIN_METRES = 64, 32.0  # of a window for a tower with cells of 32 pixels; see ``edges``
+_GSD_CHANGE = 0.9  # of the raster's ground resolution in its middle, below which a part's own counts
 
 
 @dataclass(frozen=True)
-class View:
+class SimilarityMaps:
     """What the model saw of a part of a raster.
 
     Attributes:
         path, look, stretch: the raster, and how it becomes a picture.
         part: of it.
-        coarse: for each size of windows.
+        grids: for each size of windows.
         classes: how many, without the background.
     """
 
@@ -39,7 +39,7 @@ class View:
     look: Look
     stretch: tuple[tuple[float, float], ...]
     part: Window
-    coarse: tuple[Coarse, ...]
+    grids: tuple[SimilarityGrid, ...]
     classes: int
 
     @classmethod
@@ -47,13 +47,13 @@ class View:
         cls,
         request: Union[SegmentRequest, CalibrateRequest],
         model: Encoder,
-        sought: Words,
+        sought: ClassVectors,
         scene: Scene,
         part: Window,
         folder: Path,
         context: Context,
         wanted: Callable[[Window], bool] = lambda window: True,
-    ) -> View:
+    ) -> SimilarityMaps:
         """Looks at a part of a raster.
 
         Args:
@@ -74,17 +74,17 @@ class View:
         seen = part.intersection(scene.bounds)
         bias = request.bias if request.bias is not None else 0.0 if model.any_size else _BIAS
         lattices = [
-            Lattice.of(model, scene.grid.width, scene.grid.height, edge, seen)
-            for edge in request.window or edges(scene, model, part)
+            SlidingWindows.of(model, scene.grid.width, scene.grid.height, edge, seen)
+            for edge in request.window or default_window_edges(scene, model, part)
         ]
         total, done, found = sum(lattice.count for lattice in lattices), 0, []
         for lattice in lattices:
             share = context.part(100 * done / total, 100 * (done + lattice.count) / total)
             found.append(
-                look(
+                similarity_grid(
                     model,
                     sought.vectors,
-                    sought.owners,
+                    sought.class_of,
                     lattice,
                     lambda: Scene(scene.path, scene.look, stretch, model.channels),
                     bias,
@@ -101,7 +101,7 @@ class View:
     @property
     def edges(self) -> tuple[int, ...]:
         """Of the windows, in the raster's pixels."""
-        return tuple(coarse.lattice.edge // coarse.lattice.larger for coarse in self.coarse)
+        return tuple(grid.lattice.edge // grid.lattice.enlargement for grid in self.grids)
 
     def open(self) -> Scene:
         """The raster, anew."""
@@ -109,14 +109,14 @@ class View:
 
     def cosines(self, window: Window) -> np.ndarray:
         """The mean over all sizes, float32 (classes, height, width), at the pixels of a window of the raster."""
-        return np.mean([coarse.at(window) for coarse in self.coarse], axis=0)
+        return np.mean([grid.at(window) for grid in self.grids], axis=0)
 
-    def places(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    def at_pixels(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """The same at single pixels, float32 (n, classes); NaN where the model did not look."""
-        return np.mean([coarse.places(rows, columns) for coarse in self.coarse], axis=0)
+        return np.mean([grid.at_pixels(rows, columns) for grid in self.grids], axis=0)
 
 
-def edges(scene: Scene, model: Encoder, part: Window) -> tuple[int, ...]:
+def default_window_edges(scene: Scene, model: Encoder, part: Window) -> tuple[int, ...]:
     """Of the windows that suit a model and the ground resolution, in the raster's pixels.
 
     The starter model sees best 64 pixels at a time, of Sentinel-2 as of pictures with half a metre; of sharper ones as
@@ -126,6 +126,6 @@ def edges(scene: Scene, model: Encoder, part: Window) -> tuple[int, ...]:
     grounds = (scene.ground(), scene.ground((part.x + part.width / 2, part.y + part.height / 2)))
     whole, here = ((ground[0] * ground[1]) ** 0.5 if ground else math.inf for ground in grounds)
     # The part's extent should not matter; but the middle of a map service is on the equator.
-    gsd = here if here < _OTHER * whole else whole
-    edge = round(max(_EDGE, _LEAST_METRES / gsd) * 32 / model.stride)
+    gsd = here if here < _GSD_CHANGE * whole else whole
+    edge = round(max(_STARTER_EDGE, _MIN_METRES / gsd) * 32 / model.stride)
     return (edge, 2 * edge) if model.any_size else (edge,)

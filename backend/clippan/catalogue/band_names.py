@@ -23,10 +23,10 @@ _BY_NUMBER = {"2": "blue", "3": "green", "4": "red"}  # of Sentinel-2, Landsat 8
 _BY_OLD_NUMBER = {"1": "blue", "2": "green", "3": "red"}  # of Landsat 4, 5 and 7
 _RADAR = ("vv", "vh", "hh", "hv")
 # Words that tell that a band is none of the three colours, though it may be called “coastal blue” as well.
-_OTHERS = frozenset(
+_OTHER_BANDS = frozenset(
     "coastal nir infrared swir lwir mwir tir thermal rededge yellow orange violet purple ultraviolet cirrus".split()  # noqa: SIM905
 )
-_JOINED = (
+_SPELLINGS = (
     (r"near infra ?red", "nir"),
     (r"infra red", "infrared"),
     (r"red edge", "rededge"),
@@ -38,7 +38,7 @@ _WAVELENGTH = re.compile(
     r"(?<![\w.])(?:(\d+(?:\.\d+)?)\s*[-–]\s*)?(\d+(?:\.\d+)?)\s*(nm|nanomet|um|µm|μm|micromet|micron)", re.IGNORECASE
 )
 # Where Sentinel-2 sees a colour, and from where to where others do (nm).
-_SEEN = {
+_WAVELENGTHS = {
     "red": (665.0, 620.0, 700.0),
     "green": (560.0, 515.0, 600.0),
     "blue": (490.0, 440.0, 515.0),
@@ -108,12 +108,12 @@ class BandChoice:
         )
 
 
-def mentions(patterns: Iterable[str], texts: Sequence[str]) -> bool:
+def any_match(patterns: Iterable[str], texts: Sequence[str]) -> bool:
     """Whether one of the regular expressions matches in one of the texts, whatever the case."""
     return any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns for text in texts)
 
 
-def _read() -> tuple[tuple[tuple[str, ...], BandOrder], ...]:
+def _read_orders() -> tuple[tuple[tuple[str, ...], BandOrder], ...]:
     entries = json.loads((resources() / "sensors.json").read_text(encoding="utf-8"))
     return tuple(
         (
@@ -128,36 +128,36 @@ def _read() -> tuple[tuple[tuple[str, ...], BandOrder], ...]:
     )
 
 
-_ORDERS = _read()
+_ORDERS = _read_orders()
 
 
 def band_order(texts: Iterable[str]) -> Optional[BandOrder]:
     """The band order of the sensor that one of the texts (metadata values, file names) names, or None."""
     texts = list(texts)
-    return next((order for patterns, order in _ORDERS if mentions(patterns, texts)), None)
+    return next((order for patterns, order in _ORDERS if any_match(patterns, texts)), None)
 
 
-def colour(text: str) -> Optional[str]:
+def colour_of_band(text: str) -> Optional[str]:
     """The one colour that a band's description names, None if it names none, several or another band."""
-    return _common(text) if _common(text) in COLOURS else None
+    return _named_colour(text) if _named_colour(text) in COLOURS else None
 
 
-def _common(text: str) -> Optional[str]:
+def _named_colour(text: str) -> Optional[str]:
     """The colour that a description names, “other” for another band, None if it tells nothing."""
     if text.strip().lower() in ("r", "g", "b"):
         return COLOURS["rgb".index(text.strip().lower())]
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)  # RedEdge
     text = " ".join(re.split(r"[\W_\d]+", text.lower())).strip()
-    for pattern, word in _JOINED:
+    for pattern, word in _SPELLINGS:
         text = re.sub(rf"\b{pattern}", word, text)
     words = set(text.split())
     found = [name for name in COLOURS if name in words]
-    if words & _OTHERS or "greenish" in words or len(found) > 1:
+    if words & _OTHER_BANDS or "greenish" in words or len(found) > 1:
         return "other"
     return found[0] if found else None
 
 
-def number_of(name: str) -> Optional[str]:
+def band_number(name: str) -> Optional[str]:
     """The sensor's number in the name of a band or of a single-band file (“4” in B04, SR_B4 and band 4), or None."""
     match = _NUMBERED.search(name)
     return match.group(2).upper() if match else None
@@ -166,15 +166,15 @@ def number_of(name: str) -> Optional[str]:
 def colour_of_file(name: str) -> Optional[str]:
     """The colour of a single-band file by its name; “band 10” where that is numbered but none of the three."""
     stem = re.sub(r"\.\w{1,5}$", "", name)
-    number = number_of(stem)
+    number = band_number(stem)
     if number is None:
-        return colour(stem)
+        return colour_of_band(stem)
     order = band_order([name])
     found = (order.numbers if order and order.numbers else _BY_NUMBER).get(number)
     return found if found in COLOURS else f"band {number}"
 
 
-def wavelength(text: str, unit: str = "") -> Optional[float]:
+def parse_wavelength(text: str, unit: str = "") -> Optional[float]:
     """A wavelength in nanometres, of a description (“red (650-680 nm)”), or of a number with its unit; None without."""
     match = _WAVELENGTH.search(f"{text} {unit}")
     if match is None:
@@ -191,7 +191,7 @@ def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) ->
         order: of the sensor, where that is known.
     """
     count = len(bands)
-    names = [_common(band.name) for band in bands]
+    names = [_named_colour(band.name) for band in bands]
     if count == 1:
         return BandChoice((1,), "as there is no other")
     polarised = [bool(set(re.split(r"[\W_]+", band.name.lower())) & set(_RADAR)) for band in bands]
@@ -202,8 +202,8 @@ def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) ->
     sensor = order.of(count) if order else ()
     for known, reason in (
         (names, "by the bands' names"),
-        (_numbered(bands, order), "by the bands' numbers"),
-        (_nearest(bands), "by the bands' wavelengths"),
+        (_names_by_number(bands, order), "by the bands' numbers"),
+        (_names_by_wavelength(bands), "by the bands' wavelengths"),
         ([name or band.shown for name, band in zip(names, bands)], "as the raster is tagged"),
         (sensor, f"by the band order of {order.label}" if order else ""),
     ):
@@ -214,7 +214,7 @@ def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) ->
     return BandChoice(_BY_COUNT.get(count, (3, 2, 1)), f"a guess by the number of bands ({count})", True)
 
 
-def _numbered(bands: Sequence[Band], order: Optional[BandOrder]) -> list[str]:
+def _names_by_number(bands: Sequence[Band], order: Optional[BandOrder]) -> list[str]:
     """Common names by numbers such as those of Sentinel-2 and Landsat; empty where the numbers only count."""
     found = [_NUMBERED.search(band.name) for band in bands]
     numbers = [match.group(2).upper() if match else "" for match in found]
@@ -224,22 +224,22 @@ def _numbered(bands: Sequence[Band], order: Optional[BandOrder]) -> list[str]:
     if counted and not written and not (order and order.numbers):
         return []
     table = dict(order.numbers) if order and order.numbers else _BY_NUMBER
-    if table is _BY_NUMBER and _thermal_six(bands, numbers):
+    if table is _BY_NUMBER and _is_landsat_4_to_7(bands, numbers):
         table = _BY_OLD_NUMBER
     return [table.get(number, "") for number in numbers]
 
 
-def _thermal_six(bands: Sequence[Band], numbers: Sequence[str]) -> bool:
+def _is_landsat_4_to_7(bands: Sequence[Band], numbers: Sequence[str]) -> bool:
     """Whether the numbers are those of Landsat 4 to 7, whose band 6 is another product or left out."""
     six = any(re.search(r"ST_B6|B6_VCID", band.name, re.IGNORECASE) for band in bands)
     return six or ({"1", "3", "4", "7"} <= set(numbers) <= set("123457"))
 
 
-def _nearest(bands: Sequence[Band]) -> list[str]:
+def _names_by_wavelength(bands: Sequence[Band]) -> list[str]:
     """Common names by wavelengths: for each colour the band that is nearest to where Sentinel-2 sees it."""
-    centres = [band.wavelength or wavelength(band.name) for band in bands]
+    centres = [band.wavelength or parse_wavelength(band.name) for band in bands]
     found = [""] * len(bands)
-    for name, (middle, low, high) in _SEEN.items():
+    for name, (middle, low, high) in _WAVELENGTHS.items():
         inside = [(abs(at - middle), place) for place, at in enumerate(centres) if at is not None and low <= at <= high]
         if inside:
             found[min(inside)[1]] = name

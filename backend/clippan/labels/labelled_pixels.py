@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from osgeo import gdal, ogr
 
-from clippan.catalogue.prompts import Table
+from clippan.catalogue.prompts import PromptTable
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.labels.layers import LabelledLayer, crs_name
@@ -16,15 +16,15 @@ from clippan.raster.grid import Grid
 from clippan.raster.scene import Scene
 from clippan.raster.tiles import Window, tiles
 
-_MOST = 4000  # pixels of a polygon or block that count; the others say the same
+_MAX_PER_GROUP = 4000  # pixels of a polygon or block that count; the others say the same
 _BLOCK = 128  # edge of the blocks that a raster of classes falls into
 _READ = 512  # edge of the windows in which it is looked whether labels lie on nodata
-_NEAR = 64  # edge of the squares in which it is remembered that there are labels
+_SQUARE = 64  # edge of the squares in which it is remembered that there are labels
 _IGNORED = 255  # in rasters of classes; the customary value for what nobody has labelled
 
 
 @dataclass(frozen=True)
-class Labels:
+class LabelledPixels:
     """Pixels of known class.
 
     Attributes:
@@ -47,12 +47,14 @@ class Labels:
 
     def near(self, window: Window) -> bool:
         """Whether there may be labels in a window of the raster."""
-        top, left = max(window.y, 0) // _NEAR, max(window.x, 0) // _NEAR
-        bottom, right = (window.y + window.height - 1) // _NEAR + 1, (window.x + window.width - 1) // _NEAR + 1
+        top, left = max(window.y, 0) // _SQUARE, max(window.x, 0) // _SQUARE
+        bottom, right = (window.y + window.height - 1) // _SQUARE + 1, (window.x + window.width - 1) // _SQUARE + 1
         return bool(self._squares[top:bottom, left:right].any())
 
 
-def read(path: str, layer: str, field: str, table: Table, scene: Scene, context: Context) -> Labels:
+def read_labelled_pixels(
+    path: str, layer: str, field: str, table: PromptTable, scene: Scene, context: Context
+) -> LabelledPixels:
     """Reads labels.
 
     Args:
@@ -70,12 +72,12 @@ def read(path: str, layer: str, field: str, table: Table, scene: Scene, context:
     hints: list[str] = []
     opened = LabelledLayer(path, layer, field) if _is_vector(path) else None
     if opened:
-        parts, seen, outside = _of_features(opened, table, scene, context)
-        hints = [*opened.hints, *opened.assumed(scene.grid)]
+        parts, seen, outside = _read_features(opened, table, scene, context)
+        hints = [*opened.hints, *opened.assumed_crs_hints(scene.grid)]
         if outside:
             hints.append(f"{outside} of the labels of {path} lie outside {scene.path}, and were left aside.")
     else:
-        parts, seen = _of_raster(path, table, scene, context), []
+        parts, seen = _read_class_raster(path, table, scene, context), []
     if not parts and opened and opened.crs and not scene.grid.crs:
         raise ClippanError(
             "No label of {path} lies on the raster {path_2}, which has no coordinates, while the labels are in "
@@ -99,11 +101,11 @@ def read(path: str, layer: str, field: str, table: Table, scene: Scene, context:
             "All labels of {path} lie where {path_2} has nodata; label other places.", path=path, path_2=scene.path
         )
     rows, columns, classes, groups = (values[valid] for values in (rows, columns, classes, groups))
-    squares = np.zeros((scene.grid.height // _NEAR + 1, scene.grid.width // _NEAR + 1), bool)
-    squares[rows // _NEAR, columns // _NEAR] = True
+    squares = np.zeros((scene.grid.height // _SQUARE + 1, scene.grid.width // _SQUARE + 1), bool)
+    squares[rows // _SQUARE, columns // _SQUARE] = True
     left, top = int(columns.min()), int(rows.min())
     window = Window(left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1)
-    return Labels(rows, columns, classes, groups, window, frozenset(present), tuple(hints), squares)
+    return LabelledPixels(rows, columns, classes, groups, window, frozenset(present), tuple(hints), squares)
 
 
 def _valid(rows: np.ndarray, columns: np.ndarray, scene: Scene, context: Context) -> np.ndarray:
@@ -130,14 +132,14 @@ def _is_vector(path: str) -> bool:
 _Part = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _some(rows: np.ndarray, columns: np.ndarray, classes: np.ndarray, number: int) -> _Part:
-    if len(rows) > _MOST:
-        kept = np.sort(np.random.default_rng(number).choice(len(rows), _MOST, replace=False))
+def _thinned(rows: np.ndarray, columns: np.ndarray, classes: np.ndarray, number: int) -> _Part:
+    if len(rows) > _MAX_PER_GROUP:
+        kept = np.sort(np.random.default_rng(number).choice(len(rows), _MAX_PER_GROUP, replace=False))
         rows, columns, classes = rows[kept], columns[kept], classes[kept]
     return rows, columns, classes
 
 
-def _of_raster(path: str, table: Table, scene: Scene, context: Context) -> list[_Part]:
+def _read_class_raster(path: str, table: PromptTable, scene: Scene, context: Context) -> list[_Part]:
     dataset = sources.open_dataset(path, "raster of classes")
     if (dataset.RasterXSize, dataset.RasterYSize) != (scene.grid.width, scene.grid.height):
         raise ClippanError(
@@ -170,17 +172,17 @@ def _of_raster(path: str, table: Table, scene: Scene, context: Context) -> list[
                 wrong=wrong[0],
                 count=len(table.classes),
             )
-        parts.append(_some(rows + window.y, columns + window.x, classes.astype(int), number))
+        parts.append(_thinned(rows + window.y, columns + window.x, classes.astype(int), number))
     return parts
 
 
-def _of_features(
-    layer: LabelledLayer, table: Table, scene: Scene, context: Context
+def _read_features(
+    layer: LabelledLayer, table: PromptTable, scene: Scene, context: Context
 ) -> tuple[list[_Part], list[int], int]:
     known = {" ".join(word.split()).casefold(): n for n, prompt in enumerate(table.classes, 1) for word in prompt.words}
     known.update({str(number): number for number in range(1, len(table.classes) + 1)})
     parts, seen, outside = [], [], 0
-    for number, (text, geometry) in enumerate(layer.places(scene.grid, context)):
+    for number, (text, geometry) in enumerate(layer.features(scene.grid, context)):
         label = known.get(text.casefold()) or known.get(text[:-2] if text.endswith(".0") else text)  # of a real number
         if label is None:
             raise ClippanError(
@@ -191,15 +193,15 @@ def _of_features(
             )
         seen.append(label)
         nothing = np.empty(0, int), np.empty(0, int)
-        rows, columns = nothing if geometry is None else pixels(geometry, scene.grid, layer.path)
+        rows, columns = nothing if geometry is None else covered_pixels(geometry, scene.grid, layer.path)
         if len(rows):
-            parts.append(_some(rows, columns, np.full(len(rows), label), number))
+            parts.append(_thinned(rows, columns, np.full(len(rows), label), number))
         else:
             outside += 1
     return parts, seen, outside
 
 
-def pixels(geometry: ogr.Geometry, grid: Grid, path: str) -> tuple[np.ndarray, np.ndarray]:
+def covered_pixels(geometry: ogr.Geometry, grid: Grid, path: str) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of the pixels whose centres lie in a polygon, or that hold a point.
 
     Raises:

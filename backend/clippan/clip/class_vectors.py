@@ -6,34 +6,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clippan.catalogue.prompts import Table
-from clippan.clip.encoder import Encoder, background
+from clippan.catalogue.prompts import PromptTable
+from clippan.clip.encoder import Encoder, background_phrases
 from clippan.core.errors import ClippanError
 
-_ALIKE = 0.7  # cosine from which a common word means about the same as one of the table
+_SAME_MEANING = 0.7  # cosine from which a common word means about the same as one of the table
 
 
 @dataclass(frozen=True)
-class Words:
+class ClassVectors:
     """What places are compared with.
 
     Attributes:
         vectors: of all words, float32 (n, width), of length 1 but for calibrated ones.
-        owners: the class of each, (n,), ascending from 0; the last is the background if there is one.
+        class_of: the class of each, (n,), ascending from 0; the last is the background if there is one.
         classes: how many, without the background.
     """
 
     vectors: np.ndarray
-    owners: np.ndarray
+    class_of: np.ndarray
     classes: int
 
 
-def phrases(table: Table) -> list[str]:
+def prompt_texts(table: PromptTable) -> list[str]:
     """What a model reads of a table: all words and descriptions, but of classes that a calibration gave vectors."""
     return [text for prompt in table.classes if not prompt.vector for text in (*prompt.words, *prompt.descriptions)]
 
 
-def words(model: Encoder, table: Table, with_background: bool) -> Words:
+def class_vectors(model: Encoder, table: PromptTable, with_background: bool) -> ClassVectors:
     """The words of a table, averaged over the model's templates, each with its class's descriptions; or what a
     calibration made of them.
 
@@ -58,15 +58,15 @@ def words(model: Encoder, table: Table, with_background: bool) -> Words:
             vectors.append(np.array([prompt.vector], np.float32))
             owners.append(number)
             continue
-        own = model.texts(prompt.words)
+        own = model.encode_texts(prompt.words)
         if prompt.descriptions:
-            own = own + model.texts(prompt.descriptions).mean(axis=0)
+            own = own + model.encode_texts(prompt.descriptions).mean(axis=0)
             own /= np.linalg.norm(own, axis=1, keepdims=True)
         vectors.append(own)
         owners += [number] * len(own)
     if with_background:
-        common = model.texts(background())
-        other = (common @ np.concatenate(vectors).T).max(axis=1) < _ALIKE
+        common = model.encode_texts(background_phrases())
+        other = (common @ np.concatenate(vectors).T).max(axis=1) < _SAME_MEANING
         vectors.append(common[other])
         owners += [len(table.classes)] * int(other.sum())
-    return Words(np.concatenate(vectors).astype(np.float32), np.array(owners), len(table.classes))
+    return ClassVectors(np.concatenate(vectors).astype(np.float32), np.array(owners), len(table.classes))

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_CHANNELS = 8  # classes that are filtered at a time, so that memory does not grow with their number
+_CLASSES_AT_A_TIME = 8  # classes that are filtered at a time, so that memory does not grow with their number
 _MIDDLE = 0.5  # of the picture's range; around it, variances lose the fewest digits of float32
 
 
-def margin(radius: int, cell: int = 1) -> int:
+def filter_margin(radius: int, cell: int = 1) -> int:
     """How far, in pixels, a pixel's result looks around it; a multiple of ``cell``."""
     reach = radius // cell
     return (2 * reach + (cell > 1)) * cell
 
 
-def guided(values: Tensor, picture: Tensor, valid: Tensor, radius: int, eps: float, cell: int = 1) -> Tensor:
+def guided_filter(values: Tensor, picture: Tensor, valid: Tensor, radius: int, eps: float, cell: int = 1) -> Tensor:
     """Filters the values of classes so that their edges are where the picture has its own.
 
     The filter is linear and keeps constants: probabilities that sum to 1 still do, but may leave the range from 0 to 1
@@ -55,13 +55,13 @@ def guided(values: Tensor, picture: Tensor, valid: Tensor, radius: int, eps: flo
     mu = mean(small)
     inverse = _inverse(mean(_products(small)) - _products(mu), eps)
     found = []
-    for part in values.split(_CHANNELS):
+    for part in values.split(_CLASSES_AT_A_TIME):
         fitted = _cells(torch.where(valid, part, torch.zeros_like(part)), cell) / share.clamp(min=1e-6)
         average = mean(fitted)
         covariance = [mean(fitted * small[channel]) - average * mu[channel] for channel in range(3)]
         slopes = [row[0] * covariance[0] + row[1] * covariance[1] + row[2] * covariance[2] for row in inverse]
         offset = average - slopes[0] * mu[0] - slopes[1] * mu[1] - slopes[2] * mu[2]
-        smooth = [_grown(mean(planes), cell, height, width) for planes in (*slopes, offset)]
+        smooth = [_upsampled(mean(planes), cell, height, width) for planes in (*slopes, offset)]
         found.append((smooth[0] * guide[0] + smooth[1] * guide[1] + smooth[2] * guide[2] + smooth[3]) * weight)
     return torch.cat(found)
 
@@ -75,7 +75,7 @@ def _cells(planes: Tensor, cell: int) -> Tensor:
     return functional.avg_pool2d(padded[None], cell)[0]
 
 
-def _grown(planes: Tensor, cell: int, height: int, width: int) -> Tensor:
+def _upsampled(planes: Tensor, cell: int, height: int, width: int) -> Tensor:
     """Interpolates what belongs to cells to their pixels, bilinearly."""
     if cell == 1:
         return planes

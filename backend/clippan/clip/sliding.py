@@ -24,13 +24,13 @@ from clippan.core.threads import in_order
 from clippan.raster.scene import Scene, room
 from clippan.raster.tiles import Window
 
-_IN_MEMORY = 2**28  # bytes of a grid; larger ones lie in a file
-LARGER = 2  # a tower that takes any size sees pictures so much larger: fewer borders, whose padding it sees
-_LEAST_VALID = 1e-6  # a window without any valid pixel is not looked at
+_MAX_BYTES_IN_MEMORY = 2**28  # bytes of a grid; larger ones lie in a file
+ENLARGEMENT = 2  # a tower that takes any size sees pictures so much enlargement: fewer borders, whose padding it sees
+_MIN_VALID = 1e-6  # a window without any valid pixel is not looked at
 
 
 @dataclass(frozen=True)
-class Lattice:
+class SlidingWindows:
     """Windows and cells along both axes of a raster.
 
     Attributes:
@@ -38,8 +38,8 @@ class Lattice:
         edge: of a window, in the raster's pixels.
         pixels: edge of the picture that the model sees.
         cells: of a window, along its edge.
-        larger: how much larger than the model's own its pictures are.
-        hop: from window to window, in cells: about a half; for convolutional towers three quarters.
+        enlargement: how much larger than the model's own its pictures are.
+        cell_stride: from window to window, in cells: about a half; for convolutional towers three quarters.
         left, top, right, bottom: the windows, counted from the raster's first pixel; the last of each is left out.
     """
 
@@ -48,15 +48,17 @@ class Lattice:
     edge: int
     pixels: int
     cells: int
-    larger: int
-    hop: int
+    enlargement: int
+    cell_stride: int
     left: int
     top: int
     right: int
     bottom: int
 
     @classmethod
-    def of(cls, model: Encoder, width: int, height: int, edge: int, part: Window, hop: Optional[int] = None) -> Lattice:
+    def of(
+        cls, model: Encoder, width: int, height: int, edge: int, part: Window, cell_stride: Optional[int] = None
+    ) -> SlidingWindows:
         """The lattice for a part of a raster.
 
         Args:
@@ -64,16 +66,18 @@ class Lattice:
             width, height: of the raster.
             edge: of what the model sees as a picture of its own size, in the raster's pixels.
             part: of the raster.
-            hop: from window to window, in cells; by default what suits the model.
+            cell_stride: from window to window, in cells; by default what suits the model.
         """
-        larger = LARGER if model.any_size else 1
+        larger = ENLARGEMENT if model.any_size else 1
         pixels = model.pixels * larger
         cells = pixels // model.stride
         # The cells of a convolutional tower see little further than themselves; only those by the border are poor.
-        hop = hop or max(cells * 3 // 4 if model.any_size else cells // 2, 1)
-        whole = cells // math.gcd(cells, hop)  # of which an edge is a multiple, so that windows begin at a pixel
+        cell_stride = cell_stride or max(cells * 3 // 4 if model.any_size else cells // 2, 1)
+        whole = cells // math.gcd(
+            cells, cell_stride
+        )  # of which an edge is a multiple, so that windows begin at a pixel
         edge = max(1, round(edge * larger / whole)) * whole
-        step = edge * hop // cells
+        step = edge * cell_stride // cells
         before = -(-edge // step) - 1  # windows that begin before the part and reach into it
         left, top = max(part.x // step - before, 0), max(part.y // step - before, 0)
         right, bottom = (
@@ -83,12 +87,12 @@ class Lattice:
                 (part.y + part.height, height, top),
             )
         )
-        return cls(width, height, edge, pixels, cells, larger, hop, left, top, right, bottom)
+        return cls(width, height, edge, pixels, cells, larger, cell_stride, left, top, right, bottom)
 
     @property
-    def step(self) -> int:
+    def stride(self) -> int:
         """From window to window, in the raster's pixels."""
-        return self.edge * self.hop // self.cells
+        return self.edge * self.cell_stride // self.cells
 
     @property
     def cell(self) -> float:
@@ -99,7 +103,7 @@ class Lattice:
     def shape(self) -> tuple[int, int]:
         """Rows and columns of cells."""
         rows, columns = (
-            (count - 1) * self.hop + self.cells for count in (self.bottom - self.top, self.right - self.left)
+            (count - 1) * self.cell_stride + self.cells for count in (self.bottom - self.top, self.right - self.left)
         )
         return rows, columns
 
@@ -110,38 +114,40 @@ class Lattice:
 
     def strip(self, row: int) -> Window:
         """The window that holds all windows of a row."""
-        width = (self.right - self.left - 1) * self.step + self.edge
-        return Window(self.left * self.step, row * self.step, width, self.edge)
+        width = (self.right - self.left - 1) * self.stride + self.edge
+        return Window(self.left * self.stride, row * self.stride, width, self.edge)
 
     def windows(self, row: int) -> list[tuple[int, Window]]:
         """The windows of a row with their columns; they may reach beyond the raster."""
         return [
-            (column, Window(column * self.step, row * self.step, self.edge, self.edge))
+            (column, Window(column * self.stride, row * self.stride, self.edge, self.edge))
             for column in range(self.left, self.right)
         ]
 
 
 @dataclass(frozen=True)
-class Coarse:
+class SimilarityGrid:
     """Cosines of classes on a lattice's cells, float16 (classes, rows, columns); NaN where nothing was looked at."""
 
-    lattice: Lattice
+    lattice: SlidingWindows
     values: np.ndarray
 
     def at(self, window: Window) -> np.ndarray:
         """Interpolated linearly to the pixels of a window: float32 (classes, height, width)."""
         lattice = self.lattice
-        rows, across = _between(window.y, window.height, lattice.top * lattice.step, lattice.cell, self.values.shape[1])
-        columns, along = _between(
-            window.x, window.width, lattice.left * lattice.step, lattice.cell, self.values.shape[2]
+        rows, across = _interpolation(
+            window.y, window.height, lattice.top * lattice.stride, lattice.cell, self.values.shape[1]
+        )
+        columns, along = _interpolation(
+            window.x, window.width, lattice.left * lattice.stride, lattice.cell, self.values.shape[2]
         )
         part = self.values[:, rows, columns].astype(np.float32)
         known = np.isfinite(part[0])
         if not known.all():
-            part = _filled(part, known)
+            part = _fill_unknown(part, known)
         return np.matmul(np.matmul(across, part), along.T)
 
-    def places(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    def at_pixels(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """As ``at``, at single pixels of the raster: float32 (n, classes); NaN where nothing was looked at."""
         lattice = self.lattice
         ends = []
@@ -149,7 +155,7 @@ class Coarse:
             (rows, lattice.top, self.values.shape[1]),
             (columns, lattice.left, self.values.shape[2]),
         ):
-            place = np.clip((numbers + 0.5 - first * lattice.step) / lattice.cell - 0.5, 0, cells - 1)
+            place = np.clip((numbers + 0.5 - first * lattice.stride) / lattice.cell - 0.5, 0, cells - 1)
             lower = np.floor(place).astype(int)
             ends.append(((lower, 1 - (place - lower)), (np.minimum(lower + 1, cells - 1), place - lower)))
         total = np.zeros((self.values.shape[0], len(rows)), np.float32)
@@ -164,11 +170,11 @@ class Coarse:
             return (total / np.where(weights > 0, weights, np.nan)).T
 
 
-def look(
+def similarity_grid(
     model: Encoder,
     texts: np.ndarray,
     owners: np.ndarray,
-    lattice: Lattice,
+    lattice: SlidingWindows,
     scene: Callable[[], Scene],
     bias: float,
     flips: bool,
@@ -176,7 +182,7 @@ def look(
     folder: Path,
     context: Context,
     wanted: Callable[[Window], bool] = lambda window: True,
-) -> Coarse:
+) -> SimilarityGrid:
     """Looks at windows.
 
     Args:
@@ -195,27 +201,27 @@ def look(
     Raises:
         ClippanError: the raster cannot be read, or the model has no dense features.
     """
-    classes, hop = int(owners.max()) + 1, lattice.hop
-    grid = _grid((classes, *lattice.shape), folder)
-    taper = _hann(lattice.cells)
+    classes, cell_stride = int(owners.max()) + 1, lattice.cell_stride
+    grid = _empty_grid((classes, *lattice.shape), folder)
+    taper = _hann_window(lattice.cells)
     sums = np.zeros((classes, lattice.cells, lattice.shape[1]), np.float32)
     weights = np.zeros((lattice.cells, lattice.shape[1]), np.float32)
-    readers = _Readers(scene, lattice.pixels)
+    readers = _WindowReader(scene, lattice.pixels)
     starts = np.flatnonzero(np.diff(owners, prepend=-1))
     done, row, begun = 0, lattice.top, time.monotonic()
 
     def finish(rows: int) -> None:
         """Hands over the uppermost rows of cells, which no further window sees."""
-        top = (row - lattice.top) * hop
+        top = (row - lattice.top) * cell_stride
         with np.errstate(invalid="ignore", divide="ignore"):
             grid[:, top : top + rows] = np.where(weights[:rows] > 0, sums[:, :rows] / weights[:rows], np.nan)
 
     def advance(to: int) -> None:
         nonlocal row
         while row < to:
-            finish(hop)
-            sums[:, :-hop], weights[:-hop] = sums[:, hop:].copy(), weights[hop:].copy()
-            sums[:, -hop:], weights[-hop:] = 0, 0
+            finish(cell_stride)
+            sums[:, :-cell_stride], weights[:-cell_stride] = sums[:, cell_stride:].copy(), weights[cell_stride:].copy()
+            sums[:, -cell_stride:], weights[-cell_stride:] = 0, 0
             row += 1
 
     for batch, (pictures, valid) in in_order(readers.read, _batches(lattice, model.batch, wanted), threads):
@@ -226,7 +232,7 @@ def look(
             cosines = cosines + bias * whole[:, :, None, None]
             likest = np.maximum.reduceat(cosines, starts, axis=1)
             for position, values in zip(keep, likest):
-                begin = (batch[position][1] - lattice.left) * hop
+                begin = (batch[position][1] - lattice.left) * cell_stride
                 sums[:, :, begin : begin + lattice.cells] += taper * values
                 weights[:, begin : begin + lattice.cells] += taper
         done += len(batch)
@@ -234,21 +240,23 @@ def look(
         context.progress(100 * done / lattice.count, f"{done:,} of {lattice.count:,} windows, {rate:.0f}/s")
     advance(lattice.bottom - 1)
     finish(lattice.cells)
-    return Coarse(lattice, grid)
+    return SimilarityGrid(lattice, grid)
 
 
 def _cosines(model: Encoder, pictures: np.ndarray, texts: np.ndarray, flips: bool) -> tuple[np.ndarray, np.ndarray]:
     if not flips:
-        return model.cells(pictures, texts)
+        return model.cell_cosines(pictures, texts)
     cells, wholes = [], []
     for axes in ((), (2,), (3,), (2, 3)):
-        cosines, whole = model.cells(np.ascontiguousarray(np.flip(pictures, axes)), texts)
+        cosines, whole = model.cell_cosines(np.ascontiguousarray(np.flip(pictures, axes)), texts)
         cells.append(np.flip(cosines, axes))
         wholes.append(whole)
     return np.mean(cells, axis=0), np.mean(wholes, axis=0)
 
 
-def _batches(lattice: Lattice, size: int, wanted: Callable[[Window], bool]) -> Iterator[list[tuple[int, int, Window]]]:
+def _batches(
+    lattice: SlidingWindows, size: int, wanted: Callable[[Window], bool]
+) -> Iterator[list[tuple[int, int, Window]]]:
     """Windows of a row, with row and column, at most ``size`` at a time."""
     for row in range(lattice.top, lattice.bottom):
         if not wanted(lattice.strip(row)):
@@ -258,7 +266,7 @@ def _batches(lattice: Lattice, size: int, wanted: Callable[[Window], bool]) -> I
             yield windows[start : start + size]
 
 
-class _Readers:
+class _WindowReader:
     """Reads windows in several threads, each of which has the raster open."""
 
     def __init__(self, scene: Callable[[], Scene], pixels: int) -> None:
@@ -273,7 +281,7 @@ class _Readers:
         valid = np.zeros(len(batch), bool)
         for position, (_, _, window) in enumerate(batch):
             pictures[position], part = self._padded(window)
-            valid[position] = part > _LEAST_VALID
+            valid[position] = part > _MIN_VALID
         return pictures, valid
 
     def _padded(self, window: Window) -> tuple[np.ndarray, float]:
@@ -287,19 +295,19 @@ class _Readers:
         return np.pad(picture, beyond, "symmetric"), part
 
 
-def _grid(shape: tuple[int, ...], folder: Path) -> np.ndarray:
-    if math.prod(shape) * 2 <= _IN_MEMORY:
+def _empty_grid(shape: tuple[int, ...], folder: Path) -> np.ndarray:
+    if math.prod(shape) * 2 <= _MAX_BYTES_IN_MEMORY:
         return np.empty(shape, np.float16)
     return np.memmap(folder / f"cells_{'_'.join(map(str, shape))}", np.float16, "w+", shape=shape)
 
 
-def _hann(cells: int) -> np.ndarray:
+def _hann_window(cells: int) -> np.ndarray:
     """Weights of a window's cells (cells, cells), above zero everywhere."""
     axis = np.sin(np.pi * (np.arange(cells) + 0.5) / cells) ** 2
     return (axis[:, None] * axis).astype(np.float32)
 
 
-def _between(first: int, count: int, origin: float, cell: float, cells: int) -> tuple[slice, np.ndarray]:
+def _interpolation(first: int, count: int, origin: float, cell: float, cells: int) -> tuple[slice, np.ndarray]:
     """Which cells lie about pixels along an axis, and the weights (pixels, cells) to interpolate between them."""
     places = np.clip((np.arange(first, first + count) + 0.5 - origin) / cell - 0.5, 0, cells - 1)
     lower = np.minimum(places.astype(int), max(cells - 2, 0))
@@ -312,7 +320,7 @@ def _between(first: int, count: int, origin: float, cell: float, cells: int) -> 
     return slice(begin, end), weights
 
 
-def _filled(part: np.ndarray, known: np.ndarray) -> np.ndarray:
+def _fill_unknown(part: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Cells that nothing is known of get the mean of the others: they lie among nodata, and only their neighbours'
     interpolation sees them."""
     mean = part[:, known].mean(axis=1) if known.any() else np.zeros(len(part), np.float32)
