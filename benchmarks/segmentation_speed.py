@@ -34,7 +34,7 @@ from clippan import __version__  # noqa: E402
 from clippan.clip.encoder import Encoder, load_encoder  # noqa: E402
 from clippan.clip.similarity import default_window_edges  # noqa: E402
 from clippan.clip.sliding import SlidingWindows  # noqa: E402
-from clippan.core.device import multiplies_bfloat16, set_threads  # noqa: E402
+from clippan.core.device import set_threads, supports_bfloat16  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import Context, Device, SegmentRequest  # noqa: E402
 from clippan.raster.scene import Look, Scene  # noqa: E402
@@ -92,7 +92,7 @@ def bare(model: Encoder, pictures: np.ndarray) -> float:
         return (functional.normalize(model._loaded.model.encode_image(values).float(), dim=-1),)
 
     start = time.perf_counter()
-    model._batched(pictures, encode, torch.bfloat16 if multiplies_bfloat16() else None)
+    model._batched(pictures, encode, torch.bfloat16 if supports_bfloat16() else None)
     return time.perf_counter() - start
 
 
@@ -144,7 +144,7 @@ def main() -> None:
             print(rows[-1], flush=True)
             device = result.device
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    precision = "float16" if device == "cuda" else "bfloat16" if multiplies_bfloat16() else "float32"
+    precision = "float16" if device == "cuda" else "bfloat16" if supports_bfloat16() else "float32"
     text = "\n\n".join(
         [
             "# Segment by text, timed",

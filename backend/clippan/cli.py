@@ -25,7 +25,7 @@ from typing import Any, Callable, NoReturn, Optional
 from clippan import __version__
 from clippan.core import utf8
 from clippan.core.context import Context
-from clippan.core.device import share_cores
+from clippan.core.device import sleep_idle_threads
 from clippan.core.errors import Cancelled, ClippanError
 from clippan.core.json import from_json, to_json
 from clippan.core.messages import render
@@ -80,13 +80,13 @@ def parser() -> argparse.ArgumentParser:
         command = home.add_parser(word, help=request.summary, description=request.summary)
         command.set_defaults(job=name)
         for item in params(request):
-            _add(command, item)
+            _add_option(command, item)
         command.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
         command.add_argument("--debug", action="store_true", help="log to stderr, and show where a failure happened")
     return top
 
 
-def _add(command: argparse.ArgumentParser, item: Param) -> None:
+def _add_option(command: argparse.ArgumentParser, item: Param) -> None:
     """Adds the option of a parameter."""
     name, text = item.option, item.help.replace("%", "%%")  # argparse formats it
     metavar = item.kind.example or {int: "N", float: "VALUE"}.get(item.type, item.name.upper())
@@ -99,11 +99,16 @@ def _add(command: argparse.ArgumentParser, item: Param) -> None:
         action = "store_false" if item.default else "store_true"
         command.add_argument(name, dest=item.name, action=action, help=text)
     elif item.many and item.type in (int, float):
-        convert = _numbers if item.type is int else _values
+        convert = _integer_list if item.type is int else _number_list
         metavar = item.kind.example or ("N,N" if item.type is int else "VALUE,VALUE")
         default = None if item.required else item.default
         command.add_argument(
-            name, type=convert, required=item.required, default=default, metavar=metavar, help=_limited(item, text)
+            name,
+            type=convert,
+            required=item.required,
+            default=default,
+            metavar=metavar,
+            help=_help_with_facts(item, text),
         )
     elif item.many:
         default = None if item.required else list(item.default)
@@ -118,11 +123,16 @@ def _add(command: argparse.ArgumentParser, item: Param) -> None:
     else:
         default = None if item.required else item.default
         command.add_argument(
-            name, type=item.type, required=item.required, default=default, metavar=metavar, help=_limited(item, text)
+            name,
+            type=item.type,
+            required=item.required,
+            default=default,
+            metavar=metavar,
+            help=_help_with_facts(item, text),
         )
 
 
-def _limited(item: Param, text: str) -> str:
+def _help_with_facts(item: Param, text: str) -> str:
     """The help of a parameter with its range, the known values and the default, where it has these."""
     facts = [] if item.constraint is None else [f"{item.constraint}{f' {item.unit}' if item.unit else ''}"]
     if item.choices:
@@ -132,21 +142,21 @@ def _limited(item: Param, text: str) -> str:
     return f"{text} ({'; '.join(facts)})" if facts else text
 
 
-def _values(text: str) -> tuple[float, ...]:
+def _number_list(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(item) for item in text.replace(",", " ").split())
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers such as 10.5,20") from None
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _integer_list(text: str) -> tuple[int, ...]:
     try:
         return parse_bands(text)
     except ClippanError as error:
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
 
 
-def _joined(arguments: Sequence[str], options: _Options) -> list[str]:
+def _join_dashed_values(arguments: Sequence[str], options: _Options) -> list[str]:
     """The arguments with ``--text -forest`` as one word, and likewise ``--nodata -3.4e38``: argparse takes what begins
     with a dash for an option."""
     joined: list[str] = []
@@ -205,7 +215,7 @@ class _Options:
         return argument.startswith("-") and f"-{argument.split('=')[0]}" in self.known
 
 
-def _routed(arguments: Sequence[str]) -> list[str]:
+def _route_method(arguments: Sequence[str]) -> list[str]:
     """The arguments with ``train clip --method patch`` as the command that does it."""
     plain = [
         part for argument in arguments for part in (argument.split("=", 1) if "--method=" in argument else [argument])
@@ -224,7 +234,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs the command and returns its exit code."""
     if arguments is None:
         utf8.ensure("clippan.cli")
-    share_cores()
+    sleep_idle_threads()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a Windows console may not know every letter of a path
             stream.reconfigure(errors="replace")
@@ -234,27 +244,27 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     progress = _Progress()
     try:
         top = parser()
-        given = _joined(_routed(sys.argv[1:] if arguments is None else arguments), _Options.of(top))
+        given = _join_dashed_values(_route_method(sys.argv[1:] if arguments is None else arguments), _Options.of(top))
         options = vars(top.parse_args(given))
         job, as_json, debug = JOBS[options.pop("job")], options.pop("json"), options.pop("debug")
         for word in ("command", "member"):
             options.pop(word, None)
         request = from_json(job, options)
-        with _interruptible() as interrupted:
+        with _cancel_on_signal() as interrupted:
             result = run(request, Context(progress.show, progress.log if debug or job.shows_log else None, interrupted))
     except Cancelled as error:
-        return _end(progress, str(error), INTERRUPTED)
+        return _print_failure(progress, str(error), INTERRUPTED)
     except KeyboardInterrupt:
-        return _end(progress, str(Cancelled()), INTERRUPTED)
+        return _print_failure(progress, str(Cancelled()), INTERRUPTED)
     except ClippanError as error:
         if debug and error.__cause__:
             raise
-        return _end(progress, str(error), FAILED)
+        return _print_failure(progress, str(error), FAILED)
     except Exception as error:
         if debug:
             raise
         sentence = f"The engine failed unexpectedly ({type(error).__name__}: {error}); --debug shows where."
-        return _end(progress, sentence, FAILED)
+        return _print_failure(progress, sentence, FAILED)
     progress.clear()
     # Of the processes that torchrun started, one tells.
     if not isinstance(result, (TrainFusionResult, TrainClipResult)) or os.environ.get("RANK", "0") == "0":
@@ -266,14 +276,14 @@ def _text(result: Result) -> str:
     return "\n".join(render([*result.describe(), *getattr(result, "hints", ())]))
 
 
-def _end(progress: _Progress, sentence: str, code: int) -> int:
+def _print_failure(progress: _Progress, sentence: str, code: int) -> int:
     progress.clear()
     print(" ".join(sentence.split()), file=sys.stderr)
     return code
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
+def _cancel_on_signal() -> Iterator[Callable[[], bool]]:
     """While a job runs, Ctrl-C or SIGTERM asks it to stop and clean up; a second one stops it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

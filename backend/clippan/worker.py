@@ -20,7 +20,7 @@ from typing import Any, Optional, TextIO
 
 from clippan import __version__
 from clippan.core import utf8
-from clippan.core.device import share_cores
+from clippan.core.device import sleep_idle_threads
 from clippan.core.errors import Cancelled, ClippanError, one_line
 from clippan.core.messages import Message
 from clippan.core.protocol import CANCELLED, FAILED, INTERNAL, PARSE_ERROR, PROTOCOL, UNKNOWN_METHOD, WRONG_PROTOCOL
@@ -103,8 +103,10 @@ class Worker:
 
     def _run_job(self, number: Any, params: dict[str, Any]) -> None:
         context = Context(
-            lambda percent, text: self._notify("progress", id=number, percent=round(percent, 2), message=_sent(text)),
-            lambda line: self._notify("log", id=number, line=_sent(line)),
+            lambda percent, text: self._notify(
+                "progress", id=number, percent=round(percent, 2), message=_translatable(text)
+            ),
+            lambda line: self._notify("log", id=number, line=_translatable(line)),
             lambda: self._ended.is_set() or number in self._cancelled,
         )
         try:
@@ -133,7 +135,7 @@ class Worker:
         self._send({"method": method, "params": params})
 
     def _fail(self, number: Any, code: int, message: str, details: str = "") -> None:
-        data = {"sentence": _sent(message), "traceback": details}
+        data = {"sentence": _translatable(message), "traceback": details}
         self._send({"id": number, "error": {"code": code, "message": message, "data": data}})
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -144,7 +146,7 @@ class Worker:
             self._sink.flush()
 
 
-def _sent(text: str) -> Any:
+def _translatable(text: str) -> Any:
     """A sentence as the plugin takes it: with key and values, where it can be translated."""
     return to_json(text, messages=True)
 
@@ -158,7 +160,7 @@ def _free_gpu() -> None:
 def main() -> None:
     """Serves on this process's stdin and stdout; anything a library prints goes to stderr instead."""
     utf8.ensure("clippan.worker")
-    share_cores()
+    sleep_idle_threads()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sink = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

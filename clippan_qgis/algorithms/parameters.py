@@ -108,7 +108,7 @@ class PhrasesEditor(Editor):
     def value(self, algorithm, item, name, parameters, context):
         """The texts between semicolons, JSON, or an absolute path."""
         text = algorithm.parameterAsString(parameters, name, context).strip()
-        path = texts.file_of(text)
+        path = texts.named_file(text)
         if path:
             return sources.absolute(path)
         if text.startswith("{"):
@@ -128,7 +128,7 @@ class PromptsEditor(Editor):
     def value(self, algorithm, item, name, parameters, context):
         """The table, or an absolute path."""
         text = algorithm.parameterAsString(parameters, name, context).strip()
-        path = texts.file_of(text)
+        path = texts.named_file(text)
         return sources.absolute(path) if path else text
 
 

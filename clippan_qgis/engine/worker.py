@@ -20,7 +20,7 @@ from qgis.core import Qgis, QgsApplication, QgsMessageLog
 from clippan.core.errors import Cancelled, ClippanError
 from clippan.core.json import from_json, to_json
 from clippan.core.messages import Message
-from clippan.core.outputs import clear
+from clippan.core.outputs import remove_leftovers
 from clippan.core.protocol import CANCELLED, FAILED, PROTOCOL
 from clippan.jobs import Request
 
@@ -101,7 +101,7 @@ class Worker:
         """Ends the process in mid-run, with what is half written."""
         self._drop()
         for path in filter(None, request.outputs):
-            clear(path)
+            remove_leftovers(path)
 
     def _ready(self, start: Launch, feedback: Any) -> _Process:
         if self._process is not None and self._process.is_alive() and self._process.launch == start:

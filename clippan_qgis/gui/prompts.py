@@ -122,7 +122,7 @@ class PromptTableEditor(QWidget):
     def set_value(self, value: str) -> None:
         """Shows a table; what cannot be one, and what lies in a file, stays text."""
         try:
-            table = None if texts.file_of(value) else parse_prompts(value)
+            table = None if texts.named_file(value) else parse_prompts(value)
         except ClippanError:
             table = None
         if table is None and value.strip():

@@ -14,7 +14,7 @@ from clippan.jobs.options import Compression, Format
 from clippan.labels.legend import colours, palette
 from clippan.raster.grid import Grid
 from clippan.raster.source import BandInfo
-from clippan.raster.writer import Palette, Writer, touched
+from clippan.raster.writer import Palette, Writer, affected_files
 
 NAMES = ("unclassified", 'wäter, "deep"', "森林; <b> & c", "roofs")
 COLOURS = ((0, 0, 0, 0), (31, 120, 180, 255), (51, 160, 44, 255), (227, 26, 28, 255))
@@ -140,7 +140,7 @@ def test_a_failure_leaves_the_old_file_with_its_sidecar(tmp_path):
     write(path, sparse() // 3, legend)
     assert categories(path) == list(legend.names)
     assert sorted(os.listdir(tmp_path)) == ["map.tif", "map.tif.aux.xml"]
-    assert set(os.listdir(tmp_path)) <= {os.path.basename(name) for name in touched(str(path))}  # noqa: PTH119
+    assert set(os.listdir(tmp_path)) <= {os.path.basename(name) for name in affected_files(str(path))}  # noqa: PTH119
 
 
 def test_a_folder_that_is_not_there(tmp_path):

@@ -94,7 +94,7 @@ def test_gpu_blocks_are_cut_out_right(scene, tmp_path, monkeypatch):
 
 def test_a_gpu_without_enough_memory_gets_smaller_blocks(scene, tmp_path, monkeypatch):
     pair = scene(size=1200)
-    monkeypatch.setattr(neural, "multiplies_bfloat16", lambda: False)  # nor does a GPU
+    monkeypatch.setattr(neural, "supports_bfloat16", lambda: False)  # nor does a GPU
     sharpen(pair, tmp_path / "whole.tif")
     monkeypatch.setattr(fuse, "_NETWORK_BLOCK", 1024)  # as on a GPU
     compute, least = fuse.TileFuser._compute, 256 + 2 * 64  # with room for the network's margin

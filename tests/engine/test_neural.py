@@ -60,9 +60,9 @@ def test_an_untrained_network_gives_the_classical_result(scene, tmp_path, ratio,
 
 def test_bfloat16_changes_less_than_a_hundredth_of_the_contrast(scene, tmp_path, monkeypatch):
     pair = scene(size=512)
-    monkeypatch.setattr(neural, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(neural, "supports_bfloat16", lambda: False)
     exact = sharpen(pair.pan, pair.ms, tmp_path / "exact.tif", "").astype(float)
-    monkeypatch.setattr(neural, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(neural, "supports_bfloat16", lambda: True)
     quick = sharpen(pair.pan, pair.ms, tmp_path / "quick.tif", "").astype(float)
     assert (quick != exact).any()
     assert np.abs(quick - exact).mean() < 0.005 * exact.std()

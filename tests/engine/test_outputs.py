@@ -14,7 +14,7 @@ import pytest
 from osgeo import gdal
 
 from clippan.core.errors import ClippanError
-from clippan.core.outputs import Outputs, clear, held, making, touched, unwritten
+from clippan.core.outputs import Outputs, affected_files, exclusive_lock, remove_leftovers, write_error, write_output
 from clippan.jobs.kinds import check_writable
 
 HALF = """
@@ -124,21 +124,21 @@ def test_if_one_cannot_be_put_in_place_none_is(tmp_path, monkeypatch):
 def test_the_next_run_removes_what_a_killed_one_has_left(tmp_path):
     killed(begun(tmp_path / "a.tif", tmp_path / "b.csv"))
     assert len(os.listdir(tmp_path)) == 2
-    with making(str(tmp_path / "a.tif"), "map") as part:
+    with write_output(str(tmp_path / "a.tif"), "map") as part:
         part.write_text("whole")
     assert len(os.listdir(tmp_path)) == 2  # those of b.csv are that one's
-    clear(str(tmp_path / "b.csv"))
+    remove_leftovers(str(tmp_path / "b.csv"))
     assert os.listdir(tmp_path) == ["a.tif"]
 
 
 def test_a_run_that_lives_is_left_alone(tmp_path):
     other = begun(tmp_path / "a.tif")
-    with making(str(tmp_path / "a.tif"), "map") as part:
+    with write_output(str(tmp_path / "a.tif"), "map") as part:
         part.write_text("whole")
-    clear(str(tmp_path / "a.tif"))
+    remove_leftovers(str(tmp_path / "a.tif"))
     assert list(tmp_path.glob(".clippan-*/part.tif"))
     killed(other)
-    clear(str(tmp_path / "a.tif"))
+    remove_leftovers(str(tmp_path / "a.tif"))
     assert os.listdir(tmp_path) == ["a.tif"]
 
 
@@ -170,7 +170,7 @@ def test_the_longest_names_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("ä" * 125 + "x.tif", "x" * 255):
         check_writable(name, ())
-        with making(name, "map") as part:
+        with write_output(name, "map") as part:
             part.write_text("whole")
         assert Path(name).read_text() == "whole"
         with pytest.raises(ClippanError, match=r"\.aux\.xml is 8 bytes too long; choose a shorter one"):
@@ -186,17 +186,17 @@ def test_in_gdal_s_own_file_systems():
     assert sorted(gdal.ReadDir("/vsimem/outputs")) == ["a.tif", "a.tif.aux.xml"]
     fail("/vsimem/outputs/b.tif")
     assert sorted(gdal.ReadDir("/vsimem/outputs")) == ["a.tif", "a.tif.aux.xml"]
-    for name in touched("/vsimem/outputs/a.tif")[:2]:
+    for name in affected_files("/vsimem/outputs/a.tif")[:2]:
         gdal.Unlink(name)
 
 
 def test_one_process_at_a_time_holds_a_lock(tmp_path):
     taken = (tmp_path / "lock", "folder", "Taken.")
-    with held(*taken):
-        with pytest.raises(ClippanError, match=r"Taken\."), held(*taken):
+    with exclusive_lock(*taken):
+        with pytest.raises(ClippanError, match=r"Taken\."), exclusive_lock(*taken):
             pass
         assert os.listdir(tmp_path) == ["lock"]
-    with held(*taken):
+    with exclusive_lock(*taken):
         pass
     assert os.listdir(tmp_path) == []
 
@@ -236,7 +236,7 @@ def test_a_lock_file_that_windows_is_removing_is_waited_for(tmp_path, monkeypatc
     assert os.listdir(tmp_path) == ["a.csv"]
     left[0] = 1
     with pytest.raises(ClippanError, match=r"could not be written \(Permission denied\)"):
-        held(tmp_path / "b.lock", "index", "Taken.").__enter__()
+        exclusive_lock(tmp_path / "b.lock", "index", "Taken.").__enter__()
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_a_lock_file_that_windows_is_removing_is_waited_for(tmp_path, monkeypatc
     ],
 )
 def test_why_a_file_could_not_be_written(tmp_path, error, says):
-    with pytest.raises(ClippanError, match=says) as caught, making(str(tmp_path / "a.csv"), "table"):
+    with pytest.raises(ClippanError, match=says) as caught, write_output(str(tmp_path / "a.csv"), "table"):
         raise error
     assert str(caught.value).count(". ") == 0
     assert os.listdir(tmp_path) == []
@@ -262,4 +262,4 @@ def test_why_a_file_could_not_be_written(tmp_path, error, says):
 
 def test_a_library_that_does_not_say_that_the_disk_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 4096}))
-    assert "is full; free some space" in str(unwritten("layer", tmp_path / "a.gpkg", RuntimeError("")))
+    assert "is full; free some space" in str(write_error("layer", tmp_path / "a.gpkg", RuntimeError("")))

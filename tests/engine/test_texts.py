@@ -14,7 +14,7 @@ from clippan.jobs.classify import parse_descriptions
 READERS = {
     "classes": (parse_prompts, "water\nforest, trees\n", parse_prompts("water; forest, trees")),
     "descriptions": (parse_descriptions, "corn: rows\ncorn: tall\n", {"corn": ("rows", "tall")}),
-    "legend": (texts.legend, "1=water\n#3c1098=house\n", {"1": "water", "#3C1098": "house"}),
+    "legend": (texts.parse_legend, "1=water\n#3c1098=house\n", {"1": "water", "#3C1098": "house"}),
 }
 
 
@@ -79,7 +79,7 @@ def test_what_has_neither_letter_nor_digit_is_refused(word) -> None:
 def test_words_of_other_scripts_are_told_apart() -> None:
     english = ["water", "l'eau", "Øre, wet", "50 % grass", "=1+1", "ｗａｔｅｒ", "Wälder № 5", "2", "m²"]
     foreign = ["水", "город", "숲", "غابة", "wasser 水", "🌲", "δάσος"]
-    assert texts.foreign([*english, *foreign, "水"]) == foreign
+    assert texts.non_latin([*english, *foreign, "水"]) == foreign
     for word in foreign:
         assert not texts.is_wordless(word)
 

@@ -19,7 +19,7 @@ from clippan.core import texts
 from clippan.core.errors import ClippanError
 from clippan.core.json import from_json, to_json
 from clippan.core.messages import Message
-from clippan.core.outputs import Outputs, making
+from clippan.core.outputs import Outputs, write_output
 
 MAX_CLASSES = 255  # classes that a band of bytes can tell apart from 0
 SHAPEFILE_BYTES = 254  # of a text in a shapefile
@@ -116,9 +116,9 @@ def parse_prompts(text: str) -> PromptTable:
         ClippanError: it is none, has no or too many classes, an empty or doubled name, words without a letter, or
             values out of range.
     """
-    written = texts.content(text, "prompt table")
+    written = texts.resolve_text(text, "prompt table")
     if texts.is_json(text, written):
-        return _validated(_parse_json(written, f"The prompt table {texts.file_of(text)}".rstrip()))
+        return _validated(_parse_json(written, f"The prompt table {texts.named_file(text)}".rstrip()))
     rows = [row.strip() for row in re.split(r";?\s*\n|;", written)]
     while rows and not rows[-1]:  # text may end with a semicolon
         rows.pop()
@@ -131,7 +131,7 @@ def parse_prompts(text: str) -> PromptTable:
                 count=len(classes) + 1,
                 cut=_shortened(text),
             )
-        named = next((word for word in words if word.lower().endswith(texts.ENDINGS)), "")
+        named = next((word for word in words if word.lower().endswith(texts.TEXT_SUFFIXES)), "")
         if named:
             raise ClippanError(
                 "“{cut}” is the name of a file; give either the file alone, or the classes.", cut=_shortened(named)
@@ -154,7 +154,7 @@ def shapefile_hints(table: PromptTable) -> list[str]:
             "A shapefile holds {SHAPEFILE_BYTES} bytes of a text, so the words of {cut} are cut short; write a "
             "GeoPackage to have all of them.",
             SHAPEFILE_BYTES=SHAPEFILE_BYTES,
-            cut=texts.listed(cut),
+            cut=texts.join_names(cut),
         )
     ]
 
@@ -165,7 +165,7 @@ def save_prompts(table: PromptTable, path: str, outputs: Optional[Outputs] = Non
     Raises:
         ClippanError: it cannot be written.
     """
-    with making(path, "prompt table", outputs) as part:
+    with write_output(path, "prompt table", outputs) as part:
         part.write_text(table.json() + "\n", encoding="utf-8")
 
 

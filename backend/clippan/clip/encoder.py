@@ -20,10 +20,10 @@ from clippan.catalogue.models import Model, find_model
 from clippan.clip import cache, dense, hub, load
 from clippan.core.channels import Channels
 from clippan.core.context import Context
-from clippan.core.device import Device, choose_device, memory_error, multiplies_bfloat16
+from clippan.core.device import Device, choose_device, gpu_memory_error, supports_bfloat16
 from clippan.core.messages import Message
-from clippan.core.texts import foreign as in_other_scripts
-from clippan.core.texts import listed
+from clippan.core.texts import join_names
+from clippan.core.texts import non_latin as in_other_scripts
 
 # Averaged, as FarSLIP's authors do; the bare words help with prompts that are sentences already.
 TEMPLATES = ("a satellite photo of {}.", "a satellite image of {}.", "{}")
@@ -101,7 +101,7 @@ class Encoder:
             return cosines, functional.normalize(pooled.float(), dim=-1) @ directions.T
 
         # The rounding moves a cosine by less than half a hundredth, and few cells are so near to two classes.
-        half = torch.bfloat16 if multiplies_bfloat16() else None
+        half = torch.bfloat16 if supports_bfloat16() else None
         cosines, whole = self._batched(pictures, compare, half)
         return cosines, whole
 
@@ -136,7 +136,7 @@ class Encoder:
                     parts.append([values.float().cpu().numpy() for values in compute(self._ready(part))])
             except torch.cuda.OutOfMemoryError:
                 if self.batch == 1:
-                    raise memory_error() from None
+                    raise gpu_memory_error() from None
                 torch.cuda.empty_cache()
                 self.batch //= 2
                 continue
@@ -219,7 +219,7 @@ def _truncated(loaded: load.LoadedModel, phrases: Sequence[str]) -> list[str]:
 
 def _quoted(phrases: Sequence[str]) -> str:
     """Texts, as a sentence lists them."""
-    return listed([f"“{text if len(text) <= _SHOWN_LETTERS else f'{text[:_SHOWN_LETTERS]}…'}”" for text in phrases])
+    return join_names([f"“{text if len(text) <= _SHOWN_LETTERS else f'{text[:_SHOWN_LETTERS]}…'}”" for text in phrases])
 
 
 def load_encoder(name: str, device: Device, context: Context) -> Encoder:

@@ -22,10 +22,10 @@ from clippan import __version__
 from clippan.catalogue.models import MODELS, Model
 from clippan.clip import cache
 from clippan.clip.cache import DownloadRecord
+from clippan.core.cancellable import run_cancellable
 from clippan.core.context import Context
 from clippan.core.errors import Cancelled, ClippanError, one_line
 from clippan.core.messages import Message
-from clippan.core.watch import watched
 
 HUB = "https://huggingface.co"
 _PERMISSIVE = re.compile(r"(MIT|Apache-2\.0|BSD(-\d-Clause)?|CC-BY-\d\.\d|CC0-1\.0)", re.IGNORECASE)
@@ -94,7 +94,7 @@ def _download(model: Model, context: Context) -> Path:
     record = cache.recorded(model)
     wanted = model.revision or (record.revision if record else None)
     context.progress(0, Message("Looking up {label}", label=model.label))
-    metadata = watched(lambda: hub.metadata(wanted or "main"), context)
+    metadata = run_cancellable(lambda: hub.metadata(wanted or "main"), context)
     revision, size, etag = metadata.commit_hash, metadata.size, metadata.etag
     if not revision or not etag or not size:
         raise ClippanError(
@@ -261,7 +261,7 @@ class _Hub:
         while position < size:
             stream, cut = self._stream(revision, position), "it ended early"
             try:
-                while found := watched(functools.partial(next, stream, None), context):
+                while found := run_cancellable(functools.partial(next, stream, None), context):
                     yield found
                     position, tries = found[0] + len(found[1]), 0
             except Exception as error:
@@ -279,7 +279,7 @@ class _Hub:
                         size=size / 1000000.0,
                         cut=cut,
                     )
-                watched(lambda: time.sleep(_PAUSE), context)
+                run_cancellable(lambda: time.sleep(_PAUSE), context)
 
     def _stream(self, revision: str, position: int) -> Iterator[tuple[int, bytes]]:
         """What one request brings, as ``blocks`` has it."""

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from clippan.catalogue import models
 from clippan.catalogue.models import Model
 from clippan.core.errors import ClippanError, one_line
-from clippan.core.texts import listed
+from clippan.core.texts import join_names
 
 _CONTAINER_KEYS = ("state_dict", "model_state_dict", "model")
 _NOT_WEIGHTS = (
@@ -234,7 +234,7 @@ def _load_weights(network: Any, weights: dict[str, torch.Tensor], path: Path, as
         if name in weights and weights[name].shape != own[name].shape
     ]
     problems = [
-        f"{what}: {listed(names, _NAMES_SHOWN)}"
+        f"{what}: {join_names(names, _NAMES_SHOWN)}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("of another size", other))
         if names
     ]

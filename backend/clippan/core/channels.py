@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from clippan.core.errors import ClippanError
 
-_NAMED = 12  # bands that a sentence lists
+_MAX_NAMES = 12  # bands that a sentence lists
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Channels:
     @property
     def listed(self) -> str:
         """The names, as a sentence lists them."""
-        return ", ".join(self.names[:_NAMED]) + (" …" if len(self.names) > _NAMED else "")
+        return ", ".join(self.names[:_MAX_NAMES]) + (" …" if len(self.names) > _MAX_NAMES else "")
 
     def choose(self, described: Sequence[str]) -> tuple[int, ...]:
         """Which of a raster's bands these are, counted from 1: by their names, else by their numbers if there are as

@@ -10,9 +10,9 @@ from typing import Optional
 from safetensors.torch import save
 from torch import Tensor
 
-from clippan.core.outputs import Outputs, making
+from clippan.core.outputs import Outputs, write_output
 
-_ANYWAY = 64  # a size up to which a network is small
+_SMALL_NETWORK = 64  # a size up to which a network is small
 
 
 def write(
@@ -24,12 +24,12 @@ def write(
     Raises:
         ClippanError: the file cannot be written.
     """
-    content = _ordered(save(dict(weights), dict(header)))
-    with making(str(path), what, outputs) as part:
+    content = _with_sorted_metadata(save(dict(weights), dict(header)))
+    with write_output(str(path), what, outputs) as part:
         part.write_bytes(content)
 
 
-def _ordered(content: bytes) -> bytes:
+def _with_sorted_metadata(content: bytes) -> bytes:
     """A safetensors file with its metadata by name: the library writes them in another order each time, and the same
     training is to give the same bytes."""
     end = 8 + int.from_bytes(content[:8], "little")
@@ -55,6 +55,6 @@ def check_sizes(sizes: Iterable[int], weights: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: a size is larger than any of the weights, and than there are of them.
     """
-    most = max(_ANYWAY, len(weights), *(size for value in weights.values() for size in value.shape))
+    most = max(_SMALL_NETWORK, len(weights), *(size for value in weights.values() for size in value.shape))
     if max(sizes, default=0) > most:
         raise ValueError("it describes a larger network than it has weights for")

@@ -32,7 +32,7 @@ class Device(Choice):
     MPS = "mps", "Apple graphics (MPS)"
 
 
-def share_cores() -> None:
+def sleep_idle_threads() -> None:
     """Lets idle threads of OpenMP sleep rather than spin; to be called before torch is loaded.
 
     A network of many small steps waits often. On a machine that does something else as well, as one with QGIS's window
@@ -47,16 +47,16 @@ def require_torch() -> ModuleType:
         return importlib.import_module("torch")
     except ModuleNotFoundError as error:
         if error.name != "torch":
-            raise _broken(error) from error
+            raise _torch_import_error(error) from error
         raise ClippanError(
             "The engine's Python ({executable}) has no PyTorch; run Set up engine, or install torch there.",
             executable=sys.executable,
         ) from None
     except Exception as error:  # a DLL is missing, or another library does not fit
-        raise _broken(error) from error
+        raise _torch_import_error(error) from error
 
 
-def _broken(error: Exception) -> ClippanError:
+def _torch_import_error(error: Exception) -> ClippanError:
     reason = one_line(error)
     return ClippanError(
         "PyTorch in the engine's Python ({executable}) does not start ({reason}); run Set up engine again.",
@@ -80,7 +80,7 @@ def cuda_problem() -> str:
     return ""
 
 
-def memory_error() -> ClippanError:
+def gpu_memory_error() -> ClippanError:
     """What is said where a graphics card's memory does not suffice for the least that can be done at a time."""
     return ClippanError(
         "The graphics card's memory is too small; close other programs that use it, or choose the device cpu."
@@ -88,13 +88,13 @@ def memory_error() -> ClippanError:
 
 
 @contextlib.contextmanager
-def graphics_memory() -> Iterator[None]:
+def gpu_memory_errors() -> Iterator[None]:
     """Raises ClippanError where what is done inside needs more of a graphics card's memory than there is."""
     torch = require_torch()
     try:
         yield
     except torch.cuda.OutOfMemoryError:
-        raise memory_error() from None
+        raise gpu_memory_error() from None
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class DeviceChoice:
 
     def log(self, context: Context) -> None:
         """Tells the log. Where no graphics card is there to be missed, only the doctor says so, not every job."""
-        if not self.second or has_card():
+        if not self.second or has_gpu():
             context.log(Message("Device: {type}. {reason}", type=self.device.type, reason=self.reason))
 
 
@@ -152,18 +152,18 @@ def choose_device(wanted: Device, exact: bool = False) -> DeviceChoice:
     return DeviceChoice(torch.device("cpu"), Message("CUDA cannot be used: {problem}.", problem=problem), second=True)
 
 
-def has_card() -> bool:
+def has_gpu() -> bool:
     """Whether there is a graphics card for CUDA, as torch or the driver knows it, even if it does not compute."""
     torch = require_torch()
     if torch.cuda.is_available():
         return True
     try:
-        return bool(nvidia_cards())
+        return bool(nvidia_gpus())
     except ClippanError:
         return True
 
 
-def nvidia_cards() -> list[tuple[str, str]]:
+def nvidia_gpus() -> list[tuple[str, str]]:
     """Names and driver versions of NVIDIA GPUs, as the driver's own tool tells them, whatever torch can do.
 
     Raises:
@@ -178,20 +178,20 @@ def nvidia_cards() -> list[tuple[str, str]]:
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=15, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise _silent(one_line(error)) from None
+        raise _driver_error(one_line(error)) from None
     if run.returncode and "No devices were found" not in run.stdout:
-        raise _silent(" ".join((run.stdout or run.stderr).split()).rstrip("."))
+        raise _driver_error(" ".join((run.stdout or run.stderr).split()).rstrip("."))
     lines = [line.rsplit(",", 1) for line in run.stdout.splitlines() if "," in line]
     return [(name.strip(), version.strip()) for name, version in lines]
 
 
-def _silent(reason: str) -> ClippanError:
+def _driver_error(reason: str) -> ClippanError:
     return ClippanError(
         "The NVIDIA driver does not answer ({reason}); reinstall it, or restart the machine.", reason=reason
     )
 
 
-def multiplies_bfloat16() -> bool:
+def supports_bfloat16() -> bool:
     """Whether the CPU has instructions for bfloat16, with which networks take half the time (since AMD's Zen 4 and
     Intel's Cooper Lake), and torch may use them; without, they would be slower than in float32."""
     torch = require_torch()
@@ -207,6 +207,6 @@ def set_threads(wanted: int) -> None:
     require_torch().set_num_threads(count_threads(wanted))
 
 
-def one_thread() -> None:
+def use_one_thread() -> None:
     """Keeps torch to one CPU thread in the calling thread, where tiles have a thread each already."""
     require_torch().set_num_threads(1)

@@ -14,7 +14,7 @@ from clippan.core.messages import Message
 
 T = TypeVar("T")
 
-_LARGEST = 2**63  # whole numbers from here on fit into no array or file
+_INTEGER_LIMIT = 2**63  # whole numbers from here on fit into no array or file
 REQUIRED: Any = enum.Enum("Required", "REQUIRED").REQUIRED  # type: ignore[attr-defined]  # default of fields without one
 
 
@@ -100,7 +100,7 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
                 raise ClippanError(
                     "Unknown {name} '{value}'; choose one of {known}.", name=name, value=value, known=known
                 ) from None
-        if hint in (int, float) and isinstance(value, int) and abs(value) >= _LARGEST:
+        if hint in (int, float) and isinstance(value, int) and abs(value) >= _INTEGER_LIMIT:
             raise ClippanError("{name} is larger than any number that is meant here; choose a smaller one.", name=name)
         if hint is float and value in ("NaN", "Infinity", "-Infinity"):
             return float(value)

@@ -69,7 +69,7 @@ class Table:
 Line = Union[str, Table]  # what a result says to people: a text, or a table of several lines
 
 
-def figure(value: Optional[float], digits: int = 2) -> str:
+def format_number(value: Optional[float], digits: int = 2) -> str:
     """A number of a table; a dash where there is none."""
     return "–" if value is None else f"{value:,.{digits}f}"
 

@@ -37,48 +37,48 @@ else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-_MARK = ".clippan-"  # how the names of hidden files and folders begin
+_HIDDEN_PREFIX = ".clippan-"  # how the names of hidden files and folders begin
 _LOCK = "lock"
-_HELD = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # by another process
-_TRIES = 10  # to lock a new folder, which seldom takes a second
-_PATIENCE = 60.0  # seconds to wait for another run that is putting its files in place, which takes it milliseconds
-_LITTLE = 2**20  # bytes; with less a disk is full, whatever the library that failed says
-_FULL = re.compile("no space left|disk( is)? full|quota exceeded", re.IGNORECASE)
+_LOCKED_ERRNOS = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # by another process
+_LOCK_ATTEMPTS = 10  # to lock a new folder, which seldom takes a second
+_WAIT_SECONDS = 60.0  # seconds to wait for another run that is putting its files in place, which takes it milliseconds
+_FULL_DISK_BYTES = 2**20  # bytes; with less a disk is full, whatever the library that failed says
+_DISK_FULL_TEXT = re.compile("no space left|disk( is)? full|quota exceeded", re.IGNORECASE)
 
-_RASTER = ((".aux.xml",), (".ovr", ".msk", ".msk.ovr"))
+_RASTER_SIDECARS = ((".aux.xml",), (".ovr", ".msk", ".msk.ovr"))
 # By an output's ending: the endings of what belongs to it, and of what may be left beside it of an older file, which
 # would be taken for the new one's. Those of a shapefile take the place of its own. Any other name is a raster's.
-_BESIDE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+_SIDECARS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ".gpkg": ((), ("-wal", "-shm", "-journal", ".aux.xml")),
     ".shp": ((".shx", ".dbf", ".prj", ".cpg"), (".qix", ".sbn", ".sbx", ".qpj", ".shp.xml")),
     **{
         ending: ((), ())
         for ending in (".geojson", ".fgb", ".csv", ".json", ".html", ".htm", ".safetensors", ".pt", ".png", ".vectors")
     },
-    ".tif": _RASTER,
+    ".tif": _RASTER_SIDECARS,
 }
 
 
-def touched(path: str) -> list[str]:
+def affected_files(path: str) -> list[str]:
     """All files that writing an output creates, replaces or removes, itself the first."""
-    return [*_own(path), *_named(path, _beside(path)[1])]
+    return [*_files_with_sidecars(path), *_with_suffixes(path, _sidecar_suffixes(path)[1])]
 
 
-def _own(path: str) -> list[str]:
-    return [path, *_named(path, _beside(path)[0])]
+def _files_with_sidecars(path: str) -> list[str]:
+    return [path, *_with_suffixes(path, _sidecar_suffixes(path)[0])]
 
 
-def _beside(path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return _BESIDE.get(_ending(path), _RASTER)
+def _sidecar_suffixes(path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return _SIDECARS.get(_known_suffix(path), _RASTER_SIDECARS)
 
 
-def _ending(path: str) -> str:
+def _known_suffix(path: str) -> str:
     ending = Path(path).suffix.lower()
-    return ending if ending in _BESIDE else ""
+    return ending if ending in _SIDECARS else ""
 
 
-def _named(path: str, endings: tuple[str, ...]) -> list[str]:
-    stem = path[: -len(".shp")] if _ending(path) == ".shp" else path
+def _with_suffixes(path: str, endings: tuple[str, ...]) -> list[str]:
+    stem = path[: -len(".shp")] if _known_suffix(path) == ".shp" else path
     return [f"{stem}{ending}" for ending in endings]
 
 
@@ -114,9 +114,11 @@ class Outputs:
         to a file of this kind, and else goes."""
         if path not in self._parts:
             if _is_virtual(path):
-                self._parts[path] = f"{path.rpartition('/')[0]}/{_MARK}{secrets.token_hex(8)}{_ending(path)}"
+                self._parts[path] = (
+                    f"{path.rpartition('/')[0]}/{_HIDDEN_PREFIX}{secrets.token_hex(8)}{_known_suffix(path)}"
+                )
             else:
-                self._parts[path] = str(self.folder(path) / f"part{_ending(path)}")
+                self._parts[path] = str(self.folder(path) / f"part{_known_suffix(path)}")
         return self._parts[path]
 
     def folder(self, path: str) -> Path:
@@ -126,14 +128,16 @@ class Outputs:
             try:
                 self._folders[path] = _Folder(place)
             except OSError as error:
-                raise unwritten("output", path, error) from error
+                raise write_error("output", path, error) from error
         return self._folders[path].path
 
     def _place(self) -> None:
-        gates = {_gate(Path(path)): self._folders[path].locks for path in self._parts if not _is_virtual(path)}
+        gates = {
+            _placement_lock_path(Path(path)): self._folders[path].locks for path in self._parts if not _is_virtual(path)
+        }
         with contextlib.ExitStack() as stack, contextlib.ExitStack() as undo:
             for gate in sorted(gates):  # in one order, lest two runs wait for each other
-                stack.callback(_taken(gate, anyway=not gates[gate]).release)
+                stack.callback(_wait_for_lock(gate, anyway=not gates[gate]).release)
             for path, part in self._parts.items():
                 try:
                     self._move(path, part, undo)
@@ -147,8 +151,8 @@ class Outputs:
             undo.pop_all()
 
     def _move(self, path: str, part: str, undo: contextlib.ExitStack) -> None:
-        new = dict(zip(_own(path), _own(part)))
-        for number, target in enumerate(touched(path)):
+        new = dict(zip(_files_with_sidecars(path), _files_with_sidecars(part)))
+        for number, target in enumerate(affected_files(path)):
             source = new.get(target)
             comes = source is not None and (number == 0 or _exists(source))
             if not comes and not _exists(target):
@@ -165,23 +169,23 @@ class Outputs:
         try:
             os.link(target, old)
         except FileNotFoundError:
-            undo.callback(_quietly_removed, target)
+            undo.callback(_remove_quietly, target)
         except OSError:
             pass
         else:
-            undo.callback(_quietly_renamed, str(old), target)
+            undo.callback(_rename_quietly, str(old), target)
 
     def _discard(self) -> None:
         for path, part in self._parts.items():
             if _is_virtual(path):
-                for name in touched(part):
-                    _quietly_removed(name)
+                for name in affected_files(part):
+                    _remove_quietly(name)
         for folder in self._folders.values():
             folder.remove()
 
 
 @contextlib.contextmanager
-def making(path: str, what: str, outputs: Optional[Outputs] = None) -> Iterator[Path]:
+def write_output(path: str, what: str, outputs: Optional[Outputs] = None) -> Iterator[Path]:
     """Where a file is to be written, so that it is whole or not there at all.
 
     Args:
@@ -197,11 +201,11 @@ def making(path: str, what: str, outputs: Optional[Outputs] = None) -> Iterator[
         try:
             yield Path(own.part(path))
         except (OSError, RuntimeError) as error:
-            raise unwritten(what, path, error) from error
+            raise write_error(what, path, error) from error
 
 
 @contextlib.contextmanager
-def held(file: Path, what: str, sentence: str) -> Iterator[None]:
+def exclusive_lock(file: Path, what: str, sentence: str) -> Iterator[None]:
     """Holds a lock, as one process at a time can.
 
     Args:
@@ -214,19 +218,19 @@ def held(file: Path, what: str, sentence: str) -> Iterator[None]:
     """
     try:
         lock = _Lock(file)
-    except _Held as error:
+    except _LockTaken as error:
         if isinstance(error.__cause__, OSError):
-            raise unwritten(what, file, error.__cause__) from error
+            raise write_error(what, file, error.__cause__) from error
         raise ClippanError(sentence) from None
     except OSError as error:
-        raise unwritten(what, file, error) from error
+        raise write_error(what, file, error) from error
     try:
         yield
     finally:
         lock.release()
 
 
-def clear(path: str) -> None:
+def remove_leftovers(path: str) -> None:
     """Removes what runs that were killed have left of an output."""
     place = Path(path)
     if _is_virtual(path) or not place.parent.is_dir():
@@ -234,15 +238,15 @@ def clear(path: str) -> None:
     with contextlib.suppress(OSError):
         for item in list(os.scandir(place.parent)):
             if item.name.startswith(f"{_prefix(place)}-"):
-                with contextlib.suppress(OSError, _Held):
+                with contextlib.suppress(OSError, _LockTaken):
                     lock = _Lock(Path(item.path, _LOCK))
                     if lock.firm:
-                        _emptied(Path(item.path), lock)
+                        _remove_folder(Path(item.path), lock)
                     else:
                         lock.close()
 
 
-def unwritten(
+def write_error(
     what: str,
     path: Union[str, Path],
     error: Union[BaseException, str],
@@ -263,8 +267,8 @@ def unwritten(
     reason = (error.strerror if isinstance(error, OSError) else None) or reason
     folder = Path(path).absolute().parent
     here = not _is_virtual(str(path)) and folder.is_dir()
-    full = number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)) or _FULL.search(reason)
-    if here and (full or shutil.disk_usage(folder).free < _LITTLE):
+    full = number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)) or _DISK_FULL_TEXT.search(reason)
+    if here and (full or shutil.disk_usage(folder).free < _FULL_DISK_BYTES):
         return ClippanError("The disk of {folder} is full; {room}.", folder=folder, room=room)
     if here and (number == errno.EFBIG or "file too large" in reason.lower()):
         return ClippanError(
@@ -287,7 +291,7 @@ def unwritten(
     )
 
 
-class _Held(Exception):
+class _LockTaken(Exception):
     """Another process, or another thread, holds the lock."""
 
 
@@ -312,16 +316,16 @@ class _Lock:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except PermissionError as error:
             if sys.platform == "win32" and not anyway:  # as long as a file is removed that another has open
-                raise _Held from error
+                raise _LockTaken from error
             raise
         self.firm, is_held = True, False
         try:
             _lock(self._file)
         except OSError as error:
-            self.firm, is_held = False, error.errno in _HELD
+            self.firm, is_held = False, error.errno in _LOCKED_ERRNOS
         if not anyway and (is_held or not self._is_there()):  # not there: who held it before has removed it
             self.close()
-            raise _Held
+            raise _LockTaken
 
     def _is_there(self) -> bool:
         try:
@@ -337,9 +341,9 @@ class _Lock:
         """Lets go of it and removes the file."""
         if sys.platform == "win32":  # where an open file cannot be removed
             self.close()
-            _quietly_removed(str(self._path))
+            _remove_quietly(str(self._path))
         else:  # before another takes it
-            _quietly_removed(str(self._path))
+            _remove_quietly(str(self._path))
             self.close()
 
 
@@ -354,15 +358,15 @@ class _Folder:
     """
 
     def __init__(self, output: Path) -> None:
-        clear(str(output))
+        remove_leftovers(str(output))
         self.locks = True
-        for _ in range(_TRIES):
+        for _ in range(_LOCK_ATTEMPTS):
             self.path = self._new(output)
             try:
                 self._lock = _Lock(self.path / _LOCK)
                 return
-            except (_Held, FileNotFoundError):  # another run may clear it away before it is locked
-                _quietly_removed(str(self.path / _LOCK))
+            except (_LockTaken, FileNotFoundError):  # another run may clear it away before it is locked
+                _remove_quietly(str(self.path / _LOCK))
                 with contextlib.suppress(OSError):
                     self.path.rmdir()
         self.locks = False
@@ -377,17 +381,17 @@ class _Folder:
 
     def remove(self) -> None:
         """Removes it with all that is in it."""
-        _emptied(self.path, self._lock)
+        _remove_folder(self.path, self._lock)
 
 
-def _emptied(folder: Path, lock: _Lock) -> None:
+def _remove_folder(folder: Path, lock: _Lock) -> None:
     with contextlib.suppress(OSError):
         for item in list(os.scandir(folder)):
             if item.name != _LOCK:
                 if item.is_dir(follow_symlinks=False):
                     shutil.rmtree(item.path, ignore_errors=True)
                 else:
-                    _quietly_removed(item.path)
+                    _remove_quietly(item.path)
     lock.release()
     with contextlib.suppress(OSError):
         folder.rmdir()
@@ -395,20 +399,20 @@ def _emptied(folder: Path, lock: _Lock) -> None:
 
 def _prefix(output: Path) -> str:
     # Not the name itself, which may be as long as names can be.
-    return f"{_MARK}{hashlib.sha256(os.fsencode(output.name.casefold())).hexdigest()[:12]}"
+    return f"{_HIDDEN_PREFIX}{hashlib.sha256(os.fsencode(output.name.casefold())).hexdigest()[:12]}"
 
 
-def _gate(output: Path) -> Path:
+def _placement_lock_path(output: Path) -> Path:
     """The lock file of those who put an output in place."""
     return Path(os.path.realpath(output.parent), f"{_prefix(output)}.lock")
 
 
-def _taken(gate: Path, anyway: bool) -> _Lock:
-    limit = time.monotonic() + _PATIENCE
+def _wait_for_lock(gate: Path, anyway: bool) -> _Lock:
+    limit = time.monotonic() + _WAIT_SECONDS
     while True:
         try:
             return _Lock(gate, anyway)
-        except _Held:
+        except _LockTaken:
             if time.monotonic() > limit:
                 raise ClippanError(
                     "Another process is writing the same output to {parent}; wait until it is done, or end it.",
@@ -416,7 +420,7 @@ def _taken(gate: Path, anyway: bool) -> _Lock:
                 ) from None
             time.sleep(0.02)
         except OSError as error:
-            raise unwritten("output", gate, error) from error
+            raise write_error("output", gate, error) from error
 
 
 def _is_virtual(path: str) -> bool:
@@ -450,11 +454,11 @@ def _remove(path: str) -> None:
         os.unlink(path)  # noqa: PTH108
 
 
-def _quietly_removed(path: str) -> None:
+def _remove_quietly(path: str) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         _remove(path)
 
 
-def _quietly_renamed(path: str, target: str) -> None:
+def _rename_quietly(path: str, target: str) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         _rename(path, target)

@@ -15,12 +15,12 @@ from typing import Any
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 
-ENDINGS = (".txt", ".csv", ".json")  # what ends so is the name of a file
-_LARGEST = 2**24  # bytes; what is larger was not written by hand
+TEXT_SUFFIXES = (".txt", ".csv", ".json")  # what ends so is the name of a file
+_MAX_BYTES = 2**24  # bytes; what is larger was not written by hand
 COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
-def file_of(text: str) -> str:
+def named_file(text: str) -> str:
     """The path of the file that a text names; empty if it stands for itself.
 
     A file's name ends in .txt, .csv or .json and has no semicolon; or the file is there, and the text has an ending, a
@@ -30,7 +30,7 @@ def file_of(text: str) -> str:
     if "\n" in text or text.startswith(("{", "[")):
         return ""
     path = text[1:].strip() if text.startswith("@") else text
-    if path.lower().endswith(ENDINGS) and ";" not in path:  # with one, it is rather a list that ends in a file
+    if path.lower().endswith(TEXT_SUFFIXES) and ";" not in path:  # with one, it is rather a list that ends in a file
         return path
     try:
         place = Path(path)
@@ -40,7 +40,7 @@ def file_of(text: str) -> str:
     return path if named else ""
 
 
-def content(text: str, what: str) -> str:
+def resolve_text(text: str, what: str) -> str:
     """A text itself, or what the file holds that it names.
 
     Args:
@@ -50,11 +50,11 @@ def content(text: str, what: str) -> str:
     Raises:
         ClippanError: the file cannot be read, or is not in UTF-8.
     """
-    path = file_of(text)
+    path = named_file(text)
     if not path:
         return text.strip()
     try:
-        large = Path(path).stat().st_size > _LARGEST
+        large = Path(path).stat().st_size > _MAX_BYTES
         found = "\0" if large else Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         found = "\0"
@@ -70,28 +70,28 @@ def content(text: str, what: str) -> str:
     return found.strip()
 
 
-def origin(text: str, what: str) -> str:
+def origin_note(text: str, what: str) -> str:
     """A line for the log about the file that a text names; empty if it stands for itself."""
-    path = file_of(text)
+    path = named_file(text)
     return Message("The {what} were read from the file {path}.", what=what, path=path) if path else ""
 
 
 def is_json(text: str, content: str) -> bool:
     """Whether a content is written as JSON: by its first sign, or by the name of the file that the text named."""
-    return content.startswith("{") or file_of(text).lower().endswith(".json")
+    return content.startswith("{") or named_file(text).lower().endswith(".json")
 
 
-def parts(content: str) -> list[str]:
+def split_items(content: str) -> list[str]:
     """What stands between semicolons or on lines of their own, without what is empty."""
     return [part for part in (part.strip() for part in re.split(r"[;\n]", content)) if part]
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
+def join_names(names: Sequence[str], most: int = 5) -> str:
     """The first ``most`` names, as a sentence lists them."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def legend(text: str, what: str = "legend") -> dict[str, str]:
+def parse_legend(text: str, what: str = "legend") -> dict[str, str]:
     """Names by values, from ``1=water; #3C1098=building``, or a file of the same or of JSON; colours in capitals.
 
     Args:
@@ -102,17 +102,17 @@ def legend(text: str, what: str = "legend") -> dict[str, str]:
         ClippanError: it is no such list.
     """
     found: Any
-    written = content(text, what)
+    written = resolve_text(text, what)
     if is_json(text, written):
         try:
             found = json.loads(written)
         except ValueError as error:
-            named = f"{what} {file_of(text)}".rstrip()
+            named = f"{what} {named_file(text)}".rstrip()
             raise ClippanError(
                 "The {named} is no JSON ({error}); write it like 1=water; 2=forest.", named=named, error=error
             ) from error
     else:
-        pairs = [part.partition("=") for part in parts(written)]
+        pairs = [part.partition("=") for part in split_items(written)]
         found = {value: name for value, _, name in pairs}
     if not isinstance(found, dict):
         found = {"": ""}
@@ -132,7 +132,7 @@ def is_wordless(text: str) -> bool:
     return not any(unicodedata.category(sign)[0] in "LN" or unicodedata.category(sign) == "So" for sign in text)
 
 
-def foreign(texts: Iterable[str]) -> list[str]:
+def non_latin(texts: Iterable[str]) -> list[str]:
     """Those texts, each once, that have letters of another script than Latin, or neither letters nor digits."""
     found = []
     for text in dict.fromkeys(texts):

@@ -20,8 +20,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 from torch.nn import functional
 
+from clippan.core.cancellable import run_cancellable
 from clippan.core.context import Context
-from clippan.core.watch import watched
 from clippan.jobs.classify import Classifier
 
 LOCAL_MEAN_SIZE = 9  # edge of the window of a local mean, in pixels
@@ -78,10 +78,12 @@ def fit(
         return _TipAdapter.of(features, labels, texts, method is Classifier.TIP_F, seed, context)
     if method is Classifier.LINEAR:
         probe = LogisticRegression(C=_PROBE, max_iter=500)
-        return _SklearnClassifier(watched(lambda: probe.fit(_unit_length(features), labels), context), classes, True)
+        return _SklearnClassifier(
+            run_cancellable(lambda: probe.fit(_unit_length(features), labels), context), classes, True
+        )
     if method is Classifier.RF:
         forest = RandomForestClassifier(_TREES, random_state=seed)
-        return _SklearnClassifier(watched(lambda: forest.fit(features, labels), context), classes, False)
+        return _SklearnClassifier(run_cancellable(lambda: forest.fit(features, labels), context), classes, False)
     return _Svm.of(features, labels, classes, context)
 
 
@@ -180,7 +182,7 @@ class _Svm:
         ready = (features - mean) / std
         gamma = 1 / max(ready.shape[1] * float(ready.var()), 1e-9)  # what scikit-learn calls "scale"
         svc = SVC(C=_PENALTY, gamma=gamma, cache_size=500)
-        machine = watched(lambda: svc.fit(ready, labels), context)
+        machine = run_cancellable(lambda: svc.fit(ready, labels), context)
         known, class_ends = machine.classes_, np.cumsum(machine.n_support_)
         vectors = machine.support_vectors_.astype(np.float32)
         weights = np.zeros((len(known), len(vectors)), np.float32)

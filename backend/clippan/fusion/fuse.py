@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from clippan.core.context import Context
-from clippan.core.device import memory_error
+from clippan.core.device import gpu_memory_error
 from clippan.core.messages import Message
 from clippan.fusion import filters
 from clippan.fusion.filters import BandResponse
@@ -81,7 +81,7 @@ class TileFuser:
                 return self._tile(window, block, context)
             except torch.cuda.OutOfMemoryError:
                 if block <= BLOCK:
-                    raise memory_error() from None
+                    raise gpu_memory_error() from None
             torch.cuda.empty_cache()
             # Another thread may have run out of memory with the same blocks, and have halved them already.
             self.block = min(self.block, block // 2)

@@ -7,7 +7,7 @@ from typing import Optional
 
 import torch
 
-from clippan.core.device import multiplies_bfloat16
+from clippan.core.device import supports_bfloat16
 from clippan.fusion.methods import MtfGlp
 from clippan.fusion.model import FusionModel
 from clippan.fusion.statistics import TINY, SceneStatistics
@@ -42,7 +42,7 @@ class NetworkFusion:
         self, statistics: SceneStatistics, response_of: Sequence[int], model: FusionModel, device: torch.device
     ) -> None:
         self._network = model.network
-        self.half = device.type == "cpu" and getattr(model.network, "tolerant", False) and multiplies_bfloat16()
+        self.half = device.type == "cpu" and getattr(model.network, "tolerant", False) and supports_bfloat16()
         self.margin = int(getattr(model.network, "margin", _MARGIN))
         self._classical = MtfGlp(statistics, response_of, modulation=True, regression=True)
         self._response_of = list(response_of)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from clippan.core.context import Context
-from clippan.core.device import one_thread
+from clippan.core.device import use_one_thread
 from clippan.core.messages import Message
 from clippan.core.threads import in_order
 from clippan.fusion import filters
@@ -332,7 +332,7 @@ def _collect(sampler: _Sampler, threads: int, context: Context) -> Optional[_Evi
     windows = sampler.windows()
     order = np.random.default_rng(0).permutation(len(windows))
     found = []
-    with contextlib.closing(in_order(sampler.compare, [windows[i] for i in order], threads, one_thread)) as batches:
+    with contextlib.closing(in_order(sampler.compare, [windows[i] for i in order], threads, use_one_thread)) as batches:
         for number, (_, window) in enumerate(batches, 1):
             if window is not None:
                 found.append(window)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from clippan.core.context import Context
-from clippan.core.device import one_thread
+from clippan.core.device import use_one_thread
 from clippan.core.errors import ClippanError
 from clippan.core.threads import in_order
 from clippan.fusion import filters
@@ -200,7 +200,7 @@ def _collect(sampler: _Sampler, threads: int, context: Context) -> Optional[_Fou
     moments: Optional[_Moments] = None
     thin: list[np.ndarray] = []
     full = 0
-    with contextlib.closing(in_order(sampler.measure, windows, threads, one_thread)) as batches:
+    with contextlib.closing(in_order(sampler.measure, windows, threads, use_one_thread)) as batches:
         for number, (_, found) in enumerate(batches, 1):
             if found:
                 thin.append(found.thin)

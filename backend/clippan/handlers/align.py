@@ -46,7 +46,7 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
     choice = choose_device(request.device)
     choice.log(context)
     device = choice.device
-    if origin := texts.origin(request.words, "words"):
+    if origin := texts.origin_note(request.words, "words"):
         context.log(origin)
     set_threads(request.threads)
     made = prepare_run_folder(

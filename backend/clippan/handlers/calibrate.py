@@ -115,7 +115,7 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
     """
     started = time.monotonic()
     table = parse_prompts(request.classes).with_colours()
-    if origin := texts.origin(request.classes, "classes"):
+    if origin := texts.origin_note(request.classes, "classes"):
         context.log(origin)
     model = load_encoder(request.model, request.device, context.part(0, 5))
     set_threads(request.threads)

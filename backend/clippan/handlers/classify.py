@@ -18,12 +18,12 @@ from clippan.clip.encoder import Encoder, load_encoder
 from clippan.clip.words import class_vectors, prompt_texts
 from clippan.core import texts
 from clippan.core.context import Context
-from clippan.core.device import choose_device, graphics_memory, one_thread, set_threads
+from clippan.core.device import choose_device, gpu_memory_errors, set_threads, use_one_thread
 from clippan.core.errors import ClippanError
 from clippan.core.json import to_json
 from clippan.core.messages import Message
 from clippan.core.outputs import Outputs
-from clippan.core.texts import listed
+from clippan.core.texts import join_names
 from clippan.core.threads import count_threads, in_order
 from clippan.fewshot import scene_encoder
 from clippan.fewshot.stack import Stack, open_stack
@@ -73,9 +73,9 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
     )
     known, lost = _valid(known, stack, context)
     table = _table(known.names, request.descriptions)
-    if origin := texts.origin(request.descriptions, "descriptions"):
+    if origin := texts.origin_note(request.descriptions, "descriptions"):
         context.log(origin)
-    with graphics_memory(), Outputs() as outputs:
+    with gpu_memory_errors(), Outputs() as outputs:
         workshop = _Workshop(request, stack, known, table, device, outputs.folder(request.output))
         several = request.method is Classifier.AUTO
         methods: list[Classifier] = (
@@ -160,7 +160,7 @@ def _valid(known: Samples, stack: Stack, context: Context) -> tuple[Samples, lis
         raise ClippanError(
             "All samples of {empty} lie on nodata; label other places, or leave out the raster that does not reach "
             "there.",
-            empty=listed(empty),
+            empty=join_names(empty),
         )
     lost = int((~kept).sum())
     return left, [f"{lost} labelled pixels lie on nodata, and were left aside."] if lost else []
@@ -178,7 +178,7 @@ def _table(names: tuple[str, ...], descriptions: str) -> PromptTable:
         raise ClippanError(
             "There is a description of {unknown}, but no sample of it on the rasters; the classes are {names}.",
             unknown=unknown[0],
-            names=listed(names),
+            names=join_names(names),
         )
     return PromptTable(tuple(ClassPrompt(name, (), about.get(name, ())) for name in names)).with_colours()
 
@@ -361,7 +361,7 @@ def _write(
     threads, prepare = (
         (1, lambda: set_threads(request.threads))
         if together
-        else (min(count_threads(request.threads), few), one_thread)
+        else (min(count_threads(request.threads), few), use_one_thread)
     )
 
     def work(window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -431,7 +431,7 @@ def _hints(
         hints.append(
             Message(
                 "Samples of {single} lie in one place only, so nothing tells how well it is found.",
-                single=listed(single),
+                single=join_names(single),
             )
         )
     if few:
@@ -440,7 +440,7 @@ def _hints(
         hints.append(
             Message(
                 "Samples of {few} lie in fewer than {_FEW} {which}, lest figures mislead.",
-                few=listed(few),
+                few=join_names(few),
                 _FEW=_FEW,
                 which=which,
             )
@@ -463,5 +463,5 @@ def _hints(
         hints.append("The classes are called by numbers, which tell CLIP nothing; name them, or give descriptions.")
     absent = [area.name for area in shown if not area.pixels]
     if absent:
-        hints.append(Message("Found nowhere: {absent}.", absent=listed(absent)))
+        hints.append(Message("Found nowhere: {absent}.", absent=join_names(absent)))
     return hints

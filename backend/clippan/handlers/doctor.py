@@ -21,7 +21,7 @@ from typing import Optional
 from clippan import __version__
 from clippan.clip.cache import cache_folder
 from clippan.core.context import Context
-from clippan.core.device import choose_device, nvidia_cards, require_torch
+from clippan.core.device import choose_device, nvidia_gpus, require_torch
 from clippan.core.errors import ClippanError
 from clippan.jobs.doctor import Check, DoctorRequest, DoctorResult, Status
 
@@ -224,7 +224,7 @@ def _gpus() -> Iterator[Check]:
     except ClippanError:
         torch = None
     try:
-        driver = nvidia_cards()
+        driver = nvidia_gpus()
     except ClippanError as error:
         yield Check("GPU", Status.WARNING, str(error))
         return

@@ -17,7 +17,7 @@ from clippan.core.context import Context
 from clippan.core.device import choose_device, set_threads
 from clippan.core.json import to_json
 from clippan.core.messages import Message
-from clippan.core.texts import listed
+from clippan.core.texts import join_names
 from clippan.jobs.finetune import AlphaPoint, FinetuneClipRequest, FinetuneClipResult
 from clippan.labels.samples import samples_sha256
 from clippan.learn.clip.farslip import WEIGHTS, check_size, save
@@ -54,7 +54,7 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
     choice = choose_device(request.device)
     choice.log(context)
     device = choice.device
-    if origin := texts.origin(request.words, "words"):
+    if origin := texts.origin_note(request.words, "words"):
         context.log(origin)
     set_threads(request.threads)
     recipe = {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE}
@@ -133,7 +133,7 @@ def _hints(
         hints.append(
             Message(
                 "Of {alone} there were too few chips to measure with; add some to learn how good it is.",
-                alone=listed(alone),
+                alone=join_names(alone),
             )
         )
     if len(task.split.test) < _FEW:

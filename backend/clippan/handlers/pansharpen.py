@@ -13,7 +13,7 @@ import torch
 from clippan import __version__
 from clippan.catalogue.sensors import UNRECOGNISED, Sensor, resolve_sensor
 from clippan.core.context import Context
-from clippan.core.device import choose_device, one_thread
+from clippan.core.device import choose_device, use_one_thread
 from clippan.core.errors import ClippanError
 from clippan.core.json import to_json
 from clippan.core.messages import Message
@@ -115,7 +115,7 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         windows = [window for window in windows if pair.may_hold(window)]  # elsewhere the file stays unwritten: nodata
         # A GPU has one queue; a second thread reads ahead while it computes.
         workers = threads if device.type == "cpu" else 2
-        compute = in_order(lambda window: tiler.tile(window, context), windows, workers, one_thread)
+        compute = in_order(lambda window: tiler.tile(window, context), windows, workers, use_one_thread)
         # The tiles under way are waited for before the writer closes its file.
         with writer, contextlib.closing(compute):
             for number, (window, values) in enumerate(compute, 1):

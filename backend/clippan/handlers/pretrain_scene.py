@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from clippan.core.context import Context
-from clippan.core.device import choose_device, graphics_memory, set_threads
+from clippan.core.device import choose_device, gpu_memory_errors, set_threads
 from clippan.fewshot.stack import open_stack
 from clippan.jobs.pretrain import PretrainSceneRequest, PretrainSceneResult
 from clippan.learn.fewshot import pretrain_on
@@ -24,7 +24,7 @@ def run(request: PretrainSceneRequest, context: Context) -> PretrainSceneResult:
     choice.log(context)
     device = choice.device
     stack = open_stack(request.rasters, request.grid, request.nodata, context.part(0, 5))
-    with graphics_memory():
+    with gpu_memory_errors():
         found = pretrain_on(stack, request.steps, request.seed, device, context.part(5, 99))
     found.save(Path(request.output))
     seconds = round(time.monotonic() - started, 3)

@@ -18,7 +18,7 @@ from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
-from clippan.core.outputs import Outputs, unwritten
+from clippan.core.outputs import Outputs, write_error
 from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.jobs.trainclip import Picture, RegionsRequest, RegionsResult
 from clippan.labels.layers import LabelledLayer
@@ -60,7 +60,7 @@ def run(request: RegionsRequest, context: Context) -> RegionsResult:
     output = Path(request.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ClippanError("{output} exists already; choose a folder that does not, or an empty one.", output=output)
-    legend = texts.legend(request.legend)
+    legend = texts.parse_legend(request.legend)
     try:
         with Outputs() as outputs:
             part = outputs.folder(str(output)) / "regions"
@@ -98,7 +98,7 @@ def run(request: RegionsRequest, context: Context) -> RegionsResult:
                 output.rmdir()
             part.replace(output)
     except OSError as error:
-        raise unwritten("folder", output, error) from error
+        raise write_error("folder", output, error) from error
     return RegionsResult(
         str(output),
         str(output / TABLE),

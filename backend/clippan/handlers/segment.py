@@ -17,7 +17,7 @@ from clippan.clip.encoder import Encoder, load_encoder
 from clippan.clip.similarity import SimilarityMaps
 from clippan.core import texts
 from clippan.core.context import Context
-from clippan.core.device import one_thread, set_threads
+from clippan.core.device import set_threads, use_one_thread
 from clippan.core.errors import ClippanError
 from clippan.core.json import to_json
 from clippan.core.messages import Message
@@ -46,7 +46,7 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
     """
     started = time.monotonic()
     table = parse_prompts(request.classes).with_colours()
-    if origin := texts.origin(request.classes, "classes"):
+    if origin := texts.origin_note(request.classes, "classes"):
         context.log(origin)
     model = load_encoder(request.model, request.device, context.part(0, 5))
     set_threads(request.threads)
@@ -170,7 +170,7 @@ def _write(
             wanted = str(outputs.folder(request.output) / "confidence.tif")
         confidence = start(wanted, ["confidence"], bool(request.confidence)) if wanted else None
         probabilities = start(request.probabilities, table.names) if request.probabilities else None
-        mapped = in_order(work.classes, windows, count_threads(request.threads), one_thread)
+        mapped = in_order(work.classes, windows, count_threads(request.threads), use_one_thread)
         stack.enter_context(contextlib.closing(mapped))
         for number, (tile, (found, sure, values, valid)) in enumerate(mapped, 1):
             output.write(tile.x, tile.y, found[None])

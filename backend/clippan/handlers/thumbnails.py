@@ -9,7 +9,7 @@ from osgeo import gdal
 
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
-from clippan.core.outputs import making
+from clippan.core.outputs import write_output
 from clippan.jobs.search import ThumbnailsRequest, ThumbnailsResult
 from clippan.raster.scene import Look, Scene
 from clippan.search.catalogue import reader
@@ -43,5 +43,5 @@ def _write(target: Path, picture: np.ndarray) -> None:
     """Writes a picture uint8 (3, height, width) as PNG."""
     memory = gdal.GetDriverByName("MEM").Create("", picture.shape[2], picture.shape[1], 3, gdal.GDT_Byte)
     memory.WriteArray(picture)
-    with making(str(target), "picture") as part:
+    with write_output(str(target), "picture") as part:
         gdal.GetDriverByName("PNG").CreateCopy(str(part), memory)

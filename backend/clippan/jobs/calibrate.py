@@ -8,7 +8,7 @@ from typing import Optional
 from clippan.catalogue.prompts import parse_prompts
 from clippan.core import texts
 from clippan.core.errors import ClippanError
-from clippan.core.messages import Line, Message, Table, figure
+from clippan.core.messages import Line, Message, Table, format_number
 from clippan.jobs.base import Request, Result, file_lines, job
 from clippan.jobs.kinds import FieldName, LayerName, PromptFile, Rasters, Report, Vectors, check_writable
 from clippan.jobs.options import PromptOptions, RunOptions
@@ -68,10 +68,10 @@ class CalibrateResult(Result):
         heading = ("Class", "Labelled pixels", "IoU before", "IoU after", "Offset")
         columns = (self.classes, self.labelled, self.before.iou, self.after.iou, self.offsets)
         rows = [
-            (name, f"{count:,}", figure(before, 3), figure(after, 3), f"{offset:+.3f}")
+            (name, f"{count:,}", format_number(before, 3), format_number(after, 3), f"{offset:+.3f}")
             for name, count, before, after, offset in zip(*columns)
         ]
-        means = (figure(self.before.mean_iou, 3), figure(self.after.mean_iou, 3))
+        means = (format_number(self.before.mean_iou, 3), format_number(self.after.mean_iou, 3))
         rows.append((Message("mean"), f"{sum(self.labelled):,}", *means, ""))
         return [
             Table(heading, rows),
@@ -134,4 +134,4 @@ class CalibrateRequest(PromptOptions, RunOptions, Request):
         if len(parse_prompts(self.classes).classes) < 2:
             raise ClippanError("Calibration weighs classes against each other; give two or more.")
         if self.report:
-            check_writable(self.report, [texts.file_of(self.classes)])
+            check_writable(self.report, [texts.named_file(self.classes)])

@@ -10,7 +10,7 @@ from typing import Optional
 from clippan.core import texts
 from clippan.core.choice import Choice
 from clippan.core.errors import ClippanError
-from clippan.core.messages import Line, Message, Table, figure
+from clippan.core.messages import Line, Message, Table, format_number
 from clippan.jobs.base import Request, Result, file_lines, job
 from clippan.jobs.kinds import (
     AreaTable,
@@ -164,8 +164,8 @@ class ClassifyResult(Result):
                 heading,
                 [
                     (
-                        *(str(item.value), item.name, str(places), f"{labelled:,}", figure(score, 3)),
-                        *(f"{item.share:.1%}", figure(item.hectares), figure(item.confidence)),
+                        *(str(item.value), item.name, str(places), f"{labelled:,}", format_number(score, 3)),
+                        *(f"{item.share:.1%}", format_number(item.hectares), format_number(item.confidence)),
                     )
                     for item, places, labelled, score in columns
                 ],
@@ -311,7 +311,7 @@ def parse_descriptions(text: str) -> dict[str, tuple[str, ...]]:
     Raises:
         ClippanError: it is none of these, or has no words.
     """
-    written = texts.content(text, "descriptions file")
+    written = texts.resolve_text(text, "descriptions file")
     found = _of_json(written) if texts.is_json(text, written) else _of_text(written)
     for name, phrases in found.items():
         if any(texts.is_wordless(phrase) for phrase in phrases):
@@ -321,7 +321,7 @@ def parse_descriptions(text: str) -> dict[str, tuple[str, ...]]:
 
 def _of_text(text: str) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
-    for part in texts.parts(text):
+    for part in texts.split_items(text):
         name, colon, words = (item.strip() for item in part.partition(":"))
         if not (name and colon and words):
             raise ClippanError(f"The description “{part[:40]}” is not understood; write it like corn: dark green rows.")

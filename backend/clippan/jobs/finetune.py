@@ -219,4 +219,4 @@ class FinetuneClipRequest(ChipOptions, Request):
                     "The folder of pictures {path} does not exist; create it or choose another.", path=self.data
                 )
         check_start_is_kept(self.output, self.model)
-        texts.legend(self.words, "list of words")
+        texts.parse_legend(self.words, "list of words")

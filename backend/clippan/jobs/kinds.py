@@ -364,7 +364,7 @@ def inputs(request: Any, declared: Iterable[Param]) -> tuple[str, ...]:
         if param.kind.reads:
             paths += value if param.many else [value or ""]
         elif isinstance(param.kind, (PromptsKind, PhrasesKind)):
-            paths.append(texts.file_of(value))
+            paths.append(texts.named_file(value))
     return tuple(path for path in paths if path)
 
 

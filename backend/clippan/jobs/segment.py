@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Optional
 
-from clippan.core.messages import Line, Table, figure
+from clippan.core.messages import Line, Table, format_number
 from clippan.jobs.base import Request, Result, file_lines, job
 from clippan.jobs.kinds import AreaTable, ClassMapFile, PolygonFile, Raster, RasterFile
 from clippan.jobs.options import ExtentOptions, PromptOptions, Refinement, RunOptions
@@ -85,7 +85,13 @@ class SegmentResult(Result):
             "Mean confidence",
         )
         rows = [
-            (str(item.value), item.name, f"{item.share:.1%}", figure(item.hectares), figure(item.confidence))
+            (
+                str(item.value),
+                item.name,
+                f"{item.share:.1%}",
+                format_number(item.hectares),
+                format_number(item.confidence),
+            )
             for item in self.classes
         ]
         return [

@@ -308,4 +308,4 @@ class RegionsRequest(PictureOptions, Request):
                 rasters=len(self.rasters),
                 labels=len(self.labels),
             )
-        texts.legend(self.legend)
+        texts.parse_legend(self.legend)

@@ -12,7 +12,7 @@ import numpy as np
 from osgeo import osr
 
 from clippan.catalogue.prompts import PromptTable
-from clippan.core.outputs import Outputs, making
+from clippan.core.outputs import Outputs, write_output
 from clippan.jobs.segment import ClassArea
 from clippan.labels.legend import UNCLASSIFIED
 from clippan.raster.grid import Grid, horizontal
@@ -175,7 +175,7 @@ def write_csv(path: str, areas: Sequence[ClassArea], outputs: Optional[Outputs] 
     Raises:
         ClippanError: it cannot be written.
     """
-    with making(path, "table", outputs) as part, part.open("w", encoding="utf-8-sig", newline="") as file:
+    with write_output(path, "table", outputs) as part, part.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["value", "class", "colour", "pixels", "percent", "hectares", "confidence"])
         for area in areas:

@@ -11,7 +11,7 @@ from osgeo import gdal, ogr, osr
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
-from clippan.core.texts import listed
+from clippan.core.texts import join_names
 from clippan.raster.grid import Grid
 from clippan.raster.scene import spatial
 
@@ -89,7 +89,7 @@ class LabelledLayer:
         if name:
             alike = [layer for layer in layers if layer.GetName().casefold() == name.casefold()]
             if not alike:
-                names = listed([layer.GetName() for layer in layers])
+                names = join_names([layer.GetName() for layer in layers])
                 raise ClippanError(
                     "The samples {path} have no layer {name}; choose one of theirs ({names}).",
                     path=self.path,
@@ -104,7 +104,7 @@ class LabelledLayer:
         if chosen is None:  # of which the user is told what is wrong with it
             chosen = (with_field or spatial_ones)[0]
         if len(spatial_ones) > 1:
-            names = listed([layer.GetName() for layer in spatial_ones])
+            names = join_names([layer.GetName() for layer in spatial_ones])
             self.hints.append(
                 Message(
                     "Of the layers of {path} ({names}), {GetName} was read.",
@@ -128,7 +128,7 @@ class LabelledLayer:
                 path=self.path,
                 field=field,
                 where=where,
-                fields=listed(_field_names(layer)) or "none",
+                fields=join_names(_field_names(layer)) or "none",
             )
         return found
 

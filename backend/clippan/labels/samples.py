@@ -14,7 +14,7 @@ from clippan.catalogue.prompts import MAX_CLASSES
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
-from clippan.core.texts import listed
+from clippan.core.texts import join_names
 from clippan.labels.labelled_pixels import covered_pixels
 from clippan.labels.layers import LabelledLayer, crs_name
 from clippan.raster.grid import Grid
@@ -100,7 +100,7 @@ def read_samples(path: str, layer: str, field: str, grid: Grid, seed: int, conte
     names = _sorted_classes(set(words))
     outside = _sorted_classes({*beyond, *lost} - set(words))
     if len(names) < 2:
-        besides = f"; all samples of {listed(outside)} lie outside" if outside else ""
+        besides = f"; all samples of {join_names(outside)} lie outside" if outside else ""
         raise ClippanError(
             "The samples {path} hold one class only on the rasters ({name}{besides}); label places of another as well.",
             path=path,
@@ -122,7 +122,7 @@ def read_samples(path: str, layer: str, field: str, grid: Grid, seed: int, conte
         hints.append(
             Message(
                 "All samples of {outside} lie outside the rasters, so nothing is made of these classes.",
-                outside=listed(outside),
+                outside=join_names(outside),
             )
         )
     of = {name: value for value, name in enumerate(names)}
@@ -222,7 +222,7 @@ def _similar_name_hints(names: Sequence[str]) -> list[str]:
     same = [name for name, word in zip(names, folded) if folded.count(word) > 1]
     if not same:
         return []
-    alike = listed(sorted(same, key=lambda name: (name.casefold(), name)))
+    alike = join_names(sorted(same, key=lambda name: (name.casefold(), name)))
     return [
         Message(
             "Classes that differ in case only were kept apart ({alike}); give those that are one the same name.",

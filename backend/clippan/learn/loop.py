@@ -20,7 +20,7 @@ from torch import Tensor
 from clippan.core.context import Context
 from clippan.core.errors import Cancelled, ClippanError, one_line
 from clippan.core.messages import Message
-from clippan.core.outputs import held, making, unwritten
+from clippan.core.outputs import exclusive_lock, write_error, write_output
 
 CHECKPOINT, CURVES, RECIPE = "checkpoint.pt", "curves.csv", "recipe.json"
 
@@ -69,7 +69,7 @@ def prepare_run_folder(folder: Path, recipe: Mapping[str, Any]) -> list[Path]:
             raise ClippanError("{folder} holds a run of another recipe; choose an empty folder.", folder=folder)
         path.write_text(json.dumps(recipe, indent=1), encoding="utf-8")
     except OSError as error:
-        raise unwritten("recipe", path, error, "choose another folder") from error
+        raise write_error("recipe", path, error, "choose another folder") from error
     except ValueError as error:
         raise ClippanError(
             "The folder {folder} cannot be used ({reason}); choose an empty one.", folder=folder, reason=one_line(error)
@@ -88,7 +88,7 @@ def lock_run_folder(folder: Path, rank: int = 0) -> contextlib.AbstractContextMa
     sentence = Message(
         "Another process is training in {folder}; wait until it is done, or choose another folder.", folder=folder
     )
-    return held(folder / ".clippan-lock", "folder", sentence)
+    return exclusive_lock(folder / ".clippan-lock", "folder", sentence)
 
 
 def discard_unstarted(folder: Path, created: Sequence[Path], results: Sequence[str]) -> None:
@@ -202,14 +202,14 @@ class TrainingLoop:
                     writer.writerow(["step", *names])
                 writer.writerow([self._done, *(f"{terms[name]:.6g}" if name in terms else "" for name in names)])
         except OSError as error:
-            raise unwritten("table", path, error) from error
+            raise write_error("table", path, error) from error
         losses = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
         self._context.log(Message("Step {step}: {losses}", step=self._done, losses=losses))
 
     def _save_checkpoint(self) -> None:
         if self._rank:
             return
-        with making(str(self._folder / CHECKPOINT), "checkpoint") as part:
+        with write_output(str(self._folder / CHECKPOINT), "checkpoint") as part:
             torch.save({"done": self._done, "sums": self._sums, **self.state()}, part)
 
     def resume(self, device: torch.device) -> None:
@@ -249,5 +249,5 @@ class TrainingLoop:
         if not kept:
             path.unlink()
             return
-        with making(str(path), "table") as part, part.open("w", encoding="utf-8", newline="") as file:
+        with write_output(str(path), "table") as part, part.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([header, *kept])

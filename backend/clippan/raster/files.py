@@ -10,7 +10,7 @@ from typing import Any, Optional
 from osgeo import gdal
 
 from clippan.core.errors import ClippanError
-from clippan.core.outputs import touched
+from clippan.core.outputs import affected_files
 from clippan.raster.products import files_of, text_of, tiles_of
 
 # Files that read no others but those beside them; there may be thousands, so they are not opened.
@@ -40,7 +40,7 @@ def refuse_overwriting(outputs: Iterable[str], inputs: Iterable[str]) -> None:
     there: dict[Any, tuple[str, str]] = {}  # what only is to be made can be no input
     for output in filter(None, outputs):
         owners = [output[: -len(side)] for side in _SIDES if output.endswith(side)]
-        for name in (*touched(output), *owners):
+        for name in (*affected_files(output), *owners):
             known = _identity(name)
             if known is not None:
                 there.setdefault(known, (output, name))

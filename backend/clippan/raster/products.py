@@ -21,7 +21,7 @@ from osgeo import gdal
 from clippan.catalogue.band_names import COLOURS, band_number, band_order, colour_of_band
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
-from clippan.core.texts import listed
+from clippan.core.texts import join_names
 from clippan.jobs.pansharpen import PansharpenRequest
 
 _RASTERS = tuple(
@@ -176,7 +176,7 @@ class Inside:
                 "Left aside: {count:,} {value} ({list}).",
                 count=len(files),
                 value=several if len(files) > 1 else one,
-                list=listed(list(map(_name, files))),
+                list=join_names(list(map(_name, files))),
             )
             for files, one, several in kinds
             if files

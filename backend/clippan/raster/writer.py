@@ -15,7 +15,7 @@ import numpy as np
 from osgeo import gdal, gdal_array
 
 from clippan.core.errors import Cancelled, ClippanError
-from clippan.core.outputs import Outputs, touched, unwritten
+from clippan.core.outputs import Outputs, affected_files, write_error
 from clippan.jobs.options import Compression, Format
 from clippan.raster.grid import Grid
 from clippan.raster.overviews import build_sparse_overviews
@@ -278,7 +278,7 @@ class Writer:
         with contextlib.suppress(ClippanError):
             self._guard(self._close)
         if self._raw != self._part:
-            for name in touched(self._raw):
+            for name in affected_files(self._raw):
                 with contextlib.suppress(RuntimeError):
                     gdal.Unlink(name)
         if self.outputs is None:
@@ -388,7 +388,7 @@ class Writer:
         if self._stopped:
             raise Cancelled
         if reported:
-            raise unwritten("output", self.path, reported[0], "choose another folder or file system")
+            raise write_error("output", self.path, reported[0], "choose another folder or file system")
         return cast(T, result)
 
 

@@ -14,7 +14,7 @@ from osgeo import gdal
 
 from clippan import __version__
 from clippan.core.messages import Message
-from clippan.core.outputs import Outputs, making
+from clippan.core.outputs import Outputs, write_output
 from clippan.core.translation import current_language, translator
 
 
@@ -32,7 +32,7 @@ def write(path: str, template: str, outputs: Optional[Outputs] = None, **values:
     """
     _translate(current_language())
     text = _templates.get_template(f"{template}.html.j2").render(now=datetime.datetime.now(), **values)
-    with making(path, "report", outputs) as part:
+    with write_output(path, "report", outputs) as part:
         part.write_text(text, encoding="utf-8")
 
 

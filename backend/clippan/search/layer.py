@@ -7,7 +7,7 @@ from typing import Any
 
 from osgeo import gdal, ogr
 
-from clippan.core.outputs import Outputs, making
+from clippan.core.outputs import Outputs, write_output
 from clippan.jobs.search import Hit
 from clippan.raster.scene import spatial
 from clippan.raster.writer import abandon, close
@@ -39,7 +39,7 @@ def write(path: str, hits: Sequence[Hit], about: About, outputs: Outputs) -> Non
     Raises:
         ClippanError: it cannot be written.
     """
-    with making(path, "layer", outputs) as part:
+    with write_output(path, "layer", outputs) as part:
         _write(str(part), hits, about)
 
 

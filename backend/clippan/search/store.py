@@ -28,7 +28,7 @@ from osgeo import gdal, ogr, osr
 from clippan import __version__
 from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
-from clippan.core.outputs import Outputs, held, unwritten
+from clippan.core.outputs import Outputs, exclusive_lock, write_error
 from clippan.raster.products import exists
 from clippan.raster.scene import Look, spatial
 from clippan.raster.tiles import Window
@@ -319,7 +319,7 @@ class Builder:
         sentence = Message(
             "Another process is indexing into {path}; wait until it is done, or cancel it there.", path=self.path
         )
-        self._lock.enter_context(held(place.with_name(f".{place.name}.lock"), "index", sentence))
+        self._lock.enter_context(exclusive_lock(place.with_name(f".{place.name}.lock"), "index", sentence))
         try:
             if Path(self.path).exists():
                 self._resume()
@@ -618,14 +618,14 @@ def unreadable(path: str, error: Exception) -> ClippanError:
 def _uncommitted(path: str, error: Exception) -> ClippanError:
     again = "run the same again: what was indexed so far is kept"
     remedy = "close the program that has it open" if "locked" in str(error) else "check the disk"
-    return unwritten("index", path, error, f"{remedy}, and {again}", f"free some space, and {again}")
+    return write_error("index", path, error, f"{remedy}, and {again}", f"free some space, and {again}")
 
 
 def _guarded(path: str, function: Any) -> Any:
     try:
         return function()
     except (RuntimeError, OSError) as error:
-        raise unwritten("index", path, error) from error
+        raise write_error("index", path, error) from error
 
 
 def _about(path: str) -> About:

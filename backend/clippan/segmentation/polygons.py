@@ -14,7 +14,7 @@ from osgeo import gdal, ogr
 
 from clippan.catalogue.prompts import SHAPEFILE_BYTES, PromptTable
 from clippan.core.context import Context
-from clippan.core.outputs import Outputs, making
+from clippan.core.outputs import Outputs, write_output
 from clippan.labels.areas import SQUARE_METRES_PER_HECTARE
 from clippan.raster.grid import Grid
 from clippan.raster.scene import PLACED, spatial
@@ -83,7 +83,7 @@ def write_polygons(
         grid, tags = source.grid, source.tags
     outlines = RegionOutlines.of(tracer.lines(context), found.classes > 0, simplify, grid, context.part(55, 75))
     writer = _Writer(grid.crs if grid.geotransform else "", table, model, tags)
-    with making(output, "polygons", outputs) as part:
+    with write_output(output, "polygons", outputs) as part:
         return writer.write(part, found, outlines, context.part(75, 100))
 
 

@@ -14,7 +14,7 @@ from clippan.core.channels import Channels
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
-from clippan.core.texts import listed
+from clippan.core.texts import join_names
 from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.labels.samples import read_samples as read_samples
 from clippan.learn.clip.data import Sample
@@ -139,7 +139,7 @@ def places(
         raise ClippanError(
             "The raster {raster} has no data about any of the samples of {lost}; label others, or remove them.",
             raster=raster,
-            lost=listed(lost),
+            lost=join_names(lost),
         )
     hints = found.hints
     if not shown.all():

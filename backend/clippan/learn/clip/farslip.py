@@ -31,7 +31,7 @@ from clippan.clip.load import LoadedModel, load_model, read_architecture
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.json import to_json
-from clippan.core.outputs import Outputs, making
+from clippan.core.outputs import Outputs, write_output
 from clippan.core.threads import count_threads
 from clippan.jobs.trainclip import Precision, Target, Teacher, TrainClipRequest
 from clippan.learn.clip import losses
@@ -86,11 +86,11 @@ def save(folder: Path, loaded: LoadedModel, base: Model, path: Path, about: Mapp
     names = [name for name in _TOKENIZER if text.get("hf_tokenizer_name") and (path.parent / name).is_file()]
     with Outputs() as outputs:
         for name in names:
-            with making(str(folder / name), "tokenizer", outputs) as part:
+            with write_output(str(folder / name), "tokenizer", outputs) as part:
                 shutil.copyfile(path.parent / name, part)
-        with making(str(folder / CONFIG), "description", outputs) as part:
+        with write_output(str(folder / CONFIG), "description", outputs) as part:
             part.write_text(json.dumps(config, indent=2), encoding="utf-8")
-        with making(str(folder / WEIGHTS), "model", outputs) as part:
+        with write_output(str(folder / WEIGHTS), "model", outputs) as part:
             part.write_bytes(as_bytes({name: value.contiguous() for name, value in weights.items()}))
 
 

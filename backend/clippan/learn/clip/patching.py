@@ -28,7 +28,7 @@ from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.errors import Cancelled, ClippanError
 from clippan.core.messages import Message
-from clippan.core.texts import listed
+from clippan.core.texts import join_names
 from clippan.jobs.finetune import AlphaPoint, ClassGain, FinetuneClipRequest
 from clippan.learn.clip import chips as chipped
 from clippan.learn.clip.chips import Chips, Split
@@ -149,15 +149,15 @@ def _words(text: str, quizzes: Sequence[Chips]) -> dict[str, str]:
     """What classes are called, by the names that their folders or samples have, however these are written."""
     if not text:
         return {}
-    given = texts.legend(text, "list of words")
+    given = texts.parse_legend(text, "list of words")
     names = [name for chips in quizzes for name in chips.names]
     plain = {_plain(name): name for name in names}
     unknown = [name for name in given if _plain(name) not in plain]
     if unknown:
         raise ClippanError(
             "There is no class {unknown} to give words to; the classes are {names}.",
-            unknown=listed(unknown),
-            names=listed(names),
+            unknown=join_names(unknown),
+            names=join_names(names),
         )
     return {plain[_plain(name)]: word for name, word in given.items()}
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clippan.core.context import Context
-from clippan.core.device import one_thread
+from clippan.core.device import use_one_thread
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.fusion.model import FusionModel
@@ -156,7 +156,7 @@ class Adaptation:
         best: Optional[nn.Module] = None
         after, last = before, before
         done = measured = 0
-        with ThreadPoolExecutor(1, initializer=one_thread) as pool:
+        with ThreadPoolExecutor(1, initializer=use_one_thread) as pool:
             # The next patches are cut while these are worked on.
             coming = pool.submit(self._draw, 0)
             while done < steps and stale < _PATIENCE and self._clock.remaining > 3.5 * measuring + _SPARE:

@@ -11,7 +11,7 @@ from clippan.core.context import Context
 T = TypeVar("T")
 
 
-def watched(work: Callable[[], T], context: Context) -> T:
+def run_cancellable(work: Callable[[], T], context: Context) -> T:
     """Does work that may block, on the network or in a library, and notices within a tenth of a second that the user
     cancels. The work's thread is then left to itself: it ends when it is done or times out, and nobody sees what.
 
