@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from osgeo import gdal, osr
 
+from clippan.clip.class_vectors import ClassVectors
 from clippan.clip.encoder import Encoder
-from clippan.clip.view import SimilarityMaps
-from clippan.clip.words import ClassVectors
+from clippan.clip.similarity import SimilarityMaps
 from clippan.core.context import Context
 from clippan.fewshot import baselines, prompt_heads, scene_encoder
 from clippan.fewshot.stack import Stack

@@ -14,8 +14,8 @@ import torch
 
 from clippan import __version__
 from clippan.catalogue.prompts import ClassPrompt, PromptTable
+from clippan.clip.class_vectors import class_vectors, prompt_texts
 from clippan.clip.encoder import Encoder, load_encoder
-from clippan.clip.words import class_vectors, prompt_texts
 from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.device import choose_device, gpu_memory_errors, set_threads, use_one_thread
