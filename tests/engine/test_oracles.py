@@ -15,7 +15,6 @@ from torch.nn.functional import interpolate
 from torchmetrics.functional import image as oracle
 
 from clippan.fusion import metrics
-from clippan.labels import accuracy
 
 
 def pair(bands: int, seed: int, height: int = 40, width: int = 56) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,20 +93,3 @@ def test_uqi_of_a_block(seed, size):
         one, other = (part[band : band + 1, inside, inside] for part in (image, reference))
         q = metrics.q2n(one, other, size=size, normalise=False)
         assert q == pytest.approx(abs(float(theirs[band, half, half])), rel=1e-4)
-
-
-@pytest.mark.parametrize(("classes", "seed"), [(2, 0), (2, 1), (5, 2), (9, 3), (16, 4)])
-def test_figures_of_a_confusion_matrix(classes, seed):
-    rng = np.random.default_rng(seed)
-    truth = rng.integers(0, classes, 700)
-    found = np.where(rng.random(700) < 0.6, truth, rng.integers(0, classes, 700))
-    truth, found = truth[truth != 1], found[truth != 1]  # one class does not occur, but is found
-    table = accuracy.confusion_matrix(truth, found, classes)
-    assert np.array_equal(table, sklearn.confusion_matrix(truth, found, labels=range(classes)))
-    assert accuracy.overall_accuracy(table) == pytest.approx(sklearn.accuracy_score(truth, found))
-    assert accuracy.kappa(table) == pytest.approx(sklearn.cohen_kappa_score(truth, found))
-    expected = sklearn.recall_score(truth, found, labels=sorted(set(truth)), average="macro")
-    assert accuracy.average_accuracy(table) == pytest.approx(expected)
-    scores = sklearn.f1_score(truth, found, labels=range(classes), average=None, zero_division=0)
-    assert accuracy.f1_scores(table)[1] is None
-    assert [score for score in accuracy.f1_scores(table) if score is not None] == pytest.approx(np.delete(scores, 1))
