@@ -96,7 +96,7 @@ def _of_code(path: Path) -> Iterator[str]:
                 for pair in node.args:
                     yield from _constants(pair.elts[0]) if isinstance(pair, ast.Tuple) else ()
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            if node.targets[0].id in _SHOWN:
+            if node.targets[0].id in (*_SHOWN, "key"):
                 yield from _constants(node.value)
             elif node.targets[0].id == "heading" and isinstance(node.value, ast.Tuple):
                 for cell in node.value.elts:

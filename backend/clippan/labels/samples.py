@@ -316,7 +316,8 @@ def _groups(
         groups, split = blocked(edge)
         if split == most:
             break
-    return groups, f"block of {edge} pixels" if alone.all() else f"polygon or block of {edge} pixels"
+    key = "block of {edge} pixels" if alone.all() else "polygon or block of {edge} pixels"
+    return groups, Message(key, edge=edge)
 
 
 def _draw(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -36,13 +36,14 @@ def write(path: str, template: str, outputs: Optional[Outputs] = None, **values:
         part.write_text(text, encoding="utf-8")
 
 
+def _no_plural(singular: str, plural: str, count: int) -> str:
+    raise NotImplementedError("templates word their sentences so that numbers do not matter")
+
+
 def _translate(language: str) -> None:
     gettext = translator(language)
 
-    def ngettext(singular: str, plural: str, count: int) -> str:
-        return gettext(singular if count == 1 else plural)
-
-    _templates.install_gettext_callables(gettext, ngettext, newstyle=True)  # type: ignore[attr-defined]
+    _templates.install_gettext_callables(gettext, _no_plural, newstyle=True)  # type: ignore[attr-defined]
     _templates.globals.update(language=language, plain_gettext=gettext)
 
 
