@@ -211,7 +211,7 @@ def test_confusion_is_read_by_rows(tmp_path: Path) -> None:
 def test_classification(tmp_path: Path) -> None:
     values = classification("meadow")
     found = Page(written(tmp_path, "classification", values)).text
-    assert "repeated 5 times with different splits: each polygon is left out in turn" in found
+    assert "(repeats: 5): each polygon is left out in turn" in found
     assert "± 1.2 %" in found
     assert "1,234.50" in found
     assert ("tr", "class") in Page(written(tmp_path, "classification", values)).elements  # the chosen method
