@@ -26,7 +26,7 @@ from starter import pictures, words  # noqa: E402
 
 from clippan.clip.encoder import Encoder, background_phrases, load_encoder  # noqa: E402
 from clippan.jobs import Context, Device  # noqa: E402
-from clippan.search.judge import Query  # noqa: E402
+from clippan.search.scoring import SearchVectors  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
 BANDS = (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0)
@@ -50,7 +50,7 @@ class Collection:
         empty = np.empty((0, self.texts.shape[1]), np.float32)
         mean = np.zeros(self.texts.shape[1])
         asked = [
-            Query(self.texts[[number]], (prompt,), empty, self.background, empty, empty, mean, scale)
+            SearchVectors(self.texts[[number]], (prompt,), empty, self.background, empty, empty, mean, scale)
             for number, prompt in enumerate(self.prompts)
         ]
         return np.stack([query.judge(self.vectors)[0] for query in asked], axis=1)

@@ -31,10 +31,10 @@ from clippan.core.device import set_threads
 from clippan.handlers import run
 from clippan.handlers import search as query
 from clippan.jobs import Context, Device, IndexRequest, SearchRequest, to_json
-from clippan.raster.scene import Look, Scene
+from clippan.raster.scene import Scene, SceneOptions
 from clippan.raster.tiles import Window
-from clippan.search import compare, store
-from clippan.search.store import About, Raster, Tile
+from clippan.search import geopackage, similarity
+from clippan.search.geopackage import IndexedRaster, IndexedTile, IndexInfo
 
 WIDTH = 512
 PART = 50_000
@@ -44,10 +44,10 @@ def random_index(path: str, count: int) -> None:
     """An index of random unit vectors, whose tiles are a grid of one raster."""
     rng = np.random.default_rng(0)
     columns = int(np.ceil(count**0.5))
-    about = About("random", "Random vectors", "", WIDTH, 192, "")
-    with store.Builder(path, about) as index:
+    about = IndexInfo("random", "Random vectors", "", WIDTH, 192, "")
+    with geopackage.GeoPackageWriter(path, about) as index:
         index.start("")
-        (raster,) = index.put([Raster(0, "/nowhere/random.tif", "{}", "", (), "", 0, count)])
+        (raster,) = index.put([IndexedRaster(0, "/nowhere/random.tif", "{}", "", (), "", 0, count)])
         for start in range(0, count, PART):
             numbers = range(start, min(start + PART, count))
             vectors = rng.standard_normal((len(numbers), WIDTH), np.float32)
@@ -56,7 +56,7 @@ def random_index(path: str, count: int) -> None:
             for number in numbers:
                 y, x = (64 * place for place in divmod(number, columns))
                 outline = (x, -y, x + 64, -y, x + 64, -y - 64, x, -y - 64)
-                tiles.append(Tile(0, raster.id, Window(x, y, 64, 64), 64.0, outline))
+                tiles.append(IndexedTile(0, raster.id, Window(x, y, 64, 64), 64.0, outline))
             index.commit(tiles, vectors, {raster.id: numbers[-1] + 1})
 
 
@@ -93,10 +93,10 @@ def asked(path: str) -> dict[str, float]:
     begun = time.perf_counter()
     run(SearchRequest(index=path, text=("first",)))
     first = time.perf_counter() - begun
-    index = store.reader(path)
+    index = geopackage.open_reader(path)
     direction = Words().encode_texts(["a place"])
     run(SearchRequest(index=path, text=("warm",)))
-    products = timed(lambda _: compare.products(index._matrix, direction), 25)
+    products = timed(lambda _: similarity.dot_products(index._matrix, direction), 25)
     search = timed(lambda number: run(SearchRequest(index=path, text=(f"text {number}",))), 25)
     status = Path("/proc/self/status").read_text()
     own, mapped = (int(status.split(f"{name}:")[1].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
@@ -118,7 +118,7 @@ def queries(folder: Path, count: int) -> list[str]:
     built = time.perf_counter() - begun
     command = [sys.executable, __file__, "--ask", path]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    matrix = store.vectors_of(path).stat().st_size
+    matrix = geopackage.vectors_path(path).stat().st_size
     return [
         f"## A query over {count:,} × {WIDTH}",
         "",
@@ -153,7 +153,7 @@ def throughput(folder: Path, model: str, size: int) -> list[str]:
     del dataset
     engine = load_encoder(model, Device.AUTO, Context())
     set_threads(2)
-    scene = Scene(path, Look(overlap=0.0))
+    scene = Scene(path, SceneOptions(overlap=0.0))
     tiles = list(scene.windows(engine.pixels).tiles())
     pictures = np.stack([scene.picture(window, engine.pixels)[0] for _, window, _ in tiles])
     engine.encode_images(pictures[:64])

@@ -37,7 +37,7 @@ from clippan.clip.sliding import SlidingWindows  # noqa: E402
 from clippan.core.device import set_threads, supports_bfloat16  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import Context, Device, SegmentRequest  # noqa: E402
-from clippan.raster.scene import Look, Scene  # noqa: E402
+from clippan.raster.scene import Scene, SceneOptions  # noqa: E402
 from clippan.raster.tiles import Window  # noqa: E402
 
 CLASSES = "water; forest, trees; cropland, field; building, roof, house; road, street"
@@ -72,7 +72,7 @@ def raster(path: Path, size: int) -> Path:
 
 def windows(model: Encoder, path: Path, edge: int) -> np.ndarray:
     """The pictures that the job looks at."""
-    scene = Scene(str(path), Look())
+    scene = Scene(str(path), SceneOptions())
     width, height = scene.grid.width, scene.grid.height
     lattice = SlidingWindows.of(model, width, height, edge, Window(0, 0, width, height))
     found = []
@@ -128,7 +128,7 @@ def main() -> None:
                     device=request.device,
                 )
             )
-            first = Scene(str(path), Look())
+            first = Scene(str(path), SceneOptions())
             sizes = default_window_edges(first, model, first.part())
             pictures = np.concatenate([windows(model, path, edge) for edge in sizes])
             half = len(pictures) // 2

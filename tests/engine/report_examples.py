@@ -27,8 +27,8 @@ from clippan.jobs.classify import Classifier, MapAccuracy, Score
 from clippan.jobs.finetune import AlphaPoint, ClassGain
 from clippan.labels.legend import colours
 from clippan.labels.samples import Samples
-from clippan.report.overview import Overview
-from clippan.report.pictures import overlay, stretched
+from clippan.report.map_preview import MapPreview
+from clippan.report.pictures import class_overlay_png, stretched_png
 
 FULL = {"D_lambda_K": 0.0212, "D_s": 0.034, "HQNR": 0.9455, "D_lambda": 0.01, "QNR": 0.95, "HP_correlation": 0.8123}
 REFERENCE = {
@@ -49,7 +49,7 @@ def assessment(name: str) -> dict[str, Any]:
     hints = (Message("The values of {name} are odd.", name=name),)
     result = AssessResult(FULL, REFERENCE, "wv3", 1234567, "r.html", 12.34, shift, (shift, (0.0, 1.0)), hints)
     image, valid = np.random.default_rng(0).normal(100, 10, (3, 40, 50)).astype(np.float32), np.ones((40, 50), bool)
-    pictures = {kind: stretched(image, valid) for kind in ("pan", "ms", "fused", "reference")}
+    pictures = {kind: stretched_png(image, valid) for kind in ("pan", "ms", "fused", "reference")}
     return {
         **{"request": request, "result": result, "sensor": f"Sensor {name}", "ratio": 4.0},
         "pictures": pictures,
@@ -84,7 +84,7 @@ def calibration(name: str) -> dict[str, Any]:
     shown = {"before": values, "after": values[::-1], "labels": np.where(values == 1, 1, 0)}
     image = np.random.default_rng(0).integers(0, 255, (30, 40, 3)).astype(np.uint8)
     legend = colours(table(name))
-    panel = {kind: overlay(image, classes, np.array(legend, np.float32)) for kind, classes in shown.items()}
+    panel = {kind: class_overlay_png(image, classes, np.array(legend, np.float32)) for kind, classes in shown.items()}
     return {"request": request, "result": result, "colours": legend, "panels": [{"name": name, **panel}]}
 
 
@@ -95,9 +95,9 @@ def samples(name: str) -> Samples:
     return Samples(table(name).names, places, places[::-1].copy(), labels, labels, "polygon", ())
 
 
-def overview() -> Overview:
+def overview() -> MapPreview:
     """A map of 800 × 640 pixels."""
-    small = Overview.of(800, 640)
+    small = MapPreview.of(800, 640)
     rows, columns = np.indices((640, 800))
     small.add(0, 0, ((rows + columns) // 200 % 4).astype(np.uint8), np.where(rows < 40, np.nan, columns / 800))
     small.picture[:] = 90

@@ -7,9 +7,9 @@ import pytest
 from conftest import truth, write_raster
 from osgeo import gdal
 
-from clippan.raster.alpha import alpha_bands, notes
-from clippan.raster.scene import Look, Scene
-from clippan.raster.source import open_dataset, open_datasets, spectral
+from clippan.raster.alpha import alpha_bands, alpha_notes
+from clippan.raster.scene import Scene, SceneOptions
+from clippan.raster.source import image_bands, open_dataset, open_datasets
 from clippan.raster.tiles import Window
 
 SIZE = 96
@@ -48,38 +48,38 @@ MASKS["compressed with losses"] = rippled()
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_mask_stays_one(tmp_path, mask) -> None:
     dataset = open_dataset(tagged(tmp_path / "a.tif", MASKS[mask]), "raster")
-    assert spectral(dataset) == [1, 2, 3]
-    assert notes([dataset]) == []
+    assert image_bands(dataset) == [1, 2, 3]
+    assert alpha_notes([dataset]) == []
 
 
 def test_an_image_is_a_band_and_that_is_said(tmp_path) -> None:
     infrared = truth(SIZE, 4)[3]
     infrared[30:50] = 0  # water
     dataset = open_dataset(tagged(tmp_path / "a.tif", infrared), "raster")
-    assert spectral(dataset) == [1, 2, 3, 4]
+    assert image_bands(dataset) == [1, 2, 3, 4]
     assert dataset.GetRasterBand(1).GetMaskFlags() == gdal.GMF_ALL_VALID
-    assert "band 4" in notes([dataset])[0]
-    assert "1,2,3" in notes([dataset])[0]
+    assert "band 4" in alpha_notes([dataset])[0]
+    assert "1,2,3" in alpha_notes([dataset])[0]
     assert not (tmp_path / "a.tif.aux.xml").exists()  # the file itself is left as it is
 
 
 def test_an_image_that_has_nothing_to_do_with_the_others_is_a_band_too(tmp_path) -> None:
     noise = np.random.default_rng(5).uniform(2000, 9000, (SIZE, SIZE))
-    assert spectral(open_dataset(tagged(tmp_path / "a.tif", noise), "raster")) == [1, 2, 3, 4]
+    assert image_bands(open_dataset(tagged(tmp_path / "a.tif", noise), "raster")) == [1, 2, 3, 4]
 
 
 def test_a_name_decides(tmp_path) -> None:
     named = open_dataset(tagged(tmp_path / "a.tif", MASKS["opaque and clear"], "near infrared"), "raster")
-    assert spectral(named) == [1, 2, 3, 4]
+    assert image_bands(named) == [1, 2, 3, 4]
     mask = open_dataset(tagged(tmp_path / "b.tif", truth(SIZE, 4)[3], "transparency mask"), "raster")
-    assert spectral(mask) == [1, 2, 3]
+    assert image_bands(mask) == [1, 2, 3]
 
 
 def test_who_asks_for_the_band_gets_it(tmp_path) -> None:
     path = tagged(tmp_path / "a.tif", MASKS["opaque and clear"])
     (dataset,) = open_datasets([path], "raster", (1, 2, 3, 4))
-    assert spectral(dataset) == [1, 2, 3, 4]
-    assert notes([dataset]) == []  # it was not for us to decide
+    assert image_bands(dataset) == [1, 2, 3, 4]
+    assert alpha_notes([dataset]) == []  # it was not for us to decide
     (dataset,) = open_datasets([path], "raster", (1, 2, 3))
     assert alpha_bands(dataset) == [4]
 
@@ -94,6 +94,6 @@ def test_its_picture_is_that_of_the_same_bands_without_the_tag(tmp_path, pixels)
         for tag in ("YES", "NO")
     )
     window = Window(10, 0, 80, 90)
-    one, other = (Scene(path, Look()).picture(window, pixels)[0].astype(int) for path in (tagged_so, plain))
+    one, other = (Scene(path, SceneOptions()).picture(window, pixels)[0].astype(int) for path in (tagged_so, plain))
     assert np.abs(one - other).max() <= 12  # at the window's border
     np.testing.assert_allclose(one[:, 4:-4, 4:-4], other[:, 4:-4, 4:-4], atol=2)

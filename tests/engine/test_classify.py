@@ -18,7 +18,7 @@ from clippan.fewshot import stack
 from clippan.handlers import classify as engine
 from clippan.handlers import run
 from clippan.jobs import Classifier, ClassifyRequest, Context, PretrainSceneRequest
-from clippan.raster.scene import spatial
+from clippan.raster.scene import spatial_reference
 
 UTM = 32631
 NAMES = ("Øre, wet", "alder", "beech")  # sorted as text: alder, beech, Øre
@@ -37,7 +37,7 @@ def vector(path, features, epsg=UTM, field="class", kind=ogr.OFTString):
     """Writes (geometry as WKT, class) to a GeoPackage."""
     path.unlink(missing_ok=True)
     source = ogr.GetDriverByName("GPKG").CreateDataSource(str(path))
-    layer = source.CreateLayer("samples", spatial(f"EPSG:{epsg}") if epsg else None)
+    layer = source.CreateLayer("samples", spatial_reference(f"EPSG:{epsg}") if epsg else None)
     layer.CreateField(ogr.FieldDefn(field, kind))
     for text, name in features:
         feature = ogr.Feature(layer.GetLayerDefn())
@@ -343,7 +343,7 @@ def test_polygons_are_capped_and_left_out_whole(mapped) -> None:
 
 def test_samples_in_another_crs_and_numbers_as_classes(mapped) -> None:
     _, truth = fields()
-    change = osr.CoordinateTransformation(spatial(f"EPSG:{UTM}"), spatial("EPSG:4326"))
+    change = osr.CoordinateTransformation(spatial_reference(f"EPSG:{UTM}"), spatial_reference("EPSG:4326"))
     moved = []
     for text, name in points(truth, ("2", "10", "7")):
         geometry = ogr.CreateGeometryFromWkt(text)

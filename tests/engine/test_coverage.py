@@ -13,7 +13,7 @@ from osgeo import gdal
 from clippan.handlers import run
 from clippan.jobs import Context, Device, Method, PansharpenRequest
 from clippan.raster.coverage import Coverage
-from clippan.raster.scene import Look, Scene
+from clippan.raster.scene import Scene, SceneOptions
 from clippan.raster.source import BandInfo, Source
 from clippan.raster.tiles import Window
 from clippan.raster.writer import Writer
@@ -88,7 +88,7 @@ def test_zeros_that_may_be_meant_stay_zeros(tmp_path, monkeypatch) -> None:
     assert source.read(0, 50, 256, 100)[1] is None
     assert source.assumption == ""
     # Only of a huge raster they are taken for nodata, and that is said.
-    monkeypatch.setattr("clippan.raster.coverage._HUGE", 1000)
+    monkeypatch.setattr("clippan.raster.coverage._HUGE_PIXELS", 1000)
     huge = Source([dataset], "raster")
     band, data = dataset.GetRasterBand(1), gdal.GDAL_DATA_COVERAGE_STATUS_DATA
     stored = [band.GetDataCoverageStatus(0, row, 256, 1)[0] == data for row in range(50, 250)]
@@ -108,7 +108,7 @@ def test_a_source_and_a_scene_take_what_is_not_stored_for_nodata(tmp_path) -> No
     np.testing.assert_array_equal(valid[0], np.broadcast_to(np.arange(64) >= 32, (64, 64)))
     assert (values[:, valid[0]] == 9).all()
     assert source.bounds == Window(64, 0, 64, 64)
-    _, shown = Scene(path, Look()).pixels(Window(32, 0, 64, 64), 64, 64)
+    _, shown = Scene(path, SceneOptions()).pixels(Window(32, 0, 64, 64), 64, 64)
     np.testing.assert_array_equal(shown, valid[0])
 
 
@@ -147,7 +147,7 @@ def test_a_huge_sparse_raster_is_planned_and_written_in_seconds(tmp_path) -> Non
     size, at = 200_000, 130_000
     begun = time.monotonic()
     path = sparse(tmp_path / "a.tif", size, np.full((3, 100, 100), 700, np.uint16), (at, at), False, nodata=0)
-    scene = Scene(path, Look(tile=(64,)))
+    scene = Scene(path, SceneOptions(tile=(64,)))
     tiles = list(scene.windows(64).tiles())
     assert 4 <= len(tiles) <= 200  # of seventeen million
     assert all(scene.picture(window, 64)[1] >= 0 for _, window, _ in tiles)
@@ -168,4 +168,6 @@ def test_a_huge_sparse_raster_is_planned_and_written_in_seconds(tmp_path) -> Non
 def test_an_extent_where_nothing_was_written_has_no_tiles(tmp_path) -> None:
     path = sparse(tmp_path / "a.tif", 512, np.full((3, 64, 64), 9, np.uint16), (448, 0), False, nodata=0)
     extent = (EDGE[0], EDGE[1] - 500, EDGE[0] + 100, EDGE[1] - 10)
-    assert all(window.width == 32 for _, window, _ in Scene(path, Look(tile=(32,), extent=extent)).windows(32).tiles())
+    assert all(
+        window.width == 32 for _, window, _ in Scene(path, SceneOptions(tile=(32,), extent=extent)).windows(32).tiles()
+    )

@@ -9,9 +9,9 @@ from clippan.core.errors import ClippanError
 from clippan.handlers.index import _Corners
 from clippan.jobs import IndexRequest, SearchRequest, SegmentRequest
 from clippan.raster.grid import Grid
-from clippan.raster.scene import Look, Scene, boxes, spatial, transformed
+from clippan.raster.scene import Scene, SceneOptions, extent_boxes, spatial_reference, transform_extent
 from clippan.raster.tiles import Window
-from clippan.search.heatmap import _together
+from clippan.search.heatmap import _unwrapped
 
 WGS = "EPSG:4326"
 ACROSS = (179.0, -18.0, -179.0, -16.0)  # two degrees of Fiji
@@ -34,7 +34,7 @@ def fiji(raster):
         x0, y0, x1, y1 = (
             value
             for place in ((178.0, -20.0), (-178.0, -14.0))
-            for value in transformed((*place, *place), WGS, kind)[:2]
+            for value in transform_extent((*place, *place), WGS, kind)[:2]
         )
         pixel = max(x1 - x0, y1 - y0) / size
         return raster("metres.tif", values, pixel=pixel, origin=(x0, y1), epsg=int(kind[5:]))
@@ -45,7 +45,7 @@ def fiji(raster):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("extent", [ACROSS, (179.0, -18.0, 181.0, -16.0), (-181.0, -18.0, -179.0, -16.0)])
 def test_what_lies_across_the_meridian_is_found(fiji, kind, extent) -> None:
-    scene = Scene(fiji(kind), Look(extent=extent, crs=WGS))
+    scene = Scene(fiji(kind), SceneOptions(extent=extent, crs=WGS))
     part = scene.part()
     ground = scene.ground()
     assert part.width * ground[0] == pytest.approx(2 * 111_320 * np.cos(np.radians(17)), rel=0.06)
@@ -57,8 +57,10 @@ def test_what_lies_across_the_meridian_is_found(fiji, kind, extent) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_side_alone_is_found(fiji, kind) -> None:
     path = fiji(kind)
-    both = Scene(path, Look(extent=ACROSS, crs=WGS)).part()
-    sides = [Scene(path, Look(extent=box, crs=WGS)).part() for box in ((179, -18, 180, -16), (-180, -18, -179, -16))]
+    both = Scene(path, SceneOptions(extent=ACROSS, crs=WGS)).part()
+    sides = [
+        Scene(path, SceneOptions(extent=box, crs=WGS)).part() for box in ((179, -18, 180, -16), (-180, -18, -179, -16))
+    ]
     assert sides[0].x == both.x
     assert abs(sides[1].x + sides[1].width - both.x - both.width) <= 1
     assert abs(sides[0].width + sides[1].width - both.width) <= 0.04 * both.width + 1
@@ -66,24 +68,24 @@ def test_each_side_alone_is_found(fiji, kind) -> None:
 
 def test_a_raster_of_the_world_is_touched_at_both_edges(raster) -> None:
     path = raster("world.tif", np.zeros((3, 180, 360), np.uint8), pixel=1.0, origin=(-180.0, 90.0), epsg=4326)
-    look = Look(extent=ACROSS, crs=WGS, tile=(10,), overlap=0.0)
+    look = SceneOptions(extent=ACROSS, crs=WGS, tile=(10,), overlap=0.0)
     ((_, _, columns, rows),) = Scene(path, look).windows(10).scales
     assert (columns, rows) == ((0, 350), (100,))
     with pytest.raises(ClippanError, match="at its left and its right edge"):
         Scene(path, look).part()
-    whole = Scene(path, Look(extent=(-180.0, -90.0, 180.0, 90.0), crs=WGS)).part()
+    whole = Scene(path, SceneOptions(extent=(-180.0, -90.0, 180.0, 90.0), crs=WGS)).part()
     assert whole == Window(0, 0, 360, 180)
-    assert Scene(path, Look(extent=(10.0, -20.0, 30.0, 40.0), crs=WGS)).part() == Window(190, 50, 20, 60)
+    assert Scene(path, SceneOptions(extent=(10.0, -20.0, 30.0, 40.0), crs=WGS)).part() == Window(190, 50, 20, 60)
     # Greenwich, as those write it who count from 0
-    assert Scene(path, Look(extent=(350.0, -20.0, 10.0, 40.0))).part() == Window(170, 50, 20, 60)
+    assert Scene(path, SceneOptions(extent=(350.0, -20.0, 10.0, 40.0))).part() == Window(170, 50, 20, 60)
 
 
 def test_an_extent_in_metres_is_never_turned_round() -> None:
     with pytest.raises(ClippanError, match="The extent is empty"):
-        boxes((100.0, 0.0, 50.0, 10.0), "EPSG:32660", WGS)
+        extent_boxes((100.0, 0.0, 50.0, 10.0), "EPSG:32660", WGS)
     with pytest.raises(ClippanError, match="The extent is empty"):
-        boxes((100.0, 0.0, 50.0, 10.0), "", "")
-    assert boxes((1.0, 2.0, 3.0, 4.0), "", "") == [(1.0, 2.0, 3.0, 4.0)]
+        extent_boxes((100.0, 0.0, 50.0, 10.0), "", "")
+    assert extent_boxes((1.0, 2.0, 3.0, 4.0), "", "") == [(1.0, 2.0, 3.0, 4.0)]
 
 
 @pytest.mark.parametrize(
@@ -103,20 +105,20 @@ def test_requests_take_extents_across_the_meridian(request_, tmp_path, monkeypat
 
 
 def test_an_extent_in_metres_across_the_meridian_comes_out_as_two_sides() -> None:
-    box = transformed(ACROSS, WGS, "EPSG:3832")
-    found = boxes(box, "EPSG:3832", WGS)
+    box = transform_extent(ACROSS, WGS, "EPSG:3832")
+    found = extent_boxes(box, "EPSG:3832", WGS)
     for longitude in (179.5, -179.5, 180.5, -180.5):
         assert any(west < longitude < east for west, _, east, _ in found)
     assert not any(west < longitude < east for longitude in (0, 178, -178) for west, _, east, _ in found)
 
 
 def grid(crs, place, pixel, width=100, height=100):
-    return Grid(width, height, (place[0], pixel, 0, place[1], 0, -pixel), spatial(crs).ExportToWkt())
+    return Grid(width, height, (place[0], pixel, 0, place[1], 0, -pixel), spatial_reference(crs).ExportToWkt())
 
 
 def test_outlines_go_on_across_the_meridian_but_not_round_the_world() -> None:
-    wkt = spatial(WGS).ExportToWkt()
-    x, y = transformed((179.5, -16.0, 179.5, -16.0), WGS, "EPSG:3832")[:2]
+    wkt = spatial_reference(WGS).ExportToWkt()
+    x, y = transform_extent((179.5, -16.0, 179.5, -16.0), WGS, "EPSG:3832")[:2]
     outline = _Corners(grid("EPSG:3832", (x, y), 1113.2), wkt).of(Window(0, 0, 100, 100))
     assert outline[::2] == pytest.approx((179.5, 180.5, 180.5, 179.5), abs=0.01)
     world = _Corners(grid("EPSG:3857", (-20037508.34, 20037508.34), 400750.1668), wkt)
@@ -127,9 +129,9 @@ def test_outlines_go_on_across_the_meridian_but_not_round_the_world() -> None:
 
 def test_a_heat_map_across_the_meridian_is_small() -> None:
     places = np.array([[178.0, 0, 179, 1], [-179.0, 0, -178, 1], [179.5, 0, 180.5, 1]])
-    found = _together(places, 360.0)
+    found = _unwrapped(places, 360.0)
     assert (found[:, 0].min(), found[:, 2].max()) == (178.0, 182.0)
-    assert (_together(places[:1], 360.0) == places[:1]).all()
-    assert (_together(places, 0.0) == places).all()
+    assert (_unwrapped(places[:1], 360.0) == places[:1]).all()
+    assert (_unwrapped(places, 0.0) == places).all()
     spread = np.array([[-100.0, 0, -90, 1], [100.0, 0, 110, 1], [0.0, 0, 10, 1]])
-    assert (_together(spread, 360.0) == spread).all()
+    assert (_unwrapped(spread, 360.0) == spread).all()

@@ -17,7 +17,7 @@ from osgeo import gdal, ogr
 from clippan.core.errors import ClippanError
 from clippan.handlers import run
 from clippan.jobs import JOBS, SegmentRequest
-from clippan.raster.files import files, refuse_overwriting
+from clippan.raster.files import refuse_overwriting, source_files
 
 gdal.UseExceptions()
 
@@ -138,7 +138,7 @@ def test_a_virtual_raster_of_itself_comes_to_an_end(place):
 
 def test_the_files_of_a_dataset(place):
     dataset = gdal.Open(vrt("n.vrt", vrt("sub/m.vrt", "../a.tif", True), True))
-    assert {os.path.basename(name) for name in files(dataset)} == {"n.vrt", "m.vrt", "a.tif"}  # noqa: PTH119
+    assert {os.path.basename(name) for name in source_files(dataset)} == {"n.vrt", "m.vrt", "a.tif"}  # noqa: PTH119
 
 
 def test_a_job_looks_before_it_begins(place):

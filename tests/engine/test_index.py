@@ -25,9 +25,9 @@ from clippan.handlers import index as build
 from clippan.handlers import run
 from clippan.jobs import AboutIndexRequest, Context, IndexRequest, SearchRequest, Stretch
 from clippan.raster.products import expand
-from clippan.raster.scene import Look, Scene
-from clippan.search import store
-from clippan.search.store import Filter, Index
+from clippan.raster.scene import Scene, SceneOptions
+from clippan.search import geopackage
+from clippan.search.geopackage import GeoPackageReader, TileFilter
 
 QUADRANTS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0))
 
@@ -61,8 +61,8 @@ def index(tmp_path):
 
 def rows(path):
     """All tiles as (raster, x, y), with their vectors, sorted."""
-    found = Index(str(path))
-    ids = found.chosen(Filter())
+    found = GeoPackageReader(str(path))
+    ids = found.chosen(TileFilter())
     tiles = found.tiles(ids.tolist())
     names = {number: Path(raster.path).name for number, raster in found.rasters.items()}
     listed = [(names[tile.raster], tile.window.x, tile.window.y) for tile in tiles]
@@ -216,21 +216,21 @@ def test_a_full_disk_loses_nothing(model, index, raster, tmp_path, monkeypatch):
     assert "could not be written" in str(caught.value)
     assert not (tmp_path / "other.gpkg").exists()
     index(paths[0])
-    real = store.Builder._write_vectors
+    real = geopackage.GeoPackageWriter._write_vectors
     calls = []
 
     def full(self, ids, vectors):
         calls.append(1)
         if len(calls) > 3:
-            raise store._uncommitted(self.path, OSError(errno.ENOSPC, "No space left on device"))
+            raise geopackage._commit_error(self.path, OSError(errno.ENOSPC, "No space left on device"))
         real(self, ids, vectors)
 
-    monkeypatch.setattr(store.Builder, "_write_vectors", full)
+    monkeypatch.setattr(geopackage.GeoPackageWriter, "_write_vectors", full)
     with pytest.raises(ClippanError, match=r"The disk of .* is full; free some space, and run the same again: what"):
         index(*paths)
     kept = run(AboutIndexRequest(index=str(tmp_path / "index.gpkg")))
     assert kept.tiles == 16 + 3 * 8
-    monkeypatch.setattr(store.Builder, "_write_vectors", real)
+    monkeypatch.setattr(geopackage.GeoPackageWriter, "_write_vectors", real)
     result = index(*paths)
     assert (result.added, result.tiles) == (320 - kept.tiles, 320)
 
@@ -238,7 +238,9 @@ def test_a_full_disk_loses_nothing(model, index, raster, tmp_path, monkeypatch):
 def test_two_processes_do_not_write_one_index(model, index, raster, tmp_path):
     path = raster("a.tif", quadrants())
     index(path)
-    with store.Builder(str(tmp_path / "index.gpkg"), Index(str(tmp_path / "index.gpkg")).about):
+    with geopackage.GeoPackageWriter(
+        str(tmp_path / "index.gpkg"), GeoPackageReader(str(tmp_path / "index.gpkg")).about
+    ):
         with pytest.raises(ClippanError, match=r"Another process is indexing into .*; wait until it is done"):
             index(path)
         # reading goes on
@@ -277,7 +279,7 @@ def test_nodata_that_no_raster_declares(model, index, raster):
 @pytest.mark.parametrize("size", [(64, 64), (70, 50), (16, 100), (9, 30)])
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.5])
 def test_tiles_cover_every_pixel(raster, size, overlap, scales):
-    scene = Scene(raster("a.tif", np.zeros((3, *size), np.uint8)), Look(tile=scales, overlap=overlap))
+    scene = Scene(raster("a.tif", np.zeros((3, *size), np.uint8)), SceneOptions(tile=scales, overlap=overlap))
     plan = scene.windows(16)
     windows = [window for _, window, _ in plan.tiles()]
     assert len(windows) == len(plan) == len(set(windows))
@@ -296,22 +298,24 @@ def test_tiles_cover_every_pixel(raster, size, overlap, scales):
 
 
 def test_tile_sizes_in_metres(raster):
-    metres = Scene(raster("m.tif", np.zeros((3, 100, 100), np.uint8), pixel=2.0), Look(tile_metres=(40.0, 100.0)))
+    metres = Scene(
+        raster("m.tif", np.zeros((3, 100, 100), np.uint8), pixel=2.0), SceneOptions(tile_metres=(40.0, 100.0))
+    )
     assert {(window.width, round(scale)) for _, window, scale in metres.windows(16).tiles()} == {(20, 40), (50, 100)}
     # a degree of longitude is half as long at 60° north
     degrees = raster("d.tif", np.zeros((3, 200, 200), np.uint8), pixel=1e-4, origin=(10.0, 60.0), epsg=4326)
-    _, window, scale = next(Scene(degrees, Look(tile_metres=(111.32,))).windows(16).tiles())
+    _, window, scale = next(Scene(degrees, SceneOptions(tile_metres=(111.32,))).windows(16).tiles())
     assert (window.width, window.height) == (20, 10)
     assert scale == pytest.approx(111, abs=2)
     plain = raster("p.tif", np.zeros((3, 50, 50), np.uint8), origin=None, epsg=None)
     with pytest.raises(ClippanError, match="has no coordinates; give the tile size in pixels"):
-        Scene(plain, Look(tile_metres=(10.0,))).windows(16)
-    assert next(Scene(plain, Look()).windows(16).tiles())[1].width == 16
+        Scene(plain, SceneOptions(tile_metres=(10.0,))).windows(16)
+    assert next(Scene(plain, SceneOptions()).windows(16).tiles())[1].width == 16
 
 
 @pytest.mark.parametrize(("gsd", "metres"), [(10, 640), (0.3, 78), (30, 1237)])
 def test_tiles_suit_the_ground_resolution(raster, gsd, metres):
-    scene = Scene(raster("a.tif", np.zeros((3, 300, 300), np.uint8), pixel=float(gsd)), Look())
+    scene = Scene(raster("a.tif", np.zeros((3, 300, 300), np.uint8), pixel=float(gsd)), SceneOptions())
     _, window, scale = next(scene.windows(192).tiles())
     assert scale == pytest.approx(metres, rel=0.02)
     assert window.width == pytest.approx(metres / gsd, abs=1.5)
@@ -407,10 +411,10 @@ def test_folders(tmp_path):
 def test_a_raster_is_stretched_as_a_whole(raster):
     values = np.linspace(200, 3000, 3 * 64 * 64).reshape(3, 64, 64).astype(np.uint16)
     path = raster("a.tif", values)
-    assert Scene(path, Look()).stretch == ((0, pytest.approx(2 * np.percentile(values, 98))),) * 3
+    assert Scene(path, SceneOptions()).stretch == ((0, pytest.approx(2 * np.percentile(values, 98))),) * 3
     offset = raster("o.tif", values + 5000)
-    assert Scene(offset, Look()).stretch == (pytest.approx(np.percentile(values + 5000, (1, 99))),) * 3
-    scene = Scene(path, Look(stretch=Stretch.PERCENTILE))
+    assert Scene(offset, SceneOptions()).stretch == (pytest.approx(np.percentile(values + 5000, (1, 99))),) * 3
+    scene = Scene(path, SceneOptions(stretch=Stretch.PERCENTILE))
     low, high = np.percentile(values[1], (1, 99))
     assert scene.stretch[1] == pytest.approx((low, high), abs=1)
     from clippan.raster.tiles import Window
@@ -418,24 +422,24 @@ def test_a_raster_is_stretched_as_a_whole(raster):
     whole, _ = scene.picture(Window(0, 0, 64, 64), 64)
     part, _ = scene.picture(Window(16, 32, 16, 16), 16)
     np.testing.assert_array_equal(whole[:, 32:48, 16:32], part)
-    assert Scene(path, Look(stretch=Stretch.REFLECTANCE)).stretch == ((0, 3000),) * 3
-    assert Scene(path, Look(stretch=Stretch.NONE)).stretch == ()
+    assert Scene(path, SceneOptions(stretch=Stretch.REFLECTANCE)).stretch == ((0, 3000),) * 3
+    assert Scene(path, SceneOptions(stretch=Stretch.NONE)).stretch == ()
     floats = raster("f.tif", (values / 10000).astype(np.float32))
-    assert Scene(floats, Look(stretch=Stretch.REFLECTANCE)).stretch == ((0, 0.3),) * 3
+    assert Scene(floats, SceneOptions(stretch=Stretch.REFLECTANCE)).stretch == ((0, 0.3),) * 3
 
 
 def test_natural_colours(raster, tmp_path):
-    assert Scene(raster("one.tif", np.zeros((1, 8, 8), np.uint8)), Look()).bands == (1,)
-    assert Scene(raster("sentinel.tif", np.zeros((13, 8, 8), np.uint16)), Look()).bands == (4, 3, 2)
-    assert Scene(raster("two.tif", np.zeros((4, 8, 8), np.uint16)), Look(bands=(4, 3, 2))).bands == (4, 3, 2)
+    assert Scene(raster("one.tif", np.zeros((1, 8, 8), np.uint8)), SceneOptions()).bands == (1,)
+    assert Scene(raster("sentinel.tif", np.zeros((13, 8, 8), np.uint16)), SceneOptions()).bands == (4, 3, 2)
+    assert Scene(raster("two.tif", np.zeros((4, 8, 8), np.uint16)), SceneOptions(bands=(4, 3, 2))).bands == (4, 3, 2)
     named = raster("named.tif", np.zeros((3, 8, 8), np.uint16))
     dataset = gdal.Open(named, gdal.GA_Update)
     for number, name in enumerate(("Blue", "Green", "Red"), 1):
         dataset.GetRasterBand(number).SetDescription(name)
     del dataset
-    assert Scene(named, Look()).bands == (3, 2, 1)
+    assert Scene(named, SceneOptions()).bands == (3, 2, 1)
     with pytest.raises(ClippanError, match=r"Band 9 was asked for but the raster .* has 3"):
-        Scene(named, Look(bands=(9,)))
+        Scene(named, SceneOptions(bands=(9,)))
 
 
 def test_palettes_and_alpha(raster, tmp_path):
@@ -448,12 +452,12 @@ def test_palettes_and_alpha(raster, tmp_path):
     table.SetColorEntry(1, (200, 100, 50))
     dataset.GetRasterBand(1).SetColorTable(table)
     del dataset
-    picture, valid = Scene(path, Look()).picture(Window(0, 0, 8, 8), 8)
+    picture, valid = Scene(path, SceneOptions()).picture(Window(0, 0, 8, 8), 8)
     assert valid == 1
     assert picture[:, 0, 0].tolist() == [10, 20, 30]
     alpha = np.concatenate([quadrants(), np.zeros((1, 64, 64), np.uint8)])
     alpha[3, :32] = 255
-    scene = Scene(raster("alpha.tif", alpha, options=["ALPHA=YES"]), Look())
+    scene = Scene(raster("alpha.tif", alpha, options=["ALPHA=YES"]), SceneOptions())
     assert scene.picture(Window(0, 0, 64, 64), 16)[1] == 0.5
 
 
@@ -468,7 +472,7 @@ def test_palettes_and_alpha(raster, tmp_path):
     ],
 )
 def test_dates(raster, name, date):
-    assert Scene(raster(name, np.zeros((3, 8, 8), np.uint8)), Look()).date() == date
+    assert Scene(raster(name, np.zeros((3, 8, 8), np.uint8)), SceneOptions()).date() == date
 
 
 def test_dates_in_metadata(raster):
@@ -476,7 +480,7 @@ def test_dates_in_metadata(raster):
     dataset = gdal.Open(path, gdal.GA_Update)
     dataset.SetMetadataItem("ACQUISITIONDATETIME", "2018-05-04T10:11:12", "IMAGERY")
     del dataset
-    assert Scene(path, Look()).date() == "2018-05-04"
+    assert Scene(path, SceneOptions()).date() == "2018-05-04"
 
 
 @pytest.mark.parametrize(
@@ -622,10 +626,11 @@ sys.path.insert(0, {folder!r})
 from pytest import MonkeyPatch
 from colours import use
 from clippan.jobs import IndexRequest, run
-from clippan.search import build, store
+from clippan.handlers import index as build
+from clippan.search import geopackage
 use(MonkeyPatch())
 build._COMMIT_TILES = 8
-real, calls = store.Builder._write, []
+real, calls = geopackage.GeoPackageWriter._write, []
 def write(self, raster):
     real(self, raster)
     calls.append(raster)
@@ -633,7 +638,7 @@ def write(self, raster):
         self._dataset.FlushCache()
         self._dataset.GetLayerByName("tiles").SyncToDisk()
         os.kill(os.getpid(), signal.SIGKILL)
-store.Builder._write = write
+geopackage.GeoPackageWriter._write = write
 run(IndexRequest(({raster!r},), {output!r}, tile=(16,), overlap=0.0))
 """
 
@@ -650,7 +655,7 @@ def test_a_process_that_is_killed_while_it_commits_leaves_an_index_that_goes_on(
 
 
 def test_an_index_that_is_just_written_is_not_called_damaged(model, index, raster, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "_SECONDS", 0.1)
+    monkeypatch.setattr(geopackage, "_CONNECT_TIMEOUT", 0.1)
     index(raster("a.tif", quadrants()))
     name = str(tmp_path / "index.gpkg")
     with contextlib.closing(sqlite3.connect(name)) as other:
@@ -683,10 +688,10 @@ def test_water_without_red_is_not_missing(model, index, raster):
 
 def test_numbers_of_rasters_are_not_given_again(model, index, raster, tmp_path):
     index(raster("a.tif", quadrants()), raster("b.tif", quadrants()))
-    before = set(Index(str(tmp_path / "index.gpkg")).rasters)
+    before = set(GeoPackageReader(str(tmp_path / "index.gpkg")).rasters)
     (tmp_path / "b.tif").unlink()
     index(raster("c.tif", quadrants()))
-    assert max(Index(str(tmp_path / "index.gpkg")).rasters) > max(before)
+    assert max(GeoPackageReader(str(tmp_path / "index.gpkg")).rasters) > max(before)
 
 
 @pytest.mark.parametrize("crs", ['LOCAL_CS["here",UNIT["metre",1]]', "EPSG:4326"])
@@ -706,7 +711,7 @@ def test_what_has_no_place_in_the_index_is_searched_all_the_same(model, index, r
 
 def test_across_the_date_line(model, index, raster, tmp_path):
     path = raster("a.tif", quadrants(), pixel=1000.0, origin=(690000.0, 1000000.0), epsg=32660)
-    scene = Scene(path, Look())
+    scene = Scene(path, SceneOptions())
     assert scene.ground() == pytest.approx((1000, 1000), rel=0.02)
     start = raster("b.tif", quadrants(), pixel=0.01, origin=(170.0, 10.0), epsg=4326)
     index(start, path)

@@ -26,7 +26,7 @@ from clippan.jobs import AlphaPoint, Context, Device, FinetuneClipRequest  # noq
 from clippan.learn.clip import chips  # noqa: E402
 from clippan.learn.clip import patching as patch  # noqa: E402
 from clippan.learn.clip.chips import Chips  # noqa: E402
-from clippan.raster.scene import Look  # noqa: E402
+from clippan.raster.scene import SceneOptions  # noqa: E402
 
 COLOURS = {"RedSoil": (200, 60, 40), "green_field": (60, 180, 60), "open-water": (30, 60, 190)}
 OTHERS = {"snow": (240, 240, 250), "asphalt": (90, 90, 90)}
@@ -206,7 +206,7 @@ def test_polygons_over_a_raster_become_chips(tmp_path, model):
     raster = write_raster(tmp_path / "scene.tif", values, pixel=1.0)
     samples = polygons(tmp_path / "samples.gpkg", [("soil", 5 + 40 * n, 10) for n in range(2)] + [("soil", 45, 150)]
                        + [("water", 140, 20), ("water", 190, 20), ("water", 140, 160)])  # fmt: skip
-    found = chips.places(raster, Look(), None, samples, "", "class", 32, 32, 0, Context())
+    found = chips.places(raster, SceneOptions(), None, samples, "", "class", 32, 32, 0, Context())
     assert found.names == ("soil", "water")
     assert len(np.unique(found.groups)) == 6
     for number, label in enumerate(found.labels):
@@ -273,7 +273,7 @@ def test_what_is_held_out_shares_no_pixel_with_what_is_learned(tmp_path, size, s
         for number in range(120)
     ]
     raster, samples = noise(tmp_path / "scene.tif"), points(tmp_path / "points.gpkg", places)
-    found = chips.places(raster, Look(), None, samples, "", "class", size, 32, 0, Context())
+    found = chips.places(raster, SceneOptions(), None, samples, "", "class", size, 32, 0, Context())
     parts = chips.divide(found, 0.2, 400, 0)
     held = np.concatenate([parts.test, parts.validation])
     for part in (parts.train, parts.validation, parts.test):
@@ -302,7 +302,7 @@ def test_near_places_of_two_classes_are_chips_of_both(tmp_path):
     for x, y in rng.permutation([(x, y) for x in range(1, 17) for y in range(1, 17)])[:30] * 32 + 8:
         places += [("aa", x, y), ("bb", x + 6, y + 6)]
     raster, samples = noise(tmp_path / "scene.tif"), points(tmp_path / "points.gpkg", places)
-    found = chips.places(raster, Look(), None, samples, "", "class", 64, 32, 0, Context())
+    found = chips.places(raster, SceneOptions(), None, samples, "", "class", 64, 32, 0, Context())
     assert np.bincount(found.labels).tolist() == [30, 30]
 
 

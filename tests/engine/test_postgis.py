@@ -34,8 +34,8 @@ from clippan.handlers import run
 from clippan.handlers import search as query
 from clippan.jobs import AboutIndexRequest, Context, IndexRequest, SearchRequest
 from clippan.raster.tiles import Window
-from clippan.search import catalogue, postgis, store
-from clippan.search.store import About, Filter, Raster, Tile
+from clippan.search import backends, geopackage, postgis
+from clippan.search.geopackage import IndexedRaster, IndexedTile, IndexInfo, TileFilter
 
 psycopg = pytest.importorskip("psycopg")
 
@@ -44,7 +44,7 @@ NOBODY = 65534  # PostgreSQL does not run as root
 ADMIN, ANALYST = "admin", "ana lyst"
 SECRET = "s3/cr@t:%?#"
 WIDTH = 32
-ABOUT = About("tiny", "Tiny", "ab" * 32, WIDTH, 64, "")
+ABOUT = IndexInfo("tiny", "Tiny", "ab" * 32, WIDTH, 64, "")
 
 
 # The server
@@ -250,18 +250,20 @@ def unit(vectors):
 
 
 def raster(path, tiles, date=""):
-    return Raster(0, path, '{"tile": 10}', "mark", ((0.5, 100.25), (1.0, 2.0)), date, 0, tiles)
+    return IndexedRaster(0, path, '{"tile": 10}', "mark", ((0.5, 100.25), (1.0, 2.0)), date, 0, tiles)
 
 
 def square(number, left, top, edge, scale=None):
     outline = (left, top, left + edge, top, left + edge, top - edge, left, top - edge)
-    return Tile(0, number, Window(int(left) % 1000, 7, 10, 12), scale or edge, tuple(float(value) for value in outline))
+    return IndexedTile(
+        0, number, Window(int(left) % 1000, 7, 10, 12), scale or edge, tuple(float(value) for value in outline)
+    )
 
 
 def fill(name, about=ABOUT, crs=None, count=400):
     """An index of two rasters with tiles at two scales, and one whose tiles have no place; returns its vectors."""
     vectors = unit(np.random.default_rng(3).normal(size=(count + 25 + 10, about.width)))
-    with catalogue.builder(name, about) as index:
+    with backends.open_writer(name, about) as index:
         index.start(wkt() if crs is None else crs)
         one, two, three = index.put(
             [raster("/data/one.tif", count, "2021-06-30"), raster("/data/two.tif", 25), raster("/data/three.png", 20)]
@@ -280,19 +282,19 @@ def both(name, tmp_path):
     path = str(tmp_path / "index.gpkg")
     fill(path)
     vectors = fill(name)
-    return catalogue.reader(path), catalogue.reader(name), vectors
+    return backends.open_reader(path), backends.open_reader(name), vectors
 
 
 FILTERS = {
-    "all": Filter(),
-    "raster": Filter(frozenset({2})),
-    "rasters": Filter(frozenset({1, 3, 99})),
-    "none": Filter(frozenset()),
+    "all": TileFilter(),
+    "raster": TileFilter(frozenset({2})),
+    "rasters": TileFilter(frozenset({1, 3, 99})),
+    "none": TileFilter(frozenset()),
     # Along the borders of tiles, which do not reach into it.
-    "extent": Filter(boxes=((500100.0, 4999700.0, 500400.0, 4999900.0),)),
-    "part": Filter(frozenset({1}), ((500050.0, 4998000.0, 501250.0, 4999950.0),)),
-    "two": Filter(boxes=((500100.0, 4999700.0, 500400.0, 4999900.0), (501000.0, 4998000.0, 501250.0, 4999950.0))),
-    "elsewhere": Filter(boxes=((0.0, 0.0, 1.0, 1.0),)),
+    "extent": TileFilter(boxes=((500100.0, 4999700.0, 500400.0, 4999900.0),)),
+    "part": TileFilter(frozenset({1}), ((500050.0, 4998000.0, 501250.0, 4999950.0),)),
+    "two": TileFilter(boxes=((500100.0, 4999700.0, 500400.0, 4999900.0), (501000.0, 4998000.0, 501250.0, 4999950.0))),
+    "elsewhere": TileFilter(boxes=((0.0, 0.0, 1.0, 1.0),)),
 }
 
 
@@ -330,13 +332,13 @@ def test_a_place_is_the_same(both, place):
 
 def test_the_smallest_tile_of_several_the_one_around_a_place(name, tmp_path):
     for index_name in (name, str(tmp_path / "index.gpkg")):
-        with catalogue.builder(index_name, ABOUT) as index:
+        with backends.open_writer(index_name, ABOUT) as index:
             index.start(wkt())
             (one,) = index.put([raster("/data/one.tif", 4)])
             places = [(0, 0, 400), (150, -100, 100), (110, -110, 100), (190, -190, 100)]
             tiles = [square(one.id, left, top, edge) for left, top, edge in places]
             index.commit(tiles, np.ones((4, WIDTH)), {one.id: 4})
-        assert catalogue.reader(index_name).at(165.0, -165.0).id == 3
+        assert backends.open_reader(index_name).at(165.0, -165.0).id == 3
 
 
 @pytest.mark.parametrize("wanted", FILTERS.values(), ids=FILTERS)
@@ -365,7 +367,7 @@ def test_a_filter_is_the_same(both, wanted):
 
 def test_an_index_is_gone_on_with(name):
     fill(name)
-    with catalogue.builder(name, replace(ABOUT, label="Renamed")) as index:
+    with backends.open_writer(name, replace(ABOUT, label="Renamed")) as index:
         assert index.exists
         assert (index.about.label, index.about.crs) == ("Tiny", wkt())
         assert {number: (item.path, item.done) for number, item in index.rasters.items()} == {
@@ -384,7 +386,7 @@ def test_an_index_is_gone_on_with(name):
         index.commit([], np.empty((0, WIDTH)), {new.id: 2})
         assert index.count(new.id) == 1
         assert index.put([]) == []
-    shared = catalogue.reader(name)
+    shared = backends.open_reader(name)
     assert shared.count == 36
     assert {item.path: (item.done, item.planned) for item in shared.rasters.values()} == {
         "/elsewhere/two.tif": (25, 25),
@@ -394,11 +396,11 @@ def test_an_index_is_gone_on_with(name):
 
 
 def test_a_job_that_fails_leaves_nothing(server, name):
-    with contextlib.suppress(KeyError), catalogue.builder(name, ABOUT) as index:
+    with contextlib.suppress(KeyError), backends.open_writer(name, ABOUT) as index:
         assert not index.exists
         raise KeyError
-    assert "There is no catalogue test " in refused(lambda: catalogue.reader(name))
-    with catalogue.builder(name, ABOUT) as index:
+    assert "There is no catalogue test " in refused(lambda: backends.open_reader(name))
+    with backends.open_writer(name, ABOUT) as index:
         index.start("")
         index.put([raster("/data/one.tif", 1)])
         index.discard()
@@ -409,7 +411,7 @@ def test_a_job_that_fails_leaves_nothing(server, name):
 def test_a_schema_that_was_given_is_left(server, name):
     schema = postgis._Database(name).schema
     server.execute("CREATE SCHEMA {}", schema)
-    with catalogue.builder(name, ABOUT) as index:
+    with backends.open_writer(name, ABOUT) as index:
         index.start("")
         index.discard()
     assert server.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'test %'") == [(schema,)]
@@ -417,7 +419,7 @@ def test_a_schema_that_was_given_is_left(server, name):
 
 def test_a_commit_is_whole(name):
     fill(name)
-    with catalogue.builder(name, ABOUT) as index:
+    with backends.open_writer(name, ABOUT) as index:
         (new,) = index.put([raster("/data/four.tif", 2)])
         tiles = [square(new.id, 0, 0, 5), square(new.id, 5, 0, 5)]
         sentence = refused(lambda: index.commit(tiles, np.array([[1.0] * WIDTH, [np.nan] * WIDTH]), {new.id: 2}))
@@ -425,7 +427,7 @@ def test_a_commit_is_whole(name):
         assert "what was indexed so far is kept" in sentence
         assert (index.count(new.id), index.rasters[new.id].done) == (0, 0)
         index.commit(tiles, np.ones((2, WIDTH)), {new.id: 2})
-    assert catalogue.reader(name).count == 437
+    assert backends.open_reader(name).count == 437
 
 
 # Several at a time
@@ -435,8 +437,8 @@ import sys, time
 import numpy as np
 sys.path.insert(0, {tests!r})
 import test_postgis as tests
-from clippan.search import catalogue
-with catalogue.builder({name!r}, tests.ABOUT) as index:
+from clippan.search import backends
+with backends.open_writer({name!r}, tests.ABOUT) as index:
     (new,) = index.put([tests.raster("/data/other.tif", 2)])
     index.commit([tests.square(new.id, 0, 0, 5)], np.ones((1, tests.WIDTH)), {{new.id: 1}})
     print("committed", flush=True)
@@ -458,20 +460,20 @@ def holder(name):
 
 def test_one_writes_and_others_read(name):
     fill(name)
-    before = catalogue.reader(name)
-    assert catalogue.reader(name) is before
+    before = backends.open_reader(name)
+    assert backends.open_reader(name) is before
     with holder(name) as process:
-        after = catalogue.reader(name)
+        after = backends.open_reader(name)
         assert (before.count, after.count) == (435, 436)
         assert after.rasters[4].path == "/data/other.tif"
         # Who has it open as it was is not confused by what came later.
         assert before.tiles([436, 1]) == before.tiles([1])
-        sentence = refused(lambda: catalogue.builder(name, ABOUT).__enter__())
+        sentence = refused(lambda: backends.open_writer(name, ABOUT).__enter__())
         assert "Another process is indexing into the catalogue test" in sentence
         process.send_signal(signal.SIGKILL)
         process.wait()
         for _ in range(50):  # until the server has noticed
-            with contextlib.suppress(ClippanError), catalogue.builder(name, ABOUT) as index:
+            with contextlib.suppress(ClippanError), backends.open_writer(name, ABOUT) as index:
                 break
         # What it had committed stays.
         assert (index.rasters[4].done, index.rasters[4].planned) == (1, 2)
@@ -479,16 +481,16 @@ def test_one_writes_and_others_read(name):
 
 def test_what_another_removes_is_left_out(name):
     fill(name)
-    before = catalogue.reader(name)
-    with catalogue.builder(name, ABOUT) as index:
+    before = backends.open_reader(name)
+    with backends.open_writer(name, ABOUT) as index:
         index.drop(2)
     vectors = before.vectors(np.array([401, 1, 402]))
     assert not vectors[[0, 2]].any()
     assert vectors[1].any()
     assert [tile.id for tile in before.tiles([401, 1])] == [1]
-    with catalogue.builder(name, ABOUT) as index:
+    with backends.open_writer(name, ABOUT) as index:
         index.discard()
-    assert "There is no catalogue" in refused(lambda: catalogue.reader(name))
+    assert "There is no catalogue" in refused(lambda: backends.open_reader(name))
 
 
 def cut(server):
@@ -498,18 +500,18 @@ def cut(server):
 
 def test_a_reader_comes_back(server, name):
     vectors = fill(name)
-    shared = catalogue.reader(name)
+    shared = backends.open_reader(name)
     cut(server)
-    assert shared.candidates(vectors[:1], Filter(), 3)[0].shape == (3,)
+    assert shared.candidates(vectors[:1], TileFilter(), 3)[0].shape == (3,)
     cut(server)
-    assert catalogue.reader(name) is shared
+    assert backends.open_reader(name) is shared
 
 
 def test_a_writer_says_that_the_connection_was_lost(server, name):
     fill(name)
 
     def write():
-        with catalogue.builder(name, ABOUT) as index:
+        with backends.open_writer(name, ABOUT) as index:
             (new,) = index.put([raster("/data/four.tif", 2)])
             index.commit([square(new.id, 0, 0, 5)], np.ones((1, WIDTH)), {new.id: 1})
             cut(server)
@@ -520,7 +522,7 @@ def test_a_writer_says_that_the_connection_was_lost(server, name):
     sentence = refused(write)
     assert "The connection to the database postgres on 127.0.0.1 was lost (" in sentence
     assert sentence.endswith("run the same again: what was indexed so far is kept.")
-    with catalogue.builder(name, ABOUT) as index:
+    with backends.open_writer(name, ABOUT) as index:
         assert (index.rasters[4].done, index.count(4)) == (1, 1)
 
 
@@ -542,7 +544,7 @@ def test_a_writer_says_that_the_connection_was_lost(server, name):
     ],
 )
 def test_a_server_that_cannot_be_read(server, address, sentence):
-    assert re.search(sentence, refused(lambda: catalogue.reader(server.url(**address))))
+    assert re.search(sentence, refused(lambda: backends.open_reader(server.url(**address))))
 
 
 @pytest.mark.parametrize(
@@ -559,7 +561,7 @@ def test_a_server_that_cannot_be_read(server, address, sentence):
     ],
 )
 def test_an_address_that_is_not_understood_is_not_repeated(address):
-    assert "is not understood; write it as postgresql://" in refused(lambda: catalogue.reader(address))
+    assert "is not understood; write it as postgresql://" in refused(lambda: backends.open_reader(address))
 
 
 @pytest.mark.parametrize(
@@ -581,7 +583,7 @@ def test_what_is_shown_of_an_address(address, schema, shown):
 
 def test_without_a_driver(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    sentence = refused(lambda: catalogue.reader("postgresql://h/d"))
+    sentence = refused(lambda: backends.open_reader("postgresql://h/d"))
     assert "lacks psycopg" in sentence
     assert "python -m pip install 'psycopg[binary]'" in sentence
 
@@ -596,26 +598,26 @@ def test_without_a_driver(monkeypatch):
 )
 def test_another_model(name, about, what):
     fill(name)
-    assert f"holds vectors of {what}" in refused(lambda: catalogue.builder(name, about).__enter__())
+    assert f"holds vectors of {what}" in refused(lambda: backends.open_writer(name, about).__enter__())
 
 
 def test_a_schema_with_something_else(server, name):
     schema = postgis._Database(name).schema
     server.execute("CREATE SCHEMA {}", schema)
     server.execute("CREATE TABLE {}.about (format text)", schema)
-    for function in (lambda: catalogue.reader(name), lambda: catalogue.builder(name, ABOUT).__enter__()):
+    for function in (lambda: backends.open_reader(name), lambda: backends.open_writer(name, ABOUT).__enter__()):
         assert "holds something else than a catalogue; choose another with ?schema=NAME" in refused(function)
 
 
 def test_a_catalogue_of_another_version(server, name):
     fill(name)
     server.execute("UPDATE {}.about SET format = '99', engine = '7.0'", postgis._Database(name).schema)
-    sentence = refused(lambda: catalogue.reader(name))
+    sentence = refused(lambda: backends.open_reader(name))
     assert "was made by version 7.0 of CLIPPan, in a form that this one does not read; update CLIPPan" in sentence
 
 
 def start(name):
-    with catalogue.builder(name, ABOUT) as index:
+    with backends.open_writer(name, ABOUT) as index:
         index.start("")
 
 
@@ -630,27 +632,27 @@ def test_an_analyst_who_was_given_nothing_and_then_all(server, name):
     assert f"{ANALYST} may not make the schema {schema} or its tables in the database postgres" in sentence
     assert f'run CREATE SCHEMA "{schema}" AUTHORIZATION "{ANALYST}".' in sentence
     fill(name)
-    sentence = refused(lambda: catalogue.reader(mine))
+    sentence = refused(lambda: backends.open_reader(mine))
     assert f"{ANALYST} may not read the catalogue {schema} in" in sentence
     assert f'GRANT SELECT ON ALL TABLES IN SCHEMA "{schema}" TO "{ANALYST}".' in sentence
     server.execute("GRANT USAGE ON SCHEMA {} TO {}", schema, ANALYST)
     server.execute("GRANT SELECT ON ALL TABLES IN SCHEMA {} TO {}", schema, ANALYST)
-    assert catalogue.reader(mine).count == 435
+    assert backends.open_reader(mine).count == 435
 
     def write():
-        with catalogue.builder(mine, ABOUT) as index:
+        with backends.open_writer(mine, ABOUT) as index:
             (new,) = index.put([raster("/data/four.tif", 1)])
             index.commit([square(new.id, 0, 0, 5)], np.ones((1, WIDTH)), {new.id: 1})
 
     assert f"{ANALYST} may not write the catalogue {schema} in" in refused(write)
     server.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {} TO {}", schema, ANALYST)
     write()
-    assert catalogue.reader(mine).count == 436
+    assert backends.open_reader(mine).count == 436
     server.execute("DROP OWNED BY {}", ANALYST)
     server.execute("DROP SCHEMA {} CASCADE", schema)
     server.execute("CREATE SCHEMA {} AUTHORIZATION {}", schema, ANALYST)
     fill(mine)
-    assert catalogue.reader(mine).count == 435
+    assert backends.open_reader(mine).count == 435
 
 
 def test_an_analyst_in_a_database_without_extensions(server, database):
@@ -662,9 +664,9 @@ def test_an_analyst_in_a_database_without_extensions(server, database):
     server.execute("CREATE EXTENSION postgis", database=database)
     server.execute("CREATE EXTENSION vector", database=database)
     start(mine)
-    assert catalogue.reader(mine).count == 0
-    assert catalogue.reader(mine).extent == ()
-    assert catalogue.reader(mine).candidates(np.ones((1, WIDTH)), Filter(), 5)[1] == 0
+    assert backends.open_reader(mine).count == 0
+    assert backends.open_reader(mine).extent == ()
+    assert backends.open_reader(mine).candidates(np.ones((1, WIDTH)), TileFilter(), 5)[1] == 0
 
 
 def test_a_server_without_an_extension(server, database, monkeypatch):
@@ -687,7 +689,7 @@ def clustered(count, seed=0):
 
 def large(name, count=4000):
     vectors = clustered(count)
-    with catalogue.builder(name, ABOUT) as index:
+    with backends.open_writer(name, ABOUT) as index:
         index.start(wkt())
         one, two = index.put([raster("/data/one.tif", count), raster("/data/two.tif", 1)])
         tiles = [square(one.id, 100 * (i % 80), -100 * (i // 80), 100) for i in range(count - 1)]
@@ -708,16 +710,16 @@ def plans(shared, monkeypatch):
 
 
 def test_a_large_one_is_searched_by_its_index(name, monkeypatch):
-    monkeypatch.setattr(postgis, "EXACT", 1000)
+    monkeypatch.setattr(postgis, "MAX_EXACT", 1000)
     vectors = large(name)
-    shared = catalogue.reader(name)
+    shared = backends.open_reader(name)
     # Few rows are read so quickly that the database would rather not use an index.
     for setting in ("enable_seqscan", "enable_sort"):
         shared.database.connect().execute(f"SET {setting} = off")
     seen = plans(shared, monkeypatch)
     directions = clustered(10, 1)
     for direction in directions:
-        found, size = shared.candidates(direction[None], Filter(), 1200)  # more than ef_search
+        found, size = shared.candidates(direction[None], TileFilter(), 1200)  # more than ef_search
         assert (len(found), size) == (1200, 4000)
         exact = np.argsort(-(vectors @ direction))[:100] + 1
         assert len(np.intersect1d(found, exact)) >= 95
@@ -725,45 +727,45 @@ def test_a_large_one_is_searched_by_its_index(name, monkeypatch):
     assert len(seen) == 10
     # What is rare among all is not looked for in the index.
     del seen[:]
-    found, size = shared.candidates(directions[:1], Filter(boxes=((0.0, -1500.0, 8000.0, 0.0),)), 200)
-    inside = shared.chosen(Filter(boxes=((0.0, -1500.0, 8000.0, 0.0),)))
+    found, size = shared.candidates(directions[:1], TileFilter(boxes=((0.0, -1500.0, 8000.0, 0.0),)), 200)
+    inside = shared.chosen(TileFilter(boxes=((0.0, -1500.0, 8000.0, 0.0),)))
     assert size == len(inside) == 1201
     exact = inside[np.argsort(-(vectors[inside - 1] @ directions[0]))[:200]]
     assert len(np.intersect1d(found, exact)) >= 190
-    monkeypatch.setattr(postgis, "_VISITS", 100)
+    monkeypatch.setattr(postgis, "_MAX_VISITS", 100)
     del seen[:]
-    shared.candidates(directions[:1], Filter(), 200)
+    shared.candidates(directions[:1], TileFilter(), 200)
     assert not any("tiles_vector" in plan for plan in seen)
 
 
 def test_an_index_that_finds_too_few_is_not_believed(name, monkeypatch):
-    monkeypatch.setattr(postgis, "EXACT", 1000)
+    monkeypatch.setattr(postgis, "MAX_EXACT", 1000)
     vectors = large(name)
-    shared = catalogue.reader(name)
+    shared = backends.open_reader(name)
     for statement in ("SET enable_seqscan = off", "SET enable_sort = off", "SET hnsw.iterative_scan = off"):
         shared.database.connect().execute(statement)
     direction = clustered(1, 1)
-    found, _ = shared.candidates(direction, Filter(), 1200)
+    found, _ = shared.candidates(direction, TileFilter(), 1200)
     exact = np.sort(np.argsort(-(vectors @ direction[0]))[:1200] + 1)
     assert len(np.intersect1d(found, exact)) >= 1195
 
 
 @pytest.mark.parametrize(("most", "newest", "made"), [(1000, (0, 8), 1), (5000, (0, 8), 0), (1000, (99, 0), 0)])
 def test_when_an_index_is_made(server, name, monkeypatch, most, newest, made):
-    monkeypatch.setattr(postgis, "EXACT", most)
-    monkeypatch.setattr(postgis, "_ITERATIVE", newest)
+    monkeypatch.setattr(postgis, "MAX_EXACT", most)
+    monkeypatch.setattr(postgis, "_ITERATIVE_VERSION", newest)
     large(name)
     found = server.execute("SELECT indexdef FROM pg_indexes WHERE indexname = 'tiles_vector'")
     assert len(found) == made
     assert all("hnsw" in row[0] and "halfvec_ip_ops" in row[0] for row in found)
     # The next job adds to it.
-    with catalogue.builder(name, ABOUT) as index:
+    with backends.open_writer(name, ABOUT) as index:
         index.commit([square(1, 0, 0, 5)], np.ones((1, WIDTH)), {1: 1})
     assert len(server.execute("SELECT 1 FROM pg_indexes WHERE indexname = 'tiles_vector'")) == made
 
 
 def test_the_first_job_in_a_database_makes_all(server, database, monkeypatch):
-    monkeypatch.setattr(postgis, "EXACT", 1000)
+    monkeypatch.setattr(postgis, "MAX_EXACT", 1000)
     large(server.url(database=database))
     assert server.execute("SELECT 1 FROM pg_indexes WHERE indexname = 'tiles_vector'", database=database)
 
@@ -774,26 +776,26 @@ def test_a_pgvector_without_halves(server, database, tmp_path):
     server.execute("ALTER TYPE halfvec RENAME TO unknown_half", database=database)
     name = server.url(database=database)
     vectors = fill(name)
-    shared = catalogue.reader(name)
+    shared = backends.open_reader(name)
     ids = np.arange(1, 436)
     np.testing.assert_allclose(shared.vectors(ids), vectors, atol=1e-7)
-    found, _ = shared.candidates(vectors[:1], Filter(), 20)
+    found, _ = shared.candidates(vectors[:1], TileFilter(), 20)
     np.testing.assert_array_equal(found, np.sort(np.argsort(-(vectors @ vectors[0]))[:20] + 1))
 
 
 @pytest.mark.parametrize(("crs", "srid"), [(wkt(), UTM), (wkt(4326), 4326), ("", 0)])
 def test_a_crs_has_its_number(name, crs, srid):
     fill(name, crs=crs)
-    shared = catalogue.reader(name)
+    shared = backends.open_reader(name)
     assert shared.about.crs == crs
     assert shared.database.ask("SELECT DISTINCT ST_SRID(geom) FROM {tiles} WHERE geom IS NOT NULL") == [(srid,)]
-    assert len(shared.chosen(Filter(boxes=((500000.0, 4999900.0, 500100.0, 5000000.0),)))) == 2
+    assert len(shared.chosen(TileFilter(boxes=((500000.0, 4999900.0, 500100.0, 5000000.0),)))) == 2
 
 
 def test_a_crs_without_a_number_is_kept(name):
     crs = wkt().replace('AUTHORITY["EPSG","32631"]', 'AUTHORITY["OURS","1"]')
     fill(name, crs=crs)
-    shared = catalogue.reader(name)
+    shared = backends.open_reader(name)
     assert shared.about.crs == crs
     assert shared.at(500050.0, 4999950.0) is not None
 
@@ -898,7 +900,7 @@ def test_the_file_is_still_the_other_one(tmp_path):
     """A path is never taken for an address."""
     path = str(tmp_path / "index.gpkg")
     fill(path)
-    assert isinstance(catalogue.reader(path), store.Index)
+    assert isinstance(backends.open_reader(path), geopackage.GeoPackageReader)
 
 
 def test_what_a_colleague_has_is_not_dropped(name, tmp_path, monkeypatch):

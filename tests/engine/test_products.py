@@ -16,9 +16,9 @@ from clippan.fewshot.stack import open_stack
 from clippan.handlers import run
 from clippan.jobs import Context, Method, PansharpenRequest
 from clippan.raster import products
-from clippan.raster.files import files
+from clippan.raster.files import source_files
 from clippan.raster.pair import open_pair
-from clippan.raster.scene import Look, Scene
+from clippan.raster.scene import Scene, SceneOptions
 from clippan.raster.source import open_dataset
 
 SAFE = "S2A_MSIL2A_20220315T103021_N0400_R108_T32UMC_20220315T134155.SAFE"
@@ -71,7 +71,7 @@ def described(dataset: gdal.Dataset) -> list[str]:
 
 def shown(path) -> list[int]:
     """The values that are red, green and blue."""
-    scene = Scene(str(path), Look())
+    scene = Scene(str(path), SceneOptions())
     dataset = open_dataset(str(path), "raster")
     return [int(dataset.GetRasterBand(number).ReadAsArray(3, 3, 1, 1)[0, 0]) for number in scene.bands]
 
@@ -85,10 +85,10 @@ def test_a_safe_folder_is_one_raster(tmp_path):
     assert dataset.GetRasterBand(1).GetNoDataValue() == 0
     assert dataset.GetRasterBand(4).GetScale() == pytest.approx(1e-4)
     assert dataset.GetRasterBand(4).GetOffset() == pytest.approx(-0.1)
-    assert {Path(name).parent.name for name in files(dataset)} == {"R10m", "R20m", "R60m"}
+    assert {Path(name).parent.name for name in source_files(dataset)} == {"R10m", "R20m", "R60m"}
     assert shown(safe) == [400, 300, 200]
-    assert Scene(str(safe), Look()).date() == "2022-03-15"
-    assert Scene(str(safe), Look()).fingerprint()
+    assert Scene(str(safe), SceneOptions()).date() == "2022-03-15"
+    assert Scene(str(safe), SceneOptions()).fingerprint()
     for inside in ("MTD_MSIL2A.xml", "GRANULE", "GRANULE/L2A_T32UM0_A035152_20220315T103024/IMG_DATA/R10m"):
         assert shown(safe / inside) == [400, 300, 200]
 
@@ -146,7 +146,7 @@ def test_radar_is_one_raster(tmp_path):
         band(tmp_path / f"S1A_IW_20220315T103021_RTC_{polarisation}.tif", 7)
     found, _, _ = products.expand([str(tmp_path)])
     assert len(found) == 1
-    assert Scene(found[0], Look()).choice.bands == (1,)
+    assert Scene(found[0], SceneOptions()).choice.bands == (1,)
     assert described(open_dataset(found[0], "raster")) == ["VH", "VV"]
 
 
@@ -171,7 +171,7 @@ def test_masks_maps_and_hidden_folders_are_no_pictures(tmp_path):
         "Left aside: 2 maps made by CLIPPan",
     ]
     assert "heat.tif, map.tif" in left[1]
-    assert Scene(str(tmp_path / "files"), Look()).bands == (6, 4, 2)
+    assert Scene(str(tmp_path / "files"), SceneOptions()).bands == (6, 4, 2)
     # what is named is taken
     assert products.expand([str(tmp_path / "map.tif")]) == ([str(tmp_path / "map.tif")], [], [])
 
@@ -285,7 +285,7 @@ def test_an_archive_that_is_replaced_is_looked_into_again(tmp_path):
         with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
             for number in range(count):
                 archive.write(tmp_path / "a.tif", f"sub/{number}.tif")
-        assert len(products.look_into(inside).rasters) == count
+        assert len(products.list_contents(inside).rasters) == count
 
 
 def test_gdal_that_raises_for_what_is_not_there(tmp_path, monkeypatch):
@@ -295,7 +295,7 @@ def test_gdal_that_raises_for_what_is_not_there(tmp_path, monkeypatch):
     (tmp_path / "a.zip").write_text("a")
     for name in ("VSIFOpenL", "VSIStatL", "ReadDir", "ReadDirRecursive"):  # as newer ones do
         monkeypatch.setattr(gdal, name, fails)
-    assert products.text_of("a.til") == ""
+    assert products.read_text("a.til") == ""
     with pytest.raises(ClippanError, match="is not a raster that GDAL can read"):
         open_dataset("/vsizip//a.zip/a", "raster")
     with pytest.raises(ClippanError, match="cannot be read as an archive"):

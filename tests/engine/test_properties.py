@@ -16,7 +16,7 @@ from strategies import of_type
 from clippan.core.errors import ClippanError
 from clippan.jobs import JOBS, from_json, parse_bands, to_json
 from clippan.raster.grid import TOLERANCE, Axis, Grid, align, centres_inside
-from clippan.raster.nodata import FILL, band_nodata, fitting, is_fill, measured
+from clippan.raster.nodata import FILL_MAGNITUDE, as_pixel_value, band_nodata, is_fill_value, is_measured
 from clippan.raster.source import Source
 from clippan.raster.tiles import Window, tiles
 
@@ -200,13 +200,13 @@ numbers = st.one_of(
 
 @given(numbers, st.sampled_from(INTEGERS + FLOATS))
 def test_a_fitting_nodata_value_is_one_that_a_pixel_can_have(value, dtype):
-    found = fitting(value, dtype)
+    found = as_pixel_value(value, dtype)
     if found is None:
         info = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
         fraction = dtype.kind != "f" and (not math.isfinite(value) or value != int(value))
         assert fraction or not float(info.min) <= value <= float(info.max)
         return
-    assert fitting(found, dtype) == pytest.approx(found, nan_ok=True)
+    assert as_pixel_value(found, dtype) == pytest.approx(found, nan_ok=True)
     with np.errstate(over="raise"):
         stored = dtype.type(found)
     assert stored == pytest.approx(value, rel=1e-6, nan_ok=True)
@@ -217,17 +217,17 @@ def test_a_fitting_nodata_value_is_one_that_a_pixel_can_have(value, dtype):
 @given(st.sampled_from(["-3.4028235e+38", "-3.40282346638528860e+38", "-3.402823466e+38", "-3.40282347e+38"]))
 def test_all_spellings_of_the_least_float32_are_that(text):
     dtype = np.dtype("float32")
-    found = fitting(float(text), dtype)
+    found = as_pixel_value(float(text), dtype)
     assert np.float32(found) == np.finfo(np.float32).min
-    assert is_fill(found, dtype)
+    assert is_fill_value(found, dtype)
 
 
 @given(st.floats(width=32))
 def test_measured_values(value):
-    found = bool(measured(np.array(value, np.float32)))
-    assert found == (math.isfinite(value) and abs(value) < FILL)
-    assert is_fill(value, np.dtype("float32")) == (not found)
-    assert not is_fill(value, np.dtype("int32"))
+    found = bool(is_measured(np.array(value, np.float32)))
+    assert found == (math.isfinite(value) and abs(value) < FILL_MAGNITUDE)
+    assert is_fill_value(value, np.dtype("float32")) == (not found)
+    assert not is_fill_value(value, np.dtype("int32"))
 
 
 def in_memory(values, nodata=None):

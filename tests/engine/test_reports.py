@@ -257,7 +257,7 @@ def test_overlay_shows_classes_over_the_raster() -> None:
     image = np.random.default_rng(0).integers(0, 255, (30, 40, 3)).astype(np.uint8)
     classes = np.zeros((30, 40), np.uint8)
     classes[:10] = 1
-    found = read(pictures.overlay(image, classes, np.array([(0, 0, 0), (0, 0, 255)], np.float32)))
+    found = read(pictures.class_overlay_png(image, classes, np.array([(0, 0, 0), (0, 0, 255)], np.float32)))
     assert found.shape == (3, 30, 40)
     assert np.abs(found[:, 10:] - image.mean(axis=2)[10:]).max() <= 1  # nothing is there
     assert (found[2, :10] - found[0, :10] > 100).all()  # blue over it
@@ -267,14 +267,14 @@ def test_stretch() -> None:
     image = np.linspace(0, 1000, 10_000, dtype=np.float32).reshape(1, 100, 100)
     valid = np.ones((100, 100), bool)
     valid[:50] = False
-    found = read(pictures.stretched(image, valid))
+    found = read(pictures.stretched_png(image, valid))
     assert (found[1] == np.where(valid, 255, 0)).all()
     assert found[0, 50].max() < 5
     assert found[0, 99].min() > 250
-    shared = pictures.percentiles(image, np.ones_like(valid))
-    assert 120 < read(pictures.stretched(image, valid, shared))[0, 50].mean() < 135
+    shared = pictures.percentile_limits(image, np.ones_like(valid))
+    assert 120 < read(pictures.stretched_png(image, valid, shared))[0, 50].mean() < 135
     for nothing in (np.zeros_like(valid), valid):
-        assert pictures.stretched(np.ones((3, 100, 100), np.float32), nothing).startswith(b"\x89PNG")
+        assert pictures.stretched_png(np.ones((3, 100, 100), np.float32), nothing).startswith(b"\x89PNG")
 
 
 def test_pictures_of_a_map() -> None:

@@ -14,11 +14,11 @@ from clippan.core.errors import ClippanError
 from clippan.jobs import Context
 from clippan.labels import samples
 from clippan.raster.grid import Grid
-from clippan.raster.scene import spatial
+from clippan.raster.scene import spatial_reference
 
 WEST, NORTH, PIXEL, SIZE = 500000, 5000000, 10, 100
 UTM = "EPSG:32631"
-GRID = Grid(SIZE, SIZE, (WEST, PIXEL, 0, NORTH, 0, -PIXEL), spatial(UTM).ExportToWkt())
+GRID = Grid(SIZE, SIZE, (WEST, PIXEL, 0, NORTH, 0, -PIXEL), spatial_reference(UTM).ExportToWkt())
 LOCAL = 'LOCAL_CS["Undefined Cartesian SRS"]'
 
 
@@ -29,7 +29,7 @@ def vector(tmp_path):
     def write(features, crs=UTM, kind=ogr.OFTString, name="samples.gpkg", driver="GPKG"):
         path = tmp_path / name
         source = ogr.GetDriverByName(driver).CreateDataSource(str(path))
-        layer = source.CreateLayer("samples", spatial(crs) if crs else None, ogr.wkbUnknown)
+        layer = source.CreateLayer("samples", spatial_reference(crs) if crs else None, ogr.wkbUnknown)
         layer.CreateField(ogr.FieldDefn("class", kind))
         for text, value in features:
             feature = ogr.Feature(layer.GetLayerDefn())

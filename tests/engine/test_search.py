@@ -17,7 +17,7 @@ from clippan.core.errors import ClippanError
 from clippan.handlers import run
 from clippan.handlers import search as query
 from clippan.jobs import IndexRequest, SearchRequest, ThumbnailsRequest, to_json
-from clippan.search import compare, judge
+from clippan.search import scoring, similarity
 
 
 @pytest.fixture
@@ -322,16 +322,16 @@ def test_products_and_the_best_of_them():
     rng = np.random.default_rng(0)
     matrix = unit(rng.normal(size=(200_000, 16))).astype(np.float16)
     directions = unit(rng.normal(size=(3, 16)))
-    values = compare.products(matrix, directions)
+    values = similarity.dot_products(matrix, directions)
     expected = directions @ matrix.astype(np.float32).T
     np.testing.assert_allclose(values, expected, atol=3e-3)
     rows = np.arange(0, len(matrix), 3)
-    best = compare.best(values, rows, 50)
+    best = similarity.top_rows(values, rows, 50)
     least = [np.sort(line[rows])[-50] for line in values]  # of equal ones any may be chosen
     assert (values[:, best] >= np.array(least)[:, None]).any(axis=0).all()
     for line, bound in zip(values, least):
         assert set(rows[line[rows] > bound]) <= set(best)
-    assert compare.best(values, rows[:40], 50).tolist() == rows[:40].tolist()
+    assert similarity.top_rows(values, rows[:40], 50).tolist() == rows[:40].tolist()
 
 
 def test_many_tiles_go_through_the_first_step(model, tmp_path, monkeypatch):
@@ -349,7 +349,7 @@ def test_confidence_is_a_softmax_over_the_background():
     background = unit([(*COLOURS[name], 0.2) for name in ("green", "blue", "white")])
     text = unit([(*COLOURS["red"], 0.2)])
     empty = np.empty((0, 4), np.float32)
-    asked = judge.Query(text, ("red",), empty, background, empty, empty, np.zeros(4), 10.0)
+    asked = scoring.SearchVectors(text, ("red",), empty, background, empty, empty, np.zeros(4), 10.0)
     tile = unit([[0.8, 0.3, 0.1, 0.2]])
     logits = 10 * np.concatenate([tile @ text.T, tile @ background.T], axis=1)[0]
     expected = np.exp(logits[0]) / np.exp(logits).sum()
@@ -363,7 +363,7 @@ def test_what_means_the_same_does_not_speak_against_a_text():
     background = unit([(1, 0.02, 0, 0.2), (0, 1, 0, 0.2), (0, 0, 1, 0.2)])
     text = unit([(1, 0, 0, 0.2)])
     empty = np.empty((0, 4), np.float32)
-    asked = judge.Query(text, ("red",), empty, background, empty, empty, np.zeros(4), 50.0)
+    asked = scoring.SearchVectors(text, ("red",), empty, background, empty, empty, np.zeros(4), 50.0)
     assert asked.judge(text)[0][0] > 0.99
 
 

@@ -17,7 +17,7 @@ from clippan.clip.sliding import SlidingWindows, similarity_grid
 from clippan.core.errors import Cancelled, ClippanError
 from clippan.handlers import run, segment
 from clippan.jobs import CalibrateRequest, Context, Refinement, SegmentRequest, Stretch
-from clippan.raster.scene import Look, Scene, spatial
+from clippan.raster.scene import Scene, SceneOptions, spatial_reference
 from clippan.raster.tiles import Window
 
 CLASSES = "red; green; blue"
@@ -173,7 +173,7 @@ def test_windows_cover_every_pixel_of_the_part(part, cells, any_size, more) -> N
 
 def test_values_at_places_are_those_of_windows(model, raster, tmp_path) -> None:
     values, _ = stripes()
-    scene = Scene(raster("a.tif", values), Look())
+    scene = Scene(raster("a.tif", values), SceneOptions())
     lattice = SlidingWindows.of(model, 120, 96, 16, Window(0, 0, 120, 96))
     texts = model.encode_texts(["red", "green", "blue"])
     seen = similarity_grid(model, texts, np.arange(3), lattice, lambda: scene, 0.0, False, 1, tmp_path, Context())
@@ -435,7 +435,7 @@ def points(path, features, layers=("s",)):
     """Writes a GeoPackage: in its last layer points (column, row, class), in the others nothing."""
     source = ogr.GetDriverByName("GPKG").CreateDataSource(str(path))
     for name in layers:
-        layer = source.CreateLayer(name, spatial("EPSG:32631"), ogr.wkbPoint)
+        layer = source.CreateLayer(name, spatial_reference("EPSG:32631"), ogr.wkbPoint)
         layer.CreateField(ogr.FieldDefn("class", ogr.OFTString))
         layer.SyncToDisk()  # else what is empty comes last
         for column, row, value in features if name == layers[-1] else ():

@@ -8,13 +8,13 @@ from conftest import write_raster
 from osgeo import gdal
 
 from clippan.core.errors import ClippanError
-from clippan.raster.regrid import to_finest
-from clippan.raster.source import Source, describe, open_dataset
+from clippan.raster.regrid import resample_to_finest
+from clippan.raster.source import Source, band_infos, open_dataset
 
 
 def stack(paths):
     datasets = [open_dataset(path, "raster") for path in paths]
-    return Source(to_finest(datasets, "raster", None), "raster", infos=describe(datasets))
+    return Source(resample_to_finest(datasets, "raster", None), "raster", infos=band_infos(datasets))
 
 
 def read(path, **options):

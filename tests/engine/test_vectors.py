@@ -10,7 +10,7 @@ from clippan.core.errors import ClippanError
 from clippan.jobs import Context
 from clippan.labels import samples
 from clippan.labels.layers import LabelledLayer
-from clippan.raster.scene import spatial
+from clippan.raster.scene import spatial_reference
 
 DRIVERS = {"gpkg": "GPKG", "shp": "ESRI Shapefile", "geojson": "GeoJSON", "fgb": "FlatGeobuf"}
 FIELDS = ("geom", "fid", "ogc_fid", "geometry", "WKT", "Größe", "a b", "Klasse")
@@ -26,7 +26,7 @@ def write(tmp_path):
         options = ["GEOMETRY_NAME=shape", "FID=number"] if ending == "gpkg" else []
         source = ogr.GetDriverByName(DRIVERS[ending]).CreateDataSource(path)
         for name, features in layers.items():
-            layer = source.CreateLayer(name, spatial(UTM), kind, options)
+            layer = source.CreateLayer(name, spatial_reference(UTM), kind, options)
             layer.CreateField(ogr.FieldDefn(field, ogr.OFTString))
             layer.SyncToDisk()  # else what is empty comes last
             for text, value in features:

@@ -16,7 +16,7 @@ from clippan.core.context import Context
 from clippan.core.threads import count_threads
 from clippan.jobs.calibrate import CalibrateRequest
 from clippan.jobs.segment import SegmentRequest
-from clippan.raster.scene import Look, Scene
+from clippan.raster.scene import Scene, SceneOptions
 from clippan.raster.tiles import Window
 
 _BIAS = -0.3  # for transformers; see SegmentRequest
@@ -36,7 +36,7 @@ class SimilarityMaps:
     """
 
     path: str
-    look: Look
+    look: SceneOptions
     stretch: tuple[tuple[float, float], ...]
     part: Window
     grids: tuple[SimilarityGrid, ...]

@@ -21,7 +21,7 @@ import numpy as np
 from clippan.clip.encoder import Encoder
 from clippan.core.context import Context
 from clippan.core.threads import in_order
-from clippan.raster.scene import Scene, room
+from clippan.raster.scene import Scene, empty_images
 from clippan.raster.tiles import Window
 
 _MAX_BYTES_IN_MEMORY = 2**28  # bytes of a grid; larger ones lie in a file
@@ -277,7 +277,7 @@ class _WindowReader:
         """Pictures (n, bands, pixels, pixels), and which show anything (n,)."""
         if not hasattr(self._local, "scene"):
             self._local.scene = self._scene()
-        pictures = room(len(batch), (self._pixels, self._pixels), self._local.scene.channels)
+        pictures = empty_images(len(batch), (self._pixels, self._pixels), self._local.scene.channels)
         valid = np.zeros(len(batch), bool)
         for position, (_, _, window) in enumerate(batch):
             pictures[position], part = self._padded(window)

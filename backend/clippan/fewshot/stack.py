@@ -18,11 +18,11 @@ from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.labels.areas import PixelAreas
-from clippan.raster.alpha import notes
+from clippan.raster.alpha import alpha_notes
 from clippan.raster.grid import Grid
 from clippan.raster.products import is_categorical
-from clippan.raster.regrid import to_grid
-from clippan.raster.scene import PLACED, transformed
+from clippan.raster.regrid import resample_to_grid
+from clippan.raster.scene import PIXEL_GEOTRANSFORM, transform_extent
 from clippan.raster.source import Source, open_dataset
 from clippan.raster.tiles import Window, tiles
 
@@ -61,7 +61,7 @@ class Stack:
     @property
     def georeferenced_grid(self) -> Grid:
         """The grid, with the coordinates that QGIS gives to a picture without any."""
-        return self.grid if self.grid.geotransform else Grid(self.grid.width, self.grid.height, PLACED, "")
+        return self.grid if self.grid.geotransform else Grid(self.grid.width, self.grid.height, PIXEL_GEOTRANSFORM, "")
 
     @property
     def bands(self) -> tuple[int, ...]:
@@ -212,7 +212,7 @@ def open_stack(paths: Sequence[str], grid: int, nodata: Optional[float], context
     grids = [Grid.of(dataset) for dataset in datasets]
     target = _common(paths, grids, grid - 1 if grid else _finest(grids))
     sources = tuple(
-        Source(to_grid(dataset, f"raster {path}", target, nodata), f"raster {path}", (), nodata)
+        Source(resample_to_grid(dataset, f"raster {path}", target, nodata), f"raster {path}", (), nodata)
         for path, dataset in zip(paths, datasets)
     )
     found = [_statistics(source, path, context) for source, path in zip(sources, paths)]
@@ -222,7 +222,7 @@ def open_stack(paths: Sequence[str], grid: int, nodata: Optional[float], context
         for path, dataset in zip(paths, datasets)
         if is_categorical(dataset)
     ]
-    return Stack(tuple(paths), sources, target, means, scales, (*notes(datasets), *codes))
+    return Stack(tuple(paths), sources, target, means, scales, (*alpha_notes(datasets), *codes))
 
 
 def _finest(grids: Sequence[Grid]) -> int:
@@ -230,7 +230,7 @@ def _finest(grids: Sequence[Grid]) -> int:
     sizes = []
     for grid in grids:
         middle = float(PixelAreas(grid).window(grid.width // 2, grid.height // 2, 1, 1).item())
-        g = grid.geotransform or PLACED
+        g = grid.geotransform or PIXEL_GEOTRANSFORM
         sizes.append(middle if math.isfinite(middle) else abs(g[1] * g[5] - g[2] * g[4]))
     return int(np.argmin(sizes))
 
@@ -246,7 +246,7 @@ def _common(paths: Sequence[str], grids: Sequence[Grid], chosen: int) -> Grid:
         places = [gdal.ApplyGeoTransform(grid.geotransform, x, y) for x, y in corners]
         if not grid.shares_crs(target) and grid.crs and target.crs:
             xs, ys = zip(*places)
-            west, south, east, north = transformed((min(xs), min(ys), max(xs), max(ys)), grid.crs, target.crs)
+            west, south, east, north = transform_extent((min(xs), min(ys), max(xs), max(ys)), grid.crs, target.crs)
             places = [(x, y) for x in (west, east) for y in (south, north)]
         inverse = _inverse(target.geotransform, paths[chosen])
         columns, rows = zip(*(gdal.ApplyGeoTransform(inverse, x, y) for x, y in places))

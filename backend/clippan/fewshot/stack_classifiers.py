@@ -21,7 +21,7 @@ from clippan.jobs.classify import Classifier
 from clippan.jobs.segment import SegmentRequest
 from clippan.labels.samples import Samples
 from clippan.raster.grid import Grid
-from clippan.raster.scene import Look, Scene, spatial
+from clippan.raster.scene import Scene, SceneOptions, spatial_reference
 from clippan.raster.tiles import Window
 
 _SQUARE = 64  # edge of the squares in which it is remembered that there are samples
@@ -147,7 +147,7 @@ class ClipFeatureExtractor:
         folder: for what is too large for the memory.
     """
 
-    def __init__(self, stack: Stack, look: Look, path: str, model: Encoder, threads: int, folder: Path) -> None:
+    def __init__(self, stack: Stack, look: SceneOptions, path: str, model: Encoder, threads: int, folder: Path) -> None:
         self._stack, self._model, self._folder = stack, model, folder
         self._scene = Scene(path, look)
         self._request = SegmentRequest(raster=path, classes="", output="", threads=threads)
@@ -211,7 +211,9 @@ class _PixelTransform:
         assert here.geotransform
         self._here, self._back = here.geotransform, gdal.InvGeoTransform(there.geotransform)
         same = here.shares_crs(there) or not (here.crs and there.crs)
-        self._crs = None if same else osr.CoordinateTransformation(spatial(here.crs), spatial(there.crs))
+        self._crs = (
+            None if same else osr.CoordinateTransformation(spatial_reference(here.crs), spatial_reference(there.crs))
+        )
 
     def of(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns, fractions of pixels too."""

@@ -10,13 +10,13 @@ from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.jobs.index import AboutIndexRequest, AboutIndexResult
 from clippan.jobs.picture import RasterPicture
-from clippan.raster.scene import Look, name_of
-from clippan.search.catalogue import changed, reader
+from clippan.raster.scene import SceneOptions, short_crs
+from clippan.search.backends import model_changed, open_reader
 
 
 def run(request: AboutIndexRequest, context: Context) -> AboutIndexResult:
     """See AboutIndexRequest."""
-    index = reader(request.index)
+    index = open_reader(request.index)
     warning = ""
     try:
         found = cache.locate(find_model(index.about.model))
@@ -25,7 +25,7 @@ def run(request: AboutIndexRequest, context: Context) -> AboutIndexResult:
                 "The model {label} is not on this machine; the first search downloads it.", label=index.about.label
             )
         elif found.sha256 and index.about.sha256 and found.sha256 != index.about.sha256:
-            warning = changed(index.path, index.about.label)
+            warning = model_changed(index.path, index.about.label)
     except ClippanError as error:
         warning = str(error)
     return AboutIndexResult(
@@ -34,14 +34,16 @@ def run(request: AboutIndexRequest, context: Context) -> AboutIndexResult:
         index.about.label,
         index.count,
         len(index.rasters),
-        name_of(index.about.crs),
+        short_crs(index.about.crs),
         index.extent,
         tuple(raster.path for raster in index.rasters.values()),
         index.complete,
         tuple(
             RasterPicture(raster.path, BandChoice(bands, "as they were indexed"), raster.stretch)
             for raster in index.rasters.values()
-            if (bands := Look.of(raster.look).bands)  # an index of version 0.1 notes only those that were asked for
+            if (
+                bands := SceneOptions.of(raster.look).bands
+            )  # an index of version 0.1 notes only those that were asked for
         ),
         warning,
     )

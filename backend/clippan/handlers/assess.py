@@ -34,7 +34,7 @@ from clippan.raster.pair import Pair, open_pair
 from clippan.raster.source import Source, open_dataset
 from clippan.raster.tiles import Window, tiles
 from clippan.report import page
-from clippan.report.pictures import percentiles, stretched
+from clippan.report.pictures import percentile_limits, stretched_png
 
 _TILE = 16 * BLOCK  # fused pixels; about 200 MB of intermediate images for eight bands
 _COVERED = 0.999  # least weight of valid pixels under a filter whose result counts
@@ -546,15 +546,15 @@ def _pictures(scene: Scene, reference: Optional[Source]) -> dict[str, bytes]:
     fused, valid = scene.read(scene.fused, window)
     pan, pan_valid = scene.read_pan(window)
     upsampled, ms_valid = scene.upsampled(window)
-    limits = percentiles(upsampled[bands].cpu().numpy(), ms_valid.cpu().numpy())
+    limits = percentile_limits(upsampled[bands].cpu().numpy(), ms_valid.cpu().numpy())
     pictures = {
-        "pan": stretched(pan.cpu().numpy(), pan_valid.cpu().numpy()),
-        "ms": stretched(upsampled[bands].cpu().numpy(), ms_valid.cpu().numpy(), limits),
-        "fused": stretched(fused[bands].cpu().numpy(), valid.cpu().numpy(), limits),
+        "pan": stretched_png(pan.cpu().numpy(), pan_valid.cpu().numpy()),
+        "ms": stretched_png(upsampled[bands].cpu().numpy(), ms_valid.cpu().numpy(), limits),
+        "fused": stretched_png(fused[bands].cpu().numpy(), valid.cpu().numpy(), limits),
     }
     if reference is not None:
         truth, truth_valid = scene.read(reference, window)
-        pictures["reference"] = stretched(truth[bands].cpu().numpy(), truth_valid.cpu().numpy(), limits)
+        pictures["reference"] = stretched_png(truth[bands].cpu().numpy(), truth_valid.cpu().numpy(), limits)
     return pictures
 
 

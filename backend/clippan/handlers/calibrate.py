@@ -33,9 +33,9 @@ from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
 from clippan.jobs.picture import choices, remarks
 from clippan.labels.labelled_pixels import LabelledPixels, read_labelled_pixels
 from clippan.labels.legend import colours
-from clippan.raster.scene import Look, Scene
+from clippan.raster.scene import Scene, SceneOptions
 from clippan.report import page
-from clippan.report.pictures import overlay
+from clippan.report.pictures import class_overlay_png
 from clippan.segmentation.mapping import LOGIT_SCALE
 
 _FOLDS = 5
@@ -103,7 +103,7 @@ class _LabelledRaster:
         small[down, across] = labels.classes
         shown = {"before": one, "after": other, "labels": small}
         image = np.ascontiguousarray(picture.transpose(1, 2, 0))
-        pictures = {name: overlay(image, values, legend) for name, values in shown.items()}
+        pictures = {name: class_overlay_png(image, values, legend) for name, values in shown.items()}
         return {"name": Path(self.scene.path).name, **pictures}
 
 
@@ -124,7 +124,7 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
     first = _Fit(sought.vectors, sought.class_of, table.logit_scale or LOGIT_SCALE, offsets)
     # Not only how alike places are to the words, but their vectors themselves.
     whole = ClassVectors(np.eye(model.width, dtype=np.float32), np.arange(model.width), model.width)
-    look = Look(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
+    look = SceneOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
     count = len(request.rasters)
     with Outputs() as outputs:
         rasters = []

@@ -45,12 +45,12 @@ from clippan.labels.folds import BUFFER, NEVER_HELD_OUT, spatial_folds, training
 from clippan.labels.legend import colours, palette
 from clippan.labels.samples import Samples
 from clippan.learn.fewshot import pretrain_on
-from clippan.raster.scene import Look, Scene
+from clippan.raster.scene import Scene, SceneOptions
 from clippan.raster.source import BandInfo
 from clippan.raster.tiles import Window
 from clippan.raster.writer import BLOCK, Palette, Writer
 from clippan.report import page
-from clippan.report.overview import Overview
+from clippan.report.map_preview import MapPreview
 
 _FEW = 5  # places of a class, below which figures are uncertain
 _UNCOMPARED = Classifier.SVM_MEAN  # what auto takes where nothing can be left out
@@ -197,7 +197,7 @@ class _Workshop:
     ) -> None:
         self.request, self.stack, self.known, self.device = request, stack, known, device
         self.table, self._folder = table, folder
-        self.look = Look(bands=request.bands, nodata=request.nodata)
+        self.look = SceneOptions(bands=request.bands, nodata=request.nodata)
         self._model: Optional[Encoder] = None
         self._diffclip: Optional[DiffClipClassifier] = None
         self._eye: Optional[ClipFeatureExtractor] = None
@@ -350,12 +350,12 @@ def _write(
     tags: dict[str, str],
     outputs: Outputs,
     context: Context,
-) -> tuple[tuple[ClassArea, ...], Overview]:
+) -> tuple[tuple[ClassArea, ...], MapPreview]:
     """Makes the map and its confidence; what each class covers, and the map made small for the report."""
     request, grid = workshop.request, workshop.stack.grid
     counted = areas.ClassAreaCounter(table, grid)
     windows = workshop.stack.tiles(BLOCK)  # elsewhere the map stays unwritten: nodata
-    overview = Overview.of(grid.width, grid.height)
+    overview = MapPreview.of(grid.width, grid.height)
     # A network has the processor's threads to itself; the others have one for each tile.
     few = max(_MEMORY // (_COPIES * 4 * sum(workshop.stack.bands) * BLOCK**2), 1)
     threads, prepare = (

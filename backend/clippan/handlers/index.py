@@ -25,10 +25,20 @@ from clippan.raster import source as sources
 from clippan.raster.files import refuse_overwriting
 from clippan.raster.grid import Grid
 from clippan.raster.products import expand
-from clippan.raster.scene import LEAST_VALID, Look, Plan, Scene, across, circle, is_missing, room, spatial
+from clippan.raster.scene import (
+    MIN_VALID_SHARE,
+    Scene,
+    SceneOptions,
+    TilePlan,
+    antimeridian_notes,
+    empty_images,
+    is_missing,
+    longitude_period,
+    spatial_reference,
+)
 from clippan.raster.tiles import Window
-from clippan.search.catalogue import builder
-from clippan.search.store import About, Raster, Tile
+from clippan.search.backends import open_writer
+from clippan.search.geopackage import IndexedRaster, IndexedTile, IndexInfo
 
 _COMMIT_TILES = 4096
 _STEPS = 16  # points along an edge by which it is seen which way round the world it leads
@@ -39,9 +49,9 @@ _COMMIT_SECONDS = 15.0  # what an interruption can cost
 class _Work:
     """A raster that has tiles to be made: how it is read, and where they lie."""
 
-    raster: Raster
-    look: Look
-    plan: Plan
+    raster: IndexedRaster
+    look: SceneOptions
+    plan: TilePlan
     corners: _Corners
 
 
@@ -72,12 +82,12 @@ def run(request: IndexRequest, context: Context) -> IndexResult:
     refuse_overwriting(request.outputs, paths)
     model = load_encoder(request.model, request.device, context.part(0, 3))
     set_threads(request.threads)
-    look = Look(**{item.name: getattr(request, item.name) for item in fields(Look)})
-    about = About(model.model.id, model.model.label, model.sha256, model.width, model.pixels, "")
+    look = SceneOptions(**{item.name: getattr(request, item.name) for item in fields(SceneOptions)})
+    about = IndexInfo(model.model.id, model.model.label, model.sha256, model.width, model.pixels, "")
     count = _Count(failed=failed)
-    for sentence in across(request.extent):
+    for sentence in antimeridian_notes(request.extent):
         context.log(sentence)
-    with builder(request.output, about) as index:
+    with open_writer(request.output, about) as index:
         before = index.exists
         try:
             work, unchanged = _prepare(request, paths, look, model, index, count, context.part(3, 10))
@@ -116,7 +126,13 @@ def run(request: IndexRequest, context: Context) -> IndexResult:
 
 
 def _prepare(
-    request: IndexRequest, paths: Sequence[str], look: Look, model: Encoder, index: Any, count: _Count, context: Context
+    request: IndexRequest,
+    paths: Sequence[str],
+    look: SceneOptions,
+    model: Encoder,
+    index: Any,
+    count: _Count,
+    context: Context,
 ) -> tuple[list[_Work], int]:
     """Compares the rasters with what the index holds, drops what is gone, and lists what is to do.
 
@@ -125,9 +141,9 @@ def _prepare(
     """
     shared = is_database(request.output)
     # A raster may be there several times, for several extents.
-    known = {(raster.path, Look.of(raster.look).area): raster for raster in index.rasters.values()}
+    known = {(raster.path, SceneOptions.of(raster.look).area): raster for raster in index.rasters.values()}
     by_files = {(raster.fingerprint, raster.look): raster for raster in index.rasters.values() if raster.fingerprint}
-    found: list[tuple[Raster, Grid, Plan]] = []
+    found: list[tuple[IndexedRaster, Grid, TilePlan]] = []
     stale: set[int] = set()
     unchanged = 0
     for position, path in enumerate(paths):
@@ -164,7 +180,7 @@ def _prepare(
             if before is not None and same:
                 found.append((before, scene.grid, plan))
                 continue
-            raster = Raster(0, path, own.text(), fingerprint, scene.stretch, scene.date(), 0, len(plan))
+            raster = IndexedRaster(0, path, own.text(), fingerprint, scene.stretch, scene.date(), 0, len(plan))
             found.append((raster, scene.grid, plan))
             if before is not None:
                 stale.add(before.id)
@@ -187,7 +203,7 @@ def _prepare(
     rasters = index.put([raster for raster, _, _ in found])
     count.planned = sum(raster.planned - raster.done for raster in rasters)
     work = [
-        _Work(raster, Look.of(raster.look), plan, _Corners(grid, index.about.crs))
+        _Work(raster, SceneOptions.of(raster.look), plan, _Corners(grid, index.about.crs))
         for raster, (_, grid, plan) in zip(rasters, found)
     ]
     return work, unchanged
@@ -211,9 +227,9 @@ class _Corners:
         self._geotransform = grid.geotransform
         self._transform = None
         self._nowhere = bool(crs) and not grid.crs
-        self._circle = circle(crs)
+        self._circle = longitude_period(crs)
         if crs and grid.crs:
-            one, other = spatial(grid.crs), spatial(crs)
+            one, other = spatial_reference(grid.crs), spatial_reference(crs)
             if not one.IsSame(other):
                 try:
                     self._transform = osr.CoordinateTransformation(one, other)
@@ -260,7 +276,7 @@ class _Corners:
 def _embed(work: Sequence[_Work], model: Encoder, index: Any, count: _Count, threads: int, context: Context) -> None:
     """Reads, embeds and stores the tiles, a batch after the other; reading goes on while the model computes."""
     begun = time.monotonic()
-    tiles: list[Tile] = []
+    tiles: list[IndexedTile] = []
     vectors: list[np.ndarray] = []
     done: dict[int, int] = {}
     reached: dict[int, int] = {}
@@ -284,12 +300,12 @@ def _embed(work: Sequence[_Work], model: Encoder, index: Any, count: _Count, thr
             broken |= set(problems)
             count.failed += [sentence for sentence in problems.values() if sentence not in count.failed]
             whole = np.array([item.raster.id not in broken for item, *_ in batch])
-            keep = whole & (valid >= LEAST_VALID)
+            keep = whole & (valid >= MIN_VALID_SHARE)
             if keep.any():
                 vectors.append(model.encode_images(pictures[keep]))
             for (item, window, scale, position), sound, kept in zip(batch, whole, keep):
                 if kept:
-                    tiles.append(Tile(0, item.raster.id, window, scale, item.corners.of(window)))
+                    tiles.append(IndexedTile(0, item.raster.id, window, scale, item.corners.of(window)))
                 passed = position + 1 - reached.get(item.raster.id, item.raster.done)  # also those that hold nothing
                 reached[item.raster.id] = position + 1
                 seen += passed
@@ -329,7 +345,7 @@ class _Reader:
 
     def read(self, batch: Sequence[tuple[_Work, Window, float, int]]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         """Pictures (n, bands, pixels, pixels), the valid part of each, and what went wrong, by raster."""
-        pictures = room(len(batch), (self._pixels, self._pixels), self._channels)
+        pictures = empty_images(len(batch), (self._pixels, self._pixels), self._channels)
         valid = np.zeros(len(batch))
         problems: dict[int, str] = {}
         for position, (item, window, _, _) in enumerate(batch):

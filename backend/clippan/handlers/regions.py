@@ -25,7 +25,7 @@ from clippan.labels.layers import LabelledLayer
 from clippan.learn.clip.data import Region
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
-from clippan.raster.scene import LEAST_VALID, Look, Scene
+from clippan.raster.scene import MIN_VALID_SHARE, Scene, SceneOptions
 from clippan.raster.tiles import Window
 
 TABLE = "regions.json"
@@ -115,7 +115,7 @@ def _write(
 ) -> tuple[list[dict], list[str], set[str], set[str], list[RasterPicture]]:
     """Writes the pictures; the entries of the table, sentences for the user, the categories of all vector files, those
     of them that lie outside all rasters, and how the rasters were seen."""
-    look = Look((request.size,), (), request.overlap, request.bands, request.stretch, request.nodata)
+    look = SceneOptions((request.size,), (), request.overlap, request.bands, request.stretch, request.nodata)
     entries: list[dict] = []
     hints: list[str] = []
     categories: set[str] = set()
@@ -140,7 +140,7 @@ def _write(
             if not boxes:
                 continue
             picture, valid = scene.picture(window, window.width)
-            if valid < LEAST_VALID:
+            if valid < MIN_VALID_SHARE:
                 continue
             name = f"pictures/{number + 1}_{stem}_{window.x}_{window.y}.{request.format.value}"
             options: dict[str, Any] = {"quality": _QUALITY} if request.format is Picture.JPEG else {}

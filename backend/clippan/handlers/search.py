@@ -22,12 +22,21 @@ from clippan.core.messages import Message
 from clippan.core.outputs import Outputs
 from clippan.jobs.search import Hit, SearchRequest, SearchResult
 from clippan.raster.files import refuse_overwriting
-from clippan.raster.scene import Look, Scene, across, boxes, circle, is_missing, name_of, transformed
+from clippan.raster.scene import (
+    Scene,
+    SceneOptions,
+    antimeridian_notes,
+    extent_boxes,
+    is_missing,
+    longitude_period,
+    short_crs,
+    transform_extent,
+)
 from clippan.raster.tiles import Window
 from clippan.search import heatmap, layer
-from clippan.search.catalogue import changed, reader
-from clippan.search.judge import Query, blocks
-from clippan.search.store import Filter, Raster, Tile, is_index
+from clippan.search.backends import model_changed, open_reader
+from clippan.search.geopackage import IndexedRaster, IndexedTile, TileFilter, is_index
+from clippan.search.scoring import SearchVectors, vector_batches
 
 _CANDIDATES = 1000  # go on to the second step, at least
 _PER_HIT = 50  # candidates for each hit that is wanted: their neighbours are merged
@@ -43,10 +52,10 @@ def run(request: SearchRequest, context: Context) -> SearchResult:
     """
     started = time.monotonic()
     context.progress(0, "Opening the index")
-    model = _model(reader(request.index), request, context)
+    model = _model(open_reader(request.index), request, context)
     set_threads(0)
     while True:
-        index = reader(request.index)  # once more: a model takes seconds to load
+        index = open_reader(request.index)  # once more: a model takes seconds to load
         _check_outputs(index, request)
         try:
             hits, hints, searched, query, wanted = _ask(index, model, request, context)
@@ -66,7 +75,7 @@ def run(request: SearchRequest, context: Context) -> SearchResult:
         tuple(hits),
         index.path,
         index.about.model,
-        name_of(index.about.crs),
+        short_crs(index.about.crs),
         searched,
         request.output,
         request.heatmap,
@@ -77,12 +86,12 @@ def run(request: SearchRequest, context: Context) -> SearchResult:
 
 def _ask(
     index: Any, model: Encoder, request: SearchRequest, context: Context
-) -> tuple[list[Hit], list[str], int, Query, Filter]:
+) -> tuple[list[Hit], list[str], int, SearchVectors, TileFilter]:
     """The hits, what to tell about them, of how many tiles they are the best, and what was asked."""
     if not index.count:
         raise ClippanError("The index {path} holds no tiles; run Build tile index on it again.", path=index.path)
     wanted, hints = _filter(index, request)
-    hints += across(request.extent) + model.text_warnings(
+    hints += antimeridian_notes(request.extent) + model.text_warnings(
         [text.strip() for text in (*request.text, *request.without) if text.strip()]
     )
     query = _query(index, model, request)
@@ -91,7 +100,7 @@ def _ask(
     if not searched:
         raise ClippanError("No tile of the index lies in this extent, these rasters and dates; widen the search.")
     chosen = np.setdiff1d(chosen, np.array(request.unlike, np.int64))  # what was put aside does not come back
-    parts = [query.judge(vectors) for _, vectors in blocks(index, chosen, context)]
+    parts = [query.judge(vectors) for _, vectors in vector_batches(index, chosen, context)]
     confidence, score, best = (np.concatenate(part) for part in zip(*parts)) if parts else (np.empty(0),) * 3
     order = np.lexsort((-score, -confidence))
     order = order[confidence[order] >= request.least]
@@ -118,11 +127,11 @@ def _check_outputs(index: Any, request: SearchRequest) -> None:
 def _model(index: Any, request: SearchRequest, context: Context) -> Encoder:
     model = load_encoder(index.about.model, request.device, context.part(0, 40))
     if (index.about.sha256 and model.sha256 != index.about.sha256) or model.width != index.about.width:
-        raise ClippanError(changed(index.path, index.about.label))
+        raise ClippanError(model_changed(index.path, index.about.label))
     return model
 
 
-def _filter(index: Any, request: SearchRequest) -> tuple[Filter, list[str]]:
+def _filter(index: Any, request: SearchRequest) -> tuple[TileFilter, list[str]]:
     """What the search is restricted to, and what to tell about it."""
     hints: list[str] = []
     chosen: Optional[set[int]] = None
@@ -140,22 +149,22 @@ def _filter(index: Any, request: SearchRequest) -> tuple[Filter, list[str]]:
         chosen = {
             number for number in chosen or () if any(_is(index.rasters[number], name) for name in request.rasters)
         }
-    wanted = boxes(request.extent, request.crs, index.about.crs) if request.extent else ()
-    return Filter(None if chosen is None else frozenset(chosen), tuple(wanted)), hints
+    wanted = extent_boxes(request.extent, request.crs, index.about.crs) if request.extent else ()
+    return TileFilter(None if chosen is None else frozenset(chosen), tuple(wanted)), hints
 
 
-def _is(raster: Raster, name: str) -> bool:
+def _is(raster: IndexedRaster, name: str) -> bool:
     return name in (raster.path, Path(raster.path).name) or os.path.abspath(name) == raster.path  # noqa: PTH100
 
 
-def _dated(raster: Raster, since: str, until: str) -> bool:
+def _dated(raster: IndexedRaster, since: str, until: str) -> bool:
     if not (since or until):
         return True
     # Dates of any length compare as text; an end stands for all that begins with it.
     return bool(raster.date) and raster.date >= since and (not until or raster.date[: len(until)] <= until)
 
 
-def _query(index: Any, model: Encoder, request: SearchRequest) -> Query:
+def _query(index: Any, model: Encoder, request: SearchRequest) -> SearchVectors:
     texts = tuple(text.strip() for text in request.text if text.strip())
     without = [text.strip() for text in request.without if text.strip()]
     like = [model.encode_images(_example(path, model)[None])[0] for path in request.image]
@@ -163,8 +172,8 @@ def _query(index: Any, model: Encoder, request: SearchRequest) -> Query:
     if request.at:
         x, y = request.at
         if request.crs and index.about.crs:
-            x, y, _, _ = transformed((x, y, x, y), request.crs, index.about.crs)
-        turn = circle(index.about.crs)  # tiles across the 180th meridian go on beyond it
+            x, y, _, _ = transform_extent((x, y, x, y), request.crs, index.about.crs)
+        turn = longitude_period(index.about.crs)  # tiles across the 180th meridian go on beyond it
         tile = index.at(x, y) or (index.at(x + turn, y) or index.at(x - turn, y) if turn else None)
         if tile is None:
             raise ClippanError(
@@ -178,7 +187,7 @@ def _query(index: Any, model: Encoder, request: SearchRequest) -> Query:
     pictures = np.array(like, np.float32).reshape(-1, model.width)
     examples = np.concatenate([pictures, index.vectors(np.array(ids, np.int64))])
     empty = np.empty((0, model.width), np.float32)
-    return Query(
+    return SearchVectors(
         model.encode_texts(texts) if texts else empty,
         texts,
         model.encode_texts(without) if without else empty,
@@ -192,7 +201,7 @@ def _query(index: Any, model: Encoder, request: SearchRequest) -> Query:
 
 def _example(path: str, model: Encoder) -> np.ndarray:
     """The middle of a picture, as a square, (bands, pixels, pixels)."""
-    scene = Scene(path, Look(), channels=model.channels)
+    scene = Scene(path, SceneOptions(), channels=model.channels)
     edge = min(scene.grid.width, scene.grid.height)
     window = Window((scene.grid.width - edge) // 2, (scene.grid.height - edge) // 2, edge, edge)
     picture, valid = scene.picture(window, model.pixels)
@@ -201,9 +210,9 @@ def _example(path: str, model: Encoder) -> np.ndarray:
     return picture
 
 
-def _distinct(index: Any, ids: np.ndarray, request: SearchRequest, context: Context) -> list[Tile]:
+def _distinct(index: Any, ids: np.ndarray, request: SearchRequest, context: Context) -> list[IndexedTile]:
     """The first ``top`` tiles of these, without those that show a place that is there already."""
-    kept: list[Tile] = []
+    kept: list[IndexedTile] = []
     taken: dict[int, np.ndarray] = {}  # by raster: left, top, right, bottom
     step = 3 * request.top  # usually enough, and tiles take longer to read than to judge
     for start in range(0, len(ids), step):
@@ -228,7 +237,7 @@ def _shared(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     return sides.prod(axis=1) > _SHARED * smaller
 
 
-def _hit(rank: int, tile: Tile, raster: Raster, prompt: str, score: float, confidence: float) -> Hit:
+def _hit(rank: int, tile: IndexedTile, raster: IndexedRaster, prompt: str, score: float, confidence: float) -> Hit:
     window = tile.window
     return Hit(
         tile.id,
@@ -245,7 +254,7 @@ def _hit(rank: int, tile: Tile, raster: Raster, prompt: str, score: float, confi
     )
 
 
-def _missing(rasters: Sequence[Raster]) -> list[str]:
+def _missing(rasters: Sequence[IndexedRaster]) -> list[str]:
     paths = dict.fromkeys(raster.path for raster in rasters)
     return [
         f"{path} is not there any more; index its new place to have it found again."

@@ -27,7 +27,7 @@ from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.jobs.segment import ClassArea, SegmentRequest, SegmentResult
 from clippan.labels import areas
 from clippan.labels.legend import palette
-from clippan.raster.scene import Look, Scene, across
+from clippan.raster.scene import Scene, SceneOptions, antimeridian_notes
 from clippan.raster.source import BandInfo
 from clippan.raster.tiles import tiles
 from clippan.raster.writer import BLOCK, Writer
@@ -50,7 +50,7 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
         context.log(origin)
     model = load_encoder(request.model, request.device, context.part(0, 5))
     set_threads(request.threads)
-    look_at = Look(
+    look_at = SceneOptions(
         bands=request.bands, stretch=request.stretch, nodata=request.nodata, extent=request.extent, crs=request.crs
     )
     scene = Scene(request.raster, look_at)
@@ -220,7 +220,7 @@ def _provenance(
 
 
 def _hints(request: SegmentRequest, table: PromptTable, model: Encoder, shown: Sequence[ClassArea]) -> list[str]:
-    hints = [*across(request.extent), *model.text_warnings(prompt_texts(table))]
+    hints = [*antimeridian_notes(request.extent), *model.text_warnings(prompt_texts(table))]
     if table.model and table.model != model.model.id:
         hints.append(
             Message(

@@ -11,13 +11,13 @@ from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.outputs import write_output
 from clippan.jobs.search import ThumbnailsRequest, ThumbnailsResult
-from clippan.raster.scene import Look, Scene
-from clippan.search.catalogue import reader
+from clippan.raster.scene import Scene, SceneOptions
+from clippan.search.backends import open_reader
 
 
 def run(request: ThumbnailsRequest, context: Context) -> ThumbnailsResult:
     """See ThumbnailsRequest."""
-    index = reader(request.index)
+    index = open_reader(request.index)
     files: dict[str, str] = {}
     number, scene = 0, None  # one is open at a time
     tiles = sorted(index.tiles(list(request.tiles)), key=lambda tile: tile.raster)
@@ -29,7 +29,7 @@ def run(request: ThumbnailsRequest, context: Context) -> ThumbnailsResult:
             raster = index.rasters[tile.raster]
             try:
                 if scene is None or number != tile.raster:
-                    number, scene = tile.raster, Scene(raster.path, Look.of(raster.look), raster.stretch)
+                    number, scene = tile.raster, Scene(raster.path, SceneOptions.of(raster.look), raster.stretch)
                 picture, _ = scene.picture(tile.window, request.pixels)
                 _write(target, picture)
             except ClippanError as error:  # the raster has moved, or is not connected

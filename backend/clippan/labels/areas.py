@@ -15,7 +15,7 @@ from clippan.catalogue.prompts import PromptTable
 from clippan.core.outputs import Outputs, write_output
 from clippan.jobs.segment import ClassArea
 from clippan.labels.legend import UNCLASSIFIED
-from clippan.raster.grid import Grid, horizontal
+from clippan.raster.grid import Grid, horizontal_crs
 
 SQUARE_METRES_PER_HECTARE = 10_000.0  # square metres
 _TOLERANCE = 0.01  # of an area: a CRS that is further off is corrected
@@ -50,7 +50,7 @@ class PixelAreas:
         self.known = self._flat is not None or self._ellipsoid is not None
 
     def _prepare(self, grid: Grid) -> None:
-        crs = osr.SpatialReference(wkt=horizontal(grid.crs))
+        crs = osr.SpatialReference(wkt=horizontal_crs(grid.crs))
         crs.SetAxisMappingStrategy(osr.OAMS_TRADITIONAL_GIS_ORDER)
         g = self._geotransform
         if not crs.IsGeographic():

@@ -13,7 +13,7 @@ from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
 from clippan.core.texts import join_names
 from clippan.raster.grid import Grid
-from clippan.raster.scene import spatial
+from clippan.raster.scene import spatial_reference
 
 # Columns of a table that hold places; GDAL itself knows but WKT.
 _WKT = ("wkt", "geometry", "geom", "the_geom", "wkt_geom")
@@ -152,7 +152,7 @@ class LabelledLayer:
         geographic one."""
         reference = self._layer.GetSpatialRef()
         if reference is None and self._columns and self._columns[0].lower().startswith(_DEGREES):
-            return spatial("EPSG:4326")
+            return spatial_reference("EPSG:4326")
         if reference is None or reference.IsLocal() or (reference.GetName() or "").lower().startswith("undefined"):
             return None
         reference = reference.Clone()
@@ -188,7 +188,7 @@ class LabelledLayer:
         """A sentence where the grid's CRS was taken for the layer's."""
         if self.crs or not grid.crs:
             return []
-        there = crs_name(spatial(grid.crs))
+        there = crs_name(spatial_reference(grid.crs))
         return [Message("The CRS of the samples is not known; that of the rasters ({there}) was assumed.", there=there)]
 
     def _label(self, feature: ogr.Feature, number: int) -> str:
@@ -213,7 +213,7 @@ class LabelledLayer:
     def _transform(self, grid: Grid) -> Optional[osr.CoordinateTransformation]:
         if self.crs is None or not grid.crs:
             return None
-        target = spatial(grid.crs)
+        target = spatial_reference(grid.crs)
         try:
             return None if self.crs.IsSame(target) else osr.CoordinateTransformation(self.crs, target)
         except RuntimeError as error:

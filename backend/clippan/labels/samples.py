@@ -18,7 +18,7 @@ from clippan.core.texts import join_names
 from clippan.labels.labelled_pixels import covered_pixels
 from clippan.labels.layers import LabelledLayer, crs_name
 from clippan.raster.grid import Grid
-from clippan.raster.scene import name_of, spatial
+from clippan.raster.scene import short_crs, spatial_reference
 from clippan.raster.tiles import Window, tiles
 
 MAX_PIXELS_PER_CLASS = 500  # of a class that are learned from; more of the same take long and say little
@@ -94,7 +94,7 @@ def read_samples(path: str, layer: str, field: str, grid: Grid, seed: int, conte
             words.append(word)
         else:
             beyond.append(word)
-    own, there = crs_name(layer_read.crs), crs_name(spatial(grid.crs) if grid.crs else None)
+    own, there = crs_name(layer_read.crs), crs_name(spatial_reference(grid.crs) if grid.crs else None)
     if not features:
         raise ClippanError(_no_samples_reason(path, field, len(beyond), len(lost), own, there))
     names = _sorted_classes(set(words))
@@ -163,7 +163,7 @@ def samples_sha256(path: str, layer: str, field: str) -> str:
         ClippanError: it cannot be read, or has no such layer or field.
     """
     labelled = LabelledLayer(path, layer, field)
-    found = hashlib.sha256(b"" if labelled.crs is None else name_of(labelled.crs.ExportToWkt()).encode())
+    found = hashlib.sha256(b"" if labelled.crs is None else short_crs(labelled.crs.ExportToWkt()).encode())
     for word, geometry in labelled.records():
         found.update(b"\n" + word.encode() + b"\n" + geometry)
     return found.hexdigest()

@@ -16,16 +16,16 @@ from osgeo import gdal
 
 from clippan.core.messages import Message
 
-NOTES = "CLIPPAN"  # metadata domain of datasets that were opened in another way than GDAL would
+METADATA_DOMAIN = "CLIPPAN"  # metadata domain of datasets that were opened in another way than GDAL would
 _NOTE, _PATH = "NOTE", "PATH"
-_PLACES, _EDGE = 8, 16  # along each axis: windows that are looked at, and their edge in pixels
-_OVERVIEW = 1024  # greatest edge of an overview that is looked at instead
-_LEAST = 64  # pixels, below which nothing is decided
-_OTHERS = 8  # bands, at most, that an alpha band is compared with
+_SAMPLE_WINDOWS, _SAMPLE_EDGE = 8, 16  # along each axis: windows that are looked at, and their edge in pixels
+_MAX_OVERVIEW_EDGE = 1024  # greatest edge of an overview that is looked at instead
+_MIN_PIXELS = 64  # pixels, below which nothing is decided
+_MAX_OTHER_BANDS = 8  # bands, at most, that an alpha band is compared with
 _RINGING = 0.04  # part of the greatest value by which lossy compression changes what is clear or opaque
-_VALUES = 16  # a mask has fewer between clear and opaque
-_BETWEEN, _MOSTLY = 0.05, 0.5  # part of the pixels there: below it is a mask, above an image, whatever it shows
-_EXPLAINED = 0.1  # R² there of a regression on the other bands, with which a feathered edge has nothing to do
+_MAX_MASK_VALUES = 16  # a mask has fewer between clear and opaque
+_MASK_SHARE, _IMAGE_SHARE = 0.05, 0.5  # part of the pixels there: below it is a mask, above an image, whatever it shows
+_MIN_R_SQUARED = 0.1  # R² there of a regression on the other bands, with which a feathered edge has nothing to do
 _MASK_NAME = re.compile(r"alpha|mask|transparen|opacity|valid", re.IGNORECASE)
 _NO_NAME = re.compile(r"\s*(band|layer|b)?[\s_]*\d*\s*", re.IGNORECASE)
 
@@ -67,24 +67,24 @@ def without_false_alpha(dataset: gdal.Dataset, path: str, always: bool) -> gdal.
             images=" and ".join(map(str, images)),
             others=others,
         )
-    retagged.SetMetadata(notes, NOTES)
+    retagged.SetMetadata(notes, METADATA_DOMAIN)
     return retagged
 
 
-def notes(datasets: Iterable[gdal.Dataset]) -> list[str]:
+def alpha_notes(datasets: Iterable[gdal.Dataset]) -> list[str]:
     """What the user should know of how datasets were opened, as sentences."""
-    return [note for note in (dataset.GetMetadataItem(_NOTE, NOTES) for dataset in datasets) if note]
+    return [note for note in (dataset.GetMetadataItem(_NOTE, METADATA_DOMAIN) for dataset in datasets) if note]
 
 
 def is_retagged(dataset: gdal.Dataset) -> bool:
     """Whether bands of a dataset have lost their tag of alpha. Its file has not: resampled while it is read, GDAL still
     leaves out what is 0 in such a band."""
-    return dataset.GetMetadataItem(_PATH, NOTES) is not None
+    return dataset.GetMetadataItem(_PATH, METADATA_DOMAIN) is not None
 
 
-def opened_as(dataset: gdal.Dataset) -> str:
+def source_name(dataset: gdal.Dataset) -> str:
     """The path or data source that a dataset was opened by."""
-    return dataset.GetMetadataItem(_PATH, NOTES) or dataset.GetDescription()
+    return dataset.GetMetadataItem(_PATH, METADATA_DOMAIN) or dataset.GetDescription()
 
 
 def _holds_image(dataset: gdal.Dataset, number: int) -> bool:
@@ -100,17 +100,17 @@ def _holds_image(dataset: gdal.Dataset, number: int) -> bool:
         return False
     seen = (others != 0).any(axis=0) & np.isfinite(others).all(axis=0) & np.isfinite(alpha)
     alpha, others = alpha[seen], others[:, seen]
-    if len(alpha) < _LEAST:
+    if len(alpha) < _MIN_PIXELS:
         return False
     # Clear and opaque are what most pixels of a mask are, whatever compression has made of them.
     between = np.abs(alpha) > _RINGING * alpha.max()
     between &= alpha < (1 - _RINGING) * alpha.max()
-    if between.mean() < _BETWEEN or len(np.unique(alpha[between])) <= _VALUES:
+    if between.mean() < _MASK_SHARE or len(np.unique(alpha[between])) <= _MAX_MASK_VALUES:
         return False
-    return bool(between.mean() > _MOSTLY) or _explained(alpha[between], others[:, between]) > _EXPLAINED
+    return bool(between.mean() > _IMAGE_SHARE) or _r_squared(alpha[between], others[:, between]) > _MIN_R_SQUARED
 
 
-def _explained(values: np.ndarray, by: np.ndarray) -> float:
+def _r_squared(values: np.ndarray, by: np.ndarray) -> float:
     """R² of the linear regression of values (n,) on others (k, n)."""
     design = np.column_stack([by.T, np.ones(len(values))])
     residual = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
@@ -119,7 +119,7 @@ def _explained(values: np.ndarray, by: np.ndarray) -> float:
 
 def _samples(dataset: gdal.Dataset, number: int) -> tuple[np.ndarray, np.ndarray]:
     """Values from all over the raster, float64: of a band (n,) and of some others (bands, n), with little to read."""
-    others = [band + 1 for band in range(dataset.RasterCount) if band + 1 != number][:_OTHERS]
+    others = [band + 1 for band in range(dataset.RasterCount) if band + 1 != number][:_MAX_OTHER_BANDS]
     bands = [dataset.GetRasterBand(band) for band in (number, *others)]
     small = _small_overview(bands[0])
     if small is not None:
@@ -127,8 +127,10 @@ def _samples(dataset: gdal.Dataset, number: int) -> tuple[np.ndarray, np.ndarray
         return values[0], values[1:]
     width, height = dataset.RasterXSize, dataset.RasterYSize
     parts = []
-    for y, x in itertools.product(window_starts(height, _PLACES, _EDGE), window_starts(width, _PLACES, _EDGE)):
-        size = min(_EDGE, width - x), min(_EDGE, height - y)
+    for y, x in itertools.product(
+        window_starts(height, _SAMPLE_WINDOWS, _SAMPLE_EDGE), window_starts(width, _SAMPLE_WINDOWS, _SAMPLE_EDGE)
+    ):
+        size = min(_SAMPLE_EDGE, width - x), min(_SAMPLE_EDGE, height - y)
         parts.append(np.stack([band.ReadAsArray(x, y, *size).ravel() for band in bands]))
     values = np.concatenate(parts, axis=1).astype(np.float64)
     return values[0], values[1:]
@@ -138,7 +140,7 @@ def _small_overview(band: gdal.Band) -> Optional[int]:
     """The number of an overview that is small and shows enough; None without one."""
     for number in range(band.GetOverviewCount()):
         overview = band.GetOverview(number)
-        if _LEAST <= max(overview.XSize, overview.YSize) <= _OVERVIEW:
+        if _MIN_PIXELS <= max(overview.XSize, overview.YSize) <= _MAX_OVERVIEW_EDGE:
             return number
     return None
 

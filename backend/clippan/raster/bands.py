@@ -13,13 +13,22 @@ from osgeo import gdal
 from clippan.catalogue.band_names import Band, BandChoice, band_order, natural_colours, parse_wavelength
 from clippan.raster.source import sensor_hints
 
-_SHOWN = {gdal.GCI_RedBand: "red", gdal.GCI_GreenBand: "green", gdal.GCI_BlueBand: "blue"}
-_NAMES = ("common_name", "eo:common_name", "band_name", "bandname", "name", "long_name")  # of items that hold a name
-_FILES = 64  # of a virtual raster: more are the tiles of a mosaic
+_COLOUR_NAMES = {gdal.GCI_RedBand: "red", gdal.GCI_GreenBand: "green", gdal.GCI_BlueBand: "blue"}
+_NAME_KEYS = (
+    "common_name",
+    "eo:common_name",
+    "band_name",
+    "bandname",
+    "name",
+    "long_name",
+)  # of items that hold a name
+_MAX_VRT_FILES = 64  # of a virtual raster: more are the tiles of a mosaic
 _MICROMETRES = 100.0  # a wavelength without a unit is in micrometres below this, else in nanometres
 
 
-def choose(dataset: gdal.Dataset, original: gdal.Dataset, path: str, numbers: Sequence[int]) -> BandChoice:
+def natural_colour_bands(
+    dataset: gdal.Dataset, original: gdal.Dataset, path: str, numbers: Sequence[int]
+) -> BandChoice:
     """The bands for a picture in natural colours, or the one that is shown in grey.
 
     Args:
@@ -29,39 +38,41 @@ def choose(dataset: gdal.Dataset, original: gdal.Dataset, path: str, numbers: Se
         numbers: of the bands that are no mask.
     """
     files = [PurePosixPath(name.replace("\\", "/")).name for name in original.GetFileList() or []]
-    found = natural_colours(described(dataset, numbers), band_order([*sensor_hints(original, path), *files[:_FILES]]))
+    found = natural_colours(
+        band_metadata(dataset, numbers), band_order([*sensor_hints(original, path), *files[:_MAX_VRT_FILES]])
+    )
     return BandChoice(tuple(numbers[band - 1] for band in found.bands), found.reason, found.guessed)
 
 
-def described(dataset: gdal.Dataset, numbers: Sequence[int]) -> list[Band]:
+def band_metadata(dataset: gdal.Dataset, numbers: Sequence[int]) -> list[Band]:
     """Names, colours and wavelengths of bands, as far as the raster, its bands or an ENVI header tell."""
     general = {key.lower(): value for key, value in (dataset.GetMetadata() or {}).items()}
     envi = {key.lower(): value for key, value in (dataset.GetMetadata("ENVI") or {}).items()}
-    header = _listed(envi.get("wavelength", ""))
+    header = _split_list(envi.get("wavelength", ""))
     unit = envi.get("wavelength_units", general.get("wavelength_units", ""))
-    files = _sources(dataset)
+    files = _vrt_file_stems(dataset)
     bands = []
     for number in numbers:
         band = dataset.GetRasterBand(number)
         own = {key.lower(): value for key, value in (band.GetMetadata() or {}).items()}
         own.update({key.lower(): value for key, value in (band.GetMetadata("IMAGERY") or {}).items()})
         name = band.GetDescription() or general.get(f"band_{number}", "")
-        name = name or next((own[key] for key in _NAMES if own.get(key)), "") or files[number - 1]
-        centre = _centre(own.get("central_wavelength_um", ""), "um") or _centre(
+        name = name or next((own[key] for key in _NAME_KEYS if own.get(key)), "") or files[number - 1]
+        centre = _centre_wavelength(own.get("central_wavelength_um", ""), "um") or _centre_wavelength(
             own.get("wavelength", ""), own.get("wavelength_units", own.get("wavelength_unit", unit))
         )
         if centre is None and len(header) == dataset.RasterCount:
-            centre = _centre(header[number - 1], unit)
-        bands.append(Band(name, _SHOWN.get(band.GetColorInterpretation(), ""), centre))
+            centre = _centre_wavelength(header[number - 1], unit)
+        bands.append(Band(name, _COLOUR_NAMES.get(band.GetColorInterpretation(), ""), centre))
     return bands
 
 
-def _sources(dataset: gdal.Dataset) -> list[str]:
+def _vrt_file_stems(dataset: gdal.Dataset) -> list[str]:
     """For each band of a virtual raster what the file is called that it is made of; empty where it is not one alone.
 
     (A band's own list of its sources ends the process in GDAL 3.6, if the raster was made in memory.)
     """
-    if dataset.GetDriver().ShortName != "VRT" or len(dataset.GetFileList() or []) > _FILES:
+    if dataset.GetDriver().ShortName != "VRT" or len(dataset.GetFileList() or []) > _MAX_VRT_FILES:
         return [""] * dataset.RasterCount
     names = []
     for band in ElementTree.fromstring(dataset.GetMetadata("xml:VRT")[0]).iterfind("VRTRasterBand"):  # nosec B314
@@ -70,11 +81,11 @@ def _sources(dataset: gdal.Dataset) -> list[str]:
     return names if len(set(names)) == len(names) else [""] * len(names)
 
 
-def _listed(text: str) -> list[str]:
+def _split_list(text: str) -> list[str]:
     return [part.strip() for part in text.strip("{} \n").split(",")] if text else []
 
 
-def _centre(text: str, unit: str) -> Optional[float]:
+def _centre_wavelength(text: str, unit: str) -> Optional[float]:
     """In nanometres; None for what is no wavelength."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*", text)
     if match is None:

@@ -14,8 +14,8 @@ from osgeo import gdal
 from clippan.raster.tiles import Window
 
 _DATA, _EMPTY = gdal.GDAL_DATA_COVERAGE_STATUS_DATA, gdal.GDAL_DATA_COVERAGE_STATUS_EMPTY
-_HUGE = 2**30  # pixels
-_CELLS = 1024  # along an edge of the map that says where there may be something
+_HUGE_PIXELS = 2**30  # pixels
+_MAX_CELLS = 1024  # along an edge of the map that says where there may be something
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Coverage:
         self._all = Window(0, 0, bands[0].XSize, bands[0].YSize)
         self.footprint: Optional[Footprint] = None
         self.assumed = False
-        huge = self._all.width * self._all.height > _HUGE
+        huge = self._all.width * self._all.height > _HUGE_PIXELS
         if not (nodata or huge) or any(_status([b], 0, 0, b.XSize, b.YSize) == _DATA for b in bands):
             return
         footprint = _footprint(self._bands)
@@ -110,7 +110,9 @@ class Coverage:
         found = np.zeros((height, width), bool)
         if status & _DATA:
             across, down = self._bands[0].GetBlockSize()
-            for (top, bottom), (left, right) in itertools.product(_cuts(y, height, down), _cuts(x, width, across)):
+            for (top, bottom), (left, right) in itertools.product(
+                _block_ranges(y, height, down), _block_ranges(x, width, across)
+            ):
                 self._mark(found, window, left, top, right, bottom)
         return None if found.all() else found
 
@@ -128,7 +130,7 @@ def _footprint(bands: Sequence[gdal.Band]) -> Footprint:
     width, height = bands[0].XSize, bands[0].YSize
     across, down = bands[0].GetBlockSize()
     block = max(across, down) if max(across, down) < max(width, height) else 1
-    edge = block * math.ceil(max(width, height) / block / _CELLS)
+    edge = block * math.ceil(max(width, height) / block / _MAX_CELLS)
     rows, columns = -(-height // edge), -(-width // edge)
     cells = np.zeros((rows, columns), np.int64)
     waiting = [(0, 0, columns, rows)]
@@ -153,7 +155,7 @@ def _status(bands: Sequence[gdal.Band], x: int, y: int, width: int, height: int)
     return data | (_EMPTY if all(flag & _EMPTY for flag in flags) else 0)
 
 
-def _cuts(start: int, length: int, block: int) -> list[tuple[int, int]]:
+def _block_ranges(start: int, length: int, block: int) -> list[tuple[int, int]]:
     """Parts of an axis, from and to, between the borders of blocks."""
     borders = range((start // block + 1) * block, start + length, block)
     return list(zip([start, *borders], [*borders, start + length]))

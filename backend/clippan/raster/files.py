@@ -11,20 +11,20 @@ from osgeo import gdal
 
 from clippan.core.errors import ClippanError
 from clippan.core.outputs import affected_files
-from clippan.raster.products import files_of, text_of, tiles_of
+from clippan.raster.products import product_files, read_text, til_tiles
 
 # Files that read no others but those beside them; there may be thousands, so they are not opened.
 _LEAVES = tuple(".tif .tiff .jp2 .png .jpg .jpeg .bmp .webp .ecw .sid .hdf .h5 .nc .gpkg .geojson .csv .zip".split())  # noqa: SIM905
-_VIRTUAL = (".vrt", ".ovf")
-_SIDES = (".aux.xml", ".ovr", ".msk")
+_VRT_SUFFIXES = (".vrt", ".ovf")
+_SIDECAR_SUFFIXES = (".aux.xml", ".ovr", ".msk")
 # Around the file in vrt://a.tif?bands=1, NETCDF:"a.nc":x, GTIFF_DIR:1:a.tif, /vsizip/{a.zip}/b.tif, /vsisubfile/0_9,a
-_MARKS = re.compile(r"""[:"'?&=,;{}]""")
-_MOST_MARKS = 20
+_DELIMITERS = re.compile(r"""[:"'?&=,;{}]""")
+_MAX_DELIMITERS = 20
 
 
-def files(dataset: gdal.Dataset) -> list[str]:
+def source_files(dataset: gdal.Dataset) -> list[str]:
     """The files that a dataset reads, each once."""
-    return [name for _, name in _read([*(dataset.GetFileList() or []), dataset.GetDescription()])]
+    return [name for _, name in _walk_sources([*(dataset.GetFileList() or []), dataset.GetDescription()])]
 
 
 def refuse_overwriting(outputs: Iterable[str], inputs: Iterable[str]) -> None:
@@ -39,7 +39,7 @@ def refuse_overwriting(outputs: Iterable[str], inputs: Iterable[str]) -> None:
     """
     there: dict[Any, tuple[str, str]] = {}  # what only is to be made can be no input
     for output in filter(None, outputs):
-        owners = [output[: -len(side)] for side in _SIDES if output.endswith(side)]
+        owners = [output[: -len(side)] for side in _SIDECAR_SUFFIXES if output.endswith(side)]
         for name in (*affected_files(output), *owners):
             known = _identity(name)
             if known is not None:
@@ -47,10 +47,10 @@ def refuse_overwriting(outputs: Iterable[str], inputs: Iterable[str]) -> None:
     if not there:
         return
     for source in inputs:
-        for known, name in _read([source, *files_of(source)]):
+        for known, name in _walk_sources([source, *product_files(source)]):
             if known in there:
                 output, target = there[known]
-                through = "" if name == source else f", through {_shown(source)}"
+                through = "" if name == source else f", through {_source_label(source)}"
                 which = "" if target == output else f" touches {target}, which"
                 raise ClippanError(
                     "The output {output}{which} is one of the inputs{through}; choose another name.",
@@ -60,21 +60,21 @@ def refuse_overwriting(outputs: Iterable[str], inputs: Iterable[str]) -> None:
                 )
 
 
-def _read(sources: Iterable[str]) -> Iterator[tuple[Any, str]]:
+def _walk_sources(sources: Iterable[str]) -> Iterator[tuple[Any, str]]:
     """The files that data sources read, each once, with what tells it from all others."""
     waiting = [(source, "") for source in sources]
     seen: set[Any] = set()
     while waiting:
         text, folder = waiting.pop()
         if text.lstrip().startswith("<"):
-            waiting += _described(text, folder)
+            waiting += _xml_values(text, folder)
             continue
-        for name in _named(text, folder):
+        for name in _path_candidates(text, folder):
             known = _identity(name)
             if known is not None and known not in seen:
                 seen.add(known)
                 yield known, name
-                waiting += _contents(name)
+                waiting += _referenced_files(name)
 
 
 def _identity(name: str) -> Optional[Any]:
@@ -88,9 +88,9 @@ def _identity(name: str) -> Optional[Any]:
         return None
 
 
-def _named(text: str, folder: str) -> Iterator[str]:
+def _path_candidates(text: str, folder: str) -> Iterator[str]:
     """What in a data source's name may be a file; in a folder, if one is given."""
-    marks = [match.start() for match in _MARKS.finditer(text)][:_MOST_MARKS]
+    marks = [match.start() for match in _DELIMITERS.finditer(text)][:_MAX_DELIMITERS]
     starts, ends = [0, *(mark + 1 for mark in marks)], [*marks, len(text)]
     for start in starts:
         for end in ends:
@@ -101,10 +101,10 @@ def _named(text: str, folder: str) -> Iterator[str]:
             for name in dict.fromkeys((part, part.lstrip("/") if part.startswith("//") else part)):
                 place = os.path.join(folder, name) if folder and not name.startswith("/vsi") else name  # noqa: PTH118
                 yield place
-                yield from _archives(place)
+                yield from _enclosing_archives(place)
 
 
-def _archives(name: str) -> Iterator[str]:
+def _enclosing_archives(name: str) -> Iterator[str]:
     """The files outside that a path inside an archive may stand for."""
     inner = re.sub(r"^(/?vsi\w+/)+", "", name)
     while inner and inner != name:
@@ -113,16 +113,16 @@ def _archives(name: str) -> Iterator[str]:
         inner, name = os.path.dirname(inner), inner  # noqa: PTH120
 
 
-def _contents(name: str) -> list[tuple[str, str]]:
+def _referenced_files(name: str) -> list[tuple[str, str]]:
     """What a file names as its sources, each with the folder that it starts from."""
     lower = name.lower()
     if lower.endswith(_LEAVES):
         return []
     folder = os.path.dirname(name)  # noqa: PTH120
     if lower.endswith(".til"):
-        return [(tile, folder) for tile in tiles_of(name)]
-    if lower.endswith(_VIRTUAL):
-        return _described(text_of(name), folder)
+        return [(tile, folder) for tile in til_tiles(name)]
+    if lower.endswith(_VRT_SUFFIXES):
+        return _xml_values(read_text(name), folder)
     try:
         dataset = gdal.OpenEx(name, gdal.OF_RASTER | gdal.OF_VECTOR)
         return [(other, "") for other in dataset.GetFileList() or [] if other != name]
@@ -130,7 +130,7 @@ def _contents(name: str) -> list[tuple[str, str]]:
         return []
 
 
-def _described(text: str, folder: str) -> list[tuple[str, str]]:
+def _xml_values(text: str, folder: str) -> list[tuple[str, str]]:
     """All values in an XML description, whatever they mean, each with the folder that it starts from."""
     found: list[tuple[str, str]] = []
     try:
@@ -148,5 +148,5 @@ def _described(text: str, folder: str) -> list[tuple[str, str]]:
     return [(text, start) for text, start in found if text]
 
 
-def _shown(source: str) -> str:
+def _source_label(source: str) -> str:
     return "its XML" if source.lstrip().startswith("<") else source

@@ -10,7 +10,7 @@ from typing import Optional
 from osgeo import gdal, osr
 
 from clippan.core.errors import ClippanError
-from clippan.raster.alpha import opened_as
+from clippan.raster.alpha import source_name
 
 IDENTITY = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 TOLERANCE = 1e-3  # of a PAN pixel; geotransforms are rounded in many files
@@ -22,7 +22,7 @@ Rpc = tuple[tuple[str, str], ...]
 
 
 @functools.lru_cache(maxsize=64)
-def horizontal(crs: str) -> str:
+def horizontal_crs(crs: str) -> str:
     """The horizontal part of a CRS, as WKT; empty stays empty.
 
     A vertical part does not say where a pixel lies. Left in a warp, GDAL takes pixel values for heights and converts
@@ -74,21 +74,21 @@ class Grid:
                 raise ClippanError(
                     "The raster {opened_as} has ground control points and no pixel grid; warp it first (Raster > "
                     "Projections > Warp).",
-                    opened_as=opened_as(dataset),
+                    opened_as=source_name(dataset),
                 )
         if geotransform is None:
             if dataset.GetMetadata("GEOLOCATION"):
                 raise ClippanError(
                     "The raster {opened_as} has no coordinates of its own: it is a swath that is placed by "
                     "geolocation arrays; warp it first (gdalwarp -geoloc).",
-                    opened_as=opened_as(dataset),
+                    opened_as=source_name(dataset),
                 )
-            rpc = _rpc(dataset)
+            rpc = _read_rpc(dataset)
         return cls(dataset.RasterXSize, dataset.RasterYSize, geotransform, crs, rpc)
 
     def shares_crs(self, other: Grid) -> bool:
         """Whether both lie in the same horizontal coordinate reference system."""
-        own, there = horizontal(self.crs), horizontal(other.crs)
+        own, there = horizontal_crs(self.crs), horizontal_crs(other.crs)
         if own == there:
             return True
         if not (own and there):
@@ -139,7 +139,7 @@ class Grid:
         return (column, row) if max(distances) <= tolerance else None
 
 
-def _rpc(dataset: gdal.Dataset) -> Rpc:
+def _read_rpc(dataset: gdal.Dataset) -> Rpc:
     """RPCs of a dataset; none if what they count in pixels is not written as numbers."""
     found = {key.upper(): value for key, value in (dataset.GetMetadata("RPC") or {}).items()}
     try:
@@ -221,7 +221,7 @@ def align(pan: Grid, ms: Grid) -> Alignment:
     Raises:
         ClippanError: they do not overlap, MS is finer than PAN, or one grid is rotated against the other.
     """
-    x, y = axes(pan, ms)
+    x, y = relative_axes(pan, ms)
     left, right = centres_inside(x, ms.width, pan.width)
     top, bottom = centres_inside(y, ms.height, pan.height)
     if right <= left or bottom <= top:
@@ -242,7 +242,7 @@ def align(pan: Grid, ms: Grid) -> Alignment:
     return Alignment(overlap, left, top, x_axis, y_axis)
 
 
-def axes(pan: Grid, ms: Grid) -> tuple[Axis, Axis]:
+def relative_axes(pan: Grid, ms: Grid) -> tuple[Axis, Axis]:
     """The columns and rows of one grid on the pixels of the other; both in one CRS.
 
     Raises:

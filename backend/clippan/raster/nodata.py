@@ -10,11 +10,11 @@ from osgeo import gdal, gdal_array
 
 # Floating-point values of this size are fill values, whoever declares them (−FLT_MAX in all its spellings, −3.4e38,
 # netCDF's 9.97e36), or what resampling made of one; no quantity that a raster holds is as large.
-FILL = 1e30
-_ROUNDED = 1e-6  # part by which a decimal spelling such as -3.4028235e+38 may exceed the greatest float32
+FILL_MAGNITUDE = 1e30
+_ROUNDING = 1e-6  # part by which a decimal spelling such as -3.4028235e+38 may exceed the greatest float32
 
 
-def fitting(nodata: Optional[float], dtype: np.dtype) -> Optional[float]:
+def as_pixel_value(nodata: Optional[float], dtype: np.dtype) -> Optional[float]:
     """A nodata value as pixels of this type hold it, None if no pixel can have it.
 
     Decimal spellings of the least and the greatest float32 that lie just beyond it (-3.4028235e+38) become that.
@@ -25,7 +25,7 @@ def fitting(nodata: Optional[float], dtype: np.dtype) -> Optional[float]:
         most = float(np.finfo(dtype).max)
         if not math.isfinite(nodata) or abs(nodata) <= most:
             return nodata
-        return math.copysign(most, nodata) if abs(nodata) <= most * (1 + _ROUNDED) else None
+        return math.copysign(most, nodata) if abs(nodata) <= most * (1 + _ROUNDING) else None
     info = np.iinfo(dtype)
     whole = math.isfinite(nodata) and nodata == int(nodata) and info.min <= nodata <= info.max
     return int(nodata) if whole else None
@@ -34,8 +34,8 @@ def fitting(nodata: Optional[float], dtype: np.dtype) -> Optional[float]:
 def band_nodata(band: gdal.Band, override: Optional[float]) -> Optional[float]:
     """The nodata value of a band, as its pixels hold it: the override if they can have it, else what it declares."""
     dtype = np.dtype(gdal_array.GDALTypeCodeToNumericTypeCode(band.DataType) or np.float32)
-    value = fitting(override, dtype)
-    return fitting(band.GetNoDataValue(), dtype) if value is None else value
+    value = as_pixel_value(override, dtype)
+    return as_pixel_value(band.GetNoDataValue(), dtype) if value is None else value
 
 
 def unwritten_is_nodata(band: gdal.Band, nodata: Optional[float]) -> bool:
@@ -50,12 +50,12 @@ def unwritten_is_nodata(band: gdal.Band, nodata: Optional[float]) -> bool:
     return nodata is not None and (read == nodata or (math.isnan(read) and math.isnan(nodata)))
 
 
-def is_fill(value: Optional[float], dtype: np.dtype) -> bool:
+def is_fill_value(value: Optional[float], dtype: np.dtype) -> bool:
     """Whether pixels of a floating-point type are invalid with this value anyway, as with the least float64."""
-    return value is not None and bool(np.issubdtype(dtype, np.floating)) and not abs(value) < FILL
+    return value is not None and bool(np.issubdtype(dtype, np.floating)) and not abs(value) < FILL_MAGNITUDE
 
 
-def measured(values: np.ndarray) -> np.ndarray:
+def is_measured(values: np.ndarray) -> np.ndarray:
     """Which floating-point values (any shape) can have been measured: neither NaN, nor infinite, nor a fill value."""
     with np.errstate(invalid="ignore"):
-        return np.abs(values) < FILL
+        return np.abs(values) < FILL_MAGNITUDE

@@ -11,7 +11,7 @@ from osgeo import gdal
 from clippan.raster.coverage import Coverage
 from clippan.raster.tiles import tiles
 
-_EDGE = 4096  # pixels of what is reduced at a time, or the coarsest level where that is more
+_BLOCK_EDGE = 4096  # pixels of what is reduced at a time, or the coarsest level where that is more
 
 
 def build_sparse_overviews(
@@ -36,7 +36,7 @@ def build_sparse_overviews(
     dataset.BuildOverviews("NONE", list(levels), options=[*options, "SPARSE_OK=TRUE"])
     numbers = range(1, dataset.RasterCount + 1)
     coverage = Coverage([dataset.GetRasterBand(number) for number in numbers], nodata=True)
-    edge = max(_EDGE, levels[-1])
+    edge = max(_BLOCK_EDGE, levels[-1])
     windows = [w for w in tiles(dataset.RasterXSize, dataset.RasterYSize, edge) if coverage.may_hold(w)]
     for done, (window, number) in enumerate(itertools.product(windows, numbers), 1):
         place = [window.x, window.y, window.width, window.height]

@@ -13,17 +13,17 @@ import numpy as np
 from osgeo import gdal
 
 from clippan.core.errors import ClippanError
-from clippan.raster.alpha import notes
+from clippan.raster.alpha import alpha_notes
 from clippan.raster.grid import Alignment, Axis, Grid, align
-from clippan.raster.nodata import fitting, is_fill
+from clippan.raster.nodata import as_pixel_value, is_fill_value
 from clippan.raster.products import is_panchromatic, is_quality, panchromatic
-from clippan.raster.regrid import to_crs, to_finest
-from clippan.raster.source import Source, describe, open_dataset, open_datasets, sensor_hints
+from clippan.raster.regrid import reproject_around, resample_to_finest
+from clippan.raster.source import Source, band_infos, open_dataset, open_datasets, sensor_hints
 from clippan.raster.tiles import Window, tiles
 
 PAN = "panchromatic raster"
 MS = "multispectral raster"
-_NEARLY, _COARSER = 1.05, 1.5  # of PAN's pixel: the size of one that may be PAN, and of one that is not
+_SAME_SIZE, _COARSER_SIZE = 1.05, 1.5  # of PAN's pixel: the size of one that may be PAN, and of one that is not
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,12 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
     """
     pan = panchromatic(pan)
     pan_dataset, opened = open_dataset(pan, PAN), open_datasets(ms, MS, bands)
-    alike = _panchromatic_among(pan, Grid.of(pan_dataset), ms, opened)
-    datasets = _in_crs_of(Grid.of(pan_dataset), opened, nodata)
+    alike = _pan_sized_notes(pan, Grid.of(pan_dataset), ms, opened)
+    datasets = _reprojected_to(Grid.of(pan_dataset), opened, nodata)
     hints = [hint for dataset, path in zip([*opened, pan_dataset], [*ms, pan]) for hint in sensor_hints(dataset, path)]
     with (
         Source([pan_dataset], PAN, (), nodata) as pan_source,
-        Source(to_finest(datasets, MS, nodata), MS, bands, nodata, describe(opened)) as ms_source,
+        Source(resample_to_finest(datasets, MS, nodata), MS, bands, nodata, band_infos(opened)) as ms_source,
     ):
         if pan_source.total != 1:
             raise ClippanError(
@@ -173,31 +173,31 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
                 codes=codes,
             )
         possible = nodata is None or any(
-            fitting(nodata, source.dtype) is not None for source in (pan_source, ms_source)
+            as_pixel_value(nodata, source.dtype) is not None for source in (pan_source, ms_source)
         )
-        if not possible and not is_fill(nodata, ms_source.dtype):
+        if not possible and not is_fill_value(nodata, ms_source.dtype):
             raise ClippanError(
                 "No pixel can have the nodata value {nodata:g}, as the rasters are {dtype}; choose another.",
                 nodata=nodata,
                 dtype=ms_source.dtype,
             )
-        told = [*notes([pan_dataset, *opened]), *alike]
+        told = [*alpha_notes([pan_dataset, *opened]), *alike]
         told += [source.assumption for source in (pan_source, ms_source) if source.assumption]
         yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(hints), tuple(told))
 
 
-def _panchromatic_among(pan: str, grid: Grid, ms: Sequence[str], datasets: Sequence[gdal.Dataset]) -> list[str]:
+def _pan_sized_notes(pan: str, grid: Grid, ms: Sequence[str], datasets: Sequence[gdal.Dataset]) -> list[str]:
     """A sentence about each of several multispectral rasters that has PAN's pixels while others are coarser.
 
     Raises:
         ClippanError: the panchromatic band is among them, by its file or its name.
     """
-    sizes = [_pixel(Grid.of(dataset), grid) for dataset in datasets]
+    sizes = [_relative_pixel_size(Grid.of(dataset), grid) for dataset in datasets]
     told = []
     for path, dataset, size in zip(ms, datasets, sizes) if len(ms) > 1 else ():
         if os.path.realpath(path) == os.path.realpath(pan) or is_panchromatic(path):
             raise ClippanError("{path} among the {MS}s is the panchromatic band; leave it out.", path=path, MS=MS)
-        if dataset.RasterCount == 1 and size < _NEARLY and max(sizes) > _COARSER:
+        if dataset.RasterCount == 1 and size < _SAME_SIZE and max(sizes) > _COARSER_SIZE:
             told.append(
                 f"{path} has the pixel size of the {PAN}, so all bands are brought to it before they are sharpened; "
                 "leave it out if it is the panchromatic band."
@@ -205,7 +205,7 @@ def _panchromatic_among(pan: str, grid: Grid, ms: Sequence[str], datasets: Seque
     return told
 
 
-def _pixel(grid: Grid, pan: Grid) -> float:
+def _relative_pixel_size(grid: Grid, pan: Grid) -> float:
     """The size of a grid's pixels, in PAN's; where they have no place or another unit, by the number of pixels."""
     one, other = grid.geotransform, pan.geotransform
     if one and other and grid.shares_crs(pan):
@@ -213,7 +213,7 @@ def _pixel(grid: Grid, pan: Grid) -> float:
     return math.sqrt(pan.width * pan.height / (grid.width * grid.height))
 
 
-def _in_crs_of(pan: Grid, datasets: Sequence[gdal.Dataset], nodata: Optional[float]) -> list[gdal.Dataset]:
+def _reprojected_to(pan: Grid, datasets: Sequence[gdal.Dataset], nodata: Optional[float]) -> list[gdal.Dataset]:
     found: list[gdal.Dataset] = []
     for dataset in datasets:
         grid = Grid.of(dataset)
@@ -226,5 +226,5 @@ def _in_crs_of(pan: Grid, datasets: Sequence[gdal.Dataset], nodata: Optional[flo
                     "The {what} has no CRS but the other has; assign one (Raster > Projections > Assign projection).",
                     what=what,
                 )
-        found += to_crs(dataset, MS, pan, nodata)
+        found += reproject_around(dataset, MS, pan, nodata)
     return found

@@ -24,10 +24,10 @@ from clippan.core.messages import Message
 from clippan.core.texts import join_names
 from clippan.jobs.pansharpen import PansharpenRequest
 
-_RASTERS = tuple(
+_RASTER_SUFFIXES = tuple(
     ".tif .tiff .vrt .jp2 .png .jpg .jpeg .img .bmp .webp .nc .ecw .sid .bil .bsq .ers .kea".split()  # noqa: SIM905
 )
-_ARCHIVES = {".zip": "/vsizip/", ".tar": "/vsitar/", ".tgz": "/vsitar/", ".tar.gz": "/vsitar/"}
+_ARCHIVE_PREFIXES = {".zip": "/vsizip/", ".tar": "/vsitar/", ".tgz": "/vsitar/", ".tar.gz": "/vsitar/"}
 _QUALITY = re.compile(
     # Landsat, also as ESPA calls them; Sentinel-2, also of MAJA; Planet; HLS; angles
     r"(?:^|[_.\- ])(?:QA_?(?:PIXEL|RADSAT|AEROSOL|10|20|60)?|SR_(?:CLOUD_QA|QA_AEROSOL|QA|ATMOS_OPACITY|AEROSOL)|"
@@ -48,17 +48,17 @@ _BAND = re.compile(
     r"(?:_(?:10|20|60)m)?(?:_clip)?",
     re.IGNORECASE,
 )
-_KINDS = ("SR", "FRE", "BOA", "SRE", "TOAR", "TOA", "")  # of reflectance, the best first
+_REFLECTANCE_KINDS = ("SR", "FRE", "BOA", "SRE", "TOAR", "TOA", "")  # of reflectance, the best first
 _RADAR = ("VV", "VH", "HH", "HV")
-_SHOWN = ("TCI", "VISUAL")  # pictures in natural colours, which stand for bands that are not there
+_TRUE_COLOUR = ("TCI", "VISUAL")  # pictures in natural colours, which stand for bands that are not there
 # Bands that show the ground in other ways than by the sun's light, or at another resolution.
-_APART = frozenset({"pan", "cirrus", "thermal", "thermal1", "thermal2"})
+_NOT_STACKED = frozenset({"pan", "cirrus", "thermal", "thermal1", "thermal2"})
 _GRANULE = re.compile(r"(?P<root>(?:.*/)?)(?P<home>GRANULE/[^/]+)/IMG_DATA/")
-_INNER = re.compile(r"(?:(?:^|/)IMG_DATA)?(?:(?:^|/)R(?:10|20|60)m)?$")
-_DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])(?!\d)")
+_IMAGE_FOLDERS = re.compile(r"(?:(?:^|/)IMG_DATA)?(?:(?:^|/)R(?:10|20|60)m)?$")
+_DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])(?!\d)")
 _TILE = re.compile(r'filename\s*=\s*"([^"]+)"', re.IGNORECASE)
-_MOST_BYTES = 2**27  # of a text that describes rasters
-_NAMED = 5  # files that a sentence lists
+_MAX_TEXT_BYTES = 2**27  # of a text that describes rasters
+_MAX_NAMES = 5  # files that a sentence lists
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Product:
             # Outside of the picture, deliveries of whole numbers have 0.
             if own.GetNoDataValue() is None and own.DataType == gdal.GDT_UInt16:
                 dataset.GetRasterBand(number).SetNoDataValue(0)
-        scales = _scales(self.texts)
+        scales = _reflectance_scales(self.texts)
         for number, name in enumerate(self.bands, 1):
             band = dataset.GetRasterBand(number)
             band.SetDescription(name)
@@ -118,7 +118,7 @@ class Product:
                 band.SetScale(scales[name][0])
                 band.SetOffset(scales[name][1])
         first = PurePosixPath(self.files[0]).name
-        day = _DAY.search(first)
+        day = _DATE.search(first)
         dated = {"ACQUISITION_DATE": "-".join(day.groups())} if day else {}
         dataset.SetMetadata({"SOURCE_FILE": first, **dated})  # its name tells the sensor
         return dataset
@@ -145,7 +145,7 @@ class Product:
 
 
 @dataclass
-class Inside:
+class Contents:
     """What a folder or an archive holds.
 
     Attributes:
@@ -176,14 +176,14 @@ class Inside:
                 "Left aside: {count:,} {value} ({list}).",
                 count=len(files),
                 value=several if len(files) > 1 else one,
-                list=join_names(list(map(_name, files))),
+                list=join_names(list(map(_file_name, files))),
             )
             for files, one, several in kinds
             if files
         ]
 
 
-def find(path: str, what: str) -> Optional[gdal.Dataset]:
+def open_product(path: str, what: str) -> Optional[gdal.Dataset]:
     """Opens the one raster that a folder, an archive or the metadata file of a scene stands for.
 
     Args:
@@ -196,7 +196,7 @@ def find(path: str, what: str) -> Optional[gdal.Dataset]:
     Raises:
         ClippanError: it holds no raster, several, or one that cannot be read.
     """
-    products, rasters = _meant(path)
+    products, rasters = _resolve(path)
     try:
         if len(products) == 1 and not rasters:
             if not products[0].is_one():
@@ -205,7 +205,7 @@ def find(path: str, what: str) -> Optional[gdal.Dataset]:
                     "warp all to one CRS, north up (Raster > Projections > Warp) ({some}).",
                     what=what,
                     path=path,
-                    some=_some(products[0].files),
+                    some=_join_paths(products[0].files),
                 )
             return products[0].open()
         if len(rasters) == 1 and not products:
@@ -219,7 +219,7 @@ def find(path: str, what: str) -> Optional[gdal.Dataset]:
             path=path,
             reason=reason,
         ) from error
-    kind = "archive" if _archive(path) else "folder" if _is_folder(path) else ""
+    kind = "archive" if _vsi_archive(path) else "folder" if _is_folder(path) else ""
     if not kind:
         return None
     names = [*(product.name for product in products), *rasters]
@@ -243,20 +243,20 @@ def find(path: str, what: str) -> Optional[gdal.Dataset]:
         article=article,
         kind=kind,
         count=len(names),
-        some=_some(names),
+        some=_join_paths(names),
     )
 
 
-def files_of(path: str) -> list[str]:
+def product_files(path: str) -> list[str]:
     """The files of all scenes and rasters that a folder, an archive or the name of a scene stands for; none for what
     GDAL opens."""
-    products, rasters = _meant(path)
+    products, rasters = _resolve(path)
     return [name for product in products for name in (*product.files, product.pan) if name] + rasters
 
 
 def panchromatic(path: str) -> str:
     """The file of the panchromatic band, for a scene of several files; any other path as it is."""
-    products, _ = _meant(path)
+    products, _ = _resolve(path)
     return products[0].pan if len(products) == 1 and products[0].pan else path
 
 
@@ -269,7 +269,7 @@ def expand(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """
     found: dict[str, str] = {}  # by the file itself: a link to it is no other raster
     failed: list[str] = []
-    left = Inside()
+    left = Contents()
 
     def add(path: str) -> None:
         if path.startswith("/vsi") or not exists(path):
@@ -278,19 +278,19 @@ def expand(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
             found.setdefault(os.path.realpath(path), os.path.abspath(path))  # noqa: PTH100 (resolve follows links)
 
     for name in names:
-        root = _archive(name) or (name if name.strip() and _is_folder(name) else "")
-        if not root or _opens(name):
+        root = _vsi_archive(name) or (name if name.strip() and _is_folder(name) else "")
+        if not root or _is_gdal_raster(name):
             add(name)
             continue
-        inside = look_into(root)
+        inside = list_contents(root)
         pictures = list(inside.rasters)
         for product in inside.products:
             pictures += [product.name] if product.is_one() else product.files
-        if _archive(name) and len(pictures) == 1:
+        if _vsi_archive(name) and len(pictures) == 1:
             pictures = [name]
         for path in inside.archives:
             (pictures if _holds_scene(path) else left.archives).append(path)
-        maps = [path for path in pictures if _is_map(path)]
+        maps = [path for path in pictures if _is_clippan_map(path)]
         for path in sorted(set(pictures) - set(maps)):
             add(path)
         left.maps += maps
@@ -301,7 +301,7 @@ def expand(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
                 Message("The file {name} cannot be read as an archive; check whether it is complete.", name=name)
             )
         elif len(maps) == len(pictures):
-            kind = "archive" if _archive(name) else "folder"
+            kind = "archive" if _vsi_archive(name) else "folder"
             failed.append(
                 Message(
                     "The {kind} {name} holds no rasters{value}; choose another.",
@@ -341,7 +341,7 @@ def is_panchromatic(path: str) -> bool:
 def is_categorical(dataset: gdal.Dataset) -> bool:
     """Whether a raster's values are codes and not amounts: a map of classes that CLIPPan made, or quality bands."""
     bands = [dataset.GetRasterBand(number) for number in range(1, dataset.RasterCount + 1)]
-    if _tagged(dataset) and bands[0].DataType == gdal.GDT_Byte:
+    if _has_clippan_tags(dataset) and bands[0].DataType == gdal.GDT_Byte:
         return True
     names = [band.GetDescription() for band in bands if band.GetColorInterpretation() != gdal.GCI_AlphaBand]
     if any(names):
@@ -351,7 +351,7 @@ def is_categorical(dataset: gdal.Dataset) -> bool:
     return bool(files) and all(is_quality(_stem(name)) for name in files)
 
 
-def look_into(place: str, below: bool = True) -> Inside:
+def list_contents(place: str, below: bool = True) -> Contents:
     """What a folder or an archive (as GDAL calls it) holds.
 
     Args:
@@ -359,17 +359,17 @@ def look_into(place: str, below: bool = True) -> Inside:
         below: with all folders below it.
     """
     if not place.startswith("/vsi"):
-        return _look_into(place, below)
+        return _read_contents(place, below)
     # An archive is read to its end to list it, and many threads ask.
-    return _kept(place, below, _state(place))
+    return _cached_contents(place, below, _archive_state(place))
 
 
-def tiles_of(path: str) -> list[str]:
+def til_tiles(path: str) -> list[str]:
     """The files that a .TIL lists, by their names in its folder."""
-    return _TILE.findall(text_of(path))
+    return _TILE.findall(read_text(path))
 
 
-def text_of(path: str) -> str:
+def read_text(path: str) -> str:
     """What a file holds, read by GDAL as UTF-8; empty for what cannot be read."""
     try:
         file = gdal.VSIFOpenL(path, "rb")
@@ -378,7 +378,7 @@ def text_of(path: str) -> str:
     if file is None:
         return ""
     try:
-        return bytes(gdal.VSIFReadL(1, _MOST_BYTES, file) or b"").decode("utf-8", "replace")
+        return bytes(gdal.VSIFReadL(1, _MAX_TEXT_BYTES, file) or b"").decode("utf-8", "replace")
     except RuntimeError:  # a folder
         return ""
     finally:
@@ -386,14 +386,14 @@ def text_of(path: str) -> str:
 
 
 @functools.lru_cache(maxsize=32)
-def _kept(place: str, below: bool, state: tuple[float, ...]) -> Inside:
-    return _look_into(place, below)
+def _cached_contents(place: str, below: bool, state: tuple[float, ...]) -> Contents:
+    return _read_contents(place, below)
 
 
-def _look_into(place: str, below: bool) -> Inside:
-    files, inside = _files(place, below), Inside()
+def _read_contents(place: str, below: bool) -> Contents:
+    files, inside = _visible_files(place, below), Contents()
     taken: set[str] = set()
-    for product, own in (*_safe(place, files), *_listed_tiles(place, files)):
+    for product, own in (*_sentinel_products(place, files), *_tiled_products(place, files)):
         inside.products.append(product)
         taken |= own
     groups: dict[tuple[str, str], list[str]] = {}
@@ -401,19 +401,19 @@ def _look_into(place: str, below: bool) -> Inside:
         if name in taken:
             continue
         path = PurePosixPath(name)
-        if name.lower().endswith(tuple(_ARCHIVES)):
+        if name.lower().endswith(tuple(_ARCHIVE_PREFIXES)):
             inside.archives.append(f"{place}/{name}")
         elif not _is_raster(name):
             continue
         elif is_quality(path.stem):
             inside.masks.append(f"{place}/{name}")
         elif match := _BAND.fullmatch(path.stem):
-            home = _INNER.sub("", path.parent.as_posix().lstrip("."))
+            home = _IMAGE_FOLDERS.sub("", path.parent.as_posix().lstrip("."))
             groups.setdefault((home, match["stem"].lower()), []).append(name)
         else:
             inside.rasters.append(f"{place}/{name}")
     for (home, _), names in groups.items():
-        scene = _of_bands(place, home, names, files)
+        scene = _product_of_bands(place, home, names, files)
         if scene:
             inside.products.append(scene)
         else:
@@ -425,10 +425,10 @@ def _look_into(place: str, below: bool) -> Inside:
     return inside
 
 
-def _files(place: str, below: bool) -> list[str]:
+def _visible_files(place: str, below: bool) -> list[str]:
     """The files of a place by their paths from there, but for hidden ones."""
     if place.startswith("/vsi"):
-        visible = [name for name in _names(place, below) if not re.search(r"(?:^|/)(?:\.|__MACOSX)|/$", name)]
+        visible = [name for name in _archive_names(place, below) if not re.search(r"(?:^|/)(?:\.|__MACOSX)|/$", name)]
         return sorted(visible)
     found = []
     for folder, folders, names in os.walk(place):
@@ -438,7 +438,7 @@ def _files(place: str, below: bool) -> list[str]:
     return sorted(found)
 
 
-def _safe(place: str, files: Sequence[str]) -> Iterator[tuple[Product, set[str]]]:
+def _sentinel_products(place: str, files: Sequence[str]) -> Iterator[tuple[Product, set[str]]]:
     """Scenes of Sentinel-1 and 2, with all files of each."""
     granules: dict[str, dict[str, list[str]]] = {}
     for name in files:
@@ -447,7 +447,7 @@ def _safe(place: str, files: Sequence[str]) -> Iterator[tuple[Product, set[str]]
     for root, homes in granules.items():
         own = {name for name in files if name.startswith(root)}
         for home, names in homes.items():
-            scene = _of_bands(place, f"{root}{home}", names, files, root if len(homes) == 1 else None)
+            scene = _product_of_bands(place, f"{root}{home}", names, files, root if len(homes) == 1 else None)
             if scene:
                 yield scene, own
     for name in files:
@@ -457,20 +457,20 @@ def _safe(place: str, files: Sequence[str]) -> Iterator[tuple[Product, set[str]]
             yield Product(f"{place}/{root}".rstrip("/"), (f"{place}/{name}",)), own
 
 
-def _listed_tiles(place: str, files: Sequence[str]) -> list[tuple[Product, set[str]]]:
+def _tiled_products(place: str, files: Sequence[str]) -> list[tuple[Product, set[str]]]:
     """Scenes whose tiles a file lists that GDAL opens (.TIL, DIMAP), with all files of each."""
     found: dict[str, set[str]] = {}
     for name in files:
         path = PurePosixPath(name)
         if path.suffix.lower() == ".til":
-            own = "|".join([*map(re.escape, tiles_of(f"{place}/{name}")), rf"{re.escape(path.stem)}.*"])
+            own = "|".join([*map(re.escape, til_tiles(f"{place}/{name}")), rf"{re.escape(path.stem)}.*"])
         elif re.fullmatch(r"DIM_\w+\.XML", path.name, re.IGNORECASE):
             own = r"(?:IMG|PREVIEW|ICON|DIM|RPC|LUT)_.*"
         else:
             continue
         folder = re.escape(name[: -len(path.name)])
         found[name] = {other for other in files if re.fullmatch(f"{folder}(?:{own})", other)}
-    halves = {_half(name): name for name in found if _half(name) != name.upper()}
+    halves = {_pan_counterpart(name): name for name in found if _pan_counterpart(name) != name.upper()}
     pans = {halves[name.upper()]: name for name in found if name.upper() in halves}
     scenes = []
     for name in found.keys() - set(pans.values()):
@@ -482,13 +482,13 @@ def _listed_tiles(place: str, files: Sequence[str]) -> list[tuple[Product, set[s
     return sorted(scenes, key=lambda scene: scene[0].name)
 
 
-def _half(name: str) -> str:
+def _pan_counterpart(name: str) -> str:
     """What the panchromatic half of a multispectral delivery is called, in capitals."""
     folders = re.sub(r"_MUL(?=/)", "_PAN", name.upper())
     return re.sub(r"_MS_", "_P_", re.sub(r"(?<=-)M(?=\d[AB]S)", "P", folders))
 
 
-def _of_bands(
+def _product_of_bands(
     place: str, home: str, names: Sequence[str], files: Sequence[str], root: Optional[str] = None
 ) -> Optional[Product]:
     """The scene that files of single bands make; None if they make none in natural colours, nor one of radar.
@@ -502,7 +502,7 @@ def _of_bands(
     """
     kinds: dict[str, dict[str, str]] = {}
     order = band_order([PurePosixPath(name).name for name in names] + [home])
-    for name in sorted(names, key=_metres):
+    for name in sorted(names, key=_resolution_key):
         path = PurePosixPath(name)
         match = _BAND.fullmatch(path.stem) if _is_raster(name) else None
         if match and not is_quality(path.stem):
@@ -515,24 +515,24 @@ def _of_bands(
         for name in files
         if re.fullmatch(re.escape(beside) + r"(?:MTD_MSI\w+\.xml|[^/]+_MTL\.txt)", name)
     )
-    for kind in _KINDS:
+    for kind in _REFLECTANCE_KINDS:
         bands = kinds.get(kind, {})
         numbers = order.numbers if order and order.numbers else {"2": "blue", "3": "green", "4": "red"}
         known = {called: colour_of_band(called) or numbers.get(called[1:], "") for called in bands}
         radar = [called for called in bands if called in _RADAR]
-        shown = [called for called in bands if called in _SHOWN]
+        shown = [called for called in bands if called in _TRUE_COLOUR]
         if set(COLOURS) <= set(known.values()):
-            kept = [called for called in bands if known[called] not in _APART and called not in _SHOWN]
+            kept = [called for called in bands if known[called] not in _NOT_STACKED and called not in _TRUE_COLOUR]
             pan = next((bands[called] for called in bands if known[called] == "pan"), "")
         elif len(radar) > 1 or shown:
             kept, pan = radar if len(radar) > 1 else shown[:1], ""
         else:
             continue
-        kept.sort(key=_place_of)
+        kept.sort(key=_band_key)
         paths = tuple(f"{place}/{bands[called]}" for called in kept)
-        if not order and not shown and not all(map(_is_single, paths)):
+        if not order and not shown and not all(map(_is_single_band, paths)):
             return None  # pictures that are called like bands
-        name = _shared(place, home, [bands[called] for called in kept])
+        name = _product_name(place, home, [bands[called] for called in kept])
         if root is not None:
             name = f"{place}/{root}".rstrip("/")
         called_by = tuple(kept) if not (shown and kept == shown[:1]) else ()
@@ -540,7 +540,7 @@ def _of_bands(
     return None
 
 
-def _shared(place: str, home: str, names: Sequence[str]) -> str:
+def _product_name(place: str, home: str, names: Sequence[str]) -> str:
     """What to call a scene by: its folder where the bands lie in several, else what their names have in common."""
     if len({PurePosixPath(name).parent for name in names}) > 1:
         return f"{place}/{home}".rstrip("/")
@@ -556,53 +556,55 @@ def _shared(place: str, home: str, names: Sequence[str]) -> str:
     )
 
 
-def _metres(name: str) -> tuple[int, str]:
+def _resolution_key(name: str) -> tuple[int, str]:
     """Sorts the finest of several files of a band first."""
     match = re.search(r"(10|20|60)m(?:_clip)?(?:\.|/)", name)
     return (int(match[1]) if match else 0, name)
 
 
-def _place_of(called: str) -> tuple[int, str]:
+def _band_key(called: str) -> tuple[int, str]:
     """Sorts B8 before B8A, and that before B9."""
     match = re.fullmatch(r"B(\d+)(A?)", called)
     return (int(match[1]), match[2]) if match else (0, "" if called in _RADAR else called)
 
 
-def _is_single(path: str) -> bool:
+def _is_single_band(path: str) -> bool:
     try:
         return gdal.Open(path).RasterCount == 1
     except RuntimeError:
         return False
 
 
-def _meant(path: str) -> tuple[list[Product], list[str]]:
+def _resolve(path: str) -> tuple[list[Product], list[str]]:
     """The scenes and rasters that a path may mean which GDAL does not open."""
-    root = _archive(path)
+    root = _vsi_archive(path)
     if root or _is_folder(path):
-        inside = look_into(root or path.rstrip("/\\") or path)
+        inside = list_contents(root or path.rstrip("/\\") or path)
         return inside.products, inside.rasters
     folder, name = os.path.split(path)
     if not (folder and path.startswith("/vsi")) and not exists(path):
         return [], []
     if "*" in name or name.lower().endswith((".til", ".xml")):
-        products = [product for product in look_into(folder or ".", False).products if _same(product.name, path)]
+        products = [
+            product for product in list_contents(folder or ".", False).products if _is_same_path(product.name, path)
+        ]
         if products:
             return products, []
     if re.fullmatch(r"MTD_\w+\.xml|manifest\.safe", name, re.IGNORECASE):
-        return look_into(folder or ".").products, []
+        return list_contents(folder or ".").products, []
     if match := re.fullmatch(r"(.+)_MTL\.(?:txt|json|xml)", name, re.IGNORECASE):
-        products = look_into(folder or ".", False).products
+        products = list_contents(folder or ".", False).products
         return [product for product in products if PurePosixPath(product.name).name.startswith(match[1])], []
     return [], []
 
 
-def _same(one: str, other: str) -> bool:
+def _is_same_path(one: str, other: str) -> bool:
     return os.path.normcase(os.path.normpath(one)) == os.path.normcase(os.path.normpath(other))
 
 
-def _archive(path: str) -> str:
+def _vsi_archive(path: str) -> str:
     """How GDAL calls an archive, as ``/vsizip//data/scene.zip``; empty for what is none."""
-    prefix = next((prefix for ending, prefix in _ARCHIVES.items() if path.lower().endswith(ending)), "")
+    prefix = next((prefix for ending, prefix in _ARCHIVE_PREFIXES.items() if path.lower().endswith(ending)), "")
     try:
         return f"{prefix}{os.path.abspath(path)}" if prefix and Path(path).is_file() else ""  # noqa: PTH100
     except (OSError, ValueError):
@@ -611,7 +613,7 @@ def _archive(path: str) -> str:
 
 def _is_folder(path: str) -> bool:
     if path.startswith("/vsi"):
-        status = _status(path)
+        status = _vsi_stat(path)
         return bool(status and status.IsDirectory())
     try:
         return bool(path.strip()) and Path(path).is_dir()
@@ -619,18 +621,18 @@ def _is_folder(path: str) -> bool:
         return False
 
 
-def _status(path: str) -> Optional[gdal.StatBuf]:
+def _vsi_stat(path: str) -> Optional[gdal.StatBuf]:
     try:
         return gdal.VSIStatL(path)
     except RuntimeError:
         return None
 
 
-def _state(place: str) -> tuple[float, ...]:
+def _archive_state(place: str) -> tuple[float, ...]:
     """What tells that the archive that a place is in has been replaced; empty if that is no file."""
     path = re.sub(r"^/vsi(?:zip|tar)/|[{}]", "", place)
     while path:
-        status = _status(path)
+        status = _vsi_stat(path)
         if status and not status.IsDirectory():
             return (status.mtime, status.size)
         above = os.path.dirname(path)  # noqa: PTH120 (of //host/a, or of /vsicurl/http://a)
@@ -638,7 +640,7 @@ def _state(place: str) -> tuple[float, ...]:
     return ()
 
 
-def _names(place: str, below: bool) -> list[str]:
+def _archive_names(place: str, below: bool) -> list[str]:
     """What an archive lists; empty for a damaged one."""
     try:
         return (gdal.ReadDirRecursive(place) if below else gdal.ReadDir(place)) or []
@@ -648,11 +650,11 @@ def _names(place: str, below: bool) -> list[str]:
 
 def _is_damaged(path: str) -> bool:
     """Whether a file that is called as an archive lists nothing at all."""
-    root = _archive(path)
-    return bool(root) and not _names(root, False)
+    root = _vsi_archive(path)
+    return bool(root) and not _archive_names(root, False)
 
 
-def _opens(path: str) -> bool:
+def _is_gdal_raster(path: str) -> bool:
     """Whether GDAL opens a folder or an archive as a raster by itself."""
     gdal.PushErrorHandler("CPLQuietErrorHandler")
     try:
@@ -667,31 +669,31 @@ def _holds_scene(path: str) -> bool:
     """Whether an archive in a folder is a known scene. Packed ones, which are read to their end, go by their names."""
     if not path.lower().endswith((".zip", ".tar")) and not band_order([PurePosixPath(path).name]):
         return False
-    root = _archive(path)
-    inside = look_into(root) if root else Inside()
+    root = _vsi_archive(path)
+    inside = list_contents(root) if root else Contents()
     return len(inside.products) == 1 and not inside.rasters
 
 
-def _is_map(path: str) -> bool:
+def _is_clippan_map(path: str) -> bool:
     """Whether CLIPPan made it, and not by pansharpening: maps, confidence, heat maps."""
     if not path.lower().endswith((".tif", ".tiff")):
         return False
     try:
-        return _tagged(gdal.OpenEx(path, gdal.OF_RASTER, allowed_drivers=["GTiff"]))
+        return _has_clippan_tags(gdal.OpenEx(path, gdal.OF_RASTER, allowed_drivers=["GTiff"]))
     except RuntimeError:
         return False
 
 
-def _tagged(dataset: gdal.Dataset) -> bool:
+def _has_clippan_tags(dataset: gdal.Dataset) -> bool:
     tags = dataset.GetMetadata() or {}
     return any(tag.startswith("CLIPPAN_") for tag in tags) and tags.get("CLIPPAN_ALGORITHM") != PansharpenRequest.name
 
 
-def _scales(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
+def _reflectance_scales(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Scale and offset of reflectance by band, as far as the metadata of Sentinel-2 or Landsat tell."""
     found: dict[str, tuple[float, float]] = {}
     for path in texts:
-        text = text_of(path)
+        text = read_text(path)
         quantified = re.search(r"<(?:BOA_)?QUANTIFICATION_VALUE[^>]*>(\d+)<", text)
         if quantified:
             added = re.search(r"<(?:BOA|RADIO)_ADD_OFFSET[^>]*>(-?\d+)<", text)  # the same for all bands
@@ -706,16 +708,16 @@ def _scales(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
 
 
 def _is_raster(name: str) -> bool:
-    return name.lower().endswith(_RASTERS)
+    return name.lower().endswith(_RASTER_SUFFIXES)
 
 
 def _stem(path: str) -> str:
     return PurePosixPath(path.replace("\\", "/")).stem
 
 
-def _name(path: str) -> str:
+def _file_name(path: str) -> str:
     return PurePosixPath(path.replace("\\", "/")).name
 
 
-def _some(paths: Sequence[str]) -> str:
-    return "; ".join(paths[:_NAMED]) + (" …" if len(paths) > _NAMED else "")
+def _join_paths(paths: Sequence[str]) -> str:
+    return "; ".join(paths[:_MAX_NAMES]) + (" …" if len(paths) > _MAX_NAMES else "")

@@ -1,6 +1,6 @@
 """Rasters on different grids, brought to one on the fly.
 
-All warps of the engine are made here, by horizontal coordinate systems: see ``grid.horizontal``.
+All warps of the engine are made here, by horizontal coordinate systems: see ``grid.horizontal_crs``.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import numpy as np
 from osgeo import gdal, gdal_array
 
 from clippan.core.errors import ClippanError
-from clippan.raster.grid import Grid, axes, centres_inside, horizontal
+from clippan.raster.grid import Grid, centres_inside, horizontal_crs, relative_axes
 from clippan.raster.nodata import band_nodata
 from clippan.raster.products import is_categorical, is_quality
-from clippan.raster.source import spectral
+from clippan.raster.source import image_bands
 
-_SHIFT = 0.01  # of a pixel: grids that differ by more are resampled
+_MAX_SHIFT = 0.01  # of a pixel: grids that differ by more are resampled
 _MARGIN = 8  # pixels read around PAN: more than a cubic kernel reaches
 
 
-def to_crs(dataset: gdal.Dataset, what: str, pan: Grid, nodata: Optional[float]) -> list[gdal.Dataset]:
+def reproject_around(dataset: gdal.Dataset, what: str, pan: Grid, nodata: Optional[float]) -> list[gdal.Dataset]:
     """A raster in PAN's CRS, as far as PAN reaches, by cubic resampling; as several where one cannot say what is
     invalid."""
     try:
         # The whole raster's pixel size need not be that around PAN: think of a map of the world.
-        bounds = _around(pan, Grid.of(warp("", dataset, pan.crs, "near")))
+        bounds = _bounds_around(pan, Grid.of(warp("", dataset, pan.crs, "near")))
         where: dict[str, Any] = {"outputBounds": bounds} if bounds else {}
-        return [_warp(part, nodata, pan.crs, **where) for part in _uniform(dataset, nodata)]
+        return [_warp(part, nodata, pan.crs, **where) for part in _split_by_nodata(dataset, nodata)]
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ClippanError(
@@ -39,7 +39,7 @@ def to_crs(dataset: gdal.Dataset, what: str, pan: Grid, nodata: Optional[float])
         ) from error
 
 
-def to_finest(datasets: Sequence[gdal.Dataset], what: str, nodata: Optional[float]) -> list[gdal.Dataset]:
+def resample_to_finest(datasets: Sequence[gdal.Dataset], what: str, nodata: Optional[float]) -> list[gdal.Dataset]:
     """Rasters of one CRS on the grid of the finest, cut to what all of them cover.
 
     Those with pixels of the same size are only cut, others are resampled (cubic).
@@ -48,7 +48,7 @@ def to_finest(datasets: Sequence[gdal.Dataset], what: str, nodata: Optional[floa
         ClippanError: they do not overlap, or their grids cannot be brought together.
     """
     grids = [Grid.of(dataset) for dataset in datasets]
-    if all(_same(grids[0], grid) for grid in grids[1:]):
+    if all(_coincide(grids[0], grid) for grid in grids[1:]):
         return list(datasets)
     if all(grid.geotransform is None for grid in grids):
         raise ClippanError("The {what}s have no georeference and differ in size; use rasters of one size.", what=what)
@@ -61,11 +61,11 @@ def to_finest(datasets: Sequence[gdal.Dataset], what: str, nodata: Optional[floa
             "The {what}s lie on different grids, not all of them north-up; warp them to one grid first (gdalwarp).",
             what=what,
         )
-    target = _common(grids, what)
-    return [part for dataset in datasets for part in _onto(dataset, target, nodata)]
+    target = _common_grid(grids, what)
+    return [part for dataset in datasets for part in _cut_or_warp(dataset, target, nodata)]
 
 
-def to_grid(dataset: gdal.Dataset, what: str, target: Grid, nodata: Optional[float]) -> list[gdal.Dataset]:
+def resample_to_grid(dataset: gdal.Dataset, what: str, target: Grid, nodata: Optional[float]) -> list[gdal.Dataset]:
     """A raster of any CRS and resolution on a grid (cubic, unless its pixels are there already); as several where one
     cannot say what is invalid. Where it does not reach, pixels are invalid.
 
@@ -73,7 +73,7 @@ def to_grid(dataset: gdal.Dataset, what: str, target: Grid, nodata: Optional[flo
         ClippanError: there is no way from its CRS, or the grid is not north-up.
     """
     grid = Grid.of(dataset)
-    if _same(grid, target) and grid.shares_crs(target):
+    if _coincide(grid, target) and grid.shares_crs(target):
         return [dataset]
     if target.geotransform is None or grid.geotransform is None:
         raise ClippanError(
@@ -86,14 +86,14 @@ def to_grid(dataset: gdal.Dataset, what: str, target: Grid, nodata: Optional[flo
             what=what,
         )
     if grid.shares_crs(target):
-        return _onto(dataset, target, nodata)
+        return _cut_or_warp(dataset, target, nodata)
     for crs in (grid.crs, target.crs):
         if not crs:
             raise ClippanError(
                 "The {what} and the others have not all a CRS; assign one (gdal_edit -a_srs).", what=what
             )
     try:
-        return [_fitted(part, target, nodata) for part in _uniform(dataset, nodata)]
+        return [_warp_to_grid(part, target, nodata) for part in _split_by_nodata(dataset, nodata)]
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ClippanError(
@@ -101,7 +101,7 @@ def to_grid(dataset: gdal.Dataset, what: str, target: Grid, nodata: Optional[flo
         ) from error
 
 
-def _around(pan: Grid, ms: Grid) -> Optional[list[float]]:
+def _bounds_around(pan: Grid, ms: Grid) -> Optional[list[float]]:
     """Bounds (left, bottom, right, top) of the part of MS that PAN covers, with a margin; None if there is none."""
     if pan.geotransform is None:
         return None
@@ -118,19 +118,19 @@ def _around(pan: Grid, ms: Grid) -> Optional[list[float]]:
     return bounds if bounds[0] < bounds[2] and bounds[1] < bounds[3] else None
 
 
-def _same(one: Grid, other: Grid) -> bool:
+def _coincide(one: Grid, other: Grid) -> bool:
     if (one.width, one.height) != (other.width, other.height):
         return False
     if one.geotransform is None or other.geotransform is None:
         return one.geotransform == other.geotransform
-    return other.offset_in(one, _SHIFT) == (0, 0)
+    return other.offset_in(one, _MAX_SHIFT) == (0, 0)
 
 
-def _common(grids: Sequence[Grid], what: str) -> Grid:
+def _common_grid(grids: Sequence[Grid], what: str) -> Grid:
     """The finest grid, cut to its pixels whose centres lie in all the others."""
     target = min(grids, key=lambda grid: abs(_geotransform(grid)[1] * _geotransform(grid)[5]))
     for grid in grids:
-        x, y = axes(target, grid)
+        x, y = relative_axes(target, grid)
         left, right = centres_inside(x, grid.width, target.width)
         top, bottom = centres_inside(y, grid.height, target.height)
         if right <= left or bottom <= top:
@@ -144,47 +144,47 @@ def _geotransform(grid: Grid) -> tuple[float, ...]:
     return grid.geotransform
 
 
-def _onto(dataset: gdal.Dataset, target: Grid, nodata: Optional[float]) -> list[gdal.Dataset]:
+def _cut_or_warp(dataset: gdal.Dataset, target: Grid, nodata: Optional[float]) -> list[gdal.Dataset]:
     grid = Grid.of(dataset)
-    if _same(grid, target):
+    if _coincide(grid, target):
         return [dataset]
-    offset = target.offset_in(grid, _SHIFT)
+    offset = target.offset_in(grid, _MAX_SHIFT)
     if offset is not None:
         return [gdal.Translate("", dataset, format="VRT", srcWin=[*offset, target.width, target.height])]
-    return [_fitted(part, target, nodata) for part in _uniform(dataset, nodata)]
+    return [_warp_to_grid(part, target, nodata) for part in _split_by_nodata(dataset, nodata)]
 
 
-def _fitted(dataset: gdal.Dataset, target: Grid, nodata: Optional[float]) -> gdal.Dataset:
+def _warp_to_grid(dataset: gdal.Dataset, target: Grid, nodata: Optional[float]) -> gdal.Dataset:
     """Warped to just the pixels of a grid."""
-    return _warp(dataset, nodata, target.crs, **extent(target))
+    return _warp(dataset, nodata, target.crs, **warp_extent(target))
 
 
-def extent(grid: Grid) -> dict[str, Any]:
+def warp_extent(grid: Grid) -> dict[str, Any]:
     """The options of a warp whose result has just the pixels of a north-up grid."""
     left, dx, _, top, _, dy = _geotransform(grid)
     bounds = [left, top + grid.height * dy, left + grid.width * dx, top]
     return {"outputBounds": bounds, "width": grid.width, "height": grid.height}
 
 
-def _uniform(dataset: gdal.Dataset, nodata: Optional[float]) -> list[gdal.Dataset]:
+def _split_by_nodata(dataset: gdal.Dataset, nodata: Optional[float]) -> list[gdal.Dataset]:
     """The dataset, or its bands one by one if only some of them have a nodata value, or are amounts."""
-    numbers = spectral(dataset)
+    numbers = image_bands(dataset)
     codes = {is_quality(dataset.GetRasterBand(number).GetDescription()) for number in numbers}
-    values = [_nodata(dataset.GetRasterBand(number), nodata) for number in numbers]
+    values = [_source_nodata(dataset.GetRasterBand(number), nodata) for number in numbers]
     if len(codes) == 1 and len({value is None for value in values}) == 1:
         return [dataset]
     alpha = sorted(set(range(1, dataset.RasterCount + 1)) - set(numbers))
     return [gdal.Translate("", dataset, format="VRT", bandList=[number, *alpha]) for number in numbers]
 
 
-def _nodata(band: gdal.Band, override: Optional[float]) -> Optional[float]:
+def _source_nodata(band: gdal.Band, override: Optional[float]) -> Optional[float]:
     value = band_nodata(band, override)
     floating = np.issubdtype(gdal_array.GDALTypeCodeToNumericTypeCode(band.DataType), np.floating)
     return math.nan if value is None and floating else value
 
 
 def _warp(dataset: gdal.Dataset, nodata: Optional[float], crs: str, **where: Any) -> gdal.Dataset:
-    values = [_nodata(dataset.GetRasterBand(number), nodata) for number in spectral(dataset)]
+    values = [_source_nodata(dataset.GetRasterBand(number), nodata) for number in image_bands(dataset)]
     none = values[0] is None
     return warp(
         "",
@@ -211,7 +211,7 @@ def warp(target: str, dataset: gdal.Dataset, crs: str, resampling: str, **option
     Raises:
         RuntimeError: GDAL knows no way.
     """
-    own, there = horizontal(Grid.of(dataset).crs), horizontal(crs)
+    own, there = horizontal_crs(Grid.of(dataset).crs), horizontal_crs(crs)
     return gdal.Warp(
         target,
         dataset,

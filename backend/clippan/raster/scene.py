@@ -25,31 +25,31 @@ from clippan.jobs.options import Stretch
 from clippan.jobs.picture import RasterPicture
 from clippan.raster import bands as raster_bands
 from clippan.raster import source as sources
-from clippan.raster.alpha import alpha_bands, is_retagged, notes
+from clippan.raster.alpha import alpha_bands, alpha_notes, is_retagged
 from clippan.raster.coverage import Coverage, Footprint
-from clippan.raster.files import files
-from clippan.raster.grid import Grid, horizontal
-from clippan.raster.nodata import band_nodata, measured, unwritten_is_nodata
+from clippan.raster.files import source_files
+from clippan.raster.grid import Grid, horizontal_crs
+from clippan.raster.nodata import band_nodata, is_measured, unwritten_is_nodata
 from clippan.raster.tiles import Window
 
-PLACED = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)  # where QGIS shows a picture without coordinates
-LEAST_VALID = 0.5  # of a tile's pixels, below which it says nothing about the place
+PIXEL_GEOTRANSFORM = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)  # where QGIS shows a picture without coordinates
+MIN_VALID_SHARE = 0.5  # of a tile's pixels, below which it says nothing about the place
 
 _GEOGRAPHIC = 4326
 _METRES_PER_DEGREE = 111_320.0
 _SAMPLE_WINDOWS, _SAMPLE_SIZE = 16, 64  # a stretch is estimated from 16 × 16 windows of 64 × 64 pixels
 _PERCENTILES = (1.0, 99.0)
-_COMMON, _HEADROOM = 98.0, 2.0  # the percentile that is common, and white as a multiple of it
-_REFLECTANCE = 0.3  # what is shown as white
+_COMMON_PERCENTILE, _HEADROOM = 98.0, 2.0  # the percentile that is common, and white as a multiple of it
+_WHITE_REFLECTANCE = 0.3  # what is shown as white
 _REFLECTANCE_SCALE = 10_000.0  # of whole numbers; the usual one
-_MOST_TILES = 20_000_000
-_MOST_HELD = 2**26  # pixels of a window that are resampled in memory, where GDAL cannot while it reads
-_MOST_RESAMPLED = 2**28  # pixels of a sparse raster that are read for one picture; of more, some are
-_NEAR = 1e-3  # of a pixel: an extent that reaches so little further has been rounded
-_LEAST_TILE = 8.0  # pixels; less than that says nothing
+_MAX_TILES = 20_000_000
+_MAX_PIXELS_IN_MEMORY = 2**26  # pixels of a window that are resampled in memory, where GDAL cannot while it reads
+_MAX_RESAMPLED_PIXELS = 2**28  # pixels of a sparse raster that are read for one picture; of more, some are
+_ROUNDING = 1e-3  # of a pixel: an extent that reaches so little further has been rounded
+_MIN_TILE_EDGE = 8.0  # pixels; less than that says nothing
 # EuroSAT shows 64 pixels at 10 m, UC Merced 256 at 0.3 m; between and beyond them the same power law.
 _EDGE_AT_10_M, _EDGE_POWER = 640.0, 0.6
-_ACQUIRED = (
+_DATE_KEYS = (
     ("IMAGERY", "ACQUISITIONDATETIME"),
     ("", "DATE_ACQUIRED"),
     ("", "ACQUISITION_DATE"),
@@ -58,12 +58,12 @@ _ACQUIRED = (
     ("", "EXIF_DateTimeOriginal"),
     ("", "EXIF_DateTime"),
 )
-_IN_NAME = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[12]\d|3[01])(?!\d)")
-_WRITTEN = re.compile(r"^(\d{4})[-:/]?(\d\d)[-:/]?(\d\d)")
+_DATE_IN_NAME = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[12]\d|3[01])(?!\d)")
+_DATE_IN_METADATA = re.compile(r"^(\d{4})[-:/]?(\d\d)[-:/]?(\d\d)")
 
 
 @dataclass(frozen=True)
-class Look:
+class SceneOptions:
     """How tiles are cut, and how they become pictures: what the user asked for.
 
     Attributes:
@@ -96,7 +96,7 @@ class Look:
         return json.dumps({**asdict(self), "stretch": self.stretch.value}, sort_keys=True)
 
     @classmethod
-    def of(cls, text: str) -> Look:
+    def of(cls, text: str) -> SceneOptions:
         """From JSON.
 
         Raises:
@@ -105,7 +105,7 @@ class Look:
         return from_json(cls, json.loads(text))
 
 
-def room(count: int, shape: tuple[int, int], channels: Optional[Channels]) -> np.ndarray:
+def empty_images(count: int, shape: tuple[int, int], channels: Optional[Channels]) -> np.ndarray:
     """Room for so many pictures of this height and width: uint8 (count, 3, …), or of channels float32 (count, n, …)."""
     bands, kind = (len(channels.names), np.float32) if channels else (3, np.uint8)
     return np.zeros((count, bands, *shape), kind)
@@ -139,7 +139,7 @@ class Scene:
     def __init__(
         self,
         path: str,
-        look: Look,
+        look: SceneOptions,
         stretch: Optional[tuple[tuple[float, float], ...]] = None,
         channels: Optional[Channels] = None,
     ) -> None:
@@ -150,10 +150,10 @@ class Scene:
         self._original = sources.open_dataset(path, "raster")
         if set(look.bands) & set(alpha_bands(self._original)):
             self._original = sources.open_dataset(path, "raster", all_bands=True)
-        self.notes = notes([self._original])
-        self._dataset = _prepared(self._original, look.nodata)
+        self.notes = alpha_notes([self._original])
+        self._dataset = _with_nodata_and_colours(self._original, look.nodata)
         self.own_grid = Grid.of(self._dataset)
-        placed = Grid(self.own_grid.width, self.own_grid.height, PLACED, "")
+        placed = Grid(self.own_grid.width, self.own_grid.height, PIXEL_GEOTRANSFORM, "")
         self.grid = self.own_grid if self.own_grid.geotransform else placed
         self.choice = self._choose()
         bands = [self._dataset.GetRasterBand(number) for number in self.bands]
@@ -161,7 +161,7 @@ class Scene:
             raise ClippanError("The raster {path} has complex numbers; convert it to amplitude first.", path=path)
         self._bytes = all(band.DataType == gdal.GDT_Byte for band in bands)
         self._assume()
-        self._masks = _masks(self._dataset, self.bands)
+        self._masks = _mask_bands(self._dataset, self.bands)
         self._coverage = self._find_coverage()
         if self._coverage.assumed:
             self.notes.append(Message("What was never written in the raster {path} is taken for nodata.", path=path))
@@ -190,7 +190,7 @@ class Scene:
 
     def _choose(self) -> BandChoice:
         dataset = self._dataset
-        numbers = sources.spectral(dataset)
+        numbers = sources.image_bands(dataset)
         if not numbers:
             raise ClippanError(
                 "The raster {path} has only an alpha band; choose a raster with image bands.", path=self.path
@@ -209,7 +209,7 @@ class Scene:
             )
         if self.look.bands:
             return BandChoice(self.look.bands, "as asked for")
-        return raster_bands.choose(dataset, self._original, self.path, numbers)
+        return raster_bands.natural_colour_bands(dataset, self._original, self.path, numbers)
 
     def _find_coverage(self) -> Coverage:
         alpha = sources.alpha_band(self._original)
@@ -223,16 +223,16 @@ class Scene:
 
     def _assume(self) -> None:
         """Takes a customary value as nodata where the raster declares none and has no mask, as for other jobs."""
-        numbers = sources.spectral(self._dataset)
+        numbers = sources.image_bands(self._dataset)
         positions = [numbers.index(number) + 1 for number in self.bands if number in numbers]
-        if self._bytes or not positions or _masks(self._dataset, self.bands):
+        if self._bytes or not positions or _mask_bands(self._dataset, self.bands):
             return
         with contextlib.suppress(ClippanError):  # of what a Source does not take, nothing is assumed
             source = sources.Source([self._dataset], f"raster {self.path}", positions)
             if source.assumption:
                 self.notes.append(source.assumption)
                 self.look = replace(self.look, nodata=source.nodata)  # who opens it again need not look again
-                self._dataset = _prepared(self._original, source.nodata)
+                self._dataset = _with_nodata_and_colours(self._original, source.nodata)
 
     def _find_stretch(self) -> tuple[tuple[float, float], ...]:
         wanted = self.look.stretch
@@ -243,7 +243,7 @@ class Scene:
         quantities = [sources.BandInfo.of(band) for band in bands]
         if wanted is Stretch.REFLECTANCE:
             self.check_bands()
-            return tuple(_reflectance(band, quantity) for band, quantity in zip(bands, quantities))
+            return tuple(_reflectance_range(band, quantity) for band, quantity in zip(bands, quantities))
         samples = self.sample().astype(np.float64)
         if not samples.shape[1]:
             return ((0.0, 1.0),) * len(self.bands)
@@ -252,7 +252,7 @@ class Scene:
         else:
             # Where the file says which value stands for no light, this is where light begins.
             dark = np.array([-quantity.offset / quantity.scale for quantity in quantities])
-            low, high = (dark + value for value in _exposure(samples - dark[:, None]))
+            low, high = (dark + value for value in _exposure_range(samples - dark[:, None]))
         return tuple((float(a), float(b if b > a else np.nextafter(a, np.inf))) for a, b in zip(low, high))
 
     def check_bands(self) -> None:
@@ -275,7 +275,7 @@ class Scene:
             for x in columns:
                 window = Window(x, y, min(size, self.grid.width - x), min(size, self.grid.height - y))
                 values, masks = self._read(window, window.width, window.height, gdal.GRIORA_NearestNeighbour)
-                alive |= (masks & measured(values)).any(axis=(1, 2))
+                alive |= (masks & is_measured(values)).any(axis=(1, 2))
                 parts.append(values[:, self._shown(values, masks)])
         samples = np.concatenate(parts, axis=1)
         if alive.any() and not alive.all():
@@ -314,7 +314,7 @@ class Scene:
         if written is not None:
             if not written.any():
                 return values, np.zeros((1, height, width), bool)
-            if window.width * window.height > _MOST_RESAMPLED:
+            if window.width * window.height > _MAX_RESAMPLED_PIXELS:
                 resampling = gdal.GRIORA_NearestNeighbour
         try:
             self._resampled(window, values, resampling)
@@ -333,7 +333,7 @@ class Scene:
         """Reads the bands of a window into an array (bands, height, width)."""
         inside, bands = (window.x, window.y, window.width, window.height), list(self.bands)
         retagged = is_retagged(self._original)
-        if retagged and window.width * window.height > _MOST_HELD:
+        if retagged and window.width * window.height > _MAX_PIXELS_IN_MEMORY:
             retagged, resampling = False, gdal.GRIORA_NearestNeighbour
         if not retagged or values.shape[1:] == (window.height, window.width):
             self._dataset.ReadAsArray(*inside, band_list=bands, buf_obj=values, resample_alg=resampling)
@@ -351,7 +351,7 @@ class Scene:
             first + (np.arange(count) + 0.5) * size / count
             for first, size, count in ((window.y, window.height, height), (window.x, window.width, width))
         )
-        if window.width * window.height > _MOST_RESAMPLED:  # a window of the whole raster, for a report
+        if window.width * window.height > _MAX_RESAMPLED_PIXELS:  # a window of the whole raster, for a report
             return footprint.cells[np.ix_(rows.astype(int) // footprint.edge, columns.astype(int) // footprint.edge)]
         written = self._coverage.written(window)
         return None if written is None else written[np.ix_(rows.astype(int) - window.y, columns.astype(int) - window.x)]
@@ -359,7 +359,7 @@ class Scene:
     def _shown(self, values: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """Which pixels (height, width) show something, of what ``_read`` returns."""
         valid: np.ndarray = np.any(masks, axis=0)
-        return valid if self._bytes else valid & measured(values).all(axis=0)
+        return valid if self._bytes else valid & is_measured(values).all(axis=0)
 
     def picture(self, window: Window, width: int, height: Optional[int] = None) -> tuple[np.ndarray, float]:
         """A window as a picture.
@@ -386,7 +386,7 @@ class Scene:
         values, masks = self._read(window, width, height, gdal.GRIORA_Cubic)
         valid = self._shown(values, masks)
         if not valid.any():
-            return room(1, (height, width), self.channels)[0], valid
+            return empty_images(1, (height, width), self.channels)[0], valid
         if self.stretch:
             # A byte in float32 is exact enough, but not the difference of two values of a thousand million.
             low, high = np.array(self.stretch).T[:, :, None, None]
@@ -407,7 +407,9 @@ class Scene:
             return None
         column, row = place or (self.grid.width / 2, self.grid.height / 2)
         try:
-            transform = osr.CoordinateTransformation(spatial(self.grid.crs), spatial(f"EPSG:{_GEOGRAPHIC}"))
+            transform = osr.CoordinateTransformation(
+                spatial_reference(self.grid.crs), spatial_reference(f"EPSG:{_GEOGRAPHIC}")
+            )
             places = [
                 transform.TransformPoint(*gdal.ApplyGeoTransform(self.grid.geotransform, column + dx, row + dy))[:2]
                 for dx, dy in ((0, 0), (1, 0), (0, 1))
@@ -433,7 +435,7 @@ class Scene:
         if inverse is None:
             raise ClippanError("The raster {path} has pixels without a size; georeference it anew.", path=self.path)
         found = []
-        for box in boxes(self.look.extent, self.look.crs, self.grid.crs):
+        for box in extent_boxes(self.look.extent, self.look.crs, self.grid.crs):
             corners = [gdal.ApplyGeoTransform(inverse, x, y) for x in box[::2] for y in box[1::2]]
             columns, rows = [corner[0] for corner in corners], [corner[1] for corner in corners]
             left, right = max(min(columns), 0.0), min(max(columns), whole[2])
@@ -443,7 +445,7 @@ class Scene:
         if not found:
             raise ClippanError("The raster {path} lies outside the extent; choose another.", path=self.path)
         # Of boxes that are one place told in several ways, all but one may touch an edge by a rounding error.
-        areas = [area for area in found if min(area[2] - area[0], area[3] - area[1]) > _NEAR] or found
+        areas = [area for area in found if min(area[2] - area[0], area[3] - area[1]) > _ROUNDING] or found
         merged: list[tuple[float, float, float, float]] = []
         for left, top, right, bottom in sorted(areas):
             last = merged[-1] if merged else None
@@ -466,10 +468,10 @@ class Scene:
                 "an extent for each side.",
                 path=self.path,
             )
-        x, y = math.floor(left + _NEAR), math.floor(top + _NEAR)
-        return Window(x, y, max(math.ceil(right - _NEAR) - x, 1), max(math.ceil(bottom - _NEAR) - y, 1))
+        x, y = math.floor(left + _ROUNDING), math.floor(top + _ROUNDING)
+        return Window(x, y, max(math.ceil(right - _ROUNDING) - x, 1), max(math.ceil(bottom - _ROUNDING) - y, 1))
 
-    def windows(self, pixels: int) -> Plan:
+    def windows(self, pixels: int) -> TilePlan:
         """Where its tiles lie.
 
         Args:
@@ -506,18 +508,18 @@ class Scene:
             tile = (max(round(across * shrink), 1), max(round(down * shrink), 1))
             if any(tile == known for known, *_ in scales):
                 continue
-            if min(across, down) < _LEAST_TILE:
+            if min(across, down) < _MIN_TILE_EDGE:
                 raise ClippanError(
                     "Tiles of {down:.2g} pixels show nothing of the raster {path}; choose larger.",
                     down=min(across, down),
                     path=self.path,
                 )
             scale = tile[0] * ground[0] if ground else float(tile[0])
-            columns = {x for area in areas for x in _starts(width, tile[0], self.look.overlap, area[0], area[2])}
-            rows = {y for area in areas for y in _starts(height, tile[1], self.look.overlap, area[1], area[3])}
+            columns = {x for area in areas for x in _tile_starts(width, tile[0], self.look.overlap, area[0], area[2])}
+            rows = {y for area in areas for y in _tile_starts(height, tile[1], self.look.overlap, area[1], area[3])}
             scales.append((tile, scale, tuple(sorted(columns)), tuple(sorted(rows))))
-        plan = Plan(tuple(scales), self._coverage.footprint)
-        if len(plan) > _MOST_TILES:
+        plan = TilePlan(tuple(scales), self._coverage.footprint)
+        if len(plan) > _MAX_TILES:
             raise ClippanError(
                 "The raster {path} would have {count:,} tiles; choose an extent (--extent) or larger tiles.",
                 path=self.path,
@@ -527,13 +529,13 @@ class Scene:
 
     def date(self) -> str:
         """When it was taken, as 2021-06-30, as far as metadata or the file's name tell; else empty."""
-        for domain, key in _ACQUIRED:
-            match = _WRITTEN.match(self._original.GetMetadataItem(key, domain) or "")
-            day = _day(match)
+        for domain, key in _DATE_KEYS:
+            match = _DATE_IN_METADATA.match(self._original.GetMetadataItem(key, domain) or "")
+            day = _iso_date(match)
             if day:
                 return day
-        return _day(_IN_NAME.search(Path(self.path).name)) or _day(
-            _WRITTEN.match(self._original.GetMetadataItem("TIFFTAG_DATETIME") or "")
+        return _iso_date(_DATE_IN_NAME.search(Path(self.path).name)) or _iso_date(
+            _DATE_IN_METADATA.match(self._original.GetMetadataItem("TIFFTAG_DATETIME") or "")
         )
 
     def fingerprint(self) -> str:
@@ -542,7 +544,7 @@ class Scene:
         Overviews and side files, where QGIS keeps statistics, do not count, but what they may say of the raster does.
         """
         marks = []
-        for name in sorted(files(self._original)):
+        for name in sorted(source_files(self._original)):
             if not name.lower().endswith((".aux.xml", ".ovr")):
                 state = gdal.VSIStatL(name)
                 exact = Path(name).stat().st_mtime_ns if sources.exists(name) else state and state.mtime
@@ -557,7 +559,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TilePlan:
     """The tiles of a scene, in a fixed order.
 
     Attributes:
@@ -594,7 +596,7 @@ class Plan:
         return self.footprint is None or self.footprint.may_hold(window)
 
 
-def _starts(size: int, tile: int, overlap: float, first: float, last: float) -> tuple[int, ...]:
+def _tile_starts(size: int, tile: int, overlap: float, first: float, last: float) -> tuple[int, ...]:
     """Where tiles begin along an axis: evenly, the last one flush with the border, those only that touch a part."""
     step = max(round(tile * (1 - overlap)), 1)
     starts = range(0, max(size - tile, 0) + step, step)
@@ -605,36 +607,36 @@ def _starts(size: int, tile: int, overlap: float, first: float, last: float) -> 
     return tuple(sorted({start for start in kept if start < last and start + tile > first}))
 
 
-def _exposure(samples: np.ndarray) -> tuple[float, float]:
+def _exposure_range(samples: np.ndarray) -> tuple[float, float]:
     """Values (bands, n) that become black and white, the same for all bands, so that colours stay.
 
     Light has a zero, and the pictures that models learn from leave room above what is common, for sand, roofs and
     clouds: Sentinel-2 reflectance comes out about as EuroSAT shows it. What has no zero in reach (counts with an
     offset, decibels) is shown between its percentiles.
     """
-    low, common, high = np.percentile(samples, (_PERCENTILES[0], _COMMON, _PERCENTILES[1]))
+    low, common, high = np.percentile(samples, (_PERCENTILES[0], _COMMON_PERCENTILE, _PERCENTILES[1]))
     return (0.0, _HEADROOM * common) if 0 <= low < common / 3 else (low, high)
 
 
-def _reflectance(band: gdal.Band, quantity: sources.BandInfo) -> tuple[float, float]:
+def _reflectance_range(band: gdal.Band, quantity: sources.BandInfo) -> tuple[float, float]:
     """Values of a band that stand for a reflectance of 0 and for the one that is shown as white.
 
     By the scale and offset that the file states; without any, whole numbers are taken for 10,000 times reflectance.
     """
     scale, offset = quantity.scale, quantity.offset
     if (scale, offset) != (1.0, 0.0):
-        return -offset / scale, (_REFLECTANCE - offset) / scale
+        return -offset / scale, (_WHITE_REFLECTANCE - offset) / scale
     whole = np.issubdtype(gdal_array.GDALTypeCodeToNumericTypeCode(band.DataType), np.integer)
-    return 0.0, _REFLECTANCE * (_REFLECTANCE_SCALE if whole else 1.0)
+    return 0.0, _WHITE_REFLECTANCE * (_REFLECTANCE_SCALE if whole else 1.0)
 
 
-def _prepared(dataset: gdal.Dataset, nodata: Optional[float]) -> gdal.Dataset:
+def _with_nodata_and_colours(dataset: gdal.Dataset, nodata: Optional[float]) -> gdal.Dataset:
     """The dataset with the nodata values as its pixels hold them, another one if they can have that, and with its
     palette as colours."""
     first = dataset.GetRasterBand(1)
     bands = [dataset.GetRasterBand(number + 1) for number in range(dataset.RasterCount)]
     values = [band_nodata(band, nodata) for band in bands]
-    if any(_differ(value, band.GetNoDataValue()) for value, band in zip(values, bands)):
+    if any(_overrides_nodata(value, band.GetNoDataValue()) for value, band in zip(values, bands)):
         dataset = gdal.Translate("", dataset, format="VRT")
         for number, value in enumerate(values, 1):
             if value is not None:
@@ -644,14 +646,14 @@ def _prepared(dataset: gdal.Dataset, nodata: Optional[float]) -> gdal.Dataset:
     return dataset
 
 
-def _differ(value: Optional[float], declared: Optional[float]) -> bool:
+def _overrides_nodata(value: Optional[float], declared: Optional[float]) -> bool:
     """Whether GDAL has to be told another nodata value than a band declares."""
     if value is None or value == declared:
         return False
     return declared is None or not (math.isnan(value) and math.isnan(declared))
 
 
-def _masks(dataset: gdal.Dataset, numbers: Sequence[int]) -> list[gdal.Band]:
+def _mask_bands(dataset: gdal.Dataset, numbers: Sequence[int]) -> list[gdal.Band]:
     """Bands that say which pixels are valid, where any of them says so; empty if all are.
 
     Where bands have nodata values, a pixel is missing if it is in each: water has no red, and a value of 0 there.
@@ -666,14 +668,14 @@ def _masks(dataset: gdal.Dataset, numbers: Sequence[int]) -> list[gdal.Band]:
     return [band.GetMaskBand() for band in (bands[:1] if whole else bands)]
 
 
-def _day(match: Optional[re.Match[str]]) -> str:
+def _iso_date(match: Optional[re.Match[str]]) -> str:
     try:
         return datetime.date(*(int(part) for part in match.groups())).isoformat() if match else ""
     except ValueError:
         return ""
 
 
-def spatial(text: str) -> osr.SpatialReference:
+def spatial_reference(text: str) -> osr.SpatialReference:
     """The horizontal part of a CRS from WKT or ``EPSG:4326``, with x before y.
 
     Raises:
@@ -684,27 +686,27 @@ def spatial(text: str) -> osr.SpatialReference:
         reference.SetFromUserInput(text)
     except RuntimeError:
         raise ClippanError("The CRS “{text}” is not known; write it like EPSG:4326.", text=text[:80]) from None
-    reference = osr.SpatialReference(wkt=horizontal(reference.ExportToWkt()))
+    reference = osr.SpatialReference(wkt=horizontal_crs(reference.ExportToWkt()))
     reference.SetAxisMappingStrategy(osr.OAMS_TRADITIONAL_GIS_ORDER)
     return reference
 
 
-def name_of(crs: str) -> str:
+def short_crs(crs: str) -> str:
     """A CRS as ``EPSG:32618`` where it has such a name, else as WKT; empty stays empty."""
     if not crs:
         return ""
-    reference = spatial(crs)
+    reference = spatial_reference(crs)
     authority, code = reference.GetAuthorityName(None), reference.GetAuthorityCode(None)
     return f"{authority}:{code}" if authority and code else crs
 
 
-def transformed(extent: Sequence[float], source: str, target: str) -> tuple[float, ...]:
+def transform_extent(extent: Sequence[float], source: str, target: str) -> tuple[float, ...]:
     """An extent xmin, ymin, xmax, ymax in another CRS.
 
     Raises:
         ClippanError: a CRS is unknown, or does not reach there.
     """
-    one, other = spatial(source), spatial(target)
+    one, other = spatial_reference(source), spatial_reference(target)
     if one.IsSame(other):
         return tuple(extent)
     try:
@@ -718,13 +720,13 @@ def transformed(extent: Sequence[float], source: str, target: str) -> tuple[floa
     return tuple(box)
 
 
-def circle(crs: str) -> float:
+def longitude_period(crs: str) -> float:
     """How many units of a CRS go round the world: 360 where they are degrees, 0 where they are not angles."""
-    reference = spatial(crs) if crs else None
+    reference = spatial_reference(crs) if crs else None
     return round(2 * math.pi / reference.GetAngularUnits(), 6) if reference and reference.IsGeographic() else 0.0
 
 
-def boxes(extent: Sequence[float], source: str, target: str) -> list[tuple[float, ...]]:
+def extent_boxes(extent: Sequence[float], source: str, target: str) -> list[tuple[float, ...]]:
     """An extent as boxes xmin, ymin, xmax, ymax in another CRS.
 
     In a geographic CRS an xmin above xmax means across the 180th meridian (RFC 7946), and longitudes may be counted
@@ -740,20 +742,20 @@ def boxes(extent: Sequence[float], source: str, target: str) -> list[tuple[float
         ClippanError: a CRS is unknown or does not reach there, or xmin is above xmax and is no longitude.
     """
     source = source if source and target else target
-    round_source, round_target = circle(source), circle(target)
+    round_source, round_target = longitude_period(source), longitude_period(target)
     if extent[0] >= extent[2] and not round_source:
         raise ClippanError("The extent is empty; write it as XMIN,YMIN,XMAX,YMAX.")
-    pieces = _halves(extent, round_source) if round_source else [tuple(extent)]
+    pieces = _split_at_antimeridian(extent, round_source) if round_source else [tuple(extent)]
     if target:
-        pieces = _all_transformed(pieces, source, target)
+        pieces = _transform_boxes(pieces, source, target)
     if not round_target:
         return pieces
     # What crosses the meridian comes out of a transformation with its xmin above its xmax.
-    pieces = [half for piece in pieces for half in _halves(piece, round_target)]
+    pieces = [half for piece in pieces for half in _split_at_antimeridian(piece, round_target)]
     return [(x0 + turn, y0, x1 + turn, y1) for turn in (0, round_target, -round_target) for x0, y0, x1, y1 in pieces]
 
 
-def across(extent: Sequence[float]) -> list[str]:
+def antimeridian_notes(extent: Sequence[float]) -> list[str]:
     """A sentence about an extent that was taken to lie across the 180th meridian: it may be a slip of the pen."""
     if not extent or extent[0] < extent[2]:
         return []
@@ -766,12 +768,12 @@ def across(extent: Sequence[float]) -> list[str]:
     ]
 
 
-def _all_transformed(pieces: Sequence[Sequence[float]], source: str, target: str) -> list[tuple[float, ...]]:
+def _transform_boxes(pieces: Sequence[Sequence[float]], source: str, target: str) -> list[tuple[float, ...]]:
     """Pieces of an extent in another CRS, of which one may lie where that does not reach."""
     found, failure = [], None
     for piece in pieces:
         try:
-            found.append(transformed(piece, source, target))
+            found.append(transform_extent(piece, source, target))
         except ClippanError as error:
             failure = error
     if failure and not found:
@@ -779,7 +781,7 @@ def _all_transformed(pieces: Sequence[Sequence[float]], source: str, target: str
     return found
 
 
-def _halves(extent: Sequence[float], circle: float) -> list[tuple[float, ...]]:
+def _split_at_antimeridian(extent: Sequence[float], circle: float) -> list[tuple[float, ...]]:
     """An extent in a geographic CRS, cut at the 180th meridian, with longitudes from -180 to 180."""
     west, south, east, north = extent
     if west >= east:

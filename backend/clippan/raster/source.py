@@ -19,18 +19,21 @@ from clippan.core import utf8
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.raster import products
-from clippan.raster.alpha import alpha_bands, opened_as, window_starts, without_false_alpha
+from clippan.raster.alpha import alpha_bands, source_name, window_starts, without_false_alpha
 from clippan.raster.coverage import Coverage
 from clippan.raster.grid import Grid
-from clippan.raster.nodata import fitting, measured, unwritten_is_nodata
+from clippan.raster.nodata import as_pixel_value, is_measured, unwritten_is_nodata
 from clippan.raster.products import exists
 from clippan.raster.tiles import Window
 
-_MAPPED = {gdal.GDT_Float64: np.float32}  # processing is in float32; reading so halves the memory
-_LONG = 200  # letters of a path in a sentence
+_READ_TYPES = {gdal.GDT_Float64: np.float32}  # processing is in float32; reading so halves the memory
+_MAX_PATH_LENGTH = 200  # letters of a path in a sentence
 # What marks gaps in files that declare no nodata value. No surface has such a value in all bands; 0 it may have.
-_MARKS = (-9999.0, -32768.0, float(np.finfo(np.float32).min))
-_LOOKS, _LOOK = 8, 16  # along each edge of the raster: places that are looked at for them, and pixels of a place
+_CUSTOMARY_NODATA = (-9999.0, -32768.0, float(np.finfo(np.float32).min))
+_SAMPLE_WINDOWS, _SAMPLE_EDGE = (
+    8,
+    16,
+)  # along each edge of the raster: places that are looked at for them, and pixels of a place
 
 
 def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
@@ -48,10 +51,10 @@ def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
     try:
         dataset = gdal.OpenEx(path, gdal.OF_RASTER | gdal.OF_VERBOSE_ERROR)
     except RuntimeError as error:
-        product = products.find(path, what)
+        product = products.open_product(path, what)
         if product is not None:
             return product
-        name = path if len(path) <= _LONG else f"{path[:_LONG]}…"  # it may be a whole XML
+        name = path if len(path) <= _MAX_PATH_LENGTH else f"{path[:_MAX_PATH_LENGTH]}…"  # it may be a whole XML
         if not any(mark in path for mark in ":<") and not path.startswith("/vsi") and not exists(path):
             raise ClippanError("The {what} {name} does not exist; check the path.", what=what, name=name) from None
         reason = " ".join(str(error).replace(path, name).split())
@@ -62,7 +65,7 @@ def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
             reason=reason,
         ) from None
     if dataset.RasterCount == 0:
-        product = products.find(path, what)  # of Sentinel-2, GDAL only lists parts
+        product = products.open_product(path, what)  # of Sentinel-2, GDAL only lists parts
         if product is not None:
             return product
         first = next((name for name, _ in dataset.GetSubDatasets()), None)
@@ -86,12 +89,12 @@ def open_datasets(paths: Sequence[str], what: str, bands: Sequence[int]) -> list
     Where ``bands`` (from 1) name more than there are without alpha, bands that are tagged as alpha count as well.
     """
     datasets = [open_dataset(path, what) for path in paths]
-    if max(bands, default=0) > sum(len(spectral(dataset)) for dataset in datasets):
+    if max(bands, default=0) > sum(len(image_bands(dataset)) for dataset in datasets):
         datasets = [open_dataset(path, what, all_bands=True) for path in paths]
     return datasets
 
 
-def spectral(dataset: gdal.Dataset) -> list[int]:
+def image_bands(dataset: gdal.Dataset) -> list[int]:
     """Band numbers without the alpha band."""
     alpha = alpha_bands(dataset)
     return [number for number in range(1, dataset.RasterCount + 1) if number not in alpha]
@@ -134,12 +137,12 @@ class BandInfo:
         )
 
 
-def describe(datasets: Sequence[gdal.Dataset]) -> list[BandInfo]:
+def band_infos(datasets: Sequence[gdal.Dataset]) -> list[BandInfo]:
     """The bands of one or several rasters other than alpha; those of several are called by their files."""
     infos = []
     for dataset in datasets:
-        numbers = spectral(dataset)
-        name = opened_as(dataset)
+        numbers = image_bands(dataset)
+        name = source_name(dataset)
         stem = Path(name).stem if name and len(datasets) > 1 and exists(name) else ""
         for number in numbers:
             called = f"{stem} {number}" if stem and len(numbers) > 1 else stem
@@ -148,7 +151,7 @@ def describe(datasets: Sequence[gdal.Dataset]) -> list[BandInfo]:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _BandRun:
     """Bands of one dataset that follow each other in the source, from ``start`` to ``end``."""
 
     dataset: gdal.Dataset
@@ -190,7 +193,7 @@ class Source:
         nodata: Optional[float] = None,
         infos: Sequence[BandInfo] = (),
     ) -> None:
-        everything = [(index, number) for index, dataset in enumerate(datasets) for number in spectral(dataset)]
+        everything = [(index, number) for index, dataset in enumerate(datasets) for number in image_bands(dataset)]
         self.total = len(everything)
         if not everything:
             raise ClippanError("The {what} has only an alpha band; choose a raster with image bands.", what=what)
@@ -204,9 +207,9 @@ class Source:
             )
         order = [band - 1 for band in bands] or range(self.total)
         self.numbers = tuple(position + 1 for position in order)
-        described = infos or describe(datasets)
+        described = infos or band_infos(datasets)
         self.infos = [described[position] for position in order]
-        self._runs = _runs(datasets, [everything[position] for position in order])
+        self._runs = _band_runs(datasets, [everything[position] for position in order])
         self._lock = threading.Lock()
         self.count = len(order)
         self.what = what
@@ -224,10 +227,12 @@ class Source:
             raise ClippanError(
                 "The {what} has signed bytes; convert it to Int16 first (gdal_translate -ot Int16).", what=what
             )
-        code = codes.pop() if len(codes) == 1 else _union(codes)
-        self.dtype = np.dtype(_MAPPED.get(code) or gdal_array.GDALTypeCodeToNumericTypeCode(code))
-        override = fitting(nodata, self.dtype)
-        self._nodata = [fitting(band.GetNoDataValue(), self.dtype) if override is None else override for band in opened]
+        code = codes.pop() if len(codes) == 1 else _common_type(codes)
+        self.dtype = np.dtype(_READ_TYPES.get(code) or gdal_array.GDALTypeCodeToNumericTypeCode(code))
+        override = as_pixel_value(nodata, self.dtype)
+        self._nodata = [
+            as_pixel_value(band.GetNoDataValue(), self.dtype) if override is None else override for band in opened
+        ]
         self.nodata = next((value for value in self._nodata if value is not None), None)
         self.assumption = ""
         # One for each dataset: a pixel of a band that is not written has no data.
@@ -246,7 +251,7 @@ class Source:
         whole = np.issubdtype(self.dtype, np.unsignedinteger) and None not in stated
         self.bits = max(int(bits) for bits in stated) if whole else None
 
-    def _coverage(self, run: _Run) -> Coverage:
+    def _coverage(self, run: _BandRun) -> Coverage:
         alpha = alpha_band(run.dataset)
         if alpha is not None:
             return Coverage([alpha], nodata=True)  # it reads as 0: clear
@@ -259,16 +264,18 @@ class Source:
 
         A lattice of places, the corners among them, is looked at.
         """
-        marks = [mark for mark in _MARKS if fitting(mark, self.dtype) is not None]
+        marks = [mark for mark in _CUSTOMARY_NODATA if as_pixel_value(mark, self.dtype) is not None]
         self.masked = False
-        rows, columns = (window_starts(length, _LOOKS, _LOOK) for length in (self.grid.height, self.grid.width))
+        rows, columns = (
+            window_starts(length, _SAMPLE_WINDOWS, _SAMPLE_EDGE) for length in (self.grid.height, self.grid.width)
+        )
         for y, x in itertools.product(rows, columns) if marks else ():
-            values, _ = self.read(x, y, _LOOK, _LOOK)
+            values, _ = self.read(x, y, _SAMPLE_EDGE, _SAMPLE_EDGE)
             if values.min() > max(marks):
                 continue
             mark = next((mark for mark in marks if (values == self.dtype.type(mark)).all(axis=0).any()), None)
             if mark is not None:
-                self.nodata = fitting(mark, self.dtype)
+                self.nodata = as_pixel_value(mark, self.dtype)
                 self._nodata = [self.nodata] * self.count
                 self.assumption = Message(
                     "The {what} declares no nodata value; {mark:.9g} is taken for it, as pixels have it in all bands.",
@@ -365,7 +372,7 @@ class Source:
             return None
         valid = np.ones(values.shape, bool)
         if np.issubdtype(self.dtype, np.floating):
-            valid = measured(values)
+            valid = is_measured(values)
         for plane, value, out in zip(values, self._nodata, valid):
             if value is not None and not math.isnan(value):
                 # The declared value is a double; a float32 band holds it rounded.
@@ -376,13 +383,13 @@ class Source:
         return None if valid.all() else valid
 
 
-def _runs(datasets: Sequence[gdal.Dataset], chosen: Sequence[tuple[int, int]]) -> list[_Run]:
-    runs: list[_Run] = []
+def _band_runs(datasets: Sequence[gdal.Dataset], chosen: Sequence[tuple[int, int]]) -> list[_BandRun]:
+    runs: list[_BandRun] = []
     for index, group in itertools.groupby(chosen, lambda item: item[0]):
         numbers = [number for _, number in group]
         start = runs[-1].end if runs else 0
         dataset = datasets[index]
-        runs.append(_Run(dataset, numbers, _mask_band(dataset, numbers[0]), start, start + len(numbers)))
+        runs.append(_BandRun(dataset, numbers, _mask_band(dataset, numbers[0]), start, start + len(numbers)))
     return runs
 
 
@@ -392,7 +399,7 @@ def _mask_band(dataset: gdal.Dataset, number: int) -> Optional[gdal.Band]:
     return alpha_band(dataset) or whole
 
 
-def _union(codes: set[int]) -> int:
+def _common_type(codes: set[int]) -> int:
     code = codes.pop()
     while codes:
         code = gdal.DataTypeUnion(code, codes.pop())

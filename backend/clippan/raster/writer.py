@@ -24,9 +24,9 @@ from clippan.raster.source import BandInfo
 T = TypeVar("T")
 
 BLOCK = 256  # tiles of the pipeline are multiples of it, so each block of the file is written once
-_OVERVIEW_SIZE = 512  # the coarsest overview is no larger
+_COARSEST_OVERVIEW = 512  # the coarsest overview is no larger
 # Of a raster attribute table. Pixels are counted as real numbers: there may be more than GDAL's integers reach.
-_COLUMNS = {
+_ATTRIBUTE_COLUMNS = {
     "Value": gdal.GFU_MinMax,
     "Class": gdal.GFU_Name,
     "Red": gdal.GFU_Red,
@@ -51,7 +51,7 @@ _COG_COMPRESSION = {
 }
 
 
-def close(dataset: gdal.Dataset) -> None:
+def close_dataset(dataset: gdal.Dataset) -> None:
     """Closes a dataset that was written; to be used no more.
 
     Left to the destructor, an error while the last bytes are written could only be printed. GDAL before 3.8 has no
@@ -71,11 +71,11 @@ def close(dataset: gdal.Dataset) -> None:
         gdal.Dataset.__swig_destroy__(dataset)
 
 
-def abandon(dataset: Optional[gdal.Dataset]) -> None:
+def close_after_failure(dataset: Optional[gdal.Dataset]) -> None:
     """Closes a dataset that came to nothing: what then fails, on a full disk above all, is told already."""
     if dataset is not None:
         with contextlib.suppress(RuntimeError):
-            close(dataset)
+            close_dataset(dataset)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Palette:
     def attributes(self, counts: np.ndarray) -> gdal.RasterAttributeTable:
         """As GDAL's raster attribute table, with the number of pixels a value."""
         table = gdal.RasterAttributeTable()
-        for name, usage in _COLUMNS.items():
+        for name, usage in _ATTRIBUTE_COLUMNS.items():
             kind = gdal.GFT_String if name == "Class" else gdal.GFT_Real if name == "Count" else gdal.GFT_Integer
             table.CreateColumn(name, kind, usage)
         table.SetRowCount(len(self.names))
@@ -299,12 +299,12 @@ class Writer:
     def _close(self) -> None:
         dataset, self._dataset = self._dataset, None
         if dataset is not None:
-            close(dataset)
+            close_dataset(dataset)
 
     def _build_overviews(self) -> None:
         levels: list[int] = []
         longest = max(self.grid.width, self.grid.height)
-        while longest / 2 ** len(levels) > _OVERVIEW_SIZE:
+        while longest / 2 ** len(levels) > _COARSEST_OVERVIEW:
             levels.append(2 ** (len(levels) + 1))
         if levels:
             options = ["NUM_THREADS=ALL_CPUS", *self._overview_options()]

@@ -30,7 +30,7 @@ def png(planes: np.ndarray) -> bytes:
         gdal.Unlink(name)
 
 
-def percentiles(image: np.ndarray, valid: np.ndarray) -> Limits:
+def percentile_limits(image: np.ndarray, valid: np.ndarray) -> Limits:
     """The 2nd and 98th percentiles of the valid pixels of each band (bands, height, width)."""
     if not valid.any():
         return np.zeros(len(image)), np.ones(len(image))
@@ -38,23 +38,23 @@ def percentiles(image: np.ndarray, valid: np.ndarray) -> Limits:
     return low, high
 
 
-def stretched(image: np.ndarray, valid: np.ndarray, limits: Optional[Limits] = None) -> bytes:
+def stretched_png(image: np.ndarray, valid: np.ndarray, limits: Optional[Limits] = None) -> bytes:
     """A picture of values (1 or 3, height, width), by default from their percentiles; invalid pixels (height, width)
     are transparent."""
-    low, high = (edge.astype(np.float32)[:, None, None] for edge in limits or percentiles(image, valid))
+    low, high = (edge.astype(np.float32)[:, None, None] for edge in limits or percentile_limits(image, valid))
     scaled = np.clip((image - low) / np.maximum(high - low, 1e-12), 0, 1) * 255
     grey = np.where(valid, scaled, 0).round().astype(np.uint8)
     return png(np.concatenate([grey, np.where(valid, 255, 0).astype(np.uint8)[None]]))
 
 
-def overlay(image: np.ndarray, values: np.ndarray, colours: np.ndarray) -> bytes:
+def class_overlay_png(image: np.ndarray, values: np.ndarray, colours: np.ndarray) -> bytes:
     """Colours of classes (classes, 3) over an image (height, width, 3), which is grey where the class is 0."""
     grey = np.broadcast_to(image.mean(axis=2, dtype=np.float32)[..., None], image.shape)
     mixed = np.where(values[..., None] > 0, (1 - _OPACITY) * grey + _OPACITY * colours[values], grey)
     return png(mixed.round().astype(np.uint8).transpose(2, 0, 1))
 
 
-def confidence(values: np.ndarray) -> bytes:
+def confidence_png(values: np.ndarray) -> bytes:
     """Confidence, 0 to 1 (height, width), from dark blue to yellow; NaN is nodata."""
     position = np.nan_to_num(values) * (len(_CIVIDIS) - 1)
     lower = np.minimum(position.astype(int), len(_CIVIDIS) - 2)

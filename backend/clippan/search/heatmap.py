@@ -10,18 +10,18 @@ from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.outputs import Outputs
 from clippan.raster.grid import Grid
-from clippan.raster.scene import circle
+from clippan.raster.scene import longitude_period
 from clippan.raster.source import BandInfo
 from clippan.raster.writer import Writer
-from clippan.search.judge import Query, blocks
-from clippan.search.store import Filter
+from clippan.search.geopackage import TileFilter
+from clippan.search.scoring import SearchVectors, vector_batches
 
 NODATA = -1.0
-_MOST_CELLS = 4000  # along an edge
-_PER_TILE = 4  # cells along a tile's edge, so that overlaps show
+_MAX_CELLS = 4000  # along an edge
+_CELLS_PER_TILE = 4  # cells along a tile's edge, so that overlaps show
 
 
-def write(path: str, index: Any, wanted: Filter, query: Query, outputs: Outputs, context: Context) -> None:
+def write(path: str, index: Any, wanted: TileFilter, query: SearchVectors, outputs: Outputs, context: Context) -> None:
     """Writes the confidence (0 to 1) as a float32 GeoTIFF in the index's CRS; where tiles overlap, their mean.
 
     Args:
@@ -37,7 +37,7 @@ def write(path: str, index: Any, wanted: Filter, query: Query, outputs: Outputs,
     """
     boxes, values, rasters = [], [], set()
     ids = index.chosen(wanted)
-    for part, vectors in blocks(index, ids, context.part(0, 90)):
+    for part, vectors in vector_batches(index, ids, context.part(0, 90)):
         confidence, _, _ = query.judge(vectors)
         known = dict(zip(part.tolist(), confidence))
         for tile in index.tiles(part.tolist()):
@@ -47,15 +47,15 @@ def write(path: str, index: Any, wanted: Filter, query: Query, outputs: Outputs,
                 rasters.add(tile.raster)
     if not boxes or (not index.about.crs and len(rasters) > 1):
         raise ClippanError("Pictures without coordinates have no common map; choose one raster for the heat map.")
-    places = _together(np.array(boxes), circle(index.about.crs))
+    places = _unwrapped(np.array(boxes), longitude_period(index.about.crs))
     left, bottom = places[:, :2].min(axis=0).tolist()
     right, top = places[:, 2:].max(axis=0).tolist()
-    cell = float(np.min(places[:, 2:] - places[:, :2])) / _PER_TILE
-    cell = max(cell, (right - left) / _MOST_CELLS, (top - bottom) / _MOST_CELLS)
+    cell = float(np.min(places[:, 2:] - places[:, :2])) / _CELLS_PER_TILE
+    cell = max(cell, (right - left) / _MAX_CELLS, (top - bottom) / _MAX_CELLS)
     width, height = (max(int(np.ceil(size / cell - 1e-6)), 1) for size in (right - left, top - bottom))
     total, weight = np.zeros((height, width)), np.zeros((height, width))
-    first_column, last_column = _cells(places[:, 0] - left, places[:, 2] - left, cell)
-    first_row, last_row = _cells(top - places[:, 3], top - places[:, 1], cell)
+    first_column, last_column = _covered_cells(places[:, 0] - left, places[:, 2] - left, cell)
+    first_row, last_row = _covered_cells(top - places[:, 3], top - places[:, 1], cell)
     for x, right_, y, bottom_, value in zip(first_column, last_column, first_row, last_row, values):
         total[y:bottom_, x:right_] += value
         weight[y:bottom_, x:right_] += 1
@@ -67,7 +67,7 @@ def write(path: str, index: Any, wanted: Filter, query: Query, outputs: Outputs,
         writer.write(0, 0, mean[None])
 
 
-def _together(places: np.ndarray, circle: float) -> np.ndarray:
+def _unwrapped(places: np.ndarray, circle: float) -> np.ndarray:
     """Boxes (n, 4), moved by whole turns round the world where they span less of it so; not outside of degrees."""
     if not circle:
         return places
@@ -82,7 +82,7 @@ def _together(places: np.ndarray, circle: float) -> np.ndarray:
     return turned if widths[1] < widths[0] - 1e-9 * circle else places
 
 
-def _cells(start: np.ndarray, end: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray]:
+def _covered_cells(start: np.ndarray, end: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray]:
     """The cells whose centres lie between two distances, at least one."""
     first = np.ceil(start / cell - 0.5 - 1e-6).astype(int).clip(0)
     return first, np.maximum(np.floor(end / cell - 0.5 + 1e-6).astype(int) + 1, first + 1)

@@ -9,9 +9,9 @@ from osgeo import gdal, ogr
 
 from clippan.core.outputs import Outputs, write_output
 from clippan.jobs.search import Hit
-from clippan.raster.scene import spatial
-from clippan.raster.writer import abandon, close
-from clippan.search.store import About, polygon
+from clippan.raster.scene import spatial_reference
+from clippan.raster.writer import close_after_failure, close_dataset
+from clippan.search.geopackage import IndexInfo, outline_polygon
 
 _FIELDS = {
     "rank": ogr.OFTInteger,
@@ -27,7 +27,7 @@ _FIELDS = {
 }
 
 
-def write(path: str, hits: Sequence[Hit], about: About, outputs: Outputs) -> None:
+def write(path: str, hits: Sequence[Hit], about: IndexInfo, outputs: Outputs) -> None:
     """Writes a GeoPackage with the layer ``hits``, whole or not at all.
 
     Args:
@@ -43,9 +43,9 @@ def write(path: str, hits: Sequence[Hit], about: About, outputs: Outputs) -> Non
         _write(str(part), hits, about)
 
 
-def _write(path: str, hits: Sequence[Hit], about: About) -> None:
+def _write(path: str, hits: Sequence[Hit], about: IndexInfo) -> None:
     dataset = gdal.GetDriverByName("GPKG").Create(path, 0, 0, 0, gdal.GDT_Unknown)
-    layer = dataset.CreateLayer("hits", spatial(about.crs) if about.crs else None, ogr.wkbPolygon)
+    layer = dataset.CreateLayer("hits", spatial_reference(about.crs) if about.crs else None, ogr.wkbPolygon)
     for name, kind in _FIELDS.items():
         layer.CreateField(ogr.FieldDefn(name, kind))
     feature = None
@@ -57,15 +57,15 @@ def _write(path: str, hits: Sequence[Hit], about: About) -> None:
                 if value != "":
                     feature.SetField(name, value)
             if hit.outline:
-                feature.SetGeometryDirectly(polygon(hit.outline))
+                feature.SetGeometryDirectly(outline_polygon(hit.outline))
             layer.CreateFeature(feature)
         dataset.CommitTransaction()
         feature = layer = None
         dataset, closing = None, dataset
-        close(closing)
+        close_dataset(closing)
     finally:
         feature = layer = None
-        abandon(dataset)  # so that whatever happened the file can be removed
+        close_after_failure(dataset)  # so that whatever happened the file can be removed
 
 
 def _values(hit: Hit, model: str) -> dict[str, Any]:

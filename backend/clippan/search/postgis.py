@@ -25,9 +25,9 @@ import numpy as np
 
 from clippan import __version__
 from clippan.core.errors import ClippanError
-from clippan.raster.scene import spatial
+from clippan.raster.scene import spatial_reference
 from clippan.raster.tiles import Window
-from clippan.search.store import About, Filter, Raster, Tile, same_model
+from clippan.search.geopackage import IndexedRaster, IndexedTile, IndexInfo, TileFilter, refuse_other_model
 
 FORMAT = "1"
 SCHEMA = "clippan"  # where the address names none
@@ -36,13 +36,13 @@ EXTENSIONS = {"postgis": "PostGIS", "vector": "pgvector"}
 # Up to here every vector is compared: on two cores that takes 80 ms for 100,000 of 384 numbers, 230 ms for 250,000,
 # and misses nothing. pgvector's index (HNSW) takes about 55 ms for either, since thousands of candidates are wanted,
 # but minutes to be made, and every tile that is added costs more.
-EXACT = 200_000
+MAX_EXACT = 200_000
 # What pgvector visits at most (hnsw.max_scan_tuples); where more would have to be, comparing all is quicker.
-_VISITS = 20_000
-_ITERATIVE = (0, 8)  # the pgvector that goes on in its index until it has enough; before, 1000 were the most
+_MAX_VISITS = 20_000
+_ITERATIVE_VERSION = (0, 8)  # the pgvector that goes on in its index until it has enough; before, 1000 were the most
 _EF_SEARCH = 1000  # the largest: a search wants thousands of candidates
-_BUILDING = 2**20  # kB of memory that making the index may take
-_GRAPH = 512  # bytes a vector in it, beside the vector itself
+_BUILD_MEMORY_KB = 2**20  # kB of memory that making the index may take
+_GRAPH_BYTES = 512  # bytes a vector in it, beside the vector itself
 
 _MARK = "Tile index of CLIPPan"
 # A server that is gone is noticed within a minute, from both sides; what the address says goes first.
@@ -91,11 +91,11 @@ _ADD_TILES = "COPY {tiles} (raster_id, x, y, width, height, scale, date, geom, v
 
 
 @dataclass(frozen=True)
-class _Found:
+class _CatalogueState:
     """What ``about`` says: besides About, the SRID of the outlines, the vectors' type (halfvec or vector), and which
     state of the catalogue this is."""
 
-    about: About
+    about: IndexInfo
     srid: int
     kind: str
     state: tuple[int, int]
@@ -112,7 +112,7 @@ class _Database:
     """
 
     def __init__(self, name: str) -> None:
-        self._psycopg = _driver()
+        self._psycopg = _psycopg()
         self._parameters, self.schema, self.path = self._understood(name)
         self.user = str(self._parameters.get("user") or "this user")
         self._lock = threading.RLock()
@@ -184,7 +184,7 @@ class _Database:
             return self._connection
 
     def _refused(self, error: Any) -> ClippanError:
-        reason = _reason(error)
+        reason = _one_line(error)
         # Only who has asked for a password, or says FATAL, is a server.
         if "FATAL" in reason or (error.pgconn is not None and error.pgconn.needs_password):
             return ClippanError(
@@ -224,7 +224,9 @@ class _Database:
     @property
     def iterative(self) -> bool:
         """Whether this pgvector finds in its index as many as are wanted."""
-        return tuple(int(part) for part in re.findall(r"\d+", self.extensions.get("vector", ""))[:2]) >= _ITERATIVE
+        return (
+            tuple(int(part) for part in re.findall(r"\d+", self.extensions.get("vector", ""))[:2]) >= _ITERATIVE_VERSION
+        )
 
     def hold(self) -> None:
         """Takes the lock of the one that writes, until the connection ends.
@@ -281,7 +283,7 @@ class _Database:
             raise self._sentence(error, writing) from error
 
     def _sentence(self, error: Any, writing: bool) -> ClippanError:
-        errors, reason = self._psycopg.errors, _reason(error)
+        errors, reason = self._psycopg.errors, _one_line(error)
         again = "run the same again: what was indexed so far is kept" if writing else "try again"
         if isinstance(error, errors.InsufficientPrivilege):
             schema, user = self.quoted(self.schema), self.quoted(self.user)
@@ -310,7 +312,7 @@ class _Database:
             again=again,
         )
 
-    def about(self) -> Optional[_Found]:
+    def about(self) -> Optional[_CatalogueState]:
         """What the schema holds; None if it is not there, or empty.
 
         Raises:
@@ -343,7 +345,7 @@ class _Database:
         ((table, changes, srid, kind, *values),) = self.ask(
             "SELECT tableoid, changes, srid, kind, model, label, sha256, width, pixels, crs FROM {about}"
         )
-        return _Found(About(*values), srid, kind, (table, changes))
+        return _CatalogueState(IndexInfo(*values), srid, kind, (table, changes))
 
     def extend(self, cursor: Any) -> None:
         """Makes the extensions, where they are missing and may be made.
@@ -376,7 +378,7 @@ class _Database:
         self._prepare(self._connection)
 
 
-def _driver() -> Any:
+def _psycopg() -> Any:
     """The module psycopg."""
     try:
         import psycopg
@@ -389,13 +391,13 @@ def _driver() -> Any:
     return psycopg
 
 
-def _reason(error: Any) -> str:
+def _one_line(error: Any) -> str:
     """What went wrong, in one line."""
     text = error.diag.message_primary or str(error)
     return " ".join(text.split()).rstrip(".")
 
 
-class Index:
+class PostgisReader:
     """A catalogue that is open for reading, as it was when it was opened; tiles of rasters that came later are left
     out. Safe in several threads; other processes may write meanwhile.
 
@@ -421,13 +423,13 @@ class Index:
         rows = self.database.ask(
             "SELECT tiles, id, path, look, fingerprint, stretch, date, done, planned FROM {rasters} ORDER BY id"
         )
-        self.rasters = {row[1]: _raster(row[1:]) for row in rows}
+        self.rasters = {row[1]: _raster_from_row(row[1:]) for row in rows}
         self._counts = {row[1]: row[0] for row in rows}
         self._samples: dict[int, np.ndarray] = {}
 
     @property
     def current(self) -> bool:
-        """See ``store.Index``; here what others write meanwhile is left out of every answer."""
+        """See ``store.GeoPackageReader``; here what others write meanwhile is left out of every answer."""
         return True
 
     @property
@@ -435,7 +437,7 @@ class Index:
         """How many tiles it holds."""
         return sum(self._counts.values())
 
-    def _where(self, wanted: Filter) -> tuple[Any, list[Any]]:
+    def _where(self, wanted: TileFilter) -> tuple[Any, list[Any]]:
         """The condition of a filter, and its parameters."""
         texts = ["TRUE"]
         parameters: list[Any] = []
@@ -454,12 +456,12 @@ class Index:
                 parameters += [*box, *box, left, right, bottom, top]
         return self.database.composed(" AND ".join(texts)), parameters
 
-    def chosen(self, wanted: Filter) -> np.ndarray:
+    def chosen(self, wanted: TileFilter) -> np.ndarray:
         """The ids of the tiles of these rasters that touch one of these boxes, int64, ascending."""
         where, parameters = self._where(wanted)
         return _ids(self.database.ask("SELECT id FROM {tiles} WHERE {where} ORDER BY id", parameters, where=where))
 
-    def candidates(self, directions: np.ndarray, wanted: Filter, count: int) -> tuple[np.ndarray, int]:
+    def candidates(self, directions: np.ndarray, wanted: TileFilter, count: int) -> tuple[np.ndarray, int]:
         """The ids of the tiles whose products with any direction (n, width) are among the ``count`` largest, and of
         how many tiles they were chosen."""
         size = self._size(wanted)
@@ -468,7 +470,7 @@ class Index:
         found = [self._nearest(direction, wanted, count, size) for direction in directions]
         return np.unique(np.concatenate(found)), size
 
-    def _size(self, wanted: Filter) -> int:
+    def _size(self, wanted: TileFilter) -> int:
         if not wanted.boxes:
             rasters = self._counts if wanted.rasters is None else wanted.rasters & self._counts.keys()
             return sum(self._counts[number] for number in rasters)
@@ -476,12 +478,12 @@ class Index:
         ((size,),) = self.database.ask("SELECT count(*) FROM {tiles} WHERE {where}", parameters, where=where)
         return int(size)
 
-    def _nearest(self, direction: np.ndarray, wanted: Filter, count: int, size: int) -> np.ndarray:
+    def _nearest(self, direction: np.ndarray, wanted: TileFilter, count: int, size: int) -> np.ndarray:
         where, parameters = self._where(wanted)
         parameters += ["[" + ",".join(str(float(value)) for value in direction.astype(np.float32)) + "]", count]
         product = self.database.composed("vector <#> %s::{kind}", kind=self.database.composed(self._kind))
         orders = [self.database.composed("({product}) + 0", product=product)]  # no index knows a sum: all are compared
-        if size > EXACT and count * self.count <= _VISITS * size:
+        if size > MAX_EXACT and count * self.count <= _MAX_VISITS * size:
             orders.insert(0, product)
         found = np.empty(0, np.int64)
         for order in orders:
@@ -519,7 +521,7 @@ class Index:
             )
         return self._samples[count]
 
-    def tiles(self, ids: Sequence[int]) -> list[Tile]:
+    def tiles(self, ids: Sequence[int]) -> list[IndexedTile]:
         """Tiles by their ids, in that order; those that are no longer there, or came later, are left out."""
         wanted = [int(number) for number in ids]
         rows = self.database.ask(
@@ -527,10 +529,10 @@ class Index:
             "WHERE id = ANY(%s) AND raster_id = ANY(%s)",
             [wanted, list(self.rasters)],
         )
-        found = {row[0]: Tile(row[0], row[1], Window(*row[2:6]), row[6], _corners(row[7])) for row in rows}
+        found = {row[0]: IndexedTile(row[0], row[1], Window(*row[2:6]), row[6], _corners(row[7])) for row in rows}
         return [found[number] for number in wanted if number in found]
 
-    def at(self, x: float, y: float) -> Optional[Tile]:
+    def at(self, x: float, y: float) -> Optional[IndexedTile]:
         """The smallest tile that holds a place in the index's CRS, of several the one around it; None without one."""
         rows = self.database.ask(
             "SELECT id FROM {tiles}, ST_SetSRID(ST_MakePoint(%s, %s), %s) AS place WHERE geom && place "
@@ -555,19 +557,19 @@ class Index:
         return all(raster.done >= raster.planned for raster in self.rasters.values())
 
 
-_open: dict[str, Index] = {}
+_open: dict[str, PostgisReader] = {}
 
 
-def reader(name: str) -> Index:
+def open_reader(name: str) -> PostgisReader:
     """The catalogue as it is now, over the connection that is there already."""
     known = _open.get(name)
     found = known.database.about() if known is not None else None
     if known is None or found is None or found.state != known.state:
-        known = _open[name] = Index(name, None if known is None else known.database)
+        known = _open[name] = PostgisReader(name, None if known is None else known.database)
     return known
 
 
-class Builder:
+class PostgisWriter:
     """A catalogue that is open for writing; a context manager. One process at a time holds it.
 
     The schema is made when the first rasters are put, so a job that fails before leaves nothing.
@@ -580,16 +582,16 @@ class Builder:
         ClippanError: another process is writing it, it is another model's, or it cannot be reached.
     """
 
-    def __init__(self, name: str, about: About) -> None:
+    def __init__(self, name: str, about: IndexInfo) -> None:
         self._database = _Database(name)
         self.path = self._database.path
         self.about = about
-        self.rasters: dict[int, Raster] = {}
+        self.rasters: dict[int, IndexedRaster] = {}
         self._srid, self._kind = 0, ""  # of the outlines, of the vectors; none without tables
         self._made = False  # the schema, by this job
         self._changed = False
 
-    def __enter__(self) -> Builder:
+    def __enter__(self) -> PostgisWriter:
         try:
             self._database.hold()
             self._resume()
@@ -610,12 +612,12 @@ class Builder:
         if there is None:
             return
         found = there.about
-        same_model(self._database.title, found, self.about)
+        refuse_other_model(self._database.title, found, self.about)
         self.about, self._srid, self._kind = found, there.srid, there.kind
         rows = self._database.ask(
             "SELECT id, path, look, fingerprint, stretch, date, done, planned FROM {rasters} ORDER BY id"
         )
-        self.rasters = {row[0]: _raster(row) for row in rows}
+        self.rasters = {row[0]: _raster_from_row(row) for row in rows}
 
     @property
     def exists(self) -> bool:
@@ -635,7 +637,7 @@ class Builder:
             srid = _known_srid(cursor, crs)
             try:
                 self._create(cursor, srid, kind)
-            except _driver().errors.InsufficientPrivilege as error:
+            except _psycopg().errors.InsufficientPrivilege as error:
                 schema, user = database.quoted(database.schema), database.quoted(database.user)
                 raise ClippanError(
                     "{user} may not make the schema {schema} or its tables in {place}; ask the database's "
@@ -654,7 +656,7 @@ class Builder:
         self._made = cursor.fetchone()[0] == 0
         if self._made:  # whoever may not make schemas may have been given one
             cursor.execute(database.composed("CREATE SCHEMA {schema}"))
-        sql = _driver().sql
+        sql = _psycopg().sql
         for text in _TABLES:
             cursor.execute(
                 database.composed(
@@ -687,7 +689,7 @@ class Builder:
             cursor.execute(self._database.composed("UPDATE {about} SET changes = changes + 1"))
         self._changed = True
 
-    def put(self, rasters: Sequence[Raster]) -> list[Raster]:
+    def put(self, rasters: Sequence[IndexedRaster]) -> list[IndexedRaster]:
         """Adds rasters (their id is 0), or notes what has changed about them; returns them with their ids."""
         if not rasters:
             return []
@@ -701,7 +703,7 @@ class Builder:
         self.rasters.update({raster.id: raster for raster in written})
         return written
 
-    def commit(self, tiles: Sequence[Tile], vectors: np.ndarray, done: Mapping[int, int]) -> None:
+    def commit(self, tiles: Sequence[IndexedTile], vectors: np.ndarray, done: Mapping[int, int]) -> None:
         """Adds tiles with their vectors (n, width), and notes how far their rasters are: all, or nothing.
 
         Raises:
@@ -723,7 +725,7 @@ class Builder:
                             window.width,
                             window.height,
                             tile.scale,
-                            _day(self.rasters[tile.raster].date),
+                            _date(self.rasters[tile.raster].date),
                             _polygon(tile.outline, self._srid),
                             header + vector.tobytes(),
                         )
@@ -756,11 +758,11 @@ class Builder:
             cursor.execute(self._database.composed("ANALYZE {tiles}"))
             cursor.execute(self._database.composed("SELECT coalesce(sum(tiles), 0)::bigint FROM {rasters}"))
             (count,) = cursor.fetchone()
-        if count > EXACT and self._database.iterative:
+        if count > MAX_EXACT and self._database.iterative:
             # Who does not own the tables may not, and a server may lack memory: then all vectors are compared, until
             # a later job makes it.
             with contextlib.suppress(ClippanError), self._database.writing() as cursor:
-                self._make_index(cursor, min(count * (2 * self.about.width + _GRAPH) // 1024, _BUILDING))
+                self._make_index(cursor, min(count * (2 * self.about.width + _GRAPH_BYTES) // 1024, _BUILD_MEMORY_KB))
 
     def _make_index(self, cursor: Any, memory: int) -> None:
         """Makes the graph of neighbours, which is quick while it fits into memory (kB). Readers go on meanwhile."""
@@ -769,7 +771,7 @@ class Builder:
             "greatest(%s, pg_size_bytes(current_setting('maintenance_work_mem')) / 1024) || 'kB', true)",
             [memory],
         )
-        operators = _driver().sql.Identifier(f"{self._kind}_ip_ops")
+        operators = _psycopg().sql.Identifier(f"{self._kind}_ip_ops")
         cursor.execute(
             self._database.composed(
                 "CREATE INDEX IF NOT EXISTS tiles_vector ON {tiles} USING hnsw (vector {operators})",
@@ -782,7 +784,7 @@ def _known_srid(cursor: Any, crs: str) -> int:
     """The number under which this database knows a CRS; 0 if it does not, or there is none."""
     if not crs:
         return 0
-    reference = spatial(crs)
+    reference = spatial_reference(crs)
     if reference.GetAuthorityName(None) != "EPSG":
         return 0
     cursor.execute(
@@ -792,10 +794,10 @@ def _known_srid(cursor: Any, crs: str) -> int:
     return (cursor.fetchone() or (0,))[0]
 
 
-def _raster(row: Sequence[Any]) -> Raster:
+def _raster_from_row(row: Sequence[Any]) -> IndexedRaster:
     number, path, look, fingerprint, stretch, date, done, planned = row
     pairs = tuple((low, high) for low, high in json.loads(stretch))
-    return Raster(number, path, look, fingerprint, pairs, date, done, planned)
+    return IndexedRaster(number, path, look, fingerprint, pairs, date, done, planned)
 
 
 def _ids(rows: Sequence[tuple[Any, ...]]) -> np.ndarray:
@@ -803,7 +805,7 @@ def _ids(rows: Sequence[tuple[Any, ...]]) -> np.ndarray:
     return np.array([row[0] for row in rows], np.int64)
 
 
-def _day(text: str) -> Optional[datetime.date]:
+def _date(text: str) -> Optional[datetime.date]:
     try:
         return datetime.date.fromisoformat(text)
     except ValueError:  # not known, or not to the day

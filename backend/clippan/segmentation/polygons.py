@@ -17,8 +17,8 @@ from clippan.core.context import Context
 from clippan.core.outputs import Outputs, write_output
 from clippan.labels.areas import SQUARE_METRES_PER_HECTARE
 from clippan.raster.grid import Grid
-from clippan.raster.scene import PLACED, spatial
-from clippan.raster.writer import abandon, close
+from clippan.raster.scene import PIXEL_GEOTRANSFORM, spatial_reference
+from clippan.raster.writer import close_after_failure, close_dataset
 from clippan.segmentation import regions
 from clippan.segmentation.outlines import BoundaryLines, BoundaryTracer, Rings, assemble_rings
 from clippan.segmentation.simplify import kept_corners
@@ -110,7 +110,7 @@ class RegionOutlines:
         together = assemble_rings(lines, wanted)
         context.check()
         x, y = lines.x[remaining].astype(float), lines.y[remaining].astype(float)
-        g = grid.geotransform or PLACED
+        g = grid.geotransform or PIXEL_GEOTRANSFORM
         points = np.stack([g[0] + x * g[1] + y * g[2], g[3] + x * g[4] + y * g[5]], axis=1)
         first = np.concatenate([[0], np.cumsum(remaining)])[lines.first]
         return cls(points, first, together)
@@ -177,12 +177,12 @@ class _Writer:
                 dataset.CommitTransaction()
             feature = layer = None
             dataset, closing = None, dataset
-            close(closing)
+            close_dataset(closing)
             self._check(path)
             return count
         finally:
             feature = layer = None
-            abandon(dataset)  # so that whatever happened the folder can be removed
+            close_after_failure(dataset)  # so that whatever happened the folder can be removed
 
     def _check(self, path: Path) -> None:
         """Whether a GeoJSON file has its end: GDAL does not tell if the disk was full."""
@@ -199,7 +199,7 @@ class _Writer:
             ".fgb": [f"TEMPORARY_DIR={folder}"],
             ".shp": ["ENCODING=UTF-8"],
         }
-        crs = spatial(self._crs) if self._crs else None
+        crs = spatial_reference(self._crs) if self._crs else None
         layer = dataset.CreateLayer(_LAYER, crs, ogr.wkbPolygon, options.get(self._ending, []))
         for name, kind in _FIELDS.items():
             field = ogr.FieldDefn(name, kind)

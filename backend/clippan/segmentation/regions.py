@@ -21,7 +21,7 @@ from clippan.core.errors import ClippanError, one_line
 from clippan.labels.areas import PixelAreas
 from clippan.raster.coverage import Coverage
 from clippan.raster.grid import Grid
-from clippan.raster.scene import PLACED
+from clippan.raster.scene import PIXEL_GEOTRANSFORM
 from clippan.raster.source import open_dataset
 
 STRIP = 2**19  # pixels of a strip
@@ -65,7 +65,7 @@ class ClassMap:
         # Of a sparse map only what was written holds classes.
         part = self._part = Coverage([self._dataset.GetRasterBand(1)], nodata=True).bounds
         if (part.width, part.height) != (grid.width, grid.height):
-            placed = grid if grid.geotransform else Grid(grid.width, grid.height, PLACED, "")
+            placed = grid if grid.geotransform else Grid(grid.width, grid.height, PIXEL_GEOTRANSFORM, "")
             grid = placed.cropped(part.x, part.y, part.x + part.width, part.y + part.height)
         self.grid = grid
         self.tags: dict[str, str] = self._dataset.GetMetadata() or {}

@@ -19,7 +19,7 @@ from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.labels.samples import read_samples as read_samples
 from clippan.learn.clip.data import Sample
 from clippan.learn.clip.data import read as read_pictures
-from clippan.raster.scene import LEAST_VALID, Look, Scene
+from clippan.raster.scene import MIN_VALID_SHARE, Scene, SceneOptions
 from clippan.raster.tiles import Window
 
 _APART = 2  # chips of one place are half an edge from each other
@@ -84,7 +84,7 @@ def _resized(sample: Sample, edge: int) -> np.ndarray:
 
 def places(
     raster: str,
-    look: Look,
+    look: SceneOptions,
     channels: Optional[Channels],
     samples: str,
     layer: str,
@@ -132,7 +132,7 @@ def places(
     shown = np.zeros(len(kept), bool)
     for number, window in enumerate(windows):
         context.progress(50 + 50 * number / len(windows), "Looking where the raster has data")
-        shown[number] = scene.picture(window, pixels)[1] >= LEAST_VALID
+        shown[number] = scene.picture(window, pixels)[1] >= MIN_VALID_SHARE
     labels, groups = found.labels[kept[shown]], found.groups[kept[shown]]
     lost = [name for label, name in enumerate(found.names) if label not in labels]
     if lost:

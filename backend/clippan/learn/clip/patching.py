@@ -35,7 +35,7 @@ from clippan.learn.clip.chips import Chips, Split
 from clippan.learn.clip.farslip import FEWEST, optimiser
 from clippan.learn.loop import TrainingLoop
 from clippan.learn.optimisation import optimiser_step, warmup_cosine
-from clippan.raster.scene import Look
+from clippan.raster.scene import SceneOptions
 
 _LOGGED, _KEPT = 10, 50  # steps that a row of the curves is the mean of, and between checkpoints
 _WARMUP = 0.1  # part of the steps
@@ -110,7 +110,7 @@ def read_quizzes(
             listed=base.channels.listed,
         )
     if request.samples:
-        look = Look(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
+        look = SceneOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
         task = chipped.places(
             request.data,
             look,

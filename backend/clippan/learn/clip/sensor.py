@@ -21,12 +21,12 @@ from clippan.core.messages import Message
 from clippan.jobs.align import AlignSensorRequest
 from clippan.learn.clip.chips import corners, meeting
 from clippan.raster import source as sources
-from clippan.raster.alpha import notes
+from clippan.raster.alpha import alpha_notes
 from clippan.raster.grid import Grid
-from clippan.raster.nodata import fitting
+from clippan.raster.nodata import as_pixel_value
 from clippan.raster.products import is_categorical, is_quality
-from clippan.raster.regrid import extent, warp
-from clippan.raster.scene import Look, Scene, transformed
+from clippan.raster.regrid import warp, warp_extent
+from clippan.raster.scene import Scene, SceneOptions, transform_extent
 from clippan.raster.tiles import Window
 
 _MOST = 20_000  # chips to train on; of more, so many are drawn
@@ -68,7 +68,7 @@ class Pairs:
 
     teachers: Sequence[str]
     sensors: Sequence[str]
-    look: Look
+    look: SceneOptions
     channels: Channels
     colours: tuple[int, ...]
     hints: tuple[str, ...] = ()
@@ -89,7 +89,7 @@ class Pairs:
         Raises:
             ClippanError: they do not lie on each other, have other bands than asked for, or a band says nothing.
         """
-        look = Look(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
+        look = SceneOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
         numbers, names, total, colours = _bands(request)
         laid: list[str] = []
         hints: list[str] = []
@@ -174,7 +174,7 @@ class Pairs:
             count = len(self.channels.names)
             # The VRT has these bands alone.
             channels = replace(self.channels, numbers=tuple(range(1, count + 1)), total=count)
-            known[pair] = (teacher, Scene(self.sensors[pair], Look(), channels=channels))
+            known[pair] = (teacher, Scene(self.sensors[pair], SceneOptions(), channels=channels))
         return known[pair]
 
 
@@ -185,7 +185,7 @@ def _bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[str, ...
     totals = []
     for path in request.sensor_rasters:
         (dataset,) = sources.open_datasets([path], _SENSOR, request.sensor_bands)
-        totals.append(len(sources.spectral(dataset)))
+        totals.append(len(sources.image_bands(dataset)))
         if totals[-1] != totals[0]:
             raise ClippanError(
                 "The raster {path} has {total} bands and {first} has {total_2}; give rasters of one sensor.",
@@ -195,7 +195,7 @@ def _bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[str, ...
                 total_2=totals[0],
             )
     (dataset,) = sources.open_datasets([first], _SENSOR, request.sensor_bands)
-    spectral = sources.spectral(dataset)
+    spectral = sources.image_bands(dataset)
     numbers = request.sensor_bands or tuple(range(1, len(spectral) + 1))
     wrong = [number for number in numbers if number > len(spectral)]
     if wrong:
@@ -211,7 +211,7 @@ def _bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[str, ...
         name if name and plain.count(name.casefold()) == 1 else f"band {number}"
         for name, number in zip(described, numbers)
     )
-    shown = [spectral.index(band) + 1 for band in Scene(first, Look()).bands if band in spectral]
+    shown = [spectral.index(band) + 1 for band in Scene(first, SceneOptions()).bands if band in spectral]
     colours = tuple(numbers.index(band) for band in shown) if len(shown) == 3 and set(shown) <= set(numbers) else ()
     return tuple(numbers), names, totals[0], colours
 
@@ -229,7 +229,9 @@ def _ranges(
         )
     low, high = [], []
     for number, name in enumerate(names, 1):
-        values = np.concatenate([Scene(path, Look(bands=(number,))).sample()[0] for path in laid]).astype(np.float64)
+        values = np.concatenate([Scene(path, SceneOptions(bands=(number,))).sample()[0] for path in laid]).astype(
+            np.float64
+        )
         problem = "has no data" if not len(values) else "is the same everywhere" if np.ptp(values) == 0 else ""
         if problem:
             raise ClippanError(
@@ -273,7 +275,7 @@ def _shared(one: str, other: str) -> float:
         return float(os.path.realpath(one) == os.path.realpath(other))
     try:
         west, south, east, north = _extent(grids[0])
-        left, bottom, right, top = transformed(_extent(grids[1]), grids[1].crs, grids[0].crs)
+        left, bottom, right, top = transform_extent(_extent(grids[1]), grids[1].crs, grids[0].crs)
     except ClippanError:  # they lie where the other's CRS does not reach
         return 0.0
     across, along = min(east, right) - max(west, left), min(north, top) - max(south, bottom)
@@ -308,11 +310,11 @@ def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], 
     (dataset,) = sources.open_datasets([path], _SENSOR, numbers)
     own = Grid.of(dataset)
     bands = target if _alike(own, grid) else f"{target}.bands.vrt"
-    spectral = sources.spectral(dataset)
+    spectral = sources.image_bands(dataset)
     chosen = [spectral[number - 1] for number in numbers]
     alpha = [number for number in range(1, dataset.RasterCount + 1) if number not in spectral][:1]
     source = sources.Source([dataset], f"raster {path}", numbers, nodata)
-    hints = [*notes([dataset]), *([source.assumption] if source.assumption else [])]
+    hints = [*alpha_notes([dataset]), *([source.assumption] if source.assumption else [])]
     codes = [info.description for info in source.infos if is_quality(info.description)]
     if codes and len(codes) < len(numbers):
         raise ClippanError(
@@ -321,7 +323,7 @@ def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], 
             path=path,
             code=codes[0],
         )
-    missing = source.nodata if source.assumption else fitting(nodata, source.dtype)
+    missing = source.nodata if source.assumption else as_pixel_value(nodata, source.dtype)
     extra = {} if missing is None else {"noData": missing}
     try:
         gdal.Translate(bands, dataset, format="VRT", bandList=[*chosen, *alpha], **extra).FlushCache()
@@ -341,7 +343,7 @@ def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], 
         opened = gdal.Open(bands)
         resampling = "near" if is_categorical(dataset) else "cubic"
         beyond = {"outputType": gdal.GDT_Float32, "dstNodata": math.nan}
-        warp(target, opened, grid.crs, resampling, **beyond, **extent(grid)).FlushCache()
+        warp(target, opened, grid.crs, resampling, **beyond, **warp_extent(grid)).FlushCache()
         return hints
     except RuntimeError as error:
         raise ClippanError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def products(matrix: np.ndarray, directions: np.ndarray) -> np.ndarray:
+def dot_products(matrix: np.ndarray, directions: np.ndarray) -> np.ndarray:
     """Products of all rows with some directions.
 
     Args:
@@ -25,7 +25,7 @@ def products(matrix: np.ndarray, directions: np.ndarray) -> np.ndarray:
     return result
 
 
-def best(values: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+def top_rows(values: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
     """Of ``rows``, those whose values are among the ``count`` largest in any line.
 
     Args:

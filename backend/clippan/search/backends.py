@@ -6,25 +6,25 @@ from typing import Any
 
 from clippan.core.messages import Message
 from clippan.jobs.kinds import is_database
-from clippan.search import postgis, store
-from clippan.search.store import About
+from clippan.search import geopackage, postgis
+from clippan.search.geopackage import IndexInfo
 
 
-def builder(name: str, about: About) -> Any:
-    """The index, to be written; see ``store.Builder``."""
+def open_writer(name: str, about: IndexInfo) -> Any:
+    """The index, to be written; see ``store.GeoPackageWriter``."""
     if is_database(name):
-        return postgis.Builder(name, about)
-    return store.Builder(name, about)
+        return postgis.PostgisWriter(name, about)
+    return geopackage.GeoPackageWriter(name, about)
 
 
-def reader(name: str) -> Any:
-    """The index, to be read; see ``store.Index``."""
+def open_reader(name: str) -> Any:
+    """The index, to be read; see ``store.GeoPackageReader``."""
     if is_database(name):
-        return postgis.reader(name)
-    return store.reader(name)
+        return postgis.open_reader(name)
+    return geopackage.open_reader(name)
 
 
-def changed(index: str, label: str) -> str:
+def model_changed(index: str, label: str) -> str:
     """The sentence for a model that is not the one that made the index."""
     return Message(
         "The model {label} has changed since {index} was made, and its vectors do not compare any more; make the "

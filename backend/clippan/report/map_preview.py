@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from clippan.labels.samples import Samples
-from clippan.report.pictures import NODATA, confidence, png
+from clippan.report.pictures import NODATA, confidence_png, png
 
-_LONGEST = 640  # pixels along the longer edge of a picture
-_DOT = 0.008  # radius of a sample in the picture, as a part of its longer edge
+_LONGEST_EDGE = 640  # pixels along the longer edge of a picture
+_DOT_RADIUS = 0.008  # radius of a sample in the picture, as a part of its longer edge
 
 
 @dataclass
-class Overview:
+class MapPreview:
     """A map made small: every ``step``-th of its pixels.
 
     Attributes:
@@ -31,9 +31,9 @@ class Overview:
     picture: np.ndarray
 
     @classmethod
-    def of(cls, width: int, height: int) -> Overview:
+    def of(cls, width: int, height: int) -> MapPreview:
         """Of a map of this size, with nothing in it yet."""
-        step = -(-max(width, height) // _LONGEST)
+        step = -(-max(width, height) // _LONGEST_EDGE)
         shape = (-(-height // step), -(-width // step))
         return cls(step, np.zeros(shape, np.uint8), np.full(shape, np.nan, np.float32), np.zeros((*shape, 3), np.uint8))
 
@@ -55,13 +55,13 @@ class Overview:
         return {
             "samples": png(self._dotted(samples, legend).transpose(2, 0, 1)),
             "map": png(legend[self.classes].transpose(2, 0, 1)),
-            "confidence": confidence(self.confidence),
+            "confidence": confidence_png(self.confidence),
         }
 
     def _dotted(self, samples: Samples, legend: np.ndarray) -> np.ndarray:
         picture = self.picture.copy()
         height, width = picture.shape[:2]
-        radius = max(1, round(_DOT * max(height, width)))
+        radius = max(1, round(_DOT_RADIUS * max(height, width)))
         for border, size in ((True, radius + 1), (False, radius)):
             down, across = np.mgrid[-size : size + 1, -size : size + 1]
             disc = down**2 + across**2 <= (size + 0.3) ** 2

@@ -15,11 +15,11 @@ import numpy as np
 
 from clippan.core.context import Context
 
-_BLOCK = 8192  # tiles at a time
+_BATCH = 8192  # tiles at a time
 
 
 @dataclass(frozen=True)
-class Query:
+class SearchVectors:
     """What is searched for, as vectors of length 1.
 
     Attributes:
@@ -82,16 +82,16 @@ class Query:
 
     def _likeness(self, vectors: np.ndarray, examples: np.ndarray) -> np.ndarray:
         """Cosines of the vectors less the mean, not below 0, (n, examples)."""
-        return (_unit(vectors - self.mean) @ _unit(examples - self.mean).T).clip(0, 1)
+        return (_normalized(vectors - self.mean) @ _normalized(examples - self.mean).T).clip(0, 1)
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def _normalized(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
 
 
-def blocks(index: Any, ids: np.ndarray, context: Context) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def vector_batches(index: Any, ids: np.ndarray, context: Context) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Ids and vectors of tiles, some thousands at a time."""
-    for start in range(0, len(ids), _BLOCK):
+    for start in range(0, len(ids), _BATCH):
         context.progress(100 * start / len(ids), "Judging")
-        part = ids[start : start + _BLOCK]
+        part = ids[start : start + _BATCH]
         yield part, index.vectors(part)

@@ -30,25 +30,25 @@ from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
 from clippan.core.outputs import Outputs, exclusive_lock, write_error
 from clippan.raster.products import exists
-from clippan.raster.scene import Look, spatial
+from clippan.raster.scene import SceneOptions, spatial_reference
 from clippan.raster.tiles import Window
-from clippan.raster.writer import abandon, close
-from clippan.search import compare
+from clippan.raster.writer import close_after_failure, close_dataset
+from clippan.search import similarity
 
 FORMAT = "1"
 _DOMAIN = "CLIPPAN"
-_SECONDS = 10  # to wait for another process that is committing
-_DROPPED = 5000  # tiles that are removed at a time
-_WIDEST = 2**16  # vectors and pictures; no model's are
-_PATIENCE = "busy_timeout=60000"  # milliseconds that a commit waits for a reader
-_DAMAGE = (RuntimeError, ValueError, TypeError, LookupError, OverflowError)  # of values that are none of ours
-_PART = 900  # ids in one question: SQLite's limit is 999
+_CONNECT_TIMEOUT = 10  # to wait for another process that is committing
+_DELETE_BATCH = 5000  # tiles that are removed at a time
+_MAX_SIZE = 2**16  # vectors and pictures; no model's are
+_BUSY_TIMEOUT = "busy_timeout=60000"  # milliseconds that a commit waits for a reader
+_DAMAGE_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, OverflowError)  # of values that are none of ours
+_MAX_SQL_IDS = 900  # ids in one question: SQLite's limit is 999
 
 ogr.UseExceptions()
 
 
 @dataclass(frozen=True)
-class About:
+class IndexInfo:
     """Whose vectors an index holds.
 
     Attributes:
@@ -68,13 +68,13 @@ class About:
 
 
 @dataclass(frozen=True)
-class Raster:
+class IndexedRaster:
     """A raster in the index.
 
     Attributes:
         id: its number.
         path: file or data source.
-        look: how its tiles were cut and shown (JSON of ``scene.Look`` and the area).
+        look: how its tiles were cut and shown (JSON of ``scene.SceneOptions`` and the area).
         fingerprint: of its files.
         stretch: values that became black and white.
         date: when it was taken, empty if unknown.
@@ -92,7 +92,7 @@ class Raster:
 
 
 @dataclass(frozen=True)
-class Tile:
+class IndexedTile:
     """A tile: its id, its raster's, its window, its edge (metres, or pixels), and its corners x, y, … in the index's
     CRS (empty if it has no place there)."""
 
@@ -110,7 +110,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Filter:
+class TileFilter:
     """What a search is restricted to: rasters (ids; None means all), and boxes xmin, ymin, xmax, ymax in the index's
     CRS of which a tile touches one (none means everything)."""
 
@@ -118,7 +118,7 @@ class Filter:
     boxes: tuple[tuple[float, ...], ...] = ()
 
 
-class Index:
+class GeoPackageReader:
     """An index that is open for reading. Safe in several threads; another process may write meanwhile.
 
     Args:
@@ -134,15 +134,15 @@ class Index:
             raise ClippanError(
                 "The index {path} does not exist; make one with Build tile index (clippan index).", path=path
             )
-        _recover(path)
-        self._known = _state(path)
-        self.about = _about(path)
+        _roll_back_killed(path)
+        self._known = _file_state(path)
+        self.about = _read_info(path)
         with self._reading() as cursor:
             cursor.execute("BEGIN")  # both tables as they are at one moment
             rows = cursor.execute(
                 "SELECT id, path, relative, look, fingerprint, stretch, date, done, planned FROM rasters"
             ).fetchall()
-            self.rasters = {row[0]: _raster(path, row) for row in rows}
+            self.rasters = {row[0]: _raster_from_row(path, row) for row in rows}
             # One pass over two columns; a million tiles take about a second.
             pairs = np.array(
                 cursor.execute("SELECT fid, raster_id FROM tiles ORDER BY fid").fetchall(), np.int64
@@ -153,7 +153,7 @@ class Index:
         self._matrix = self._open_matrix()
 
     def _open_matrix(self) -> np.ndarray:
-        file, width = vectors_of(self.path), self.about.width
+        file, width = vectors_path(self.path), self.about.width
         needed = int(self._ids.max()) if len(self._ids) else 0
         size = file.stat().st_size if file.is_file() else -1
         if not needed:
@@ -179,24 +179,24 @@ class Index:
     def _reading(self) -> Iterator[sqlite3.Cursor]:
         """For questions to the tables, and what makes values of the answers: whatever fails, the index is damaged."""
         try:
-            with contextlib.closing(_connect(self.path, "ro")) as connection:
+            with contextlib.closing(_connect_sqlite(self.path, "ro")) as connection:
                 yield connection.cursor()
-        except (sqlite3.Error, ClippanError, *_DAMAGE) as error:
-            raise unreadable(self.path, error) from error
+        except (sqlite3.Error, ClippanError, *_DAMAGE_ERRORS) as error:
+            raise read_error(self.path, error) from error
 
     @property
     def current(self) -> bool:
         """Whether nobody has written since this was read."""
-        return _state(self.path) == self._known
+        return _file_state(self.path) == self._known
 
     @property
     def count(self) -> int:
         """How many tiles it holds."""
         return len(self._ids)
 
-    def chosen(self, wanted: Filter) -> np.ndarray:
+    def chosen(self, wanted: TileFilter) -> np.ndarray:
         """The ids of the tiles of these rasters that touch one of these boxes, int64, ascending."""
-        if wanted == Filter():
+        if wanted == TileFilter():
             return self._ids
         keep: np.ndarray = np.ones(len(self._ids), bool)
         if wanted.rasters is not None:
@@ -212,11 +212,11 @@ class Index:
             keep &= np.isin(self._ids, np.array(found, np.int64).ravel())
         return self._ids[keep]
 
-    def candidates(self, directions: np.ndarray, wanted: Filter, count: int) -> tuple[np.ndarray, int]:
+    def candidates(self, directions: np.ndarray, wanted: TileFilter, count: int) -> tuple[np.ndarray, int]:
         """The ids of the tiles whose products with any direction (n, width) are among the ``count`` largest, and of
         how many tiles they were chosen."""
         ids = self.chosen(wanted)
-        rows = compare.best(compare.products(self._matrix, directions), ids - 1, count)
+        rows = similarity.top_rows(similarity.dot_products(self._matrix, directions), ids - 1, count)
         return rows + 1, len(ids)
 
     def vectors(self, ids: np.ndarray) -> np.ndarray:
@@ -227,21 +227,21 @@ class Index:
         """Vectors of about so many tiles from all over the index, float32 (n, width)."""
         return self.vectors(self._ids[:: max(len(self._ids) // count, 1)])
 
-    def tiles(self, ids: Sequence[int]) -> list[Tile]:
+    def tiles(self, ids: Sequence[int]) -> list[IndexedTile]:
         """Tiles by their ids, in that order; those that are no longer there are left out."""
-        found: dict[int, Tile] = {}
+        found: dict[int, IndexedTile] = {}
         with self._reading() as cursor:
-            for start in range(0, len(ids), _PART):
-                part = [int(number) for number in ids[start : start + _PART]]
+            for start in range(0, len(ids), _MAX_SQL_IDS):
+                part = [int(number) for number in ids[start : start + _MAX_SQL_IDS]]
                 marks = ",".join("?" * len(part))
                 # Only question marks are put into the text.
                 question = f"SELECT fid, raster_id, x, y, width, height, scale, geom FROM tiles WHERE fid IN ({marks})"  # nosec B608
                 for row in cursor.execute(question, part):
                     window = Window(*map(operator.index, row[2:6]))
-                    found[row[0]] = Tile(row[0], row[1], window, float(row[6]), _corners(row[7]))
+                    found[row[0]] = IndexedTile(row[0], row[1], window, float(row[6]), _corners(row[7]))
         return [found[int(number)] for number in ids if int(number) in found]
 
-    def at(self, x: float, y: float) -> Optional[Tile]:
+    def at(self, x: float, y: float) -> Optional[IndexedTile]:
         """The smallest tile that holds a place in the index's CRS, of several the one around it; None without one."""
         with self._reading() as cursor:
             found = cursor.execute(
@@ -249,7 +249,7 @@ class Index:
                 (x, x, y, y),
             ).fetchall()
 
-        def distance(tile: Tile) -> tuple[float, float]:
+        def distance(tile: IndexedTile) -> tuple[float, float]:
             places = np.array(tile.outline).reshape(-1, 2).mean(axis=0)
             return tile.scale, float(np.hypot(places[0] - x, places[1] - y))
 
@@ -268,30 +268,30 @@ class Index:
         return all(raster.done >= raster.planned for raster in self.rasters.values())
 
 
-_open: dict[str, Index] = {}
+_open: dict[str, GeoPackageReader] = {}
 _opening = threading.Lock()
 
 
-def reader(path: str) -> Index:
+def open_reader(path: str) -> GeoPackageReader:
     """The index, read anew only if its files have changed."""
     with _opening:
         known = _open.get(path)
         if known is None or not known.current:
             _open.clear()  # one at a time: a large one takes memory
-            known = _open[path] = Index(path)
+            known = _open[path] = GeoPackageReader(path)
         return known
 
 
-def _state(path: str) -> tuple[Any, ...]:
+def _file_state(path: str) -> tuple[Any, ...]:
     state: list[Any] = []
-    for name in (path, f"{path}-wal", str(vectors_of(path))):
+    for name in (path, f"{path}-wal", str(vectors_path(path))):
         with contextlib.suppress(OSError, ValueError):
             found = Path(name).stat()
             state.append((name, found.st_size, found.st_mtime_ns, found.st_ino))
     return tuple(state)
 
 
-class Builder:
+class GeoPackageWriter:
     """An index that is open for writing; a context manager. One process at a time holds it.
 
     The file is made by ``start``, so a job that fails before leaves nothing; ``discard`` takes it away again.
@@ -304,17 +304,17 @@ class Builder:
         ClippanError: another process is writing it, it is damaged, or another model's.
     """
 
-    def __init__(self, path: str, about: About) -> None:
+    def __init__(self, path: str, about: IndexInfo) -> None:
         self.path = path
         self.about = about
         self._dataset: Any = None
         self._free: list[int] = []  # ids without a tile, the last one first
         self._next = 1
         self._last_raster = 0
-        self.rasters: dict[int, Raster] = {}
+        self.rasters: dict[int, IndexedRaster] = {}
         self._lock = contextlib.ExitStack()
 
-    def __enter__(self) -> Builder:
+    def __enter__(self) -> GeoPackageWriter:
         place = Path(self.path)
         sentence = Message(
             "Another process is indexing into {path}; wait until it is done, or cancel it there.", path=self.path
@@ -332,31 +332,31 @@ class Builder:
         dataset, self._dataset = self._dataset, None
         try:
             if failure[0] is not None:
-                abandon(dataset)
+                close_after_failure(dataset)
             elif dataset is not None:
-                close(dataset)
+                close_dataset(dataset)
         except RuntimeError as error:
-            raise _uncommitted(self.path, error) from error
+            raise _commit_error(self.path, error) from error
         finally:
             self._lock.close()
 
     def _resume(self) -> None:
-        index = Index(self.path)
+        index = GeoPackageReader(self.path)
         found = index.about
-        same_model(f"index {self.path}", found, self.about)
+        refuse_other_model(f"index {self.path}", found, self.about)
         self.about = found
         self.rasters = dict(index.rasters)
         with index._reading() as cursor:
             row = cursor.execute("SELECT seq FROM sqlite_sequence WHERE name = 'rasters'").fetchone()
         self._last_raster = max([row[0] if row else 0, *self.rasters])  # a number that was given is not given again
-        used = {int(number) for number in index.chosen(Filter())}
+        used = {int(number) for number in index.chosen(TileFilter())}
         self._next = max(used, default=0) + 1
         self._free = [number for number in range(self._next - 1, 0, -1) if number not in used]
-        vectors_of(self.path).touch()
-        self._dataset = _guarded(self.path, self._opened)
+        vectors_path(self.path).touch()
+        self._dataset = _create_guarded(self.path, self._opened)
 
     def _opened(self) -> gdal.Dataset:
-        return _patient(gdal.OpenEx, self.path, gdal.OF_VECTOR | gdal.OF_UPDATE)
+        return _with_busy_timeout(gdal.OpenEx, self.path, gdal.OF_VECTOR | gdal.OF_UPDATE)
 
     @property
     def exists(self) -> bool:
@@ -368,7 +368,7 @@ class Builder:
         if self._dataset is None:
             self.about = dataclasses.replace(self.about, crs=crs)
             try:
-                _guarded(self.path, self._create)
+                _create_guarded(self.path, self._create)
             except ClippanError:
                 self.discard()
                 raise
@@ -376,14 +376,14 @@ class Builder:
     def _create(self) -> None:
         with Outputs() as outputs:
             self._make(outputs.part(self.path))
-            Path(outputs.part(str(vectors_of(self.path)))).write_bytes(b"")
+            Path(outputs.part(str(vectors_path(self.path)))).write_bytes(b"")
         self._dataset = self._opened()
 
     def _make(self, path: str) -> None:
-        dataset = _patient(gdal.GetDriverByName("GPKG").Create, path, 0, 0, 0, gdal.GDT_Unknown)
+        dataset = _with_busy_timeout(gdal.GetDriverByName("GPKG").Create, path, 0, 0, 0, gdal.GDT_Unknown)
         tiles = rasters = None
         try:
-            reference = spatial(self.about.crs) if self.about.crs else None
+            reference = spatial_reference(self.about.crs) if self.about.crs else None
             if reference is None:
                 reference = osr.SpatialReference()
                 reference.SetLocalCS("Pictures without coordinates")
@@ -408,20 +408,20 @@ class Builder:
             dataset.SetMetadata({"format": FORMAT, "engine": __version__, **about}, _DOMAIN)
             dataset.ExecuteSQL("CREATE INDEX tiles_raster_id ON tiles (raster_id)")
         except BaseException:
-            abandon(dataset)
+            close_after_failure(dataset)
             raise
         tiles = rasters = None
-        close(dataset)
+        close_dataset(dataset)
 
     def discard(self) -> None:
         """Removes the files of an index that came to nothing."""
-        abandon(self._dataset)
+        close_after_failure(self._dataset)
         self._dataset = None
-        for name in (Path(self.path), vectors_of(self.path), Path(f"{self.path}-journal")):
+        for name in (Path(self.path), vectors_path(self.path), Path(f"{self.path}-journal")):
             with contextlib.suppress(OSError):
                 name.unlink()
 
-    def put(self, rasters: Sequence[Raster]) -> list[Raster]:
+    def put(self, rasters: Sequence[IndexedRaster]) -> list[IndexedRaster]:
         """Adds rasters (their id is 0), or notes what has changed about them; returns them with their ids."""
         rasters = [raster if raster.id else dataclasses.replace(raster, id=self._number()) for raster in rasters]
         if rasters:
@@ -434,7 +434,7 @@ class Builder:
         self._last_raster += 1
         return self._last_raster
 
-    def commit(self, tiles: Sequence[Tile], vectors: np.ndarray, done: Mapping[int, int]) -> None:
+    def commit(self, tiles: Sequence[IndexedTile], vectors: np.ndarray, done: Mapping[int, int]) -> None:
         """Adds tiles with their vectors (n, width), and notes how far their rasters are: all, or nothing.
 
         Raises:
@@ -460,7 +460,7 @@ class Builder:
         self._next += 1
         return self._next - 1
 
-    def _feature(self, definition: Any, number: int, tile: Tile) -> Any:
+    def _feature(self, definition: Any, number: int, tile: IndexedTile) -> Any:
         feature = ogr.Feature(definition)
         feature.SetFID(number)
         raster = self.rasters[tile.raster]
@@ -472,13 +472,13 @@ class Builder:
             feature.SetField("date", raster.date)
         feature.SetField("raster_id", tile.raster)
         if tile.outline:
-            feature.SetGeometryDirectly(polygon(tile.outline))
+            feature.SetGeometryDirectly(outline_polygon(tile.outline))
         return feature
 
     def _write_vectors(self, ids: Sequence[int], vectors: np.ndarray) -> None:
         data = np.ascontiguousarray(vectors, np.float16)
         try:
-            with open(vectors_of(self.path), "r+b") as file:  # noqa: PTH123
+            with open(vectors_path(self.path), "r+b") as file:  # noqa: PTH123
                 for position, number in enumerate(ids):
                     offset = (number - 1) * data.shape[1] * 2
                     if file.tell() != offset:
@@ -487,7 +487,7 @@ class Builder:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise _uncommitted(self.path, error) from error
+            raise _commit_error(self.path, error) from error
 
     def drop(self, raster: int) -> int:
         """Removes a raster with its tiles; returns how many those were.
@@ -500,9 +500,9 @@ class Builder:
         layer.SetAttributeFilter(None)
         with self._transaction():
             self._write(dataclasses.replace(self.rasters[raster], fingerprint="", done=0))
-        for start in range(0, len(ids), _DROPPED):
+        for start in range(0, len(ids), _DELETE_BATCH):
             with self._transaction():
-                for number in ids[start : start + _DROPPED]:
+                for number in ids[start : start + _DELETE_BATCH]:
                     layer.DeleteFeature(number)
         with self._transaction():
             self._dataset.GetLayerByName("rasters").DeleteFeature(raster)
@@ -517,14 +517,14 @@ class Builder:
         self._dataset.ReleaseResultSet(result)
         return int(count)
 
-    def _write(self, raster: Raster) -> None:
+    def _write(self, raster: IndexedRaster) -> None:
         layer = self._dataset.GetLayerByName("rasters")
         feature = ogr.Feature(layer.GetLayerDefn())
         feature.SetFID(raster.id)
         values = dataclasses.asdict(raster)
         del values["id"]
         values["stretch"] = json.dumps(raster.stretch)
-        values["relative"] = _relative(raster.path, self.path)
+        values["relative"] = _relative_path(raster.path, self.path)
         for name, value in values.items():
             feature.SetField(name, value)
         (layer.SetFeature if raster.id in self.rasters else layer.CreateFeature)(feature)
@@ -544,10 +544,10 @@ class Builder:
                     self._dataset.RollbackTransaction()
                 raise
         except RuntimeError as error:
-            raise _uncommitted(self.path, error) from error
+            raise _commit_error(self.path, error) from error
 
 
-def same_model(what: str, found: About, wanted: About) -> None:
+def refuse_other_model(what: str, found: IndexInfo, wanted: IndexInfo) -> None:
     """Raises ClippanError if an index (what it is called in a sentence) holds vectors of another model."""
     same = (found.model, found.width, found.pixels) == (wanted.model, wanted.width, wanted.pixels)
     if not same or (found.sha256 and wanted.sha256 and found.sha256 != wanted.sha256):
@@ -562,28 +562,28 @@ def same_model(what: str, found: About, wanted: About) -> None:
         )
 
 
-def vectors_of(path: str) -> Path:
+def vectors_path(path: str) -> Path:
     """The matrix that belongs to a GeoPackage."""
     return Path(f"{path}.vectors")
 
 
-def _connect(path: str, mode: str) -> sqlite3.Connection:
+def _connect_sqlite(path: str, mode: str) -> sqlite3.Connection:
     place = Path(path).absolute().as_posix()
     # file:///home/…, file:///C:/…, and file:////server/share/… for a network drive of Windows
     uri = f"file://{quote(place if place.startswith('/') else f'/{place}')}?mode={mode}"
-    return sqlite3.connect(uri, uri=True, timeout=_SECONDS)
+    return sqlite3.connect(uri, uri=True, timeout=_CONNECT_TIMEOUT)
 
 
-def _recover(path: str) -> None:
+def _roll_back_killed(path: str) -> None:
     """Undoes what a process that was killed has half committed; whoever may not write leaves that to others."""
     if Path(f"{path}-journal").exists():
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path, "rw")) as connection:
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect_sqlite(path, "rw")) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
 
-def _patient(function: Any, *arguments: Any) -> Any:
+def _with_busy_timeout(function: Any, *arguments: Any) -> Any:
     """Opens a GeoPackage that waits for readers when it commits, and keeps all that is in it within its file."""
-    options = {"OGR_SQLITE_PRAGMA": _PATIENCE, "GDAL_PAM_ENABLED": "NO"}
+    options = {"OGR_SQLITE_PRAGMA": _BUSY_TIMEOUT, "GDAL_PAM_ENABLED": "NO"}
     before = {name: gdal.GetThreadLocalConfigOption(name) for name in options}
     try:
         for name, value in options.items():
@@ -594,7 +594,7 @@ def _patient(function: Any, *arguments: Any) -> Any:
             gdal.SetThreadLocalConfigOption(name, known)
 
 
-def unreadable(path: str, error: Exception) -> ClippanError:
+def read_error(path: str, error: Exception) -> ClippanError:
     """The sentence for an index that cannot be read."""
     reason = one_line(error)
     if "locked" in reason or "busy" in reason:
@@ -615,26 +615,26 @@ def unreadable(path: str, error: Exception) -> ClippanError:
     )
 
 
-def _uncommitted(path: str, error: Exception) -> ClippanError:
+def _commit_error(path: str, error: Exception) -> ClippanError:
     again = "run the same again: what was indexed so far is kept"
     remedy = "close the program that has it open" if "locked" in str(error) else "check the disk"
     return write_error("index", path, error, f"{remedy}, and {again}", f"free some space, and {again}")
 
 
-def _guarded(path: str, function: Any) -> Any:
+def _create_guarded(path: str, function: Any) -> Any:
     try:
         return function()
     except (RuntimeError, OSError) as error:
         raise write_error("index", path, error) from error
 
 
-def _about(path: str) -> About:
+def _read_info(path: str) -> IndexInfo:
     try:
         dataset = gdal.OpenEx(path, gdal.OF_VECTOR | gdal.OF_READONLY)
         values = dataset.GetMetadata(_DOMAIN) or {}
         layers = {dataset.GetLayer(number).GetName() for number in range(dataset.GetLayerCount())}
     except RuntimeError as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
     if values.get("format") != FORMAT or not {"tiles", "rasters"} <= layers:
         if "format" in values:
             raise ClippanError(
@@ -648,16 +648,16 @@ def _about(path: str) -> About:
     texts = {name: values.get(name, "") for name in names}
     try:
         width, pixels = int(values["width"]), int(values["pixels"])
-        if not (0 < width < _WIDEST and 0 < pixels < _WIDEST):
+        if not (0 < width < _MAX_SIZE and 0 < pixels < _MAX_SIZE):
             raise ValueError(f"vectors of {width} numbers, pictures of {pixels} pixels")
-    except _DAMAGE as error:
-        raise unreadable(path, error) from error
-    return About(**texts, width=width, pixels=pixels)
+    except _DAMAGE_ERRORS as error:
+        raise read_error(path, error) from error
+    return IndexInfo(**texts, width=width, pixels=pixels)
 
 
-def _raster(index: str, row: Sequence[Any]) -> Raster:
+def _raster_from_row(index: str, row: Sequence[Any]) -> IndexedRaster:
     number, path, relative, look, fingerprint, stretch, date, done, planned = row
-    Look.of(look)  # raises for what is none
+    SceneOptions.of(look)  # raises for what is none
     if not all(isinstance(text or "", str) for text in (path, relative, fingerprint, date)):
         raise TypeError("a path is no text")
     if relative and not exists(path):
@@ -665,17 +665,19 @@ def _raster(index: str, row: Sequence[Any]) -> Raster:
         if exists(str(moved)):
             path = os.path.normpath(moved)
     pairs = tuple((float(low), float(high)) for low, high in json.loads(stretch))
-    return Raster(number, path, look, fingerprint or "", pairs, date or "", *map(operator.index, (done, planned)))
+    return IndexedRaster(
+        number, path, look, fingerprint or "", pairs, date or "", *map(operator.index, (done, planned))
+    )
 
 
-def _relative(path: str, index: str) -> str:
+def _relative_path(path: str, index: str) -> str:
     try:
         return os.path.relpath(path, Path(index).absolute().parent) if exists(path) else ""
     except (OSError, ValueError):  # another drive; a text that is no path
         return ""
 
 
-def polygon(outline: Sequence[float]) -> ogr.Geometry:
+def outline_polygon(outline: Sequence[float]) -> ogr.Geometry:
     """The geometry with these corners x, y, …"""
     ring = ogr.Geometry(ogr.wkbLinearRing)
     for x, y in [*zip(outline[::2], outline[1::2]), tuple(outline[:2])]:
