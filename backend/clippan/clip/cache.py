@@ -1,8 +1,8 @@
-"""Where weights are kept on this machine, and the record of what was downloaded.
+"""Model weights on this machine: the offline folder, the download cache and the record of downloads.
 
-Two places are looked into: the offline folder (CLIPPAN_OFFLINE), which an administrator or the user fills, and the
-cache, which downloads fill: ``models/`` in the cache folder, with ``models.lock.json`` beside it. The record holds,
-for each model, the commit and the sha256 of its first download, so that every later one fetches the same bytes.
+The offline folder (CLIPPAN_OFFLINE) is filled by the user or an administrator. Downloads go to ``models/`` in the cache
+folder. ``models.lock.json`` in the cache folder records the commit and the sha256 of each model's first download, so
+that later downloads fetch the same bytes.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from typing import Optional
 from clippan.catalogue.models import MODELS, Model
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 
 RECORD_FILE = "models.lock.json"
 _BLOCK = 2**23  # bytes read at a time
-_LOCK_SECONDS = 5  # seconds to wait for a lock where nobody can cancel
+_LOCK_SECONDS = 5  # how long to wait for a lock where the user cannot cancel
 
-_checksums: dict[tuple[str, int, int], str] = {}  # of files this process has read, by path, size and time
+_checksums: dict[tuple[str, int, int], str] = {}  # by path, size and modification time
 
 
 @dataclass(frozen=True)
 class DownloadRecord:
-    """What was downloaded: from where, which commit, its sha256 and its size in bytes."""
+    """A recorded download; ``revision`` is the commit, ``size`` is in bytes."""
 
     repository: str
     file: str
@@ -46,8 +47,8 @@ class LocalWeights:
 
     Attributes:
         path: the file.
-        place: "shipped" (comes with CLIPPan), "offline" (the offline folder), "cache", or "own" (named by its path).
-        revision, sha256: as recorded; None where nobody did.
+        place: "shipped" (comes with CLIPPan), "offline" (the offline folder), "cache", or "own" (given by its path).
+        revision, sha256: as recorded; None if unknown.
     """
 
     path: Path
@@ -58,7 +59,7 @@ class LocalWeights:
 
 @dataclass(frozen=True)
 class CachedModel:
-    """A model in the cache: its id, its file, its size in bytes, and whether it is complete."""
+    """A file in the cache; ``id`` is the model's, ``size`` is in bytes."""
 
     id: str
     path: Path
@@ -67,31 +68,29 @@ class CachedModel:
 
 
 def models_folder() -> Path:
-    """The folder of downloaded weights; it may not exist yet."""
+    """The folder of downloaded weights, which may not exist yet."""
     return cache_folder() / "models"
 
 
 def cache_path(model: Model) -> Path:
-    """Where a model's weights are, or would be, in the cache."""
+    """Path of a model's weights in the cache, whether or not they are there."""
     return models_folder() / model.repository.replace("/", "--") / model.file
 
 
 def offline_folder() -> Optional[Path]:
-    """The offline folder, if one is set."""
+    """The offline folder; None if none is set."""
     name = os.environ.get("CLIPPAN_OFFLINE", "").strip()
     return Path(name).expanduser() if name else None
 
 
 def locate(model: Model, context: Optional[Context] = None) -> Optional[LocalWeights]:
-    """The model's weights on this machine, or None.
+    """Finds a model's weights on this machine; None if they are not there.
 
-    Args:
-        model: which.
-        context: with one, weights of the offline folder are compared with their sha256, if that is known; the
-            cache's were when they were downloaded.
+    With a context, weights in the offline folder are checked against their sha256 if it is known. Those in the cache
+    were checked when they were downloaded.
 
     Raises:
-        ClippanError: weights in the offline folder are damaged, or another version.
+        ClippanError: the weights in the offline folder are damaged or another version, or a folder cannot be read.
     """
     if model.path is not None:
         if not model.path.is_file():
@@ -103,7 +102,7 @@ def locate(model: Model, context: Optional[Context] = None) -> Optional[LocalWei
             if found.sha256 and context is not None and checksum(found.path, context) != found.sha256:
                 raise ClippanError(
                     "{path} in the offline folder is damaged or another version (its sha256 is not {sha256}…); copy "
-                    "it again.",
+                    "it there again.",
                     path=found.path,
                     sha256=found.sha256[:12],
                 )
@@ -112,7 +111,7 @@ def locate(model: Model, context: Optional[Context] = None) -> Optional[LocalWei
         if record is None or not path.is_file() or path.stat().st_size != record.size:
             return None
         return LocalWeights(path, "cache", record.revision, record.sha256)
-    except OSError as error:  # no right to look, a disk that is gone
+    except OSError as error:  # for example no permission, or a disk that is not mounted
         raise ClippanError(
             "The weights of {label} cannot be read ({error}); check the cache folder and the offline folder in the "
             "options (CLIPPAN_CACHE, CLIPPAN_OFFLINE).",
@@ -129,19 +128,19 @@ def _locate_offline(model: Model) -> Optional[LocalWeights]:
     folders = (start / model.repository, start / model.repository.replace("/", "--"), start)
     candidates = [folder / file for folder in folders for file in (model.file, name)]
     if len([other for other in MODELS.values() if Path(other.file).name == name]) > 1:
-        # A name that several models share says nothing outside its repository's folder.
+        # A file name that several models share identifies a model only inside its repository's folder.
         candidates = [path for path in candidates if path.parent != start]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         return None
-    record = _matching_record(model, _read_records(start))  # a cache that was copied brings its record along
+    record = _matching_record(model, _read_records(start))  # a copied cache includes its record
     if record:
         return LocalWeights(path, "offline", record.revision, record.sha256)
     return LocalWeights(path, "offline", model.revision if model.sha256 else None, model.sha256)
 
 
 def recorded(model: Model) -> Optional[DownloadRecord]:
-    """What the user's lock file says of the model, if that is about the file that the registry names now."""
+    """The recorded download of the model's current file and version; None if there is none."""
     return _matching_record(model, _read_records(cache_folder()))
 
 
@@ -150,7 +149,7 @@ def _matching_record(model: Model, records: dict[str, DownloadRecord]) -> Option
     if record is None or (record.repository, record.file) != (model.repository, model.file):
         return None
     if model.revision not in (None, record.revision) or model.sha256 not in (None, record.sha256):
-        return None  # the registry pins another version by now
+        return None  # the registry now pins another version
     return record
 
 
@@ -159,12 +158,11 @@ def _read_records(folder: Path) -> dict[str, DownloadRecord]:
         entries = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         return {name: DownloadRecord(**entry) for name, entry in entries.items()}
     except (OSError, ValueError, TypeError, AttributeError):
-        # Without a readable record the next download makes a new one.
-        return {}
+        return {}  # the next download writes a new record
 
 
 def write_record(model: Model, record: Optional[DownloadRecord]) -> None:
-    """Notes in the lock file what was downloaded, or with None forgets it."""
+    """Records a download in the lock file; None removes the record."""
     folder = cache_folder()
     with locked(RECORD_FILE):
         records = _read_records(folder)
@@ -186,14 +184,12 @@ def write_record(model: Model, record: Optional[DownloadRecord]) -> None:
 
 @contextlib.contextmanager
 def locked(name: str, context: Optional[Context] = None) -> Iterator[None]:
-    """Holds a lock over something in the cache, against other threads and other processes.
+    """Locks ``name`` in the cache against other threads and processes.
 
-    Args:
-        name: what is locked.
-        context: with one, waits until the user cancels; without, a few seconds.
+    With a context it waits until the user cancels, without one for a few seconds.
 
     Raises:
-        ClippanError: another process holds it, or the cache cannot be written.
+        ClippanError: another process holds the lock, or the cache cannot be written to.
     """
     from filelock import FileLock, Timeout  # comes with huggingface_hub, and with torch
 
@@ -212,7 +208,7 @@ def locked(name: str, context: Optional[Context] = None) -> Iterator[None]:
                 context.progress(0, "Waiting for another download of the same model")
             elif waited > _LOCK_SECONDS:
                 raise ClippanError(
-                    "The model is being downloaded by another process; wait until that is done, or cancel it there."
+                    "Another process is downloading the model; wait until it has finished, or cancel it there."
                 )
     except OSError as error:
         raise cache_unwritable(error) from error
@@ -223,22 +219,18 @@ def locked(name: str, context: Optional[Context] = None) -> Iterator[None]:
 
 
 def cache_unwritable(error: OSError) -> ClippanError:
-    """The sentence for a cache in which nothing can be written."""
+    """The error for a cache that cannot be written to."""
     return ClippanError(
-        "The cache folder {cache_folder} cannot be written to ({reason}); choose another in the options "
-        "(CLIPPAN_CACHE).",
-        cache_folder=cache_folder(),
+        "The cache folder {folder} cannot be written to ({reason}); choose another in the options (CLIPPAN_CACHE).",
+        folder=cache_folder(),
         reason=error.strerror or error,
     )
 
 
 def checksum(path: Path, context: Optional[Context] = None, start: float = 0.0) -> str:
-    """The sha256 of a file's bytes; a file that did not change is read once in a process.
+    """The sha256 of a file; an unchanged file is read once per process.
 
-    Args:
-        path: the file.
-        context: told the progress, from ``start`` to 100 percent.
-        start: the percentage at which this begins.
+    Progress runs from ``start`` to 100 percent.
     """
     status = path.stat()
     key = (str(path), status.st_size, status.st_mtime_ns)
@@ -250,18 +242,18 @@ def checksum(path: Path, context: Optional[Context] = None, start: float = 0.0) 
                 done += len(block)
                 if context is not None:
                     share = done / max(status.st_size, 1)
-                    context.progress(start + (100 - start) * share, f"Checking {path.name}")
+                    context.progress(start + (100 - start) * share, Message("Checking {file}", file=path.name))
         _checksums[key] = digest.hexdigest()
     return _checksums[key]
 
 
 def partial_downloads(path: Path) -> list[Path]:
-    """What interrupted downloads of this file left to go on from."""
+    """Partial files that interrupted downloads of this file left, from which they can be resumed."""
     return sorted(path.parent.glob(f"{path.name}.*.part")) if path.parent.is_dir() else []
 
 
 def cached_models() -> list[CachedModel]:
-    """The models in the cache, and the downloads that were interrupted, in the registry's order."""
+    """Downloaded models and interrupted downloads, in the registry's order."""
     found = []
     for model in MODELS.values():
         if model.path is not None:
@@ -276,17 +268,17 @@ def cached_models() -> list[CachedModel]:
 
 
 def remove(model: Model) -> int:
-    """Removes a model from the cache, with its record, and returns how many bytes that freed.
+    """Removes a model and its record from the cache; returns the number of bytes freed.
 
     Raises:
-        ClippanError: it is being downloaded, or is not the cache's to remove.
+        ClippanError: the model is being downloaded, or is not a downloaded one.
     """
     if model.path is not None:
         if model.id in MODELS:
-            raise ClippanError(
-                "{label} comes with CLIPPan and stays; only downloaded models can be removed.", label=model.label
-            )
-        raise ClippanError("{path} is no downloaded model; delete it yourself if you do not need it.", path=model.path)
+            raise ClippanError("{label} is part of CLIPPan; only downloaded models can be removed.", label=model.label)
+        raise ClippanError(
+            "{path} is not a downloaded model; delete the file yourself if you no longer need it.", path=model.path
+        )
     if not cache_folder().is_dir():
         return 0
     with locked(model.id):
@@ -304,7 +296,7 @@ def remove(model: Model) -> int:
                     ) from error
                 freed += size
         write_record(model, None)
-        for parent in path.parents:  # folders that this leaves empty
+        for parent in path.parents:  # folders that are now empty
             if parent == models_folder() or not parent.is_dir() or any(parent.iterdir()):
                 break
             parent.rmdir()
@@ -312,7 +304,7 @@ def remove(model: Model) -> int:
 
 
 def cache_folder() -> Path:
-    """Where models are kept: CLIPPAN_CACHE, else the user's data folder."""
+    """The cache folder: CLIPPAN_CACHE, or by default ``clippan`` in the user's data folder."""
     chosen = os.environ.get("CLIPPAN_CACHE")
     if chosen:
         return Path(chosen).expanduser()

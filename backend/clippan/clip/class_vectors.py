@@ -1,4 +1,4 @@
-"""Prompt tables as vectors."""
+"""Text vectors of the classes of a prompt table."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from clippan.catalogue.prompts import PromptTable
 from clippan.clip.encoder import Encoder, background_phrases
 from clippan.core.errors import ClippanError
 
-_SAME_MEANING = 0.7  # cosine from which a common word means about the same as one of the table
+_SAME_MEANING = 0.7  # cosine above which a background phrase means about the same as a class
 
 
 @dataclass(frozen=True)
 class ClassVectors:
-    """What places are compared with.
+    """Text vectors with the class of each.
 
     Attributes:
-        vectors: of all words, float32 (n, width), of length 1 but for calibrated ones.
-        class_of: the class of each, (n,), ascending from 0; the last is the background if there is one.
-        classes: how many, without the background.
+        vectors: float32 (n, width), of length 1 except calibrated ones.
+        class_of: index of each vector's class, (n,), ascending from 0; the last is the background if there is one.
+        classes: number of classes without the background.
     """
 
     vectors: np.ndarray
@@ -29,23 +29,20 @@ class ClassVectors:
 
 
 def prompt_texts(table: PromptTable) -> list[str]:
-    """What a model reads of a table: all words and descriptions, but of classes that a calibration gave vectors."""
+    """The texts that a model has to encode: words and descriptions of all classes without calibrated vectors."""
     return [text for prompt in table.classes if not prompt.vector for text in (*prompt.words, *prompt.descriptions)]
 
 
 def class_vectors(model: Encoder, table: PromptTable, with_background: bool) -> ClassVectors:
-    """The words of a table, averaged over the model's templates, each with its class's descriptions; or what a
-    calibration made of them.
+    """Encodes the words of a table: each word's vector plus the mean of its class's descriptions, or the class's
+    calibrated vector.
 
-    Args:
-        model: that reads.
-        table: the prompts.
-        with_background: add common words for other things, but for those that mean about what the table says.
+    With a background, a further class holds common phrases for other things, except those close to a class.
 
     Raises:
         ClippanError: the table was calibrated for another model.
     """
-    vectors, owners = [], []
+    vectors, class_of = [], []
     for number, prompt in enumerate(table.classes):
         if prompt.vector:
             if table.model != model.model.id or len(prompt.vector) != model.width:
@@ -56,17 +53,17 @@ def class_vectors(model: Encoder, table: PromptTable, with_background: bool) -> 
                     id=model.model.id,
                 )
             vectors.append(np.array([prompt.vector], np.float32))
-            owners.append(number)
+            class_of.append(number)
             continue
         own = model.encode_texts(prompt.words)
         if prompt.descriptions:
             own = own + model.encode_texts(prompt.descriptions).mean(axis=0)
             own /= np.linalg.norm(own, axis=1, keepdims=True)
         vectors.append(own)
-        owners += [number] * len(own)
+        class_of += [number] * len(own)
     if with_background:
         common = model.encode_texts(background_phrases())
         other = (common @ np.concatenate(vectors).T).max(axis=1) < _SAME_MEANING
         vectors.append(common[other])
-        owners += [len(table.classes)] * int(other.sum())
-    return ClassVectors(np.concatenate(vectors).astype(np.float32), np.array(owners), len(table.classes))
+        class_of += [len(table.classes)] * int(other.sum())
+    return ClassVectors(np.concatenate(vectors).astype(np.float32), np.array(class_of), len(table.classes))

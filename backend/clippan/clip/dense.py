@@ -1,11 +1,11 @@
-"""Dense features: a vector for every cell of a picture, in the space of the model's texts.
+"""Dense features: a vector for every patch ("cell") of a picture, comparable with the model's text vectors.
 
-Vision transformers are taken as FarSLIP takes them (Li et al. 2025): in the last block attention is between alike
-tokens, softmax(qqᵀ/√d) + softmax(kkᵀ/√d) + softmax(vvᵀ/√d) in place of softmax(qkᵀ/√d), and its output goes on without
-the residual and without the MLP. Convolutional towers already have a map; each of its cells goes through what follows
-the pooling, which for attention pooling means its values (MaskCLIP, Zhou et al. 2022).
+Vision transformers follow FarSLIP (Li et al. 2025): the last block uses self-correlation attention,
+softmax(qqᵀ/√d) + softmax(kkᵀ/√d) + softmax(vvᵀ/√d) in place of softmax(qkᵀ/√d), and its output skips the residual and
+the MLP. Convolutional towers have a feature map already; each of its cells passes through the layers after the pooling,
+for attention pooling through its value projection (MaskCLIP, Zhou et al. 2022).
 
-Everything is plain open_clip, looked into by hooks.
+The models are open_clip's own, read with hooks.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from clippan.core.errors import ClippanError
 
 
 def dense_features(model: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors of the cells of pictures, and of the pictures as a whole; gradients flow.
+    """Vectors of the cells of pictures, and of the whole pictures; differentiable.
 
     Args:
-        model: open_clip's.
-        pictures: normalised, (n, 3, height, width); sides are multiples of ``stride``, and for a transformer those
-            that it was trained with.
+        model: an open_clip model.
+        pictures: normalised, (n, 3, height, width); sides are multiples of ``stride``, for a transformer those that it
+            was trained with.
 
     Returns:
-        Cells (n, width, rows, columns) and pooled (n, width), of any length.
+        Cells (n, width, rows, columns) and pooled vectors (n, width), not normalised.
 
     Raises:
-        ClippanError: there is no way to such features in this tower.
+        ClippanError: the image tower has no dense features.
     """
     visual = model.visual
     layer = _hooked_layer(visual)
@@ -55,10 +55,10 @@ def dense_features(model: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stride(model: Any) -> int:
-    """Edge of a cell, in pixels of the picture that goes in.
+    """Edge of a cell in pixels of the input picture.
 
     Raises:
-        ClippanError: as ``features``.
+        ClippanError: the image tower has no dense features.
     """
     visual = model.visual
     if isinstance(visual, VisionTransformer):
@@ -70,12 +70,12 @@ def stride(model: Any) -> int:
 
 
 def any_size(model: Any) -> bool:
-    """Whether pictures may be of another size than the model was trained with."""
+    """Whether pictures may have another size than in training."""
     return isinstance(model.visual, TimmModel)
 
 
 def _hooked_layer(visual: nn.Module) -> nn.Module:
-    """The layer whose input holds all that the dense features are made of."""
+    """The layer whose input the dense features are computed from."""
     if isinstance(visual, VisionTransformer) and visual.attn_pool is None:
         return visual.transformer.resblocks[-1]
     if isinstance(visual, ModifiedResNet):
@@ -84,14 +84,14 @@ def _hooked_layer(visual: nn.Module) -> nn.Module:
     if isinstance(visual, TimmModel) and isinstance(pool, nn.Module):
         return pool
     raise ClippanError(
-        "The image tower of this model ({__name__}) has no dense features; choose a CLIP with a vision transformer of "
-        "open_clip's own, or a convolutional one.",
-        __name__=type(getattr(visual, "trunk", visual)).__name__,
+        "The image tower of this model ({tower}) has no dense features; choose a CLIP model with a vision transformer "
+        "of open_clip, or a convolutional one.",
+        tower=type(getattr(visual, "trunk", visual)).__name__,
     )
 
 
 def _patch_vectors(visual: VisionTransformer, tokens: Tensor) -> Tensor:
-    """From what goes into the last block (n, 1 + cells, depth) to vectors (n, cells, width)."""
+    """Vectors (n, cells, width) from the input of the last block (n, 1 + cells, depth)."""
     block: Any = visual.transformer.resblocks[-1]
     attention = block.attn
     if not attention.batch_first:
@@ -100,7 +100,7 @@ def _patch_vectors(visual: VisionTransformer, tokens: Tensor) -> Tensor:
     parts = functional.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
     parts = parts.view(count, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
     value = parts[2]
-    # Each of the three is an attention of its own over the same values, so that no map has to be kept.
+    # The three attentions share their values, so that no attention map has to be kept.
     mixed = sum(functional.scaled_dot_product_attention(part, part, value) for part in parts)
     assert isinstance(mixed, Tensor)
     out = attention.out_proj(mixed.transpose(1, 2).reshape(count, length, depth))[:, 1:]

@@ -1,4 +1,4 @@
-"""A model at work: pictures and texts become vectors that can be compared."""
+"""Encoding of pictures and texts as vectors that can be compared."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from clippan.core.channels import Channels
 from clippan.core.context import Context
 from clippan.core.device import Device, choose_device, gpu_memory_error, supports_bfloat16
 from clippan.core.messages import Message
-from clippan.core.texts import join_names
-from clippan.core.texts import non_latin as in_other_scripts
+from clippan.core.texts import join_names, non_latin
 
-# Averaged, as FarSLIP's authors do; the bare words help with prompts that are sentences already.
+# Their vectors are averaged as by FarSLIP's authors; the bare text suits prompts that are sentences already.
 TEMPLATES = ("a satellite photo of {}.", "a satellite image of {}.", "{}")
-_MAX_CACHED_TEXTS = 2000  # texts whose vectors are remembered
-_LONG_CONTEXT = 1024  # tokens, beyond the context of every text tower
-_SHOWN_LETTERS = 40  # letters of a text in a sentence
+_MAX_CACHED_TEXTS = 2000
+_LONG_CONTEXT = 1024  # tokens, more than any text tower reads
+_SHOWN_LETTERS = 40
 
 _lock = threading.Lock()
 _loaded: dict[tuple[Any, ...], Encoder] = {}
@@ -37,18 +36,18 @@ _loaded: dict[tuple[Any, ...], Encoder] = {}
 
 @dataclass
 class Encoder:
-    """A loaded model.
+    """A loaded CLIP model.
 
     Attributes:
-        model: which.
-        sha256: of its weights, empty if nobody knows.
-        device: where it computes.
-        pixels: edge of the pictures that go in.
-        width: numbers in a vector.
-        scale: what cosines are multiplied by to become logits, as trained.
-        batch: pictures at a time; halved when memory runs out.
-        channels: the bands that go in where these are not red, green and blue: then pictures are float32 (n, bands,
-            edge, edge), 0 to 1, in place of bytes.
+        model: its entry in the registry.
+        sha256: of its weights.
+        device: where it runs.
+        pixels: edge of the input pictures.
+        width: length of a vector.
+        scale: the trained logit scale, which turns cosines into logits.
+        batch: pictures per batch; halved when GPU memory runs out.
+        channels: the input bands if they are not red, green and blue; pictures are then float32 (n, bands, edge, edge),
+            0 to 1, instead of uint8.
     """
 
     model: Model
@@ -63,35 +62,28 @@ class Encoder:
     channels: Optional[Channels] = None
 
     def encode_images(self, pictures: np.ndarray) -> np.ndarray:
-        """Vectors of pictures.
-
-        Args:
-            pictures: uint8 (n, 3, pixels, pixels), red, green, blue, or for a model with channels float32.
-
-        Returns:
-            float32 (n, width), each of length 1.
-        """
+        """Vectors of length 1, float32 (n, width), of pictures: uint8 (n, 3, pixels, pixels) in red, green and blue, or
+        float32 for a model with channels."""
         if not len(pictures):
             return np.empty((0, self.width), np.float32)
 
-        def look(values: Tensor) -> tuple[Tensor]:
+        def encode(values: Tensor) -> tuple[Tensor]:
             return (functional.normalize(self._loaded.model.encode_image(values).float(), dim=-1),)
 
-        return self._batched(pictures, look)[0]
+        return self._batched(pictures, encode)[0]
 
     def cell_cosines(self, pictures: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How alike to texts the cells of pictures are, and the pictures as a whole.
+        """Cosine similarity of texts with the cells of pictures, and with the whole pictures.
 
         Args:
-            pictures: as above, (n, 3, edge, edge); the edge is ``pixels``, or any multiple of ``stride``
-                where the tower takes any size.
-            texts: vectors of length 1, float32 (k, width).
+            pictures: as for ``encode_images``; the edge may be any multiple of ``stride`` if ``any_size``.
+            texts: vectors, float32 (k, width).
 
         Returns:
-            Cosines of the cells, float32 (n, k, edge / stride, edge / stride), and of the whole, (n, k).
+            float32 (n, k, edge / stride, edge / stride) for the cells, and (n, k) for the whole pictures.
 
         Raises:
-            ClippanError: the tower has no dense features.
+            ClippanError: the image tower has no dense features.
         """
         directions = torch.from_numpy(texts).to(self.device)
 
@@ -100,19 +92,19 @@ class Encoder:
             cosines = torch.einsum("nchw,kc->nkhw", functional.normalize(cells.float(), dim=1), directions)
             return cosines, functional.normalize(pooled.float(), dim=-1) @ directions.T
 
-        # The rounding moves a cosine by less than half a hundredth, and few cells are so near to two classes.
+        # Rounding changes a cosine by less than 0.005, and few cells are that close to two classes.
         half = torch.bfloat16 if supports_bfloat16() else None
         cosines, whole = self._batched(pictures, compare, half)
         return cosines, whole
 
     @property
     def stride(self) -> int:
-        """Edge of a cell in pixels of the pictures; see ``cells``."""
+        """Edge of a cell in pixels of the input picture."""
         return dense.stride(self._loaded.model)
 
     @property
     def any_size(self) -> bool:
-        """Whether ``cells`` takes pictures of another edge than ``pixels``."""
+        """Whether ``cell_cosines`` takes pictures with another edge than ``pixels``."""
         return dense.any_size(self._loaded.model)
 
     def _batched(
@@ -121,10 +113,10 @@ class Encoder:
         compute: Callable[[Tensor], tuple[Tensor, ...]],
         half: Optional[torch.dtype] = None,
     ) -> list[np.ndarray]:
-        """What is computed from normalised pictures, as many at a time as the memory takes; on a CPU in ``half``.
+        """Applies ``compute`` to normalised pictures in batches that fit into memory; on a CPU with the dtype ``half``.
 
         Raises:
-            ClippanError: a GPU's memory is too small for one.
+            ClippanError: the GPU's memory is too small for one picture.
         """
         parts: list[list[np.ndarray]] = []
         start = 0
@@ -133,7 +125,7 @@ class Encoder:
             part = pictures[start : start + self.batch]
             try:
                 with torch.inference_mode(), torch.autocast(self.device.type, precision, precision is not None):
-                    parts.append([values.float().cpu().numpy() for values in compute(self._ready(part))])
+                    parts.append([values.float().cpu().numpy() for values in compute(self._normalised(part))])
             except torch.cuda.OutOfMemoryError:
                 if self.batch == 1:
                     raise gpu_memory_error() from None
@@ -143,19 +135,18 @@ class Encoder:
             start += len(part)
         return [np.concatenate(values) for values in zip(*parts)]
 
-    def _ready(self, pictures: np.ndarray) -> Tensor:
-        """Pictures as the model takes them."""
+    def _normalised(self, pictures: np.ndarray) -> Tensor:
         preprocessing = self._loaded.preprocessing
         mean = torch.tensor(preprocessing.mean, device=self.device)[:, None, None]
         std = torch.tensor(preprocessing.std, device=self.device)[:, None, None]
         values = torch.from_numpy(pictures).to(self.device)
         values = values.float().div_(255) if pictures.dtype == np.uint8 else values.clone()
         values = values.sub_(mean).div_(std)
-        # Convolutions are twice as fast with the colours last.
+        # Convolutions are twice as fast with the channels last.
         return values.contiguous(memory_format=torch.channels_last)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of texts: float32 (n, width), each of length 1."""
+        """Vectors of length 1 of texts, float32 (n, width), averaged over ``TEMPLATES``."""
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if len(self._texts) + len(new) > _MAX_CACHED_TEXTS:
             self._texts.clear()
@@ -171,44 +162,39 @@ class Encoder:
         return np.stack([self._texts[text] for text in texts])
 
     def text_warnings(self, phrases: Sequence[str]) -> list[str]:
-        """Sentences for the user about texts that it does not read as they are meant; see ``reading``."""
+        """Hints for the user about texts that the model cannot read as they are meant."""
         return text_warnings(self.model, self._loaded, phrases)
 
 
 def text_warnings(model: Model, loaded: load.LoadedModel, phrases: Sequence[str]) -> list[str]:
-    """Sentences for the user about texts that a model does not read as they are meant.
-
-    Args:
-        model, loaded: that reads.
-        phrases: what it is given to read, as the user wrote it.
-    """
+    """Hints for the user about texts that a model cannot read as they are meant: in another script, or too long."""
     hints: list[str] = []
-    foreign = in_other_scripts(phrases) if model.languages == ("en",) else []
-    if foreign:
+    unread = non_latin(phrases) if model.languages == ("en",) else []
+    if unread:
         hints.append(
             Message(
-                "The model {label} reads English, and is likely to make nothing of {quoted}; write English words "
-                "instead.",
+                "The model {label} was trained on English texts and is unlikely to understand {texts}; use English "
+                "words instead.",
                 label=model.label,
-                quoted=_quoted(foreign),
+                texts=_quoted(unread),
             )
         )
     cut = _truncated(loaded, list(dict.fromkeys(phrases)))
     if cut:
         hints.append(
             Message(
-                "The model {label} reads {shape} tokens (pieces of words) at most, and so not the end of {quoted}; "
-                "write less.",
+                "The model {label} reads at most {count} tokens (parts of words) and ignores the end of {texts}; "
+                "shorten the text.",
                 label=model.label,
-                shape=loaded.tokenizer([""]).shape[1],
-                quoted=_quoted(cut),
+                count=loaded.tokenizer([""]).shape[1],
+                texts=_quoted(cut),
             )
         )
     return hints
 
 
 def _truncated(loaded: load.LoadedModel, phrases: Sequence[str]) -> list[str]:
-    """Those texts whose end the model does not read, in the longest of the templates; its full stop does not count."""
+    """The texts whose end does not fit into the model's context within the longest template, less its full stop."""
     template = max(TEMPLATES, key=len).rstrip(".")
     tokens = loaded.tokenizer(["", *(template.format(phrase) for phrase in phrases)], context_length=_LONG_CONTEXT)
     length = loaded.tokenizer([""]).shape[1]
@@ -218,15 +204,14 @@ def _truncated(loaded: load.LoadedModel, phrases: Sequence[str]) -> list[str]:
 
 
 def _quoted(phrases: Sequence[str]) -> str:
-    """Texts, as a sentence lists them."""
     return join_names([f"“{text if len(text) <= _SHOWN_LETTERS else f'{text[:_SHOWN_LETTERS]}…'}”" for text in phrases])
 
 
 def load_encoder(name: str, device: Device, context: Context) -> Encoder:
-    """The model of this id or path, loaded once in this process, fetched if it has to be.
+    """The model with this id or path, downloaded if necessary and loaded once per process.
 
     Raises:
-        ClippanError: it cannot be had, loaded, or the device is not there.
+        ClippanError: the model cannot be found, downloaded or loaded, or the device is not available.
     """
     model = find_model(name)
     path = hub.fetch(model, context)
@@ -235,8 +220,8 @@ def load_encoder(name: str, device: Device, context: Context) -> Encoder:
     with _lock:
         if key not in _loaded:
             choice.log(context)
-            context.progress(0, f"Loading {model.label}")
-            _loaded.clear()  # one at a time: they are large
+            context.progress(0, Message("Loading {label}", label=model.label))
+            _loaded.clear()  # models are large: only one is kept
             _loaded[key] = _load_encoder(model, path, choice.device, context)
         return _loaded[key]
 
@@ -256,9 +241,9 @@ def _load_encoder(model: Model, path: Path, device: torch.device, context: Conte
 
 
 def _fuse_batch_norms(network: torch.nn.Module, picture: Tensor) -> None:
-    """Merges normalisations into the convolutions before them, which makes convolutional towers a quarter faster.
+    """Merges batch normalisations into the convolutions before them, which makes convolutional towers a quarter faster.
 
-    That they follow each other is read from the order in which modules were made; a picture shows whether it is so.
+    Their order is taken from the order of the modules; comparing the output for a picture verifies it.
     """
     changed = []
     with torch.no_grad():
@@ -269,7 +254,7 @@ def _fuse_batch_norms(network: torch.nn.Module, picture: Tensor) -> None:
                 if isinstance(first, torch.nn.Conv2d) and isinstance(second, torch.nn.BatchNorm2d):
                     changed += [(parent, name, first), (parent, other, second)]
                     setattr(parent, name, fuse_conv_bn_eval(first, second))
-                    # timm's normalisations hold the activation as well
+                    # timm's normalisations include the activation
                     setattr(parent, other, getattr(second, "act", None) or torch.nn.Identity())
         if changed and not torch.allclose(network(picture), expected, rtol=1e-2, atol=1e-3):
             for parent, name, module in changed:
@@ -277,12 +262,12 @@ def _fuse_batch_norms(network: torch.nn.Module, picture: Tensor) -> None:
 
 
 def weights_sha256(model: Model, path: Path, context: Context) -> str:
-    """The sha256 of a model's weights: as recorded, or computed."""
+    """The sha256 of a model's weights, as recorded or computed."""
     found = cache.locate(model)
     return (found.sha256 if found else None) or cache.checksum(path, context)
 
 
 def background_phrases() -> list[str]:
-    """What places show in general, as short phrases: a text is compared with these to tell how well it fits."""
+    """Short phrases for what images show in general, with which a text's similarity is compared."""
     prompts = json.loads((resources() / "prompts.json").read_text(encoding="utf-8"))
     return list(prompts["background"])

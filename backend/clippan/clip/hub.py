@@ -1,8 +1,8 @@
-"""Fetches weights from the Hugging Face Hub: at a recorded commit, resumed, verified, with progress and cancel.
+"""Downloads weights from the Hugging Face Hub at a recorded commit: resumable, verified, with progress and cancel.
 
-The addresses, the metadata, the token, and the HTTP session with its proxies and certificates are huggingface_hub's.
-Its ``hf_hub_download`` is not used: it deletes what a cut download has brought (huggingface_hub issue 4196), and does
-not compare the bytes with their sha256.
+Addresses, metadata, token and the HTTP session with its proxies and certificates come from huggingface_hub. Its
+``hf_hub_download`` is not used because it deletes the file of an interrupted download (huggingface_hub issue 4196) and
+does not check the sha256.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ from clippan.core.messages import Message
 
 HUB = "https://huggingface.co"
 _PERMISSIVE = re.compile(r"(MIT|Apache-2\.0|BSD(-\d-Clause)?|CC-BY-\d\.\d|CC0-1\.0)", re.IGNORECASE)
-_BLOCK = 2**20  # bytes; what a cut can lose, and how often progress is told
-_MAX_FAILED_REQUESTS = 6  # requests in a row that bring nothing, before a download counts as cut
-_PAUSE = 1.0  # seconds between them
+_BLOCK = 2**20  # bytes between reports of progress; an interruption loses at most one block
+_MAX_FAILED_REQUESTS = 6  # requests in a row without data, after which a download fails
+_PAUSE = 1.0  # seconds between failed requests
 _METADATA_SECONDS = 10
-_FREE_BYTES = 2**24  # bytes of disk that a download leaves free
+_FREE_BYTES = 2**24  # that a download leaves on the disk
 _NETWORK_PACKAGES = {"httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub"}
 
-# huggingface_hub, which reads this when it is imported, would else fetch a list of programs by which to name this one.
+# huggingface_hub reads this at import; without it, it downloads a list of programs to identify the caller.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def fetch(model: Model, context: Context, accept_licence: bool = False) -> Path:
-    """The model's weights on this machine: from the offline folder, the cache, or else the Hub.
+    """Path of a model's weights, taken from the offline folder or the cache, or downloaded from the Hub.
 
     Args:
-        model: which.
-        context: told the progress and, before a download, the licence.
-        accept_licence: the user agrees to a licence that asks for more than naming the authors.
+        model: the model.
+        context: receives the progress and, before a download, the licence.
+        accept_licence: whether the user accepts a licence that requires more than attribution.
 
     Raises:
-        ClippanError: it cannot be had, in one sentence with the remedy.
-        Cancelled: the user cancelled; what was downloaded is gone.
+        ClippanError: the weights cannot be found or downloaded.
+        Cancelled: the user cancelled; the partial download is deleted.
     """
     found = cache.locate(model, context)
     if found is not None:
         return found.path
     if model.path is not None:
         raise ClippanError(
-            "The weights {path} are missing; install CLIPPan again, or choose another model.", path=model.path
+            "The weights {path} are missing; reinstall CLIPPan, or choose another model.", path=model.path
         )
     _show_licence(model, context, accept_licence)
     with cache.locked(model.id, context):
@@ -66,24 +66,31 @@ def fetch(model: Model, context: Context, accept_licence: bool = False) -> Path:
 
 
 def endpoint() -> str:
-    """The Hub's address: HF_ENDPOINT, or the usual one. (huggingface_hub reads the variable only when imported.)"""
+    """The Hub's address: HF_ENDPOINT, which huggingface_hub reads only when it is imported, or the default."""
     return (os.environ.get("HF_ENDPOINT", "").strip() or HUB).rstrip("/")
 
 
 def _public_endpoint() -> str:
-    """The Hub's address for people: a mirror's may hold a password."""
+    """The Hub's address without a password, to be shown."""
     return re.sub(r"://[^/\s@]*@", "://", endpoint())
 
 
 def _show_licence(model: Model, context: Context, accepted: bool) -> None:
-    context.log(f"{model.label} is published under the licence {model.licence}: {model.licence_url}")
-    if not (accepted or _PERMISSIVE.fullmatch(model.licence)):
-        raise ClippanError(
-            "{label} has the licence {licence} ({licence_url}), which you have to accept before the download; read "
-            "it, then download with the licence accepted (clippan download {id} --accept-licence).",
+    context.log(
+        Message(
+            "{label} is published under the licence {licence}: {url}",
             label=model.label,
             licence=model.licence,
-            licence_url=model.licence_url,
+            url=model.licence_url,
+        )
+    )
+    if not (accepted or _PERMISSIVE.fullmatch(model.licence)):
+        raise ClippanError(
+            "The licence {licence} of {label} ({url}) has to be accepted before the download; read it, then download "
+            "the model with the licence accepted (clippan download {id} --accept-licence).",
+            label=model.label,
+            licence=model.licence,
+            url=model.licence_url,
             id=model.id,
         )
 
@@ -98,14 +105,14 @@ def _download(model: Model, context: Context) -> Path:
     revision, size, etag = metadata.commit_hash, metadata.size, metadata.etag
     if not revision or not etag or not size:
         raise ClippanError(
-            "{shown} does not answer as the Hugging Face Hub does; check HF_ENDPOINT, and whether a proxy or a log-in "
-            "page of the network is in between.",
-            shown=_public_endpoint(),
+            "{address} does not respond like the Hugging Face Hub; check HF_ENDPOINT, and whether a proxy or a login "
+            "page of the network intervenes.",
+            address=_public_endpoint(),
         )
-    promised = etag if re.fullmatch("[0-9a-f]{64}", etag) else None  # weights are kept under their sha256
+    promised = etag if re.fullmatch("[0-9a-f]{64}", etag) else None  # the Hub stores weights under their sha256
     expected = model.sha256 or (record.sha256 if record else None) or promised
     if promised and promised != expected:
-        raise _checksum_error(model, "are another version than")
+        raise _checksum_error(model)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -117,30 +124,31 @@ def _download(model: Model, context: Context) -> Path:
         part = target.with_name(f"{target.name}.{version}.part")
         for other in cache.partial_downloads(target):
             if other != part or other.stat().st_size > size:
-                with contextlib.suppress(OSError):  # of another version, and in the way of nothing
+                with contextlib.suppress(OSError):  # left by another version
                     other.unlink()
         _transfer(hub, part, revision, size, context)
         with _removed_unless_done(part):
             actual = cache.checksum(part, context, start=95)
             if part.stat().st_size != size or actual != (expected or actual):
-                raise _checksum_error(model, "arrived damaged, or are not")
+                raise _checksum_error(model)
             try:
                 part.replace(target)
             except OSError as error:
                 raise cache.cache_unwritable(error) from error
     sha256 = expected or cache.checksum(target)
     cache.write_record(model, DownloadRecord(model.repository, model.file, revision, sha256, size))
-    context.log(f"{model.label}, commit {revision}, is in {target}")
+    context.log(
+        Message("{label}, commit {revision}, was saved as {path}.", label=model.label, revision=revision, path=target)
+    )
     return target
 
 
-def _checksum_error(model: Model, what: str) -> ClippanError:
+def _checksum_error(model: Model) -> ClippanError:
     return ClippanError(
-        "The weights that {shown} sent for {label} {what} the expected ones (sha256) and were not kept; try again, "
-        "and if that does not help check HF_ENDPOINT, or forget the recorded version (clippan remove {id}).",
-        shown=_public_endpoint(),
+        "The weights of {label} from {address} do not have the expected sha256 and were not kept; try again, check "
+        "HF_ENDPOINT, or remove the recorded version (clippan remove {id}).",
+        address=_public_endpoint(),
         label=model.label,
-        what=what,
         id=model.id,
     )
 
@@ -150,26 +158,26 @@ def _removed_unless_done(part: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # renamed, if all went well
+        with contextlib.suppress(OSError):  # renamed if all went well
             part.unlink()
 
 
 def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context) -> None:
-    """Brings the part to its full size; leaves it if the connection is cut, and removes it if the user cancels."""
+    """Downloads the rest of a partial file; keeps it if the connection is lost, and deletes it if the user cancels."""
     begun = part.stat().st_size if part.is_file() else 0
     if shutil.disk_usage(part.parent).free < size - begun + _FREE_BYTES:
         raise _disk_full(hub.model, part, size)
     context.log(
         Message(
-            "Downloading {size:.0f} MB from {shown}/{repository}, commit {revision}",
-            size=size / 1000000.0,
-            shown=_public_endpoint(),
+            "Downloading {size:.0f} MB from {address}/{repository}, commit {revision}",
+            size=size / 1e6,
+            address=_public_endpoint(),
             repository=hub.model.repository,
             revision=revision,
         )
     )
     if begun:
-        context.log(f"{begun / 1e6:.0f} MB are here already; going on from there")
+        context.log(Message("Resuming the download after {size:.0f} MB.", size=begun / 1e6))
     keep = False
     try:
         with part.open("r+b" if begun else "wb") as file:
@@ -177,7 +185,10 @@ def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context)
                 file.seek(position)
                 file.write(block)
                 done = position + len(block)
-                context.progress(95 * done / size, f"{hub.model.label}: {done / 1e6:.0f} of {size / 1e6:.0f} MB")
+                progress = Message(
+                    "{label}: {done:.0f} of {size:.0f} MB", label=hub.model.label, done=done / 1e6, size=size / 1e6
+                )
+                context.progress(95 * done / size, progress)
         keep = True
     except OSError as error:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
@@ -185,7 +196,7 @@ def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context)
         raise cache.cache_unwritable(error) from error
     except Cancelled:
         raise
-    except ClippanError:  # the network's; what came is good for the next try
+    except ClippanError:  # of the network: the next download resumes from the partial file
         keep = part.stat().st_size > 0
         raise
     finally:
@@ -196,11 +207,11 @@ def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context)
 
 def _disk_full(model: Model, part: Path, size: int) -> ClippanError:
     return ClippanError(
-        "{label} takes {size:.0f} MB, for which the disk of {parent} has no space; make room, or choose another cache "
-        "folder in the options (CLIPPAN_CACHE).",
+        "{label} needs {size:.0f} MB, more than the disk of {folder} has free; free some space, or choose another "
+        "cache folder in the options (CLIPPAN_CACHE).",
         label=model.label,
-        size=size / 1000000.0,
-        parent=part.parent,
+        size=size / 1e6,
+        folder=part.parent,
     )
 
 
@@ -218,13 +229,13 @@ class _Hub:
             ) from error
         self.model = model
         self._hub, self._constants, self._utils = huggingface_hub, constants, utils
-        utils.logging.set_verbosity_error()  # its warnings would come between our lines
+        utils.logging.set_verbosity_error()  # its warnings would break up our JSON lines
 
     def metadata(self, revision: str) -> Any:
         """Commit, size and ETag of the file at a branch or commit.
 
         Raises:
-            ClippanError: the Hub cannot be reached, or refuses.
+            ClippanError: the Hub cannot be reached or refuses the request.
         """
         try:
             return self._hub.get_hf_file_metadata(
@@ -233,33 +244,28 @@ class _Hub:
         except Exception as error:
             response = getattr(error, "response", None)
             if response is not None:
-                raise self._answered(response) from error
+                raise self._response_error(response) from error
             if not _is_network(error):
                 raise
             raise ClippanError(
-                "The Hugging Face Hub ({shown}) cannot be reached ({reason}); check the network, the proxy and "
-                "HF_ENDPOINT, or put {name} into {offline}.",
-                shown=_public_endpoint(),
+                "The Hugging Face Hub ({address}) cannot be reached ({reason}); check the network, the proxy and "
+                "HF_ENDPOINT, or save the weights as {path} in the offline folder (CLIPPAN_OFFLINE).",
+                address=_public_endpoint(),
                 reason=_reason(error),
-                name=Path(self.model.file).name,
-                offline=self._offline(),
+                path=self._offline_path(),
             ) from error
 
     def blocks(self, revision: str, position: int, size: int, context: Context) -> Iterator[tuple[int, bytes]]:
-        """The rest of the file in blocks, each with its position; goes on after a cut.
+        """Blocks of the file from a byte position to its size, each with its position; reconnects after interruptions.
 
-        Args:
-            revision: a commit.
-            position: what is here already, in bytes.
-            size: of the whole file, in bytes.
-            context: may cancel, which is noticed within a tenth of a second.
+        Cancelling takes effect within 0.1 s.
 
         Raises:
-            ClippanError: the storage refuses, or several requests in a row brought nothing.
+            ClippanError: the storage refuses the request, or several requests in a row returned no data.
         """
         tries = 0
         while position < size:
-            stream, cut = self._stream(revision, position), "it ended early"
+            stream, cut = self._stream(revision, position), "the connection ended early"
             try:
                 while found := run_cancellable(functools.partial(next, stream, None), context):
                     yield found
@@ -272,19 +278,19 @@ class _Hub:
             if position < size:
                 if tries == _MAX_FAILED_REQUESTS:
                     raise ClippanError(
-                        "The download of {label} was cut after {position:.0f} of {size:.0f} MB ({cut}); start it "
-                        "again, and it goes on from there.",
+                        "The download of {label} was interrupted after {done:.0f} of {size:.0f} MB ({reason}); start "
+                        "it again to resume it.",
                         label=self.model.label,
-                        position=position / 1000000.0,
-                        size=size / 1000000.0,
-                        cut=cut,
+                        done=position / 1e6,
+                        size=size / 1e6,
+                        reason=cut,
                     )
                 run_cancellable(lambda: time.sleep(_PAUSE), context)
 
     def _stream(self, revision: str, position: int) -> Iterator[tuple[int, bytes]]:
-        """What one request brings, as ``blocks`` has it."""
+        """Blocks of one request, each with its position."""
         headers = self._utils.build_hf_headers(library_name="clippan", library_version=__version__)
-        headers["Accept-Encoding"] = "identity"  # compressed bytes have no ranges to go on from
+        headers["Accept-Encoding"] = "identity"  # compressed responses cannot be resumed
         if position:
             headers["Range"] = f"bytes={position}-"
         # Redirects lead to storage elsewhere, to which the session does not send the token.
@@ -292,9 +298,9 @@ class _Hub:
             "GET", self._url(revision), headers=headers, timeout=self._constants.HF_HUB_DOWNLOAD_TIMEOUT
         ) as response:
             if response.status_code not in (200, 206):
-                raise self._answered(response)
+                raise self._response_error(response)
             if response.status_code == 200:
-                position = 0  # a storage without ranges sends all again
+                position = 0  # the storage does not support ranges and sends the whole file
             for block in response.iter_bytes(_BLOCK):
                 yield position, block
                 position += len(block)
@@ -302,75 +308,75 @@ class _Hub:
     def _url(self, revision: str) -> str:
         return self._hub.hf_hub_url(self.model.repository, self.model.file, revision=revision, endpoint=endpoint())
 
-    def _offline(self) -> str:
-        folder = cache.offline_folder()
-        place = f"the offline folder {folder}" if folder else "an offline folder (CLIPPAN_OFFLINE)"
-        shared = sum(Path(model.file).name == Path(self.model.file).name for model in MODELS.values()) > 1
-        return f"{self.model.repository.replace('/', '--')} in {place}" if shared else place
+    def _offline_path(self) -> Path:
+        name = Path(self.model.file).name
+        shared = sum(Path(model.file).name == name for model in MODELS.values()) > 1
+        folder = cache.offline_folder() or Path()
+        return folder / self.model.repository.replace("/", "--") / name if shared else folder / name
 
-    def _answered(self, response: Any) -> ClippanError:
-        """The sentence for an answer that is no success; codes as the Hub documents them."""
+    def _response_error(self, response: Any) -> ClippanError:
+        """The error for an unsuccessful response; error codes as documented by the Hub."""
         status, code = response.status_code, response.headers.get("X-Error-Code", "")
         model, address = self.model, f"{_public_endpoint()}/{self.model.repository}"
         if "Invalid credentials" in response.headers.get("X-Error-Message", ""):
             code = ""
         if code == "GatedRepo" or (status == 403 and not code):
             return ClippanError(
-                "{label} is given only to those who accepted its licence: accept it at {address}, then name your "
-                "token in the options (HF token; HF_TOKEN on the command line).",
+                "{label} is available only to users who have accepted its licence; accept it at {address}, then enter "
+                "your token in the options (HF token; HF_TOKEN on the command line).",
                 label=model.label,
                 address=address,
             )
         if code == "RevisionNotFound":
             return ClippanError(
-                "The recorded version of {label} is no longer at {address}; update CLIPPan, or forget the version "
-                "(clippan remove {id}) and download again.",
+                "The recorded version of {label} is no longer available at {address}; update CLIPPan, or remove the "
+                "recorded version (clippan remove {id}) and download the model again.",
                 label=model.label,
                 address=address,
                 id=model.id,
             )
         if code == "EntryNotFound":
             return ClippanError(
-                "{address} has no file {file}; update CLIPPan, or choose another model, and tell us.",
+                "{address} has no file {file}; update CLIPPan, or choose another model, and report the problem.",
                 address=address,
                 file=model.file,
             )
         if code == "RepoNotFound" or status == 404:
             return ClippanError(
-                "There is no public repository {address}; update CLIPPan, check HF_ENDPOINT, or if it is private name "
-                "your token in the options (HF token; HF_TOKEN on the command line).",
+                "There is no public repository {address}; update CLIPPan, check HF_ENDPOINT, or, if the repository is "
+                "private, enter your token in the options (HF token; HF_TOKEN on the command line).",
                 address=address,
             )
         if status == 401:
             return ClippanError(
-                "{shown} does not accept your token; make a new one there and name it in the options (HF token; "
+                "{address} does not accept your token; create a new one there and enter it in the options (HF token; "
                 "HF_TOKEN on the command line).",
-                shown=_public_endpoint(),
+                address=_public_endpoint(),
             )
         if status == 407:
             return ClippanError(
-                "The proxy wants a user name and a password; enter them in the network settings of QGIS (HTTPS_PROXY "
-                "on the command line)."
+                "The proxy requires a user name and a password; enter them in the network settings of QGIS "
+                "(HTTPS_PROXY on the command line)."
             )
         if status == 429:
             return ClippanError(
-                "{shown} had too many requests from here; wait some minutes, or name a token in the options (HF "
-                "token; HF_TOKEN on the command line).",
-                shown=_public_endpoint(),
+                "{address} received too many requests from this computer; wait a few minutes, or enter a token in the "
+                "options (HF token; HF_TOKEN on the command line).",
+                address=_public_endpoint(),
             )
         return ClippanError(
-            "{shown} answered with error {status}; try again later, or check HF_ENDPOINT.",
-            shown=_public_endpoint(),
+            "{address} responded with error {status}; try again later, or check HF_ENDPOINT.",
+            address=_public_endpoint(),
             status=status,
         )
 
 
 def _is_network(error: BaseException) -> bool:
-    """Whether an error comes from the network, or from settings for it such as a proxy's address."""
+    """Whether an error comes from the network or its settings, such as a proxy's address."""
     modules = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
     return isinstance(error, (OSError, ValueError, ImportError)) or bool(modules & _NETWORK_PACKAGES)
 
 
 def _reason(error: BaseException) -> str:
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return re.sub(r"://[^/\s@]*@", "://", lines[0])[:200].rstrip(".")  # a proxy's password stays private
+    return re.sub(r"://[^/\s@]*@", "://", lines[0])[:200].rstrip(".")  # without a proxy's password

@@ -1,7 +1,7 @@
-"""Loads weights into open_clip's models, whatever shape they were saved in, and refuses what does not fit.
+"""Loads weights into open_clip models, and refuses weights that do not fit.
 
-Checkpoints differ: nested in ``state_dict`` or ``model``, with ``module.`` before each name, in float16, or with
-the long text tower of LongCLIP, whose two positional embeddings are summed here into the one that open_clip has.
+Checkpoints may be nested in ``state_dict`` or ``model``, have ``module.`` before each name, be in float16, or have the
+long text tower of LongCLIP, whose two positional embeddings are summed into the single one of open_clip.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _NOT_WEIGHTS = (
     "input_resolution",
     "context_length",
     "vocab_size",
-)  # numbers that OpenAI's archives hold beside weights
+)  # numbers in OpenAI's archives
 _LONGCLIP_POSITIONS = "positional_embedding_res"
-_LONGCLIP_KEPT = 20  # positions that LongCLIP keeps from CLIP; from there on the second embedding counts
+_LONGCLIP_KEPT = 20  # positions that LongCLIP keeps from CLIP; the second embedding is used for the others
 _NAMES_SHOWN = 3  # names that a sentence lists
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes input: its bands, 0 to 1, less ``mean``, over ``std``, ``pixels`` squared."""
+    """Normalisation of the input: (bands from 0 to 1 - ``mean``) / ``std``, in pictures of ``pixels`` × ``pixels``."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -43,13 +43,13 @@ class Preprocessing:
 
 
 class LoadedModel(NamedTuple):
-    """A model that is ready.
+    """A model ready for use.
 
     Attributes:
-        model: open_clip's, float32, in eval mode, on the device; ``encode_image`` and ``encode_text`` give features
-            of shape (n, width).
-        tokenizer: texts to token numbers, int64, of shape (n, context length); takes another ``context_length`` too.
-        preprocessing: for the pictures.
+        model: an open_clip model, float32, in eval mode, on the device; ``encode_image`` and ``encode_text`` return
+            features of shape (n, width).
+        tokenizer: maps texts to tokens, int64 (n, context length); accepts another ``context_length`` as well.
+        preprocessing: of the pictures.
     """
 
     model: Any
@@ -58,15 +58,10 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(path: Path, model: Model, device: Optional[torch.device] = None) -> LoadedModel:
-    """Loads weights.
-
-    Args:
-        path: the weights, as ``hub.fetch`` returns them.
-        model: what they are.
-        device: where to compute; the CPU by default.
+    """Loads the weights of a model, by default on the CPU.
 
     Raises:
-        ClippanError: they cannot be read safely, or are of another architecture.
+        ClippanError: the weights cannot be read safely, or belong to another architecture.
     """
     weights = _read_weights(path)
     description = read_architecture(path, model)
@@ -76,25 +71,25 @@ def load_model(path: Path, model: Model, device: Optional[torch.device] = None) 
         _merge_longclip_positions(weights, prefix, path)
     positions = weights.get(f"{prefix or ''}positional_embedding")
     if positions is not None and (prefix is not None or model.architecture):
-        # open_clip's names say nothing of the length of texts; a description does.
+        # open_clip's name of an architecture does not determine the context length.
         text["context_length"] = len(positions)
-    assumed = model.architecture or f"that of {path.parent / models.CONFIG}"
-    network = _build(description, assumed)
+    architecture = model.architecture or f"that of {path.parent / models.CONFIG}"
+    network = _build(description, architecture)
     if model.channels:
         replace_input_convolution(network.visual, len(model.channels.names))
-    _load_weights(network, weights, path, assumed)
+    _load_weights(network, weights, path, architecture)
     sequence_first(network)
     network.eval().to(device or torch.device("cpu"))
     return LoadedModel(network, _tokenizer(text, path), Preprocessing(model.mean, model.std, model.pixels))
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The named tensors of a file. Only tensors are read: a pickle of anything else could run programs."""
+    """The named tensors of a file. Only tensors are read, since other pickled objects could run code."""
     try:
         if path.suffix == ".safetensors":
             values: Any = load_file(str(path), device="cpu")
         else:
-            with warnings.catch_warnings():  # on an archive that is refused below
+            with warnings.catch_warnings():  # about an archive that is refused below
                 warnings.simplefilter("ignore")
                 values = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -105,21 +100,21 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     except pickle.UnpicklingError as error:
         raise ClippanError(
-            "{path} is no file of weights, or holds more than weights, which could run programs and is not opened; "
+            "{path} is not a file of weights, or contains other objects, which could run code and are not opened; "
             "download it again, or save its state_dict as safetensors.",
             path=path,
         ) from error
     except Exception as error:
         if "TorchScript" in str(error):
             raise ClippanError(
-                "{path} is a TorchScript archive, which could run programs and is not opened; save its state_dict as "
+                "{path} is a TorchScript archive, which could run code and is not opened; save its state_dict as "
                 "safetensors.",
                 path=path,
             ) from error
         raise ClippanError(
-            "The weights {path} are damaged or cut short ({__name__}); download them again.",
+            "The weights {path} are damaged or incomplete ({error}); download them again.",
             path=path,
-            __name__=type(error).__name__,
+            error=type(error).__name__,
         ) from error
     while isinstance(values, Mapping):
         nest = next((name for name in _CONTAINER_KEYS if isinstance(values.get(name), Mapping)), None)
@@ -131,7 +126,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         weights.pop(name, None)
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ClippanError(
-            "{path} holds no weights (a state_dict of tensors); choose the file of a trained model.", path=path
+            "{path} contains no weights (a state_dict of tensors); choose the file of a trained model.", path=path
         )
     while all(name.startswith("module.") for name in weights):
         weights = {name[len("module.") :]: value for name, value in weights.items()}
@@ -139,9 +134,9 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _merge_longclip_positions(weights: dict[str, torch.Tensor], prefix: str, path: Path) -> None:
-    """Sums LongCLIP's two positional embeddings (positions, width), each under its mask (positions, 1).
+    """Sums LongCLIP's two positional embeddings (positions, width), each weighted by its mask (positions, 1).
 
-    Some save the masks, some do not: then the first positions are of the one, all others of the other.
+    Without saved masks the first positions come from the first embedding, all others from the second.
     """
     first = weights.get(f"{prefix}positional_embedding")
     second, masks = (
@@ -149,17 +144,17 @@ def _merge_longclip_positions(weights: dict[str, torch.Tensor], prefix: str, pat
         [weights.pop(f"{prefix}mask{number}", None) for number in (1, 2)],
     )
     if first is None or first.shape != second.shape:
-        raise ClippanError("The long text tower in {path} has one half only; download the weights again.", path=path)
+        raise ClippanError("The long text tower in {path} is incomplete; download the weights again.", path=path)
     kept = (torch.arange(len(first)) < _LONGCLIP_KEPT).to(torch.float32)[:, None]
     one, other = (default if mask is None else mask.float() for mask, default in zip(masks, (kept, 1 - kept)))
     weights[f"{prefix}positional_embedding"] = first.float() * one + second.float() * other
 
 
 def read_architecture(path: Path, model: Model) -> dict[str, Any]:
-    """open_clip's description of the model: embed_dim, vision_cfg, text_cfg, quick_gelu and more.
+    """open_clip's configuration of a model: embed_dim, vision_cfg, text_cfg, quick_gelu and more.
 
     Raises:
-        ClippanError: there is none, or this open_clip does not know the architecture.
+        ClippanError: there is none, or this version of open_clip does not know the architecture.
     """
     import open_clip
 
@@ -168,25 +163,25 @@ def read_architecture(path: Path, model: Model) -> dict[str, Any]:
     description = copy.deepcopy(open_clip.get_model_config(model.architecture))
     if description is None:
         raise ClippanError(
-            "open_clip {__version__} does not know the architecture {architecture} of {label}; run Set up engine, "
-            "which installs a newer one.",
-            __version__=open_clip.__version__,
+            "open_clip {version} does not know the architecture {architecture} of {label}; run Set up engine to "
+            "install a newer open_clip.",
+            version=open_clip.__version__,
             architecture=model.architecture,
             label=model.label,
         )
-    # What it was trained with decides; the name of an architecture may be read without its "-quickgelu".
+    # The activation used in training decides, even if the name of the architecture lacks its "-quickgelu".
     description["quick_gelu"] = model.activation == "quickgelu"
     return description
 
 
-def _build(description: dict[str, Any], assumed: str) -> Any:
+def _build(description: dict[str, Any], architecture: str) -> Any:
     import open_clip
 
     values = copy.deepcopy(description)
     vision, text = values["vision_cfg"], values["text_cfg"]
     custom = values.pop("custom_text", False) or "hf_model_name" in text
     if "timm_model_name" in vision:
-        vision["timm_model_pretrained"] = False  # our weights follow; nothing is to be downloaded for them
+        vision["timm_model_pretrained"] = False  # the weights are loaded below, nothing is to be downloaded
     if "hf_model_name" in text:
         text["hf_model_pretrained"] = False
     try:
@@ -194,27 +189,30 @@ def _build(description: dict[str, Any], assumed: str) -> Any:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
         raise ClippanError(
-            "open_clip {__version__} cannot build the architecture {assumed} ({reason}); choose another model, or run "
-            "Set up engine for a newer open_clip.",
-            __version__=open_clip.__version__,
-            assumed=assumed,
+            "open_clip {version} cannot build the architecture {architecture} ({reason}); choose another model, or run "
+            "Set up engine to install a newer open_clip.",
+            version=open_clip.__version__,
+            architecture=architecture,
             reason=reason,
         ) from error
 
 
 def replace_input_convolution(visual: Any, bands: int) -> tuple[Any, Any]:
-    """Has an image tower take so many bands; its first convolution before, and that in its place, of unset weights.
+    """Makes an image tower take ``bands`` bands: its first convolution is replaced by one with uninitialised weights.
+
+    Returns:
+        The previous convolution and the new one.
 
     Raises:
-        ClippanError: it does not begin with a convolution of red, green and blue.
+        ClippanError: the image tower does not begin with a convolution of three bands.
     """
     convolutions = [item for item in visual.named_modules() if isinstance(item[1], torch.nn.Conv2d)]
     name, before = convolutions[0] if convolutions else ("", None)
     if before is None or before.in_channels != 3:
         raise ClippanError(
-            "The image tower {__name__} does not begin with a convolution of red, green and blue, and cannot take "
-            "other bands; choose another model.",
-            __name__=type(visual).__name__,
+            "The image tower {tower} does not begin with a convolution of three bands and cannot be given other bands; "
+            "choose another model.",
+            tower=type(visual).__name__,
         )
     after = copy.deepcopy(before)
     after.in_channels = bands
@@ -224,14 +222,14 @@ def replace_input_convolution(visual: Any, bands: int) -> tuple[Any, Any]:
     return before, after
 
 
-def _load_weights(network: Any, weights: dict[str, torch.Tensor], path: Path, assumed: str) -> None:
-    own = network.state_dict()
-    missing = [name for name in own if name not in weights]
-    unexpected = [name for name in weights if name not in own]
+def _load_weights(network: Any, weights: dict[str, torch.Tensor], path: Path, architecture: str) -> None:
+    expected = network.state_dict()
+    missing = [name for name in expected if name not in weights]
+    unexpected = [name for name in weights if name not in expected]
     other = [
-        f"{name} is {_shape(weights[name])} instead of {_shape(own[name])}"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
+        f"{name} is {_shape(weights[name])} instead of {_shape(expected[name])}"
+        for name in expected
+        if name in weights and weights[name].shape != expected[name].shape
     ]
     problems = [
         f"{what}: {join_names(names, _NAMES_SHOWN)}"
@@ -240,20 +238,20 @@ def _load_weights(network: Any, weights: dict[str, torch.Tensor], path: Path, as
     ]
     if problems:
         raise ClippanError(
-            "The weights {path} do not fit the architecture {assumed} ({problems}); choose the model that they belong "
+            "The weights {path} do not fit the architecture {architecture} ({problems}); choose the model they belong "
             "to.",
             path=path,
-            assumed=assumed,
+            architecture=architecture,
             problems="; ".join(problems),
         )
     network.load_state_dict(weights, strict=True)
 
 
 def sequence_first(network: Any) -> None:
-    """Has transformers compute on (length, n, width).
+    """Makes transformers compute on (length, n, width).
 
-    On (n, length, width) torch's attention hands transposed matrices to oneDNN, which then multiplies half as fast in
-    float32, and thirty times slower in bfloat16 (torch 2.15 on a CPU with AVX-512 BF16).
+    On (n, length, width), torch's attention passes transposed matrices to oneDNN, whose products then take twice as
+    long in float32 and thirty times as long in bfloat16 (torch 2.15 on a CPU with AVX-512 BF16).
     """
     from open_clip.transformer import Transformer
 
@@ -277,7 +275,7 @@ def _tokenizer(text: Mapping[str, Any], path: Path) -> Callable[..., torch.Tenso
     if not text.get("hf_tokenizer_name"):
         return open_clip.SimpleTokenizer(context_length=length, **options)
     try:
-        # Its files lie beside the weights; the name would be looked up on the Hub.
+        # By the folder of the weights; a name would be looked up on the Hub.
         return HFTokenizer(str(path.parent), context_length=length, **options)
     except Exception as error:
         reason = one_line(error)
