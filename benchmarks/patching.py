@@ -83,11 +83,11 @@ def opened(folder: str) -> LoadedModel:
 def others(loaded: LoadedModel, items: list[pictures.Item], pixels: int) -> float:
     """Part of the pictures of taught classes of UC Merced that are named right among all its classes."""
     names = list(words.CLASSES["ucmerced"])
-    texts = patch.head(loaded, list(words.CLASSES["ucmerced"].values()))
+    texts = patch.zero_shot_weights(loaded, list(words.CLASSES["ucmerced"].values()))
     hits = []
     for item in items:
         picture = Image.fromarray(item.pixels).resize((pixels, pixels), Image.Resampling.BICUBIC)
-        values = patch.ready(loaded, np.asarray(picture).transpose(2, 0, 1)[None].copy(), torch.device("cpu"))
+        values = patch.preprocessed(loaded, np.asarray(picture).transpose(2, 0, 1)[None].copy(), torch.device("cpu"))
         hits.append(int((loaded.model.encode_image(values) @ texts.T).argmax()) == names.index(item.label))
     return float(np.mean(hits))
 

@@ -38,7 +38,7 @@ from clippan.jobs import (  # noqa: E402
 from clippan.learn.clip import alignment as align  # noqa: E402
 from clippan.learn.clip import patching as patch  # noqa: E402
 from clippan.learn.clip import recall  # noqa: E402
-from clippan.learn.clip.sensor import Chip, Pairs, overlaps  # noqa: E402
+from clippan.learn.clip.raster_pairs import Chip, RasterPairs, overlaps  # noqa: E402
 from clippan.raster.scene import Scene, SceneOptions  # noqa: E402
 from clippan.raster.tiles import Window  # noqa: E402
 
@@ -116,7 +116,7 @@ def test_the_student_comes_nearer_to_the_teacher_and_goes_to_work(tmp_path, pair
     # The same network as it was measured with, though its normalisations are merged now.
     student = load_model(find_model(done.model).path, find_model(done.model))
     with torch.no_grad():
-        values = patch.ready(student, picture[None], torch.device("cpu"))
+        values = patch.preprocessed(student, picture[None], torch.device("cpu"))
         expected = torch.nn.functional.normalize(student.model.encode_image(values), dim=-1).numpy()
     np.testing.assert_allclose(model.encode_images(picture[None]), expected, atol=1e-3)
 
@@ -171,7 +171,7 @@ def test_a_student_begins_as_the_teacher(tmp_path, models, tower):
         pairs: Any = type("Pairs", (), {})()
         pairs.colours = colours
         pairs.channels = Channels(("x",) * count, (0.0,) * count, (1.0,) * count, tuple(range(count)), count)
-        return align.inflated(load_model(find_model(models[tower]).path, find_model(models[tower])), pairs)
+        return align.inflate_input(load_model(find_model(models[tower]).path, find_model(models[tower])), pairs)
 
     # With red, green and blue at 3, 1 and 0, whatever the two other bands hold.
     bands = torch.rand(2, 5, 32, 32)
@@ -192,7 +192,7 @@ def test_the_losses_are_what_they_say():
     words = torch.nn.functional.normalize(torch.randn(3, 5, generator=generator), dim=-1)
     alone = torch.zeros(6, 6, dtype=torch.bool)
     norm, scale = (teacher**2).sum(1).mean(), torch.tensor(10.0)
-    found = align.distances(own, teacher, norm, scale, alone, words)
+    found = align.alignment_losses(own, teacher, norm, scale, alone, words)
     a, b, w = own.numpy(), teacher.numpy(), words.numpy()
     assert float(found["mse"]) == pytest.approx(((a - b) ** 2).sum() / (b**2).sum(), rel=1e-5)
     ua, ub = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
@@ -210,11 +210,11 @@ def test_the_losses_are_what_they_say():
     # Chips that overlap are no counterexamples: the first three as if the others were all.
     alike = torch.ones(6, 6, dtype=torch.bool).fill_diagonal_(False)
     alike[:3, 3:] = alike[3:, :3] = False
-    found = align.distances(own, teacher, norm, scale, alike, None)
+    found = align.alignment_losses(own, teacher, norm, scale, alike, None)
     shown = np.where(alike, -np.inf, logits)
     crossed = -(np.log(np.diag(soft(shown))).mean() + np.log(np.diag(soft(shown.T))).mean()) / 2
     assert float(found["contrast"]) == pytest.approx(crossed, rel=1e-4)
-    same = align.distances(teacher, teacher, norm, scale, alone, None)
+    same = align.alignment_losses(teacher, teacher, norm, scale, alone, None)
     assert float(same["mse"]) == 0
     assert float(same["cosine"]) == pytest.approx(0, abs=1e-6)
     assert "label" not in same
@@ -256,8 +256,8 @@ def test_a_sensor_in_another_crs_and_resolution_is_laid_on_the_teacher(tmp_path,
     for number, sensor in enumerate((pair[1], warped)):
         (tmp_path / str(number)).mkdir()
         request = asked(tmp_path, (pair[0], sensor), models["convolutions"], low=(-20.0,), high=(0.0,))
-        pairs = Pairs.of(request, tmp_path / str(number), Context())
-        seen.append(pairs.sensed(chip, 32))
+        pairs = RasterPairs.open(request, tmp_path / str(number), Context())
+        seen.append(pairs.sensor_chip(chip, 32))
         train, held = pairs.chips(request, 32, Context())
         assert len(train) > 100
         assert len(held) >= 10
@@ -427,13 +427,13 @@ def test_too_little_memory_is_told(tmp_path, pair, models, monkeypatch):
 
 def test_every_chip_is_seen_once_an_epoch(tmp_path, pair, models, monkeypatch):
     seen: list[int] = []
-    learn = align.Alignment.train_step
+    learn = align.AlignmentTraining.train_step
 
     def noted(self: Any, step: int, batch: Any) -> Any:
         seen.extend(batch[1].tolist())
         return learn(self, step, batch)
 
-    monkeypatch.setattr(align.Alignment, "train_step", noted)
+    monkeypatch.setattr(align.AlignmentTraining, "train_step", noted)
     done = run(asked(tmp_path, pair, models["convolutions"], overlap=0.0, steps=None, epochs=5, batch=10))
     assert done.chips == 80
     assert all(sorted(seen[80 * epoch : 80 * (epoch + 1)]) == list(range(80)) for epoch in range(5))

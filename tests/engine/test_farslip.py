@@ -33,8 +33,8 @@ from clippan.handlers import run  # noqa: E402
 from clippan.jobs import Context, Device, Picture, Precision, RegionsRequest, Target, Teacher, TrainClipRequest  # noqa: E402
 from clippan.learn.clip import farslip as train  # noqa: E402
 from clippan.learn.clip import losses  # noqa: E402
-from clippan.learn.clip.batch import Batch, Loader, crop_boxes  # noqa: E402
-from clippan.learn.clip.data import Region, Sample, read  # noqa: E402
+from clippan.learn.clip.batch import BatchLoader, ImageBatch, crop_boxes  # noqa: E402
+from clippan.learn.clip.data import LabelledBox, TrainingImage, read_images  # noqa: E402
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
 TOWERS: dict[str, dict[str, Any]] = {
@@ -224,12 +224,12 @@ def test_contrast_of_different_texts_is_clips():
     )
 
 
-def step(model: str, batch: Batch, **options: Any) -> tuple[Any, dict[str, Any], train.Step]:
+def step(model: str, batch: ImageBatch, **options: Any) -> tuple[Any, dict[str, Any], train.FarslipLoss]:
     """What a step of a fresh model makes of a batch."""
     known = find_model(model)
     loaded = load_model(known.path, known)
     values = {"steps": 1, "batch": 2, **options}
-    made = train.Step(loaded, TrainClipRequest(data=("x",), output="y", model=model, **values), 1)
+    made = train.FarslipLoss(loaded, TrainClipRequest(data=("x",), output="y", model=model, **values), 1)
     total, terms = made(batch)
     return total, terms, made
 
@@ -242,7 +242,7 @@ def test_a_step_of_stage_one_is_the_sum_that_was_published(models, tower, target
     pictures = torch.from_numpy(rng.integers(0, 256, (2, 3, edge, edge), np.uint8))
     crops = torch.from_numpy(rng.integers(0, 256, (6, 3, edge, edge), np.uint8))
     boxes = torch.from_numpy(np.stack([crop_boxes(rng, 3), crop_boxes(rng, 3)]).astype(np.float32))
-    batch = Batch(pictures, ("a road", "a river"), crops, boxes, ())
+    batch = ImageBatch(pictures, ("a road", "a river"), crops, boxes, ())
     total, terms, made = step(models[tower], batch, target=target, weight=0.3)
     assert list(terms) == ["contrast", "distillation"]
     assert float(total.detach()) == pytest.approx(float(terms["contrast"] + 0.3 * terms["distillation"]), rel=1e-5)
@@ -263,9 +263,9 @@ def test_a_step_of_stage_one_is_the_sum_that_was_published(models, tower, target
 def test_without_a_teacher_the_gradient_flows_through_both_sides(models, teacher, flows):
     rng = np.random.default_rng(3)
     crops = torch.from_numpy(rng.integers(0, 256, (2, 3, 32, 32), np.uint8))
-    batch = Batch(crops, ("a", "b"), crops, torch.tensor([[[0.0, 0.0, 0.8, 0.8]]] * 2), ())
+    batch = ImageBatch(crops, ("a", "b"), crops, torch.tensor([[[0.0, 0.0, 0.8, 0.8]]] * 2), ())
     known = find_model(models["transformer"])
-    made = train.Step(load_model(known.path, known), TrainClipRequest(data=("x",), output="y", weight=1.0), 1)
+    made = train.FarslipLoss(load_model(known.path, known), TrainClipRequest(data=("x",), output="y", weight=1.0), 1)
     seen: list[bool] = []
     features = dense.dense_features
 
@@ -295,11 +295,11 @@ def shard(path: Path, files: Mapping[str, bytes]) -> str:
 
 
 def test_classes_are_read_from_the_names_of_folders(classes):
-    samples = read([str(classes)], "caption", Context())
+    samples = read_images([str(classes)], "caption", Context())
     assert len(samples) == 12
     assert list(dict.fromkeys(sample.category for sample in samples)) == ["red soil", "green field", "open water"]
     assert samples[0].texts == ("a satellite image of red soil",)
-    assert samples[0].objects(64) == (Region((), "red soil"),)
+    assert samples[0].objects(64) == (LabelledBox((), "red soil"),)
 
 
 def test_shards_a_table_and_json_hold_the_same_samples(boxed, tmp_path):
@@ -324,9 +324,11 @@ def test_shards_a_table_and_json_hold_the_same_samples(boxed, tmp_path):
             writer.writerow([entry["file"], entry["caption"]])
             writer.writerows([entry["file"], "", *box["box"], box["category"]] for box in entry["boxes"])
 
-    found = [read([str(path)], "caption", Context()) for path in (boxed, tmp_path / "shards", tmp_path / "table")]
+    found = [
+        read_images([str(path)], "caption", Context()) for path in (boxed, tmp_path / "shards", tmp_path / "table")
+    ]
     for stage in (1, 2):
-        batches = [Loader(samples, stage, 2, 20, 32, 4, 0)(1) for samples in found]
+        batches = [BatchLoader(samples, stage, 2, 20, 32, 4, 0)(1) for samples in found]
         for other in batches[1:]:
             assert other.texts == batches[0].texts
             assert other.categories == batches[0].categories
@@ -334,7 +336,7 @@ def test_shards_a_table_and_json_hold_the_same_samples(boxed, tmp_path):
             assert torch.equal(other.crops, batches[0].crops)
             assert torch.equal(other.boxes, batches[0].boxes)
     assert [sample.captions for sample in found[1]] == [(entry["caption"],) for entry in entries]
-    one = read([str(tmp_path / "shards" / "0001.tar"), str(boxed)], "caption", Context())
+    one = read_images([str(tmp_path / "shards" / "0001.tar"), str(boxed)], "caption", Context())
     assert len(one) == 9
 
 
@@ -342,7 +344,7 @@ def test_a_crop_shows_what_its_box_says(tmp_path):
     rows, columns = np.mgrid[:64, :64]
     (tmp_path / "ramp").mkdir()
     (tmp_path / "ramp" / "0.png").write_bytes(png(np.stack([columns * 4, rows * 4, 0 * rows], -1).astype(np.uint8)))
-    batch = Loader(read([str(tmp_path)], "caption", Context()), 1, 8, 64, 64, 2, 0)(0)
+    batch = BatchLoader(read_images([str(tmp_path)], "caption", Context()), 1, 8, 64, 64, 2, 0)(0)
     assert batch.pictures.shape == (2, 3, 64, 64)
     assert batch.boxes.shape == (2, 8, 4)
     for crop, (left, top, right, bottom) in zip(batch.crops.float(), batch.boxes.reshape(-1, 4)):
@@ -362,28 +364,28 @@ def test_crops_are_as_large_as_published():
 
 
 def test_every_picture_comes_once_an_epoch_and_processes_share_the_row(classes):
-    samples = read([str(classes)], "caption", Context())
-    alone = Loader(samples, 1, 1, 64, 16, 6, 5)
+    samples = read_images([str(classes)], "caption", Context())
+    alone = BatchLoader(samples, 1, 1, 64, 16, 6, 5)
     drawn = torch.cat([alone(number).pictures for number in range(2)])
     assert len({picture.numpy().tobytes() for picture in drawn}) == len(samples)
-    shared = [Loader(samples, 1, 1, 64, 16, 3, 5, rank, 2)(1) for rank in range(2)]
+    shared = [BatchLoader(samples, 1, 1, 64, 16, 3, 5, rank, 2)(1) for rank in range(2)]
     assert torch.equal(torch.cat([batch.crops for batch in shared]), alone(1).crops)
     assert shared[0].texts + shared[1].texts == alone(1).texts
 
 
 def test_small_boxes_are_left_out(boxed):
-    samples = read([str(boxed)], "caption", Context())
+    samples = read_images([str(boxed)], "caption", Context())
     assert [len(sample.objects(20)) for sample in samples] == [2] * 6
     assert [len(sample.objects(5)) for sample in samples] == [3] * 6
-    assert set(Loader(samples, 2, 4, 20, 16, 6, 0)(0).categories) == set(COLOURS)
-    assert len(Loader(samples, 2, 1, 20, 16, 6, 0)(0).categories) == 6
+    assert set(BatchLoader(samples, 2, 4, 20, 16, 6, 0)(0).categories) == set(COLOURS)
+    assert len(BatchLoader(samples, 2, 1, 20, 16, 6, 0)(0).categories) == 6
 
 
 def test_several_categories_make_a_sentence():
-    regions = tuple(Region((0, 0, 9, 9), name) for name in ("road", "water", "road", "trees"))
-    assert Sample("x", "x", regions=regions).texts == ("a satellite image of road, water and trees",)
-    assert Sample("x", "x", regions=regions[:2]).texts == ("a satellite image of road and water",)
-    assert Sample("x", "x", ("Words.",), "road", regions).texts == ("Words.",)
+    regions = tuple(LabelledBox((0, 0, 9, 9), name) for name in ("road", "water", "road", "trees"))
+    assert TrainingImage("x", "x", regions=regions).texts == ("a satellite image of road, water and trees",)
+    assert TrainingImage("x", "x", regions=regions[:2]).texts == ("a satellite image of road and water",)
+    assert TrainingImage("x", "x", ("Words.",), "road", regions).texts == ("Words.",)
 
 
 def entries(*boxes: Any, **more: Any) -> str:
@@ -474,7 +476,7 @@ def test_a_picture_that_is_none_is_told(models, tmp_path):
 
 @pytest.mark.parametrize("tower", ["transformer", "convolutions"])
 def test_a_training_learns_and_its_folder_is_a_model(classes, boxed, models, tower, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_LOGGED", 5)
+    monkeypatch.setattr(train, "_LOG_EVERY", 5)
     base = load_model(find_model(models[tower]).path, find_model(models[tower])).model.state_dict()
     lines: list[str] = []
     seen: list[float] = []
@@ -532,8 +534,8 @@ class Killed(Exception):
     ("end", "after", "teacher"), [(Cancelled, 2, Teacher.EMA), (Cancelled, 5, Teacher.ACTIVE), (Killed, 5, Teacher.EMA)]
 )
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(boxed, models, end, after, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_KEPT", 2)
-    monkeypatch.setattr(train, "_LOGGED", 2)
+    monkeypatch.setattr(train, "_CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(train, "_LOG_EVERY", 2)
     options = {"steps": 3, "teacher": teacher}
     learn(boxed, tmp_path / "whole", models["transformer"], **options)
 
@@ -589,7 +591,7 @@ def test_a_saved_architecture_says_how_it_was_trained(tmp_path):
     long = {**description, "quick_gelu": True, "text_cfg": {**TEXT, "context_length": 248}}
     loaded = LoadedModel(open_clip.CLIP(**long).eval(), lambda texts: None, Preprocessing(base.mean, base.std, 32))
     (tmp_path / "out").mkdir()
-    train.save(tmp_path / "out", loaded, base, tmp_path / "x.pt", {})
+    train.save_model(tmp_path / "out", loaded, base, tmp_path / "x.pt", {})
     found = find_model(str(tmp_path / "out"))
     assert (found.activation, found.pixels, found.mean) == ("quickgelu", 32, base.mean)
     again = load_model(found.path, found)
@@ -608,7 +610,7 @@ def test_the_files_of_a_tokenizer_come_along(models, tmp_path):
     base = find_model(str(tmp_path / "base"))
     plain = load_model(find_model(models["transformer"]).path, find_model(models["transformer"]))
     (tmp_path / "out").mkdir()
-    train.save(tmp_path / "out", plain, base, base.path, {})
+    train.save_model(tmp_path / "out", plain, base, base.path, {})
     assert sorted(os.listdir(tmp_path / "out")) == [CONFIG, train.WEIGHTS, "tokenizer.json"]
 
 
@@ -686,7 +688,7 @@ def test_boxes_of_a_mask(land, tmp_path):
     assert lines == sorted(lines)
     picture = np.asarray(Image.open(tmp_path / "out" / "pictures" / "1_land_20_0.png"))
     assert np.array_equal(picture.transpose(2, 0, 1), gdal.Open(raster).ReadAsArray()[:, :, 20:])
-    samples = read([str(tmp_path / "out")], "caption", Context())
+    samples = read_images([str(tmp_path / "out")], "caption", Context())
     assert samples[0].texts[0].startswith("a satellite image of ")
     with pytest.raises(ClippanError, match="exists already; choose a folder that does not"):
         run(request(raster, mask, tmp_path / "out"))

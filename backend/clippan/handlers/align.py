@@ -23,15 +23,15 @@ from clippan.core.outputs import Outputs
 from clippan.jobs.align import AlignSensorRequest, AlignSensorResult
 from clippan.jobs.picture import choices, remarks
 from clippan.learn.clip import recall
-from clippan.learn.clip.alignment import LOOKED, Alignment, Lesson, inflated, look
-from clippan.learn.clip.farslip import WEIGHTS, save
-from clippan.learn.clip.patching import ending, head, memory
-from clippan.learn.clip.sensor import Pairs
+from clippan.learn.clip.alignment import ENCODE_BATCH, AlignmentData, AlignmentTraining, encode_chips, inflate_input
+from clippan.learn.clip.farslip import WEIGHTS, save_model
+from clippan.learn.clip.patching import explain_memory_errors, resumable, zero_shot_weights
+from clippan.learn.clip.raster_pairs import RasterPairs
 from clippan.learn.loop import discard_unstarted, lock_run_folder, prepare_run_folder
 from clippan.report import page
 
 _FEW = 20  # held-out chips, below which a recall says little
-_ELSEWHERE = ("output", "report", "threads", "device")  # what a run may be gone on with in another way
+_RESUMABLE_WITH = ("output", "report", "threads", "device")  # what a run may be gone on with in another way
 
 
 def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
@@ -50,30 +50,32 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
         context.log(origin)
     set_threads(request.threads)
     made = prepare_run_folder(
-        folder, {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE}
+        folder, {name: value for name, value in to_json(request).items() if name not in _RESUMABLE_WITH}
     )
-    batch = min(request.batch, LOOKED)
+    batch = min(request.batch, ENCODE_BATCH)
     try:
-        with lock_run_folder(folder), memory(request.batch), Outputs() as outputs:
+        with lock_run_folder(folder), explain_memory_errors(request.batch), Outputs() as outputs:
             path = hub.fetch(base, context.part(0, 1))
             teacher = load_model(path, base, device)
-            pairs = Pairs.of(request, outputs.folder(str(folder / WEIGHTS)), context.part(1, 3))
+            pairs = RasterPairs.open(request, outputs.folder(str(folder / WEIGHTS)), context.part(1, 3))
             for sentence in choices(pairs.pictures):
                 context.log(sentence)
             edge = teacher.preprocessing.pixels
             train, held = pairs.chips(request, edge, context.part(3, 6))
             context.log(f"{len(train)} chips to train on, {len(held)} to measure with.")
-            targets = look(teacher, pairs, train, device, batch, context.part(6, 20))
-            pictures = look(teacher, pairs, held, device, batch, context.part(20, 21))
-            words, unread = (head(teacher, names), text_warnings(base, teacher, names)) if names else (None, [])
-            student = inflated(load_model(path, base, device), pairs)
-            before = look(student, pairs, held, device, batch, context.part(21, 22), sensed=True)
-            lesson = Lesson(pairs, train, targets, words, teacher.model.logit_scale.detach().exp())
-            run = Alignment(request, student, lesson, device, context.part(22, 96))
+            targets = encode_chips(teacher, pairs, train, device, batch, context.part(6, 20))
+            pictures = encode_chips(teacher, pairs, held, device, batch, context.part(20, 21))
+            words, unread = (
+                (zero_shot_weights(teacher, names), text_warnings(base, teacher, names)) if names else (None, [])
+            )
+            student = inflate_input(load_model(path, base, device), pairs)
+            before = encode_chips(student, pairs, held, device, batch, context.part(21, 22), from_sensor=True)
+            data = AlignmentData(pairs, train, targets, words, teacher.model.logit_scale.detach().exp())
+            run = AlignmentTraining(request, student, data, device, context.part(22, 96))
             run.resume(device)
             terms = run.train()
-            with ending(run.steps):
-                after = look(student, pairs, held, device, batch, context.part(96, 98), sensed=True)
+            with resumable(run.steps):
+                after = encode_chips(student, pairs, held, device, batch, context.part(96, 98), from_sensor=True)
                 digested = weights_sha256(base, path, context.part(98, 99))
                 context.progress(99, "Writing the model")
     except Exception:
@@ -90,7 +92,7 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
         "trained": datetime.date.today().isoformat(),
         "version": __version__,
     }
-    save(folder, student, base, path, about)
+    save_model(folder, student, base, path, about)
     to_picture = recall.recall(after, pictures)
     agreement = None
     if words is not None:

@@ -20,18 +20,18 @@ from clippan.core.messages import Message
 from clippan.core.texts import join_names
 from clippan.jobs.finetune import AlphaPoint, FinetuneClipRequest, FinetuneClipResult
 from clippan.labels.samples import samples_sha256
-from clippan.learn.clip.farslip import WEIGHTS, check_size, save
+from clippan.learn.clip.farslip import WEIGHTS, check_image_size, save_model
 from clippan.learn.clip.patching import (
-    Quiz,
-    Tuning,
+    ClassificationTask,
+    FineTuning,
     alpha_curve,
-    choose,
+    choose_alpha,
     class_gains,
     copied_weights,
-    ending,
-    memory,
-    mix,
-    read_quizzes,
+    explain_memory_errors,
+    interpolate_weights,
+    read_tasks,
+    resumable,
 )
 from clippan.learn.loop import discard_unstarted, lock_run_folder, prepare_run_folder
 from clippan.report import page
@@ -40,7 +40,7 @@ _FEW = 20  # pictures, below which an accuracy says little
 
 
 # What a run may be gone on with in another way; the samples' digest knows their layer.
-_ELSEWHERE = ("output", "report", "alpha", "keep", "layer", "threads", "device")
+_RESUMABLE_WITH = ("output", "report", "alpha", "keep", "layer", "threads", "device")
 
 
 def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
@@ -57,22 +57,22 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
     if origin := texts.origin_note(request.words, "words"):
         context.log(origin)
     set_threads(request.threads)
-    recipe = {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE}
+    recipe = {name: value for name, value in to_json(request).items() if name not in _RESUMABLE_WITH}
     if request.samples:  # QGIS hands over a new copy of its layer each time
         recipe["samples"] = samples_sha256(request.samples, request.layer, request.field)
     made = prepare_run_folder(folder, recipe)
     try:
-        with lock_run_folder(folder), memory(request.batch):
+        with lock_run_folder(folder), explain_memory_errors(request.batch):
             path = hub.fetch(base, context.part(0, 2))
             loaded = load_model(path, base, device)
             pixels = request.pixels or loaded.preprocessing.pixels
-            check_size(loaded, pixels)
-            task, control = read_quizzes(request, loaded, pixels, context.part(2, 5))
-            run = Tuning(request, loaded, task, pixels, device, context.part(5, 50))
+            check_image_size(loaded, pixels)
+            task, control = read_tasks(request, loaded, pixels, context.part(2, 5))
+            run = FineTuning(request, loaded, task, pixels, device, context.part(5, 50))
             before = copied_weights(loaded)
             run.resume(device)
             terms = run.train()
-            with ending(run.steps):
+            with resumable(run.steps):
                 after = copied_weights(loaded)
                 points, kept = alpha_curve(
                     request, loaded, (before, after), task, control, pixels, context.part(50, 98)
@@ -82,10 +82,10 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
     except Exception:
         discard_unstarted(folder, made, (WEIGHTS,))
         raise
-    alpha = request.alpha if request.alpha is not None else choose(points, request.keep)
-    mix(loaded.model.visual, before, after, alpha)
-    quizzes = [quiz for quiz in (task, control) if quiz]
-    gains = [gain for number, quiz in enumerate(quizzes) for gain in class_gains(quiz, number, kept[0.0], kept[alpha])]
+    alpha = request.alpha if request.alpha is not None else choose_alpha(points, request.keep)
+    interpolate_weights(loaded.model.visual, before, after, alpha)
+    tasks = [each for each in (task, control) if each]
+    gains = [gain for number, each in enumerate(tasks) for gain in class_gains(each, number, kept[0.0], kept[alpha])]
     about = {
         "base": base.id,
         "base_sha256": digested,
@@ -98,7 +98,7 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
         "trained": datetime.date.today().isoformat(),
         "version": __version__,
     }
-    save(folder, loaded, base, path, about)
+    save_model(folder, loaded, base, path, about)
     start, end = points[0], next(point for point in points if point.alpha == alpha)
     hints = _hints(request, task, control, start, end)
     result = FinetuneClipResult(
@@ -113,7 +113,7 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
         len(task.split.train),
         run.steps,
         terms.get("loss"),
-        (*text_warnings(base, loaded, [name for quiz in quizzes for name in quiz.chips.names]), *hints),
+        (*text_warnings(base, loaded, [name for each in tasks for name in each.chips.names]), *hints),
         device.type,
         round(time.monotonic() - started, 3),
         task.chips.picture,
@@ -124,7 +124,11 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
 
 
 def _hints(
-    request: FinetuneClipRequest, task: Quiz, control: Optional[Quiz], before: AlphaPoint, after: AlphaPoint
+    request: FinetuneClipRequest,
+    task: ClassificationTask,
+    control: Optional[ClassificationTask],
+    before: AlphaPoint,
+    after: AlphaPoint,
 ) -> list[str]:
     hints = [*task.chips.hints, *task.split.hints]
     labels = task.chips.labels

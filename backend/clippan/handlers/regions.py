@@ -22,7 +22,7 @@ from clippan.core.outputs import Outputs, write_error
 from clippan.jobs.picture import RasterPicture, choices, remarks
 from clippan.jobs.trainclip import Picture, RegionsRequest, RegionsResult
 from clippan.labels.layers import LabelledLayer
-from clippan.learn.clip.data import Region
+from clippan.learn.clip.data import LabelledBox
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
 from clippan.raster.scene import MIN_VALID_SHARE, Scene, SceneOptions
@@ -45,7 +45,7 @@ class LabelSource(Protocol):
     outside: set[str]
     hints: list[str]
 
-    def inside(self, window: Window, least: float, fill: float) -> list[Region]:
+    def inside(self, window: Window, least: float, fill: float) -> list[LabelledBox]:
         """What lies in a window, as boxes in its pixels."""
 
 
@@ -239,7 +239,7 @@ class MaskLabels:
             classes[values == value] = number
         return classes
 
-    def inside(self, window: Window, least: float, fill: float) -> list[Region]:
+    def inside(self, window: Window, least: float, fill: float) -> list[LabelledBox]:
         """See Labels."""
         classes = self._classes(window)
         if not classes.any():
@@ -305,7 +305,7 @@ class PolygonLabels:
                 value_2=" or legend" if legend else "",
             )
 
-    def inside(self, window: Window, least: float, fill: float) -> list[Region]:
+    def inside(self, window: Window, least: float, fill: float) -> list[LabelledBox]:
         """See Labels."""
         right, bottom = window.x + window.width, window.y + window.height
         frame = _rectangle(window.x, window.y, right, bottom)
@@ -326,7 +326,7 @@ def _overlap(some: Sequence[float], other: Sequence[float]) -> bool:
 
 def _region(
     category: str, geometry: ogr.Geometry, least: float, fill: float, window: Optional[Window] = None
-) -> Optional[Region]:
+) -> Optional[LabelledBox]:
     """The box round a geometry in pixels, from the window's corner; None if it is too small or too empty."""
     if geometry is None or geometry.IsEmpty():
         return None
@@ -336,7 +336,7 @@ def _region(
     width, height = box[2] - box[0], box[3] - box[1]
     if min(width, height) < least or geometry.GetArea() < fill * width * height:
         return None
-    return Region(tuple(map(float, box)), category)
+    return LabelledBox(tuple(map(float, box)), category)
 
 
 def _in_pixels(geometry: ogr.Geometry, inverse: Sequence[float]) -> ogr.Geometry:

@@ -16,11 +16,11 @@ from clippan.core.context import Context
 from clippan.core.device import choose_device, set_threads
 from clippan.core.json import to_json
 from clippan.jobs.trainclip import TrainClipRequest, TrainClipResult
-from clippan.learn.clip.data import read
-from clippan.learn.clip.farslip import WEIGHTS, Run, save
+from clippan.learn.clip.data import read_images
+from clippan.learn.clip.farslip import WEIGHTS, FarslipTraining, save_model
 from clippan.learn.loop import discard_unstarted, distributed, lock_run_folder, prepare_run_folder
 
-_ELSEWHERE = ("output", "threads", "device")  # what a run may be gone on with in another way
+_RESUMABLE_WITH = ("output", "threads", "device")  # what a run may be gone on with in another way
 
 
 def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
@@ -38,7 +38,7 @@ def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
         made: list[Path] = []
         if rank == 0:
             choice.log(context)
-            wanted = {name: value for name, value in to_json(request).items() if name not in _ELSEWHERE}
+            wanted = {name: value for name, value in to_json(request).items() if name not in _RESUMABLE_WITH}
             made = prepare_run_folder(folder, wanted)
         else:  # one of them tells
             context = context.quiet
@@ -46,8 +46,8 @@ def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
             with lock_run_folder(folder, rank):
                 path = _fetched(base, rank, count, context.part(0, 2))
                 context.progress(2, "Reading the data")
-                samples = read(request.data, request.caption, context)
-                run = Run(request, base, path, samples, device, rank, count, context.part(3, 100))
+                samples = read_images(request.data, request.caption, context)
+                run = FarslipTraining(request, base, path, samples, device, rank, count, context.part(3, 100))
                 terms = run.train()
         except Exception:
             discard_unstarted(folder, made, (WEIGHTS,))
@@ -64,7 +64,7 @@ def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
                 "trained": datetime.date.today().isoformat(),
                 "version": __version__,
             }
-            save(folder, run.loaded, base, path, about)
+            save_model(folder, run.loaded, base, path, about)
     return TrainClipResult(
         str(folder),
         base.id,

@@ -31,37 +31,37 @@ from clippan.core.context import Context
 from clippan.core.messages import Message
 from clippan.jobs.align import AlignSensorRequest
 from clippan.learn.clip import losses
-from clippan.learn.clip.farslip import FEWEST, optimiser
-from clippan.learn.clip.patching import ready, turned, turns
-from clippan.learn.clip.sensor import Chip, Pairs, overlaps
+from clippan.learn.clip.farslip import MIN_STEPS, adamw
+from clippan.learn.clip.patching import augmented, epoch_indices, preprocessed
+from clippan.learn.clip.raster_pairs import Chip, RasterPairs, overlaps
 from clippan.learn.loop import TrainingLoop
 from clippan.learn.optimisation import optimiser_step, warmup_cosine
 
-_LOGGED, _KEPT = 10, 50  # steps that a row of the curves is the mean of, and between checkpoints
+_LOG_EVERY, _CHECKPOINT_EVERY = 10, 50  # steps that a row of the curves is the mean of, and between checkpoints
 _WARMUP = 0.1  # part of the steps
-LOOKED = 32  # chips at a time, at most
+ENCODE_BATCH = 32  # chips at a time, at most
 
 
 @dataclass(frozen=True)
-class Lesson:
+class AlignmentData:
     """What the student learns from.
 
     Attributes:
         pairs: the rasters.
         chips: to train on.
         targets: the teacher's raw vectors of these, (n, width).
-        head: unit vectors of the words, (k, width); none without words.
+        words: unit vectors of the words, (k, width); none without words.
         scale: what cosines are multiplied by.
     """
 
-    pairs: Pairs
+    pairs: RasterPairs
     chips: Sequence[Chip]
     targets: Tensor
-    head: Optional[Tensor]
+    words: Optional[Tensor]
     scale: Tensor
 
 
-def inflated(loaded: LoadedModel, pairs: Pairs) -> LoadedModel:
+def inflate_input(loaded: LoadedModel, pairs: RasterPairs) -> LoadedModel:
     """A copy of the teacher that takes the sensor's bands; see the top of this file."""
     bands = len(pairs.channels.names)
     before, after = replace_input_convolution(loaded.model.visual, bands)
@@ -80,17 +80,17 @@ def inflated(loaded: LoadedModel, pairs: Pairs) -> LoadedModel:
 
 
 @torch.no_grad()
-def look(
+def encode_chips(
     loaded: LoadedModel,
-    pairs: Pairs,
+    pairs: RasterPairs,
     chips: Sequence[Chip],
     device: torch.device,
     batch: int,
     context: Context,
-    sensed: bool = False,
+    from_sensor: bool = False,
 ) -> Tensor:
     """Raw vectors (n, width) of chips, so many at a time: of their pictures, or of what the sensor saw."""
-    read, edge = pairs.sensed if sensed else pairs.picture, loaded.preprocessing.pixels
+    read, edge = pairs.sensor_chip if from_sensor else pairs.teacher_chip, loaded.preprocessing.pixels
     loaded.model.visual.to(memory_format=torch.channels_last)
     found = []
     for start in range(0, len(chips), batch):
@@ -98,17 +98,17 @@ def look(
             100 * start / len(chips), Message("Looked at {start:,} of {count:,} chips", start=start, count=len(chips))
         )
         pictures = np.stack([read(chip, edge) for chip in chips[start : start + batch]])
-        found.append(loaded.model.encode_image(ready(loaded, pictures, device)).float())
+        found.append(loaded.model.encode_image(preprocessed(loaded, pictures, device)).float())
     return torch.cat(found)
 
 
-class Alignment(TrainingLoop):
+class AlignmentTraining(TrainingLoop):
     """The student's training.
 
     Args:
         request: what is asked for.
         student: the model that learns.
-        lesson: what from.
+        data: what from.
         device: where to compute.
         context: hears of progress, and may cancel.
 
@@ -117,35 +117,41 @@ class Alignment(TrainingLoop):
     """
 
     def __init__(
-        self, request: AlignSensorRequest, student: LoadedModel, lesson: Lesson, device: torch.device, context: Context
+        self,
+        request: AlignSensorRequest,
+        student: LoadedModel,
+        data: AlignmentData,
+        device: torch.device,
+        context: Context,
     ) -> None:
-        self._request, self._student, self._lesson, self._device = request, student, lesson, device
-        count = len(lesson.chips)
-        self.steps = request.steps or max(count * request.epochs // request.batch, FEWEST)
-        super().__init__(Path(request.output), self.steps, 0, context, _LOGGED, _KEPT)
+        self._request, self._student, self._data, self._device = request, student, data, device
+        count = len(data.chips)
+        self.steps = request.steps or max(count * request.epochs // request.batch, MIN_STEPS)
+        super().__init__(Path(request.output), self.steps, 0, context, _LOG_EVERY, _CHECKPOINT_EVERY)
         context.log(f"{count} chips, {self.steps} steps.")
         for name, value in student.model.named_parameters():
             value.requires_grad_(name.startswith("visual."))
         student.model.visual.to(memory_format=torch.channels_last)
-        self._norm = lesson.targets.square().sum(1).mean()
-        self._optimiser = optimiser(student.model.visual, request.rate, request.weight_decay)
+        self._norm = data.targets.square().sum(1).mean()
+        self._optimiser = adamw(student.model.visual, request.rate, request.weight_decay)
         self._scheduler = warmup_cosine(self._optimiser, self.steps, int(_WARMUP * self.steps))
 
     def sample_batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """What the sensor saw of chips, turned over by chance, and their numbers."""
-        request, lesson = self._request, self._lesson
+        request, data = self._request, self._data
         rng = np.random.default_rng([request.seed, 1, step])
-        numbers = turns(len(lesson.chips), request.batch, step, request.seed)
+        numbers = epoch_indices(len(data.chips), request.batch, step, request.seed)
         edge = self._student.preprocessing.pixels
-        return np.stack([turned(lesson.pairs.sensed(lesson.chips[number], edge), rng) for number in numbers]), numbers
+        seen = [augmented(data.pairs.sensor_chip(data.chips[number], edge), rng) for number in numbers]
+        return np.stack(seen), numbers
 
     def train_step(self, step: int, batch: tuple[np.ndarray, np.ndarray]) -> Mapping[str, Tensor]:
-        request, lesson = self._request, self._lesson
+        request, data = self._request, self._data
         pictures, numbers = batch
-        vectors = self._student.model.encode_image(ready(self._student, pictures, self._device)).float()
-        targets = lesson.targets[torch.from_numpy(numbers).to(self._device)]
-        alike = torch.from_numpy(overlaps([lesson.chips[number] for number in numbers])).to(self._device)
-        terms = distances(vectors, targets, self._norm, lesson.scale, alike, lesson.head)
+        vectors = self._student.model.encode_image(preprocessed(self._student, pictures, self._device)).float()
+        targets = data.targets[torch.from_numpy(numbers).to(self._device)]
+        overlapping = torch.from_numpy(overlaps([data.chips[number] for number in numbers])).to(self._device)
+        terms = alignment_losses(vectors, targets, self._norm, data.scale, overlapping, data.words)
         weights = {"mse": request.mse, "cosine": request.cosine, "contrast": request.contrast, "label": request.label}
         total = sum((weights[name] * value for name, value in terms.items()), torch.zeros((), device=self._device))
         optimiser_step(self._student.model.visual, self._optimiser, self._scheduler, total)
@@ -164,8 +170,8 @@ class Alignment(TrainingLoop):
         self._scheduler.load_state_dict(state["scheduler"])
 
 
-def distances(
-    vectors: Tensor, targets: Tensor, norm: Tensor, scale: Tensor, alike: Tensor, words: Optional[Tensor]
+def alignment_losses(
+    vectors: Tensor, targets: Tensor, norm: Tensor, scale: Tensor, overlapping: Tensor, words: Optional[Tensor]
 ) -> dict[str, Tensor]:
     """The losses.
 
@@ -174,18 +180,18 @@ def distances(
         targets: the teacher's, raw, (n, width).
         norm: mean square length of the teacher's vectors.
         scale: what cosines are multiplied by.
-        alike: which chips overlap others, so that they are no negatives of each other, bool (n, n).
+        overlapping: which chips overlap others, so that they are no negatives of each other, bool (n, n).
         words: unit vectors (k, width), if there are any.
 
     Returns:
         ``mse``, the mean square distance of raw vectors as a part of the norm, so that models with long vectors and
-        with short ones learn alike; ``cosine``, the mean of 1 − cos; ``contrast``, symmetric over the batch; and with
-        words ``label``, the cross-entropy of what the student says about them to what the teacher says.
+        with short ones learn alike; ``cosine``, the mean of 1 − cos; ``contrast``, symmetric over the batch; and, with
+        words, ``label``, the cross-entropy of what the student says about them to what the teacher says.
     """
     terms = {
         "mse": (vectors - targets).square().sum(1).mean() / norm,
         "cosine": (1 - functional.cosine_similarity(vectors, targets, dim=-1)).mean(),
-        "contrast": losses.contrast(vectors, targets, scale, range(len(vectors)), alike),
+        "contrast": losses.contrast(vectors, targets, scale, range(len(vectors)), overlapping),
     }
     if words is not None:
         said, meant = (scale * functional.normalize(values, dim=-1) @ words.T for values in (vectors, targets))

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clippan.learn.clip.data import Sample
+from clippan.learn.clip.data import TrainingImage
 
 _AREA, _RATIO = (0.3, 0.7), 4 / 3  # of crops: their part of the picture, and width to height or height to width
 
 
 @dataclass(frozen=True)
-class Batch:
+class ImageBatch:
     """What a step sees.
 
     Attributes:
@@ -36,14 +36,14 @@ class Batch:
     boxes: Tensor
     categories: tuple[str, ...]
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> ImageBatch:
         """The batch on a device."""
         return replace(
             self, pictures=self.pictures.to(device), crops=self.crops.to(device), boxes=self.boxes.to(device)
         )
 
 
-class Loader:
+class BatchLoader:
     """Gives the batches of a stage: every picture once an epoch, in an order of its own.
 
     A picture's number in that endless row decides its crops and its text, so that how many processes share the work
@@ -63,7 +63,7 @@ class Loader:
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        samples: Sequence[TrainingImage],
         stage: int,
         crops: int,
         least: float,
@@ -79,7 +79,7 @@ class Loader:
         self._pool = ThreadPoolExecutor(threads)
         self._order = functools.lru_cache(2)(self._shuffled)  # a batch may reach into the next epoch
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int) -> ImageBatch:
         """The batch of a step of this stage.
 
         Raises:
@@ -89,7 +89,7 @@ class Loader:
         drawn = list(self._pool.map(self._draw, range(start, start + self._batch)))
         pictures, texts, crops, boxes, categories = zip(*drawn)
         found = [crop for part in crops for crop in part]
-        return Batch(
+        return ImageBatch(
             torch.from_numpy(np.stack(pictures)),
             texts,
             torch.from_numpy(np.stack(found) if found else np.empty((0, *pictures[0].shape), np.uint8)),

@@ -16,13 +16,12 @@ from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.core.texts import join_names
 from clippan.jobs.picture import RasterPicture, choices, remarks
-from clippan.labels.samples import read_samples as read_samples
-from clippan.learn.clip.data import Sample
-from clippan.learn.clip.data import read as read_pictures
+from clippan.labels.samples import read_samples
+from clippan.learn.clip.data import TrainingImage, read_images
 from clippan.raster.scene import MIN_VALID_SHARE, Scene, SceneOptions
 from clippan.raster.tiles import Window
 
-_APART = 2  # chips of one place are half an edge from each other
+_CHIPS_PER_EDGE = 2  # chips of one place are half an edge from each other
 _BLOCKS = (2, 4, 8)  # edges of a chip, along a block in which places are held out together
 
 
@@ -49,20 +48,20 @@ class Chips:
     hints: tuple[str, ...] = ()
     picture: Optional[RasterPicture] = None
 
-    def called(self, words: Mapping[str, str]) -> Chips:
+    def renamed(self, words: Mapping[str, str]) -> Chips:
         """With other words for some classes; those that are called the same are one."""
         texts = [words.get(name, name) for name in self.names]
         names = tuple(dict.fromkeys(texts))
         return replace(self, names=names, labels=np.array([names.index(text) for text in texts])[self.labels])
 
 
-def pictures(folder: str, context: Context) -> Chips:
+def chips_from_folders(folder: str, context: Context) -> Chips:
     """Those of a folder that holds a folder for each class.
 
     Raises:
         ClippanError: there are none, of one class only, or something in it has no class.
     """
-    samples = read_pictures([folder], "caption", context)
+    samples = read_images([folder], "caption", context)
     plain = next((sample for sample in samples if not sample.category), None)
     if plain:
         raise ClippanError(
@@ -77,12 +76,12 @@ def pictures(folder: str, context: Context) -> Chips:
     return Chips(names, labels, np.arange(len(samples)), lambda number, edge: _resized(samples[number], edge))
 
 
-def _resized(sample: Sample, edge: int) -> np.ndarray:
+def _resized(sample: TrainingImage, edge: int) -> np.ndarray:
     picture = sample.picture().resize((edge, edge), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
 
 
-def places(
+def chips_from_samples(
     raster: str,
     look: SceneOptions,
     channels: Optional[Channels],
@@ -118,7 +117,7 @@ def places(
     across, down = (size, size) if size else scene.windows(pixels).scales[0][0]
     across, down = min(across, scene.grid.width), min(down, scene.grid.height)
     # One chip of a class for each cell of a lattice that a place has pixels in.
-    cells = found.rows // max(down // _APART, 1), found.columns // max(across // _APART, 1)
+    cells = found.rows // max(down // _CHIPS_PER_EDGE, 1), found.columns // max(across // _CHIPS_PER_EDGE, 1)
     _, kept = np.unique(np.stack([found.labels, found.groups, *cells], 1), axis=0, return_index=True)
     windows = [
         Window(
@@ -160,15 +159,15 @@ def places(
     for sentence in choices([scene.shown]):
         context.log(sentence)
     hints += tuple(remarks([scene.shown]))
-    return Chips(found.names, labels, groups, read, corners(windows), hints, scene.shown)
+    return Chips(found.names, labels, groups, read, window_boxes(windows), hints, scene.shown)
 
 
-def corners(windows: Sequence[Window]) -> np.ndarray:
+def window_boxes(windows: Sequence[Window]) -> np.ndarray:
     """Windows as x, y, width and height, (n, 4)."""
     return np.array([(window.x, window.y, window.width, window.height) for window in windows]).reshape(-1, 4)
 
 
-def meeting(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+def boxes_overlap(some: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Which windows share pixels with which others, bool (n, m); both as ``corners`` gives them."""
     near = [
         (some[:, None, axis] < others[:, axis] + others[:, axis + 2])
@@ -210,14 +209,14 @@ def split(chips: Chips, held: float, most: int, seed: int, trains: bool = True) 
         # What holds most of a class comes last, and so is trained on.
         order = np.lexsort((turns[groups], 2 * sizes > len(own)))
         groups, sizes = groups[order], sizes[order]
-        first, second = _held(sizes, held) if trains else (len(groups) // 2, len(groups))
+        first, second = _held_out_groups(sizes, held) if trains else (len(groups) // 2, len(groups))
         for part, chosen in zip(parts, (groups[second:], groups[first:second], groups[:first])):
             part.append(rng.permutation(own[np.isin(chips.groups[own], chosen)]))
     train, validation, test = parts
-    return Split(np.sort(np.concatenate(train)), _even(validation, most), _even(test, most))
+    return Split(np.sort(np.concatenate(train)), _balanced(validation, most), _balanced(test, most))
 
 
-def _held(sizes: np.ndarray, part: float) -> tuple[int, int]:
+def _held_out_groups(sizes: np.ndarray, part: float) -> tuple[int, int]:
     """How many of a class's groups measure, and how many measure or choose: until they hold so many of its chips."""
     count = len(sizes)
     wanted = max(round(part * int(sizes.sum())), 1)
@@ -229,7 +228,7 @@ def _held(sizes: np.ndarray, part: float) -> tuple[int, int]:
     return first, min(enough(first), count - 1)
 
 
-def divide(chips: Chips, held: float, most: int, seed: int) -> Split:
+def split_without_overlap(chips: Chips, held: float, most: int, seed: int) -> Split:
     """As ``split``, but chips that overlap one that measures, or chooses, are not trained on.
 
     A class all of whose chips would go keeps them, and a hint says so. Where places lie close to each other, few chips
@@ -243,20 +242,20 @@ def divide(chips: Chips, held: float, most: int, seed: int) -> Split:
     windows = chips.windows
     if windows is None:
         return split(chips, held, most, seed)
-    choice = (chips, *(_blocked(chips, windows, edges) for edges in _BLOCKS))
-    found = [_cleared(chips, windows, split(one, held, most, seed)) for one in choice]
+    choice = (chips, *(_grouped_in_blocks(chips, windows, edges) for edges in _BLOCKS))
+    found = [_without_overlaps(chips, windows, split(one, held, most, seed)) for one in choice]
 
     def worth(parts: Split) -> tuple[int, float]:
         """Classes that are measured; then chips that teach and overlap none, of which the first of a class count
         most."""
-        free = ~_touched(windows, parts.train, np.concatenate([parts.test, parts.validation]))
+        free = ~_overlap_any(windows, parts.train, np.concatenate([parts.test, parts.validation]))
         counts = np.bincount(chips.labels[parts.train[free]], minlength=len(chips.names))
         return len(np.unique(chips.labels[parts.test])), float(np.log1p(counts).sum())
 
     return max(found, key=worth)
 
 
-def _blocked(chips: Chips, windows: np.ndarray, edges: int) -> Chips:
+def _grouped_in_blocks(chips: Chips, windows: np.ndarray, edges: int) -> Chips:
     """Chips, of which those lie together whose groups have their middles in one block of so many edges of a chip."""
     sizes = np.maximum(np.bincount(chips.groups), 1)
     column, row = (
@@ -266,17 +265,17 @@ def _blocked(chips: Chips, windows: np.ndarray, edges: int) -> Chips:
     return replace(chips, groups=(row * (column.max() + 1) + column)[chips.groups])
 
 
-def _cleared(chips: Chips, windows: np.ndarray, parts: Split) -> Split:
-    validation = parts.validation[_kept(chips, windows, parts.validation, parts.test)]
+def _without_overlaps(chips: Chips, windows: np.ndarray, parts: Split) -> Split:
+    validation = parts.validation[_trainable(chips, windows, parts.validation, parts.test)]
     held = np.concatenate([parts.test, validation])
-    train = parts.train[_kept(chips, windows, parts.train, held)]
+    train = parts.train[_trainable(chips, windows, parts.train, held)]
     hints: list[str] = []
     if len(train) < len(parts.train):
         count = len(parts.train) - len(train)
         hints.append(
             Message("Chips that were not learned from, as they overlap some that were held out: {count}.", count=count)
         )
-    shared = _touched(windows, held, train).sum()
+    shared = _overlap_any(windows, held, train).sum()
     if shared:
         hints.append(
             f"{shared} of {len(held)} chips that were held out overlap some that were learned from, so expect less "
@@ -285,21 +284,21 @@ def _cleared(chips: Chips, windows: np.ndarray, parts: Split) -> Split:
     return Split(train, validation, parts.test, tuple(hints))
 
 
-def _kept(chips: Chips, windows: np.ndarray, own: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _trainable(chips: Chips, windows: np.ndarray, own: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Which chips overlap none of the others, or are of a class of which nothing else would be left, bool (n,)."""
-    free, labels = ~_touched(windows, own, others), chips.labels[own]
+    free, labels = ~_overlap_any(windows, own, others), chips.labels[own]
     return free | ~np.isin(labels, labels[free])
 
 
-def _touched(windows: np.ndarray, own: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _overlap_any(windows: np.ndarray, own: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Which chips overlap any of the others, bool (n,)."""
     found = np.zeros(len(own), bool)
     for number in others:  # one at a time: there may be a hundred thousand chips
-        found |= meeting(windows[own], windows[number : number + 1])[:, 0]
+        found |= boxes_overlap(windows[own], windows[number : number + 1])[:, 0]
     return found
 
 
-def _even(parts: Sequence[np.ndarray], most: int) -> np.ndarray:
+def _balanced(parts: Sequence[np.ndarray], most: int) -> np.ndarray:
     """At most so many numbers, as evenly from all parts as can be; sorted."""
     taken = [min(len(part), most) for part in parts]
     while sum(taken) > most:

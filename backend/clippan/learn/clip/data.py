@@ -23,13 +23,13 @@ from clippan.core.context import Context
 from clippan.core.errors import ClippanError, one_line
 
 PHRASE = "a satellite image of {}"
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
-_BYTES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes of eight bits and less
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+_EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes of eight bits and less
 _BOX = ("xmin", "ymin", "xmax", "ymax")  # columns of a table
 
 
 @dataclass(frozen=True)
-class Region:
+class LabelledBox:
     """A box (left, top, right, bottom in the picture's pixels; empty for all of it) and what is in it."""
 
     box: tuple[float, ...]
@@ -37,7 +37,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Sample:
+class TrainingImage:
     """A picture and what is known of it.
 
     Attributes:
@@ -53,7 +53,7 @@ class Sample:
     path: str
     captions: tuple[str, ...] = ()
     category: str = ""
-    regions: tuple[Region, ...] = ()
+    regions: tuple[LabelledBox, ...] = ()
     offset: int = 0
     size: Optional[int] = None
 
@@ -66,10 +66,10 @@ class Sample:
         listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else ""
         return (PHRASE.format(listed),) if names else ()
 
-    def objects(self, least: float) -> tuple[Region, ...]:
+    def objects(self, least: float) -> tuple[LabelledBox, ...]:
         """The boxes whose edges have ``least`` pixels or more; of a picture without boxes all, if it has a category."""
         if not self.regions and self.category:
-            return (Region((), self.category),)
+            return (LabelledBox((), self.category),)
         return tuple(
             region
             for region in self.regions
@@ -86,7 +86,7 @@ class Sample:
             picture = Image.open(self.path if self.size is None else io.BytesIO(self._bytes(self.size)))
         except (OSError, Image.DecompressionBombError) as error:
             raise self._unreadable(error) from error
-        if picture.mode not in _BYTES:
+        if picture.mode not in _EIGHT_BIT_MODES:
             picture.close()
             raise ClippanError(
                 "The picture {name} has values of more than eight bits; make pictures of it by clippan regions.",
@@ -113,7 +113,7 @@ class Sample:
         )
 
 
-def read(sources: Sequence[str], caption: str, context: Context) -> list[Sample]:
+def read_images(sources: Sequence[str], caption: str, context: Context) -> list[TrainingImage]:
     """All samples of some sources.
 
     Args:
@@ -125,10 +125,10 @@ def read(sources: Sequence[str], caption: str, context: Context) -> list[Sample]
     Raises:
         ClippanError: there are no pictures, or of some nothing is known, or boxes are wrong.
     """
-    samples: list[Sample] = []
+    samples: list[TrainingImage] = []
     for source in sources:
         found = 0
-        for sample in _source(Path(source), caption):
+        for sample in _images_of(Path(source), caption):
             context.check()
             _check(sample)
             samples.append(sample)
@@ -140,7 +140,7 @@ def read(sources: Sequence[str], caption: str, context: Context) -> list[Sample]
     return samples
 
 
-def _source(path: Path, caption: str) -> Iterator[Sample]:
+def _images_of(path: Path, caption: str) -> Iterator[TrainingImage]:
     if not path.exists():
         raise ClippanError("The data {path} do not exist; check the path.", path=path)
     if path.is_dir():
@@ -148,38 +148,38 @@ def _source(path: Path, caption: str) -> Iterator[Sample]:
         tables = sorted(item for item in path.iterdir() if item.suffix.lower() in (".csv", ".json"))
         if shards:
             for shard in shards:
-                yield from _shard(shard, caption)
+                yield from _shard_images(shard, caption)
         elif len(tables) > 1:
             raise ClippanError(
                 "The folder {path} holds several tables; name one of them, such as {table}.", path=path, table=tables[0]
             )
         elif tables:
-            yield from _source(tables[0], caption)
+            yield from _images_of(tables[0], caption)
         else:
-            yield from _classes(path)
+            yield from _class_folders(path)
     elif path.suffix.lower() == ".tar":
-        yield from _shard(path, caption)
+        yield from _shard_images(path, caption)
     elif path.suffix.lower() == ".csv":
-        yield from _listed(_rows(path, caption), path, caption)
+        yield from _table_images(_csv_entries(path, caption), path, caption)
     elif path.suffix.lower() == ".json":
-        yield from _listed(_json(path.read_bytes(), str(path)), path, caption)
+        yield from _table_images(_json(path.read_bytes(), str(path)), path, caption)
     else:
         raise ClippanError(
             "{path} is no data to train on; name a folder, a table (.csv, .json) or a shard (.tar).", path=path
         )
 
 
-def _classes(folder: Path) -> Iterator[Sample]:
+def _class_folders(folder: Path) -> Iterator[TrainingImage]:
     """A folder of pictures for each class, named for it: ``HerbaceousVegetation``, ``dense_residential``."""
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _SUFFIXES and path.is_file():
+        if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file():
             if path.parent == folder:
                 raise ClippanError(
                     "Nothing says what {path} shows; put it in a folder with the name of its class, or add a table.",
                     path=path,
                 )
             words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[_\-\s]+", " ", path.parent.name)
-            yield Sample(str(path), str(path), category=words.lower())
+            yield TrainingImage(str(path), str(path), category=words.lower())
 
 
 def _json(data: bytes, name: str) -> Any:
@@ -189,7 +189,7 @@ def _json(data: bytes, name: str) -> Any:
         raise ClippanError("{name} is no JSON ({reason}); correct it.", name=name, reason=one_line(error)) from error
 
 
-def _rows(path: Path, caption: str) -> list[dict[str, Any]]:
+def _csv_entries(path: Path, caption: str) -> list[dict[str, Any]]:
     """A CSV as entries. A row is a caption, a category or a box; those of one picture go together."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -220,7 +220,7 @@ def _rows(path: Path, caption: str) -> list[dict[str, Any]]:
     return list(entries.values())
 
 
-def _listed(entries: Any, table: Path, caption: str) -> Iterator[Sample]:
+def _table_images(entries: Any, table: Path, caption: str) -> Iterator[TrainingImage]:
     """The pictures of a table; their paths start from its folder."""
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "file" in entry for entry in entries):
         raise ClippanError(
@@ -233,10 +233,10 @@ def _listed(entries: Any, table: Path, caption: str) -> Iterator[Sample]:
             raise ClippanError(
                 "The picture {path} does not exist, which {name} names; correct the table.", path=path, name=table.name
             )
-        yield _described(Sample(str(path), str(path)), entry, caption)
+        yield _with_entry(TrainingImage(str(path), str(path)), entry, caption)
 
 
-def _described(sample: Sample, entry: Mapping[str, Any], caption: str) -> Sample:
+def _with_entry(sample: TrainingImage, entry: Mapping[str, Any], caption: str) -> TrainingImage:
     """A sample with what an entry says: captions (one or a list), a category, boxes with a category each."""
     try:
         captions, boxes, category = entry.get(caption) or (), entry.get("boxes") or (), entry.get("category")
@@ -244,8 +244,10 @@ def _described(sample: Sample, entry: Mapping[str, Any], caption: str) -> Sample
         return replace(
             sample,
             captions=tuple(filter(None, texts)),
-            category=_word(category) if category else "",
-            regions=tuple(Region(tuple(float(edge) for edge in box["box"]), _word(box["category"])) for box in boxes),
+            category=_nonempty(category) if category else "",
+            regions=tuple(
+                LabelledBox(tuple(float(edge) for edge in box["box"]), _nonempty(box["category"])) for box in boxes
+            ),
         )
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ClippanError(
@@ -255,14 +257,14 @@ def _described(sample: Sample, entry: Mapping[str, Any], caption: str) -> Sample
         ) from None
 
 
-def _word(text: Any) -> str:
+def _nonempty(text: Any) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ValueError
     return " ".join(text.split())
 
 
-def _shard(path: Path, caption: str) -> Iterator[Sample]:
-    groups: dict[str, Sample] = {}
+def _shard_images(path: Path, caption: str) -> Iterator[TrainingImage]:
+    groups: dict[str, TrainingImage] = {}
     notes: dict[str, list[tuple[str, bytes]]] = {}
     try:
         with tarfile.open(path, "r:") as archive:
@@ -272,9 +274,9 @@ def _shard(path: Path, caption: str) -> Iterator[Sample]:
                 place = PurePosixPath(member.name)
                 stem, _, ending = place.name.partition(".")
                 key, suffix = str(place.parent / stem), f".{ending.lower()}"
-                if suffix in _SUFFIXES and key not in groups:
+                if suffix in _IMAGE_SUFFIXES and key not in groups:
                     name = f"{member.name} of {path}"
-                    groups[key] = Sample(name, str(path), offset=member.offset_data, size=member.size)
+                    groups[key] = TrainingImage(name, str(path), offset=member.offset_data, size=member.size)
                 elif suffix in (".txt", ".json"):
                     file = archive.extractfile(member)
                     assert file is not None  # it is a file
@@ -288,14 +290,14 @@ def _shard(path: Path, caption: str) -> Iterator[Sample]:
     for key, sample in groups.items():
         for suffix, data in sorted(notes.get(key, ())):
             if suffix == ".json":
-                sample = _described(sample, _json(data, f"{key}.json of {path}"), caption)
+                sample = _with_entry(sample, _json(data, f"{key}.json of {path}"), caption)
             else:  # the same text again is no other
                 texts = [*sample.captions, " ".join(data.decode("utf-8", "replace").split())]
                 sample = replace(sample, captions=tuple(dict.fromkeys(filter(None, texts))))
         yield sample
 
 
-def _check(sample: Sample) -> None:
+def _check(sample: TrainingImage) -> None:
     """Of a picture something is known, and its boxes lie in it."""
     if not sample.texts:
         raise ClippanError(
@@ -312,17 +314,17 @@ def _check(sample: Sample) -> None:
             raise ClippanError(
                 "A box of the picture {name} is {shown}; write it as left, top, right, bottom in pixels.",
                 name=sample.name,
-                shown=_shown(box),
+                shown=_box_text(box),
             )
         if box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height:
             raise ClippanError(
                 "The box {shown} lies outside the picture {name}, {width} × {height} pixels; correct it.",
-                shown=_shown(box),
+                shown=_box_text(box),
                 name=sample.name,
                 width=width,
                 height=height,
             )
 
 
-def _shown(box: Iterable[float]) -> str:
+def _box_text(box: Iterable[float]) -> str:
     return ", ".join(f"{edge:g}" for edge in box)

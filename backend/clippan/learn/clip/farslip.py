@@ -35,26 +35,26 @@ from clippan.core.outputs import Outputs, write_output
 from clippan.core.threads import count_threads
 from clippan.jobs.trainclip import Precision, Target, Teacher, TrainClipRequest
 from clippan.learn.clip import losses
-from clippan.learn.clip.batch import Batch, Loader
-from clippan.learn.clip.data import PHRASE, Sample
+from clippan.learn.clip.batch import BatchLoader, ImageBatch
+from clippan.learn.clip.data import PHRASE, TrainingImage
 from clippan.learn.loop import TrainingLoop
 from clippan.learn.optimisation import optimiser_step, running_average, warmup_cosine
 
 WEIGHTS = "open_clip_model.safetensors"
-FEWEST = 40  # steps, where a few pictures would be seen in fewer: these change next to nothing
-_LOGGED = 20  # steps that a row of the curves is the mean of
-_KEPT = 200  # steps between checkpoints
-_PAST = 0.99  # share of the past in the teacher that is a running average
-_WARMUP = 1000  # steps at most, where none are asked for
+MIN_STEPS = 40  # steps, where a few pictures would be seen in fewer: these change next to nothing
+_LOG_EVERY = 20  # steps that a row of the curves is the mean of
+_CHECKPOINT_EVERY = 200  # steps between checkpoints
+_TEACHER_DECAY = 0.99  # share of the past in the teacher that is a running average
+_MAX_WARMUP = 1000  # steps at most, where none are asked for
 _BETAS, _EPSILON = (0.9, 0.98), 1e-6  # of AdamW, as CLIP was trained
-_SHARPEST = math.log(100)  # of the logarithm of the logit scale, as CLIP was trained
-_TOKENIZER = (
+_MAX_LOGIT_SCALE = math.log(100)  # of the logarithm of the logit scale, as CLIP was trained
+_TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"),
     *("vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
 
 
-def save(folder: Path, loaded: LoadedModel, base: Model, path: Path, about: Mapping[str, Any]) -> None:
+def save_model(folder: Path, loaded: LoadedModel, base: Model, path: Path, about: Mapping[str, Any]) -> None:
     """Writes a model that ``models.find`` opens, in float32.
 
     Args:
@@ -83,7 +83,7 @@ def save(folder: Path, loaded: LoadedModel, base: Model, path: Path, about: Mapp
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
         for name, value in loaded.model.state_dict().items()
     }
-    names = [name for name in _TOKENIZER if text.get("hf_tokenizer_name") and (path.parent / name).is_file()]
+    names = [name for name in _TOKENIZER_FILES if text.get("hf_tokenizer_name") and (path.parent / name).is_file()]
     with Outputs() as outputs:
         for name in names:
             with write_output(str(folder / name), "tokenizer", outputs) as part:
@@ -94,7 +94,7 @@ def save(folder: Path, loaded: LoadedModel, base: Model, path: Path, about: Mapp
             part.write_bytes(as_bytes({name: value.contiguous() for name, value in weights.items()}))
 
 
-class Step(nn.Module):
+class FarslipLoss(nn.Module):
     """One step's loss as a module, so that torch's data parallel sees a single forward pass.
 
     Args:
@@ -113,13 +113,13 @@ class Step(nn.Module):
         self._tokenizer, self._request, self._count = loaded.tokenizer, request, count
         self._mean, self._std = loaded.preprocessing.mean, loaded.preprocessing.std
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the terms, and each of them by name."""
         request, stage_two = self._request, bool(batch.categories)
-        half = self._half(batch.pictures.device)
+        half = self._autocast(batch.pictures.device)
         teaches = request.weight > 0 and not stage_two
         with half:
-            pictures = self._ready(batch.pictures)
+            pictures = self._preprocessed(batch.pictures)
             if teaches:
                 cells, pooled = dense.dense_features(self.model, pictures)
             else:
@@ -128,14 +128,14 @@ class Step(nn.Module):
         total = terms["contrast"]
         if stage_two:
             with half:
-                objects = self.model.encode_image(self._ready(batch.crops))
+                objects = self.model.encode_image(self._preprocessed(batch.crops))
             sentences = [PHRASE.format(category) for category in batch.categories]
             terms["regions"] = self._contrast(objects, sentences, batch.categories)
             total = total + terms["regions"]
         elif teaches:
             frozen = torch.no_grad() if self.teacher else nullcontext()
             with half, frozen:
-                own, own_pooled = dense.dense_features(self.teacher or self.model, self._ready(batch.crops))
+                own, own_pooled = dense.dense_features(self.teacher or self.model, self._preprocessed(batch.crops))
             target = own.float().mean((2, 3)) if request.target is Target.PATCH else own_pooled.float()
             target = target.view(len(pictures), -1, target.shape[1])
             grid = (own.shape[2], own.shape[3])
@@ -143,7 +143,7 @@ class Step(nn.Module):
             total = total + request.weight * terms["distillation"]
         return total, {name: value.detach() for name, value in terms.items()}
 
-    def _ready(self, pictures: Tensor) -> Tensor:
+    def _preprocessed(self, pictures: Tensor) -> Tensor:
         values = pictures.float().div_(255)
         mean, std = (values.new_tensor(bands)[:, None, None] for bands in (self._mean, self._std))
         # Convolutions are twice as fast with the colours last.
@@ -157,22 +157,22 @@ class Step(nn.Module):
             torch.distributed.all_gather_object(parts, list(groups))
         sizes = [len(part) for part in parts]
         scale = self.model.logit_scale.exp().reshape(())
-        seen, said = losses.gathered(vectors.float(), sizes), losses.gathered(self._vectors(texts), sizes)
+        seen, said = losses.gather_vectors(vectors.float(), sizes), losses.gather_vectors(self._vectors(texts), sizes)
         return losses.contrast(seen, said, scale, [group for part in parts for group in part])
 
     def _vectors(self, texts: Sequence[str]) -> Tensor:
         """Vectors (n, width) of texts, each encoded once."""
         names = list(dict.fromkeys(texts))
         tokens = self._tokenizer(names).to(self.model.logit_scale.device)
-        with self._half(tokens.device), nullcontext() if self._request.train_text else torch.no_grad():
+        with self._autocast(tokens.device), nullcontext() if self._request.train_text else torch.no_grad():
             found = self.model.encode_text(tokens)
         return found.float()[[names.index(text) for text in texts]]
 
-    def _half(self, device: torch.device) -> torch.autocast:
+    def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self._request.precision is Precision.BFLOAT16)
 
 
-class Run(TrainingLoop):
+class FarslipTraining(TrainingLoop):
     """A training under way.
 
     Args:
@@ -197,28 +197,28 @@ class Run(TrainingLoop):
         request: TrainClipRequest,
         base: Model,
         path: Path,
-        samples: Sequence[Sample],
+        samples: Sequence[TrainingImage],
         device: torch.device,
         rank: int,
         count: int,
         context: Context,
     ) -> None:
         self._request, self._device = request, device
-        drawn = {stage: _fitting(samples, stage, request.least) for stage in request.stages}
+        drawn = {stage: _images_of_stage(samples, stage, request.least) for stage in request.stages}
         self.objects = sum(len(sample.objects(request.least)) for sample in drawn.get(2, ()))
         whole = request.batch * count
         self.steps = tuple(request.steps or math.ceil(len(found) * request.epochs / whole) for found in drawn.values())
-        super().__init__(Path(request.output), sum(self.steps), rank, context, _LOGGED, _KEPT)
+        super().__init__(Path(request.output), sum(self.steps), rank, context, _LOG_EVERY, _CHECKPOINT_EVERY)
         self.stage_ends = tuple(sum(self.steps[: number + 1]) for number in range(len(self.steps)))
         context.log(f"{len(samples)} pictures, {self.objects} objects for stage 2, {self._steps} steps.")
         self.loaded = load_model(path, base, device)
         pixels = request.pixels or self.loaded.preprocessing.pixels
-        check_size(self.loaded, pixels)
+        check_image_size(self.loaded, pixels)
         distils = 1 in request.stages and request.weight > 0
         if distils:
             dense.stride(self.loaded.model)  # tells where a tower has no dense features
         self._loaders = [
-            Loader(
+            BatchLoader(
                 found,
                 stage,
                 request.crops if request.weight or stage == 2 else 0,
@@ -235,42 +235,42 @@ class Run(TrainingLoop):
         if not request.train_text:
             for name, value in self.loaded.model.named_parameters():
                 value.requires_grad_(name.startswith("visual."))
-        self._whole = Step(self.loaded, request, count)
-        self._whole.to(memory_format=torch.channels_last)
+        self._loss = FarslipLoss(self.loaded, request, count)
+        self._loss.to(memory_format=torch.channels_last)
         if distils and request.teacher is not Teacher.ACTIVE:
             # Without a moving average it stays as it begins.
-            self._average = running_average(self.loaded.model.visual, _PAST)
-            self._whole.teacher = SimpleNamespace(visual=self._average.module)
-        self._begin(0)
-        self._parallel: nn.Module = self._whole
+            self._average = running_average(self.loaded.model.visual, _TEACHER_DECAY)
+            self._loss.teacher = SimpleNamespace(visual=self._average.module)
+        self._start_stage(0)
+        self._parallel: nn.Module = self._loss
         if count > 1:
             # Towers may hold layers that nothing goes through; batch normalisations do not change.
             self._parallel = nn.parallel.DistributedDataParallel(
-                self._whole, broadcast_buffers=False, find_unused_parameters=True
+                self._loss, broadcast_buffers=False, find_unused_parameters=True
             )
         self.resume(device)
 
-    def _place(self, step: int) -> tuple[int, int]:
+    def _stage_and_step(self, step: int) -> tuple[int, int]:
         """Which of the stages a step belongs to, and its number there."""
         number = next(number for number, end in enumerate(self.stage_ends) if step < end)
         return number, step - sum(self.steps[:number])
 
-    def _begin(self, number: int) -> None:
+    def _start_stage(self, number: int) -> None:
         """Each stage has its own warm-up, and remembers nothing of the other."""
         request, steps = self._request, self.steps[number]
-        warmup = min(steps // 10, _WARMUP) if request.warmup is None else request.warmup
-        self._optimiser = optimiser(self.loaded.model, request.rate, request.weight_decay)
+        warmup = min(steps // 10, _MAX_WARMUP) if request.warmup is None else request.warmup
+        self._optimiser = adamw(self.loaded.model, request.rate, request.weight_decay)
         self._scheduler = warmup_cosine(self._optimiser, steps, warmup)
 
-    def sample_batch(self, step: int) -> Batch:
-        number, place = self._place(step)
+    def sample_batch(self, step: int) -> ImageBatch:
+        number, place = self._stage_and_step(step)
         return self._loaders[number](place)
 
-    def train_step(self, step: int, batch: Batch) -> dict[str, Tensor]:
+    def train_step(self, step: int, batch: ImageBatch) -> dict[str, Tensor]:
         request = self._request
-        number, place = self._place(step)
+        number, place = self._stage_and_step(step)
         if not place:
-            self._begin(number)
+            self._start_stage(number)
         model = self.loaded.model
         try:
             total, terms = self._parallel(batch.to(self._device))
@@ -283,13 +283,13 @@ class Run(TrainingLoop):
             ) from error
         if request.train_text:
             with torch.no_grad():
-                model.logit_scale.clamp_(0, _SHARPEST)
-        if request.teacher is Teacher.EMA and self._whole.teacher:
+                model.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
+        if request.teacher is Teacher.EMA and self._loss.teacher:
             self._average.update_parameters(model.visual)
         return terms
 
     def state(self) -> dict[str, Any]:
-        teacher = self._whole.teacher
+        teacher = self._loss.teacher
         return {
             "model": self.loaded.model.state_dict(),
             "teacher": teacher.visual.state_dict() if teacher else {},
@@ -299,14 +299,14 @@ class Run(TrainingLoop):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.loaded.model.load_state_dict(state["model"])
-        if self._whole.teacher:
-            self._whole.teacher.visual.load_state_dict(state["teacher"])
-        self._begin(self._place(max(self._done - 1, 0))[0])  # the stage of the last step
+        if self._loss.teacher:
+            self._loss.teacher.visual.load_state_dict(state["teacher"])
+        self._start_stage(self._stage_and_step(max(self._done - 1, 0))[0])  # the stage of the last step
         self._optimiser.load_state_dict(state["optimiser"])
         self._scheduler.load_state_dict(state["scheduler"])
 
 
-def _fitting(samples: Sequence[Sample], stage: int, least: float) -> list[Sample]:
+def _images_of_stage(samples: Sequence[TrainingImage], stage: int, least: float) -> list[TrainingImage]:
     """What a stage is trained on."""
     found = [sample for sample in samples if stage == 1 or sample.objects(least)]
     if not found:
@@ -318,7 +318,7 @@ def _fitting(samples: Sequence[Sample], stage: int, least: float) -> list[Sample
     return found
 
 
-def optimiser(network: nn.Module, greatest: float, decay: float) -> torch.optim.Optimizer:
+def adamw(network: nn.Module, greatest: float, decay: float) -> torch.optim.Optimizer:
     """AdamW for what of a network learns; biases and gains do not decay, as they are few.
 
     Args:
@@ -334,7 +334,7 @@ def optimiser(network: nn.Module, greatest: float, decay: float) -> torch.optim.
     return torch.optim.AdamW(groups, lr=greatest, betas=_BETAS, eps=_EPSILON)
 
 
-def check_size(loaded: LoadedModel, pixels: int) -> None:
+def check_image_size(loaded: LoadedModel, pixels: int) -> None:
     """Towers of tokens take one size, others multiples of their cells.
 
     Raises:

@@ -69,7 +69,7 @@ def contrast(
     return (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
 
 
-def gathered(vectors: Tensor, sizes: Sequence[int]) -> Tensor:
+def gather_vectors(vectors: Tensor, sizes: Sequence[int]) -> Tensor:
     """The vectors of all processes, in their order, for a loss over all pairs; this process's own when it is alone.
 
     Every process computes the same loss and has the gradient of its own vectors, times the number of processes, as

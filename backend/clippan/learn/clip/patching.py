@@ -30,38 +30,38 @@ from clippan.core.errors import Cancelled, ClippanError
 from clippan.core.messages import Message
 from clippan.core.texts import join_names
 from clippan.jobs.finetune import AlphaPoint, ClassGain, FinetuneClipRequest
-from clippan.learn.clip import chips as chipped
+from clippan.learn.clip import chips
 from clippan.learn.clip.chips import Chips, Split
-from clippan.learn.clip.farslip import FEWEST, optimiser
+from clippan.learn.clip.farslip import MIN_STEPS, adamw
 from clippan.learn.loop import TrainingLoop
 from clippan.learn.optimisation import optimiser_step, warmup_cosine
 from clippan.raster.scene import SceneOptions
 
-_LOGGED, _KEPT = 10, 50  # steps that a row of the curves is the mean of, and between checkpoints
+_LOG_EVERY, _CHECKPOINT_EVERY = 10, 50  # steps that a row of the curves is the mean of, and between checkpoints
 _WARMUP = 0.1  # part of the steps
 _SMOOTHING = 0.1  # of the labels, so that a few hundred chips do not drive the logits apart
-_STEP = 0.1  # of alpha, along the curve
-_DEFAULT = 0.5  # alpha where no control set tells how far to go: the best of the paper's
-_LOOKED = 32  # pictures at a time, at most
+_ALPHA_STEP = 0.1  # of alpha, along the curve
+_DEFAULT_ALPHA = 0.5  # alpha where no control set tells how far to go: the best of the paper's
+_ENCODE_BATCH = 32  # pictures at a time, at most
 
 
 @dataclass(frozen=True)
-class Quiz:
+class ClassificationTask:
     """Chips that are asked what they show, among their own classes.
 
     Attributes:
         chips: all.
         split: which of them choose, and which measure.
-        head: the words of the classes, unit vectors (classes, width).
+        zero_shot_weights: the words of the classes, unit vectors (classes, width).
     """
 
     chips: Chips
     split: Split
-    head: Tensor
+    zero_shot_weights: Tensor
 
 
 @contextlib.contextmanager
-def memory(batch: int) -> Iterator[None]:
+def explain_memory_errors(batch: int) -> Iterator[None]:
     """Says in a sentence that the GPU's memory did not suffice.
 
     Args:
@@ -82,7 +82,7 @@ def memory(batch: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ending(steps: int) -> Iterator[None]:
+def resumable(steps: int) -> Iterator[None]:
     """What follows the last step, and can be cancelled.
 
     Args:
@@ -97,9 +97,9 @@ def ending(steps: int) -> Iterator[None]:
         raise Cancelled(Message("Cancelled after step {steps}; run the same command to resume.", steps=steps)) from None
 
 
-def read_quizzes(
+def read_tasks(
     request: FinetuneClipRequest, loaded: LoadedModel, pixels: int, context: Context
-) -> tuple[Quiz, Optional[Quiz]]:
+) -> tuple[ClassificationTask, Optional[ClassificationTask]]:
     """The task and the control set."""
     base = find_model(request.model)
     if base.channels and (not request.samples or request.control):
@@ -111,7 +111,7 @@ def read_quizzes(
         )
     if request.samples:
         look = SceneOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
-        task = chipped.places(
+        labelled = chips.chips_from_samples(
             request.data,
             look,
             base.channels,
@@ -124,50 +124,50 @@ def read_quizzes(
             context,
         )
     else:
-        task = chipped.pictures(request.data, context)
-    control = chipped.pictures(request.control, context) if request.control else None
-    words = _words(request.words, [task, *([control] if control else [])])
-    task, control = task.called(words), control.called(words) if control else None
-    parts = chipped.divide(task, request.held, request.measured, request.seed)
+        labelled = chips.chips_from_folders(request.data, context)
+    control = chips.chips_from_folders(request.control, context) if request.control else None
+    words = _words(request.words, [labelled, *([control] if control else [])])
+    labelled, control = labelled.renamed(words), control.renamed(words) if control else None
+    parts = chips.split_without_overlap(labelled, request.held, request.measured, request.seed)
     if not len(parts.test):
         raise ClippanError(
             "No class has three chips or more that lie apart (a polygon's and those of near points stay together), so "
             "nothing can be held out to measure with; add some."
         )
-    quiz = Quiz(task, parts, head(loaded, task.names))
+    task = ClassificationTask(labelled, parts, zero_shot_weights(loaded, labelled.names))
     if control is None:
-        return quiz, None
-    halves = chipped.split(control, 0.5, request.measured, request.seed, trains=False)
+        return task, None
+    halves = chips.split(control, 0.5, request.measured, request.seed, trains=False)
     if not len(halves.test):
         raise ClippanError(
             "The control set {control} has one picture of each class; add another of some.", control=request.control
         )
-    return quiz, Quiz(control, halves, head(loaded, control.names))
+    return task, ClassificationTask(control, halves, zero_shot_weights(loaded, control.names))
 
 
-def _words(text: str, quizzes: Sequence[Chips]) -> dict[str, str]:
+def _words(text: str, tasks: Sequence[Chips]) -> dict[str, str]:
     """What classes are called, by the names that their folders or samples have, however these are written."""
     if not text:
         return {}
     given = texts.parse_legend(text, "list of words")
-    names = [name for chips in quizzes for name in chips.names]
-    plain = {_plain(name): name for name in names}
-    unknown = [name for name in given if _plain(name) not in plain]
+    names = [name for each in tasks for name in each.names]
+    plain = {_normalised(name): name for name in names}
+    unknown = [name for name in given if _normalised(name) not in plain]
     if unknown:
         raise ClippanError(
             "There is no class {unknown} to give words to; the classes are {names}.",
             unknown=join_names(unknown),
             names=join_names(names),
         )
-    return {plain[_plain(name)]: word for name, word in given.items()}
+    return {plain[_normalised(name)]: word for name, word in given.items()}
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
     return "".join(sign for sign in name.lower() if sign.isalnum())
 
 
 @torch.no_grad()
-def head(loaded: LoadedModel, names: Sequence[str]) -> Tensor:
+def zero_shot_weights(loaded: LoadedModel, names: Sequence[str]) -> Tensor:
     """The frozen classifier: unit vectors (classes, width) of names, averaged over the templates."""
     sentences = [template.format(name) for name in names for template in TEMPLATES]
     device = next(loaded.model.parameters()).device
@@ -175,7 +175,7 @@ def head(loaded: LoadedModel, names: Sequence[str]) -> Tensor:
     return functional.normalize(found.view(len(names), len(TEMPLATES), -1).mean(1), dim=-1)
 
 
-def ready(loaded: LoadedModel, pictures: np.ndarray, device: torch.device) -> Tensor:
+def preprocessed(loaded: LoadedModel, pictures: np.ndarray, device: torch.device) -> Tensor:
     """Pictures (n, bands, edge, edge), bytes or 0 to 1, as the image tower takes them."""
     values = torch.from_numpy(pictures).to(device)
     values = values.float().div_(255) if pictures.dtype == np.uint8 else values.clone()
@@ -185,7 +185,7 @@ def ready(loaded: LoadedModel, pictures: np.ndarray, device: torch.device) -> Te
     return values.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
-class Tuning(TrainingLoop):
+class FineTuning(TrainingLoop):
     """The tuning of the image tower.
 
     Args:
@@ -204,35 +204,35 @@ class Tuning(TrainingLoop):
         self,
         request: FinetuneClipRequest,
         loaded: LoadedModel,
-        task: Quiz,
+        task: ClassificationTask,
         pixels: int,
         device: torch.device,
         context: Context,
     ) -> None:
         self._request, self._loaded, self._task, self._pixels, self._device = request, loaded, task, pixels, device
         count = len(task.split.train)
-        self.steps = request.steps or max(count * request.epochs // request.batch, FEWEST)
-        super().__init__(Path(request.output), self.steps, 0, context, _LOGGED, _KEPT)
+        self.steps = request.steps or max(count * request.epochs // request.batch, MIN_STEPS)
+        super().__init__(Path(request.output), self.steps, 0, context, _LOG_EVERY, _CHECKPOINT_EVERY)
         context.log(f"{count} chips of {len(task.chips.names)} classes, {self.steps} steps.")
         for name, value in loaded.model.named_parameters():
             value.requires_grad_(name.startswith("visual."))
         loaded.model.visual.to(memory_format=torch.channels_last)
         self._scale = loaded.model.logit_scale.detach().exp()
-        self._optimiser = optimiser(loaded.model.visual, request.rate, request.weight_decay)
+        self._optimiser = adamw(loaded.model.visual, request.rate, request.weight_decay)
         self._scheduler = warmup_cosine(self._optimiser, self.steps, int(_WARMUP * self.steps))
 
     def sample_batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Chips, turned over by chance, and their classes."""
         train, batch = self._task.split.train, self._request.batch
         rng = np.random.default_rng([self._request.seed, 1, step])
-        numbers = train[turns(len(train), batch, step, self._request.seed)]
-        seen = [turned(self._task.chips.read(int(number), self._pixels), rng) for number in numbers]
+        numbers = train[epoch_indices(len(train), batch, step, self._request.seed)]
+        seen = [augmented(self._task.chips.read(int(number), self._pixels), rng) for number in numbers]
         return np.stack(seen), self._task.chips.labels[numbers]
 
     def train_step(self, step: int, batch: tuple[np.ndarray, np.ndarray]) -> Mapping[str, Tensor]:
         pictures, labels = batch
-        vectors = self._loaded.model.encode_image(ready(self._loaded, pictures, self._device)).float()
-        logits = self._scale * functional.normalize(vectors, dim=-1) @ self._task.head.T
+        vectors = self._loaded.model.encode_image(preprocessed(self._loaded, pictures, self._device)).float()
+        logits = self._scale * functional.normalize(vectors, dim=-1) @ self._task.zero_shot_weights.T
         truth = torch.from_numpy(labels).long().to(self._device)
         loss = functional.cross_entropy(logits, truth, label_smoothing=_SMOOTHING)
         optimiser_step(self._loaded.model.visual, self._optimiser, self._scheduler, loss)
@@ -251,14 +251,14 @@ class Tuning(TrainingLoop):
         self._scheduler.load_state_dict(state["scheduler"])
 
 
-def turns(count: int, batch: int, step: int, seed: int) -> np.ndarray:
+def epoch_indices(count: int, batch: int, step: int, seed: int) -> np.ndarray:
     """Which of so many chips a step takes, (batch,): each once in every epoch, in an order of the epoch's own."""
     epochs, positions = np.divmod(np.arange(step * batch, (step + 1) * batch), count)
     orders = {epoch: np.random.default_rng([seed, 0, epoch]).permutation(count) for epoch in np.unique(epochs)}
     return np.array([orders[epoch][position] for epoch, position in zip(epochs, positions)])
 
 
-def turned(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def augmented(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A picture (bands, edge, edge), turned by a right angle or several and mirrored by chance: the same place."""
     picture = np.rot90(picture, int(rng.integers(4)), (1, 2))
     return np.ascontiguousarray(picture[:, :, ::-1] if rng.random() < 0.5 else picture)
@@ -269,7 +269,9 @@ def copied_weights(loaded: LoadedModel) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def mix(visual: torch.nn.Module, before: Mapping[str, Tensor], after: Mapping[str, Tensor], alpha: float) -> None:
+def interpolate_weights(
+    visual: torch.nn.Module, before: Mapping[str, Tensor], after: Mapping[str, Tensor], alpha: float
+) -> None:
     """Sets a tower's weights to (1 − α)·before + α·after; whole numbers, which count something, stay as before."""
     mixed = {
         name: (1 - alpha) * value + alpha * after[name] if value.is_floating_point() else value
@@ -282,23 +284,23 @@ def alpha_curve(
     request: FinetuneClipRequest,
     loaded: LoadedModel,
     ends: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
-    task: Quiz,
-    control: Optional[Quiz],
+    task: ClassificationTask,
+    control: Optional[ClassificationTask],
     pixels: int,
     context: Context,
 ) -> tuple[list[AlphaPoint], dict[float, list[np.ndarray]]]:
     """The points of the curve, and by alpha which of the measuring chips of each set were right."""
-    alphas = {round(_STEP * number, 6) for number in range(round(1 / _STEP) + 1)}
+    alphas = {round(_ALPHA_STEP * number, 6) for number in range(round(1 / _ALPHA_STEP) + 1)}
     alphas |= {request.alpha} if request.alpha is not None else set()
     points, kept = [], {}
     for number, alpha in enumerate(sorted(alphas)):
         part = context.part(100 * number / len(alphas), 100 * (number + 1) / len(alphas))
-        mix(loaded.model.visual, *ends, alpha)
+        interpolate_weights(loaded.model.visual, *ends, alpha)
         chosen: list[np.ndarray] = []
         measured: list[np.ndarray] = []
-        for quiz in filter(None, (task, control)):
-            for split, hits in ((quiz.split.validation, chosen), (quiz.split.test, measured)):
-                hits.append(right(loaded, quiz, split, pixels, request.batch, part))
+        for each in filter(None, (task, control)):
+            for numbers, hits in ((each.split.validation, chosen), (each.split.test, measured)):
+                hits.append(correct_predictions(loaded, each, numbers, pixels, request.batch, part))
         part.progress(100, Message("Measured at α = {alpha:g}", alpha=alpha))
         kept[alpha] = measured
         shares = [[float(hits.mean()) if len(hits) else 0.0 for hits in found] for found in (measured, chosen)]
@@ -308,34 +310,36 @@ def alpha_curve(
 
 
 @torch.inference_mode()
-def right(
-    loaded: LoadedModel, quiz: Quiz, numbers: np.ndarray, pixels: int, batch: int, context: Context
+def correct_predictions(
+    loaded: LoadedModel, task: ClassificationTask, numbers: np.ndarray, pixels: int, batch: int, context: Context
 ) -> np.ndarray:
     """Which chips are named right, (n,); so many at a time as a step takes."""
-    found, device, looked = [], quiz.head.device, min(batch, _LOOKED)
-    for start in range(0, len(numbers), looked):
+    found, device, size = [], task.zero_shot_weights.device, min(batch, _ENCODE_BATCH)
+    for start in range(0, len(numbers), size):
         context.check()
-        part = numbers[start : start + looked]
-        pictures = np.stack([quiz.chips.read(int(number), pixels) for number in part])
-        vectors = loaded.model.encode_image(ready(loaded, pictures, device)).float()
-        found.append((vectors @ quiz.head.T).argmax(1).cpu().numpy() == quiz.chips.labels[part])
+        part = numbers[start : start + size]
+        pictures = np.stack([task.chips.read(int(number), pixels) for number in part])
+        vectors = loaded.model.encode_image(preprocessed(loaded, pictures, device)).float()
+        found.append((vectors @ task.zero_shot_weights.T).argmax(1).cpu().numpy() == task.chips.labels[part])
     return np.concatenate(found) if found else np.empty(0, bool)
 
 
-def choose(points: Sequence[AlphaPoint], keep: float) -> float:
+def choose_alpha(points: Sequence[AlphaPoint], keep: float) -> float:
     """The alpha that is best on the task among those that keep so much of the old accuracy on the control set; of
     equals the smallest. Both by the validation part. Without a control set 0.5, as nothing says how far to go."""
     old = points[0].control_validation
     if old is None:
-        return _DEFAULT
+        return _DEFAULT_ALPHA
     able = [point for point in points if (point.control_validation or 0.0) >= keep * old]  # the first always is
     return max(able, key=lambda point: (point.task_validation, -point.alpha)).alpha
 
 
-def class_gains(quiz: Quiz, number: int, before: list[np.ndarray], after: list[np.ndarray]) -> list[ClassGain]:
-    labels = quiz.chips.labels[quiz.split.test]
+def class_gains(
+    task: ClassificationTask, number: int, before: list[np.ndarray], after: list[np.ndarray]
+) -> list[ClassGain]:
+    labels = task.chips.labels[task.split.test]
     gains = []
-    for label, name in enumerate(quiz.chips.names):
+    for label, name in enumerate(task.chips.names):
         own = labels == label
         shares = [float(hits[number][own].mean()) if own.any() else None for hits in (before, after)]
         gains.append(ClassGain(name, bool(number), int(own.sum()), *shares))

@@ -19,7 +19,7 @@ from clippan.core.context import Context
 from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
 from clippan.jobs.align import AlignSensorRequest
-from clippan.learn.clip.chips import corners, meeting
+from clippan.learn.clip.chips import boxes_overlap, window_boxes
 from clippan.raster import source as sources
 from clippan.raster.alpha import alpha_notes
 from clippan.raster.grid import Grid
@@ -29,12 +29,12 @@ from clippan.raster.regrid import warp, warp_extent
 from clippan.raster.scene import Scene, SceneOptions, transform_extent
 from clippan.raster.tiles import Window
 
-_MOST = 20_000  # chips to train on; of more, so many are drawn
-_MOST_HELD = 2_000
-_VALID = 0.9  # of a chip's pixels, in both rasters
+_MAX_TRAIN = 20_000  # chips to train on; of more, so many are drawn
+_MAX_HELD_OUT = 2_000
+_MIN_VALID = 0.9  # of a chip's pixels, in both rasters
 _PERCENTILES = (1.0, 99.0)
 _SENSOR = "raster of the sensor"
-_TOUCHING = 0.01  # of a raster's land: neighbours share so much of a border
+_NEGLIGIBLE_OVERLAP = 0.01  # of a raster's land: neighbours share so much of a border
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Chip:
 def overlaps(chips: Sequence[Chip]) -> np.ndarray:
     """Which chips share pixels with which others, bool (n, n); none with itself."""
     pairs = np.array([chip.pair for chip in chips])
-    boxes = corners([chip.window for chip in chips])
-    return (pairs[:, None] == pairs) & meeting(boxes, boxes) & ~np.eye(len(chips), dtype=bool)
+    boxes = window_boxes([chip.window for chip in chips])
+    return (pairs[:, None] == pairs) & boxes_overlap(boxes, boxes) & ~np.eye(len(chips), dtype=bool)
 
 
 @dataclass
-class Pairs:
+class RasterPairs:
     """Rasters in pairs on the teacher's pixels, open once in each thread.
 
     Attributes:
@@ -78,7 +78,7 @@ class Pairs:
         self.pictures = tuple(Scene(path, self.look).shown for path in self.teachers)
 
     @classmethod
-    def of(cls, request: AlignSensorRequest, folder: Path, context: Context) -> Pairs:
+    def open(cls, request: AlignSensorRequest, folder: Path, context: Context) -> RasterPairs:
         """Those of a request.
 
         Args:
@@ -90,8 +90,8 @@ class Pairs:
             ClippanError: they do not lie on each other, have other bands than asked for, or a band says nothing.
         """
         look = SceneOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
-        numbers, names, total, colours = _bands(request)
-        laid: list[str] = []
+        numbers, names, total, colours = _sensor_bands(request)
+        warped: list[str] = []
         hints: list[str] = []
         pairs = list(zip(request.teacher_rasters, request.sensor_rasters))
         for number, (teacher, sensor) in enumerate(pairs):
@@ -99,13 +99,13 @@ class Pairs:
                 100 * number / len(pairs), Message("Laying {name} on the teacher's raster", name=Path(sensor).name[:80])
             )
             target = str(folder / f"{number}.vrt")
-            hints.extend(lay(sensor, numbers, Scene(teacher, look).own_grid, request.nodata, target))
-            laid.append(target)
-        learned = [path for number, path in enumerate(laid, 1) if number not in request.test]
+            hints.extend(warp_to_grid(sensor, numbers, Scene(teacher, look).own_grid, request.nodata, target))
+            warped.append(target)
+        learned = [path for number, path in enumerate(warped, 1) if number not in request.test]
         low, high = _ranges(request, learned, names)
         channels = Channels(names, low, high, numbers, total)
-        told_of = (*hints, *_known_land(request))
-        return cls(request.teacher_rasters, laid, look, channels, colours, told_of)
+        told_of = (*hints, *_shared_land_hints(request))
+        return cls(request.teacher_rasters, warped, look, channels, colours, told_of)
 
     def chips(self, request: AlignSensorRequest, pixels: int, context: Context) -> tuple[list[Chip], list[Chip]]:
         """To train on, which overlap, and to measure with, which touch each other and nothing of the others.
@@ -138,32 +138,32 @@ class Pairs:
                     down=down,
                 )
             step = [max(round(edge * (1 - request.overlap)), 1) for edge in (across, down)]
-            train += _cut(pair, across, down, 0, border, width, step)
-            held += _cut(pair, across, down, border, height, width, [across, down])
+            train += _chips_between(pair, across, down, 0, border, width, step)
+            held += _chips_between(pair, across, down, border, height, width, [across, down])
         rng = np.random.default_rng([request.seed, 5])
         found = []
-        for number, (chips, most) in enumerate(((train, _MOST), (held, _MOST_HELD))):
+        for number, (chips, most) in enumerate(((train, _MAX_TRAIN), (held, _MAX_HELD_OUT))):
             kept = np.sort(rng.permutation(len(chips))[:most])
             part = context.part(50 * number, 50 * (number + 1))
-            found.append([chips[place] for place in kept if self._shows(chips[place], part)])
+            found.append([chips[place] for place in kept if self._has_data(chips[place], part)])
         if not all(found):
             raise ClippanError(
                 "The rasters of the sensor show nothing where the teacher's do; check that both show the same place."
             )
         return found[0], found[1]
 
-    def _shows(self, chip: Chip, context: Context) -> bool:
+    def _has_data(self, chip: Chip, context: Context) -> bool:
         context.check()
         return all(
-            scene.pixels(chip.window, chip.window.width, chip.window.height)[1].mean() >= _VALID
+            scene.pixels(chip.window, chip.window.width, chip.window.height)[1].mean() >= _MIN_VALID
             for scene in self._open(chip.pair)
         )
 
-    def picture(self, chip: Chip, edge: int) -> np.ndarray:
+    def teacher_chip(self, chip: Chip, edge: int) -> np.ndarray:
         """What the teacher sees, uint8 (3, edge, edge)."""
         return self._open(chip.pair)[0].picture(chip.window, edge)[0]
 
-    def sensed(self, chip: Chip, edge: int) -> np.ndarray:
+    def sensor_chip(self, chip: Chip, edge: int) -> np.ndarray:
         """What the student sees, float32 (bands, edge, edge), 0 to 1."""
         return self._open(chip.pair)[1].picture(chip.window, edge)[0]
 
@@ -178,7 +178,7 @@ class Pairs:
         return known[pair]
 
 
-def _bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[str, ...], int, tuple[int, ...]]:
+def _sensor_bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[str, ...], int, tuple[int, ...]]:
     """Which bands of the sensor's rasters are taken, from 1 and without alpha, what they are called, how many there are
     in all, and which of those taken are red, green and blue."""
     first = request.sensor_rasters[0]
@@ -217,7 +217,7 @@ def _bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[str, ...
 
 
 def _ranges(
-    request: AlignSensorRequest, laid: Sequence[str], names: Sequence[str]
+    request: AlignSensorRequest, warped: Sequence[str], names: Sequence[str]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Values of each band that become 0 and 1: as asked for, or as the rasters to train on have them."""
     count = len(names)
@@ -229,9 +229,8 @@ def _ranges(
         )
     low, high = [], []
     for number, name in enumerate(names, 1):
-        values = np.concatenate([Scene(path, SceneOptions(bands=(number,))).sample()[0] for path in laid]).astype(
-            np.float64
-        )
+        samples = [Scene(path, SceneOptions(bands=(number,))).sample()[0] for path in warped]
+        values = np.concatenate(samples).astype(np.float64)
         problem = "has no data" if not len(values) else "is the same everywhere" if np.ptp(values) == 0 else ""
         if problem:
             raise ClippanError(
@@ -249,13 +248,13 @@ def _ranges(
     return tuple(low), tuple(high)
 
 
-def _known_land(request: AlignSensorRequest) -> list[str]:
+def _shared_land_hints(request: AlignSensorRequest) -> list[str]:
     """A sentence for each pair to measure with that shows land which is trained on."""
     hints: list[str] = []
     learned = [pair for pair in range(len(request.teacher_rasters)) if pair + 1 not in request.test]
     for pair, other in itertools.product(sorted({number - 1 for number in request.test}), learned):
-        part = _shared(request.teacher_rasters[pair], request.teacher_rasters[other])
-        if part > _TOUCHING:
+        part = _overlap_share(request.teacher_rasters[pair], request.teacher_rasters[other])
+        if part > _NEGLIGIBLE_OVERLAP:
             hints.append(
                 Message(
                     "Pair {pair} measures, but {part:.0%} of its land is also in pair {other}, which is trained on; "
@@ -268,7 +267,7 @@ def _known_land(request: AlignSensorRequest) -> list[str]:
     return hints
 
 
-def _shared(one: str, other: str) -> float:
+def _overlap_share(one: str, other: str) -> float:
     """The part of a raster's land that another shows, 0 to 1; without a CRS only the same file shows the same land."""
     grids = [Grid.of(sources.open_dataset(path, "raster")) for path in (one, other)]
     if not all(grid.crs and grid.geotransform for grid in grids):
@@ -289,7 +288,7 @@ def _extent(grid: Grid) -> tuple[float, float, float, float]:
     return min(x), min(y), max(x), max(y)
 
 
-def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], target: str) -> list[str]:
+def warp_to_grid(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], target: str) -> list[str]:
     """Writes a VRT of some bands of a raster on other pixels, by cubic resampling, or codes as they are; NaN beyond it.
 
     An alpha band goes with them. A value that marks gaps though nobody declared it is taken for nodata.
@@ -309,7 +308,7 @@ def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], 
     """
     (dataset,) = sources.open_datasets([path], _SENSOR, numbers)
     own = Grid.of(dataset)
-    bands = target if _alike(own, grid) else f"{target}.bands.vrt"
+    bands = target if _same_pixels(own, grid) else f"{target}.bands.vrt"
     spectral = sources.image_bands(dataset)
     chosen = [spectral[number - 1] for number in numbers]
     alpha = [number for number in range(1, dataset.RasterCount + 1) if number not in spectral][:1]
@@ -347,13 +346,13 @@ def lay(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], 
         return hints
     except RuntimeError as error:
         raise ClippanError(
-            "The raster {path} cannot be laid on the teacher's ({reason}); check its CRS.",
+            "The raster {path} cannot be warped on the teacher's ({reason}); check its CRS.",
             path=path,
             reason=one_line(error),
         ) from error
 
 
-def _alike(one: Grid, other: Grid) -> bool:
+def _same_pixels(one: Grid, other: Grid) -> bool:
     """Whether both have the same pixels."""
     if (one.width, one.height) != (other.width, other.height):
         return False
@@ -362,7 +361,9 @@ def _alike(one: Grid, other: Grid) -> bool:
     return one.shares_crs(other) and one.offset_in(other, 0.01) == (0, 0)
 
 
-def _cut(pair: int, across: int, down: int, first: int, last: int, width: int, step: Sequence[int]) -> list[Chip]:
+def _chips_between(
+    pair: int, across: int, down: int, first: int, last: int, width: int, step: Sequence[int]
+) -> list[Chip]:
     """Chips between two rows."""
     return [
         Chip(pair, Window(x, y, across, down))
