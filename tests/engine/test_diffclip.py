@@ -190,14 +190,14 @@ def test_a_saved_encoder_is_the_same(tmp_path: Path) -> None:
 def test_what_is_no_encoder_is_told_in_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "scene.safetensors"
     path.write_bytes(b"no tensors")
-    with pytest.raises(ClippanError, match="cannot be read as an encoder") as error:
+    with pytest.raises(ClippanError, match="cannot be read as a scene encoder") as error:
         scene_encoder.load(path, CPU)
     assert "\n" not in str(error.value)
 
 
 def test_other_rasters_than_the_encoders_are_refused() -> None:
     known = learned()
-    with pytest.raises(ClippanError, match="knows rasters of 9 and 1 bands, but those given have 1 and 9"):
+    with pytest.raises(ClippanError, match=r"rasters with 9 \+ 1 bands, but the given rasters have 1 \+ 9 bands"):
         known.map(known.modalities[::-1])
 
 

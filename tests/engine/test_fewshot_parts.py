@@ -1,4 +1,4 @@
-"""What maps from samples are made of: folds, figures, rivals."""
+"""What maps from samples are made of: folds, figures, baselines."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_the_votes_of_the_svm_are_those_of_its_pairs() -> None:
 
 
 def test_the_svm_needs_little_memory_for_many_classes_or_vectors(monkeypatch) -> None:
-    monkeypatch.setattr(baselines, "_MEMORY", 2**22)
+    monkeypatch.setattr(baselines, "_CHUNK_MEMORY", 2**22)
     for classes, each in ((120, 3), (2, 1000)):
         rng = np.random.default_rng(0)
         labels = np.repeat(np.arange(classes), each)
@@ -117,7 +117,7 @@ def test_the_svm_needs_little_memory_for_many_classes_or_vectors(monkeypatch) ->
 
 @pytest.mark.parametrize("method", [Classifier.SVM, Classifier.RF, Classifier.LINEAR, Classifier.TIP, Classifier.TIP_F])
 def test_a_rival_hears_that_the_user_cancels(method, monkeypatch) -> None:
-    monkeypatch.setattr(baselines, "_ROWS", 16)
+    monkeypatch.setattr(baselines, "_CHUNK", 16)
     features, labels = clusters()
     texts = np.eye(3, 6, dtype=np.float32)
     asked = []

@@ -1,9 +1,8 @@
-"""The rivals: classifiers of single pixels by what is known of each, honest baselines for few samples.
+"""Baselines for DiffCLIP: classifiers of single pixels.
 
-On spectra: support vector machines (Cortes and Vapnik 1995; on hyperspectral pixels Melgani and Bruzzone 2004), with
-the local mean beside each band as the plainest of spatial features, and random forests (Breiman 2001). On CLIP's
-features: a linear probe (Radford et al. 2021), Tip-Adapter and Tip-Adapter-F (Zhang et al. 2022). All work on arrays;
-none knows of files.
+On spectra: support vector machines (Cortes and Vapnik 1995; on hyperspectral pixels Melgani and Bruzzone 2004), also
+with the local mean of each band as the simplest spatial feature, and random forests (Breiman 2001). On CLIP's features:
+a linear probe (Radford et al. 2021), Tip-Adapter and Tip-Adapter-F (Zhang et al. 2022).
 """
 
 from __future__ import annotations
@@ -24,29 +23,25 @@ from clippan.core.cancellable import run_cancellable
 from clippan.core.context import Context
 from clippan.jobs.classify import Classifier
 
-LOCAL_MEAN_SIZE = 9  # edge of the window of a local mean, in pixels
-_PENALTY = 100.0  # of the SVM, as in the baselines of few-shot papers
-_FIRM = 4.0  # a decision at the margin, 1, is a vote of 98 %
+LOCAL_MEAN_SIZE = 9  # edge in pixels of the window of a local mean
+_SVM_C = 100.0  # as in the baselines of few-shot papers
+_VOTE_SLOPE = 4.0  # a decision at the margin, 1, is a vote of 98 %
 _TREES = 100
-_PROBE = 100.0  # inverse weight of the linear probe's regularisation
+_PROBE_C = 100.0  # inverse strength of the linear probe's regularisation
 _ALPHA, _BETA = 1.0, 5.5  # of Tip-Adapter: weight and sharpness of the cache, as published
-_SCALE = 100.0  # of the text's cosines, as CLIP was trained
-_SHOTS = 16  # of a class that count in full in the cache; more of them share that weight
+_LOGIT_SCALE = 100.0  # factor of the cosines with texts, as CLIP was trained
+_SHOTS = 16  # samples of a class with full weight in the cache; more samples share that weight
 _RATE, _EPOCHS, _BATCH = 1e-3, 20, 256  # of Tip-Adapter-F, as published
-_ROWS = 8192  # pixels that are looked at between two questions whether the user cancels
-_MEMORY = 2**27  # bytes that a thread needs for them, about
-_SILENT = Context()  # tells nobody, and is never cancelled
+_CHUNK = 8192  # pixels classified between two checks for cancellation, at most
+_CHUNK_MEMORY = 2**27  # bytes that a thread needs for a chunk, about
+_SILENT = Context()  # neither reports nor cancels
 
 
 class PixelClassifier(Protocol):
-    """A classifier that has learned."""
+    """A fitted classifier of pixels."""
 
     def probabilities(self, features: np.ndarray, context: Context = _SILENT) -> np.ndarray:
-        """Of each class (n, classes), float32, which sum up to 1, for features (n, width).
-
-        Raises:
-            Cancelled: the user has cancelled, which is noticed within some thousands of rows.
-        """
+        """Class probabilities, float32 (n, classes), of features (n, width). The context may cancel."""
 
 
 def fit(
@@ -59,25 +54,22 @@ def fit(
     seed: int = 0,
     context: Context = _SILENT,
 ) -> PixelClassifier:
-    """Learns from samples.
+    """Fits a classifier to samples.
 
     Args:
         method: any but auto and diffclip.
-        features: float32 (n, width): for svm, svm-mean and rf standardised bands, for the others CLIP's.
-        labels: 0 to ``classes`` - 1, (n,); two of them or more.
-        classes: how many there are.
-        texts: for tip and tip-f the classes' words, vectors of length 1, float32 (classes, width).
-        seed: of what is drawn.
+        features: float32 (n, width): standardised bands for svm, svm-mean and rf, CLIP features for the others.
+        labels: 0 to ``classes`` - 1, (n,); at least two different ones.
+        classes: number of classes.
+        texts: for tip and tip-f, unit vectors of the classes' texts, float32 (classes, width).
+        seed: of the random forest and of Tip-Adapter-F.
         context: may cancel, which is noticed within a second.
-
-    Raises:
-        Cancelled: the user has cancelled.
     """
     if method in (Classifier.TIP, Classifier.TIP_F):
         assert texts is not None
         return _TipAdapter.of(features, labels, texts, method is Classifier.TIP_F, seed, context)
     if method is Classifier.LINEAR:
-        probe = LogisticRegression(C=_PROBE, max_iter=500)
+        probe = LogisticRegression(C=_PROBE_C, max_iter=500)
         return _SklearnClassifier(
             run_cancellable(lambda: probe.fit(_unit_length(features), labels), context), classes, True
         )
@@ -93,9 +85,9 @@ def flatten_bands(modalities: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def local_means(modalities: Sequence[np.ndarray], valid: np.ndarray, size: int = LOCAL_MEAN_SIZE) -> list[np.ndarray]:
-    """Local means of the valid pixels, in squares of ``size``: arrays of the same shapes. 0 where there is none.
+    """Local means of the valid pixels in squares of ``size``, arrays of the same shapes; 0 where there are none.
 
-    Shifted sums rather than running ones, so that a pixel's mean does not depend on the window that it is read in.
+    They are sums of shifted arrays, not running sums, so that the mean of a pixel does not depend on the window read.
     """
     weights = _box_sum(valid.astype(np.float32)[None], size)
     return [_box_sum(values * valid, size) / np.maximum(weights, 1) for values in modalities]
@@ -103,24 +95,23 @@ def local_means(modalities: Sequence[np.ndarray], valid: np.ndarray, size: int =
 
 def _box_sum(values: np.ndarray, size: int) -> np.ndarray:
     for axis in (1, 2):
-        around = [(0, 0)] * 3
-        around[axis] = (size // 2, size // 2)
-        padded, length = np.pad(values, around), values.shape[axis]
+        padding = [(0, 0)] * 3
+        padding[axis] = (size // 2, size // 2)
+        padded, length = np.pad(values, padding), values.shape[axis]
         shifted = (padded.take(range(start, start + length), axis) for start in range(size))
         values = sum(shifted, np.zeros_like(values))
     return values
 
 
-def _in_row_batches(
-    work: Callable[[np.ndarray], np.ndarray], features: np.ndarray, numbers: int, context: Context
+def _in_chunks(
+    predict: Callable[[np.ndarray], np.ndarray], features: np.ndarray, values_per_row: int, context: Context
 ) -> np.ndarray:
-    """What ``work`` makes of features (n, width), of some rows at a time, for each of which it needs the memory of so
-    many ``numbers`` of 4 bytes."""
-    rows = min(max(_MEMORY // (4 * numbers), 1), _ROWS)
+    """Applies ``predict``, which needs memory for ``values_per_row`` float32, to chunks of features (n, width)."""
+    rows = min(max(_CHUNK_MEMORY // (4 * values_per_row), 1), _CHUNK)
     parts = []
     for start in range(0, max(len(features), 1), rows):
         context.check()
-        parts.append(work(features[start : start + rows]))
+        parts.append(predict(features[start : start + rows]))
     return np.concatenate(parts)
 
 
@@ -130,38 +121,37 @@ def _unit_length(features: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _SklearnClassifier:
-    """One of scikit-learn's with probabilities of its own."""
+    """A classifier of scikit-learn that predicts probabilities."""
 
     estimator: Any
     classes: int
     unit: bool
 
     def probabilities(self, features: np.ndarray, context: Context = _SILENT) -> np.ndarray:
-        return _in_row_batches(self._rows_probabilities, features, 2 * features.shape[1] + 8 * self.classes, context)
+        return _in_chunks(self._predict, features, 2 * features.shape[1] + 8 * self.classes, context)
 
-    def _rows_probabilities(self, features: np.ndarray) -> np.ndarray:
+    def _predict(self, features: np.ndarray) -> np.ndarray:
         found = np.zeros((len(features), self.classes), np.float32)
-        found[:, self.estimator.classes_] = self.estimator.predict_proba(
-            _unit_length(features) if self.unit else features
-        )
+        inputs = _unit_length(features) if self.unit else features
+        found[:, self.estimator.classes_] = self.estimator.predict_proba(inputs)
         return found
 
 
 @dataclass(frozen=True)
 class _Svm:
-    """A support vector machine with a radial basis function, one class against another, which vote.
+    """A support vector machine with a radial basis function and one-against-one voting.
 
-    Its kernel is one matrix product for many pixels, some ten times faster than libsvm's own prediction.
+    Its kernel is one matrix product for many pixels, about ten times faster than libsvm's own prediction.
 
     Attributes:
         mean, std: of the features, (width,).
-        vectors: the support vectors, those of one class after those of another, (vectors, width).
-        class_ends: where those of each class end, (known,).
+        vectors: the support vectors, class after class, (vectors, width).
+        class_ends: where the support vectors of each class end, (known,).
         gamma: of the radial basis function.
-        weights: of each vector where its class is against another, (known, vectors); 0 against its own.
+        weights: of each vector against each class, (known, vectors); 0 against its own.
         offsets: of each pair of classes, (pairs,).
-        known: the classes that there were samples of, (known,).
-        classes: how many there are.
+        known: the classes with samples, (known,).
+        classes: number of all classes.
     """
 
     mean: np.ndarray
@@ -176,75 +166,74 @@ class _Svm:
 
     @classmethod
     def of(cls, features: np.ndarray, labels: np.ndarray, classes: int, context: Context) -> _Svm:
-        """Fitted to features that are standardised once more over the samples: means vary less than pixels."""
+        """Fits to features standardised over the samples, as local means vary less than pixels."""
         mean, std = features.mean(axis=0), features.std(axis=0)
         std = np.where(std > 0, std, 1).astype(np.float32)
-        ready = (features - mean) / std
-        gamma = 1 / max(ready.shape[1] * float(ready.var()), 1e-9)  # what scikit-learn calls "scale"
-        svc = SVC(C=_PENALTY, gamma=gamma, cache_size=500)
-        machine = run_cancellable(lambda: svc.fit(ready, labels), context)
+        standardised = (features - mean) / std
+        gamma = 1 / max(standardised.shape[1] * float(standardised.var()), 1e-9)  # "scale" in scikit-learn
+        svc = SVC(C=_SVM_C, gamma=gamma, cache_size=500)
+        machine = run_cancellable(lambda: svc.fit(standardised, labels), context)
         known, class_ends = machine.classes_, np.cumsum(machine.n_support_)
         vectors = machine.support_vectors_.astype(np.float32)
         weights = np.zeros((len(known), len(vectors)), np.float32)
-        for own, at in enumerate(_slices(class_ends)):
-            weights[np.arange(len(known)) != own, at] = machine.dual_coef_[:, at]
-        sign = -1 if len(known) == 2 else 1  # scikit-learn turns the only pair round
+        for label, own in enumerate(_slices(class_ends)):
+            weights[np.arange(len(known)) != label, own] = machine.dual_coef_[:, own]
+        sign = -1 if len(known) == 2 else 1  # scikit-learn swaps the classes of the only pair
         offsets = np.asarray(sign * machine.intercept_, np.float32)
         return cls(mean, std, vectors, class_ends, gamma, sign * weights, offsets, known, classes)
 
     def decisions(self, features: np.ndarray) -> np.ndarray:
-        """Of each pair (n, pairs); above 0 for the first of the two."""
+        """Decisions for each pair of classes, (n, pairs); positive for the first class of the pair."""
         features = ((features - self.mean) / self.std).astype(np.float32, copy=False)
-        near = 2 * features @ self.vectors.T  # becomes the kernel in place, for it is large
-        near -= (features**2).sum(axis=1)[:, None]
-        near -= (self.vectors**2).sum(axis=1)
-        np.minimum(near, 0, out=near)
-        near *= self.gamma
-        np.exp(near, out=near)
-        # What a class's own vectors say against each other class: most vectors say nothing of most pairs.
+        kernel = 2 * features @ self.vectors.T  # computed in place, as it is large
+        kernel -= (features**2).sum(axis=1)[:, None]
+        kernel -= (self.vectors**2).sum(axis=1)
+        np.minimum(kernel, 0, out=kernel)
+        kernel *= self.gamma
+        np.exp(kernel, out=kernel)
+        # Sums over the vectors of each class against each other class, as most vectors count in few pairs.
         count = len(self.known)
-        sides = np.empty((count, count, len(features)), np.float32)
-        for own, at in enumerate(_slices(self.class_ends)):
-            np.dot(self.weights[:, at], near[:, at].T, out=sides[own])
-        found = np.empty((len(self.offsets), len(features)), np.float32)
-        for one, at in enumerate(_pairs(count)):
-            np.add(sides[one, one + 1 :], sides[one + 1 :, one], out=found[at])
-        found += self.offsets[:, None]
-        return found.T
+        sums = np.empty((count, count, len(features)), np.float32)
+        for label, own in enumerate(_slices(self.class_ends)):
+            np.dot(self.weights[:, own], kernel[:, own].T, out=sums[label])
+        decisions = np.empty((len(self.offsets), len(features)), np.float32)
+        for first, pairs in enumerate(_pairs(count)):
+            np.add(sums[first, first + 1 :], sums[first + 1 :, first], out=decisions[pairs])
+        decisions += self.offsets[:, None]
+        return decisions.T
 
     def probabilities(self, features: np.ndarray, context: Context = _SILENT) -> np.ndarray:
-        """See Fitted: a softmax of the votes, each of them a share by how clear the decision is."""
-        numbers = 2 * (len(self.vectors) + len(self.known) ** 2 + features.shape[1])
-        return _in_row_batches(self._rows_probabilities, features, numbers, context)
+        """A softmax of the votes; each vote is split between the two classes of its pair by how clear the decision
+        is."""
+        values_per_row = 2 * (len(self.vectors) + len(self.known) ** 2 + features.shape[1])
+        return _in_chunks(self._predict, features, values_per_row, context)
 
-    def _rows_probabilities(self, features: np.ndarray) -> np.ndarray:
-        count, clear = len(self.known), self.decisions(features).T
-        clear *= _FIRM / 2
-        np.tanh(clear, out=clear)  # a share is (1 + this) / 2
+    def _predict(self, features: np.ndarray) -> np.ndarray:
+        count, decisions = len(self.known), self.decisions(features).T
+        decisions *= _VOTE_SLOPE / 2
+        np.tanh(decisions, out=decisions)  # a vote is (1 + this) / 2; softmax needs no constant half
         votes = np.zeros((count, len(features)), np.float32)
-        for one, at in enumerate(_pairs(count)):
-            votes[one] += clear[at].sum(axis=0)
-            votes[one + 1 :] -= clear[at]
+        for first, pairs in enumerate(_pairs(count)):
+            votes[first] += decisions[pairs].sum(axis=0)
+            votes[first + 1 :] -= decisions[pairs]
         found = np.zeros((len(features), self.classes), np.float32)
-        found[:, self.known] = softmax(
-            votes.T / 2, axis=1
-        )  # what all have got besides, half a vote a pair, is no matter
+        found[:, self.known] = softmax(votes.T / 2, axis=1)
         return found
 
 
 def _slices(class_ends: np.ndarray) -> list[slice]:
-    """Of things in a row, by where each ends."""
+    """Consecutive slices that end at ``class_ends``."""
     return [slice(start, end) for start, end in zip([0, *class_ends[:-1]], class_ends)]
 
 
 def _pairs(count: int) -> list[slice]:
-    """Where among all pairs, (0, 1), (0, 2) to (count - 2, count - 1), those lie whose first is 0, 1, ..."""
+    """For each class, the slice of the pairs (0, 1), (0, 2), …, (count - 2, count - 1) in which it is the first."""
     return _slices(np.cumsum(np.arange(count)[::-1]))
 
 
 @dataclass(frozen=True)
 class _TipAdapter:
-    """A cache of the samples beside the words: logits = 100 f·Wᵀ + α exp(−β (1 − f·Keysᵀ)) · Labels."""
+    """A cache of samples beside the texts: logits = 100 f·Textsᵀ + α exp(−β (1 − f·Keysᵀ)) · Values."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -254,7 +243,7 @@ class _TipAdapter:
     def of(
         cls, features: np.ndarray, labels: np.ndarray, texts: np.ndarray, tuned: bool, seed: int, context: Context
     ) -> _TipAdapter:
-        """The cache, whose keys are tuned for Tip-Adapter-F."""
+        """Builds the cache; tunes its keys for Tip-Adapter-F."""
         keys, known = torch.from_numpy(_unit_length(features).astype(np.float32)), torch.from_numpy(labels).long()
         counts = torch.bincount(known, minlength=len(texts)).clamp(min=1)
         values = functional.one_hot(known, len(texts)) * (_SHOTS / counts).clamp(max=1)
@@ -278,12 +267,12 @@ class _TipAdapter:
         return _TipAdapter(tip.keys.detach(), self.values, self.texts)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
-        """(n, classes), for features of length 1."""
-        near = torch.exp(_BETA * (features @ self.keys.T - 1))
-        return _SCALE * features @ self.texts.T + _ALPHA * near @ self.values
+        """Logits (n, classes) of unit features (n, width)."""
+        affinity = torch.exp(_BETA * (features @ self.keys.T - 1))
+        return _LOGIT_SCALE * features @ self.texts.T + _ALPHA * affinity @ self.values
 
     def probabilities(self, features: np.ndarray, context: Context = _SILENT) -> np.ndarray:
-        return _in_row_batches(self._rows_probabilities, features, 3 * (len(self.keys) + features.shape[1]), context)
+        return _in_chunks(self._predict, features, 3 * (len(self.keys) + features.shape[1]), context)
 
-    def _rows_probabilities(self, features: np.ndarray) -> np.ndarray:
+    def _predict(self, features: np.ndarray) -> np.ndarray:
         return self.logits(torch.from_numpy(_unit_length(features).astype(np.float32))).softmax(1).numpy()

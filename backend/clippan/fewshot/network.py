@@ -1,10 +1,10 @@
-"""The network of DiffCLIP: an encoder that all modalities share, and what each modality has for itself.
+"""The network of DiffCLIP: a Transformer encoder shared by all modalities, and layers of each modality.
 
-A modality is a raster of any number of bands. Its own are the stem (bands to tokens of 1 × 1 pixel), the class token,
-the positions, the embedding of the diffusion's time, and the decoder; the Transformer between is shared, so that one
-space holds all modalities (Zhang et al., DiffCLIP, 2024; the mask diffusion is that of LDS2AE, Qu et al. 2024). The
-stem begins with a fixed projection on the components of least noise (``scene_encoder.mnf_projection``), which is
-our own.
+A modality is a raster of any number of bands. Each modality has its own stem (bands to tokens of 1 × 1 pixel), class
+token, positions, embedding of the diffusion's time, and decoder; the Transformer between them is shared, so that all
+modalities lie in one feature space (Zhang et al., DiffCLIP, 2024; the mask diffusion is that of LDS2AE, Qu et al.
+2024). The fixed projection on the components of least noise (``scene_encoder.mnf_projection``), with which the stem
+starts, is an addition of this implementation.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-DIFFUSION_STEPS = 1000  # steps of the diffusion
+DIFFUSION_STEPS = 1000
 
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """How large a network is. The default is made for a CPU.
+    """Size of a network. The default is made for a CPU.
 
     Attributes:
-        window: edge of the squares of pixels that it sees, odd.
+        window: edge of the input windows in pixels, odd.
         width: of a token.
-        depth, heads, ratio: blocks of the shared encoder, their heads, and how much wider their inner layer is.
+        depth, heads, ratio: blocks of the shared encoder, their attention heads, and the width of their inner layer as
+            a multiple of ``width``.
         decoder: blocks of each modality's decoder.
-        components: the most of them that a modality's bands are reduced to.
-        shared: whether the modalities share the encoder; the ablation gives each its own.
+        components: largest number of components to which the bands of a modality are reduced.
+        shared: whether the modalities share the encoder; False gives each its own, for the ablation.
     """
 
     window: int = 11
@@ -47,8 +48,9 @@ class NetworkSize:
 PUBLISHED_SIZE = NetworkSize(width=128, depth=4, heads=8, decoder=3)
 
 
+# The names of layers and parameters in these classes are keys of saved scene encoders.
 class TransformerBlock(nn.Module):
-    """A block of a Transformer, normalised first."""
+    """A Transformer block with normalisation before attention and before the inner layer."""
 
     def __init__(self, width: int, heads: int, ratio: int) -> None:
         super().__init__()
@@ -63,18 +65,18 @@ class TransformerBlock(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (n, length, width) to tokens."""
         n, length, width = tokens.shape
-        parts = self.mix(self.before(tokens)).reshape(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(*parts.unbind(0))
-        tokens = tokens + self.out(mixed.transpose(1, 2).reshape(n, length, width))
+        queries_keys_values = self.mix(self.before(tokens)).reshape(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(*queries_keys_values.unbind(0))
+        tokens = tokens + self.out(attended.transpose(1, 2).reshape(n, length, width))
         return tokens + self.think(tokens)
 
 
 class ModalityLayers(nn.Module):
-    """What a modality has for itself.
+    """The layers that belong to one modality.
 
     Args:
         size: of the network.
-        projection: its bands' components, (components, bands); kept as it is.
+        projection: from the modality's bands to components, (components, bands); not trained.
     """
 
     def __init__(self, size: NetworkSize, projection: Tensor) -> None:
@@ -83,21 +85,21 @@ class ModalityLayers(nn.Module):
         self.projection: Tensor
         self.register_buffer("projection", projection)
         self.stem = nn.Sequential(nn.Linear(len(projection), width), nn.GELU(), nn.Linear(width, width))
-        self.summary = nn.Parameter(0.02 * torch.randn(width))
-        self.places = nn.Parameter(0.02 * torch.randn(length, width))
+        self.summary = nn.Parameter(0.02 * torch.randn(width))  # class token
+        self.places = nn.Parameter(0.02 * torch.randn(length, width))  # positions in the encoder
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.hidden = nn.Parameter(0.02 * torch.randn(width))
-        self.spots = nn.Parameter(0.02 * torch.randn(length, width))
+        self.hidden = nn.Parameter(0.02 * torch.randn(width))  # mask token
+        self.spots = nn.Parameter(0.02 * torch.randn(length, width))  # positions in the decoder
         self.decoder = nn.ModuleList(TransformerBlock(width, size.heads, size.ratio) for _ in range(size.decoder))
         self.back = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(projection)))
 
 
 class MaskDiffusion(nn.Module):
-    """Encoder and decoders.
+    """The encoder and the layers of each modality.
 
     Args:
-        size: of it.
-        projections: for each modality the components of its bands, (components, bands).
+        size: of the network.
+        projections: for each modality from bands to components, (components, bands).
     """
 
     def __init__(self, size: NetworkSize, projections: Sequence[Tensor]) -> None:
@@ -113,36 +115,35 @@ class MaskDiffusion(nn.Module):
         )
 
     def layers(self, modality: int) -> ModalityLayers:
-        """What a modality has for itself."""
+        """The layers of a modality, by its number."""
         return cast(ModalityLayers, self.owns[modality])
 
-    def encode(self, modality: int, values: Tensor, time: Tensor, seen: Tensor | None = None) -> Tensor:
+    def encode(self, modality: int, values: Tensor, time: Tensor, visible: Tensor | None = None) -> Tensor:
         """Tokens of windows.
 
         Args:
-            modality: which.
+            modality: number of the modality.
             values: components, (n, window², components).
-            time: of the diffusion, from 0 to 999, (n,).
-            seen: places of the tokens that go in, (n, visible); all by default.
+            time: of the diffusion, 0 to 999, (n,).
+            visible: indices of the pixels that the encoder gets, (n, visible); all by default.
 
         Returns:
-            The class token, and those that went in, (n, 1 + visible, width).
+            The class token and the tokens of the visible pixels, (n, 1 + visible, width).
         """
         layers = self.layers(modality)
-        places = layers.places.expand(len(values), -1, -1)
-        if seen is not None:
-            values, places = gather_tokens(values, seen), gather_tokens(places, seen)
-        summary = layers.summary + layers.time(sinusoidal_embedding(time, self.size.width))
-        tokens = torch.cat([summary[:, None], layers.stem(values) + places], dim=1)
-        found: Tensor = self.encoders[modality if len(self.encoders) > 1 else 0](tokens)
-        return found
+        positions = layers.places.expand(len(values), -1, -1)
+        if visible is not None:
+            values, positions = gather_tokens(values, visible), gather_tokens(positions, visible)
+        class_token = layers.summary + layers.time(sinusoidal_embedding(time, self.size.width))
+        tokens = torch.cat([class_token[:, None], layers.stem(values) + positions], dim=1)
+        encoded: Tensor = self.encoders[modality if len(self.encoders) > 1 else 0](tokens)
+        return encoded
 
-    def decode(self, modality: int, tokens: Tensor, seen: Tensor) -> Tensor:
-        """What a window's components are without noise and mask, (n, window², components), from ``encode``'s tokens."""
+    def decode(self, modality: int, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Components of whole windows without noise, (n, window², components), from the tokens of ``encode``."""
         layers = self.layers(modality)
-        length = len(layers.spots)
-        full = layers.hidden.expand(len(tokens), length, -1)
-        full = full.scatter(1, seen[..., None].expand(-1, -1, tokens.shape[-1]), tokens[:, 1:])
+        full = layers.hidden.expand(len(tokens), len(layers.spots), -1)
+        full = full.scatter(1, visible[..., None].expand(-1, -1, tokens.shape[-1]), tokens[:, 1:])
         full = torch.cat([tokens[:, :1], full + layers.spots], dim=1)
         for block in layers.decoder:
             full = block(full)
@@ -150,13 +151,13 @@ class MaskDiffusion(nn.Module):
         return restored
 
 
-def gather_tokens(values: Tensor, places: Tensor) -> Tensor:
-    """The tokens (n, length, width) at places (n, some)."""
-    return values.gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
+def gather_tokens(values: Tensor, indices: Tensor) -> Tensor:
+    """Tokens (n, some, width) at indices (n, some) of tokens (n, length, width)."""
+    return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def sinusoidal_embedding(time: Tensor, width: int) -> Tensor:
-    """Sines and cosines of times (n,) as (n, width)."""
+    """Sines and cosines of times (n,), as (n, width)."""
     rates = torch.exp(-math.log(10000) * torch.arange(width // 2, device=time.device) / (width // 2))
     angles = time[:, None].float() * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)

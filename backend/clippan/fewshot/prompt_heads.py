@@ -1,17 +1,17 @@
-"""The few-shot step of DiffCLIP: pixels, as a pre-trained encoder sees them, are aligned with the words of the classes.
+"""The few-shot step of DiffCLIP: features of a pre-trained scene encoder are aligned with the words of the classes.
 
-What is known of a pixel is what the encoder says of it at the diffusion's time 0, and the local means of its
-components. Small heads bring that into the space of the class prompts. Their loss is a cross-entropy over all prompts,
-in which every prompt of a sample's class is right; the authors' in-batch contrast takes two samples of a class for
-negatives of each other. Several heads vote, and a pixel's probabilities are averaged with those of similar neighbours;
-both are our own. All is fixed by the seed, and no sample beyond the shots is used to choose anything.
+The features of a pixel are the encoder's at the diffusion's time 0, and local means of its components. Small heads map
+them into the space of the class prompts. Their loss is a cross-entropy over all prompts, in which every prompt of a
+sample's class is correct; the in-batch contrast of the authors treats two samples of one class as negatives of each
+other. Several heads vote, and the probabilities of a pixel are averaged with those of similar neighbours; both are
+additions of this implementation. The seed fixes the result, and only the given samples are used for any choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 import torch
@@ -22,27 +22,27 @@ from clippan.core.context import Context
 from clippan.fewshot import scene_encoder, windows
 from clippan.fewshot.scene_encoder import SceneEncoder
 
-_WIDTH = 256  # of class vectors that are learned because there are no words
+_WIDTH = 256  # of class vectors that are learned where there are no words
 _RATE, _DECAY = 3e-3, 1e-2
-_GUIDE_VARIANCE = 0.2  # mean squared difference of components from which a neighbour counts less
-_ROWS = 16384  # pixels that a head sees at a time
-_BATCH = 1024  # samples of a step; where there are more, so many are drawn
-_PART = 64  # features whose moments are summed at a time
-_FLAT = 1e-6  # deviation of a feature that says nothing
+_GUIDE_VARIANCE = 0.2  # mean squared difference of components at which the weight of a neighbour falls to 1/e
+_CHUNK = 16384  # pixels classified at a time
+_BATCH = 1024  # samples of a training step, at most
+_FEATURE_CHUNK = 64  # features whose moments are summed at a time
+_MIN_DEVIATION = 1e-6  # of a feature
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the few-shot step does.
+    """Options of the few-shot step.
 
     Attributes:
-        encoded: use what the encoder says.
-        scales: edges of the squares whose means of the components are used, odd.
-        members: heads that vote.
-        steps: of each head's training.
-        sharpness: what cosines are multiplied by.
-        jitter: deviation of the noise on the features in training, in their own deviations.
-        smooth: radius of the neighbourhood over which probabilities are averaged, in pixels; 0 for none.
+        encoded: whether to use the features of the encoder.
+        scales: edges in pixels, odd, of the squares over which components are averaged.
+        members: number of heads that vote.
+        steps: training steps of each head.
+        sharpness: factor of the cosines in the logits.
+        jitter: standard deviation of the noise added to standardised features in training.
+        smooth: radius in pixels of the neighbourhood over which probabilities are averaged; 0 for none.
     """
 
     encoded: bool = True
@@ -55,11 +55,11 @@ class Options:
 
 
 class PromptHead(nn.Module):
-    """From features to cosines with class prompts.
+    """Maps features to cosines with the class prompts.
 
     Args:
-        features: how many.
-        texts: prompts of the classes, of length 1, (classes, prompts, width).
+        features: number of features.
+        texts: unit vectors of the prompts of the classes, (classes, prompts, width).
     """
 
     def __init__(self, features: int, texts: Tensor) -> None:
@@ -78,12 +78,12 @@ class PromptHead(nn.Module):
 
 @dataclass(frozen=True)
 class PixelFeatures:
-    """What is known of every pixel of a picture, before anything is known of classes.
+    """Features of every pixel of a window, which do not depend on the classes.
 
     Attributes:
         features: (features, height, width).
-        guide: the components, by which neighbours are compared, (components, height, width).
-        valid: which pixels show something, bool (height, width).
+        guide: components by which neighbours are compared, (components, height, width).
+        valid: bool (height, width).
     """
 
     features: Tensor
@@ -93,12 +93,11 @@ class PixelFeatures:
 
 @dataclass(frozen=True)
 class SampleFeatures:
-    """What is known of samples and of the pixels about them.
+    """Features of samples and of the pixels around them.
 
     Attributes:
-        features, guide: as of a ``PixelFeatures``, of single pixels, (pixels, features) and (pixels, components).
-        about: which of these pixels lie in the square about each sample, row by row; -1 where nothing is valid, (n,
-            edge²).
+        features, guide: as in ``PixelFeatures``, of single pixels, (pixels, features) and (pixels, components).
+        neighbours: indices of the pixels in the square around each sample, row by row; -1 for invalid ones, (n, edge²).
     """
 
     features: Tensor
@@ -109,80 +108,74 @@ class SampleFeatures:
     def at_pixels(
         cls, pixels: PixelFeatures, rows: np.ndarray, columns: np.ndarray, options: Options
     ) -> SampleFeatures:
-        """Those of a picture.
-
-        Args:
-            pixels: it.
-            rows, columns: of valid pixels, (n,).
-            options: as fitted.
-        """
+        """Features of the valid pixels at rows and columns (n,) of a window."""
         height, width = pixels.valid.shape
         steps = np.arange(-options.smooth, options.smooth + 1)
         down = np.asarray(rows)[:, None, None] + steps[:, None]
         across = np.asarray(columns)[:, None, None] + steps
-        places = torch.from_numpy(down.clip(0, height - 1) * width + across.clip(0, width - 1))
+        indices = torch.from_numpy(down.clip(0, height - 1) * width + across.clip(0, width - 1))
         inside = torch.from_numpy((down >= 0) & (down < height) & (across >= 0) & (across < width))
-        places = places.flatten(1).to(pixels.valid.device)
-        there = inside.flatten(1).to(places.device) & pixels.valid.flatten()[places]
-        used, neighbours = places.unique(return_inverse=True)
+        indices = indices.flatten(1).to(pixels.valid.device)
+        valid = inside.flatten(1).to(indices.device) & pixels.valid.flatten()[indices]
+        used, neighbours = indices.unique(return_inverse=True)
         return cls(
             pixels.features.flatten(1)[:, used].T.contiguous(),
             pixels.guide.flatten(1)[:, used].T.contiguous(),
-            torch.where(there, neighbours, -1),
+            torch.where(valid, neighbours, -1),
         )
 
     @classmethod
     def concatenated(cls, parts: Sequence[SampleFeatures], numbers: Sequence[np.ndarray]) -> SampleFeatures:
-        """Those of several pictures, in the order of the samples' numbers, of which each part has some."""
-        about, before = [], 0
+        """Features from several windows in the order of the samples, of which each part has those of some numbers."""
+        neighbours, before = [], 0
         for part in parts:
-            about.append(torch.where(part.neighbours < 0, -1, part.neighbours + before))
+            neighbours.append(torch.where(part.neighbours < 0, -1, part.neighbours + before))
             before += len(part.features)
-        order = torch.from_numpy(np.argsort(np.concatenate(numbers))).to(about[0].device)
+        order = torch.from_numpy(np.argsort(np.concatenate(numbers))).to(neighbours[0].device)
         features, guide = torch.cat([part.features for part in parts]), torch.cat([part.guide for part in parts])
-        return cls(features, guide, torch.cat(about)[order])
+        return cls(features, guide, torch.cat(neighbours)[order])
 
     def subset(self, numbers: np.ndarray) -> SampleFeatures:
-        """Some of the samples."""
+        """The samples with these numbers."""
         return replace(self, neighbours=self.neighbours[torch.from_numpy(numbers).to(self.neighbours.device)])
 
     @property
     def centres(self) -> Tensor:
-        """Which pixels the samples are, (n,)."""
+        """Indices of the pixels of the samples, (n,)."""
         return self.neighbours[:, self.neighbours.shape[1] // 2]
 
 
 class FeatureMoments:
-    """Means and deviations of features over a scene that comes in parts."""
+    """Means and deviations of features over a scene that is read in parts."""
 
     def __init__(self) -> None:
         self._count = 0
         self._sums: Optional[Tensor] = None
 
     def add(self, features: Tensor, inside: Tensor) -> None:
-        """Adds the pixels (height, width) of features (features, height, width) that are inside."""
-        parts = [part[:, inside] for part in features.split(_PART)]
+        """Adds the pixels of features (features, height, width) where ``inside`` (height, width) is true."""
+        parts = [part[:, inside] for part in features.split(_FEATURE_CHUNK)]
         sums = [torch.stack([part.sum(dim=1), part.square().sum(dim=1)]) for part in parts]
         total = torch.cat(sums, dim=1).cpu().double()
         self._count += int(inside.sum())
         self._sums = total if self._sums is None else self._sums + total
 
     def mean_and_scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The mean of each feature, and 1 over its deviation, (features,)."""
+        """The mean of each feature, and 1 / its standard deviation, (features,)."""
         assert self._sums is not None
         mean, square = self._sums / max(self._count, 1)
-        deviation = (square - mean.square()).clamp(min=0).sqrt().clamp(min=_FLAT)
+        deviation = (square - mean.square()).clamp(min=0).sqrt().clamp(min=_MIN_DEVIATION)
         return mean.float().to(device), (1 / deviation).float().to(device)
 
 
 @dataclass
 class HeadEnsemble:
-    """A map maker that has learned a few samples.
+    """A classifier fitted to a few samples.
 
     Attributes:
-        heads: that vote.
-        mean, scale: of the features over the scene.
-        options: as fitted.
+        heads: the heads that vote.
+        mean, scale: that standardise the features over the scene.
+        options: of the fit.
     """
 
     heads: list[PromptHead]
@@ -194,38 +187,32 @@ class HeadEnsemble:
     def map(self, pixels: PixelFeatures, context: Context) -> np.ndarray:
         """Probabilities of the classes, float32 (classes, height, width).
 
-        A part of a scene gives the same as the whole, ``encoder.margin`` away from the part's edges, if it begins at a
-        multiple of ``windows.STRIDE`` pixels.
-
-        Raises:
-            Cancelled: the user wants no more of it.
+        A part of a scene that begins at a multiple of ``windows.STRIDE`` pixels gives the same as the whole scene,
+        except within ``encoder.margin`` of its edges.
         """
-        found = self._probabilities(pixels.features.flatten(1).T, context)
-        shares = found.T.reshape(-1, *pixels.valid.shape)
-        return bilateral_mean(shares, pixels, self.options.smooth, context).cpu().numpy()
+        probabilities = self._probabilities(pixels.features.flatten(1).T, context).T.reshape(-1, *pixels.valid.shape)
+        return bilateral_mean(probabilities, pixels, self.options.smooth, context).cpu().numpy()
 
     @torch.inference_mode()
     def at_samples(self, samples: SampleFeatures, context: Context) -> np.ndarray:
-        """What ``map`` says of samples alone, float32 (n, classes).
-
-        Raises:
-            Cancelled: the user wants no more of it.
-        """
+        """Probabilities as in ``map``, of samples only, float32 (n, classes)."""
         inside = samples.neighbours >= 0
-        pixels, places = samples.neighbours.clamp(min=0).unique(return_inverse=True)
-        shares, guide = self._probabilities(samples.features[pixels], context)[places], samples.guide[pixels]
-        unlike = (guide[places] - samples.guide[samples.centres][:, None]).square().mean(dim=2) / _GUIDE_VARIANCE
-        weights = torch.exp(-unlike - _square_distances(self.options.smooth).flatten().to(unlike.device)) * inside
-        found = torch.einsum("nl,nlk->nk", weights, shares) / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)
-        return found.cpu().numpy()
+        pixels, indices = samples.neighbours.clamp(min=0).unique(return_inverse=True)
+        probabilities = self._probabilities(samples.features[pixels], context)[indices]
+        guide = samples.guide[pixels]
+        difference = (guide[indices] - samples.guide[samples.centres][:, None]).square().mean(dim=2) / _GUIDE_VARIANCE
+        distance = _square_distances(self.options.smooth).flatten().to(difference.device)
+        weights = torch.exp(-difference - distance) * inside
+        total = torch.einsum("nl,nlk->nk", weights, probabilities)
+        return (total / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)).cpu().numpy()
 
     def _probabilities(self, features: Tensor, context: Context) -> Tensor:
-        """Probabilities (n, classes) of pixels (n, features), before they are smoothed."""
+        """Probabilities (n, classes) of pixels (n, features) without smoothing, the mean of the heads."""
         parts = []
-        for part in features.split(_ROWS):
+        for part in features.split(_CHUNK):
             context.check()
-            ready = (part - self.mean) * self.scale
-            votes = [_head_probabilities(head, ready, self.options.sharpness) for head in self.heads]
+            standardised = (part - self.mean) * self.scale
+            votes = [_head_probabilities(head, standardised, self.options.sharpness) for head in self.heads]
             parts.append(torch.stack(votes).mean(dim=0))
         return torch.cat(parts)
 
@@ -240,110 +227,107 @@ def fit_heads(
     context: Context,
     options: Options = Options(),
 ) -> HeadEnsemble:
-    """Learns from a few samples.
+    """Fits heads to a few samples.
 
     Args:
-        samples: the samples, looked at with the same options.
-        labels: their classes from 0, (n,); each class has a sample.
-        texts: prompts of the classes, of length 1, (classes, prompts, width); None learns vectors of classes.
-        standard: mean and scale of the features, see ``FeatureMoments``.
-        seed: of what is drawn.
-        context: hears of progress, and may cancel.
-        options: what is done.
-
-    Raises:
-        Cancelled: the user wants no more of it.
+        samples: features with the same options.
+        labels: classes of the samples from 0, (n,); each class has a sample.
+        texts: unit vectors of the prompts of the classes, (classes, prompts, width); None learns vectors of classes.
+        standard: mean and scale of the features, from ``FeatureMoments``.
+        seed: of weights, batches and noise.
+        context: receives progress; may cancel.
+        options: of the fit.
     """
     mean, scale = standard
     features = (samples.features[samples.centres] - mean) * scale
-    truth = torch.from_numpy(np.asarray(labels)).long().to(features.device)
+    targets = torch.from_numpy(np.asarray(labels)).long().to(features.device)
     heads = []
     for member in range(options.members):
-        inner = context.part(100 * member / options.members, 100 * (member + 1) / options.members)
-        heads.append(_train_head(features, truth, texts, options, seed * 1000 + member, inner))
+        part = context.part(100 * member / options.members, 100 * (member + 1) / options.members)
+        heads.append(_train_head(features, targets, texts, options, seed * 1000 + member, part))
     return HeadEnsemble(heads, mean, scale, options)
 
 
 def pixel_features(
     encoder: SceneEncoder, modalities: Sequence[np.ndarray], valid: np.ndarray, options: Options, context: Context
 ) -> PixelFeatures:
-    """What is known of every pixel.
+    """Features of every pixel.
 
     Args:
         encoder: pre-trained on the scene.
-        modalities: standardised as the encoder's scene was, without NaN, float32 (bands, height, width).
-        valid: which pixels show something, bool (height, width).
-        options: what is done.
+        modalities: standardised as in the encoder's training, without NaN, float32 (bands, height, width).
+        valid: bool (height, width).
+        options: of the fit.
         context: may cancel.
 
     Raises:
-        ClippanError: the modalities are not the encoder's.
-        Cancelled: the user wants no more of it.
+        ClippanError: the modalities are not those of the encoder.
     """
     encoder.check_modalities(modalities)
-    there = torch.from_numpy(valid).to(encoder.device)
-    guide = torch.cat([scene_encoder.project(encoder.network, *each) for each in enumerate(modalities)]) * there
-    found = [windows.masked_mean(guide, there, size // 2) for size in options.scales]
+    mask = torch.from_numpy(valid).to(encoder.device)
+    components = torch.cat([scene_encoder.project(encoder.network, *each) for each in enumerate(modalities)]) * mask
+    features = [windows.masked_mean(components, mask, size // 2) for size in options.scales]
     if options.encoded:
-        found.append(scene_encoder.encoder_features(encoder, modalities, context))
-    return PixelFeatures(torch.cat(found), windows.masked_mean(guide, there, 1), there)
+        features.append(scene_encoder.encoder_features(encoder, modalities, context))
+    return PixelFeatures(torch.cat(features), windows.masked_mean(components, mask, 1), mask)
 
 
-def bilateral_mean(shares: Tensor, pixels: PixelFeatures, radius: int, context: Context) -> Tensor:
-    """Probabilities (classes, height, width), averaged over a pixel's valid neighbours, those of similar components
-    counting most (a bilateral filter, Tomasi and Manduchi 1998)."""
+def bilateral_mean(probabilities: Tensor, pixels: PixelFeatures, radius: int, context: Context) -> Tensor:
+    """Probabilities (classes, height, width), averaged over the valid neighbours of each pixel with weights that fall
+    with the distance and with the difference of components (a bilateral filter, Tomasi and Manduchi 1998)."""
     if not radius:
-        return shares
-    there, guide = pixels.valid.float(), pixels.guide
-    wide, around, counted = (functional.pad(each, [radius] * 4) for each in (shares, guide, there))
-    height, width = there.shape
-    total, weight, away = torch.zeros_like(shares), torch.zeros_like(there), _square_distances(radius)
+        return probabilities
+    valid, guide = pixels.valid.float(), pixels.guide
+    padded, padded_guide, padded_valid = (functional.pad(each, [radius] * 4) for each in (probabilities, guide, valid))
+    height, width = valid.shape
+    total, weights, distance = torch.zeros_like(probabilities), torch.zeros_like(valid), _square_distances(radius)
     for down in range(2 * radius + 1):
         context.check()
         for across in range(2 * radius + 1):
-            at = (..., slice(down, down + height), slice(across, across + width))
-            unlike = (around[at] - guide).square().mean(dim=0) / _GUIDE_VARIANCE
-            share = torch.exp(-unlike - away[down, across]) * counted[at]
-            total += share * wide[at]
-            weight += share
-    return total / weight.clamp(min=1e-9)
+            shifted = (..., slice(down, down + height), slice(across, across + width))
+            difference = (padded_guide[shifted] - guide).square().mean(dim=0) / _GUIDE_VARIANCE
+            weight = torch.exp(-difference - distance[down, across]) * padded_valid[shifted]
+            total += weight * padded[shifted]
+            weights += weight
+    return total / weights.clamp(min=1e-9)
 
 
 def _square_distances(radius: int) -> Tensor:
-    """Square distances in a neighbourhood of ``2 radius + 1``, as a part of the nearest that is outside."""
+    """Squared distances in a square of ``2 radius + 1`` from its centre, as a share of ``(radius + 1)²``."""
     steps = torch.arange(-radius, radius + 1.0).square()
     return (steps[:, None] + steps) / (radius + 1) ** 2
 
 
 def _train_head(
-    features: Tensor, truth: Tensor, texts: Optional[Tensor], options: Options, seed: int, context: Context
+    features: Tensor, targets: Tensor, texts: Optional[Tensor], options: Options, seed: int, context: Context
 ) -> PromptHead:
-    """A head that has learned samples, each class counting the same."""
-    chance = torch.Generator().manual_seed(seed)
+    """A head trained on samples, with the same total weight for each class."""
+    generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     if texts is None:
-        texts = torch.randn(int(truth.max()) + 1, 1, _WIDTH, generator=chance)
+        texts = torch.randn(int(targets.max()) + 1, 1, _WIDTH, generator=generator)
     texts = functional.normalize(texts.float(), dim=-1).to(features.device)
     head = PromptHead(features.shape[1], texts).to(features.device)
     optimiser = torch.optim.AdamW(head.parameters(), _RATE, weight_decay=_DECAY)
-    weights = 1 / torch.bincount(truth, minlength=len(texts))[truth]
+    weights = 1 / torch.bincount(targets, minlength=len(texts))[targets]
     for step in range(options.steps):
-        context.progress(100 * step / options.steps, "Learning the samples")
-        few = len(features) <= _BATCH
-        drawn = slice(None) if few else torch.randperm(len(features), generator=chance)[:_BATCH].to(features.device)
-        seen, own, weight = features[drawn], truth[drawn], weights[drawn]
-        noise = torch.randn(seen.shape, generator=chance).to(seen.device)
-        logits = options.sharpness * head(seen + options.jitter * noise)
-        # Every prompt of the class is right: the mean of their log-probabilities among the prompts of all classes.
-        right = functional.log_softmax(logits.flatten(1), dim=1).reshape(logits.shape).mean(dim=2)
-        total = -(weight * right.gather(1, own[:, None])[:, 0]).sum() / weight.sum()
+        context.progress(100 * step / options.steps, "Training on the samples")
+        batch: Union[slice, Tensor] = slice(None)
+        if len(features) > _BATCH:
+            batch = torch.randperm(len(features), generator=generator)[:_BATCH].to(features.device)
+        inputs, labels, weight = features[batch], targets[batch], weights[batch]
+        noise = torch.randn(inputs.shape, generator=generator).to(inputs.device)
+        logits = options.sharpness * head(inputs + options.jitter * noise)
+        # Every prompt of the class is correct: the mean of their log-probabilities among the prompts of all classes.
+        log_probabilities = functional.log_softmax(logits.flatten(1), dim=1).reshape(logits.shape).mean(dim=2)
+        loss = -(weight * log_probabilities.gather(1, labels[:, None])[:, 0]).sum() / weight.sum()
         optimiser.zero_grad()
-        total.backward()
+        loss.backward()
         optimiser.step()
     return head.eval()
 
 
 def _head_probabilities(head: PromptHead, features: Tensor, sharpness: float) -> Tensor:
-    """Probabilities (n, classes): those of a class's prompts together."""
+    """Probabilities (n, classes), each the sum over the prompts of the class."""
     logits = sharpness * head(features)
     return logits.flatten(1).softmax(dim=1).reshape(logits.shape).sum(dim=2)

@@ -1,8 +1,8 @@
 """Mask diffusion: an encoder learns a scene without labels.
 
-Windows from anywhere in the scene are noised as by a diffusion (betas from 1e-4 to 0.02 in 1000 steps) and most of
-their pixels are hidden; the encoder sees the rest, and each modality's decoder tells what the whole window was. Where
-the authors' code shows the encoder the labelled pixels' windows only, this one takes the whole scene's.
+Noise is added to windows from anywhere in the scene as in a diffusion model (betas from 1e-4 to 0.02 in 1000 steps) and
+most of their pixels are hidden; the encoder gets the rest, and each modality's decoder predicts the whole window. The
+authors' code shows the encoder only windows around labelled pixels; here they come from the whole scene.
 """
 
 from __future__ import annotations
@@ -29,53 +29,55 @@ from clippan.fewshot import windows
 from clippan.fewshot.network import MaskDiffusion, NetworkSize
 
 _KIND = "CLIPPan scene encoder, version 2"
-_NOISE = 0.7  # components with more noise than this are left out
-_MEANS, _AROUND = 6, 4  # pixels that the few-shot step's means reach, and that it looks further than windows and means
-_TINY = 1e-6  # of the largest variance: less is none
+_MAX_NOISE = 0.7  # share of noise above which components are left out
+_BATCH = 64  # windows encoded at a time
+_MEAN_RADIUS, _SMOOTHING_RADIUS = 6, 4  # of the prompt heads' local means and smoothing, in pixels
+_MIN_VARIANCE = 1e-6  # as a share of the largest: components with less are dropped
 
 
 def mnf_projection(values: np.ndarray, valid: np.ndarray, most: int) -> np.ndarray:
-    """The components of least noise of a modality's bands, each of variance 1 times its part that is no noise.
+    """Projection of a modality's bands on their components of least noise (minimum noise fraction, Green et al. 1988).
 
-    Noise is what neighbours differ by (minimum noise fraction, Green et al. 1988). Bands that say the same many times,
-    as those of a hyperspectral scene do, become few components that each say something of their own.
+    Noise is estimated from differences between neighbouring pixels. The variance of a component is its share that is
+    not noise. Redundant bands, such as those of a hyperspectral scene, become few components.
 
     Args:
-        values: standardised, float32 (bands, height, width).
-        valid: which pixels count, bool (height, width).
-        most: how many at most.
+        values: standardised bands, float32 (bands, height, width).
+        valid: pixels to use, bool (height, width).
+        most: largest number of components.
 
     Returns:
-        float32 (components, bands), to be multiplied with bands; at least one component.
+        float32 (components, bands); at least one component.
     """
     bands = values[:, valid].astype(np.float64)
-    size, vectors = np.linalg.eigh(np.atleast_2d(np.cov(bands)))
-    kept = size > _TINY * max(size[-1], _TINY)
-    whiten = (vectors[:, kept] / np.sqrt(size[kept])).T
+    variances, vectors = np.linalg.eigh(np.atleast_2d(np.cov(bands)))
+    kept = variances > _MIN_VARIANCE * max(variances[-1], _MIN_VARIANCE)
+    whitening = (vectors[:, kept] / np.sqrt(variances[kept])).T
     noise = np.zeros((len(values), len(values)))
     for axis in (1, 2):
-        both = np.minimum(*np.array([np.delete(valid, end, axis - 1) for end in (0, -1)]))
-        steps = np.diff(values, axis=axis)[:, both].astype(np.float64)
+        both_valid = np.minimum(*np.array([np.delete(valid, end, axis - 1) for end in (0, -1)]))
+        steps = np.diff(values, axis=axis)[:, both_valid].astype(np.float64)
         noise += steps @ steps.T / max(4 * steps.shape[1], 1)
-    share, turns = np.linalg.eigh(whiten @ noise @ whiten.T)
-    some = max(1, min(most, int((share < _NOISE).sum())))
-    share, turns = share[:some], turns[:, :some]
-    found = np.sqrt(np.clip(1 - share, 0.05, 1))[:, None] * (turns.T @ whiten)
-    found *= np.where(np.abs(found).max(axis=1) == found.max(axis=1), 1, -1)[:, None]  # signs are arbitrary
-    return found.astype(np.float32)
+    noise_shares, rotation = np.linalg.eigh(whitening @ noise @ whitening.T)
+    count = max(1, min(most, int((noise_shares < _MAX_NOISE).sum())))
+    noise_shares, rotation = noise_shares[:count], rotation[:, :count]
+    projection = np.sqrt(np.clip(1 - noise_shares, 0.05, 1))[:, None] * (rotation.T @ whitening)
+    # Eigenvectors have arbitrary signs: make the largest coefficient positive.
+    projection *= np.where(np.abs(projection).max(axis=1) == projection.max(axis=1), 1, -1)[:, None]
+    return projection.astype(np.float32)
 
 
 @dataclass
 class SceneEncoder:
-    """A network that knows a scene.
+    """An encoder pre-trained on a scene.
 
     Attributes:
         network: in eval mode.
-        device: where it computes.
-        steps: of the training.
-        loss: at its end, mean of the last tenth: the part of the variance of hidden pixels that it does not fill in, 0
-            to about 1.
-        means, scales: with which the bands of each modality were standardised; empty where nobody said.
+        device: the device of the network.
+        steps: number of training steps.
+        loss: mean over the last tenth of the training: share of the variance of hidden pixels that is not predicted,
+            0 to about 1.
+        means, scales: that standardised the bands of each modality in training; empty if unknown.
     """
 
     network: MaskDiffusion
@@ -87,29 +89,33 @@ class SceneEncoder:
 
     @property
     def bands(self) -> tuple[int, ...]:
-        """Of each modality."""
+        """Number of bands of each modality."""
         return tuple(self.network.layers(number).projection.shape[1] for number in range(len(self.network.owns)))
 
     @property
     def margin(self) -> int:
-        """Pixels about a tile that a map of it depends on, a multiple of the windows' stride: what the windows over a
-        pixel cover, and what the few-shot step smooths afterwards."""
-        reach = max(2 * (self.network.size.window // 2), _MEANS) + _AROUND
+        """Pixels around a tile on which its map depends, a multiple of the stride of the windows: the reach of the
+        windows over a pixel, and of the smoothing of probabilities."""
+        reach = max(2 * (self.network.size.window // 2), _MEAN_RADIUS) + _SMOOTHING_RADIUS
         return -(-reach // windows.STRIDE) * windows.STRIDE
 
     def check_modalities(self, modalities: Sequence[np.ndarray]) -> None:
-        """Raises ClippanError if these are not the modalities it was trained on."""
+        """Raises ClippanError if the number of modalities or bands differs from those of the training."""
         given = tuple(len(modality) for modality in modalities)
         if given != self.bands:
             raise ClippanError(
-                "The encoder knows rasters of {listed} bands, but those given have {listed_2}; give the rasters it "
-                "was trained on in the same order, or train it anew.",
-                listed=_listed(self.bands),
-                listed_2=_listed(given),
+                "The encoder was trained on rasters with {trained} bands, but the given rasters have {given} bands; give "
+                "the rasters of the training in the same order, or train a new encoder.",
+                trained=" + ".join(map(str, self.bands)),
+                given=" + ".join(map(str, given)),
             )
 
     def save(self, path: Path, outputs: Optional[Outputs] = None) -> None:
-        """Writes it as safetensors, the same bytes for the same encoder; with a run's other outputs if it has some.
+        """Writes the encoder as safetensors, with the same bytes for the same encoder.
+
+        Args:
+            path: the file.
+            outputs: of the run, if the file is to appear together with them.
 
         Raises:
             ClippanError: the file cannot be written.
@@ -131,10 +137,10 @@ class SceneEncoder:
 
 
 def load(path: Path, device: torch.device) -> SceneEncoder:
-    """The encoder in a file.
+    """Reads an encoder from a file.
 
     Raises:
-        ClippanError: it cannot be read, or holds something else.
+        ClippanError: the file cannot be read, or holds something else.
     """
     try:
         with safe_open(str(path), "pt") as file:
@@ -152,7 +158,7 @@ def load(path: Path, device: torch.device) -> SceneEncoder:
         return SceneEncoder(network.to(device).eval(), device, int(about["steps"]), loss, means, scales)
     except Exception as error:
         raise ClippanError(
-            "{path} cannot be read as an encoder of a scene ({reason}); choose a file that Pre-train on a scene wrote.",
+            "{path} cannot be read as a scene encoder ({reason}); choose a file that Pre-train on a scene wrote.",
             path=path,
             reason=one_line(error),
         ) from error
@@ -161,23 +167,23 @@ def load(path: Path, device: torch.device) -> SceneEncoder:
 def untrained_encoder(
     modalities: Sequence[np.ndarray], valid: np.ndarray, size: NetworkSize, seed: int, device: torch.device
 ) -> SceneEncoder:
-    """An encoder that has learned nothing but the scene's components."""
+    """An encoder with random weights and the components of the scene."""
     torch.manual_seed(seed)
-    found = [torch.from_numpy(mnf_projection(values, valid, size.components)) for values in modalities]
-    return SceneEncoder(MaskDiffusion(size, found).to(device).eval(), device)
+    projections = [torch.from_numpy(mnf_projection(values, valid, size.components)) for values in modalities]
+    return SceneEncoder(MaskDiffusion(size, projections).to(device).eval(), device)
 
 
 def project(network: MaskDiffusion, number: int, values: np.ndarray) -> Tensor:
-    """A modality's components, (components, height, width)."""
+    """Components (components, height, width) of the bands of a modality (bands, height, width), by its number."""
     projection = network.layers(number).projection
-    ready = torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(projection.device)
-    return torch.einsum("cb,bhw->chw", projection, ready)
+    bands = torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(projection.device)
+    return torch.einsum("cb,bhw->chw", projection, bands)
 
 
 @torch.inference_mode()
 def encoder_features(encoder: SceneEncoder, modalities: Sequence[np.ndarray], context: Context) -> Tensor:
-    """What the encoder says of every pixel at the diffusion's time 0: tokens and class tokens of the windows that cover
-    it, averaged, of all modalities; float32 (modalities × 2 × width, height, width)."""
+    """Features of every pixel: the tokens and class tokens of the windows that cover it at the diffusion's time 0,
+    averaged, for all modalities; float32 (modalities × 2 × width, height, width)."""
     network, size = encoder.network, encoder.network.size
     half = size.window // 2
     height, width = modalities[0].shape[1:]
@@ -185,16 +191,12 @@ def encoder_features(encoder: SceneEncoder, modalities: Sequence[np.ndarray], co
     parts = []
     for number, values in enumerate(modalities):
         scene = windows.mirror_padded(project(network, number, values), 2 * half)
-        canvas = windows.OverlapMean(2 * size.width, height, width, size.window, encoder.device)
-        for down, across in windows.batches(rows, columns, 64):
+        overlap_mean = windows.OverlapMean(2 * size.width, height, width, size.window, encoder.device)
+        for down, across in zip(rows.split(_BATCH), columns.split(_BATCH)):
             context.check()
-            inside = windows.extract(scene, down + half, across + half, size.window)
-            tokens = network.encode(number, inside, torch.zeros(len(down), device=encoder.device))
-            spread = tokens[:, :1].expand(-1, size.window**2, -1)
-            canvas.add(torch.cat([tokens[:, 1:], spread], dim=2), down, across)
-        parts.append(canvas.mean())
+            pixels = windows.extract(scene, down + half, across + half, size.window)
+            tokens = network.encode(number, pixels, torch.zeros(len(down), device=encoder.device))
+            class_tokens = tokens[:, :1].expand(-1, size.window**2, -1)
+            overlap_mean.add(torch.cat([tokens[:, 1:], class_tokens], dim=2), down, across)
+        parts.append(overlap_mean.mean())
     return torch.cat(parts)
-
-
-def _listed(values: Sequence[int]) -> str:
-    return " and ".join(map(str, values))
