@@ -197,7 +197,7 @@ def test_what_is_no_encoder_is_told_in_one_sentence(tmp_path: Path) -> None:
 
 def test_other_rasters_than_the_encoders_are_refused() -> None:
     known = learned()
-    with pytest.raises(ClippanError, match=r"rasters with 9 \+ 1 bands, but the given rasters have 1 \+ 9 bands"):
+    with pytest.raises(ClippanError, match=r"rasters with 9 \+ 1 bands, but those given have 1 \+ 9 bands"):
         known.map(known.modalities[::-1])
 
 

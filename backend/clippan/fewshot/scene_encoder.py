@@ -104,7 +104,7 @@ class SceneEncoder:
         given = tuple(len(modality) for modality in modalities)
         if given != self.bands:
             raise ClippanError(
-                "The encoder was trained on rasters with {trained} bands, but the given rasters have {given} bands; give "
+                "The encoder was trained on rasters with {trained} bands, but those given have {given} bands; give "
                 "the rasters of the training in the same order, or train a new encoder.",
                 trained=" + ".join(map(str, self.bands)),
                 given=" + ".join(map(str, given)),
