@@ -53,7 +53,7 @@ class Collection:
             SearchVectors(self.texts[[number]], (prompt,), empty, self.background, empty, empty, mean, scale)
             for number, prompt in enumerate(self.prompts)
         ]
-        return np.stack([query.judge(self.vectors)[0] for query in asked], axis=1)
+        return np.stack([query.score_tiles(self.vectors)[0] for query in asked], axis=1)
 
 
 def error(confidence: np.ndarray, truth: np.ndarray) -> float:

@@ -46,8 +46,8 @@ def random_index(path: str, count: int) -> None:
     columns = int(np.ceil(count**0.5))
     about = IndexInfo("random", "Random vectors", "", WIDTH, 192, "")
     with geopackage.GeoPackageWriter(path, about) as index:
-        index.start("")
-        (raster,) = index.put([IndexedRaster(0, "/nowhere/random.tif", "{}", "", (), "", 0, count)])
+        index.create("")
+        (raster,) = index.put_rasters([IndexedRaster(0, "/nowhere/random.tif", "{}", "", (), "", 0, count)])
         for start in range(0, count, PART):
             numbers = range(start, min(start + PART, count))
             vectors = rng.standard_normal((len(numbers), WIDTH), np.float32)
@@ -57,7 +57,7 @@ def random_index(path: str, count: int) -> None:
                 y, x = (64 * place for place in divmod(number, columns))
                 outline = (x, -y, x + 64, -y, x + 64, -y - 64, x, -y - 64)
                 tiles.append(IndexedTile(0, raster.id, Window(x, y, 64, 64), 64.0, outline))
-            index.commit(tiles, vectors, {raster.id: numbers[-1] + 1})
+            index.commit_tiles(tiles, vectors, {raster.id: numbers[-1] + 1})
 
 
 class Words:
@@ -154,7 +154,7 @@ def throughput(folder: Path, model: str, size: int) -> list[str]:
     engine = load_encoder(model, Device.AUTO, Context())
     set_threads(2)
     scene = Scene(path, SceneOptions(overlap=0.0))
-    tiles = list(scene.windows(engine.pixels).tiles())
+    tiles = list(scene.tile_plan(engine.pixels).tiles())
     pictures = np.stack([scene.picture(window, engine.pixels)[0] for _, window, _ in tiles])
     engine.encode_images(pictures[:64])
     rates: dict[str, list[float]] = {"bare": [], "index": []}

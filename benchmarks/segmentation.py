@@ -250,7 +250,7 @@ def main() -> None:
 def _edge(place: Place, model: str) -> int:
     """The window that the job chooses."""
     scene = Scene(place.path, SceneOptions())
-    return similarity.default_window_edges(scene, load_encoder(model, Device.CPU, Context()), scene.part())[0]
+    return similarity.default_window_edges(scene, load_encoder(model, Device.CPU, Context()), scene.extent_window())[0]
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def main() -> None:
                 )
             )
             first = Scene(str(path), SceneOptions())
-            sizes = default_window_edges(first, model, first.part())
+            sizes = default_window_edges(first, model, first.extent_window())
             pictures = np.concatenate([windows(model, path, edge) for edge in sizes])
             half = len(pictures) // 2
             before = bare(model, pictures[:half])

@@ -110,7 +110,7 @@ class Worker:
             lambda: self._ended.is_set() or number in self._cancelled,
         )
         try:
-            context.check()
+            context.raise_if_cancelled()
             job = JOBS.get(str(params.get("job")))
             if job is None:
                 raise ClippanError(

@@ -294,7 +294,7 @@ def run(request, context):
     try:
         print("begun", flush=True)
         for _ in range(600):
-            context.check()
+            context.raise_if_cancelled()
             time.sleep(0.05)
     finally:
         part.unlink()

@@ -53,9 +53,9 @@ def test_written_is_what_lies_in_stored_blocks(tmp_path) -> None:
     assert found.written(Window(64, 64, 64, 64)) is None
     assert not found.written(Window(0, 0, 64, 256)).any()
     assert found.bounds == Window(64, 64, 64, 64)
-    assert found.may_hold(Window(127, 127, 500, 500))
-    assert not found.may_hold(Window(128, 0, 128, 256))
-    assert not found.may_hold(Window(-100, -100, 50, 50))
+    assert found.may_contain_data(Window(127, 127, 500, 500))
+    assert not found.may_contain_data(Window(128, 0, 128, 256))
+    assert not found.may_contain_data(Window(-100, -100, 50, 50))
 
 
 def test_gaps_of_a_mosaic_are_exact_to_the_pixel(tmp_path) -> None:
@@ -108,7 +108,7 @@ def test_a_source_and_a_scene_take_what_is_not_stored_for_nodata(tmp_path) -> No
     np.testing.assert_array_equal(valid[0], np.broadcast_to(np.arange(64) >= 32, (64, 64)))
     assert (values[:, valid[0]] == 9).all()
     assert source.bounds == Window(64, 0, 64, 64)
-    _, shown = Scene(path, SceneOptions()).pixels(Window(32, 0, 64, 64), 64, 64)
+    _, shown = Scene(path, SceneOptions()).picture_and_mask(Window(32, 0, 64, 64), 64, 64)
     np.testing.assert_array_equal(shown, valid[0])
 
 
@@ -148,7 +148,7 @@ def test_a_huge_sparse_raster_is_planned_and_written_in_seconds(tmp_path) -> Non
     begun = time.monotonic()
     path = sparse(tmp_path / "a.tif", size, np.full((3, 100, 100), 700, np.uint16), (at, at), False, nodata=0)
     scene = Scene(path, SceneOptions(tile=(64,)))
-    tiles = list(scene.windows(64).tiles())
+    tiles = list(scene.tile_plan(64).tiles())
     assert 4 <= len(tiles) <= 200  # of seventeen million
     assert all(scene.picture(window, 64)[1] >= 0 for _, window, _ in tiles)
     assert sum(scene.picture(window, 64)[1] > 0.5 for _, window, _ in tiles) >= 1
@@ -169,5 +169,6 @@ def test_an_extent_where_nothing_was_written_has_no_tiles(tmp_path) -> None:
     path = sparse(tmp_path / "a.tif", 512, np.full((3, 64, 64), 9, np.uint16), (448, 0), False, nodata=0)
     extent = (EDGE[0], EDGE[1] - 500, EDGE[0] + 100, EDGE[1] - 10)
     assert all(
-        window.width == 32 for _, window, _ in Scene(path, SceneOptions(tile=(32,), extent=extent)).windows(32).tiles()
+        window.width == 32
+        for _, window, _ in Scene(path, SceneOptions(tile=(32,), extent=extent)).tile_plan(32).tiles()
     )

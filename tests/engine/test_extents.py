@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clippan.core.errors import ClippanError
-from clippan.handlers.index import _Corners
+from clippan.handlers.index import _TileOutlines
 from clippan.jobs import IndexRequest, SearchRequest, SegmentRequest
 from clippan.raster.grid import Grid
 from clippan.raster.scene import Scene, SceneOptions, extent_boxes, spatial_reference, transform_extent
@@ -46,8 +46,8 @@ def fiji(raster):
 @pytest.mark.parametrize("extent", [ACROSS, (179.0, -18.0, 181.0, -16.0), (-181.0, -18.0, -179.0, -16.0)])
 def test_what_lies_across_the_meridian_is_found(fiji, kind, extent) -> None:
     scene = Scene(fiji(kind), SceneOptions(extent=extent, crs=WGS))
-    part = scene.part()
-    ground = scene.ground()
+    part = scene.extent_window()
+    ground = scene.pixel_size_in_metres()
     assert part.width * ground[0] == pytest.approx(2 * 111_320 * np.cos(np.radians(17)), rel=0.06)
     middle = (part.x + part.width / 2, part.y + part.height / 2)
     assert part.height * ground[1] == pytest.approx(2 * 111_320, rel=0.06)
@@ -57,9 +57,10 @@ def test_what_lies_across_the_meridian_is_found(fiji, kind, extent) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_side_alone_is_found(fiji, kind) -> None:
     path = fiji(kind)
-    both = Scene(path, SceneOptions(extent=ACROSS, crs=WGS)).part()
+    both = Scene(path, SceneOptions(extent=ACROSS, crs=WGS)).extent_window()
     sides = [
-        Scene(path, SceneOptions(extent=box, crs=WGS)).part() for box in ((179, -18, 180, -16), (-180, -18, -179, -16))
+        Scene(path, SceneOptions(extent=box, crs=WGS)).extent_window()
+        for box in ((179, -18, 180, -16), (-180, -18, -179, -16))
     ]
     assert sides[0].x == both.x
     assert abs(sides[1].x + sides[1].width - both.x - both.width) <= 1
@@ -69,15 +70,17 @@ def test_each_side_alone_is_found(fiji, kind) -> None:
 def test_a_raster_of_the_world_is_touched_at_both_edges(raster) -> None:
     path = raster("world.tif", np.zeros((3, 180, 360), np.uint8), pixel=1.0, origin=(-180.0, 90.0), epsg=4326)
     look = SceneOptions(extent=ACROSS, crs=WGS, tile=(10,), overlap=0.0)
-    ((_, _, columns, rows),) = Scene(path, look).windows(10).scales
+    ((_, _, columns, rows),) = Scene(path, look).tile_plan(10).scales
     assert (columns, rows) == ((0, 350), (100,))
     with pytest.raises(ClippanError, match="at its left and its right edge"):
-        Scene(path, look).part()
-    whole = Scene(path, SceneOptions(extent=(-180.0, -90.0, 180.0, 90.0), crs=WGS)).part()
+        Scene(path, look).extent_window()
+    whole = Scene(path, SceneOptions(extent=(-180.0, -90.0, 180.0, 90.0), crs=WGS)).extent_window()
     assert whole == Window(0, 0, 360, 180)
-    assert Scene(path, SceneOptions(extent=(10.0, -20.0, 30.0, 40.0), crs=WGS)).part() == Window(190, 50, 20, 60)
+    assert Scene(path, SceneOptions(extent=(10.0, -20.0, 30.0, 40.0), crs=WGS)).extent_window() == Window(
+        190, 50, 20, 60
+    )
     # Greenwich, as those write it who count from 0
-    assert Scene(path, SceneOptions(extent=(350.0, -20.0, 10.0, 40.0))).part() == Window(170, 50, 20, 60)
+    assert Scene(path, SceneOptions(extent=(350.0, -20.0, 10.0, 40.0))).extent_window() == Window(170, 50, 20, 60)
 
 
 def test_an_extent_in_metres_is_never_turned_round() -> None:
@@ -119,11 +122,11 @@ def grid(crs, place, pixel, width=100, height=100):
 def test_outlines_go_on_across_the_meridian_but_not_round_the_world() -> None:
     wkt = spatial_reference(WGS).ExportToWkt()
     x, y = transform_extent((179.5, -16.0, 179.5, -16.0), WGS, "EPSG:3832")[:2]
-    outline = _Corners(grid("EPSG:3832", (x, y), 1113.2), wkt).of(Window(0, 0, 100, 100))
+    outline = _TileOutlines(grid("EPSG:3832", (x, y), 1113.2), wkt).of(Window(0, 0, 100, 100))
     assert outline[::2] == pytest.approx((179.5, 180.5, 180.5, 179.5), abs=0.01)
-    world = _Corners(grid("EPSG:3857", (-20037508.34, 20037508.34), 400750.1668), wkt)
+    world = _TileOutlines(grid("EPSG:3857", (-20037508.34, 20037508.34), 400750.1668), wkt)
     assert world.of(Window(0, 0, 100, 100))[::2] == pytest.approx((-180, 180, 180, -180), abs=1e-3)
-    plain = _Corners(grid(WGS, (-180.0, 90.0), 3.6), wkt).of(Window(0, 0, 100, 50))
+    plain = _TileOutlines(grid(WGS, (-180.0, 90.0), 3.6), wkt).of(Window(0, 0, 100, 50))
     assert plain[::2] == (-180.0, 180.0, 180.0, -180.0)
 
 

@@ -62,7 +62,7 @@ def index(tmp_path):
 def rows(path):
     """All tiles as (raster, x, y), with their vectors, sorted."""
     found = GeoPackageReader(str(path))
-    ids = found.chosen(TileFilter())
+    ids = found.tile_ids(TileFilter())
     tiles = found.tiles(ids.tolist())
     names = {number: Path(raster.path).name for number, raster in found.rasters.items()}
     listed = [(names[tile.raster], tile.window.x, tile.window.y) for tile in tiles]
@@ -280,7 +280,7 @@ def test_nodata_that_no_raster_declares(model, index, raster):
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.5])
 def test_tiles_cover_every_pixel(raster, size, overlap, scales):
     scene = Scene(raster("a.tif", np.zeros((3, *size), np.uint8)), SceneOptions(tile=scales, overlap=overlap))
-    plan = scene.windows(16)
+    plan = scene.tile_plan(16)
     windows = [window for _, window, _ in plan.tiles()]
     assert len(windows) == len(plan) == len(set(windows))
     seen = {}
@@ -301,22 +301,22 @@ def test_tile_sizes_in_metres(raster):
     metres = Scene(
         raster("m.tif", np.zeros((3, 100, 100), np.uint8), pixel=2.0), SceneOptions(tile_metres=(40.0, 100.0))
     )
-    assert {(window.width, round(scale)) for _, window, scale in metres.windows(16).tiles()} == {(20, 40), (50, 100)}
+    assert {(window.width, round(scale)) for _, window, scale in metres.tile_plan(16).tiles()} == {(20, 40), (50, 100)}
     # a degree of longitude is half as long at 60° north
     degrees = raster("d.tif", np.zeros((3, 200, 200), np.uint8), pixel=1e-4, origin=(10.0, 60.0), epsg=4326)
-    _, window, scale = next(Scene(degrees, SceneOptions(tile_metres=(111.32,))).windows(16).tiles())
+    _, window, scale = next(Scene(degrees, SceneOptions(tile_metres=(111.32,))).tile_plan(16).tiles())
     assert (window.width, window.height) == (20, 10)
     assert scale == pytest.approx(111, abs=2)
     plain = raster("p.tif", np.zeros((3, 50, 50), np.uint8), origin=None, epsg=None)
     with pytest.raises(ClippanError, match="has no coordinates; give the tile size in pixels"):
-        Scene(plain, SceneOptions(tile_metres=(10.0,))).windows(16)
-    assert next(Scene(plain, SceneOptions()).windows(16).tiles())[1].width == 16
+        Scene(plain, SceneOptions(tile_metres=(10.0,))).tile_plan(16)
+    assert next(Scene(plain, SceneOptions()).tile_plan(16).tiles())[1].width == 16
 
 
 @pytest.mark.parametrize(("gsd", "metres"), [(10, 640), (0.3, 78), (30, 1237)])
 def test_tiles_suit_the_ground_resolution(raster, gsd, metres):
     scene = Scene(raster("a.tif", np.zeros((3, 300, 300), np.uint8), pixel=float(gsd)), SceneOptions())
-    _, window, scale = next(scene.windows(192).tiles())
+    _, window, scale = next(scene.tile_plan(192).tiles())
     assert scale == pytest.approx(metres, rel=0.02)
     assert window.width == pytest.approx(metres / gsd, abs=1.5)
 
@@ -712,7 +712,7 @@ def test_what_has_no_place_in_the_index_is_searched_all_the_same(model, index, r
 def test_across_the_date_line(model, index, raster, tmp_path):
     path = raster("a.tif", quadrants(), pixel=1000.0, origin=(690000.0, 1000000.0), epsg=32660)
     scene = Scene(path, SceneOptions())
-    assert scene.ground() == pytest.approx((1000, 1000), rel=0.02)
+    assert scene.pixel_size_in_metres() == pytest.approx((1000, 1000), rel=0.02)
     start = raster("b.tif", quadrants(), pixel=0.01, origin=(170.0, 10.0), epsg=4326)
     index(start, path)
     hits = run(

@@ -193,12 +193,12 @@ def test_context_reports_and_cancels():
     seen: list = []
     stop = False
     context = Context(lambda percent, text: seen.append((percent, text)), seen.append, lambda: stop)
-    context.part(50, 100).part(0, 50).progress(50, "half")
+    context.subrange(50, 100).subrange(0, 50).progress(50, "half")
     context.log("line")
     assert seen == [(62.5, "half"), "line"]
     stop = True
     with pytest.raises(Cancelled):
-        context.part(0, 10).check()
+        context.subrange(0, 10).raise_if_cancelled()
     with pytest.raises(Cancelled):
         context.progress(1)
 

@@ -22,14 +22,14 @@ import sys, time
 from clippan.core.outputs import Outputs
 with Outputs() as outputs:
     for path in sys.argv[1:]:
-        open(outputs.part(path), "w").write("half")
+        open(outputs.temporary_path(path), "w").write("half")
     print("begun", flush=True)
     time.sleep(60)
 """
 
 
 def make(outputs: Outputs, path: Path, text: str) -> None:
-    Path(outputs.part(str(path))).write_text(text)
+    Path(outputs.temporary_path(str(path))).write_text(text)
 
 
 def fail(path: str) -> None:
@@ -37,7 +37,7 @@ def fail(path: str) -> None:
 
     def go() -> None:
         with Outputs() as outputs:
-            file = gdal.VSIFOpenL(outputs.part(path), "wb")
+            file = gdal.VSIFOpenL(outputs.temporary_path(path), "wb")
             gdal.VSIFCloseL(file)
             raise KeyError
 
@@ -61,9 +61,9 @@ def killed(process: subprocess.Popen[str]) -> None:
 def test_all_are_put_in_place_together(tmp_path):
     with Outputs() as outputs:
         make(outputs, tmp_path / "a.tif", "map")
-        Path(f"{outputs.part(str(tmp_path / 'a.tif'))}.aux.xml").write_text("names")
-        Path(f"{outputs.part(str(tmp_path / 'a.tif'))}.note").write_text("nobody's")
-        (outputs.folder(str(tmp_path / "a.tif")) / "cells").write_text("scratch")
+        Path(f"{outputs.temporary_path(str(tmp_path / 'a.tif'))}.aux.xml").write_text("names")
+        Path(f"{outputs.temporary_path(str(tmp_path / 'a.tif'))}.note").write_text("nobody's")
+        (outputs.temporary_folder(str(tmp_path / "a.tif")) / "cells").write_text("scratch")
         make(outputs, tmp_path / "a.gpkg", "polygons")
         assert not (tmp_path / "a.tif").exists()
     assert sorted(os.listdir(tmp_path)) == ["a.gpkg", "a.tif", "a.tif.aux.xml"]
@@ -73,7 +73,7 @@ def test_all_are_put_in_place_together(tmp_path):
 def test_what_a_library_leaves_beside_is_not_put_in_place(tmp_path):
     with Outputs() as outputs:
         make(outputs, tmp_path / "a.gpkg", "layer")
-        Path(f"{outputs.part(str(tmp_path / 'a.gpkg'))}.aux.xml").write_text("statistics")
+        Path(f"{outputs.temporary_path(str(tmp_path / 'a.gpkg'))}.aux.xml").write_text("statistics")
     assert os.listdir(tmp_path) == ["a.gpkg"]
 
 
@@ -83,7 +83,7 @@ def test_what_stood_beside_an_older_file_goes(tmp_path):
     with Outputs() as outputs:
         for name in ("a.shp", "b.tif"):
             make(outputs, tmp_path / name, "new")
-        (outputs.folder(str(tmp_path / "a.shp")) / "part.dbf").write_text("new")
+        (outputs.temporary_folder(str(tmp_path / "a.shp")) / "part.dbf").write_text("new")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         "a.shp": "new",
         "a.dbf": "new",
@@ -179,7 +179,7 @@ def test_the_longest_names_work(tmp_path, monkeypatch):
 
 def test_in_gdal_s_own_file_systems():
     with Outputs() as outputs:
-        path = outputs.part("/vsimem/outputs/a.tif")
+        path = outputs.temporary_path("/vsimem/outputs/a.tif")
         for name in (path, f"{path}.aux.xml"):
             gdal.FileFromMemBuffer(name, b"x")
         gdal.FileFromMemBuffer("/vsimem/outputs/a.tif.ovr", b"old")

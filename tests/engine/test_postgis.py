@@ -264,15 +264,15 @@ def fill(name, about=ABOUT, crs=None, count=400):
     """An index of two rasters with tiles at two scales, and one whose tiles have no place; returns its vectors."""
     vectors = unit(np.random.default_rng(3).normal(size=(count + 25 + 10, about.width)))
     with backends.open_writer(name, about) as index:
-        index.start(wkt() if crs is None else crs)
-        one, two, three = index.put(
+        index.create(wkt() if crs is None else crs)
+        one, two, three = index.put_rasters(
             [raster("/data/one.tif", count, "2021-06-30"), raster("/data/two.tif", 25), raster("/data/three.png", 20)]
         )
         tiles = [square(one.id, 500000 + 100 * (i % 20), 5000000 - 100 * (i // 20), 100) for i in range(count)]
         tiles += [square(two.id, 500000 + 400 * (i % 5), 5000000 - 400 * (i // 5), 400) for i in range(25)]
         tiles += [replace(square(three.id, 0, 0, 10), outline=())] * 10
-        index.commit(tiles[:300], vectors[:300], {one.id: 300})
-        index.commit(tiles[300:], vectors[300:], {one.id: count, two.id: 25, three.id: 10})
+        index.commit_tiles(tiles[:300], vectors[:300], {one.id: 300})
+        index.commit_tiles(tiles[300:], vectors[300:], {one.id: count, two.id: 25, three.id: 10})
     return vectors
 
 
@@ -321,8 +321,8 @@ def test_the_same_as_the_file(both):
 @pytest.mark.parametrize("place", [(500150.0, 4999850.0), (500010.0, 4999990.0), (500100.0, 4999900.0), (0.0, 0.0)])
 def test_a_place_is_the_same(both, place):
     file, shared, _ = both
-    found = shared.at(*place)
-    expected = file.at(*place)
+    found = shared.tile_at(*place)
+    expected = file.tile_at(*place)
     if expected is None or place == (500100.0, 4999900.0):  # four tiles are equally near
         assert (found is None) == (expected is None)
         assert found is None or found.scale == 100
@@ -333,18 +333,18 @@ def test_a_place_is_the_same(both, place):
 def test_the_smallest_tile_of_several_the_one_around_a_place(name, tmp_path):
     for index_name in (name, str(tmp_path / "index.gpkg")):
         with backends.open_writer(index_name, ABOUT) as index:
-            index.start(wkt())
-            (one,) = index.put([raster("/data/one.tif", 4)])
+            index.create(wkt())
+            (one,) = index.put_rasters([raster("/data/one.tif", 4)])
             places = [(0, 0, 400), (150, -100, 100), (110, -110, 100), (190, -190, 100)]
             tiles = [square(one.id, left, top, edge) for left, top, edge in places]
-            index.commit(tiles, np.ones((4, WIDTH)), {one.id: 4})
-        assert backends.open_reader(index_name).at(165.0, -165.0).id == 3
+            index.commit_tiles(tiles, np.ones((4, WIDTH)), {one.id: 4})
+        assert backends.open_reader(index_name).tile_at(165.0, -165.0).id == 3
 
 
 @pytest.mark.parametrize("wanted", FILTERS.values(), ids=FILTERS)
 def test_a_filter_is_the_same(both, wanted):
     file, shared, vectors = both
-    np.testing.assert_array_equal(shared.chosen(wanted), file.chosen(wanted))
+    np.testing.assert_array_equal(shared.tile_ids(wanted), file.tile_ids(wanted))
     directions = unit(np.random.default_rng(4).normal(size=(3, WIDTH)))
     for count in (5, 40, 1000):
         found, size = shared.candidates(directions, wanted, count)
@@ -355,7 +355,7 @@ def test_a_filter_is_the_same(both, wanted):
             np.testing.assert_array_equal(found, expected)
             continue
         # The file's products are rounded to halves: what is not in both is at the limit.
-        allowed = file.chosen(wanted)
+        allowed = file.tile_ids(wanted)
         products = vectors @ directions.T
         limit = np.sort(products[allowed - 1], axis=0)[-count]
         for number in np.setxor1d(found, expected):
@@ -375,17 +375,17 @@ def test_an_index_is_gone_on_with(name):
             2: ("/data/two.tif", 25),
             3: ("/data/three.png", 10),
         }
-        assert [index.count(number) for number in (1, 2, 3)] == [400, 25, 10]
-        (moved,) = index.put([replace(index.rasters[2], path="/elsewhere/two.tif")])
+        assert [index.count_tiles(number) for number in (1, 2, 3)] == [400, 25, 10]
+        (moved,) = index.put_rasters([replace(index.rasters[2], path="/elsewhere/two.tif")])
         assert (moved.id, index.rasters[2].path) == (2, "/elsewhere/two.tif")
-        assert index.drop(1) == 400
+        assert index.drop_raster(1) == 400
         assert 1 not in index.rasters
-        (new,) = index.put([raster("/data/four.tif", 2)])
+        (new,) = index.put_rasters([raster("/data/four.tif", 2)])
         assert new.id not in (1, 2, 3)
-        index.commit([square(new.id, 0, 0, 5)], np.ones((1, WIDTH)), {new.id: 1})
-        index.commit([], np.empty((0, WIDTH)), {new.id: 2})
-        assert index.count(new.id) == 1
-        assert index.put([]) == []
+        index.commit_tiles([square(new.id, 0, 0, 5)], np.ones((1, WIDTH)), {new.id: 1})
+        index.commit_tiles([], np.empty((0, WIDTH)), {new.id: 2})
+        assert index.count_tiles(new.id) == 1
+        assert index.put_rasters([]) == []
     shared = backends.open_reader(name)
     assert shared.count == 36
     assert {item.path: (item.done, item.planned) for item in shared.rasters.values()} == {
@@ -401,8 +401,8 @@ def test_a_job_that_fails_leaves_nothing(server, name):
         raise KeyError
     assert "There is no catalogue test " in refused(lambda: backends.open_reader(name))
     with backends.open_writer(name, ABOUT) as index:
-        index.start("")
-        index.put([raster("/data/one.tif", 1)])
+        index.create("")
+        index.put_rasters([raster("/data/one.tif", 1)])
         index.discard()
         assert not index.exists
     assert server.execute("SELECT 1 FROM pg_namespace WHERE nspname LIKE 'test %'") == []
@@ -412,7 +412,7 @@ def test_a_schema_that_was_given_is_left(server, name):
     schema = postgis._Database(name).schema
     server.execute("CREATE SCHEMA {}", schema)
     with backends.open_writer(name, ABOUT) as index:
-        index.start("")
+        index.create("")
         index.discard()
     assert server.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'test %'") == [(schema,)]
 
@@ -420,13 +420,13 @@ def test_a_schema_that_was_given_is_left(server, name):
 def test_a_commit_is_whole(name):
     fill(name)
     with backends.open_writer(name, ABOUT) as index:
-        (new,) = index.put([raster("/data/four.tif", 2)])
+        (new,) = index.put_rasters([raster("/data/four.tif", 2)])
         tiles = [square(new.id, 0, 0, 5), square(new.id, 5, 0, 5)]
-        sentence = refused(lambda: index.commit(tiles, np.array([[1.0] * WIDTH, [np.nan] * WIDTH]), {new.id: 2}))
+        sentence = refused(lambda: index.commit_tiles(tiles, np.array([[1.0] * WIDTH, [np.nan] * WIDTH]), {new.id: 2}))
         assert "could not be written (NaN" in sentence
         assert "what was indexed so far is kept" in sentence
-        assert (index.count(new.id), index.rasters[new.id].done) == (0, 0)
-        index.commit(tiles, np.ones((2, WIDTH)), {new.id: 2})
+        assert (index.count_tiles(new.id), index.rasters[new.id].done) == (0, 0)
+        index.commit_tiles(tiles, np.ones((2, WIDTH)), {new.id: 2})
     assert backends.open_reader(name).count == 437
 
 
@@ -439,8 +439,8 @@ sys.path.insert(0, {tests!r})
 import test_postgis as tests
 from clippan.search import backends
 with backends.open_writer({name!r}, tests.ABOUT) as index:
-    (new,) = index.put([tests.raster("/data/other.tif", 2)])
-    index.commit([tests.square(new.id, 0, 0, 5)], np.ones((1, tests.WIDTH)), {{new.id: 1}})
+    (new,) = index.put_rasters([tests.raster("/data/other.tif", 2)])
+    index.commit_tiles([tests.square(new.id, 0, 0, 5)], np.ones((1, tests.WIDTH)), {{new.id: 1}})
     print("committed", flush=True)
     time.sleep(60)
 """
@@ -483,7 +483,7 @@ def test_what_another_removes_is_left_out(name):
     fill(name)
     before = backends.open_reader(name)
     with backends.open_writer(name, ABOUT) as index:
-        index.drop(2)
+        index.drop_raster(2)
     vectors = before.vectors(np.array([401, 1, 402]))
     assert not vectors[[0, 2]].any()
     assert vectors[1].any()
@@ -512,18 +512,18 @@ def test_a_writer_says_that_the_connection_was_lost(server, name):
 
     def write():
         with backends.open_writer(name, ABOUT) as index:
-            (new,) = index.put([raster("/data/four.tif", 2)])
-            index.commit([square(new.id, 0, 0, 5)], np.ones((1, WIDTH)), {new.id: 1})
+            (new,) = index.put_rasters([raster("/data/four.tif", 2)])
+            index.commit_tiles([square(new.id, 0, 0, 5)], np.ones((1, WIDTH)), {new.id: 1})
             cut(server)
             for _ in range(2):  # it does not connect again: that would be without the lock
-                assert "was lost" in refused(lambda: index.count(new.id))
-            index.commit([square(new.id, 5, 0, 5)], np.ones((1, WIDTH)), {new.id: 2})
+                assert "was lost" in refused(lambda: index.count_tiles(new.id))
+            index.commit_tiles([square(new.id, 5, 0, 5)], np.ones((1, WIDTH)), {new.id: 2})
 
     sentence = refused(write)
     assert "The connection to the database postgres on 127.0.0.1 was lost (" in sentence
     assert sentence.endswith("run the same again: what was indexed so far is kept.")
     with backends.open_writer(name, ABOUT) as index:
-        assert (index.rasters[4].done, index.count(4)) == (1, 1)
+        assert (index.rasters[4].done, index.count_tiles(4)) == (1, 1)
 
 
 # What goes wrong
@@ -618,7 +618,7 @@ def test_a_catalogue_of_another_version(server, name):
 
 def start(name):
     with backends.open_writer(name, ABOUT) as index:
-        index.start("")
+        index.create("")
 
 
 def test_an_analyst_who_was_given_nothing_and_then_all(server, name):
@@ -641,8 +641,8 @@ def test_an_analyst_who_was_given_nothing_and_then_all(server, name):
 
     def write():
         with backends.open_writer(mine, ABOUT) as index:
-            (new,) = index.put([raster("/data/four.tif", 1)])
-            index.commit([square(new.id, 0, 0, 5)], np.ones((1, WIDTH)), {new.id: 1})
+            (new,) = index.put_rasters([raster("/data/four.tif", 1)])
+            index.commit_tiles([square(new.id, 0, 0, 5)], np.ones((1, WIDTH)), {new.id: 1})
 
     assert f"{ANALYST} may not write the catalogue {schema} in" in refused(write)
     server.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {} TO {}", schema, ANALYST)
@@ -690,10 +690,10 @@ def clustered(count, seed=0):
 def large(name, count=4000):
     vectors = clustered(count)
     with backends.open_writer(name, ABOUT) as index:
-        index.start(wkt())
-        one, two = index.put([raster("/data/one.tif", count), raster("/data/two.tif", 1)])
+        index.create(wkt())
+        one, two = index.put_rasters([raster("/data/one.tif", count), raster("/data/two.tif", 1)])
         tiles = [square(one.id, 100 * (i % 80), -100 * (i // 80), 100) for i in range(count - 1)]
-        index.commit([*tiles, square(two.id, 0, 0, 9)], vectors, {one.id: count, two.id: 1})
+        index.commit_tiles([*tiles, square(two.id, 0, 0, 9)], vectors, {one.id: count, two.id: 1})
     return vectors
 
 
@@ -728,7 +728,7 @@ def test_a_large_one_is_searched_by_its_index(name, monkeypatch):
     # What is rare among all is not looked for in the index.
     del seen[:]
     found, size = shared.candidates(directions[:1], TileFilter(boxes=((0.0, -1500.0, 8000.0, 0.0),)), 200)
-    inside = shared.chosen(TileFilter(boxes=((0.0, -1500.0, 8000.0, 0.0),)))
+    inside = shared.tile_ids(TileFilter(boxes=((0.0, -1500.0, 8000.0, 0.0),)))
     assert size == len(inside) == 1201
     exact = inside[np.argsort(-(vectors[inside - 1] @ directions[0]))[:200]]
     assert len(np.intersect1d(found, exact)) >= 190
@@ -760,7 +760,7 @@ def test_when_an_index_is_made(server, name, monkeypatch, most, newest, made):
     assert all("hnsw" in row[0] and "halfvec_ip_ops" in row[0] for row in found)
     # The next job adds to it.
     with backends.open_writer(name, ABOUT) as index:
-        index.commit([square(1, 0, 0, 5)], np.ones((1, WIDTH)), {1: 1})
+        index.commit_tiles([square(1, 0, 0, 5)], np.ones((1, WIDTH)), {1: 1})
     assert len(server.execute("SELECT 1 FROM pg_indexes WHERE indexname = 'tiles_vector'")) == made
 
 
@@ -789,7 +789,7 @@ def test_a_crs_has_its_number(name, crs, srid):
     shared = backends.open_reader(name)
     assert shared.about.crs == crs
     assert shared.database.ask("SELECT DISTINCT ST_SRID(geom) FROM {tiles} WHERE geom IS NOT NULL") == [(srid,)]
-    assert len(shared.chosen(TileFilter(boxes=((500000.0, 4999900.0, 500100.0, 5000000.0),)))) == 2
+    assert len(shared.tile_ids(TileFilter(boxes=((500000.0, 4999900.0, 500100.0, 5000000.0),)))) == 2
 
 
 def test_a_crs_without_a_number_is_kept(name):
@@ -797,7 +797,7 @@ def test_a_crs_without_a_number_is_kept(name):
     fill(name, crs=crs)
     shared = backends.open_reader(name)
     assert shared.about.crs == crs
-    assert shared.at(500050.0, 4999950.0) is not None
+    assert shared.tile_at(500050.0, 4999950.0) is not None
 
 
 def test_other_programs_read_the_layer(server, name):

@@ -146,7 +146,7 @@ def test_radar_is_one_raster(tmp_path):
         band(tmp_path / f"S1A_IW_20220315T103021_RTC_{polarisation}.tif", 7)
     found, _, _ = products.expand([str(tmp_path)])
     assert len(found) == 1
-    assert Scene(found[0], SceneOptions()).choice.bands == (1,)
+    assert Scene(found[0], SceneOptions()).band_choice.bands == (1,)
     assert described(open_dataset(found[0], "raster")) == ["VH", "VV"]
 
 

@@ -42,7 +42,7 @@ def test_a_cropped_grid_lies_where_it_was_cut_out(geotransform, width, height, d
     right, bottom = data.draw(st.integers(left + 1, width)), data.draw(st.integers(top + 1, height))
     part = grid.cropped(left, top, right, bottom)
     assert (part.width, part.height) == (right - left, bottom - top)
-    assert part.offset_in(grid, 0.01) == (left, top)
+    assert part.pixel_offset_in(grid, 0.01) == (left, top)
     for x, y in ((0, 0), (part.width, part.height)):
         found = gdal.ApplyGeoTransform(part.geotransform, x, y)
         assert found == pytest.approx(gdal.ApplyGeoTransform(geotransform, left + x, top + y), rel=1e-12, abs=1e-6)

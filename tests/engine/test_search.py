@@ -335,8 +335,8 @@ def test_products_and_the_best_of_them():
 
 
 def test_many_tiles_go_through_the_first_step(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(query, "_CANDIDATES", 5)
-    monkeypatch.setattr(query, "_PER_HIT", 2)
+    monkeypatch.setattr(query, "_MIN_CANDIDATES", 5)
+    monkeypatch.setattr(query, "_CANDIDATES_PER_HIT", 2)
     rng = np.random.default_rng(1)
     values = rng.integers(0, 60, (3, 160, 160), np.uint8)
     values[0, 48:64, 96:112] = 255
@@ -353,7 +353,7 @@ def test_confidence_is_a_softmax_over_the_background():
     tile = unit([[0.8, 0.3, 0.1, 0.2]])
     logits = 10 * np.concatenate([tile @ text.T, tile @ background.T], axis=1)[0]
     expected = np.exp(logits[0]) / np.exp(logits).sum()
-    confidence, score, best = asked.judge(tile)
+    confidence, score, best = asked.score_tiles(tile)
     assert confidence[0] == pytest.approx(expected, rel=1e-5)
     assert score[0] == pytest.approx(float(tile[0] @ text[0]))
     assert best[0] == 0
@@ -364,7 +364,7 @@ def test_what_means_the_same_does_not_speak_against_a_text():
     text = unit([(1, 0, 0, 0.2)])
     empty = np.empty((0, 4), np.float32)
     asked = scoring.SearchVectors(text, ("red",), empty, background, empty, empty, np.zeros(4), 50.0)
-    assert asked.judge(text)[0][0] > 0.99
+    assert asked.score_tiles(text)[0][0] > 0.99
 
 
 def test_searches_in_several_threads(index):

@@ -327,7 +327,7 @@ def answer(mode, number, job, request):
         from clippan.core.outputs import Outputs
 
         begun.append(Outputs())
-        Path(begun[0].part(output)).write_text("half")
+        Path(begun[0].temporary_path(output)).write_text("half")
     send(method="progress", params={"id": number, "percent": 10, "message": "Working"})
     send(method="log", params={"id": number, "line": "a line of the log"})
     marker = Path(os.environ.get("MARKER", "/nonexistent/marker"))

@@ -119,7 +119,7 @@ def require_rgb(model: Model) -> Model:
         raise ClippanError(
             "The model {label} takes the bands {listed}, not red, green and blue as here; choose another model.",
             label=model.label,
-            listed=model.channels.listed,
+            listed=model.channels.joined_names,
         )
     return model
 

@@ -36,7 +36,7 @@ class SimilarityMaps:
     """
 
     path: str
-    look: SceneOptions
+    options: SceneOptions
     stretch: tuple[tuple[float, float], ...]
     part: Window
     grids: tuple[SimilarityGrid, ...]
@@ -79,24 +79,24 @@ class SimilarityMaps:
         ]
         total, done, found = sum(lattice.count for lattice in lattices), 0, []
         for lattice in lattices:
-            share = context.part(100 * done / total, 100 * (done + lattice.count) / total)
+            share = context.subrange(100 * done / total, 100 * (done + lattice.count) / total)
             found.append(
                 similarity_grid(
                     model,
                     sought.vectors,
                     sought.class_of,
                     lattice,
-                    lambda: Scene(scene.path, scene.look, stretch, model.channels),
+                    lambda: Scene(scene.path, scene.options, stretch, model.channels),
                     bias,
                     request.flips,
                     threads,
                     folder,
                     share,
-                    lambda window: scene.may_hold(window) and wanted(window),
+                    lambda window: scene.may_contain_data(window) and wanted(window),
                 )
             )
             done += lattice.count
-        return cls(scene.path, scene.look, stretch, part, tuple(found), sought.classes)
+        return cls(scene.path, scene.options, stretch, part, tuple(found), sought.classes)
 
     @property
     def edges(self) -> tuple[int, ...]:
@@ -105,7 +105,7 @@ class SimilarityMaps:
 
     def open(self) -> Scene:
         """The raster, anew."""
-        return Scene(self.path, self.look, self.stretch)
+        return Scene(self.path, self.options, self.stretch)
 
     def cosines(self, window: Window) -> np.ndarray:
         """The mean over all sizes, float32 (classes, height, width), at the pixels of a window of the raster."""
@@ -123,7 +123,10 @@ def default_window_edges(scene: Scene, model: Encoder, part: Window) -> tuple[in
     much ground. Beside them twice as much costs little, and corrects them. Models with smaller cells see more, and as
     they take longer, once.
     """
-    grounds = (scene.ground(), scene.ground((part.x + part.width / 2, part.y + part.height / 2)))
+    grounds = (
+        scene.pixel_size_in_metres(),
+        scene.pixel_size_in_metres((part.x + part.width / 2, part.y + part.height / 2)),
+    )
     whole, here = ((ground[0] * ground[1]) ** 0.5 if ground else math.inf for ground in grounds)
     # The part's extent should not matter; but the middle of a map service is on the equator.
     gsd = here if here < _GSD_CHANGE * whole else whole

@@ -32,5 +32,5 @@ def run_cancellable(work: Callable[[], T], context: Context) -> T:
 
     threading.Thread(target=run, name="watched", daemon=True).start()
     while not futures.wait([future], timeout=0.1).done:
-        context.check()
+        context.raise_if_cancelled()
     return future.result()

@@ -40,11 +40,11 @@ class Channels:
         return tuple(zip(self.low, self.high))
 
     @property
-    def listed(self) -> str:
+    def joined_names(self) -> str:
         """The names, as a sentence lists them."""
         return ", ".join(self.names[:_MAX_NAMES]) + (" …" if len(self.names) > _MAX_NAMES else "")
 
-    def choose(self, described: Sequence[str]) -> tuple[int, ...]:
+    def band_numbers(self, described: Sequence[str]) -> tuple[int, ...]:
         """Which of a raster's bands these are, counted from 1: by their names, else by their numbers if there are as
         many bands in all, else all if there are as many as go in.
 
@@ -67,6 +67,6 @@ class Channels:
             "sensor, or another model.",
             count=len(self.names),
             value="s" * (len(self.names) > 1),
-            listed=self.listed,
+            listed=self.joined_names,
             count_2=len(described),
         )

@@ -28,7 +28,7 @@ class Context:
 
     def progress(self, percent: float, message: str = "") -> None:
         """Reports progress in percent; raises Cancelled if the user has cancelled."""
-        self.check()
+        self.raise_if_cancelled()
         if self._progress:
             self._progress(percent, message)
 
@@ -41,17 +41,17 @@ class Context:
         """Whether the user has cancelled."""
         return bool(self._cancelled and self._cancelled())
 
-    def check(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Raises Cancelled if the user has cancelled."""
         if self.is_cancelled():
             raise Cancelled
 
     @property
-    def quiet(self) -> Context:
+    def without_progress(self) -> Context:
         """A context that only cancels, as what runs in several threads tells of no progress."""
         return Context(cancelled=self.is_cancelled)
 
-    def part(self, start: float, end: float) -> Context:
+    def subrange(self, start: float, end: float) -> Context:
         """A context whose 0 to 100 percent are this one's ``start`` to ``end``."""
         return Context(
             lambda percent, message: self.progress(start + (end - start) * percent / 100, message),

@@ -104,16 +104,16 @@ class DeviceChoice:
     Attributes:
         device: as torch knows it.
         reason: why this one, as a short sentence.
-        second: whether CUDA would have been used if it could.
+        cuda_failed: whether CUDA would have been used if it could.
     """
 
     device: torch.device
     reason: str
-    second: bool = False
+    cuda_failed: bool = False
 
     def log(self, context: Context) -> None:
         """Tells the log. Where no graphics card is there to be missed, only the doctor says so, not every job."""
-        if not self.second or has_gpu():
+        if not self.cuda_failed or has_gpu():
             context.log(Message("Device: {type}. {reason}", type=self.device.type, reason=self.reason))
 
 
@@ -149,7 +149,9 @@ def choose_device(wanted: Device, exact: bool = False) -> DeviceChoice:
         raise ClippanError(
             "CUDA was asked for, but {problem}; choose auto or cpu, or run Check engine.", problem=problem
         )
-    return DeviceChoice(torch.device("cpu"), Message("CUDA cannot be used: {problem}.", problem=problem), second=True)
+    return DeviceChoice(
+        torch.device("cpu"), Message("CUDA cannot be used: {problem}.", problem=problem), cuda_failed=True
+    )
 
 
 def has_gpu() -> bool:

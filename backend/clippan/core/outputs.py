@@ -109,7 +109,7 @@ class Outputs:
         finally:
             self._discard()
 
-    def part(self, path: str) -> str:
+    def temporary_path(self, path: str) -> str:
         """Where the file is to be made that will be at ``path``; what stands beside it there comes along if it belongs
         to a file of this kind, and else goes."""
         if path not in self._parts:
@@ -118,10 +118,10 @@ class Outputs:
                     f"{path.rpartition('/')[0]}/{_HIDDEN_PREFIX}{secrets.token_hex(8)}{_known_suffix(path)}"
                 )
             else:
-                self._parts[path] = str(self.folder(path) / f"part{_known_suffix(path)}")
+                self._parts[path] = str(self.temporary_folder(path) / f"part{_known_suffix(path)}")
         return self._parts[path]
 
-    def folder(self, path: str) -> Path:
+    def temporary_folder(self, path: str) -> Path:
         """A folder of this run beside an output, for what is not kept."""
         if path not in self._folders:
             place = Path(tempfile.gettempdir(), Path(path).name) if _is_virtual(path) else Path(path)
@@ -199,7 +199,7 @@ def write_output(path: str, what: str, outputs: Optional[Outputs] = None) -> Ite
     with contextlib.ExitStack() as stack:
         own = outputs or stack.enter_context(Outputs())
         try:
-            yield Path(own.part(path))
+            yield Path(own.temporary_path(path))
         except (OSError, RuntimeError) as error:
             raise write_error(what, path, error) from error
 

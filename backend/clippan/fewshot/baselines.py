@@ -110,7 +110,7 @@ def _in_chunks(
     rows = min(max(_CHUNK_MEMORY // (4 * values_per_row), 1), _CHUNK)
     parts = []
     for start in range(0, max(len(features), 1), rows):
-        context.check()
+        context.raise_if_cancelled()
         parts.append(predict(features[start : start + rows]))
     return np.concatenate(parts)
 
@@ -258,7 +258,7 @@ class _TipAdapter:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
         for _ in range(_EPOCHS):
             for batch in torch.randperm(len(labels), generator=generator).split(_BATCH):
-                context.check()
+                context.raise_if_cancelled()
                 loss = functional.cross_entropy(tip.logits(features[batch]), labels[batch])
                 optimiser.zero_grad()
                 loss.backward()

@@ -210,7 +210,7 @@ class HeadEnsemble:
         """Probabilities (n, classes) of pixels (n, features) without smoothing, the mean of the heads."""
         parts = []
         for part in features.split(_CHUNK):
-            context.check()
+            context.raise_if_cancelled()
             standardised = (part - self.mean) * self.scale
             votes = [_head_probabilities(head, standardised, self.options.sharpness) for head in self.heads]
             parts.append(torch.stack(votes).mean(dim=0))
@@ -243,7 +243,7 @@ def fit_heads(
     targets = torch.from_numpy(np.asarray(labels)).long().to(features.device)
     heads = []
     for member in range(options.members):
-        part = context.part(100 * member / options.members, 100 * (member + 1) / options.members)
+        part = context.subrange(100 * member / options.members, 100 * (member + 1) / options.members)
         heads.append(_train_head(features, targets, texts, options, seed * 1000 + member, part))
     return HeadEnsemble(heads, mean, scale, options)
 
@@ -282,7 +282,7 @@ def bilateral_mean(probabilities: Tensor, pixels: PixelFeatures, radius: int, co
     height, width = valid.shape
     total, weights, distance = torch.zeros_like(probabilities), torch.zeros_like(valid), _square_distances(radius)
     for down in range(2 * radius + 1):
-        context.check()
+        context.raise_if_cancelled()
         for across in range(2 * radius + 1):
             shifted = (..., slice(down, down + height), slice(across, across + width))
             difference = (padded_guide[shifted] - guide).square().mean(dim=0) / _GUIDE_VARIANCE

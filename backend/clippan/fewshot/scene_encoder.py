@@ -193,7 +193,7 @@ def encoder_features(encoder: SceneEncoder, modalities: Sequence[np.ndarray], co
         scene = windows.mirror_padded(project(network, number, values), 2 * half)
         overlap_mean = windows.OverlapMean(2 * size.width, height, width, size.window, encoder.device)
         for down, across in zip(rows.split(_BATCH), columns.split(_BATCH)):
-            context.check()
+            context.raise_if_cancelled()
             pixels = windows.extract(scene, down + half, across + half, size.window)
             tokens = network.encode(number, pixels, torch.zeros(len(down), device=encoder.device))
             class_tokens = tokens[:, :1].expand(-1, size.window**2, -1)

@@ -76,12 +76,12 @@ class Stack:
     @property
     def sparse(self) -> bool:
         """Whether parts of a raster were never written."""
-        return not all(source.whole for source in self.sources)
+        return not all(source.fully_written for source in self.sources)
 
     def tiles(self, size: int) -> list[Window]:
         """Squares of ``size`` over all of it, but for those in which a raster holds nothing."""
         windows = tiles(self.grid.width, self.grid.height, size)
-        return [w for w in windows if all(s.may_hold(w) for s in self.sources)]
+        return [w for w in windows if all(s.may_contain_data(w) for s in self.sources)]
 
     def hints(self) -> list[str]:
         """Sentences for the user."""
@@ -315,7 +315,7 @@ def _moments(
         context.progress(100 * number / len(rows), Message("Looking at {path}", path=path))
         for x in columns:
             width, height = min(_SIZE, bounds.x + bounds.width - x), min(_SIZE, bounds.y + bounds.height - y)
-            if not source.may_hold(Window(x, y, width, height)):
+            if not source.may_contain_data(Window(x, y, width, height)):
                 continue
             read, known = source.read(x, y, width, height)
             values: np.ndarray = read.reshape(source.count, -1).astype(np.float64)

@@ -121,7 +121,7 @@ def _sample_features(
     """What tiles say of the samples, (n, width)."""
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for window, numbers in stack.windows_at(samples.rows, samples.columns):
-        context.check()
+        context.raise_if_cancelled()
         values, _ = tile(window)
         places = (samples.rows[numbers] - window.y) * window.width + samples.columns[numbers] - window.x
         found.append((numbers, values[places]))
@@ -261,7 +261,7 @@ class DiffClipClassifier:
     ) -> None:
         self.encoder = encoder
         self._stack, self._labels, self._options = stack, samples.labels, prompt_heads.Options()
-        self.classes, self.quiet = len(samples.names), context.quiet
+        self.classes, self.quiet = len(samples.names), context.without_progress
         self._margin = encoder.margin
         self._texts = torch.from_numpy(texts).to(encoder.device)
         pieces = stack.sample_windows(samples.rows, samples.columns, self._margin)

@@ -105,7 +105,7 @@ class TileFuser:
         out = np.empty((len(ms), window.height, window.width), self.pair.ms.dtype)
         for y in ys:
             for x in xs:
-                context.check()
+                context.raise_if_cancelled()
                 values, invalid = self._compute(
                     x,
                     y,

@@ -40,11 +40,11 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
         for note in pair.notes:
             context.log(note)
         sensor = resolve_sensor(request.sensor, pair.hints, context)
-        scene = TrainingScene.read(pair, sensor, request, device, context.part(0, 10))
+        scene = TrainingScene.read(pair, sensor, request, device, context.subrange(0, 10))
         colours = _colours(sensor, [number - 1 for number in request.bands] or range(pair.ms.count), pair)
     bands = pair.ms.count
-    supervisor = adapt_supervisor(request, bands, colours, scene, device, clock, context.part(10, 25))
-    adaptation = Adaptation(start, scene, supervisor, request, device, clock, context.part(25, 98))
+    supervisor = adapt_supervisor(request, bands, colours, scene, device, clock, context.subrange(10, 25))
+    adaptation = Adaptation(start, scene, supervisor, request, device, clock, context.subrange(25, 98))
     network, before, after = adaptation.run()
     about = {
         "title": f"{start.about.get('title') or start.name}, adapted to {Path(request.pan).name}",

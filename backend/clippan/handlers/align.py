@@ -55,28 +55,28 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
     batch = min(request.batch, ENCODE_BATCH)
     try:
         with lock_run_folder(folder), explain_memory_errors(request.batch), Outputs() as outputs:
-            path = hub.fetch(base, context.part(0, 1))
+            path = hub.fetch(base, context.subrange(0, 1))
             teacher = load_model(path, base, device)
-            pairs = RasterPairs.open(request, outputs.folder(str(folder / WEIGHTS)), context.part(1, 3))
+            pairs = RasterPairs.open(request, outputs.temporary_folder(str(folder / WEIGHTS)), context.subrange(1, 3))
             for sentence in choices(pairs.pictures):
                 context.log(sentence)
             edge = teacher.preprocessing.pixels
-            train, held = pairs.chips(request, edge, context.part(3, 6))
+            train, held = pairs.chips(request, edge, context.subrange(3, 6))
             context.log(f"{len(train)} chips to train on, {len(held)} to measure with.")
-            targets = encode_chips(teacher, pairs, train, device, batch, context.part(6, 20))
-            pictures = encode_chips(teacher, pairs, held, device, batch, context.part(20, 21))
+            targets = encode_chips(teacher, pairs, train, device, batch, context.subrange(6, 20))
+            pictures = encode_chips(teacher, pairs, held, device, batch, context.subrange(20, 21))
             words, unread = (
                 (zero_shot_weights(teacher, names), text_warnings(base, teacher, names)) if names else (None, [])
             )
             student = inflate_input(load_model(path, base, device), pairs)
-            before = encode_chips(student, pairs, held, device, batch, context.part(21, 22), from_sensor=True)
+            before = encode_chips(student, pairs, held, device, batch, context.subrange(21, 22), from_sensor=True)
             data = AlignmentData(pairs, train, targets, words, teacher.model.logit_scale.detach().exp())
-            run = AlignmentTraining(request, student, data, device, context.part(22, 96))
+            run = AlignmentTraining(request, student, data, device, context.subrange(22, 96))
             run.resume(device)
             terms = run.train()
             with resumable(run.steps):
-                after = encode_chips(student, pairs, held, device, batch, context.part(96, 98), from_sensor=True)
-                digested = weights_sha256(base, path, context.part(98, 99))
+                after = encode_chips(student, pairs, held, device, batch, context.subrange(96, 98), from_sensor=True)
+                digested = weights_sha256(base, path, context.subrange(98, 99))
                 context.progress(99, "Writing the model")
     except Exception:
         discard_unstarted(folder, made, (WEIGHTS,))

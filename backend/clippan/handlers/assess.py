@@ -64,11 +64,11 @@ def run(request: AssessRequest, context: Context) -> AssessResult:
         reference = None
         if request.reference is not None:
             reference = files.enter_context(_open_reference(request.reference, request, scene))
-        scene, shifts = _registered(scene, request.registration, told, context.part(0, 5))
-        full, pixels, hints = _assess_full(scene, context.part(5, 95 if reference is None else 45))
+        scene, shifts = _registered(scene, request.registration, told, context.subrange(0, 5))
+        full, pixels, hints = _assess_full(scene, context.subrange(5, 95 if reference is None else 45))
         against: dict[str, float] = {}
         if reference is not None:
-            against, more = _assess_reference(scene, reference, context.part(45, 95))
+            against, more = _assess_reference(scene, reference, context.subrange(45, 95))
             hints += more
         seconds = round(time.monotonic() - started, 3)
         result = AssessResult(
@@ -190,7 +190,7 @@ def _size(grid: Grid) -> str:
 def _offset(grid: Grid, base: Grid) -> Optional[tuple[int, int]]:
     if grid.crs and base.crs and not grid.shares_crs(base):
         return None
-    return grid.offset_in(base, _SHIFT)
+    return grid.pixel_offset_in(base, _SHIFT)
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ class Scene:
             Window(self.area.x + tile.x, self.area.y + tile.y, tile.width, tile.height)
             for tile in tiles(self.area.width, self.area.height, _TILE)
         ]
-        return [window for window in windows if self.pair.may_hold(window)] or windows[:1]
+        return [window for window in windows if self.pair.may_contain_data(window)] or windows[:1]
 
     def read(self, source: Source, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
         """A window of the fused raster, or of one on its grid, and where all its bands are valid.
@@ -444,7 +444,7 @@ def _low_windows(scene: Scene, block: int) -> list[Window]:
         Window(left + tile.x, top + tile.y, tile.width, tile.height)
         for tile in tiles(right - left, bottom - top, block * (_TILE // BLOCK))
     ]
-    return [window for window in windows if scene.pair.ms.may_hold(window)] or windows[:1]
+    return [window for window in windows if scene.pair.ms.may_contain_data(window)] or windows[:1]
 
 
 def _samples(start: float, end: float, limit: int) -> tuple[int, int]:

@@ -117,7 +117,7 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
     table = parse_prompts(request.classes).with_colours()
     if origin := texts.origin_note(request.classes, "classes"):
         context.log(origin)
-    model = load_encoder(request.model, request.device, context.part(0, 5))
+    model = load_encoder(request.model, request.device, context.subrange(0, 5))
     set_threads(request.threads)
     sought = class_vectors(model, table, False)
     offsets = np.array([prompt.offset for prompt in table.classes])
@@ -129,19 +129,21 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
     with Outputs() as outputs:
         rasters = []
         for number, (path, samples) in enumerate(zip(request.rasters, request.samples)):
-            mine = context.part(5 + 75 * number / count, 5 + 75 * (number + 1) / count)
-            folder = outputs.folder(request.output) / str(number)
+            mine = context.subrange(5 + 75 * number / count, 5 + 75 * (number + 1) / count)
+            folder = outputs.temporary_folder(request.output) / str(number)
             folder.mkdir()
             scene = Scene(path, look)
-            labels = read_labelled_pixels(samples, request.layer, request.field, table, scene, mine.part(0, 10))
-            view = SimilarityMaps.of(request, model, whole, scene, labels.part, folder, mine.part(10, 100), labels.near)
+            labels = read_labelled_pixels(samples, request.layer, request.field, table, scene, mine.subrange(0, 10))
+            view = SimilarityMaps.of(
+                request, model, whole, scene, labels.part, folder, mine.subrange(10, 100), labels.near
+            )
             rasters.append(_LabelledRaster(scene, labels, view))
-        pictures = tuple(raster.scene.seen(model.channels) for raster in rasters)
+        pictures = tuple(raster.scene.raster_picture_for(model.channels) for raster in rasters)
         for sentence in choices(pictures):
             context.log(sentence)
         known = _LabelledVectors.of(rasters, table)
         before = _accuracy(first.logits(known.features), known.classes)
-        fit, after = _select_fit(known, first, context.part(80, 95))
+        fit, after = _select_fit(known, first, context.subrange(80, 95))
         found = _calibrated_table(table, fit, model.model.id, known)
         hints = [
             *model.text_warnings(prompt_texts(table)),

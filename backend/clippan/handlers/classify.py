@@ -67,33 +67,35 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
     started = time.monotonic()
     set_threads(request.threads)
     device = choose_device(request.device).device  # CLIP tells the log, where it is used
-    stack = open_stack(request.rasters, request.grid, request.nodata, context.part(0, 3))
+    stack = open_stack(request.rasters, request.grid, request.nodata, context.subrange(0, 3))
     known = samples.read_samples(
-        request.samples, request.layer, request.field, stack.georeferenced_grid, request.seed, context.part(3, 6)
+        request.samples, request.layer, request.field, stack.georeferenced_grid, request.seed, context.subrange(3, 6)
     )
     known, lost = _valid(known, stack, context)
     table = _table(known.names, request.descriptions)
     if origin := texts.origin_note(request.descriptions, "descriptions"):
         context.log(origin)
     with gpu_memory_errors(), Outputs() as outputs:
-        workshop = _Workshop(request, stack, known, table, device, outputs.folder(request.output))
+        workshop = _Workshop(request, stack, known, table, device, outputs.temporary_folder(request.output))
         several = request.method is Classifier.AUTO
         methods: list[Classifier] = (
             [item for item in Classifier if item is not Classifier.AUTO] if several else [request.method]
         )
-        trials = _compare(workshop, methods, context.part(6, 60))
+        trials = _compare(workshop, methods, context.subrange(6, 60))
         best = trials[0] if trials else None
         method = best.score.method if best else _UNCOMPARED if several else request.method
         if several:
             context.log(Message("The map is made by {method}.", method=method.value))
-        learned = workshop.learner(method, True, context.part(60, 70)).fit(np.arange(len(known.labels)), request.seed)
+        learned = workshop.learner(method, True, context.subrange(60, 70)).fit(
+            np.arange(len(known.labels)), request.seed
+        )
         tags = _provenance(request, table, workshop, method, best)
         power, together = best.sharpness if best else 1.0, method is Classifier.DIFFCLIP
-        shown, overview = _write(workshop, table, learned, power, together, tags, outputs, context.part(70, 98))
+        shown, overview = _write(workshop, table, learned, power, together, tags, outputs, context.subrange(70, 98))
         if request.report:
-            scene = Scene(workshop.pictured, workshop.look)
+            scene = Scene(workshop.pictured, workshop.options)
             overview.picture = overview_picture(stack, scene, overview.step)
-            workshop.picture = workshop.picture or scene.shown
+            workshop.picture = workshop.picture or scene.raster_picture
         context.progress(98, "Writing the files")  # from here on nothing is cancelled, and all files are put in place
         if request.areas:
             areas.write_csv(request.areas, shown, outputs)
@@ -151,7 +153,7 @@ def _valid(known: Samples, stack: Stack, context: Context) -> tuple[Samples, lis
     """The samples that are not on nodata, and a sentence about the others."""
     kept = np.zeros(len(known.labels), bool)
     for window, numbers in stack.windows_at(known.rows, known.columns):
-        context.check()
+        context.raise_if_cancelled()
         _, valid = stack.read(window)
         kept[numbers] = valid[known.rows[numbers] - window.y, known.columns[numbers] - window.x]
     left = known.subset(kept)
@@ -197,7 +199,7 @@ class _Workshop:
     ) -> None:
         self.request, self.stack, self.known, self.device = request, stack, known, device
         self.table, self._folder = table, folder
-        self.look = SceneOptions(bands=request.bands, nodata=request.nodata)
+        self.options = SceneOptions(bands=request.bands, nodata=request.nodata)
         self._model: Optional[Encoder] = None
         self._diffclip: Optional[DiffClipClassifier] = None
         self._eye: Optional[ClipFeatureExtractor] = None
@@ -216,7 +218,7 @@ class _Workshop:
         """The first raster whose bands a model of another sensor takes."""
         for path in self.stack.paths:
             with contextlib.suppress(ClippanError):
-                Scene(path, self.look, channels=model.channels)
+                Scene(path, self.options, channels=model.channels)
                 return path
         return self.stack.paths[0]  # of which the user is told that it does not go
 
@@ -232,10 +234,10 @@ class _Workshop:
             return self._made(context)
         if method.sees_words:
             return BaselineClassifier(
-                method, self._seen(whole, context), self.known, context.quiet, self._texts(context)
+                method, self._seen(whole, context), self.known, context.without_progress, self._texts(context)
             )
         features = spectral_features(self.stack, self.known, method is not Classifier.SVM, context)
-        return BaselineClassifier(method, features, self.known, context.quiet)
+        return BaselineClassifier(method, features, self.known, context.without_progress)
 
     def model_id(self, method: Classifier) -> str:
         """Of CLIP, where the method needs it."""
@@ -269,19 +271,19 @@ class _Workshop:
         return np.stack([model.encode_texts([own[place % len(own)] for place in range(most)]) for own in texts])
 
     def _seen(self, whole: bool, context: Context) -> StackFeatures:
-        model = self._clip(context.part(0, 5))
+        model = self._clip(context.subrange(0, 5))
         if self._eye is None:
             path = self._sensed(model) if model.channels else self.pictured
-            self._eye = ClipFeatureExtractor(self.stack, self.look, path, model, self.request.threads, self._folder)
-            self.picture = Scene(path, self.look, channels=model.channels).shown
+            self._eye = ClipFeatureExtractor(self.stack, self.options, path, model, self.request.threads, self._folder)
+            self.picture = Scene(path, self.options, channels=model.channels).raster_picture
         if self._looked is None or whole > self._looked:
-            self._eye.look(None if whole else self.known, context.part(5, 100))
+            self._eye.look(None if whole else self.known, context.subrange(5, 100))
             self._looked = whole
         return self._eye.features(self.known)
 
     def _made(self, context: Context) -> DiffClipClassifier:
         if self._diffclip is None:
-            texts, stack, request = self._prompts(context.part(0, 5)), self.stack, self.request
+            texts, stack, request = self._prompts(context.subrange(0, 5)), self.stack, self.request
             if request.encoder:
                 found = scene_encoder.load(Path(request.encoder), self.device)
                 found.check_modalities([np.empty((count, 0, 0)) for count in stack.bands])
@@ -295,8 +297,8 @@ class _Workshop:
                         )
                     )
             else:
-                found = pretrain_on(stack, request.steps, request.seed, self.device, context.part(5, 95))
-            self._diffclip = DiffClipClassifier(stack, self.known, found, texts, context.part(95, 100))
+                found = pretrain_on(stack, request.steps, request.seed, self.device, context.subrange(5, 95))
+            self._diffclip = DiffClipClassifier(stack, self.known, found, texts, context.subrange(95, 100))
         return self._diffclip
 
 
@@ -319,8 +321,8 @@ def _compare(workshop: _Workshop, methods: list[Classifier], context: Context) -
     trials = []
     for number, method in enumerate(methods):
         begun = time.monotonic()
-        share = context.part(*(100 * weights[number : number + 2] / weights[-1]))
-        learner = workshop.learner(method, False, share.part(0, 50))
+        share = context.subrange(*(100 * weights[number : number + 2] / weights[-1]))
+        learner = workshop.learner(method, False, share.subrange(0, 50))
         repeats = []
         for repeat, split in enumerate(splits):
             truths, guesses = [], []

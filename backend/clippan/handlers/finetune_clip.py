@@ -63,21 +63,21 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
     made = prepare_run_folder(folder, recipe)
     try:
         with lock_run_folder(folder), explain_memory_errors(request.batch):
-            path = hub.fetch(base, context.part(0, 2))
+            path = hub.fetch(base, context.subrange(0, 2))
             loaded = load_model(path, base, device)
             pixels = request.pixels or loaded.preprocessing.pixels
             check_image_size(loaded, pixels)
-            task, control = read_tasks(request, loaded, pixels, context.part(2, 5))
-            run = FineTuning(request, loaded, task, pixels, device, context.part(5, 50))
+            task, control = read_tasks(request, loaded, pixels, context.subrange(2, 5))
+            run = FineTuning(request, loaded, task, pixels, device, context.subrange(5, 50))
             before = copied_weights(loaded)
             run.resume(device)
             terms = run.train()
             with resumable(run.steps):
                 after = copied_weights(loaded)
                 points, kept = alpha_curve(
-                    request, loaded, (before, after), task, control, pixels, context.part(50, 98)
+                    request, loaded, (before, after), task, control, pixels, context.subrange(50, 98)
                 )
-                digested = weights_sha256(base, path, context.part(98, 99))
+                digested = weights_sha256(base, path, context.subrange(98, 99))
                 context.progress(99, "Writing the model")
     except Exception:
         discard_unstarted(folder, made, (WEIGHTS,))

@@ -46,17 +46,17 @@ _COMMIT_SECONDS = 15.0  # what an interruption can cost
 
 
 @dataclass(frozen=True)
-class _Work:
+class _RasterTask:
     """A raster that has tiles to be made: how it is read, and where they lie."""
 
     raster: IndexedRaster
-    look: SceneOptions
+    options: SceneOptions
     plan: TilePlan
-    corners: _Corners
+    corners: _TileOutlines
 
 
 @dataclass
-class _Count:
+class _Counts:
     """What happened so far."""
 
     added: int = 0
@@ -80,28 +80,28 @@ def run(request: IndexRequest, context: Context) -> IndexResult:
     if not paths:
         raise ClippanError(failed[0])
     refuse_overwriting(request.outputs, paths)
-    model = load_encoder(request.model, request.device, context.part(0, 3))
+    model = load_encoder(request.model, request.device, context.subrange(0, 3))
     set_threads(request.threads)
-    look = SceneOptions(**{item.name: getattr(request, item.name) for item in fields(SceneOptions)})
+    options = SceneOptions(**{item.name: getattr(request, item.name) for item in fields(SceneOptions)})
     about = IndexInfo(model.model.id, model.model.label, model.sha256, model.width, model.pixels, "")
-    count = _Count(failed=failed)
+    counts = _Counts(failed=failed)
     for sentence in antimeridian_notes(request.extent):
         context.log(sentence)
     with open_writer(request.output, about) as index:
         before = index.exists
         try:
-            work, unchanged = _prepare(request, paths, look, model, index, count, context.part(3, 10))
+            work, unchanged = _plan_rasters(request, paths, options, model, index, counts, context.subrange(3, 10))
             if not (work or unchanged):
-                raise ClippanError(count.failed[0])
+                raise ClippanError(counts.failed[0])
             begun = time.monotonic()
-            _embed(work, model, index, count, request.threads, context.part(10, 100))
+            _embed(work, model, index, counts, request.threads, context.subrange(10, 100))
             seconds = time.monotonic() - begun
-            tiles = sum(index.count(raster) for raster in index.rasters)
+            tiles = sum(index.count_tiles(raster) for raster in index.rasters)
             if not tiles:
                 nothing = "The rasters show nothing but nodata; choose others, or another extent."
-                raise ClippanError(count.failed[0] if count.failed else nothing)
+                raise ClippanError(counts.failed[0] if counts.failed else nothing)
         except BaseException as error:
-            kept = before or count.added
+            kept = before or counts.added
             if not kept and index.exists:
                 index.discard()
             if kept and isinstance(error, Cancelled):
@@ -112,28 +112,28 @@ def run(request: IndexRequest, context: Context) -> IndexResult:
             about.model,
             tiles,
             len(index.rasters),
-            count.added,
-            count.kept,
-            count.dropped,
-            count.empty,
-            tuple(count.failed),
+            counts.added,
+            counts.kept,
+            counts.dropped,
+            counts.empty,
+            tuple(counts.failed),
             str(model.device),
             time.monotonic() - started,
-            count.added / seconds if count.added else 0.0,
-            (*left, *remarks(count.pictures)),
-            tuple(count.pictures),
+            counts.added / seconds if counts.added else 0.0,
+            (*left, *remarks(counts.pictures)),
+            tuple(counts.pictures),
         )
 
 
-def _prepare(
+def _plan_rasters(
     request: IndexRequest,
     paths: Sequence[str],
-    look: SceneOptions,
+    options: SceneOptions,
     model: Encoder,
     index: Any,
-    count: _Count,
+    counts: _Counts,
     context: Context,
-) -> tuple[list[_Work], int]:
+) -> tuple[list[_RasterTask], int]:
     """Compares the rasters with what the index holds, drops what is gone, and lists what is to do.
 
     Returns:
@@ -149,29 +149,29 @@ def _prepare(
     for position, path in enumerate(paths):
         context.progress(100 * position / len(paths), Message("Looking at {name}", name=Path(path).name[:80]))
         try:
-            scene = Scene(path, look)
+            scene = Scene(path, options)
             # For people it stays in natural colours. Of a model with channels this tells which bands are not there.
-            seen = Scene(path, look, channels=model.channels) if model.channels else scene
-            own = replace(look, bands=scene.bands)
+            seen = Scene(path, options, channels=model.channels) if model.channels else scene
+            own = replace(options, bands=scene.bands)
             fingerprint = scene.fingerprint()
-            before = known.get((path, look.area))
+            before = known.get((path, options.area))
             if before is None and not shared:  # on a colleague's machine it may be where it was
                 before = by_files.pop((fingerprint, own.text()), None)
                 before = before if before is not None and is_missing(before.path) else None
             same = before is not None and (before.fingerprint, before.look) == (fingerprint, own.text())
             # Only what is new is sampled for its stretch.
             stretch = before.stretch if before is not None and same and not model.channels else seen.stretch
-            count.pictures.append(RasterPicture(path, seen.choice, stretch, tuple(seen.notes)))
-            if not look.extent:  # all of it takes the place of its parts
+            counts.pictures.append(RasterPicture(path, seen.band_choice, stretch, tuple(seen.notes)))
+            if not options.extent:  # all of it takes the place of its parts
                 stale |= {raster.id for (name, area), raster in known.items() if name == path and area}
             if before is not None and same and before.path != path:
                 context.log(f"{before.path} has moved to {path}.")
-                (before,) = index.put([replace(before, path=path)])
+                (before,) = index.put_rasters([replace(before, path=path)])
             if before is not None and same and before.done >= before.planned:
-                count.kept += index.count(before.id)
+                counts.kept += index.count_tiles(before.id)
                 unchanged += 1
                 continue
-            plan = scene.windows(model.pixels)
+            plan = scene.tile_plan(model.pixels)
             if index.exists and scene.grid.crs and not index.about.crs:
                 raise ClippanError(
                     "The raster {path} has coordinates, but the index holds pictures without; use another output.",
@@ -185,42 +185,44 @@ def _prepare(
             if before is not None:
                 stale.add(before.id)
         except ClippanError as error:
-            count.failed.append(str(error))
-    for sentence in choices(count.pictures):
+            counts.failed.append(str(error))
+    for sentence in choices(counts.pictures):
         context.log(sentence)
     if found:
-        index.start(next((grid.crs for _, grid, _ in found if grid.crs), ""))
+        index.create(next((grid.crs for _, grid, _ in found if grid.crs), ""))
     listed = set(paths)
     for raster in list(index.rasters.values()):
         # What is missing on this machine may be there on a colleague's, but for folders that this job is about.
         gone = (
-            raster.path not in listed and _gone(raster.path) and (not shared or _inside(raster.path, request.rasters))
+            raster.path not in listed
+            and _was_deleted(raster.path)
+            and (not shared or _is_inside(raster.path, request.rasters))
         )
         if gone:
             context.log(f"{raster.path} does not exist any more; its tiles are dropped.")
         if gone or raster.id in stale:
-            count.dropped += index.drop(raster.id)
-    rasters = index.put([raster for raster, _, _ in found])
-    count.planned = sum(raster.planned - raster.done for raster in rasters)
+            counts.dropped += index.drop_raster(raster.id)
+    rasters = index.put_rasters([raster for raster, _, _ in found])
+    counts.planned = sum(raster.planned - raster.done for raster in rasters)
     work = [
-        _Work(raster, SceneOptions.of(raster.look), plan, _Corners(grid, index.about.crs))
+        _RasterTask(raster, SceneOptions.of(raster.look), plan, _TileOutlines(grid, index.about.crs))
         for raster, (_, grid, plan) in zip(rasters, found)
     ]
     return work, unchanged
 
 
-def _inside(path: str, folders: Sequence[str]) -> bool:
+def _is_inside(path: str, folders: Sequence[str]) -> bool:
     return any(Path(folder).absolute() in Path(path).parents for folder in folders if sources.exists(folder))
 
 
-def _gone(path: str) -> bool:
+def _was_deleted(path: str) -> bool:
     """Whether a file is missing though its folder is there, with other files: a drive that is not connected has lost
     nothing, and where it was mounted an empty folder may be left."""
     folder = Path(path).parent
     return is_missing(path) and folder.is_dir() and any(folder.iterdir())
 
 
-class _Corners:
+class _TileOutlines:
     """Outlines of a raster's windows in the index's CRS."""
 
     def __init__(self, grid: Grid, crs: str) -> None:
@@ -273,7 +275,9 @@ class _Corners:
         return [tuple(point) for point in points[::_STEPS].tolist()]
 
 
-def _embed(work: Sequence[_Work], model: Encoder, index: Any, count: _Count, threads: int, context: Context) -> None:
+def _embed(
+    work: Sequence[_RasterTask], model: Encoder, index: Any, counts: _Counts, threads: int, context: Context
+) -> None:
     """Reads, embeds and stores the tiles, a batch after the other; reading goes on while the model computes."""
     begun = time.monotonic()
     tiles: list[IndexedTile] = []
@@ -281,12 +285,12 @@ def _embed(work: Sequence[_Work], model: Encoder, index: Any, count: _Count, thr
     done: dict[int, int] = {}
     reached: dict[int, int] = {}
     committed, seen = time.monotonic(), 0
-    reader = _Reader(model)
+    reader = _TileReader(model)
 
     def commit() -> None:
         if done:
-            index.commit(tiles, np.concatenate(vectors) if tiles else np.empty((0, model.width)), done)
-            count.added += len(tiles)
+            index.commit_tiles(tiles, np.concatenate(vectors) if tiles else np.empty((0, model.width)), done)
+            counts.added += len(tiles)
             tiles.clear()
             vectors.clear()
             done.clear()
@@ -298,7 +302,7 @@ def _embed(work: Sequence[_Work], model: Encoder, index: Any, count: _Count, thr
         ):
             # What cannot be read to its end is left where it was: the next run tries again from there.
             broken |= set(problems)
-            count.failed += [sentence for sentence in problems.values() if sentence not in count.failed]
+            counts.failed += [sentence for sentence in problems.values() if sentence not in counts.failed]
             whole = np.array([item.raster.id not in broken for item, *_ in batch])
             keep = whole & (valid >= MIN_VALID_SHARE)
             if keep.any():
@@ -311,21 +315,21 @@ def _embed(work: Sequence[_Work], model: Encoder, index: Any, count: _Count, thr
                 seen += passed
                 if sound:
                     done[item.raster.id] = position + 1
-                    count.empty += passed - bool(kept)
+                    counts.empty += passed - bool(kept)
             if len(tiles) >= _COMMIT_TILES or time.monotonic() - committed > _COMMIT_SECONDS:
                 commit()
                 committed = time.monotonic()
             rate = seen / max(time.monotonic() - begun, 1e-3)
-            context.progress(100 * seen / max(count.planned, 1), f"{seen:,} of {count.planned:,} tiles, {rate:.0f}/s")
+            context.progress(100 * seen / max(counts.planned, 1), f"{seen:,} of {counts.planned:,} tiles, {rate:.0f}/s")
     except Cancelled:
         commit()
         raise
     commit()
 
 
-def _batches(work: Sequence[_Work], size: int) -> Iterator[list[tuple[_Work, Window, float, int]]]:
+def _batches(work: Sequence[_RasterTask], size: int) -> Iterator[list[tuple[_RasterTask, Window, float, int]]]:
     """Tiles of all rasters, ``size`` at a time, each with its position in its raster's plan."""
-    batch: list[tuple[_Work, Window, float, int]] = []
+    batch: list[tuple[_RasterTask, Window, float, int]] = []
     for item in work:
         for position, window, scale in item.plan.tiles(item.raster.done):
             batch.append((item, window, scale, position))
@@ -336,14 +340,16 @@ def _batches(work: Sequence[_Work], size: int) -> Iterator[list[tuple[_Work, Win
         yield batch
 
 
-class _Reader:
+class _TileReader:
     """Reads batches of pictures, in several threads: each has the scene that it is reading open."""
 
     def __init__(self, model: Encoder) -> None:
         self._pixels, self._channels = model.pixels, model.channels
         self._local = threading.local()
 
-    def read(self, batch: Sequence[tuple[_Work, Window, float, int]]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    def read(
+        self, batch: Sequence[tuple[_RasterTask, Window, float, int]]
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         """Pictures (n, bands, pixels, pixels), the valid part of each, and what went wrong, by raster."""
         pictures = empty_images(len(batch), (self._pixels, self._pixels), self._channels)
         valid = np.zeros(len(batch))
@@ -357,9 +363,9 @@ class _Reader:
                 problems[item.raster.id] = str(error)
         return pictures, valid, problems
 
-    def _scene(self, item: _Work) -> Scene:
+    def _scene(self, item: _RasterTask) -> Scene:
         known = getattr(self._local, "scene", None)
         if known is None or known[0] != item.raster.id:
-            known = (item.raster.id, Scene(item.raster.path, item.look, item.raster.stretch, self._channels))
+            known = (item.raster.id, Scene(item.raster.path, item.options, item.raster.stretch, self._channels))
             self._local.scene = known
         return known[1]

@@ -66,13 +66,13 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
             model = load(request.model, device)
             model.check_bands(len(gains))
             context.log(f"Model: {model.title}.")
-        pair, shifts = register(pair, request.registration, gains, threads, context.part(0, 2))
+        pair, shifts = register(pair, request.registration, gains, threads, context.subrange(0, 2))
         responses = filters.band_responses(gains, pair.offsets)
         distinct = sorted(set(responses))
         response_of = [distinct.index(response) for response in responses]
         lows = distinct if needs_low_pass(request.method) else []
         again = gains if request.method is Method.BDSD else None
-        statistics = measure_scene(pair, lows, sensor.pan, threads, context.part(2, 5), again)
+        statistics = measure_scene(pair, lows, sensor.pan, threads, context.subrange(2, 5), again)
         _check_fit(request.method, statistics)
         hints = [UNRECOGNISED] if request.sensor == "auto" and sensor.name == "generic" else []
         more = list(pair.notes)
@@ -96,7 +96,7 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
             provenance["CLIPPAN_MODEL"] = model.title
             provenance["CLIPPAN_MODEL_SHA256"] = model.sha256
             provenance["CLIPPAN_PRECISION"] = "bfloat16" if fusion.half else "float32"
-        nodata = _output_nodata(pair, threads, context.part(5, 10))
+        nodata = _output_nodata(pair, threads, context.subrange(5, 10))
         tiler = TileFuser(pair, fusion, lows, statistics, device, nodata)
         writer = Writer(
             request.output,
@@ -112,7 +112,8 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
             sparse=pair.sparse,
         )
         windows = tiles(pair.grid.width, pair.grid.height, _tile_size(request.tile_size, tiler.block, pair))
-        windows = [window for window in windows if pair.may_hold(window)]  # elsewhere the file stays unwritten: nodata
+        # Elsewhere the file stays unwritten, which reads as nodata.
+        windows = [window for window in windows if pair.may_contain_data(window)]
         # A GPU has one queue; a second thread reads ahead while it computes.
         workers = threads if device.type == "cpu" else 2
         compute = in_order(lambda window: tiler.tile(window, context), windows, workers, use_one_thread)
@@ -204,7 +205,7 @@ def _output_nodata(pair: Pair, threads: int, context: Context) -> Optional[float
 
 def _has_holes(pair: Pair, threads: int, context: Context) -> bool:
     """Whether a pixel of PAN is invalid: that it may be (as in all floating point) is no reason to give up a value."""
-    if not pair.pan.whole:
+    if not pair.pan.fully_written:
         return True
     windows = tiles(pair.grid.width, pair.grid.height, _SCAN)
     with contextlib.closing(in_order(lambda window: pair.read_pan(window)[1] is not None, windows, threads)) as found:

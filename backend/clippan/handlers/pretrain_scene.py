@@ -23,9 +23,9 @@ def run(request: PretrainSceneRequest, context: Context) -> PretrainSceneResult:
     choice = choose_device(request.device)
     choice.log(context)
     device = choice.device
-    stack = open_stack(request.rasters, request.grid, request.nodata, context.part(0, 5))
+    stack = open_stack(request.rasters, request.grid, request.nodata, context.subrange(0, 5))
     with gpu_memory_errors():
-        found = pretrain_on(stack, request.steps, request.seed, device, context.part(5, 99))
+        found = pretrain_on(stack, request.steps, request.seed, device, context.subrange(5, 99))
     found.save(Path(request.output))
     seconds = round(time.monotonic() - started, 3)
     return PretrainSceneResult(

@@ -63,7 +63,7 @@ def run(request: RegionsRequest, context: Context) -> RegionsResult:
     legend = texts.parse_legend(request.legend)
     try:
         with Outputs() as outputs:
-            part = outputs.folder(str(output)) / "regions"
+            part = outputs.temporary_folder(str(output)) / "regions"
             (part / "pictures").mkdir(parents=True)
             entries, hints, categories, outside, seen = _write(request, legend, part, context)
             objects: dict[str, int] = {}
@@ -124,13 +124,13 @@ def _write(
     count = len(request.rasters)
     for number, (raster, labels) in enumerate(zip(request.rasters, request.labels)):
         scene = Scene(raster, look)
-        seen.append(scene.shown)
+        seen.append(scene.raster_picture)
         found = _open_labels(labels, scene, legend, request.layer, request.field)
         hints += found.hints
         categories |= found.categories
         inside |= found.categories - found.outside
         stem = re.sub(r"[^\w-]+", "_", Path(raster).stem) or "raster"
-        plan, before = scene.windows(request.size), len(entries)
+        plan, before = scene.tile_plan(request.size), len(entries)
         for place, window, _ in plan.tiles():
             context.progress(
                 100 * (number + place / len(plan)) / count,

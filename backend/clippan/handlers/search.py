@@ -38,10 +38,10 @@ from clippan.search.backends import model_changed, open_reader
 from clippan.search.geopackage import IndexedRaster, IndexedTile, TileFilter, is_index
 from clippan.search.scoring import SearchVectors, vector_batches
 
-_CANDIDATES = 1000  # go on to the second step, at least
-_PER_HIT = 50  # candidates for each hit that is wanted: their neighbours are merged
-_SHARED = 0.25  # of the smaller tile; then two hits are one place
-_SAMPLE = 20_000  # tiles, from which the index's mean is estimated
+_MIN_CANDIDATES = 1000  # go on to the second step, at least
+_CANDIDATES_PER_HIT = 50  # candidates for each hit that is wanted: their neighbours are merged
+_MAX_OVERLAP = 0.25  # of the smaller tile; then two hits are one place
+_MEAN_SAMPLE = 20_000  # tiles, from which the index's mean is estimated
 
 
 def run(request: SearchRequest, context: Context) -> SearchResult:
@@ -52,13 +52,13 @@ def run(request: SearchRequest, context: Context) -> SearchResult:
     """
     started = time.monotonic()
     context.progress(0, "Opening the index")
-    model = _model(open_reader(request.index), request, context)
+    model = _load_model(open_reader(request.index), request, context)
     set_threads(0)
     while True:
         index = open_reader(request.index)  # once more: a model takes seconds to load
         _check_outputs(index, request)
         try:
-            hits, hints, searched, query, wanted = _ask(index, model, request, context)
+            hits, hints, searched, query, tile_filter = _search_index(index, model, request, context)
         except KeyError:  # a raster that was added meanwhile has taken a tile's number
             if index.current:
                 raise
@@ -67,7 +67,7 @@ def run(request: SearchRequest, context: Context) -> SearchResult:
             break
     with Outputs() as outputs:
         if request.heatmap:
-            heatmap.write(request.heatmap, index, wanted, query, outputs, context.part(50, 95))
+            heatmap.write(request.heatmap, index, tile_filter, query, outputs, context.subrange(50, 95))
         if request.output:
             context.progress(95, "Writing the hits")
             layer.write(request.output, hits, index.about, outputs)
@@ -84,27 +84,29 @@ def run(request: SearchRequest, context: Context) -> SearchResult:
     )
 
 
-def _ask(
+def _search_index(
     index: Any, model: Encoder, request: SearchRequest, context: Context
 ) -> tuple[list[Hit], list[str], int, SearchVectors, TileFilter]:
     """The hits, what to tell about them, of how many tiles they are the best, and what was asked."""
     if not index.count:
         raise ClippanError("The index {path} holds no tiles; run Build tile index on it again.", path=index.path)
-    wanted, hints = _filter(index, request)
+    tile_filter, hints = _tile_filter(index, request)
     hints += antimeridian_notes(request.extent) + model.text_warnings(
         [text.strip() for text in (*request.text, *request.without) if text.strip()]
     )
-    query = _query(index, model, request)
+    query = _search_vectors(index, model, request)
     context.progress(40, "Searching")
-    chosen, searched = index.candidates(query.directions(), wanted, max(_CANDIDATES, _PER_HIT * request.top))
+    chosen, searched = index.candidates(
+        query.directions(), tile_filter, max(_MIN_CANDIDATES, _CANDIDATES_PER_HIT * request.top)
+    )
     if not searched:
         raise ClippanError("No tile of the index lies in this extent, these rasters and dates; widen the search.")
     chosen = np.setdiff1d(chosen, np.array(request.unlike, np.int64))  # what was put aside does not come back
-    parts = [query.judge(vectors) for _, vectors in vector_batches(index, chosen, context)]
+    parts = [query.score_tiles(vectors) for _, vectors in vector_batches(index, chosen, context)]
     confidence, score, best = (np.concatenate(part) for part in zip(*parts)) if parts else (np.empty(0),) * 3
     order = np.lexsort((-score, -confidence))
     order = order[confidence[order] >= request.least]
-    kept = _distinct(index, chosen[order], request, context)
+    kept = _without_overlaps(index, chosen[order], request, context)
     places = {number: position for position, number in enumerate(chosen.tolist())}
     prompts = query.prompts or ("like the example",)
     hits = []
@@ -112,8 +114,14 @@ def _ask(
         position = places[tile.id]
         raster = index.rasters[tile.raster]
         prompt = prompts[int(best[position])]
-        hits.append(_hit(rank, tile, raster, prompt, float(score[position]), float(confidence[position])))
-    return hits, hints + _missing([index.rasters[tile.raster] for tile in kept]), searched, query, wanted
+        hits.append(_make_hit(rank, tile, raster, prompt, float(score[position]), float(confidence[position])))
+    return (
+        hits,
+        hints + _missing_file_notes([index.rasters[tile.raster] for tile in kept]),
+        searched,
+        query,
+        tile_filter,
+    )
 
 
 def _check_outputs(index: Any, request: SearchRequest) -> None:
@@ -124,57 +132,57 @@ def _check_outputs(index: Any, request: SearchRequest) -> None:
             raise ClippanError("The output {path} is an index; choose another name.", path=path)
 
 
-def _model(index: Any, request: SearchRequest, context: Context) -> Encoder:
-    model = load_encoder(index.about.model, request.device, context.part(0, 40))
+def _load_model(index: Any, request: SearchRequest, context: Context) -> Encoder:
+    model = load_encoder(index.about.model, request.device, context.subrange(0, 40))
     if (index.about.sha256 and model.sha256 != index.about.sha256) or model.width != index.about.width:
         raise ClippanError(model_changed(index.path, index.about.label))
     return model
 
 
-def _filter(index: Any, request: SearchRequest) -> tuple[TileFilter, list[str]]:
+def _tile_filter(index: Any, request: SearchRequest) -> tuple[TileFilter, list[str]]:
     """What the search is restricted to, and what to tell about it."""
     hints: list[str] = []
     chosen: Optional[set[int]] = None
     if request.rasters or request.since or request.until:
-        chosen = {raster.id for raster in index.rasters.values() if _dated(raster, request.since, request.until)}
+        chosen = {raster.id for raster in index.rasters.values() if _is_in_period(raster, request.since, request.until)}
         undated = sum(not raster.date for raster in index.rasters.values())
         if undated and (request.since or request.until):
             hints.append(Message("Rasters without a date were left out: {undated}.", undated=undated))
     if request.rasters:
         for name in request.rasters:
-            if not any(_is(raster, name) for raster in index.rasters.values()):
+            if not any(_is_named(raster, name) for raster in index.rasters.values()):
                 raise ClippanError(
                     "The raster {name} is not in the index {path}; index it first.", name=name, path=index.path
                 )
         chosen = {
-            number for number in chosen or () if any(_is(index.rasters[number], name) for name in request.rasters)
+            number for number in chosen or () if any(_is_named(index.rasters[number], name) for name in request.rasters)
         }
-    wanted = extent_boxes(request.extent, request.crs, index.about.crs) if request.extent else ()
-    return TileFilter(None if chosen is None else frozenset(chosen), tuple(wanted)), hints
+    boxes = extent_boxes(request.extent, request.crs, index.about.crs) if request.extent else ()
+    return TileFilter(None if chosen is None else frozenset(chosen), tuple(boxes)), hints
 
 
-def _is(raster: IndexedRaster, name: str) -> bool:
+def _is_named(raster: IndexedRaster, name: str) -> bool:
     return name in (raster.path, Path(raster.path).name) or os.path.abspath(name) == raster.path  # noqa: PTH100
 
 
-def _dated(raster: IndexedRaster, since: str, until: str) -> bool:
+def _is_in_period(raster: IndexedRaster, since: str, until: str) -> bool:
     if not (since or until):
         return True
     # Dates of any length compare as text; an end stands for all that begins with it.
     return bool(raster.date) and raster.date >= since and (not until or raster.date[: len(until)] <= until)
 
 
-def _query(index: Any, model: Encoder, request: SearchRequest) -> SearchVectors:
+def _search_vectors(index: Any, model: Encoder, request: SearchRequest) -> SearchVectors:
     texts = tuple(text.strip() for text in request.text if text.strip())
     without = [text.strip() for text in request.without if text.strip()]
-    like = [model.encode_images(_example(path, model)[None])[0] for path in request.image]
+    like = [model.encode_images(_read_example(path, model)[None])[0] for path in request.image]
     ids = list(request.like)
     if request.at:
         x, y = request.at
         if request.crs and index.about.crs:
             x, y, _, _ = transform_extent((x, y, x, y), request.crs, index.about.crs)
         turn = longitude_period(index.about.crs)  # tiles across the 180th meridian go on beyond it
-        tile = index.at(x, y) or (index.at(x + turn, y) or index.at(x - turn, y) if turn else None)
+        tile = index.tile_at(x, y) or (index.tile_at(x + turn, y) or index.tile_at(x - turn, y) if turn else None)
         if tile is None:
             raise ClippanError(
                 "No indexed tile lies at {at:g}, {at_2:g}; choose another place.", at=request.at[0], at_2=request.at[1]
@@ -194,12 +202,14 @@ def _query(index: Any, model: Encoder, request: SearchRequest) -> SearchVectors:
         model.encode_texts(background_phrases()),
         examples,
         index.vectors(np.array(request.unlike, np.int64)),
-        index.sample(_SAMPLE).mean(axis=0) if len(examples) or request.unlike else np.zeros(model.width, np.float32),
+        index.sample(_MEAN_SAMPLE).mean(axis=0)
+        if len(examples) or request.unlike
+        else np.zeros(model.width, np.float32),
         model.scale,
     )
 
 
-def _example(path: str, model: Encoder) -> np.ndarray:
+def _read_example(path: str, model: Encoder) -> np.ndarray:
     """The middle of a picture, as a square, (bands, pixels, pixels)."""
     scene = Scene(path, SceneOptions(), channels=model.channels)
     edge = min(scene.grid.width, scene.grid.height)
@@ -210,18 +220,18 @@ def _example(path: str, model: Encoder) -> np.ndarray:
     return picture
 
 
-def _distinct(index: Any, ids: np.ndarray, request: SearchRequest, context: Context) -> list[IndexedTile]:
+def _without_overlaps(index: Any, ids: np.ndarray, request: SearchRequest, context: Context) -> list[IndexedTile]:
     """The first ``top`` tiles of these, without those that show a place that is there already."""
     kept: list[IndexedTile] = []
     taken: dict[int, np.ndarray] = {}  # by raster: left, top, right, bottom
     step = 3 * request.top  # usually enough, and tiles take longer to read than to judge
     for start in range(0, len(ids), step):
-        context.check()
+        context.raise_if_cancelled()
         for tile in index.tiles(ids[start : start + step].tolist()):
             window = tile.window
             box = np.array([[window.x, window.y, window.x + window.width, window.y + window.height]])
             others = taken.get(tile.raster, np.empty((0, 4), np.int64))
-            if not request.overlapping and _shared(box, others).any():
+            if not request.overlapping and _overlaps(box, others).any():
                 continue
             taken[tile.raster] = np.concatenate([others, box])
             kept.append(tile)
@@ -230,14 +240,14 @@ def _distinct(index: Any, ids: np.ndarray, request: SearchRequest, context: Cont
     return kept
 
 
-def _shared(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Which of the other boxes (n, 4) are largely the same place as this one (1, 4)."""
     sides = (np.minimum(box[:, 2:], others[:, 2:]) - np.maximum(box[:, :2], others[:, :2])).clip(0)
     smaller = np.minimum((box[:, 2:] - box[:, :2]).prod(axis=1), (others[:, 2:] - others[:, :2]).prod(axis=1))
-    return sides.prod(axis=1) > _SHARED * smaller
+    return sides.prod(axis=1) > _MAX_OVERLAP * smaller
 
 
-def _hit(rank: int, tile: IndexedTile, raster: IndexedRaster, prompt: str, score: float, confidence: float) -> Hit:
+def _make_hit(rank: int, tile: IndexedTile, raster: IndexedRaster, prompt: str, score: float, confidence: float) -> Hit:
     window = tile.window
     return Hit(
         tile.id,
@@ -254,7 +264,7 @@ def _hit(rank: int, tile: IndexedTile, raster: IndexedRaster, prompt: str, score
     )
 
 
-def _missing(rasters: Sequence[IndexedRaster]) -> list[str]:
+def _missing_file_notes(rasters: Sequence[IndexedRaster]) -> list[str]:
     paths = dict.fromkeys(raster.path for raster in rasters)
     return [
         f"{path} is not there any more; index its new place to have it found again."

@@ -48,13 +48,13 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
     table = parse_prompts(request.classes).with_colours()
     if origin := texts.origin_note(request.classes, "classes"):
         context.log(origin)
-    model = load_encoder(request.model, request.device, context.part(0, 5))
+    model = load_encoder(request.model, request.device, context.subrange(0, 5))
     set_threads(request.threads)
     look_at = SceneOptions(
         bands=request.bands, stretch=request.stretch, nodata=request.nodata, extent=request.extent, crs=request.crs
     )
     scene = Scene(request.raster, look_at)
-    part = scene.part()
+    part = scene.extent_window()
     begun = time.monotonic()
     with Outputs() as outputs:
         view = SimilarityMaps.of(
@@ -63,13 +63,13 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
             class_vectors(model, table, _has_background(request, table)),
             scene,
             part,
-            outputs.folder(request.output),
-            context.part(5, 75),
+            outputs.temporary_folder(request.output),
+            context.subrange(5, 75),
         )
-        picture = scene.seen(model.channels)
+        picture = scene.raster_picture_for(model.channels)
         context.log(choices([picture])[0])
         provenance = _provenance(request, table, model, view, picture)
-        shown, count = _write(request, table, model, view, outputs, provenance, context.part(75, 100))
+        shown, count = _write(request, table, model, view, outputs, provenance, context.subrange(75, 100))
         edges = view.edges
         del view  # a file that is mapped into memory cannot be removed on Windows
     seconds = time.monotonic() - begun
@@ -127,8 +127,8 @@ def _write(
     edge = int((_TILE_BYTES / 4 / len(work.offsets)) ** 0.5) // BLOCK * BLOCK
     windows = tiles(part.width, part.height, min(max(edge, BLOCK), _LARGEST_TILE))
     # Elsewhere the files stay unwritten: nodata.
-    windows = [tile for tile in windows if scene.may_hold(replace(tile, x=part.x + tile.x, y=part.y + tile.y))]
-    mapping = context.part(0, 70 if request.polygons else 95)
+    windows = [tile for tile in windows if scene.may_contain_data(replace(tile, x=part.x + tile.x, y=part.y + tile.y))]
+    mapping = context.subrange(0, 70 if request.polygons else 95)
     nan, count, seen = float("nan"), 0, 0
     with contextlib.ExitStack() as stack:
 
@@ -167,7 +167,7 @@ def _write(
         )
         wanted = request.confidence
         if request.polygons and not wanted:
-            wanted = str(outputs.folder(request.output) / "confidence.tif")
+            wanted = str(outputs.temporary_folder(request.output) / "confidence.tif")
         confidence = start(wanted, ["confidence"], bool(request.confidence)) if wanted else None
         probabilities = start(request.probabilities, table.names) if request.probabilities else None
         mapped = in_order(work.classes, windows, count_threads(request.threads), use_one_thread)
@@ -194,7 +194,7 @@ def _write(
                 request.min_area,
                 request.simplify,
                 model.model.id,
-                context.part(70, 95),
+                context.subrange(70, 95),
                 outputs,
             )
         shown = counted.result()

@@ -41,13 +41,13 @@ def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
             wanted = {name: value for name, value in to_json(request).items() if name not in _RESUMABLE_WITH}
             made = prepare_run_folder(folder, wanted)
         else:  # one of them tells
-            context = context.quiet
+            context = context.without_progress
         try:
             with lock_run_folder(folder, rank):
-                path = _fetched(base, rank, count, context.part(0, 2))
+                path = _fetched(base, rank, count, context.subrange(0, 2))
                 context.progress(2, "Reading the data")
                 samples = read_images(request.data, request.caption, context)
-                run = FarslipTraining(request, base, path, samples, device, rank, count, context.part(3, 100))
+                run = FarslipTraining(request, base, path, samples, device, rank, count, context.subrange(3, 100))
                 terms = run.train()
         except Exception:
             discard_unstarted(folder, made, (WEIGHTS,))

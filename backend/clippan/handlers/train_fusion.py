@@ -36,11 +36,11 @@ def run(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
             choice.log(context)
             made = prepare_run_folder(folder, to_json(recipe))
         else:  # one of them tells
-            context = context.quiet
+            context = context.without_progress
         try:
             with lock_run_folder(folder, rank):
-                sampler = _sampler(recipe, Path(request.data), context.part(0, 2))
-                run = FusionTraining(recipe, sampler, device, folder, rank, count, context.part(2, 100))
+                sampler = _sampler(recipe, Path(request.data), context.subrange(0, 2))
+                run = FusionTraining(recipe, sampler, device, folder, rank, count, context.subrange(2, 100))
                 losses = run.train()
         except Exception:
             discard_unstarted(folder, made, (MODEL, STAGE_ONE))

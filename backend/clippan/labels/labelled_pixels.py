@@ -115,10 +115,12 @@ def _valid(rows: np.ndarray, columns: np.ndarray, scene: Scene, context: Context
     blocks = rows // _READ * across + columns // _READ
     order = np.argsort(blocks, kind="stable")
     for inside in np.split(order, np.flatnonzero(np.diff(blocks[order])) + 1):
-        context.check()
+        context.raise_if_cancelled()
         y, x = int(rows[inside[0]]) // _READ * _READ, int(columns[inside[0]]) // _READ * _READ
         window = Window(x, y, min(_READ, scene.grid.width - x), min(_READ, scene.grid.height - y))
-        valid[inside] = scene.pixels(window, window.width, window.height)[1][rows[inside] - y, columns[inside] - x]
+        valid[inside] = scene.picture_and_mask(window, window.width, window.height)[1][
+            rows[inside] - y, columns[inside] - x
+        ]
     return valid
 
 

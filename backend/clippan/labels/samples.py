@@ -240,7 +240,7 @@ def _pixel_numbers(
         return rows * grid.width + columns, True
     parts = [np.empty(0, int)]
     for window in _touched_tiles(geometry, grid):
-        context.check()
+        context.raise_if_cancelled()
         right, bottom = window.x + window.width, window.y + window.height
         rows, columns = covered_pixels(geometry, grid.cropped(window.x, window.y, right, bottom), path)
         if len(rows) > _MAX_PER_TILE:

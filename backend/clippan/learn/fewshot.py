@@ -96,7 +96,7 @@ def pretrain(
 def pretrain_on(
     stack: Stack, steps: Optional[int], seed: int, device: torch.device, context: Context
 ) -> scene_encoder.SceneEncoder:
-    modalities, valid = stack.training_patch(seed, context.part(0, 5))
-    found = pretrain(modalities, valid, steps=steps, seed=seed, device=device, context=context.part(5, 100))
+    modalities, valid = stack.training_patch(seed, context.subrange(0, 5))
+    found = pretrain(modalities, valid, steps=steps, seed=seed, device=device, context=context.subrange(5, 100))
     found.means, found.scales = stack.means, stack.scales
     return found

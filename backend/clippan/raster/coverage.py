@@ -24,28 +24,28 @@ class Footprint:
 
     Attributes:
         edge: of a cell, in pixels.
-        before: how many cells above and to the left of each corner hold something, int (rows + 1, columns + 1).
+        cumulative: how many cells above and to the left of each corner hold something, int (rows + 1, columns + 1).
         width, height: of the raster, in pixels.
     """
 
     edge: int
-    before: np.ndarray
+    cumulative: np.ndarray
     width: int
     height: int
 
-    def may_hold(self, window: Window) -> bool:
+    def may_contain_data(self, window: Window) -> bool:
         """Whether anything may be in a window, which may reach beyond the raster; never wrongly no."""
-        rows, columns = self.before.shape[0] - 1, self.before.shape[1] - 1
+        rows, columns = self.cumulative.shape[0] - 1, self.cumulative.shape[1] - 1
         left, top = min(max(window.x, 0) // self.edge, columns), min(max(window.y, 0) // self.edge, rows)
         right = min(-(-max(window.x + window.width, 0) // self.edge), columns)
         bottom = min(-(-max(window.y + window.height, 0) // self.edge), rows)
-        corners = self.before[[bottom, top, bottom, top], [right, right, left, left]]
+        corners = self.cumulative[[bottom, top, bottom, top], [right, right, left, left]]
         return bool(corners[0] - corners[1] - corners[2] + corners[3] > 0)
 
     @property
     def cells(self) -> np.ndarray:
         """Which cells hold something, bool (rows, columns)."""
-        return np.diff(np.diff(self.before, axis=0), axis=1) > 0
+        return np.diff(np.diff(self.cumulative, axis=0), axis=1) > 0
 
     @property
     def bounds(self) -> Window:
@@ -90,16 +90,16 @@ class Coverage:
         if nodata or footprint.cells.any():
             self.footprint, self.assumed = footprint, not nodata
 
-    def may_hold(self, window: Window) -> bool:
+    def may_contain_data(self, window: Window) -> bool:
         """Whether anything may be written in a window, which may reach beyond the raster; quick, never wrongly no."""
-        return self.footprint is None or self.footprint.may_hold(window)
+        return self.footprint is None or self.footprint.may_contain_data(window)
 
     @property
     def bounds(self) -> Window:
         """A window outside which nothing is written."""
         return self._all if self.footprint is None else self.footprint.bounds
 
-    def written(self, window: Window) -> Optional[np.ndarray]:
+    def written_mask(self, window: Window) -> Optional[np.ndarray]:
         """Which pixels of a window inside the raster are written, bool (height, width); None if all are."""
         if self.footprint is None:
             return None

@@ -121,7 +121,7 @@ class Grid:
             return self
         return replace(self, rpc=_moved_rpc(coarse.rpc, (x.ratio, y.ratio), (x.offset, y.offset)))
 
-    def offset_in(self, base: Grid, tolerance: float) -> Optional[tuple[int, int]]:
+    def pixel_offset_in(self, base: Grid, tolerance: float) -> Optional[tuple[int, int]]:
         """First pixel (column, row) in the pixels of another grid; None if their pixels do not coincide within
         ``tolerance`` of a pixel. Both have a geotransform."""
         inverse = gdal.InvGeoTransform(base.geotransform)

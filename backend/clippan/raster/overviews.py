@@ -37,7 +37,7 @@ def build_sparse_overviews(
     numbers = range(1, dataset.RasterCount + 1)
     coverage = Coverage([dataset.GetRasterBand(number) for number in numbers], nodata=True)
     edge = max(_BLOCK_EDGE, levels[-1])
-    windows = [w for w in tiles(dataset.RasterXSize, dataset.RasterYSize, edge) if coverage.may_hold(w)]
+    windows = [w for w in tiles(dataset.RasterXSize, dataset.RasterYSize, edge) if coverage.may_contain_data(w)]
     for done, (window, number) in enumerate(itertools.product(windows, numbers), 1):
         place = [window.x, window.y, window.width, window.height]
         part = gdal.Translate("", dataset, format="MEM", bandList=[number], srcWin=place)

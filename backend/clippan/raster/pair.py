@@ -92,18 +92,18 @@ class Pair:
             Window(window.x + whole.x, window.y + whole.y, window.width, window.height)
             for window in tiles(whole.width, whole.height, size)
         )
-        return [window for window in windows if self.ms.may_hold(window)]
+        return [window for window in windows if self.ms.may_contain_data(window)]
 
     @property
     def sparse(self) -> bool:
         """Whether parts of a raster were never written."""
-        return not (self.pan.whole and self.ms.whole)
+        return not (self.pan.fully_written and self.ms.fully_written)
 
-    def may_hold(self, window: Window) -> bool:
+    def may_contain_data(self, window: Window) -> bool:
         """Whether some pixel of a window, in output pixels, may be valid in both rasters; quick."""
         x, y = window.x + self.alignment.column, window.y + self.alignment.row
         on_pan = Window(x, y, window.width, window.height)
-        return self.pan.may_hold(on_pan) and self.ms.may_hold(self._around(window))
+        return self.pan.may_contain_data(on_pan) and self.ms.may_contain_data(self._around(window))
 
     def _around(self, window: Window) -> Window:
         """The samples of MS whose pixels touch a window in output pixels, and their neighbours."""

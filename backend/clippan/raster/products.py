@@ -123,7 +123,7 @@ class Product:
         dataset.SetMetadata({"SOURCE_FILE": first, **dated})  # its name tells the sensor
         return dataset
 
-    def is_one(self) -> bool:
+    def can_be_stacked(self) -> bool:
         """Whether the bands can be laid on one grid: all are north-up in one CRS, or all are of one size and lie
         nowhere. True too where a file cannot be opened, which ``open`` tells."""
         if not self.bands:
@@ -163,7 +163,7 @@ class Contents:
     maps: list[str] = field(default_factory=list)
     archives: list[str] = field(default_factory=list)
 
-    def left(self) -> list[str]:
+    def skipped_notes(self) -> list[str]:
         """A sentence for each kind of file that is no picture."""
         kinds = (
             (self.masks, "quality band or mask", "quality bands and masks"),
@@ -199,7 +199,7 @@ def open_product(path: str, what: str) -> Optional[gdal.Dataset]:
     products, rasters = _resolve(path)
     try:
         if len(products) == 1 and not rasters:
-            if not products[0].is_one():
+            if not products[0].can_be_stacked():
                 raise ClippanError(
                     "The {what} {path} is a scene whose bands lie on grids that do not go together; name one band, or "
                     "warp all to one CRS, north up (Raster > Projections > Warp) ({some}).",
@@ -269,7 +269,7 @@ def expand(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """
     found: dict[str, str] = {}  # by the file itself: a link to it is no other raster
     failed: list[str] = []
-    left = Contents()
+    skipped = Contents()
 
     def add(path: str) -> None:
         if path.startswith("/vsi") or not exists(path):
@@ -285,17 +285,17 @@ def expand(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
         inside = list_contents(root)
         pictures = list(inside.rasters)
         for product in inside.products:
-            pictures += [product.name] if product.is_one() else product.files
+            pictures += [product.name] if product.can_be_stacked() else product.files
         if _vsi_archive(name) and len(pictures) == 1:
             pictures = [name]
         for path in inside.archives:
-            (pictures if _holds_scene(path) else left.archives).append(path)
+            (pictures if _holds_scene(path) else skipped.archives).append(path)
         maps = [path for path in pictures if _is_clippan_map(path)]
         for path in sorted(set(pictures) - set(maps)):
             add(path)
-        left.maps += maps
-        left.masks += inside.masks
-        left.previews += inside.previews
+        skipped.maps += maps
+        skipped.masks += inside.masks
+        skipped.previews += inside.previews
         if not pictures and _is_damaged(name):
             failed.append(
                 Message("The file {name} cannot be read as an archive; check whether it is complete.", name=name)
@@ -310,7 +310,7 @@ def expand(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
                     value=" that are pictures" * bool(maps),
                 )
             )
-    return list(found.values()), failed, left.left()
+    return list(found.values()), failed, skipped.skipped_notes()
 
 
 def exists(path: str) -> bool:

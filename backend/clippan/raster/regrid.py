@@ -123,7 +123,7 @@ def _coincide(one: Grid, other: Grid) -> bool:
         return False
     if one.geotransform is None or other.geotransform is None:
         return one.geotransform == other.geotransform
-    return other.offset_in(one, _MAX_SHIFT) == (0, 0)
+    return other.pixel_offset_in(one, _MAX_SHIFT) == (0, 0)
 
 
 def _common_grid(grids: Sequence[Grid], what: str) -> Grid:
@@ -148,7 +148,7 @@ def _cut_or_warp(dataset: gdal.Dataset, target: Grid, nodata: Optional[float]) -
     grid = Grid.of(dataset)
     if _coincide(grid, target):
         return [dataset]
-    offset = target.offset_in(grid, _MAX_SHIFT)
+    offset = target.pixel_offset_in(grid, _MAX_SHIFT)
     if offset is not None:
         return [gdal.Translate("", dataset, format="VRT", srcWin=[*offset, target.width, target.height])]
     return [_warp_to_grid(part, target, nodata) for part in _split_by_nodata(dataset, nodata)]

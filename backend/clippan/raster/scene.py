@@ -121,15 +121,15 @@ class Scene:
 
     Args:
         path: file or GDAL data source.
-        look: how it becomes pictures.
+        options: how it becomes pictures.
         stretch: the values that become black and white, one pair a band; None to find them.
         channels: of a model that takes other bands: then pictures have these, as float32 from 0 to 1, and neither the
-            look's bands nor its stretch count.
+            options' bands nor its stretch count.
 
     Attributes:
         grid: its pixels; a picture without coordinates is placed as QGIS places it, y up from its top.
         own_grid: the same, but of a picture without coordinates as it is.
-        choice: which bands are red, green and blue, or the one that is grey, or those of the channels, and why.
+        band_choice: which bands are red, green and blue, or the one that is grey, or those of the channels, and why.
         notes: sentences for the user: what was decided of the file's alpha band and of its nodata value.
 
     Raises:
@@ -139,28 +139,28 @@ class Scene:
     def __init__(
         self,
         path: str,
-        look: SceneOptions,
+        options: SceneOptions,
         stretch: Optional[tuple[tuple[float, float], ...]] = None,
         channels: Optional[Channels] = None,
     ) -> None:
         self.path = path
-        self.look = look
+        self.options = options
         self.channels = channels
         self._stretch = channels.stretch if channels else stretch
         self._original = sources.open_dataset(path, "raster")
-        if set(look.bands) & set(alpha_bands(self._original)):
+        if set(options.bands) & set(alpha_bands(self._original)):
             self._original = sources.open_dataset(path, "raster", all_bands=True)
         self.notes = alpha_notes([self._original])
-        self._dataset = _with_nodata_and_colours(self._original, look.nodata)
+        self._dataset = _with_nodata_and_colours(self._original, options.nodata)
         self.own_grid = Grid.of(self._dataset)
         placed = Grid(self.own_grid.width, self.own_grid.height, PIXEL_GEOTRANSFORM, "")
         self.grid = self.own_grid if self.own_grid.geotransform else placed
-        self.choice = self._choose()
+        self.band_choice = self._choose_bands()
         bands = [self._dataset.GetRasterBand(number) for number in self.bands]
         if any(gdal.DataTypeIsComplex(band.DataType) for band in bands):
             raise ClippanError("The raster {path} has complex numbers; convert it to amplitude first.", path=path)
         self._bytes = all(band.DataType == gdal.GDT_Byte for band in bands)
-        self._assume()
+        self._assume_nodata()
         self._masks = _mask_bands(self._dataset, self.bands)
         self._coverage = self._find_coverage()
         if self._coverage.assumed:
@@ -169,7 +169,7 @@ class Scene:
     @property
     def bands(self) -> tuple[int, ...]:
         """The bands that are chosen."""
-        return self.choice.bands
+        return self.band_choice.bands
 
     @property
     def stretch(self) -> tuple[tuple[float, float], ...]:
@@ -179,16 +179,16 @@ class Scene:
         return self._stretch
 
     @property
-    def shown(self) -> RasterPicture:
+    def raster_picture(self) -> RasterPicture:
         """What results tell of it."""
         stretch = self.stretch  # which looks for more to note
-        return RasterPicture(self.path, self.choice, stretch, tuple(self.notes))
+        return RasterPicture(self.path, self.band_choice, stretch, tuple(self.notes))
 
-    def seen(self, channels: Optional[Channels]) -> RasterPicture:
+    def raster_picture_for(self, channels: Optional[Channels]) -> RasterPicture:
         """The same, as a model sees it that takes these channels, or natural colours without any."""
-        return Scene(self.path, self.look, channels=channels).shown if channels else self.shown
+        return Scene(self.path, self.options, channels=channels).raster_picture if channels else self.raster_picture
 
-    def _choose(self) -> BandChoice:
+    def _choose_bands(self) -> BandChoice:
         dataset = self._dataset
         numbers = sources.image_bands(dataset)
         if not numbers:
@@ -197,9 +197,9 @@ class Scene:
             )
         if self.channels:
             described = [dataset.GetRasterBand(number).GetDescription() or "" for number in numbers]
-            taken = tuple(numbers[position - 1] for position in self.channels.choose(described))
+            taken = tuple(numbers[position - 1] for position in self.channels.band_numbers(described))
             return BandChoice(taken, "as the model takes them")
-        wrong = [band for band in self.look.bands if band > dataset.RasterCount]
+        wrong = [band for band in self.options.bands if band > dataset.RasterCount]
         if wrong:
             raise ClippanError(
                 "Band {wrong} was asked for but the raster {path} has {RasterCount}; choose others.",
@@ -207,8 +207,8 @@ class Scene:
                 path=self.path,
                 RasterCount=dataset.RasterCount,
             )
-        if self.look.bands:
-            return BandChoice(self.look.bands, "as asked for")
+        if self.options.bands:
+            return BandChoice(self.options.bands, "as asked for")
         return raster_bands.natural_colour_bands(dataset, self._original, self.path, numbers)
 
     def _find_coverage(self) -> Coverage:
@@ -218,10 +218,10 @@ class Scene:
         expanded = self._dataset.RasterCount > self._original.RasterCount  # a palette, whose bands are one
         stored = (1,) if expanded else self.bands
         bands = [self._original.GetRasterBand(number) for number in stored]
-        values = [band_nodata(band, self.look.nodata) for band in bands]
+        values = [band_nodata(band, self.options.nodata) for band in bands]
         return Coverage(bands, all(unwritten_is_nodata(band, value) for band, value in zip(bands, values)))
 
-    def _assume(self) -> None:
+    def _assume_nodata(self) -> None:
         """Takes a customary value as nodata where the raster declares none and has no mask, as for other jobs."""
         numbers = sources.image_bands(self._dataset)
         positions = [numbers.index(number) + 1 for number in self.bands if number in numbers]
@@ -231,11 +231,11 @@ class Scene:
             source = sources.Source([self._dataset], f"raster {self.path}", positions)
             if source.assumption:
                 self.notes.append(source.assumption)
-                self.look = replace(self.look, nodata=source.nodata)  # who opens it again need not look again
+                self.options = replace(self.options, nodata=source.nodata)  # who opens it again need not look again
                 self._dataset = _with_nodata_and_colours(self._original, source.nodata)
 
     def _find_stretch(self) -> tuple[tuple[float, float], ...]:
-        wanted = self.look.stretch
+        wanted = self.options.stretch
         if wanted is Stretch.NONE or (wanted is Stretch.AUTO and self._bytes):
             self.check_bands()
             return ()
@@ -276,7 +276,7 @@ class Scene:
                 window = Window(x, y, min(size, self.grid.width - x), min(size, self.grid.height - y))
                 values, masks = self._read(window, window.width, window.height, gdal.GRIORA_NearestNeighbour)
                 alive |= (masks & is_measured(values)).any(axis=(1, 2))
-                parts.append(values[:, self._shown(values, masks)])
+                parts.append(values[:, self._shown_pixels(values, masks)])
         samples = np.concatenate(parts, axis=1)
         if alive.any() and not alive.all():
             self._tell_of_empty_band(self.bands[int(np.argmin(alive))], shown=samples.shape[1] > 0)
@@ -290,9 +290,9 @@ class Scene:
         if not any(note.startswith(sentence) for note in self.notes):
             self.notes.append(f"{sentence} and is dark in the picture; choose other bands if that is not meant.")
 
-    def may_hold(self, window: Window) -> bool:
+    def may_contain_data(self, window: Window) -> bool:
         """Whether a window, which may reach beyond the raster, may show anything; quick."""
-        return self._coverage.may_hold(window)
+        return self._coverage.may_contain_data(window)
 
     @property
     def sparse(self) -> bool:
@@ -353,10 +353,10 @@ class Scene:
         )
         if window.width * window.height > _MAX_RESAMPLED_PIXELS:  # a window of the whole raster, for a report
             return footprint.cells[np.ix_(rows.astype(int) // footprint.edge, columns.astype(int) // footprint.edge)]
-        written = self._coverage.written(window)
+        written = self._coverage.written_mask(window)
         return None if written is None else written[np.ix_(rows.astype(int) - window.y, columns.astype(int) - window.x)]
 
-    def _shown(self, values: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    def _shown_pixels(self, values: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """Which pixels (height, width) show something, of what ``_read`` returns."""
         valid: np.ndarray = np.any(masks, axis=0)
         return valid if self._bytes else valid & is_measured(values).all(axis=0)
@@ -375,16 +375,16 @@ class Scene:
         Raises:
             ClippanError: GDAL could not read.
         """
-        picture, valid = self.pixels(window, width, height or width)
+        picture, valid = self.picture_and_mask(window, width, height or width)
         part = float(valid.mean())
         if 0 < part < 1:
             picture[:, ~valid] = picture[:, valid].mean(axis=1, keepdims=True).astype(picture.dtype)
         return picture, part
 
-    def pixels(self, window: Window, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    def picture_and_mask(self, window: Window, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
         """As ``picture``, with which pixels are valid, (height, width); what the others show means nothing."""
         values, masks = self._read(window, width, height, gdal.GRIORA_Cubic)
-        valid = self._shown(values, masks)
+        valid = self._shown_pixels(values, masks)
         if not valid.any():
             return empty_images(1, (height, width), self.channels)[0], valid
         if self.stretch:
@@ -398,7 +398,7 @@ class Scene:
             values = np.clip(np.nan_to_num(values), 0, 255).astype(np.uint8)
         return (values if len(values) == 3 else np.repeat(values, 3, axis=0)), valid
 
-    def ground(self, place: Optional[tuple[float, float]] = None) -> Optional[tuple[float, float]]:
+    def pixel_size_in_metres(self, place: Optional[tuple[float, float]] = None) -> Optional[tuple[float, float]]:
         """Width and height of a pixel on the ground, in metres, at a pixel (the middle one by default).
 
         None for a picture without coordinates.
@@ -429,13 +429,13 @@ class Scene:
         """What is to be covered, in columns and rows (left, top, right, bottom), from left to right: several areas
         where the extent lies at both edges of a raster of the whole world."""
         whole = (0.0, 0.0, float(self.grid.width), float(self.grid.height))
-        if not self.look.extent:
+        if not self.options.extent:
             return [whole]
         inverse = gdal.InvGeoTransform(self.grid.geotransform)
         if inverse is None:
             raise ClippanError("The raster {path} has pixels without a size; georeference it anew.", path=self.path)
         found = []
-        for box in extent_boxes(self.look.extent, self.look.crs, self.grid.crs):
+        for box in extent_boxes(self.options.extent, self.options.crs, self.grid.crs):
             corners = [gdal.ApplyGeoTransform(inverse, x, y) for x in box[::2] for y in box[1::2]]
             columns, rows = [corner[0] for corner in corners], [corner[1] for corner in corners]
             left, right = max(min(columns), 0.0), min(max(columns), whole[2])
@@ -455,7 +455,7 @@ class Scene:
                 merged.append((left, top, right, bottom))
         return merged
 
-    def part(self) -> Window:
+    def extent_window(self) -> Window:
         """The pixels that the extent touches; all without one.
 
         Raises:
@@ -471,7 +471,7 @@ class Scene:
         x, y = math.floor(left + _ROUNDING), math.floor(top + _ROUNDING)
         return Window(x, y, max(math.ceil(right - _ROUNDING) - x, 1), max(math.ceil(bottom - _ROUNDING) - y, 1))
 
-    def windows(self, pixels: int) -> TilePlan:
+    def tile_plan(self, pixels: int) -> TilePlan:
         """Where its tiles lie.
 
         Args:
@@ -483,18 +483,18 @@ class Scene:
         width, height = self.grid.width, self.grid.height
         areas = self._areas()
         left, top, right, bottom = areas[0]
-        ground = self.ground(((left + right) / 2, (top + bottom) / 2))
-        if self.look.tile_metres and ground is None:
+        ground = self.pixel_size_in_metres(((left + right) / 2, (top + bottom) / 2))
+        if self.options.tile_metres and ground is None:
             raise ClippanError(
                 "The raster {path} has no coordinates; give the tile size in pixels (--tile).", path=self.path
             )
-        if self.look.tile:
-            edges = [(float(edge), float(edge)) for edge in self.look.tile]
+        if self.options.tile:
+            edges = [(float(edge), float(edge)) for edge in self.options.tile]
         elif ground is None:
             edges = [(float(pixels), float(pixels))]
         else:
             gsd = math.sqrt(ground[0] * ground[1])
-            metres = self.look.tile_metres or (_EDGE_AT_10_M * (gsd / 10) ** _EDGE_POWER,)
+            metres = self.options.tile_metres or (_EDGE_AT_10_M * (gsd / 10) ** _EDGE_POWER,)
             edges = [(edge / ground[0], edge / ground[1]) for edge in metres]
         held = self.bounds
         areas = [
@@ -515,8 +515,10 @@ class Scene:
                     path=self.path,
                 )
             scale = tile[0] * ground[0] if ground else float(tile[0])
-            columns = {x for area in areas for x in _tile_starts(width, tile[0], self.look.overlap, area[0], area[2])}
-            rows = {y for area in areas for y in _tile_starts(height, tile[1], self.look.overlap, area[1], area[3])}
+            columns = {
+                x for area in areas for x in _tile_starts(width, tile[0], self.options.overlap, area[0], area[2])
+            }
+            rows = {y for area in areas for y in _tile_starts(height, tile[1], self.options.overlap, area[1], area[3])}
             scales.append((tile, scale, tuple(sorted(columns)), tuple(sorted(rows))))
         plan = TilePlan(tuple(scales), self._coverage.footprint)
         if len(plan) > _MAX_TILES:
@@ -584,16 +586,16 @@ class TilePlan:
             for y in rows if columns else ():
                 end = before + len(columns)
                 strip = Window(columns[0], y, columns[-1] + width - columns[0], height)
-                if end > start and (end > last or self._may_hold(strip)):
+                if end > start and (end > last or self._may_contain_data(strip)):
                     first = max(start - before, 0)
                     for number, x in enumerate(columns[first:], before + first):
                         window = Window(x, y, width, height)
-                        if number == last or self._may_hold(window):
+                        if number == last or self._may_contain_data(window):
                             yield number, window, scale
                 before = end
 
-    def _may_hold(self, window: Window) -> bool:
-        return self.footprint is None or self.footprint.may_hold(window)
+    def _may_contain_data(self, window: Window) -> bool:
+        return self.footprint is None or self.footprint.may_contain_data(window)
 
 
 def _tile_starts(size: int, tile: int, overlap: float, first: float, last: float) -> tuple[int, ...]:

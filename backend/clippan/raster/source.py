@@ -243,7 +243,7 @@ class Source:
             self.assumption = Message("What was never written in the {what} is taken for nodata.", what=self.what)
         self.masked = (
             any(run.mask is not None for run in self._runs)
-            or not self.whole
+            or not self.fully_written
             or self.nodata is not None
             or np.issubdtype(self.dtype, np.floating)
         )
@@ -320,7 +320,7 @@ class Source:
             try:
                 for run, coverage in zip(self._runs, self._coverages):
                     part = values[run.start : run.end]
-                    written = coverage.written(Window(*inside))
+                    written = coverage.written_mask(Window(*inside))
                     if written is not None and not written.any():
                         part[:] = 0
                         masks.append(written)
@@ -344,13 +344,13 @@ class Source:
         return values, valid
 
     @property
-    def whole(self) -> bool:
+    def fully_written(self) -> bool:
         """Whether all pixels were written, as far as formats tell."""
         return all(coverage.footprint is None for coverage in self._coverages)
 
-    def may_hold(self, window: Window) -> bool:
+    def may_contain_data(self, window: Window) -> bool:
         """Whether some pixel of a window, which may reach beyond the raster, may be valid in some band; quick."""
-        return any(coverage.may_hold(window) for coverage in self._coverages)
+        return any(coverage.may_contain_data(window) for coverage in self._coverages)
 
     @property
     def bounds(self) -> Window:

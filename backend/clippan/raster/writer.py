@@ -168,17 +168,17 @@ class Writer:
         code = gdal_array.NumericTypeCodeToGDALTypeCode(self.dtype)
         size = (self.grid.width, self.grid.height, len(self.bands))
         self._outputs = self.outputs or Outputs()
-        self._part = self._outputs.part(self.path)
+        self._part = self._outputs.temporary_path(self.path)
         self._raw = f"{self._part}.raw" if self.format is Format.COG else self._part
         self._dataset: Any = None  # until it could be created
-        self._whole = False
+        self._finished = False
         self._counts = np.zeros(256, np.int64)  # pixels a value, for the palette
         driver = gdal.GetDriverByName("GTiff")
         try:
-            self._dataset = self._guard(lambda: driver.Create(self._raw, *size, code, options))
-            self._guard(self._describe)
+            self._dataset = self._call_gdal(lambda: driver.Create(self._raw, *size, code, options))
+            self._call_gdal(self._describe)
         except BaseException:
-            self._end(*sys.exc_info())
+            self._close_and_discard(*sys.exc_info())
             raise
         return self
 
@@ -245,13 +245,13 @@ class Writer:
         pixels = np.ascontiguousarray(values)
         if self.palette:
             self._counts += np.bincount(pixels.ravel(), minlength=256)
-        self._guard(lambda: self._dataset.WriteRaster(x, y, width, height, pixels, buf_type=code))
+        self._call_gdal(lambda: self._dataset.WriteRaster(x, y, width, height, pixels, buf_type=code))
 
     def finish(self) -> str:
         """Completes the file, for those who read it before it is put in place; returns its name until then."""
-        if not self._whole:
-            self._guard(self._finish)
-            self._whole = True
+        if not self._finished:
+            self._call_gdal(self._finish)
+            self._finished = True
         return self._part
 
     def __exit__(
@@ -264,11 +264,11 @@ class Writer:
             if kind is None:
                 self.finish()
         except BaseException:
-            self._end(*sys.exc_info())
+            self._close_and_discard(*sys.exc_info())
             raise
-        self._end(kind, error, trace)
+        self._close_and_discard(kind, error, trace)
 
-    def _end(
+    def _close_and_discard(
         self,
         kind: Optional[type[BaseException]],
         error: Optional[BaseException],
@@ -276,7 +276,7 @@ class Writer:
     ) -> None:
         """Closes the dataset, whatever has become of it; of what is not whole nothing stays."""
         with contextlib.suppress(ClippanError):
-            self._guard(self._close)
+            self._call_gdal(self._close)
         if self._raw != self._part:
             for name in affected_files(self._raw):
                 with contextlib.suppress(RuntimeError):
@@ -340,7 +340,7 @@ class Writer:
         try:
             self.progress(100 * fraction)
         except Cancelled:
-            self._stopped = True
+            self._cancelled = True
             return 0
         return 1
 
@@ -364,13 +364,13 @@ class Writer:
                 megabytes_2=_megabytes(free),
             )
 
-    def _guard(self, action: Callable[[], T]) -> T:
+    def _call_gdal(self, action: Callable[[], T]) -> T:
         """Does something with GDAL, and turns failures into one sentence; also those that GDAL only reports, as when
         a file is closed.
 
         The sentence is raised outside of any handler: a traceback would keep the dataset open, and its disk full.
         """
-        self._stopped = False
+        self._cancelled = False
         reported: list[str] = []
         result: Optional[T] = None
 
@@ -385,7 +385,7 @@ class Writer:
             reported.append(str(error))
         finally:
             gdal.PopErrorHandler()
-        if self._stopped:
+        if self._cancelled:
             raise Cancelled
         if reported:
             raise write_error("output", self.path, reported[0], "choose another folder or file system")

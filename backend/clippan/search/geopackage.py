@@ -194,17 +194,17 @@ class GeoPackageReader:
         """How many tiles it holds."""
         return len(self._ids)
 
-    def chosen(self, wanted: TileFilter) -> np.ndarray:
+    def tile_ids(self, tile_filter: TileFilter) -> np.ndarray:
         """The ids of the tiles of these rasters that touch one of these boxes, int64, ascending."""
-        if wanted == TileFilter():
+        if tile_filter == TileFilter():
             return self._ids
         keep: np.ndarray = np.ones(len(self._ids), bool)
-        if wanted.rasters is not None:
-            keep = np.isin(self._of_raster, list(wanted.rasters))
-        if wanted.boxes:
+        if tile_filter.rasters is not None:
+            keep = np.isin(self._of_raster, list(tile_filter.rasters))
+        if tile_filter.boxes:
             found: list[tuple[int]] = []
             with self._reading() as cursor:
-                for left, bottom, right, top in wanted.boxes:
+                for left, bottom, right, top in tile_filter.boxes:
                     found += cursor.execute(
                         "SELECT id FROM rtree_tiles_geom WHERE maxx > ? AND minx < ? AND maxy > ? AND miny < ?",
                         (left, right, bottom, top),
@@ -212,10 +212,10 @@ class GeoPackageReader:
             keep &= np.isin(self._ids, np.array(found, np.int64).ravel())
         return self._ids[keep]
 
-    def candidates(self, directions: np.ndarray, wanted: TileFilter, count: int) -> tuple[np.ndarray, int]:
+    def candidates(self, directions: np.ndarray, tile_filter: TileFilter, count: int) -> tuple[np.ndarray, int]:
         """The ids of the tiles whose products with any direction (n, width) are among the ``count`` largest, and of
         how many tiles they were chosen."""
-        ids = self.chosen(wanted)
+        ids = self.tile_ids(tile_filter)
         rows = similarity.top_rows(similarity.dot_products(self._matrix, directions), ids - 1, count)
         return rows + 1, len(ids)
 
@@ -241,7 +241,7 @@ class GeoPackageReader:
                     found[row[0]] = IndexedTile(row[0], row[1], window, float(row[6]), _corners(row[7]))
         return [found[int(number)] for number in ids if int(number) in found]
 
-    def at(self, x: float, y: float) -> Optional[IndexedTile]:
+    def tile_at(self, x: float, y: float) -> Optional[IndexedTile]:
         """The smallest tile that holds a place in the index's CRS, of several the one around it; None without one."""
         with self._reading() as cursor:
             found = cursor.execute(
@@ -294,7 +294,7 @@ def _file_state(path: str) -> tuple[Any, ...]:
 class GeoPackageWriter:
     """An index that is open for writing; a context manager. One process at a time holds it.
 
-    The file is made by ``start``, so a job that fails before leaves nothing; ``discard`` takes it away again.
+    The file is made by ``create``, so a job that fails before leaves nothing; ``discard`` takes it away again.
 
     Args:
         path: the GeoPackage.
@@ -349,7 +349,7 @@ class GeoPackageWriter:
         with index._reading() as cursor:
             row = cursor.execute("SELECT seq FROM sqlite_sequence WHERE name = 'rasters'").fetchone()
         self._last_raster = max([row[0] if row else 0, *self.rasters])  # a number that was given is not given again
-        used = {int(number) for number in index.chosen(TileFilter())}
+        used = {int(number) for number in index.tile_ids(TileFilter())}
         self._next = max(used, default=0) + 1
         self._free = [number for number in range(self._next - 1, 0, -1) if number not in used]
         vectors_path(self.path).touch()
@@ -363,7 +363,7 @@ class GeoPackageWriter:
         """Whether there is a file."""
         return self._dataset is not None
 
-    def start(self, crs: str) -> None:
+    def create(self, crs: str) -> None:
         """Makes the file, if there is none; its outlines are in this CRS (WKT, or empty)."""
         if self._dataset is None:
             self.about = dataclasses.replace(self.about, crs=crs)
@@ -375,11 +375,11 @@ class GeoPackageWriter:
 
     def _create(self) -> None:
         with Outputs() as outputs:
-            self._make(outputs.part(self.path))
-            Path(outputs.part(str(vectors_path(self.path)))).write_bytes(b"")
+            self._create_layers(outputs.temporary_path(self.path))
+            Path(outputs.temporary_path(str(vectors_path(self.path)))).write_bytes(b"")
         self._dataset = self._opened()
 
-    def _make(self, path: str) -> None:
+    def _create_layers(self, path: str) -> None:
         dataset = _with_busy_timeout(gdal.GetDriverByName("GPKG").Create, path, 0, 0, 0, gdal.GDT_Unknown)
         tiles = rasters = None
         try:
@@ -421,26 +421,28 @@ class GeoPackageWriter:
             with contextlib.suppress(OSError):
                 name.unlink()
 
-    def put(self, rasters: Sequence[IndexedRaster]) -> list[IndexedRaster]:
+    def put_rasters(self, rasters: Sequence[IndexedRaster]) -> list[IndexedRaster]:
         """Adds rasters (their id is 0), or notes what has changed about them; returns them with their ids."""
-        rasters = [raster if raster.id else dataclasses.replace(raster, id=self._number()) for raster in rasters]
+        rasters = [
+            raster if raster.id else dataclasses.replace(raster, id=self._next_raster_id()) for raster in rasters
+        ]
         if rasters:
             with self._transaction():
                 for raster in rasters:
-                    self._write(raster)
+                    self._write_raster(raster)
         return rasters
 
-    def _number(self) -> int:
+    def _next_raster_id(self) -> int:
         self._last_raster += 1
         return self._last_raster
 
-    def commit(self, tiles: Sequence[IndexedTile], vectors: np.ndarray, done: Mapping[int, int]) -> None:
+    def commit_tiles(self, tiles: Sequence[IndexedTile], vectors: np.ndarray, done: Mapping[int, int]) -> None:
         """Adds tiles with their vectors (n, width), and notes how far their rasters are: all, or nothing.
 
         Raises:
             ClippanError: they cannot be written; what was committed before stays.
         """
-        ids = [self._take() for _ in tiles]
+        ids = [self._next_tile_id() for _ in tiles]
         try:
             self._write_vectors(ids, vectors)
             with self._transaction():
@@ -449,12 +451,12 @@ class GeoPackageWriter:
                 for number, tile in zip(ids, tiles):
                     layer.CreateFeature(self._feature(definition, number, tile))
                 for raster, count in done.items():
-                    self._write(dataclasses.replace(self.rasters[raster], done=count))
+                    self._write_raster(dataclasses.replace(self.rasters[raster], done=count))
         except ClippanError:
             self._free += reversed(ids)
             raise
 
-    def _take(self) -> int:
+    def _next_tile_id(self) -> int:
         if self._free:
             return self._free.pop()
         self._next += 1
@@ -489,7 +491,7 @@ class GeoPackageWriter:
         except OSError as error:
             raise _commit_error(self.path, error) from error
 
-    def drop(self, raster: int) -> int:
+    def drop_raster(self, raster: int) -> int:
         """Removes a raster with its tiles; returns how many those were.
 
         In several transactions, between which others may read; a raster of which a part is gone is not finished.
@@ -499,7 +501,7 @@ class GeoPackageWriter:
         ids = [feature.GetFID() for feature in layer]
         layer.SetAttributeFilter(None)
         with self._transaction():
-            self._write(dataclasses.replace(self.rasters[raster], fingerprint="", done=0))
+            self._write_raster(dataclasses.replace(self.rasters[raster], fingerprint="", done=0))
         for start in range(0, len(ids), _DELETE_BATCH):
             with self._transaction():
                 for number in ids[start : start + _DELETE_BATCH]:
@@ -510,14 +512,14 @@ class GeoPackageWriter:
         self._free += sorted(ids, reverse=True)
         return len(ids)
 
-    def count(self, raster: int) -> int:
+    def count_tiles(self, raster: int) -> int:
         """How many tiles of a raster are in the index."""
         result = self._dataset.ExecuteSQL(f"SELECT count(*) FROM tiles WHERE raster_id = {int(raster)}")  # nosec B608
         count = result.GetNextFeature().GetField(0)
         self._dataset.ReleaseResultSet(result)
         return int(count)
 
-    def _write(self, raster: IndexedRaster) -> None:
+    def _write_raster(self, raster: IndexedRaster) -> None:
         layer = self._dataset.GetLayerByName("rasters")
         feature = ogr.Feature(layer.GetLayerDefn())
         feature.SetFID(raster.id)

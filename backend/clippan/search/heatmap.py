@@ -21,13 +21,15 @@ _MAX_CELLS = 4000  # along an edge
 _CELLS_PER_TILE = 4  # cells along a tile's edge, so that overlaps show
 
 
-def write(path: str, index: Any, wanted: TileFilter, query: SearchVectors, outputs: Outputs, context: Context) -> None:
+def write(
+    path: str, index: Any, tile_filter: TileFilter, query: SearchVectors, outputs: Outputs, context: Context
+) -> None:
     """Writes the confidence (0 to 1) as a float32 GeoTIFF in the index's CRS; where tiles overlap, their mean.
 
     Args:
         path: the file.
         index: whose tiles.
-        wanted: which tiles are shown.
+        tile_filter: which tiles are shown.
         query: what was searched for.
         outputs: of the run, with which it is put in place.
         context: told the progress.
@@ -35,27 +37,27 @@ def write(path: str, index: Any, wanted: TileFilter, query: SearchVectors, outpu
     Raises:
         ClippanError: the tiles have no common place, or the file cannot be written.
     """
-    boxes, values, rasters = [], [], set()
-    ids = index.chosen(wanted)
-    for part, vectors in vector_batches(index, ids, context.part(0, 90)):
-        confidence, _, _ = query.judge(vectors)
+    bounds, values, rasters = [], [], set()
+    ids = index.tile_ids(tile_filter)
+    for part, vectors in vector_batches(index, ids, context.subrange(0, 90)):
+        confidence, _, _ = query.score_tiles(vectors)
         known = dict(zip(part.tolist(), confidence))
         for tile in index.tiles(part.tolist()):
             if tile.outline:
-                boxes.append(tile.bounds)
+                bounds.append(tile.bounds)
                 values.append(known[tile.id])
                 rasters.add(tile.raster)
-    if not boxes or (not index.about.crs and len(rasters) > 1):
+    if not bounds or (not index.about.crs and len(rasters) > 1):
         raise ClippanError("Pictures without coordinates have no common map; choose one raster for the heat map.")
-    places = _unwrapped(np.array(boxes), longitude_period(index.about.crs))
-    left, bottom = places[:, :2].min(axis=0).tolist()
-    right, top = places[:, 2:].max(axis=0).tolist()
-    cell = float(np.min(places[:, 2:] - places[:, :2])) / _CELLS_PER_TILE
+    boxes = _unwrapped(np.array(bounds), longitude_period(index.about.crs))
+    left, bottom = boxes[:, :2].min(axis=0).tolist()
+    right, top = boxes[:, 2:].max(axis=0).tolist()
+    cell = float(np.min(boxes[:, 2:] - boxes[:, :2])) / _CELLS_PER_TILE
     cell = max(cell, (right - left) / _MAX_CELLS, (top - bottom) / _MAX_CELLS)
     width, height = (max(int(np.ceil(size / cell - 1e-6)), 1) for size in (right - left, top - bottom))
     total, weight = np.zeros((height, width)), np.zeros((height, width))
-    first_column, last_column = _covered_cells(places[:, 0] - left, places[:, 2] - left, cell)
-    first_row, last_row = _covered_cells(top - places[:, 3], top - places[:, 1], cell)
+    first_column, last_column = _covered_cells(boxes[:, 0] - left, boxes[:, 2] - left, cell)
+    first_row, last_row = _covered_cells(top - boxes[:, 3], top - boxes[:, 1], cell)
     for x, right_, y, bottom_, value in zip(first_column, last_column, first_row, last_row, values):
         total[y:bottom_, x:right_] += value
         weight[y:bottom_, x:right_] += 1
@@ -67,19 +69,19 @@ def write(path: str, index: Any, wanted: TileFilter, query: SearchVectors, outpu
         writer.write(0, 0, mean[None])
 
 
-def _unwrapped(places: np.ndarray, circle: float) -> np.ndarray:
+def _unwrapped(boxes: np.ndarray, period: float) -> np.ndarray:
     """Boxes (n, 4), moved by whole turns round the world where they span less of it so; not outside of degrees."""
-    if not circle:
-        return places
-    starts = places[:, 0] % circle
+    if not period:
+        return boxes
+    starts = boxes[:, 0] % period
     order = np.sort(starts)
-    gaps = np.diff(order, append=order[0] + circle)
+    gaps = np.diff(order, append=order[0] + period)
     first = order[(int(gaps.argmax()) + 1) % len(order)]  # after the widest gap
-    turned = places.copy()
-    turned[:, [0, 2]] += ((starts - first) % circle + first - places[:, 0])[:, None]
-    turned[:, [0, 2]] -= circle * np.floor(turned[:, 0].min() / circle + 0.5)  # it begins between -180 and 180
-    widths = [float(boxes[:, 2].max() - boxes[:, 0].min()) for boxes in (places, turned)]
-    return turned if widths[1] < widths[0] - 1e-9 * circle else places
+    unwrapped = boxes.copy()
+    unwrapped[:, [0, 2]] += ((starts - first) % period + first - boxes[:, 0])[:, None]
+    unwrapped[:, [0, 2]] -= period * np.floor(unwrapped[:, 0].min() / period + 0.5)  # it begins between -180 and 180
+    widths = [float(candidate[:, 2].max() - candidate[:, 0].min()) for candidate in (boxes, unwrapped)]
+    return unwrapped if widths[1] < widths[0] - 1e-9 * period else boxes
 
 
 def _covered_cells(start: np.ndarray, end: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray]:

@@ -437,49 +437,49 @@ class PostgisReader:
         """How many tiles it holds."""
         return sum(self._counts.values())
 
-    def _where(self, wanted: TileFilter) -> tuple[Any, list[Any]]:
+    def _where(self, tile_filter: TileFilter) -> tuple[Any, list[Any]]:
         """The condition of a filter, and its parameters."""
         texts = ["TRUE"]
         parameters: list[Any] = []
-        if wanted.rasters is not None:
+        if tile_filter.rasters is not None:
             texts.append("raster_id = ANY(%s)")
-            parameters.append(sorted(wanted.rasters))
-        if wanted.boxes:
+            parameters.append(sorted(tile_filter.rasters))
+        if tile_filter.boxes:
             # Boxes are quick but rounded: what is not well inside is looked at closely.
             one = (
                 "geom && ST_MakeEnvelope(%s, %s, %s, %s, %s) AND (geom @ ST_MakeEnvelope(%s, %s, %s, %s, %s) OR "
                 "ST_XMax(geom) > %s AND ST_XMin(geom) < %s AND ST_YMax(geom) > %s AND ST_YMin(geom) < %s)"
             )
-            texts.append(f"({' OR '.join([one] * len(wanted.boxes))})")
-            for left, bottom, right, top in wanted.boxes:
+            texts.append(f"({' OR '.join([one] * len(tile_filter.boxes))})")
+            for left, bottom, right, top in tile_filter.boxes:
                 box = [left, bottom, right, top, self._srid]
                 parameters += [*box, *box, left, right, bottom, top]
         return self.database.composed(" AND ".join(texts)), parameters
 
-    def chosen(self, wanted: TileFilter) -> np.ndarray:
+    def tile_ids(self, tile_filter: TileFilter) -> np.ndarray:
         """The ids of the tiles of these rasters that touch one of these boxes, int64, ascending."""
-        where, parameters = self._where(wanted)
+        where, parameters = self._where(tile_filter)
         return _ids(self.database.ask("SELECT id FROM {tiles} WHERE {where} ORDER BY id", parameters, where=where))
 
-    def candidates(self, directions: np.ndarray, wanted: TileFilter, count: int) -> tuple[np.ndarray, int]:
+    def candidates(self, directions: np.ndarray, tile_filter: TileFilter, count: int) -> tuple[np.ndarray, int]:
         """The ids of the tiles whose products with any direction (n, width) are among the ``count`` largest, and of
         how many tiles they were chosen."""
-        size = self._size(wanted)
+        size = self._size(tile_filter)
         if size <= count:
-            return self.chosen(wanted), size
-        found = [self._nearest(direction, wanted, count, size) for direction in directions]
+            return self.tile_ids(tile_filter), size
+        found = [self._nearest(direction, tile_filter, count, size) for direction in directions]
         return np.unique(np.concatenate(found)), size
 
-    def _size(self, wanted: TileFilter) -> int:
-        if not wanted.boxes:
-            rasters = self._counts if wanted.rasters is None else wanted.rasters & self._counts.keys()
+    def _size(self, tile_filter: TileFilter) -> int:
+        if not tile_filter.boxes:
+            rasters = self._counts if tile_filter.rasters is None else tile_filter.rasters & self._counts.keys()
             return sum(self._counts[number] for number in rasters)
-        where, parameters = self._where(wanted)
+        where, parameters = self._where(tile_filter)
         ((size,),) = self.database.ask("SELECT count(*) FROM {tiles} WHERE {where}", parameters, where=where)
         return int(size)
 
-    def _nearest(self, direction: np.ndarray, wanted: TileFilter, count: int, size: int) -> np.ndarray:
-        where, parameters = self._where(wanted)
+    def _nearest(self, direction: np.ndarray, tile_filter: TileFilter, count: int, size: int) -> np.ndarray:
+        where, parameters = self._where(tile_filter)
         parameters += ["[" + ",".join(str(float(value)) for value in direction.astype(np.float32)) + "]", count]
         product = self.database.composed("vector <#> %s::{kind}", kind=self.database.composed(self._kind))
         orders = [self.database.composed("({product}) + 0", product=product)]  # no index knows a sum: all are compared
@@ -532,7 +532,7 @@ class PostgisReader:
         found = {row[0]: IndexedTile(row[0], row[1], Window(*row[2:6]), row[6], _corners(row[7])) for row in rows}
         return [found[number] for number in wanted if number in found]
 
-    def at(self, x: float, y: float) -> Optional[IndexedTile]:
+    def tile_at(self, x: float, y: float) -> Optional[IndexedTile]:
         """The smallest tile that holds a place in the index's CRS, of several the one around it; None without one."""
         rows = self.database.ask(
             "SELECT id FROM {tiles}, ST_SetSRID(ST_MakePoint(%s, %s), %s) AS place WHERE geom && place "
@@ -624,7 +624,7 @@ class PostgisWriter:
         """Whether there is a catalogue."""
         return bool(self._kind)
 
-    def start(self, crs: str) -> None:
+    def create(self, crs: str) -> None:
         """Makes the tables, if there are none; their outlines are in this CRS (WKT, or empty)."""
         if self.exists:
             return
@@ -689,7 +689,7 @@ class PostgisWriter:
             cursor.execute(self._database.composed("UPDATE {about} SET changes = changes + 1"))
         self._changed = True
 
-    def put(self, rasters: Sequence[IndexedRaster]) -> list[IndexedRaster]:
+    def put_rasters(self, rasters: Sequence[IndexedRaster]) -> list[IndexedRaster]:
         """Adds rasters (their id is 0), or notes what has changed about them; returns them with their ids."""
         if not rasters:
             return []
@@ -703,7 +703,7 @@ class PostgisWriter:
         self.rasters.update({raster.id: raster for raster in written})
         return written
 
-    def commit(self, tiles: Sequence[IndexedTile], vectors: np.ndarray, done: Mapping[int, int]) -> None:
+    def commit_tiles(self, tiles: Sequence[IndexedTile], vectors: np.ndarray, done: Mapping[int, int]) -> None:
         """Adds tiles with their vectors (n, width), and notes how far their rasters are: all, or nothing.
 
         Raises:
@@ -738,7 +738,7 @@ class PostgisWriter:
                 )
         self.rasters.update({raster: dataclasses.replace(self.rasters[raster], done=done[raster]) for raster in done})
 
-    def drop(self, raster: int) -> int:
+    def drop_raster(self, raster: int) -> int:
         """Removes a raster with its tiles; returns how many those were."""
         with self._transaction() as cursor:
             cursor.execute(self._database.composed("DELETE FROM {tiles} WHERE raster_id = %s"), [raster])
@@ -747,7 +747,7 @@ class PostgisWriter:
         del self.rasters[raster]
         return int(count)
 
-    def count(self, raster: int) -> int:
+    def count_tiles(self, raster: int) -> int:
         """How many tiles of a raster are in the index."""
         ((count,),) = self._database.ask("SELECT tiles FROM {rasters} WHERE id = %s", [raster])
         return int(count)

@@ -44,7 +44,7 @@ class SearchVectors:
         """With what all tiles are compared, (n, width): the larger the product, the better the fit."""
         return np.concatenate([self.texts - self.background.mean(axis=0), self.like - self.mean])
 
-    def judge(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def score_tiles(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Confidence, score and best text (its number) of tiles, from their vectors float32 (n, width)."""
         confidence = np.ones(len(vectors))
         score = np.full(len(vectors), -np.inf)
@@ -55,7 +55,7 @@ class SearchVectors:
             confidence *= fits.max(axis=1)
             score = (vectors @ self.texts.T).max(axis=1)
         if len(self.like):
-            alike = self._likeness(vectors, self.like).max(axis=1)
+            alike = self._similarity(vectors, self.like).max(axis=1)
             # The geometric mean of the two, so that a mix is no stricter than its parts.
             confidence = np.sqrt(confidence * alike) if len(self.texts) else alike
             score = np.maximum(score, (vectors @ self.like.T).max(axis=1))
@@ -63,7 +63,7 @@ class SearchVectors:
             confidence *= (1 - self._probability(vectors, self.without)).min(axis=1)
             score = score - (vectors @ self.without.T).max(axis=1).clip(0)
         if len(self.unlike):
-            confidence *= 1 - self._likeness(vectors, self.unlike).max(axis=1)
+            confidence *= 1 - self._similarity(vectors, self.unlike).max(axis=1)
         return confidence, score, best
 
     def _probability(self, vectors: np.ndarray, texts: np.ndarray) -> np.ndarray:
@@ -80,7 +80,7 @@ class SearchVectors:
             result[:, column] = mine / (mine + np.exp(others - top[:, None]).sum(axis=1))
         return result
 
-    def _likeness(self, vectors: np.ndarray, examples: np.ndarray) -> np.ndarray:
+    def _similarity(self, vectors: np.ndarray, examples: np.ndarray) -> np.ndarray:
         """Cosines of the vectors less the mean, not below 0, (n, examples)."""
         return (_normalized(vectors - self.mean) @ _normalized(examples - self.mean).T).clip(0, 1)
 
@@ -92,6 +92,6 @@ def _normalized(vectors: np.ndarray) -> np.ndarray:
 def vector_batches(index: Any, ids: np.ndarray, context: Context) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Ids and vectors of tiles, some thousands at a time."""
     for start in range(0, len(ids), _BATCH):
-        context.progress(100 * start / len(ids), "Judging")
+        context.progress(100 * start / len(ids), "Scoring the tiles")
         part = ids[start : start + _BATCH]
         yield part, index.vectors(part)

@@ -66,7 +66,7 @@ class TileMapper:
         left, top = (max(start - reach, 0) // self._coarser * self._coarser for start in (x, y))
         right, bottom = min(x + tile.width + reach, scene.grid.width), min(y + tile.height + reach, scene.grid.height)
         wide = Window(left, top, right - left, bottom - top)
-        picture, valid = scene.pixels(wide, wide.width, wide.height)
+        picture, valid = scene.picture_and_mask(wide, wide.width, wide.height)
         inside = (slice(y - top, y - top + tile.height), slice(x - left, x - left + tile.width))
         if not valid[inside].any():
             return np.zeros((len(self.offsets), tile.height, tile.width), np.float32), valid[inside]

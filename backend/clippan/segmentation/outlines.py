@@ -102,7 +102,7 @@ class BoundaryTracer:
         nodes, across, down = (np.concatenate(part, axis=1) for part in (self._nodes, self._across, self._down))
         corners = np.concatenate(self._corners, axis=1)
         self._nodes, self._across, self._down, self._corners = [], [], [], []
-        context.check()
+        context.raise_if_cancelled()
         x, y = nodes[:2]
         junction = nodes[2].astype(bool)
         order, first = _trace_lines(across, down, junction, context)
@@ -148,9 +148,9 @@ def _trace_lines(
         axis=1,
     )
     ways = ways[:, junction[ways[0]]]
-    context.check()
+    context.raise_if_cancelled()
     ways = ways[:, np.lexsort((ways[1], ways[0]))]
-    context.check()
+    context.raise_if_cancelled()
     # From two junctions that one piece joins, it is followed once.
     ways = ways[:, ~junction[ways[1]] | (ways[0] < ways[1])]
     following, ends_here = [fast_items(table) for table in partner], fast_items(junction)
@@ -182,7 +182,7 @@ def _trace_lines(
             follow(start, node, axis)
         if len(order) - checked > _CANCEL_EVERY:
             checked = len(order)
-            context.check()
+            context.raise_if_cancelled()
     return np.array(order, np.int32), np.array(first, np.int64)
 
 

@@ -73,18 +73,18 @@ def write_polygons(
         ClippanError: the map cannot be read, or the file not be written.
     """
     with regions.ClassMap(map_path, confidence_path) as source:
-        found = regions.find_regions(source, min_area, context.part(0, 35))
+        found = regions.find_regions(source, min_area, context.subrange(0, 35))
         tracer = BoundaryTracer(source.grid.width, source.grid.height)
         count = 0
-        for _, classes in source.strips(context.part(35, 55)):
+        for _, classes in source.strips(context.subrange(35, 55)):
             patch, number = regions.label_patches(classes)
             tracer.add(found.of[count : count + number][patch])
             count += number
         grid, tags = source.grid, source.tags
-    outlines = RegionOutlines.of(tracer.lines(context), found.classes > 0, simplify, grid, context.part(55, 75))
+    outlines = RegionOutlines.of(tracer.lines(context), found.classes > 0, simplify, grid, context.subrange(55, 75))
     writer = _Writer(grid.crs if grid.geotransform else "", table, model, tags)
     with write_output(output, "polygons", outputs) as part:
-        return writer.write(part, found, outlines, context.part(75, 100))
+        return writer.write(part, found, outlines, context.subrange(75, 100))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class RegionOutlines:
         """Puts together, and simplifies, those of the wanted regions."""
         remaining = kept_corners(lines, tolerance, context)
         together = assemble_rings(lines, wanted)
-        context.check()
+        context.raise_if_cancelled()
         x, y = lines.x[remaining].astype(float), lines.y[remaining].astype(float)
         g = grid.geotransform or PIXEL_GEOTRANSFORM
         points = np.stack([g[0] + x * g[1] + y * g[2], g[3] + x * g[4] + y * g[5]], axis=1)

@@ -158,7 +158,7 @@ def find_regions(source: ClassMap, min_area: int, context: Context) -> Regions:
     links: list[np.ndarray] = []  # (2, n): patches of two strips that belong together
     borders: list[np.ndarray] = []  # (2, n): patches that lie side by side
     above: Optional[tuple[np.ndarray, np.ndarray]] = None  # last row of the strip before: its classes and patches
-    for y, values in source.strips(context.part(0, 90)):
+    for y, values in source.strips(context.subrange(0, 90)):
         patch, number = label_patches(values)
         flat = patch.ravel()
         own = np.zeros(number, np.uint8)
@@ -187,7 +187,7 @@ def find_regions(source: ClassMap, min_area: int, context: Context) -> Regions:
     values[of] = first
     size = np.bincount(of, np.concatenate(pixels), regions).astype(np.int64)
     if min_area > 1:
-        values, into = _merge_small(values, size, of[_concatenated(borders)], min_area, context.part(90, 100))
+        values, into = _merge_small(values, size, of[_concatenated(borders)], min_area, context.subrange(90, 100))
         of, regions = into[of], len(values)
         size = np.bincount(into, size, regions).astype(np.int64)
     total = np.bincount(of, np.concatenate(metres), regions)

@@ -72,7 +72,7 @@ def _batches(lengths: np.ndarray, context: Context) -> Iterator[slice]:
     total = np.cumsum(lengths)
     start = 0
     while start < len(lengths):
-        context.check()
+        context.raise_if_cancelled()
         before = total[start - 1] if start else 0
         end = max(int(np.searchsorted(total, before + _BATCH)), start + 1)
         yield slice(start, end)

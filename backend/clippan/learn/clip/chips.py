@@ -113,8 +113,8 @@ def chips_from_samples(
             no data.
     """
     scene = Scene(raster, look, channels=channels)
-    found = read_samples(samples, layer, field, scene.grid, seed, context.part(0, 50))
-    across, down = (size, size) if size else scene.windows(pixels).scales[0][0]
+    found = read_samples(samples, layer, field, scene.grid, seed, context.subrange(0, 50))
+    across, down = (size, size) if size else scene.tile_plan(pixels).scales[0][0]
     across, down = min(across, scene.grid.width), min(down, scene.grid.height)
     # One chip of a class for each cell of a lattice that a place has pixels in.
     cells = found.rows // max(down // _CHIPS_PER_EDGE, 1), found.columns // max(across // _CHIPS_PER_EDGE, 1)
@@ -156,10 +156,10 @@ def chips_from_samples(
         picture: np.ndarray = local.scene.picture(windows[number], edge)[0]
         return picture
 
-    for sentence in choices([scene.shown]):
+    for sentence in choices([scene.raster_picture]):
         context.log(sentence)
-    hints += tuple(remarks([scene.shown]))
-    return Chips(found.names, labels, groups, read, window_boxes(windows), hints, scene.shown)
+    hints += tuple(remarks([scene.raster_picture]))
+    return Chips(found.names, labels, groups, read, window_boxes(windows), hints, scene.raster_picture)
 
 
 def window_boxes(windows: Sequence[Window]) -> np.ndarray:

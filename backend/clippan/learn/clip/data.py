@@ -129,7 +129,7 @@ def read_images(sources: Sequence[str], caption: str, context: Context) -> list[
     for source in sources:
         found = 0
         for sample in _images_of(Path(source), caption):
-            context.check()
+            context.raise_if_cancelled()
             _check(sample)
             samples.append(sample)
             found += 1

@@ -107,7 +107,7 @@ def read_tasks(
             "The model {label} takes the bands {listed}, which folders of pictures have not; give a raster with "
             "samples, and no control set.",
             label=base.label,
-            listed=base.channels.listed,
+            listed=base.channels.joined_names,
         )
     if request.samples:
         look = SceneOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
@@ -294,7 +294,7 @@ def alpha_curve(
     alphas |= {request.alpha} if request.alpha is not None else set()
     points, kept = [], {}
     for number, alpha in enumerate(sorted(alphas)):
-        part = context.part(100 * number / len(alphas), 100 * (number + 1) / len(alphas))
+        part = context.subrange(100 * number / len(alphas), 100 * (number + 1) / len(alphas))
         interpolate_weights(loaded.model.visual, *ends, alpha)
         chosen: list[np.ndarray] = []
         measured: list[np.ndarray] = []
@@ -316,7 +316,7 @@ def correct_predictions(
     """Which chips are named right, (n,); so many at a time as a step takes."""
     found, device, size = [], task.zero_shot_weights.device, min(batch, _ENCODE_BATCH)
     for start in range(0, len(numbers), size):
-        context.check()
+        context.raise_if_cancelled()
         part = numbers[start : start + size]
         pictures = np.stack([task.chips.read(int(number), pixels) for number in part])
         vectors = loaded.model.encode_image(preprocessed(loaded, pictures, device)).float()

@@ -75,7 +75,7 @@ class RasterPairs:
 
     def __post_init__(self) -> None:
         self._local = threading.local()
-        self.pictures = tuple(Scene(path, self.look).shown for path in self.teachers)
+        self.pictures = tuple(Scene(path, self.look).raster_picture for path in self.teachers)
 
     @classmethod
     def open(cls, request: AlignSensorRequest, folder: Path, context: Context) -> RasterPairs:
@@ -123,7 +123,7 @@ class RasterPairs:
         for pair in range(len(self.teachers)):
             scene, _ = self._open(pair)
             width, height = scene.grid.width, scene.grid.height
-            across, down = (request.size,) * 2 if request.size else scene.windows(pixels).scales[0][0]
+            across, down = (request.size,) * 2 if request.size else scene.tile_plan(pixels).scales[0][0]
             border = height  # above it chips to train on, below it those to measure with
             if pair + 1 in request.test:
                 border = 0
@@ -144,7 +144,7 @@ class RasterPairs:
         found = []
         for number, (chips, most) in enumerate(((train, _MAX_TRAIN), (held, _MAX_HELD_OUT))):
             kept = np.sort(rng.permutation(len(chips))[:most])
-            part = context.part(50 * number, 50 * (number + 1))
+            part = context.subrange(50 * number, 50 * (number + 1))
             found.append([chips[place] for place in kept if self._has_data(chips[place], part)])
         if not all(found):
             raise ClippanError(
@@ -153,9 +153,9 @@ class RasterPairs:
         return found[0], found[1]
 
     def _has_data(self, chip: Chip, context: Context) -> bool:
-        context.check()
+        context.raise_if_cancelled()
         return all(
-            scene.pixels(chip.window, chip.window.width, chip.window.height)[1].mean() >= _MIN_VALID
+            scene.picture_and_mask(chip.window, chip.window.width, chip.window.height)[1].mean() >= _MIN_VALID
             for scene in self._open(chip.pair)
         )
 
@@ -358,7 +358,7 @@ def _same_pixels(one: Grid, other: Grid) -> bool:
         return False
     if one.geotransform is None or other.geotransform is None:
         return True  # pictures without a place, of one size
-    return one.shares_crs(other) and one.offset_in(other, 0.01) == (0, 0)
+    return one.shares_crs(other) and one.pixel_offset_in(other, 0.01) == (0, 0)
 
 
 def _chips_between(

@@ -160,7 +160,7 @@ class FusionTraining(TrainingLoop):
         for step in range(plan.steps):
             rng = np.random.default_rng([self._recipe.seed, self._count, step])
             terms = supervisor.adapter_step(self._sampler.scenes(rng, plan.batch).to(self._device), optimiser)
-            self._context.check()
+            self._context.raise_if_cancelled()
             if step % _LOGGED == 0 or step == plan.steps - 1:
                 words = ", ".join(f"{name} {float(value):.3f}" for name, value in terms.items())
                 self._context.log(Message("Stage I, step {step}: {words}", step=step + 1, words=words))

@@ -78,10 +78,10 @@ class TrainingScene:
         threads = count_threads(request.threads)
         positions = [number - 1 for number in request.bands] or range(pair.ms.total)
         gains = sensor.gains(positions, pair.ms.total)
-        pair, _ = register(pair, request.registration, gains, threads, context.part(0, 30))
+        pair, _ = register(pair, request.registration, gains, threads, context.subrange(0, 30))
         responses = filters.band_responses(gains, pair.offsets)
         distinct = sorted(set(responses))
-        statistics = measure_scene(pair, distinct, sensor.pan, threads, context.part(30, 60))
+        statistics = measure_scene(pair, distinct, sensor.pan, threads, context.subrange(30, 60))
         if statistics.flat:
             raise ClippanError(
                 "The panchromatic raster has one value everywhere and so nothing to learn from; check whether it is "

@@ -39,7 +39,7 @@ def validate(
     """
     figures = FullResolutionMetrics(ratio)
     for item in full:
-        context.check()
+        context.raise_if_cancelled()
         item.add(figures, network)
     q2n, sam, errors = Q2n(), SAM(), SquaredErrors()
     for item in reduced:
