@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from qgis.core import (
     QgsCategorizedSymbolRenderer,
@@ -17,28 +16,29 @@ from qgis.core import (
 )
 from qgis.PyQt.QtGui import QColor
 
+from clippan.core.messages import Message
+from clippan.jobs import ClassArea
+
 from . import styling
 
 # From doubtful to sure: told apart with every kind of colour vision, and in grey.
 COLOURS = ("#30123b", "#5c3a8c", "#3f6fa8", "#26a08a", "#86cf4a", "#fde725")
 OUTLINE = "35,35,35,160"
 _ALIASES = {
-    "value": "Value on the map",
-    "class": "Class",
-    "confidence": "Mean confidence",
-    "prompt": "Words",
-    "model": "Model",
-    "area_px": "Area (pixels)",
-    "hectares": "Area (ha)",
+    "value": Message("Value on the map"),
+    "class": Message("Class"),
+    "confidence": Message("Mean confidence"),
+    "prompt": Message("Words"),
+    "model": Message("Model"),
+    "area_px": Message("Area (pixels)"),
+    "hectares": Message("Area (ha)"),
 }
 
 
-def style(layer: QgsRasterLayer, classes: Sequence[Mapping[str, Any]], provenance: Mapping[str, str]) -> None:
-    """Shows a map by the names and colours of its classes (ClassArea, as JSON values); what is none is transparent."""
+def style(layer: QgsRasterLayer, classes: Sequence[ClassArea], provenance: Mapping[str, str]) -> None:
+    """Shows a map by the names and colours of its classes; what is none is transparent."""
     entries = [
-        QgsPalettedRasterRenderer.Class(item["value"], QColor(item["colour"]), item["name"])
-        for item in classes
-        if item["value"]
+        QgsPalettedRasterRenderer.Class(item.value, QColor(item.colour), item.name) for item in classes if item.value
     ]
     layer.setRenderer(QgsPalettedRasterRenderer(layer.dataProvider(), 1, entries))
     styling.describe(layer, provenance)
@@ -52,18 +52,15 @@ def style_confidence(layer: QgsRasterLayer) -> None:
     styling.shade(layer, QgsGradientColorRamp(QColor(COLOURS[0]), QColor(COLOURS[-1]), False, stops), len(COLOURS))
 
 
-def style_polygons(layer: QgsVectorLayer, classes: Sequence[Mapping[str, Any]]) -> None:
+def style_polygons(layer: QgsVectorLayer, classes: Sequence[ClassArea]) -> None:
     """Shows polygons as the map shows their classes, with names that analysts read."""
     categories = []
     for item in classes:
-        if item["value"]:
-            looks = {"color": item["colour"], "outline_color": OUTLINE, "outline_width": "0.1"}
-            symbol = QgsFillSymbol.createSimple(looks)
-            categories.append(QgsRendererCategory(item["name"], symbol, item["name"]))
+        if item.value:
+            properties = {"color": item.colour, "outline_color": OUTLINE, "outline_width": "0.1"}
+            symbol = QgsFillSymbol.createSimple(properties)
+            categories.append(QgsRendererCategory(item.name, symbol, item.name))
     layer.setRenderer(QgsCategorizedSymbolRenderer("class", categories))
-    for name, alias in _ALIASES.items():
-        index = layer.fields().indexOf(name)
-        if index >= 0:
-            layer.setFieldAlias(index, alias)
+    styling.set_aliases(layer, _ALIASES)
     layer.setDisplayExpression('"class"')
     layer.triggerRepaint()

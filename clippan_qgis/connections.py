@@ -51,7 +51,7 @@ def address(index: str) -> str:
     except QgsProviderConnectionException:
         stored = None
     if stored is None:
-        raise ClippanError(f"The connection {name} is no longer stored in QGIS; choose another index.")
+        raise ClippanError("The connection {name} is no longer stored in QGIS; choose another index.", name=name)
     return url(QgsDataSourceUri(stored.uri()))
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from qgis.core import (
     NULL,
     Qgis,
@@ -31,20 +28,23 @@ from qgis.core import (
 from qgis.PyQt.QtCore import QDate, Qt
 from qgis.PyQt.QtGui import QColor
 
+from clippan.core.messages import Message
+from clippan.jobs import Hit, SearchResult
+
 from . import styling
 
 # Name, type as a memory layer is told it, and what analysts read.
 _FIELDS = (
-    ("rank", "int", "Rank"),
-    ("prompt", "string", "Searched for"),
-    ("score", "double", "Score"),
-    ("confidence", "double", "Confidence"),
-    ("raster", "string", "Raster"),
-    ("window", "string", "Window (x, y, width, height)"),
-    ("scale", "double", "Edge of the tile"),
-    ("date", "date", "Date"),
-    ("model", "string", "Model"),
-    ("tile", "int8", "Tile"),
+    ("rank", "int", Message("Rank")),
+    ("prompt", "string", Message("Searched for")),
+    ("score", "double", Message("Score")),
+    ("confidence", "double", Message("Confidence")),
+    ("raster", "string", Message("Raster")),
+    ("window", "string", Message("Window (x, y, width, height)")),
+    ("scale", "double", Message("Edge of the tile")),
+    ("date", "date", Message("Date")),
+    ("model", "string", Message("Model")),
+    ("tile", "int8", Message("Tile")),
 )
 
 # From weak to strong: told apart with every kind of colour vision, and the strong ones shine on dark imagery.
@@ -63,29 +63,28 @@ def fields() -> QgsFields:
     return QgsVectorLayer(f"NoGeometry?{names}", "fields", "memory").fields()
 
 
-def crs(answer: Mapping[str, Any]) -> QgsCoordinateReferenceSystem:
+def crs(result: SearchResult) -> QgsCoordinateReferenceSystem:
     """The hits' CRS; an invalid one for pictures without coordinates."""
     reference = QgsCoordinateReferenceSystem()
-    if answer["crs"]:
-        reference.createFromUserInput(answer["crs"])
+    if result.crs:
+        reference.createFromUserInput(result.crs)
     return reference
 
 
-def outline(hit: Mapping[str, Any]) -> QgsGeometry:
+def outline(hit: Hit) -> QgsGeometry:
     """A hit's polygon; null if its place on the map is not known."""
-    values = hit["outline"]
-    corners = [QgsPointXY(x, y) for x, y in zip(values[::2], values[1::2])]
+    corners = [QgsPointXY(x, y) for x, y in zip(hit.outline[::2], hit.outline[1::2])]
     return QgsGeometry.fromPolygonXY([[*corners, corners[0]]]) if corners else QgsGeometry()
 
 
-def features(answer: Mapping[str, Any]) -> list[QgsFeature]:
-    """The hits of a SearchResult (as JSON values), the best first."""
+def features(result: SearchResult) -> list[QgsFeature]:
+    """The hits, the best first."""
     kinds = fields()
     found = []
-    for hit in answer["hits"]:
+    for hit in result.hits:
         feature = QgsFeature(kinds)
-        values = {**hit, "window": ",".join(map(str, hit["window"])), "model": answer["model"]}
-        date = QDate.fromString(hit["date"], Qt.DateFormat.ISODate)
+        date = QDate.fromString(hit.date, Qt.DateFormat.ISODate)
+        values = {**vars(hit), "window": ",".join(map(str, hit.window)), "model": result.model}
         values["date"] = date if date.isValid() else NULL
         feature.setAttributes([values[name] for name, _, _ in _FIELDS])
         feature.setGeometry(outline(hit))
@@ -93,15 +92,15 @@ def features(answer: Mapping[str, Any]) -> list[QgsFeature]:
     return found
 
 
-def layer(answer: Mapping[str, Any], name: str) -> QgsVectorLayer:
+def layer(result: SearchResult, name: str) -> QgsVectorLayer:
     """The hits as a temporary layer, styled."""
     options = QgsVectorLayer.LayerOptions()
     options.skipCrsValidation = True  # nobody is to be asked what CRS a plain picture has
     found = QgsVectorLayer("Polygon?crs=", name, "memory", options)
-    found.setCrs(crs(answer), False)
+    found.setCrs(crs(result), False)
     found.dataProvider().addAttributes(list(fields()))
     found.updateFields()
-    found.dataProvider().addFeatures(features(answer))
+    found.dataProvider().addFeatures(features(result))
     found.updateExtents()
     style(found)
     return found
@@ -112,10 +111,7 @@ def style(layer: QgsVectorLayer) -> None:
     layer.setRenderer(_renderer())
     layer.setLabeling(_labels())
     layer.setLabelsEnabled(True)
-    for name, _, alias in _FIELDS:
-        index = layer.fields().indexOf(name)
-        if index >= 0:
-            layer.setFieldAlias(index, alias)
+    styling.set_aliases(layer, {name: alias for name, _, alias in _FIELDS})
     layer.setDisplayExpression('"rank" || \' \' || "prompt"')
     layer.setMapTipTemplate(_TIP)
     layer.triggerRepaint()
@@ -123,20 +119,11 @@ def style(layer: QgsVectorLayer) -> None:
 
 def style_heat(layer: QgsRasterLayer) -> None:
     """Shows a heat map: nothing where the confidence is low, strong colours where it is high."""
-    clear = QColor(COLOURS[0])
-    clear.setAlpha(0)
-    stops = [
-        QgsGradientStop(0.25 * step, _clear(colour, 60 * step)) for step, colour in enumerate(COLOURS[:-1]) if step
-    ]
-    ramp = QgsGradientColorRamp(clear, QColor(COLOURS[-1]), False, stops)
+    first, *others = [styling.with_alpha(colour, 60 * step) for step, colour in enumerate(COLOURS[:-1])]
+    stops = [QgsGradientStop(0.25 * step, colour) for step, colour in enumerate(others, 1)]
+    ramp = QgsGradientColorRamp(first, QColor(COLOURS[-1]), False, stops)
     styling.shade(layer, ramp, len(COLOURS))
     layer.setOpacity(0.7)  # which is the renderer's
-
-
-def _clear(colour: str, alpha: int) -> QColor:
-    clear = QColor(colour)
-    clear.setAlpha(alpha)
-    return clear
 
 
 def _renderer() -> QgsGraduatedSymbolRenderer:
@@ -157,7 +144,9 @@ def _renderer() -> QgsGraduatedSymbolRenderer:
 
 
 def _symbol(colour: str) -> QgsFillSymbol:
-    fill = QgsSimpleFillSymbolLayer(_clear(colour, _FILL), Qt.BrushStyle.SolidPattern, _CASING, Qt.PenStyle.NoPen)
+    fill = QgsSimpleFillSymbolLayer(
+        styling.with_alpha(colour, _FILL), Qt.BrushStyle.SolidPattern, _CASING, Qt.PenStyle.NoPen
+    )
     # The dark casing keeps a light line legible on snow and clouds.
     casing = QgsSimpleLineSymbolLayer(_CASING, 1.1)
     line = QgsSimpleLineSymbolLayer(QColor(colour), 0.6)

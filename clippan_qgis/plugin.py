@@ -6,6 +6,7 @@ from qgis.core import QgsApplication
 
 from . import places
 from .engine import worker
+from .i18n import tr
 from .provider import Provider
 
 MENU = "CLIPPan"
@@ -62,10 +63,12 @@ class Plugin:
 
         self._guide = Guide(self._iface.mapCanvas())
         self._dock = SearchDock(self._iface, self._guide)
-        self._action = QAction(QIcon(str(places.RESOURCES / "search.svg")), "CLIPPan search", self._iface.mainWindow())
+        self._action = QAction(
+            QIcon(str(places.RESOURCES / "search.svg")), tr("CLIPPan search"), self._iface.mainWindow()
+        )
         self._action.setObjectName("ClippanSearchAction")
         self._action.setCheckable(True)
-        self._action.setToolTip("Search rasters by text")
+        self._action.setToolTip(tr("Search rasters by text"))
         self._dock.setToggleVisibilityAction(self._action)
         self._iface.addDockWidget(Qt.DockWidgetArea.RightDockWidgetArea, self._dock)
         self._iface.registerMainWindowAction(self._action, SHORTCUT)

@@ -13,23 +13,18 @@ class Provider(QgsProcessingProvider):
     """CLIPPan in the toolbox. It always offers every algorithm: hiding one would break saved models."""
 
     def id(self):
-        """See QgsProcessingProvider."""
         return "clippan"
 
     def name(self):
-        """See QgsProcessingProvider."""
         return "CLIPPan"
 
     def longName(self):
-        """See QgsProcessingProvider."""
         return "CLIPPan for QGIS"
 
     def icon(self):
-        """See QgsProcessingProvider."""
         return QIcon(self.svgIconPath())
 
     def svgIconPath(self):
-        """See QgsProcessingProvider."""
         return str(places.RESOURCES / "icon.svg")
 
     def supportedOutputRasterLayerExtensions(self):
@@ -37,10 +32,8 @@ class Provider(QgsProcessingProvider):
         return ["tif", "tiff"]
 
     def defaultRasterFileExtension(self):
-        """See QgsProcessingProvider."""
         return "tif"
 
     def loadAlgorithms(self):
-        """See QgsProcessingProvider."""
         for algorithm in ALGORITHMS:
             self.addAlgorithm(algorithm())

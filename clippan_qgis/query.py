@@ -11,10 +11,13 @@ from qgis.core import (
     QgsCoordinateReferenceSystem,
     QgsCoordinateTransform,
     QgsProject,
+    QgsRectangle,
     QgsReferencedPointXY,
 )
 
 from clippan.jobs import SearchRequest
+
+from .i18n import tr
 
 _WITHOUT = re.compile(r"\s+without\s+|^without\s+", re.IGNORECASE)
 _MINUS = re.compile(r"(?:^|\s)-\s*(?=\w)")  # before a word, never inside one: high-rise
@@ -65,22 +68,24 @@ class Query:
         """What a layer with the answer is called."""
         names = [*self.text, *(Path(image).stem for image in self.images)]
         if self.at or (self.like and not names):
-            names.append("like a place")
-        without = f" without {', '.join(self.without)}" if self.without else ""
-        return ", ".join(names) + without
+            names.append(tr("like a place"))
+        name = ", ".join(names)
+        return tr("{name} without {others}", name=name, others=", ".join(self.without)) if self.without else name
 
     @property
     def examples(self) -> str:
         """The examples in words; empty if there are none."""
         like = [Path(image).name for image in self.images]
         if self.at:
-            like.insert(0, "a place on the map")
+            like.insert(0, tr("a place on the map"))
         if self.like:
             like.append(_results(self.like))
-        parts = [f"Like {' and '.join(like)}"] if like else []
-        if self.unlike:
-            parts.append(f"unlike {_results(self.unlike)}" if like else f"Unlike {_results(self.unlike)}")
-        return ", ".join(parts)
+        liked, unliked = tr(" and ").join(like), _results(self.unlike)
+        if like and self.unlike:
+            return tr("Like {liked}, unlike {unliked}", liked=liked, unliked=unliked)
+        if like:
+            return tr("Like {liked}", liked=liked)
+        return tr("Unlike {unliked}", unliked=unliked) if self.unlike else ""
 
     def with_text(self, text: tuple[str, ...], without: tuple[str, ...]) -> Query:
         """The same with another text; what was called good or bad for the old one is forgotten."""
@@ -115,6 +120,11 @@ class Query:
         )
 
 
+def corners(extent: QgsRectangle) -> tuple[float, float, float, float]:
+    """xmin, ymin, xmax, ymax, as the engine has them."""
+    return (extent.xMinimum(), extent.yMinimum(), extent.xMaximum(), extent.yMaximum())
+
+
 def crs_name(crs: QgsCoordinateReferenceSystem) -> str:
     """A CRS as the engine understands it; empty for an invalid one."""
     if not crs.isValid() or crs.authid().startswith("EPSG:"):
@@ -123,4 +133,4 @@ def crs_name(crs: QgsCoordinateReferenceSystem) -> str:
 
 
 def _results(tiles: tuple[int, ...]) -> str:
-    return "1 result" if len(tiles) == 1 else f"{len(tiles)} results"
+    return tr("1 result") if len(tiles) == 1 else tr("{count} results", count=len(tiles))

@@ -9,6 +9,10 @@ from pathlib import Path
 from qgis.core import QgsSettings
 from qgis.PyQt.QtCore import QStandardPaths
 
+from clippan.core.messages import Message
+from clippan.jobs import Device
+
+OPTIONS = Message("Settings ▸ Options ▸ CLIPPan")  # where the options page is
 GROUP = "clippan"
 RECENT = f"{GROUP}/recent"
 INDEXES, PROMPTS = 12, 50  # that are remembered
@@ -50,6 +54,11 @@ class Settings:
                 store.remove(f"{GROUP}/{item.name}")
             else:
                 store.setValue(f"{GROUP}/{item.name}", value)
+
+    @property
+    def preferred_device(self) -> Device:
+        """What "auto" means."""
+        return Device(self.device) if self.device in {item.value for item in Device} else Device.AUTO
 
     @property
     def cache_folder(self) -> Path:

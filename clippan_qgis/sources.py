@@ -28,7 +28,9 @@ def data_source(layer: QgsRasterLayer) -> str:
     """
     if layer.providerType() != "gdal":
         raise ClippanError(
-            f"Layer {layer.name()} comes from the provider {layer.providerType()}; export it to a GeoTIFF first."
+            "Layer {layer} comes from the provider {provider}; export it to a GeoTIFF first.",
+            layer=layer.name(),
+            provider=layer.providerType(),
         )
     source = layer.source()
     parts = QgsProviderRegistry.instance().decodeUri("gdal", source)
@@ -71,7 +73,9 @@ def indexable(layer: QgsRasterLayer) -> str:
             file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ClippanError(
-            f"The cache folder {cache} cannot be written to ({error.strerror or error}); choose another in the options."
+            "The cache folder {folder} cannot be written to ({reason}); choose another in the options.",
+            folder=cache,
+            reason=error.strerror or error,
         ) from error
     return str(file)
 
@@ -83,7 +87,7 @@ def is_service(layer: QgsRasterLayer) -> bool:
 
 def _login(layer: QgsRasterLayer) -> ClippanError:
     return ClippanError(
-        f"Layer {layer.name()} needs a login, which the engine does not get; export it to a GeoTIFF first."
+        "Layer {layer} needs a login, which the engine does not get; export it to a GeoTIFF first.", layer=layer.name()
     )
 
 
@@ -91,7 +95,9 @@ def _xyz(layer: QgsRasterLayer, values: dict[str, str]) -> str:
     url = values.get("url", "")
     if not all(mark in url for mark in ("{z}", "{x}")) or not re.search(r"\{-?y\}", url):
         raise ClippanError(
-            f"The address of layer {layer.name()} is not of the form …/{{z}}/{{x}}/{{y}}; export it to a GeoTIFF first."
+            "The address of layer {layer} is not of the form {form}; export it to a GeoTIFF first.",
+            layer=layer.name(),
+            form="…/{z}/{x}/{y}",
         )
     origin = "bottom" if "{-y}" in url else "top"
     for mark in ("{z}", "{x}", "{y}"):
@@ -111,7 +117,8 @@ def _xyz(layer: QgsRasterLayer, values: dict[str, str]) -> str:
 def _wms(layer: QgsRasterLayer, values: dict[str, str]) -> str:
     if not (values.get("url") and values.get("layers")) or values.get("tileMatrixSet"):
         raise ClippanError(
-            f"Layer {layer.name()} is tiled in a way that GDAL does not read; export it to a GeoTIFF first."
+            "Layer {layer} is tiled in a way that GDAL does not read; export it to a GeoTIFF first.",
+            layer=layer.name(),
         )
     extent = layer.extent()
     pixel = max(extent.width(), extent.height()) / _PIXELS

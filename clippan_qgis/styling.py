@@ -25,10 +25,14 @@ from qgis.core import (
     QgsRasterShader,
     QgsSingleBandGrayRenderer,
     QgsSingleBandPseudoColorRenderer,
+    QgsVectorLayer,
 )
+from qgis.PyQt.QtGui import QColor
 
 from clippan.catalogue.band_names import Band, BandOrder, band_order, colour_of_band, colour_of_file, natural_colours
 from clippan.catalogue.sensors import SENSORS
+
+from .i18n import tr
 
 SAMPLE = 250_000  # pixels that a stretch is estimated from
 LOWER, UPPER = 0.02, 0.98
@@ -183,6 +187,21 @@ def shade(layer: QgsRasterLayer, ramp: QgsColorRamp, steps: int) -> None:
     layer.triggerRepaint()
 
 
+def with_alpha(colour: QColor, alpha: int) -> QColor:
+    """The colour with another opacity, 0 to 255."""
+    copy = QColor(colour)
+    copy.setAlpha(alpha)
+    return copy
+
+
+def set_aliases(layer: QgsVectorLayer, aliases: Mapping[str, str]) -> None:
+    """Gives the fields of a layer names that analysts read, in the language of QGIS."""
+    for name, alias in aliases.items():
+        index = layer.fields().indexOf(name)
+        if index >= 0:
+            layer.setFieldAlias(index, tr(alias))
+
+
 def _stretch(provider, band: int) -> QgsContrastEnhancement:
     lower, upper = _cut(provider, band)
     stretch = QgsContrastEnhancement(provider.dataType(band))
@@ -213,7 +232,7 @@ def describe(layer: QgsRasterLayer, provenance: Mapping[str, str]) -> None:
     lines = [f"{name}: {value}" for name, value in provenance.items()]
     metadata.setType("dataset")
     metadata.setTitle(layer.name())
-    metadata.setAbstract("Made by CLIPPan for QGIS.\n" + "\n".join(lines))
+    metadata.setAbstract("\n".join([tr("Made by CLIPPan for QGIS."), *lines]))
     metadata.setHistory(lines)
     metadata.setCrs(layer.crs())
     layer.setMetadata(metadata)
@@ -242,7 +261,6 @@ class _PostProcessor(QgsProcessingLayerPostProcessorInterface):
         self._style = style
 
     def postProcessLayer(self, layer, context, feedback):
-        """See QgsProcessingLayerPostProcessorInterface."""
         if isinstance(layer, self._kind):
             self._style(layer)
 

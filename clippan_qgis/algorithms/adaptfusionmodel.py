@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clippan.core.messages import Message
 from clippan.jobs import ADAPTED, FIGURES, AdaptFusionRequest
 
 from ..i18n import tr
@@ -25,8 +26,9 @@ class _SupervisorEditor(ModelEditor):
 
 
 def _figure(name: str, when: str) -> base.Output:
-    label = f"{FIGURES[name][0]}, {when}"
-    return base.Output(f"{name}_{when}".upper(), label, lambda result: getattr(result, when)[name])
+    figure = Message(FIGURES[name][0])
+    labels = {"before": Message("{figure}, before", figure=figure), "after": Message("{figure}, after", figure=figure)}
+    return base.Output(f"{name}_{when}".upper(), labels[when], lambda result: getattr(result, when)[name])
 
 
 class AdaptFusionModel(base.JobAlgorithm):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from clippan.core.messages import Message
 from clippan.jobs import AlignSensorRequest
 
 from . import base
 
-_RANKS = (1, 5, 10)
 
-
-def _recall(rank: int, suffix: str, label: str, attribute: str) -> base.Output:
-    return base.Output(
-        f"RECALL_{rank}{suffix}",
-        f"Own picture among the first {rank}, {label}",
-        lambda result: getattr(getattr(result, attribute), f"at_{rank}"),
-    )
+def _recalls(suffix: str, label: str, attribute: str) -> list[base.Output]:
+    return [
+        base.Output(
+            f"RECALL_{rank}{suffix}",
+            Message(label, rank=rank),
+            lambda result, rank=rank: getattr(getattr(result, attribute), f"at_{rank}"),
+        )
+        for rank in (1, 5, 10)
+    ]
 
 
 class AlignSensor(base.JobAlgorithm):
@@ -23,9 +25,9 @@ class AlignSensor(base.JobAlgorithm):
     JOB = AlignSensorRequest
     NAMES = {"teacher_rasters": "TEACHER", "sensor_rasters": "SENSOR"}
     OUTPUTS = (
-        *(_recall(rank, "", "after, 0 to 1", "to_picture") for rank in _RANKS),
-        *(_recall(rank, "_BEFORE", "before", "before") for rank in _RANKS),
-        *(_recall(rank, "_CHANCE", "by guessing", "chance") for rank in _RANKS),
+        *_recalls("", Message("Own picture among the first {rank}, after, 0 to 1"), "to_picture"),
+        *_recalls("_BEFORE", Message("Own picture among the first {rank}, before"), "before"),
+        *_recalls("_CHANCE", Message("Own picture among the first {rank}, by guessing"), "chance"),
         base.Output("COSINE_MEAN", "Mean similarity to the teacher, -1 to 1", lambda result: result.cosine),
         base.Output(
             "AGREEMENT", "Part of the places where both choose the same word, 0 to 1", lambda result: result.agreement
@@ -37,6 +39,7 @@ class AlignSensor(base.JobAlgorithm):
 
     NAME = "alignsensor"
     TITLE = "Align a sensor with CLIP"
+    GROUP = "Models"
     TAGS = (
         *("train", "align", "alignment", "clip", "sensor", "sar", "radar", "multispectral", "hyperspectral", "thermal"),
         *("sentinel-1", "sentinel-2", "distillation", "model", "retrieval"),

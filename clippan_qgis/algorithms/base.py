@@ -54,39 +54,30 @@ class Algorithm(QgsProcessingAlgorithm):
     HELP = ""
 
     def createInstance(self):
-        """See QgsProcessingAlgorithm."""
         return type(self)()
 
     def name(self):
-        """See QgsProcessingAlgorithm."""
         return self.NAME
 
     def displayName(self):
-        """See QgsProcessingAlgorithm."""
         return tr(self.TITLE)
 
     def group(self):
-        """See QgsProcessingAlgorithm."""
         return tr(self.GROUP)
 
     def groupId(self):
-        """See QgsProcessingAlgorithm."""
         return self.GROUP.lower()
 
     def tags(self):
-        """See QgsProcessingAlgorithm."""
         return list(self.TAGS)
 
     def shortHelpString(self):
-        """See QgsProcessingAlgorithm."""
         return tr(self.HELP)
 
     def icon(self):
-        """See QgsProcessingAlgorithm."""
         return QIcon(self.svgIconPath())
 
     def svgIconPath(self):
-        """See QgsProcessingAlgorithm."""
         return str(places.RESOURCES / "icon.svg")
 
     def add(self, definition: QgsProcessingParameterDefinition, help_text: str = "") -> None:
@@ -273,7 +264,9 @@ class JobAlgorithm(Algorithm):
             raise ClippanError(self.invalidSourceError(parameters, name))
         number = source.fields().lookupField(field)
         if number < 0:
-            raise ClippanError(f"The labelled places have no field {field}; choose the one that holds the class.")
+            raise ClippanError(
+                "The labelled places have no field {field}; choose the one that holds the class.", field=field
+            )
         fields = QgsFields()
         fields.append(source.fields().at(number))
         # Reports and sentences name the file, so it is called as the layer is.
@@ -291,7 +284,7 @@ class JobAlgorithm(Algorithm):
             place.setGeometry(feature.geometry())
             writer.addFeature(place)
         if writer.hasError():
-            raise ClippanError(f"The labelled places cannot be written ({writer.errorMessage()}).")
+            raise ClippanError("The labelled places cannot be written ({reason}).", reason=writer.errorMessage())
         del writer  # written when it goes
         return path
 
@@ -322,11 +315,15 @@ def _unreadable(definition, value, context) -> str:
             continue
         kind = QgsProcessingUtils.LayerHint.Raster
         if QgsProcessingUtils.mapLayerFromString(item, context, True, kind) is None:
-            what = definition.description().replace("(s)", "").lower()
+            title = definition.description()
             path = Path(item)
             if path.is_absolute() and not item.startswith("/vsi") and not path.exists():
-                return f"The {what} {item} does not exist; check the path."
-            return f"The {what} {item} cannot be opened as a raster; choose a file that GDAL reads."
+                return tr("“{title}”, {path}, does not exist; check the path.", title=title, path=item)
+            return tr(
+                "“{title}”, {path}, cannot be opened as a raster; choose a file that GDAL reads.",
+                title=title,
+                path=item,
+            )
     return ""
 
 

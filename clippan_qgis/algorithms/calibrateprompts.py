@@ -5,7 +5,7 @@ from __future__ import annotations
 from clippan.jobs import CalibrateRequest
 
 from . import base
-from .parameters import OneRasterEditor
+from .parameters import FieldEditor, OneRasterEditor
 
 
 class CalibratePrompts(base.JobAlgorithm):
@@ -14,7 +14,7 @@ class CalibratePrompts(base.JobAlgorithm):
     JOB = CalibrateRequest
     NAMES = {"rasters": "INPUT"}
     HIDDEN = frozenset({"layer"})
-    EDITORS = {"rasters": OneRasterEditor()}
+    EDITORS = {"rasters": OneRasterEditor(), "field": FieldEditor("class")}
     OUTPUTS = (
         base.Output("ACCURACY_BEFORE", "Accuracy, before", lambda result: result.before.accuracy),
         base.Output("ACCURACY_AFTER", "Accuracy, after", lambda result: result.after.accuracy),
@@ -24,6 +24,7 @@ class CalibratePrompts(base.JobAlgorithm):
 
     NAME = "calibrateprompts"
     TITLE = "Calibrate prompts"
+    GROUP = "Segmentation"
     TAGS = ("segmentation", "text", "prompt", "calibration", "threshold", "samples", "accuracy", "clip", "classes")
     HELP = (
         "Fits a table of classes to a few places whose class you know. Some words fit everything a little: they take "

@@ -48,9 +48,7 @@ class CheckEngine(base.JobAlgorithm):
             sentence = tr(error.message)
             feedback.reportError(sentence, False)
             return {"OK": False, "REPORT": sentence}
-        interpreter = self._launch.interpreter
-        origin = tr("Engine Python: {path} (from {origin})", path=interpreter.path, origin=tr(interpreter.origin))
-        text = f"{origin}\n{result.text}"
+        text = f"{self._launch.interpreter}\n{result.text}"
         for line in text.splitlines():
             feedback.pushInfo(line)
         if not result.ok:

@@ -37,6 +37,7 @@ class ClassifyFewSamples(base.JobAlgorithm):
 
     NAME = "classifyfewsamples"
     TITLE = "Classify from few samples"
+    GROUP = "Classification"
     TAGS = (
         *("classification", "supervised", "few-shot", "samples", "training", "land cover", "map", "accuracy", "kappa"),
         *("svm", "random forest", "diffclip", "clip", "hyperspectral", "lidar", "sar", "crops"),

@@ -64,6 +64,7 @@ class FinetuneClip(base.JobAlgorithm):
 
     NAME = "finetuneclip"
     TITLE = "Fine-tune CLIP without forgetting"
+    GROUP = "Models"
     TAGS = ("train", "fine-tune", "clip", "patch", "patching", "interpolation", "model", "classes", "scene", "robust")
     HELP = (
         "Teaches a model of the list your classes by pictures whose class you know, and sees to it that it still knows "

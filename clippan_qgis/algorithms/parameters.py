@@ -37,13 +37,13 @@ from qgis.core import (
 from clippan.catalogue.models import MODELS
 from clippan.core import texts
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.jobs import Device, kinds, parse_bands
 from clippan.jobs.param import Param
 
 from .. import query, sources
-from ..engine import python
 from ..i18n import tr
-from ..settings import Settings
+from ..settings import OPTIONS, Settings
 
 _GUI = f"{__package__.rsplit('.', 1)[0]}.gui"  # imported by dialogs alone: qgis_process needs no widgets
 _CHOICE_WIDGET = f"{_GUI}.choice.ChoiceWidget"
@@ -86,8 +86,7 @@ class Editor:
         Raises:
             ClippanError: it cannot be understood.
         """
-        text = algorithm.parameterAsString(parameters, name, context).strip()
-        return text or ("" if item.required else item.default)
+        return _or_default(item, algorithm.parameterAsString(parameters, name, context).strip())
 
 
 class TextListEditor(Editor):
@@ -175,7 +174,9 @@ class NumbersEditor(Editor):
             numbers = [float(part) for part in text.replace(";", " ").replace(",", " ").split()]
         except ValueError:
             raise ClippanError(
-                "“{title}”, {text}, is not understood; write numbers between commas.", title=item.label, text=text
+                "“{title}”, {text}, is not understood; write numbers between commas.",
+                title=Message(item.title),
+                text=text,
             ) from None
         return tuple(round(number) if item.type is int else number for number in numbers)
 
@@ -229,7 +230,7 @@ class DeviceEditor(ChoiceEditor):
 
     def help(self, item):
         """With where the options are."""
-        more = tr("In QGIS, “auto” takes the device chosen under {options}, if one is.", options=python.OPTIONS)
+        more = tr("In QGIS, “auto” takes the device chosen under {options}, if one is.", options=OPTIONS)
         return f"{super().help(item)} {more}"
 
     def value(self, algorithm, item, name, parameters, context):
@@ -293,9 +294,7 @@ class RasterEditor(Editor):
         found = tuple(self.source(layer) for layer in layers)
         if item.many:
             return found
-        if found:
-            return found[0]
-        return algorithm.parameterAsString(parameters, name, context) or (None if item.default is None else "")
+        return found[0] if found else _or_default(item, algorithm.parameterAsString(parameters, name, context))
 
 
 class OneRasterEditor(RasterEditor):
@@ -436,7 +435,7 @@ class ExtentEditor(Editor):
         if written and crs.isGeographic() and float(written[1]) > float(written[2]):  # QGIS exchanges the two
             west, east, south, north = map(float, written.groups())
             return (west, south, east, north)
-        return (extent.xMinimum(), extent.yMinimum(), extent.xMaximum(), extent.yMaximum())
+        return query.corners(extent)
 
 
 class CrsEditor(Editor):
@@ -485,8 +484,12 @@ class OutputEditor(Editor):
         )
 
     def value(self, algorithm, item, name, parameters, context):
-        """The absolute path; empty if the output is not wanted."""
-        return algorithm.placed(name, algorithm.parameterAsFileOutput(parameters, name, context))
+        """The absolute path; the default if the output is not wanted."""
+        return _or_default(item, algorithm.placed(name, self.destination(algorithm, name, parameters, context)))
+
+    def destination(self, algorithm, name, parameters, context) -> str:
+        """Where QGIS wants it; empty if the output is not wanted."""
+        return algorithm.parameterAsFileOutput(parameters, name, context)
 
 
 class FolderOutputEditor(OutputEditor):
@@ -506,9 +509,9 @@ class RasterOutputEditor(OutputEditor):
             name, label, optional=not item.required, createByDefault=item.required or item.proposed
         )
 
-    def value(self, algorithm, item, name, parameters, context):
-        """The absolute path; empty if the output is not wanted."""
-        return algorithm.placed(name, algorithm.parameterAsOutputLayer(parameters, name, context))
+    def destination(self, algorithm, name, parameters, context):
+        """Where QGIS wants it, announced as a layer to load."""
+        return algorithm.parameterAsOutputLayer(parameters, name, context)
 
 
 # The first that fits counts.
@@ -556,6 +559,10 @@ def choice(name: str, description: str, labels: dict[str, str], default: str) ->
     )
     definition.setMetadata({"widget_wrapper": {"class": _CHOICE_WIDGET}, "clippan_labels": dict(labels)})
     return definition
+
+
+def _or_default(item: Param, text: str) -> Any:
+    return text or ("" if item.required else item.default)
 
 
 def is_given(destination: Any, context) -> bool:

@@ -23,6 +23,7 @@ class PretrainScene(base.JobAlgorithm):
 
     NAME = "pretrainscene"
     TITLE = "Pre-train on a scene"
+    GROUP = "Classification"
     TAGS = ("classification", "train", "pre-train", "diffclip", "unsupervised", "hyperspectral", "lidar", "model")
     HELP = (
         "Learns what a scene looks like, without any labelled place: parts of it are hidden, and a network learns to "

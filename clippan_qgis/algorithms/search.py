@@ -46,6 +46,7 @@ class _Search(base.JobAlgorithm):
     """What both have: where to search, how much, and what to do with it."""
 
     JOB = SearchRequest
+    GROUP = "Search"
     NAMES = {"rasters": "ONLY", "at": "PLACE"}
     HIDDEN = frozenset({"like", "unlike"})
     EDITORS = {"output": _SinkEditor(), "crs": _PlaceCrsEditor()}

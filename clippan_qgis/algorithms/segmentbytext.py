@@ -65,6 +65,7 @@ class SegmentByText(base.JobAlgorithm):
 
     NAME = "segmentbytext"
     TITLE = "Segment by text"
+    GROUP = "Segmentation"
     TAGS = (
         *("segmentation", "classification", "text", "prompt", "open vocabulary", "land cover", "land use"),
         *("clip", "map", "classes", "polygons", "vectorize"),

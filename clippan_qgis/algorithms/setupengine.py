@@ -11,9 +11,11 @@ from qgis.core import (
 )
 
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 
-from ..engine import environment, python, variables, worker
-from ..settings import Settings
+from ..engine import environment, variables, worker
+from ..i18n import tr
+from ..settings import OPTIONS, Settings
 from . import base
 from .parameters import choice
 
@@ -29,13 +31,14 @@ class SetUpEngine(base.Algorithm):
     TITLE = "Set up engine"
     GROUP = "Engine"
     TAGS = ("install", "python", "torch", "pytorch", "pip", "environment", "cuda", "gpu")
-    HELP = (
+    HELP = Message(
         "Makes the environment that the engine runs in: PyTorch and its companions, in a folder of its own beside "
         "QGIS's Python. QGIS's own Python and other plugins are not touched.\n\n"
         "This downloads 0.3 GB (processor only) to 3 GB (NVIDIA graphics card) and needs up to three times as much "
         "disk. QGIS's proxy and certificates are used. A run that was cancelled or cut off goes on where it "
-        f"stopped.\n\nThe folder is chosen under {python.OPTIONS}. Whoever has a Python with PyTorch and GDAL "
-        "already can name it there and needs no set-up."
+        "stopped.\n\nThe folder is chosen under {options}. Whoever has a Python with PyTorch and GDAL already can "
+        "name it there and needs no set-up.",
+        options=OPTIONS,
     )
 
     def __init__(self):
@@ -44,33 +47,34 @@ class SetUpEngine(base.Algorithm):
         self._variables = {}
 
     def initAlgorithm(self, configuration=None):
-        """See QgsProcessingAlgorithm."""
         self.add(
             choice(
                 self.TORCH,
-                "PyTorch for",
+                tr("PyTorch for"),
                 {
-                    "auto": "What this machine has (recognised)",
-                    "cpu": "Processor only (small download)",
-                    "cuda": "NVIDIA graphics card",
-                    "pypi": "Whatever PyPI, or your company's mirror of it, offers",
+                    "auto": tr("What this machine has (recognised)"),
+                    "cpu": tr("Processor only (small download)"),
+                    "cuda": tr("NVIDIA graphics card"),
+                    "pypi": tr("Whatever PyPI, or your company's mirror of it, offers"),
                 },
                 "auto",
             ),
-            "Which build of PyTorch to install. “auto” takes the one for NVIDIA where the driver is found.",
+            tr("Which build of PyTorch to install. “auto” takes the one for NVIDIA where the driver is found."),
         )
         self.add(
             QgsProcessingParameterFile(
-                self.WHEELS, "Folder of wheels", Qgis.ProcessingFileParameterBehavior.Folder, optional=True
+                self.WHEELS, tr("Folder of wheels"), Qgis.ProcessingFileParameterBehavior.Folder, optional=True
             ),
-            "For machines without network: a folder with the wheels of torch, torchvision, open_clip_torch, "
-            "huggingface_hub, safetensors and what they need, as “pip download” collects them on another machine.",
+            tr(
+                "For machines without network: a folder with the wheels of torch, torchvision, open_clip_torch, "
+                "huggingface_hub, safetensors and what they need, as “pip download” collects them on another machine."
+            ),
         )
         self.add(
-            QgsProcessingParameterBoolean(self.RESET, "Start afresh", False),
-            "Removes an environment that is there already and makes a new one.",
+            QgsProcessingParameterBoolean(self.RESET, tr("Start afresh"), False),
+            tr("Removes an environment that is there already and makes a new one."),
         )
-        self.addOutput(QgsProcessingOutputString("PYTHON", "Engine Python"))
+        self.addOutput(QgsProcessingOutputString("PYTHON", tr("Engine Python")))
 
     def prepareAlgorithm(self, parameters, context, feedback):
         """Reads settings in the main thread: the proxy's password may have to be asked for."""
@@ -92,10 +96,14 @@ class SetUpEngine(base.Algorithm):
         try:
             path = setup.run()
         except ClippanError as error:
-            raise QgsProcessingException(str(error)) from None
-        feedback.pushInfo(f"The engine is ready: {path}. “Check engine” tells more about it.")
+            raise QgsProcessingException(tr(error.message)) from None
+        feedback.pushInfo(tr("The engine is ready: {path}. “Check engine” tells more about it.", path=path))
         if self._settings.python:
             feedback.pushWarning(
-                f"Under {python.OPTIONS} another Python is chosen ({self._settings.python}); clear it to use this one."
+                tr(
+                    "Under {options} another Python is chosen ({path}); clear it to use this one.",
+                    options=OPTIONS,
+                    path=self._settings.python,
+                )
             )
         return {"PYTHON": str(path)}

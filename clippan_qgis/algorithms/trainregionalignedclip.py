@@ -45,6 +45,16 @@ class _StagesEditor(Editor):
         return _STAGES[algorithm.parameterAsEnumString(parameters, name, context)]
 
 
+class _PicturesEditor(Editor):
+    """The pictures to train on, which the algorithm makes first; no parameter of its own."""
+
+    def definitions(self, item, name):
+        return []
+
+    def value(self, algorithm, item, name, parameters, context):
+        return ()
+
+
 class TrainRegionAlignedClip(base.JobAlgorithm):
     """Trains a vision-language model to know the places in a picture."""
 
@@ -52,11 +62,12 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
     NAMES = {"stages": "STAGE"}
     HIDDEN = frozenset(
         {
-            *("data", "method", "epochs", "weight_decay", "warmup", "teacher", "target", "weight", "crops", "least"),
+            *("method", "epochs", "weight_decay", "warmup", "teacher", "target", "weight", "crops", "least"),
             *("pixels", "train_text", "caption", "precision"),
         }
     )
     EDITORS = {
+        "data": _PicturesEditor(),
         "stages": _StagesEditor(),
         "steps": NumberEditor(100),
         "batch": NumberEditor(8),  # the engine's own default takes 14 GB of memory with the starter model
@@ -107,7 +118,7 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
         }
         self._regions = RegionsRequest(labels=(), output="", **values)
         request = super().build(parameters, context)
-        return replace(request, data=(), least=self._regions.least)
+        return replace(request, least=self._regions.least)
 
     def place(self, request, parameters, context):
         """With the folder of the pictures."""

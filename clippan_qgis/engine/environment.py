@@ -27,9 +27,11 @@ from typing import Any, Optional
 from qgis.PyQt.QtCore import QLockFile
 
 from clippan.core.errors import Cancelled, ClippanError
+from clippan.core.messages import Message
 
 from .. import places
-from ..settings import Settings
+from ..i18n import tr
+from ..settings import OPTIONS, Settings
 from . import pip_settings
 
 STEPS = ("environment", "torch", "packages", "check")
@@ -144,23 +146,29 @@ class SetUp:
             ClippanError: one sentence; the log file has all that pip said.
         """
         if self._wheels and not Path(self._wheels).is_dir():
-            raise ClippanError(f"The folder of wheels {self._wheels} does not exist; correct it or leave it empty.")
+            raise ClippanError(
+                "The folder of wheels {folder} does not exist; correct it or leave it empty.", folder=self._wheels
+            )
         try:
             self._root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ClippanError(
-                f"The cache folder {self._root} cannot be made ({error.strerror}); choose another under "
-                "Settings ▸ Options ▸ CLIPPan."
+                "The cache folder {folder} cannot be made ({reason}); choose another under {options}.",
+                folder=self._root,
+                reason=error.strerror,
+                options=OPTIONS,
             ) from None
         lock = QLockFile(str(self._root / "engine.lock"))
         lock.setStaleLockTime(0)  # a set-up may take an hour; a dead one's lock is recognised by its process
         if not lock.tryLock(0):
             raise ClippanError(
-                f"Another set-up is running in {self._root} (or the folder is not writable); wait until it has ended."
+                "Another set-up is running in {folder} (or the folder is not writable); wait until it has ended.",
+                folder=self._root,
             )
         try:
             self._write(f"\n=== {time.strftime('%Y-%m-%d %H:%M:%S')} ===")
-            self._feedback.pushInfo(f"Environment: {self._folder}\nLog: {self._log}")
+            self._feedback.pushInfo(tr("Environment: {folder}", folder=self._folder))
+            self._feedback.pushInfo(tr("Log: {file}", file=self._log))
             return self._steps()
         finally:
             lock.unlock()
@@ -190,12 +198,13 @@ class SetUp:
         key = ""
         for number, step in enumerate(STEPS):
             self._feedback.setProgress((0, 5, 60, 95)[number])
+            place = {"number": number + 1, "count": len(STEPS), "name": step}
             key = hashlib.sha256("\n".join((key, *inputs[step])).encode()).hexdigest()
             if not changed and self._is_done(step, done, key):
-                self._say(f"Step {number + 1} of {len(STEPS)} ({step}) is done already.")
+                self._say(tr("Step {number} of {count} ({name}) is done already.", **place))
                 continue
             changed = True
-            self._feedback.setProgressText(f"Step {number + 1} of {len(STEPS)}: {step}")
+            self._feedback.setProgressText(tr("Step {number} of {count}: {name}", **place))
             if step == "environment":
                 self._make(base)
             elif step == "torch":
@@ -227,8 +236,9 @@ class SetUp:
                 if code == 0 and lines and lines[-1].strip() == _VERSION:
                     return path
         raise ClippanError(
-            f"QGIS's own Python {_VERSION} was not found; choose a Python of your own under "
-            "Settings ▸ Options ▸ CLIPPan."
+            "QGIS's own Python {version} was not found; choose a Python of your own under {options}.",
+            version=_VERSION,
+            options=OPTIONS,
         )
 
     def _driver(self) -> Optional[tuple[int, int]]:
@@ -245,32 +255,37 @@ class SetUp:
 
     def _clear(self) -> None:
         if not (self._folder / "pyvenv.cfg").exists() and any(self._folder.iterdir()):
-            raise ClippanError(f"{self._folder} is no virtual environment; remove it yourself if you do not need it.")
+            raise ClippanError(
+                "{folder} is no virtual environment; remove it yourself if you do not need it.", folder=self._folder
+            )
         try:
             shutil.rmtree(self._folder)
         except OSError as error:
             raise ClippanError(
-                f"The old environment {self._folder} cannot be removed ({error.strerror}); close other QGIS windows "
-                "and try again."
+                "The old environment {folder} cannot be removed ({reason}); close other QGIS windows and try again.",
+                folder=self._folder,
+                reason=error.strerror,
             ) from None
 
     def _make(self, base: Path) -> None:
-        self._say(f"Making a virtual environment over {base}")
+        self._say(tr("Making a virtual environment over {python}", python=base))
         command = [str(base), "-m", "venv", "--system-site-packages", str(self._folder)]
         code, lines = self._call(command, self._say)
         if code:
-            hint = (
-                "install the package python3-venv"
+            remedy = (
+                Message("install the package python3-venv")
                 if any("ensurepip" in line or "python3-venv" in line for line in lines)
-                else "choose a Python of your own under Settings ▸ Options ▸ CLIPPan"
+                else Message("choose a Python of your own under {options}", options=OPTIONS)
             )
             raise ClippanError(
-                f"QGIS's Python cannot make a virtual environment ({pip_settings.cause(lines)}); {hint}."
+                "QGIS's Python cannot make a virtual environment ({reason}); {remedy}.",
+                reason=pip_settings.cause(lines),
+                remedy=remedy,
             )
 
     def _install_torch(self, index: Optional[str], constraints: Path) -> None:
         if index is not None:
-            self._say(f"Taking PyTorch from {index}")
+            self._say(tr("Taking PyTorch from {address}", address=index))
             try:
                 self._install(TORCH, constraints, index)
                 return
@@ -278,7 +293,10 @@ class SetUp:
                 raise
             except ClippanError:
                 self._feedback.pushWarning(
-                    f"PyTorch could not be had from {index}; taking it from PyPI, which may be larger."
+                    tr(
+                        "PyTorch could not be had from {address}; taking it from PyPI, which may be larger.",
+                        address=index,
+                    )
                 )
         self._install(TORCH, constraints)
 
@@ -302,18 +320,25 @@ class SetUp:
             own = constraints.read_text(encoding="utf-8").split()
             cause, remedy = pip_settings.blame(lines, settings, own) or (
                 pip_settings.cause(lines),
-                "add the missing wheels to the folder" if self._wheels else "check network and proxy",
+                Message("add the missing wheels to the folder") if self._wheels else Message("check network and proxy"),
             )
             if not self._wheels:
-                remedy += ", or give a folder of wheels, and run this again"
-            raise ClippanError(f"{' and '.join(names)} could not be installed ({cause}); {remedy}.")
+                remedy = Message("{remedy}, or give a folder of wheels, and run this again", remedy=remedy)
+            raise ClippanError(
+                "{packages} could not be installed ({reason}); {remedy}.",
+                packages=", ".join(names),
+                reason=cause,
+                remedy=remedy,
+            )
 
     def _pip_settings(self) -> list[pip_settings.Setting]:
         code, lines = self._call([str(python_in(self._folder)), "-m", "pip", "config", "debug"])
         if code:
             raise ClippanError(
-                f"pip does not start in {self._folder} ({pip_settings.cause(lines)}); correct its settings (pip.conf "
-                "or pip.ini, variables PIP_…), or run this again with “Start afresh”."
+                "pip does not start in {folder} ({reason}); correct its settings (pip.conf or pip.ini, variables "
+                "PIP_…), or run this again with “Start afresh”.",
+                folder=self._folder,
+                reason=pip_settings.cause(lines),
             )
         ignored = self._variables.get("PIP_CONFIG_FILE") == os.devnull  # so pip takes this name
         return pip_settings.effective([] if ignored else pip_settings.files(lines), self._variables)
@@ -322,11 +347,15 @@ class SetUp:
         code, lines = self._call([str(python_in(self._folder)), "-c", CHECK], self._say)
         if code:
             remedy = (
-                "install Microsoft's Visual C++ runtime and run this again"
+                Message("install Microsoft's Visual C++ runtime and run this again")
                 if any("DLL" in line for line in lines)
-                else "run this again with “Start afresh”"
+                else Message("run this again with “Start afresh”")
             )
-            raise ClippanError(f"What was installed does not work ({pip_settings.cause(lines)}); {remedy}.")
+            raise ClippanError(
+                "What was installed does not work ({reason}); {remedy}.",
+                reason=pip_settings.cause(lines),
+                remedy=remedy,
+            )
         code, lines = self._call([str(python_in(self._folder)), "-m", "pip", "freeze", "--local"])
         (self._folder / "installed.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -334,7 +363,9 @@ class SetUp:
         code = f"import importlib.metadata as metadata; print(metadata.version({name!r}))"
         status, lines = self._call([str(python_in(self._folder)), "-c", code])
         if status or not lines:
-            raise ClippanError(f"{name} was installed but is not there; run this again with “Start afresh”.")
+            raise ClippanError(
+                "{package} was installed but is not there; run this again with “Start afresh”.", package=name
+            )
         return lines[-1].strip()
 
     def _call(
@@ -357,7 +388,9 @@ class SetUp:
                 creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
             )
         except OSError as error:
-            raise ClippanError(f"{command[0]} cannot be started ({error.strerror or error}).") from None
+            raise ClippanError(
+                "{program} cannot be started ({reason}).", program=command[0], reason=error.strerror or error
+            ) from None
         arriving: queue.Queue[Optional[str]] = queue.Queue()
         threading.Thread(target=_read, args=(process, arriving), daemon=True).start()
         lines: list[str] = []

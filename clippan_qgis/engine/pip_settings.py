@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
+from clippan.core.messages import Message
+
 # Where pip fetches from, and which releases it may take, is the user's business and the site's, and stays; where it
 # would put things, and for which other Python, is ours.
 _KEPT = (
@@ -57,8 +59,12 @@ class Setting:
         """The variable that says the same."""
         return VARIABLES[_KEPT.index(self.name)]
 
-    def __str__(self) -> str:
-        return f"the variable {self.place}" if self.place == self.variable else f"“{self.name}” in {self.place}"
+    @property
+    def described(self) -> Message:
+        """The setting in words."""
+        if self.place == self.variable:
+            return Message("the variable {variable}", variable=self.place)
+        return Message("“{name}” in {file}", name=self.name, file=self.place)
 
 
 def files(lines: Iterable[str]) -> list[str]:
@@ -96,7 +102,7 @@ def effective(files: Iterable[str], variables: Mapping[str, str]) -> list[Settin
     return list(found.values())
 
 
-def blame(lines: Sequence[str], settings: Iterable[Setting], own: Iterable[str]) -> Optional[tuple[str, str]]:
+def blame(lines: Sequence[str], settings: Iterable[Setting], own: Iterable[str]) -> Optional[tuple[str, Message]]:
     """Which setting made pip fail, as a cause and a remedy to stand in a sentence; None if none did.
 
     Args:
@@ -111,16 +117,17 @@ def blame(lines: Sequence[str], settings: Iterable[Setting], own: Iterable[str])
     if constraint and specs:
         names = constraint.value.split()
         file = next((name for name in names if _project(specs[0]) in _projects(name)), names[0])
-        return f"{file} allows only {specs[0]}", f"change that file, which {constraint} names"
+        reason = Message("{file} allows only {requirement}", file=file, requirement=specs[0])
+        return reason, Message("change that file, which {setting} names", setting=constraint.described)
     errors = "\n".join(line for line in lines if re.match("ERROR|An error occurred|WARNING: Retrying", line))
     for setting in by_name.values():
         named = re.search(rf"(--|option ){setting.name}\b", errors)
         if named or any(os.sep in value and value in errors for value in setting.value.split()):
-            return cause(lines), f"correct {setting}"
+            return cause(lines), Message("correct {setting}", setting=setting.described)
     if "(from versions: none)" in errors and not network(lines):
         hiding = next((item for name, item in by_name.items() if name in _HIDING and item.value not in _OFF), None)
         if hiding:
-            return cause(lines), f"remove {hiding}, which hides releases"
+            return cause(lines), Message("remove {setting}, which hides releases", setting=hiding.described)
     return None
 
 
@@ -132,7 +139,7 @@ def network(lines: Sequence[str]) -> list[str]:
 def cause(lines: Sequence[str]) -> str:
     """The line that says why a program failed: pip's last error, else the last line."""
     errors = [line for line in lines if line.startswith("ERROR:") and "ResolutionImpossible" not in line]
-    line = next((item for item in (*errors[-1:], *reversed(lines)) if item.strip()), "no reason was given")
+    line = next((item for item in (*errors[-1:], *reversed(lines)) if item.strip()), Message("no reason was given"))
     # pip ends with "No matching distribution" when the network was the cause, told further up.
     if network(lines) and "No matching distribution" in line:
         line = network(lines)[-1]

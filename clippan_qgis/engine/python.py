@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 
-from ..settings import Settings
+from ..i18n import tr
+from ..settings import OPTIONS, Settings
 from . import environment
 
 VARIABLE = "CLIPPAN_PYTHON"
-OPTIONS = "Settings ▸ Options ▸ CLIPPan"
-REMEDY = f"run “Set up engine” in the Processing toolbox, or choose a Python under {OPTIONS}"
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class Interpreter:
 
     path: str
     origin: str
+
+    def __str__(self) -> str:
+        return tr("Engine Python: {path} (from {origin})", path=self.path, origin=self.origin)
 
 
 def find(settings: Settings) -> Interpreter:
@@ -33,19 +36,25 @@ def find(settings: Settings) -> Interpreter:
         ClippanError: there is none; the sentence says what to do.
     """
     if settings.python:
-        return _named(settings.python, "the option “Engine Python”", f"correct it under {OPTIONS}")
+        remedy = Message("correct it under {options}", options=OPTIONS)
+        return _named(settings.python, Message("the option “Engine Python”"), remedy)
     variable = os.environ.get(VARIABLE, "").strip()
     if variable:
-        return _named(variable, f"the variable {VARIABLE}", "correct it or remove it")
+        origin = Message("the variable {variable}", variable=VARIABLE)
+        return _named(variable, origin, Message("correct it or remove it"))
     folder = environment.folder(settings.cache_folder)
     path = environment.python_in(folder)
     if not path.exists():
-        raise ClippanError(f"The engine has no Python yet; {REMEDY}.")
+        raise ClippanError(
+            "The engine has no Python yet; run “Set up engine” in the Processing toolbox, or choose a Python under "
+            "{options}.",
+            options=OPTIONS,
+        )
     if not environment.is_complete(folder):
         raise ClippanError(
             "The engine's environment is not finished; run “Set up engine” again, it goes on where it stopped."
         )
-    return Interpreter(str(path), "“Set up engine”")
+    return Interpreter(str(path), Message("“Set up engine”"))
 
 
 def _named(text: str, origin: str, remedy: str) -> Interpreter:
@@ -53,7 +62,11 @@ def _named(text: str, origin: str, remedy: str) -> Interpreter:
     if path.is_dir():
         path = environment.python_in(path)
     if not path.exists():
-        raise ClippanError(f"The engine Python {text} ({origin}) does not exist; {remedy}.")
+        raise ClippanError(
+            "The engine Python {path} ({origin}) does not exist; {remedy}.", path=text, origin=origin, remedy=remedy
+        )
     if not os.access(path, os.X_OK):
-        raise ClippanError(f"The engine Python {text} ({origin}) cannot be executed; {remedy}.")
+        raise ClippanError(
+            "The engine Python {path} ({origin}) cannot be executed; {remedy}.", path=text, origin=origin, remedy=remedy
+        )
     return Interpreter(str(path), origin)

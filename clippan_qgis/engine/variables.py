@@ -16,6 +16,7 @@ from qgis.core import Qgis, QgsApplication, QgsAuthMethodConfig, QgsMessageLog, 
 from qgis.PyQt.QtNetwork import QNetworkProxy
 
 from .. import places
+from ..i18n import tr
 from ..settings import Settings
 from . import pip_settings
 
@@ -131,7 +132,7 @@ def _authorities(cache: Path) -> dict[str, str]:
         cache.mkdir(parents=True, exist_ok=True)
         file.write_bytes(bytes(manager.trustedCaCertsPemText()))
     except OSError as error:
-        QgsMessageLog.logMessage(f"QGIS's certificates could not be handed on: {error}", "CLIPPan")
+        QgsMessageLog.logMessage(tr("QGIS's certificates could not be handed on ({reason}).", reason=error), "CLIPPan")
         return {}
     return {name: str(file) for name in (*_CERTIFICATES, "PIP_CERT")}
 
@@ -148,7 +149,7 @@ def _token(authcfg: str) -> str:
             if value.lower().startswith("bearer "):
                 return value[len("bearer ") :].strip()
     QgsMessageLog.logMessage(
-        "The Hub token could not be read from the authentication configuration; working without it.",
+        tr("The Hub token could not be read from the authentication configuration; working without it."),
         "CLIPPan",
         Qgis.MessageLevel.Warning,
     )

@@ -26,7 +26,7 @@ from clippan.jobs import Request
 
 from .. import places
 from ..i18n import tr
-from ..settings import Settings
+from ..settings import OPTIONS, Settings
 from . import python, variables
 
 HANDSHAKE_SECONDS = 60  # the first start on a machine with a virus scanner is slow
@@ -107,20 +107,22 @@ class Worker:
         if self._process is not None and self._process.is_alive() and self._process.launch == start:
             return self._process
         self.stop()
-        feedback.pushDebugInfo(f"Starting the engine: {start.interpreter.path} ({start.interpreter.origin})")
+        feedback.pushDebugInfo(tr("The engine is started. {python}", python=start.interpreter))
         process = _Process(start)
         self._process = process
         try:
-            answer = self._greet(process, feedback)
+            engine = self._greet(process, feedback)
         except BaseException:
             _show_errors(process, feedback)
             self._drop()
             raise
-        feedback.pushDebugInfo(f"Engine {answer.get('version')} runs as process {answer.get('pid')}")
+        feedback.pushDebugInfo(
+            tr("Engine {version} runs as process {number}", version=engine.get("version"), number=engine.get("pid"))
+        )
         return process
 
     def _greet(self, process: _Process, feedback: Any) -> dict[str, Any]:
-        path, remedy = process.launch.interpreter.path, f"choose another under {python.OPTIONS}"
+        path = process.launch.interpreter.path
         number = next(self._numbers)
         params = {"protocol": PROTOCOL, "language": QgsApplication.locale()}
         process.send({"id": number, "method": "handshake", "params": params})
@@ -130,27 +132,34 @@ class Worker:
                 raise Cancelled
             if time.monotonic() > limit:
                 raise ClippanError(
-                    f"The engine Python {path} did not answer within {HANDSHAKE_SECONDS:g} seconds; {remedy}."
+                    "The engine Python {path} did not answer within {seconds:g} seconds; choose another under "
+                    "{options}.",
+                    path=path,
+                    seconds=HANDSHAKE_SECONDS,
+                    options=OPTIONS,
                 )
             with contextlib.suppress(queue.Empty):
                 message = process.messages.get(timeout=POLL_SECONDS)
                 if message is None:
-                    reason = process.last_error()
                     raise ClippanError(
-                        f"The engine Python {path} ended before it answered"
-                        f"{f' ({reason})' if reason else ''}; {remedy}."
+                        "The engine Python {path} ended before it answered ({reason}); choose another under {options}.",
+                        path=path,
+                        reason=process.last_error() or process.ending(),
+                        options=OPTIONS,
                     )
                 if message.get("id") == number:
                     break
         if "error" in message:
-            raise ClippanError(str(message["error"].get("message")))
-        answer = message.get("result") or {}
-        spoken = answer.get("protocol") if isinstance(answer, dict) else None
+            raise _failure(message["error"])
+        engine = message.get("result")
+        spoken = engine.get("protocol") if isinstance(engine, dict) else None
         if spoken != PROTOCOL:
             raise ClippanError(
-                f"The engine speaks protocol {spoken} and the plugin {PROTOCOL}; update both to one version."
+                "The engine speaks protocol {engine} and the plugin {plugin}; update both to one version.",
+                engine=spoken,
+                plugin=PROTOCOL,
             )
-        return answer
+        return engine
 
     def _run(self, process: _Process, request: Request, feedback: Any) -> Any:
         number = next(self._numbers)
@@ -161,7 +170,7 @@ class Worker:
                 process.send({"method": "cancel", "params": {"id": number}})
                 limit = time.monotonic() + CANCEL_SECONDS
             if limit is not None and time.monotonic() > limit:
-                feedback.pushDebugInfo("The engine did not answer the cancel in time; its process is ended.")
+                feedback.pushDebugInfo(tr("The engine did not answer the cancel in time; its process is ended."))
                 self._abandon(request)
                 raise Cancelled
             try:
@@ -174,8 +183,9 @@ class Worker:
                     raise Cancelled
                 _show_errors(process, feedback)
                 raise ClippanError(
-                    f"The engine's process ended in mid-run ({process.ending()}); run the job again, with more free "
-                    "memory or a smaller tile size if it happens twice."
+                    "The engine's process ended in mid-run ({ending}); run the job again, with more free memory or a "
+                    "smaller tile size if it happens twice.",
+                    ending=process.ending(),
                 )
             params = message.get("params") or {}
             if message.get("method") == "progress" and params.get("id") == number:
@@ -186,26 +196,30 @@ class Worker:
             elif message.get("method") == "log" and params.get("id") == number:
                 feedback.pushInfo(tr(Message.from_json(params.get("line", ""))))
             elif message.get("id") == number and "error" in message:
-                _raise(message["error"], feedback)
+                _log(message["error"], feedback)
+                raise _failure(message["error"])
             elif message.get("id") == number:
                 return from_json(request.result, message.get("result") or {})
 
 
-def _raise(error: Mapping[str, Any], feedback: Any) -> None:
+def _failure(error: Mapping[str, Any]) -> ClippanError:
     if error.get("code") == CANCELLED:
-        raise Cancelled
-    data = error.get("data") or {}
-    details = data.get("traceback", "")
-    if details and error.get("code") != FAILED:  # a failure that was foreseen is told in its sentence alone
+        return Cancelled()
+    return ClippanError(Message.from_json((error.get("data") or {}).get("sentence", error.get("message"))))
+
+
+def _log(error: Mapping[str, Any], feedback: Any) -> None:
+    """Keeps the traceback; a failure that was foreseen is told in its sentence alone."""
+    details = (error.get("data") or {}).get("traceback", "")
+    if details and error.get("code") not in (CANCELLED, FAILED):
         feedback.pushDebugInfo(details)
         QgsMessageLog.logMessage(details, TAG, Qgis.MessageLevel.Warning)
-    raise ClippanError(Message.from_json(data.get("sentence", error.get("message"))))
 
 
 def _show_errors(process: _Process, feedback: Any) -> None:
     lines = list(process.errors)
     if lines:
-        feedback.pushDebugInfo("The engine's last words:\n" + "\n".join(lines[-40:]))
+        feedback.pushDebugInfo("\n".join([tr("The engine's last words:"), *lines[-40:]]))
 
 
 class _Process:
@@ -233,8 +247,10 @@ class _Process:
             )
         except OSError as error:
             raise ClippanError(
-                f"The engine Python {path} cannot be started ({error.strerror or error}); "
-                f"choose another under {python.OPTIONS}."
+                "The engine Python {path} cannot be started ({reason}); choose another under {options}.",
+                path=path,
+                reason=error.strerror or error,
+                options=OPTIONS,
             ) from error
         self._readers = [
             threading.Thread(target=target, name=f"clippan-{target.__name__}", daemon=True)
@@ -274,8 +290,8 @@ class _Process:
         """How the process ended, in words."""
         code = self._popen.poll()
         if code is None:
-            return "it closed its output"
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+            return Message("it closed its output")
+        return Message("signal {number}", number=-code) if code < 0 else Message("exit code {number}", number=code)
 
     def last_error(self) -> str:
         """The last line that the process wrote to its error output."""

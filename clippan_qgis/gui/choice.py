@@ -12,7 +12,6 @@ class ChoiceWidget(Wrapper):
     """Shows a parameter made by ``algorithms.base.choice`` by its labels; the value is the word behind one."""
 
     def make(self):
-        """See Wrapper."""
         box = QComboBox()
         for value, label in self.parameterDefinition().metadata()["clippan_labels"].items():
             box.addItem(label, value)
@@ -23,12 +22,10 @@ class ChoiceWidget(Wrapper):
         return box
 
     def setWidgetValue(self, value, context):
-        """See QgsAbstractProcessingParameterWidgetWrapper."""
         box = self.wrappedWidget()
         index = box.findData(str(value))
         if index >= 0:
             box.setCurrentIndex(index)
 
     def widgetValue(self):
-        """See QgsAbstractProcessingParameterWidgetWrapper."""
         return self.wrappedWidget().currentData()

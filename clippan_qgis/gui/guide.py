@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from qgis.core import (
     Qgis,
@@ -22,9 +20,11 @@ from qgis.PyQt import sip
 from qgis.PyQt.QtGui import QColor
 
 from clippan.core.errors import ClippanError
+from clippan.jobs import Hit, SearchResult
 
 from .. import hits, sources
-from ..styling import Style
+from ..i18n import tr
+from ..styling import Style, with_alpha
 
 MARGIN = 2.0  # the view is so many times as wide as the place
 FAINT, STRONG = QColor(hits.COLOURS[-1]), QColor("#ff2fa0")  # no land cover is magenta
@@ -40,21 +40,21 @@ class Guide:
         self._one = self._band(STRONG, 3)
         self._loaded: set[str] = set()
 
-    def show(self, answer: Mapping[str, Any]) -> None:
-        """Marks all hits of an answer, none of them in particular."""
+    def show(self, result: SearchResult) -> None:
+        """Marks all hits, none of them in particular."""
         self.clear()
-        reference = hits.crs(answer)
-        for hit in answer["hits"]:
+        reference = hits.crs(result)
+        for hit in result.hits:
             place = hits.outline(hit)
             if not place.isNull():
                 self._all.addGeometry(place, reference)
 
-    def fly(self, hit: Mapping[str, Any], reference: QgsCoordinateReferenceSystem) -> str:
+    def fly(self, hit: Hit, reference: QgsCoordinateReferenceSystem) -> str:
         """Goes to a hit whose coordinates are in this CRS; returns what the user has to know, if anything."""
         place = hits.outline(hit)
         if place.isNull():  # a plain picture among rasters with coordinates
             reference = QgsCoordinateReferenceSystem()
-            place = QgsGeometry.fromRect(pixels(hit["window"]))
+            place = QgsGeometry.fromRect(pixels(hit.window))
         target = self._canvas.mapSettings().destinationCrs()
         view = place.boundingBox()
         try:
@@ -62,8 +62,8 @@ class Guide:
                 transform = QgsCoordinateTransform(reference, target, QgsProject.instance())
                 view = transform.transformBoundingBox(view)
         except QgsCsException:
-            return "This place cannot be shown in the project's CRS; choose another CRS for the project."
-        complaint = self._load(hit["raster"])
+            return tr("This place cannot be shown in the project's CRS; choose another CRS for the project.")
+        complaint = self._load(hit.raster)
         self._one.setToGeometry(place, reference)
         view.scale(MARGIN)
         self._canvas.setExtent(view)
@@ -83,11 +83,9 @@ class Guide:
 
     def _band(self, colour: QColor, width: int) -> QgsRubberBand:
         band = QgsRubberBand(self._canvas, Qgis.GeometryType.Polygon)
-        clear = QColor(colour)
-        clear.setAlpha(0)
         band.setStrokeColor(colour)
         band.setSecondaryStrokeColor(CASING)
-        band.setFillColor(clear)
+        band.setFillColor(with_alpha(colour, 0))
         band.setWidth(width)
         return band
 
@@ -97,13 +95,15 @@ class Guide:
             return ""
         plain = not raster.startswith("/vsi") and "*" not in raster  # files of single bands are one scene of that name
         if plain and Path(raster).is_absolute() and not Path(raster).exists():
-            return f"{Path(raster).name} is no longer where it was indexed; the map may be empty here."
+            return tr(
+                "{raster} is no longer where it was indexed; the map may be empty here.", raster=Path(raster).name
+            )
         # A picture without coordinates is fine as it is: nobody is to be asked for its CRS.
         options = QgsRasterLayer.LayerOptions()
         options.skipCrsValidation = True
         layer = QgsRasterLayer(raster, Path(raster).stem, "gdal", options)
         if not layer.isValid():
-            return f"{Path(raster).name} cannot be opened; the map may be empty here."
+            return tr("{raster} cannot be opened; the map may be empty here.", raster=Path(raster).name)
         self._loaded.add(raster)
         provider = layer.dataProvider()
         if provider.bandCount() > 1 and provider.dataType(1) != Qgis.DataType.Byte:

@@ -22,10 +22,11 @@ from qgis.PyQt.QtWidgets import (
 
 from clippan.catalogue.models import MODELS
 from clippan.core.errors import ClippanError
-from clippan.jobs import Device, IndexRequest
+from clippan.jobs import IndexRequest
 
 from .. import connections, sources
-from ..query import crs_name
+from ..i18n import tr
+from ..query import corners, crs_name
 from ..settings import Settings
 
 _LAYER = Qt.ItemDataRole.UserRole
@@ -39,7 +40,7 @@ class IndexDialog(QDialog):
     def __init__(self, canvas: QgsMapCanvas, parent=None):
         super().__init__(parent)
         self._canvas = canvas
-        self.setWindowTitle("New index from layers")
+        self.setWindowTitle(tr("New index from layers"))
         self.layers = QListWidget()
         for layer in raster_layers():
             item = QListWidgetItem(QgsIconUtils.iconForLayer(layer), layer.name())
@@ -53,40 +54,42 @@ class IndexDialog(QDialog):
         self.metres.setRange(0, 1_000_000)
         self.metres.setDecimals(0)
         self.metres.setSuffix(" m")
-        self.metres.setSpecialValueText("Automatic")
+        self.metres.setSpecialValueText(tr("Automatic"))
         self.metres.setToolTip(
-            "The edge of the squares that are searched: about as large as what you look for with its surroundings. "
-            "Automatic suits the raster's pixel size."
+            tr(
+                "The edge of the squares that are searched: about as large as what you look for with its surroundings. "
+                "Automatic suits the raster's pixel size."
+            )
         )
         self.model = QComboBox()
         self.model.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         for model in MODELS.values():
             self.model.addItem(model.label, model.id)
-            self.model.setItemData(self.model.count() - 1, model.notes, Qt.ItemDataRole.ToolTipRole)
+            self.model.setItemData(self.model.count() - 1, tr(model.notes), Qt.ItemDataRole.ToolTipRole)
         self.model.setCurrentIndex(max(self.model.findData(DEFAULT_MODEL), 0))
         self.place = QComboBox()
-        self.place.addItem("A file", "")
+        self.place.addItem(tr("A file"), "")
         for key, label in connections.catalogues().items():
-            self.place.addItem(f"Catalogue: {label}", key)
-        self.place.setToolTip("A catalogue lies in PostgreSQL, and a team shares it.")
+            self.place.addItem(tr("Catalogue: {name}", name=label), key)
+        self.place.setToolTip(tr("A catalogue lies in PostgreSQL, and a team shares it."))
         self.output = QgsFileWidget()
         self.output.setStorageMode(QgsFileWidget.StorageMode.SaveFile)
         self.output.setConfirmOverwrite(False)  # nothing is overwritten: an index is brought up to date
-        self.output.setFilter(f"Index (*{SUFFIX})")
+        self.output.setFilter(f"{tr('GeoPackages')} (*{SUFFIX})")
         self.output.setFilePath(str(suggestion()))
         self.note = QLabel()
         self.note.setWordWrap(True)
         self.buttons = QDialogButtonBox(
             QDialogButtonBox.StandardButton.Ok | QDialogButtonBox.StandardButton.Cancel, parent=self
         )
-        self.buttons.button(QDialogButtonBox.StandardButton.Ok).setText("Make index")
+        self.buttons.button(QDialogButtonBox.StandardButton.Ok).setText(tr("Make index"))
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
-        form.addRow("&Layers", self.layers)
-        form.addRow("&Tile size", self.metres)
-        form.addRow("&Model", self.model)
-        form.addRow("Save &in", self.place)
-        form.addRow("&File", self.output)
+        form.addRow(tr("&Layers"), self.layers)
+        form.addRow(tr("&Tile size"), self.metres)
+        form.addRow(tr("&Model"), self.model)
+        form.addRow(tr("Save &in"), self.place)
+        form.addRow(tr("&File"), self.output)
         layout = QVBoxLayout(self)
         layout.addLayout(form)
         layout.addWidget(self.note)
@@ -119,20 +122,17 @@ class IndexDialog(QDialog):
         layers = self.chosen()
         if not layers:
             raise ClippanError("No layer is checked; check at least one.")
-        settings = Settings.read()
         options = {}
         if any(sources.is_service(layer) for layer in layers):
-            view = self._canvas.extent()
-            options["extent"] = (view.xMinimum(), view.yMinimum(), view.xMaximum(), view.yMaximum())
+            options["extent"] = corners(self._canvas.extent())
             options["crs"] = crs_name(self._canvas.mapSettings().destinationCrs())
         if self.metres.value():
             options["tile_metres"] = (self.metres.value(),)
-        if settings.device in {item.value for item in Device}:
-            options["device"] = Device(settings.device)
         return IndexRequest(
             rasters=tuple(sources.indexable(layer) for layer in layers),
             output=connections.address(self.index()),
             model=self.model.currentData(),
+            device=Settings.read().preferred_device,
             **options,
         )
 
@@ -143,7 +143,10 @@ class IndexDialog(QDialog):
             if self._path().parent == indexes_folder():
                 indexes_folder().mkdir(parents=True, exist_ok=True)
             request.validate()
-        except (ClippanError, OSError) as error:
+        except ClippanError as error:
+            self.note.setText(tr(error.message))
+            return
+        except OSError as error:
             self.note.setText(str(error))
             return
         super().accept()
@@ -155,16 +158,22 @@ class IndexDialog(QDialog):
     def _explain(self, *_) -> None:
         notes = []
         if not self.layers.count():
-            notes.append("The project has no raster layers; add one first.")
+            notes.append(tr("The project has no raster layers; add one first."))
         if any(sources.is_service(layer) for layer in self.chosen()):
-            notes.append("Web maps are indexed where the map shows them now, and the other layers there too.")
+            notes.append(tr("Web maps are indexed where the map shows them now, and the other layers there too."))
         self.output.setEnabled(not self.place.currentData())
         if self.output.isEnabled() and self._path().is_file():
-            notes.append("This index exists: what is new or has changed is added to it.")
+            notes.append(tr("This index exists: what is new or has changed is added to it."))
         model = MODELS[self.model.currentData()]
-        notes.append(model.notes)
+        notes.append(tr(model.notes))
         if model.repository:
-            notes.append(f"It is downloaded at its first use: {model.size / 1e6:.0f} MB, licence {model.licence}.")
+            notes.append(
+                tr(
+                    "It is downloaded at its first use: {size:.0f} MB, licence {licence}.",
+                    size=model.size / 1e6,
+                    licence=model.licence,
+                )
+            )
         self.note.setText("\n".join(notes))
 
 
@@ -184,6 +193,6 @@ def suggestion() -> Path:
     """A new file for an index: beside the project, if that has a file."""
     project = QgsProject.instance()
     folder = Path(project.absolutePath()) if project.absolutePath() else indexes_folder()
-    stem = f"{project.baseName()} index" if project.baseName() else "index"
+    stem = tr("{project} index", project=project.baseName()) if project.baseName() else tr("index")
     names = (f"{stem}{f' {number}' if number > 1 else ''}{SUFFIX}" for number in range(1, 10_000))
     return next(folder / name for name in names if not (folder / name).exists())

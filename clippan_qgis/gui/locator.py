@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import Any, Optional
+from typing import Optional
 
 from qgis.core import QgsCoordinateReferenceSystem, QgsLocatorFilter, QgsLocatorResult
 from qgis.PyQt.QtGui import QIcon
 
 from clippan.core.errors import ClippanError
-from clippan.jobs import SearchRequest
+from clippan.jobs import Hit, SearchRequest, SearchResult
 
 from .. import connections, hits, places
 from ..engine import worker
+from ..i18n import tr
 from ..query import Query, parse
 from ..settings import Recent, Settings
 from .guide import Guide
@@ -39,19 +40,15 @@ class Locator(QgsLocatorFilter):
         self.setFetchResultsDelay(DELAY)
 
     def clone(self):
-        """See QgsLocatorFilter."""
         return Locator(self._guide)
 
     def name(self):
-        """See QgsLocatorFilter."""
         return "clippan"
 
     def displayName(self):
-        """See QgsLocatorFilter."""
-        return "Places in rasters (CLIPPan)"
+        return tr("Places in rasters (CLIPPan)")
 
     def prefix(self):
-        """See QgsLocatorFilter."""
         return "find"
 
     def prepare(self, string, context):
@@ -70,7 +67,7 @@ class Locator(QgsLocatorFilter):
             self._request.validate()
             self._launch = worker.launch(Settings.read())
         except ClippanError as error:
-            self._request, self._complaint = None, str(error)
+            self._request, self._complaint = None, tr(error.message)
         return []
 
     def fetchResults(self, string, context, feedback):
@@ -84,26 +81,28 @@ class Locator(QgsLocatorFilter):
                 search.cancel()
                 return
             self._complaint = search.failure
-            for hit in search.answer["hits"]:  # by number first: QGIS sorts them by name
-                title = f"{hit['rank']}  {hit['prompt']}, {percent(hit)}"
-                self._tell(title, name(hit), 1 / hit["rank"], {"hit": hit, "crs": search.answer["crs"]})
+            for hit in search.result.hits if search.result else ():  # by number first: QGIS sorts them by name
+                title = f"{hit.rank}  {hit.prompt}, {percent(hit)}"
+                self._tell(title, name(hit), 1 / hit.rank, (hit, search.result))
         if self._complaint:
-            self._tell("CLIPPan", self._complaint, 0.0, {})
+            self._tell("CLIPPan", self._complaint, 0.0)
 
     def triggerResult(self, result):
         """Flies to the place; in the main thread."""
-        data = result.userData
-        if data:
-            self._guide.fly(data["hit"], hits.crs(data))
+        if result.userData:
+            hit, found = result.userData
+            self._guide.fly(hit, hits.crs(found))
 
-    def _tell(self, title: str, description: str, score: float, data: dict[str, Any]) -> None:
+    def _tell(
+        self, title: str, description: str, score: float, found: Optional[tuple[Hit, SearchResult]] = None
+    ) -> None:
         result = QgsLocatorResult()
         result.filter = self
         result.displayString = title
         result.description = description
         result.score = score
         result.icon = QIcon(str(places.RESOURCES / "search.svg"))
-        result.userData = data
+        result.userData = found
         with contextlib.suppress(RuntimeError):  # the locator bar was closed meanwhile
             self.resultFetched.emit(result)
 
@@ -126,7 +125,7 @@ class _Search(threading.Thread):
 
     def __init__(self, launch: worker.Launch, request: SearchRequest):
         super().__init__(name="clippan-locator", daemon=True)
-        self.answer: dict[str, Any] = {"hits": []}
+        self.result: Optional[SearchResult] = None
         self.failure = ""
         self._launch = launch
         self._request = request
@@ -134,16 +133,15 @@ class _Search(threading.Thread):
         self._limit = time.monotonic() + PATIENCE
 
     def run(self):
-        """See Thread."""
         _searches.add(self)
         try:
-            self.answer = worker.shared.run(self._launch, self._request, self)
+            self.result = worker.shared.run(self._launch, self._request, self)
         except ClippanError as error:
-            self.failure = str(error)
+            self.failure = tr(error.message)
         _searches.discard(self)
 
     def cancel(self, at_once: bool = False) -> None:
-        """The answer is not wanted any more."""
+        """The result is not wanted any more."""
         self._cancelled = True
         if at_once:
             self._limit = 0.0
@@ -151,7 +149,6 @@ class _Search(threading.Thread):
     # What follows makes it the job's feedback.
 
     def isCanceled(self):
-        """See QgsFeedback."""
         return self._cancelled and time.monotonic() > self._limit
 
     def setProgress(self, percent):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Callable
+from typing import Callable
 
 from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtWidgets import (
@@ -19,15 +18,19 @@ from qgis.PyQt.QtWidgets import (
 )
 
 from clippan.catalogue.models import MODELS
-from clippan.core.errors import ClippanError
-from clippan.jobs import ListModelsRequest, RemoveModelRequest, Request
+from clippan.core.messages import Message
+from clippan.jobs import ListModelsRequest, ListModelsResult, RemoveModelRequest, Request
 
-from ..engine import worker
+from ..i18n import tr
 from ..settings import Settings
-from .task import JobTask
+from .task import Jobs, Then
 
-_PLACES = {"shipped": "with the plugin", "cache": "downloaded", "offline": "offline folder", "": ""}
-_ID = Qt.ItemDataRole.UserRole
+_PLACES = {
+    "shipped": Message("with the plugin"),
+    "cache": Message("downloaded"),
+    "offline": Message("offline folder"),
+}
+_ID, _PLACE = Qt.ItemDataRole.UserRole, Qt.ItemDataRole.UserRole + 1
 
 
 class ModelList(QWidget):
@@ -40,18 +43,17 @@ class ModelList(QWidget):
 
     def __init__(self, settings: Callable[[], Settings], save: Callable[[], None]):
         super().__init__()
-        self._settings = settings
         self._save = save
-        self._task = None
+        self._jobs = Jobs(self, settings=settings)
         self.tree = QTreeWidget()
-        self.tree.setHeaderLabels(["Model", "Size", "Licence", "On this machine"])
+        self.tree.setHeaderLabels([tr("Model"), tr("Size"), tr("Licence"), tr("On this machine")])
         self.tree.setRootIsDecorated(False)
         self.tree.setMinimumHeight(130)
         self.tree.header().setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
         for model in MODELS.values():
             item = QTreeWidgetItem([model.label, f"{model.size / 1e6:.0f} MB", model.licence, ""])
             item.setData(0, _ID, model.id)
-            item.setToolTip(0, model.notes)
+            item.setToolTip(0, tr(model.notes))
             item.setToolTip(2, model.licence_url)
             item.setTextAlignment(1, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
             self.tree.addTopLevelItem(item)
@@ -59,9 +61,9 @@ class ModelList(QWidget):
             self.tree.resizeColumnToContents(column)
         self.state = QLabel()
         self.state.setWordWrap(True)
-        self.download = QPushButton("Download…")
-        self.remove = QPushButton("Remove")
-        self.refresh = QPushButton("Refresh")
+        self.download = QPushButton(tr("Download…"))
+        self.remove = QPushButton(tr("Remove"))
+        self.refresh = QPushButton(tr("Refresh"))
         buttons = QHBoxLayout()
         for button in (self.download, self.remove, self.refresh):
             buttons.addWidget(button)
@@ -74,6 +76,7 @@ class ModelList(QWidget):
         self.download.clicked.connect(self._download)
         self.remove.clicked.connect(self._remove)
         self.refresh.clicked.connect(self.look)
+        self._jobs.changed.connect(self._enable)
         self._enable()
 
     def look(self) -> None:
@@ -85,44 +88,29 @@ class ModelList(QWidget):
         item = self.tree.currentItem()
         return item.data(0, _ID) if item else ""
 
-    def _ask(self, request: Request, then: Callable[[dict[str, Any]], None]) -> None:
-        try:
-            self._task = JobTask("CLIPPan models", worker.launch(self._settings()), request)
-        except ClippanError as error:
-            self.state.setText(str(error))
-            return
-        task = self._task
-        self.state.setText("Looking…")
+    def _ask(self, request: Request, then: Then) -> None:
+        self.state.setText(tr("Looking…"))
+        self._jobs.ask(tr("CLIPPan models"), request, then, self.state.setText)
+
+    def _show(self, result: ListModelsResult) -> None:
+        found = {row.id: row for row in result.models}
+        for number in range(self.tree.topLevelItemCount()):
+            item = self.tree.topLevelItem(number)
+            row = found.get(item.data(0, _ID))
+            place = row.place if row else ""
+            item.setData(0, _PLACE, place)
+            item.setText(3, tr(_PLACES.get(place, place)))
+            if place:
+                item.setText(1, f"{row.size / 1e6:.0f} MB")
+                item.setToolTip(3, row.path)
+        self.state.setText(tr("{size:.0f} MB in {folder}", size=result.size / 1e6, folder=result.folder))
         self._enable()
-        task.start(self, lambda: self._ended(task, then))
-
-    def _ended(self, task: JobTask, then: Callable[[dict[str, Any]], None]) -> None:
-        if task is self._task:  # a newer question makes the answer to an older one stale
-            self._task = None
-            if task.answer:
-                then(task.answer)
-            else:
-                self.state.setText(task.failure)
-            self._enable()
-
-    def _show(self, answer: dict[str, Any]) -> None:
-        rows: Sequence[dict[str, Any]] = answer["models"]
-        found = {row["id"]: row for row in rows}
-        for item in self._items():
-            row = found.get(item.data(0, _ID), {})
-            item.setText(3, _PLACES.get(row.get("place", ""), row.get("place", "")))
-            if row.get("place"):
-                item.setText(1, f"{row['size'] / 1e6:.0f} MB")
-                item.setToolTip(3, row["path"])
-        self.state.setText(f"{answer['size'] / 1e6:.0f} MB in {answer['folder']}")
-
-    def _items(self) -> list[QTreeWidgetItem]:
-        return [self.tree.topLevelItem(row) for row in range(self.tree.topLevelItemCount())]
 
     def _enable(self) -> None:
-        item, free = self.tree.currentItem(), self._task is None
-        self.download.setEnabled(free and item is not None and not item.text(3))
-        self.remove.setEnabled(free and item is not None and item.text(3) == _PLACES["cache"])
+        item, free = self.tree.currentItem(), not self._jobs.is_busy
+        place = item.data(0, _PLACE) if item else None
+        self.download.setEnabled(free and item is not None and not place)
+        self.remove.setEnabled(free and place == "cache")
         self.refresh.setEnabled(free)
 
     def _download(self) -> None:
@@ -136,11 +124,7 @@ class ModelList(QWidget):
 
     def _remove(self) -> None:
         name = self.selected()
-        answer = QMessageBox.question(
-            self,
-            "Remove model",
-            f"Remove {MODELS[name].label} from this machine? It can be downloaded again.",
-            QMessageBox.StandardButton.Yes | QMessageBox.StandardButton.No,
-        )
-        if answer == QMessageBox.StandardButton.Yes:
+        yes, no = QMessageBox.StandardButton.Yes, QMessageBox.StandardButton.No
+        question = tr("Remove {model} from this machine? It can be downloaded again.", model=MODELS[name].label)
+        if QMessageBox.question(self, tr("Remove model"), question, yes | no) == yes:
             self._ask(RemoveModelRequest(model=name), lambda _: self.look())

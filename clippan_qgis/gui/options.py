@@ -27,17 +27,11 @@ from clippan.core.errors import ClippanError
 from clippan.jobs import Device, DoctorRequest
 
 from .. import places
-from ..engine import worker
+from ..engine import python
+from ..i18n import tr
 from ..settings import Settings, default_cache
 from .models import ModelList
-from .task import JobTask
-
-DEVICES = {
-    "auto": "Automatic: a graphics card where one works",
-    "cpu": "Processor (CPU)",
-    "cuda": "NVIDIA graphics card (CUDA)",
-    "mps": "Apple graphics (MPS)",
-}
+from .task import Jobs
 
 
 class OptionsFactory(QgsOptionsWidgetFactory):
@@ -48,11 +42,9 @@ class OptionsFactory(QgsOptionsWidgetFactory):
         self.setTitle("CLIPPan")
 
     def icon(self):
-        """See QgsOptionsWidgetFactory."""
         return QIcon(str(places.RESOURCES / "icon.svg"))
 
     def createWidget(self, parent):
-        """See QgsOptionsWidgetFactory."""
         return OptionsPage(parent)
 
 
@@ -62,28 +54,29 @@ class OptionsPage(QgsOptionsPageWidget):
     def __init__(self, parent=None, settings: Optional[Settings] = None):
         super().__init__(parent)
         self._looked = False
-        self.python = _file("The managed environment, made by “Set up engine”", QgsFileWidget.StorageMode.GetFile)
-        self.python.setDialogTitle("The Python that runs the engine")
+        self.python = _file(tr("The managed environment, made by “Set up engine”"), QgsFileWidget.StorageMode.GetFile)
+        self.python.setDialogTitle(tr("The Python that runs the engine"))
         self.device = QComboBox()
         for item in Device:
-            self.device.addItem(DEVICES[item.value], item.value)
+            self.device.addItem(tr(item.label), item.value)
         self.cache = _file(str(default_cache()), QgsFileWidget.StorageMode.GetDirectory)
-        self.offline = _file("None: models come from the network", QgsFileWidget.StorageMode.GetDirectory)
+        self.offline = _file(tr("None: models come from the network"), QgsFileWidget.StorageMode.GetDirectory)
         self.endpoint = QLineEdit()
         self.endpoint.setPlaceholderText("https://huggingface.co")
         self.authcfg = QgsAuthConfigSelect()
-        self.check = QPushButton("Check engine")
-        self.setup = QPushButton("Set up engine…")
-        self.copy = QPushButton("Copy report")
+        self.check = QPushButton(tr("Check engine"))
+        self.setup = QPushButton(tr("Set up engine…"))
+        self.copy = QPushButton(tr("Copy report"))
         self.copy.setEnabled(False)
         self.report = QPlainTextEdit()
         self.report.setReadOnly(True)
         self.report.setFont(QFontDatabase.systemFont(QFontDatabase.SystemFont.FixedFont))  # it has columns
         self.report.setLineWrapMode(QPlainTextEdit.LineWrapMode.NoWrap)
         self.report.setPlaceholderText(
-            "“Check engine” says here what it found and what to do where something is wrong."
+            tr("“Check engine” says here what it found and what to do where something is wrong.")
         )
         self.models = ModelList(self.settings, self.apply)
+        self._jobs = Jobs(self, settings=self.settings)
         self._explain()
         self._arrange()
         self.check.clicked.connect(self._check)
@@ -124,26 +117,32 @@ class OptionsPage(QgsOptionsPageWidget):
 
     def _explain(self) -> None:
         self.python.setToolTip(
-            "A Python with PyTorch and GDAL to run the engine, or the folder of its environment. Leave it empty to "
-            "use the one that “Set up engine” makes."
+            tr(
+                "A Python with PyTorch and GDAL to run the engine, or the folder of its environment. Leave it empty to "
+                "use the one that “Set up engine” makes."
+            )
         )
-        self.device.setToolTip("What “auto” means in the algorithms.")
-        self.cache.setToolTip("Where “Set up engine” installs to and downloaded models are kept. It can grow to GBs.")
-        self.offline.setToolTip("A folder with model files, for machines without network.")
-        self.endpoint.setToolTip("The address of a mirror of the Hugging Face Hub.")
+        self.device.setToolTip(tr("What “auto” means in the algorithms."))
+        self.cache.setToolTip(
+            tr("Where “Set up engine” installs to and downloaded models are kept. It can grow to GBs.")
+        )
+        self.offline.setToolTip(tr("A folder with model files, for machines without network."))
+        self.endpoint.setToolTip(tr("The address of a mirror of the Hugging Face Hub."))
         self.authcfg.setToolTip(
-            "The access token for the Hub: a basic configuration with the token as its password. Public models "
-            "need none."
+            tr(
+                "The access token for the Hub: a basic configuration with the token as its password. Public models "
+                "need none."
+            )
         )
-        self.copy.setToolTip("Copies the report, to be pasted into an issue. It holds nothing secret.")
-        self.setup.setToolTip("Makes an environment with PyTorch over QGIS's own Python. It asks first.")
+        self.copy.setToolTip(tr("Copies the report, to be pasted into an issue. It holds nothing secret."))
+        self.setup.setToolTip(tr("Makes an environment with PyTorch over QGIS's own Python. It asks first."))
 
     def _arrange(self) -> None:
-        engine = QGroupBox("Engine")
+        engine = QGroupBox(tr("Engine"))
         form = _form(engine)
-        form.addRow("Engine Python", self.python)
-        form.addRow("Device", self.device)
-        form.addRow("Cache folder", self.cache)
+        form.addRow(tr("Engine Python"), self.python)
+        form.addRow(tr("Device"), self.device)
+        form.addRow(tr("Cache folder"), self.cache)
         buttons = QHBoxLayout()
         buttons.addWidget(self.check)
         buttons.addWidget(self.setup)
@@ -151,17 +150,19 @@ class OptionsPage(QgsOptionsPageWidget):
         buttons.addWidget(self.copy)
         form.addRow(buttons)
         form.addRow(self.report)
-        models = QGroupBox("Models")
+        models = QGroupBox(tr("Models"))
         form = _form(models)
-        form.addRow("Offline folder", self.offline)
-        form.addRow("Hub address", self.endpoint)
-        form.addRow("Hub token", self.authcfg)
+        form.addRow(tr("Offline folder"), self.offline)
+        form.addRow(tr("Hub address"), self.endpoint)
+        form.addRow(tr("Hub token"), self.authcfg)
         form.addRow(self.models)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         note = QLabel(
-            "The engine computes in a process of its own, with its own Python, so that it never disturbs QGIS or "
-            "other plugins."
+            tr(
+                "The engine computes in a process of its own, with its own Python, so that it never disturbs QGIS or "
+                "other plugins."
+            )
         )
         note.setWordWrap(True)
         layout.addWidget(note)
@@ -171,16 +172,18 @@ class OptionsPage(QgsOptionsPageWidget):
     def _check(self) -> None:
         settings = self.settings()
         self.check.setEnabled(False)
-        self.report.setPlainText("Checking…")
+        self.report.setPlainText(tr("Checking…"))
         try:
-            launch, request = worker.launch(settings), DoctorRequest(device=Device(settings.device))
+            interpreter = python.find(settings)
         except ClippanError as error:
-            self._show(str(error))
+            self._show(tr(error.message))
             return
-        interpreter = launch.interpreter
-        origin = f"Engine Python: {interpreter.path} (from {interpreter.origin})"
-        task = JobTask("Checking the CLIPPan engine", launch, request)
-        task.start(self, lambda: self._show(f"{origin}\n{task.answer['text']}" if task.answer else task.failure))
+        self._jobs.ask(
+            tr("Checking the CLIPPan engine"),
+            DoctorRequest(device=settings.preferred_device),
+            lambda result: self._show(f"{interpreter}\n{result.text}"),
+            self._show,
+        )
 
     def _show(self, text: str) -> None:
         self.report.setPlainText(text)

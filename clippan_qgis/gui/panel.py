@@ -22,6 +22,7 @@ from qgis.PyQt.QtWidgets import (
     QWidget,
 )
 
+from ..i18n import tr
 from .prompt import Prompt
 from .results import ResultList
 
@@ -32,7 +33,7 @@ class Panel(QgsDockWidget):
     """The widgets, in their places; what they do is told them by ``SearchDock``."""
 
     def __init__(self):
-        super().__init__("CLIPPan search")
+        super().__init__(tr("CLIPPan search"))
         self.setObjectName("ClippanSearch")
         self.setAcceptDrops(True)
         self._build()
@@ -43,68 +44,71 @@ class Panel(QgsDockWidget):
         self.index.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.index.setMinimumWidth(80)
         self.index.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        self.index.setPlaceholderText("Choose an index")
-        self.index.setToolTip("Where to search: rasters that were indexed")
+        self.index.setPlaceholderText(tr("Choose an index"))
+        self.index.setToolTip(tr("Where to search: rasters that were indexed"))
         self.menu = QMenu(self)
-        self.open = self.menu.addAction("&Open index…")
-        self.make = self.menu.addAction("&New index from layers…")
+        self.open = self.menu.addAction(tr("&Open index…"))
+        self.make = self.menu.addAction(tr("&New index from layers…"))
         self.menu.addSeparator()
-        self.forget = self.menu.addAction("&Remove from this list")
-        self.more = _tool("mActionAdd.svg", "Open an index, or make one")
+        self.forget = self.menu.addAction(tr("&Remove from this list"))
+        self.more = _tool("mActionAdd.svg", tr("Open an index, or make one"))
         self.more.setMenu(self.menu)
         self.more.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         self.prompt = Prompt()
-        self.prompt.setPlaceholderText("river mouth with sandbanks")
-        self.prompt.setToolTip("What to look for. Several texts: “beach; harbour”. Without: “harbour -ships”.")
-        self.button = QPushButton("Search")
+        self.prompt.setPlaceholderText(tr("river mouth with sandbanks"))
+        self.prompt.setToolTip(tr("What to look for. Several texts: “beach; harbour”. Without: “harbour -ships”."))
+        self.button = QPushButton(tr("Search"))
         self.without = QLineEdit()
-        self.without.setPlaceholderText("nothing")
+        self.without.setPlaceholderText(tr("nothing"))
         self.without.setClearButtonEnabled(True)
         self.without.setAcceptDrops(False)
-        self.without.setToolTip("What the places should not show, such as “ships; cranes”")
+        self.without.setToolTip(tr("What the places should not show, such as “ships; cranes”"))
         self.scope = QComboBox()
-        self.scope.addItem("Everything", EVERYTHING)
-        self.scope.addItem("This view", VIEW)
-        self.scope.addItem("Selected layers", LAYERS)
-        self.scope.setToolTip("Search all that is indexed, what the map shows, or the layers selected in the panel")
+        self.scope.addItem(tr("Everything"), EVERYTHING)
+        self.scope.addItem(tr("This view"), VIEW)
+        self.scope.addItem(tr("Selected layers"), LAYERS)
+        self.scope.setToolTip(tr("Search all that is indexed, what the map shows, or the layers selected in the panel"))
         self.top = QSpinBox()
         self.top.setRange(1, 1000)
         self.top.setValue(20)
-        self.top.setSuffix(" results")
-        self.top.setToolTip("How many places at most")
+        self.top.setSuffix(tr(" results"))
+        self.top.setToolTip(tr("How many places at most"))
         self.least = QSpinBox()
         self.least.setRange(0, 99)
         self.least.setSingleStep(5)
         self.least.setSuffix(" %")
         self.least.setPrefix("≥ ")
-        self.least.setToolTip("Only places that are at least so probable")
-        self.point = QPushButton(icon("mActionIdentify.svg"), "A poi&nt")
+        self.least.setToolTip(tr("Only places that are at least so probable"))
+        self.point = QPushButton(icon("mActionIdentify.svg"), tr("A poi&nt"))
         self.point.setCheckable(True)
-        self.point.setToolTip("Click a place on the map to find others like it")
-        self.picture = QPushButton(icon("mActionAddImage.svg"), "A pict&ure…")
-        self.picture.setToolTip("Find places like those in a picture file; it can also be dropped on this panel")
+        self.point.setToolTip(tr("Click a place on the map to find others like it"))
+        self.picture = QPushButton(icon("mActionAddImage.svg"), tr("A pict&ure…"))
+        self.picture.setToolTip(tr("Find places like those in a picture file; it can also be dropped on this panel"))
         self.welcome = QLabel(
-            "Index your rasters once. Then type what you look for, such as “beach”, and fly to the places that show it."
+            tr(
+                "Index your rasters once. Then type what you look for, such as “beach”, and fly to the places that "
+                "show it."
+            )
         )
         self.welcome.setWordWrap(True)
         self.welcome.setMargin(12)
-        self.first = QPushButton("New inde&x from layers…")
+        self.first = QPushButton(tr("New inde&x from layers…"))
         self.examples = QLabel()
         self.examples.setWordWrap(True)
-        self.reset = QPushButton("Reset")
-        self.reset.setToolTip("Search without these examples")
+        self.reset = QPushButton(tr("Reset"))
+        self.reset.setToolTip(tr("Search without these examples"))
         self.results = ResultList()
-        self.good = QPushButton("More li&ke this")
-        self.good.setToolTip("The selected result is what you mean: sort again (key +)")
-        self.bad = QPushButton("Less like this")
-        self.bad.setToolTip("The selected result is not what you mean: sort again (key −)")
-        self.save = QPushButton(icon("mActionAddOgrLayer.svg"), "Save as la&yer")
-        self.save.setToolTip("Adds the results to the project as polygons")
-        self.heat = QPushButton(icon("mActionAddRasterLayer.svg"), "He&at map")
-        self.heat.setToolTip("Adds a raster layer that shows how probable it is everywhere")
+        self.good = QPushButton(tr("More li&ke this"))
+        self.good.setToolTip(tr("The selected result is what you mean: sort again (key +)"))
+        self.bad = QPushButton(tr("Less like this"))
+        self.bad.setToolTip(tr("The selected result is not what you mean: sort again (key −)"))
+        self.save = QPushButton(icon("mActionAddOgrLayer.svg"), tr("Save as la&yer"))
+        self.save.setToolTip(tr("Adds the results to the project as polygons"))
+        self.heat = QPushButton(icon("mActionAddRasterLayer.svg"), tr("He&at map"))
+        self.heat.setToolTip(tr("Adds a raster layer that shows how probable it is everywhere"))
         self.bar = QProgressBar()
         self.bar.setMaximumHeight(18)
-        self.cancel = QPushButton("Cancel")
+        self.cancel = QPushButton(tr("Cancel"))
         self.message = QLabel()
         self.message.setTextFormat(Qt.TextFormat.PlainText)
         self.message.setWordWrap(True)
@@ -114,12 +118,12 @@ class Panel(QgsDockWidget):
         grid = QGridLayout()
         grid.setColumnStretch(1, 1)
         rows = (
-            ("&Index", self.index, _row(self.index, self.more)),
-            ("&Find", self.prompt, _row(self.prompt, self.button)),
-            ("Wi&thout", self.without, self.without),
-            ("Where", self.scope, self.scope),
-            ("Show", self.top, _row(self.top, self.least)),
-            ("Or like", self.point, _row(self.point, self.picture)),
+            (tr("&Index"), self.index, _row(self.index, self.more)),
+            (tr("&Find"), self.prompt, _row(self.prompt, self.button)),
+            (tr("Wi&thout"), self.without, self.without),
+            (tr("Where"), self.scope, self.scope),
+            (tr("Show"), self.top, _row(self.top, self.least)),
+            (tr("Or like"), self.point, _row(self.point, self.picture)),
         )
         for number, (text, field, row) in enumerate(rows):
             label = QLabel(text)

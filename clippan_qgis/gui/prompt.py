@@ -37,11 +37,9 @@ class _Completer(QCompleter):
         self.setFilterMode(Qt.MatchFlag.MatchContains)
 
     def splitPath(self, path):
-        """See QCompleter."""
         return [path.rpartition(";")[2].strip()]
 
     def pathFromIndex(self, index):
-        """See QCompleter."""
         before = self.widget().text().rpartition(";")[0]
         return f"{before}; {index.data()}" if before else index.data()
 

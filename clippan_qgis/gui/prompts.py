@@ -35,21 +35,24 @@ from qgis.PyQt.QtWidgets import (
 from clippan.catalogue.prompts import ClassPrompt, PromptTable, parse_prompts, preset_tables, save_prompts
 from clippan.core import texts
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 
+from ..i18n import tr
 from .wrapper import Wrapper
 
-FILTER = "Prompt tables (*.json)"
-READABLE = "Prompt tables (*.json *.txt *.csv)"
 FIRST = "landcover"  # the preset that a dialog starts with
 EXAMPLE = "water; forest, trees; building, roof"
 
 _COLOUR, _NAME, _SYNONYMS, _DESCRIPTIONS, _THRESHOLD = range(5)
 _COLUMNS = (
-    ("", "Colour on the map"),
-    ("Class", "Name in the legend, and the first of the words that are looked for, in English"),
-    ("Other words", "What else it is called, between commas; what fits any of the words is of the class"),
-    ("Looks like", "What it looks like, between semicolons, such as “dense green canopy”"),
-    ("At least", "Confidence, from 0 to 1, below which a pixel stays unclassified"),
+    ("", Message("Colour on the map")),
+    (Message("Class"), Message("Name in the legend, and the first of the words that are looked for, in English")),
+    (
+        Message("Other words"),
+        Message("What else it is called, between commas; what fits any of the words is of the class"),
+    ),
+    (Message("Looks like"), Message("What it looks like, between semicolons, such as “dense green canopy”")),
+    (Message("At least"), Message("Confidence, from 0 to 1, below which a pixel stays unclassified")),
 )
 _OWN = Qt.ItemDataRole.UserRole  # of a name: the colour that somebody chose, and the class as it was given
 _ROWS = 7  # that are seen without scrolling
@@ -77,24 +80,24 @@ class PromptTableEditor(QWidget):
         self.note.setWordWrap(True)
         buttons = QHBoxLayout()
         buttons.setSpacing(2)
-        self.add = _button("symbologyAdd.svg", "Add a class", self.rows.add)
-        self.remove = _button("symbologyRemove.svg", "Remove the selected classes", self.rows.remove)
-        self.up = _button("mActionArrowUp.svg", "Move up", lambda: self.rows.move(-1))
-        self.down = _button("mActionArrowDown.svg", "Move down", lambda: self.rows.move(1))
-        self.open = _button("mActionFileOpen.svg", "Open a prompt table…", self._open)
-        self.save = _button("mActionFileSave.svg", "Save the prompt table…", self._save)
+        self.add = _button("symbologyAdd.svg", tr("Add a class"), self.rows.add)
+        self.remove = _button("symbologyRemove.svg", tr("Remove the selected classes"), self.rows.remove)
+        self.up = _button("mActionArrowUp.svg", tr("Move up"), lambda: self.rows.move(-1))
+        self.down = _button("mActionArrowDown.svg", tr("Move down"), lambda: self.rows.move(1))
+        self.open = _button("mActionFileOpen.svg", tr("Open a prompt table…"), self._open)
+        self.save = _button("mActionFileSave.svg", tr("Save the prompt table…"), self._save)
         self.presets = QToolButton()
-        self.presets.setText("Presets")
-        self.presets.setToolTip("Tables that come with CLIPPan")
+        self.presets.setText(tr("Presets"))
+        self.presets.setToolTip(tr("Tables that come with CLIPPan"))
         self.presets.setAutoRaise(True)
         self.presets.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         menu = QMenu(self.presets)
         for label, table in preset_tables().values():
-            menu.addAction(label).triggered.connect(lambda _=False, table=table: self._replace(table))
+            menu.addAction(tr(label)).triggered.connect(lambda _=False, table=table: self._replace(table))
         self.presets.setMenu(menu)
         self.as_text = QToolButton()
-        self.as_text.setText("As text")
-        self.as_text.setToolTip("Shows the table as the text that scripts, models and the command line take")
+        self.as_text.setText(tr("As text"))
+        self.as_text.setToolTip(tr("Shows the table as the text that scripts, models and the command line take"))
         self.as_text.setCheckable(True)
         self.as_text.setAutoRaise(True)
         for button in (self.add, self.remove, self.up, self.down):
@@ -170,49 +173,56 @@ class PromptTableEditor(QWidget):
     def _explain(self) -> str:
         value = self.value()
         if not value:
-            return f"Write classes like {EXAMPLE}." if self.as_text.isChecked() else "Type a class, or choose a preset."
+            if self.as_text.isChecked():
+                return tr("Write classes like {example}.", example=EXAMPLE)
+            return tr("Type a class, or choose a preset.")
         try:
             table = parse_prompts(value)
         except ClippanError as error:
-            return str(error)
+            return tr(error.message)
         if table.model:
-            return f"Calibrated for {Path(table.model).name}; calibrate again after a change of words or model."
+            return tr(
+                "Calibrated for {model}; calibrate again after a change of words or model.",
+                model=Path(table.model).name,
+            )
         if len(table.classes) == 1:
-            return "With one class, what common words for other things fit better stays unclassified."
-        return f"{len(table.classes)} classes."
+            return tr("With one class, what common words for other things fit better stays unclassified.")
+        return tr("{count} classes.", count=len(table.classes))
 
     def _replace(self, table: PromptTable) -> None:
         yes, no = QMessageBox.StandardButton.Yes, QMessageBox.StandardButton.No
         if self.value() not in ("", self._filled):
-            question = "Replace the classes that you have typed?"
-            if QMessageBox.question(self, "Prompt table", question, yes | no) != yes:
+            question = tr("Replace the classes that you have typed?")
+            if QMessageBox.question(self, tr("Prompt table"), question, yes | no) != yes:
                 return
         self._fill(table)
         self._filled = self.value()
 
     def _open(self) -> None:
-        path, _ = QFileDialog.getOpenFileName(self, "Open a prompt table", "", READABLE)
+        path, _ = QFileDialog.getOpenFileName(
+            self, tr("Open a prompt table"), "", f"{tr('Prompt tables')} (*.json *.txt *.csv)"
+        )
         if not path:
             return
         try:
             self._replace(parse_prompts(path))
         except ClippanError as error:
-            self.note.setText(str(error))
+            self.note.setText(tr(error.message))
 
     def _save(self) -> None:
         try:
             table = parse_prompts(self.value())
         except ClippanError as error:
-            self.note.setText(str(error))
+            self.note.setText(tr(error.message))
             return
-        path, _ = QFileDialog.getSaveFileName(self, "Save the prompt table", "", FILTER)
+        path, _ = QFileDialog.getSaveFileName(self, tr("Save the prompt table"), "", f"{tr('Prompt tables')} (*.json)")
         if not path:
             return
         path = path if path.lower().endswith(".json") else f"{path}.json"
         try:
             save_prompts(table.with_colours(), path)
         except ClippanError as error:
-            self.note.setText(str(error))
+            self.note.setText(tr(error.message))
 
 
 class _Rows(QTableWidget):
@@ -223,8 +233,8 @@ class _Rows(QTableWidget):
     def __init__(self):
         super().__init__(0, len(_COLUMNS))
         for column, (label, tip) in enumerate(_COLUMNS):
-            item = QTableWidgetItem(label)
-            item.setToolTip(tip)
+            item = QTableWidgetItem(tr(label))
+            item.setToolTip(tr(tip))
             self.setHorizontalHeaderItem(column, item)
         header = self.horizontalHeader()
         header.setMinimumSectionSize(24)
@@ -311,7 +321,7 @@ class _Rows(QTableWidget):
         self._edited()
 
     def _swatch(self, name: QTableWidgetItem) -> QgsColorButton:
-        swatch = QgsColorButton(self, "Colour of the class")
+        swatch = QgsColorButton(self, tr("Colour of the class"))
         swatch.setShowMenu(False)
         swatch.setAutoRaise(True)
         swatch.colorChanged.connect(lambda colour: name.setData(_OWN, (colour.name(), name.data(_OWN)[1])))
@@ -330,7 +340,6 @@ class _Threshold(QStyledItemDelegate):
     """A number from 0 to 1; 0, which leaves nothing unclassified, is not shown."""
 
     def createEditor(self, parent, option, index):
-        """See QStyledItemDelegate."""
         box = QDoubleSpinBox(parent)
         box.setRange(0, 0.99)
         box.setSingleStep(0.05)
@@ -338,7 +347,6 @@ class _Threshold(QStyledItemDelegate):
         return box
 
     def displayText(self, value, locale):
-        """See QStyledItemDelegate."""
         return f"{value:g}" if value else ""
 
 
@@ -355,7 +363,7 @@ class PromptLine(QWidget):
         self.line.setMinimumWidth(240)
         self.button = QToolButton()
         self.button.setText("…")
-        self.button.setToolTip("Edit the table of classes")
+        self.button.setToolTip(tr("Edit the table of classes"))
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.line)
@@ -384,7 +392,7 @@ class PromptDialog(QDialog):
 
     def __init__(self, value: str, parent: Optional[QWidget] = None):
         super().__init__(parent)
-        self.setWindowTitle("Classes")
+        self.setWindowTitle(tr("Classes"))
         self.table = PromptTableEditor()
         self.table.set_value(value)
         ok, cancel = QDialogButtonBox.StandardButton.Ok, QDialogButtonBox.StandardButton.Cancel
@@ -401,7 +409,6 @@ class PromptsWidget(Wrapper):
     """Shows a prompt table: a table in a dialog, a line in a batch."""
 
     def make(self):
-        """See Wrapper."""
         if self.type() == QgsProcessingGui.WidgetType.Batch:
             self._editor = PromptLine()
         else:
@@ -415,12 +422,10 @@ class PromptsWidget(Wrapper):
         return box
 
     def setWidgetValue(self, value, context):
-        """See QgsAbstractProcessingParameterWidgetWrapper."""
         if value:  # a new dialog, in which nothing was chosen, keeps the first preset
             self._editor.set_value(str(value))
 
     def widgetValue(self):
-        """See QgsAbstractProcessingParameterWidgetWrapper."""
         return self._editor.value()
 
 

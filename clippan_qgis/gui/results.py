@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 from qgis.PyQt.QtCore import QRect, QSize, Qt, pyqtSignal
 from qgis.PyQt.QtGui import QColor, QFont, QPainter, QPalette, QPixmap
@@ -17,7 +17,11 @@ from qgis.PyQt.QtWidgets import (
     QStyledItemDelegate,
 )
 
+from clippan.jobs import Hit
+
 from ..hits import COLOURS
+from ..i18n import tr
+from ..styling import with_alpha
 
 PICTURE, GAP, BAR = 56, 6, 5  # pixels
 _HIT = Qt.ItemDataRole.UserRole
@@ -25,7 +29,6 @@ _MARK = Qt.ItemDataRole.UserRole + 1
 _LEFT = Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter
 _RIGHT = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
 GOOD, BAD = "+", "−"
-EMPTY = "Places that fit are listed here, the best first."
 
 
 class ResultList(QListWidget):
@@ -42,7 +45,7 @@ class ResultList(QListWidget):
         self.setUniformItemSizes(True)
         self.setMinimumHeight(2 * (PICTURE + 2 * GAP))
         self.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
-        self.setAccessibleName("Results")
+        self.setAccessibleName(tr("Results"))
         self.customContextMenuRequested.connect(self._menu)
         self.itemClicked.connect(lambda item: self.chosen.emit(item.data(_HIT)))
 
@@ -51,34 +54,36 @@ class ResultList(QListWidget):
         super().paintEvent(event)
         if not self.count():
             painter = QPainter(self.viewport())
-            painter.setPen(_faded(self.palette().color(QPalette.ColorRole.Text), 150))
+            painter.setPen(with_alpha(self.palette().color(QPalette.ColorRole.Text), 150))
             area = self.viewport().rect().adjusted(4 * GAP, 4 * GAP, -4 * GAP, -4 * GAP)
-            painter.drawText(area, int(Qt.AlignmentFlag.AlignCenter) | int(Qt.TextFlag.TextWordWrap), EMPTY)
+            text = tr("Places that fit are listed here, the best first.")
+            painter.drawText(area, int(Qt.AlignmentFlag.AlignCenter) | int(Qt.TextFlag.TextWordWrap), text)
             painter.end()
 
-    def show_hits(self, hits: Sequence[Mapping[str, Any]], like: Sequence[int], unlike: Sequence[int]) -> None:
+    def show_hits(self, hits: Sequence[Hit], like: Sequence[int], unlike: Sequence[int]) -> None:
         """Shows these hits. The same tile stays selected; if it was judged away, the same row."""
         before, row = self.hit(), self.currentRow() if like or unlike else -1
         self.clear()
         for hit in hits:
-            date = f", {hit['date']}" if hit["date"] else ""
-            item = QListWidgetItem(f"{hit['rank']} {hit['prompt']}, {percent(hit)}, {name(hit)}{date}")
+            date = f", {hit.date}" if hit.date else ""
+            item = QListWidgetItem(f"{hit.rank} {hit.prompt}, {percent(hit)}, {name(hit)}{date}")
             item.setData(_HIT, hit)
-            item.setData(_MARK, GOOD if hit["tile"] in like else BAD if hit["tile"] in unlike else "")
-            item.setToolTip(f"{hit['prompt']}\n{hit['raster']}\nSimilarity {hit['score']:.3f}")
+            item.setData(_MARK, GOOD if hit.tile in like else BAD if hit.tile in unlike else "")
+            similarity = tr("Similarity {score:.3f}", score=hit.score)
+            item.setToolTip(f"{hit.prompt}\n{hit.raster}\n{similarity}")
             self.addItem(item)
-            if before is not None and hit["tile"] == before["tile"]:
-                row = hit["rank"] - 1
+            if before is not None and hit.tile == before.tile:
+                row = hit.rank - 1
         self.setCurrentRow(min(row, self.count() - 1))
 
     def show_pictures(self, files: Mapping[str, str]) -> None:
         """Shows the pictures of tiles, by their ids."""
         for item in map(self.item, range(self.count())):
-            file = files.get(str(item.data(_HIT)["tile"]))
+            file = files.get(str(item.data(_HIT).tile))
             if file:
                 item.setData(Qt.ItemDataRole.DecorationRole, QPixmap(file))
 
-    def hit(self) -> Optional[Mapping[str, Any]]:
+    def hit(self) -> Optional[Hit]:
         """The selected one."""
         item = self.currentItem()
         return item.data(_HIT) if item else None
@@ -98,22 +103,22 @@ class ResultList(QListWidget):
         if hit is None:
             return
         menu = QMenu(self)
-        menu.addAction("Go there", lambda: self.chosen.emit(hit))
+        menu.addAction(tr("Go there"), lambda: self.chosen.emit(hit))
         menu.addSeparator()
-        menu.addAction("More like this\t+", lambda: self.judged.emit(True))
-        menu.addAction("Less like this\t-", lambda: self.judged.emit(False))
+        menu.addAction(tr("More like this") + "\t+", lambda: self.judged.emit(True))
+        menu.addAction(tr("Less like this") + "\t-", lambda: self.judged.emit(False))
         menu.popup(self.viewport().mapToGlobal(position))
         menu.aboutToHide.connect(menu.deleteLater)
 
 
-def percent(hit: Mapping[str, Any]) -> str:
+def percent(hit: Hit) -> str:
     """The confidence as analysts read it."""
-    return f"{100 * hit['confidence']:.0f} %"
+    return f"{100 * hit.confidence:.0f} %"
 
 
-def name(hit: Mapping[str, Any]) -> str:
+def name(hit: Hit) -> str:
     """The raster's short name."""
-    return Path(hit["raster"]).name or hit["raster"]
+    return Path(hit.raster).name or hit.raster
 
 
 class _Row(QStyledItemDelegate):
@@ -140,7 +145,7 @@ class _Row(QStyledItemDelegate):
         height = option.fontMetrics.height()
         self._paint_texts(painter, option.font, area, hit, colour)
         bar = QRect(area.left(), area.top() + 2 * height + GAP + 1, area.width(), BAR)
-        _paint_bar(painter, bar, hit["confidence"], colour)
+        _paint_bar(painter, bar, hit.confidence, colour)
         painter.restore()
 
     def _paint_texts(self, painter, font, area, hit, colour) -> None:
@@ -153,23 +158,23 @@ class _Row(QStyledItemDelegate):
         figure = percent(hit)
         painter.drawText(line, int(_RIGHT), figure)
         room = line.width() - metrics.horizontalAdvance(figure) - GAP
-        title = metrics.elidedText(f"{hit['rank']}  {hit['prompt']}", Qt.TextElideMode.ElideRight, room)
+        title = metrics.elidedText(f"{hit.rank}  {hit.prompt}", Qt.TextElideMode.ElideRight, room)
         painter.drawText(line, int(_LEFT), title)
         painter.setFont(font)
-        painter.setPen(_faded(colour, 170))
+        painter.setPen(with_alpha(colour, 170))
         metrics = painter.fontMetrics()
         line.moveTop(line.bottom() + 2)
         room = line.width()
-        if hit["date"]:
-            painter.drawText(line, int(_RIGHT), hit["date"])
-            room -= metrics.horizontalAdvance(hit["date"]) + GAP
+        if hit.date:
+            painter.drawText(line, int(_RIGHT), hit.date)
+            room -= metrics.horizontalAdvance(hit.date) + GAP
         painter.drawText(line, int(_LEFT), metrics.elidedText(name(hit), Qt.TextElideMode.ElideMiddle, room))
 
 
 def _paint_picture(painter, area, index, colour) -> None:
     picture = index.data(Qt.ItemDataRole.DecorationRole)
     if picture is None or picture.isNull():
-        painter.fillRect(area, _faded(colour, 25))
+        painter.fillRect(area, with_alpha(colour, 25))
     else:
         painter.drawPixmap(area, picture)
     mark = index.data(_MARK)
@@ -181,14 +186,8 @@ def _paint_picture(painter, area, index, colour) -> None:
 
 
 def _paint_bar(painter, area, confidence, colour) -> None:
-    painter.fillRect(area, _faded(colour, 45))
+    painter.fillRect(area, with_alpha(colour, 45))
     step = min(int(confidence * len(COLOURS)), len(COLOURS) - 1)
     filled = QRect(area)
     filled.setWidth(round(area.width() * confidence))
     painter.fillRect(filled, QColor(COLOURS[step]))
-
-
-def _faded(colour: QColor, alpha: int) -> QColor:
-    faded = QColor(colour)
-    faded.setAlpha(alpha)
-    return faded

@@ -14,10 +14,22 @@ from qgis.PyQt.QtCore import Qt, QTimer
 from qgis.PyQt.QtWidgets import QFileDialog
 
 from clippan.core.errors import ClippanError
-from clippan.jobs import AboutIndexRequest, Device, IndexRequest, Request, SearchRequest, ThumbnailsRequest
+from clippan.jobs import (
+    AboutIndexRequest,
+    AboutIndexResult,
+    Hit,
+    IndexRequest,
+    IndexResult,
+    Request,
+    SearchRequest,
+    SearchResult,
+    ThumbnailsRequest,
+    ThumbnailsResult,
+)
 
 from .. import connections, hits, sources
-from ..query import Query, parse, split
+from ..i18n import tr
+from ..query import Query, corners, parse, split
 from ..settings import Recent, Settings
 from .guide import Guide
 from .index import IndexDialog
@@ -26,19 +38,19 @@ from .task import Jobs
 
 BATCH = 4  # pictures are asked for by so many, so that a search never waits long for its turn
 PATIENCE = 400  # milliseconds after the last turn of a wheel
-PICTURES = "Pictures and rasters (*.png *.jpg *.jpeg *.tif *.tiff *.jp2 *.webp *.bmp *.vrt);;All files (*)"
+PICTURES = "*.png *.jpg *.jpeg *.tif *.tiff *.jp2 *.webp *.bmp *.vrt"
 
 
 class SearchDock(Panel):
-    """Asks an index, shows what it answers, and lets the user say which answers are good."""
+    """Searches an index, shows the results, and lets the user say which of them are good."""
 
     def __init__(self, iface, guide: Guide):
         super().__init__()
         self._iface = iface
         self._canvas = iface.mapCanvas()
         self._guide = guide
-        self._query = self._answered = Query()  # what was asked for last, and what the results answer
-        self._answer: Optional[dict[str, Any]] = None
+        self._query = self._found_query = Query()  # what was asked for last, and what the results are of
+        self._result: Optional[SearchResult] = None
         self._looked_at = False
         self._folder = tempfile.mkdtemp(prefix="clippan-pictures-")
         self._shelf = ""  # in it, for the index's pictures
@@ -83,14 +95,13 @@ class SearchDock(Panel):
         self._jobs.told.connect(self._say)
 
     def _enable(self) -> None:
-        busy, answered = self._jobs.is_busy, self._answer is not None
+        busy, found = self._jobs.is_busy, self._result is not None
         self.progress.setVisible(busy)
-        self.button.setText("Cancel" if busy else "Search")
-        found = answered and bool(self._answer["hits"])
+        self.button.setText(tr("Cancel") if busy else tr("Search"))
         for widget in (self.good, self.bad):
             widget.setEnabled(self.results.hit() is not None)
-        self.save.setEnabled(found)
-        self.heat.setEnabled(answered and not busy)
+        self.save.setEnabled(found and bool(self._result.hits))
+        self.heat.setEnabled(found and not busy)
         index = Recent.read().index
         self.start.setHidden(bool(index))
         self.results.setVisible(bool(index))
@@ -126,9 +137,9 @@ class SearchDock(Panel):
             self.index.addItem(icon("mIconGeopackage.svg"), Path(file).stem, file)
             self.index.setItemData(self.index.count() - 1, file, Qt.ItemDataRole.ToolTipRole)
         for key, label in connections.catalogues().items():
-            self.index.addItem(icon("mIconPostgis.svg"), f"Catalogue: {label}", key)
+            self.index.addItem(icon("mIconPostgis.svg"), tr("Catalogue: {name}", name=label), key)
         if not self.index.count():
-            self.index.addItem("None yet", "")
+            self.index.addItem(tr("None yet"), "")
         self.index.setCurrentIndex(self.index.findData(recent.index))
 
     def choose(self, index: str, note: str = "") -> None:
@@ -151,19 +162,24 @@ class SearchDock(Panel):
         try:
             request = AboutIndexRequest(index=connections.address(index))
         except ClippanError as error:
-            self._say(str(error))
+            self._say(tr(error.message))
             return
-        self._questions.ask("Looking at the index", request, lambda answer: self._looked(answer, note), self._say)
+        title = tr("Looking at the index")
+        self._questions.ask(title, request, lambda result: self._looked(result, note), self._say)
 
-    def _looked(self, answer: dict[str, Any], note: str) -> None:
-        tiles, rasters = answer["tiles"], answer["rasters"]
-        text = f"{tiles:,} places of {rasters:,} raster{'s' * (rasters != 1)} · {answer['label']}"
-        unfinished = "" if answer["complete"] else "It is not finished; make it again to go on where it stopped."
-        self._say(" ".join(filter(None, (f"{text}.", note, unfinished, answer["warning"]))))
+    def _looked(self, index: AboutIndexResult, note: str) -> None:
+        values = {"tiles": index.tiles, "rasters": index.rasters, "model": index.label}
+        if index.rasters == 1:
+            parts = [tr("{tiles:,} places of 1 raster · {model}.", **values), note]
+        else:
+            parts = [tr("{tiles:,} places of {rasters:,} rasters · {model}.", **values), note]
+        if not index.complete:
+            parts.append(tr("It is not finished; make it again to go on where it stopped."))
+        self._say(" ".join(filter(None, (*parts, tr(index.warning)))))
 
     def _open(self) -> None:
         folder = str(Path(Recent.read().index).parent) if Recent.read().indexes else ""
-        file, _ = QFileDialog.getOpenFileName(self, "Open index", folder, "Index (*.gpkg)")
+        file, _ = QFileDialog.getOpenFileName(self, tr("Open index"), folder, f"{tr('GeoPackages')} (*.gpkg)")
         self.choose(file)
 
     def _forget(self) -> None:
@@ -180,12 +196,12 @@ class SearchDock(Panel):
 
     def build(self, request: IndexRequest, index: str) -> None:
         """Makes an index, which is a file or a catalogue, and searches it from then on."""
-        self._say("Making the index…")
-        self._ask("Making an index", request, lambda answer: self._built(index, answer))
+        self._say(tr("Making the index…"))
+        self._ask(tr("Making an index"), request, lambda result: self._built(index, result))
 
-    def _built(self, index: str, answer: dict[str, Any]) -> None:
+    def _built(self, index: str, result: IndexResult) -> None:
         self._clear()
-        self.choose(index, " ".join([*answer["failed"], *answer["hints"]]))
+        self.choose(index, " ".join(map(tr, (*result.failed, *result.hints))))
 
     # What to search for.
 
@@ -194,7 +210,7 @@ class SearchDock(Panel):
         text, without = parse(self.prompt.text())
         query = self._query.with_text(text, without + split(self.without.text()))
         if query.is_empty:
-            self._say("Type what to look for, or choose a place on the map or a picture.")
+            self._say(tr("Type what to look for, or choose a place on the map or a picture."))
         else:
             self._start(query)
 
@@ -212,7 +228,7 @@ class SearchDock(Panel):
         """Calls the selected result good or bad, and searches again."""
         hit = self.results.hit()
         if hit is not None:
-            self._start(self._query.judged(hit["tile"], good))
+            self._start(self._query.judged(hit.tile, good))
 
     def _example(self, query: Query) -> None:
         # Who points at a place means that place, not what was typed before; text that is typed now is mixed with it.
@@ -228,7 +244,7 @@ class SearchDock(Panel):
             self._start(query)
 
     def _again(self) -> None:
-        if self._answer is not None:
+        if self._result is not None:
             self._soon.start(PATIENCE)
 
     def _pressed(self) -> None:
@@ -241,11 +257,11 @@ class SearchDock(Panel):
         try:
             request = self._request(query)
         except ClippanError as error:
-            self._say(str(error))
+            self._say(tr(error.message))
             return
         self._query = query
         self._enable()
-        self._ask("Searching", request, lambda answer: self._found(query, answer))
+        self._ask(tr("Searching"), request, lambda result: self._found(query, result))
 
     def _ask(self, title: str, request: Request, then) -> None:
         self.bar.setValue(0)
@@ -256,17 +272,13 @@ class SearchDock(Panel):
         if not index:
             raise ClippanError("Make or open an index first: the button beside “Index” does it.")
         crs = self._canvas.mapSettings().destinationCrs()
-        device = Settings.read().device
         options: dict[str, Any] = {"top": self.top.value(), "least": self.least.value() / 100, "heatmap": heatmap}
-        if device in {item.value for item in Device}:
-            options["device"] = Device(device)
         scope = self.scope.currentData()
         if scope == VIEW:
-            view = self._canvas.extent()
-            options["extent"] = (view.xMinimum(), view.yMinimum(), view.xMaximum(), view.yMaximum())
+            options["extent"] = corners(self._canvas.extent())
         elif scope == LAYERS:
             options["rasters"] = self._selected()
-        return query.request(connections.address(index), crs, **options)
+        return query.request(connections.address(index), crs, device=Settings.read().preferred_device, **options)
 
     def _selected(self) -> tuple[str, ...]:
         layers = self._iface.layerTreeView().selectedLayersRecursive()
@@ -275,19 +287,25 @@ class SearchDock(Panel):
             raise ClippanError("No raster is selected in the layer panel; select one, or search everything.")
         return tuple(sources.indexable(layer) for layer in rasters)
 
-    def _found(self, query: Query, answer: dict[str, Any]) -> None:
-        self._answer, self._answered = answer, query
+    def _found(self, query: Query, result: SearchResult) -> None:
+        self._result, self._found_query = result, query
         self.prompt.remember()
-        self.results.show_hits(answer["hits"], query.like, query.unlike)
-        self._guide.show(answer)
-        count = len(answer["hits"])
-        text = f"{count} place{'s' * (count != 1)}, of {answer['tiles']:,} searched in {_time(answer['seconds'])}."
-        self._say(" ".join([text if count else "Nothing was found.", *answer["hints"]]))
+        self.results.show_hits(result.hits, query.like, query.unlike)
+        self._guide.show(result)
+        seconds = f"{result.seconds:.1f} s" if result.seconds >= 1 else f"{1000 * result.seconds:.0f} ms"
+        values = {"count": len(result.hits), "tiles": result.tiles, "time": seconds}
+        if not result.hits:
+            text = tr("Nothing was found.")
+        elif len(result.hits) == 1:
+            text = tr("1 place, of {tiles:,} searched in {time}.", **values)
+        else:
+            text = tr("{count} places, of {tiles:,} searched in {time}.", **values)
+        self._say(" ".join([text, *map(tr, result.hints)]))
         self._enable()
         self._picture()
 
     def _clear(self) -> None:
-        self._query, self._answer = Query(), None
+        self._query, self._result = Query(), None
         self.results.clear()
         self._guide.clear()
         self._say("")
@@ -295,50 +313,48 @@ class SearchDock(Panel):
 
     # What was found.
 
-    def _fly(self, hit: dict[str, Any]) -> None:
-        complaint = self._guide.fly(hit, hits.crs(self._answer))
+    def _fly(self, hit: Hit) -> None:
+        complaint = self._guide.fly(hit, hits.crs(self._result))
         if complaint:
             self._say(complaint)
 
     def _picture(self, done: int = 0) -> None:
         """Asks for the pictures of the results from this one on."""
-        answer = self._answer
-        tiles = [hit["tile"] for hit in answer["hits"][done : done + BATCH]] if answer else []
+        result = self._result
+        tiles = tuple(hit.tile for hit in result.hits[done : done + BATCH]) if result else ()
         if not tiles:
             return
         self._shelf = self._shelf or tempfile.mkdtemp(dir=self._folder)
 
-        def show(pictures: dict[str, Any]) -> None:
-            if answer is self._answer:
-                self.results.show_pictures(pictures["files"])
+        def show(pictures: ThumbnailsResult) -> None:
+            if result is self._result:
+                self.results.show_pictures(pictures.files)
                 self._picture(done + BATCH)
 
-        request = ThumbnailsRequest(
-            index=connections.address(Recent.read().index), tiles=tuple(tiles), folder=self._shelf
-        )
-        self._pictures.ask("Pictures of the results", request, show, lambda _: None)
+        request = ThumbnailsRequest(index=connections.address(Recent.read().index), tiles=tiles, folder=self._shelf)
+        self._pictures.ask(tr("Pictures of the results"), request, show, lambda _: None)
 
     def _save(self) -> None:
-        layer = hits.layer(self._answer, f"Search: {self._answered.name}")
+        layer = hits.layer(self._result, tr("Search: {query}", query=self._found_query.name))
         QgsProject.instance().addMapLayer(layer)
         self._guide.clear()  # the layer marks the places now
-        self._say(f"Added the layer “{layer.name()}”. It is kept in memory; export it to keep it.")
+        self._say(tr("Added the layer “{layer}”. It is kept in memory; export it to keep it.", layer=layer.name()))
 
     def _heat(self) -> None:
-        name = f"Heat map: {self._answered.name}"
+        name = tr("Heat map: {query}", query=self._found_query.name)
         file = QgsProcessingUtils.generateTempFilename("heat_map.tif")
         try:
-            request = self._request(self._answered, file)
+            request = self._request(self._found_query, file)
         except ClippanError as error:
-            self._say(str(error))
+            self._say(tr(error.message))
             return
-        self._ask("Drawing a heat map", request, lambda answer: self._heated(name, answer))
+        self._ask(tr("Drawing a heat map"), request, lambda result: self._heated(name, result))
 
-    def _heated(self, name: str, answer: dict[str, Any]) -> None:
-        layer = QgsRasterLayer(answer["heatmap"], name, "gdal")
+    def _heated(self, name: str, result: SearchResult) -> None:
+        layer = QgsRasterLayer(result.heatmap, name, "gdal")
         hits.style_heat(layer)
         QgsProject.instance().addMapLayer(layer)
-        self._say(f"Added the layer “{name}”. It is in a temporary folder; export it to keep it.")
+        self._say(tr("Added the layer “{layer}”. It is in a temporary folder; export it to keep it.", layer=name))
 
     # Examples.
 
@@ -347,14 +363,16 @@ class SearchDock(Panel):
         if on:
             self._former_tool = self._canvas.mapTool()
             self._canvas.setMapTool(self._tool)
-            self._say("Click a place on the map.")
+            self._say(tr("Click a place on the map."))
         elif self._canvas.mapTool() is self._tool:
             self._canvas.unsetMapTool(self._tool)
             if self._former_tool is not None and not sip.isdeleted(self._former_tool):
                 self._canvas.setMapTool(self._former_tool)
 
     def _choose_picture(self) -> None:
-        file, _ = QFileDialog.getOpenFileName(self, "Example picture", "", PICTURES)
+        file, _ = QFileDialog.getOpenFileName(
+            self, tr("Example picture"), "", f"{tr('Pictures and rasters')} ({PICTURES});;{tr('All files')} (*)"
+        )
         if file:
             self.search_like(file)
 
@@ -378,10 +396,6 @@ class SearchDock(Panel):
         self._point(False)
         self._tool.deleteLater()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
 def _dropped(event) -> str:

@@ -12,73 +12,21 @@ from clippan.core.errors import ClippanError
 from clippan.jobs import Request
 
 from ..engine import worker
+from ..i18n import tr
 from ..settings import Settings
 
+# Both are called in the main thread: with the typed result of the job, or with the reason in a sentence.
+Then = Callable[[Any], None]
+Otherwise = Callable[[str], None]
 
-class Feedback(QgsProcessingFeedback):
-    """Tells what the job says it is doing, too."""
+
+class _Feedback(QgsProcessingFeedback):
+    """Passes on what the job says that it is doing, too."""
 
     told = pyqtSignal(str)
 
     def setProgressText(self, text):
-        """See QgsProcessingFeedback."""
         self.told.emit(text)
-
-
-# QGIS keeps a task until it is over, but not its Python half: without this, Python's garbage collector takes the half
-# of a task whose panel has been closed, and QGIS crashes at the end of the job.
-_running: set[JobTask] = set()
-
-
-class JobTask(QgsTask):
-    """Runs a request in the engine; it is cancelled in the panel that shows its progress, or in the status bar.
-
-    Attributes:
-        launch: the engine.
-        feedback: where the job reports to.
-        answer: the job's result as JSON values, once it has succeeded; else empty.
-        failure: what went wrong, in one sentence, once it has failed; else empty.
-    """
-
-    def __init__(self, description: str, launch: worker.Launch, request: Request, hidden: bool = False):
-        flags = QgsTask.Flag.CanCancel | QgsTask.Flag.Silent
-        super().__init__(description, flags | QgsTask.Flag.Hidden if hidden else flags)
-        self.launch = launch
-        self.feedback = Feedback(False)
-        self.answer: dict[str, Any] = {}
-        self.failure = ""
-        self._request = request
-        self.feedback.progressChanged.connect(self.setProgress)
-
-    def start(self, owner: QObject, then: Callable[[], None]) -> None:
-        """Starts; ``then`` is called in the main thread once the task is over, unless the owner is gone by then."""
-        self._owner, self._then = owner, then
-        _running.add(self)
-        QgsApplication.taskManager().addTask(self)
-
-    def cancel(self):
-        """See QgsTask."""
-        self.feedback.cancel()
-        super().cancel()
-
-    def run(self):
-        """See QgsTask."""
-        try:
-            self.answer = worker.shared.run(self.launch, self._request, self.feedback)
-        except ClippanError as error:
-            self.failure = str(error)
-            return False
-        return True
-
-    def finished(self, successful):
-        """See QgsTask."""
-        _running.discard(self)
-        if not sip.isdeleted(self._owner):
-            self._then()
-
-
-Then = Callable[[dict[str, Any]], None]
-Otherwise = Callable[[str], None]
 
 
 class _Job(NamedTuple):
@@ -88,21 +36,75 @@ class _Job(NamedTuple):
     otherwise: Otherwise
 
 
+# QGIS keeps a task until it is over, but not its Python half: without this, Python's garbage collector takes the half
+# of a task whose panel has been closed, and QGIS crashes at the end of the job.
+_running: set[_Task] = set()
+
+
+class _Task(QgsTask):
+    """Runs a request in the engine; it is cancelled in the panel that shows its progress, or in the status bar.
+
+    Attributes:
+        feedback: where the job reports to.
+        result: of the job, once it has succeeded; else None.
+        failure: what went wrong, in one sentence, once it has failed; else empty.
+    """
+
+    def __init__(self, job: _Job, launch: worker.Launch, hidden: bool):
+        flags = QgsTask.Flag.CanCancel | QgsTask.Flag.Silent
+        super().__init__(job.title, flags | QgsTask.Flag.Hidden if hidden else flags)
+        self.feedback = _Feedback(False)
+        self.result: Optional[Any] = None
+        self.failure = ""
+        self._launch = launch
+        self._request = job.request
+        self.feedback.progressChanged.connect(self.setProgress)
+
+    def start(self, owner: QObject, then: Callable[[], None]) -> None:
+        """Starts; ``then`` is called in the main thread once the task is over, unless the owner is gone by then."""
+        self._owner, self._then = owner, then
+        _running.add(self)
+        QgsApplication.taskManager().addTask(self)
+
+    def cancel(self):
+        self.feedback.cancel()
+        super().cancel()
+
+    def run(self):
+        try:
+            self.result = worker.shared.run(self._launch, self._request, self.feedback)
+        except ClippanError as error:
+            self.failure = tr(error.message)
+            return False
+        return True
+
+    def finished(self, successful):
+        _running.discard(self)
+        if not sip.isdeleted(self._owner):
+            self._then()
+
+
 class Jobs(QObject):
     """Runs a widget's jobs one at a time. Of those asked for meanwhile only the newest follows.
 
-    A newer job with the same title makes the older one's answer stale: it is dropped. The older one still runs to
+    A newer job with the same title makes the result of the older one stale: it is dropped. The older one still runs to
     its end, since a cancel may cost the warm engine.
+
+    Args:
+        parent: the widget.
+        hidden: whether the jobs are kept out of the status bar.
+        settings: gives the settings under which the engine is started.
     """
 
     changed = pyqtSignal()  # a job has started, or the last one has ended
     progressed = pyqtSignal(float)
     told = pyqtSignal(str)
 
-    def __init__(self, parent: QObject, hidden: bool = False):
+    def __init__(self, parent: QObject, hidden: bool = False, settings: Callable[[], Settings] = Settings.read):
         super().__init__(parent)
-        self._hidden = hidden  # from the status bar
-        self._task: Optional[JobTask] = None
+        self._hidden = hidden
+        self._settings = settings
+        self._task: Optional[_Task] = None
         self._next: Optional[_Job] = None
 
     @property
@@ -111,7 +113,7 @@ class Jobs(QObject):
         return self._task is not None
 
     def ask(self, title: str, request: Request, then: Then, otherwise: Otherwise) -> None:
-        """Does a job; calls one of the two, in the main thread, with its answer or with the reason in a sentence."""
+        """Does a job, now or after the one that runs; calls one of the two at its end."""
         job = _Job(title, request, then, otherwise)
         if self._task is None:
             self._start(job)
@@ -132,9 +134,9 @@ class Jobs(QObject):
     def _start(self, job: _Job) -> None:
         try:
             job.request.validate()
-            task = JobTask(job.title, worker.launch(Settings.read()), job.request, self._hidden)
+            task = _Task(job, worker.launch(self._settings()), self._hidden)
         except ClippanError as error:
-            job.otherwise(str(error))
+            job.otherwise(tr(error.message))
             return
         self._task = task
         task.feedback.progressChanged.connect(self.progressed)
@@ -142,15 +144,15 @@ class Jobs(QObject):
         task.start(self, lambda: self._ended(task, job))
         self.changed.emit()
 
-    def _ended(self, task: JobTask, job: _Job) -> None:
+    def _ended(self, task: _Task, job: _Job) -> None:
         if task is not self._task:
             return
         following, self._task, self._next = self._next, None, None
         if following is None or following.title != job.title:
-            if task.answer:
-                job.then(task.answer)
+            if task.result is not None:
+                job.then(task.result)
             else:
-                job.otherwise("Cancelled." if task.feedback.isCanceled() else task.failure)
+                job.otherwise(tr("Cancelled.") if task.feedback.isCanceled() else task.failure)
         if following is not None:
             self.ask(*following)
         if self._task is None:

@@ -37,7 +37,6 @@ class Wrapper(QgsAbstractProcessingParameterWidgetWrapper):
         raise NotImplementedError
 
     def createWidget(self):
-        """See QgsAbstractProcessingParameterWidgetWrapper."""
         widget = self.make()
         _alive.add(widget)
         widget.destroyed.connect(lambda: _alive.discard(widget))

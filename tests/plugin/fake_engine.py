@@ -200,6 +200,7 @@ def segment(request):
         "confidence": request["confidence"], "probabilities": request["probabilities"],
         "polygons": request["polygons"], "areas": request["areas"], "count": len(names) if request["polygons"] else 0,
         "hints": ["A hint."], "provenance": {"CLIPPAN_ALGORITHM": "segment"},
+        "picture": {"raster": request["raster"], "choice": {"bands": [3, 2, 1], "reason": "by name"}, "stretch": []},
     }  # fmt: skip
 
 
@@ -294,7 +295,7 @@ def calibrate(request):
         "output": request["output"], "report": request["report"], "classes": names,
         "labelled": [labels.count(name) for name in dict.fromkeys(labels)], "before": before,
         "after": {**before, "accuracy": 0.8, "mean_iou": 0.65, "iou": [0.65] * (len(names) - 1) + [None]},
-        "logit_scale": 33.0, "offsets": [0.0] * len(names), "hints": [], "seconds": 1.0,
+        "logit_scale": 33.0, "offsets": [0.0] * len(names), "hints": [], "seconds": 1.0, "pictures": [],
     }  # fmt: skip
 
 
@@ -302,7 +303,7 @@ def regions(request):
     Path(request["output"]).mkdir()
     return {
         "output": request["output"], "table": "regions.json", "pictures": 4, "objects": {"water": 2, "forest": 1},
-        "hints": ["A hint."], "seconds": 0.1,
+        "hints": ["A hint."], "seconds": 0.1, "seen": [],
     }  # fmt: skip
 
 
@@ -315,7 +316,7 @@ def train(request):
     }  # fmt: skip
 
 
-def answer(mode, number, job, request):
+def work(mode, number, job, request):
     """Does a job, or whatever the mode says instead."""
     if mode == "record":
         Path(os.environ["RECORD"]).write_text(json.dumps({"request": request, "environment": dict(os.environ)}))
@@ -390,18 +391,18 @@ def main():
         message = json.loads(line)
         number, params = message.get("id"), message.get("params", {})
         if message["method"] == "handshake":
-            assert params == {"protocol": 1}, params
+            assert params["protocol"] == 2, params
             if mode == "silent":
                 time.sleep(60)
             elif mode == "refuses":
-                text = "The engine speaks protocol 2 and the plugin 1; update both to one version."
+                text = "The engine speaks protocol 3 and the plugin 2; update both to one version."
                 send(id=number, error={"code": -32002, "message": text})
             else:
-                protocol = 99 if mode == "other-protocol" else 1
+                protocol = 99 if mode == "other-protocol" else 2
                 print("a library greets", flush=True)  # not JSON: has to be ignored
                 send(id=number, result={"protocol": protocol, "version": "0", "pid": os.getpid()})
         elif message["method"] == "run":
-            answer(mode, number, params["job"], params["request"])
+            work(mode, number, params["job"], params["request"])
 
 
 main()

@@ -1,4 +1,4 @@
-"""Indexes and answers as the fake engine makes them; see fake_engine.py."""
+"""Indexes and results as the fake engine makes them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 from osgeo import gdal, osr
+
+from clippan.jobs import Hit, SearchResult
 
 
 def write_index(path, raster):
@@ -32,8 +34,8 @@ def asked(log, job):
     return [line for line in lines if line["job"] == job]
 
 
-def make_answer(crs="EPSG:32631", **changes):
-    """A SearchResult with three hits, as JSON values."""
+def make_result(crs="EPSG:32631", **changes):
+    """Three hits."""
     hits = []
     for rank, confidence in enumerate((1.0, 0.5, 0.0), 1):
         x, y = 500000 + 100 * rank, 5000000 - 100 * rank
@@ -44,15 +46,12 @@ def make_answer(crs="EPSG:32631", **changes):
             "score": 0.3,
             "confidence": confidence,
             "raster": "/data/scène.tif",
-            "window": [10 * rank, 20, 30, 40],
-            "bounds": [x, y - 50, x + 50, y],
-            "outline": [x, y, x + 50, y, x + 50, y - 50, x, y - 50],
+            "window": (10 * rank, 20, 30, 40),
+            "bounds": (x, y - 50, x + 50, y),
+            "outline": (x, y, x + 50, y, x + 50, y - 50, x, y - 50),
             "scale": 50.0,
             "date": "2021-06-30",
             **changes,
         }
-        hits.append(hit)
-    return {
-        "hits": hits, "index": "a.gpkg", "model": "starter", "crs": crs, "tiles": 16, "output": "", "heatmap": "",
-        "hints": [], "seconds": 0.1,
-    }  # fmt: skip
+        hits.append(Hit(**hit))
+    return SearchResult(tuple(hits), "a.gpkg", "starter", crs, 16, "", "", (), 0.1)

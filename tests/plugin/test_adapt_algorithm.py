@@ -68,7 +68,7 @@ def test_the_log_has_a_table_and_the_results_are_numbers(run, fake, inputs):
     assert (results["STEPS_DONE"], results["SENSOR_USED"], results["DEVICE_USED"]) == (60, "generic", "cpu")
     rows = [line for line in feedback.lines if line.startswith(("Figure", *ADAPTED))]
     assert len(rows) == 1 + len(ADAPTED)
-    assert len({row.index(word) for row, word in zip(rows, ("After", "0.9500"))}) == 1
+    assert len({row.index(word) + len(word) for row, word in zip(rows, ("After", "0.9500"))}) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from osgeo import gdal
 from qgis.core import QgsRasterLayer, QgsVectorLayer
 from qgis.PyQt.QtGui import QColor
 
+from clippan.jobs import ClassArea
 from clippan_qgis import classmap
 
 CLASSES = [
-    {"value": 1, "name": "water", "colour": "#4a90d9"},
-    {"value": 2, "name": "Wald & Wiese", "colour": "#2f7d32"},
-    {"value": 0, "name": "unclassified", "colour": ""},
+    ClassArea(1, "water", "#4a90d9", 5, 0.5, None, 0.7),
+    ClassArea(2, "Wald & Wiese", "#2f7d32", 3, 0.3, None, 0.7),
+    ClassArea(0, "unclassified", "", 2, 0.2, None, None),
 ]
 
 

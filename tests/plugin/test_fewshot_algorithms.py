@@ -1,4 +1,4 @@
-"""Maps from few samples, and models of one's own: what is asked of the engine, and what is made of its answers."""
+"""Maps from few samples, and models of one's own: what is asked of the engine, and what is made of its results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ from clippan.jobs import (
     Stretch,
     from_json,
 )
-from clippan_qgis.engine import worker
 
 NAMES = ("classifyfewsamples", "pretrainscene", "finetuneclip", "alignsensor")
 
@@ -63,18 +62,10 @@ def samples(qgis_new_project):
 
 
 @pytest.fixture
-def asked(fake, tmp_path, monkeypatch):
-    """The engine, and the last of what it was asked; its answers have the fields of the real one's."""
+def asked(fake, tmp_path):
+    """The engine, and the last of what it was asked."""
     log = tmp_path / "jobs.jsonl"
     fake("fine", JOBS=log)
-    work = worker.shared.run
-
-    def checked(launch, request, *others):
-        answer = work(launch, request, *others)
-        from_json(request.result, answer)
-        return answer
-
-    monkeypatch.setattr(worker.shared, "run", checked)
 
     def last(kind):
         values = json.loads(log.read_text().splitlines()[-1])
@@ -162,7 +153,7 @@ def test_the_defaults_of_a_pretraining_are_the_engines(run, asked, scene):
     results = run("pretrainscene", scene, feedback)
     assert asked(PretrainSceneRequest) == PretrainSceneRequest(rasters=tuple(scene["RASTERS"]), output=scene["OUTPUT"])
     assert results == {"OUTPUT": scene["OUTPUT"], "STEPS_DONE": 7, "LOSS": 0.25, "DEVICE_USED": "cpu"}
-    assert any(line.startswith("3 + 1 bands, 7 steps") for line in feedback.lines)
+    assert any("bands: 3 + 1, 7 steps" in line for line in feedback.lines)
     assert "A hint." in feedback.lines
 
 
@@ -247,8 +238,8 @@ def test_the_log_compares_methods_and_classes(run, asked, inputs, context):
     rows = [line.split() for line in feedback.lines]
     assert ["Method", "OA", "±", "AA", "Kappa", "Seconds"] in rows
     assert ["svm-mean", "90.0%", "2.0%", "85.0%", "0.800", "3"] in rows
-    assert ["forest", "1", "50", "–", "25.0%", "1.50", "0.70"] in rows
-    assert ["water", "2", "50", "0.95", "25.0%", "–", "–"] in rows
+    assert ["1", "forest", "1", "50", "–", "25.0%", "1.50", "0.70"] in rows
+    assert ["2", "water", "2", "50", "0.95", "25.0%", "–", "–"] in rows
     assert any(line.startswith("Overall accuracy (OA) 90.0% ± 2.0%") for line in feedback.lines)
     assert "A hint." in feedback.lines
     figures = {name: results[name] for name in ("OA", "OA_STD", "AA", "KAPPA", "METHOD_USED")}
@@ -335,12 +326,12 @@ def test_a_model_takes_places_and_hands_the_scene_on(run, asked, inputs, context
     ("change", "sentence"),
     [
         ({"FIELD": "colour"}, "The labelled places have no field colour; choose the one that holds the class"),
-        ({"RASTERS": ["/nowhere/a.tif"]}, "The raster /nowhere/a.tif does not exist; check the path"),
-        ({"GRID": "{0}/other.tif"}, "other is none of the rasters; take the pixels of one of them"),
+        ({"RASTERS": ["/nowhere/a.tif"]}, "“Raster\\(s\\)”, /nowhere/a.tif, does not exist; check the path"),
+        ({"GRID": "{0}/other.tif"}, "other is none of the rasters; choose one of them"),
         ({"DESCRIPTIONS": "just words"}, "The description “just words” is not understood"),
         ({"PRETRAINED": "{0}/none.safetensors"}, "none.safetensors does not exist; check the path"),
         ({"METHOD": "svm", "OUTPUT_PRETRAINED": "{0}/x.safetensors"}, "Only diffclip pre-trains on the scene"),
-        ({"REPEATS": 0}, "number of repeats with which auto compares"),
+        ({"REPEATS": 0}, "The method auto compares methods by cross-validation; repeat it once or more"),
         ({"AREAS": "{0}/areas.txt"}, "let its name end in .csv"),
         ({"OUTPUT": "/nowhere/map.tif"}, "The output folder /nowhere does not exist"),
     ],
@@ -443,7 +434,7 @@ def test_all_that_a_fine_tuning_can_be_asked(run, asked, tuning, tmp_path):
         device=Device.CPU,
     )
     rows = [line.split() for line in feedback.lines]
-    assert ["0.50", "65.0%", "67.5%"] in rows
+    assert ["0.50", "65.0%", "67.5%", "←"] in rows
     assert ["sea", "9", "40.0%", "65.0%"] in rows
     assert ["old", "(control)", "0", "–", "–"] in rows
     assert "A hint." in feedback.lines
@@ -476,7 +467,7 @@ def test_a_fine_tuning_learns_from_a_raster_too(run, asked, rasters, samples, tu
         ({"SAMPLES": "samples"}, "A raster and labelled places go together"),
         ({"PICTURES": None, "INPUT": "raster", "SAMPLES": "samples", "FIELD": "x"}, "have no field x"),
         ({"PICTURES": "/nowhere"}, "The folder of pictures /nowhere does not exist"),
-        ({"CONTROL": "/nowhere"}, "The control set /nowhere does not exist"),
+        ({"CONTROL": "/nowhere"}, "“Control set”, /nowhere, does not exist"),
     ],
 )
 def test_what_cannot_be_tuned_is_told_in_a_sentence(run, asked, tuning, rasters, samples, change, sentence):
@@ -565,8 +556,8 @@ def test_all_that_an_alignment_can_be_asked(run, asked, pairs, rasters, tmp_path
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"TEACHER": "both"}, "The teacher has 2 of the rasters and the sensor 1"),
-        ({"LOW": "dark"}, "The lowest value “dark” is not understood; write it like -25 or -25, -30"),
+        ({"TEACHER": "both"}, "The teacher has 2 rasters and the sensor 1"),
+        ({"LOW": "dark"}, "“Lowest values of the sensor, such as -25”, dark, is not understood; write numbers"),
         ({"LOW": "0"}, "The lowest and the highest values go together"),
         ({"TEST": "7"}, "The pairs to measure with are some of 1 to 1"),
         ({"MSE": 0, "COSINE": 0, "CONTRAST": 0}, "Nothing ties the student to the teacher"),
@@ -656,15 +647,15 @@ def test_what_few_need_is_advanced(plugin, qgis_app):
     }
     assert shown == {
         "classifyfewsamples": [
-            *("RASTERS", "SAMPLES", "FIELD", "METHOD", "DESCRIPTIONS", "MODEL", "PRETRAINED"),
+            *("RASTERS", "SAMPLES", "FIELD", "METHOD", "PRETRAINED", "DESCRIPTIONS", "MODEL"),
             *("OUTPUT", "CONFIDENCE", "REPORT", "AREAS"),
         ],
         "pretrainscene": ["RASTERS", "OUTPUT"],
         "finetuneclip": [
-            *("PICTURES", "INPUT", "SAMPLES", "FIELD", "CONTROL", "WORDS", "MODEL", "ALPHA", "EPOCHS"),
+            *("PICTURES", "INPUT", "SAMPLES", "FIELD", "CONTROL", "WORDS", "ALPHA", "MODEL", "EPOCHS"),
             *("OUTPUT", "REPORT"),
         ],
-        "alignsensor": ["TEACHER", "SENSOR", "MODEL", "WORDS", "EPOCHS", "OUTPUT", "REPORT"],
+        "alignsensor": ["TEACHER", "SENSOR", "WORDS", "EPOCHS", "MODEL", "OUTPUT", "REPORT"],
     }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import write
-from fake_index import make_answer
+from fake_index import make_result
 from qgis.core import (
     NULL,
     QgsCoordinateReferenceSystem,
@@ -26,7 +28,7 @@ NAMES = ["rank", "prompt", "score", "confidence", "raster", "window", "scale", "
 
 
 def test_a_layer_holds_all_that_is_known_of_the_hits(qgis_app):
-    layer = hits.layer(make_answer(), "Search: river")
+    layer = hits.layer(make_result(), "Search: river")
     assert layer.isValid()
     assert layer.name() == "Search: river"
     assert layer.crs().authid() == "EPSG:32631"
@@ -42,24 +44,24 @@ def test_a_layer_holds_all_that_is_known_of_the_hits(qgis_app):
 
 
 def test_a_raster_without_a_date_and_a_picture_without_coordinates(qgis_app):
-    features = hits.features(make_answer(date="", outline=[], bounds=[]))
+    features = hits.features(make_result(date="", outline=(), bounds=()))
     assert [feature["date"] for feature in features] == [NULL] * 3
     assert not any(feature.hasGeometry() for feature in features)
 
 
 def test_plain_pictures_have_no_crs_and_nobody_is_asked(qgis_app):
-    layer = hits.layer(make_answer(crs=""), "Search")
+    layer = hits.layer(make_result(crs=""), "Search")
     assert not layer.crs().isValid()
     assert layer.featureCount() == 3
 
 
 def test_a_crs_without_a_number_comes_as_wkt(qgis_app):
     wkt = QgsCoordinateReferenceSystem("PROJ:+proj=laea +lat_0=51 +lon_0=3 +datum=WGS84").toWkt()
-    assert hits.layer(make_answer(crs=wkt), "Search").crs().toProj().startswith("+proj=laea +lat_0=51")
+    assert hits.layer(make_result(crs=wkt), "Search").crs().toProj().startswith("+proj=laea +lat_0=51")
 
 
 def test_every_confidence_has_a_symbol_and_the_best_is_drawn_last(qgis_app):
-    layer = hits.layer(make_answer(), "Search")
+    layer = hits.layer(make_result(), "Search")
     renderer = layer.renderer()
     assert renderer.classAttribute() == "confidence"
     assert all(renderer.symbolForValue(value / 100) is not None for value in range(101))
@@ -80,7 +82,7 @@ def test_colours_go_from_dark_to_light_for_every_kind_of_vision(qgis_app):
 
 
 def test_labels_names_and_tips(qgis_app):
-    layer = hits.layer(make_answer(), "Search")
+    layer = hits.layer(make_result(), "Search")
     assert layer.labelsEnabled()
     assert layer.labeling().settings().fieldName == "rank"
     assert layer.attributeAlias(layer.fields().indexOf("prompt")) == "Searched for"
@@ -93,9 +95,8 @@ def test_labels_names_and_tips(qgis_app):
 
 
 def test_outlines_are_drawn_and_the_place_is_seen_through_them(qgis_app):
-    answer = make_answer()
-    answer["hits"] = answer["hits"][:1]
-    layer = hits.layer(answer, "Search")
+    result = make_result()
+    layer = hits.layer(replace(result, hits=result.hits[:1]), "Search")
     layer.setLabelsEnabled(False)
     settings = QgsMapSettings()
     settings.setLayers([layer])

@@ -286,8 +286,11 @@ def test_band_lists_that_are_none(text):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"SPECTRAL": ["/nowhere/ms.tif"]}, "The multispectral raster /nowhere/ms.tif does not exist; check the path."),
-        ({"PANCHROMATIC": "/nowhere/p.tif"}, "The panchromatic raster /nowhere/p.tif does not exist; check the path."),
+        (
+            {"SPECTRAL": ["/nowhere/ms.tif"]},
+            "“Multispectral raster(s)”, /nowhere/ms.tif, does not exist; check the path.",
+        ),
+        ({"PANCHROMATIC": "/nowhere/p.tif"}, "“Panchromatic raster”, /nowhere/p.tif, does not exist; check the path."),
         ({"PANCHROMATIC": __file__}, "cannot be opened as a raster; choose a file that GDAL reads."),
         ({"BANDS": "red"}, "The band list “red” is not understood; write it like 1,2,3 or 2-4."),
         ({"BANDS": "1,1"}, "A band is listed twice; list each band once."),

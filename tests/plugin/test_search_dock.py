@@ -100,7 +100,7 @@ def search(dock, text):
 
 
 def tiles(dock):
-    return [dock.results.item(row).data(Qt.ItemDataRole.UserRole)["tile"] for row in range(dock.results.count())]
+    return [dock.results.item(row).data(Qt.ItemDataRole.UserRole).tile for row in range(dock.results.count())]
 
 
 def select(dock, row):
@@ -209,7 +209,7 @@ def test_cancel_ends_the_search_and_the_next_one_works(dock, index, log):
 
 def test_only_the_newest_of_hasty_searches_is_shown(found, log):
     shown = []
-    found.results.show_hits = lambda hits, *_: shown.append(hits[0]["prompt"])
+    found.results.show_hits = lambda hits, *_: shown.append(hits[0].prompt)
     for text in ("sea", "sand", "port"):
         found.prompt.setText(text)
         found.search()
@@ -227,7 +227,7 @@ def test_a_click_flies_there_and_loads_the_raster_once(found, project, scene, qg
     position = found.results.visualItemRect(item).center()
     QTest.mouseClick(found.results.viewport(), Qt.MouseButton.LeftButton, pos=position)
     hit = item.data(Qt.ItemDataRole.UserRole)
-    bounds = QgsRectangle(*hit["bounds"])
+    bounds = QgsRectangle(*hit.bounds)
     assert qgis_canvas.extent().contains(bounds)
     assert qgis_canvas.extent().width() < 10 * bounds.width()
     assert found._guide._one.asGeometry().isGeosEqual(QgsGeometry.fromRect(bounds))
@@ -249,7 +249,7 @@ def test_arrow_keys_and_enter_fly_too_in_another_crs(found, project, qgis_canvas
     extent = qgis_canvas.extent()
     assert extent != before
     transform = QgsCoordinateTransform(UTM, QgsCoordinateReferenceSystem("EPSG:3857"), project)
-    bounds = transform.transformBoundingBox(QgsRectangle(*found.results.hit()["bounds"]))
+    bounds = transform.transformBoundingBox(QgsRectangle(*found.results.hit().bounds))
     assert extent.contains(bounds)
     assert extent.width() < 10 * bounds.width()
 
@@ -262,13 +262,13 @@ def test_a_picture_without_coordinates_is_shown_in_pixels(dock, fake, tmp_path, 
     dock.choose(write_index(tmp_path / "photos.gpkg", picture))
     search(dock, "beach")
     hit = select(dock, 6)
-    assert hit["window"] == [40, 20, 20, 20]
+    assert hit.window == (40, 20, 20, 20)
     QTest.keyClick(dock.results, Qt.Key.Key_Return)
     layer = project.mapLayersByName("photo")[0]
     assert layer.extent() == QgsRectangle(0, -40, 80, 0)
     assert qgis_canvas.extent().contains(QgsRectangle(40, -40, 60, -20))
     assert qgis_canvas.extent().width() < 200
-    dock._guide.fly({**hit, "outline": [], "bounds": []}, UTM)  # among rasters with coordinates
+    dock._guide.fly(replace(hit, outline=(), bounds=()), UTM)  # among rasters with coordinates
     assert qgis_canvas.extent().contains(QgsRectangle(40, -40, 60, -20))
 
 
@@ -289,7 +289,7 @@ def test_feedback_sorts_again(found, log):
     request = asked(log, "search")[-1]
     assert (request["text"], request["like"], request["unlike"]) == (["beach"], [7], [])
     assert tiles(found)[:3] == [7, 1, 2]
-    assert found.results.hit()["tile"] == 7, "what was selected stays selected"
+    assert found.results.hit().tile == 7, "what was selected stays selected"
     select(found, 1)
     found.bad.click()
     idle(found)
@@ -527,10 +527,10 @@ def test_the_real_engine_answers_in_the_same_words(dock, engine, scene, tmp_path
     assert all(not dock.results.item(row).data(Qt.ItemDataRole.DecorationRole).isNull() for row in range(count))
     hit = select(dock, 1)
     QTest.keyClick(dock.results, Qt.Key.Key_Return)
-    assert qgis_canvas.extent().contains(QgsRectangle(*hit["bounds"]))
+    assert qgis_canvas.extent().contains(QgsRectangle(*hit.bounds))
     dock.judge(False)
     idle(dock)
-    assert hit["tile"] not in tiles(dock)[:1]
+    assert hit.tile not in tiles(dock)[:1]
     dock.save.click()
     assert project.mapLayersByName("Search: beach")[0].featureCount() == dock.results.count()
     dock.heat.click()

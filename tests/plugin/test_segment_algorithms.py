@@ -136,12 +136,13 @@ def test_all_that_a_map_can_be_asked(run, asked, inputs, raster, tmp_path):
 def test_the_log_has_a_table(run, asked, inputs):
     feedback = Feedback()
     run("segmentbytext", inputs, feedback)
-    rows = [line for line in feedback.lines if line.startswith(("Class", "water", "forest", "unclassified"))]
-    assert [row.split()[0] for row in rows] == ["Class", "water", "forest", "unclassified"]
-    assert [row.index(word) for row, word in zip(rows, ("Share", "25.0%"))] == [14, 14]
-    assert rows[1].split() == ["water", "25.0%", "1.50", "0.70"]
-    assert rows[2].split() == ["forest", "25.0%", "–", "–"]
-    assert "A hint." in feedback.lines
+    start = next(number for number, line in enumerate(feedback.lines) if line.startswith("Value"))
+    rows = feedback.lines[start : start + 4]
+    assert [row.split()[1] for row in rows] == ["Class", "water", "forest", "unclassified"]
+    assert [row.index(word) + len(word) for row, word in zip(rows, ("Share", "25.0%"))] == [26, 26]
+    assert rows[1].split() == ["1", "water", "25.0%", "1.50", "0.70"]
+    assert rows[2].split() == ["2", "forest", "25.0%", "–", "–"]
+    assert feedback.lines.count("A hint.") == 1
 
 
 @pytest.mark.parametrize("place", ["memory:", "TEMPORARY_OUTPUT", "{0}/polygons.gpkg", "{0}/polygons.shp"])
@@ -215,10 +216,10 @@ def test_values_as_qgis_process_gives_them(run, asked, inputs):
         ({"CLASSES": "water; water"}, "are both called water"),
         ({"CLASSES": '{"classes": []}'}, "No classes were given"),
         ({"CLASSES": "/nowhere/classes.json"}, "cannot be read"),
-        ({"WINDOW": "wide"}, "The window “wide” is not understood"),
+        ({"WINDOW": "wide"}, "“Window, such as 128 or 128,256”, wide, is not understood"),
         ({"BANDS": "1,2"}, "choose three for red, green and blue"),
         ({"OUTPUT": "/nowhere/map.tif"}, "The output folder /nowhere does not exist"),
-        ({"INPUT": "/nowhere/a.tif"}, "The raster /nowhere/a.tif does not exist; check the path"),
+        ({"INPUT": "/nowhere/a.tif"}, "“Raster”, /nowhere/a.tif, does not exist; check the path"),
     ],
 )
 def test_bad_values_are_told_in_a_sentence(run, asked, inputs, change, sentence):
@@ -338,7 +339,11 @@ def test_a_calibration_gets_the_places_of_any_layer(run, asked, fitting, raster,
     assert (results["ACCURACY_BEFORE"], results["ACCURACY_AFTER"]) == (0.6, 0.8)
     assert (results["MEAN_IOU_BEFORE"], results["MEAN_IOU_AFTER"]) == (0.4, 0.65)
     rows = [line.split() for line in feedback.lines if line.startswith(("water", "forest", "mean"))]
-    assert rows == [["water", "2", "0.400", "0.650"], ["forest", "1", "0.400", "–"], ["mean", "3", "0.400", "0.650"]]
+    assert [row[:4] for row in rows] == [
+        ["water", "2", "0.400", "0.650"],
+        ["forest", "1", "0.400", "–"],
+        ["mean", "3", "0.400", "0.650"],
+    ]
     assert "Accuracy: 60.0% before, 80.0% after" in feedback.lines
 
 
@@ -430,10 +435,10 @@ def test_what_few_need_is_advanced(plugin, qgis_app):
     assert shown == {
         "segmentbytext": [
             *("INPUT", "CLASSES", "MODEL", "EXTENT"),
-            *("OUTPUT", "POLYGONS", "CONFIDENCE", "PROBABILITIES", "AREAS"),
+            *("OUTPUT", "CONFIDENCE", "PROBABILITIES", "POLYGONS", "AREAS"),
         ],
-        "calibrateprompts": ["INPUT", "CLASSES", "MODEL", "SAMPLES", "FIELD", "OUTPUT", "REPORT"],
-        "trainregionalignedclip": ["INPUT", "SAMPLES", "FIELD", "MODEL", "STEPS", "OUTPUT"],
+        "calibrateprompts": ["INPUT", "SAMPLES", "CLASSES", "FIELD", "MODEL", "OUTPUT", "REPORT"],
+        "trainregionalignedclip": ["INPUT", "SAMPLES", "FIELD", "STEPS", "MODEL", "OUTPUT"],
     }
 
 

@@ -33,7 +33,7 @@ def is_one_sentence(text):
 
 def test_a_job_reports_progress_and_log(fake, feedback):
     fake("good")
-    assert ask(feedback)["text"] == "the doctor's text"
+    assert ask(feedback).text == "the doctor's text"
     assert feedback.percents == [10]
     assert feedback.texts == ["Working"]
     assert "a line of the log" in feedback.lines
@@ -67,10 +67,10 @@ def test_another_interpreter_or_other_settings_start_another_process(fake, feedb
 @pytest.mark.parametrize(
     ("mode", "words"),
     [
-        ("refuses", ("protocol 2", "update both")),
+        ("refuses", ("protocol 3", "update both")),
         ("other-protocol", ("protocol 99", "protocol", "update both")),
         ("junk", ("ended before it answered (I am no engine)", "choose another")),
-        ("silent-end", ("ended before it answered; choose another under",)),
+        ("silent-end", ("ended before it answered (exit code 0); choose another under",)),
         ("fails-early", ("ended before it answered (ModuleNotFoundError: No module named 'json')", "choose another")),
         ("silent", ("did not answer within 1 seconds", "choose another")),
         ("without-torch", ("PyTorch is missing", "Set up engine")),
@@ -130,7 +130,7 @@ def test_after_a_death_between_two_runs_the_next_run_works(fake, feedback):
     ask(feedback)
     os.kill(pid(), signal.SIGKILL)
     wait_for(lambda: not worker.shared._process.is_alive())
-    assert ask(feedback)["ok"]
+    assert ask(feedback).ok
 
 
 def test_a_killed_worker_says_so_and_the_next_run_works(fake, feedback):
@@ -139,7 +139,7 @@ def test_a_killed_worker_says_so_and_the_next_run_works(fake, feedback):
     with pytest.raises(ClippanError, match="mid-run"):
         ask(feedback)
     fake("good")
-    assert ask(feedback)["ok"]
+    assert ask(feedback).ok
 
 
 @pytest.mark.parametrize("mode", ["polite", "hangs"])

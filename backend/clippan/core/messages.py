@@ -42,7 +42,7 @@ class Message(str):
             name: value.translated(translate) if isinstance(value, Message) else value
             for name, value in self.values.items()
         }
-        text = translate(self.key)
+        text = translate(self.key) if self.key else ""  # catalogues keep their own description under the empty key
         try:
             return text.format(**values) if values else text
         except (KeyError, IndexError, ValueError):  # a translation whose placeholders are wrong must not hide the text
