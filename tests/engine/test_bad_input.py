@@ -259,7 +259,7 @@ def test_no_overlap_over_continents(scene, tmp_path):
 def test_names_of_other_formats(scene, tmp_path):
     pair = scene()
     refused(tmp_path, "would be a GeoTIFF; let its name end in .tif", pair.pan, pair.ms, tmp_path / "out.PNG")
-    with pytest.raises(ClippanError, match=r"is a web page; choose a name that ends in \.html"):
+    with pytest.raises(ClippanError, match=r"does not fit “Report”; let it end in \.html"):
         run(AssessRequest(fused=pair.truth, pan=pair.pan, ms=(pair.ms,), report=str(tmp_path / "truth2.tif")))
 
 

@@ -373,9 +373,9 @@ def test_disputed_pixels_are_left_aside(mapped) -> None:
         ({"values": np.full((2, 60, 96), np.nan, np.float32)}, "nothing but nodata"),
         ({"descriptions": "pine: dark"}, "description of pine, but no sample"),
         ({"grid": 2}, "between 0 and 1"),
-        ({"method": Classifier.AUTO, "repeats": 0}, "has to be 1 or more"),
+        ({"method": Classifier.AUTO, "repeats": 0}, "repeat it once or more"),
         ({"encoder": "none.safetensors"}, "does not exist"),
-        ({"report": "map.tif"}, "web page"),
+        ({"report": "map.tif"}, "let it end in .html"),
     ],
 )
 def test_faults_are_one_sentence(mapped, tmp_path, change, says) -> None:

@@ -543,15 +543,15 @@ def write_layer(path):
     ("options", "sentence"),
     [
         ({"tile": (16,), "tile_metres": (5.0,)}, "in pixels and in metres"),
-        ({"tile": (3,)}, "tile size is 3; it has to be 16 or more"),
-        ({"tile_metres": (0.0,)}, "has to be above 0"),
-        ({"overlap": 1.0}, "overlap is 1; it has to be between 0 and 0.9"),
-        ({"bands": (1, 2)}, "2 bands were chosen"),
+        ({"tile": (3,)}, "“Tile size in pixels” is 3; it has to be 16 or more"),
+        ({"tile_metres": (0.0,)}, "has to be greater than 0"),
+        ({"overlap": 1.0}, "“Overlap of tiles” is 1; it has to be between 0 and 0.9"),
+        ({"bands": (1, 2)}, "lists 2 bands"),
         ({"bands": (0,)}, "Band numbers start at 1"),
         ({"extent": (1.0, 2.0, 3.0)}, "An extent has four numbers"),
         ({"extent": (1.0, 2.0, 1.0, 3.0)}, "extent is empty"),
-        ({"output": "x.shp"}, "name that ends in .gpkg"),
-        ({"rasters": ()}, "No raster or folder was given"),
+        ({"output": "x.shp"}, "let it end in .gpkg"),
+        ({"rasters": ()}, "“Rasters” is missing"),
         ({"model": "nothing"}, "Unknown model"),
         ({"output": "/nowhere/x.gpkg"}, "folder /nowhere does not exist"),
     ],
@@ -625,8 +625,8 @@ import os, signal, sys
 sys.path.insert(0, {folder!r})
 from pytest import MonkeyPatch
 from colours import use
-from clippan.jobs import IndexRequest, run
-from clippan.handlers import index as build
+from clippan.jobs import IndexRequest
+from clippan.handlers import run, index as build
 from clippan.search import geopackage
 use(MonkeyPatch())
 build._COMMIT_TILES = 8
@@ -639,7 +639,7 @@ def write(self, raster):
         self._dataset.GetLayerByName("tiles").SyncToDisk()
         os.kill(os.getpid(), signal.SIGKILL)
 geopackage.GeoPackageWriter._write = write
-run(IndexRequest(({raster!r},), {output!r}, tile=(16,), overlap=0.0))
+run(IndexRequest(rasters=({raster!r},), output={output!r}, tile=(16,), overlap=0.0))
 """
 
 

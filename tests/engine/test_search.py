@@ -281,7 +281,7 @@ def test_the_command(index, tmp_path, capsys):
     assert cli.main(["search", index, "--text", "red", "--top", "1"]) == 0
     assert "red" in capsys.readouterr().out
     assert cli.main(["about", index]) == 0
-    assert "16 tiles of 1 raster, vectors of Colours" in capsys.readouterr().out
+    assert "16 tiles of 1 rasters, vectors of Colours" in capsys.readouterr().out
     assert cli.main(["search", index]) == 2
     assert capsys.readouterr().err == "Nothing to search for was given; give a text, an example picture or a place.\n"
     assert cli.main(["search", index, "--text", "red", "--at", "-5,7"]) == 2
@@ -303,13 +303,13 @@ def test_results_travel(index):
     [
         ({}, "Nothing to search for"),
         ({"text": (" ",)}, "Nothing to search for"),
-        ({"text": ("a",), "top": 0}, "number of hits is 0"),
-        ({"text": ("a",), "least": 2.0}, "confidence is 2"),
+        ({"text": ("a",), "top": 0}, "“Maximum number of places” is 0"),
+        ({"text": ("a",), "least": 2.0}, "“Minimum confidence” is 2"),
         ({"at": (1.0,)}, "A place has two coordinates"),
-        ({"text": ("a",), "since": "June"}, "first date “June” is not understood"),
-        ({"text": ("a",), "output": "x.shp"}, "ends in .gpkg"),
+        ({"text": ("a",), "since": "June"}, "“Taken since”, June, is not understood"),
+        ({"text": ("a",), "output": "x.shp"}, "let it end in .gpkg"),
         ({"text": ("a",), "heatmap": "x.png"}, "would be a GeoTIFF"),
-        ({"text": ("a",), "index": "x.tif"}, "ends in .gpkg"),
+        ({"text": ("a",), "index": "x.tif"}, "let it end in .gpkg"),
         ({"text": ("a",), "extent": (1.0,)}, "An extent has four numbers"),
     ],
 )

@@ -123,13 +123,15 @@ class AlignSensorRequest(ChipOptions, Request):
     )
     sensor_bands: BandNumbers = param(
         (),
-        title="Bands of the sensor, such as 1,2 (all if empty)",
-        help="Numbers of the bands of the sensor that the new model sees, counted from 1.",
+        title="Bands of the sensor",
+        like="1,2",
+        help="Numbers of the bands of the sensor that the new model sees, counted from 1. By default, all.",
         advanced=True,
     )
     low: tuple[float, ...] = param(
         (),
-        title="Lowest values of the sensor, such as -25",
+        title="Lowest values of the sensor",
+        like="-25",
         help="Values of the bands that become 0: one for all bands, or one for each. By default, what the rasters hold "
         "(1st percentile). Fixed values are right if other rasters will be used later: radar in decibels suits -25 to "
         "0, Sentinel-2 0 to 10000.",
@@ -137,14 +139,16 @@ class AlignSensorRequest(ChipOptions, Request):
     )
     high: tuple[float, ...] = param(
         (),
-        title="Highest values of the sensor, such as 0",
+        title="Highest values of the sensor",
+        like="0",
         help="Values of the bands that become 1: one for all bands, or one for each. By default, what the rasters hold "
         "(99th percentile).",
         advanced=True,
     )
     test: tuple[int, ...] = param(
         (),
-        title="Pairs to measure with, such as 3",
+        title="Pairs to measure with",
+        like="3",
         help="Numbers of the pairs, counted from 1, that are not learned from but measure the result. By default, a "
         "strip of each.",
         advanced=True,

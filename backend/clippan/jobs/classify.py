@@ -276,7 +276,8 @@ class ClassifyRequest(SceneOptions, Request):
     )
     bands: PictureBands = param(
         (),
-        title="Bands for red, green and blue, such as 4,3,2",
+        title="Bands for red, green and blue",
+        like="4,3,2",
         help="Numbers of the three bands that the model and the report show as red, green and blue, counted from 1. By "
         "default, natural colours are found from the names of the bands or the sensor.",
         advanced=True,

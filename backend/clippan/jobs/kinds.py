@@ -433,7 +433,7 @@ def _title(param: Param) -> Message:
 def _ends(param: Param, path: str, endings: Sequence[str]) -> None:
     if endings and not path.lower().endswith(tuple(endings)):
         raise ClippanError(
-            "“{title}”, {path}, has another ending than its format; let its name end in {endings}.",
+            "The name {path} does not fit “{title}”; let it end in {endings}.",
             title=_title(param),
             path=path,
             endings=", ".join(endings),

@@ -118,7 +118,8 @@ class PictureOptions(NodataOption):
 
     bands: PictureBands = param(
         (),
-        title="Bands for red, green and blue, such as 4,3,2",
+        title="Bands for red, green and blue",
+        like="4,3,2",
         help="Numbers of the three bands that the model sees as red, green and blue, or of one band for grey, counted "
         "from 1. By default, natural colours are found from the names of the bands or the sensor.",
         advanced=True,
@@ -170,9 +171,10 @@ class PairOptions(NodataOption):
     )
     bands: BandNumbers = param(
         (),
-        title="Bands, such as 4,3,2 (all if empty)",
+        title="Bands",
+        like="4,3,2",
         help="Numbers of the multispectral bands to work on, counted from 1 through all rasters, such as 1,2,3 or 2-4. "
-        "The result has them in this order.",
+        "The result has them in this order. By default, all.",
     )
     registration: Registration = param(
         Registration.AUTO,
@@ -199,7 +201,8 @@ class PromptOptions(PictureOptions):
     )
     window: tuple[int, ...] = param(
         (),
-        title="Window, such as 128 or 128,256",
+        title="Window",
+        like="128 or 128,256",
         help="Edge of the square that the model sees at a time. Smaller windows show smaller objects, larger ones more "
         "of their surroundings; the results of several are averaged. By default, what suits the model and the pixel "
         "size.",
@@ -269,7 +272,7 @@ class SceneOptions(NodataOption, SeedOption, RunOptions):
         """Raises ClippanError if there is no raster of this number."""
         if self.grid > len(self.rasters):
             raise ClippanError(
-                "“{title}” is {number}, but there are {count} rasters; choose one of them, or 0.",
+                "“{title}” is {number}; it has to be between 0 and {count}, the number of rasters.",
                 title=Message("Raster that sets the grid"),
                 number=self.grid,
                 count=len(self.rasters),

@@ -65,6 +65,7 @@ class Param:
         low, high: least and greatest value of a number, or of each number of a list.
         above: what a number has to be greater than.
         unit: of a number, in the plural, as "pixels".
+        like: values as a person may write them, where that is no matter of course.
         advanced: whether it is for few users, and hidden at first.
         proposed: whether QGIS proposes to write it, where it is an output that may be left out.
         positional: whether the command line takes it without an option's name.
@@ -80,6 +81,7 @@ class Param:
     high: Optional[float] = None
     above: Optional[float] = None
     unit: str = ""
+    like: str = ""
     advanced: bool = False
     proposed: bool = False
     positional: bool = False
@@ -106,12 +108,11 @@ class Param:
 
     @property
     def label(self) -> Message:
-        """The title with the unit, as a dialog shows it."""
-        return (
-            Message("{title} ({unit})", title=Message(self.title), unit=Message(self.unit))
-            if self.unit
-            else (Message(self.title))
-        )
+        """The title with the unit and an example, as a dialog shows it."""
+        label = Message(self.title)
+        if self.unit:
+            label = Message("{title} ({unit})", title=label, unit=Message(self.unit))
+        return Message("{title}, such as {like}", title=label, like=self.like) if self.like else label
 
     @property
     def choices(self) -> Mapping[str, str]:
@@ -170,12 +171,13 @@ def param(
     high: Optional[float] = None,
     above: Optional[float] = None,
     unit: str = "",
+    like: str = "",
     advanced: bool = False,
     proposed: bool = False,
     positional: bool = False,
 ) -> Any:
     """Declares a field of a request; see ``Param`` for the arguments."""
-    declared = Param(title, help, default, low, high, above, unit, advanced, proposed, positional)
+    declared = Param(title, help, default, low, high, above, unit, like, advanced, proposed, positional)
     return dataclasses.field(default=default, metadata={_KEY: declared})
 
 
