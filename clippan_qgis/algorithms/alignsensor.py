@@ -45,15 +45,17 @@ class AlignSensor(base.JobAlgorithm):
         *("sentinel-1", "sentinel-2", "distillation", "model", "retrieval"),
     )
     HELP = (
-        "Makes a model that understands the rasters of a sensor by words: radar, thermal, or all bands of a "
-        "multispectral one. Models of the list know pictures in natural colours only. Where you have both of the same "
-        "place, the model for pictures is the teacher: a new model learns to say of the sensor's raster what the "
-        "teacher says of the picture. No labels are needed.\n\n"
-        "Give pairs of rasters of the same places: the first picture belongs to the first raster of the sensor, and so "
-        "on. They should be of about the same date, and the more area and the more kinds of land, the better.\n\n"
-        "The outcome is a folder: choose it as “Own model” in Segment by text and Build tile index, with rasters of "
+        "Trains a model that understands the rasters of a sensor by text: radar, thermal, or all bands of a "
+        "multispectral sensor. The models in the list understand natural colours only. If you have both kinds of "
+        "raster of the same places, a model for natural colours can act as the teacher: for each part of the sensor's "
+        "raster, the new model learns to give the same description as the teacher gives for the picture in natural "
+        "colours. No labels are needed.\n\n"
+        "Choose pairs of rasters of the same places, in the same order: the first raster in natural colours belongs to "
+        "the first raster of the sensor, and so on. The rasters of a pair should have about the same date. A larger "
+        "area with more kinds of land cover gives a better model.\n\n"
+        "The result is a folder. Choose it as “Own model” in Segment by text and Build tile index, with rasters of "
         "that sensor.\n\n"
-        "The log and the report say how well it went, at places that were not learned from: how often a part of the "
-        "sensor's raster finds its own picture among all others at the first place (R@1), or under the first 5 or 10, "
-        "before and after, and what guessing would give."
+        "The log and the report show the quality, measured at places that were not used for training: how often a part "
+        "of the sensor's raster finds its own picture among all pictures in first place (R@1), or among the first 5 or "
+        "10, before and after the training, and by chance."
     )

@@ -23,11 +23,12 @@ class AssessPansharpening(base.JobAlgorithm):
     GROUP = "Pansharpening"
     TAGS = ("quality", "metrics", "qnr", "hqnr", "sam", "ergas", "q2n", "psnr", "ssim", "pan", "sharpen")
     HELP = (
-        "Measures how good a pansharpened raster is, whoever made it.\n\n"
-        "Without a reference it compares the raster with the two it was made from: are the colours kept "
-        "(D_λ,K, best 0), is the detail there (D_s, best 0), and both in one figure (HQNR, best 1).\n\n"
-        "With a reference, that is a true raster at the same pixel size, it also gives Q2n (best 1), the spectral "
-        "angle SAM (degrees, best 0), ERGAS (best 0), SCC, PSNR and SSIM. A reference rarely exists: to get one, "
-        "pansharpen a degraded scene and take the original as the reference.\n\n"
+        "Measures the quality of a pansharpened raster. The raster may come from any program.\n\n"
+        "Without a reference, the raster is compared with the two rasters that it was made from: whether it keeps "
+        "their colours (D_λ,K, best 0), whether it has their detail (D_s, best 0), and both in one figure (HQNR, best "
+        "1).\n\n"
+        "With a reference, which is a true raster with the same pixel size, the algorithm also computes Q2n (best 1), "
+        "the spectral angle SAM (degrees, best 0), ERGAS (best 0), SCC, PSNR and SSIM. A reference rarely exists. To "
+        "get one, pansharpen a degraded scene and use the original as the reference.\n\n"
         "The figures are logged, returned as numbers, and written to an HTML report with a picture."
     )

@@ -43,14 +43,14 @@ class BuildTileIndex(base.JobAlgorithm):
     GROUP = "Search"
     TAGS = ("search", "text", "clip", "embedding", "index", "tiles", "retrieval", "catalogue")
     HELP = (
-        "Cuts rasters into tiles and lets a vision-language model describe each by numbers, so that places can be "
-        "searched by words, by an example or by a place on the map: with Search by text, Search by example, or in the "
-        "search panel.\n\n"
-        "Rasters of the project, whole folders, mosaics and map services (XYZ, WMS; with an extent) will do. The index "
-        "is a GeoPackage, which opens as a normal layer, with a file of vectors beside it: keep the two together. Run "
-        "the same again to add what is new, to index anew what has changed, and to drop what is gone; what was "
-        "interrupted goes on where it stopped.\n\n"
-        "The starter model comes with the plugin and knows land cover and land use; larger models (Download model) "
+        "Divides rasters into tiles and describes each tile by a vector, which a vision-language model computes. The "
+        "index can then be searched by text, by an example picture or by a place on the map, with Search by text, "
+        "Search by example or the search panel.\n\n"
+        "The index can cover rasters of the project, whole folders, mosaics and map services (XYZ, WMS; they need an "
+        "extent). It is a GeoPackage, which can be opened as a normal layer, and a file of vectors beside it. Keep the "
+        "two files together. To update an index, run the algorithm again with the same settings: new rasters are "
+        "added, changed rasters are indexed again, and missing rasters are removed. An interrupted run is resumed.\n\n"
+        "The starter model comes with the plugin and knows land cover and land use. Larger models (see Download model) "
         "know much more."
     )
 

@@ -27,13 +27,14 @@ class CalibratePrompts(base.JobAlgorithm):
     GROUP = "Segmentation"
     TAGS = ("segmentation", "text", "prompt", "calibration", "threshold", "samples", "accuracy", "clip", "classes")
     HELP = (
-        "Fits a table of classes to a few places whose class you know. Some words fit everything a little: they take "
-        "too much of the map, and others too little. This finds what to add to each class, and how sure the model may "
-        "be of itself; where places left out show that it helps, also what the words mean to this model. The model "
-        "stays as it is.\n\n"
-        "Draw some ten polygons (or points) a class, spread over the scene, with a field that holds the class: by its "
-        "name in the table, another of its words, or its number. The outcome is a prompt table: open it under "
-        "“Classes” in Segment by text, or give its path.\n\n"
-        "The log and the report say how good the map is before and after. The figures after are of places that the "
-        "calibration had not seen (cross-validation), so they are what you may expect elsewhere in the scene."
+        "Adjusts a table of classes to a few places whose class you know. Some words fit almost everywhere, so their "
+        "classes take too much of the map and other classes too little. The calibration finds an offset for each class "
+        "and a scale for the confidence. If it improves the result at places that were left out, it also adapts the "
+        "meaning of the words. The model itself does not change.\n\n"
+        "Draw about ten polygons or points per class, spread over the scene, with a field that holds the class: its "
+        "name in the table, one of its synonyms, or its number. The result is a prompt table. Open it under “Classes” "
+        "in Segment by text, or enter its path.\n\n"
+        "The log and the report show the accuracy before and after. The accuracy after is measured by "
+        "cross-validation, at places that the calibration did not use. It is therefore what you can expect elsewhere "
+        "in the scene."
     )

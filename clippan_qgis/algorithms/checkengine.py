@@ -21,9 +21,10 @@ class CheckEngine(base.JobAlgorithm):
     GROUP = "Engine"
     TAGS = ("doctor", "python", "torch", "cuda", "gpu", "diagnose", "install")
     HELP = (
-        "Looks at the engine, the process that computes for CLIPPan: which Python it runs on, whether PyTorch and "
-        "GDAL work in it, which device it will use and why, and what to do where something is wrong.\n\n"
-        "The report holds nothing secret and can be pasted into an issue."
+        "Checks the engine, which is the process that does the computing for CLIPPan. The report says which Python the "
+        "engine uses, whether PyTorch and GDAL work in it, which device it will use and why, and how to solve the "
+        "problems that were found.\n\n"
+        "The report contains no confidential information and can be pasted into an issue."
     )
 
     def initAlgorithm(self, configuration=None):

@@ -43,18 +43,18 @@ class ClassifyFewSamples(base.JobAlgorithm):
         *("svm", "random forest", "diffclip", "clip", "hyperspectral", "lidar", "sar", "crops"),
     )
     HELP = (
-        "Makes a map of the classes of a few places that you know: some five to thirty points or small polygons a "
-        "class, spread over the scene, with a field that holds the class. It takes any rasters of the place together: "
-        "multispectral, hyperspectral, radar, elevation.\n\n"
-        "Which method is best depends on the scene. Left to choose, it tries them, and takes the one that is right "
-        "most often at places that were left out of the training. The log and the report say how each of them did, "
-        "and how good the map is: overall accuracy (OA), average accuracy of the classes (AA) and kappa. What is left "
-        "out is always a whole polygon or block, never a pixel beside one that was learned from, so the figures are "
-        "what you may expect elsewhere in the scene.\n\n"
-        "The map is a raster with a value a class and opens with names and colours. Beside it you can have the "
-        "confidence, and a table of areas. DiffCLIP first learns what the scene looks like, which takes minutes; "
-        "“Pre-train on a scene” does that once for several maps.\n\n"
-        "Without any samples, “Segment by text” maps classes by their names."
+        "Maps classes from a few labelled places: about five to thirty points or small polygons per class, spread over "
+        "the scene, with a field that holds the class. Any rasters of the same place can be used together, such as "
+        "multispectral, hyperspectral, radar and elevation.\n\n"
+        "Which method is best depends on the scene. By default, all methods are compared by cross-validation on your "
+        "labelled places, and the one with the highest overall accuracy makes the map. The log and the report show the "
+        "overall accuracy (OA), the average accuracy of the classes (AA) and kappa of each method. Cross-validation "
+        "leaves out whole polygons or blocks, never single pixels next to those used for training. The figures are "
+        "therefore what you can expect elsewhere in the scene.\n\n"
+        "The map is a raster with one value per class, and is loaded with class names and colours. A confidence raster "
+        "and a table of areas are optional. DiffCLIP first learns the appearance of the scene, which takes minutes. If "
+        "you make several maps of a scene, “Pre-train on a scene” does this once for all of them.\n\n"
+        "“Segment by text” maps classes by their names, without labelled places."
     )
 
     def postProcessAlgorithm(self, context, feedback):

@@ -40,9 +40,10 @@ class DownloadModel(base.JobAlgorithm):
     GROUP = "Models"
     TAGS = ("clip", "weights", "hub", "hugging face", "farslip", "remoteclip", "offline")
     HELP = (
-        "Fetches the weights of a vision-language model from the Hugging Face Hub into the cache folder, unless they "
-        "are there already. A download that was cut goes on where it stopped; what arrives is checked (sha256), and "
-        "its version is recorded, so that every later download brings the same.\n\n"
-        "The list names each model's licence and size. Without network, put the file into the offline folder that the "
-        "options name. Hub address, token, cache and offline folder: Settings ▸ Options ▸ CLIPPan."
+        "Downloads the weights of a vision-language model from the Hugging Face Hub to the cache folder, unless they "
+        "are there already. An interrupted download is resumed. The file is verified by its checksum (SHA-256), and "
+        "its version is recorded, so that later downloads get the same version.\n\n"
+        "The list shows the licence and the size of each model. On a machine without network access, put the file into "
+        "the offline folder. The address of the Hub, the access token, the cache folder and the offline folder are set "
+        "under Settings ▸ Options ▸ CLIPPan."
     )

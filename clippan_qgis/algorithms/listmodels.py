@@ -27,7 +27,8 @@ class ListModels(base.JobAlgorithm):
     GROUP = "Models"
     TAGS = ("clip", "weights", "hub", "cache", "licence", "farslip", "remoteclip")
     HELP = (
-        "Lists the vision-language models that CLIPPan knows: what each is good for, its licence and size, and whether "
-        "it is on this machine (in the cache or in the offline folder). The network is not used.\n\n"
-        "“Download model” fetches one; the options (Settings ▸ Options ▸ CLIPPan) remove one."
+        "Lists the vision-language models that CLIPPan supports: what each is suited for, its licence, its size, and "
+        "whether it is on this machine (in the cache folder or in the offline folder). Network access is not "
+        "needed.\n\n"
+        "“Download model” downloads a model. To remove one, open Settings ▸ Options ▸ CLIPPan."
     )

@@ -26,11 +26,11 @@ class PretrainScene(base.JobAlgorithm):
     GROUP = "Classification"
     TAGS = ("classification", "train", "pre-train", "diffclip", "unsupervised", "hyperspectral", "lidar", "model")
     HELP = (
-        "Learns what a scene looks like, without any labelled place: parts of it are hidden, and a network learns to "
-        "fill them in from what is around (DiffCLIP). So it gets to know which values occur together. All rasters "
-        "teach the same network.\n\n"
-        "The outcome is a small file: choose it as the pre-trained scene in “Classify from few samples”, for the same "
-        "rasters. That is worth while when you classify a scene several times, with other samples or other classes: "
-        "the long part is then done once. For a single map it is not needed, the classification does it by itself.\n\n"
-        "It takes minutes on a graphics card, and longer without one."
+        "Learns the appearance of a scene without labelled places. Parts of the scene are hidden, and a network learns "
+        "to reconstruct them from their surroundings (DiffCLIP). It thus learns which values occur together. All "
+        "rasters train the same network.\n\n"
+        "The result is a small file. Choose it as the pre-trained scene in “Classify from few samples”, with the same "
+        "rasters. This saves time if you classify a scene several times, with different labelled places or classes. It "
+        "is not needed for a single map, because the classification does the pre-training itself.\n\n"
+        "Pre-training takes minutes with a graphics card, and longer without one."
     )

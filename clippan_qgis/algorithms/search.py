@@ -90,10 +90,11 @@ class SearchByText(_Search):
     TITLE = "Search by text"
     TAGS = ("find", "text", "clip", "prompt", "retrieval", "semantic", "place", "query")
     HELP = (
-        "Finds the places of an index that fit what you write, such as “beach”, “river mouth with sandbanks” or "
-        "“greenhouses; solar panels”, the best first. The confidence says how probable it is that a place shows that, "
-        "compared with what places show in general.\n\n"
-        "Build tile index makes the index. The search panel does the same with pictures, and flies to what it finds."
+        "Finds the places of an index that best match a text, such as “beach”, “river mouth with sandbanks” or "
+        "“greenhouses; solar panels”, and lists the best match first. The confidence is the probability that a place "
+        "shows what the text says, compared with common land covers and land uses.\n\n"
+        "The index is made by Build tile index. The search panel offers the same search with previews, and zooms to "
+        "the places found."
     )
 
     def initAlgorithm(self, configuration=None):
@@ -112,7 +113,7 @@ class SearchByExample(_Search):
     TITLE = "Search by example"
     TAGS = ("find", "similar", "image", "picture", "example", "clip", "retrieval", "place")
     HELP = (
-        "Finds the places of an index that look like an example: a picture, or the tile at a place on the map. With a "
-        "text beside it, places have to fit both.\n\n"
-        "Build tile index makes the index."
+        "Finds the places of an index that look like an example: a picture, or the tile at a place on the map. If a "
+        "text is given as well, the places have to match both.\n\n"
+        "The index is made by Build tile index."
     )

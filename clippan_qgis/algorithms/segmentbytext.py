@@ -71,14 +71,15 @@ class SegmentByText(base.JobAlgorithm):
         *("clip", "map", "classes", "polygons", "vectorize"),
     )
     HELP = (
-        "Makes a map of the classes that you name: type “water; forest, trees; building, roof”, or choose a preset. No "
-        "training and no samples are needed: a vision-language model compares each place with your words.\n\n"
-        "The map is a raster with a value a class, in the order of the table, and opens with names and colours. Beside "
-        "it you can have the confidence, the probability of each class, polygons, and a table of areas.\n\n"
-        "Name all that covers a good part of the scene: each place gets the class that fits best. Other words for a "
-        "class help, and so does “Looks like”. What should rather stay unclassified than be wrong gets a confidence "
-        "under “At least”. “Calibrate prompts” fits the table to a few labelled places.\n\n"
-        "The starter model comes with the plugin; larger models (Download model) know more words and see finer."
+        "Maps the classes that you name. Type “water; forest, trees; building, roof”, or choose a preset. No training "
+        "and no samples are needed: a vision-language model compares each place with your words.\n\n"
+        "The map is a raster with one value per class, in the order of the table, and is loaded with class names and "
+        "colours. The confidence, the probability of each class, polygons and a table of areas are optional.\n\n"
+        "Name all classes that cover a large part of the scene, because each place gets the class that fits best. "
+        "Synonyms and “Looks like” improve the result. To leave uncertain places unclassified, set a minimum "
+        "confidence under “At least”. “Calibrate prompts” adjusts the table to a few labelled places.\n\n"
+        "The starter model comes with the plugin. Larger models (see Download model) know more words and show finer "
+        "detail."
     )
 
     def __init__(self):

@@ -32,12 +32,13 @@ class SetUpEngine(base.Algorithm):
     GROUP = "Engine"
     TAGS = ("install", "python", "torch", "pytorch", "pip", "environment", "cuda", "gpu")
     HELP = Message(
-        "Makes the environment that the engine runs in: PyTorch and its companions, in a folder of its own beside "
-        "QGIS's Python. QGIS's own Python and other plugins are not touched.\n\n"
-        "This downloads 0.3 GB (processor only) to 3 GB (NVIDIA graphics card) and needs up to three times as much "
-        "disk. QGIS's proxy and certificates are used. A run that was cancelled or cut off goes on where it "
-        "stopped.\n\nThe folder is chosen under {options}. Whoever has a Python with PyTorch and GDAL already can "
-        "name it there and needs no set-up.",
+        "Installs the environment of the engine: PyTorch and the packages that it needs, in a separate folder. QGIS's "
+        "own Python and other plugins are not changed.\n\n"
+        "The download is 0.3 GB (processor only) to 3 GB (NVIDIA graphics card), and the installation needs up to "
+        "three times as much disk space. The proxy and the certificates of QGIS are used. An interrupted set-up is "
+        "resumed.\n\n"
+        "The folder is set under {options}. If you already have a Python with PyTorch and GDAL, choose it there "
+        "instead; the set-up is then not needed.",
         options=OPTIONS,
     )
 

@@ -83,16 +83,16 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
     GROUP = "Models"
     TAGS = ("train", "fine-tune", "clip", "farslip", "model", "segmentation", "classes", "regions")
     HELP = (
-        "Makes a model of your own from one of the list and from polygons whose class you know: one that tells the "
-        "places in a picture apart better, in your raster and for your classes. It is trained as FarSLIP is: first the "
-        "parts of a picture have to look to the model like what they are alone, then each object has to fit the words "
-        "of its class better than those of the others.\n\n"
-        "The outcome is a folder: choose it as “Own model” in Segment by text, Calibrate prompts and Build tile "
+        "Trains a model of the list on polygons whose class you know, so that it better distinguishes the places "
+        "within a picture, in your raster and for your classes. The training has two stages, as in FarSLIP. In stage "
+        "1, the model learns to describe each part of a picture as it describes that part on its own. In stage 2, it "
+        "learns to match each object with the words of its class rather than with those of other classes.\n\n"
+        "The result is a folder. Choose it as “Own model” in Segment by text, Calibrate prompts and Build tile "
         "index.\n\n"
-        "This is for small trainings: some hundred polygons and the starter model, which take minutes to an hour "
-        "without a graphics card. Larger ones, with many rasters or pictures with captions, run outside of QGIS: "
-        "“clippan train clip”. If the words are known but some classes take too much of the map, Calibrate prompts "
-        "is quicker."
+        "The algorithm is meant for small trainings. With some hundred polygons and the starter model, a training "
+        "takes minutes to an hour without a graphics card. For larger trainings, with many rasters or with captioned "
+        "pictures, use “clippan train clip” on the command line. If the model knows the words but some classes take "
+        "too much of the map, Calibrate prompts is faster."
     )
 
     def __init__(self):
