@@ -455,24 +455,25 @@ def of_language(results: Results) -> str:
     better, worse, noise = (words.count(word) for word in ("better", "worse", "within the noise"))
     text = (
         f"**Language, beside all other terms:** of {len(words)} differences ({len(FULL) + len(REDUCED)} figures "
-        f"of each network) {better} are better beyond doubt of the seeds (Student's t, p < 0.05), {worse} are worse, "
-        f"{len(words) - better - worse - noise} lean to one side and {noise} are within the noise. With so many "
-        f"differences {len(words) * 0.05:.0f} would pass that test by chance, and figures that share a part (HQNR and "
-        "QNR are made of the distortions) pass it together."
+        f"of each network) {better} are significantly better over the seeds (Student's t, p < 0.05), {worse} are "
+        "worse, "
+        f"{len(words) - better - worse - noise} tend to one side and {noise} are within the noise. With so many "
+        f"differences {len(words) * 0.05:.0f} would pass this test by chance, and related figures (HQNR and QNR are "
+        "computed from the distortions) pass it together."
     )
     if certain:
-        text += f" Beyond doubt: {', '.join(certain)}; {len(certain) - len(matters)} of these {len(certain)} are "
-        text += "smaller than what another seed changes (the standard deviation in the tables)."
+        text += f" Significant: {', '.join(certain)}; {len(certain) - len(matters)} of these {len(certain)} are "
+        text += "smaller than the difference between seeds (the standard deviation in the tables)."
     good, bad = matters.count("better"), matters.count("worse")
     if good > bad:
         text += " So language adds something here; the tables say how much."
     elif bad > good:
         text += " **So language does more harm than good here.**"
     else:
-        text += " **So in this setting language adds nothing that matters.**"
+        text += " **So language adds nothing that matters in this setting.**"
     return text + (
-        f" Its effect on PSNR, with the interval of p = 0.05: {', '.join(least)}; the paper's is {PUBLISHED:+.2f} dB "
-        "(by notes on it: ArbRPN, WorldView-3, one scale down)."
+        f" Its effect on PSNR, with the 95 % interval: {', '.join(least)}; the paper's is {PUBLISHED:+.2f} dB "
+        "(according to notes on it: ArbRPN, WorldView-3, one scale down)."
     )
 
 
@@ -502,8 +503,8 @@ def beside(results: Results, references: Mapping[str, Sequence[Mapping[str, floa
     behind = [row for row, runs in rows.items() if np.mean([one["Q2n"] for one in runs]) < classical[0]["Q2n"]]
     return (
         f"Of the {len(rows)} rows of trained networks below, {len(behind)} have a lower Q2n one scale down than "
-        f"{REFERENCES[0].value}, which needs no training: so short a training makes no good network, and the tables "
-        "compare terms, not methods."
+        f"{REFERENCES[0].value}, which needs no training. Such a short training does not give a good network; the "
+        "tables compare terms, not methods."
     )
 
 
@@ -512,15 +513,15 @@ def document(results: Results, details: Mapping[str, Any], trial: str) -> str:
     model = find_model(CLIP)
     sha256 = weights_sha256(model, model.path, Context())
     parts = [
-        "# What each term of the loss is worth",
+        "# What each term of the loss contributes",
         f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__}, "
         f"GDAL {gdal.__version__} on {platform.machine()}, by `python benchmarks/ablation.py --data DATA --work FOLDER "
-        "--write docs/ablation.md`. The figures and the words about them are printed by that script.",
-        f"**The CLIP is not the paper's.** It is `{CLIP}` ({model.label}, sha256 `{sha256}`), the small one that ships "
-        "with CLIPPan: it was trained on land cover and land use only, and has hardly seen the words of the published "
-        "sentences. The paper used OpenAI's ViT-B/32, which was not at hand where this was measured. So these "
-        "tables say what language adds with the CLIP that users have without a download, and neither confirm nor "
-        "refute the paper.",
+        "--write docs/ablation.md`. The script prints both the figures and the text about them.",
+        f"**The CLIP is not the paper's.** It is `{CLIP}` ({model.label}, sha256 `{sha256}`), the small one that "
+        "comes with CLIPPan. It was trained on land cover and land use only, and has hardly seen the words of the "
+        "published sentences. The paper used OpenAI's ViT-B/32, which was not available for these measurements. So "
+        "these tables show what language adds with the CLIP that users have without a download; they neither "
+        "confirm nor refute the paper.",
     ]
     parts += ["## What the numbers say", of_language(results)]
     words = of_sentence(results)
@@ -530,10 +531,10 @@ def document(results: Results, details: Mapping[str, Any], trial: str) -> str:
     parts += ["Differences are between runs of the same seed, mean ± standard deviation over the seeds:"]
     parts += ["\n".join(sentences(results))]
     parts += [
-        "“Within the noise”: the mean difference is smaller than its standard deviation. “Not certain”: larger, but "
-        "Student's t for the seeds gives p > 0.05. Seeds are not scenes: there are three test scenes, one a "
-        "sensor, so all this holds for them. D_s, QNR and HQNR are nearest to what L_QNR trains on, and are no judges "
-        "of it; the figures one scale down are against a truth that no run saw.",
+        "“Within the noise” means that the mean difference is smaller than its standard deviation. “Not certain” "
+        "means that it is larger, but Student's t over the seeds gives p > 0.05. Seeds are not scenes: there are "
+        "three test scenes, one per sensor, and the results hold for them. D_s, QNR and HQNR are closest to what "
+        "L_QNR optimises, so they cannot judge it; the figures one scale down are against a truth that no run saw.",
     ]
     for network in BACKBONES:
         label = networks.NETWORKS[network].label
@@ -552,7 +553,8 @@ def document(results: Results, details: Mapping[str, Any], trial: str) -> str:
         references = details["references"]
         parts += [
             f"## {label} ({options}; {count:,} parameters)",
-            f"Full resolution, mean ± standard deviation over {len(SEEDS)} seeds, of means over the sensors.{own}",
+            f"At full resolution, mean ± standard deviation over {len(SEEDS)} seeds of the means over the "
+            f"sensors.{own}",
             table(FULL, {**rows, **references}),
             "One scale down, against the true MS:",
             table(REDUCED, {**rows, **references}),
@@ -569,21 +571,25 @@ def how(plan: Plan, seconds: Mapping[str, float], stage: str, teacher: int) -> s
     """What was trained, on what, and how long."""
     trained, tested = (", ".join(f"`{name}`" for name in names) for names in (TRAINED, TEST))
     lines = [
-        f"- Trained on the scenes of {trained}: a sensor is drawn, then one of its scenes. Tested on the middle "
-        f"{EDGE} × {EDGE} PAN pixels of {tested}, whose sensors no training saw. Crops from public repositories, "
-        "mostly without a licence, so not published here. MS is registered to PAN, as CLIPPan does by default.",
+        f"- Trained on the scenes of {trained}: first a sensor is drawn, then one of its scenes. Tested on the central "
+        f"{EDGE} × {EDGE} PAN pixels of {tested}, whose sensors no training saw. The scenes are crops from public "
+        "repositories, mostly without a licence, and are therefore not published here. MS is registered to PAN, as "
+        "CLIPPan does by default.",
         f"- {plan.steps} steps of {plan.batch} patches of {plan.size} × {plan.size} PAN pixels (4 bands, ratio 4), "
-        f"AdamW, rate up to {plan.rate:g}, falling to 0, gradients clipped to norm 1, running average kept. "
-        "That is far from convergence on a GPU; the paper trains for about 1000 iterations. "
+        f"AdamW, rate up to {plan.rate:g}, falling to 0, gradients clipped to norm 1, with a running average of the "
+        "weights. This is far from a converged training on a GPU; the paper trains for about 1000 iterations. "
         f"Seeds {', '.join(map(str, SEEDS))}.",
-        "- Weights: " + "; ".join(f"{key} {value:g}" for key, value in WHOLE.items()) + ". The paper's are not known; "
-        "1 is a plain sum. L_spat has its φ fitted to each scene, not learned.",
+        "- Weights: "
+        + "; ".join(f"{key} {value:g}" for key, value in WHOLE.items())
+        + ". Those of the paper are not known; 1 gives a plain sum. The φ of L_spat is fitted to each scene, not "
+        "learned.",
         f"- The teacher of the pseudo-supervision is a PNN ({teacher:,} parameters) trained by the same command at "
         f"reduced resolution (L1 to the true MS, {plan.teacher_steps} steps of {plan.teacher_batch} patches of "
-        f"{plan.teacher_size} pixels), once for all runs. It has seen truths one scale down, as the paper's has.",
+        f"{plan.teacher_size} pixels), once for all runs. It has seen truths one scale down, like the teacher in the "
+        "paper.",
         f"- Stage I: {plan.stage_steps} steps of {plan.stage_batch} scenes, once for all runs. Last losses: {stage} "
-        "(guessing gives inter a loss of ln 3 = 1.099). So ± over seeds is about first weights and patches alone.",
-        "- Seconds of processor time a run (one thread of a shared machine): "
+        "(guessing gives inter a loss of ln 3 = 1.099). So the ± over seeds reflects only initial weights and patches.",
+        "- Seconds of processor time per run (one thread of a shared computer): "
         + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
         + ".",
     ]
@@ -606,9 +612,10 @@ def trial(data: Path, work: Path, plan: Plan) -> str:
         rows[f"L_d × {weight:g}"] = [by_sensor(figures)]
     best = max(rows, key=lambda row: rows[row][0]["Q2n"])
     text = (
-        f"Other weights of L_d, on `{VALIDATION}`, whose sensor no training has seen: PNN, seed 0, spec + spat + L_d. "
-        f"The weight of the runs above, {LANGUAGE:g}, was set beforehand; none was chosen on the test's scenes. "
-        f"The best Q2n has {best}; one seed cannot tell differences as small as these.\n\n"
+        f"Other weights of L_d, tested on `{VALIDATION}`, whose sensor no training has seen: PNN, seed 0, spec + "
+        "spat + L_d. "
+        f"The weight of the runs above, {LANGUAGE:g}, was set beforehand; none was chosen on the test scenes. The "
+        f"best Q2n is reached with {best}; one seed cannot show differences as small as these.\n\n"
         + table(("HQNR", "D_lambda_K", "D_s", "HP_correlation", *REDUCED), rows)
     )
     known.write_text(text)

@@ -163,12 +163,13 @@ def main() -> None:
     command = shlex.join(["python", "benchmarks/adapt.py", *sys.argv[1:]])
     text = "\n\n".join(
         [
-            "# What adapting the fusion model to a scene brings",
-            "How to do it: [adapting.md](adapting.md).",
+            "# What adapting the fusion model to a scene gains",
+            "How to adapt: [adapting.md](adapting.md).",
             f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__} on "
             f"{count_threads(options.threads)} cores ({platform.machine()}), by `{command}`. "
             f"CLIP: {options.clip or 'none'}.",
-            "Each row: before → after. HQNR, D_lambda_K, D_s and HP_correlation at full resolution, without a "
+            "Each cell shows the figure before → after the adaptation. HQNR, D_lambda_K, D_s and HP_correlation at "
+            "full resolution, without a "
             "reference; Q2n, SAM (degrees) and ERGAS one scale down, against the original MS. Higher is better for "
             "HQNR, HP_correlation and Q2n.",
             table(rows),

@@ -139,38 +139,39 @@ def report(
     """The page."""
     command = f"python benchmarks/alignment.py --sites {' '.join(options.sites)} --write docs/alignment.md"
     found = [
-        "left out", "student", "sensor asks for its picture", "picture asks for the sensor's", "before the first step",
+        "left out", "student", "sensor finds its picture", "picture finds its sensor chip", "before the first step",
         "by chance", "cosine to the teacher", "same word as the teacher",
     ]  # fmt: skip
     parts = [
-        "# Alignment of other sensors, measured",
-        f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__} on one thread of "
-        f"{platform.machine()} ({platform.system()}), by `{command}`; the alignments took {spent:.0f} s in all.",
-        "The teacher is the starter CLIP on the sites' pictures in natural colours (TerraMesh `S2RGB`), the students "
-        "see `S2L2A` (12 bands) or `S1RTC` (VV and VH in dB). Of the three sites of 224 × 224 pixels two are learned "
-        f"from, in overlapping chips of {SIZE} × {SIZE} pixels ({done.chips}), and the third is measured with, in "
-        f"{done.held} chips that do not overlap; nothing of it had part in the training, nor in the range of the "
-        f"bands' values. {options.steps} steps of {options.batch} chips; weights: mse 1, cosine 1, contrast 0.1, label "
+        "# Measured: alignment of other sensors",
+        f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__} with one thread "
+        f"on {platform.machine()} ({platform.system()}), by `{command}`; all alignments together took {spent:.0f} s.",
+        "The teacher is the starter CLIP, which sees the pictures of the sites in natural colours (TerraMesh "
+        "`S2RGB`). The students see `S2L2A` (12 bands) or `S1RTC` (VV and VH in dB). Two of the three sites of 224 "
+        "× 224 pixels are used for training, in overlapping chips of {SIZE} × {SIZE} pixels ({done.chips}). The "
+        "third is used to measure, in {done.held} chips that do not overlap; nothing from it was used in the "
+        "training or for the value ranges of the bands. {options.steps} steps of {options.batch} chips; weights: "
+        "mse 1, cosine 1, contrast 0.1, label "
         "0.05.",
-        "## Finding each other",
+        "## Retrieval",
         "Recall at 1 / 5 / 10 in percent, among the chips of the site that was left out.",
         table(found, 2, rows),
-        f"In the last two rows no site is left out, but the lower {STRIP:.0%} of the first two: {strips.held} chips "
-        f"beside the land that was learned from ({strips.chips} chips).",
-        "The student for Sentinel-2 begins as the teacher, as red, green and blue are among its bands: the column "
-        "before the first step says how much of its recall is that start. The one for Sentinel-1 begins as the teacher "
-        "of a grey picture.",
+        "In the last two rows no site is left out, but a strip at the bottom of the first two, the lower "
+        f"{STRIP:.0%}: {strips.held} chips next to the land used for training ({strips.chips} chips).",
+        "The student for Sentinel-2 starts as the teacher, because red, green and blue are among its bands; the "
+        "column “before the first step” shows how much of its recall comes from that. The student for Sentinel-1 "
+        "starts as the teacher of a grey picture.",
         "## Land cover",
-        f"By words alone ({', '.join(COVER.values())}), of the chips of which one class covers half or more. The last "
-        "column is what saying the commonest class everywhere would reach.",
-        table(["left out", "student", "chips", "teacher right", "student right", "commonest class"], 2, covers),
+        f"Classified by words alone ({', '.join(COVER.values())}), for the chips in which one class covers half or "
+        "more. The last column is the accuracy of always choosing the most common class.",
+        table(["left out", "student", "chips", "teacher right", "student right", "most common class"], 2, covers),
         "## Text search over Sentinel-1",
         "`clippan index` of the Sentinel-1 raster of the site that was left out, with the student as `--model`, and "
-        "`clippan search` by a word: how much of the first five places is of that class, and how much of the site. "
+        "`clippan search` by a word: the share of the class in the first five places, and in the whole site. "
         "(No class of the site in snow covers between 2 and 95 % of it.)",
         table(["left out", "text", "in the first five places", "everywhere"], 2, searches),
-        "What these figures do not say: two small sites are far too few for a student that is good anywhere. They show "
-        "that the machinery works, and by how much two sites help on a third that is unlike them.",
+        "Two small sites are far too few for a student that is good elsewhere. The figures show that the method "
+        "works, and how much two sites help on a third that is different.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -86,10 +86,10 @@ def main() -> None:
         return
     command = f".venv/bin/python benchmarks/confidence.py {' '.join(sys.argv[1:])}".strip()
     lines = [
-        "# How far the confidence can be believed",
+        "# How reliable the confidence is",
         "",
-        f"Measured on {datetime.date.today()} with the starter model on the held-out tenth, by `{command}`. All pairs "
-        "of a picture and a class's prompt; a pair is right if the picture is of that class.",
+        f"Measured on {datetime.date.today()} with the starter model on the held-out tenth, by `{command}`. All "
+        "pairs of a picture and the prompt of a class are counted; a pair is right if the picture shows that class.",
         "",
         "| confidence | EuroSAT: pairs | mean confidence | right | UC Merced: pairs | mean confidence | right |",
         "|---|---|---|---|---|---|---|",

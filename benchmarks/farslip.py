@@ -341,7 +341,7 @@ def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, flo
 
 def told(label: str, mean: float, certain: bool) -> str:
     """A difference in words."""
-    return f"{label} **{mean:+.1f}**" if certain else f"{label} {mean:+.1f} (may be chance)"
+    return f"{label} **{mean:+.1f}**" if certain else f"{label} {mean:+.1f} (not significant)"
 
 
 def verdict(base: str, results: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
@@ -358,11 +358,11 @@ def verdict(base: str, results: Mapping[str, Sequence[Mapping[str, float]]]) -> 
 
     lines = []
     for title, one, other in (
-        ("Patch to patch against patch to CLS", PATCH, CLS),
-        ("Patch to patch against the contrast alone", PATCH, CONTRAST),
-        ("Patch to patch against no training", PATCH, NOTHING),
-        ("Patch to CLS against the contrast alone", CLS, CONTRAST),
-        ("Stage 2 on top of stage 1", BOTH, PATCH),
+        ("Patch to patch compared with patch to CLS", PATCH, CLS),
+        ("Patch to patch compared with the contrastive loss alone", PATCH, CONTRAST),
+        ("Patch to patch compared with no training", PATCH, NOTHING),
+        ("Patch to CLS compared with the contrastive loss alone", CLS, CONTRAST),
+        ("Stage 2 after stage 1, compared with stage 1", BOTH, PATCH),
     ):
         if {one.name, other.name} <= set(results):
             parts = []
@@ -372,8 +372,8 @@ def verdict(base: str, results: Mapping[str, Sequence[Mapping[str, float]]]) -> 
             lines.append(f"- {title}: {'; '.join(parts)}.")
     if CLS.name not in results:
         lines.append(
-            "- Patch to CLS is no row here: this model pools by the mean and projects linearly, so that the mean of a "
-            "crop's cells *is* its pooled vector, and both distillations are the same."
+            "- There is no row for patch to CLS: this model pools by the mean and projects linearly, so the mean of "
+            "a crop's cells *is* its pooled vector, and both distillations are the same."
         )
         return ["\n".join(lines)]
     apart = [difference(of(PATCH, measure), of(CLS, measure)) for measure in ("mean IoU", "pixels")]
@@ -382,22 +382,23 @@ def verdict(base: str, results: Mapping[str, Sequence[Mapping[str, float]]]) -> 
     claims = []
     for name, row in (("patch to patch", PATCH), ("patch to CLS", CLS)):
         lost = " and ".join(lowered(row))
-        claims.append(f"{name} costs {lost or 'nothing that three seeds can tell'}")
+        claims.append(f"{name} costs {lost or 'nothing significant over three seeds'}")
     beside = {
         (True, False): "better than",
         (False, True): "worse than",
         (True, True): "better by one figure and worse by the other than",
-        (False, False): "not to be told from",
+        (False, False): "not significantly different from",
     }[better, worse]
     end = (
         "That agrees with the paper."
         if better and not worse and not lowered(PATCH)
-        else "That does not bear out the paper's claim in this small setting (a transformer of two million parameters "
-        "that was made in minutes, and a short training), and says little of a ViT-B and millions of pictures."
+        else "This does not confirm the paper's claim in this small setting (a transformer of two million "
+        "parameters made in minutes, and a short training), and says little about a ViT-B and millions of pictures."
     )
     lines.append(
         "- **The claim.** The paper says that patch to CLS distillation costs semantic coherence and patch to patch "
-        f"does not. Here, beside the contrast alone, {claims[0]}, and {claims[1]}; in segmentation patch to patch is "
+        f"does not. Here, compared with the contrastive loss alone, {claims[0]}, and {claims[1]}; in segmentation "
+        "patch to patch is "
         f"{beside} patch to CLS. {end}"
     )
     return ["\n".join(lines)]
@@ -420,17 +421,18 @@ def section(base: str, results: Mapping[str, Sequence[Mapping[str, float]]]) -> 
 def report(sections: Sequence[str], plan: Plan, seeds: Sequence[int], counts: str, command: str) -> str:
     """The page."""
     parts = [
-        "# FarSLIP: what distillation to patches is worth here",
+        "# FarSLIP: what patch-to-patch distillation contributes here",
         f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__} on "
-        f"{platform.machine()}, by `{command}`. In percent; mean ± standard deviation of seeds "
+        f"{platform.machine()}, by `{command}`. Figures are in percent, as mean ± standard deviation over seeds "
         f"{', '.join(map(str, seeds))}.",
-        f"All runs take {plan.steps} steps a stage of {plan.batch} pictures, with {plan.crops} crops of each (in stage "
-        f"2 at most {plan.crops} objects), rate {plan.rate:g}; the weight of the distillation is {plan.weight:g} "
-        "(published 0.1, for some thousand times as many steps); the text tower is frozen. Trained on "
-        f"{counts}. Measured on the held-out tenth of EuroSAT and UC Merced by the names of classes, and on ten Dubai "
-        "pictures that no training saw, by five prompts, 64 of their pixels enlarged to the network's input. The "
-        "seconds of the last row are those of stage 2 alone.",
-        "Differences below are in points and paired by seeds; bold ones exceed the 95 % bound of Student's t.",
+        f"All runs take {plan.steps} steps per stage, each of {plan.batch} pictures, with {plan.crops} crops of each "
+        f"(in stage 2, at most {plan.crops} objects), rate {plan.rate:g}; the weight of the distillation is "
+        f"{plan.weight:g} "
+        "(0.1 in the paper, for some thousand times as many steps); the text tower is frozen. The models are "
+        "trained on {counts}. They are measured on the held-out tenth of EuroSAT and UC Merced, by the names of the "
+        "classes, and on ten Dubai pictures that no training saw, by five prompts, with 64 of their pixels enlarged "
+        "to the network's input. The seconds in the last row are those of stage 2 alone.",
+        "Differences are in percentage points and paired by seed; those in bold are significant at 95 % (Student's t).",
         *sections,
         "How to train: [training_clip.md](training_clip.md).",
     ]

@@ -303,7 +303,7 @@ def methods(ablation: bool) -> dict[str, Any]:
             found[f"{method.value} on CLIP's features of RGB (×{zoom})"] = other(method, kind)
     if ablation:
         found |= {
-            "– pre-training (encoder as it begins)": ours(steps=0),
+            "– pre-training (untrained encoder)": ours(steps=0),
             "– sharing (an encoder for each modality)": ours(size=replace(NetworkSize(), shared=False)),
             "– encoder (components only)": ours(encoded=False),
             "– components' means (encoder only)": ours(scales=()),
@@ -377,17 +377,19 @@ def document(scenes: Sequence[Scene], options: argparse.Namespace, results: dict
     clocks = [json.loads(path.read_text(encoding="utf-8")) for path in options.work.glob("*-shared-None.json")]
     parts = [
         "# DiffCLIP and its baselines with few samples",
-        f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__}, on one thread of "
-        f"{os.cpu_count()} ({platform.machine()}), by `{command}`. Overall accuracy, average accuracy and kappa in "
-        f"percent, each mean ± standard deviation of {options.seeds} seeds that draw the samples ({options.first} to "
+        f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__}, with one of "
+        f"{os.cpu_count()} threads ({platform.machine()}), by `{command}`. Overall accuracy, average accuracy and "
+        f"kappa in percent, each as mean ± standard deviation over {options.seeds} seeds that draw the samples "
+        f"({options.first} to "
         f"{options.first + options.seeds - 1}; seeds of 100 and more were used to choose settings).",
-        "Samples are drawn from all labelled pixels at random, as is usual for these scenes; near pixels are alike, so "
-        "the figures of **all** methods that see a neighbourhood are higher than on another scene. DiffCLIP's encoder "
-        "is pre-trained once on each scene (seed 0, without labels, on all pixels, those tested included), and used "
+        "Samples are drawn at random from all labelled pixels, as is usual for these scenes. Neighbouring pixels "
+        "are alike, so the figures of **all** methods that use a neighbourhood are higher than they would be on "
+        "another scene. DiffCLIP's encoder "
+        "is pre-trained once on each scene (seed 0, without labels, on all pixels including those tested), and used "
         "for all shots and seeds"
-        + (f"; that took {min(clocks):.0f} to {max(clocks):.0f} s of one core." if clocks else ".")
-        + " CLIP is the starter model, whose dense features are taken of the picture enlarged ×4 and ×8. Of a class "
-        "with few pixels (oats: 20) at most half is learned from.",
+        + (f"; this took {min(clocks):.0f} to {max(clocks):.0f} s of one core." if clocks else ".")
+        + " CLIP is the starter model, whose dense features are computed on the picture enlarged ×4 and ×8. Of a "
+        "class with few pixels (oats: 20), at most half are used for training.",
     ]
     for scene in scenes:
         counts = ", ".join(f"{len(values)}" for values in scene.modalities)
@@ -424,11 +426,11 @@ def bars(scene: Scene, options: argparse.Namespace, results: dict[str, Any]) -> 
         ahead = own - mean("SVM, spectra and 9×9 means", shots)
         seen = [mean(name, shots) for name in methods(False) if "RGB" in name]
         seen = [value for value in seen if np.isfinite(value)]
-        line = f"{shots} shots: {ahead:+.1f} on the SVM with means"
+        line = f"{shots} shots: {ahead:+.1f} over the SVM with means"
         if scene.name.startswith("Indian"):
-            line += f" ({own - BARS[shots]:+.1f} on the {BARS[shots]} of the plan)" if shots in BARS else ""
-        said.append(line + (f", {own - max(seen):+.1f} on the best of CLIP on RGB" if seen else ""))
-    told = ["DiffCLIP is ahead by points of OA: " + "; ".join(said) + "."]
+            line += f" ({own - BARS[shots]:+.1f} over the {BARS[shots]} planned)" if shots in BARS else ""
+        said.append(line + (f", {own - max(seen):+.1f} over the best of CLIP on RGB" if seen else ""))
+    told = ["DiffCLIP's lead in points of OA: " + "; ".join(said) + "."]
     rows = []
     for name in methods(options.ablation):
         if name.startswith("–") and len(of_seeds(scene, name, options.shots[0], options, results)):
@@ -439,10 +441,10 @@ def bars(scene: Scene, options: argparse.Namespace, results: dict[str, Any]) -> 
             gains = [own - without for own, without in pairs]
             rows.append([name.removeprefix("– "), *(f"{gain.mean():+.1f} ± {gain.std():.1f}" for gain in gains)])
     if rows:
-        head = [["what the part is worth in OA", *(f"{shots} shots" for shots in options.shots)]]
+        head = [["what the part contributes to OA", *(f"{shots} shots" for shots in options.shots)]]
         head.append(["---"] * len(head[0]))
         told.append("\n".join("| " + " | ".join(row) + " |" for row in [*head, *rows]))
-        told.append("With and without the part on the same samples: mean ± standard deviation of the difference.")
+        told.append("Difference with and without the part on the same samples, as mean ± standard deviation.")
     return told
 
 

@@ -282,25 +282,27 @@ def main() -> None:
         "# Quality of the methods",
         f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__}, "
         f"GDAL {gdal.__version__} on {platform.machine()}, by `{command}`. "
-        "Higher is better but for SAM (degrees), ERGAS, D_lambda_K and D_s. Means over sensors; in brackets the number "
-        "of pairs.",
-        "One scene is that of the demo; the others are crops from public repositories, mostly without "
-        "a licence, so they are not published here (`--pairs` takes any folder of the same layout). More than half of "
-        "them have MS and PAN shifted against each other by over half a PAN pixel. "
+        "Higher is better, except for SAM (degrees), ERGAS, D_lambda_K and D_s. Figures are means over sensors; the "
+        "number of pairs is in brackets.",
+        "One scene is that of the demo. The others are crops from public repositories, mostly without a licence, so "
+        "they are not published here (`--pairs` takes any folder of the same layout). In more than half of them, MS "
+        "and PAN are displaced by more than half a PAN pixel. "
         + (
             "Nothing is registered here."
             if options.unregistered
             else "CLIPPan registers MS to PAN by default, as in these tables; GDAL trusts the coordinates. "
-            "The figures of both allow for the shift."
+            "The figures of both take the shift into account."
         ),
-        f"`{LEFT_OUT}` is the network of a training that never saw the pair's sensor, which is what to expect of "
-        "sensors that are not in this table; `clippan` is the one that ships, trained on these sensors too."
+        f"`{LEFT_OUT}` is a network whose training never saw the sensor of the pair; expect this quality for sensors "
+        "that are not in the table. `clippan` is the network that comes with CLIPPan, which was trained on these "
+        "sensors, too."
         if options.runs
         else "`clippan` is the network that ships. It was trained on these sensors, most of these pairs among them, so "
         "of other sensors expect less; `--runs` measures that.",
-        "Mind the row of cubic: it adds no detail, which HQNR does not punish and HP_correlation shows. Most bands of "
-        "the Landsat pairs lie beyond PAN's range: what PAN shows is not there to be found in them, so a low "
-        "HP_correlation is right; gdal_pansharpen gives them PAN's detail all the same, and Q2n shows the price.",
+        "Note the row of cubic: it adds no detail, which HQNR does not penalise but HP_correlation shows. Most "
+        "bands of the Landsat pairs are outside PAN's spectral range and do not contain what PAN shows, so a low "
+        "HP_correlation is right for them. gdal_pansharpen gives them PAN's detail all the same, and Q2n shows the "
+        "cost.",
     ]
     if full:
         parts += ["## Full resolution, without a reference", means(full, FULL)]
@@ -309,7 +311,10 @@ def main() -> None:
         parts += [detail(wald, "Q2n"), detail(wald, "SAM")]
     if ready:
         count = len({case.name for _, case in ready})
-        parts += [f"## Ready-made reduced pairs ({count}), against the reference they bring", means(ready, REDUCED)]
+        parts += [
+            f"## Ready-made reduced pairs ({count}), against the reference that comes with them",
+            means(ready, REDUCED),
+        ]
     text = "\n\n".join(parts) + "\n"
     print(text)
     if options.write:

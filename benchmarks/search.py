@@ -130,8 +130,8 @@ def queries(folder: Path, count: int) -> list[str]:
         f"| the first search, which opens the index | {found['first']:.2f} s |",
         f"| the matrix on disk | {matrix / 2**20:.0f} MiB |",
         f"| the GeoPackage | {Path(path).stat().st_size / 2**20:.0f} MiB |",
-        f"| memory of that process after its searches: its own, with torch | {found['own'] / 2**20:.0f} MiB |",
-        f"| mapped from files (matrix, libraries), which it can give back | {found['mapped'] / 2**20:.0f} MiB |",
+        f"| private memory of that process after its searches, including torch | {found['own'] / 2**20:.0f} MiB |",
+        f"| memory mapped from files (matrix, libraries), which can be released | {found['mapped'] / 2**20:.0f} MiB |",
         f"| writing such an index (GeoPackage and matrix, without a model) | {built:.0f} s |",
         "",
     ]
@@ -170,11 +170,11 @@ def throughput(folder: Path, model: str, size: int) -> list[str]:
     return [
         f"## Indexing {len(tiles):,} tiles of a {size}² raster (4 bands, uint16, DEFLATE), model {model}",
         "",
-        "| | tiles/s, median of 3 in turns |",
+        "| | tiles/s, median of 3 alternating runs |",
         "|---|---|",
         f"| the bare model, pictures in memory | {bare:.1f} |",
         f"| `clippan index`: read, stretch, embed, store | {index:.1f} |",
-        f"| of the bare model | {index / bare:.0%} |",
+        f"| share of the bare model | {index / bare:.0%} |",
         "",
     ]
 
@@ -201,11 +201,11 @@ def warm(index: str) -> list[str]:
     worker.wait()
     later = 1000 * np.array(seconds[1:])
     return [
-        "## A search in QGIS: the engine's process, with the model and the index above",
+        "## A search in QGIS, in the engine process, with the model and the index above",
         "",
         "| | |",
         "|---|---|",
-        f"| the first search, with the start of the engine | {seconds[0]:.1f} s |",
+        f"| the first search, including the start of the engine | {seconds[0]:.1f} s |",
         f"| later ones, median of 20 | {np.median(later):.0f} ms |",
         f"| the slowest of them | {later.max():.0f} ms |",
         "",

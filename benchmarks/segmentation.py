@@ -177,13 +177,13 @@ def main() -> None:
             rows.append(row(label, found))
             print(rows[-1], flush=True)
         found = without_dense(where, PROMPTS, edge, options.model)
-        rows.append(row("without dense path: windows by their vector", found))
+        rows.append(row("without dense features: one vector per window", found))
         print(rows[-1], flush=True)
         changes: list[tuple[str, dict[str, Any]]] = [
             ("as it is", {}),
             ("without refinement", {"refinement": Refinement.NONE}),
-            ("with CLS bias −0.3", {"bias": -0.3}),
-            ("with flips", {"flips": True}),
+            ("with a bias of −0.3", {"bias": -0.3}),
+            ("with mirrored pictures", {"flips": True}),
             (f"windows of {edge} only", {"window": (edge,)}),
             (f"windows of {edge * 2} only", {"window": (edge * 2,)}),
         ]
@@ -217,28 +217,28 @@ def main() -> None:
         print(cover, flush=True)
     text = "\n\n".join(
         [
-            "# Segment by text, measured",
+            "# Measured: Segment by text",
             f"Measured on {datetime.date.today()} with CLIPPan {__version__} and the model {options.model} by "
-            f"`python benchmarks/segmentation.py`, in {time.monotonic() - began:.0f} s on this machine's CPU.",
+            f"`python benchmarks/segmentation.py`, in {time.monotonic() - began:.0f} s on the CPU of this computer.",
             f"## Dubai, {len(where)} pictures with masks",
-            "The starter model was not trained on them, but on others of the same six places; what is known of places "
-            "that it has not seen is in `resources/starter-clip/README.md`, and it is less good there. They have no "
-            f"coordinates. Prompts: `{PROMPTS}`. Windows of {edge} and {edge * 2} pixels, averaged; that two sizes "
-            "are the default was decided with the rows below in sight, so these figures flatter a little.",
+            "The starter model was not trained on these pictures, but on others of the same six places. For places "
+            "that it has not seen, see `resources/starter-clip/README.md`; it is less good there. The pictures have "
+            "no coordinates. Prompts: `{PROMPTS}`. Windows of {edge} and {edge * 2} pixels are averaged. Two sizes "
+            "became the default after looking at the rows below, so these figures are slightly optimistic.",
             markdown(header, rows),
-            f"## What each trick is worth: {len(some)} of them",
-            "One setting changed at a time. For transformers the bias is −0.3 by default (SegEarth-OV); this model is "
-            "convolutional, and its cells know little of the whole.",
+            f"## What each setting contributes, on {len(some)} of the pictures",
+            "One setting is changed at a time. For transformers, the bias of the whole window is −0.3 by default "
+            "(SegEarth-OV); this model is convolutional, and its cells contain little of the whole window.",
             markdown(header, tricks),
-            "## Calibrated from three of them",
-            f"The other {len(rest)}, before and after. On the three, left out in turn, calibration expected "
-            f"{calibrated.after.accuracy:.3f} and {calibrated.after.mean_iou:.3f} instead of "
+            "## Calibrated on three of the pictures",
+            f"The other {len(rest)} pictures, before and after. On the three, left out in turn, the calibration "
+            f"expected {calibrated.after.accuracy:.3f} and {calibrated.after.mean_iou:.3f} instead of "
             f"{calibrated.before.accuracy:.3f} and {calibrated.before.mean_iou:.3f}. " + " ".join(calibrated.hints),
             markdown(header, learned),
             "## TerraMesh: Sentinel-2 at 10 m, three sites",
-            "Twelve bands, as they come; nothing of them was trained on. Read this with care: the land cover is itself "
-            "a product and no survey, one site is snow throughout, and in another hardly any border of it can be seen "
-            "in the picture.",
+            "Twelve bands, unchanged; no training used any of this data. Read the figures with care: the land cover "
+            "is itself a derived product and not a survey, one site is covered with snow, and in another its "
+            "borders can hardly be seen in the picture.",
             markdown(["", "pixels right", "mean IoU", *(text.split(",")[0] for text in COVER.values())], cover),
         ]
     )

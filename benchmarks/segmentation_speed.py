@@ -147,15 +147,15 @@ def main() -> None:
     precision = "float16" if device == "cuda" else "bfloat16" if supports_bfloat16() else "float32"
     text = "\n\n".join(
         [
-            "# Segment by text, timed",
+            "# Speed of Segment by text",
             f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__} on "
             f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPUs, {device}, {precision}, by "
             f"`python benchmarks/segmentation_speed.py --size {options.size}`: a raster of {options.size}² pixels at "
-            "half a metre, five classes; reading, the dense path, blending, refinement and writing are in the job's "
-            "time.",
+            "half a metre and five classes. The time of the job includes reading, dense features, blending, "
+            "refinement and writing.",
             "| model | windows | bare encoder, windows/s | job, windows/s | job takes | MPix/s |\n"
             "|---|---:|---:|---:|---:|---:|\n" + "\n".join(rows),
-            f"Peak memory of the process, with the benchmark's own pictures: {peak:,.0f} MiB.",
+            f"Peak memory of the process, including the benchmark's own pictures: {peak:,.0f} MiB.",
         ]
     )
     print(text)

@@ -226,8 +226,8 @@ def main() -> None:
         "# Speed and memory",
         f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__}, "
         f"GDAL {gdal.__version__} on {processor}{gpu}, {THREADS} threads, by `{words}`. "
-        "PAN is uint16, MS has four bands at a quarter of the resolution; the faster of two runs. "
-        "(AVX2): without the processor's AVX-512 and bfloat16, which the network uses where they are.",
+        "PAN is uint16; MS has four bands at a quarter of the resolution. Times are the faster of two runs. (AVX2) "
+        "means without the processor's AVX-512 and bfloat16, which the network uses if available.",
     ]
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)

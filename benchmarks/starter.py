@@ -227,12 +227,12 @@ def transfer() -> list[str]:
     rows = [[run["run"], run["asked"], str(run["pictures"]), f"{run['accuracy']:.1f} %"] for run in runs["results"]]
     return [
         "## Classes and collections that were left out",
-        f"Runs of the same recipe, shorter ({runs['steps']} steps of the image tower), measured on {runs['date']} by "
-        f"`{runs['command']}` on the validation tenth at 192 pixels, with the text space that the text tower is "
+        f"Shorter runs of the same recipe ({runs['steps']} steps of the image tower), measured on {runs['date']} by "
+        f"`{runs['command']}` on the validation tenth at 192 pixels, with the text embeddings that the text tower is "
         "distilled from. "
-        "Where classes are left out, so are all views of their concepts, composed ones too; their words then lie among "
-        "those that they look like. Composed pictures stay in where a collection is left out, and the textures in them "
-        "come from both collections: those two figures flatter a little.",
+        "If classes are left out, so are all pictures of their concepts, including composed ones; their words then "
+        "lie among those of similar-looking concepts. If a collection is left out, composed pictures are kept, and "
+        "their textures come from both collections, so those two figures are slightly optimistic.",
         markdown(["left out of training", "asked", "pictures", "right"], rows),
     ]
 
@@ -271,34 +271,36 @@ def main() -> None:
     size = (options.folder / "open_clip_model.safetensors").stat().st_size
     command = "python benchmarks/starter.py" + (" --transfer" if options.transfer else "")
     parts = [
-        "# The starter CLIP, measured",
+        "# Measured: the starter CLIP",
         f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__} on "
-        f"{platform.machine()}, by `{command}`, on the file that ships ({size / 1e6:.1f} MB), through "
+        f"{platform.machine()}, by `{command}`, on the shipped file ({size / 1e6:.1f} MB), through "
         "`clippan.clip.load`.",
-        f"Pictures are the {options.part} tenth of each collection, which no training and no choice has seen. What the "
-        "model is, and what it is not: `resources/starter-clip/README.md`.",
+        f"The pictures are the {options.part} tenth of each collection, which was used for no training and no "
+        "choice. What the model is good for: `resources/starter-clip/README.md`.",
         "## Classes by prompts alone",
         markdown(["collection", "pictures", "right"], rows),
         f"Captions of UC Merced as queries ({asked}), among its {len(items['ucmerced'])} pictures of this part: "
-        f"precision at 10 by class **{precision:.3f}**. (Of a class with fewer than ten pictures, at as many as it "
-        "has.)",
+        f"precision at 10 by class is **{precision:.3f}**. (For a class with fewer than ten pictures, it is the "
+        "precision at that number.)",
         "## Words that were never taught",
-        "These stand in place of the class's name. They were set aside before training: no phrase of ours and no lemma "
-        "of WordNet that was trained on holds them; WordNet's definitions may. Classes without one keep their name.",
+        "These words replace the name of the class. They were set aside before the training: no phrase of ours and "
+        "no WordNet lemma used for training contains them, but WordNet's definitions may. Classes without such a "
+        "word keep their name.",
         markdown(["collection", "classes with another word", "right"], sides),
         "The words: " + "; ".join(
             f"{key} “{text}”" for name in words.ASIDE for key, text in words.ASIDE[name].items()
         ) + ".",
         "Classes found in under 80 % of their pictures: " + ("; ".join(worst) or "none") + ".",
         "## Dense features",
-        f"Each position of the last map through the projection of the pooled features; {count} Dubai pictures that "
-        f"had no part in training, {DENSE_EDGE} of their pixels enlarged to the network's input; five prompts.",
+        "Each position of the last feature map goes through the projection of the pooled features. Measured on "
+        f"{count} Dubai pictures that were not used for training, with {DENSE_EDGE} of their pixels enlarged to the "
+        "network's input, and with five prompts.",
         table,
-        "The three scenes of TerraMesh (Sentinel-2; nothing of them was trained on), 32 pixels enlarged to the input:",
+        "The three scenes of TerraMesh (Sentinel-2; no training used them), with 32 pixels enlarged to the input:",
         terramesh(bench, options.data),
         *(transfer() if options.transfer else []),
         "## Speed",
-        "On two threads of this machine, float32:",
+        "With two threads on this computer, in float32:",
         speed(bench),
     ]  # fmt: skip
     text = "\n\n".join(parts) + "\n"
