@@ -51,7 +51,7 @@ def address(index: str) -> str:
     except QgsProviderConnectionException:
         stored = None
     if stored is None:
-        raise ClippanError("The connection {name} is no longer stored in QGIS; choose another index.", name=name)
+        raise ClippanError("The connection {name} no longer exists in QGIS; choose another index.", name=name)
     return url(QgsDataSourceUri(stored.uri()))
 
 

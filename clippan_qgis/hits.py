@@ -41,7 +41,7 @@ _FIELDS = (
     ("confidence", "double", Message("Confidence")),
     ("raster", "string", Message("Raster")),
     ("window", "string", Message("Window (x, y, width, height)")),
-    ("scale", "double", Message("Edge of the tile")),
+    ("scale", "double", Message("Tile size")),
     ("date", "date", Message("Date")),
     ("model", "string", Message("Model")),
     ("tile", "int8", Message("Tile")),

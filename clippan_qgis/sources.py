@@ -73,7 +73,7 @@ def indexable(layer: QgsRasterLayer) -> str:
             file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ClippanError(
-            "The cache folder {folder} cannot be written to ({reason}); choose another in the options.",
+            "The cache folder {folder} is not writable ({reason}); choose another in the options.",
             folder=cache,
             reason=error.strerror or error,
         ) from error
@@ -87,7 +87,8 @@ def is_service(layer: QgsRasterLayer) -> bool:
 
 def _login(layer: QgsRasterLayer) -> ClippanError:
     return ClippanError(
-        "Layer {layer} needs a login, which the engine does not get; export it to a GeoTIFF first.", layer=layer.name()
+        "Layer {layer} needs a login, which is not passed to the engine; export it to a GeoTIFF first.",
+        layer=layer.name(),
     )
 
 
@@ -95,7 +96,7 @@ def _xyz(layer: QgsRasterLayer, values: dict[str, str]) -> str:
     url = values.get("url", "")
     if not all(mark in url for mark in ("{z}", "{x}")) or not re.search(r"\{-?y\}", url):
         raise ClippanError(
-            "The address of layer {layer} is not of the form {form}; export it to a GeoTIFF first.",
+            "The address of layer {layer} does not have the form {form}; export it to a GeoTIFF first.",
             layer=layer.name(),
             form="…/{z}/{x}/{y}",
         )
@@ -117,7 +118,7 @@ def _xyz(layer: QgsRasterLayer, values: dict[str, str]) -> str:
 def _wms(layer: QgsRasterLayer, values: dict[str, str]) -> str:
     if not (values.get("url") and values.get("layers")) or values.get("tileMatrixSet"):
         raise ClippanError(
-            "Layer {layer} is tiled in a way that GDAL does not read; export it to a GeoTIFF first.",
+            "Layer {layer} uses a tiling that GDAL does not read; export it to a GeoTIFF first.",
             layer=layer.name(),
         )
     extent = layer.extent()

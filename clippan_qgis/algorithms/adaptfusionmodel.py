@@ -39,7 +39,7 @@ class AdaptFusionModel(base.JobAlgorithm):
     EDITORS = {"clip": _SupervisorEditor("Own CLIP")}
     OUTPUTS = (
         *(_figure(name, when) for name in ADAPTED for when in ("before", "after")),
-        base.Output("STEPS_DONE", "Steps up to the model that was kept", lambda result: result.steps),
+        base.Output("STEPS_DONE", "Steps until the model that was kept", lambda result: result.steps),
         base.SENSOR_USED,
         base.DEVICE_USED,
     )

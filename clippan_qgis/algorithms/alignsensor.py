@@ -27,13 +27,13 @@ class AlignSensor(base.JobAlgorithm):
     OUTPUTS = (
         *_recalls("", Message("Own picture among the first {rank}, after, 0 to 1"), "to_picture"),
         *_recalls("_BEFORE", Message("Own picture among the first {rank}, before"), "before"),
-        *_recalls("_CHANCE", Message("Own picture among the first {rank}, by guessing"), "chance"),
+        *_recalls("_CHANCE", Message("Own picture among the first {rank}, by chance"), "chance"),
         base.Output("COSINE_MEAN", "Mean similarity to the teacher, -1 to 1", lambda result: result.cosine),
         base.Output(
-            "AGREEMENT", "Part of the places where both choose the same word, 0 to 1", lambda result: result.agreement
+            "AGREEMENT", "Share of the places where both choose the same word, 0 to 1", lambda result: result.agreement
         ),
-        base.Output("CHIPS", "Pictures learned from", lambda result: result.chips),
-        base.Output("CHIPS_HELD", "Pictures measured with", lambda result: result.held),
+        base.Output("CHIPS", "Training pictures", lambda result: result.chips),
+        base.Output("CHIPS_HELD", "Test pictures", lambda result: result.held),
         base.DEVICE_USED,
     )
 

@@ -66,13 +66,13 @@ class BuildTileIndex(base.JobAlgorithm):
                 self.FOLDER, tr("Folder of rasters"), Qgis.ProcessingFileParameterBehavior.Folder, optional=True
             ),
             tr(
-                "A folder whose rasters are indexed as well, with all folders below it. A scene of several files "
-                "(.SAFE, Landsat, …) is one raster; masks, previews and maps that CLIPPan made are left out."
+                "A folder whose rasters are also indexed, including all subfolders. A scene of several files "
+                "(.SAFE, Landsat, …) counts as one raster. Masks, previews and maps made by CLIPPan are skipped."
             ),
         )
         self.add(
             QgsProcessingParameterBoolean(self.LOAD, tr("Show the tiles as a layer"), False),
-            tr("Adds the outlines of all tiles to the map."),
+            tr("Adds the outlines of all tiles to the project as a layer."),
         )
 
     def build(self, parameters, context):

@@ -27,9 +27,7 @@ class ClassifyFewSamples(base.JobAlgorithm):
         _accuracy("OA_STD", "Standard deviation of the overall accuracy", "std"),
         _accuracy("AA", "Average accuracy of the classes, 0 to 1", "aa"),
         _accuracy("KAPPA", "Kappa, -1 to 1", "kappa"),
-        base.Output(
-            "CLASS_COUNT", "Classes that were found", lambda result: sum(item.pixels > 0 for item in result.classes)
-        ),
+        base.Output("CLASS_COUNT", "Classes found", lambda result: sum(item.pixels > 0 for item in result.classes)),
         base.Output("METHOD_USED", "Method used", lambda result: result.method.value, number=False),
         base.MODEL_USED,
         base.DEVICE_USED,

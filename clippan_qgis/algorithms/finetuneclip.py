@@ -26,8 +26,13 @@ class _DataEditor(Editor):
                 "from a raster."
             )
         )
-        raster = QgsProcessingParameterRasterLayer("INPUT", tr("Or a raster"), optional=True)
-        raster.setHelp(tr("The raster in which the labelled places lie; a picture is cut out around each."))
+        raster = QgsProcessingParameterRasterLayer("INPUT", tr("Raster"), optional=True)
+        raster.setHelp(
+            tr(
+                "The raster that contains the labelled places, if no folder is chosen. A picture is cut out "
+                "around each place."
+            )
+        )
         return [pictures, raster]
 
     def value(self, algorithm, item, name, parameters, context):
@@ -36,9 +41,14 @@ class _DataEditor(Editor):
         layers = algorithm.layers(parameters, "INPUT", context)
         raster = sources.data_source(layers[0]) if layers else algorithm.parameterAsString(parameters, "INPUT", context)
         if bool(pictures) == bool(raster):
-            raise ClippanError("The model learns from a folder of pictures or from a raster; choose one of the two.")
+            raise ClippanError(
+                "The model can be trained on a folder of pictures or on a raster, not on both; choose one of the two."
+            )
         if bool(raster) != is_given(parameters.get("SAMPLES"), context):
-            raise ClippanError("A raster and labelled places go together; choose both, or a folder of pictures alone.")
+            raise ClippanError(
+                "A raster needs labelled places, and labelled places need a raster; choose both, or only a "
+                "folder of pictures."
+            )
         return pictures or raster
 
 
@@ -54,11 +64,11 @@ class FinetuneClip(base.JobAlgorithm):
     EDITORS = {"data": _DataEditor()}
     OUTPUTS = (
         base.Output("ALPHA_USED", "How far it went (α)", lambda result: result.alpha),
-        _part("TASK_BEFORE", "Part of your pictures named correctly, before", "before", "task"),
-        _part("TASK_AFTER", "Part of your pictures named correctly, after", "after", "task"),
-        _part("CONTROL_BEFORE", "Part of the control set named correctly, before", "before", "control"),
-        _part("CONTROL_AFTER", "Part of the control set named correctly, after", "after", "control"),
-        base.Output("CHIPS", "Pictures learned from", lambda result: result.chips),
+        _part("TASK_BEFORE", "Share of your pictures named correctly, before", "before", "task"),
+        _part("TASK_AFTER", "Share of your pictures named correctly, after", "after", "task"),
+        _part("CONTROL_BEFORE", "Share of the control set named correctly, before", "before", "control"),
+        _part("CONTROL_AFTER", "Share of the control set named correctly, after", "after", "control"),
+        base.Output("CHIPS", "Training pictures", lambda result: result.chips),
         base.DEVICE_USED,
     )
 

@@ -230,7 +230,7 @@ class DeviceEditor(ChoiceEditor):
 
     def help(self, item):
         """With where the options are."""
-        more = tr("In QGIS, “auto” takes the device chosen under {options}, if one is.", options=OPTIONS)
+        more = tr("In QGIS, “auto” uses the device set under {options}, if there is one.", options=OPTIONS)
         return f"{super().help(item)} {more}"
 
     def value(self, algorithm, item, name, parameters, context):
@@ -255,8 +255,8 @@ class ModelEditor(ChoiceEditor):
         )
         folder.setHelp(
             tr(
-                "A folder with a model of your own in the form of open_clip (open_clip_config.json and weights), used "
-                "instead of the one above."
+                "A folder with your own model in open_clip format (open_clip_config.json and weights). It is "
+                "used instead of the model above."
             )
         )
         folder.setFlags(folder.flags() | Qgis.ProcessingParameterFlag.Advanced)
@@ -323,7 +323,7 @@ class GridEditor(Editor):
         for layer in algorithm.layers(parameters, name, context):
             source = sources.data_source(layer)
             if source not in rasters:
-                raise ClippanError("{layer} is none of the rasters; choose one of them.", layer=layer.name())
+                raise ClippanError("{layer} is not one of the rasters; choose one of them.", layer=layer.name())
             return rasters.index(source) + 1
         return 0
 
@@ -580,4 +580,4 @@ def is_given(destination: Any, context) -> bool:
 def check_services(extent: tuple[float, ...], layers: Iterable[QgsRasterLayer]) -> None:
     """Raises ClippanError where a map service is to be read without an extent."""
     if not extent and any(sources.is_service(layer) for layer in layers):
-        raise ClippanError("A map service has no end; choose an extent.")
+        raise ClippanError("A map service is not limited in extent; choose an extent.")

@@ -15,9 +15,7 @@ class PretrainScene(base.JobAlgorithm):
     EDITORS = {"grid": GridEditor()}
     OUTPUTS = (
         base.Output("STEPS_DONE", "Steps", lambda result: result.steps),
-        base.Output(
-            "LOSS", "Part of the hidden variance that is not explained (0 is best)", lambda result: result.loss
-        ),
+        base.Output("LOSS", "Share of the hidden variance that is not explained (best 0)", lambda result: result.loss),
         base.DEVICE_USED,
     )
 

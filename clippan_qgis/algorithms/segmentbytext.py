@@ -50,13 +50,13 @@ class SegmentByText(base.JobAlgorithm):
     OUTPUTS = (
         base.Output(
             "CLASS_COUNT",
-            "Classes that were found",
+            "Classes found",
             lambda result: sum(1 for item in result.classes if item.value and item.pixels),
         ),
         base.Output("POLYGON_COUNT", "Polygons", lambda result: result.count),
         base.Output(
             "UNCLASSIFIED",
-            "Part that stayed unclassified, 0 to 1",
+            "Unclassified share, 0 to 1",
             lambda result: sum(item.share for item in result.classes if not item.value),
         ),
         base.MODEL_USED,
@@ -130,7 +130,7 @@ class SegmentByText(base.JobAlgorithm):
             raise ClippanError("The layer {layer} cannot be written; choose another place.", layer=output)
         for feature in layer.getFeatures():
             if feedback.isCanceled():
-                raise Cancelled("Cancelled; the map is written, its polygons are not all.")
+                raise Cancelled("Cancelled; the map is complete, but some of its polygons are missing.")
             copy = QgsFeature(fields)
             copy.setAttributes([feature[field.name()] for field in fields])
             geometry = feature.geometry()

@@ -53,27 +53,28 @@ class SetUpEngine(base.Algorithm):
                 self.TORCH,
                 tr("PyTorch for"),
                 {
-                    "auto": tr("What this machine has (recognised)"),
+                    "auto": tr("Automatic: the one that suits this machine"),
                     "cpu": tr("Processor only (small download)"),
                     "cuda": tr("NVIDIA graphics card"),
-                    "pypi": tr("Whatever PyPI, or your company's mirror of it, offers"),
+                    "pypi": tr("The build that PyPI, or your organisation's mirror of it, offers"),
                 },
                 "auto",
             ),
-            tr("Which build of PyTorch to install. “auto” takes the one for NVIDIA where the driver is found."),
+            tr("Which build of PyTorch to install. “auto” installs the NVIDIA build if the NVIDIA driver is found."),
         )
         self.add(
             QgsProcessingParameterFile(
                 self.WHEELS, tr("Folder of wheels"), Qgis.ProcessingFileParameterBehavior.Folder, optional=True
             ),
             tr(
-                "For machines without network: a folder with the wheels of torch, torchvision, open_clip_torch, "
-                "huggingface_hub, safetensors and what they need, as “pip download” collects them on another machine."
+                "For machines without network access: a folder with the wheels of torch, torchvision, "
+                "open_clip_torch, huggingface_hub, safetensors and their dependencies. “pip download” collects "
+                "them on another machine."
             ),
         )
         self.add(
             QgsProcessingParameterBoolean(self.RESET, tr("Start afresh"), False),
-            tr("Removes an environment that is there already and makes a new one."),
+            tr("Removes an existing environment and creates a new one."),
         )
         self.addOutput(QgsProcessingOutputString("PYTHON", tr("Engine Python")))
 
@@ -98,11 +99,11 @@ class SetUpEngine(base.Algorithm):
             path = setup.run()
         except ClippanError as error:
             raise QgsProcessingException(tr(error.message)) from None
-        feedback.pushInfo(tr("The engine is ready: {path}. “Check engine” tells more about it.", path=path))
+        feedback.pushInfo(tr("The engine is ready: {path}. “Check engine” gives more information.", path=path))
         if self._settings.python:
             feedback.pushWarning(
                 tr(
-                    "Under {options} another Python is chosen ({path}); clear it to use this one.",
+                    "Another Python is set under {options} ({path}); clear that setting to use this one.",
                     options=OPTIONS,
                     path=self._settings.python,
                 )

@@ -34,9 +34,9 @@ class _StagesEditor(Editor):
     def definition(self, item, name, label):
         """A list."""
         labels = {
-            "both": tr("Both, one after the other"),
-            "first": tr("1: parts of pictures alone"),
-            "second": tr("2: objects and their classes alone"),
+            "both": tr("Both stages, one after the other"),
+            "first": tr("Stage 1 only: parts of pictures"),
+            "second": tr("Stage 2 only: objects and their classes"),
         }
         return choice(name, label, labels, "both")
 
@@ -149,7 +149,7 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
                 shutil.rmtree(pictures)
         except OSError as error:
             raise ClippanError(
-                "The folder {folder} cannot be made ({reason}); choose another.",
+                "The folder {folder} cannot be created ({reason}); choose another.",
                 folder=pictures.parent,
                 reason=error.strerror,
             ) from None

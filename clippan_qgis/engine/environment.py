@@ -153,7 +153,7 @@ class SetUp:
             self._root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ClippanError(
-                "The cache folder {folder} cannot be made ({reason}); choose another under {options}.",
+                "The cache folder {folder} cannot be created ({reason}); choose another under {options}.",
                 folder=self._root,
                 reason=error.strerror,
                 options=OPTIONS,
@@ -162,7 +162,8 @@ class SetUp:
         lock.setStaleLockTime(0)  # a set-up may take an hour; a dead one's lock is recognised by its process
         if not lock.tryLock(0):
             raise ClippanError(
-                "Another set-up is running in {folder} (or the folder is not writable); wait until it has ended.",
+                "Another set-up is running in {folder}, or the folder is not writable; wait until the other "
+                "set-up has ended.",
                 folder=self._root,
             )
         try:
@@ -201,7 +202,7 @@ class SetUp:
             place = {"number": number + 1, "count": len(STEPS), "name": step}
             key = hashlib.sha256("\n".join((key, *inputs[step])).encode()).hexdigest()
             if not changed and self._is_done(step, done, key):
-                self._say(tr("Step {number} of {count} ({name}) is done already.", **place))
+                self._say(tr("Step {number} of {count} ({name}) is already done.", **place))
                 continue
             changed = True
             self._feedback.setProgressText(tr("Step {number} of {count}: {name}", **place))
@@ -256,7 +257,7 @@ class SetUp:
     def _clear(self) -> None:
         if not (self._folder / "pyvenv.cfg").exists() and any(self._folder.iterdir()):
             raise ClippanError(
-                "{folder} is no virtual environment; remove it yourself if you do not need it.", folder=self._folder
+                "{folder} is not a virtual environment; remove it yourself if you do not need it.", folder=self._folder
             )
         try:
             shutil.rmtree(self._folder)
@@ -268,7 +269,7 @@ class SetUp:
             ) from None
 
     def _make(self, base: Path) -> None:
-        self._say(tr("Making a virtual environment over {python}", python=base))
+        self._say(tr("Creating a virtual environment with {python}", python=base))
         command = [str(base), "-m", "venv", "--system-site-packages", str(self._folder)]
         code, lines = self._call(command, self._say)
         if code:
@@ -278,14 +279,14 @@ class SetUp:
                 else Message("choose a Python of your own under {options}", options=OPTIONS)
             )
             raise ClippanError(
-                "QGIS's Python cannot make a virtual environment ({reason}); {remedy}.",
+                "QGIS's Python cannot create a virtual environment ({reason}); {remedy}.",
                 reason=pip_settings.cause(lines),
                 remedy=remedy,
             )
 
     def _install_torch(self, index: Optional[str], constraints: Path) -> None:
         if index is not None:
-            self._say(tr("Taking PyTorch from {address}", address=index))
+            self._say(tr("Downloading PyTorch from {address}", address=index))
             try:
                 self._install(TORCH, constraints, index)
                 return
@@ -294,7 +295,8 @@ class SetUp:
             except ClippanError:
                 self._feedback.pushWarning(
                     tr(
-                        "PyTorch could not be had from {address}; taking it from PyPI, which may be larger.",
+                        "PyTorch could not be downloaded from {address}; downloading it from PyPI instead, which "
+                        "may be larger.",
                         address=index,
                     )
                 )
@@ -352,7 +354,7 @@ class SetUp:
                 else Message("run this again with “Start afresh”")
             )
             raise ClippanError(
-                "What was installed does not work ({reason}); {remedy}.",
+                "The installed packages do not work ({reason}); {remedy}.",
                 reason=pip_settings.cause(lines),
                 remedy=remedy,
             )
@@ -364,7 +366,7 @@ class SetUp:
         status, lines = self._call([str(python_in(self._folder)), "-c", code])
         if status or not lines:
             raise ClippanError(
-                "{package} was installed but is not there; run this again with “Start afresh”.", package=name
+                "{package} was installed but cannot be found; run this again with “Start afresh”.", package=name
             )
         return lines[-1].strip()
 

@@ -52,7 +52,7 @@ def find(settings: Settings) -> Interpreter:
         )
     if not environment.is_complete(folder):
         raise ClippanError(
-            "The engine's environment is not finished; run “Set up engine” again, it goes on where it stopped."
+            "The engine's environment is incomplete; run “Set up engine” again to resume the installation."
         )
     return Interpreter(str(path), Message("“Set up engine”"))
 

@@ -132,7 +132,9 @@ def _authorities(cache: Path) -> dict[str, str]:
         cache.mkdir(parents=True, exist_ok=True)
         file.write_bytes(bytes(manager.trustedCaCertsPemText()))
     except OSError as error:
-        QgsMessageLog.logMessage(tr("QGIS's certificates could not be handed on ({reason}).", reason=error), "CLIPPan")
+        QgsMessageLog.logMessage(
+            tr("QGIS's certificates could not be passed to the engine ({reason}).", reason=error), "CLIPPan"
+        )
         return {}
     return {name: str(file) for name in (*_CERTIFICATES, "PIP_CERT")}
 
@@ -149,7 +151,7 @@ def _token(authcfg: str) -> str:
             if value.lower().startswith("bearer "):
                 return value[len("bearer ") :].strip()
     QgsMessageLog.logMessage(
-        tr("The Hub token could not be read from the authentication configuration; working without it."),
+        tr("The Hub token could not be read from the authentication configuration; CLIPPan continues without it."),
         "CLIPPan",
         Qgis.MessageLevel.Warning,
     )

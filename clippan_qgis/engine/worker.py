@@ -107,7 +107,7 @@ class Worker:
         if self._process is not None and self._process.is_alive() and self._process.launch == start:
             return self._process
         self.stop()
-        feedback.pushDebugInfo(tr("The engine is started. {python}", python=start.interpreter))
+        feedback.pushDebugInfo(tr("Starting the engine. {python}", python=start.interpreter))
         process = _Process(start)
         self._process = process
         try:
@@ -117,7 +117,11 @@ class Worker:
             self._drop()
             raise
         feedback.pushDebugInfo(
-            tr("Engine {version} runs as process {number}", version=engine.get("version"), number=engine.get("pid"))
+            tr(
+                "Engine {version} is running as process {number}",
+                version=engine.get("version"),
+                number=engine.get("pid"),
+            )
         )
         return process
 
@@ -170,7 +174,9 @@ class Worker:
                 process.send({"method": "cancel", "params": {"id": number}})
                 limit = time.monotonic() + CANCEL_SECONDS
             if limit is not None and time.monotonic() > limit:
-                feedback.pushDebugInfo(tr("The engine did not answer the cancel in time; its process is ended."))
+                feedback.pushDebugInfo(
+                    tr("The engine did not respond to the cancellation in time; its process is terminated.")
+                )
                 self._abandon(request)
                 raise Cancelled
             try:
@@ -183,8 +189,8 @@ class Worker:
                     raise Cancelled
                 _show_errors(process, feedback)
                 raise ClippanError(
-                    "The engine's process ended in mid-run ({ending}); run the job again, with more free memory or a "
-                    "smaller tile size if it happens twice.",
+                    "The engine's process ended during the run ({ending}); run the job again, and if this is "
+                    "repeated, free some memory or choose a smaller tile size.",
                     ending=process.ending(),
                 )
             params = message.get("params") or {}
@@ -219,7 +225,7 @@ def _log(error: Mapping[str, Any], feedback: Any) -> None:
 def _show_errors(process: _Process, feedback: Any) -> None:
     lines = list(process.errors)
     if lines:
-        feedback.pushDebugInfo("\n".join([tr("The engine's last words:"), *lines[-40:]]))
+        feedback.pushDebugInfo("\n".join([tr("Last output of the engine:"), *lines[-40:]]))
 
 
 class _Process:

@@ -96,7 +96,8 @@ class Guide:
         plain = not raster.startswith("/vsi") and "*" not in raster  # files of single bands are one scene of that name
         if plain and Path(raster).is_absolute() and not Path(raster).exists():
             return tr(
-                "{raster} is no longer where it was indexed; the map may be empty here.", raster=Path(raster).name
+                "{raster} is no longer at the path where it was indexed; the map may be empty here.",
+                raster=Path(raster).name,
             )
         # A picture without coordinates is fine as it is: nobody is to be asked for its CRS.
         options = QgsRasterLayer.LayerOptions()

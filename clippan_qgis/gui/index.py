@@ -57,8 +57,8 @@ class IndexDialog(QDialog):
         self.metres.setSpecialValueText(tr("Automatic"))
         self.metres.setToolTip(
             tr(
-                "The edge of the squares that are searched: about as large as what you look for with its surroundings. "
-                "Automatic suits the raster's pixel size."
+                "Edge of the square tiles that are searched. It should be about the size of the objects you look "
+                "for, with some of their surroundings. “Automatic” depends on the pixel size of the raster."
             )
         )
         self.model = QComboBox()
@@ -71,7 +71,7 @@ class IndexDialog(QDialog):
         self.place.addItem(tr("A file"), "")
         for key, label in connections.catalogues().items():
             self.place.addItem(tr("Catalogue: {name}", name=label), key)
-        self.place.setToolTip(tr("A catalogue lies in PostgreSQL, and a team shares it."))
+        self.place.setToolTip(tr("A catalogue is stored in PostgreSQL, where a team can share it."))
         self.output = QgsFileWidget()
         self.output.setStorageMode(QgsFileWidget.StorageMode.SaveFile)
         self.output.setConfirmOverwrite(False)  # nothing is overwritten: an index is brought up to date
@@ -82,7 +82,7 @@ class IndexDialog(QDialog):
         self.buttons = QDialogButtonBox(
             QDialogButtonBox.StandardButton.Ok | QDialogButtonBox.StandardButton.Cancel, parent=self
         )
-        self.buttons.button(QDialogButtonBox.StandardButton.Ok).setText(tr("Make index"))
+        self.buttons.button(QDialogButtonBox.StandardButton.Ok).setText(tr("Build index"))
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
         form.addRow(tr("&Layers"), self.layers)
@@ -160,16 +160,18 @@ class IndexDialog(QDialog):
         if not self.layers.count():
             notes.append(tr("The project has no raster layers; add one first."))
         if any(sources.is_service(layer) for layer in self.chosen()):
-            notes.append(tr("Web maps are indexed where the map shows them now, and the other layers there too."))
+            notes.append(
+                tr("Web maps are indexed within the current map extent; this also applies to the other layers.")
+            )
         self.output.setEnabled(not self.place.currentData())
         if self.output.isEnabled() and self._path().is_file():
-            notes.append(tr("This index exists: what is new or has changed is added to it."))
+            notes.append(tr("This index exists. New and changed rasters will be added to it."))
         model = MODELS[self.model.currentData()]
         notes.append(tr(model.notes))
         if model.repository:
             notes.append(
                 tr(
-                    "It is downloaded at its first use: {size:.0f} MB, licence {licence}.",
+                    "The model is downloaded when it is first used: {size:.0f} MB, licence {licence}.",
                     size=model.size / 1e6,
                     licence=model.licence,
                 )

@@ -54,13 +54,13 @@ class OptionsPage(QgsOptionsPageWidget):
     def __init__(self, parent=None, settings: Optional[Settings] = None):
         super().__init__(parent)
         self._looked = False
-        self.python = _file(tr("The managed environment, made by “Set up engine”"), QgsFileWidget.StorageMode.GetFile)
+        self.python = _file(tr("The environment created by “Set up engine”"), QgsFileWidget.StorageMode.GetFile)
         self.python.setDialogTitle(tr("The Python that runs the engine"))
         self.device = QComboBox()
         for item in Device:
             self.device.addItem(tr(item.label), item.value)
         self.cache = _file(str(default_cache()), QgsFileWidget.StorageMode.GetDirectory)
-        self.offline = _file(tr("None: models come from the network"), QgsFileWidget.StorageMode.GetDirectory)
+        self.offline = _file(tr("None: models are downloaded"), QgsFileWidget.StorageMode.GetDirectory)
         self.endpoint = QLineEdit()
         self.endpoint.setPlaceholderText("https://huggingface.co")
         self.authcfg = QgsAuthConfigSelect()
@@ -73,7 +73,7 @@ class OptionsPage(QgsOptionsPageWidget):
         self.report.setFont(QFontDatabase.systemFont(QFontDatabase.SystemFont.FixedFont))  # it has columns
         self.report.setLineWrapMode(QPlainTextEdit.LineWrapMode.NoWrap)
         self.report.setPlaceholderText(
-            tr("“Check engine” says here what it found and what to do where something is wrong.")
+            tr("“Check engine” shows its report here, with remedies for the problems found.")
         )
         self.models = ModelList(self.settings, self.apply)
         self._jobs = Jobs(self, settings=self.settings)
@@ -118,24 +118,28 @@ class OptionsPage(QgsOptionsPageWidget):
     def _explain(self) -> None:
         self.python.setToolTip(
             tr(
-                "A Python with PyTorch and GDAL to run the engine, or the folder of its environment. Leave it empty to "
-                "use the one that “Set up engine” makes."
+                "A Python with PyTorch and GDAL that runs the engine, or the folder of its environment. Leave it "
+                "empty to use the environment created by “Set up engine”."
             )
         )
-        self.device.setToolTip(tr("What “auto” means in the algorithms."))
+        self.device.setToolTip(tr("The device that “auto” uses in the algorithms."))
         self.cache.setToolTip(
-            tr("Where “Set up engine” installs to and downloaded models are kept. It can grow to GBs.")
+            tr("The folder for the engine's environment and for downloaded models. It can take several gigabytes.")
         )
-        self.offline.setToolTip(tr("A folder with model files, for machines without network."))
+        self.offline.setToolTip(tr("A folder with model files, for machines without network access."))
         self.endpoint.setToolTip(tr("The address of a mirror of the Hugging Face Hub."))
         self.authcfg.setToolTip(
             tr(
-                "The access token for the Hub: a basic configuration with the token as its password. Public models "
-                "need none."
+                "The access token for the Hub: a “Basic” authentication configuration with the token as its "
+                "password. Public models need no token."
             )
         )
-        self.copy.setToolTip(tr("Copies the report, to be pasted into an issue. It holds nothing secret."))
-        self.setup.setToolTip(tr("Makes an environment with PyTorch over QGIS's own Python. It asks first."))
+        self.copy.setToolTip(
+            tr("Copies the report, for pasting into an issue. It contains no confidential information.")
+        )
+        self.setup.setToolTip(
+            tr("Creates an environment with PyTorch, based on QGIS's own Python. You are asked for confirmation first.")
+        )
 
     def _arrange(self) -> None:
         engine = QGroupBox(tr("Engine"))
@@ -160,7 +164,7 @@ class OptionsPage(QgsOptionsPageWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         note = QLabel(
             tr(
-                "The engine computes in a process of its own, with its own Python, so that it never disturbs QGIS or "
+                "The engine runs in a separate process with its own Python, so that it does not affect QGIS or "
                 "other plugins."
             )
         )

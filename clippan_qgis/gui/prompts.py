@@ -46,13 +46,16 @@ EXAMPLE = "water; forest, trees; building, roof"
 _COLOUR, _NAME, _SYNONYMS, _DESCRIPTIONS, _THRESHOLD = range(5)
 _COLUMNS = (
     ("", Message("Colour on the map")),
-    (Message("Class"), Message("Name in the legend, and the first of the words that are looked for, in English")),
+    (Message("Class"), Message("Name in the legend, and the first text that the model looks for, in English")),
     (
         Message("Other words"),
-        Message("What else it is called, between commas; what fits any of the words is of the class"),
+        Message("Synonyms, separated by commas. A place belongs to the class if it matches any of them."),
     ),
-    (Message("Looks like"), Message("What it looks like, between semicolons, such as “dense green canopy”")),
-    (Message("At least"), Message("Confidence, from 0 to 1, below which a pixel stays unclassified")),
+    (
+        Message("Looks like"),
+        Message("Descriptions of its appearance, separated by semicolons, such as “dense green canopy”"),
+    ),
+    (Message("At least"), Message("Minimum confidence, from 0 to 1. Pixels below it stay unclassified.")),
 )
 _OWN = Qt.ItemDataRole.UserRole  # of a name: the colour that somebody chose, and the class as it was given
 _ROWS = 7  # that are seen without scrolling
@@ -97,7 +100,7 @@ class PromptTableEditor(QWidget):
         self.presets.setMenu(menu)
         self.as_text = QToolButton()
         self.as_text.setText(tr("As text"))
-        self.as_text.setToolTip(tr("Shows the table as the text that scripts, models and the command line take"))
+        self.as_text.setToolTip(tr("Shows the table in the text form that scripts, models and the command line use"))
         self.as_text.setCheckable(True)
         self.as_text.setAutoRaise(True)
         for button in (self.add, self.remove, self.up, self.down):
@@ -182,17 +185,17 @@ class PromptTableEditor(QWidget):
             return tr(error.message)
         if table.model:
             return tr(
-                "Calibrated for {model}; calibrate again after a change of words or model.",
+                "Calibrated for {model}. Calibrate again if you change the words or the model.",
                 model=Path(table.model).name,
             )
         if len(table.classes) == 1:
-            return tr("With one class, what common words for other things fit better stays unclassified.")
+            return tr("With a single class, places that match common words for other things better stay unclassified.")
         return tr("{count} classes.", count=len(table.classes))
 
     def _replace(self, table: PromptTable) -> None:
         yes, no = QMessageBox.StandardButton.Yes, QMessageBox.StandardButton.No
         if self.value() not in ("", self._filled):
-            question = tr("Replace the classes that you have typed?")
+            question = tr("Replace the classes that you have entered?")
             if QMessageBox.question(self, tr("Prompt table"), question, yes | no) != yes:
                 return
         self._fill(table)

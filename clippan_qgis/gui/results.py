@@ -56,7 +56,7 @@ class ResultList(QListWidget):
             painter = QPainter(self.viewport())
             painter.setPen(with_alpha(self.palette().color(QPalette.ColorRole.Text), 150))
             area = self.viewport().rect().adjusted(4 * GAP, 4 * GAP, -4 * GAP, -4 * GAP)
-            text = tr("Places that fit are listed here, the best first.")
+            text = tr("The places found are listed here, best match first.")
             painter.drawText(area, int(Qt.AlignmentFlag.AlignCenter) | int(Qt.TextFlag.TextWordWrap), text)
             painter.end()
 

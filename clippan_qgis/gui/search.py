@@ -164,7 +164,7 @@ class SearchDock(Panel):
         except ClippanError as error:
             self._say(tr(error.message))
             return
-        title = tr("Looking at the index")
+        title = tr("Reading the index")
         self._questions.ask(title, request, lambda result: self._looked(result, note), self._say)
 
     def _looked(self, index: AboutIndexResult, note: str) -> None:
@@ -174,7 +174,7 @@ class SearchDock(Panel):
         else:
             parts = [tr("{tiles:,} places of {rasters:,} rasters · {model}.", **values), note]
         if not index.complete:
-            parts.append(tr("It is not finished; make it again to go on where it stopped."))
+            parts.append(tr("It is incomplete; build it again to resume."))
         self._say(" ".join(filter(None, (*parts, tr(index.warning)))))
 
     def _open(self) -> None:
@@ -196,8 +196,8 @@ class SearchDock(Panel):
 
     def build(self, request: IndexRequest, index: str) -> None:
         """Makes an index, which is a file or a catalogue, and searches it from then on."""
-        self._say(tr("Making the index…"))
-        self._ask(tr("Making an index"), request, lambda result: self._built(index, result))
+        self._say(tr("Building the index…"))
+        self._ask(tr("Building an index"), request, lambda result: self._built(index, result))
 
     def _built(self, index: str, result: IndexResult) -> None:
         self._clear()
@@ -210,7 +210,7 @@ class SearchDock(Panel):
         text, without = parse(self.prompt.text())
         query = self._query.with_text(text, without + split(self.without.text()))
         if query.is_empty:
-            self._say(tr("Type what to look for, or choose a place on the map or a picture."))
+            self._say(tr("Enter a text, or choose a place on the map or a picture."))
         else:
             self._start(query)
 
@@ -270,7 +270,7 @@ class SearchDock(Panel):
     def _request(self, query: Query, heatmap: str = "") -> SearchRequest:
         index = Recent.read().index
         if not index:
-            raise ClippanError("Make or open an index first: the button beside “Index” does it.")
+            raise ClippanError("Build or open an index first, with the button next to “Index”.")
         crs = self._canvas.mapSettings().destinationCrs()
         options: dict[str, Any] = {"top": self.top.value(), "least": self.least.value() / 100, "heatmap": heatmap}
         scope = self.scope.currentData()
@@ -284,7 +284,7 @@ class SearchDock(Panel):
         layers = self._iface.layerTreeView().selectedLayersRecursive()
         rasters = [layer for layer in layers if isinstance(layer, QgsRasterLayer)]
         if not rasters:
-            raise ClippanError("No raster is selected in the layer panel; select one, or search everything.")
+            raise ClippanError("No raster is selected in the Layers panel; select one, or search everything.")
         return tuple(sources.indexable(layer) for layer in rasters)
 
     def _found(self, query: Query, result: SearchResult) -> None:
@@ -297,9 +297,9 @@ class SearchDock(Panel):
         if not result.hits:
             text = tr("Nothing was found.")
         elif len(result.hits) == 1:
-            text = tr("1 place, of {tiles:,} searched in {time}.", **values)
+            text = tr("1 place found; {tiles:,} searched in {time}.", **values)
         else:
-            text = tr("{count} places, of {tiles:,} searched in {time}.", **values)
+            text = tr("{count} places found; {tiles:,} searched in {time}.", **values)
         self._say(" ".join([text, *map(tr, result.hints)]))
         self._enable()
         self._picture()
@@ -338,7 +338,7 @@ class SearchDock(Panel):
         layer = hits.layer(self._result, tr("Search: {query}", query=self._found_query.name))
         QgsProject.instance().addMapLayer(layer)
         self._guide.clear()  # the layer marks the places now
-        self._say(tr("Added the layer “{layer}”. It is kept in memory; export it to keep it.", layer=layer.name()))
+        self._say(tr("Added the layer “{layer}”. It is a temporary layer; export it to keep it.", layer=layer.name()))
 
     def _heat(self) -> None:
         name = tr("Heat map: {query}", query=self._found_query.name)

@@ -68,7 +68,7 @@ def test_no_python_at_all(settings):
 
 def test_a_half_made_environment(settings):
     managed(settings, environment.STEPS[:2])
-    with pytest.raises(ClippanError, match="not finished; run “Set up engine” again"):
+    with pytest.raises(ClippanError, match="incomplete; run “Set up engine” again"):
         python.find(settings)
 
 

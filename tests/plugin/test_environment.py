@@ -167,7 +167,7 @@ def test_what_does_not_work_is_not_called_ready(run, wheels, settings, tmp_path)
     for item in wheels.iterdir():
         (broken / item.name).write_bytes(item.read_bytes())
     wheel(broken, "torch", "torch", "9.0", code="raise ImportError('DLL load failed while importing _C')")
-    with pytest.raises(QgsProcessingException, match=r"does not work \(ImportError: DLL load failed.*Visual C\+\+"):
+    with pytest.raises(QgsProcessingException, match=r"do not work \(ImportError: DLL load failed.*Visual C\+\+"):
         run("setupengine", {"WHEELS": str(broken)})
     assert not environment.is_complete(folder_of(settings))
 
@@ -196,7 +196,8 @@ def test_an_index_that_cannot_be_reached_is_no_dead_end(run, wheels, settings, f
     monkeypatch.setattr(environment, "INDEX", "http://127.0.0.1:9/whl")
     run("setupengine", {"TORCH": "cpu"}, feedback)
     assert any(
-        "could not be had from http://127.0.0.1:9/whl/cpu; taking it from PyPI" in line for line in feedback.lines
+        "could not be downloaded from http://127.0.0.1:9/whl/cpu; downloading it from PyPI" in line
+        for line in feedback.lines
     )
     assert environment.is_complete(folder_of(settings))
 
@@ -217,7 +218,7 @@ def test_torch_comes_from_its_index_alone(run, indexes, settings, feedback, pip_
     run("setupengine", {"TORCH": "cpu"}, feedback)
     assert len(installed_torch(settings)) == 2
     assert all("9.0" in line for line in installed_torch(settings)), installed_torch(settings)
-    assert not any("could not be had" in line for line in feedback.lines)
+    assert not any("could not be downloaded" in line for line in feedback.lines)
 
 
 def test_a_site_says_which_release_but_not_where_it_goes(
@@ -232,7 +233,7 @@ def test_a_site_says_which_release_but_not_where_it_goes(
     run("setupengine", {"TORCH": "cpu"}, feedback)
     assert len(installed_torch(settings)) == 2
     assert all("2.5" in line for line in installed_torch(settings)), installed_torch(settings)
-    assert not any("could not be had" in line for line in feedback.lines)
+    assert not any("could not be downloaded" in line for line in feedback.lines)
     assert not (tmp_path / "elsewhere").exists()
     assert not (tmp_path / "own").exists()
 
@@ -308,7 +309,9 @@ def test_two_set_ups_at_once_do_not_meet(run, wheels, settings):
     settings.cache_folder.mkdir(parents=True)
     lock = QLockFile(str(settings.cache_folder / "engine.lock"))
     assert lock.tryLock(0)
-    with pytest.raises(QgsProcessingException, match=r"Another set-up is running.*wait until it has ended\.$"):
+    with pytest.raises(
+        QgsProcessingException, match=r"Another set-up is running.*wait until the other set-up has ended\.$"
+    ):
         run("setupengine", {"WHEELS": str(wheels)})
     lock.unlock()
 

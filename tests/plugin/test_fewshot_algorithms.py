@@ -327,7 +327,7 @@ def test_a_model_takes_places_and_hands_the_scene_on(run, asked, inputs, context
     [
         ({"FIELD": "colour"}, "The labelled places have no field colour; choose the one that holds the class"),
         ({"RASTERS": ["/nowhere/a.tif"]}, "“Raster\\(s\\)”, /nowhere/a.tif, does not exist; check the path"),
-        ({"GRID": "{0}/other.tif"}, "other is none of the rasters; choose one of them"),
+        ({"GRID": "{0}/other.tif"}, "other is not one of the rasters; choose one of them"),
         ({"DESCRIPTIONS": "just words"}, "The description “just words” is not understood"),
         ({"PRETRAINED": "{0}/none.safetensors"}, "none.safetensors does not exist; check the path"),
         ({"METHOD": "svm", "OUTPUT_PRETRAINED": "{0}/x.safetensors"}, "Only diffclip pre-trains on the scene"),
@@ -461,10 +461,10 @@ def test_a_fine_tuning_learns_from_a_raster_too(run, asked, rasters, samples, tu
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"PICTURES": None}, "from a folder of pictures or from a raster; choose one of the two"),
-        ({"INPUT": "raster"}, "from a folder of pictures or from a raster; choose one of the two"),
-        ({"PICTURES": None, "INPUT": "raster"}, "A raster and labelled places go together"),
-        ({"SAMPLES": "samples"}, "A raster and labelled places go together"),
+        ({"PICTURES": None}, "on a folder of pictures or on a raster, not on both; choose one of the two"),
+        ({"INPUT": "raster"}, "on a folder of pictures or on a raster, not on both; choose one of the two"),
+        ({"PICTURES": None, "INPUT": "raster"}, "A raster needs labelled places"),
+        ({"SAMPLES": "samples"}, "A raster needs labelled places"),
         ({"PICTURES": None, "INPUT": "raster", "SAMPLES": "samples", "FIELD": "x"}, "have no field x"),
         ({"PICTURES": "/nowhere"}, "The folder of pictures /nowhere does not exist"),
         ({"CONTROL": "/nowhere"}, "“Control set”, /nowhere, does not exist"),

@@ -133,7 +133,7 @@ def test_what_a_calibration_found_stays_with_its_class(widget):
     table = parse_prompts(widget.value())
     assert [(prompt.name, prompt.offset) for prompt in table.classes] == [("forest", 0.0), ("water", 1.5)]
     assert (table.logit_scale, table.model, table.about) == (33.0, "starter", "from Tuesday")
-    assert widget.note.text().startswith("Calibrated for starter;")
+    assert widget.note.text().startswith("Calibrated for starter.")
 
 
 def test_what_is_wrong_is_said_and_what_was_typed_stays(widget):
@@ -165,7 +165,7 @@ def test_what_no_table_can_show_stays_text(widget, text):
 
 def test_one_class_is_explained(widget):
     widget.set_value("solar panels")
-    assert widget.note.text().startswith("With one class,")
+    assert widget.note.text().startswith("With a single class,")
 
 
 def test_a_preset_asks_before_it_replaces_what_was_typed(widget, monkeypatch):

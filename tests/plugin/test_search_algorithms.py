@@ -253,7 +253,7 @@ def test_a_map_service_needs_an_extent(run, asked, tmp_path, qgis_new_project):
     layer = QgsRasterLayer("type=xyz&url=https://x.org/{z}/{x}/{y}.png&zmax=17", "map", "wms")
     QgsProject.instance().addMapLayer(layer)
     parameters = {"RASTERS": [layer], "OUTPUT": str(tmp_path / "x.gpkg")}
-    with pytest.raises(QgsProcessingException, match="A map service has no end; choose an extent"):
+    with pytest.raises(QgsProcessingException, match="A map service is not limited in extent; choose an extent"):
         run("buildtileindex", parameters)
 
 

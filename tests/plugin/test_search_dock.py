@@ -154,7 +154,7 @@ def test_nothing_to_search_for_and_nothing_found(dock, index):
     dock.choose(index)
     idle(dock)
     dock.search()
-    assert dock.message.text().startswith("Type what to look for")
+    assert dock.message.text().startswith("Enter a text")
     search(dock, "nothing")
     assert dock.message.text() == "Nothing was found."
     assert not dock.save.isEnabled()
@@ -275,7 +275,7 @@ def test_a_picture_without_coordinates_is_shown_in_pixels(dock, fake, tmp_path, 
 def test_a_raster_that_has_gone_is_said(found, scene):
     Path(scene[1]).unlink()
     found.results.chosen.emit(found.results.item(0).data(Qt.ItemDataRole.UserRole))
-    assert "pan.tif is no longer where it was indexed" in found.message.text()
+    assert "pan.tif is no longer at the path where it was indexed" in found.message.text()
 
 
 # Good and bad answers, and examples.
@@ -439,7 +439,7 @@ def test_a_web_map_is_indexed_where_the_map_shows_it(project, settings, qgis_can
     dialog = IndexDialog(qgis_canvas)
     assert dialog.chosen() == []
     dialog.layers.item(0).setCheckState(Qt.CheckState.Checked)
-    assert "where the map shows them now" in dialog.note.text()
+    assert "within the current map extent" in dialog.note.text()
     request, view = dialog.request(), qgis_canvas.extent()
     assert request.extent == (view.xMinimum(), view.yMinimum(), view.xMaximum(), view.yMaximum())
     assert request.crs == "EPSG:32631"
@@ -495,7 +495,7 @@ def test_catalogues_are_the_stored_connections(settings, qgis_canvas, dock):
         assert "ss%20w" not in json.dumps(Recent.read().__dict__), "no password in the settings"
     finally:
         metadata.deleteConnection("Team")
-    with pytest.raises(ClippanError, match="Team is no longer stored"):
+    with pytest.raises(ClippanError, match="Team no longer exists"):
         connections.address("catalogue:Team")
 
 
@@ -557,7 +557,7 @@ def test_without_an_index_it_says_how_to_make_one(dock, fake):
     fake("good")
     dock.prompt.setText("beach")
     dock.search()
-    assert dock.message.text().startswith("Make or open an index first")
+    assert dock.message.text().startswith("Build or open an index first")
 
 
 def test_an_engine_that_fails_is_one_sentence(dock, fake, scene, tmp_path):

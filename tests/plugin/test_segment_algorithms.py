@@ -253,7 +253,7 @@ def test_classes_may_be_in_a_text_file(run, asked, inputs, tmp_path, monkeypatch
 def test_a_map_service_needs_an_extent(run, asked, inputs, qgis_new_project):
     layer = QgsRasterLayer("type=xyz&url=https://x.org/{z}/{x}/{y}.png&zmax=17", "map", "wms")
     QgsProject.instance().addMapLayer(layer)
-    with pytest.raises(QgsProcessingException, match="A map service has no end; choose an extent"):
+    with pytest.raises(QgsProcessingException, match="A map service is not limited in extent; choose an extent"):
         run("segmentbytext", {**inputs, "INPUT": layer})
 
 

@@ -75,7 +75,7 @@ def test_another_interpreter_or_other_settings_start_another_process(fake, feedb
         ("silent", ("did not answer within 1 seconds", "choose another")),
         ("without-torch", ("PyTorch is missing", "Set up engine")),
         ("fails", ("failed unexpectedly", "KeyError")),
-        ("dies", ("ended in mid-run (signal 9)", "run the job again")),
+        ("dies", ("ended during the run (signal 9)", "run the job again")),
     ],
 )
 def test_every_failure_is_one_sentence(fake, run, parameters, feedback, monkeypatch, mode, words):
@@ -118,7 +118,7 @@ def test_something_that_cannot_be_started(tmp_path, settings, feedback):
 
 def test_after_a_death_in_mid_run_the_next_run_works(fake, run, parameters, tmp_path):
     fake("dies-once", MARKER=tmp_path / "marker")
-    with pytest.raises(QgsProcessingException, match="mid-run"):
+    with pytest.raises(QgsProcessingException, match="during the run"):
         run("pansharpen", parameters)
     assert not list(tmp_path.glob("*out.tif*"))
     assert not list(tmp_path.glob(".clippan-*"))
@@ -136,7 +136,7 @@ def test_after_a_death_between_two_runs_the_next_run_works(fake, feedback):
 def test_a_killed_worker_says_so_and_the_next_run_works(fake, feedback):
     fake("hangs")
     later(0.5, lambda: os.kill(pid(), signal.SIGKILL))
-    with pytest.raises(ClippanError, match="mid-run"):
+    with pytest.raises(ClippanError, match="during the run"):
         ask(feedback)
     fake("good")
     assert ask(feedback).ok
