@@ -146,7 +146,7 @@ def _number_list(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(item) for item in text.replace(",", " ").split())
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers such as 10.5,20") from None
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers such as 10.5,20") from None
 
 
 def _integer_list(text: str) -> tuple[int, ...]:

@@ -81,9 +81,10 @@ class Worker:
                 number,
                 WRONG_PROTOCOL,
                 Message(
-                    "The engine speaks protocol {PROTOCOL} and the plugin {protocol!r}; update both to one version.",
-                    PROTOCOL=PROTOCOL,
-                    protocol=protocol,
+                    "The engine speaks protocol {engine} and the plugin protocol {plugin!r}; update both to one "
+                    "version.",
+                    engine=PROTOCOL,
+                    plugin=protocol,
                 ),
             )
             return

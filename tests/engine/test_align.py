@@ -369,7 +369,7 @@ def test_a_mark_that_nobody_declared_is_no_value(tmp_path, pair, models, mark, a
     name = shifted(tmp_path / "marked.tif", sensed, aside)
     done = run(asked(tmp_path, (pair[0], name), models["convolutions"], steps=1))
     assert min(done.low) > -100
-    assert f"The raster {name} declares no nodata value; {mark:.9g} is taken for it" in " ".join(done.hints)
+    assert f"The raster {name} declares no nodata value; {mark:.9g} is taken as nodata" in " ".join(done.hints)
     assert done.chips < 0.6 * 15 * 19
 
 

@@ -333,7 +333,7 @@ def test_names_are_utf_8_in_a_locale_that_is_not(tmp_path, locale):
     environment = {**kept, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", **locale}
     command = [sys.executable, "-m", "clippan.cli", "about"]
     for name, says in (
-        ("Zürich/größe.gpkg", "The index Zürich/größe.gpkg is damaged, cut short or no index"),
+        ("Zürich/größe.gpkg", "The index Zürich/größe.gpkg is damaged, cut short or not a CLIPPan index"),
         (b"gr\xf6\xdfe.gpkg", "is not written in UTF-8, which GDAL needs; rename the file"),
     ):
         done = subprocess.run([*command, name], cwd=tmp_path, env=environment, capture_output=True, check=False)

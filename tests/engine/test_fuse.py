@@ -279,7 +279,7 @@ def test_gaps_that_are_marked_but_not_declared_are_gaps(scene, tmp_path, dtype, 
     assert first.hints == ()
     assert len(second.hints) == 2
     for hint, what in zip(second.hints, ("panchromatic", "multispectral")):
-        assert hint.startswith(f"The {what} raster declares no nodata value; {float(mark):.9g} is taken for it")
+        assert hint.startswith(f"The {what} raster declares no nodata value; {float(mark):.9g} is taken as nodata")
 
 
 def test_black_borders_that_nobody_declared_are_pointed_out(scene, tmp_path):

@@ -367,7 +367,9 @@ def test_pictures_without_coordinates(model, index, raster, tmp_path):
     assert hit.window[0] >= 32
     x, y, width, height = hit.window
     assert hit.bounds == (x, -y - height, x + width, -y)
-    with pytest.raises(ClippanError, match="has coordinates, but the index holds pictures without; use another output"):
+    with pytest.raises(
+        ClippanError, match="has coordinates, but the index holds pictures without; choose another output"
+    ):
         index(raster("b.tif", quadrants()))
     # in an index with coordinates they have no place, and are found all the same
     result = index(plain, raster("c.tif", quadrants() // 2), output="mixed.gpkg")
@@ -405,7 +407,7 @@ def test_folders(tmp_path):
     assert found[3:] == ["WMS:http://x"]
     assert failed == left == []
     (tmp_path / "empty").mkdir()
-    assert "holds no rasters" in expand([str(tmp_path / "empty")])[1][0]
+    assert "contains no rasters" in expand([str(tmp_path / "empty")])[1][0]
 
 
 def test_a_raster_is_stretched_as_a_whole(raster):
@@ -486,8 +488,8 @@ def test_dates_in_metadata(raster):
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        (ColourEncoder(name="shapes"), "holds vectors of Colours, which do not compare with those of Shapes"),
-        (ColourEncoder(sha256="2" * 64), "holds vectors of Colours in another version"),
+        (ColourEncoder(name="shapes"), "holds vectors of Colours, which cannot be compared with those of Shapes"),
+        (ColourEncoder(sha256="2" * 64), "holds vectors of another version of Colours"),
     ],
 )
 def test_another_model_is_refused(model, index, raster, monkeypatch, other, sentence):
@@ -517,15 +519,15 @@ def test_damaged_indices(model, index, raster, tmp_path):
     one_line(r"matrix .*index.gpkg.vectors is missing; put it back beside")
     matrix.write_bytes(vectors)
     name.write_bytes(content[: len(content) // 2])
-    one_line("is damaged, cut short or no index|is no index of CLIPPan")
+    one_line("is damaged, cut short or not a CLIPPan index|is not a CLIPPan index")
     name.write_bytes(b"something else")
-    one_line("is damaged, cut short or no index")
+    one_line("is damaged, cut short or not a CLIPPan index")
     write_layer(name)
-    one_line("is no index of CLIPPan; choose one that Build tile index has made")
+    one_line("is not a CLIPPan index; choose one that Build tile index has made")
     name.write_bytes(content)
     with sqlite3.connect(name) as connection:
         connection.execute("UPDATE gpkg_metadata SET metadata = replace(metadata, '\"format\">1<', '\"format\">99<')")
-    one_line("in a form that this one does not read")
+    one_line("in a format that this version cannot read")
     name.write_bytes(content)
     assert run(SearchRequest(index=str(name), text=("red",))).hits
     name.unlink()
@@ -660,7 +662,7 @@ def test_an_index_that_is_just_written_is_not_called_damaged(model, index, raste
     name = str(tmp_path / "index.gpkg")
     with contextlib.closing(sqlite3.connect(name)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(ClippanError, match="is just being written; try again in a moment"):
+        with pytest.raises(ClippanError, match="is being written; try again in a moment"):
             run(SearchRequest(index=name, text=("red",)))
     assert run(SearchRequest(index=name, text=("red",))).hits
 

@@ -250,7 +250,10 @@ def test_a_lock_file_that_windows_is_removing_is_waited_for(tmp_path, monkeypatc
             OSError(errno.EIO, "Input/output error"),
             r"could not be written \(Input/output error\); choose another",
         ),
-        (RuntimeError(""), r"could not be written; check whether the disk of .* have room, or choose another place"),
+        (
+            RuntimeError(""),
+            r"could not be written; check the free space and your quota on the disk of .*, or choose another place",
+        ),
     ],
 )
 def test_why_a_file_could_not_be_written(tmp_path, error, says):

@@ -591,9 +591,9 @@ def test_without_a_driver(monkeypatch):
 @pytest.mark.parametrize(
     ("about", "what"),
     [
-        (replace(ABOUT, model="other", label="Other"), "Tiny, which do not compare with those of Other"),
-        (replace(ABOUT, sha256="cd" * 32), "Tiny in another version, which"),
-        (replace(ABOUT, pixels=32), "Tiny in another version, which"),
+        (replace(ABOUT, model="other", label="Other"), "Tiny, which cannot be compared with those of Other"),
+        (replace(ABOUT, sha256="cd" * 32), "another version of Tiny"),
+        (replace(ABOUT, pixels=32), "another version of Tiny"),
     ],
 )
 def test_another_model(name, about, what):
@@ -606,14 +606,14 @@ def test_a_schema_with_something_else(server, name):
     server.execute("CREATE SCHEMA {}", schema)
     server.execute("CREATE TABLE {}.about (format text)", schema)
     for function in (lambda: backends.open_reader(name), lambda: backends.open_writer(name, ABOUT).__enter__()):
-        assert "holds something else than a catalogue; choose another with ?schema=NAME" in refused(function)
+        assert "holds other data than a catalogue; choose another schema with ?schema=NAME" in refused(function)
 
 
 def test_a_catalogue_of_another_version(server, name):
     fill(name)
     server.execute("UPDATE {}.about SET format = '99', engine = '7.0'", postgis._Database(name).schema)
     sentence = refused(lambda: backends.open_reader(name))
-    assert "was made by version 7.0 of CLIPPan, in a form that this one does not read; update CLIPPan" in sentence
+    assert "was made by version 7.0 of CLIPPan, in a format that this version cannot read; update CLIPPan" in sentence
 
 
 def start(name):
@@ -659,8 +659,11 @@ def test_an_analyst_in_a_database_without_extensions(server, database):
     mine = server.url(user=ANALYST, database=database)
     server.execute("GRANT CREATE ON DATABASE bare TO {}", ANALYST)
     sentence = refused(lambda: start(mine))
-    assert "The database bare on 127.0.0.1 lacks PostGIS; ask the database's administrator to run" in sentence
-    assert "run CREATE EXTENSION postgis in it." in sentence
+    assert (
+        "extension PostGIS is missing in the database bare on 127.0.0.1; ask the database's administrator to run"
+        in sentence
+    )
+    assert "run CREATE EXTENSION postgis there." in sentence
     server.execute("CREATE EXTENSION postgis", database=database)
     server.execute("CREATE EXTENSION vector", database=database)
     start(mine)

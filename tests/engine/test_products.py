@@ -98,7 +98,7 @@ def test_each_granule_of_an_older_safe_is_a_raster(tmp_path):
     found, _, _ = products.expand([str(tmp_path)])
     assert [Path(path).parent for path in found] == [safe / "GRANULE"] * 2
     assert [shown(path) for path in found] == [[400, 300, 200]] * 2
-    with pytest.raises(ClippanError, match="is a folder that holds 2 rasters; name one of them"):
+    with pytest.raises(ClippanError, match="contains 2 rasters; choose one of them"):
         open_dataset(str(safe), "raster")
 
 
@@ -108,8 +108,8 @@ def test_a_landsat_folder_is_one_raster(tmp_path):
     found, failed, left = products.expand([str(tmp_path)])
     assert [Path(path).name for path in found] == [f"{LANDSAT}_SR_B*.TIF"]
     assert failed == []
-    assert left[0].startswith("Left aside: 5 quality bands and masks (")
-    assert left[1].startswith("Left aside: 1 preview (")
+    assert left[0].startswith("Skipped quality bands and masks: 5 (")
+    assert left[1].startswith("Skipped previews: 1 (")
     for name in (found[0], folder, folder / f"{LANDSAT}_MTL.txt"):
         assert shown(name) == [400, 300, 200]
         dataset = open_dataset(str(name), "raster")
@@ -128,7 +128,7 @@ def test_scenes_of_one_folder_stay_apart(tmp_path):
     found, _, _ = products.expand([str(tmp_path)])
     assert [Path(path).name for path in found] == [f"{LANDSAT}_SR_B*.TIF", f"{old}_B*.TIF"]
     assert shown(found[1]) == [300, 200, 100]  # its blue is band 1
-    with pytest.raises(ClippanError, match="holds 2 rasters"):
+    with pytest.raises(ClippanError, match="contains 2 rasters"):
         open_dataset(str(tmp_path), "raster")
 
 
@@ -167,8 +167,8 @@ def test_masks_maps_and_hidden_folders_are_no_pictures(tmp_path):
     found, _, left = products.expand([str(tmp_path)])
     assert [Path(path).name for path in found] == [PLANET, "sharp.tif"]
     assert [sentence.split(" (")[0] for sentence in left] == [
-        "Left aside: 1 quality band or mask",
-        "Left aside: 2 maps made by CLIPPan",
+        "Skipped quality bands and masks: 1",
+        "Skipped maps made by CLIPPan: 2",
     ]
     assert "heat.tif, map.tif" in left[1]
     assert Scene(str(tmp_path / "files"), SceneOptions()).bands == (6, 4, 2)
@@ -179,12 +179,12 @@ def test_masks_maps_and_hidden_folders_are_no_pictures(tmp_path):
 def test_a_folder_without_pictures(tmp_path):
     band(tmp_path / "a_QA_PIXEL.TIF", 1)
     _, failed, _ = products.expand([str(tmp_path)])
-    assert "holds no rasters" in failed[0]
-    with pytest.raises(ClippanError, match="is a folder that holds no raster; name a raster"):
+    assert "contains no rasters" in failed[0]
+    with pytest.raises(ClippanError, match="contains no raster; choose a raster"):
         open_dataset(str(tmp_path), "raster")
     band(tmp_path / "a.tif", 1)
     band(tmp_path / "b.tif", 1)
-    with pytest.raises(ClippanError, match=r"is a folder that holds 2 rasters; .*a\.tif; .*b\.tif\)"):
+    with pytest.raises(ClippanError, match=r"contains 2 rasters; .*a\.tif; .*b\.tif\)"):
         open_dataset(str(tmp_path), "raster")
 
 
@@ -206,10 +206,10 @@ def test_archives(tmp_path):
         assert shown(tmp_path / name) == [400, 300, 200]
     assert open_dataset(str(tmp_path / "one.zip"), "raster").RasterCount == 1
     with pytest.raises(
-        ClippanError, match=r"holds 2 rasters; name one of them \(/vsizip/.*two\.zip/a\.tif; .*b/c\.tif\)"
+        ClippanError, match=r"contains 2 rasters; choose one of them \(/vsizip/.*two\.zip/a\.tif; .*b/c\.tif\)"
     ):
         open_dataset(str(tmp_path / "two.zip"), "raster")
-    with pytest.raises(ClippanError, match="is an archive that holds no raster"):
+    with pytest.raises(ClippanError, match="contains no raster"):
         open_dataset(str(tmp_path / "none.zip"), "raster")
     found, _, left = products.expand([str(tmp_path / name) for name in ("safe.zip", "two.zip")])
     assert [Path(path).name for path in found] == ["safe.zip", "a.tif", "c.tif"]
@@ -219,7 +219,7 @@ def test_archives(tmp_path):
             path.unlink()
     found, _, left = products.expand([str(tmp_path)])
     assert [Path(path).name for path in found] == [f"{LANDSAT}.tgz", "landsat.tar", "safe.zip"]
-    assert "3 archives without a known scene" in left[0]
+    assert "archives without a known scene: 3" in left[0]
 
 
 def three(folder: Path, grids, edges=(12, 12, 12), epsgs=(32632,) * 3) -> Path:
@@ -262,7 +262,7 @@ def test_bands_that_do_not_go_together_stay_rasters(tmp_path, layout):
     singles = [str(folder / f"scene_B{number}.tif") for number in (2, 3, 4)]
     assert products.expand([str(folder)]) == (singles, [], [])
     for name in (folder, folder / "scene_B*.tif"):
-        with pytest.raises(ClippanError, match=r"grids that do not go together; name one band.*scene_B2\.tif; "):
+        with pytest.raises(ClippanError, match=r"different CRSs or are not north up; choose one band.*scene_B2\.tif; "):
             open_dataset(str(name), "raster")
 
 

@@ -108,7 +108,7 @@ def test_feedback_ranks_anew(index):
     unliked = next(hit for hit in first if colour(hit) == "red")
     again = run(SearchRequest(index=index, text=("warm",), unlike=(unliked.tile,), top=4)).hits
     assert {colour(hit) for hit in again} == {"yellow"}
-    with pytest.raises(ClippanError, match="Tile 99 is not in the index any more"):
+    with pytest.raises(ClippanError, match="Tile 99 is no longer in the index"):
         run(SearchRequest(index=index, text=("warm",), like=(99,)))
 
 
@@ -117,7 +117,7 @@ def test_an_extent(index):
     hits = run(SearchRequest(index=index, text=("red",), extent=(500330.0, 4999000.0, 501000.0, 5000000.0), top=16))
     assert hits.tiles == 8
     assert {colour(hit) for hit in hits.hits} <= {"green", "yellow"}
-    with pytest.raises(ClippanError, match="No tile of the index lies in this extent"):
+    with pytest.raises(ClippanError, match="No tile of the index matches this extent"):
         run(SearchRequest(index=index, text=("red",), extent=(0.0, 0.0, 1.0, 1.0)))
     hits = run(
         SearchRequest(index=index, text=("red",), extent=(3.0, 45.147, 3.0001, 45.1535), crs="EPSG:4326", top=16)
@@ -240,7 +240,7 @@ def test_heat_map_of_pictures(model, tmp_path):
 
 def test_a_model_that_has_changed_is_refused(index, model):
     model.sha256 = "2" * 64
-    with pytest.raises(ClippanError, match=r"has changed since .* was made, .*make the index anew"):
+    with pytest.raises(ClippanError, match=r"has changed since .* was made, .*build the index again"):
         run(SearchRequest(index=index, text=("red",)))
 
 
@@ -248,9 +248,7 @@ def test_a_raster_that_is_gone_is_said(index, tmp_path):
     (tmp_path / "a_20200101.tif").unlink()
     result = run(SearchRequest(index=index, text=("red",), top=2))
     assert len(result.hits) == 2
-    assert result.hints == (
-        f"{tmp_path / 'a_20200101.tif'} is not there any more; index its new place to have it found again.",
-    )
+    assert result.hints == (f"{tmp_path / 'a_20200101.tif'} no longer exists; index its new place to find it again.",)
 
 
 def test_thumbnails(index, tmp_path):
@@ -287,7 +285,7 @@ def test_the_command(index, tmp_path, capsys):
     assert cli.main(["search", index, "--text", "red", "--at", "-5,7"]) == 2
     assert capsys.readouterr().err == "No indexed tile lies at -5, 7; choose another place.\n"
     assert cli.main(["search", index, "--text", "red", "--extent", "1,b"]) == 2
-    assert "no list of numbers" in capsys.readouterr().err
+    assert "not a list of numbers" in capsys.readouterr().err
     path = write_raster(tmp_path / "b.tif", quadrants())
     assert cli.main(["index", path, "--output", index, "--tile-metres", "16,32", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["added"] > 4

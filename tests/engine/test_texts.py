@@ -38,10 +38,10 @@ def test_a_file_that_is_none_is_said(reader, tmp_path, monkeypatch) -> None:
     read, content, _ = READERS[reader]
     for name, encoding in (("wide.txt", "utf-16"), ("wide.json", "utf-16-le"), ("old.txt", "latin-1")):
         (tmp_path / name).write_bytes(f"{content}1=Wälder: dürr".encode(encoding))
-        with pytest.raises(ClippanError, match=f"{name} is no text in UTF-8; save it as UTF-8"):
+        with pytest.raises(ClippanError, match=f"{name} is not a UTF-8 text file; save it as UTF-8"):
             read(name)
     (tmp_path / "scene.tif").write_bytes(b"II*\0\x08\0\0\0")
-    with pytest.raises(ClippanError, match=r"scene.tif is no text in UTF-8"):
+    with pytest.raises(ClippanError, match=r"scene.tif is not a UTF-8 text file"):
         read("scene.tif")
     for name in ("missing.txt", "missing.csv", "missing.JSON", "@missing.txt"):
         with pytest.raises(ClippanError, match=rf"{name.lstrip('@')} cannot be read \(No such file"):

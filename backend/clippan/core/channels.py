@@ -63,10 +63,9 @@ class Channels:
         if len(described) == len(self.names):
             return tuple(range(1, len(self.names) + 1))
         raise ClippanError(
-            "The model takes {count} band{value} ({listed}), but the raster has {count_2}; choose a raster of that "
-            "sensor, or another model.",
-            count=len(self.names),
-            value="s" * (len(self.names) > 1),
-            listed=self.joined_names,
-            count_2=len(described),
+            "The model takes {expected} bands ({names}), but the raster has {found}; choose a raster of that sensor, "
+            "or another model.",
+            expected=len(self.names),
+            names=self.joined_names,
+            found=len(described),
         )

@@ -69,19 +69,19 @@ def cuda_problem() -> str:
     """Why CUDA cannot be used, as part of a sentence; empty if it can."""
     torch = require_torch()
     if torch.version.cuda is None and torch.version.hip is None:
-        return f"this PyTorch ({torch.__version__}) is built without CUDA"
+        return Message("this PyTorch ({version}) is built without CUDA", version=str(torch.__version__))
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device or no driver that fits it"
     try:
         # A GPU that is too old or too new for this build is "available", and fails only when used.
         (torch.ones(1, device="cuda") + 1).item()
     except Exception as error:
-        return f"the GPU does not compute ({str(error).splitlines()[0].strip().rstrip('.')})"
+        return Message("the GPU does not compute ({reason})", reason=str(error).splitlines()[0].strip().rstrip("."))
     return ""
 
 
 def gpu_memory_error() -> ClippanError:
-    """What is said where a graphics card's memory does not suffice for the least that can be done at a time."""
+    """The error for a graphics card whose memory is too small even for the smallest batch."""
     return ClippanError(
         "The graphics card's memory is too small; close other programs that use it, or choose the device cpu."
     )
@@ -89,7 +89,7 @@ def gpu_memory_error() -> ClippanError:
 
 @contextlib.contextmanager
 def gpu_memory_errors() -> Iterator[None]:
-    """Raises ClippanError where what is done inside needs more of a graphics card's memory than there is."""
+    """Turns CUDA's out-of-memory error inside the block into a ClippanError."""
     torch = require_torch()
     try:
         yield
@@ -112,7 +112,7 @@ class DeviceChoice:
     cuda_failed: bool = False
 
     def log(self, context: Context) -> None:
-        """Tells the log. Where no graphics card is there to be missed, only the doctor says so, not every job."""
+        """Logs the device, unless the CPU is used because the machine has no graphics card."""
         if not self.cuda_failed or has_gpu():
             context.log(Message("Device: {type}. {reason}", type=self.device.type, reason=self.reason))
 
@@ -194,8 +194,8 @@ def _driver_error(reason: str) -> ClippanError:
 
 
 def supports_bfloat16() -> bool:
-    """Whether the CPU has instructions for bfloat16, with which networks take half the time (since AMD's Zen 4 and
-    Intel's Cooper Lake), and torch may use them; without, they would be slower than in float32."""
+    """Whether torch can use the CPU's bfloat16 instructions (AMD Zen 4, Intel Cooper Lake and later), which halve the
+    time of a network; without them bfloat16 is slower than float32."""
     torch = require_torch()
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return False
@@ -205,7 +205,6 @@ def supports_bfloat16() -> bool:
 
 def set_threads(wanted: int) -> None:
     """Gives torch ``wanted`` CPU threads in the calling thread, 0 for as many as this process has CPUs."""
-
     require_torch().set_num_threads(count_threads(wanted))
 
 

@@ -47,22 +47,20 @@ def from_json(kind: type[T], values: Mapping[str, Any]) -> T:
         ClippanError: a name is unknown or missing, or a value is not of the declared type.
     """
     if not isinstance(values, Mapping):
-        raise ClippanError("A {__name__} is written as a JSON object with named values.", __name__=kind.__name__)
+        raise ClippanError("A {type} is written as a JSON object with named values.", type=kind.__name__)
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise ClippanError(
-            "Unknown parameter {unknown} for {__name__}; known are {fields}.",
+            "Unknown parameter {unknown} for {type}; known are {fields}.",
             unknown=", ".join(unknown),
-            __name__=kind.__name__,
+            type=kind.__name__,
             fields=", ".join(fields),
         )
     missing = [name for name, field in fields.items() if name not in values and _required(field)]
     if missing:
-        raise ClippanError(
-            "Missing parameter {missing} for {__name__}.", missing=", ".join(missing), __name__=kind.__name__
-        )
+        raise ClippanError("Missing parameter {missing} for {type}.", missing=", ".join(missing), type=kind.__name__)
     return kind(**{name: _convert(value, hints[name], name) for name, value in values.items()})
 
 
@@ -101,7 +99,7 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
                     "Unknown {name} '{value}'; choose one of {known}.", name=name, value=value, known=known
                 ) from None
         if hint in (int, float) and isinstance(value, int) and abs(value) >= _INTEGER_LIMIT:
-            raise ClippanError("{name} is larger than any number that is meant here; choose a smaller one.", name=name)
+            raise ClippanError("{name} is too large a number; choose a smaller one.", name=name)
         if hint is float and value in ("NaN", "Infinity", "-Infinity"):
             return float(value)
         if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Optional, Union
 
 from clippan.core.errors import ClippanError, one_line
+from clippan.core.messages import Message
 
 if sys.platform == "win32":
     import msvcrt
@@ -251,7 +252,7 @@ def write_error(
     path: Union[str, Path],
     error: Union[BaseException, str],
     remedy: str = "choose another place",
-    room: str = "free some space or choose another folder",
+    space_remedy: str = "free some space or choose another folder",
 ) -> ClippanError:
     """The sentence for a file that could not be written: which disk is full, or what else was in the way.
 
@@ -260,7 +261,7 @@ def write_error(
         path: where it was to be.
         error: what failed; not all libraries say why.
         remedy: what helps where the disk is not full.
-        room: what helps where it is.
+        space_remedy: what helps where it is.
     """
     reason = one_line(error) if isinstance(error, BaseException) else " ".join(error.split()).rstrip(".")
     number = error.errno if isinstance(error, OSError) else None
@@ -269,11 +270,11 @@ def write_error(
     here = not _is_virtual(str(path)) and folder.is_dir()
     full = number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)) or _DISK_FULL_TEXT.search(reason)
     if here and (full or shutil.disk_usage(folder).free < _FULL_DISK_BYTES):
-        return ClippanError("The disk of {folder} is full; {room}.", folder=folder, room=room)
+        return ClippanError("The disk of {folder} is full; {remedy}.", folder=folder, remedy=space_remedy)
     if here and (number == errno.EFBIG or "file too large" in reason.lower()):
         return ClippanError(
-            "The {what} {path} could not be written, as the file system of {folder} or a limit of your account "
-            "(ulimit -f) allows no file so large; choose another folder, or have the limit raised.",
+            "The {what} {path} could not be written: the file system of {folder}, or a limit of your account (ulimit "
+            "-f), allows no file so large; choose another folder, or have the limit raised.",
             what=what,
             path=path,
             folder=folder,
@@ -281,12 +282,16 @@ def write_error(
     if here and not os.access(folder, os.W_OK):
         return ClippanError("The output folder {folder} is not writable; choose another.", folder=folder)
     if here and not reason:
-        remedy = f"check whether the disk of {folder} and your share of it have room, or {remedy}"
+        remedy = Message(
+            "check the free space and your quota on the disk of {folder}, or {remedy}", folder=folder, remedy=remedy
+        )
+    if not reason:
+        return ClippanError("The {what} {path} could not be written; {remedy}.", what=what, path=path, remedy=remedy)
     return ClippanError(
-        "The {what} {path} could not be written{value}; {remedy}.",
+        "The {what} {path} could not be written ({reason}); {remedy}.",
         what=what,
         path=path,
-        value=f" ({reason})" if reason else "",
+        reason=reason,
         remedy=remedy,
     )
 
@@ -415,8 +420,8 @@ def _wait_for_lock(gate: Path, anyway: bool) -> _Lock:
         except _LockTaken:
             if time.monotonic() > limit:
                 raise ClippanError(
-                    "Another process is writing the same output to {parent}; wait until it is done, or end it.",
-                    parent=gate.parent,
+                    "Another process is writing the same output to {folder}; wait until it has finished, or end it.",
+                    folder=gate.parent,
                 ) from None
             time.sleep(0.02)
         except OSError as error:

@@ -65,7 +65,9 @@ def resolve_text(text: str, what: str) -> str:
         ) from None
     if "\0" in found:  # as UTF-16 has
         raise ClippanError(
-            "The {what} {path} is no text in UTF-8; save it as UTF-8, or choose another file.", what=what, path=path
+            "The {what} {path} is not a UTF-8 text file; save it as UTF-8, or choose another file.",
+            what=what,
+            path=path,
         )
     return found.strip()
 
@@ -109,7 +111,7 @@ def parse_legend(text: str, what: str = "legend") -> dict[str, str]:
         except ValueError as error:
             named = f"{what} {named_file(text)}".rstrip()
             raise ClippanError(
-                "The {named} is no JSON ({error}); write it like 1=water; 2=forest.", named=named, error=error
+                "The {named} is not valid JSON ({error}); write it like 1=water; 2=forest.", named=named, error=error
             ) from error
     else:
         pairs = [part.partition("=") for part in split_items(written)]

@@ -20,7 +20,7 @@ def check(value: Any) -> None:
             check(item)
     elif isinstance(value, str) and "\0" in value:
         raise ClippanError(
-            "“{text}” holds the character NUL, which no name may have; remove it.", text=value.replace("\0", "\\0")
+            "“{text}” contains a NUL character, which names cannot have; remove it.", text=value.replace("\0", "\\0")
         )
     elif isinstance(value, str) and not value.isascii():
         try:

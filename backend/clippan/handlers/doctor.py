@@ -33,7 +33,7 @@ _GIB = 2**30
 
 
 def run(request: DoctorRequest, context: Context) -> DoctorResult:
-    """Examines this Python and this machine; see DoctorRequest."""
+    """Examines this Python and this machine."""
     checks = [_engine(), _numpy(), _gdal(), _torch(), *_libraries(), _machine(), *_gpus(), _cache(), _temporary()]
     chosen, reason = "", ""
     try:
@@ -190,7 +190,7 @@ def _machine() -> Check:
     memory = _memory()
     size = f"{memory / _GIB:.1f} GiB memory" if memory else "memory unknown"
     processor = platform.processor() or platform.machine()
-    return Check("Machine", Status.OK, f"{threads} CPU thread{'s' * (threads > 1)}, {size} ({processor})")
+    return Check("Machine", Status.OK, f"CPU threads: {threads}, {size} ({processor})")
 
 
 def _memory() -> Optional[int]:

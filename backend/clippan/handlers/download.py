@@ -12,7 +12,7 @@ from clippan.jobs.models import DownloadModelRequest, DownloadModelResult
 
 
 def run(request: DownloadModelRequest, context: Context) -> DownloadModelResult:
-    """Runs the job; see DownloadModelRequest."""
+    """Downloads a model into the cache and verifies it."""
     started = time.monotonic()
     model = find_model(request.model)
     path = hub.fetch(model, context, request.accept_licence)

@@ -69,7 +69,7 @@ class _Counts:
 
 
 def run(request: IndexRequest, context: Context) -> IndexResult:
-    """See IndexRequest.
+    """Builds or updates a tile index.
 
     Raises:
         ClippanError: nothing could be indexed, or not any further; what was committed is kept.
@@ -105,7 +105,9 @@ def run(request: IndexRequest, context: Context) -> IndexResult:
             if not kept and index.exists:
                 index.discard()
             if kept and isinstance(error, Cancelled):
-                raise Cancelled("Cancelled; what was indexed so far is kept, run the same again to go on.") from None
+                raise Cancelled(
+                    "Cancelled; the tiles indexed so far are kept, and the next run continues from there."
+                ) from None
             raise
         return IndexResult(
             index.path,
@@ -147,7 +149,7 @@ def _plan_rasters(
     stale: set[int] = set()
     unchanged = 0
     for position, path in enumerate(paths):
-        context.progress(100 * position / len(paths), Message("Looking at {name}", name=Path(path).name[:80]))
+        context.progress(100 * position / len(paths), Message("Examining {name}", name=Path(path).name[:80]))
         try:
             scene = Scene(path, options)
             # For people it stays in natural colours. Of a model with channels this tells which bands are not there.
@@ -165,7 +167,7 @@ def _plan_rasters(
             if not options.extent:  # all of it takes the place of its parts
                 stale |= {raster.id for (name, area), raster in known.items() if name == path and area}
             if before is not None and same and before.path != path:
-                context.log(f"{before.path} has moved to {path}.")
+                context.log(Message("{old_path} has moved to {path}.", old_path=before.path, path=path))
                 (before,) = index.put_rasters([replace(before, path=path)])
             if before is not None and same and before.done >= before.planned:
                 counts.kept += index.count_tiles(before.id)
@@ -174,7 +176,7 @@ def _plan_rasters(
             plan = scene.tile_plan(model.pixels)
             if index.exists and scene.grid.crs and not index.about.crs:
                 raise ClippanError(
-                    "The raster {path} has coordinates, but the index holds pictures without; use another output.",
+                    "The raster {path} has coordinates, but the index holds pictures without; choose another output.",
                     path=path,
                 )
             if before is not None and same:
@@ -199,7 +201,7 @@ def _plan_rasters(
             and (not shared or _is_inside(raster.path, request.rasters))
         )
         if gone:
-            context.log(f"{raster.path} does not exist any more; its tiles are dropped.")
+            context.log(Message("{path} no longer exists; its tiles are removed.", path=raster.path))
         if gone or raster.id in stale:
             counts.dropped += index.drop_raster(raster.id)
     rasters = index.put_rasters([raster for raster, _, _ in found])
@@ -320,7 +322,12 @@ def _embed(
                 commit()
                 committed = time.monotonic()
             rate = seen / max(time.monotonic() - begun, 1e-3)
-            context.progress(100 * seen / max(counts.planned, 1), f"{seen:,} of {counts.planned:,} tiles, {rate:.0f}/s")
+            context.progress(
+                100 * seen / max(counts.planned, 1),
+                Message(
+                    "{done:,} of {total:,} tiles, {rate:.0f} per second", done=seen, total=counts.planned, rate=rate
+                ),
+            )
     except Cancelled:
         commit()
         raise

@@ -9,7 +9,7 @@ from clippan.jobs.models import ListModelsRequest, ListModelsResult, ModelRow
 
 
 def run(request: ListModelsRequest, context: Context) -> ListModelsResult:
-    """Runs the job; see ListModelsRequest."""
+    """Lists the models and what of them is in the cache."""
     rows = []
     for model in MODELS.values():
         found = cache.locate(model)

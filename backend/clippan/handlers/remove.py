@@ -9,5 +9,5 @@ from clippan.jobs.models import RemoveModelRequest, RemoveModelResult
 
 
 def run(request: RemoveModelRequest, context: Context) -> RemoveModelResult:
-    """Runs the job; see RemoveModelRequest."""
+    """Removes a model from the cache."""
     return RemoveModelResult(cache.remove(find_model(request.model)))

@@ -45,7 +45,7 @@ _MEAN_SAMPLE = 20_000  # tiles, from which the index's mean is estimated
 
 
 def run(request: SearchRequest, context: Context) -> SearchResult:
-    """See SearchRequest.
+    """Searches an index by texts, pictures and places.
 
     Raises:
         ClippanError: one sentence with the cause and the remedy.
@@ -100,7 +100,7 @@ def _search_index(
         query.directions(), tile_filter, max(_MIN_CANDIDATES, _CANDIDATES_PER_HIT * request.top)
     )
     if not searched:
-        raise ClippanError("No tile of the index lies in this extent, these rasters and dates; widen the search.")
+        raise ClippanError("No tile of the index matches this extent, these rasters and dates; widen the search.")
     chosen = np.setdiff1d(chosen, np.array(request.unlike, np.int64))  # what was put aside does not come back
     parts = [query.score_tiles(vectors) for _, vectors in vector_batches(index, chosen, context)]
     confidence, score, best = (np.concatenate(part) for part in zip(*parts)) if parts else (np.empty(0),) * 3
@@ -147,7 +147,7 @@ def _tile_filter(index: Any, request: SearchRequest) -> tuple[TileFilter, list[s
         chosen = {raster.id for raster in index.rasters.values() if _is_in_period(raster, request.since, request.until)}
         undated = sum(not raster.date for raster in index.rasters.values())
         if undated and (request.since or request.until):
-            hints.append(Message("Rasters without a date were left out: {undated}.", undated=undated))
+            hints.append(Message("Rasters without a date were left out: {count}.", count=undated))
     if request.rasters:
         for name in request.rasters:
             if not any(_is_named(raster, name) for raster in index.rasters.values()):
@@ -185,13 +185,13 @@ def _search_vectors(index: Any, model: Encoder, request: SearchRequest) -> Searc
         tile = index.tile_at(x, y) or (index.tile_at(x + turn, y) or index.tile_at(x - turn, y) if turn else None)
         if tile is None:
             raise ClippanError(
-                "No indexed tile lies at {at:g}, {at_2:g}; choose another place.", at=request.at[0], at_2=request.at[1]
+                "No indexed tile lies at {x:g}, {y:g}; choose another place.", x=request.at[0], y=request.at[1]
             )
         ids.append(tile.id)
     present = {tile.id for tile in index.tiles([*ids, *request.unlike])}
     lost = [number for number in (*ids, *request.unlike) if number not in present]
     if lost:
-        raise ClippanError("Tile {lost} is not in the index any more; search again without it.", lost=lost[0])
+        raise ClippanError("Tile {tile} is no longer in the index; search again without it.", tile=lost[0])
     pictures = np.array(like, np.float32).reshape(-1, model.width)
     examples = np.concatenate([pictures, index.vectors(np.array(ids, np.int64))])
     empty = np.empty((0, model.width), np.float32)
@@ -267,7 +267,7 @@ def _make_hit(rank: int, tile: IndexedTile, raster: IndexedRaster, prompt: str, 
 def _missing_file_notes(rasters: Sequence[IndexedRaster]) -> list[str]:
     paths = dict.fromkeys(raster.path for raster in rasters)
     return [
-        f"{path} is not there any more; index its new place to have it found again."
+        Message("{path} no longer exists; index its new place to find it again.", path=path)
         for path in paths
         if is_missing(path)
     ]

@@ -61,10 +61,10 @@ def without_false_alpha(dataset: gdal.Dataset, path: str, always: bool) -> gdal.
     if not always:
         others = ",".join(str(number) for number in range(1, dataset.RasterCount + 1) if number not in images)
         notes[_NOTE] = Message(
-            "Of {path}, band {images}, tagged as alpha (transparency), holds an image as near infrared does and is "
-            "used as such; to leave it out, choose the bands {others}.",
+            "Band {images} of {path} is tagged as alpha (transparency) but holds an image, such as near infrared, and "
+            "is used as an image band; to leave it out, choose the bands {others}.",
             path=path,
-            images=" and ".join(map(str, images)),
+            images=", ".join(map(str, images)),
             others=others,
         )
     retagged.SetMetadata(notes, METADATA_DOMAIN)

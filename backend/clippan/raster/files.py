@@ -21,6 +21,17 @@ _SIDECAR_SUFFIXES = (".aux.xml", ".ovr", ".msk")
 _DELIMITERS = re.compile(r"""[:"'?&=,;{}]""")
 _MAX_DELIMITERS = 20
 
+# By whether another file than the output itself would be replaced, and whether an input only leads to it.
+_OVERWRITES = {
+    (False, False): "The output {output} is one of the inputs; choose another name.",
+    (False, True): "The output {output} is one of the inputs, through {source}; choose another name.",
+    (True, False): "The output {output} touches {file}, which is one of the inputs; choose another name.",
+    (
+        True,
+        True,
+    ): "The output {output} touches {file}, which is one of the inputs, through {source}; choose another name.",
+}
+
 
 def source_files(dataset: gdal.Dataset) -> list[str]:
     """The files that a dataset reads, each once."""
@@ -50,14 +61,8 @@ def refuse_overwriting(outputs: Iterable[str], inputs: Iterable[str]) -> None:
         for known, name in _walk_sources([source, *product_files(source)]):
             if known in there:
                 output, target = there[known]
-                through = "" if name == source else f", through {_source_label(source)}"
-                which = "" if target == output else f" touches {target}, which"
-                raise ClippanError(
-                    "The output {output}{which} is one of the inputs{through}; choose another name.",
-                    output=output,
-                    which=which,
-                    through=through,
-                )
+                sentence = _OVERWRITES[target != output, name != source]
+                raise ClippanError(sentence, output=output, file=target, source=_source_label(source))
 
 
 def _walk_sources(sources: Iterable[str]) -> Iterator[tuple[Any, str]]:

@@ -72,16 +72,16 @@ class Grid:
             crs = dataset.GetGCPProjection() or ""
             if geotransform is None:
                 raise ClippanError(
-                    "The raster {opened_as} has ground control points and no pixel grid; warp it first (Raster > "
+                    "The raster {path} has ground control points and no pixel grid; warp it first (Raster > "
                     "Projections > Warp).",
-                    opened_as=source_name(dataset),
+                    path=source_name(dataset),
                 )
         if geotransform is None:
             if dataset.GetMetadata("GEOLOCATION"):
                 raise ClippanError(
-                    "The raster {opened_as} has no coordinates of its own: it is a swath that is placed by "
+                    "The raster {path} has no geotransform: it is a swath with "
                     "geolocation arrays; warp it first (gdalwarp -geoloc).",
-                    opened_as=source_name(dataset),
+                    path=source_name(dataset),
                 )
             rpc = _read_rpc(dataset)
         return cls(dataset.RasterXSize, dataset.RasterYSize, geotransform, crs, rpc)
@@ -232,9 +232,9 @@ def align(pan: Grid, ms: Grid) -> Alignment:
     for name, axis in (("columns", x), ("rows", y)):
         if axis.ratio < 1 - TOLERANCE:
             raise ClippanError(
-                "The multispectral raster has finer {name} than the panchromatic one (pixel size ratio {ratio:.3g}); "
+                "The multispectral raster has finer {axis} than the panchromatic one (pixel size ratio {ratio:.3g}); "
                 "check whether the two were swapped.",
-                name=name,
+                axis=name,
                 ratio=axis.ratio,
             )
     x_axis, y_axis = Axis(x.ratio, x.offset - left), Axis(y.ratio, y.offset - top)

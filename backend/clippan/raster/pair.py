@@ -13,6 +13,7 @@ import numpy as np
 from osgeo import gdal
 
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.raster.alpha import alpha_notes
 from clippan.raster.grid import Alignment, Axis, Grid, align
 from clippan.raster.nodata import as_pixel_value, is_fill_value
@@ -159,18 +160,18 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
     ):
         if pan_source.total != 1:
             raise ClippanError(
-                "The {PAN} has {total} bands and should have one; choose the panchromatic band's raster, and check "
+                "The {raster} has {count} bands and should have one; choose the panchromatic band's raster, and check "
                 "whether the two were swapped.",
-                PAN=PAN,
-                total=pan_source.total,
+                raster=PAN,
+                count=pan_source.total,
             )
         codes = next((info.description for info in ms_source.infos if is_quality(info.description)), "")
         if codes:
             raise ClippanError(
-                "The {MS} has {codes}, a quality band or mask, whose codes cannot be sharpened; leave it out, or "
+                "The {raster} has {band}, a quality band or mask, whose codes cannot be sharpened; leave it out, or "
                 "choose bands (--bands).",
-                MS=MS,
-                codes=codes,
+                raster=MS,
+                band=codes,
             )
         possible = nodata is None or any(
             as_pixel_value(nodata, source.dtype) is not None for source in (pan_source, ms_source)
@@ -181,9 +182,9 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
                 nodata=nodata,
                 dtype=ms_source.dtype,
             )
-        told = [*alpha_notes([pan_dataset, *opened]), *alike]
-        told += [source.assumption for source in (pan_source, ms_source) if source.assumption]
-        yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(hints), tuple(told))
+        pair_notes = [*alpha_notes([pan_dataset, *opened]), *alike]
+        pair_notes += [source.assumption for source in (pan_source, ms_source) if source.assumption]
+        yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(hints), tuple(pair_notes))
 
 
 def _pan_sized_notes(pan: str, grid: Grid, ms: Sequence[str], datasets: Sequence[gdal.Dataset]) -> list[str]:
@@ -193,16 +194,19 @@ def _pan_sized_notes(pan: str, grid: Grid, ms: Sequence[str], datasets: Sequence
         ClippanError: the panchromatic band is among them, by its file or its name.
     """
     sizes = [_relative_pixel_size(Grid.of(dataset), grid) for dataset in datasets]
-    told = []
+    pair_notes: list[str] = []
     for path, dataset, size in zip(ms, datasets, sizes) if len(ms) > 1 else ():
         if os.path.realpath(path) == os.path.realpath(pan) or is_panchromatic(path):
-            raise ClippanError("{path} among the {MS}s is the panchromatic band; leave it out.", path=path, MS=MS)
+            raise ClippanError("{path} is the panchromatic band; leave it out of the multispectral rasters.", path=path)
         if dataset.RasterCount == 1 and size < _SAME_SIZE and max(sizes) > _COARSER_SIZE:
-            told.append(
-                f"{path} has the pixel size of the {PAN}, so all bands are brought to it before they are sharpened; "
-                "leave it out if it is the panchromatic band."
+            pair_notes.append(
+                Message(
+                    "{path} has the pixel size of the panchromatic raster, so all bands are resampled to it before "
+                    "they are sharpened; leave it out if it is the panchromatic band.",
+                    path=path,
+                )
             )
-    return told
+    return pair_notes
 
 
 def _relative_pixel_size(grid: Grid, pan: Grid) -> float:

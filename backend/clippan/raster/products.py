@@ -165,20 +165,15 @@ class Contents:
 
     def skipped_notes(self) -> list[str]:
         """A sentence for each kind of file that is no picture."""
-        kinds = (
-            (self.masks, "quality band or mask", "quality bands and masks"),
-            (self.previews, "preview", "previews"),
-            (self.maps, "map made by CLIPPan", "maps made by CLIPPan"),
-            (self.archives, "archive without a known scene", "archives without a known scene"),
-        )
+        kinds = {
+            "Skipped quality bands and masks: {count:,} ({files}).": self.masks,
+            "Skipped previews: {count:,} ({files}).": self.previews,
+            "Skipped maps made by CLIPPan: {count:,} ({files}).": self.maps,
+            "Skipped archives without a known scene: {count:,} ({files}).": self.archives,
+        }
         return [
-            Message(
-                "Left aside: {count:,} {value} ({list}).",
-                count=len(files),
-                value=several if len(files) > 1 else one,
-                list=join_names(list(map(_file_name, files))),
-            )
-            for files, one, several in kinds
+            Message(sentence, count=len(files), files=join_names(list(map(_file_name, files))))
+            for sentence, files in kinds.items()
             if files
         ]
 
@@ -201,11 +196,11 @@ def open_product(path: str, what: str) -> Optional[gdal.Dataset]:
         if len(products) == 1 and not rasters:
             if not products[0].can_be_stacked():
                 raise ClippanError(
-                    "The {what} {path} is a scene whose bands lie on grids that do not go together; name one band, or "
-                    "warp all to one CRS, north up (Raster > Projections > Warp) ({some}).",
+                    "The bands of the {what} {path} have different CRSs or are not north up; choose one band, or warp "
+                    "all to one CRS (Raster > Projections > Warp) ({bands}).",
                     what=what,
                     path=path,
-                    some=_join_paths(products[0].files),
+                    bands=_join_paths(products[0].files),
                 )
             return products[0].open()
         if len(rasters) == 1 and not products:
@@ -213,37 +208,26 @@ def open_product(path: str, what: str) -> Optional[gdal.Dataset]:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ClippanError(
-            "The {what} {path} is a scene of several files that cannot be put together; check whether it is complete "
-            "({reason}).",
+            "The {what} {path} is a scene whose files cannot be combined; check whether it is complete ({reason}).",
             what=what,
             path=path,
             reason=reason,
         ) from error
-    kind = "archive" if _vsi_archive(path) else "folder" if _is_folder(path) else ""
-    if not kind:
+    if not (_vsi_archive(path) or _is_folder(path)):
         return None
     names = [*(product.name for product in products), *rasters]
-    article = "an" if kind == "archive" else "a"
     if not names and _is_damaged(path):
         raise ClippanError(
             "The {what} {path} cannot be read as an archive; check whether it is complete.", what=what, path=path
         )
     if not names:
-        raise ClippanError(
-            "The {what} {path} is {article} {kind} that holds no raster; name a raster.",
-            what=what,
-            path=path,
-            article=article,
-            kind=kind,
-        )
+        raise ClippanError("The {what} {path} contains no raster; choose a raster.", what=what, path=path)
     raise ClippanError(
-        "The {what} {path} is {article} {kind} that holds {count} rasters; name one of them ({some}).",
+        "The {what} {path} contains {count} rasters; choose one of them ({rasters}).",
         what=what,
         path=path,
-        article=article,
-        kind=kind,
         count=len(names),
-        some=_join_paths(names),
+        rasters=_join_paths(names),
     )
 
 
@@ -298,16 +282,15 @@ def expand(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
         skipped.previews += inside.previews
         if not pictures and _is_damaged(name):
             failed.append(
-                Message("The file {name} cannot be read as an archive; check whether it is complete.", name=name)
+                Message("The file {path} cannot be read as an archive; check whether it is complete.", path=name)
             )
         elif len(maps) == len(pictures):
-            kind = "archive" if _vsi_archive(name) else "folder"
             failed.append(
                 Message(
-                    "The {kind} {name} holds no rasters{value}; choose another.",
-                    kind=kind,
-                    name=name,
-                    value=" that are pictures" * bool(maps),
+                    "{path} contains only maps made by CLIPPan; choose a folder or archive with images."
+                    if maps
+                    else "{path} contains no rasters; choose another folder or archive.",
+                    path=name,
                 )
             )
     return list(found.values()), failed, skipped.skipped_notes()

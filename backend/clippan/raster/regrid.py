@@ -51,14 +51,17 @@ def resample_to_finest(datasets: Sequence[gdal.Dataset], what: str, nodata: Opti
     if all(_coincide(grids[0], grid) for grid in grids[1:]):
         return list(datasets)
     if all(grid.geotransform is None for grid in grids):
-        raise ClippanError("The {what}s have no georeference and differ in size; use rasters of one size.", what=what)
+        raise ClippanError(
+            "The files of the {what} have no georeference and differ in size; use rasters of one size.", what=what
+        )
     if any(grid.geotransform is None for grid in grids):
         raise ClippanError(
-            "Only some of the {what}s have a georeference; give it to all of them (gdal_translate).", what=what
+            "Only some files of the {what} have a georeference; add it to all of them (gdal_translate).", what=what
         )
     if any(g.geotransform[2] or g.geotransform[4] or g.geotransform[5] > 0 for g in grids if g.geotransform):
         raise ClippanError(
-            "The {what}s lie on different grids, not all of them north-up; warp them to one grid first (gdalwarp).",
+            "The files of the {what} have different grids that are not all north up; warp them to one grid first "
+            "(gdalwarp).",
             what=what,
         )
     target = _common_grid(grids, what)
@@ -77,12 +80,13 @@ def resample_to_grid(dataset: gdal.Dataset, what: str, target: Grid, nodata: Opt
         return [dataset]
     if target.geotransform is None or grid.geotransform is None:
         raise ClippanError(
-            "The {what} has another size, and no georeference to lay it on the others; give it one.", what=what
+            "The {what} differs in size from the others and has no georeference to align it by; add one.", what=what
         )
     g = target.geotransform
     if g[2] or g[4] or g[5] > 0:
         raise ClippanError(
-            "The {what} lies on another grid than one that is turned or upside down; warp both to one grid (gdalwarp).",
+            "The {what} has another grid than the first raster, which is not north up; warp both to one grid "
+            "(gdalwarp).",
             what=what,
         )
     if grid.shares_crs(target):
@@ -90,7 +94,7 @@ def resample_to_grid(dataset: gdal.Dataset, what: str, target: Grid, nodata: Opt
     for crs in (grid.crs, target.crs):
         if not crs:
             raise ClippanError(
-                "The {what} and the others have not all a CRS; assign one (gdal_edit -a_srs).", what=what
+                "The {what} or one of the other rasters has no CRS; assign one (gdal_edit -a_srs).", what=what
             )
     try:
         return [_warp_to_grid(part, target, nodata) for part in _split_by_nodata(dataset, nodata)]
@@ -134,7 +138,7 @@ def _common_grid(grids: Sequence[Grid], what: str) -> Grid:
         left, right = centres_inside(x, grid.width, target.width)
         top, bottom = centres_inside(y, grid.height, target.height)
         if right <= left or bottom <= top:
-            raise ClippanError("The {what}s do not overlap; check that all show the same place.", what=what)
+            raise ClippanError("The files of the {what} do not overlap; check that all show the same place.", what=what)
         target = target.cropped(left, top, right, bottom)
     return target
 

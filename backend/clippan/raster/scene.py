@@ -164,7 +164,9 @@ class Scene:
         self._masks = _mask_bands(self._dataset, self.bands)
         self._coverage = self._find_coverage()
         if self._coverage.assumed:
-            self.notes.append(Message("What was never written in the raster {path} is taken for nodata.", path=path))
+            self.notes.append(
+                Message("Blocks of the raster {path} that were never written are taken as nodata.", path=path)
+            )
 
     @property
     def bands(self) -> tuple[int, ...]:
@@ -202,10 +204,10 @@ class Scene:
         wrong = [band for band in self.options.bands if band > dataset.RasterCount]
         if wrong:
             raise ClippanError(
-                "Band {wrong} was asked for but the raster {path} has {RasterCount}; choose others.",
-                wrong=wrong[0],
+                "Band {band} was asked for but the raster {path} has {count}; choose others.",
+                band=wrong[0],
                 path=self.path,
-                RasterCount=dataset.RasterCount,
+                count=dataset.RasterCount,
             )
         if self.options.bands:
             return BandChoice(self.options.bands, "as asked for")
@@ -284,11 +286,19 @@ class Scene:
 
     def _tell_of_empty_band(self, number: int, shown: bool) -> None:
         name = self._dataset.GetRasterBand(number).GetDescription()
-        sentence = f"Band {number}{f' ({name})' if name else ''} of the raster {self.path} has no data"
+        band = f"{number} ({name})" if name else str(number)
         if not shown:
-            raise ClippanError("{sentence}; choose other bands.", sentence=sentence)
-        if not any(note.startswith(sentence) for note in self.notes):
-            self.notes.append(f"{sentence} and is dark in the picture; choose other bands if that is not meant.")
+            raise ClippanError(
+                "Band {band} of the raster {path} has no data; choose other bands.", band=band, path=self.path
+            )
+        note = Message(
+            "Band {band} of the raster {path} has no data and is dark in the picture; choose other bands if that is "
+            "not meant.",
+            band=band,
+            path=self.path,
+        )
+        if note not in self.notes:
+            self.notes.append(note)
 
     def may_contain_data(self, window: Window) -> bool:
         """Whether a window, which may reach beyond the raster, may show anything; quick."""
@@ -433,7 +443,7 @@ class Scene:
             return [whole]
         inverse = gdal.InvGeoTransform(self.grid.geotransform)
         if inverse is None:
-            raise ClippanError("The raster {path} has pixels without a size; georeference it anew.", path=self.path)
+            raise ClippanError("The pixels of the raster {path} have no size; georeference it again.", path=self.path)
         found = []
         for box in extent_boxes(self.options.extent, self.options.crs, self.grid.crs):
             corners = [gdal.ApplyGeoTransform(inverse, x, y) for x in box[::2] for y in box[1::2]]
@@ -510,8 +520,8 @@ class Scene:
                 continue
             if min(across, down) < _MIN_TILE_EDGE:
                 raise ClippanError(
-                    "Tiles of {down:.2g} pixels show nothing of the raster {path}; choose larger.",
-                    down=min(across, down),
+                    "Tiles of {size:.2g} pixels are too small for the raster {path}; choose larger tiles.",
+                    size=min(across, down),
                     path=self.path,
                 )
             scale = tile[0] * ground[0] if ground else float(tile[0])
@@ -714,11 +724,9 @@ def transform_extent(extent: Sequence[float], source: str, target: str) -> tuple
     try:
         box = osr.CoordinateTransformation(one, other).TransformBounds(*extent, 21)
     except RuntimeError as error:
-        raise ClippanError(
-            "The extent cannot be transformed to {GetName}; choose another.", GetName=other.GetName()
-        ) from error
+        raise ClippanError("The extent cannot be transformed to {crs}; choose another.", crs=other.GetName()) from error
     if not all(np.isfinite(box)):
-        raise ClippanError("The extent cannot be transformed to {GetName}; choose another.", GetName=other.GetName())
+        raise ClippanError("The extent cannot be transformed to {crs}; choose another.", crs=other.GetName())
     return tuple(box)
 
 
@@ -763,9 +771,9 @@ def antimeridian_notes(extent: Sequence[float]) -> list[str]:
         return []
     return [
         Message(
-            "The extent was taken across the 180th meridian, from {extent:g} east to {extent_2:g}.",
-            extent=extent[0],
-            extent_2=extent[2],
+            "The extent was taken across the 180th meridian, from {west:g} eastwards to {east:g}.",
+            west=extent[0],
+            east=extent[2],
         )
     ]
 

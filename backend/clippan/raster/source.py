@@ -69,12 +69,11 @@ def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
         if product is not None:
             return product
         first = next((name for name, _ in dataset.GetSubDatasets()), None)
-        hint = f", for instance {first}" if first else ""
         raise ClippanError(
-            "The {what} {path} holds no bands itself; name one of its subdatasets{hint}.",
+            "The {what} {path} has no bands itself; choose one of its subdatasets ({example}).",
             what=what,
             path=path,
-            hint=hint,
+            example=first or "gdalinfo lists them",
         )
     # GDAL shows CMYK pictures as RGBA; satellite tools write four bands under that tag, and mean the numbers.
     cmyk = dataset.GetMetadataItem("SOURCE_COLOR_SPACE", "IMAGE_STRUCTURE") == "CMYK"
@@ -200,8 +199,8 @@ class Source:
         wrong = [band for band in bands if band > self.total]
         if wrong:
             raise ClippanError(
-                "Band {wrong} was asked for but the {what} has {total}; choose fewer.",
-                wrong=wrong[0],
+                "Band {band} was asked for but the {what} has {total}; choose others.",
+                band=wrong[0],
                 what=what,
                 total=self.total,
             )
@@ -240,7 +239,9 @@ class Source:
         if self.nodata is None and all(run.mask is None for run in self._runs):
             self._assume()
         if any(coverage.assumed for coverage in self._coverages):
-            self.assumption = Message("What was never written in the {what} is taken for nodata.", what=self.what)
+            self.assumption = Message(
+                "Blocks of the {what} that were never written are taken as nodata.", what=self.what
+            )
         self.masked = (
             any(run.mask is not None for run in self._runs)
             or not self.fully_written
@@ -278,9 +279,10 @@ class Source:
                 self.nodata = as_pixel_value(mark, self.dtype)
                 self._nodata = [self.nodata] * self.count
                 self.assumption = Message(
-                    "The {what} declares no nodata value; {mark:.9g} is taken for it, as pixels have it in all bands.",
+                    "The {what} declares no nodata value; {value:.9g} is taken as nodata, because pixels have it in "
+                    "all bands.",
                     what=self.what,
-                    mark=mark,
+                    value=mark,
                 )
                 return
 

@@ -357,11 +357,11 @@ class Writer:
             needed += size
         if needed > free:
             raise ClippanError(
-                "The output needs about {megabytes} and {folder} has {megabytes_2} free; free some space or choose "
-                "another folder.",
-                megabytes=_megabytes(needed),
+                "The output needs about {needed} and {folder} has {free} free; free some space or choose another "
+                "folder.",
+                needed=_megabytes(needed),
                 folder=folder,
-                megabytes_2=_megabytes(free),
+                free=_megabytes(free),
             )
 
     def _call_gdal(self, action: Callable[[], T]) -> T:

@@ -27,8 +27,8 @@ def open_reader(name: str) -> Any:
 def model_changed(index: str, label: str) -> str:
     """The sentence for a model that is not the one that made the index."""
     return Message(
-        "The model {label} has changed since {index} was made, and its vectors do not compare any more; make the "
-        "index anew, or put the old weights back.",
-        label=label,
+        "The model {model} has changed since {index} was made, so their vectors cannot be compared; build the index "
+        "again, or restore the old weights.",
+        model=label,
         index=index,
     )

@@ -160,17 +160,17 @@ class GeoPackageReader:
             return np.empty((0, width), np.float16)
         if size < 0:
             raise ClippanError(
-                "The index's matrix {file} is missing; put it back beside {path}, or index anew.",
+                "The matrix {file} of the index is missing; put it back beside {path}, or build the index again.",
                 file=file,
                 path=self.path,
             )
         if size < needed * width * 2:
             raise ClippanError(
-                "The index's matrix {file} was cut short ({size} bytes for {needed} tiles); delete the index and make "
-                "it anew, or restore both files from a backup.",
+                "The matrix {file} of the index was cut short ({size} bytes for {count} tiles); delete the index and "
+                "build it again, or restore both files from a backup.",
                 file=file,
                 size=size,
-                needed=needed,
+                count=needed,
             )
         # Copy on write: torch asks for memory that it might write to.
         return np.memmap(file, np.float16, "c", shape=(size // (width * 2), width))
@@ -317,7 +317,7 @@ class GeoPackageWriter:
     def __enter__(self) -> GeoPackageWriter:
         place = Path(self.path)
         sentence = Message(
-            "Another process is indexing into {path}; wait until it is done, or cancel it there.", path=self.path
+            "Another process is indexing into {path}; wait until it has finished, or cancel it there.", path=self.path
         )
         self._lock.enter_context(exclusive_lock(place.with_name(f".{place.name}.lock"), "index", sentence))
         try:
@@ -553,14 +553,14 @@ def refuse_other_model(what: str, found: IndexInfo, wanted: IndexInfo) -> None:
     """Raises ClippanError if an index (what it is called in a sentence) holds vectors of another model."""
     same = (found.model, found.width, found.pixels) == (wanted.model, wanted.width, wanted.pixels)
     if not same or (found.sha256 and wanted.sha256 and found.sha256 != wanted.sha256):
-        version = " in another version" if found.model == wanted.model else ""
         raise ClippanError(
-            "The {what} holds vectors of {label}{version}, which do not compare with those of {label_2}; index into "
-            "another one, or with that model.",
+            "The {what} holds vectors of another version of {label}; choose another index, or restore the old weights."
+            if found.model == wanted.model
+            else "The {what} holds vectors of {label}, which cannot be compared with those of {model}; choose another "
+            "index, or that model.",
             what=what,
             label=found.label,
-            version=version,
-            label_2=wanted.label,
+            model=wanted.label,
         )
 
 
@@ -601,17 +601,17 @@ def read_error(path: str, error: Exception) -> ClippanError:
     reason = one_line(error)
     if "locked" in reason or "busy" in reason:
         return ClippanError(
-            "The index {path} is just being written; try again in a moment ({reason}).", path=path, reason=reason
+            "The index {path} is being written; try again in a moment ({reason}).", path=path, reason=reason
         )
     if "unable to open" in reason or "readonly" in reason or "permission" in reason.lower():
         return ClippanError(
-            "The index {path} cannot be opened ({reason}); check the rights to it and its folder, or copy both its "
-            "files to a folder of yours.",
+            "The index {path} cannot be opened ({reason}); check the permissions of the file and its folder, or copy "
+            "both of its files to a folder of yours.",
             path=path,
             reason=reason,
         )
     return ClippanError(
-        "The index {path} is damaged, cut short or no index of CLIPPan ({reason}); delete it and make it anew.",
+        "The index {path} is damaged, cut short or not a CLIPPan index ({reason}); delete it and build it again.",
         path=path,
         reason=reason,
     )
@@ -640,12 +640,12 @@ def _read_info(path: str) -> IndexInfo:
     if values.get("format") != FORMAT or not {"tiles", "rasters"} <= layers:
         if "format" in values:
             raise ClippanError(
-                "The index {path} was made by version {get} of CLIPPan, in a form that this one does not read; make "
-                "it anew.",
+                "The index {path} was made by version {version} of CLIPPan, in a format that this version cannot read; "
+                "build it again.",
                 path=path,
-                get=values.get("engine"),
+                version=values.get("engine"),
             )
-        raise ClippanError("{path} is no index of CLIPPan; choose one that Build tile index has made.", path=path)
+        raise ClippanError("{path} is not a CLIPPan index; choose one that Build tile index has made.", path=path)
     names = ("model", "label", "sha256", "crs")
     texts = {name: values.get(name, "") for name in names}
     try:

@@ -238,7 +238,7 @@ class _Database:
         ((free,),) = self.ask("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [key])
         if not free:
             raise ClippanError(
-                "Another process is indexing into the {title}; wait until it is done, or cancel it there.",
+                "Another process is indexing into the {title}; wait until it has finished, or cancel it there.",
                 title=self.title,
             )
         self._held = True
@@ -289,25 +289,24 @@ class _Database:
             schema, user = self.quoted(self.schema), self.quoted(self.user)
             rights = "SELECT, INSERT, UPDATE, DELETE" if writing else "SELECT"
             return ClippanError(
-                "{user} may not {value} the {title} ({reason}); ask its owner to run GRANT USAGE ON SCHEMA {schema} "
-                "TO {user_2} and GRANT {rights} ON ALL TABLES IN SCHEMA {schema} TO {user_2}.",
+                "{user} may not write the {title} ({reason}); ask its owner to run {grant}."
+                if writing
+                else "{user} may not read the {title} ({reason}); ask its owner to run {grant}.",
                 user=self.user,
-                value="write" if writing else "read",
                 title=self.title,
                 reason=reason,
-                schema=schema,
-                user_2=user,
-                rights=rights,
+                grant=f"GRANT USAGE ON SCHEMA {schema} TO {user} and "
+                f"GRANT {rights} ON ALL TABLES IN SCHEMA {schema} TO {user}",
             )
         if self._connection is not None and self._connection.closed:
             return ClippanError(
                 "The connection to {place} was lost ({reason}); {again}.", place=self.place, reason=reason, again=again
             )
-        what = "written" if writing else "read"
         return ClippanError(
-            "The {title} could not be {what} ({reason}); check the server, and {again}.",
+            "The {title} could not be written ({reason}); check the server, and {again}."
+            if writing
+            else "The {title} could not be read ({reason}); check the server, and {again}.",
             title=self.title,
-            what=what,
             reason=reason,
             again=again,
         )
@@ -329,7 +328,7 @@ class _Database:
             return None
         if relations.get("about") != _MARK:
             raise ClippanError(
-                "The schema {schema} of {place} holds something else than a catalogue; choose another with "
+                "The schema {schema} of {place} holds other data than a catalogue; choose another schema with "
                 "?schema=NAME at the end of the address.",
                 schema=self.schema,
                 place=self.place,
@@ -337,10 +336,10 @@ class _Database:
         ((form, engine),) = self.ask("SELECT format, engine FROM {about}")
         if form != FORMAT:
             raise ClippanError(
-                "The {title} was made by version {engine} of CLIPPan, in a form that this one does not read; update "
-                "CLIPPan, or index into another schema.",
+                "The {title} was made by version {version} of CLIPPan, in a format that this version cannot read; "
+                "update CLIPPan, or index into another schema.",
                 title=self.title,
-                engine=engine,
+                version=engine,
             )
         ((table, changes, srid, kind, *values),) = self.ask(
             "SELECT tableoid, changes, srid, kind, model, label, sha256, width, pixels, crs FROM {about}"
@@ -361,16 +360,16 @@ class _Database:
                 cursor.execute(text.format(self._psycopg.sql.Identifier(name)))
             except errors.InsufficientPrivilege as error:
                 raise ClippanError(
-                    "{place}{place_2} lacks {product}; ask the database's administrator to run {command} in it.",
-                    place=self.place[0].upper(),
-                    place_2=self.place[1:],
+                    "PostgreSQL's extension {product} is missing in {place}; ask the database's administrator to run "
+                    "{command} there.",
+                    place=self.place,
                     product=product,
                     command=command,
                 ) from error
             except (errors.FeatureNotSupported, errors.UndefinedFile) as error:
                 raise ClippanError(
-                    "The server of {place} has no {product}; ask the database's administrator to install it there, "
-                    "and to run {command}.",
+                    "The server of {place} has no {product}; ask the database's administrator to install it there, and "
+                    "to run {command}.",
                     place=self.place,
                     product=product,
                     command=command,
@@ -385,8 +384,8 @@ def _psycopg() -> Any:
         import psycopg.conninfo
     except ImportError as error:  # also where it finds no libpq
         raise ClippanError(
-            "The engine lacks psycopg, with which it reads catalogues in PostgreSQL; run Set up engine again, or "
-            "install it into the engine's Python: python -m pip install 'psycopg[binary]'."
+            "The engine lacks psycopg, which reads catalogues in PostgreSQL; run Set up engine again, or install it "
+            "into the engine's Python: python -m pip install 'psycopg[binary]'."
         ) from error
     return psycopg
 
@@ -641,12 +640,11 @@ class PostgisWriter:
                 schema, user = database.quoted(database.schema), database.quoted(database.user)
                 raise ClippanError(
                     "{user} may not make the schema {schema} or its tables in {place}; ask the database's "
-                    "administrator to run CREATE SCHEMA {schema_2} AUTHORIZATION {user_2}.",
+                    "administrator to run {command}.",
                     user=database.user,
                     schema=database.schema,
                     place=database.place,
-                    schema_2=schema,
-                    user_2=user,
+                    command=f"CREATE SCHEMA {schema} AUTHORIZATION {user}",
                 ) from error
         self._srid, self._kind = srid, kind
 
