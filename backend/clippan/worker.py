@@ -81,8 +81,7 @@ class Worker:
                 number,
                 WRONG_PROTOCOL,
                 Message(
-                    "The engine speaks protocol {engine} and the plugin protocol {plugin!r}; update both to one "
-                    "version.",
+                    "The engine speaks protocol {engine} and the plugin {plugin}; update both to one version.",
                     engine=PROTOCOL,
                     plugin=protocol,
                 ),
