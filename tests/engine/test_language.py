@@ -225,7 +225,7 @@ def test_stage_one_makes_a_supervisor_of_a_real_clip(starter: FrozenCLIP) -> Non
 
 def seen(supervisor: ClipSupervisor, batch: PatchBatch) -> tuple[torch.Tensor, ...]:
     """Embeddings of MS, the fused image and PAN."""
-    return supervisor._see([batch.up, batch.classical], batch.pan)
+    return supervisor._image_embeddings([batch.up, batch.classical], batch.pan)
 
 
 def test_each_image_is_held_against_its_own_text() -> None:
@@ -241,7 +241,9 @@ def test_each_image_is_held_against_its_own_text() -> None:
 
 def test_intra_brings_patches_of_a_scene_together() -> None:
     near = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]]), dim=1)
-    fitting, wrong = (clip_supervision._contrast(near, torch.tensor(groups)) for groups in ([5, 5, 9, 9], [5, 9, 5, 9]))
+    fitting, wrong = (
+        clip_supervision._contrastive_loss(near, torch.tensor(groups)) for groups in ([5, 5, 9, 9], [5, 9, 5, 9])
+    )
     assert fitting < 1e-3 < 1 < wrong
     supervisor, batch = ClipSupervisor(tiny(), 4), make(3)
     same = supervisor.adapter_losses(dataclasses.replace(batch, scenes=torch.full((3,), 8)))
@@ -291,7 +293,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
     other = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(3)}, other)
-    with pytest.raises(ClippanError, match="no adapted CLIP"):
+    with pytest.raises(ClippanError, match="not an adapted CLIP"):
         ClipSupervisor.load(other, tiny(), 4)
     (tmp_path / "text.safetensors").write_text("nothing of the kind")
     for name in ("text.safetensors", "missing.safetensors"):

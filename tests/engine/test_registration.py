@@ -104,7 +104,7 @@ def test_bands_that_lie_apart_are_found(shifted, ratio, samples):
     for band, own in zip(found.bands, OWN):
         assert distance(band, (1.0 + own[0], 0.3 + own[1])) < 0.15
     assert "band 4 by (" in found.reason
-    together = measure(pair.pan, pair.ms, own=False)
+    together = measure(pair.pan, pair.ms, per_band=False)
     assert together.bands == ()
     assert together.after < found.after
 
@@ -195,7 +195,9 @@ def test_the_ground_decides_where_clouds_lie_elsewhere(shifted, tmp_path, shift)
     pan += 2000 / (1 + np.exp(-(np.arange(640) - 340) / 60))[:, None]
     ms += 2000 / (1 + np.exp(-(np.arange(160) * 4 - 340) / 60))[:, None]
     found = measure(
-        write_raster(tmp_path / "cloudy_pan.tif", pan), write_raster(tmp_path / "cloudy_ms.tif", ms, 4.0), own=False
+        write_raster(tmp_path / "cloudy_pan.tif", pan),
+        write_raster(tmp_path / "cloudy_ms.tif", ms, 4.0),
+        per_band=False,
     )
     assert distance((found.x, found.y), shift) < 0.15
 

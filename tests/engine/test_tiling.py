@@ -56,7 +56,7 @@ def test_pansharpening(pair, tmp_path, method):
     def fused(size: int, threads: int) -> np.ndarray:
         output = str(tmp_path / "out.tif")
         options = {"tile_size": size, "threads": threads, "overviews": False, "registration": Registration.OFF}
-        run(PansharpenRequest(pair[0], (pair[1],), output, method, **options))
+        run(PansharpenRequest(pan=pair[0], ms=(pair[1],), output=output, method=method, **options))
         return read_raster(output)
 
     whole = fused(2048, 1)

@@ -251,7 +251,7 @@ def test_sensors_and_scenes_are_left_out(data):
 
 
 def test_a_folder_without_pairs_is_told(data):
-    with pytest.raises(ClippanError, match=r"There are no pairs in .*elsewhere; each is a folder SENSOR__SCENE"):
+    with pytest.raises(ClippanError, match=r"The folder .*elsewhere has no pairs; a pair is a folder SENSOR__SCENE"):
         list(reading.read_pairs(data, PairSource("elsewhere"), (), Context()))
 
 
@@ -282,7 +282,7 @@ def test_bands_of_one_scene_as_files(tmp_path):
 
 
 def test_pictures_that_are_not_there_are_told(data):
-    with pytest.raises(ClippanError, match=r"The pictures .*none.zip are not there; correct the recipe"):
+    with pytest.raises(ClippanError, match=r"The pictures .*none.zip do not exist; correct the recipe"):
         list(reading.read_pictures(data, PictureSource("none.zip")))
 
 
@@ -297,11 +297,11 @@ def test_pictures_that_cannot_be_read_are_told(data, tmp_path):
         archive.writestr("readme.txt", "no picture")
     (tmp_path / "s2").mkdir()
     for name, words in (
-        ("cut.zip", "cannot be read (File is not a zip file); give a zip that is whole."),
-        ("hurt.zip", "cannot be read (Bad CRC-32 for file 'some/0.tif'); give a zip that is whole."),
+        ("cut.zip", "cannot be read (File is not a zip file); give an intact ZIP file."),
+        ("hurt.zip", "cannot be read (Bad CRC-32 for file 'some/0.tif'); give an intact ZIP file."),
         ("words.zip", "cannot be read ("),
-        ("empty.zip", "; give a zip of files that end in .jpg, .jpeg, .tif."),
-        ("s2", "s2 are a folder; name its rasters as bands in the recipe, or give a zip."),
+        ("empty.zip", " has no pictures; it needs files that end in .jpg, .jpeg, .tif."),
+        ("s2", "s2 are a folder; list its rasters as bands in the recipe, or give a ZIP file."),
     ):
         with pytest.raises(ClippanError) as caught:
             list(reading.read_pictures(tmp_path, PictureSource(name)))
@@ -576,9 +576,9 @@ def test_scenes_that_are_too_small_are_told():
     pair = ScenePair("a", "b", made.pan, made.bands[:, :32, :32], axis, axis, valid, GAINS, 0.15)
     recipe = Recipe(truth=LossWeights(supervised=1.0), scene=LossWeights(khan=1.0), size=96, scene_size=64)
     drawer = BatchSampler(recipe, [pair], [(1.0, [made])], None)
-    with pytest.raises(ClippanError, match=r"too small for the recipe's patches; lower its size\."):
+    with pytest.raises(ClippanError, match=r"too small for the patches of the recipe; lower its size\."):
         drawer.truth(np.random.default_rng(0))
-    with pytest.raises(ClippanError, match=r"too small for the recipe's patches; lower its scene_size\."):
+    with pytest.raises(ClippanError, match=r"too small for the patches of the recipe; lower its scene_size\."):
         drawer.scene(np.random.default_rng(0))
 
 
@@ -682,11 +682,11 @@ def test_a_folder_keeps_one_recipe_s_run(data, recipe, tmp_path):
 
 def test_a_training_that_cannot_begin_leaves_nothing_and_may_be_corrected(data, recipe, tmp_path):
     for right, wrong, told in (
-        ("folder: pan", "folder: elsewhere", "There are no pairs in"),
+        ("folder: pan", "folder: elsewhere", "has no pairs"),
         ("network: detail", "network: unet", "There is no fusion network 'unet'"),
         ("width: 8", "width: 8, tail: 1", "has no option 'tail'"),
         ("supervised: 1", "supervised: -1", "has the weight -1"),
-        ("khan: 1", "khan: 1, pseudo: 1", "needs a trained network as its teacher"),
+        ("khan: 1", "khan: 1, pseudo: 1", "needs a trained network; set teacher"),
     ):
         assert right in TINY
         with pytest.raises(ClippanError, match=told) as caught:
@@ -804,7 +804,7 @@ def test_both_stages_of_clippan(data, recipe, tmp_path):
 @pytest.mark.slow
 def test_several_processes_learn_one_network(data, recipe, tmp_path):
     command = ["train", "fusion", "--data", str(data), "--recipe", recipe(), "--steps", "3", "--device", "cpu"]
-    state = "[self.network.state_dict(), self._average.state_dict()]"
+    state = "[self.network.state_dict(), self._average.module.state_dict()]"
     done, (first, second) = in_two(tmp_path, state, command)
     assert done.stderr.count("Step 3: truth.supervised") == 1  # one of them tells
     assert done.stdout.count("model.safetensors") == 1

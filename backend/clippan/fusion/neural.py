@@ -50,7 +50,7 @@ class NetworkFusion:
         variance = torch.maximum(statistics.covariance.diagonal(), (_LEAST * statistics.mean).square()).clamp(min=TINY)
         self._mean = statistics.mean[bands].float().view(-1, 1, 1)
         self._std = variance[bands].sqrt().float().view(-1, 1, 1)
-        self._trust = trust(statistics, response_of)
+        self._trust = network_trust(statistics, response_of)
         self._pan_mean, self._pan_std = float(statistics.mean[pan]), float(variance[pan].sqrt())
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
@@ -83,7 +83,7 @@ def limit_correction(
     return correction.add_(classical)
 
 
-def trust(statistics: SceneStatistics, response_of: Sequence[int]) -> Optional[torch.Tensor]:
+def network_trust(statistics: SceneStatistics, response_of: Sequence[int]) -> Optional[torch.Tensor]:
     """How far a network is believed for each band (bands, 1, 1), 0 to 1; None if wholly.
 
     Networks have learned that bands look like PAN. Where none does (PAN is noise, as over water, or shows another

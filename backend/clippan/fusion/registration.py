@@ -118,7 +118,7 @@ def register(
     return shifts.apply(pair), shifts
 
 
-def estimate(pair: Pair, gains: Sequence[float], threads: int, context: Context, own: bool = True) -> Shifts:
+def estimate(pair: Pair, gains: Sequence[float], threads: int, context: Context, per_band: bool = True) -> Shifts:
     """Measures how far MS lies off PAN.
 
     Args:
@@ -126,7 +126,7 @@ def estimate(pair: Pair, gains: Sequence[float], threads: int, context: Context,
         gains: MTF gain of each band.
         threads: CPU threads.
         context: hears of progress.
-        own: whether bands may have a shift of their own.
+        per_band: whether bands may have a shift of their own.
 
     Returns:
         The shifts; zero, with the reason, where none stands out or parts of the scene contradict each other.
@@ -145,7 +145,7 @@ def estimate(pair: Pair, gains: Sequence[float], threads: int, context: Context,
         return Shifts(before=before, after=before, reason=reason)
     common = whole.shift if whole.counts(_LEAST) else (0.0, 0.0)
     bands = [common] * len(everything)
-    for band in everything if own else ():
+    for band in everything if per_band else ():
         found = _locate(evidence, [band], pair, common)
         if found is not None and found.counts(_LEAST_BAND) and found.after >= _LIKE_PAN:
             bands[band] = found.shift

@@ -1,10 +1,10 @@
-"""Adapts a fusion network to one scene, which has no truth at full resolution.
+"""Adaptation of a fusion network to one scene that has no reference at full resolution.
 
-The network learns from patches of the scene itself, at two scales at once. At full resolution the fused image has to
-agree with MS once it is degraded and with PAN in its details, and CLIP says whether it moves away from both in the
-direction of a good fusion. One scale down MS is the truth (Wald's protocol): that keeps the colours where they were.
-Every so often the exact figures are measured. What is kept is the best state that got better at full resolution and
-not worse one scale down; where there is none, nothing is handed out.
+The network is trained on patches of the scene itself, at two resolutions at once. At full resolution the fused image,
+once degraded, has to agree with MS, and its details with those of PAN; CLIP tells whether it moves away from both in
+the direction of a good fusion. At reduced resolution MS is the reference (Wald's protocol), which preserves the
+colours. The exact figures are measured at intervals. The best state that improved at full resolution without getting
+worse at reduced resolution is kept; without such a state there is no result.
 """
 
 from __future__ import annotations
@@ -35,38 +35,38 @@ from clippan.learn.fusion.training_scene import TrainingScene
 from clippan.learn.fusion.validation import validate
 from clippan.learn.optimisation import optimiser_step, running_average, warmup_cosine
 
-# How it is learned.
+# Training
 _RATE = 3e-4
 _WARMUP = 10
 _AVERAGE = 0.9  # share of the past in the running average of the weights, which is what is measured and kept
-_KHAN, _SPATIAL = 1.0, 1.0  # weights of D_λ,K and of D_s
-_SHARP = 2.0  # of the correlation of details that is less than the start's: more costs D_s, and colours
-_REMEMBERED = 0.9  # share of the past in what is known of D_s: one batch alone has too few blocks
-_SMALL = 0.005  # difference of UQI below which a band is let go
+_KHAN, _SPATIAL = 1.0, 1.0  # loss weights of D_λ,K and of D_s
+_SHARPNESS = 2.0  # loss weight of a detail correlation below the start's; a larger one costs D_s and colours
+_SMOOTHING = 0.9  # share of the past in the estimate of D_s: one batch alone has too few blocks
+_SMALL = 0.005  # difference of UQI below which a band's weight falls
 _REDUCED = LossWeights(supervised=1.0, quality=0.5, angle=5.0)  # angles are small numbers
-_LANGUAGE = 0.1  # weight of CLIP's direction
-_SEEN, _EVERY_SEEN = 2, 4  # patches that CLIP looks at, every so many steps: it costs more than all else
-_STAGE_ONE, _STAGE_RATE = 12, 1e-3  # steps in which CLIP's adapters are taught, and their rate
+_LANGUAGE = 0.1  # loss weight of CLIP's direction
+_CLIP_PATCHES, _CLIP_EVERY = 2, 4  # patches that CLIP sees, and steps between: it costs more than all else
+_STAGE_ONE, _STAGE_RATE = 12, 1e-3  # steps and learning rate of CLIP's adapters
 _STAGE_SHARE = 0.2  # of the time budget at most
 
-# Where a figure comes near to what may be lost, what guards it counts more from then on.
-_NEAR = 0.4  # part of what may be lost
-_MORE, _LESS = 2.0, 0.8  # times a guard's weight after each measurement
+# Penalties of what may not get worse grow when a figure comes close to its limit.
+_NEAR = 0.4  # of the permitted loss
+_MORE, _LESS = 2.0, 0.8  # factors of a penalty after each measurement
 _MOST = 16.0
 
-# What is kept.
+# Selection of the best state
 _EVERY = 30  # steps between measurements
 _PATIENCE = 4  # measurements without a better state
-_GAIN = 0.0005  # of HQNR: less is not worth a file
-_SAM = 1.01  # times the start's at most
-_DETAIL = 0.01  # of the correlation of details, that may be lost
-_BETWEEN = (0.5, 0.25)  # of the way from the start, where all of it loses too much
+_GAIN = 0.0005  # least gain of HQNR that is worth a file
+_SAM = 1.01  # greatest SAM, relative to the start's
+_DETAIL = 0.01  # permitted loss of detail correlation
+_LOST = 0.005  # permitted loss of Q2n
+_INTERPOLATED = (0.5, 0.25)  # shares of the way from the start that are tried where all of it loses too much
 _SPARE = 1.0  # seconds for all that comes after the last step
-_LOST = 0.005  # of Q2n, that may be lost
 
 
 class TimeBudget:
-    """The time budget, from now on."""
+    """A time budget in seconds, from now on."""
 
     def __init__(self, seconds: float) -> None:
         self._start, self.seconds = time.monotonic(), seconds
@@ -89,7 +89,7 @@ def adapt_supervisor(
     clock: TimeBudget,
     context: Context,
 ) -> Optional[clip_supervision.ClipSupervisor]:
-    """CLIP, taught on patches of the scene what MS, PAN and a fused image are (stage I); None if none is asked for."""
+    """CLIP with adapters trained on patches of the scene (stage I); None if the request has no CLIP."""
     if not request.clip:
         return None
     context.progress(0, "Loading CLIP")
@@ -100,18 +100,18 @@ def adapt_supervisor(
     for step in range(_STAGE_ONE):
         if clock.elapsed > _STAGE_SHARE * clock.seconds:
             break
-        context.progress(100 * (step + 1) / _STAGE_ONE, "Teaching CLIP the scene's bands")
+        context.progress(100 * (step + 1) / _STAGE_ONE, "Adapting CLIP to the bands of the scene")
         batch = scene.full_batch(np.random.default_rng([request.seed, 1, step])).to(device)
         supervisor.adapter_step(batch, optimiser)
     return supervisor.freeze()
 
 
 class Adaptation:
-    """A network that learns from the scene.
+    """Training of a network on a scene.
 
     Attributes:
-        kept: steps up to the state that is kept.
-        losses: the terms, the mean of the last steps.
+        best_step: step of the state that is kept.
+        losses: loss terms, averaged over the last steps.
     """
 
     def __init__(
@@ -131,47 +131,47 @@ class Adaptation:
         self._optimiser = torch.optim.Adam(self._network.parameters(), lr=_RATE)
         self._scheduler = warmup_cosine(self._optimiser, request.steps, _WARMUP)
         self._reduced = Objective(_REDUCED)
-        self._apart: Optional[Tensor] = None  # how far each band's UQI with PAN is from where it should be
-        self._colour = self._detail = 1.0  # how much the guards of colours and of detail count
+        self._uqi_difference: Optional[Tensor] = None  # of each band, averaged over steps
+        self._colour_penalty = self._detail_penalty = 1.0
         self.best_step = 0
         self.losses: dict[str, float] = {}
 
     def run(self) -> tuple[nn.Module, dict[str, float], dict[str, float]]:
-        """The best network, and the figures before and after.
+        """The best network, and its figures before and after.
 
         Raises:
-            ClippanError: none is better than the start.
+            ClippanError: no network is better than the start.
         """
-        begun = self._clock.elapsed
+        begin = self._clock.elapsed
         self._context.progress(0, "Measuring the start model")
         before = self._measure(self._start.network)
-        measuring = self._clock.elapsed - begun
+        measuring = self._clock.elapsed - begin
         if any(math.isnan(value) for value in before.values()):
             raise ClippanError(
-                "The scene has no block of 32 × 32 valid pixels at both scales, and figures are measured on such "
-                "blocks; choose a larger area, or pansharpen with the start model."
+                "The scene has no block of 32 × 32 valid pixels at both resolutions, which the figures are measured "
+                "on; choose a larger area, or pansharpen with the start model."
             )
-        self._context.log(f"Start: {_words(before)}")
+        self._context.log(Message("Start: {figures}", figures=_listed(before)))
         steps, stale = self._request.steps, 0
         best: Optional[nn.Module] = None
         after, last = before, before
         done = measured = 0
         with ThreadPoolExecutor(1, initializer=use_one_thread) as pool:
-            # The next patches are cut while these are worked on.
-            coming = pool.submit(self._draw, 0)
+            # The next patches are cut during the current step.
+            upcoming = pool.submit(self._sample_batches, 0)
             while done < steps and stale < _PATIENCE and self._clock.remaining > 3.5 * measuring + _SPARE:
-                batches = coming.result()
-                coming = pool.submit(self._draw, done + 1)
-                self._learn(done, batches)
+                batches = upcoming.result()
+                upcoming = pool.submit(self._sample_batches, done + 1)
+                self._train_step(done, batches)
                 done += 1
                 self._context.progress(
                     100 * done / steps,
                     Message(
-                        "Step {done} of {steps}: {words}, HQNR {last:.4f}",
-                        done=done,
+                        "Step {step} of {steps}: {losses}, HQNR {hqnr:.4f}",
+                        step=done,
                         steps=steps,
-                        words=_words(self.losses),
-                        last=last["HQNR"],
+                        losses=_listed(self.losses),
+                        hqnr=last["HQNR"],
                     ),
                 )
                 if done % _EVERY and done < steps:
@@ -182,16 +182,10 @@ class Adaptation:
                 stale = 0 if better else stale + 1
                 if better:
                     best, after, self.best_step = candidate, last, done
-                self._steer(before, last)
-                self._context.log(
-                    Message(
-                        "Step {done}: {words}{value}",
-                        done=done,
-                        words=_words(last),
-                        value="" if better else " (not kept)",
-                    )
-                )
-        if measured < done:  # the time was up in between
+                self._update_penalties(before, last)
+                sentence = "Step {step}: {figures}" if better else "Step {step}: {figures} (not kept)"
+                self._context.log(Message(sentence, step=done, figures=_listed(last)))
+        if measured < done:  # the time ran out between two measurements
             candidate, last = self._candidate(before, after)
             if _acceptable(before, last) and last["HQNR"] > after["HQNR"]:
                 best, after, self.best_step = candidate, last, done
@@ -202,40 +196,46 @@ class Adaptation:
             )
         if best is None or after["HQNR"] < before["HQNR"] + _GAIN:
             raise ClippanError(
-                "No better model for this scene was found in {done} steps (HQNR {before:.4f} before, {last:.4f} "
-                "after; SAM {before_2:.3f} and {last_2:.3f}), so none was written; pansharpen with the start model.",
-                done=done,
-                before=before["HQNR"],
-                last=last["HQNR"],
-                before_2=before["SAM"],
-                last_2=last["SAM"],
+                "No better model for this scene was found in {steps} steps (HQNR {hqnr_before:.4f} before, "
+                "{hqnr_after:.4f} after; SAM {sam_before:.3f} and {sam_after:.3f}), so none was written; pansharpen "
+                "with the start model.",
+                steps=done,
+                hqnr_before=before["HQNR"],
+                hqnr_after=last["HQNR"],
+                sam_before=before["SAM"],
+                sam_after=last["SAM"],
             )
         return best, before, after
 
-    def _draw(self, step: int) -> tuple[PatchBatch, PatchBatch]:
-        """Patches at both scales, which the seed and the step decide."""
+    def _sample_batches(self, step: int) -> tuple[PatchBatch, PatchBatch]:
+        """Patches at both resolutions, determined by the seed and the step."""
         rng = np.random.default_rng([self._request.seed, 0, step])
         return self._scene.full_batch(rng), self._scene.reduced_batch(rng)
 
-    def _learn(self, step: int, batches: tuple[PatchBatch, PatchBatch]) -> None:
+    def _train_step(self, step: int, batches: tuple[PatchBatch, PatchBatch]) -> None:
         full, reduced = (batch.to(self._device) for batch in batches)
         fused = self._network(*full.inputs)
         with torch.no_grad():
-            wanted = losses.detail_correlation(self._start.network(*full.inputs), full.pan, full.scenes)
+            start_correlation = losses.detail_correlation(self._start.network(*full.inputs), full.pan, full.scenes)
         khan = losses.spectral_distortion_on_pan(full, fused, self._scene.gains)
         correlation = losses.detail_correlation(fused, full.pan, full.scenes)
-        apart = losses.uqi_difference(full, fused).mean(dim=0)
-        now = apart.detach()
-        self._apart = now if self._apart is None else _REMEMBERED * self._apart + (1 - _REMEMBERED) * now
-        spatial = (apart * (self._apart / _SMALL).clamp(-1, 1)).mean()
-        total = _KHAN * khan + _SPATIAL * spatial + self._detail * _SHARP * functional.relu(wanted - correlation)
-        terms = {"D_lambda_K": khan.detach(), "D_s": self._apart.abs().mean(), "detail": 1 - correlation.detach()}
-        loss, more = self._reduced(reduced, self._network(*reduced.inputs))
-        total = total + self._colour * loss
-        terms.update(more)
-        if self._supervisor is not None and step % _EVERY_SEEN == 0:
-            direction = self._supervisor.direction_loss(_some(full, _SEEN), fused[:_SEEN])
-            total = total + _LANGUAGE * _EVERY_SEEN * direction
+        difference = losses.uqi_difference(full, fused).mean(dim=0)
+        mean = difference.detach()
+        if self._uqi_difference is not None:
+            mean = _SMOOTHING * self._uqi_difference + (1 - _SMOOTHING) * mean
+        self._uqi_difference = mean
+        spatial = (difference * (mean / _SMALL).clamp(-1, 1)).mean()
+        blur = functional.relu(start_correlation - correlation)
+        total = _KHAN * khan + _SPATIAL * spatial + self._detail_penalty * _SHARPNESS * blur
+        terms = {"D_lambda_K": khan.detach(), "D_s": mean.abs().mean(), "detail": 1 - correlation.detach()}
+        reduced_loss, reduced_terms = self._reduced(reduced, self._network(*reduced.inputs))
+        total = total + self._colour_penalty * reduced_loss
+        terms.update(reduced_terms)
+        if self._supervisor is not None and step % _CLIP_EVERY == 0:
+            # CLIP looks at the first patches only.
+            few = replace(full, up=full.up[:_CLIP_PATCHES], pan=full.pan[:_CLIP_PATCHES])
+            direction = self._supervisor.direction_loss(few, fused[:_CLIP_PATCHES])
+            total = total + _LANGUAGE * _CLIP_EVERY * direction
             terms["language"] = direction.detach()
         optimiser_step(self._network, self._optimiser, self._scheduler, total)
         self._average.update_parameters(self._network)
@@ -243,36 +243,35 @@ class Adaptation:
             value = float(term)
             self.losses[name] = 0.9 * self.losses.get(name, value) + 0.1 * value
 
-    def _steer(self, before: Mapping[str, float], now: Mapping[str, float]) -> None:
-        """Lets the guards count more or less, as the figures have it."""
+    def _update_penalties(self, before: Mapping[str, float], now: Mapping[str, float]) -> None:
+        """Raises the penalty of a figure that comes close to its limit, lowers that of others."""
         colours = max((now["SAM"] / before["SAM"] - 1) / (_SAM - 1), (before["Q2n"] - now["Q2n"]) / _LOST)
         detail = (before["HP_correlation"] - now["HP_correlation"]) / _DETAIL
-        self._colour, self._detail = (
+        self._colour_penalty, self._detail_penalty = (
             min(max(weight * (_MORE if lost > _NEAR else _LESS), 1.0), _MOST)
-            for weight, lost in ((self._colour, colours), (self._detail, detail))
+            for weight, lost in ((self._colour_penalty, colours), (self._detail_penalty, detail))
         )
 
     def _candidate(self, before: Mapping[str, float], best: Mapping[str, float]) -> tuple[nn.Module, dict[str, float]]:
-        """The averaged network as it would be saved, and its figures; or, where it is better at full resolution but
-        lost too much elsewhere, what lies between it and the start and did not.
+        """The averaged network in the precision of a file, and its figures. Where it is better at full resolution but
+        loses too much elsewhere, a network interpolated between it and the start, if that does not.
 
-        Where the start is at an optimum of what may not be lost, half of the way costs a quarter of the loss.
+        Near an optimum of what may not get worse, half of the way costs a quarter of the loss.
         """
-        whole = self._mixed(1.0)
-        first = whole, self._measure(whole)
-        for share in _BETWEEN:
-            if _acceptable(before, first[1]) or first[1]["HQNR"] <= best["HQNR"]:
-                break
-            if self._clock.remaining < _SPARE:
-                break
-            between = self._mixed(share)
-            figures = self._measure(between)
-            if _acceptable(before, figures) and figures["HQNR"] > best["HQNR"]:
-                return between, figures
-        return first
+        network = self._interpolated(1.0)
+        figures = self._measure(network)
+        if not (_acceptable(before, figures) or figures["HQNR"] <= best["HQNR"]):
+            for share in _INTERPOLATED:
+                if self._clock.remaining < _SPARE:
+                    break
+                between = self._interpolated(share)
+                figures_between = self._measure(between)
+                if _acceptable(before, figures_between) and figures_between["HQNR"] > best["HQNR"]:
+                    return between, figures_between
+        return network, figures
 
-    def _mixed(self, share: float) -> nn.Module:
-        """A share of the averaged network and the rest of the start, in the precision of a file."""
+    def _interpolated(self, share: float) -> nn.Module:
+        """Weights interpolated from the start (share 0) to the averaged network (1), in the precision of a file."""
         candidate = copy.deepcopy(self._average.module)
         with torch.no_grad():
             for parameter, start in zip(candidate.parameters(), self._start.network.parameters()):
@@ -285,7 +284,7 @@ class Adaptation:
 
 
 def _acceptable(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
-    """Whether nothing got worse that must not."""
+    """Whether SAM, detail correlation and Q2n stay within what may be lost."""
     return (
         after["SAM"] <= _SAM * before["SAM"]
         and after["HP_correlation"] >= before["HP_correlation"] - _DETAIL
@@ -293,10 +292,5 @@ def _acceptable(before: Mapping[str, float], after: Mapping[str, float]) -> bool
     )
 
 
-def _some(batch: PatchBatch, count: int) -> PatchBatch:
-    """The first patches of a batch, as far as CLIP looks at them."""
-    return replace(batch, up=batch.up[:count], pan=batch.pan[:count])
-
-
-def _words(values: Mapping[str, float]) -> str:
+def _listed(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in values.items())

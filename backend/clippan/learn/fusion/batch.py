@@ -1,4 +1,4 @@
-"""What a training step works on."""
+"""Batches of patches for training fusion networks."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from clippan.fusion import filters
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """Patches of one ratio and number of bands, of PAN and of what can be seen in MS there.
+    """``n`` patches of PAN and MS with one ratio and ``c`` bands; (H, W) PAN pixels, (h, w) MS samples.
 
-    Values are standardised per scene: each band of MS by its own mean and standard deviation, PAN by those of PAN
-    filtered to the MS scale. ``n`` patches, ``c`` bands, (H, W) pixels of PAN, (h, w) samples of MS.
+    Values are standardised per scene: each MS band by its own mean and standard deviation, PAN by those of PAN
+    filtered to MS resolution.
 
     Attributes:
-        up: MS interpolated to PAN's grid (n, c, H, W), what a network is given.
-        pan: (n, 1, H, W), what a network is given.
-        low: PAN filtered with each band's MTF, decimated and interpolated as MS was (n, c, H, W).
-        classical: MTF-GLP-HPM-R on these, in the units of ``up``.
-        ms: the MS samples whose MTF reaches no further than the patch (n, c, h, w).
-        pan_low: PAN filtered with its own gain at these samples (n, 1, h, w).
-        rows, columns: the bands' MTF filters (n, c, h, H) and (n, c, w, W), or (c, …), PAN's grid to these samples.
+        up: MS interpolated to PAN's grid (n, c, H, W).
+        pan: (n, 1, H, W).
+        low: PAN filtered with each band's MTF, decimated and interpolated like MS (n, c, H, W).
+        classical: the result of MTF-GLP-HPM-R (n, c, H, W), standardised like ``up``.
+        ms: the MS samples whose MTF filters lie within the patch (n, c, h, w).
+        pan_low: PAN filtered with its own MTF, at these samples (n, 1, h, w).
+        rows, columns: MTF filters of the bands, from PAN's grid to these samples: (n, c, h, H) and (n, c, w, W), or
+            (c, …) for all patches.
         mean, std: of the bands (n, c, 1, 1), in the units of the file.
         pan_mean, pan_std: of PAN (n, 1, 1, 1), in the units of the file.
         ratio: MS over PAN pixel size.
-        scenes: number of the scene that each patch is from (n,).
-        target: the true MS on PAN's grid (n, c, H, W), where there is one.
+        scenes: number of the scene of each patch (n,).
+        target: the reference MS on PAN's grid (n, c, H, W); None at full resolution.
     """
 
     up: Tensor
@@ -51,15 +52,15 @@ class PatchBatch:
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What a network is called with: up, pan, low, classical."""
+        """The inputs of a network: up, pan, low, classical."""
         return self.up, self.pan, self.low, self.classical
 
     def degrade(self, fused: Tensor) -> Tensor:
-        """Fused bands (n, c, H, W) as the sensor would see them: the samples that ``ms`` holds."""
+        """Fused bands (n, c, H, W) degraded with the MTF to the samples of ``ms``."""
         return filters.apply_separable(self.rows, fused, self.columns)
 
     def units(self, bands: Tensor) -> Tensor:
-        """Standardised bands (n, c, …) in the units of the file, where ratios and means have their meaning."""
+        """Standardised bands (n, c, …) in the units of the file."""
         return bands * self.std + self.mean
 
     def pan_units(self, pan: Tensor) -> Tensor:

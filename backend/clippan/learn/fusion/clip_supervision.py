@@ -1,11 +1,11 @@
 """CLIP as the supervisor of pansharpening: CLIPPan (Liu et al. 2025, arXiv 2511.10896).
 
-Stage I teaches small adapters, on the embeddings of a frozen CLIP, what a multispectral, a panchromatic and a fused
-image are, and that the first two make the third. Stage II asks that a network's output moves away from MS and from
-PAN, among CLIP's pictures, in the direction in which the texts move. CLIP's parameters never change, but gradients
-flow through it: to the convolution that makes three colours of the bands, and to the network.
+Stage I trains small adapters on the embeddings of a frozen CLIP to tell multispectral, panchromatic and fused images
+apart, and to combine the first two into the third. Stage II rewards a fusion network whose output moves, in CLIP's
+image space, from MS and from PAN in the direction in which the texts move. CLIP's parameters never change, but
+gradients flow through it to the band reducer and to the network.
 
-All embeddings have length 1 before and after every step, so that adapters mean the same for every CLIP.
+All embeddings have length 1 before and after every step, so that adapters work alike for every CLIP.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from clippan.learn.fusion.batch import PatchBatch
 TEMPERATURE = 0.07
 IMAGE_MIX, TEXT_MIX = 0.2, 0.5  # share of an adapter in its output; the rest is the frozen embedding
 _HIDDEN = 32  # channels inside the reducer
-_STRETCH = 2.0  # standard deviations around the mean that make black and white
-_SOFT = 0.05  # length of a transition below which its direction counts less: an output that equals MS has none
+_STRETCH = 2.0  # standard deviations from the mean to black and to white
+_SOFT = 0.05  # length of a transition below which its direction counts less
 _KIND = "CLIPPan stage I, version 1"
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The texts that stand for the three kinds of image."""
+    """The texts that describe the three kinds of image."""
 
     ms: str
     pan: str
@@ -61,15 +61,15 @@ KHAN = Prompts(
 
 
 class FrozenCLIP(nn.Module):
-    """A CLIP that stays as it is, and through which gradients flow to the picture.
+    """A CLIP with frozen parameters, through which gradients flow to the picture.
 
     Args:
-        loaded: of ``clip.load``.
+        loaded: the loaded model.
         name: its id or path.
-        sha256: of its weights.
+        sha256: checksum of its weights.
 
     Attributes:
-        width: numbers in an embedding.
+        width: dimension of the embeddings.
     """
 
     _mean: Tensor
@@ -90,32 +90,32 @@ class FrozenCLIP(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> FrozenCLIP:
-        """Does nothing: in training mode, normalisations would follow the pictures and so change the embeddings."""
+        """Stays in eval mode: training mode would change batch statistics, and so the embeddings."""
         return super().train(False)
 
     def images(self, pictures: Tensor) -> Tensor:
         """Embeddings (n, width) of pictures (n, 3, h, w) with values from 0 to 1, of any size."""
-        # Half precision would lose the difference of two similar pictures, which is what counts here.
+        # Half precision would lose the small difference between similar pictures.
         with torch.autocast(pictures.device.type, enabled=False):
             size = (self.pixels, self.pixels)
             pictures = interpolate(pictures.float(), size, mode="bicubic", align_corners=False, antialias=True)
             pictures = (pictures - self._mean) / self._std
-            # Convolutions are twice as fast with the colours last.
+            # Convolutions are twice as fast with channels last.
             pictures = pictures.contiguous(memory_format=torch.channels_last)
             return normalize(self._network.encode_image(pictures), dim=-1)
 
     @torch.no_grad()
     def texts(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings (n, width) of texts, which nothing here can change."""
+        """Embeddings (n, width) of texts, without gradient."""
         with torch.autocast(self._mean.device.type, enabled=False):
             return normalize(self._network.encode_text(self._tokenizer(prompts).to(self._mean.device)), dim=-1)
 
 
 def load_frozen_clip(name: str, device: torch.device, context: Context) -> FrozenCLIP:
-    """The model of this id or path, fetched if it has to be.
+    """The frozen model of an id or path, downloaded if necessary.
 
     Raises:
-        ClippanError: it cannot be had, or not loaded.
+        ClippanError: the model cannot be downloaded or loaded.
     """
     model = require_rgb(find_model(name))
     path = hub.fetch(model, context)
@@ -123,18 +123,18 @@ def load_frozen_clip(name: str, device: torch.device, context: Context) -> Froze
 
 
 class BandReducer(nn.Module):
-    """A picture of three colours made of all bands: 1×1, 3×3 and 1×1 convolutions beside one of 1×1, C → 3.
+    """Reduces all bands to three colours: 1×1, 3×3 and 1×1 convolutions in parallel with one of 1×1.
 
-    It starts as the three bands that are red, green and blue.
+    Initially the result is the red, green and blue bands.
 
     Args:
-        bands: number of them.
-        colours: the bands, counted from 0, that show red, green and blue; without them those of most sensors.
+        bands: number of bands.
+        colours: the red, green and blue bands, counted from 0; by default their usual positions.
     """
 
     def __init__(self, bands: int, colours: Optional[Sequence[int]] = None) -> None:
         super().__init__()
-        # Blue is first, or second behind the coast's deeper blue; red before or behind a yellow.
+        # From 5 bands on, a coastal blue usually comes first and a yellow before red.
         colours = colours or ((2, 1, 0) if bands <= 4 else (4, 2, 1))
         self.colours = nn.Conv2d(bands, 3, 1)
         self.detail = nn.Sequential(
@@ -155,12 +155,12 @@ class BandReducer(nn.Module):
 
 
 class Adapter(nn.Module):
-    """A bottleneck without biases, mixed with what it adapts.
+    """A bottleneck without biases, mixed with the embedding that it adapts.
 
     Args:
-        inputs: numbers that go in, four times as many as in the middle.
-        width: numbers that come out.
-        mix: share of the bottleneck in the result.
+        inputs: dimension of the input, four times that of the bottleneck.
+        width: dimension of the output.
+        mix: share of the bottleneck in the output.
     """
 
     def __init__(self, inputs: int, width: int, mix: float) -> None:
@@ -171,12 +171,12 @@ class Adapter(nn.Module):
         )
 
     def forward(self, inputs: Tensor, kept: Tensor) -> Tensor:
-        """The unit vectors ``kept`` (n, width), changed by what ``inputs`` (n, inputs) tell."""
+        """Unit vectors: ``kept`` (n, width) mixed with the bottleneck's output for ``inputs`` (n, inputs)."""
         return normalize(self._mix * self.bottleneck(inputs) + (1 - self._mix) * kept, dim=-1)
 
 
 class EncoderAdapters(nn.Module):
-    """The three adapters of embeddings of images, or of texts: of MS, of PAN, and of both to the fused one's."""
+    """The adapters of one encoder, of images or of texts: for MS, for PAN, and for both combined to fused."""
 
     def __init__(self, width: int, mix: float) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class EncoderAdapters(nn.Module):
         self._fusion = Adapter(2 * width, width, mix)
 
     def ms(self, embeddings: Tensor) -> Tensor:
-        """Adapted embeddings of MS, and of what is fused: so an output that equals MS has MS's embedding."""
+        """Adapted embeddings of MS and of fused images, so that an output equal to MS has the embedding of MS."""
         return self._ms(embeddings, embeddings)
 
     def pan(self, embeddings: Tensor) -> Tensor:
@@ -192,12 +192,12 @@ class EncoderAdapters(nn.Module):
         return self._pan(embeddings, embeddings)
 
     def fuse(self, ms: Tensor, pan: Tensor) -> Tensor:
-        """What the adapted embeddings of MS and PAN should make together."""
+        """Embedding of the fused image predicted from the adapted embeddings of MS and PAN."""
         return self._fusion(torch.cat([ms, pan], dim=-1), normalize(ms + pan, dim=-1))
 
 
 class ClipAdapters(nn.Module):
-    """All six adapters; 1.3 million parameters at a width of 512."""
+    """The adapters of both encoders; 1.3 million parameters at a width of 512."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -205,24 +205,23 @@ class ClipAdapters(nn.Module):
 
 
 def to_display_range(values: Tensor) -> Tensor:
-    """Standardised values from 0 to 1: the scene's mean ± 2 standard deviations, as a display stretches it.
+    """Standardised values scaled from the scene's mean ± 2 standard deviations to 0 … 1.
 
-    The statistics are the whole scene's, so a patch keeps its brightness; mean 0.5 and deviation 0.25 are about those
-    of the photographs that CLIPs saw. Beyond the range pictures saturate, but gradients flow as if they did not:
-    otherwise nothing could bring such a pixel back.
+    The resulting mean 0.5 and standard deviation 0.25 are close to those of CLIP's training photographs. Values beyond
+    the range saturate, but gradients flow as if they did not, so that such pixels can be corrected.
     """
     values = values / (2 * _STRETCH) + 0.5
     return values + (values.clamp(0, 1) - values).detach()
 
 
 class ClipSupervisor(nn.Module):
-    """A frozen CLIP with what stage I teaches: the reducer of bands, and the adapters.
+    """A frozen CLIP with a band reducer and adapters, which stage I trains.
 
     Args:
-        clip: the frozen one.
-        bands: of MS.
-        colours: see ``BandReducer``.
-        prompts: the texts for the three kinds of image.
+        clip: the frozen CLIP.
+        bands: number of MS bands.
+        colours: as in ``BandReducer``.
+        prompts: texts for the three kinds of image.
     """
 
     _texts: Tensor
@@ -242,48 +241,48 @@ class ClipSupervisor(nn.Module):
         self.register_buffer("_texts", texts, persistent=False)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """What stage I trains."""
+        """The parameters that stage I trains."""
         return [*self.reducer.parameters(), *self.adapters.parameters()]
 
     def freeze(self) -> ClipSupervisor:
-        """For stage II, which trains the network only."""
+        """Freezes the adapters for stage II, which trains the fusion network only."""
         self.requires_grad_(False)
         return self
 
     def texts(self) -> Tensor:
-        """Embeddings (3, width) of the texts of MS and PAN, adapted, and of the fused image, as CLIP has it."""
+        """Embeddings (3, width) of the texts: of MS and PAN adapted, of the fused image as CLIP has it."""
         ms, pan, fused = self._texts.split(1)
         return torch.cat([self.adapters.text.ms(ms), self.adapters.text.pan(pan), fused])
 
     def adapter_losses(self, batch: PatchBatch, hrms: Optional[Tensor] = None) -> dict[str, Tensor]:
-        """Stage I's losses by name, to be summed: inter, intra, fusion.
+        """Losses of stage I by name, to be summed: inter, intra, fusion.
 
-        inter: cross-entropy of each image's kind, among the three texts. intra: supervised contrast (Khosla et al.
-        2020) that brings MS, PAN and fused patches of one scene together; where all are of one scene, each patch
-        is its own. fusion: ‖F_fuse − F_wald‖₁ of texts + ‖F_fuse − F_HRMS‖₁ of images.
+        inter: cross-entropy of each image's kind among the three texts. intra: supervised contrastive loss (Khosla et
+        al. 2020) between the MS, PAN and fused patches of a scene, or of a patch if all are from one scene. fusion:
+        ‖F_fuse − F_wald‖₁ of texts + ‖F_fuse − F_HRMS‖₁ of images.
 
         Args:
             hrms: stand-in for the fused image (n, c, H, W), standardised; ``batch.classical`` by default.
         """
         with torch.autocast(batch.up.device.type, enabled=False):
-            ms, fused, pan = self._see([batch.up, batch.classical if hrms is None else hrms], batch.pan)
+            ms, fused, pan = self._image_embeddings([batch.up, batch.classical if hrms is None else hrms], batch.pan)
             texts = self.texts()
             _, scenes, counts = torch.unique(batch.scenes, return_inverse=True, return_counts=True)
             if len(counts) == 1:
                 scenes = torch.arange(len(ms), device=ms.device)
-            made = self.adapters.text.fuse(texts[:1], texts[1:2]), self.adapters.image.fuse(ms, pan)
-            # F_HRMS is what the fusion has to meet, not the other way round.
-            wanted = texts[2:], fused.detach()
+            predicted = self.adapters.text.fuse(texts[:1], texts[1:2]), self.adapters.image.fuse(ms, pan)
+            target = texts[2:], fused.detach()
             return {
-                "inter": _classified(torch.cat([ms, pan, fused]), texts),
-                "intra": _contrast(torch.cat([ms, pan, fused]), scenes.repeat(3)),
+                "inter": _kind_loss(torch.cat([ms, pan, fused]), texts),
+                "intra": _contrastive_loss(torch.cat([ms, pan, fused]), scenes.repeat(3)),
                 "fusion": sum(
-                    ((one - other).abs().sum(dim=-1).mean() for one, other in zip(made, wanted)), start=ms.new_zeros(())
+                    ((one - other).abs().sum(dim=-1).mean() for one, other in zip(predicted, target)),
+                    start=ms.new_zeros(()),
                 ),
             }
 
     def adapter_step(self, batch: PatchBatch, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """A step of stage I; its losses, without gradient."""
+        """Takes a step of stage I; returns its losses without gradient."""
         terms = self.adapter_losses(batch)
         optimiser.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
@@ -291,7 +290,7 @@ class ClipSupervisor(nn.Module):
         return {name: value.detach() for name, value in terms.items()}
 
     def direction_loss(self, batch: PatchBatch, fused: Tensor) -> Tensor:
-        """Stage II's L_d, 0 (best) to 2: whether the image moves from MS and from PAN to the output as the texts do.
+        """L_d of stage II, a scalar, 0 (best) to 2: whether images move from MS and from PAN to the output as texts do.
 
         1 − ½ (cos(F_out − F_MS, F_wald − F_MS) + cos(F_out − F_PAN, F_wald − F_PAN)), images first, texts second.
 
@@ -300,16 +299,17 @@ class ClipSupervisor(nn.Module):
         """
         with torch.autocast(fused.device.type, enabled=False):
             texts = self.texts()
-            wanted = texts[2] - texts[:2]
-            made = self.adapters.image.ms(self.clip.images(self._colours(fused.float())))
-            cosines = [_cosine(made - start, goal) for start, goal in zip(self._see([batch.up], batch.pan), wanted)]
+            goals = texts[2] - texts[:2]
+            output = self.adapters.image.ms(self.clip.images(self._colours(fused.float())))
+            starts = self._image_embeddings([batch.up], batch.pan)
+            cosines = [_cosine(output - start, goal) for start, goal in zip(starts, goals)]
             return 1 - torch.stack(cosines).mean()
 
-    def _see(self, bands: Sequence[Tensor], pan: Tensor) -> tuple[Tensor, ...]:
-        """Adapted embeddings of each of several images of bands, and of PAN, in one pass.
+    def _image_embeddings(self, bands: Sequence[Tensor], pan: Tensor) -> tuple[Tensor, ...]:
+        """Adapted embeddings of several multi-band images, and of PAN, in one pass.
 
-        MS comes in as it was interpolated, which CLIP's own size would do to it anyway: so all images show the same
-        scene, and the difference of two embeddings is that of their detail and colour.
+        MS comes in interpolated to PAN's grid, so that all images show the same ground and embeddings differ by detail
+        and colour only.
         """
         pictures = torch.cat([*map(self._colours, bands), to_display_range(pan).expand(-1, 3, -1, -1)])
         *images, last = self.clip.images(pictures).split(len(pan))
@@ -319,7 +319,7 @@ class ClipSupervisor(nn.Module):
         return self.reducer(to_display_range(bands))
 
     def save(self, path: Path) -> None:
-        """Writes what stage I taught, with the CLIP, bands and prompts that it holds for.
+        """Writes the weights that stage I trained, with the CLIP, number of bands and prompts they belong to.
 
         Raises:
             ClippanError: the file cannot be written.
@@ -331,79 +331,86 @@ class ClipSupervisor(nn.Module):
             "bands": str(self.bands),
             "prompts": json.dumps([self.prompts.ms, self.prompts.pan, self.prompts.fused]),
         }
-        write(path, "adapted CLIP", {name: value.contiguous() for name, value in self._own().items()}, metadata)
+        write(
+            path,
+            "adapted CLIP",
+            {name: value.contiguous() for name, value in self._trained_weights().items()},
+            metadata,
+        )
 
     @classmethod
     def load(cls, path: Path, clip: FrozenCLIP, bands: int) -> ClipSupervisor:
-        """What ``save`` wrote, frozen, with its own prompts.
+        """Reads a file that ``save`` wrote; the result is frozen.
 
         Raises:
-            ClippanError: it is no such file, or is for another CLIP or number of bands.
+            ClippanError: the file is not valid, or is for another CLIP or number of bands.
         """
         try:
             with safe_open(str(path), framework="pt", device="cpu") as file:
-                about = file.metadata() or {}
+                metadata = file.metadata() or {}
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except Exception as error:
             raise ClippanError(
-                "The adapted CLIP {path} cannot be read ({reason}); choose a file that stage I wrote.",
+                "The adapted CLIP {path} cannot be read ({reason}); choose a file written by stage I.",
                 path=path,
                 reason=one_line(error),
             ) from error
-        if about.get("kind") != _KIND:
+        if metadata.get("kind") != _KIND:
             raise ClippanError(
-                "{path} is no adapted CLIP of this version; choose a file that stage I wrote.", path=path
+                "{path} is not an adapted CLIP of this version; choose a file written by stage I.", path=path
             )
-        if about["bands"] != str(bands):
+        if metadata["bands"] != str(bands):
             raise ClippanError(
-                "{path} was adapted for {about} bands but MS has {bands}; choose a file for {bands} bands, or run "
-                "stage I on this sensor.",
+                "{path} was adapted for {adapted_bands} bands but MS has {bands}; choose a file for {bands} bands, or "
+                "run stage I for this sensor.",
                 path=path,
-                about=about["bands"],
+                adapted_bands=metadata["bands"],
                 bands=bands,
             )
-        if about["sha256"] != clip.sha256:
+        if metadata["sha256"] != clip.sha256:
             raise ClippanError(
-                "{path} was adapted with the CLIP {about} but {name} has other weights; choose {about}, or run stage "
-                "I with {name}.",
+                "{path} was adapted with the CLIP {adapted_clip} but {clip} has other weights; choose {adapted_clip}, "
+                "or run stage I with {clip}.",
                 path=path,
-                about=about["clip"],
-                name=clip.name,
+                adapted_clip=metadata["clip"],
+                clip=clip.name,
             )
-        supervisor = cls(clip, bands, prompts=Prompts(*json.loads(about["prompts"])))
-        own = supervisor._own()
-        if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in own.items()}:
+        supervisor = cls(clip, bands, prompts=Prompts(*json.loads(metadata["prompts"])))
+        trained = supervisor._trained_weights()
+        if {name: value.shape for name, value in weights.items()} != {
+            name: value.shape for name, value in trained.items()
+        }:
             raise ClippanError("The weights in {path} are not those of an adapted CLIP; run stage I again.", path=path)
         with torch.no_grad():
-            for name, value in own.items():
+            for name, value in trained.items():
                 value.copy_(weights[name])
         return supervisor.freeze()
 
-    def _own(self) -> dict[str, Tensor]:
-        """Weights without those of CLIP."""
+    def _trained_weights(self) -> dict[str, Tensor]:
+        """The weights of the band reducer and the adapters, without those of CLIP."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("clip.")}
 
 
-def _classified(images: Tensor, texts: Tensor) -> Tensor:
+def _kind_loss(images: Tensor, texts: Tensor) -> Tensor:
     """Cross-entropy of images (3n, width), n of each kind in turn, against the texts of the kinds (3, width)."""
     kinds = torch.arange(len(texts), device=images.device).repeat_interleave(len(images) // len(texts))
     return cross_entropy(images @ texts.T / TEMPERATURE, kinds)
 
 
-def _contrast(embeddings: Tensor, groups: Tensor) -> Tensor:
-    """Mean of −log of the share of each other member of an embedding's group among all others (Khosla et al. 2020)."""
+def _contrastive_loss(embeddings: Tensor, groups: Tensor) -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020) of embeddings (n, width) with groups (n,)."""
     itself = torch.eye(len(groups), dtype=torch.bool, device=groups.device)
     logits = (embeddings @ embeddings.T / TEMPERATURE).masked_fill(itself, -torch.inf)
-    shares = logits - logits.logsumexp(dim=1, keepdim=True)
+    log_probabilities = logits - logits.logsumexp(dim=1, keepdim=True)
     positive = (groups[:, None] == groups) & ~itself
-    means = torch.where(positive, shares, 0.0).sum(dim=1) / positive.sum(dim=1)
+    means = torch.where(positive, log_probabilities, 0.0).sum(dim=1) / positive.sum(dim=1)
     return -means.mean()
 
 
 def _cosine(transitions: Tensor, goal: Tensor) -> Tensor:
-    """Mean cosine between transitions (n, width) and the goal (width,); near 0 for a transition much below ``_SOFT``.
+    """Mean cosine between transitions (n, width) and a goal (width,), damped for transitions shorter than ``_SOFT``.
 
-    The true cosine of a vanishing vector has an infinite gradient, and a network that starts from MS starts there.
+    The exact cosine has an infinite gradient at length 0, where a network that starts from MS begins.
     """
     lengths = (transitions.square().sum(dim=-1) + _SOFT**2).sqrt()
     return (transitions @ normalize(goal, dim=-1) / lengths).mean()

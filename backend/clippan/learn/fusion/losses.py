@@ -1,12 +1,11 @@
-"""What is wrong with fused patches, as numbers that can be differentiated.
+"""Differentiable losses for batches of fused patches.
 
-The exact figures are in ``clippan.fusion.metrics``; these are their counterparts for batches of patches, and the
-terms of CLIPPan (Liu et al. 2025, arXiv 2511.10896) that need no language. Terms on standardised values depend on
-no unit; those of the universal quality index, which compares means as well, work in the units of the file.
+Counterparts of the exact figures in ``clippan.fusion.metrics``, and the terms of CLIPPan (Liu et al. 2025, arXiv
+2511.10896) that need no language. Losses on standardised values do not depend on the unit; those of the universal
+quality index, which also compares means, use the units of the file.
 
-Two rules keep float32 exact and gradients finite: means are subtracted before anything is squared, and a fraction
-has a floor in its denominator, far below what a real block has, so that flat blocks divide zero by the floor. Half
-precision is not enough for differences of squares: call these outside autocast, as ``Objective`` does.
+To keep float32 exact and gradients finite, means are subtracted before squaring, and denominators have a floor far
+below the value of any real block. Half precision is too coarse: call these outside autocast, as ``Objective`` does.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from clippan.fusion import filters
 from clippan.fusion.metrics import BLOCK, GAUSSIAN, conjugate_products, correlate, laplacian, ms_block_size
 from clippan.learn.fusion.batch import PatchBatch
 
-SPAN = 8.0  # standard deviations that are taken for the range of standardised values: the mean ± 4
-_QUIET = 1e-8  # variance, over the squared mean, that counts as none: 0.1 of 1000 counts
-_SPREAD = 1e-6  # the same where a block is divided by its own spread: 1 of 1000 counts
-_FAINT = 1e-6  # variance of details of standardised values that counts as none
-_TEXTURE = 16  # pixels, edge of the blocks whose texture is compared
-_SLOPE = 0.8  # of the classical result's details, that should be left everywhere
-_RIDGE = 1e-3  # on the variance 1 of a standardised band; bands look too much alike without
+SPAN = 8.0  # standard deviations taken as the data range of standardised values: the mean ± 4
+_FLAT = 1e-8  # negligible variance relative to the squared mean: 0.1 of 1000 counts
+_FLAT_REFERENCE = 1e-6  # the same where a block is divided by its reference's standard deviation: 1 of 1000 counts
+_FAINT = 1e-6  # negligible variance of the details of standardised values
+_TEXTURE_BLOCK = 16  # pixels
+_SLOPE = 0.8  # least share of the classical result's details that should remain everywhere
+_RIDGE = 1e-3  # on the variance 1 of standardised bands, which are strongly correlated
 _TINY = 1e-20  # keeps 0 / 0 away where a block is zero throughout
 
 
@@ -44,8 +43,8 @@ def ssim(a: Tensor, b: Tensor, span: float = SPAN) -> Tensor:
         a, b: (n, c, h, w), values from 0 to ``span``.
         span: the data range L.
     """
-    cut = max(0, 6 - (min(a.shape[-2:]) + 1) // 2)
-    taps = GAUSSIAN[cut : len(GAUSSIAN) - cut]
+    shortened = max(0, 6 - (min(a.shape[-2:]) + 1) // 2)
+    taps = GAUSSIAN[shortened : len(GAUSSIAN) - shortened]
     taps = [weight / sum(taps) for weight in taps]
     centres = [image.detach().mean(dim=(-2, -1), keepdim=True) for image in (a, b)]
     one, other = ((image - centre) / span for image, centre in zip((a, b), centres))
@@ -59,9 +58,9 @@ def ssim(a: Tensor, b: Tensor, span: float = SPAN) -> Tensor:
 
 
 def mse_ssim_loss(a: Tensor, b: Tensor) -> Tensor:
-    """MSE + (1 − SSIM) of standardised values, CLIPPan's measure in both its terms; 0 (equal) and up, one number.
+    """MSE + (1 − SSIM) of standardised values, as in CLIPPan's L_spec and L_spat; a scalar from 0 (equal) up.
 
-    SSIM's luminance compares ratios of positive values: it sees the mean ± 4 standard deviations as 0 to ``SPAN``.
+    SSIM needs positive values: the mean ± 4 standard deviations become 0 to ``SPAN``.
     """
     return nn.functional.mse_loss(a, b) + 1 - ssim(a + SPAN / 2, b + SPAN / 2).mean()
 
@@ -70,7 +69,7 @@ def mse_ssim_loss(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _blocks(stack: Tensor, size: int) -> Tensor:
-    """Whole blocks (n, blocks, c, size²) from the first corner on; one smaller block where the patch is smaller."""
+    """Whole blocks (n, blocks, c, size²) from the upper left corner on; a smaller patch is one block."""
     size = min(size, *stack.shape[-2:])
     n, c, height, width = stack.shape
     rows, columns = height // size, width // size
@@ -88,10 +87,10 @@ def _moments(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quality(cross: Tensor, power: Tensor, means: Tensor, mean_power: Tensor) -> Tensor:
-    """2 cross / power, contrast with correlation, times 2 means / mean_power, luminance."""
-    quiet = _QUIET * mean_power.detach() + _TINY
-    dark = 1e-6 * power.detach() + _TINY
-    return (2 * cross + quiet) / (power + quiet) * ((2 * means + dark) / (mean_power + dark))
+    """Contrast and correlation, 2 cross / power, times luminance, 2 means / mean_power."""
+    power_floor = _FLAT * mean_power.detach() + _TINY
+    mean_floor = 1e-6 * power.detach() + _TINY
+    return (2 * cross + power_floor) / (power + power_floor) * ((2 * means + mean_floor) / (mean_power + mean_floor))
 
 
 def block_uqi(a: Tensor, b: Tensor, size: int = BLOCK) -> Tensor:
@@ -134,7 +133,7 @@ def block_q2n(image: Tensor, reference: Tensor, size: int = BLOCK) -> Tensor:
     """
     reference = reference.detach()
     (mean, image), (true, reference) = _moments(_blocks(image, size)), _moments(_blocks(reference, size))
-    scale = (reference.square().mean(dim=-1) + _SPREAD * true**2 + _TINY).sqrt()
+    scale = (reference.square().mean(dim=-1) + _FLAT_REFERENCE * true**2 + _TINY).sqrt()
     first, second = reference / scale[..., None], image / scale[..., None]
     bands = mean.shape[-1]
     table = conjugate_products(1 << (bands - 1).bit_length())[:, :bands, :bands].to(first)
@@ -147,12 +146,12 @@ def block_q2n(image: Tensor, reference: Tensor, size: int = BLOCK) -> Tensor:
 
 
 def _length(vectors: Tensor) -> Tensor:
-    """Euclidean length over the last dimension, with a gradient at zero, where the true one has none."""
+    """Euclidean length over the last dimension, with a finite gradient at zero."""
     return (vectors.square().sum(dim=-1) + 1e-12).sqrt()
 
 
 def _pooled(values: Tensor, scenes: Optional[Tensor]) -> Tensor:
-    """Means over the patches of each scene (scenes, …); without ``scenes`` the patches' own values."""
+    """Means over the patches of each scene (scenes, …), or the patches' own values without ``scenes``."""
     if scenes is None:
         return values
     _, index, counts = torch.unique(scenes, return_inverse=True, return_counts=True)
@@ -164,58 +163,59 @@ def _pooled(values: Tensor, scenes: Optional[Tensor]) -> Tensor:
 
 
 def spatial_distortion(batch: PatchBatch, fused: Tensor, pooled: bool = False) -> Tensor:
-    """D_s: mean over bands of |UQI(fused, PAN) − UQI(MS, PAN at MS's grid)|, 0 (best) to 2, one number.
+    """D_s: mean over bands of |UQI(fused, PAN) − UQI(MS, PAN on MS's grid)|, a scalar, 0 (best) to 2.
 
-    Alparone et al. 2008, on blocks of 32 pixels and of the samples that cover their scene, at least 4. ``batch.ms``
-    ends before the patch does; so both figures are averaged before they are compared.
+    Alparone et al. 2008, on blocks of 32 pixels and of at least 4 MS samples that cover the same ground. ``batch.ms``
+    ends before the patch does, so both UQI are averaged before they are compared.
 
     Args:
-        pooled: average over all patches of a scene first, as the exact figure does; the greater the batch, the
-            nearer. A single patch has a difference even where the scene has none.
+        pooled: whether to average over all patches of a scene first, as the exact figure does. A single patch has a
+            difference even where the scene has none.
     """
     return _pooled(uqi_difference(batch, fused), batch.scenes if pooled else None).abs().mean()
 
 
 def uqi_difference(batch: PatchBatch, fused: Tensor) -> Tensor:
-    """UQI of each fused band with PAN less that of MS with PAN one scale down (n, c), of which D_s is the magnitude."""
+    """UQI of each fused band with PAN minus that of MS with PAN on MS's grid (n, c); D_s is its mean magnitude."""
     high = block_uqi(batch.units(fused), batch.pan_units(batch.pan))
     low = block_uqi(batch.units(batch.ms), batch.pan_units(batch.pan_low), ms_block_size(batch.ratio))
     return high - low
 
 
 def spectral_distortion(batch: PatchBatch, fused: Tensor) -> Tensor:
-    """Khan's D_λ (Khan et al. 2009), 1 − Q2n of the fused bands as the sensor would see them against MS: 0 (best) to 1.
+    """Khan's D_λ (Khan et al. 2009): 1 − Q2n of the degraded fused bands against MS, 0 (best) to 1.
 
-    The exact figure compares on PAN's grid, with MS interpolated; here both are at MS's samples, in blocks of the
-    same scene, which is cheaper and leaves the interpolation's own errors out.
+    Compares at the MS samples, which is cheaper than interpolating MS to PAN's grid as the exact figure does, and free
+    of interpolation errors.
     """
     quality = block_q2n(batch.units(batch.degrade(fused)), batch.units(batch.ms), ms_block_size(batch.ratio))
     return 1 - quality.mean()
 
 
 def spectral_distortion_on_pan(batch: PatchBatch, fused: Tensor, gains: Sequence[float]) -> Tensor:
-    """The same as the exact figure has it: on PAN's grid, of the fused bands after each one's MTF filter, against
-    interpolated MS. The patch's border is left out, as far as the filters reach beyond.
+    """Khan's D_λ on PAN's grid, as the exact figure: MTF-filtered fused bands against interpolated MS.
+
+    The border of the patch, where the filters reach beyond, is left out.
 
     Args:
-        gains: of the bands' MTF.
+        gains: MTF gain of each band.
     """
     size = fused.shape[-1]
     reach = min(max(filters.mtf_reach(gain, batch.ratio) for gain in gains), size // 2 - 4)
     count = size - 2 * reach
     matrices = torch.stack([filters.mtf_matrix(gain, batch.ratio, count, reach) for gain in gains]).to(fused.device)
-    seen = filters.apply_separable(matrices, fused, matrices)
+    filtered = filters.apply_separable(matrices, fused, matrices)
     inside = slice(reach, size - reach)
-    return 1 - block_q2n(batch.units(seen), batch.units(batch.up[..., inside, inside])).mean()
+    return 1 - block_q2n(batch.units(filtered), batch.units(batch.up[..., inside, inside])).mean()
 
 
 def band_distortion(batch: PatchBatch, fused: Tensor, pooled: bool = False) -> Tensor:
-    """Alparone's D_λ: mean over pairs of bands of |UQI in fused − UQI in MS|, 0 (best) to 2, on the same blocks."""
+    """Alparone's D_λ: mean over pairs of bands of |UQI in fused − UQI in MS|, a scalar, 0 (best) to 2."""
     return _qnr_distortions(batch, fused, pooled)[0]
 
 
 def qnr_loss(batch: PatchBatch, fused: Tensor, pooled: bool = False) -> Tensor:
-    """L_QNR of CLIPPan: 1 − (1 − D_λ)(1 − D_s) with Alparone's D_λ, 0 is best; see ``spatial_distortion``."""
+    """L_QNR of CLIPPan: 1 − (1 − D_λ)(1 − D_s) with Alparone's D_λ; 0 is best."""
     spectral, spatial = _qnr_distortions(batch, fused, pooled)
     return 1 - (1 - spectral) * (1 - spatial)
 
@@ -234,14 +234,12 @@ def _qnr_distortions(batch: PatchBatch, fused: Tensor, pooled: bool) -> tuple[Te
 
 
 def detail_correlation(fused: Tensor, pan: Tensor, scenes: Optional[Tensor] = None) -> Tensor:
-    """Correlation of the 3×3 Laplacian's details with those of PAN (Zhou et al. 1998), −1 to 1 (best), one number.
-
-    Pearson's coefficient per band and patch, then the mean.
+    """Mean Pearson correlation of the bands' 3×3 Laplacian with that of PAN (Zhou et al. 1998), −1 to 1 (best).
 
     Args:
         fused, pan: standardised (n, c, H, W) and (n, 1, H, W).
-        scenes: of each patch (n,): takes one coefficient over all patches of a scene, so that details decide more
-            than the noise of flat patches, as in the exact figure.
+        scenes: scene of each patch (n,): computes one coefficient over all patches of a scene instead of one per patch,
+            as the exact figure does, so that the noise of flat patches counts less.
     """
     one, other = laplacian(fused), laplacian(pan)
     one, other = (details - details.mean(dim=(-2, -1), keepdim=True) for details in (one, other))
@@ -252,14 +250,14 @@ def detail_correlation(fused: Tensor, pan: Tensor, scenes: Optional[Tensor] = No
 
 
 def texture_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
-    """What fused patches lack of the classical result's details, place by place: 0 (nothing) to about 2, one number.
+    """Local lack of the classical result's details, 0 (none) to about 2, a scalar.
 
-    In blocks of 16 pixels, with details d by the 3×3 Laplacian: 1 − corr(d_fused, d_classical), and how far the slope
-    cov(d_fused, d_classical) / var(d_classical) falls below ``_SLOPE``. All blocks weigh alike, so a meadow counts as
-    much as a town. Own formula: figures of whole scenes (D_s, correlation of details) do not mind if faint textures are
-    wiped out, or drowned in speckle that differs from band to band; readers of the picture do.
+    In blocks of 16 pixels, with details d by the 3×3 Laplacian: 1 − corr(d_fused, d_classical), plus the amount by
+    which the slope cov(d_fused, d_classical) / var(d_classical) falls below 0.8. All blocks have the same weight, so that a
+    meadow counts as much as a town. Own formula: D_s and the detail correlation of a scene do not change if faint
+    textures are smoothed away or covered by speckle that differs between bands.
     """
-    one, other = (_blocks(laplacian(values), _TEXTURE) for values in (fused, batch.classical))
+    one, other = (_blocks(laplacian(values), _TEXTURE_BLOCK) for values in (fused, batch.classical))
     one, other = (details - details.mean(dim=-1, keepdim=True) for details in (one, other))
     cross, power, reference = ((a * b).mean(dim=-1) for a, b in ((one, other), (one, one), (other, other)))
     reference = reference + _FAINT
@@ -271,17 +269,14 @@ def texture_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
 
 
 def spectral_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
-    """L_spec of CLIPPan: MSE + (1 − SSIM) between the fused bands as the sensor would see them and MS; 0 is best."""
+    """L_spec of CLIPPan: MSE + (1 − SSIM) between the degraded fused bands and MS; 0 is best."""
     return mse_ssim_loss(batch.degrade(fused), batch.ms)
 
 
 class LearnedSpatialLoss(nn.Module):
-    """L_spat of CLIPPan: MSE + (1 − SSIM) between φ(fused) and PAN, 0 is best; φ is a weighted sum of the bands.
+    """L_spat of CLIPPan: MSE + (1 − SSIM) between φ(fused) and PAN, where φ is a weighted sum of the bands; 0 is best.
 
-    φ's weights are learned beside the network's: hand ``parameters()`` to the optimiser. They hold for one sensor.
-
-    Args:
-        bands: number of them.
+    The weights of φ are learned with the network, for one sensor: give ``parameters()`` to the optimiser.
     """
 
     def __init__(self, bands: int) -> None:
@@ -316,7 +311,7 @@ def _band_weights(batch: PatchBatch) -> Tensor:
 
 
 def pseudo_label_loss(fused: Tensor, teacher: Tensor) -> Tensor:
-    """L_ship of CLIPPan: mean |fused − what a frozen network made of the same patches|; 0 is best."""
+    """L_ship of CLIPPan: mean |fused − output of a frozen network for the same patches|; 0 is best."""
     return nn.functional.l1_loss(fused, teacher)
 
 
@@ -324,22 +319,22 @@ def pseudo_label_loss(fused: Tensor, teacher: Tensor) -> Tensor:
 
 
 def supervised_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
-    """Mean |fused − the true MS| of standardised values; 0 is best."""
+    """Mean |fused − reference MS| of standardised values; 0 is best."""
     return nn.functional.l1_loss(fused, _target(batch))
 
 
 def q2n_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
-    """1 − Q2n of the fused bands against the true MS, in blocks of 32 pixels; 0 (best) to 1."""
+    """1 − Q2n of the fused bands against the reference MS, in blocks of 32 pixels; 0 (best) to 1."""
     return 1 - block_q2n(batch.units(fused), batch.units(_target(batch))).mean()
 
 
 def spectral_angle_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
-    """Mean angle between the fused and the true spectra in radians (Yuhas et al. 1992), 0 (best) to π."""
+    """Mean angle between the fused and the reference spectra in radians (Yuhas et al. 1992), 0 (best) to π."""
     pair = batch.units(fused), batch.units(_target(batch))
     one, other = (values / _length(values.movedim(1, -1))[:, None] for values in pair)
-    # Twice the arc tangent is exact for small angles too, where the arc cosine has no gradient.
-    apart, along = (_length(vectors.movedim(1, -1)) for vectors in (one - other, one + other))
-    return 2 * torch.atan2(apart, along).mean()
+    # The arc tangent is exact for small angles too, where the arc cosine has no gradient.
+    difference, total = (_length(vectors.movedim(1, -1)) for vectors in (one - other, one + other))
+    return 2 * torch.atan2(difference, total).mean()
 
 
 def _target(batch: PatchBatch) -> Tensor:

@@ -1,4 +1,4 @@
-"""The terms of a training, weighted and summed."""
+"""The loss terms of a training run, weighted and summed."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ Term = Callable[[PatchBatch, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How much each term counts; one of weight 0 is not computed. See ``losses``.
+    """Weights of the terms, which ``losses`` defines; a term of weight 0 is not computed.
 
     Attributes:
-        spectral: L_spec, the fused bands as the sensor would see them against MS.
-        spatial: L_spat, a sum of the bands against PAN.
+        spectral: L_spec, the degraded fused bands against MS.
+        spatial: L_spat, a weighted sum of the fused bands against PAN.
         qnr: L_QNR = 1 − QNR.
         pseudo: L_ship, against a frozen network.
-        language: L_d, the direction of CLIP's embeddings; its gradient is about 100 times that of ``spectral``, and
-            CLIP rewards patterns that nobody sees: weights around 0.01 keep it a hint beside the other terms.
-        supervised: L1 against the true MS, one scale down.
-        quality: 1 − Q2n against the true MS.
-        angle: spectral angle against the true MS, in radians.
+        language: L_d, the direction of CLIP's embeddings. Its gradient is about 100 times that of ``spectral``, and
+            CLIP also rewards invisible patterns: use weights around 0.01 beside other terms.
+        supervised: L1 against the reference MS, at reduced resolution.
+        quality: 1 − Q2n against the reference MS.
+        angle: spectral angle against the reference MS, in radians.
         khan: Khan's spectral distortion.
         alparone: Alparone's spectral distortion.
         distortion: spatial distortion D_s.
         detail: 1 − correlation of details with those of PAN.
-        texture: what is lacking of the classical result's details, place by place.
+        texture: local lack of the classical result's details.
     """
 
     spectral: float = 0.0
@@ -54,28 +54,28 @@ class LossWeights:
 
     @property
     def used(self) -> Mapping[str, float]:
-        """Those that are not zero."""
+        """The weights that are not zero."""
         return {name: weight for name, weight in dataclasses.asdict(self).items() if weight}
 
 
 class DirectionLoss(Protocol):
-    """What ``language`` needs: a ``clip_supervision.ClipSupervisor``."""
+    """What the term ``language`` needs of a ``ClipSupervisor``."""
 
     def direction_loss(self, batch: PatchBatch, fused: Tensor) -> Tensor: ...
 
 
 class Objective:
-    """What a training minimises.
+    """The function that a training run minimises.
 
     Args:
-        weights: of the terms.
+        weights: weights of the terms.
         spatial: L_spat; the parameters of a ``losses.LearnedSpatialLoss`` have to be given to the optimiser.
-        teacher: the frozen network of ``pseudo``, called as networks are.
-        supervisor: stage I's, for ``language``.
-        pooled: figures of blocks and of details are averaged over the patches of a scene before they are compared.
+        teacher: frozen network for ``pseudo``.
+        supervisor: supervisor from stage I for ``language``.
+        pooled: whether block figures and details are averaged over the patches of a scene before they are compared.
 
     Raises:
-        ClippanError: no term has a weight, or one has no finite positive one, or lacks what it needs.
+        ClippanError: no term has a weight, a weight is not finite and positive, or a term lacks what it needs.
     """
 
     def __init__(
@@ -88,26 +88,24 @@ class Objective:
     ) -> None:
         self._used = weights.used
         if not self._used:
-            raise ClippanError("No loss has a weight; give at least one of them a weight above 0.")
+            raise ClippanError("No loss has a weight; give at least one loss a weight above 0.")
         for name, weight in self._used.items():
             if not 0 < weight < float("inf"):
                 raise ClippanError(
-                    "The loss {name} has the weight {weight}; choose a number from 0 up.", name=name, weight=weight
+                    "The loss {name} has the weight {weight}; a weight must be a finite number from 0 up.",
+                    name=name,
+                    weight=weight,
                 )
-        for name, needed, what in (
-            ("pseudo", teacher, "a trained network as its teacher"),
-            ("language", supervisor, "a CLIP that stage I has adapted"),
-        ):
-            if name in self._used and needed is None:
-                raise ClippanError(
-                    "The loss {name} needs {what}; name one, or set its weight to 0.", name=name, what=what
-                )
+        if "pseudo" in self._used and teacher is None:
+            raise ClippanError("The loss pseudo needs a trained network; set teacher, or set its weight to 0.")
+        if "language" in self._used and supervisor is None:
+            raise ClippanError("The loss language needs a CLIP adapted by stage I; give one, or set its weight to 0.")
 
         def pseudo(batch: PatchBatch, fused: Tensor) -> Tensor:
             assert teacher is not None
             with torch.no_grad():
-                made = teacher(*batch.inputs)
-            return losses.pseudo_label_loss(fused, made)
+                label = teacher(*batch.inputs)
+            return losses.pseudo_label_loss(fused, label)
 
         def language(batch: PatchBatch, fused: Tensor) -> Tensor:
             assert supervisor is not None
@@ -133,8 +131,8 @@ class Objective:
         }
 
     def __call__(self, batch: PatchBatch, fused: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum, and each term without its weight and gradient, for the curves."""
-        # Half precision loses what differences of nearly equal numbers leave.
+        """The weighted sum, and each term without its weight and gradient."""
+        # Half precision is too coarse for differences of nearly equal numbers.
         with torch.autocast(fused.device.type, enabled=False):
             terms = {name: self._terms[name](batch, fused.float()) for name in self._used}
             total: Any = sum(weight * terms[name] for name, weight in self._used.items())

@@ -1,4 +1,4 @@
-"""Recipes: everything that decides what a training makes, in one YAML file."""
+"""Recipes: all settings of a training run, in one YAML file."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from clippan.core.errors import ClippanError
 from clippan.core.json import from_json
 from clippan.learn.fusion.objective import LossWeights
 
-_SMALLEST = 32  # pixels
+_SMALLEST = 32  # pixels, edge of a patch
 
 
 @dataclass(frozen=True)
 class PairSource:
-    """Pairs of PAN and MS: a folder with one folder ``SENSOR__SCENE`` each, that holds ``pan.tif`` and ``ms.tif``.
+    """Pairs of PAN and MS: a folder with a folder ``SENSOR__SCENE`` per scene, which holds ``pan.tif`` and ``ms.tif``.
 
     Attributes:
-        folder: below the data folder.
-        without: scenes to leave out, by name.
+        folder: the folder, below the data folder.
+        without: names of scenes to leave out.
     """
 
     folder: str
@@ -32,14 +32,14 @@ class PairSource:
 
 @dataclass(frozen=True)
 class PictureSource:
-    """Colour pictures in a zip, or bands of one scene as files; PAN is made of their bands.
+    """Colour pictures in a ZIP file, or bands of one scene as files; PAN is simulated from their bands.
 
     Attributes:
-        path: the zip, or a folder with rasters of one band each, below the data folder.
-        bands: the rasters' file names; empty for a zip.
-        factor: by how much they are shrunk first: JPEG artefacts and soft pixels are no truth.
-        limit: how many of a zip's pictures at most.
-        share: how often one is drawn, beside the other pictures' shares.
+        path: the ZIP file, or a folder with rasters of one band each, below the data folder.
+        bands: file names of these rasters; empty for a ZIP file.
+        factor: factor of an initial reduction, which removes JPEG artefacts and blur.
+        limit: largest number of pictures from a ZIP file.
+        share: sampling weight among all sources of pictures.
     """
 
     path: str
@@ -51,19 +51,18 @@ class PictureSource:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How patches with a truth are varied.
+    """Augmentation of patches with a reference.
 
     Attributes:
-        simulated: share of pictures, the rest are pairs one scale down.
-        ratios: of MS to PAN, drawn evenly.
-        bands: numbers of bands, drawn evenly; networks of a fixed number get theirs. Where the recipe's own ``bands``
-            is the only number, scenes keep the order of their bands, as for these networks: for a teacher of a fixed
-            number, and so that networks of both kinds see the same patches.
-        gain: standard deviation of the logarithm of the true MTF gain about that which the network is told.
-        shift: standard deviation of MS's shift against PAN in pixels; each band's own is half of it.
-        mixed: share of patches whose bands are mixtures of the scene's.
+        simulated: share of pictures; the rest are pairs at reduced resolution.
+        ratios: ratios of MS to PAN pixel size, sampled evenly.
+        bands: numbers of bands, sampled evenly; ignored by networks of a fixed number. If it holds only the recipe's
+            ``bands``, scenes keep the order of their bands, as they do for networks of a fixed number.
+        gain: standard deviation of the logarithm of the simulated MTF gain about the one that the network assumes.
+        shift: standard deviation of the shift between MS and PAN in pixels, and twice that of each band's own.
+        mixed: share of patches whose bands are mixtures of the scene's bands.
         haze: share of patches with another dark level.
-        noisy: share of patches with noise, and ``noise`` its mean in standard deviations.
+        noisy: share of patches with noise; ``noise`` is its mean level in standard deviations.
     """
 
     simulated: float = 0.25
@@ -79,13 +78,13 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class AdapterTraining:
-    """Stage I: which CLIP supervises, and how it is adapted first.
+    """Stage I: the CLIP that supervises, and the training of its adapters.
 
     Attributes:
-        clip: id or path of a model of the registry.
-        protocol: whose words describe the fused image, ``wald`` or ``khan``.
-        steps, batch, rate: of the adaptation. Published are Adam with 1e-4 and 200 epochs; this is for fewer steps.
-        adapted: a file that stage I wrote, instead of adapting anew.
+        clip: id or path of a CLIP model.
+        protocol: protocol whose wording describes the fused image, ``wald`` or ``khan``.
+        steps, batch, rate: training steps, batch size and learning rate of Adam; the paper has 200 epochs at 1e-4.
+        adapted: file with trained adapters, instead of training.
     """
 
     clip: str = "starter"
@@ -98,20 +97,21 @@ class AdapterTraining:
 
 @dataclass(frozen=True)
 class Recipe:
-    """See the module.
+    """Settings of a training run.
 
     Attributes:
-        network: a key of ``networks.NETWORKS``, and ``options`` its own.
-        bands: of networks for a fixed number, and of ``language``.
-        steps: of the optimiser; ``rate`` its greatest learning rate, reached after ``warmup`` and falling to 0.
-        truth: losses on patches with a truth, ``batch`` of ``size`` pixels a step.
-        scene: losses on patches at full resolution, ``scene_batch`` of ``scene_size`` pixels a step.
+        network: a key of ``networks.NETWORKS``; ``options`` are those of the network.
+        bands: number of bands of networks for a fixed number, and of ``language``.
+        pairs, pictures: sources of scenes at full resolution, and of pictures.
+        steps: number of steps; the learning rate rises to ``rate`` during ``warmup`` steps, then falls to 0.
+        truth: loss weights on patches with a reference, ``batch`` patches of ``size`` pixels per step.
+        scene: loss weights at full resolution, ``scene_batch`` patches of ``scene_size`` pixels per step.
         average: share of the past in the running average of the weights, which is what is kept.
         precision: ``float32``, or ``bfloat16`` for autocast.
         without: sensors to leave out.
-        teacher: a trained model, for the loss ``pseudo``.
-        seed: of everything that is drawn.
-        about: what the model card says of the result.
+        teacher: path of a trained model, for the loss ``pseudo``.
+        seed: seed of all random numbers.
+        about: description of the resulting model.
     """
 
     network: str = "detail"
@@ -138,7 +138,7 @@ class Recipe:
     about: str = ""
 
     def overridden(self, steps: Optional[int], seed: Optional[int], without: tuple[str, ...]) -> Recipe:
-        """The recipe with what a request overrides."""
+        """The recipe with the settings that a request overrides."""
         recipe = replace(self, without=(*self.without, *without))
         if steps:
             recipe = replace(recipe, steps=steps)
@@ -146,10 +146,10 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in a file.
+    """Reads the recipe in a YAML file.
 
     Raises:
-        ClippanError: it cannot be read, or holds a name or value that no recipe has.
+        ClippanError: the file cannot be read, or has an unknown setting or an invalid value.
     """
     try:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -161,36 +161,40 @@ def read_recipe(path: Path) -> Recipe:
     recipe = from_json(Recipe, values or {})
     if recipe.precision not in ("float32", "bfloat16"):
         raise ClippanError(
-            "The precision {precision} is not known; write float32 or bfloat16.", precision=recipe.precision
+            "The precision {precision} is unknown; write float32 or bfloat16.", precision=recipe.precision
         )
     if recipe.steps < 1 or recipe.batch < 1 or recipe.scene_batch < 1:
-        raise ClippanError("A recipe needs at least one step, and one patch in a batch; raise steps and batch.")
+        raise ClippanError("A recipe needs at least one step and one patch per batch; raise steps and batch.")
     if min(recipe.size, recipe.scene_size) < _SMALLEST:
         raise ClippanError(
-            "Patches of less than {_SMALLEST} pixels teach nothing; raise size and scene_size.", _SMALLEST=_SMALLEST
+            "Patches need an edge of at least {pixels} pixels; raise size and scene_size.", pixels=_SMALLEST
         )
     if not 0 < recipe.rate < math.inf or recipe.warmup < 0:
-        raise ClippanError("The learning rate has to be a number above 0 and the warm-up from 0 up; correct them.")
+        raise ClippanError(
+            "The learning rate must be above 0, and the warm-up must not be negative; correct rate and warmup."
+        )
     for kind in (recipe.truth, recipe.scene):
         for name, weight in kind.used.items():
             if not 0 < weight < math.inf:
                 raise ClippanError(
-                    "The loss {name} has the weight {weight}; choose a number from 0 up.", name=name, weight=weight
+                    "The loss {name} has the weight {weight}; a weight must be a finite number from 0 up.",
+                    name=name,
+                    weight=weight,
                 )
     if not 0 <= recipe.average < 1:
-        raise ClippanError(
-            "The running average keeps a share of the past; write average as a number from 0 to below 1."
-        )
+        raise ClippanError("The running average must keep a share of the past from 0 to below 1; correct average.")
     if min(recipe.augment.ratios, default=0) < 1 or min(recipe.augment.bands, default=0) < 1:
-        raise ClippanError("Patches need a ratio and a number of bands of at least 1; name some under augment.")
+        raise ClippanError(
+            "Patches need ratios and numbers of bands of at least 1; correct ratios and bands under augment."
+        )
     if any(source.factor < 1 or source.share <= 0 for source in recipe.pictures):
         raise ClippanError("Pictures need a factor of at least 1 and a share above 0; correct them under pictures.")
     if not (recipe.truth.used or recipe.scene.used):
-        raise ClippanError("The recipe gives no loss a weight; name some under truth, scene or both.")
+        raise ClippanError("The recipe gives no loss a weight; set one under truth, scene or both.")
     if recipe.truth.language:
-        raise ClippanError("The loss language judges scenes; name it under scene, as truth has mixtures of bands.")
-    if recipe.language.protocol not in ("wald", "khan"):
         raise ClippanError(
-            "The protocol {protocol} is not known; write wald or khan.", protocol=recipe.language.protocol
+            "The loss language cannot be used under truth, whose bands are mixtures; set it under scene."
         )
+    if recipe.language.protocol not in ("wald", "khan"):
+        raise ClippanError("The protocol {protocol} is unknown; write wald or khan.", protocol=recipe.language.protocol)
     return recipe

@@ -1,4 +1,4 @@
-"""Draws batches: each step's is decided by the seed and the step's number alone, so that a run can be resumed."""
+"""Random training batches. The generator passed in decides all of a batch, so that a run can be resumed at any step."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from clippan.learn.fusion.batch import PatchBatch
 from clippan.learn.fusion.patches import BandMixture, ReferenceScene, ScenePair, collate
 from clippan.learn.fusion.recipe import Augmentation, Recipe
 
-_PAN_GAINS = (0.11, 0.15, 0.2)  # with which PAN is brought one scale down
-_TRIES = 200  # until a scene is found that is large enough
-_GAINS = (0.1, 0.6)  # range of the true MTF gain
+_PAN_GAINS = (0.11, 0.15, 0.2)  # MTF gains with which PAN is brought to reduced resolution
+_TRIES = 200  # attempts to find a scene that is large enough
+_GAINS = (0.1, 0.6)  # range of the simulated MTF gain
 
 
 class BatchSampler:
-    """Batches of scenes.
+    """Batches of patches, as a recipe asks for them.
 
     Args:
-        recipe: what is asked for.
-        pairs: real pairs.
-        pictures: truths with their shares.
-        bands: number of bands that a network is bound to; None for any.
+        recipe: the recipe.
+        pairs: scenes at full resolution.
+        pictures: sampling weight and scenes of each source of pictures.
+        bands: number of bands of the network; None for any.
+
+    Raises:
+        ClippanError: no pair has enough bands.
     """
 
     def __init__(
@@ -38,20 +41,20 @@ class BatchSampler:
     ) -> None:
         self._recipe, self._bands = recipe, bands
         usable = [pair for pair in pairs if bands is None or len(pair.ms) >= bands]
-        self._groups: dict[str, list[ScenePair]] = defaultdict(list)
+        self._pairs: dict[str, list[ScenePair]] = defaultdict(list)
         self._truths: dict[str, list[ReferenceScene]] = defaultdict(list)
         for pair in usable:
-            self._groups[pair.group].append(pair)
+            self._pairs[pair.group].append(pair)
             if recipe.truth.used:
                 self._truths[pair.group] += [pair.reduced_reference(gain) for gain in _PAN_GAINS]
         self._pictures = [(share, list(truths)) for share, truths in pictures if truths]
-        if not self._groups and (recipe.scene.used or not self._pictures):
+        if not self._pairs and (recipe.scene.used or not self._pictures):
             raise ClippanError(
-                "There is no pair to train on; name pairs in the recipe whose MS has the network's number of bands."
+                "The recipe has no pair with as many multispectral bands as the network; add such pairs."
             )
 
     def truth(self, rng: np.random.Generator) -> PatchBatch:
-        """Patches with a truth, of several scenes and one ratio."""
+        """Patches with a reference, of several scenes and one ratio."""
         recipe, augment = self._recipe, self._recipe.augment
         ratio = float(rng.choice(augment.ratios))
         bands = self._bands or int(rng.choice(augment.bands))
@@ -60,52 +63,52 @@ class BatchSampler:
         phases = rng.uniform(0, ratio, 2)
         patches = []
         for _ in range(_TRIES):
-            truth = self._draw(rng)
+            truth = self._random_reference(rng)
             shifts: np.ndarray = np.zeros((bands, 2))
             if augment.shift and rng.random() < 0.7:
                 shifts = rng.normal(0, augment.shift, (1, 2)) + rng.normal(0, augment.shift / 2, (bands, 2))
-            mixture = _mixture(rng, truth, bands, augment)
+            mixture = _random_mixture(rng, truth, bands, augment)
             patch = truth.patch(rng, recipe.size, ratio, phases, gains, true_gains, shifts, mixture)
             if patch is not None:
                 patches.append(patch.transformed(int(rng.integers(8))))
             if len(patches) == recipe.batch:
                 return collate(patches, range(len(patches)), ratio)
-        raise ClippanError("The scenes are too small for the recipe's patches; lower its size.")
+        raise ClippanError("The scenes are too small for the patches of the recipe; lower its size.")
 
     def scene(self, rng: np.random.Generator) -> PatchBatch:
         """Patches of one pair at full resolution."""
         recipe = self._recipe
-        names = list(self._groups)
+        names = list(self._pairs)
         for _ in range(_TRIES):
-            group = self._groups[names[rng.integers(len(names))]]
+            group = self._pairs[names[rng.integers(len(names))]]
             pair = group[rng.integers(len(group))]
             count = self._bands or min(len(pair.ms), max(recipe.augment.bands))
-            # Patches of the usual ratio 4 and of others cover about the same scene.
+            # Patches cover about the same area on the ground, whatever the ratio.
             size = round(recipe.scene_size * min(pair.x.ratio / 4, 1)) // 8 * 8
             size = min(size, min(pair.pan.shape) // 8 * 8)
             order = range(count) if self._bands else rng.permutation(len(pair.ms))[:count]
             patches = pair.patches(rng, recipe.scene_batch, size, [int(band) for band in order])
             if patches:
-                turned = [patch.transformed(int(rng.integers(8))) for patch in patches]
-                return collate(turned, [0] * len(patches), pair.x.ratio)
-        raise ClippanError("The scenes are too small for the recipe's patches; lower its scene_size.")
+                transformed = [patch.transformed(int(rng.integers(8))) for patch in patches]
+                return collate(transformed, [0] * len(patches), pair.x.ratio)
+        raise ClippanError("The scenes are too small for the patches of the recipe; lower its scene_size.")
 
-    def scenes(self, rng: np.random.Generator, count: int) -> PatchBatch:
-        """Patches of several pairs of about one ratio at full resolution, one of each, as stage I compares them."""
-        pairs = [pair for group in self._groups.values() for pair in group]
+    def stage_one(self, rng: np.random.Generator, count: int) -> PatchBatch:
+        """Full-resolution patches of several scenes of about one ratio, one patch each, for stage I."""
+        pairs = [pair for group in self._pairs.values() for pair in group]
         first = pairs[rng.integers(len(pairs))]
-        alike = [pair for pair in pairs if abs(pair.x.ratio - first.x.ratio) < 0.01]
-        size = min(self._recipe.scene_size, *(min(pair.pan.shape) // 8 * 8 for pair in alike))
+        candidates = [pair for pair in pairs if abs(pair.x.ratio - first.x.ratio) < 0.01]
+        size = min(self._recipe.scene_size, *(min(pair.pan.shape) // 8 * 8 for pair in candidates))
         patches, scenes = [], []
-        for number in rng.integers(len(alike), size=_TRIES):
-            found = alike[number].patches(rng, 1, size, range(self._recipe.bands))
-            patches += found
-            scenes += [int(number)] * len(found)
+        for number in rng.integers(len(candidates), size=_TRIES):
+            cut = candidates[number].patches(rng, 1, size, range(self._recipe.bands))
+            patches += cut
+            scenes += [int(number)] * len(cut)
             if len(patches) == count:
                 return collate(patches, scenes, first.x.ratio)
-        raise ClippanError("The scenes are too small for the recipe's patches; lower its scene_size.")
+        raise ClippanError("The scenes are too small for the patches of the recipe; lower its scene_size.")
 
-    def _draw(self, rng: np.random.Generator) -> ReferenceScene:
+    def _random_reference(self, rng: np.random.Generator) -> ReferenceScene:
         simulated = self._recipe.augment.simulated if self._truths else 1.0
         if self._pictures and rng.random() < simulated:
             shares = np.array([share for share, _ in self._pictures])
@@ -117,12 +120,12 @@ class BatchSampler:
 
 
 def _gains(rng: np.random.Generator, bands: int) -> list[float]:
-    """The MTF gains of some sensor, in any order."""
+    """The MTF gains of a random sensor, in random order."""
     sensors = list(SENSORS.values())
     return [float(gain) for gain in rng.permutation(np.resize(sensors[rng.integers(len(sensors))].ms, bands))]
 
 
-def _mixture(rng: np.random.Generator, truth: ReferenceScene, bands: int, augment: Augmentation) -> BandMixture:
+def _random_mixture(rng: np.random.Generator, truth: ReferenceScene, bands: int, augment: Augmentation) -> BandMixture:
     count, moments = len(truth.bands), truth.moments(4.0)
     if count >= bands and rng.random() >= augment.mixed:
         weights = np.eye(count)[rng.permutation(count)[:bands]]

@@ -1,8 +1,7 @@
-"""The training of fusion networks: with a truth one scale down, and without one at full resolution.
+"""Training of fusion networks: supervised at reduced resolution, unsupervised at full resolution, or both at once.
 
-Both may be used at once. ``torchrun`` starts one process a device, and gradients are averaged over them. A folder
-holds a run: ``recipe.yaml``, ``curves.csv`` (the terms of the loss), ``checkpoint.pt``, and in the end
-``model.safetensors``; the same command goes on with it.
+With ``torchrun`` gradients are averaged over the processes. Besides the files of ``learn.loop``, the folder of a run
+holds ``model.safetensors`` in the end, and ``stage_one.safetensors`` if CLIP supervises.
 """
 
 from __future__ import annotations
@@ -29,28 +28,29 @@ from clippan.learn.fusion.sampler import BatchSampler
 from clippan.learn.loop import TrainingLoop
 from clippan.learn.optimisation import optimiser_step, running_average, warmup_cosine
 
-_LOGGED = 50  # steps that a row of the curves is the mean of
-_KEPT = 500  # steps between checkpoints
+_LOG_EVERY, _CHECKPOINT_EVERY = 50, 500  # steps
 
 MODEL, STAGE_ONE = "model.safetensors", "stage_one.safetensors"
 
 
-class Step(nn.Module):
-    """One step's loss as a module, so that torch's data parallel sees a single forward pass."""
+class StepLoss(nn.Module):
+    """The loss of a step as a module, so that DistributedDataParallel sees a single forward pass."""
 
-    def __init__(self, network: nn.Module, truth: Optional[Objective], scene: Optional[Objective], half: bool) -> None:
+    def __init__(
+        self, network: nn.Module, truth: Optional[Objective], scene: Optional[Objective], bfloat16: bool
+    ) -> None:
         super().__init__()
         self.network = network
         self._objectives = {"truth": truth, "scene": scene}
-        self._half = half
+        self._bfloat16 = bfloat16
 
     def forward(self, batches: Mapping[str, PatchBatch]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum over both kinds of batches, and each term by name."""
+        """Total loss of the batches ``truth`` and ``scene``, and each term by name."""
         total, terms = None, {}
         for kind, batch in batches.items():
             objective = self._objectives[kind]
             assert objective is not None
-            with torch.autocast(batch.up.device.type, torch.bfloat16, enabled=self._half):
+            with torch.autocast(batch.up.device.type, torch.bfloat16, enabled=self._bfloat16):
                 fused = self.network(*batch.inputs)
             loss, parts = objective(batch, fused)
             total = loss if total is None else total + loss
@@ -60,15 +60,15 @@ class Step(nn.Module):
 
 
 class FusionTraining(TrainingLoop):
-    """A training under way.
+    """Training of a network from a recipe; resumes from the folder's checkpoint.
 
     Args:
-        recipe: what is asked for.
-        sampler: where batches come from.
+        recipe: the recipe.
+        sampler: source of the batches.
         device: where to compute.
-        folder: of the run.
-        rank, count: this process's number, and how many there are.
-        context: hears of progress, and may cancel.
+        folder: the folder of the run.
+        rank, count: rank of this process, and number of processes.
+        context: receives progress; may cancel.
     """
 
     def __init__(
@@ -81,11 +81,10 @@ class FusionTraining(TrainingLoop):
         count: int,
         context: Context,
     ) -> None:
-        super().__init__(folder, recipe.steps, rank, context, _LOGGED, _KEPT)
+        super().__init__(folder, recipe.steps, rank, context, _LOG_EVERY, _CHECKPOINT_EVERY)
         self._recipe, self._sampler, self._device, self._count = recipe, sampler, device, count
         torch.manual_seed(recipe.seed)
         self.network = networks.build(recipe.network, recipe.bands, **recipe.options).to(device)
-        # Early on the average is of few steps, as what was before the training means nothing.
         self._average = running_average(self.network, recipe.average, early=19)
         self._optimiser = torch.optim.AdamW(self.network.parameters(), lr=recipe.rate, weight_decay=1e-4)
         self._scheduler = warmup_cosine(self._optimiser, recipe.steps, recipe.warmup)
@@ -96,15 +95,15 @@ class FusionTraining(TrainingLoop):
             Objective(weights, teacher=teacher, supervisor=supervisor, pooled=True) if weights.used else None
             for weights in (recipe.truth, recipe.scene)
         )
-        self._step: nn.Module = Step(self.network, truth, scene, recipe.precision == "bfloat16")
+        self._step: nn.Module = StepLoss(self.network, truth, scene, recipe.precision == "bfloat16")
         if count > 1:
             self._step = nn.parallel.DistributedDataParallel(self._step)
         self.resume(device)
 
     def result(self) -> FusionModel:
-        """The averaged network."""
+        """The network with averaged weights."""
         recipe = self._recipe
-        bound = 0 if networks.NETWORKS[recipe.network].any_bands else recipe.bands
+        bands = 0 if networks.NETWORKS[recipe.network].any_bands else recipe.bands
         about = {
             "about": recipe.about,
             "trained": datetime.date.today().isoformat(),
@@ -113,7 +112,7 @@ class FusionTraining(TrainingLoop):
             "without": list(recipe.without),
             "version": __version__,
         }
-        return FusionModel(self._average.module.eval(), recipe.network, recipe.options, bound, about)
+        return FusionModel(self._average.module.eval(), recipe.network, recipe.options, bands, about)
 
     def sample_batch(self, step: int) -> dict[str, PatchBatch]:
         rng = np.random.default_rng([self._recipe.seed, self._rank, step])
@@ -140,28 +139,28 @@ class FusionTraining(TrainingLoop):
         self._scheduler.load_state_dict(state["scheduler"])
 
     def _supervisor(self) -> clip_supervision.ClipSupervisor:
-        """CLIP with its adapters: those of a file, of this run's folder, or taught now (stage I)."""
+        """CLIP with its adapters, from a file, from this run's folder, or trained now (stage I)."""
         plan, bands = self._recipe.language, self._recipe.bands
         clip = clip_supervision.load_frozen_clip(plan.clip, self._device, self._context)
         path = Path(plan.adapted) if plan.adapted else self._folder / STAGE_ONE
         if not plan.adapted:
             if self._rank == 0 and not path.exists():
-                self._teach(clip, path)
-            if self._count > 1:  # the others take what the first has taught
+                self._train_adapters(clip, path)
+            if self._count > 1:  # the others load what the first has trained
                 torch.distributed.barrier()
         return clip_supervision.ClipSupervisor.load(path, clip, bands)
 
-    def _teach(self, clip: clip_supervision.FrozenCLIP, path: Path) -> None:
-        """Stage I."""
+    def _train_adapters(self, clip: clip_supervision.FrozenCLIP, path: Path) -> None:
+        """Stage I; writes the adapters to a file."""
         plan = self._recipe.language
         prompts = clip_supervision.KHAN if plan.protocol == "khan" else clip_supervision.WALD
         supervisor = clip_supervision.ClipSupervisor(clip, self._recipe.bands, prompts=prompts)
         optimiser = torch.optim.Adam(supervisor.trainable_parameters(), lr=plan.rate)
         for step in range(plan.steps):
             rng = np.random.default_rng([self._recipe.seed, self._count, step])
-            terms = supervisor.adapter_step(self._sampler.scenes(rng, plan.batch).to(self._device), optimiser)
+            terms = supervisor.adapter_step(self._sampler.stage_one(rng, plan.batch).to(self._device), optimiser)
             self._context.raise_if_cancelled()
-            if step % _LOGGED == 0 or step == plan.steps - 1:
-                words = ", ".join(f"{name} {float(value):.3f}" for name, value in terms.items())
-                self._context.log(Message("Stage I, step {step}: {words}", step=step + 1, words=words))
+            if step % _LOG_EVERY == 0 or step == plan.steps - 1:
+                losses = ", ".join(f"{name} {float(value):.3f}" for name, value in terms.items())
+                self._context.log(Message("Stage I, step {step}: {losses}", step=step + 1, losses=losses))
         supervisor.save(path)

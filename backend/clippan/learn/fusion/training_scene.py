@@ -1,4 +1,4 @@
-"""What is read of a scene to adapt to it: patches to learn from at two scales, and windows to measure."""
+"""The parts of a scene that adaptation reads: training patches at full and reduced resolution, validation windows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import Tensor
 from clippan.catalogue.sensors import Sensor
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.core.threads import count_threads
 from clippan.fusion import filters
-from clippan.fusion.neural import trust
+from clippan.fusion.neural import network_trust
 from clippan.fusion.registration import register
 from clippan.fusion.statistics import TINY, SceneStatistics, measure_scene
 from clippan.jobs.adapt import AdaptFusionRequest
@@ -34,30 +35,30 @@ from clippan.learn.fusion.patches import (
 from clippan.learn.fusion.validation import ValidationWindow
 from clippan.raster.pair import Pair
 
-_WHOLE = 12_000_000  # PAN pixels times bands: so much is one window, and is measured where it is learned from
-_WINDOWS, _HELD = 6, 3  # windows of a larger scene; every third is for measuring alone
-_EDGE = 1024  # of these, PAN pixels
-_SIZES = (192, 128, 96, 64)  # edges of patches in PAN pixels, the first that fits
-_REDUCED_SIZES = (128, 96, 64, 48, 32)  # the same one scale down
-_PATCHES = 4
+_WHOLE = 12_000_000  # PAN pixels times bands up to which the whole scene is one window
+_WINDOWS, _HELD_OUT = 6, 3  # number of windows of a larger scene; every third is for validation only
+_EDGE = 1024  # PAN pixels, of these windows
+_SIZES = (192, 128, 96, 64)  # edges of full-resolution patches in PAN pixels; the first that fits is taken
+_REDUCED_SIZES = (128, 96, 64, 48, 32)  # the same at reduced resolution, in MS pixels
+_PATCHES = 4  # in a batch
 
 
 @dataclass(frozen=True)
 class TrainingScene:
-    """What is learned from and measured on.
+    """Training and validation data of one scene.
 
     Attributes:
-        patch_sources: windows at full resolution to draw patches from.
-        truths: the same one scale down.
-        size, reduced_size: edges of patches in pixels.
+        patch_sources: training windows at full resolution.
+        references: training windows at reduced resolution.
+        size, reduced_size: edges of their patches in pixels.
         ratio: MS over PAN pixel size.
         gains: MTF gain of each band.
-        validation: what is measured at full resolution, and ``reduced_validation`` one scale down.
-        pixels: of PAN in all windows.
+        validation, reduced_validation: validation windows at full and at reduced resolution.
+        pixels: number of PAN pixels in all windows.
     """
 
     patch_sources: Sequence[PatchSource]
-    truths: Sequence[ReferenceScene]
+    references: Sequence[ReferenceScene]
     size: int
     reduced_size: int
     ratio: float
@@ -70,7 +71,7 @@ class TrainingScene:
     def read(
         cls, pair: Pair, sensor: Sensor, request: AdaptFusionRequest, device: torch.device, context: Context
     ) -> TrainingScene:
-        """Registers the pair, measures all of it and reads some windows.
+        """Registers the pair, measures the whole scene and reads some windows.
 
         Raises:
             ClippanError: too little of the scene is valid.
@@ -84,45 +85,52 @@ class TrainingScene:
         statistics = measure_scene(pair, distinct, sensor.pan, threads, context.subrange(30, 60))
         if statistics.flat:
             raise ClippanError(
-                "The panchromatic raster has one value everywhere and so nothing to learn from; check whether it is "
-                "the right file, and its nodata value."
+                "The panchromatic raster has the same value everywhere, so there is nothing to learn from; check the "
+                "file and its nodata value."
             )
         response_of = [distinct.index(response) for response in responses]
-        moments, believed = _moments(statistics, response_of), trust(statistics, response_of)
+        moments, trust = _moments(statistics, response_of), network_trust(statistics, response_of)
         edge = min(_EDGE, math.isqrt(_WHOLE // (3 * len(gains))))  # many bands take as much memory as few
         windows, whole = reading.informative_windows(pair, _WINDOWS, edge, _WHOLE)
-        parts = []
+        pairs = []
         for number, window in enumerate(windows, 1):
             context.progress(60 + 40 * number / len(windows), "Reading the scene")
-            found = reading.read_window(pair, window, "scene", gains, sensor.pan)
-            found.moments = moments  # the whole scene's, as in Pansharpen
-            parts.append(found)
-        held = [] if whole or len(parts) < _HELD else parts[_HELD - 1 :: _HELD]
-        learned = [found for found in parts if not any(found is other for other in held)]
+            pairs.append(reading.read_window(pair, window, "scene", gains, sensor.pan))
+            pairs[-1].moments = moments  # of the whole scene, as in Pansharpen
+        held_out = [] if whole or len(pairs) < _HELD_OUT else pairs[_HELD_OUT - 1 :: _HELD_OUT]
+        training = [item for item in pairs if not any(item is other for other in held_out)]
         ratio = math.sqrt(pair.x.ratio * pair.y.ratio)
-        truths = [found.reduced_reference(sensor.pan) for found in learned]
-        size, patch_sources = _patch_sources(learned)
-        reduced_size = next((size for size in _REDUCED_SIZES if any(truth.fits(size) for truth in truths)), 0)
+        references = [item.reduced_reference(sensor.pan) for item in training]
+        size, patch_sources = _patch_sources(training)
+        reduced_size = next(
+            (size for size in _REDUCED_SIZES if any(reference.fits(size) for reference in references)), 0
+        )
         if not size or not reduced_size:
             raise ClippanError(
-                "No place of {_SIZES} × {_SIZES} panchromatic pixels, or of {_REDUCED_SIZES} × {_REDUCED_SIZES} "
-                "multispectral ones, is valid throughout, so there is too little to learn from; choose a larger area, "
-                "or pansharpen with the start model.",
-                _SIZES=_SIZES[-1],
-                _REDUCED_SIZES=_REDUCED_SIZES[-1],
+                "No block of {size} × {size} panchromatic pixels, or of {reduced_size} × {reduced_size} multispectral "
+                "ones, is completely valid, so there is too little to learn from; choose a larger area, or pansharpen "
+                "with the start model.",
+                size=_SIZES[-1],
+                reduced_size=_REDUCED_SIZES[-1],
             )
-        validation = [ValidationWindow.of(found, device, believed) for found in held or learned]
-        lower = [found.reduced_reference(sensor.pan) for found in held] or truths
+        validation = [ValidationWindow.of(item, device, trust) for item in held_out or training]
+        held_out_references = [item.reduced_reference(sensor.pan) for item in held_out] or references
         reduced_validation = [
-            ValidationWindow.of(truth.reduced_pair(ratio, sensor.pan), device, believed, truth) for truth in lower
+            ValidationWindow.of(reference.reduced_pair(ratio, sensor.pan), device, trust, reference)
+            for reference in held_out_references
         ]
         context.log(
-            f"Learning from {len(learned)} window{'s' * (len(learned) > 1)} of the scene"
-            + (f", measuring on {len(held)} others." if held else ", all of it." if whole else ".")
+            "Training and validation use the whole scene."
+            if whole
+            else Message(
+                "Windows of the scene for training: {training}; for validation only: {held_out}.",
+                training=len(training),
+                held_out=len(held_out),
+            )
         )
-        pixels = sum(found.pan.size for found in parts)
+        pixels = sum(item.pan.size for item in pairs)
         return cls(
-            patch_sources, truths, size, reduced_size, ratio, tuple(gains), validation, reduced_validation, pixels
+            patch_sources, references, size, reduced_size, ratio, tuple(gains), validation, reduced_validation, pixels
         )
 
     def full_batch(self, rng: np.random.Generator) -> PatchBatch:
@@ -134,27 +142,29 @@ class TrainingScene:
         return collate(patches, [0] * len(patches), self.ratio)
 
     def reduced_batch(self, rng: np.random.Generator) -> PatchBatch:
-        """Patches one scale down, with the true MS."""
-        count = len(self.truths[0].bands)
-        mixture, gains = BandMixture.selection(range(count), count), self.truths[0].gains
+        """Patches at reduced resolution, with their reference."""
+        count = len(self.references[0].bands)
+        mixture, gains = BandMixture.selection(range(count), count), self.references[0].gains
         phases = np.floor(rng.uniform(0, self.ratio, 2))
-        usable = [truth for truth in self.truths if min(truth.pan.shape) >= self.reduced_size]
+        usable = [reference for reference in self.references if min(reference.pan.shape) >= self.reduced_size]
         patches: list[Patch] = []
         while len(patches) < _PATCHES:
-            truth = usable[rng.integers(len(usable))]
-            patch = truth.patch(rng, self.reduced_size, self.ratio, phases, gains, gains, np.zeros((count, 2)), mixture)
+            reference = usable[rng.integers(len(usable))]
+            patch = reference.patch(
+                rng, self.reduced_size, self.ratio, phases, gains, gains, np.zeros((count, 2)), mixture
+            )
             patches += [patch] if patch is not None else []
         return collate(patches, range(len(patches)), self.ratio)
 
 
 @dataclass(frozen=True)
 class PatchSource:
-    """A window whose inputs are computed once, to be cut into patches.
+    """A window whose network inputs are computed once, to be cut into patches.
 
     Attributes:
         whole: the window as one patch.
-        corners: of patches that are valid (n, 2), row and column.
-        spans: the first pixel that each sample of MS is made of, and the last, for rows (samples, 2) and columns.
+        corners: upper left corners of valid patches (n, 2), row and column.
+        spans: first and last PAN pixel under the filter of each MS sample, of rows (samples, 2) and of columns.
     """
 
     whole: Patch
@@ -163,7 +173,7 @@ class PatchSource:
 
     @classmethod
     def of(cls, pair: ScenePair, size: int) -> Optional[PatchSource]:
-        """The window for patches of a size; None if none of it is valid throughout."""
+        """The window for patches of a size; None if it has no valid patch."""
         corners = valid_corners(pair.valid_pixels(), size)
         if not len(corners):
             return None
@@ -171,15 +181,23 @@ class PatchSource:
         return cls(whole, corners, (_spans(whole.rows), _spans(whole.columns)))
 
     def patch(self, rng: np.random.Generator, size: int) -> Patch:
-        """One of the patches."""
+        """A random patch."""
         row, column = (int(start) for start in self.corners[rng.integers(len(self.corners))])
-        down, right = slice(row, row + size), slice(column, column + size)
-        rows, columns = _within(self.spans[0], down), _within(self.spans[1], right)
+        pixel_rows, pixel_columns = slice(row, row + size), slice(column, column + size)
+        rows, columns = _samples_within(self.spans[0], pixel_rows), _samples_within(self.spans[1], pixel_columns)
         whole = self.whole
-        up, pan, low = (image[:, down, right] for image in (whole.up, whole.pan, whole.low))
+        up, pan, low = (image[:, pixel_rows, pixel_columns] for image in (whole.up, whole.pan, whole.low))
         ms, pan_low = (image[:, rows, columns] for image in (whole.ms, whole.pan_low))
         return Patch(
-            up, pan, low, ms, pan_low, whole.rows[:, rows, down], whole.columns[:, columns, right], whole.moments, None
+            up,
+            pan,
+            low,
+            ms,
+            pan_low,
+            whole.rows[:, rows, pixel_rows],
+            whole.columns[:, columns, pixel_columns],
+            whole.moments,
+            None,
         )
 
 
@@ -188,8 +206,8 @@ def _spans(matrices: Tensor) -> np.ndarray:
     return np.stack([used.argmax(axis=1), used.shape[1] - 1 - used[:, ::-1].argmax(axis=1)], axis=1)
 
 
-def _within(spans: np.ndarray, pixels: slice) -> slice:
-    """Samples that are made of these pixels only, at least one."""
+def _samples_within(spans: np.ndarray, pixels: slice) -> slice:
+    """Samples whose filters lie within these pixels; at least one."""
     chosen = np.flatnonzero((spans[:, 0] >= pixels.start) & (spans[:, 1] < pixels.stop))
     if len(chosen):
         return slice(int(chosen[0]), int(chosen[-1]) + 1)
@@ -198,17 +216,16 @@ def _within(spans: np.ndarray, pixels: slice) -> slice:
 
 
 def _patch_sources(pairs: Sequence[ScenePair]) -> tuple[int, list[PatchSource]]:
-    """The greatest edge of patches that lie somewhere, 0 if none does, and the windows that have some."""
+    """The largest patch size that fits in a window, 0 if none does, and the windows with such patches."""
     for size in _SIZES:
-        found = [PatchSource.of(pair, size) for pair in pairs]
-        patch_sources = [source for source in found if source is not None]
+        patch_sources = [source for pair in pairs if (source := PatchSource.of(pair, size)) is not None]
         if patch_sources:
             return size, patch_sources
     return 0, []
 
 
 def _moments(statistics: SceneStatistics, response_of: Sequence[int]) -> BandMoments:
-    """The scene's, so that patches are standardised and modulated as ``neural.NetworkFusion`` does it."""
+    """Moments of the whole scene, so that patches are standardised as in ``neural.NetworkFusion``."""
     ms = statistics.ms
     lows = [statistics.low(index) for index in response_of]
     variance = statistics.covariance.diagonal().clamp(min=TINY)
