@@ -89,8 +89,8 @@ def test_matrices_of_all_blocks_have_one_shape(axis):
 
 def test_nearest_is_the_sample_that_a_pixel_lies_in():
     axis = Axis(4, 0)
-    first, _ = filters.ms_support(axis, 256, 8)
-    assert (filters.nearest_samples(axis, 256, 8) + first).tolist() == [64] * 4 + [65] * 4
+    upsampling = filters.Upsampling.of(axis, 256, 8)
+    assert (upsampling.nearest + upsampling.first).tolist() == [64] * 4 + [65] * 4
 
 
 def test_fill_takes_the_mean_of_close_neighbours_and_the_default_far_away():

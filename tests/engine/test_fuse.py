@@ -111,7 +111,7 @@ def test_a_gpu_without_enough_memory_gets_smaller_blocks(scene, tmp_path, monkey
     # Products of other shapes round differently.
     whole, small = (read_raster(str(tmp_path / name)).astype(int) for name in ("whole.tif", "short.tif"))
     assert np.abs(whole - small).max() <= 1
-    assert any("blocks of 256 pixels from now on" in line for line in lines)
+    assert any("block size is now 256 pixels" in line for line in lines)
     least = 0
     with pytest.raises(ClippanError, match="memory is too small; close other programs"):
         run(request)

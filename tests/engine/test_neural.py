@@ -352,12 +352,12 @@ def spoil(path: Path, how: str) -> None:
         ("missing", "cannot be read"),
         ("cut", "cannot be read"),
         ("text", "cannot be read"),
-        ("kind", "is no fusion model of this version"),
-        ("bare", "is no fusion model of this version"),
+        ("kind", "is not a fusion model of this version"),
+        ("bare", "is not a fusion model of this version"),
         ("weights", "are not those of detail"),
         ("network", "There is no fusion network 'retail'"),
         ("options", "is damaged"),
-        ("infinite", "are no numbers"),
+        ("infinite", "are not finite"),
     ],
 )
 def test_what_is_no_model_is_refused_in_one_sentence(scene, tmp_path, how, told):

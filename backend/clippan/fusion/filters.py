@@ -1,9 +1,8 @@
-"""The two filters of pansharpening as matrices: cubic interpolation up to PAN's grid, and the sensor's MTF down to
-the multispectral grid.
+"""Cubic interpolation to PAN's grid and MTF filtering to the multispectral grid, as matrices.
 
 Both are separable, so a block is filtered by one matrix from the left and one from the right. The matrices hold the
-exact position of every sample, whatever the ratio and the offset of the grids, and matrix products of one fixed
-shape give the same numbers wherever a block lies.
+exact position of every sample, for any ratio and offset of the grids, and products of one fixed shape give the same
+numbers wherever a block lies.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ import torch
 
 from clippan.raster.grid import Axis
 
-MARGIN = 4  # multispectral samples read beyond a block: 2 for the cubic, 2 for filling invalid ones
-_KAISER = 0.5
-_LONG, _PIECES = 400, 4  # rows from which a matrix is multiplied in pieces, and how many; shorter ones lose by it
-_DIGITS = 9  # of a phase in pixels; what float64 adds beyond is noise
+MARGIN = 4  # multispectral samples read beyond a block: 2 for the cubic kernel, 2 for filling invalid samples
+_KAISER_BETA = 0.5
+_SPLIT_ROWS, _PARTS = 400, 4  # rows from which a matrix is multiplied in parts, and their number
+_PHASE_DIGITS = 9  # decimals of a phase in pixels; float64 has noise beyond
 
 
 @dataclass(frozen=True, order=True)
 class BandResponse:
-    """How a multispectral band sees what PAN sees.
+    """MTF gain and position of a multispectral band.
 
     Attributes:
-        gain: of its MTF at the multispectral Nyquist frequency, 0 to 1.
-        x, y: how far its samples lie to the right and below those of the multispectral axes, in output pixels.
+        gain: MTF gain at the multispectral Nyquist frequency, 0 to 1.
+        x, y: shift of its samples to the right and down from the multispectral axes, in output pixels.
     """
 
     gain: float
@@ -38,9 +37,18 @@ class BandResponse:
     y: float = 0.0
 
 
-def band_responses(gains: Sequence[float], offsets: Sequence[tuple[float, float]]) -> list[BandResponse]:
-    """That of each band, from its gain and, unless there are none, its offset (x, y)."""
-    return [BandResponse(gain, x, y) for gain, (x, y) in zip(gains, offsets or [(0.0, 0.0)] * len(gains))]
+def distinct_responses(
+    gains: Sequence[float], offsets: Sequence[tuple[float, float]]
+) -> tuple[list[BandResponse], list[int]]:
+    """The distinct responses, and the index among them of each band's response.
+
+    Args:
+        gains: MTF gain of each band.
+        offsets: shift (x, y) of each band in output pixels; empty if there are none.
+    """
+    responses = [BandResponse(gain, x, y) for gain, (x, y) in zip(gains, offsets or [(0.0, 0.0)] * len(gains))]
+    distinct = sorted(set(responses))
+    return distinct, [distinct.index(response) for response in responses]
 
 
 def mtf_sigma(gain: float, ratio: float) -> float:
@@ -50,20 +58,20 @@ def mtf_sigma(gain: float, ratio: float) -> float:
 
 
 def mtf_reach(gain: float, ratio: float) -> int:
-    """Half width of the filter in output pixels: 20 (41 taps) up to ratio 4, and in proportion beyond; never more
-    than five standard deviations, where the Gaussian has fallen to 4e-6."""
+    """Half width of the MTF filter in output pixels: 20 (41 taps) up to ratio 4, in proportion beyond, and at most five
+    standard deviations, where the Gaussian has fallen to 4e-6."""
     return min(math.ceil(5 * mtf_sigma(gain, ratio)), math.ceil(20 * max(1.0, ratio / 4)))
 
 
 def mtf_kernel(gain: float, ratio: float) -> np.ndarray:
-    """The separable MTF filter centred on a pixel: taps that sum to 1 (Gaussian under a Kaiser window, β 0.5)."""
+    """Taps of the separable MTF filter centred on a pixel; sum 1 (Gaussian under a Kaiser window, β 0.5)."""
     reach = mtf_reach(gain, ratio)
-    return _gaussian(np.arange(-reach, reach + 1.0), gain, ratio)
+    return _mtf_weights(np.arange(-reach, reach + 1.0), gain, ratio)
 
 
 @functools.lru_cache(maxsize=64)
 def mtf_matrix(gain: float, ratio: float, count: int, reach: int) -> torch.Tensor:
-    """The same as a matrix (count, count + 2 reach), float32; where the filter reaches further, its taps are cut."""
+    """The MTF filter as a matrix (count, count + 2 reach), float32; taps beyond ``reach`` are cut off."""
     kernel = mtf_kernel(gain, ratio)
     offsets = np.arange(count + 2 * reach) - np.arange(reach, reach + count)[:, None] + len(kernel) // 2
     inside = (offsets >= 0) & (offsets < len(kernel))
@@ -71,68 +79,93 @@ def mtf_matrix(gain: float, ratio: float, count: int, reach: int) -> torch.Tenso
     return torch.from_numpy(matrix / matrix.sum(axis=1, keepdims=True)).float()
 
 
-def _gaussian(distance: np.ndarray, gain: float, ratio: float) -> np.ndarray:
+def _mtf_weights(distance: np.ndarray, gain: float, ratio: float) -> np.ndarray:
     reach = mtf_reach(gain, ratio) + 0.5
     sigma = mtf_sigma(gain, ratio)
-    window = np.i0(_KAISER * np.sqrt(np.clip(1 - (distance / reach) ** 2, 0, None))) / np.i0(_KAISER)
+    window = np.i0(_KAISER_BETA * np.sqrt(np.clip(1 - (distance / reach) ** 2, 0, None))) / np.i0(_KAISER_BETA)
     weights = np.where(np.abs(distance) <= reach, window * np.exp(-0.5 * (distance / sigma) ** 2), 0.0)
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def _cubic(distance: np.ndarray) -> np.ndarray:
-    """Cubic convolution (Keys 1981) with a = -3/4, sharper than Keys's own -1/2: on the development pairs it is ahead
-    in Q2n, SAM, ERGAS and HQNR."""
+def _cubic_kernel(distance: np.ndarray) -> np.ndarray:
+    """Cubic convolution (Keys 1981) with a = -3/4, which on the development pairs has better Q2n, SAM, ERGAS and HQNR
+    than -1/2."""
     d = np.abs(distance)
-    near = (1.25 * d - 2.25) * d * d + 1
-    far = ((-0.75 * d + 3.75) * d - 6) * d + 3
-    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+    inner = (1.25 * d - 2.25) * d * d + 1
+    outer = ((-0.75 * d + 3.75) * d - 6) * d + 3
+    return np.where(d <= 1, inner, np.where(d < 2, outer, 0.0))
 
 
-def ms_support(axis: Axis, start: int, count: int, off: float = 0.0) -> tuple[int, int]:
-    """Multispectral samples (first, number) that a block of ``count`` output pixels needs.
+def ms_support(axis: Axis, start: int, count: int, largest: float = 0.0) -> tuple[int, int]:
+    """First and number of the multispectral samples that a block of ``count`` output pixels needs.
 
-    The number depends on ``count`` only, so that every block has matrices of the same shape. Where bands lie up to
-    ``off`` output pixels beside the axis, the samples do for them too.
+    The number depends on ``count`` only, so that all blocks have matrices of the same shape. ``largest`` is the largest
+    shift of a band in output pixels.
     """
-    margin = MARGIN + math.ceil(off / axis.ratio)
+    margin = MARGIN + math.ceil(largest / axis.ratio)
     first = math.floor(axis.to_ms(start)) - margin + 1
     return first, math.ceil(count / axis.ratio) + 2 * margin
 
 
 def pan_support(axis: Axis, first: int, number: int, gain: float) -> tuple[int, int]:
-    """Output pixels (start, count) that the MTF filter needs for these multispectral samples."""
+    """First and number of the output pixels that the MTF filter needs for these multispectral samples."""
     reach = mtf_reach(gain, axis.ratio) + 1
     start = math.floor(axis.to_output(first)) - reach
     return start, math.ceil(number * axis.ratio) + 2 * reach
 
 
-def upsampling_matrix(axis: Axis, start: int, count: int, shift: float = 0.0, off: float = 0.0) -> torch.Tensor:
-    """Interpolation (count, number of ``ms_support``), float32: multispectral samples to output pixels.
+def upsampling_matrix(axis: Axis, start: int, count: int, shift: float = 0.0, largest: float = 0.0) -> torch.Tensor:
+    """Interpolation matrix (count, number of ``ms_support``), float32, from multispectral samples to output pixels, for
+    a band that is shifted by ``shift`` output pixels where ``largest`` is the largest shift."""
+    first, number = ms_support(axis, start, count, max(largest, abs(shift)))
+    return _cubic_matrix(axis.ratio, round(axis.shifted(shift).to_ms(start) - first, _PHASE_DIGITS), count, number)
 
-    Of a band that lies ``shift`` output pixels off the axis, on the samples for bands up to ``off`` beside it.
+
+@dataclass(frozen=True)
+class Upsampling:
+    """Interpolation of multispectral bands to a block of output pixels, along one axis.
+
+    Attributes:
+        first, number: the multispectral samples that it needs.
+        matrix: interpolation (count, number), or (bands, count, number) for bands with shifts.
+        nearest: index among the samples of the one that each pixel lies in, (count,) or (bands, count).
     """
-    first, number = ms_support(axis, start, count, max(off, abs(shift)))
-    return _up(axis.ratio, round(axis.shifted(shift).to_ms(start) - first, _DIGITS), count, number)
 
+    first: int
+    number: int
+    matrix: torch.Tensor
+    nearest: torch.Tensor
 
-def upsampling_matrices(axis: Axis, start: int, count: int, shifts: Sequence[float]) -> torch.Tensor:
-    """``upsampling_matrix`` of bands shifted by ``shifts`` output pixels: (bands, count, number), or one matrix (count,
-    number) for all bands if there are no shifts."""
-    largest = largest_shift(shifts)
-    matrices = [upsampling_matrix(axis, start, count, shift, largest) for shift in shifts or [0.0]]
-    return matrices[0] if len(matrices) == 1 else torch.stack(matrices)
+    @classmethod
+    def of(cls, axis: Axis, start: int, count: int, shifts: Sequence[float] = ()) -> Upsampling:
+        """For ``count`` output pixels from ``start`` on; ``shifts`` of the bands in output pixels, if there are any."""
+        largest = largest_shift(shifts)
+        first, number = ms_support(axis, start, count, largest)
+        matrices = [upsampling_matrix(axis, start, count, shift, largest) for shift in shifts or [0.0]]
+        pixels = np.arange(start, start + count) + 0.5
+        nearest = [
+            torch.from_numpy(np.floor((pixels - axis.shifted(shift).offset) / axis.ratio).astype(np.int64) - first)
+            for shift in shifts or [0.0]
+        ]
+        if len(matrices) == 1:
+            return cls(first, number, matrices[0], nearest[0])
+        return cls(first, number, torch.stack(matrices), torch.stack(nearest))
+
+    def to(self, device: torch.device) -> Upsampling:
+        """With its tensors on a device."""
+        return Upsampling(self.first, self.number, self.matrix.to(device), self.nearest.to(device))
 
 
 def largest_shift(shifts: Sequence[float]) -> float:
-    """The largest distance from the axis."""
+    """The largest absolute shift; 0 without any."""
     return max((abs(shift) for shift in shifts), default=0.0)
 
 
 def downsampling_matrix(axis: Axis, first: int, number: int, gain: float) -> torch.Tensor:
-    """MTF filter and decimation (number, count of ``pan_support``), float32: output pixels to multispectral
-    samples, at their true centres."""
+    """MTF filter and decimation matrix (number, count of ``pan_support``), float32, from output pixels to multispectral
+    samples at their exact centres."""
     start, count = pan_support(axis, first, number, gain)
-    return _down(axis.ratio, round(axis.to_output(first) - start, _DIGITS), number, count, gain)
+    return _mtf_decimation(axis.ratio, round(axis.to_output(first) - start, _PHASE_DIGITS), number, count, gain)
 
 
 def downsampling_matrices(
@@ -142,72 +175,60 @@ def downsampling_matrices(
 
     Args:
         axis, first, number: as of ``downsampling_matrix``.
-        gains: of each filter.
-        shifts: how many output pixels off the axis each samples; by default none.
+        gains: MTF gain of each filter.
+        shifts: shift of each filter's samples in output pixels; by default none.
 
     Returns:
-        The window's start and count, and a matrix (number, count) for each gain.
+        First and number of the window's output pixels, and a matrix (number, count) for each gain.
     """
-    moved = [(axis.shifted(shift), gain) for gain, shift in zip(gains, shifts or [0.0] * len(gains))]
-    spans = [pan_support(own, first, number, gain) for own, gain in moved]
+    shifted = [(axis.shifted(shift), gain) for gain, shift in zip(gains, shifts or [0.0] * len(gains))]
+    spans = [pan_support(own_axis, first, number, gain) for own_axis, gain in shifted]
     start = min(begin for begin, _ in spans)
     count = max(begin + length for begin, length in spans) - start
     matrices = tuple(
         torch.nn.functional.pad(
-            downsampling_matrix(own, first, number, gain), (begin - start, start + count - begin - length)
+            downsampling_matrix(own_axis, first, number, gain), (begin - start, start + count - begin - length)
         )
-        for (own, gain), (begin, length) in zip(moved, spans)
+        for (own_axis, gain), (begin, length) in zip(shifted, spans)
     )
     return start, count, matrices
 
 
 def oversampled_matrix(axis: Axis, first: float, number: int, steps: int, gain: float) -> tuple[int, torch.Tensor]:
-    """MTF filter sampled more densely than MS: at ``number`` positions, ``steps`` a multispectral sample.
+    """MTF filter and decimation to a lattice denser than MS.
 
     Args:
-        axis: of MS.
+        axis: the axis of MS.
         first: the first position, a fractional multispectral index.
-        number, steps: how many positions, and how many of them a multispectral sample.
-        gain: of the MTF.
+        number, steps: number of positions, in total and per multispectral sample.
+        gain: MTF gain.
 
     Returns:
-        The first output pixel that is needed, and the matrix (number, output pixels), float32.
+        The first output pixel needed, and the matrix (number, output pixels), float32.
     """
     reach = mtf_reach(gain, axis.ratio) + 1
-    begin, end = (round(axis.to_output(index), _DIGITS) for index in (first, first + (number - 1) / steps))
+    begin, end = (round(axis.to_output(index), _PHASE_DIGITS) for index in (first, first + (number - 1) / steps))
     start = math.floor(begin) - reach
     count = math.ceil(end) + reach + 1 - start
-    return start, _down(axis.ratio, round(begin - start, _DIGITS), number, count, gain, steps)
+    return start, _mtf_decimation(axis.ratio, round(begin - start, _PHASE_DIGITS), number, count, gain, steps)
 
 
-# Blocks of a grid with an integer ratio share one matrix, as only the phase of their first sample matters.
+# Cached by the phase of the first sample: blocks of a grid with an integer ratio share one matrix.
 @functools.lru_cache(maxsize=256)
-def _up(ratio: float, phase: float, count: int, number: int) -> torch.Tensor:
+def _cubic_matrix(ratio: float, phase: float, count: int, number: int) -> torch.Tensor:
     positions = phase + np.arange(count) / ratio
-    return torch.from_numpy(_cubic(positions[:, None] - np.arange(number)).astype(np.float32))
+    return torch.from_numpy(_cubic_kernel(positions[:, None] - np.arange(number)).astype(np.float32))
 
 
 @functools.lru_cache(maxsize=256)
-def _down(ratio: float, phase: float, number: int, count: int, gain: float, steps: int = 1) -> torch.Tensor:
+def _mtf_decimation(ratio: float, phase: float, number: int, count: int, gain: float, steps: int = 1) -> torch.Tensor:
     centres = phase + np.arange(number) * (ratio / steps)
-    return torch.from_numpy(_gaussian(np.arange(count) - centres[:, None], gain, ratio).astype(np.float32))
-
-
-def nearest_samples(axis: Axis, start: int, count: int, own: Sequence[float] = ()) -> np.ndarray:
-    """Index, within ``ms_support``, of the multispectral sample that each output pixel lies in.
-
-    (count,), or (bands, count) of bands that lie ``own`` output pixels off the axis.
-    """
-    first, _ = ms_support(axis, start, count, largest_shift(own))
-    pixels = np.arange(start, start + count) + 0.5
-    found = [
-        np.floor((pixels - axis.shifted(shift).offset) / axis.ratio).astype(np.int64) - first for shift in own or [0.0]
-    ]
-    return found[0] if len(found) == 1 else np.stack(found)
+    return torch.from_numpy(_mtf_weights(np.arange(count) - centres[:, None], gain, ratio).astype(np.float32))
 
 
 def gather(planes: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Takes rows (m,) and columns (n,) of planes (bands, h, w), or those of each band, (bands, m) and (bands, n)."""
+    """Values (bands, m, n) of planes (bands, h, w) at rows (m,) and columns (n,), or at those of each band, (bands, m)
+    and (bands, n)."""
     if rows.dim() == 1:
         return planes[:, rows][:, :, columns]
     band = torch.arange(len(planes), device=planes.device)
@@ -215,20 +236,18 @@ def gather(planes: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> t
 
 
 def apply_separable(rows: torch.Tensor, values: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Applies ``rows`` (m, h) and ``columns`` (n, w) to values (..., h, w): gives (..., m, n).
-
-    Both may differ from plane to plane: (..., m, h) and (..., n, w).
-    """
+    """Values (..., h, w) multiplied by ``rows`` (m, h) and ``columns`` (n, w), or by one pair per plane (..., m, h) and
+    (..., n, w); gives (..., m, n)."""
     return _product(rows, _product(columns, values.mT).mT)
 
 
 def _product(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The matrix product, in pieces that leave out what a filter's matrix has far from its diagonal: zeros."""
+    """The matrix product; a long matrix is split into parts that leave out the zeros far from its diagonal."""
     count = matrix.shape[-2]
-    if count < _LONG or not values.is_cpu:
+    if count < _SPLIT_ROWS or not values.is_cpu:
         return torch.matmul(matrix, values)
     parts = []
-    step = -(-count // _PIECES)
+    step = -(-count // _PARTS)
     for start in range(0, count, step):
         part = matrix[..., start : start + step, :]
         used = (part != 0).flatten(0, -2).any(dim=0).nonzero()
@@ -238,9 +257,9 @@ def _product(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def fill_invalid(values: torch.Tensor, valid: torch.Tensor, default: torch.Tensor) -> torch.Tensor:
-    """Replaces invalid samples by the Gaussian mean of the valid ones at most two samples away, or by the default.
+    """Replaces invalid samples by the Gaussian mean of valid ones at most two samples away, or else by the default.
 
-    What interpolation needs beside a border; nothing further away can reach a valid output pixel.
+    Samples further away do not affect valid output pixels.
 
     Args:
         values, valid: (bands, height, width), the latter bool.

@@ -1,4 +1,4 @@
-"""Tiles of a pansharpened raster, computed block by block with any method."""
+"""Tiled fusion of a pair of rasters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clippan.core.device import gpu_memory_error
 from clippan.core.messages import Message
 from clippan.fusion import filters
 from clippan.fusion.filters import BandResponse
-from clippan.fusion.methods import Fusion
+from clippan.fusion.methods import FusionMethod
 from clippan.fusion.statistics import SceneStatistics
 from clippan.raster.grid import Axis
 from clippan.raster.pair import Pair
@@ -22,36 +22,35 @@ from clippan.raster.source import Source
 from clippan.raster.tiles import Window
 from clippan.raster.writer import BLOCK
 
-# Blocks lie on a lattice that starts at the output's first pixel, whatever the tile, and all have one shape. So a
-# pixel is computed by the very same operations for every tile size (but on a GPU that ran out of memory on the way).
-# 256 stays in a CPU core's cache.
-_CPU_BLOCK = 256
-_NETWORK_BLOCK = 512  # a network's margin would cost too much around smaller ones
+# Edges of the blocks in pixels. Blocks lie on a lattice that starts at the output's first pixel and have one shape, so
+# that a pixel is computed by the same operations for every tile size, unless a GPU runs out of memory.
+_CPU_BLOCK = 256  # fits into the cache of a CPU core
+_NETWORK_BLOCK = 512  # the margin of a network would cost too much around smaller blocks
 _GPU_BLOCKS = (1024, 512)
-_TILE_BYTES = 96 * 2**20  # of output; wide rasters of many bands get smaller tiles
+_TILE_BYTES = 96 * 2**20  # of output
 
 
 def max_tile_size(pair: Pair) -> int:
-    """Edge of a tile whose pixels take the memory that a tile may."""
+    """Edge of the largest tile that takes no more than ``_TILE_BYTES``."""
     return int((_TILE_BYTES / (pair.ms.count * pair.ms.dtype.itemsize)) ** 0.5)
 
 
 @dataclass
 class TileFuser:
-    """Computes tiles of the output.
+    """Fuses tiles of a pair.
 
     Attributes:
-        pair: what is read.
+        pair: the pair.
         fusion: the fitted method.
         lows: responses with which PAN is filtered for the method; empty if it needs none.
-        statistics: of the scene.
+        statistics: statistics of the scene.
         device: where to compute.
-        nodata: what invalid output pixels get, None if all are valid.
-        block: edge of the blocks.
+        nodata: value of invalid output pixels, None if all are valid.
+        block: edge of the blocks in pixels.
     """
 
     pair: Pair
-    fusion: Fusion
+    fusion: FusionMethod
     lows: Sequence[BandResponse]
     statistics: SceneStatistics
     device: torch.device
@@ -67,38 +66,35 @@ class TileFuser:
         self._default_ms = self.statistics.mean[self.statistics.ms].float().to(self.device)
         self._default_pan = float(self.statistics.mean[self.statistics.pan])
 
-    def tile(self, window: Window, context: Context) -> np.ndarray:
-        """The fused pixels (bands, height, width) of a window, in the type of the file.
+    def fuse(self, window: Window, context: Context) -> np.ndarray:
+        """The fused pixels (bands, height, width) of a window, in the data type of the file.
 
         Blocks that reach beyond the window are computed whole, so its corner should be that of a block.
 
         Raises:
-            ClippanError: a GPU's memory is too small even for blocks of 256.
+            ClippanError: the GPU's memory is too small even for the smallest blocks.
         """
         while True:
             block = self.block
             try:
-                return self._tile(window, block, context)
+                return self._fuse_blocks(window, block, context)
             except torch.cuda.OutOfMemoryError:
                 if block <= BLOCK:
                     raise gpu_memory_error() from None
             torch.cuda.empty_cache()
-            # Another thread may have run out of memory with the same blocks, and have halved them already.
+            # Another thread may have halved the blocks already.
             self.block = min(self.block, block // 2)
-            context.log(
-                Message("The graphics card's memory is short: blocks of {block} pixels from now on.", block=self.block)
-            )
+            context.log(Message("The GPU ran out of memory; the block size is now {pixels} pixels.", pixels=self.block))
 
-    def _tile(self, window: Window, block: int, context: Context) -> np.ndarray:
+    def _fuse_blocks(self, window: Window, block: int, context: Context) -> np.ndarray:
         starts_x = _lattice(window.x, window.width, block)
         starts_y = _lattice(window.y, window.height, block)
-        gains = [low.gain for low in self.lows]
-        lows_x, lows_y = [low.x for low in self.lows], [low.y for low in self.lows]
-        own_x, own_y = [x for x, _ in self.pair.offsets], [y for _, y in self.pair.offsets]
+        lows_x, lows_y = [(low.gain, low.x) for low in self.lows], [(low.gain, low.y) for low in self.lows]
+        shifts_x, shifts_y = [x for x, _ in self.pair.offsets], [y for _, y in self.pair.offsets]
         margin, wide = self._margin, block + 2 * self._margin
-        xs = [_BlockAxis.of(self.pair.x, start - margin, wide, own_x, gains, lows_x) for start in starts_x]
-        ys = [_BlockAxis.of(self.pair.y, start - margin, wide, own_y, gains, lows_y) for start in starts_y]
-        ms_window = _span([(a.ms, a.ms_count) for a in xs], [(a.ms, a.ms_count) for a in ys])
+        xs = [_BlockAxis.of(self.pair.x, start - margin, wide, shifts_x, lows_x) for start in starts_x]
+        ys = [_BlockAxis.of(self.pair.y, start - margin, wide, shifts_y, lows_y) for start in starts_y]
+        ms_window = _span([(a.ms.first, a.ms.number) for a in xs], [(a.ms.first, a.ms.number) for a in ys])
         pan_window = _span([(a.pan, a.pan_count) for a in xs], [(a.pan, a.pan_count) for a in ys])
         ms, ms_valid = self.pair.read_ms(ms_window)
         pan, pan_valid = self.pair.read_pan(pan_window)
@@ -109,10 +105,14 @@ class TileFuser:
                 values, invalid = self._compute(
                     x,
                     y,
-                    _cut(ms, x.ms - ms_window.x, y.ms - ms_window.y, x.ms_count, y.ms_count),
-                    _cut(ms_valid, x.ms - ms_window.x, y.ms - ms_window.y, x.ms_count, y.ms_count),
-                    _cut(pan, x.pan - pan_window.x, y.pan - pan_window.y, x.pan_count, y.pan_count),
-                    _cut(pan_valid, x.pan - pan_window.x, y.pan - pan_window.y, x.pan_count, y.pan_count),
+                    *(
+                        _cut(array, x.ms.first - ms_window.x, y.ms.first - ms_window.y, x.ms.number, y.ms.number)
+                        for array in (ms, ms_valid)
+                    ),
+                    *(
+                        _cut(array, x.pan - pan_window.x, y.pan - pan_window.y, x.pan_count, y.pan_count)
+                        for array in (pan, pan_valid)
+                    ),
                 )
                 self._store(values, invalid, x.start + margin, y.start + margin, window, out)
         return out
@@ -126,12 +126,12 @@ class TileFuser:
         pan: np.ndarray,
         pan_valid: Optional[np.ndarray],
     ) -> tuple[np.ndarray, Optional[np.ndarray]]:
-        """Fuses one block: float values (bands, block, block), and which are invalid or None."""
+        """Fuses one block: values (bands, block, block), and the mask of invalid ones or None."""
         coarse, coarse_valid = self._to_device(ms, ms_valid)
         if coarse_valid is not None:
             coarse = filters.fill_invalid(coarse, coarse_valid, self._default_ms)
         wide, wide_valid = self._to_device(pan, pan_valid)
-        interpolated = filters.apply_separable(y.up.to(self.device), coarse, x.up.to(self.device))
+        interpolated = filters.apply_separable(y.ms.matrix.to(self.device), coarse, x.ms.matrix.to(self.device))
         low = None
         if self.lows:
             low = torch.stack([self._low_pass(x, y, index, wide, wide_valid) for index in range(len(self.lows))])
@@ -139,13 +139,13 @@ class TileFuser:
         sharp = wide[dy : dy + y.count, dx : dx + x.count]
         sharp_valid = None if wide_valid is None else wide_valid[dy : dy + y.count, dx : dx + x.count]
         if sharp_valid is not None and low is not None and self._margin:
-            sharp = torch.where(sharp_valid, sharp, low[0])  # no detail, rather than an edge that neighbours see
+            sharp = torch.where(sharp_valid, sharp, low[0])  # no detail instead of an edge that affects neighbours
         fused = self.fusion(interpolated, sharp, low)
         if self._low is not None:
             fused = fused.round_().clamp_(self._low, self._high)
         invalid = None
         if coarse_valid is not None:
-            invalid = ~filters.gather(coarse_valid, y.nearest.to(self.device), x.nearest.to(self.device))
+            invalid = ~filters.gather(coarse_valid, y.ms.nearest.to(self.device), x.ms.nearest.to(self.device))
         if sharp_valid is not None:
             invalid = ~sharp_valid if invalid is None else invalid | ~sharp_valid
         holes = None if invalid is None else self._core(invalid.expand_as(fused)).cpu().numpy()
@@ -184,7 +184,7 @@ class TileFuser:
         window: Window,
         out: np.ndarray,
     ) -> None:
-        """Puts the part of a block that lies in the window into the tile."""
+        """Copies the part of a block that lies in the window into the tile."""
         left, top = max(x, window.x), max(y, window.y)
         right = min(x + values.shape[2], window.x + window.width)
         bottom = min(y + values.shape[1], window.y + window.height)
@@ -193,73 +193,53 @@ class TileFuser:
         np.copyto(target, values[inside], casting="unsafe")
         if self.nodata is None:
             return
-        # A valid pixel must not turn into a hole because its value happens to be the nodata value.
+        # A valid pixel must not become invalid because its value happens to equal the nodata value.
         if not np.isnan(self.nodata):
-            target[target == self.nodata] = _beside(self.nodata, target.dtype)
+            target[target == self.nodata] = _nearest_other_value(self.nodata, target.dtype)
         if invalid is not None:
             target[invalid[inside]] = self.nodata
 
 
 @dataclass(frozen=True)
 class _BlockAxis:
-    """One axis of a block: where it starts, how long it is, what it needs of MS and PAN, and its filters.
+    """One axis of a block: its extent, the MS samples and PAN pixels that it needs, and its filters.
 
     Attributes:
         start, count: output pixels.
-        ms, ms_count: samples.
-        pan, pan_count: output pixels of PAN.
-        up: interpolation of the bands (count, ms_count), or (bands, count, ms_count) where they lie differently.
-        downs, ups: for each low pass of PAN its filter, and the interpolation of its samples.
-        nearest: the sample of each pixel (count,), or (bands, count).
+        ms: interpolation of the bands.
+        pan, pan_count: first and number of the PAN pixels needed.
+        downs, ups: for each low pass of PAN, its filter and the interpolation of its samples.
     """
 
     start: int
     count: int
-    ms: int
-    ms_count: int
+    ms: filters.Upsampling
     pan: int
     pan_count: int
-    up: torch.Tensor
     downs: tuple[torch.Tensor, ...]
     ups: tuple[torch.Tensor, ...]
-    nearest: torch.Tensor
 
     @classmethod
     def of(
-        cls,
-        axis: Axis,
-        start: int,
-        block: int,
-        own: Sequence[float],
-        gains: Sequence[float],
-        shifts: Sequence[float],
+        cls, axis: Axis, start: int, count: int, shifts: Sequence[float], lows: Sequence[tuple[float, float]]
     ) -> _BlockAxis:
         """An axis of a block.
 
         Args:
-            axis: of MS.
-            start, block: first output pixel, and how many.
-            own: how far each band lies off the axis; empty if none does.
-            gains, shifts: of each low pass of PAN.
+            axis: the axis of MS.
+            start, count: first output pixel, and number of pixels.
+            shifts: shift of each band in output pixels; empty if there are none.
+            lows: gain and shift of each low pass of PAN.
         """
-        far = filters.largest_shift(own)
-        ms, ms_count = filters.ms_support(axis, start, block, far)
-        pan, pan_count = start, block
+        ms = filters.Upsampling.of(axis, start, count, shifts)
+        pan, pan_count = start, count
         downs: tuple[torch.Tensor, ...] = ()
-        if gains:
-            pan, pan_count, downs = filters.downsampling_matrices(axis, ms, ms_count, gains, shifts)
-        return cls(
-            start,
-            block,
-            ms,
-            ms_count,
-            pan,
-            pan_count,
-            filters.upsampling_matrices(axis, start, block, own),
-            downs,
-            tuple(filters.upsampling_matrix(axis, start, block, shift, far) for shift in shifts),
-            torch.from_numpy(filters.nearest_samples(axis, start, block, own)),
-        )
+        if lows:
+            gains, low_shifts = zip(*lows)
+            pan, pan_count, downs = filters.downsampling_matrices(axis, ms.first, ms.number, gains, low_shifts)
+        largest = filters.largest_shift(shifts)
+        ups = tuple(filters.upsampling_matrix(axis, start, count, shift, largest) for _, shift in lows)
+        return cls(start, count, ms, pan, pan_count, downs, ups)
 
 
 def _lattice(start: int, length: int, block: int) -> list[int]:
@@ -277,7 +257,7 @@ def _cut(array: Any, x: int, y: int, width: int, height: int) -> Any:
 
 
 def _limits(source: Source) -> tuple[Optional[float], Optional[float]]:
-    """Least and greatest float32 that the file's integer type can hold; None for floating point."""
+    """Smallest and largest float32 value of the file's integer type; None for floating point."""
     if not np.issubdtype(source.dtype, np.integer):
         return None, None
     info = np.iinfo(source.dtype)
@@ -287,7 +267,7 @@ def _limits(source: Source) -> tuple[Optional[float], Optional[float]]:
     return float(info.min), float(greatest)
 
 
-def _beside(nodata: float, dtype: np.dtype) -> float:
+def _nearest_other_value(nodata: float, dtype: np.dtype) -> float:
     if np.issubdtype(dtype, np.floating):
         return float(np.nextafter(np.float32(nodata), np.float32(0 if nodata else 1)))
     return nodata - 1 if nodata >= np.iinfo(dtype).max else nodata + 1

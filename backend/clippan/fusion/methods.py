@@ -1,9 +1,9 @@
 """Classical pansharpening methods.
 
 Each method is fitted to the statistics of the whole scene once, and then called with blocks: the interpolated MS
-``ms`` (bands, height, width), PAN ``pan`` (height, width) and, where the method asks for it, PAN filtered with the
-MTF of each distinct MS gain and interpolated back, ``low`` (gains, height, width). All are float32 in the units of
-the files. A method knows no files and keeps no state between blocks.
+``ms`` (bands, height, width), PAN ``pan`` (height, width) and, if the method needs it, ``low``, PAN filtered with each
+distinct response of the MS bands and interpolated back (responses, height, width). All are float32 in the units of the
+files. A method keeps no state between blocks.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ import torch
 from clippan.fusion.statistics import TINY, SceneStatistics
 from clippan.jobs.options import Method
 
-# The least numerator and denominator of a modulation, as a part of the mean above the dark level. Both stop there, so
-# that the ratio stays near one over dark surfaces: were it the denominator alone, they would turn black.
+# Least numerator and denominator of a modulation, relative to the mean above the dark level. With a floor on the
+# denominator alone, dark surfaces would turn black.
 _FLOOR = 0.2
 
-
-Fusion = Callable[[torch.Tensor, torch.Tensor, Optional[torch.Tensor]], torch.Tensor]
+FusionMethod = Callable[[torch.Tensor, torch.Tensor, Optional[torch.Tensor]], torch.Tensor]
 
 
 class Cubic:
-    """The interpolated MS as it is: the baseline that any sharpening has to beat."""
+    """The interpolated MS: the baseline of any sharpening."""
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
-        """See the module."""
         return ms
 
 
@@ -36,14 +34,14 @@ class Brovey:
     """Brovey transform with an intensity fitted to PAN (Gillespie et al. 1987), and with haze correction
     (Lolli et al. 2017) if ``haze`` is set: the dark level h of each band, its path radiance, is left out of the ratio.
 
-    F = (MS − h) · (P − c − Σ w·h) / (Σ w·(MS − h)) + h, where Σ w·MS + c fits filtered PAN with no weight negative:
-    with negative ones the denominator would vanish over surfaces that are dark in some bands only.
+    F = (MS − h) · (P − c − Σ w·h) / (Σ w·(MS − h)) + h, where Σ w·MS + c fits filtered PAN with non-negative weights:
+    with negative ones the denominator could vanish over surfaces that are dark in some bands only.
     """
 
     def __init__(self, statistics: SceneStatistics, haze: bool) -> None:
-        weights = _nonnegative(statistics)
+        weights = _nonnegative_weights(statistics)
         bands = statistics.mean[statistics.ms]
-        # Data with negative values (scaled integers, say) is modulated above its dark level.
+        # Data with negative values, such as scaled integers, is modulated above its dark level.
         dark = statistics.dark if haze else statistics.dark.clamp(max=0)
         self._weights = weights.float().view(1, -1)
         self._dark = dark.float().view(-1, 1, 1)
@@ -52,8 +50,7 @@ class Brovey:
         self._floor = max(_FLOOR * float(weights @ (bands - dark)), TINY)
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
-        """See the module."""
-        intensity = _combine(self._weights, ms).sub_(self._dark_intensity).clamp_(min=self._floor)
+        intensity = _weighted_sum(self._weights, ms).sub_(self._dark_intensity).clamp_(min=self._floor)
         gain = (pan - self._dark_pan).clamp_(min=self._floor).div_(intensity)
         dark = self._dark.to(ms.device)
         return (ms - dark).mul_(gain).add_(dark)
@@ -73,8 +70,7 @@ class GSA:
         self._gains = gains.float().view(-1, 1, 1)
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
-        """See the module."""
-        detail = pan - _combine(self._weights, ms) - self._offset
+        detail = pan - _weighted_sum(self._weights, ms) - self._offset
         return (self._gains.to(ms.device) * detail).add_(ms)
 
 
@@ -96,7 +92,6 @@ class BDSD:
         self._offset = torch.stack(offsets).float().view(-1, 1, 1)
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
-        """See the module."""
         detail = torch.matmul(self._bands.to(ms.device), ms.flatten(1)).view_as(ms)
         return detail.add_(self._pan.to(ms.device) * pan).sub_(self._offset.to(ms.device)).add_(ms)
 
@@ -110,8 +105,10 @@ class MtfGlp:
     the additive form.
     """
 
-    def __init__(self, statistics: SceneStatistics, gain_of: Sequence[int], modulation: bool, regression: bool) -> None:
-        low = [statistics.low(index) for index in gain_of]
+    def __init__(
+        self, statistics: SceneStatistics, response_of: Sequence[int], modulation: bool, regression: bool
+    ) -> None:
+        low = [statistics.low(index) for index in response_of]
         bands = statistics.ms
         variance = statistics.covariance[low, low].clamp(min=TINY)
         if regression:
@@ -119,10 +116,10 @@ class MtfGlp:
         else:
             gains = (statistics.covariance[bands, bands] / variance).sqrt()
         self._modulation = modulation
-        self._gain_of = list(gain_of)
-        self._single = len(set(gain_of)) == 1
+        self._response_of = list(response_of)
+        self._single = len(set(response_of)) == 1
         self._gains = gains.float().view(-1, 1, 1)
-        # Data with negative values (scaled integers, say) is modulated above its dark level.
+        # Data with negative values, such as scaled integers, is modulated above its dark level.
         base = statistics.dark.clamp(max=0)
         self._base = base.float().view(-1, 1, 1)
         above = statistics.mean[bands] - base
@@ -130,19 +127,18 @@ class MtfGlp:
         self._above = above.float().view(-1, 1, 1)
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
-        """See the module."""
         assert low is not None
         device = ms.device
         gains = self._gains.to(device)
         if not self._single:
-            low = low[self._gain_of]
+            low = low[self._response_of]
         if not self._modulation:
             return ((pan - low) * gains).add_(ms)
         offset, above, base = self._offset.to(device), self._above.to(device), self._base.to(device)
-        return modulation(ms - base, pan, low, gains, offset, above).add_(base)
+        return high_pass_modulation(ms - base, pan, low, gains, offset, above).add_(base)
 
 
-def modulation(
+def high_pass_modulation(
     ms: torch.Tensor,
     pan: torch.Tensor,
     low: torch.Tensor,
@@ -154,7 +150,8 @@ def modulation(
 
     Args:
         ms, pan, low: (…, bands, height, width), PAN with one band.
-        gains, offset, mean: (…, bands, 1, 1), the latter of MS: it says where modulation stops.
+        gains, offset: (…, bands, 1, 1).
+        mean: of MS above its dark level (…, bands, 1, 1); a part of it is the floor of the modulation.
     """
     floor = (_FLOOR * mean).clamp(min=TINY)
     sharp = torch.maximum(torch.addcmul(offset, gains, pan), floor)
@@ -163,17 +160,17 @@ def modulation(
 
 
 def needs_low_pass(method: Method) -> bool:
-    """Whether a method is called with ``low``."""
+    """Whether a method needs ``low``."""
     return method in (Method.CLIPPAN, Method.MTF_GLP_CBD, Method.MTF_GLP_HPM, Method.MTF_GLP_HPM_R)
 
 
-def build(method: Method, statistics: SceneStatistics, gain_of: Sequence[int]) -> Fusion:
-    """The fitted method.
+def fit_method(method: Method, statistics: SceneStatistics, response_of: Sequence[int]) -> FusionMethod:
+    """A classical method, fitted to a scene.
 
     Args:
-        method: which one.
-        statistics: of the whole scene, with filtered MS bands for BDSD.
-        gain_of: for each band, which of the distinct MS gains is its own.
+        method: the method.
+        statistics: statistics of the whole scene, with filtered MS bands for BDSD.
+        response_of: index of each band's response among the distinct ones.
     """
     if method is Method.CUBIC:
         return Cubic()
@@ -184,25 +181,25 @@ def build(method: Method, statistics: SceneStatistics, gain_of: Sequence[int]) -
     if method is Method.BDSD:
         return BDSD(statistics)
     modulation = method is not Method.MTF_GLP_CBD
-    return MtfGlp(statistics, gain_of, modulation, regression=method is not Method.MTF_GLP_HPM)
+    return MtfGlp(statistics, response_of, modulation, regression=method is not Method.MTF_GLP_HPM)
 
 
-def _combine(weights: torch.Tensor, ms: torch.Tensor) -> torch.Tensor:
+def _weighted_sum(weights: torch.Tensor, ms: torch.Tensor) -> torch.Tensor:
     """Weighted sum over bands: weights (1, bands), ms (bands, height, width) to (height, width)."""
     return torch.matmul(weights.to(ms.device), ms.flatten(1)).view(ms.shape[1:])
 
 
-def _nonnegative(statistics: SceneStatistics) -> torch.Tensor:
-    """Weights that, with an intercept, fit the bands to filtered PAN, none negative.
+def _nonnegative_weights(statistics: SceneStatistics) -> torch.Tensor:
+    """Non-negative weights of the bands (bands,) that, with an intercept, fit filtered PAN.
 
-    Bands that would get a negative weight are left out, worst first (an active set as small as the bands are few).
+    Bands with a negative weight are removed from the active set, the most negative first.
     """
     active = statistics.ms
     weights = torch.zeros(statistics.bands, dtype=statistics.mean.dtype)
     while active:
-        found = statistics.regress(statistics.pan, active)
-        if bool((found > 0).all()):
-            weights[active] = found
+        fitted = statistics.regress(statistics.pan, active)
+        if bool((fitted > 0).all()):
+            weights[active] = fitted
             return weights
-        active = [band for band, weight in zip(active, found) if weight > found.min()]
+        active = [band for band, weight in zip(active, fitted) if weight > fitted.min()]
     return torch.full_like(weights, 1 / statistics.bands)

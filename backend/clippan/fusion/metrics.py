@@ -1,13 +1,12 @@
-"""How good a pansharpened image is, with a reference and without.
+"""Quality metrics of pansharpened images, with and without a reference.
 
-Images are tensors of shape (bands, height, width) in any numeric type and any unit, as long as both images
-of a comparison share it; validity masks are bool tensors of shape (height, width), None where every pixel is
-valid. A figure leaves out invalid pixels, and every block or window that holds one.
+Images are tensors (bands, height, width) of any numeric type, both in the same unit; validity masks are bool tensors
+(height, width), None where every pixel is valid. Invalid pixels, and every block or window that holds one, are left
+out.
 
-Each figure is an accumulator, so that a scene of any size goes through it tile by tile: ``add`` takes a tile,
-``value`` is the figure of all that was added. Figures of blocks need tiles that start at multiples of the
-block; figures of windows need tiles with a margin, invalid beyond the scene (see ``WindowMetric``). Under these
-rules the result does not depend on the tiling. The functions in lower case take whole images at once.
+Each metric accumulates over tiles: ``add`` takes a tile, ``value`` is the result so far. Block metrics need tiles that
+start at multiples of the block; window metrics need tiles with a margin that is invalid beyond the scene (see
+``WindowMetric``). Then the result does not depend on the tiling.
 
 Sources of the definitions: Wang & Bovik 2002 (UQI), Garzelli & Nencini 2009 (Q2n), Yuhas et al. 1992 (SAM),
 Wald 2002 (ERGAS), Zhou et al. 1998 (SCC and the correlation of high-pass details), Wang et al. 2004 (SSIM),
@@ -23,7 +22,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-BLOCK = 32  # pixels; the block of every published UQI and Q2n figure of pansharpening
+BLOCK = 32  # pixels, edge of a block; the standard for UQI and Q2n of pansharpening
 NAN = float("nan")
 
 
@@ -31,7 +30,7 @@ NAN = float("nan")
 
 
 def _blocks(image: Tensor, valid: Optional[Tensor], size: int) -> Tensor:
-    """Whole valid blocks as (blocks, bands, size²), float32; what is left over at the far edge is dropped."""
+    """Whole valid blocks as (blocks, bands, size²), float32; the rest at the far edges is dropped."""
     height, width = image.shape[-2:]
     rows, columns = height // size, width // size
 
@@ -56,7 +55,7 @@ def _moments(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quality(cross: Tensor, power: Tensor, means: Tensor, mean_power: Tensor) -> Tensor:
-    """Contrast and correlation times luminance; a factor whose denominator is zero compares equals: 1."""
+    """Contrast and correlation times luminance; a factor with denominator zero is 1."""
     contrast = torch.where(power > 0, 2 * cross / power, 1.0)
     luminance = torch.where(mean_power > 0, 2 * means / mean_power, 1.0)
     return contrast * luminance
@@ -97,7 +96,7 @@ class BlockUQI:
 
     @property
     def value(self) -> Tensor:
-        """Symmetric matrix (channels, channels) in float64 with ones on its diagonal."""
+        """Symmetric matrix (channels, channels), float64, with ones on the diagonal."""
         return torch.full((1, 1), NAN) if self._sum is None else self._sum / self.blocks
 
 
@@ -139,8 +138,8 @@ class Q2n:
 
     Args:
         size: edge of a block in pixels.
-        normalise: bring each band of a block to mean 1 and standard deviation 1 of the reference first, as all
-            published figures of pansharpening do; otherwise bright bands with high contrast decide alone.
+        normalise: whether to scale each band of a block to the reference's mean 1 and standard deviation 1 first, as
+            all published figures of pansharpening do; otherwise bright bands with high contrast dominate.
     """
 
     def __init__(self, size: int = BLOCK, normalise: bool = True) -> None:
@@ -172,16 +171,16 @@ class Q2n:
 
     @property
     def value(self) -> float:
-        """The figure; NaN before a whole valid block was added."""
+        """The mean; NaN without any valid block."""
         return self._sum / self.blocks if self.blocks else NAN
 
 
 def _scale(means: Tensor, deviations: Tensor, bands: int) -> Tensor:
-    """What each band of a block is divided by (blocks, 2 bands): the reference's standard deviation; where that is
-    zero, the image's; where both are flat, the reference's mean. So the result does not depend on the unit."""
-    spread = deviations.double().square().mean(dim=2).sqrt()
+    """Divisor of each band of a block (blocks, 2 bands): the reference's standard deviation; where it is zero, the
+    image's; where both are zero, the reference's mean. So the result does not depend on the unit."""
+    std = deviations.double().square().mean(dim=2).sqrt()
     scale = means[:, :bands].abs()
-    for candidate in (spread[:, bands:], spread[:, :bands]):
+    for candidate in (std[:, bands:], std[:, :bands]):
         scale = torch.where(candidate > 0, candidate, scale)
     return torch.where(scale > 0, scale, 1.0).repeat(1, 2)
 
@@ -190,9 +189,9 @@ def _scale(means: Tensor, deviations: Tensor, bands: int) -> Tensor:
 
 
 class SAM:
-    """Spectral angle in degrees, averaged over pixels (Yuhas et al. 1992); 0 is best, 90 the worst of counts.
+    """Spectral angle in degrees, averaged over pixels (Yuhas et al. 1992); 0 is best.
 
-    Pixels whose spectrum is zero in either image have no angle and are left out.
+    Pixels whose spectrum is zero in either image are left out.
     """
 
     def __init__(self) -> None:
@@ -203,16 +202,16 @@ class SAM:
         """Adds a tile."""
         one, other = _pixels(image, valid), _pixels(reference, valid)
         lengths = one.norm(dim=0), other.norm(dim=0)
-        seen = (lengths[0] > 0) & (lengths[1] > 0)
-        one, other = one[:, seen] / lengths[0][seen], other[:, seen] / lengths[1][seen]
-        # Exact for small angles too, where the arc cosine loses half of the digits.
+        defined = (lengths[0] > 0) & (lengths[1] > 0)
+        one, other = one[:, defined] / lengths[0][defined], other[:, defined] / lengths[1][defined]
+        # Exact for small angles too, where the arc cosine loses half the digits.
         angles = 2 * torch.atan2((one - other).norm(dim=0), (one + other).norm(dim=0))
         self._sum += float(angles.double().sum())
         self._count += one.shape[1]
 
     @property
     def value(self) -> float:
-        """The figure; NaN before a pixel was added."""
+        """The mean; NaN without any pixel."""
         return math.degrees(self._sum / self._count) if self._count else NAN
 
 
@@ -236,21 +235,17 @@ class SquaredErrors:
         self.pixels += one.shape[1]
 
     def ergas(self, ratio: float) -> float:
-        """100 / ratio · sqrt(mean over bands of (RMSE / mean of the reference)²), 0 is best (Wald 2002).
-
-        Args:
-            ratio: MS over PAN pixel size, at least 1.
-        """
+        """100 / ratio · sqrt(mean over bands of (RMSE / mean of the reference)²), 0 is best (Wald 2002)."""
         if not self.pixels:
             return NAN
         relative = self._squares / self.pixels / (self._reference / self.pixels) ** 2
         return 100 / ratio * math.sqrt(float(relative.mean()))
 
     def psnr(self, peak: Optional[float] = None) -> float:
-        """10 log10(peak² / MSE) in dB, higher is better, infinite for equal images; one MSE over all bands.
+        """10 log10(peak² / MSE) in dB with one MSE over all bands; infinite for equal images.
 
         Args:
-            peak: the greatest value; None takes the reference's largest that was added, over all bands.
+            peak: the data range; by default the largest value of the reference.
         """
         if not self.pixels:
             return NAN
@@ -271,21 +266,21 @@ def _pixels(image: Tensor, valid: Optional[Tensor]) -> Tensor:
 
 
 class WindowMetric:
-    """A figure that looks at windows around pixels.
+    """A metric of windows around pixels.
 
-    ``add`` takes a tile with ``MARGIN`` more pixels on each of its four sides; beyond the scene these are
-    invalid (their values do not matter). So each window is counted by exactly one tile.
+    ``add`` takes a tile with ``MARGIN`` more pixels on each side, which are invalid beyond the scene, so that each
+    window belongs to exactly one tile.
     """
 
     MARGIN = 0
 
     def _prepare(self, image: Tensor, valid: Optional[Tensor]) -> Tensor:
-        # Invalid values may be NaN, which would spread from them; their windows are dropped afterwards.
+        # Invalid values may be NaN, which would spread; their windows are dropped afterwards.
         image = image.float()
         return image if valid is None else torch.where(valid, image, torch.zeros_like(image))
 
     def _whole(self, valid: Optional[Tensor]) -> Optional[Tensor]:
-        """Where the window of a pixel is valid throughout."""
+        """Pixels whose window is completely valid."""
         if valid is None:
             return None
         edge = 2 * self.MARGIN + 1
@@ -296,9 +291,8 @@ class WindowMetric:
 class DetailCorrelation(WindowMetric):
     """Correlation of the high-pass details of two images (Zhou et al. 1998), from −1 to 1 (best).
 
-    Details are what the 3×3 Laplacian (8 in the middle, −1 around) leaves; Pearson's coefficient is taken
-    over all pixels of a band, and averaged over bands. Against a reference it is SCC, against PAN the
-    high-pass correlation.
+    Pearson's coefficient of the 3×3 Laplacians (8 in the middle, −1 around) over all pixels of a band, averaged over
+    bands. Against a reference this is SCC, against PAN the high-pass correlation.
     """
 
     MARGIN = 1
@@ -318,7 +312,7 @@ class DetailCorrelation(WindowMetric):
 
     @property
     def value(self) -> float:
-        """The figure; a band without any detail counts as 0; NaN before a whole window was added."""
+        """The mean, with 0 for a band without details; NaN without any valid window."""
         if not self._count:
             return NAN
         x, y, xx, yy, xy = self._sums / self._count
@@ -332,9 +326,9 @@ def laplacian(image: Tensor) -> Tensor:
 
 
 def correlate(image: Tensor, taps: list[float], dim: int) -> Tensor:
-    """Weighted sums of neighbours along a dimension, where all of them are there.
+    """Correlation with taps along a dimension, without padding.
 
-    Sums of shifted images: several times as fast on a CPU as a convolution of single channels.
+    Sums shifted images, which on a CPU is several times as fast as a convolution of single channels.
     """
     length = image.shape[dim] - len(taps) + 1
     result = image.narrow(dim, 0, length) * taps[0]
@@ -353,7 +347,7 @@ class SSIM(WindowMetric):
     Averaged over the pixels of a band, then over bands; C1 = (0.01 L)², C2 = (0.03 L)².
 
     Args:
-        span: the data range L; here the reference's largest valid value, as in the PSNR.
+        span: the data range L.
     """
 
     MARGIN = 5
@@ -378,19 +372,19 @@ class SSIM(WindowMetric):
 
     @property
     def value(self) -> float:
-        """The figure; NaN before a whole window was added."""
+        """The mean; NaN without any valid window."""
         return self._sum / self._count if self._count else NAN
 
 
-# All figures of a scene
+# All metrics of a scene
 
 
 class ReferenceMetrics:
-    """Figures against a reference, added tile by tile: Q2n, SAM, ERGAS, SCC, PSNR, SSIM.
+    """Metrics with a reference: Q2n, SAM, ERGAS, SCC, PSNR, SSIM.
 
     Args:
         ratio: MS over PAN pixel size.
-        peak: the reference's largest valid value, for PSNR and SSIM.
+        peak: the reference's largest valid value, the data range of PSNR and SSIM.
     """
 
     MARGIN = SSIM.MARGIN
@@ -405,17 +399,17 @@ class ReferenceMetrics:
         self._ssim.add(image, reference, valid)
         self._scc.add(*(_crop(item, self.MARGIN - DetailCorrelation.MARGIN) for item in (image, reference, valid)))
         core = [_crop(item, self.MARGIN) for item in (image, reference, valid)]
-        for figure in (self._q2n, self._sam, self._errors):
-            figure.add(*core)
+        for metric in (self._q2n, self._sam, self._errors):
+            metric.add(*core)
 
     @property
     def complete(self) -> bool:
-        """Whether every figure has at least one whole valid block or window."""
+        """Whether every metric has at least one valid block or window."""
         return self._q2n.blocks > 0 and not math.isnan(self._ssim.value)
 
     @property
     def values(self) -> dict[str, float]:
-        """The figures by name."""
+        """The metrics by name."""
         return {
             "Q2n": self._q2n.value,
             "SAM": self._sam.value,
@@ -427,9 +421,7 @@ class ReferenceMetrics:
 
 
 class FullResolutionMetrics:
-    """Figures without a reference, added tile by tile: D_lambda_K, D_s, HQNR, D_lambda, QNR, HP_correlation.
-
-    Blocks of the low-resolution images cover the ground of the fused image's: 32 / ratio MS pixels.
+    """Metrics without a reference: D_lambda_K, D_s, HQNR, D_lambda, QNR, HP_correlation.
 
     Args:
         ratio: MS over PAN pixel size.
@@ -449,23 +441,23 @@ class FullResolutionMetrics:
         self._high.add(core, _crop(valid, self.MARGIN))
 
     def add_khan(self, filtered: Tensor, upsampled: Tensor, valid: Tensor) -> None:
-        """Adds a tile of the fused image, filtered with MS's MTF, and of MS brought to PAN's grid."""
+        """Adds a tile of the fused image filtered with MS's MTF, and of MS interpolated to PAN's grid."""
         self._khan.add(filtered, upsampled, valid)
 
     def add_low(self, ms: Tensor, pan: Tensor, valid: Tensor) -> None:
-        """Adds a tile of MS and of PAN brought to MS's grid, that starts at a multiple of ``ms_block_size``."""
+        """Adds a tile of MS, and of PAN degraded to its grid, that starts at a multiple of ``ms_block_size``."""
         self._low.add(torch.cat([ms.float(), pan.float()]), valid)
 
     @property
     def complete(self) -> bool:
-        """Whether every figure has at least one whole valid block."""
+        """Whether every metric has at least one valid block."""
         return min(self._high.blocks, self._low.blocks, self._khan.blocks) > 0
 
     @property
     def values(self) -> dict[str, float]:
-        """The figures by name."""
+        """The metrics by name."""
         high, low = self._high.value, self._low.value
-        khan, spatial, spectral = 1 - self._khan.value, _d_s(high, low), _d_lambda(high, low)
+        khan, spatial, spectral = 1 - self._khan.value, alparone_d_s(high, low), alparone_d_lambda(high, low)
         return {
             "D_lambda_K": khan,
             "D_s": spatial,
@@ -477,15 +469,17 @@ class FullResolutionMetrics:
 
 
 def ms_block_size(ratio: float) -> int:
-    """Edge in MS pixels of the block that covers the ground of a fused one, at least 4."""
+    """Edge in MS pixels, at least 4, of the block that covers the ground of a ``BLOCK`` of PAN pixels."""
     return max(round(BLOCK / ratio), 4)
 
 
-def _d_s(high: Tensor, low: Tensor) -> float:
+def alparone_d_s(high: Tensor, low: Tensor) -> float:
+    """D_s from the UQI matrices, with PAN last, of the fused image and of MS: 0 (best) to 2."""
     return float((high[:-1, -1] - low[:-1, -1]).abs().mean())
 
 
-def _d_lambda(high: Tensor, low: Tensor) -> float:
+def alparone_d_lambda(high: Tensor, low: Tensor) -> float:
+    """D_λ from the UQI matrices, with PAN last, of the fused image and of MS: 0 (best) to 2."""
     bands = len(high) - 1
     if bands < 2:
         return 0.0  # one band has no spectrum to distort
@@ -495,100 +489,3 @@ def _d_lambda(high: Tensor, low: Tensor) -> float:
 
 def _crop(image: Tensor, margin: int) -> Tensor:
     return image[..., margin : image.shape[-2] - margin, margin : image.shape[-1] - margin]
-
-
-# Whole images at once
-
-
-def uqi(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None, size: int = BLOCK) -> float:
-    """UQI of two images, averaged over blocks and bands; see ``BlockUQI``."""
-    figure, bands = BlockUQI(size), len(image)
-    figure.add(torch.cat([image, reference]), valid)
-    return float(figure.value[:bands, bands:].diagonal().mean()) if figure.blocks else NAN
-
-
-def q2n(
-    image: Tensor,
-    reference: Tensor,
-    valid: Optional[Tensor] = None,
-    size: int = BLOCK,
-    normalise: bool = True,
-) -> float:
-    """See ``Q2n``."""
-    figure = Q2n(size, normalise)
-    figure.add(image, reference, valid)
-    return figure.value
-
-
-def sam(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> float:
-    """See ``SAM``."""
-    figure = SAM()
-    figure.add(image, reference, valid)
-    return figure.value
-
-
-def ergas(image: Tensor, reference: Tensor, ratio: float, valid: Optional[Tensor] = None) -> float:
-    """See ``SquaredErrors.ergas``."""
-    figure = SquaredErrors()
-    figure.add(image, reference, valid)
-    return figure.ergas(ratio)
-
-
-def psnr(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None, peak: Optional[float] = None) -> float:
-    """See ``SquaredErrors.psnr``."""
-    figure = SquaredErrors()
-    figure.add(image, reference, valid)
-    return figure.psnr(peak)
-
-
-def scc(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> float:
-    """See ``DetailCorrelation``; pixels at the border have no whole window and are left out."""
-    figure = DetailCorrelation()
-    figure.add(image, reference, valid)
-    return figure.value
-
-
-def hp_correlation(fused: Tensor, pan: Tensor, valid: Optional[Tensor] = None) -> float:
-    """Correlation of the fused bands' high-pass details with those of PAN; see ``DetailCorrelation``."""
-    return scc(fused, pan, valid)
-
-
-def ssim(image: Tensor, reference: Tensor, span: float, valid: Optional[Tensor] = None) -> float:
-    """See ``SSIM``; pixels within 5 of the border have no whole window and are left out."""
-    figure = SSIM(span)
-    figure.add(image, reference, valid)
-    return figure.value
-
-
-def d_lambda_k(filtered: Tensor, upsampled: Tensor, valid: Optional[Tensor] = None) -> float:
-    """Khan's spectral distortion 1 − Q2n, 0 (best) to 1.
-
-    Args:
-        filtered: the fused image after MS's MTF filter.
-        upsampled: MS on the same grid.
-        valid: where both are valid.
-    """
-    return 1 - q2n(filtered, upsampled, valid)
-
-
-def d_s(fused: Tensor, pan: Tensor, ms: Tensor, pan_low: Tensor, ratio: float) -> float:
-    """Spatial distortion: mean over bands of |UQI(fused, PAN) − UQI(MS, PAN degraded)|, 0 is best.
-
-    Args:
-        fused, pan: at full resolution; pan has one band.
-        ms, pan_low: the original MS and PAN brought to its grid.
-        ratio: MS over PAN pixel size; blocks have 32 and 32 / ratio pixels.
-    """
-    return _d_s(*_uqi_pair(fused, pan, ms, pan_low, ratio))
-
-
-def d_lambda(fused: Tensor, ms: Tensor, ratio: float) -> float:
-    """Alparone's spectral distortion: mean over pairs of bands of |UQI in fused − UQI in MS|, 0 is best."""
-    return _d_lambda(*_uqi_pair(fused, fused[:1], ms, ms[:1], ratio))
-
-
-def _uqi_pair(fused: Tensor, pan: Tensor, ms: Tensor, pan_low: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-    high, low = BlockUQI(), BlockUQI(ms_block_size(ratio))
-    high.add(torch.cat([fused.float(), pan.float()]))
-    low.add(torch.cat([ms.float(), pan_low.float()]))
-    return high.value, low.value

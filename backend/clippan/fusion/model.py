@@ -1,4 +1,4 @@
-"""Files of trained fusion networks: weights as safetensors, with what they are in the header."""
+"""Files of trained fusion networks: safetensors with a description in the header."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ class FusionModel:
 
     Attributes:
         network: in eval mode.
-        name: its architecture, a key of ``networks.NETWORKS``, and ``options`` its own.
-        bands: the number of bands it is bound to, 0 for any.
-        about: what else is known: how it was trained, when, for which sensor or scene.
-        sha256: of the file, empty for one that was not saved.
-        path: of the file.
+        name: its architecture, a key of ``networks.NETWORKS``; ``options`` are those of the architecture.
+        bands: the number of bands it is for, 0 for any.
+        about: further metadata: how it was trained, when, for which sensor or scene.
+        sha256, path: of the file; empty for a model that was not saved.
     """
 
     network: nn.Module
@@ -45,7 +44,7 @@ class FusionModel:
 
     @property
     def title(self) -> str:
-        """The model in a few words, for logs and tags."""
+        """Title and origin of the model, for logs and tags."""
         where = "shipped with CLIPPan" if Path(self.path) == shipped() else self.path
         return f"{self.about.get('title') or self.name} ({where})"
 
@@ -66,44 +65,44 @@ class FusionModel:
         write(path, "fusion model", weights, header)
 
     def check_bands(self, bands: int) -> None:
-        """Raises ClippanError if MS with this number of bands is not what the model is for."""
+        """Raises ClippanError if the model is for another number of bands."""
         if self.bands not in (0, bands):
             raise ClippanError(
-                "MS has {bands} bands but the model {path} was made for {bands_2}; choose those bands, or the model "
-                "that ships with CLIPPan.",
+                "MS has {bands} bands but the model {path} was made for {model_bands}; choose those bands, or the "
+                "model that comes with CLIPPan.",
                 bands=bands,
                 path=self.path,
-                bands_2=self.bands,
+                model_bands=self.bands,
             )
 
 
 def shipped() -> Path:
-    """The model that comes with CLIPPan."""
+    """Path of the model that comes with CLIPPan."""
     return resources() / SHIPPED
 
 
 def load(path: str, device: torch.device) -> FusionModel:
-    """The model in a file, or the one that ships with CLIPPan for an empty path; float32, in eval mode.
+    """Loads a model, by default the one that comes with CLIPPan; float32, in eval mode.
 
     Raises:
-        ClippanError: it cannot be read, or is no fusion model.
+        ClippanError: the file cannot be read, or is not a fusion model.
     """
     file = Path(path) if path else shipped()
     try:
-        content = file.read_bytes()  # once, lest another file takes its place in between
+        content = file.read_bytes()  # once, so that checksum and weights are of the same file
         header = metadata(content)
         weights = {name: value.float() for name, value in parse(content).items()}
     except Exception as error:
         raise ClippanError(
-            "The fusion model {file} cannot be read ({reason}); choose a file that Adapt fusion model or clippan "
-            "train fusion wrote.",
+            "The fusion model {file} cannot be read ({reason}); choose a file written by Adapt fusion model or clippan "
+            "train fusion.",
             file=file,
             reason=one_line(error),
         ) from error
     if header.get("kind") != _KIND:
         raise ClippanError(
-            "{file} is no fusion model of this version; choose a file that Adapt fusion model or clippan train fusion "
-            "wrote.",
+            "{file} is not a fusion model of this version; choose a file written by Adapt fusion model or clippan "
+            "train fusion.",
             file=file,
         )
     try:
@@ -119,10 +118,10 @@ def load(path: str, device: torch.device) -> FusionModel:
         network.load_state_dict(weights)
     except (RuntimeError, ValueError) as error:
         raise ClippanError(
-            "The weights in {file} are not those of {name}; train it again.", file=file, name=name
+            "The weights in {file} are not those of the network {name}; train it again.", file=file, name=name
         ) from error
     if not all(bool(value.isfinite().all()) for value in weights.values()):
-        raise ClippanError("Weights in {file} are no numbers; adapt or train the model again.", file=file)
+        raise ClippanError("The weights in {file} are not finite; adapt or train the model again.", file=file)
     sha256 = hashlib.sha256(content).hexdigest()
     network.eval().requires_grad_(False).to(device)
     return FusionModel(network, name, options, bands, about, sha256, str(file))

@@ -306,23 +306,18 @@ class Scene:
 
     def upsampled(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
         """MS on the pixels of a window, by cubic interpolation, and its validity (that of the pixel it lies in)."""
-        own_x, own_y = [x for x, _ in self.pair.offsets], [y for _, y in self.pair.offsets]
-        left, width, columns, across = self.up(self.pair.x, window.x, window.width, own_x)
-        top, height, rows, down = self.up(self.pair.y, window.y, window.height, own_y)
-        ms, valid = self.read_ms(Window(left, top, width, height))
+        columns = filters.Upsampling.of(self.pair.x, window.x, window.width, [x for x, _ in self.pair.offsets])
+        rows = filters.Upsampling.of(self.pair.y, window.y, window.height, [y for _, y in self.pair.offsets])
+        return self.resample_ms(rows.to(self.device), columns.to(self.device))
+
+    def resample_ms(self, rows: filters.Upsampling, columns: filters.Upsampling) -> tuple[torch.Tensor, torch.Tensor]:
+        """MS interpolated along both axes, and where the nearest samples of all bands are valid."""
+        ms, valid = self.read_ms(Window(columns.first, rows.first, columns.number, rows.number))
         if not bool(valid.all()):
             mean = ms[:, valid].mean(dim=1) if bool(valid.any()) else ms.new_zeros(len(ms))
             ms = filters.fill_invalid(ms, valid.expand_as(ms), mean)
-        inside = filters.gather(valid.expand_as(ms), down, across).all(dim=0)
-        return filters.apply_separable(rows, ms, columns), inside
-
-    def up(
-        self, axis: Axis, start: int, count: int, own: Sequence[float]
-    ) -> tuple[int, int, torch.Tensor, torch.Tensor]:
-        """The samples that pixels need (first, number), what interpolates them, and which one each pixel lies in."""
-        first, number = filters.ms_support(axis, start, count, filters.largest_shift(own))
-        matrix = filters.upsampling_matrices(axis, start, count, own).to(self.device)
-        return first, number, matrix, torch.from_numpy(filters.nearest_samples(axis, start, count, own)).to(self.device)
+        nearest = filters.gather(valid.expand_as(ms), rows.nearest, columns.nearest).all(dim=0)
+        return filters.apply_separable(rows.matrix, ms, columns.matrix), nearest
 
     def inside(self, window: Window) -> torch.Tensor:
         """Which pixels of a window lie in the area."""
@@ -474,14 +469,10 @@ def _read_ms_together(scene: Scene, window: Window) -> tuple[torch.Tensor, torch
     offsets = scene.pair.offsets
     if not offsets:
         return scene.read_ms(window)
-    x, y = scene.pair.x, scene.pair.y
-    own_x, own_y = [along / x.ratio for along, _ in offsets], [along / y.ratio for _, along in offsets]
-    # MS on its own grid: one sample a pixel.
-    left, width, columns, across = scene.up(Axis(1.0, 0.0), window.x, window.width, own_x)
-    top, height, rows, down = scene.up(Axis(1.0, 0.0), window.y, window.height, own_y)
-    ms, valid = scene.read_ms(Window(left, top, width, height))
-    ms = filters.fill_invalid(ms, valid.expand_as(ms), ms.mean(dim=(1, 2)))
-    return filters.apply_separable(rows, ms, columns), filters.gather(valid.expand_as(ms), down, across).all(dim=0)
+    x, y, grid = scene.pair.x, scene.pair.y, Axis(1.0, 0.0)  # of MS itself: one sample per pixel
+    columns = filters.Upsampling.of(grid, window.x, window.width, [shift / x.ratio for shift, _ in offsets])
+    rows = filters.Upsampling.of(grid, window.y, window.height, [shift / y.ratio for _, shift in offsets])
+    return scene.resample_ms(rows.to(scene.device), columns.to(scene.device))
 
 
 def _fused_valid(scene: Scene, window: Window) -> torch.Tensor:

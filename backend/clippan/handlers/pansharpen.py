@@ -20,7 +20,7 @@ from clippan.core.messages import Message
 from clippan.core.threads import count_threads, in_order
 from clippan.fusion import filters
 from clippan.fusion.fuse import TileFuser, max_tile_size
-from clippan.fusion.methods import Fusion, build, needs_low_pass
+from clippan.fusion.methods import FusionMethod, fit_method, needs_low_pass
 from clippan.fusion.model import load
 from clippan.fusion.neural import NetworkFusion
 from clippan.fusion.registration import Shifts, register
@@ -67,10 +67,8 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
             model.check_bands(len(gains))
             context.log(f"Model: {model.title}.")
         pair, shifts = register(pair, request.registration, gains, threads, context.subrange(0, 2))
-        responses = filters.band_responses(gains, pair.offsets)
-        distinct = sorted(set(responses))
-        response_of = [distinct.index(response) for response in responses]
-        lows = distinct if needs_low_pass(request.method) else []
+        responses, response_of = filters.distinct_responses(gains, pair.offsets)
+        lows = responses if needs_low_pass(request.method) else []
         again = gains if request.method is Method.BDSD else None
         statistics = measure_scene(pair, lows, sensor.pan, threads, context.subrange(2, 5), again)
         _check_fit(request.method, statistics)
@@ -85,17 +83,17 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         for hint in more:
             context.log(hint)
         hints += more
-        fusion: Fusion
+        fusion: FusionMethod
         provenance = _provenance(request, sensor, device, shifts)
         if model is None:
-            fusion = build(request.method, statistics, response_of)
+            fusion = fit_method(request.method, statistics, response_of)
         else:
             fusion = NetworkFusion(statistics, response_of, model, device)
-            if fusion.half:
+            if fusion.bfloat16:
                 context.log("Precision: bfloat16, in which this processor runs the network faster.")
             provenance["CLIPPAN_MODEL"] = model.title
             provenance["CLIPPAN_MODEL_SHA256"] = model.sha256
-            provenance["CLIPPAN_PRECISION"] = "bfloat16" if fusion.half else "float32"
+            provenance["CLIPPAN_PRECISION"] = "bfloat16" if fusion.bfloat16 else "float32"
         nodata = _output_nodata(pair, threads, context.subrange(5, 10))
         tiler = TileFuser(pair, fusion, lows, statistics, device, nodata)
         writer = Writer(
@@ -116,7 +114,7 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         windows = [window for window in windows if pair.may_contain_data(window)]
         # A GPU has one queue; a second thread reads ahead while it computes.
         workers = threads if device.type == "cpu" else 2
-        compute = in_order(lambda window: tiler.tile(window, context), windows, workers, use_one_thread)
+        compute = in_order(lambda window: tiler.fuse(window, context), windows, workers, use_one_thread)
         # The tiles under way are waited for before the writer closes its file.
         with writer, contextlib.closing(compute):
             for number, (window, values) in enumerate(compute, 1):

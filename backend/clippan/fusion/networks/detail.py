@@ -33,7 +33,7 @@ class Detail(nn.Module):
         depth: convolutions of the trunk.
     """
 
-    tolerant = True  # of bfloat16: it corrects the classical result, which is not rounded
+    tolerates_bfloat16 = True  # it corrects the classical result, which is not rounded
 
     def __init__(self, width: int = 40, head: int = 24, depth: int = 3) -> None:
         super().__init__()

@@ -252,10 +252,10 @@ def detail_correlation(fused: Tensor, pan: Tensor, scenes: Optional[Tensor] = No
 def texture_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
     """Local lack of the classical result's details, 0 (none) to about 2, a scalar.
 
-    In blocks of 16 pixels, with details d by the 3×3 Laplacian: 1 − corr(d_fused, d_classical), plus the amount by
-    which the slope cov(d_fused, d_classical) / var(d_classical) falls below 0.8. All blocks have the same weight, so that a
-    meadow counts as much as a town. Own formula: D_s and the detail correlation of a scene do not change if faint
-    textures are smoothed away or covered by speckle that differs between bands.
+    In blocks of 16 pixels, with details d by the 3×3 Laplacian: 1 − corr(d_fused, d_classical), plus how far the slope
+    cov(d_fused, d_classical) / var(d_classical) falls below 0.8. All blocks have the same weight, so that a meadow
+    counts as much as a town. Own formula: D_s and the detail correlation of a scene do not change if faint textures
+    are smoothed away or covered by speckle that differs between bands.
     """
     one, other = (_blocks(laplacian(values), _TEXTURE_BLOCK) for values in (fused, batch.classical))
     one, other = (details - details.mean(dim=-1, keepdim=True) for details in (one, other))

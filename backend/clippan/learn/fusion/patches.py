@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from clippan.fusion import filters
-from clippan.fusion.methods import modulation
+from clippan.fusion.methods import high_pass_modulation
 from clippan.learn.fusion.batch import PatchBatch
 from clippan.raster.grid import Axis
 
@@ -345,7 +345,7 @@ def collate(patches: Sequence[Patch], scenes: Sequence[int], ratio: float) -> Pa
     pan_std = _column(np.sqrt(np.array([[max(m.pan_variance, 1e-12)] for m in moments])))
     gains = _column(np.stack([m.with_pan / max(m.pan_variance, 1e-12) for m in moments]))
     up, pan, low = (torch.stack([getattr(patch, name) for patch in patches]) for name in ("up", "pan", "low"))
-    classical = modulation(up, pan, low, gains, mean - gains * pan_mean, mean)
+    classical = high_pass_modulation(up, pan, low, gains, mean - gains * pan_mean, mean)
     targets = [patch.target for patch in patches if patch.target is not None]
     return PatchBatch(
         (up - mean) / std,

@@ -98,23 +98,17 @@ def _read_coregistered(pair: Pair, window: Window) -> tuple[np.ndarray, Optional
     """MS and its validity, with all bands at the samples of the common axes."""
     if not pair.offsets:
         return pair.read_ms(window)
-    shifts_x = [x / pair.x.ratio for x, _ in pair.offsets]
-    shifts_y = [y / pair.y.ratio for _, y in pair.offsets]
     grid = Axis(1.0, 0.0)  # of MS itself: one sample per pixel
-    left, width = filters.ms_support(grid, window.x, window.width, filters.largest_shift(shifts_x))
-    top, height = filters.ms_support(grid, window.y, window.height, filters.largest_shift(shifts_y))
-    values, valid = pair.read_ms(Window(left, top, width, height))
+    columns = filters.Upsampling.of(grid, window.x, window.width, [x / pair.x.ratio for x, _ in pair.offsets])
+    rows = filters.Upsampling.of(grid, window.y, window.height, [y / pair.y.ratio for _, y in pair.offsets])
+    values, valid = pair.read_ms(Window(columns.first, rows.first, columns.number, rows.number))
     ms = torch.from_numpy(values.astype(np.float32))
-    rows = filters.upsampling_matrices(grid, window.y, window.height, shifts_y)
-    columns = filters.upsampling_matrices(grid, window.x, window.width, shifts_x)
     if valid is None:
-        return filters.apply_separable(rows, ms, columns).numpy(), None
+        return filters.apply_separable(rows.matrix, ms, columns.matrix).numpy(), None
     mask = torch.from_numpy(valid).expand_as(ms)
     mean = torch.where(mask, ms, 0.0).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp(min=1)
-    resampled = filters.apply_separable(rows, filters.fill_invalid(ms, mask, mean), columns)
-    nearest_rows = torch.from_numpy(filters.nearest_samples(grid, window.y, window.height, shifts_y))
-    nearest_columns = torch.from_numpy(filters.nearest_samples(grid, window.x, window.width, shifts_x))
-    return resampled.numpy(), filters.gather(mask, nearest_rows, nearest_columns).numpy()
+    resampled = filters.apply_separable(rows.matrix, filters.fill_invalid(ms, mask, mean), columns.matrix)
+    return resampled.numpy(), filters.gather(mask, rows.nearest, columns.nearest).numpy()
 
 
 def informative_windows(pair: Pair, most: int, edge: int, whole: int) -> tuple[list[Window], bool]:

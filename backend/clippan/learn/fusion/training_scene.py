@@ -80,15 +80,13 @@ class TrainingScene:
         positions = [number - 1 for number in request.bands] or range(pair.ms.total)
         gains = sensor.gains(positions, pair.ms.total)
         pair, _ = register(pair, request.registration, gains, threads, context.subrange(0, 30))
-        responses = filters.band_responses(gains, pair.offsets)
-        distinct = sorted(set(responses))
-        statistics = measure_scene(pair, distinct, sensor.pan, threads, context.subrange(30, 60))
+        responses, response_of = filters.distinct_responses(gains, pair.offsets)
+        statistics = measure_scene(pair, responses, sensor.pan, threads, context.subrange(30, 60))
         if statistics.flat:
             raise ClippanError(
                 "The panchromatic raster has the same value everywhere, so there is nothing to learn from; check the "
                 "file and its nodata value."
             )
-        response_of = [distinct.index(response) for response in responses]
         moments, trust = _moments(statistics, response_of), network_trust(statistics, response_of)
         edge = min(_EDGE, math.isqrt(_WHOLE // (3 * len(gains))))  # many bands take as much memory as few
         windows, whole = reading.informative_windows(pair, _WINDOWS, edge, _WHOLE)
