@@ -74,14 +74,14 @@ def windows(model: Encoder, path: Path, edge: int) -> np.ndarray:
     """The pictures that the job looks at."""
     scene = Scene(str(path), SceneOptions())
     width, height = scene.grid.width, scene.grid.height
-    lattice = SlidingWindows.of(model, width, height, edge, Window(0, 0, width, height))
+    layout = SlidingWindows.of(model, width, height, edge, Window(0, 0, width, height))
     found = []
-    for row in range(lattice.top, lattice.bottom):
-        for _, window in lattice.windows(row):
+    for row in range(layout.top, layout.bottom):
+        for _, window in layout.windows(row):
             inside = Window(
                 window.x, window.y, min(window.width, width - window.x), min(window.height, height - window.y)
             )
-            found.append(scene.picture(inside, lattice.pixels)[0])
+            found.append(scene.picture(inside, layout.pixels)[0])
     return np.stack(found)
 
 

@@ -58,13 +58,12 @@ class ColourEncoder:
 
 def use(monkeypatch, encoder=None):
     """Has the jobs use it; returns it."""
-    from clippan.clip import class_vectors
-    from clippan.handlers import calibrate, segment
+    from clippan.clip import class_vectors, similarity
     from clippan.handlers import index as build
     from clippan.handlers import search as query
 
     encoder = encoder or ColourEncoder()
-    for module in (build, query, segment, calibrate):
+    for module in (build, query, similarity):
         monkeypatch.setattr(module, "load_encoder", lambda *_: encoder)
     for module in (query, class_vectors):
         monkeypatch.setattr(module, "background_phrases", lambda: ["red", "green", "blue", "white"])

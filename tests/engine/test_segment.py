@@ -13,6 +13,7 @@ from osgeo import gdal, ogr
 
 from clippan.catalogue.prompts import parse_prompts
 from clippan.clip import encoder as encoders
+from clippan.clip.class_vectors import ClassVectors
 from clippan.clip.sliding import SlidingWindows, similarity_grid
 from clippan.core.errors import Cancelled, ClippanError
 from clippan.handlers import run, segment
@@ -160,24 +161,26 @@ def test_windows_cover_every_pixel_of_the_part(part, cells, any_size, more) -> N
     model.any_size = any_size
     width, height = 500 + more, 300 + more
     part = Window(part.x + more, part.y + more, part.width, part.height) if part.x else Window(0, 0, width, height)
-    lattice = SlidingWindows.of(model, width, height, 37, part)
+    layout = SlidingWindows.of(model, width, height, 37, part)
     seen = np.zeros((height, width), bool)
-    for row in range(lattice.top, lattice.bottom):
-        for _, window in lattice.windows(row):
+    for row in range(layout.top, layout.bottom):
+        for _, window in layout.windows(row):
             assert window.x < width
             assert window.y < height
             seen[window.y : window.y + window.height, window.x : window.x + window.width] = True
     assert seen[part.y : part.y + part.height, part.x : part.x + part.width].all()
-    assert lattice.stride * lattice.cells == lattice.edge * lattice.cell_stride
+    assert layout.stride * layout.cells == layout.edge * layout.cell_stride
 
 
 def test_values_at_places_are_those_of_windows(model, raster, tmp_path) -> None:
     values, _ = stripes()
     scene = Scene(raster("a.tif", values), SceneOptions())
-    lattice = SlidingWindows.of(model, 120, 96, 16, Window(0, 0, 120, 96))
+    layout = SlidingWindows.of(model, 120, 96, 16, Window(0, 0, 120, 96))
     texts = model.encode_texts(["red", "green", "blue"])
-    seen = similarity_grid(model, texts, np.arange(3), lattice, lambda: scene, 0.0, False, 1, tmp_path, Context())
-    whole = seen.at(Window(0, 0, 120, 96))
+    seen = similarity_grid(
+        model, ClassVectors(texts, np.arange(3), 3), layout, lambda: scene, 0.0, False, 1, tmp_path, Context()
+    )
+    whole = seen.at_window(Window(0, 0, 120, 96))
     rows, columns = np.mgrid[0:96:5, 0:120:7].reshape(2, -1)
     np.testing.assert_allclose(seen.at_pixels(rows, columns), whole[:, rows, columns].T, atol=2e-3)
     # What lies in cells is what the model saw there, blended over its windows.
@@ -269,7 +272,7 @@ def left(folder):
 
 def test_nothing_but_nodata_is_said_and_leaves_nothing(mapped, raster, tmp_path) -> None:
     path = raster("picture.tif", np.zeros((3, 64, 64), np.uint8), nodata=0)
-    with pytest.raises(ClippanError, match="shows nothing but nodata"):
+    with pytest.raises(ClippanError, match="has only nodata here"):
         mapped(None, source=path, polygons=str(tmp_path / "p.gpkg"), confidence=str(tmp_path / "c.tif"))
     assert left(tmp_path) == []
 
@@ -455,11 +458,11 @@ def test_labels_outside_are_told_and_their_class_is_named(calibrated, tmp_path) 
     assert "All labels of blue lie outside the rasters or on nodata" in told
     assert "2 of the labels of" in told
     assert "(empty, full), full was read" in told
-    assert "No labels of" not in told
+    assert "There are no labels of" not in told
     with pytest.raises(ClippanError, match=r"has both a place and a class|No label of"):
         calibrated(values, str(tmp_path / "s.gpkg"), layer="empty")
     other = points(tmp_path / "o.gpkg", features[::3])
-    with pytest.raises(ClippanError, match=r"fewer than two of the classes \(All labels of blue lie outside"):
+    with pytest.raises(ClippanError, match=r"fewer than two of the classes, as all labels of blue lie outside"):
         calibrated(values, other)
 
 

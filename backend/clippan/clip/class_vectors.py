@@ -27,6 +27,11 @@ class ClassVectors:
     class_of: np.ndarray
     classes: int
 
+    @classmethod
+    def identity(cls, width: int) -> ClassVectors:
+        """One class for each component, so that similarities with them are the normalised image vectors themselves."""
+        return cls(np.eye(width, dtype=np.float32), np.arange(width), width)
+
 
 def prompt_texts(table: PromptTable) -> list[str]:
     """The texts that a model has to encode: words and descriptions of all classes without calibrated vectors."""

@@ -1,4 +1,4 @@
-"""What a model saw of a part of a raster."""
+"""Similarity of a part of a raster with classes, over windows of several sizes."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from typing import Callable, Union
 
 import numpy as np
 
+from clippan.catalogue.prompts import PromptTable, parse_prompts
 from clippan.clip.class_vectors import ClassVectors
-from clippan.clip.encoder import Encoder
+from clippan.clip.encoder import Encoder, load_encoder
 from clippan.clip.sliding import SimilarityGrid, SlidingWindows, similarity_grid
+from clippan.core import texts
 from clippan.core.context import Context
+from clippan.core.device import set_threads
 from clippan.core.threads import count_threads
 from clippan.jobs.calibrate import CalibrateRequest
 from clippan.jobs.segment import SegmentRequest
 from clippan.raster.scene import Scene, SceneOptions
 from clippan.raster.tiles import Window
 
-_BIAS = -0.3  # for transformers; see SegmentRequest
-_STARTER_EDGE, _MIN_METRES = 64, 32.0  # of a window for a tower with cells of 32 pixels; see ``edges``
-_GSD_CHANGE = 0.9  # of the raster's ground resolution in its middle, below which a part's own counts
+_TRANSFORMER_BIAS = -0.3  # default weight of the whole window's cosine; for convolutional towers it is 0
+_STARTER_EDGE, _MIN_METRES = 64, 32.0  # of a window for a tower with cells of 32 pixels
+_GSD_CHANGE = 0.9  # ratio to the ground resolution at the raster's centre below which that of the part is used
 
 
 @dataclass(frozen=True)
 class SimilarityMaps:
-    """What the model saw of a part of a raster.
+    """Cosine similarity of a part of a raster with classes, for windows of several sizes.
 
     Attributes:
-        path, look, stretch: the raster, and how it becomes a picture.
-        part: of it.
-        grids: for each size of windows.
-        classes: how many, without the background.
+        path, options, stretch: the raster, and how it becomes pictures.
+        part: the part of the raster.
+        grids: one for each size of windows.
+        classes: number of classes without the background.
     """
 
     path: str
@@ -47,88 +50,100 @@ class SimilarityMaps:
         cls,
         request: Union[SegmentRequest, CalibrateRequest],
         model: Encoder,
-        sought: ClassVectors,
+        classes: ClassVectors,
         scene: Scene,
         part: Window,
         folder: Path,
         context: Context,
         wanted: Callable[[Window], bool] = lambda window: True,
     ) -> SimilarityMaps:
-        """Looks at a part of a raster.
+        """Runs a model over a part of a raster.
 
         Args:
-            request: says how.
-            model: that looks.
-            sought: the classes' words.
+            request: window sizes, bias, flips and threads.
+            model: the encoder.
+            classes: the text vectors.
             scene: the raster.
-            part: of it.
-            folder: for what is too large for the memory.
-            context: hears of progress.
-            wanted: which windows; by default all.
+            part: the part of the raster.
+            folder: for grids too large for memory.
+            context: receives the progress.
+            wanted: whether a window is needed; by default all are.
 
         Raises:
             ClippanError: the raster cannot be read, or the model has no dense features.
         """
         stretch = scene.stretch
         threads = max(1, count_threads(request.threads) // 2)
-        seen = part.intersection(scene.bounds)
-        bias = request.bias if request.bias is not None else 0.0 if model.any_size else _BIAS
-        lattices = [
-            SlidingWindows.of(model, scene.grid.width, scene.grid.height, edge, seen)
+        inside = part.intersection(scene.bounds)
+        bias = request.bias if request.bias is not None else 0.0 if model.any_size else _TRANSFORMER_BIAS
+        layouts = [
+            SlidingWindows.of(model, scene.grid.width, scene.grid.height, edge, inside)
             for edge in request.window or default_window_edges(scene, model, part)
         ]
-        total, done, found = sum(lattice.count for lattice in lattices), 0, []
-        for lattice in lattices:
-            share = context.subrange(100 * done / total, 100 * (done + lattice.count) / total)
-            found.append(
+        total, done, grids = sum(layout.count for layout in layouts), 0, []
+        for layout in layouts:
+            grids.append(
                 similarity_grid(
                     model,
-                    sought.vectors,
-                    sought.class_of,
-                    lattice,
+                    classes,
+                    layout,
                     lambda: Scene(scene.path, scene.options, stretch, model.channels),
                     bias,
                     request.flips,
                     threads,
                     folder,
-                    share,
+                    context.subrange(100 * done / total, 100 * (done + layout.count) / total),
                     lambda window: scene.may_contain_data(window) and wanted(window),
                 )
             )
-            done += lattice.count
-        return cls(scene.path, scene.options, stretch, part, tuple(found), sought.classes)
+            done += layout.count
+        return cls(scene.path, scene.options, stretch, part, tuple(grids), classes.classes)
 
     @property
     def edges(self) -> tuple[int, ...]:
-        """Of the windows, in the raster's pixels."""
-        return tuple(grid.lattice.edge // grid.lattice.enlargement for grid in self.grids)
+        """Window sizes in pixels of the raster, for an input picture of the model's own size."""
+        return tuple(grid.layout.edge // grid.layout.enlargement for grid in self.grids)
 
     def open(self) -> Scene:
-        """The raster, anew."""
+        """Opens the raster again."""
         return Scene(self.path, self.options, self.stretch)
 
-    def cosines(self, window: Window) -> np.ndarray:
-        """The mean over all sizes, float32 (classes, height, width), at the pixels of a window of the raster."""
-        return np.mean([grid.at(window) for grid in self.grids], axis=0)
+    def at_window(self, window: Window) -> np.ndarray:
+        """Cosines at the pixels of a window of the raster: the mean of all sizes, float32 (classes, height, width)."""
+        return np.mean([grid.at_window(window) for grid in self.grids], axis=0)
 
     def at_pixels(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """The same at single pixels, float32 (n, classes); NaN where the model did not look."""
+        """Cosines at single pixels of the raster, float32 (n, classes); NaN where the model saw nothing."""
         return np.mean([grid.at_pixels(rows, columns) for grid in self.grids], axis=0)
 
 
-def default_window_edges(scene: Scene, model: Encoder, part: Window) -> tuple[int, ...]:
-    """Of the windows that suit a model and the ground resolution, in the raster's pixels.
+def load_prompts(request: Union[SegmentRequest, CalibrateRequest], context: Context) -> tuple[PromptTable, Encoder]:
+    """The prompt table of a request, with a colour for each class, and its model.
 
-    The starter model sees best 64 pixels at a time, of Sentinel-2 as of pictures with half a metre; of sharper ones as
-    much ground. Beside them twice as much costs little, and corrects them. Models with smaller cells see more, and as
-    they take longer, once.
+    Raises:
+        ClippanError: the table or the model cannot be read.
+    """
+    table = parse_prompts(request.classes).with_colours()
+    if origin := texts.origin_note(request.classes, "classes"):
+        context.log(origin)
+    model = load_encoder(request.model, request.device, context.subrange(0, 5))
+    set_threads(request.threads)
+    return table, model
+
+
+def default_window_edges(scene: Scene, model: Encoder, part: Window) -> tuple[int, ...]:
+    """Window sizes that suit a model and the ground resolution, in pixels of the raster.
+
+    The starter model works best with windows of 64 pixels, for Sentinel-2 as well as for images of 0.5 m; for finer
+    ones, with windows of as many metres. Windows twice as large are added, which cost little and correct these. Models
+    with smaller cells see more at a time and are slower, and use one size.
     """
     grounds = (
         scene.pixel_size_in_metres(),
         scene.pixel_size_in_metres((part.x + part.width / 2, part.y + part.height / 2)),
     )
-    whole, here = ((ground[0] * ground[1]) ** 0.5 if ground else math.inf for ground in grounds)
-    # The part's extent should not matter; but the middle of a map service is on the equator.
-    gsd = here if here < _GSD_CHANGE * whole else whole
+    whole, local = ((ground[0] * ground[1]) ** 0.5 if ground else math.inf for ground in grounds)
+    # The extent of the part should not matter, but the centre of a global map service lies on the equator.
+    gsd = local if local < _GSD_CHANGE * whole else whole
     edge = round(max(_STARTER_EDGE, _MIN_METRES / gsd) * 32 / model.stride)
     return (edge, 2 * edge) if model.any_size else (edge,)

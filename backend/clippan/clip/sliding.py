@@ -1,9 +1,9 @@
-"""How well each class fits each place, on a coarse grid: windows over the raster go through the model once.
+"""Sliding windows: the similarity of a raster with classes, on a grid of cells.
 
-A window is a square of the raster that the model sees as one picture; its cells lie on one lattice, which begins at the
-raster's first pixel whatever the extent. Windows overlap, and a cell's value is the mean over those that it lies in,
-each weighted by a Hann window. Rows of windows are worked off from top to bottom, so that only the cells of one row are
-summed at a time, and what is finished goes into a file if it is large.
+A window is a square of the raster that the model sees as one picture. The cells of all windows lie on one grid, which
+starts at the raster's first pixel whatever the extent. Windows overlap; a cell's value is the mean over its windows,
+weighted by a Hann window. Rows of windows are processed from top to bottom, so that only the cells of one row are being
+summed at a time; a large grid is kept in a file.
 """
 
 from __future__ import annotations
@@ -18,29 +18,32 @@ from typing import Callable, Optional
 
 import numpy as np
 
+from clippan.clip.class_vectors import ClassVectors
 from clippan.clip.encoder import Encoder
 from clippan.core.context import Context
+from clippan.core.messages import Message
 from clippan.core.threads import in_order
 from clippan.raster.scene import Scene, empty_images
 from clippan.raster.tiles import Window
 
-_MAX_BYTES_IN_MEMORY = 2**28  # bytes of a grid; larger ones lie in a file
+_MAX_BYTES_IN_MEMORY = 2**28  # of a grid; larger ones are kept in a file
 ENLARGEMENT = 2  # a tower that takes any size sees pictures so much enlargement: fewer borders, whose padding it sees
-_MIN_VALID = 1e-6  # a window without any valid pixel is not looked at
+_MIN_VALID = 1e-6  # share of valid pixels below which a window is skipped
 
 
 @dataclass(frozen=True)
 class SlidingWindows:
-    """Windows and cells along both axes of a raster.
+    """The layout of windows and cells over a raster.
 
     Attributes:
         width, height: of the raster.
-        edge: of a window, in the raster's pixels.
-        pixels: edge of the picture that the model sees.
-        cells: of a window, along its edge.
-        enlargement: how much larger than the model's own its pictures are.
-        cell_stride: from window to window, in cells: about a half; for convolutional towers three quarters.
-        left, top, right, bottom: the windows, counted from the raster's first pixel; the last of each is left out.
+        edge: of a window, in pixels of the raster.
+        pixels: edge of the model's input picture.
+        cells: along the edge of a window.
+        enlargement: edge of the input picture relative to the model's own.
+        cell_stride: between windows, in cells: about half a window; for convolutional towers three quarters.
+        left, top, right, bottom: columns and rows of the windows, counted from the raster's first pixel; right and
+            bottom are exclusive.
     """
 
     width: int
@@ -59,26 +62,26 @@ class SlidingWindows:
     def of(
         cls, model: Encoder, width: int, height: int, edge: int, part: Window, cell_stride: Optional[int] = None
     ) -> SlidingWindows:
-        """The lattice for a part of a raster.
+        """The windows that cover a part of a raster.
 
         Args:
-            model: that looks.
+            model: the encoder.
             width, height: of the raster.
-            edge: of what the model sees as a picture of its own size, in the raster's pixels.
-            part: of the raster.
-            cell_stride: from window to window, in cells; by default what suits the model.
+            edge: of the window that fills an input picture of the model's own size, in pixels of the raster.
+            part: the part of the raster.
+            cell_stride: between windows, in cells; by default it depends on the model.
         """
-        larger = ENLARGEMENT if model.any_size else 1
-        pixels = model.pixels * larger
+        enlargement = ENLARGEMENT if model.any_size else 1
+        pixels = model.pixels * enlargement
         cells = pixels // model.stride
-        # The cells of a convolutional tower see little further than themselves; only those by the border are poor.
+        # Cells of a convolutional tower have a small receptive field; only those at the border are poor.
         cell_stride = cell_stride or max(cells * 3 // 4 if model.any_size else cells // 2, 1)
         whole = cells // math.gcd(
             cells, cell_stride
-        )  # of which an edge is a multiple, so that windows begin at a pixel
-        edge = max(1, round(edge * larger / whole)) * whole
+        )  # the edge is a multiple of this, so that windows start at a pixel
+        edge = max(1, round(edge * enlargement / whole)) * whole
         step = edge * cell_stride // cells
-        before = -(-edge // step) - 1  # windows that begin before the part and reach into it
+        before = -(-edge // step) - 1  # windows that start before the part and overlap it
         left, top = max(part.x // step - before, 0), max(part.y // step - before, 0)
         right, bottom = (
             max(min(math.ceil(end / step), math.ceil((size - edge) / step) + 1), first + 1)
@@ -87,16 +90,16 @@ class SlidingWindows:
                 (part.y + part.height, height, top),
             )
         )
-        return cls(width, height, edge, pixels, cells, larger, cell_stride, left, top, right, bottom)
+        return cls(width, height, edge, pixels, cells, enlargement, cell_stride, left, top, right, bottom)
 
     @property
     def stride(self) -> int:
-        """From window to window, in the raster's pixels."""
+        """Between windows, in pixels of the raster."""
         return self.edge * self.cell_stride // self.cells
 
     @property
     def cell(self) -> float:
-        """Edge of a cell, in the raster's pixels."""
+        """Edge of a cell in pixels of the raster."""
         return self.edge / self.cells
 
     @property
@@ -109,16 +112,16 @@ class SlidingWindows:
 
     @property
     def count(self) -> int:
-        """Of windows."""
+        """Number of windows."""
         return (self.bottom - self.top) * (self.right - self.left)
 
     def strip(self, row: int) -> Window:
-        """The window that holds all windows of a row."""
+        """The union of all windows of a row."""
         width = (self.right - self.left - 1) * self.stride + self.edge
         return Window(self.left * self.stride, row * self.stride, width, self.edge)
 
     def windows(self, row: int) -> list[tuple[int, Window]]:
-        """The windows of a row with their columns; they may reach beyond the raster."""
+        """The windows of a row with their column numbers; they may extend beyond the raster."""
         return [
             (column, Window(column * self.stride, row * self.stride, self.edge, self.edge))
             for column in range(self.left, self.right)
@@ -127,19 +130,24 @@ class SlidingWindows:
 
 @dataclass(frozen=True)
 class SimilarityGrid:
-    """Cosines of classes on a lattice's cells, float16 (classes, rows, columns); NaN where nothing was looked at."""
+    """Cosine similarity with classes on the cells of sliding windows.
 
-    lattice: SlidingWindows
+    Attributes:
+        layout: the windows.
+        values: float16 (classes, rows, columns); NaN where the model saw nothing.
+    """
+
+    layout: SlidingWindows
     values: np.ndarray
 
-    def at(self, window: Window) -> np.ndarray:
-        """Interpolated linearly to the pixels of a window: float32 (classes, height, width)."""
-        lattice = self.lattice
+    def at_window(self, window: Window) -> np.ndarray:
+        """Bilinear interpolation to the pixels of a window, float32 (classes, height, width)."""
+        layout = self.layout
         rows, across = _interpolation(
-            window.y, window.height, lattice.top * lattice.stride, lattice.cell, self.values.shape[1]
+            window.y, window.height, layout.top * layout.stride, layout.cell, self.values.shape[1]
         )
         columns, along = _interpolation(
-            window.x, window.width, lattice.left * lattice.stride, lattice.cell, self.values.shape[2]
+            window.x, window.width, layout.left * layout.stride, layout.cell, self.values.shape[2]
         )
         part = self.values[:, rows, columns].astype(np.float32)
         known = np.isfinite(part[0])
@@ -148,14 +156,14 @@ class SimilarityGrid:
         return np.matmul(np.matmul(across, part), along.T)
 
     def at_pixels(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """As ``at``, at single pixels of the raster: float32 (n, classes); NaN where nothing was looked at."""
-        lattice = self.lattice
+        """Bilinear interpolation to single pixels of the raster, float32 (n, classes); NaN where nothing is known."""
+        layout = self.layout
         ends = []
         for numbers, first, cells in (
-            (rows, lattice.top, self.values.shape[1]),
-            (columns, lattice.left, self.values.shape[2]),
+            (rows, layout.top, self.values.shape[1]),
+            (columns, layout.left, self.values.shape[2]),
         ):
-            place = np.clip((numbers + 0.5 - first * lattice.stride) / lattice.cell - 0.5, 0, cells - 1)
+            place = np.clip((numbers + 0.5 - first * layout.stride) / layout.cell - 0.5, 0, cells - 1)
             lower = np.floor(place).astype(int)
             ends.append(((lower, 1 - (place - lower)), (np.minimum(lower + 1, cells - 1), place - lower)))
         total = np.zeros((self.values.shape[0], len(rows)), np.float32)
@@ -172,9 +180,8 @@ class SimilarityGrid:
 
 def similarity_grid(
     model: Encoder,
-    texts: np.ndarray,
-    owners: np.ndarray,
-    lattice: SlidingWindows,
+    classes: ClassVectors,
+    layout: SlidingWindows,
     scene: Callable[[], Scene],
     bias: float,
     flips: bool,
@@ -183,36 +190,35 @@ def similarity_grid(
     context: Context,
     wanted: Callable[[Window], bool] = lambda window: True,
 ) -> SimilarityGrid:
-    """Looks at windows.
+    """Computes the similarity of a raster with classes.
 
     Args:
-        model: that looks.
-        texts: vectors of all words, (n, width).
-        owners: the class of each word, (n,), from 0 without gaps; a class is as likely as its likeliest word.
-        lattice: the windows.
-        scene: opens the raster; once in each thread.
-        bias: of the whole window's cosine, which is added to each cell's.
-        flips: also look at mirrored pictures.
-        threads: that read.
-        folder: for a grid that is too large for the memory.
-        context: hears of progress.
-        wanted: which windows, of any size; by default all.
+        model: the encoder.
+        classes: text vectors; a class's similarity is that of its most similar vector.
+        layout: the windows.
+        scene: opens the raster, once in each thread.
+        bias: weight of the whole window's cosine, which is added to that of each cell.
+        flips: also average over mirrored pictures.
+        threads: number of threads that read.
+        folder: for a grid too large for memory.
+        context: receives the progress.
+        wanted: whether a window, of any size, is needed; by default all are.
 
     Raises:
         ClippanError: the raster cannot be read, or the model has no dense features.
     """
-    classes, cell_stride = int(owners.max()) + 1, lattice.cell_stride
-    grid = _empty_grid((classes, *lattice.shape), folder)
-    taper = _hann_window(lattice.cells)
-    sums = np.zeros((classes, lattice.cells, lattice.shape[1]), np.float32)
-    weights = np.zeros((lattice.cells, lattice.shape[1]), np.float32)
-    readers = _WindowReader(scene, lattice.pixels)
-    starts = np.flatnonzero(np.diff(owners, prepend=-1))
-    done, row, begun = 0, lattice.top, time.monotonic()
+    count, cell_stride = int(classes.class_of.max()) + 1, layout.cell_stride
+    grid = _empty_grid((count, *layout.shape), folder)
+    taper = _hann_window(layout.cells)
+    sums = np.zeros((count, layout.cells, layout.shape[1]), np.float32)
+    weights = np.zeros((layout.cells, layout.shape[1]), np.float32)
+    readers = _WindowReader(scene, layout.pixels)
+    starts = np.flatnonzero(np.diff(classes.class_of, prepend=-1))
+    done, row, begun = 0, layout.top, time.monotonic()
 
     def finish(rows: int) -> None:
-        """Hands over the uppermost rows of cells, which no further window sees."""
-        top = (row - lattice.top) * cell_stride
+        """Stores the topmost rows of cells, which no later window covers."""
+        top = (row - layout.top) * cell_stride
         with np.errstate(invalid="ignore", divide="ignore"):
             grid[:, top : top + rows] = np.where(weights[:rows] > 0, sums[:, :rows] / weights[:rows], np.nan)
 
@@ -224,23 +230,26 @@ def similarity_grid(
             sums[:, -cell_stride:], weights[-cell_stride:] = 0, 0
             row += 1
 
-    for batch, (pictures, valid) in in_order(readers.read, _batches(lattice, model.batch, wanted), threads):
+    for batch, (pictures, valid) in in_order(readers.read, _batches(layout, model.batch, wanted), threads):
         advance(batch[0][0])
         keep = np.flatnonzero(valid)
         if len(keep):
-            cosines, whole = _cosines(model, pictures[keep], texts, flips)
+            cosines, whole = _cosines(model, pictures[keep], classes.vectors, flips)
             cosines = cosines + bias * whole[:, :, None, None]
-            likest = np.maximum.reduceat(cosines, starts, axis=1)
-            for position, values in zip(keep, likest):
-                begin = (batch[position][1] - lattice.left) * cell_stride
-                sums[:, :, begin : begin + lattice.cells] += taper * values
-                weights[:, begin : begin + lattice.cells] += taper
+            best = np.maximum.reduceat(cosines, starts, axis=1)
+            for position, values in zip(keep, best):
+                begin = (batch[position][1] - layout.left) * cell_stride
+                sums[:, :, begin : begin + layout.cells] += taper * values
+                weights[:, begin : begin + layout.cells] += taper
         done += len(batch)
         rate = done / max(time.monotonic() - begun, 1e-3)
-        context.progress(100 * done / lattice.count, f"{done:,} of {lattice.count:,} windows, {rate:.0f}/s")
-    advance(lattice.bottom - 1)
-    finish(lattice.cells)
-    return SimilarityGrid(lattice, grid)
+        context.progress(
+            100 * done / layout.count,
+            Message("{done:,} of {count:,} windows, {rate:.0f}/s", done=done, count=layout.count, rate=rate),
+        )
+    advance(layout.bottom - 1)
+    finish(layout.cells)
+    return SimilarityGrid(layout, grid)
 
 
 def _cosines(model: Encoder, pictures: np.ndarray, texts: np.ndarray, flips: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -255,26 +264,26 @@ def _cosines(model: Encoder, pictures: np.ndarray, texts: np.ndarray, flips: boo
 
 
 def _batches(
-    lattice: SlidingWindows, size: int, wanted: Callable[[Window], bool]
+    layout: SlidingWindows, size: int, wanted: Callable[[Window], bool]
 ) -> Iterator[list[tuple[int, int, Window]]]:
-    """Windows of a row, with row and column, at most ``size`` at a time."""
-    for row in range(lattice.top, lattice.bottom):
-        if not wanted(lattice.strip(row)):
+    """Batches of at most ``size`` windows of a row, each with its row and column."""
+    for row in range(layout.top, layout.bottom):
+        if not wanted(layout.strip(row)):
             continue
-        windows = [(row, column, window) for column, window in lattice.windows(row) if wanted(window)]
+        windows = [(row, column, window) for column, window in layout.windows(row) if wanted(window)]
         for start in range(0, len(windows), size):
             yield windows[start : start + size]
 
 
 class _WindowReader:
-    """Reads windows in several threads, each of which has the raster open."""
+    """Reads windows as pictures; each thread opens the raster once."""
 
     def __init__(self, scene: Callable[[], Scene], pixels: int) -> None:
         self._scene, self._pixels = scene, pixels
         self._local = threading.local()
 
     def read(self, batch: list[tuple[int, int, Window]]) -> tuple[np.ndarray, np.ndarray]:
-        """Pictures (n, bands, pixels, pixels), and which show anything (n,)."""
+        """Pictures (n, bands, pixels, pixels), and which have valid pixels (n,)."""
         if not hasattr(self._local, "scene"):
             self._local.scene = self._scene()
         pictures = empty_images(len(batch), (self._pixels, self._pixels), self._local.scene.channels)
@@ -285,7 +294,7 @@ class _WindowReader:
         return pictures, valid
 
     def _padded(self, window: Window) -> tuple[np.ndarray, float]:
-        """A window as a picture, mirrored at the raster's far borders."""
+        """A window as a picture, mirrored beyond the raster's right and bottom edges, and its share of valid pixels."""
         scene: Scene = self._local.scene
         width, height = min(window.width, scene.grid.width - window.x), min(window.height, scene.grid.height - window.y)
         inside = Window(window.x, window.y, width, height)
@@ -302,13 +311,13 @@ def _empty_grid(shape: tuple[int, ...], folder: Path) -> np.ndarray:
 
 
 def _hann_window(cells: int) -> np.ndarray:
-    """Weights of a window's cells (cells, cells), above zero everywhere."""
+    """Weights of a window's cells (cells, cells), all above 0."""
     axis = np.sin(np.pi * (np.arange(cells) + 0.5) / cells) ** 2
     return (axis[:, None] * axis).astype(np.float32)
 
 
 def _interpolation(first: int, count: int, origin: float, cell: float, cells: int) -> tuple[slice, np.ndarray]:
-    """Which cells lie about pixels along an axis, and the weights (pixels, cells) to interpolate between them."""
+    """The cells around pixels along an axis, and the interpolation weights (pixels, cells)."""
     places = np.clip((np.arange(first, first + count) + 0.5 - origin) / cell - 0.5, 0, cells - 1)
     lower = np.minimum(places.astype(int), max(cells - 2, 0))
     begin, end = int(lower[0]), min(int(lower[-1]) + 2, cells)
@@ -321,7 +330,6 @@ def _interpolation(first: int, count: int, origin: float, cell: float, cells: in
 
 
 def _fill_unknown(part: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Cells that nothing is known of get the mean of the others: they lie among nodata, and only their neighbours'
-    interpolation sees them."""
+    """Fills unknown cells, which lie in nodata, with the mean of the others; they affect only interpolation nearby."""
     mean = part[:, known].mean(axis=1) if known.any() else np.zeros(len(part), np.float32)
     return np.where(known, part, mean[:, None, None])

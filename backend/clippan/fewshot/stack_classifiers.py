@@ -151,7 +151,7 @@ class ClipFeatureExtractor:
         self._stack, self._model, self._folder = stack, model, folder
         self._scene = Scene(path, look)
         self._request = SegmentRequest(raster=path, classes="", output="", threads=threads)
-        self._words = ClassVectors(np.eye(model.width, dtype=np.float32), np.arange(model.width), model.width)
+        self._words = ClassVectors.identity(model.width)
         self._places = _PixelTransform(stack.georeferenced_grid, self._scene.grid)
         self._view: Optional[SimilarityMaps] = None
 
