@@ -49,7 +49,7 @@ _FIELDS = (
 
 # From weak to strong: told apart with every kind of colour vision, and the strong ones shine on dark imagery.
 COLOURS = ("#5c3a8c", "#3f6fa8", "#26a08a", "#86cf4a", "#fde725")
-_CASING = QColor(20, 20, 20, 200)
+CASING = QColor(20, 20, 20, 200)
 _FILL = 28  # of 255: the place has to be seen through it
 
 _TIP = """<b>[% "prompt" %]</b>, [% round(100 * "confidence") %] %<br>
@@ -145,10 +145,10 @@ def _renderer() -> QgsGraduatedSymbolRenderer:
 
 def _symbol(colour: str) -> QgsFillSymbol:
     fill = QgsSimpleFillSymbolLayer(
-        styling.with_alpha(colour, _FILL), Qt.BrushStyle.SolidPattern, _CASING, Qt.PenStyle.NoPen
+        styling.with_alpha(colour, _FILL), Qt.BrushStyle.SolidPattern, CASING, Qt.PenStyle.NoPen
     )
     # The dark casing keeps a light line legible on snow and clouds.
-    casing = QgsSimpleLineSymbolLayer(_CASING, 1.1)
+    casing = QgsSimpleLineSymbolLayer(CASING, 1.1)
     line = QgsSimpleLineSymbolLayer(QColor(colour), 0.6)
     symbol = QgsFillSymbol()
     symbol.changeSymbolLayer(0, fill)
@@ -161,7 +161,7 @@ def _labels() -> QgsVectorLayerSimpleLabeling:
     buffer = QgsTextBufferSettings()
     buffer.setEnabled(True)
     buffer.setSize(0.8)
-    buffer.setColor(_CASING)
+    buffer.setColor(CASING)
     text = QgsTextFormat()
     text.setSize(10)
     text.setColor(QColor("white"))

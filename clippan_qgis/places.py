@@ -15,7 +15,6 @@ def _place(name: str) -> Path:
 
 BACKEND = _place("backend")  # the folder that holds the package ``clippan``
 RESOURCES = _place("resources")
-METADATA = _place("metadata.txt")
 
 
 def import_jobs() -> None:

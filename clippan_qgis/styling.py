@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -70,10 +70,6 @@ class Style:
             renderer = layers[0].renderer().clone()
         names = tuple(name for layer in layers for name in band_names(layer, alone=len(layers) > 1))
         return cls(renderer, tuple(bands), names, files=tuple(map(_file, layers)))
-
-    def of_result(self, sensor: str, provenance: Mapping[str, str]) -> Style:
-        """The same, with what the job has found out."""
-        return replace(self, sensor=sensor, provenance=dict(provenance))
 
     def apply(self, layer: QgsRasterLayer) -> None:
         """Gives a layer the renderer and the provenance."""

@@ -33,7 +33,6 @@ CATALOGUES = ROOT / "resources" / "i18n"
 _CALLS = {
     **dict.fromkeys(("Message", "ClippanError", "Cancelled", "tr", "line", "log", "pushInfo", "pushWarning"), (0,)),
     **dict.fromkeys(("progress", "Output", "_accuracy", "_part", "_figure"), (1,)),
-    "_recall": (2,),
 }
 _SHOWN = {"TITLE", "GROUP", "HELP", "remedy", "description"}  # attributes of classes that hold such texts
 

@@ -16,11 +16,9 @@ class _SupervisorEditor(ModelEditor):
     """The CLIP that supervises, or none."""
 
     def labels(self, item):
-        """With none."""
         return {**super().labels(item), _NO_CLIP: tr("None")}
 
     def value(self, algorithm, item, name, parameters, context):
-        """Empty for none."""
         chosen = super().value(algorithm, item, name, parameters, context)
         return "" if chosen == _NO_CLIP else chosen
 
@@ -36,7 +34,7 @@ class AdaptFusionModel(base.JobAlgorithm):
 
     JOB = AdaptFusionRequest
     NAMES = {"ms": "SPECTRAL", "pan": "PANCHROMATIC"}
-    EDITORS = {"clip": _SupervisorEditor("Own CLIP")}
+    EDITORS = {"clip": _SupervisorEditor(Message("Own CLIP"))}
     OUTPUTS = (
         *(_figure(name, when) for name in ADAPTED for when in ("before", "after")),
         base.Output("STEPS_DONE", "Steps until the model that was kept", lambda result: result.steps),

@@ -19,7 +19,6 @@ class _RastersEditor(ServiceEditor):
     """Layers, which may be left out in favour of a folder."""
 
     def definition(self, item, name, label):
-        """An optional list."""
         definition = super().definition(item, name, label)
         definition.setFlags(definition.flags() | Qgis.ProcessingParameterFlag.Optional)
         return definition

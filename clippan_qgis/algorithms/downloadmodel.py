@@ -13,13 +13,11 @@ class _DownloadEditor(ChoiceEditor):
     """The models that the Hub holds, with size and licence."""
 
     def definition(self, item, name, label):
-        """The first is proposed."""
         definition = super().definition(item, name, label)
         definition.setDefaultValue(next(iter(self.labels(item))))
         return definition
 
     def labels(self, item):
-        """With size and licence."""
         models = [model for model in MODELS.values() if model.repository]
         return {model.id: f"{model.label} ({model.size / 1e6:.0f} MB, {model.licence})" for model in models}
 

@@ -17,7 +17,6 @@ class _DataEditor(Editor):
     """A folder of pictures or a raster: two parameters, of which one is given."""
 
     def definitions(self, item, name):
-        """The two."""
         folder = Qgis.ProcessingFileParameterBehavior.Folder
         pictures = QgsProcessingParameterFile("PICTURES", tr("Folder of pictures"), folder, optional=True)
         pictures.setHelp(
@@ -36,7 +35,6 @@ class _DataEditor(Editor):
         return [pictures, raster]
 
     def value(self, algorithm, item, name, parameters, context):
-        """The folder or the raster."""
         pictures = sources.absolute(algorithm.parameterAsFile(parameters, "PICTURES", context))
         layers = algorithm.layers(parameters, "INPUT", context)
         raster = sources.data_source(layers[0]) if layers else algorithm.parameterAsString(parameters, "INPUT", context)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qgis.core import QgsRasterLayer
 
 from clippan.jobs import PansharpenRequest
@@ -27,16 +29,8 @@ class Pansharpen(base.JobAlgorithm):
     TITLE = "Pansharpen"
     GROUP = "Pansharpening"
     TAGS = (
-        "pan",
-        "sharpen",
-        "fusion",
-        "panchromatic",
-        "multispectral",
-        "resolution",
-        "brovey",
-        "gram-schmidt",
-        "mtf",
-        "landsat",
+        *("pan", "sharpen", "fusion", "panchromatic", "multispectral", "resolution"),
+        *("brovey", "gram-schmidt", "mtf", "landsat"),
     )
     HELP = (
         "Sharpens a multispectral raster with the panchromatic band of the same scene. The result has the colours of "
@@ -67,7 +61,7 @@ class Pansharpen(base.JobAlgorithm):
 
     def postProcessAlgorithm(self, context, feedback):
         """Writes the style beside the file, and has the layer styled if it is loaded."""
-        style = self._style.of_result(self._result.sensor, self._result.provenance)
+        style = replace(self._style, sensor=self._result.sensor, provenance=self._result.provenance)
         styling.write_sidecar(self._result.output, style.apply)
         self.on_load(context, "OUTPUT", QgsRasterLayer, style.apply, self._result.method.upper())
         return {}

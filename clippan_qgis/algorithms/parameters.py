@@ -93,7 +93,6 @@ class TextListEditor(Editor):
     """Texts between semicolons."""
 
     def value(self, algorithm, item, name, parameters, context):
-        """A text each."""
         return query.split(algorithm.parameterAsString(parameters, name, context))
 
 
@@ -101,7 +100,6 @@ class PhrasesEditor(Editor):
     """Texts on lines of their own, or the path of a file of them."""
 
     def definition(self, item, name, label):
-        """A text of several lines."""
         return QgsProcessingParameterString(name, label, None, multiLine=True, optional=not item.required)
 
     def value(self, algorithm, item, name, parameters, context):
@@ -119,13 +117,11 @@ class PromptsEditor(Editor):
     """A prompt table, which dialogs show as one."""
 
     def definition(self, item, name, label):
-        """A text with a widget of our own."""
         definition = QgsProcessingParameterString(name, label)
         definition.setMetadata({"widget_wrapper": {"class": _PROMPTS_WIDGET}})
         return definition
 
     def value(self, algorithm, item, name, parameters, context):
-        """The table, or an absolute path."""
         text = algorithm.parameterAsString(parameters, name, context).strip()
         path = texts.named_file(text)
         return sources.absolute(path) if path else text
@@ -142,7 +138,6 @@ class NumberEditor(Editor):
         self._default = default
 
     def definition(self, item, name, label):
-        """A number with its range."""
         whole = Qgis.ProcessingNumberParameterType.Integer
         kind = whole if item.type is int else Qgis.ProcessingNumberParameterType.Double
         default = self._default if self._default is not None else None if item.required else item.default
@@ -168,7 +163,6 @@ class NumbersEditor(Editor):
     """Numbers between commas or blanks."""
 
     def value(self, algorithm, item, name, parameters, context):
-        """A number each."""
         text = algorithm.parameterAsString(parameters, name, context)
         try:
             numbers = [float(part) for part in text.replace(";", " ").replace(",", " ").split()]
@@ -185,7 +179,6 @@ class BandsEditor(Editor):
     """Band numbers such as 1,2,3 or 2-4."""
 
     def value(self, algorithm, item, name, parameters, context):
-        """A number each; scripts may give a list."""
         value = parameters.get(name)
         if isinstance(value, (list, tuple)):
             value = ",".join(str(number) for number in value)
@@ -200,11 +193,9 @@ class SwitchEditor(Editor):
     """Yes or no."""
 
     def definition(self, item, name, label):
-        """A check box."""
         return QgsProcessingParameterBoolean(name, label, item.default)
 
     def value(self, algorithm, item, name, parameters, context):
-        """Whether it is on."""
         return algorithm.parameterAsBool(parameters, name, context)
 
 
@@ -212,7 +203,6 @@ class ChoiceEditor(Editor):
     """A list whose values are words, the same in scripts, models and qgis_process; dialogs show the labels."""
 
     def definition(self, item, name, label):
-        """The list."""
         default = item.default.value if isinstance(item.default, enum.Enum) else item.default
         return choice(name, label, self.labels(item), default)
 
@@ -234,7 +224,6 @@ class DeviceEditor(ChoiceEditor):
         return f"{super().help(item)} {more}"
 
     def value(self, algorithm, item, name, parameters, context):
-        """The device, or that of the options."""
         chosen = super().value(algorithm, item, name, parameters, context)
         preferred = Settings.read().device
         if chosen is Device.AUTO and preferred in item.choices:
@@ -245,11 +234,10 @@ class DeviceEditor(ChoiceEditor):
 class ModelEditor(ChoiceEditor):
     """A vision-language model: one of the list, or a folder of the user's own as a second parameter."""
 
-    def __init__(self, own: str = "Own model") -> None:
+    def __init__(self, own: str = Message("Own model")) -> None:
         self._own = own
 
     def definitions(self, item, name):
-        """The list, and the folder that takes its place."""
         folder = QgsProcessingParameterFile(
             WEIGHTS, tr(self._own), Qgis.ProcessingFileParameterBehavior.Folder, optional=True
         )
@@ -268,7 +256,6 @@ class ModelEditor(ChoiceEditor):
         return f"{super().help(item)}\n{notes}"
 
     def value(self, algorithm, item, name, parameters, context):
-        """The id of the model, or the folder."""
         folder = algorithm.parameterAsString(parameters, WEIGHTS, context)
         return sources.absolute(folder) or algorithm.parameterAsEnumString(parameters, name, context)
 
@@ -277,7 +264,6 @@ class RasterEditor(Editor):
     """A raster layer, or several."""
 
     def definition(self, item, name, label):
-        """One layer or a list of them."""
         if item.many:
             return QgsProcessingParameterMultipleLayers(
                 name, label, Qgis.ProcessingSourceType.Raster, optional=not item.required
@@ -289,7 +275,6 @@ class RasterEditor(Editor):
         return sources.data_source(layer)
 
     def value(self, algorithm, item, name, parameters, context):
-        """The data source, or one for each layer."""
         layers = algorithm.layers(parameters, name, context)
         found = tuple(self.source(layer) for layer in layers)
         if item.many:
@@ -301,7 +286,6 @@ class OneRasterEditor(RasterEditor):
     """One raster layer where the job takes several."""
 
     def definition(self, item, name, label):
-        """A layer."""
         return QgsProcessingParameterRasterLayer(name, label)
 
     def value(self, algorithm, item, name, parameters, context):
@@ -314,7 +298,6 @@ class GridEditor(Editor):
     """One of the raster layers, where the job takes its number."""
 
     def definition(self, item, name, label):
-        """A layer."""
         return QgsProcessingParameterRasterLayer(name, label, optional=True)
 
     def value(self, algorithm, item, name, parameters, context):
@@ -348,7 +331,6 @@ class SamplesEditor(Editor):
         ]
 
     def definition(self, item, name, label):
-        """A vector layer."""
         return QgsProcessingParameterFeatureSource(name, label, self._geometries, optional=not item.required)
 
     def value(self, algorithm, item, name, parameters, context):
@@ -371,13 +353,11 @@ class FieldEditor(Editor):
         self._default = default
 
     def definition(self, item, name, label):
-        """A field of the layer of samples."""
         samples = "SAMPLES"
         default = self._default or item.default
         return QgsProcessingParameterField(name, label, default, samples, optional=not (item.required or self._default))
 
     def value(self, algorithm, item, name, parameters, context):
-        """The field's name."""
         return algorithm.parameterAsString(parameters, name, context) or self._default or item.default
 
 
@@ -385,12 +365,10 @@ class FileEditor(Editor):
     """A file to read."""
 
     def definition(self, item, name, label):
-        """A file with its ending, if it has to have one."""
         ending = getattr(item.kind, "ending", "").lstrip(".")
         return QgsProcessingParameterFile(name, label, extension=ending, optional=not item.required)
 
     def value(self, algorithm, item, name, parameters, context):
-        """The absolute path."""
         path = sources.absolute(algorithm.parameterAsFile(parameters, name, context))
         return (path,) if item.many and path else () if item.many else path
 
@@ -399,7 +377,6 @@ class FolderEditor(FileEditor):
     """A folder to read."""
 
     def definition(self, item, name, label):
-        """A folder."""
         folder = Qgis.ProcessingFileParameterBehavior.Folder
         return QgsProcessingParameterFile(name, label, folder, optional=not item.required)
 
@@ -408,12 +385,10 @@ class IndexEditor(Editor):
     """A tile index: a file, or a catalogue in PostgreSQL."""
 
     def definition(self, item, name, label):
-        """A file, whose name may be a connection."""
         files = tr("GeoPackage (*.gpkg);;All files (*)")
         return QgsProcessingParameterFile(name, label, fileFilter=files)
 
     def value(self, algorithm, item, name, parameters, context):
-        """The absolute path, or the connection."""
         index = algorithm.parameterAsString(parameters, name, context)
         return index if kinds.is_database(index) else sources.absolute(index)
 
@@ -422,7 +397,6 @@ class ExtentEditor(Editor):
     """A part of the map; its coordinate system comes with it."""
 
     def definition(self, item, name, label):
-        """An extent."""
         return QgsProcessingParameterExtent(name, label, optional=True)
 
     def value(self, algorithm, item, name, parameters, context):
@@ -442,11 +416,9 @@ class CrsEditor(Editor):
     """The coordinate system of the extent; no parameter of its own."""
 
     def definitions(self, item, name):
-        """None."""
         return []
 
     def value(self, algorithm, item, name, parameters, context):
-        """That of the extent; empty without one."""
         if algorithm.parameterAsExtent(parameters, "EXTENT", context).isNull():
             return ""
         return query.crs_name(algorithm.parameterAsExtentCrs(parameters, "EXTENT", context))
@@ -456,7 +428,6 @@ class PointEditor(Editor):
     """A place on the map."""
 
     def definition(self, item, name, label):
-        """A point."""
         return QgsProcessingParameterPoint(name, label, optional=not item.required)
 
     def value(self, algorithm, item, name, parameters, context):
@@ -477,7 +448,6 @@ class OutputEditor(Editor):
     late = True
 
     def definition(self, item, name, label):
-        """A destination."""
         files = f"{tr(item.kind.description)} (*{item.kind.endings[0]})"
         return QgsProcessingParameterFileDestination(
             name, label, files, optional=not item.required, createByDefault=item.required or item.proposed
@@ -496,7 +466,6 @@ class FolderOutputEditor(OutputEditor):
     """A folder to write."""
 
     def definition(self, item, name, label):
-        """A destination."""
         return QgsProcessingParameterFolderDestination(name, label, optional=not item.required)
 
 
@@ -504,7 +473,6 @@ class RasterOutputEditor(OutputEditor):
     """A raster to write, which QGIS may load."""
 
     def definition(self, item, name, label):
-        """A destination."""
         return QgsProcessingParameterRasterDestination(
             name, label, optional=not item.required, createByDefault=item.required or item.proposed
         )

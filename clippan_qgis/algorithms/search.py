@@ -23,11 +23,9 @@ class _SinkEditor(Editor):
     """The places, as a layer of any provider; the engine writes no file of them."""
 
     def definition(self, item, name, label):
-        """A sink."""
         return QgsProcessingParameterFeatureSink(name, label, Qgis.ProcessingSourceType.VectorPolygon)
 
     def value(self, algorithm, item, name, parameters, context):
-        """None for the engine."""
         return ""
 
 
@@ -35,7 +33,6 @@ class _PlaceCrsEditor(CrsEditor):
     """The coordinate system of the extent, and else that of the place."""
 
     def value(self, algorithm, item, name, parameters, context):
-        """Its name; empty without extent and place."""
         found = super().value(algorithm, item, name, parameters, context)
         if not found and parameters.get("PLACE"):
             found = query.crs_name(algorithm.parameterAsPointCrs(parameters, "PLACE", context))

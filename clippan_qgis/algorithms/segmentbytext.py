@@ -29,7 +29,6 @@ class _PolygonsEditor(OutputEditor):
     """The polygons, as a layer of any provider; the engine writes them to a file from which they are copied."""
 
     def definition(self, item, name, label):
-        """A sink."""
         return QgsProcessingParameterFeatureSink(
             name, label, Qgis.ProcessingSourceType.VectorPolygon, optional=True, createByDefault=False
         )

@@ -32,7 +32,6 @@ class _StagesEditor(Editor):
     """Both stages, or one."""
 
     def definition(self, item, name, label):
-        """A list."""
         labels = {
             "both": tr("Both stages, one after the other"),
             "first": tr("Stage 1 only: parts of pictures"),
@@ -41,7 +40,6 @@ class _StagesEditor(Editor):
         return choice(name, label, labels, "both")
 
     def value(self, algorithm, item, name, parameters, context):
-        """Their numbers."""
         return _STAGES[algorithm.parameterAsEnumString(parameters, name, context)]
 
 

@@ -28,7 +28,6 @@ from ..styling import Style, with_alpha
 
 MARGIN = 2.0  # the view is so many times as wide as the place
 FAINT, STRONG = QColor(hits.COLOURS[-1]), QColor("#ff2fa0")  # no land cover is magenta
-CASING = QColor(20, 20, 20, 200)
 
 
 class Guide:
@@ -84,7 +83,7 @@ class Guide:
     def _band(self, colour: QColor, width: int) -> QgsRubberBand:
         band = QgsRubberBand(self._canvas, Qgis.GeometryType.Polygon)
         band.setStrokeColor(colour)
-        band.setSecondaryStrokeColor(CASING)
+        band.setSecondaryStrokeColor(hits.CASING)
         band.setFillColor(with_alpha(colour, 0))
         band.setWidth(width)
         return band

@@ -103,7 +103,7 @@ def test_a_folder_of_the_users_own_model(run, asked, raster, tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"TILE_METRES": "wide"}, "“Tile size in metres, such as 200 or 200,800”, wide, is not understood"),
+        ({"TILE_METRES": "wide"}, "wide, is not understood"),
         ({"RASTERS": []}, "“Rasters” is missing; name a file or a GDAL data source"),
         ({"TILE_METRES": "5", "TILE": "16"}, "in pixels and in metres"),
         ({"OUTPUT": "/nowhere/x.gpkg"}, "/nowhere does not exist"),

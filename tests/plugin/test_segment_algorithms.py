@@ -216,7 +216,7 @@ def test_values_as_qgis_process_gives_them(run, asked, inputs):
         ({"CLASSES": "water; water"}, "are both called water"),
         ({"CLASSES": '{"classes": []}'}, "No classes were given"),
         ({"CLASSES": "/nowhere/classes.json"}, "cannot be read"),
-        ({"WINDOW": "wide"}, "“Window, such as 128 or 128,256”, wide, is not understood"),
+        ({"WINDOW": "wide"}, "wide, is not understood"),
         ({"BANDS": "1,2"}, "choose three for red, green and blue"),
         ({"OUTPUT": "/nowhere/map.tif"}, "The output folder /nowhere does not exist"),
         ({"INPUT": "/nowhere/a.tif"}, "“Raster”, /nowhere/a.tif, does not exist; check the path"),
@@ -378,7 +378,7 @@ def test_all_that_a_calibration_can_be_asked(run, asked, fitting, tmp_path):
     [
         ({"FIELD": "colour"}, "The labelled places have no field colour; choose the one that holds the class"),
         ({"CLASSES": "water"}, "give two or more"),
-        ({"OUTPUT": "{}/x.txt"}, "let its name end in .json"),
+        ({"OUTPUT": "{}/x.txt"}, " end in .json"),
     ],
 )
 def test_what_cannot_be_calibrated_is_told_in_a_sentence(run, asked, fitting, tmp_path, change, sentence):
