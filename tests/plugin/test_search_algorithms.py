@@ -241,7 +241,7 @@ def test_map_services_become_what_gdal_reads(tmp_path):
 
 def test_services_that_cannot_be_read(tmp_path):
     for source, sentence in (
-        ("type=xyz&url=https://x.org/{q}.png", "is not of the form"),
+        ("type=xyz&url=https://x.org/{q}.png", "does not have the form"),
         ("type=xyz&authcfg=abc1234&url=https://x.org/{z}/{x}/{y}.png", "needs a login"),
         ("tileMatrixSet=a&crs=EPSG:3857&layers=b&styles=&format=image/png&url=https://x.org", "is tiled in a way"),
     ):
