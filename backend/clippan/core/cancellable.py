@@ -12,16 +12,8 @@ T = TypeVar("T")
 
 
 def run_cancellable(work: Callable[[], T], context: Context) -> T:
-    """Does work that may block, on the network or in a library, and notices within a tenth of a second that the user
-    cancels. The work's thread is then left to itself: it ends when it is done or times out, and nobody sees what.
-
-    Args:
-        work: in a thread of its own.
-        context: may cancel.
-
-    Raises:
-        Cancelled: the user wants no more of it; and what the work raises.
-    """
+    """Runs blocking work in a thread of its own and notices cancelling within 0.1 s; the thread then ends by itself and
+    its result is dropped. Raises Cancelled, or what the work raises."""
     future: futures.Future[T] = futures.Future()
 
     def run() -> None:

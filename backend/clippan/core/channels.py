@@ -12,13 +12,12 @@ _MAX_NAMES = 12  # bands that a sentence lists
 
 @dataclass(frozen=True)
 class Channels:
-    """The bands that go into a model, and how their values become 0 to 1.
+    """The bands of a raster that go into a model, and how their values are scaled to 0–1.
 
     Attributes:
         names: of the bands, in order.
-        low, high: the value of each band that becomes 0, and the one that becomes 1; what lies beyond is cut.
-        numbers: which bands, from 1, of a raster with ``total`` they are.
-        total: see there.
+        low, high: values of each band that become 0 and 1; values beyond are clipped.
+        numbers: the bands, from 1, in a raster with ``total`` bands.
     """
 
     names: tuple[str, ...]
@@ -45,11 +44,11 @@ class Channels:
         return ", ".join(self.names[:_MAX_NAMES]) + (" …" if len(self.names) > _MAX_NAMES else "")
 
     def band_numbers(self, described: Sequence[str]) -> tuple[int, ...]:
-        """Which of a raster's bands these are, counted from 1: by their names, else by their numbers if there are as
-        many bands in all, else all if there are as many as go in.
+        """The raster's bands, from 1, that go into the model: by name, else by number if the raster has ``total``
+        bands, else all if the count fits.
 
         Args:
-            described: what the raster calls its bands; empty where it does not.
+            described: the raster's band names; empty where a band has none.
 
         Raises:
             ClippanError: the raster has other bands.

@@ -18,20 +18,15 @@ _SMALL_NETWORK = 64  # a size up to which a network is small
 def write(
     path: Path, what: str, weights: Mapping[str, Tensor], header: Mapping[str, str], outputs: Optional[Outputs] = None
 ) -> None:
-    """Writes weights and what is known of them as safetensors: whole or not at all, the same bytes for the same values;
-    with the other outputs of a run if it has some.
-
-    Raises:
-        ClippanError: the file cannot be written.
-    """
+    """Writes weights and their description as safetensors, whole or not at all; the same values give the same bytes.
+    Raises ClippanError if the file cannot be written."""
     content = _with_sorted_metadata(save(dict(weights), dict(header)))
     with write_output(str(path), what, outputs) as part:
         part.write_bytes(content)
 
 
 def _with_sorted_metadata(content: bytes) -> bytes:
-    """A safetensors file with its metadata by name: the library writes them in another order each time, and the same
-    training is to give the same bytes."""
+    """The file with its metadata sorted: the library writes them in a random order."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -46,15 +41,8 @@ def metadata(content: bytes) -> dict[str, str]:
 
 
 def check_sizes(sizes: Iterable[int], weights: Mapping[str, Tensor]) -> None:
-    """Refuses a damaged description, by which a network would be built that is too large for this machine.
-
-    Args:
-        sizes: of the network: how wide, how deep and so on.
-        weights: that it is to have.
-
-    Raises:
-        ValueError: a size is larger than any of the weights, and than there are of them.
-    """
+    """Raises ValueError if ``sizes`` of a network (widths, depths) exceed every dimension and the number of its
+    weights: a damaged description must not allocate a huge network."""
     most = max(_SMALL_NETWORK, len(weights), *(size for value in weights.values() for size in value.shape))
     if max(sizes, default=0) > most:
         raise ValueError("it describes a larger network than it has weights for")

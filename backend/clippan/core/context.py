@@ -48,7 +48,7 @@ class Context:
 
     @property
     def without_progress(self) -> Context:
-        """A context that only cancels, as what runs in several threads tells of no progress."""
+        """A context that only cancels, for work in several threads."""
         return Context(cancelled=self.is_cancelled)
 
     def subrange(self, start: float, end: float) -> Context:

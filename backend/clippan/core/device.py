@@ -33,11 +33,8 @@ class Device(Choice):
 
 
 def sleep_idle_threads() -> None:
-    """Lets idle threads of OpenMP sleep rather than spin; to be called before torch is loaded.
-
-    A network of many small steps waits often. On a machine that does something else as well, as one with QGIS's window
-    does, spinning threads took pre-training five times as long, and other programs their time.
-    """
+    """Makes idle OpenMP threads sleep instead of spin; call it before torch is loaded. Beside other programs, such as
+    QGIS's window, spinning threads made pre-training five times as slow."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -99,13 +96,7 @@ def gpu_memory_errors() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """A device to compute on.
-
-    Attributes:
-        device: as torch knows it.
-        reason: why this one, as a short sentence.
-        cuda_failed: whether CUDA would have been used if it could.
-    """
+    """A device to compute on, why it was chosen, and whether CUDA was preferred but failed (``cuda_failed``)."""
 
     device: torch.device
     reason: str
@@ -118,16 +109,14 @@ class DeviceChoice:
 
 
 def choose_device(wanted: Device, exact: bool = False) -> DeviceChoice:
-    """The device to compute on.
-
-    Auto means CUDA where it works, else the CPU. Apple's MPS is used only when asked for: we could not try it.
+    """The device to compute on: for Auto CUDA where it works, else the CPU; MPS, which is untested, only on request.
 
     Args:
-        wanted: what is asked for.
-        exact: whether figures are summed in float64, which MPS does not have: then the CPU takes its place.
+        wanted: the requested device.
+        exact: sums need float64, which MPS lacks: then the CPU replaces it.
 
     Raises:
-        ClippanError: the wanted device, or PyTorch itself, is not there.
+        ClippanError: the device, or PyTorch itself, is not available.
     """
     torch = require_torch()
     if wanted is Device.CPU:
@@ -155,7 +144,7 @@ def choose_device(wanted: Device, exact: bool = False) -> DeviceChoice:
 
 
 def has_gpu() -> bool:
-    """Whether there is a graphics card for CUDA, as torch or the driver knows it, even if it does not compute."""
+    """Whether torch or the driver knows a CUDA graphics card, even if it does not compute."""
     torch = require_torch()
     if torch.cuda.is_available():
         return True
@@ -166,11 +155,8 @@ def has_gpu() -> bool:
 
 
 def nvidia_gpus() -> list[tuple[str, str]]:
-    """Names and driver versions of NVIDIA GPUs, as the driver's own tool tells them, whatever torch can do.
-
-    Raises:
-        ClippanError: the tool is there, but the driver does not answer it.
-    """
+    """Names and driver versions of NVIDIA GPUs according to nvidia-smi; raises ClippanError if the driver does not
+    answer."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []

@@ -19,11 +19,9 @@ REQUIRED: Any = enum.Enum("Required", "REQUIRED").REQUIRED  # type: ignore[attr-
 
 
 def to_json(value: Any, messages: bool = False) -> Any:
-    """A request or result as plain JSON values (dict, list, str, float, int, bool, None).
+    """A request or result as plain JSON values; NaN and infinities become "NaN", "Infinity" and "-Infinity".
 
-    With ``messages``, sentences that can be translated are objects with key and values, and else English texts.
-
-    JSON has no NaN and no infinity: they become the words "NaN", "Infinity" and "-Infinity", which ``from_json`` takes.
+    With ``messages``, translatable sentences become objects with key and values instead of English texts.
     """
     if isinstance(value, Message):
         return value.to_json() if messages else str(value)
@@ -41,11 +39,7 @@ def to_json(value: Any, messages: bool = False) -> Any:
 
 
 def from_json(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Builds the dataclass ``kind`` from JSON values.
-
-    Raises:
-        ClippanError: a name is unknown or missing, or a value is not of the declared type.
-    """
+    """Builds the dataclass ``kind`` from JSON values; raises ClippanError for wrong or missing names and wrong types."""
     if not isinstance(values, Mapping):
         raise ClippanError("A {type} is written as a JSON object with named values.", type=kind.__name__)
     hints = typing.get_type_hints(kind)

@@ -19,8 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
@@ -84,12 +83,8 @@ def _with_suffixes(path: str, endings: tuple[str, ...]) -> list[str]:
 
 
 class Outputs:
-    """The files of a run. A context manager: left normally, all are put in place, or if one cannot be, none; left by an
-    exception, nothing stays.
-
-    Raises:
-        ClippanError: they cannot be put in place, or there is no place to make them.
-    """
+    """The output files of a run, a context manager: all are put in place on normal exit, or none; none stays after an
+    exception. Raises ClippanError if that fails."""
 
     def __init__(self) -> None:
         self._folders: dict[str, _Folder] = {}
@@ -98,12 +93,7 @@ class Outputs:
     def __enter__(self) -> Outputs:
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, kind: Optional[type[BaseException]], error: Any, trace: Any) -> None:
         try:
             if kind is None:
                 self._place()
@@ -111,8 +101,8 @@ class Outputs:
             self._discard()
 
     def temporary_path(self, path: str) -> str:
-        """Where the file is to be made that will be at ``path``; what stands beside it there comes along if it belongs
-        to a file of this kind, and else goes."""
+        """Where to write the file that will be moved to ``path``; sidecars of its kind beside it move along, stale ones
+        at ``path`` are removed."""
         if path not in self._parts:
             if _is_virtual(path):
                 self._parts[path] = (
@@ -123,7 +113,7 @@ class Outputs:
         return self._parts[path]
 
     def temporary_folder(self, path: str) -> Path:
-        """A folder of this run beside an output, for what is not kept."""
+        """A folder of this run beside an output, deleted at the end."""
         if path not in self._folders:
             place = Path(tempfile.gettempdir(), Path(path).name) if _is_virtual(path) else Path(path)
             try:
@@ -187,12 +177,10 @@ class Outputs:
 
 @contextlib.contextmanager
 def write_output(path: str, what: str, outputs: Optional[Outputs] = None) -> Iterator[Path]:
-    """Where a file is to be written, so that it is whole or not there at all.
+    """Yields the temporary path of one output file, put in place with the other ``outputs`` of a run, or alone.
 
     Args:
-        path: the file.
-        what: how to call it in a sentence.
-        outputs: of the run, with which it is put in place; by default it is alone, and there afterwards.
+        what: how a sentence calls the file.
 
     Raises:
         ClippanError: it cannot be written.
@@ -207,15 +195,11 @@ def write_output(path: str, what: str, outputs: Optional[Outputs] = None) -> Ite
 
 @contextlib.contextmanager
 def exclusive_lock(file: Path, what: str, sentence: str) -> Iterator[None]:
-    """Holds a lock, as one process at a time can.
+    """Holds a lock file that one process at a time can hold; it exists as long as it is held.
 
     Args:
-        file: that is locked; there as long as it is.
-        what: how to call in a sentence what will be written.
-        sentence: that tells that another process holds it.
-
-    Raises:
-        ClippanError: another process does, or the file cannot be made.
+        what: how a sentence calls what will be written.
+        sentence: raised as a ClippanError if another process holds the lock.
     """
     try:
         lock = _Lock(file)
@@ -254,14 +238,12 @@ def write_error(
     remedy: str = "choose another place",
     space_remedy: str = "free some space or choose another folder",
 ) -> ClippanError:
-    """The sentence for a file that could not be written: which disk is full, or what else was in the way.
+    """The error for a file that could not be written: the disk is full, or another cause.
 
     Args:
-        what: how to call the file.
-        path: where it was to be.
-        error: what failed; not all libraries say why.
-        remedy: what helps where the disk is not full.
-        space_remedy: what helps where it is.
+        what: how the sentence calls the file.
+        error: the failure; not all libraries give a reason.
+        remedy, space_remedy: remedies for a disk with and without free space.
     """
     reason = one_line(error) if isinstance(error, BaseException) else " ".join(error.split()).rstrip(".")
     number = error.errno if isinstance(error, OSError) else None
@@ -301,18 +283,14 @@ class _LockTaken(Exception):
 
 
 class _Lock:
-    """A lock on a file, which ends with the process however that ends.
+    """A lock on a file, which ends with the process. Raises _LockTaken if another holds it, OSError if the file cannot
+    be made.
 
     Args:
-        path: of the file.
-        anyway: goes on where another seems to have it, for a file system whose word on that cannot be trusted.
+        anyway: go on if the lock seems taken, on file systems whose answer is unreliable.
 
     Attributes:
-        firm: False on a file system that knows no locks.
-
-    Raises:
-        _Held: another has it.
-        OSError: the file cannot be made.
+        firm: False on a file system without locks.
     """
 
     def __init__(self, path: Path, anyway: bool = False) -> None:
@@ -339,7 +317,6 @@ class _Lock:
             return False
 
     def close(self) -> None:
-        """Lets go of it."""
         os.close(self._file)
 
     def release(self) -> None:
@@ -353,14 +330,8 @@ class _Lock:
 
 
 class _Folder:
-    """A new hidden folder beside an output, locked by this run.
-
-    Attributes:
-        locks: False on a file system, as some of a network are, that says of every lock that another holds it.
-
-    Raises:
-        OSError: it cannot be made.
-    """
+    """A new hidden folder beside an output, locked by this run; ``locks`` is False where the file system (some network
+    ones) reports every lock as taken. Raises OSError."""
 
     def __init__(self, output: Path) -> None:
         remove_leftovers(str(output))
@@ -385,7 +356,6 @@ class _Folder:
         return path
 
     def remove(self) -> None:
-        """Removes it with all that is in it."""
         _remove_folder(self.path, self._lock)
 
 

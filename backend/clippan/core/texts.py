@@ -21,10 +21,10 @@ COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
 def named_file(text: str) -> str:
-    """The path of the file that a text names; empty if it stands for itself.
+    """The path of the file that a text names; empty for a literal text.
 
-    A file's name ends in .txt, .csv or .json and has no semicolon; or the file is there, and the text has an ending, a
-    folder, or an @ before it, which is left out.
+    A file name ends in .txt, .csv or .json and has no semicolon; or the file exists and the text has a suffix, a
+    folder, or a leading @, which is dropped.
     """
     text = text.strip()
     if "\n" in text or text.startswith(("{", "[")):
@@ -41,15 +41,8 @@ def named_file(text: str) -> str:
 
 
 def resolve_text(text: str, what: str) -> str:
-    """A text itself, or what the file holds that it names.
-
-    Args:
-        text: as the user wrote it.
-        what: how a sentence calls it, as "prompt table".
-
-    Raises:
-        ClippanError: the file cannot be read, or is not in UTF-8.
-    """
+    """The text itself, or the content of the UTF-8 file that it names; ``what`` is how a sentence calls it. Raises
+    ClippanError if the file cannot be read."""
     path = named_file(text)
     if not path:
         return text.strip()
@@ -79,12 +72,12 @@ def origin_note(text: str, what: str) -> str:
 
 
 def is_json(text: str, content: str) -> bool:
-    """Whether a content is written as JSON: by its first sign, or by the name of the file that the text named."""
+    """Whether a text is written as JSON, or the file that it names is."""
     return content.startswith("{") or named_file(text).lower().endswith(".json")
 
 
 def split_items(content: str) -> list[str]:
-    """What stands between semicolons or on lines of their own, without what is empty."""
+    """Items between semicolons or on lines of their own, without empty ones."""
     return [part for part in (part.strip() for part in re.split(r"[;\n]", content)) if part]
 
 
@@ -94,15 +87,8 @@ def join_names(names: Sequence[str], most: int = 5) -> str:
 
 
 def parse_legend(text: str, what: str = "legend") -> dict[str, str]:
-    """Names by values, from ``1=water; #3C1098=building``, or a file of the same or of JSON; colours in capitals.
-
-    Args:
-        text: as the user wrote it.
-        what: how a sentence calls it.
-
-    Raises:
-        ClippanError: it is no such list.
-    """
+    """Names by value, from ``1=water; #3C1098=building`` or a file of the same or of JSON; colours in capitals. Raises
+    ClippanError for other texts."""
     found: Any
     written = resolve_text(text, what)
     if is_json(text, written):

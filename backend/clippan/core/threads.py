@@ -29,10 +29,10 @@ def in_order(
     threads: int,
     initializer: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[Item, Result], None, None]:
-    """Applies a function to items on several threads, and yields the results in the items' order.
+    """Applies a function to items in several threads and yields (item, result) in the items' order.
 
-    At most two more items than threads are under way or waiting to be taken, so memory stays bounded. When the
-    consumer closes the generator, what has not started is dropped and what has is waited for.
+    At most ``threads + 2`` items are pending, which bounds memory. If the consumer closes the generator, pending items
+    are dropped and running ones awaited.
     """
     pool = ThreadPoolExecutor(threads, initializer=initializer)
     pending: deque[tuple[Item, Future[Result]]] = deque()

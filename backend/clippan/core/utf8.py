@@ -34,11 +34,10 @@ def check(value: Any) -> None:
 
 
 def ensure(module: str) -> None:
-    """Starts this program anew with Python in its UTF-8 mode, where the locale is of another encoding, as without one
-    (cron, containers): Python would take the letters of names for others, or could not write them at all.
+    """Restarts this program in Python's UTF-8 mode where the locale has another encoding, or none (cron, containers).
 
     Args:
-        module: that is being run, where Python does not tell how it was started.
+        module: the module being run, where Python does not record how it was started.
     """
     if sys.platform == "win32" or sys.getfilesystemencoding() == "utf-8" or not sys.executable:
         return

@@ -136,11 +136,8 @@ def _plan_rasters(
     counts: _Counts,
     context: Context,
 ) -> tuple[list[_RasterTask], int]:
-    """Compares the rasters with what the index holds, drops what is gone, and lists what is to do.
-
-    Returns:
-        That, and how many rasters are as they were.
-    """
+    """Compares the rasters with the index, drops what is gone, and returns what is to do, and how many rasters are
+    unchanged."""
     shared = is_database(request.output)
     # A raster may be there several times, for several extents.
     known = {(raster.path, SceneOptions.of(raster.look).area): raster for raster in index.rasters.values()}

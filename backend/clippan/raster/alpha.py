@@ -40,13 +40,8 @@ def alpha_bands(dataset: gdal.Dataset) -> list[int]:
 
 
 def without_false_alpha(dataset: gdal.Dataset, path: str, always: bool) -> gdal.Dataset:
-    """The dataset, in which bands that hold an image are not tagged as alpha.
-
-    Args:
-        dataset: to be read.
-        path: what it was opened by.
-        always: take any band for an image band, as the user names it as one.
-    """
+    """The dataset with the alpha tag removed from bands that hold an image; ``path`` is what it was opened by,
+    ``always`` removes the tag from all."""
     tagged = alpha_bands(dataset)
     images = [number for number in tagged if always or _holds_image(dataset, number)]
     if not images:
@@ -72,13 +67,12 @@ def without_false_alpha(dataset: gdal.Dataset, path: str, always: bool) -> gdal.
 
 
 def alpha_notes(datasets: Iterable[gdal.Dataset]) -> list[str]:
-    """What the user should know of how datasets were opened, as sentences."""
+    """Sentences about bands whose alpha tag was removed."""
     return [note for note in (dataset.GetMetadataItem(_NOTE, METADATA_DOMAIN) for dataset in datasets) if note]
 
 
 def is_retagged(dataset: gdal.Dataset) -> bool:
-    """Whether bands of a dataset have lost their tag of alpha. Its file has not: resampled while it is read, GDAL still
-    leaves out what is 0 in such a band."""
+    """Whether alpha tags were removed. The file keeps them: GDAL's resampling still leaves out zeros of such a band."""
     return dataset.GetMetadataItem(_PATH, METADATA_DOMAIN) is not None
 
 

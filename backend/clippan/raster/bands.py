@@ -32,10 +32,8 @@ def natural_colour_bands(
     """The bands for a picture in natural colours, or the one that is shown in grey.
 
     Args:
-        dataset: whose bands they are.
-        original: what it was made of, which may tell the sensor.
-        path: of that.
-        numbers: of the bands that are no mask.
+        dataset: whose ``numbers`` (bands other than masks) are chosen from.
+        original, path: the file behind it, which may reveal the sensor.
     """
     files = [PurePosixPath(name.replace("\\", "/")).name for name in original.GetFileList() or []]
     found = natural_colours(
@@ -68,9 +66,9 @@ def band_metadata(dataset: gdal.Dataset, numbers: Sequence[int]) -> list[Band]:
 
 
 def _vrt_file_stems(dataset: gdal.Dataset) -> list[str]:
-    """For each band of a virtual raster what the file is called that it is made of; empty where it is not one alone.
+    """For each band of a virtual raster the stem of its only source file; empty where it has several.
 
-    (A band's own list of its sources ends the process in GDAL 3.6, if the raster was made in memory.)
+    (GDAL 3.6 crashes on a band's own list of sources if the raster was made in memory.)
     """
     if dataset.GetDriver().ShortName != "VRT" or len(dataset.GetFileList() or []) > _MAX_VRT_FILES:
         return [""] * dataset.RasterCount

@@ -20,11 +20,11 @@ _MAX_CELLS = 1024  # along an edge of the map that says where there may be somet
 
 @dataclass(frozen=True)
 class Footprint:
-    """Where a raster may hold something, by the cells of a coarse map.
+    """Where a raster may hold data, on a coarse map of cells.
 
     Attributes:
         edge: of a cell, in pixels.
-        cumulative: how many cells above and to the left of each corner hold something, int (rows + 1, columns + 1).
+        cumulative: non-empty cells above and to the left of each corner, int (rows + 1, columns + 1).
         width, height: of the raster, in pixels.
     """
 
@@ -34,7 +34,7 @@ class Footprint:
     height: int
 
     def may_contain_data(self, window: Window) -> bool:
-        """Whether anything may be in a window, which may reach beyond the raster; never wrongly no."""
+        """Whether a window, which may reach beyond the raster, may hold data; never wrongly False."""
         rows, columns = self.cumulative.shape[0] - 1, self.cumulative.shape[1] - 1
         left, top = min(max(window.x, 0) // self.edge, columns), min(max(window.y, 0) // self.edge, rows)
         right = min(-(-max(window.x + window.width, 0) // self.edge), columns)
@@ -49,7 +49,7 @@ class Footprint:
 
     @property
     def bounds(self) -> Window:
-        """The least window of cells outside which there is nothing; a pixel if there is nothing at all."""
+        """The smallest window of cells that holds all data; one pixel if there is none."""
         cells = self.cells
         rows, columns = np.flatnonzero(cells.any(axis=1)), np.flatnonzero(cells.any(axis=0))
         if not len(rows):
@@ -61,21 +61,18 @@ class Footprint:
 
 
 class Coverage:
-    """Which pixels of some bands were written. What was not has no data if the file says so.
+    """Which pixels of some bands of one size were written; unwritten ones are nodata if the file says so.
 
-    Most formats do not tell it, and then everything counts as written. So it does where zeros may be meant: GDAL leaves
-    blocks of zeros out of some files that nobody meant to be sparse. But of a huge raster what was never written is
-    taken for nodata in any case, unless that is all of it: nobody waits for hours to see it.
-
-    Who uses it holds the dataset's lock.
+    Where the format does not tell, or zeros may be meant (GDAL omits blocks of zeros from some files), all counts as
+    written. In a huge raster unwritten blocks are nodata in any case, unless all are unwritten. Callers hold the
+    dataset's lock.
 
     Args:
-        bands: of one size; a pixel is written if it is in any of them.
-        nodata: whether what GDAL reads of a block that was not written (a declared nodata value, or 0) is nodata.
+        nodata: whether GDAL reads nodata (a declared value, or 0) from unwritten blocks.
 
     Attributes:
-        footprint: where something may be; None if all counts as written.
-        assumed: whether something is taken for nodata though the file does not say so.
+        footprint: where data may be; None if all counts as written.
+        assumed: whether blocks are nodata although the file does not say so.
     """
 
     def __init__(self, bands: Sequence[gdal.Band], nodata: bool) -> None:
@@ -91,16 +88,14 @@ class Coverage:
             self.footprint, self.assumed = footprint, not nodata
 
     def may_contain_data(self, window: Window) -> bool:
-        """Whether anything may be written in a window, which may reach beyond the raster; quick, never wrongly no."""
         return self.footprint is None or self.footprint.may_contain_data(window)
 
     @property
     def bounds(self) -> Window:
-        """A window outside which nothing is written."""
         return self._all if self.footprint is None else self.footprint.bounds
 
     def written_mask(self, window: Window) -> Optional[np.ndarray]:
-        """Which pixels of a window inside the raster are written, bool (height, width); None if all are."""
+        """Written pixels of a window inside the raster, bool (height, width); None if all are."""
         if self.footprint is None:
             return None
         x, y, width, height = window.x, window.y, window.width, window.height

@@ -39,14 +39,11 @@ def source_files(dataset: gdal.Dataset) -> list[str]:
 
 
 def refuse_overwriting(outputs: Iterable[str], inputs: Iterable[str]) -> None:
-    """Sees to it that no output, and nothing beside one that writing it touches, is what an input reads.
+    """Raises ClippanError if writing an output would replace a file that an input reads.
 
     Args:
-        outputs: files that will be written; empty names are none.
-        inputs: files, GDAL data sources or descriptions (XML) that will be read; a name that is none does no harm.
-
-    Raises:
-        ClippanError: one is.
+        outputs: files to write; empty names are skipped.
+        inputs: files, GDAL data sources or XML descriptions; names of nothing are ignored.
     """
     there: dict[Any, tuple[str, str]] = {}  # what only is to be made can be no input
     for output in filter(None, outputs):
@@ -83,7 +80,7 @@ def _walk_sources(sources: Iterable[str]) -> Iterator[tuple[Any, str]]:
 
 
 def _identity(name: str) -> Optional[Any]:
-    """What tells a file from all others, whatever it is called; None for what is no file."""
+    """What identifies a file under all its names; None if there is no such file."""
     try:
         if name.startswith("/vsi"):
             return name if gdal.VSIStatL(name) is not None else None

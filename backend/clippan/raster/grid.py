@@ -44,9 +44,8 @@ class Grid:
     Attributes:
         width, height: in pixels.
         geotransform: GDAL's; None for a picture without one.
-        crs: as WKT, as the raster declares it; empty if unknown.
-        rpc: rational polynomial coefficients (keyword, value) of a raster without a geotransform, in GDAL's terms;
-            empty without any.
+        crs: WKT as declared; empty if unknown.
+        rpc: rational polynomial coefficients (keyword, value) of a raster without a geotransform, GDAL's keywords.
     """
 
     width: int
@@ -57,11 +56,8 @@ class Grid:
 
     @classmethod
     def of(cls, dataset: gdal.Dataset) -> Grid:
-        """The grid of an open dataset.
-
-        Raises:
-            ClippanError: it is placed by control points that no grid fits, or by geolocation arrays.
-        """
+        """The grid of an open dataset; raises ClippanError for control points that fit no grid, and for geolocation
+        arrays."""
         geotransform = dataset.GetGeoTransform(can_return_null=True)
         crs = dataset.GetProjection() or ""
         rpc: Rpc = ()
@@ -96,7 +92,7 @@ class Grid:
         return bool(osr.SpatialReference(wkt=own).IsSame(osr.SpatialReference(wkt=there)))
 
     def cropped(self, left: int, top: int, right: int, bottom: int) -> Grid:
-        """The grid of some columns and rows; the last of each are left out."""
+        """The grid of the columns left:right and rows top:bottom."""
         geotransform = None
         if self.geotransform:
             g = self.geotransform
@@ -110,20 +106,15 @@ class Grid:
         return Grid(right - left, bottom - top, geotransform, self.crs, rpc)
 
     def with_rpc_of(self, coarse: Grid, x: Axis, y: Axis) -> Grid:
-        """This grid with the RPCs of a coarser raster of one place, counted in its own pixels, where it has neither
-        RPCs nor a geotransform itself.
-
-        Args:
-            coarse: the grid with RPCs.
-            x, y: its axes on this grid.
-        """
+        """This grid with the RPCs of a coarser raster of the same place, whose axes on this grid are x and y; unchanged
+        if it has RPCs or a geotransform."""
         if self.rpc or self.geotransform or not coarse.rpc:
             return self
         return replace(self, rpc=_moved_rpc(coarse.rpc, (x.ratio, y.ratio), (x.offset, y.offset)))
 
     def pixel_offset_in(self, base: Grid, tolerance: float) -> Optional[tuple[int, int]]:
-        """First pixel (column, row) in the pixels of another grid; None if their pixels do not coincide within
-        ``tolerance`` of a pixel. Both have a geotransform."""
+        """First pixel (column, row) in another grid's pixels; None if pixels differ by more than ``tolerance`` pixels.
+        Both have a geotransform."""
         inverse = gdal.InvGeoTransform(base.geotransform)
         if inverse is None:
             return None
@@ -183,15 +174,14 @@ class Axis:
     offset: float
 
     def shifted(self, distance: float) -> Axis:
-        """The axis ``distance`` output pixels further right (down)."""
         return Axis(self.ratio, self.offset + distance) if distance else self
 
     def to_ms(self, position: float) -> float:
-        """Output pixel index (its centre) as a fractional multispectral index."""
+        """Multispectral index (fractional, at pixel centres) of an output pixel index."""
         return (position + 0.5 - self.offset) / self.ratio - 0.5
 
     def to_output(self, index: float) -> float:
-        """Multispectral index (its centre) as a fractional output pixel index."""
+        """Output pixel index (fractional, at pixel centres) of a multispectral index."""
         return (index + 0.5) * self.ratio + self.offset - 0.5
 
 
@@ -213,13 +203,10 @@ class Alignment:
 
 
 def align(pan: Grid, ms: Grid) -> Alignment:
-    """Lays the multispectral grid over the panchromatic one, both in one CRS.
+    """Aligns the multispectral grid with the panchromatic one, both in one CRS.
 
-    The output holds every PAN pixel whose centre lies inside MS. Two pictures without georeference are laid corner
-    to corner.
-
-    Raises:
-        ClippanError: they do not overlap, MS is finer than PAN, or one grid is rotated against the other.
+    The output holds every PAN pixel whose centre lies inside MS; without georeference the two are aligned at their
+    corners. Raises ClippanError if they do not overlap, MS is finer, or they are rotated against each other.
     """
     x, y = relative_axes(pan, ms)
     left, right = centres_inside(x, ms.width, pan.width)
@@ -243,11 +230,8 @@ def align(pan: Grid, ms: Grid) -> Alignment:
 
 
 def relative_axes(pan: Grid, ms: Grid) -> tuple[Axis, Axis]:
-    """The columns and rows of one grid on the pixels of the other; both in one CRS.
-
-    Raises:
-        ClippanError: one is rotated or mirrored against the other, or only one has a georeference.
-    """
+    """Columns and rows of one grid on the pixels of the other, in one CRS; raises ClippanError if they are rotated or
+    mirrored against each other, or only one has a georeference."""
     if pan.geotransform is None or ms.geotransform is None:
         if pan.geotransform or ms.geotransform:
             which = "panchromatic" if pan.geotransform is None else "multispectral"

@@ -15,10 +15,8 @@ _ROUNDING = 1e-6  # part by which a decimal spelling such as -3.4028235e+38 may 
 
 
 def as_pixel_value(nodata: Optional[float], dtype: np.dtype) -> Optional[float]:
-    """A nodata value as pixels of this type hold it, None if no pixel can have it.
-
-    Decimal spellings of the least and the greatest float32 that lie just beyond it (-3.4028235e+38) become that.
-    """
+    """A nodata value as pixels of this type hold it, None if they cannot. Decimal spellings just beyond float32's range
+    (-3.4028235e+38) become its limit."""
     if nodata is None:
         return None
     if np.issubdtype(dtype, np.floating):
@@ -39,12 +37,7 @@ def band_nodata(band: gdal.Band, override: Optional[float]) -> Optional[float]:
 
 
 def unwritten_is_nodata(band: gdal.Band, nodata: Optional[float]) -> bool:
-    """Whether GDAL reads nodata where a sparse file holds nothing: the value that is declared, else 0.
-
-    Args:
-        band: of the file.
-        nodata: the value that counts as nodata; None for none.
-    """
+    """Whether GDAL reads ``nodata`` (None for none) from unwritten blocks, where it reads the declared value or 0."""
     declared = band.GetNoDataValue()
     read = 0.0 if declared is None else declared
     return nodata is not None and (read == nodata or (math.isnan(read) and math.isnan(nodata)))

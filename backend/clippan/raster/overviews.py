@@ -21,17 +21,16 @@ def build_sparse_overviews(
     options: Sequence[str],
     callback: Callable[[float, str, object], int],
 ) -> None:
-    """Builds overviews of the parts that were written; elsewhere they stay unwritten too.
+    """Builds overviews of the written parts; elsewhere they stay unwritten.
 
     Args:
-        dataset: a GeoTIFF open for writing, flushed.
-        levels: powers of 2, in rising order.
-        resampling: one that looks at each pixel once, such as AVERAGE or MODE.
-        options: for GDAL's BuildOverviews.
-        callback: GDAL's progress function.
+        dataset: a flushed GeoTIFF open for writing.
+        levels: ascending powers of 2.
+        resampling: one that reads each pixel once, such as AVERAGE or MODE.
+        options, callback: of GDAL's BuildOverviews.
 
     Raises:
-        RuntimeError: GDAL could not write, or was stopped by the callback.
+        RuntimeError: GDAL could not write, or the callback stopped it.
     """
     dataset.BuildOverviews("NONE", list(levels), options=[*options, "SPARSE_OK=TRUE"])
     numbers = range(1, dataset.RasterCount + 1)

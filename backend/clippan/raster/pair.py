@@ -29,15 +29,12 @@ _SAME_SIZE, _COARSER_SIZE = 1.05, 1.5  # of PAN's pixel: the size of one that ma
 
 @dataclass(frozen=True)
 class Pair:
-    """Two aligned sources. Windows of PAN are in output pixels, windows of MS in multispectral pixels.
+    """Two aligned sources. PAN's windows are in output pixels, MS's in multispectral pixels.
 
     Attributes:
-        pan, ms: the sources.
-        hints: what may tell the sensor: file names and metadata values.
-        notes: sentences for the user: what was decided of the files.
-        grid: the output's grid: PAN's pixels whose centres lie inside MS.
-        x, y: the multispectral axes on it.
-        offsets: how far each band lies to the right and below these axes, in output pixels; empty if none does.
+        hints: file names and metadata that may reveal the sensor.
+        notes: sentences for the user about decisions on the files.
+        offsets: (x, y) of each band from the axes, in output pixels; empty if all are 0.
     """
 
     pan: Source
@@ -49,25 +46,19 @@ class Pair:
 
     @property
     def grid(self) -> Grid:
-        """The output's grid."""
         return self.alignment.grid
 
     @property
     def x(self) -> Axis:
-        """The multispectral columns on the output's grid."""
         return self.alignment.x
 
     @property
     def y(self) -> Axis:
-        """The multispectral rows on the output's grid."""
         return self.alignment.y
 
     def shifted(self, x: float, y: float, offsets: Sequence[tuple[float, float]] = ()) -> Pair:
-        """The pair with MS moved to the right and down, in output pixels, and each band by its offset besides.
-
-        The output's grid stays: it follows from coordinates alone, so that scenes of one place keep one grid. At a
-        border that MS has moved away from, its last samples repeat.
-        """
+        """The pair with MS moved right and down by (x, y) output pixels, and each band by its offset besides. The
+        output's grid stays; at borders that MS has moved away from, its last samples repeat."""
         moved = replace(self.alignment, x=self.x.shifted(x), y=self.y.shifted(y))
         own = tuple(offsets) if any(offset != (0, 0) for offset in offsets) else ()
         return replace(self, alignment=moved, offsets=own)
@@ -86,8 +77,7 @@ class Pair:
         return self.ms_window().intersection(self.ms.bounds).intersection(seen)
 
     def ms_windows(self, size: int) -> list[Window]:
-        """Windows of MS, squares of ``size``, over all samples whose centres lie in the output, but for those in which
-        MS holds nothing."""
+        """Square windows of ``size`` that cover ``ms_window``, without those where MS holds no data."""
         whole = self.ms_window()
         windows = (
             Window(window.x + whole.x, window.y + whole.y, window.width, window.height)
@@ -135,19 +125,16 @@ class Pair:
 
 @contextlib.contextmanager
 def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Optional[float] = None) -> Iterator[Pair]:
-    """Opens and aligns a pair.
-
-    MS rasters in another CRS are reprojected on the fly (cubic) to PAN's, and several of them brought to the finest
-    one's grid.
+    """Opens and aligns a pair: MS rasters are reprojected to PAN's CRS (cubic, on the fly), several to the finest grid.
 
     Args:
-        pan: data source of one band (an alpha band besides is its mask).
+        pan: data source of one band, maybe with an alpha band as its mask.
         ms: one data source, or several to stack.
-        bands: which bands of the stack, from 1; empty means all.
-        nodata: overrides the declared nodata values, where a raster's type can have it.
+        bands: of the stack, from 1; empty for all.
+        nodata: overrides declared values where the type can hold it.
 
     Raises:
-        ClippanError: one sentence for each way in which the two cannot be fused.
+        ClippanError: the two cannot be fused.
     """
     pan = panchromatic(pan)
     pan_dataset, opened = open_dataset(pan, PAN), open_datasets(ms, MS, bands)
@@ -210,7 +197,7 @@ def _pan_sized_notes(pan: str, grid: Grid, ms: Sequence[str], datasets: Sequence
 
 
 def _relative_pixel_size(grid: Grid, pan: Grid) -> float:
-    """The size of a grid's pixels, in PAN's; where they have no place or another unit, by the number of pixels."""
+    """Pixel size relative to PAN's; by pixel counts where grids have no place or different units."""
     one, other = grid.geotransform, pan.geotransform
     if one and other and grid.shares_crs(pan):
         return math.sqrt(abs(one[1] * one[5] - one[2] * one[4]) / abs(other[1] * other[5] - other[2] * other[4]))

@@ -19,7 +19,7 @@ from typing import Optional
 from osgeo import gdal
 
 from clippan.catalogue.band_names import COLOURS, band_number, band_order, colour_of_band
-from clippan.core.errors import ClippanError
+from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
 from clippan.core.texts import join_names
 from clippan.jobs.pansharpen import PansharpenRequest
@@ -63,15 +63,14 @@ _MAX_NAMES = 5  # files that a sentence lists
 
 @dataclass(frozen=True)
 class Product:
-    """A scene that comes as several files.
+    """A scene of several files.
 
     Attributes:
-        name: what it is called by, which ``find`` opens.
-        files: of the bands, in the order of the scene's; or one that GDAL opens by itself, and after it the tiles that
-            it lists.
-        bands: what they are called (``B8A``); empty for what GDAL opens by itself.
-        pan: the file of the panchromatic band; empty without one.
-        texts: files that may tell the scale of the values.
+        name: its name, which ``open_product`` opens.
+        files: of the bands in order; or one that GDAL opens by itself, then the tiles that it lists.
+        bands: band names (``B8A``); empty for what GDAL opens by itself.
+        pan: file of the panchromatic band; empty without one.
+        texts: files that may hold the scale of the values.
     """
 
     name: str
@@ -81,11 +80,7 @@ class Product:
     texts: tuple[str, ...] = ()
 
     def open(self) -> gdal.Dataset:
-        """As one raster, on the grid of the finest band.
-
-        Raises:
-            RuntimeError: GDAL cannot.
-        """
+        """The scene as one raster on the grid of the finest band; raises RuntimeError if GDAL fails."""
         if not self.bands:
             try:
                 return gdal.OpenEx(self.files[0], gdal.OF_RASTER | gdal.OF_VERBOSE_ERROR)
@@ -124,8 +119,8 @@ class Product:
         return dataset
 
     def can_be_stacked(self) -> bool:
-        """Whether the bands can be laid on one grid: all are north-up in one CRS, or all are of one size and lie
-        nowhere. True too where a file cannot be opened, which ``open`` tells."""
+        """Whether the bands fit on one grid: all north-up in one CRS, or all of one size without place. True too where
+        a file cannot be opened, which ``open`` reports."""
         if not self.bands:
             return True
         try:
@@ -146,14 +141,13 @@ class Product:
 
 @dataclass
 class Contents:
-    """What a folder or an archive holds.
+    """Files in a folder or an archive.
 
     Attributes:
         products: scenes of several files.
-        rasters: other pictures.
-        masks, previews, maps: what is no picture of the ground: quality bands and masks, small copies of a scene, maps
-            that CLIPPan made.
-        archives: of a folder.
+        rasters: other images.
+        masks, previews, maps: quality bands and masks, small copies of a scene, maps made by CLIPPan.
+        archives: in a folder.
     """
 
     products: list[Product] = field(default_factory=list)
@@ -164,7 +158,7 @@ class Contents:
     archives: list[str] = field(default_factory=list)
 
     def skipped_notes(self) -> list[str]:
-        """A sentence for each kind of file that is no picture."""
+        """A sentence for each kind of file that is skipped."""
         kinds = {
             "Skipped quality bands and masks: {count:,} ({files}).": self.masks,
             "Skipped previews: {count:,} ({files}).": self.previews,
@@ -179,17 +173,16 @@ class Contents:
 
 
 def open_product(path: str, what: str) -> Optional[gdal.Dataset]:
-    """Opens the one raster that a folder, an archive or the metadata file of a scene stands for.
+    """Opens the one raster in a folder, an archive or a scene's metadata file, which GDAL does not open by itself.
 
     Args:
-        path: which GDAL does not open.
-        what: how to call it in a sentence.
+        what: how a sentence calls it.
 
     Returns:
-        None for what is none of these.
+        None if ``path`` is none of these.
 
     Raises:
-        ClippanError: it holds no raster, several, or one that cannot be read.
+        ClippanError: it contains no raster, several, or one that cannot be read.
     """
     products, rasters = _resolve(path)
     try:
@@ -206,12 +199,11 @@ def open_product(path: str, what: str) -> Optional[gdal.Dataset]:
         if len(rasters) == 1 and not products:
             return gdal.OpenEx(rasters[0], gdal.OF_RASTER | gdal.OF_VERBOSE_ERROR)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
         raise ClippanError(
             "The {what} {path} is a scene whose files cannot be combined; check whether it is complete ({reason}).",
             what=what,
             path=path,
-            reason=reason,
+            reason=one_line(error),
         ) from error
     if not (_vsi_archive(path) or _is_folder(path)):
         return None
@@ -232,24 +224,23 @@ def open_product(path: str, what: str) -> Optional[gdal.Dataset]:
 
 
 def product_files(path: str) -> list[str]:
-    """The files of all scenes and rasters that a folder, an archive or the name of a scene stands for; none for what
-    GDAL opens."""
+    """Files of all scenes and rasters in a folder, an archive or a scene; none for what GDAL opens."""
     products, rasters = _resolve(path)
     return [name for product in products for name in (*product.files, product.pan) if name] + rasters
 
 
 def panchromatic(path: str) -> str:
-    """The file of the panchromatic band, for a scene of several files; any other path as it is."""
+    """The panchromatic file of a scene of several files; any other path unchanged."""
     products, _ = _resolve(path)
     return products[0].pan if len(products) == 1 and products[0].pan else path
 
 
 def expand(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """The pictures that files, folders (with all below them), archives and data sources stand for, each once.
+    """The images in files, folders (recursively), archives and data sources, each once.
 
     Returns:
-        The pictures, as absolute paths where they are files; a sentence for each folder or archive without any; and
-        one for each kind of file in folders that is no picture.
+        Their paths, absolute where they are files; a sentence for each folder or archive without any; and one for each
+            kind of skipped file.
     """
     found: dict[str, str] = {}  # by the file itself: a link to it is no other raster
     failed: list[str] = []
@@ -297,7 +288,7 @@ def expand(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file, a folder or a scene of this name; False too for texts that cannot be one."""
+    """Whether a file, folder or scene of this name exists; False too for texts that cannot be a name."""
     try:
         place = Path(path)
         if place.exists() or "*" not in place.name:
@@ -310,19 +301,19 @@ def exists(path: str) -> bool:
 
 
 def is_quality(name: str) -> bool:
-    """Whether this is the name of a quality band or mask, or of its file: codes, that nobody may interpolate."""
+    """Whether this is the name of a quality band or mask, or of its file; its codes cannot be interpolated."""
     return bool(_QUALITY.search(name))
 
 
 def is_panchromatic(path: str) -> bool:
-    """Whether a file is called as the panchromatic band of a known sensor (``LC08_…_B8.TIF``)."""
+    """Whether the file name is that of a known sensor's panchromatic band (``LC08_…_B8.TIF``)."""
     name = PurePosixPath(path.replace("\\", "/")).name
     order, number = band_order([name]), band_number(_stem(path))
     return bool(order and number and order.numbers.get(number) == "pan")
 
 
 def is_categorical(dataset: gdal.Dataset) -> bool:
-    """Whether a raster's values are codes and not amounts: a map of classes that CLIPPan made, or quality bands."""
+    """Whether values are codes, not amounts: a class map made by CLIPPan, or quality bands."""
     bands = [dataset.GetRasterBand(number) for number in range(1, dataset.RasterCount + 1)]
     if _has_clippan_tags(dataset) and bands[0].DataType == gdal.GDT_Byte:
         return True
@@ -353,7 +344,7 @@ def til_tiles(path: str) -> list[str]:
 
 
 def read_text(path: str) -> str:
-    """What a file holds, read by GDAL as UTF-8; empty for what cannot be read."""
+    """A file's content, read by GDAL as UTF-8; empty if it cannot be read."""
     try:
         file = gdal.VSIFOpenL(path, "rb")
     except RuntimeError:
@@ -441,7 +432,7 @@ def _sentinel_products(place: str, files: Sequence[str]) -> Iterator[tuple[Produ
 
 
 def _tiled_products(place: str, files: Sequence[str]) -> list[tuple[Product, set[str]]]:
-    """Scenes whose tiles a file lists that GDAL opens (.TIL, DIMAP), with all files of each."""
+    """Scenes whose tiles are listed in a file that GDAL opens (.TIL, DIMAP), with all files of each."""
     found: dict[str, set[str]] = {}
     for name in files:
         path = PurePosixPath(name)
@@ -466,7 +457,7 @@ def _tiled_products(place: str, files: Sequence[str]) -> list[tuple[Product, set
 
 
 def _pan_counterpart(name: str) -> str:
-    """What the panchromatic half of a multispectral delivery is called, in capitals."""
+    """The name of the panchromatic half of a multispectral delivery, in capitals."""
     folders = re.sub(r"_MUL(?=/)", "_PAN", name.upper())
     return re.sub(r"_MS_", "_P_", re.sub(r"(?<=-)M(?=\d[AB]S)", "P", folders))
 
@@ -474,14 +465,13 @@ def _pan_counterpart(name: str) -> str:
 def _product_of_bands(
     place: str, home: str, names: Sequence[str], files: Sequence[str], root: Optional[str] = None
 ) -> Optional[Product]:
-    """The scene that files of single bands make; None if they make none in natural colours, nor one of radar.
+    """The scene made of single-band files; None if they give neither natural colours nor radar.
 
     Args:
-        place, files: what is looked into, and all that it holds.
+        place, files: the folder or archive, and all its files.
         home: the folder of the scene.
         names: files that may be bands.
-        root: of a delivery that has this scene alone, which is called by it; else by its folder, or by what the
-            files' names have in common.
+        root: of a delivery of this scene alone, which gives its name; else its folder or common file name does.
     """
     kinds: dict[str, dict[str, str]] = {}
     order = band_order([PurePosixPath(name).name for name in names] + [home])
@@ -524,7 +514,7 @@ def _product_of_bands(
 
 
 def _product_name(place: str, home: str, names: Sequence[str]) -> str:
-    """What to call a scene by: its folder where the bands lie in several, else what their names have in common."""
+    """A scene's name: its folder where bands lie in several, else their common file name."""
     if len({PurePosixPath(name).parent for name in names}) > 1:
         return f"{place}/{home}".rstrip("/")
     path = PurePosixPath(names[0])
@@ -586,7 +576,7 @@ def _is_same_path(one: str, other: str) -> bool:
 
 
 def _vsi_archive(path: str) -> str:
-    """How GDAL calls an archive, as ``/vsizip//data/scene.zip``; empty for what is none."""
+    """GDAL's path of an archive (``/vsizip//data/scene.zip``); empty for other files."""
     prefix = next((prefix for ending, prefix in _ARCHIVE_PREFIXES.items() if path.lower().endswith(ending)), "")
     try:
         return f"{prefix}{os.path.abspath(path)}" if prefix and Path(path).is_file() else ""  # noqa: PTH100
@@ -612,7 +602,7 @@ def _vsi_stat(path: str) -> Optional[gdal.StatBuf]:
 
 
 def _archive_state(place: str) -> tuple[float, ...]:
-    """What tells that the archive that a place is in has been replaced; empty if that is no file."""
+    """Size and time of the archive that holds a place, to notice a replaced one; empty if it is no file."""
     path = re.sub(r"^/vsi(?:zip|tar)/|[{}]", "", place)
     while path:
         status = _vsi_stat(path)
@@ -649,7 +639,7 @@ def _is_gdal_raster(path: str) -> bool:
 
 
 def _holds_scene(path: str) -> bool:
-    """Whether an archive in a folder is a known scene. Packed ones, which are read to their end, go by their names."""
+    """Whether an archive in a folder is a known scene; compressed ones are judged by name, as listing reads them."""
     if not path.lower().endswith((".zip", ".tar")) and not band_order([PurePosixPath(path).name]):
         return False
     root = _vsi_archive(path)
@@ -658,7 +648,7 @@ def _holds_scene(path: str) -> bool:
 
 
 def _is_clippan_map(path: str) -> bool:
-    """Whether CLIPPan made it, and not by pansharpening: maps, confidence, heat maps."""
+    """Whether CLIPPan made it, other than by pansharpening."""
     if not path.lower().endswith((".tif", ".tiff")):
         return False
     try:
@@ -673,7 +663,7 @@ def _has_clippan_tags(dataset: gdal.Dataset) -> bool:
 
 
 def _reflectance_scales(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Scale and offset of reflectance by band, as far as the metadata of Sentinel-2 or Landsat tell."""
+    """Reflectance scale and offset by band from the metadata of Sentinel-2 or Landsat."""
     found: dict[str, tuple[float, float]] = {}
     for path in texts:
         text = read_text(path)

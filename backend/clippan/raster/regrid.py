@@ -12,7 +12,7 @@ from typing import Any, Optional
 import numpy as np
 from osgeo import gdal, gdal_array
 
-from clippan.core.errors import ClippanError
+from clippan.core.errors import ClippanError, one_line
 from clippan.raster.grid import Grid, centres_inside, horizontal_crs, relative_axes
 from clippan.raster.nodata import band_nodata
 from clippan.raster.products import is_categorical, is_quality
@@ -23,29 +23,25 @@ _MARGIN = 8  # pixels read around PAN: more than a cubic kernel reaches
 
 
 def reproject_around(dataset: gdal.Dataset, what: str, pan: Grid, nodata: Optional[float]) -> list[gdal.Dataset]:
-    """A raster in PAN's CRS, as far as PAN reaches, by cubic resampling; as several where one cannot say what is
-    invalid."""
+    """A raster in PAN's CRS, cut around PAN (cubic); several rasters where one could not mark invalid pixels."""
     try:
         # The whole raster's pixel size need not be that around PAN: think of a map of the world.
         bounds = _bounds_around(pan, Grid.of(warp("", dataset, pan.crs, "near")))
         where: dict[str, Any] = {"outputBounds": bounds} if bounds else {}
         return [_warp(part, nodata, pan.crs, **where) for part in _split_by_nodata(dataset, nodata)]
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
         raise ClippanError(
             "The {what} cannot be reprojected to the panchromatic one's CRS; check its own CRS ({reason}).",
             what=what,
-            reason=reason,
+            reason=one_line(error),
         ) from error
 
 
 def resample_to_finest(datasets: Sequence[gdal.Dataset], what: str, nodata: Optional[float]) -> list[gdal.Dataset]:
-    """Rasters of one CRS on the grid of the finest, cut to what all of them cover.
-
-    Those with pixels of the same size are only cut, others are resampled (cubic).
+    """Rasters of one CRS on the finest one's grid, cut to their common extent: cropped where pixels match, else cubic.
 
     Raises:
-        ClippanError: they do not overlap, or their grids cannot be brought together.
+        ClippanError: they do not overlap, or their grids cannot be matched.
     """
     grids = [Grid.of(dataset) for dataset in datasets]
     if all(_coincide(grids[0], grid) for grid in grids[1:]):
@@ -69,11 +65,11 @@ def resample_to_finest(datasets: Sequence[gdal.Dataset], what: str, nodata: Opti
 
 
 def resample_to_grid(dataset: gdal.Dataset, what: str, target: Grid, nodata: Optional[float]) -> list[gdal.Dataset]:
-    """A raster of any CRS and resolution on a grid (cubic, unless its pixels are there already); as several where one
-    cannot say what is invalid. Where it does not reach, pixels are invalid.
+    """A raster of any CRS and resolution on a grid (cubic unless its pixels match), invalid where it does not reach;
+    several rasters where a single one could not mark invalid pixels.
 
     Raises:
-        ClippanError: there is no way from its CRS, or the grid is not north-up.
+        ClippanError: its CRS cannot be transformed, or the grid is not north-up.
     """
     grid = Grid.of(dataset)
     if _coincide(grid, target) and grid.shares_crs(target):
@@ -99,14 +95,13 @@ def resample_to_grid(dataset: gdal.Dataset, what: str, target: Grid, nodata: Opt
     try:
         return [_warp_to_grid(part, target, nodata) for part in _split_by_nodata(dataset, nodata)]
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
         raise ClippanError(
-            "The {what} cannot be reprojected; check its CRS ({reason}).", what=what, reason=reason
+            "The {what} cannot be reprojected; check its CRS ({reason}).", what=what, reason=one_line(error)
         ) from error
 
 
 def _bounds_around(pan: Grid, ms: Grid) -> Optional[list[float]]:
-    """Bounds (left, bottom, right, top) of the part of MS that PAN covers, with a margin; None if there is none."""
+    """Left, bottom, right, top of the part of MS around PAN, with a margin; None if there is none."""
     if pan.geotransform is None:
         return None
     corners = [(0, 0), (pan.width, 0), (0, pan.height), (pan.width, pan.height)]
@@ -203,17 +198,16 @@ def _warp(dataset: gdal.Dataset, nodata: Optional[float], crs: str, **where: Any
 
 
 def warp(target: str, dataset: gdal.Dataset, crs: str, resampling: str, **options: Any) -> gdal.Dataset:
-    """A virtual raster that shows a dataset in another grid; vertical coordinate systems change no value.
+    """A virtual raster of a dataset on another grid; vertical coordinate systems change no value.
 
     Args:
         target: the file to write; empty for one in memory.
-        dataset: what it shows.
         crs: of the target; where either CRS is unknown, coordinates are taken as they are.
         resampling: cubic for amounts, near for codes.
         options: more of gdal.WarpOptions.
 
     Raises:
-        RuntimeError: GDAL knows no way.
+        RuntimeError: GDAL fails.
     """
     own, there = horizontal_crs(Grid.of(dataset).crs), horizontal_crs(crs)
     return gdal.Warp(

@@ -18,7 +18,7 @@ from osgeo import gdal, gdal_array, osr
 
 from clippan.catalogue.band_names import BandChoice
 from clippan.core.channels import Channels
-from clippan.core.errors import ClippanError
+from clippan.core.errors import ClippanError, one_line
 from clippan.core.json import from_json
 from clippan.core.messages import Message
 from clippan.jobs.options import Stretch
@@ -64,17 +64,17 @@ _DATE_IN_METADATA = re.compile(r"^(\d{4})[-:/]?(\d\d)[-:/]?(\d\d)")
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """How tiles are cut, and how they become pictures: what the user asked for.
+    """How a scene is cut into tiles and rendered as pictures.
 
     Attributes:
         tile: edges in pixels.
-        tile_metres: edges in metres; where both are empty, what suits the ground resolution.
-        overlap: of neighbours, as a part of their edge.
-        bands: for red, green and blue, or one for grey; empty means natural colours.
+        tile_metres: edges in metres; if both are empty, the edge follows from the ground resolution.
+        overlap: of neighbours, as a fraction of their edge.
+        bands: for red, green and blue, or one for grey; empty for natural colours.
         stretch: how values become brightness.
-        nodata: overrides what the raster declares.
-        extent: only tiles that touch it, xmin, ymin, xmax, ymax; empty for all. See ``boxes``.
-        crs: of the extent; empty means the raster's.
+        nodata: overrides the declared value.
+        extent: xmin, ymin, xmax, ymax that tiles must touch; empty for all. See ``extent_boxes``.
+        crs: of the extent; empty for the raster's.
     """
 
     tile: tuple[int, ...] = ()
@@ -88,52 +88,47 @@ class SceneOptions:
 
     @property
     def area(self) -> tuple[Any, ...]:
-        """Which part of a raster: the extent with its CRS; empty for all."""
+        """The extent with its CRS; empty for the whole raster."""
         return (*self.extent, self.crs) if self.extent else ()
 
     def text(self) -> str:
-        """As JSON, to compare and to keep."""
+        """As JSON."""
         return json.dumps({**asdict(self), "stretch": self.stretch.value}, sort_keys=True)
 
     @classmethod
     def of(cls, text: str) -> SceneOptions:
-        """From JSON.
-
-        Raises:
-            ClippanError, ValueError: it is none.
-        """
+        """From JSON; raises ClippanError or ValueError for other texts."""
         return from_json(cls, json.loads(text))
 
 
 def empty_images(count: int, shape: tuple[int, int], channels: Optional[Channels]) -> np.ndarray:
-    """Room for so many pictures of this height and width: uint8 (count, 3, …), or of channels float32 (count, n, …)."""
+    """Zeros for ``count`` pictures: uint8 (count, 3, h, w), or of ``channels`` float32 (count, n, h, w)."""
     bands, kind = (len(channels.names), np.float32) if channels else (3, np.uint8)
     return np.zeros((count, bands, *shape), kind)
 
 
 def is_missing(path: str) -> bool:
-    """Whether this names a file that is not there; of other data sources nobody knows."""
+    """Whether this names a file that does not exist; False for other data sources."""
     return Path(path).is_absolute() and not path.startswith("/vsi") and not sources.exists(path)
 
 
 class Scene:
-    """An open raster that gives pictures of its windows. To be used in one thread.
+    """An open raster that renders its windows as pictures. For one thread.
 
     Args:
         path: file or GDAL data source.
-        options: how it becomes pictures.
-        stretch: the values that become black and white, one pair a band; None to find them.
-        channels: of a model that takes other bands: then pictures have these, as float32 from 0 to 1, and neither the
-            options' bands nor its stretch count.
+        stretch: (low, high) a band, the values that become black and white; None to estimate them.
+        channels: of a model for other bands: pictures are then these bands, float32 from 0 to 1, whatever the options'
+            bands and stretch.
 
     Attributes:
-        grid: its pixels; a picture without coordinates is placed as QGIS places it, y up from its top.
-        own_grid: the same, but of a picture without coordinates as it is.
-        band_choice: which bands are red, green and blue, or the one that is grey, or those of the channels, and why.
-        notes: sentences for the user: what was decided of the file's alpha band and of its nodata value.
+        grid: its pixels; without coordinates placed as in QGIS, y upwards from the top.
+        own_grid: as declared.
+        band_choice: the bands shown, and why.
+        notes: sentences for the user about alpha bands and nodata values.
 
     Raises:
-        ClippanError: it cannot be read, or has not these bands.
+        ClippanError: it cannot be read, or lacks these bands.
     """
 
     def __init__(
@@ -170,24 +165,23 @@ class Scene:
 
     @property
     def bands(self) -> tuple[int, ...]:
-        """The bands that are chosen."""
         return self.band_choice.bands
 
     @property
     def stretch(self) -> tuple[tuple[float, float], ...]:
-        """Values that become black and white, (low, high) a band; empty where the bytes are shown as they are."""
+        """(low, high) a band, the values that become black and white; empty where bytes are shown unchanged."""
         if self._stretch is None:  # only who asks pays for reading samples
             self._stretch = self._find_stretch()
         return self._stretch
 
     @property
     def raster_picture(self) -> RasterPicture:
-        """What results tell of it."""
+        """Bands, stretch and notes for a job's result."""
         stretch = self.stretch  # which looks for more to note
         return RasterPicture(self.path, self.band_choice, stretch, tuple(self.notes))
 
     def raster_picture_for(self, channels: Optional[Channels]) -> RasterPicture:
-        """The same, as a model sees it that takes these channels, or natural colours without any."""
+        """The same for a model with these channels; None for natural colours."""
         return Scene(self.path, self.options, channels=channels).raster_picture if channels else self.raster_picture
 
     def _choose_bands(self) -> BandChoice:
@@ -258,15 +252,15 @@ class Scene:
         return tuple((float(a), float(b if b > a else np.nextafter(a, np.inf))) for a, b in zip(low, high))
 
     def check_bands(self) -> None:
-        """Raises ClippanError, as ``sample`` does, where one of several bands has no data at all."""
+        """Raises ClippanError, as ``sample`` does, if one of several bands has no data at all."""
         if len(self._masks) > 1 or not self._bytes:
             self.sample()
 
     def sample(self) -> np.ndarray:
-        """Valid values (bands, n) from windows all over the raster: reading all of it could take an hour.
+        """Valid values (bands, n) from windows across the raster, as reading all of it could take an hour.
 
         Raises:
-            ClippanError: it cannot be read, or some of its bands have no data where others have.
+            ClippanError: it cannot be read, or some bands have no data where others have.
         """
         size = _SAMPLE_SIZE
         columns = sorted({int(x) for x in np.linspace(0, max(self.grid.width - size, 0), _SAMPLE_WINDOWS)})
@@ -301,22 +295,20 @@ class Scene:
             self.notes.append(note)
 
     def may_contain_data(self, window: Window) -> bool:
-        """Whether a window, which may reach beyond the raster, may show anything; quick."""
         return self._coverage.may_contain_data(window)
 
     @property
     def sparse(self) -> bool:
-        """Whether parts of the raster were never written."""
         return self._coverage.footprint is not None
 
     @property
     def bounds(self) -> Window:
-        """A window outside which nothing is shown, as far as the format tells; quick."""
+        """A window outside which nothing is shown."""
         return self._coverage.bounds
 
     def _read(self, window: Window, width: int, height: int, resampling: int) -> tuple[np.ndarray, np.ndarray]:
-        """Values (bands, height, width), float32 or bytes, and which are valid by masks, declared values and what was
-        written, bool (bands or 1, height, width)."""
+        """Values (bands, h, w), float32 or uint8, and their validity by masks, declared values and written blocks, bool
+        (bands or 1, h, w)."""
         inside = (window.x, window.y, window.width, window.height)
         kind = np.uint8 if self._bytes else np.float32
         values = np.zeros((len(self.bands), height, width), kind)
@@ -330,11 +322,10 @@ class Scene:
             self._resampled(window, values, resampling)
             masks = [mask.ReadAsArray(*inside, buf_xsize=width, buf_ysize=height) > 0 for mask in self._masks]
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
             raise ClippanError(
                 "The raster {path} could not be read; check whether its file is complete ({reason}).",
                 path=self.path,
-                reason=reason,
+                reason=one_line(error),
             ) from error
         valid = np.stack(masks) if masks else np.ones((1, height, width), bool)
         return values, valid if written is None else valid & written
@@ -372,15 +363,11 @@ class Scene:
         return valid if self._bytes else valid & is_measured(values).all(axis=0)
 
     def picture(self, window: Window, width: int, height: Optional[int] = None) -> tuple[np.ndarray, float]:
-        """A window as a picture.
-
-        Args:
-            window: inside the raster.
-            width, height: of the picture; without a height it is a square.
+        """A window inside the raster as a picture; a square without ``height``.
 
         Returns:
-            Red, green and blue, uint8 (3, height, width), or the channels, float32 (n, height, width), and the valid
-            part of its pixels, 0 to 1. Invalid pixels have the mean colour of the others.
+            uint8 (3, height, width) in red, green and blue, or the channels, float32 (n, height, width), with invalid
+                pixels in the mean colour; and the fraction of valid pixels.
 
         Raises:
             ClippanError: GDAL could not read.
@@ -392,7 +379,7 @@ class Scene:
         return picture, part
 
     def picture_and_mask(self, window: Window, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-        """As ``picture``, with which pixels are valid, (height, width); what the others show means nothing."""
+        """As ``picture``, with the valid pixels, bool (height, width); others hold any colour."""
         values, masks = self._read(window, width, height, gdal.GRIORA_Cubic)
         valid = self._shown_pixels(values, masks)
         if not valid.any():
@@ -409,10 +396,8 @@ class Scene:
         return (values if len(values) == 3 else np.repeat(values, 3, axis=0)), valid
 
     def pixel_size_in_metres(self, place: Optional[tuple[float, float]] = None) -> Optional[tuple[float, float]]:
-        """Width and height of a pixel on the ground, in metres, at a pixel (the middle one by default).
-
-        None for a picture without coordinates.
-        """
+        """Width and height of a pixel on the ground at a pixel (the middle one by default), in metres; None without
+        coordinates."""
         if not self.grid.crs:
             return None
         column, row = place or (self.grid.width / 2, self.grid.height / 2)
@@ -436,8 +421,8 @@ class Scene:
         return (edges[0], edges[1]) if all(math.isfinite(edge) and edge > 0 for edge in edges) else None
 
     def _areas(self) -> list[tuple[float, float, float, float]]:
-        """What is to be covered, in columns and rows (left, top, right, bottom), from left to right: several areas
-        where the extent lies at both edges of a raster of the whole world."""
+        """Areas to cover, in columns and rows (left, top, right, bottom), from left to right: several where the extent
+        lies at both edges of a raster of the whole world."""
         whole = (0.0, 0.0, float(self.grid.width), float(self.grid.height))
         if not self.options.extent:
             return [whole]
@@ -466,11 +451,8 @@ class Scene:
         return merged
 
     def extent_window(self) -> Window:
-        """The pixels that the extent touches; all without one.
-
-        Raises:
-            ClippanError: it lies outside the extent, or touches it at two edges.
-        """
+        """The pixels that the extent touches; all without one. Raises ClippanError if it lies outside, or touches two
+        edges."""
         (left, top, right, bottom), *others = self._areas()
         if others:
             raise ClippanError(
@@ -482,13 +464,13 @@ class Scene:
         return Window(x, y, max(math.ceil(right - _ROUNDING) - x, 1), max(math.ceil(bottom - _ROUNDING) - y, 1))
 
     def tile_plan(self, pixels: int) -> TilePlan:
-        """Where its tiles lie.
+        """The tiles of the scene.
 
         Args:
-            pixels: edge of the model's pictures: the tile where nothing else is known.
+            pixels: edge of the model's pictures, the tile where nothing else is known.
 
         Raises:
-            ClippanError: it lies outside the extent, has no coordinates to measure metres, or too many tiles.
+            ClippanError: it lies outside the extent, lacks coordinates for metres, or has too many tiles.
         """
         width, height = self.grid.width, self.grid.height
         areas = self._areas()
@@ -540,7 +522,7 @@ class Scene:
         return plan
 
     def date(self) -> str:
-        """When it was taken, as 2021-06-30, as far as metadata or the file's name tell; else empty."""
+        """Acquisition date (2021-06-30) from metadata or file name; else empty."""
         for domain, key in _DATE_KEYS:
             match = _DATE_IN_METADATA.match(self._original.GetMetadataItem(key, domain) or "")
             day = _iso_date(match)
@@ -551,10 +533,8 @@ class Scene:
         )
 
     def fingerprint(self) -> str:
-        """Changes when its pixels or their place do, but not when it is moved; empty for what is not in files.
-
-        Overviews and side files, where QGIS keeps statistics, do not count, but what they may say of the raster does.
-        """
+        """A hash that changes with pixels, bands or place, but not when files move; empty for what is not in files.
+        Overviews and .aux.xml files, which QGIS writes, are left out."""
         marks = []
         for name in sorted(source_files(self._original)):
             if not name.lower().endswith((".aux.xml", ".ovr")):
@@ -575,9 +555,9 @@ class TilePlan:
     """The tiles of a scene, in a fixed order.
 
     Attributes:
-        scales: of each its tiles' size in pixels, their edge in metres (in pixels without coordinates), and the first
+        scales: for each scale the tile size in pixels, its edge in metres (pixels without coordinates), and the first
             columns and rows.
-        footprint: where the scene may show something; None for everywhere.
+        footprint: where the scene may hold data; None for everywhere.
     """
 
     scales: tuple[tuple[tuple[int, int], float, tuple[int, ...], tuple[int, ...]], ...]
@@ -587,10 +567,8 @@ class TilePlan:
         return sum(len(columns) * len(rows) for _, _, columns, rows in self.scales)
 
     def tiles(self, start: int = 0) -> Iterator[tuple[int, Window, float]]:
-        """Tiles from the ``start``-th on: their numbers from 0, their windows and edges.
-
-        Those that lie where nothing is shown are left out, but for the last of all.
-        """
+        """Number (from 0), window and edge of the tiles from the ``start``-th on, without those that hold no data, but
+        for the last."""
         before, last = 0, len(self) - 1
         for (width, height), scale, columns, rows in self.scales:
             for y in rows if columns else ():
@@ -620,21 +598,19 @@ def _tile_starts(size: int, tile: int, overlap: float, first: float, last: float
 
 
 def _exposure_range(samples: np.ndarray) -> tuple[float, float]:
-    """Values (bands, n) that become black and white, the same for all bands, so that colours stay.
+    """Values that become black and white, the same for all bands (bands, n), so that colours stay.
 
-    Light has a zero, and the pictures that models learn from leave room above what is common, for sand, roofs and
-    clouds: Sentinel-2 reflectance comes out about as EuroSAT shows it. What has no zero in reach (counts with an
-    offset, decibels) is shown between its percentiles.
+    From zero to twice the 98th percentile, which leaves the headroom for sand, roofs and clouds that training pictures
+    have: Sentinel-2 reflectance comes out about as EuroSAT shows it. Without a zero in reach (counts with an offset,
+    decibels) between the percentiles.
     """
     low, common, high = np.percentile(samples, (_PERCENTILES[0], _COMMON_PERCENTILE, _PERCENTILES[1]))
     return (0.0, _HEADROOM * common) if 0 <= low < common / 3 else (low, high)
 
 
 def _reflectance_range(band: gdal.Band, quantity: sources.BandInfo) -> tuple[float, float]:
-    """Values of a band that stand for a reflectance of 0 and for the one that is shown as white.
-
-    By the scale and offset that the file states; without any, whole numbers are taken for 10,000 times reflectance.
-    """
+    """Values for reflectance 0 and for white, by the stated scale and offset; else whole numbers are 10,000 ×
+    reflectance."""
     scale, offset = quantity.scale, quantity.offset
     if (scale, offset) != (1.0, 0.0):
         return -offset / scale, (_WHITE_REFLECTANCE - offset) / scale
@@ -643,8 +619,7 @@ def _reflectance_range(band: gdal.Band, quantity: sources.BandInfo) -> tuple[flo
 
 
 def _with_nodata_and_colours(dataset: gdal.Dataset, nodata: Optional[float]) -> gdal.Dataset:
-    """The dataset with the nodata values as its pixels hold them, another one if they can have that, and with its
-    palette as colours."""
+    """The dataset with nodata as its pixels hold it (``nodata`` overrides), and its palette expanded to colours."""
     first = dataset.GetRasterBand(1)
     bands = [dataset.GetRasterBand(number + 1) for number in range(dataset.RasterCount)]
     values = [band_nodata(band, nodata) for band in bands]
@@ -666,10 +641,8 @@ def _overrides_nodata(value: Optional[float], declared: Optional[float]) -> bool
 
 
 def _mask_bands(dataset: gdal.Dataset, numbers: Sequence[int]) -> list[gdal.Band]:
-    """Bands that say which pixels are valid, where any of them says so; empty if all are.
-
-    Where bands have nodata values, a pixel is missing if it is in each: water has no red, and a value of 0 there.
-    """
+    """Bands that mark valid pixels; empty if all are valid. With nodata values, a pixel is missing if it is in every
+    band: water has no red, and 0 there."""
     alpha = sources.alpha_band(dataset)
     if alpha is not None:
         return [alpha]
@@ -688,11 +661,7 @@ def _iso_date(match: Optional[re.Match[str]]) -> str:
 
 
 def spatial_reference(text: str) -> osr.SpatialReference:
-    """The horizontal part of a CRS from WKT or ``EPSG:4326``, with x before y.
-
-    Raises:
-        ClippanError: it is none.
-    """
+    """The horizontal part of a CRS from WKT or ``EPSG:4326``, with x before y; raises ClippanError for other texts."""
     reference = osr.SpatialReference()
     try:
         reference.SetFromUserInput(text)
@@ -713,11 +682,7 @@ def short_crs(crs: str) -> str:
 
 
 def transform_extent(extent: Sequence[float], source: str, target: str) -> tuple[float, ...]:
-    """An extent xmin, ymin, xmax, ymax in another CRS.
-
-    Raises:
-        ClippanError: a CRS is unknown, or does not reach there.
-    """
+    """xmin, ymin, xmax, ymax in another CRS; raises ClippanError if a CRS is unknown or does not reach there."""
     one, other = spatial_reference(source), spatial_reference(target)
     if one.IsSame(other):
         return tuple(extent)
@@ -731,7 +696,7 @@ def transform_extent(extent: Sequence[float], source: str, target: str) -> tuple
 
 
 def longitude_period(crs: str) -> float:
-    """How many units of a CRS go round the world: 360 where they are degrees, 0 where they are not angles."""
+    """Units of a CRS around the world: 360 for degrees, 0 where coordinates are not angles."""
     reference = spatial_reference(crs) if crs else None
     return round(2 * math.pi / reference.GetAngularUnits(), 6) if reference and reference.IsGeographic() else 0.0
 
@@ -739,17 +704,16 @@ def longitude_period(crs: str) -> float:
 def extent_boxes(extent: Sequence[float], source: str, target: str) -> list[tuple[float, ...]]:
     """An extent as boxes xmin, ymin, xmax, ymax in another CRS.
 
-    In a geographic CRS an xmin above xmax means across the 180th meridian (RFC 7946), and longitudes may be counted
-    from -180 or from 0, or go on beyond. So there are boxes for each side of that meridian, and in a geographic target
-    each comes also a circle farther east and west.
+    In a geographic CRS an xmin above xmax crosses the 180th meridian (RFC 7946), and longitudes may start at -180 or 0,
+    or go on beyond. So each side of that meridian has a box, in a geographic target also one full circle farther east
+    and west.
 
     Args:
-        extent: xmin, ymin, xmax, ymax.
-        source: its CRS; empty for that of the target.
-        target: the wanted one; empty where nothing has coordinates.
+        source: CRS of the extent; empty for the target's.
+        target: empty where nothing has coordinates.
 
     Raises:
-        ClippanError: a CRS is unknown or does not reach there, or xmin is above xmax and is no longitude.
+        ClippanError: a CRS is unknown or does not reach there, or xmin is above xmax and no longitude.
     """
     source = source if source and target else target
     round_source, round_target = longitude_period(source), longitude_period(target)
@@ -766,7 +730,7 @@ def extent_boxes(extent: Sequence[float], source: str, target: str) -> list[tupl
 
 
 def antimeridian_notes(extent: Sequence[float]) -> list[str]:
-    """A sentence about an extent that was taken to lie across the 180th meridian: it may be a slip of the pen."""
+    """A sentence about an extent taken across the 180th meridian, which may be a typing error."""
     if not extent or extent[0] < extent[2]:
         return []
     return [

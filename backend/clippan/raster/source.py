@@ -9,14 +9,13 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 from osgeo import gdal, gdal_array
 
 from clippan.core import utf8
-from clippan.core.errors import ClippanError
+from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
 from clippan.raster import products
 from clippan.raster.alpha import alpha_bands, source_name, window_starts, without_false_alpha
@@ -37,15 +36,14 @@ _SAMPLE_WINDOWS, _SAMPLE_EDGE = (
 
 
 def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
-    """Opens a GDAL data source read-only. A band that is tagged as alpha and holds an image loses that tag.
+    """Opens a GDAL data source read-only; a band tagged as alpha that holds an image loses the tag.
 
     Args:
-        path: file or data source.
-        what: how to call it in a sentence, as in "panchromatic raster".
-        all_bands: a band that is tagged as alpha is an image band, whatever it holds.
+        what: how a sentence calls it, as in "panchromatic raster".
+        all_bands: take every band tagged as alpha as an image band.
 
     Raises:
-        ClippanError: it does not exist, is not a raster, or only holds other rasters.
+        ClippanError: it does not exist, is no raster, or only lists other rasters.
     """
     utf8.check(path)  # in a folder that was named there may be others
     try:
@@ -83,10 +81,8 @@ def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
 
 
 def open_datasets(paths: Sequence[str], what: str, bands: Sequence[int]) -> list[gdal.Dataset]:
-    """Opens data sources whose bands count through.
-
-    Where ``bands`` (from 1) name more than there are without alpha, bands that are tagged as alpha count as well.
-    """
+    """Opens data sources whose bands count through; if ``bands`` (from 1) exceed the image bands, alpha bands count
+    too."""
     datasets = [open_dataset(path, what) for path in paths]
     if max(bands, default=0) > sum(len(image_bands(dataset)) for dataset in datasets):
         datasets = [open_dataset(path, what, all_bands=True) for path in paths]
@@ -100,7 +96,7 @@ def image_bands(dataset: gdal.Dataset) -> list[int]:
 
 
 def alpha_band(dataset: gdal.Dataset) -> Optional[gdal.Band]:
-    """The band that says which pixels are valid; GDAL takes it for a mask in rasters of two or four bands only."""
+    """The band that marks valid pixels; GDAL takes it as a mask in two- and four-band rasters only."""
     numbers = alpha_bands(dataset)
     return dataset.GetRasterBand(numbers[0]) if numbers else None
 
@@ -115,8 +111,7 @@ def sensor_hints(dataset: gdal.Dataset, path: str) -> list[str]:
 
 @dataclass(frozen=True)
 class BandInfo:
-    """What describes a band: its name, colour interpretation (GDAL's code), and its unit, in which a quantity is the
-    value × ``scale`` + ``offset``."""
+    """A band's name, GDAL colour interpretation and unit; a quantity is value × ``scale`` + ``offset``."""
 
     description: str = ""
     interpretation: int = gdal.GCI_Undefined
@@ -126,7 +121,6 @@ class BandInfo:
 
     @classmethod
     def of(cls, band: gdal.Band, name: str = "") -> BandInfo:
-        """The description of an existing band, with a name for one that has none."""
         return cls(
             band.GetDescription() or name,
             band.GetColorInterpretation(),
@@ -137,7 +131,7 @@ class BandInfo:
 
 
 def band_infos(datasets: Sequence[gdal.Dataset]) -> list[BandInfo]:
-    """The bands of one or several rasters other than alpha; those of several are called by their files."""
+    """Bands other than alpha; those of several rasters without a name are called by their files."""
     infos = []
     for dataset in datasets:
         numbers = image_bands(dataset)
@@ -151,7 +145,7 @@ def band_infos(datasets: Sequence[gdal.Dataset]) -> list[BandInfo]:
 
 @dataclass(frozen=True)
 class _BandRun:
-    """Bands of one dataset that follow each other in the source, from ``start`` to ``end``."""
+    """Consecutive bands of one dataset, at the positions ``start`` to ``end`` of the source."""
 
     dataset: gdal.Dataset
     numbers: list[int]
@@ -161,27 +155,24 @@ class _BandRun:
 
 
 class Source:
-    """Bands of one or several rasters on one grid, read by window. A context manager; reading is safe from several
-    threads.
+    """Bands of one or several rasters on one grid, read by window. A context manager; safe in several threads.
 
     Args:
-        datasets: open datasets on one grid; their bands count through.
-        what: how to call them in a sentence.
-        bands: which of the bands other than alpha, from 1; empty means all.
-        nodata: overrides the nodata values that the bands declare, if a pixel can have it.
-        infos: describe all bands other than alpha, where the datasets do not themselves.
+        datasets: open, on one grid; their bands count through.
+        what: how a sentence calls them.
+        bands: of those other than alpha, from 1; empty for all.
+        nodata: overrides declared values, if a pixel can have it.
+        infos: of all bands other than alpha, where the datasets do not describe them.
 
     Attributes:
-        grid: where they lie.
         dtype: numpy type of what ``read`` returns.
-        count: number of bands that ``read`` returns.
-        total: number of bands other than alpha, chosen or not.
-        numbers: which of them are read, from 1.
-        infos: one description a band.
-        nodata: the nodata value of the first band that has one (or the override), None without one.
-        assumption: a sentence that tells of a nodata value which nobody declared but gaps are marked with, else empty.
+        count, numbers: of the bands read, from 1.
+        total: number of bands other than alpha.
+        infos: one a band read.
+        nodata: of the first band that has one (or the override), else None.
+        assumption: a sentence about an undeclared nodata value that gaps have, else empty.
         masked: whether any pixel may be invalid.
-        bits: the largest bit depth that the bands state, None if one states none.
+        bits: the largest bit depth stated, None if a band states none.
     """
 
     def __init__(
@@ -261,10 +252,8 @@ class Source:
         return Coverage(bands, all(unwritten_is_nodata(band, value) for band, value in zip(bands, values)))
 
     def _assume(self) -> None:
-        """Takes a customary value as nodata if the file declares none and has it in all bands somewhere.
-
-        A lattice of places, the corners among them, is looked at.
-        """
+        """Takes a customary value as nodata if none is declared and some pixel on a lattice of windows, corners
+        included, has it in all bands."""
         marks = [mark for mark in _CUSTOMARY_NODATA if as_pixel_value(mark, self.dtype) is not None]
         self.masked = False
         rows, columns = (
@@ -287,7 +276,7 @@ class Source:
                 return
 
     def band_name(self, position: int) -> str:
-        """What to call a band in a sentence, by its position from 0 among those that are read."""
+        """A band in a sentence, by its position from 0."""
         name = self.infos[position].description
         number = self.numbers[position]
         return f"{number}, {name}" if name else str(number)
@@ -295,19 +284,14 @@ class Source:
     def __enter__(self) -> Source:
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, kind: Optional[type[BaseException]], error: Any, trace: Any) -> None:
         self._runs = []
 
     def read(self, x: int, y: int, width: int, height: int) -> tuple[np.ndarray, Optional[np.ndarray]]:
-        """Reads a window, which may reach beyond the raster: there the border's pixels repeat.
+        """Reads a window; beyond the raster its border pixels repeat.
 
         Returns:
-            Values (bands, height, width), and which of them are valid (bool, same shape), None if all are.
+            Values (bands, height, width) and their validity (bool, same shape), None if all are valid.
 
         Raises:
             ClippanError: GDAL could not read.
@@ -331,11 +315,10 @@ class Source:
                     mask = run.mask.ReadAsArray(*inside) > 0 if run.mask is not None else None
                     masks.append(written if mask is None else mask if written is None else mask & written)
             except RuntimeError as error:
-                reason = " ".join(str(error).split())
                 raise ClippanError(
                     "The {what} could not be read; check whether its file is complete ({reason}).",
                     what=self.what,
-                    reason=reason,
+                    reason=one_line(error),
                 ) from error
         valid = self._valid(values, masks)
         if (left, top, right, bottom) != (x, y, x + width, y + height):
@@ -351,16 +334,16 @@ class Source:
         return all(coverage.footprint is None for coverage in self._coverages)
 
     def may_contain_data(self, window: Window) -> bool:
-        """Whether some pixel of a window, which may reach beyond the raster, may be valid in some band; quick."""
+        """Whether a window, which may reach beyond the raster, may hold valid pixels; never wrongly False."""
         return any(coverage.may_contain_data(window) for coverage in self._coverages)
 
     @property
     def bounds(self) -> Window:
-        """A window outside which no pixel is valid in any band, as far as formats tell; quick."""
+        """A window outside which no pixel is valid."""
         return functools.reduce(Window.union, (coverage.bounds for coverage in self._coverages))
 
     def empty_bands(self, windows: Iterable[Window]) -> list[int]:
-        """Positions, from 0, of the bands that have no valid pixel in any of these windows inside the raster."""
+        """Positions, from 0, of bands without a valid pixel in these windows."""
         empty = np.ones(self.count, bool)
         for window in windows:
             _, valid = self.read(window.x, window.y, window.width, window.height)

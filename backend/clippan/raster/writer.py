@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Callable, Optional, TypeVar, cast
 
 import numpy as np
@@ -52,13 +51,10 @@ _COG_COMPRESSION = {
 
 
 def close_dataset(dataset: gdal.Dataset) -> None:
-    """Closes a dataset that was written; to be used no more.
+    """Closes a written dataset, which is then unusable; raises RuntimeError if it could not be written.
 
-    Left to the destructor, an error while the last bytes are written could only be printed. GDAL before 3.8 has no
-    Close; what SWIG calls in the destructor does the same and hands the error over.
-
-    Raises:
-        RuntimeError: it could not be written.
+    The destructor could only print errors of the last bytes. GDAL before 3.8 has no Close; SWIG's destroy function
+    raises.
     """
     if hasattr(dataset, "Close"):
         try:
@@ -72,7 +68,7 @@ def close_dataset(dataset: gdal.Dataset) -> None:
 
 
 def close_after_failure(dataset: Optional[gdal.Dataset]) -> None:
-    """Closes a dataset that came to nothing: what then fails, on a full disk above all, is told already."""
+    """Closes a dataset after a failure, which is reported already."""
     if dataset is not None:
         with contextlib.suppress(RuntimeError):
             close_dataset(dataset)
@@ -80,25 +76,24 @@ def close_after_failure(dataset: Optional[gdal.Dataset]) -> None:
 
 @dataclass(frozen=True)
 class Palette:
-    """What the values of a map of classes mean: the value i is ``names[i]``, shown in ``colours[i]``.
+    """Classes of a map: the value i is ``names[i]``, shown in ``colours[i]``.
 
     Attributes:
-        names: at most 256, any text; that of value 0 first.
-        colours: as many, (red, green, blue, alpha) from 0 to 255. A GeoTIFF keeps no alpha, but nodata is transparent.
+        names: at most 256, that of value 0 first.
+        colours: (red, green, blue, alpha), 0 to 255; GeoTIFF keeps no alpha, but nodata is transparent.
     """
 
     names: tuple[str, ...]
     colours: tuple[tuple[int, int, int, int], ...]
 
     def table(self) -> gdal.ColorTable:
-        """As GDAL's colour table."""
         table = gdal.ColorTable()
         for value, colour in enumerate(self.colours):
             table.SetColorEntry(value, colour)
         return table
 
     def attributes(self, counts: np.ndarray) -> gdal.RasterAttributeTable:
-        """As GDAL's raster attribute table, with the number of pixels a value."""
+        """As GDAL's raster attribute table, with pixel counts."""
         table = gdal.RasterAttributeTable()
         for name, usage in _ATTRIBUTE_COLUMNS.items():
             kind = gdal.GFT_String if name == "Class" else gdal.GFT_Real if name == "Count" else gdal.GFT_Integer
@@ -115,27 +110,22 @@ class Palette:
 
 @dataclass
 class Writer:
-    """A GeoTIFF under construction. A context manager: left normally, the file is finished and put in place; left by an
-    exception, nothing stays behind.
+    """A GeoTIFF being written. A context manager: put in place on normal exit, removed after an exception.
 
     Attributes:
-        path: the file to write.
-        grid: its grid.
-        dtype: its numpy type.
         bands: one description a band.
-        nodata: its nodata value, None for none.
+        nodata: None for none.
         tags: GDAL metadata of the file.
-        format, compression, overviews: how it is stored.
         progress: called with percent while the file is finished; raises to stop.
-        palette: of a map of classes, one band of uint8. Its overviews show the most frequent class, unclassified
-            pixels counted too. Names and colours also lie in a sidecar (.aux.xml), which keeps GDAL's categories and
-            attribute table; the names are in the file itself as well, as the band's metadata CLASS_1, CLASS_2, ….
-        sparse: leave out blocks that nothing is written to; they read as nodata. For rasters that are mostly
-            empty, as other programs than GDAL may not read such files.
-        outputs: of the run, with which the file is put in place; None where it is alone.
+        palette: of a class map, one uint8 band. Overviews show the most frequent class, unclassified pixels counted.
+            The .aux.xml sidecar keeps GDAL's categories and attribute table; the names are also band metadata CLASS_1,
+            ….
+        sparse: omit blocks that are never written, which read as nodata; other programs than GDAL may not read such
+            files.
+        outputs: of the run, with which the file is put in place; None if it is alone.
 
     Raises:
-        ClippanError: the file could not be written (a full disk above all).
+        ClippanError: the file could not be written.
     """
 
     path: str
@@ -231,15 +221,15 @@ class Writer:
             band.SetNoDataValue(int(self.nodata) if whole else self.nodata)
 
     def _describe_classes(self, palette: Palette) -> None:
-        """What belongs to a palette and stands in a sidecar; and nodata, of which overviews are to take no notice: a
-        sparse class would fill what is unclassified around it."""
+        """Writes categories and nodata last: overviews must not skip nodata, or a sparse class would fill the
+        unclassified pixels around it."""
         self._declare_nodata()
         band = self._dataset.GetRasterBand(1)
         band.SetCategoryNames(list(palette.names))
         band.SetDefaultRAT(palette.attributes(self._counts))
 
     def write(self, x: int, y: int, values: np.ndarray) -> None:
-        """Writes values (bands, height, width) with their first pixel at column x and row y."""
+        """Writes values (bands, height, width) at column x and row y."""
         height, width = values.shape[1:]
         code = gdal_array.NumericTypeCodeToGDALTypeCode(values.dtype)
         pixels = np.ascontiguousarray(values)
@@ -248,18 +238,13 @@ class Writer:
         self._call_gdal(lambda: self._dataset.WriteRaster(x, y, width, height, pixels, buf_type=code))
 
     def finish(self) -> str:
-        """Completes the file, for those who read it before it is put in place; returns its name until then."""
+        """Completes the file before it is put in place; returns its present name."""
         if not self._finished:
             self._call_gdal(self._finish)
             self._finished = True
         return self._part
 
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, kind: Optional[type[BaseException]], error: Any, trace: Any) -> None:
         try:
             if kind is None:
                 self.finish()
@@ -268,13 +253,8 @@ class Writer:
             raise
         self._close_and_discard(kind, error, trace)
 
-    def _close_and_discard(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
-        """Closes the dataset, whatever has become of it; of what is not whole nothing stays."""
+    def _close_and_discard(self, kind: Optional[type[BaseException]], error: Any, trace: Any) -> None:
+        """Closes the dataset and removes an incomplete file."""
         with contextlib.suppress(ClippanError):
             self._call_gdal(self._close)
         if self._raw != self._part:
@@ -365,10 +345,10 @@ class Writer:
             )
 
     def _call_gdal(self, action: Callable[[], T]) -> T:
-        """Does something with GDAL, and turns failures into one sentence; also those that GDAL only reports, as when
-        a file is closed.
+        """Calls GDAL and turns failures, including those that GDAL only reports (when closing a file), into a
+        ClippanError.
 
-        The sentence is raised outside of any handler: a traceback would keep the dataset open, and its disk full.
+        It is raised outside of any handler: a traceback would keep the dataset open, and its disk full.
         """
         self._cancelled = False
         reported: list[str] = []

@@ -45,12 +45,8 @@ class MapPreview:
             small[top : top + values.shape[0], left : left + values.shape[1]] = values
 
     def pictures(self, samples: Samples, colours: Sequence[tuple[int, int, int]]) -> dict[str, bytes]:
-        """The samples on the raster, the map, and its confidence, as PNG files.
-
-        Args:
-            samples: shown as dots.
-            colours: of the values 0, 1, …; nodata has its own.
-        """
+        """Samples (as dots) on the raster, the map in ``colours`` of the values 0, 1, …, and its confidence, as PNG
+        files."""
         legend = np.array([NODATA, *colours[1:]], np.uint8)
         return {
             "samples": png(self._dotted(samples, legend).transpose(2, 0, 1)),

@@ -19,17 +19,8 @@ from clippan.core.translation import current_language, translator
 
 
 def write(path: str, template: str, outputs: Optional[Outputs] = None, **values: Any) -> None:
-    """Writes a page, whole or not at all.
-
-    Args:
-        path: the HTML file.
-        template: name of the template, without its ending.
-        outputs: of the run, with which it is put in place; None where it is alone.
-        values: of the template: ``request`` and ``result`` of the job, and what else it names.
-
-    Raises:
-        ClippanError: the file cannot be written.
-    """
+    """Writes an HTML page from a template (name without suffix) and its values, whole or not at all; raises
+    ClippanError."""
     _translate(current_language())
     text = _templates.get_template(f"{template}.html.j2").render(now=datetime.datetime.now(), **values)
     with write_output(path, "report", outputs) as part:

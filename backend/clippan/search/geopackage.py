@@ -49,14 +49,14 @@ ogr.UseExceptions()
 
 @dataclass(frozen=True)
 class IndexInfo:
-    """Whose vectors an index holds.
+    """The model whose vectors an index holds.
 
     Attributes:
         model, label: id and name.
-        sha256: of its weights; empty where nobody knows.
+        sha256: of its weights; empty if unknown.
         width: numbers in a vector.
-        pixels: edge of the pictures that were embedded.
-        crs: of the tiles' outlines (WKT), empty for pictures without coordinates.
+        pixels: edge of the embedded pictures.
+        crs: of the outlines (WKT), empty for pictures without coordinates.
     """
 
     model: str
@@ -72,13 +72,12 @@ class IndexedRaster:
     """A raster in the index.
 
     Attributes:
-        id: its number.
         path: file or data source.
-        look: how its tiles were cut and shown (JSON of ``scene.SceneOptions`` and the area).
+        look: JSON of its ``SceneOptions``, as the column is called.
         fingerprint: of its files.
         stretch: values that became black and white.
-        date: when it was taken, empty if unknown.
-        done, planned: tiles that were looked at, and that there are.
+        date: of acquisition, empty if unknown.
+        done, planned: tiles processed, and in all.
     """
 
     id: int
@@ -93,8 +92,8 @@ class IndexedRaster:
 
 @dataclass(frozen=True)
 class IndexedTile:
-    """A tile: its id, its raster's, its window, its edge (metres, or pixels), and its corners x, y, … in the index's
-    CRS (empty if it has no place there)."""
+    """A tile with the id of its raster, its edge ``scale`` (metres, or pixels), and its corners x, y, … in the index's
+    CRS (empty without a place there)."""
 
     id: int
     raster: int
@@ -104,29 +103,23 @@ class IndexedTile:
 
     @property
     def bounds(self) -> tuple[float, ...]:
-        """xmin, ymin, xmax, ymax of its corners; empty without a place."""
+        """xmin, ymin, xmax, ymax; empty without a place."""
         xs, ys = self.outline[::2], self.outline[1::2]
         return (min(xs), min(ys), max(xs), max(ys)) if self.outline else ()
 
 
 @dataclass(frozen=True)
 class TileFilter:
-    """What a search is restricted to: rasters (ids; None means all), and boxes xmin, ymin, xmax, ymax in the index's
-    CRS of which a tile touches one (none means everything)."""
+    """Restricts a search to rasters (ids; None for all), and to tiles that touch a box xmin, ymin, xmax, ymax in the
+    index's CRS (none for all)."""
 
     rasters: Optional[frozenset[int]] = None
     boxes: tuple[tuple[float, ...], ...] = ()
 
 
 class GeoPackageReader:
-    """An index that is open for reading. Safe in several threads; another process may write meanwhile.
-
-    Args:
-        path: the GeoPackage.
-
-    Raises:
-        ClippanError: there is none, it is no index or damaged, or its matrix is missing or cut short.
-    """
+    """An index open for reading, safe in several threads while another process writes. Raises ClippanError if there is
+    none, or it is damaged or incomplete."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -177,7 +170,7 @@ class GeoPackageReader:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Cursor]:
-        """For questions to the tables, and what makes values of the answers: whatever fails, the index is damaged."""
+        """A cursor for queries and the conversion of their answers; any failure means a damaged index."""
         try:
             with contextlib.closing(_connect_sqlite(self.path, "ro")) as connection:
                 yield connection.cursor()
@@ -191,7 +184,6 @@ class GeoPackageReader:
 
     @property
     def count(self) -> int:
-        """How many tiles it holds."""
         return len(self._ids)
 
     def tile_ids(self, tile_filter: TileFilter) -> np.ndarray:
@@ -213,8 +205,8 @@ class GeoPackageReader:
         return self._ids[keep]
 
     def candidates(self, directions: np.ndarray, tile_filter: TileFilter, count: int) -> tuple[np.ndarray, int]:
-        """The ids of the tiles whose products with any direction (n, width) are among the ``count`` largest, and of
-        how many tiles they were chosen."""
+        """Ids of tiles among the ``count`` largest dot products with any direction (n, width), and the number of tiles
+        compared."""
         ids = self.tile_ids(tile_filter)
         rows = similarity.top_rows(similarity.dot_products(self._matrix, directions), ids - 1, count)
         return rows + 1, len(ids)
@@ -224,11 +216,11 @@ class GeoPackageReader:
         return self._matrix[ids - 1].astype(np.float32)
 
     def sample(self, count: int) -> np.ndarray:
-        """Vectors of about so many tiles from all over the index, float32 (n, width)."""
+        """Vectors of about ``count`` tiles across the index, float32 (n, width)."""
         return self.vectors(self._ids[:: max(len(self._ids) // count, 1)])
 
     def tiles(self, ids: Sequence[int]) -> list[IndexedTile]:
-        """Tiles by their ids, in that order; those that are no longer there are left out."""
+        """Tiles in the order of ``ids``, without those that no longer exist."""
         found: dict[int, IndexedTile] = {}
         with self._reading() as cursor:
             for start in range(0, len(ids), _MAX_SQL_IDS):
@@ -242,7 +234,7 @@ class GeoPackageReader:
         return [found[int(number)] for number in ids if int(number) in found]
 
     def tile_at(self, x: float, y: float) -> Optional[IndexedTile]:
-        """The smallest tile that holds a place in the index's CRS, of several the one around it; None without one."""
+        """The smallest tile at a place in the index's CRS, of several the best centred; None without one."""
         with self._reading() as cursor:
             found = cursor.execute(
                 "SELECT id FROM rtree_tiles_geom WHERE minx <= ? AND maxx >= ? AND miny <= ? AND maxy >= ?",
@@ -264,7 +256,6 @@ class GeoPackageReader:
 
     @property
     def complete(self) -> bool:
-        """Whether every raster was indexed to its end."""
         return all(raster.done >= raster.planned for raster in self.rasters.values())
 
 
@@ -292,16 +283,14 @@ def _file_state(path: str) -> tuple[Any, ...]:
 
 
 class GeoPackageWriter:
-    """An index that is open for writing; a context manager. One process at a time holds it.
-
-    The file is made by ``create``, so a job that fails before leaves nothing; ``discard`` takes it away again.
+    """An index open for writing, a context manager that one process at a time holds. ``create`` makes the file, so a
+    job that fails before leaves nothing.
 
     Args:
-        path: the GeoPackage.
-        about: whose vectors it will hold; for one that exists they have to be the same model's.
+        about: the model; an existing index must hold vectors of the same.
 
     Raises:
-        ClippanError: another process is writing it, it is damaged, or another model's.
+        ClippanError: another process writes it, it is damaged, or another model's.
     """
 
     def __init__(self, path: str, about: IndexInfo) -> None:
@@ -360,11 +349,10 @@ class GeoPackageWriter:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a file."""
         return self._dataset is not None
 
     def create(self, crs: str) -> None:
-        """Makes the file, if there is none; its outlines are in this CRS (WKT, or empty)."""
+        """Makes the file unless it exists; outlines are in this CRS (WKT, or empty)."""
         if self._dataset is None:
             self.about = dataclasses.replace(self.about, crs=crs)
             try:
@@ -414,7 +402,7 @@ class GeoPackageWriter:
         close_dataset(dataset)
 
     def discard(self) -> None:
-        """Removes the files of an index that came to nothing."""
+        """Removes the files of an empty index."""
         close_after_failure(self._dataset)
         self._dataset = None
         for name in (Path(self.path), vectors_path(self.path), Path(f"{self.path}-journal")):
@@ -422,7 +410,7 @@ class GeoPackageWriter:
                 name.unlink()
 
     def put_rasters(self, rasters: Sequence[IndexedRaster]) -> list[IndexedRaster]:
-        """Adds rasters (their id is 0), or notes what has changed about them; returns them with their ids."""
+        """Adds rasters (with id 0) or updates them; returns them with their ids."""
         rasters = [
             raster if raster.id else dataclasses.replace(raster, id=self._next_raster_id()) for raster in rasters
         ]
@@ -437,11 +425,8 @@ class GeoPackageWriter:
         return self._last_raster
 
     def commit_tiles(self, tiles: Sequence[IndexedTile], vectors: np.ndarray, done: Mapping[int, int]) -> None:
-        """Adds tiles with their vectors (n, width), and notes how far their rasters are: all, or nothing.
-
-        Raises:
-            ClippanError: they cannot be written; what was committed before stays.
-        """
+        """Adds tiles with vectors (n, width) and notes the progress of their rasters, all or nothing; raises
+        ClippanError if they cannot be written."""
         ids = [self._next_tile_id() for _ in tiles]
         try:
             self._write_vectors(ids, vectors)
@@ -492,10 +477,8 @@ class GeoPackageWriter:
             raise _commit_error(self.path, error) from error
 
     def drop_raster(self, raster: int) -> int:
-        """Removes a raster with its tiles; returns how many those were.
-
-        In several transactions, between which others may read; a raster of which a part is gone is not finished.
-        """
+        """Removes a raster with its tiles, in several transactions so that readers get their turn; returns the number
+        of tiles."""
         layer = self._dataset.GetLayerByName("tiles")
         layer.SetAttributeFilter(f"raster_id = {int(raster)}")
         ids = [feature.GetFID() for feature in layer]
@@ -513,7 +496,6 @@ class GeoPackageWriter:
         return len(ids)
 
     def count_tiles(self, raster: int) -> int:
-        """How many tiles of a raster are in the index."""
         result = self._dataset.ExecuteSQL(f"SELECT count(*) FROM tiles WHERE raster_id = {int(raster)}")  # nosec B608
         count = result.GetNextFeature().GetField(0)
         self._dataset.ReleaseResultSet(result)
@@ -577,7 +559,7 @@ def _connect_sqlite(path: str, mode: str) -> sqlite3.Connection:
 
 
 def _roll_back_killed(path: str) -> None:
-    """Undoes what a process that was killed has half committed; whoever may not write leaves that to others."""
+    """Rolls back what a killed process left half committed, if this one may write."""
     if Path(f"{path}-journal").exists():
         with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect_sqlite(path, "rw")) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -690,7 +672,7 @@ def outline_polygon(outline: Sequence[float]) -> ogr.Geometry:
 
 
 def _corners(blob: Optional[bytes]) -> tuple[float, ...]:
-    """The corners in a GeoPackage's geometry, whose header's length its flags tell."""
+    """The corners in a GeoPackage geometry, whose flags give the length of its header."""
     if blob is None:
         return ()
     header = 8 + (0, 32, 48, 48, 64)[(blob[3] >> 1) & 7]
@@ -703,7 +685,6 @@ def _corners(blob: Optional[bytes]) -> tuple[float, ...]:
 
 
 def is_index(path: str) -> bool:
-    """Whether a file is an index of ours."""
     try:
         return bool(gdal.OpenEx(path, gdal.OF_VECTOR | gdal.OF_READONLY).GetMetadata(_DOMAIN))
     except RuntimeError:

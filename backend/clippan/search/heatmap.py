@@ -24,15 +24,7 @@ _CELLS_PER_TILE = 4  # cells along a tile's edge, so that overlaps show
 def write(
     path: str, index: Any, tile_filter: TileFilter, query: SearchVectors, outputs: Outputs, context: Context
 ) -> None:
-    """Writes the confidence (0 to 1) as a float32 GeoTIFF in the index's CRS; where tiles overlap, their mean.
-
-    Args:
-        path: the file.
-        index: whose tiles.
-        tile_filter: which tiles are shown.
-        query: what was searched for.
-        outputs: of the run, with which it is put in place.
-        context: told the progress.
+    """Writes the confidence of the tiles (0 to 1, the mean where they overlap) as a float32 GeoTIFF in the index's CRS.
 
     Raises:
         ClippanError: the tiles have no common place, or the file cannot be written.

@@ -28,17 +28,7 @@ _FIELDS = {
 
 
 def write(path: str, hits: Sequence[Hit], about: IndexInfo, outputs: Outputs) -> None:
-    """Writes a GeoPackage with the layer ``hits``, whole or not at all.
-
-    Args:
-        path: the file.
-        hits: the places.
-        about: of the index they are from.
-        outputs: of the run, with which it is put in place.
-
-    Raises:
-        ClippanError: it cannot be written.
-    """
+    """Writes a GeoPackage with the layer ``hits``, whole or not at all; raises ClippanError."""
     with write_output(path, "layer", outputs) as part:
         _write(str(part), hits, about)
 

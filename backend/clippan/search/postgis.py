@@ -92,8 +92,8 @@ _ADD_TILES = "COPY {tiles} (raster_id, x, y, width, height, scale, date, geom, v
 
 @dataclass(frozen=True)
 class _CatalogueState:
-    """What ``about`` says: besides About, the SRID of the outlines, the vectors' type (halfvec or vector), and which
-    state of the catalogue this is."""
+    """The table ``about``: IndexInfo, SRID of the outlines, vector type (halfvec or vector), and a version of the
+    contents."""
 
     about: IndexInfo
     srid: int
@@ -102,14 +102,8 @@ class _CatalogueState:
 
 
 class _Database:
-    """A schema of a database, with one connection to it. Safe in several threads.
-
-    Args:
-        name: the address.
-
-    Raises:
-        ClippanError: the address is not understood, or there is no driver.
-    """
+    """A schema of a database with one connection, safe in several threads. Raises ClippanError for a bad address, or
+    without driver."""
 
     def __init__(self, name: str) -> None:
         self._psycopg = _psycopg()
@@ -137,9 +131,9 @@ class _Database:
         return str(self._psycopg.sql.Identifier(name).as_string(None))
 
     def _understood(self, name: str) -> tuple[dict[str, Any], str, str]:
-        """Parameters of libpq, the schema, and the address without what is secret.
+        """libpq's parameters, the schema, and the address without secrets.
 
-        Nothing of an address that is not understood is repeated: a password with an @ or a / in it lies anywhere.
+        A bad address is never repeated: a password with an @ or a / in it may be anywhere.
         """
         wrong = ClippanError(
             "The catalogue's address is not understood; write it as postgresql://user:password@host:port/database"
@@ -163,11 +157,7 @@ class _Database:
         return parameters, schema, f"{scheme}{user}{'@' * bool(user)}{host}{database}?schema={schema}"
 
     def connect(self) -> Any:
-        """The connection, made anew if it was lost; but not a writer's.
-
-        Raises:
-            ClippanError: the server cannot be reached, or does not let the user in.
-        """
+        """The connection, renewed if lost, but not a writer's; raises ClippanError if the server refuses."""
         with self._lock:
             if self._connection is None or (self._connection.closed and not self._held):
                 try:
@@ -184,7 +174,7 @@ class _Database:
             return self._connection
 
     def _refused(self, error: Any) -> ClippanError:
-        reason = _one_line(error)
+        reason = _error_text(error)
         # Only who has asked for a password, or says FATAL, is a server.
         if "FATAL" in reason or (error.pgconn is not None and error.pgconn.needs_password):
             return ClippanError(
@@ -229,11 +219,7 @@ class _Database:
         )
 
     def hold(self) -> None:
-        """Takes the lock of the one that writes, until the connection ends.
-
-        Raises:
-            ClippanError: another process has it.
-        """
+        """Takes the writer's lock until the connection ends; raises ClippanError if another process has it."""
         key = f"{_MARK} in {self.schema}"
         ((free,),) = self.ask("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [key])
         if not free:
@@ -255,7 +241,7 @@ class _Database:
         return sql.SQL(text).format(schema=sql.Identifier(self.schema), **names, **parts)
 
     def ask(self, text: str, parameters: Sequence[Any] = (), **parts: Any) -> list[tuple[Any, ...]]:
-        """The rows of a question, numbers and bytes as they are; asked again once if the connection was lost."""
+        """Rows of a query, with numbers and bytes unconverted; repeated once if the connection was lost."""
         with self._lock, self.sentences():
             try:
                 return self._ask(text, parameters, parts)
@@ -270,20 +256,20 @@ class _Database:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Any]:
-        """A cursor, whose work is done as a whole or not at all."""
+        """A cursor in a transaction."""
         with self._lock, self.sentences(writing=True), self._connection.transaction(), self._connection.cursor() as it:
             yield it
 
     @contextlib.contextmanager
     def sentences(self, writing: bool = False) -> Iterator[None]:
-        """Makes a sentence of what the database complains about."""
+        """Turns database errors into ClippanError."""
         try:
             yield
         except self._psycopg.Error as error:
             raise self._sentence(error, writing) from error
 
     def _sentence(self, error: Any, writing: bool) -> ClippanError:
-        errors, reason = self._psycopg.errors, _one_line(error)
+        errors, reason = self._psycopg.errors, _error_text(error)
         again = "run the same again: what was indexed so far is kept" if writing else "try again"
         if isinstance(error, errors.InsufficientPrivilege):
             schema, user = self.quoted(self.schema), self.quoted(self.user)
@@ -312,11 +298,7 @@ class _Database:
         )
 
     def about(self) -> Optional[_CatalogueState]:
-        """What the schema holds; None if it is not there, or empty.
-
-        Raises:
-            ClippanError: it holds something else, or comes from another version.
-        """
+        """What the schema holds, None if empty; raises ClippanError for other contents or versions."""
         relations = dict(
             self.ask(
                 "SELECT relname::text, obj_description(c.oid, 'pg_class') FROM pg_class c "
@@ -347,11 +329,7 @@ class _Database:
         return _CatalogueState(IndexInfo(*values), srid, kind, (table, changes))
 
     def extend(self, cursor: Any) -> None:
-        """Makes the extensions, where they are missing and may be made.
-
-        Raises:
-            ClippanError: an administrator has to.
-        """
+        """Creates missing extensions; raises ClippanError if an administrator has to."""
         errors = self._psycopg.errors
         for name, product in EXTENSIONS.items():
             command = f"CREATE EXTENSION {name}"
@@ -390,23 +368,15 @@ def _psycopg() -> Any:
     return psycopg
 
 
-def _one_line(error: Any) -> str:
+def _error_text(error: Any) -> str:
     """What went wrong, in one line."""
     text = error.diag.message_primary or str(error)
     return " ".join(text.split()).rstrip(".")
 
 
 class PostgisReader:
-    """A catalogue that is open for reading, as it was when it was opened; tiles of rasters that came later are left
-    out. Safe in several threads; other processes may write meanwhile.
-
-    Args:
-        name: the address.
-        database: where it has been opened before.
-
-    Raises:
-        ClippanError: there is none, or it cannot be reached or read.
-    """
+    """A catalogue open for reading, as it was when opened: rasters added later are left out. Safe in several threads
+    while others write. Raises ClippanError if it is missing or cannot be read."""
 
     def __init__(self, name: str, database: Optional[_Database] = None) -> None:
         self.database = database or _Database(name)
@@ -428,12 +398,11 @@ class PostgisReader:
 
     @property
     def current(self) -> bool:
-        """See ``store.GeoPackageReader``; here what others write meanwhile is left out of every answer."""
+        """Always True: other processes' changes are left out of every answer."""
         return True
 
     @property
     def count(self) -> int:
-        """How many tiles it holds."""
         return sum(self._counts.values())
 
     def _where(self, tile_filter: TileFilter) -> tuple[Any, list[Any]]:
@@ -456,13 +425,10 @@ class PostgisReader:
         return self.database.composed(" AND ".join(texts)), parameters
 
     def tile_ids(self, tile_filter: TileFilter) -> np.ndarray:
-        """The ids of the tiles of these rasters that touch one of these boxes, int64, ascending."""
         where, parameters = self._where(tile_filter)
         return _ids(self.database.ask("SELECT id FROM {tiles} WHERE {where} ORDER BY id", parameters, where=where))
 
     def candidates(self, directions: np.ndarray, tile_filter: TileFilter, count: int) -> tuple[np.ndarray, int]:
-        """The ids of the tiles whose products with any direction (n, width) are among the ``count`` largest, and of
-        how many tiles they were chosen."""
         size = self._size(tile_filter)
         if size <= count:
             return self.tile_ids(tile_filter), size
@@ -493,8 +459,7 @@ class PostgisReader:
         return found
 
     def vectors(self, ids: np.ndarray) -> np.ndarray:
-        """The vectors of tiles, float32 (n, width); zeros for tiles that another process has removed meanwhile,
-        which ``tiles`` leaves out."""
+        """Vectors of tiles, float32 (n, width); zeros for tiles removed meanwhile, which ``tiles`` leaves out."""
         rows = self.database.ask(
             "SELECT id, vector FROM {tiles} WHERE id = ANY(%s) ORDER BY id", [np.asarray(ids).tolist()]
         )
@@ -521,7 +486,6 @@ class PostgisReader:
         return self._samples[count]
 
     def tiles(self, ids: Sequence[int]) -> list[IndexedTile]:
-        """Tiles by their ids, in that order; those that are no longer there, or came later, are left out."""
         wanted = [int(number) for number in ids]
         rows = self.database.ask(
             "SELECT id, raster_id, x, y, width, height, scale, ST_AsBinary(geom, 'NDR') FROM {tiles} "
@@ -532,7 +496,6 @@ class PostgisReader:
         return [found[number] for number in wanted if number in found]
 
     def tile_at(self, x: float, y: float) -> Optional[IndexedTile]:
-        """The smallest tile that holds a place in the index's CRS, of several the one around it; None without one."""
         rows = self.database.ask(
             "SELECT id FROM {tiles}, ST_SetSRID(ST_MakePoint(%s, %s), %s) AS place WHERE geom && place "
             "AND ST_XMin(geom) <= %s AND ST_XMax(geom) >= %s AND ST_YMin(geom) <= %s AND ST_YMax(geom) >= %s "
@@ -543,7 +506,6 @@ class PostgisReader:
 
     @property
     def extent(self) -> tuple[float, ...]:
-        """xmin, ymin, xmax, ymax of all tiles; empty without any."""
         ((*box,),) = self.database.ask(
             "SELECT ST_XMin(box), ST_YMin(box), ST_XMax(box), ST_YMax(box) "
             "FROM (SELECT ST_3DExtent(geom) AS box FROM {tiles}) AS whole"
@@ -552,7 +514,6 @@ class PostgisReader:
 
     @property
     def complete(self) -> bool:
-        """Whether every raster was indexed to its end."""
         return all(raster.done >= raster.planned for raster in self.rasters.values())
 
 
@@ -569,17 +530,8 @@ def open_reader(name: str) -> PostgisReader:
 
 
 class PostgisWriter:
-    """A catalogue that is open for writing; a context manager. One process at a time holds it.
-
-    The schema is made when the first rasters are put, so a job that fails before leaves nothing.
-
-    Args:
-        name: the address.
-        about: whose vectors it will hold; for one that exists they have to be the same model's.
-
-    Raises:
-        ClippanError: another process is writing it, it is another model's, or it cannot be reached.
-    """
+    """A catalogue open for writing, a context manager that one process at a time holds; raises as GeoPackageWriter
+    does. ``create`` makes the schema, so a job that fails before leaves nothing."""
 
     def __init__(self, name: str, about: IndexInfo) -> None:
         self._database = _Database(name)
@@ -620,11 +572,9 @@ class PostgisWriter:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a catalogue."""
         return bool(self._kind)
 
     def create(self, crs: str) -> None:
-        """Makes the tables, if there are none; their outlines are in this CRS (WKT, or empty)."""
         if self.exists:
             return
         self.about = dataclasses.replace(self.about, crs=crs)
@@ -671,7 +621,7 @@ class PostgisWriter:
         )
 
     def discard(self) -> None:
-        """Removes the tables of an index that came to nothing, and the schema if this job has made it."""
+        """Removes the tables of an empty catalogue, and the schema if this job made it."""
         with contextlib.suppress(ClippanError), self._database.writing() as cursor:  # a lost server keeps them
             cursor.execute(self._database.composed("DROP TABLE IF EXISTS {tiles}, {rasters}, {about}"))
             if self._made:
@@ -688,7 +638,6 @@ class PostgisWriter:
         self._changed = True
 
     def put_rasters(self, rasters: Sequence[IndexedRaster]) -> list[IndexedRaster]:
-        """Adds rasters (their id is 0), or notes what has changed about them; returns them with their ids."""
         if not rasters:
             return []
         written = []
@@ -702,11 +651,6 @@ class PostgisWriter:
         return written
 
     def commit_tiles(self, tiles: Sequence[IndexedTile], vectors: np.ndarray, done: Mapping[int, int]) -> None:
-        """Adds tiles with their vectors (n, width), and notes how far their rasters are: all, or nothing.
-
-        Raises:
-            ClippanError: they cannot be written; what was committed before stays.
-        """
         data = np.ascontiguousarray(vectors, _TYPES[self._kind])
         header = _HEADER.pack(self.about.width, 0)
         with self._transaction() as cursor:
@@ -737,7 +681,6 @@ class PostgisWriter:
         self.rasters.update({raster: dataclasses.replace(self.rasters[raster], done=done[raster]) for raster in done})
 
     def drop_raster(self, raster: int) -> int:
-        """Removes a raster with its tiles; returns how many those were."""
         with self._transaction() as cursor:
             cursor.execute(self._database.composed("DELETE FROM {tiles} WHERE raster_id = %s"), [raster])
             count = cursor.rowcount
@@ -746,12 +689,11 @@ class PostgisWriter:
         return int(count)
 
     def count_tiles(self, raster: int) -> int:
-        """How many tiles of a raster are in the index."""
         ((count,),) = self._database.ask("SELECT tiles FROM {rasters} WHERE id = %s", [raster])
         return int(count)
 
     def _settle(self) -> None:
-        """Has the database learn what it holds now, and makes the index of a catalogue that has become big."""
+        """Updates the database's statistics, and makes the vector index of a large catalogue."""
         with self._database.writing() as cursor:
             cursor.execute(self._database.composed("ANALYZE {tiles}"))
             cursor.execute(self._database.composed("SELECT coalesce(sum(tiles), 0)::bigint FROM {rasters}"))

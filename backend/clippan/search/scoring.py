@@ -20,12 +20,12 @@ _BATCH = 8192  # tiles at a time
 
 @dataclass(frozen=True)
 class SearchVectors:
-    """What is searched for, as vectors of length 1.
+    """A search as vectors of length 1.
 
     Attributes:
-        texts: (n, width), and ``prompts``, their words.
+        texts, prompts: (n, width), and their words.
         without: texts that should not fit (n, width).
-        background: what places show in general (n, width).
+        background: common land covers and uses (n, width).
         like, unlike: example pictures or tiles (n, width).
         mean: of the index's vectors (width,).
         scale: from cosines to logits.

@@ -6,15 +6,8 @@ import numpy as np
 
 
 def dot_products(matrix: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Products of all rows with some directions.
-
-    Args:
-        matrix: float16 (rows, width), maybe mapped from a file.
-        directions: float32 (n, width).
-
-    Returns:
-        float32 (n, rows).
-    """
+    """Dot products float32 (n, rows) of all rows of a float16 matrix (rows, width), maybe mapped from a file, with
+    directions (n, width)."""
     import torch
 
     result = np.empty((len(directions), len(matrix)), np.float32)
@@ -26,16 +19,8 @@ def dot_products(matrix: np.ndarray, directions: np.ndarray) -> np.ndarray:
 
 
 def top_rows(values: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
-    """Of ``rows``, those whose values are among the ``count`` largest in any line.
-
-    Args:
-        values: float32 (lines, all rows).
-        rows: int64, ascending, those that may be chosen.
-        count: how many of each line.
-
-    Returns:
-        int64, ascending, at most ``count`` times lines.
-    """
+    """Those of ``rows`` (int64, ascending) whose value is among the ``count`` largest of any line of ``values`` (lines,
+    all rows); ascending."""
     if len(rows) <= count:
         return rows
     import torch
