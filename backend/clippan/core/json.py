@@ -39,7 +39,7 @@ def to_json(value: Any, messages: bool = False) -> Any:
 
 
 def from_json(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Builds the dataclass ``kind`` from JSON values; raises ClippanError for wrong or missing names and wrong types."""
+    """Builds the dataclass ``kind`` from JSON values; raises ClippanError for wrong names, missing names and types."""
     if not isinstance(values, Mapping):
         raise ClippanError("A {type} is written as a JSON object with named values.", type=kind.__name__)
     hints = typing.get_type_hints(kind)
