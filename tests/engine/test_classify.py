@@ -172,13 +172,13 @@ def test_an_encoder_of_another_scene_is_told(mapped, model, raster, tmp_path) ->
         path = raster("other.tif", values * scale, pixel=10.0)
         run(PretrainSceneRequest(rasters=(path,), output=encoder, steps=2, threads=1))
         result = mapped(method=Classifier.DIFFCLIP, encoder=encoder, repeats=0)
-        assert any("not those that scene.safetensors was made of" in hint for hint in result.hints) is said
+        assert any("differ from those that scene.safetensors was trained on" in hint for hint in result.hints) is said
 
 
 def test_descriptions_are_prompts_of_their_own(mapped, model, monkeypatch) -> None:
     given = []
     monkeypatch.setattr(
-        engine, "DiffClipClassifier", lambda stack, known, found, texts, context: given.append(texts) or stop()
+        engine, "DiffClipClassifier", lambda stack, labelled, encoder, prompts, context: given.append(prompts) or stop()
     )
 
     def stop():
@@ -235,7 +235,7 @@ def test_auto_compares_all_and_says_so(mapped, model, tmp_path) -> None:
     assert {score.method for score in result.chosen} == set(Classifier) - {Classifier.AUTO}
     assert [score.oa for score in result.chosen] == sorted((score.oa for score in result.chosen), reverse=True)
     assert result.method is result.chosen[0].method
-    assert any(result.method.value in hint and "left out" in hint for hint in result.hints)
+    assert any(result.method.value in hint and "cross-validation" in hint for hint in result.hints)
     assert result.encoder == str(encoder)
     again = mapped(method=Classifier.DIFFCLIP, encoder=str(encoder), repeats=0, output=str(tmp_path / "again.tif"))
     assert (read_raster(again.output)[0] == wanted(fields()[1])).mean() > 0.9
@@ -303,8 +303,8 @@ def test_nodata_of_any_raster_and_dead_bands(mapped, raster) -> None:
     inside = found[5:, :-4]
     assert inside.min() > 0
     assert (inside == wanted(truth)[5:, :-4]).mean() > 0.97
-    assert any("2 of 4 bands are constant or empty and were left aside (3; 4)" in hint for hint in result.hints)
-    assert any("lie on nodata" in hint for hint in result.hints)
+    assert any("are not used (2 of 4): 3; 4." in hint for hint in result.hints)
+    assert any("on nodata" in hint for hint in result.hints)
 
 
 def test_many_bands_and_one_sample_of_a_class(mapped) -> None:

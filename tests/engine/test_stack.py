@@ -26,7 +26,7 @@ def test_little_data_between_the_windows_is_found(raster) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_blocks_are_drawn_from_what_shows_something(raster, monkeypatch, seed) -> None:
-    monkeypatch.setattr(stack, "_MEMORY", 4 * 2 * 256**2)  # one block of two bands
+    monkeypatch.setattr(stack, "_TRAINING_MEMORY", 4 * 2 * 256**2)  # one block of two bands
     values = np.full((2, 1100, 1100), -1, np.float32)
     values[:, :, 300:330] = np.random.default_rng(0).normal(5, 1, (2, 1100, 30))
     found = open_stack((raster("a.tif", values, nodata=-1.0),), 0, None, Context())

@@ -1,4 +1,4 @@
-"""A map of classes from a few samples: classifiers are compared where places are left out, and one maps tiles."""
+"""Classify from few samples: classifiers are compared by spatial cross-validation, and the best makes the map."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from clippan.labels import accuracy, areas, samples
 from clippan.labels.folds import BUFFER, NEVER_HELD_OUT, spatial_folds, training_mask
 from clippan.labels.legend import colours, palette
 from clippan.labels.samples import Samples
-from clippan.learn.fewshot import pretrain_on
+from clippan.learn.fewshot import pretrain_on_stack
 from clippan.raster.scene import Scene, SceneOptions
 from clippan.raster.source import BandInfo
 from clippan.raster.tiles import Window
@@ -52,56 +52,50 @@ from clippan.raster.writer import BLOCK, Palette, Writer
 from clippan.report import page
 from clippan.report.map_preview import MapPreview
 
-_FEW = 5  # places of a class, below which figures are uncertain
-_UNCOMPARED = Classifier.SVM_MEAN  # what auto takes where nothing can be left out
-_LONG = 8  # times as long as another method takes DiffCLIP
-_MEMORY, _COPIES = 2**31, 8  # bytes for the tiles that are worked on, and how many arrays of its size each takes
+_FEW_GROUPS = 5  # labelled polygons or blocks of a class, below which its accuracy is uncertain
+_DEFAULT = Classifier.SVM_MEAN  # of auto where there are too few places for cross-validation
+_DIFFCLIP_TIME = 8  # as a multiple of the time of another method
+_TILE_MEMORY, _TILE_COPIES = 2**31, 8  # bytes for all tiles in work, and arrays of the size of a tile in each
 
 
 def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
-    """See ClassifyRequest.
-
-    Raises:
-        ClippanError: one sentence with the cause and the remedy; nothing is left behind.
-    """
+    """Runs the job; a failed run leaves no file behind."""
     started = time.monotonic()
     set_threads(request.threads)
-    device = choose_device(request.device).device  # CLIP tells the log, where it is used
+    device = choose_device(request.device).device  # loading CLIP logs it
     stack = open_stack(request.rasters, request.grid, request.nodata, context.subrange(0, 3))
-    known = samples.read_samples(
+    labelled = samples.read_samples(
         request.samples, request.layer, request.field, stack.georeferenced_grid, request.seed, context.subrange(3, 6)
     )
-    known, lost = _valid(known, stack, context)
-    table = _table(known.names, request.descriptions)
+    labelled, lost = _on_valid_pixels(labelled, stack, context)
+    table = _prompt_table(labelled.names, request.descriptions)
     if origin := texts.origin_note(request.descriptions, "descriptions"):
         context.log(origin)
     with gpu_memory_errors(), Outputs() as outputs:
-        workshop = _Workshop(request, stack, known, table, device, outputs.temporary_folder(request.output))
-        several = request.method is Classifier.AUTO
-        methods: list[Classifier] = (
-            [item for item in Classifier if item is not Classifier.AUTO] if several else [request.method]
-        )
-        trials = _compare(workshop, methods, context.subrange(6, 60))
-        best = trials[0] if trials else None
-        method = best.score.method if best else _UNCOMPARED if several else request.method
-        if several:
-            context.log(Message("The map is made by {method}.", method=method.value))
-        learned = workshop.learner(method, True, context.subrange(60, 70)).fit(
-            np.arange(len(known.labels)), request.seed
-        )
-        tags = _provenance(request, table, workshop, method, best)
-        power, together = best.sharpness if best else 1.0, method is Classifier.DIFFCLIP
-        shown, overview = _write(workshop, table, learned, power, together, tags, outputs, context.subrange(70, 98))
+        factory = _ClassifierFactory(request, stack, labelled, table, device, outputs.temporary_folder(request.output))
+        auto = request.method is Classifier.AUTO
+        methods: list[Classifier] = [request.method]
+        if auto:
+            methods = [each for each in Classifier if each is not Classifier.AUTO]
+        results = _cross_validate(factory, methods, context.subrange(6, 60))
+        best = results[0] if results else None
+        method = best.score.method if best else _DEFAULT if auto else request.method
+        if auto:
+            context.log(Message("{method} makes the map.", method=method.value))
+        classifier = factory.classifier(method, True, context.subrange(60, 70))
+        fitted = classifier.fit(np.arange(len(labelled.labels)), request.seed)
+        tags = _provenance(request, table, factory, method, best)
+        class_areas, preview = _write_map(factory, fitted, best, method, tags, outputs, context.subrange(70, 98))
         if request.report:
-            scene = Scene(workshop.pictured, workshop.options)
-            overview.picture = overview_picture(stack, scene, overview.step)
-            workshop.picture = workshop.picture or scene.raster_picture
-        context.progress(98, "Writing the files")  # from here on nothing is cancelled, and all files are put in place
+            scene = Scene(factory.colour_raster, factory.options)
+            preview.picture = overview_picture(stack, scene, preview.step)
+            factory.picture = factory.picture or scene.raster_picture
+        context.progress(98, "Writing the files")  # not cancellable from here on, so that all files appear together
         if request.areas:
-            areas.write_csv(request.areas, shown, outputs)
-        saved = workshop.save(outputs)
-        shown_as = [workshop.picture] if workshop.picture else []
-        for sentence in choices(shown_as):
+            areas.write_csv(request.areas, class_areas, outputs)
+        saved = factory.save_encoder(outputs)
+        pictures = [factory.picture] if factory.picture else []
+        for sentence in choices(pictures):
             context.log(sentence)
         result = ClassifyResult(
             request.output,
@@ -112,25 +106,25 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
             request.areas,
             saved,
             method,
-            tuple(trial.score for trial in trials) if several else (),
+            tuple(each.score for each in results) if auto else (),
             best.accuracy if best else None,
-            shown,
-            known.pixels_per_class,
-            known.groups_per_class,
+            class_areas,
+            labelled.pixels_per_class,
+            labelled.groups_per_class,
             (
                 *stack.hints(),
-                *known.hints,
+                *labelled.hints,
                 *lost,
-                *workshop.hints,
-                *workshop.text_warnings(method),
-                *_hints(request, known, method, best, shown, saved),
-                *remarks(shown_as),
+                *factory.hints,
+                *factory.text_warnings(method),
+                *_hints(request, labelled, method, best, class_areas, saved),
+                *remarks(pictures),
             ),
-            workshop.model_id(method),
+            factory.model_id(method),
             device.type,
             round(time.monotonic() - started, 3),
             tags,
-            workshop.picture,
+            factory.picture,
         )
         if request.report:
             legend = colours(table)
@@ -140,115 +134,118 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
                 outputs,
                 request=request,
                 result=result,
-                samples=known,
+                samples=labelled,
                 distance=BUFFER,
                 colours=legend,
-                pictures=overview.pictures(known, legend),
+                pictures=preview.pictures(labelled, legend),
             )
-        del workshop, learned  # a file that is mapped into memory cannot be removed on Windows
+        del factory, classifier, fitted  # Windows removes no file that is mapped into memory
     return result
 
 
-def _valid(known: Samples, stack: Stack, context: Context) -> tuple[Samples, list[str]]:
-    """The samples that are not on nodata, and a sentence about the others."""
-    kept = np.zeros(len(known.labels), bool)
-    for window, numbers in stack.windows_at(known.rows, known.columns):
+def _on_valid_pixels(labelled: Samples, stack: Stack, context: Context) -> tuple[Samples, list[str]]:
+    """The samples on valid pixels, and a hint on the others."""
+    kept = np.zeros(len(labelled.labels), bool)
+    for window, numbers in stack.windows_at(labelled.rows, labelled.columns):
         context.raise_if_cancelled()
         _, valid = stack.read(window)
-        kept[numbers] = valid[known.rows[numbers] - window.y, known.columns[numbers] - window.x]
-    left = known.subset(kept)
-    empty = [name for name, count in zip(known.names, left.pixels_per_class) if not count]
+        kept[numbers] = valid[labelled.rows[numbers] - window.y, labelled.columns[numbers] - window.x]
+    remaining = labelled.subset(kept)
+    empty = [name for name, count in zip(labelled.names, remaining.pixels_per_class) if not count]
     if empty:
         raise ClippanError(
-            "All samples of {empty} lie on nodata; label other places, or leave out the raster that does not reach "
-            "there.",
-            empty=join_names(empty),
+            "All samples of {classes} lie on nodata; label other places, or leave out the raster that does not cover "
+            "them.",
+            classes=join_names(empty),
         )
     lost = int((~kept).sum())
-    return left, [f"{lost} labelled pixels lie on nodata, and were left aside."] if lost else []
+    hint = Message("Labelled pixels on nodata, which are not used: {count}.", count=lost)
+    return remaining, [hint] if lost else []
 
 
-def _table(names: tuple[str, ...], descriptions: str) -> PromptTable:
-    """The classes as a prompt table, with colours.
+def _prompt_table(names: tuple[str, ...], descriptions: str) -> PromptTable:
+    """The classes as a prompt table with colours.
 
     Raises:
-        ClippanError: a description is of another class.
+        ClippanError: a description belongs to no class of the samples.
     """
-    about = parse_descriptions(descriptions)
-    unknown = sorted(set(about) - set(names))
+    given = parse_descriptions(descriptions)
+    unknown = sorted(set(given) - set(names))
     if unknown:
         raise ClippanError(
-            "There is a description of {unknown}, but no sample of it on the rasters; the classes are {names}.",
-            unknown=unknown[0],
-            names=join_names(names),
+            "There is a description of {class_name} but no sample of it on the rasters; the classes are {classes}.",
+            class_name=unknown[0],
+            classes=join_names(names),
         )
-    return PromptTable(tuple(ClassPrompt(name, (), about.get(name, ())) for name in names)).with_colours()
+    return PromptTable(tuple(ClassPrompt(name, (), given.get(name, ())) for name in names)).with_colours()
 
 
-class _Workshop:
-    """Where learners are made, each thing that they need once and when it is needed first."""
+class _ClassifierFactory:
+    """Makes classifiers; models and features are made once, when they are first needed."""
 
     def __init__(
         self,
         request: ClassifyRequest,
         stack: Stack,
-        known: Samples,
+        labelled: Samples,
         table: PromptTable,
         device: torch.device,
         folder: Path,
     ) -> None:
-        self.request, self.stack, self.known, self.device = request, stack, known, device
+        self.request, self.stack, self.labelled, self.device = request, stack, labelled, device
         self.table, self._folder = table, folder
         self.options = SceneOptions(bands=request.bands, nodata=request.nodata)
         self._model: Optional[Encoder] = None
         self._diffclip: Optional[DiffClipClassifier] = None
-        self._eye: Optional[ClipFeatureExtractor] = None
-        self._looked: Optional[bool] = None
-        self.picture: Optional[RasterPicture] = None  # of the raster that is looked at
+        self._extractor: Optional[ClipFeatureExtractor] = None
+        self._extracted_all: Optional[bool] = None
+        self.picture: Optional[RasterPicture] = None  # of the raster that CLIP gets
         self.hints: list[str] = []
 
     @property
-    def pictured(self) -> str:
-        """The raster that CLIP and the report's readers see: the first with colours, or with the bands asked for."""
+    def colour_raster(self) -> str:
+        """The raster shown to CLIP and in the report: the first with three bands, or with the requested bands."""
         least = max((3, *self.request.bands)) if len(self.request.bands) != 1 else self.request.bands[0]
         counts = self.stack.bands
         return self.stack.paths[next((n for n, count in enumerate(counts) if count >= least), 0)]
 
-    def _sensed(self, model: Encoder) -> str:
-        """The first raster whose bands a model of another sensor takes."""
+    def _raster_for(self, model: Encoder) -> str:
+        """The raster for CLIP; for a model of another sensor, the first with its bands."""
+        if not model.channels:
+            return self.colour_raster
         for path in self.stack.paths:
             with contextlib.suppress(ClippanError):
                 Scene(path, self.options, channels=model.channels)
                 return path
-        return self.stack.paths[0]  # of which the user is told that it does not go
+        return self.stack.paths[0]  # opening it raises the error that the user gets
 
-    def learner(self, method: Classifier, whole: bool, context: Context) -> StackClassifier:
-        """What makes classifiers.
+    def classifier(self, method: Classifier, for_tiles: bool, context: Context) -> StackClassifier:
+        """A classifier that can be fitted.
 
         Args:
             method: any but auto.
-            whole: tiles will be asked for, not only samples.
-            context: hears of progress.
+            for_tiles: whether it will classify tiles, not only samples.
+            context: receives progress.
         """
         if method is Classifier.DIFFCLIP:
-            return self._made(context)
+            return self._diffclip_classifier(context)
         if method.sees_words:
-            return BaselineClassifier(
-                method, self._seen(whole, context), self.known, context.without_progress, self._texts(context)
-            )
-        features = spectral_features(self.stack, self.known, method is not Classifier.SVM, context)
-        return BaselineClassifier(method, features, self.known, context.without_progress)
+            features = self._clip_features(for_tiles, context)
+            texts = class_vectors(self._clip(context), self.table, False).vectors
+            return BaselineClassifier(method, features, self.labelled, context.without_progress, texts)
+        features = spectral_features(self.stack, self.labelled, method is not Classifier.SVM, context)
+        return BaselineClassifier(method, features, self.labelled, context.without_progress)
 
     def model_id(self, method: Classifier) -> str:
-        """Of CLIP, where the method needs it."""
+        """Id of the CLIP model; empty if the method needs none."""
         return self._model.model.id if self._model and (method.sees_words or method is Classifier.DIFFCLIP) else ""
 
     def text_warnings(self, method: Classifier) -> list[str]:
-        """What the method's CLIP does not read as it is meant, in sentences."""
+        """Hints on texts that the CLIP model of the method does not read as meant."""
         return self._model.text_warnings(prompt_texts(self.table)) if self._model and self.model_id(method) else []
 
-    def save(self, outputs: Outputs) -> str:
-        """Keeps the encoder, if that is wanted and there is one; its path."""
+    def save_encoder(self, outputs: Outputs) -> str:
+        """Saves the scene encoder if requested and trained; returns its path or an empty string."""
         path = self.request.save_encoder if self._diffclip else ""
         if path and self._diffclip:
             self._diffclip.encoder.save(Path(path), outputs)
@@ -259,121 +256,124 @@ class _Workshop:
             self._model = load_encoder(self.request.model, self.request.device, context)
         return self._model
 
-    def _texts(self, context: Context) -> np.ndarray:
-        """A vector for each class, of its name and descriptions, (classes, width)."""
-        return class_vectors(self._clip(context), self.table, False).vectors
-
     def _prompts(self, context: Context) -> np.ndarray:
-        """A vector for the name and one for each description of a class, (classes, prompts, width); where a class has
-        fewer of them than another, they are repeated."""
-        texts = [(prompt.name, *prompt.descriptions) for prompt in self.table.classes]
-        model, most = self._clip(context), max(map(len, texts))
-        return np.stack([model.encode_texts([own[place % len(own)] for place in range(most)]) for own in texts])
+        """Vectors of the name and each description of the classes, (classes, prompts, width); those of a class with
+        fewer prompts are repeated."""
+        prompts = [(prompt.name, *prompt.descriptions) for prompt in self.table.classes]
+        model, most = self._clip(context), max(map(len, prompts))
+        return np.stack([model.encode_texts([each[n % len(each)] for n in range(most)]) for each in prompts])
 
-    def _seen(self, whole: bool, context: Context) -> StackFeatures:
+    def _clip_features(self, for_tiles: bool, context: Context) -> StackFeatures:
         model = self._clip(context.subrange(0, 5))
-        if self._eye is None:
-            path = self._sensed(model) if model.channels else self.pictured
-            self._eye = ClipFeatureExtractor(self.stack, self.options, path, model, self.request.threads, self._folder)
+        if self._extractor is None:
+            path = self._raster_for(model)
+            threads = self.request.threads
+            self._extractor = ClipFeatureExtractor(self.stack, self.options, path, model, threads, self._folder)
             self.picture = Scene(path, self.options, channels=model.channels).raster_picture
-        if self._looked is None or whole > self._looked:
-            self._eye.look(None if whole else self.known, context.subrange(5, 100))
-            self._looked = whole
-        return self._eye.features(self.known)
+        if self._extracted_all is None or for_tiles > self._extracted_all:
+            self._extractor.extract(None if for_tiles else self.labelled, context.subrange(5, 100))
+            self._extracted_all = for_tiles
+        return self._extractor.features(self.labelled)
 
-    def _made(self, context: Context) -> DiffClipClassifier:
+    def _diffclip_classifier(self, context: Context) -> DiffClipClassifier:
         if self._diffclip is None:
-            texts, stack, request = self._prompts(context.subrange(0, 5)), self.stack, self.request
+            prompts, stack, request = self._prompts(context.subrange(0, 5)), self.stack, self.request
             if request.encoder:
-                found = scene_encoder.load(Path(request.encoder), self.device)
-                found.check_modalities([np.empty((count, 0, 0)) for count in stack.bands])
-                stack = stack.with_statistics(found.means, found.scales)
+                trained = scene_encoder.load(Path(request.encoder), self.device)
+                trained.check_modalities([np.empty((count, 0, 0)) for count in stack.bands])
+                stack = stack.with_statistics(trained.means, trained.scales)
                 if stack.statistics_differ(self.stack):
                     self.hints.append(
                         Message(
-                            "The values of the rasters are not those that {file_name} was made of; if it is another "
-                            "scene's, pre-train on these.",
+                            "The values of the rasters differ from those that {file_name} was trained on; if it is "
+                            "from another scene, pre-train on these rasters.",
                             file_name=page.file_name(request.encoder),
                         )
                     )
             else:
-                found = pretrain_on(stack, request.steps, request.seed, self.device, context.subrange(5, 95))
-            self._diffclip = DiffClipClassifier(stack, self.known, found, texts, context.subrange(95, 100))
+                trained = pretrain_on_stack(stack, request.steps, request.seed, self.device, context.subrange(5, 95))
+            self._diffclip = DiffClipClassifier(stack, self.labelled, trained, prompts, context.subrange(95, 100))
         return self._diffclip
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """What cross-validation said of a method, and the power that makes its confidence true."""
+class _CrossValidation:
+    """The result of the cross-validation of a method, and the power that calibrates its probabilities."""
 
     score: Score
     accuracy: MapAccuracy
-    sharpness: float
+    power: float
 
 
-def _compare(workshop: _Workshop, methods: list[Classifier], context: Context) -> list[_Trial]:
-    """Cross-validation of methods, the best first; empty where nothing can be left out."""
-    request, known = workshop.request, workshop.known
-    splits = [spatial_folds(known.labels, known.groups, request.seed + repeat) for repeat in range(request.repeats)]
+def _cross_validate(factory: _ClassifierFactory, methods: list[Classifier], context: Context) -> list[_CrossValidation]:
+    """Results of the methods, the best first; empty if there are too few places to leave any out."""
+    request, labelled = factory.request, factory.labelled
+    splits = [
+        spatial_folds(labelled.labels, labelled.groups, request.seed + repeat) for repeat in range(request.repeats)
+    ]
     if not splits or all((split == NEVER_HELD_OUT).all() for split in splits):
         return []
-    weights = np.cumsum([0, *(_LONG if method is Classifier.DIFFCLIP else 1 for method in methods)])
-    trials = []
+    times = np.cumsum([0, *(_DIFFCLIP_TIME if method is Classifier.DIFFCLIP else 1 for method in methods)])
+    results = []
     for number, method in enumerate(methods):
-        begun = time.monotonic()
-        share = context.subrange(*(100 * weights[number : number + 2] / weights[-1]))
-        learner = workshop.learner(method, False, share.subrange(0, 50))
+        started = time.monotonic()
+        part = context.subrange(*(100 * times[number : number + 2] / times[-1]))
+        classifier = factory.classifier(method, False, part.subrange(0, 50))
         repeats = []
         for repeat, split in enumerate(splits):
-            truths, guesses = [], []
+            true, predicted = [], []
             for fold in np.unique(split[split != NEVER_HELD_OUT]):
                 done = repeat + fold / (split.max() + 1)
-                share.progress(50 + 50 * done / len(splits), f"Trying {method.value}")
-                out = np.flatnonzero(split == fold)
-                learned = np.flatnonzero(training_mask(known.labels, known.rows, known.columns, split == fold))
-                truths.append(known.labels[out])
-                guesses.append(learner.fit(learned, request.seed + repeat).at(out))
-            repeats.append((np.concatenate(truths), np.concatenate(guesses)))
-        truth, shares = (np.concatenate(parts) for parts in zip(*repeats))
-        sharpness = accuracy.fit_sharpening(shares, truth)
-        pairs = [(truth, shares.argmax(axis=1)) for truth, shares in repeats]
-        found = accuracy.map_accuracy(pairs, len(known.names), known.split)
-        trials.append(_Trial(accuracy.classifier_score(method, pairs, time.monotonic() - begun), found, sharpness))
-        context.log(f"{method.value}: {100 * found.oa:.1f} % of the left-out samples are right.")
-    return sorted(trials, key=lambda trial: -trial.score.oa)
+                part.progress(50 + 50 * done / len(splits), Message("Cross-validating {method}", method=method.value))
+                held_out = split == fold
+                test = np.flatnonzero(held_out)
+                train = np.flatnonzero(training_mask(labelled.labels, labelled.rows, labelled.columns, held_out))
+                true.append(labelled.labels[test])
+                predicted.append(classifier.fit(train, request.seed + repeat).at_samples(test))
+            repeats.append((np.concatenate(true), np.concatenate(predicted)))
+        all_true, probabilities = (np.concatenate(parts) for parts in zip(*repeats))
+        power = accuracy.fit_sharpening(probabilities, all_true)
+        pairs = [(labels, each.argmax(axis=1)) for labels, each in repeats]
+        found = accuracy.map_accuracy(pairs, len(labelled.names), labelled.split)
+        score = accuracy.classifier_score(method, pairs, time.monotonic() - started)
+        results.append(_CrossValidation(score, found, power))
+        context.log(
+            Message("{method}: {oa:.1f} % of the held-out samples are correct.", method=method.value, oa=100 * found.oa)
+        )
+    return sorted(results, key=lambda result: -result.score.oa)
 
 
-def _write(
-    workshop: _Workshop,
-    table: PromptTable,
-    learned: FittedStackClassifier,
-    power: float,
-    together: bool,
+def _write_map(
+    factory: _ClassifierFactory,
+    fitted: FittedStackClassifier,
+    best: Optional[_CrossValidation],
+    method: Classifier,
     tags: dict[str, str],
     outputs: Outputs,
     context: Context,
 ) -> tuple[tuple[ClassArea, ...], MapPreview]:
-    """Makes the map and its confidence; what each class covers, and the map made small for the report."""
-    request, grid = workshop.request, workshop.stack.grid
-    counted = areas.ClassAreaCounter(table, grid)
-    windows = workshop.stack.tiles(BLOCK)  # elsewhere the map stays unwritten: nodata
-    overview = MapPreview.of(grid.width, grid.height)
-    # A network has the processor's threads to itself; the others have one for each tile.
-    few = max(_MEMORY // (_COPIES * 4 * sum(workshop.stack.bands) * BLOCK**2), 1)
+    """Writes the map and its confidence; returns the areas of the classes and a preview of the map."""
+    request, stack, table, grid = factory.request, factory.stack, factory.table, factory.stack.grid
+    power = best.power if best else 1.0
+    class_areas = areas.ClassAreaCounter(table, grid)
+    windows = stack.tiles(BLOCK)  # the rest of the map stays unwritten, which is nodata
+    preview = MapPreview.of(grid.width, grid.height)
+    # A network uses all threads for one tile; the other methods use one thread for each tile.
+    tiles = max(_TILE_MEMORY // (_TILE_COPIES * 4 * sum(stack.bands) * BLOCK**2), 1)
     threads, prepare = (
         (1, lambda: set_threads(request.threads))
-        if together
-        else (min(count_threads(request.threads), few), use_one_thread)
+        if method is Classifier.DIFFCLIP
+        else (min(count_threads(request.threads), tiles), use_one_thread)
     )
 
-    def work(window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        values, valid = learned.tile(window)
-        flat = accuracy.sharpen(values.reshape(len(values), -1).T, power)
-        found = np.where(valid, flat.argmax(axis=1).reshape(valid.shape) + 1, 0).astype(np.uint8)
-        sure = np.where(valid, flat.max(axis=1).reshape(valid.shape), np.nan).astype(np.float32)
-        return found, sure, valid
+    def classify(window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        values, valid = fitted.tile(window)
+        probabilities = accuracy.sharpen(values.reshape(len(values), -1).T, power)
+        classes = np.where(valid, probabilities.argmax(axis=1).reshape(valid.shape) + 1, 0).astype(np.uint8)
+        confidence = np.where(valid, probabilities.max(axis=1).reshape(valid.shape), np.nan).astype(np.float32)
+        return classes, confidence, valid
 
-    def start(path: str, name: str, dtype: type, nodata: float, colours: Optional[Palette] = None) -> Writer:
+    def writer(path: str, name: str, dtype: type, nodata: float, colours: Optional[Palette] = None) -> Writer:
         return Writer(
             path,
             grid,
@@ -382,37 +382,41 @@ def _write(
             nodata,
             tags,
             palette=colours,
-            sparse=workshop.stack.sparse,
+            sparse=stack.sparse,
             outputs=outputs,
         )
 
     with contextlib.ExitStack() as files:
-        output = files.enter_context(start(request.output, "class", np.uint8, 0, palette(table)))
-        sure = None
+        class_writer = files.enter_context(writer(request.output, "class", np.uint8, 0, palette(table)))
+        confidence_writer = None
         if request.confidence:
-            sure = files.enter_context(start(request.confidence, "confidence", np.float32, float("nan")))
-        mapped = files.enter_context(contextlib.closing(in_order(work, windows, threads, prepare)))
-        for number, (window, (found, confidence, valid)) in enumerate(mapped, 1):
-            output.write(window.x, window.y, found[None])
-            if sure:
-                sure.write(window.x, window.y, confidence[None])
-            counted.add(window.x, window.y, found, confidence, valid)
-            overview.add(window.x, window.y, found, confidence)
+            confidence_writer = files.enter_context(writer(request.confidence, "confidence", np.float32, float("nan")))
+        mapped = files.enter_context(contextlib.closing(in_order(classify, windows, threads, prepare)))
+        for number, (window, (classes, confidence, valid)) in enumerate(mapped, 1):
+            class_writer.write(window.x, window.y, classes[None])
+            if confidence_writer:
+                confidence_writer.write(window.x, window.y, confidence[None])
+            class_areas.add(window.x, window.y, classes, confidence, valid)
+            preview.add(window.x, window.y, classes, confidence)
             context.progress(100 * number / len(windows), "Mapping")
-    return counted.result()[:-1], overview
+    return class_areas.result()[:-1], preview
 
 
 def _provenance(
-    request: ClassifyRequest, table: PromptTable, workshop: _Workshop, method: Classifier, best: Optional[_Trial]
+    request: ClassifyRequest,
+    table: PromptTable,
+    factory: _ClassifierFactory,
+    method: Classifier,
+    best: Optional[_CrossValidation],
 ) -> dict[str, str]:
     return {
         "CLIPPAN_ALGORITHM": request.name,
         "CLIPPAN_CLASSES": table.json(),
         "CLIPPAN_METHOD": method.value,
-        "CLIPPAN_MODEL": workshop.model_id(method),
+        "CLIPPAN_MODEL": factory.model_id(method),
         "CLIPPAN_ACCURACY": f"{best.accuracy.oa:.4f}" if best else "",
-        "CLIPPAN_PICTURE_BANDS": ",".join(map(str, workshop.picture.choice.bands)) if workshop.picture else "",
-        "CLIPPAN_DEVICE": workshop.device.type,
+        "CLIPPAN_PICTURE_BANDS": ",".join(map(str, factory.picture.choice.bands)) if factory.picture else "",
+        "CLIPPAN_DEVICE": factory.device.type,
         "CLIPPAN_VERSION": __version__,
         "CLIPPAN_PARAMETERS": json.dumps(to_json(request), ensure_ascii=False),
     }
@@ -420,50 +424,54 @@ def _provenance(
 
 def _hints(
     request: ClassifyRequest,
-    known: Samples,
+    labelled: Samples,
     method: Classifier,
-    best: Optional[_Trial],
-    shown: tuple[ClassArea, ...],
+    best: Optional[_CrossValidation],
+    class_areas: tuple[ClassArea, ...],
     saved: str,
 ) -> list[str]:
     hints: list[str] = []
-    single = [name for name, places in zip(known.names, known.groups_per_class) if places == 1]
-    few = [name for name, places in zip(known.names, known.groups_per_class) if 1 < places < _FEW]
+    groups = list(zip(labelled.names, labelled.groups_per_class))
+    single = [name for name, count in groups if count == 1]
+    few = [name for name, count in groups if 1 < count < _FEW_GROUPS]
     if single:
         hints.append(
             Message(
-                "Samples of {single} lie in one place only, so nothing tells how well it is found.",
-                single=join_names(single),
+                "The accuracy of {classes} cannot be measured, as all samples lie in one place; label other places.",
+                classes=join_names(single),
             )
         )
     if few:
-        blocks = known.split.replace("block", "blocks")
-        which = "polygons; label more" if known.split == "polygon" else f"{blocks}; label others farther apart"
         hints.append(
             Message(
-                "Samples of {few} lie in fewer than {_FEW} {which}, lest figures mislead.",
-                few=join_names(few),
-                _FEW=_FEW,
-                which=which,
+                "The accuracy of {classes} is uncertain, as its samples lie in fewer than {count} separate places "
+                "({split}); label more places, farther apart.",
+                classes=join_names(few),
+                count=_FEW_GROUPS,
+                split=labelled.split,
             )
         )
     if request.save_encoder and not saved:
-        hints.append("No pre-trained scene was saved, as nothing was learned of the scene: choose the method diffclip.")
+        hints.append("No pre-trained scene was saved, as only the method diffclip pre-trains on the scene; choose it.")
     if request.method is Classifier.AUTO and best:
         hints.append(
-            f"{method.value} made the map: it did best where places were left out ({100 * best.score.oa:.1f} %)."
+            Message(
+                "{method} made the map, as it had the highest overall accuracy in cross-validation ({oa:.1f} %).",
+                method=method.value,
+                oa=100 * best.score.oa,
+            )
         )
     elif request.method is Classifier.AUTO:
         hints.append(
             Message("Too few places are labelled to compare methods; {method} made the map.", method=method.value)
         )
     elif request.repeats and not best:
-        hints.append("Too few places are labelled to tell how good the map is; label two or more of each class.")
+        hints.append("Too few places are labelled to measure the accuracy of the map; label two or more of each class.")
     if (method.sees_words or method is Classifier.DIFFCLIP) and all(
-        name.removeprefix("-").isdecimal() for name in known.names
+        name.removeprefix("-").isdecimal() for name in labelled.names
     ):
-        hints.append("The classes are called by numbers, which tell CLIP nothing; name them, or give descriptions.")
-    absent = [area.name for area in shown if not area.pixels]
+        hints.append("The class names are numbers, which mean nothing to CLIP; give the classes names or descriptions.")
+    absent = [area.name for area in class_areas if not area.pixels]
     if absent:
-        hints.append(Message("Found nowhere: {absent}.", absent=join_names(absent)))
+        hints.append(Message("Classes found nowhere: {classes}.", classes=join_names(absent)))
     return hints
