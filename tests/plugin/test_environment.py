@@ -268,7 +268,7 @@ def test_a_setting_that_stands_in_the_way_is_named(run, indexes, pip_conf, tmp_p
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_CONSTRAINT", str(cap))
     assert sentence() == (
-        f"torch and torchvision could not be installed ({cap} allows only torch<2.5); change that file, which the "
+        f"torch, torchvision could not be installed ({cap} allows only torch<2.5); change that file, which the "
         "variable PIP_CONSTRAINT names, or give a folder of wheels, and run this again."
     )
 
