@@ -191,12 +191,12 @@ def test_what_is_left_open_is_taken_from_the_tags(scene, tmp_path):
     wanted = run(AssessRequest(fused=out, pan=pair.pan, ms=(ms,), sensor="ikonos", bands=(3, 1), nodata=7))
     assert found.full == wanted.full
     assert (found.sensor, found.pixels) == ("ikonos", wanted.pixels)
-    assert "As the raster's tags say: sensor ikonos, bands (3, 1), nodata 7.0." in lines
+    assert "Settings from the tags of the raster: sensor ikonos, bands (3, 1), nodata 7.0." in lines
     other = run(
         AssessRequest(fused=out, pan=pair.pan, ms=(ms,), sensor="landsat", bands=(1, 3)), Context(log=lines.append)
     )
     assert other.sensor == "landsat"
-    assert any("compared with (1, 3) as asked" in line for line in lines)
+    assert any("compared with the requested bands (1, 3)" in line for line in lines)
 
 
 def test_tags_of_others_are_no_matter(fused):
@@ -293,10 +293,10 @@ def scaled(path, values, scale=None, offset=None, **options):
 @pytest.mark.parametrize(
     ("unit", "says"),
     [
-        (lambda dn: dn * 1e-4, "are about 1/10,000 of the multispectral raster's, so D_λ,K, D_s, HQNR and QNR"),
-        (lambda dn: dn * 16, "are about 16 times the multispectral raster's"),
-        (lambda dn: dn * 2.75e-5 + 0.2, "are about 2.8e-05 times the multispectral raster's, plus 0.2"),
-        (lambda dn: dn - 200, "are about 200 lower than the multispectral raster's"),
+        (lambda dn: dn * 1e-4, "are about 1/10,000 of those of the multispectral raster, so D_λ,K, D_s, HQNR and QNR"),
+        (lambda dn: dn * 16, "are about 16 times those of the multispectral raster"),
+        (lambda dn: dn * 2.75e-5 + 0.2, "are about 2.8e-05 times those of the multispectral raster, plus 0.2"),
+        (lambda dn: dn - 200, "are about 200 lower than those of the multispectral raster"),
     ],
 )
 def test_another_unit_is_told(fused, tmp_path, unit, says):
@@ -307,9 +307,11 @@ def test_another_unit_is_told(fused, tmp_path, unit, says):
     result = assess(pair, other, reference=pair.truth, report=str(report))
     hint, against = result.hints
     assert says in hint
-    assert hint.endswith("; bring both to one unit, as with QGIS's raster calculator, and assess again.")
-    assert says.split("multispectral")[0].split()[-2] in against  # of, times, than
-    assert "the reference raster's" in against
+    assert hint.endswith(
+        "; convert both to one unit, for instance with the raster calculator of QGIS, and assess again."
+    )
+    assert says.split()[3] in against  # of, times, lower
+    assert "those of the reference raster" in against
     assert hint.split(",")[0] in html.unescape(report.read_text(encoding="utf-8"))
     # A reference in the unit of the result, of which only MS is not.
     own = write_raster(tmp_path / "own.tif", unit(read_raster(pair.truth)).astype(np.float32) + 1e-3)
@@ -368,8 +370,8 @@ def test_missing_file(scene):
 def test_band_counts_differ(scene, raster):
     pair = scene()
     three = raster("three.tif", read_raster(pair.truth)[:3])
-    refuse("has 3 bands but was compared with 4 bands", three, pair.pan, (pair.ms,))
-    refuse("The reference raster has 3 bands and the", pair.truth, pair.pan, (pair.ms,), reference=three)
+    refuse(r"have different numbers of bands \(3 and 4\)", three, pair.pan, (pair.ms,))
+    refuse(r"The bands of the reference raster \(3\) and of the", pair.truth, pair.pan, (pair.ms,), reference=three)
 
 
 @pytest.mark.parametrize(
@@ -391,20 +393,26 @@ def test_fused_on_another_grid(scene, raster, options):
 def test_fused_elsewhere(scene, raster):
     pair = scene()
     other = raster("other.tif", read_raster(pair.truth), origin=(600000.0, 5000000.0))
-    refuse("does not overlap the rasters it should be made from", other, pair.pan, (pair.ms,))
+    refuse("does not overlap the rasters that it was made from", other, pair.pan, (pair.ms,))
 
 
 def test_reference_on_another_grid(scene, raster):
     pair = scene()
     smaller = raster("smaller.tif", read_raster(pair.truth)[:, :100])
-    refuse("has 256 × 100 pixels and the .* 256 × 256", pair.truth, pair.pan, (pair.ms,), reference=smaller)
+    refuse(
+        r"The sizes of the reference raster \(256 × 100 pixels\) and .* \(256 × 256 pixels\)",
+        pair.truth,
+        pair.pan,
+        (pair.ms,),
+        reference=smaller,
+    )
     moved = raster("moved.tif", read_raster(pair.truth), origin=(500002.0, 5000000.0))
     refuse("does not lie on the grid of", pair.truth, pair.pan, (pair.ms,), reference=moved)
 
 
 def test_too_small(scene):
     pair = scene(size=28)
-    refuse("28 × 28 pixels in common; figures need at least one block", pair.truth, pair.pan, (pair.ms,))
+    refuse("28 × 28 pixels only; the figures need at least one block", pair.truth, pair.pan, (pair.ms,))
 
 
 def test_nothing_valid(scene, raster):
@@ -419,7 +427,7 @@ def test_no_whole_block(scene, raster):
     values = read_raster(pair.truth)
     values[:, ::16] = 0
     holed = raster("holed.tif", values, nodata=0)
-    refuse("No block of 32 × 32 pixels is valid throughout", holed, pair.pan, (pair.ms,))
+    refuse("No block of 32 × 32 pixels is completely valid", holed, pair.pan, (pair.ms,))
 
 
 def test_a_reference_of_zeros(scene, raster):

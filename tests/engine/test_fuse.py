@@ -291,7 +291,7 @@ def test_black_borders_that_nobody_declared_are_pointed_out(scene, tmp_path):
     request = PansharpenRequest(pan=pair.pan, ms=(ms,), output=str(tmp_path / "out.tif"))
     result = run(request, Context(log=lines.append))
     assert result.hints[1:] == (
-        "12 % of the multispectral pixels are 0 in all bands; if nothing was seen there, give 0 as the nodata value.",
+        "12 % of the multispectral pixels are 0 in all bands; if they are missing pixels, set 0 as the nodata value.",
     )
     assert "choose one if you know it" in result.hints[0]
     assert lines.count(result.hints[0]) == lines.count(result.hints[1]) == 1
@@ -402,13 +402,13 @@ def test_a_scene_of_more_windows_than_are_measured(scene, tmp_path, monkeypatch)
     seen = []
     monkeypatch.setattr(statistics, "_WINDOWS", 16)
     monkeypatch.setattr(statistics, "_SAMPLES", 16 * 1024)
-    measure = statistics._Sampler.measure
+    measure = statistics._WindowSampler.measure
 
     def counted(self, window):
         seen.append(window)
         return measure(self, window)
 
-    monkeypatch.setattr(statistics._Sampler, "measure", counted)
+    monkeypatch.setattr(statistics._WindowSampler, "measure", counted)
     sharpen(pair, tmp_path / "some.tif", threads=1)
     assert 16 <= len(seen) < 24
     assert len({window.x for window in seen}) > 4  # drawn from all over, not the first rows

@@ -1,12 +1,11 @@
-"""How far MS lies off PAN, and each band off the others, told from the images themselves.
+"""Registration of MS to PAN, and of single bands, from the images themselves.
 
-Georeferences of PAN and MS often differ by a pixel of PAN or more, and so do the bands of sensors that see a place one
-band after the other. PAN is filtered with the MTF and sampled on a lattice finer than MS's, so that for every shift of
-some multispectral pixels each way it can be correlated with the bands. That is done in windows from all over the
-scene, each with a relation of its own between PAN and band (of either sign), and without what changes slowly: so
-neither brightness nor the land cover's colours decide, but edges. The windows' evidence is added up, and its parts,
-from the darkest windows to the brightest, have to agree before anything is moved: clouds, being high, lie elsewhere
-for each band that looks from elsewhere. Where they disagree with the ground, the darker half decides.
+Georeferences of PAN and MS often differ by a PAN pixel or more, and so do the bands of sensors that image a place one
+band after the other. PAN is filtered with the MTF and sampled on a lattice finer than MS, and correlated with the bands
+for all shifts up to some multispectral pixels, in windows all over the scene. Images are high-pass filtered and each
+window has its own relation between PAN and band, of either sign, so that edges decide, not brightness or land cover.
+The windows are grouped by brightness, and the groups have to agree before anything is moved: clouds, being high, have a
+parallax that differs between bands. If clouds disagree with the ground, the darker half of the windows decides.
 """
 
 from __future__ import annotations
@@ -31,37 +30,37 @@ from clippan.raster.grid import Axis
 from clippan.raster.pair import Pair
 from clippan.raster.tiles import Window
 
-_WINDOW = 64  # multispectral samples
-_SMALLEST = 16  # edge of the windows of a small scene
+_WINDOW = 64  # multispectral samples, edge of a window
+_SMALLEST = 16  # the same for a small scene
 _WINDOWS = 64
-_PARTS = 4  # of the windows, by brightness, which have to agree
-_STEPS = 3  # shifts tried for each multispectral pixel; the maximum is found between them
-_REACH = 10  # such steps, to each side
-_BLUR = 1.5  # standard deviation, in multispectral samples, of what is subtracted as slow change
-_AROUND = 4  # samples, its reach
-_MOST = 1 - 1e-4  # squared correlation; more would weigh beyond measure
-_COVERED = 0.9  # least weight of valid pixels of PAN under the filter
-_SAMPLES = 64  # in a window; fewer tell nothing
-_FLAT = 1e-6  # of the mean: contrast that is but the rounding of float32
+_GROUPS = 4  # of windows by brightness, which have to agree
+_STEPS = 3  # shifts tried per multispectral pixel; the maximum is interpolated between them
+_REACH = 10  # such steps to each side
+_BLUR_SIGMA = 1.5  # multispectral samples, of the low pass that is subtracted
+_BLUR_REACH = 4  # multispectral samples
+_MAX_SQUARED = 1 - 1e-4  # squared correlation, which limits the weight of a window
+_LEAST_WEIGHT = 0.9  # of valid PAN pixels under the filter
+_SAMPLES = 64  # least number in a window
+_ROUNDING = 1e-6  # contrast relative to the mean that is only float32 rounding
 
-_LEAST = 0.1  # PAN pixels: less is not worth moving MS for
-_LEAST_BAND = 0.25  # PAN pixels beside the other bands
-_RISE = 0.002  # of the correlation, that it has to bring
-_ERRORS = 3.0  # standard errors that a shift has to exceed
-_SPREAD = (0.1, 0.75)  # multispectral pixels that a part may be off: at least, at most, and between them half the shift
-_DIGITS = 2  # of a shift; what is beyond is noise
-_LIKE_PAN = 0.5  # correlation with PAN that a band needs to be given a place of its own
+_LEAST_SHIFT = 0.1  # PAN pixels
+_LEAST_BAND_SHIFT = 0.25  # PAN pixels, of a single band against the others
+_LEAST_GAIN = 0.002  # of the correlation
+_STANDARD_ERRORS = 3.0  # that a shift has to exceed
+_SPREAD = (0.1, 0.75)  # multispectral pixels by which a group may differ: half the shift, within these limits
+_DECIMALS = 2  # of a shift
+_LEAST_CORRELATION = 0.5  # of a band with PAN, for a shift of its own
 
 
 @dataclass(frozen=True)
 class Shifts:
-    """How far MS has to be moved to the right and down to lie on PAN, in PAN pixels.
+    """Shift to the right and down that registers MS to PAN, in PAN pixels.
 
     Attributes:
-        x, y: of MS as a whole.
-        bands: (x, y) of each band, where some differ from the whole; else empty.
-        before, after: correlation with PAN, the mean over windows and bands; NaN if unknown.
-        reason: what was found and why it is so, the end of a sentence.
+        x, y: shift of MS as a whole.
+        bands: shift (x, y) of each band if some bands differ, else empty.
+        before, after: mean correlation with PAN over windows and bands; NaN if unknown.
+        reason: a sentence for the log.
     """
 
     x: float = 0.0
@@ -72,12 +71,12 @@ class Shifts:
     reason: str = ""
 
     def apply(self, pair: Pair) -> Pair:
-        """The pair with MS, and its bands, where they belong."""
-        offsets = [(round(x - self.x, _DIGITS), round(y - self.y, _DIGITS)) for x, y in self.bands]
+        """The pair with MS and its bands shifted."""
+        offsets = [(round(x - self.x, _DECIMALS), round(y - self.y, _DECIMALS)) for x, y in self.bands]
         return pair.shifted(self.x, self.y, offsets)
 
     def to_tag(self) -> str:
-        """As a file's tag holds it; see ``from_tag``."""
+        """The value of a file's tag, for ``from_tag``."""
         values: dict[str, object] = {"x": self.x, "y": self.y}
         if self.bands:
             values["bands"] = self.bands
@@ -85,91 +84,94 @@ class Shifts:
 
     @classmethod
     def from_tag(cls, text: str, bands: int) -> Optional[Shifts]:
-        """What a tag says of a raster with this number of bands; None if it says nothing that can be used."""
+        """The shifts in the tag of a raster with this number of bands; None if the tag cannot be used."""
         try:
             values = json.loads(text)
-            own = tuple((float(x), float(y)) for x, y in values.get("bands", ()))
+            band_shifts = tuple((float(x), float(y)) for x, y in values.get("bands", ()))
             x, y = float(values["x"]), float(values["y"])
-            found = cls(
-                x, y, own, reason=Message("MS shifted by {words}, as the raster's tags say.", words=words((x, y), own))
-            )
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
-        numbers = [found.x, found.y, *(number for pair in own for number in pair)]
-        return found if len(own) in (0, bands) and all(map(math.isfinite, numbers)) else None
+        numbers = [x, y, *(number for shift in band_shifts for number in shift)]
+        if len(band_shifts) not in (0, bands) or not all(map(math.isfinite, numbers)):
+            return None
+        shifts = _described((x, y), band_shifts)
+        reason = Message("MS shifted by {shifts}, according to the tags of the raster.", shifts=shifts)
+        return cls(x, y, band_shifts, reason=reason)
 
 
 def register(
     pair: Pair, choice: Registration, gains: Sequence[float], threads: int, context: Context
 ) -> tuple[Pair, Shifts]:
-    """Measures a pair, moves its MS if that helps, and says so in the log.
+    """Estimates the shifts of a pair and applies them, with a line in the log.
 
     Args:
-        pair: by its coordinates.
-        choice: what is asked for.
+        pair: the pair, aligned by its georeferences.
+        choice: whether to register, and whether single bands as well.
         gains: MTF gain of each band.
-        threads: CPU threads.
-        context: hears of progress and of the outcome.
+        threads: number of CPU threads.
+        context: receives progress and the log line.
     """
     if choice is Registration.OFF:
         return pair, Shifts()
     shifts = estimate(pair, gains, threads, context, choice is Registration.AUTO)
-    context.log(f"Registration: {shifts.reason}")
+    context.log(Message("Registration: {result}", result=shifts.reason))
     return shifts.apply(pair), shifts
 
 
 def estimate(pair: Pair, gains: Sequence[float], threads: int, context: Context, per_band: bool = True) -> Shifts:
-    """Measures how far MS lies off PAN.
+    """Estimates the shifts between MS and PAN.
 
     Args:
-        pair: by its coordinates.
+        pair: the pair, aligned by its georeferences.
         gains: MTF gain of each band.
-        threads: CPU threads.
-        context: hears of progress.
+        threads: number of CPU threads.
+        context: receives progress.
         per_band: whether bands may have a shift of their own.
 
     Returns:
-        The shifts; zero, with the reason, where none stands out or parts of the scene contradict each other.
+        The shifts; zero, with the reason, if none is distinct or parts of the scene contradict each other.
     """
-    evidence = _collect(_Sampler(pair, sum(gains) / len(gains)), threads, context)
-    if evidence is None or len(evidence.counts) < _PARTS:
-        return Shifts(reason="none, as too little of both rasters is valid to compare them.")
-    everything = range(pair.ms.count)
-    whole = _locate(evidence, everything, pair, (0.0, 0.0))
+    correlations = _correlate_windows(_WindowCorrelator(pair, sum(gains) / len(gains)), threads, context)
+    if correlations is None or len(correlations.counts) < _GROUPS:
+        return Shifts(reason="MS was not shifted, as too few pixels are valid in both rasters to compare them.")
+    all_bands = range(pair.ms.count)
+    whole = _locate(correlations, all_bands, pair, (0.0, 0.0))
     if whole is None:
-        evidence = evidence.darker()
-        whole = _locate(evidence, everything, pair, (0.0, 0.0))
-    before = evidence.correlation(everything, (0.0, 0.0))
+        correlations = correlations.darker()
+        whole = _locate(correlations, all_bands, pair, (0.0, 0.0))
+    before = correlations.mean(all_bands, (0.0, 0.0))
     if whole is None:
-        reason = "none, as no shift fits all of the scene better than others."
+        reason = "MS was not shifted, as no shift is distinctly better for the whole scene."
         return Shifts(before=before, after=before, reason=reason)
-    common = whole.shift if whole.counts(_LEAST) else (0.0, 0.0)
-    bands = [common] * len(everything)
-    for band in everything if per_band else ():
-        found = _locate(evidence, [band], pair, common)
-        if found is not None and found.counts(_LEAST_BAND) and found.after >= _LIKE_PAN:
+    common = whole.shift if whole.is_significant(_LEAST_SHIFT) else (0.0, 0.0)
+    bands = [common] * len(all_bands)
+    for band in all_bands if per_band else ():
+        found = _locate(correlations, [band], pair, common)
+        if found is not None and found.is_significant(_LEAST_BAND_SHIFT) and found.after >= _LEAST_CORRELATION:
             bands[band] = found.shift
-    told = [evidence.information([band], _in_ms(shift, pair)) for band, shift in enumerate(bands)]
-    after = _correlation(sum(told) / len(told))
-    apart = tuple(bands) if any(shift != common for shift in bands) else ()
-    return Shifts(*common, apart, before, after, _sentence(common, apart, before, after))
+    information = [correlations.information([band], _in_ms(shift, pair)) for band, shift in enumerate(bands)]
+    after = _correlation(sum(information) / len(information))
+    band_shifts = tuple(bands) if any(shift != common for shift in bands) else ()
+    if common == (0, 0) and not band_shifts:
+        reason = Message("MS lies on PAN and was not shifted (correlation {correlation:.3f}).", correlation=before)
+    else:
+        reason = Message(
+            "MS shifted by {shifts}; correlation {before:.3f} → {after:.3f}.",
+            shifts=_described(common, band_shifts),
+            before=before,
+            after=after,
+        )
+    return Shifts(*common, band_shifts, before, after, reason)
 
 
-def _sentence(common: tuple[float, float], bands: Sequence[tuple[float, float]], before: float, after: float) -> str:
-    if common == (0, 0) and not bands:
-        return f"none needed, MS lies on PAN (correlation {before:.3f})."
+def _described(common: tuple[float, float], bands: Sequence[tuple[float, float]]) -> Message:
+    """Shifts for readers: "(−1.20, 0.60) PAN pixels (x, y); single bands: 4 (−1.50, 0.70)"."""
+    differing = [f"{number} {_numbers(*shift)}" for number, shift in enumerate(bands, 1) if shift != common]
+    if not differing:
+        return Message("{shift} PAN pixels (x, y)", shift=_numbers(*common))
     return Message(
-        "MS shifted by {words}; correlation {before:.3f} → {after:.3f}.",
-        words=words(common, bands),
-        before=before,
-        after=after,
+        "{shift} PAN pixels (x, y), single bands: {bands}", shift=_numbers(*common), bands=", ".join(differing)
     )
-
-
-def words(common: Sequence[float], bands: Sequence[Sequence[float]]) -> str:
-    """Shifts for readers: "(−1.20, 0.60) PAN pixels (x, y), band 4 by (−1.50, 0.70)"."""
-    own = [f"band {number} by {_numbers(*band)}" for number, band in enumerate(bands, 1) if band != common]
-    return ", ".join([f"{_numbers(*common)} PAN pixels (x, y)", *own])
 
 
 def _numbers(x: float, y: float) -> str:
@@ -177,79 +179,78 @@ def _numbers(x: float, y: float) -> str:
 
 
 @dataclass(frozen=True)
-class _Evidence:
+class _Correlations:
     """Correlation of each band with PAN for every shift.
 
     Attributes:
-        counts: (windows,), samples compared; the darkest window comes first.
-        correlations: (windows, bands, shifts down, shifts to the right).
+        counts: number of samples of each window (windows,), the darkest window first.
+        tables: correlations (windows, bands, shifts down, shifts to the right).
     """
 
     counts: np.ndarray
-    correlations: np.ndarray
+    tables: np.ndarray
 
-    def parts(self, count: int = _PARTS) -> list[_Evidence]:
-        """The windows in parts, from dark to bright, that weigh about the same: water and haze tell little."""
-        told = _information(self.correlations).mean(axis=1).max(axis=(1, 2)) * self.counts
-        # Where the middle of each window's weight lies, so that none is in two parts.
-        places = (np.cumsum(told) - told / 2) / max(told.sum(), 1e-30)
-        number = np.minimum(places * count, count - 1).astype(int)
+    def groups(self, count: int = _GROUPS) -> list[_Correlations]:
+        """Groups of windows, from dark to bright, with about the same total information."""
+        information = _information(self.tables).mean(axis=1).max(axis=(1, 2)) * self.counts
+        middle = (np.cumsum(information) - information / 2) / max(information.sum(), 1e-30)
+        number = np.minimum(middle * count, count - 1).astype(int)
         return [
-            _Evidence(self.counts[number == part], self.correlations[number == part])
-            for part in range(count)
-            if (number == part).any()
+            _Correlations(self.counts[number == group], self.tables[number == group])
+            for group in range(count)
+            if (number == group).any()
         ]
 
-    def darker(self) -> _Evidence:
+    def darker(self) -> _Correlations:
         """The darker half of the windows."""
-        return self.parts(2)[0]
+        return self.groups(2)[0]
 
     def surface(self, bands: Sequence[int], tables: Optional[np.ndarray] = None) -> np.ndarray:
-        """What PAN tells of the bands for each shift: −log(1 − r²), the mean over samples and bands.
+        """−log(1 − r²) of the bands and PAN for each shift, the mean over samples and bands.
 
-        That is twice the mutual information of Gaussian variables, and, but for a constant, the likelihood of the
-        shift where each window has a regression and a noise of its own. ``tables`` instead of the correlations.
+        That is twice the mutual information of Gaussian variables and, up to a constant, the log-likelihood of the
+        shift if each window has its own regression and noise. ``tables`` replaces the correlations.
         """
-        tables = self.correlations if tables is None else tables
+        tables = self.tables if tables is None else tables
         total: np.ndarray = np.zeros(())
         for band in bands:
             total = total + np.tensordot(self.counts, _information(tables[:, band]), 1)
         return total / (len(bands) * self.counts.sum())
 
     def information(self, bands: Sequence[int], shift: tuple[float, float]) -> float:
-        """The same for one shift (x, y) in multispectral pixels."""
+        """``surface`` at one shift (x, y) in multispectral pixels."""
         (columns, column), (rows, row) = (_interpolation(value * _STEPS) for value in shift)
-        near = self.correlations[:, :, row : row + len(rows.T), column : column + len(columns.T)]
+        near = self.tables[:, :, row : row + len(rows.T), column : column + len(columns.T)]
         return float(self.surface(bands, rows @ near @ columns.T)[0, 0])
 
-    def correlation(self, bands: Sequence[int], shift: tuple[float, float]) -> float:
-        """The same as a correlation."""
+    def mean(self, bands: Sequence[int], shift: tuple[float, float]) -> float:
+        """``information`` as a correlation."""
         return _correlation(self.information(bands, shift))
 
     def peak(self, bands: Sequence[int]) -> Optional[tuple[float, float]]:
-        """The shift (x, y), in multispectral pixels, that tells most; None if it may lie beyond those tried."""
-        told = self.surface(bands)
-        row, column = (int(index) for index in np.unravel_index(told.argmax(), told.shape))
+        """The best shift (x, y) in multispectral pixels; None if it may lie beyond those tried."""
+        surface = self.surface(bands)
+        row, column = (int(index) for index in np.unravel_index(surface.argmax(), surface.shape))
         if not all(_NODES <= index <= 2 * _REACH - _NODES for index in (row, column)):
             return None
-        near = self.correlations[:, :, row - _NODES : row + _NODES + 1, column - _NODES : column + _NODES + 1]
+        near = self.tables[:, :, row - _NODES : row + _NODES + 1, column - _NODES : column + _NODES + 1]
         fine = self.surface(bands, _FINE @ near @ _FINE.T)
-        down, right = (int(index) for index in np.unravel_index(fine.argmax(), fine.shape))
-        x = column - _REACH + _vertex(fine[down], right)
-        y = row - _REACH + _vertex(fine[:, right], down)
+        fine_row, fine_column = (int(index) for index in np.unravel_index(fine.argmax(), fine.shape))
+        x = column - _REACH + _vertex(fine[fine_row], fine_column)
+        y = row - _REACH + _vertex(fine[:, fine_column], fine_row)
         return x / _STEPS, y / _STEPS
 
 
 def _information(correlation: np.ndarray) -> np.ndarray:
-    return -np.log1p(-np.minimum(correlation**2, _MOST))
+    return -np.log1p(-np.minimum(correlation**2, _MAX_SQUARED))
 
 
 def _correlation(information: float) -> float:
     return math.sqrt(max(0.0, 1 - math.exp(-information)))
 
 
-_NODES = 2  # tables are interpolated by polynomials through so many values to each side
-_BETWEEN = 20  # parts of a step
+_NODES = 2  # values on each side that the interpolating polynomials pass through
+_SUBSTEPS = 20
 
 
 def _lagrange(positions: np.ndarray) -> np.ndarray:
@@ -262,34 +263,34 @@ def _lagrange(positions: np.ndarray) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-_FINE = _lagrange(np.arange(-_BETWEEN, _BETWEEN + 1) / _BETWEEN)
+_FINE = _lagrange(np.arange(-_SUBSTEPS, _SUBSTEPS + 1) / _SUBSTEPS)
 
 
 def _interpolation(steps: float) -> tuple[np.ndarray, int]:
-    """What interpolates a table at a shift: weights (1, 5), and the first value they are for."""
+    """Weights (1, 5) that interpolate a table at a shift, and the index of the first value."""
     centre = min(max(round(steps) + _REACH, _NODES), 2 * _REACH - _NODES)
     return _lagrange(np.array([steps + _REACH - centre])), centre - _NODES
 
 
 def _vertex(values: np.ndarray, index: int) -> float:
-    """The maximum of the parabola through a value and its neighbours, in steps from the middle."""
+    """Position of the maximum of the parabola through a value and its neighbours, in steps from the centre."""
     if 0 < index < len(values) - 1:
         left, top, right = values[index - 1 : index + 2]
-        bend = left - 2 * top + right
-        if bend < 0:
-            return float((index + 0.5 * (left - right) / bend) / _BETWEEN - 1)
-    return index / _BETWEEN - 1
+        curvature = left - 2 * top + right
+        if curvature < 0:
+            return float((index + 0.5 * (left - right) / curvature) / _SUBSTEPS - 1)
+    return index / _SUBSTEPS - 1
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Where bands lie.
+class _Location:
+    """Estimated shift of one or more bands.
 
     Attributes:
-        shift: (x, y), PAN pixels.
-        distance: from where they were thought to be.
+        shift: (x, y) in PAN pixels.
+        distance: from the assumed shift.
         error: standard error of the distance.
-        before, after: correlation with PAN there and here.
+        before, after: correlation with PAN at the assumed and at the estimated shift.
     """
 
     shift: tuple[float, float]
@@ -298,41 +299,45 @@ class _Found:
     before: float
     after: float
 
-    def counts(self, least: float) -> bool:
-        """Whether it is so far off, for sure, and to good effect."""
-        return self.distance >= max(least, _ERRORS * self.error) and self.after >= self.before + _RISE
+    def is_significant(self, least: float) -> bool:
+        """Whether the distance is at least ``least``, beyond its error, and raises the correlation."""
+        return self.distance >= max(least, _STANDARD_ERRORS * self.error) and self.after >= self.before + _LEAST_GAIN
 
 
-def _locate(evidence: _Evidence, bands: Sequence[int], pair: Pair, origin: tuple[float, float]) -> Optional[_Found]:
-    """Where bands lie that were thought to lie at ``origin``; None if parts of the scene do not agree on it."""
-    peak = evidence.peak(bands)
-    places = np.array([place for place in (part.peak(bands) for part in evidence.parts()) if place is not None])
-    if peak is None or len(places) < _PARTS:
+def _locate(
+    correlations: _Correlations, bands: Sequence[int], pair: Pair, origin: tuple[float, float]
+) -> Optional[_Location]:
+    """Estimates the shift of bands that are assumed to be at ``origin``; None if groups of windows do not agree."""
+    peak = correlations.peak(bands)
+    peaks = np.array([found for found in (group.peak(bands) for group in correlations.groups()) if found is not None])
+    if peak is None or len(peaks) < _GROUPS:
         return None
-    apart = np.hypot(*np.subtract(peak, _in_ms(origin, pair)))
-    if np.abs(places - peak).max() > np.clip(apart / 2, *_SPREAD):
+    shift = np.hypot(*np.subtract(peak, _in_ms(origin, pair)))
+    if np.abs(peaks - peak).max() > np.clip(shift / 2, *_SPREAD):
         return None
     ratios = np.array([pair.x.ratio, pair.y.ratio])
-    x, y = (float(value) + 0.0 for value in np.round(peak * ratios, _DIGITS))
+    x, y = (float(value) + 0.0 for value in np.round(peak * ratios, _DECIMALS))
     step = np.array([x, y]) - origin
     distance = float(np.linalg.norm(step))
-    errors = places.std(axis=0, ddof=1) * ratios / math.sqrt(_PARTS)
-    along = float(np.linalg.norm(errors * step)) / max(distance, 1e-9)
-    before = evidence.correlation(bands, _in_ms(origin, pair))
-    return _Found((x, y), distance, along, before, evidence.correlation(bands, _in_ms((x, y), pair)))
+    errors = peaks.std(axis=0, ddof=1) * ratios / math.sqrt(_GROUPS)
+    error = float(np.linalg.norm(errors * step)) / max(distance, 1e-9)
+    before = correlations.mean(bands, _in_ms(origin, pair))
+    return _Location((x, y), distance, error, before, correlations.mean(bands, _in_ms((x, y), pair)))
 
 
 def _in_ms(shift: tuple[float, float], pair: Pair) -> tuple[float, float]:
-    """A shift in PAN pixels in multispectral ones."""
+    """Converts a shift from PAN to multispectral pixels."""
     return shift[0] / pair.x.ratio, shift[1] / pair.y.ratio
 
 
-def _collect(sampler: _Sampler, threads: int, context: Context) -> Optional[_Evidence]:
-    """Compares windows, evenly drawn, until enough of them tell something."""
-    windows = sampler.windows()
+def _correlate_windows(correlator: _WindowCorrelator, threads: int, context: Context) -> Optional[_Correlations]:
+    """Correlates windows in random order until enough of them have detail; None if none has."""
+    windows = correlator.windows()
     order = np.random.default_rng(0).permutation(len(windows))
     found = []
-    with contextlib.closing(in_order(sampler.compare, [windows[i] for i in order], threads, use_one_thread)) as batches:
+    with contextlib.closing(
+        in_order(correlator.compare, [windows[i] for i in order], threads, use_one_thread)
+    ) as batches:
         for number, (_, window) in enumerate(batches, 1):
             if window is not None:
                 found.append(window)
@@ -342,58 +347,59 @@ def _collect(sampler: _Sampler, threads: int, context: Context) -> Optional[_Evi
     if not found:
         return None
     found.sort(key=lambda window: window[0])
-    return _Evidence(np.array([count for _, count, _ in found], float), np.stack([table for *_, table in found]))
+    return _Correlations(np.array([count for _, count, _ in found], float), np.stack([table for *_, table in found]))
 
 
 @dataclass(frozen=True)
-class _Sampler:
-    """Compares windows of a pair; ``gain`` is the MTF's, for all bands."""
+class _WindowCorrelator:
+    """Correlates windows of a pair; ``gain`` is the MTF gain assumed for all bands."""
 
     pair: Pair
     gain: float
 
     def windows(self) -> list[Window]:
-        """Windows of MS over the scene, many even on a small one."""
+        """Windows of MS, smaller on a small scene."""
         size = math.isqrt(self.pair.ms.grid.width * self.pair.ms.grid.height // 16)
         return self.pair.ms_windows(min(max(size, _SMALLEST), _WINDOW))
 
     def compare(self, window: Window) -> Optional[tuple[float, int, np.ndarray]]:
-        """How bright PAN is, how many samples were compared, and each band's correlation with PAN for every shift,
-        (bands, shifts, shifts); None if the window tells nothing."""
-        spectral = self._ms(window)
-        if spectral is None:
+        """Mean of PAN, number of samples, and correlation of each band with PAN for every shift (bands, shifts,
+        shifts); None for a window without detail."""
+        ms_details = self._ms_details(window)
+        if ms_details is None:
             return None
-        bands, usable = spectral
-        panchromatic = self._pan(window)
-        if panchromatic is None:
+        bands, usable = ms_details
+        pan_details = self._pan_details(window)
+        if pan_details is None:
             return None
-        mean, pan, covered = panchromatic
-        usable &= covered
+        mean, pan, pan_valid = pan_details
+        usable &= pan_valid
         count = int(usable.sum())
         if count < _SAMPLES:
             return None
         shifts = _shifted(pan, window)
         width = len(shifts)
-        ours, theirs = bands.flatten(1), shifts.reshape(width * width, -1)
+        ms, shifted_pan = bands.flatten(1), shifts.reshape(width * width, -1)
         if count < usable.numel():
             chosen = usable.flatten().nonzero()[:, 0]
-            ours, theirs = ours.index_select(1, chosen), theirs.index_select(1, chosen)
-        ours = ours - ours.mean(dim=1, keepdim=True)
-        norm = ours.norm(dim=1).double()
-        # About their mean, which without slow changes is next to nothing: no need to subtract it from each.
-        other = (theirs.norm(dim=1).double() ** 2 - count * theirs.mean(dim=1).double() ** 2).clamp(min=0).sqrt()
-        if not bool((other > 0).all()):
+            ms, shifted_pan = ms.index_select(1, chosen), shifted_pan.index_select(1, chosen)
+        ms = ms - ms.mean(dim=1, keepdim=True)
+        norm = ms.norm(dim=1).double()
+        # The mean of high-pass details is almost zero, so that it need not be subtracted first.
+        pan_norm = shifted_pan.norm(dim=1).double() ** 2 - count * shifted_pan.mean(dim=1).double() ** 2
+        pan_norm = pan_norm.clamp(min=0).sqrt()
+        if not bool((pan_norm > 0).all()):
             return None
-        tables = (ours @ theirs.T).double() / norm.clamp(min=1e-30)[:, None] / other
+        tables = (ms @ shifted_pan.T).double() / norm.clamp(min=1e-30)[:, None] / pan_norm
         return mean, count, tables.clamp(-1, 1).view(-1, width, width).numpy()
 
-    def _ms(self, window: Window) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
-        """The bands (bands, height, width) without slow changes, and where all are valid; None if nowhere."""
-        wide = _grown(window, _AROUND)
+    def _ms_details(self, window: Window) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
+        """High-pass bands (bands, height, width), and where all are valid; None if nowhere."""
+        wide = _grown(window, _BLUR_REACH)
         values, valid = self.pair.read_ms(wide)
         bands = torch.from_numpy(values.astype(np.float32))
         inside = _inside(wide, self.pair.ms.grid.width, self.pair.ms.grid.height)
-        # Black borders that nobody declared have edges too, but tell nothing of the ground.
+        # Undeclared black borders have edges too.
         mask = torch.from_numpy(values.any(axis=0)).expand(bands.shape)
         if valid is not None:
             mask = mask & torch.from_numpy(valid)
@@ -404,22 +410,21 @@ class _Sampler:
             bands = torch.where(mask, bands, 0.0)
             bands = filters.fill_invalid(bands, mask, bands.sum(dim=(1, 2)) / mask.sum(dim=(1, 2)))
         mean = bands.mean(dim=(1, 2), keepdim=True)
-        edges = _edges(bands - mean, 1)
-        # What is but rounding must not pass for detail.
-        edges[edges.std(dim=(1, 2), correction=0) <= _FLAT * mean.abs().flatten()] = 0
-        return edges, inside[_AROUND:-_AROUND, _AROUND:-_AROUND]
+        details = _high_pass(bands - mean, 1)
+        details[details.std(dim=(1, 2), correction=0) <= _ROUNDING * mean.abs().flatten()] = 0
+        return details, inside[_BLUR_REACH:-_BLUR_REACH, _BLUR_REACH:-_BLUR_REACH]
 
-    def _pan(self, window: Window) -> Optional[tuple[float, torch.Tensor, torch.Tensor]]:
-        """PAN's mean, PAN on the lattice of shifts without slow changes, and for which samples of MS it is valid under
-        all shifts; None if it tells nothing."""
-        margin = _REACH / _STEPS + _AROUND
+    def _pan_details(self, window: Window) -> Optional[tuple[float, torch.Tensor, torch.Tensor]]:
+        """Mean of PAN, high-pass PAN on the lattice of shifts, and the MS samples for which it is valid under all
+        shifts; None without detail."""
+        margin = _REACH / _STEPS + _BLUR_REACH
         rows_start, rows = self._matrix(self.pair.y, window.y - margin, window.height, margin)
         columns_start, columns = self._matrix(self.pair.x, window.x - margin, window.width, margin)
-        place = Window(columns_start, rows_start, columns.shape[1], rows.shape[1])
-        values, valid = self.pair.read_pan(place)
+        area = Window(columns_start, rows_start, columns.shape[1], rows.shape[1])
+        values, valid = self.pair.read_pan(area)
         pan = torch.from_numpy(values.astype(np.float32))
         alignment = self.pair.alignment
-        on_raster = Window(place.x + alignment.column, place.y + alignment.row, place.width, place.height)
+        on_raster = Window(area.x + alignment.column, area.y + alignment.row, area.width, area.height)
         inside = _inside(on_raster, self.pair.pan.grid.width, self.pair.pan.grid.height)
         mask = torch.from_numpy(values != 0)
         if valid is not None:
@@ -430,15 +435,19 @@ class _Sampler:
         low = filters.apply_separable(rows, torch.where(mask, pan - mean, 0.0), columns)
         if not bool(mask.all()):
             low = low / filters.apply_separable(rows, mask.float(), columns).clamp(min=1e-6)
-        edges = _edges(low, _STEPS)
-        if float(edges.std(correction=0)) <= _FLAT * abs(mean):
+        details = _high_pass(low, _STEPS)
+        if float(details.std(correction=0)) <= _ROUNDING * abs(mean):
             return None
         inside = inside & mask
         if bool(inside.all()):
-            return mean, edges, torch.ones(window.height, window.width, dtype=torch.bool)
+            return mean, details, torch.ones(window.height, window.width, dtype=torch.bool)
         weight = filters.apply_separable(rows, inside.float(), columns)
-        cut = _AROUND * _STEPS
-        return mean, edges, (_shifted(weight[cut:-cut, cut:-cut], window) > _COVERED).flatten(0, 1).all(dim=0)
+        margin = _BLUR_REACH * _STEPS
+        return (
+            mean,
+            details,
+            (_shifted(weight[margin:-margin, margin:-margin], window) > _LEAST_WEIGHT).flatten(0, 1).all(dim=0),
+        )
 
     def _matrix(self, axis: Axis, first: float, samples: int, margin: float) -> tuple[int, torch.Tensor]:
         return filters.oversampled_matrix(
@@ -451,25 +460,25 @@ def _grown(window: Window, margin: int) -> Window:
 
 
 def _inside(window: Window, width: int, height: int) -> torch.Tensor:
-    """Which pixels of a window lie on a raster."""
+    """Pixels of a window that lie on a raster of this size."""
     rows = torch.arange(window.y, window.y + window.height)
     columns = torch.arange(window.x, window.x + window.width)
     return ((rows >= 0) & (rows < height))[:, None] & (columns >= 0) & (columns < width)
 
 
-def _edges(image: torch.Tensor, step: int) -> torch.Tensor:
-    """An image (..., height, width) less its Gaussian mean over samples ``step`` pixels apart; the margin is lost."""
-    kernel = torch.exp(-0.5 * (torch.arange(-_AROUND, _AROUND + 1) / _BLUR) ** 2)
+def _high_pass(image: torch.Tensor, step: int) -> torch.Tensor:
+    """An image (..., height, width) minus its Gaussian mean over samples ``step`` pixels apart, without the margin."""
+    kernel = torch.exp(-0.5 * (torch.arange(-_BLUR_REACH, _BLUR_REACH + 1) / _BLUR_SIGMA) ** 2)
     kernel = kernel / kernel.sum()
     planes = image.reshape(-1, 1, *image.shape[-2:])
-    slow = torch.nn.functional.conv2d(planes, kernel.view(1, 1, -1, 1), dilation=(step, 1))
-    slow = torch.nn.functional.conv2d(slow, kernel.view(1, 1, 1, -1), dilation=(1, step))
-    margin = _AROUND * step
-    return image[..., margin:-margin, margin:-margin] - slow.view(*image.shape[:-2], *slow.shape[-2:])
+    blurred = torch.nn.functional.conv2d(planes, kernel.view(1, 1, -1, 1), dilation=(step, 1))
+    blurred = torch.nn.functional.conv2d(blurred, kernel.view(1, 1, 1, -1), dilation=(1, step))
+    margin = _BLUR_REACH * step
+    return image[..., margin:-margin, margin:-margin] - blurred.view(*image.shape[:-2], *blurred.shape[-2:])
 
 
 def _shifted(image: torch.Tensor, window: Window) -> torch.Tensor:
-    """A view of an image on the lattice as MS's samples under every shift: (down, right, height, width)."""
+    """View of an image on the lattice at the MS samples for every shift: (shifts down, shifts right, height, width)."""
     down, right = image.contiguous().stride()
     shifts = 2 * _REACH + 1
     size = (shifts, shifts, window.height, window.width)

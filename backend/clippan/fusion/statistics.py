@@ -1,7 +1,7 @@
-"""What classical fusion has to know of the whole scene: means, covariances and dark levels at the multispectral scale.
+"""Statistics of the whole scene for fusion: means, covariances and dark levels at multispectral resolution.
 
-They are measured at full multispectral resolution on all of a small scene, and on evenly drawn windows of a large
-one, so that they do not depend on tiles and hardly cost more for a larger scene (but for one that is mostly empty).
+They are measured on all of a small scene and on random windows of a large one, so that they do not depend on tiles and
+cost hardly more for a larger scene.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from clippan.fusion.filters import BandResponse
 from clippan.raster.pair import Pair
 from clippan.raster.tiles import Window
 
-_WINDOW = 64  # multispectral samples
-_WINDOWS = 256  # a million samples, from all over the scene
-_DARK = 0.1  # percentile that stands for the darkest surface; the minimum itself is often a dead pixel
+_WINDOW = 64  # multispectral samples, edge of a window
+_WINDOWS = 256  # a million samples
+_DARK = 0.1  # percentile of the darkest surface; the minimum is often a dead pixel
 _SEED = 0
-_SAMPLES = _WINDOW * _WINDOW * _WINDOWS // 4  # enough, where the windows have gaps
-_READ = 512  # multispectral samples along an edge of what is looked through for empty bands at a time
-_NAMED = 5  # bands that a sentence lists
-_MANY = 1000  # samples to fit a method to; where there are fewer, gaps count less
-_THIN = 8  # every eighth sample is enough for the percentile
-# Least weight of valid pixels under a filter whose result counts; lower ones for scenes that are riddled with gaps.
-_COVERED = (0.999, 0.9, 0.5, 0.1)
+_SAMPLES = _WINDOW * _WINDOW * _WINDOWS // 4  # enough if the windows have gaps
+_SCAN = 512  # multispectral samples, edge of the windows in a search for empty bands
+_LISTED = 5  # bands that a sentence lists
+_ENOUGH = 1000  # samples to fit a method to; with fewer, lower weights are accepted
+_SUBSAMPLE = 8  # every eighth sample is used for the percentile
+# Least weight of valid pixels under a filter, lower for scenes with many gaps.
+_LEAST_WEIGHTS = (0.999, 0.9, 0.5, 0.1)
 TINY = 1e-30  # below any variance in the units of a raster; keeps divisions defined
 
 
@@ -41,17 +41,17 @@ TINY = 1e-30  # below any variance in the units of a raster; keeps divisions def
 class SceneStatistics:
     """First and second moments over jointly valid samples, float64.
 
-    The variables are, in order: the MS bands, PAN as each of the MS responses sees it, PAN filtered with its own gain
-    and, if asked for, the MS bands filtered once more with their own MTF.
+    The variables are, in order: the MS bands, PAN filtered with each distinct MS response, PAN filtered with its own
+    MTF and, on request, the MS bands filtered once more with their own MTF.
 
     Attributes:
         bands: number of MS bands.
         filtered: number of distinct MS responses.
         mean: (variables,).
         covariance: (variables, variables).
-        dark: (bands,), the 0.1 % percentile of each band.
-        count: samples measured.
-        black: part of them, 0 to 1, that are 0 in all bands.
+        dark: 0.1 % percentile of each band (bands,).
+        count: number of samples.
+        zero_share: share of samples, 0 to 1, that are 0 in all bands.
     """
 
     bands: int
@@ -60,7 +60,7 @@ class SceneStatistics:
     covariance: torch.Tensor
     dark: torch.Tensor
     count: int
-    black: float
+    zero_share: float
 
     @property
     def ms(self) -> list[int]:
@@ -69,16 +69,16 @@ class SceneStatistics:
 
     @property
     def pan(self) -> int:
-        """Variable: PAN filtered with its own gain."""
+        """Variable: PAN filtered with its own MTF."""
         return self.bands + self.filtered
 
     def low(self, index: int) -> int:
-        """Variable: PAN as the MS response ``index`` sees it."""
+        """Variable: PAN filtered with the MS response ``index``."""
         return self.bands + index
 
     @property
     def flat(self) -> bool:
-        """Whether PAN has one value everywhere, up to the rounding of float32."""
+        """Whether PAN has the same value everywhere, up to float32 rounding."""
         return bool(self.covariance[self.pan, self.pan] <= TINY + (1e-6 * self.mean[self.pan]) ** 2)
 
     @property
@@ -87,13 +87,13 @@ class SceneStatistics:
         return [self.pan + 1 + band for band in range(self.bands)]
 
     def regress(self, target: int, on: Sequence[int]) -> torch.Tensor:
-        """Least-squares coefficients, without the intercept, of one variable on others."""
+        """Least-squares coefficients of one variable on others, with an intercept that is left out."""
         inputs = list(on)
         covariance = self.covariance[inputs][:, inputs]
         # A constant band makes the system singular; a billionth of its scale keeps it solvable.
         ridge = (1e-9 * covariance.diagonal().mean()).clamp(min=TINY)
-        eye = torch.eye(len(inputs), dtype=covariance.dtype)
-        return torch.linalg.solve(covariance + ridge * eye, self.covariance[inputs, target])
+        identity = torch.eye(len(inputs), dtype=covariance.dtype)
+        return torch.linalg.solve(covariance + ridge * identity, self.covariance[inputs, target])
 
 
 def measure_scene(
@@ -104,27 +104,27 @@ def measure_scene(
     context: Context,
     filter_ms: Optional[Sequence[float]] = None,
 ) -> SceneStatistics:
-    """Measures a scene. Pixels that are 0 in all bands count in ``black`` alone.
+    """Measures a scene; pixels that are 0 in all bands affect ``zero_share`` only.
 
     Args:
         pair: the scene.
-        responses: the distinct ones of the MS bands.
+        responses: the distinct responses of the MS bands.
         pan_gain: MTF gain of PAN.
-        threads: CPU threads.
-        context: hears of progress.
-        filter_ms: MTF gain of each MS band, if the bands filtered once more are wanted too.
+        threads: number of CPU threads.
+        context: receives progress.
+        filter_ms: MTF gain of each MS band, to include the bands filtered once more.
 
     Raises:
         ClippanError: no pixel is valid in PAN and all MS bands.
     """
-    found: Optional[_Found] = None
-    for covered in _COVERED:
-        found = _collect(_Sampler(pair, tuple(responses), pan_gain, filter_ms, covered), threads, context)
-        if found is None or found.count >= _MANY:
+    found: Optional[_SampleMoments] = None
+    for weight in _LEAST_WEIGHTS:
+        found = _sample_windows(_WindowSampler(pair, tuple(responses), pan_gain, filter_ms, weight), threads, context)
+        if found is None or found.count >= _ENOUGH:
             break
     if found is None or not found.moments:
         raise _nothing_valid(pair)
-    dark = np.percentile(found.thin, _DARK, axis=1)
+    dark = np.percentile(found.subsample, _DARK, axis=1)
     mean, scatter, count = found.moments.mean, found.moments.scatter, found.count
     return SceneStatistics(
         pair.ms.count,
@@ -133,21 +133,20 @@ def measure_scene(
         scatter / count,
         torch.from_numpy(np.asarray(dark, np.float64)),
         count,
-        float((found.thin == 0).all(axis=0).mean()),
+        float((found.subsample == 0).all(axis=0).mean()),
     )
 
 
 def _nothing_valid(pair: Pair) -> ClippanError:
-    """Why no pixel is valid in PAN and all MS bands: a band without any data, above all."""
-    empty = pair.ms.empty_bands(pair.ms_windows(_READ))
+    """The error that no pixel is valid, which names the bands without any data."""
+    empty = pair.ms.empty_bands(pair.ms_windows(_SCAN))
     if 0 < len(empty) < pair.ms.count:
-        listed = "; ".join(pair.ms.band_name(band) for band in empty[:_NAMED]) + ("; …" if len(empty) > _NAMED else "")
-        several = len(empty) > 1
+        listed = "; ".join(pair.ms.band_name(band) for band in empty[:_LISTED]) + (
+            "; …" if len(empty) > _LISTED else ""
+        )
         return ClippanError(
-            "{value} {listed} of the multispectral raster {value_2} no data here; choose the other bands (--bands).",
-            value="Bands" if several else "Band",
-            listed=listed,
-            value_2="have" if several else "has",
+            "The multispectral raster has no data here in these bands: {bands}; choose the other bands (--bands).",
+            bands=listed,
         )
     return ClippanError(
         "No pixel is valid in both the panchromatic and the multispectral raster; "
@@ -157,7 +156,7 @@ def _nothing_valid(pair: Pair) -> ClippanError:
 
 @dataclass(frozen=True)
 class _Moments:
-    """Number of samples, their mean (variables,) and their scatter about it (variables, variables), float64."""
+    """Number of samples, their mean (variables,) and scatter matrix about it (variables, variables), float64."""
 
     count: int
     mean: torch.Tensor
@@ -171,7 +170,7 @@ class _Moments:
         return cls(samples.shape[1], mean, samples @ samples.T)
 
     def __add__(self, other: _Moments) -> _Moments:
-        """Both together (Chan, Golub and LeVeque 1979)."""
+        """Moments of both sets of samples (Chan, Golub and LeVeque 1979)."""
         count = self.count + other.count
         step = other.mean - self.mean
         scatter = self.scatter + other.scatter + torch.outer(step, step) * (self.count * other.count / count)
@@ -179,51 +178,51 @@ class _Moments:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What windows hold in which pixels of both rasters are valid: the moments of all samples, None if none has enough
-    of them around it, and every eighth sample of the MS bands."""
+class _SampleMoments:
+    """Moments of jointly valid samples, None if no sample has enough valid neighbours, and every eighth sample of the
+    MS bands."""
 
     moments: Optional[_Moments]
-    thin: np.ndarray
+    subsample: np.ndarray
 
     @property
     def count(self) -> int:
         return self.moments.count if self.moments else 0
 
 
-def _collect(sampler: _Sampler, threads: int, context: Context) -> Optional[_Found]:
-    """Measures windows, evenly drawn, until enough of them are; None if in none pixels of both rasters are valid."""
+def _sample_windows(sampler: _WindowSampler, threads: int, context: Context) -> Optional[_SampleMoments]:
+    """Measures windows in random order until there are enough samples; None if no window has jointly valid pixels."""
     windows = sampler.pair.ms_windows(_WINDOW)
     if len(windows) > _WINDOWS:
         order = np.random.default_rng(_SEED).permutation(len(windows))
         windows = [windows[index] for index in order]
     moments: Optional[_Moments] = None
-    thin: list[np.ndarray] = []
-    full = 0
+    subsamples: list[np.ndarray] = []
+    windows_used = 0
     with contextlib.closing(in_order(sampler.measure, windows, threads, use_one_thread)) as batches:
         for number, (_, found) in enumerate(batches, 1):
             if found:
-                thin.append(found.thin)
+                subsamples.append(found.subsample)
             if found and found.moments:
                 moments = moments + found.moments if moments else found.moments
-                full += 1
-            part = min(full / _WINDOWS, moments.count / _SAMPLES) if moments else 0
-            if part >= 1:
+                windows_used += 1
+            share = min(windows_used / _WINDOWS, moments.count / _SAMPLES) if moments else 0
+            if share >= 1:
                 break
-            context.progress(100 * max(part, number / len(windows)), "Measuring the scene")
-    return _Found(moments, np.concatenate(thin, axis=1)) if thin else None
+            context.progress(100 * max(share, number / len(windows)), "Measuring the scene")
+    return _SampleMoments(moments, np.concatenate(subsamples, axis=1)) if subsamples else None
 
 
 @dataclass(frozen=True)
-class _Sampler:
+class _WindowSampler:
     pair: Pair
     responses: tuple[BandResponse, ...]
     pan_gain: float
     filter_ms: Optional[Sequence[float]]
-    covered: float
+    least_weight: float
 
-    def measure(self, window: Window) -> Optional[_Found]:
-        """The jointly valid samples of a window of MS; None if MS or PAN has no valid pixel in it."""
+    def measure(self, window: Window) -> Optional[_SampleMoments]:
+        """The jointly valid samples of a window of MS; None if MS or PAN has no valid pixel there."""
         ms, valid = self._read_ms(window)
         joint = np.ones(ms.shape[1:], bool) if valid is None else valid.all(axis=0)
         filtered = self._filter_pan(window) if joint.any() else None
@@ -233,32 +232,32 @@ class _Sampler:
         planes = [ms.numpy(), lows]
         joint &= covered
         if self.filter_ms:
-            again, covered = self._filter_ms(window)
-            planes.append(again)
+            filtered_ms, covered = self._filter_ms(window)
+            planes.append(filtered_ms)
             joint &= covered
         variables = np.concatenate(planes)
         samples = variables.reshape(len(variables), -1) if joint.all() else variables[:, joint]
-        thin = samples[: len(ms), ::_THIN].copy()
-        # Files that declare no nodata value mark what was not seen by zeros, which say nothing of the scene.
-        seen = (samples[: len(ms)] != 0).any(axis=0)
-        if not seen.all():
-            samples = samples[:, seen]
-        return _Found(_Moments.of(samples) if samples.shape[1] else None, thin)
+        subsample = samples[: len(ms), ::_SUBSAMPLE].copy()
+        # Zeros are missing pixels in files that declare no nodata value.
+        nonzero = (samples[: len(ms)] != 0).any(axis=0)
+        if not nonzero.all():
+            samples = samples[:, nonzero]
+        return _SampleMoments(_Moments.of(samples) if samples.shape[1] else None, subsample)
 
     def _read_ms(self, window: Window) -> tuple[torch.Tensor, Optional[np.ndarray]]:
         values, valid = self.pair.read_ms(window)
         return torch.from_numpy(values.astype(np.float32)), valid
 
     def _filter_pan(self, window: Window) -> Optional[tuple[np.ndarray, np.ndarray]]:
-        """PAN as each response sees it and with its own gain (responses + 1, height, width), and where enough of it is
-        valid; None if nothing is."""
-        wanted = (*self.responses, BandResponse(self.pan_gain))
-        gains = [response.gain for response in wanted]
+        """PAN filtered with each response and with its own MTF (responses + 1, height, width), and where enough of it
+        is valid; None if nothing is."""
+        responses = (*self.responses, BandResponse(self.pan_gain))
+        gains = [response.gain for response in responses]
         x, width, columns = filters.downsampling_matrices(
-            self.pair.x, window.x, window.width, gains, [response.x for response in wanted]
+            self.pair.x, window.x, window.width, gains, [response.x for response in responses]
         )
         y, height, rows = filters.downsampling_matrices(
-            self.pair.y, window.y, window.height, gains, [response.y for response in wanted]
+            self.pair.y, window.y, window.height, gains, [response.y for response in responses]
         )
         values, valid = self.pair.read_pan(Window(x, y, width, height))
         pan = torch.from_numpy(values.astype(np.float32))
@@ -274,7 +273,7 @@ class _Sampler:
         for row, column in zip(rows, columns):
             low, weight = filters.apply_separable(row, clean, column)
             lows.append(low / weight.clamp(min=1e-6))
-            covered &= (weight > self.covered).numpy()
+            covered &= (weight > self.least_weight).numpy()
         return torch.stack(lows).numpy(), covered
 
     def _filter_ms(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
@@ -296,4 +295,4 @@ class _Sampler:
             both = both[:, dy : dy + window.height, dx : dx + window.width]
             planes.append(both[0] / both[1].clamp(min=1e-6))
             weights.append(both[1])
-        return torch.stack(planes).numpy(), (torch.stack(weights).min(dim=0).values > self.covered).numpy()
+        return torch.stack(planes).numpy(), (torch.stack(weights).min(dim=0).values > self.least_weight).numpy()

@@ -1,5 +1,5 @@
-"""Whether two rasters of one place have their values in one unit: reflectance, radiance and digital numbers differ by a
-factor, and some by an offset, and figures that compare values then mean nothing."""
+"""Whether two rasters of one area have the same unit. Reflectance, radiance and digital numbers differ by a factor, and
+some by an offset; figures that compare values are then meaningless."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import torch
 from clippan.core.messages import Message
 from clippan.raster.source import BandInfo
 
-_LIKE = 0.5  # least correlation of bands that show one place
-_FACTOR = 1.8  # from here on values have another unit; no pansharpening spreads them so far
-_LARGE = 0.1  # part of the values that an offset is told from
-_ALIKE = 0.1  # how far the offsets of bands may be apart to be one
-_NEAR = 0.25  # how far factors may be from each other, or from 1, where the contrast of details has its share in them
-_CLOSE = 0.1  # how near a unit is to the one that a file declares
+_LEAST_CORRELATION = 0.5  # of bands that show the same area
+_FACTOR = 1.8  # from which the unit differs: no pansharpening changes values so much
+_LEAST_OFFSET = 0.1  # relative to the values
+_OFFSET_SPREAD = 0.1  # greatest relative difference between the offsets of bands of one unit
+_FACTOR_TOLERANCE = 0.25  # of a factor, which the contrast of details affects as well
+_DECLARED_TOLERANCE = 0.1  # relative, of a scale and offset that a file declares
 
 
 class UnitComparison:
     """The factor and the offset between two images, from tiles of both.
 
     Args:
-        what: how to call the first in a sentence, as in "pansharpened raster".
-        other: how to call the second.
-        figures: which figures compare the two.
+        what: name of the first in a sentence, such as "pansharpened raster".
+        other: name of the second.
+        figures: names of the figures that compare the two.
     """
 
     def __init__(self, what: str, other: str, figures: str) -> None:
@@ -45,87 +45,84 @@ class UnitComparison:
         """A sentence for the user if the units differ, else None.
 
         Args:
-            infos, others: what the files of both say of their bands.
+            infos, others: band metadata of both files.
         """
         found = self._measured()
         if found is None:
             return None
-        factor, offset, mean = found
-        if factor == 1:
-            relation = f"{_rounded(abs(offset))} {'lower' if offset < 0 else 'higher'} than the {self._other}'s"
+        factor, offset, size = found
+        values = {"other": self._other, "factor": _rounded(factor), "offset": _rounded(abs(offset))}
+        if factor == 1 and offset < 0:
+            relation = Message("{offset} lower than those of the {other}", **values)
+        elif factor == 1:
+            relation = Message("{offset} higher than those of the {other}", **values)
+        elif offset == 0 and factor < 1:
+            relation = Message("1/{divisor} of those of the {other}", divisor=_rounded(1 / factor), **values)
         elif offset == 0:
-            relation = _times(factor, self._other)
+            relation = Message("{factor} times those of the {other}", **values)
+        elif offset < 0:
+            relation = Message("{factor} times those of the {other}, minus {offset}", **values)
         else:
-            sign = "minus" if offset < 0 else "plus"
-            relation = f"{_rounded(factor)} times the {self._other}'s, {sign} {_rounded(abs(offset))}"
-        scaled = next(
-            (
-                name
-                for name, bands, gain, shift, size in (
-                    (self._other, others, factor, offset, factor * mean),
-                    (self._what, infos, 1 / factor, -offset / factor, mean),
-                )
-                if _declares(bands, gain, shift, size)
-            ),
-            None,
-        )
-        remedy = (
-            f"apply the scale and offset that the {scaled} declares (gdal_translate -unscale -ot Float32), and assess "
-            "again"
-            if scaled
-            else "bring both to one unit, as with QGIS's raster calculator, and assess again"
-        )
+            relation = Message("{factor} times those of the {other}, plus {offset}", **values)
+        subject = {"what": self._what, "relation": relation, "figures": self._figures}
+        if _declares(others, factor, offset, factor * size):
+            declaring = self._other
+        elif _declares(infos, 1 / factor, -offset / factor, size):
+            declaring = self._what
+        else:
+            return Message(
+                "The values of the {what} are about {relation}, so {figures} do not measure its quality; convert both "
+                "to one unit, for instance with the raster calculator of QGIS, and assess again.",
+                **subject,
+            )
         return Message(
-            "The {_what}'s values are about {relation}, so {_figures} do not tell its quality; {remedy}.",
-            _what=self._what,
-            relation=relation,
-            _figures=self._figures,
-            remedy=remedy,
+            "The values of the {what} are about {relation}, so {figures} do not measure its quality; apply the scale "
+            "and offset that the {declaring} declares (gdal_translate -unscale -ot Float32), and assess again.",
+            declaring=declaring,
+            **subject,
         )
 
     def _measured(self) -> Optional[tuple[float, float, float]]:
-        """The factor and the offset that make the second image's values the first's, and how large the second's are in
-        the mean; None where the unit is the same or cannot be told."""
+        """Factor and offset from the second image's values to the first's, and the typical size of the second's values;
+        None if the unit is the same or cannot be determined."""
         if self._count < 2:
             return None
         mean, other, square, other_square, product = self._sums / self._count
-        spread, other_spread = square - mean**2, other_square - other**2
+        variance, other_variance = square - mean**2, other_square - other**2
         covariance = product - mean * other
-        told = (spread > 1e-9 * mean**2) & (other_spread > 1e-9 * other**2)
-        told &= covariance > _LIKE * np.sqrt(np.where(told, spread * other_spread, 1))
-        if not told.any():
+        usable = (variance > 1e-9 * mean**2) & (other_variance > 1e-9 * other**2)
+        usable &= covariance > _LEAST_CORRELATION * np.sqrt(np.where(usable, variance * other_variance, 1))
+        if not usable.any():
             return None
-        mean, other = mean[told], other[told]
+        mean, other = mean[usable], other[usable]
         size = float(np.median(np.abs(other)))
-        factors = covariance[told] / other_spread[told]
+        factors = covariance[usable] / other_variance[usable]
         factor = float(np.exp(np.median(np.log(factors))))
         if not 1 / _FACTOR < factor < _FACTOR:
             plain = float(np.median(mean) / np.median(other)) if np.median(other) else 0.0
-            if abs(plain / factor - 1) < _NEAR:
+            if abs(plain / factor - 1) < _FACTOR_TOLERANCE:
                 return plain, 0.0, size
             return factor, float(np.median(mean - factor * other)), size
-        # Haze that one of the two had taken off is another offset in each band; a unit's is the same in all.
+        # Haze correction changes the offset of each band differently; a unit has the same offset in all bands.
         offsets = mean - other
         offset = float(np.median(offsets))
-        alike = len(offsets) > 1 and np.ptp(offsets) < _ALIKE * abs(offset) and np.abs(factors - 1).max() < _NEAR
-        return (1.0, offset, size) if alike and abs(offset) > _LARGE * size else None
+        is_unit = (
+            len(offsets) > 1
+            and np.ptp(offsets) < _OFFSET_SPREAD * abs(offset)
+            and np.abs(factors - 1).max() < _FACTOR_TOLERANCE
+        )
+        return (1.0, offset, size) if is_unit and abs(offset) > _LEAST_OFFSET * size else None
 
 
 def _declares(bands: Sequence[BandInfo], factor: float, offset: float, size: float) -> bool:
-    """Whether a file's bands declare the scale and the offset that lead to the other's values, large as ``size``."""
+    """Whether a band declares about this factor and offset, for values of a typical size."""
     return any(
-        abs(band.scale / factor - 1) < _CLOSE and abs(band.offset - offset) < _CLOSE * size
+        abs(band.scale / factor - 1) < _DECLARED_TOLERANCE and abs(band.offset - offset) < _DECLARED_TOLERANCE * size
         for band in bands
         if (band.scale, band.offset) != (1, 0)
     )
 
 
-def _times(factor: float, other: str) -> str:
-    if factor < 1:
-        return f"1/{_rounded(1 / factor)} of the {other}'s"
-    return f"{_rounded(factor)} times the {other}'s"
-
-
 def _rounded(value: float) -> str:
-    """To two digits, written out."""
+    """Two significant digits, without an exponent where possible."""
     return f"{float(f'{value:.2g}'):,.10g}"

@@ -13,6 +13,7 @@ from clippan.catalogue.band_names import COLOURS, Band, band_order, natural_colo
 from clippan.catalogue.sensors import Sensor, resolve_sensor
 from clippan.core.context import Context
 from clippan.core.device import choose_device, set_threads
+from clippan.core.messages import Message
 from clippan.fusion import model
 from clippan.fusion.model import FusionModel
 from clippan.jobs.adapt import AdaptFusionRequest, AdaptFusionResult
@@ -22,11 +23,6 @@ from clippan.raster.pair import Pair, open_pair
 
 
 def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
-    """Runs the job; see AdaptFusionRequest.
-
-    Raises:
-        ClippanError: one sentence; nothing is left behind.
-    """
     clock = TimeBudget(request.seconds)
     choice = choose_device(request.device, exact=True)
     choice.log(context)
@@ -34,7 +30,7 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
     if device.type == "cpu":
         set_threads(request.threads)
     start = model.load(request.model, device)
-    context.log(f"Start: {start.title}.")
+    context.log(Message("Start: {model}.", model=start.title))
     with open_pair(request.pan, request.ms, request.bands, request.nodata) as pair:
         start.check_bands(pair.ms.count)
         for note in pair.notes:
@@ -81,7 +77,7 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
 
 
 def _colours(sensor: Sensor, positions: Sequence[int], pair: Pair) -> Optional[list[int]]:
-    """Which of the bands are red, green and blue, if they themselves or the sensor tell."""
+    """The red, green and blue bands by their descriptions or the sensor; None if unknown."""
     order = band_order(pair.hints)
     own = natural_colours([Band(info.description) for info in pair.ms.infos], order and replace(order, orders=()))
     if len(own.bands) == len(COLOURS) and not own.guessed:

@@ -1,4 +1,4 @@
-"""The job Assess: the figures of a pansharpened raster, read tile by tile, and a report."""
+"""Assess: quality figures of a pansharpened raster, tile by tile, and a report."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from clippan.report import page
 from clippan.report.pictures import percentile_limits, stretched_png
 
 _TILE = 16 * BLOCK  # fused pixels; about 200 MB of intermediate images for eight bands
-_COVERED = 0.999  # least weight of valid pixels under a filter whose result counts
-_SHIFT = 0.1  # of a pixel: how far a raster may lie off the grid that it was made on
+_LEAST_WEIGHT = 0.999  # of valid pixels under a filter
+_GRID_TOLERANCE = 0.1  # pixels between the grids of two rasters
 _PICTURE = 320  # pixels, edge of the crops in the report
 
 FUSED = "pansharpened raster"
@@ -46,13 +46,8 @@ REFERENCE = "reference raster"
 
 
 def run(request: AssessRequest, context: Context) -> AssessResult:
-    """Runs the job; see AssessRequest.
-
-    Raises:
-        ClippanError: one sentence; no report is left behind.
-    """
     started = time.monotonic()
-    request, told = _as_made(request, context)
+    request, recorded = _with_recorded_settings(request, context)
     choice = choose_device(request.device, exact=True)
     choice.log(context)
     device = choice.device
@@ -60,11 +55,11 @@ def run(request: AssessRequest, context: Context) -> AssessResult:
         pair = files.enter_context(open_pair(request.pan, request.ms, request.bands, request.nodata))
         fused = files.enter_context(_open(request.fused, FUSED, (), request.nodata))
         sensor = resolve_sensor(request.sensor, pair.hints, context)
-        scene = Scene.of(pair, fused, sensor, request.bands, device)
+        scene = AssessedScene.of(pair, fused, sensor, request.bands, device)
         reference = None
         if request.reference is not None:
             reference = files.enter_context(_open_reference(request.reference, request, scene))
-        scene, shifts = _registered(scene, request.registration, told, context.subrange(0, 5))
+        scene, shifts = _registered(scene, request.registration, recorded, context.subrange(0, 5))
         full, pixels, hints = _assess_full(scene, context.subrange(5, 95 if reference is None else 45))
         against: dict[str, float] = {}
         if reference is not None:
@@ -97,9 +92,8 @@ def run(request: AssessRequest, context: Context) -> AssessResult:
     return result
 
 
-def _as_made(request: AssessRequest, context: Context) -> tuple[AssessRequest, Optional[Shifts]]:
-    """The request, completed by what the tags of the pansharpened raster say about how it was made, and the shifts of
-    its bands that were measured then."""
+def _with_recorded_settings(request: AssessRequest, context: Context) -> tuple[AssessRequest, Optional[Shifts]]:
+    """The request, completed from the tags of the pansharpened raster, and the shifts that the tags hold."""
     dataset = open_dataset(request.fused, FUSED)
     tags = dataset.GetMetadata() or {}
     try:
@@ -114,73 +108,68 @@ def _as_made(request: AssessRequest, context: Context) -> tuple[AssessRequest, O
     if request.nodata is None and made.nodata is not None:
         changes["nodata"] = made.nodata
     if changes:
-        found = ", ".join(f"{name} {value}" for name, value in changes.items())
-        context.log(Message("As the raster's tags say: {found}.", found=found))
+        settings = ", ".join(f"{name} {value}" for name, value in changes.items())
+        context.log(Message("Settings from the tags of the raster: {settings}.", settings=settings))
     if request.bands and made.bands and request.bands != made.bands:
         context.log(
             Message(
-                "The raster was made of the bands {bands}, and is compared with {bands_2} as asked.",
-                bands=made.bands,
-                bands_2=request.bands,
+                "The raster was made from the bands {made_bands} and is compared with the requested bands {bands}.",
+                made_bands=made.bands,
+                bands=request.bands,
             )
         )
     request = dataclasses.replace(request, **changes)  # type: ignore[arg-type]
-    # One that was made with less than all that registration can do is measured by all of it, as those of others are.
+    # A raster made without full registration is assessed with it, like those of other programs.
     if made.registration is not Registration.AUTO or request.bands != made.bands:
         return request, None
     return request, Shifts.from_tag(tags.get("CLIPPAN_SHIFT", ""), dataset.RasterCount)
 
 
-def _registered(scene: Scene, choice: Registration, told: Optional[Shifts], context: Context) -> tuple[Scene, Shifts]:
-    """The scene with MS where it lies, told by the raster's tags or else by PAN and MS, and how far that is off."""
-    if told is None or choice is not Registration.AUTO:
+def _registered(
+    scene: AssessedScene, choice: Registration, recorded: Optional[Shifts], context: Context
+) -> tuple[AssessedScene, Shifts]:
+    """The scene with registered MS, by the shifts in the raster's tags or else by estimated ones, and the shifts."""
+    if recorded is None or choice is not Registration.AUTO:
         pair, shifts = register(scene.pair, choice, scene.gains, count_threads(0), context)
     else:
-        pair, shifts = told.apply(scene.pair), told
-        context.log(f"Registration: {shifts.reason}")
+        pair, shifts = recorded.apply(scene.pair), recorded
+        context.log(Message("Registration: {result}", result=shifts.reason))
     return dataclasses.replace(scene, pair=pair), shifts
 
 
 def _open(path: str, what: str, bands: Sequence[int], nodata: Optional[float]) -> Source:
     dataset = open_dataset(path, what)
-    # The override is about PAN and MS; a raster that a tool made of them declares its own value where it has one.
+    # The requested nodata value is for PAN and MS; a raster made from them may declare its own.
     declared = dataset.GetRasterBand(1).GetNoDataValue()
     return Source([dataset], what, bands, nodata if declared is None else None)
 
 
-def _open_reference(path: str, request: AssessRequest, scene: Scene) -> Source:
+def _open_reference(path: str, request: AssessRequest, scene: AssessedScene) -> Source:
     fused = scene.fused
     reference = _open(path, REFERENCE, (), request.nodata)
     if reference.total == scene.pair.ms.total != fused.count:
         reference = _open(path, REFERENCE, request.bands, request.nodata)
     if reference.count != fused.count:
         raise ClippanError(
-            "The {REFERENCE} has {bands} and the {FUSED} {bands_2}; choose one with the same bands.",
-            REFERENCE=REFERENCE,
-            bands=_bands(reference.count),
-            FUSED=FUSED,
-            bands_2=_bands(fused.count),
+            "The bands of the reference raster ({reference_bands}) and of the pansharpened raster ({fused_bands}) "
+            "differ; choose a reference with the same bands.",
+            reference_bands=reference.count,
+            fused_bands=fused.count,
         )
     one, other = reference.grid, fused.grid
     if (one.width, one.height) != (other.width, other.height):
         raise ClippanError(
-            "The {REFERENCE} has {size} pixels and the {FUSED} {size_2}; choose a reference on the same grid.",
-            REFERENCE=REFERENCE,
-            size=_size(one),
-            FUSED=FUSED,
-            size_2=_size(other),
+            "The sizes of the reference raster ({reference_size} pixels) and of the pansharpened raster ({fused_size} "
+            "pixels) differ; choose a reference on the same grid.",
+            reference_size=_size(one),
+            fused_size=_size(other),
         )
     if one.geotransform and other.geotransform and _offset(one, other) != (0, 0):
         raise ClippanError(
-            "The {REFERENCE} does not lie on the grid of the {FUSED}; choose one on the same grid.",
-            REFERENCE=REFERENCE,
-            FUSED=FUSED,
+            "The reference raster does not lie on the grid of the pansharpened raster; choose a reference on the same "
+            "grid."
         )
     return reference
-
-
-def _bands(count: int) -> str:
-    return f"{count} band{'s' * (count > 1)}"
 
 
 def _size(grid: Grid) -> str:
@@ -190,21 +179,21 @@ def _size(grid: Grid) -> str:
 def _offset(grid: Grid, base: Grid) -> Optional[tuple[int, int]]:
     if grid.crs and base.crs and not grid.shares_crs(base):
         return None
-    return grid.pixel_offset_in(base, _SHIFT)
+    return grid.pixel_offset_in(base, _GRID_TOLERANCE)
 
 
 @dataclass(frozen=True)
-class Scene:
-    """A fused raster laid over the pair it was made from.
+class AssessedScene:
+    """A fused raster and the pair it was made from.
 
-    All windows are in pixels of the pair's grid, those of MS in multispectral pixels.
+    Windows are in pixels of the pair's grid, those of MS in multispectral pixels.
 
     Attributes:
         pair, fused: the sources.
         column, row: first pixel of the fused raster on the pair's grid.
-        area: what the fused raster and the pair share; blocks start at its corner.
-        sensor: whose MTF is used.
-        positions: which bands of MS were sharpened, from 0.
+        area: overlap of the fused raster and the pair; blocks start at its corner.
+        sensor: sensor whose MTF is used.
+        positions: the sharpened bands of MS, from 0.
         device: where to compute.
     """
 
@@ -218,37 +207,36 @@ class Scene:
     device: torch.device
 
     @classmethod
-    def of(cls, pair: Pair, fused: Source, sensor: Sensor, bands: Sequence[int], device: torch.device) -> Scene:
-        """Lays the fused raster over the pair.
+    def of(cls, pair: Pair, fused: Source, sensor: Sensor, bands: Sequence[int], device: torch.device) -> AssessedScene:
+        """Aligns the fused raster with the pair.
 
         Raises:
-            ClippanError: bands or pixels do not match, or less than a block is shared.
+            ClippanError: bands or pixels do not match, or the overlap is smaller than a block.
         """
         if fused.count != pair.ms.count:
             raise ClippanError(
-                "The {FUSED} has {bands} but was compared with {bands_2} of the {what}; name the bands that were "
-                "sharpened.",
-                FUSED=FUSED,
-                bands=_bands(fused.count),
-                bands_2=_bands(pair.ms.count),
+                "The pansharpened raster and the {what} have different numbers of bands ({fused_bands} and "
+                "{ms_bands}); choose the bands that were sharpened.",
+                fused_bands=fused.count,
+                ms_bands=pair.ms.count,
                 what=pair.ms.what,
             )
-        column, row = _place(pair, fused.grid)
+        column, row = _fused_origin(pair, fused.grid)
         left, top = max(column, 0), max(row, 0)
         right = min(column + fused.grid.width, pair.grid.width)
         bottom = min(row + fused.grid.height, pair.grid.height)
         if right <= left or bottom <= top:
             raise ClippanError(
-                "The {FUSED} does not overlap the rasters it should be made from; check the files.", FUSED=FUSED
+                "The pansharpened raster does not overlap the rasters that it was made from; check the files."
             )
         area = Window(left, top, right - left, bottom - top)
         if min(area.width, area.height) < BLOCK:
             raise ClippanError(
-                "The scene has {width} × {height} pixels in common; figures need at least one block of {BLOCK} × "
-                "{BLOCK}.",
+                "The rasters overlap by {width} × {height} pixels only; the figures need at least one block of {block} "
+                "× {block} pixels.",
                 width=area.width,
                 height=area.height,
-                BLOCK=BLOCK,
+                block=BLOCK,
             )
         positions = tuple(number - 1 for number in bands) or tuple(range(pair.ms.total))
         return cls(pair, fused, column, row, area, sensor, positions, device)
@@ -274,7 +262,7 @@ class Scene:
     def read(self, source: Source, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
         """A window of the fused raster, or of one on its grid, and where all its bands are valid.
 
-        Beyond the area the border's pixels repeat: what other tools write there need not be image.
+        The border of the area is replicated, as what other programs write beyond it need not be image.
         """
         area = self.area
         left, top = max(window.x, area.x), max(window.y, area.y)
@@ -305,7 +293,7 @@ class Scene:
         return torch.where(mask, tensor, torch.zeros_like(tensor)), mask.all(dim=0)
 
     def upsampled(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
-        """MS on the pixels of a window, by cubic interpolation, and its validity (that of the pixel it lies in)."""
+        """MS interpolated to the pixels of a window, and where the nearest samples of all bands are valid."""
         columns = filters.Upsampling.of(self.pair.x, window.x, window.width, [x for x, _ in self.pair.offsets])
         rows = filters.Upsampling.of(self.pair.y, window.y, window.height, [y for _, y in self.pair.offsets])
         return self.resample_ms(rows.to(self.device), columns.to(self.device))
@@ -320,7 +308,7 @@ class Scene:
         return filters.apply_separable(rows.matrix, ms, columns.matrix), nearest
 
     def inside(self, window: Window) -> torch.Tensor:
-        """Which pixels of a window lie in the area."""
+        """Pixels of a window that lie in the area."""
         rows = torch.arange(window.y, window.y + window.height, device=self.device)
         columns = torch.arange(window.x, window.x + window.width, device=self.device)
         rows = (rows >= self.area.y) & (rows < self.area.y + self.area.height)
@@ -328,23 +316,22 @@ class Scene:
         return rows[:, None] & columns
 
 
-def _place(pair: Pair, fused: Grid) -> tuple[int, int]:
+def _fused_origin(pair: Pair, fused: Grid) -> tuple[int, int]:
     if fused.geotransform and pair.grid.geotransform:
         offset = _offset(fused, pair.grid)
         if offset is not None:
             return offset
-    # Without a georeference only the size can tell what the raster shows.
+    # Without a georeference the size has to match.
     elif (fused.width, fused.height) == (pair.grid.width, pair.grid.height):
         return 0, 0
     elif (fused.width, fused.height) == (pair.pan.grid.width, pair.pan.grid.height):
         return -pair.alignment.column, -pair.alignment.row
     raise ClippanError(
-        "The {FUSED} ({size} pixels) does not lie on the pixels of the {what} ({size_2}); choose the {FUSED} that was "
-        "made from these two.",
-        FUSED=FUSED,
+        "The pansharpened raster ({size} pixels) does not lie on the pixels of the {what} ({pan_size} pixels); choose "
+        "the pansharpened raster that was made from these two.",
         size=_size(fused),
         what=pair.pan.what,
-        size_2=_size(pair.pan.grid),
+        pan_size=_size(pair.pan.grid),
     )
 
 
@@ -359,8 +346,8 @@ def _crop(image: torch.Tensor, margin: int) -> torch.Tensor:
 # Without a reference
 
 
-def _assess_full(scene: Scene, context: Context) -> tuple[dict[str, float], int, tuple[str, ...]]:
-    """The figures, the pixels compared, and hints."""
+def _assess_full(scene: AssessedScene, context: Context) -> tuple[dict[str, float], int, tuple[str, ...]]:
+    """The figures, the number of pixels compared, and hints."""
     figures = FullResolutionMetrics(scene.ratio)
     units = UnitComparison(FUSED, scene.pair.ms.what, "D_λ,K, D_s, HQNR and QNR")
     pixels = 0
@@ -387,9 +374,8 @@ def _assess_full(scene: Scene, context: Context) -> tuple[dict[str, float], int,
         context.progress(100 * number / steps, "Comparing with PAN and MS")
     if not pixels:
         raise ClippanError(
-            "No pixel is valid in the {FUSED} and in both rasters it was made from; check their nodata values "
-            "(nodata, NaN and alpha count as invalid).",
-            FUSED=FUSED,
+            "No pixel is valid in the pansharpened raster and in both rasters that it was made from; check their "
+            "nodata values (nodata, NaN and alpha count as invalid)."
         )
     for number, (_, low) in enumerate(in_order(lambda window: _read_low(scene, window), low_windows, 1), 1):
         figures.add_low(*low)
@@ -401,20 +387,22 @@ def _assess_full(scene: Scene, context: Context) -> tuple[dict[str, float], int,
 
 
 _NO_BLOCK = Message(
-    "No block of {BLOCK} × {BLOCK} pixels is valid throughout, and figures are measured on such blocks; choose a "
+    "No block of {block} × {block} pixels is completely valid, and the figures are measured on such blocks; choose a "
     "scene with fewer gaps.",
-    BLOCK=BLOCK,
+    block=BLOCK,
 )
 
 
-def _reach(scene: Scene) -> int:
+def _reach(scene: AssessedScene) -> int:
     ratios = (scene.pair.x.ratio, scene.pair.y.ratio)
     reach = max(filters.mtf_reach(gain, ratio) for gain in scene.gains for ratio in ratios)
     return max(reach, FullResolutionMetrics.MARGIN)
 
 
-def _filter(scene: Scene, fused: torch.Tensor, valid: torch.Tensor, reach: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The fused bands as the sensor would see them at MS's resolution, and where valid pixels alone made them."""
+def _filter(
+    scene: AssessedScene, fused: torch.Tensor, valid: torch.Tensor, reach: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The fused bands filtered with the MTF, and where only valid pixels contribute."""
     height, width = (size - 2 * reach for size in valid.shape)
     planes, covered = [], torch.ones((height, width), dtype=torch.bool, device=scene.device)
     whole = bool(valid.all())
@@ -425,12 +413,12 @@ def _filter(scene: Scene, fused: torch.Tensor, valid: torch.Tensor, reach: int) 
         if not whole:
             weight = filters.apply_separable(rows, valid.float(), columns)
             plane = plane / weight.clamp(min=1e-6)
-            covered &= weight > _COVERED
+            covered &= weight > _LEAST_WEIGHT
         planes.append(plane)
     return torch.stack(planes), covered
 
 
-def _low_windows(scene: Scene, block: int) -> list[Window]:
+def _low_windows(scene: AssessedScene, block: int) -> list[Window]:
     """Tiles, in MS pixels, of the MS pixels whose centres lie in the area."""
     area, x, y = scene.area, scene.pair.x, scene.pair.y
     left, right = _samples(x.to_ms(area.x - 0.5), x.to_ms(area.x + area.width - 0.5), scene.pair.ms.grid.width)
@@ -447,7 +435,7 @@ def _samples(start: float, end: float, limit: int) -> tuple[int, int]:
     return first, max(last, first)
 
 
-def _read_low(scene: Scene, window: Window) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _read_low(scene: AssessedScene, window: Window) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """MS, PAN filtered with its MTF and brought to MS's grid, and where both are valid."""
     x, y, gain = scene.pair.x, scene.pair.y, scene.sensor.pan
     left, width = filters.pan_support(x, window.x, window.width, gain)
@@ -456,16 +444,16 @@ def _read_low(scene: Scene, window: Window) -> tuple[torch.Tensor, torch.Tensor,
     rows = filters.downsampling_matrix(y, window.y, window.height, gain).to(scene.device)
     columns = filters.downsampling_matrix(x, window.x, window.width, gain).to(scene.device)
     low = filters.apply_separable(rows, pan, columns)
-    ms, valid = _read_ms_together(scene, window)
+    ms, valid = _read_coregistered_ms(scene, window)
     if not bool(pan_valid.all()):
         weight = filters.apply_separable(rows, pan_valid.float(), columns)
         low = low / weight.clamp(min=1e-6)
-        valid = valid & (weight > _COVERED)
+        valid = valid & (weight > _LEAST_WEIGHT)
     return ms, low, valid & _fused_valid(scene, window)
 
 
-def _read_ms_together(scene: Scene, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
-    """MS and its validity, with bands that lie beside the others interpolated to the samples of these."""
+def _read_coregistered_ms(scene: AssessedScene, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
+    """MS and its validity, with all bands at the samples of the common axes."""
     offsets = scene.pair.offsets
     if not offsets:
         return scene.read_ms(window)
@@ -475,22 +463,24 @@ def _read_ms_together(scene: Scene, window: Window) -> tuple[torch.Tensor, torch
     return scene.resample_ms(rows.to(scene.device), columns.to(scene.device))
 
 
-def _fused_valid(scene: Scene, window: Window) -> torch.Tensor:
-    """Where the fused raster is valid at the centres of a window's MS pixels: both scales see the same places."""
+def _fused_valid(scene: AssessedScene, window: Window) -> torch.Tensor:
+    """Where the fused raster is valid at the centres of a window's MS pixels."""
     columns = [round(scene.pair.x.to_output(window.x + column)) for column in range(window.width)]
     rows = [round(scene.pair.y.to_output(window.y + row)) for row in range(window.height)]
     _, valid = scene.read(
         scene.fused, Window(columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
     )
-    down = torch.tensor(rows, device=scene.device) - rows[0]
-    across = torch.tensor(columns, device=scene.device) - columns[0]
-    return valid[down][:, across]
+    return valid[torch.tensor(rows, device=scene.device) - rows[0]][
+        :, torch.tensor(columns, device=scene.device) - columns[0]
+    ]
 
 
 # With a reference
 
 
-def _assess_reference(scene: Scene, reference: Source, context: Context) -> tuple[dict[str, float], tuple[str, ...]]:
+def _assess_reference(
+    scene: AssessedScene, reference: Source, context: Context
+) -> tuple[dict[str, float], tuple[str, ...]]:
     """The figures, and hints."""
     windows = scene.windows()
     units = UnitComparison(FUSED, REFERENCE, "Q2n, ERGAS, PSNR and SSIM")
@@ -500,10 +490,11 @@ def _assess_reference(scene: Scene, reference: Source, context: Context) -> tupl
             peak = max(peak, float(values[:, valid].max()))
         context.progress(20 * number / len(windows), "Measuring the reference")
     if peak == -math.inf:
-        raise ClippanError("No pixel of the {REFERENCE} is valid; check its nodata value.", REFERENCE=REFERENCE)
+        raise ClippanError("No pixel of the reference raster is valid; check its nodata value.")
     if peak <= 0:
         raise ClippanError(
-            "The {REFERENCE} has no value above zero; PSNR and SSIM need one as their data range.", REFERENCE=REFERENCE
+            "The reference raster has no value above zero, which PSNR and SSIM need as their data range; check the "
+            "file."
         )
     figures = ReferenceMetrics(scene.ratio, peak)
     for number, (_, (image, truth, valid)) in enumerate(_compared(scene, reference, windows), 1):
@@ -517,7 +508,7 @@ def _assess_reference(scene: Scene, reference: Source, context: Context) -> tupl
 
 
 def _compared(
-    scene: Scene, reference: Source, windows: Sequence[Window]
+    scene: AssessedScene, reference: Source, windows: Sequence[Window]
 ) -> Iterator[tuple[Window, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
     def read(window: Window) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         wide = _grow(window, ReferenceMetrics.MARGIN)
@@ -530,9 +521,9 @@ def _compared(
 # The report's pictures
 
 
-def _pictures(scene: Scene, reference: Optional[Source]) -> dict[str, bytes]:
-    """The same crop of all images, stretched alike where they share the unit."""
-    window = _lively(scene)
+def _pictures(scene: AssessedScene, reference: Optional[Source]) -> dict[str, bytes]:
+    """The same crop of all images, with the same stretch for those of one unit."""
+    window = _detailed_window(scene)
     bands = _rgb(scene)
     fused, valid = scene.read(scene.fused, window)
     pan, pan_valid = scene.read_pan(window)
@@ -549,8 +540,8 @@ def _pictures(scene: Scene, reference: Optional[Source]) -> dict[str, bytes]:
     return pictures
 
 
-def _lively(scene: Scene) -> Window:
-    """The place, of nine in the area, with the most valid pixels and then the most contrast in PAN."""
+def _detailed_window(scene: AssessedScene) -> Window:
+    """The window, of nine in the area, with the most valid pixels and then the most contrast in PAN."""
     width, height = min(_PICTURE, scene.area.width), min(_PICTURE, scene.area.height)
     best, best_score = Window(scene.area.x, scene.area.y, width, height), (-1.0, -1.0)
     for row in range(3):
@@ -567,8 +558,8 @@ def _lively(scene: Scene) -> Window:
     return best
 
 
-def _rgb(scene: Scene) -> list[int]:
-    """Which bands to show as red, green and blue; one band is shown as grey."""
+def _rgb(scene: AssessedScene) -> list[int]:
+    """The bands to show as red, green and blue; a single one is shown as grey."""
     codes = [info.interpretation for info in scene.pair.ms.infos]
     wanted = [gdal.GCI_RedBand, gdal.GCI_GreenBand, gdal.GCI_BlueBand]
     if set(wanted) <= set(codes):
@@ -579,5 +570,5 @@ def _rgb(scene: Scene) -> list[int]:
             return [names.index(name) for name in ("red", "green", "blue")]
     if len(codes) < 3:
         return [0]
-    # Four bands of satellites come as blue, green, red, near infrared; three as red, green, blue.
+    # Four bands usually are blue, green, red, near infrared; three are red, green, blue.
     return [0, 1, 2] if len(codes) == 3 else [2, 1, 0]

@@ -1,4 +1,4 @@
-"""Pansharpen: from two sources to one finished file."""
+"""Pansharpen a pair of rasters."""
 
 from __future__ import annotations
 
@@ -31,17 +31,12 @@ from clippan.raster.pair import Pair, open_pair
 from clippan.raster.tiles import tiles
 from clippan.raster.writer import Writer
 
-_SCAN = 2048  # edge of what is looked through for missing pixels at a time
+_SCAN = 2048  # pixels, edge of the windows in a search for missing pixels
 _SAMPLES = 10  # for each coefficient of a regression
-_BLACK = 0.005  # part of the scene: less is shadow and dead pixels
+_ZERO_SHARE = 0.005  # of the scene; less is shadow and dead pixels
 
 
 def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
-    """Runs the job; see PansharpenRequest.
-
-    Raises:
-        ClippanError: one sentence; nothing is left behind.
-    """
     started = time.monotonic()
     choice = choose_device(request.device)
     choice.log(context)
@@ -53,32 +48,35 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         gains = sensor.gains(positions, pair.ms.total)
         context.log(
             Message(
-                "Grid: {width} × {height} pixels, {count} bands, ratio {ratio:.4g} × {ratio_2:.4g}.",
+                "Grid: {width} × {height} pixels, bands: {bands}, ratio {ratio_x:.4g} × {ratio_y:.4g}.",
                 width=pair.grid.width,
                 height=pair.grid.height,
-                count=len(gains),
-                ratio=pair.x.ratio,
-                ratio_2=pair.y.ratio,
+                bands=len(gains),
+                ratio_x=pair.x.ratio,
+                ratio_y=pair.y.ratio,
             )
         )
         model = None
         if request.method is Method.CLIPPAN:
             model = load(request.model, device)
             model.check_bands(len(gains))
-            context.log(f"Model: {model.title}.")
+            context.log(Message("Model: {model}.", model=model.title))
         pair, shifts = register(pair, request.registration, gains, threads, context.subrange(0, 2))
         responses, response_of = filters.distinct_responses(gains, pair.offsets)
         lows = responses if needs_low_pass(request.method) else []
-        again = gains if request.method is Method.BDSD else None
-        statistics = measure_scene(pair, lows, sensor.pan, threads, context.subrange(2, 5), again)
+        filter_ms = gains if request.method is Method.BDSD else None
+        statistics = measure_scene(pair, lows, sensor.pan, threads, context.subrange(2, 5), filter_ms)
         _check_fit(request.method, statistics)
         hints = [UNRECOGNISED] if request.sensor == "auto" and sensor.name == "generic" else []
         more = list(pair.notes)
-        if pair.ms.nodata is None and statistics.black >= _BLACK:
-            share = 100 * statistics.black
+        if pair.ms.nodata is None and statistics.zero_share >= _ZERO_SHARE:
+            share = 100 * statistics.zero_share
             more.append(
-                f"{share:.{0 if share >= 1 else 1}f} % of the multispectral pixels are 0 in all bands; "
-                "if nothing was seen there, give 0 as the nodata value."
+                Message(
+                    "{percent} % of the multispectral pixels are 0 in all bands; if they are missing pixels, set 0 as "
+                    "the nodata value.",
+                    percent=f"{share:.{0 if share >= 1 else 1}f}",
+                )
             )
         for hint in more:
             context.log(hint)
@@ -90,7 +88,7 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         else:
             fusion = NetworkFusion(statistics, response_of, model, device)
             if fusion.bfloat16:
-                context.log("Precision: bfloat16, in which this processor runs the network faster.")
+                context.log("Precision: bfloat16, which is faster on this processor.")
             provenance["CLIPPAN_MODEL"] = model.title
             provenance["CLIPPAN_MODEL_SHA256"] = model.sha256
             provenance["CLIPPAN_PRECISION"] = "bfloat16" if fusion.bfloat16 else "float32"
@@ -121,13 +119,13 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
                 writer.write(window.x, window.y, values)
                 context.progress(10 + 80 * number / len(windows), "Pansharpening")
     seconds = time.monotonic() - started
-    pixels = pair.grid.width * pair.grid.height / 1e6
+    megapixels = pair.grid.width * pair.grid.height / 1e6
     context.log(
         Message(
-            "Done: {pixels:.1f} megapixels in {seconds:.1f} s ({pixels_2:.1f} MPix/s).",
-            pixels=pixels,
+            "Done: {megapixels:.1f} megapixels in {seconds:.1f} s ({rate:.1f} MPix/s).",
+            megapixels=megapixels,
             seconds=seconds,
-            pixels_2=pixels / seconds,
+            rate=megapixels / seconds,
         )
     )
     return PansharpenResult(
@@ -154,22 +152,22 @@ def _check_fit(method: Method, statistics: SceneStatistics) -> None:
         return
     if statistics.count < _SAMPLES * (statistics.bands + 1):
         raise ClippanError(
-            "Too few multispectral pixels ({count}) are valid in both rasters to fit {method} to {bands} bands; "
-            "choose a larger area or the method {CUBIC}.",
+            "Too few multispectral pixels ({count}) are valid in both rasters to fit {method} to {bands} bands; choose "
+            "a larger area or the method {cubic}.",
             count=statistics.count,
             method=method.value,
             bands=statistics.bands,
-            CUBIC=Method.CUBIC.value,
+            cubic=Method.CUBIC.value,
         )
     if statistics.flat:
         raise ClippanError(
-            "The panchromatic raster has one value everywhere and so no detail to give; "
-            "check whether it is the right file, and its nodata value."
+            "The panchromatic raster has the same value everywhere, so it has no detail; check the file and its nodata "
+            "value."
         )
 
 
 def _tile_size(wanted: int, block: int, pair: Pair) -> int:
-    """Whole blocks, so that none is computed twice."""
+    """A multiple of the block, so that no block is computed twice."""
     size = min(wanted, max_tile_size(pair))
     return max(block, size // block * block)
 
@@ -183,14 +181,14 @@ def _provenance(request: PansharpenRequest, sensor: Sensor, device: torch.device
         "CLIPPAN_VERSION": __version__,
         "CLIPPAN_PARAMETERS": json.dumps(to_json(request), ensure_ascii=False),
     }
-    # Without it nothing is said of where MS lies: so an assessment finds out for itself.
+    # Without the tag, an assessment estimates the shifts itself.
     if request.registration is not Registration.OFF:
         tags["CLIPPAN_SHIFT"] = shifts.to_tag()
     return tags
 
 
 def _output_nodata(pair: Pair, threads: int, context: Context) -> Optional[float]:
-    """The MS nodata value; where pixels may be invalid without one, NaN, 0 or the least integer."""
+    """The nodata value of MS; if it has none but pixels may be invalid, NaN or the smallest integer."""
     ms = pair.ms
     if ms.nodata is not None:
         return ms.nodata
@@ -202,7 +200,7 @@ def _output_nodata(pair: Pair, threads: int, context: Context) -> Optional[float
 
 
 def _has_holes(pair: Pair, threads: int, context: Context) -> bool:
-    """Whether a pixel of PAN is invalid: that it may be (as in all floating point) is no reason to give up a value."""
+    """Whether any pixel of PAN is invalid."""
     if not pair.pan.fully_written:
         return True
     windows = tiles(pair.grid.width, pair.grid.height, _SCAN)

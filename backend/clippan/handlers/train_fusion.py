@@ -19,11 +19,6 @@ from clippan.learn.loop import discard_unstarted, distributed, lock_run_folder, 
 
 
 def run(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
-    """Runs the job; see TrainFusionRequest.
-
-    Raises:
-        ClippanError: one sentence; what was trained so far stays in the folder.
-    """
     started = time.monotonic()
     recipe = read_recipe(Path(request.recipe) if request.recipe else resources() / "fusion" / "recipe.yaml").overridden(
         request.steps, request.seed, request.without
@@ -31,11 +26,11 @@ def run(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
     folder = Path(request.output)
     choice = choose_device(request.device)
     with distributed(choice.device) as (device, rank, count):
-        made: list[Path] = []
+        created: list[Path] = []
         if rank == 0:
             choice.log(context)
-            made = prepare_run_folder(folder, to_json(recipe))
-        else:  # one of them tells
+            created = prepare_run_folder(folder, to_json(recipe))
+        else:  # the first process reports
             context = context.without_progress
         try:
             with lock_run_folder(folder, rank):
@@ -43,7 +38,7 @@ def run(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
                 run = FusionTraining(recipe, sampler, device, folder, rank, count, context.subrange(2, 100))
                 losses = run.train()
         except Exception:
-            discard_unstarted(folder, made, (MODEL, STAGE_ONE))
+            discard_unstarted(folder, created, (MODEL, STAGE_ONE))
             raise
         path = folder / MODEL
         if rank == 0:
@@ -60,12 +55,10 @@ def run(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
 
 def _sampler(recipe: Recipe, root: Path, context: Context) -> BatchSampler:
     context.progress(0, "Reading the scenes")
-    context = Context(log=context.log, cancelled=context.is_cancelled)  # each pair would begin at 0 % again
-    pairings = [
-        pairing for source in recipe.pairs for pairing in reading.read_pairs(root, source, recipe.without, context)
-    ]
+    context = Context(log=context.log, cancelled=context.is_cancelled)  # each pair would start at 0 %
+    pairs = [pair for source in recipe.pairs for pair in reading.read_pairs(root, source, recipe.without, context)]
     pictures = [(source.share, list(reading.read_pictures(root, source))) for source in recipe.pictures]
     any_bands = networks.NETWORKS[recipe.network].any_bands if recipe.network in networks.NETWORKS else True
     only = set(recipe.augment.bands) == {recipe.bands}
-    bound = None if any_bands and not recipe.scene.language and not only else recipe.bands
-    return BatchSampler(recipe, pairings, pictures, bound)
+    bands = None if any_bands and not recipe.scene.language and not only else recipe.bands
+    return BatchSampler(recipe, pairs, pictures, bands)
