@@ -122,7 +122,7 @@ def test_a_calibrated_table_is_a_table(profile: Profile, tmp_path: Path) -> None
 
 def test_what_is_wrong_is_told_in_a_sentence(profile: Profile, tmp_path: Path) -> None:
     scene = shore(tmp_path / "shore.vrt")
-    for classes, sentence in (("water; water", "are both called water"), ("water.json", "cannot be read")):
+    for classes, sentence in (("water; water", "are both named water"), ("water.json", "cannot be read")):
         asked = [f"INPUT={scene}", f"CLASSES={classes}", f"OUTPUT={tmp_path / 'map.tif'}"]
         run = profile.process("run", "clippan:segmentbytext", "--", *asked)
         assert run.code != 0

@@ -322,7 +322,7 @@ def test_a_description_that_is_damaged_is_told(tmp_path, models):
     values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     values["clippan"] = {"channels": {"names": ["VV"], "low": [0.0, 1.0], "high": [1.0], "numbers": [1], "total": 1}}
     (folder / CONFIG).write_text(json.dumps(values), encoding="utf-8")
-    with pytest.raises(ClippanError, match="does not describe the bands that the model takes"):
+    with pytest.raises(ClippanError, match="does not describe the bands of the model"):
         find_model(str(folder))
 
 

@@ -684,13 +684,13 @@ def test_boxes_of_a_mask(land, tmp_path):
     }
     assert {name: set(places) for name, places in boxes.items()} == expected
     assert (result.pictures, result.objects) == (2, {"forest": 4, "open water": 2})
-    assert result.hints == ("Of the legend nothing was found of road.",)
+    assert result.hints == ("These classes of the legend were not found: road.",)
     assert lines == sorted(lines)
     picture = np.asarray(Image.open(tmp_path / "out" / "pictures" / "1_land_20_0.png"))
     assert np.array_equal(picture.transpose(2, 0, 1), gdal.Open(raster).ReadAsArray()[:, :, 20:])
     samples = read_images([str(tmp_path / "out")], "caption", Context())
     assert samples[0].texts[0].startswith("a satellite image of ")
-    with pytest.raises(ClippanError, match="exists already; choose a folder that does not"):
+    with pytest.raises(ClippanError, match="is not empty; choose a new or an empty folder"):
         run(request(raster, mask, tmp_path / "out"))
 
 
@@ -792,9 +792,9 @@ def test_categories_that_come_to_nothing_are_named(land, tmp_path):
     result = run(request(raster, labels, tmp_path / "out", legend="", field="kind", size=80))
     assert set(result.objects) == {"house", "pool"}
     assert "All polygons of mill lie outside the rasters." in result.hints
-    assert any(hint.startswith("No polygon of shed was taken") for hint in result.hints)
+    assert any(hint.startswith("No polygon of shed was used") for hint in result.hints)
     alone = layer(tmp_path / "alone.gpkg", shapes[-2:])
-    with pytest.raises(ClippanError, match="None of the labels lie on the rasters"):
+    with pytest.raises(ClippanError, match="No label lies on the rasters"):
         run(request(raster, alone, tmp_path / "none", legend="", field="kind", size=80))
     assert not (tmp_path / "none").exists()
 
@@ -802,15 +802,15 @@ def test_categories_that_come_to_nothing_are_named(land, tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"legend": ""}, "Nothing says what the values of the mask"),
+        ({"legend": ""}, "The meaning of the values of the mask"),
         ({"legend": "1:forest"}, "is not understood; write it like 1=water; 2=forest"),
         ({"legend": "1=forest; #112233=water"}, "mixes colours and numbers"),
         ({"legend": "#112233=water"}, "names colours, but the mask"),
         ({"legend": "trees=forest"}, "whole numbers or colours"),
-        ({"legend": "7=forest"}, "No object fills a box of the asked size"),
+        ({"legend": "7=forest"}, "No object is large enough or fills enough of its box"),
         ({"legend": "nowhere.json"}, "The legend nowhere.json cannot be read"),
         ({"labels": "small"}, "has 50 × 40 pixels and its raster 100 × 80"),
-        ({"labels": "shapes"}, "have no field class; choose one of theirs"),
+        ({"labels": "shapes"}, "has no field class; choose one of its fields"),
         ({"labels": "shapes", "field": "kind", "legend": "barn=building"}, "no polygon with a category in kind that"),
         ({"labels": "nothing"}, "does not exist"),
         ({"size": 5}, "The size of the pictures is 5"),

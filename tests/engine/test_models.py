@@ -121,14 +121,14 @@ def test_what_is_no_model(tmp_path):
         ("farslip", "Unknown model 'farslip'; choose one of starter, farslip2-b16, .*, or name a folder with"),
         ("", "Unknown model ''"),
         ("a\0b", "Unknown model"),
-        (tmp_path / "weights.pt", "Nothing says how the weights .*weights.pt were trained; put their"),
-        (tmp_path / "open_clip_model.safetensors", "Nothing says how the weights"),
+        (tmp_path / "weights.pt", "The model of the weights .*weights.pt is unknown; copy their"),
+        (tmp_path / "open_clip_model.safetensors", "The model of the weights"),
         (folder(tmp_path / "bare", None), "has no open_clip_config.json, which says how"),
-        (folder(tmp_path / "empty", weights=()), "holds no weights; name one file"),
-        (folder(tmp_path / "two", weights=("a.pt", "b.pt")), "holds several files with weights; name one file"),
-        (folder(tmp_path / "broken", "{"), "does not describe a model as open_clip does"),
-        (folder(tmp_path / "list", "[]"), "does not describe a model as open_clip does"),
-        (folder(tmp_path / "other", {"model_cfg": {"vision_cfg": 3}}), "does not describe a model"),
+        (folder(tmp_path / "empty", weights=()), "contains no weights; choose a file"),
+        (folder(tmp_path / "two", weights=("a.pt", "b.pt")), "contains several files with weights; choose one file"),
+        (folder(tmp_path / "broken", "{"), "is not a model configuration of open_clip"),
+        (folder(tmp_path / "list", "[]"), "is not a model configuration of open_clip"),
+        (folder(tmp_path / "other", {"model_cfg": {"vision_cfg": 3}}), "is not a model configuration"),
     ):
         with pytest.raises(ClippanError, match=sentence) as caught:
             find_model(str(name))

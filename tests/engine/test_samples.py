@@ -91,7 +91,7 @@ def test_equal_numbers_are_sorted_whatever_the_hash() -> None:
 def test_a_polygon_beside_the_raster_labels_nothing(vector, parts) -> None:
     found = read(vector([*spread(["a", "b"]), (f"MULTIPOLYGON ({', '.join(parts)})", "elsewhere")]))
     assert found.names == ("a", "b")
-    assert "1 of the samples lie outside the rasters, and were left aside." in found.hints
+    assert "Samples outside the rasters were ignored (1)." in found.hints
 
 
 def test_a_polygon_smaller_than_a_pixel_labels_the_one_that_it_lies_in(vector) -> None:
@@ -122,9 +122,9 @@ def test_without_a_crs_that_of_the_rasters_is_assumed(vector, crs, name, driver)
 
 
 def test_a_wrong_crs_is_named(vector) -> None:
-    with pytest.raises(ClippanError, match=r"brought from their CRS \(WGS 84\)"):
+    with pytest.raises(ClippanError, match=r"transformed from its CRS \(WGS 84\)"):
         read(vector(spread(["a", "b"]), crs="EPSG:4326"))
-    with pytest.raises(ClippanError, match=r"lie on the rasters, whose CRS .* was assumed"):
+    with pytest.raises(ClippanError, match=r"lies on the rasters, whose CRS .* was assumed"):
         read(vector([("POINT (3 45)", "a")], crs="", name="degrees.gpkg"))
     with pytest.raises(ClippanError, match="a class in the field class"):
         read(vector([(point(3, 3), None)], name="blank.gpkg"))

@@ -88,9 +88,9 @@ def test_the_first_layer_that_has_labelled_places_is_read(write) -> None:
     assert samples.read_samples(path, "OTHER", "class", GRID, 0, Context()).names == ("x", "y")
     assert samples.samples_sha256(path, "", "class") == samples.samples_sha256(path, "good", "class")
     assert samples.samples_sha256(path, "other", "class") != samples.samples_sha256(path, "good", "class")
-    with pytest.raises(ClippanError, match=r"have no layer nowhere; choose one of theirs \(empty, placeless"):
+    with pytest.raises(ClippanError, match=r"have no layer nowhere; choose one of empty, placeless"):
         LabelledLayer(path, "nowhere", "class")
-    with pytest.raises(ClippanError, match=r"has both a place and a class"):
+    with pytest.raises(ClippanError, match=r"has both a geometry and a class"):
         samples.read_samples(path, "empty", "class", GRID, 0, Context())
 
 
@@ -101,7 +101,7 @@ def test_a_layer_without_the_field_is_passed_by(write) -> None:
     source.CopyLayer(other.GetLayer(0), "good")
     del source, other
     assert labels(LabelledLayer(path, "", "class")) == ["a"] * 4 + ["b"] * 4
-    with pytest.raises(ClippanError, match=r"have no field class in their layer outlines; choose one .* \(name\)"):
+    with pytest.raises(ClippanError, match=r"layer outlines of .* has no field class; choose one .* \(name\)"):
         LabelledLayer(path, "outlines", "class")
 
 
@@ -123,14 +123,14 @@ def test_a_class_that_lies_outside_is_named(write) -> None:
 
 def test_of_one_class_that_is_left_the_others_are_named(write) -> None:
     path = write({"s": [*spread(["a"]), (point(500, 5), "far")]}, ending="fgb")
-    with pytest.raises(ClippanError, match=r"one class only on the rasters \(a; all samples of far lie outside\)"):
+    with pytest.raises(ClippanError, match=r"have only the class a on the rasters \(all samples of far lie outside\)"):
         samples.read_samples(path, "", "class", GRID, 0, Context())
 
 
 def test_broken_places_are_said(tmp_path) -> None:
     (tmp_path / "s.csv").write_text('geom,class\n"POINT (1 2)",a\n"POINT (1",b\n')
     with pytest.raises(
-        ClippanError, match=r"has both a place and a class|cannot be read to their end|lie on the raster"
+        ClippanError, match=r"has both a geometry and a class|cannot be read completely|lies on the raster"
     ):
         samples.read_samples(str(tmp_path / "s.csv"), "", "class", GRID, 0, Context())
 

@@ -139,7 +139,7 @@ def test_what_a_calibration_found_stays_with_its_class(widget):
 def test_what_is_wrong_is_said_and_what_was_typed_stays(widget):
     widget.set_value("water; forest")
     cell(widget, 1, 1).setText("water")
-    assert widget.note.text().startswith("Classes 1 and 2 are both called water;")
+    assert widget.note.text().startswith("Classes 1 and 2 are both named water;")
     assert [prompt["name"] for prompt in json.loads(widget.value())["classes"]] == ["water", "water"]
     cell(widget, 1, 1).setText("")
     cell(widget, 1, 2).setText("trees")
@@ -148,7 +148,7 @@ def test_what_is_wrong_is_said_and_what_was_typed_stays(widget):
     typed = widget.text.toPlainText()
     widget.text.setPlainText(typed.replace('""', '"forest'))
     sentence = widget.note.text()
-    assert "is no JSON" in sentence
+    assert "is not valid JSON" in sentence
     widget.as_text.click()  # a table cannot show it
     assert widget.as_text.isChecked()
     assert widget.text.toPlainText() == typed.replace('""', '"forest')
@@ -198,7 +198,7 @@ def test_tables_are_saved_and_opened(widget, monkeypatch, tmp_path):
     assert widget.value() == "water; forest, trees"
     path.with_name("my classes.json").write_text("no table")
     widget.open.click()
-    assert "is no JSON" in widget.note.text()
+    assert "is not valid JSON" in widget.note.text()
     assert widget.value() == "water; forest, trees"
 
 
@@ -207,7 +207,7 @@ def test_what_is_wrong_is_not_saved(widget, monkeypatch):
     widget.set_value("water; forest")
     cell(widget, 1, 1).setText("water")
     widget.save.click()
-    assert "both called water" in widget.note.text()
+    assert "both named water" in widget.note.text()
 
 
 def test_the_line_of_a_batch_opens_the_table(qgis_app, monkeypatch):

@@ -93,7 +93,7 @@ def test_all_that_an_index_can_be_asked(run, asked, raster, tmp_path):
 
 def test_a_folder_of_the_users_own_model(run, asked, raster, tmp_path):
     (tmp_path / "model").mkdir()
-    with pytest.raises(QgsProcessingException, match=r"holds no weights; name one file"):
+    with pytest.raises(QgsProcessingException, match=r"contains no weights; choose a file"):
         run(
             "buildtileindex",
             {"RASTERS": [raster], "WEIGHTS": str(tmp_path / "model"), "OUTPUT": str(tmp_path / "x.gpkg")},

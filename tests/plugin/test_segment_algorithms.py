@@ -213,7 +213,7 @@ def test_values_as_qgis_process_gives_them(run, asked, inputs):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"CLASSES": "water; water"}, "are both called water"),
+        ({"CLASSES": "water; water"}, "are both named water"),
         ({"CLASSES": '{"classes": []}'}, "No classes were given"),
         ({"CLASSES": "/nowhere/classes.json"}, "cannot be read"),
         ({"WINDOW": "wide"}, "wide, is not understood"),

@@ -1,8 +1,7 @@
-"""Which bands show a raster in natural colours. No GDAL here: the plugin reads it too.
+"""Which bands show a raster in natural colours. Free of GDAL, since the plugin imports it too.
 
-Bands are known by what they are called (“coastal_blue”, “B04”, “842 nm”), else by how they are tagged, else by the
-order in which the sensor's products hold them, else by what is usual for so many bands, which is a guess and said to
-be one.
+Bands are identified by their names ("coastal_blue", "B04", "842 nm"), by their colour tags, by the band order of the
+sensor's products, or else by a guess from the number of bands.
 """
 
 from __future__ import annotations
@@ -17,12 +16,13 @@ from clippan import resources
 from clippan.core.messages import Message
 
 COLOURS = ("red", "green", "blue")
-# Without any name: the band order that products with so many bands have.
+# Usual band orders for numbers of bands.
 _BY_COUNT = {3: (1, 2, 3), 4: (3, 2, 1), 7: (4, 3, 2), 8: (5, 3, 2), 12: (4, 3, 2), 13: (4, 3, 2)}
 _BY_NUMBER = {"2": "blue", "3": "green", "4": "red"}  # of Sentinel-2, Landsat 8 and 9
 _BY_OLD_NUMBER = {"1": "blue", "2": "green", "3": "red"}  # of Landsat 4, 5 and 7
 _RADAR = ("vv", "vh", "hh", "hv")
-# Words that tell that a band is none of the three colours, though it may be called “coastal blue” as well.
+_RADAR_REASON = "because radar has no natural colours"
+# Words of bands other than the three colours, even in names such as "coastal blue".
 _OTHER_BANDS = frozenset(
     "coastal nir infrared swir lwir mwir tir thermal rededge yellow orange violet purple ultraviolet cirrus".split()  # noqa: SIM905
 )
@@ -37,7 +37,7 @@ _NANOMETRES = {"nm": 1, "nanomet": 1, "um": 1000, "µm": 1000, "μm": 1000, "mic
 _WAVELENGTH = re.compile(
     r"(?<![\w.])(?:(\d+(?:\.\d+)?)\s*[-–]\s*)?(\d+(?:\.\d+)?)\s*(nm|nanomet|um|µm|μm|micromet|micron)", re.IGNORECASE
 )
-# Where Sentinel-2 sees a colour, and from where to where others do (nm).
+# Wavelengths in nm: centre for Sentinel-2, and the range for any sensor.
 _WAVELENGTHS = {
     "red": (665.0, 620.0, 700.0),
     "green": (560.0, 515.0, 600.0),
@@ -47,12 +47,12 @@ _WAVELENGTHS = {
 
 @dataclass(frozen=True)
 class Band:
-    """What a raster says of a band.
+    """Metadata of a band.
 
     Attributes:
         name: its description; empty without one.
-        shown: the colour that it is tagged to be shown in; empty for others.
-        wavelength: its centre in nanometres; None where its name may tell.
+        shown: its colour interpretation if red, green or blue, else empty.
+        wavelength: its centre in nanometres; None if only its name may contain it.
     """
 
     name: str = ""
@@ -62,12 +62,12 @@ class Band:
 
 @dataclass(frozen=True)
 class BandOrder:
-    """How a sensor's products hold their bands.
+    """The band order of a sensor's products.
 
     Attributes:
         label: the sensor's name.
-        orders: common names of the bands in order, for products with one or another number of bands.
-        numbers: common names by the sensor's own numbers (“4”, “8A”).
+        orders: common names of the bands in order, for products with different numbers of bands.
+        numbers: common names by the sensor's band numbers ("4", "8A").
     """
 
     label: str
@@ -75,18 +75,18 @@ class BandOrder:
     numbers: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, count: int) -> tuple[str, ...]:
-        """The order of a product with so many bands; empty where it is not known."""
+        """The order of a product with ``count`` bands; empty if unknown."""
         return next((order for order in self.orders if len(order) == count), ())
 
 
 @dataclass(frozen=True)
 class BandChoice:
-    """The bands of a picture.
+    """The bands that are displayed.
 
     Attributes:
-        bands: for red, green and blue, or the one that is shown in grey, from 1.
+        bands: for red, green and blue, or the one shown in grey, from 1.
         reason: why these, as the end of a sentence.
-        guessed: whether nothing but the number of bands tells.
+        guessed: whether they were guessed from the number of bands.
     """
 
     bands: tuple[int, ...]
@@ -95,21 +95,21 @@ class BandChoice:
 
     @property
     def sentence(self) -> str:
-        """What was taken, and how to have it otherwise if it is a guess."""
+        """The choice as a sentence; if it is a guess, with how to change it."""
         if len(self.bands) == 1:
             return Message("Band {band} is shown in grey, {reason}.", band=self.bands[0], reason=self.reason)
-        listed = f"bands {self.bands[0]}, {self.bands[1]} and {self.bands[2]}"
+        bands = "{}, {}, {}".format(*self.bands)
         if not self.guessed:
-            return Message("Red, green and blue are {listed}, {reason}.", listed=listed, reason=self.reason)
+            return Message("Red, green and blue are bands {bands}, {reason}.", bands=bands, reason=self.reason)
         return Message(
-            "Red, green and blue are taken to be {listed}, {reason}; if that is wrong, name them (--bands).",
-            listed=listed,
+            "Red, green and blue are assumed to be bands {bands}, {reason}; if that is wrong, choose them (--bands).",
+            bands=bands,
             reason=self.reason,
         )
 
 
 def any_match(patterns: Iterable[str], texts: Sequence[str]) -> bool:
-    """Whether one of the regular expressions matches in one of the texts, whatever the case."""
+    """Whether one of the regular expressions matches in one of the texts, ignoring case."""
     return any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns for text in texts)
 
 
@@ -132,18 +132,18 @@ _ORDERS = _read_orders()
 
 
 def band_order(texts: Iterable[str]) -> Optional[BandOrder]:
-    """The band order of the sensor that one of the texts (metadata values, file names) names, or None."""
+    """The band order of the sensor named in one of the texts (metadata values, file names), or None."""
     texts = list(texts)
     return next((order for patterns, order in _ORDERS if any_match(patterns, texts)), None)
 
 
 def colour_of_band(text: str) -> Optional[str]:
-    """The one colour that a band's description names, None if it names none, several or another band."""
+    """The colour named in a band's description; None if it names none, several or another band."""
     return _named_colour(text) if _named_colour(text) in COLOURS else None
 
 
 def _named_colour(text: str) -> Optional[str]:
-    """The colour that a description names, “other” for another band, None if it tells nothing."""
+    """The colour named in a description, "other" for another band, None if it names no band."""
     if text.strip().lower() in ("r", "g", "b"):
         return COLOURS["rgb".index(text.strip().lower())]
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)  # RedEdge
@@ -158,13 +158,13 @@ def _named_colour(text: str) -> Optional[str]:
 
 
 def band_number(name: str) -> Optional[str]:
-    """The sensor's number in the name of a band or of a single-band file (“4” in B04, SR_B4 and band 4), or None."""
+    """The sensor's band number in the name of a band or file ("4" in B04, SR_B4 and band 4), or None."""
     match = _NUMBERED.search(name)
     return match.group(2).upper() if match else None
 
 
 def colour_of_file(name: str) -> Optional[str]:
-    """The colour of a single-band file by its name; “band 10” where that is numbered but none of the three."""
+    """The colour of a single-band file by its name; for example "band 10" for the number of another band."""
     stem = re.sub(r"\.\w{1,5}$", "", name)
     number = band_number(stem)
     if number is None:
@@ -175,7 +175,7 @@ def colour_of_file(name: str) -> Optional[str]:
 
 
 def parse_wavelength(text: str, unit: str = "") -> Optional[float]:
-    """A wavelength in nanometres, of a description (“red (650-680 nm)”), or of a number with its unit; None without."""
+    """The wavelength in nanometres in a description ("red (650-680 nm)") or of a number with its unit, or None."""
     match = _WAVELENGTH.search(f"{text} {unit}")
     if match is None:
         return None
@@ -184,42 +184,44 @@ def parse_wavelength(text: str, unit: str = "") -> Optional[float]:
 
 
 def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) -> BandChoice:
-    """The bands for red, green and blue (from 1), or the one band to show in grey.
+    """The bands for red, green and blue, or the one to show in grey.
 
     Args:
-        bands: in the raster's order.
-        order: of the sensor, where that is known.
+        bands: of the raster.
+        order: of the sensor, if known.
     """
     count = len(bands)
     names = [_named_colour(band.name) for band in bands]
     if count == 1:
-        return BandChoice((1,), "as there is no other")
+        return BandChoice((1,), "the only one")
     polarised = [bool(set(re.split(r"[\W_]+", band.name.lower())) & set(_RADAR)) for band in bands]
     if any(polarised):
-        return BandChoice((polarised.index(True) + 1,), "as radar has no natural colours")
+        return BandChoice((polarised.index(True) + 1,), _RADAR_REASON)
     if count < 3:
-        return BandChoice((1,), f"as {count} bands make no natural colours")
+        return BandChoice((1,), Message("because {count} bands have no natural colours", count=count))
     sensor = order.of(count) if order else ()
     for known, reason in (
-        (names, "by the bands' names"),
-        (_names_by_number(bands, order), "by the bands' numbers"),
-        (_names_by_wavelength(bands), "by the bands' wavelengths"),
-        ([name or band.shown for name, band in zip(names, bands)], "as the raster is tagged"),
-        (sensor, f"by the band order of {order.label}" if order else ""),
+        (names, "according to the band names"),
+        (_names_by_number(bands, order), "according to the band numbers"),
+        (_names_by_wavelength(bands), "according to the wavelengths"),
+        ([name or band.shown for name, band in zip(names, bands)], "according to the colour interpretation"),
+        (sensor, Message("according to the band order of {sensor}", sensor=order.label) if order else ""),
     ):
         if all(name in known for name in COLOURS):
             return BandChoice(tuple(list(known).index(name) + 1 for name in COLOURS), reason)
     if sensor and sensor[0] in _RADAR:
-        return BandChoice((1,), "as radar has no natural colours")
-    return BandChoice(_BY_COUNT.get(count, (3, 2, 1)), f"a guess by the number of bands ({count})", True)
+        return BandChoice((1,), _RADAR_REASON)
+    return BandChoice(
+        _BY_COUNT.get(count, (3, 2, 1)), Message("a guess from the number of bands ({count})", count=count), True
+    )
 
 
 def _names_by_number(bands: Sequence[Band], order: Optional[BandOrder]) -> list[str]:
-    """Common names by numbers such as those of Sentinel-2 and Landsat; empty where the numbers only count."""
+    """Common names by the band numbers of Sentinel-2 and Landsat; empty if the numbers only count the bands."""
     found = [_NUMBERED.search(band.name) for band in bands]
     numbers = [match.group(2).upper() if match else "" for match in found]
     counted = all(number == str(place) for place, number in enumerate(numbers, 1))
-    # b1, b2 … and band 1, band 2 … are what programs call bands without a name; B1 … B8 somebody has written.
+    # Programs name unnamed bands b1, b2 … or band 1, band 2 …; B1 … B8 are a sensor's.
     written = len(bands) > 4 and all(match and match.group(1) == "B" for match in found)
     if counted and not written and not (order and order.numbers):
         return []
@@ -230,13 +232,13 @@ def _names_by_number(bands: Sequence[Band], order: Optional[BandOrder]) -> list[
 
 
 def _is_landsat_4_to_7(bands: Sequence[Band], numbers: Sequence[str]) -> bool:
-    """Whether the numbers are those of Landsat 4 to 7, whose band 6 is another product or left out."""
+    """Whether the numbers are those of Landsat 4 to 7, whose thermal band 6 has another name or is left out."""
     six = any(re.search(r"ST_B6|B6_VCID", band.name, re.IGNORECASE) for band in bands)
     return six or ({"1", "3", "4", "7"} <= set(numbers) <= set("123457"))
 
 
 def _names_by_wavelength(bands: Sequence[Band]) -> list[str]:
-    """Common names by wavelengths: for each colour the band that is nearest to where Sentinel-2 sees it."""
+    """Common names by wavelength: for each colour the band nearest to that of Sentinel-2."""
     centres = [band.wavelength or parse_wavelength(band.name) for band in bands]
     found = [""] * len(bands)
     for name, (middle, low, high) in _WAVELENGTHS.items():

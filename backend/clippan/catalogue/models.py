@@ -1,4 +1,4 @@
-"""The models: those of ``resources/models.json``, and files or folders of the user's own."""
+"""The models in ``resources/models.json``, and the user's own model files and folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clippan.core.channels import Channels
 from clippan.core.errors import ClippanError
 from clippan.core.json import from_json
 
-CONFIG = "open_clip_config.json"  # open_clip's name for the description beside the weights
+CONFIG = "open_clip_config.json"  # open_clip's name of the configuration beside the weights
 _WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # open_clip's own where a config names none
@@ -23,27 +23,26 @@ _STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of a model before its weights are opened.
+    """Description of a model.
 
     Attributes:
         id: its name on the command line and in results; for the user's own weights their path.
         label: its name in lists.
-        repository, file: where the weights are on the Hub; without a repository in ``resources/``, where they come
-            with CLIPPan.
-        revision: the commit that is pinned; None where the first download decides, and records it.
-        sha256: of the weights; None where the first download records it.
-        architecture: open_clip's name of it; empty where ``open_clip_config.json`` beside the weights describes it.
-        activation: "quickgelu" or "gelu", with which it was trained. The weights do not tell, and the wrong one
-            gives wrong features without any error.
+        repository, file: of the weights on the Hub; without a repository, of a file in ``resources/``.
+        revision: the pinned commit; None if the first download determines and records it.
+        sha256: of the weights; None if the first download records it.
+        architecture: open_clip's name; empty if ``open_clip_config.json`` beside the weights describes it.
+        activation: "quickgelu" or "gelu", as in training. The weights do not tell, and the wrong one gives wrong
+            features without any error.
         licence, licence_url: of the weights; empty for the user's own.
-        size: of the weights, about, in bytes.
-        mean, std: of the red, green and blue band, scaled to 0 to 1, by which pictures are normalised.
-        gsd: ground resolution that it was trained at, in metres; None for a mix.
-        pixels: edge of the square picture that goes in.
-        notes: what it is good for, in one sentence.
-        languages: that it reads, as ``en``; empty where nobody knows.
+        size: approximate size of the weights in bytes.
+        mean, std: of the red, green and blue bands (0 to 1), for normalisation.
+        gsd: ground resolution of the training images in metres; None if mixed.
+        pixels: edge of the square input picture.
+        notes: what it is suited for, in one sentence.
+        languages: codes of the languages it was trained on, such as ``en``; empty if unknown.
         path: of weights that come with CLIPPan or are the user's own, else None.
-        channels: the bands that go in where these are not red, green and blue; ``mean`` and ``std`` are of these then.
+        channels: the input bands if not red, green and blue; ``mean`` and ``std`` are theirs then.
     """
 
     id: str
@@ -83,13 +82,13 @@ MODELS = _read_models()
 
 
 def find_model(name: str) -> Model:
-    """The model of this id, or the one in this file or folder.
+    """The model with this id, or in this file or folder.
 
-    A folder, or a file's folder, holds ``open_clip_config.json`` as open_clip writes it; a file without one has to
-    bear the name of a known model's file, because weights alone do not tell how they were trained.
+    A folder, or the folder of a file, has to contain ``open_clip_config.json`` as written by open_clip; a file without
+    one has to be named like the file of a known model, because weights do not tell how they were trained.
 
     Raises:
-        ClippanError: it is none of these.
+        ClippanError: there is no such model.
     """
     if name in MODELS:
         return MODELS[name]
@@ -99,36 +98,36 @@ def find_model(name: str) -> Model:
             return _model_from_config(_weights_file(path))
         if path.is_file():
             return _model_from_config(path) if (path.parent / CONFIG).is_file() else _model_from_file_name(path)
-    except (OSError, ValueError):  # a text that can be no path
+    except (OSError, ValueError):  # the text cannot be a path
         pass
     raise ClippanError(
-        "Unknown model '{name}'; choose one of {MODELS}, or name a folder with {CONFIG} and weights.",
+        "Unknown model '{name}'; choose one of {models}, or a folder with {config} and weights.",
         name=name,
-        MODELS=", ".join(MODELS),
-        CONFIG=CONFIG,
+        models=", ".join(MODELS),
+        config=CONFIG,
     )
 
 
 def require_rgb(model: Model) -> Model:
-    """The model, which has to take red, green and blue.
+    """Returns the model if it takes red, green and blue.
 
     Raises:
-        ClippanError: it takes other bands.
+        ClippanError: the model takes other bands.
     """
     if model.channels:
         raise ClippanError(
-            "The model {label} takes the bands {listed}, not red, green and blue as here; choose another model.",
+            "The model {label} takes the bands {bands}, but red, green and blue are needed here; choose another model.",
             label=model.label,
-            listed=model.channels.joined_names,
+            bands=model.channels.joined_names,
         )
     return model
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
-    """The ``open_clip_config.json`` beside these weights.
+    """The ``open_clip_config.json`` beside weights.
 
     Raises:
-        ClippanError: it is missing, or no such description.
+        ClippanError: it is missing or invalid.
     """
     file = path.parent / CONFIG
     try:
@@ -137,14 +136,14 @@ def read_config(path: Path) -> Mapping[str, Any]:
             return values
     except FileNotFoundError:
         raise ClippanError(
-            "The folder {parent} has no {CONFIG}, which says how its weights were trained; put it there.",
-            parent=path.parent,
-            CONFIG=CONFIG,
+            "The folder {folder} has no {config}, which describes the model; copy it there.",
+            folder=path.parent,
+            config=CONFIG,
         ) from None
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise ClippanError(
-        "{file} does not describe a model as open_clip does; take the file that came with the weights.", file=file
+        "{file} is not a model configuration of open_clip; use the file that came with the weights.", file=file
     )
 
 
@@ -154,12 +153,12 @@ def _weights_file(folder: Path) -> Path:
             return folder / name
     found = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
     if len(found) != 1:
-        problem = "several files with weights" if found else "no weights"
         raise ClippanError(
-            "The folder {folder} holds {problem}; name one file, such as {_WEIGHTS}.",
+            "The folder {folder} contains several files with weights; choose one file, such as {file}."
+            if found
+            else "The folder {folder} contains no weights; choose a file or a folder with weights, such as {file}.",
             folder=folder,
-            problem=problem,
-            _WEIGHTS=_WEIGHT_FILES[0],
+            file=_WEIGHT_FILES[0],
         )
     return found[0]
 
@@ -192,26 +191,26 @@ def _model_from_config(path: Path) -> Model:
 
 
 def _channels(values: Mapping[str, Any], path: Path) -> Optional[Channels]:
-    """The bands that a description of ours names, if it does."""
+    """The input bands in a configuration written by CLIPPan, if any."""
     try:
         found = (values.get("clippan") or {}).get("channels")
         return found and from_json(Channels, found)
     except (ClippanError, TypeError, ValueError, AttributeError):
         raise ClippanError(
-            "{parent} does not describe the bands that the model takes; take the file that came with the weights.",
-            parent=path.parent / CONFIG,
+            "{file} does not describe the bands of the model; use the file that came with the weights.",
+            file=path.parent / CONFIG,
         ) from None
 
 
 def _model_from_file_name(path: Path) -> Model:
-    """A known model's file in a place of the user's own."""
+    """A known model's file in another folder."""
     if path.name not in _WEIGHT_FILES:  # a name that many models share
         for model in MODELS.values():
             if Path(model.file).name == path.name:
                 return dataclasses.replace(model, id=str(path), size=path.stat().st_size, path=path)
     raise ClippanError(
-        "Nothing says how the weights {path} were trained; put their {CONFIG} beside them, or give the file back the "
-        "name under which a known model is published.",
+        "The model of the weights {path} is unknown; copy their {config} beside them, or give the file the name under "
+        "which the model is published.",
         path=path,
-        CONFIG=CONFIG,
+        config=CONFIG,
     )

@@ -1,8 +1,8 @@
-"""The prompt table: which classes a map is to have, and by which words they are found.
+"""Prompt tables: the classes of a map and the words that describe them.
 
-A table is written as plain text (``water; forest, trees; building, roof``: classes between semicolons, synonyms between
-commas, the first of them the class's name), or as JSON with colours, descriptions, thresholds and what a calibration
-found. No torch and no GDAL here: the plugin reads it too.
+A table is plain text (``water; forest, trees; building, roof``: classes separated by semicolons, synonyms by commas, of
+which the first is the name), or JSON with colours, descriptions, thresholds and calibration. Free of torch and GDAL,
+since the plugin imports it too.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from clippan.core.json import from_json, to_json
 from clippan.core.messages import Message
 from clippan.core.outputs import Outputs, write_output
 
-MAX_CLASSES = 255  # classes that a band of bytes can tell apart from 0
-SHAPEFILE_BYTES = 254  # of a text in a shapefile
-_MAX_LETTERS = 200  # letters of a word or a description
+MAX_CLASSES = 255  # of a map of bytes, whose value 0 is unclassified
+SHAPEFILE_BYTES = 254  # of a text field in a shapefile
+_MAX_LETTERS = 200  # of a word or a description
 _SEPARATORS = re.compile(r"[,/;()]|\band\b")
-_GOLDEN_RATIO = 0.618034  # steps of the golden ratio spread hues evenly, however many there are
+_GOLDEN_RATIO = 0.618034  # steps of it distribute any number of hues evenly
 
 
 @dataclass(frozen=True)
 class ClassPrompt:
-    """A class.
+    """A class of a prompt table.
 
     Attributes:
-        name: in the legend, and the first of the words that are looked for.
-        synonyms: other words for it; what fits any of them is of the class.
-        descriptions: phrases that say what it looks like; they are averaged with each of the words.
-        colour: in the legend, as #rrggbb; empty means a colour by the name.
-        threshold: confidence below which a pixel stays unclassified, 0 to 1.
-        offset: what calibration adds to the class's logits.
-        vector: what calibration made of the words, for its model; empty where the words stand for themselves.
+        name: in the legend, and the first of its words.
+        synonyms: other words; the most similar word counts.
+        descriptions: phrases for its appearance, which are averaged with each word.
+        colour: in the legend, as #rrggbb; empty for a colour by name.
+        threshold: confidence below which pixels stay unclassified, 0 to 1.
+        offset: added to the class's logits by calibration.
+        vector: calibrated text vector for the table's model; empty if the words are used.
     """
 
     name: str
@@ -62,8 +62,8 @@ class PromptTable:
 
     Attributes:
         classes: in the order of the map's values 1, 2, ….
-        logit_scale: what cosines are multiplied by before a softmax; None for the default, or what was calibrated.
-        model: for which it was calibrated; empty if for none.
+        logit_scale: factor of cosines before the softmax, set by calibration; None for the default.
+        model: for which it was calibrated; empty if it was not.
         about: free text.
     """
 
@@ -74,16 +74,16 @@ class PromptTable:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the classes."""
+        """The names of the classes."""
         return tuple(prompt.name for prompt in self.classes)
 
     def with_colours(self) -> PromptTable:
-        """With a colour for every class: its own, that of the preset class of a word of it, or the next free hue."""
+        """The table with a colour for each class: its own, that of a preset class with the same word, or a new hue."""
         known = _preset_colours()
         classes = []
         taken = {prompt.colour.lower() for prompt in self.classes}
         for number, prompt in enumerate(self.classes):
-            # Labels are often several words, as in “grassland, shrubs”.
+            # Names often consist of several words, as in "grassland, shrubs".
             words = (part for word in prompt.words for part in (word, *_SEPARATORS.split(word)))
             colour = prompt.colour or next(
                 (known[_normalised(word)] for word in words if _normalised(word) in known), ""
@@ -95,7 +95,7 @@ class PromptTable:
         return replace(self, classes=tuple(classes))
 
     def text(self) -> str:
-        """As plain text, if that holds all of it, else as JSON."""
+        """The table as plain text if that can hold all of it, else as JSON."""
         plain = "; ".join(", ".join(prompt.words) for prompt in self.classes)
         try:
             return plain if parse_prompts(plain) == self else self.json()
@@ -103,45 +103,45 @@ class PromptTable:
             return self.json()
 
     def json(self) -> str:
-        """As JSON, of which what has its default is left out."""
+        """The table as JSON without default values."""
         values = to_json(self)
         values["classes"] = [_without_defaults(prompt, ClassPrompt("")) for prompt in values["classes"]]
         return json.dumps(_without_defaults(values, PromptTable(())), ensure_ascii=False, indent=1)
 
 
 def parse_prompts(text: str) -> PromptTable:
-    """The table of a text: plain, JSON, or the path of a file of either; plain, a class may have a line of its own.
+    """Parses a table: plain text, where line breaks also separate classes, JSON, or the path of a file with either.
 
     Raises:
-        ClippanError: it is none, has no or too many classes, an empty or doubled name, words without a letter, or
-            values out of range.
+        ClippanError: the text cannot be parsed, has no or too many classes, an empty or repeated name, words without
+            letters, or values out of range.
     """
     written = texts.resolve_text(text, "prompt table")
     if texts.is_json(text, written):
         return _validated(_parse_json(written, f"The prompt table {texts.named_file(text)}".rstrip()))
     rows = [row.strip() for row in re.split(r";?\s*\n|;", written)]
-    while rows and not rows[-1]:  # text may end with a semicolon
+    while rows and not rows[-1]:  # the text may end with a semicolon
         rows.pop()
     classes: list[ClassPrompt] = []
     for row in rows:
         words = [word for word in (" ".join(word.split()) for word in row.split(",")) if word]
         if not words:
             raise ClippanError(
-                "Class {count} of “{cut}” has no name; write classes like water; forest, trees.",
-                count=len(classes) + 1,
-                cut=_shortened(text),
+                "Class {number} of “{text}” has no name; write classes like water; forest, trees.",
+                number=len(classes) + 1,
+                text=_shortened(text),
             )
         named = next((word for word in words if word.lower().endswith(texts.TEXT_SUFFIXES)), "")
         if named:
             raise ClippanError(
-                "“{cut}” is the name of a file; give either the file alone, or the classes.", cut=_shortened(named)
+                "“{name}” is the name of a file; give either only the file or the classes.", name=_shortened(named)
             )
         classes.append(ClassPrompt(words[0], tuple(dict.fromkeys(words[1:]))))
     return _validated(PromptTable(tuple(classes)))
 
 
 def shapefile_hints(table: PromptTable) -> list[str]:
-    """Sentences about classes whose name or words, together, are cut in a shapefile's table."""
+    """Hints about classes whose name or words are too long for a shapefile."""
     cut = [
         _shortened(prompt.name)
         for prompt in table.classes
@@ -151,26 +151,26 @@ def shapefile_hints(table: PromptTable) -> list[str]:
         return []
     return [
         Message(
-            "A shapefile holds {SHAPEFILE_BYTES} bytes of a text, so the words of {cut} are cut short; write a "
-            "GeoPackage to have all of them.",
-            SHAPEFILE_BYTES=SHAPEFILE_BYTES,
-            cut=texts.join_names(cut),
+            "A text in a shapefile has at most {count} bytes, so the words of {classes} are truncated; write a "
+            "GeoPackage to keep all of them.",
+            count=SHAPEFILE_BYTES,
+            classes=texts.join_names(cut),
         )
     ]
 
 
 def save_prompts(table: PromptTable, path: str, outputs: Optional[Outputs] = None) -> None:
-    """Writes a table as JSON, whole or not at all; with the other outputs of a run if it has some.
+    """Writes a table as JSON, completely or not at all; ``outputs`` are the other outputs of the run.
 
     Raises:
-        ClippanError: it cannot be written.
+        ClippanError: the file cannot be written.
     """
     with write_output(path, "prompt table", outputs) as part:
         part.write_text(table.json() + "\n", encoding="utf-8")
 
 
 def preset_tables() -> dict[str, tuple[str, PromptTable]]:
-    """The tables that come with CLIPPan, by their word in ``resources/presets.json``, each with its label."""
+    """Label and table of each preset, by its key in ``resources/presets.json``."""
     values = json.loads((resources() / "presets.json").read_text(encoding="utf-8"))
     return {
         name: (entry["label"], _validated(from_json(PromptTable, {"classes": entry["classes"]})))
@@ -183,12 +183,14 @@ def _parse_json(text: str, what: str) -> PromptTable:
         values = json.loads(text)
     except ValueError as error:
         raise ClippanError(
-            "{what} is no JSON ({error}); write classes like water; forest, trees.", what=what, error=error
+            "{what} is not valid JSON ({error}); correct it, or write classes like water; forest, trees.",
+            what=what,
+            error=error,
         ) from None
     try:
         return from_json(PromptTable, values)
     except ClippanError as error:
-        raise ClippanError("{what} is not understood: {error}", what=what, error=error) from None
+        raise ClippanError("{what} is invalid: {error}", what=what, error=error) from None
 
 
 def _validated(table: PromptTable) -> PromptTable:
@@ -196,9 +198,9 @@ def _validated(table: PromptTable) -> PromptTable:
         raise ClippanError("No classes were given; write them like water; forest, trees; building, roof.")
     if len(table.classes) > MAX_CLASSES:
         raise ClippanError(
-            "{count} classes are too many for a map of bytes; give {MOST} at most.",
+            "A map can have at most {most} classes, and the prompt table has {count}; remove some.",
+            most=MAX_CLASSES,
             count=len(table.classes),
-            MOST=MAX_CLASSES,
         )
     seen: dict[str, int] = {}
     for number, prompt in enumerate(table.classes, 1):
@@ -206,45 +208,47 @@ def _validated(table: PromptTable) -> PromptTable:
             raise ClippanError("Class {number} has no name; give it one.", number=number)
         for text in (*prompt.words, *prompt.descriptions):
             if not text.strip():
-                raise ClippanError("Class {name} has an empty synonym or description; remove it.", name=prompt.name)
+                raise ClippanError("The class {name} has an empty synonym or description; remove it.", name=prompt.name)
             if texts.is_wordless(text):
                 raise ClippanError(
-                    "“{cut}” of class {number} has no letter or digit; write a word.",
-                    cut=_shortened(text),
+                    "“{text}” of class {number} has no letter or digit; write a word.",
+                    text=_shortened(text),
                     number=number,
                 )
             if len(text) > _MAX_LETTERS:
                 raise ClippanError(
-                    "“{cut}” is too long for a prompt; use {_LONGEST} letters at most.",
-                    cut=_shortened(text),
-                    _LONGEST=_MAX_LETTERS,
+                    "“{text}” is too long for a prompt; use at most {most} characters.",
+                    text=_shortened(text),
+                    most=_MAX_LETTERS,
                 )
         if prompt.name.lower() in seen:
             raise ClippanError(
-                "Classes {seen} and {number} are both called {name}; give each its own name, and other words for one "
-                "class after commas.",
-                seen=seen[prompt.name.lower()],
+                "Classes {other} and {number} are both named {name}; give each its own name, and separate other words "
+                "for a class by commas.",
+                other=seen[prompt.name.lower()],
                 number=number,
                 name=prompt.name,
             )
         seen[prompt.name.lower()] = number
         if prompt.colour and not texts.COLOUR.fullmatch(prompt.colour):
             raise ClippanError(
-                "The colour {colour} of {name} is not understood; write it like #1f78b4.",
+                "The colour {colour} of {name} is invalid; write it like #1f78b4.",
                 colour=prompt.colour,
                 name=prompt.name,
             )
         if not 0 <= prompt.threshold < 1:
             raise ClippanError(
-                "The threshold of {name} is {threshold:g}; it has to be from 0 to 1.",
+                "The threshold of {name} is {threshold:g}, but has to be at least 0 and less than 1; correct it.",
                 name=prompt.name,
                 threshold=prompt.threshold,
             )
         if not all(math.isfinite(value) for value in (prompt.offset, *prompt.vector)):
-            raise ClippanError("The offset of {name} is no number; calibrate again.", name=prompt.name)
+            raise ClippanError(
+                "The calibration of {name} is not a number; calibrate the table again.", name=prompt.name
+            )
     if table.logit_scale is not None and not 0 < table.logit_scale <= 1000:
         raise ClippanError(
-            "The logit scale is {logit_scale:g}; it has to be above 0 and at most 1000.", logit_scale=table.logit_scale
+            "The logit scale is {value:g}, but has to be above 0 and at most 1000; correct it.", value=table.logit_scale
         )
     return table
 
@@ -260,7 +264,9 @@ def _shortened(text: str) -> str:
 
 def _preset_colours() -> dict[str, str]:
     classes = [prompt for _, table in preset_tables().values() for prompt in table.classes]
-    found = {_normalised(prompt.name): prompt.colour.lower() for prompt in classes}  # a name comes before a synonym
+    found = {
+        _normalised(prompt.name): prompt.colour.lower() for prompt in classes
+    }  # names take precedence over synonyms
     for prompt in classes:
         for word in prompt.synonyms:
             found.setdefault(_normalised(word), prompt.colour.lower())
@@ -268,7 +274,7 @@ def _preset_colours() -> dict[str, str]:
 
 
 def _normalised(word: str) -> str:
-    return word.strip().lower().rstrip("s")  # one building, many buildings
+    return word.strip().lower().rstrip("s")  # singular and plural are the same
 
 
 def _colour_of_number(number: int) -> str:

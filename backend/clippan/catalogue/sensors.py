@@ -12,12 +12,12 @@ from clippan.catalogue.band_names import any_match
 from clippan.core.context import Context
 from clippan.core.messages import Message
 
-UNRECOGNISED = "Sensor: generic, as the files name none that is known; choose one if you know it."
+UNRECOGNISED = "Sensor: generic, because the files name no known sensor; choose one if you know it."
 
 
 @dataclass(frozen=True)
 class Sensor:
-    """What fusion has to know of a sensor.
+    """A sensor, as fusion needs it.
 
     Attributes:
         name: its id.
@@ -39,8 +39,8 @@ class Sensor:
     def gains(self, bands: Iterable[int], count: int) -> tuple[float, ...]:
         """MTF gains of the bands at these positions (from 0) of a raster with ``count`` bands.
 
-        Where the raster does not have the sensor's number of bands, positions say nothing about which band is
-        which, and the mean gain stands for each.
+        If the raster does not have the sensor's number of bands, the bands cannot be identified, and their mean gain is
+        used for all.
         """
         if len(self.ms) == count:
             return tuple(self.ms[band] for band in bands)
@@ -74,13 +74,12 @@ def recognise_sensor(texts: Iterable[str]) -> Optional[Sensor]:
 
 
 def find_sensor(name: str) -> Optional[Sensor]:
-    """The sensor of this id, or whose usual names the words match ("WorldView-3", "landsat8"), or None."""
+    """The sensor with this id or with such a name ("WorldView-3", "landsat8"), or None."""
     return SENSORS.get(name) or recognise_sensor([name])
 
 
 def resolve_sensor(name: str, hints: Iterable[str], context: Context) -> Sensor:
-    """The sensor of this name; for "auto" the one that file names and metadata values name, else the generic
-    one."""
+    """The sensor with this name; for "auto", the one named in file names or metadata values, or the generic one."""
     if name != "auto":
         return find_sensor(name) or SENSORS["generic"]
     found = recognise_sensor(hints)

@@ -1,4 +1,4 @@
-"""Says what an index holds, without its model or its rasters."""
+"""What an index contains, without opening its model or its rasters."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from clippan.search.backends import model_changed, open_reader
 
 
 def run(request: AboutIndexRequest, context: Context) -> AboutIndexResult:
-    """See AboutIndexRequest."""
     index = open_reader(request.index)
     warning = ""
     try:
         found = cache.locate(find_model(index.about.model))
         if found is None:
             warning = Message(
-                "The model {label} is not on this machine; the first search downloads it.", label=index.about.label
+                "The model {label} is not on this computer; the first search downloads it.", label=index.about.label
             )
         elif found.sha256 and index.about.sha256 and found.sha256 != index.about.sha256:
             warning = model_changed(index.path, index.about.label)
@@ -43,7 +42,7 @@ def run(request: AboutIndexRequest, context: Context) -> AboutIndexResult:
             for raster in index.rasters.values()
             if (
                 bands := SceneOptions.of(raster.look).bands
-            )  # an index of version 0.1 notes only those that were asked for
+            )  # an index of version 0.1 records only bands that were requested
         ),
         warning,
     )

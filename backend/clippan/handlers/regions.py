@@ -1,4 +1,4 @@
-"""Pictures with boxes and categories, made of rasters and their labels: masks, or polygons of a vector layer."""
+"""Pictures with labelled boxes, from rasters and their labels: masks, or polygons of a vector layer."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _QUALITY = 95  # of JPEG
 
 
 class LabelSource(Protocol):
-    """Where a raster shows what.
+    """Labels of a raster.
 
     Attributes:
-        categories: that there are, and ``outside`` those that lie wholly outside the raster.
-        hints: sentences for the user.
+        categories: all categories, if known before the raster is read; ``outside``: those entirely outside the raster.
+        hints: for the user.
     """
 
     categories: set[str]
@@ -46,20 +46,15 @@ class LabelSource(Protocol):
     hints: list[str]
 
     def inside(self, window: Window, least: float, fill: float) -> list[LabelledBox]:
-        """What lies in a window, as boxes in its pixels."""
+        """Boxes of the objects in a window, in its pixels."""
 
 
 def run(request: RegionsRequest, context: Context) -> RegionsResult:
-    """Runs the job; see RegionsRequest.
-
-    Raises:
-        ClippanError: one sentence; nothing is left behind.
-    """
     started = time.monotonic()
     gdal.UseExceptions()
     output = Path(request.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ClippanError("{output} exists already; choose a folder that does not, or an empty one.", output=output)
+        raise ClippanError("The folder {path} is not empty; choose a new or an empty folder.", path=output)
     legend = texts.parse_legend(request.legend)
     try:
         with Outputs() as outputs:
@@ -71,28 +66,30 @@ def run(request: RegionsRequest, context: Context) -> RegionsResult:
                 for box in entry["boxes"]:
                     objects[box["category"]] = objects.get(box["category"], 0) + 1
             if not entries and categories and categories == outside:
-                raise ClippanError("None of the labels lie on the rasters; check that both show the same place.")
+                raise ClippanError("No label lies on the rasters; check that both show the same area.")
             if not entries:
                 raise ClippanError(
-                    "No object fills a box of the asked size; lower --least or --fill, or check the legend and the "
-                    "labels."
+                    "No object is large enough or fills enough of its box; lower --least or --fill, or check the "
+                    "legend and the labels."
                 )
             small = sorted(categories - outside - set(objects))
             if outside:
                 hints.append(
-                    Message("All polygons of {outside} lie outside the rasters.", outside=", ".join(sorted(outside)))
+                    Message("All polygons of {classes} lie outside the rasters.", classes=", ".join(sorted(outside)))
                 )
             if small:
                 hints.append(
                     Message(
-                        "No polygon of {small} was taken; they are too small, fill too little of their boxes, or lie "
-                        "where there is no data.",
-                        small=", ".join(small),
+                        "No polygon of {classes} was used; they are too small, fill too little of their boxes, or lie "
+                        "on nodata.",
+                        classes=", ".join(small),
                     )
                 )
             unseen = [name for name in dict.fromkeys(legend.values()) if name not in {*objects, *categories}]
             if unseen:
-                hints.append(Message("Of the legend nothing was found of {unseen}.", unseen=", ".join(unseen)))
+                hints.append(
+                    Message("These classes of the legend were not found: {classes}.", classes=", ".join(unseen))
+                )
             (part / TABLE).write_text(json.dumps(entries, indent=1, ensure_ascii=False), encoding="utf-8")
             if output.exists():
                 output.rmdir()
@@ -113,8 +110,8 @@ def run(request: RegionsRequest, context: Context) -> RegionsResult:
 def _write(
     request: RegionsRequest, legend: Mapping[str, str], folder: Path, context: Context
 ) -> tuple[list[dict], list[str], set[str], set[str], list[RasterPicture]]:
-    """Writes the pictures; the entries of the table, sentences for the user, the categories of all vector files, those
-    of them that lie outside all rasters, and how the rasters were seen."""
+    """Writes the pictures; returns the entries of the table, hints, all categories of vector files, those outside all
+    rasters, and how the rasters were displayed."""
     look = SceneOptions((request.size,), (), request.overlap, request.bands, request.stretch, request.nodata)
     entries: list[dict] = []
     hints: list[str] = []
@@ -154,39 +151,39 @@ def _write(
 
 
 def _open_labels(path: str, scene: Scene, legend: Mapping[str, str], layer: str, field: str) -> LabelSource:
-    """What a file of labels is: a raster, or else vectors."""
+    """Opens a file of labels as a raster or as vectors."""
     try:
         dataset = gdal.OpenEx(path, gdal.OF_RASTER | gdal.OF_VECTOR)
     except RuntimeError:
-        dataset = sources.open_dataset(path, "file of labels")  # tells why
+        dataset = sources.open_dataset(path, "file of labels")  # raises an error with the reason
     if dataset.RasterCount:
         return MaskLabels(path, dataset, scene.grid, legend)
     return PolygonLabels(path, scene.grid, legend, layer, field)
 
 
 class MaskLabels:
-    """Classes of pixels: a band of numbers, or colours. Each connected part of a category is an object.
+    """Labels from a mask of values or colours. Each connected part of a category is an object.
 
     Args:
-        path: how sentences call it.
+        path: of the mask, for messages.
         dataset: the mask.
-        grid: of the raster; the mask has as many pixels.
-        legend: categories by value (``3``) or colour (``#3C1098``); empty for the names that the band has itself.
+        grid: of the raster, which has as many pixels.
+        legend: categories by value (``3``) or colour (``#3C1098``); empty for the category names of the band.
     """
 
     def __init__(self, path: str, dataset: gdal.Dataset, grid: Grid, legend: Mapping[str, str]) -> None:
         if (dataset.RasterXSize, dataset.RasterYSize) != (grid.width, grid.height):
             raise ClippanError(
-                "The mask {path} has {RasterXSize} × {RasterYSize} pixels and its raster {width} × {height}; bring it "
-                "onto the raster's pixels first (gdalwarp).",
+                "The mask {path} has {width} × {height} pixels and its raster {raster_width} × {raster_height}; "
+                "resample the mask to the grid of the raster (gdalwarp).",
                 path=path,
-                RasterXSize=dataset.RasterXSize,
-                RasterYSize=dataset.RasterYSize,
-                width=grid.width,
-                height=grid.height,
+                width=dataset.RasterXSize,
+                height=dataset.RasterYSize,
+                raster_width=grid.width,
+                raster_height=grid.height,
             )
         self._path, self._dataset = path, dataset
-        self.categories: set[str] = set()  # which a mask tells only where it is read
+        self.categories: set[str] = set()  # unknown until the mask is read
         self.outside: set[str] = set()
         self.hints: list[str] = []
         band = dataset.GetRasterBand(1)
@@ -195,18 +192,20 @@ class MaskLabels:
             legend = {str(value): name for value, name in enumerate(names) if name and value}
         if not legend:
             raise ClippanError(
-                "Nothing says what the values of the mask {path} mean; give a legend (--legend).", path=path
+                "The meaning of the values of the mask {path} is unknown; give a legend (--legend).", path=path
             )
         colours = [bool(texts.COLOUR.fullmatch(value)) for value in legend]
         if any(colours) != all(colours):
-            raise ClippanError("The legend mixes colours and numbers; write all values alike.")
+            raise ClippanError("The legend mixes colours and numbers; use one kind for all values.")
         self._table = band.GetColorTable() if all(colours) and dataset.RasterCount < 3 else None
         if all(colours) and self._table is None and dataset.RasterCount < 3:
             raise ClippanError(
-                "The legend names colours, but the mask {path} has none; write its values instead.", path=path
+                "The legend has colours, but the mask {path} has none; use its values instead.", path=path
             )
         if not all(colours) and dataset.RasterCount > 1:
-            raise ClippanError("The mask {path} has colours; write the legend like #3C1098=building.", path=path)
+            raise ClippanError(
+                "The mask {path} has colours; use them in the legend, as in #3C1098=building.", path=path
+            )
         self._colours = all(colours)
         self._names = list(dict.fromkeys(legend.values()))
         try:
@@ -215,10 +214,12 @@ class MaskLabels:
                 for value, name in legend.items()
             }
         except ValueError:
-            raise ClippanError("The values of a mask are whole numbers or colours; correct the legend.") from None
+            raise ClippanError(
+                "The values of the legend are not whole numbers or colours; correct the legend."
+            ) from None
 
     def _classes(self, window: Window) -> np.ndarray:
-        """Numbers of categories, from 1, (height, width), uint8; 0 for what the legend does not name."""
+        """Numbers of categories from 1, uint8 (height, width); 0 for values not in the legend."""
         place = (window.x, window.y, window.width, window.height)
         try:
             if self._colours and self._table is None:
@@ -228,7 +229,7 @@ class MaskLabels:
                 values = self._dataset.GetRasterBand(1).ReadAsArray(*place).astype(np.int64)
         except RuntimeError as error:
             raise ClippanError(
-                "The mask {_path} cannot be read ({reason}); check its file.", _path=self._path, reason=one_line(error)
+                "The mask {path} cannot be read ({reason}); check the file.", path=self._path, reason=one_line(error)
             ) from error
         if self._table is not None:
             entries = [self._table.GetColorEntry(number) for number in range(self._table.GetCount())]
@@ -240,11 +241,10 @@ class MaskLabels:
         return classes
 
     def inside(self, window: Window, least: float, fill: float) -> list[LabelledBox]:
-        """See Labels."""
         classes = self._classes(window)
         if not classes.any():
             return []
-        dataset = gdal_array.OpenArray(classes)  # without a place, so that polygons are in pixels
+        dataset = gdal_array.OpenArray(classes)  # without coordinates, so that polygons are in pixels
         band = dataset.GetRasterBand(1)
         memory = ogr.GetDriverByName("Memory").CreateDataSource("")
         layer = memory.CreateLayer("parts", geom_type=ogr.wkbPolygon)
@@ -260,24 +260,25 @@ class MaskLabels:
 
 
 class PolygonLabels:
-    """Polygons of a vector file's layer, each an object.
+    """Labels from the polygons of a vector layer, each of which is an object.
 
     Args:
         path: the file.
         grid: of the raster.
-        legend: categories by what the field holds; empty where it holds them itself.
-        layer: which; empty for the first that has such polygons.
-        field: which.
+        legend: categories by the values of the field; empty if the field holds the categories.
+        layer: its name; empty for the first with labelled features.
+        field: its name.
     """
 
     def __init__(self, path: str, grid: Grid, legend: Mapping[str, str], layer: str, field: str) -> None:
         if not grid.crs:
             raise ClippanError(
-                "The raster of {path} has no coordinates, so polygons have no place in it; use a mask.", path=path
+                "The raster of {path} has no coordinates to place polygons by; georeference it, or use a mask.",
+                path=path,
             )
         inverse = gdal.InvGeoTransform(grid.geotransform)
         if inverse is None:
-            raise ClippanError("The raster of {path} has pixels without a size; georeference it anew.", path=path)
+            raise ClippanError("The raster of {path} has an invalid geotransform; georeference it again.", path=path)
         labelled = LabelledLayer(path, layer, field)
         self.hints = [*labelled.hints, *labelled.assumed_crs_hints(grid)]
         self.categories: set[str] = set()
@@ -298,15 +299,15 @@ class PolygonLabels:
         self.outside -= {category for category, _, _ in self._objects}
         if not self.categories:
             raise ClippanError(
-                "The layer of {path} has no polygon with a category in {field}{value}; choose another field{value_2}.",
+                "The layer of {path} has no polygon whose class in the field {field} is in the legend; choose another "
+                "field or legend."
+                if legend
+                else "The layer of {path} has no polygon with a class in the field {field}; choose another field.",
                 path=path,
                 field=field,
-                value=" that the legend names" if legend else "",
-                value_2=" or legend" if legend else "",
             )
 
     def inside(self, window: Window, least: float, fill: float) -> list[LabelledBox]:
-        """See Labels."""
         right, bottom = window.x + window.width, window.y + window.height
         frame = _rectangle(window.x, window.y, right, bottom)
         found = []
@@ -327,7 +328,7 @@ def _overlap(some: Sequence[float], other: Sequence[float]) -> bool:
 def _region(
     category: str, geometry: ogr.Geometry, least: float, fill: float, window: Optional[Window] = None
 ) -> Optional[LabelledBox]:
-    """The box round a geometry in pixels, from the window's corner; None if it is too small or too empty."""
+    """The bounding box of a geometry in pixels from the window's corner; None if too small or too little filled."""
     if geometry is None or geometry.IsEmpty():
         return None
     x, y = (window.x, window.y) if window else (0, 0)
@@ -340,7 +341,7 @@ def _region(
 
 
 def _in_pixels(geometry: ogr.Geometry, inverse: Sequence[float]) -> ogr.Geometry:
-    """A polygon or several in columns and rows."""
+    """A polygon or multipolygon in columns and rows."""
     if ogr.GT_Flatten(geometry.GetGeometryType()) != ogr.wkbPolygon:
         out = ogr.Geometry(ogr.wkbMultiPolygon)
         for number in range(geometry.GetGeometryCount()):

@@ -1,4 +1,4 @@
-"""Small pictures of tiles."""
+"""Thumbnails of tiles."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from clippan.search.backends import open_reader
 
 
 def run(request: ThumbnailsRequest, context: Context) -> ThumbnailsResult:
-    """See ThumbnailsRequest."""
     index = open_reader(request.index)
     files: dict[str, str] = {}
-    number, scene = 0, None  # one is open at a time
+    number, scene = 0, None  # one raster is open at a time
     tiles = sorted(index.tiles(list(request.tiles)), key=lambda tile: tile.raster)
     for position, tile in enumerate(tiles):
-        context.progress(100 * position / len(tiles), "Pictures")
-        # Numbers of tiles are used again when a raster is dropped, those of rasters are not.
+        context.progress(100 * position / len(tiles), "Creating thumbnails")
+        # The numbers of tiles are reused after a raster was removed, those of rasters are not.
         target = Path(request.folder) / f"{tile.raster}-{tile.id}.png"
         if not target.is_file():
             raster = index.rasters[tile.raster]
@@ -32,7 +31,7 @@ def run(request: ThumbnailsRequest, context: Context) -> ThumbnailsResult:
                     number, scene = tile.raster, Scene(raster.path, SceneOptions.of(raster.look), raster.stretch)
                 picture, _ = scene.picture(tile.window, request.pixels)
                 _write(target, picture)
-            except ClippanError as error:  # the raster has moved, or is not connected
+            except ClippanError as error:  # the raster was moved, or its disk is not connected
                 context.log(str(error))
                 continue
         files[str(tile.id)] = str(target)

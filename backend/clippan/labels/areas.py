@@ -1,4 +1,4 @@
-"""Areas: of a raster's pixels on the ground, and of the classes of a map."""
+"""Ground areas of pixels and of the classes of a map."""
 
 from __future__ import annotations
 
@@ -18,34 +18,30 @@ from clippan.labels.legend import UNCLASSIFIED
 from clippan.raster.grid import Grid, horizontal_crs
 
 SQUARE_METRES_PER_HECTARE = 10_000.0  # square metres
-_TOLERANCE = 0.01  # of an area: a CRS that is further off is corrected
-_STEP = 32  # pixels between places where the ground is measured; a CRS changes slowly
-_PROBES = 17  # along each edge of a raster: places where a CRS is looked at
+_TOLERANCE = 0.01  # relative error of areas above which those of a projected CRS are corrected
+_STEP = 32  # pixels between which areas are interpolated
+_PROBES = 17  # points along each axis of a raster at which the error is measured
 
 
 class PixelAreas:
     """Ground area of a raster's pixels.
 
-    In longitude and latitude it is that on the ellipsoid, between the meridians and parallels (Snyder 1987, "Map
-    projections: a working manual", eq. 3-12). In a projected CRS it is what its coordinates say, which UTM and its like
-    hold to a part in a thousand; where they are more than 1 % off somewhere in the raster, as in Web Mercator, it is
-    that on the ellipsoid too.
-
-    Args:
-        grid: of the raster.
+    In a geographic CRS, areas are those on the ellipsoid (Snyder 1987, "Map projections: a working manual", eq. 3-12).
+    In a projected CRS, they are those of its coordinates, which UTM preserves to about 0.1 %; if they differ by more
+    than 1 % somewhere in the raster, as in Web Mercator, the areas on the ellipsoid are used.
 
     Attributes:
-        known: whether there are areas: not for pictures without coordinates or with those of an unknown CRS.
+        known: whether areas are known; not without coordinates, or in an unknown CRS.
     """
 
     def __init__(self, grid: Grid) -> None:
         self._geotransform = grid.geotransform or ()
-        self._flat: Optional[float] = None  # square metres, where all pixels have the same
+        self._flat: Optional[float] = None  # square metres of every pixel
         self._ellipsoid: Optional[tuple[float, float]] = None  # semi-major axis and squared eccentricity
         self._to_degrees: Optional[osr.CoordinateTransformation] = None
-        self._radians = 0.0  # that a unit of longitude and latitude is
+        self._radians = 0.0  # per unit of longitude and latitude
         if grid.geotransform and grid.crs:
-            with contextlib.suppress(RuntimeError):  # a CRS that PROJ cannot follow
+            with contextlib.suppress(RuntimeError):  # a CRS that PROJ does not support
                 self._prepare(grid)
         self.known = self._flat is not None or self._ellipsoid is not None
 
@@ -63,7 +59,7 @@ class PixelAreas:
         degrees.SetAxisMappingStrategy(osr.OAMS_TRADITIONAL_GIS_ORDER)
         self._radians = degrees.GetAngularUnits()
         flattening = 1 / crs.GetInvFlattening() if crs.GetInvFlattening() else 0.0
-        if self._flat is not None:  # raises where PROJ does not know the projection; then areas stay flat
+        if self._flat is not None:  # raises if PROJ does not know the projection
             self._to_degrees = osr.CoordinateTransformation(crs, degrees)
         self._ellipsoid = (crs.GetSemiMajor(), flattening * (2 - flattening))
         if self._flat is not None:
@@ -73,10 +69,7 @@ class PixelAreas:
                 self._ellipsoid = None
 
     def window(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Areas in m², of a shape that broadcasts to (height, width), of pixels from column x and row y on.
-
-        NaN if areas are not known.
-        """
+        """Areas in m² of the pixels of a window, in a shape that broadcasts to (height, width); NaN if unknown."""
         if self._ellipsoid is None:
             return np.full((1, 1), math.nan if self._flat is None else self._flat)
         rows = np.arange(y, y + height) + 0.5
@@ -89,7 +82,7 @@ class PixelAreas:
         return np.stack([np.interp(rows, down, line) for line in known.T], axis=1)
 
     def _measured(self, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Areas of pixels with these centres (broadcast against each other), on the ellipsoid."""
+        """Areas on the ellipsoid of pixels with these centres, which are broadcast against each other."""
         assert self._ellipsoid is not None
         g = self._geotransform
         columns, rows = np.broadcast_arrays(columns, rows)
@@ -102,7 +95,7 @@ class PixelAreas:
                 x, y = (np.array([point[axis] for point in points]).reshape(x.shape) for axis in (0, 1))
                 x, y = np.where(np.isfinite(x), x, np.nan), np.where(np.isfinite(y), y, np.nan)
             corners.append((x * self._radians, _authalic(y * self._radians, self._ellipsoid[1])))
-        # Longitude and authalic height make a map that keeps areas.
+        # Longitude and authalic coordinate form an equal-area projection.
         (x1, y1), (x2, y2), (x3, y3), (x4, y4) = corners
         turn = 2 * math.pi
         one, other = ((a - b + math.pi) % turn - math.pi for a, b in ((x3, x1), (x4, x2)))  # across the antimeridian
@@ -111,7 +104,7 @@ class PixelAreas:
 
 
 def _authalic(latitude: np.ndarray, squared: float) -> np.ndarray:
-    """Snyder's q of a latitude in radians: a zone's area is its longitudes × a² / 2 × its difference of q."""
+    """Snyder's q of a latitude in radians: the area of a zone is its range of longitude × a² / 2 × that of q."""
     sine = np.sin(np.clip(latitude, -math.pi / 2, math.pi / 2))
     if squared == 0:
         return 2 * sine
@@ -120,12 +113,7 @@ def _authalic(latitude: np.ndarray, squared: float) -> np.ndarray:
 
 
 class ClassAreaCounter:
-    """Counts the pixels of a map, window by window.
-
-    Args:
-        table: the map's classes.
-        grid: its grid.
-    """
+    """Sums the area and confidence of a map's classes, window by window."""
 
     def __init__(self, table: PromptTable, grid: Grid) -> None:
         self._table = table.with_colours()
@@ -135,10 +123,10 @@ class ClassAreaCounter:
         self._confidence = np.zeros(256)
 
     def add(self, x: int, y: int, classes: np.ndarray, confidence: np.ndarray, valid: Optional[np.ndarray]) -> None:
-        """Adds a window, with its first pixel at column x and row y; each pixel of the map once.
+        """Adds a window. No pixel of the map may be added twice.
 
         Args:
-            x, y: of its first pixel.
+            x, y: column and row of its first pixel.
             classes: the map's values, uint8 (h, w).
             confidence: 0 to 1, float32 (h, w).
             valid: which pixels are not nodata, bool (h, w); None if all are.
@@ -156,7 +144,7 @@ class ClassAreaCounter:
             self._metres += np.bincount(values, np.broadcast_to(ground, classes.shape)[keep], 256)
 
     def result(self) -> tuple[ClassArea, ...]:
-        """The classes in the order of their values, and last what stayed unclassified."""
+        """The classes in the order of their values, and last the unclassified pixels."""
         total = max(int(self._pixels.sum()), 1)
         rows = [*enumerate(zip(self._table.names, (prompt.colour for prompt in self._table.classes)), 1)]
         found = []
@@ -169,22 +157,18 @@ class ClassAreaCounter:
 
 
 def write_csv(path: str, areas: Sequence[ClassArea], outputs: Optional[Outputs] = None) -> None:
-    """Writes the table as CSV, whole or not at all: UTF-8 with a byte order mark, by which Excel knows it and which
-    QGIS skips, commas between, points in numbers, and nothing where a number is not known.
+    """Writes the table as CSV, completely or not at all: with a byte order mark for Excel, and empty unknown numbers.
 
     Raises:
-        ClippanError: it cannot be written.
+        ClippanError: the file cannot be written.
     """
     with write_output(path, "table", outputs) as part, part.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["value", "class", "colour", "pixels", "percent", "hectares", "confidence"])
         for area in areas:
             percent = f"{100 * area.share:.4f}"
-            writer.writerow([area.value, area.name, area.colour, area.pixels, percent, *map(_number, _measures(area))])
-
-
-def _measures(area: ClassArea) -> tuple[Optional[float], Optional[float]]:
-    return area.hectares, area.confidence
+            measures = map(_number, (area.hectares, area.confidence))
+            writer.writerow([area.value, area.name, area.colour, area.pixels, percent, *measures])
 
 
 def _number(value: Optional[float]) -> str:

@@ -1,13 +1,13 @@
-"""Spatially disjoint folds: what lies together is left out together."""
+"""Spatially disjoint folds for cross-validation."""
 
 from __future__ import annotations
 
 import numpy as np
 
 FOLDS = 5
-BUFFER = 14  # pixels as far as DiffCLIP looks, and the others but those that see through CLIP
-_CHUNK = 256  # samples whose distances are looked at at a time
-NEVER_HELD_OUT = -1  # the fold of what is never left out
+BUFFER = 14  # pixels, the largest receptive radius of the classifiers without CLIP
+_CHUNK = 256  # samples whose distances are computed at a time
+NEVER_HELD_OUT = -1  # the fold of samples that are in every training set
 
 
 def spatial_folds(labels: np.ndarray, groups: np.ndarray, seed: int, count: int = FOLDS) -> np.ndarray:
@@ -46,23 +46,23 @@ def spatial_folds(labels: np.ndarray, groups: np.ndarray, seed: int, count: int 
 
 
 def training_mask(
-    labels: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray, reach: int = BUFFER
+    labels: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray, buffer: int = BUFFER
 ) -> np.ndarray:
-    """Which samples may be learned from where some are left out: those that are farther from each of these than a
-    classifier looks. Of a class that would be lost so, all that is not left out.
+    """The training samples of a fold: those farther than a buffer from all samples that are left out. Of a class that
+    would have none, all that are not left out.
 
     Args:
         labels, rows, columns: of the samples, (n,).
         out: which are left out, bool (n,).
-        reach: in pixels.
+        buffer: in pixels.
 
     Returns:
         bool (n,).
     """
     near = np.zeros(len(labels), bool)
-    for places in np.array_split(np.flatnonzero(out), max(int(out.sum()) // _CHUNK, 1)):
-        down, across = (np.abs(axis[:, None] - axis[places]) for axis in (rows, columns))
-        near |= (np.maximum(down, across) <= reach).any(axis=1)
+    for chunk in np.array_split(np.flatnonzero(out), max(int(out.sum()) // _CHUNK, 1)):
+        down, across = (np.abs(axis[:, None] - axis[chunk]) for axis in (rows, columns))
+        near |= (np.maximum(down, across) <= buffer).any(axis=1)
     kept = ~out & ~near
     lost = np.setdiff1d(labels[~out], labels[kept])
     return kept | (~out & np.isin(labels, lost))

@@ -1,4 +1,4 @@
-"""Labelled places: pixels of known class, from polygons, points, or a raster of classes."""
+"""Pixels labelled with the classes of a prompt table, from polygons, points or a raster of classes."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from osgeo import gdal, ogr
 from clippan.catalogue.prompts import PromptTable
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.labels.layers import LabelledLayer, crs_name
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
 from clippan.raster.scene import Scene
 from clippan.raster.tiles import Window, tiles
 
-_MAX_PER_GROUP = 4000  # pixels of a polygon or block that count; the others say the same
-_BLOCK = 128  # edge of the blocks that a raster of classes falls into
-_READ = 512  # edge of the windows in which it is looked whether labels lie on nodata
-_SQUARE = 64  # edge of the squares in which it is remembered that there are labels
-_IGNORED = 255  # in rasters of classes; the customary value for what nobody has labelled
+_MAX_PER_GROUP = 4000  # pixels of a polygon or block; more of them are alike
+_BLOCK = 128  # edge of the blocks of a raster of classes, which are its groups
+_READ = 512  # edge of the windows in which nodata is read
+_SQUARE = 64  # edge of the squares for which the presence of labels is recorded
+_IGNORED = 255  # customary value of unlabelled pixels in rasters of classes
 
 
 @dataclass(frozen=True)
 class LabelledPixels:
-    """Pixels of known class.
+    """Labelled pixels of a raster.
 
     Attributes:
         rows, columns: in the raster, (n,).
         classes: 1 to N, in the order of the table, (n,).
-        groups: the polygon, point or block that each lies in, from 0, (n,).
-        part: the raster's window that they lie in.
-        seen: classes that the file has, also those all of whose labels lie outside the raster or on nodata.
-        hints: sentences for the user.
+        groups: the polygon, point or block of each, from 0, (n,).
+        part: their bounding window.
+        seen: classes in the file, including those all of whose labels lie outside the raster or on nodata.
+        hints: for the user.
     """
 
     rows: np.ndarray
@@ -46,7 +47,7 @@ class LabelledPixels:
     _squares: np.ndarray
 
     def near(self, window: Window) -> bool:
-        """Whether there may be labels in a window of the raster."""
+        """Whether there may be labels in or near a window of the raster."""
         top, left = max(window.y, 0) // _SQUARE, max(window.x, 0) // _SQUARE
         bottom, right = (window.y + window.height - 1) // _SQUARE + 1, (window.x + window.width - 1) // _SQUARE + 1
         return bool(self._squares[top:bottom, left:right].any())
@@ -58,16 +59,16 @@ def read_labelled_pixels(
     """Reads labels.
 
     Args:
-        path: a vector file with polygons or points, or a raster on the scene's pixels with values 1 to N; 0, 255 and
-            its nodata value are unlabelled.
-        layer: of the vector file; empty for the first that has such places.
-        field: of the vector file; holds a class's name, one of its synonyms, or its number.
+        path: a vector file with polygons or points, or a raster on the scene's grid with values 1 to N; 0, 255 and its
+            nodata value are unlabelled.
+        layer: of the vector file; empty for the first with labelled features.
+        field: of the vector file, with the name of a class, a synonym of it, or its number.
         table: the classes.
-        scene: the raster that they belong to.
-        context: hears of progress.
+        scene: the raster.
+        context: receives the progress.
 
     Raises:
-        ClippanError: it cannot be read, has another size, an unknown class, or no label on the raster.
+        ClippanError: the file cannot be read, has another size or an unknown class, or no label lies on the raster.
     """
     hints: list[str] = []
     opened = LabelledLayer(path, layer, field) if _is_vector(path) else None
@@ -75,22 +76,29 @@ def read_labelled_pixels(
         parts, seen, outside = _read_features(opened, table, scene, context)
         hints = [*opened.hints, *opened.assumed_crs_hints(scene.grid)]
         if outside:
-            hints.append(f"{outside} of the labels of {path} lie outside {scene.path}, and were left aside.")
+            hints.append(
+                Message(
+                    "Labels of {path} outside {raster} were ignored ({count}).",
+                    path=path,
+                    raster=scene.path,
+                    count=outside,
+                )
+            )
     else:
         parts, seen = _read_class_raster(path, table, scene, context), []
     if not parts and opened and opened.crs and not scene.grid.crs:
         raise ClippanError(
-            "No label of {path} lies on the raster {path_2}, which has no coordinates, while the labels are in "
-            "{crs_name}; georeference the raster first.",
+            "No label of {path} lies on the raster {raster}, which has no coordinates, while the labels are in {crs}; "
+            "georeference the raster first.",
             path=path,
-            path_2=scene.path,
-            crs_name=crs_name(opened.crs),
+            raster=scene.path,
+            crs=crs_name(opened.crs),
         )
     if not parts:
         raise ClippanError(
-            "No label of {path} lies on the raster {path_2}; check that both show the same place.",
+            "No label of {path} lies on the raster {raster}; check that both show the same area.",
             path=path,
-            path_2=scene.path,
+            raster=scene.path,
         )
     rows, columns, classes = (np.concatenate([part[number] for part in parts]) for number in range(3))
     groups = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
@@ -98,7 +106,7 @@ def read_labelled_pixels(
     valid = _valid(rows, columns, scene, context)
     if not valid.any():
         raise ClippanError(
-            "All labels of {path} lie where {path_2} has nodata; label other places.", path=path, path_2=scene.path
+            "All labels of {path} lie on nodata of {raster}; label other places.", path=path, raster=scene.path
         )
     rows, columns, classes, groups = (values[valid] for values in (rows, columns, classes, groups))
     squares = np.zeros((scene.grid.height // _SQUARE + 1, scene.grid.width // _SQUARE + 1), bool)
@@ -131,7 +139,7 @@ def _is_vector(path: str) -> bool:
         return False
 
 
-_Part = tuple[np.ndarray, np.ndarray, np.ndarray]
+_Part = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, columns and classes of a group
 
 
 def _thinned(rows: np.ndarray, columns: np.ndarray, classes: np.ndarray, number: int) -> _Part:
@@ -145,14 +153,14 @@ def _read_class_raster(path: str, table: PromptTable, scene: Scene, context: Con
     dataset = sources.open_dataset(path, "raster of classes")
     if (dataset.RasterXSize, dataset.RasterYSize) != (scene.grid.width, scene.grid.height):
         raise ClippanError(
-            "The raster of classes {path} has {RasterXSize} × {RasterYSize} pixels and {path_2} has {width} × "
-            "{height}; give both the same grid.",
+            "The raster of classes {path} has {width} × {height} pixels and {raster} has {raster_width} × "
+            "{raster_height}; resample it to the grid of the raster.",
             path=path,
-            RasterXSize=dataset.RasterXSize,
-            RasterYSize=dataset.RasterYSize,
-            path_2=scene.path,
-            width=scene.grid.width,
-            height=scene.grid.height,
+            width=dataset.RasterXSize,
+            height=dataset.RasterYSize,
+            raster=scene.path,
+            raster_width=scene.grid.width,
+            raster_height=scene.grid.height,
         )
     band = dataset.GetRasterBand(1)
     ignored = {0, _IGNORED, band.GetNoDataValue()}
@@ -169,9 +177,10 @@ def _read_class_raster(path: str, table: PromptTable, scene: Scene, context: Con
         wrong = classes[(classes < 1) | (classes > len(table.classes)) | (classes != classes.astype(int))]
         if len(wrong):
             raise ClippanError(
-                "The raster of classes {path} has the value {wrong:g}; the prompt table has classes 1 to {count}.",
+                "The raster of classes {path} contains the value {value:g}, but the prompt table has classes 1 to "
+                "{count}; correct the raster or the table.",
                 path=path,
-                wrong=wrong[0],
+                value=wrong[0],
                 count=len(table.classes),
             )
         parts.append(_thinned(rows + window.y, columns + window.x, classes.astype(int), number))
@@ -185,13 +194,15 @@ def _read_features(
     known.update({str(number): number for number in range(1, len(table.classes) + 1)})
     parts, seen, outside = [], [], 0
     for number, (text, geometry) in enumerate(layer.features(scene.grid, context)):
-        label = known.get(text.casefold()) or known.get(text[:-2] if text.endswith(".0") else text)  # of a real number
+        label = known.get(text.casefold()) or known.get(
+            text[:-2] if text.endswith(".0") else text
+        )  # from a floating point field
         if label is None:
             raise ClippanError(
-                "The samples {path} have the class “{text}”, which the prompt table has not; add it there, or give "
-                "these places another class.",
+                "The samples {path} have the class “{name}”, which is not in the prompt table; add it there, or give "
+                "these samples another class.",
                 path=layer.path,
-                text=text,
+                name=text,
             )
         seen.append(label)
         nothing = np.empty(0, int), np.empty(0, int)
@@ -203,11 +214,18 @@ def _read_features(
     return parts, seen, outside
 
 
+def envelope_corners(geometry: ogr.Geometry, grid: Grid) -> np.ndarray:
+    """Columns and rows (4, 2) of the corners of a geometry's envelope, as real numbers."""
+    inverse = gdal.InvGeoTransform(grid.geotransform)
+    west, east, south, north = geometry.GetEnvelope()
+    return np.array([gdal.ApplyGeoTransform(inverse, x, y) for x in (west, east) for y in (south, north)])
+
+
 def covered_pixels(geometry: ogr.Geometry, grid: Grid, path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the pixels whose centres lie in a polygon, or that hold a point.
+    """Rows and columns of the pixels whose centres lie in a polygon, or that contain a point.
 
     Raises:
-        ClippanError: it is neither.
+        ClippanError: the geometry is neither a polygon nor a point.
     """
     inverse = gdal.InvGeoTransform(grid.geotransform)
     kind = ogr.GT_Flatten(geometry.GetGeometryType())
@@ -217,18 +235,17 @@ def covered_pixels(geometry: ogr.Geometry, grid: Grid, path: str) -> tuple[np.nd
             if kind == ogr.wkbPoint
             else [geometry.GetGeometryRef(i) for i in range(geometry.GetGeometryCount())]
         )
-        places = [gdal.ApplyGeoTransform(inverse, point.GetX(), point.GetY()) for point in points]
-        pairs = np.floor(np.array(places)).astype(int)
+        pairs = np.array([gdal.ApplyGeoTransform(inverse, point.GetX(), point.GetY()) for point in points])
+        pairs = np.floor(pairs).astype(int)
         inside = (pairs >= 0).all(axis=1) & (pairs < (grid.width, grid.height)).all(axis=1)
         return pairs[inside, 1], pairs[inside, 0]
     if kind not in (ogr.wkbPolygon, ogr.wkbMultiPolygon):
         raise ClippanError(
-            "The samples {path} hold {GetGeometryName}s; give polygons or points.",
+            "The samples {path} contain other geometries than points and polygons ({geometry}); remove them.",
             path=path,
-            GetGeometryName=geometry.GetGeometryName().lower(),
+            geometry=geometry.GetGeometryName(),
         )
-    west, east, south, north = geometry.GetEnvelope()
-    corners = np.array([gdal.ApplyGeoTransform(inverse, x, y) for x in (west, east) for y in (south, north)])
+    corners = envelope_corners(geometry, grid)
     left, top = np.maximum(np.floor(corners.min(axis=0)).astype(int), 0)
     right, bottom = np.minimum(np.ceil(corners.max(axis=0)).astype(int), (grid.width, grid.height))
     if left >= right or top >= bottom:

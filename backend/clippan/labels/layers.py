@@ -1,4 +1,4 @@
-"""Labelled layers: points and polygons of vector files, each with its class in a field."""
+"""Vector layers whose features have a class in a field."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from clippan.core.texts import join_names
 from clippan.raster.grid import Grid
 from clippan.raster.scene import spatial_reference
 
-# Columns of a table that hold places; GDAL itself knows but WKT.
+# Columns of a table that hold coordinates.
 _WKT = ("wkt", "geometry", "geom", "the_geom", "wkt_geom")
 _XY = (("x", "y"), ("lon", "lat"), ("long", "lat"), ("longitude", "latitude"), ("easting", "northing"))
-_DEGREES = "lon"  # how columns begin that are in WGS 84
+_DEGREES = "lon"  # columns that start so are in WGS 84
 
 
 class LabelledFeature(NamedTuple):
@@ -26,7 +26,7 @@ class LabelledFeature(NamedTuple):
 
     Attributes:
         label: the class as text; whole numbers without a decimal point.
-        geometry: in the CRS of a grid, without curves; None if it lies where that CRS does not reach.
+        geometry: in the CRS of a grid, without curves; None where it cannot be transformed to that CRS.
     """
 
     label: str
@@ -38,23 +38,23 @@ class LabelledLayer:
 
     Args:
         path: the file, or any GDAL data source.
-        name: of the layer; empty for the first that has a feature with a place and a class.
-        field: which holds the class, in any case.
+        name: of the layer; empty for the first that has a feature with a geometry and a class.
+        field: name of the field with the class, in any case.
 
     Attributes:
-        path: the same.
-        crs: with x before y; None where it has none that another can be reached from.
-        hints: sentences for the user: which layer was read where there are several, where a table has its places.
+        path: the file.
+        crs: with x before y; None if unknown.
+        hints: for the user: which of several layers was read, and from which columns a table's coordinates.
 
     Raises:
-        ClippanError: it cannot be read, or has no such layer or field.
+        ClippanError: the file cannot be read, or has no such layer or field.
     """
 
     def __init__(self, path: str, name: str, field: str) -> None:
         self.path = path
         self.hints: list[str] = []
         self._columns: tuple[str, ...] = ()
-        self._dataset = self._open(field)  # a layer does not keep its file
+        self._dataset = self._open(field)  # a layer does not keep its dataset alive
         self._layer, self._field = self._choose(name, field)
         self.crs = self._crs()
 
@@ -69,14 +69,14 @@ class LabelledLayer:
                 dataset = gdal.OpenEx(self.path, gdal.OF_VECTOR, open_options=options)
                 self.hints.append(
                     Message(
-                        "The places of {path} were read from the column {_columns}.",
+                        "The coordinates of {path} were read from its columns ({columns}).",
                         path=self.path,
-                        _columns=" and ".join(self._columns),
+                        columns=", ".join(self._columns),
                     )
                 )
         except RuntimeError as error:
             raise ClippanError(
-                "The samples {path} cannot be read ({reason}); choose a file of points or polygons.",
+                "The samples {path} cannot be read ({reason}); choose a file with points or polygons.",
                 path=self.path,
                 reason=one_line(error),
             ) from None
@@ -85,13 +85,13 @@ class LabelledLayer:
     def _choose(self, name: str, field: str) -> tuple[ogr.Layer, int]:
         layers = [self._dataset.GetLayer(number) for number in range(self._dataset.GetLayerCount())]
         if not layers:
-            raise ClippanError("The samples {path} hold no points or polygons; choose another file.", path=self.path)
+            raise ClippanError("The samples {path} contain no points or polygons; choose another file.", path=self.path)
         if name:
             alike = [layer for layer in layers if layer.GetName().casefold() == name.casefold()]
             if not alike:
                 names = join_names([layer.GetName() for layer in layers])
                 raise ClippanError(
-                    "The samples {path} have no layer {name}; choose one of theirs ({names}).",
+                    "The samples {path} have no layer {name}; choose one of {names}.",
                     path=self.path,
                     name=name,
                     names=names,
@@ -101,16 +101,16 @@ class LabelledLayer:
         spatial_ones = [layer for layer in layers if layer.GetGeomType() != ogr.wkbNone] or layers
         with_field = [layer for layer in spatial_ones if _field_number(layer, field) is not None]
         chosen = next((layer for layer in with_field if self._is_labelled(layer, field)), None)
-        if chosen is None:  # of which the user is told what is wrong with it
+        if chosen is None:  # the error below names what is wrong with this layer
             chosen = (with_field or spatial_ones)[0]
         if len(spatial_ones) > 1:
             names = join_names([layer.GetName() for layer in spatial_ones])
             self.hints.append(
                 Message(
-                    "Of the layers of {path} ({names}), {GetName} was read.",
+                    "{path} has several layers ({names}); {layer} was read.",
                     path=self.path,
                     names=names,
-                    GetName=chosen.GetName(),
+                    layer=chosen.GetName(),
                 )
             )
         return chosen, self._number(chosen, field)
@@ -119,15 +119,12 @@ class LabelledLayer:
         found = _field_number(layer, field)
         if found is None:
             if not all(_is_utf8(name) for name in _field_names(layer)):
-                raise ClippanError(
-                    "The names of the fields of {path} are not UTF-8; save the file in UTF-8.", path=self.path
-                )
-            where = "" if self._dataset.GetLayerCount() == 1 else f" in their layer {layer.GetName()}"
+                raise ClippanError("The field names of {path} are not UTF-8; save the file as UTF-8.", path=self.path)
             raise ClippanError(
-                "The samples {path} have no field {field}{where}; choose one of theirs ({fields}).",
+                "The layer {layer} of the samples {path} has no field {field}; choose one of its fields ({fields}).",
+                layer=layer.GetName(),
                 path=self.path,
                 field=field,
-                where=where,
                 fields=join_names(_field_names(layer)) or "none",
             )
         return found
@@ -142,14 +139,13 @@ class LabelledLayer:
             yield from layer
         except RuntimeError as error:
             raise ClippanError(
-                "The samples {path} cannot be read to their end ({reason}); correct them, or save them anew.",
+                "The samples {path} cannot be read completely ({reason}); correct them, or save them again.",
                 path=self.path,
                 reason=one_line(error),
             ) from None
 
     def _crs(self) -> Optional[osr.SpatialReference]:
-        """A GeoPackage cannot do without: one that was written without a CRS has an “Undefined Cartesian SRS”, or a
-        geographic one."""
+        """A GeoPackage written without a CRS has an "Undefined Cartesian SRS" or an undefined geographic one."""
         reference = self._layer.GetSpatialRef()
         if reference is None and self._columns and self._columns[0].lower().startswith(_DEGREES):
             return spatial_reference("EPSG:4326")
@@ -160,20 +156,16 @@ class LabelledLayer:
         return reference
 
     def records(self) -> Iterator[tuple[str, bytes]]:
-        """Of every feature the class, empty without one, and the geometry as WKB, in the layer's CRS."""
+        """Class and geometry (WKB, in the layer's CRS) of every feature; empty where it has none."""
         for feature in self._read(self._layer):
             geometry = feature.GetGeometryRef()
             yield self._label(feature, self._field), b"" if geometry is None else bytes(geometry.ExportToWkb())
 
     def features(self, grid: Grid, context: Context) -> Iterator[LabelledFeature]:
-        """The features that have both a class and a place.
-
-        Args:
-            grid: in whose CRS they are wanted; where it or the layer has none, they are as they are.
-            context: hears of progress.
+        """The features that have both a class and a geometry, transformed to the grid's CRS if both CRSs are known.
 
         Raises:
-            ClippanError: they cannot be read, or no way leads to the grid's CRS.
+            ClippanError: they cannot be read, or there is no transformation to the grid's CRS.
         """
         transform = self._transform(grid)
         count = max(self._layer.GetFeatureCount(), 1)
@@ -181,18 +173,22 @@ class LabelledLayer:
             context.progress(100 * position / count, "Reading the samples")
             label = self._label(feature, self._field) if _has_geometry(feature) else ""
             if label:
-                geometry = feature.GetGeometryRef().GetLinearGeometry()  # a copy, in which curves are many short lines
+                geometry = feature.GetGeometryRef().GetLinearGeometry()  # a copy, with curves as lines
                 yield LabelledFeature(label, geometry if _reproject(geometry, transform) else None)
 
     def assumed_crs_hints(self, grid: Grid) -> list[str]:
-        """A sentence where the grid's CRS was taken for the layer's."""
+        """A hint if the layer's CRS is unknown and the grid's was assumed."""
         if self.crs or not grid.crs:
             return []
-        there = crs_name(spatial_reference(grid.crs))
-        return [Message("The CRS of the samples is not known; that of the rasters ({there}) was assumed.", there=there)]
+        return [
+            Message(
+                "The CRS of the samples is unknown; that of the rasters ({crs}) was assumed.",
+                crs=crs_name(spatial_reference(grid.crs)),
+            )
+        ]
 
     def _label(self, feature: ogr.Feature, number: int) -> str:
-        """The class, as text; whole numbers without a decimal point. Empty where there is none."""
+        """The class as text, whole numbers without a decimal point; empty if there is none."""
         if not feature.IsFieldSetAndNotNull(number):
             return ""
         if feature.GetFieldType(number) == ogr.OFTReal:
@@ -204,7 +200,7 @@ class LabelledLayer:
         if not _is_utf8(text):
             field = feature.GetFieldDefnRef(number).GetName()
             raise ClippanError(
-                "The field {field} of the samples {path} is not UTF-8; save the file in UTF-8.",
+                "The field {field} of the samples {path} is not UTF-8; save the file as UTF-8.",
                 field=field,
                 path=self.path,
             )
@@ -224,7 +220,7 @@ class LabelledLayer:
 
 
 def crs_name(reference: Optional[osr.SpatialReference]) -> str:
-    """How sentences call a CRS; empty for none."""
+    """The name of a CRS for sentences; empty for None."""
     return "" if reference is None else reference.GetName() or "a CRS without a name"
 
 
@@ -234,14 +230,14 @@ def _field_names(layer: ogr.Layer) -> list[str]:
 
 
 def _field_number(layer: ogr.Layer, field: str) -> Optional[int]:
-    """The number of a field, by its name in any case; of several the one that is written so."""
+    """The number of the field with this name in any case; an exact match is preferred."""
     names = _field_names(layer)
     alike = [number for number, found in enumerate(names) if found.casefold() == field.casefold()]
     return min(alike, key=lambda number: names[number] != field) if alike else None
 
 
 def _geometry_columns(table: ogr.Layer, field: str) -> tuple[str, ...]:
-    """The columns of a table that hold places: one of WKT, or x and y; none if there are no such."""
+    """The columns of a table with coordinates: one with WKT, or x and y; empty if there are none."""
     columns = {column.casefold(): column for column in _field_names(table) if column.casefold() != field.casefold()}
     for names in (*((word,) for word in _WKT), *_XY):
         if all(word in columns for word in names):
@@ -255,7 +251,7 @@ def _has_geometry(feature: ogr.Feature) -> bool:
 
 
 def _is_utf8(text: str) -> bool:
-    """Whether it was read from UTF-8; GDAL hands on other bytes as surrogates."""
+    """Whether a text was read from UTF-8; GDAL passes on other bytes as surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -264,10 +260,10 @@ def _is_utf8(text: str) -> bool:
 
 
 def _reproject(geometry: ogr.Geometry, transform: Optional[osr.CoordinateTransformation]) -> bool:
-    """Brings a geometry to another CRS; whether it lies where that and its own reach."""
+    """Transforms a geometry in place; returns whether that was possible."""
     try:
         if transform is not None:
             geometry.Transform(transform)
     except RuntimeError:
         return False
-    return all(math.isfinite(value) for value in geometry.GetEnvelope())  # some transformations end in infinity
+    return all(math.isfinite(value) for value in geometry.GetEnvelope())  # some transformations return infinity

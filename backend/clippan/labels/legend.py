@@ -1,4 +1,4 @@
-"""How the classes of a prompt table look in files: names, colours, palettes."""
+"""Colours and palettes of the classes of a prompt table."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def rgb(colour: str) -> tuple[int, int, int]:
 
 
 def colours(table: PromptTable) -> list[tuple[int, int, int]]:
-    """Of the values 0, 1, …: that of unclassified pixels and those of the classes."""
+    """Colours of the values 0, 1, …: unclassified pixels, then the classes."""
     return [_GREY, *(rgb(prompt.colour) for prompt in table.with_colours().classes)]
 
 
 def palette(table: PromptTable) -> Palette:
-    """Of the map: value 0 is unclassified and transparent, the classes follow."""
+    """The palette of a map: value 0 is unclassified and transparent."""
     opaque = ((*colour, 255) for colour in colours(table)[1:])
     return Palette((UNCLASSIFIED, *table.names), ((0, 0, 0, 0), *opaque))

@@ -1,4 +1,4 @@
-"""Samples: pixels of known class, from points or polygons, and what of them lies together."""
+"""Samples: labelled pixels from points or polygons, in spatial groups for cross-validation."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.core.texts import join_names
-from clippan.labels.labelled_pixels import covered_pixels
+from clippan.labels.labelled_pixels import covered_pixels, envelope_corners
 from clippan.labels.layers import LabelledLayer, crs_name
 from clippan.raster.grid import Grid
 from clippan.raster.scene import short_crs, spatial_reference
 from clippan.raster.tiles import Window, tiles
 
-MAX_PIXELS_PER_CLASS = 500  # of a class that are learned from; more of the same take long and say little
-_MAX_PER_TILE = 2000  # of a tile of a polygon that may be drawn from
-_TILE = 1024  # edge of the tiles in which polygons become pixels
-_BLOCKS = (32, 16, 8)  # edges of blocks, in pixels; nearer to each other, places share their neighbours
+MAX_PIXELS_PER_CLASS = 500  # for training; more are slow and improve little
+_MAX_PER_TILE = 2000  # pixels of a polygon in a tile
+_TILE = 1024  # edge of the tiles in which polygons are rasterised
+_BLOCKS = (32, 16, 8)  # edges of the blocks that group samples, in pixels
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Pixels of known class.
+    """Labelled pixels.
 
     Attributes:
-        names: of the classes, sorted; whole numbers by their size.
+        names: of the classes, sorted; whole numbers by value.
         rows, columns: in the grid, (n,).
         labels: the class of each, from 0, (n,).
-        groups: what lies together and is left out together, from 0, (n,): a polygon or a block.
+        groups: the polygon or block of each, which cross-validation leaves out together, from 0, (n,).
         split: what the groups are: "polygon", "block of 32 pixels", or "polygon or block of 32 pixels".
-        hints: sentences for the user.
+        hints: for the user.
     """
 
     names: tuple[str, ...]
@@ -50,16 +50,16 @@ class Samples:
 
     @property
     def pixels_per_class(self) -> tuple[int, ...]:
-        """Pixels of each class."""
+        """Number of pixels of each class."""
         return tuple(int(count) for count in np.bincount(self.labels, minlength=len(self.names)))
 
     @property
     def groups_per_class(self) -> tuple[int, ...]:
-        """Groups of each class."""
+        """Number of groups of each class."""
         return tuple(len(np.unique(self.groups[self.labels == number])) for number in range(len(self.names)))
 
     def subset(self, kept: np.ndarray) -> Samples:
-        """Those of a mask (n,)."""
+        """The samples selected by a mask (n,)."""
         rows, columns, labels, groups = (values[kept] for values in (self.rows, self.columns, self.labels, self.groups))
         return replace(self, rows=rows, columns=columns, labels=labels, groups=groups)
 
@@ -69,75 +69,82 @@ def read_samples(path: str, layer: str, field: str, grid: Grid, seed: int, conte
 
     Args:
         path: a vector file.
-        layer: of it; empty for the first that has such places.
-        field: which holds the class; features without a value are left aside.
+        layer: its layer; empty for the first with labelled features.
+        field: with the class; features without a value are ignored.
         grid: the pixels, with a geotransform.
-        seed: of what is drawn where there are too many.
-        context: hears of progress.
+        seed: of the random selection where there are too many.
+        context: receives the progress.
 
     Raises:
-        ClippanError: it cannot be read, has no such field or layer, lies elsewhere, is not in the CRS that it names, or
-            tells of fewer than two classes.
+        ClippanError: the file cannot be read, has no such field or layer or fewer than two classes, or does not overlap
+            the grid.
     """
     rng = np.random.default_rng(seed)
-    layer_read = LabelledLayer(path, layer, field)
-    features, words = [], []
-    beyond: list[str] = []  # classes of what lies outside the rasters
-    lost: list[str] = []  # and of what cannot be brought to their CRS
-    for word, geometry in layer_read.features(grid, context):
+    labelled = LabelledLayer(path, layer, field)
+    features, feature_names = [], []
+    outside_names: list[str] = []  # classes of features outside the rasters
+    untransformed: list[str] = []  # classes of features that cannot be transformed to their CRS
+    for name, geometry in labelled.features(grid, context):
         if geometry is None:
-            lost.append(word)
+            untransformed.append(name)
             continue
         flat, is_point = _pixel_numbers(geometry, grid, path, rng, context)
         if len(flat):
             features.append((flat, is_point))
-            words.append(word)
+            feature_names.append(name)
         else:
-            beyond.append(word)
-    own, there = crs_name(layer_read.crs), crs_name(spatial_reference(grid.crs) if grid.crs else None)
+            outside_names.append(name)
+    samples_crs, grid_crs = crs_name(labelled.crs), crs_name(spatial_reference(grid.crs) if grid.crs else None)
     if not features:
-        raise ClippanError(_no_samples_reason(path, field, len(beyond), len(lost), own, there))
-    names = _sorted_classes(set(words))
-    outside = _sorted_classes({*beyond, *lost} - set(words))
-    if len(names) < 2:
-        besides = f"; all samples of {join_names(outside)} lie outside" if outside else ""
         raise ClippanError(
-            "The samples {path} hold one class only on the rasters ({name}{besides}); label places of another as well.",
-            path=path,
-            name=names[0],
-            besides=besides,
+            _no_samples_reason(path, field, len(outside_names), len(untransformed), samples_crs, grid_crs)
+        )
+    names = _sorted_classes(set(feature_names))
+    outside = _sorted_classes({*outside_names, *untransformed} - set(feature_names))
+    if len(names) < 2:
+        if outside:
+            raise ClippanError(
+                "The samples {path} have only the class {name} on the rasters (all samples of {outside} lie outside); "
+                "add samples of another class.",
+                path=path,
+                name=names[0],
+                outside=join_names(outside),
+            )
+        raise ClippanError(
+            "The samples {path} have only the class {name}; add samples of another class.", path=path, name=names[0]
         )
     if len(names) > MAX_CLASSES:
         raise ClippanError(
-            "The field {field} has {count} different values, too many for a map of {MOST}; choose the field that "
-            "holds the class.",
+            "The field {field} has {count} different values, but a map can have at most {most} classes; choose the "
+            "field that holds the class.",
             field=field,
             count=len(names),
-            MOST=MAX_CLASSES,
+            most=MAX_CLASSES,
         )
-    hints = [*layer_read.hints, *_similar_name_hints(names), *layer_read.assumed_crs_hints(grid)]
-    if beyond or lost:
-        hints.append(f"{len(beyond) + len(lost)} of the samples lie outside the rasters, and were left aside.")
+    hints = [*labelled.hints, *_similar_name_hints(names), *labelled.assumed_crs_hints(grid)]
+    if outside_names or untransformed:
+        count = len(outside_names) + len(untransformed)
+        hints.append(Message("Samples outside the rasters were ignored ({count}).", count=count))
     if outside:
         hints.append(
             Message(
-                "All samples of {outside} lie outside the rasters, so nothing is made of these classes.",
-                outside=join_names(outside),
+                "All samples of {classes} lie outside the rasters; the map will not have these classes.",
+                classes=join_names(outside),
             )
         )
-    of = {name: value for value, name in enumerate(names)}
+    label_of = {name: value for value, name in enumerate(names)}
     sizes = [len(flat) for flat, _ in features]
     everything = np.concatenate([flat for flat, _ in features])
-    labels = np.repeat([of[word] for word in words], sizes)
+    labels = np.repeat([label_of[name] for name in feature_names], sizes)
     owners = np.repeat(np.arange(len(features)), sizes)
     points = np.repeat([is_point for _, is_point in features], sizes)
     kept, conflicts = _unambiguous(everything, labels)
     if conflicts:
-        hints.append(f"{conflicts} pixels are labelled with two classes, and were left aside.")
+        hints.append(Message("Pixels labelled with several classes were ignored ({count}).", count=conflicts))
     gone = sorted(set(range(len(names))) - set(labels[kept].tolist()))
     if gone:
         raise ClippanError(
-            "All samples of {name} are labelled with another class too; correct them in {path}.",
+            "All pixels of {name} are also labelled with another class; correct the samples {path}.",
             name=names[gone[0]],
             path=path,
         )
@@ -148,19 +155,18 @@ def read_samples(path: str, layer: str, field: str, grid: Grid, seed: int, conte
     if len(drawn) < len(labels):
         hints.append(
             Message(
-                "Of each class {PIXELS} labelled pixels at most were drawn, evenly from its places.",
-                PIXELS=MAX_PIXELS_PER_CLASS,
+                "At most {count} labelled pixels of each class were used, drawn evenly from its places.",
+                count=MAX_PIXELS_PER_CLASS,
             )
         )
     return Samples(tuple(names), rows[drawn], columns[drawn], labels[drawn], groups[drawn], split, tuple(hints))
 
 
 def samples_sha256(path: str, layer: str, field: str) -> str:
-    """A checksum of a file's layer by which copies of it are known: of its CRS, and of its places and their classes in
-    their order, which the split follows.
+    """The sha256 of a layer's CRS and of its geometries and classes in their order, which identifies copies of it.
 
     Raises:
-        ClippanError: it cannot be read, or has no such layer or field.
+        ClippanError: the file cannot be read, or has no such layer or field.
     """
     labelled = LabelledLayer(path, layer, field)
     found = hashlib.sha256(b"" if labelled.crs is None else short_crs(labelled.crs.ExportToWkt()).encode())
@@ -169,55 +175,55 @@ def samples_sha256(path: str, layer: str, field: str) -> str:
     return found.hexdigest()
 
 
-def _no_samples_reason(path: str, field: str, beyond: int, lost: int, own: str, there: str) -> str:
-    """Why there is no sample at all.
+def _no_samples_reason(path: str, field: str, outside: int, untransformed: int, samples_crs: str, grid_crs: str) -> str:
+    """Why there are no samples.
 
     Args:
-        path, field: which were read.
-        beyond: how many lie outside the rasters.
-        lost: how many could not be brought to the rasters' CRS.
-        own, there: names of the samples' CRS and the rasters'; empty where it is not known.
+        path, field: the file and its field.
+        outside: number of features outside the rasters.
+        untransformed: number of features that could not be transformed to the rasters' CRS.
+        samples_crs, grid_crs: names of the CRSs; empty if unknown.
     """
-    if lost and not beyond and own and there:
+    if untransformed and not outside and samples_crs and grid_crs:
         return Message(
-            "None of the samples {path} can be brought from their CRS ({own}) to that of the rasters ({there}); give "
-            "them the CRS that their coordinates are in.",
+            "No sample of {path} can be transformed from its CRS ({samples_crs}) to that of the rasters "
+            "({raster_crs}); assign the CRS of the coordinates to the samples.",
             path=path,
-            own=own,
-            there=there,
+            samples_crs=samples_crs,
+            raster_crs=grid_crs,
         )
-    if beyond and own and not there:
+    if outside and samples_crs and not grid_crs:
         return Message(
-            "None of the samples {path} lie on the rasters, which have no coordinates, while the samples are in "
-            "{own}; georeference the rasters first.",
+            "No sample of {path} lies on the rasters, which have no coordinates, while the samples are in {crs}; "
+            "georeference the rasters first.",
             path=path,
-            own=own,
+            crs=samples_crs,
         )
-    if beyond and there and not own:
+    if outside and grid_crs and not samples_crs:
         return Message(
-            "None of the samples {path} lie on the rasters, whose CRS ({there}) was assumed since theirs is not "
-            "known; give them the CRS that their coordinates are in.",
+            "No sample of {path} lies on the rasters, whose CRS ({crs}) was assumed because that of the samples is "
+            "unknown; assign the CRS of the coordinates to the samples.",
             path=path,
-            there=there,
+            crs=grid_crs,
         )
-    if beyond:
-        return Message("None of the samples {path} lie on the rasters; check that both show the same place.", path=path)
+    if outside:
+        return Message("No sample of {path} lies on the rasters; check that both show the same area.", path=path)
     return Message(
-        "None of the samples {path} has both a place and a class in the field {field}; choose the field that holds "
-        "the class.",
+        "No sample of {path} has both a geometry and a class in the field {field}; choose the field that holds the "
+        "class.",
         path=path,
         field=field,
     )
 
 
-def _sorted_classes(words: set[str]) -> list[str]:
-    if all(re.fullmatch(r"-?\d+", word) for word in words):
-        return sorted(words, key=lambda word: (int(word), word))  # 1 and 01 are two
-    return sorted(words)
+def _sorted_classes(names: set[str]) -> list[str]:
+    if all(re.fullmatch(r"-?\d+", name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))  # 1 and 01 are different
+    return sorted(names)
 
 
 def _similar_name_hints(names: Sequence[str]) -> list[str]:
-    """A sentence about classes that may be meant to be one."""
+    """A hint about classes whose names differ only in case."""
     folded = [name.casefold() for name in names]
     same = [name for name, word in zip(names, folded) if folded.count(word) > 1]
     if not same:
@@ -225,8 +231,9 @@ def _similar_name_hints(names: Sequence[str]) -> list[str]:
     alike = join_names(sorted(same, key=lambda name: (name.casefold(), name)))
     return [
         Message(
-            "Classes that differ in case only were kept apart ({alike}); give those that are one the same name.",
-            alike=alike,
+            "Classes whose names differ only in case are different classes ({names}); give them the same name if they "
+            "are one.",
+            names=alike,
         )
     ]
 
@@ -234,7 +241,7 @@ def _similar_name_hints(names: Sequence[str]) -> list[str]:
 def _pixel_numbers(
     geometry: ogr.Geometry, grid: Grid, path: str, rng: np.random.Generator, context: Context
 ) -> tuple[np.ndarray, bool]:
-    """Pixels of a geometry as row × width + column, and whether it is made of points."""
+    """Pixels of a geometry as row × width + column, and whether it consists of points."""
     if ogr.GT_Flatten(geometry.GetGeometryType()) in (ogr.wkbPoint, ogr.wkbMultiPoint):
         rows, columns = covered_pixels(geometry, grid, path)
         return rows * grid.width + columns, True
@@ -255,7 +262,7 @@ def _pixel_numbers(
 
 
 def _pixel_of_small_polygon(geometry: ogr.Geometry, grid: Grid, path: str) -> tuple[np.ndarray, np.ndarray]:
-    """The pixel that a polygon without any pixel's centre lies in, if it reaches into the grid."""
+    """The pixel of a polygon that contains no pixel centre, if it overlaps the grid."""
     size = ((0, 0), (grid.width, 0), (grid.width, grid.height), (0, grid.height), (0, 0))
     corners = [gdal.ApplyGeoTransform(grid.geotransform, *corner) for corner in size]
     ring = ", ".join(f"{x!r} {y!r}" for x, y in corners)
@@ -263,19 +270,16 @@ def _pixel_of_small_polygon(geometry: ogr.Geometry, grid: Grid, path: str) -> tu
     try:
         geometry = geometry.MakeValid()
         inside = geometry.Intersection(ogr.CreateGeometryFromWkt(f"POLYGON (({ring}))"))
-    except RuntimeError:  # its coordinates are no numbers
+    except RuntimeError:  # its coordinates are not finite
         return nothing
-    # What has an area does not reach into the grid if it only touches its edge.
+    # A polygon that only touches the grid's edge lies outside.
     outside = inside.IsEmpty() or inside.GetDimension() < geometry.GetDimension()
     return nothing if outside else covered_pixels(inside.PointOnSurface(), grid, path)
 
 
 def _touched_tiles(geometry: ogr.Geometry, grid: Grid) -> Iterator[Window]:
-    """Those of the grid that a geometry's envelope touches."""
-    west, east, south, north = geometry.GetEnvelope()
-    inverse = gdal.InvGeoTransform(grid.geotransform)
-    places = [gdal.ApplyGeoTransform(inverse, x, y) for x in (west, east) for y in (south, north)]
-    columns, rows = zip(*places)
+    """The tiles of the grid that a geometry's envelope overlaps."""
+    columns, rows = envelope_corners(geometry, grid).T.tolist()
     for window in tiles(grid.width, grid.height, _TILE):
         across = max(columns) > window.x and min(columns) < window.x + window.width
         if across and max(rows) > window.y and min(rows) < window.y + window.height:
@@ -283,10 +287,10 @@ def _touched_tiles(geometry: ogr.Geometry, grid: Grid) -> Iterator[Window]:
 
 
 def _unambiguous(flat: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Which to keep so that each pixel has one label, and how many pixels had several."""
+    """Indices of one sample for each pixel with a single label, and the number of pixels with several."""
     pairs = np.unique(np.stack([flat, labels]), axis=1)
-    places, counts = np.unique(pairs[0], return_counts=True)
-    disputed = places[counts > 1]
+    numbers, counts = np.unique(pairs[0], return_counts=True)
+    disputed = numbers[counts > 1]
     first = np.unique(flat, return_index=True)[1]
     return np.sort(first[~np.isin(flat[first], disputed)]), len(disputed)
 
@@ -294,8 +298,10 @@ def _unambiguous(flat: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]
 def _groups(
     rows: np.ndarray, columns: np.ndarray, labels: np.ndarray, owners: np.ndarray, points: np.ndarray
 ) -> tuple[np.ndarray, str]:
-    """What lies together: a polygon, unless it is the only one of its class; all else by blocks, which are made smaller
-    until each class has two, unless it has not even two of the smallest."""
+    """Spatial groups: polygons, except a class's only one, and blocks of all other samples.
+
+    The largest block size is used with which as many classes have at least two groups as with the smallest.
+    """
     alone = points.copy()
     for label in np.unique(labels):
         mine = labels == label
@@ -305,7 +311,7 @@ def _groups(
         return np.unique(owners, return_inverse=True)[1], "polygon"
 
     def blocked(edge: int) -> tuple[np.ndarray, set[int]]:
-        """The groups, and the classes that have two or more."""
+        """The groups, and the classes with at least two."""
         blocks = rows // edge * (int(columns.max()) // edge + 1) + columns // edge
         groups = np.unique(np.where(alone, blocks + owners.max() + 1, owners), return_inverse=True)[1]
         split = {int(label) for label in np.unique(labels) if len(np.unique(groups[labels == label])) > 1}
@@ -321,7 +327,7 @@ def _groups(
 
 
 def _draw(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """At most ``PIXELS`` of each class, one of each of its groups in turn."""
+    """Indices of at most ``MAX_PIXELS_PER_CLASS`` samples of each class, drawn from its groups in turn."""
     drawn = []
     for label in np.unique(labels):
         mine = rng.permutation(np.flatnonzero(labels == label))

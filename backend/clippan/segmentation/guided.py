@@ -1,8 +1,8 @@
-"""Edges of a map that follow those of the picture: the guided filter.
+"""The guided filter, which moves the edges of a map to those of the picture.
 
-He, Sun and Tang 2013, "Guided image filtering", with a picture in colour as the guide: within a window, the values of a
-class are taken as a linear function of red, green and blue. Fitted to means of cells of several pixels, it is the fast
-guided filter (He and Sun 2015), whose result is still as sharp as the picture.
+He, Sun and Tang 2013, "Guided image filtering", with a colour picture as the guide: within a window, the values of a
+class are a linear function of red, green and blue. Fitted to means of cells of several pixels, it is the fast guided
+filter (He and Sun 2015), whose result is as sharp as the picture.
 """
 
 from __future__ import annotations
@@ -11,32 +11,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_CLASSES_AT_A_TIME = 8  # classes that are filtered at a time, so that memory does not grow with their number
-_MIDDLE = 0.5  # of the picture's range; around it, variances lose the fewest digits of float32
+_CLASSES_AT_A_TIME = 8  # so that memory does not grow with the number of classes
+_MIDDLE = 0.5  # of the picture's range; subtracted for the precision of variances in float32
 
 
 def filter_margin(radius: int, cell: int = 1) -> int:
-    """How far, in pixels, a pixel's result looks around it; a multiple of ``cell``."""
+    """The distance in pixels within which a pixel's result depends on others; a multiple of ``cell``."""
     reach = radius // cell
     return (2 * reach + (cell > 1)) * cell
 
 
 def guided_filter(values: Tensor, picture: Tensor, valid: Tensor, radius: int, eps: float, cell: int = 1) -> Tensor:
-    """Filters the values of classes so that their edges are where the picture has its own.
+    """Filters the values of classes so that their edges follow those of the picture.
 
-    The filter is linear and keeps constants: probabilities that sum to 1 still do, but may leave the range from 0 to 1
-    by a little beside an edge. The border of a tile counts as the end of the picture; further inside than ``margin``,
-    results are the same bytes in whichever tile a pixel lies, as long as tiles begin at multiples of ``cell`` and this
-    is a power of two.
+    The filter is linear and preserves constants: probabilities that sum to 1 still do, but may lie slightly outside 0 to
+    1 at an edge. The border of a tile counts as the border of the picture; farther inside than ``filter_margin``, results
+    do not depend on the tile if tiles begin at multiples of ``cell`` and this is a power of two.
 
     Args:
         values: of the classes, float32 (K, h, w).
         picture: red, green and blue from 0 to 1, float32 (3, h, w).
-        valid: which pixels take part, bool (h, w).
-        radius: of the windows, in pixels: they are 2 radius + 1 wide. At least ``cell``.
-        eps: variance of the picture, in its squared units, below which an edge is smoothed away; above 0.
-        cell: edge, in pixels, of the cells that the filter is fitted to; 1 is the filter of 2013. A larger one costs
-            less, and takes the radius down to a multiple of it.
+        valid: which pixels are used, bool (h, w).
+        radius: of the windows, which are 2 radius + 1 pixels wide; at least ``cell``.
+        eps: variance of the picture below which edges are smoothed; above 0.
+        cell: edge in pixels of the cells that the filter is fitted to; 1 is the filter of 2013. Larger cells are
+            faster, and the radius is rounded down to a multiple.
 
     Returns:
         The filtered values (K, h, w), 0 where invalid.
@@ -45,7 +44,7 @@ def guided_filter(values: Tensor, picture: Tensor, valid: Tensor, radius: int, e
     reach = radius // cell
     weight = valid.to(values.dtype)[None]
     guide = torch.where(valid, picture - _MIDDLE, torch.zeros_like(picture))
-    share, small = _cells(weight, cell), _cells(guide, cell)  # of a cell: how much is valid, and the sum over that
+    share, small = _cells(weight, cell), _cells(guide, cell)  # share of valid pixels in a cell, and sum over them
     small = small / share.clamp(min=1e-6)
     count = _box(share, reach).clamp(min=1e-6)
 
@@ -67,7 +66,7 @@ def guided_filter(values: Tensor, picture: Tensor, valid: Tensor, radius: int, e
 
 
 def _cells(planes: Tensor, cell: int) -> Tensor:
-    """Means over cells (c, h, w) → (c, ⌈h / cell⌉, ⌈w / cell⌉); beyond the border there are zeros."""
+    """Means over cells (c, h, w) → (c, ⌈h / cell⌉, ⌈w / cell⌉), with zeros beyond the border."""
     if cell == 1:
         return planes
     height, width = planes.shape[1:]
@@ -76,7 +75,7 @@ def _cells(planes: Tensor, cell: int) -> Tensor:
 
 
 def _upsampled(planes: Tensor, cell: int, height: int, width: int) -> Tensor:
-    """Interpolates what belongs to cells to their pixels, bilinearly."""
+    """Bilinear interpolation from cells to pixels."""
     if cell == 1:
         return planes
     grown = functional.interpolate(planes[None], scale_factor=cell, mode="bilinear", align_corners=False)[0]
@@ -84,9 +83,9 @@ def _upsampled(planes: Tensor, cell: int, height: int, width: int) -> Tensor:
 
 
 def _box(planes: Tensor, radius: int) -> Tensor:
-    """Sums over windows that are 2 radius + 1 wide, zeros beyond the border.
+    """Sums over windows of 2 radius + 1, with zeros beyond the border.
 
-    By doubling: sums of 1, 2, 4, … neighbours. Unlike running totals, these add up the same numbers in the same order
+    Sums of 1, 2, 4, … neighbours are doubled. Unlike running totals, they add the same numbers in the same order
     wherever the window lies in a tile.
     """
     for dim in (-1, -2):
@@ -119,9 +118,9 @@ def _products(planes: Tensor) -> Tensor:
 
 
 def _inverse(covariance: Tensor, eps: float) -> list[list[Tensor]]:
-    """(Σ + eps I)⁻¹ of symmetric 3 × 3 matrices, given as ``_products`` does, by their cofactors."""
+    """(Σ + eps I)⁻¹ of symmetric 3 × 3 matrices, in the order of ``_products``, from their cofactors."""
     rr, rg, rb, gg, gb, bb = covariance.unbind()
-    rr, gg, bb = (variance.clamp(min=0) + eps for variance in (rr, gg, bb))  # rounding may leave less than nothing
+    rr, gg, bb = (variance.clamp(min=0) + eps for variance in (rr, gg, bb))  # rounding may make it negative
     one, two, three = gg * bb - gb * gb, gb * rb - rg * bb, rg * gb - gg * rb
     four, five, six = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
     scale = 1 / (rr * one + rg * two + rb * three)

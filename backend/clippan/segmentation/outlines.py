@@ -1,7 +1,7 @@
-"""Outlines of regions: the lines between them, each once, so that neighbours share them whatever is done to them.
+"""Boundary lines between regions, each stored once, so that neighbours always share them.
 
-A line runs along the edges of pixels, from one junction (a corner of pixels where three or more regions meet, or two
-that touch by their corners, or a corner of the map) to the next. Regions are then rings of such lines.
+A line follows pixel edges between two junctions: pixel corners where at least three regions meet or two touch
+diagonally, and corners of the map. The outline of a region consists of rings of lines.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from clippan.core.context import Context
 from clippan.segmentation.regions import fast_items
 
 _OUTSIDE = -1  # the region beyond the map
-_EAST, _NORTH, _WEST, _SOUTH = range(4)  # where a line heads; a turn to the left adds 1
-_CANCEL_EVERY = 200_000  # corners between two looks whether the user has cancelled
+_EAST, _NORTH, _WEST, _SOUTH = range(4)  # headings; a left turn adds 1
+_CANCEL_EVERY = 200_000  # corners between checks for cancellation
 
 
 @dataclass(frozen=True)
 class BoundaryLines:
-    """Lines between regions, one after the other. ``x`` and ``y`` (corners,), int32, are where they turn, in pixels.
+    """Lines between regions, concatenated.
 
     Attributes:
-        x, y: columns and rows, counted at the corners of pixels, from the map's top left.
-        first: index of each line's first corner, and last the number of all (lines + 1,).
-        left, right: regions beside each line (lines,), for who goes along it; -1 is beyond the map.
-        node: number of its first and last junction (2, lines); those of closed lines without a junction are equal.
-        heading: of its first and its last piece (2, lines): 0 east, 1 north, 2 west, 3 south.
+        x, y: columns and rows of the corners at which lines turn, int32 (corners,), from the map's top left.
+        first: index of each line's first corner, and last the number of corners (lines + 1,).
+        left, right: the regions to the left and right along each line (lines,); -1 is outside the map.
+        node: numbers of its first and last node (2, lines); equal for closed lines without a junction.
+        heading: of its first and last segment (2, lines): 0 east, 1 north, 2 west, 3 south.
     """
 
     x: np.ndarray
@@ -45,7 +45,7 @@ class BoundaryLines:
 
 
 class BoundaryTracer:
-    """Finds the lines of a map that is handed over strip by strip. Memory holds about 40 bytes a corner of the lines.
+    """Traces the lines of a map strip by strip. Memory holds about 40 bytes per corner of the lines.
 
     Args:
         width, height: of the map.
@@ -57,10 +57,12 @@ class BoundaryTracer:
         self._count = 0
         self._row = 0
         self._nodes: list[np.ndarray] = []  # (3, n): columns, rows, whether a junction
-        self._across: list[np.ndarray] = []  # (2, n): nodes at the ends of horizontal pieces, left and right
-        self._down: list[np.ndarray] = []  # (2, n): those of vertical pieces, top and bottom
+        self._across: list[np.ndarray] = []  # (2, n): nodes at the left and right ends of horizontal segments
+        self._down: list[np.ndarray] = []  # (2, n): nodes at the top and bottom ends of vertical segments
         self._corners: list[np.ndarray] = []  # (5, n): node and the regions around it
-        self._open = np.full(width + 1, -1, np.int32)  # top of the vertical piece that goes on in the next strip
+        self._open = np.full(
+            width + 1, -1, np.int32
+        )  # top node of the vertical segment that continues in the next strip
 
     def add(self, regions: np.ndarray) -> None:
         """Adds the next rows: the region of each pixel, int32 (h, width)."""
@@ -82,7 +84,7 @@ class BoundaryTracer:
         number[rows, columns] = np.arange(self._count, self._count + len(rows))
         self._count += len(rows)
         self._nodes.append(np.stack([columns, rows + self._row, junction[rows, columns]]).astype(np.int32))
-        # Along a row, pieces begin and end by turns; along a column too, where some go on beyond the strip.
+        # Starts and ends of segments alternate along a row, and along a column, where some extend beyond the strip.
         self._across.append(np.stack([number[node & right], number[node & left]]))
         begins = np.concatenate([self._open[:, None], np.where(node & down, number, -1).T], axis=1)
         going = upright[-1]
@@ -91,14 +93,14 @@ class BoundaryTracer:
         self._down.append(np.stack([top, bottom])[:, bottom >= 0])
         self._open = np.full(self._width + 1, -1, np.int32)
         self._open[going] = top[bottom == -2]
-        # Lines start at junctions; closed ones at their first corner, from which they go right and down.
+        # Lines start at junctions; closed lines at their top left corner.
         rows, columns = np.nonzero(node & (junction | (right & down)))
         around = [padded[rows + dy, columns + dx] for dy in (0, 1) for dx in (0, 1)]
         self._corners.append(np.stack([number[rows, columns], *around]))
         self._row += len(regions)
 
     def lines(self, context: Context) -> BoundaryLines:
-        """All lines, once the last row was added. Their order and direction depend on the map alone."""
+        """All lines, after the last row was added. Their order and direction depend only on the map."""
         nodes, across, down = (np.concatenate(part, axis=1) for part in (self._nodes, self._across, self._down))
         corners = np.concatenate(self._corners, axis=1)
         self._nodes, self._across, self._down, self._corners = [], [], [], []
@@ -124,17 +126,17 @@ def _heading(x: np.ndarray, y: np.ndarray, start: np.ndarray, end: np.ndarray) -
 def _trace_lines(
     across: np.ndarray, down: np.ndarray, junction: np.ndarray, context: Context
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Follows pieces from node to node.
+    """Chains segments into lines.
 
     Args:
-        across, down: nodes at the ends of the horizontal and the vertical pieces (2, n).
+        across, down: nodes at the ends of the horizontal and the vertical segments (2, n).
         junction: which nodes are junctions.
         context: may be cancelled.
 
     Returns:
-        The nodes of all lines, and where each line begins.
+        The nodes of all lines, and the index of each line's first node.
     """
-    partner = []  # of a node that is no junction: the one beside it, the one above or below it
+    partner = []  # of a node other than a junction: its horizontal and its vertical neighbour
     for pieces in (across, down):
         table = np.full(len(junction), -1, np.int32)
         table[pieces[0]], table[pieces[1]] = pieces[1], pieces[0]
@@ -151,14 +153,14 @@ def _trace_lines(
     context.raise_if_cancelled()
     ways = ways[:, np.lexsort((ways[1], ways[0]))]
     context.raise_if_cancelled()
-    # From two junctions that one piece joins, it is followed once.
+    # A segment that joins two junctions is traced once.
     ways = ways[:, ~junction[ways[1]] | (ways[0] < ways[1])]
     following, ends_here = [fast_items(table) for table in partner], fast_items(junction)
     seen = bytearray(len(junction))
     order, first = array("i"), array("q", [0])
     checked = 0
 
-    def follow(start: int, node: int, axis: int) -> None:
+    def trace(start: int, node: int, axis: int) -> None:
         order.append(start)
         while True:
             order.append(node)
@@ -179,7 +181,7 @@ def _trace_lines(
 
     for start, node, axis in starts():
         if not seen[node]:
-            follow(start, node, axis)
+            trace(start, node, axis)
         if len(order) - checked > _CANCEL_EVERY:
             checked = len(order)
             context.raise_if_cancelled()
@@ -188,12 +190,12 @@ def _trace_lines(
 
 @dataclass(frozen=True)
 class Rings:
-    """Closed rings of lines, the region on their left with y up.
+    """Closed rings of lines, counter-clockwise around their region (y up).
 
     Attributes:
-        steps: twice the number of a line, plus 1 if it is followed backwards; ring after ring.
-        first: index of each ring's first step, and last the number of all (rings + 1,).
-        region: of each ring (rings,); rings are sorted by it, and the outer ring of a region comes before its holes.
+        steps: twice the number of a line, plus 1 if it is traversed backwards, ring after ring.
+        first: index of each ring's first step, and last the number of steps (rings + 1,).
+        region: of each ring (rings,), sorted; the outer ring of a region precedes its holes.
     """
 
     steps: np.ndarray
@@ -202,12 +204,12 @@ class Rings:
 
 
 def assemble_rings(lines: BoundaryLines, wanted: np.ndarray) -> Rings:
-    """Puts lines together.
+    """Assembles lines into rings.
 
-    Where a region touches itself by corners, rings turn to the right: so none touches itself, and each is simple.
+    Where a region touches itself diagonally, rings turn right, so that every ring is simple.
 
     Args:
-        lines: all of them.
+        lines: all lines.
         wanted: which regions, bool (regions,).
     """
     count = len(lines)
@@ -220,18 +222,18 @@ def assemble_rings(lines: BoundaryLines, wanted: np.ndarray) -> Rings:
     keep = (region >= 0) & wanted[region]
     step, region, leaves, arrives, out, into = (part[keep] for part in (step, region, leaves, arrives, out, into))
     leaving = np.lexsort((out, leaves, region))
-    arriving = np.lexsort(((into + 3) % 4, arrives, region))  # by where a turn to the right leads
+    arriving = np.lexsort(((into + 3) % 4, arrives, region))  # by the heading after a right turn
     following = np.empty(len(step), np.int64)
     following[arriving] = leaving
     order, first = _cycles(following)
     x, y = lines.x.astype(np.int64), lines.y.astype(np.int64)
     cross = np.append(x[:-1] * y[1:] - x[1:] * y[:-1], 0)
-    cross[lines.first[1:] - 1] = 0  # from one line to the next
+    cross[lines.first[1:] - 1] = 0  # between the end of a line and the start of the next
     area = np.add.reduceat(cross, lines.first[:-1]) if count else cross[:0]
     signed = np.where(step[order] % 2, 1, -1) * area[step[order] // 2]
     inside = np.add.reduceat(signed, first[:-1]) if len(order) else signed
     owner = region[order[first[:-1]]]
-    ranked = np.lexsort((inside < 0, owner))  # the outer ring has its region inside
+    ranked = np.lexsort((inside < 0, owner))  # the outer ring has a positive area
     lengths = np.diff(first)[ranked]
     new = np.concatenate([[0], np.cumsum(lengths)])
     source = np.repeat(first[:-1][ranked] - new[:-1], lengths) + np.arange(len(order))
@@ -239,7 +241,7 @@ def assemble_rings(lines: BoundaryLines, wanted: np.ndarray) -> Rings:
 
 
 def _cycles(following: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The cycles of a permutation, one after the other, and where each begins."""
+    """The cycles of a permutation, concatenated, and the index of each one's first item."""
     table = fast_items(following)
     seen = bytearray(len(following))
     order, first = array("q"), array("q", [0])

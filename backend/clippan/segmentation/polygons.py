@@ -34,7 +34,7 @@ _FIELDS = {
     "hectares": ogr.OFTReal,
 }
 _DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf", ".shp": "ESRI Shapefile"}
-_BATCH = 500  # polygons between two looks whether the user has cancelled
+_BATCH = 500  # polygons between checks for cancellation
 
 
 def write_polygons(
@@ -48,29 +48,29 @@ def write_polygons(
     context: Context,
     outputs: Optional[Outputs] = None,
 ) -> int:
-    """Writes the polygons of a finished map, whole or not at all; what is unclassified (value 0) is left out.
+    """Writes the polygons of a map, completely or not at all, without unclassified pixels (value 0).
 
-    Neighbours share their edges, simplified or not: there are neither gaps nor overlaps. Areas and confidences are of
-    a polygon's pixels, so that they add up to those of the map. Pictures without coordinates are placed as QGIS places
-    them, y up from their top. Memory holds a strip of the map, and its outlines (about 60 bytes a corner).
+    Neighbours share their edges, simplified or not: there are neither gaps nor overlaps. Areas and confidences are
+    those of a polygon's pixels, so that they add up to those of the map. Images without coordinates are placed as in
+    QGIS, with y upwards from their top. Memory holds a strip of the map and its outlines (about 60 bytes per corner).
 
     Args:
         map_path: raster of the classes, uint8.
-        confidence_path: raster of the confidence, 0 to 1, on its grid; None for none.
-        output: file to write, of a format by its ending; an older one is replaced. GeoJSON is in WGS 84 (RFC 7946)
-            where the raster has a CRS.
-        table: of the map's classes.
-        min_area: of a polygon, in pixels; smaller ones join their largest neighbour, see ``regions.find``.
+        confidence_path: raster of the confidence, 0 to 1, on the same grid, or None.
+        output: the file, whose extension determines its format; it is replaced if it exists. GeoJSON is in WGS 84
+            (RFC 7946) if the raster has a CRS.
+        table: the classes.
+        min_area: of a polygon, in pixels; smaller ones are merged into their largest neighbour.
         simplify: how far outlines may move, in pixels.
-        model: that made the map.
-        context: told the progress.
-        outputs: of the run, with which the file is put in place; None where it is alone.
+        model: id of the model that made the map.
+        context: receives the progress.
+        outputs: the other outputs of the run, if any.
 
     Returns:
-        How many polygons there are.
+        The number of polygons.
 
     Raises:
-        ClippanError: the map cannot be read, or the file not be written.
+        ClippanError: the map cannot be read, or the file cannot be written.
     """
     with regions.ClassMap(map_path, confidence_path) as source:
         found = regions.find_regions(source, min_area, context.subrange(0, 35))
@@ -78,7 +78,7 @@ def write_polygons(
         count = 0
         for _, classes in source.strips(context.subrange(35, 55)):
             patch, number = regions.label_patches(classes)
-            tracer.add(found.of[count : count + number][patch])
+            tracer.add(found.of_patch[count : count + number][patch])
             count += number
         grid, tags = source.grid, source.tags
     outlines = RegionOutlines.of(tracer.lines(context), found.classes > 0, simplify, grid, context.subrange(55, 75))
@@ -89,12 +89,12 @@ def write_polygons(
 
 @dataclass(frozen=True)
 class RegionOutlines:
-    """Outlines of regions, in the coordinates of the raster.
+    """Outlines of regions in the coordinates of the raster.
 
     Attributes:
         points: corners of all lines (n, 2).
-        first: index of each line's first corner, and last the number of all (lines + 1,).
-        rings: of which lines.
+        first: index of each line's first corner, and last the number of corners (lines + 1,).
+        rings: the rings that the lines form.
     """
 
     points: np.ndarray
@@ -105,7 +105,7 @@ class RegionOutlines:
     def of(
         cls, lines: BoundaryLines, wanted: np.ndarray, tolerance: float, grid: Grid, context: Context
     ) -> RegionOutlines:
-        """Puts together, and simplifies, those of the wanted regions."""
+        """Simplifies the lines and assembles the rings of the wanted regions."""
         remaining = kept_corners(lines, tolerance, context)
         together = assemble_rings(lines, wanted)
         context.raise_if_cancelled()
@@ -116,7 +116,7 @@ class RegionOutlines:
         return cls(points, first, together)
 
     def polygons(self) -> Iterator[tuple[int, bytes]]:
-        """Each region, and its polygon as WKB."""
+        """Each region with its polygon as WKB."""
         arrays = self.rings.steps, self.rings.first, self.rings.region, self.first
         steps, ends, owners, first = (cast("list[int]", array.tolist()) for array in arrays)
         ring = 0
@@ -138,17 +138,15 @@ class RegionOutlines:
 
 
 class _Writer:
-    """Writes polygons."""
-
     def __init__(self, crs: str, table: PromptTable, model: str, tags: dict[str, str]) -> None:
         self._crs, self._model, self._tags = crs, model, tags
         self._texts = [(prompt.name, ", ".join(prompt.words)) for prompt in table.classes]
 
     def write(self, path: Path, found: regions.Regions, outlines: RegionOutlines, context: Context) -> int:
-        """Writes the file, of a format by its ending; how many polygons there are.
+        """Writes the file; returns the number of polygons.
 
         Raises:
-            OSError, RuntimeError: it cannot be written.
+            OSError, RuntimeError: the file cannot be written.
         """
         self._ending = path.suffix
         dataset = gdal.GetDriverByName(_DRIVERS[self._ending]).Create(str(path), 0, 0, 0, gdal.GDT_Unknown)
@@ -182,16 +180,16 @@ class _Writer:
             return count
         finally:
             feature = layer = None
-            close_after_failure(dataset)  # so that whatever happened the folder can be removed
+            close_after_failure(dataset)  # so that the folder can be removed in any case
 
     def _check(self, path: Path) -> None:
-        """Whether a GeoJSON file has its end: GDAL does not tell if the disk was full."""
+        """Raises RuntimeError if a GeoJSON file is incomplete; GDAL does not report a full disk."""
         if self._ending != ".geojson":
             return
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - 16, 0))
             if not file.read().endswith(b"]\n}\n"):
-                raise RuntimeError("the file was cut short")
+                raise RuntimeError("the file is incomplete")
 
     def _layer(self, dataset: gdal.Dataset, folder: str) -> ogr.Layer:
         options = {
@@ -216,7 +214,7 @@ class _Writer:
         if self._ending == ".shp":
             texts = [text.encode()[:SHAPEFILE_BYTES].decode(errors="ignore") for text in texts]
         name, prompt, model = texts
-        confidence, metres = float(found.confidence[region]), float(found.metres[region])
+        confidence, metres = float(found.confidence[region]), float(found.square_metres[region])
         return (
             value,
             name,

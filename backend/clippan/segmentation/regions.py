@@ -1,7 +1,7 @@
-"""Regions of a map of classes: what hangs together by edges, and which small ones join their neighbours.
+"""Connected regions of a map of classes, with small ones merged into their neighbours.
 
-The map is read by strips, twice: once to know the regions, and once more to draw them. Memory holds a strip and what is
-known of each region, never the map.
+Regions are 4-connected. The map is read twice in strips: once to find the regions, once to trace them. Memory holds a
+strip and the attributes of the regions, never the map.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ class Regions:
     """The regions of a map, in the order of their first pixels.
 
     Attributes:
-        of: the region of each patch; patches are what ``patches`` finds in the strips, numbered through.
-        classes: the value of each region, uint8 (regions,); 0 is no class, though each part of it is a region too.
-        pixels: int64 (regions,).
-        metres: ground area in m² (regions,); NaN where the raster has no coordinates.
+        of_patch: the region of each patch of the strips (see ``label_patches``), which are numbered consecutively.
+        classes: the value of each region, uint8 (regions,); 0 is unclassified.
+        pixels: their number in each region, int64 (regions,).
+        square_metres: ground area of each region (regions,); NaN if unknown.
         confidence: mean of each region (regions,), 0 to 1; NaN without a raster of it.
     """
 
-    of: np.ndarray
+    of_patch: np.ndarray
     classes: np.ndarray
     pixels: np.ndarray
-    metres: np.ndarray
+    square_metres: np.ndarray
     confidence: np.ndarray
 
 
 class ClassMap:
-    """A map of classes, and maybe its confidence, read by strips. A context manager.
+    """A map of classes, optionally with its confidence, read in strips. A context manager.
 
     Args:
-        path: raster of the classes, whose first band counts.
-        confidence: raster of the confidence on the same grid; None for none.
-        strip: pixels of a strip; it never changes what is found.
+        path: raster with the classes in its first band.
+        confidence: raster of the confidence on the same grid, or None.
+        strip: pixels per strip; it does not affect results.
 
     Raises:
         ClippanError: a raster cannot be read, or their sizes differ.
@@ -62,7 +62,7 @@ class ClassMap:
         self._dataset = open_dataset(path, "map")
         self._confidence = open_dataset(confidence, "confidence") if confidence else None
         grid = Grid.of(self._dataset)
-        # Of a sparse map only what was written holds classes.
+        # Only the written part of a sparse map has classes.
         part = self._part = Coverage([self._dataset.GetRasterBand(1)], nodata=True).bounds
         if (part.width, part.height) != (grid.width, grid.height):
             placed = grid if grid.geotransform else Grid(grid.width, grid.height, PIXEL_GEOTRANSFORM, "")
@@ -73,7 +73,8 @@ class ClassMap:
         size = (self._dataset.RasterXSize, self._dataset.RasterYSize)
         if self._confidence and (self._confidence.RasterXSize, self._confidence.RasterYSize) != size:
             raise ClippanError(
-                "The confidence {confidence} is not on the grid of the map {path}; choose its own.",
+                "The confidence {confidence} is not on the grid of the map {path}; choose the one that belongs to the "
+                "map.",
                 confidence=confidence,
                 path=path,
             )
@@ -85,13 +86,13 @@ class ClassMap:
         self._dataset = self._confidence = None
 
     def strips(self, context: Context) -> Iterator[tuple[int, np.ndarray]]:
-        """First row and classes (rows, width), uint8, from top to bottom."""
+        """The first row and the classes uint8 (rows, width) of each strip, from top to bottom."""
         for y in range(0, self.grid.height, self.rows):
             context.progress(100 * y / self.grid.height, "Drawing polygons")
             yield y, self._read(self._dataset, y).astype(np.uint8, copy=False)
 
     def confidence(self, y: int) -> Optional[np.ndarray]:
-        """The confidence (rows, width) of the strip that begins with row y."""
+        """The confidence (rows, width) of the strip that starts at row y."""
         return None if self._confidence is None else self._read(self._confidence, y)
 
     def _read(self, dataset: gdal.Dataset, y: int) -> np.ndarray:
@@ -102,33 +103,33 @@ class ClassMap:
         except RuntimeError as error:
             name = dataset.GetDescription()
             raise ClippanError(
-                "The map {name} could not be read again ({reason}); check its disk.", name=name, reason=one_line(error)
+                "The map {name} could not be read again ({reason}); check the disk.", name=name, reason=one_line(error)
             ) from error
 
 
 def label_patches(classes: np.ndarray) -> tuple[np.ndarray, int]:
-    """What hangs together by edges within a strip.
+    """4-connected patches of a strip.
 
     Args:
         classes: uint8 (h, w).
 
     Returns:
-        The patch of each pixel, int32 (h, w), from 0 in the order of their first pixels, and how many there are.
+        The patch of each pixel, int32 (h, w), from 0 in the order of first pixels, and their number.
     """
     begins = np.ones(classes.shape, bool)  # runs of one class in a row
     np.not_equal(classes[:, 1:], classes[:, :-1], out=begins[:, 1:])
     run = (np.cumsum(begins, dtype=np.int32) - 1).reshape(classes.shape)
-    # Runs that touch begin to do so where one of them begins.
+    # Two runs first touch where one of them begins.
     touch = (classes[1:] == classes[:-1]) & (begins[1:] | begins[:-1])
     patch, count = connected_groups(run[:-1][touch], run[1:][touch], int(run[-1, -1]) + 1)
     return patch[run], count
 
 
 def connected_groups(one: np.ndarray, other: np.ndarray, count: int) -> tuple[np.ndarray, int]:
-    """The group of each of ``count`` items, where ``one[i]`` and ``other[i]`` belong together.
+    """Connected components of ``count`` items with edges between ``one[i]`` and ``other[i]``.
 
     Returns:
-        The groups, int32 (count,), from 0 in the order of their first items, and how many there are.
+        The group of each item, int32 (count,), from 0 in the order of first items, and their number.
     """
     graph = coo_matrix((np.ones(len(one), bool), (one, other)), (count, count))
     number, group = connected_components(graph, directed=False)
@@ -136,34 +137,29 @@ def connected_groups(one: np.ndarray, other: np.ndarray, count: int) -> tuple[np
 
 
 def fast_items(values: np.ndarray) -> MutableSequence[int]:
-    """The same memory, of which single numbers are read and written much faster than of an array."""
+    """A view of an array whose single items are read and written much faster."""
     return cast("MutableSequence[int]", memoryview(values))  # type: ignore[arg-type] # Buffer is of Python 3.12
 
 
 def find_regions(source: ClassMap, min_area: int, context: Context) -> Regions:
-    """The regions of a map, of which none has fewer pixels than ``min_area``.
+    """The regions of a map after merging those with fewer than ``min_area`` pixels.
 
-    The smallest goes first, and joins the largest of its neighbours that have a class; regions that touch thereby
-    become one. What has no class (value 0) never changes, as nobody knows whether it is nodata; a small region that
-    lies alone in it, with no classified neighbour, joins it, and is left out.
-
-    Args:
-        source: the map.
-        min_area: in pixels.
-        context: told the progress.
+    The smallest region is merged first, into its largest classified neighbour; regions of one class that then touch
+    become one. Unclassified pixels (value 0) never get a class, since they may be nodata; a small region without a
+    classified neighbour becomes unclassified.
     """
     ground = PixelAreas(source.grid)
     count = 0
     classes, pixels, metres, sums = [], [], [], []
-    links: list[np.ndarray] = []  # (2, n): patches of two strips that belong together
-    borders: list[np.ndarray] = []  # (2, n): patches that lie side by side
-    above: Optional[tuple[np.ndarray, np.ndarray]] = None  # last row of the strip before: its classes and patches
+    links: list[np.ndarray] = []  # (2, n): patches of consecutive strips in one region
+    borders: list[np.ndarray] = []  # (2, n): adjacent patches
+    above: Optional[tuple[np.ndarray, np.ndarray]] = None  # classes and patches of the last row of the previous strip
     for y, values in source.strips(context.subrange(0, 90)):
         patch, number = label_patches(values)
         flat = patch.ravel()
-        own = np.zeros(number, np.uint8)
-        own[flat] = values.ravel()
-        classes.append(own)
+        patch_classes = np.zeros(number, np.uint8)
+        patch_classes[flat] = values.ravel()
+        classes.append(patch_classes)
         pixels.append(np.bincount(flat, minlength=number))
         area = ground.window(0, y, values.shape[1], len(values))
         weights = np.broadcast_to(area, values.shape).ravel() if area.size > 1 else None
@@ -182,9 +178,8 @@ def find_regions(source: ClassMap, min_area: int, context: Context) -> Regions:
         above = values[-1].copy(), patch[-1].copy()
     one, other = _concatenated(links)
     of, regions = connected_groups(one, other, count)
-    first = np.concatenate(classes)
     values = np.zeros(regions, np.uint8)
-    values[of] = first
+    values[of] = np.concatenate(classes)
     size = np.bincount(of, np.concatenate(pixels), regions).astype(np.int64)
     if min_area > 1:
         values, into = _merge_small(values, size, of[_concatenated(borders)], min_area, context.subrange(90, 100))
@@ -195,9 +190,9 @@ def find_regions(source: ClassMap, min_area: int, context: Context) -> Regions:
 
 
 def _adjacent_pairs(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Different patches that meet, each two once, the smaller first: (2, n)."""
-    apart = one != other
-    one, other = one[apart], other[apart]
+    """Pairs of different adjacent patches, each once with the smaller number first, (2, n)."""
+    different = one != other
+    one, other = one[different], other[different]
     low, high = np.minimum(one, other).astype(np.int64), np.maximum(one, other).astype(np.int64)
     keys = np.unique(low << 32 | high)
     return np.stack([keys >> 32, keys & 0xFFFFFFFF])
@@ -210,16 +205,16 @@ def _concatenated(pairs: list[np.ndarray]) -> np.ndarray:
 def _merge_small(
     values: np.ndarray, pixels: np.ndarray, borders: np.ndarray, min_area: int, context: Context
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Joins small regions to neighbours.
+    """Merges small regions into neighbours.
 
     Args:
         values, pixels: classes and sizes of the regions.
-        borders: regions that lie side by side (2, n), maybe several times and maybe a region with itself.
-        min_area: pixels that a region needs.
-        context: told the progress.
+        borders: pairs of adjacent regions (2, n), possibly repeated or of a region with itself.
+        min_area: smallest size of a region, in pixels.
+        context: receives the progress.
 
     Returns:
-        The classes of what they become, 0 for what is left out, and which of these each region becomes.
+        The classes of the merged regions, 0 for unclassified ones, and the merged region of each region.
     """
     ends = np.concatenate([borders, borders[::-1]], axis=1)
     ends = ends[:, np.argsort(ends[0], kind="stable")]
@@ -228,11 +223,11 @@ def _merge_small(
     group = np.arange(len(values))
     changed = values.copy()
     classes, size, root, first, beside = map(fast_items, (changed, pixels.copy(), group, starts, ends[1]))
-    members: dict[int, list[int]] = {region: [region] for region in small}  # of groups that are small
+    members: dict[int, list[int]] = {region: [region] for region in small}  # regions of each small group
     waiting = [(size[region], region) for region in small]
     heapq.heapify(waiting)
 
-    def top(region: int) -> int:
+    def find_root(region: int) -> int:
         while root[region] != region:
             root[region] = root[root[region]]
             region = root[region]
@@ -253,17 +248,19 @@ def _merge_small(
         before, region = heapq.heappop(waiting)
         done += 1
         if done % 1000 == 0:
-            context.progress(100 * done / (done + len(waiting)), "Joining small areas")
+            context.progress(100 * done / (done + len(waiting)), "Merging small areas")
         if root[region] != region or size[region] != before or not classes[region]:
-            continue  # it has grown or gone since
-        around = {top(other) for part in members[region] for other in beside[first[part] : first[part + 1]]} - {region}
+            continue  # it has been merged or has grown
+        around = {find_root(other) for part in members[region] for other in beside[first[part] : first[part + 1]]} - {
+            region
+        }
         classified = [neighbour for neighbour in around if classes[neighbour]]
-        goal = min(classified, key=lambda item: (-size[item], item)) if classified else None
-        value = classes[goal] if goal is not None else 0
+        target = min(classified, key=lambda item: (-size[item], item)) if classified else None
+        value = classes[target] if target is not None else 0
         classes[region] = value
         for neighbour in sorted(around):
             if classes[neighbour] == value:
                 region = join(region, neighbour)
                 classes[region] = value
-    own = np.arange(len(group))
-    return changed[group == own], connected_groups(own, group, len(group))[0]
+    numbers = np.arange(len(group))
+    return changed[group == numbers], connected_groups(numbers, group, len(group))[0]

@@ -1,9 +1,9 @@
-"""Simpler lines that cross no other: what lay on one side of a line still does.
+"""Topology-preserving simplification: lines never cross.
 
-Douglas and Peucker 1973, on each line between regions once. What may go wrong then is seen as Saalfeld 1999 shows: a
-chord is safe unless a corner of what remains lies between it and the line that it replaces. Chords that are not safe
-are split like those that are too far off, until all are; so neither gaps nor overlaps arise, and nothing collapses.
-All arithmetic is exact, as corners of pixels have whole numbers.
+Each line between regions is simplified once (Douglas and Peucker 1973). Conflicts are detected as by Saalfeld 1999: a
+chord is safe unless a remaining corner lies between it and the line that it replaces. Unsafe chords are split like
+those beyond the tolerance until all are safe, so that there are neither gaps nor overlaps and nothing collapses. The
+arithmetic is exact, since the corners of pixels are integers.
 """
 
 from __future__ import annotations
@@ -15,20 +15,17 @@ import numpy as np
 from clippan.core.context import Context
 from clippan.segmentation.outlines import BoundaryLines
 
-_CELL = 16  # pixels: edge of the cells that tell which corners are near a chord
-_BATCH = 2**20  # corners, or pairs of a corner and a chord, that are looked at together
+_CELL = 16  # pixels: edge of the cells of the spatial index of corners
+_BATCH = 2**20  # corners, or pairs of a corner and a chord, that are processed together
 
 
 def kept_corners(lines: BoundaryLines, tolerance: float, context: Context) -> np.ndarray:
-    """Which corners of the lines remain.
+    """The corners that remain after simplification, bool (corners,); the ends of lines always do.
 
     Args:
-        lines: all the lines of the map.
-        tolerance: how far a line may move, in pixels; 0 keeps all.
-        context: told the progress.
-
-    Returns:
-        bool (corners,); ends of lines are kept.
+        lines: all lines of the map.
+        tolerance: how far a line may move, in pixels; 0 keeps all corners.
+        context: receives the progress.
     """
     if tolerance == 0 or not len(lines):
         return np.ones(len(lines.x), bool)
@@ -57,18 +54,18 @@ def kept_corners(lines: BoundaryLines, tolerance: float, context: Context) -> np
         middle, _ = _farthest(x, y, start, end, context)
         found[middle] = True
         start, end = np.concatenate([start, middle]), np.concatenate([middle, end])
-        done += (100 - done) / 3  # nobody knows how often
+        done += (100 - done) / 3  # the number of rounds is unknown
     return found
 
 
 def _members(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For groups of these lengths: the group of each member, and its place in the group."""
+    """The group of each member of groups with these lengths, and its position in the group."""
     group = np.repeat(np.arange(len(lengths)), lengths)
     return group, np.arange(len(group)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def _batches(lengths: np.ndarray, context: Context) -> Iterator[slice]:
-    """Groups whose members are about as many as may be looked at together."""
+    """Slices of groups with about ``_BATCH`` members in total."""
     total = np.cumsum(lengths)
     start = 0
     while start < len(lengths):
@@ -82,8 +79,8 @@ def _batches(lengths: np.ndarray, context: Context) -> Iterator[slice]:
 def _farthest(
     x: np.ndarray, y: np.ndarray, start: np.ndarray, end: np.ndarray, context: Context
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of the corners between start and end (of which there are some), the first that is farthest from their chord, and
-    its squared distance."""
+    """Of the corners between start and end (at least one), the first that is farthest from their chord, and its squared
+    distance."""
     middle, distance = np.empty(len(start), np.int64), np.empty(len(start))
     inner = end - start - 1
     for part in _batches(inner, context):
@@ -104,7 +101,7 @@ def _farthest(
 def _squared_distance(
     px: np.ndarray, py: np.ndarray, ax: np.ndarray, ay: np.ndarray, bx: np.ndarray, by: np.ndarray
 ) -> np.ndarray:
-    """Squared distance of points from pieces a to b, which may be points themselves."""
+    """Squared distance of points from segments a to b, which may be points."""
     dx, dy, ex, ey = bx - ax, by - ay, px - ax, py - ay
     length = dx * dx + dy * dy
     along = dx * ex + dy * ey
@@ -121,22 +118,22 @@ def _unsafe(
     corners: np.ndarray,
     context: Context,
 ) -> np.ndarray:
-    """Which chords (start to end, indices of corners) may not stay, as indices; never pieces of the original.
+    """Indices of the chords (from start to end, indices of corners) that have to be split; never original segments.
 
-    Those between which and their line one of the corners that remain lies, or that lie on one; those of which two have
-    the same ends, and those with one end.
+    These are chords with a remaining corner on them or between them and their line, chords with the same two ends as
+    another, and chords with a single end.
     """
     low, high = np.minimum(_key(x, y, start), _key(x, y, end)), np.maximum(_key(x, y, start), _key(x, y, end))
     order = np.lexsort((high, low))
     twin = (np.diff(low[order]) == 0) & (np.diff(high[order]) == 0)
-    doubled = low == high  # a ring that is but a point
+    doubled = low == high  # a ring reduced to a point
     doubled[order[1:][twin]] = doubled[order[:-1][twin]] = True
     chord = np.flatnonzero(end - start > 1)
     bad = doubled[chord]
     start, end = start[chord], end[chord]
-    # Nothing lies between a chord and its line that is further off than the line.
+    # Only corners no farther from the chord than its line can lie between them.
     reach = _farthest(x, y, start, end, context)[1]
-    # Corners by cells, and chords by the cells that they come near.
+    # A spatial index: corners by cells, and chords by the cells near them.
     wide = int(x.max()) // _CELL + 3
     cell = (y[corners] // _CELL + 1) * wide + x[corners] // _CELL + 1
     order = np.argsort(cell, kind="stable")
@@ -162,14 +159,14 @@ def _key(x: np.ndarray, y: np.ndarray, corner: np.ndarray) -> np.ndarray:
 
 
 def _extent(x: np.ndarray, y: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """About how many cells a chord comes near, 9 for each of its pieces."""
+    """About how many cells are near a chord: 9 for each of its pieces."""
     return 9 * (np.maximum(np.abs(x[end] - x[start]), np.abs(y[end] - y[start])) // _CELL + 1)
 
 
 def _cells(
     x: np.ndarray, y: np.ndarray, start: np.ndarray, end: np.ndarray, reach: np.ndarray, wide: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Chords, and the cells that lie within the reach of each (a few others too), each pair once."""
+    """Pairs of a chord and a cell within its reach, each once, with a few farther cells."""
     number = _extent(x, y, start, end) // 9
     group, place = _members(number)
     boxes = []
@@ -191,10 +188,8 @@ def _cells(
 def _between(
     x: np.ndarray, y: np.ndarray, start: np.ndarray, end: np.ndarray, corner: np.ndarray, context: Context
 ) -> np.ndarray:
-    """Whether each corner lies in what a chord and its line enclose, or on the chord; ends of the chord do not count.
-
-    By the parity of crossings of a ray to the right.
-    """
+    """Whether each corner lies on a chord (without its ends) or in the area between it and its line, by the even-odd
+    rule."""
     found = np.empty(len(corner), bool)
     pieces = end - start + 1
     for part in _batches(pieces, context):
