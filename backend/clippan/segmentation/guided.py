@@ -24,9 +24,9 @@ def filter_margin(radius: int, cell: int = 1) -> int:
 def guided_filter(values: Tensor, picture: Tensor, valid: Tensor, radius: int, eps: float, cell: int = 1) -> Tensor:
     """Filters the values of classes so that their edges follow those of the picture.
 
-    The filter is linear and preserves constants: probabilities that sum to 1 still do, but may lie slightly outside 0 to
-    1 at an edge. The border of a tile counts as the border of the picture; farther inside than ``filter_margin``, results
-    do not depend on the tile if tiles begin at multiples of ``cell`` and this is a power of two.
+    The filter is linear and preserves constants: probabilities that sum to 1 still do, but may lie slightly outside
+    0 to 1 at an edge. The border of a tile counts as the border of the picture; farther inside than ``filter_margin``,
+    results do not depend on the tile if tiles begin at multiples of ``cell`` and this is a power of two.
 
     Args:
         values: of the classes, float32 (K, h, w).
