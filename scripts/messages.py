@@ -56,6 +56,8 @@ def texts() -> dict[str, list[str]]:
                 add(text, place)
     for model in json.loads((ROOT / "resources" / "models.json").read_text(encoding="utf-8")).values():
         add(model["notes"], "resources/models.json")
+    for preset in json.loads((ROOT / "resources" / "presets.json").read_text(encoding="utf-8")).values():
+        add(preset["label"], "resources/presets.json")
     for folder in ("backend/clippan", "clippan_qgis"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for text in _of_code(path):

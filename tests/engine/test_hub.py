@@ -285,7 +285,7 @@ def not_a_proxy(server, monkeypatch):
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
-        (gated, r"accept it at http://\S+/someone/TinyCLIP, then enter your token in the options \(HF token"),
+        (gated, r"accept it at http://\S+/someone/TinyCLIP, then enter your token in the options \(Hub token"),
         (gated_for_others, r"available only to users who have accepted its licence"),
         (bad_token, r"does not accept your token; create a new one there"),
         (no_repository, r"There is no public repository http://\S+/someone/TinyCLIP; update CLIPPan"),

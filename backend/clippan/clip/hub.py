@@ -323,7 +323,7 @@ class _Hub:
         if code == "GatedRepo" or (status == 403 and not code):
             return ClippanError(
                 "{label} is available only to users who have accepted its licence; accept it at {address}, then enter "
-                "your token in the options (HF token; HF_TOKEN on the command line).",
+                "your token in the options (Hub token; HF_TOKEN on the command line).",
                 label=model.label,
                 address=address,
             )
@@ -344,12 +344,12 @@ class _Hub:
         if code == "RepoNotFound" or status == 404:
             return ClippanError(
                 "There is no public repository {address}; update CLIPPan, check HF_ENDPOINT, or, if the repository is "
-                "private, enter your token in the options (HF token; HF_TOKEN on the command line).",
+                "private, enter your token in the options (Hub token; HF_TOKEN on the command line).",
                 address=address,
             )
         if status == 401:
             return ClippanError(
-                "{address} does not accept your token; create a new one there and enter it in the options (HF token; "
+                "{address} does not accept your token; create a new one there and enter it in the options (Hub token; "
                 "HF_TOKEN on the command line).",
                 address=_public_endpoint(),
             )
@@ -361,7 +361,7 @@ class _Hub:
         if status == 429:
             return ClippanError(
                 "{address} received too many requests from this computer; wait a few minutes, or enter a token in the "
-                "options (HF token; HF_TOKEN on the command line).",
+                "options (Hub token; HF_TOKEN on the command line).",
                 address=_public_endpoint(),
             )
         return ClippanError(
