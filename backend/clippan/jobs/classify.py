@@ -28,7 +28,7 @@ from clippan.jobs.kinds import (
     Vector,
     is_file,
 )
-from clippan.jobs.options import SceneOptions
+from clippan.jobs.options import RasterStackOptions
 from clippan.jobs.param import inherited, param
 from clippan.jobs.picture import RasterPicture
 from clippan.jobs.segment import ClassArea
@@ -200,7 +200,7 @@ class ClassifyResult(Result):
     result=ClassifyResult,
     shows_log=True,
 )
-class ClassifyRequest(SceneOptions, Request):
+class ClassifyRequest(RasterStackOptions, Request):
     """A map from samples. Its values are 1 to N in the sorted order of the class names; 0 is nodata."""
 
     rasters: Rasters = inherited()

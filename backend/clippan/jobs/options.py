@@ -242,7 +242,7 @@ class SeedOption:
 
 
 @group
-class SceneOptions(NodataOption, SeedOption, RunOptions):
+class RasterStackOptions(NodataOption, SeedOption, RunOptions):
     """Rasters of one place that are learned from together."""
 
     rasters: Rasters = param(

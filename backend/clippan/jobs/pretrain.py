@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from clippan.core.messages import Line
 from clippan.jobs.base import Request, Result, job
 from clippan.jobs.kinds import EncoderOutput
-from clippan.jobs.options import SceneOptions
+from clippan.jobs.options import RasterStackOptions
 from clippan.jobs.param import param
 
 
@@ -51,7 +51,7 @@ class PretrainSceneResult(Result):
     summary="Learns what a scene looks like without labels, for classifications to start from.",
     result=PretrainSceneResult,
 )
-class PretrainSceneRequest(SceneOptions, Request):
+class PretrainSceneRequest(RasterStackOptions, Request):
     """A pre-training."""
 
     output: EncoderOutput = param(
