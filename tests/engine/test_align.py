@@ -152,7 +152,7 @@ def test_the_student_comes_nearer_to_the_teacher_and_goes_to_work(tmp_path, pair
         asked(tmp_path, pair, done.model, output=str(tmp_path / "again")),
         FinetuneClipRequest(data=str(tmp_path), output=str(tmp_path / "tuned"), model=done.model, device=Device.CPU),
     ):
-        with pytest.raises(ClippanError, match="takes the bands band 1"):
+        with pytest.raises(ClippanError, match="needs the bands band 1"):
             run(refused)
 
 
@@ -277,13 +277,13 @@ def test_what_cannot_be_aligned_is_told(tmp_path, pair, models):
         return str(told.value)
 
     far = write_raster(tmp_path / "elsewhere.tif", sensed, pixel=10.0, origin=(700000.0, 5500000.0))
-    assert "has no data where the teacher's are" in sentence(far)
+    assert "has no data inside the teacher's" in sentence(far)
     half = write_raster(tmp_path / "beside.tif", sensed, pixel=10.0, origin=(500000.0, 5000000.0 - 1300))
-    assert "show nothing where the teacher's do" in sentence(half, test=(), held=0.2)
+    assert "have no data in the same places" in sentence(half, test=(), held=0.2)
     flat = sensed.copy()
     flat[2] = -7
     name = write_raster(tmp_path / "flat.tif", flat, pixel=10.0)
-    assert "band band 3 of the sensor's rasters is the same everywhere" in sentence(name)
+    assert "band band 3 of the sensor's rasters is constant inside" in sentence(name)
     assert run(asked(tmp_path, (pair[0], name), model, sensor_bands=(1, 2, 4), steps=1)).bands == (
         "band 1", "band 2", "band 4"
     )  # fmt: skip
@@ -294,11 +294,11 @@ def test_what_cannot_be_aligned_is_told(tmp_path, pair, models):
     assert "band 3 of the sensor's rasters has no data" in sentence(
         write_raster(tmp_path / "nan.tif", flat, pixel=10.0)
     )
-    assert "Band 9 was asked for" in sentence(pair[1], sensor_bands=(1, 9))
-    assert "3 ranges and 4 bands" in sentence(pair[1], low=(0.0,) * 3, high=(1.0,) * 3)
-    assert "too small for chips of 150" in sentence(pair[1], size=150)
+    assert "Band 9 was requested" in sentence(pair[1], sensor_bands=(1, 9))
+    assert "3 ranges were given for 4 bands" in sentence(pair[1], low=(0.0,) * 3, high=(1.0,) * 3)
+    assert "too small for training and held-out chips of 150" in sentence(pair[1], size=150)
     bare = write_raster(tmp_path / "bare.tif", sensed[:, :100], origin=None, epsg=None)
-    assert "has another size than the teacher's" in sentence(bare)
+    assert "differs in size from the teacher's" in sentence(bare)
     with pytest.raises(ClippanError, match="The teacher has 1 of the rasters and the sensor 2"):
         run(asked(tmp_path, ((pair[0],), (pair[1], far)), model))
     with pytest.raises(ClippanError, match="and not all"):
@@ -388,7 +388,7 @@ def test_land_that_is_also_trained_on_is_told(tmp_path, pair, models):
             run(asked(tmp_path, both, model, steps=1, test=(2,), output=str(tmp_path / name), **options)).hints
         )
 
-    assert "Pair 2 measures, but 100% of its land is also in pair 1, which is trained on" in hints("same", 0)
+    assert "Test pair 2 shares 100% of its area with training pair 1" in hints("same", 0)
     assert "but 50% of its land" in hints("half", 800)
     assert "of its land" not in hints("neighbour", 1600)
     assert "of its land" not in hints("bare", 0, None)
@@ -420,7 +420,7 @@ def test_too_little_memory_is_told(tmp_path, pair, models, monkeypatch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(align, "optimiser_step", full)
-    with pytest.raises(ClippanError, match="too small for 16 pictures a step; go on with --device cpu, or take fewer"):
+    with pytest.raises(ClippanError, match="too little memory for batches of 16 chips; resume with --device cpu"):
         run(asked(tmp_path, pair, models["convolutions"]))
     assert not (tmp_path / "run").exists()
 

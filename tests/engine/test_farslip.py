@@ -396,14 +396,14 @@ def entries(*boxes: Any, **more: Any) -> str:
     ("file", "content", "told"),
     [
         ("t.csv", "file,words\na.png,x\n", "has neither a column caption nor a column category; add one"),
-        ("t.csv", "picture,caption\na.png,x\n", "has no column file, which names pictures"),
-        ("t.csv", "file,caption\nb.png,x\n", "b.png does not exist, which t.csv names"),
-        ("t.csv", "file,caption\na.png,\n", "neither a caption nor a category is known"),
-        ("t.csv", "file,caption,xmin,ymin,xmax,ymax,category\na.png,,1,1,5,,water\n", "is not understood"),
-        ("t.csv", "file,caption,xmin,ymin,xmax,ymax,category\na.png,,1,1,5,5,\n", "is not understood"),
-        ("t.csv", "file,caption\n", "There are no pictures in"),
-        ("t.json", "{", "is no JSON"),
-        ("t.json", "{}", "is no list of entries with a file each"),
+        ("t.csv", "picture,caption\na.png,x\n", "has no column file; add it"),
+        ("t.csv", "file,caption\nb.png,x\n", "b.png of t.csv does not exist"),
+        ("t.csv", "file,caption\na.png,\n", "has neither a caption nor a category"),
+        ("t.csv", "file,caption,xmin,ymin,xmax,ymax,category\na.png,,1,1,5,,water\n", "is invalid"),
+        ("t.csv", "file,caption,xmin,ymin,xmax,ymax,category\na.png,,1,1,5,5,\n", "is invalid"),
+        ("t.csv", "file,caption\n", "holds no pictures"),
+        ("t.json", "{", "is not valid JSON"),
+        ("t.json", "{}", "is not a list of entries with a file each"),
         (
             "t.json",
             entries({"box": [0, 0, 5, 49], "category": "water"}),
@@ -411,11 +411,11 @@ def entries(*boxes: Any, **more: Any) -> str:
         ),
         ("t.json", entries({"box": [5, 0, 5, 9], "category": "water"}), "write it as left, top, right, bottom"),
         ("t.json", entries({"box": [5, 0, 5], "category": "water"}), "write it as left, top, right, bottom"),
-        ("t.json", entries({"box": [0, 0, 5, 9]}), "is not understood"),
-        ("t.json", entries({"box": [0, 0, 5, 9], "category": ""}), "is not understood"),
-        ("t.json", entries(caption=3), "is not understood"),
-        ("t.tar", "no archive", "is no plain .tar"),
-        ("t.xml", "", "is no data to train on"),
+        ("t.json", entries({"box": [0, 0, 5, 9]}), "is invalid"),
+        ("t.json", entries({"box": [0, 0, 5, 9], "category": ""}), "is invalid"),
+        ("t.json", entries(caption=3), "is invalid"),
+        ("t.tar", "no archive", "is not a plain .tar"),
+        ("t.xml", "", "is not a format of training data"),
     ],
 )
 def test_data_that_cannot_be_meant_are_told_and_nothing_is_left(models, tmp_path, file, content, told):
@@ -437,11 +437,11 @@ def test_other_data_that_cannot_be_meant(classes, boxed, models, tmp_path):
     small = [boxed]
     for data, told, options in (
         (tmp_path / "nowhere", "nowhere do not exist", {}),
-        (tmp_path / "empty", "There are no pictures in", {}),
+        (tmp_path / "empty", "holds no pictures", {}),
         (tmp_path / "flat", "put it in a folder with the name of its class", {}),
-        (tmp_path / "two", "holds several tables; name one of them", {}),
-        (small, "No picture has a category, or a box of 200 pixels or more", {"least": 200}),
-        (classes, "takes pictures of 32 pixels only", {"pixels": 64}),
+        (tmp_path / "two", "holds several tables; give one", {}),
+        (small, "No picture has a category or a box of at least 200 pixels", {"least": 200}),
+        (classes, "only takes pictures of 32 pixels", {"pixels": 64}),
     ):
         with pytest.raises(ClippanError, match=told):
             learn(data, tmp_path / "run", models["transformer"], **options)
@@ -467,7 +467,7 @@ def test_a_picture_that_is_none_is_told(models, tmp_path):
     assert not (tmp_path / "run").exists()
     Image.fromarray(np.zeros((9, 9), np.uint16)).save(tmp_path / "d" / "water" / "a.png")
     (tmp_path / "d" / "water" / "a.jpg").unlink()
-    with pytest.raises(ClippanError, match="values of more than eight bits; make pictures of it by clippan regions"):
+    with pytest.raises(ClippanError, match="has more than eight bits; convert it with clippan regions"):
         learn(tmp_path / "d", tmp_path / "run", models["transformer"])
 
 

@@ -30,16 +30,12 @@ from clippan.learn.clip.raster_pairs import RasterPairs
 from clippan.learn.loop import discard_unstarted, lock_run_folder, prepare_run_folder
 from clippan.report import page
 
-_FEW = 20  # held-out chips, below which a recall says little
-_RESUMABLE_WITH = ("output", "report", "threads", "device")  # what a run may be gone on with in another way
+_FEW_CHIPS = 20  # held-out chips, below which recalls are uncertain
+_RESUMABLE_WITH = ("output", "report", "threads", "device")  # parameters that may change when a run is resumed
 
 
 def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
-    """Runs the job; see AlignSensorRequest.
-
-    Raises:
-        ClippanError: one sentence; what was trained so far stays in the folder.
-    """
+    """Runs the job; a failed run keeps its checkpoints in the folder."""
     started = time.monotonic()
     folder, base = Path(request.output), require_rgb(find_model(request.model))
     names = parse_prompts(request.words).names if request.words else ()
@@ -62,10 +58,10 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
                 context.log(sentence)
             edge = teacher.preprocessing.pixels
             train, held = pairs.chips(request, edge, context.subrange(3, 6))
-            context.log(f"{len(train)} chips to train on, {len(held)} to measure with.")
+            context.log(Message("Training chips: {train}; held-out chips: {held}.", train=len(train), held=len(held)))
             targets = encode_chips(teacher, pairs, train, device, batch, context.subrange(6, 20))
             pictures = encode_chips(teacher, pairs, held, device, batch, context.subrange(20, 21))
-            words, unread = (
+            words, warnings = (
                 (zero_shot_weights(teacher, names), text_warnings(base, teacher, names)) if names else (None, [])
             )
             student = inflate_input(load_model(path, base, device), pairs)
@@ -96,8 +92,8 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
     to_picture = recall.recall(after, pictures)
     agreement = None
     if words is not None:
-        said = [(vectors @ words.T).argmax(1) for vectors in (after, pictures)]
-        agreement = float((said[0] == said[1]).float().mean())
+        student_words, teacher_words = ((vectors @ words.T).argmax(1) for vectors in (after, pictures))
+        agreement = float((student_words == teacher_words).float().mean())
     result = AlignSensorResult(
         str(folder),
         request.report,
@@ -117,7 +113,7 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
         terms,
         (
             *pairs.hints,
-            *unread,
+            *warnings,
             *_hints(request, len(held), to_picture.at_1, 1 / len(held)),
             *remarks(pairs.pictures),
         ),
@@ -132,21 +128,21 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
 
 def _hints(request: AlignSensorRequest, held: int, first: float, chance: float) -> list[str]:
     hints: list[str] = []
-    if held < _FEW:
+    if held < _FEW_CHIPS:
         hints.append(
             Message(
-                "Only {held} chips were held out, too few to tell how good the student is; hold out more (--held).",
-                held=held,
+                "Only {count} chips were held out, too few to measure the student; hold out more (--held).",
+                count=held,
             )
         )
     if not request.test:
         hints.append(
-            "It was measured on a strip of the rasters that it was trained on; on other land expect less, and measure "
-            "it with a pair from elsewhere (--test)."
+            "The result was measured on a strip of the training rasters; expect less on other land, and use a pair "
+            "from elsewhere for the test (--test)."
         )
     if first < 2 * chance:
         hints.append(
-            "On the held-out chips the student finds hardly more than guessing would; train on more rasters, of more "
-            "kinds of land."
+            "On the held-out chips, the student is hardly better than guessing; train on more rasters with more kinds "
+            "of land."
         )
     return hints

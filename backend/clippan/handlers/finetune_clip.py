@@ -36,19 +36,15 @@ from clippan.learn.clip.patching import (
 from clippan.learn.loop import discard_unstarted, lock_run_folder, prepare_run_folder
 from clippan.report import page
 
-_FEW = 20  # pictures, below which an accuracy says little
+_FEW_CHIPS = 20  # test chips, below which accuracies are uncertain
 
 
-# What a run may be gone on with in another way; the samples' digest knows their layer.
+# Parameters that may change when a run is resumed; the hash of the samples covers their layer.
 _RESUMABLE_WITH = ("output", "report", "alpha", "keep", "layer", "threads", "device")
 
 
 def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
-    """Runs the job; see FinetuneClipRequest.
-
-    Raises:
-        ClippanError: one sentence; what was tuned so far stays in the folder.
-    """
+    """Runs the job; a failed run keeps its checkpoints in the folder."""
     started = time.monotonic()
     folder, base = Path(request.output), find_model(request.model)
     choice = choose_device(request.device)
@@ -58,7 +54,7 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
         context.log(origin)
     set_threads(request.threads)
     recipe = {name: value for name, value in to_json(request).items() if name not in _RESUMABLE_WITH}
-    if request.samples:  # QGIS hands over a new copy of its layer each time
+    if request.samples:  # QGIS passes a new copy of its layer each time
         recipe["samples"] = samples_sha256(request.samples, request.layer, request.field)
     made = prepare_run_folder(folder, recipe)
     try:
@@ -132,32 +128,32 @@ def _hints(
 ) -> list[str]:
     hints = [*task.chips.hints, *task.split.hints]
     labels = task.chips.labels
-    alone = [name for number, name in enumerate(task.chips.names) if not (labels[task.split.test] == number).any()]
-    if alone:
+    untested = [name for number, name in enumerate(task.chips.names) if not (labels[task.split.test] == number).any()]
+    if untested:
         hints.append(
             Message(
-                "Of {alone} there were too few chips to measure with; add some to learn how good it is.",
-                alone=join_names(alone),
+                "The accuracy of {classes} was not measured, as there are too few chips; add more.",
+                classes=join_names(untested),
             )
         )
-    if len(task.split.test) < _FEW:
+    if len(task.split.test) < _FEW_CHIPS:
         hints.append(
             Message(
-                "The result was measured on {count} chips only, and may be quite another on others.",
+                "The result was measured on only {count} chips and is uncertain.",
                 count=len(task.split.test),
             )
         )
     if control is None:
-        hints.append("Nothing says what was lost; give a control set of other classes (--control) to learn that.")
+        hints.append("The loss on other classes was not measured; give a control set (--control) to measure it.")
     elif (after.control or 0.0) < request.keep * (before.control or 0.0):
         hints.append(
             Message(
-                "On the pictures that no choice has seen the control set keeps {control:.0%} of its accuracy, less "
-                "than the {keep:.0%} that was asked for; take a smaller alpha, or fewer steps.",
+                "On the test pictures, the control set keeps {control:.0%} of its accuracy, less than the requested "
+                "{keep:.0%}; use a smaller alpha or fewer steps.",
                 control=(after.control or 0.0) / max(before.control or 0.0, 1e-09),
                 keep=request.keep,
             )
         )
     if after.task <= before.task:
-        hints.append("Fine-tuning does not help on this task; take more chips or steps, or keep the model as it was.")
+        hints.append("Fine-tuning did not improve this task; use more chips or steps, or keep the original model.")
     return hints

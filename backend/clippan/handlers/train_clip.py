@@ -20,15 +20,11 @@ from clippan.learn.clip.data import read_images
 from clippan.learn.clip.farslip import WEIGHTS, FarslipTraining, save_model
 from clippan.learn.loop import discard_unstarted, distributed, lock_run_folder, prepare_run_folder
 
-_RESUMABLE_WITH = ("output", "threads", "device")  # what a run may be gone on with in another way
+_RESUMABLE_WITH = ("output", "threads", "device")  # parameters that may change when a run is resumed
 
 
 def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
-    """Runs the job; see TrainClipRequest.
-
-    Raises:
-        ClippanError: one sentence; what was trained so far stays in the folder.
-    """
+    """Runs the job; a failed run keeps its checkpoints in the folder."""
     started = time.monotonic()
     folder, base = Path(request.output), find_model(request.model)
     require_rgb(base)
@@ -38,9 +34,9 @@ def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
         made: list[Path] = []
         if rank == 0:
             choice.log(context)
-            wanted = {name: value for name, value in to_json(request).items() if name not in _RESUMABLE_WITH}
-            made = prepare_run_folder(folder, wanted)
-        else:  # one of them tells
+            recipe = {name: value for name, value in to_json(request).items() if name not in _RESUMABLE_WITH}
+            made = prepare_run_folder(folder, recipe)
+        else:  # only the first process reports
             context = context.without_progress
         try:
             with lock_run_folder(folder, rank):
@@ -78,7 +74,7 @@ def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
 
 
 def _fetched(base: Model, rank: int, count: int, context: Context) -> Path:
-    """The weights on this machine; where they have to be fetched, one process does."""
+    """Path of the weights; if they have to be downloaded, one process does it."""
     if rank == 0:
         hub.fetch(base, context)
     if count > 1:

@@ -1,17 +1,15 @@
-"""Cross-modal alignment: a CLIP for a sensor that it was not made for.
+"""Cross-modal alignment: adapts CLIP to a sensor for which it was not trained.
 
-After Zavras et al. 2024 ("Mind the Modality Gap", stage 2): the teacher sees a place in natural colours, the student
-sees the same place by another sensor, and learns to give the vector that the teacher gives. The teacher's text tower
-then reads for both.
+After Zavras et al. 2024 ("Mind the Modality Gap", stage 2): the teacher encodes a chip in natural colours, the student
+encodes the same chip of another sensor and learns the teacher's vector. The teacher's text tower serves both.
 
-The paper's student is an encoder of its own, trained on a large collection. Here it starts as the teacher's image
-tower, whose first convolution is inflated to the sensor's bands (as Carreira and Zisserman 2017 did along time): where
-red, green and blue are among them, these keep their kernels and all others begin at zero, so that the student begins as
-the teacher; elsewhere each band gets the mean kernel of the three colours, times three over the number of bands, so
-that it begins as the teacher of a grey picture. What the tower knows of edges, textures and shapes is kept, so little
-data does.
+The paper's student is a separate encoder, trained on a large collection. Here it starts as the teacher's image tower,
+with its first convolution inflated to the bands of the sensor (as Carreira and Zisserman 2017 did along time). Red,
+green and blue bands keep their kernels and other bands start at zero, so that the student starts equal to the teacher;
+a sensor without these three starts each band with the mean kernel of the colours, times 3 / number of bands, equal to
+the teacher on a grey picture. As the tower keeps its knowledge of edges, textures and shapes, few data suffice.
 
-The folder of a run (``clippan.learn.loop``) is a model's folder in the end.
+The folder of a run (``clippan.learn.loop``) becomes the folder of the model.
 """
 
 from __future__ import annotations
@@ -37,21 +35,21 @@ from clippan.learn.clip.raster_pairs import Chip, RasterPairs, overlaps
 from clippan.learn.loop import TrainingLoop
 from clippan.learn.optimisation import optimiser_step, warmup_cosine
 
-_LOG_EVERY, _CHECKPOINT_EVERY = 10, 50  # steps that a row of the curves is the mean of, and between checkpoints
-_WARMUP = 0.1  # part of the steps
-ENCODE_BATCH = 32  # chips at a time, at most
+_LOG_EVERY, _CHECKPOINT_EVERY = 10, 50  # steps averaged in a row of the curves, and between checkpoints
+_WARMUP = 0.1  # share of the steps
+ENCODE_BATCH = 32  # chips encoded at a time, at most
 
 
 @dataclass(frozen=True)
 class AlignmentData:
-    """What the student learns from.
+    """Training data of the student.
 
     Attributes:
         pairs: the rasters.
-        chips: to train on.
-        targets: the teacher's raw vectors of these, (n, width).
-        words: unit vectors of the words, (k, width); none without words.
-        scale: what cosines are multiplied by.
+        chips: training chips.
+        targets: raw vectors of the chips from the teacher, (n, width).
+        words: unit vectors of the words, (k, width), if there are any.
+        scale: factor of the cosines in logits.
     """
 
     pairs: RasterPairs
@@ -62,20 +60,20 @@ class AlignmentData:
 
 
 def inflate_input(loaded: LoadedModel, pairs: RasterPairs) -> LoadedModel:
-    """A copy of the teacher that takes the sensor's bands; see the top of this file."""
+    """Replaces the first convolution of a model by one for the bands of the sensor."""
     bands = len(pairs.channels.names)
     before, after = replace_input_convolution(loaded.model.visual, bands)
     mean, std = (np.array(values) for values in (loaded.preprocessing.mean, loaded.preprocessing.std))
-    own_mean, own_std = np.full(bands, mean.mean()), np.full(bands, std.mean())
+    band_mean, band_std = np.full(bands, mean.mean()), np.full(bands, std.mean())
     with torch.no_grad():
         if pairs.colours:
-            places = list(pairs.colours)
+            colours = list(pairs.colours)
             after.weight.zero_()
-            after.weight[:, places] = before.weight
-            own_mean[places], own_std[places] = mean, std
+            after.weight[:, colours] = before.weight
+            band_mean[colours], band_std[colours] = mean, std
         else:
             after.weight.copy_(before.weight.mean(1, keepdim=True).expand_as(after.weight) * 3 / bands)
-    preprocessing = Preprocessing(tuple(own_mean.tolist()), tuple(own_std.tolist()), loaded.preprocessing.pixels)
+    preprocessing = Preprocessing(tuple(band_mean.tolist()), tuple(band_std.tolist()), loaded.preprocessing.pixels)
     return loaded._replace(preprocessing=preprocessing)
 
 
@@ -89,13 +87,13 @@ def encode_chips(
     context: Context,
     from_sensor: bool = False,
 ) -> Tensor:
-    """Raw vectors (n, width) of chips, so many at a time: of their pictures, or of what the sensor saw."""
+    """Raw vectors (n, width) of chips, from the teacher's raster or from the sensor's, encoded in batches."""
     read, edge = pairs.sensor_chip if from_sensor else pairs.teacher_chip, loaded.preprocessing.pixels
     loaded.model.visual.to(memory_format=torch.channels_last)
     found = []
     for start in range(0, len(chips), batch):
         context.progress(
-            100 * start / len(chips), Message("Looked at {start:,} of {count:,} chips", start=start, count=len(chips))
+            100 * start / len(chips), Message("Encoded {done:,} of {count:,} chips", done=start, count=len(chips))
         )
         pictures = np.stack([read(chip, edge) for chip in chips[start : start + batch]])
         found.append(loaded.model.encode_image(preprocessed(loaded, pictures, device)).float())
@@ -103,17 +101,17 @@ def encode_chips(
 
 
 class AlignmentTraining(TrainingLoop):
-    """The student's training.
+    """Trains the student.
 
     Args:
-        request: what is asked for.
-        student: the model that learns.
-        data: what from.
-        device: where to compute.
-        context: hears of progress, and may cancel.
+        request: the job.
+        student: the model to train.
+        data: chips and targets.
+        device: the device of the student.
+        context: receives progress; may cancel.
 
     Attributes:
-        steps: of the whole run.
+        steps: number of steps of the whole run.
     """
 
     def __init__(
@@ -128,7 +126,7 @@ class AlignmentTraining(TrainingLoop):
         count = len(data.chips)
         self.steps = request.steps or max(count * request.epochs // request.batch, MIN_STEPS)
         super().__init__(Path(request.output), self.steps, 0, context, _LOG_EVERY, _CHECKPOINT_EVERY)
-        context.log(f"{count} chips, {self.steps} steps.")
+        context.log(Message("Training on {count} chips, {steps} steps.", count=count, steps=self.steps))
         for name, value in student.model.named_parameters():
             value.requires_grad_(name.startswith("visual."))
         student.model.visual.to(memory_format=torch.channels_last)
@@ -137,13 +135,13 @@ class AlignmentTraining(TrainingLoop):
         self._scheduler = warmup_cosine(self._optimiser, self.steps, int(_WARMUP * self.steps))
 
     def sample_batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """What the sensor saw of chips, turned over by chance, and their numbers."""
+        """Augmented chips of the sensor, (batch, bands, edge, edge), and their indices."""
         request, data = self._request, self._data
         rng = np.random.default_rng([request.seed, 1, step])
         numbers = epoch_indices(len(data.chips), request.batch, step, request.seed)
         edge = self._student.preprocessing.pixels
-        seen = [augmented(data.pairs.sensor_chip(data.chips[number], edge), rng) for number in numbers]
-        return np.stack(seen), numbers
+        chips = [augmented(data.pairs.sensor_chip(data.chips[number], edge), rng) for number in numbers]
+        return np.stack(chips), numbers
 
     def train_step(self, step: int, batch: tuple[np.ndarray, np.ndarray]) -> Mapping[str, Tensor]:
         request, data = self._request, self._data
@@ -173,20 +171,20 @@ class AlignmentTraining(TrainingLoop):
 def alignment_losses(
     vectors: Tensor, targets: Tensor, norm: Tensor, scale: Tensor, overlapping: Tensor, words: Optional[Tensor]
 ) -> dict[str, Tensor]:
-    """The losses.
+    """The loss terms.
 
     Args:
-        vectors: the student's, raw, (n, width).
-        targets: the teacher's, raw, (n, width).
-        norm: mean square length of the teacher's vectors.
-        scale: what cosines are multiplied by.
-        overlapping: which chips overlap others, so that they are no negatives of each other, bool (n, n).
-        words: unit vectors (k, width), if there are any.
+        vectors: raw vectors of the student, (n, width).
+        targets: raw vectors of the teacher, (n, width).
+        norm: mean squared length of the teacher's vectors.
+        scale: factor of the cosines in logits.
+        overlapping: pairs of chips that overlap and so are no negatives of each other, bool (n, n).
+        words: unit vectors of the words, (k, width), if there are any.
 
     Returns:
-        ``mse``, the mean square distance of raw vectors as a part of the norm, so that models with long vectors and
-        with short ones learn alike; ``cosine``, the mean of 1 − cos; ``contrast``, symmetric over the batch; and, with
-        words, ``label``, the cross-entropy of what the student says about them to what the teacher says.
+        ``mse``, the mean squared distance of the raw vectors divided by the norm, so that models with long and short
+        vectors are comparable; ``cosine``, the mean of 1 − cos; ``contrast``, symmetric over the batch; and with words
+        ``label``, the cross-entropy of the student's word probabilities to the teacher's.
     """
     terms = {
         "mse": (vectors - targets).square().sum(1).mean() / norm,
@@ -194,6 +192,6 @@ def alignment_losses(
         "contrast": losses.contrast(vectors, targets, scale, range(len(vectors)), overlapping),
     }
     if words is not None:
-        said, meant = (scale * functional.normalize(values, dim=-1) @ words.T for values in (vectors, targets))
-        terms["label"] = functional.cross_entropy(said, meant.softmax(1))
+        logits, target_logits = (scale * functional.normalize(each, dim=-1) @ words.T for each in (vectors, targets))
+        terms["label"] = functional.cross_entropy(logits, target_logits.softmax(1))
     return terms

@@ -1,4 +1,4 @@
-"""Batches of pictures, with random crops of them or the objects in them."""
+"""Batches of pictures with random crops of them or the objects in them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from torch import Tensor
 
 from clippan.learn.clip.data import TrainingImage
 
-_AREA, _RATIO = (0.3, 0.7), 4 / 3  # of crops: their part of the picture, and width to height or height to width
+_AREA, _RATIO = (0.3, 0.7), 4 / 3  # of crops: share of the picture's area, and largest aspect ratio
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """What a step sees.
+    """The input of a training step.
 
     Attributes:
         pictures: uint8 (n, 3, pixels, pixels), red, green, blue.
-        texts: one a picture.
-        crops: uint8 (m, 3, pixels, pixels). In stage 1 as many of each picture, picture by picture; in stage 2 objects.
-        boxes: where the crops lie, in parts of the picture, left, top, right, bottom: (n, m/n, 4); empty in stage 2.
+        texts: one for each picture.
+        crops: uint8 (m, 3, pixels, pixels); in stage 1 m / n random crops of each picture in turn, in stage 2 objects.
+        boxes: left, top, right and bottom of the crops as shares of the picture, (n, m / n, 4); empty in stage 2.
         categories: of the objects; empty in stage 1.
     """
 
@@ -44,21 +44,21 @@ class ImageBatch:
 
 
 class BatchLoader:
-    """Gives the batches of a stage: every picture once an epoch, in an order of its own.
+    """Loads the batches of a stage; each epoch has every picture once, in a random order.
 
-    A picture's number in that endless row decides its crops and its text, so that how many processes share the work
-    changes nothing.
+    The position of a picture in the sequence of all epochs determines its crops and its text, so that the result does
+    not depend on the number of processes.
 
     Args:
-        samples: to draw from; in stage 2 each has objects.
+        samples: pictures to draw from; in stage 2 each has objects.
         stage: 1 or 2.
-        crops: of each picture in stage 1; at most so many objects of it in stage 2.
-        least: pixels of a box's shorter edge.
-        pixels: edge of what the model sees.
-        batch: pictures of one process.
-        seed: of everything that is drawn.
-        rank, count: this process's number, and how many there are.
-        threads: that decode pictures.
+        crops: number of crops of each picture in stage 1; largest number of objects of a picture in stage 2.
+        least: smallest edge of a box in pixels.
+        pixels: edge of the model's pictures.
+        batch: pictures of a batch of one process.
+        seed: of orders, crops and texts.
+        rank, count: of this process, and number of processes.
+        threads: number of threads that decode pictures.
     """
 
     def __init__(
@@ -80,19 +80,15 @@ class BatchLoader:
         self._order = functools.lru_cache(2)(self._shuffled)  # a batch may reach into the next epoch
 
     def __call__(self, step: int) -> ImageBatch:
-        """The batch of a step of this stage.
-
-        Raises:
-            ClippanError: a picture cannot be read.
-        """
+        """The batch of a step of this stage; raises ClippanError if a picture cannot be read."""
         start = (step * self._count + self._rank) * self._batch
         drawn = list(self._pool.map(self._draw, range(start, start + self._batch)))
         pictures, texts, crops, boxes, categories = zip(*drawn)
-        found = [crop for part in crops for crop in part]
+        all_crops = [crop for part in crops for crop in part]
         return ImageBatch(
             torch.from_numpy(np.stack(pictures)),
             texts,
-            torch.from_numpy(np.stack(found) if found else np.empty((0, *pictures[0].shape), np.uint8)),
+            torch.from_numpy(np.stack(all_crops) if all_crops else np.empty((0, *pictures[0].shape), np.uint8)),
             torch.from_numpy(np.stack(boxes)),
             tuple(category for part in categories for category in part),
         )
@@ -101,18 +97,18 @@ class BatchLoader:
         return np.random.default_rng([self._seed, self._stage, epoch]).permutation(len(self._samples))
 
     def _draw(self, number: int) -> tuple[np.ndarray, str, list[np.ndarray], np.ndarray, tuple[str, ...]]:
-        epoch, place = divmod(number, len(self._samples))
-        sample = self._samples[self._order(epoch)[place]]
+        epoch, position = divmod(number, len(self._samples))
+        sample = self._samples[self._order(epoch)[position]]
         rng = np.random.default_rng([self._seed, self._stage, number, 1])
         text = sample.texts[rng.integers(len(sample.texts))]
         picture = sample.picture()
         whole = self._resized(picture, (0, 0, *picture.size))
         if self._stage == 1:
             boxes = crop_boxes(rng, self._crops)
-            places = boxes * np.tile(picture.size, 2)
-            return whole, text, [self._resized(picture, place) for place in places], boxes.astype(np.float32), ()
+            crops = [self._resized(picture, box) for box in boxes * np.tile(picture.size, 2)]
+            return whole, text, crops, boxes.astype(np.float32), ()
         objects = sample.objects(self._least)
-        chosen = [objects[place] for place in rng.permutation(len(objects))[: self._crops]]
+        chosen = [objects[index] for index in rng.permutation(len(objects))[: self._crops]]
         crops = [self._resized(picture, region.box) if region.box else whole for region in chosen]
         return whole, text, crops, np.empty((0, 4), np.float32), tuple(region.category for region in chosen)
 
@@ -124,7 +120,7 @@ class BatchLoader:
 
 
 def crop_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Random boxes in parts of a picture: left, top, right, bottom, (count, 4), 0.3 to 0.7 of its area."""
+    """Random boxes of 0.3 to 0.7 of a picture's area: left, top, right and bottom as shares of it, (count, 4)."""
     area = rng.uniform(*_AREA, count)
     ratio = np.exp(rng.uniform(-math.log(_RATIO), math.log(_RATIO), count))
     width, height = np.sqrt(area * ratio), np.sqrt(area / ratio)

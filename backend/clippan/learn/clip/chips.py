@@ -1,4 +1,4 @@
-"""Labelled chips: pictures in a folder for each class, or windows of a raster about labelled places."""
+"""Labelled chips: pictures in a folder for each class, or windows of a raster around samples."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from clippan.learn.clip.data import TrainingImage, read_images
 from clippan.raster.scene import MIN_VALID_SHARE, Scene, SceneOptions
 from clippan.raster.tiles import Window
 
-_CHIPS_PER_EDGE = 2  # chips of one place are half an edge from each other
-_BLOCKS = (2, 4, 8)  # edges of a chip, along a block in which places are held out together
+_CHIPS_PER_EDGE = 2  # chips of one polygon are half an edge apart
+_BLOCKS = (2, 4, 8)  # edges, in chips, of blocks that are held out as a whole
 
 
 @dataclass(frozen=True)
 class Chips:
-    """Labelled chips, read when they are asked for.
+    """Labelled chips, read on demand.
 
     Attributes:
-        names: what the classes are called, sorted.
-        labels: the class of each chip, from 0, (n,).
-        groups: what lies together, and goes into one part of a split, (n,).
-        read: a chip, by its number, as a picture of so many pixels: uint8 (3, edge, edge), or float32 (bands, edge,
-            edge) for a model with channels. May be called in any thread.
-        windows: of a raster, as x, y, width and height of each chip, (n, 4); None for pictures.
+        names: of the classes, sorted.
+        labels: class of each chip, from 0, (n,).
+        groups: group of each chip; a group is not divided by a split, (n,).
+        read: returns a chip by its number and edge in pixels: uint8 (3, edge, edge), or float32 (bands, edge, edge) for
+            a model with channels. Safe in any thread.
+        windows: x, y, width and height of each chip in a raster, (n, 4); None for pictures.
         hints: sentences for the user.
-        picture: how the raster is seen; None for pictures.
+        picture: bands and stretch of the raster; None for pictures.
     """
 
     names: tuple[str, ...]
@@ -49,28 +49,30 @@ class Chips:
     picture: Optional[RasterPicture] = None
 
     def renamed(self, words: Mapping[str, str]) -> Chips:
-        """With other words for some classes; those that are called the same are one."""
+        """The chips with other names of classes; classes with the same name are merged."""
         texts = [words.get(name, name) for name in self.names]
         names = tuple(dict.fromkeys(texts))
         return replace(self, names=names, labels=np.array([names.index(text) for text in texts])[self.labels])
 
 
 def chips_from_folders(folder: str, context: Context) -> Chips:
-    """Those of a folder that holds a folder for each class.
+    """Chips from a folder that holds a folder for each class.
 
     Raises:
-        ClippanError: there are none, of one class only, or something in it has no class.
+        ClippanError: there are no pictures, only one class, or a picture without a class.
     """
     samples = read_images([folder], "caption", context)
     plain = next((sample for sample in samples if not sample.category), None)
     if plain:
         raise ClippanError(
-            "Nothing says which class {name} shows; put it in a folder with the class's name.", name=plain.name
+            "The picture {name} has no class; put it in a folder with the name of its class.", name=plain.name
         )
     names = tuple(sorted({sample.category for sample in samples}))
     if len(names) < 2:
         raise ClippanError(
-            "The folder {folder} holds one class only ({name}); add a folder of another.", folder=folder, name=names[0]
+            "The folder {folder} holds only one class ({name}); add a folder for another class.",
+            folder=folder,
+            name=names[0],
         )
     labels = np.array([names.index(sample.category) for sample in samples])
     return Chips(names, labels, np.arange(len(samples)), lambda number, edge: _resized(samples[number], edge))
@@ -83,7 +85,7 @@ def _resized(sample: TrainingImage, edge: int) -> np.ndarray:
 
 def chips_from_samples(
     raster: str,
-    look: SceneOptions,
+    options: SceneOptions,
     channels: Optional[Channels],
     samples: str,
     layer: str,
@@ -93,50 +95,49 @@ def chips_from_samples(
     seed: int,
     context: Context,
 ) -> Chips:
-    """Windows of a raster about labelled places; of a large polygon several, half an edge from each other. Those about
-    which there is no data are left aside.
+    """Windows of a raster around samples; a large polygon gets several, half an edge apart. Windows without enough data
+    are left out.
 
     Args:
         raster: file or GDAL data source.
-        look: how it becomes pictures.
-        channels: of a model that takes other bands.
+        options: bands, stretch and nodata of the raster.
+        channels: of a model for other bands.
         samples: vector file with polygons or points.
-        layer: of it; empty for the first that has such places.
-        field: of it, which holds the class.
-        size: edge of the windows in the raster's pixels; 0 for what suits the ground resolution.
-        pixels: edge of the model's pictures: the window where nothing else is known.
-        seed: of what is drawn where a class has too many pixels.
-        context: hears of progress.
+        layer: of the samples; empty for the first with labelled polygons or points.
+        field: of the layer, with the class.
+        size: edge of the windows in pixels of the raster; 0 to derive it from the ground resolution.
+        pixels: edge of the model's pictures, which is also that of the windows if the resolution is unknown.
+        seed: of the pixels drawn from a class with too many.
+        context: receives progress.
 
     Raises:
-        ClippanError: the raster or the samples cannot be read, do not lie on each other, or a class lies where there is
-            no data.
+        ClippanError: the raster or the samples cannot be read or do not overlap, or a class has no data.
     """
-    scene = Scene(raster, look, channels=channels)
+    scene = Scene(raster, options, channels=channels)
     found = read_samples(samples, layer, field, scene.grid, seed, context.subrange(0, 50))
     across, down = (size, size) if size else scene.tile_plan(pixels).scales[0][0]
     across, down = min(across, scene.grid.width), min(down, scene.grid.height)
-    # One chip of a class for each cell of a lattice that a place has pixels in.
+    # One chip for each class, group and cell of a grid that holds labelled pixels.
     cells = found.rows // max(down // _CHIPS_PER_EDGE, 1), found.columns // max(across // _CHIPS_PER_EDGE, 1)
     _, kept = np.unique(np.stack([found.labels, found.groups, *cells], 1), axis=0, return_index=True)
     windows = [
         Window(
-            int(np.clip(found.columns[place] - across // 2, 0, scene.grid.width - across)),
-            int(np.clip(found.rows[place] - down // 2, 0, scene.grid.height - down)),
+            int(np.clip(found.columns[index] - across // 2, 0, scene.grid.width - across)),
+            int(np.clip(found.rows[index] - down // 2, 0, scene.grid.height - down)),
             across,
             down,
         )
-        for place in kept
+        for index in kept
     ]
     shown = np.zeros(len(kept), bool)
     for number, window in enumerate(windows):
-        context.progress(50 + 50 * number / len(windows), "Looking where the raster has data")
+        context.progress(50 + 50 * number / len(windows), "Checking the raster for data")
         shown[number] = scene.picture(window, pixels)[1] >= MIN_VALID_SHARE
     labels, groups = found.labels[kept[shown]], found.groups[kept[shown]]
     lost = [name for label, name in enumerate(found.names) if label not in labels]
     if lost:
         raise ClippanError(
-            "The raster {raster} has no data about any of the samples of {lost}; label others, or remove them.",
+            "The raster {raster} has no data around any sample of {lost}; label other places, or remove the class.",
             raster=raster,
             lost=join_names(lost),
         )
@@ -144,7 +145,8 @@ def chips_from_samples(
     if not shown.all():
         hints += (
             Message(
-                "About {sum} of the labelled places the raster has no data; they were left aside.", sum=(~shown).sum()
+                "Chips that are not used, as the raster has no data around their samples: {count}.",
+                count=int((~shown).sum()),
             ),
         )
     windows = [window for window, valid in zip(windows, shown) if valid]
@@ -152,7 +154,7 @@ def chips_from_samples(
 
     def read(number: int, edge: int) -> np.ndarray:
         if not hasattr(local, "scene"):
-            local.scene = Scene(raster, look, stretch, channels)
+            local.scene = Scene(raster, options, stretch, channels)
         picture: np.ndarray = local.scene.picture(windows[number], edge)[0]
         return picture
 
@@ -169,17 +171,17 @@ def window_boxes(windows: Sequence[Window]) -> np.ndarray:
 
 def boxes_overlap(some: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Which windows share pixels with which others, bool (n, m); both as ``corners`` gives them."""
-    near = [
+    along_axes = [
         (some[:, None, axis] < others[:, axis] + others[:, axis + 2])
         & (others[:, axis] < some[:, None, axis] + some[:, None, axis + 2])
         for axis in (0, 1)
     ]
-    return near[0] & near[1]
+    return along_axes[0] & along_axes[1]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Numbers of chips: to train on, to choose with, and to measure with, each (n,); and sentences for the user."""
+    """Indices of the chips of each part, (n,), and sentences for the user."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -188,26 +190,26 @@ class Split:
 
 
 def split(chips: Chips, held: float, most: int, seed: int, trains: bool = True) -> Split:
-    """Divides chips, class by class and by what lies together.
+    """Splits chips into training, validation and test, class by class, without dividing groups.
 
-    Of a class with three groups or more one at least goes into each part; of one with two, none is measured with; a
-    single one is trained on. A part is full when it has its share of the chips.
+    A class with three or more groups has at least one in each part; one with two groups has none in the test part; a
+    single group is for training. Groups are added to a part until it has its share of the chips.
 
     Args:
-        chips: to divide.
-        held: part of each class that chooses, and as much again that measures; where nothing trains, they are halves.
-        most: chips that choose, and that measure, at most; as many of each class as can be.
+        chips: to split.
+        held: share of each class for validation, and the same for test; without training, each has half.
+        most: largest number of chips for validation and for test, balanced over the classes.
         seed: of the order.
-        trains: whether there is a part to train on.
+        trains: whether there is a training part.
     """
     rng = np.random.default_rng([seed, 7])
     parts: tuple[list[np.ndarray], ...] = ([], [], [])
-    turns = rng.permutation(int(chips.groups.max()) + 1)  # of all classes, so that what lies together stays so
+    positions = rng.permutation(int(chips.groups.max()) + 1)  # one order for all classes, as classes share groups
     for label in range(len(chips.names)):
         own = np.flatnonzero(chips.labels == label)
         groups, sizes = np.unique(chips.groups[own], return_counts=True)
-        # What holds most of a class comes last, and so is trained on.
-        order = np.lexsort((turns[groups], 2 * sizes > len(own)))
+        # A group with more than half of a class comes last, which makes it training.
+        order = np.lexsort((positions[groups], 2 * sizes > len(own)))
         groups, sizes = groups[order], sizes[order]
         first, second = _held_out_groups(sizes, held) if trains else (len(groups) // 2, len(groups))
         for part, chosen in zip(parts, (groups[second:], groups[first:second], groups[:first])):
@@ -217,7 +219,7 @@ def split(chips: Chips, held: float, most: int, seed: int, trains: bool = True) 
 
 
 def _held_out_groups(sizes: np.ndarray, part: float) -> tuple[int, int]:
-    """How many of a class's groups measure, and how many measure or choose: until they hold so many of its chips."""
+    """Number of a class's groups for test, and for test and validation together, by their share of the chips."""
     count = len(sizes)
     wanted = max(round(part * int(sizes.sum())), 1)
 
@@ -229,14 +231,14 @@ def _held_out_groups(sizes: np.ndarray, part: float) -> tuple[int, int]:
 
 
 def split_without_overlap(chips: Chips, held: float, most: int, seed: int) -> Split:
-    """As ``split``, but chips that overlap one that measures, or chooses, are not trained on.
+    """As ``split``, but without training chips that overlap held-out ones.
 
-    A class all of whose chips would go keeps them, and a hint says so. Where places lie close to each other, few chips
-    would be left between those that are held out; so places of larger and larger blocks are held out together as well,
-    and the division that leaves most is taken.
+    A class that would lose all its training chips keeps them, which a hint tells. Where samples lie close together, few
+    training chips would remain between held-out ones; therefore splits by larger and larger blocks are tried too, and
+    the one that leaves the most is used.
 
     Args:
-        chips: to divide.
+        chips: to split.
         held, most, seed: as for ``split``.
     """
     windows = chips.windows
@@ -246,7 +248,7 @@ def split_without_overlap(chips: Chips, held: float, most: int, seed: int) -> Sp
     found = [_without_overlaps(chips, windows, split(one, held, most, seed)) for one in choice]
 
     def worth(parts: Split) -> tuple[int, float]:
-        """Classes that are measured; then chips that teach and overlap none, of which the first of a class count
+        """Number of classes in the test part; then training chips without overlap, the first of a class weighted
         most."""
         free = ~_overlap_any(windows, parts.train, np.concatenate([parts.test, parts.validation]))
         counts = np.bincount(chips.labels[parts.train[free]], minlength=len(chips.names))
@@ -256,7 +258,7 @@ def split_without_overlap(chips: Chips, held: float, most: int, seed: int) -> Sp
 
 
 def _grouped_in_blocks(chips: Chips, windows: np.ndarray, edges: int) -> Chips:
-    """Chips, of which those lie together whose groups have their middles in one block of so many edges of a chip."""
+    """The chips with groups merged whose centres lie in one block of ``edges`` chips."""
     sizes = np.maximum(np.bincount(chips.groups), 1)
     column, row = (
         (np.bincount(chips.groups, windows[:, axis]) / sizes // (edges * windows[0, axis + 2])).astype(int)
@@ -272,26 +274,28 @@ def _without_overlaps(chips: Chips, windows: np.ndarray, parts: Split) -> Split:
     hints: list[str] = []
     if len(train) < len(parts.train):
         count = len(parts.train) - len(train)
-        hints.append(
-            Message("Chips that were not learned from, as they overlap some that were held out: {count}.", count=count)
-        )
+        hints.append(Message("Chips that are not trained on, as they overlap held-out chips: {count}.", count=count))
     shared = _overlap_any(windows, held, train).sum()
     if shared:
         hints.append(
-            f"{shared} of {len(held)} chips that were held out overlap some that were learned from, so expect less "
-            "elsewhere than was measured; label places farther apart, or take smaller chips (--size)."
+            Message(
+                "Held-out chips that overlap training chips: {shared} of {count}. Expect a lower accuracy elsewhere "
+                "than was measured; label places farther apart, or use smaller chips (--size).",
+                shared=int(shared),
+                count=len(held),
+            )
         )
     return Split(train, validation, parts.test, tuple(hints))
 
 
 def _trainable(chips: Chips, windows: np.ndarray, own: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which chips overlap none of the others, or are of a class of which nothing else would be left, bool (n,)."""
+    """Whether chips overlap none of the others, or are of a class that would otherwise have none left, bool (n,)."""
     free, labels = ~_overlap_any(windows, own, others), chips.labels[own]
     return free | ~np.isin(labels, labels[free])
 
 
 def _overlap_any(windows: np.ndarray, own: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which chips overlap any of the others, bool (n,)."""
+    """Whether chips overlap any of the others, bool (n,)."""
     found = np.zeros(len(own), bool)
     for number in others:  # one at a time: there may be a hundred thousand chips
         found |= boxes_overlap(windows[own], windows[number : number + 1])[:, 0]
@@ -299,7 +303,7 @@ def _overlap_any(windows: np.ndarray, own: np.ndarray, others: np.ndarray) -> np
 
 
 def _balanced(parts: Sequence[np.ndarray], most: int) -> np.ndarray:
-    """At most so many numbers, as evenly from all parts as can be; sorted."""
+    """At most ``most`` indices in total, taken as evenly as possible from the parts; sorted."""
     taken = [min(len(part), most) for part in parts]
     while sum(taken) > most:
         taken[int(np.argmax(taken))] -= 1

@@ -1,7 +1,7 @@
 """Pictures with captions, classes and boxes, in folders, tables and WebDataset shards.
 
-A shard is a plain .tar in which the files of a sample share their name up to its first dot: a picture, and ``.txt``
-(a caption) or ``.json`` (as an entry of a table). Shards are read in place, at any position.
+A shard is a plain .tar file in which the files of a picture share their name up to the first dot: the picture, and
+``.txt`` (a caption) or ``.json`` (like an entry of a table). Shards are read in place, at any position.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from clippan.core.errors import ClippanError, one_line
 
 PHRASE = "a satellite image of {}"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
-_EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes of eight bits and less
+_EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes with at most eight bits
 _BOX = ("xmin", "ymin", "xmax", "ymax")  # columns of a table
 
 
 @dataclass(frozen=True)
 class LabelledBox:
-    """A box (left, top, right, bottom in the picture's pixels; empty for all of it) and what is in it."""
+    """A box (left, top, right, bottom in pixels; empty for the whole picture) and the category of its object."""
 
     box: tuple[float, ...]
     category: str
@@ -38,15 +38,15 @@ class LabelledBox:
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """A picture and what is known of it.
+    """A picture with its captions, category and boxes.
 
     Attributes:
-        name: how sentences call it.
-        path: file that it is in.
-        captions: what it shows, in sentences.
-        category: what it shows as a whole; empty if unknown.
-        regions: what it shows where.
-        offset, size: its place in a shard, in bytes; no size for a file of its own.
+        name: of the picture in messages.
+        path: the picture's file, or the shard.
+        captions: sentences on the content.
+        category: of the whole picture; empty if unknown.
+        regions: labelled boxes.
+        offset, size: position in a shard in bytes; no size for a separate file.
     """
 
     name: str
@@ -59,7 +59,7 @@ class TrainingImage:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The captions; without any, one sentence of the category, or of those of the boxes."""
+        """The captions; without any, one sentence with the category or those of the boxes."""
         if self.captions:
             return self.captions
         names = [self.category] if self.category else list(dict.fromkeys(region.category for region in self.regions))
@@ -67,7 +67,7 @@ class TrainingImage:
         return (PHRASE.format(listed),) if names else ()
 
     def objects(self, least: float) -> tuple[LabelledBox, ...]:
-        """The boxes whose edges have ``least`` pixels or more; of a picture without boxes all, if it has a category."""
+        """The boxes with edges of at least ``least`` pixels; the whole picture if it has a category and no boxes."""
         if not self.regions and self.category:
             return (LabelledBox((), self.category),)
         return tuple(
@@ -77,10 +77,10 @@ class TrainingImage:
         )
 
     def open(self) -> Image.Image:
-        """The picture, not yet decoded; to be closed.
+        """Opens the picture without decoding it; the caller closes it.
 
         Raises:
-            ClippanError: it cannot be read, or is of other values than bytes.
+            ClippanError: the picture cannot be read, or has more than eight bits.
         """
         try:
             picture = Image.open(self.path if self.size is None else io.BytesIO(self._bytes(self.size)))
@@ -89,13 +89,13 @@ class TrainingImage:
         if picture.mode not in _EIGHT_BIT_MODES:
             picture.close()
             raise ClippanError(
-                "The picture {name} has values of more than eight bits; make pictures of it by clippan regions.",
+                "The picture {name} has more than eight bits; convert it with clippan regions.",
                 name=self.name,
             )
         return picture
 
     def picture(self) -> Image.Image:
-        """The picture in red, green and blue; see ``open``."""
+        """The picture in red, green and blue; raises as ``open`` does."""
         with self.open() as picture:
             try:
                 return picture.convert("RGB")
@@ -114,16 +114,16 @@ class TrainingImage:
 
 
 def read_images(sources: Sequence[str], caption: str, context: Context) -> list[TrainingImage]:
-    """All samples of some sources.
+    """Reads the list of all pictures.
 
     Args:
-        sources: folders, tables (.csv, .json) and shards (.tar). A folder holds shards, or a table beside its
-            pictures, or a folder of pictures for each class.
-        caption: the column or key that holds captions.
+        sources: folders, tables (.csv, .json) and shards (.tar). A folder holds shards, a table with pictures, or a
+            folder of pictures for each class.
+        caption: column or key with the captions.
         context: may cancel.
 
     Raises:
-        ClippanError: there are no pictures, or of some nothing is known, or boxes are wrong.
+        ClippanError: there are no pictures, a picture has neither caption nor category, or a box is wrong.
     """
     samples: list[TrainingImage] = []
     for source in sources:
@@ -135,14 +135,14 @@ def read_images(sources: Sequence[str], caption: str, context: Context) -> list[
             found += 1
         if not found:
             raise ClippanError(
-                "There are no pictures in {source}; choose a folder, a table or shards that hold some.", source=source
+                "{source} holds no pictures; choose a folder, table or shards with pictures.", source=source
             )
     return samples
 
 
 def _images_of(path: Path, caption: str) -> Iterator[TrainingImage]:
     if not path.exists():
-        raise ClippanError("The data {path} do not exist; check the path.", path=path)
+        raise ClippanError("The training data {path} do not exist; check the path.", path=path)
     if path.is_dir():
         shards = sorted(path.glob("*.tar"))
         tables = sorted(item for item in path.iterdir() if item.suffix.lower() in (".csv", ".json"))
@@ -151,7 +151,7 @@ def _images_of(path: Path, caption: str) -> Iterator[TrainingImage]:
                 yield from _shard_images(shard, caption)
         elif len(tables) > 1:
             raise ClippanError(
-                "The folder {path} holds several tables; name one of them, such as {table}.", path=path, table=tables[0]
+                "The folder {path} holds several tables; give one, such as {table}.", path=path, table=tables[0]
             )
         elif tables:
             yield from _images_of(tables[0], caption)
@@ -165,7 +165,8 @@ def _images_of(path: Path, caption: str) -> Iterator[TrainingImage]:
         yield from _table_images(_json(path.read_bytes(), str(path)), path, caption)
     else:
         raise ClippanError(
-            "{path} is no data to train on; name a folder, a table (.csv, .json) or a shard (.tar).", path=path
+            "{path} is not a format of training data; give a folder, a table (.csv, .json) or a shard (.tar).",
+            path=path,
         )
 
 
@@ -175,7 +176,7 @@ def _class_folders(folder: Path) -> Iterator[TrainingImage]:
         if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file():
             if path.parent == folder:
                 raise ClippanError(
-                    "Nothing says what {path} shows; put it in a folder with the name of its class, or add a table.",
+                    "The picture {path} has no class; put it in a folder with the name of its class, or add a table.",
                     path=path,
                 )
             words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[_\-\s]+", " ", path.parent.name)
@@ -186,11 +187,13 @@ def _json(data: bytes, name: str) -> Any:
     try:
         return json.loads(data.decode("utf-8-sig"))
     except ValueError as error:
-        raise ClippanError("{name} is no JSON ({reason}); correct it.", name=name, reason=one_line(error)) from error
+        raise ClippanError(
+            "{name} is not valid JSON ({reason}); correct it.", name=name, reason=one_line(error)
+        ) from error
 
 
 def _csv_entries(path: Path, caption: str) -> list[dict[str, Any]]:
-    """A CSV as entries. A row is a caption, a category or a box; those of one picture go together."""
+    """Entries of a CSV table. A row has a caption, a category or a box; rows of one picture are merged."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -200,11 +203,11 @@ def _csv_entries(path: Path, caption: str) -> list[dict[str, Any]]:
             "The table {path} cannot be read ({reason}); save it as CSV in UTF-8.", path=path, reason=one_line(error)
         ) from error
     if "file" not in columns:
-        raise ClippanError("The table {path} has no column file, which names pictures; add it.", path=path)
+        raise ClippanError("The table {path} has no column file; add it with the paths of the pictures.", path=path)
     if not {caption, "category"} & set(columns):
         raise ClippanError(
-            "The table {path} has neither a column {caption} nor a column category; add one, or name the column of "
-            "the captions (--caption).",
+            "The table {path} has neither a column {caption} nor a column category; add one, or give the column of the "
+            "captions (--caption).",
             path=path,
             caption=caption,
         )
@@ -221,23 +224,25 @@ def _csv_entries(path: Path, caption: str) -> list[dict[str, Any]]:
 
 
 def _table_images(entries: Any, table: Path, caption: str) -> Iterator[TrainingImage]:
-    """The pictures of a table; their paths start from its folder."""
+    """The pictures of a table; their paths are relative to its folder."""
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "file" in entry for entry in entries):
         raise ClippanError(
-            "The table {table} is no list of entries with a file each; write it as docs/training_clip.md tells.",
+            "The table {table} is not a list of entries with a file each; see docs/training_clip.md for its format.",
             table=table,
         )
     for entry in entries:
         path = table.parent / str(entry["file"])
         if not path.is_file():
             raise ClippanError(
-                "The picture {path} does not exist, which {name} names; correct the table.", path=path, name=table.name
+                "The picture {path}, which {table} lists, does not exist; correct the table.",
+                path=path,
+                table=table.name,
             )
         yield _with_entry(TrainingImage(str(path), str(path)), entry, caption)
 
 
 def _with_entry(sample: TrainingImage, entry: Mapping[str, Any], caption: str) -> TrainingImage:
-    """A sample with what an entry says: captions (one or a list), a category, boxes with a category each."""
+    """The picture with the captions (one or a list), the category and the boxes of an entry."""
     try:
         captions, boxes, category = entry.get(caption) or (), entry.get("boxes") or (), entry.get("category")
         texts = (" ".join(text.split()) for text in ((captions,) if isinstance(captions, str) else captions))
@@ -251,8 +256,7 @@ def _with_entry(sample: TrainingImage, entry: Mapping[str, Any], caption: str) -
         )
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ClippanError(
-            "The entry of {name} is not understood; captions are texts, and each of its boxes has a box of four "
-            "numbers and a category.",
+            "The entry of {name} is invalid; captions must be texts, and each box needs four numbers and a category.",
             name=sample.name,
         ) from None
 
@@ -279,11 +283,11 @@ def _shard_images(path: Path, caption: str) -> Iterator[TrainingImage]:
                     groups[key] = TrainingImage(name, str(path), offset=member.offset_data, size=member.size)
                 elif suffix in (".txt", ".json"):
                     file = archive.extractfile(member)
-                    assert file is not None  # it is a file
+                    assert file is not None  # as the member is a file
                     notes.setdefault(key, []).append((suffix, file.read()))
     except (OSError, tarfile.TarError) as error:
         raise ClippanError(
-            "The shard {path} is no plain .tar ({reason}); unpack it if it is compressed, or copy it again.",
+            "The shard {path} is not a plain .tar file ({reason}); decompress it, or copy it again.",
             path=path,
             reason=one_line(error),
         ) from error
@@ -291,17 +295,17 @@ def _shard_images(path: Path, caption: str) -> Iterator[TrainingImage]:
         for suffix, data in sorted(notes.get(key, ())):
             if suffix == ".json":
                 sample = _with_entry(sample, _json(data, f"{key}.json of {path}"), caption)
-            else:  # the same text again is no other
+            else:  # repeated texts count once
                 texts = [*sample.captions, " ".join(data.decode("utf-8", "replace").split())]
                 sample = replace(sample, captions=tuple(dict.fromkeys(filter(None, texts))))
         yield sample
 
 
 def _check(sample: TrainingImage) -> None:
-    """Of a picture something is known, and its boxes lie in it."""
+    """Checks that a picture has a caption or category, and that its boxes lie inside it."""
     if not sample.texts:
         raise ClippanError(
-            "Of the picture {name} neither a caption nor a category is known; add one, or leave it out.",
+            "The picture {name} has neither a caption nor a category; add one, or leave the picture out.",
             name=sample.name,
         )
     if not sample.regions:
@@ -312,14 +316,14 @@ def _check(sample: TrainingImage) -> None:
         box = region.box
         if len(box) != 4 or not all(map(math.isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
             raise ClippanError(
-                "A box of the picture {name} is {shown}; write it as left, top, right, bottom in pixels.",
+                "A box of the picture {name} is {box}; write it as left, top, right, bottom in pixels.",
                 name=sample.name,
-                shown=_box_text(box),
+                box=_box_text(box),
             )
         if box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height:
             raise ClippanError(
-                "The box {shown} lies outside the picture {name}, {width} × {height} pixels; correct it.",
-                shown=_box_text(box),
+                "The box {box} lies outside the picture {name} of {width} × {height} pixels; correct it.",
+                box=_box_text(box),
                 name=sample.name,
                 width=width,
                 height=height,

@@ -1,13 +1,13 @@
-"""Training of any CLIP of open_clip as FarSLIP does it, on pictures with captions, classes and boxes.
+"""FarSLIP training of any open_clip model on pictures with captions, classes and boxes.
 
-Stage 1: the contrast of pictures with their texts, and the distillation between a picture's cells and its crops.
-Stage 2: the contrast of pictures with their texts, and that of objects with their categories.
+Stage 1: contrast of pictures with their texts, and distillation between the cells of a picture and its crops.
+Stage 2: contrast of pictures with their texts, and of objects with their categories.
 
-``torchrun`` starts one process a device; contrasts are over the pictures of all of them. The folder of a run
-(``clippan.learn.loop``) is a model's folder in the end: ``open_clip_config.json`` and weights.
+``torchrun`` starts one process for each device; contrasts are computed over the pictures of all processes. The folder
+of a run (``clippan.learn.loop``) becomes the folder of the model: ``open_clip_config.json`` and weights.
 
-The model stays as it is when it is used: its batch normalisations keep the statistics that they came with, as those of
-a small batch of crops are others, and nothing is dropped at random.
+The model trains in eval mode: batch normalisation keeps its statistics, as those of a small batch of crops differ, and
+there is no dropout.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from clippan.clip.load import LoadedModel, load_model, read_architecture
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.json import to_json
+from clippan.core.messages import Message
 from clippan.core.outputs import Outputs, write_output
 from clippan.core.threads import count_threads
 from clippan.jobs.trainclip import Precision, Target, Teacher, TrainClipRequest
@@ -41,13 +42,13 @@ from clippan.learn.loop import TrainingLoop
 from clippan.learn.optimisation import optimiser_step, running_average, warmup_cosine
 
 WEIGHTS = "open_clip_model.safetensors"
-MIN_STEPS = 40  # steps, where a few pictures would be seen in fewer: these change next to nothing
-_LOG_EVERY = 20  # steps that a row of the curves is the mean of
+MIN_STEPS = 40  # for few pictures, as fewer steps change a model hardly at all
+_LOG_EVERY = 20  # steps averaged in a row of the curves
 _CHECKPOINT_EVERY = 200  # steps between checkpoints
-_TEACHER_DECAY = 0.99  # share of the past in the teacher that is a running average
-_MAX_WARMUP = 1000  # steps at most, where none are asked for
+_TEACHER_DECAY = 0.99  # of the teacher that is a running average
+_MAX_WARMUP = 1000  # steps, if the request has no warm-up
 _BETAS, _EPSILON = (0.9, 0.98), 1e-6  # of AdamW, as CLIP was trained
-_MAX_LOGIT_SCALE = math.log(100)  # of the logarithm of the logit scale, as CLIP was trained
+_MAX_LOG_SCALE = math.log(100)  # of the logit scale, as CLIP was trained
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"),
     *("vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
@@ -55,30 +56,31 @@ _TOKENIZER_FILES = (
 
 
 def save_model(folder: Path, loaded: LoadedModel, base: Model, path: Path, about: Mapping[str, Any]) -> None:
-    """Writes a model that ``models.find`` opens, in float32.
+    """Writes a trained model, in float32.
 
     Args:
-        folder: where to.
-        loaded: what was trained.
-        base: what it was before, and ``path`` its weights.
-        about: what the description is to tell of it besides; ``channels`` where it takes other bands.
+        folder: of the model.
+        loaded: the trained model.
+        base: the model that the training started from.
+        path: weights of ``base``.
+        about: further entries of the description; ``channels`` if the model takes other bands.
 
     Raises:
-        ClippanError: it cannot be written.
+        ClippanError: a file cannot be written.
     """
     description = read_architecture(path, base)
     text = description["text_cfg"]
     length = getattr(loaded.model, "context_length", None)
-    if isinstance(length, int):  # open_clip's names of architectures say nothing of it
+    if isinstance(length, int):  # not part of open_clip's architecture names
         text["context_length"] = length
-    preparation = {
+    preprocessing = {
         "mean": list(loaded.preprocessing.mean),
         "std": list(loaded.preprocessing.std),
         "interpolation": "bicubic",
         "resize_mode": "squash",
     }
-    own = {"channels": to_json(base.channels)} if base.channels else {}
-    config = {"model_cfg": description, "preprocess_cfg": preparation, "clippan": {**own, **about}}
+    channels = {"channels": to_json(base.channels)} if base.channels else {}
+    config = {"model_cfg": description, "preprocess_cfg": preprocessing, "clippan": {**channels, **about}}
     weights = {
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
         for name, value in loaded.model.state_dict().items()
@@ -95,50 +97,52 @@ def save_model(folder: Path, loaded: LoadedModel, base: Model, path: Path, about
 
 
 class FarslipLoss(nn.Module):
-    """One step's loss as a module, so that torch's data parallel sees a single forward pass.
+    """The loss of a batch as a module, so that data parallelism sees a single forward pass.
 
     Args:
-        loaded: the model that learns.
-        request: what is asked for.
+        loaded: the model to train.
+        request: the job.
         count: number of processes.
 
     Attributes:
-        teacher: whose ``visual`` encodes crops in stage 1; None for the model itself.
+        teacher: its ``visual`` encodes crops in stage 1; None for the model itself.
     """
 
     def __init__(self, loaded: LoadedModel, request: TrainClipRequest, count: int) -> None:
         super().__init__()
         self.model = loaded.model
-        self.teacher: Optional[SimpleNamespace] = None  # no part of what learns
+        self.teacher: Optional[SimpleNamespace] = None  # not a module, so that it is not trained
         self._tokenizer, self._request, self._count = loaded.tokenizer, request, count
         self._mean, self._std = loaded.preprocessing.mean, loaded.preprocessing.std
 
     def forward(self, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of the terms, and each of them by name."""
+        """The weighted sum of the loss terms, and the terms by name."""
         request, stage_two = self._request, bool(batch.categories)
-        half = self._autocast(batch.pictures.device)
-        teaches = request.weight > 0 and not stage_two
-        with half:
+        autocast = self._autocast(batch.pictures.device)
+        distils = request.weight > 0 and not stage_two
+        with autocast:
             pictures = self._preprocessed(batch.pictures)
-            if teaches:
+            if distils:
                 cells, pooled = dense.dense_features(self.model, pictures)
             else:
                 pooled = self.model.encode_image(pictures)
         terms = {"contrast": self._contrast(pooled, batch.texts, batch.texts)}
         total = terms["contrast"]
         if stage_two:
-            with half:
+            with autocast:
                 objects = self.model.encode_image(self._preprocessed(batch.crops))
             sentences = [PHRASE.format(category) for category in batch.categories]
             terms["regions"] = self._contrast(objects, sentences, batch.categories)
             total = total + terms["regions"]
-        elif teaches:
+        elif distils:
             frozen = torch.no_grad() if self.teacher else nullcontext()
-            with half, frozen:
-                own, own_pooled = dense.dense_features(self.teacher or self.model, self._preprocessed(batch.crops))
-            target = own.float().mean((2, 3)) if request.target is Target.PATCH else own_pooled.float()
+            with autocast, frozen:
+                crop_cells, crop_pooled = dense.dense_features(
+                    self.teacher or self.model, self._preprocessed(batch.crops)
+                )
+            target = crop_cells.float().mean((2, 3)) if request.target is Target.PATCH else crop_pooled.float()
             target = target.view(len(pictures), -1, target.shape[1])
-            grid = (own.shape[2], own.shape[3])
+            grid = (crop_cells.shape[2], crop_cells.shape[3])
             terms["distillation"] = losses.distillation(cells.float(), batch.boxes, target, grid)
             total = total + request.weight * terms["distillation"]
         return total, {name: value.detach() for name, value in terms.items()}
@@ -146,48 +150,49 @@ class FarslipLoss(nn.Module):
     def _preprocessed(self, pictures: Tensor) -> Tensor:
         values = pictures.float().div_(255)
         mean, std = (values.new_tensor(bands)[:, None, None] for bands in (self._mean, self._std))
-        # Convolutions are twice as fast with the colours last.
+        # Convolutions are twice as fast with channels last.
         return values.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
     def _contrast(self, vectors: Tensor, texts: Sequence[str], groups: Sequence[str]) -> Tensor:
-        """Over the pairs of all processes."""
+        """The contrast over the pairs of all processes."""
         parts = [list(groups)]
         if self._count > 1:
             parts = [[] for _ in range(self._count)]
             torch.distributed.all_gather_object(parts, list(groups))
         sizes = [len(part) for part in parts]
         scale = self.model.logit_scale.exp().reshape(())
-        seen, said = losses.gather_vectors(vectors.float(), sizes), losses.gather_vectors(self._vectors(texts), sizes)
-        return losses.contrast(seen, said, scale, [group for part in parts for group in part])
+        own = (vectors.float(), self._vectors(texts))
+        pictures, sentences = (losses.gather_vectors(each, sizes) for each in own)
+        return losses.contrast(pictures, sentences, scale, [group for part in parts for group in part])
 
     def _vectors(self, texts: Sequence[str]) -> Tensor:
-        """Vectors (n, width) of texts, each encoded once."""
+        """Vectors (n, width) of texts; repeated texts are encoded once."""
         names = list(dict.fromkeys(texts))
         tokens = self._tokenizer(names).to(self.model.logit_scale.device)
         with self._autocast(tokens.device), nullcontext() if self._request.train_text else torch.no_grad():
-            found = self.model.encode_text(tokens)
-        return found.float()[[names.index(text) for text in texts]]
+            encoded = self.model.encode_text(tokens)
+        return encoded.float()[[names.index(text) for text in texts]]
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self._request.precision is Precision.BFLOAT16)
 
 
 class FarslipTraining(TrainingLoop):
-    """A training under way.
+    """Trains a model in one or two stages.
 
     Args:
-        request: what is asked for.
+        request: the job.
         base: the model to start from.
-        path: its weights.
-        samples: what to train on.
-        device: where to compute.
-        rank, count: this process's number, and how many there are.
-        context: hears of progress, and may cancel.
+        path: weights of the model.
+        samples: training pictures.
+        device: of this process.
+        rank, count: of this process, and number of processes.
+        context: receives progress; may cancel.
 
     Attributes:
-        loaded: the model that learns.
-        steps: of each stage.
-        objects: that stage 2 is trained on.
+        loaded: the model to train.
+        steps: number of steps of each stage.
+        objects: number of objects in stage 2.
     """
 
     terms = ("contrast", "distillation", "regions")
@@ -204,19 +209,26 @@ class FarslipTraining(TrainingLoop):
         context: Context,
     ) -> None:
         self._request, self._device = request, device
-        drawn = {stage: _images_of_stage(samples, stage, request.least) for stage in request.stages}
-        self.objects = sum(len(sample.objects(request.least)) for sample in drawn.get(2, ()))
-        whole = request.batch * count
-        self.steps = tuple(request.steps or math.ceil(len(found) * request.epochs / whole) for found in drawn.values())
+        stages = {stage: _images_of_stage(samples, stage, request.least) for stage in request.stages}
+        self.objects = sum(len(sample.objects(request.least)) for sample in stages.get(2, ()))
+        batch = request.batch * count
+        self.steps = tuple(request.steps or math.ceil(len(found) * request.epochs / batch) for found in stages.values())
         super().__init__(Path(request.output), sum(self.steps), rank, context, _LOG_EVERY, _CHECKPOINT_EVERY)
         self.stage_ends = tuple(sum(self.steps[: number + 1]) for number in range(len(self.steps)))
-        context.log(f"{len(samples)} pictures, {self.objects} objects for stage 2, {self._steps} steps.")
+        context.log(
+            Message(
+                "Training on {count} pictures, with {objects} objects for stage 2, {steps} steps.",
+                count=len(samples),
+                objects=self.objects,
+                steps=self._steps,
+            )
+        )
         self.loaded = load_model(path, base, device)
         pixels = request.pixels or self.loaded.preprocessing.pixels
         check_image_size(self.loaded, pixels)
         distils = 1 in request.stages and request.weight > 0
         if distils:
-            dense.stride(self.loaded.model)  # tells where a tower has no dense features
+            dense.stride(self.loaded.model)  # raises if the tower has no dense features
         self._loaders = [
             BatchLoader(
                 found,
@@ -230,7 +242,7 @@ class FarslipTraining(TrainingLoop):
                 count,
                 count_threads(request.threads),
             )
-            for stage, found in drawn.items()
+            for stage, found in stages.items()
         ]
         if not request.train_text:
             for name, value in self.loaded.model.named_parameters():
@@ -238,38 +250,38 @@ class FarslipTraining(TrainingLoop):
         self._loss = FarslipLoss(self.loaded, request, count)
         self._loss.to(memory_format=torch.channels_last)
         if distils and request.teacher is not Teacher.ACTIVE:
-            # Without a moving average it stays as it begins.
+            # A frozen teacher stays at the initial weights of the average.
             self._average = running_average(self.loaded.model.visual, _TEACHER_DECAY)
             self._loss.teacher = SimpleNamespace(visual=self._average.module)
         self._start_stage(0)
         self._parallel: nn.Module = self._loss
         if count > 1:
-            # Towers may hold layers that nothing goes through; batch normalisations do not change.
+            # Towers may have unused layers; batch normalisation has no buffers to synchronise.
             self._parallel = nn.parallel.DistributedDataParallel(
                 self._loss, broadcast_buffers=False, find_unused_parameters=True
             )
         self.resume(device)
 
     def _stage_and_step(self, step: int) -> tuple[int, int]:
-        """Which of the stages a step belongs to, and its number there."""
+        """Index of the stage of a step, and the number of the step in that stage."""
         number = next(number for number, end in enumerate(self.stage_ends) if step < end)
         return number, step - sum(self.steps[:number])
 
     def _start_stage(self, number: int) -> None:
-        """Each stage has its own warm-up, and remembers nothing of the other."""
+        """Makes the optimiser and scheduler of a stage."""
         request, steps = self._request, self.steps[number]
         warmup = min(steps // 10, _MAX_WARMUP) if request.warmup is None else request.warmup
         self._optimiser = adamw(self.loaded.model, request.rate, request.weight_decay)
         self._scheduler = warmup_cosine(self._optimiser, steps, warmup)
 
     def sample_batch(self, step: int) -> ImageBatch:
-        number, place = self._stage_and_step(step)
-        return self._loaders[number](place)
+        number, stage_step = self._stage_and_step(step)
+        return self._loaders[number](stage_step)
 
     def train_step(self, step: int, batch: ImageBatch) -> dict[str, Tensor]:
         request = self._request
-        number, place = self._stage_and_step(step)
-        if not place:
+        number, stage_step = self._stage_and_step(step)
+        if not stage_step:
             self._start_stage(number)
         model = self.loaded.model
         try:
@@ -277,13 +289,13 @@ class FarslipTraining(TrainingLoop):
             optimiser_step(model, self._optimiser, self._scheduler, total)
         except torch.cuda.OutOfMemoryError as error:
             raise ClippanError(
-                "The GPU's memory is too small for {batch} pictures a step; choose a smaller batch, or --precision "
+                "The GPU has too little memory for batches of {batch} pictures; choose a smaller batch, or --precision "
                 "bfloat16.",
                 batch=request.batch,
             ) from error
         if request.train_text:
             with torch.no_grad():
-                model.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
+                model.logit_scale.clamp_(0, _MAX_LOG_SCALE)
         if request.teacher is Teacher.EMA and self._loss.teacher:
             self._average.update_parameters(model.visual)
         return terms
@@ -307,44 +319,41 @@ class FarslipTraining(TrainingLoop):
 
 
 def _images_of_stage(samples: Sequence[TrainingImage], stage: int, least: float) -> list[TrainingImage]:
-    """What a stage is trained on."""
+    """The pictures that a stage can use."""
     found = [sample for sample in samples if stage == 1 or sample.objects(least)]
     if not found:
         raise ClippanError(
-            "No picture has a category, or a box of {least} pixels or more, for stage 2; add some, lower the bound "
-            "(--least), or train stage 1 alone (--stages 1).",
+            "No picture has a category or a box of at least {least} pixels for stage 2; add some, lower the limit "
+            "(--least), or train only stage 1 (--stages 1).",
             least=least,
         )
     return found
 
 
-def adamw(network: nn.Module, greatest: float, decay: float) -> torch.optim.Optimizer:
-    """AdamW for what of a network learns; biases and gains do not decay, as they are few.
+def adamw(network: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
+    """AdamW for the trainable parameters of a network, without weight decay of biases and gains.
 
     Args:
-        network: some of whose weights learn.
-        greatest: learning rate.
-        decay: of matrices and kernels.
+        network: the network.
+        rate: largest learning rate.
+        decay: weight decay of matrices and kernels.
     """
-    learned = [value for value in network.parameters() if value.requires_grad]
+    trainable = [value for value in network.parameters() if value.requires_grad]
     groups = [
-        {"params": [value for value in learned if value.ndim > 1], "weight_decay": decay},
-        {"params": [value for value in learned if value.ndim <= 1], "weight_decay": 0.0},
+        {"params": [value for value in trainable if value.ndim > 1], "weight_decay": decay},
+        {"params": [value for value in trainable if value.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=greatest, betas=_BETAS, eps=_EPSILON)
+    return torch.optim.AdamW(groups, lr=rate, betas=_BETAS, eps=_EPSILON)
 
 
 def check_image_size(loaded: LoadedModel, pixels: int) -> None:
-    """Towers of tokens take one size, others multiples of their cells.
-
-    Raises:
-        ClippanError: the model does not take pictures of this size.
-    """
-    own = loaded.preprocessing.pixels
-    if pixels == own:
+    """Raises ClippanError if a model cannot take pictures of this size: Transformers take one size, other towers
+    multiples of their stride."""
+    size = loaded.preprocessing.pixels
+    if pixels == size:
         return
     if not dense.any_size(loaded.model):
-        raise ClippanError("This model takes pictures of {own} pixels only; leave out --pixels.", own=own)
+        raise ClippanError("This model only takes pictures of {pixels} pixels; leave out --pixels.", pixels=size)
     stride = dense.stride(loaded.model)
     if pixels % stride:
         raise ClippanError(

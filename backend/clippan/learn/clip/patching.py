@@ -1,11 +1,11 @@
-"""Robust fine-tuning: a CLIP learns classes and keeps what it knew.
+"""Robust fine-tuning: CLIP learns classes without forgetting others.
 
 After Zavras et al. 2024 ("Mind the Modality Gap", stage 1) and Ilharco et al. 2022 ("Patching open-vocabulary models
-by interpolating weights"): the words of the classes are a frozen classifier, the image tower alone is tuned, and the
-result lies between what it was and what it became, θ = (1 − α)·θ₀ + α·θ₁. How far to go is chosen on pictures of the
-classes and of a control set that the tuning did not see, and measured on others that the choice did not see either.
+by interpolating weights"): the text vectors of the classes are a frozen classifier, only the image tower is tuned, and
+the result interpolates the weights before and after, θ = (1 − α)·θ₀ + α·θ₁. α is chosen on validation chips of the
+classes and of a control set, and the result is measured on test chips of both.
 
-The folder of a run (``clippan.learn.loop``) is a model's folder in the end.
+The folder of a run (``clippan.learn.loop``) becomes the folder of the model.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from clippan.learn.loop import TrainingLoop
 from clippan.learn.optimisation import optimiser_step, warmup_cosine
 from clippan.raster.scene import SceneOptions
 
-_LOG_EVERY, _CHECKPOINT_EVERY = 10, 50  # steps that a row of the curves is the mean of, and between checkpoints
-_WARMUP = 0.1  # part of the steps
-_SMOOTHING = 0.1  # of the labels, so that a few hundred chips do not drive the logits apart
+_LOG_EVERY, _CHECKPOINT_EVERY = 10, 50  # steps averaged in a row of the curves, and between checkpoints
+_WARMUP = 0.1  # share of the steps
+_LABEL_SMOOTHING = 0.1  # keeps logits small when there are few chips
 _ALPHA_STEP = 0.1  # of alpha, along the curve
-_DEFAULT_ALPHA = 0.5  # alpha where no control set tells how far to go: the best of the paper's
-_ENCODE_BATCH = 32  # pictures at a time, at most
+_DEFAULT_ALPHA = 0.5  # without a control set; the best in the paper
+_ENCODE_BATCH = 32  # chips encoded at a time, at most
 
 
 @dataclass(frozen=True)
 class ClassificationTask:
-    """Chips that are asked what they show, among their own classes.
+    """Chips to classify among their own classes.
 
     Attributes:
-        chips: all.
-        split: which of them choose, and which measure.
-        zero_shot_weights: the words of the classes, unit vectors (classes, width).
+        chips: all chips.
+        split: training, validation and test chips.
+        zero_shot_weights: unit vectors of the class names, (classes, width).
     """
 
     chips: Chips
@@ -62,35 +62,21 @@ class ClassificationTask:
 
 @contextlib.contextmanager
 def explain_memory_errors(batch: int) -> Iterator[None]:
-    """Says in a sentence that the GPU's memory did not suffice.
-
-    Args:
-        batch: pictures of a step.
-
-    Raises:
-        ClippanError: it did not.
-    """
+    """Raises ClippanError if the GPU has too little memory for a batch of this size."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        # Another batch is another recipe, and so another run; another device goes on with this one.
+        # A smaller batch is another recipe, which needs another folder; the CPU can resume this run.
         raise ClippanError(
-            "The GPU's memory is too small for {batch} pictures a step; go on with --device cpu, or take fewer "
-            "(--batch) and an empty folder.",
+            "The GPU has too little memory for batches of {batch} chips; resume with --device cpu, or start in an "
+            "empty folder with a smaller --batch.",
             batch=batch,
         ) from error
 
 
 @contextlib.contextmanager
 def resumable(steps: int) -> Iterator[None]:
-    """What follows the last step, and can be cancelled.
-
-    Args:
-        steps: of the run.
-
-    Raises:
-        Cancelled: with a sentence that says what is left, as the one of ``Training.go``.
-    """
+    """Adds to a cancellation after the last of the steps that the run can be resumed."""
     try:
         yield
     except Cancelled:
@@ -104,10 +90,10 @@ def read_tasks(
     base = find_model(request.model)
     if base.channels and (not request.samples or request.control):
         raise ClippanError(
-            "The model {label} takes the bands {listed}, which folders of pictures have not; give a raster with "
-            "samples, and no control set.",
-            label=base.label,
-            listed=base.channels.joined_names,
+            "The model {model} needs the bands {bands}, which folders of pictures lack; give a raster with samples, "
+            "and no control set.",
+            model=base.label,
+            bands=base.channels.joined_names,
         )
     if request.samples:
         look = SceneOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
@@ -131,8 +117,8 @@ def read_tasks(
     parts = chips.split_without_overlap(labelled, request.held, request.measured, request.seed)
     if not len(parts.test):
         raise ClippanError(
-            "No class has three chips or more that lie apart (a polygon's and those of near points stay together), so "
-            "nothing can be held out to measure with; add some."
+            "No class has three or more separate places (a polygon or points close together count as one), so none can "
+            "be held out for the test; label more places."
         )
     task = ClassificationTask(labelled, parts, zero_shot_weights(loaded, labelled.names))
     if control is None:
@@ -140,35 +126,35 @@ def read_tasks(
     halves = chips.split(control, 0.5, request.measured, request.seed, trains=False)
     if not len(halves.test):
         raise ClippanError(
-            "The control set {control} has one picture of each class; add another of some.", control=request.control
+            "The control set {control} has only one picture of each class; add more.", control=request.control
         )
     return task, ClassificationTask(control, halves, zero_shot_weights(loaded, control.names))
 
 
 def _words(text: str, tasks: Sequence[Chips]) -> dict[str, str]:
-    """What classes are called, by the names that their folders or samples have, however these are written."""
+    """New names of classes by their names in folders or samples; case and punctuation of these are ignored."""
     if not text:
         return {}
     given = texts.parse_legend(text, "list of words")
     names = [name for each in tasks for name in each.names]
-    plain = {_normalised(name): name for name in names}
-    unknown = [name for name in given if _normalised(name) not in plain]
+    by_key = {_normalised(name): name for name in names}
+    unknown = [name for name in given if _normalised(name) not in by_key]
     if unknown:
         raise ClippanError(
-            "There is no class {unknown} to give words to; the classes are {names}.",
+            "Words are given for {unknown}, which is not a class; the classes are {classes}.",
             unknown=join_names(unknown),
-            names=join_names(names),
+            classes=join_names(names),
         )
-    return {plain[_normalised(name)]: word for name, word in given.items()}
+    return {by_key[_normalised(name)]: word for name, word in given.items()}
 
 
 def _normalised(name: str) -> str:
-    return "".join(sign for sign in name.lower() if sign.isalnum())
+    return "".join(character for character in name.lower() if character.isalnum())
 
 
 @torch.no_grad()
 def zero_shot_weights(loaded: LoadedModel, names: Sequence[str]) -> Tensor:
-    """The frozen classifier: unit vectors (classes, width) of names, averaged over the templates."""
+    """Unit vectors (classes, width) of class names, averaged over the templates: a zero-shot classifier."""
     sentences = [template.format(name) for name in names for template in TEMPLATES]
     device = next(loaded.model.parameters()).device
     found = functional.normalize(loaded.model.encode_text(loaded.tokenizer(sentences).to(device)).float(), dim=-1)
@@ -176,7 +162,7 @@ def zero_shot_weights(loaded: LoadedModel, names: Sequence[str]) -> Tensor:
 
 
 def preprocessed(loaded: LoadedModel, pictures: np.ndarray, device: torch.device) -> Tensor:
-    """Pictures (n, bands, edge, edge), bytes or 0 to 1, as the image tower takes them."""
+    """Pictures (n, bands, edge, edge), uint8 or 0 to 1, normalised for the image tower."""
     values = torch.from_numpy(pictures).to(device)
     values = values.float().div_(255) if pictures.dtype == np.uint8 else values.clone()
     mean, std = (
@@ -186,18 +172,18 @@ def preprocessed(loaded: LoadedModel, pictures: np.ndarray, device: torch.device
 
 
 class FineTuning(TrainingLoop):
-    """The tuning of the image tower.
+    """Tunes the image tower.
 
     Args:
-        request: what is asked for.
-        loaded: the model that learns.
-        task: what it learns.
-        pixels: edge of what it sees.
-        device: where to compute.
-        context: hears of progress, and may cancel.
+        request: the job.
+        loaded: the model to tune.
+        task: the classes and their chips.
+        pixels: edge of the model's pictures.
+        device: of the model.
+        context: receives progress; may cancel.
 
     Attributes:
-        steps: of the whole run.
+        steps: number of steps of the whole run.
     """
 
     def __init__(
@@ -213,7 +199,15 @@ class FineTuning(TrainingLoop):
         count = len(task.split.train)
         self.steps = request.steps or max(count * request.epochs // request.batch, MIN_STEPS)
         super().__init__(Path(request.output), self.steps, 0, context, _LOG_EVERY, _CHECKPOINT_EVERY)
-        context.log(f"{count} chips of {len(task.chips.names)} classes, {self.steps} steps.")
+        classes = len(task.chips.names)
+        context.log(
+            Message(
+                "Training on {count} chips of {classes} classes, {steps} steps.",
+                count=count,
+                classes=classes,
+                steps=self.steps,
+            )
+        )
         for name, value in loaded.model.named_parameters():
             value.requires_grad_(name.startswith("visual."))
         loaded.model.visual.to(memory_format=torch.channels_last)
@@ -222,19 +216,19 @@ class FineTuning(TrainingLoop):
         self._scheduler = warmup_cosine(self._optimiser, self.steps, int(_WARMUP * self.steps))
 
     def sample_batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Chips, turned over by chance, and their classes."""
+        """Augmented chips, (batch, bands, edge, edge), and their classes."""
         train, batch = self._task.split.train, self._request.batch
         rng = np.random.default_rng([self._request.seed, 1, step])
         numbers = train[epoch_indices(len(train), batch, step, self._request.seed)]
-        seen = [augmented(self._task.chips.read(int(number), self._pixels), rng) for number in numbers]
-        return np.stack(seen), self._task.chips.labels[numbers]
+        chips = [augmented(self._task.chips.read(int(number), self._pixels), rng) for number in numbers]
+        return np.stack(chips), self._task.chips.labels[numbers]
 
     def train_step(self, step: int, batch: tuple[np.ndarray, np.ndarray]) -> Mapping[str, Tensor]:
         pictures, labels = batch
         vectors = self._loaded.model.encode_image(preprocessed(self._loaded, pictures, self._device)).float()
         logits = self._scale * functional.normalize(vectors, dim=-1) @ self._task.zero_shot_weights.T
         truth = torch.from_numpy(labels).long().to(self._device)
-        loss = functional.cross_entropy(logits, truth, label_smoothing=_SMOOTHING)
+        loss = functional.cross_entropy(logits, truth, label_smoothing=_LABEL_SMOOTHING)
         optimiser_step(self._loaded.model.visual, self._optimiser, self._scheduler, loss)
         return {"loss": loss.detach()}
 
@@ -252,14 +246,14 @@ class FineTuning(TrainingLoop):
 
 
 def epoch_indices(count: int, batch: int, step: int, seed: int) -> np.ndarray:
-    """Which of so many chips a step takes, (batch,): each once in every epoch, in an order of the epoch's own."""
+    """Indices (batch,) of the chips of a step, out of ``count``; each epoch has every chip once in its own order."""
     epochs, positions = np.divmod(np.arange(step * batch, (step + 1) * batch), count)
     orders = {epoch: np.random.default_rng([seed, 0, epoch]).permutation(count) for epoch in np.unique(epochs)}
     return np.array([orders[epoch][position] for epoch, position in zip(epochs, positions)])
 
 
 def augmented(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A picture (bands, edge, edge), turned by a right angle or several and mirrored by chance: the same place."""
+    """A picture (bands, edge, edge), randomly rotated by multiples of 90° and mirrored."""
     picture = np.rot90(picture, int(rng.integers(4)), (1, 2))
     return np.ascontiguousarray(picture[:, :, ::-1] if rng.random() < 0.5 else picture)
 
@@ -272,7 +266,7 @@ def copied_weights(loaded: LoadedModel) -> dict[str, Tensor]:
 def interpolate_weights(
     visual: torch.nn.Module, before: Mapping[str, Tensor], after: Mapping[str, Tensor], alpha: float
 ) -> None:
-    """Sets a tower's weights to (1 − α)·before + α·after; whole numbers, which count something, stay as before."""
+    """Sets a tower's weights to (1 − α)·before + α·after; integers, which are counters, stay as before."""
     mixed = {
         name: (1 - alpha) * value + alpha * after[name] if value.is_floating_point() else value
         for name, value in before.items()
@@ -289,23 +283,23 @@ def alpha_curve(
     pixels: int,
     context: Context,
 ) -> tuple[list[AlphaPoint], dict[float, list[np.ndarray]]]:
-    """The points of the curve, and by alpha which of the measuring chips of each set were right."""
+    """The points of the curve, and by alpha whether each test chip of each task is classified correctly."""
     alphas = {round(_ALPHA_STEP * number, 6) for number in range(round(1 / _ALPHA_STEP) + 1)}
     alphas |= {request.alpha} if request.alpha is not None else set()
     points, kept = [], {}
     for number, alpha in enumerate(sorted(alphas)):
         part = context.subrange(100 * number / len(alphas), 100 * (number + 1) / len(alphas))
         interpolate_weights(loaded.model.visual, *ends, alpha)
-        chosen: list[np.ndarray] = []
-        measured: list[np.ndarray] = []
+        validation: list[np.ndarray] = []
+        test: list[np.ndarray] = []
         for each in filter(None, (task, control)):
-            for numbers, hits in ((each.split.validation, chosen), (each.split.test, measured)):
+            for numbers, hits in ((each.split.validation, validation), (each.split.test, test)):
                 hits.append(correct_predictions(loaded, each, numbers, pixels, request.batch, part))
-        part.progress(100, Message("Measured at α = {alpha:g}", alpha=alpha))
-        kept[alpha] = measured
-        shares = [[float(hits.mean()) if len(hits) else 0.0 for hits in found] for found in (measured, chosen)]
-        pairs = [(found[0], found[1] if control else None) for found in shares]
-        points.append(AlphaPoint(alpha, pairs[0][0], pairs[0][1], pairs[1][0], pairs[1][1]))
+        part.progress(100, Message("Measured accuracy at α = {alpha:g}", alpha=alpha))
+        kept[alpha] = test
+        accuracies = [[float(hits.mean()) if len(hits) else 0.0 for hits in part] for part in (test, validation)]
+        pairs = [(part[0], part[1] if control else None) for part in accuracies]
+        points.append(AlphaPoint(alpha, *pairs[0], *pairs[1]))
     return points, kept
 
 
@@ -313,7 +307,7 @@ def alpha_curve(
 def correct_predictions(
     loaded: LoadedModel, task: ClassificationTask, numbers: np.ndarray, pixels: int, batch: int, context: Context
 ) -> np.ndarray:
-    """Which chips are named right, (n,); so many at a time as a step takes."""
+    """Whether chips are classified correctly, bool (n,)."""
     found, device, size = [], task.zero_shot_weights.device, min(batch, _ENCODE_BATCH)
     for start in range(0, len(numbers), size):
         context.raise_if_cancelled()
@@ -325,13 +319,13 @@ def correct_predictions(
 
 
 def choose_alpha(points: Sequence[AlphaPoint], keep: float) -> float:
-    """The alpha that is best on the task among those that keep so much of the old accuracy on the control set; of
-    equals the smallest. Both by the validation part. Without a control set 0.5, as nothing says how far to go."""
-    old = points[0].control_validation
-    if old is None:
+    """The alpha of the highest validation accuracy on the task among those that keep this share of the accuracy on the
+    control set; the smallest of equals. 0.5 without a control set."""
+    initial = points[0].control_validation
+    if initial is None:
         return _DEFAULT_ALPHA
-    able = [point for point in points if (point.control_validation or 0.0) >= keep * old]  # the first always is
-    return max(able, key=lambda point: (point.task_validation, -point.alpha)).alpha
+    allowed = [point for point in points if (point.control_validation or 0.0) >= keep * initial]  # the first always
+    return max(allowed, key=lambda point: (point.task_validation, -point.alpha)).alpha
 
 
 def class_gains(
@@ -341,6 +335,6 @@ def class_gains(
     gains = []
     for label, name in enumerate(task.chips.names):
         own = labels == label
-        shares = [float(hits[number][own].mean()) if own.any() else None for hits in (before, after)]
-        gains.append(ClassGain(name, bool(number), int(own.sum()), *shares))
+        accuracies = [float(hits[number][own].mean()) if own.any() else None for hits in (before, after)]
+        gains.append(ClassGain(name, bool(number), int(own.sum()), *accuracies))
     return gains

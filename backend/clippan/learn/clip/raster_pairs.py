@@ -1,4 +1,4 @@
-"""Pairs of rasters of one place, one of which a teacher sees and the other a student, cut into chips."""
+"""Pairs of rasters of one place, of the teacher and of the sensor, cut into chips."""
 
 from __future__ import annotations
 
@@ -29,24 +29,23 @@ from clippan.raster.regrid import warp, warp_extent
 from clippan.raster.scene import Scene, SceneOptions, transform_extent
 from clippan.raster.tiles import Window
 
-_MAX_TRAIN = 20_000  # chips to train on; of more, so many are drawn
-_MAX_HELD_OUT = 2_000
-_MIN_VALID = 0.9  # of a chip's pixels, in both rasters
+_MAX_TRAIN, _MAX_HELD_OUT = 20_000, 2_000  # chips drawn at most
+_MIN_VALID = 0.9  # share of a chip's pixels, in both rasters
 _PERCENTILES = (1.0, 99.0)
 _SENSOR = "raster of the sensor"
-_NEGLIGIBLE_OVERLAP = 0.01  # of a raster's land: neighbours share so much of a border
+_NEGLIGIBLE_OVERLAP = 0.01  # share of a raster's area that adjacent rasters have in common at their border
 
 
 @dataclass(frozen=True)
 class Chip:
-    """A window of a pair, by its number from 0."""
+    """A window of a pair of rasters, whose number counts from 0."""
 
     pair: int
     window: Window
 
 
 def overlaps(chips: Sequence[Chip]) -> np.ndarray:
-    """Which chips share pixels with which others, bool (n, n); none with itself."""
+    """Whether chips share pixels with other chips, bool (n, n); False for a chip and itself."""
     pairs = np.array([chip.pair for chip in chips])
     boxes = window_boxes([chip.window for chip in chips])
     return (pairs[:, None] == pairs) & boxes_overlap(boxes, boxes) & ~np.eye(len(chips), dtype=bool)
@@ -54,69 +53,69 @@ def overlaps(chips: Sequence[Chip]) -> np.ndarray:
 
 @dataclass
 class RasterPairs:
-    """Rasters in pairs on the teacher's pixels, open once in each thread.
+    """Pairs of rasters on the grids of the teacher's rasters, opened once in each thread.
 
     Attributes:
-        teachers: rasters that the teacher sees.
-        sensors: VRTs of the sensor's on the same pixels.
-        look: how the teacher's become pictures.
-        channels: what the student takes.
-        colours: which of these are red, green and blue, from 0; empty where they are not all there.
+        teachers: rasters of the teacher.
+        sensors: VRTs of the sensor's rasters on the same grids.
+        options: bands, stretch and nodata of the teacher's rasters.
+        channels: bands of the student.
+        colours: indices of red, green and blue among the channels; empty unless all three are there.
         hints: sentences for the user.
-        pictures: how the teacher's rasters are seen.
+        pictures: bands and stretch of the teacher's rasters.
     """
 
     teachers: Sequence[str]
     sensors: Sequence[str]
-    look: SceneOptions
+    options: SceneOptions
     channels: Channels
     colours: tuple[int, ...]
     hints: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._local = threading.local()
-        self.pictures = tuple(Scene(path, self.look).raster_picture for path in self.teachers)
+        self.pictures = tuple(Scene(path, self.options).raster_picture for path in self.teachers)
 
     @classmethod
     def open(cls, request: AlignSensorRequest, folder: Path, context: Context) -> RasterPairs:
-        """Those of a request.
+        """Opens the rasters of a request.
 
         Args:
-            request: names them.
+            request: the job.
             folder: for the VRTs.
-            context: hears of progress.
+            context: receives progress.
 
         Raises:
-            ClippanError: they do not lie on each other, have other bands than asked for, or a band says nothing.
+            ClippanError: rasters do not overlap, lack a requested band, or have a band that is constant or empty.
         """
-        look = SceneOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
+        options = SceneOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
         numbers, names, total, colours = _sensor_bands(request)
         warped: list[str] = []
         hints: list[str] = []
         pairs = list(zip(request.teacher_rasters, request.sensor_rasters))
         for number, (teacher, sensor) in enumerate(pairs):
             context.progress(
-                100 * number / len(pairs), Message("Laying {name} on the teacher's raster", name=Path(sensor).name[:80])
+                100 * number / len(pairs), Message("Warping {name} to the teacher's grid", name=Path(sensor).name[:80])
             )
             target = str(folder / f"{number}.vrt")
-            hints.extend(warp_to_grid(sensor, numbers, Scene(teacher, look).own_grid, request.nodata, target))
+            hints.extend(warp_to_grid(sensor, numbers, Scene(teacher, options).own_grid, request.nodata, target))
             warped.append(target)
-        learned = [path for number, path in enumerate(warped, 1) if number not in request.test]
-        low, high = _ranges(request, learned, names)
+        training = [path for number, path in enumerate(warped, 1) if number not in request.test]
+        low, high = _ranges(request, training, names)
         channels = Channels(names, low, high, numbers, total)
-        told_of = (*hints, *_shared_land_hints(request))
-        return cls(request.teacher_rasters, warped, look, channels, colours, told_of)
+        hints.extend(_shared_land_hints(request))
+        return cls(request.teacher_rasters, warped, options, channels, colours, tuple(hints))
 
     def chips(self, request: AlignSensorRequest, pixels: int, context: Context) -> tuple[list[Chip], list[Chip]]:
-        """To train on, which overlap, and to measure with, which touch each other and nothing of the others.
+        """Training chips, which overlap each other, and held-out chips, which overlap no chip.
 
         Args:
-            request: says how.
-            pixels: edge of the model's pictures: the chip where nothing else is known.
-            context: hears of progress.
+            request: the job.
+            pixels: edge of the model's pictures, which is also that of the chips if the resolution is unknown.
+            context: receives progress.
 
         Raises:
-            ClippanError: the rasters are too small, or do not overlap.
+            ClippanError: the rasters are too small, or have no data in common.
         """
         train: list[Chip] = []
         held: list[Chip] = []
@@ -124,18 +123,18 @@ class RasterPairs:
             scene, _ = self._open(pair)
             width, height = scene.grid.width, scene.grid.height
             across, down = (request.size,) * 2 if request.size else scene.tile_plan(pixels).scales[0][0]
-            border = height  # above it chips to train on, below it those to measure with
+            border = height  # training chips lie above it, held-out chips below
             if pair + 1 in request.test:
                 border = 0
             elif not request.test:
                 border = height - max(round(request.held * height), down)
             if across > width or down > (height - border if border < height else height) or 0 < border < down:
                 raise ClippanError(
-                    "The raster {teacher} is too small for chips of {across} × {down} pixels to train on and others "
-                    "to measure with; choose smaller ones (--size), or a pair to measure with (--test).",
-                    teacher=self.teachers[pair],
-                    across=across,
-                    down=down,
+                    "The raster {path} is too small for training and held-out chips of {width} × {height} pixels; "
+                    "choose smaller chips (--size), or a pair for the test (--test).",
+                    path=self.teachers[pair],
+                    width=across,
+                    height=down,
                 )
             step = [max(round(edge * (1 - request.overlap)), 1) for edge in (across, down)]
             train += _chips_between(pair, across, down, 0, border, width, step)
@@ -145,10 +144,10 @@ class RasterPairs:
         for number, (chips, most) in enumerate(((train, _MAX_TRAIN), (held, _MAX_HELD_OUT))):
             kept = np.sort(rng.permutation(len(chips))[:most])
             part = context.subrange(50 * number, 50 * (number + 1))
-            found.append([chips[place] for place in kept if self._has_data(chips[place], part)])
+            found.append([chips[index] for index in kept if self._has_data(chips[index], part)])
         if not all(found):
             raise ClippanError(
-                "The rasters of the sensor show nothing where the teacher's do; check that both show the same place."
+                "The sensor's and the teacher's rasters have no data in the same places; check that both cover one area."
             )
         return found[0], found[1]
 
@@ -160,27 +159,27 @@ class RasterPairs:
         )
 
     def teacher_chip(self, chip: Chip, edge: int) -> np.ndarray:
-        """What the teacher sees, uint8 (3, edge, edge)."""
+        """A chip of the teacher's raster, uint8 (3, edge, edge)."""
         return self._open(chip.pair)[0].picture(chip.window, edge)[0]
 
     def sensor_chip(self, chip: Chip, edge: int) -> np.ndarray:
-        """What the student sees, float32 (bands, edge, edge), 0 to 1."""
+        """A chip of the sensor's raster, float32 (bands, edge, edge), 0 to 1."""
         return self._open(chip.pair)[1].picture(chip.window, edge)[0]
 
     def _open(self, pair: int) -> tuple[Scene, Scene]:
         known = self._local.__dict__.setdefault("scenes", {})
         if pair not in known:
-            teacher = Scene(self.teachers[pair], self.look, self.pictures[pair].stretch)
+            teacher = Scene(self.teachers[pair], self.options, self.pictures[pair].stretch)
             count = len(self.channels.names)
-            # The VRT has these bands alone.
+            # The VRT has only these bands.
             channels = replace(self.channels, numbers=tuple(range(1, count + 1)), total=count)
             known[pair] = (teacher, Scene(self.sensors[pair], SceneOptions(), channels=channels))
         return known[pair]
 
 
 def _sensor_bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[str, ...], int, tuple[int, ...]]:
-    """Which bands of the sensor's rasters are taken, from 1 and without alpha, what they are called, how many there are
-    in all, and which of those taken are red, green and blue."""
+    """Numbers of the sensor's bands to use, from 1 and without alpha, their names, the number of all bands, and the
+    indices of red, green and blue among those used."""
     first = request.sensor_rasters[0]
     totals = []
     for path in request.sensor_rasters:
@@ -188,11 +187,11 @@ def _sensor_bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[s
         totals.append(len(sources.image_bands(dataset)))
         if totals[-1] != totals[0]:
             raise ClippanError(
-                "The raster {path} has {total} bands and {first} has {total_2}; give rasters of one sensor.",
+                "The raster {path} has {bands} bands and {other} has {other_bands}; give rasters of one sensor.",
                 path=path,
-                total=totals[-1],
-                first=first,
-                total_2=totals[0],
+                bands=totals[-1],
+                other=first,
+                other_bands=totals[0],
             )
     (dataset,) = sources.open_datasets([first], _SENSOR, request.sensor_bands)
     spectral = sources.image_bands(dataset)
@@ -200,15 +199,15 @@ def _sensor_bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[s
     wrong = [number for number in numbers if number > len(spectral)]
     if wrong:
         raise ClippanError(
-            "Band {wrong} was asked for but the raster {first} has {total}; choose others.",
-            wrong=wrong[0],
-            first=first,
-            total=totals[0],
+            "Band {band} was requested, but the raster {path} has {count} bands; choose others.",
+            band=wrong[0],
+            path=first,
+            count=totals[0],
         )
     described = [(dataset.GetRasterBand(spectral[number - 1]).GetDescription() or "").strip() for number in numbers]
-    plain = [name.casefold() for name in described]
+    folded = [name.casefold() for name in described]
     names = tuple(
-        name if name and plain.count(name.casefold()) == 1 else f"band {number}"
+        name if name and folded.count(name.casefold()) == 1 else f"band {number}"
         for name, number in zip(described, numbers)
     )
     shown = [spectral.index(band) + 1 for band in Scene(first, SceneOptions()).bands if band in spectral]
@@ -219,25 +218,29 @@ def _sensor_bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[s
 def _ranges(
     request: AlignSensorRequest, warped: Sequence[str], names: Sequence[str]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Values of each band that become 0 and 1: as asked for, or as the rasters to train on have them."""
+    """Values of each band that become 0 and 1: as requested, or percentiles of the training rasters."""
     count = len(names)
     if request.low and len(request.low) not in (1, count):
         raise ClippanError(
-            "{count} ranges and {count_2} bands were given; give one for all, or one for each.",
-            count=len(request.low),
-            count_2=count,
+            "{ranges} ranges were given for {bands} bands; give one range for all, or one for each band.",
+            ranges=len(request.low),
+            bands=count,
         )
     low, high = [], []
     for number, name in enumerate(names, 1):
         samples = [Scene(path, SceneOptions(bands=(number,))).sample()[0] for path in warped]
         values = np.concatenate(samples).astype(np.float64)
-        problem = "has no data" if not len(values) else "is the same everywhere" if np.ptp(values) == 0 else ""
-        if problem:
+        if not len(values):
             raise ClippanError(
-                "The band {name} of the sensor's rasters {problem} where the teacher's are; leave it out "
+                "The band {name} of the sensor's rasters has no data inside the teacher's; leave it out "
                 "(--sensor-bands).",
                 name=name,
-                problem=problem,
+            )
+        if np.ptp(values) == 0:
+            raise ClippanError(
+                "The band {name} of the sensor's rasters is constant inside the teacher's; leave it out "
+                "(--sensor-bands).",
+                name=name,
             )
         least, most = np.percentile(values, _PERCENTILES)
         low.append(float(least if least < most else values.min()))
@@ -249,18 +252,18 @@ def _ranges(
 
 
 def _shared_land_hints(request: AlignSensorRequest) -> list[str]:
-    """A sentence for each pair to measure with that shows land which is trained on."""
+    """A hint for each test pair that covers the land of a training pair."""
     hints: list[str] = []
-    learned = [pair for pair in range(len(request.teacher_rasters)) if pair + 1 not in request.test]
-    for pair, other in itertools.product(sorted({number - 1 for number in request.test}), learned):
-        part = _overlap_share(request.teacher_rasters[pair], request.teacher_rasters[other])
-        if part > _NEGLIGIBLE_OVERLAP:
+    training = [pair for pair in range(len(request.teacher_rasters)) if pair + 1 not in request.test]
+    for pair, other in itertools.product(sorted({number - 1 for number in request.test}), training):
+        share = _overlap_share(request.teacher_rasters[pair], request.teacher_rasters[other])
+        if share > _NEGLIGIBLE_OVERLAP:
             hints.append(
                 Message(
-                    "Pair {pair} measures, but {part:.0%} of its land is also in pair {other}, which is trained on; "
-                    "on other land expect less, and measure with a pair from elsewhere (--test).",
+                    "Test pair {pair} shares {share:.0%} of its area with training pair {other}; expect less on other "
+                    "land, and use a pair from elsewhere for the test (--test).",
                     pair=pair + 1,
-                    part=part,
+                    share=share,
                     other=other + 1,
                 )
             )
@@ -268,14 +271,14 @@ def _shared_land_hints(request: AlignSensorRequest) -> list[str]:
 
 
 def _overlap_share(one: str, other: str) -> float:
-    """The part of a raster's land that another shows, 0 to 1; without a CRS only the same file shows the same land."""
+    """Share of a raster's area that another covers, 0 to 1; without a CRS, 1 for the same file and else 0."""
     grids = [Grid.of(sources.open_dataset(path, "raster")) for path in (one, other)]
     if not all(grid.crs and grid.geotransform for grid in grids):
         return float(os.path.realpath(one) == os.path.realpath(other))
     try:
         west, south, east, north = _extent(grids[0])
         left, bottom, right, top = transform_extent(_extent(grids[1]), grids[1].crs, grids[0].crs)
-    except ClippanError:  # they lie where the other's CRS does not reach
+    except ClippanError:  # outside the area of the other's CRS
         return 0.0
     across, along = min(east, right) - max(west, left), min(north, top) - max(south, bottom)
     return max(across, 0.0) * max(along, 0.0) / ((east - west) * (north - south))
@@ -283,28 +286,28 @@ def _overlap_share(one: str, other: str) -> float:
 
 def _extent(grid: Grid) -> tuple[float, float, float, float]:
     """xmin, ymin, xmax, ymax of a grid with a geotransform."""
-    places = [gdal.ApplyGeoTransform(grid.geotransform, x, y) for x in (0, grid.width) for y in (0, grid.height)]
-    x, y = zip(*places)
+    corners = [gdal.ApplyGeoTransform(grid.geotransform, x, y) for x in (0, grid.width) for y in (0, grid.height)]
+    x, y = zip(*corners)
     return min(x), min(y), max(x), max(y)
 
 
 def warp_to_grid(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], target: str) -> list[str]:
-    """Writes a VRT of some bands of a raster on other pixels, by cubic resampling, or codes as they are; NaN beyond it.
+    """Writes a VRT of bands of a raster on another grid, with cubic resampling, or nearest for codes; NaN outside.
 
-    An alpha band goes with them. A value that marks gaps though nobody declared it is taken for nodata.
+    An alpha band is kept. An undeclared value that marks gaps is used as nodata.
 
     Args:
         path: the raster.
         numbers: of the bands, from 1 and without alpha.
-        grid: the pixels.
-        nodata: overrides what it declares.
-        target: the VRT, beside which nothing is written.
+        grid: of the VRT.
+        nodata: overrides what the raster declares.
+        target: path of the VRT.
 
     Returns:
-        What was decided of the raster's alpha band and its nodata value, as sentences.
+        Sentences on the alpha band and the nodata value.
 
     Raises:
-        ClippanError: there is no way from one grid to the other.
+        ClippanError: the raster cannot be warped to the grid.
     """
     (dataset,) = sources.open_datasets([path], _SENSOR, numbers)
     own = Grid.of(dataset)
@@ -317,10 +320,10 @@ def warp_to_grid(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional
     codes = [info.description for info in source.infos if is_quality(info.description)]
     if codes and len(codes) < len(numbers):
         raise ClippanError(
-            "The raster {path} has {code}, a quality band or mask, whose codes are no amounts; leave it out "
+            "The band {band} of the raster {path} is a quality band or mask with codes, not quantities; leave it out "
             "(--sensor-bands).",
             path=path,
-            code=codes[0],
+            band=codes[0],
         )
     missing = source.nodata if source.assumption else as_pixel_value(nodata, source.dtype)
     extra = {} if missing is None else {"noData": missing}
@@ -330,41 +333,43 @@ def warp_to_grid(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional
             return hints
         if grid.geotransform is None or own.geotransform is None:
             raise ClippanError(
-                "The raster {path} has another size than the teacher's, and not both a place; give both one.", path=path
+                "The raster {path} differs in size from the teacher's, and not both are georeferenced; georeference "
+                "both.",
+                path=path,
             )
         if not (own.crs and grid.crs) and own.crs != grid.crs:
             raise ClippanError(
-                "Of {path} and the teacher's raster one has no CRS; assign it (gdal_edit -a_srs).", path=path
+                "Either {path} or the teacher's raster has no CRS; assign it (gdal_edit -a_srs).", path=path
             )
         _, _, turn, _, skew, dy = grid.geotransform
         if turn or skew or dy > 0:
-            raise ClippanError("The teacher's raster is turned or upside down; warp it first (gdalwarp).")
+            raise ClippanError("The teacher's raster is rotated or not north up; warp it first (gdalwarp).")
         opened = gdal.Open(bands)
         resampling = "near" if is_categorical(dataset) else "cubic"
-        beyond = {"outputType": gdal.GDT_Float32, "dstNodata": math.nan}
-        warp(target, opened, grid.crs, resampling, **beyond, **warp_extent(grid)).FlushCache()
+        outside = {"outputType": gdal.GDT_Float32, "dstNodata": math.nan}
+        warp(target, opened, grid.crs, resampling, **outside, **warp_extent(grid)).FlushCache()
         return hints
     except RuntimeError as error:
         raise ClippanError(
-            "The raster {path} cannot be warped on the teacher's ({reason}); check its CRS.",
+            "The raster {path} cannot be warped to the teacher's grid ({reason}); check its CRS.",
             path=path,
             reason=one_line(error),
         ) from error
 
 
 def _same_pixels(one: Grid, other: Grid) -> bool:
-    """Whether both have the same pixels."""
+    """Whether both grids have the same pixels."""
     if (one.width, one.height) != (other.width, other.height):
         return False
     if one.geotransform is None or other.geotransform is None:
-        return True  # pictures without a place, of one size
+        return True  # without coordinates, the size decides
     return one.shares_crs(other) and one.pixel_offset_in(other, 0.01) == (0, 0)
 
 
 def _chips_between(
     pair: int, across: int, down: int, first: int, last: int, width: int, step: Sequence[int]
 ) -> list[Chip]:
-    """Chips between two rows."""
+    """Chips between two rows of a pair."""
     return [
         Chip(pair, Window(x, y, across, down))
         for y in range(first, last - down + 1, step[1])
