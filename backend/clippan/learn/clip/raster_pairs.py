@@ -147,7 +147,7 @@ class RasterPairs:
             found.append([chips[index] for index in kept if self._has_data(chips[index], part)])
         if not all(found):
             raise ClippanError(
-                "The sensor's and the teacher's rasters have no data in the same places; check that both cover one area."
+                "The rasters of sensor and teacher have no data in the same places; check that both cover one area."
             )
         return found[0], found[1]
 
