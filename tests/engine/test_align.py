@@ -390,10 +390,10 @@ def test_land_that_is_also_trained_on_is_told(tmp_path, pair, models):
 
     assert "Test pair 2 shares 100% of its area with training pair 1" in hints("same", 0)
     assert "shares 50% of its area" in hints("half", 800)
-    assert "of its land" not in hints("neighbour", 1600)
-    assert "of its land" not in hints("bare", 0, None)
+    assert "of its area" not in hints("neighbour", 1600)
+    assert "of its area" not in hints("bare", 0, None)
     again = run(asked(tmp_path, tuple((one, one) for one in pair), model, steps=1, test=(2,)))
-    assert "100% of its land" in " ".join(again.hints)
+    assert "100% of its area" in " ".join(again.hints)
 
 
 def test_the_teacher_is_not_replaced(tmp_path, pair, models):
