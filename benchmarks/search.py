@@ -89,7 +89,7 @@ def timed(function, times: int) -> list[float]:  # type: ignore[no-untyped-def]
 
 def asked(path: str) -> dict[str, float]:
     """Times in seconds and memory in bytes of searches in this process."""
-    query.encoder = lambda *_: Words()  # type: ignore[assignment]
+    query.load_encoder = lambda *_: Words()  # type: ignore[assignment]
     begun = time.perf_counter()
     run(SearchRequest(index=path, text=("first",)))
     first = time.perf_counter() - begun

@@ -34,8 +34,8 @@ from conftest import write_raster
 from clippan import worker
 from clippan.core.errors import ClippanError
 from clippan.core.json import REQUIRED
-from clippan.fewshot import diffusion
-from clippan.fewshot.network import Network, Size
+from clippan.fewshot import scene_encoder
+from clippan.fewshot.network import MaskDiffusion, NetworkSize
 from clippan.fusion import model as fusion
 from clippan.fusion import networks
 from clippan.handlers import run
@@ -320,14 +320,16 @@ def test_files_of_weights(tmp_path):
     device = torch.device("cpu")
     tiny = networks.build("detail", 1, width=4, depth=1)
     fusion.FusionModel(tiny, "detail", {"width": 4, "depth": 1}, 0, {"title": "tiny"}).save(tmp_path / "f.safetensors")
-    size = Size(window=3, width=8, depth=1, heads=2, components=2)
+    size = NetworkSize(window=3, width=8, depth=1, heads=2, components=2)
     projections = [torch.eye(2, 3), torch.eye(1, 2)]
     statistics = [(np.zeros(n, np.float32), np.ones(n, np.float32)) for n in (3, 2)]
-    encoder = diffusion.Encoder(Network(size, projections).eval(), device, 3, 0.5, *map(tuple, zip(*statistics)))
+    encoder = scene_encoder.SceneEncoder(
+        MaskDiffusion(size, projections).eval(), device, 3, 0.5, *map(tuple, zip(*statistics))
+    )
     encoder.save(tmp_path / "e.safetensors")
     readers = {
         (tmp_path / "f.safetensors").read_bytes(): lambda path: fusion.load(str(path), device),
-        (tmp_path / "e.safetensors").read_bytes(): lambda path: diffusion.load(path, device),
+        (tmp_path / "e.safetensors").read_bytes(): lambda path: scene_encoder.load(path, device),
     }
     count = MUTATIONS * 12 // 100
     for number in range(count):

@@ -638,8 +638,8 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("end", [Cancelled, Killed])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(data, recipe, tmp_path, monkeypatch, end):
-    monkeypatch.setattr(train, "_KEPT", 4)
-    monkeypatch.setattr(train, "_LOGGED", 3)
+    monkeypatch.setattr(train, "_CHECKPOINT_EVERY", 4)
+    monkeypatch.setattr(train, "_LOG_EVERY", 3)
     path = recipe()
     learn(data, tmp_path / "whole", path)
 

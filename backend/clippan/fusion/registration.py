@@ -133,7 +133,9 @@ def estimate(pair: Pair, gains: Sequence[float], threads: int, context: Context,
     """
     correlations = _correlate_windows(_WindowCorrelator(pair, sum(gains) / len(gains)), threads, context)
     if correlations is None or len(correlations.counts) < _GROUPS:
-        return Shifts(reason="MS was not shifted, as too few pixels are valid in both rasters to compare them.")
+        return Shifts(
+            reason=Message("MS was not shifted, as too few pixels are valid in both rasters to compare them.")
+        )
     all_bands = range(pair.ms.count)
     whole = _locate(correlations, all_bands, pair, (0.0, 0.0))
     if whole is None:
@@ -141,7 +143,7 @@ def estimate(pair: Pair, gains: Sequence[float], threads: int, context: Context,
         whole = _locate(correlations, all_bands, pair, (0.0, 0.0))
     before = correlations.mean(all_bands, (0.0, 0.0))
     if whole is None:
-        reason = "MS was not shifted, as no shift is distinctly better for the whole scene."
+        reason = Message("MS was not shifted, as no shift is distinctly better for the whole scene.")
         return Shifts(before=before, after=before, reason=reason)
     common = whole.shift if whole.is_significant(_LEAST_SHIFT) else (0.0, 0.0)
     bands = [common] * len(all_bands)

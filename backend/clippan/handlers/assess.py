@@ -41,8 +41,8 @@ _LEAST_WEIGHT = 0.999  # of valid pixels under a filter
 _GRID_TOLERANCE = 0.1  # pixels between the grids of two rasters
 _PICTURE = 320  # pixels, edge of the crops in the report
 
-FUSED = "pansharpened raster"
-REFERENCE = "reference raster"
+FUSED = Message("pansharpened raster")
+REFERENCE = Message("reference raster")
 
 
 def run(request: AssessRequest, context: Context) -> AssessResult:

@@ -22,8 +22,8 @@ from clippan.raster.regrid import reproject_around, resample_to_finest
 from clippan.raster.source import Source, band_infos, open_dataset, open_datasets, sensor_hints
 from clippan.raster.tiles import Window, tiles
 
-PAN = "panchromatic raster"
-MS = "multispectral raster"
+PAN = Message("panchromatic raster")
+MS = Message("multispectral raster")
 _SAME_SIZE, _COARSER_SIZE = 1.05, 1.5  # of PAN's pixel: the size of one that may be PAN, and of one that is not
 
 
