@@ -320,7 +320,7 @@ def test_start_afresh_removes_only_an_environment(run, wheels, settings):
     folder = folder_of(settings)
     folder.mkdir(parents=True)
     (folder / "thesis.doc").write_text("years of work")
-    with pytest.raises(QgsProcessingException, match="no virtual environment"):
+    with pytest.raises(QgsProcessingException, match="is not a virtual environment"):
         run("setupengine", {"WHEELS": str(wheels), "RESET": True})
     assert (folder / "thesis.doc").exists()
 

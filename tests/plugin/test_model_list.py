@@ -87,7 +87,7 @@ def test_a_hub_that_refuses_is_one_sentence(run, engine, feedback, tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         replace(engine, endpoint=f"http://127.0.0.1:{server.server_port}").write()
-        with pytest.raises(QgsProcessingException, match=r"accept it at .* then name your token in the options"):
+        with pytest.raises(QgsProcessingException, match=r"accept it at .* then enter your token in the options"):
             run("downloadmodel", {"MODEL": MODEL.id}, feedback)
     finally:
         server.shutdown()

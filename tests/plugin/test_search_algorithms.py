@@ -243,7 +243,10 @@ def test_services_that_cannot_be_read(tmp_path):
     for source, sentence in (
         ("type=xyz&url=https://x.org/{q}.png", "does not have the form"),
         ("type=xyz&authcfg=abc1234&url=https://x.org/{z}/{x}/{y}.png", "needs a login"),
-        ("tileMatrixSet=a&crs=EPSG:3857&layers=b&styles=&format=image/png&url=https://x.org", "is tiled in a way"),
+        (
+            "tileMatrixSet=a&crs=EPSG:3857&layers=b&styles=&format=image/png&url=https://x.org",
+            "uses a tiling that GDAL does not read",
+        ),
     ):
         with pytest.raises(ClippanError, match=sentence):
             sources.indexable(QgsRasterLayer(source, "map", "wms"))
