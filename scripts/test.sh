@@ -12,7 +12,7 @@ title() {
 
 lint() {
     $python -m ruff check . && $python -m ruff format --check . && $python -m mypy &&
-        PYTHONPATH=backend:. ${python%python}lint-imports --no-cache
+        PYTHONPATH=backend:. ${python%python}lint-imports --no-cache && $python scripts/messages.py check
 }
 
 # The engine runs without QGIS; only the plugin's tests may bring it into their process.

@@ -24,7 +24,7 @@ class _SupervisorEditor(ModelEditor):
 
 
 def _figure(name: str, when: str) -> base.Output:
-    figure = Message(FIGURES[name][0])
+    figure = FIGURES[name][0]
     labels = {"before": Message("{figure}, before", figure=figure), "after": Message("{figure}, after", figure=figure)}
     return base.Output(f"{name}_{when}".upper(), labels[when], lambda result: getattr(result, when)[name])
 

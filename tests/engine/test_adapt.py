@@ -319,7 +319,7 @@ def test_patches_are_cut_from_the_window_as_it_is(pair):
     made = pair(size=256)
     with open_pair(made.pan, [made.ms]) as opened:
         whole = reading.read_pair(opened, "all", "all", (0.3,) * 4, 0.15)
-    source = training_scene.PatchSource.of(whole, 96)
+    source = training_scene.CachedWindow.of(whole, 96)
     patch = source.patch(np.random.default_rng(1), 96)
     assert patch.up.shape == (4, 96, 96)
     # What the patch's own pixels make of PAN is what the window's do.
@@ -328,7 +328,7 @@ def test_patches_are_cut_from_the_window_as_it_is(pair):
     assert low.shape == patch.ms.shape[1:]
     assert len(place) >= 1
     assert torch.allclose(patch.rows.sum(dim=2), torch.ones(()), atol=1e-5)
-    assert training_scene.PatchSource.of(whole, 300) is None
+    assert training_scene.CachedWindow.of(whole, 300) is None
 
 
 def test_clip_supervises(pair, request_for, quick, monkeypatch):

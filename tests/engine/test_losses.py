@@ -86,10 +86,10 @@ TERMS = {
 @pytest.mark.parametrize("bands", [1, 4, 8])
 def test_figures_of_blocks_are_the_exact_ones(bands: int) -> None:
     batch = make(bands=bands)
-    fused, pan = batch.units(batch.classical), batch.pan_units(batch.pan)
-    ms, pan_low = batch.units(batch.ms), batch.pan_units(batch.pan_low)
+    fused, pan = batch.destandardise(batch.classical), batch.destandardise_pan(batch.pan)
+    ms, pan_low = batch.destandardise(batch.ms), batch.destandardise_pan(batch.pan_low)
     uqi, matrix = losses.block_uqi(fused, pan), losses.uqi_matrix(torch.cat([fused, pan], dim=1))
-    q2n = losses.block_q2n(fused, batch.units(batch.up))
+    q2n = losses.block_q2n(fused, batch.destandardise(batch.up))
     spatial, alparone = [], []
     for number in range(len(fused)):
         exact = metrics.BlockUQI()
@@ -97,7 +97,7 @@ def test_figures_of_blocks_are_the_exact_ones(bands: int) -> None:
         assert torch.allclose(matrix[number].double(), exact.value, atol=1e-5)
         assert torch.allclose(uqi[number].double(), exact.value[:-1, -1], atol=1e-5)
         assert float(q2n[number]) == pytest.approx(
-            image_metrics.q2n(fused[number], batch.units(batch.up)[number]), abs=2e-4
+            image_metrics.q2n(fused[number], batch.destandardise(batch.up)[number]), abs=2e-4
         )
         spatial.append(image_metrics.d_s(fused[number], pan[number], ms[number], pan_low[number], RATIO))
         alparone.append(image_metrics.d_lambda(fused[number], ms[number], RATIO))
@@ -111,7 +111,7 @@ def test_figures_of_blocks_are_the_exact_ones(bands: int) -> None:
 
 def test_figures_of_pixels_are_the_exact_ones() -> None:
     batch = make()
-    a, b = batch.units(batch.classical), batch.units(batch.target)
+    a, b = batch.destandardise(batch.classical), batch.destandardise(batch.target)
     exact = [image_metrics.ssim(one, other, 1000.0) for one, other in zip(a, b)]
     assert losses.ssim(a, b, 1000.0).mean(dim=1).tolist() == pytest.approx(exact, abs=1e-5)
     exact = [image_metrics.scc(one, other) for one, other in zip(a, batch.pan)]
@@ -124,8 +124,8 @@ def test_figures_of_pixels_are_the_exact_ones() -> None:
 def test_a_scene_s_patches_are_averaged_before_they_are_compared() -> None:
     batch = make(4)
     batch = dataclasses.replace(batch, scenes=torch.tensor([7, 7, 7, 7]))
-    high = losses.block_uqi(batch.units(batch.classical), batch.pan_units(batch.pan))
-    low = losses.block_uqi(batch.units(batch.ms), batch.pan_units(batch.pan_low), 8)
+    high = losses.block_uqi(batch.destandardise(batch.classical), batch.destandardise_pan(batch.pan))
+    low = losses.block_uqi(batch.destandardise(batch.ms), batch.destandardise_pan(batch.pan_low), 8)
     pooled = losses.spatial_distortion(batch, batch.classical, pooled=True)
     assert torch.allclose(pooled, (high.mean(0) - low.mean(0)).abs().mean())
     assert pooled <= losses.spatial_distortion(batch, batch.classical)

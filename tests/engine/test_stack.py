@@ -30,7 +30,7 @@ def test_blocks_are_drawn_from_what_shows_something(raster, monkeypatch, seed) -
     values = np.full((2, 1100, 1100), -1, np.float32)
     values[:, :, 300:330] = np.random.default_rng(0).normal(5, 1, (2, 1100, 30))
     found = open_stack((raster("a.tif", values, nodata=-1.0),), 0, None, Context())
-    modalities, valid = found.training_patch(seed, Context())
+    modalities, valid = found.read_training_mosaic(seed, Context())
     assert modalities[0].shape == (2, 256, 256)
     assert valid.sum() in (246 * 30, (1100 - 4 * 256 - 5) * 30)  # without the block's edges
     assert (modalities[0][:, valid] != 0).all()

@@ -396,7 +396,7 @@ def test_the_classical_result_is_that_of_pansharpen():
     statistics = SceneStatistics(3, 1, torch.from_numpy(mean), torch.from_numpy(covariance), torch.zeros(3), 100, 0.0)
     wanted = MtfGlp(statistics, [0, 0, 0], modulation=True, regression=True)(patch.up, patch.pan[0], patch.low)
     batch = collate([patch], [0], 4.0)
-    assert torch.allclose(batch.units(batch.classical)[0], wanted, rtol=1e-5)
+    assert torch.allclose(batch.destandardise(batch.classical)[0], wanted, rtol=1e-5)
     assert float((wanted - patch.up).abs().mean()) > 10
 
 

@@ -21,7 +21,7 @@ _BY_COUNT = {3: (1, 2, 3), 4: (3, 2, 1), 7: (4, 3, 2), 8: (5, 3, 2), 12: (4, 3, 
 _BY_NUMBER = {"2": "blue", "3": "green", "4": "red"}  # of Sentinel-2, Landsat 8 and 9
 _BY_OLD_NUMBER = {"1": "blue", "2": "green", "3": "red"}  # of Landsat 4, 5 and 7
 _RADAR = ("vv", "vh", "hh", "hv")
-_RADAR_REASON = "because radar has no natural colours"
+_RADAR_REASON = Message("because radar has no natural colours")
 # Words of bands other than the three colours, even in names such as "coastal blue".
 _OTHER_BANDS = frozenset(
     "coastal nir infrared swir lwir mwir tir thermal rededge yellow orange violet purple ultraviolet cirrus".split()  # noqa: SIM905
@@ -193,7 +193,7 @@ def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) ->
     count = len(bands)
     names = [_named_colour(band.name) for band in bands]
     if count == 1:
-        return BandChoice((1,), "the only one")
+        return BandChoice((1,), Message("because it is the only band"))
     polarised = [bool(set(re.split(r"[\W_]+", band.name.lower())) & set(_RADAR)) for band in bands]
     if any(polarised):
         return BandChoice((polarised.index(True) + 1,), _RADAR_REASON)
@@ -201,10 +201,10 @@ def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) ->
         return BandChoice((1,), Message("because {count} bands have no natural colours", count=count))
     sensor = order.of(count) if order else ()
     for known, reason in (
-        (names, "according to the band names"),
-        (_names_by_number(bands, order), "according to the band numbers"),
-        (_names_by_wavelength(bands), "according to the wavelengths"),
-        ([name or band.shown for name, band in zip(names, bands)], "according to the colour interpretation"),
+        (names, Message("according to the band names")),
+        (_names_by_number(bands, order), Message("according to the band numbers")),
+        (_names_by_wavelength(bands), Message("according to the wavelengths")),
+        ([name or band.shown for name, band in zip(names, bands)], Message("according to the colour interpretation")),
         (sensor, Message("according to the band order of {sensor}", sensor=order.label) if order else ""),
     ):
         if all(name in known for name in COLOURS):

@@ -117,7 +117,9 @@ class SimilarityMaps:
         return np.mean([grid.at_pixels(rows, columns) for grid in self.grids], axis=0)
 
 
-def load_prompts(request: Union[SegmentRequest, CalibrateRequest], context: Context) -> tuple[PromptTable, Encoder]:
+def load_prompts_and_encoder(
+    request: Union[SegmentRequest, CalibrateRequest], context: Context
+) -> tuple[PromptTable, Encoder]:
     """The prompt table of a request, with a colour for each class, and its model.
 
     Raises:

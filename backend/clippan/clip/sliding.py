@@ -27,7 +27,7 @@ from clippan.raster.scene import Scene, empty_images
 from clippan.raster.tiles import Window
 
 _MAX_BYTES_IN_MEMORY = 2**28  # of a grid; larger ones are kept in a file
-ENLARGEMENT = 2  # a tower that takes any size sees pictures so much enlargement: fewer borders, whose padding it sees
+ENLARGEMENT = 2  # for towers that take any size: larger pictures have fewer borders, whose padding the tower sees
 _MIN_VALID = 1e-6  # share of valid pixels below which a window is skipped
 
 

@@ -47,7 +47,7 @@ class Context:
             raise Cancelled
 
     @property
-    def without_progress(self) -> Context:
+    def cancellation_only(self) -> Context:
         """A context that only cancels, for work in several threads."""
         return Context(cancelled=self.is_cancelled)
 

@@ -96,15 +96,15 @@ def gpu_memory_errors() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """A device to compute on, why it was chosen, and whether CUDA was preferred but failed (``cuda_failed``)."""
+    """A device to compute on, why it was chosen, and whether CUDA was preferred but failed (``cuda_unavailable``)."""
 
     device: torch.device
     reason: str
-    cuda_failed: bool = False
+    cuda_unavailable: bool = False
 
     def log(self, context: Context) -> None:
         """Logs the device, unless the CPU is used because the machine has no graphics card."""
-        if not self.cuda_failed or has_gpu():
+        if not self.cuda_unavailable or has_gpu():
             context.log(Message("Device: {type}. {reason}", type=self.device.type, reason=self.reason))
 
 
@@ -139,7 +139,7 @@ def choose_device(wanted: Device, exact: bool = False) -> DeviceChoice:
             "CUDA was asked for, but {problem}; choose auto or cpu, or run Check engine.", problem=problem
         )
     return DeviceChoice(
-        torch.device("cpu"), Message("CUDA cannot be used: {problem}.", problem=problem), cuda_failed=True
+        torch.device("cpu"), Message("CUDA cannot be used: {problem}.", problem=problem), cuda_unavailable=True
     )
 
 

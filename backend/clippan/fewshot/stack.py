@@ -154,7 +154,7 @@ class Stack:
         choices = [list(self.windows_at(rows, columns, size)) for size in _SQUARES]
         return min(choices, key=lambda each: sum((w.width + 2 * margin) * (w.height + 2 * margin) for w, _ in each))
 
-    def training_patch(self, seed: int, context: Context) -> StackValues:
+    def read_training_mosaic(self, seed: int, context: Context) -> StackValues:
         """The scene; of one larger than half a gibibyte, as many random blocks with data side by side. Pixels at the
         borders of blocks are not valid.
 

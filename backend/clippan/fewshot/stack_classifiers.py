@@ -261,7 +261,7 @@ class DiffClipClassifier:
     ) -> None:
         self.encoder = encoder
         self._stack, self._labels, self._options = stack, samples.labels, prompt_heads.Options()
-        self.classes, self.context = len(samples.names), context.without_progress
+        self.classes, self.context = len(samples.names), context.cancellation_only
         self._texts = torch.from_numpy(texts).to(encoder.device)
         windows = stack.sample_windows(samples.rows, samples.columns, encoder.margin)
         moments, parts = prompt_heads.FeatureMoments(), []

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from clippan.catalogue.prompts import ClassPrompt, PromptTable, save_prompts
 from clippan.clip.class_vectors import ClassVectors, class_vectors, prompt_texts
-from clippan.clip.similarity import SimilarityMaps, load_prompts
+from clippan.clip.similarity import SimilarityMaps, load_prompts_and_encoder
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
@@ -103,7 +103,7 @@ class _LabelledRaster:
 
 def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
     started = time.monotonic()
-    table, model = load_prompts(request, context)
+    table, model = load_prompts_and_encoder(request, context)
     classes = class_vectors(model, table, False)
     offsets = np.array([prompt.offset for prompt in table.classes])
     initial = _Fit(classes.vectors, classes.class_of, table.logit_scale or LOGIT_SCALE, offsets)

@@ -229,16 +229,20 @@ class _ClassifierFactory:
         """
         if method is Classifier.DIFFCLIP:
             return self._diffclip_classifier(context)
-        if method.sees_words:
+        if method.uses_clip_image_features:
             features = self._clip_features(for_tiles, context)
             texts = class_vectors(self._clip(context), self.table, False).vectors
-            return BaselineClassifier(method, features, self.labelled, context.without_progress, texts)
+            return BaselineClassifier(method, features, self.labelled, context.cancellation_only, texts)
         features = spectral_features(self.stack, self.labelled, method is not Classifier.SVM, context)
-        return BaselineClassifier(method, features, self.labelled, context.without_progress)
+        return BaselineClassifier(method, features, self.labelled, context.cancellation_only)
 
     def model_id(self, method: Classifier) -> str:
         """Id of the CLIP model; empty if the method needs none."""
-        return self._model.model.id if self._model and (method.sees_words or method is Classifier.DIFFCLIP) else ""
+        return (
+            self._model.model.id
+            if self._model and (method.uses_clip_image_features or method is Classifier.DIFFCLIP)
+            else ""
+        )
 
     def text_warnings(self, method: Classifier) -> list[str]:
         """Hints on texts that the CLIP model of the method does not read as meant."""
@@ -332,7 +336,7 @@ def _cross_validate(factory: _ClassifierFactory, methods: list[Classifier], cont
                 predicted.append(classifier.fit(train, request.seed + repeat).at_samples(test))
             repeats.append((np.concatenate(true), np.concatenate(predicted)))
         all_true, probabilities = (np.concatenate(parts) for parts in zip(*repeats))
-        power = accuracy.fit_sharpening(probabilities, all_true)
+        power = accuracy.fit_temperature(probabilities, all_true)
         pairs = [(labels, each.argmax(axis=1)) for labels, each in repeats]
         found = accuracy.map_accuracy(pairs, len(labelled.names), labelled.split)
         score = accuracy.classifier_score(method, pairs, time.monotonic() - started)
@@ -467,7 +471,7 @@ def _hints(
         )
     elif request.repeats and not best:
         hints.append("Too few places are labelled to measure the accuracy of the map; label two or more of each class.")
-    if (method.sees_words or method is Classifier.DIFFCLIP) and all(
+    if (method.uses_clip_image_features or method is Classifier.DIFFCLIP) and all(
         name.removeprefix("-").isdecimal() for name in labelled.names
     ):
         hints.append("The class names are numbers, which mean nothing to CLIP; give the classes names or descriptions.")

@@ -1,7 +1,7 @@
 """Asks an index: what fits a text, a picture, a place, or a mix of them, and what should not be there.
 
-Two steps. The vectors of all tiles are compared with each thing that is searched for, one product a tile, and the
-best some thousands go on. For those it is said how probable it is that they show it; see ``judge``.
+Two steps: the vectors of all tiles are compared with each text, picture or place of the search, and the best few
+thousand get a confidence (``clippan.search.scoring``).
 """
 
 from __future__ import annotations

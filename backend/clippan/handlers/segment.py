@@ -15,7 +15,7 @@ from clippan import __version__
 from clippan.catalogue.prompts import PromptTable, shapefile_hints
 from clippan.clip.class_vectors import class_vectors, prompt_texts
 from clippan.clip.encoder import Encoder
-from clippan.clip.similarity import SimilarityMaps, load_prompts
+from clippan.clip.similarity import SimilarityMaps, load_prompts_and_encoder
 from clippan.core.context import Context
 from clippan.core.device import use_one_thread
 from clippan.core.errors import ClippanError
@@ -40,7 +40,7 @@ _LARGEST_TILE = 1024
 
 def run(request: SegmentRequest, context: Context) -> SegmentResult:
     started = time.monotonic()
-    table, model = load_prompts(request, context)
+    table, model = load_prompts_and_encoder(request, context)
     options = SceneOptions(
         bands=request.bands, stretch=request.stretch, nodata=request.nodata, extent=request.extent, crs=request.crs
     )

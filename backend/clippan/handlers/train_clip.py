@@ -37,7 +37,7 @@ def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
             recipe = {name: value for name, value in to_json(request).items() if name not in _RESUMABLE_WITH}
             made = prepare_run_folder(folder, recipe)
         else:  # only the first process reports
-            context = context.without_progress
+            context = context.cancellation_only
         try:
             with lock_run_folder(folder, rank):
                 path = _fetched(base, rank, count, context.subrange(0, 2))

@@ -31,7 +31,7 @@ def run(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
             choice.log(context)
             created = prepare_run_folder(folder, to_json(recipe))
         else:  # the first process reports
-            context = context.without_progress
+            context = context.cancellation_only
         try:
             with lock_run_folder(folder, rank):
                 sampler = _sampler(recipe, Path(request.data), context.subrange(0, 2))

@@ -49,7 +49,7 @@ class AdaptFusionResult(Result):
         """The figures before and after, and how it was adapted."""
         heading = ("Figure", "Before", "After", "Best", "Meaning")
         rows = [
-            (name, f"{self.before[name]:.4f}", f"{self.after[name]:.4f}", FIGURES[name][1], Message(FIGURES[name][0]))
+            (name, f"{self.before[name]:.4f}", f"{self.after[name]:.4f}", FIGURES[name][1], FIGURES[name][0])
             for name in ADAPTED
         ]
         return [

@@ -75,12 +75,12 @@ class AlignSensorResult(Result):
     def describe(self) -> list[Line]:
         """The recall before and after."""
         rows = [
-            (Message(label), f"{row.at_1:.1%}", f"{row.at_5:.1%}", f"{row.at_10:.1%}")
+            (label, f"{row.at_1:.1%}", f"{row.at_5:.1%}", f"{row.at_10:.1%}")
             for label, row in (
-                ("By chance", self.chance),
-                ("Sensor finds picture, before", self.before),
-                ("Sensor finds picture, after", self.to_picture),
-                ("Picture finds sensor, after", self.from_picture),
+                (Message("By chance"), self.chance),
+                (Message("Sensor finds picture, before"), self.before),
+                (Message("Sensor finds picture, after"), self.to_picture),
+                (Message("Picture finds sensor, after"), self.from_picture),
             )
         ]
         return [

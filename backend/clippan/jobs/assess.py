@@ -14,18 +14,18 @@ from clippan.jobs.param import param
 
 # What each figure is, in a line, and its best value; the first six need no reference.
 FIGURES = {
-    "D_lambda_K": ("Spectral distortion D_λ,K (Khan)", "0"),
-    "D_s": ("Spatial distortion D_s", "0"),
-    "HQNR": ("Hybrid quality without reference HQNR", "1"),
-    "D_lambda": ("Spectral distortion D_λ", "0"),
-    "QNR": ("Quality without reference QNR", "1"),
-    "HP_correlation": ("Correlation of fine detail with PAN", "1"),
-    "Q2n": ("Quality of all bands together Q2n", "1"),
-    "SAM": ("Spectral angle SAM (degrees)", "0"),
-    "ERGAS": ("Relative global error ERGAS", "0"),
-    "SCC": ("Spatial correlation SCC", "1"),
-    "PSNR": ("Peak signal to noise PSNR (dB)", "high"),
-    "SSIM": ("Structural similarity SSIM", "1"),
+    "D_lambda_K": (Message("Spectral distortion D_λ,K (Khan)"), "0"),
+    "D_s": (Message("Spatial distortion D_s"), "0"),
+    "HQNR": (Message("Hybrid quality without reference HQNR"), "1"),
+    "D_lambda": (Message("Spectral distortion D_λ"), "0"),
+    "QNR": (Message("Quality without reference QNR"), "1"),
+    "HP_correlation": (Message("Correlation of fine detail with PAN"), "1"),
+    "Q2n": (Message("Quality of all bands together Q2n"), "1"),
+    "SAM": (Message("Spectral angle SAM (degrees)"), "0"),
+    "ERGAS": (Message("Relative global error ERGAS"), "0"),
+    "SCC": (Message("Spatial correlation SCC"), "1"),
+    "PSNR": (Message("Peak signal to noise PSNR (dB)"), "high"),
+    "SSIM": (Message("Structural similarity SSIM"), "1"),
 }
 
 
@@ -59,9 +59,7 @@ class AssessResult(Result):
         """The figures, and what they were measured on."""
         figures = {**self.full, **self.reference}
         rows = [
-            (name, f"{figures[name]:.4f}", best, Message(label))
-            for name, (label, best) in FIGURES.items()
-            if name in figures
+            (name, f"{figures[name]:.4f}", best, label) for name, (label, best) in FIGURES.items() if name in figures
         ]
         return [
             Table(("Figure", "Value", "Best", "Meaning"), rows),

@@ -47,7 +47,7 @@ class Classifier(Choice):
     LINEAR = "linear", "Linear probe on CLIP's features"
 
     @property
-    def sees_words(self) -> bool:
+    def uses_clip_image_features(self) -> bool:
         """Whether it works on what CLIP sees in the picture."""
         return self in (Classifier.TIP, Classifier.TIP_F, Classifier.LINEAR)
 

@@ -27,7 +27,7 @@ def oa_aa_kappa(truth: np.ndarray, found: np.ndarray) -> tuple[float, float, flo
     return float(accuracy_score(truth, found)), float(aa), float(kappa)
 
 
-def fit_sharpening(probabilities: np.ndarray, labels: np.ndarray) -> float:
+def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The power that makes probabilities of left-out samples likeliest, 0.2 to 5: a temperature (Guo et al. 2017), so
     that about four in five pixels with a confidence of 0.8 are right.
 

@@ -23,7 +23,8 @@ def spatial_folds(labels: np.ndarray, groups: np.ndarray, seed: int, count: int 
         count: of folds, at most.
 
     Returns:
-        (n,), 0 to ``count`` - 1, or ``ALWAYS``. No group has two folds, and without a fold each class is still there.
+        (n,), 0 to ``count`` - 1, or ``NEVER_HELD_OUT``. No group is in two folds, and each class is left when a fold
+        is.
     """
     rng = np.random.default_rng(seed)
     _, groups = np.unique(groups, return_inverse=True)

@@ -96,7 +96,7 @@ def pretrain(
 def pretrain_on_stack(
     stack: Stack, steps: Optional[int], seed: int, device: torch.device, context: Context
 ) -> scene_encoder.SceneEncoder:
-    modalities, valid = stack.training_patch(seed, context.subrange(0, 5))
+    modalities, valid = stack.read_training_mosaic(seed, context.subrange(0, 5))
     encoder = pretrain(modalities, valid, steps=steps, seed=seed, device=device, context=context.subrange(5, 100))
     encoder.means, encoder.scales = stack.means, stack.scales
     return encoder

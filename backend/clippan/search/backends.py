@@ -11,14 +11,14 @@ from clippan.search.geopackage import IndexInfo
 
 
 def open_writer(name: str, about: IndexInfo) -> Any:
-    """The index, to be written; see ``store.GeoPackageWriter``."""
+    """The index, to be written; see ``geopackage.GeoPackageWriter``."""
     if is_database(name):
         return postgis.PostgisWriter(name, about)
     return geopackage.GeoPackageWriter(name, about)
 
 
 def open_reader(name: str) -> Any:
-    """The index, to be read; see ``store.GeoPackageReader``."""
+    """The index, to be read; see ``geopackage.GeoPackageReader``."""
     if is_database(name):
         return postgis.open_reader(name)
     return geopackage.open_reader(name)

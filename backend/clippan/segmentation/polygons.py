@@ -77,8 +77,8 @@ def write_polygons(
         tracer = BoundaryTracer(source.grid.width, source.grid.height)
         count = 0
         for _, classes in source.strips(context.subrange(35, 55)):
-            patch, number = regions.label_patches(classes)
-            tracer.add(found.of_patch[count : count + number][patch])
+            patch, number = regions.label_components(classes)
+            tracer.add(found.region_of_component[count : count + number][patch])
             count += number
         grid, tags = source.grid, source.tags
     outlines = RegionOutlines.of(tracer.lines(context), found.classes > 0, simplify, grid, context.subrange(55, 75))

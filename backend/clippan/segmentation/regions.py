@@ -32,14 +32,15 @@ class Regions:
     """The regions of a map, in the order of their first pixels.
 
     Attributes:
-        of_patch: the region of each patch of the strips (see ``label_patches``), which are numbered consecutively.
+        region_of_component: the region of each component of the strips (see ``label_components``), which are numbered
+            consecutively.
         classes: the value of each region, uint8 (regions,); 0 is unclassified.
         pixels: their number in each region, int64 (regions,).
         square_metres: ground area of each region (regions,); NaN if unknown.
         confidence: mean of each region (regions,), 0 to 1; NaN without a raster of it.
     """
 
-    of_patch: np.ndarray
+    region_of_component: np.ndarray
     classes: np.ndarray
     pixels: np.ndarray
     square_metres: np.ndarray
@@ -107,7 +108,7 @@ class ClassMap:
             ) from error
 
 
-def label_patches(classes: np.ndarray) -> tuple[np.ndarray, int]:
+def label_components(classes: np.ndarray) -> tuple[np.ndarray, int]:
     """4-connected patches of a strip.
 
     Args:
@@ -155,7 +156,7 @@ def find_regions(source: ClassMap, min_area: int, context: Context) -> Regions:
     borders: list[np.ndarray] = []  # (2, n): adjacent patches
     above: Optional[tuple[np.ndarray, np.ndarray]] = None  # classes and patches of the last row of the previous strip
     for y, values in source.strips(context.subrange(0, 90)):
-        patch, number = label_patches(values)
+        patch, number = label_components(values)
         flat = patch.ravel()
         patch_classes = np.zeros(number, np.uint8)
         patch_classes[flat] = values.ravel()

@@ -59,11 +59,11 @@ class PatchBatch:
         """Fused bands (n, c, H, W) degraded with the MTF to the samples of ``ms``."""
         return filters.apply_separable(self.rows, fused, self.columns)
 
-    def units(self, bands: Tensor) -> Tensor:
+    def destandardise(self, bands: Tensor) -> Tensor:
         """Standardised bands (n, c, …) in the units of the file."""
         return bands * self.std + self.mean
 
-    def pan_units(self, pan: Tensor) -> Tensor:
+    def destandardise_pan(self, pan: Tensor) -> Tensor:
         """Standardised PAN (n, 1, …) in the units of the file."""
         return pan * self.pan_std + self.pan_mean
 

@@ -177,8 +177,8 @@ def spatial_distortion(batch: PatchBatch, fused: Tensor, pooled: bool = False) -
 
 def uqi_difference(batch: PatchBatch, fused: Tensor) -> Tensor:
     """UQI of each fused band with PAN minus that of MS with PAN on MS's grid (n, c); D_s is its mean magnitude."""
-    high = block_uqi(batch.units(fused), batch.pan_units(batch.pan))
-    low = block_uqi(batch.units(batch.ms), batch.pan_units(batch.pan_low), ms_block_size(batch.ratio))
+    high = block_uqi(batch.destandardise(fused), batch.destandardise_pan(batch.pan))
+    low = block_uqi(batch.destandardise(batch.ms), batch.destandardise_pan(batch.pan_low), ms_block_size(batch.ratio))
     return high - low
 
 
@@ -188,7 +188,9 @@ def spectral_distortion(batch: PatchBatch, fused: Tensor) -> Tensor:
     Compares at the MS samples, which is cheaper than interpolating MS to PAN's grid as the exact figure does, and free
     of interpolation errors.
     """
-    quality = block_q2n(batch.units(batch.degrade(fused)), batch.units(batch.ms), ms_block_size(batch.ratio))
+    quality = block_q2n(
+        batch.destandardise(batch.degrade(fused)), batch.destandardise(batch.ms), ms_block_size(batch.ratio)
+    )
     return 1 - quality.mean()
 
 
@@ -206,7 +208,7 @@ def spectral_distortion_on_pan(batch: PatchBatch, fused: Tensor, gains: Sequence
     matrices = torch.stack([filters.mtf_matrix(gain, batch.ratio, count, reach) for gain in gains]).to(fused.device)
     filtered = filters.apply_separable(matrices, fused, matrices)
     inside = slice(reach, size - reach)
-    return 1 - block_q2n(batch.units(filtered), batch.units(batch.up[..., inside, inside])).mean()
+    return 1 - block_q2n(batch.destandardise(filtered), batch.destandardise(batch.up[..., inside, inside])).mean()
 
 
 def band_distortion(batch: PatchBatch, fused: Tensor, pooled: bool = False) -> Tensor:
@@ -222,8 +224,8 @@ def qnr_loss(batch: PatchBatch, fused: Tensor, pooled: bool = False) -> Tensor:
 
 def _qnr_distortions(batch: PatchBatch, fused: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
     """D_λ and D_s."""
-    high = uqi_matrix(torch.cat([batch.units(fused), batch.pan_units(batch.pan)], dim=1))
-    low_stack = torch.cat([batch.units(batch.ms), batch.pan_units(batch.pan_low)], dim=1)
+    high = uqi_matrix(torch.cat([batch.destandardise(fused), batch.destandardise_pan(batch.pan)], dim=1))
+    low_stack = torch.cat([batch.destandardise(batch.ms), batch.destandardise_pan(batch.pan_low)], dim=1)
     low = uqi_matrix(low_stack, ms_block_size(batch.ratio))
     difference = _pooled(high - low, batch.scenes if pooled else None).abs()
     bands = fused.shape[1]
@@ -325,12 +327,12 @@ def supervised_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
 
 def q2n_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
     """1 − Q2n of the fused bands against the reference MS, in blocks of 32 pixels; 0 (best) to 1."""
-    return 1 - block_q2n(batch.units(fused), batch.units(_target(batch))).mean()
+    return 1 - block_q2n(batch.destandardise(fused), batch.destandardise(_target(batch))).mean()
 
 
 def spectral_angle_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
     """Mean angle between the fused and the reference spectra in radians (Yuhas et al. 1992), 0 (best) to π."""
-    pair = batch.units(fused), batch.units(_target(batch))
+    pair = batch.destandardise(fused), batch.destandardise(_target(batch))
     one, other = (values / _length(values.movedim(1, -1))[:, None] for values in pair)
     # The arc tangent is exact for small angles too, where the arc cosine has no gradient.
     difference, total = (_length(vectors.movedim(1, -1)) for vectors in (one - other, one + other))

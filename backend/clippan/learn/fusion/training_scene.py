@@ -57,7 +57,7 @@ class TrainingScene:
         pixels: number of PAN pixels in all windows.
     """
 
-    patch_sources: Sequence[PatchSource]
+    patch_sources: Sequence[CachedWindow]
     references: Sequence[ReferenceScene]
     size: int
     reduced_size: int
@@ -156,7 +156,7 @@ class TrainingScene:
 
 
 @dataclass(frozen=True)
-class PatchSource:
+class CachedWindow:
     """A window whose network inputs are computed once, to be cut into patches.
 
     Attributes:
@@ -170,7 +170,7 @@ class PatchSource:
     spans: tuple[np.ndarray, np.ndarray]
 
     @classmethod
-    def of(cls, pair: ScenePair, size: int) -> Optional[PatchSource]:
+    def of(cls, pair: ScenePair, size: int) -> Optional[CachedWindow]:
         """The window for patches of a size; None if it has no valid patch."""
         corners = valid_corners(pair.valid_pixels(), size)
         if not len(corners):
@@ -213,10 +213,10 @@ def _samples_within(spans: np.ndarray, pixels: slice) -> slice:
     return slice(nearest, nearest + 1)
 
 
-def _patch_sources(pairs: Sequence[ScenePair]) -> tuple[int, list[PatchSource]]:
+def _patch_sources(pairs: Sequence[ScenePair]) -> tuple[int, list[CachedWindow]]:
     """The largest patch size that fits in a window, 0 if none does, and the windows with such patches."""
     for size in _SIZES:
-        patch_sources = [source for pair in pairs if (source := PatchSource.of(pair, size)) is not None]
+        patch_sources = [source for pair in pairs if (source := CachedWindow.of(pair, size)) is not None]
         if patch_sources:
             return size, patch_sources
     return 0, []

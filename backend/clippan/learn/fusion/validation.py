@@ -96,14 +96,14 @@ class ValidationWindow:
         if any(padding):
             inputs = tuple(functional.pad(item, padding, mode="replicate") for item in inputs)  # type: ignore[assignment]
         fused = network(*inputs)[..., :height, :width]
-        return self.batch.units(limit_correction(fused, self.batch.up, self.batch.classical, self.trust))[0]
+        return self.batch.destandardise(limit_correction(fused, self.batch.up, self.batch.classical, self.trust))[0]
 
     def add(self, figures: FullResolutionMetrics, network: nn.Module) -> None:
         """Adds the network's fusion of the window at full resolution."""
-        fused, pan = self.fuse(network), self.batch.pan_units(self.batch.pan)[0]
+        fused, pan = self.fuse(network), self.batch.destandardise_pan(self.batch.pan)[0]
         margin = [FullResolutionMetrics.MARGIN] * 4
         figures.add_high(*(functional.pad(item, margin) for item in (fused, pan, self.valid)))
-        figures.add_khan(_mtf_filtered(fused, self.pair), self.batch.units(self.batch.up)[0], self.covered)
+        figures.add_khan(_mtf_filtered(fused, self.pair), self.batch.destandardise(self.batch.up)[0], self.covered)
         low = torch.from_numpy(self.pair.pan_low(self.pair.pan_gain)[None])
         figures.add_low(torch.from_numpy(self.pair.ms), low, torch.from_numpy(self.pair.valid))
 
