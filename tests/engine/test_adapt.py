@@ -207,7 +207,7 @@ def test_too_little_to_learn_from(pair, request_for, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"output": "x.tif"}, "name end in .safetensors."),
+        ({"output": "x.tif"}, "does not fit “Adapted model”; let it end in .safetensors."),
         ({"output": "/nowhere/x.safetensors"}, "The output folder /nowhere does not exist"),
         ({"seconds": 0.0}, "“Time budget” is 0;"),
         ({"steps": 0}, "“Steps” is 0;"),

@@ -451,8 +451,8 @@ def test_other_data_that_cannot_be_meant(classes, boxed, models, tmp_path):
     assert not (tmp_path / "run").exists()
     for name, value, told in (
         ("stages", (2, 1), "The stages are 1, 2 or 1,2"),
-        ("batch", 1, "The batch is 1; it has to be 2 or more"),
-        ("rate", 0.0, "The learning rate is 0"),
+        ("batch", 1, "“Batch size” is 1; it has to be 2 or more"),
+        ("rate", 0.0, "“Learning rate” is 0"),
         ("model", "nothing", "Unknown model 'nothing'"),
     ):
         with pytest.raises(ClippanError, match=told):
@@ -805,15 +805,15 @@ def test_categories_that_come_to_nothing_are_named(land, tmp_path):
         ({"legend": ""}, "The meaning of the values of the mask"),
         ({"legend": "1:forest"}, "is not understood; write it like 1=water; 2=forest"),
         ({"legend": "1=forest; #112233=water"}, "mixes colours and numbers"),
-        ({"legend": "#112233=water"}, "names colours, but the mask"),
+        ({"legend": "#112233=water"}, "has colours, but the mask"),
         ({"legend": "trees=forest"}, "whole numbers or colours"),
         ({"legend": "7=forest"}, "No object is large enough or fills enough of its box"),
         ({"legend": "nowhere.json"}, "The legend nowhere.json cannot be read"),
         ({"labels": "small"}, "has 50 × 40 pixels and its raster 100 × 80"),
         ({"labels": "shapes"}, "has no field class; choose one of its fields"),
-        ({"labels": "shapes", "field": "kind", "legend": "barn=building"}, "no polygon with a category in kind that"),
+        ({"labels": "shapes", "field": "kind", "legend": "barn=building"}, "no polygon whose class in the field kind"),
         ({"labels": "nothing"}, "does not exist"),
-        ({"size": 5}, "The size of the pictures is 5"),
+        ({"size": 5}, "“Edge of the pictures” is 5"),
     ],
 )
 def test_labels_that_cannot_be_meant_are_told_and_nothing_is_left(land, tmp_path, options, told):
@@ -833,7 +833,7 @@ def test_labels_that_cannot_be_meant_are_told_and_nothing_is_left(land, tmp_path
 
 def test_polygons_need_a_raster_with_a_place(tmp_path):
     raster = write_raster(tmp_path / "r.tif", np.zeros((3, 80, 100), np.uint8), origin=None, epsg=None)
-    with pytest.raises(ClippanError, match="has no coordinates, so polygons have no place in it; use a mask"):
+    with pytest.raises(ClippanError, match="has no coordinates to place polygons by; georeference it, or use a mask"):
         run(request(raster, layer(tmp_path / "s.gpkg", SHAPES), tmp_path / "out", legend="", field="kind"))
 
 

@@ -369,7 +369,7 @@ def test_an_assessment_knows_the_shift_with_and_without_tags(shifted, tmp_path, 
     lines = []
     told = assess(pair, tmp_path / "fused.tif", lines)
     assert (told.shift, told.band_shifts) == (result.shift, result.band_shifts)
-    assert any(line.endswith("as the raster's tags say.") for line in lines)
+    assert any(line.endswith("according to the tags of the raster.") for line in lines)
     gdal.Translate(str(tmp_path / "bare.tif"), str(tmp_path / "fused.tif")).SetMetadata({})
     report = str(tmp_path / "report.html")
     found = assess(pair, tmp_path / "bare.tif", lines, report=report)
