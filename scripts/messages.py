@@ -125,8 +125,8 @@ def _is_sentence(value: object) -> bool:
 def template() -> Catalog:
     """The catalogue without translations."""
     catalogue = Catalog(project="CLIPPan for QGIS", charset="utf-8", fuzzy=False)
-    for text, places in sorted(texts().items()):
-        catalogue.add(text, locations=[(place, 0) for place in places])
+    for text in sorted(texts()):
+        catalogue.add(text)  # without its places, which change with every move of a file
     return catalogue
 
 
@@ -139,7 +139,7 @@ def updated(path: Path, language: str) -> tuple[bytes, bytes, Catalog]:
     """A language's catalogue brought up to date: as the file for people, as that for programs, and itself."""
     with path.open("rb") as file:
         catalogue = read_po(file, locale=language)
-    catalogue.update(template(), no_fuzzy_matching=True)
+    catalogue.update(template(), no_fuzzy_matching=True, update_creation_date=False)
     catalogue.obsolete.clear()
     people, programs = io.BytesIO(), io.BytesIO()
     write_po(people, catalogue, width=120, sort_output=True, include_lineno=False, omit_header=False)
