@@ -122,12 +122,13 @@ def _is_sentence(value: object) -> bool:
     return isinstance(value, str) and value[:1].isupper() and value.count(" ") >= 2 and value.rstrip().endswith(".")
 
 
-def template() -> Catalog:
-    """The catalogue without translations."""
-    catalogue = Catalog(project="CLIPPan for QGIS", charset="utf-8", fuzzy=False)
-    for text in sorted(texts()):
-        catalogue.add(text)  # without its places, which change with every move of a file
-    return catalogue
+class _Catalogue(Catalog):
+    """A catalogue whose header says the language alone: dates, places and versions would make the files stale."""
+
+    def _get_mime_headers(self) -> list[tuple[str, str]]:
+        return [("Language", str(self.locale)), ("Content-Type", "text/plain; charset=utf-8")]
+
+    mime_headers = property(_get_mime_headers, Catalog._set_mime_headers)
 
 
 def languages() -> dict[str, Path]:
@@ -138,9 +139,11 @@ def languages() -> dict[str, Path]:
 def updated(path: Path, language: str) -> tuple[bytes, bytes, Catalog]:
     """A language's catalogue brought up to date: as the file for people, as that for programs, and itself."""
     with path.open("rb") as file:
-        catalogue = read_po(file, locale=language)
-    catalogue.update(template(), no_fuzzy_matching=True, update_creation_date=False)
-    catalogue.obsolete.clear()
+        known = read_po(file, locale=language)
+    comment = "# Texts of CLIPPan for QGIS; docs/translating.md says how to translate them."
+    catalogue = _Catalogue(locale=language, charset="utf-8", fuzzy=False, header_comment=comment)
+    for text in sorted(texts()):
+        catalogue.add(text, known[text].string if text in known else "")
     people, programs = io.BytesIO(), io.BytesIO()
     write_po(people, catalogue, width=120, sort_output=True, include_lineno=False, omit_header=False)
     write_mo(programs, catalogue)
