@@ -250,7 +250,7 @@ def unit(vectors):
 
 
 def raster(path, tiles, date=""):
-    return IndexedRaster(0, path, '{"tile": 10}', "mark", ((0.5, 100.25), (1.0, 2.0)), date, 0, tiles)
+    return IndexedRaster(0, path, '{"tile": [10]}', "mark", ((0.5, 100.25), (1.0, 2.0)), date, 0, tiles)
 
 
 def square(number, left, top, edge, scale=None):

@@ -69,7 +69,7 @@ class Request:
         """Raises ClippanError, in one sentence, if the values cannot be meant."""
         for item in params(type(self)):
             value = getattr(self, item.name)
-            if value and isinstance(item.kind, kinds.Output):
+            if value and isinstance(item.kind, kinds.Output) and not kinds.is_database(value):
                 kinds.check_writable(value, self.inputs, item.kind.beside)
             item.check(value)
         kinds.check_distinct(self.outputs)
