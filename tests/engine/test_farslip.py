@@ -397,7 +397,7 @@ def entries(*boxes: Any, **more: Any) -> str:
     [
         ("t.csv", "file,words\na.png,x\n", "has neither a column caption nor a column category; add one"),
         ("t.csv", "picture,caption\na.png,x\n", "has no column file; add it"),
-        ("t.csv", "file,caption\nb.png,x\n", "b.png of t.csv does not exist"),
+        ("t.csv", "file,caption\nb.png,x\n", "b.png, which t.csv lists, does not exist"),
         ("t.csv", "file,caption\na.png,\n", "has neither a caption nor a category"),
         ("t.csv", "file,caption,xmin,ymin,xmax,ymax,category\na.png,,1,1,5,,water\n", "is invalid"),
         ("t.csv", "file,caption,xmin,ymin,xmax,ymax,category\na.png,,1,1,5,5,\n", "is invalid"),
