@@ -67,7 +67,8 @@ def test_a_table_has_its_places_in_columns(tmp_path, columns, field) -> None:
     found = samples.read_samples(str(path), "", field, GRID, 0, Context())
     assert found.pixels_per_class == (4, 4)
     assert any("was assumed" in hint for hint in found.hints)
-    assert any(f"from the column {columns.split(',')[0]}" in hint for hint in found.hints) == (columns != "WKT")
+    told = f"The coordinates of {path} were read from its columns ({columns.replace(',', ', ')})."
+    assert (told in found.hints) == (columns != "WKT")
 
 
 def test_longitudes_of_a_table_are_degrees(tmp_path) -> None:
@@ -118,7 +119,7 @@ def test_a_class_that_lies_outside_is_named(write) -> None:
     found = samples.read_samples(write({"s": features}), "", "class", GRID, 0, Context())
     assert found.names == ("a", "b")
     assert any("All samples of away, far lie outside the rasters" in hint for hint in found.hints)
-    assert any(hint.startswith("3 of the samples lie outside") for hint in found.hints)
+    assert "Samples outside the rasters were ignored (3)." in found.hints
 
 
 def test_of_one_class_that_is_left_the_others_are_named(write) -> None:
@@ -144,7 +145,7 @@ def test_a_text_that_is_not_utf_8_is_said(tmp_path) -> None:
     ):
         with pytest.raises(ClippanError, match=r"^The field class of the samples .*s.csv is not UTF-8; save the file"):
             read()
-    with pytest.raises(ClippanError, match=r"^The names of the fields of .*s.csv are not UTF-8; save the file"):
+    with pytest.raises(ClippanError, match=r"^The field names of .*s.csv are not UTF-8; save the file"):
         LabelledLayer(str(path), "", "Größe")
     path.write_text("x,y,class\n1,2,b\n,,forêt\n", encoding="latin-1")  # it has no place, and is not needed
     assert labels(LabelledLayer(str(path), "", "class")) == ["b"]
