@@ -58,7 +58,7 @@ def test_an_image_is_a_band_and_that_is_said(tmp_path) -> None:
     dataset = open_dataset(tagged(tmp_path / "a.tif", infrared), "raster")
     assert image_bands(dataset) == [1, 2, 3, 4]
     assert dataset.GetRasterBand(1).GetMaskFlags() == gdal.GMF_ALL_VALID
-    assert "band 4" in alpha_notes([dataset])[0]
+    assert "Band 4 of" in alpha_notes([dataset])[0]
     assert "1,2,3" in alpha_notes([dataset])[0]
     assert not (tmp_path / "a.tif.aux.xml").exists()  # the file itself is left as it is
 

@@ -48,10 +48,10 @@ def test_written_is_what_lies_in_stored_blocks(tmp_path) -> None:
     found, _dataset = coverage(sparse(tmp_path / "a.tif", 256, np.ones((1, 10, 10), np.uint16), (100, 70), False))
     expected = np.zeros((256, 256), bool)
     expected[64:128, 64:128] = True
-    np.testing.assert_array_equal(found.written(Window(0, 0, 256, 256)), expected)
-    np.testing.assert_array_equal(found.written(Window(50, 60, 90, 31)), expected[60:91, 50:140])
-    assert found.written(Window(64, 64, 64, 64)) is None
-    assert not found.written(Window(0, 0, 64, 256)).any()
+    np.testing.assert_array_equal(found.written_mask(Window(0, 0, 256, 256)), expected)
+    np.testing.assert_array_equal(found.written_mask(Window(50, 60, 90, 31)), expected[60:91, 50:140])
+    assert found.written_mask(Window(64, 64, 64, 64)) is None
+    assert not found.written_mask(Window(0, 0, 64, 256)).any()
     assert found.bounds == Window(64, 64, 64, 64)
     assert found.may_contain_data(Window(127, 127, 500, 500))
     assert not found.may_contain_data(Window(128, 0, 128, 256))
@@ -68,13 +68,13 @@ def test_gaps_of_a_mosaic_are_exact_to_the_pixel(tmp_path) -> None:
     found, _dataset = coverage(str(tmp_path / "m.vrt"))
     expected = np.zeros((20, 77), bool)
     expected[:, :20] = expected[:, 57:] = True
-    np.testing.assert_array_equal(found.written(Window(0, 0, 77, 20)), expected)
+    np.testing.assert_array_equal(found.written_mask(Window(0, 0, 77, 20)), expected)
 
 
 def test_a_plain_raster_is_whole(tmp_path) -> None:
     found, _dataset = coverage(write_raster(tmp_path / "a.tif", np.zeros((1, 70, 70), np.uint16)))
     assert found.footprint is None
-    assert found.written(Window(0, 0, 70, 70)) is None
+    assert found.written_mask(Window(0, 0, 70, 70)) is None
     assert found.bounds == Window(0, 0, 70, 70)
 
 

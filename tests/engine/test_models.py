@@ -118,12 +118,12 @@ def test_what_is_no_model(tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"123")
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"123")
     for name, sentence in (
-        ("farslip", "Unknown model 'farslip'; choose one of starter, farslip2-b16, .*, or name a folder with"),
+        ("farslip", "Unknown model 'farslip'; choose one of starter, farslip2-b16, .*, or a folder with"),
         ("", "Unknown model ''"),
         ("a\0b", "Unknown model"),
         (tmp_path / "weights.pt", "The model of the weights .*weights.pt is unknown; copy their"),
         (tmp_path / "open_clip_model.safetensors", "The model of the weights"),
-        (folder(tmp_path / "bare", None), "has no open_clip_config.json, which says how"),
+        (folder(tmp_path / "bare", None), "has no open_clip_config.json, which describes the model"),
         (folder(tmp_path / "empty", weights=()), "contains no weights; choose a file"),
         (folder(tmp_path / "two", weights=("a.pt", "b.pt")), "contains several files with weights; choose one file"),
         (folder(tmp_path / "broken", "{"), "is not a model configuration of open_clip"),

@@ -354,7 +354,7 @@ def spoil(path: Path, how: str) -> None:
         ("text", "cannot be read"),
         ("kind", "is not a fusion model of this version"),
         ("bare", "is not a fusion model of this version"),
-        ("weights", "are not those of detail"),
+        ("weights", "are not those of the network detail"),
         ("network", "There is no fusion network 'retail'"),
         ("options", "is damaged"),
         ("infinite", "are not finite"),
