@@ -241,7 +241,7 @@ def test_two_processes_do_not_write_one_index(model, index, raster, tmp_path):
     with geopackage.GeoPackageWriter(
         str(tmp_path / "index.gpkg"), GeoPackageReader(str(tmp_path / "index.gpkg")).about
     ):
-        with pytest.raises(ClippanError, match=r"Another process is indexing into .*; wait until it is done"):
+        with pytest.raises(ClippanError, match=r"Another process is indexing into .*; wait until it has finished"):
             index(path)
         # reading goes on
         assert run(SearchRequest(index=str(tmp_path / "index.gpkg"), text=("red",))).hits
@@ -514,9 +514,9 @@ def test_damaged_indices(model, index, raster, tmp_path):
             assert str(caught.value).endswith(".")
 
     matrix.write_bytes(vectors[:-3])
-    one_line(r"matrix .*index.gpkg.vectors was cut short \(125 bytes for 16 tiles\); delete the index")
+    one_line(r"matrix .*index.gpkg.vectors of the index was cut short \(125 bytes for 16 tiles\); delete the index")
     matrix.unlink()
-    one_line(r"matrix .*index.gpkg.vectors is missing; put it back beside")
+    one_line(r"matrix .*index.gpkg.vectors of the index is missing; put it back beside")
     matrix.write_bytes(vectors)
     name.write_bytes(content[: len(content) // 2])
     one_line("is damaged, cut short or not a CLIPPan index|is not a CLIPPan index")
@@ -632,7 +632,7 @@ from clippan.handlers import run, index as build
 from clippan.search import geopackage
 use(MonkeyPatch())
 build._COMMIT_TILES = 8
-real, calls = geopackage.GeoPackageWriter._write, []
+real, calls = geopackage.GeoPackageWriter._write_raster, []
 def write(self, raster):
     real(self, raster)
     calls.append(raster)
@@ -640,7 +640,7 @@ def write(self, raster):
         self._dataset.FlushCache()
         self._dataset.GetLayerByName("tiles").SyncToDisk()
         os.kill(os.getpid(), signal.SIGKILL)
-geopackage.GeoPackageWriter._write = write
+geopackage.GeoPackageWriter._write_raster = write
 run(IndexRequest(rasters=({raster!r},), output={output!r}, tile=(16,), overlap=0.0))
 """
 
@@ -751,5 +751,5 @@ def test_another_part_of_a_raster_joins_the_first(model, index, raster, tmp_path
 def test_cancelled_says_what_is_kept(model, index, raster, monkeypatch):
     monkeypatch.setattr(build, "_COMMIT_TILES", 8)
     path = raster("a.tif", quadrants())
-    with pytest.raises(Cancelled, match="what was indexed so far is kept"):
+    with pytest.raises(Cancelled, match="the tiles indexed so far are kept"):
         index(path, context=Context(cancelled=lambda: model.seen >= 16))
