@@ -83,7 +83,7 @@ class Worker:
                 Message(
                     "The engine speaks protocol {engine} and the plugin {plugin}; update both to one version.",
                     engine=PROTOCOL,
-                    plugin=protocol,
+                    plugin=" ".join(str(protocol).split())[:20],
                 ),
             )
             return
