@@ -192,20 +192,20 @@ def test_the_document_shows_every_entry_and_recipes_that_can_be_read(recipe):
         ("truth: {supervised: 1}\naugment: {rain: 1}", "Unknown parameter rain for Augmentation"),
         ("truth: {supervised: 1}\npairs: [{without: [a]}]", "Missing parameter folder for PairSource"),
         ("truth: {supervised: 1}\nsteps: many", "Parameter steps should be int, not 'many'"),
-        ("truth: {supervised: 1}\nprecision: half", "The precision half is not known; write float32 or bfloat16"),
+        ("truth: {supervised: 1}\nprecision: half", "The precision half is unknown; write float32 or bfloat16"),
         ("truth: {supervised: 1}\nsteps: 0", "at least one step"),
-        ("truth: {supervised: 1}\nscene_batch: 0", "one patch in a batch"),
-        ("truth: {supervised: 1}\nsize: 8", "less than 32 pixels"),
-        ("truth: {supervised: 1}\naverage: 1", "write average"),
-        ("truth: {supervised: 1}\nrate: 0", "a number above 0"),
-        ("truth: {supervised: 1}\nrate: .inf", "a number above 0"),
-        ("truth: {supervised: 1}\nwarmup: -1", "from 0 up"),
+        ("truth: {supervised: 1}\nscene_batch: 0", "one patch per batch; raise steps and batch"),
+        ("truth: {supervised: 1}\nsize: 8", "an edge of at least 32 pixels; raise size"),
+        ("truth: {supervised: 1}\naverage: 1", "from 0 to below 1; correct average"),
+        ("truth: {supervised: 1}\nrate: 0", "The learning rate must be above 0"),
+        ("truth: {supervised: 1}\nrate: .inf", "The learning rate must be above 0"),
+        ("truth: {supervised: 1}\nwarmup: -1", "the warm-up must not be negative"),
         ("scene: {khan: -1}", "The loss khan has the weight -1"),
-        ("truth: {supervised: 1}\naugment: {ratios: []}", "name some under augment"),
-        ("truth: {supervised: 1}\naugment: {bands: [4, 0]}", "name some under augment"),
+        ("truth: {supervised: 1}\naugment: {ratios: []}", "correct ratios and bands under augment"),
+        ("truth: {supervised: 1}\naugment: {bands: [4, 0]}", "correct ratios and bands under augment"),
         ("truth: {supervised: 1}\npictures: [{path: p, factor: 0}]", "factor of at least 1"),
         ("truth: {supervised: 1}\nlanguage: {protocol: wild}", "write wald or khan"),
-        ("truth: {language: 1}", "name it under scene"),
+        ("truth: {language: 1}", "set it under scene"),
         ("", "gives no loss a weight"),
         ("- a\n- b", "named values"),
         ("truth: {supervised: 1", "cannot be read"),
@@ -583,7 +583,7 @@ def test_scenes_that_are_too_small_are_told():
 
 
 def test_pairs_of_too_few_bands_are_told(data):
-    with pytest.raises(ClippanError, match="whose MS has the network's number of bands"):
+    with pytest.raises(ClippanError, match="no pair with as many multispectral bands as the network; add such pairs"):
         sampler(data, 5)
 
 
