@@ -284,7 +284,7 @@ def test_what_is_held_out_shares_no_pixel_with_what_is_learned(tmp_path, size, s
     told = [hint for hint in parts.hints if "Held-out chips that overlap training chips" in hint]
     assert touching.any() == shared == bool(told)
     if shared:
-        assert told[0].startswith(f"{touching.sum()} of {len(held)} chips")
+        assert told[0].startswith(f"Held-out chips that overlap training chips: {touching.sum()} of {len(held)}.")
     else:
         assert not chips.boxes_overlap(found.windows[parts.test], found.windows[parts.validation]).any()
         assert any(hint.startswith("Chips that are not trained on, as they overlap") for hint in parts.hints)
