@@ -147,12 +147,24 @@ def test_the_student_comes_nearer_to_the_teacher_and_goes_to_work(tmp_path, pair
     wrong = IndexRequest(rasters=(pair[0],), output=str(tmp_path / "no.gpkg"), model=done.model, device=Device.CPU)
     with pytest.raises(ClippanError, match="takes 4 bands"):
         run(wrong)
-    for refused in (
-        TrainClipRequest(data=(str(tmp_path),), output=str(tmp_path / "far"), model=done.model),
-        asked(tmp_path, pair, done.model, output=str(tmp_path / "again")),
-        FinetuneClipRequest(data=str(tmp_path), output=str(tmp_path / "tuned"), model=done.model, device=Device.CPU),
+    bands = "the bands band 1, band 2, band 3, band 4,"
+    for refused, told in (
+        (
+            TrainClipRequest(data=(str(tmp_path),), output=str(tmp_path / "far"), model=done.model),
+            f"takes {bands} but red, green and blue are needed here",
+        ),
+        (
+            asked(tmp_path, pair, done.model, output=str(tmp_path / "again")),
+            f"takes {bands} but red, green and blue are needed here",
+        ),
+        (
+            FinetuneClipRequest(
+                data=str(tmp_path), output=str(tmp_path / "tuned"), model=done.model, device=Device.CPU
+            ),
+            f"needs {bands} which folders of pictures lack",
+        ),
     ):
-        with pytest.raises(ClippanError, match="needs the bands band 1"):
+        with pytest.raises(ClippanError, match=told):
             run(refused)
 
 
@@ -307,11 +319,11 @@ def test_what_cannot_be_aligned_is_told(tmp_path, pair, models):
 
 def test_bands_are_found_by_name_then_by_number():
     named = Channels(("VV", "VH"), (0.0, 0.0), (1.0, 1.0), (2, 5), 6)
-    assert named.choose(["vh", "", "vv"]) == (3, 1)
-    assert named.choose([""] * 6) == (2, 5)
-    assert named.choose(["a", "b"]) == (1, 2)
+    assert named.band_numbers(["vh", "", "vv"]) == (3, 1)
+    assert named.band_numbers([""] * 6) == (2, 5)
+    assert named.band_numbers(["a", "b"]) == (1, 2)
     with pytest.raises(ClippanError, match=r"takes 2 bands \(VV, VH\), but the raster has 4"):
-        named.choose(["vh", "vh", "vv", ""])
+        named.band_numbers(["vh", "vh", "vv", ""])
 
 
 def test_a_description_that_is_damaged_is_told(tmp_path, models):
