@@ -217,7 +217,7 @@ def test_classification(tmp_path: Path) -> None:
     assert ("tr", "class") in Page(written(tmp_path, "classification", values)).elements  # the chosen method
     once = dataclasses.replace(values["result"].accuracy, repeats=1)
     text = written(tmp_path, "classification", values, accuracy=once, method=Classifier.TIP)
-    assert "comes from cross-validation: each polygon" in Page(text).text
+    assert "comes from cross-validation (repeats: 1): each polygon" in Page(text).text
     assert "CLIP sees more of the surroundings" in text
     for repeats, words in ((5, "too few places are labelled"), (0, "switched off")):
         text = written(tmp_path, "classification", values, accuracy=None, chosen=(), repeats=repeats)
