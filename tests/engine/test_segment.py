@@ -483,7 +483,7 @@ def test_words_that_are_cut_are_told(mapped, model, monkeypatch, tmp_path) -> No
     classes = "red, " + ", ".join(f"a red thing number {number} of many" for number in range(10)) + "; green; blue"
     hints = mapped(values, classes, polygons=str(tmp_path / "p.shp")).hints
     assert "Read: 13." in hints
-    assert any("254 bytes" in hint and "the words of red are cut" in hint for hint in hints)
+    assert any("254 bytes" in hint and "the words of red are truncated" in hint for hint in hints)
     assert not any("254" in hint for hint in mapped(values, classes, polygons=str(tmp_path / "p.gpkg")).hints)
     assert not any("254" in hint for hint in mapped(values, "red; green", polygons=str(tmp_path / "p.shp")).hints)
 
@@ -536,7 +536,7 @@ def test_words_are_moved_where_offsets_do_not_help(calibrated, raster, mapped, m
     result = calibrated(values, raster("labels.tif", labels(truth, 0.5)), "red; green")
     assert result.before.accuracy < 0.6
     assert result.after.accuracy > 0.9
-    assert any("was moved" in hint for hint in result.hints)
+    assert any("meaning of the words was adjusted" in hint for hint in result.hints)
     table = parse_prompts(result.output)
     assert [len(prompt.vector) for prompt in table.classes] == [4, 4]
     found = read_raster(mapped(values, result.output).output)[0]
