@@ -465,7 +465,7 @@ def test_a_fine_tuning_learns_from_a_raster_too(run, asked, rasters, samples, tu
         ({"INPUT": "raster"}, "on a folder of pictures or on a raster, not on both; choose one of the two"),
         ({"PICTURES": None, "INPUT": "raster"}, "A raster needs labelled places"),
         ({"SAMPLES": "samples"}, "A raster needs labelled places"),
-        ({"PICTURES": None, "INPUT": "raster", "SAMPLES": "samples", "FIELD": "x"}, "has no field x"),
+        ({"PICTURES": None, "INPUT": "raster", "SAMPLES": "samples", "FIELD": "x"}, "have no field x"),
         ({"PICTURES": "/nowhere"}, "The folder of pictures /nowhere does not exist"),
         ({"CONTROL": "/nowhere"}, "“Control set”, /nowhere, does not exist"),
     ],
