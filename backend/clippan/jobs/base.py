@@ -39,7 +39,6 @@ class Request:
         title: of the job, for people.
         summary: what it does, in one sentence.
         result: the class of its result.
-        needs_torch: whether it computes with PyTorch.
         shows_log: whether the command line prints its log; a licence is shown before the first download.
     """
 
@@ -47,7 +46,6 @@ class Request:
     title: ClassVar[str]
     summary: ClassVar[str]
     result: ClassVar[type]
-    needs_torch: ClassVar[bool]
     shows_log: ClassVar[bool]
 
     def __post_init__(self) -> None:
@@ -69,8 +67,8 @@ class Request:
         """Raises ClippanError, in one sentence, if the values cannot be meant."""
         for item in params(type(self)):
             value = getattr(self, item.name)
-            if value and isinstance(item.kind, kinds.Output) and not kinds.is_database(value):
-                kinds.check_writable(value, self.inputs, item.kind.beside)
+            if value and isinstance(item.kind, kinds.Output):
+                item.kind.check_place(value, self.inputs)
             item.check(value)
         kinds.check_distinct(self.outputs)
         self.check()
@@ -80,9 +78,7 @@ class Request:
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
-def job(
-    name: str, *, title: str, summary: str, result: type, needs_torch: bool = True, shows_log: bool = False
-) -> Callable[[type[R]], type[R]]:
+def job(name: str, *, title: str, summary: str, result: type, shows_log: bool = False) -> Callable[[type[R]], type[R]]:
     """Declares a request: makes its class a frozen dataclass, and lists it in ``JOBS``.
 
     Its arguments are given by name. Those without a default may stand after others in the class.
@@ -91,7 +87,7 @@ def job(
     def declare(request: type[R]) -> type[R]:
         request = dataclass(frozen=True)(request)
         request.name, request.title, request.summary = name, title, summary
-        request.result, request.needs_torch, request.shows_log = result, needs_torch, shows_log
+        request.result, request.shows_log = result, shows_log
         params(request)  # a declaration that contradicts itself fails here
         JOBS[name] = request
         return request

@@ -48,7 +48,6 @@ class DoctorResult(Result):
     title="Check engine",
     summary="Says what the engine found, and what to do where something is wrong.",
     result=DoctorResult,
-    needs_torch=False,
 )
 class DoctorRequest(DeviceOptions, Request):
     """Asks what the engine found."""

@@ -181,7 +181,6 @@ class AboutIndexResult(Result):
     title="About an index",
     summary="Says what an index holds.",
     result=AboutIndexResult,
-    needs_torch=False,
 )
 class AboutIndexRequest(Request):
     """Asks what an index holds; neither the model nor the rasters are opened."""

@@ -116,6 +116,10 @@ class Output(Kind):
     description: str = ""
     beside: str = ""
 
+    def check_place(self, path: str, inputs: Iterable[str]) -> None:
+        """Raises ClippanError, in one sentence, if the file cannot be written there, or would replace an input."""
+        check_writable(path, inputs, self.beside)
+
     def check(self, param: Param, value: Any) -> None:
         """It lies on this machine, and its name ends as it has to."""
         if value.startswith("/vsi"):
@@ -144,6 +148,11 @@ class RasterOutput(Output):
 @dataclass(frozen=True)
 class DatabaseOutput(Output):
     """A file to write, or a connection to PostgreSQL."""
+
+    def check_place(self, path: str, inputs: Iterable[str]) -> None:
+        """A connection has no place among files."""
+        if not is_database(path):
+            super().check_place(path, inputs)
 
     def check(self, param: Param, value: Any) -> None:
         """A file is called as it has to be."""

@@ -65,7 +65,6 @@ class ListModelsResult(Result):
     title="List models",
     summary="Lists the vision-language models, their licences, and which of them are on this machine.",
     result=ListModelsResult,
-    needs_torch=False,
 )
 class ListModelsRequest(Request):
     """Asks which models there are, and which of them are on this machine; the network is not used."""
@@ -119,7 +118,7 @@ class RemoveModelResult(Result):
         return [Message("{size:.0f} MB freed", size=self.freed / 1e6)]
 
 
-@job("remove", title="Remove model", summary="Removes a downloaded model.", result=RemoveModelResult, needs_torch=False)
+@job("remove", title="Remove model", summary="Removes a downloaded model.", result=RemoveModelResult)
 class RemoveModelRequest(Request):
     """Removes a model from the cache, and forgets which commit it was."""
 

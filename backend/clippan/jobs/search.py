@@ -203,7 +203,6 @@ class ThumbnailsResult(Result):
     title="Thumbnails",
     summary="Writes small pictures of an index's tiles, as the model saw them.",
     result=ThumbnailsResult,
-    needs_torch=False,
 )
 class ThumbnailsRequest(Request):
     """Small pictures of tiles; files that exist are kept."""

@@ -230,7 +230,6 @@ class RegionsResult(Result):
     title="Pictures with objects",
     summary="Makes pictures with boxes to train on, from rasters and their masks or polygons.",
     result=RegionsResult,
-    needs_torch=False,
 )
 class RegionsRequest(PictureOptions, Request):
     """Pictures with boxes, made of rasters and their labels."""
