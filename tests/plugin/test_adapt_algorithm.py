@@ -79,7 +79,7 @@ def test_the_log_has_a_table_and_the_results_are_numbers(run, fake, inputs):
             "The output folder /nowhere does not exist; create it or choose another.",
         ),
         ({"BANDS": "1,1"}, "A band is listed twice; list each band once."),
-        ({"WEIGHTS": "/nowhere"}, "or name a folder with open_clip_config.json and weights."),
+        ({"WEIGHTS": "/nowhere"}, "or a folder with open_clip_config.json and weights."),
     ],
 )
 def test_bad_input_is_one_sentence(run, fake, inputs, change, words):
