@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
 def _add_option(command: argparse.ArgumentParser, item: Param) -> None:
     """Adds the option of a parameter."""
     name, text = item.option, item.help.replace("%", "%%")  # argparse formats it
-    metavar = item.kind.example or {int: "N", float: "VALUE"}.get(item.type, item.name.upper())
+    metavar = item.kind.metavar or {int: "N", float: "VALUE"}.get(item.type, item.name.upper())
     if item.positional:
         kind, count = (str, "+") if item.many else (item.type, None)
         command.add_argument(item.name, type=kind, nargs=count, metavar=metavar, help=text)
@@ -100,7 +100,7 @@ def _add_option(command: argparse.ArgumentParser, item: Param) -> None:
         command.add_argument(name, dest=item.name, action=action, help=text)
     elif item.many and item.type in (int, float):
         convert = _integer_list if item.type is int else _number_list
-        metavar = item.kind.example or ("N,N" if item.type is int else "VALUE,VALUE")
+        metavar = item.kind.metavar or ("N,N" if item.type is int else "VALUE,VALUE")
         default = None if item.required else item.default
         command.add_argument(
             name,

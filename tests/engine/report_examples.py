@@ -24,7 +24,7 @@ from clippan.jobs import (
 )
 from clippan.jobs.align import Recall
 from clippan.jobs.classify import Classifier, MapAccuracy, Score
-from clippan.jobs.finetune import AlphaPoint, ClassGain
+from clippan.jobs.finetune_clip import AlphaPoint, ClassGain
 from clippan.labels.legend import colours
 from clippan.labels.samples import Samples
 from clippan.report.map_preview import MapPreview

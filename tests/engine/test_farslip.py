@@ -30,7 +30,7 @@ from clippan.clip.encoder import load_encoder  # noqa: E402
 from clippan.clip.load import LoadedModel, Preprocessing, load_model  # noqa: E402
 from clippan.core.errors import Cancelled, ClippanError  # noqa: E402
 from clippan.handlers import run  # noqa: E402
-from clippan.jobs import Context, Device, Picture, Precision, RegionsRequest, Target, Teacher, TrainClipRequest  # noqa: E402
+from clippan.jobs import Context, Device, ImageFormat, Precision, RegionsRequest, Target, Teacher, TrainClipRequest  # noqa: E402
 from clippan.learn.clip import farslip as train  # noqa: E402
 from clippan.learn.clip import losses  # noqa: E402
 from clippan.learn.clip.batch import BatchLoader, ImageBatch, crop_boxes  # noqa: E402
@@ -710,7 +710,7 @@ def test_boxes_of_a_mask_of_colours(land, tmp_path, palette):
             str(tmp_path / "mask.png"),
             tmp_path / "out",
             legend=str(tmp_path / "legend.json"),
-            format=Picture.JPEG,
+            format=ImageFormat.JPEG,
         )
     )
     assert result.objects == {"building": 4, "water": 2}

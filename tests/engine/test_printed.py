@@ -7,9 +7,9 @@ import dataclasses
 from clippan import cli
 from clippan.catalogue.band_names import BandChoice
 from clippan.jobs import Accuracy, CalibrateResult, ClassArea, SegmentResult
-from clippan.jobs.picture import RasterPicture
+from clippan.jobs.rendering import Rendering
 
-PICTURE = RasterPicture("a & b.tif", BandChoice((3, 2, 1), "by the bands' names"), ((0.0, 1.0),) * 3)
+PICTURE = Rendering("a & b.tif", BandChoice((3, 2, 1), "by the bands' names"), ((0.0, 1.0),) * 3)
 RESULT = CalibrateResult(
     "folder/<out>.json",
     "r.html",

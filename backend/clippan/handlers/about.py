@@ -9,7 +9,7 @@ from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.jobs.index import AboutIndexRequest, AboutIndexResult
-from clippan.jobs.picture import RasterPicture
+from clippan.jobs.rendering import Rendering
 from clippan.raster.scene import SceneOptions, short_crs
 from clippan.search.backends import model_changed, open_reader
 
@@ -38,7 +38,7 @@ def run(request: AboutIndexRequest, context: Context) -> AboutIndexResult:
         tuple(raster.path for raster in index.rasters.values()),
         index.complete,
         tuple(
-            RasterPicture(raster.path, BandChoice(bands, "as they were indexed"), raster.stretch)
+            Rendering(raster.path, BandChoice(bands, "as they were indexed"), raster.stretch)
             for raster in index.rasters.values()
             if (
                 bands := SceneOptions.of(raster.look).bands

@@ -21,7 +21,7 @@ from clippan.core.json import to_json
 from clippan.core.messages import Message
 from clippan.core.outputs import Outputs
 from clippan.jobs.align import AlignSensorRequest, AlignSensorResult
-from clippan.jobs.picture import choices, remarks
+from clippan.jobs.rendering import band_choice_sentences, rendering_hints
 from clippan.learn.clip import recall
 from clippan.learn.clip.alignment import ENCODE_BATCH, AlignmentData, AlignmentTraining, encode_chips, inflate_input
 from clippan.learn.clip.farslip import WEIGHTS, save_model
@@ -54,7 +54,7 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
             path = hub.fetch(base, context.subrange(0, 1))
             teacher = load_model(path, base, device)
             pairs = RasterPairs.open(request, outputs.temporary_folder(str(folder / WEIGHTS)), context.subrange(1, 3))
-            for sentence in choices(pairs.pictures):
+            for sentence in band_choice_sentences(pairs.pictures):
                 context.log(sentence)
             edge = teacher.preprocessing.pixels
             train, held = pairs.chips(request, edge, context.subrange(3, 6))
@@ -115,7 +115,7 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
             *pairs.hints,
             *warnings,
             *_hints(request, len(held), to_picture.at_1, 1 / len(held)),
-            *remarks(pairs.pictures),
+            *rendering_hints(pairs.pictures),
         ),
         device.type,
         round(time.monotonic() - started, 3),

@@ -26,7 +26,7 @@ from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.core.outputs import Outputs
 from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
-from clippan.jobs.picture import choices, remarks
+from clippan.jobs.rendering import band_choice_sentences, rendering_hints
 from clippan.labels.labelled_pixels import LabelledPixels, read_labelled_pixels
 from clippan.labels.legend import colours
 from clippan.raster.scene import Scene, SceneOptions
@@ -129,7 +129,7 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
             )
             rasters.append(_LabelledRaster(scene, labels, maps))
         pictures = tuple(raster.scene.raster_picture_for(model.channels) for raster in rasters)
-        for sentence in choices(pictures):
+        for sentence in band_choice_sentences(pictures):
             context.log(sentence)
         known = _LabelledVectors.of(rasters, table)
         before = _accuracy(initial.logits(known.features), known.classes)
@@ -149,7 +149,7 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
             after,
             float(found.logit_scale or 0),
             tuple(prompt.offset for prompt in found.classes),
-            tuple([*hints, *remarks(pictures)]),
+            tuple([*hints, *rendering_hints(pictures)]),
             round(time.monotonic() - started, 3),
             pictures,
         )

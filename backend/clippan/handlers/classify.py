@@ -38,7 +38,7 @@ from clippan.fewshot.stack_classifiers import (
     spectral_features,
 )
 from clippan.jobs.classify import Classifier, ClassifyRequest, ClassifyResult, MapAccuracy, Score, parse_descriptions
-from clippan.jobs.picture import RasterPicture, choices, remarks
+from clippan.jobs.rendering import Rendering, band_choice_sentences, rendering_hints
 from clippan.jobs.segment import ClassArea
 from clippan.labels import accuracy, areas, samples
 from clippan.labels.folds import BUFFER, NEVER_HELD_OUT, spatial_folds, training_mask
@@ -95,7 +95,7 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
             areas.write_csv(request.areas, class_areas, outputs)
         saved = factory.save_encoder(outputs)
         pictures = [factory.picture] if factory.picture else []
-        for sentence in choices(pictures):
+        for sentence in band_choice_sentences(pictures):
             context.log(sentence)
         result = ClassifyResult(
             request.output,
@@ -118,7 +118,7 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
                 *factory.hints,
                 *factory.text_warnings(method),
                 *_hints(request, labelled, method, best, class_areas, saved),
-                *remarks(pictures),
+                *rendering_hints(pictures),
             ),
             factory.model_id(method),
             device.type,
@@ -199,7 +199,7 @@ class _ClassifierFactory:
         self._diffclip: Optional[DiffClipClassifier] = None
         self._extractor: Optional[ClipFeatureExtractor] = None
         self._extracted_all: Optional[bool] = None
-        self.picture: Optional[RasterPicture] = None  # of the raster that CLIP gets
+        self.picture: Optional[Rendering] = None  # of the raster that CLIP gets
         self.hints: list[str] = []
 
     @property

@@ -18,7 +18,7 @@ from clippan.core.device import choose_device, set_threads
 from clippan.core.json import to_json
 from clippan.core.messages import Message
 from clippan.core.texts import join_names
-from clippan.jobs.finetune import AlphaPoint, FinetuneClipRequest, FinetuneClipResult
+from clippan.jobs.finetune_clip import AlphaPoint, FinetuneClipRequest, FinetuneClipResult
 from clippan.labels.samples import samples_sha256
 from clippan.learn.clip.farslip import WEIGHTS, check_image_size, save_model
 from clippan.learn.clip.patching import (

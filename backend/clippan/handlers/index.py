@@ -20,7 +20,7 @@ from clippan.core.messages import Message
 from clippan.core.threads import count_threads, in_order
 from clippan.jobs.index import IndexRequest, IndexResult
 from clippan.jobs.kinds import is_database
-from clippan.jobs.picture import RasterPicture, choices, remarks
+from clippan.jobs.rendering import Rendering, band_choice_sentences, rendering_hints
 from clippan.raster import source as sources
 from clippan.raster.files import refuse_overwriting
 from clippan.raster.grid import Grid
@@ -65,7 +65,7 @@ class _Counts:
     empty: int = 0
     planned: int = 0
     failed: list[str] = field(default_factory=list)
-    pictures: list[RasterPicture] = field(default_factory=list)
+    pictures: list[Rendering] = field(default_factory=list)
 
 
 def run(request: IndexRequest, context: Context) -> IndexResult:
@@ -122,7 +122,7 @@ def run(request: IndexRequest, context: Context) -> IndexResult:
             str(model.device),
             time.monotonic() - started,
             counts.added / seconds if counts.added else 0.0,
-            (*left, *remarks(counts.pictures)),
+            (*left, *rendering_hints(counts.pictures)),
             tuple(counts.pictures),
         )
 
@@ -160,7 +160,7 @@ def _plan_rasters(
             same = before is not None and (before.fingerprint, before.look) == (fingerprint, own.text())
             # Only what is new is sampled for its stretch.
             stretch = before.stretch if before is not None and same and not model.channels else seen.stretch
-            counts.pictures.append(RasterPicture(path, seen.band_choice, stretch, tuple(seen.notes)))
+            counts.pictures.append(Rendering(path, seen.band_choice, stretch, tuple(seen.notes)))
             if not options.extent:  # all of it takes the place of its parts
                 stale |= {raster.id for (name, area), raster in known.items() if name == path and area}
             if before is not None and same and before.path != path:
@@ -185,7 +185,7 @@ def _plan_rasters(
                 stale.add(before.id)
         except ClippanError as error:
             counts.failed.append(str(error))
-    for sentence in choices(counts.pictures):
+    for sentence in band_choice_sentences(counts.pictures):
         context.log(sentence)
     if found:
         index.create(next((grid.crs for _, grid, _ in found if grid.crs), ""))

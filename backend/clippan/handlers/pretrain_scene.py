@@ -8,7 +8,7 @@ from pathlib import Path
 from clippan.core.context import Context
 from clippan.core.device import choose_device, gpu_memory_errors, set_threads
 from clippan.fewshot.stack import open_stack
-from clippan.jobs.pretrain import PretrainSceneRequest, PretrainSceneResult
+from clippan.jobs.pretrain_scene import PretrainSceneRequest, PretrainSceneResult
 from clippan.learn.fewshot import pretrain_on_stack
 
 

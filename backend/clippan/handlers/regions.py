@@ -19,8 +19,8 @@ from clippan.core.context import Context
 from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
 from clippan.core.outputs import Outputs, write_error
-from clippan.jobs.picture import RasterPicture, choices, remarks
-from clippan.jobs.trainclip import Picture, RegionsRequest, RegionsResult
+from clippan.jobs.rendering import Rendering, band_choice_sentences, rendering_hints
+from clippan.jobs.train_clip import ImageFormat, RegionsRequest, RegionsResult
 from clippan.labels.layers import LabelledLayer
 from clippan.learn.clip.data import LabelledBox
 from clippan.raster import source as sources
@@ -101,7 +101,7 @@ def run(request: RegionsRequest, context: Context) -> RegionsResult:
         str(output / TABLE),
         len(entries),
         dict(sorted(objects.items())),
-        (*hints, *remarks(seen)),
+        (*hints, *rendering_hints(seen)),
         round(time.monotonic() - started, 3),
         tuple(seen),
     )
@@ -109,7 +109,7 @@ def run(request: RegionsRequest, context: Context) -> RegionsResult:
 
 def _write(
     request: RegionsRequest, legend: Mapping[str, str], folder: Path, context: Context
-) -> tuple[list[dict], list[str], set[str], set[str], list[RasterPicture]]:
+) -> tuple[list[dict], list[str], set[str], set[str], list[Rendering]]:
     """Writes the pictures; returns the entries of the table, hints, all categories of vector files, those outside all
     rasters, and how the rasters were displayed."""
     look = SceneOptions((request.size,), (), request.overlap, request.bands, request.stretch, request.nodata)
@@ -117,7 +117,7 @@ def _write(
     hints: list[str] = []
     categories: set[str] = set()
     inside: set[str] = set()
-    seen: list[RasterPicture] = []
+    seen: list[Rendering] = []
     count = len(request.rasters)
     for number, (raster, labels) in enumerate(zip(request.rasters, request.labels)):
         scene = Scene(raster, look)
@@ -140,12 +140,12 @@ def _write(
             if valid < MIN_VALID_SHARE:
                 continue
             name = f"pictures/{number + 1}_{stem}_{window.x}_{window.y}.{request.format.value}"
-            options: dict[str, Any] = {"quality": _QUALITY} if request.format is Picture.JPEG else {}
+            options: dict[str, Any] = {"quality": _QUALITY} if request.format is ImageFormat.JPEG else {}
             Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))).save(folder / name, **options)
             entries.append({"file": name, "boxes": [{"box": box.box, "category": box.category} for box in boxes]})
         if len(entries) == before:
             hints.append(Message("Nothing was found in {raster}.", raster=raster))
-    for sentence in choices(seen):
+    for sentence in band_choice_sentences(seen):
         context.log(sentence)
     return entries, hints, categories, categories - inside, seen
 

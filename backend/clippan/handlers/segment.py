@@ -23,7 +23,7 @@ from clippan.core.json import to_json
 from clippan.core.messages import Message
 from clippan.core.outputs import Outputs
 from clippan.core.threads import count_threads, in_order
-from clippan.jobs.picture import RasterPicture, choices, remarks
+from clippan.jobs.rendering import Rendering, band_choice_sentences, rendering_hints
 from clippan.jobs.segment import ClassArea, SegmentRequest, SegmentResult
 from clippan.labels import areas
 from clippan.labels.legend import palette
@@ -52,7 +52,7 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
         folder = outputs.temporary_folder(request.output)
         maps = SimilarityMaps.of(request, model, classes, scene, part, folder, context.subrange(5, 75))
         picture = scene.raster_picture_for(model.channels)
-        context.log(choices([picture])[0])
+        context.log(band_choice_sentences([picture])[0])
         provenance = _provenance(request, table, model, maps, picture)
         shown, count = _write(request, table, model, maps, outputs, provenance, context.subrange(75, 100))
         edges = maps.edges
@@ -82,7 +82,7 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
         request.polygons,
         request.areas,
         count,
-        tuple([*_hints(request, table, model, shown), *remarks([picture])]),
+        tuple([*_hints(request, table, model, shown), *rendering_hints([picture])]),
         provenance,
         picture,
     )
@@ -162,7 +162,7 @@ def _write(
 
 
 def _provenance(
-    request: SegmentRequest, table: PromptTable, model: Encoder, maps: SimilarityMaps, picture: RasterPicture
+    request: SegmentRequest, table: PromptTable, model: Encoder, maps: SimilarityMaps, picture: Rendering
 ) -> dict[str, str]:
     return {
         "CLIPPAN_ALGORITHM": request.name,

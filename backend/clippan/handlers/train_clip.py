@@ -15,7 +15,7 @@ from clippan.clip.encoder import weights_sha256
 from clippan.core.context import Context
 from clippan.core.device import choose_device, set_threads
 from clippan.core.json import to_json
-from clippan.jobs.trainclip import TrainClipRequest, TrainClipResult
+from clippan.jobs.train_clip import TrainClipRequest, TrainClipResult
 from clippan.learn.clip.data import read_images
 from clippan.learn.clip.farslip import WEIGHTS, FarslipTraining, save_model
 from clippan.learn.loop import discard_unstarted, distributed, lock_run_folder, prepare_run_folder

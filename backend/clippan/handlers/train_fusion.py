@@ -10,7 +10,7 @@ from clippan.core.context import Context
 from clippan.core.device import choose_device
 from clippan.core.json import to_json
 from clippan.fusion import networks
-from clippan.jobs.train import TrainFusionRequest, TrainFusionResult
+from clippan.jobs.train_fusion import TrainFusionRequest, TrainFusionResult
 from clippan.learn.fusion import reading
 from clippan.learn.fusion.recipe import Recipe, read_recipe
 from clippan.learn.fusion.sampler import BatchSampler

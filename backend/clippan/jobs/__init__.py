@@ -14,7 +14,7 @@ from clippan.jobs.base import JOBS, Request, Result
 from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
 from clippan.jobs.classify import Classifier, ClassifyRequest, ClassifyResult, MapAccuracy, Score
 from clippan.jobs.doctor import Check, DoctorRequest, DoctorResult, Status
-from clippan.jobs.finetune import AlphaPoint, ClassGain, FinetuneClipRequest, FinetuneClipResult
+from clippan.jobs.finetune_clip import AlphaPoint, ClassGain, FinetuneClipRequest, FinetuneClipResult
 from clippan.jobs.index import AboutIndexRequest, AboutIndexResult, IndexRequest, IndexResult
 from clippan.jobs.models import (
     DownloadModelRequest,
@@ -27,13 +27,12 @@ from clippan.jobs.models import (
 )
 from clippan.jobs.options import Compression, Format, Method, Refinement, Registration, Stretch, parse_bands
 from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
-from clippan.jobs.pretrain import PretrainSceneRequest, PretrainSceneResult
+from clippan.jobs.pretrain_scene import PretrainSceneRequest, PretrainSceneResult
 from clippan.jobs.search import Hit, SearchRequest, SearchResult, ThumbnailsRequest, ThumbnailsResult
 from clippan.jobs.segment import ClassArea, SegmentRequest, SegmentResult
-from clippan.jobs.train import TrainFusionRequest, TrainFusionResult
-from clippan.jobs.trainclip import (
+from clippan.jobs.train_clip import (
     ClipMethod,
-    Picture,
+    ImageFormat,
     Precision,
     RegionsRequest,
     RegionsResult,
@@ -42,3 +41,4 @@ from clippan.jobs.trainclip import (
     TrainClipRequest,
     TrainClipResult,
 )
+from clippan.jobs.train_fusion import TrainFusionRequest, TrainFusionResult

@@ -11,7 +11,7 @@ from clippan.jobs.assess import FIGURES
 from clippan.jobs.base import Request, Result, job
 from clippan.jobs.kinds import FusionModelFile, FusionModelOutput, OptionalModelName
 from clippan.jobs.options import SHIPPED, PairOptions, RunOptions, SeedOption
-from clippan.jobs.param import param
+from clippan.jobs.param import advanced_param, param
 
 # What is measured before and after: at full resolution, and one scale down, where MS is the reference.
 ADAPTED = ("HQNR", "D_lambda_K", "D_s", "HP_correlation", "Q2n", "SAM", "ERGAS")
@@ -81,12 +81,11 @@ class AdaptFusionRequest(PairOptions, SeedOption, RunOptions, Request):
     output: FusionModelOutput = param(
         title="Adapted model", help="The file to write, less than a megabyte. Pansharpen takes it as its fusion model."
     )
-    clip: OptionalModelName = param(
+    clip: OptionalModelName = advanced_param(
         "starter",
         title="Supervising CLIP",
         help="The vision-language model that tells whether the result moves in the direction of a good fusion; empty "
         "for none. Larger models need more time, or a graphics card.",
-        advanced=True,
     )
     seconds: float = param(
         120.0,
@@ -95,7 +94,7 @@ class AdaptFusionRequest(PairOptions, SeedOption, RunOptions, Request):
         above=0,
         unit="seconds",
     )
-    steps: int = param(240, title="Steps", help="The largest number of training steps.", low=1, advanced=True)
+    steps: int = advanced_param(240, title="Steps", help="The largest number of training steps.", low=1)
 
     @property
     def inputs(self) -> tuple[str, ...]:

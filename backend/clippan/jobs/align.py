@@ -12,8 +12,8 @@ from clippan.core.messages import Line, Message, Table
 from clippan.jobs.base import Request, Result, file_lines, job
 from clippan.jobs.kinds import BandNumbers, Phrases, Rasters, check_start_is_kept
 from clippan.jobs.options import ChipOptions
-from clippan.jobs.param import inherited, param
-from clippan.jobs.picture import RasterPicture
+from clippan.jobs.param import advanced_param, inherited, param
+from clippan.jobs.rendering import Rendering
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class AlignSensorResult(Result):
     hints: tuple[str, ...]
     device: str
     seconds: float
-    pictures: tuple[RasterPicture, ...] = ()
+    pictures: tuple[Rendering, ...] = ()
 
     def describe(self) -> list[Line]:
         """The recall before and after."""
@@ -121,85 +121,75 @@ class AlignSensorRequest(ChipOptions, Request):
         help="The same places as the other sensor sees them, in the same order, in any coordinate system and pixel "
         "size. All have the same bands.",
     )
-    sensor_bands: BandNumbers = param(
+    sensor_bands: BandNumbers = advanced_param(
         (),
         title="Bands of the sensor",
-        like="1,2",
+        example="1,2",
         help="Numbers of the bands of the sensor that the new model sees, counted from 1. By default, all.",
-        advanced=True,
     )
-    low: tuple[float, ...] = param(
+    low: tuple[float, ...] = advanced_param(
         (),
         title="Lowest values of the sensor",
-        like="-25",
+        example="-25",
         help="Values of the bands that become 0: one for all bands, or one for each. By default, what the rasters hold "
         "(1st percentile). Fixed values are right if other rasters will be used later: radar in decibels suits -25 to "
         "0, Sentinel-2 0 to 10000.",
-        advanced=True,
     )
-    high: tuple[float, ...] = param(
+    high: tuple[float, ...] = advanced_param(
         (),
         title="Highest values of the sensor",
-        like="0",
+        example="0",
         help="Values of the bands that become 1: one for all bands, or one for each. By default, what the rasters hold "
         "(99th percentile).",
-        advanced=True,
     )
-    test: tuple[int, ...] = param(
+    test: tuple[int, ...] = advanced_param(
         (),
         title="Pairs to measure with",
-        like="3",
+        example="3",
         help="Numbers of the pairs, counted from 1, that are not learned from but measure the result. By default, a "
         "strip of each.",
-        advanced=True,
     )
-    held: float = param(
+    held: float = advanced_param(
         0.2,
         title="Part to measure with",
         help="Width of the strip of each raster that is not learned from but measures the result, as a part of it.",
         low=0.05,
         high=0.5,
-        advanced=True,
     )
-    overlap: float = param(
+    overlap: float = advanced_param(
         0.75,
         title="Overlap of the chips",
         help="Overlap of neighbouring chips to learn from, as a part of their edge. A larger one gives more chips.",
         low=0,
         high=0.95,
-        advanced=True,
     )
-    mse: float = param(
+    mse: float = advanced_param(
         1.0,
         title="Weight of the mean square difference",
         help="Weight of the mean square difference between the vectors of student and teacher; 0 leaves it out.",
         low=0,
         high=1000,
-        advanced=True,
     )
-    cosine: float = param(
+    cosine: float = advanced_param(
         1.0,
         title="Weight of the cosine",
         help="Weight of 1 − cosine between the vectors of student and teacher; 0 leaves it out.",
         low=0,
         high=1000,
-        advanced=True,
     )
-    contrast: float = param(
+    contrast: float = advanced_param(
         0.1,
         title="Weight of the contrast",
         help="Weight of the symmetric contrastive loss among the chips of a batch; 0 leaves it out.",
         low=0,
         high=1000,
-        advanced=True,
     )
-    label: float = param(
+    label: float = advanced_param(
         0.05,
         title="Weight of the words",
         help="Weight of the cross-entropy between what student and teacher say about the words; 0 leaves it out.",
         low=0,
         high=1000,
-        advanced=True,
     )
     words: Phrases = param(
         "",

@@ -12,8 +12,8 @@ from clippan.core.messages import Line, Message, Table, format_number
 from clippan.jobs.base import Request, Result, file_lines, job
 from clippan.jobs.kinds import FieldName, LayerName, PromptFile, Rasters, Report, Vectors, check_writable
 from clippan.jobs.options import PromptOptions, RunOptions
-from clippan.jobs.param import param
-from clippan.jobs.picture import RasterPicture
+from clippan.jobs.param import advanced_param, param
+from clippan.jobs.rendering import Rendering
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class CalibrateResult(Result):
     offsets: tuple[float, ...]
     hints: tuple[str, ...]
     seconds: float
-    pictures: tuple[RasterPicture, ...]
+    pictures: tuple[Rendering, ...]
 
     def describe(self) -> list[Line]:
         """The accuracy of each class before and after."""
@@ -106,11 +106,10 @@ class CalibrateRequest(PromptOptions, RunOptions, Request):
         title="Field with the class",
         help="The field of the labelled places that holds the name of the class, a synonym of it, or its number.",
     )
-    layer: LayerName = param(
+    layer: LayerName = advanced_param(
         "",
         title="Layer of the labelled places",
         help="By default, the first layer with places that have a class.",
-        advanced=True,
     )
     output: PromptFile = param(
         title="Calibrated table",

@@ -15,8 +15,6 @@ from clippan.jobs.base import Request, Result, file_lines, job
 from clippan.jobs.kinds import (
     AreaTable,
     ClassMapFile,
-    EncoderFile,
-    EncoderOutput,
     FieldName,
     LayerName,
     ModelName,
@@ -25,12 +23,14 @@ from clippan.jobs.kinds import (
     RasterFile,
     Rasters,
     Report,
+    SceneEncoderFile,
+    SceneEncoderOutput,
     Vector,
     is_file,
 )
 from clippan.jobs.options import RasterStackOptions
-from clippan.jobs.param import inherited, param
-from clippan.jobs.picture import RasterPicture
+from clippan.jobs.param import advanced_param, inherited, param
+from clippan.jobs.rendering import Rendering
 from clippan.jobs.segment import ClassArea
 
 
@@ -138,7 +138,7 @@ class ClassifyResult(Result):
     device: str
     seconds: float
     provenance: Mapping[str, str]
-    picture: Optional[RasterPicture] = None
+    picture: Optional[Rendering] = None
 
     def describe(self) -> list[Line]:
         """The comparison of the methods, the accuracy and the classes."""
@@ -214,11 +214,10 @@ class ClassifyRequest(RasterStackOptions, Request):
         help="The field of the labelled places that holds the class, as a name or a number. English names help "
         "DiffCLIP and the methods that work with CLIP; features without a value are left out.",
     )
-    layer: LayerName = param(
+    layer: LayerName = advanced_param(
         "",
         title="Layer of the labelled places",
         help="By default, the first layer with places that have a class.",
-        advanced=True,
     )
     output: ClassMapFile = param(
         title="Class map",
@@ -241,17 +240,16 @@ class ClassifyRequest(RasterStackOptions, Request):
     areas: AreaTable = param(
         "", title="Table of areas", help="A CSV file with the area and the mean confidence of each class."
     )
-    encoder: EncoderFile = param(
+    encoder: SceneEncoderFile = param(
         "",
         title="Pre-trained scene",
         help="For DiffCLIP: what “Pre-train on a scene”, or an earlier run, learned from the same rasters. By default, "
         "it is learned now.",
     )
-    save_encoder: EncoderOutput = param(
+    save_encoder: SceneEncoderOutput = advanced_param(
         "",
         title="Save the pre-trained scene",
         help="For DiffCLIP: keeps what was learned from the scene, so that the next map of it is made sooner.",
-        advanced=True,
     )
     descriptions: Phrases = param(
         "",
@@ -266,21 +264,19 @@ class ClassifyRequest(RasterStackOptions, Request):
         help="The vision-language model: for DiffCLIP it reads the words of the classes; for the methods that work "
         "with CLIP it also sees the picture. The others do not use it.",
     )
-    repeats: int = param(
+    repeats: int = advanced_param(
         3,
         title="Repeats of cross-validation",
         help="How often the accuracy is measured, each time with other places left out. More repeats take longer and "
         "give more reliable figures; 0 measures nothing, and then a method has to be chosen.",
         low=0,
-        advanced=True,
     )
-    bands: PictureBands = param(
+    bands: PictureBands = advanced_param(
         (),
         title="Bands for red, green and blue",
-        like="4,3,2",
+        example="4,3,2",
         help="Numbers of the three bands that the model and the report show as red, green and blue, counted from 1. By "
         "default, natural colours are found from the names of the bands or the sensor.",
-        advanced=True,
     )
 
     def check(self) -> None:

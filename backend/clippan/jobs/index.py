@@ -10,8 +10,8 @@ from clippan.core.messages import Line, Message
 from clippan.jobs.base import Request, Result, job
 from clippan.jobs.kinds import Extent, IndexName, IndexOutput, ModelName, Rasters, check_writable, is_database
 from clippan.jobs.options import ExtentOptions, PictureOptions, RunOptions
-from clippan.jobs.param import inherited, param
-from clippan.jobs.picture import RasterPicture, choices
+from clippan.jobs.param import advanced_param, inherited, param
+from clippan.jobs.rendering import Rendering, band_choice_sentences
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class IndexResult(Result):
     seconds: float
     rate: float
     hints: tuple[str, ...]
-    pictures: tuple[RasterPicture, ...]
+    pictures: tuple[Rendering, ...]
 
     def describe(self) -> list[Line]:
         """What the index holds, and what this run did."""
@@ -89,27 +89,25 @@ class IndexRequest(PictureOptions, ExtentOptions, RunOptions, Request):
     tile_metres: tuple[float, ...] = param(
         (),
         title="Tile size in metres",
-        like="200 or 200,800",
+        example="200 or 200,800",
         help="Edge of the tiles on the ground, about as large as what you look for with some of its surroundings. "
         "Several sizes find small and large objects. By default, what suits the pixel size: 640 m at 10 m, 160 m at "
         "1 m.",
         above=0,
     )
-    tile: tuple[int, ...] = param(
+    tile: tuple[int, ...] = advanced_param(
         (),
         title="Tile size in pixels",
         help="The same in pixels, for pictures without coordinates.",
         low=16,
-        advanced=True,
     )
-    overlap: float = param(
+    overlap: float = advanced_param(
         0.25,
         title="Overlap of tiles",
         help="Overlap of neighbouring tiles, as a part of their edge. A larger one finds more at the borders of tiles, "
         "and takes longer.",
         low=0,
         high=0.9,
-        advanced=True,
     )
     nodata: Optional[float] = inherited(None, advanced=False)
     extent: Extent = inherited(
@@ -160,7 +158,7 @@ class AboutIndexResult(Result):
     extent: tuple[float, ...]
     files: tuple[str, ...]
     complete: bool
-    pictures: tuple[RasterPicture, ...] = ()
+    pictures: tuple[Rendering, ...] = ()
     warning: str = ""
 
     def describe(self) -> list[Line]:
@@ -172,7 +170,7 @@ class AboutIndexResult(Result):
             Message("complete") if self.complete else Message("not complete: index the same rasters again to resume"),
             *([self.warning] if self.warning else []),
             *self.files,
-            *choices(self.pictures),
+            *band_choice_sentences(self.pictures),
         ]
 
 

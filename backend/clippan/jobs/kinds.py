@@ -185,7 +185,7 @@ class FolderOutput(Kind):
 class BandsKind(Kind):
     """Band numbers from 1, each at most once; three or one where they make a picture."""
 
-    example = "N,N"
+    metavar = "N,N"
     picture: bool = False
 
     def check(self, param: Param, value: Any) -> None:
@@ -203,10 +203,10 @@ class BandsKind(Kind):
 
 
 @dataclass(frozen=True)
-class TilesKind(Kind):
+class TileNumbersKind(Kind):
     """Numbers of things that are counted from 1."""
 
-    example = "N,N"
+    metavar = "N,N"
 
     def check(self, param: Param, value: Any) -> None:
         """They count something, and no further than databases do."""
@@ -219,7 +219,7 @@ class TilesKind(Kind):
 class ExtentKind(Kind):
     """xmin, ymin, xmax, ymax; in degrees, xmin is above xmax across the 180th meridian (RFC 7946)."""
 
-    example = "XMIN,YMIN,XMAX,YMAX"
+    metavar = "XMIN,YMIN,XMAX,YMAX"
 
     def check(self, param: Param, value: Any) -> None:
         """It has four corners and an area."""
@@ -235,14 +235,14 @@ class ExtentKind(Kind):
 class CrsKind(Kind):
     """A coordinate system, as EPSG:4326."""
 
-    example = "CRS"
+    metavar = "CRS"
 
 
 @dataclass(frozen=True)
 class PointKind(Kind):
     """A place: x, y."""
 
-    example = "X,Y"
+    metavar = "X,Y"
 
     def check(self, param: Param, value: Any) -> None:
         """It has two coordinates."""
@@ -254,7 +254,7 @@ class PointKind(Kind):
 class DateKind(Kind):
     """A day, a month or a year, as 2021-06-30, 2021-06 or 2021."""
 
-    example = "DATE"
+    metavar = "DATE"
 
     def check(self, param: Param, value: Any) -> None:
         """It is written so."""
@@ -335,7 +335,7 @@ Vectors = Annotated[tuple[str, ...], VectorInput()]
 File = Annotated[str, FileInput()]
 Files = Annotated[tuple[str, ...], FileInput()]
 FusionModelFile = Annotated[str, FileInput(".safetensors")]
-EncoderFile = Annotated[str, FileInput(".safetensors")]
+SceneEncoderFile = Annotated[str, FileInput(".safetensors")]
 Folder = Annotated[str, FolderInput()]
 IndexName = Annotated[str, IndexKind()]
 RasterFile = Annotated[str, RasterOutput()]
@@ -344,23 +344,23 @@ Report = Annotated[str, Output((".html", ".htm"), "HTML files")]
 AreaTable = Annotated[str, Output((".csv",), "CSV files")]
 PromptFile = Annotated[str, Output((".json",), "Prompt tables")]
 FusionModelOutput = Annotated[str, Output((".safetensors",), "Fusion models")]
-EncoderOutput = Annotated[str, Output((".safetensors",), "Pre-trained scenes")]
+SceneEncoderOutput = Annotated[str, Output((".safetensors",), "Pre-trained scenes")]
 GeoPackage = Annotated[str, Output((".gpkg",), "GeoPackages")]
 IndexOutput = Annotated[str, DatabaseOutput((".gpkg",), "GeoPackages")]
 PolygonFile = Annotated[str, Output((".gpkg", ".geojson", ".fgb", ".shp"), "Vector files")]
 OutputFolder = Annotated[str, FolderOutput()]
 BandNumbers = Annotated[tuple[int, ...], BandsKind()]
 PictureBands = Annotated[tuple[int, ...], BandsKind(picture=True)]
-Tiles = Annotated[tuple[int, ...], TilesKind()]
+TileNumbers = Annotated[tuple[int, ...], TileNumbersKind()]
 Extent = Annotated[tuple[float, ...], ExtentKind()]
 Point = Annotated[tuple[float, ...], PointKind()]
 CrsName = Annotated[str, CrsKind()]
 Date = Annotated[str, DateKind()]
-PromptTable = Annotated[str, PromptsKind()]
+PromptText = Annotated[str, PromptsKind()]
 Phrases = Annotated[str, PhrasesKind()]
 ModelName = Annotated[str, ModelKind()]
 OptionalModelName = Annotated[str, ModelKind(none=True)]
-Sensor = Annotated[str, SensorKind()]
+SensorName = Annotated[str, SensorKind()]
 FieldName = Annotated[str, FieldKind()]
 LayerName = Annotated[str, LayerKind()]
 

@@ -15,13 +15,13 @@ from clippan.jobs.kinds import (
     ModelName,
     OutputFolder,
     PictureBands,
-    PromptTable,
+    PromptText,
     Raster,
     Rasters,
     Report,
-    Sensor,
+    SensorName,
 )
-from clippan.jobs.param import group, inherited, param
+from clippan.jobs.param import advanced_param, group, inherited, param
 
 SHIPPED = "fusion/clippan.safetensors"  # the fusion model that comes with CLIPPan, below the resources
 
@@ -84,11 +84,10 @@ class Refinement(Choice):
 class DeviceOptions:
     """Where a job computes."""
 
-    device: Device = param(
+    device: Device = advanced_param(
         Device.AUTO,
         title="Device",
         help="Where to compute. “auto” takes a graphics card if one works, and the processor otherwise.",
-        advanced=True,
     )
 
 
@@ -96,19 +95,18 @@ class DeviceOptions:
 class RunOptions(DeviceOptions):
     """Where a job computes, and with how much of the processor."""
 
-    threads: int = param(0, title="Threads", help="How many processor cores to use; 0 means all.", low=0, advanced=True)
+    threads: int = advanced_param(0, title="Threads", help="How many processor cores to use; 0 means all.", low=0)
 
 
 @group
 class NodataOption:
     """What marks missing pixels."""
 
-    nodata: Optional[float] = param(
+    nodata: Optional[float] = advanced_param(
         None,
         title="NoData value",
         help="The value of missing pixels, for rasters that do not declare it or declare a wrong one. Missing pixels "
         "stay missing and are kept out of all statistics.",
-        advanced=True,
     )
 
 
@@ -116,19 +114,17 @@ class NodataOption:
 class PictureOptions(NodataOption):
     """How a raster becomes a picture for a vision-language model."""
 
-    bands: PictureBands = param(
+    bands: PictureBands = advanced_param(
         (),
         title="Bands for red, green and blue",
-        like="4,3,2",
+        example="4,3,2",
         help="Numbers of the three bands that the model sees as red, green and blue, or of one band for grey, counted "
         "from 1. By default, natural colours are found from the names of the bands or the sensor.",
-        advanced=True,
     )
-    stretch: Stretch = param(
+    stretch: Stretch = advanced_param(
         Stretch.AUTO,
         title="Stretch",
         help="How values are scaled to a picture for the model, in the same way for the whole raster.",
-        advanced=True,
     )
 
 
@@ -141,11 +137,10 @@ class ExtentOptions:
         title="Extent",
         help="Limits the work to this part. In degrees, a west above the east means across the 180th meridian.",
     )
-    crs: CrsName = param(
+    crs: CrsName = advanced_param(
         "",
         title="CRS of the extent",
         help="Coordinate system of the extent, such as EPSG:4326. By default, that of the raster.",
-        advanced=True,
     )
 
 
@@ -163,7 +158,7 @@ class PairOptions(NodataOption):
         title="Panchromatic raster",
         help="The sharp grey raster, with one band. The result has its pixel size and its grid.",
     )
-    sensor: Sensor = param(
+    sensor: SensorName = param(
         "auto",
         title="Sensor",
         help="The satellite that took the scene, whose optics (MTF) say how much detail each band already has. “auto” "
@@ -172,7 +167,7 @@ class PairOptions(NodataOption):
     bands: BandNumbers = param(
         (),
         title="Bands",
-        like="4,3,2",
+        example="4,3,2",
         help="Numbers of the multispectral bands to work on, counted from 1 through all rasters, such as 1,2,3 or 2-4. "
         "The result has them in this order. By default, all.",
     )
@@ -188,7 +183,7 @@ class PairOptions(NodataOption):
 class PromptOptions(PictureOptions):
     """Classes that are named by words, and how a vision-language model looks for them."""
 
-    classes: PromptTable = param(
+    classes: PromptText = param(
         title="Classes",
         help="The classes of the map, in English: classes between semicolons and synonyms between commas, such as "
         "“water; forest, trees; building, roof”; or the path of a .txt file with one class per line, or of a .json "
@@ -199,24 +194,22 @@ class PromptOptions(PictureOptions):
         title="Model",
         help="The vision-language model: one of the list, or a folder with a model of your own.",
     )
-    window: tuple[int, ...] = param(
+    window: tuple[int, ...] = advanced_param(
         (),
         title="Window",
-        like="128 or 128,256",
+        example="128 or 128,256",
         help="Edge of the square that the model sees at a time. Smaller windows show smaller objects, larger ones more "
         "of their surroundings; the results of several are averaged. By default, what suits the model and the pixel "
         "size.",
         low=16,
         unit="pixels",
-        advanced=True,
     )
-    flips: bool = param(
+    flips: bool = advanced_param(
         False,
         title="Average over mirrored pictures",
         help="Averages over four mirrored pictures, which is slightly more accurate and takes four times as long.",
-        advanced=True,
     )
-    bias: Optional[float] = param(
+    bias: Optional[float] = advanced_param(
         None,
         title="Bias of the whole window",
         help="This part of the similarity of the whole window to a class is added to that of each cell (SegEarth-OV, "
@@ -224,7 +217,6 @@ class PromptOptions(PictureOptions):
         "what suits the model.",
         low=-1,
         high=1,
-        advanced=True,
     )
 
 
@@ -232,12 +224,11 @@ class PromptOptions(PictureOptions):
 class SeedOption:
     """What random numbers start from."""
 
-    seed: int = param(
+    seed: int = advanced_param(
         0,
         title="Seed",
         help="Starting value of the random numbers. The same seed gives the same result again.",
         low=0,
-        advanced=True,
     )
 
 
@@ -251,21 +242,19 @@ class RasterStackOptions(NodataOption, SeedOption, RunOptions):
         "elevation. They may differ in coordinate system and pixel size. Each raster is one modality; bands that "
         "belong together belong in one raster (a virtual raster will do).",
     )
-    grid: int = param(
+    grid: int = advanced_param(
         0,
         title="Raster that sets the grid",
         help="Number of the raster, counted from 1, whose pixels and coordinate system the result has; the others are "
         "warped to them. 0 means the raster with the smallest pixels.",
         low=0,
-        advanced=True,
     )
-    steps: Optional[int] = param(
+    steps: Optional[int] = advanced_param(
         None,
         title="Steps of pre-training",
         help="Number of steps in which the network learns what the scene looks like. More take longer and can be "
         "better. By default, 400.",
         low=1,
-        advanced=True,
     )
 
     def check_grid(self) -> None:
@@ -301,30 +290,27 @@ class TrainingOptions(SeedOption, RunOptions):
         "steps are taken.",
         low=1,
     )
-    steps: Optional[int] = param(
-        None, title="Steps", help="Number of training steps, instead of the epochs.", low=1, advanced=True
+    steps: Optional[int] = advanced_param(
+        None, title="Steps", help="Number of training steps, instead of the epochs.", low=1
     )
-    batch: int = param(
+    batch: int = advanced_param(
         32,
         title="Batch size",
         help="Number of chips in a training step; fewer need less memory and time.",
         low=1,
-        advanced=True,
     )
-    rate: float = param(
+    rate: float = advanced_param(
         1e-4,
         title="Learning rate",
         help="The largest learning rate. Too small a rate learns nothing, too large a one forgets what was known.",
         above=0,
-        advanced=True,
     )
-    weight_decay: float = param(
+    weight_decay: float = advanced_param(
         0.5,
         title="Weight decay",
         help="Weight decay of AdamW, for matrices and kernels; it reduces overfitting.",
         low=0,
         high=100,
-        advanced=True,
     )
 
 
@@ -332,13 +318,12 @@ class TrainingOptions(SeedOption, RunOptions):
 class ChipOptions(TrainingOptions, PictureOptions):
     """A training on chips that are cut out of rasters, with a report."""
 
-    size: int = param(
+    size: int = advanced_param(
         0,
         title="Edge of the chips",
         help="Edge of the chips; 0 means what suits the pixel size.",
         low=0,
         unit="pixels",
-        advanced=True,
     )
     report: Report = param(
         "", title="Report", help="A web page with what was learned and how well, with figures.", proposed=True

@@ -11,7 +11,7 @@ from clippan.core.messages import Line
 from clippan.jobs.base import Request, Result, job, shift_lines
 from clippan.jobs.kinds import FusionModelFile, RasterFile
 from clippan.jobs.options import Compression, Format, Method, PairOptions, RunOptions
-from clippan.jobs.param import param
+from clippan.jobs.param import advanced_param, param
 
 
 @dataclass(frozen=True)
@@ -76,32 +76,28 @@ class PansharpenRequest(PairOptions, RunOptions, Request):
         help="For the method CLIPPan: a model that “Adapt fusion model” or “clippan train fusion” wrote. By default, "
         "the one that comes with CLIPPan.",
     )
-    tile_size: int = param(
+    tile_size: int = advanced_param(
         2048,
         title="Tile size",
         help="Edge of the square of panchromatic pixels that is worked on at a time. It never changes the result; "
         "smaller tiles need less memory.",
         low=256,
         unit="pixels",
-        advanced=True,
     )
-    format: Format = param(
+    format: Format = advanced_param(
         Format.GTIFF,
         title="File format",
         help="A cloud-optimised GeoTIFF can be read piece by piece from a web server or object storage.",
-        advanced=True,
     )
-    compression: Compression = param(
+    compression: Compression = advanced_param(
         Compression.DEFLATE,
         title="Compression",
         help="How the file is compressed, without loss in all cases.",
-        advanced=True,
     )
-    overviews: bool = param(
+    overviews: bool = advanced_param(
         True,
         title="Build overviews",
         help="Adds reduced copies, with which the file draws fast when zoomed out.",
-        advanced=True,
     )
 
     def check(self) -> None:

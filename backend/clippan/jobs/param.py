@@ -37,13 +37,13 @@ class Kind:
 
     Attributes:
         reads, writes: whether the value names files that the job reads or writes.
-        example: how a person writes a value, as a usage line shows it; empty for the parameter's name.
+        metavar: a value in a usage line; empty for the parameter's name.
         remedy: what to do where a value is missing.
     """
 
     reads = False
     writes = False
-    example = ""
+    metavar = ""
     remedy = "give a value"
 
     def check(self, param: Param, value: Any) -> None:
@@ -62,10 +62,10 @@ class Param:
         title: its name for people, a noun, in the case of a sentence.
         help: what it does, in one to three sentences.
         default: ``REQUIRED`` where there is none.
-        low, high: least and greatest value of a number, or of each number of a list.
+        low, high: range of a number, or of each number of a list.
         above: what a number has to be greater than.
         unit: of a number, in the plural, as "pixels".
-        like: values as a person may write them, where that is no matter of course.
+        example: values as a person may write them, where that is no matter of course.
         advanced: whether it is for few users, and hidden at first.
         proposed: whether QGIS proposes to write it, where it is an output that may be left out.
         positional: whether the command line takes it without an option's name.
@@ -81,7 +81,7 @@ class Param:
     high: Optional[float] = None
     above: Optional[float] = None
     unit: str = ""
-    like: str = ""
+    example: str = ""
     advanced: bool = False
     proposed: bool = False
     positional: bool = False
@@ -112,7 +112,7 @@ class Param:
         label = Message(self.title)
         if self.unit:
             label = Message("{title} ({unit})", title=label, unit=Message(self.unit))
-        return Message("{title}, such as {like}", title=label, like=self.like) if self.like else label
+        return Message("{title}, such as {example}", title=label, example=self.example) if self.example else label
 
     @property
     def choices(self) -> Mapping[str, str]:
@@ -162,23 +162,12 @@ class Param:
             )
 
 
-def param(
-    default: Any = REQUIRED,
-    *,
-    title: str,
-    help: str,
-    low: Optional[float] = None,
-    high: Optional[float] = None,
-    above: Optional[float] = None,
-    unit: str = "",
-    like: str = "",
-    advanced: bool = False,
-    proposed: bool = False,
-    positional: bool = False,
-) -> Any:
+def param(default: Any = REQUIRED, **declared: Any) -> Any:
     """Declares a field of a request; see ``Param`` for the arguments."""
-    declared = Param(title, help, default, low, high, above, unit, like, advanced, proposed, positional)
-    return dataclasses.field(default=default, metadata={_KEY: declared})
+    return dataclasses.field(default=default, metadata={_KEY: Param(default=default, **declared)})
+
+
+advanced_param = functools.partial(param, advanced=True)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

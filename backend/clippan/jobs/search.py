@@ -9,9 +9,9 @@ from clippan.core import texts
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Line, Message, Table
 from clippan.jobs.base import Request, Result, job
-from clippan.jobs.kinds import Date, Files, Folder, GeoPackage, IndexName, Point, RasterFile, Tiles
+from clippan.jobs.kinds import Date, Files, Folder, GeoPackage, IndexName, Point, RasterFile, TileNumbers
 from clippan.jobs.options import DeviceOptions, ExtentOptions
-from clippan.jobs.param import param
+from clippan.jobs.param import advanced_param, param
 
 
 @dataclass(frozen=True)
@@ -121,46 +121,40 @@ class SearchRequest(ExtentOptions, DeviceOptions, Request):
     at: Point = param(
         (), title="Place on the map", help="A point in the index; places that look like its surroundings are found."
     )
-    like: Tiles = param(
+    like: TileNumbers = advanced_param(
         (),
         title="Tiles like these",
         help="Numbers of tiles, from an earlier search, whose like is searched.",
-        advanced=True,
     )
-    unlike: Tiles = param(
+    unlike: TileNumbers = advanced_param(
         (),
         title="Tiles unlike these",
         help="Numbers of tiles, from an earlier search, whose like is left out.",
-        advanced=True,
     )
     top: int = param(20, title="Maximum number of places", help="How many places to find, the best first.", low=1)
     least: float = param(
         0.0, title="Minimum confidence", help="Leaves out places with less confidence, from 0 to 1.", low=0, high=1
     )
-    rasters: tuple[str, ...] = param(
+    rasters: tuple[str, ...] = advanced_param(
         (),
         title="Only these rasters",
         help="Paths or file names of rasters of the index. By default, all are searched.",
-        advanced=True,
     )
-    since: Date = param(
+    since: Date = advanced_param(
         "",
         title="Taken since",
         help="Only rasters from this day, month or year on, such as 2021-06-30, 2021-06 or 2021. Rasters without a "
         "date are left out.",
-        advanced=True,
     )
-    until: Date = param(
+    until: Date = advanced_param(
         "",
         title="Taken until",
         help="Only rasters up to this day, month or year. Rasters without a date are left out.",
-        advanced=True,
     )
-    overlapping: bool = param(
+    overlapping: bool = advanced_param(
         False,
         title="Keep overlapping places",
         help="Tiles overlap, and so do the best places; usually only the best of them is kept.",
-        advanced=True,
     )
     output: GeoPackage = param(
         "", title="Places found", help="The places as polygons, with rank, confidence, raster and date."
@@ -208,6 +202,6 @@ class ThumbnailsRequest(Request):
     """Small pictures of tiles; files that exist are kept."""
 
     index: IndexName = param(title="Index", help="The index: a GeoPackage, or postgresql://….", positional=True)
-    tiles: Tiles = param(title="Tiles", help="Numbers of the tiles, from a search.")
+    tiles: TileNumbers = param(title="Tiles", help="Numbers of the tiles, from a search.")
     folder: Folder = param(title="Folder for pictures", help="Where to write the PNG files.")
     pixels: int = param(96, title="Size of the pictures", help="Edge of the pictures.", low=16, unit="pixels")

@@ -10,8 +10,8 @@ from clippan.core.messages import Line, Table, format_number
 from clippan.jobs.base import Request, Result, file_lines, job
 from clippan.jobs.kinds import AreaTable, ClassMapFile, PolygonFile, Raster, RasterFile
 from clippan.jobs.options import ExtentOptions, PromptOptions, Refinement, RunOptions
-from clippan.jobs.param import param
-from clippan.jobs.picture import RasterPicture
+from clippan.jobs.param import advanced_param, param
+from clippan.jobs.rendering import Rendering
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class SegmentResult(Result):
     count: int
     hints: tuple[str, ...]
     provenance: Mapping[str, str]
-    picture: RasterPicture
+    picture: Rendering
 
     def describe(self) -> list[Line]:
         """The areas, the files and how they were made."""
@@ -138,42 +138,37 @@ class SegmentRequest(PromptOptions, ExtentOptions, RunOptions, Request):
     areas: AreaTable = param(
         "", title="Table of areas", help="A CSV file with the area and the mean confidence of each class."
     )
-    logit_scale: Optional[float] = param(
+    logit_scale: Optional[float] = advanced_param(
         None,
         title="Sharpness of the confidence",
         help="Similarities are multiplied by this before they become probabilities: a larger number makes the model "
         "more certain. By default, what a calibration found, or 50.",
         above=0,
-        advanced=True,
     )
-    background: bool = param(
+    background: bool = advanced_param(
         False,
         title="Leave all else unclassified",
         help="Leaves pixels unclassified that fit common words for other land covers better than your classes. With a "
         "single class this is always done.",
-        advanced=True,
     )
-    refinement: Refinement = param(
+    refinement: Refinement = advanced_param(
         Refinement.GUIDED,
         title="Refinement of edges",
         help="The model sees in cells of several pixels. This moves the borders of the classes to the edges in the "
         "raster.",
-        advanced=True,
     )
-    min_area: int = param(
+    min_area: int = advanced_param(
         0,
         title="Smallest polygon",
         help="Smaller polygons join their largest neighbour.",
         low=0,
         unit="pixels",
-        advanced=True,
     )
-    simplify: float = param(
+    simplify: float = advanced_param(
         1.0,
         title="Smoothing of polygons",
         help="How far an outline may move when it is simplified; 0 keeps the edges of the pixels.",
         low=0,
         high=100,
         unit="pixels",
-        advanced=True,
     )

@@ -22,7 +22,7 @@ from clippan.core.errors import ClippanError, one_line
 from clippan.core.json import from_json
 from clippan.core.messages import Message
 from clippan.jobs.options import Stretch
-from clippan.jobs.picture import RasterPicture
+from clippan.jobs.rendering import Rendering
 from clippan.raster import bands as raster_bands
 from clippan.raster import source as sources
 from clippan.raster.alpha import alpha_bands, alpha_notes, is_retagged
@@ -175,12 +175,12 @@ class Scene:
         return self._stretch
 
     @property
-    def raster_picture(self) -> RasterPicture:
+    def raster_picture(self) -> Rendering:
         """Bands, stretch and notes for a job's result."""
         stretch = self.stretch  # which looks for more to note
-        return RasterPicture(self.path, self.band_choice, stretch, tuple(self.notes))
+        return Rendering(self.path, self.band_choice, stretch, tuple(self.notes))
 
-    def raster_picture_for(self, channels: Optional[Channels]) -> RasterPicture:
+    def raster_picture_for(self, channels: Optional[Channels]) -> Rendering:
         """The same for a model with these channels; None for natural colours."""
         return Scene(self.path, self.options, channels=channels).raster_picture if channels else self.raster_picture
 

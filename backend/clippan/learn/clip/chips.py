@@ -15,7 +15,7 @@ from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.core.texts import join_names
-from clippan.jobs.picture import RasterPicture, choices, remarks
+from clippan.jobs.rendering import Rendering, band_choice_sentences, rendering_hints
 from clippan.labels.samples import read_samples
 from clippan.learn.clip.data import TrainingImage, read_images
 from clippan.raster.scene import MIN_VALID_SHARE, Scene, SceneOptions
@@ -46,7 +46,7 @@ class Chips:
     read: Callable[[int, int], np.ndarray]
     windows: Optional[np.ndarray] = None
     hints: tuple[str, ...] = ()
-    picture: Optional[RasterPicture] = None
+    picture: Optional[Rendering] = None
 
     def renamed(self, words: Mapping[str, str]) -> Chips:
         """The chips with other names of classes; classes with the same name are merged."""
@@ -158,9 +158,9 @@ def chips_from_samples(
         picture: np.ndarray = local.scene.picture(windows[number], edge)[0]
         return picture
 
-    for sentence in choices([scene.raster_picture]):
+    for sentence in band_choice_sentences([scene.raster_picture]):
         context.log(sentence)
-    hints += tuple(remarks([scene.raster_picture]))
+    hints += tuple(rendering_hints([scene.raster_picture]))
     return Chips(found.names, labels, groups, read, window_boxes(windows), hints, scene.raster_picture)
 
 

@@ -34,7 +34,7 @@ from clippan.core.json import to_json
 from clippan.core.messages import Message
 from clippan.core.outputs import Outputs, write_output
 from clippan.core.threads import count_threads
-from clippan.jobs.trainclip import Precision, Target, Teacher, TrainClipRequest
+from clippan.jobs.train_clip import Precision, Target, Teacher, TrainClipRequest
 from clippan.learn.clip import losses
 from clippan.learn.clip.batch import BatchLoader, ImageBatch
 from clippan.learn.clip.data import PHRASE, TrainingImage

@@ -29,7 +29,7 @@ from clippan.core.context import Context
 from clippan.core.errors import Cancelled, ClippanError
 from clippan.core.messages import Message
 from clippan.core.texts import join_names
-from clippan.jobs.finetune import AlphaPoint, ClassGain, FinetuneClipRequest
+from clippan.jobs.finetune_clip import AlphaPoint, ClassGain, FinetuneClipRequest
 from clippan.learn.clip import chips
 from clippan.learn.clip.chips import Chips, Split
 from clippan.learn.clip.farslip import MIN_STEPS, adamw

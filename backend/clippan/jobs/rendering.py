@@ -9,7 +9,7 @@ from clippan.catalogue.band_names import BandChoice
 
 
 @dataclass(frozen=True)
-class RasterPicture:
+class Rendering:
     """How a raster became a picture.
 
     Attributes:
@@ -25,7 +25,7 @@ class RasterPicture:
     notes: tuple[str, ...] = ()
 
 
-def choices(pictures: Sequence[RasterPicture]) -> list[str]:
+def band_choice_sentences(pictures: Sequence[Rendering]) -> list[str]:
     """A sentence for each way in which the bands were chosen, with the rasters that it was for."""
     rasters: dict[BandChoice, list[str]] = {}
     for picture in pictures:
@@ -33,10 +33,10 @@ def choices(pictures: Sequence[RasterPicture]) -> list[str]:
     return [f"{_listed(names)}: {choice.sentence}" for choice, names in rasters.items()]
 
 
-def remarks(pictures: Sequence[RasterPicture]) -> list[str]:
+def rendering_hints(pictures: Sequence[Rendering]) -> list[str]:
     """What the user should check: the notes, and those of the sentences about bands that tell of a guess."""
     notes = dict.fromkeys(note for picture in pictures for note in picture.notes)
-    return [*notes, *choices([picture for picture in pictures if picture.choice.guessed])]
+    return [*notes, *band_choice_sentences([picture for picture in pictures if picture.choice.guessed])]
 
 
 def _name(raster: str) -> str:

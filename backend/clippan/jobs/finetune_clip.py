@@ -21,8 +21,8 @@ from clippan.jobs.kinds import (
     is_folder,
 )
 from clippan.jobs.options import ChipOptions
-from clippan.jobs.param import inherited, param
-from clippan.jobs.picture import RasterPicture
+from clippan.jobs.param import advanced_param, inherited, param
+from clippan.jobs.rendering import Rendering
 
 
 @dataclass(frozen=True)
@@ -95,18 +95,23 @@ class FinetuneClipResult(Result):
     hints: tuple[str, ...]
     device: str
     seconds: float
-    picture: Optional[RasterPicture] = None
+    picture: Optional[Rendering] = None
 
     def describe(self) -> list[Line]:
         """The curve and the classes."""
         points = [
-            (f"{point.alpha:.2f}", _part(point.task), _part(point.control), "←" if point.alpha == self.alpha else "")
+            (
+                f"{point.alpha:.2f}",
+                _percent(point.task),
+                _percent(point.control),
+                "←" if point.alpha == self.alpha else "",
+            )
             for point in self.curve
         ]
         classes = [
             (
                 Message("{name} (control)", name=item.name) if item.control else item.name,
-                *(str(item.pictures), _part(item.before), _part(item.after)),
+                *(str(item.pictures), _percent(item.before), _percent(item.after)),
             )
             for item in self.classes
         ]
@@ -118,7 +123,7 @@ class FinetuneClipResult(Result):
         ]
 
 
-def _part(value: Optional[float]) -> str:
+def _percent(value: Optional[float]) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
@@ -143,11 +148,10 @@ class FinetuneClipRequest(ChipOptions, Request):
         title="Field with the class",
         help="The field of the labelled places that holds the class, in English words such as “solar panels”.",
     )
-    layer: LayerName = param(
+    layer: LayerName = advanced_param(
         "",
         title="Layer of the labelled places",
         help="By default, the first layer with places that have a class.",
-        advanced=True,
     )
     control: Folder = param(
         "",
@@ -169,38 +173,34 @@ class FinetuneClipRequest(ChipOptions, Request):
         low=0,
         high=1,
     )
-    keep: float = param(
+    keep: float = advanced_param(
         0.95,
         title="Part of the old accuracy to keep",
         help="Where α is chosen: the part of the former accuracy on the control set that has to remain.",
         low=0,
         high=1,
-        advanced=True,
     )
-    held: float = param(
+    held: float = advanced_param(
         0.2,
         title="Part to choose α with",
         help="The part of each class that is not learned from but chooses α. As many pictures again measure the "
         "result.",
         low=0.01,
         high=0.4,
-        advanced=True,
     )
-    measured: int = param(
+    measured: int = advanced_param(
         400,
         title="Pictures to measure with",
         help="The largest number of pictures of your classes, and of the control set, that each α is measured with.",
         low=1,
-        advanced=True,
     )
-    pixels: int = param(
+    pixels: int = advanced_param(
         0,
         title="Edge of the model's input",
         help="Pictures are resized to this edge for the model; 0 keeps the size it was trained with. Smaller is "
         "faster, and only convolutional models accept it.",
         low=0,
         unit="pixels",
-        advanced=True,
     )
     size: int = inherited(
         0, help="Edge of the chip that is cut out of the raster around a place; 0 means what suits the pixel size."

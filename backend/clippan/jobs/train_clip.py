@@ -13,8 +13,8 @@ from clippan.core.messages import Line, Table
 from clippan.jobs.base import Request, Result, job
 from clippan.jobs.kinds import FieldName, Files, LayerName, OutputFolder, Phrases, Rasters, Vectors, check_start_is_kept
 from clippan.jobs.options import PictureOptions, TrainingOptions
-from clippan.jobs.param import inherited, param
-from clippan.jobs.picture import RasterPicture
+from clippan.jobs.param import advanced_param, inherited, param
+from clippan.jobs.rendering import Rendering
 
 
 class ClipMethod(Choice):
@@ -45,7 +45,7 @@ class Precision(Choice):
     BFLOAT16 = "bfloat16", "bfloat16"
 
 
-class Picture(Choice):
+class ImageFormat(Choice):
     """File format of pictures."""
 
     PNG = "png", "PNG"
@@ -109,73 +109,61 @@ class TrainClipRequest(TrainingOptions, Request):
         help="How the model is trained. The method patch has options of its own: see clippan train clip --method patch "
         "--help.",
     )
-    stages: tuple[int, ...] = param(
+    stages: tuple[int, ...] = advanced_param(
         (1, 2),
         title="Stages",
         help="1 (places in pictures), 2 (objects with categories), or 1,2 for both.",
-        advanced=True,
     )
-    warmup: Optional[int] = param(
+    warmup: Optional[int] = advanced_param(
         None,
         title="Warm-up steps",
         help="Number of steps in which the learning rate rises to its maximum. By default, a tenth of the steps of the "
         "stage, at most 1000.",
         low=0,
-        advanced=True,
     )
-    teacher: Teacher = param(
-        Teacher.ACTIVE, title="Teacher", help="Which model encodes the crops in stage 1.", advanced=True
-    )
-    target: Target = param(
+    teacher: Teacher = advanced_param(Teacher.ACTIVE, title="Teacher", help="Which model encodes the crops in stage 1.")
+    target: Target = advanced_param(
         Target.PATCH,
         title="Distillation target",
         help="What of a crop the cells of the whole picture are compared with in stage 1.",
-        advanced=True,
     )
-    weight: float = param(
+    weight: float = advanced_param(
         0.1,
         title="Weight of the distillation",
         help="Weight of the distillation beside the contrastive loss; 0 leaves it out.",
         low=0,
         high=1000,
-        advanced=True,
     )
-    crops: int = param(
+    crops: int = advanced_param(
         4,
         title="Crops per picture",
         help="Number of crops of a picture in stage 1, and largest number of its objects in stage 2.",
         low=1,
-        advanced=True,
     )
-    least: int = param(
+    least: int = advanced_param(
         64,
         title="Smallest object",
         help="Objects whose shorter edge is smaller are left out.",
         low=1,
         unit="pixels",
-        advanced=True,
     )
-    pixels: int = param(
+    pixels: int = advanced_param(
         0,
         title="Edge of the model's input",
         help="Pictures are resized to this edge for the model; 0 keeps the size it was trained with. Only "
         "convolutional models accept another.",
         low=0,
         unit="pixels",
-        advanced=True,
     )
-    train_text: bool = param(
+    train_text: bool = advanced_param(
         False,
         title="Train the text tower too",
         help="Also trains the text tower and the logit scale. Use it with many and varied captions only: words that do "
         "not occur in them are forgotten.",
-        advanced=True,
     )
-    caption: str = param(
-        "caption", title="Caption column", help="Column or key of the captions in the data.", advanced=True
-    )
-    precision: Precision = param(
-        Precision.FLOAT32, title="Precision", help="Number format in which the towers compute.", advanced=True
+    caption: str = advanced_param("caption", title="Caption column", help="Column or key of the captions in the data.")
+    precision: Precision = advanced_param(
+        Precision.FLOAT32, title="Precision", help="Number format in which the towers compute."
     )
     epochs: int = inherited(1, help="How often each stage sees every picture.")
     steps: Optional[int] = inherited(
@@ -214,7 +202,7 @@ class RegionsResult(Result):
     objects: Mapping[str, int]
     hints: tuple[str, ...]
     seconds: float
-    seen: tuple[RasterPicture, ...]
+    seen: tuple[Rendering, ...]
 
     def describe(self) -> list[Line]:
         """The pictures, and the objects of each class."""
@@ -254,45 +242,40 @@ class RegionsRequest(PictureOptions, Request):
         title="Field with the class",
         help="The field of the vector files that holds the category.",
     )
-    layer: LayerName = param(
+    layer: LayerName = advanced_param(
         "",
         title="Layer of the polygons",
         help="By default, the first layer with polygons that have a category.",
-        advanced=True,
     )
-    size: int = param(
+    size: int = advanced_param(
         512,
         title="Edge of the pictures",
         help="The raster is cut into pictures of this size, as large as an object with its surroundings.",
         low=16,
         unit="pixels",
-        advanced=True,
     )
-    overlap: float = param(
+    overlap: float = advanced_param(
         0.25,
         title="Overlap of the pictures",
         help="Overlap of neighbouring pictures, as a part of their edge.",
         low=0,
         high=0.9,
-        advanced=True,
     )
-    least: int = param(
+    least: int = advanced_param(
         16,
         title="Smallest object",
         help="Objects whose shorter edge is smaller are left out.",
         low=1,
         unit="pixels",
-        advanced=True,
     )
-    fill: float = param(
+    fill: float = advanced_param(
         0.3,
         title="Filled part of a box",
         help="The part of its box that an object has to fill.",
         low=0,
         high=1,
-        advanced=True,
     )
-    format: Picture = param(Picture.PNG, title="Picture format", help="File format of the pictures.", advanced=True)
+    format: ImageFormat = advanced_param(ImageFormat.PNG, title="Picture format", help="File format of the pictures.")
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from clippan.core.messages import Line
 from clippan.jobs.base import Request, Result, job
-from clippan.jobs.kinds import EncoderOutput
+from clippan.jobs.kinds import SceneEncoderOutput
 from clippan.jobs.options import RasterStackOptions
 from clippan.jobs.param import param
 
@@ -54,7 +54,7 @@ class PretrainSceneResult(Result):
 class PretrainSceneRequest(RasterStackOptions, Request):
     """A pre-training."""
 
-    output: EncoderOutput = param(
+    output: SceneEncoderOutput = param(
         title="Pre-trained scene",
         help="The file to write. Classify from few samples takes it with the same rasters in the same order.",
     )
