@@ -77,9 +77,9 @@ def request_for(tmp_path, start):
 @pytest.fixture
 def quick(monkeypatch):
     """Measures often, so that few steps are enough, and takes any gain."""
-    monkeypatch.setattr(module, "_EVERY", 6)
-    monkeypatch.setattr(module, "_GAIN", 1e-6)
-    monkeypatch.setattr(training_scene, "_SIZES", (64,))
+    monkeypatch.setattr(module, "_VALIDATE_EVERY", 6)
+    monkeypatch.setattr(module, "_MIN_HQNR_GAIN", 1e-6)
+    monkeypatch.setattr(training_scene, "_PATCH_SIZES", (64,))
     monkeypatch.setattr(module, "_acceptable", lambda before, after: True)
 
 
@@ -138,8 +138,8 @@ def test_the_same_seed_makes_the_same_model(pair, request_for, quick):
 
 
 def test_nothing_is_handed_out_that_is_not_better(pair, request_for, monkeypatch, tmp_path):
-    monkeypatch.setattr(training_scene, "_SIZES", (64,))
-    monkeypatch.setattr(module, "_EVERY", 2)
+    monkeypatch.setattr(training_scene, "_PATCH_SIZES", (64,))
+    monkeypatch.setattr(module, "_VALIDATE_EVERY", 2)
     monkeypatch.setattr(module, "_acceptable", lambda before, after: False)
     lines = []
     with pytest.raises(ClippanError, match=r"No better model .* none was written; pansharpen with the start model\.$"):
@@ -161,7 +161,7 @@ def test_the_time_budget_holds(pair, request_for, quick, monkeypatch, tmp_path):
     started = time.monotonic()
     with pytest.raises(ClippanError, match=r"The time budget of 0\.1 s was spent before the first step; allow more"):
         run(request_for(made, seconds=0.1))
-    monkeypatch.setattr(module, "_SPARE", 0.2)
+    monkeypatch.setattr(module, "_RESERVED_SECONDS", 0.2)
     result = run(request_for(made, seconds=6, steps=100_000, model=str(tmp_path / "start0.safetensors")))
     assert result.steps > 0
     assert time.monotonic() - started < 20  # with room for a busy machine
@@ -266,10 +266,10 @@ def test_of_a_large_scene_few_windows_are_read(tmp_path):
     del dataset
     with open_pair(pan, [ms]) as opened:
         pair = Counting(opened)
-        windows, whole = reading.informative_windows(pair, 6, 1024, training_scene._WHOLE)
+        windows, whole = reading.informative_windows(pair, 6, 1024, training_scene._MAX_WHOLE_SCENE)
     assert not whole
     assert 1 <= len(windows) <= 6
-    assert pair.read <= reading._CANDIDATES**2 * 256**2
+    assert pair.read <= reading._CANDIDATES_PER_AXIS**2 * 256**2
     for window in windows:
         assert (window.width, window.height) == (256, 256)
         assert any(x - 256 < window.x < x + 1500 and y - 256 < window.y < y + 1500 for x, y in
@@ -279,10 +279,10 @@ def test_of_a_large_scene_few_windows_are_read(tmp_path):
 
 
 def test_a_large_scene_is_measured_where_it_was_not_learned_from(pair, request_for, quick, monkeypatch):
-    monkeypatch.setattr(training_scene, "_WHOLE", 1000)
-    monkeypatch.setattr(training_scene, "_EDGE", 128)
-    monkeypatch.setattr(reading, "_SMALLEST", 32)
-    monkeypatch.setattr(training_scene, "_REDUCED_SIZES", (32,))
+    monkeypatch.setattr(training_scene, "_MAX_WHOLE_SCENE", 1000)
+    monkeypatch.setattr(training_scene, "_WINDOW_SIZE", 128)
+    monkeypatch.setattr(reading, "_MIN_WINDOW_SIZE", 32)
+    monkeypatch.setattr(training_scene, "_REDUCED_PATCH_SIZES", (32,))
     lines = []
     result = run(request_for(pair(size=512)), Context(log=lines.append))
     assert "Windows of the scene for training: 4; for validation only: 2." in lines
@@ -293,8 +293,8 @@ def test_a_window_holds_what_the_scene_holds(pair):
     made = pair(size=512)
     with open_pair(made.pan, [made.ms]) as opened:
         moved = opened.shifted(1.25, -0.5)
-        part = reading.read_window(moved, Window(20, 30, 40, 50), "w", (0.3,) * 4, 0.15)
-        whole = reading.read_pair(moved, "all", "all", (0.3,) * 4, 0.15)
+        part = reading.read_window(moved, Window(20, 30, 40, 50), (0.3,) * 4, 0.15)
+        whole = reading.read_pair(moved, (0.3,) * 4, 0.15)
     assert part.ms.shape == (4, 50, 40)
     np.testing.assert_array_equal(part.ms, whole.ms[:, 30:80, 20:60])
     left = round(part.x.to_output(0) - whole.x.to_output(20))
@@ -309,7 +309,7 @@ def test_bands_that_lie_beside_the_others_are_brought_to_one_grid(pair):
     made = pair(size=256)
     with open_pair(made.pan, [made.ms]) as opened:
         apart = opened.shifted(0, 0, [(0.0, 0.0), (4.0, 0.0), (0.0, 0.0), (0.0, 0.0)])
-        part = reading.read_window(apart, Window(8, 8, 32, 32), "w", (0.3,) * 4, 0.15)
+        part = reading.read_window(apart, Window(8, 8, 32, 32), (0.3,) * 4, 0.15)
         values, _ = opened.read_ms(Window(0, 0, 64, 64))
     np.testing.assert_allclose(part.ms[0], values[0, 8:40, 8:40], rtol=1e-5)
     np.testing.assert_allclose(part.ms[1], values[1, 8:40, 7:39], rtol=1e-5)  # one sample of MS to the right
@@ -318,21 +318,21 @@ def test_bands_that_lie_beside_the_others_are_brought_to_one_grid(pair):
 def test_patches_are_cut_from_the_window_as_it_is(pair):
     made = pair(size=256)
     with open_pair(made.pan, [made.ms]) as opened:
-        whole = reading.read_pair(opened, "all", "all", (0.3,) * 4, 0.15)
+        whole = reading.read_pair(opened, (0.3,) * 4, 0.15)
     source = training_scene.CachedWindow.of(whole, 96)
     patch = source.patch(np.random.default_rng(1), 96)
     assert patch.up.shape == (4, 96, 96)
     # What the patch's own pixels make of PAN is what the window's do.
-    low = patch.rows[0] @ patch.pan[0] @ patch.columns[0].T
+    low = patch.row_filters[0] @ patch.pan[0] @ patch.column_filters[0].T
     place = np.argwhere(np.isclose(whole.ms[0], patch.ms[0, 0, 0]))
     assert low.shape == patch.ms.shape[1:]
     assert len(place) >= 1
-    assert torch.allclose(patch.rows.sum(dim=2), torch.ones(()), atol=1e-5)
+    assert torch.allclose(patch.row_filters.sum(dim=2), torch.ones(()), atol=1e-5)
     assert training_scene.CachedWindow.of(whole, 300) is None
 
 
 def test_clip_supervises(pair, request_for, quick, monkeypatch):
-    monkeypatch.setattr(module, "_STAGE_ONE", 1)
+    monkeypatch.setattr(module, "_ADAPTER_STEPS", 1)
     request = request_for(pair(size=128), clip="starter", steps=8)
     result = run(request)
     assert result.clip == "starter"
@@ -365,5 +365,5 @@ def test_a_real_scene_gets_better(request_for, tmp_path):
         registration=Registration.AUTO,
     )
     result = run(request)
-    assert result.after["HQNR"] > result.before["HQNR"] + module._GAIN
+    assert result.after["HQNR"] > result.before["HQNR"] + module._MIN_HQNR_GAIN
     assert result.after["SAM"] <= 1.01 * result.before["SAM"]

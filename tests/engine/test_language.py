@@ -69,7 +69,7 @@ def make(n: int = 2, bands: int = 4, edge: int = 64, seed: int = 0) -> PatchBatc
     ones, none = torch.ones(n, 1, 1, 1), torch.empty(0)
     return PatchBatch(
         **{"up": up, "pan": pan, "low": up, "classical": truth, "ms": ms, "pan_low": ms[:, :1]},
-        **{"rows": none, "columns": none, "ratio": 4.0, "scenes": torch.arange(n)},
+        **{"row_filters": none, "column_filters": none, "ratio": 4.0, "scenes": torch.arange(n)},
         **dict.fromkeys(("mean", "std", "pan_mean", "pan_std"), ones),
     )
 
@@ -111,11 +111,13 @@ def test_direction_is_the_formula_and_falls_along_its_gradient(starter: FrozenCL
     fused = batch.classical.clone().requires_grad_()
     loss = supervisor.direction_loss(batch, fused)
     with torch.no_grad():
-        out, ms = (supervisor.adapters.image.ms(starter.images(supervisor._colours(x))) for x in (fused, batch.up))
-        pan = supervisor.adapters.image.pan(
-            starter.images(clip_supervision.to_display_range(batch.pan).expand(-1, 3, -1, -1))
+        out, ms = (
+            supervisor.adapters.image.ms(starter.encode_images(supervisor._to_rgb(x))) for x in (fused, batch.up)
         )
-        text_ms, text_pan, text_fused = supervisor.texts()
+        pan = supervisor.adapters.image.pan(
+            starter.encode_images(clip_supervision.to_display_range(batch.pan).expand(-1, 3, -1, -1))
+        )
+        text_ms, text_pan, text_fused = supervisor.text_embeddings()
         cosine = torch.nn.functional.cosine_similarity
         one = cosine(out - ms, (text_fused - text_ms)[None])
         other = cosine(out - pan, (text_fused - text_pan)[None])
@@ -162,7 +164,7 @@ def test_pictures_enter_as_the_model_wants_them(starter: FrozenCLIP) -> None:
     picture = (picture * 255).round() / 255
     with torch.no_grad():
         theirs = model.eval().encode_image(prepare(to_pil_image(picture[0]))[None])
-    assert torch.nn.functional.cosine_similarity(theirs, starter.images(picture)) > 0.999
+    assert torch.nn.functional.cosine_similarity(theirs, starter.encode_images(picture)) > 0.999
 
 
 @pytest.mark.parametrize("prompts", [clip_supervision.WALD, clip_supervision.KHAN])
@@ -214,7 +216,9 @@ def test_stage_one_makes_a_supervisor_of_a_real_clip(starter: FrozenCLIP) -> Non
     assert set(first) == {"inter", "intra", "fusion"}
     assert all(last[name] < first[name] for name in first), (first, last)
     with torch.no_grad():  # on patches that it has not seen
-        kinds = [(embeddings @ supervisor.texts().T).argmax(1).tolist() for embeddings in seen(supervisor, other)]
+        kinds = [
+            (embeddings @ supervisor.text_embeddings().T).argmax(1).tolist() for embeddings in seen(supervisor, other)
+        ]
         half = (other.up + other.classical) / 2
         ms, better, best = (
             float(supervisor.direction_loss(other, fused)) for fused in (other.up, half, other.classical)
@@ -233,9 +237,9 @@ def test_each_image_is_held_against_its_own_text() -> None:
     supervisor, batch = ClipSupervisor(tiny(), 4), make()
     ms, fused, pan = seen(supervisor, batch)
     own = torch.stack([ms[0], pan[0], fused[0]])
-    supervisor.texts = lambda: own  # type: ignore[method-assign]
+    supervisor.text_embeddings = lambda: own  # type: ignore[method-assign]
     right = supervisor.adapter_losses(batch)["inter"]
-    supervisor.texts = lambda: own[[0, 2, 1]]  # type: ignore[method-assign]
+    supervisor.text_embeddings = lambda: own[[0, 2, 1]]  # type: ignore[method-assign]
     assert right < supervisor.adapter_losses(batch)["inter"]
 
 

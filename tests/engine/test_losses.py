@@ -54,8 +54,8 @@ def make(n: int = 3, bands: int = 4, edge: int = 128, truth: torch.Tensor | None
         classical=up(ms) + 0.9 * (pan - up(pan_low)),
         ms=ms,
         pan_low=pan_low,
-        rows=down.expand(n, bands, -1, -1),
-        columns=down.expand(n, bands, -1, -1),
+        row_filters=down.expand(n, bands, -1, -1),
+        column_filters=down.expand(n, bands, -1, -1),
         mean=mean,
         std=std,
         pan_mean=pan_mean,
@@ -70,9 +70,9 @@ TERMS = {
     "spectral": losses.spectral_loss,
     "spatial": losses.spatial_loss,
     "learned spatial": lambda batch, fused: losses.LearnedSpatialLoss(fused.shape[1])(batch, fused),
-    "khan": losses.spectral_distortion,
-    "alparone": losses.band_distortion,
-    "spatial distortion": losses.spatial_distortion,
+    "khan": losses.khan_d_lambda,
+    "alparone": losses.alparone_d_lambda,
+    "spatial distortion": losses.d_s,
     "qnr": losses.qnr_loss,
     "pooled qnr": lambda batch, fused: losses.qnr_loss(batch, fused, pooled=True),
     "detail": lambda batch, fused: 1 - losses.detail_correlation(fused, batch.pan),
@@ -102,8 +102,8 @@ def test_figures_of_blocks_are_the_exact_ones(bands: int) -> None:
         spatial.append(image_metrics.d_s(fused[number], pan[number], ms[number], pan_low[number], RATIO))
         alparone.append(image_metrics.d_lambda(fused[number], ms[number], RATIO))
     spatial, alparone = torch.tensor(spatial), torch.tensor(alparone)
-    assert torch.allclose(losses.spatial_distortion(batch, batch.classical), spatial.mean(), atol=1e-5)
-    assert torch.allclose(losses.band_distortion(batch, batch.classical), alparone.mean(), atol=1e-5)
+    assert torch.allclose(losses.d_s(batch, batch.classical), spatial.mean(), atol=1e-5)
+    assert torch.allclose(losses.alparone_d_lambda(batch, batch.classical), alparone.mean(), atol=1e-5)
     one = dataclasses.replace(batch, **{name: value[:1] for name, value in vars(batch).items() if name != "ratio"})
     qnr = 1 - (1 - alparone[0]) * (1 - spatial[0])
     assert torch.allclose(losses.qnr_loss(one, one.classical), qnr, atol=1e-5)
@@ -126,19 +126,19 @@ def test_a_scene_s_patches_are_averaged_before_they_are_compared() -> None:
     batch = dataclasses.replace(batch, scenes=torch.tensor([7, 7, 7, 7]))
     high = losses.block_uqi(batch.destandardise(batch.classical), batch.destandardise_pan(batch.pan))
     low = losses.block_uqi(batch.destandardise(batch.ms), batch.destandardise_pan(batch.pan_low), 8)
-    pooled = losses.spatial_distortion(batch, batch.classical, pooled=True)
+    pooled = losses.d_s(batch, batch.classical, pooled=True)
     assert torch.allclose(pooled, (high.mean(0) - low.mean(0)).abs().mean())
-    assert pooled <= losses.spatial_distortion(batch, batch.classical)
+    assert pooled <= losses.d_s(batch, batch.classical)
     own = dataclasses.replace(batch, scenes=torch.arange(4))
-    whole = losses.spatial_distortion(own, batch.classical, pooled=True)
-    assert torch.allclose(whole, losses.spatial_distortion(batch, batch.classical))
+    whole = losses.d_s(own, batch.classical, pooled=True)
+    assert torch.allclose(whole, losses.d_s(batch, batch.classical))
 
 
 def test_nothing_is_wrong_with_a_perfect_input() -> None:
     batch = make()
     truth = batch.target
     assert losses.spectral_loss(batch, truth).abs() < 1e-5
-    assert losses.spectral_distortion(batch, truth).abs() < 1e-5
+    assert losses.khan_d_lambda(batch, truth).abs() < 1e-5
     assert losses.supervised_loss(batch, truth) == 0
     assert losses.q2n_loss(batch, truth) < 1e-5
     assert losses.spectral_angle_loss(batch, truth) < 1e-4

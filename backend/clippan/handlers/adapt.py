@@ -37,9 +37,9 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
             context.log(note)
         sensor = resolve_sensor(request.sensor, pair.hints, context)
         scene = TrainingScene.read(pair, sensor, request, device, context.subrange(0, 10))
-        colours = _colours(sensor, [number - 1 for number in request.bands] or range(pair.ms.count), pair)
+        rgb_bands = _rgb_bands(sensor, [number - 1 for number in request.bands] or range(pair.ms.count), pair)
     bands = pair.ms.count
-    supervisor = adapt_supervisor(request, bands, colours, scene, device, clock, context.subrange(10, 25))
+    supervisor = adapt_supervisor(request, bands, rgb_bands, scene, device, clock, context.subrange(10, 25))
     adaptation = Adaptation(start, scene, supervisor, request, device, clock, context.subrange(25, 98))
     network, before, after = adaptation.run()
     about = {
@@ -76,7 +76,7 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
     )
 
 
-def _colours(sensor: Sensor, positions: Sequence[int], pair: Pair) -> Optional[list[int]]:
+def _rgb_bands(sensor: Sensor, positions: Sequence[int], pair: Pair) -> Optional[list[int]]:
     """The red, green and blue bands by their descriptions or the sensor; None if unknown."""
     order = band_order(pair.hints)
     own = natural_colours([Band(info.description) for info in pair.ms.infos], order and replace(order, orders=()))

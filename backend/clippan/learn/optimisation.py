@@ -32,17 +32,17 @@ def optimiser_step(network: nn.Module, optimiser: torch.optim.Optimizer, schedul
     scheduler.step()
 
 
-def running_average(network: nn.Module, decay: float, early: int = 0) -> AveragedModel:
+def running_average(network: nn.Module, decay: float, warmup: int = 0) -> AveragedModel:
     """An exponential moving average of a network's weights, starting from the current ones.
 
     Args:
         network: the network that will be trained.
         decay: share of the past in each update.
-        early: after n updates the share is at most n / (n + early), so that the initial weights soon fade.
+        warmup: after n updates the share is at most n / (n + warmup), so that the initial weights soon fade.
     """
 
     def update(averages: PARAM_LIST, weights: PARAM_LIST, count: Union[Tensor, int]) -> None:
-        share = min(decay, int(count) / (int(count) + early))
+        share = min(decay, int(count) / (int(count) + warmup))
         get_ema_multi_avg_fn(share)(averages, weights, count)
 
     average = AveragedModel(network, multi_avg_fn=update).requires_grad_(False)

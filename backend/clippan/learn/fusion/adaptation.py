@@ -36,33 +36,33 @@ from clippan.learn.fusion.validation import validate
 from clippan.learn.optimisation import optimiser_step, running_average, warmup_cosine
 
 # Training
-_RATE = 3e-4
+_LEARNING_RATE = 3e-4
 _WARMUP = 10
-_AVERAGE = 0.9  # share of the past in the running average of the weights, which is what is measured and kept
-_KHAN, _SPATIAL = 1.0, 1.0  # loss weights of D_λ,K and of D_s
-_SHARPNESS = 2.0  # loss weight of a detail correlation below the start's; a larger one costs D_s and colours
-_SMOOTHING = 0.9  # share of the past in the estimate of D_s: one batch alone has too few blocks
-_SMALL = 0.005  # difference of UQI below which a band's weight falls
-_REDUCED = LossWeights(supervised=1.0, quality=0.5, angle=5.0)  # angles are small numbers
-_LANGUAGE = 0.1  # loss weight of CLIP's direction
+_EMA_DECAY = 0.9  # share of the past in the running average of the weights, which is what is measured and kept
+_KHAN_WEIGHT, _D_S_WEIGHT = 1.0, 1.0  # loss weights of D_λ,K and of D_s
+_DETAIL_WEIGHT = 2.0  # loss weight of a detail correlation below the start's; a larger one costs D_s and colours
+_D_S_SMOOTHING = 0.9  # share of the past in the estimate of D_s: one batch alone has too few blocks
+_SMALL_UQI_DIFFERENCE = 0.005  # difference of UQI below which a band's weight falls
+_REDUCED_WEIGHTS = LossWeights(supervised=1.0, quality=0.5, angle=5.0)  # angles are small numbers
+_CLIP_WEIGHT = 0.1  # loss weight of CLIP's direction
 _CLIP_PATCHES, _CLIP_EVERY = 2, 4  # patches that CLIP sees, and steps between: it costs more than all else
-_STAGE_ONE, _STAGE_RATE = 12, 1e-3  # steps and learning rate of CLIP's adapters
-_STAGE_SHARE = 0.2  # of the time budget at most
+_ADAPTER_STEPS, _ADAPTER_LEARNING_RATE = 12, 1e-3  # steps and learning rate of CLIP's adapters
+_ADAPTER_TIME_SHARE = 0.2  # of the time budget at most
 
 # Penalties of what may not get worse grow when a figure comes close to its limit.
-_NEAR = 0.4  # of the permitted loss
-_MORE, _LESS = 2.0, 0.8  # factors of a penalty after each measurement
-_MOST = 16.0
+_PENALTY_THRESHOLD = 0.4  # of the permitted loss
+_PENALTY_INCREASE, _PENALTY_DECREASE = 2.0, 0.8  # factors of a penalty after each measurement
+_MAX_PENALTY = 16.0
 
 # Selection of the best state
-_EVERY = 30  # steps between measurements
+_VALIDATE_EVERY = 30  # steps between measurements
 _PATIENCE = 4  # measurements without a better state
-_GAIN = 0.0005  # least gain of HQNR that is worth a file
-_SAM = 1.01  # greatest SAM, relative to the start's
-_DETAIL = 0.01  # permitted loss of detail correlation
-_LOST = 0.005  # permitted loss of Q2n
-_INTERPOLATED = (0.5, 0.25)  # shares of the way from the start that are tried where all of it loses too much
-_SPARE = 1.0  # seconds for all that comes after the last step
+_MIN_HQNR_GAIN = 0.0005  # least gain of HQNR that is worth a file
+_MAX_SAM_RATIO = 1.01  # greatest SAM, relative to the start's
+_MAX_DETAIL_LOSS = 0.01  # permitted loss of detail correlation
+_MAX_Q2N_LOSS = 0.005  # permitted loss of Q2n
+_INTERPOLATION_SHARES = (0.5, 0.25)  # shares of the way from the start that are tried where all of it loses too much
+_RESERVED_SECONDS = 1.0  # seconds for all that comes after the last step
 
 
 class TimeBudget:
@@ -83,7 +83,7 @@ class TimeBudget:
 def adapt_supervisor(
     request: AdaptFusionRequest,
     bands: int,
-    colours: Optional[Sequence[int]],
+    rgb_bands: Optional[Sequence[int]],
     scene: TrainingScene,
     device: torch.device,
     clock: TimeBudget,
@@ -95,12 +95,12 @@ def adapt_supervisor(
     context.progress(0, "Loading CLIP")
     clip = clip_supervision.load_frozen_clip(request.clip, device, context)
     torch.manual_seed(request.seed)
-    supervisor = clip_supervision.ClipSupervisor(clip, bands, colours)
-    optimiser = torch.optim.Adam(supervisor.trainable_parameters(), lr=_STAGE_RATE)
-    for step in range(_STAGE_ONE):
-        if clock.elapsed > _STAGE_SHARE * clock.seconds:
+    supervisor = clip_supervision.ClipSupervisor(clip, bands, rgb_bands)
+    optimiser = torch.optim.Adam(supervisor.trainable_parameters(), lr=_ADAPTER_LEARNING_RATE)
+    for step in range(_ADAPTER_STEPS):
+        if clock.elapsed > _ADAPTER_TIME_SHARE * clock.seconds:
             break
-        context.progress(100 * (step + 1) / _STAGE_ONE, "Adapting CLIP to the bands of the scene")
+        context.progress(100 * (step + 1) / _ADAPTER_STEPS, "Adapting CLIP to the bands of the scene")
         batch = scene.full_batch(np.random.default_rng([request.seed, 1, step])).to(device)
         supervisor.adapter_step(batch, optimiser)
     return supervisor.freeze()
@@ -127,10 +127,10 @@ class Adaptation:
         self._start, self._scene, self._supervisor = start, scene, supervisor
         self._request, self._device, self._clock, self._context = request, device, clock, context
         self._network = copy.deepcopy(start.network).requires_grad_(True)
-        self._average = running_average(self._network, _AVERAGE, early=1)
-        self._optimiser = torch.optim.Adam(self._network.parameters(), lr=_RATE)
+        self._average = running_average(self._network, _EMA_DECAY, warmup=1)
+        self._optimiser = torch.optim.Adam(self._network.parameters(), lr=_LEARNING_RATE)
         self._scheduler = warmup_cosine(self._optimiser, request.steps, _WARMUP)
-        self._reduced = Objective(_REDUCED)
+        self._reduced = Objective(_REDUCED_WEIGHTS)
         self._uqi_difference: Optional[Tensor] = None  # of each band, averaged over steps
         self._colour_penalty = self._detail_penalty = 1.0
         self.best_step = 0
@@ -151,7 +151,7 @@ class Adaptation:
                 "The scene has no block of 32 × 32 valid pixels at both resolutions, which the figures are measured "
                 "on; choose a larger area, or pansharpen with the start model."
             )
-        self._context.log(Message("Start: {figures}", figures=_listed(before)))
+        self._context.log(Message("Start: {figures}", figures=_format_figures(before)))
         steps, stale = self._request.steps, 0
         best: Optional[nn.Module] = None
         after, last = before, before
@@ -159,7 +159,7 @@ class Adaptation:
         with ThreadPoolExecutor(1, initializer=use_one_thread) as pool:
             # The next patches are cut during the current step.
             upcoming = pool.submit(self._sample_batches, 0)
-            while done < steps and stale < _PATIENCE and self._clock.remaining > 3.5 * measuring + _SPARE:
+            while done < steps and stale < _PATIENCE and self._clock.remaining > 3.5 * measuring + _RESERVED_SECONDS:
                 batches = upcoming.result()
                 upcoming = pool.submit(self._sample_batches, done + 1)
                 self._train_step(done, batches)
@@ -170,11 +170,11 @@ class Adaptation:
                         "Step {step} of {steps}: {losses}, HQNR {hqnr:.4f}",
                         step=done,
                         steps=steps,
-                        losses=_listed(self.losses),
+                        losses=_format_figures(self.losses),
                         hqnr=last["HQNR"],
                     ),
                 )
-                if done % _EVERY and done < steps:
+                if done % _VALIDATE_EVERY and done < steps:
                     continue
                 candidate, last = self._candidate(before, after)
                 measured = done
@@ -184,7 +184,7 @@ class Adaptation:
                     best, after, self.best_step = candidate, last, done
                 self._update_penalties(before, last)
                 sentence = "Step {step}: {figures}" if better else "Step {step}: {figures} (not kept)"
-                self._context.log(Message(sentence, step=done, figures=_listed(last)))
+                self._context.log(Message(sentence, step=done, figures=_format_figures(last)))
         if measured < done:  # the time ran out between two measurements
             candidate, last = self._candidate(before, after)
             if _acceptable(before, last) and last["HQNR"] > after["HQNR"]:
@@ -194,7 +194,7 @@ class Adaptation:
                 "The time budget of {seconds:g} s was spent before the first step; allow more time.",
                 seconds=self._clock.seconds,
             )
-        if best is None or after["HQNR"] < before["HQNR"] + _GAIN:
+        if best is None or after["HQNR"] < before["HQNR"] + _MIN_HQNR_GAIN:
             raise ClippanError(
                 "No better model for this scene was found in {steps} steps (HQNR {hqnr_before:.4f} before, "
                 "{hqnr_after:.4f} after; SAM {sam_before:.3f} and {sam_after:.3f}), so none was written; pansharpen "
@@ -217,16 +217,16 @@ class Adaptation:
         fused = self._network(*full.inputs)
         with torch.no_grad():
             start_correlation = losses.detail_correlation(self._start.network(*full.inputs), full.pan, full.scenes)
-        khan = losses.spectral_distortion_on_pan(full, fused, self._scene.gains)
+        khan = losses.khan_d_lambda_pan_grid(full, fused, self._scene.gains)
         correlation = losses.detail_correlation(fused, full.pan, full.scenes)
         difference = losses.uqi_difference(full, fused).mean(dim=0)
         mean = difference.detach()
         if self._uqi_difference is not None:
-            mean = _SMOOTHING * self._uqi_difference + (1 - _SMOOTHING) * mean
+            mean = _D_S_SMOOTHING * self._uqi_difference + (1 - _D_S_SMOOTHING) * mean
         self._uqi_difference = mean
-        spatial = (difference * (mean / _SMALL).clamp(-1, 1)).mean()
+        spatial = (difference * (mean / _SMALL_UQI_DIFFERENCE).clamp(-1, 1)).mean()
         blur = functional.relu(start_correlation - correlation)
-        total = _KHAN * khan + _SPATIAL * spatial + self._detail_penalty * _SHARPNESS * blur
+        total = _KHAN_WEIGHT * khan + _D_S_WEIGHT * spatial + self._detail_penalty * _DETAIL_WEIGHT * blur
         terms = {"D_lambda_K": khan.detach(), "D_s": mean.abs().mean(), "detail": 1 - correlation.detach()}
         reduced_loss, reduced_terms = self._reduced(reduced, self._network(*reduced.inputs))
         total = total + self._colour_penalty * reduced_loss
@@ -235,7 +235,7 @@ class Adaptation:
             # CLIP looks at the first patches only.
             few = replace(full, up=full.up[:_CLIP_PATCHES], pan=full.pan[:_CLIP_PATCHES])
             direction = self._supervisor.direction_loss(few, fused[:_CLIP_PATCHES])
-            total = total + _LANGUAGE * _CLIP_EVERY * direction
+            total = total + _CLIP_WEIGHT * _CLIP_EVERY * direction
             terms["language"] = direction.detach()
         optimiser_step(self._network, self._optimiser, self._scheduler, total)
         self._average.update_parameters(self._network)
@@ -245,10 +245,14 @@ class Adaptation:
 
     def _update_penalties(self, before: Mapping[str, float], now: Mapping[str, float]) -> None:
         """Raises the penalty of a figure that comes close to its limit, lowers that of others."""
-        colours = max((now["SAM"] / before["SAM"] - 1) / (_SAM - 1), (before["Q2n"] - now["Q2n"]) / _LOST)
-        detail = (before["HP_correlation"] - now["HP_correlation"]) / _DETAIL
+        colours = max(
+            (now["SAM"] / before["SAM"] - 1) / (_MAX_SAM_RATIO - 1), (before["Q2n"] - now["Q2n"]) / _MAX_Q2N_LOSS
+        )
+        detail = (before["HP_correlation"] - now["HP_correlation"]) / _MAX_DETAIL_LOSS
         self._colour_penalty, self._detail_penalty = (
-            min(max(weight * (_MORE if lost > _NEAR else _LESS), 1.0), _MOST)
+            min(
+                max(weight * (_PENALTY_INCREASE if lost > _PENALTY_THRESHOLD else _PENALTY_DECREASE), 1.0), _MAX_PENALTY
+            )
             for weight, lost in ((self._colour_penalty, colours), (self._detail_penalty, detail))
         )
 
@@ -261,8 +265,8 @@ class Adaptation:
         network = self._interpolated(1.0)
         figures = self._measure(network)
         if not (_acceptable(before, figures) or figures["HQNR"] <= best["HQNR"]):
-            for share in _INTERPOLATED:
-                if self._clock.remaining < _SPARE:
+            for share in _INTERPOLATION_SHARES:
+                if self._clock.remaining < _RESERVED_SECONDS:
                     break
                 between = self._interpolated(share)
                 figures_between = self._measure(between)
@@ -286,11 +290,11 @@ class Adaptation:
 def _acceptable(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
     """Whether SAM, detail correlation and Q2n stay within what may be lost."""
     return (
-        after["SAM"] <= _SAM * before["SAM"]
-        and after["HP_correlation"] >= before["HP_correlation"] - _DETAIL
-        and after["Q2n"] >= before["Q2n"] - _LOST
+        after["SAM"] <= _MAX_SAM_RATIO * before["SAM"]
+        and after["HP_correlation"] >= before["HP_correlation"] - _MAX_DETAIL_LOSS
+        and after["Q2n"] >= before["Q2n"] - _MAX_Q2N_LOSS
     )
 
 
-def _listed(values: Mapping[str, float]) -> str:
+def _format_figures(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in values.items())

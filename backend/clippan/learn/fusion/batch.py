@@ -25,8 +25,8 @@ class PatchBatch:
         classical: the result of MTF-GLP-HPM-R (n, c, H, W), standardised like ``up``.
         ms: the MS samples whose MTF filters lie within the patch (n, c, h, w).
         pan_low: PAN filtered with its own MTF, at these samples (n, 1, h, w).
-        rows, columns: MTF filters of the bands, from PAN's grid to these samples: (n, c, h, H) and (n, c, w, W), or
-            (c, …) for all patches.
+        row_filters, column_filters: MTF filters of the bands, from PAN's grid to these samples: (n, c, h, H) and
+            (n, c, w, W), or (c, …) for all patches.
         mean, std: of the bands (n, c, 1, 1), in the units of the file.
         pan_mean, pan_std: of PAN (n, 1, 1, 1), in the units of the file.
         ratio: MS over PAN pixel size.
@@ -40,8 +40,8 @@ class PatchBatch:
     classical: Tensor
     ms: Tensor
     pan_low: Tensor
-    rows: Tensor
-    columns: Tensor
+    row_filters: Tensor
+    column_filters: Tensor
     mean: Tensor
     std: Tensor
     pan_mean: Tensor
@@ -57,7 +57,7 @@ class PatchBatch:
 
     def degrade(self, fused: Tensor) -> Tensor:
         """Fused bands (n, c, H, W) degraded with the MTF to the samples of ``ms``."""
-        return filters.apply_separable(self.rows, fused, self.columns)
+        return filters.apply_separable(self.row_filters, fused, self.column_filters)
 
     def destandardise(self, bands: Tensor) -> Tensor:
         """Standardised bands (n, c, …) in the units of the file."""

@@ -31,9 +31,9 @@ from clippan.learn.fusion.batch import PatchBatch
 
 TEMPERATURE = 0.07
 IMAGE_MIX, TEXT_MIX = 0.2, 0.5  # share of an adapter in its output; the rest is the frozen embedding
-_HIDDEN = 32  # channels inside the reducer
-_STRETCH = 2.0  # standard deviations from the mean to black and to white
-_SOFT = 0.05  # length of a transition below which its direction counts less
+_HIDDEN_CHANNELS = 32  # channels inside the reducer
+_STRETCH_STDS = 2.0  # standard deviations from the mean to black and to white
+_SOFT_LENGTH = 0.05  # length of a transition below which its direction counts less
 _KIND = "CLIPPan stage I, version 1"
 
 
@@ -69,7 +69,7 @@ class FrozenCLIP(nn.Module):
         sha256: checksum of its weights.
 
     Attributes:
-        width: dimension of the embeddings.
+        embedding_dim: dimension of the embeddings.
     """
 
     _mean: Tensor
@@ -78,7 +78,7 @@ class FrozenCLIP(nn.Module):
     def __init__(self, loaded: load.LoadedModel, name: str, sha256: str) -> None:
         super().__init__()
         self.name, self.sha256 = name, sha256
-        self.pixels = loaded.preprocessing.pixels
+        self.image_size = loaded.preprocessing.pixels
         self._network, self._tokenizer = loaded.model.requires_grad_(False), loaded.tokenizer
         device = next(loaded.model.parameters()).device
         mean, std = (
@@ -86,18 +86,18 @@ class FrozenCLIP(nn.Module):
         )
         self.register_buffer("_mean", mean[:, None, None], persistent=False)
         self.register_buffer("_std", std[:, None, None], persistent=False)
-        self.width = self.texts(["a"]).shape[1]
+        self.embedding_dim = self.encode_texts(["a"]).shape[1]
         self.eval()
 
     def train(self, mode: bool = True) -> FrozenCLIP:
         """Stays in eval mode: training mode would change batch statistics, and so the embeddings."""
         return super().train(False)
 
-    def images(self, pictures: Tensor) -> Tensor:
+    def encode_images(self, pictures: Tensor) -> Tensor:
         """Embeddings (n, width) of pictures (n, 3, h, w) with values from 0 to 1, of any size."""
         # Half precision would lose the small difference between similar pictures.
         with torch.autocast(pictures.device.type, enabled=False):
-            size = (self.pixels, self.pixels)
+            size = (self.image_size, self.image_size)
             pictures = interpolate(pictures.float(), size, mode="bicubic", align_corners=False, antialias=True)
             pictures = (pictures - self._mean) / self._std
             # Convolutions are twice as fast with channels last.
@@ -105,7 +105,7 @@ class FrozenCLIP(nn.Module):
             return normalize(self._network.encode_image(pictures), dim=-1)
 
     @torch.no_grad()
-    def texts(self, prompts: Sequence[str]) -> Tensor:
+    def encode_texts(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings (n, width) of texts, without gradient."""
         with torch.autocast(self._mean.device.type, enabled=False):
             return normalize(self._network.encode_text(self._tokenizer(prompts).to(self._mean.device)), dim=-1)
@@ -129,25 +129,25 @@ class BandReducer(nn.Module):
 
     Args:
         bands: number of bands.
-        colours: the red, green and blue bands, counted from 0; by default their usual positions.
+        rgb_bands: the red, green and blue bands, counted from 0; by default their usual positions.
     """
 
-    def __init__(self, bands: int, colours: Optional[Sequence[int]] = None) -> None:
+    def __init__(self, bands: int, rgb_bands: Optional[Sequence[int]] = None) -> None:
         super().__init__()
         # From 5 bands on, a coastal blue usually comes first and a yellow before red.
-        colours = colours or ((2, 1, 0) if bands <= 4 else (4, 2, 1))
+        rgb_bands = rgb_bands or ((2, 1, 0) if bands <= 4 else (4, 2, 1))
         self.colours = nn.Conv2d(bands, 3, 1)
         self.detail = nn.Sequential(
-            nn.Conv2d(bands, _HIDDEN, 1),
+            nn.Conv2d(bands, _HIDDEN_CHANNELS, 1),
             nn.ReLU(),
-            nn.Conv2d(_HIDDEN, _HIDDEN, 3, padding=1, padding_mode="replicate"),
+            nn.Conv2d(_HIDDEN_CHANNELS, _HIDDEN_CHANNELS, 3, padding=1, padding_mode="replicate"),
             nn.ReLU(),
-            nn.Conv2d(_HIDDEN, 3, 1),
+            nn.Conv2d(_HIDDEN_CHANNELS, 3, 1),
         )
         with torch.no_grad():
             for parameter in (*self.colours.parameters(), *self.detail[-1].parameters()):
                 parameter.zero_()
-            for channel, band in enumerate(colours):
+            for channel, band in enumerate(rgb_bands):
                 self.colours.weight[channel, min(band, bands - 1)] = 1
 
     def forward(self, bands: Tensor) -> Tensor:
@@ -170,9 +170,9 @@ class Adapter(nn.Module):
             nn.Linear(inputs, inputs // 4, bias=False), nn.ReLU(), nn.Linear(inputs // 4, width, bias=False)
         )
 
-    def forward(self, inputs: Tensor, kept: Tensor) -> Tensor:
-        """Unit vectors: ``kept`` (n, width) mixed with the bottleneck's output for ``inputs`` (n, inputs)."""
-        return normalize(self._mix * self.bottleneck(inputs) + (1 - self._mix) * kept, dim=-1)
+    def forward(self, inputs: Tensor, residual: Tensor) -> Tensor:
+        """Unit vectors: ``residual`` (n, width) mixed with the bottleneck's output for ``inputs`` (n, inputs)."""
+        return normalize(self._mix * self.bottleneck(inputs) + (1 - self._mix) * residual, dim=-1)
 
 
 class EncoderAdapters(nn.Module):
@@ -210,7 +210,7 @@ def to_display_range(values: Tensor) -> Tensor:
     The resulting mean 0.5 and standard deviation 0.25 are close to those of CLIP's training photographs. Values beyond
     the range saturate, but gradients flow as if they did not, so that such pixels can be corrected.
     """
-    values = values / (2 * _STRETCH) + 0.5
+    values = values / (2 * _STRETCH_STDS) + 0.5
     return values + (values.clamp(0, 1) - values).detach()
 
 
@@ -220,7 +220,7 @@ class ClipSupervisor(nn.Module):
     Args:
         clip: the frozen CLIP.
         bands: number of MS bands.
-        colours: as in ``BandReducer``.
+        rgb_bands: as in ``BandReducer``.
         prompts: texts for the three kinds of image.
     """
 
@@ -230,14 +230,14 @@ class ClipSupervisor(nn.Module):
         self,
         clip: FrozenCLIP,
         bands: int,
-        colours: Optional[Sequence[int]] = None,
+        rgb_bands: Optional[Sequence[int]] = None,
         prompts: Prompts = WALD,
     ) -> None:
         super().__init__()
         self.clip, self.bands, self.prompts = clip, bands, prompts
-        texts = clip.texts([prompts.ms, prompts.pan, prompts.fused])
-        self.reducer = BandReducer(bands, colours).to(texts.device)
-        self.adapters = ClipAdapters(clip.width).to(texts.device)
+        texts = clip.encode_texts([prompts.ms, prompts.pan, prompts.fused])
+        self.reducer = BandReducer(bands, rgb_bands).to(texts.device)
+        self.adapters = ClipAdapters(clip.embedding_dim).to(texts.device)
         self.register_buffer("_texts", texts, persistent=False)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
@@ -249,7 +249,7 @@ class ClipSupervisor(nn.Module):
         self.requires_grad_(False)
         return self
 
-    def texts(self) -> Tensor:
+    def text_embeddings(self) -> Tensor:
         """Embeddings (3, width) of the texts: of MS and PAN adapted, of the fused image as CLIP has it."""
         ms, pan, fused = self._texts.split(1)
         return torch.cat([self.adapters.text.ms(ms), self.adapters.text.pan(pan), fused])
@@ -266,14 +266,14 @@ class ClipSupervisor(nn.Module):
         """
         with torch.autocast(batch.up.device.type, enabled=False):
             ms, fused, pan = self._image_embeddings([batch.up, batch.classical if hrms is None else hrms], batch.pan)
-            texts = self.texts()
+            texts = self.text_embeddings()
             _, scenes, counts = torch.unique(batch.scenes, return_inverse=True, return_counts=True)
             if len(counts) == 1:
                 scenes = torch.arange(len(ms), device=ms.device)
             predicted = self.adapters.text.fuse(texts[:1], texts[1:2]), self.adapters.image.fuse(ms, pan)
             target = texts[2:], fused.detach()
             return {
-                "inter": _kind_loss(torch.cat([ms, pan, fused]), texts),
+                "inter": _classification_loss(torch.cat([ms, pan, fused]), texts),
                 "intra": _contrastive_loss(torch.cat([ms, pan, fused]), scenes.repeat(3)),
                 "fusion": sum(
                     ((one - other).abs().sum(dim=-1).mean() for one, other in zip(predicted, target)),
@@ -298,11 +298,11 @@ class ClipSupervisor(nn.Module):
             fused: the network's output (n, c, H, W), standardised.
         """
         with torch.autocast(fused.device.type, enabled=False):
-            texts = self.texts()
+            texts = self.text_embeddings()
             goals = texts[2] - texts[:2]
-            output = self.adapters.image.ms(self.clip.images(self._colours(fused.float())))
+            output = self.adapters.image.ms(self.clip.encode_images(self._to_rgb(fused.float())))
             starts = self._image_embeddings([batch.up], batch.pan)
-            cosines = [_cosine(output - start, goal) for start, goal in zip(starts, goals)]
+            cosines = [_damped_cosine(output - start, goal) for start, goal in zip(starts, goals)]
             return 1 - torch.stack(cosines).mean()
 
     def _image_embeddings(self, bands: Sequence[Tensor], pan: Tensor) -> tuple[Tensor, ...]:
@@ -311,11 +311,11 @@ class ClipSupervisor(nn.Module):
         MS comes in interpolated to PAN's grid, so that all images show the same ground and embeddings differ by detail
         and colour only.
         """
-        pictures = torch.cat([*map(self._colours, bands), to_display_range(pan).expand(-1, 3, -1, -1)])
-        *images, last = self.clip.images(pictures).split(len(pan))
+        pictures = torch.cat([*map(self._to_rgb, bands), to_display_range(pan).expand(-1, 3, -1, -1)])
+        *images, last = self.clip.encode_images(pictures).split(len(pan))
         return (*map(self.adapters.image.ms, images), self.adapters.image.pan(last))
 
-    def _colours(self, bands: Tensor) -> Tensor:
+    def _to_rgb(self, bands: Tensor) -> Tensor:
         return self.reducer(to_display_range(bands))
 
     def save(self, path: Path) -> None:
@@ -391,7 +391,7 @@ class ClipSupervisor(nn.Module):
         return {name: value for name, value in self.state_dict().items() if not name.startswith("clip.")}
 
 
-def _kind_loss(images: Tensor, texts: Tensor) -> Tensor:
+def _classification_loss(images: Tensor, texts: Tensor) -> Tensor:
     """Cross-entropy of images (3n, width), n of each kind in turn, against the texts of the kinds (3, width)."""
     kinds = torch.arange(len(texts), device=images.device).repeat_interleave(len(images) // len(texts))
     return cross_entropy(images @ texts.T / TEMPERATURE, kinds)
@@ -407,10 +407,10 @@ def _contrastive_loss(embeddings: Tensor, groups: Tensor) -> Tensor:
     return -means.mean()
 
 
-def _cosine(transitions: Tensor, goal: Tensor) -> Tensor:
-    """Mean cosine between transitions (n, width) and a goal (width,), damped for transitions shorter than ``_SOFT``.
+def _damped_cosine(transitions: Tensor, goal: Tensor) -> Tensor:
+    """Mean cosine between transitions (n, width) and a goal (width,), damped for those shorter than ``_SOFT_LENGTH``.
 
     The exact cosine has an infinite gradient at length 0, where a network that starts from MS begins.
     """
-    lengths = (transitions.square().sum(dim=-1) + _SOFT**2).sqrt()
+    lengths = (transitions.square().sum(dim=-1) + _SOFT_LENGTH**2).sqrt()
     return (transitions @ normalize(goal, dim=-1) / lengths).mean()

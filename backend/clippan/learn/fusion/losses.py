@@ -21,11 +21,13 @@ from clippan.fusion.metrics import BLOCK, GAUSSIAN, conjugate_products, correlat
 from clippan.learn.fusion.batch import PatchBatch
 
 SPAN = 8.0  # standard deviations taken as the data range of standardised values: the mean ± 4
-_FLAT = 1e-8  # negligible variance relative to the squared mean: 0.1 of 1000 counts
-_FLAT_REFERENCE = 1e-6  # the same where a block is divided by its reference's standard deviation: 1 of 1000 counts
-_FAINT = 1e-6  # negligible variance of the details of standardised values
+_VARIANCE_FLOOR = 1e-8  # negligible variance relative to the squared mean: 0.1 of 1000 counts
+_REFERENCE_VARIANCE_FLOOR = (
+    1e-6  # the same where a block is divided by its reference's standard deviation: 1 of 1000 counts
+)
+_DETAIL_VARIANCE_FLOOR = 1e-6  # negligible variance of the details of standardised values
 _TEXTURE_BLOCK = 16  # pixels
-_SLOPE = 0.8  # least share of the classical result's details that should remain everywhere
+_MIN_DETAIL_SLOPE = 0.8  # least share of the classical result's details that should remain everywhere
 _RIDGE = 1e-3  # on the variance 1 of standardised bands, which are strongly correlated
 _TINY = 1e-20  # keeps 0 / 0 away where a block is zero throughout
 
@@ -77,7 +79,7 @@ def _blocks(stack: Tensor, size: int) -> Tensor:
     return cut.permute(0, 2, 4, 1, 3, 5).reshape(n, rows * columns, c, size * size)
 
 
-def _moments(blocks: Tensor) -> tuple[Tensor, Tensor]:
+def _means_and_deviations(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (n, blocks, c) and the deviations from it (n, blocks, c, size²)."""
     # Two steps: first near the mean, so that float32 is exact enough for values far from zero.
     rough = blocks.mean(dim=-1, keepdim=True)
@@ -88,7 +90,7 @@ def _moments(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 def _quality(cross: Tensor, power: Tensor, means: Tensor, mean_power: Tensor) -> Tensor:
     """Contrast and correlation, 2 cross / power, times luminance, 2 means / mean_power."""
-    power_floor = _FLAT * mean_power.detach() + _TINY
+    power_floor = _VARIANCE_FLOOR * mean_power.detach() + _TINY
     mean_floor = 1e-6 * power.detach() + _TINY
     return (2 * cross + power_floor) / (power + power_floor) * ((2 * means + mean_floor) / (mean_power + mean_floor))
 
@@ -102,14 +104,14 @@ def block_uqi(a: Tensor, b: Tensor, size: int = BLOCK) -> Tensor:
         a, b: (n, c, h, w) in the units of the file; one of them may have a single band for all.
         size: edge of a block in pixels.
     """
-    (mean_a, a), (mean_b, b) = _moments(_blocks(a, size)), _moments(_blocks(b, size))
+    (mean_a, a), (mean_b, b) = _means_and_deviations(_blocks(a, size)), _means_and_deviations(_blocks(b, size))
     cross, power = (a * b).mean(dim=-1), (a * a).mean(dim=-1) + (b * b).mean(dim=-1)
     return _quality(cross, power, mean_a * mean_b, mean_a**2 + mean_b**2).mean(dim=1)
 
 
 def uqi_matrix(stack: Tensor, size: int = BLOCK) -> Tensor:
     """``block_uqi`` between all pairs of bands of (n, c, h, w), in the units of the file: (n, c, c)."""
-    means, deviations = _moments(_blocks(stack, size))
+    means, deviations = _means_and_deviations(_blocks(stack, size))
     covariance = deviations @ deviations.transpose(-1, -2) / deviations.shape[-1]
     variance, square = covariance.diagonal(dim1=-2, dim2=-1), means**2
     quality = _quality(
@@ -132,8 +134,11 @@ def block_q2n(image: Tensor, reference: Tensor, size: int = BLOCK) -> Tensor:
         size: edge of a block in pixels.
     """
     reference = reference.detach()
-    (mean, image), (true, reference) = _moments(_blocks(image, size)), _moments(_blocks(reference, size))
-    scale = (reference.square().mean(dim=-1) + _FLAT_REFERENCE * true**2 + _TINY).sqrt()
+    (mean, image), (true, reference) = (
+        _means_and_deviations(_blocks(image, size)),
+        _means_and_deviations(_blocks(reference, size)),
+    )
+    scale = (reference.square().mean(dim=-1) + _REFERENCE_VARIANCE_FLOOR * true**2 + _TINY).sqrt()
     first, second = reference / scale[..., None], image / scale[..., None]
     bands = mean.shape[-1]
     table = conjugate_products(1 << (bands - 1).bit_length())[:, :bands, :bands].to(first)
@@ -141,16 +146,16 @@ def block_q2n(image: Tensor, reference: Tensor, size: int = BLOCK) -> Tensor:
     parts = torch.einsum("kij,nbij->nbk", table, covariance)
     power = (first.square().sum(dim=-2) + second.square().sum(dim=-2)).mean(dim=-1)
     ones, means = torch.ones_like(mean), (mean - true) / scale + 1
-    lengths = _length(ones) * _length(means)
-    return _quality(_length(parts), power, lengths, (ones + means**2).sum(dim=-1)).mean(dim=1)
+    lengths = _smooth_norm(ones) * _smooth_norm(means)
+    return _quality(_smooth_norm(parts), power, lengths, (ones + means**2).sum(dim=-1)).mean(dim=1)
 
 
-def _length(vectors: Tensor) -> Tensor:
+def _smooth_norm(vectors: Tensor) -> Tensor:
     """Euclidean length over the last dimension, with a finite gradient at zero."""
     return (vectors.square().sum(dim=-1) + 1e-12).sqrt()
 
 
-def _pooled(values: Tensor, scenes: Optional[Tensor]) -> Tensor:
+def _scene_means(values: Tensor, scenes: Optional[Tensor]) -> Tensor:
     """Means over the patches of each scene (scenes, …), or the patches' own values without ``scenes``."""
     if scenes is None:
         return values
@@ -162,7 +167,7 @@ def _pooled(values: Tensor, scenes: Optional[Tensor]) -> Tensor:
 # Distortions
 
 
-def spatial_distortion(batch: PatchBatch, fused: Tensor, pooled: bool = False) -> Tensor:
+def d_s(batch: PatchBatch, fused: Tensor, pooled: bool = False) -> Tensor:
     """D_s: mean over bands of |UQI(fused, PAN) − UQI(MS, PAN on MS's grid)|, a scalar, 0 (best) to 2.
 
     Alparone et al. 2008, on blocks of 32 pixels and of at least 4 MS samples that cover the same ground. ``batch.ms``
@@ -172,7 +177,7 @@ def spatial_distortion(batch: PatchBatch, fused: Tensor, pooled: bool = False) -
         pooled: whether to average over all patches of a scene first, as the exact figure does. A single patch has a
             difference even where the scene has none.
     """
-    return _pooled(uqi_difference(batch, fused), batch.scenes if pooled else None).abs().mean()
+    return _scene_means(uqi_difference(batch, fused), batch.scenes if pooled else None).abs().mean()
 
 
 def uqi_difference(batch: PatchBatch, fused: Tensor) -> Tensor:
@@ -182,7 +187,7 @@ def uqi_difference(batch: PatchBatch, fused: Tensor) -> Tensor:
     return high - low
 
 
-def spectral_distortion(batch: PatchBatch, fused: Tensor) -> Tensor:
+def khan_d_lambda(batch: PatchBatch, fused: Tensor) -> Tensor:
     """Khan's D_λ (Khan et al. 2009): 1 − Q2n of the degraded fused bands against MS, 0 (best) to 1.
 
     Compares at the MS samples, which is cheaper than interpolating MS to PAN's grid as the exact figure does, and free
@@ -194,7 +199,7 @@ def spectral_distortion(batch: PatchBatch, fused: Tensor) -> Tensor:
     return 1 - quality.mean()
 
 
-def spectral_distortion_on_pan(batch: PatchBatch, fused: Tensor, gains: Sequence[float]) -> Tensor:
+def khan_d_lambda_pan_grid(batch: PatchBatch, fused: Tensor, gains: Sequence[float]) -> Tensor:
     """Khan's D_λ on PAN's grid, as the exact figure: MTF-filtered fused bands against interpolated MS.
 
     The border of the patch, where the filters reach beyond, is left out.
@@ -211,7 +216,7 @@ def spectral_distortion_on_pan(batch: PatchBatch, fused: Tensor, gains: Sequence
     return 1 - block_q2n(batch.destandardise(filtered), batch.destandardise(batch.up[..., inside, inside])).mean()
 
 
-def band_distortion(batch: PatchBatch, fused: Tensor, pooled: bool = False) -> Tensor:
+def alparone_d_lambda(batch: PatchBatch, fused: Tensor, pooled: bool = False) -> Tensor:
     """Alparone's D_λ: mean over pairs of bands of |UQI in fused − UQI in MS|, a scalar, 0 (best) to 2."""
     return _qnr_distortions(batch, fused, pooled)[0]
 
@@ -227,7 +232,7 @@ def _qnr_distortions(batch: PatchBatch, fused: Tensor, pooled: bool) -> tuple[Te
     high = uqi_matrix(torch.cat([batch.destandardise(fused), batch.destandardise_pan(batch.pan)], dim=1))
     low_stack = torch.cat([batch.destandardise(batch.ms), batch.destandardise_pan(batch.pan_low)], dim=1)
     low = uqi_matrix(low_stack, ms_block_size(batch.ratio))
-    difference = _pooled(high - low, batch.scenes if pooled else None).abs()
+    difference = _scene_means(high - low, batch.scenes if pooled else None).abs()
     bands = fused.shape[1]
     row, column = torch.triu_indices(bands, bands, offset=1, device=fused.device)
     # One band has no spectrum to distort.
@@ -246,9 +251,9 @@ def detail_correlation(fused: Tensor, pan: Tensor, scenes: Optional[Tensor] = No
     one, other = laplacian(fused), laplacian(pan)
     one, other = (details - details.mean(dim=(-2, -1), keepdim=True) for details in (one, other))
     cross, power, reference = (
-        _pooled(product.mean(dim=(-2, -1)), scenes) for product in (one * other, one * one, other * other)
+        _scene_means(product.mean(dim=(-2, -1)), scenes) for product in (one * other, one * one, other * other)
     )
-    return (cross / ((power + _FAINT) * (reference + _FAINT)).sqrt()).mean()
+    return (cross / ((power + _DETAIL_VARIANCE_FLOOR) * (reference + _DETAIL_VARIANCE_FLOOR)).sqrt()).mean()
 
 
 def texture_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
@@ -262,9 +267,9 @@ def texture_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
     one, other = (_blocks(laplacian(values), _TEXTURE_BLOCK) for values in (fused, batch.classical))
     one, other = (details - details.mean(dim=-1, keepdim=True) for details in (one, other))
     cross, power, reference = ((a * b).mean(dim=-1) for a, b in ((one, other), (one, one), (other, other)))
-    reference = reference + _FAINT
-    correlation = cross / ((power + _FAINT) * reference).sqrt()
-    return (1 - correlation + (_SLOPE - cross / reference).clamp(min=0)).mean()
+    reference = reference + _DETAIL_VARIANCE_FLOOR
+    correlation = cross / ((power + _DETAIL_VARIANCE_FLOOR) * reference).sqrt()
+    return (1 - correlation + (_MIN_DETAIL_SLOPE - cross / reference).clamp(min=0)).mean()
 
 
 # CLIPPan's terms without language
@@ -296,18 +301,18 @@ def spatial_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
 
     Each scene of the batch has its own φ.
     """
-    weights = _band_weights(batch)
+    weights = _pan_regression(batch)
     return mse_ssim_loss((fused * weights[:, :-1]).sum(dim=1, keepdim=True) + weights[:, -1:], batch.pan)
 
 
 @torch.no_grad()
-def _band_weights(batch: PatchBatch) -> Tensor:
+def _pan_regression(batch: PatchBatch) -> Tensor:
     """Regression of PAN on the MS bands, with an intercept, for the scene of each patch (n, c + 1, 1, 1)."""
     ms = batch.ms.flatten(2)
     ms = torch.cat([ms, torch.ones_like(ms[:, :1])], dim=1)
     products = torch.cat([ms, batch.pan_low.flatten(2)], dim=1) @ ms.transpose(1, 2) / ms.shape[2]
     _, index = torch.unique(batch.scenes, return_inverse=True)
-    products = _pooled(products, batch.scenes)
+    products = _scene_means(products, batch.scenes)
     ridge = _RIDGE * torch.eye(ms.shape[1], dtype=ms.dtype, device=ms.device)
     return torch.linalg.solve(products[:, :-1] + ridge, products[:, -1])[index][:, :, None, None]
 
@@ -322,24 +327,24 @@ def pseudo_label_loss(fused: Tensor, teacher: Tensor) -> Tensor:
 
 def supervised_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
     """Mean |fused − reference MS| of standardised values; 0 is best."""
-    return nn.functional.l1_loss(fused, _target(batch))
+    return nn.functional.l1_loss(fused, _require_target(batch))
 
 
 def q2n_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
     """1 − Q2n of the fused bands against the reference MS, in blocks of 32 pixels; 0 (best) to 1."""
-    return 1 - block_q2n(batch.destandardise(fused), batch.destandardise(_target(batch))).mean()
+    return 1 - block_q2n(batch.destandardise(fused), batch.destandardise(_require_target(batch))).mean()
 
 
 def spectral_angle_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
     """Mean angle between the fused and the reference spectra in radians (Yuhas et al. 1992), 0 (best) to π."""
-    pair = batch.destandardise(fused), batch.destandardise(_target(batch))
-    one, other = (values / _length(values.movedim(1, -1))[:, None] for values in pair)
+    pair = batch.destandardise(fused), batch.destandardise(_require_target(batch))
+    one, other = (values / _smooth_norm(values.movedim(1, -1))[:, None] for values in pair)
     # The arc tangent is exact for small angles too, where the arc cosine has no gradient.
-    difference, total = (_length(vectors.movedim(1, -1)) for vectors in (one - other, one + other))
+    difference, total = (_smooth_norm(vectors.movedim(1, -1)) for vectors in (one - other, one + other))
     return 2 * torch.atan2(difference, total).mean()
 
 
-def _target(batch: PatchBatch) -> Tensor:
+def _require_target(batch: PatchBatch) -> Tensor:
     if batch.target is None:
         raise ValueError("the batch has no target: it is of full resolution")
     return batch.target

@@ -123,9 +123,9 @@ class Objective:
             "supervised": losses.supervised_loss,
             "quality": losses.q2n_loss,
             "angle": losses.spectral_angle_loss,
-            "khan": losses.spectral_distortion,
-            "alparone": lambda batch, fused: losses.band_distortion(batch, fused, pooled),
-            "distortion": lambda batch, fused: losses.spatial_distortion(batch, fused, pooled),
+            "khan": losses.khan_d_lambda,
+            "alparone": lambda batch, fused: losses.alparone_d_lambda(batch, fused, pooled),
+            "distortion": lambda batch, fused: losses.d_s(batch, fused, pooled),
             "detail": detail,
             "texture": losses.texture_loss,
         }

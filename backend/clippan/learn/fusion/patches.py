@@ -43,9 +43,9 @@ class BandMoments:
     with_pan: np.ndarray
 
     @classmethod
-    def of(cls, bands: np.ndarray, pan: np.ndarray, valid: Optional[np.ndarray] = None) -> BandMoments:
-        """Moments of bands (c, h, w) and PAN (h, w) where ``valid`` (h, w)."""
-        chosen = np.ones(pan.shape, bool) if valid is None or not valid.any() else valid
+    def of(cls, bands: np.ndarray, pan: np.ndarray, valid: np.ndarray) -> BandMoments:
+        """Moments of bands (c, h, w) and PAN (h, w) where ``valid`` (h, w), or everywhere if it is nowhere."""
+        chosen = np.ones(pan.shape, bool) if not valid.any() else valid
         values = bands[:, chosen].astype(np.float64)
         mean, pan_values = values.mean(axis=1), pan[chosen].astype(np.float64)
         pan_mean = float(pan_values.mean())
@@ -57,14 +57,14 @@ class BandMoments:
 
     def of_mixture(self, mixture: BandMixture) -> BandMoments:
         """Moments after a mixture was applied to the bands and PAN."""
-        bands, part, share = mixture.bands, mixture.pan_part, mixture.pan_bands
-        with_pan = bands @ (part * self.with_pan + self.covariance @ share)
+        weights, of_pan, of_bands = mixture.weights, mixture.pan_weight, mixture.pan_band_weights
         return BandMoments(
-            bands @ self.mean + mixture.offset,
-            bands @ self.covariance @ bands.T,
-            part * self.pan_mean + float(share @ self.mean) + mixture.pan_offset,
-            part**2 * self.pan_variance + float(2 * part * share @ self.with_pan + share @ self.covariance @ share),
-            with_pan,
+            weights @ self.mean + mixture.offset,
+            weights @ self.covariance @ weights.T,
+            of_pan * self.pan_mean + float(of_bands @ self.mean) + mixture.pan_offset,
+            of_pan**2 * self.pan_variance
+            + float(2 * of_pan * of_bands @ self.with_pan + of_bands @ self.covariance @ of_bands),
+            weights @ (of_pan * self.with_pan + self.covariance @ of_bands),
         )
 
 
@@ -72,14 +72,14 @@ class BandMoments:
 class BandMixture:
     """Radiometric augmentation of a patch, from c bands of the scene to k bands.
 
-    Bands become ``bands`` (k, c) @ bands + ``offset`` (k,); PAN becomes ``pan_part`` · PAN + ``pan_bands`` (c,) @ bands
-    + ``pan_offset``. ``noise`` and ``pan_noise`` are in standard deviations of the scene.
+    Bands become ``weights`` (k, c) @ bands + ``offset`` (k,); PAN becomes ``pan_weight`` · PAN + ``pan_band_weights``
+    (c,) @ bands + ``pan_offset``. ``noise`` and ``pan_noise`` are in standard deviations of the scene.
     """
 
-    bands: np.ndarray
+    weights: np.ndarray
     offset: np.ndarray
-    pan_part: float
-    pan_bands: np.ndarray
+    pan_weight: float
+    pan_band_weights: np.ndarray
     pan_offset: float
     noise: float = 0.0
     pan_noise: float = 0.0
@@ -99,8 +99,8 @@ class Patch:
     low: Tensor
     ms: Tensor
     pan_low: Tensor
-    rows: Tensor
-    columns: Tensor
+    row_filters: Tensor
+    column_filters: Tensor
     moments: BandMoments
     target: Optional[Tensor]
 
@@ -114,8 +114,8 @@ class Patch:
                 image = image.flip(-1)
             return image.mT.contiguous() if number & 4 else image
 
-        rows = self.rows.flip(-2, -1) if number & 1 else self.rows
-        columns = self.columns.flip(-2, -1) if number & 2 else self.columns
+        rows = self.row_filters.flip(-2, -1) if number & 1 else self.row_filters
+        columns = self.column_filters.flip(-2, -1) if number & 2 else self.column_filters
         if number & 4:
             rows, columns = columns, rows
         up, pan, low, ms, pan_low = map(transform, (self.up, self.pan, self.low, self.ms, self.pan_low))
@@ -128,28 +128,27 @@ class ScenePair:
     """PAN and registered MS at their own resolutions.
 
     Attributes:
-        name, group: of the scene and of its sensor.
         pan, ms: (H, W) and (c, h, w), float32.
         x, y: the MS axes on PAN's grid.
         valid: MS samples that are valid in both (h, w).
-        gains, pan_gain: MTF gain of each band and of PAN.
+        mtf_gains, pan_mtf_gain: of the bands and of PAN.
+        sensor: name of the sensor.
         moments: at MS resolution.
     """
 
-    name: str
-    group: str
     pan: np.ndarray
     ms: np.ndarray
     x: Axis
     y: Axis
     valid: np.ndarray
-    gains: tuple[float, ...]
-    pan_gain: float
+    mtf_gains: tuple[float, ...]
+    pan_mtf_gain: float
+    sensor: str = ""
     moments: BandMoments = field(init=False)
     _corners: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.moments = BandMoments.of(self.ms, self.pan_low(float(np.mean(self.gains))), self.valid)
+        self.moments = BandMoments.of(self.ms, self.pan_low(float(np.mean(self.mtf_gains))), self.valid)
 
     def pan_low(self, gain: float) -> np.ndarray:
         """PAN filtered with an MTF gain, at the MS samples (h, w)."""
@@ -157,9 +156,7 @@ class ScenePair:
 
     def reduced_reference(self, pan_gain: float) -> ReferenceScene:
         """The reference at reduced resolution: MS itself, with PAN degraded to its grid."""
-        return ReferenceScene(
-            self.name, self.group, self.pan_low(pan_gain), self.ms, self.valid, self.gains, simulated_pan=False
-        )
+        return ReferenceScene(self.pan_low(pan_gain), self.ms, self.valid, self.mtf_gains, simulated_pan=False)
 
     def valid_pixels(self) -> np.ndarray:
         """PAN pixels that lie in a valid MS sample, bool (H, W)."""
@@ -191,27 +188,13 @@ class ScenePair:
         return self._patch(0, 0, (height, width), range(len(self.ms)))
 
     def _patch(self, x: int, y: int, size: tuple[int, int], bands: Sequence[int]) -> Patch:
-        gains = [self.gains[band] for band in bands]
-        axes = [
-            _PatchAxis.of(axis, start, length, (*gains, self.pan_gain))
-            for axis, start, length in ((self.y, y, size[0]), (self.x, x, size[1]))
-        ]
-        rows, columns = axes
+        gains = (*(self.mtf_gains[band] for band in bands), self.pan_mtf_gain)
+        rows, columns = _PatchAxis.of(self.y, y, size[0], gains), _PatchAxis.of(self.x, x, size[1], gains)
         ms = torch.from_numpy(_cut(self.ms[list(bands)], columns.ms, rows.ms, columns.ms_count, rows.ms_count))
         wide = torch.from_numpy(_cut(self.pan[None], columns.pan, rows.pan, columns.pan_count, rows.pan_count))
-        inner = _inner(axes)
-        pan = wide[:, y - rows.pan :, x - columns.pan :][:, : size[0], : size[1]]
-        return Patch(
-            filters.apply_separable(rows.up, ms, columns.up),
-            pan,
-            _low(axes, wide, len(gains)),
-            ms[:, inner[0], :][:, :, inner[1]],
-            filters.apply_separable(rows.inner[-1], pan, columns.inner[-1]),
-            torch.stack(list(rows.inner[:-1])),
-            torch.stack(list(columns.inner[:-1])),
-            self.moments.of_mixture(BandMixture.selection(bands, len(self.ms))),
-            None,
-        )
+        inside = np.s_[:, y - rows.pan : y - rows.pan + size[0], x - columns.pan : x - columns.pan + size[1]]
+        moments = self.moments.of_mixture(BandMixture.selection(bands, len(self.ms)))
+        return _patch(rows, columns, ms, wide, inside, -1, moments, None)
 
 
 @dataclass
@@ -219,19 +202,16 @@ class ReferenceScene:
     """PAN and reference bands on one grid.
 
     Attributes:
-        name, group: of the scene and of its sensor.
         pan, bands: (H, W) and (c, H, W), float32.
         valid: pixels that are valid in both (H, W).
-        gains: MTF gain of each band.
+        mtf_gains: of the bands.
         simulated_pan: whether PAN was made from the bands.
     """
 
-    name: str
-    group: str
     pan: np.ndarray
     bands: np.ndarray
     valid: np.ndarray
-    gains: tuple[float, ...]
+    mtf_gains: tuple[float, ...]
     simulated_pan: bool = True
     _moments: dict[float, BandMoments] = field(default_factory=dict)
     _corners: dict[int, np.ndarray] = field(default_factory=dict)
@@ -239,7 +219,7 @@ class ReferenceScene:
     def moments(self, ratio: float) -> BandMoments:
         """Moments at a resolution ``ratio`` times coarser."""
         if ratio not in self._moments:
-            axis, gain = Axis(ratio, 0.0), float(np.mean(self.gains))
+            axis, gain = Axis(ratio, 0.0), float(np.mean(self.mtf_gains))
             shape = (int(self.pan.shape[0] / ratio), int(self.pan.shape[1] / ratio))
             low = _mtf_degraded(np.concatenate([self.bands, self.pan[None], self.valid[None]]), axis, axis, shape, gain)
             self._moments[ratio] = BandMoments.of(low[:-2], low[-2], low[-1] > VALID_SHARE)
@@ -249,10 +229,11 @@ class ReferenceScene:
         """The pair that a sensor with these MTF gains would see, at a resolution ``ratio`` times coarser."""
         axis = Axis(ratio, 0.0)
         shape = tuple(int(length / ratio) for length in self.pan.shape)
-        bands = [_mtf_degraded(band[None], axis, axis, shape, gain)[0] for band, gain in zip(self.bands, self.gains)]
-        valid = _mtf_degraded(self.valid[None].astype(np.float32), axis, axis, shape, float(np.mean(self.gains)))[0]
-        ms = np.stack(bands)
-        return ScenePair(self.name, self.group, self.pan, ms, axis, axis, valid > VALID_SHARE, self.gains, pan_gain)
+        bands = zip(self.bands, self.mtf_gains)
+        ms = np.concatenate([_mtf_degraded(band[None], axis, axis, shape, gain) for band, gain in bands])
+        mean_gain = float(np.mean(self.mtf_gains))
+        valid = _mtf_degraded(self.valid[None].astype(np.float32), axis, axis, shape, mean_gain)[0]
+        return ScenePair(self.pan, ms, axis, axis, valid > VALID_SHARE, self.mtf_gains, pan_gain)
 
     def fits(self, size: int) -> bool:
         """Whether the scene has a valid patch of ``size`` pixels."""
@@ -291,20 +272,19 @@ class ReferenceScene:
             return None
         row, column = corners[rng.integers(len(corners))]
         count = len(gains)
-        axes = [
+        rows, columns = (
             _PatchAxis.of(Axis(ratio, start + phase), int(start), size, (*gains, *true_gains))
             for start, phase in zip((row, column), phases)
-        ]
-        rows, columns = axes
+        )
         wide_bands = _cut(self.bands, columns.pan, rows.pan, columns.pan_count, rows.pan_count)
         wide_pan = _cut(self.pan[None], columns.pan, rows.pan, columns.pan_count, rows.pan_count)
         mixed_pan = (
-            mixture.pan_part * wide_pan[0]
-            + np.tensordot(mixture.pan_bands.astype(np.float32), wide_bands, 1)
+            mixture.pan_weight * wide_pan[0]
+            + np.tensordot(mixture.pan_band_weights.astype(np.float32), wide_bands, 1)
             + mixture.pan_offset
         )
         wide = torch.from_numpy(mixed_pan.astype(np.float32))[None]
-        bands = np.tensordot(mixture.bands.astype(np.float32), wide_bands, 1) + mixture.offset[:, None, None]
+        bands = np.tensordot(mixture.weights.astype(np.float32), wide_bands, 1) + mixture.offset[:, None, None]
         source = torch.from_numpy(bands.astype(np.float32))
         shifted = _shifted(source, shifts) if shifts.any() else source
         ms = filters.apply_separable(torch.stack(rows.downs[count:]), shifted, torch.stack(columns.downs[count:]))
@@ -316,20 +296,8 @@ class ReferenceScene:
             noise = torch.from_numpy(rng.standard_normal(wide.shape, np.float32))
             wide = wide + mixture.pan_noise * math.sqrt(moments.pan_variance) * noise
         top, left = int(row) - rows.pan, int(column) - columns.pan
-        inside = (slice(None), slice(top, top + size), slice(left, left + size))
-        inner = _inner(axes)
-        pan = wide[inside]
-        return Patch(
-            filters.apply_separable(rows.up, ms, columns.up),
-            pan,
-            _low(axes, wide, count),
-            ms[:, inner[0], :][:, :, inner[1]],
-            filters.apply_separable(rows.inner[0], pan, columns.inner[0]),
-            torch.stack(list(rows.inner[:count])),
-            torch.stack(list(columns.inner[:count])),
-            moments,
-            source[inside],
-        )
+        inside = np.s_[:, top : top + size, left : left + size]
+        return _patch(rows, columns, ms, wide, inside, 0, moments, source[inside])
 
 
 def collate(patches: Sequence[Patch], scenes: Sequence[int], ratio: float) -> PatchBatch:
@@ -343,9 +311,9 @@ def collate(patches: Sequence[Patch], scenes: Sequence[int], ratio: float) -> Pa
     std = _column(np.sqrt(np.stack([np.maximum(m.covariance.diagonal(), 1e-12) for m in moments])))
     pan_mean = _column(np.array([[m.pan_mean] for m in moments]))
     pan_std = _column(np.sqrt(np.array([[max(m.pan_variance, 1e-12)] for m in moments])))
-    gains = _column(np.stack([m.with_pan / max(m.pan_variance, 1e-12) for m in moments]))
+    injection_gains = _column(np.stack([m.with_pan / max(m.pan_variance, 1e-12) for m in moments]))
     up, pan, low = (torch.stack([getattr(patch, name) for patch in patches]) for name in ("up", "pan", "low"))
-    classical = high_pass_modulation(up, pan, low, gains, mean - gains * pan_mean, mean)
+    classical = high_pass_modulation(up, pan, low, injection_gains, mean - injection_gains * pan_mean, mean)
     targets = [patch.target for patch in patches if patch.target is not None]
     return PatchBatch(
         (up - mean) / std,
@@ -354,8 +322,8 @@ def collate(patches: Sequence[Patch], scenes: Sequence[int], ratio: float) -> Pa
         (classical - mean) / std,
         (torch.stack([patch.ms[:, :height, :width] for patch in patches]) - mean) / std,
         (torch.stack([patch.pan_low[:, :height, :width] for patch in patches]) - pan_mean) / pan_std,
-        torch.stack([patch.rows[:, :height] for patch in patches]),
-        torch.stack([patch.columns[:, :width] for patch in patches]),
+        torch.stack([patch.row_filters[:, :height] for patch in patches]),
+        torch.stack([patch.column_filters[:, :width] for patch in patches]),
         mean,
         std,
         pan_mean,
@@ -417,19 +385,31 @@ def _patch_axis(ratio: float, offset: float, size: int, gains: tuple[float, ...]
     )
 
 
-def _inner(axes: Sequence[_PatchAxis]) -> tuple[slice, slice]:
-    """Those of the interpolation's samples whose filters lie within the patch."""
-    rows, columns = (
-        slice(patch_axis.first - patch_axis.ms, patch_axis.first - patch_axis.ms + len(patch_axis.inner[0]))
-        for patch_axis in axes
+def _patch(
+    rows: _PatchAxis,
+    columns: _PatchAxis,
+    ms: Tensor,
+    pan: Tensor,
+    inside: tuple[slice, ...],
+    pan_filter: int,
+    moments: BandMoments,
+    target: Optional[Tensor],
+) -> Patch:
+    """The patch that lies ``inside`` a larger PAN; ``pan_filter`` is the number of PAN's own filter among the axes'."""
+    bands = len(ms)
+    low = filters.apply_separable(torch.stack(rows.downs[:bands]), pan, torch.stack(columns.downs[:bands]))
+    first_row, first_column = rows.first - rows.ms, columns.first - columns.ms
+    return Patch(
+        filters.apply_separable(rows.up, ms, columns.up),
+        pan[inside],
+        filters.apply_separable(rows.up, low, columns.up),
+        ms[:, first_row:, first_column:][:, : len(rows.inner[0]), : len(columns.inner[0])],
+        filters.apply_separable(rows.inner[pan_filter], pan[inside], columns.inner[pan_filter]),
+        torch.stack(list(rows.inner[:bands])),
+        torch.stack(list(columns.inner[:bands])),
+        moments,
+        target,
     )
-    return rows, columns
-
-
-def _low(axes: Sequence[_PatchAxis], pan: Tensor, bands: int) -> Tensor:
-    rows, columns = axes
-    down = filters.apply_separable(torch.stack(rows.downs[:bands]), pan, torch.stack(columns.downs[:bands]))
-    return filters.apply_separable(rows.up, down, columns.up)
 
 
 def _mtf_degraded(planes: np.ndarray, x: Axis, y: Axis, shape: tuple[int, ...], gain: float) -> np.ndarray:

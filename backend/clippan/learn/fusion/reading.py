@@ -25,13 +25,12 @@ from clippan.raster.pair import Pair, open_pair
 from clippan.raster.source import Source, open_dataset
 from clippan.raster.tiles import Window
 
-_PICTURE_GAIN = 0.3  # MTF gain assumed for the bands of pictures
-_GAMMA = (0.8, 1.2)  # of a simulated PAN: a real one is no exact sum of the bands
-_SEED = 0
+_PICTURE_MTF_GAIN = 0.3  # MTF gain assumed for the bands of pictures
+_GAMMA_RANGE = (0.8, 1.2)  # of a simulated PAN: a real one is no exact sum of the bands
 _EXTENSIONS = (".jpg", ".jpeg", ".tif")
-_SMALLEST = 64  # MS samples, least edge of a window that patches are cut from
-_CANDIDATES = 9  # candidate windows along each axis of a large scene
-_FAR = 4.0  # window edges; a greater distance between windows counts no more
+_MIN_WINDOW_SIZE = 64  # MS samples, least edge of a window that patches are cut from
+_CANDIDATES_PER_AXIS = 9  # candidate windows along each axis of a large scene
+_MAX_DISTANCE = 4.0  # window edges; a greater distance between windows counts no more
 
 
 def read_pairs(root: Path, source: PairSource, without: Sequence[str], context: Context) -> Iterator[ScenePair]:
@@ -47,26 +46,24 @@ def read_pairs(root: Path, source: PairSource, without: Sequence[str], context: 
             "The folder {folder} has no pairs; a pair is a folder SENSOR__SCENE with pan.tif and ms.tif.", folder=folder
         )
     for path in paths:
-        group = path.name.split("__")[0]
-        if group in without or path.name in source.without:
+        name = path.name.split("__")[0]
+        if name in without or path.name in source.without:
             continue
         context.log(path.name)
-        sensor = recognise_sensor([group]) or SENSORS["generic"]
+        sensor = recognise_sensor([name]) or SENSORS["generic"]
         with open_pair(str(path / "pan.tif"), [str(path / "ms.tif")]) as pair:
             gains = sensor.gains(range(pair.ms.count), pair.ms.total)
             registered = estimate(pair, gains, 1, context, per_band=False).apply(pair)
-            yield read_pair(registered, path.name, group, gains, sensor.pan)
+            yield read_pair(registered, gains, sensor.pan, name)
 
 
-def read_pair(pair: Pair, name: str, group: str, gains: Sequence[float], pan_gain: float) -> ScenePair:
+def read_pair(pair: Pair, gains: Sequence[float], pan_gain: float, sensor: str = "") -> ScenePair:
     """A whole pair."""
-    grid = pair.grid
-    pan, pan_valid = pair.read_pan(Window(0, 0, grid.width, grid.height))
-    ms, valid = pair.read_ms(Window(0, 0, pair.ms.grid.width, pair.ms.grid.height))
-    return scene_pair(pair.x, pair.y, pan, pan_valid, ms, valid, name, group, tuple(gains), pan_gain)
+    pan, ms = (Window(0, 0, grid.width, grid.height) for grid in (pair.grid, pair.ms.grid))
+    return _read(pair, pan, ms, gains, pan_gain, sensor)
 
 
-def read_window(pair: Pair, window: Window, name: str, gains: Sequence[float], pan_gain: float) -> ScenePair:
+def read_window(pair: Pair, window: Window, gains: Sequence[float], pan_gain: float) -> ScenePair:
     """A window of MS and the PAN pixels that it covers within the output's grid.
 
     Bands with a shift of their own are resampled to the common axes.
@@ -81,11 +78,7 @@ def read_window(pair: Pair, window: Window, name: str, gains: Sequence[float], p
             "The multispectral raster does not overlap the panchromatic one after registration; choose rasters of the "
             "same area."
         )
-    pan, pan_valid = pair.read_pan(Window(left, top, right - left, bottom - top))
-    ms, valid = _read_coregistered(pair, window)
-    x = Axis(pair.x.ratio, pair.x.offset + window.x * pair.x.ratio - left)
-    y = Axis(pair.y.ratio, pair.y.offset + window.y * pair.y.ratio - top)
-    return scene_pair(x, y, pan, pan_valid, ms, valid, name, name, tuple(gains), pan_gain)
+    return _read(pair, Window(left, top, right - left, bottom - top), window, gains, pan_gain)
 
 
 def _pixel_range(axis: Axis, first: int, count: int, limit: int) -> tuple[int, int]:
@@ -111,33 +104,38 @@ def _read_coregistered(pair: Pair, window: Window) -> tuple[np.ndarray, Optional
     return resampled.numpy(), filters.gather(mask, rows.nearest, columns.nearest).numpy()
 
 
-def informative_windows(pair: Pair, most: int, edge: int, whole: int) -> tuple[list[Window], bool]:
+def informative_windows(pair: Pair, max_windows: int, edge: int, max_size: int) -> tuple[list[Window], bool]:
     """Windows of MS with much detail, the most informative first, and whether a single window holds the whole scene.
 
     Chosen from an even lattice of candidates: valid, with contrast, and far from each other.
 
     Args:
         pair: the scene; only MS is read, so that a large scene takes few reads.
-        most: largest number of windows.
+        max_windows: largest number of windows.
         edge: edge of a window in PAN pixels.
-        whole: number of PAN pixels times bands up to which the whole scene is one window.
+        max_size: number of PAN pixels times bands up to which the whole scene is one window.
     """
-    if pair.grid.width * pair.grid.height * pair.ms.count <= whole:
+    if pair.grid.width * pair.grid.height * pair.ms.count <= max_size:
         return [pair.ms_window()], True
     extent = pair.ms_extent()
-    size = max(math.ceil(edge / math.sqrt(pair.x.ratio * pair.y.ratio)), _SMALLEST)
+    size = max(math.ceil(edge / math.sqrt(pair.x.ratio * pair.y.ratio)), _MIN_WINDOW_SIZE)
     starts = [
-        sorted({first + round((length - min(size, length)) * step / (_CANDIDATES - 1)) for step in range(_CANDIDATES)})
+        sorted(
+            {
+                first + round((length - min(size, length)) * step / (_CANDIDATES_PER_AXIS - 1))
+                for step in range(_CANDIDATES_PER_AXIS)
+            }
+        )
         for first, length in ((extent.x, extent.width), (extent.y, extent.height))
     ]
     candidates = [Window(x, y, min(size, extent.width), min(size, extent.height)) for y in starts[1] for x in starts[0]]
-    information = np.array([_information(pair, window) for window in candidates])
+    information = np.array([_information_score(pair, window) for window in candidates])
     centres = np.array([(window.x, window.y) for window in candidates], float)
     chosen: list[int] = []
     distance = np.full(len(candidates), np.inf)
-    while len(chosen) < most:
+    while len(chosen) < max_windows:
         # Windows must not overlap.
-        score = information * np.where(distance < 1, 0.0, np.minimum(distance, _FAR))
+        score = information * np.where(distance < 1, 0.0, np.minimum(distance, _MAX_DISTANCE))
         best = int(score.argmax())
         if score[best] <= 0:
             break
@@ -147,7 +145,7 @@ def informative_windows(pair: Pair, most: int, edge: int, whole: int) -> tuple[l
     return [candidates[index] for index in chosen], False
 
 
-def _information(pair: Pair, window: Window) -> float:
+def _information_score(pair: Pair, window: Window) -> float:
     """Valid share of a window, squared, times the root of the contrast between neighbours relative to the mean."""
     values, valid = pair.read_ms(window)
     joint = (values != 0).any(axis=0)
@@ -170,19 +168,19 @@ def read_pictures(root: Path, source: PictureSource) -> Iterator[ReferenceScene]
         ClippanError: the pictures do not exist or cannot be read.
     """
     path = root / source.path
-    rng = np.random.default_rng(_SEED)
+    rng = np.random.default_rng(0)
     if not path.exists():
         raise ClippanError(
             "The pictures {path} do not exist; correct the recipe or choose another data folder.", path=path
         )
-    for name, bands in _bands(path, source) if source.bands else _archive(path, source, rng):
+    for bands in _read_band_files(path, source) if source.bands else _read_zip(path, source, rng):
         count = len(bands)
         weights = rng.dirichlet(np.ones(count)).astype(np.float32)
-        pan = np.tensordot(weights, bands ** np.float32(rng.uniform(*_GAMMA)), 1)
-        yield ReferenceScene(name, path.stem, pan, bands, np.all(bands > 0, axis=0), (_PICTURE_GAIN,) * count)
+        pan = np.tensordot(weights, bands ** np.float32(rng.uniform(*_GAMMA_RANGE)), 1)
+        yield ReferenceScene(pan, bands, np.all(bands > 0, axis=0), (_PICTURE_MTF_GAIN,) * count)
 
 
-def _archive(path: Path, source: PictureSource, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
+def _read_zip(path: Path, source: PictureSource, rng: np.random.Generator) -> Iterator[np.ndarray]:
     if path.is_dir():
         raise ClippanError(
             "The pictures {path} are a folder; list its rasters as bands in the recipe, or give a ZIP file.", path=path
@@ -192,7 +190,7 @@ def _archive(path: Path, source: PictureSource, rng: np.random.Generator) -> Ite
             names = sorted(name for name in files.namelist() if name.lower().endswith(_EXTENSIONS))
             for name in sorted(rng.permutation(names)[: source.limit]):
                 picture = Image.open(io.BytesIO(files.read(str(name)))).convert("RGB").reduce(source.factor)
-                yield str(name), np.asarray(picture, np.float32).transpose(2, 0, 1) + 1  # black is not missing
+                yield np.asarray(picture, np.float32).transpose(2, 0, 1) + 1  # black is not missing
     except Exception as error:
         raise ClippanError(
             "The pictures {path} cannot be read ({reason}); give an intact ZIP file.",
@@ -207,29 +205,23 @@ def _archive(path: Path, source: PictureSource, rng: np.random.Generator) -> Ite
         )
 
 
-def _bands(path: Path, source: PictureSource) -> Iterator[tuple[str, np.ndarray]]:
+def _read_band_files(path: Path, source: PictureSource) -> Iterator[np.ndarray]:
     datasets = [open_dataset(str(path / name), "training raster") for name in source.bands]
     with Source(datasets, "training raster", (), None) as raster:
         width, height = (size // source.factor for size in (raster.grid.width, raster.grid.height))
         values, _ = raster.read(0, 0, width * source.factor, height * source.factor)
     blocks = values.reshape(len(values), height, source.factor, width, source.factor)
-    yield path.name, blocks.mean(axis=(2, 4), dtype=np.float32)
+    yield blocks.mean(axis=(2, 4), dtype=np.float32)
 
 
-def scene_pair(
-    x: Axis,
-    y: Axis,
-    pan: np.ndarray,
-    pan_valid: Optional[np.ndarray],
-    ms: np.ndarray,
-    valid: Optional[np.ndarray],
-    name: str,
-    group: str,
-    gains: tuple[float, ...],
-    pan_gain: float,
+def _read(
+    pair: Pair, pan_window: Window, ms_window: Window, gains: Sequence[float], pan_gain: float, sensor: str = ""
 ) -> ScenePair:
-    """A ``ScenePair`` of arrays, with the axes of MS on PAN's grid. Invalid pixels are set to the mean, and no patch
-    holds any."""
+    """Invalid pixels are set to the mean, and no patch holds any."""
+    pan, pan_valid = pair.read_pan(pan_window)
+    ms, valid = _read_coregistered(pair, ms_window)
+    x = Axis(pair.x.ratio, pair.x.offset + ms_window.x * pair.x.ratio - pan_window.x)
+    y = Axis(pair.y.ratio, pair.y.offset + ms_window.y * pair.y.ratio - pan_window.y)
     pan, ms = pan.astype(np.float32), ms.astype(np.float32)
     joint = np.ones(ms.shape[1:], bool) if valid is None else valid.all(axis=0)
     joint &= (ms != 0).any(axis=0)  # missing pixels of files that declare no nodata value
@@ -243,4 +235,4 @@ def scene_pair(
         pan = np.where(pan_valid, pan, pan[pan_valid].mean() if pan_valid.any() else 0)
     if joint.any():
         ms = np.where(joint, ms, ms[:, joint].mean(axis=1)[:, None, None])
-    return ScenePair(name, group, pan, ms, x, y, joint, gains, pan_gain)
+    return ScenePair(pan, ms, x, y, joint, tuple(gains), pan_gain, sensor)

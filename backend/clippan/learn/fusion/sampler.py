@@ -14,9 +14,9 @@ from clippan.learn.fusion.batch import PatchBatch
 from clippan.learn.fusion.patches import BandMixture, ReferenceScene, ScenePair, collate
 from clippan.learn.fusion.recipe import Augmentation, Recipe
 
-_PAN_GAINS = (0.11, 0.15, 0.2)  # MTF gains with which PAN is brought to reduced resolution
-_TRIES = 200  # attempts to find a scene that is large enough
-_GAINS = (0.1, 0.6)  # range of the simulated MTF gain
+_PAN_MTF_GAINS = (0.11, 0.15, 0.2)  # MTF gains with which PAN is brought to reduced resolution
+_MAX_ATTEMPTS = 200  # attempts to find a scene that is large enough
+_MTF_GAIN_RANGE = (0.1, 0.6)  # range of the simulated MTF gain
 
 
 class BatchSampler:
@@ -40,46 +40,48 @@ class BatchSampler:
         bands: Optional[int],
     ) -> None:
         self._recipe, self._bands = recipe, bands
-        usable = [pair for pair in pairs if bands is None or len(pair.ms) >= bands]
         self._pairs: dict[str, list[ScenePair]] = defaultdict(list)
-        self._truths: dict[str, list[ReferenceScene]] = defaultdict(list)
-        for pair in usable:
-            self._pairs[pair.group].append(pair)
-            if recipe.truth.used:
-                self._truths[pair.group] += [pair.reduced_reference(gain) for gain in _PAN_GAINS]
-        self._pictures = [(share, list(truths)) for share, truths in pictures if truths]
+        self._references: dict[str, list[ReferenceScene]] = defaultdict(list)
+        for pair in pairs:
+            if bands is None or len(pair.ms) >= bands:
+                self._pairs[pair.sensor].append(pair)
+                if recipe.truth.used:
+                    self._references[pair.sensor] += [pair.reduced_reference(gain) for gain in _PAN_MTF_GAINS]
+        self._pictures = [(share, list(references)) for share, references in pictures if references]
         if not self._pairs and (recipe.scene.used or not self._pictures):
             raise ClippanError(
                 "The recipe has no pair with as many multispectral bands as the network; add such pairs."
             )
 
-    def truth(self, rng: np.random.Generator) -> PatchBatch:
+    def reduced_batch(self, rng: np.random.Generator) -> PatchBatch:
         """Patches with a reference, of several scenes and one ratio."""
         recipe, augment = self._recipe, self._recipe.augment
         ratio = float(rng.choice(augment.ratios))
         bands = self._bands or int(rng.choice(augment.bands))
-        gains = _gains(rng, bands)
-        true_gains = [round(float(np.clip(gain * np.exp(rng.normal(0, augment.gain)), *_GAINS)), 3) for gain in gains]
+        gains = _random_mtf_gains(rng, bands)
+        true_gains = [
+            round(float(np.clip(gain * np.exp(rng.normal(0, augment.gain)), *_MTF_GAIN_RANGE)), 3) for gain in gains
+        ]
         phases = rng.uniform(0, ratio, 2)
         patches = []
-        for _ in range(_TRIES):
-            truth = self._random_reference(rng)
+        for _ in range(_MAX_ATTEMPTS):
+            reference = self._random_reference(rng)
             shifts: np.ndarray = np.zeros((bands, 2))
             if augment.shift and rng.random() < 0.7:
                 shifts = rng.normal(0, augment.shift, (1, 2)) + rng.normal(0, augment.shift / 2, (bands, 2))
-            mixture = _random_mixture(rng, truth, bands, augment)
-            patch = truth.patch(rng, recipe.size, ratio, phases, gains, true_gains, shifts, mixture)
+            mixture = _random_mixture(rng, reference, bands, augment)
+            patch = reference.patch(rng, recipe.size, ratio, phases, gains, true_gains, shifts, mixture)
             if patch is not None:
                 patches.append(patch.transformed(int(rng.integers(8))))
             if len(patches) == recipe.batch:
                 return collate(patches, range(len(patches)), ratio)
         raise ClippanError("The scenes are too small for the patches of the recipe; lower its size.")
 
-    def scene(self, rng: np.random.Generator) -> PatchBatch:
+    def full_batch(self, rng: np.random.Generator) -> PatchBatch:
         """Patches of one pair at full resolution."""
         recipe = self._recipe
         names = list(self._pairs)
-        for _ in range(_TRIES):
+        for _ in range(_MAX_ATTEMPTS):
             group = self._pairs[names[rng.integers(len(names))]]
             pair = group[rng.integers(len(group))]
             count = self._bands or min(len(pair.ms), max(recipe.augment.bands))
@@ -93,14 +95,14 @@ class BatchSampler:
                 return collate(transformed, [0] * len(patches), pair.x.ratio)
         raise ClippanError("The scenes are too small for the patches of the recipe; lower its scene_size.")
 
-    def stage_one(self, rng: np.random.Generator, count: int) -> PatchBatch:
+    def adapter_batch(self, rng: np.random.Generator, count: int) -> PatchBatch:
         """Full-resolution patches of several scenes of about one ratio, one patch each, for stage I."""
         pairs = [pair for group in self._pairs.values() for pair in group]
         first = pairs[rng.integers(len(pairs))]
         candidates = [pair for pair in pairs if abs(pair.x.ratio - first.x.ratio) < 0.01]
         size = min(self._recipe.scene_size, *(min(pair.pan.shape) // 8 * 8 for pair in candidates))
         patches, scenes = [], []
-        for number in rng.integers(len(candidates), size=_TRIES):
+        for number in rng.integers(len(candidates), size=_MAX_ATTEMPTS):
             cut = candidates[number].patches(rng, 1, size, range(self._recipe.bands))
             patches += cut
             scenes += [int(number)] * len(cut)
@@ -109,24 +111,26 @@ class BatchSampler:
         raise ClippanError("The scenes are too small for the patches of the recipe; lower its scene_size.")
 
     def _random_reference(self, rng: np.random.Generator) -> ReferenceScene:
-        simulated = self._recipe.augment.simulated if self._truths else 1.0
+        simulated = self._recipe.augment.simulated if self._references else 1.0
         if self._pictures and rng.random() < simulated:
             shares = np.array([share for share, _ in self._pictures])
-            truths = self._pictures[rng.choice(len(shares), p=shares / shares.sum())][1]
+            references = self._pictures[rng.choice(len(shares), p=shares / shares.sum())][1]
         else:
-            names = list(self._truths)
-            truths = self._truths[names[rng.integers(len(names))]]
-        return truths[rng.integers(len(truths))]
+            names = list(self._references)
+            references = self._references[names[rng.integers(len(names))]]
+        return references[rng.integers(len(references))]
 
 
-def _gains(rng: np.random.Generator, bands: int) -> list[float]:
+def _random_mtf_gains(rng: np.random.Generator, bands: int) -> list[float]:
     """The MTF gains of a random sensor, in random order."""
     sensors = list(SENSORS.values())
     return [float(gain) for gain in rng.permutation(np.resize(sensors[rng.integers(len(sensors))].ms, bands))]
 
 
-def _random_mixture(rng: np.random.Generator, truth: ReferenceScene, bands: int, augment: Augmentation) -> BandMixture:
-    count, moments = len(truth.bands), truth.moments(4.0)
+def _random_mixture(
+    rng: np.random.Generator, reference: ReferenceScene, bands: int, augment: Augmentation
+) -> BandMixture:
+    count, moments = len(reference.bands), reference.moments(4.0)
     if count >= bands and rng.random() >= augment.mixed:
         weights = np.eye(count)[rng.permutation(count)[:bands]]
     else:
@@ -138,9 +142,9 @@ def _random_mixture(rng: np.random.Generator, truth: ReferenceScene, bands: int,
         offset, pan_offset = haze * (weights @ moments.mean) * rng.uniform(0.7, 1.3, bands), haze * moments.pan_mean
     part = 1.0
     share: np.ndarray = np.zeros(count)
-    if truth.simulated_pan and rng.random() < 0.7:
+    if reference.simulated_pan and rng.random() < 0.7:
         part, share = 0.0, rng.dirichlet(np.ones(count))
-    elif not truth.simulated_pan and rng.random() < 0.3:
+    elif not reference.simulated_pan and rng.random() < 0.3:
         part = rng.uniform(0.5, 1)
         scale = np.sqrt(moments.pan_variance / max(np.trace(moments.covariance) / count, 1e-9))
         share = (1 - part) * scale * rng.dirichlet(np.full(count, 0.5))

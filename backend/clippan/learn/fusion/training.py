@@ -85,7 +85,7 @@ class FusionTraining(TrainingLoop):
         self._recipe, self._sampler, self._device, self._count = recipe, sampler, device, count
         torch.manual_seed(recipe.seed)
         self.network = networks.build(recipe.network, recipe.bands, **recipe.options).to(device)
-        self._average = running_average(self.network, recipe.average, early=19)
+        self._average = running_average(self.network, recipe.average, warmup=19)
         self._optimiser = torch.optim.AdamW(self.network.parameters(), lr=recipe.rate, weight_decay=1e-4)
         self._scheduler = warmup_cosine(self._optimiser, recipe.steps, recipe.warmup)
         teacher = model.load(recipe.teacher, device).network if recipe.teacher else None
@@ -116,7 +116,8 @@ class FusionTraining(TrainingLoop):
 
     def sample_batch(self, step: int) -> dict[str, PatchBatch]:
         rng = np.random.default_rng([self._recipe.seed, self._rank, step])
-        return {kind: getattr(self._sampler, kind)(rng) for kind in self._kinds}
+        samplers = {"truth": self._sampler.reduced_batch, "scene": self._sampler.full_batch}
+        return {kind: samplers[kind](rng) for kind in self._kinds}
 
     def train_step(self, step: int, batch: Mapping[str, PatchBatch]) -> dict[str, Tensor]:
         total, terms = self._step({kind: part.to(self._device) for kind, part in batch.items()})
@@ -158,7 +159,7 @@ class FusionTraining(TrainingLoop):
         optimiser = torch.optim.Adam(supervisor.trainable_parameters(), lr=plan.rate)
         for step in range(plan.steps):
             rng = np.random.default_rng([self._recipe.seed, self._count, step])
-            terms = supervisor.adapter_step(self._sampler.stage_one(rng, plan.batch).to(self._device), optimiser)
+            terms = supervisor.adapter_step(self._sampler.adapter_batch(rng, plan.batch).to(self._device), optimiser)
             self._context.raise_if_cancelled()
             if step % _LOG_EVERY == 0 or step == plan.steps - 1:
                 losses = ", ".join(f"{name} {float(value):.3f}" for name, value in terms.items())

@@ -35,12 +35,12 @@ from clippan.learn.fusion.patches import (
 from clippan.learn.fusion.validation import ValidationWindow
 from clippan.raster.pair import Pair
 
-_WHOLE = 12_000_000  # PAN pixels times bands up to which the whole scene is one window
-_WINDOWS, _HELD_OUT = 6, 3  # number of windows of a larger scene; every third is for validation only
-_EDGE = 1024  # PAN pixels, of these windows
-_SIZES = (192, 128, 96, 64)  # edges of full-resolution patches in PAN pixels; the first that fits is taken
-_REDUCED_SIZES = (128, 96, 64, 48, 32)  # the same at reduced resolution, in MS pixels
-_PATCHES = 4  # in a batch
+_MAX_WHOLE_SCENE = 12_000_000  # PAN pixels times bands up to which the whole scene is one window
+_MAX_WINDOWS, _VALIDATION_EVERY = 6, 3  # number of windows of a larger scene; every third is for validation only
+_WINDOW_SIZE = 1024  # PAN pixels, of these windows
+_PATCH_SIZES = (192, 128, 96, 64)  # edges of full-resolution patches in PAN pixels; the first that fits is taken
+_REDUCED_PATCH_SIZES = (128, 96, 64, 48, 32)  # the same at reduced resolution, in MS pixels
+_BATCH_SIZE = 4  # in a batch
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TrainingScene:
     """Training and validation data of one scene.
 
     Attributes:
-        patch_sources: training windows at full resolution.
+        windows_at_full: training windows at full resolution.
         references: training windows at reduced resolution.
         size, reduced_size: edges of their patches in pixels.
         ratio: MS over PAN pixel size.
@@ -57,7 +57,7 @@ class TrainingScene:
         pixels: number of PAN pixels in all windows.
     """
 
-    patch_sources: Sequence[CachedWindow]
+    windows_at_full: Sequence[CachedWindow]
     references: Sequence[ReferenceScene]
     size: int
     reduced_size: int
@@ -88,28 +88,30 @@ class TrainingScene:
                 "file and its nodata value."
             )
         moments, trust = _moments(statistics, response_of), network_trust(statistics, response_of)
-        edge = min(_EDGE, math.isqrt(_WHOLE // (3 * len(gains))))  # many bands take as much memory as few
-        windows, whole = reading.informative_windows(pair, _WINDOWS, edge, _WHOLE)
+        edge = min(
+            _WINDOW_SIZE, math.isqrt(_MAX_WHOLE_SCENE // (3 * len(gains)))
+        )  # many bands take as much memory as few
+        windows, whole = reading.informative_windows(pair, _MAX_WINDOWS, edge, _MAX_WHOLE_SCENE)
         pairs = []
         for number, window in enumerate(windows, 1):
             context.progress(60 + 40 * number / len(windows), "Reading the scene")
-            pairs.append(reading.read_window(pair, window, "scene", gains, sensor.pan))
+            pairs.append(reading.read_window(pair, window, gains, sensor.pan))
             pairs[-1].moments = moments  # of the whole scene, as in Pansharpen
-        held_out = [] if whole or len(pairs) < _HELD_OUT else pairs[_HELD_OUT - 1 :: _HELD_OUT]
+        held_out = [] if whole or len(pairs) < _VALIDATION_EVERY else pairs[_VALIDATION_EVERY - 1 :: _VALIDATION_EVERY]
         training = [item for item in pairs if not any(item is other for other in held_out)]
         ratio = math.sqrt(pair.x.ratio * pair.y.ratio)
         references = [item.reduced_reference(sensor.pan) for item in training]
-        size, patch_sources = _patch_sources(training)
+        size, windows_at_full = _patch_sources(training)
         reduced_size = next(
-            (size for size in _REDUCED_SIZES if any(reference.fits(size) for reference in references)), 0
+            (size for size in _REDUCED_PATCH_SIZES if any(reference.fits(size) for reference in references)), 0
         )
         if not size or not reduced_size:
             raise ClippanError(
                 "No block of {size} × {size} panchromatic pixels, or of {reduced_size} × {reduced_size} multispectral "
                 "ones, is completely valid, so there is too little to learn from; choose a larger area, or pansharpen "
                 "with the start model.",
-                size=_SIZES[-1],
-                reduced_size=_REDUCED_SIZES[-1],
+                size=_PATCH_SIZES[-1],
+                reduced_size=_REDUCED_PATCH_SIZES[-1],
             )
         validation = [ValidationWindow.of(item, device, trust) for item in held_out or training]
         held_out_references = [item.reduced_reference(sensor.pan) for item in held_out] or references
@@ -128,25 +130,25 @@ class TrainingScene:
         )
         pixels = sum(item.pan.size for item in pairs)
         return cls(
-            patch_sources, references, size, reduced_size, ratio, tuple(gains), validation, reduced_validation, pixels
+            windows_at_full, references, size, reduced_size, ratio, tuple(gains), validation, reduced_validation, pixels
         )
 
     def full_batch(self, rng: np.random.Generator) -> PatchBatch:
         """Patches at full resolution."""
         patches = [
-            self.patch_sources[int(rng.integers(len(self.patch_sources)))].patch(rng, self.size)
-            for _ in range(_PATCHES)
+            self.windows_at_full[int(rng.integers(len(self.windows_at_full)))].patch(rng, self.size)
+            for _ in range(_BATCH_SIZE)
         ]
         return collate(patches, [0] * len(patches), self.ratio)
 
     def reduced_batch(self, rng: np.random.Generator) -> PatchBatch:
         """Patches at reduced resolution, with their reference."""
         count = len(self.references[0].bands)
-        mixture, gains = BandMixture.selection(range(count), count), self.references[0].gains
+        mixture, gains = BandMixture.selection(range(count), count), self.references[0].mtf_gains
         phases = np.floor(rng.uniform(0, self.ratio, 2))
         usable = [reference for reference in self.references if min(reference.pan.shape) >= self.reduced_size]
         patches: list[Patch] = []
-        while len(patches) < _PATCHES:
+        while len(patches) < _BATCH_SIZE:
             reference = usable[rng.integers(len(usable))]
             patch = reference.patch(
                 rng, self.reduced_size, self.ratio, phases, gains, gains, np.zeros((count, 2)), mixture
@@ -162,12 +164,12 @@ class CachedWindow:
     Attributes:
         whole: the window as one patch.
         corners: upper left corners of valid patches (n, 2), row and column.
-        spans: first and last PAN pixel under the filter of each MS sample, of rows (samples, 2) and of columns.
+        supports: first and last PAN pixel under the filter of each MS sample, of rows (samples, 2) and of columns.
     """
 
     whole: Patch
     corners: np.ndarray
-    spans: tuple[np.ndarray, np.ndarray]
+    supports: tuple[np.ndarray, np.ndarray]
 
     @classmethod
     def of(cls, pair: ScenePair, size: int) -> Optional[CachedWindow]:
@@ -176,13 +178,13 @@ class CachedWindow:
         if not len(corners):
             return None
         whole = pair.whole_patch()
-        return cls(whole, corners, (_spans(whole.rows), _spans(whole.columns)))
+        return cls(whole, corners, (_filter_supports(whole.row_filters), _filter_supports(whole.column_filters)))
 
     def patch(self, rng: np.random.Generator, size: int) -> Patch:
         """A random patch."""
         row, column = (int(start) for start in self.corners[rng.integers(len(self.corners))])
         pixel_rows, pixel_columns = slice(row, row + size), slice(column, column + size)
-        rows, columns = _samples_within(self.spans[0], pixel_rows), _samples_within(self.spans[1], pixel_columns)
+        rows, columns = _samples_within(self.supports[0], pixel_rows), _samples_within(self.supports[1], pixel_columns)
         whole = self.whole
         up, pan, low = (image[:, pixel_rows, pixel_columns] for image in (whole.up, whole.pan, whole.low))
         ms, pan_low = (image[:, rows, columns] for image in (whole.ms, whole.pan_low))
@@ -192,33 +194,33 @@ class CachedWindow:
             low,
             ms,
             pan_low,
-            whole.rows[:, rows, pixel_rows],
-            whole.columns[:, columns, pixel_columns],
+            whole.row_filters[:, rows, pixel_rows],
+            whole.column_filters[:, columns, pixel_columns],
             whole.moments,
             None,
         )
 
 
-def _spans(matrices: Tensor) -> np.ndarray:
+def _filter_supports(matrices: Tensor) -> np.ndarray:
     used = (matrices != 0).any(dim=0).numpy()
     return np.stack([used.argmax(axis=1), used.shape[1] - 1 - used[:, ::-1].argmax(axis=1)], axis=1)
 
 
-def _samples_within(spans: np.ndarray, pixels: slice) -> slice:
+def _samples_within(supports: np.ndarray, pixels: slice) -> slice:
     """Samples whose filters lie within these pixels; at least one."""
-    chosen = np.flatnonzero((spans[:, 0] >= pixels.start) & (spans[:, 1] < pixels.stop))
+    chosen = np.flatnonzero((supports[:, 0] >= pixels.start) & (supports[:, 1] < pixels.stop))
     if len(chosen):
         return slice(int(chosen[0]), int(chosen[-1]) + 1)
-    nearest = int(np.abs(spans.mean(axis=1) - (pixels.start + pixels.stop - 1) / 2).argmin())
+    nearest = int(np.abs(supports.mean(axis=1) - (pixels.start + pixels.stop - 1) / 2).argmin())
     return slice(nearest, nearest + 1)
 
 
 def _patch_sources(pairs: Sequence[ScenePair]) -> tuple[int, list[CachedWindow]]:
     """The largest patch size that fits in a window, 0 if none does, and the windows with such patches."""
-    for size in _SIZES:
-        patch_sources = [source for pair in pairs if (source := CachedWindow.of(pair, size)) is not None]
-        if patch_sources:
-            return size, patch_sources
+    for size in _PATCH_SIZES:
+        windows_at_full = [source for pair in pairs if (source := CachedWindow.of(pair, size)) is not None]
+        if windows_at_full:
+            return size, windows_at_full
     return 0, []
 
 

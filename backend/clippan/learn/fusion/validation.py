@@ -104,14 +104,14 @@ class ValidationWindow:
         margin = [FullResolutionMetrics.MARGIN] * 4
         figures.add_high(*(functional.pad(item, margin) for item in (fused, pan, self.valid)))
         figures.add_khan(_mtf_filtered(fused, self.pair), self.batch.destandardise(self.batch.up)[0], self.covered)
-        low = torch.from_numpy(self.pair.pan_low(self.pair.pan_gain)[None])
+        low = torch.from_numpy(self.pair.pan_low(self.pair.pan_mtf_gain)[None])
         figures.add_low(torch.from_numpy(self.pair.ms), low, torch.from_numpy(self.pair.valid))
 
 
 def _mtf_filtered(bands: Tensor, pair: ScenePair) -> Tensor:
     """Bands (c, H, W) filtered with their MTF on the same grid; the border is replicated."""
     planes = []
-    for band, gain in zip(bands, pair.gains):
+    for band, gain in zip(bands, pair.mtf_gains):
         rows, columns = ([*map(float, filters.mtf_kernel(gain, axis.ratio))] for axis in (pair.y, pair.x))
         padding = (len(columns) // 2, len(columns) // 2, len(rows) // 2, len(rows) // 2)
         wide = functional.pad(band[None, None], padding, mode="replicate")[0]
