@@ -105,8 +105,8 @@ def test_the_result_is_a_model_for_pansharpen_that_is_better_here(pair, request_
 
     adapted = model.load(request.output, CPU)
     assert adapted.bands == 4
-    assert adapted.about["start"] == model.load(request.model, CPU).sha256
-    assert adapted.about["after"] == dict(result.after)
+    assert adapted.provenance["start"] == model.load(request.model, CPU).sha256
+    assert adapted.provenance["after"] == dict(result.after)
     assert "pan.tif" in adapted.title
     with pytest.raises(ClippanError, match=r"MS has 3 bands but the model .* was made for 4"):
         adapted.check_bands(3)
@@ -337,7 +337,7 @@ def test_clip_supervises(pair, request_for, quick, monkeypatch):
     result = run(request)
     assert result.clip == "starter"
     assert 0 < result.losses["language"] < 2
-    assert model.load(request.output, CPU).about["clip"] == "starter"
+    assert model.load(request.output, CPU).provenance["clip"] == "starter"
 
 
 def test_the_command_prints_a_table(pair, start, quick, tmp_path, capsys):

@@ -97,14 +97,14 @@ def test_a_gpu_without_enough_memory_gets_smaller_blocks(scene, tmp_path, monkey
     monkeypatch.setattr(neural, "supports_bfloat16", lambda: False)  # nor does a GPU
     sharpen(pair, tmp_path / "whole.tif")
     monkeypatch.setattr(fuse, "_NETWORK_BLOCK", 1024)  # as on a GPU
-    compute, least = fuse.TileFuser._compute, 256 + 2 * 64  # with room for the network's margin
+    compute, least = fuse.TileFuser._fuse_block, 256 + 2 * 64  # with room for the network's margin
 
     def short(self, x, y, *arrays):
         if x.count > least:
             raise torch.cuda.OutOfMemoryError("out of memory")
         return compute(self, x, y, *arrays)
 
-    monkeypatch.setattr(fuse.TileFuser, "_compute", short)
+    monkeypatch.setattr(fuse.TileFuser, "_fuse_block", short)
     lines = []
     request = PansharpenRequest(pan=pair.pan, ms=(pair.ms,), output=str(tmp_path / "short.tif"), threads=2)
     run(request, Context(log=lines.append))

@@ -107,9 +107,9 @@ def test_the_same_again_in_training_and_beside_another_patch(name: str) -> None:
     torch.testing.assert_close(fused[:1], alone)
 
 
-@pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if network.step])
+@pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if network.tile_alignment])
 def test_result_does_not_depend_on_the_tile(name: str) -> None:
-    step = NETWORKS[name].step
+    step = NETWORKS[name].tile_alignment
     assert step is not None
     network, given = restless(name, 2), exact(inputs(2, 104, 104))
     far = 32  # pixels that a result depends on, and more
@@ -119,7 +119,7 @@ def test_result_does_not_depend_on_the_tile(name: str) -> None:
     torch.testing.assert_close(tile, whole)
 
 
-@pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if not network.step])
+@pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if not network.tile_alignment])
 def test_result_depends_on_the_tile_where_the_table_says_so(name: str) -> None:
     network, (up, pan, low, classical) = build(name, 2, **SMALL[name]).double(), exact(inputs(2, 32, 32))
     with torch.inference_mode():
@@ -166,13 +166,14 @@ def test_lformer_evolves_its_attention() -> None:
     """Later stages' maps start equal to the first, and then change with their convolutions."""
     network = build("lformer", 2, **SMALL["lformer"])
     weights = torch.softmax(torch.randn(3, 2, 64, 64), -1)
-    torch.testing.assert_close(network._evolved(weights, network.evolve[0]), weights)
+    torch.testing.assert_close(network._evolve_attention(weights, network.evolve[0]), weights)
     up, pan, _, _ = inputs(2)
     before = network(up, pan)
     torch.nn.init.normal_(network.evolve[0].weight)
     assert not torch.equal(network(up, pan), before)
     torch.testing.assert_close(
-        network._image(network._tokens(before.repeat(1, 4, 1, 1)), up.repeat(1, 4, 1, 1)), before.repeat(1, 4, 1, 1)
+        network._from_tokens(network._tokens(before.repeat(1, 4, 1, 1)), up.repeat(1, 4, 1, 1)),
+        before.repeat(1, 4, 1, 1),
     )
 
 
@@ -198,9 +199,9 @@ def sequences(length: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 9, 50, 101])
-@pytest.mark.parametrize("held", [24 * 7, 2**20])
-def test_scan_equals_the_sequential_one(length: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(panmamba, "_HELD", held)
+@pytest.mark.parametrize("chunk_states", [24 * 7, 2**20])
+def test_scan_equals_the_sequential_one(length: int, chunk_states: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(panmamba, "_CHUNK_STATES", chunk_states)
     given = sequences(length)
     slope = torch.randn(2, length, 3, dtype=torch.float64)
     ours, plain = panmamba.selective_scan(*given), sequential(*given)
@@ -210,7 +211,7 @@ def test_scan_equals_the_sequential_one(length: int, held: int, monkeypatch: pyt
 
 
 def test_scan_passes_the_numerical_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(panmamba, "_HELD", 24 * 4)
+    monkeypatch.setattr(panmamba, "_CHUNK_STATES", 24 * 4)
     assert torch.autograd.gradcheck(panmamba.selective_scan, sequences(11))
 
 
@@ -243,10 +244,10 @@ def test_fused_kernel_is_used_where_there_is_one(monkeypatch: pytest.MonkeyPatch
         x, steps, enter, leave = turned
         return sequential(x, steps, decay, enter, leave).transpose(1, 2)
 
-    assert panmamba._kernel("cpu") is None
+    assert panmamba._fused_scan("cpu") is None
     given = sequences(20)
     plain = panmamba.selective_scan(*given)
-    monkeypatch.setattr(panmamba, "_kernel", lambda device: fused)
+    monkeypatch.setattr(panmamba, "_fused_scan", lambda device: fused)
     torch.testing.assert_close(panmamba.selective_scan(*given), plain)
     assert asked == [[True] * 5]
 

@@ -288,7 +288,7 @@ def test_a_file_holds_the_model(tmp_path):
     FusionModel(network, "detail", SMALL, 4, about).save(tmp_path / "m.safetensors")
     assert os.listdir(tmp_path) == ["m.safetensors"]
     found = model.load(str(tmp_path / "m.safetensors"), torch.device("cpu"))
-    assert (found.name, found.options, found.bands, found.about) == ("detail", SMALL, 4, about)
+    assert (found.architecture, found.options, found.bands, found.provenance) == ("detail", SMALL, 4, about)
     assert found.sha256 == hashlib.sha256((tmp_path / "m.safetensors").read_bytes()).hexdigest()
     assert found.title == f"Мой – 影像 ({tmp_path / 'm.safetensors'})"
     assert not found.network.training

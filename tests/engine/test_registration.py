@@ -93,7 +93,7 @@ def test_a_shift_is_found(shifted, ratio, samples, shift):
     found = measure(pair.pan, pair.ms)
     assert distance((found.x, found.y), shift) < 0.1
     assert found.bands == ()
-    assert found.after > found.before + 0.01
+    assert found.correlation_after > found.correlation_before + 0.01
     assert "MS shifted by (" in found.reason
 
 
@@ -107,7 +107,7 @@ def test_bands_that_lie_apart_are_found(shifted, ratio, samples):
     assert " 4 (" in found.reason
     together = measure(pair.pan, pair.ms, per_band=False)
     assert together.bands == ()
-    assert together.after < found.after
+    assert together.correlation_after < found.correlation_after
 
 
 def test_far_shifts_are_found(shifted):
@@ -126,7 +126,7 @@ def test_what_lies_right_stays(shifted):
     pair = shifted(0.0, 0.0)
     found = measure(pair.pan, pair.ms)
     assert (found.x, found.y, found.bands) == (0, 0, ())
-    assert found.before == pytest.approx(found.after)
+    assert found.correlation_before == pytest.approx(found.correlation_after)
     assert found.reason.startswith("MS lies on PAN and was not shifted")
 
 

@@ -605,7 +605,7 @@ def test_a_training_learns_and_its_model_pansharpens(data, recipe, tmp_path):
     assert lines[-1].startswith("Step 40: truth.supervised 0.")
 
     trained = model.load(result.model, torch.device("cpu"))
-    assert (trained.name, trained.bands, trained.about["steps"]) == ("detail", 0, 40)
+    assert (trained.architecture, trained.bands, trained.provenance["steps"]) == ("detail", 0, 40)
     assert result.parameters == networks.parameter_count(trained.network)
     batches = [sampler(data).reduced_batch(np.random.default_rng(step)) for step in range(3)]
     fresh = networks.build("detail", 4, width=8, head=8, depth=1)

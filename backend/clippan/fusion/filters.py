@@ -24,7 +24,7 @@ _PHASE_DIGITS = 9  # decimals of a phase in pixels; float64 has noise beyond
 
 
 @dataclass(frozen=True, order=True)
-class BandResponse:
+class BandMtf:
     """MTF gain and position of a multispectral band.
 
     Attributes:
@@ -37,51 +37,51 @@ class BandResponse:
     y: float = 0.0
 
 
-def distinct_responses(
-    gains: Sequence[float], offsets: Sequence[tuple[float, float]]
-) -> tuple[list[BandResponse], list[int]]:
-    """The distinct responses, and the index among them of each band's response.
+def distinct_mtfs(
+    mtf_gains: Sequence[float], offsets: Sequence[tuple[float, float]]
+) -> tuple[list[BandMtf], list[int]]:
+    """The distinct MTFs of the bands, and the index among them of each band's.
 
     Args:
-        gains: MTF gain of each band.
+        mtf_gains: MTF gain of each band.
         offsets: shift (x, y) of each band in output pixels; empty if there are none.
     """
-    responses = [BandResponse(gain, x, y) for gain, (x, y) in zip(gains, offsets or [(0.0, 0.0)] * len(gains))]
-    distinct = sorted(set(responses))
-    return distinct, [distinct.index(response) for response in responses]
+    mtfs = [BandMtf(mtf_gain, x, y) for mtf_gain, (x, y) in zip(mtf_gains, offsets or [(0.0, 0.0)] * len(mtf_gains))]
+    distinct = sorted(set(mtfs))
+    return distinct, [distinct.index(mtf) for mtf in mtfs]
 
 
-def mtf_sigma(gain: float, ratio: float) -> float:
-    """Standard deviation, in output pixels, of the Gaussian whose frequency response is ``gain`` (0 to 1) at the
+def mtf_sigma(mtf_gain: float, ratio: float) -> float:
+    """Standard deviation, in output pixels, of the Gaussian whose frequency response is ``mtf_gain`` (0 to 1) at the
     Nyquist frequency of a grid ``ratio`` times coarser (Aiazzi et al. 2006: MTF-tailored filters)."""
-    return ratio * math.sqrt(-2 * math.log(gain)) / math.pi
+    return ratio * math.sqrt(-2 * math.log(mtf_gain)) / math.pi
 
 
-def mtf_reach(gain: float, ratio: float) -> int:
+def mtf_reach(mtf_gain: float, ratio: float) -> int:
     """Half width of the MTF filter in output pixels: 20 (41 taps) up to ratio 4, in proportion beyond, and at most five
     standard deviations, where the Gaussian has fallen to 4e-6."""
-    return min(math.ceil(5 * mtf_sigma(gain, ratio)), math.ceil(20 * max(1.0, ratio / 4)))
+    return min(math.ceil(5 * mtf_sigma(mtf_gain, ratio)), math.ceil(20 * max(1.0, ratio / 4)))
 
 
-def mtf_kernel(gain: float, ratio: float) -> np.ndarray:
+def mtf_kernel(mtf_gain: float, ratio: float) -> np.ndarray:
     """Taps of the separable MTF filter centred on a pixel; sum 1 (Gaussian under a Kaiser window, β 0.5)."""
-    reach = mtf_reach(gain, ratio)
-    return _mtf_weights(np.arange(-reach, reach + 1.0), gain, ratio)
+    reach = mtf_reach(mtf_gain, ratio)
+    return _mtf_weights(np.arange(-reach, reach + 1.0), mtf_gain, ratio)
 
 
 @functools.lru_cache(maxsize=64)
-def mtf_matrix(gain: float, ratio: float, count: int, reach: int) -> torch.Tensor:
+def mtf_matrix(mtf_gain: float, ratio: float, count: int, reach: int) -> torch.Tensor:
     """The MTF filter as a matrix (count, count + 2 reach), float32; taps beyond ``reach`` are cut off."""
-    kernel = mtf_kernel(gain, ratio)
+    kernel = mtf_kernel(mtf_gain, ratio)
     offsets = np.arange(count + 2 * reach) - np.arange(reach, reach + count)[:, None] + len(kernel) // 2
     inside = (offsets >= 0) & (offsets < len(kernel))
     matrix = np.where(inside, kernel[offsets.clip(0, len(kernel) - 1)], 0.0)
     return torch.from_numpy(matrix / matrix.sum(axis=1, keepdims=True)).float()
 
 
-def _mtf_weights(distance: np.ndarray, gain: float, ratio: float) -> np.ndarray:
-    reach = mtf_reach(gain, ratio) + 0.5
-    sigma = mtf_sigma(gain, ratio)
+def _mtf_weights(distance: np.ndarray, mtf_gain: float, ratio: float) -> np.ndarray:
+    reach = mtf_reach(mtf_gain, ratio) + 0.5
+    sigma = mtf_sigma(mtf_gain, ratio)
     window = np.i0(_KAISER_BETA * np.sqrt(np.clip(1 - (distance / reach) ** 2, 0, None))) / np.i0(_KAISER_BETA)
     weights = np.where(np.abs(distance) <= reach, window * np.exp(-0.5 * (distance / sigma) ** 2), 0.0)
     return weights / weights.sum(axis=-1, keepdims=True)
@@ -107,9 +107,9 @@ def ms_support(axis: Axis, start: int, count: int, largest: float = 0.0) -> tupl
     return first, math.ceil(count / axis.ratio) + 2 * margin
 
 
-def pan_support(axis: Axis, first: int, number: int, gain: float) -> tuple[int, int]:
+def pan_support(axis: Axis, first: int, number: int, mtf_gain: float) -> tuple[int, int]:
     """First and number of the output pixels that the MTF filter needs for these multispectral samples."""
-    reach = mtf_reach(gain, axis.ratio) + 1
+    reach = mtf_reach(mtf_gain, axis.ratio) + 1
     start = math.floor(axis.to_output(first)) - reach
     return start, math.ceil(number * axis.ratio) + 2 * reach
 
@@ -161,56 +161,56 @@ def largest_shift(shifts: Sequence[float]) -> float:
     return max((abs(shift) for shift in shifts), default=0.0)
 
 
-def downsampling_matrix(axis: Axis, first: int, number: int, gain: float) -> torch.Tensor:
+def downsampling_matrix(axis: Axis, first: int, number: int, mtf_gain: float) -> torch.Tensor:
     """MTF filter and decimation matrix (number, count of ``pan_support``), float32, from output pixels to multispectral
     samples at their exact centres."""
-    start, count = pan_support(axis, first, number, gain)
-    return _mtf_decimation(axis.ratio, round(axis.to_output(first) - start, _PHASE_DIGITS), number, count, gain)
+    start, count = pan_support(axis, first, number, mtf_gain)
+    return _mtf_decimation(axis.ratio, round(axis.to_output(first) - start, _PHASE_DIGITS), number, count, mtf_gain)
 
 
 def downsampling_matrices(
-    axis: Axis, first: int, number: int, gains: Sequence[float], shifts: Sequence[float] = ()
+    axis: Axis, first: int, number: int, mtf_gains: Sequence[float], shifts: Sequence[float] = ()
 ) -> tuple[int, int, tuple[torch.Tensor, ...]]:
     """``downsampling_matrix`` for several gains on the window of the widest filter.
 
     Args:
         axis, first, number: as of ``downsampling_matrix``.
-        gains: MTF gain of each filter.
+        mtf_gains: MTF gain of each filter.
         shifts: shift of each filter's samples in output pixels; by default none.
 
     Returns:
         First and number of the window's output pixels, and a matrix (number, count) for each gain.
     """
-    shifted = [(axis.shifted(shift), gain) for gain, shift in zip(gains, shifts or [0.0] * len(gains))]
-    spans = [pan_support(own_axis, first, number, gain) for own_axis, gain in shifted]
+    shifted = [(axis.shifted(shift), mtf_gain) for mtf_gain, shift in zip(mtf_gains, shifts or [0.0] * len(mtf_gains))]
+    spans = [pan_support(own_axis, first, number, mtf_gain) for own_axis, mtf_gain in shifted]
     start = min(begin for begin, _ in spans)
     count = max(begin + length for begin, length in spans) - start
     matrices = tuple(
         torch.nn.functional.pad(
-            downsampling_matrix(own_axis, first, number, gain), (begin - start, start + count - begin - length)
+            downsampling_matrix(own_axis, first, number, mtf_gain), (begin - start, start + count - begin - length)
         )
-        for (own_axis, gain), (begin, length) in zip(shifted, spans)
+        for (own_axis, mtf_gain), (begin, length) in zip(shifted, spans)
     )
     return start, count, matrices
 
 
-def oversampled_matrix(axis: Axis, first: float, number: int, steps: int, gain: float) -> tuple[int, torch.Tensor]:
+def oversampled_matrix(axis: Axis, first: float, number: int, steps: int, mtf_gain: float) -> tuple[int, torch.Tensor]:
     """MTF filter and decimation to a lattice denser than MS.
 
     Args:
         axis: the axis of MS.
         first: the first position, a fractional multispectral index.
         number, steps: number of positions, in total and per multispectral sample.
-        gain: MTF gain.
+        mtf_gain: at the multispectral Nyquist frequency, 0 to 1.
 
     Returns:
         The first output pixel needed, and the matrix (number, output pixels), float32.
     """
-    reach = mtf_reach(gain, axis.ratio) + 1
+    reach = mtf_reach(mtf_gain, axis.ratio) + 1
     begin, end = (round(axis.to_output(index), _PHASE_DIGITS) for index in (first, first + (number - 1) / steps))
     start = math.floor(begin) - reach
     count = math.ceil(end) + reach + 1 - start
-    return start, _mtf_decimation(axis.ratio, round(begin - start, _PHASE_DIGITS), number, count, gain, steps)
+    return start, _mtf_decimation(axis.ratio, round(begin - start, _PHASE_DIGITS), number, count, mtf_gain, steps)
 
 
 # Cached by the phase of the first sample: blocks of a grid with an integer ratio share one matrix.
@@ -221,9 +221,11 @@ def _cubic_matrix(ratio: float, phase: float, count: int, number: int) -> torch.
 
 
 @functools.lru_cache(maxsize=256)
-def _mtf_decimation(ratio: float, phase: float, number: int, count: int, gain: float, steps: int = 1) -> torch.Tensor:
+def _mtf_decimation(
+    ratio: float, phase: float, number: int, count: int, mtf_gain: float, steps: int = 1
+) -> torch.Tensor:
     centres = phase + np.arange(number) * (ratio / steps)
-    return torch.from_numpy(_mtf_weights(np.arange(count) - centres[:, None], gain, ratio).astype(np.float32))
+    return torch.from_numpy(_mtf_weights(np.arange(count) - centres[:, None], mtf_gain, ratio).astype(np.float32))
 
 
 def gather(planes: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

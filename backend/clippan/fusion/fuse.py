@@ -13,7 +13,7 @@ from clippan.core.context import Context
 from clippan.core.device import gpu_memory_error
 from clippan.core.messages import Message
 from clippan.fusion import filters
-from clippan.fusion.filters import BandResponse
+from clippan.fusion.filters import BandMtf
 from clippan.fusion.methods import FusionMethod
 from clippan.fusion.statistics import SceneStatistics
 from clippan.raster.grid import Axis
@@ -42,7 +42,7 @@ class TileFuser:
     Attributes:
         pair: the pair.
         fusion: the fitted method.
-        lows: responses with which PAN is filtered for the method; empty if it needs none.
+        low_pass_mtfs: MTFs that PAN is filtered with for the method; empty if it needs none.
         statistics: statistics of the scene.
         device: where to compute.
         nodata: value of invalid output pixels, None if all are valid.
@@ -51,7 +51,7 @@ class TileFuser:
 
     pair: Pair
     fusion: FusionMethod
-    lows: Sequence[BandResponse]
+    low_pass_mtfs: Sequence[BandMtf]
     statistics: SceneStatistics
     device: torch.device
     nodata: Optional[float]
@@ -62,9 +62,9 @@ class TileFuser:
         self.block = _CPU_BLOCK if not self._margin else _NETWORK_BLOCK
         if self.device.type != "cpu":
             self.block = next((b for b in _GPU_BLOCKS if b <= max_tile_size(self.pair)), BLOCK)
-        self._low, self._high = _limits(self.pair.ms)
-        self._default_ms = self.statistics.mean[self.statistics.ms].float().to(self.device)
-        self._default_pan = float(self.statistics.mean[self.statistics.pan])
+        self._min_value, self._max_value = _integer_range(self.pair.ms)
+        self._default_ms = self.statistics.mean[self.statistics.ms_indices].float().to(self.device)
+        self._default_pan = float(self.statistics.mean[self.statistics.pan_index])
 
     def fuse(self, window: Window, context: Context) -> np.ndarray:
         """The fused pixels (bands, height, width) of a window, in the data type of the file.
@@ -87,22 +87,25 @@ class TileFuser:
             context.log(Message("The GPU ran out of memory; the block size is now {pixels} pixels.", pixels=self.block))
 
     def _fuse_blocks(self, window: Window, block: int, context: Context) -> np.ndarray:
-        starts_x = _lattice(window.x, window.width, block)
-        starts_y = _lattice(window.y, window.height, block)
-        lows_x, lows_y = [(low.gain, low.x) for low in self.lows], [(low.gain, low.y) for low in self.lows]
+        starts_x = _block_starts(window.x, window.width, block)
+        starts_y = _block_starts(window.y, window.height, block)
+        lows_x, lows_y = (
+            [(low.gain, low.x) for low in self.low_pass_mtfs],
+            [(low.gain, low.y) for low in self.low_pass_mtfs],
+        )
         shifts_x, shifts_y = [x for x, _ in self.pair.offsets], [y for _, y in self.pair.offsets]
         margin, wide = self._margin, block + 2 * self._margin
         xs = [_BlockAxis.of(self.pair.x, start - margin, wide, shifts_x, lows_x) for start in starts_x]
         ys = [_BlockAxis.of(self.pair.y, start - margin, wide, shifts_y, lows_y) for start in starts_y]
-        ms_window = _span([(a.ms.first, a.ms.number) for a in xs], [(a.ms.first, a.ms.number) for a in ys])
-        pan_window = _span([(a.pan, a.pan_count) for a in xs], [(a.pan, a.pan_count) for a in ys])
+        ms_window = _bounding_window([(a.ms.first, a.ms.number) for a in xs], [(a.ms.first, a.ms.number) for a in ys])
+        pan_window = _bounding_window([(a.pan, a.pan_count) for a in xs], [(a.pan, a.pan_count) for a in ys])
         ms, ms_valid = self.pair.read_ms(ms_window)
         pan, pan_valid = self.pair.read_pan(pan_window)
         out = np.empty((len(ms), window.height, window.width), self.pair.ms.dtype)
         for y in ys:
             for x in xs:
                 context.raise_if_cancelled()
-                values, invalid = self._compute(
+                values, invalid = self._fuse_block(
                     x,
                     y,
                     *(
@@ -114,10 +117,10 @@ class TileFuser:
                         for array in (pan, pan_valid)
                     ),
                 )
-                self._store(values, invalid, x.start + margin, y.start + margin, window, out)
+                self._copy_into_tile(values, invalid, x.start + margin, y.start + margin, window, out)
         return out
 
-    def _compute(
+    def _fuse_block(
         self,
         x: _BlockAxis,
         y: _BlockAxis,
@@ -133,25 +136,27 @@ class TileFuser:
         wide, wide_valid = self._to_device(pan, pan_valid)
         interpolated = filters.apply_separable(y.ms.matrix.to(self.device), coarse, x.ms.matrix.to(self.device))
         low = None
-        if self.lows:
-            low = torch.stack([self._low_pass(x, y, index, wide, wide_valid) for index in range(len(self.lows))])
+        if self.low_pass_mtfs:
+            low = torch.stack(
+                [self._low_pass(x, y, index, wide, wide_valid) for index in range(len(self.low_pass_mtfs))]
+            )
         dy, dx = y.start - y.pan, x.start - x.pan
         sharp = wide[dy : dy + y.count, dx : dx + x.count]
         sharp_valid = None if wide_valid is None else wide_valid[dy : dy + y.count, dx : dx + x.count]
         if sharp_valid is not None and low is not None and self._margin:
             sharp = torch.where(sharp_valid, sharp, low[0])  # no detail instead of an edge that affects neighbours
         fused = self.fusion(interpolated, sharp, low)
-        if self._low is not None:
-            fused = fused.round_().clamp_(self._low, self._high)
+        if self._min_value is not None:
+            fused = fused.round_().clamp_(self._min_value, self._max_value)
         invalid = None
         if coarse_valid is not None:
             invalid = ~filters.gather(coarse_valid, y.ms.nearest.to(self.device), x.ms.nearest.to(self.device))
         if sharp_valid is not None:
             invalid = ~sharp_valid if invalid is None else invalid | ~sharp_valid
-        holes = None if invalid is None else self._core(invalid.expand_as(fused)).cpu().numpy()
-        return self._core(fused).cpu().numpy(), holes
+        holes = None if invalid is None else self._without_margin(invalid.expand_as(fused)).cpu().numpy()
+        return self._without_margin(fused).cpu().numpy(), holes
 
-    def _core(self, values: torch.Tensor) -> torch.Tensor:
+    def _without_margin(self, values: torch.Tensor) -> torch.Tensor:
         """A block without its margin."""
         margin = self._margin
         return values[:, margin:-margin, margin:-margin] if margin else values
@@ -168,14 +173,16 @@ class TileFuser:
     def _low_pass(
         self, x: _BlockAxis, y: _BlockAxis, index: int, pan: torch.Tensor, valid: Optional[torch.Tensor]
     ) -> torch.Tensor:
-        down_y, down_x = y.downs[index].to(self.device), x.downs[index].to(self.device)
+        down_y, down_x = y.low_pass_filters[index].to(self.device), x.low_pass_filters[index].to(self.device)
         coarse = filters.apply_separable(down_y, pan, down_x)
         if valid is not None:
             weight = filters.apply_separable(down_y, valid.float(), down_x)
             coarse = torch.where(weight > 1e-3, coarse / weight.clamp(min=1e-3), self._default_pan)
-        return filters.apply_separable(y.ups[index].to(self.device), coarse, x.ups[index].to(self.device))
+        return filters.apply_separable(
+            y.low_pass_upsampling[index].to(self.device), coarse, x.low_pass_upsampling[index].to(self.device)
+        )
 
-    def _store(
+    def _copy_into_tile(
         self,
         values: np.ndarray,
         invalid: Optional[np.ndarray],
@@ -208,7 +215,7 @@ class _BlockAxis:
         start, count: output pixels.
         ms: interpolation of the bands.
         pan, pan_count: first and number of the PAN pixels needed.
-        downs, ups: for each low pass of PAN, its filter and the interpolation of its samples.
+        low_pass_filters, low_pass_upsampling: filter of each low pass of PAN, and interpolation of its samples.
     """
 
     start: int
@@ -216,8 +223,8 @@ class _BlockAxis:
     ms: filters.Upsampling
     pan: int
     pan_count: int
-    downs: tuple[torch.Tensor, ...]
-    ups: tuple[torch.Tensor, ...]
+    low_pass_filters: tuple[torch.Tensor, ...]
+    low_pass_upsampling: tuple[torch.Tensor, ...]
 
     @classmethod
     def of(
@@ -233,20 +240,22 @@ class _BlockAxis:
         """
         ms = filters.Upsampling.of(axis, start, count, shifts)
         pan, pan_count = start, count
-        downs: tuple[torch.Tensor, ...] = ()
+        low_pass_filters: tuple[torch.Tensor, ...] = ()
         if lows:
             gains, low_shifts = zip(*lows)
-            pan, pan_count, downs = filters.downsampling_matrices(axis, ms.first, ms.number, gains, low_shifts)
+            pan, pan_count, low_pass_filters = filters.downsampling_matrices(
+                axis, ms.first, ms.number, gains, low_shifts
+            )
         largest = filters.largest_shift(shifts)
-        ups = tuple(filters.upsampling_matrix(axis, start, count, shift, largest) for _, shift in lows)
-        return cls(start, count, ms, pan, pan_count, downs, ups)
+        low_pass_upsampling = tuple(filters.upsampling_matrix(axis, start, count, shift, largest) for _, shift in lows)
+        return cls(start, count, ms, pan, pan_count, low_pass_filters, low_pass_upsampling)
 
 
-def _lattice(start: int, length: int, block: int) -> list[int]:
+def _block_starts(start: int, length: int, block: int) -> list[int]:
     return list(range(start // block * block, start + length, block))
 
 
-def _span(xs: Sequence[tuple[int, int]], ys: Sequence[tuple[int, int]]) -> Window:
+def _bounding_window(xs: Sequence[tuple[int, int]], ys: Sequence[tuple[int, int]]) -> Window:
     left, top = min(start for start, _ in xs), min(start for start, _ in ys)
     right, bottom = max(start + count for start, count in xs), max(start + count for start, count in ys)
     return Window(left, top, right - left, bottom - top)
@@ -256,7 +265,7 @@ def _cut(array: Any, x: int, y: int, width: int, height: int) -> Any:
     return None if array is None else array[..., y : y + height, x : x + width]
 
 
-def _limits(source: Source) -> tuple[Optional[float], Optional[float]]:
+def _integer_range(source: Source) -> tuple[Optional[float], Optional[float]]:
     """Smallest and largest float32 value of the file's integer type; None for floating point."""
     if not np.issubdtype(source.dtype, np.integer):
         return None, None

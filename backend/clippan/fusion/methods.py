@@ -2,7 +2,7 @@
 
 Each method is fitted to the statistics of the whole scene once, and then called with blocks: the interpolated MS
 ``ms`` (bands, height, width), PAN ``pan`` (height, width) and, if the method needs it, ``low``, PAN filtered with each
-distinct response of the MS bands and interpolated back (responses, height, width). All are float32 in the units of the
+distinct MTF of the MS bands and interpolated back (MTFs, height, width). All are float32 in the units of the
 files. A method keeps no state between blocks.
 """
 
@@ -40,13 +40,13 @@ class Brovey:
 
     def __init__(self, statistics: SceneStatistics, haze: bool) -> None:
         weights = _nonnegative_weights(statistics)
-        bands = statistics.mean[statistics.ms]
+        bands = statistics.mean[statistics.ms_indices]
         # Data with negative values, such as scaled integers, is modulated above its dark level.
         dark = statistics.dark if haze else statistics.dark.clamp(max=0)
         self._weights = weights.float().view(1, -1)
         self._dark = dark.float().view(-1, 1, 1)
         self._dark_intensity = float(weights @ dark)
-        self._dark_pan = float(statistics.mean[statistics.pan] - weights @ (bands - dark))
+        self._dark_pan = float(statistics.mean[statistics.pan_index] - weights @ (bands - dark))
         self._floor = max(_FLOOR * float(weights @ (bands - dark)), TINY)
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
@@ -61,12 +61,12 @@ class GSA:
     g = cov(MS, I) / var(I)."""
 
     def __init__(self, statistics: SceneStatistics) -> None:
-        bands = statistics.ms
-        weights = statistics.regress(statistics.pan, bands)
+        bands = statistics.ms_indices
+        weights = statistics.regress(statistics.pan_index, bands)
         covariance = statistics.covariance[bands][:, bands]
         gains = covariance @ weights / (weights @ covariance @ weights).clamp(min=TINY)
         self._weights = weights.float().view(1, -1)
-        self._offset = float(statistics.mean[statistics.pan] - weights @ statistics.mean[bands])
+        self._offset = float(statistics.mean[statistics.pan_index] - weights @ statistics.mean[bands])
         self._gains = gains.float().view(-1, 1, 1)
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
@@ -79,13 +79,15 @@ class BDSD:
     linear combination of all bands and PAN that restores it best one scale further down."""
 
     def __init__(self, statistics: SceneStatistics) -> None:
-        inputs = [*statistics.ms_filtered, statistics.pan]
+        inputs = [*statistics.filtered_ms_indices, statistics.pan_index]
         rows, offsets = [], []
-        for band in statistics.ms:
-            smooth = statistics.ms_filtered[band]
+        for band in statistics.ms_indices:
+            smooth = statistics.filtered_ms_indices[band]
             gains = statistics.regress(band, inputs) - statistics.regress(smooth, inputs)
             rows.append(gains)
-            offsets.append(gains[:-1] @ statistics.mean[statistics.ms] + gains[-1] * statistics.mean[statistics.pan])
+            offsets.append(
+                gains[:-1] @ statistics.mean[statistics.ms_indices] + gains[-1] * statistics.mean[statistics.pan_index]
+            )
         coefficients = torch.stack(rows).float()
         self._bands = coefficients[:, :-1]
         self._pan = coefficients[:, -1].reshape(-1, 1, 1)
@@ -106,18 +108,18 @@ class MtfGlp:
     """
 
     def __init__(
-        self, statistics: SceneStatistics, response_of: Sequence[int], modulation: bool, regression: bool
+        self, statistics: SceneStatistics, mtf_of_band: Sequence[int], modulation: bool, regression: bool
     ) -> None:
-        low = [statistics.low(index) for index in response_of]
-        bands = statistics.ms
+        low = [statistics.low_pan_index(index) for index in mtf_of_band]
+        bands = statistics.ms_indices
         variance = statistics.covariance[low, low].clamp(min=TINY)
         if regression:
             gains = statistics.covariance[bands, low] / variance
         else:
             gains = (statistics.covariance[bands, bands] / variance).sqrt()
         self._modulation = modulation
-        self._response_of = list(response_of)
-        self._single = len(set(response_of)) == 1
+        self._mtf_of_band = list(mtf_of_band)
+        self._single = len(set(mtf_of_band)) == 1
         self._gains = gains.float().view(-1, 1, 1)
         # Data with negative values, such as scaled integers, is modulated above its dark level.
         base = statistics.dark.clamp(max=0)
@@ -131,7 +133,7 @@ class MtfGlp:
         device = ms.device
         gains = self._gains.to(device)
         if not self._single:
-            low = low[self._response_of]
+            low = low[self._mtf_of_band]
         if not self._modulation:
             return ((pan - low) * gains).add_(ms)
         offset, above, base = self._offset.to(device), self._above.to(device), self._base.to(device)
@@ -164,13 +166,13 @@ def needs_low_pass(method: Method) -> bool:
     return method in (Method.CLIPPAN, Method.MTF_GLP_CBD, Method.MTF_GLP_HPM, Method.MTF_GLP_HPM_R)
 
 
-def fit_method(method: Method, statistics: SceneStatistics, response_of: Sequence[int]) -> FusionMethod:
+def fit_method(method: Method, statistics: SceneStatistics, mtf_of_band: Sequence[int]) -> FusionMethod:
     """A classical method, fitted to a scene.
 
     Args:
         method: the method.
         statistics: statistics of the whole scene, with filtered MS bands for BDSD.
-        response_of: index of each band's response among the distinct ones.
+        mtf_of_band: index of each band's MTF among the distinct ones.
     """
     if method is Method.CUBIC:
         return Cubic()
@@ -181,7 +183,7 @@ def fit_method(method: Method, statistics: SceneStatistics, response_of: Sequenc
     if method is Method.BDSD:
         return BDSD(statistics)
     modulation = method is not Method.MTF_GLP_CBD
-    return MtfGlp(statistics, response_of, modulation, regression=method is not Method.MTF_GLP_HPM)
+    return MtfGlp(statistics, mtf_of_band, modulation, regression=method is not Method.MTF_GLP_HPM)
 
 
 def _weighted_sum(weights: torch.Tensor, ms: torch.Tensor) -> torch.Tensor:
@@ -194,12 +196,12 @@ def _nonnegative_weights(statistics: SceneStatistics) -> torch.Tensor:
 
     Bands with a negative weight are removed from the active set, the most negative first.
     """
-    active = statistics.ms
-    weights = torch.zeros(statistics.bands, dtype=statistics.mean.dtype)
+    active = statistics.ms_indices
+    weights = torch.zeros(statistics.band_count, dtype=statistics.mean.dtype)
     while active:
-        fitted = statistics.regress(statistics.pan, active)
+        fitted = statistics.regress(statistics.pan_index, active)
         if bool((fitted > 0).all()):
             weights[active] = fitted
             return weights
         active = [band for band, weight in zip(active, fitted) if weight > fitted.min()]
-    return torch.full_like(weights, 1 / statistics.bands)
+    return torch.full_like(weights, 1 / statistics.band_count)

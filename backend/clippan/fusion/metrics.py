@@ -45,7 +45,7 @@ def _blocks(image: Tensor, valid: Optional[Tensor], size: int) -> Tensor:
     return blocks.float()
 
 
-def _moments(blocks: Tensor) -> tuple[Tensor, Tensor]:
+def _means_and_deviations(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of each band (blocks, bands), in float64, and the deviations from it, in float32."""
     # Two steps: first near the mean, so that float32 is exact enough for values far from zero.
     rough = blocks.mean(dim=2, keepdim=True)
@@ -80,7 +80,7 @@ class BlockUQI:
         blocks = _blocks(image, valid, self._size)
         if not len(blocks):
             return
-        means, deviations = _moments(blocks)
+        means, deviations = _means_and_deviations(blocks)
         covariance = (deviations @ deviations.transpose(1, 2)).double() / self._size**2
         variance = covariance.diagonal(dim1=1, dim2=2)
         square = means**2
@@ -154,7 +154,7 @@ class Q2n:
         both = _blocks(torch.cat([reference, image]), valid, self._size)
         if not len(both):
             return
-        means, deviations = _moments(both)
+        means, deviations = _means_and_deviations(both)
         if self._normalise:
             scale = _scale(means, deviations, bands)
             means = (means - means[:, :bands].repeat(1, 2)) / scale + 1
@@ -274,7 +274,7 @@ class WindowMetric:
 
     MARGIN = 0
 
-    def _prepare(self, image: Tensor, valid: Optional[Tensor]) -> Tensor:
+    def _zero_invalid(self, image: Tensor, valid: Optional[Tensor]) -> Tensor:
         # Invalid values may be NaN, which would spread; their windows are dropped afterwards.
         image = image.float()
         return image if valid is None else torch.where(valid, image, torch.zeros_like(image))
@@ -304,8 +304,8 @@ class DetailCorrelation(WindowMetric):
     def add(self, image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> None:
         """Adds a tile with its margin; ``reference`` has as many bands, or one for all."""
         whole = self._whole(valid)
-        one = _pixels(laplacian(self._prepare(image, valid)), whole).double()
-        other = _pixels(laplacian(self._prepare(reference, valid)), whole).double().expand_as(one)
+        one = _pixels(laplacian(self._zero_invalid(image, valid)), whole).double()
+        other = _pixels(laplacian(self._zero_invalid(reference, valid)), whole).double().expand_as(one)
         sums = [one, other, one * one, other * other, one * other]
         self._sums = self._sums + torch.stack([values.sum(dim=1) for values in sums]).cpu()
         self._count += one.shape[1]
@@ -360,7 +360,7 @@ class SSIM(WindowMetric):
     def add(self, image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> None:
         """Adds a tile with its margin."""
         whole = self._whole(valid)
-        one, other = self._prepare(image, valid) / self._span, self._prepare(reference, valid) / self._span
+        one, other = self._zero_invalid(image, valid) / self._span, self._zero_invalid(reference, valid) / self._span
         maps = torch.stack([one, other, one * one, other * other, one * other])
         x, y, xx, yy, xy = correlate(correlate(maps, GAUSSIAN, -1), GAUSSIAN, -2)
         c1, c2 = 0.01**2, 0.03**2

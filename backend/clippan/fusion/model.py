@@ -28,17 +28,17 @@ class FusionModel:
 
     Attributes:
         network: in eval mode.
-        name: its architecture, a key of ``networks.NETWORKS``; ``options`` are those of the architecture.
+        architecture: a key of ``networks.NETWORKS``; ``options`` are those of the architecture.
         bands: the number of bands it is for, 0 for any.
-        about: further metadata: how it was trained, when, for which sensor or scene.
+        provenance: its title, and how it was trained, when, for which sensor or scene.
         sha256, path: of the file; empty for a model that was not saved.
     """
 
     network: nn.Module
-    name: str
+    architecture: str
     options: Mapping[str, int] = field(default_factory=dict)
     bands: int = 0
-    about: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
     sha256: str = ""
     path: str = ""
 
@@ -46,7 +46,7 @@ class FusionModel:
     def title(self) -> str:
         """Title and origin of the model, for logs and tags."""
         where = "shipped with CLIPPan" if Path(self.path) == shipped() else self.path
-        return f"{self.about.get('title') or self.name} ({where})"
+        return f"{self.provenance.get('title') or self.architecture} ({where})"
 
     def save(self, path: Path) -> None:
         """Writes the weights as float16.
@@ -56,10 +56,10 @@ class FusionModel:
         """
         header = {
             "kind": _KIND,
-            "network": self.name,
+            "network": self.architecture,
             "options": json.dumps(dict(self.options)),
             "bands": str(self.bands),
-            "about": json.dumps(dict(self.about), ensure_ascii=False),
+            "about": json.dumps(dict(self.provenance), ensure_ascii=False),
         }
         weights = {name: value.detach().cpu().half().contiguous() for name, value in self.network.state_dict().items()}
         write(path, "fusion model", weights, header)

@@ -19,7 +19,7 @@ _MAX_CORRECTION = 3.0
 # Correlations with PAN between which the weight of a network's correction rises from 0 to 1: of the best band of the
 # scene, and of each band.
 _SCENE_RANGE, _BAND_RANGE = (0.1, 0.3), (-0.9, -0.6)
-_LEAST_STD = 1e-6  # relative to the mean; less is rounding of float32
+_MIN_STD = 1e-6  # relative to the mean; less is rounding of float32
 
 
 class NetworkFusion:
@@ -30,7 +30,7 @@ class NetworkFusion:
 
     Args:
         statistics: statistics of the whole scene.
-        response_of: index of each band's response among the distinct ones.
+        mtf_of_band: index of each band's MTF among the distinct ones.
         model: the network.
         device: where to compute.
 
@@ -40,22 +40,22 @@ class NetworkFusion:
     """
 
     def __init__(
-        self, statistics: SceneStatistics, response_of: Sequence[int], model: FusionModel, device: torch.device
+        self, statistics: SceneStatistics, mtf_of_band: Sequence[int], model: FusionModel, device: torch.device
     ) -> None:
         self._network = model.network
         self.bfloat16 = (
             device.type == "cpu" and getattr(model.network, "tolerates_bfloat16", False) and supports_bfloat16()
         )
         self.margin = int(getattr(model.network, "margin", _MARGIN))
-        self._classical = MtfGlp(statistics, response_of, modulation=True, regression=True)
-        self._response_of = list(response_of)
-        bands, pan = statistics.ms, statistics.low(0)
-        variance = torch.maximum(statistics.covariance.diagonal(), (_LEAST_STD * statistics.mean).square()).clamp(
+        self._classical = MtfGlp(statistics, mtf_of_band, modulation=True, regression=True)
+        self._mtf_of_band = list(mtf_of_band)
+        bands, pan = statistics.ms_indices, statistics.low_pan_index(0)
+        variance = torch.maximum(statistics.covariance.diagonal(), (_MIN_STD * statistics.mean).square()).clamp(
             min=TINY
         )
         self._mean = statistics.mean[bands].float().view(-1, 1, 1)
         self._std = variance[bands].sqrt().float().view(-1, 1, 1)
-        self._trust = network_trust(statistics, response_of)
+        self._trust = network_trust(statistics, mtf_of_band)
         self._pan_mean, self._pan_std = float(statistics.mean[pan]), float(variance[pan].sqrt())
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
@@ -63,7 +63,7 @@ class NetworkFusion:
         mean, std = self._mean.to(ms.device), self._std.to(ms.device)
         classical = self._classical(ms, pan, low).sub_(mean).div_(std)
         if len(low) > 1:
-            low = low[self._response_of]
+            low = low[self._mtf_of_band]
         up = (ms - mean).div_(std)
         standardised_pan = (pan - self._pan_mean).div_(self._pan_std)[None]
         low = (low - self._pan_mean).div_(self._pan_std)
@@ -90,14 +90,14 @@ def limit_correction(
     return correction.add_(classical)
 
 
-def network_trust(statistics: SceneStatistics, response_of: Sequence[int]) -> Optional[torch.Tensor]:
+def network_trust(statistics: SceneStatistics, mtf_of_band: Sequence[int]) -> Optional[torch.Tensor]:
     """Weight of a network's correction for each band (bands, 1, 1), 0 to 1; None if all are 1.
 
     Networks have learned that bands look like PAN. Where none does, as PAN is noise (over water) or shows another
     area, they would add details that the bands do not have, and the classical result is better.
     """
-    bands, variance = statistics.ms, statistics.covariance.diagonal().clamp(min=TINY)
-    lows = [statistics.low(index) for index in response_of]
+    bands, variance = statistics.ms_indices, statistics.covariance.diagonal().clamp(min=TINY)
+    lows = [statistics.low_pan_index(index) for index in mtf_of_band]
     correlation = statistics.covariance[bands, lows] / (variance[bands] * variance[lows]).sqrt()
     weight = (_ramp(correlation.max(), *_SCENE_RANGE) * _ramp(correlation, *_BAND_RANGE)).float()
     return None if bool((weight == 1).all()) else weight.view(-1, 1, 1)

@@ -31,7 +31,7 @@ from clippan.raster.pair import Pair
 from clippan.raster.tiles import Window
 
 _WINDOW = 64  # multispectral samples, edge of a window
-_SMALLEST = 16  # the same for a small scene
+_MIN_WINDOW = 16  # the same for a small scene
 _WINDOWS = 64
 _GROUPS = 4  # of windows by brightness, which have to agree
 _STEPS = 3  # shifts tried per multispectral pixel; the maximum is interpolated between them
@@ -39,17 +39,17 @@ _REACH = 10  # such steps to each side
 _BLUR_SIGMA = 1.5  # multispectral samples, of the low pass that is subtracted
 _BLUR_REACH = 4  # multispectral samples
 _MAX_SQUARED = 1 - 1e-4  # squared correlation, which limits the weight of a window
-_LEAST_WEIGHT = 0.9  # of valid PAN pixels under the filter
+_MIN_WEIGHT = 0.9  # of valid PAN pixels under the filter
 _SAMPLES = 64  # least number in a window
 _ROUNDING = 1e-6  # contrast relative to the mean that is only float32 rounding
 
-_LEAST_SHIFT = 0.1  # PAN pixels
-_LEAST_BAND_SHIFT = 0.25  # PAN pixels, of a single band against the others
-_LEAST_GAIN = 0.002  # of the correlation
+_MIN_SHIFT = 0.1  # PAN pixels
+_MIN_BAND_SHIFT = 0.25  # PAN pixels, of a single band against the others
+_MIN_GAIN = 0.002  # of the correlation
 _STANDARD_ERRORS = 3.0  # that a shift has to exceed
 _SPREAD = (0.1, 0.75)  # multispectral pixels by which a group may differ: half the shift, within these limits
 _DECIMALS = 2  # of a shift
-_LEAST_CORRELATION = 0.5  # of a band with PAN, for a shift of its own
+_MIN_CORRELATION = 0.5  # of a band with PAN, for a shift of its own
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class Shifts:
     Attributes:
         x, y: shift of MS as a whole.
         bands: shift (x, y) of each band if some bands differ, else empty.
-        before, after: mean correlation with PAN over windows and bands; NaN if unknown.
+        correlation_before, correlation_after: mean correlation with PAN over windows and bands; NaN if unknown.
         reason: a sentence for the log.
     """
 
     x: float = 0.0
     y: float = 0.0
     bands: tuple[tuple[float, float], ...] = ()
-    before: float = math.nan
-    after: float = math.nan
+    correlation_before: float = math.nan
+    correlation_after: float = math.nan
     reason: str = ""
 
     def apply(self, pair: Pair) -> Pair:
@@ -100,30 +100,30 @@ class Shifts:
 
 
 def register(
-    pair: Pair, choice: Registration, gains: Sequence[float], threads: int, context: Context
+    pair: Pair, choice: Registration, mtf_gains: Sequence[float], threads: int, context: Context
 ) -> tuple[Pair, Shifts]:
     """Estimates the shifts of a pair and applies them, with a line in the log.
 
     Args:
         pair: the pair, aligned by its georeferences.
         choice: whether to register, and whether single bands as well.
-        gains: MTF gain of each band.
+        mtf_gains: MTF gain of each band.
         threads: number of CPU threads.
         context: receives progress and the log line.
     """
     if choice is Registration.OFF:
         return pair, Shifts()
-    shifts = estimate(pair, gains, threads, context, choice is Registration.AUTO)
+    shifts = estimate(pair, mtf_gains, threads, context, choice is Registration.AUTO)
     context.log(Message("Registration: {result}", result=shifts.reason))
     return shifts.apply(pair), shifts
 
 
-def estimate(pair: Pair, gains: Sequence[float], threads: int, context: Context, per_band: bool = True) -> Shifts:
+def estimate(pair: Pair, mtf_gains: Sequence[float], threads: int, context: Context, per_band: bool = True) -> Shifts:
     """Estimates the shifts between MS and PAN.
 
     Args:
         pair: the pair, aligned by its georeferences.
-        gains: MTF gain of each band.
+        mtf_gains: MTF gain of each band.
         threads: number of CPU threads.
         context: receives progress.
         per_band: whether bands may have a shift of their own.
@@ -131,7 +131,7 @@ def estimate(pair: Pair, gains: Sequence[float], threads: int, context: Context,
     Returns:
         The shifts; zero, with the reason, if none is distinct or parts of the scene contradict each other.
     """
-    correlations = _correlate_windows(_WindowCorrelator(pair, sum(gains) / len(gains)), threads, context)
+    correlations = _correlate_windows(_WindowCorrelator(pair, sum(mtf_gains) / len(mtf_gains)), threads, context)
     if correlations is None or len(correlations.counts) < _GROUPS:
         return Shifts(
             reason=Message("MS was not shifted, as too few pixels are valid in both rasters to compare them.")
@@ -144,12 +144,12 @@ def estimate(pair: Pair, gains: Sequence[float], threads: int, context: Context,
     before = correlations.mean(all_bands, (0.0, 0.0))
     if whole is None:
         reason = Message("MS was not shifted, as no shift is distinctly better for the whole scene.")
-        return Shifts(before=before, after=before, reason=reason)
-    common = whole.shift if whole.is_significant(_LEAST_SHIFT) else (0.0, 0.0)
+        return Shifts(correlation_before=before, correlation_after=before, reason=reason)
+    common = whole.shift if whole.is_significant(_MIN_SHIFT) else (0.0, 0.0)
     bands = [common] * len(all_bands)
     for band in all_bands if per_band else ():
         found = _locate(correlations, [band], pair, common)
-        if found is not None and found.is_significant(_LEAST_BAND_SHIFT) and found.after >= _LEAST_CORRELATION:
+        if found is not None and found.is_significant(_MIN_BAND_SHIFT) and found.correlation_after >= _MIN_CORRELATION:
             bands[band] = found.shift
     information = [correlations.information([band], _in_ms(shift, pair)) for band, shift in enumerate(bands)]
     after = _correlation(sum(information) / len(information))
@@ -292,18 +292,19 @@ class _Location:
         shift: (x, y) in PAN pixels.
         distance: from the assumed shift.
         error: standard error of the distance.
-        before, after: correlation with PAN at the assumed and at the estimated shift.
+        correlation_before, correlation_after: correlation with PAN at the assumed and at the estimated shift.
     """
 
     shift: tuple[float, float]
     distance: float
     error: float
-    before: float
-    after: float
+    correlation_before: float
+    correlation_after: float
 
-    def is_significant(self, least: float) -> bool:
-        """Whether the distance is at least ``least``, beyond its error, and raises the correlation."""
-        return self.distance >= max(least, _STANDARD_ERRORS * self.error) and self.after >= self.before + _LEAST_GAIN
+    def is_significant(self, min_distance: float) -> bool:
+        """Whether the distance is at least ``min_distance``, beyond its error, and raises the correlation."""
+        is_distinct = self.distance >= max(min_distance, _STANDARD_ERRORS * self.error)
+        return is_distinct and self.correlation_after >= self.correlation_before + _MIN_GAIN
 
 
 def _locate(
@@ -354,15 +355,15 @@ def _correlate_windows(correlator: _WindowCorrelator, threads: int, context: Con
 
 @dataclass(frozen=True)
 class _WindowCorrelator:
-    """Correlates windows of a pair; ``gain`` is the MTF gain assumed for all bands."""
+    """Correlates windows of a pair; ``mtf_gain`` is assumed for all bands."""
 
     pair: Pair
-    gain: float
+    mtf_gain: float
 
     def windows(self) -> list[Window]:
         """Windows of MS, smaller on a small scene."""
         size = math.isqrt(self.pair.ms.grid.width * self.pair.ms.grid.height // 16)
-        return self.pair.ms_windows(min(max(size, _SMALLEST), _WINDOW))
+        return self.pair.ms_windows(min(max(size, _MIN_WINDOW), _WINDOW))
 
     def compare(self, window: Window) -> Optional[tuple[float, int, np.ndarray]]:
         """Mean of PAN, number of samples, and correlation of each band with PAN for every shift (bands, shifts,
@@ -448,12 +449,12 @@ class _WindowCorrelator:
         return (
             mean,
             details,
-            (_shifted(weight[margin:-margin, margin:-margin], window) > _LEAST_WEIGHT).flatten(0, 1).all(dim=0),
+            (_shifted(weight[margin:-margin, margin:-margin], window) > _MIN_WEIGHT).flatten(0, 1).all(dim=0),
         )
 
     def _matrix(self, axis: Axis, first: float, samples: int, margin: float) -> tuple[int, torch.Tensor]:
         return filters.oversampled_matrix(
-            axis, first, round((samples - 1 + 2 * margin) * _STEPS) + 1, _STEPS, self.gain
+            axis, first, round((samples - 1 + 2 * margin) * _STEPS) + 1, _STEPS, self.mtf_gain
         )
 
 

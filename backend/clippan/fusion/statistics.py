@@ -19,7 +19,7 @@ from clippan.core.device import use_one_thread
 from clippan.core.errors import ClippanError
 from clippan.core.threads import in_order
 from clippan.fusion import filters
-from clippan.fusion.filters import BandResponse
+from clippan.fusion.filters import BandMtf
 from clippan.raster.pair import Pair
 from clippan.raster.tiles import Window
 
@@ -33,7 +33,7 @@ _LISTED = 5  # bands that a sentence lists
 _ENOUGH = 1000  # samples to fit a method to; with fewer, lower weights are accepted
 _SUBSAMPLE = 8  # every eighth sample is used for the percentile
 # Least weight of valid pixels under a filter, lower for scenes with many gaps.
-_LEAST_WEIGHTS = (0.999, 0.9, 0.5, 0.1)
+_MIN_WEIGHTS = (0.999, 0.9, 0.5, 0.1)
 TINY = 1e-30  # below any variance in the units of a raster; keeps divisions defined
 
 
@@ -41,50 +41,50 @@ TINY = 1e-30  # below any variance in the units of a raster; keeps divisions def
 class SceneStatistics:
     """First and second moments over jointly valid samples, float64.
 
-    The variables are, in order: the MS bands, PAN filtered with each distinct MS response, PAN filtered with its own
-    MTF and, on request, the MS bands filtered once more with their own MTF.
+    The variables are, in order: the MS bands, PAN filtered with each distinct MTF of the MS bands, PAN filtered with
+    its own MTF and, on request, the MS bands filtered once more with their own MTF.
 
     Attributes:
-        bands: number of MS bands.
-        filtered: number of distinct MS responses.
+        band_count: number of MS bands.
+        mtf_count: number of distinct MTFs of the MS bands.
         mean: (variables,).
         covariance: (variables, variables).
         dark: 0.1 % percentile of each band (bands,).
-        count: number of samples.
+        sample_count: number of samples.
         zero_share: share of samples, 0 to 1, that are 0 in all bands.
     """
 
-    bands: int
-    filtered: int
+    band_count: int
+    mtf_count: int
     mean: torch.Tensor
     covariance: torch.Tensor
     dark: torch.Tensor
-    count: int
+    sample_count: int
     zero_share: float
 
     @property
-    def ms(self) -> list[int]:
+    def ms_indices(self) -> list[int]:
         """Variables: the MS bands."""
-        return list(range(self.bands))
+        return list(range(self.band_count))
 
     @property
-    def pan(self) -> int:
+    def pan_index(self) -> int:
         """Variable: PAN filtered with its own MTF."""
-        return self.bands + self.filtered
+        return self.band_count + self.mtf_count
 
-    def low(self, index: int) -> int:
-        """Variable: PAN filtered with the MS response ``index``."""
-        return self.bands + index
+    def low_pan_index(self, index: int) -> int:
+        """Variable: PAN filtered with the MTF of this index."""
+        return self.band_count + index
 
     @property
-    def flat(self) -> bool:
+    def pan_is_constant(self) -> bool:
         """Whether PAN has the same value everywhere, up to float32 rounding."""
-        return bool(self.covariance[self.pan, self.pan] <= TINY + (1e-6 * self.mean[self.pan]) ** 2)
+        return bool(self.covariance[self.pan_index, self.pan_index] <= TINY + (1e-6 * self.mean[self.pan_index]) ** 2)
 
     @property
-    def ms_filtered(self) -> list[int]:
+    def filtered_ms_indices(self) -> list[int]:
         """Variables: the MS bands filtered once more."""
-        return [self.pan + 1 + band for band in range(self.bands)]
+        return [self.pan_index + 1 + band for band in range(self.band_count)]
 
     def regress(self, target: int, on: Sequence[int]) -> torch.Tensor:
         """Least-squares coefficients of one variable on others, with an intercept that is left out."""
@@ -98,8 +98,8 @@ class SceneStatistics:
 
 def measure_scene(
     pair: Pair,
-    responses: Sequence[BandResponse],
-    pan_gain: float,
+    mtfs: Sequence[BandMtf],
+    pan_mtf_gain: float,
     threads: int,
     context: Context,
     filter_ms: Optional[Sequence[float]] = None,
@@ -108,8 +108,8 @@ def measure_scene(
 
     Args:
         pair: the scene.
-        responses: the distinct responses of the MS bands.
-        pan_gain: MTF gain of PAN.
+        mtfs: the distinct MTFs of the MS bands.
+        pan_mtf_gain: MTF gain of PAN.
         threads: number of CPU threads.
         context: receives progress.
         filter_ms: MTF gain of each MS band, to include the bands filtered once more.
@@ -118,8 +118,8 @@ def measure_scene(
         ClippanError: no pixel is valid in PAN and all MS bands.
     """
     found: Optional[_SampleMoments] = None
-    for weight in _LEAST_WEIGHTS:
-        found = _sample_windows(_WindowSampler(pair, tuple(responses), pan_gain, filter_ms, weight), threads, context)
+    for weight in _MIN_WEIGHTS:
+        found = _sample_windows(_WindowSampler(pair, tuple(mtfs), pan_mtf_gain, filter_ms, weight), threads, context)
         if found is None or found.count >= _ENOUGH:
             break
     if found is None or not found.moments:
@@ -128,7 +128,7 @@ def measure_scene(
     mean, scatter, count = found.moments.mean, found.moments.scatter, found.count
     return SceneStatistics(
         pair.ms.count,
-        len(responses),
+        len(mtfs),
         mean,
         scatter / count,
         torch.from_numpy(np.asarray(dark, np.float64)),
@@ -216,8 +216,8 @@ def _sample_windows(sampler: _WindowSampler, threads: int, context: Context) -> 
 @dataclass(frozen=True)
 class _WindowSampler:
     pair: Pair
-    responses: tuple[BandResponse, ...]
-    pan_gain: float
+    mtfs: tuple[BandMtf, ...]
+    pan_mtf_gain: float
     filter_ms: Optional[Sequence[float]]
     least_weight: float
 
@@ -249,15 +249,15 @@ class _WindowSampler:
         return torch.from_numpy(values.astype(np.float32)), valid
 
     def _filter_pan(self, window: Window) -> Optional[tuple[np.ndarray, np.ndarray]]:
-        """PAN filtered with each response and with its own MTF (responses + 1, height, width), and where enough of it
+        """PAN filtered with each band's MTF and with its own (MTFs + 1, height, width), and where enough of it
         is valid; None if nothing is."""
-        responses = (*self.responses, BandResponse(self.pan_gain))
-        gains = [response.gain for response in responses]
+        mtfs = (*self.mtfs, BandMtf(self.pan_mtf_gain))
+        mtf_gains = [mtf.gain for mtf in mtfs]
         x, width, columns = filters.downsampling_matrices(
-            self.pair.x, window.x, window.width, gains, [response.x for response in responses]
+            self.pair.x, window.x, window.width, mtf_gains, [mtf.x for mtf in mtfs]
         )
         y, height, rows = filters.downsampling_matrices(
-            self.pair.y, window.y, window.height, gains, [response.y for response in responses]
+            self.pair.y, window.y, window.height, mtf_gains, [mtf.y for mtf in mtfs]
         )
         values, valid = self.pair.read_pan(Window(x, y, width, height))
         pan = torch.from_numpy(values.astype(np.float32))

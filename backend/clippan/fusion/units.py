@@ -12,9 +12,9 @@ import torch
 from clippan.core.messages import Message
 from clippan.raster.source import BandInfo
 
-_LEAST_CORRELATION = 0.5  # of bands that show the same area
+_MIN_CORRELATION = 0.5  # of bands that show the same area
 _FACTOR = 1.8  # from which the unit differs: no pansharpening changes values so much
-_LEAST_OFFSET = 0.1  # relative to the values
+_MIN_OFFSET = 0.1  # relative to the values
 _OFFSET_SPREAD = 0.1  # greatest relative difference between the offsets of bands of one unit
 _FACTOR_TOLERANCE = 0.25  # of a factor, which the contrast of details affects as well
 _DECLARED_TOLERANCE = 0.1  # relative, of a scale and offset that a file declares
@@ -91,7 +91,7 @@ class UnitComparison:
         variance, other_variance = square - mean**2, other_square - other**2
         covariance = product - mean * other
         usable = (variance > 1e-9 * mean**2) & (other_variance > 1e-9 * other**2)
-        usable &= covariance > _LEAST_CORRELATION * np.sqrt(np.where(usable, variance * other_variance, 1))
+        usable &= covariance > _MIN_CORRELATION * np.sqrt(np.where(usable, variance * other_variance, 1))
         if not usable.any():
             return None
         mean, other = mean[usable], other[usable]
@@ -111,7 +111,7 @@ class UnitComparison:
             and np.ptp(offsets) < _OFFSET_SPREAD * abs(offset)
             and np.abs(factors - 1).max() < _FACTOR_TOLERANCE
         )
-        return (1.0, offset, size) if is_unit and abs(offset) > _LEAST_OFFSET * size else None
+        return (1.0, offset, size) if is_unit and abs(offset) > _MIN_OFFSET * size else None
 
 
 def _declares(bands: Sequence[BandInfo], factor: float, offset: float, size: float) -> bool:

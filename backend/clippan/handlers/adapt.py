@@ -43,14 +43,14 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
     adaptation = Adaptation(start, scene, supervisor, request, device, clock, context.subrange(25, 98))
     network, before, after = adaptation.run()
     about = {
-        "title": f"{start.about.get('title') or start.name}, adapted to {Path(request.pan).name}",
+        "title": f"{start.provenance.get('title') or start.architecture}, adapted to {Path(request.pan).name}",
         "adapted": datetime.date.today().isoformat(),
         "pan": Path(request.pan).name,
         "ms": [Path(path).name for path in request.ms],
         "bands": list(request.bands) or list(range(1, bands + 1)),
         "sensor": sensor.name,
         "start": start.sha256,
-        "start_about": dict(start.about),
+        "start_about": dict(start.provenance),
         "clip": supervisor.clip.name if supervisor else "",
         "clip_sha256": supervisor.clip.sha256 if supervisor else "",
         "before": before,
@@ -59,7 +59,7 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
         "seed": request.seed,
         "version": __version__,
     }
-    FusionModel(network, start.name, start.options, bands, about).save(Path(request.output))
+    FusionModel(network, start.architecture, start.options, bands, about).save(Path(request.output))
     context.progress(100, "Done")
     return AdaptFusionResult(
         request.output,

@@ -37,7 +37,7 @@ from clippan.report import page
 from clippan.report.pictures import percentile_limits, stretched_png
 
 _TILE = 16 * BLOCK  # fused pixels; about 200 MB of intermediate images for eight bands
-_LEAST_WEIGHT = 0.999  # of valid pixels under a filter
+_MIN_WEIGHT = 0.999  # of valid pixels under a filter
 _GRID_TOLERANCE = 0.1  # pixels between the grids of two rasters
 _PICTURE = 320  # pixels, edge of the crops in the report
 
@@ -413,7 +413,7 @@ def _filter(
         if not whole:
             weight = filters.apply_separable(rows, valid.float(), columns)
             plane = plane / weight.clamp(min=1e-6)
-            covered &= weight > _LEAST_WEIGHT
+            covered &= weight > _MIN_WEIGHT
         planes.append(plane)
     return torch.stack(planes), covered
 
@@ -448,7 +448,7 @@ def _read_low(scene: AssessedScene, window: Window) -> tuple[torch.Tensor, torch
     if not bool(pan_valid.all()):
         weight = filters.apply_separable(rows, pan_valid.float(), columns)
         low = low / weight.clamp(min=1e-6)
-        valid = valid & (weight > _LEAST_WEIGHT)
+        valid = valid & (weight > _MIN_WEIGHT)
     return ms, low, valid & _fused_valid(scene, window)
 
 

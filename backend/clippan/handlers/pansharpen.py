@@ -62,8 +62,8 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
             model.check_bands(len(gains))
             context.log(Message("Model: {model}.", model=model.title))
         pair, shifts = register(pair, request.registration, gains, threads, context.subrange(0, 2))
-        responses, response_of = filters.distinct_responses(gains, pair.offsets)
-        lows = responses if needs_low_pass(request.method) else []
+        mtfs, mtf_of_band = filters.distinct_mtfs(gains, pair.offsets)
+        lows = mtfs if needs_low_pass(request.method) else []
         filter_ms = gains if request.method is Method.BDSD else None
         statistics = measure_scene(pair, lows, sensor.pan, threads, context.subrange(2, 5), filter_ms)
         _check_fit(request.method, statistics)
@@ -84,9 +84,9 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         fusion: FusionMethod
         provenance = _provenance(request, sensor, device, shifts)
         if model is None:
-            fusion = fit_method(request.method, statistics, response_of)
+            fusion = fit_method(request.method, statistics, mtf_of_band)
         else:
-            fusion = NetworkFusion(statistics, response_of, model, device)
+            fusion = NetworkFusion(statistics, mtf_of_band, model, device)
             if fusion.bfloat16:
                 context.log("Precision: bfloat16, which is faster on this processor.")
             provenance["CLIPPAN_MODEL"] = model.title
@@ -150,16 +150,16 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
 def _check_fit(method: Method, statistics: SceneStatistics) -> None:
     if method is Method.CUBIC:
         return
-    if statistics.count < _SAMPLES * (statistics.bands + 1):
+    if statistics.sample_count < _SAMPLES * (statistics.band_count + 1):
         raise ClippanError(
             "Too few multispectral pixels ({count}) are valid in both rasters to fit {method} to {bands} bands; choose "
             "a larger area or the method {cubic}.",
-            count=statistics.count,
+            count=statistics.sample_count,
             method=method.value,
-            bands=statistics.bands,
+            bands=statistics.band_count,
             cubic=Method.CUBIC.value,
         )
-    if statistics.flat:
+    if statistics.pan_is_constant:
         raise ClippanError(
             "The panchromatic raster has the same value everywhere, so it has no detail; check the file and its nodata "
             "value."

@@ -21,10 +21,6 @@ from clippan.core.errors import ClippanError
 if TYPE_CHECKING:
     import torch
 
-# How much of its usual size the last layer starts with. Every network adds detail to the interpolated MS: it starts
-# close to that, but not on it, as no gradient passes through a layer of zeros.
-_START = 0.05
-
 
 @dataclass(frozen=True)
 class Network:
@@ -32,28 +28,28 @@ class Network:
 
     Attributes:
         label: its name in tables.
-        path: where its class is, ``module:class``, the module in this package.
+        entry_point: where its class is, ``module:class``, the module in this package.
         any_bands: whether one network takes any number of bands; others are built for one number.
-        step: a pixel's result is the same in every tile that holds its surroundings, if the tiles' corners lie a
-            multiple of so many pixels apart (by default options); none where it depends on all of the tile.
+        tile_alignment: a pixel's result is the same in every tile that holds its surroundings, if the tiles' corners
+            lie a multiple of this number of pixels apart (by default options); None if it depends on all of the tile.
         source: the publication.
     """
 
     label: str
-    path: str
+    entry_point: str
     any_bands: bool
-    step: Optional[int]
+    tile_alignment: Optional[int]
     source: str
 
     def load(self) -> type[torch.nn.Module]:
         """The network's class, imported now."""
-        module, name = self.path.split(":")
+        module, name = self.entry_point.split(":")
         loaded: type[torch.nn.Module] = getattr(import_module(f"{__name__}.{module}"), name)
         return loaded
 
 
 NETWORKS: Mapping[str, Network] = {
-    "detail": Network("Detail", "detail:Detail", True, 4, "this project"),
+    "detail": Network("Detail", "gain_correction:GainCorrectionNet", True, 4, "this project"),
     "pnn": Network("PNN", "pnn:PNN", False, 1, "Masi et al. 2016, doi:10.3390/rs8070594"),
     "lambda-pnn": Network("λ-PNN", "pnn:LambdaPNN", False, None, "Ciotola et al. 2023, doi:10.1109/TGRS.2023.3299356"),
     "arbrpn": Network("ArbRPN", "arbrpn:ArbRPN", True, 1, "Chen et al. 2022, doi:10.1109/TGRS.2021.3131228"),
@@ -77,7 +73,7 @@ def build(name: str, bands: int, **options: Any) -> torch.nn.Module:
         raise ClippanError(
             "There is no fusion network {name!r}; choose one of {NETWORKS}.", name=name, NETWORKS=", ".join(NETWORKS)
         )
-    if not _counts(bands):
+    if not _is_positive_int(bands):
         raise ClippanError(
             "A fusion network cannot be built for {bands!r} bands; give a whole number from 1.", bands=bands
         )
@@ -96,7 +92,7 @@ def build(name: str, bands: int, **options: Any) -> torch.nn.Module:
                 key=key,
                 known=", ".join(known) or "none",
             )
-        if _counts(known[key]) and not _counts(value):
+        if _is_positive_int(known[key]) and not _is_positive_int(value):
             raise ClippanError(
                 "The network {label} cannot have {key} {value!r}; give a whole number from 1.",
                 label=network.label,
@@ -119,31 +115,11 @@ def table() -> str:
     ]
     for name, network in NETWORKS.items():
         four, eight = (parameter_count(build(name, bands)) for bands in (4, 8))
-        any_bands, step = "yes" if network.any_bands else "no", network.step or "–"
+        any_bands, step = "yes" if network.any_bands else "no", network.tile_alignment or "–"
         lines.append(f"| `{name}` | {network.label} | {network.source} | {four:,} | {eight:,} | {any_bands} | {step} |")
     return "\n".join(lines)
 
 
-def scale_down_weights(layer: torch.nn.Conv2d) -> torch.nn.Conv2d:
-    """A network's last layer, made to start with little detail and without a shift of the bands."""
-    layer.weight.data.mul_(_START)
-    if layer.bias is not None:
-        layer.bias.data.zero_()
-    return layer
-
-
-def check_bands(label: str, bands: int, up: torch.Tensor) -> None:
-    """Refuses MS with another number of bands than a network was built for."""
-    if up.shape[1] != bands:
-        raise ClippanError(
-            "MS has {shape} bands but this {label} network was built for {bands}; choose those bands, or a network "
-            "for any number of bands.",
-            shape=up.shape[1],
-            label=label,
-            bands=bands,
-        )
-
-
-def _counts(value: object) -> bool:
+def _is_positive_int(value: object) -> bool:
     """Whether a value is a whole number from 1; True is not."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -16,30 +16,26 @@ Time and memory grow with the number of bands, and are the largest of all the ne
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clippan.fusion.networks import scale_down_weights
-from clippan.fusion.networks.block import Block
+from clippan.fusion.networks.backbone import Backbone, ResidualBlock, last_convolution
 
 
-class ArbRPN(nn.Module):
+class ArbRPN(Backbone):
     """Recurrence over the bands, ``depth`` times there and back; ``blocks`` residual blocks a cell."""
+
+    label = "ArbRPN"
 
     def __init__(self, width: int = 64, depth: int = 5, blocks: int = 3) -> None:
         super().__init__()
         self.band = nn.Conv2d(1, width, 3, padding=1)
         self.pan = nn.Conv2d(1, width, 3, padding=1)
         self.passes = nn.ModuleList(_cell(width, blocks) for _ in range(2 * depth))
-        self.tail = scale_down_weights(nn.Conv2d(width, 1, 3, padding=1))
+        self.tail = last_convolution(width, 1, 3)
 
-    def forward(
-        self, up: Tensor, pan: Tensor, low: Optional[Tensor] = None, classical: Optional[Tensor] = None
-    ) -> Tensor:
-        """See the package."""
+    def detail(self, up: Tensor, pan: Tensor) -> Tensor:
         n, bands, height, width = up.shape
         features = list(self.band(up.reshape(n * bands, 1, height, width)).unflatten(0, (n, bands)).unbind(1))
         sharp = self.pan(pan)
@@ -49,10 +45,12 @@ class ArbRPN(nn.Module):
             for band in order:
                 state = cell(torch.cat((state, features[band], sharp), 1))
                 features[band] = state
-        detail = self.tail(torch.stack(features, 1).flatten(0, 1)).view_as(up)
-        return up + detail
+        detail: Tensor = self.tail(torch.stack(features, 1).flatten(0, 1))
+        return detail.view_as(up)
 
 
 def _cell(width: int, blocks: int) -> nn.Sequential:
     """State, band and PAN to the next state."""
-    return nn.Sequential(nn.Conv2d(3 * width, width, 1), *(Block(width, functional.relu) for _ in range(blocks)))
+    return nn.Sequential(
+        nn.Conv2d(3 * width, width, 1), *(ResidualBlock(width, functional.relu) for _ in range(blocks))
+    )

@@ -19,23 +19,21 @@ modulo eight pixels; what does not fill the last windows is filled by repeating 
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from clippan.core.errors import ClippanError
-from clippan.fusion.networks import check_bands, scale_down_weights
-from clippan.fusion.networks.block import Block
+from clippan.fusion.networks.backbone import Backbone, ResidualBlock, last_convolution
 
 # The evolving convolutions' reach along the keys.
 _REACH = 3
 
 
-class LFormer(nn.Module):
+class LFormer(Backbone):
     """``depth`` stages of ``width`` channels, attention with ``heads`` heads in windows of ``window`` pixels."""
 
+    label = "LFormer"
     sobel: Tensor
 
     def __init__(self, bands: int, width: int = 64, depth: int = 5, heads: int = 4, window: int = 8) -> None:
@@ -47,23 +45,19 @@ class LFormer(nn.Module):
                 heads=heads,
             )
         self.bands, self.heads, self.window = bands, heads, window
-        self.ms = _encoder(bands, width)
-        self.pan = _encoder(1, width)
-        self.high = _encoder(2, width)
+        self.ms = _branch_encoder(bands, width)
+        self.pan = _branch_encoder(1, width)
+        self.high = _branch_encoder(2, width)
         self.query = nn.Conv2d(width, width, 1)
         self.key = nn.Conv2d(width, width, 1)
         self.values = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(depth))
         self.stages = nn.ModuleList(_Stage(width) for _ in range(depth))
-        self.evolve = nn.ModuleList(_identity(heads) for _ in range(depth - 1))
-        self.tail = scale_down_weights(nn.Conv2d(width, bands, 3, padding=1))
+        self.evolve = nn.ModuleList(_identity_conv1d(heads) for _ in range(depth - 1))
+        self.tail = last_convolution(width, bands, 3)
         across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
         self.register_buffer("sobel", torch.stack((across, across.T))[:, None], persistent=False)
 
-    def forward(
-        self, up: Tensor, pan: Tensor, low: Optional[Tensor] = None, classical: Optional[Tensor] = None
-    ) -> Tensor:
-        """See the package."""
-        check_bands("LFormer", self.bands, up)
+    def detail(self, up: Tensor, pan: Tensor) -> Tensor:
         height, width = up.shape[-2:]
         frame = (0, -width % self.window, 0, -height % self.window)
         filled, pan = (functional.pad(x, frame, mode="replicate") for x in (up, pan))
@@ -75,13 +69,14 @@ class LFormer(nn.Module):
         weights = torch.softmax(queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5, -1)
         for number, stage in enumerate(self.stages):
             if number:
-                weights = self._evolved(weights, self.evolve[number - 1])
+                weights = self._evolve_attention(weights, self.evolve[number - 1])
             values = self.values[number](x if number else sharp)
-            seen = self._image(weights @ self._tokens(values), x)
-            x, high = stage(x, seen, high)
-        return up + self.tail(x)[..., :height, :width]
+            attended = self._from_tokens(weights @ self._tokens(values), x)
+            x, high = stage(x, attended, high)
+        detail: Tensor = self.tail(x)
+        return detail[..., :height, :width]
 
-    def _evolved(self, weights: Tensor, convolution: nn.Module) -> Tensor:
+    def _evolve_attention(self, weights: Tensor, convolution: nn.Module) -> Tensor:
         """The next stage's map: each query's row convolved along the keys, the heads mixed."""
         windows, heads, queries, keys = weights.shape
         rows = weights.transpose(1, 2).reshape(windows * queries, heads, keys)
@@ -95,7 +90,7 @@ class LFormer(nn.Module):
         x = x.view(n, self.heads, channels // self.heads, height // size, size, width // size, size)
         return x.permute(0, 3, 5, 1, 4, 6, 2).reshape(-1, self.heads, size * size, channels // self.heads)
 
-    def _image(self, tokens: Tensor, like: Tensor) -> Tensor:
+    def _from_tokens(self, tokens: Tensor, like: Tensor) -> Tensor:
         """The inverse of ``_tokens``, of the shape of an image."""
         n, channels, height, width = like.shape
         size = self.window
@@ -109,25 +104,25 @@ class _Stage(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.merge = nn.Conv2d(width, width, 1)
-        self.high = Block(width, functional.gelu)
+        self.high = ResidualBlock(width, functional.gelu)
         self.inject = nn.Conv2d(2 * width, width, 3, padding=1)
         self.forth = nn.Conv2d(width, 2 * width, 3, padding=1)
         self.back = nn.Conv2d(2 * width, width, 3, padding=1)
 
-    def forward(self, x: Tensor, seen: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        x = x + self.merge(seen)
+    def forward(self, x: Tensor, attended: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + self.merge(attended)
         high = self.high(high)
         x = x + self.inject(torch.cat((x, high), 1))
         x = x + self.back(functional.gelu(self.forth(x)))
         return x, high
 
 
-def _encoder(channels: int, width: int) -> nn.Sequential:
+def _branch_encoder(channels: int, width: int) -> nn.Sequential:
     """A branch's first features."""
-    return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), Block(width, functional.gelu))
+    return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), ResidualBlock(width, functional.gelu))
 
 
-def _identity(heads: int) -> nn.Conv1d:
+def _identity_conv1d(heads: int) -> nn.Conv1d:
     """A convolution along the keys that changes nothing yet."""
     layer = nn.Conv1d(heads, heads, _REACH, padding=_REACH // 2, bias=False)
     nn.init.dirac_(layer.weight)

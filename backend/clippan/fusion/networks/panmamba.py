@@ -16,7 +16,7 @@ residual convolution blocks before each sequence and the sizes of the convolutio
 A pixel's result depends on all pixels before it in the tile.
 
 The scan at Mamba's heart is ``mamba_ssm``'s fused kernel where that is installed and the tensors are on a CUDA device,
-and otherwise ours in plain PyTorch (``_Scan``).
+and otherwise ours in plain PyTorch (``_SelectiveScan``).
 """
 
 from __future__ import annotations
@@ -31,55 +31,52 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from clippan.fusion.networks import check_bands, scale_down_weights
-from clippan.fusion.networks.block import Block
+from clippan.fusion.networks.backbone import Backbone, ResidualBlock, last_convolution
 
 # As in Mamba: how much wider its inside is, how far its convolution looks back, and the range of the first steps.
 _EXPANSION = 2
-_LOOK_BACK = 4
-_STEPS = (1e-3, 1e-1)
+_CONV_WIDTH = 4
+_DELTA_RANGE = (1e-3, 1e-1)
 
 # Residual convolution blocks before each sequence.
-_CONVOLUTIONS = 3
+_ENCODER_BLOCKS = 3
 
-# States that the plain scan holds at a time: few enough to stay near the processor, enough to keep a GPU busy.
-_HELD = 2**18
-_HELD_ON_GPU = 2**25
+# States that the plain scan has in memory at a time: few enough to stay near the processor, enough to keep a GPU busy.
+_CHUNK_STATES = 2**18
+_CHUNK_STATES_ON_GPU = 2**25
 
 
-class PanMamba(nn.Module):
+class PanMamba(Backbone):
     """``depth`` Mamba blocks an image, ``swaps`` that exchange channels, ``crosses`` that let PAN into MS."""
+
+    label = "Pan-Mamba"
 
     def __init__(
         self, bands: int, width: int = 32, depth: int = 8, swaps: int = 2, crosses: int = 5, states: int = 16
     ) -> None:
         super().__init__()
         self.bands = bands
-        self.ms = _encoder(bands, width)
-        self.pan = _encoder(1, width)
+        self.ms = _branch_encoder(bands, width)
+        self.pan = _branch_encoder(1, width)
         self.ms_blocks = nn.Sequential(*(_Residual(width, states) for _ in range(depth)))
         self.pan_blocks = nn.Sequential(*(_Residual(width, states) for _ in range(depth)))
-        self.swaps = nn.ModuleList(_Swap(width, states) for _ in range(swaps))
+        self.swaps = nn.ModuleList(_ChannelSwap(width, states) for _ in range(swaps))
         self.join_ms = nn.Conv2d(2 * width, width, 3, padding=1)
         self.join_pan = nn.Conv2d(2 * width, width, 3, padding=1)
-        self.crosses = nn.ModuleList(_Cross(width, states) for _ in range(crosses))
-        self.tail = nn.Sequential(Block(width, _leaky), scale_down_weights(nn.Conv2d(width, bands, 3, padding=1)))
+        self.crosses = nn.ModuleList(_CrossModal(width, states) for _ in range(crosses))
+        self.tail = nn.Sequential(ResidualBlock(width, _leaky), last_convolution(width, bands, 3))
 
-    def forward(
-        self, up: Tensor, pan: Tensor, low: Optional[Tensor] = None, classical: Optional[Tensor] = None
-    ) -> Tensor:
-        """See the package."""
-        check_bands("Pan-Mamba", self.bands, up)
+    def detail(self, up: Tensor, pan: Tensor) -> Tensor:
         size = up.shape[-2:]
         ms, sharp = self.ms_blocks(_sequence(self.ms(up))), self.pan_blocks(_sequence(self.pan(pan)))
         for swap in self.swaps:
             ms, sharp = swap(ms, sharp)
-        ms, sharp = _image(ms, size), _image(sharp, size)
+        ms, sharp = _from_sequence(ms, size), _from_sequence(sharp, size)
         ms, sharp = ms + self.join_ms(torch.cat((ms, sharp), 1)), sharp + self.join_pan(torch.cat((sharp, ms), 1))
         for cross in self.crosses:
             ms = cross(ms, sharp)
         detail: Tensor = self.tail(ms)
-        return up + detail
+        return detail
 
 
 class _Residual(nn.Module):
@@ -95,7 +92,7 @@ class _Residual(nn.Module):
         return x + new
 
 
-class _Swap(nn.Module):
+class _ChannelSwap(nn.Module):
     """Half of the channels exchanged between MS and PAN, then a Mamba each."""
 
     def __init__(self, width: int, states: int) -> None:
@@ -108,7 +105,7 @@ class _Swap(nn.Module):
         return self.ms(mixed[0]), self.pan(mixed[1])
 
 
-class _Cross(nn.Module):
+class _CrossModal(nn.Module):
     """PAN's sequence let into that of MS, both through the gate of MS; then a look at each pixel's neighbours."""
 
     def __init__(self, width: int, states: int) -> None:
@@ -117,7 +114,10 @@ class _Cross(nn.Module):
         self.norm_ms, self.norm_pan = nn.LayerNorm(width), nn.LayerNorm(width)
         self.enter_ms = nn.Linear(width, 2 * inner, bias=False)
         self.enter_pan = nn.Linear(width, inner, bias=False)
-        self.scan_ms, self.scan_pan = _Selective(inner, width, states), _Selective(inner, width, states)
+        self.scan_ms, self.scan_pan = (
+            _SelectiveStateSpace(inner, width, states),
+            _SelectiveStateSpace(inner, width, states),
+        )
         self.leave = nn.Linear(inner, width, bias=False)
         self.around = nn.Conv2d(width, width, 3, padding=1, groups=width)
 
@@ -125,7 +125,7 @@ class _Cross(nn.Module):
         x, gate = self.enter_ms(self.norm_ms(_sequence(ms))).chunk(2, -1)
         sharp = self.enter_pan(self.norm_pan(_sequence(pan)))
         merged = (self.scan_ms(x) + self.scan_pan(sharp)) * functional.silu(gate)
-        ms = ms + _image(self.leave(merged), ms.shape[-2:])
+        ms = ms + _from_sequence(self.leave(merged), ms.shape[-2:])
         return ms + self.around(ms)
 
 
@@ -136,7 +136,7 @@ class _Mamba(nn.Module):
         super().__init__()
         inner = _EXPANSION * width
         self.enter = nn.Linear(width, 2 * inner, bias=False)
-        self.scan = _Selective(inner, width, states)
+        self.scan = _SelectiveStateSpace(inner, width, states)
         self.leave = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,38 +145,38 @@ class _Mamba(nn.Module):
         return new
 
 
-class _Selective(nn.Module):
+class _SelectiveStateSpace(nn.Module):
     """A state space model whose steps, input and output weights follow from the sequence (n, length, inner) itself."""
 
     def __init__(self, inner: int, width: int, states: int) -> None:
         super().__init__()
         rank = math.ceil(width / 16)
         self.split = rank, states, states
-        self.before = nn.Conv1d(inner, inner, _LOOK_BACK, padding=_LOOK_BACK - 1, groups=inner)
+        self.before = nn.Conv1d(inner, inner, _CONV_WIDTH, padding=_CONV_WIDTH - 1, groups=inner)
         self.choose = nn.Linear(inner, sum(self.split), bias=False)
         self.step = nn.Linear(rank, inner)
         self.decay = nn.Parameter(torch.arange(1, states + 1).float().log().repeat(inner, 1))
         self.skip = nn.Parameter(torch.ones(inner))
         # Steps start spread over the range, each channel with a memory of its own length.
         nn.init.uniform_(self.step.weight, -(rank**-0.5), rank**-0.5)
-        steps = torch.empty(inner).uniform_(*map(math.log, _STEPS)).exp()
+        steps = torch.empty(inner).uniform_(*map(math.log, _DELTA_RANGE)).exp()
         self.step.bias.data.copy_(steps.expm1().log())
 
     def forward(self, x: Tensor) -> Tensor:
         length = x.shape[1]
         x = functional.silu(self.before(x.transpose(1, 2))[..., :length].transpose(1, 2))
-        steps, enter, leave = self.choose(x).split(self.split, -1)
-        steps = functional.softplus(self.step(steps))
-        return selective_scan(x, steps, -self.decay.exp(), enter, leave) + self.skip * x
+        delta, b, c = self.choose(x).split(self.split, -1)
+        delta = functional.softplus(self.step(delta))
+        return selective_scan(x, delta, -self.decay.exp(), b, c) + self.skip * x
 
 
 def _leaky(x: Tensor) -> Tensor:
     return functional.leaky_relu(x, 0.2)
 
 
-def _encoder(channels: int, width: int) -> nn.Sequential:
+def _branch_encoder(channels: int, width: int) -> nn.Sequential:
     """An image's first features."""
-    blocks = (Block(width, _leaky) for _ in range(_CONVOLUTIONS))
+    blocks = (ResidualBlock(width, _leaky) for _ in range(_ENCODER_BLOCKS))
     return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), *blocks)
 
 
@@ -185,115 +185,111 @@ def _sequence(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def _image(x: Tensor, size: torch.Size) -> Tensor:
+def _from_sequence(x: Tensor, size: torch.Size) -> Tensor:
     """The inverse of ``_sequence``."""
     return x.transpose(1, 2).unflatten(2, tuple(size))
 
 
-def selective_scan(x: Tensor, steps: Tensor, decay: Tensor, enter: Tensor, leave: Tensor) -> Tensor:
-    """y(t) = leave(t) · h(t), where h(t) = exp(steps(t) · decay) · h(t − 1) + steps(t) · enter(t) · x(t), h(−1) = 0.
+def selective_scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """y(t) = c(t) · h(t), where h(t) = exp(delta(t) · a) · h(t − 1) + delta(t) · b(t) · x(t), h(−1) = 0.
 
     Args:
-        x, steps: (n, length, channels).
-        decay: negative (channels, states).
-        enter, leave: (n, length, states).
+        x, delta: (n, length, channels).
+        a: negative (channels, states).
+        b, c: (n, length, states).
     """
     # The state gathers over thousands of pixels: half precision would lose it.
     with torch.autocast(x.device.type, enabled=False):
-        kind = torch.promote_types(x.dtype, torch.float32)
-        inputs = [value.to(kind) for value in (x, steps, decay, enter, leave)]
-        kernel = _kernel(x.device.type)
-        if kernel is None:
-            scanned: Tensor = _Scan.apply(*inputs)
-        else:
-            x, steps, decay, enter, leave = inputs
-            turned = (value.transpose(1, 2).contiguous() for value in (x, steps, enter, leave))
-            x, steps, enter, leave = turned
-            scanned = kernel(x, steps, decay, enter, leave).transpose(1, 2)
-    return scanned
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        x, delta, a, b, c = (value.to(dtype) for value in (x, delta, a, b, c))
+        fused = _fused_scan(x.device.type)
+        if fused is None:
+            scanned: Tensor = _SelectiveScan.apply(x, delta, a, b, c)
+            return scanned
+        x, delta, b, c = (value.transpose(1, 2).contiguous() for value in (x, delta, b, c))
+        return fused(x, delta, a, b, c).transpose(1, 2)
 
 
 @cache
-def _kernel(device: str) -> Optional[Callable[..., Tensor]]:
+def _fused_scan(device: str) -> Optional[Callable[..., Tensor]]:
     """``mamba_ssm``'s scan, for a CUDA device where it is installed and loads."""
     if device != "cuda":
         return None
     try:
-        kernel: Callable[..., Tensor] = importlib.import_module(
-            "mamba_ssm.ops.selective_scan_interface"
-        ).selective_scan_fn
+        module = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
     except (ImportError, OSError):
         return None
-    return kernel
+    scan: Callable[..., Tensor] = module.selective_scan_fn
+    return scan
 
 
-class _Scan(torch.autograd.Function):
+class _SelectiveScan(torch.autograd.Function):
     """The selective scan in plain PyTorch, exact and without a step of Python for every pixel.
 
-    All states of a sequence, (length, channels, states), are far larger than what goes in and comes out. They are made
-    for a stretch of the sequence at a time; only each stretch's first state is kept, and the way back makes the others
+    All states of a sequence, (length, channels, states), are far larger than its inputs and outputs. They are computed
+    for a chunk of the sequence at a time; only each chunk's first state is kept, and ``backward`` computes the others
     again.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, steps: Tensor, decay: Tensor, enter: Tensor, leave: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         """See ``selective_scan``."""
-        state = x.new_zeros(x.shape[0], *decay.shape)
+        state = x.new_zeros(x.shape[0], *a.shape)
         starts, out = [], []
-        for part in _stretches(x, decay):
+        for chunk in _chunks(x, a):
             starts.append(state)
-            _, states = _states(x[:, part], steps[:, part], decay, enter[:, part], state)
+            _, states = _states(x[:, chunk], delta[:, chunk], a, b[:, chunk], state)
             state = states[:, -1].clone()
-            out.append(torch.matmul(states, leave[:, part, :, None]).squeeze(-1))
-        ctx.save_for_backward(x, steps, decay, enter, leave, torch.stack(starts))
+            out.append(torch.matmul(states, c[:, chunk, :, None]).squeeze(-1))
+        ctx.save_for_backward(x, delta, a, b, c, torch.stack(starts))
         return torch.cat(out, 1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, ...]:
-        """The states' slopes g(t) = leave(t) · slope(t) + kept(t + 1) · g(t + 1), a scan from the end; from them the
-        inputs' slopes."""
-        x, steps, decay, enter, leave, starts = ctx.saved_tensors
-        of_x, of_steps, of_decay = torch.empty_like(x), torch.empty_like(steps), torch.zeros_like(decay)
-        of_enter, of_leave = torch.empty_like(enter), torch.empty_like(leave)
-        later = torch.zeros_like(starts[0])
-        for number, part in reversed(list(enumerate(_stretches(x, decay)))):
-            kept, states = _states(x[:, part], steps[:, part], decay, enter[:, part], starts[number])
-            after = slope[:, part]
-            of_leave[:, part] = torch.matmul(after[:, :, None], states).squeeze(2)
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of the states, g(t) = c(t) · grad_output(t) + retained(t + 1) · g(t + 1), by a scan from the
+        end, and from them those of the inputs."""
+        x, delta, a, b, c, starts = ctx.saved_tensors
+        grad_x, grad_delta, grad_a = torch.empty_like(x), torch.empty_like(delta), torch.zeros_like(a)
+        grad_b, grad_c = torch.empty_like(b), torch.empty_like(c)
+        grad_carried = torch.zeros_like(starts[0])
+        for number, chunk in reversed(list(enumerate(_chunks(x, a)))):
+            retained, states = _states(x[:, chunk], delta[:, chunk], a, b[:, chunk], starts[number])
+            grad_y = grad_output[:, chunk]
+            grad_c[:, chunk] = torch.matmul(grad_y[:, :, None], states).squeeze(2)
 
-            g = after[..., None] * leave[:, part, None]
-            # The last state passes on to the next stretch, whose part in its slope is in ``later`` already.
-            onward = torch.cat((kept[:, 1:], torch.ones_like(kept[:, :1])), 1)
-            g = _recur(onward.flip(1), g.flip(1), later).flip(1)
-            later = kept[:, 0] * g[:, 0]
+            grad_states = grad_y[..., None] * c[:, chunk, None]
+            # What the last state receives through the next chunk is in ``grad_carried`` already.
+            retained_after = torch.cat((retained[:, 1:], torch.ones_like(retained[:, :1])), 1)
+            grad_states = _recurrence(retained_after.flip(1), grad_states.flip(1), grad_carried).flip(1)
+            grad_carried = retained[:, 0] * grad_states[:, 0]
 
-            by_input = torch.matmul(g, enter[:, part, :, None]).squeeze(-1)
-            of_x[:, part] = by_input * steps[:, part]
-            of_enter[:, part] = torch.matmul((steps[:, part] * x[:, part])[:, :, None], g).squeeze(2)
+            by_input = torch.matmul(grad_states, b[:, chunk, :, None]).squeeze(-1)
+            grad_x[:, chunk] = by_input * delta[:, chunk]
+            grad_b[:, chunk] = torch.matmul((delta[:, chunk] * x[:, chunk])[:, :, None], grad_states).squeeze(2)
             before = torch.cat((starts[number][:, None], states[:, :-1]), 1)
-            by_exponent = g.mul_(before).mul_(kept)
-            of_steps[:, part] = by_input * x[:, part] + (by_exponent * decay).sum(-1)
-            of_decay += (by_exponent * steps[:, part, :, None]).sum((0, 1))
-        return of_x, of_steps, of_decay, of_enter, of_leave
+            by_exponent = grad_states.mul_(before).mul_(retained)
+            grad_delta[:, chunk] = by_input * x[:, chunk] + (by_exponent * a).sum(-1)
+            grad_a += (by_exponent * delta[:, chunk, :, None]).sum((0, 1))
+        return grad_x, grad_delta, grad_a, grad_b, grad_c
 
 
-def _stretches(x: Tensor, decay: Tensor) -> list[slice]:
-    """The parts of a sequence whose states are held at a time."""
+def _chunks(x: Tensor, a: Tensor) -> list[slice]:
+    """The parts of a sequence whose states are in memory at a time."""
     length = x.shape[1]
-    held = _HELD if x.device.type == "cpu" else _HELD_ON_GPU
-    size = max(1, held // (x.shape[0] * decay.numel()))
+    states = _CHUNK_STATES if x.device.type == "cpu" else _CHUNK_STATES_ON_GPU
+    size = max(1, states // (x.shape[0] * a.numel()))
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _states(x: Tensor, steps: Tensor, decay: Tensor, enter: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+def _states(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """How much each pixel keeps of the state before it, and the states, both (n, length, channels, states)."""
-    kept = (steps[..., None] * decay).exp_()
-    return kept, _recur(kept, (steps * x)[..., None] * enter[:, :, None], start)
+    retained = (delta[..., None] * a).exp_()
+    return retained, _recurrence(retained, (delta * x)[..., None] * b[:, :, None], start)
 
 
-def _recur(kept: Tensor, new: Tensor, start: Tensor) -> Tensor:
-    """h(t) = kept(t) · h(t − 1) + new(t) along the second axis, from h(−1) = start; written over ``new``.
+def _recurrence(retained: Tensor, new: Tensor, start: Tensor) -> Tensor:
+    """h(t) = retained(t) · h(t − 1) + new(t) along the second axis, from h(−1) = start; written over ``new``.
 
     The sequence is laid out as about as many blocks as a block has elements. All blocks are run at once as if from
     nought, with what each element keeps of its block's start; then the starts are handed from block to block. That
@@ -305,7 +301,7 @@ def _recur(kept: Tensor, new: Tensor, start: Tensor) -> Tensor:
     blocks = length // size
     whole = blocks * size
     states = new[:, :whole].unflatten(1, (blocks, size))
-    passed = kept[:, :whole].clone().unflatten(1, (blocks, size))
+    passed = retained[:, :whole].clone().unflatten(1, (blocks, size))
     for k in range(1, size):
         states[:, :, k].addcmul_(passed[:, :, k], states[:, :, k - 1])
         passed[:, :, k].mul_(passed[:, :, k - 1])
@@ -315,5 +311,5 @@ def _recur(kept: Tensor, new: Tensor, start: Tensor) -> Tensor:
         start = torch.addcmul(states[:, block, -1], passed[:, block, -1], start)
     states.addcmul_(passed, torch.stack(starts, 1)[:, :, None])
     for k in range(whole, length):
-        start = new[:, k].addcmul_(kept[:, k], start)
+        start = new[:, k].addcmul_(retained[:, k], start)
     return new

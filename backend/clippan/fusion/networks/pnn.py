@@ -16,35 +16,27 @@ and the size, not every kernel: the layout (5×5 to 64, two residual blocks, 3×
 
 from __future__ import annotations
 
-from typing import ClassVar, Optional
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clippan.fusion.networks import check_bands, scale_down_weights
+from clippan.fusion.networks.backbone import Backbone, last_convolution
 
-# CBAM: the channels' weights come from this many times fewer numbers, though not from so few that all may be nought
+# CBAM: the channels' weights come from this many times squeezed numbers, though not from so few that all may be nought
 # at a time, and the places' weights from this neighbourhood.
 _REDUCTION = 16
-_FEWEST = 4
+_MIN_CHANNELS = 4
 _NEIGHBOURHOOD = 7
 
 
-class _Stacked(nn.Module):
-    """Layers that see MS and PAN stacked, and add what they make to MS."""
+class _Stacked(Backbone):
+    """Layers that see MS and PAN stacked."""
 
-    label: ClassVar[str]
-    bands: int
     layers: nn.Sequential
 
-    def forward(
-        self, up: Tensor, pan: Tensor, low: Optional[Tensor] = None, classical: Optional[Tensor] = None
-    ) -> Tensor:
-        """See the package."""
-        check_bands(self.label, self.bands, up)
+    def detail(self, up: Tensor, pan: Tensor) -> Tensor:
         detail: Tensor = self.layers(torch.cat((up, pan), 1))
-        return up + detail
+        return detail
 
 
 class PNN(_Stacked):
@@ -61,7 +53,7 @@ class PNN(_Stacked):
             nn.ReLU(inplace=True),
             nn.Conv2d(width, second, 5, padding=2),
             nn.ReLU(inplace=True),
-            scale_down_weights(nn.Conv2d(second, bands, 5, padding=2)),
+            last_convolution(second, bands, 5),
         )
 
 
@@ -80,23 +72,23 @@ class LambdaPNN(_Stacked):
         self.layers = nn.Sequential(
             nn.Conv2d(bands + 1, width, 5, padding=2),
             nn.ReLU(inplace=True),
-            *(_Block(width) for _ in range(depth)),
+            *(_CbamBlock(width) for _ in range(depth)),
             nn.Conv2d(width, width, 3, padding=1),
             nn.ReLU(inplace=True),
-            scale_down_weights(nn.Conv2d(width, bands, 3, padding=1)),
+            last_convolution(width, bands, 3),
         )
 
 
-class _Block(nn.Module):
+class _CbamBlock(nn.Module):
     """Two convolutions, weighed by attention, added to what came in."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
-        fewer = max(_FEWEST, width // _REDUCTION)
+        squeezed = max(_MIN_CHANNELS, width // _REDUCTION)
         self.channels = nn.Sequential(
-            nn.Conv2d(width, fewer, 1, bias=False), nn.ReLU(inplace=True), nn.Conv2d(fewer, width, 1, bias=False)
+            nn.Conv2d(width, squeezed, 1, bias=False), nn.ReLU(inplace=True), nn.Conv2d(squeezed, width, 1, bias=False)
         )
         self.places = nn.Conv2d(2, 1, _NEIGHBOURHOOD, padding=_NEIGHBOURHOOD // 2, bias=False)
 

@@ -80,14 +80,14 @@ class TrainingScene:
         positions = [number - 1 for number in request.bands] or range(pair.ms.total)
         gains = sensor.gains(positions, pair.ms.total)
         pair, _ = register(pair, request.registration, gains, threads, context.subrange(0, 30))
-        responses, response_of = filters.distinct_responses(gains, pair.offsets)
-        statistics = measure_scene(pair, responses, sensor.pan, threads, context.subrange(30, 60))
-        if statistics.flat:
+        mtfs, mtf_of_band = filters.distinct_mtfs(gains, pair.offsets)
+        statistics = measure_scene(pair, mtfs, sensor.pan, threads, context.subrange(30, 60))
+        if statistics.pan_is_constant:
             raise ClippanError(
                 "The panchromatic raster has the same value everywhere, so there is nothing to learn from; check the "
                 "file and its nodata value."
             )
-        moments, trust = _moments(statistics, response_of), network_trust(statistics, response_of)
+        moments, trust = _moments(statistics, mtf_of_band), network_trust(statistics, mtf_of_band)
         edge = min(
             _WINDOW_SIZE, math.isqrt(_MAX_WHOLE_SCENE // (3 * len(gains)))
         )  # many bands take as much memory as few
@@ -224,13 +224,13 @@ def _patch_sources(pairs: Sequence[ScenePair]) -> tuple[int, list[CachedWindow]]
     return 0, []
 
 
-def _moments(statistics: SceneStatistics, response_of: Sequence[int]) -> BandMoments:
+def _moments(statistics: SceneStatistics, mtf_of_band: Sequence[int]) -> BandMoments:
     """Moments of the whole scene, so that patches are standardised as in ``neural.NetworkFusion``."""
-    ms = statistics.ms
-    lows = [statistics.low(index) for index in response_of]
+    ms = statistics.ms_indices
+    lows = [statistics.low_pan_index(index) for index in mtf_of_band]
     variance = statistics.covariance.diagonal().clamp(min=TINY)
     gains = statistics.covariance[ms, lows] / variance[lows]
-    pan = statistics.low(0)
+    pan = statistics.low_pan_index(0)
     return BandMoments(
         statistics.mean[ms].numpy(),
         statistics.covariance[ms][:, ms].numpy(),

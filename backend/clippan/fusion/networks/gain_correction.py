@@ -24,7 +24,7 @@ _PHASES = FOLD * FOLD
 _STEADY = 0.05  # variance, of the scene's, below which a place is too flat for a gain of its own
 
 
-class Detail(nn.Module):
+class GainCorrectionNet(nn.Module):
     """See the module.
 
     Args:
@@ -67,22 +67,24 @@ class Detail(nn.Module):
                 functional.pad(item, padding, mode="replicate") for item in (up, pan, low, classical)
             )
         bands = up.shape[1]
-        coarse, smooth = _means(up), _means(low)
+        coarse, smooth = _cell_means(up), _cell_means(low)
         middle = coarse.mean(dim=1, keepdim=True)
         spread = (coarse - middle).square().mean(dim=1, keepdim=True)
-        common = _folded(pan - low.mean(dim=1, keepdim=True), [smooth.mean(dim=1, keepdim=True), middle, spread])
-        own = _folded(
+        common = _pixel_unshuffle(
+            pan - low.mean(dim=1, keepdim=True), [smooth.mean(dim=1, keepdim=True), middle, spread]
+        )
+        own = _pixel_unshuffle(
             (classical - up).flatten(0, 1)[:, None],
-            [maps.flatten(0, 1)[:, None] for maps in (coarse, smooth, *_local(coarse, smooth))],
+            [maps.flatten(0, 1)[:, None] for maps in (coarse, smooth, *_local_statistics(coarse, smooth))],
         )
         features = self.band(own)
-        features += _repeated(_pointwise(self.trunk(common), self.shared), bands)
+        features += _repeat_per_band(_pointwise(self.trunk(common), self.shared), bands)
         features = functional.relu(self.mix(functional.relu(features, inplace=True)), inplace=True)
         more, other, rest = _pointwise(features, self.last).chunk(3, dim=1)
         # Under autocast in half precision, as what they are multiplied with; what they correct is not.
         gain, detail = (maps[:, :_PHASES].to(rest.dtype) for maps in (own, common))
-        change = torch.addcmul(rest, more, gain).addcmul_(other, _repeated(detail, bands))
-        return _unfolded(change, classical)[..., :height, :width]
+        change = torch.addcmul(rest, more, gain).addcmul_(other, _repeat_per_band(detail, bands))
+        return _add_pixel_shuffled(change, classical)[..., :height, :width]
 
 
 def _pointwise(values: Tensor, layer: nn.Conv2d) -> Tensor:
@@ -90,12 +92,12 @@ def _pointwise(values: Tensor, layer: nn.Conv2d) -> Tensor:
     return functional.linear(values.permute(0, 2, 3, 1), layer.weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
 
 
-def _repeated(values: Tensor, bands: int) -> Tensor:
+def _repeat_per_band(values: Tensor, bands: int) -> Tensor:
     """Maps (n, k, h, w) for each band of each patch (n · bands, k, h, w)."""
     return values.repeat_interleave(bands, dim=0) if len(values) > 1 else values.expand(bands, -1, -1, -1)
 
 
-def _folded(values: Tensor, more: Sequence[Tensor]) -> Tensor:
+def _pixel_unshuffle(values: Tensor, more: Sequence[Tensor]) -> Tensor:
     """The pixels of each cell, row by row, and then more maps of cells, as channels (n, 16 + k, h, w).
 
     Args:
@@ -113,7 +115,7 @@ def _folded(values: Tensor, more: Sequence[Tensor]) -> Tensor:
     return cells.permute(0, 3, 1, 2)
 
 
-def _unfolded(cells: Tensor, base: Tensor) -> Tensor:
+def _add_pixel_shuffled(cells: Tensor, base: Tensor) -> Tensor:
     """The sum of pixels (n, c, H, W) and what cells (n · c, 16, h, w) have for them."""
     phases = cells.permute(0, 2, 3, 1).unflatten(-1, (FOLD, FOLD)).transpose(2, 3)
     height, width = base.shape[-2:]
@@ -121,7 +123,7 @@ def _unfolded(cells: Tensor, base: Tensor) -> Tensor:
     return (rows + phases).view_as(base)
 
 
-def _means(values: Tensor) -> Tensor:
+def _cell_means(values: Tensor) -> Tensor:
     """Means of cells (…, h, w)."""
     first, second, third, fourth = values.unflatten(-2, (-1, FOLD)).unbind(-2)
     rows = (first + second).add_(third).add_(fourth)
@@ -129,12 +131,12 @@ def _means(values: Tensor) -> Tensor:
     return (first + second).add_(third).add_(fourth).mul_(1 / _PHASES)
 
 
-def _local(coarse: Tensor, smooth: Tensor) -> tuple[Tensor, ...]:
+def _local_statistics(coarse: Tensor, smooth: Tensor) -> tuple[Tensor, ...]:
     """What a band and PAN have in common around each cell: the gain of PAN's detail, the logarithms of both variances,
     and their correlation, each (n, c, h, w)."""
 
     maps = torch.stack([coarse, smooth.expand_as(coarse), coarse.square(), smooth.square(), coarse * smooth])
-    middle, light, own, variance, together = _mean(_mean(maps, -1), -2)
+    middle, light, own, variance, together = _neighbourhood_mean(_neighbourhood_mean(maps, -1), -2)
     own, variance = (own - middle.square()).clamp(min=0), (variance - light.square()).clamp(min=0)
     together = together - middle * light
     gain = together / (variance + _STEADY)
@@ -142,7 +144,7 @@ def _local(coarse: Tensor, smooth: Tensor) -> tuple[Tensor, ...]:
     return gain, (own + 1e-3).log() / 4, (variance + 1e-3).log() / 4, correlation
 
 
-def _mean(maps: Tensor, dim: int) -> Tensor:
+def _neighbourhood_mean(maps: Tensor, dim: int) -> Tensor:
     """Means over neighbours along a dimension; beyond the border its values repeat.
 
     Sums of shifted maps: on a CPU several times as fast as pooling single channels.
