@@ -43,7 +43,7 @@ from clippan.handlers import run
 from clippan.jobs import AssessRequest, Compression, Context, Method, PansharpenRequest, Registration
 from clippan.learn.fusion.training import MODEL
 from clippan.learn.loop import RECIPE
-from clippan.raster.grid import Axis, Grid
+from clippan.raster.grid import AxisTransform, Grid
 from clippan.raster.pair import Pair, open_pair
 from clippan.raster.source import BandInfo
 from clippan.raster.tiles import Window
@@ -103,11 +103,11 @@ def degrade(case: Case, folder: Path, registration: Registration) -> Case:
         height = pair.ms.grid.height // ratio * ratio
         window = Window(0, 0, width, height)
         reference, valid = pair.read_ms(window)
-        gains = case.sensor.gains(range(pair.ms.total), pair.ms.total)
+        gains = case.sensor.mtf_gains(range(pair.ms.total), pair.ms.total)
         if registration is not Registration.OFF:
             pair, _ = register(pair, Registration.GLOBAL, gains, 2, Context())
         low = [_coarse(plane, ratio, gain) for plane, gain in zip(reference.astype(np.float32), gains)]
-        pan = _degraded_pan(pair, window, case.sensor.pan)
+        pan = _degraded_pan(pair, window, case.sensor.mtf_pan)
         dtype = np.dtype("float32")
         grid = Grid(width, height, (0, 1, 0, 0, 0, -1), "")
         coarse = Grid(width // ratio, height // ratio, (0, ratio, 0, 0, 0, -ratio), "")
@@ -126,7 +126,7 @@ def _coarse(plane: np.ndarray, ratio: int, gain: float) -> np.ndarray:
     height, width = plane.shape
     out = []
     for axis_length in (height, width):
-        axis = Axis(ratio, 0)
+        axis = AxisTransform(ratio, 0)
         start, count = filters.pan_support(axis, 0, axis_length // ratio, gain)
         matrix = filters.downsampling_matrix(axis, 0, axis_length // ratio, gain).numpy()
         index = np.clip(np.arange(start, start + count), 0, axis_length - 1)

@@ -20,7 +20,7 @@ from clippan.fusion import filters
 from clippan.handlers import assess as module
 from clippan.handlers import run
 from clippan.jobs import AssessRequest, Context, Method, PansharpenRequest
-from clippan.raster.grid import Axis
+from clippan.raster.grid import AxisTransform
 
 FULL = ["D_lambda_K", "D_s", "HQNR", "D_lambda", "QNR", "HP_correlation"]
 REFERENCE = ["Q2n", "SAM", "ERGAS", "SCC", "PSNR", "SSIM"]
@@ -84,7 +84,7 @@ def test_figures_are_those_of_whole_arrays(fused):
     image, pan, ms, high = (
         torch.from_numpy(read_raster(path).astype(np.float32)) for path in (output, pair.pan, pair.ms, pair.truth)
     )
-    axis = Axis(4.0, 0.0)
+    axis = AxisTransform(4.0, 0.0)
     first, number = filters.ms_support(axis, 0, 256)
     low = torch.nn.functional.pad(ms, (-first, first + number - 64, -first, first + number - 64), mode="replicate")
     up = filters.upsampling_matrix(axis, 0, 256)

@@ -12,7 +12,7 @@ from osgeo import gdal
 
 from clippan.handlers import run
 from clippan.jobs import Context, Device, Method, PansharpenRequest
-from clippan.raster.coverage import Coverage
+from clippan.raster.coverage import WrittenPixels
 from clippan.raster.scene import Scene, SceneOptions
 from clippan.raster.source import BandInfo, Source
 from clippan.raster.tiles import Window
@@ -39,9 +39,9 @@ def sparse(
     return str(path)
 
 
-def coverage(path: str) -> tuple[Coverage, gdal.Dataset]:
+def coverage(path: str) -> tuple[WrittenPixels, gdal.Dataset]:
     dataset = gdal.Open(path)
-    return Coverage([dataset.GetRasterBand(number + 1) for number in range(dataset.RasterCount)], True), dataset
+    return WrittenPixels([dataset.GetRasterBand(number + 1) for number in range(dataset.RasterCount)], True), dataset
 
 
 def test_written_is_what_lies_in_stored_blocks(tmp_path) -> None:
@@ -73,7 +73,7 @@ def test_gaps_of_a_mosaic_are_exact_to_the_pixel(tmp_path) -> None:
 
 def test_a_plain_raster_is_whole(tmp_path) -> None:
     found, _dataset = coverage(write_raster(tmp_path / "a.tif", np.zeros((1, 70, 70), np.uint16)))
-    assert found.footprint is None
+    assert found.occupancy is None
     assert found.written_mask(Window(0, 0, 70, 70)) is None
     assert found.bounds == Window(0, 0, 70, 70)
 

@@ -316,7 +316,7 @@ def test_mps_only_on_a_mac_and_only_when_asked_for(monkeypatch):
         choose_device(Device.MPS)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device(Device.MPS).device.type == "mps"
-    assert choose_device(Device.MPS, exact=True).device.type == "cpu"
+    assert choose_device(Device.MPS, needs_float64=True).device.type == "cpu"
     assert choose_device(Device.AUTO).device.type == "cpu"
 
 

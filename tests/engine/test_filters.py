@@ -7,15 +7,21 @@ import pytest
 import torch
 
 from clippan.fusion import filters
-from clippan.raster.grid import Axis
+from clippan.raster.grid import AxisTransform
 
-AXES = [Axis(4, 0), Axis(2, -0.5), Axis(3, 1.25), Axis(1.9946, 0.3), Axis(15, -7)]
+AXES = [
+    AxisTransform(4, 0),
+    AxisTransform(2, -0.5),
+    AxisTransform(3, 1.25),
+    AxisTransform(1.9946, 0.3),
+    AxisTransform(15, -7),
+]
 
 
-def interpolate(axis: Axis, function, start: int, count: int) -> np.ndarray:
+def interpolate(axis: AxisTransform, function, start: int, count: int) -> np.ndarray:
     """Samples a function of the output coordinate at MS centres, and interpolates it to output pixels."""
     first, number = filters.ms_support(axis, start, count)
-    samples = function((np.arange(first, first + number) + 0.5) * axis.ratio + axis.offset)
+    samples = function((np.arange(first, first + number) + 0.5) * axis.ratio + axis.origin)
     return filters.upsampling_matrix(axis, start, count).double().numpy() @ samples
 
 
@@ -35,11 +41,11 @@ def test_interpolation_passes_through_samples(axis):
     first, number = filters.ms_support(axis, 0, 256)
     samples = np.random.default_rng(0).normal(size=number)
     found = filters.upsampling_matrix(axis, 0, 256).double().numpy() @ samples
-    centres = (np.arange(first, first + number) + 0.5) * axis.ratio + axis.offset - 0.5
+    centres = (np.arange(first, first + number) + 0.5) * axis.ratio + axis.origin - 0.5
     hits = [(index, round(centre)) for index, centre in enumerate(centres) if centre % 1 == 0 and 0 <= centre < 256]
     for index, pixel in hits:
         assert found[pixel] == pytest.approx(samples[index], abs=1e-5)
-    assert hits or axis.ratio % 2 == 0 or axis.offset % 1
+    assert hits or axis.ratio % 2 == 0 or axis.origin % 1
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -49,7 +55,7 @@ def test_low_pass_keeps_ramps_in_place(axis, gain):
     start, count = filters.pan_support(axis, first, number, gain)
     ramp = np.arange(start, start + count) + 0.5
     found = filters.downsampling_matrix(axis, first, number, gain).double().numpy() @ ramp
-    wanted = (np.arange(first, first + number) + 0.5) * axis.ratio + axis.offset
+    wanted = (np.arange(first, first + number) + 0.5) * axis.ratio + axis.origin
     # A sampled narrow Gaussian is not quite symmetric about a centre between pixels.
     assert np.abs(found - wanted).max() < 0.01
 
@@ -88,7 +94,7 @@ def test_matrices_of_all_blocks_have_one_shape(axis):
 
 
 def test_nearest_is_the_sample_that_a_pixel_lies_in():
-    axis = Axis(4, 0)
+    axis = AxisTransform(4, 0)
     upsampling = filters.Upsampling.of(axis, 256, 8)
     assert (upsampling.nearest + upsampling.first).tolist() == [64] * 4 + [65] * 4
 

@@ -15,8 +15,8 @@ from strategies import of_type
 
 from clippan.core.errors import ClippanError
 from clippan.jobs import JOBS, from_json, parse_bands, to_json
-from clippan.raster.grid import TOLERANCE, Axis, Grid, align, centres_inside
-from clippan.raster.nodata import FILL_MAGNITUDE, as_pixel_value, band_nodata, is_fill_value, is_measured
+from clippan.raster.grid import TOLERANCE, AxisTransform, Grid, align, centres_inside
+from clippan.raster.nodata import FILL_MAGNITUDE, as_pixel_value, band_nodata, is_fill_value, is_valid_value
 from clippan.raster.source import Source
 from clippan.raster.tiles import Window, tiles
 
@@ -84,20 +84,20 @@ def test_alignment_holds_the_pan_pixels_with_their_centre_inside_ms(
     # The centre of a pixel lies at the same place, whichever of the grids tells it.
     for k, m in ((0, 0), (ms_width - 1, ms_height - 1)):
         there = gdal.ApplyGeoTransform(ms.geotransform, k + 0.5, m + 0.5)
-        here = found.grid.geotransform, found.x.to_output(k) + 0.5, found.y.to_output(m) + 0.5
+        here = found.grid.geotransform, found.x.ms_to_pan(k) + 0.5, found.y.ms_to_pan(m) + 0.5
         assert gdal.ApplyGeoTransform(*here) == pytest.approx(there, rel=1e-9, abs=1e-3 * abs(g[1] or g[2]))
 
 
 @given(st.floats(1, 100), st.floats(-1e4, 1e4), st.floats(-1e5, 1e5), st.floats(-100, 100))
 def test_positions_go_to_ms_and_back(ratio, offset, position, distance):
-    axis = Axis(ratio, offset)
-    assert axis.to_output(axis.to_ms(position)) == pytest.approx(position, abs=1e-6)
-    assert axis.shifted(distance).to_output(0) == pytest.approx(axis.to_output(0) + distance, abs=1e-6)
+    axis = AxisTransform(ratio, offset)
+    assert axis.ms_to_pan(axis.pan_to_ms(position)) == pytest.approx(position, abs=1e-6)
+    assert axis.shifted(distance).ms_to_pan(0) == pytest.approx(axis.ms_to_pan(0) + distance, abs=1e-6)
 
 
 @given(st.floats(0.1, 20), st.floats(-100, 100), st.integers(1, 200), st.integers(1, 300))
 def test_pixels_with_their_centre_inside(ratio, offset, samples, limit):
-    first, end = centres_inside(Axis(ratio, offset), samples, limit)
+    first, end = centres_inside(AxisTransform(ratio, offset), samples, limit)
     for pixel in range(limit):
         centre = pixel + 0.5
         if offset + TOLERANCE < centre < offset + samples * ratio - TOLERANCE:
@@ -224,7 +224,7 @@ def test_all_spellings_of_the_least_float32_are_that(text):
 
 @given(st.floats(width=32))
 def test_measured_values(value):
-    found = bool(is_measured(np.array(value, np.float32)))
+    found = bool(is_valid_value(np.array(value, np.float32)))
     assert found == (math.isfinite(value) and abs(value) < FILL_MAGNITUDE)
     assert is_fill_value(value, np.dtype("float32")) == (not found)
     assert not is_fill_value(value, np.dtype("int32"))

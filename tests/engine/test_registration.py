@@ -16,7 +16,7 @@ from clippan.fusion import filters, registration
 from clippan.fusion.registration import Shifts, estimate
 from clippan.handlers import run
 from clippan.jobs import AssessRequest, Context, Method, PansharpenRequest, Registration
-from clippan.raster.grid import Axis
+from clippan.raster.grid import AxisTransform
 from clippan.raster.pair import open_pair
 
 GAIN = 0.3
@@ -70,7 +70,7 @@ def shifted(tmp_path):
 
 def see(size: int, ratio: float, samples: int, offset: float) -> np.ndarray:
     """Filter and decimation (samples, size), the first sample's edge ``offset`` pixels from the left."""
-    axis = Axis(ratio, offset)
+    axis = AxisTransform(ratio, offset)
     start, count = filters.pan_support(axis, 0, samples, GAIN)
     matrix = np.zeros((samples, size))
     matrix[:, start : start + count] = filters.downsampling_matrix(axis, 0, samples, GAIN).numpy()

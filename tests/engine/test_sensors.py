@@ -43,6 +43,6 @@ def test_find_takes_ids_and_usual_names():
 
 def test_gains_follow_the_bands():
     quickbird = SENSORS["quickbird"]
-    assert quickbird.gains([3, 0], 4) == (0.22, 0.34)
+    assert quickbird.mtf_gains([3, 0], 4) == (0.22, 0.34)
     # With another number of bands nobody knows which is which.
-    assert quickbird.gains([0, 1, 2], 3) == pytest.approx([0.295] * 3)
+    assert quickbird.mtf_gains([0, 1, 2], 3) == pytest.approx([0.295] * 3)

@@ -41,7 +41,7 @@ from clippan.learn.fusion.patches import BandMixture, BandMoments, ReferenceScen
 from clippan.learn.fusion.recipe import AdapterTraining, Augmentation, PairSource, PictureSource, Recipe, read_recipe  # noqa: E402
 from clippan.learn.fusion.sampler import BatchSampler  # noqa: E402
 from clippan.learn.loop import CURVES  # noqa: E402
-from clippan.raster.grid import Axis  # noqa: E402
+from clippan.raster.grid import AxisTransform  # noqa: E402
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 
@@ -333,12 +333,14 @@ def plain(
     return made.patch(np.random.default_rng(0), edge, ratio, np.array(phases), gains, gains, shifts, mixture)
 
 
-def seen(values: np.ndarray, axis_y: Axis, axis_x: Axis, gain: float) -> tuple[torch.Tensor, int, int]:
+def seen(
+    values: np.ndarray, axis_y: AxisTransform, axis_x: AxisTransform, gain: float
+) -> tuple[torch.Tensor, int, int]:
     """What a sensor sees of a plane around its middle: samples and the number of the first row and column."""
     firsts, matrices = [], []
     for axis, length in ((axis_y, values.shape[0]), (axis_x, values.shape[1])):
-        first = math.ceil(axis.to_ms(24))
-        number = math.floor(axis.to_ms(length - 25)) - first
+        first = math.ceil(axis.pan_to_ms(24))
+        number = math.floor(axis.pan_to_ms(length - 25)) - first
         start, count = filters.pan_support(axis, first, number, gain)
         assert start >= 0
         assert start + count <= length
@@ -354,7 +356,7 @@ def test_a_patch_without_variation_is_what_the_filters_give(ratio, phases):
     place, chosen = (64, 72), (2, 0)
     made = ground(place=place)
     patch = plain(made, ratio, phases, chosen)
-    axes = [Axis(ratio, start + phase) for start, phase in zip(place, phases)]
+    axes = [AxisTransform(ratio, start + phase) for start, phase in zip(place, phases)]
     inside = np.s_[place[0] : place[0] + 64, place[1] : place[1] + 64]
     assert np.array_equal(patch.pan[0], made.pan[inside])
     for number, band in enumerate(chosen):
@@ -399,15 +401,15 @@ def test_the_classical_result_is_that_of_pansharpen():
 
 def test_a_pair_s_patch_is_a_part_of_the_whole_pair():
     made = ground()
-    axis = Axis(4.0, 0.0)
+    axis = AxisTransform(4.0, 0.0)
     ms = np.stack([seen(band, axis, axis, gain)[0].numpy() for band, gain in zip(made.bands, GAINS)])
-    offset = Axis(4.0, 4.0 * seen(made.pan, axis, axis, 0.3)[1])
+    offset = AxisTransform(4.0, 4.0 * seen(made.pan, axis, axis, 0.3)[1])
     valid = np.zeros(ms.shape[1:], bool)
     valid[8:24, 12:28] = True
     pair = ScenePair(made.pan, ms, offset, offset, valid, GAINS, 0.15)
     whole = pair.whole_patch()
     (patch,) = pair.patches(np.random.default_rng(0), 1, 64, [1, 2])
-    top, left = (int(offset.offset) + 4 * sample for sample in (8, 12))
+    top, left = (int(offset.origin) + 4 * sample for sample in (8, 12))
     inside = np.s_[:, top : top + 64, left : left + 64]
     assert torch.equal(patch.pan, whole.pan[inside])
     assert torch.allclose(patch.up, whole.up[1:][inside], rtol=1e-6)
@@ -569,7 +571,7 @@ def test_scenes_that_are_too_small_are_told():
     made.valid[::16] = False
     valid = np.ones((32, 32), bool)
     valid[::8] = False
-    axis = Axis(4.0, 0.0)
+    axis = AxisTransform(4.0, 0.0)
     pair = ScenePair(made.pan, made.bands[:, :32, :32], axis, axis, valid, GAINS, 0.15)
     recipe = Recipe(truth=LossWeights(supervised=1.0), scene=LossWeights(khan=1.0), size=96, scene_size=64)
     drawer = BatchSampler(recipe, [pair], [(1.0, [made])], None)

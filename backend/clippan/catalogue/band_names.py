@@ -51,12 +51,12 @@ class Band:
 
     Attributes:
         name: its description; empty without one.
-        shown: its colour interpretation if red, green or blue, else empty.
+        colour_interpretation: its colour interpretation if red, green or blue, else empty.
         wavelength: its centre in nanometres; None if only its name may contain it.
     """
 
     name: str = ""
-    shown: str = ""
+    colour_interpretation: str = ""
     wavelength: Optional[float] = None
 
 
@@ -204,7 +204,10 @@ def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) ->
         (names, Message("according to the band names")),
         (_names_by_number(bands, order), Message("according to the band numbers")),
         (_names_by_wavelength(bands), Message("according to the wavelengths")),
-        ([name or band.shown for name, band in zip(names, bands)], Message("according to the colour interpretation")),
+        (
+            [name or band.colour_interpretation for name, band in zip(names, bands)],
+            Message("according to the colour interpretation"),
+        ),
         (sensor, Message("according to the band order of {sensor}", sensor=order.label) if order else ""),
     ):
         if all(name in known for name in COLOURS):

@@ -22,29 +22,29 @@ class Sensor:
     Attributes:
         name: its id.
         label: its name in lists.
-        ms: MTF gains of the multispectral bands at their Nyquist frequency (0 to 1), in band order; one value
+        mtf_ms: MTF gains of the multispectral bands at their Nyquist frequency (0 to 1), in band order; one value
             stands for all bands.
-        pan: MTF gain of the panchromatic band at the multispectral Nyquist frequency.
+        mtf_pan: MTF gain of the panchromatic band at the multispectral Nyquist frequency.
         bands: common names of the bands in the order in which the sensor's products hold them.
         recognise: regular expressions that match its names in metadata and file names.
     """
 
     name: str
     label: str
-    ms: tuple[float, ...]
-    pan: float
+    mtf_ms: tuple[float, ...]
+    mtf_pan: float
     bands: tuple[str, ...]
     recognise: tuple[str, ...]
 
-    def gains(self, bands: Iterable[int], count: int) -> tuple[float, ...]:
+    def mtf_gains(self, bands: Iterable[int], count: int) -> tuple[float, ...]:
         """MTF gains of the bands at these positions (from 0) of a raster with ``count`` bands.
 
         If the raster does not have the sensor's number of bands, the bands cannot be identified, and their mean gain is
         used for all.
         """
-        if len(self.ms) == count:
-            return tuple(self.ms[band] for band in bands)
-        mean = sum(self.ms) / len(self.ms)
+        if len(self.mtf_ms) == count:
+            return tuple(self.mtf_ms[band] for band in bands)
+        mean = sum(self.mtf_ms) / len(self.mtf_ms)
         return tuple(mean for _ in bands)
 
 
@@ -78,11 +78,11 @@ def find_sensor(name: str) -> Optional[Sensor]:
     return SENSORS.get(name) or recognise_sensor([name])
 
 
-def resolve_sensor(name: str, hints: Iterable[str], context: Context) -> Sensor:
+def resolve_sensor(name: str, texts: Iterable[str], context: Context) -> Sensor:
     """The sensor with this name; for "auto", the one named in file names or metadata values, or the generic one."""
     if name != "auto":
         return find_sensor(name) or SENSORS["generic"]
-    found = recognise_sensor(hints)
+    found = recognise_sensor(texts)
     if found:
         context.log(Message("Sensor: {label}, recognised from the files.", label=found.label))
         return found

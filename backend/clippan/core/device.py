@@ -85,7 +85,7 @@ def gpu_memory_error() -> ClippanError:
 
 
 @contextlib.contextmanager
-def gpu_memory_errors() -> Iterator[None]:
+def translate_out_of_memory() -> Iterator[None]:
     """Turns CUDA's out-of-memory error inside the block into a ClippanError."""
     torch = require_torch()
     try:
@@ -108,12 +108,12 @@ class DeviceChoice:
             context.log(Message("Device: {type}. {reason}", type=self.device.type, reason=self.reason))
 
 
-def choose_device(wanted: Device, exact: bool = False) -> DeviceChoice:
+def choose_device(wanted: Device, needs_float64: bool = False) -> DeviceChoice:
     """The device to compute on: for Auto CUDA where it works, else the CPU; MPS, which is untested, only on request.
 
     Args:
         wanted: the requested device.
-        exact: sums need float64, which MPS lacks: then the CPU replaces it.
+        needs_float64: sums need float64, which MPS lacks: then the CPU replaces it.
 
     Raises:
         ClippanError: the device, or PyTorch itself, is not available.
@@ -124,7 +124,7 @@ def choose_device(wanted: Device, exact: bool = False) -> DeviceChoice:
     if wanted is Device.MPS:
         if not torch.backends.mps.is_available():
             raise ClippanError("MPS was asked for, but this is no Mac with a GPU that PyTorch can use; choose auto.")
-        if exact:
+        if needs_float64:
             return DeviceChoice(torch.device("cpu"), "MPS has no float64, in which figures are summed.")
         return DeviceChoice(torch.device("mps"), "MPS was asked for.")
     problem = cuda_problem()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from clippan.raster.grid import Axis
+from clippan.raster.grid import AxisTransform
 
 MARGIN = 4  # multispectral samples read beyond a block: 2 for the cubic kernel, 2 for filling invalid samples
 _KAISER_BETA = 0.5
@@ -96,29 +96,31 @@ def _cubic_kernel(distance: np.ndarray) -> np.ndarray:
     return np.where(d <= 1, inner, np.where(d < 2, outer, 0.0))
 
 
-def ms_support(axis: Axis, start: int, count: int, largest: float = 0.0) -> tuple[int, int]:
+def ms_support(axis: AxisTransform, start: int, count: int, largest: float = 0.0) -> tuple[int, int]:
     """First and number of the multispectral samples that a block of ``count`` output pixels needs.
 
     The number depends on ``count`` only, so that all blocks have matrices of the same shape. ``largest`` is the largest
     shift of a band in output pixels.
     """
     margin = MARGIN + math.ceil(largest / axis.ratio)
-    first = math.floor(axis.to_ms(start)) - margin + 1
+    first = math.floor(axis.pan_to_ms(start)) - margin + 1
     return first, math.ceil(count / axis.ratio) + 2 * margin
 
 
-def pan_support(axis: Axis, first: int, number: int, mtf_gain: float) -> tuple[int, int]:
+def pan_support(axis: AxisTransform, first: int, number: int, mtf_gain: float) -> tuple[int, int]:
     """First and number of the output pixels that the MTF filter needs for these multispectral samples."""
     reach = mtf_reach(mtf_gain, axis.ratio) + 1
-    start = math.floor(axis.to_output(first)) - reach
+    start = math.floor(axis.ms_to_pan(first)) - reach
     return start, math.ceil(number * axis.ratio) + 2 * reach
 
 
-def upsampling_matrix(axis: Axis, start: int, count: int, shift: float = 0.0, largest: float = 0.0) -> torch.Tensor:
+def upsampling_matrix(
+    axis: AxisTransform, start: int, count: int, shift: float = 0.0, largest: float = 0.0
+) -> torch.Tensor:
     """Interpolation matrix (count, number of ``ms_support``), float32, from multispectral samples to output pixels, for
     a band that is shifted by ``shift`` output pixels where ``largest`` is the largest shift."""
     first, number = ms_support(axis, start, count, max(largest, abs(shift)))
-    return _cubic_matrix(axis.ratio, round(axis.shifted(shift).to_ms(start) - first, _PHASE_DIGITS), count, number)
+    return _cubic_matrix(axis.ratio, round(axis.shifted(shift).pan_to_ms(start) - first, _PHASE_DIGITS), count, number)
 
 
 @dataclass(frozen=True)
@@ -137,14 +139,14 @@ class Upsampling:
     nearest: torch.Tensor
 
     @classmethod
-    def of(cls, axis: Axis, start: int, count: int, shifts: Sequence[float] = ()) -> Upsampling:
+    def of(cls, axis: AxisTransform, start: int, count: int, shifts: Sequence[float] = ()) -> Upsampling:
         """For ``count`` output pixels from ``start`` on; ``shifts`` of the bands in output pixels, if there are any."""
         largest = largest_shift(shifts)
         first, number = ms_support(axis, start, count, largest)
         matrices = [upsampling_matrix(axis, start, count, shift, largest) for shift in shifts or [0.0]]
         pixels = np.arange(start, start + count) + 0.5
         nearest = [
-            torch.from_numpy(np.floor((pixels - axis.shifted(shift).offset) / axis.ratio).astype(np.int64) - first)
+            torch.from_numpy(np.floor((pixels - axis.shifted(shift).origin) / axis.ratio).astype(np.int64) - first)
             for shift in shifts or [0.0]
         ]
         if len(matrices) == 1:
@@ -161,15 +163,15 @@ def largest_shift(shifts: Sequence[float]) -> float:
     return max((abs(shift) for shift in shifts), default=0.0)
 
 
-def downsampling_matrix(axis: Axis, first: int, number: int, mtf_gain: float) -> torch.Tensor:
+def downsampling_matrix(axis: AxisTransform, first: int, number: int, mtf_gain: float) -> torch.Tensor:
     """MTF filter and decimation matrix (number, count of ``pan_support``), float32, from output pixels to multispectral
     samples at their exact centres."""
     start, count = pan_support(axis, first, number, mtf_gain)
-    return _mtf_decimation(axis.ratio, round(axis.to_output(first) - start, _PHASE_DIGITS), number, count, mtf_gain)
+    return _mtf_decimation(axis.ratio, round(axis.ms_to_pan(first) - start, _PHASE_DIGITS), number, count, mtf_gain)
 
 
 def downsampling_matrices(
-    axis: Axis, first: int, number: int, mtf_gains: Sequence[float], shifts: Sequence[float] = ()
+    axis: AxisTransform, first: int, number: int, mtf_gains: Sequence[float], shifts: Sequence[float] = ()
 ) -> tuple[int, int, tuple[torch.Tensor, ...]]:
     """``downsampling_matrix`` for several gains on the window of the widest filter.
 
@@ -194,7 +196,9 @@ def downsampling_matrices(
     return start, count, matrices
 
 
-def oversampled_matrix(axis: Axis, first: float, number: int, steps: int, mtf_gain: float) -> tuple[int, torch.Tensor]:
+def oversampled_matrix(
+    axis: AxisTransform, first: float, number: int, steps: int, mtf_gain: float
+) -> tuple[int, torch.Tensor]:
     """MTF filter and decimation to a lattice denser than MS.
 
     Args:
@@ -207,7 +211,7 @@ def oversampled_matrix(axis: Axis, first: float, number: int, steps: int, mtf_ga
         The first output pixel needed, and the matrix (number, output pixels), float32.
     """
     reach = mtf_reach(mtf_gain, axis.ratio) + 1
-    begin, end = (round(axis.to_output(index), _PHASE_DIGITS) for index in (first, first + (number - 1) / steps))
+    begin, end = (round(axis.ms_to_pan(index), _PHASE_DIGITS) for index in (first, first + (number - 1) / steps))
     start = math.floor(begin) - reach
     count = math.ceil(end) + reach + 1 - start
     return start, _mtf_decimation(axis.ratio, round(begin - start, _PHASE_DIGITS), number, count, mtf_gain, steps)

@@ -16,7 +16,7 @@ from clippan.fusion import filters
 from clippan.fusion.filters import BandMtf
 from clippan.fusion.methods import FusionMethod
 from clippan.fusion.statistics import SceneStatistics
-from clippan.raster.grid import Axis
+from clippan.raster.grid import AxisTransform
 from clippan.raster.pair import Pair
 from clippan.raster.source import Source
 from clippan.raster.tiles import Window
@@ -93,7 +93,7 @@ class TileFuser:
             [(low.gain, low.x) for low in self.low_pass_mtfs],
             [(low.gain, low.y) for low in self.low_pass_mtfs],
         )
-        shifts_x, shifts_y = [x for x, _ in self.pair.offsets], [y for _, y in self.pair.offsets]
+        shifts_x, shifts_y = [x for x, _ in self.pair.band_shifts], [y for _, y in self.pair.band_shifts]
         margin, wide = self._margin, block + 2 * self._margin
         xs = [_BlockAxis.of(self.pair.x, start - margin, wide, shifts_x, lows_x) for start in starts_x]
         ys = [_BlockAxis.of(self.pair.y, start - margin, wide, shifts_y, lows_y) for start in starts_y]
@@ -228,7 +228,7 @@ class _BlockAxis:
 
     @classmethod
     def of(
-        cls, axis: Axis, start: int, count: int, shifts: Sequence[float], lows: Sequence[tuple[float, float]]
+        cls, axis: AxisTransform, start: int, count: int, shifts: Sequence[float], lows: Sequence[tuple[float, float]]
     ) -> _BlockAxis:
         """An axis of a block.
 

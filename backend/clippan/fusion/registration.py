@@ -26,7 +26,7 @@ from clippan.core.messages import Message
 from clippan.core.threads import in_order
 from clippan.fusion import filters
 from clippan.jobs.options import Registration
-from clippan.raster.grid import Axis
+from clippan.raster.grid import AxisTransform
 from clippan.raster.pair import Pair
 from clippan.raster.tiles import Window
 
@@ -452,7 +452,7 @@ class _WindowCorrelator:
             (_shifted(weight[margin:-margin, margin:-margin], window) > _MIN_WEIGHT).flatten(0, 1).all(dim=0),
         )
 
-    def _matrix(self, axis: Axis, first: float, samples: int, margin: float) -> tuple[int, torch.Tensor]:
+    def _matrix(self, axis: AxisTransform, first: float, samples: int, margin: float) -> tuple[int, torch.Tensor]:
         return filters.oversampled_matrix(
             axis, first, round((samples - 1 + 2 * margin) * _STEPS) + 1, _STEPS, self.mtf_gain
         )

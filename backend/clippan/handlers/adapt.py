@@ -24,7 +24,7 @@ from clippan.raster.pair import Pair, open_pair
 
 def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
     clock = TimeBudget(request.seconds)
-    choice = choose_device(request.device, exact=True)
+    choice = choose_device(request.device, needs_float64=True)
     choice.log(context)
     device = choice.device
     if device.type == "cpu":
@@ -35,7 +35,7 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
         start.check_bands(pair.ms.count)
         for note in pair.notes:
             context.log(note)
-        sensor = resolve_sensor(request.sensor, pair.hints, context)
+        sensor = resolve_sensor(request.sensor, pair.sensor_texts, context)
         scene = TrainingScene.read(pair, sensor, request, device, context.subrange(0, 10))
         rgb_bands = _rgb_bands(sensor, [number - 1 for number in request.bands] or range(pair.ms.count), pair)
     bands = pair.ms.count
@@ -78,7 +78,7 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
 
 def _rgb_bands(sensor: Sensor, positions: Sequence[int], pair: Pair) -> Optional[list[int]]:
     """The red, green and blue bands by their descriptions or the sensor; None if unknown."""
-    order = band_order(pair.hints)
+    order = band_order(pair.sensor_texts)
     own = natural_colours([Band(info.description) for info in pair.ms.infos], order and replace(order, orders=()))
     if len(own.bands) == len(COLOURS) and not own.guessed:
         return [band - 1 for band in own.bands]

@@ -29,7 +29,7 @@ from clippan.fusion.units import UnitComparison
 from clippan.jobs.assess import AssessRequest, AssessResult
 from clippan.jobs.options import Registration
 from clippan.jobs.pansharpen import PansharpenRequest
-from clippan.raster.grid import Axis, Grid
+from clippan.raster.grid import AxisTransform, Grid
 from clippan.raster.pair import Pair, open_pair
 from clippan.raster.source import Source, open_dataset
 from clippan.raster.tiles import Window, tiles
@@ -48,13 +48,13 @@ REFERENCE = Message("reference raster")
 def run(request: AssessRequest, context: Context) -> AssessResult:
     started = time.monotonic()
     request, recorded = _with_recorded_settings(request, context)
-    choice = choose_device(request.device, exact=True)
+    choice = choose_device(request.device, needs_float64=True)
     choice.log(context)
     device = choice.device
     with contextlib.ExitStack() as files:
         pair = files.enter_context(open_pair(request.pan, request.ms, request.bands, request.nodata))
         fused = files.enter_context(_open(request.fused, FUSED, (), request.nodata))
-        sensor = resolve_sensor(request.sensor, pair.hints, context)
+        sensor = resolve_sensor(request.sensor, pair.sensor_texts, context)
         scene = AssessedScene.of(pair, fused, sensor, request.bands, device)
         reference = None
         if request.reference is not None:
@@ -244,7 +244,7 @@ class AssessedScene:
     @property
     def gains(self) -> tuple[float, ...]:
         """MTF gain of each band."""
-        return self.sensor.gains(self.positions, self.pair.ms.total)
+        return self.sensor.mtf_gains(self.positions, self.pair.ms.total)
 
     @property
     def ratio(self) -> float:
@@ -294,8 +294,8 @@ class AssessedScene:
 
     def upsampled(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
         """MS interpolated to the pixels of a window, and where the nearest samples of all bands are valid."""
-        columns = filters.Upsampling.of(self.pair.x, window.x, window.width, [x for x, _ in self.pair.offsets])
-        rows = filters.Upsampling.of(self.pair.y, window.y, window.height, [y for _, y in self.pair.offsets])
+        columns = filters.Upsampling.of(self.pair.x, window.x, window.width, [x for x, _ in self.pair.band_shifts])
+        rows = filters.Upsampling.of(self.pair.y, window.y, window.height, [y for _, y in self.pair.band_shifts])
         return self.resample_ms(rows.to(self.device), columns.to(self.device))
 
     def resample_ms(self, rows: filters.Upsampling, columns: filters.Upsampling) -> tuple[torch.Tensor, torch.Tensor]:
@@ -421,8 +421,10 @@ def _filter(
 def _low_windows(scene: AssessedScene, block: int) -> list[Window]:
     """Tiles, in MS pixels, of the MS pixels whose centres lie in the area."""
     area, x, y = scene.area, scene.pair.x, scene.pair.y
-    left, right = _samples(x.to_ms(area.x - 0.5), x.to_ms(area.x + area.width - 0.5), scene.pair.ms.grid.width)
-    top, bottom = _samples(y.to_ms(area.y - 0.5), y.to_ms(area.y + area.height - 0.5), scene.pair.ms.grid.height)
+    left, right = _samples(x.pan_to_ms(area.x - 0.5), x.pan_to_ms(area.x + area.width - 0.5), scene.pair.ms.grid.width)
+    top, bottom = _samples(
+        y.pan_to_ms(area.y - 0.5), y.pan_to_ms(area.y + area.height - 0.5), scene.pair.ms.grid.height
+    )
     windows = [
         Window(left + tile.x, top + tile.y, tile.width, tile.height)
         for tile in tiles(right - left, bottom - top, block * (_TILE // BLOCK))
@@ -437,7 +439,7 @@ def _samples(start: float, end: float, limit: int) -> tuple[int, int]:
 
 def _read_low(scene: AssessedScene, window: Window) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """MS, PAN filtered with its MTF and brought to MS's grid, and where both are valid."""
-    x, y, gain = scene.pair.x, scene.pair.y, scene.sensor.pan
+    x, y, gain = scene.pair.x, scene.pair.y, scene.sensor.mtf_pan
     left, width = filters.pan_support(x, window.x, window.width, gain)
     top, height = filters.pan_support(y, window.y, window.height, gain)
     pan, pan_valid = scene.read_pan(Window(left, top, width, height))
@@ -454,10 +456,10 @@ def _read_low(scene: AssessedScene, window: Window) -> tuple[torch.Tensor, torch
 
 def _read_coregistered_ms(scene: AssessedScene, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
     """MS and its validity, with all bands at the samples of the common axes."""
-    offsets = scene.pair.offsets
+    offsets = scene.pair.band_shifts
     if not offsets:
         return scene.read_ms(window)
-    x, y, grid = scene.pair.x, scene.pair.y, Axis(1.0, 0.0)  # of MS itself: one sample per pixel
+    x, y, grid = scene.pair.x, scene.pair.y, AxisTransform(1.0, 0.0)  # of MS itself: one sample per pixel
     columns = filters.Upsampling.of(grid, window.x, window.width, [shift / x.ratio for shift, _ in offsets])
     rows = filters.Upsampling.of(grid, window.y, window.height, [shift / y.ratio for _, shift in offsets])
     return scene.resample_ms(rows.to(scene.device), columns.to(scene.device))
@@ -465,8 +467,8 @@ def _read_coregistered_ms(scene: AssessedScene, window: Window) -> tuple[torch.T
 
 def _fused_valid(scene: AssessedScene, window: Window) -> torch.Tensor:
     """Where the fused raster is valid at the centres of a window's MS pixels."""
-    columns = [round(scene.pair.x.to_output(window.x + column)) for column in range(window.width)]
-    rows = [round(scene.pair.y.to_output(window.y + row)) for row in range(window.height)]
+    columns = [round(scene.pair.x.ms_to_pan(window.x + column)) for column in range(window.width)]
+    rows = [round(scene.pair.y.ms_to_pan(window.y + row)) for row in range(window.height)]
     _, valid = scene.read(
         scene.fused, Window(columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
     )

@@ -18,7 +18,7 @@ from clippan.clip.class_vectors import class_vectors, prompt_texts
 from clippan.clip.encoder import Encoder, load_encoder
 from clippan.core import texts
 from clippan.core.context import Context
-from clippan.core.device import choose_device, gpu_memory_errors, set_threads, use_one_thread
+from clippan.core.device import choose_device, set_threads, translate_out_of_memory, use_one_thread
 from clippan.core.errors import ClippanError
 from clippan.core.json import to_json
 from clippan.core.messages import Message
@@ -71,7 +71,7 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
     table = _prompt_table(labelled.names, request.descriptions)
     if origin := texts.origin_note(request.descriptions, "descriptions"):
         context.log(origin)
-    with gpu_memory_errors(), Outputs() as outputs:
+    with translate_out_of_memory(), Outputs() as outputs:
         factory = _ClassifierFactory(request, stack, labelled, table, device, outputs.temporary_folder(request.output))
         auto = request.method is Classifier.AUTO
         methods: list[Classifier] = [request.method]

@@ -43,9 +43,9 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
     device = choice.device
     threads = count_threads(request.threads)
     with open_pair(request.pan, request.ms, request.bands, request.nodata) as pair:
-        sensor = resolve_sensor(request.sensor, pair.hints, context)
+        sensor = resolve_sensor(request.sensor, pair.sensor_texts, context)
         positions = [number - 1 for number in request.bands] or range(pair.ms.total)
-        gains = sensor.gains(positions, pair.ms.total)
+        gains = sensor.mtf_gains(positions, pair.ms.total)
         context.log(
             Message(
                 "Grid: {width} × {height} pixels, bands: {bands}, ratio {ratio_x:.4g} × {ratio_y:.4g}.",
@@ -62,10 +62,10 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
             model.check_bands(len(gains))
             context.log(Message("Model: {model}.", model=model.title))
         pair, shifts = register(pair, request.registration, gains, threads, context.subrange(0, 2))
-        mtfs, mtf_of_band = filters.distinct_mtfs(gains, pair.offsets)
+        mtfs, mtf_of_band = filters.distinct_mtfs(gains, pair.band_shifts)
         lows = mtfs if needs_low_pass(request.method) else []
         filter_ms = gains if request.method is Method.BDSD else None
-        statistics = measure_scene(pair, lows, sensor.pan, threads, context.subrange(2, 5), filter_ms)
+        statistics = measure_scene(pair, lows, sensor.mtf_pan, threads, context.subrange(2, 5), filter_ms)
         _check_fit(request.method, statistics)
         hints = [UNRECOGNISED] if request.sensor == "auto" and sensor.name == "generic" else []
         more = list(pair.notes)

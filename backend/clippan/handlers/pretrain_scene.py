@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from clippan.core.context import Context
-from clippan.core.device import choose_device, gpu_memory_errors, set_threads
+from clippan.core.device import choose_device, set_threads, translate_out_of_memory
 from clippan.fewshot.stack import open_stack
 from clippan.jobs.pretrain_scene import PretrainSceneRequest, PretrainSceneResult
 from clippan.learn.fewshot import pretrain_on_stack
@@ -20,7 +20,7 @@ def run(request: PretrainSceneRequest, context: Context) -> PretrainSceneResult:
     choice.log(context)
     device = choice.device
     stack = open_stack(request.rasters, request.grid, request.nodata, context.subrange(0, 5))
-    with gpu_memory_errors():
+    with translate_out_of_memory():
         encoder = pretrain_on_stack(stack, request.steps, request.seed, device, context.subrange(5, 99))
     encoder.save(Path(request.output))
     seconds = round(time.monotonic() - started, 3)

@@ -11,7 +11,7 @@ from xml.etree import ElementTree  # nosec B405 (of GDAL's own text)
 from osgeo import gdal
 
 from clippan.catalogue.band_names import Band, BandChoice, band_order, natural_colours, parse_wavelength
-from clippan.raster.source import sensor_hints
+from clippan.raster.source import sensor_texts
 
 _COLOUR_NAMES = {gdal.GCI_RedBand: "red", gdal.GCI_GreenBand: "green", gdal.GCI_BlueBand: "blue"}
 _NAME_KEYS = (
@@ -37,7 +37,7 @@ def natural_colour_bands(
     """
     files = [PurePosixPath(name.replace("\\", "/")).name for name in original.GetFileList() or []]
     found = natural_colours(
-        band_metadata(dataset, numbers), band_order([*sensor_hints(original, path), *files[:_MAX_VRT_FILES]])
+        band_metadata(dataset, numbers), band_order([*sensor_texts(original, path), *files[:_MAX_VRT_FILES]])
     )
     return BandChoice(tuple(numbers[band - 1] for band in found.bands), found.reason, found.guessed)
 

@@ -19,33 +19,33 @@ _MAX_CELLS = 1024  # along an edge of the map that says where there may be somet
 
 
 @dataclass(frozen=True)
-class Footprint:
+class OccupancyGrid:
     """Where a raster may hold data, on a coarse map of cells.
 
     Attributes:
-        edge: of a cell, in pixels.
-        cumulative: non-empty cells above and to the left of each corner, int (rows + 1, columns + 1).
+        cell_size: edge of a cell in pixels.
+        integral_image: non-empty cells above and to the left of each corner, int (rows + 1, columns + 1).
         width, height: of the raster, in pixels.
     """
 
-    edge: int
-    cumulative: np.ndarray
+    cell_size: int
+    integral_image: np.ndarray
     width: int
     height: int
 
     def may_contain_data(self, window: Window) -> bool:
         """Whether a window, which may reach beyond the raster, may hold data; never wrongly False."""
-        rows, columns = self.cumulative.shape[0] - 1, self.cumulative.shape[1] - 1
-        left, top = min(max(window.x, 0) // self.edge, columns), min(max(window.y, 0) // self.edge, rows)
-        right = min(-(-max(window.x + window.width, 0) // self.edge), columns)
-        bottom = min(-(-max(window.y + window.height, 0) // self.edge), rows)
-        corners = self.cumulative[[bottom, top, bottom, top], [right, right, left, left]]
+        rows, columns = self.integral_image.shape[0] - 1, self.integral_image.shape[1] - 1
+        left, top = min(max(window.x, 0) // self.cell_size, columns), min(max(window.y, 0) // self.cell_size, rows)
+        right = min(-(-max(window.x + window.width, 0) // self.cell_size), columns)
+        bottom = min(-(-max(window.y + window.height, 0) // self.cell_size), rows)
+        corners = self.integral_image[[bottom, top, bottom, top], [right, right, left, left]]
         return bool(corners[0] - corners[1] - corners[2] + corners[3] > 0)
 
     @property
     def cells(self) -> np.ndarray:
         """Which cells hold something, bool (rows, columns)."""
-        return np.diff(np.diff(self.cumulative, axis=0), axis=1) > 0
+        return np.diff(np.diff(self.integral_image, axis=0), axis=1) > 0
 
     @property
     def bounds(self) -> Window:
@@ -54,13 +54,13 @@ class Footprint:
         rows, columns = np.flatnonzero(cells.any(axis=1)), np.flatnonzero(cells.any(axis=0))
         if not len(rows):
             return Window(0, 0, 1, 1)
-        left, top = int(columns[0]) * self.edge, int(rows[0]) * self.edge
-        right = min((int(columns[-1]) + 1) * self.edge, self.width)
-        bottom = min((int(rows[-1]) + 1) * self.edge, self.height)
+        left, top = int(columns[0]) * self.cell_size, int(rows[0]) * self.cell_size
+        right = min((int(columns[-1]) + 1) * self.cell_size, self.width)
+        bottom = min((int(rows[-1]) + 1) * self.cell_size, self.height)
         return Window(left, top, right - left, bottom - top)
 
 
-class Coverage:
+class WrittenPixels:
     """Which pixels of some bands of one size were written; unwritten ones are nodata if the file says so.
 
     Where the format does not tell, or zeros may be meant (GDAL omits blocks of zeros from some files), all counts as
@@ -71,32 +71,32 @@ class Coverage:
         nodata: whether GDAL reads nodata (a declared value, or 0) from unwritten blocks.
 
     Attributes:
-        footprint: where data may be; None if all counts as written.
+        occupancy: where data may be; None if all counts as written.
         assumed: whether blocks are nodata although the file does not say so.
     """
 
     def __init__(self, bands: Sequence[gdal.Band], nodata: bool) -> None:
         self._bands = list(bands)
         self._all = Window(0, 0, bands[0].XSize, bands[0].YSize)
-        self.footprint: Optional[Footprint] = None
+        self.occupancy: Optional[OccupancyGrid] = None
         self.assumed = False
         huge = self._all.width * self._all.height > _HUGE_PIXELS
         if not (nodata or huge) or any(_status([b], 0, 0, b.XSize, b.YSize) == _DATA for b in bands):
             return
-        footprint = _footprint(self._bands)
-        if nodata or footprint.cells.any():
-            self.footprint, self.assumed = footprint, not nodata
+        occupancy = _occupancy(self._bands)
+        if nodata or occupancy.cells.any():
+            self.occupancy, self.assumed = occupancy, not nodata
 
     def may_contain_data(self, window: Window) -> bool:
-        return self.footprint is None or self.footprint.may_contain_data(window)
+        return self.occupancy is None or self.occupancy.may_contain_data(window)
 
     @property
     def bounds(self) -> Window:
-        return self._all if self.footprint is None else self.footprint.bounds
+        return self._all if self.occupancy is None else self.occupancy.bounds
 
     def written_mask(self, window: Window) -> Optional[np.ndarray]:
         """Written pixels of a window inside the raster, bool (height, width); None if all are."""
-        if self.footprint is None:
+        if self.occupancy is None:
             return None
         x, y, width, height = window.x, window.y, window.width, window.height
         status = _status(self._bands, x, y, width, height)
@@ -121,18 +121,18 @@ class Coverage:
                 self._mark(found, window, c, a, d, b)
 
 
-def _footprint(bands: Sequence[gdal.Band]) -> Footprint:
+def _occupancy(bands: Sequence[gdal.Band]) -> OccupancyGrid:
     width, height = bands[0].XSize, bands[0].YSize
     across, down = bands[0].GetBlockSize()
     block = max(across, down) if max(across, down) < max(width, height) else 1
-    edge = block * math.ceil(max(width, height) / block / _MAX_CELLS)
-    rows, columns = -(-height // edge), -(-width // edge)
+    cell_size = block * math.ceil(max(width, height) / block / _MAX_CELLS)
+    rows, columns = -(-height // cell_size), -(-width // cell_size)
     cells = np.zeros((rows, columns), np.int64)
     waiting = [(0, 0, columns, rows)]
     while waiting:
         left, top, right, bottom = waiting.pop()
-        x, y = left * edge, top * edge
-        status = _status(bands, x, y, min(right * edge, width) - x, min(bottom * edge, height) - y)
+        x, y = left * cell_size, top * cell_size
+        status = _status(bands, x, y, min(right * cell_size, width) - x, min(bottom * cell_size, height) - y)
         if not status & _DATA:
             continue
         if not status & _EMPTY or max(right - left, bottom - top) == 1:
@@ -140,7 +140,7 @@ def _footprint(bands: Sequence[gdal.Band]) -> Footprint:
         else:
             parts = itertools.product(_halves(top, bottom), _halves(left, right))
             waiting += [(c, a, d, b) for (a, b), (c, d) in parts]
-    return Footprint(edge, np.pad(cells.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0))), width, height)
+    return OccupancyGrid(cell_size, np.pad(cells.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0))), width, height)
 
 
 def _status(bands: Sequence[gdal.Band], x: int, y: int, width: int, height: int) -> int:

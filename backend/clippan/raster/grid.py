@@ -105,12 +105,12 @@ class Grid:
         rpc = _moved_rpc(self.rpc, (1.0, 1.0), (-float(left), -float(top)))
         return Grid(right - left, bottom - top, geotransform, self.crs, rpc)
 
-    def with_rpc_of(self, coarse: Grid, x: Axis, y: Axis) -> Grid:
+    def with_rpc_of(self, coarse: Grid, x: AxisTransform, y: AxisTransform) -> Grid:
         """This grid with the RPCs of a coarser raster of the same place, whose axes on this grid are x and y; unchanged
         if it has RPCs or a geotransform."""
         if self.rpc or self.geotransform or not coarse.rpc:
             return self
-        return replace(self, rpc=_moved_rpc(coarse.rpc, (x.ratio, y.ratio), (x.offset, y.offset)))
+        return replace(self, rpc=_moved_rpc(coarse.rpc, (x.ratio, y.ratio), (x.origin, y.origin)))
 
     def pixel_offset_in(self, base: Grid, tolerance: float) -> Optional[tuple[int, int]]:
         """First pixel (column, row) in another grid's pixels; None if pixels differ by more than ``tolerance`` pixels.
@@ -159,30 +159,30 @@ def _moved_rpc(rpc: Rpc, ratios: tuple[float, float], origins: tuple[float, floa
 
 
 @dataclass(frozen=True)
-class Axis:
+class AxisTransform:
     """One axis of the multispectral grid, measured on the output's (which is PAN's).
 
-    The multispectral sample ``k`` has its centre at ``(k + 0.5) * ratio + offset`` output pixels, where the output
+    The multispectral sample ``k`` has its centre at ``(k + 0.5) * ratio + origin`` output pixels, where the output
     pixel ``x`` has its own at ``x + 0.5``.
 
     Attributes:
         ratio: size of a multispectral pixel in output pixels, at least 1.
-        offset: left (top) edge of the first multispectral pixel in output pixels.
+        origin: left (top) edge of the first multispectral pixel in output pixels.
     """
 
     ratio: float
-    offset: float
+    origin: float
 
-    def shifted(self, distance: float) -> Axis:
-        return Axis(self.ratio, self.offset + distance) if distance else self
+    def shifted(self, distance: float) -> AxisTransform:
+        return AxisTransform(self.ratio, self.origin + distance) if distance else self
 
-    def to_ms(self, position: float) -> float:
+    def pan_to_ms(self, position: float) -> float:
         """Multispectral index (fractional, at pixel centres) of an output pixel index."""
-        return (position + 0.5 - self.offset) / self.ratio - 0.5
+        return (position + 0.5 - self.origin) / self.ratio - 0.5
 
-    def to_output(self, index: float) -> float:
+    def ms_to_pan(self, index: float) -> float:
         """Output pixel index (fractional, at pixel centres) of a multispectral index."""
-        return (index + 0.5) * self.ratio + self.offset - 0.5
+        return (index + 0.5) * self.ratio + self.origin - 0.5
 
 
 @dataclass(frozen=True)
@@ -198,8 +198,8 @@ class Alignment:
     grid: Grid
     column: int
     row: int
-    x: Axis
-    y: Axis
+    x: AxisTransform
+    y: AxisTransform
 
 
 def align(pan: Grid, ms: Grid) -> Alignment:
@@ -224,12 +224,12 @@ def align(pan: Grid, ms: Grid) -> Alignment:
                 axis=name,
                 ratio=axis.ratio,
             )
-    x_axis, y_axis = Axis(x.ratio, x.offset - left), Axis(y.ratio, y.offset - top)
+    x_axis, y_axis = AxisTransform(x.ratio, x.origin - left), AxisTransform(y.ratio, y.origin - top)
     overlap = pan.cropped(left, top, right, bottom).with_rpc_of(ms, x_axis, y_axis)
     return Alignment(overlap, left, top, x_axis, y_axis)
 
 
-def relative_axes(pan: Grid, ms: Grid) -> tuple[Axis, Axis]:
+def relative_axes(pan: Grid, ms: Grid) -> tuple[AxisTransform, AxisTransform]:
     """Columns and rows of one grid on the pixels of the other, in one CRS; raises ClippanError if they are rotated or
     mirrored against each other, or only one has a georeference."""
     if pan.geotransform is None or ms.geotransform is None:
@@ -240,7 +240,7 @@ def relative_axes(pan: Grid, ms: Grid) -> tuple[Axis, Axis]:
                 "remove the other's.",
                 which=which,
             )
-        return Axis(pan.width / ms.width, 0.0), Axis(pan.height / ms.height, 0.0)
+        return AxisTransform(pan.width / ms.width, 0.0), AxisTransform(pan.height / ms.height, 0.0)
     inverse = gdal.InvGeoTransform(pan.geotransform)
     if inverse is None:
         raise ClippanError("The panchromatic raster's geotransform cannot be inverted; georeference it anew.")
@@ -256,12 +256,12 @@ def relative_axes(pan: Grid, ms: Grid) -> tuple[Axis, Axis]:
             "The panchromatic and the multispectral raster are rotated or mirrored against each other; "
             "warp both to north-up grids first (gdalwarp)."
         )
-    return Axis(x_ratio, column), Axis(y_ratio, row)
+    return AxisTransform(x_ratio, column), AxisTransform(y_ratio, row)
 
 
-def centres_inside(axis: Axis, samples: int, limit: int) -> tuple[int, int]:
+def centres_inside(axis: AxisTransform, samples: int, limit: int) -> tuple[int, int]:
     """First and end pixel, of ``limit``, whose centres lie in the ``samples`` of an axis; none if end <= first."""
-    start, end = axis.offset, axis.offset + samples * axis.ratio
+    start, end = axis.origin, axis.origin + samples * axis.ratio
     first = math.ceil(start - 0.5 - TOLERANCE)
     last = math.floor(end - 0.5 + TOLERANCE)
     return max(first, 0), min(last + 1, limit)

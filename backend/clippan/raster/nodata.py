@@ -48,7 +48,7 @@ def is_fill_value(value: Optional[float], dtype: np.dtype) -> bool:
     return value is not None and bool(np.issubdtype(dtype, np.floating)) and not abs(value) < FILL_MAGNITUDE
 
 
-def is_measured(values: np.ndarray) -> np.ndarray:
+def is_valid_value(values: np.ndarray) -> np.ndarray:
     """Which floating-point values (any shape) can have been measured: neither NaN, nor infinite, nor a fill value."""
     with np.errstate(invalid="ignore"):
         return np.abs(values) < FILL_MAGNITUDE

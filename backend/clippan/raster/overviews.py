@@ -8,7 +8,7 @@ from typing import Callable
 
 from osgeo import gdal
 
-from clippan.raster.coverage import Coverage
+from clippan.raster.coverage import WrittenPixels
 from clippan.raster.tiles import tiles
 
 _BLOCK_EDGE = 4096  # pixels of what is reduced at a time, or the coarsest level where that is more
@@ -34,7 +34,7 @@ def build_sparse_overviews(
     """
     dataset.BuildOverviews("NONE", list(levels), options=[*options, "SPARSE_OK=TRUE"])
     numbers = range(1, dataset.RasterCount + 1)
-    coverage = Coverage([dataset.GetRasterBand(number) for number in numbers], nodata=True)
+    coverage = WrittenPixels([dataset.GetRasterBand(number) for number in numbers], nodata=True)
     edge = max(_BLOCK_EDGE, levels[-1])
     windows = [w for w in tiles(dataset.RasterXSize, dataset.RasterYSize, edge) if coverage.may_contain_data(w)]
     for done, (window, number) in enumerate(itertools.product(windows, numbers), 1):

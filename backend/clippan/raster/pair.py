@@ -15,11 +15,11 @@ from osgeo import gdal
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.raster.alpha import alpha_notes
-from clippan.raster.grid import Alignment, Axis, Grid, align
+from clippan.raster.grid import Alignment, AxisTransform, Grid, align
 from clippan.raster.nodata import as_pixel_value, is_fill_value
 from clippan.raster.products import is_panchromatic, is_quality, panchromatic
 from clippan.raster.regrid import reproject_around, resample_to_finest
-from clippan.raster.source import Source, band_infos, open_dataset, open_datasets, sensor_hints
+from clippan.raster.source import Source, band_infos, open_dataset, open_datasets, sensor_texts
 from clippan.raster.tiles import Window, tiles
 
 PAN = Message("panchromatic raster")
@@ -32,53 +32,53 @@ class Pair:
     """Two aligned sources. PAN's windows are in output pixels, MS's in multispectral pixels.
 
     Attributes:
-        hints: file names and metadata that may reveal the sensor.
+        sensor_texts: file names and metadata that may reveal the sensor.
         notes: sentences for the user about decisions on the files.
-        offsets: (x, y) of each band from the axes, in output pixels; empty if all are 0.
+        band_shifts: (x, y) of each band from the axes, in output pixels; empty if all are 0.
     """
 
     pan: Source
     ms: Source
     alignment: Alignment
-    hints: tuple[str, ...] = ()
+    sensor_texts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    offsets: tuple[tuple[float, float], ...] = ()
+    band_shifts: tuple[tuple[float, float], ...] = ()
 
     @property
     def grid(self) -> Grid:
         return self.alignment.grid
 
     @property
-    def x(self) -> Axis:
+    def x(self) -> AxisTransform:
         return self.alignment.x
 
     @property
-    def y(self) -> Axis:
+    def y(self) -> AxisTransform:
         return self.alignment.y
 
-    def shifted(self, x: float, y: float, offsets: Sequence[tuple[float, float]] = ()) -> Pair:
+    def shifted(self, x: float, y: float, band_shifts: Sequence[tuple[float, float]] = ()) -> Pair:
         """The pair with MS moved right and down by (x, y) output pixels, and each band by its offset besides. The
         output's grid stays; at borders that MS has moved away from, its last samples repeat."""
         moved = replace(self.alignment, x=self.x.shifted(x), y=self.y.shifted(y))
-        own = tuple(offsets) if any(offset != (0, 0) for offset in offsets) else ()
-        return replace(self, alignment=moved, offsets=own)
+        own = tuple(band_shifts) if any(shift != (0, 0) for shift in band_shifts) else ()
+        return replace(self, alignment=moved, band_shifts=own)
 
-    def ms_window(self) -> Window:
+    def ms_overlap(self) -> Window:
         """The window of all samples of MS whose centres lie in the output."""
         left, right = self._samples(self.x, self.grid.width, self.ms.grid.width)
         top, bottom = self._samples(self.y, self.grid.height, self.ms.grid.height)
         return Window(left, top, right - left, bottom - top)
 
-    def ms_extent(self) -> Window:
+    def ms_data_overlap(self) -> Window:
         """The same, cut to where both rasters hold something."""
         pan = self.pan.bounds
         x, y = pan.x - self.alignment.column, pan.y - self.alignment.row
-        seen = self._around(Window(x, y, pan.width, pan.height))
-        return self.ms_window().intersection(self.ms.bounds).intersection(seen)
+        seen = self._ms_window_covering(Window(x, y, pan.width, pan.height))
+        return self.ms_overlap().intersection(self.ms.bounds).intersection(seen)
 
     def ms_windows(self, size: int) -> list[Window]:
-        """Square windows of ``size`` that cover ``ms_window``, without those where MS holds no data."""
-        whole = self.ms_window()
+        """Square windows of ``size`` that cover ``ms_overlap``, without those where MS holds no data."""
+        whole = self.ms_overlap()
         windows = (
             Window(window.x + whole.x, window.y + whole.y, window.width, window.height)
             for window in tiles(whole.width, whole.height, size)
@@ -94,21 +94,21 @@ class Pair:
         """Whether some pixel of a window, in output pixels, may be valid in both rasters; quick."""
         x, y = window.x + self.alignment.column, window.y + self.alignment.row
         on_pan = Window(x, y, window.width, window.height)
-        return self.pan.may_contain_data(on_pan) and self.ms.may_contain_data(self._around(window))
+        return self.pan.may_contain_data(on_pan) and self.ms.may_contain_data(self._ms_window_covering(window))
 
-    def _around(self, window: Window) -> Window:
+    def _ms_window_covering(self, window: Window) -> Window:
         """The samples of MS whose pixels touch a window in output pixels, and their neighbours."""
         spans = []
         for axis, first, length in ((self.x, window.x, window.width), (self.y, window.y, window.height)):
-            start = math.floor((first - axis.offset) / axis.ratio) - 1
-            spans.append((start, math.ceil((first + length - axis.offset) / axis.ratio) + 1 - start))
+            start = math.floor((first - axis.origin) / axis.ratio) - 1
+            spans.append((start, math.ceil((first + length - axis.origin) / axis.ratio) + 1 - start))
         (x, width), (y, height) = spans
         return Window(x, y, width, height)
 
     @staticmethod
-    def _samples(axis: Axis, pixels: int, limit: int) -> tuple[int, int]:
-        first = max(0, math.ceil(axis.to_ms(-0.5)))
-        end = min(limit, math.floor(axis.to_ms(pixels - 0.5)) + 1)
+    def _samples(axis: AxisTransform, pixels: int, limit: int) -> tuple[int, int]:
+        first = max(0, math.ceil(axis.pan_to_ms(-0.5)))
+        end = min(limit, math.floor(axis.pan_to_ms(pixels - 0.5)) + 1)
         return first, max(end, first + 1)
 
     def read_pan(self, window: Window) -> tuple[np.ndarray, Optional[np.ndarray]]:
@@ -140,7 +140,7 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
     pan_dataset, opened = open_dataset(pan, PAN), open_datasets(ms, MS, bands)
     alike = _pan_sized_notes(pan, Grid.of(pan_dataset), ms, opened)
     datasets = _reprojected_to(Grid.of(pan_dataset), opened, nodata)
-    hints = [hint for dataset, path in zip([*opened, pan_dataset], [*ms, pan]) for hint in sensor_hints(dataset, path)]
+    texts = [text for dataset, path in zip([*opened, pan_dataset], [*ms, pan]) for text in sensor_texts(dataset, path)]
     with (
         Source([pan_dataset], PAN, (), nodata) as pan_source,
         Source(resample_to_finest(datasets, MS, nodata), MS, bands, nodata, band_infos(opened)) as ms_source,
@@ -171,7 +171,7 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
             )
         pair_notes = [*alpha_notes([pan_dataset, *opened]), *alike]
         pair_notes += [source.assumption for source in (pan_source, ms_source) if source.assumption]
-        yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(hints), tuple(pair_notes))
+        yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(texts), tuple(pair_notes))
 
 
 def _pan_sized_notes(pan: str, grid: Grid, ms: Sequence[str], datasets: Sequence[gdal.Dataset]) -> list[str]:

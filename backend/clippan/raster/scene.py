@@ -26,10 +26,10 @@ from clippan.jobs.rendering import Rendering
 from clippan.raster import bands as raster_bands
 from clippan.raster import source as sources
 from clippan.raster.alpha import alpha_bands, alpha_notes, is_retagged
-from clippan.raster.coverage import Coverage, Footprint
+from clippan.raster.coverage import OccupancyGrid, WrittenPixels
 from clippan.raster.files import source_files
 from clippan.raster.grid import Grid, horizontal_crs
-from clippan.raster.nodata import band_nodata, is_measured, unwritten_is_nodata
+from clippan.raster.nodata import band_nodata, is_valid_value, unwritten_is_nodata
 from clippan.raster.tiles import Window
 
 PIXEL_GEOTRANSFORM = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)  # where QGIS shows a picture without coordinates
@@ -207,15 +207,15 @@ class Scene:
             return BandChoice(self.options.bands, "as asked for")
         return raster_bands.natural_colour_bands(dataset, self._original, self.path, numbers)
 
-    def _find_coverage(self) -> Coverage:
+    def _find_coverage(self) -> WrittenPixels:
         alpha = sources.alpha_band(self._original)
         if alpha is not None:
-            return Coverage([alpha], nodata=True)  # it reads as 0: clear
+            return WrittenPixels([alpha], nodata=True)  # it reads as 0: clear
         expanded = self._dataset.RasterCount > self._original.RasterCount  # a palette, whose bands are one
         stored = (1,) if expanded else self.bands
         bands = [self._original.GetRasterBand(number) for number in stored]
         values = [band_nodata(band, self.options.nodata) for band in bands]
-        return Coverage(bands, all(unwritten_is_nodata(band, value) for band, value in zip(bands, values)))
+        return WrittenPixels(bands, all(unwritten_is_nodata(band, value) for band, value in zip(bands, values)))
 
     def _assume_nodata(self) -> None:
         """Takes a customary value as nodata where the raster declares none and has no mask, as for other jobs."""
@@ -248,7 +248,7 @@ class Scene:
         else:
             # Where the file says which value stands for no light, this is where light begins.
             dark = np.array([-quantity.offset / quantity.scale for quantity in quantities])
-            low, high = (dark + value for value in _exposure_range(samples - dark[:, None]))
+            low, high = (dark + value for value in _brightness_range(samples - dark[:, None]))
         return tuple((float(a), float(b if b > a else np.nextafter(a, np.inf))) for a, b in zip(low, high))
 
     def check_bands(self) -> None:
@@ -271,7 +271,7 @@ class Scene:
             for x in columns:
                 window = Window(x, y, min(size, self.grid.width - x), min(size, self.grid.height - y))
                 values, masks = self._read(window, window.width, window.height, gdal.GRIORA_NearestNeighbour)
-                alive |= (masks & is_measured(values)).any(axis=(1, 2))
+                alive |= (masks & is_valid_value(values)).any(axis=(1, 2))
                 parts.append(values[:, self._shown_pixels(values, masks)])
         samples = np.concatenate(parts, axis=1)
         if alive.any() and not alive.all():
@@ -299,7 +299,7 @@ class Scene:
 
     @property
     def sparse(self) -> bool:
-        return self._coverage.footprint is not None
+        return self._coverage.occupancy is not None
 
     @property
     def bounds(self) -> Window:
@@ -345,22 +345,24 @@ class Scene:
 
     def _written(self, window: Window, width: int, height: int) -> Optional[np.ndarray]:
         """Which pixels of a picture (height, width) of a window were written; None if all are."""
-        footprint = self._coverage.footprint
-        if footprint is None:
+        occupancy = self._coverage.occupancy
+        if occupancy is None:
             return None
         rows, columns = (
             first + (np.arange(count) + 0.5) * size / count
             for first, size, count in ((window.y, window.height, height), (window.x, window.width, width))
         )
         if window.width * window.height > _MAX_RESAMPLED_PIXELS:  # a window of the whole raster, for a report
-            return footprint.cells[np.ix_(rows.astype(int) // footprint.edge, columns.astype(int) // footprint.edge)]
+            return occupancy.cells[
+                np.ix_(rows.astype(int) // occupancy.cell_size, columns.astype(int) // occupancy.cell_size)
+            ]
         written = self._coverage.written_mask(window)
         return None if written is None else written[np.ix_(rows.astype(int) - window.y, columns.astype(int) - window.x)]
 
     def _shown_pixels(self, values: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """Which pixels (height, width) show something, of what ``_read`` returns."""
         valid: np.ndarray = np.any(masks, axis=0)
-        return valid if self._bytes else valid & is_measured(values).all(axis=0)
+        return valid if self._bytes else valid & is_valid_value(values).all(axis=0)
 
     def picture(self, window: Window, width: int, height: Optional[int] = None) -> tuple[np.ndarray, float]:
         """A window inside the raster as a picture; a square without ``height``.
@@ -512,7 +514,7 @@ class Scene:
             }
             rows = {y for area in areas for y in _tile_starts(height, tile[1], self.options.overlap, area[1], area[3])}
             scales.append((tile, scale, tuple(sorted(columns)), tuple(sorted(rows))))
-        plan = TilePlan(tuple(scales), self._coverage.footprint)
+        plan = TilePlan(tuple(scales), self._coverage.occupancy)
         if len(plan) > _MAX_TILES:
             raise ClippanError(
                 "The raster {path} would have {count:,} tiles; choose an extent (--extent) or larger tiles.",
@@ -557,11 +559,11 @@ class TilePlan:
     Attributes:
         scales: for each scale the tile size in pixels, its edge in metres (pixels without coordinates), and the first
             columns and rows.
-        footprint: where the scene may hold data; None for everywhere.
+        occupancy: where the scene may hold data; None for everywhere.
     """
 
     scales: tuple[tuple[tuple[int, int], float, tuple[int, ...], tuple[int, ...]], ...]
-    footprint: Optional[Footprint] = field(default=None, compare=False)
+    occupancy: Optional[OccupancyGrid] = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return sum(len(columns) * len(rows) for _, _, columns, rows in self.scales)
@@ -583,7 +585,7 @@ class TilePlan:
                 before = end
 
     def _may_contain_data(self, window: Window) -> bool:
-        return self.footprint is None or self.footprint.may_contain_data(window)
+        return self.occupancy is None or self.occupancy.may_contain_data(window)
 
 
 def _tile_starts(size: int, tile: int, overlap: float, first: float, last: float) -> tuple[int, ...]:
@@ -597,7 +599,7 @@ def _tile_starts(size: int, tile: int, overlap: float, first: float, last: float
     return tuple(sorted({start for start in kept if start < last and start + tile > first}))
 
 
-def _exposure_range(samples: np.ndarray) -> tuple[float, float]:
+def _brightness_range(samples: np.ndarray) -> tuple[float, float]:
     """Values that become black and white, the same for all bands (bands, n), so that colours stay.
 
     From zero to twice the 98th percentile, which leaves the headroom for sand, roofs and clouds that training pictures

@@ -19,9 +19,9 @@ from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
 from clippan.raster import products
 from clippan.raster.alpha import alpha_bands, source_name, window_starts, without_false_alpha
-from clippan.raster.coverage import Coverage
+from clippan.raster.coverage import WrittenPixels
 from clippan.raster.grid import Grid
-from clippan.raster.nodata import as_pixel_value, is_measured, unwritten_is_nodata
+from clippan.raster.nodata import as_pixel_value, is_valid_value, unwritten_is_nodata
 from clippan.raster.products import exists
 from clippan.raster.tiles import Window
 
@@ -101,7 +101,7 @@ def alpha_band(dataset: gdal.Dataset) -> Optional[gdal.Band]:
     return dataset.GetRasterBand(numbers[0]) if numbers else None
 
 
-def sensor_hints(dataset: gdal.Dataset, path: str) -> list[str]:
+def sensor_texts(dataset: gdal.Dataset, path: str) -> list[str]:
     """What may tell a raster's sensor: its file name and its metadata values."""
     texts = [path.replace("\\", "/").rsplit("/", 1)[-1]]
     for domain in ("", "IMAGERY", "IMD"):
@@ -228,7 +228,7 @@ class Source:
         # One for each dataset: a pixel of a band that is not written has no data.
         self._coverages = [self._coverage(run) for run in self._runs]
         if self.nodata is None and all(run.mask is None for run in self._runs):
-            self._assume()
+            self._detect_nodata()
         if any(coverage.assumed for coverage in self._coverages):
             self.assumption = Message(
                 "Blocks of the {what} that were never written are taken as nodata.", what=self.what
@@ -243,15 +243,15 @@ class Source:
         whole = np.issubdtype(self.dtype, np.unsignedinteger) and None not in stated
         self.bits = max(int(bits) for bits in stated) if whole else None
 
-    def _coverage(self, run: _BandRun) -> Coverage:
+    def _coverage(self, run: _BandRun) -> WrittenPixels:
         alpha = alpha_band(run.dataset)
         if alpha is not None:
-            return Coverage([alpha], nodata=True)  # it reads as 0: clear
+            return WrittenPixels([alpha], nodata=True)  # it reads as 0: clear
         bands = [run.dataset.GetRasterBand(number) for number in run.numbers]
         values = self._nodata[run.start : run.end]
-        return Coverage(bands, all(unwritten_is_nodata(band, value) for band, value in zip(bands, values)))
+        return WrittenPixels(bands, all(unwritten_is_nodata(band, value) for band, value in zip(bands, values)))
 
-    def _assume(self) -> None:
+    def _detect_nodata(self) -> None:
         """Takes a customary value as nodata if none is declared and some pixel on a lattice of windows, corners
         included, has it in all bands."""
         marks = [mark for mark in _CUSTOMARY_NODATA if as_pixel_value(mark, self.dtype) is not None]
@@ -297,8 +297,8 @@ class Source:
             ClippanError: GDAL could not read.
         """
         grid = self.grid
-        left, right = _clip(x, x + width, grid.width)
-        top, bottom = _clip(y, y + height, grid.height)
+        left, right = _clamp(x, x + width, grid.width)
+        top, bottom = _clamp(y, y + height, grid.height)
         inside = (left, top, right - left, bottom - top)
         values: np.ndarray = np.empty((self.count, bottom - top, right - left), self.dtype)
         masks: list[Optional[np.ndarray]] = []
@@ -331,7 +331,7 @@ class Source:
     @property
     def fully_written(self) -> bool:
         """Whether all pixels were written, as far as formats tell."""
-        return all(coverage.footprint is None for coverage in self._coverages)
+        return all(coverage.occupancy is None for coverage in self._coverages)
 
     def may_contain_data(self, window: Window) -> bool:
         """Whether a window, which may reach beyond the raster, may hold valid pixels; never wrongly False."""
@@ -357,7 +357,7 @@ class Source:
             return None
         valid = np.ones(values.shape, bool)
         if np.issubdtype(self.dtype, np.floating):
-            valid = is_measured(values)
+            valid = is_valid_value(values)
         for plane, value, out in zip(values, self._nodata, valid):
             if value is not None and not math.isnan(value):
                 # The declared value is a double; a float32 band holds it rounded.
@@ -391,7 +391,7 @@ def _common_type(codes: set[int]) -> int:
     return code
 
 
-def _clip(start: int, end: int, limit: int) -> tuple[int, int]:
+def _clamp(start: int, end: int, limit: int) -> tuple[int, int]:
     """The part of start..end inside 0..limit, at least the pixel nearest to it."""
     start = min(max(start, 0), limit - 1)
     return start, max(min(end, limit), start + 1)

@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError, one_line
 from clippan.labels.areas import PixelAreas
-from clippan.raster.coverage import Coverage
+from clippan.raster.coverage import WrittenPixels
 from clippan.raster.grid import Grid
 from clippan.raster.scene import PIXEL_GEOTRANSFORM
 from clippan.raster.source import open_dataset
@@ -64,7 +64,7 @@ class ClassMap:
         self._confidence = open_dataset(confidence, "confidence") if confidence else None
         grid = Grid.of(self._dataset)
         # Only the written part of a sparse map has classes.
-        part = self._part = Coverage([self._dataset.GetRasterBand(1)], nodata=True).bounds
+        part = self._part = WrittenPixels([self._dataset.GetRasterBand(1)], nodata=True).bounds
         if (part.width, part.height) != (grid.width, grid.height):
             placed = grid if grid.geotransform else Grid(grid.width, grid.height, PIXEL_GEOTRANSFORM, "")
             grid = placed.cropped(part.x, part.y, part.x + part.width, part.y + part.height)

@@ -20,7 +20,7 @@ from torch import Tensor
 from clippan.fusion import filters
 from clippan.fusion.methods import high_pass_modulation
 from clippan.learn.fusion.batch import PatchBatch
-from clippan.raster.grid import Axis
+from clippan.raster.grid import AxisTransform
 
 _PHASE_DIGITS = 9  # decimals of a phase in pixels
 VALID_SHARE = 0.999  # least valid share of a patch, or of the pixels under a filter
@@ -138,8 +138,8 @@ class ScenePair:
 
     pan: np.ndarray
     ms: np.ndarray
-    x: Axis
-    y: Axis
+    x: AxisTransform
+    y: AxisTransform
     valid: np.ndarray
     mtf_gains: tuple[float, ...]
     pan_mtf_gain: float
@@ -162,7 +162,7 @@ class ScenePair:
         """PAN pixels that lie in a valid MS sample, bool (H, W)."""
         indices = []
         for axis, pixels, samples in zip((self.y, self.x), self.pan.shape, self.valid.shape):
-            index = np.floor((np.arange(pixels) + 0.5 - axis.offset) / axis.ratio).astype(int)
+            index = np.floor((np.arange(pixels) + 0.5 - axis.origin) / axis.ratio).astype(int)
             indices.append((index.clip(0, samples - 1), (index >= 0) & (index < samples)))
         (rows, rows_inside), (columns, columns_inside) = indices
         return np.asarray(self.valid[rows][:, columns] & rows_inside[:, None] & columns_inside)
@@ -177,8 +177,8 @@ class ScenePair:
             return []
         patches = []
         for row, column in corners[rng.integers(len(corners), size=count)]:
-            start_y = round(self.y.to_output(float(row)) - self.y.ratio / 2 + 0.5)
-            start_x = round(self.x.to_output(float(column)) - self.x.ratio / 2 + 0.5)
+            start_y = round(self.y.ms_to_pan(float(row)) - self.y.ratio / 2 + 0.5)
+            start_x = round(self.x.ms_to_pan(float(column)) - self.x.ratio / 2 + 0.5)
             patches.append(self._patch(start_x, start_y, (size, size), bands))
         return patches
 
@@ -219,7 +219,7 @@ class ReferenceScene:
     def moments(self, ratio: float) -> BandMoments:
         """Moments at a resolution ``ratio`` times coarser."""
         if ratio not in self._moments:
-            axis, gain = Axis(ratio, 0.0), float(np.mean(self.mtf_gains))
+            axis, gain = AxisTransform(ratio, 0.0), float(np.mean(self.mtf_gains))
             shape = (int(self.pan.shape[0] / ratio), int(self.pan.shape[1] / ratio))
             low = _mtf_degraded(np.concatenate([self.bands, self.pan[None], self.valid[None]]), axis, axis, shape, gain)
             self._moments[ratio] = BandMoments.of(low[:-2], low[-2], low[-1] > VALID_SHARE)
@@ -227,7 +227,7 @@ class ReferenceScene:
 
     def reduced_pair(self, ratio: float, pan_gain: float) -> ScenePair:
         """The pair that a sensor with these MTF gains would see, at a resolution ``ratio`` times coarser."""
-        axis = Axis(ratio, 0.0)
+        axis = AxisTransform(ratio, 0.0)
         shape = tuple(int(length / ratio) for length in self.pan.shape)
         bands = zip(self.bands, self.mtf_gains)
         ms = np.concatenate([_mtf_degraded(band[None], axis, axis, shape, gain) for band, gain in bands])
@@ -273,7 +273,7 @@ class ReferenceScene:
         row, column = corners[rng.integers(len(corners))]
         count = len(gains)
         rows, columns = (
-            _PatchAxis.of(Axis(ratio, start + phase), int(start), size, (*gains, *true_gains))
+            _PatchAxis.of(AxisTransform(ratio, start + phase), int(start), size, (*gains, *true_gains))
             for start, phase in zip((row, column), phases)
         )
         wide_bands = _cut(self.bands, columns.pan, rows.pan, columns.pan_count, rows.pan_count)
@@ -361,20 +361,20 @@ class _PatchAxis:
     first: int
 
     @classmethod
-    def of(cls, axis: Axis, start: int, size: int, gains: Sequence[float]) -> _PatchAxis:
+    def of(cls, axis: AxisTransform, start: int, size: int, gains: Sequence[float]) -> _PatchAxis:
         """The axis of ``size`` pixels from ``start`` on."""
-        patch_axis = _patch_axis(axis.ratio, round(axis.offset - start, _PHASE_DIGITS), size, tuple(gains))
+        patch_axis = _patch_axis(axis.ratio, round(axis.origin - start, _PHASE_DIGITS), size, tuple(gains))
         return replace(patch_axis, pan=patch_axis.pan + start)
 
 
 @functools.lru_cache(maxsize=512)
 def _patch_axis(ratio: float, offset: float, size: int, gains: tuple[float, ...]) -> _PatchAxis:
-    axis = Axis(ratio, offset)
+    axis = AxisTransform(ratio, offset)
     ms, ms_count = filters.ms_support(axis, 0, size)
     pan, pan_count, downs = filters.downsampling_matrices(axis, ms, ms_count, gains)
     reach = max(filters.mtf_reach(gain, ratio) for gain in gains) + 2
     number = max(int((size - 2 * reach) / ratio), 1)
-    first = math.ceil(axis.to_ms(reach))
+    first = math.ceil(axis.pan_to_ms(reach))
     inner = []
     for gain in gains:
         begin, count = filters.pan_support(axis, first, number, gain)
@@ -412,7 +412,9 @@ def _patch(
     )
 
 
-def _mtf_degraded(planes: np.ndarray, x: Axis, y: Axis, shape: tuple[int, ...], gain: float) -> np.ndarray:
+def _mtf_degraded(
+    planes: np.ndarray, x: AxisTransform, y: AxisTransform, shape: tuple[int, ...], gain: float
+) -> np.ndarray:
     """Planes (n, H, W) filtered with an MTF gain, at the samples (n, h, w) of the axes; mirrored beyond the border."""
     left, width = filters.pan_support(x, 0, shape[1], gain)
     top, height = filters.pan_support(y, 0, shape[0], gain)

@@ -20,7 +20,7 @@ from clippan.fusion import filters
 from clippan.fusion.registration import estimate
 from clippan.learn.fusion.patches import ReferenceScene, ScenePair
 from clippan.learn.fusion.recipe import PairSource, PictureSource
-from clippan.raster.grid import Axis
+from clippan.raster.grid import AxisTransform
 from clippan.raster.pair import Pair, open_pair
 from clippan.raster.source import Source, open_dataset
 from clippan.raster.tiles import Window
@@ -52,9 +52,9 @@ def read_pairs(root: Path, source: PairSource, without: Sequence[str], context: 
         context.log(path.name)
         sensor = recognise_sensor([name]) or SENSORS["generic"]
         with open_pair(str(path / "pan.tif"), [str(path / "ms.tif")]) as pair:
-            gains = sensor.gains(range(pair.ms.count), pair.ms.total)
+            gains = sensor.mtf_gains(range(pair.ms.count), pair.ms.total)
             registered = estimate(pair, gains, 1, context, per_band=False).apply(pair)
-            yield read_pair(registered, gains, sensor.pan, name)
+            yield read_pair(registered, gains, sensor.mtf_pan, name)
 
 
 def read_pair(pair: Pair, gains: Sequence[float], pan_gain: float, sensor: str = "") -> ScenePair:
@@ -81,19 +81,19 @@ def read_window(pair: Pair, window: Window, gains: Sequence[float], pan_gain: fl
     return _read(pair, Window(left, top, right - left, bottom - top), window, gains, pan_gain)
 
 
-def _pixel_range(axis: Axis, first: int, count: int, limit: int) -> tuple[int, int]:
+def _pixel_range(axis: AxisTransform, first: int, count: int, limit: int) -> tuple[int, int]:
     """First and end pixel that ``count`` samples cover, from 0 to ``limit``."""
-    start, end = (axis.offset + index * axis.ratio for index in (first, first + count))
+    start, end = (axis.origin + index * axis.ratio for index in (first, first + count))
     return max(math.floor(start + 0.5), 0), min(math.floor(end + 0.5), limit)
 
 
 def _read_coregistered(pair: Pair, window: Window) -> tuple[np.ndarray, Optional[np.ndarray]]:
     """MS and its validity, with all bands at the samples of the common axes."""
-    if not pair.offsets:
+    if not pair.band_shifts:
         return pair.read_ms(window)
-    grid = Axis(1.0, 0.0)  # of MS itself: one sample per pixel
-    columns = filters.Upsampling.of(grid, window.x, window.width, [x / pair.x.ratio for x, _ in pair.offsets])
-    rows = filters.Upsampling.of(grid, window.y, window.height, [y / pair.y.ratio for _, y in pair.offsets])
+    grid = AxisTransform(1.0, 0.0)  # of MS itself: one sample per pixel
+    columns = filters.Upsampling.of(grid, window.x, window.width, [x / pair.x.ratio for x, _ in pair.band_shifts])
+    rows = filters.Upsampling.of(grid, window.y, window.height, [y / pair.y.ratio for _, y in pair.band_shifts])
     values, valid = pair.read_ms(Window(columns.first, rows.first, columns.number, rows.number))
     ms = torch.from_numpy(values.astype(np.float32))
     if valid is None:
@@ -116,7 +116,7 @@ def informative_windows(pair: Pair, max_windows: int, edge: int, max_size: int) 
         max_size: number of PAN pixels times bands up to which the whole scene is one window.
     """
     if pair.grid.width * pair.grid.height * pair.ms.count <= max_size:
-        return [pair.ms_window()], True
+        return [pair.ms_overlap()], True
     extent = pair.ms_extent()
     size = max(math.ceil(edge / math.sqrt(pair.x.ratio * pair.y.ratio)), _MIN_WINDOW_SIZE)
     starts = [
@@ -220,13 +220,13 @@ def _read(
     """Invalid pixels are set to the mean, and no patch holds any."""
     pan, pan_valid = pair.read_pan(pan_window)
     ms, valid = _read_coregistered(pair, ms_window)
-    x = Axis(pair.x.ratio, pair.x.offset + ms_window.x * pair.x.ratio - pan_window.x)
-    y = Axis(pair.y.ratio, pair.y.offset + ms_window.y * pair.y.ratio - pan_window.y)
+    x = AxisTransform(pair.x.ratio, pair.x.origin + ms_window.x * pair.x.ratio - pan_window.x)
+    y = AxisTransform(pair.y.ratio, pair.y.origin + ms_window.y * pair.y.ratio - pan_window.y)
     pan, ms = pan.astype(np.float32), ms.astype(np.float32)
     joint = np.ones(ms.shape[1:], bool) if valid is None else valid.all(axis=0)
     joint &= (ms != 0).any(axis=0)  # missing pixels of files that declare no nodata value
-    rows = y.to_output(0.0) + np.arange(ms.shape[1]) * y.ratio
-    columns = x.to_output(0.0) + np.arange(ms.shape[2]) * x.ratio
+    rows = y.ms_to_pan(0.0) + np.arange(ms.shape[1]) * y.ratio
+    columns = x.ms_to_pan(0.0) + np.arange(ms.shape[2]) * x.ratio
     joint &= ((rows >= 0) & (rows < pan.shape[0]))[:, None] & ((columns >= 0) & (columns < pan.shape[1]))
     if pan_valid is not None:
         nearest_rows = np.clip(np.rint(rows), 0, pan.shape[0] - 1).astype(int)

@@ -124,7 +124,7 @@ class BatchSampler:
 def _random_mtf_gains(rng: np.random.Generator, bands: int) -> list[float]:
     """The MTF gains of a random sensor, in random order."""
     sensors = list(SENSORS.values())
-    return [float(gain) for gain in rng.permutation(np.resize(sensors[rng.integers(len(sensors))].ms, bands))]
+    return [float(gain) for gain in rng.permutation(np.resize(sensors[rng.integers(len(sensors))].mtf_ms, bands))]
 
 
 def _random_mixture(

@@ -78,10 +78,10 @@ class TrainingScene:
         """
         threads = count_threads(request.threads)
         positions = [number - 1 for number in request.bands] or range(pair.ms.total)
-        gains = sensor.gains(positions, pair.ms.total)
+        gains = sensor.mtf_gains(positions, pair.ms.total)
         pair, _ = register(pair, request.registration, gains, threads, context.subrange(0, 30))
-        mtfs, mtf_of_band = filters.distinct_mtfs(gains, pair.offsets)
-        statistics = measure_scene(pair, mtfs, sensor.pan, threads, context.subrange(30, 60))
+        mtfs, mtf_of_band = filters.distinct_mtfs(gains, pair.band_shifts)
+        statistics = measure_scene(pair, mtfs, sensor.mtf_pan, threads, context.subrange(30, 60))
         if statistics.pan_is_constant:
             raise ClippanError(
                 "The panchromatic raster has the same value everywhere, so there is nothing to learn from; check the "
@@ -95,12 +95,12 @@ class TrainingScene:
         pairs = []
         for number, window in enumerate(windows, 1):
             context.progress(60 + 40 * number / len(windows), "Reading the scene")
-            pairs.append(reading.read_window(pair, window, gains, sensor.pan))
+            pairs.append(reading.read_window(pair, window, gains, sensor.mtf_pan))
             pairs[-1].moments = moments  # of the whole scene, as in Pansharpen
         held_out = [] if whole or len(pairs) < _VALIDATION_EVERY else pairs[_VALIDATION_EVERY - 1 :: _VALIDATION_EVERY]
         training = [item for item in pairs if not any(item is other for other in held_out)]
         ratio = math.sqrt(pair.x.ratio * pair.y.ratio)
-        references = [item.reduced_reference(sensor.pan) for item in training]
+        references = [item.reduced_reference(sensor.mtf_pan) for item in training]
         size, windows_at_full = _patch_sources(training)
         reduced_size = next(
             (size for size in _REDUCED_PATCH_SIZES if any(reference.fits(size) for reference in references)), 0
@@ -114,9 +114,9 @@ class TrainingScene:
                 reduced_size=_REDUCED_PATCH_SIZES[-1],
             )
         validation = [ValidationWindow.of(item, device, trust) for item in held_out or training]
-        held_out_references = [item.reduced_reference(sensor.pan) for item in held_out] or references
+        held_out_references = [item.reduced_reference(sensor.mtf_pan) for item in held_out] or references
         reduced_validation = [
-            ValidationWindow.of(reference.reduced_pair(ratio, sensor.pan), device, trust, reference)
+            ValidationWindow.of(reference.reduced_pair(ratio, sensor.mtf_pan), device, trust, reference)
             for reference in held_out_references
         ]
         context.log(
