@@ -117,7 +117,7 @@ def informative_windows(pair: Pair, max_windows: int, edge: int, max_size: int) 
     """
     if pair.grid.width * pair.grid.height * pair.ms.count <= max_size:
         return [pair.ms_overlap()], True
-    extent = pair.ms_extent()
+    extent = pair.ms_data_overlap()
     size = max(math.ceil(edge / math.sqrt(pair.x.ratio * pair.y.ratio)), _MIN_WINDOW_SIZE)
     starts = [
         sorted(
