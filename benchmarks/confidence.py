@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from starter import pictures, words  # noqa: E402
 
-from clippan.clip.encoder import Encoder, background_phrases, load_encoder  # noqa: E402
+from clippan.clip.encoder import ClipEncoder, background_phrases, load_encoder  # noqa: E402
 from clippan.jobs import Context, Device  # noqa: E402
 from clippan.search.scoring import SearchVectors  # noqa: E402
 
@@ -35,7 +35,7 @@ BANDS = (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0)
 class Collection:
     """The pictures of one part of a collection as tiles, and its classes' prompts as searches."""
 
-    def __init__(self, model: Encoder, name: str, part: str) -> None:
+    def __init__(self, model: ClipEncoder, name: str, part: str) -> None:
         found = pictures.scenes(DATA, name, part)
         labels = sorted({item.label for item in found})
         self.prompts = tuple(words.CLASSES[name][label] for label in labels)

@@ -243,7 +243,7 @@ class Bench:
         for item in self._masked:
             maps = (
                 bench.dense(item.pixels, texts, measures.DENSE_EDGE)
-                if dense.any_size(bench.loaded.model)
+                if dense.any_size(bench.loaded.network)
                 else windows(bench, item.pixels, texts, measures.DENSE_EDGE)
             )
             table += measures.confusion(maps, item.classes, item.classes != 255)
@@ -267,7 +267,7 @@ def windows(bench: Any, pixels: np.ndarray, texts: torch.Tensor, edge: int) -> t
     rows, columns = ([*range(0, size - edge, STRIDE), size - edge] for size in (height, width))
     for y in rows:
         batch = torch.cat([bench.ready(pixels[y : y + edge, x : x + edge]) for x in columns])
-        cells, _ = dense.dense_features(bench.loaded.model, batch)
+        cells, _ = dense.dense_features(bench.loaded.network, batch)
         cosines = torch.einsum("nchw,tc->nthw", functional.normalize(cells, dim=1), texts)
         maps = functional.interpolate(cosines, (edge, edge), mode="bilinear", align_corners=False)
         for x, part in zip(columns, maps):
@@ -290,7 +290,8 @@ def make(folder: Path, files: Sequence[Path], steps: int) -> None:
     config["model_cfg"] = {**config["model_cfg"], "vision_cfg": VISION}
     student = open_clip.CLIP(**config["model_cfg"])
     student.load_state_dict(
-        {key: value for key, value in teacher.model.state_dict().items() if not key.startswith("visual.")}, strict=False
+        {key: value for key, value in teacher.network.state_dict().items() if not key.startswith("visual.")},
+        strict=False,
     )
     print(f"Making a transformer from {len(files)} pictures", flush=True)
     views, vectors = [], []
@@ -305,7 +306,7 @@ def make(folder: Path, files: Sequence[Path], steps: int) -> None:
     with torch.no_grad():
         for start in range(0, len(whole), 64):
             values = (whole[start : start + 64] / 255 - mean) / std
-            vectors.append(functional.normalize(teacher.model.encode_image(values), dim=-1))
+            vectors.append(functional.normalize(teacher.network.encode_image(values), dim=-1))
     target = torch.cat(vectors)
     learned = list(student.visual.parameters())
     optimiser = torch.optim.AdamW(learned, lr=MADE_RATE, weight_decay=0.05)

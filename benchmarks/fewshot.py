@@ -205,7 +205,7 @@ class Bench:
         """CLIP's dense features of the picture, enlarged by ``zoom``; between cells they are interpolated."""
         model = clip("starter", Device.CPU, Context())
         height, width = self.scene.truth.shape
-        edge = -(-max(height, width) * zoom // model.stride) * model.stride
+        edge = -(-max(height, width) * zoom // model.output_stride) * model.output_stride
         picture = torch.from_numpy(self.scene.picture)[None].float()
         large = torch.nn.functional.interpolate(picture, scale_factor=zoom, mode="bicubic").clamp(0, 255)
         around = (0, edge - large.shape[3], 0, edge - large.shape[2])

@@ -34,10 +34,10 @@ from starter.teacher import Encoder  # noqa: E402
 
 from clippan import __version__  # noqa: E402
 from clippan.catalogue import models  # noqa: E402
+from clippan.clip.encoder import zero_shot_weights  # noqa: E402
 from clippan.clip.load import LoadedModel, load_model  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import Context, FinetuneClipRequest, FinetuneClipResult  # noqa: E402
-from clippan.learn.clip import patching as patch  # noqa: E402
 
 SHIPPED = ROOT / "resources" / "starter-clip"
 DATA = ROOT.parent / "shared" / "data"
@@ -83,12 +83,12 @@ def opened(folder: str) -> LoadedModel:
 def others(loaded: LoadedModel, items: list[pictures.Item], pixels: int) -> float:
     """Part of the pictures of taught classes of UC Merced that are named right among all its classes."""
     names = list(words.CLASSES["ucmerced"])
-    texts = patch.zero_shot_weights(loaded, list(words.CLASSES["ucmerced"].values()))
+    texts = zero_shot_weights(loaded, list(words.CLASSES["ucmerced"].values()))
     hits = []
     for item in items:
         picture = Image.fromarray(item.pixels).resize((pixels, pixels), Image.Resampling.BICUBIC)
-        values = patch.preprocessed(loaded, np.asarray(picture).transpose(2, 0, 1)[None].copy(), torch.device("cpu"))
-        hits.append(int((loaded.model.encode_image(values) @ texts.T).argmax()) == names.index(item.label))
+        values = loaded.normalised(np.asarray(picture).transpose(2, 0, 1)[None].copy())
+        hits.append(int((loaded.network.encode_image(values) @ texts.T).argmax()) == names.index(item.label))
     return float(np.mean(hits))
 
 

@@ -139,7 +139,7 @@ def side_by_side() -> Iterator[None]:
     real = sliding.SlidingWindows.of.__func__  # type: ignore[attr-defined]
 
     def of(cls: Any, model: Any, width: int, height: int, edge: int, part: Window) -> sliding.SlidingWindows:
-        cells = model.pixels * (sliding.ENLARGEMENT if model.any_size else 1) // model.stride
+        cells = model.pixels * (sliding.INPUT_SCALE if model.any_size else 1) // model.output_stride
         return real(cls, model, width, height, edge, part, cells)
 
     with mock.patch.object(similarity.SlidingWindows, "of", classmethod(of)):
@@ -250,7 +250,7 @@ def main() -> None:
 def _edge(place: Place, model: str) -> int:
     """The window that the job chooses."""
     scene = Scene(place.path, SceneOptions())
-    return similarity.default_window_edges(scene, load_encoder(model, Device.CPU, Context()), scene.extent_window())[0]
+    return similarity.default_window_sizes(scene, load_encoder(model, Device.CPU, Context()), scene.extent_window())[0]
 
 
 if __name__ == "__main__":

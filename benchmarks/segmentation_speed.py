@@ -31,8 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "backend"))
 
 from clippan import __version__  # noqa: E402
-from clippan.clip.encoder import Encoder, load_encoder  # noqa: E402
-from clippan.clip.similarity import default_window_edges  # noqa: E402
+from clippan.clip.encoder import ClipEncoder, load_encoder  # noqa: E402
+from clippan.clip.similarity import default_window_sizes  # noqa: E402
 from clippan.clip.sliding import SlidingWindows  # noqa: E402
 from clippan.core.device import set_threads, supports_bfloat16  # noqa: E402
 from clippan.handlers import run  # noqa: E402
@@ -70,13 +70,13 @@ def raster(path: Path, size: int) -> Path:
     return path
 
 
-def windows(model: Encoder, path: Path, edge: int) -> np.ndarray:
+def windows(model: ClipEncoder, path: Path, edge: int) -> np.ndarray:
     """The pictures that the job looks at."""
     scene = Scene(str(path), SceneOptions())
     width, height = scene.grid.width, scene.grid.height
     layout = SlidingWindows.of(model, width, height, edge, Window(0, 0, width, height))
     found = []
-    for row in range(layout.top, layout.bottom):
+    for row in range(layout.first_row, layout.end_row):
         for _, window in layout.windows(row):
             inside = Window(
                 window.x, window.y, min(window.width, width - window.x), min(window.height, height - window.y)
@@ -85,11 +85,11 @@ def windows(model: Encoder, path: Path, edge: int) -> np.ndarray:
     return np.stack(found)
 
 
-def bare(model: Encoder, pictures: np.ndarray) -> float:
+def bare(model: ClipEncoder, pictures: np.ndarray) -> float:
     """Seconds that the encoder alone takes, in the precision of the dense path."""
 
     def encode(values: Tensor) -> tuple[Tensor]:
-        return (functional.normalize(model._loaded.model.encode_image(values).float(), dim=-1),)
+        return (functional.normalize(model._loaded.network.encode_image(values).float(), dim=-1),)
 
     start = time.perf_counter()
     model._batched(pictures, encode, torch.bfloat16 if supports_bfloat16() else None)
@@ -129,7 +129,7 @@ def main() -> None:
                 )
             )
             first = Scene(str(path), SceneOptions())
-            sizes = default_window_edges(first, model, first.extent_window())
+            sizes = default_window_sizes(first, model, first.extent_window())
             pictures = np.concatenate([windows(model, path, edge) for edge in sizes])
             half = len(pictures) // 2
             before = bare(model, pictures[:half])

@@ -71,7 +71,7 @@ class Bench:
     def look(self, found: Sequence[np.ndarray], edge: Optional[int] = None) -> torch.Tensor:
         """Unit vectors (n, width) of pictures."""
         parts = [
-            self.loaded.model.encode_image(
+            self.loaded.network.encode_image(
                 torch.cat([self.ready(pixels, edge) for pixels in found[start : start + 32]])
             )
             for start in range(0, len(found), 32)
@@ -83,7 +83,7 @@ class Bench:
         """Unit vectors (n, width) of texts, averaged over the templates."""
         total: Any = 0
         for template in templates:
-            out = self.loaded.model.encode_text(self.loaded.tokenizer([template.format(text) for text in texts]))
+            out = self.loaded.network.encode_text(self.loaded.tokenizer([template.format(text) for text in texts]))
             total = total + functional.normalize(out, dim=-1)
         return functional.normalize(total, dim=-1)
 
@@ -100,7 +100,7 @@ class Bench:
         preparation = self.loaded.preprocessing
         mean, std = (torch.tensor(values)[:, None, None] for values in (preparation.mean, preparation.std))
         values = (torch.from_numpy(picture).permute(2, 0, 1) / 255 - mean) / std
-        visual = self.loaded.model.visual
+        visual = self.loaded.network.visual
         maps = visual.head(visual.trunk.forward_features(values[None]).permute(0, 2, 3, 1))
         cosines = (functional.normalize(maps, dim=-1) @ texts.T).permute(0, 3, 1, 2)
         return functional.interpolate(cosines, (height, width), mode="bilinear", align_corners=False)[0]
@@ -203,7 +203,7 @@ def speed(bench: Bench) -> str:
     rows = []
     edge = bench.loaded.preprocessing.pixels
     towers = {
-        "tf_efficientnet_lite0 (ships)": bench.loaded.model.visual,
+        "tf_efficientnet_lite0 (ships)": bench.loaded.network.visual,
         "tf_efficientnet_lite2": timm.create_model("tf_efficientnet_lite2", num_classes=384).eval(),
     }
     batch = torch.rand(16, 3, edge, edge)

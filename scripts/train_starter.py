@@ -56,7 +56,7 @@ def main() -> None:
     model = models.find_model(str(options.output))
     loaded = load.load_model(options.output / "open_clip_model.safetensors", model)
     dense.train(loaded, dense.Views(options.data, 7), options.work / "dense.pt", options.dense_steps)
-    after = {f"visual.{name}": value for name, value in loaded.model.visual.state_dict().items()}
+    after = {f"visual.{name}": value for name, value in loaded.network.visual.state_dict().items()}
     export.write(options.output, dense.between(before, after), student.weights(), export.SCALE)
     if options.transfer:
         command = f"python scripts/train_starter.py --transfer --transfer-steps {options.transfer_steps}"

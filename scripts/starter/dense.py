@@ -128,7 +128,7 @@ def phrases(loaded: Any) -> list[Tensor]:
         rows = []
         for text in texts:
             tokens = loaded.tokenizer([form.format(text) for form in _TEMPLATES])
-            rows.append(functional.normalize(loaded.model.encode_text(tokens), dim=-1).mean(0))
+            rows.append(functional.normalize(loaded.network.encode_text(tokens), dim=-1).mean(0))
         found.append(functional.normalize(torch.stack(rows), dim=-1))
     return found
 
@@ -209,7 +209,7 @@ def train(loaded: Any, views: Views, checkpoint: Path, steps: int, batch: int = 
 
     A step sees ``batch`` views with masks, as many mosaics, and as many others.
     """
-    model = loaded.model
+    model = loaded.network
     visual = model.visual
     teacher = Teacher(model)
     model.requires_grad_(False)

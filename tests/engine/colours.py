@@ -23,13 +23,13 @@ def unit(vectors):
 
 
 class ColourEncoder:
-    """Looks like ``clip.encoder.Encoder``."""
+    """Looks like ``clip.encoder.ClipEncoder``."""
 
     def __init__(self, sha256="1" * 64, pixels=16, batch=8, name="colours"):
-        self.model = SimpleNamespace(id=name, label=name.title())
+        self.spec = SimpleNamespace(id=name, label=name.title())
         self.sha256, self.pixels, self.batch = sha256, pixels, batch
         self.device, self.width, self.scale = torch.device("cpu"), 4, 20.0
-        self.stride, self.any_size, self.channels = 4, False, None
+        self.output_stride, self.any_size, self.channels = 4, False, None
         self.seen = 0
 
     def encode_images(self, pictures):
@@ -41,7 +41,9 @@ class ColourEncoder:
         """Each cell sees its own mean colour, and nothing else."""
         self.seen += len(pictures)
         count, _, height, width = pictures.shape
-        parts = pictures.reshape(count, 3, height // self.stride, self.stride, width // self.stride, self.stride)
+        parts = pictures.reshape(
+            count, 3, height // self.output_stride, self.output_stride, width // self.output_stride, self.output_stride
+        )
         means = parts.mean(axis=(3, 5)) / 255
         vectors = unit(
             np.concatenate([means, np.full((count, 1, *means.shape[2:]), 0.2)], axis=1).transpose(0, 2, 3, 1)

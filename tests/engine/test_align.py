@@ -36,8 +36,7 @@ from clippan.jobs import (  # noqa: E402
     TrainClipRequest,
 )
 from clippan.learn.clip import alignment as align  # noqa: E402
-from clippan.learn.clip import patching as patch  # noqa: E402
-from clippan.learn.clip import recall  # noqa: E402
+from clippan.learn.clip import image_tower, recall  # noqa: E402
 from clippan.learn.clip.raster_pairs import Chip, RasterPairs, overlaps  # noqa: E402
 from clippan.raster.scene import Scene, SceneOptions  # noqa: E402
 from clippan.raster.tiles import Window  # noqa: E402
@@ -116,8 +115,8 @@ def test_the_student_comes_nearer_to_the_teacher_and_goes_to_work(tmp_path, pair
     # The same network as it was measured with, though its normalisations are merged now.
     student = load_model(find_model(done.model).path, find_model(done.model))
     with torch.no_grad():
-        values = patch.preprocessed(student, picture[None], torch.device("cpu"))
-        expected = torch.nn.functional.normalize(student.model.encode_image(values), dim=-1).numpy()
+        values = student.normalised(picture[None])
+        expected = torch.nn.functional.normalize(student.network.encode_image(values), dim=-1).numpy()
     np.testing.assert_allclose(model.encode_images(picture[None]), expected, atol=1e-3)
 
     index = str(tmp_path / "index.gpkg")
@@ -177,7 +176,7 @@ def test_a_student_begins_as_the_teacher(tmp_path, models, tower):
         preparation = loaded.preprocessing
         mean, std = (torch.tensor(part)[:, None, None] for part in (preparation.mean, preparation.std))
         with torch.no_grad():
-            return loaded.model.encode_image((values.double() - mean).div(std).float())
+            return loaded.network.encode_image((values.double() - mean).div(std).float())
 
     def student(count: int, colours: tuple[int, ...]) -> Any:
         pairs: Any = type("Pairs", (), {})()
@@ -194,7 +193,7 @@ def test_a_student_begins_as_the_teacher(tmp_path, models, tower):
     own = student(2, ())
     mean, std = np.mean(teacher.preprocessing.mean), np.mean(teacher.preprocessing.std)
     with torch.no_grad():
-        expected = teacher.model.encode_image(((grey - mean) / std).expand(-1, 3, -1, -1))
+        expected = teacher.network.encode_image(((grey - mean) / std).expand(-1, 3, -1, -1))
     torch.testing.assert_close(vector(own, grey.expand(-1, 2, -1, -1)), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -431,7 +430,7 @@ def test_too_little_memory_is_told(tmp_path, pair, models, monkeypatch):
     def full(*_: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(align, "optimiser_step", full)
+    monkeypatch.setattr(image_tower, "optimiser_step", full)
     with pytest.raises(ClippanError, match="too little memory for batches of 16 chips; resume with --device cpu"):
         run(asked(tmp_path, pair, models["convolutions"]))
     assert not (tmp_path / "run").exists()

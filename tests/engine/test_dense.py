@@ -88,8 +88,8 @@ def test_nothing_stays_hooked_and_gradients_flow() -> None:
 @torch.no_grad()
 def test_the_mean_of_a_convolutional_towers_cells_is_its_vector() -> None:
     found = models.find_model(str(resources() / "starter-clip"))
-    model = load.load_model(found.path, found).model
-    assert (dense.stride(model), dense.any_size(model)) == (32, True)
+    model = load.load_model(found.path, found).network
+    assert (dense.output_stride(model), dense.any_size(model)) == (32, True)
     for edge in (224, 320):
         cells, pooled = dense.dense_features(model, torch.randn(1, 3, edge, edge))
         assert cells.shape[2:] == (edge // 32, edge // 32)

@@ -224,6 +224,11 @@ def test_contrast_of_different_texts_is_clips():
     )
 
 
+def loader(samples: Any, stage: int, pixels: int, rank: int = 0, count: int = 1, **options: Any) -> BatchLoader:
+    request = TrainClipRequest(data=("x",), output="y", threads=1, **options)
+    return BatchLoader(samples, stage, request, pixels, rank, count)
+
+
 def step(model: str, batch: ImageBatch, **options: Any) -> tuple[Any, dict[str, Any], train.FarslipLoss]:
     """What a step of a fresh model makes of a batch."""
     known = find_model(model)
@@ -328,7 +333,7 @@ def test_shards_a_table_and_json_hold_the_same_samples(boxed, tmp_path):
         read_images([str(path)], "caption", Context()) for path in (boxed, tmp_path / "shards", tmp_path / "table")
     ]
     for stage in (1, 2):
-        batches = [BatchLoader(samples, stage, 2, 20, 32, 4, 0)(1) for samples in found]
+        batches = [loader(samples, stage, 32, crops=2, least=20, batch=4)(1) for samples in found]
         for other in batches[1:]:
             assert other.texts == batches[0].texts
             assert other.categories == batches[0].categories
@@ -344,7 +349,7 @@ def test_a_crop_shows_what_its_box_says(tmp_path):
     rows, columns = np.mgrid[:64, :64]
     (tmp_path / "ramp").mkdir()
     (tmp_path / "ramp" / "0.png").write_bytes(png(np.stack([columns * 4, rows * 4, 0 * rows], -1).astype(np.uint8)))
-    batch = BatchLoader(read_images([str(tmp_path)], "caption", Context()), 1, 8, 64, 64, 2, 0)(0)
+    batch = loader(read_images([str(tmp_path)], "caption", Context()), 1, 64, crops=8, batch=2)(0)
     assert batch.pictures.shape == (2, 3, 64, 64)
     assert batch.boxes.shape == (2, 8, 4)
     for crop, (left, top, right, bottom) in zip(batch.crops.float(), batch.boxes.reshape(-1, 4)):
@@ -365,10 +370,10 @@ def test_crops_are_as_large_as_published():
 
 def test_every_picture_comes_once_an_epoch_and_processes_share_the_row(classes):
     samples = read_images([str(classes)], "caption", Context())
-    alone = BatchLoader(samples, 1, 1, 64, 16, 6, 5)
+    alone = loader(samples, 1, 16, crops=1, batch=6, seed=5)
     drawn = torch.cat([alone(number).pictures for number in range(2)])
     assert len({picture.numpy().tobytes() for picture in drawn}) == len(samples)
-    shared = [BatchLoader(samples, 1, 1, 64, 16, 3, 5, rank, 2)(1) for rank in range(2)]
+    shared = [loader(samples, 1, 16, rank, 2, crops=1, batch=3, seed=5)(1) for rank in range(2)]
     assert torch.equal(torch.cat([batch.crops for batch in shared]), alone(1).crops)
     assert shared[0].texts + shared[1].texts == alone(1).texts
 
@@ -377,8 +382,8 @@ def test_small_boxes_are_left_out(boxed):
     samples = read_images([str(boxed)], "caption", Context())
     assert [len(sample.objects(20)) for sample in samples] == [2] * 6
     assert [len(sample.objects(5)) for sample in samples] == [3] * 6
-    assert set(BatchLoader(samples, 2, 4, 20, 16, 6, 0)(0).categories) == set(COLOURS)
-    assert len(BatchLoader(samples, 2, 1, 20, 16, 6, 0)(0).categories) == 6
+    assert set(loader(samples, 2, 16, crops=4, least=20, batch=6)(0).categories) == set(COLOURS)
+    assert len(loader(samples, 2, 16, crops=1, least=20, batch=6)(0).categories) == 6
 
 
 def test_several_categories_make_a_sentence():
@@ -477,7 +482,7 @@ def test_a_picture_that_is_none_is_told(models, tmp_path):
 @pytest.mark.parametrize("tower", ["transformer", "convolutions"])
 def test_a_training_learns_and_its_folder_is_a_model(classes, boxed, models, tower, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "_LOG_EVERY", 5)
-    base = load_model(find_model(models[tower]).path, find_model(models[tower])).model.state_dict()
+    base = load_model(find_model(models[tower]).path, find_model(models[tower])).network.state_dict()
     lines: list[str] = []
     seen: list[float] = []
     context = Context(lambda percent, message: seen.append(percent), lines.append)
@@ -503,7 +508,7 @@ def test_a_training_learns_and_its_folder_is_a_model(classes, boxed, models, tow
     assert not [name for name in changed if "running" in name or "num_batches" in name]
     monkeypatch.chdir(tmp_path)
     used = load_encoder("run", Device.CPU, Context())
-    assert used.model.label == "run"
+    assert used.spec.label == "run"
     pictures = np.stack([coloured(colour, 99, used.pixels).transpose(2, 0, 1) for colour in COLOURS.values()])
     cosines = used.encode_images(pictures) @ used.encode_texts(["red soil", "green field", "open water"]).T
     assert cosines.argmax(1).tolist() == [0, 1, 2]
@@ -518,7 +523,7 @@ def test_teachers(classes, models, teacher, tmp_path):
     result = learn(classes, tmp_path / "run", models["transformer"], stages=(1,), teacher=teacher)
     assert set(result.losses) == {"contrast", "distillation"}
     kept = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
-    start = load_model(find_model(models["transformer"]).path, find_model(models["transformer"])).model.visual
+    start = load_model(find_model(models["transformer"]).path, find_model(models["transformer"])).network.visual
     if teacher is Teacher.ACTIVE:
         assert kept["teacher"] == {}
         return
@@ -565,7 +570,7 @@ def test_epochs_count_the_pictures(classes, boxed, models, tmp_path):
 
 
 def test_options_of_a_run(classes, models, tmp_path):
-    base = load_model(find_model(models["transformer"]).path, find_model(models["transformer"])).model.state_dict()
+    base = load_model(find_model(models["transformer"]).path, find_model(models["transformer"])).network.state_dict()
     learn(classes, tmp_path / "text", models["transformer"], stages=(2,), train_text=True)
     trained = weights(tmp_path / "text")
     assert not torch.equal(trained["token_embedding.weight"], base["token_embedding.weight"])
@@ -591,14 +596,14 @@ def test_a_saved_architecture_says_how_it_was_trained(tmp_path):
     long = {**description, "quick_gelu": True, "text_cfg": {**TEXT, "context_length": 248}}
     loaded = LoadedModel(open_clip.CLIP(**long).eval(), lambda texts: None, Preprocessing(base.mean, base.std, 32))
     (tmp_path / "out").mkdir()
-    train.save_model(tmp_path / "out", loaded, base, tmp_path / "x.pt", {})
+    train.save_model(tmp_path / "out", loaded, base, tmp_path / "x.pt", "", {})
     found = find_model(str(tmp_path / "out"))
     assert (found.activation, found.pixels, found.mean) == ("quickgelu", 32, base.mean)
     again = load_model(found.path, found)
     assert again.tokenizer(["a road"]).shape == (1, 248)
     picture = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(again.model.encode_image(picture), loaded.model.encode_image(picture))
+        torch.testing.assert_close(again.network.encode_image(picture), loaded.network.encode_image(picture))
 
 
 def test_the_files_of_a_tokenizer_come_along(models, tmp_path):
@@ -610,7 +615,7 @@ def test_the_files_of_a_tokenizer_come_along(models, tmp_path):
     base = find_model(str(tmp_path / "base"))
     plain = load_model(find_model(models["transformer"]).path, find_model(models["transformer"]))
     (tmp_path / "out").mkdir()
-    train.save_model(tmp_path / "out", plain, base, base.path, {})
+    train.save_model(tmp_path / "out", plain, base, base.path, "", {})
     assert sorted(os.listdir(tmp_path / "out")) == [CONFIG, train.WEIGHTS, "tokenizer.json"]
 
 
@@ -619,7 +624,7 @@ def test_two_processes_learn_what_one_does_with_the_double_batch(boxed, models, 
     options = {"steps": 3, "least": 20, "rate": 1e-3, "threads": 1, "model": models["transformer"], "device": "cpu"}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = ["train", "clip", "--data", str(boxed), "--batch", "3", "--train-text", "--warmup", "0", *words]
-    done, (first, second) = in_two(tmp_path, "self.loaded.model.state_dict()", command)
+    done, (first, second) = in_two(tmp_path, "self.loaded.network.state_dict()", command)
     assert done.stderr.count("Step 6: contrast") == 1  # one of them tells
     assert done.stdout.count("6 pictures, 12 objects, 3 + 3 steps") == 1
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -628,7 +633,7 @@ def test_two_processes_learn_what_one_does_with_the_double_batch(boxed, models, 
         weights(tmp_path / "alone"),
         load_model(find_model(models["transformer"]).path, find_model(models["transformer"])),
     )
-    moved = {name: (alone[name] - value).abs().max() for name, value in start.model.state_dict().items()}
+    moved = {name: (alone[name] - value).abs().max() for name, value in start.network.state_dict().items()}
     apart = {name: float((first[name] - value).abs().max()) for name, value in alone.items()}
     assert float(moved["visual.conv1.weight"]) > 1e-3
     assert max(apart.values()) < 0.05 * float(moved["visual.conv1.weight"]), apart

@@ -91,8 +91,8 @@ def test_every_nesting(shape, tmp_path):
     made, path = network(), tmp_path / "weights.pt"
     torch.save(SHAPES[shape](made.state_dict()), path)
     loaded = load_model(path, entry())
-    assert same(outputs(loaded.model), outputs(made))
-    assert not loaded.model.training
+    assert same(outputs(loaded.network), outputs(made))
+    assert not loaded.network.training
     assert loaded.preprocessing == module.Preprocessing(MODELS["farslip2-b16"].mean, MODELS["farslip2-b16"].std, 32)
     assert torch.equal(loaded.tokenizer(PROMPTS), open_clip.tokenize(PROMPTS))
 
@@ -102,13 +102,13 @@ def test_safetensors(tmp_path):
 
     made, path = network(), tmp_path / "weights.safetensors"
     save_file(made.state_dict(), path)
-    assert same(outputs(load_model(path, entry()).model), outputs(made))
+    assert same(outputs(load_model(path, entry()).network), outputs(made))
 
 
 def test_float16_becomes_float32(tmp_path):
     made, path = network(), tmp_path / "weights.pt"
     torch.save({name: value.half() for name, value in made.state_dict().items()}, path)
-    loaded = load_model(path, entry()).model
+    loaded = load_model(path, entry()).network
     assert {value.dtype for value in loaded.parameters()} == {torch.float32}
     assert same(outputs(loaded), outputs(made.half().float()))
 
@@ -118,13 +118,13 @@ def test_the_activation_is_the_one_it_was_trained_with(architecture, tmp_path):
     made, path = network(architecture), tmp_path / "weights.pt"
     torch.save(made.state_dict(), path)
     other = {"tiny": "tiny-quickgelu", "tiny-quickgelu": "tiny"}[architecture]
-    assert same(outputs(load_model(path, entry(architecture)).model), outputs(made))
+    assert same(outputs(load_model(path, entry(architecture)).network), outputs(made))
     # The same weights with the other activation load as well, and are another model.
-    wrong = outputs(load_model(path, entry(other)).model)
+    wrong = outputs(load_model(path, entry(other)).network)
     assert not any(torch.allclose(a, b, atol=1e-3) for a, b in zip(wrong, outputs(made)))
     # The activation counts, should the architecture's name forget its ending.
     bare = dataclasses.replace(entry(architecture), architecture="tiny")
-    assert same(outputs(load_model(path, bare).model), outputs(made))
+    assert same(outputs(load_model(path, bare).network), outputs(made))
 
 
 def long(masks, half=False):
@@ -153,23 +153,23 @@ def test_long_text_towers(masks, half, shape, tmp_path):
     weights, expected = long(masks, half)
     torch.save(SHAPES[shape](weights), path)
     loaded = load_model(path, entry())
-    assert loaded.model.context_length == LONG
+    assert loaded.network.context_length == LONG
     tokens = loaded.tokenizer(["a word " * 150])
     assert tokens.shape == (1, LONG)
     assert (tokens != 0).all()
-    assert same(outputs(loaded.model, LONG), expected)
+    assert same(outputs(loaded.network, LONG), expected)
 
 
 def test_short_prompts_are_the_same_to_a_long_tower_cut_short(tmp_path):
     path = tmp_path / "weights.pt"
     weights, expected = long(masks=True)
     torch.save(weights, path)
-    merged = load_model(path, entry()).model.state_dict()
+    merged = load_model(path, entry()).network.state_dict()
     merged["positional_embedding"] = merged["positional_embedding"][:77].clone()
     torch.save(merged, path)
     loaded = load_model(path, entry())
-    assert loaded.model.context_length == 77
-    assert same(outputs(loaded.model), expected, 1e-5)
+    assert loaded.network.context_length == 77
+    assert same(outputs(loaded.network), expected, 1e-5)
 
 
 def in_folder(path, description=TINY, weights=None, name="open_clip_model.safetensors"):
@@ -188,7 +188,7 @@ def test_a_folder_in_open_clips_layout(quick, tmp_path):
     made = network(architecture)
     path = in_folder(tmp_path / "mine", {**TINY, "quick_gelu": quick}, made.state_dict())
     loaded = load_model(path, find_model(str(tmp_path / "mine")))
-    assert same(outputs(loaded.model), outputs(made))
+    assert same(outputs(loaded.network), outputs(made))
     assert loaded.preprocessing == module.Preprocessing((0.4, 0.4, 0.4), (0.3, 0.3, 0.3), 32)
 
 
@@ -198,7 +198,7 @@ def test_a_folder_with_a_text_tower_of_its_own(tmp_path):
     plain = {key: value for key, value in description.items() if key != "custom_text"}
     made = open_clip.CustomTextCLIP(**copy.deepcopy(plain)).eval()
     path = in_folder(tmp_path / "mine", description, made.state_dict())
-    assert same(outputs(load_model(path, find_model(str(path))).model), outputs(made))
+    assert same(outputs(load_model(path, find_model(str(path))).network), outputs(made))
 
 
 def test_the_registrys_layouts_are_those_of_open_clip(tmp_path):
@@ -206,7 +206,7 @@ def test_the_registrys_layouts_are_those_of_open_clip(tmp_path):
     made = network()
     path = in_folder(tmp_path / "mine", {**TINY, "quick_gelu": True}, made.state_dict())
     theirs = open_clip.create_model("tiny-quickgelu", pretrained=str(path))
-    assert same(outputs(load_model(path, find_model(str(path))).model), outputs(theirs.eval()))
+    assert same(outputs(load_model(path, find_model(str(path))).network), outputs(theirs.eval()))
 
 
 def refused(path, sentence, model=None):
@@ -307,5 +307,5 @@ def test_a_tokenizer_that_is_not_beside_the_weights(tmp_path):
 def test_on_the_gpu(tmp_path):
     made, path = network(), tmp_path / "weights.pt"
     torch.save(made.state_dict(), path)
-    loaded = load_model(path, entry(), torch.device("cuda")).model
+    loaded = load_model(path, entry(), torch.device("cuda")).network
     assert next(loaded.parameters()).is_cuda

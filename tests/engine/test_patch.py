@@ -24,10 +24,8 @@ from clippan.clip.load import load_model  # noqa: E402
 from clippan.core.errors import Cancelled, ClippanError  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import AlphaPoint, Context, Device, FinetuneClipRequest  # noqa: E402
-from clippan.learn.clip import chips  # noqa: E402
-from clippan.learn.clip import patching as patch  # noqa: E402
+from clippan.learn.clip import chips, finetuning, image_tower  # noqa: E402
 from clippan.learn.clip.chips import Chips  # noqa: E402
-from clippan.raster.scene import SceneOptions  # noqa: E402
 
 COLOURS = {"RedSoil": (200, 60, 40), "green_field": (60, 180, 60), "open-water": (30, 60, 190)}
 OTHERS = {"snow": (240, 240, 250), "asphalt": (90, 90, 90)}
@@ -65,6 +63,12 @@ def sets(tmp_path: Path) -> tuple[str, str]:
 def asked(tmp_path: Path, data: str, model: str, **options: Any) -> FinetuneClipRequest:
     values = {"output": str(tmp_path / "run"), "steps": 12, "batch": 8, "rate": 5e-3, "device": Device.CPU, **options}
     return FinetuneClipRequest(data=data, model=model, threads=1, **values)
+
+
+def cut(raster: str, samples: str, size: int) -> Chips:
+    """The chips of a raster around samples."""
+    request = FinetuneClipRequest(data=raster, output="unused", samples=samples, size=size)
+    return chips.chips_from_samples(request, None, 32, Context())
 
 
 def weights(path: str) -> dict[str, Any]:
@@ -108,9 +112,9 @@ def test_it_learns_and_lies_where_alpha_says(tmp_path, sets, model):
 def test_the_ends_of_the_way_are_the_two_models(model):
     before = {name[7:]: value for name, value in weights(model).items() if name.startswith("visual.")}
     after = {name: value + 1 if value.is_floating_point() else value for name, value in before.items()}
-    visual = load_model(find_model(model).path, find_model(model)).model.visual
+    visual = load_model(find_model(model).path, find_model(model)).network.visual
     for alpha, wanted in ((0.0, before), (1.0, after)):
-        patch.interpolate_weights(visual, before, after, alpha)
+        finetuning.interpolate_weights(visual, before, after, alpha)
         for name, value in visual.state_dict().items():
             torch.testing.assert_close(value, wanted[name], rtol=0, atol=1e-6)
 
@@ -127,13 +131,13 @@ def test_alpha_is_the_best_that_keeps_enough():
         point(0.75, 0.95, 0.7),
         point(1, 1, 0.2),
     ]
-    assert patch.choose_alpha(points, 0.95) == 0.5
-    assert patch.choose_alpha(points, 0.8) == 0.75
-    assert patch.choose_alpha(points, 1.0) == 0
-    assert patch.choose_alpha(points, 0.0) == 1
+    assert finetuning.choose_alpha(points, 0.95) == 0.5
+    assert finetuning.choose_alpha(points, 0.8) == 0.75
+    assert finetuning.choose_alpha(points, 1.0) == 0
+    assert finetuning.choose_alpha(points, 0.0) == 1
     level = [point(0, 0.1, 0.8), point(0.5, 0.9, 0.8), point(1, 0.9, 0.8)]
-    assert patch.choose_alpha(level, 0.95) == 0.5  # of equals the nearest to what it was
-    assert patch.choose_alpha([point(0, 0.1, None), point(1, 1, None)], 0.95) == 0.5
+    assert finetuning.choose_alpha(level, 0.95) == 0.5  # of equals the nearest to what it was
+    assert finetuning.choose_alpha([point(0, 0.1, None), point(1, 1, None)], 0.95) == 0.5
 
 
 def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, sets, model):
@@ -207,7 +211,7 @@ def test_polygons_over_a_raster_become_chips(tmp_path, model):
     raster = write_raster(tmp_path / "scene.tif", values, pixel=1.0)
     samples = polygons(tmp_path / "samples.gpkg", [("soil", 5 + 40 * n, 10) for n in range(2)] + [("soil", 45, 150)]
                        + [("water", 140, 20), ("water", 190, 20), ("water", 140, 160)])  # fmt: skip
-    found = chips.chips_from_samples(raster, SceneOptions(), None, samples, "", "class", 32, 32, 0, Context())
+    found = cut(raster, samples, 32)
     assert found.names == ("soil", "water")
     assert len(np.unique(found.groups)) == 6
     for number, label in enumerate(found.labels):
@@ -274,7 +278,7 @@ def test_what_is_held_out_shares_no_pixel_with_what_is_learned(tmp_path, size, s
         for number in range(120)
     ]
     raster, samples = noise(tmp_path / "scene.tif"), points(tmp_path / "points.gpkg", places)
-    found = chips.chips_from_samples(raster, SceneOptions(), None, samples, "", "class", size, 32, 0, Context())
+    found = cut(raster, samples, size)
     parts = chips.split_without_overlap(found, 0.2, 400, 0)
     held = np.concatenate([parts.test, parts.validation])
     for part in (parts.train, parts.validation, parts.test):
@@ -303,7 +307,7 @@ def test_near_places_of_two_classes_are_chips_of_both(tmp_path):
     for x, y in rng.permutation([(x, y) for x in range(1, 17) for y in range(1, 17)])[:30] * 32 + 8:
         places += [("aa", x, y), ("bb", x + 6, y + 6)]
     raster, samples = noise(tmp_path / "scene.tif"), points(tmp_path / "points.gpkg", places)
-    found = chips.chips_from_samples(raster, SceneOptions(), None, samples, "", "class", 64, 32, 0, Context())
+    found = cut(raster, samples, 64)
     assert np.bincount(found.labels).tolist() == [30, 30]
 
 
@@ -349,14 +353,14 @@ def test_too_little_memory_is_told(tmp_path, sets, model, monkeypatch):
     def full(*_: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(patch, "optimiser_step", full)
+    monkeypatch.setattr(image_tower, "optimiser_step", full)
     with pytest.raises(ClippanError, match=r"too little memory for batches of 8 chips; resume with --device cpu"):
         run(asked(tmp_path, sets[0], model))
     assert not (tmp_path / "run").exists()
 
 
 def test_every_chip_has_its_turn_once_an_epoch():
-    seen = np.concatenate([patch.epoch_indices(10, 4, step, 3) for step in range(5)])
+    seen = np.concatenate([image_tower.epoch_indices(10, 4, step, 3) for step in range(5)])
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert seen[:10].tolist() != seen[10:].tolist()
-    assert sorted(patch.epoch_indices(3, 9, 0, 0)) == sorted([0, 1, 2] * 3)
+    assert sorted(image_tower.epoch_indices(3, 9, 0, 0)) == sorted([0, 1, 2] * 3)

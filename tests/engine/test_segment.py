@@ -163,13 +163,13 @@ def test_windows_cover_every_pixel_of_the_part(part, cells, any_size, more) -> N
     part = Window(part.x + more, part.y + more, part.width, part.height) if part.x else Window(0, 0, width, height)
     layout = SlidingWindows.of(model, width, height, 37, part)
     seen = np.zeros((height, width), bool)
-    for row in range(layout.top, layout.bottom):
+    for row in range(layout.first_row, layout.end_row):
         for _, window in layout.windows(row):
             assert window.x < width
             assert window.y < height
             seen[window.y : window.y + window.height, window.x : window.x + window.width] = True
     assert seen[part.y : part.y + part.height, part.x : part.x + part.width].all()
-    assert layout.stride * layout.cells == layout.edge * layout.cell_stride
+    assert layout.window_step * layout.cells == layout.window_size * layout.window_step_cells
 
 
 def test_values_at_places_are_those_of_windows(model, raster, tmp_path) -> None:
@@ -178,7 +178,16 @@ def test_values_at_places_are_those_of_windows(model, raster, tmp_path) -> None:
     layout = SlidingWindows.of(model, 120, 96, 16, Window(0, 0, 120, 96))
     texts = model.encode_texts(["red", "green", "blue"])
     seen = similarity_grid(
-        model, ClassVectors(texts, np.arange(3), 3), layout, lambda: scene, 0.0, False, 1, tmp_path, Context()
+        model,
+        ClassVectors(texts, np.arange(3), 3),
+        layout,
+        lambda: scene,
+        0.0,
+        False,
+        1,
+        tmp_path,
+        Context(),
+        lambda window: True,
     )
     whole = seen.at_window(Window(0, 0, 120, 96))
     rows, columns = np.mgrid[0:96:5, 0:120:7].reshape(2, -1)
@@ -322,7 +331,7 @@ def test_short_memory_halves_the_batch_and_then_is_said(monkeypatch) -> None:
     model = encoders.load_encoder("starter", encoders.Device.CPU, Context())
     monkeypatch.setattr(model, "batch", 8)
     sizes = []
-    real = model._loaded.model.visual.forward
+    real = model._loaded.network.visual.forward
 
     def short(pictures):
         sizes.append(len(pictures))
@@ -330,7 +339,7 @@ def test_short_memory_halves_the_batch_and_then_is_said(monkeypatch) -> None:
             raise torch.cuda.OutOfMemoryError("simulated")
         return real(pictures)
 
-    monkeypatch.setattr(model._loaded.model.visual, "forward", short)
+    monkeypatch.setattr(model._loaded.network.visual, "forward", short)
     pictures, texts = (
         np.random.default_rng(0).integers(0, 255, (5, 3, 64, 64), np.uint8),
         model.encode_texts(["water", "forest"]),
@@ -541,7 +550,7 @@ def test_words_are_moved_where_offsets_do_not_help(calibrated, raster, mapped, m
     assert [len(prompt.vector) for prompt in table.classes] == [4, 4]
     found = read_raster(mapped(values, result.output).output)[0]
     assert (found == truth).mean() > 0.9
-    model.model.id = "another"
+    model.spec.id = "another"
     with pytest.raises(ClippanError, match="calibrated for the model colours, not for another"):
         mapped(values, result.output)
 

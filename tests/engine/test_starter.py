@@ -42,7 +42,7 @@ def unit(features):
 
 @torch.inference_mode()
 def read(model, texts):
-    return unit(model.model.encode_text(model.tokenizer(texts)))
+    return unit(model.network.encode_text(model.tokenizer(texts)))
 
 
 def test_small_enough_for_the_plugin():

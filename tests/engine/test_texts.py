@@ -86,7 +86,7 @@ def test_words_of_other_scripts_are_told_apart() -> None:
 
 def test_what_a_model_does_not_read_is_told() -> None:
     model = load_encoder("starter", Device.CPU, Context())
-    assert model.model.languages == ("en",)
+    assert model.spec.languages == ("en",)
     assert model.text_warnings(["water", "a river with sandbanks and a few small islands"]) == []
     (foreign,) = model.text_warnings(["water", "город", "🌲"])
     assert "was trained on English" in foreign
@@ -101,6 +101,6 @@ def test_what_a_model_does_not_read_is_told() -> None:
 
 def test_a_model_of_whose_languages_nothing_is_known_is_trusted(monkeypatch) -> None:
     model = load_encoder("starter", Device.CPU, Context())
-    monkeypatch.setattr(type(model.model), "languages", ())
+    monkeypatch.setattr(type(model.spec), "languages", ())
     monkeypatch.setattr(model, "model", type("Model", (), {"label": "Mine", "languages": ()}))
     assert model.text_warnings(["水"]) == []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clippan.catalogue.prompts import PromptTable
-from clippan.clip.encoder import Encoder, background_phrases
+from clippan.clip.encoder import ClipEncoder, background_phrases
 from clippan.core.errors import ClippanError
 
 _SAME_MEANING = 0.7  # cosine above which a background phrase means about the same as a class
@@ -38,7 +38,7 @@ def prompt_texts(table: PromptTable) -> list[str]:
     return [text for prompt in table.classes if not prompt.vector for text in (*prompt.words, *prompt.descriptions)]
 
 
-def class_vectors(model: Encoder, table: PromptTable, with_background: bool) -> ClassVectors:
+def class_vectors(encoder: ClipEncoder, table: PromptTable, with_background: bool) -> ClassVectors:
     """Encodes the words of a table: each word's vector plus the mean of its class's descriptions, or the class's
     calibrated vector.
 
@@ -50,24 +50,24 @@ def class_vectors(model: Encoder, table: PromptTable, with_background: bool) -> 
     vectors, class_of = [], []
     for number, prompt in enumerate(table.classes):
         if prompt.vector:
-            if table.model != model.model.id or len(prompt.vector) != model.width:
+            if table.model != encoder.spec.id or len(prompt.vector) != encoder.width:
                 raise ClippanError(
                     "The prompt table was calibrated for the model {model}, not for {id}; choose that model, or "
                     "calibrate the table again.",
                     model=table.model or "unknown",
-                    id=model.model.id,
+                    id=encoder.spec.id,
                 )
             vectors.append(np.array([prompt.vector], np.float32))
             class_of.append(number)
             continue
-        own = model.encode_texts(prompt.words)
+        own = encoder.encode_texts(prompt.words)
         if prompt.descriptions:
-            own = own + model.encode_texts(prompt.descriptions).mean(axis=0)
+            own = own + encoder.encode_texts(prompt.descriptions).mean(axis=0)
             own /= np.linalg.norm(own, axis=1, keepdims=True)
         vectors.append(own)
         class_of += [number] * len(own)
     if with_background:
-        common = model.encode_texts(background_phrases())
+        common = encoder.encode_texts(background_phrases())
         other = (common @ np.concatenate(vectors).T).max(axis=1) < _SAME_MEANING
         vectors.append(common[other])
         class_of += [len(table.classes)] * int(other.sum())

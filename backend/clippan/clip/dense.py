@@ -21,13 +21,13 @@ from torch.nn import functional
 from clippan.core.errors import ClippanError
 
 
-def dense_features(model: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
+def dense_features(network: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors of the cells of pictures, and of the whole pictures; differentiable.
 
     Args:
-        model: an open_clip model.
-        pictures: normalised, (n, 3, height, width); sides are multiples of ``stride``, for a transformer those that it
-            was trained with.
+        network: an open_clip model.
+        pictures: normalised, (n, 3, height, width); sides are multiples of ``output_stride``, for a transformer those
+            that it was trained with.
 
     Returns:
         Cells (n, width, rows, columns) and pooled vectors (n, width), not normalised.
@@ -35,7 +35,7 @@ def dense_features(model: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ClippanError: the image tower has no dense features.
     """
-    visual = model.visual
+    visual = network.visual
     layer = _hooked_layer(visual)
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -44,7 +44,7 @@ def dense_features(model: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
     finally:
         handle.remove()
     if isinstance(visual, VisionTransformer):
-        rows, columns = (edge // stride(model) for edge in pictures.shape[2:])
+        rows, columns = (edge // output_stride(network) for edge in pictures.shape[2:])
         return _patch_vectors(visual, seen[0]).unflatten(1, (rows, columns)).permute(0, 3, 1, 2), pooled
     cells = seen[0].permute(0, 2, 3, 1)
     if isinstance(visual, ModifiedResNet):
@@ -54,13 +54,13 @@ def dense_features(model: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
     return visual.head(visual.trunk.forward_head(alone)).view(count, rows, columns, -1).permute(0, 3, 1, 2), pooled
 
 
-def stride(model: Any) -> int:
+def output_stride(network: Any) -> int:
     """Edge of a cell in pixels of the input picture.
 
     Raises:
         ClippanError: the image tower has no dense features.
     """
-    visual = model.visual
+    visual = network.visual
     if isinstance(visual, VisionTransformer):
         return int(visual.patch_size[0])
     _hooked_layer(visual)
@@ -69,9 +69,9 @@ def stride(model: Any) -> int:
     return 32
 
 
-def any_size(model: Any) -> bool:
+def any_size(network: Any) -> bool:
     """Whether pictures may have another size than in training."""
-    return isinstance(model.visual, TimmModel)
+    return isinstance(network.visual, TimmModel)
 
 
 def _hooked_layer(visual: nn.Module) -> nn.Module:

@@ -31,15 +31,15 @@ _LONG_CONTEXT = 1024  # tokens, more than any text tower reads
 _SHOWN_LETTERS = 40
 
 _lock = threading.Lock()
-_loaded: dict[tuple[Any, ...], Encoder] = {}
+_loaded: dict[tuple[Any, ...], ClipEncoder] = {}
 
 
 @dataclass
-class Encoder:
+class ClipEncoder:
     """A loaded CLIP model.
 
     Attributes:
-        model: its entry in the registry.
+        spec: its entry in the registry.
         sha256: of its weights.
         device: where it runs.
         pixels: edge of the input pictures.
@@ -50,7 +50,7 @@ class Encoder:
             0 to 1, instead of uint8.
     """
 
-    model: Model
+    spec: Model
     sha256: str
     device: torch.device
     pixels: int
@@ -68,7 +68,7 @@ class Encoder:
             return np.empty((0, self.width), np.float32)
 
         def encode(values: Tensor) -> tuple[Tensor]:
-            return (functional.normalize(self._loaded.model.encode_image(values).float(), dim=-1),)
+            return (functional.normalize(self._loaded.network.encode_image(values).float(), dim=-1),)
 
         return self._batched(pictures, encode)[0]
 
@@ -76,11 +76,11 @@ class Encoder:
         """Cosine similarity of texts with the cells of pictures, and with the whole pictures.
 
         Args:
-            pictures: as for ``encode_images``; the edge may be any multiple of ``stride`` if ``any_size``.
+            pictures: as for ``encode_images``; the edge may be any multiple of ``output_stride`` if ``any_size``.
             texts: vectors, float32 (k, width).
 
         Returns:
-            float32 (n, k, edge / stride, edge / stride) for the cells, and (n, k) for the whole pictures.
+            float32 (n, k, edge / output_stride, edge / output_stride) for the cells, and (n, k) for the whole pictures.
 
         Raises:
             ClippanError: the image tower has no dense features.
@@ -88,7 +88,7 @@ class Encoder:
         directions = torch.from_numpy(texts).to(self.device)
 
         def compare(values: Tensor) -> tuple[Tensor, Tensor]:
-            cells, pooled = dense.dense_features(self._loaded.model, values)
+            cells, pooled = dense.dense_features(self._loaded.network, values)
             cosines = torch.einsum("nchw,kc->nkhw", functional.normalize(cells.float(), dim=1), directions)
             return cosines, functional.normalize(pooled.float(), dim=-1) @ directions.T
 
@@ -98,14 +98,14 @@ class Encoder:
         return cosines, whole
 
     @property
-    def stride(self) -> int:
+    def output_stride(self) -> int:
         """Edge of a cell in pixels of the input picture."""
-        return dense.stride(self._loaded.model)
+        return dense.output_stride(self._loaded.network)
 
     @property
     def any_size(self) -> bool:
         """Whether ``cell_cosines`` takes pictures with another edge than ``pixels``."""
-        return dense.any_size(self._loaded.model)
+        return dense.any_size(self._loaded.network)
 
     def _batched(
         self,
@@ -125,7 +125,7 @@ class Encoder:
             part = pictures[start : start + self.batch]
             try:
                 with torch.inference_mode(), torch.autocast(self.device.type, precision, precision is not None):
-                    parts.append([values.float().cpu().numpy() for values in compute(self._normalised(part))])
+                    parts.append([values.float().cpu().numpy() for values in compute(self._loaded.normalised(part))])
             except torch.cuda.OutOfMemoryError:
                 if self.batch == 1:
                     raise gpu_memory_error() from None
@@ -135,16 +135,6 @@ class Encoder:
             start += len(part)
         return [np.concatenate(values) for values in zip(*parts)]
 
-    def _normalised(self, pictures: np.ndarray) -> Tensor:
-        preprocessing = self._loaded.preprocessing
-        mean = torch.tensor(preprocessing.mean, device=self.device)[:, None, None]
-        std = torch.tensor(preprocessing.std, device=self.device)[:, None, None]
-        values = torch.from_numpy(pictures).to(self.device)
-        values = values.float().div_(255) if pictures.dtype == np.uint8 else values.clone()
-        values = values.sub_(mean).div_(std)
-        # Convolutions are twice as fast with the channels last.
-        return values.contiguous(memory_format=torch.channels_last)
-
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of length 1 of texts, float32 (n, width), averaged over ``TEMPLATES``."""
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
@@ -152,18 +142,21 @@ class Encoder:
             self._texts.clear()
             new = list(dict.fromkeys(texts))
         if new:
-            sentences = [template.format(text) for text in new for template in TEMPLATES]
-            with torch.inference_mode():
-                features = self._loaded.model.encode_text(self._loaded.tokenizer(sentences).to(self.device)).float()
-                features = functional.normalize(features, dim=-1)
-                means = features.reshape(len(new), len(TEMPLATES), -1).mean(dim=1)
-                means = functional.normalize(means, dim=-1)
-            self._texts.update(zip(new, means.cpu().numpy()))
+            self._texts.update(zip(new, zero_shot_weights(self._loaded, new).cpu().numpy()))
         return np.stack([self._texts[text] for text in texts])
 
     def text_warnings(self, phrases: Sequence[str]) -> list[str]:
         """Hints for the user about texts that the model cannot read as they are meant."""
-        return text_warnings(self.model, self._loaded, phrases)
+        return text_warnings(self.spec, self._loaded, phrases)
+
+
+@torch.no_grad()
+def zero_shot_weights(loaded: load.LoadedModel, texts: Sequence[str]) -> Tensor:
+    """Unit vectors (n, width) of texts, averaged over ``TEMPLATES``: of class names, a zero-shot classifier."""
+    sentences = [template.format(text) for text in texts for template in TEMPLATES]
+    device = next(loaded.network.parameters()).device
+    found = functional.normalize(loaded.network.encode_text(loaded.tokenizer(sentences).to(device)).float(), dim=-1)
+    return functional.normalize(found.view(len(texts), len(TEMPLATES), -1).mean(1), dim=-1)
 
 
 def text_warnings(model: Model, loaded: load.LoadedModel, phrases: Sequence[str]) -> list[str]:
@@ -207,7 +200,7 @@ def _quoted(phrases: Sequence[str]) -> str:
     return join_names([f"“{text if len(text) <= _SHOWN_LETTERS else f'{text[:_SHOWN_LETTERS]}…'}”" for text in phrases])
 
 
-def load_encoder(name: str, device: Device, context: Context) -> Encoder:
+def load_encoder(name: str, device: Device, context: Context) -> ClipEncoder:
     """The model with this id or path, downloaded if necessary and loaded once per process.
 
     Raises:
@@ -226,18 +219,18 @@ def load_encoder(name: str, device: Device, context: Context) -> Encoder:
         return _loaded[key]
 
 
-def _load_encoder(model: Model, path: Path, device: torch.device, context: Context) -> Encoder:
+def _load_encoder(model: Model, path: Path, device: torch.device, context: Context) -> ClipEncoder:
     loaded = load.load_model(path, model, device)
     pixels = loaded.preprocessing.pixels
     bands = len(loaded.preprocessing.mean)
-    _fuse_batch_norms(loaded.model.visual, torch.rand(1, bands, pixels, pixels, device=device))
-    loaded.model.visual.to(memory_format=torch.channels_last)
+    _fuse_batch_norms(loaded.network.visual, torch.rand(1, bands, pixels, pixels, device=device))
+    loaded.network.visual.to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        width = loaded.model.encode_text(loaded.tokenizer(["a"]).to(device)).shape[-1]
-    scale = loaded.model.logit_scale.detach().exp().item()
+        width = loaded.network.encode_text(loaded.tokenizer(["a"]).to(device)).shape[-1]
+    scale = loaded.network.logit_scale.detach().exp().item()
     sha256 = weights_sha256(model, path, context)
     batch = 256 if device.type == "cuda" else 32
-    return Encoder(model, sha256, device, pixels, width, scale, batch, loaded, {}, model.channels)
+    return ClipEncoder(model, sha256, device, pixels, width, scale, batch, loaded, {}, model.channels)
 
 
 def _fuse_batch_norms(network: torch.nn.Module, picture: Tensor) -> None:

@@ -12,8 +12,9 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Union
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -23,11 +24,7 @@ from clippan.core.errors import ClippanError, one_line
 from clippan.core.texts import join_names
 
 _CONTAINER_KEYS = ("state_dict", "model_state_dict", "model")
-_NOT_WEIGHTS = (
-    "input_resolution",
-    "context_length",
-    "vocab_size",
-)  # numbers in OpenAI's archives
+_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # numbers in OpenAI's archives
 _LONGCLIP_POSITIONS = "positional_embedding_res"
 _LONGCLIP_KEPT = 20  # positions that LongCLIP keeps from CLIP; the second embedding is used for the others
 _NAMES_SHOWN = 3  # names that a sentence lists
@@ -46,15 +43,25 @@ class LoadedModel(NamedTuple):
     """A model ready for use.
 
     Attributes:
-        model: an open_clip model, float32, in eval mode, on the device; ``encode_image`` and ``encode_text`` return
+        network: an open_clip model, float32, in eval mode, on the device; ``encode_image`` and ``encode_text`` return
             features of shape (n, width).
         tokenizer: maps texts to tokens, int64 (n, context length); accepts another ``context_length`` as well.
         preprocessing: of the pictures.
     """
 
-    model: Any
+    network: Any
     tokenizer: Callable[..., torch.Tensor]
     preprocessing: Preprocessing
+
+    def normalised(self, pictures: Union[np.ndarray, torch.Tensor]) -> torch.Tensor:
+        """Pictures (n, bands, edge, edge), uint8 or 0 to 1, normalised for the image tower and on its device."""
+        values = torch.as_tensor(pictures).to(next(self.network.parameters()).device)
+        values = values.float().div_(255) if values.dtype == torch.uint8 else values.clone()
+        mean, std = (
+            values.new_tensor(bands)[:, None, None] for bands in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        # Convolutions are twice as fast with the channels last.
+        return values.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
 def load_model(path: Path, model: Model, device: Optional[torch.device] = None) -> LoadedModel:
@@ -121,7 +128,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         if nest is None:
             break
         values = values[nest]
-    weights = {name: value for name, value in values.items()} if isinstance(values, Mapping) else {}
+    weights = dict(values) if isinstance(values, Mapping) else {}
     for name in _NOT_WEIGHTS:
         weights.pop(name, None)
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
@@ -139,10 +146,8 @@ def _merge_longclip_positions(weights: dict[str, torch.Tensor], prefix: str, pat
     Without saved masks the first positions come from the first embedding, all others from the second.
     """
     first = weights.get(f"{prefix}positional_embedding")
-    second, masks = (
-        weights.pop(f"{prefix}{_LONGCLIP_POSITIONS}"),
-        [weights.pop(f"{prefix}mask{number}", None) for number in (1, 2)],
-    )
+    second = weights.pop(f"{prefix}{_LONGCLIP_POSITIONS}")
+    masks = [weights.pop(f"{prefix}mask{number}", None) for number in (1, 2)]
     if first is None or first.shape != second.shape:
         raise ClippanError("The long text tower in {path} is incomplete; download the weights again.", path=path)
     kept = (torch.arange(len(first)) < _LONGCLIP_KEPT).to(torch.float32)[:, None]
@@ -217,8 +222,8 @@ def replace_input_convolution(visual: Any, bands: int) -> tuple[Any, Any]:
     after = copy.deepcopy(before)
     after.in_channels = bands
     after.weight = torch.nn.Parameter(before.weight.new_empty(before.out_channels, bands, *before.kernel_size))
-    home, _, own = name.rpartition(".")
-    setattr(visual.get_submodule(home), own, after)
+    parent, _, attribute = name.rpartition(".")
+    setattr(visual.get_submodule(parent), attribute, after)
     return before, after
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from clippan.catalogue.prompts import PromptTable, parse_prompts
 from clippan.clip.class_vectors import ClassVectors
-from clippan.clip.encoder import Encoder, load_encoder
+from clippan.clip.encoder import ClipEncoder, load_encoder
 from clippan.clip.sliding import SimilarityGrid, SlidingWindows, similarity_grid
 from clippan.core import texts
 from clippan.core.context import Context
@@ -23,7 +23,7 @@ from clippan.raster.scene import Scene, SceneOptions
 from clippan.raster.tiles import Window
 
 _TRANSFORMER_BIAS = -0.3  # default weight of the whole window's cosine; for convolutional towers it is 0
-_STARTER_EDGE, _MIN_METRES = 64, 32.0  # of a window for a tower with cells of 32 pixels
+_STARTER_WINDOW, _MIN_METRES = 64, 32.0  # of a window for a tower with cells of 32 pixels
 _GSD_CHANGE = 0.9  # ratio to the ground resolution at the raster's centre below which that of the part is used
 
 
@@ -33,7 +33,7 @@ class SimilarityMaps:
 
     Attributes:
         path, options, stretch: the raster, and how it becomes pictures.
-        part: the part of the raster.
+        aoi: the part of the raster.
         grids: one for each size of windows.
         classes: number of classes without the background.
     """
@@ -41,7 +41,7 @@ class SimilarityMaps:
     path: str
     options: SceneOptions
     stretch: tuple[tuple[float, float], ...]
-    part: Window
+    aoi: Window
     grids: tuple[SimilarityGrid, ...]
     classes: int
 
@@ -49,10 +49,10 @@ class SimilarityMaps:
     def of(
         cls,
         request: Union[SegmentRequest, CalibrateRequest],
-        model: Encoder,
+        encoder: ClipEncoder,
         classes: ClassVectors,
         scene: Scene,
-        part: Window,
+        aoi: Window,
         folder: Path,
         context: Context,
         wanted: Callable[[Window], bool] = lambda window: True,
@@ -61,10 +61,10 @@ class SimilarityMaps:
 
         Args:
             request: window sizes, bias, flips and threads.
-            model: the encoder.
+            encoder: the model.
             classes: the text vectors.
             scene: the raster.
-            part: the part of the raster.
+            aoi: the part of the raster.
             folder: for grids too large for memory.
             context: receives the progress.
             wanted: whether a window is needed; by default all are.
@@ -73,36 +73,33 @@ class SimilarityMaps:
             ClippanError: the raster cannot be read, or the model has no dense features.
         """
         stretch = scene.stretch
-        threads = max(1, count_threads(request.threads) // 2)
-        inside = part.intersection(scene.bounds)
-        bias = request.bias if request.bias is not None else 0.0 if model.any_size else _TRANSFORMER_BIAS
-        layouts = [
-            SlidingWindows.of(model, scene.grid.width, scene.grid.height, edge, inside)
-            for edge in request.window or default_window_edges(scene, model, part)
-        ]
+        bias = request.bias if request.bias is not None else 0.0 if encoder.any_size else _TRANSFORMER_BIAS
+        sizes = request.window or default_window_sizes(scene, encoder, aoi)
+        inside = aoi.intersection(scene.bounds)
+        layouts = [SlidingWindows.of(encoder, scene.grid.width, scene.grid.height, size, inside) for size in sizes]
         total, done, grids = sum(layout.count for layout in layouts), 0, []
         for layout in layouts:
             grids.append(
                 similarity_grid(
-                    model,
+                    encoder,
                     classes,
                     layout,
-                    lambda: Scene(scene.path, scene.options, stretch, model.channels),
+                    lambda: Scene(scene.path, scene.options, stretch, encoder.channels),
                     bias,
                     request.flips,
-                    threads,
+                    max(1, count_threads(request.threads) // 2),
                     folder,
                     context.subrange(100 * done / total, 100 * (done + layout.count) / total),
                     lambda window: scene.may_contain_data(window) and wanted(window),
                 )
             )
             done += layout.count
-        return cls(scene.path, scene.options, stretch, part, tuple(grids), classes.classes)
+        return cls(scene.path, scene.options, stretch, aoi, tuple(grids), classes.classes)
 
     @property
-    def edges(self) -> tuple[int, ...]:
+    def window_sizes(self) -> tuple[int, ...]:
         """Window sizes in pixels of the raster, for an input picture of the model's own size."""
-        return tuple(grid.layout.edge // grid.layout.enlargement for grid in self.grids)
+        return tuple(grid.layout.window_size // grid.layout.input_scale for grid in self.grids)
 
     def open(self) -> Scene:
         """Opens the raster again."""
@@ -119,7 +116,7 @@ class SimilarityMaps:
 
 def load_prompts_and_encoder(
     request: Union[SegmentRequest, CalibrateRequest], context: Context
-) -> tuple[PromptTable, Encoder]:
+) -> tuple[PromptTable, ClipEncoder]:
     """The prompt table of a request, with a colour for each class, and its model.
 
     Raises:
@@ -128,12 +125,12 @@ def load_prompts_and_encoder(
     table = parse_prompts(request.classes).with_colours()
     if origin := texts.origin_note(request.classes, "classes"):
         context.log(origin)
-    model = load_encoder(request.model, request.device, context.subrange(0, 5))
+    encoder = load_encoder(request.model, request.device, context.subrange(0, 5))
     set_threads(request.threads)
-    return table, model
+    return table, encoder
 
 
-def default_window_edges(scene: Scene, model: Encoder, part: Window) -> tuple[int, ...]:
+def default_window_sizes(scene: Scene, encoder: ClipEncoder, aoi: Window) -> tuple[int, ...]:
     """Window sizes that suit a model and the ground resolution, in pixels of the raster.
 
     The starter model works best with windows of 64 pixels, for Sentinel-2 as well as for images of 0.5 m; for finer
@@ -142,10 +139,10 @@ def default_window_edges(scene: Scene, model: Encoder, part: Window) -> tuple[in
     """
     grounds = (
         scene.pixel_size_in_metres(),
-        scene.pixel_size_in_metres((part.x + part.width / 2, part.y + part.height / 2)),
+        scene.pixel_size_in_metres((aoi.x + aoi.width / 2, aoi.y + aoi.height / 2)),
     )
     whole, local = ((ground[0] * ground[1]) ** 0.5 if ground else math.inf for ground in grounds)
     # The extent of the part should not matter, but the centre of a global map service lies on the equator.
     gsd = local if local < _GSD_CHANGE * whole else whole
-    edge = round(max(_STARTER_EDGE, _MIN_METRES / gsd) * 32 / model.stride)
-    return (edge, 2 * edge) if model.any_size else (edge,)
+    size = round(max(_STARTER_WINDOW, _MIN_METRES / gsd) * 32 / encoder.output_stride)
+    return (size, 2 * size) if encoder.any_size else (size,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,3 +50,16 @@ def in_order(
         for _, future in pending:
             future.cancel()
         pool.shutdown(wait=True)
+
+
+def once_per_thread(make: Callable[[], Result]) -> Callable[[], Result]:
+    """A function that returns what ``make`` makes; ``make`` is called once in each thread."""
+    local = threading.local()
+
+    def value() -> Result:
+        if not hasattr(local, "value"):
+            local.value = make()
+        result: Result = local.value
+        return result
+
+    return value

@@ -12,7 +12,7 @@ import torch
 from osgeo import gdal, osr
 
 from clippan.clip.class_vectors import ClassVectors
-from clippan.clip.encoder import Encoder
+from clippan.clip.encoder import ClipEncoder
 from clippan.clip.similarity import SimilarityMaps
 from clippan.core.context import Context
 from clippan.fewshot import baselines, prompt_heads, scene_encoder
@@ -146,7 +146,7 @@ class ClipFeatureExtractor:
     """
 
     def __init__(
-        self, stack: Stack, options: SceneOptions, path: str, model: Encoder, threads: int, folder: Path
+        self, stack: Stack, options: SceneOptions, path: str, model: ClipEncoder, threads: int, folder: Path
     ) -> None:
         self._stack, self._model, self._folder = stack, model, folder
         self._scene = Scene(path, options)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from pathlib import Path
 
 from torch.nn import functional
 
-from clippan import __version__
 from clippan.catalogue.models import find_model, require_rgb
 from clippan.catalogue.prompts import parse_prompts
 from clippan.clip import hub
-from clippan.clip.encoder import text_warnings, weights_sha256
+from clippan.clip.encoder import text_warnings, weights_sha256, zero_shot_weights
 from clippan.clip.load import load_model
 from clippan.core import texts
 from clippan.core.context import Context
@@ -23,11 +21,11 @@ from clippan.core.outputs import Outputs
 from clippan.jobs.align import AlignSensorRequest, AlignSensorResult
 from clippan.jobs.rendering import band_choice_sentences, rendering_hints
 from clippan.learn.clip import recall
-from clippan.learn.clip.alignment import ENCODE_BATCH, AlignmentData, AlignmentTraining, encode_chips, inflate_input
+from clippan.learn.clip.alignment import AlignmentData, AlignmentTraining, encode_chips, inflate_input
 from clippan.learn.clip.farslip import WEIGHTS, save_model
-from clippan.learn.clip.patching import explain_memory_errors, resumable, zero_shot_weights
+from clippan.learn.clip.image_tower import MAX_ENCODE_BATCH, explain_memory_errors, resumable
 from clippan.learn.clip.raster_pairs import RasterPairs
-from clippan.learn.loop import discard_unstarted, lock_run_folder, prepare_run_folder
+from clippan.learn.loop import run_folder
 from clippan.report import page
 
 _FEW_CHIPS = 20  # held-out chips, below which recalls are uncertain
@@ -45,50 +43,39 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
     if origin := texts.origin_note(request.words, "words"):
         context.log(origin)
     set_threads(request.threads)
-    made = prepare_run_folder(
-        folder, {name: value for name, value in to_json(request).items() if name not in _RESUMABLE_WITH}
-    )
-    batch = min(request.batch, ENCODE_BATCH)
-    try:
-        with lock_run_folder(folder), explain_memory_errors(request.batch), Outputs() as outputs:
-            path = hub.fetch(base, context.subrange(0, 1))
-            teacher = load_model(path, base, device)
-            pairs = RasterPairs.open(request, outputs.temporary_folder(str(folder / WEIGHTS)), context.subrange(1, 3))
-            for sentence in band_choice_sentences(pairs.pictures):
-                context.log(sentence)
-            edge = teacher.preprocessing.pixels
-            train, held = pairs.chips(request, edge, context.subrange(3, 6))
-            context.log(Message("Training chips: {train}; held-out chips: {held}.", train=len(train), held=len(held)))
-            targets = encode_chips(teacher, pairs, train, device, batch, context.subrange(6, 20))
-            pictures = encode_chips(teacher, pairs, held, device, batch, context.subrange(20, 21))
-            words, warnings = (
-                (zero_shot_weights(teacher, names), text_warnings(base, teacher, names)) if names else (None, [])
-            )
-            student = inflate_input(load_model(path, base, device), pairs)
-            before = encode_chips(student, pairs, held, device, batch, context.subrange(21, 22), from_sensor=True)
-            data = AlignmentData(pairs, train, targets, words, teacher.model.logit_scale.detach().exp())
-            run = AlignmentTraining(request, student, data, device, context.subrange(22, 96))
-            run.resume(device)
-            terms = run.train()
-            with resumable(run.steps):
-                after = encode_chips(student, pairs, held, device, batch, context.subrange(96, 98), from_sensor=True)
-                digested = weights_sha256(base, path, context.subrange(98, 99))
-                context.progress(99, "Writing the model")
-    except Exception:
-        discard_unstarted(folder, made, (WEIGHTS,))
-        raise
+    recipe = {name: value for name, value in to_json(request).items() if name not in _RESUMABLE_WITH}
+    batch = min(request.batch, MAX_ENCODE_BATCH)
+    with run_folder(folder, recipe, (WEIGHTS,)), explain_memory_errors(request.batch), Outputs() as outputs:
+        path = hub.fetch(base, context.subrange(0, 1))
+        teacher = load_model(path, base, device)
+        pairs = RasterPairs.open(request, outputs.temporary_folder(str(folder / WEIGHTS)), context.subrange(1, 3))
+        for sentence in band_choice_sentences(pairs.pictures):
+            context.log(sentence)
+        edge = teacher.preprocessing.pixels
+        train, held_out = pairs.chips(request, edge, context.subrange(3, 6))
+        context.log(Message("Training chips: {train}; held-out chips: {held}.", train=len(train), held=len(held_out)))
+        targets = encode_chips(teacher, pairs.teacher_chip, train, batch, context.subrange(6, 20))
+        pictures = encode_chips(teacher, pairs.teacher_chip, held_out, batch, context.subrange(20, 21))
+        words, warnings = (
+            (zero_shot_weights(teacher, names), text_warnings(base, teacher, names)) if names else (None, [])
+        )
+        student = inflate_input(load_model(path, base, device), pairs)
+        before = encode_chips(student, pairs.sensor_chip, held_out, batch, context.subrange(21, 22))
+        data = AlignmentData(pairs, train, targets, words)
+        run = AlignmentTraining(request, student, data, context.subrange(22, 96))
+        run.resume(device)
+        terms = run.train()
+        with resumable(run.steps):
+            after = encode_chips(student, pairs.sensor_chip, held_out, batch, context.subrange(96, 98))
+            sha256 = weights_sha256(base, path, context.subrange(98, 99))
+            context.progress(99, "Writing the model")
     about = {
-        "base": base.id,
-        "base_sha256": digested,
-        "base_licence": base.licence,
         "method": "align",
         "channels": to_json(pairs.channels),
         "steps": run.steps,
         "seed": request.seed,
-        "trained": datetime.date.today().isoformat(),
-        "version": __version__,
     }
-    save_model(folder, student, base, path, about)
+    save_model(folder, student, base, path, sha256, about)
     to_picture = recall.recall(after, pictures)
     agreement = None
     if words is not None:
@@ -102,11 +89,11 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
         pairs.channels.low,
         pairs.channels.high,
         len(train),
-        len(held),
+        len(held_out),
         to_picture,
         recall.recall(pictures, after),
         recall.recall(before, pictures),
-        recall.chance(len(held)),
+        recall.chance(len(held_out)),
         float(functional.cosine_similarity(after, pictures).mean()),
         agreement,
         run.steps,
@@ -114,7 +101,7 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
         (
             *pairs.hints,
             *warnings,
-            *_hints(request, len(held), to_picture.at_1, 1 / len(held)),
+            *_hints(request, len(held_out), to_picture.at_1, 1 / len(held_out)),
             *rendering_hints(pairs.pictures),
         ),
         device.type,

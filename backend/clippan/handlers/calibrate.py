@@ -134,7 +134,7 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
         known = _LabelledVectors.of(rasters, table)
         before = _accuracy(initial.logits(known.features), known.classes)
         fit, after = _select_fit(known, initial, context.subrange(80, 95))
-        found = _calibrated_table(table, fit, model.model.id, known)
+        found = _calibrated_table(table, fit, model.spec.id, known)
         hints = [
             *model.text_warnings(prompt_texts(table)),
             *(hint for raster in rasters for hint in raster.labels.hints),

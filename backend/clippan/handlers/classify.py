@@ -15,7 +15,7 @@ import torch
 from clippan import __version__
 from clippan.catalogue.prompts import ClassPrompt, PromptTable
 from clippan.clip.class_vectors import class_vectors, prompt_texts
-from clippan.clip.encoder import Encoder, load_encoder
+from clippan.clip.encoder import ClipEncoder, load_encoder
 from clippan.core import texts
 from clippan.core.context import Context
 from clippan.core.device import choose_device, set_threads, translate_out_of_memory, use_one_thread
@@ -195,7 +195,7 @@ class _ClassifierFactory:
         self.request, self.stack, self.labelled, self.device = request, stack, labelled, device
         self.table, self._folder = table, folder
         self.options = SceneOptions(bands=request.bands, nodata=request.nodata)
-        self._model: Optional[Encoder] = None
+        self._model: Optional[ClipEncoder] = None
         self._diffclip: Optional[DiffClipClassifier] = None
         self._extractor: Optional[ClipFeatureExtractor] = None
         self._extracted_all: Optional[bool] = None
@@ -209,7 +209,7 @@ class _ClassifierFactory:
         counts = self.stack.bands
         return self.stack.paths[next((n for n, count in enumerate(counts) if count >= least), 0)]
 
-    def _raster_for(self, model: Encoder) -> str:
+    def _raster_for(self, model: ClipEncoder) -> str:
         """The raster for CLIP; for a model of another sensor, the first with its bands."""
         if not model.channels:
             return self.colour_raster
@@ -239,7 +239,7 @@ class _ClassifierFactory:
     def model_id(self, method: Classifier) -> str:
         """Id of the CLIP model; empty if the method needs none."""
         return (
-            self._model.model.id
+            self._model.spec.id
             if self._model and (method.uses_clip_image_features or method is Classifier.DIFFCLIP)
             else ""
         )
@@ -255,7 +255,7 @@ class _ClassifierFactory:
             self._diffclip.encoder.save(Path(path), outputs)
         return path
 
-    def _clip(self, context: Context) -> Encoder:
+    def _clip(self, context: Context) -> ClipEncoder:
         if self._model is None:
             self._model = load_encoder(self.request.model, self.request.device, context)
         return self._model

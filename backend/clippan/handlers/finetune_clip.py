@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
+import copy
 import time
 from pathlib import Path
 from typing import Optional
 
-from clippan import __version__
 from clippan.catalogue.models import find_model
 from clippan.clip import hub
 from clippan.clip.encoder import text_warnings, weights_sha256
@@ -21,19 +20,17 @@ from clippan.core.texts import join_names
 from clippan.jobs.finetune_clip import AlphaPoint, FinetuneClipRequest, FinetuneClipResult
 from clippan.labels.samples import samples_sha256
 from clippan.learn.clip.farslip import WEIGHTS, check_image_size, save_model
-from clippan.learn.clip.patching import (
+from clippan.learn.clip.finetuning import (
     ClassificationTask,
     FineTuning,
     alpha_curve,
     choose_alpha,
     class_gains,
-    copied_weights,
-    explain_memory_errors,
     interpolate_weights,
     read_tasks,
-    resumable,
 )
-from clippan.learn.loop import discard_unstarted, lock_run_folder, prepare_run_folder
+from clippan.learn.clip.image_tower import explain_memory_errors, resumable
+from clippan.learn.loop import run_folder
 from clippan.report import page
 
 _FEW_CHIPS = 20  # test chips, below which accuracies are uncertain
@@ -56,45 +53,37 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
     recipe = {name: value for name, value in to_json(request).items() if name not in _RESUMABLE_WITH}
     if request.samples:  # QGIS passes a new copy of its layer each time
         recipe["samples"] = samples_sha256(request.samples, request.layer, request.field)
-    made = prepare_run_folder(folder, recipe)
-    try:
-        with lock_run_folder(folder), explain_memory_errors(request.batch):
-            path = hub.fetch(base, context.subrange(0, 2))
-            loaded = load_model(path, base, device)
-            pixels = request.pixels or loaded.preprocessing.pixels
-            check_image_size(loaded, pixels)
-            task, control = read_tasks(request, loaded, pixels, context.subrange(2, 5))
-            run = FineTuning(request, loaded, task, pixels, device, context.subrange(5, 50))
-            before = copied_weights(loaded)
-            run.resume(device)
-            terms = run.train()
-            with resumable(run.steps):
-                after = copied_weights(loaded)
-                points, kept = alpha_curve(
-                    request, loaded, (before, after), task, control, pixels, context.subrange(50, 98)
-                )
-                digested = weights_sha256(base, path, context.subrange(98, 99))
-                context.progress(99, "Writing the model")
-    except Exception:
-        discard_unstarted(folder, made, (WEIGHTS,))
-        raise
+    with run_folder(folder, recipe, (WEIGHTS,)), explain_memory_errors(request.batch):
+        path = hub.fetch(base, context.subrange(0, 2))
+        loaded = load_model(path, base, device)
+        pixels = request.pixels or loaded.preprocessing.pixels
+        check_image_size(loaded, pixels)
+        task, control = read_tasks(request, loaded, pixels, context.subrange(2, 5))
+        run = FineTuning(request, loaded, task, pixels, context.subrange(5, 50))
+        before = copy.deepcopy(loaded.network.visual.state_dict())
+        run.resume(device)
+        terms = run.train()
+        with resumable(run.steps):
+            after = copy.deepcopy(loaded.network.visual.state_dict())
+            points, hits = alpha_curve(request, loaded, before, after, task, control, pixels, context.subrange(50, 98))
+            sha256 = weights_sha256(base, path, context.subrange(98, 99))
+            context.progress(99, "Writing the model")
     alpha = request.alpha if request.alpha is not None else choose_alpha(points, request.keep)
-    interpolate_weights(loaded.model.visual, before, after, alpha)
+    interpolate_weights(loaded.network.visual, before, after, alpha)
     tasks = [each for each in (task, control) if each]
-    gains = [gain for number, each in enumerate(tasks) for gain in class_gains(each, number, kept[0.0], kept[alpha])]
+    gains = [
+        gain
+        for each, *hits_of_task in zip(tasks, hits[0.0], hits[alpha])
+        for gain in class_gains(each, each is control, *hits_of_task)
+    ]
     about = {
-        "base": base.id,
-        "base_sha256": digested,
-        "base_licence": base.licence,
         "method": "patch",
         "alpha": alpha,
         "classes": list(task.chips.names),
         "steps": run.steps,
         "seed": request.seed,
-        "trained": datetime.date.today().isoformat(),
-        "version": __version__,
     }
-    save_model(folder, loaded, base, path, about)
+    save_model(folder, loaded, base, path, sha256, about)
     start, end = points[0], next(point for point in points if point.alpha == alpha)
     hints = _hints(request, task, control, start, end)
     result = FinetuneClipResult(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from osgeo import gdal, osr
 
-from clippan.clip.encoder import Encoder, load_encoder
+from clippan.clip.encoder import ClipEncoder, load_encoder
 from clippan.core.context import Context
 from clippan.core.device import set_threads
 from clippan.core.errors import Cancelled, ClippanError
@@ -83,7 +83,7 @@ def run(request: IndexRequest, context: Context) -> IndexResult:
     model = load_encoder(request.model, request.device, context.subrange(0, 3))
     set_threads(request.threads)
     options = SceneOptions(**{item.name: getattr(request, item.name) for item in fields(SceneOptions)})
-    about = IndexInfo(model.model.id, model.model.label, model.sha256, model.width, model.pixels, "")
+    about = IndexInfo(model.spec.id, model.spec.label, model.sha256, model.width, model.pixels, "")
     counts = _Counts(failed=failed)
     for sentence in antimeridian_notes(request.extent):
         context.log(sentence)
@@ -131,7 +131,7 @@ def _plan_rasters(
     request: IndexRequest,
     paths: Sequence[str],
     options: SceneOptions,
-    model: Encoder,
+    model: ClipEncoder,
     index: Any,
     counts: _Counts,
     context: Context,
@@ -275,7 +275,7 @@ class _TileOutlines:
 
 
 def _embed(
-    work: Sequence[_RasterTask], model: Encoder, index: Any, counts: _Counts, threads: int, context: Context
+    work: Sequence[_RasterTask], model: ClipEncoder, index: Any, counts: _Counts, threads: int, context: Context
 ) -> None:
     """Reads, embeds and stores the tiles, a batch after the other; reading goes on while the model computes."""
     begun = time.monotonic()
@@ -347,7 +347,7 @@ def _batches(work: Sequence[_RasterTask], size: int) -> Iterator[list[tuple[_Ras
 class _TileReader:
     """Reads batches of pictures, in several threads: each has the scene that it is reading open."""
 
-    def __init__(self, model: Encoder) -> None:
+    def __init__(self, model: ClipEncoder) -> None:
         self._pixels, self._channels = model.pixels, model.channels
         self._local = threading.local()
 

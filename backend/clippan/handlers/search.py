@@ -14,7 +14,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from clippan.clip.encoder import Encoder, background_phrases, load_encoder
+from clippan.clip.encoder import ClipEncoder, background_phrases, load_encoder
 from clippan.core.context import Context
 from clippan.core.device import set_threads
 from clippan.core.errors import ClippanError
@@ -85,7 +85,7 @@ def run(request: SearchRequest, context: Context) -> SearchResult:
 
 
 def _search_index(
-    index: Any, model: Encoder, request: SearchRequest, context: Context
+    index: Any, model: ClipEncoder, request: SearchRequest, context: Context
 ) -> tuple[list[Hit], list[str], int, SearchVectors, TileFilter]:
     """The hits, what to tell about them, of how many tiles they are the best, and what was asked."""
     if not index.count:
@@ -132,7 +132,7 @@ def _check_outputs(index: Any, request: SearchRequest) -> None:
             raise ClippanError("The output {path} is an index; choose another name.", path=path)
 
 
-def _load_model(index: Any, request: SearchRequest, context: Context) -> Encoder:
+def _load_model(index: Any, request: SearchRequest, context: Context) -> ClipEncoder:
     model = load_encoder(index.about.model, request.device, context.subrange(0, 40))
     if (index.about.sha256 and model.sha256 != index.about.sha256) or model.width != index.about.width:
         raise ClippanError(model_changed(index.path, index.about.label))
@@ -172,7 +172,7 @@ def _is_in_period(raster: IndexedRaster, since: str, until: str) -> bool:
     return bool(raster.date) and raster.date >= since and (not until or raster.date[: len(until)] <= until)
 
 
-def _search_vectors(index: Any, model: Encoder, request: SearchRequest) -> SearchVectors:
+def _search_vectors(index: Any, model: ClipEncoder, request: SearchRequest) -> SearchVectors:
     texts = tuple(text.strip() for text in request.text if text.strip())
     without = [text.strip() for text in request.without if text.strip()]
     like = [model.encode_images(_read_example(path, model)[None])[0] for path in request.image]
@@ -209,7 +209,7 @@ def _search_vectors(index: Any, model: Encoder, request: SearchRequest) -> Searc
     )
 
 
-def _read_example(path: str, model: Encoder) -> np.ndarray:
+def _read_example(path: str, model: ClipEncoder) -> np.ndarray:
     """The middle of a picture, as a square, (bands, pixels, pixels)."""
     scene = Scene(path, SceneOptions(), channels=model.channels)
     edge = min(scene.grid.width, scene.grid.height)

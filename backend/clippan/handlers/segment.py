@@ -14,7 +14,7 @@ import numpy as np
 from clippan import __version__
 from clippan.catalogue.prompts import PromptTable, shapefile_hints
 from clippan.clip.class_vectors import class_vectors, prompt_texts
-from clippan.clip.encoder import Encoder
+from clippan.clip.encoder import ClipEncoder
 from clippan.clip.similarity import SimilarityMaps, load_prompts_and_encoder
 from clippan.core.context import Context
 from clippan.core.device import use_one_thread
@@ -55,7 +55,7 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
         context.log(band_choice_sentences([picture])[0])
         provenance = _provenance(request, table, model, maps, picture)
         shown, count = _write(request, table, model, maps, outputs, provenance, context.subrange(75, 100))
-        edges = maps.edges
+        edges = maps.window_sizes
         del maps  # a memory-mapped file cannot be removed on Windows
     seconds = time.monotonic() - begun
     megapixels = part.width * part.height / 1e6
@@ -72,7 +72,7 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
         part.width,
         part.height,
         shown,
-        model.model.id,
+        model.spec.id,
         model.device.type,
         edges,
         round(time.monotonic() - started, 3),
@@ -91,14 +91,14 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
 def _write(
     request: SegmentRequest,
     table: PromptTable,
-    model: Encoder,
+    model: ClipEncoder,
     maps: SimilarityMaps,
     outputs: Outputs,
     tags: dict[str, str],
     context: Context,
 ) -> tuple[tuple[ClassArea, ...], int]:
     """Writes all files; returns the area of each class and the number of polygons."""
-    part = maps.part
+    part = maps.aoi
     scene = maps.open()
     whole = (part.width, part.height) == (scene.grid.width, scene.grid.height)
     # Without coordinates, a part gets those of its pixels, so that it does not lie in the corner of the picture.
@@ -151,7 +151,7 @@ def _write(
                 table,
                 request.min_area,
                 request.simplify,
-                model.model.id,
+                model.spec.id,
                 context.subrange(70, 95),
                 outputs,
             )
@@ -162,14 +162,14 @@ def _write(
 
 
 def _provenance(
-    request: SegmentRequest, table: PromptTable, model: Encoder, maps: SimilarityMaps, picture: Rendering
+    request: SegmentRequest, table: PromptTable, model: ClipEncoder, maps: SimilarityMaps, picture: Rendering
 ) -> dict[str, str]:
     return {
         "CLIPPAN_ALGORITHM": request.name,
         "CLIPPAN_CLASSES": table.json(),
-        "CLIPPAN_MODEL": model.model.id,
+        "CLIPPAN_MODEL": model.spec.id,
         "CLIPPAN_MODEL_SHA256": model.sha256,
-        "CLIPPAN_WINDOW": ",".join(str(edge) for edge in maps.edges),
+        "CLIPPAN_WINDOW": ",".join(str(edge) for edge in maps.window_sizes),
         "CLIPPAN_PICTURE_BANDS": ",".join(map(str, picture.choice.bands)),
         "CLIPPAN_DEVICE": model.device.type,
         "CLIPPAN_VERSION": __version__,
@@ -177,15 +177,15 @@ def _provenance(
     }
 
 
-def _hints(request: SegmentRequest, table: PromptTable, model: Encoder, shown: Sequence[ClassArea]) -> list[str]:
+def _hints(request: SegmentRequest, table: PromptTable, model: ClipEncoder, shown: Sequence[ClassArea]) -> list[str]:
     hints = [*antimeridian_notes(request.extent), *model.text_warnings(prompt_texts(table))]
-    if table.model and table.model != model.model.id:
+    if table.model and table.model != model.spec.id:
         hints.append(
             Message(
                 "The prompt table was calibrated for the model {calibrated}, not for {model}; calibrate it again for "
                 "better results.",
                 calibrated=table.model,
-                model=model.model.id,
+                model=model.spec.id,
             )
         )
     absent = [item.name for item in shown if item.value and not item.pixels]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from pathlib import Path
 
 import torch
 
-from clippan import __version__
 from clippan.catalogue.models import Model, find_model, require_rgb
 from clippan.clip import hub
 from clippan.clip.encoder import weights_sha256
@@ -18,7 +16,7 @@ from clippan.core.json import to_json
 from clippan.jobs.train_clip import TrainClipRequest, TrainClipResult
 from clippan.learn.clip.data import read_images
 from clippan.learn.clip.farslip import WEIGHTS, FarslipTraining, save_model
-from clippan.learn.loop import discard_unstarted, distributed, lock_run_folder, prepare_run_folder
+from clippan.learn.loop import distributed, run_folder
 
 _RESUMABLE_WITH = ("output", "threads", "device")  # parameters that may change when a run is resumed
 
@@ -31,36 +29,25 @@ def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
     choice = choose_device(request.device)
     with distributed(choice.device) as (device, rank, count):
         set_threads(request.threads)
-        made: list[Path] = []
         if rank == 0:
             choice.log(context)
-            recipe = {name: value for name, value in to_json(request).items() if name not in _RESUMABLE_WITH}
-            made = prepare_run_folder(folder, recipe)
         else:  # only the first process reports
             context = context.cancellation_only
-        try:
-            with lock_run_folder(folder, rank):
-                path = _fetched(base, rank, count, context.subrange(0, 2))
-                context.progress(2, "Reading the data")
-                samples = read_images(request.data, request.caption, context)
-                run = FarslipTraining(request, base, path, samples, device, rank, count, context.subrange(3, 100))
-                terms = run.train()
-        except Exception:
-            discard_unstarted(folder, made, (WEIGHTS,))
-            raise
+        recipe = {name: value for name, value in to_json(request).items() if name not in _RESUMABLE_WITH}
+        with run_folder(folder, recipe, (WEIGHTS,), rank):
+            path = _fetched(base, rank, count, context.subrange(0, 2))
+            context.progress(2, "Reading the data")
+            samples = read_images(request.data, request.caption, context)
+            run = FarslipTraining(request, base, path, samples, device, rank, count, context.subrange(3, 100))
+            terms = run.train()
         if rank == 0:
             about = {
-                "base": base.id,
-                "base_sha256": weights_sha256(base, path, context),
-                "base_licence": base.licence,
                 "method": request.method.value,
                 "stages": list(request.stages),
                 "steps": list(run.steps),
                 "seed": request.seed,
-                "trained": datetime.date.today().isoformat(),
-                "version": __version__,
             }
-            save_model(folder, run.loaded, base, path, about)
+            save_model(folder, run.loaded, base, path, weights_sha256(base, path, context), about)
     return TrainClipResult(
         str(folder),
         base.id,

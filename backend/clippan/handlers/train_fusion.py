@@ -15,7 +15,7 @@ from clippan.learn.fusion import reading
 from clippan.learn.fusion.recipe import Recipe, read_recipe
 from clippan.learn.fusion.sampler import BatchSampler
 from clippan.learn.fusion.training import MODEL, STAGE_ONE, FusionTraining
-from clippan.learn.loop import discard_unstarted, distributed, lock_run_folder, prepare_run_folder
+from clippan.learn.loop import distributed, run_folder
 
 
 def run(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
@@ -26,20 +26,14 @@ def run(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
     folder = Path(request.output)
     choice = choose_device(request.device)
     with distributed(choice.device) as (device, rank, count):
-        created: list[Path] = []
         if rank == 0:
             choice.log(context)
-            created = prepare_run_folder(folder, to_json(recipe))
         else:  # the first process reports
             context = context.cancellation_only
-        try:
-            with lock_run_folder(folder, rank):
-                sampler = _sampler(recipe, Path(request.data), context.subrange(0, 2))
-                run = FusionTraining(recipe, sampler, device, folder, rank, count, context.subrange(2, 100))
-                losses = run.train()
-        except Exception:
-            discard_unstarted(folder, created, (MODEL, STAGE_ONE))
-            raise
+        with run_folder(folder, to_json(recipe), (MODEL, STAGE_ONE), rank):
+            sampler = _sampler(recipe, Path(request.data), context.subrange(0, 2))
+            run = FusionTraining(recipe, sampler, device, folder, rank, count, context.subrange(2, 100))
+            losses = run.train()
         path = folder / MODEL
         if rank == 0:
             run.result().save(path)

@@ -48,19 +48,25 @@ def distributed(device: torch.device) -> Iterator[tuple[torch.device, int, int]]
         torch.distributed.destroy_process_group()
 
 
-def prepare_run_folder(folder: Path, recipe: Mapping[str, Any]) -> list[Path]:
-    """Creates the folder of a run, or checks that it holds a run of the same recipe.
+@contextlib.contextmanager
+def run_folder(folder: Path, recipe: Mapping[str, Any], results: Sequence[str], rank: int = 0) -> Iterator[None]:
+    """Creates the folder of a run, or checks that it holds a run of the same recipe, and locks it for the run.
+
+    What was created is removed after a failure if the run did not start, because its recipe or data are wrong. The
+    process of rank 0 does all this for the others.
 
     Args:
         folder: the folder of the run.
         recipe: the recipe as JSON values.
-
-    Returns:
-        The paths that were created, for ``discard_unstarted``.
+        results: names of files that, like a checkpoint or curves, show that the run did start.
+        rank: rank of this process.
 
     Raises:
-        ClippanError: the folder holds a run of another recipe, or cannot be written to.
+        ClippanError: the folder holds a run of another recipe, cannot be written to, or another run holds the lock.
     """
+    if rank:
+        yield
+        return
     path = folder / RECIPE
     created = [item for item in (path, folder) if not item.exists()]
     try:
@@ -74,39 +80,21 @@ def prepare_run_folder(folder: Path, recipe: Mapping[str, Any]) -> list[Path]:
         raise ClippanError(
             "The folder {folder} cannot be used ({reason}); choose an empty one.", folder=folder, reason=one_line(error)
         ) from error
-    return created
-
-
-def lock_run_folder(folder: Path, rank: int = 0) -> contextlib.AbstractContextManager[None]:
-    """Locks the folder of a run, so that no other run trains in it; the process of rank 0 holds the lock for all.
-
-    Raises:
-        ClippanError: another run holds the lock.
-    """
-    if rank:
-        return contextlib.nullcontext()
-    sentence = Message(
+    locked = Message(
         "Another process is training in {folder}; wait until it is done, or choose another folder.", folder=folder
     )
-    return exclusive_lock(folder / ".clippan-lock", "folder", sentence)
-
-
-def discard_unstarted(folder: Path, created: Sequence[Path], results: Sequence[str]) -> None:
-    """Removes what ``prepare_run_folder`` created for a run that could not start because its recipe or data are wrong.
-
-    Args:
-        folder: the folder of the run.
-        created: what ``prepare_run_folder`` returned.
-        results: names of files that, like a checkpoint or curves, show that the run did start.
-    """
-    with contextlib.suppress(OSError):
-        if any((folder / name).exists() for name in (CHECKPOINT, CURVES, *results)):
-            return
-        for path in created:
-            if path == folder:
-                path.rmdir()  # fails unless it is empty
-            else:
-                path.unlink()
+    try:
+        with exclusive_lock(folder / ".clippan-lock", "folder", locked):
+            yield
+    except Exception:
+        with contextlib.suppress(OSError):
+            if not any((folder / name).exists() for name in (CHECKPOINT, CURVES, *results)):
+                for item in created:
+                    if item == folder:
+                        item.rmdir()  # fails unless it is empty
+                    else:
+                        item.unlink()
+        raise
 
 
 class TrainingLoop:

@@ -48,7 +48,7 @@ class TileMapper:
 
     def __post_init__(self) -> None:
         self._local = threading.local()
-        cell = min(grid.layout.cell for grid in self.maps.grids)
+        cell = min(grid.layout.cell_size for grid in self.maps.grids)
         self._radius = max(2, round(_RADIUS_CELLS * cell))
         self._filter_cell = 4 if self._radius >= 12 else 2 if self._radius >= 6 else 1
 
@@ -70,7 +70,7 @@ class TileMapper:
         refined = self.refinement is Refinement.GUIDED
         cell = self._filter_cell
         margin = filter_margin(self._radius, cell) if refined else 0
-        x, y = self.maps.part.x + tile.x, self.maps.part.y + tile.y
+        x, y = self.maps.aoi.x + tile.x, self.maps.aoi.y + tile.y
         # Cells of the filter start at the raster's first pixel, whatever the extent.
         left, top = (max(start - margin, 0) // cell * cell for start in (x, y))
         right, bottom = min(x + tile.width + margin, scene.grid.width), min(y + tile.height + margin, scene.grid.height)

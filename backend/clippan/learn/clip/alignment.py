@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Optional
+from typing import Callable, Optional
 
 import numpy as np
 import torch
@@ -29,15 +28,8 @@ from clippan.core.context import Context
 from clippan.core.messages import Message
 from clippan.jobs.align import AlignSensorRequest
 from clippan.learn.clip import losses
-from clippan.learn.clip.farslip import MIN_STEPS, adamw
-from clippan.learn.clip.patching import augmented, epoch_indices, preprocessed
+from clippan.learn.clip.image_tower import ImageTowerTraining
 from clippan.learn.clip.raster_pairs import Chip, RasterPairs, overlaps
-from clippan.learn.loop import TrainingLoop
-from clippan.learn.optimisation import optimiser_step, warmup_cosine
-
-_LOG_EVERY, _CHECKPOINT_EVERY = 10, 50  # steps averaged in a row of the curves, and between checkpoints
-_WARMUP = 0.1  # share of the steps
-ENCODE_BATCH = 32  # chips encoded at a time, at most
 
 
 @dataclass(frozen=True)
@@ -49,20 +41,18 @@ class AlignmentData:
         chips: training chips.
         targets: raw vectors of the chips from the teacher, (n, width).
         words: unit vectors of the words, (k, width), if there are any.
-        scale: factor of the cosines in logits.
     """
 
     pairs: RasterPairs
     chips: Sequence[Chip]
     targets: Tensor
     words: Optional[Tensor]
-    scale: Tensor
 
 
 def inflate_input(loaded: LoadedModel, pairs: RasterPairs) -> LoadedModel:
     """Replaces the first convolution of a model by one for the bands of the sensor."""
     bands = len(pairs.channels.names)
-    before, after = replace_input_convolution(loaded.model.visual, bands)
+    before, after = replace_input_convolution(loaded.network.visual, bands)
     mean, std = (np.array(values) for values in (loaded.preprocessing.mean, loaded.preprocessing.std))
     band_mean, band_std = np.full(bands, mean.mean()), np.full(bands, std.mean())
     with torch.no_grad():
@@ -79,115 +69,70 @@ def inflate_input(loaded: LoadedModel, pairs: RasterPairs) -> LoadedModel:
 
 @torch.no_grad()
 def encode_chips(
-    loaded: LoadedModel,
-    pairs: RasterPairs,
-    chips: Sequence[Chip],
-    device: torch.device,
-    batch: int,
-    context: Context,
-    from_sensor: bool = False,
+    loaded: LoadedModel, read: Callable[[Chip, int], np.ndarray], chips: Sequence[Chip], batch: int, context: Context
 ) -> Tensor:
-    """Raw vectors (n, width) of chips, from the teacher's raster or from the sensor's, encoded in batches."""
-    read, edge = pairs.sensor_chip if from_sensor else pairs.teacher_chip, loaded.preprocessing.pixels
-    loaded.model.visual.to(memory_format=torch.channels_last)
-    found = []
+    """Raw vectors (n, width) of chips, encoded in batches; ``read`` returns a chip in a size, in pixels."""
+    loaded.network.visual.to(memory_format=torch.channels_last)
+    vectors = []
     for start in range(0, len(chips), batch):
         context.progress(
             100 * start / len(chips), Message("Encoded {done:,} of {count:,} chips", done=start, count=len(chips))
         )
-        pictures = np.stack([read(chip, edge) for chip in chips[start : start + batch]])
-        found.append(loaded.model.encode_image(preprocessed(loaded, pictures, device)).float())
-    return torch.cat(found)
+        pictures = np.stack([read(chip, loaded.preprocessing.pixels) for chip in chips[start : start + batch]])
+        vectors.append(loaded.network.encode_image(loaded.normalised(pictures)).float())
+    return torch.cat(vectors)
 
 
-class AlignmentTraining(TrainingLoop):
-    """Trains the student.
-
-    Args:
-        request: the job.
-        student: the model to train.
-        data: chips and targets.
-        device: the device of the student.
-        context: receives progress; may cancel.
-
-    Attributes:
-        steps: number of steps of the whole run.
-    """
+class AlignmentTraining(ImageTowerTraining):
+    """Trains the student."""
 
     def __init__(
-        self,
-        request: AlignSensorRequest,
-        student: LoadedModel,
-        data: AlignmentData,
-        device: torch.device,
-        context: Context,
+        self, request: AlignSensorRequest, student: LoadedModel, data: AlignmentData, context: Context
     ) -> None:
-        self._request, self._student, self._data, self._device = request, student, data, device
-        count = len(data.chips)
-        self.steps = request.steps or max(count * request.epochs // request.batch, MIN_STEPS)
-        super().__init__(Path(request.output), self.steps, 0, context, _LOG_EVERY, _CHECKPOINT_EVERY)
-        context.log(Message("Training on {count} chips, {steps} steps.", count=count, steps=self.steps))
-        for name, value in student.model.named_parameters():
-            value.requires_grad_(name.startswith("visual."))
-        student.model.visual.to(memory_format=torch.channels_last)
-        self._norm = data.targets.square().sum(1).mean()
-        self._optimiser = adamw(student.model.visual, request.rate, request.weight_decay)
-        self._scheduler = warmup_cosine(self._optimiser, self.steps, int(_WARMUP * self.steps))
-
-    def sample_batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Augmented chips of the sensor, (batch, bands, edge, edge), and their indices."""
-        request, data = self._request, self._data
-        rng = np.random.default_rng([request.seed, 1, step])
-        numbers = epoch_indices(len(data.chips), request.batch, step, request.seed)
-        edge = self._student.preprocessing.pixels
-        chips = [augmented(data.pairs.sensor_chip(data.chips[number], edge), rng) for number in numbers]
-        return np.stack(chips), numbers
-
-    def train_step(self, step: int, batch: tuple[np.ndarray, np.ndarray]) -> Mapping[str, Tensor]:
-        request, data = self._request, self._data
-        pictures, numbers = batch
-        vectors = self._student.model.encode_image(preprocessed(self._student, pictures, self._device)).float()
-        targets = data.targets[torch.from_numpy(numbers).to(self._device)]
-        overlapping = torch.from_numpy(overlaps([data.chips[number] for number in numbers])).to(self._device)
-        terms = alignment_losses(vectors, targets, self._norm, data.scale, overlapping, data.words)
-        weights = {"mse": request.mse, "cosine": request.cosine, "contrast": request.contrast, "label": request.label}
-        total = sum((weights[name] * value for name, value in terms.items()), torch.zeros((), device=self._device))
-        optimiser_step(self._student.model.visual, self._optimiser, self._scheduler, total)
-        return {name: value.detach() for name, value in terms.items()}
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "visual": self._student.model.visual.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
-            "scheduler": self._scheduler.state_dict(),
+        super().__init__(request, student, len(data.chips), context)
+        self._data = data
+        self._weights = {
+            "mse": request.mse,
+            "cosine": request.cosine,
+            "contrast": request.contrast,
+            "label": request.label,
         }
+        self._target_power = data.targets.square().sum(1).mean()
+        context.log(Message("Training on {count} chips, {steps} steps.", count=len(data.chips), steps=self.steps))
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._student.model.visual.load_state_dict(state["visual"])
-        self._optimiser.load_state_dict(state["optimiser"])
-        self._scheduler.load_state_dict(state["scheduler"])
+    def read_chip(self, index: int) -> np.ndarray:
+        return self._data.pairs.sensor_chip(self._data.chips[index], self._loaded.preprocessing.pixels)
+
+    def loss(self, vectors: Tensor, indices: np.ndarray) -> tuple[Tensor, Mapping[str, Tensor]]:
+        data, device = self._data, vectors.device
+        targets = data.targets[torch.from_numpy(indices).to(device)]
+        overlapping = torch.from_numpy(overlaps([data.chips[index] for index in indices])).to(device)
+        terms = alignment_losses(vectors, targets, self._target_power, self._scale, overlapping, data.words)
+        return sum(
+            (self._weights[name] * value for name, value in terms.items()), torch.zeros((), device=device)
+        ), terms
 
 
 def alignment_losses(
-    vectors: Tensor, targets: Tensor, norm: Tensor, scale: Tensor, overlapping: Tensor, words: Optional[Tensor]
+    vectors: Tensor, targets: Tensor, target_power: Tensor, scale: Tensor, overlapping: Tensor, words: Optional[Tensor]
 ) -> dict[str, Tensor]:
     """The loss terms.
 
     Args:
         vectors: raw vectors of the student, (n, width).
         targets: raw vectors of the teacher, (n, width).
-        norm: mean squared length of the teacher's vectors.
+        target_power: mean squared length of the teacher's vectors.
         scale: factor of the cosines in logits.
         overlapping: pairs of chips that overlap and so are no negatives of each other, bool (n, n).
         words: unit vectors of the words, (k, width), if there are any.
 
     Returns:
-        ``mse``, the mean squared distance of the raw vectors divided by the norm, so that models with long and short
+        ``mse``, the mean squared distance of the raw vectors divided by the power, so that models with long and short
         vectors are comparable; ``cosine``, the mean of 1 − cos; ``contrast``, symmetric over the batch; and with words
         ``label``, the cross-entropy of the student's word probabilities to the teacher's.
     """
     terms = {
-        "mse": (vectors - targets).square().sum(1).mean() / norm,
+        "mse": (vectors - targets).square().sum(1).mean() / target_power,
         "cosine": (1 - functional.cosine_similarity(vectors, targets, dim=-1)).mean(),
         "contrast": losses.contrast(vectors, targets, scale, range(len(vectors)), overlapping),
     }

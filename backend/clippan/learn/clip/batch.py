@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from clippan.learn.clip.data import TrainingImage
+from clippan.core.threads import count_threads
+from clippan.jobs.train_clip import TrainClipRequest
+from clippan.learn.clip.data import TrainingImage, resized
 
 _AREA, _RATIO = (0.3, 0.7), 4 / 3  # of crops: share of the picture's area, and largest aspect ratio
 
@@ -52,38 +53,30 @@ class BatchLoader:
     Args:
         samples: pictures to draw from; in stage 2 each has objects.
         stage: 1 or 2.
-        crops: number of crops of each picture in stage 1; largest number of objects of a picture in stage 2.
-        least: smallest edge of a box in pixels.
+        request: the job.
         pixels: edge of the model's pictures.
-        batch: pictures of a batch of one process.
-        seed: of orders, crops and texts.
         rank, count: of this process, and number of processes.
-        threads: number of threads that decode pictures.
     """
 
     def __init__(
         self,
         samples: Sequence[TrainingImage],
         stage: int,
-        crops: int,
-        least: float,
+        request: TrainClipRequest,
         pixels: int,
-        batch: int,
-        seed: int,
         rank: int = 0,
         count: int = 1,
-        threads: int = 1,
     ) -> None:
-        self._samples, self._stage, self._crops, self._least = samples, stage, crops, least
-        self._pixels, self._batch, self._seed, self._rank, self._count = pixels, batch, seed, rank, count
-        self._pool = ThreadPoolExecutor(threads)
+        self._samples, self._stage, self._request, self._pixels = samples, stage, request, pixels
+        self._rank, self._count = rank, count
+        self._pool = ThreadPoolExecutor(count_threads(request.threads))
         self._order = functools.lru_cache(2)(self._shuffled)  # a batch may reach into the next epoch
 
     def __call__(self, step: int) -> ImageBatch:
         """The batch of a step of this stage; raises ClippanError if a picture cannot be read."""
-        start = (step * self._count + self._rank) * self._batch
-        drawn = list(self._pool.map(self._draw, range(start, start + self._batch)))
-        pictures, texts, crops, boxes, categories = zip(*drawn)
+        batch = self._request.batch
+        start = (step * self._count + self._rank) * batch
+        pictures, texts, crops, boxes, categories = zip(*self._pool.map(self._draw, range(start, start + batch)))
         all_crops = [crop for part in crops for crop in part]
         return ImageBatch(
             torch.from_numpy(np.stack(pictures)),
@@ -94,29 +87,24 @@ class BatchLoader:
         )
 
     def _shuffled(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, self._stage, epoch]).permutation(len(self._samples))
+        return np.random.default_rng([self._request.seed, self._stage, epoch]).permutation(len(self._samples))
 
     def _draw(self, number: int) -> tuple[np.ndarray, str, list[np.ndarray], np.ndarray, tuple[str, ...]]:
+        request = self._request
         epoch, position = divmod(number, len(self._samples))
         sample = self._samples[self._order(epoch)[position]]
-        rng = np.random.default_rng([self._seed, self._stage, number, 1])
+        rng = np.random.default_rng([request.seed, self._stage, number, 1])
         text = sample.texts[rng.integers(len(sample.texts))]
         picture = sample.picture()
-        whole = self._resized(picture, (0, 0, *picture.size))
+        whole = resized(picture, self._pixels)
         if self._stage == 1:
-            boxes = crop_boxes(rng, self._crops)
-            crops = [self._resized(picture, box) for box in boxes * np.tile(picture.size, 2)]
+            boxes = crop_boxes(rng, request.crops if request.weight else 0)
+            crops = [resized(picture, self._pixels, tuple(box)) for box in (boxes * np.tile(picture.size, 2)).tolist()]
             return whole, text, crops, boxes.astype(np.float32), ()
-        objects = sample.objects(self._least)
-        chosen = [objects[index] for index in rng.permutation(len(objects))[: self._crops]]
-        crops = [self._resized(picture, region.box) if region.box else whole for region in chosen]
+        objects = sample.objects(request.least)
+        chosen = [objects[index] for index in rng.permutation(len(objects))[: request.crops]]
+        crops = [resized(picture, self._pixels, region.box) if region.box else whole for region in chosen]
         return whole, text, crops, np.empty((0, 4), np.float32), tuple(region.category for region in chosen)
-
-    def _resized(self, picture: Image.Image, box: Sequence[float]) -> np.ndarray:
-        edge = (self._pixels, self._pixels)
-        left, top, right, bottom = (float(value) for value in box)
-        part = picture.resize(edge, Image.Resampling.BICUBIC, (left, top, right, bottom))
-        return np.asarray(part).transpose(2, 0, 1)
 
 
 def crop_boxes(rng: np.random.Generator, count: int) -> np.ndarray:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Callable, Optional
 
 import numpy as np
-from PIL import Image
 
 from clippan.core.channels import Channels
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.core.texts import join_names
+from clippan.core.threads import once_per_thread
+from clippan.jobs.finetune_clip import FinetuneClipRequest
 from clippan.jobs.rendering import Rendering, band_choice_sentences, rendering_hints
 from clippan.labels.samples import read_samples
-from clippan.learn.clip.data import TrainingImage, read_images
+from clippan.learn.clip.data import read_images
 from clippan.raster.scene import MIN_VALID_SHARE, Scene, SceneOptions
 from clippan.raster.tiles import Window
 
@@ -75,93 +75,73 @@ def chips_from_folders(folder: str, context: Context) -> Chips:
             name=names[0],
         )
     labels = np.array([names.index(sample.category) for sample in samples])
-    return Chips(names, labels, np.arange(len(samples)), lambda number, edge: _resized(samples[number], edge))
-
-
-def _resized(sample: TrainingImage, edge: int) -> np.ndarray:
-    picture = sample.picture().resize((edge, edge), Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+    return Chips(names, labels, np.arange(len(samples)), lambda number, edge: samples[number].resized(edge))
 
 
 def chips_from_samples(
-    raster: str,
-    options: SceneOptions,
-    channels: Optional[Channels],
-    samples: str,
-    layer: str,
-    field: str,
-    size: int,
-    pixels: int,
-    seed: int,
-    context: Context,
+    request: FinetuneClipRequest, channels: Optional[Channels], pixels: int, context: Context
 ) -> Chips:
     """Windows of a raster around samples; a large polygon gets several, half an edge apart. Windows without enough data
     are left out.
 
     Args:
-        raster: file or GDAL data source.
-        options: bands, stretch and nodata of the raster.
+        request: the job; without a size of the windows, it follows from the ground resolution.
         channels: of a model for other bands.
-        samples: vector file with polygons or points.
-        layer: of the samples; empty for the first with labelled polygons or points.
-        field: of the layer, with the class.
-        size: edge of the windows in pixels of the raster; 0 to derive it from the ground resolution.
         pixels: edge of the model's pictures, which is also that of the windows if the resolution is unknown.
-        seed: of the pixels drawn from a class with too many.
         context: receives progress.
 
     Raises:
         ClippanError: the raster or the samples cannot be read or do not overlap, or a class has no data.
     """
-    scene = Scene(raster, options, channels=channels)
-    found = read_samples(samples, layer, field, scene.grid, seed, context.subrange(0, 50))
-    across, down = (size, size) if size else scene.tile_plan(pixels).scales[0][0]
+    options = SceneOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
+    scene = Scene(request.data, options, channels=channels)
+    samples = read_samples(
+        request.samples, request.layer, request.field, scene.grid, request.seed, context.subrange(0, 50)
+    )
+    across, down = (request.size, request.size) if request.size else scene.tile_plan(pixels).scales[0][0]
     across, down = min(across, scene.grid.width), min(down, scene.grid.height)
     # One chip for each class, group and cell of a grid that holds labelled pixels.
-    cells = found.rows // max(down // _CHIPS_PER_EDGE, 1), found.columns // max(across // _CHIPS_PER_EDGE, 1)
-    _, kept = np.unique(np.stack([found.labels, found.groups, *cells], 1), axis=0, return_index=True)
-    windows = [
-        Window(
-            int(np.clip(found.columns[index] - across // 2, 0, scene.grid.width - across)),
-            int(np.clip(found.rows[index] - down // 2, 0, scene.grid.height - down)),
-            across,
-            down,
-        )
-        for index in kept
-    ]
-    shown = np.zeros(len(kept), bool)
-    for number, window in enumerate(windows):
-        context.progress(50 + 50 * number / len(windows), "Checking the raster for data")
-        shown[number] = scene.picture(window, pixels)[1] >= MIN_VALID_SHARE
-    labels, groups = found.labels[kept[shown]], found.groups[kept[shown]]
-    lost = [name for label, name in enumerate(found.names) if label not in labels]
+    cells = samples.rows // max(down // _CHIPS_PER_EDGE, 1), samples.columns // max(across // _CHIPS_PER_EDGE, 1)
+    _, drawn = np.unique(np.stack([samples.labels, samples.groups, *cells], 1), axis=0, return_index=True)
+    indices, windows = [], []
+    for number, index in enumerate(drawn):
+        context.progress(50 + 50 * number / len(drawn), "Checking the raster for data")
+        x = int(np.clip(samples.columns[index] - across // 2, 0, scene.grid.width - across))
+        y = int(np.clip(samples.rows[index] - down // 2, 0, scene.grid.height - down))
+        window = Window(x, y, across, down)
+        if scene.picture(window, pixels)[1] >= MIN_VALID_SHARE:
+            indices.append(index)
+            windows.append(window)
+    labels = samples.labels[indices]
+    lost = [name for label, name in enumerate(samples.names) if label not in labels]
     if lost:
         raise ClippanError(
             "The raster {raster} has no data around any sample of {lost}; label other places, or remove the class.",
-            raster=raster,
+            raster=request.data,
             lost=join_names(lost),
         )
-    hints = found.hints
-    if not shown.all():
-        hints += (
+    hints = list(samples.hints)
+    if len(indices) < len(drawn):
+        hints.append(
             Message(
                 "Chips that are not used, as the raster has no data around their samples: {count}.",
-                count=int((~shown).sum()),
-            ),
+                count=len(drawn) - len(indices),
+            )
         )
-    windows = [window for window, valid in zip(windows, shown) if valid]
-    stretch, local = scene.stretch, threading.local()
-
-    def read(number: int, edge: int) -> np.ndarray:
-        if not hasattr(local, "scene"):
-            local.scene = Scene(raster, options, stretch, channels)
-        picture: np.ndarray = local.scene.picture(windows[number], edge)[0]
-        return picture
-
+    stretch = scene.stretch
+    open_scene = once_per_thread(lambda: Scene(request.data, options, stretch, channels))
     for sentence in band_choice_sentences([scene.raster_picture]):
         context.log(sentence)
-    hints += tuple(rendering_hints([scene.raster_picture]))
-    return Chips(found.names, labels, groups, read, window_boxes(windows), hints, scene.raster_picture)
+    hints += rendering_hints([scene.raster_picture])
+    return Chips(
+        samples.names,
+        labels,
+        samples.groups[indices],
+        lambda number, edge: open_scene().picture(windows[number], edge)[0],
+        window_boxes(windows),
+        tuple(hints),
+        scene.raster_picture,
+    )
 
 
 def window_boxes(windows: Sequence[Window]) -> np.ndarray:
@@ -170,7 +150,7 @@ def window_boxes(windows: Sequence[Window]) -> np.ndarray:
 
 
 def boxes_overlap(some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which windows share pixels with which others, bool (n, m); both as ``corners`` gives them."""
+    """Which windows share pixels with which others, bool (n, m); both as from ``window_boxes``."""
     along_axes = [
         (some[:, None, axis] < others[:, axis] + others[:, axis + 2])
         & (others[:, axis] < some[:, None, axis] + some[:, None, axis + 2])
@@ -189,7 +169,7 @@ class Split:
     hints: tuple[str, ...] = ()
 
 
-def split(chips: Chips, held: float, most: int, seed: int, trains: bool = True) -> Split:
+def split(chips: Chips, held_out_share: float, max_held_out: int, seed: int, trains: bool = True) -> Split:
     """Splits chips into training, validation and test, class by class, without dividing groups.
 
     A class with three or more groups has at least one in each part; one with two groups has none in the test part; a
@@ -197,8 +177,8 @@ def split(chips: Chips, held: float, most: int, seed: int, trains: bool = True) 
 
     Args:
         chips: to split.
-        held: share of each class for validation, and the same for test; without training, each has half.
-        most: largest number of chips for validation and for test, balanced over the classes.
+        held_out_share: of each class for validation, and the same for test; without training, each has half.
+        max_held_out: largest number of chips for validation and for test, balanced over the classes.
         seed: of the order.
         trains: whether there is a training part.
     """
@@ -211,17 +191,17 @@ def split(chips: Chips, held: float, most: int, seed: int, trains: bool = True) 
         # A group with more than half of a class comes last, which makes it training.
         order = np.lexsort((positions[groups], 2 * sizes > len(own)))
         groups, sizes = groups[order], sizes[order]
-        first, second = _held_out_groups(sizes, held) if trains else (len(groups) // 2, len(groups))
+        first, second = _held_out_groups(sizes, held_out_share) if trains else (len(groups) // 2, len(groups))
         for part, chosen in zip(parts, (groups[second:], groups[first:second], groups[:first])):
             part.append(rng.permutation(own[np.isin(chips.groups[own], chosen)]))
     train, validation, test = parts
-    return Split(np.sort(np.concatenate(train)), _balanced(validation, most), _balanced(test, most))
+    return Split(np.sort(np.concatenate(train)), _balanced(validation, max_held_out), _balanced(test, max_held_out))
 
 
-def _held_out_groups(sizes: np.ndarray, part: float) -> tuple[int, int]:
+def _held_out_groups(sizes: np.ndarray, share: float) -> tuple[int, int]:
     """Number of a class's groups for test, and for test and validation together, by their share of the chips."""
     count = len(sizes)
-    wanted = max(round(part * int(sizes.sum())), 1)
+    wanted = max(round(share * int(sizes.sum())), 1)
 
     def enough(start: int) -> int:
         return start + int(np.searchsorted(np.cumsum(sizes[start:]), wanted)) + 1
@@ -230,22 +210,16 @@ def _held_out_groups(sizes: np.ndarray, part: float) -> tuple[int, int]:
     return first, min(enough(first), count - 1)
 
 
-def split_without_overlap(chips: Chips, held: float, most: int, seed: int) -> Split:
+def split_without_overlap(chips: Chips, held_out_share: float, max_held_out: int, seed: int) -> Split:
     """As ``split``, but without training chips that overlap held-out ones.
 
     A class that would lose all its training chips keeps them, which a hint tells. Where samples lie close together, few
     training chips would remain between held-out ones; therefore splits by larger and larger blocks are tried too, and
     the one that leaves the most is used.
-
-    Args:
-        chips: to split.
-        held, most, seed: as for ``split``.
     """
     windows = chips.windows
     if windows is None:
-        return split(chips, held, most, seed)
-    choice = (chips, *(_grouped_in_blocks(chips, windows, edges) for edges in _BLOCKS))
-    found = [_without_overlaps(chips, windows, split(one, held, most, seed)) for one in choice]
+        return split(chips, held_out_share, max_held_out, seed)
 
     def worth(parts: Split) -> tuple[int, float]:
         """Number of classes in the test part; then training chips without overlap, the first of a class weighted
@@ -254,7 +228,9 @@ def split_without_overlap(chips: Chips, held: float, most: int, seed: int) -> Sp
         counts = np.bincount(chips.labels[parts.train[free]], minlength=len(chips.names))
         return len(np.unique(chips.labels[parts.test])), float(np.log1p(counts).sum())
 
-    return max(found, key=worth)
+    grouped = (chips, *(_grouped_in_blocks(chips, windows, edges) for edges in _BLOCKS))
+    splits = (split(one, held_out_share, max_held_out, seed) for one in grouped)
+    return max((_without_overlaps(chips, windows, parts) for parts in splits), key=worth)
 
 
 def _grouped_in_blocks(chips: Chips, windows: np.ndarray, edges: int) -> Chips:
@@ -269,20 +245,20 @@ def _grouped_in_blocks(chips: Chips, windows: np.ndarray, edges: int) -> Chips:
 
 def _without_overlaps(chips: Chips, windows: np.ndarray, parts: Split) -> Split:
     validation = parts.validation[_trainable(chips, windows, parts.validation, parts.test)]
-    held = np.concatenate([parts.test, validation])
-    train = parts.train[_trainable(chips, windows, parts.train, held)]
+    held_out = np.concatenate([parts.test, validation])
+    train = parts.train[_trainable(chips, windows, parts.train, held_out)]
     hints: list[str] = []
     if len(train) < len(parts.train):
         count = len(parts.train) - len(train)
         hints.append(Message("Chips that are not trained on, as they overlap held-out chips: {count}.", count=count))
-    shared = _overlap_any(windows, held, train).sum()
+    shared = _overlap_any(windows, held_out, train).sum()
     if shared:
         hints.append(
             Message(
                 "Held-out chips that overlap training chips: {shared} of {count}. Expect a lower accuracy elsewhere "
                 "than was measured; label places farther apart, or use smaller chips (--size).",
                 shared=int(shared),
-                count=len(held),
+                count=len(held_out),
             )
         )
     return Split(train, validation, parts.test, tuple(hints))
@@ -302,9 +278,9 @@ def _overlap_any(windows: np.ndarray, own: np.ndarray, others: np.ndarray) -> np
     return found
 
 
-def _balanced(parts: Sequence[np.ndarray], most: int) -> np.ndarray:
-    """At most ``most`` indices in total, taken as evenly as possible from the parts; sorted."""
-    taken = [min(len(part), most) for part in parts]
-    while sum(taken) > most:
+def _balanced(parts: Sequence[np.ndarray], max_count: int) -> np.ndarray:
+    """At most ``max_count`` indices in total, taken as evenly as possible from the parts; sorted."""
+    taken = [min(len(part), max_count) for part in parts]
+    while sum(taken) > max_count:
         taken[int(np.argmax(taken))] -= 1
     return np.sort(np.concatenate([part[:count] for part, count in zip(parts, taken)])).astype(int)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Optional
 
+import numpy as np
 from PIL import Image
 
 from clippan.core.context import Context
@@ -66,14 +67,14 @@ class TrainingImage:
         listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else ""
         return (PHRASE.format(listed),) if names else ()
 
-    def objects(self, least: float) -> tuple[LabelledBox, ...]:
-        """The boxes with edges of at least ``least`` pixels; the whole picture if it has a category and no boxes."""
+    def objects(self, min_size: float) -> tuple[LabelledBox, ...]:
+        """The boxes with edges of at least ``min_size`` pixels; the whole picture if it has a category and no boxes."""
         if not self.regions and self.category:
             return (LabelledBox((), self.category),)
         return tuple(
             region
             for region in self.regions
-            if min(region.box[2] - region.box[0], region.box[3] - region.box[1]) >= least
+            if min(region.box[2] - region.box[0], region.box[3] - region.box[1]) >= min_size
         )
 
     def open(self) -> Image.Image:
@@ -102,6 +103,10 @@ class TrainingImage:
             except (OSError, SyntaxError) as error:
                 raise self._unreadable(error) from error
 
+    def resized(self, edge: int) -> np.ndarray:
+        """The picture as a square, uint8 (3, edge, edge)."""
+        return resized(self.picture(), edge)
+
     def _bytes(self, size: int) -> bytes:
         with Path(self.path).open("rb") as file:
             file.seek(self.offset)
@@ -111,6 +116,12 @@ class TrainingImage:
         return ClippanError(
             "The picture {name} cannot be read ({reason}); repair or remove it.", name=self.name, reason=one_line(error)
         )
+
+
+def resized(picture: Image.Image, edge: int, box: Optional[tuple[float, ...]] = None) -> np.ndarray:
+    """A picture, or a box (left, top, right, bottom) of it, as a square, uint8 (3, edge, edge)."""
+    square = picture.resize((edge, edge), Image.Resampling.BICUBIC, box)
+    return np.asarray(square).transpose(2, 0, 1)
 
 
 def read_images(sources: Sequence[str], caption: str, context: Context) -> list[TrainingImage]:

@@ -12,6 +12,7 @@ there is no dropout.
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import shutil
@@ -25,6 +26,7 @@ import torch
 from safetensors.torch import save as as_bytes
 from torch import Tensor, nn
 
+from clippan import __version__
 from clippan.catalogue.models import CONFIG, Model
 from clippan.clip import dense
 from clippan.clip.load import LoadedModel, load_model, read_architecture
@@ -33,21 +35,19 @@ from clippan.core.errors import ClippanError
 from clippan.core.json import to_json
 from clippan.core.messages import Message
 from clippan.core.outputs import Outputs, write_output
-from clippan.core.threads import count_threads
 from clippan.jobs.train_clip import Precision, Target, Teacher, TrainClipRequest
 from clippan.learn.clip import losses
 from clippan.learn.clip.batch import BatchLoader, ImageBatch
 from clippan.learn.clip.data import PHRASE, TrainingImage
+from clippan.learn.clip.image_tower import adamw, freeze_text_tower
 from clippan.learn.loop import TrainingLoop
 from clippan.learn.optimisation import optimiser_step, running_average, warmup_cosine
 
 WEIGHTS = "open_clip_model.safetensors"
-MIN_STEPS = 40  # for few pictures, as fewer steps change a model hardly at all
 _LOG_EVERY = 20  # steps averaged in a row of the curves
 _CHECKPOINT_EVERY = 200  # steps between checkpoints
 _TEACHER_DECAY = 0.99  # of the teacher that is a running average
 _MAX_WARMUP = 1000  # steps, if the request has no warm-up
-_BETAS, _EPSILON = (0.9, 0.98), 1e-6  # of AdamW, as CLIP was trained
 _MAX_LOG_SCALE = math.log(100)  # of the logit scale, as CLIP was trained
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"),
@@ -55,14 +55,16 @@ _TOKENIZER_FILES = (
 )
 
 
-def save_model(folder: Path, loaded: LoadedModel, base: Model, path: Path, about: Mapping[str, Any]) -> None:
+def save_model(
+    folder: Path, loaded: LoadedModel, base: Model, path: Path, sha256: str, about: Mapping[str, Any]
+) -> None:
     """Writes a trained model, in float32.
 
     Args:
         folder: of the model.
         loaded: the trained model.
         base: the model that the training started from.
-        path: weights of ``base``.
+        path, sha256: weights of ``base``.
         about: further entries of the description; ``channels`` if the model takes other bands.
 
     Raises:
@@ -70,7 +72,7 @@ def save_model(folder: Path, loaded: LoadedModel, base: Model, path: Path, about
     """
     description = read_architecture(path, base)
     text = description["text_cfg"]
-    length = getattr(loaded.model, "context_length", None)
+    length = getattr(loaded.network, "context_length", None)
     if isinstance(length, int):  # not part of open_clip's architecture names
         text["context_length"] = length
     preprocessing = {
@@ -79,11 +81,19 @@ def save_model(folder: Path, loaded: LoadedModel, base: Model, path: Path, about
         "interpolation": "bicubic",
         "resize_mode": "squash",
     }
-    channels = {"channels": to_json(base.channels)} if base.channels else {}
-    config = {"model_cfg": description, "preprocess_cfg": preprocessing, "clippan": {**channels, **about}}
+    history = {
+        **({"channels": to_json(base.channels)} if base.channels else {}),
+        "base": base.id,
+        "base_sha256": sha256,
+        "base_licence": base.licence,
+        **about,
+        "trained": datetime.date.today().isoformat(),
+        "version": __version__,
+    }
+    config = {"model_cfg": description, "preprocess_cfg": preprocessing, "clippan": history}
     weights = {
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
-        for name, value in loaded.model.state_dict().items()
+        for name, value in loaded.network.state_dict().items()
     }
     names = [name for name in _TOKENIZER_FILES if text.get("hf_tokenizer_name") and (path.parent / name).is_file()]
     with Outputs() as outputs:
@@ -110,10 +120,9 @@ class FarslipLoss(nn.Module):
 
     def __init__(self, loaded: LoadedModel, request: TrainClipRequest, count: int) -> None:
         super().__init__()
-        self.model = loaded.model
+        self.model = loaded.network
         self.teacher: Optional[SimpleNamespace] = None  # not a module, so that it is not trained
-        self._tokenizer, self._request, self._count = loaded.tokenizer, request, count
-        self._mean, self._std = loaded.preprocessing.mean, loaded.preprocessing.std
+        self._loaded, self._request, self._count = loaded, request, count
 
     def forward(self, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the loss terms, and the terms by name."""
@@ -121,7 +130,7 @@ class FarslipLoss(nn.Module):
         autocast = self._autocast(batch.pictures.device)
         distils = request.weight > 0 and not stage_two
         with autocast:
-            pictures = self._preprocessed(batch.pictures)
+            pictures = self._loaded.normalised(batch.pictures)
             if distils:
                 cells, pooled = dense.dense_features(self.model, pictures)
             else:
@@ -130,7 +139,7 @@ class FarslipLoss(nn.Module):
         total = terms["contrast"]
         if stage_two:
             with autocast:
-                objects = self.model.encode_image(self._preprocessed(batch.crops))
+                objects = self.model.encode_image(self._loaded.normalised(batch.crops))
             sentences = [PHRASE.format(category) for category in batch.categories]
             terms["regions"] = self._contrast(objects, sentences, batch.categories)
             total = total + terms["regions"]
@@ -138,7 +147,7 @@ class FarslipLoss(nn.Module):
             frozen = torch.no_grad() if self.teacher else nullcontext()
             with autocast, frozen:
                 crop_cells, crop_pooled = dense.dense_features(
-                    self.teacher or self.model, self._preprocessed(batch.crops)
+                    self.teacher or self.model, self._loaded.normalised(batch.crops)
                 )
             target = crop_cells.float().mean((2, 3)) if request.target is Target.PATCH else crop_pooled.float()
             target = target.view(len(pictures), -1, target.shape[1])
@@ -146,12 +155,6 @@ class FarslipLoss(nn.Module):
             terms["distillation"] = losses.distillation(cells.float(), batch.boxes, target, grid)
             total = total + request.weight * terms["distillation"]
         return total, {name: value.detach() for name, value in terms.items()}
-
-    def _preprocessed(self, pictures: Tensor) -> Tensor:
-        values = pictures.float().div_(255)
-        mean, std = (values.new_tensor(bands)[:, None, None] for bands in (self._mean, self._std))
-        # Convolutions are twice as fast with channels last.
-        return values.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
     def _contrast(self, vectors: Tensor, texts: Sequence[str], groups: Sequence[str]) -> Tensor:
         """The contrast over the pairs of all processes."""
@@ -168,7 +171,7 @@ class FarslipLoss(nn.Module):
     def _vectors(self, texts: Sequence[str]) -> Tensor:
         """Vectors (n, width) of texts; repeated texts are encoded once."""
         names = list(dict.fromkeys(texts))
-        tokens = self._tokenizer(names).to(self.model.logit_scale.device)
+        tokens = self._loaded.tokenizer(names).to(self.model.logit_scale.device)
         with self._autocast(tokens.device), nullcontext() if self._request.train_text else torch.no_grad():
             encoded = self.model.encode_text(tokens)
         return encoded.float()[[names.index(text) for text in texts]]
@@ -212,7 +215,9 @@ class FarslipTraining(TrainingLoop):
         stages = {stage: _images_of_stage(samples, stage, request.least) for stage in request.stages}
         self.objects = sum(len(sample.objects(request.least)) for sample in stages.get(2, ()))
         batch = request.batch * count
-        self.steps = tuple(request.steps or math.ceil(len(found) * request.epochs / batch) for found in stages.values())
+        self.steps = tuple(
+            request.steps or math.ceil(len(images) * request.epochs / batch) for images in stages.values()
+        )
         super().__init__(Path(request.output), sum(self.steps), rank, context, _LOG_EVERY, _CHECKPOINT_EVERY)
         self.stage_ends = tuple(sum(self.steps[: number + 1]) for number in range(len(self.steps)))
         context.log(
@@ -228,30 +233,15 @@ class FarslipTraining(TrainingLoop):
         check_image_size(self.loaded, pixels)
         distils = 1 in request.stages and request.weight > 0
         if distils:
-            dense.stride(self.loaded.model)  # raises if the tower has no dense features
-        self._loaders = [
-            BatchLoader(
-                found,
-                stage,
-                request.crops if request.weight or stage == 2 else 0,
-                request.least,
-                pixels,
-                request.batch,
-                request.seed,
-                rank,
-                count,
-                count_threads(request.threads),
-            )
-            for stage, found in stages.items()
-        ]
+            dense.output_stride(self.loaded.network)  # raises if the tower has no dense features
+        self._loaders = [BatchLoader(images, stage, request, pixels, rank, count) for stage, images in stages.items()]
         if not request.train_text:
-            for name, value in self.loaded.model.named_parameters():
-                value.requires_grad_(name.startswith("visual."))
+            freeze_text_tower(self.loaded.network)
         self._loss = FarslipLoss(self.loaded, request, count)
         self._loss.to(memory_format=torch.channels_last)
         if distils and request.teacher is not Teacher.ACTIVE:
             # A frozen teacher stays at the initial weights of the average.
-            self._average = running_average(self.loaded.model.visual, _TEACHER_DECAY)
+            self._average = running_average(self.loaded.network.visual, _TEACHER_DECAY)
             self._loss.teacher = SimpleNamespace(visual=self._average.module)
         self._start_stage(0)
         self._parallel: nn.Module = self._loss
@@ -271,7 +261,7 @@ class FarslipTraining(TrainingLoop):
         """Makes the optimiser and scheduler of a stage."""
         request, steps = self._request, self.steps[number]
         warmup = min(steps // 10, _MAX_WARMUP) if request.warmup is None else request.warmup
-        self._optimiser = adamw(self.loaded.model, request.rate, request.weight_decay)
+        self._optimiser = adamw(self.loaded.network, request.rate, request.weight_decay)
         self._scheduler = warmup_cosine(self._optimiser, steps, warmup)
 
     def sample_batch(self, step: int) -> ImageBatch:
@@ -283,7 +273,7 @@ class FarslipTraining(TrainingLoop):
         number, stage_step = self._stage_and_step(step)
         if not stage_step:
             self._start_stage(number)
-        model = self.loaded.model
+        model = self.loaded.network
         try:
             total, terms = self._parallel(batch.to(self._device))
             optimiser_step(model, self._optimiser, self._scheduler, total)
@@ -303,14 +293,14 @@ class FarslipTraining(TrainingLoop):
     def state(self) -> dict[str, Any]:
         teacher = self._loss.teacher
         return {
-            "model": self.loaded.model.state_dict(),
+            "model": self.loaded.network.state_dict(),
             "teacher": teacher.visual.state_dict() if teacher else {},
             "optimiser": self._optimiser.state_dict(),
             "scheduler": self._scheduler.state_dict(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.loaded.model.load_state_dict(state["model"])
+        self.loaded.network.load_state_dict(state["model"])
         if self._loss.teacher:
             self._loss.teacher.visual.load_state_dict(state["teacher"])
         self._start_stage(self._stage_and_step(max(self._done - 1, 0))[0])  # the stage of the last step
@@ -318,32 +308,16 @@ class FarslipTraining(TrainingLoop):
         self._scheduler.load_state_dict(state["scheduler"])
 
 
-def _images_of_stage(samples: Sequence[TrainingImage], stage: int, least: float) -> list[TrainingImage]:
+def _images_of_stage(samples: Sequence[TrainingImage], stage: int, min_size: float) -> list[TrainingImage]:
     """The pictures that a stage can use."""
-    found = [sample for sample in samples if stage == 1 or sample.objects(least)]
+    found = [sample for sample in samples if stage == 1 or sample.objects(min_size)]
     if not found:
         raise ClippanError(
             "No picture has a category or a box of at least {least} pixels for stage 2; add some, lower the limit "
             "(--least), or train only stage 1 (--stages 1).",
-            least=least,
+            least=min_size,
         )
     return found
-
-
-def adamw(network: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
-    """AdamW for the trainable parameters of a network, without weight decay of biases and gains.
-
-    Args:
-        network: the network.
-        rate: largest learning rate.
-        decay: weight decay of matrices and kernels.
-    """
-    trainable = [value for value in network.parameters() if value.requires_grad]
-    groups = [
-        {"params": [value for value in trainable if value.ndim > 1], "weight_decay": decay},
-        {"params": [value for value in trainable if value.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=rate, betas=_BETAS, eps=_EPSILON)
 
 
 def check_image_size(loaded: LoadedModel, pixels: int) -> None:
@@ -352,9 +326,9 @@ def check_image_size(loaded: LoadedModel, pixels: int) -> None:
     size = loaded.preprocessing.pixels
     if pixels == size:
         return
-    if not dense.any_size(loaded.model):
+    if not dense.any_size(loaded.network):
         raise ClippanError("This model only takes pictures of {pixels} pixels; leave out --pixels.", pixels=size)
-    stride = dense.stride(loaded.model)
+    stride = dense.output_stride(loaded.network)
     if pixels % stride:
         raise ClippanError(
             "Pictures of {pixels} pixels do not fit the model; choose a multiple of {stride}.",

@@ -79,8 +79,8 @@ class FrozenCLIP(nn.Module):
         super().__init__()
         self.name, self.sha256 = name, sha256
         self.image_size = loaded.preprocessing.pixels
-        self._network, self._tokenizer = loaded.model.requires_grad_(False), loaded.tokenizer
-        device = next(loaded.model.parameters()).device
+        self._network, self._tokenizer = loaded.network.requires_grad_(False), loaded.tokenizer
+        device = next(loaded.network.parameters()).device
         mean, std = (
             torch.tensor(values, device=device) for values in (loaded.preprocessing.mean, loaded.preprocessing.std)
         )
