@@ -7,43 +7,45 @@ from clippan.jobs import ADAPTED, FIGURES, AdaptFusionRequest
 
 from ..i18n import tr
 from . import base
-from .parameters import ModelEditor
+from .parameters import JobParameters, ModelAdapter
 
 _NO_CLIP = "none"
 
 
-class _SupervisorEditor(ModelEditor):
+class _SupervisorAdapter(ModelAdapter):
     """The CLIP that supervises, or none."""
 
-    def labels(self, item):
-        return {**super().labels(item), _NO_CLIP: tr("None")}
+    folder_title = Message("Own CLIP")
 
-    def value(self, algorithm, item, name, parameters, context):
-        chosen = super().value(algorithm, item, name, parameters, context)
+    @property
+    def labels(self):
+        return {**super().labels, _NO_CLIP: tr("None")}
+
+    def value(self, parameters, context):
+        chosen = super().value(parameters, context)
         return "" if chosen == _NO_CLIP else chosen
 
 
-def _figure(name: str, when: str) -> base.Output:
+def _figure(name: str, when: str) -> base.ResultValue:
     figure = FIGURES[name][0]
     labels = {"before": Message("{figure}, before", figure=figure), "after": Message("{figure}, after", figure=figure)}
-    return base.Output(f"{name}_{when}".upper(), labels[when], lambda result: getattr(result, when)[name])
+    return base.ResultValue(f"{name}_{when}".upper(), labels[when], lambda result: getattr(result, when)[name])
 
 
 class AdaptFusionModel(base.JobAlgorithm):
     """Tunes the network of Pansharpen to one scene."""
 
-    JOB = AdaptFusionRequest
-    NAMES = {"ms": "SPECTRAL", "pan": "PANCHROMATIC"}
-    EDITORS = {"clip": _SupervisorEditor(Message("Own CLIP"))}
-    OUTPUTS = (
+    PARAMETERS = JobParameters(
+        AdaptFusionRequest, names={"ms": "SPECTRAL", "pan": "PANCHROMATIC"}, adapters={"clip": _SupervisorAdapter}
+    )
+    RESULT_VALUES = (
         *(_figure(name, when) for name in ADAPTED for when in ("before", "after")),
-        base.Output("STEPS_DONE", "Steps until the model that was kept", lambda result: result.steps),
+        base.ResultValue("STEPS_DONE", "Steps until the model that was kept", lambda result: result.steps),
         base.SENSOR_USED,
         base.DEVICE_USED,
     )
 
     NAME = "adaptfusionmodel"
-    TITLE = "Adapt fusion model"
     GROUP = "Pansharpening"
     TAGS = ("pan", "sharpen", "fusion", "train", "fine-tune", "adapt", "clip", "unsupervised", "model", "network")
     HELP = (

@@ -6,11 +6,12 @@ from clippan.core.messages import Message
 from clippan.jobs import AlignSensorRequest
 
 from . import base
+from .parameters import JobParameters
 
 
-def _recalls(suffix: str, label: str, attribute: str) -> list[base.Output]:
+def _recalls(suffix: str, label: str, attribute: str) -> list[base.ResultValue]:
     return [
-        base.Output(
+        base.ResultValue(
             f"RECALL_{rank}{suffix}",
             Message(label, rank=rank),
             lambda result, rank=rank: getattr(getattr(result, attribute), f"at_{rank}"),
@@ -22,23 +23,21 @@ def _recalls(suffix: str, label: str, attribute: str) -> list[base.Output]:
 class AlignSensor(base.JobAlgorithm):
     """Makes a model for a sensor that a vision-language model does not know."""
 
-    JOB = AlignSensorRequest
-    NAMES = {"teacher_rasters": "TEACHER", "sensor_rasters": "SENSOR"}
-    OUTPUTS = (
+    PARAMETERS = JobParameters(AlignSensorRequest, names={"teacher_rasters": "TEACHER", "sensor_rasters": "SENSOR"})
+    RESULT_VALUES = (
         *_recalls("", Message("Own picture among the first {rank}, after, 0 to 1"), "to_picture"),
         *_recalls("_BEFORE", Message("Own picture among the first {rank}, before"), "before"),
         *_recalls("_CHANCE", Message("Own picture among the first {rank}, by chance"), "chance"),
-        base.Output("COSINE_MEAN", "Mean similarity to the teacher, -1 to 1", lambda result: result.cosine),
-        base.Output(
+        base.ResultValue("COSINE_MEAN", "Mean similarity to the teacher, -1 to 1", lambda result: result.cosine),
+        base.ResultValue(
             "AGREEMENT", "Share of the places where both choose the same word, 0 to 1", lambda result: result.agreement
         ),
-        base.Output("CHIPS", "Training pictures", lambda result: result.chips),
-        base.Output("CHIPS_HELD", "Test pictures", lambda result: result.held),
+        base.ResultValue("CHIPS", "Training pictures", lambda result: result.chips),
+        base.ResultValue("CHIPS_HELD", "Test pictures", lambda result: result.held),
         base.DEVICE_USED,
     )
 
     NAME = "alignsensor"
-    TITLE = "Align a sensor with CLIP"
     GROUP = "Models"
     TAGS = (
         *("train", "align", "alignment", "clip", "sensor", "sar", "radar", "multispectral", "hyperspectral", "thermal"),

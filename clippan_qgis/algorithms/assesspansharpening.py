@@ -5,21 +5,20 @@ from __future__ import annotations
 from clippan.jobs import FIGURES, AssessRequest
 
 from . import base
+from .parameters import JobParameters
 
 
-def _figure(name: str, label: str) -> base.Output:
-    return base.Output(name.upper(), label, lambda result: {**result.full, **result.reference}.get(name))
+def _figure(name: str, label: str) -> base.ResultValue:
+    return base.ResultValue(name.upper(), label, lambda result: {**result.full, **result.reference}.get(name))
 
 
 class AssessPansharpening(base.JobAlgorithm):
     """Measures how good a pansharpened raster is."""
 
-    JOB = AssessRequest
-    NAMES = {"ms": "SPECTRAL", "pan": "PANCHROMATIC", "report": "OUTPUT_HTML"}
-    OUTPUTS = (*(_figure(name, label) for name, (label, _) in FIGURES.items()), base.SENSOR_USED)
+    PARAMETERS = JobParameters(AssessRequest, names={"ms": "SPECTRAL", "pan": "PANCHROMATIC", "report": "OUTPUT_HTML"})
+    RESULT_VALUES = (*(_figure(name, label) for name, (label, _) in FIGURES.items()), base.SENSOR_USED)
 
     NAME = "assesspansharpening"
-    TITLE = "Assess pansharpening"
     GROUP = "Pansharpening"
     TAGS = ("quality", "metrics", "qnr", "hqnr", "sam", "ergas", "q2n", "psnr", "ssim", "pan", "sharpen")
     HELP = (

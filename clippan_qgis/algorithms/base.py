@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 from qgis.core import (
-    QgsFeature,
     QgsFeatureRequest,
-    QgsFields,
     QgsMapLayer,
     QgsProcessingAlgorithm,
     QgsProcessingException,
@@ -30,13 +28,12 @@ from qgis.PyQt.QtGui import QIcon
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Line, render
 from clippan.jobs.base import Request, Result
-from clippan.jobs.param import Param, params
 
 from .. import places, sources, styling
 from ..engine import python, worker
 from ..i18n import tr
 from ..settings import Settings
-from .parameters import Editor, editor
+from .parameters import JobParameters
 
 
 class Algorithm(QgsProcessingAlgorithm):
@@ -88,44 +85,37 @@ class Algorithm(QgsProcessingAlgorithm):
             raise RuntimeError(f"the parameter {definition.name()} was refused")
 
 
-@dataclass(frozen=True)
-class Output:
+class ResultValue(NamedTuple):
     """A number or a text that an algorithm returns beside its layers and files.
 
     Attributes:
         name: as scripts and models have it.
         label: for people.
-        value: what takes it from the job's result; None leaves the output away.
+        read: takes it from the job's result; a value of None is left out.
         number: whether it is a number.
     """
 
     name: str
     label: str
-    value: Callable[[Any], Any]
+    read: Callable[[Any], Any]
     number: bool = True
 
 
-DEVICE_USED = Output("DEVICE_USED", "Device used", lambda result: result.device, number=False)
-MODEL_USED = Output("MODEL_USED", "Model used", lambda result: result.model, number=False)
-SENSOR_USED = Output("SENSOR_USED", "Sensor used", lambda result: result.sensor, number=False)
+DEVICE_USED = ResultValue("DEVICE_USED", "Device used", lambda result: result.device, number=False)
+MODEL_USED = ResultValue("MODEL_USED", "Model used", lambda result: result.model, number=False)
+SENSOR_USED = ResultValue("SENSOR_USED", "Sensor used", lambda result: result.sensor, number=False)
 
 
 class JobAlgorithm(Algorithm):
     """An algorithm that does one job of the engine; its parameters are those that the job declares.
 
     Attributes:
-        JOB: the request of the job.
-        NAMES: Processing's names of parameters where they are not the job's in capitals; scripts and models know them.
-        HIDDEN: parameters of the job that QGIS does not show.
-        EDITORS: how parameters are shown and read where that differs from what their kind says.
-        OUTPUTS: what is returned beside layers and files.
+        PARAMETERS: the job, and how its parameters are shown.
+        RESULT_VALUES: what is returned beside layers and files.
     """
 
-    JOB: type[Request]
-    NAMES: Mapping[str, str] = {}
-    HIDDEN: frozenset[str] = frozenset()
-    EDITORS: Mapping[str, Editor] = {}
-    OUTPUTS: tuple[Output, ...] = ()
+    PARAMETERS: JobParameters
+    RESULT_VALUES: tuple[ResultValue, ...] = ()
 
     def __init__(self):
         super().__init__()
@@ -135,14 +125,15 @@ class JobAlgorithm(Algorithm):
         self._failure = ""
         self._destinations = {}  # where each output lies, as QGIS knows it, by the parameter's name
 
+    def displayName(self):
+        return tr(self.TITLE or self.PARAMETERS.job.title)
+
     def initAlgorithm(self, configuration=None):
         """Declares what the job declares."""
-        for item, name, shown in self._parameters():
-            for definition in shown.definitions(item, name):
-                self.add(definition)
-        for output in self.OUTPUTS:
-            kind = QgsProcessingOutputNumber if output.number else QgsProcessingOutputString
-            self.addOutput(kind(output.name, tr(output.label)))
+        self.PARAMETERS.declare(self)
+        for item in self.RESULT_VALUES:
+            kind = QgsProcessingOutputNumber if item.number else QgsProcessingOutputString
+            self.addOutput(kind(item.name, tr(item.label)))
 
     def build(self, parameters, context) -> Request:
         """The job's request, without its outputs; in the main thread.
@@ -150,23 +141,14 @@ class JobAlgorithm(Algorithm):
         Raises:
             ClippanError: the values cannot be meant.
         """
-        values = {
-            item.name: (() if item.many else "") if shown.late else shown.value(self, item, name, parameters, context)
-            for item, name, shown in self._parameters()
-        }
-        return self.JOB(**values)
+        return self.PARAMETERS.request(self, parameters, context)
 
-    def place(self, request: Request, parameters, context) -> Request:
+    def resolve_outputs(self, request: Request, parameters, context) -> Request:
         """The request with its outputs, and with the layers that are written to files for the engine.
 
         Not in the main thread: QGIS loads only those layers that are announced to the context of the run itself.
         """
-        values = {
-            item.name: shown.value(self, item, name, parameters, context)
-            for item, name, shown in self._parameters()
-            if shown.late
-        }
-        return replace(request, **values)
+        return replace(request, **self.PARAMETERS.values(self, parameters, context, late=True))
 
     def work(self, feedback) -> Result:
         """Has the engine do the job, and what has to come before it."""
@@ -181,22 +163,14 @@ class JobAlgorithm(Algorithm):
         show(feedback, result.describe())
         for sentence in getattr(result, "hints", ()):
             feedback.pushWarning(tr(sentence))
-        values = {output.name: output.value(result) for output in self.OUTPUTS}
+        values = {item.name: item.read(result) for item in self.RESULT_VALUES}
         files = {name: path for name, path in self._destinations.items() if path}
         return {**files, **{name: value for name, value in values.items() if value is not None}}
 
-    def placed(self, name: str, path: str) -> str:
+    def set_destination(self, name: str, path: str) -> str:
         """Keeps in mind where QGIS wants an output, and returns the absolute path for the engine."""
         self._destinations[name] = path
         return sources.absolute(path)
-
-    def _parameters(self) -> list[tuple[Param, str, Editor]]:
-        """What the job declares and QGIS shows: declaration, Processing's name and editor."""
-        return [
-            (item, self.NAMES.get(item.name, item.name.upper()), self.EDITORS.get(item.name) or editor(item))
-            for item in params(self.JOB)
-            if item.name not in self.HIDDEN
-        ]
 
     def canExecute(self):
         """Without an engine there is nothing to fill in; says how to get one."""
@@ -232,7 +206,7 @@ class JobAlgorithm(Algorithm):
         """Runs the job in the engine."""
         if not self._failure:
             try:
-                self._request = self.place(self._request, parameters, context)
+                self._request = self.resolve_outputs(self._request, parameters, context)
                 self._request.validate()
                 self._result = self.work(feedback)
                 return self.finish(self._result, feedback)
@@ -267,25 +241,18 @@ class JobAlgorithm(Algorithm):
             raise ClippanError(
                 "The labelled places have no field {field}; choose the one that holds the class.", field=field
             )
-        fields = QgsFields()
-        fields.append(source.fields().at(number))
         # Reports and sentences name the file, so it is called as the layer is.
-        plain = re.sub(r"[^\w -]+", "_", source.sourceName()).strip() or "places"
-        path = QgsProcessingUtils.generateTempFilename(f"{plain[:60]}.gpkg", context)
+        stem = re.sub(r"[^\w -]+", "_", source.sourceName()).strip() or "places"
+        path = QgsProcessingUtils.generateTempFilename(f"{stem[:60]}.gpkg", context)
         options = QgsVectorFileWriter.SaveVectorOptions()
         # Else a field that is called fid or geom could not be written beside the layer's own.
         options.layerOptions = ["FID=clippan_fid", "GEOMETRY_NAME=clippan_geom"]
-        writer = QgsVectorFileWriter.create(
-            path, fields, source.wkbType(), source.sourceCrs(), context.transformContext(), options
+        samples = source.materialize(QgsFeatureRequest().setSubsetOfAttributes([number]))
+        error, reason, *_ = QgsVectorFileWriter.writeAsVectorFormatV3(
+            samples, path, context.transformContext(), options
         )
-        for feature in source.getFeatures(QgsFeatureRequest().setSubsetOfAttributes([number])):
-            place = QgsFeature(fields)
-            place.setAttributes([feature.attributes()[number]])
-            place.setGeometry(feature.geometry())
-            writer.addFeature(place)
-        if writer.hasError():
-            raise ClippanError("The labelled places cannot be written ({reason}).", reason=writer.errorMessage())
-        del writer  # written when it goes
+        if error != QgsVectorFileWriter.WriterError.NoError:
+            raise ClippanError("The labelled places cannot be written ({reason}).", reason=reason)
         return path
 
     def on_load(

@@ -12,16 +12,7 @@ from clippan.jobs import IndexRequest
 from .. import sources
 from ..i18n import tr
 from . import base
-from .parameters import ServiceEditor, check_services
-
-
-class _RastersEditor(ServiceEditor):
-    """Layers, which may be left out in favour of a folder."""
-
-    def definition(self, item, name, label):
-        definition = super().definition(item, name, label)
-        definition.setFlags(definition.flags() | Qgis.ProcessingParameterFlag.Optional)
-        return definition
+from .parameters import JobParameters, ServiceAdapter
 
 
 class BuildTileIndex(base.JobAlgorithm):
@@ -30,15 +21,17 @@ class BuildTileIndex(base.JobAlgorithm):
     FOLDER = "FOLDER"
     LOAD = "LOAD"
 
-    JOB = IndexRequest
-    EDITORS = {"rasters": _RastersEditor()}
-    OUTPUTS = (
-        base.Output("TILES", "Tiles in the index", lambda result: result.tiles),
-        base.Output("ADDED", "Tiles added", lambda result: result.added),
+    PARAMETERS = JobParameters(
+        IndexRequest,
+        adapters={"rasters": ServiceAdapter},
+        defaults={"rasters": ()},  # a folder may be given instead
+    )
+    RESULT_VALUES = (
+        base.ResultValue("TILES", "Tiles in the index", lambda result: result.tiles),
+        base.ResultValue("ADDED", "Tiles added", lambda result: result.added),
     )
 
     NAME = "buildtileindex"
-    TITLE = "Build tile index"
     GROUP = "Search"
     TAGS = ("search", "text", "clip", "embedding", "index", "tiles", "retrieval", "catalogue")
     HELP = (
@@ -77,13 +70,12 @@ class BuildTileIndex(base.JobAlgorithm):
     def build(self, parameters, context):
         """With the rasters of the folder."""
         request = super().build(parameters, context)
-        check_services(request.extent, self.layers(parameters, "RASTERS", context))
         folder = self.parameterAsString(parameters, self.FOLDER, context)
         return replace(request, rasters=(*request.rasters, sources.absolute(folder))) if folder else request
 
-    def place(self, request, parameters, context):
+    def resolve_outputs(self, request, parameters, context):
         """Remembers which layer to show."""
-        request = super().place(request, parameters, context)
+        request = super().resolve_outputs(request, parameters, context)
         if self.parameterAsBool(parameters, self.LOAD, context):
             self._show = (f"{request.output}|layername=tiles", Path(request.output).stem)
         return request

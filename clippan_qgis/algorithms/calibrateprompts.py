@@ -5,25 +5,25 @@ from __future__ import annotations
 from clippan.jobs import CalibrateRequest
 
 from . import base
-from .parameters import FieldEditor, OneRasterEditor
+from .parameters import JobParameters, OneRasterAdapter
 
 
 class CalibratePrompts(base.JobAlgorithm):
     """Fits a table of classes to a few labelled places."""
 
-    JOB = CalibrateRequest
-    NAMES = {"rasters": "INPUT"}
-    HIDDEN = frozenset({"layer"})
-    EDITORS = {"rasters": OneRasterEditor(), "field": FieldEditor("class")}
-    OUTPUTS = (
-        base.Output("ACCURACY_BEFORE", "Accuracy, before", lambda result: result.before.accuracy),
-        base.Output("ACCURACY_AFTER", "Accuracy, after", lambda result: result.after.accuracy),
-        base.Output("MEAN_IOU_BEFORE", "Mean intersection over union, before", lambda result: result.before.mean_iou),
-        base.Output("MEAN_IOU_AFTER", "Mean intersection over union, after", lambda result: result.after.mean_iou),
+    PARAMETERS = JobParameters(
+        CalibrateRequest, names={"rasters": "INPUT"}, hidden={"layer"}, adapters={"rasters": OneRasterAdapter}
+    )
+    RESULT_VALUES = (
+        base.ResultValue("ACCURACY_BEFORE", "Accuracy, before", lambda result: result.before.accuracy),
+        base.ResultValue("ACCURACY_AFTER", "Accuracy, after", lambda result: result.after.accuracy),
+        base.ResultValue(
+            "MEAN_IOU_BEFORE", "Mean intersection over union, before", lambda result: result.before.mean_iou
+        ),
+        base.ResultValue("MEAN_IOU_AFTER", "Mean intersection over union, after", lambda result: result.after.mean_iou),
     )
 
     NAME = "calibrateprompts"
-    TITLE = "Calibrate prompts"
     GROUP = "Segmentation"
     TAGS = ("segmentation", "text", "prompt", "calibration", "threshold", "samples", "accuracy", "clip", "classes")
     HELP = (

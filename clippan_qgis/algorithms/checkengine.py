@@ -9,15 +9,15 @@ from clippan.jobs import DoctorRequest
 
 from ..i18n import tr
 from . import base
+from .parameters import JobParameters
 
 
 class CheckEngine(base.JobAlgorithm):
     """Says what the engine found. Works, and says what to do, also where there is no engine."""
 
-    JOB = DoctorRequest
+    PARAMETERS = JobParameters(DoctorRequest)
 
     NAME = "checkengine"
-    TITLE = "Check engine"
     GROUP = "Engine"
     TAGS = ("doctor", "python", "torch", "cuda", "gpu", "diagnose", "install")
     HELP = (

@@ -8,33 +8,37 @@ from clippan.jobs import ClassifyRequest
 
 from .. import classmap
 from . import base
-from .parameters import FieldEditor, GridEditor
+from .parameters import GridAdapter, JobParameters
 
 
-def _accuracy(name: str, label: str, attribute: str) -> base.Output:
-    return base.Output(name, label, lambda result: result.accuracy and getattr(result.accuracy, attribute))
+def _accuracy(name: str, label: str, attribute: str) -> base.ResultValue:
+    return base.ResultValue(name, label, lambda result: result.accuracy and getattr(result.accuracy, attribute))
 
 
 class ClassifyFewSamples(base.JobAlgorithm):
     """Makes a map of classes from a few labelled places."""
 
-    JOB = ClassifyRequest
-    NAMES = {"encoder": "PRETRAINED", "save_encoder": "OUTPUT_PRETRAINED"}
-    HIDDEN = frozenset({"layer"})
-    EDITORS = {"field": FieldEditor("class"), "grid": GridEditor()}
-    OUTPUTS = (
+    PARAMETERS = JobParameters(
+        ClassifyRequest,
+        names={"encoder": "PRETRAINED", "save_encoder": "OUTPUT_PRETRAINED"},
+        hidden={"layer"},
+        adapters={"grid": GridAdapter},
+        defaults={"field": "class"},
+    )
+    RESULT_VALUES = (
         _accuracy("OA", "Overall accuracy, 0 to 1", "oa"),
         _accuracy("OA_STD", "Standard deviation of the overall accuracy", "std"),
         _accuracy("AA", "Average accuracy of the classes, 0 to 1", "aa"),
         _accuracy("KAPPA", "Kappa, -1 to 1", "kappa"),
-        base.Output("CLASS_COUNT", "Classes found", lambda result: sum(item.pixels > 0 for item in result.classes)),
-        base.Output("METHOD_USED", "Method used", lambda result: result.method.value, number=False),
+        base.ResultValue(
+            "CLASS_COUNT", "Classes found", lambda result: sum(item.pixels > 0 for item in result.classes)
+        ),
+        base.ResultValue("METHOD_USED", "Method used", lambda result: result.method.value, number=False),
         base.MODEL_USED,
         base.DEVICE_USED,
     )
 
     NAME = "classifyfewsamples"
-    TITLE = "Classify from few samples"
     GROUP = "Classification"
     TAGS = (
         *("classification", "supervised", "few-shot", "samples", "training", "land cover", "map", "accuracy", "kappa"),

@@ -6,35 +6,32 @@ from clippan.catalogue.models import MODELS
 from clippan.jobs import DownloadModelRequest
 
 from . import base
-from .parameters import ChoiceEditor
+from .parameters import ChoiceAdapter, JobParameters
+
+_ON_HUB = [model for model in MODELS.values() if model.repository]
 
 
-class _DownloadEditor(ChoiceEditor):
+class _DownloadAdapter(ChoiceAdapter):
     """The models that the Hub holds, with size and licence."""
 
-    def definition(self, item, name, label):
-        definition = super().definition(item, name, label)
-        definition.setDefaultValue(next(iter(self.labels(item))))
-        return definition
-
-    def labels(self, item):
-        models = [model for model in MODELS.values() if model.repository]
-        return {model.id: f"{model.label} ({model.size / 1e6:.0f} MB, {model.licence})" for model in models}
+    @property
+    def labels(self):
+        return {model.id: f"{model.label} ({model.size / 1e6:.0f} MB, {model.licence})" for model in _ON_HUB}
 
 
 class DownloadModel(base.JobAlgorithm):
     """Fetches a vision-language model."""
 
-    JOB = DownloadModelRequest
-    EDITORS = {"model": _DownloadEditor()}
-    OUTPUTS = (
-        base.Output("FILE", "Weights", lambda result: result.path, number=False),
-        base.Output("REVISION", "Version (commit)", lambda result: result.revision or "", number=False),
-        base.Output("SHA256", "Checksum (sha256)", lambda result: result.sha256, number=False),
+    PARAMETERS = JobParameters(
+        DownloadModelRequest, adapters={"model": _DownloadAdapter}, defaults={"model": _ON_HUB[0].id}
+    )
+    RESULT_VALUES = (
+        base.ResultValue("FILE", "Weights", lambda result: result.path, number=False),
+        base.ResultValue("REVISION", "Version (commit)", lambda result: result.revision or "", number=False),
+        base.ResultValue("SHA256", "Checksum (sha256)", lambda result: result.sha256, number=False),
     )
 
     NAME = "downloadmodel"
-    TITLE = "Download model"
     GROUP = "Models"
     TAGS = ("clip", "weights", "hub", "hugging face", "farslip", "remoteclip", "offline")
     HELP = (

@@ -5,18 +5,18 @@ from __future__ import annotations
 from qgis.core import Qgis, QgsProcessingParameterFile, QgsProcessingParameterRasterLayer
 
 from clippan.core.errors import ClippanError
-from clippan.jobs import FinetuneClipRequest
+from clippan.jobs import FinetuneClipRequest, kinds
 
 from .. import sources
 from ..i18n import tr
 from . import base
-from .parameters import Editor, is_given
+from .parameters import JobParameters, ParameterAdapter, is_given
 
 
-class _DataEditor(Editor):
+class _DataAdapter(ParameterAdapter):
     """A folder of pictures or a raster: two parameters, of which one is given."""
 
-    def definitions(self, item, name):
+    def definitions(self):
         folder = Qgis.ProcessingFileParameterBehavior.Folder
         pictures = QgsProcessingParameterFile("PICTURES", tr("Folder of pictures"), folder, optional=True)
         pictures.setHelp(
@@ -34,7 +34,8 @@ class _DataEditor(Editor):
         )
         return [pictures, raster]
 
-    def value(self, algorithm, item, name, parameters, context):
+    def value(self, parameters, context):
+        algorithm = self.algorithm
         pictures = sources.absolute(algorithm.parameterAsFile(parameters, "PICTURES", context))
         layers = algorithm.layers(parameters, "INPUT", context)
         raster = sources.data_source(layers[0]) if layers else algorithm.parameterAsString(parameters, "INPUT", context)
@@ -42,7 +43,7 @@ class _DataEditor(Editor):
             raise ClippanError(
                 "The model can be trained on a folder of pictures or on a raster, not on both; choose one of the two."
             )
-        if bool(raster) != is_given(parameters.get("SAMPLES"), context):
+        if bool(raster) != is_given(parameters.get(self.sibling(kinds.VectorInput).name), context):
             raise ClippanError(
                 "A raster needs labelled places, and labelled places need a raster; choose both, or only a "
                 "folder of pictures."
@@ -50,28 +51,25 @@ class _DataEditor(Editor):
         return pictures or raster
 
 
-def _part(name: str, label: str, when: str, what: str) -> base.Output:
-    return base.Output(name, label, lambda result: getattr(getattr(result, when), what))
+def _part(name: str, label: str, when: str, what: str) -> base.ResultValue:
+    return base.ResultValue(name, label, lambda result: getattr(getattr(result, when), what))
 
 
 class FinetuneClip(base.JobAlgorithm):
     """Teaches a vision-language model new classes, and keeps what it knew."""
 
-    JOB = FinetuneClipRequest
-    HIDDEN = frozenset({"layer"})
-    EDITORS = {"data": _DataEditor()}
-    OUTPUTS = (
-        base.Output("ALPHA_USED", "How far it went (α)", lambda result: result.alpha),
+    PARAMETERS = JobParameters(FinetuneClipRequest, hidden={"layer"}, adapters={"data": _DataAdapter})
+    RESULT_VALUES = (
+        base.ResultValue("ALPHA_USED", "How far it went (α)", lambda result: result.alpha),
         _part("TASK_BEFORE", "Share of your pictures named correctly, before", "before", "task"),
         _part("TASK_AFTER", "Share of your pictures named correctly, after", "after", "task"),
         _part("CONTROL_BEFORE", "Share of the control set named correctly, before", "before", "control"),
         _part("CONTROL_AFTER", "Share of the control set named correctly, after", "after", "control"),
-        base.Output("CHIPS", "Training pictures", lambda result: result.chips),
+        base.ResultValue("CHIPS", "Training pictures", lambda result: result.chips),
         base.DEVICE_USED,
     )
 
     NAME = "finetuneclip"
-    TITLE = "Fine-tune CLIP without forgetting"
     GROUP = "Models"
     TAGS = ("train", "fine-tune", "clip", "patch", "patching", "interpolation", "model", "classes", "scene", "robust")
     HELP = (

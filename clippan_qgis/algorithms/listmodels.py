@@ -5,25 +5,25 @@ from __future__ import annotations
 from clippan.jobs import ListModelsRequest
 
 from . import base
+from .parameters import JobParameters
 
 
 class ListModels(base.JobAlgorithm):
     """Says which models there are, and which are on this machine."""
 
-    JOB = ListModelsRequest
-    OUTPUTS = (
-        base.Output(
+    PARAMETERS = JobParameters(ListModelsRequest)
+    RESULT_VALUES = (
+        base.ResultValue(
             "INSTALLED",
             "Models on this machine",
             lambda result: ",".join(row.id for row in result.models if row.place),
             number=False,
         ),
-        base.Output("FOLDER", "Folder of downloaded models", lambda result: result.folder, number=False),
-        base.Output("SIZE", "Size of the folder (bytes)", lambda result: result.size),
+        base.ResultValue("FOLDER", "Folder of downloaded models", lambda result: result.folder, number=False),
+        base.ResultValue("SIZE", "Size of the folder (bytes)", lambda result: result.size),
     )
 
     NAME = "listmodels"
-    TITLE = "List models"
     GROUP = "Models"
     TAGS = ("clip", "weights", "hub", "cache", "licence", "farslip", "remoteclip")
     HELP = (

@@ -10,23 +10,22 @@ from clippan.jobs import PansharpenRequest
 
 from .. import styling
 from . import base
+from .parameters import JobParameters
 
 
 class Pansharpen(base.JobAlgorithm):
     """Gives a multispectral raster the detail of a panchromatic one."""
 
-    JOB = PansharpenRequest
-    NAMES = {"ms": "SPECTRAL", "pan": "PANCHROMATIC"}
-    OUTPUTS = (
-        base.Output("SHIFT_X", "Shift to the right (panchromatic pixels)", lambda result: result.shift[0]),
-        base.Output("SHIFT_Y", "Shift down (panchromatic pixels)", lambda result: result.shift[1]),
-        base.Output("METHOD_USED", "Method used", lambda result: result.method, number=False),
+    PARAMETERS = JobParameters(PansharpenRequest, names={"ms": "SPECTRAL", "pan": "PANCHROMATIC"})
+    RESULT_VALUES = (
+        base.ResultValue("SHIFT_X", "Shift to the right (panchromatic pixels)", lambda result: result.shift[0]),
+        base.ResultValue("SHIFT_Y", "Shift down (panchromatic pixels)", lambda result: result.shift[1]),
+        base.ResultValue("METHOD_USED", "Method used", lambda result: result.method, number=False),
         base.SENSOR_USED,
         base.DEVICE_USED,
     )
 
     NAME = "pansharpen"
-    TITLE = "Pansharpen"
     GROUP = "Pansharpening"
     TAGS = (
         *("pan", "sharpen", "fusion", "panchromatic", "multispectral", "resolution"),

@@ -1,23 +1,26 @@
 """How each parameter of a job looks in Processing, and how its value is read there.
 
-An editor turns the declaration of a parameter into Processing's definition, and what the user has chosen into the value
-of the request. ``EDITORS`` says which kind of parameter has which editor; algorithms name their own for exceptions.
+``ADAPTERS`` says which kind of parameter has which adapter; algorithms name their own for exceptions.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from qgis.core import (
     Qgis,
+    QgsCoordinateReferenceSystem,
     QgsProcessingOutputLayerDefinition,
     QgsProcessingParameterBoolean,
     QgsProcessingParameterDefinition,
     QgsProcessingParameterEnum,
     QgsProcessingParameterExtent,
+    QgsProcessingParameterFeatureSink,
     QgsProcessingParameterFeatureSource,
     QgsProcessingParameterField,
     QgsProcessingParameterFile,
@@ -38,8 +41,8 @@ from clippan.catalogue.models import MODELS
 from clippan.core import texts
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
-from clippan.jobs import Device, kinds, parse_bands
-from clippan.jobs.param import Param
+from clippan.jobs import Device, Request, kinds, parse_bands
+from clippan.jobs.param import Param, params
 
 from .. import query, sources
 from ..i18n import tr
@@ -50,196 +53,203 @@ _CHOICE_WIDGET = f"{_GUI}.choice.ChoiceWidget"
 _PROMPTS_WIDGET = f"{_GUI}.prompts.PromptsWidget"
 _SMALLEST = 1e-9  # what stands for "greater than 0" in a number's definition
 _EXTENT = re.compile(r"\s*" + r"\s*,\s*".join([r"([-+\d.eE]+)"] * 4) + r"\s*(?:\[|$)")  # west, east, south, north
+_NO_CRS = QgsCoordinateReferenceSystem()
 WEIGHTS = "WEIGHTS"
 
 
-class Editor:
-    """Shows a parameter as a text; the base of all others.
+class ParameterAdapter:
+    """Shows a parameter of a job in Processing as a text, and reads its value there; the base of all others.
 
     Attributes:
         late: whether the value is read when the algorithm runs and not when it is prepared: destinations, which QGIS
             gives the run itself, and layers that are written to files for the engine.
+        algorithm: a JobAlgorithm.
+        name: the parameter's name in Processing.
+        param: its declaration.
+        label, optional: what the dialog calls it, and whether it may be left out.
     """
 
     late = False
 
-    def definitions(self, item: Param, name: str) -> list[QgsProcessingParameterDefinition]:
+    def __init__(self, algorithm, param: Param, name: str, parameters: JobParameters) -> None:
+        self.algorithm, self.param, self.name = algorithm, param, name
+        self.label, self.optional = tr(param.label), not param.required
+        self._parameters = parameters
+
+    @property
+    def help(self) -> str:
+        """The help of the parameter."""
+        return tr(self.param.help)
+
+    def definitions(self) -> list[QgsProcessingParameterDefinition]:
         """Processing's definitions of the parameter, complete with help and flags."""
-        definition = self.definition(item, name, tr(item.label))
-        definition.setHelp(self.help(item))
-        if item.advanced:
+        definition = self.definition()
+        definition.setHelp(self.help)
+        if self.param.advanced:
             definition.setFlags(definition.flags() | Qgis.ProcessingParameterFlag.Advanced)
         return [definition]
 
-    def help(self, item: Param) -> str:
-        """The help of the parameter."""
-        return tr(item.help)
-
-    def definition(self, item: Param, name: str, label: str) -> QgsProcessingParameterDefinition:
+    def definition(self) -> QgsProcessingParameterDefinition:
         """Processing's definition, without help and flags."""
-        default = None if item.required or item.many else item.default or None
-        return QgsProcessingParameterString(name, label, default, optional=not item.required)
+        default = None if self.param.required or self.param.many else self.param.default or None
+        return QgsProcessingParameterString(self.name, self.label, default, optional=self.optional)
 
-    def value(self, algorithm, item: Param, name: str, parameters, context) -> Any:
+    def value(self, parameters, context) -> Any:
         """The value of the request.
 
         Raises:
             ClippanError: it cannot be understood.
         """
-        return _or_default(item, algorithm.parameterAsString(parameters, name, context).strip())
+        return self.or_default(self.text(parameters, context))
+
+    def text(self, parameters, context) -> str:
+        """What was typed or chosen, as a text."""
+        return self.algorithm.parameterAsString(parameters, self.name, context).strip()
+
+    def or_default(self, text: str) -> Any:
+        """The text, or the default if it is empty."""
+        return text or ("" if self.param.required else self.param.default)
+
+    def sibling(self, kind: type[kinds.Kind]) -> Optional[ParameterAdapter]:
+        """The shown parameter of the same job that is of this kind; None if there is none."""
+        others = self._parameters.adapted(self.algorithm)
+        return next((other for other in others if type(other.param.kind) is kind), None)
 
 
-class TextListEditor(Editor):
+class TextListAdapter(ParameterAdapter):
     """Texts between semicolons."""
 
-    def value(self, algorithm, item, name, parameters, context):
-        return query.split(algorithm.parameterAsString(parameters, name, context))
+    def value(self, parameters, context):
+        return query.split(self.text(parameters, context))
 
 
-class PhrasesEditor(Editor):
-    """Texts on lines of their own, or the path of a file of them."""
+class PromptsAdapter(ParameterAdapter):
+    """A prompt table, which dialogs show as one, or the path of a file of it."""
 
-    def definition(self, item, name, label):
-        return QgsProcessingParameterString(name, label, None, multiLine=True, optional=not item.required)
+    def definition(self):
+        definition = QgsProcessingParameterString(self.name, self.label)
+        definition.setMetadata({"widget_wrapper": {"class": _PROMPTS_WIDGET}})
+        return definition
 
-    def value(self, algorithm, item, name, parameters, context):
-        """The texts between semicolons, JSON, or an absolute path."""
-        text = algorithm.parameterAsString(parameters, name, context).strip()
+    def value(self, parameters, context):
+        text = self.text(parameters, context)
         path = texts.named_file(text)
-        if path:
-            return sources.absolute(path)
+        return sources.absolute(path) if path else text
+
+
+class PhrasesAdapter(PromptsAdapter):
+    """Texts on lines of their own, JSON, or the path of a file of them."""
+
+    def definition(self):
+        return QgsProcessingParameterString(self.name, self.label, None, multiLine=True, optional=self.optional)
+
+    def value(self, parameters, context):
+        text = super().value(parameters, context)
         if text.startswith("{"):
             return text
         return "; ".join(filter(None, (line.strip(" \t;") for line in text.splitlines())))
 
 
-class PromptsEditor(Editor):
-    """A prompt table, which dialogs show as one."""
+class NumberAdapter(ParameterAdapter):
+    """A number; one without a default may be left empty."""
 
-    def definition(self, item, name, label):
-        definition = QgsProcessingParameterString(name, label)
-        definition.setMetadata({"widget_wrapper": {"class": _PROMPTS_WIDGET}})
+    def definition(self):
+        kind = Qgis.ProcessingNumberParameterType
+        kind = kind.Integer if self.param.type is int else kind.Double
+        default = None if self.param.required else self.param.default
+        definition = QgsProcessingParameterNumber(self.name, self.label, kind, default, optional=default is None)
+        minimum = self.param.low if self.param.above is None else self.param.above + _SMALLEST
+        if minimum is not None:
+            definition.setMinimum(minimum)
+        if self.param.high is not None:
+            definition.setMaximum(self.param.high)
         return definition
 
-    def value(self, algorithm, item, name, parameters, context):
-        text = algorithm.parameterAsString(parameters, name, context).strip()
-        path = texts.named_file(text)
-        return sources.absolute(path) if path else text
+    def value(self, parameters, context):
+        if self.param.default is None and not is_given(parameters.get(self.name), context):
+            return None
+        number = self.algorithm.parameterAsDouble(parameters, self.name, context)
+        return round(number) if self.param.type is int else number
 
 
-class NumberEditor(Editor):
-    """A number; one without a default may be left empty.
-
-    Args:
-        default: what is proposed in place of the job's default.
-    """
-
-    def __init__(self, default: Optional[float] = None) -> None:
-        self._default = default
-
-    def definition(self, item, name, label):
-        whole = Qgis.ProcessingNumberParameterType.Integer
-        kind = whole if item.type is int else Qgis.ProcessingNumberParameterType.Double
-        default = self._default if self._default is not None else None if item.required else item.default
-        definition = QgsProcessingParameterNumber(name, label, kind, default, optional=default is None)
-        least = item.low if item.above is None else item.above + _SMALLEST
-        if least is not None:
-            definition.setMinimum(least)
-        if item.high is not None:
-            definition.setMaximum(item.high)
-        return definition
-
-    def value(self, algorithm, item, name, parameters, context):
-        """The number; None if it may be left empty and was."""
-        if not item.required and item.default is None and self._default is None:
-            given = parameters.get(name)
-            if QgsVariantUtils.isNull(given) or given == "":
-                return None
-        number = algorithm.parameterAsDouble(parameters, name, context)
-        return round(number) if item.type is int else number
-
-
-class NumbersEditor(Editor):
+class NumbersAdapter(ParameterAdapter):
     """Numbers between commas or blanks."""
 
-    def value(self, algorithm, item, name, parameters, context):
-        text = algorithm.parameterAsString(parameters, name, context)
+    def value(self, parameters, context):
+        text = self.algorithm.parameterAsString(parameters, self.name, context)
         try:
             numbers = [float(part) for part in text.replace(";", " ").replace(",", " ").split()]
         except ValueError:
             raise ClippanError(
                 "“{title}”, {text}, is not understood; write numbers between commas.",
-                title=Message(item.title),
+                title=Message(self.param.title),
                 text=text,
             ) from None
-        return tuple(round(number) if item.type is int else number for number in numbers)
+        return tuple(round(number) if self.param.type is int else number for number in numbers)
 
 
-class BandsEditor(Editor):
-    """Band numbers such as 1,2,3 or 2-4."""
+class BandsAdapter(ParameterAdapter):
+    """Band numbers such as 1,2,3 or 2-4; scripts may give a list."""
 
-    def value(self, algorithm, item, name, parameters, context):
-        value = parameters.get(name)
+    def value(self, parameters, context):
+        value = parameters.get(self.name)
         if isinstance(value, (list, tuple)):
-            value = ",".join(str(number) for number in value)
-        elif isinstance(value, int):
-            value = str(value)
-        else:
-            value = algorithm.parameterAsString(parameters, name, context)
-        return parse_bands(value)
+            return parse_bands(",".join(map(str, value)))
+        return parse_bands(self.text(parameters, context))
 
 
-class SwitchEditor(Editor):
+class SwitchAdapter(ParameterAdapter):
     """Yes or no."""
 
-    def definition(self, item, name, label):
-        return QgsProcessingParameterBoolean(name, label, item.default)
+    def definition(self):
+        return QgsProcessingParameterBoolean(self.name, self.label, self.param.default)
 
-    def value(self, algorithm, item, name, parameters, context):
-        return algorithm.parameterAsBool(parameters, name, context)
+    def value(self, parameters, context):
+        return self.algorithm.parameterAsBool(parameters, self.name, context)
 
 
-class ChoiceEditor(Editor):
+class ChoiceAdapter(ParameterAdapter):
     """A list whose values are words, the same in scripts, models and qgis_process; dialogs show the labels."""
 
-    def definition(self, item, name, label):
-        default = item.default.value if isinstance(item.default, enum.Enum) else item.default
-        return choice(name, label, self.labels(item), default)
+    def definition(self):
+        default = self.param.default
+        return choice(self.name, self.label, self.labels, default.value if isinstance(default, enum.Enum) else default)
 
-    def labels(self, item: Param) -> dict[str, str]:
+    @property
+    def labels(self) -> dict[str, str]:
         """What the list shows for each value."""
-        return {value: tr(text) for value, text in item.choices.items()}
+        return {value: tr(text) for value, text in self.param.choices.items()}
 
-    def value(self, algorithm, item, name, parameters, context):
+    def chosen(self, parameters, context) -> str:
+        """The chosen word."""
+        return self.algorithm.parameterAsEnumString(parameters, self.name, context)
+
+    def value(self, parameters, context):
         """The member, or the word where the type is a text."""
-        return item.type(algorithm.parameterAsEnumString(parameters, name, context) or item.default)
+        return self.param.type(self.chosen(parameters, context) or self.param.default)
 
 
-class DeviceEditor(ChoiceEditor):
+class DeviceAdapter(ChoiceAdapter):
     """Where to compute; "auto" takes what the options say."""
 
-    def help(self, item):
-        """With where the options are."""
+    @property
+    def help(self):
         more = tr("In QGIS, “auto” uses the device set under {options}, if there is one.", options=OPTIONS)
-        return f"{super().help(item)} {more}"
+        return f"{super().help} {more}"
 
-    def value(self, algorithm, item, name, parameters, context):
-        chosen = super().value(algorithm, item, name, parameters, context)
-        preferred = Settings.read().device
-        if chosen is Device.AUTO and preferred in item.choices:
-            return Device(preferred)
-        return chosen
+    def value(self, parameters, context):
+        chosen = super().value(parameters, context)
+        return Settings.read().preferred_device if chosen is Device.AUTO else chosen
 
 
-class ModelEditor(ChoiceEditor):
+class ModelAdapter(ChoiceAdapter):
     """A vision-language model: one of the list, or a folder of the user's own as a second parameter."""
 
-    def __init__(self, own: str = Message("Own model")) -> None:
-        self._own = own
+    folder_title = Message("Own model")
 
-    def definitions(self, item, name):
+    def definitions(self):
         folder = QgsProcessingParameterFile(
-            WEIGHTS, tr(self._own), Qgis.ProcessingFileParameterBehavior.Folder, optional=True
+            WEIGHTS, tr(self.folder_title), Qgis.ProcessingFileParameterBehavior.Folder, optional=True
         )
         folder.setHelp(
             tr(
@@ -248,276 +258,332 @@ class ModelEditor(ChoiceEditor):
             )
         )
         folder.setFlags(folder.flags() | Qgis.ProcessingParameterFlag.Advanced)
-        return [*super().definitions(item, name), folder]
+        return [*super().definitions(), folder]
 
-    def help(self, item):
-        """With what each model is good for."""
+    @property
+    def help(self):
         notes = "\n".join(f"{model.label}: {tr(model.notes)}" for model in MODELS.values())
-        return f"{super().help(item)}\n{notes}"
+        return f"{super().help}\n{notes}"
 
-    def value(self, algorithm, item, name, parameters, context):
-        folder = algorithm.parameterAsString(parameters, WEIGHTS, context)
-        return sources.absolute(folder) or algorithm.parameterAsEnumString(parameters, name, context)
+    def value(self, parameters, context):
+        folder = self.algorithm.parameterAsString(parameters, WEIGHTS, context)
+        return sources.absolute(folder) or self.chosen(parameters, context)
 
 
-class RasterEditor(Editor):
+class RasterAdapter(ParameterAdapter):
     """A raster layer, or several."""
 
-    def definition(self, item, name, label):
-        if item.many:
-            return QgsProcessingParameterMultipleLayers(
-                name, label, Qgis.ProcessingSourceType.Raster, optional=not item.required
-            )
-        return QgsProcessingParameterRasterLayer(name, label, optional=not item.required)
+    def definition(self):
+        if self.param.many:
+            kind = Qgis.ProcessingSourceType.Raster
+            return QgsProcessingParameterMultipleLayers(self.name, self.label, kind, optional=self.optional)
+        return QgsProcessingParameterRasterLayer(self.name, self.label, optional=self.optional)
+
+    def layers(self, parameters, context) -> list[QgsRasterLayer]:
+        """The layers that were chosen, in their order."""
+        return self.algorithm.layers(parameters, self.name, context)
 
     def source(self, layer) -> str:
         """What the engine opens to read a layer."""
         return sources.data_source(layer)
 
-    def value(self, algorithm, item, name, parameters, context):
-        layers = algorithm.layers(parameters, name, context)
-        found = tuple(self.source(layer) for layer in layers)
-        if item.many:
+    def value(self, parameters, context):
+        found = tuple(map(self.source, self.layers(parameters, context)))
+        if self.param.many:
             return found
-        return found[0] if found else _or_default(item, algorithm.parameterAsString(parameters, name, context))
+        return found[0] if found else self.or_default(self.text(parameters, context))
 
 
-class OneRasterEditor(RasterEditor):
+class OneRasterAdapter(RasterAdapter):
     """One raster layer where the job takes several."""
 
-    def definition(self, item, name, label):
-        return QgsProcessingParameterRasterLayer(name, label)
+    def __init__(self, algorithm, param, *others) -> None:
+        super().__init__(algorithm, dataclasses.replace(param, many=False), *others)
 
-    def value(self, algorithm, item, name, parameters, context):
-        """Its data source, as the only one of the list."""
-        layers = algorithm.layers(parameters, name, context)
-        return (self.source(layers[0]) if layers else algorithm.parameterAsString(parameters, name, context),)
+    def value(self, parameters, context):
+        return (super().value(parameters, context),)
 
 
-class GridEditor(Editor):
-    """One of the raster layers, where the job takes its number."""
+class GridAdapter(RasterAdapter):
+    """One of the raster layers, where the job takes its number from 1; 0 if it was left empty."""
 
-    def definition(self, item, name, label):
-        return QgsProcessingParameterRasterLayer(name, label, optional=True)
-
-    def value(self, algorithm, item, name, parameters, context):
-        """The number of the layer among RASTERS; 0 if it was left empty."""
-        rasters = [sources.data_source(layer) for layer in algorithm.layers(parameters, "RASTERS", context)]
-        for layer in algorithm.layers(parameters, name, context):
-            source = sources.data_source(layer)
-            if source not in rasters:
-                raise ClippanError("{layer} is not one of the rasters; choose one of them.", layer=layer.name())
-            return rasters.index(source) + 1
-        return 0
+    def value(self, parameters, context):
+        layers = self.layers(parameters, context)
+        if not layers:
+            return 0
+        rasters = self.sibling(kinds.RasterInput).value(parameters, context)
+        source = self.source(layers[0])
+        if source not in rasters:
+            raise ClippanError("{layer} is not one of the rasters; choose one of them.", layer=layers[0].name())
+        return rasters.index(source) + 1
 
 
-class ServiceEditor(RasterEditor):
-    """A raster layer that may be a map service, which needs an extent."""
+class ServiceAdapter(RasterAdapter):
+    """Raster layers that may be map services, of which the engine gets a description; these need an extent."""
 
     def source(self, layer):
-        """A description of the service that GDAL reads."""
         return sources.indexable(layer)
 
+    def value(self, parameters, context):
+        found = super().value(parameters, context)
+        service = any(map(sources.is_service, self.layers(parameters, context)))
+        if service and not self.sibling(kinds.ExtentKind).value(parameters, context):
+            raise ClippanError("A map service is not limited in extent; choose an extent.")
+        return found
 
-class SamplesEditor(Editor):
+
+class SamplesAdapter(ParameterAdapter):
     """Labelled places of any vector layer, which are written to a file for the engine."""
 
     late = True
+    geometries = (Qgis.ProcessingSourceType.VectorPolygon, Qgis.ProcessingSourceType.VectorPoint)
 
-    def __init__(self, *geometries: Qgis.ProcessingSourceType) -> None:
-        self._geometries = list(geometries) or [
-            Qgis.ProcessingSourceType.VectorPolygon,
-            Qgis.ProcessingSourceType.VectorPoint,
-        ]
+    def definition(self):
+        return QgsProcessingParameterFeatureSource(self.name, self.label, list(self.geometries), optional=self.optional)
 
-    def definition(self, item, name, label):
-        return QgsProcessingParameterFeatureSource(name, label, self._geometries, optional=not item.required)
-
-    def value(self, algorithm, item, name, parameters, context):
+    def value(self, parameters, context):
         """The file, or one in a list; nothing if no layer was chosen."""
-        if not is_given(parameters.get(name), context):
-            return () if item.many else ""
-        field = algorithm.parameterAsString(parameters, "FIELD", context) or "class"
-        path = algorithm.export_samples(parameters, name, field, context)
-        return (path,) if item.many else path
+        if not is_given(parameters.get(self.name), context):
+            return () if self.param.many else ""
+        field = self.sibling(kinds.FieldKind).value(parameters, context)
+        path = self.algorithm.export_samples(parameters, self.name, field, context)
+        return (path,) if self.param.many else path
 
 
-class FieldEditor(Editor):
-    """The field of the labelled places that holds the class.
+class FieldAdapter(ParameterAdapter):
+    """The field of the labelled places that holds the class."""
 
-    Args:
-        default: what is proposed where the job has no default.
-    """
-
-    def __init__(self, default: str = "") -> None:
-        self._default = default
-
-    def definition(self, item, name, label):
-        samples = "SAMPLES"
-        default = self._default or item.default
-        return QgsProcessingParameterField(name, label, default, samples, optional=not (item.required or self._default))
-
-    def value(self, algorithm, item, name, parameters, context):
-        return algorithm.parameterAsString(parameters, name, context) or self._default or item.default
+    def definition(self):
+        samples = self.sibling(kinds.VectorInput)
+        return QgsProcessingParameterField(
+            self.name, self.label, self.param.default, samples.name, optional=not samples.param.required
+        )
 
 
-class FileEditor(Editor):
-    """A file to read."""
+class FileAdapter(ParameterAdapter):
+    """A file or a folder to read."""
 
-    def definition(self, item, name, label):
-        ending = getattr(item.kind, "ending", "").lstrip(".")
-        return QgsProcessingParameterFile(name, label, extension=ending, optional=not item.required)
+    def definition(self):
+        behavior = Qgis.ProcessingFileParameterBehavior
+        behavior = behavior.Folder if isinstance(self.param.kind, kinds.FolderInput) else behavior.File
+        ending = getattr(self.param.kind, "ending", "").lstrip(".")
+        return QgsProcessingParameterFile(self.name, self.label, behavior, extension=ending, optional=self.optional)
 
-    def value(self, algorithm, item, name, parameters, context):
-        path = sources.absolute(algorithm.parameterAsFile(parameters, name, context))
-        return (path,) if item.many and path else () if item.many else path
-
-
-class FolderEditor(FileEditor):
-    """A folder to read."""
-
-    def definition(self, item, name, label):
-        folder = Qgis.ProcessingFileParameterBehavior.Folder
-        return QgsProcessingParameterFile(name, label, folder, optional=not item.required)
+    def value(self, parameters, context):
+        path = sources.absolute(self.text(parameters, context))
+        return path if not self.param.many else (path,) if path else ()
 
 
-class IndexEditor(Editor):
+class IndexAdapter(ParameterAdapter):
     """A tile index: a file, or a catalogue in PostgreSQL."""
 
-    def definition(self, item, name, label):
+    def definition(self):
         files = tr("GeoPackage (*.gpkg);;All files (*)")
-        return QgsProcessingParameterFile(name, label, fileFilter=files)
+        return QgsProcessingParameterFile(self.name, self.label, fileFilter=files)
 
-    def value(self, algorithm, item, name, parameters, context):
-        index = algorithm.parameterAsString(parameters, name, context)
+    def value(self, parameters, context):
+        index = self.text(parameters, context)
         return index if kinds.is_database(index) else sources.absolute(index)
 
 
-class ExtentEditor(Editor):
+class ExtentAdapter(ParameterAdapter):
     """A part of the map; its coordinate system comes with it."""
 
-    def definition(self, item, name, label):
-        return QgsProcessingParameterExtent(name, label, optional=True)
+    def definition(self):
+        return QgsProcessingParameterExtent(self.name, self.label, optional=True)
 
-    def value(self, algorithm, item, name, parameters, context):
+    def value(self, parameters, context):
         """The corners; west is above east, as it was written, where it lies across the 180th meridian."""
-        extent = algorithm.parameterAsExtent(parameters, name, context)
+        extent = self.algorithm.parameterAsExtent(parameters, self.name, context)
         if extent.isNull():
             return ()
-        crs = algorithm.parameterAsExtentCrs(parameters, name, context)
-        written = _EXTENT.match(str(parameters.get(name)))
-        if written and crs.isGeographic() and float(written[1]) > float(written[2]):  # QGIS exchanges the two
+        written = _EXTENT.match(str(parameters.get(self.name)))
+        if written and self.crs(parameters, context).isGeographic():
             west, east, south, north = map(float, written.groups())
-            return (west, south, east, north)
+            if west > east:  # QGIS exchanges the two
+                return (west, south, east, north)
         return query.corners(extent)
 
-
-class CrsEditor(Editor):
-    """The coordinate system of the extent; no parameter of its own."""
-
-    def definitions(self, item, name):
-        return []
-
-    def value(self, algorithm, item, name, parameters, context):
-        if algorithm.parameterAsExtent(parameters, "EXTENT", context).isNull():
-            return ""
-        return query.crs_name(algorithm.parameterAsExtentCrs(parameters, "EXTENT", context))
+    def crs(self, parameters, context) -> QgsCoordinateReferenceSystem:
+        """The coordinate system of the extent; an invalid one if there is no extent."""
+        missing = self.algorithm.parameterAsExtent(parameters, self.name, context).isNull()
+        return _NO_CRS if missing else self.algorithm.parameterAsExtentCrs(parameters, self.name, context)
 
 
-class PointEditor(Editor):
+class PointAdapter(ParameterAdapter):
     """A place on the map."""
 
-    def definition(self, item, name, label):
-        return QgsProcessingParameterPoint(name, label, optional=not item.required)
+    def definition(self):
+        return QgsProcessingParameterPoint(self.name, self.label, optional=self.optional)
 
-    def value(self, algorithm, item, name, parameters, context):
+    def value(self, parameters, context):
         """Its coordinates in the coordinate system of the extent, or in its own without one."""
-        if not parameters.get(name):
+        if not parameters.get(self.name):
             return ()
-        if algorithm.parameterAsExtent(parameters, "EXTENT", context).isNull():
-            crs = algorithm.parameterAsPointCrs(parameters, name, context)
-        else:
-            crs = algorithm.parameterAsExtentCrs(parameters, "EXTENT", context)
-        point = algorithm.parameterAsPoint(parameters, name, context, crs)
+        crs = self.sibling(kinds.ExtentKind).crs(parameters, context)
+        point = self.algorithm.parameterAsPoint(parameters, self.name, context, crs)
         return (point.x(), point.y())
 
+    def crs(self, parameters, context) -> QgsCoordinateReferenceSystem:
+        """The coordinate system of the place; an invalid one if there is no place."""
+        given = parameters.get(self.name)
+        return self.algorithm.parameterAsPointCrs(parameters, self.name, context) if given else _NO_CRS
 
-class OutputEditor(Editor):
-    """A file to write."""
+
+class CrsAdapter(ParameterAdapter):
+    """The coordinate system of the extent, and else that of the place; no parameter of its own."""
+
+    def definitions(self):
+        return []
+
+    def value(self, parameters, context):
+        owners = filter(None, (self.sibling(kinds.ExtentKind), self.sibling(kinds.PointKind)))
+        return next(filter(None, (query.crs_name(owner.crs(parameters, context)) for owner in owners)), "")
+
+
+class OutputAdapter(ParameterAdapter):
+    """A file or a folder to write."""
 
     late = True
 
-    def definition(self, item, name, label):
-        files = f"{tr(item.kind.description)} (*{item.kind.endings[0]})"
+    def definition(self):
+        kind = self.param.kind
+        if isinstance(kind, kinds.FolderOutput):
+            return QgsProcessingParameterFolderDestination(self.name, self.label, optional=self.optional)
+        files = f"{tr(kind.description)} (*{kind.endings[0]})"
         return QgsProcessingParameterFileDestination(
-            name, label, files, optional=not item.required, createByDefault=item.required or item.proposed
+            self.name,
+            self.label,
+            files,
+            optional=self.optional,
+            createByDefault=not self.optional or self.param.proposed,
         )
 
-    def value(self, algorithm, item, name, parameters, context):
+    def value(self, parameters, context):
         """The absolute path; the default if the output is not wanted."""
-        return _or_default(item, algorithm.placed(name, self.destination(algorithm, name, parameters, context)))
+        path = self.destination(parameters, context)
+        return self.or_default(self.algorithm.set_destination(self.name, path))
 
-    def destination(self, algorithm, name, parameters, context) -> str:
+    def destination(self, parameters, context) -> str:
         """Where QGIS wants it; empty if the output is not wanted."""
-        return algorithm.parameterAsFileOutput(parameters, name, context)
+        return self.algorithm.parameterAsFileOutput(parameters, self.name, context)
 
 
-class FolderOutputEditor(OutputEditor):
-    """A folder to write."""
-
-    def definition(self, item, name, label):
-        return QgsProcessingParameterFolderDestination(name, label, optional=not item.required)
-
-
-class RasterOutputEditor(OutputEditor):
+class RasterOutputAdapter(OutputAdapter):
     """A raster to write, which QGIS may load."""
 
-    def definition(self, item, name, label):
+    def definition(self):
         return QgsProcessingParameterRasterDestination(
-            name, label, optional=not item.required, createByDefault=item.required or item.proposed
+            self.name, self.label, optional=self.optional, createByDefault=not self.optional or self.param.proposed
         )
 
-    def destination(self, algorithm, name, parameters, context):
+    def destination(self, parameters, context):
         """Where QGIS wants it, announced as a layer to load."""
-        return algorithm.parameterAsOutputLayer(parameters, name, context)
+        return self.algorithm.parameterAsOutputLayer(parameters, self.name, context)
+
+
+class PolygonsAdapter(OutputAdapter):
+    """Polygons as a layer of any provider, which the algorithm writes itself."""
+
+    def definition(self):
+        kind = Qgis.ProcessingSourceType.VectorPolygon
+        return QgsProcessingParameterFeatureSink(
+            self.name,
+            self.label,
+            kind,
+            optional=self.optional,
+            createByDefault=not self.optional or self.param.proposed,
+        )
+
+    def value(self, parameters, context):
+        return ""
 
 
 # The first that fits counts.
-EDITORS: Mapping[type[kinds.Kind], type[Editor]] = {
-    kinds.RasterOutput: RasterOutputEditor,
-    kinds.Output: OutputEditor,
-    kinds.FolderOutput: FolderOutputEditor,
-    kinds.VectorInput: SamplesEditor,
-    kinds.FileInput: FileEditor,
-    kinds.RasterInput: RasterEditor,
-    kinds.FolderInput: FolderEditor,
-    kinds.IndexKind: IndexEditor,
-    kinds.BandsKind: BandsEditor,
-    kinds.ExtentKind: ExtentEditor,
-    kinds.CrsKind: CrsEditor,
-    kinds.PointKind: PointEditor,
-    kinds.PromptsKind: PromptsEditor,
-    kinds.PhrasesKind: PhrasesEditor,
-    kinds.ModelKind: ModelEditor,
-    kinds.SensorKind: ChoiceEditor,
-    kinds.FieldKind: FieldEditor,
+ADAPTERS: Mapping[type[kinds.Kind], type[ParameterAdapter]] = {
+    kinds.RasterOutput: RasterOutputAdapter,
+    kinds.Output: OutputAdapter,
+    kinds.FolderOutput: OutputAdapter,
+    kinds.VectorInput: SamplesAdapter,
+    kinds.FileInput: FileAdapter,
+    kinds.RasterInput: RasterAdapter,
+    kinds.FolderInput: FileAdapter,
+    kinds.IndexKind: IndexAdapter,
+    kinds.BandsKind: BandsAdapter,
+    kinds.ExtentKind: ExtentAdapter,
+    kinds.CrsKind: CrsAdapter,
+    kinds.PointKind: PointAdapter,
+    kinds.PromptsKind: PromptsAdapter,
+    kinds.PhrasesKind: PhrasesAdapter,
+    kinds.ModelKind: ModelAdapter,
+    kinds.SensorKind: ChoiceAdapter,
+    kinds.FieldKind: FieldAdapter,
 }
 
 
-def editor(item: Param) -> Editor:
-    """The editor of a parameter, by what it means and then by its type."""
-    for kind, found in EDITORS.items():
-        if isinstance(item.kind, kind):
-            return found()
-    if item.type is Device:
-        return DeviceEditor()
-    if issubclass(item.type, enum.Enum):
-        return ChoiceEditor()
-    if item.type is bool:
-        return SwitchEditor()
-    if item.type in (int, float):
-        return NumbersEditor() if item.many else NumberEditor()
-    return TextListEditor() if item.many else Editor()
+def adapter_for(param: Param) -> type[ParameterAdapter]:
+    """What adapts a parameter, by its meaning and then by its type."""
+    for kind, found in ADAPTERS.items():
+        if isinstance(param.kind, kind):
+            return found
+    if param.type is Device:
+        return DeviceAdapter
+    if issubclass(param.type, enum.Enum):
+        return ChoiceAdapter
+    if param.type is bool:
+        return SwitchAdapter
+    if param.type in (int, float):
+        return NumbersAdapter if param.many else NumberAdapter
+    return TextListAdapter if param.many else ParameterAdapter
+
+
+@dataclass(frozen=True)
+class JobParameters:
+    """How an algorithm shows the parameters of a job.
+
+    Attributes:
+        job: the request of the job.
+        names: Processing's names of parameters where they are not the job's in capitals; scripts and models know them.
+        hidden: parameters that are not shown.
+        adapters: exceptions to how a parameter is shown and read by its kind.
+        defaults: where they are not the job's.
+    """
+
+    job: type[Request]
+    names: Mapping[str, str] = field(default_factory=dict)
+    hidden: Collection[str] = ()
+    adapters: Mapping[str, type[ParameterAdapter]] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def adapted(self, algorithm) -> list[ParameterAdapter]:
+        """Adapters of all parameters that are shown, in the order of the dialog."""
+        found = []
+        for param in params(self.job):
+            if param.name not in self.hidden:
+                param = dataclasses.replace(param, default=self.defaults.get(param.name, param.default))
+                adapter = self.adapters.get(param.name) or adapter_for(param)
+                found.append(adapter(algorithm, param, self.names.get(param.name, param.name.upper()), self))
+        return found
+
+    def declare(self, algorithm) -> None:
+        """Adds the parameters to the algorithm."""
+        for adapter in self.adapted(algorithm):
+            for definition in adapter.definitions():
+                algorithm.add(definition)
+
+    def values(self, algorithm, parameters, context, late: bool) -> dict[str, Any]:
+        """The values of those parameters that are read when the algorithm runs (``late``), or before it runs."""
+        adapters = [adapter for adapter in self.adapted(algorithm) if adapter.late == late]
+        return {adapter.param.name: adapter.value(parameters, context) for adapter in adapters}
+
+    def request(self, algorithm, parameters, context, **hidden: Any) -> Request:
+        """The request, with values of hidden parameters, and with nothing yet in place of what is read late.
+
+        Raises:
+            ClippanError: the values cannot be meant.
+        """
+        nothing = {adapter.param.name: () if adapter.param.many else "" for adapter in self.adapted(algorithm)}
+        return self.job(**{**nothing, **self.values(algorithm, parameters, context, late=False), **hidden})
 
 
 def choice(name: str, description: str, labels: dict[str, str], default: str) -> QgsProcessingParameterEnum:
@@ -527,10 +593,6 @@ def choice(name: str, description: str, labels: dict[str, str], default: str) ->
     )
     definition.setMetadata({"widget_wrapper": {"class": _CHOICE_WIDGET}, "clippan_labels": dict(labels)})
     return definition
-
-
-def _or_default(item: Param, text: str) -> Any:
-    return text or ("" if item.required else item.default)
 
 
 def is_given(destination: Any, context) -> bool:
@@ -543,9 +605,3 @@ def is_given(destination: Any, context) -> bool:
     if isinstance(destination, QgsProperty):
         destination, _ = destination.valueAsString(context.expressionContext())
     return not QgsVariantUtils.isNull(destination) and destination != ""
-
-
-def check_services(extent: tuple[float, ...], layers: Iterable[QgsRasterLayer]) -> None:
-    """Raises ClippanError where a map service is to be read without an extent."""
-    if not extent and any(sources.is_service(layer) for layer in layers):
-        raise ClippanError("A map service is not limited in extent; choose an extent.")

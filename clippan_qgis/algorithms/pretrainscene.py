@@ -5,22 +5,22 @@ from __future__ import annotations
 from clippan.jobs import PretrainSceneRequest
 
 from . import base
-from .parameters import GridEditor
+from .parameters import GridAdapter, JobParameters
 
 
 class PretrainScene(base.JobAlgorithm):
     """Learns what a scene looks like, for classifications to start from."""
 
-    JOB = PretrainSceneRequest
-    EDITORS = {"grid": GridEditor()}
-    OUTPUTS = (
-        base.Output("STEPS_DONE", "Steps", lambda result: result.steps),
-        base.Output("LOSS", "Share of the hidden variance that is not explained (best 0)", lambda result: result.loss),
+    PARAMETERS = JobParameters(PretrainSceneRequest, adapters={"grid": GridAdapter})
+    RESULT_VALUES = (
+        base.ResultValue("STEPS_DONE", "Steps", lambda result: result.steps),
+        base.ResultValue(
+            "LOSS", "Share of the hidden variance that is not explained (best 0)", lambda result: result.loss
+        ),
         base.DEVICE_USED,
     )
 
     NAME = "pretrainscene"
-    TITLE = "Pre-train on a scene"
     GROUP = "Classification"
     TAGS = ("classification", "train", "pre-train", "diffclip", "unsupervised", "hyperspectral", "lidar", "model")
     HELP = (

@@ -2,63 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from qgis.core import (
-    Qgis,
-    QgsProcessingParameterFeatureSink,
-    QgsRasterLayer,
-    QgsVectorLayer,
-)
+from qgis.core import Qgis, QgsRasterLayer, QgsVectorLayer
 
 from clippan.core.errors import ClippanError
+from clippan.core.json import REQUIRED
 from clippan.jobs import SearchRequest
 
-from .. import hits, query
+from .. import hits
 from . import base
-from .parameters import CrsEditor, Editor, FileEditor
-
-
-class _SinkEditor(Editor):
-    """The places, as a layer of any provider; the engine writes no file of them."""
-
-    def definition(self, item, name, label):
-        return QgsProcessingParameterFeatureSink(name, label, Qgis.ProcessingSourceType.VectorPolygon)
-
-    def value(self, algorithm, item, name, parameters, context):
-        return ""
-
-
-class _PlaceCrsEditor(CrsEditor):
-    """The coordinate system of the extent, and else that of the place."""
-
-    def value(self, algorithm, item, name, parameters, context):
-        found = super().value(algorithm, item, name, parameters, context)
-        if not found and parameters.get("PLACE"):
-            found = query.crs_name(algorithm.parameterAsPointCrs(parameters, "PLACE", context))
-        return found
+from .parameters import JobParameters, PolygonsAdapter
 
 
 class _Search(base.JobAlgorithm):
     """What both have: where to search, how much, and what to do with it."""
 
-    JOB = SearchRequest
     GROUP = "Search"
-    NAMES = {"rasters": "ONLY", "at": "PLACE"}
-    HIDDEN = frozenset({"like", "unlike"})
-    EDITORS = {"output": _SinkEditor(), "crs": _PlaceCrsEditor()}
-    OUTPUTS = (base.Output("FOUND", "Places found", lambda result: len(result.hits)),)
+    PARAMETERS = JobParameters(
+        SearchRequest,
+        names={"rasters": "ONLY", "at": "PLACE"},
+        hidden={"like", "unlike"},
+        adapters={"output": PolygonsAdapter},
+        defaults={"output": REQUIRED},
+    )
+    RESULT_VALUES = (base.ResultValue("FOUND", "Places found", lambda result: len(result.hits)),)
 
     def __init__(self):
         super().__init__()
         self._sink = None
 
-    def place(self, request, parameters, context):
+    def resolve_outputs(self, request, parameters, context):
         """Keeps how the sink is made: its CRS is known once the index has told it."""
         self._sink = lambda crs: self.parameterAsSink(
             parameters, "OUTPUT", context, hits.fields(), Qgis.WkbType.Polygon, crs
         )
-        return super().place(request, parameters, context)
+        return super().resolve_outputs(request, parameters, context)
 
     def finish(self, result, feedback) -> dict[str, Any]:
         """Writes the places."""
@@ -68,7 +48,7 @@ class _Search(base.JobAlgorithm):
         sink.addFeatures(hits.features(result))
         del sink  # written when it goes
         self._sink = None
-        self.placed("OUTPUT", output)
+        self.set_destination("OUTPUT", output)
         return super().finish(result, feedback)
 
     def postProcessAlgorithm(self, context, feedback):
@@ -81,7 +61,11 @@ class _Search(base.JobAlgorithm):
 class SearchByText(_Search):
     """Finds places that fit a text."""
 
-    HIDDEN = frozenset({*_Search.HIDDEN, "image", "at"})
+    PARAMETERS = replace(
+        _Search.PARAMETERS,
+        hidden={*_Search.PARAMETERS.hidden, "image", "at"},
+        defaults={**_Search.PARAMETERS.defaults, "text": REQUIRED},
+    )
 
     NAME = "searchbytext"
     TITLE = "Search by text"
@@ -94,17 +78,9 @@ class SearchByText(_Search):
         "the places found."
     )
 
-    def initAlgorithm(self, configuration=None):
-        """Here the text has to be given."""
-        super().initAlgorithm(configuration)
-        text = self.parameterDefinition("TEXT")
-        text.setFlags(text.flags() & ~Qgis.ProcessingParameterFlag.Optional)
-
 
 class SearchByExample(_Search):
     """Finds places that look like a picture or another place."""
-
-    EDITORS = {**_Search.EDITORS, "image": FileEditor()}
 
     NAME = "searchbyexample"
     TITLE = "Search by example"

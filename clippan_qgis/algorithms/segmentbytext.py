@@ -10,7 +10,6 @@ from qgis.core import (
     QgsFeature,
     QgsFeatureSink,
     QgsFields,
-    QgsProcessingParameterFeatureSink,
     QgsProcessingUtils,
     QgsVectorLayer,
 )
@@ -22,38 +21,34 @@ from clippan.jobs import SegmentRequest
 from .. import classmap
 from ..i18n import tr
 from . import base
-from .parameters import OutputEditor, ServiceEditor, check_services, is_given
+from .parameters import JobParameters, PolygonsAdapter, ServiceAdapter, is_given
 
 
-class _PolygonsEditor(OutputEditor):
-    """The polygons, as a layer of any provider; the engine writes them to a file from which they are copied."""
+class _PolygonsAdapter(PolygonsAdapter):
+    """The polygons, which the engine writes to a file from which they are copied."""
 
-    def definition(self, item, name, label):
-        return QgsProcessingParameterFeatureSink(
-            name, label, Qgis.ProcessingSourceType.VectorPolygon, optional=True, createByDefault=False
-        )
-
-    def value(self, algorithm, item, name, parameters, context):
+    def value(self, parameters, context):
         """A temporary file; empty if the polygons are not wanted."""
-        if not is_given(parameters.get(name), context):
-            return ""
-        return QgsProcessingUtils.generateTempFilename("polygons.gpkg", context)
+        given = is_given(parameters.get(self.name), context)
+        return QgsProcessingUtils.generateTempFilename("polygons.gpkg", context) if given else ""
 
 
 class SegmentByText(base.JobAlgorithm):
     """Makes a map of the classes that one names."""
 
-    JOB = SegmentRequest
-    NAMES = {"raster": "INPUT"}
-    EDITORS = {"raster": ServiceEditor(), "polygons": _PolygonsEditor()}
-    OUTPUTS = (
-        base.Output(
+    PARAMETERS = JobParameters(
+        SegmentRequest,
+        names={"raster": "INPUT"},
+        adapters={"raster": ServiceAdapter, "polygons": _PolygonsAdapter},
+    )
+    RESULT_VALUES = (
+        base.ResultValue(
             "CLASS_COUNT",
             "Classes found",
             lambda result: sum(1 for item in result.classes if item.value and item.pixels),
         ),
-        base.Output("POLYGON_COUNT", "Polygons", lambda result: result.count),
-        base.Output(
+        base.ResultValue("POLYGON_COUNT", "Polygons", lambda result: result.count),
+        base.ResultValue(
             "UNCLASSIFIED",
             "Unclassified share, 0 to 1",
             lambda result: sum(item.share for item in result.classes if not item.value),
@@ -63,7 +58,6 @@ class SegmentByText(base.JobAlgorithm):
     )
 
     NAME = "segmentbytext"
-    TITLE = "Segment by text"
     GROUP = "Segmentation"
     TAGS = (
         *("segmentation", "classification", "text", "prompt", "open vocabulary", "land cover", "land use"),
@@ -85,15 +79,9 @@ class SegmentByText(base.JobAlgorithm):
         super().__init__()
         self._sink = None
 
-    def build(self, parameters, context):
-        """A map service needs an extent."""
-        request = super().build(parameters, context)
-        check_services(request.extent, self.layers(parameters, "INPUT", context))
-        return request
-
-    def place(self, request, parameters, context):
+    def resolve_outputs(self, request, parameters, context):
         """Keeps how the sink of the polygons is made: their fields and CRS are known once they exist."""
-        request = super().place(request, parameters, context)
+        request = super().resolve_outputs(request, parameters, context)
         if request.polygons:
             self._sink = lambda fields, crs: self.parameterAsSink(
                 parameters, "POLYGONS", context, fields, Qgis.WkbType.MultiPolygon, crs
@@ -103,7 +91,7 @@ class SegmentByText(base.JobAlgorithm):
     def finish(self, result, feedback):
         """Copies the polygons."""
         if self._sink is not None:
-            self.placed("POLYGONS", self._copy(result.polygons, feedback))
+            self.set_destination("POLYGONS", self._copy(result.polygons, feedback))
         return super().finish(result, feedback)
 
     def postProcessAlgorithm(self, context, feedback):

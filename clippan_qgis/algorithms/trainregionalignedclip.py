@@ -11,73 +11,65 @@ from qgis.core import Qgis, QgsProcessingMultiStepFeedback
 
 from clippan.core.errors import ClippanError
 from clippan.jobs import RegionsRequest, RegionsResult, TrainClipRequest
-from clippan.jobs.param import params
 
 from ..engine import worker
 from ..i18n import tr
 from . import base
-from .parameters import Editor, FieldEditor, NumberEditor, OneRasterEditor, SamplesEditor, choice, editor
+from .parameters import JobParameters, OneRasterAdapter, ParameterAdapter, SamplesAdapter, choice
 
 _STAGES = {"both": (1, 2), "first": (1,), "second": (2,)}
-# What is chosen of the pictures to train on; the rest of RegionsRequest keeps its defaults.
-_PICTURES = {
-    "rasters": ("INPUT", OneRasterEditor()),
-    "labels": ("SAMPLES", SamplesEditor(Qgis.ProcessingSourceType.VectorPolygon)),
-    "field": ("FIELD", FieldEditor("class")),
-    **{name: (name.upper(), None) for name in ("size", "least", "bands", "stretch", "nodata")},
-}
 
 
-class _StagesEditor(Editor):
+class _StagesAdapter(ParameterAdapter):
     """Both stages, or one."""
 
-    def definition(self, item, name, label):
+    def definition(self):
         labels = {
             "both": tr("Both stages, one after the other"),
             "first": tr("Stage 1 only: parts of pictures"),
             "second": tr("Stage 2 only: objects and their classes"),
         }
-        return choice(name, label, labels, "both")
+        return choice(self.name, self.label, labels, "both")
 
-    def value(self, algorithm, item, name, parameters, context):
-        return _STAGES[algorithm.parameterAsEnumString(parameters, name, context)]
+    def value(self, parameters, context):
+        return _STAGES[self.algorithm.parameterAsEnumString(parameters, self.name, context)]
 
 
-class _PicturesEditor(Editor):
-    """The pictures to train on, which the algorithm makes first; no parameter of its own."""
+class _OutlinesAdapter(SamplesAdapter):
+    """Polygons around objects."""
 
-    def definitions(self, item, name):
-        return []
+    geometries = (Qgis.ProcessingSourceType.VectorPolygon,)
 
-    def value(self, algorithm, item, name, parameters, context):
-        return ()
+
+# The pictures to train on, which the algorithm makes first.
+_PICTURES = JobParameters(
+    RegionsRequest,
+    names={"rasters": "INPUT", "labels": "SAMPLES"},
+    hidden={"output", "legend", "layer", "overlap", "fill", "format"},
+    adapters={"rasters": OneRasterAdapter, "labels": _OutlinesAdapter},
+)
 
 
 class TrainRegionAlignedClip(base.JobAlgorithm):
     """Trains a vision-language model to know the places in a picture."""
 
-    JOB = TrainClipRequest
-    NAMES = {"stages": "STAGE"}
-    HIDDEN = frozenset(
-        {
-            *("method", "epochs", "weight_decay", "warmup", "teacher", "target", "weight", "crops", "least"),
+    PARAMETERS = JobParameters(
+        TrainClipRequest,
+        names={"stages": "STAGE"},
+        hidden={
+            *("data", "method", "epochs", "weight_decay", "warmup", "teacher", "target", "weight", "crops", "least"),
             *("pixels", "train_text", "caption", "precision"),
-        }
+        },
+        adapters={"stages": _StagesAdapter},
+        defaults={"steps": 100, "batch": 8},  # the engine's own batch takes 14 GB of memory with the starter model
     )
-    EDITORS = {
-        "data": _PicturesEditor(),
-        "stages": _StagesEditor(),
-        "steps": NumberEditor(100),
-        "batch": NumberEditor(8),  # the engine's own default takes 14 GB of memory with the starter model
-    }
-    OUTPUTS = (
-        base.Output("PICTURES", "Pictures", lambda result: result.pictures),
-        base.Output("OBJECTS", "Objects", lambda result: result.objects),
+    RESULT_VALUES = (
+        base.ResultValue("PICTURES", "Pictures", lambda result: result.pictures),
+        base.ResultValue("OBJECTS", "Objects", lambda result: result.objects),
         base.DEVICE_USED,
     )
 
     NAME = "trainregionalignedclip"
-    TITLE = "Train region-aligned CLIP"
     GROUP = "Models"
     TAGS = ("train", "fine-tune", "clip", "farslip", "model", "segmentation", "classes", "regions")
     HELP = (
@@ -99,32 +91,21 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
 
     def initAlgorithm(self, configuration=None):
         """With what the pictures to train on are made of."""
-        for item in params(RegionsRequest):
-            if item.name in _PICTURES:
-                name, shown = _PICTURES[item.name]
-                for definition in (shown or editor(item)).definitions(item, name):
-                    self.add(definition)
+        _PICTURES.declare(self)
         super().initAlgorithm(configuration)
 
     def build(self, parameters, context):
         """With the request for the pictures."""
-        values = {
-            item.name: shown.value(self, item, name, parameters, context)
-            for item in params(RegionsRequest)
-            if item.name in _PICTURES and item.name != "labels"
-            for name, shown in [(_PICTURES[item.name][0], _PICTURES[item.name][1] or editor(item))]
-        }
-        self._regions = RegionsRequest(labels=(), output="", **values)
-        request = super().build(parameters, context)
-        return replace(request, least=self._regions.least)
+        self._regions = _PICTURES.request(self, parameters, context, output="")
+        return self.PARAMETERS.request(self, parameters, context, data=(), least=self._regions.least)
 
-    def place(self, request, parameters, context):
+    def resolve_outputs(self, request, parameters, context):
         """With the folder of the pictures."""
-        request = super().place(request, parameters, context)
-        labels = self.export_samples(parameters, "SAMPLES", self._regions.field, context)
+        request = super().resolve_outputs(request, parameters, context)
         # In the run's folder, as a run that is resumed has to find them where they were.
         pictures = str(Path(request.output, "pictures"))
-        self._regions = replace(self._regions, labels=(labels,), output=pictures)
+        labels = _PICTURES.values(self, parameters, context, late=True)
+        self._regions = replace(self._regions, **labels, output=pictures)
         return replace(request, data=(pictures,))
 
     def work(self, feedback):
