@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from qgis.core import (
     QgsCategorizedSymbolRenderer,
     QgsFillSymbol,
-    QgsGradientColorRamp,
-    QgsGradientStop,
     QgsPalettedRasterRenderer,
     QgsRasterLayer,
     QgsRendererCategory,
@@ -47,9 +45,7 @@ def style(layer: QgsRasterLayer, classes: Sequence[ClassArea], provenance: Mappi
 
 def style_confidence(layer: QgsRasterLayer) -> None:
     """Shows a confidence, or the first of several probabilities, from 0 to 1."""
-    step = 1 / (len(COLOURS) - 1)
-    stops = [QgsGradientStop(number * step, QColor(colour)) for number, colour in enumerate(COLOURS)][1:-1]
-    styling.shade(layer, QgsGradientColorRamp(QColor(COLOURS[0]), QColor(COLOURS[-1]), False, stops), len(COLOURS))
+    styling.shade(layer, [QColor(colour) for colour in COLOURS])
 
 
 def style_polygons(layer: QgsVectorLayer, classes: Sequence[ClassArea]) -> None:

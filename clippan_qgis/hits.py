@@ -11,8 +11,6 @@ from qgis.core import (
     QgsFields,
     QgsFillSymbol,
     QgsGeometry,
-    QgsGradientColorRamp,
-    QgsGradientStop,
     QgsGraduatedSymbolRenderer,
     QgsPalLayerSettings,
     QgsPointXY,
@@ -57,7 +55,6 @@ _TIP = """<b>[% "prompt" %]</b>, [% round(100 * "confidence") %] %<br>
 
 
 def fields() -> QgsFields:
-    """The fields of a hits layer."""
     # A layer reads the types' names; QgsField's own differ between QGIS 3.34 and 4.
     names = "&".join(f"field={name}:{kind}" for name, kind, _ in _FIELDS)
     return QgsVectorLayer(f"NoGeometry?{names}", "fields", "memory").fields()
@@ -78,7 +75,6 @@ def outline(hit: Hit) -> QgsGeometry:
 
 
 def features(result: SearchResult) -> list[QgsFeature]:
-    """The hits, the best first."""
     kinds = fields()
     found = []
     for hit in result.hits:
@@ -93,7 +89,6 @@ def features(result: SearchResult) -> list[QgsFeature]:
 
 
 def layer(result: SearchResult, name: str) -> QgsVectorLayer:
-    """The hits as a temporary layer, styled."""
     options = QgsVectorLayer.LayerOptions()
     options.skipCrsValidation = True  # nobody is to be asked what CRS a plain picture has
     found = QgsVectorLayer("Polygon?crs=", name, "memory", options)
@@ -119,10 +114,8 @@ def style(layer: QgsVectorLayer) -> None:
 
 def style_heat(layer: QgsRasterLayer) -> None:
     """Shows a heat map: nothing where the confidence is low, strong colours where it is high."""
-    first, *others = [styling.with_alpha(colour, 60 * step) for step, colour in enumerate(COLOURS[:-1])]
-    stops = [QgsGradientStop(0.25 * step, colour) for step, colour in enumerate(others, 1)]
-    ramp = QgsGradientColorRamp(first, QColor(COLOURS[-1]), False, stops)
-    styling.shade(layer, ramp, len(COLOURS))
+    opacities = (0, 60, 120, 180, 255)
+    styling.shade(layer, [styling.with_alpha(colour, opacity) for colour, opacity in zip(COLOURS, opacities)])
     layer.setOpacity(0.7)  # which is the renderer's
 
 

@@ -14,8 +14,6 @@ SHORTCUT = "Ctrl+Alt+F"  # QGIS lets the user change it
 
 
 class Plugin:
-    """The plugin as QGIS sees it."""
-
     def __init__(self, iface):
         self._iface = iface
         self._provider = None
@@ -32,7 +30,6 @@ class Plugin:
             QgsApplication.processingRegistry().addProvider(self._provider)
 
     def initGui(self):
-        """Adds everything to a QGIS with a window."""
         from .gui.options import OptionsFactory
 
         self.initProcessing()

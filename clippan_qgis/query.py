@@ -60,7 +60,6 @@ class Query:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to look for."""
         return not (self.text or self.images or self.at or self.like)
 
     @property

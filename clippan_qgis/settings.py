@@ -40,13 +40,11 @@ class Settings:
 
     @classmethod
     def read(cls) -> Settings:
-        """The settings of this QGIS profile."""
         store = QgsSettings()
         values = {item.name: store.value(f"{GROUP}/{item.name}", item.default) for item in fields(cls)}
         return cls(**{name: str(value or "").strip() for name, value in values.items()})
 
     def write(self) -> None:
-        """Saves them in this QGIS profile; what is at its default is not stored."""
         store = QgsSettings()
         for item in fields(self):
             value = getattr(self, item.name)
@@ -76,10 +74,7 @@ def default_cache() -> Path:
 class Recent:
     """What the search panel remembers, the newest first.
 
-    Attributes:
-        index: the one that is searched: a file, or a catalogue as ``connections`` names it.
-        indexes: files that were searched.
-        prompts: what was looked for.
+    ``index`` is the one that is searched: a file, or a catalogue as ``connections`` names it.
     """
 
     index: str = ""
@@ -88,7 +83,6 @@ class Recent:
 
     @classmethod
     def read(cls) -> Recent:
-        """What this QGIS profile remembers."""
         try:
             values = json.loads(QgsSettings().value(RECENT, "") or "{}")
             return cls(str(values["index"]), tuple(map(str, values["indexes"])), tuple(map(str, values["prompts"])))
@@ -96,7 +90,6 @@ class Recent:
             return cls()
 
     def write(self) -> None:
-        """Remembers it in this QGIS profile."""
         QgsSettings().setValue(RECENT, json.dumps(asdict(self)))
 
     def with_index(self, index: str, is_file: bool) -> Recent:
@@ -104,7 +97,6 @@ class Recent:
         return replace(self, index=index, indexes=_first(index, self.indexes, INDEXES) if is_file else self.indexes)
 
     def without_index(self, index: str) -> Recent:
-        """The same without this index."""
         indexes = tuple(item for item in self.indexes if item != index)
         return replace(self, index="" if self.index == index else self.index, indexes=indexes)
 

@@ -11,9 +11,10 @@ from typing import Any, Callable, Optional
 import numpy as np
 from qgis.core import (
     Qgis,
-    QgsColorRamp,
     QgsColorRampShader,
     QgsContrastEnhancement,
+    QgsGradientColorRamp,
+    QgsGradientStop,
     QgsLayerMetadata,
     QgsMapLayer,
     QgsMultiBandColorRenderer,
@@ -83,22 +84,14 @@ class Style:
         layer.triggerRepaint()
 
     def _natural(self, count: int) -> tuple[int, ...]:
-        names = (*self._result_names(), *[""] * count)[:count]
-        known = self._result_sensor()
-        order = BandOrder(self.sensor, (known,)) if known or self.bands else band_order(self.files)
-        return natural_colours([Band(name) for name in names], order).bands
-
-    def _result_names(self) -> tuple[str, ...]:
-        if not self.bands:
-            return self.names
-        return tuple(self.names[band - 1] for band in self.bands if band <= len(self.names))
-
-    def _result_sensor(self) -> tuple[str, ...]:
-        """Colours of the result's bands by the sensor's band order, if the stack has all its bands."""
+        bands = self.bands or range(1, len(self.names) + 1)
+        names = [self.names[band - 1] for band in bands if band <= len(self.names)]
         sensor = SENSORS.get(self.sensor)
-        if sensor is None or not sensor.bands or len(sensor.bands) != len(self.names):
-            return ()
-        return tuple(sensor.bands[band - 1] for band in self.bands or range(1, len(sensor.bands) + 1))
+        # Which bands a sensor has says something only of a stack of all its bands.
+        complete = sensor is not None and 0 < len(sensor.bands) == len(self.names)
+        known = tuple(sensor.bands[band - 1] for band in bands) if complete else ()
+        order = BandOrder(self.sensor, (known,)) if known or self.bands else band_order(self.files)
+        return natural_colours([Band(name) for name in (*names, *[""] * count)[:count]], order).bands
 
 
 def band_names(layer: QgsRasterLayer, alone: bool) -> tuple[str, ...]:
@@ -142,10 +135,9 @@ def remapped(renderer: Optional[QgsRasterRenderer], bands: Sequence[int]) -> Opt
     if renderer.alphaBand() > 0:
         renderer.setAlphaBand(place[renderer.alphaBand()])
     if isinstance(renderer, QgsMultiBandColorRenderer):
-        red, green, blue = renderer.redBand(), renderer.greenBand(), renderer.blueBand()
-        renderer.setRedBand(place[red])
-        renderer.setGreenBand(place[green])
-        renderer.setBlueBand(place[blue])
+        renderer.setRedBand(place[renderer.redBand()])
+        renderer.setGreenBand(place[renderer.greenBand()])
+        renderer.setBlueBand(place[renderer.blueBand()])
         return renderer
     return renderer if renderer.setInputBand(place[renderer.inputBand()]) else None
 
@@ -170,12 +162,15 @@ def compose(layer: QgsRasterLayer, bands: Sequence[int]) -> None:
     layer.setRenderer(renderer)
 
 
-def shade(layer: QgsRasterLayer, ramp: QgsColorRamp, steps: int) -> None:
-    """Shows a layer's first band, whose values are 0 to 1, by a colour ramp with so many entries in the legend."""
-    colours = QgsColorRampShader(0, 1, ramp, Qgis.ShaderInterpolationMethod.Linear)
-    colours.classifyColorRamp(steps)
+def shade(layer: QgsRasterLayer, colours: Sequence[QColor]) -> None:
+    """Shows a layer's first band, whose values are 0 to 1, by a ramp of colours that are equally far apart."""
+    step = 1 / (len(colours) - 1)
+    stops = [QgsGradientStop(number * step, colour) for number, colour in enumerate(colours)]
+    gradient = QgsGradientColorRamp(colours[0], colours[-1], False, stops[1:-1])
+    ramp = QgsColorRampShader(0, 1, gradient, Qgis.ShaderInterpolationMethod.Linear)
+    ramp.classifyColorRamp(len(colours))
     shader = QgsRasterShader(0, 1)
-    shader.setRasterShaderFunction(colours)
+    shader.setRasterShaderFunction(ramp)
     renderer = QgsSingleBandPseudoColorRenderer(layer.dataProvider(), 1, shader)
     renderer.setClassificationMin(0)
     renderer.setClassificationMax(1)
@@ -199,7 +194,7 @@ def set_aliases(layer: QgsVectorLayer, aliases: Mapping[str, str]) -> None:
 
 
 def _stretch(provider, band: int) -> QgsContrastEnhancement:
-    lower, upper = _cut(provider, band)
+    lower, upper = _percentiles(provider, band)
     stretch = QgsContrastEnhancement(provider.dataType(band))
     stretch.setMinimumValue(lower)
     stretch.setMaximumValue(upper)
@@ -207,7 +202,7 @@ def _stretch(provider, band: int) -> QgsContrastEnhancement:
     return stretch
 
 
-def _cut(provider, band: int) -> tuple[float, float]:
+def _percentiles(provider, band: int) -> tuple[float, float]:
     """The percentiles of a sample; QGIS's own cumulativeCut would leave a histogram in an .aux.xml file."""
     width, height = provider.xSize(), provider.ySize()
     scale = min(1.0, (SAMPLE / (width * height)) ** 0.5)
@@ -218,8 +213,7 @@ def _cut(provider, band: int) -> tuple[float, float]:
         valid &= values != block.noDataValue()
     if not valid.any():
         return 0.0, 1.0
-    lower, upper = np.percentile(values[valid], (100 * LOWER, 100 * UPPER))
-    return float(lower), float(upper)
+    return tuple(np.percentile(values[valid], (100 * LOWER, 100 * UPPER)).tolist())
 
 
 def describe(layer: QgsRasterLayer, provenance: Mapping[str, str]) -> None:
@@ -272,8 +266,6 @@ def post_processor(kind: type[QgsMapLayer], style: Callable[[Any], None]) -> Qgs
 
 
 def _is_styled(layer: QgsRasterLayer, project: Optional[QgsProject]) -> bool:
-    if layer.renderer() is None:
-        return False
-    if project is not None and project.mapLayer(layer.id()) is not None:
-        return True
-    return Path(layer.source().split("|")[0]).with_suffix(".qml").exists()
+    in_project = project is not None and project.mapLayer(layer.id()) is not None
+    styled = in_project or Path(layer.source().split("|")[0]).with_suffix(".qml").exists()
+    return layer.renderer() is not None and styled

@@ -32,7 +32,7 @@ CATALOGUES = ROOT / "resources" / "i18n"
 # Calls whose texts people read, with the arguments that hold them.
 _CALLS = {
     **dict.fromkeys(("Message", "ClippanError", "Cancelled", "tr", "line", "log", "pushInfo", "pushWarning"), (0,)),
-    **dict.fromkeys(("progress", "Output", "ResultValue", "_accuracy", "_part", "_figure"), (1,)),
+    **dict.fromkeys(("progress", "Output", "ResultValue", "_accuracy", "_figure"), (1,)),
 }
 _SHOWN = {"TITLE", "GROUP", "HELP", "remedy", "description"}  # attributes of classes that hold such texts
 

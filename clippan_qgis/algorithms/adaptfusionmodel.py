@@ -33,8 +33,6 @@ def _figure(name: str, when: str) -> base.ResultValue:
 
 
 class AdaptFusionModel(base.JobAlgorithm):
-    """Tunes the network of Pansharpen to one scene."""
-
     PARAMETERS = JobParameters(
         AdaptFusionRequest, names={"ms": "SPECTRAL", "pan": "PANCHROMATIC"}, adapters={"clip": _SupervisorAdapter}
     )

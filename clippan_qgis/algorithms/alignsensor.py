@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from clippan.core.messages import Message
 from clippan.jobs import AlignSensorRequest
 
@@ -11,18 +13,12 @@ from .parameters import JobParameters
 
 def _recalls(suffix: str, label: str, attribute: str) -> list[base.ResultValue]:
     return [
-        base.ResultValue(
-            f"RECALL_{rank}{suffix}",
-            Message(label, rank=rank),
-            lambda result, rank=rank: getattr(getattr(result, attribute), f"at_{rank}"),
-        )
+        base.ResultValue(f"RECALL_{rank}{suffix}", Message(label, rank=rank), attrgetter(f"{attribute}.at_{rank}"))
         for rank in (1, 5, 10)
     ]
 
 
 class AlignSensor(base.JobAlgorithm):
-    """Makes a model for a sensor that a vision-language model does not know."""
-
     PARAMETERS = JobParameters(AlignSensorRequest, names={"teacher_rasters": "TEACHER", "sensor_rasters": "SENSOR"})
     RESULT_VALUES = (
         *_recalls("", Message("Own picture among the first {rank}, after, 0 to 1"), "to_picture"),

@@ -13,8 +13,6 @@ def _figure(name: str, label: str) -> base.ResultValue:
 
 
 class AssessPansharpening(base.JobAlgorithm):
-    """Measures how good a pansharpened raster is."""
-
     PARAMETERS = JobParameters(AssessRequest, names={"ms": "SPECTRAL", "pan": "PANCHROMATIC", "report": "OUTPUT_HTML"})
     RESULT_VALUES = (*(_figure(name, label) for name, (label, _) in FIGURES.items()), base.SENSOR_USED)
 

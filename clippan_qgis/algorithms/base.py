@@ -37,12 +37,7 @@ from .parameters import JobParameters
 
 
 class Algorithm(QgsProcessingAlgorithm):
-    """Names, help and icon from class attributes.
-
-    Attributes:
-        NAME, TITLE, GROUP, TAGS: what the toolbox shows and searches.
-        HELP: the text beside the parameters.
-    """
+    """Names, help and icon from class attributes."""
 
     NAME = ""
     TITLE = ""
@@ -86,18 +81,11 @@ class Algorithm(QgsProcessingAlgorithm):
 
 
 class ResultValue(NamedTuple):
-    """A number or a text that an algorithm returns beside its layers and files.
+    """A number or a text that an algorithm returns beside its layers and files."""
 
-    Attributes:
-        name: as scripts and models have it.
-        label: for people.
-        read: takes it from the job's result; a value of None is left out.
-        number: whether it is a number.
-    """
-
-    name: str
+    name: str  # as scripts and models have it
     label: str
-    read: Callable[[Any], Any]
+    read: Callable[[Any], Any]  # from the job's result; None is left out
     number: bool = True
 
 
@@ -107,12 +95,7 @@ SENSOR_USED = ResultValue("SENSOR_USED", "Sensor used", lambda result: result.se
 
 
 class JobAlgorithm(Algorithm):
-    """An algorithm that does one job of the engine; its parameters are those that the job declares.
-
-    Attributes:
-        PARAMETERS: the job, and how its parameters are shown.
-        RESULT_VALUES: what is returned beside layers and files.
-    """
+    """An algorithm that does one job of the engine; its parameters are those that the job declares."""
 
     PARAMETERS: JobParameters
     RESULT_VALUES: tuple[ResultValue, ...] = ()
@@ -129,7 +112,6 @@ class JobAlgorithm(Algorithm):
         return tr(self.TITLE or self.PARAMETERS.job.title)
 
     def initAlgorithm(self, configuration=None):
-        """Declares what the job declares."""
         self.PARAMETERS.declare(self)
         for item in self.RESULT_VALUES:
             kind = QgsProcessingOutputNumber if item.number else QgsProcessingOutputString
@@ -173,7 +155,6 @@ class JobAlgorithm(Algorithm):
         return sources.absolute(path)
 
     def canExecute(self):
-        """Without an engine there is nothing to fill in; says how to get one."""
         try:
             python.find(Settings.read())
         except ClippanError as error:
@@ -181,7 +162,6 @@ class JobAlgorithm(Algorithm):
         return True, ""
 
     def checkParameterValues(self, parameters, context):
-        """Says of a raster that cannot be opened which one it is and why, in one sentence."""
         for definition in self.parameterDefinitions():
             if isinstance(definition, (QgsProcessingParameterRasterLayer, QgsProcessingParameterMultipleLayers)):
                 sentence = _unreadable(definition, parameters.get(definition.name()), context)
@@ -203,7 +183,6 @@ class JobAlgorithm(Algorithm):
         return True
 
     def processAlgorithm(self, parameters, context, feedback):
-        """Runs the job in the engine."""
         if not self._failure:
             try:
                 self._request = self.resolve_outputs(self._request, parameters, context)

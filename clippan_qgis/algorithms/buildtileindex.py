@@ -16,8 +16,6 @@ from .parameters import JobParameters, ServiceAdapter
 
 
 class BuildTileIndex(base.JobAlgorithm):
-    """Makes rasters searchable by text."""
-
     FOLDER = "FOLDER"
     LOAD = "LOAD"
 
@@ -51,7 +49,6 @@ class BuildTileIndex(base.JobAlgorithm):
         self._show = ()
 
     def initAlgorithm(self, configuration=None):
-        """With a folder, and whether the tiles are shown."""
         super().initAlgorithm(configuration)
         self.add(
             QgsProcessingParameterFile(
@@ -68,20 +65,17 @@ class BuildTileIndex(base.JobAlgorithm):
         )
 
     def build(self, parameters, context):
-        """With the rasters of the folder."""
         request = super().build(parameters, context)
         folder = self.parameterAsString(parameters, self.FOLDER, context)
         return replace(request, rasters=(*request.rasters, sources.absolute(folder))) if folder else request
 
     def resolve_outputs(self, request, parameters, context):
-        """Remembers which layer to show."""
         request = super().resolve_outputs(request, parameters, context)
         if self.parameterAsBool(parameters, self.LOAD, context):
             self._show = (f"{request.output}|layername=tiles", Path(request.output).stem)
         return request
 
     def postProcessAlgorithm(self, context, feedback):
-        """Has the tiles loaded, if that is wanted."""
         if self._show:
             details = QgsProcessingContext.LayerDetails(self._show[1], context.project(), "OUTPUT")
             context.addLayerToLoadOnCompletion(self._show[0], details)

@@ -9,8 +9,6 @@ from .parameters import JobParameters, OneRasterAdapter
 
 
 class CalibratePrompts(base.JobAlgorithm):
-    """Fits a table of classes to a few labelled places."""
-
     PARAMETERS = JobParameters(
         CalibrateRequest, names={"rasters": "INPUT"}, hidden={"layer"}, adapters={"rasters": OneRasterAdapter}
     )

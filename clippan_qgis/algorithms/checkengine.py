@@ -28,7 +28,6 @@ class CheckEngine(base.JobAlgorithm):
     )
 
     def initAlgorithm(self, configuration=None):
-        """With the report and whether all is well."""
         super().initAlgorithm(configuration)
         self.addOutput(QgsProcessingOutputBoolean("OK", tr("Engine works")))
         self.addOutput(QgsProcessingOutputString("REPORT", tr("Report")))

@@ -16,8 +16,6 @@ def _accuracy(name: str, label: str, attribute: str) -> base.ResultValue:
 
 
 class ClassifyFewSamples(base.JobAlgorithm):
-    """Makes a map of classes from a few labelled places."""
-
     PARAMETERS = JobParameters(
         ClassifyRequest,
         names={"encoder": "PRETRAINED", "save_encoder": "OUTPUT_PRETRAINED"},
@@ -60,7 +58,6 @@ class ClassifyFewSamples(base.JobAlgorithm):
     )
 
     def postProcessAlgorithm(self, context, feedback):
-        """Writes the styles beside the files, and has the layers styled if they are loaded."""
         style = partial(classmap.style, classes=self._result.classes, provenance=self._result.provenance)
         for name, shown in (("OUTPUT", style), ("CONFIDENCE", classmap.style_confidence)):
             self.style_raster(context, name, shown, self._result.method.value)

@@ -20,8 +20,6 @@ class _DownloadAdapter(ChoiceAdapter):
 
 
 class DownloadModel(base.JobAlgorithm):
-    """Fetches a vision-language model."""
-
     PARAMETERS = JobParameters(
         DownloadModelRequest, adapters={"model": _DownloadAdapter}, defaults={"model": _ON_HUB[0].id}
     )

@@ -51,20 +51,22 @@ class _DataAdapter(ParameterAdapter):
         return pictures or raster
 
 
-def _part(name: str, label: str, when: str, what: str) -> base.ResultValue:
-    return base.ResultValue(name, label, lambda result: getattr(getattr(result, when), what))
-
-
 class FinetuneClip(base.JobAlgorithm):
-    """Teaches a vision-language model new classes, and keeps what it knew."""
-
     PARAMETERS = JobParameters(FinetuneClipRequest, hidden={"layer"}, adapters={"data": _DataAdapter})
     RESULT_VALUES = (
         base.ResultValue("ALPHA_USED", "How far it went (α)", lambda result: result.alpha),
-        _part("TASK_BEFORE", "Share of your pictures named correctly, before", "before", "task"),
-        _part("TASK_AFTER", "Share of your pictures named correctly, after", "after", "task"),
-        _part("CONTROL_BEFORE", "Share of the control set named correctly, before", "before", "control"),
-        _part("CONTROL_AFTER", "Share of the control set named correctly, after", "after", "control"),
+        base.ResultValue(
+            "TASK_BEFORE", "Share of your pictures named correctly, before", lambda result: result.before.task
+        ),
+        base.ResultValue(
+            "TASK_AFTER", "Share of your pictures named correctly, after", lambda result: result.after.task
+        ),
+        base.ResultValue(
+            "CONTROL_BEFORE", "Share of the control set named correctly, before", lambda result: result.before.control
+        ),
+        base.ResultValue(
+            "CONTROL_AFTER", "Share of the control set named correctly, after", lambda result: result.after.control
+        ),
         base.ResultValue("CHIPS", "Training pictures", lambda result: result.chips),
         base.DEVICE_USED,
     )

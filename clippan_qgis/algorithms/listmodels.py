@@ -9,8 +9,6 @@ from .parameters import JobParameters
 
 
 class ListModels(base.JobAlgorithm):
-    """Says which models there are, and which are on this machine."""
-
     PARAMETERS = JobParameters(ListModelsRequest)
     RESULT_VALUES = (
         base.ResultValue(

@@ -14,8 +14,6 @@ from .parameters import JobParameters
 
 
 class Pansharpen(base.JobAlgorithm):
-    """Gives a multispectral raster the detail of a panchromatic one."""
-
     PARAMETERS = JobParameters(PansharpenRequest, names={"ms": "SPECTRAL", "pan": "PANCHROMATIC"})
     RESULT_VALUES = (
         base.ResultValue("SHIFT_X", "Shift to the right (panchromatic pixels)", lambda result: result.shift[0]),
@@ -52,14 +50,12 @@ class Pansharpen(base.JobAlgorithm):
         self._style = None
 
     def build(self, parameters, context):
-        """Remembers how the multispectral layers look as well: the result takes it over."""
         request = super().build(parameters, context)
         spectral = self.layers(parameters, "SPECTRAL", context)
         self._style = styling.Style.of(spectral, request.bands, context.project())
         return request
 
     def postProcessAlgorithm(self, context, feedback):
-        """Writes the style beside the file, and has the layer styled if it is loaded."""
         style = replace(self._style, sensor=self._result.sensor, provenance=self._result.provenance)
         styling.write_sidecar(self._result.output, style.apply)
         self.on_load(context, "OUTPUT", QgsRasterLayer, style.apply, self._result.method.upper())

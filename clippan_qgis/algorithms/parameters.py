@@ -78,7 +78,6 @@ class ParameterAdapter:
 
     @property
     def help(self) -> str:
-        """The help of the parameter."""
         return tr(self.param.help)
 
     def definitions(self) -> list[QgsProcessingParameterDefinition]:
@@ -465,7 +464,6 @@ class OutputAdapter(ParameterAdapter):
         return self.or_default(self.algorithm.set_destination(self.name, path))
 
     def destination(self, parameters, context) -> str:
-        """Where QGIS wants it; empty if the output is not wanted."""
         return self.algorithm.parameterAsFileOutput(parameters, self.name, context)
 
 
@@ -478,7 +476,6 @@ class RasterOutputAdapter(OutputAdapter):
         )
 
     def destination(self, parameters, context):
-        """Where QGIS wants it, announced as a layer to load."""
         return self.algorithm.parameterAsOutputLayer(parameters, self.name, context)
 
 
@@ -566,7 +563,6 @@ class JobParameters:
         return found
 
     def declare(self, algorithm) -> None:
-        """Adds the parameters to the algorithm."""
         for adapter in self.adapted(algorithm):
             for definition in adapter.definitions():
                 algorithm.add(definition)

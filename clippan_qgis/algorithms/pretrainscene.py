@@ -9,8 +9,6 @@ from .parameters import GridAdapter, JobParameters
 
 
 class PretrainScene(base.JobAlgorithm):
-    """Learns what a scene looks like, for classifications to start from."""
-
     PARAMETERS = JobParameters(PretrainSceneRequest, adapters={"grid": GridAdapter})
     RESULT_VALUES = (
         base.ResultValue("STEPS_DONE", "Steps", lambda result: result.steps),

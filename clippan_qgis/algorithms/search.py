@@ -41,7 +41,6 @@ class _Search(base.JobAlgorithm):
         return super().resolve_outputs(request, parameters, context)
 
     def finish(self, result, feedback) -> dict[str, Any]:
-        """Writes the places."""
         sink, output = self._sink(hits.crs(result))
         if sink is None:
             raise ClippanError("The layer {layer} cannot be written; choose another place.", layer=output)
@@ -52,15 +51,12 @@ class _Search(base.JobAlgorithm):
         return super().finish(result, feedback)
 
     def postProcessAlgorithm(self, context, feedback):
-        """Has the layers styled if they are loaded."""
         self.on_load(context, "OUTPUT", QgsVectorLayer, hits.style)
         self.on_load(context, "HEATMAP", QgsRasterLayer, hits.style_heat)
         return {}
 
 
 class SearchByText(_Search):
-    """Finds places that fit a text."""
-
     PARAMETERS = replace(
         _Search.PARAMETERS,
         hidden={*_Search.PARAMETERS.hidden, "image", "at"},
@@ -80,8 +76,6 @@ class SearchByText(_Search):
 
 
 class SearchByExample(_Search):
-    """Finds places that look like a picture or another place."""
-
     NAME = "searchbyexample"
     TITLE = "Search by example"
     TAGS = ("find", "similar", "image", "picture", "example", "clip", "retrieval", "place")

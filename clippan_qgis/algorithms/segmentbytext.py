@@ -34,8 +34,6 @@ class _PolygonsAdapter(PolygonsAdapter):
 
 
 class SegmentByText(base.JobAlgorithm):
-    """Makes a map of the classes that one names."""
-
     PARAMETERS = JobParameters(
         SegmentRequest,
         names={"raster": "INPUT"},
@@ -89,13 +87,11 @@ class SegmentByText(base.JobAlgorithm):
         return request
 
     def finish(self, result, feedback):
-        """Copies the polygons."""
         if self._sink is not None:
             self.set_destination("POLYGONS", self._copy(result.polygons, feedback))
         return super().finish(result, feedback)
 
     def postProcessAlgorithm(self, context, feedback):
-        """Writes the styles beside the files, and has the layers styled if they are loaded."""
         classes, maker = self._result.classes, Path(self._result.model).name
         style = partial(classmap.style, classes=classes, provenance=self._result.provenance)
         self.style_raster(context, "OUTPUT", style, maker)
@@ -105,7 +101,6 @@ class SegmentByText(base.JobAlgorithm):
         return {}
 
     def _copy(self, path: str, feedback) -> str:
-        """Copies the engine's polygons to where they are wanted, which any provider of QGIS may hold."""
         layer = QgsVectorLayer(path, "polygons", "ogr")
         fields = QgsFields()
         for field in layer.fields():

@@ -21,8 +21,6 @@ from .parameters import choice
 
 
 class SetUpEngine(base.Algorithm):
-    """Installs PyTorch beside QGIS's own Python, in a folder of its own."""
-
     WHEELS = "WHEELS"
     TORCH = "TORCH"
     RESET = "RESET"
@@ -85,7 +83,6 @@ class SetUpEngine(base.Algorithm):
         return True
 
     def processAlgorithm(self, parameters, context, feedback):
-        """Sets up."""
         worker.shared.stop()  # on Windows its open libraries could not be replaced
         setup = environment.SetUp(
             self._settings,

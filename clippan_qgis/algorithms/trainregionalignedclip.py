@@ -21,8 +21,6 @@ _STAGES = {"both": (1, 2), "first": (1,), "second": (2,)}
 
 
 class _StagesAdapter(ParameterAdapter):
-    """Both stages, or one."""
-
     def definition(self):
         labels = {
             "both": tr("Both stages, one after the other"),
@@ -36,8 +34,6 @@ class _StagesAdapter(ParameterAdapter):
 
 
 class _OutlinesAdapter(SamplesAdapter):
-    """Polygons around objects."""
-
     geometries = (Qgis.ProcessingSourceType.VectorPolygon,)
 
 
@@ -51,8 +47,6 @@ _PICTURES = JobParameters(
 
 
 class TrainRegionAlignedClip(base.JobAlgorithm):
-    """Trains a vision-language model to know the places in a picture."""
-
     PARAMETERS = JobParameters(
         TrainClipRequest,
         names={"stages": "STAGE"},
@@ -90,17 +84,14 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
         self._regions = None
 
     def initAlgorithm(self, configuration=None):
-        """With what the pictures to train on are made of."""
         _PICTURES.declare(self)
         super().initAlgorithm(configuration)
 
     def build(self, parameters, context):
-        """With the request for the pictures."""
         self._regions = _PICTURES.request(self, parameters, context, output="")
         return self.PARAMETERS.request(self, parameters, context, data=(), least=self._regions.least)
 
     def resolve_outputs(self, request, parameters, context):
-        """With the folder of the pictures."""
         request = super().resolve_outputs(request, parameters, context)
         # In the run's folder, as a run that is resumed has to find them where they were.
         pictures = str(Path(request.output, "pictures"))
@@ -109,7 +100,6 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
         return replace(request, data=(pictures,))
 
     def work(self, feedback):
-        """Makes the pictures, then trains."""
         steps = QgsProcessingMultiStepFeedback(2, feedback)
         made = self._pictures(steps)
         base.show(feedback, made.describe())

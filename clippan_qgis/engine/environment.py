@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -51,7 +52,6 @@ _VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def folder(cache: Path) -> Path:
-    """The environment's folder in a cache folder."""
     return cache / f"engine-{_VERSION}"
 
 
@@ -108,34 +108,27 @@ def torch_index(choice: str, platform: str, driver: Optional[tuple[int, int]]) -
     return f"{INDEX}/{name}"
 
 
+@dataclass
 class SetUp:
     """One run of the set-up.
 
-    Args:
+    Attributes:
         settings: say where the cache is.
         variables: the environment variables of pip, see ``variables.for_pip``.
-        feedback: a QgsProcessingFeedback.
         wheels: a folder of wheels to install from, in place of the network.
         torch: auto, cpu, cuda or pypi.
-        reset: start afresh.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        variables: Mapping[str, str],
-        feedback: Any,
-        wheels: str = "",
-        torch: str = "auto",
-        reset: bool = False,
-    ) -> None:
-        self._root = settings.cache_folder
+    settings: Settings
+    variables: Mapping[str, str]
+    feedback: Any
+    wheels: str = ""
+    torch: str = "auto"
+    reset: bool = False
+
+    def __post_init__(self) -> None:
+        self._root = self.settings.cache_folder
         self._folder = folder(self._root)
-        self._variables = variables
-        self._feedback = feedback
-        self._wheels = wheels
-        self._torch = torch
-        self._reset = reset
         self._log = self._folder.with_name(f"{self._folder.name}.log")
 
     def run(self) -> Path:
@@ -145,9 +138,9 @@ class SetUp:
             Cancelled: the user has cancelled; the next run goes on from here.
             ClippanError: one sentence; the log file has all that pip said.
         """
-        if self._wheels and not Path(self._wheels).is_dir():
+        if self.wheels and not Path(self.wheels).is_dir():
             raise ClippanError(
-                "The folder of wheels {folder} does not exist; correct it or leave it empty.", folder=self._wheels
+                "The folder of wheels {folder} does not exist; correct it or leave it empty.", folder=self.wheels
             )
         try:
             self._root.mkdir(parents=True, exist_ok=True)
@@ -168,44 +161,43 @@ class SetUp:
             )
         try:
             self._write(f"\n=== {time.strftime('%Y-%m-%d %H:%M:%S')} ===")
-            self._feedback.pushInfo(tr("Environment: {folder}", folder=self._folder))
-            self._feedback.pushInfo(tr("Log: {file}", file=self._log))
+            self.feedback.pushInfo(tr("Environment: {folder}", folder=self._folder))
+            self.feedback.pushInfo(tr("Log: {file}", file=self._log))
             return self._steps()
         finally:
             lock.unlock()
 
     def _steps(self) -> Path:
         base = self._base()
-        if self._reset and self._folder.exists():
+        if self.reset and self._folder.exists():
             self._clear()
         numpy = importlib.metadata.version("numpy")
-        index = None if self._wheels else torch_index(self._torch, sys.platform, self._driver())
+        index = None if self.wheels else torch_index(self.torch, sys.platform, self._driver())
         locked = _locked()
-        lines = "\n".join(locked.values())
         others = [line for name, line in locked.items() if name not in (*TORCH, *PACKAGES)]
-        variant = "" if self._wheels else (index or "pypi")
+        # Where the user names an index, another one than the installed one's is a change; "auto" keeps what is there.
+        variant = () if self.wheels or self.torch == "auto" else (index or "pypi",)
         inputs: dict[str, Sequence[str]] = {
             "environment": (str(base), _VERSION),
-            "torch": (numpy, lines, *TORCH),
-            "packages": (numpy, lines, *PACKAGES),
+            "torch": (numpy, "\n".join(locked.values()), *TORCH, *variant),
+            "packages": (numpy, "\n".join(locked.values()), *PACKAGES),
             "check": (CHECK,),
         }
         done = _marks(self._folder)
-        # Where the user names an index, another one than the installed one's is a change; "auto" keeps what is there.
-        if variant and self._torch != "auto":
-            inputs["torch"] = (*inputs["torch"], variant)
+        if not python_in(self._folder).exists():
+            done = {}
         constraints = self._root / f"{self._folder.name}-constraints.txt"
         changed = False
         key = ""
         for number, step in enumerate(STEPS):
-            self._feedback.setProgress((0, 5, 60, 95)[number])
+            self.feedback.setProgress((0, 5, 60, 95)[number])
             place = {"number": number + 1, "count": len(STEPS), "name": step}
             key = hashlib.sha256("\n".join((key, *inputs[step])).encode()).hexdigest()
-            if not changed and self._is_done(step, done, key):
+            if not changed and done.get(step) == key:
                 self._say(tr("Step {number} of {count} ({name}) is already done.", **place))
                 continue
             changed = True
-            self._feedback.setProgressText(tr("Step {number} of {count}: {name}", **place))
+            self.feedback.setProgressText(tr("Step {number} of {count}: {name}", **place))
             if step == "environment":
                 self._make(base)
             elif step == "torch":
@@ -217,16 +209,12 @@ class SetUp:
                 self._install(PACKAGES, constraints)
             else:
                 self._check()
-            done = {name: done[name] for name in STEPS[:number] if name in done}
-            done[step] = key
-            self._mark(done)
-        self._feedback.setProgress(100)
+            done = {**{name: done[name] for name in STEPS[:number] if name in done}, step: key}
+            part = self._folder / f"{_MARKS}.part"
+            part.write_text(json.dumps(done, indent=1), encoding="utf-8")
+            part.replace(self._folder / _MARKS)
+        self.feedback.setProgress(100)
         return python_in(self._folder)
-
-    def _is_done(self, step: str, done: Mapping[str, str], key: str) -> bool:
-        if step == "environment" and not python_in(self._folder).exists():
-            return False
-        return done.get(step) == key
 
     def _base(self) -> Path:
         for path in base_candidates(sys.platform, sys.base_prefix, sys.executable, sys.version_info[:2]):
@@ -243,7 +231,6 @@ class SetUp:
         )
 
     def _driver(self) -> Optional[tuple[int, int]]:
-        """The CUDA version that the NVIDIA driver runs."""
         program = shutil.which("nvidia-smi")
         if not program:
             return None
@@ -293,7 +280,7 @@ class SetUp:
             except Cancelled:
                 raise
             except ClippanError:
-                self._feedback.pushWarning(
+                self.feedback.pushWarning(
                     tr(
                         "PyTorch could not be downloaded from {address}; downloading it from PyPI instead, which "
                         "may be larger.",
@@ -303,15 +290,15 @@ class SetUp:
         self._install(TORCH, constraints)
 
     def _install(self, names: Iterable[str], constraints: Path, index: Optional[str] = None) -> None:
-        settings = [] if self._wheels else self._pip_settings()
+        settings = [] if self.wheels else self._pip_settings()
         options: tuple[str, ...] = ()
-        if self._wheels:
-            options = ("--no-index", "--find-links", self._wheels)
+        if self.wheels:
+            options = ("--no-index", "--find-links", self.wheels)
         elif index:
             # torch and torchvision fit only if both come from here, whatever else the user's pip looks into.
             options = ("--index-url", index)
             settings = [item for item in settings if item.name not in ("extra-index-url", "find-links")]
-        others = {name: value for name, value in self._variables.items() if name not in pip_settings.VARIABLES}
+        others = {name: value for name, value in self.variables.items() if name not in pip_settings.VARIABLES}
         # The files were read for what holds here; what else they say, as where to install, is not for us.
         variables = {**others, **{item.variable: item.value for item in settings}, "PIP_CONFIG_FILE": os.devnull}
         locked = _locked()
@@ -322,9 +309,9 @@ class SetUp:
             own = constraints.read_text(encoding="utf-8").split()
             cause, remedy = pip_settings.blame(lines, settings, own) or (
                 pip_settings.cause(lines),
-                Message("add the missing wheels to the folder") if self._wheels else Message("check network and proxy"),
+                Message("add the missing wheels to the folder") if self.wheels else Message("check network and proxy"),
             )
-            if not self._wheels:
+            if not self.wheels:
                 remedy = Message("{remedy}, or give a folder of wheels, and run this again", remedy=remedy)
             raise ClippanError(
                 "{packages} could not be installed ({reason}); {remedy}.",
@@ -342,8 +329,8 @@ class SetUp:
                 folder=self._folder,
                 reason=pip_settings.cause(lines),
             )
-        ignored = self._variables.get("PIP_CONFIG_FILE") == os.devnull  # so pip takes this name
-        return pip_settings.effective([] if ignored else pip_settings.files(lines), self._variables)
+        ignored = self.variables.get("PIP_CONFIG_FILE") == os.devnull  # so pip takes this name
+        return pip_settings.effective([] if ignored else pip_settings.files(lines), self.variables)
 
     def _check(self) -> None:
         code, lines = self._call([str(python_in(self._folder)), "-c", CHECK], self._say)
@@ -373,7 +360,6 @@ class SetUp:
     def _call(
         self, command: Sequence[str], say: Any = None, variables: Optional[Mapping[str, str]] = None
     ) -> tuple[int, list[str]]:
-        """Runs a program to its end, or to the user's cancel; returns its exit code and what it said."""
         self._write("$ " + " ".join(command))
         try:
             # No shell: QGIS's Python or our environment's.
@@ -382,7 +368,7 @@ class SetUp:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=dict(variables or self._variables),
+                env=dict(variables or self.variables),
                 cwd=str(self._root),
                 encoding="utf-8",
                 errors="replace",
@@ -397,7 +383,7 @@ class SetUp:
         threading.Thread(target=_read, args=(process, arriving), daemon=True).start()
         lines: list[str] = []
         while True:
-            if self._feedback.isCanceled():
+            if self.feedback.isCanceled():
                 _kill(process)
                 self._write("cancelled")
                 raise Cancelled
@@ -410,20 +396,15 @@ class SetUp:
             lines.append(line)
             self._write(line)
             if say is not None:
-                self._feedback.pushConsoleInfo(line)
+                self.feedback.pushConsoleInfo(line)
 
     def _say(self, text: str) -> None:
-        self._feedback.pushInfo(text)
+        self.feedback.pushInfo(text)
         self._write(text)
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8") as log:
             log.write(text + "\n")
-
-    def _mark(self, done: Mapping[str, str]) -> None:
-        part = self._folder / f"{_MARKS}.part"
-        part.write_text(json.dumps(done, indent=1), encoding="utf-8")
-        part.replace(self._folder / _MARKS)
 
 
 def _read(process: subprocess.Popen, arriving: queue.Queue) -> None:

@@ -16,28 +16,9 @@ from clippan.core.messages import Message
 # Where pip fetches from, and which releases it may take, is the user's business and the site's, and stays; where it
 # would put things, and for which other Python, is ours.
 _KEPT = (
-    "cache-dir",
-    "cert",
-    "client-cert",
-    "constraint",
-    "default-timeout",
-    "extra-index-url",
-    "find-links",
-    "index-url",
-    "keyring-provider",
-    "no-binary",
-    "no-index",
-    "only-binary",
-    "pre",
-    "prefer-binary",
-    "proxy",
-    "require-hashes",
-    "retries",
-    "timeout",
-    "trusted-host",
-    "uploaded-prior-to",
-    "use-deprecated",
-    "use-feature",
+    *("cache-dir", "cert", "client-cert", "constraint", "default-timeout", "extra-index-url", "find-links"),
+    *("index-url", "keyring-provider", "no-binary", "no-index", "only-binary", "pre", "prefer-binary", "proxy"),
+    *("require-hashes", "retries", "timeout", "trusted-host", "uploaded-prior-to", "use-deprecated", "use-feature"),
 )
 VARIABLES = tuple(f"PIP_{name.upper().replace('-', '_')}" for name in _KEPT)
 _HIDING = ("no-index", "no-binary", "only-binary")  # with these pip does not see releases that are there
@@ -56,12 +37,10 @@ class Setting:
 
     @property
     def variable(self) -> str:
-        """The variable that says the same."""
         return VARIABLES[_KEPT.index(self.name)]
 
     @property
     def described(self) -> Message:
-        """The setting in words."""
         if self.place == self.variable:
             return Message("the variable {variable}", variable=self.place)
         return Message("“{name}” in {file}", name=self.name, file=self.place)

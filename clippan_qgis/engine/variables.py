@@ -141,26 +141,21 @@ def _authorities(cache: Path) -> dict[str, str]:
 
 def _token(authcfg: str) -> str:
     """The Hub token: the password of a basic configuration, or the bearer token of a header one."""
+    # Some versions of PyQt fill the configuration, others return it.
     config = QgsAuthMethodConfig()
-    ok, config = _loaded(authcfg, config)
-    if ok:
-        entries = config.configMap()
-        for value in (entries.get("password", ""), entries.get("token", ""), *entries.values()):
-            if value in (entries.get("password"), entries.get("token")) and value:
-                return value
-            if value.lower().startswith("bearer "):
-                return value[len("bearer ") :].strip()
+    loaded = QgsApplication.authManager().loadAuthenticationConfig(authcfg, config, True)
+    ok, config = loaded if isinstance(loaded, tuple) else (loaded, config)
+    entries = config.configMap() if ok else {}
+    headers = (value[len("bearer ") :].strip() for value in entries.values() if value.lower().startswith("bearer "))
+    token = entries.get("password") or entries.get("token") or next(headers, "")
+    if token:
+        return token
     QgsMessageLog.logMessage(
         tr("The Hub token could not be read from the authentication configuration; CLIPPan continues without it."),
         "CLIPPan",
         Qgis.MessageLevel.Warning,
     )
     return ""
-
-
-def _loaded(authcfg: str, config: QgsAuthMethodConfig) -> tuple[bool, QgsAuthMethodConfig]:
-    answer = QgsApplication.authManager().loadAuthenticationConfig(authcfg, config, True)
-    return answer if isinstance(answer, tuple) else (answer, config)
 
 
 def _is_qgis(path: str) -> bool:

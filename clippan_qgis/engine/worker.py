@@ -108,21 +108,15 @@ class Worker:
             return self._process
         self.stop()
         feedback.pushDebugInfo(tr("Starting the engine. {python}", python=start.interpreter))
-        process = _Process(start)
-        self._process = process
+        process = self._process = _Process(start)
         try:
             engine = self._greet(process, feedback)
         except BaseException:
             _show_errors(process, feedback)
             self._drop()
             raise
-        feedback.pushDebugInfo(
-            tr(
-                "Engine {version} is running as process {number}",
-                version=engine.get("version"),
-                number=engine.get("pid"),
-            )
-        )
+        values = {"version": engine.get("version"), "number": engine.get("pid")}
+        feedback.pushDebugInfo(tr("Engine {version} is running as process {number}", **values))
         return process
 
     def _greet(self, process: _Process, feedback: Any) -> dict[str, Any]:
@@ -272,19 +266,19 @@ class _Process:
             self._popen.stdin.flush()
 
     def is_alive(self) -> bool:
-        """Whether the process runs."""
         return self._popen.poll() is None
 
     def kill(self) -> None:
-        """Ends the process at once."""
         with contextlib.suppress(OSError):
             self._popen.kill()
         with contextlib.suppress(OSError, ValueError):
             self._popen.stdin.close()
-        self._join()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(5)
+        for reader in self._readers:
+            reader.join(0.5)
 
     def end(self) -> None:
-        """Lets the process end by itself (end of input), then ends it."""
         self._ending = True
         with contextlib.suppress(OSError, ValueError):
             self._popen.stdin.close()
@@ -300,14 +294,7 @@ class _Process:
         return Message("signal {number}", number=-code) if code < 0 else Message("exit code {number}", number=code)
 
     def last_error(self) -> str:
-        """The last line that the process wrote to its error output."""
         return next((line.strip()[:200] for line in reversed(list(self.errors)) if line.strip()), "")
-
-    def _join(self) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(5)
-        for reader in self._readers:
-            reader.join(0.5)
 
     def _read_answers(self) -> None:
         with contextlib.suppress(OSError, ValueError), self._popen.stdout as stream:

@@ -70,7 +70,6 @@ class Guide:
         return complaint
 
     def clear(self) -> None:
-        """Marks nothing."""
         for band in (self._all, self._one):
             band.reset(Qgis.GeometryType.Polygon)
 
@@ -89,8 +88,7 @@ class Guide:
         return band
 
     def _load(self, raster: str) -> str:
-        """Adds a raster to the project that the project does not have; but once, for the user may remove it."""
-        if raster in self._loaded or is_loaded(raster):
+        if raster in self._loaded or is_loaded(raster):  # what the user has removed is not loaded again
             return ""
         plain = not raster.startswith("/vsi") and "*" not in raster  # files of single bands are one scene of that name
         if plain and Path(raster).is_absolute() and not Path(raster).exists():
@@ -122,7 +120,6 @@ def pixels(window: tuple[int, ...]) -> QgsRectangle:
 
 
 def is_loaded(raster: str) -> bool:
-    """Whether the project has a layer of this raster."""
     for layer in QgsProject.instance().mapLayers().values():
         if isinstance(layer, QgsRasterLayer):
             try:

@@ -13,7 +13,6 @@ from qgis.PyQt.QtWidgets import (
     QDialogButtonBox,
     QDoubleSpinBox,
     QFormLayout,
-    QLabel,
     QListWidget,
     QListWidgetItem,
     QSizePolicy,
@@ -28,6 +27,7 @@ from .. import connections, sources
 from ..i18n import tr
 from ..query import corners, crs_name
 from ..settings import Settings
+from .widgets import add_choice, wrapped_label
 
 _LAYER = Qt.ItemDataRole.UserRole
 SUFFIX = ".gpkg"
@@ -64,8 +64,7 @@ class IndexDialog(QDialog):
         self.model = QComboBox()
         self.model.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         for model in MODELS.values():
-            self.model.addItem(model.label, model.id)
-            self.model.setItemData(self.model.count() - 1, tr(model.notes), Qt.ItemDataRole.ToolTipRole)
+            add_choice(self.model, model.label, model.id, tr(model.notes))
         self.model.setCurrentIndex(max(self.model.findData(DEFAULT_MODEL), 0))
         self.place = QComboBox()
         self.place.addItem(tr("A file"), "")
@@ -77,12 +76,10 @@ class IndexDialog(QDialog):
         self.output.setConfirmOverwrite(False)  # nothing is overwritten: an index is brought up to date
         self.output.setFilter(f"{tr('GeoPackages')} (*{SUFFIX})")
         self.output.setFilePath(str(suggestion()))
-        self.note = QLabel()
-        self.note.setWordWrap(True)
-        self.buttons = QDialogButtonBox(
-            QDialogButtonBox.StandardButton.Ok | QDialogButtonBox.StandardButton.Cancel, parent=self
-        )
-        self.buttons.button(QDialogButtonBox.StandardButton.Ok).setText(tr("Build index"))
+        self.note = wrapped_label()
+        ok, cancel = QDialogButtonBox.StandardButton.Ok, QDialogButtonBox.StandardButton.Cancel
+        self.buttons = QDialogButtonBox(ok | cancel, parent=self)
+        self.buttons.button(ok).setText(tr("Build index"))
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
         form.addRow(tr("&Layers"), self.layers)
@@ -104,7 +101,6 @@ class IndexDialog(QDialog):
         self.resize(460, 400)
 
     def chosen(self) -> list[QgsRasterLayer]:
-        """The checked layers."""
         project = QgsProject.instance()
         items = map(self.layers.item, range(self.layers.count()))
         return [project.mapLayer(item.data(_LAYER)) for item in items if item.checkState() == Qt.CheckState.Checked]
@@ -143,13 +139,11 @@ class IndexDialog(QDialog):
             if self._path().parent == indexes_folder():
                 indexes_folder().mkdir(parents=True, exist_ok=True)
             request.validate()
+            super().accept()
         except ClippanError as error:
             self.note.setText(tr(error.message))
-            return
         except OSError as error:
             self.note.setText(str(error))
-            return
-        super().accept()
 
     def _path(self) -> Path:
         path = Path(self.output.filePath().strip())

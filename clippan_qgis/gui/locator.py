@@ -88,7 +88,6 @@ class Locator(QgsLocatorFilter):
             self._tell("CLIPPan", self._complaint, 0.0)
 
     def triggerResult(self, result):
-        """Flies to the place; in the main thread."""
         if result.userData:
             hit, found = result.userData
             self._guide.fly(hit, hits.crs(found))
@@ -141,7 +140,6 @@ class _Search(threading.Thread):
         _searches.discard(self)
 
     def cancel(self, at_once: bool = False) -> None:
-        """The result is not wanted any more."""
         self._cancelled = True
         if at_once:
             self._limit = 0.0

@@ -5,17 +5,7 @@ from __future__ import annotations
 from typing import Callable
 
 from qgis.PyQt.QtCore import Qt
-from qgis.PyQt.QtWidgets import (
-    QHBoxLayout,
-    QHeaderView,
-    QLabel,
-    QMessageBox,
-    QPushButton,
-    QTreeWidget,
-    QTreeWidgetItem,
-    QVBoxLayout,
-    QWidget,
-)
+from qgis.PyQt.QtWidgets import QHeaderView, QMessageBox, QTreeWidget, QTreeWidgetItem, QVBoxLayout, QWidget
 
 from clippan.catalogue.models import MODELS
 from clippan.core.messages import Message
@@ -24,6 +14,7 @@ from clippan.jobs import ListModelsRequest, ListModelsResult, RemoveModelRequest
 from ..i18n import tr
 from ..settings import Settings
 from .task import Jobs, Then
+from .widgets import push_button, side_by_side, wrapped_label
 
 _PLACES = {
     "shipped": Message("with the plugin"),
@@ -59,32 +50,27 @@ class ModelList(QWidget):
             self.tree.addTopLevelItem(item)
         for column in (1, 2):
             self.tree.resizeColumnToContents(column)
-        self.state = QLabel()
-        self.state.setWordWrap(True)
-        self.download = QPushButton(tr("Download…"))
-        self.remove = QPushButton(tr("Remove"))
-        self.refresh = QPushButton(tr("Refresh"))
-        buttons = QHBoxLayout()
-        for button in (self.download, self.remove, self.refresh):
-            buttons.addWidget(button)
-        buttons.addWidget(self.state, 1)
+        self.state = wrapped_label()
+        self.download = push_button(tr("Download…"))
+        self.remove = push_button(tr("Remove"))
+        self.reload = push_button(tr("Refresh"))
+        buttons = side_by_side(self.download, self.remove, self.reload, self.state)
+        buttons.layout().setStretch(3, 1)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.tree)
-        layout.addLayout(buttons)
+        layout.addWidget(buttons)
         self.tree.currentItemChanged.connect(lambda *_: self._enable())
         self.download.clicked.connect(self._download)
         self.remove.clicked.connect(self._remove)
-        self.refresh.clicked.connect(self.look)
+        self.reload.clicked.connect(self.refresh)
         self._jobs.changed.connect(self._enable)
         self._enable()
 
-    def look(self) -> None:
-        """Asks the engine what is on this machine."""
+    def refresh(self) -> None:
         self._ask(ListModelsRequest(), self._show)
 
     def selected(self) -> str:
-        """The id of the selected model; empty if none is."""
         item = self.tree.currentItem()
         return item.data(0, _ID) if item else ""
 
@@ -93,16 +79,16 @@ class ModelList(QWidget):
         self._jobs.ask(tr("CLIPPan models"), request, then, self.state.setText)
 
     def _show(self, result: ListModelsResult) -> None:
-        found = {row.id: row for row in result.models}
+        found = {model.id: model for model in result.models}
         for number in range(self.tree.topLevelItemCount()):
             item = self.tree.topLevelItem(number)
-            row = found.get(item.data(0, _ID))
-            place = row.place if row else ""
+            model = found.get(item.data(0, _ID))
+            place = model.place if model else ""
             item.setData(0, _PLACE, place)
             item.setText(3, tr(_PLACES.get(place, place)))
             if place:
-                item.setText(1, f"{row.size / 1e6:.0f} MB")
-                item.setToolTip(3, row.path)
+                item.setText(1, f"{model.size / 1e6:.0f} MB")
+                item.setToolTip(3, model.path)
         self.state.setText(tr("{size:.0f} MB in {folder}", size=result.size / 1e6, folder=result.folder))
         self._enable()
 
@@ -111,7 +97,7 @@ class ModelList(QWidget):
         place = item.data(0, _PLACE) if item else None
         self.download.setEnabled(free and item is not None and not place)
         self.remove.setEnabled(free and place == "cache")
-        self.refresh.setEnabled(free)
+        self.reload.setEnabled(free)
 
     def _download(self) -> None:
         import processing
@@ -119,12 +105,11 @@ class ModelList(QWidget):
         self._save()  # the algorithm obeys the folders and the token that are shown here
         dialog = processing.createAlgorithmDialog("clippan:downloadmodel", {"MODEL": self.selected()})
         if dialog is not None:
-            dialog.finished.connect(self.look)
+            dialog.finished.connect(self.refresh)
             dialog.show()
 
     def _remove(self) -> None:
         name = self.selected()
-        yes, no = QMessageBox.StandardButton.Yes, QMessageBox.StandardButton.No
         question = tr("Remove {model} from this machine? It can be downloaded again.", model=MODELS[name].label)
-        if QMessageBox.question(self, tr("Remove model"), question, yes | no) == yes:
-            self._ask(RemoveModelRequest(model=name), lambda _: self.look())
+        if QMessageBox.question(self, tr("Remove model"), question) == QMessageBox.StandardButton.Yes:
+            self._ask(RemoveModelRequest(model=name), lambda _: self.refresh())

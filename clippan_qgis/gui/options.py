@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from typing import Optional
 
-from qgis.gui import (
-    QgsAuthConfigSelect,
-    QgsFileWidget,
-    QgsOptionsPageWidget,
-    QgsOptionsWidgetFactory,
-)
+from qgis.gui import QgsAuthConfigSelect, QgsFileWidget, QgsOptionsPageWidget, QgsOptionsWidgetFactory
 from qgis.PyQt.QtGui import QFontDatabase, QGuiApplication, QIcon
 from qgis.PyQt.QtWidgets import (
     QComboBox,
     QFormLayout,
     QGroupBox,
-    QHBoxLayout,
-    QLabel,
     QLineEdit,
     QPlainTextEdit,
-    QPushButton,
     QVBoxLayout,
+    QWidget,
 )
 
 from clippan.core.errors import ClippanError
@@ -32,11 +25,10 @@ from ..i18n import tr
 from ..settings import Settings, default_cache
 from .models import ModelList
 from .task import Jobs
+from .widgets import push_button, side_by_side, wrapped_label
 
 
 class OptionsFactory(QgsOptionsWidgetFactory):
-    """Adds the page to QGIS's options."""
-
     def __init__(self):
         super().__init__()
         self.setTitle("CLIPPan")
@@ -64,9 +56,13 @@ class OptionsPage(QgsOptionsPageWidget):
         self.endpoint = QLineEdit()
         self.endpoint.setPlaceholderText("https://huggingface.co")
         self.authcfg = QgsAuthConfigSelect()
-        self.check = QPushButton(tr("Check engine"))
-        self.setup = QPushButton(tr("Set up engine…"))
-        self.copy = QPushButton(tr("Copy report"))
+        self.check = push_button(tr("Check engine"))
+        tip = tr(
+            "Creates an environment with PyTorch, based on QGIS's own Python. You are asked for confirmation first."
+        )
+        self.setup = push_button(tr("Set up engine…"), tip)
+        tip = tr("Copies the report, for pasting into an issue. It contains no confidential information.")
+        self.copy = push_button(tr("Copy report"), tip)
         self.copy.setEnabled(False)
         self.report = QPlainTextEdit()
         self.report.setReadOnly(True)
@@ -77,7 +73,6 @@ class OptionsPage(QgsOptionsPageWidget):
         )
         self.models = ModelList(self.settings, self.apply)
         self._jobs = Jobs(self, settings=self.settings)
-        self._explain()
         self._arrange()
         self.check.clicked.connect(self._check)
         self.setup.clicked.connect(self._set_up)
@@ -85,7 +80,6 @@ class OptionsPage(QgsOptionsPageWidget):
         self.show_settings(settings or Settings.read())
 
     def show_settings(self, settings: Settings) -> None:
-        """Fills the page."""
         self.python.setFilePath(settings.python)
         self.device.setCurrentIndex(max(self.device.findData(settings.device), 0))
         self.cache.setFilePath(settings.cache)
@@ -94,7 +88,6 @@ class OptionsPage(QgsOptionsPageWidget):
         self.authcfg.setConfigId(settings.authcfg)
 
     def settings(self) -> Settings:
-        """What the page shows."""
         return Settings(
             python=self.python.filePath().strip(),
             device=self.device.currentData(),
@@ -113,63 +106,45 @@ class OptionsPage(QgsOptionsPageWidget):
         super().showEvent(event)
         if not self._looked:
             self._looked = True
-            self.models.look()
+            self.models.refresh()
 
-    def _explain(self) -> None:
-        self.python.setToolTip(
+    def _arrange(self) -> None:
+        engine = _Form(tr("Engine"))
+        engine.add(
+            tr("Engine Python"),
+            self.python,
             tr(
                 "A Python with PyTorch and GDAL that runs the engine, or the folder of its environment. Leave it "
                 "empty to use the environment created by “Set up engine”."
-            )
+            ),
         )
-        self.device.setToolTip(tr("The device that “auto” uses in the algorithms."))
-        self.cache.setToolTip(
-            tr("The folder for the engine's environment and for downloaded models. It can take several gigabytes.")
-        )
-        self.offline.setToolTip(tr("A folder with model files, for machines without network access."))
-        self.endpoint.setToolTip(tr("The address of a mirror of the Hugging Face Hub."))
-        self.authcfg.setToolTip(
+        engine.add(tr("Device"), self.device, tr("The device that “auto” uses in the algorithms."))
+        tip = tr("The folder for the engine's environment and for downloaded models. It can take several gigabytes.")
+        engine.add(tr("Cache folder"), self.cache, tip)
+        buttons = side_by_side(self.check, self.setup, QWidget(), self.copy)
+        buttons.layout().setStretch(2, 1)
+        engine.rows.addRow(buttons)
+        engine.rows.addRow(self.report)
+        models = _Form(tr("Models"))
+        tip = tr("A folder with model files, for machines without network access.")
+        models.add(tr("Offline folder"), self.offline, tip)
+        models.add(tr("Hub address"), self.endpoint, tr("The address of a mirror of the Hugging Face Hub."))
+        models.add(
+            tr("Hub token"),
+            self.authcfg,
             tr(
                 "The access token for the Hub: a “Basic” authentication configuration with the token as its "
                 "password. Public models need no token."
-            )
+            ),
         )
-        self.copy.setToolTip(
-            tr("Copies the report, for pasting into an issue. It contains no confidential information.")
+        models.rows.addRow(self.models)
+        note = tr(
+            "The engine runs in a separate process with its own Python, so that it does not affect QGIS or "
+            "other plugins."
         )
-        self.setup.setToolTip(
-            tr("Creates an environment with PyTorch, based on QGIS's own Python. You are asked for confirmation first.")
-        )
-
-    def _arrange(self) -> None:
-        engine = QGroupBox(tr("Engine"))
-        form = _form(engine)
-        form.addRow(tr("Engine Python"), self.python)
-        form.addRow(tr("Device"), self.device)
-        form.addRow(tr("Cache folder"), self.cache)
-        buttons = QHBoxLayout()
-        buttons.addWidget(self.check)
-        buttons.addWidget(self.setup)
-        buttons.addStretch()
-        buttons.addWidget(self.copy)
-        form.addRow(buttons)
-        form.addRow(self.report)
-        models = QGroupBox(tr("Models"))
-        form = _form(models)
-        form.addRow(tr("Offline folder"), self.offline)
-        form.addRow(tr("Hub address"), self.endpoint)
-        form.addRow(tr("Hub token"), self.authcfg)
-        form.addRow(self.models)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        note = QLabel(
-            tr(
-                "The engine runs in a separate process with its own Python, so that it does not affect QGIS or "
-                "other plugins."
-            )
-        )
-        note.setWordWrap(True)
-        layout.addWidget(note)
+        layout.addWidget(wrapped_label(note))
         layout.addWidget(engine, 1)
         layout.addWidget(models)
 
@@ -210,7 +185,12 @@ def _file(placeholder: str, mode) -> QgsFileWidget:
     return widget
 
 
-def _form(group: QGroupBox) -> QFormLayout:
-    form = QFormLayout(group)
-    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
-    return form
+class _Form(QGroupBox):
+    def __init__(self, title: str):
+        super().__init__(title)
+        self.rows = QFormLayout(self)
+        self.rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
+
+    def add(self, label: str, widget: QWidget, tip: str) -> None:
+        widget.setToolTip(tip)
+        self.rows.addRow(label, widget)

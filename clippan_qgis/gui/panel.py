@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from qgis.core import QgsApplication
 from qgis.gui import QgsDockWidget
 from qgis.PyQt.QtCore import QSize, Qt
-from qgis.PyQt.QtGui import QIcon
 from qgis.PyQt.QtWidgets import (
     QComboBox,
     QGridLayout,
-    QHBoxLayout,
     QLabel,
     QLineEdit,
     QMenu,
     QProgressBar,
-    QPushButton,
     QSizePolicy,
     QSpinBox,
     QToolButton,
@@ -25,6 +21,7 @@ from qgis.PyQt.QtWidgets import (
 from ..i18n import tr
 from .prompt import Prompt
 from .results import ResultList
+from .widgets import push_button, side_by_side, tool_button, wrapped_label
 
 EVERYTHING, VIEW, LAYERS = "everything", "view", "layers"
 
@@ -51,7 +48,9 @@ class Panel(QgsDockWidget):
         self.make = self.menu.addAction(tr("&New index from layers…"))
         self.menu.addSeparator()
         self.forget = self.menu.addAction(tr("&Remove from this list"))
-        self.more = _tool("mActionAdd.svg", tr("Open or build an index"))
+        self.more = tool_button("mActionAdd.svg", tr("Open or build an index"))
+        self.more.setIconSize(QSize(16, 16))
+        self.more.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.more.setMenu(self.menu)
         self.more.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         self.prompt = Prompt()
@@ -62,7 +61,7 @@ class Panel(QgsDockWidget):
                 "minus sign: “harbour -ships”."
             )
         )
-        self.button = QPushButton(tr("Search"))
+        self.button = push_button(tr("Search"))
         self.without = QLineEdit()
         self.without.setPlaceholderText(tr("nothing"))
         self.without.setClearButtonEnabled(True)
@@ -86,66 +85,56 @@ class Panel(QgsDockWidget):
         self.least.setSuffix(" %")
         self.least.setPrefix("≥ ")
         self.least.setToolTip(tr("Minimum confidence of the places"))
-        self.point = QPushButton(icon("mActionIdentify.svg"), tr("A poi&nt"))
+        tip = tr("Click a place on the map to find others like it")
+        self.point = push_button(tr("A poi&nt"), tip, "mActionIdentify.svg")
         self.point.setCheckable(True)
-        self.point.setToolTip(tr("Click a place on the map to find others like it"))
-        self.picture = QPushButton(icon("mActionAddImage.svg"), tr("A pict&ure…"))
-        self.picture.setToolTip(
-            tr("Find places like the one in a picture file, which can also be dropped on this panel")
-        )
-        self.welcome = QLabel(
+        tip = tr("Find places like the one in a picture file, which can also be dropped on this panel")
+        self.picture = push_button(tr("A pict&ure…"), tip, "mActionAddImage.svg")
+        self.welcome = wrapped_label(
             tr(
                 "Index your rasters once. Then type what you look for, such as “beach”, and fly to the places that "
                 "show it."
             )
         )
-        self.welcome.setWordWrap(True)
         self.welcome.setMargin(12)
-        self.first = QPushButton(tr("New inde&x from layers…"))
-        self.examples = QLabel()
-        self.examples.setWordWrap(True)
-        self.reset = QPushButton(tr("Reset"))
-        self.reset.setToolTip(tr("Search without these examples"))
+        self.first = push_button(tr("New inde&x from layers…"))
+        self.examples = wrapped_label()
+        self.reset = push_button(tr("Reset"), tr("Search without these examples"))
         self.results = ResultList()
-        self.good = QPushButton(tr("More li&ke this"))
-        self.good.setToolTip(
-            tr("The selected result is what you are looking for: search again with it as a good example (key +)")
-        )
-        self.bad = QPushButton(tr("Less like this"))
-        self.bad.setToolTip(
-            tr("The selected result is not what you are looking for: search again with it as a bad example (key −)")
-        )
-        self.save = QPushButton(icon("mActionAddOgrLayer.svg"), tr("Save as la&yer"))
-        self.save.setToolTip(tr("Adds the results to the project as polygons"))
-        self.heat = QPushButton(icon("mActionAddRasterLayer.svg"), tr("He&at map"))
-        self.heat.setToolTip(tr("Adds a raster layer that shows the confidence everywhere"))
+        tip = tr("The selected result is what you are looking for: search again with it as a good example (key +)")
+        self.good = push_button(tr("More li&ke this"), tip)
+        tip = tr("The selected result is not what you are looking for: search again with it as a bad example (key −)")
+        self.bad = push_button(tr("Less like this"), tip)
+        tip = tr("Adds the results to the project as polygons")
+        self.save = push_button(tr("Save as la&yer"), tip, "mActionAddOgrLayer.svg")
+        tip = tr("Adds a raster layer that shows the confidence everywhere")
+        self.heat = push_button(tr("He&at map"), tip, "mActionAddRasterLayer.svg")
         self.bar = QProgressBar()
         self.bar.setMaximumHeight(18)
-        self.cancel = QPushButton(tr("Cancel"))
-        self.message = QLabel()
+        self.cancel = push_button(tr("Cancel"))
+        self.message = wrapped_label()
         self.message.setTextFormat(Qt.TextFormat.PlainText)
-        self.message.setWordWrap(True)
         self.message.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
 
     def _arrange(self) -> None:
         grid = QGridLayout()
         grid.setColumnStretch(1, 1)
         rows = (
-            (tr("&Index"), self.index, _row(self.index, self.more)),
-            (tr("&Find"), self.prompt, _row(self.prompt, self.button)),
+            (tr("&Index"), self.index, side_by_side(self.index, self.more)),
+            (tr("&Find"), self.prompt, side_by_side(self.prompt, self.button)),
             (tr("Wi&thout"), self.without, self.without),
             (tr("Where"), self.scope, self.scope),
-            (tr("Show"), self.top, _row(self.top, self.least)),
-            (tr("Or like"), self.point, _row(self.point, self.picture)),
+            (tr("Show"), self.top, side_by_side(self.top, self.least)),
+            (tr("Or like"), self.point, side_by_side(self.point, self.picture)),
         )
-        for number, (text, field, row) in enumerate(rows):
+        for number, (text, field, content) in enumerate(rows):
             label = QLabel(text)
             label.setBuddy(field)
             grid.addWidget(label, number, 0)
-            grid.addWidget(row, number, 1)
-        self.force = _row(self.examples, self.reset)
+            grid.addWidget(content, number, 1)
+        self.force = side_by_side(self.examples, self.reset)
         self.force.layout().setStretch(0, 1)
-        self.progress = _row(self.bar, self.cancel)
+        self.progress = side_by_side(self.bar, self.cancel)
         self.start = QWidget()
         start = QVBoxLayout(self.start)
         start.addStretch()
@@ -160,8 +149,8 @@ class Panel(QgsDockWidget):
         layout.addWidget(self.force)
         layout.addWidget(self.start, 1)
         layout.addWidget(self.results, 1)
-        layout.addWidget(_row(self.good, self.bad))
-        layout.addWidget(_row(self.save, self.heat))
+        layout.addWidget(side_by_side(self.good, self.bad))
+        layout.addWidget(side_by_side(self.save, self.heat))
         layout.addWidget(self.progress)
         layout.addWidget(self.message)
         self.setWidget(content)
@@ -170,27 +159,3 @@ class Panel(QgsDockWidget):
         order += [self.index, self.more]
         for one, next_one in zip(order, order[1:]):
             QWidget.setTabOrder(one, next_one)
-
-
-def _row(*widgets: QWidget) -> QWidget:
-    row = QWidget()
-    layout = QHBoxLayout(row)
-    layout.setContentsMargins(0, 0, 0, 0)
-    for widget in widgets:
-        layout.addWidget(widget)
-    return row
-
-
-def icon(name: str) -> QIcon:
-    """An icon of QGIS's theme."""
-    return QgsApplication.getThemeIcon(name)
-
-
-def _tool(name: str, tip: str) -> QToolButton:
-    button = QToolButton()
-    button.setIcon(icon(name))
-    button.setIconSize(QSize(16, 16))
-    button.setToolTip(tip)
-    button.setAccessibleName(tip)
-    button.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
-    return button

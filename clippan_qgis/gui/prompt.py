@@ -21,7 +21,6 @@ class Prompt(QLineEdit):
         self.setCompleter(_Completer(suggestions(), self))
 
     def remember(self) -> None:
-        """Keeps what is typed for the next time."""
         text = self.text().strip()
         if text:
             Recent.read().with_prompt(text).write()
@@ -29,8 +28,6 @@ class Prompt(QLineEdit):
 
 
 class _Completer(QCompleter):
-    """Completes the last of several texts."""
-
     def __init__(self, texts: list[str], parent):
         super().__init__(texts, parent)
         self.setCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)

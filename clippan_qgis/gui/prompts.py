@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
-from qgis.core import QgsApplication
 from qgis.gui import QgsColorButton, QgsFilterLineEdit, QgsProcessingGui
 from qgis.PyQt.QtCore import QSignalBlocker, Qt, pyqtSignal
 from qgis.PyQt.QtGui import QColor
@@ -19,7 +18,6 @@ from qgis.PyQt.QtWidgets import (
     QFileDialog,
     QHBoxLayout,
     QHeaderView,
-    QLabel,
     QMenu,
     QMessageBox,
     QPlainTextEdit,
@@ -38,6 +36,7 @@ from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 
 from ..i18n import tr
+from .widgets import side_by_side, tool_button, wrapped_label
 from .wrapper import Wrapper
 
 FIRST = "landcover"  # the preset that a dialog starts with
@@ -79,20 +78,16 @@ class PromptTableEditor(QWidget):
         self.pages = QStackedWidget()
         self.pages.addWidget(self.rows)
         self.pages.addWidget(self.text)
-        self.note = QLabel()
-        self.note.setWordWrap(True)
-        buttons = QHBoxLayout()
-        buttons.setSpacing(2)
-        self.add = _button("symbologyAdd.svg", tr("Add a class"), self.rows.add)
-        self.remove = _button("symbologyRemove.svg", tr("Remove the selected classes"), self.rows.remove)
-        self.up = _button("mActionArrowUp.svg", tr("Move up"), lambda: self.rows.move(-1))
-        self.down = _button("mActionArrowDown.svg", tr("Move down"), lambda: self.rows.move(1))
-        self.open = _button("mActionFileOpen.svg", tr("Open a prompt table…"), self._open)
-        self.save = _button("mActionFileSave.svg", tr("Save the prompt table…"), self._save)
+        self.note = wrapped_label()
+        self.add = tool_button("symbologyAdd.svg", tr("Add a class"))
+        self.remove = tool_button("symbologyRemove.svg", tr("Remove the selected classes"))
+        self.up = tool_button("mActionArrowUp.svg", tr("Move up"))
+        self.down = tool_button("mActionArrowDown.svg", tr("Move down"))
+        self.open = tool_button("mActionFileOpen.svg", tr("Open a prompt table…"))
+        self.save = tool_button("mActionFileSave.svg", tr("Save the prompt table…"))
         self.presets = QToolButton()
         self.presets.setText(tr("Presets"))
         self.presets.setToolTip(tr("Tables that come with CLIPPan"))
-        self.presets.setAutoRaise(True)
         self.presets.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         menu = QMenu(self.presets)
         for label, table in preset_tables().values():
@@ -102,18 +97,26 @@ class PromptTableEditor(QWidget):
         self.as_text.setText(tr("As text"))
         self.as_text.setToolTip(tr("Shows the table in the text form that scripts, models and the command line use"))
         self.as_text.setCheckable(True)
-        self.as_text.setAutoRaise(True)
-        for button in (self.add, self.remove, self.up, self.down):
-            buttons.addWidget(button)
-        buttons.addStretch()
-        for button in (self.presets, self.open, self.save, self.as_text):
-            buttons.addWidget(button)
+        buttons = side_by_side(
+            *(self.add, self.remove, self.up, self.down, QWidget()),
+            *(self.presets, self.open, self.save, self.as_text),
+        )
+        buttons.layout().setSpacing(2)
+        buttons.layout().setStretch(4, 1)
+        for button in buttons.findChildren(QToolButton):
+            button.setAutoRaise(True)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(2)
         layout.addWidget(self.pages)
-        layout.addLayout(buttons)
+        layout.addWidget(buttons)
         layout.addWidget(self.note)
+        self.add.clicked.connect(self.rows.add)
+        self.remove.clicked.connect(self.rows.remove)
+        self.up.clicked.connect(lambda: self.rows.move(-1))
+        self.down.clicked.connect(lambda: self.rows.move(1))
+        self.open.clicked.connect(self._open)
+        self.save.clicked.connect(self._save)
         self.rows.changed.connect(self._changed)
         self.text.textChanged.connect(self._changed)
         self.as_text.toggled.connect(self._turn)
@@ -121,9 +124,7 @@ class PromptTableEditor(QWidget):
 
     def value(self) -> str:
         """The table as text: plain if that holds all of it, else JSON; in the state of text, what is typed."""
-        if self.as_text.isChecked():
-            return self.text.toPlainText().strip()
-        return self._written()
+        return self.text.toPlainText().strip() if self.as_text.isChecked() else self._written()
 
     def set_value(self, value: str) -> None:
         """Shows a table; what cannot be one, and what lies in a file, stays text."""
@@ -193,10 +194,9 @@ class PromptTableEditor(QWidget):
         return tr("{count} classes.", count=len(table.classes))
 
     def _replace(self, table: PromptTable) -> None:
-        yes, no = QMessageBox.StandardButton.Yes, QMessageBox.StandardButton.No
         if self.value() not in ("", self._filled):
             question = tr("Replace the classes that you have entered?")
-            if QMessageBox.question(self, tr("Prompt table"), question, yes | no) != yes:
+            if QMessageBox.question(self, tr("Prompt table"), question) != QMessageBox.StandardButton.Yes:
                 return
         self._fill(table)
         self._filled = self.value()
@@ -205,25 +205,19 @@ class PromptTableEditor(QWidget):
         path, _ = QFileDialog.getOpenFileName(
             self, tr("Open a prompt table"), "", f"{tr('Prompt tables')} (*.json *.txt *.csv)"
         )
-        if not path:
-            return
         try:
-            self._replace(parse_prompts(path))
+            if path:
+                self._replace(parse_prompts(path))
         except ClippanError as error:
             self.note.setText(tr(error.message))
 
     def _save(self) -> None:
+        title, files = tr("Save the prompt table"), f"{tr('Prompt tables')} (*.json)"
         try:
             table = parse_prompts(self.value())
-        except ClippanError as error:
-            self.note.setText(tr(error.message))
-            return
-        path, _ = QFileDialog.getSaveFileName(self, tr("Save the prompt table"), "", f"{tr('Prompt tables')} (*.json)")
-        if not path:
-            return
-        path = path if path.lower().endswith(".json") else f"{path}.json"
-        try:
-            save_prompts(table.with_colours(), path)
+            path, _ = QFileDialog.getSaveFileName(self, title, "", files)
+            if path:
+                save_prompts(table.with_colours(), path if path.lower().endswith(".json") else f"{path}.json")
         except ClippanError as error:
             self.note.setText(tr(error.message))
 
@@ -257,8 +251,7 @@ class _Rows(QTableWidget):
         self.itemChanged.connect(lambda _: self._edited())
 
     def classes(self) -> tuple[ClassPrompt, ...]:
-        """What is typed; rows without any words are left out."""
-        return tuple(prompt for prompt in self._prompts() if not _is_blank(prompt))
+        return tuple(prompt for prompt in self._prompts() if prompt.name or prompt.synonyms or prompt.descriptions)
 
     def fill(self, table: PromptTable) -> None:
         """Shows the classes of a table. Colours that they would have anyway are nobody's choice."""
@@ -271,27 +264,24 @@ class _Rows(QTableWidget):
         )
 
     def add(self) -> None:
-        """A new row below the current one, ready to be typed in."""
         prompts = self._prompts()
         row = self.currentRow() + 1 or len(prompts)
         self._show([*prompts[:row], ClassPrompt(""), *prompts[row:]], row)
         self.editItem(self.item(row, _NAME))
 
     def remove(self) -> None:
-        """Takes away the selected rows."""
         rows = {index.row() for index in self.selectedIndexes()}
         if rows:
             self._show([prompt for row, prompt in enumerate(self._prompts()) if row not in rows], min(rows))
 
     def move(self, step: int) -> None:
-        """Moves the current row up or down."""
         prompts, row = self._prompts(), self.currentRow()
         if row >= 0 and 0 <= row + step < len(prompts):
             prompts.insert(row + step, prompts.pop(row))
             self._show(prompts, row + step)
 
     def _prompts(self) -> list[ClassPrompt]:
-        return [self._prompt(row) for row in range(self.rowCount())]
+        return list(map(self._prompt, range(self.rowCount())))
 
     def _prompt(self, row: int) -> ClassPrompt:
         name, synonyms, descriptions = (self.item(row, column).text() for column in (_NAME, _SYNONYMS, _DESCRIPTIONS))
@@ -375,7 +365,6 @@ class PromptLine(QWidget):
         self.button.clicked.connect(self._edit)
 
     def value(self) -> str:
-        """What is typed."""
         return self.line.text().strip()
 
     def set_value(self, value: str) -> None:
@@ -391,15 +380,12 @@ class PromptLine(QWidget):
 
 
 class PromptDialog(QDialog):
-    """A window with the table."""
-
     def __init__(self, value: str, parent: Optional[QWidget] = None):
         super().__init__(parent)
         self.setWindowTitle(tr("Classes"))
         self.table = PromptTableEditor()
         self.table.set_value(value)
-        ok, cancel = QDialogButtonBox.StandardButton.Ok, QDialogButtonBox.StandardButton.Cancel
-        buttons = QDialogButtonBox(ok | cancel)
+        buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Ok | QDialogButtonBox.StandardButton.Cancel)
         buttons.accepted.connect(self.accept)
         buttons.rejected.connect(self.reject)
         layout = QVBoxLayout(self)
@@ -418,11 +404,7 @@ class PromptsWidget(Wrapper):
             self._editor = PromptTableEditor()
             self._editor.set_value(preset_tables()[FIRST][1].text())
         self._editor.changed.connect(lambda: self.widgetValueHasChanged.emit(self))
-        box = QWidget()
-        layout = QVBoxLayout(box)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self._editor)
-        return box
+        return side_by_side(self._editor)
 
     def setWidgetValue(self, value, context):
         if value:  # a new dialog, in which nothing was chosen, keeps the first preset
@@ -432,18 +414,5 @@ class PromptsWidget(Wrapper):
         return self._editor.value()
 
 
-def _button(icon: str, tip: str, call) -> QToolButton:
-    button = QToolButton()
-    button.setIcon(QgsApplication.getThemeIcon(f"/{icon}"))
-    button.setToolTip(tip)
-    button.setAutoRaise(True)
-    button.clicked.connect(lambda _: call())
-    return button
-
-
 def _parts(text: str, mark: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for part in (" ".join(item.split()) for item in text.split(mark)) if part))
-
-
-def _is_blank(prompt: ClassPrompt) -> bool:
-    return not (prompt.name or prompt.synonyms or prompt.descriptions)

@@ -50,7 +50,6 @@ class ResultList(QListWidget):
         self.itemClicked.connect(lambda item: self.chosen.emit(item.data(_HIT)))
 
     def paintEvent(self, event):
-        """An empty list says what it is for."""
         super().paintEvent(event)
         if not self.count():
             painter = QPainter(self.viewport())
@@ -77,14 +76,12 @@ class ResultList(QListWidget):
         self.setCurrentRow(min(row, self.count() - 1))
 
     def show_pictures(self, files: Mapping[str, str]) -> None:
-        """Shows the pictures of tiles, by their ids."""
         for item in map(self.item, range(self.count())):
             file = files.get(str(item.data(_HIT).tile))
             if file:
                 item.setData(Qt.ItemDataRole.DecorationRole, QPixmap(file))
 
     def hit(self) -> Optional[Hit]:
-        """The selected one."""
         item = self.currentItem()
         return item.data(_HIT) if item else None
 
@@ -112,12 +109,10 @@ class ResultList(QListWidget):
 
 
 def percent(hit: Hit) -> str:
-    """The confidence as analysts read it."""
     return f"{100 * hit.confidence:.0f} %"
 
 
 def name(hit: Hit) -> str:
-    """The raster's short name."""
     return Path(hit.raster).name or hit.raster
 
 

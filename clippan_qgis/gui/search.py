@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from qgis.core import QgsProcessingUtils, QgsProject, QgsRasterLayer, QgsReferencedPointXY
 from qgis.gui import QgsMapToolEmitPoint
@@ -33,8 +34,9 @@ from ..query import Query, corners, parse, split
 from ..settings import Recent, Settings
 from .guide import Guide
 from .index import IndexDialog
-from .panel import LAYERS, VIEW, Panel, icon
+from .panel import LAYERS, VIEW, Panel
 from .task import Jobs
+from .widgets import add_choice, theme_icon
 
 BATCH = 4  # pictures are asked for by so many, so that a search never waits long for its turn
 PATIENCE = 400  # milliseconds after the last turn of a wheel
@@ -57,6 +59,7 @@ class SearchDock(Panel):
         self._tool = QgsMapToolEmitPoint(self._canvas)
         self._former_tool = None
         self._jobs, self._questions, self._pictures = Jobs(self), Jobs(self, True), Jobs(self, True)
+        self._say = self.message.setText
         self._soon = QTimer(self)
         self._soon.setSingleShot(True)
         self._connect()
@@ -109,9 +112,6 @@ class SearchDock(Panel):
         self.examples.setText(self._query.examples)
         self.force.setVisible(bool(self._query.examples))
 
-    def _say(self, text: str) -> None:
-        self.message.setText(text)
-
     def showEvent(self, event):
         """The prompt takes the keys; the index is looked at once it is seen."""
         super().showEvent(event)
@@ -134,10 +134,10 @@ class SearchDock(Panel):
         recent = Recent.read()
         self.index.clear()
         for file in recent.indexes:
-            self.index.addItem(icon("mIconGeopackage.svg"), Path(file).stem, file)
-            self.index.setItemData(self.index.count() - 1, file, Qt.ItemDataRole.ToolTipRole)
+            add_choice(self.index, Path(file).stem, file, file)
+            self.index.setItemIcon(self.index.count() - 1, theme_icon("mIconGeopackage.svg"))
         for key, label in connections.catalogues().items():
-            self.index.addItem(icon("mIconPostgis.svg"), tr("Catalogue: {name}", name=label), key)
+            self.index.addItem(theme_icon("mIconPostgis.svg"), tr("Catalogue: {name}", name=label), key)
         if not self.index.count():
             self.index.addItem(tr("None yet"), "")
         self.index.setCurrentIndex(self.index.findData(recent.index))
@@ -159,13 +159,12 @@ class SearchDock(Panel):
         index = Recent.read().index
         if not index:
             return
-        try:
-            request = AboutIndexRequest(index=connections.address(index))
-        except ClippanError as error:
-            self._say(tr(error.message))
-            return
-        title = tr("Reading the index")
-        self._questions.ask(title, request, lambda result: self._looked(result, note), self._say)
+        self._ask(
+            self._questions,
+            tr("Reading the index"),
+            lambda: AboutIndexRequest(index=connections.address(index)),
+            lambda result: self._looked(result, note),
+        )
 
     def _looked(self, index: AboutIndexResult, note: str) -> None:
         values = {"tiles": index.tiles, "rasters": index.rasters, "model": index.label}
@@ -195,9 +194,8 @@ class SearchDock(Panel):
         dialog.deleteLater()
 
     def build(self, request: IndexRequest, index: str) -> None:
-        """Makes an index, which is a file or a catalogue, and searches it from then on."""
         self._say(tr("Building the index…"))
-        self._ask(tr("Building an index"), request, lambda result: self._built(index, result))
+        self._jobs.ask(tr("Building an index"), request, partial(self._built, index), self._say)
 
     def _built(self, index: str, result: IndexResult) -> None:
         self._clear()
@@ -206,7 +204,6 @@ class SearchDock(Panel):
     # What to search for.
 
     def search(self) -> None:
-        """Searches for what is typed, like and unlike what was shown."""
         text, without = parse(self.prompt.text())
         query = self._query.with_text(text, without + split(self.without.text()))
         if query.is_empty:
@@ -221,7 +218,6 @@ class SearchDock(Panel):
         self._example(Query(at=QgsReferencedPointXY(point, crs)))
 
     def search_like(self, picture: str) -> None:
-        """Searches for places like those in a picture file."""
         self._example(Query(images=(picture,)))
 
     def judge(self, good: bool) -> None:
@@ -254,18 +250,18 @@ class SearchDock(Panel):
             self.search()
 
     def _start(self, query: Query) -> None:
+        if self._ask(self._jobs, tr("Searching"), partial(self._request, query), partial(self._found, query)):
+            self._query = query
+            self._enable()
+
+    def _ask(self, jobs: Jobs, title: str, make: Callable[[], Request], then: Callable[[Any], None]) -> bool:
+        """Makes a request and has the engine do it; says why if it cannot be made."""
         try:
-            request = self._request(query)
+            jobs.ask(title, make(), then, self._say)
         except ClippanError as error:
             self._say(tr(error.message))
-            return
-        self._query = query
-        self._enable()
-        self._ask(tr("Searching"), request, lambda result: self._found(query, result))
-
-    def _ask(self, title: str, request: Request, then) -> None:
-        self.bar.setValue(0)
-        self._jobs.ask(title, request, then, self._say)
+            return False
+        return True
 
     def _request(self, query: Query, heatmap: str = "") -> SearchRequest:
         index = Recent.read().index
@@ -343,12 +339,8 @@ class SearchDock(Panel):
     def _heat(self) -> None:
         name = tr("Heat map: {query}", query=self._found_query.name)
         file = QgsProcessingUtils.generateTempFilename("heat_map.tif")
-        try:
-            request = self._request(self._found_query, file)
-        except ClippanError as error:
-            self._say(tr(error.message))
-            return
-        self._ask(tr("Drawing a heat map"), request, lambda result: self._heated(name, result))
+        make = partial(self._request, self._found_query, file)
+        self._ask(self._jobs, tr("Drawing a heat map"), make, partial(self._heated, name))
 
     def _heated(self, name: str, result: SearchResult) -> None:
         layer = QgsRasterLayer(result.heatmap, name, "gdal")
@@ -377,12 +369,10 @@ class SearchDock(Panel):
             self.search_like(file)
 
     def dragEnterEvent(self, event):
-        """Takes a picture file."""
         if _dropped(event):
             event.acceptProposedAction()
 
     def dropEvent(self, event):
-        """Searches for places like those in the picture."""
         event.acceptProposedAction()
         self.search_like(_dropped(event))
 

@@ -42,13 +42,7 @@ _running: set[_Task] = set()
 
 
 class _Task(QgsTask):
-    """Runs a request in the engine; it is cancelled in the panel that shows its progress, or in the status bar.
-
-    Attributes:
-        feedback: where the job reports to.
-        result: of the job, once it has succeeded; else None.
-        failure: what went wrong, in one sentence, once it has failed; else empty.
-    """
+    """Runs a request in the engine; it is cancelled in the panel that shows its progress, or in the status bar."""
 
     def __init__(self, job: _Job, launch: worker.Launch, hidden: bool):
         flags = QgsTask.Flag.CanCancel | QgsTask.Flag.Silent
@@ -109,7 +103,6 @@ class Jobs(QObject):
 
     @property
     def is_busy(self) -> bool:
-        """Whether a job runs or waits."""
         return self._task is not None
 
     def ask(self, title: str, request: Request, then: Then, otherwise: Otherwise) -> None:
@@ -139,6 +132,7 @@ class Jobs(QObject):
             job.otherwise(tr(error.message))
             return
         self._task = task
+        self.progressed.emit(0)
         task.feedback.progressChanged.connect(self.progressed)
         task.feedback.told.connect(self.told)
         task.start(self, lambda: self._ended(task, job))

@@ -33,7 +33,6 @@ class Wrapper(QgsAbstractProcessingParameterWidgetWrapper):
         self.setDialog(dialog)
 
     def make(self) -> QWidget:
-        """The widget, of a plain class."""
         raise NotImplementedError
 
     def createWidget(self):
