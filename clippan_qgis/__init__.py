@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import places
+from . import paths
 
-places.import_jobs()
+paths.import_jobs()
 
 
 def classFactory(iface):

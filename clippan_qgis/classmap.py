@@ -39,13 +39,13 @@ def style(layer: QgsRasterLayer, classes: Sequence[ClassArea], provenance: Mappi
         QgsPalettedRasterRenderer.Class(item.value, QColor(item.colour), item.name) for item in classes if item.value
     ]
     layer.setRenderer(QgsPalettedRasterRenderer(layer.dataProvider(), 1, entries))
-    styling.describe(layer, provenance)
+    styling.write_metadata(layer, provenance)
     layer.triggerRepaint()
 
 
 def style_confidence(layer: QgsRasterLayer) -> None:
     """Shows a confidence, or the first of several probabilities, from 0 to 1."""
-    styling.shade(layer, [QColor(colour) for colour in COLOURS])
+    styling.show_by_ramp(layer, [QColor(colour) for colour in COLOURS])
 
 
 def style_polygons(layer: QgsVectorLayer, classes: Sequence[ClassArea]) -> None:

@@ -35,7 +35,7 @@ def is_catalogue(index: str) -> bool:
     return index.startswith(_PREFIX)
 
 
-def address(index: str) -> str:
+def index_address(index: str) -> str:
     """What the engine opens: a file's path as it is, a catalogue as ``postgresql://…`` with its login.
 
     In the main thread: QGIS may ask for the master password.
@@ -52,10 +52,10 @@ def address(index: str) -> str:
         stored = None
     if stored is None:
         raise ClippanError("The connection {name} no longer exists in QGIS; choose another index.", name=name)
-    return url(QgsDataSourceUri(stored.uri()))
+    return postgresql_url(QgsDataSourceUri(stored.uri()))
 
 
-def url(uri: QgsDataSourceUri) -> str:
+def postgresql_url(uri: QgsDataSourceUri) -> str:
     """A connection of QGIS as a PostgreSQL address, the way libpq reads it, and the schema if it names one."""
     schema = uri.schema()
     uri = QgsDataSourceUri(uri.connectionInfo(True))  # with the login of its authentication configuration

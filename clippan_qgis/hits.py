@@ -115,7 +115,7 @@ def style(layer: QgsVectorLayer) -> None:
 def style_heat(layer: QgsRasterLayer) -> None:
     """Shows a heat map: nothing where the confidence is low, strong colours where it is high."""
     opacities = (0, 60, 120, 180, 255)
-    styling.shade(layer, [styling.with_alpha(colour, opacity) for colour, opacity in zip(COLOURS, opacities)])
+    styling.show_by_ramp(layer, [styling.with_alpha(colour, opacity) for colour, opacity in zip(COLOURS, opacities)])
     layer.setOpacity(0.7)  # which is the renderer's
 
 

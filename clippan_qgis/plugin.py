@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qgis.core import QgsApplication
 
-from . import places
+from . import paths
 from .engine import worker
 from .i18n import tr
 from .provider import Provider
@@ -18,7 +18,7 @@ class Plugin:
         self._iface = iface
         self._provider = None
         self._options = None
-        self._guide = None
+        self._highlighter = None
         self._dock = None
         self._action = None
         self._locator = None
@@ -54,14 +54,14 @@ class Plugin:
         from qgis.PyQt.QtGui import QIcon
         from qgis.PyQt.QtWidgets import QAction
 
-        from .gui.guide import Guide
+        from .gui.highlighter import HitHighlighter
         from .gui.locator import Locator
         from .gui.search import SearchDock
 
-        self._guide = Guide(self._iface.mapCanvas())
-        self._dock = SearchDock(self._iface, self._guide)
+        self._highlighter = HitHighlighter(self._iface.mapCanvas())
+        self._dock = SearchDock(self._iface, self._highlighter)
         self._action = QAction(
-            QIcon(str(places.RESOURCES / "search.svg")), tr("CLIPPan search"), self._iface.mainWindow()
+            QIcon(str(paths.RESOURCES / "search.svg")), tr("CLIPPan search"), self._iface.mainWindow()
         )
         self._action.setObjectName("ClippanSearchAction")
         self._action.setCheckable(True)
@@ -71,7 +71,7 @@ class Plugin:
         self._iface.registerMainWindowAction(self._action, SHORTCUT)
         self._iface.addPluginToMenu(MENU, self._action)
         self._iface.addToolBarIcon(self._action)
-        self._locator = Locator(self._guide)
+        self._locator = Locator(self._highlighter)
         self._iface.registerLocatorFilter(self._locator)
 
     def _remove_search(self):
@@ -84,7 +84,7 @@ class Plugin:
         self._iface.unregisterMainWindowAction(self._action)
         self._dock.stop()
         self._iface.removeDockWidget(self._dock)
-        self._guide.remove()
+        self._highlighter.remove()
         self._dock.deleteLater()
         self._action.deleteLater()
-        self._guide = self._dock = self._action = self._locator = None
+        self._highlighter = self._dock = self._action = self._locator = None

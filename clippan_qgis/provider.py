@@ -5,7 +5,7 @@ from __future__ import annotations
 from qgis.core import QgsProcessingProvider
 from qgis.PyQt.QtGui import QIcon
 
-from . import places
+from . import paths
 from .algorithms import ALGORITHMS
 
 
@@ -25,7 +25,7 @@ class Provider(QgsProcessingProvider):
         return QIcon(self.svgIconPath())
 
     def svgIconPath(self):
-        return str(places.RESOURCES / "icon.svg")
+        return str(paths.RESOURCES / "icon.svg")
 
     def supportedOutputRasterLayerExtensions(self):
         """Only GeoTIFF is written."""

@@ -23,21 +23,21 @@ _WITHOUT = re.compile(r"\s+without\s+|^without\s+", re.IGNORECASE)
 _MINUS = re.compile(r"(?:^|\s)-\s*(?=\w)")  # before a word, never inside one: high-rise
 
 
-def split(text: str) -> tuple[str, ...]:
+def split_texts(text: str) -> tuple[str, ...]:
     """The texts between semicolons."""
     return tuple(part for part in (re.sub(r"\s+", " ", item).strip() for item in text.split(";")) if part)
 
 
-def parse(prompt: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def parse_query(prompt: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Texts to look for, and texts to leave out: ``harbour; marina without ships``, ``harbour -ships -cranes``."""
     wanted, *unwanted = _WITHOUT.split(prompt)
     texts = []
-    for item in split(wanted):
+    for item in split_texts(wanted):
         text, *more = (part.strip() for part in _MINUS.split(item))
         unwanted += more
         if text:
             texts.append(text)
-    return tuple(texts), tuple(text for item in unwanted for text in split(item))
+    return tuple(texts), tuple(text for item in unwanted for text in split_texts(item))
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Query:
         if self.at:
             like.insert(0, tr("a place on the map"))
         if self.like:
-            like.append(_results(self.like))
-        liked, unliked = tr(" and ").join(like), _results(self.unlike)
+            like.append(_count_of_results(self.like))
+        liked, unliked = tr(" and ").join(like), _count_of_results(self.unlike)
         if like and self.unlike:
             return tr("Like {liked}, unlike {unliked}", liked=liked, unliked=unliked)
         if like:
@@ -92,7 +92,7 @@ class Query:
             return self
         return replace(self, text=text, without=without, like=(), unlike=())
 
-    def judged(self, tile: int, good: bool) -> Query:
+    def marked(self, tile: int, good: bool) -> Query:
         """The same with a tile called good or bad; said twice it is taken back."""
         chosen, other = (self.like, self.unlike) if good else (self.unlike, self.like)
         other = tuple(item for item in other if item != tile)
@@ -119,7 +119,7 @@ class Query:
         )
 
 
-def corners(extent: QgsRectangle) -> tuple[float, float, float, float]:
+def bounds(extent: QgsRectangle) -> tuple[float, float, float, float]:
     """xmin, ymin, xmax, ymax, as the engine has them."""
     return (extent.xMinimum(), extent.yMinimum(), extent.xMaximum(), extent.yMaximum())
 
@@ -131,5 +131,5 @@ def crs_name(crs: QgsCoordinateReferenceSystem) -> str:
     return crs.toWkt(QgsCoordinateReferenceSystem.WktVariant.WKT_PREFERRED)
 
 
-def _results(tiles: tuple[int, ...]) -> str:
+def _count_of_results(tiles: tuple[int, ...]) -> str:
     return tr("1 result") if len(tiles) == 1 else tr("{count} results", count=len(tiles))

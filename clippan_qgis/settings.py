@@ -14,8 +14,8 @@ from clippan.jobs import Device
 
 OPTIONS = Message("Settings ▸ Options ▸ CLIPPan")  # where the options page is
 GROUP = "clippan"
-RECENT = f"{GROUP}/recent"
-INDEXES, PROMPTS = 12, 50  # that are remembered
+_RECENT_KEY = f"{GROUP}/recent"
+MAX_INDEXES, MAX_PROMPTS = 12, 50  # that are remembered
 
 
 @dataclass(frozen=True)
@@ -84,17 +84,19 @@ class Recent:
     @classmethod
     def read(cls) -> Recent:
         try:
-            values = json.loads(QgsSettings().value(RECENT, "") or "{}")
+            values = json.loads(QgsSettings().value(_RECENT_KEY, "") or "{}")
             return cls(str(values["index"]), tuple(map(str, values["indexes"])), tuple(map(str, values["prompts"])))
         except (KeyError, TypeError, ValueError):
             return cls()
 
     def write(self) -> None:
-        QgsSettings().setValue(RECENT, json.dumps(asdict(self)))
+        QgsSettings().setValue(_RECENT_KEY, json.dumps(asdict(self)))
 
     def with_index(self, index: str, is_file: bool) -> Recent:
         """The same with another index to search."""
-        return replace(self, index=index, indexes=_first(index, self.indexes, INDEXES) if is_file else self.indexes)
+        return replace(
+            self, index=index, indexes=_moved_to_front(index, self.indexes, MAX_INDEXES) if is_file else self.indexes
+        )
 
     def without_index(self, index: str) -> Recent:
         indexes = tuple(item for item in self.indexes if item != index)
@@ -102,8 +104,8 @@ class Recent:
 
     def with_prompt(self, prompt: str) -> Recent:
         """The same with what was looked for now."""
-        return replace(self, prompts=_first(prompt, self.prompts, PROMPTS))
+        return replace(self, prompts=_moved_to_front(prompt, self.prompts, MAX_PROMPTS))
 
 
-def _first(item: str, items: tuple[str, ...], most: int) -> tuple[str, ...]:
-    return (item, *(other for other in items if other != item))[:most]
+def _moved_to_front(item: str, items: tuple[str, ...], limit: int) -> tuple[str, ...]:
+    return (item, *(other for other in items if other != item))[:limit]

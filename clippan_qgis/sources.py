@@ -46,7 +46,7 @@ def absolute(path: str) -> str:
     return path if not path or path.startswith("/vsi") else str(Path(path).absolute())
 
 
-def indexable(layer: QgsRasterLayer) -> str:
+def data_source_or_service(layer: QgsRasterLayer) -> str:
     """What the index reads: as ``data_source``, and for map services (XYZ, WMS) a description that GDAL reads.
 
     The description is written into the cache folder, so that the index can name it.

@@ -60,7 +60,7 @@ class Style:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, layers: Sequence[QgsRasterLayer], bands: Sequence[int], project: Optional[QgsProject]) -> Style:
+    def of_layers(cls, layers: Sequence[QgsRasterLayer], bands: Sequence[int], project: Optional[QgsProject]) -> Style:
         """The style of the spectral layers; in the main thread.
 
         Only a layer of the project, or one with a style file, has a style that somebody chose; QGIS's own
@@ -74,13 +74,13 @@ class Style:
 
     def apply(self, layer: QgsRasterLayer) -> None:
         """Gives a layer the renderer and the provenance."""
-        renderer = remapped(self.renderer, self.bands)
+        renderer = renderer_for_bands(self.renderer, self.bands)
         if renderer is not None and max(renderer.usesBands(), default=0) <= layer.bandCount():
             layer.setRenderer(renderer)
         else:
-            compose(layer, self._natural(layer.bandCount()))
+            show_bands(layer, self._natural(layer.bandCount()))
         if self.provenance:
-            describe(layer, self.provenance)
+            write_metadata(layer, self.provenance)
         layer.triggerRepaint()
 
     def _natural(self, count: int) -> tuple[int, ...]:
@@ -118,7 +118,7 @@ def _file(layer: QgsRasterLayer) -> str:
     return Path(layer.source().split("|")[0]).name
 
 
-def remapped(renderer: Optional[QgsRasterRenderer], bands: Sequence[int]) -> Optional[QgsRasterRenderer]:
+def renderer_for_bands(renderer: Optional[QgsRasterRenderer], bands: Sequence[int]) -> Optional[QgsRasterRenderer]:
     """A copy of a renderer of the stack for a result that holds only ``bands`` of it.
 
     None if the renderer shows a band that the result has not.
@@ -142,7 +142,7 @@ def remapped(renderer: Optional[QgsRasterRenderer], bands: Sequence[int]) -> Opt
     return renderer if renderer.setInputBand(place[renderer.inputBand()]) else None
 
 
-def compose(layer: QgsRasterLayer, bands: Sequence[int]) -> None:
+def show_bands(layer: QgsRasterLayer, bands: Sequence[int]) -> None:
     """Shows bands in colour, or one in grey, stretched between the 2nd and the 98th percentile."""
     provider = layer.dataProvider()
     stretches = [_stretch(provider, band) for band in bands]
@@ -162,7 +162,7 @@ def compose(layer: QgsRasterLayer, bands: Sequence[int]) -> None:
     layer.setRenderer(renderer)
 
 
-def shade(layer: QgsRasterLayer, colours: Sequence[QColor]) -> None:
+def show_by_ramp(layer: QgsRasterLayer, colours: Sequence[QColor]) -> None:
     """Shows a layer's first band, whose values are 0 to 1, by a ramp of colours that are equally far apart."""
     step = 1 / (len(colours) - 1)
     stops = [QgsGradientStop(number * step, colour) for number, colour in enumerate(colours)]
@@ -216,7 +216,7 @@ def _percentiles(provider, band: int) -> tuple[float, float]:
     return tuple(np.percentile(values[valid], (100 * LOWER, 100 * UPPER)).tolist())
 
 
-def describe(layer: QgsRasterLayer, provenance: Mapping[str, str]) -> None:
+def write_metadata(layer: QgsRasterLayer, provenance: Mapping[str, str]) -> None:
     """Writes how a result was made into the layer's metadata."""
     metadata = QgsLayerMetadata(layer.metadata())
     lines = [f"{name}: {value}" for name, value in provenance.items()]

@@ -29,7 +29,7 @@ from clippan.core.errors import ClippanError
 from clippan.core.messages import Line, render
 from clippan.jobs.base import Request, Result
 
-from .. import places, sources, styling
+from .. import paths, sources, styling
 from ..engine import python, worker
 from ..i18n import tr
 from ..settings import Settings
@@ -70,7 +70,7 @@ class Algorithm(QgsProcessingAlgorithm):
         return QIcon(self.svgIconPath())
 
     def svgIconPath(self):
-        return str(places.RESOURCES / "icon.svg")
+        return str(paths.RESOURCES / "icon.svg")
 
     def add(self, definition: QgsProcessingParameterDefinition, help_text: str = "") -> None:
         """Adds a parameter, with its help if it has none yet."""
@@ -132,7 +132,7 @@ class JobAlgorithm(Algorithm):
         """
         return replace(request, **self.PARAMETERS.values(self, parameters, context, late=True))
 
-    def work(self, feedback) -> Result:
+    def run_job(self, feedback) -> Result:
         """Has the engine do the job, and what has to come before it."""
         return worker.shared.run(self._launch, self._request, feedback)
 
@@ -142,7 +142,7 @@ class JobAlgorithm(Algorithm):
         Raises:
             ClippanError: one of them cannot be written.
         """
-        show(feedback, result.describe())
+        log_lines(feedback, result.describe())
         for sentence in getattr(result, "hints", ()):
             feedback.pushWarning(tr(sentence))
         values = {item.name: item.read(result) for item in self.RESULT_VALUES}
@@ -156,7 +156,7 @@ class JobAlgorithm(Algorithm):
 
     def canExecute(self):
         try:
-            python.find(Settings.read())
+            python.find_interpreter(Settings.read())
         except ClippanError as error:
             return False, tr(error.message)
         return True, ""
@@ -176,7 +176,7 @@ class JobAlgorithm(Algorithm):
         raised here would reach scripts without its text; so it is kept and raised by processAlgorithm.
         """
         try:
-            self._launch = worker.launch(Settings.read())
+            self._launch = worker.launch_for(Settings.read())
             self._request = self.build(parameters, context)
         except ClippanError as error:
             self._failure = tr(error.message)
@@ -187,7 +187,7 @@ class JobAlgorithm(Algorithm):
             try:
                 self._request = self.resolve_outputs(self._request, parameters, context)
                 self._request.validate()
-                self._result = self.work(feedback)
+                self._result = self.run_job(feedback)
                 return self.finish(self._result, feedback)
             except ClippanError as error:
                 self._failure = tr(error.message)
@@ -234,7 +234,7 @@ class JobAlgorithm(Algorithm):
             raise ClippanError("The labelled places cannot be written ({reason}).", reason=reason)
         return path
 
-    def on_load(
+    def style_on_load(
         self, context, name: str, kind: type[QgsMapLayer], style: Callable[[Any], None], maker: str = ""
     ) -> None:
         """Has an output's layer styled if QGIS loads it, and named after what made it if nobody has named it."""
@@ -252,7 +252,7 @@ class JobAlgorithm(Algorithm):
         output = self._destinations.get(name, "")
         if output:
             styling.write_sidecar(sources.absolute(output), style)
-            self.on_load(context, name, QgsRasterLayer, style, maker)
+            self.style_on_load(context, name, QgsRasterLayer, style, maker)
 
 
 def _unreadable(definition, value, context) -> str:
@@ -273,7 +273,7 @@ def _unreadable(definition, value, context) -> str:
     return ""
 
 
-def show(feedback, parts: Iterable[Line]) -> None:
+def log_lines(feedback, parts: Iterable[Line]) -> None:
     """Writes texts and tables into the log, in the language of QGIS and with aligned columns."""
     for line in render(parts, tr):
         feedback.pushFormattedMessage(f"<pre>{escape(line)}</pre>", line)

@@ -41,7 +41,7 @@ class CheckEngine(base.JobAlgorithm):
         try:
             if self._failure:
                 raise ClippanError(self._failure)
-            result = self.work(feedback)
+            result = self.run_job(feedback)
         except Cancelled as error:
             raise QgsProcessingException(tr(error.message)) from None
         except ClippanError as error:

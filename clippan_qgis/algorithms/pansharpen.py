@@ -52,11 +52,11 @@ class Pansharpen(base.JobAlgorithm):
     def build(self, parameters, context):
         request = super().build(parameters, context)
         spectral = self.layers(parameters, "SPECTRAL", context)
-        self._style = styling.Style.of(spectral, request.bands, context.project())
+        self._style = styling.Style.of_layers(spectral, request.bands, context.project())
         return request
 
     def postProcessAlgorithm(self, context, feedback):
         style = replace(self._style, sensor=self._result.sensor, provenance=self._result.provenance)
         styling.write_sidecar(self._result.output, style.apply)
-        self.on_load(context, "OUTPUT", QgsRasterLayer, style.apply, self._result.method.upper())
+        self.style_on_load(context, "OUTPUT", QgsRasterLayer, style.apply, self._result.method.upper())
         return {}

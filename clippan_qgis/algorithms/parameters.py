@@ -50,7 +50,7 @@ from ..settings import OPTIONS, Settings
 
 _GUI = f"{__package__.rsplit('.', 1)[0]}.gui"  # imported by dialogs alone: qgis_process needs no widgets
 _CHOICE_WIDGET = f"{_GUI}.choice.ChoiceWidget"
-_PROMPTS_WIDGET = f"{_GUI}.prompts.PromptsWidget"
+_PROMPTS_WIDGET = f"{_GUI}.prompt_table.PromptsWidget"
 _SMALLEST = 1e-9  # what stands for "greater than 0" in a number's definition
 _EXTENT = re.compile(r"\s*" + r"\s*,\s*".join([r"([-+\d.eE]+)"] * 4) + r"\s*(?:\[|$)")  # west, east, south, north
 _NO_CRS = QgsCoordinateReferenceSystem()
@@ -119,7 +119,7 @@ class TextListAdapter(ParameterAdapter):
     """Texts between semicolons."""
 
     def value(self, parameters, context):
-        return query.split(self.text(parameters, context))
+        return query.split_texts(self.text(parameters, context))
 
 
 class PromptsAdapter(ParameterAdapter):
@@ -212,7 +212,9 @@ class ChoiceAdapter(ParameterAdapter):
 
     def definition(self):
         default = self.param.default
-        return choice(self.name, self.label, self.labels, default.value if isinstance(default, enum.Enum) else default)
+        return choice_parameter(
+            self.name, self.label, self.labels, default.value if isinstance(default, enum.Enum) else default
+        )
 
     @property
     def labels(self) -> dict[str, str]:
@@ -321,7 +323,7 @@ class ServiceAdapter(RasterAdapter):
     """Raster layers that may be map services, of which the engine gets a description; these need an extent."""
 
     def source(self, layer):
-        return sources.indexable(layer)
+        return sources.data_source_or_service(layer)
 
     def value(self, parameters, context):
         found = super().value(parameters, context)
@@ -401,7 +403,7 @@ class ExtentAdapter(ParameterAdapter):
             west, east, south, north = map(float, written.groups())
             if west > east:  # QGIS exchanges the two
                 return (west, south, east, north)
-        return query.corners(extent)
+        return query.bounds(extent)
 
     def crs(self, parameters, context) -> QgsCoordinateReferenceSystem:
         """The coordinate system of the extent; an invalid one if there is no extent."""
@@ -582,7 +584,7 @@ class JobParameters:
         return self.job(**{**nothing, **self.values(algorithm, parameters, context, late=False), **hidden})
 
 
-def choice(name: str, description: str, labels: dict[str, str], default: str) -> QgsProcessingParameterEnum:
+def choice_parameter(name: str, description: str, labels: dict[str, str], default: str) -> QgsProcessingParameterEnum:
     """A list whose values are words, the same in scripts, models and qgis_process; dialogs show the labels."""
     definition = QgsProcessingParameterEnum(
         name, description, list(labels), allowMultiple=False, defaultValue=default, usesStaticStrings=True

@@ -51,8 +51,8 @@ class _Search(base.JobAlgorithm):
         return super().finish(result, feedback)
 
     def postProcessAlgorithm(self, context, feedback):
-        self.on_load(context, "OUTPUT", QgsVectorLayer, hits.style)
-        self.on_load(context, "HEATMAP", QgsRasterLayer, hits.style_heat)
+        self.style_on_load(context, "OUTPUT", QgsVectorLayer, hits.style)
+        self.style_on_load(context, "HEATMAP", QgsRasterLayer, hits.style_heat)
         return {}
 
 

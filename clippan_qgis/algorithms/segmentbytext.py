@@ -97,7 +97,9 @@ class SegmentByText(base.JobAlgorithm):
         self.style_raster(context, "OUTPUT", style, maker)
         for name in ("CONFIDENCE", "PROBABILITIES"):
             self.style_raster(context, name, classmap.style_confidence, maker)
-        self.on_load(context, "POLYGONS", QgsVectorLayer, partial(classmap.style_polygons, classes=classes), maker)
+        self.style_on_load(
+            context, "POLYGONS", QgsVectorLayer, partial(classmap.style_polygons, classes=classes), maker
+        )
         return {}
 
     def _copy(self, path: str, feedback) -> str:

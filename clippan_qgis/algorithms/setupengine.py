@@ -17,7 +17,7 @@ from ..engine import environment, variables, worker
 from ..i18n import tr
 from ..settings import OPTIONS, Settings
 from . import base
-from .parameters import choice
+from .parameters import choice_parameter
 
 
 class SetUpEngine(base.Algorithm):
@@ -47,7 +47,7 @@ class SetUpEngine(base.Algorithm):
 
     def initAlgorithm(self, configuration=None):
         self.add(
-            choice(
+            choice_parameter(
                 self.TORCH,
                 tr("PyTorch for"),
                 {

@@ -15,7 +15,7 @@ from clippan.jobs import RegionsRequest, RegionsResult, TrainClipRequest
 from ..engine import worker
 from ..i18n import tr
 from . import base
-from .parameters import JobParameters, OneRasterAdapter, ParameterAdapter, SamplesAdapter, choice
+from .parameters import JobParameters, OneRasterAdapter, ParameterAdapter, SamplesAdapter, choice_parameter
 
 _STAGES = {"both": (1, 2), "first": (1,), "second": (2,)}
 
@@ -27,7 +27,7 @@ class _StagesAdapter(ParameterAdapter):
             "first": tr("Stage 1 only: parts of pictures"),
             "second": tr("Stage 2 only: objects and their classes"),
         }
-        return choice(self.name, self.label, labels, "both")
+        return choice_parameter(self.name, self.label, labels, "both")
 
     def value(self, parameters, context):
         return _STAGES[self.algorithm.parameterAsEnumString(parameters, self.name, context)]
@@ -99,10 +99,10 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
         self._regions = replace(self._regions, **labels, output=pictures)
         return replace(request, data=(pictures,))
 
-    def work(self, feedback):
+    def run_job(self, feedback):
         steps = QgsProcessingMultiStepFeedback(2, feedback)
         made = self._pictures(steps)
-        base.show(feedback, made.describe())
+        base.log_lines(feedback, made.describe())
         for sentence in made.hints:
             feedback.pushWarning(tr(sentence))
         steps.setCurrentStep(1)

@@ -30,28 +30,28 @@ from qgis.PyQt.QtCore import QLockFile
 from clippan.core.errors import Cancelled, ClippanError
 from clippan.core.messages import Message
 
-from .. import places
+from .. import paths
 from ..i18n import tr
 from ..settings import OPTIONS, Settings
 from . import pip_settings
 
 STEPS = ("environment", "torch", "packages", "check")
-TORCH = ("torch", "torchvision")
-PACKAGES = ("open_clip_torch", "huggingface_hub", "safetensors", "scikit-learn", "psycopg", "psycopg-binary")
-LOCK = "engine-lock.txt"  # in resources/: which versions are allowed
-INDEX = "https://download.pytorch.org/whl"
+TORCH_PACKAGES = ("torch", "torchvision")
+OTHER_PACKAGES = ("open_clip_torch", "huggingface_hub", "safetensors", "scikit-learn", "psycopg", "psycopg-binary")
+LOCK_FILE = "engine-lock.txt"  # in resources/: which versions are allowed
+WHEELS_URL = "https://download.pytorch.org/whl"
 # A driver runs the CUDA of its own version and every older one.
-CUDA = (((13, 0), "cu130"), ((12, 8), "cu128"), ((12, 6), "cu126"), ((11, 8), "cu118"))
-CHECK = (
+CUDA_VERSIONS = (((13, 0), "cu130"), ((12, 8), "cu128"), ((12, 6), "cu126"), ((11, 8), "cu118"))
+CHECK_CODE = (
     "import numpy, torch, torchvision, open_clip, huggingface_hub, safetensors, sklearn\n"
     "from osgeo import gdal\n"
     "print('torch', torch.__version__, '· numpy', numpy.__version__, '· GDAL', gdal.__version__)\n"
 )
-_MARKS = "clippan.json"
+_DONE_FILE = "clippan.json"
 _VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def folder(cache: Path) -> Path:
+def environment_folder(cache: Path) -> Path:
     return cache / f"engine-{_VERSION}"
 
 
@@ -65,7 +65,7 @@ def python_in(environment: Path) -> Path:
 
 def is_complete(environment: Path) -> bool:
     """Whether every step of the set-up was finished."""
-    return set(_marks(environment)) >= set(STEPS)
+    return set(_read_done_steps(environment)) >= set(STEPS)
 
 
 def base_candidates(platform: str, prefix: str, executable: str, version: tuple[int, int]) -> tuple[Path, ...]:
@@ -103,9 +103,9 @@ def torch_index(choice: str, platform: str, driver: Optional[tuple[int, int]]) -
     if choice == "pypi" or platform == "darwin":
         return None
     if choice == "cpu" or (choice == "auto" and driver is None):
-        return f"{INDEX}/cpu"
-    name = next((name for least, name in CUDA if driver is None or driver >= least), CUDA[-1][1])
-    return f"{INDEX}/{name}"
+        return f"{WHEELS_URL}/cpu"
+    name = next((name for minimum, name in CUDA_VERSIONS if driver is None or driver >= minimum), CUDA_VERSIONS[-1][1])
+    return f"{WHEELS_URL}/{name}"
 
 
 @dataclass
@@ -128,7 +128,7 @@ class SetUp:
 
     def __post_init__(self) -> None:
         self._root = self.settings.cache_folder
-        self._folder = folder(self._root)
+        self._folder = environment_folder(self._root)
         self._log = self._folder.with_name(f"{self._folder.name}.log")
 
     def run(self) -> Path:
@@ -160,7 +160,7 @@ class SetUp:
                 folder=self._root,
             )
         try:
-            self._write(f"\n=== {time.strftime('%Y-%m-%d %H:%M:%S')} ===")
+            self._write_log(f"\n=== {time.strftime('%Y-%m-%d %H:%M:%S')} ===")
             self.feedback.pushInfo(tr("Environment: {folder}", folder=self._folder))
             self.feedback.pushInfo(tr("Log: {file}", file=self._log))
             return self._steps()
@@ -168,22 +168,22 @@ class SetUp:
             lock.unlock()
 
     def _steps(self) -> Path:
-        base = self._base()
+        base = self._find_base_python()
         if self.reset and self._folder.exists():
-            self._clear()
+            self._remove_environment()
         numpy = importlib.metadata.version("numpy")
-        index = None if self.wheels else torch_index(self.torch, sys.platform, self._driver())
+        index = None if self.wheels else torch_index(self.torch, sys.platform, self._find_cuda_version())
         locked = _locked()
-        others = [line for name, line in locked.items() if name not in (*TORCH, *PACKAGES)]
+        others = [line for name, line in locked.items() if name not in (*TORCH_PACKAGES, *OTHER_PACKAGES)]
         # Where the user names an index, another one than the installed one's is a change; "auto" keeps what is there.
         variant = () if self.wheels or self.torch == "auto" else (index or "pypi",)
         inputs: dict[str, Sequence[str]] = {
             "environment": (str(base), _VERSION),
-            "torch": (numpy, "\n".join(locked.values()), *TORCH, *variant),
-            "packages": (numpy, "\n".join(locked.values()), *PACKAGES),
-            "check": (CHECK,),
+            "torch": (numpy, "\n".join(locked.values()), *TORCH_PACKAGES, *variant),
+            "packages": (numpy, "\n".join(locked.values()), *OTHER_PACKAGES),
+            "check": (CHECK_CODE,),
         }
-        done = _marks(self._folder)
+        done = _read_done_steps(self._folder)
         if not python_in(self._folder).exists():
             done = {}
         constraints = self._root / f"{self._folder.name}-constraints.txt"
@@ -194,34 +194,34 @@ class SetUp:
             place = {"number": number + 1, "count": len(STEPS), "name": step}
             key = hashlib.sha256("\n".join((key, *inputs[step])).encode()).hexdigest()
             if not changed and done.get(step) == key:
-                self._say(tr("Step {number} of {count} ({name}) is already done.", **place))
+                self._tell(tr("Step {number} of {count} ({name}) is already done.", **place))
                 continue
             changed = True
             self.feedback.setProgressText(tr("Step {number} of {count}: {name}", **place))
             if step == "environment":
-                self._make(base)
+                self._create_venv(base)
             elif step == "torch":
                 constraints.write_text("\n".join([*others, f"numpy=={numpy}"]), encoding="utf-8")
                 self._install_torch(index, constraints)
             elif step == "packages":
-                held = [f"{name}=={self._installed(name)}" for name in TORCH]
-                constraints.write_text("\n".join([*others, f"numpy=={numpy}", *held]), encoding="utf-8")
-                self._install(PACKAGES, constraints)
+                pins = [f"{name}=={self._installed(name)}" for name in TORCH_PACKAGES]
+                constraints.write_text("\n".join([*others, f"numpy=={numpy}", *pins]), encoding="utf-8")
+                self._install(OTHER_PACKAGES, constraints)
             else:
                 self._check()
             done = {**{name: done[name] for name in STEPS[:number] if name in done}, step: key}
-            part = self._folder / f"{_MARKS}.part"
+            part = self._folder / f"{_DONE_FILE}.part"
             part.write_text(json.dumps(done, indent=1), encoding="utf-8")
-            part.replace(self._folder / _MARKS)
+            part.replace(self._folder / _DONE_FILE)
         self.feedback.setProgress(100)
         return python_in(self._folder)
 
-    def _base(self) -> Path:
+    def _find_base_python(self) -> Path:
         for path in base_candidates(sys.platform, sys.base_prefix, sys.executable, sys.version_info[:2]):
             if not path.is_file():
                 continue
             with contextlib.suppress(ClippanError):
-                code, lines = self._call([str(path), "-c", "import sys; print(*sys.version_info[:2], sep='.')"])
+                code, lines = self._run_program([str(path), "-c", "import sys; print(*sys.version_info[:2], sep='.')"])
                 if code == 0 and lines and lines[-1].strip() == _VERSION:
                     return path
         raise ClippanError(
@@ -230,18 +230,18 @@ class SetUp:
             options=OPTIONS,
         )
 
-    def _driver(self) -> Optional[tuple[int, int]]:
+    def _find_cuda_version(self) -> Optional[tuple[int, int]]:
         program = shutil.which("nvidia-smi")
         if not program:
             return None
         with contextlib.suppress(ClippanError):
-            code, lines = self._call([program])
+            code, lines = self._run_program([program])
             match = re.search(r"CUDA Version:\s*(\d+)\.(\d+)", "\n".join(lines))
             if code == 0 and match:
                 return int(match.group(1)), int(match.group(2))
         return None
 
-    def _clear(self) -> None:
+    def _remove_environment(self) -> None:
         if not (self._folder / "pyvenv.cfg").exists() and any(self._folder.iterdir()):
             raise ClippanError(
                 "{folder} is not a virtual environment; remove it yourself if you do not need it.", folder=self._folder
@@ -255,10 +255,10 @@ class SetUp:
                 reason=error.strerror,
             ) from None
 
-    def _make(self, base: Path) -> None:
-        self._say(tr("Creating a virtual environment with {python}", python=base))
+    def _create_venv(self, base: Path) -> None:
+        self._tell(tr("Creating a virtual environment with {python}", python=base))
         command = [str(base), "-m", "venv", "--system-site-packages", str(self._folder)]
-        code, lines = self._call(command, self._say)
+        code, lines = self._run_program(command, self._tell)
         if code:
             remedy = (
                 Message("install the package python3-venv")
@@ -267,15 +267,15 @@ class SetUp:
             )
             raise ClippanError(
                 "QGIS's Python cannot create a virtual environment ({reason}); {remedy}.",
-                reason=pip_settings.cause(lines),
+                reason=pip_settings.error_line(lines),
                 remedy=remedy,
             )
 
     def _install_torch(self, index: Optional[str], constraints: Path) -> None:
         if index is not None:
-            self._say(tr("Downloading PyTorch from {address}", address=index))
+            self._tell(tr("Downloading PyTorch from {address}", address=index))
             try:
-                self._install(TORCH, constraints, index)
+                self._install(TORCH_PACKAGES, constraints, index)
                 return
             except Cancelled:
                 raise
@@ -287,7 +287,7 @@ class SetUp:
                         address=index,
                     )
                 )
-        self._install(TORCH, constraints)
+        self._install(TORCH_PACKAGES, constraints)
 
     def _install(self, names: Iterable[str], constraints: Path, index: Optional[str] = None) -> None:
         settings = [] if self.wheels else self._pip_settings()
@@ -304,11 +304,11 @@ class SetUp:
         locked = _locked()
         wanted = [locked.get(name, name) for name in names]
         command = [str(python_in(self._folder)), "-m", "pip", "install", *wanted, "-c", str(constraints), *options]
-        code, lines = self._call(command, self._say, variables)
+        code, lines = self._run_program(command, self._tell, variables)
         if code:
             own = constraints.read_text(encoding="utf-8").split()
-            cause, remedy = pip_settings.blame(lines, settings, own) or (
-                pip_settings.cause(lines),
+            cause, remedy = pip_settings.find_faulty_setting(lines, settings, own) or (
+                pip_settings.error_line(lines),
                 Message("add the missing wheels to the folder") if self.wheels else Message("check network and proxy"),
             )
             if not self.wheels:
@@ -321,19 +321,19 @@ class SetUp:
             )
 
     def _pip_settings(self) -> list[pip_settings.Setting]:
-        code, lines = self._call([str(python_in(self._folder)), "-m", "pip", "config", "debug"])
+        code, lines = self._run_program([str(python_in(self._folder)), "-m", "pip", "config", "debug"])
         if code:
             raise ClippanError(
                 "pip does not start in {folder} ({reason}); correct its settings (pip.conf or pip.ini, variables "
                 "PIP_…), or run this again with “Start afresh”.",
                 folder=self._folder,
-                reason=pip_settings.cause(lines),
+                reason=pip_settings.error_line(lines),
             )
         ignored = self.variables.get("PIP_CONFIG_FILE") == os.devnull  # so pip takes this name
-        return pip_settings.effective([] if ignored else pip_settings.files(lines), self.variables)
+        return pip_settings.settings_in_force([] if ignored else pip_settings.config_files(lines), self.variables)
 
     def _check(self) -> None:
-        code, lines = self._call([str(python_in(self._folder)), "-c", CHECK], self._say)
+        code, lines = self._run_program([str(python_in(self._folder)), "-c", CHECK_CODE], self._tell)
         if code:
             remedy = (
                 Message("install Microsoft's Visual C++ runtime and run this again")
@@ -342,25 +342,25 @@ class SetUp:
             )
             raise ClippanError(
                 "The installed packages do not work ({reason}); {remedy}.",
-                reason=pip_settings.cause(lines),
+                reason=pip_settings.error_line(lines),
                 remedy=remedy,
             )
-        code, lines = self._call([str(python_in(self._folder)), "-m", "pip", "freeze", "--local"])
+        code, lines = self._run_program([str(python_in(self._folder)), "-m", "pip", "freeze", "--local"])
         (self._folder / "installed.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _installed(self, name: str) -> str:
         code = f"import importlib.metadata as metadata; print(metadata.version({name!r}))"
-        status, lines = self._call([str(python_in(self._folder)), "-c", code])
+        status, lines = self._run_program([str(python_in(self._folder)), "-c", code])
         if status or not lines:
             raise ClippanError(
                 "{package} was installed but cannot be found; run this again with “Start afresh”.", package=name
             )
         return lines[-1].strip()
 
-    def _call(
+    def _run_program(
         self, command: Sequence[str], say: Any = None, variables: Optional[Mapping[str, str]] = None
     ) -> tuple[int, list[str]]:
-        self._write("$ " + " ".join(command))
+        self._write_log("$ " + " ".join(command))
         try:
             # No shell: QGIS's Python or our environment's.
             process = subprocess.Popen(  # nosec B603
@@ -385,7 +385,7 @@ class SetUp:
         while True:
             if self.feedback.isCanceled():
                 _kill(process)
-                self._write("cancelled")
+                self._write_log("cancelled")
                 raise Cancelled
             try:
                 line = arriving.get(timeout=0.1)
@@ -394,15 +394,15 @@ class SetUp:
             if line is None:
                 return process.wait(), lines
             lines.append(line)
-            self._write(line)
+            self._write_log(line)
             if say is not None:
                 self.feedback.pushConsoleInfo(line)
 
-    def _say(self, text: str) -> None:
+    def _tell(self, text: str) -> None:
         self.feedback.pushInfo(text)
-        self._write(text)
+        self._write_log(text)
 
-    def _write(self, text: str) -> None:
+    def _write_log(self, text: str) -> None:
         with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8") as log:
             log.write(text + "\n")
 
@@ -425,9 +425,9 @@ def _kill(process: subprocess.Popen) -> None:
         process.wait(5)
 
 
-def _marks(environment: Path) -> dict[str, str]:
+def _read_done_steps(environment: Path) -> dict[str, str]:
     try:
-        marks = json.loads((environment / _MARKS).read_text(encoding="utf-8"))
+        marks = json.loads((environment / _DONE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return marks if isinstance(marks, dict) else {}
@@ -435,7 +435,7 @@ def _marks(environment: Path) -> dict[str, str]:
 
 def _locked() -> dict[str, str]:
     """The requirements of the lock file, by name."""
-    path = places.RESOURCES / LOCK
+    path = paths.RESOURCES / LOCK_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     wanted = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     return {re.split(r"[^\w.-]", line, maxsplit=1)[0]: line for line in wanted}

@@ -46,7 +46,7 @@ class Setting:
         return Message("“{name}” in {file}", name=self.name, file=self.place)
 
 
-def files(lines: Iterable[str]) -> list[str]:
+def config_files(lines: Iterable[str]) -> list[str]:
     """pip's configuration files that exist, those that overrule others last, from what ``pip config debug`` says."""
     found: dict[str, list[str]] = {kind: [] for kind in _KINDS}
     kind = ""
@@ -60,7 +60,7 @@ def files(lines: Iterable[str]) -> list[str]:
     return [name for names in found.values() for name in names]
 
 
-def effective(files: Iterable[str], variables: Mapping[str, str]) -> list[Setting]:
+def settings_in_force(files: Iterable[str], variables: Mapping[str, str]) -> list[Setting]:
     """The settings that hold for an installation, of those that are not ours to make.
 
     Args:
@@ -81,7 +81,9 @@ def effective(files: Iterable[str], variables: Mapping[str, str]) -> list[Settin
     return list(found.values())
 
 
-def blame(lines: Sequence[str], settings: Iterable[Setting], own: Iterable[str]) -> Optional[tuple[str, Message]]:
+def find_faulty_setting(
+    lines: Sequence[str], settings: Iterable[Setting], own: Iterable[str]
+) -> Optional[tuple[str, Message]]:
     """Which setting made pip fail, as a cause and a remedy to stand in a sentence; None if none did.
 
     Args:
@@ -102,26 +104,26 @@ def blame(lines: Sequence[str], settings: Iterable[Setting], own: Iterable[str])
     for setting in by_name.values():
         named = re.search(rf"(--|option ){setting.name}\b", errors)
         if named or any(os.sep in value and value in errors for value in setting.value.split()):
-            return cause(lines), Message("correct {setting}", setting=setting.described)
-    if "(from versions: none)" in errors and not network(lines):
+            return error_line(lines), Message("correct {setting}", setting=setting.described)
+    if "(from versions: none)" in errors and not network_errors(lines):
         hiding = next((item for name, item in by_name.items() if name in _HIDING and item.value not in _OFF), None)
         if hiding:
-            return cause(lines), Message("remove {setting}, which hides releases", setting=hiding.described)
+            return error_line(lines), Message("remove {setting}, which hides releases", setting=hiding.described)
     return None
 
 
-def network(lines: Sequence[str]) -> list[str]:
+def network_errors(lines: Sequence[str]) -> list[str]:
     """The lines that tell of a network that does not work."""
     return [line for line in lines if re.search(r"SSL|Proxy|Connection|name resolution|timed out", line)]
 
 
-def cause(lines: Sequence[str]) -> str:
+def error_line(lines: Sequence[str]) -> str:
     """The line that says why a program failed: pip's last error, else the last line."""
     errors = [line for line in lines if line.startswith("ERROR:") and "ResolutionImpossible" not in line]
     line = next((item for item in (*errors[-1:], *reversed(lines)) if item.strip()), Message("no reason was given"))
     # pip ends with "No matching distribution" when the network was the cause, told further up.
-    if network(lines) and "No matching distribution" in line:
-        line = network(lines)[-1]
+    if network_errors(lines) and "No matching distribution" in line:
+        line = network_errors(lines)[-1]
     line = re.sub(r"^(ERROR|WARNING):\s*", "", line.strip())
     return line[:200].rstrip(" .;:")
 

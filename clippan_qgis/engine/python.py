@@ -27,7 +27,7 @@ class Interpreter:
         return tr("Engine Python: {path} (from {origin})", path=self.path, origin=self.origin)
 
 
-def find(settings: Settings) -> Interpreter:
+def find_interpreter(settings: Settings) -> Interpreter:
     """The engine's Python: that of the settings, else that of CLIPPAN_PYTHON, else the managed environment's.
 
     A Python that was named but is not there is an error, never a reason to take another one in silence.
@@ -42,7 +42,7 @@ def find(settings: Settings) -> Interpreter:
     if variable:
         origin = Message("the variable {variable}", variable=VARIABLE)
         return _named(variable, origin, Message("correct it or remove it"))
-    folder = environment.folder(settings.cache_folder)
+    folder = environment.environment_folder(settings.cache_folder)
     path = environment.python_in(folder)
     if not path.exists():
         raise ClippanError(

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 from qgis.core import Qgis, QgsApplication, QgsAuthMethodConfig, QgsMessageLog, QgsSettings
 from qgis.PyQt.QtNetwork import QNetworkProxy
 
-from .. import places
+from .. import paths
 from ..i18n import tr
 from ..settings import Settings
 from . import pip_settings
@@ -37,7 +37,7 @@ def brings_gdal(python: str) -> bool:
     return not (shares and _is_qgis(values.get("home", "")))
 
 
-def scrubbed(own_gdal: bool = False, variables: Optional[Mapping[str, str]] = None) -> dict[str, str]:
+def clean_variables(own_gdal: bool = False, variables: Optional[Mapping[str, str]] = None) -> dict[str, str]:
     """This process's variables without those that would mislead another Python.
 
     Args:
@@ -56,9 +56,9 @@ def scrubbed(own_gdal: bool = False, variables: Optional[Mapping[str, str]] = No
 
 
 def for_worker(settings: Settings, own_gdal: bool) -> dict[str, str]:
-    """The variables of the worker: scrubbed, our engine to import, and the settings that it obeys."""
-    variables = {**scrubbed(own_gdal), **network(settings.cache_folder)}
-    variables["PYTHONPATH"] = str(places.BACKEND)
+    """The variables of the worker: clean ones, our engine to import, and the settings that it obeys."""
+    variables = {**clean_variables(own_gdal), **network_variables(settings.cache_folder)}
+    variables["PYTHONPATH"] = str(paths.BACKEND)
     if settings.cache or "CLIPPAN_CACHE" not in variables:
         variables["CLIPPAN_CACHE"] = str(settings.cache_folder)
     if settings.cache or "HF_HOME" not in variables:
@@ -75,16 +75,16 @@ def for_worker(settings: Settings, own_gdal: bool) -> dict[str, str]:
 
 
 def for_pip(settings: Settings) -> dict[str, str]:
-    """The variables of pip: scrubbed, with the user's package sources and constraints, proxy and certificates."""
+    """The variables of pip: clean ones, with the user's package sources and constraints, proxy and certificates."""
     own = {name: value for name, value in os.environ.items() if name in (*pip_settings.VARIABLES, "PIP_CONFIG_FILE")}
-    variables = {**scrubbed(), **own, **network(settings.cache_folder)}
+    variables = {**clean_variables(), **own, **network_variables(settings.cache_folder)}
     if "PIP_CERT" not in variables and "REQUESTS_CA_BUNDLE" in variables:
         variables["PIP_CERT"] = variables["REQUESTS_CA_BUNDLE"]
     variables.update(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1", PIP_PROGRESS_BAR="off")
     return variables
 
 
-def network(cache: Path) -> dict[str, str]:
+def network_variables(cache: Path) -> dict[str, str]:
     """QGIS's proxy and certificate authorities, as other programs understand them."""
     return {**_proxy(), **_authorities(cache)}
 

@@ -24,7 +24,7 @@ from clippan.core.outputs import remove_leftovers
 from clippan.core.protocol import CANCELLED, FAILED, PROTOCOL
 from clippan.jobs import Request
 
-from .. import places
+from .. import paths
 from ..i18n import tr
 from ..settings import OPTIONS, Settings
 from . import python, variables
@@ -44,13 +44,13 @@ class Launch:
     environment: Mapping[str, str] = field(repr=False)  # may hold a token
 
 
-def launch(settings: Settings) -> Launch:
+def launch_for(settings: Settings) -> Launch:
     """How to start the worker under these settings. Call it in the main thread: it may ask for a password.
 
     Raises:
         ClippanError: the engine has no Python.
     """
-    interpreter = python.find(settings)
+    interpreter = python.find_interpreter(settings)
     return Launch(interpreter, variables.for_worker(settings, variables.brings_gdal(interpreter.path)))
 
 
@@ -58,9 +58,9 @@ class Worker:
     """Runs jobs in the engine's process, one at a time; callers in other threads wait for their turn."""
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()
+        self._run_lock = threading.Lock()
         self._process: Optional[_Process] = None
-        self._numbers = itertools.count(1)
+        self._message_ids = itertools.count(1)
 
     def run(self, start: Launch, request: Request, feedback: Any) -> Any:
         """Does a job and returns its result, of the class that the request names.
@@ -74,16 +74,16 @@ class Worker:
             Cancelled: the user has cancelled.
             ClippanError: one sentence for the user; the details are in the feedback's debug log.
         """
-        while not self._turn.acquire(timeout=POLL_SECONDS):
+        while not self._run_lock.acquire(timeout=POLL_SECONDS):
             if feedback.isCanceled():
                 raise Cancelled
         try:
-            process = self._ready(start, feedback)
+            process = self._running_process(start, feedback)
             return self._run(process, request, feedback)
         finally:
             if self._process is not None and not self._process.is_alive():
-                self._drop()
-            self._turn.release()
+                self._kill_process()
+            self._run_lock.release()
 
     def stop(self) -> None:
         """Ends the process; the next job starts a new one."""
@@ -92,36 +92,36 @@ class Worker:
             process.end()
             self._process = None
 
-    def _drop(self) -> None:
+    def _kill_process(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process = None
 
-    def _abandon(self, request: Request) -> None:
+    def _kill_and_clean(self, request: Request) -> None:
         """Ends the process in mid-run, with what is half written."""
-        self._drop()
+        self._kill_process()
         for path in filter(None, request.outputs):
             remove_leftovers(path)
 
-    def _ready(self, start: Launch, feedback: Any) -> _Process:
+    def _running_process(self, start: Launch, feedback: Any) -> _Process:
         if self._process is not None and self._process.is_alive() and self._process.launch == start:
             return self._process
         self.stop()
         feedback.pushDebugInfo(tr("Starting the engine. {python}", python=start.interpreter))
         process = self._process = _Process(start)
         try:
-            engine = self._greet(process, feedback)
+            engine = self._handshake(process, feedback)
         except BaseException:
             _show_errors(process, feedback)
-            self._drop()
+            self._kill_process()
             raise
         values = {"version": engine.get("version"), "number": engine.get("pid")}
         feedback.pushDebugInfo(tr("Engine {version} is running as process {number}", **values))
         return process
 
-    def _greet(self, process: _Process, feedback: Any) -> dict[str, Any]:
+    def _handshake(self, process: _Process, feedback: Any) -> dict[str, Any]:
         path = process.launch.interpreter.path
-        number = next(self._numbers)
+        number = next(self._message_ids)
         params = {"protocol": PROTOCOL, "language": QgsApplication.locale()}
         process.send({"id": number, "method": "handshake", "params": params})
         limit = time.monotonic() + HANDSHAKE_SECONDS
@@ -142,7 +142,7 @@ class Worker:
                     raise ClippanError(
                         "The engine Python {path} ended before it answered ({reason}); choose another under {options}.",
                         path=path,
-                        reason=process.last_error() or process.ending(),
+                        reason=process.last_error() or process.exit_reason(),
                         options=OPTIONS,
                     )
                 if message.get("id") == number:
@@ -160,7 +160,7 @@ class Worker:
         return engine
 
     def _run(self, process: _Process, request: Request, feedback: Any) -> Any:
-        number = next(self._numbers)
+        number = next(self._message_ids)
         process.send({"id": number, "method": "run", "params": {"job": request.name, "request": to_json(request)}})
         limit, text = None, ""
         while True:
@@ -171,21 +171,21 @@ class Worker:
                 feedback.pushDebugInfo(
                     tr("The engine did not respond to the cancellation in time; its process is terminated.")
                 )
-                self._abandon(request)
+                self._kill_and_clean(request)
                 raise Cancelled
             try:
                 message = process.messages.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 continue
             if message is None:
-                self._abandon(request)
+                self._kill_and_clean(request)
                 if limit is not None:
                     raise Cancelled
                 _show_errors(process, feedback)
                 raise ClippanError(
                     "The engine's process ended during the run ({ending}); run the job again, and if this is "
                     "repeated, free some memory or choose a smaller tile size.",
-                    ending=process.ending(),
+                    ending=process.exit_reason(),
                 )
             params = message.get("params") or {}
             if message.get("method") == "progress" and params.get("id") == number:
@@ -229,7 +229,7 @@ class _Process:
         self.launch = start
         self.messages: queue.Queue[Optional[dict[str, Any]]] = queue.Queue()
         self.errors: collections.deque[str] = collections.deque(maxlen=200)
-        self._ending = False
+        self._is_ending = False
         path = start.interpreter.path
         try:
             # No shell: a Python that the user chose, arguments of our own.
@@ -239,7 +239,7 @@ class _Process:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=dict(start.environment),
-                cwd=str(places.BACKEND),
+                cwd=str(paths.BACKEND),
                 encoding="utf-8",
                 errors="replace",
                 bufsize=1,
@@ -279,14 +279,14 @@ class _Process:
             reader.join(0.5)
 
     def end(self) -> None:
-        self._ending = True
+        self._is_ending = True
         with contextlib.suppress(OSError, ValueError):
             self._popen.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(END_SECONDS)
         self.kill()
 
-    def ending(self) -> str:
+    def exit_reason(self) -> str:
         """How the process ended, in words."""
         code = self._popen.poll()
         if code is None:
@@ -317,7 +317,7 @@ class _Process:
         with contextlib.suppress(OSError, ValueError), self._popen.stderr as stream:
             for line in stream:
                 self.errors.append(line.rstrip())
-                if not self._ending:  # QGIS, too, may be ending, and its log be gone
+                if not self._is_ending:  # QGIS, too, may be ending, and its log be gone
                     QgsMessageLog.logMessage(line.rstrip(), TAG, Qgis.MessageLevel.Info, False)
 
 

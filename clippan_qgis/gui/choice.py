@@ -5,13 +5,13 @@ from __future__ import annotations
 from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtWidgets import QComboBox
 
-from .wrapper import Wrapper
+from .wrapper import ParameterWidgetWrapper
 
 
-class ChoiceWidget(Wrapper):
-    """Shows a parameter made by ``algorithms.base.choice`` by its labels; the value is the word behind one."""
+class ChoiceWidget(ParameterWidgetWrapper):
+    """Shows a parameter made by ``choice_parameter`` by its labels; the value is the word behind one."""
 
-    def make(self):
+    def make_widget(self):
         box = QComboBox()
         for value, label in self.parameterDefinition().metadata()["clippan_labels"].items():
             box.addItem(label, value)

@@ -25,7 +25,7 @@ from clippan.jobs import IndexRequest
 
 from .. import connections, sources
 from ..i18n import tr
-from ..query import corners, crs_name
+from ..query import bounds, crs_name
 from ..settings import Settings
 from .widgets import add_choice, wrapped_label
 
@@ -50,12 +50,12 @@ class IndexDialog(QDialog):
             item.setCheckState(Qt.CheckState.Unchecked if sources.is_service(layer) else Qt.CheckState.Checked)
             self.layers.addItem(item)
         self.layers.setMinimumHeight(80)
-        self.metres = QDoubleSpinBox()
-        self.metres.setRange(0, 1_000_000)
-        self.metres.setDecimals(0)
-        self.metres.setSuffix(" m")
-        self.metres.setSpecialValueText(tr("Automatic"))
-        self.metres.setToolTip(
+        self.tile_size = QDoubleSpinBox()
+        self.tile_size.setRange(0, 1_000_000)
+        self.tile_size.setDecimals(0)
+        self.tile_size.setSuffix(" m")
+        self.tile_size.setSpecialValueText(tr("Automatic"))
+        self.tile_size.setToolTip(
             tr(
                 "Edge of the square tiles that are searched. It should be about the size of the objects you look "
                 "for, with some of their surroundings. “Automatic” depends on the pixel size of the raster."
@@ -66,11 +66,11 @@ class IndexDialog(QDialog):
         for model in MODELS.values():
             add_choice(self.model, model.label, model.id, tr(model.notes))
         self.model.setCurrentIndex(max(self.model.findData(DEFAULT_MODEL), 0))
-        self.place = QComboBox()
-        self.place.addItem(tr("A file"), "")
+        self.storage = QComboBox()
+        self.storage.addItem(tr("A file"), "")
         for key, label in connections.catalogues().items():
-            self.place.addItem(tr("Catalogue: {name}", name=label), key)
-        self.place.setToolTip(tr("A catalogue is stored in PostgreSQL, where a team can share it."))
+            self.storage.addItem(tr("Catalogue: {name}", name=label), key)
+        self.storage.setToolTip(tr("A catalogue is stored in PostgreSQL, where a team can share it."))
         self.output = QgsFileWidget()
         self.output.setStorageMode(QgsFileWidget.StorageMode.SaveFile)
         self.output.setConfirmOverwrite(False)  # nothing is overwritten: an index is brought up to date
@@ -83,9 +83,9 @@ class IndexDialog(QDialog):
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
         form.addRow(tr("&Layers"), self.layers)
-        form.addRow(tr("&Tile size"), self.metres)
+        form.addRow(tr("&Tile size"), self.tile_size)
         form.addRow(tr("&Model"), self.model)
-        form.addRow(tr("Save &in"), self.place)
+        form.addRow(tr("Save &in"), self.storage)
         form.addRow(tr("&File"), self.output)
         layout = QVBoxLayout(self)
         layout.addLayout(form)
@@ -94,7 +94,7 @@ class IndexDialog(QDialog):
         self.buttons.accepted.connect(self.accept)
         self.buttons.rejected.connect(self.reject)
         self.layers.itemChanged.connect(self._explain)
-        self.place.currentIndexChanged.connect(self._explain)
+        self.storage.currentIndexChanged.connect(self._explain)
         self.output.fileChanged.connect(self._explain)
         self.model.currentIndexChanged.connect(self._explain)
         self._explain()
@@ -107,7 +107,7 @@ class IndexDialog(QDialog):
 
     def index(self) -> str:
         """The index that is made: a file, or a catalogue as ``connections`` names it."""
-        return self.place.currentData() or str(self._path())
+        return self.storage.currentData() or str(self._path())
 
     def request(self) -> IndexRequest:
         """The job.
@@ -120,13 +120,13 @@ class IndexDialog(QDialog):
             raise ClippanError("No layer is checked; check at least one.")
         options = {}
         if any(sources.is_service(layer) for layer in layers):
-            options["extent"] = corners(self._canvas.extent())
+            options["extent"] = bounds(self._canvas.extent())
             options["crs"] = crs_name(self._canvas.mapSettings().destinationCrs())
-        if self.metres.value():
-            options["tile_metres"] = (self.metres.value(),)
+        if self.tile_size.value():
+            options["tile_metres"] = (self.tile_size.value(),)
         return IndexRequest(
-            rasters=tuple(sources.indexable(layer) for layer in layers),
-            output=connections.address(self.index()),
+            rasters=tuple(sources.data_source_or_service(layer) for layer in layers),
+            output=connections.index_address(self.index()),
             model=self.model.currentData(),
             device=Settings.read().preferred_device,
             **options,
@@ -157,7 +157,7 @@ class IndexDialog(QDialog):
             notes.append(
                 tr("Web maps are indexed within the current map extent; this also applies to the other layers.")
             )
-        self.output.setEnabled(not self.place.currentData())
+        self.output.setEnabled(not self.storage.currentData())
         if self.output.isEnabled() and self._path().is_file():
             notes.append(tr("This index exists. New and changed rasters will be added to it."))
         model = MODELS[self.model.currentData()]

@@ -13,34 +13,34 @@ from qgis.PyQt.QtGui import QIcon
 from clippan.core.errors import ClippanError
 from clippan.jobs import Hit, SearchRequest, SearchResult
 
-from .. import connections, hits, places
+from .. import connections, hits, paths
 from ..engine import worker
 from ..i18n import tr
-from ..query import Query, parse
+from ..query import Query, parse_query
 from ..settings import Recent, Settings
-from .guide import Guide
-from .results import name, percent
+from .highlighter import HitHighlighter
+from .results import confidence_percent, raster_name
 
-LETTERS, TOP = 3, 8
-DELAY = 600  # milliseconds, which spare the engine half-typed words
-POLL = 0.05  # seconds
-PATIENCE = 15.0  # seconds, in which an engine is started and has its model
+MIN_LETTERS, MAX_HITS = 3, 8
+DELAY_MS = 600  # which spare the engine half-typed words
+POLL_SECONDS = 0.05
+PATIENCE_SECONDS = 15.0  # in which an engine is started and has its model
 
 
 class Locator(QgsLocatorFilter):
     """Finds places in the index that the panel searches; choosing one flies there."""
 
-    def __init__(self, guide: Guide):
+    def __init__(self, highlighter: HitHighlighter):
         super().__init__()
-        self._guide = guide
+        self._highlighter = highlighter
         self._launch: Optional[worker.Launch] = None
         self._request: Optional[SearchRequest] = None
-        self._complaint = ""
+        self._failure = ""
         self.setUseWithoutPrefix(False)
-        self.setFetchResultsDelay(DELAY)
+        self.setFetchResultsDelay(DELAY_MS)
 
     def clone(self):
-        return Locator(self._guide)
+        return Locator(self._highlighter)
 
     def name(self):
         return "clippan"
@@ -53,21 +53,23 @@ class Locator(QgsLocatorFilter):
 
     def prepare(self, string, context):
         """Makes the request, in the main thread: settings and passwords are read here."""
-        self._request, self._complaint = None, ""
-        text, without = parse(string)
+        self._request, self._failure = None, ""
+        text, without = parse_query(string)
         # Whoever makes the filter answer without its prefix would start the engine with every word.
-        if not context.usingPrefix or sum(map(len, text)) < LETTERS:
+        if not context.usingPrefix or sum(map(len, text)) < MIN_LETTERS:
             return []
         try:
             index = Recent.read().index
             if not index:
                 raise ClippanError("No index is chosen; choose one in the CLIPPan search panel.")
             query = Query(text, without)
-            self._request = query.request(connections.address(index), QgsCoordinateReferenceSystem(), top=TOP)
+            self._request = query.request(
+                connections.index_address(index), QgsCoordinateReferenceSystem(), top=MAX_HITS
+            )
             self._request.validate()
-            self._launch = worker.launch(Settings.read())
+            self._launch = worker.launch_for(Settings.read())
         except ClippanError as error:
-            self._request, self._complaint = None, tr(error.message)
+            self._request, self._failure = None, tr(error.message)
         return []
 
     def fetchResults(self, string, context, feedback):
@@ -76,23 +78,23 @@ class Locator(QgsLocatorFilter):
             search = _Search(self._launch, self._request)
             search.start()
             while search.is_alive() and not feedback.isCanceled():
-                search.join(POLL)
+                search.join(POLL_SECONDS)
             if feedback.isCanceled():
                 search.cancel()
                 return
-            self._complaint = search.failure
+            self._failure = search.failure
             for hit in search.result.hits if search.result else ():  # by number first: QGIS sorts them by name
-                title = f"{hit.rank}  {hit.prompt}, {percent(hit)}"
-                self._tell(title, name(hit), 1 / hit.rank, (hit, search.result))
-        if self._complaint:
-            self._tell("CLIPPan", self._complaint, 0.0)
+                title = f"{hit.rank}  {hit.prompt}, {confidence_percent(hit)}"
+                self._emit_result(title, raster_name(hit), 1 / hit.rank, (hit, search.result))
+        if self._failure:
+            self._emit_result("CLIPPan", self._failure, 0.0)
 
     def triggerResult(self, result):
         if result.userData:
             hit, found = result.userData
-            self._guide.fly(hit, hits.crs(found))
+            self._highlighter.fly(hit, hits.crs(found))
 
-    def _tell(
+    def _emit_result(
         self, title: str, description: str, score: float, found: Optional[tuple[Hit, SearchResult]] = None
     ) -> None:
         result = QgsLocatorResult()
@@ -100,7 +102,7 @@ class Locator(QgsLocatorFilter):
         result.displayString = title
         result.description = description
         result.score = score
-        result.icon = QIcon(str(places.RESOURCES / "search.svg"))
+        result.icon = QIcon(str(paths.RESOURCES / "search.svg"))
         result.userData = found
         with contextlib.suppress(RuntimeError):  # the locator bar was closed meanwhile
             self.resultFetched.emit(result)
@@ -129,7 +131,7 @@ class _Search(threading.Thread):
         self._launch = launch
         self._request = request
         self._cancelled = False
-        self._limit = time.monotonic() + PATIENCE
+        self._limit = time.monotonic() + PATIENCE_SECONDS
 
     def run(self):
         _searches.add(self)

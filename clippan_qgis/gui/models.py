@@ -13,7 +13,7 @@ from clippan.jobs import ListModelsRequest, ListModelsResult, RemoveModelRequest
 
 from ..i18n import tr
 from ..settings import Settings
-from .task import Jobs, Then
+from .task import JobQueue, OnResult
 from .widgets import push_button, side_by_side, wrapped_label
 
 _PLACES = {
@@ -35,7 +35,7 @@ class ModelList(QWidget):
     def __init__(self, settings: Callable[[], Settings], save: Callable[[], None]):
         super().__init__()
         self._save = save
-        self._jobs = Jobs(self, settings=settings)
+        self._jobs = JobQueue(self, settings=settings)
         self.tree = QTreeWidget()
         self.tree.setHeaderLabels([tr("Model"), tr("Size"), tr("Licence"), tr("On this machine")])
         self.tree.setRootIsDecorated(False)
@@ -68,15 +68,15 @@ class ModelList(QWidget):
         self._enable()
 
     def refresh(self) -> None:
-        self._ask(ListModelsRequest(), self._show)
+        self._submit(ListModelsRequest(), self._show)
 
     def selected(self) -> str:
         item = self.tree.currentItem()
         return item.data(0, _ID) if item else ""
 
-    def _ask(self, request: Request, then: Then) -> None:
+    def _submit(self, request: Request, on_result: OnResult) -> None:
         self.state.setText(tr("Looking…"))
-        self._jobs.ask(tr("CLIPPan models"), request, then, self.state.setText)
+        self._jobs.submit(tr("CLIPPan models"), request, on_result, self.state.setText)
 
     def _show(self, result: ListModelsResult) -> None:
         found = {model.id: model for model in result.models}
@@ -112,4 +112,4 @@ class ModelList(QWidget):
         name = self.selected()
         question = tr("Remove {model} from this machine? It can be downloaded again.", model=MODELS[name].label)
         if QMessageBox.question(self, tr("Remove model"), question) == QMessageBox.StandardButton.Yes:
-            self._ask(RemoveModelRequest(model=name), lambda _: self.refresh())
+            self._submit(RemoveModelRequest(model=name), lambda _: self.refresh())

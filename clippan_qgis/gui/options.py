@@ -19,12 +19,12 @@ from qgis.PyQt.QtWidgets import (
 from clippan.core.errors import ClippanError
 from clippan.jobs import Device, DoctorRequest
 
-from .. import places
+from .. import paths
 from ..engine import python
 from ..i18n import tr
 from ..settings import Settings, default_cache
 from .models import ModelList
-from .task import Jobs
+from .task import JobQueue
 from .widgets import push_button, side_by_side, wrapped_label
 
 
@@ -34,7 +34,7 @@ class OptionsFactory(QgsOptionsWidgetFactory):
         self.setTitle("CLIPPan")
 
     def icon(self):
-        return QIcon(str(places.RESOURCES / "icon.svg"))
+        return QIcon(str(paths.RESOURCES / "icon.svg"))
 
     def createWidget(self, parent):
         return OptionsPage(parent)
@@ -72,7 +72,7 @@ class OptionsPage(QgsOptionsPageWidget):
             tr("“Check engine” shows its report here, with remedies for the problems found.")
         )
         self.models = ModelList(self.settings, self.apply)
-        self._jobs = Jobs(self, settings=self.settings)
+        self._jobs = JobQueue(self, settings=self.settings)
         self._arrange()
         self.check.clicked.connect(self._check)
         self.setup.clicked.connect(self._set_up)
@@ -153,11 +153,11 @@ class OptionsPage(QgsOptionsPageWidget):
         self.check.setEnabled(False)
         self.report.setPlainText(tr("Checking…"))
         try:
-            interpreter = python.find(settings)
+            interpreter = python.find_interpreter(settings)
         except ClippanError as error:
             self._show(tr(error.message))
             return
-        self._jobs.ask(
+        self._jobs.submit(
             tr("Checking the CLIPPan engine"),
             DoctorRequest(device=settings.preferred_device),
             lambda result: self._show(f"{interpreter}\n{result.text}"),

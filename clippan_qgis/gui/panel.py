@@ -19,7 +19,7 @@ from qgis.PyQt.QtWidgets import (
 )
 
 from ..i18n import tr
-from .prompt import Prompt
+from .query_line import QueryLine
 from .results import ResultList
 from .widgets import push_button, side_by_side, tool_button, wrapped_label
 
@@ -48,12 +48,12 @@ class Panel(QgsDockWidget):
         self.make = self.menu.addAction(tr("&New index from layers…"))
         self.menu.addSeparator()
         self.forget = self.menu.addAction(tr("&Remove from this list"))
-        self.more = tool_button("mActionAdd.svg", tr("Open or build an index"))
-        self.more.setIconSize(QSize(16, 16))
-        self.more.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
-        self.more.setMenu(self.menu)
-        self.more.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
-        self.prompt = Prompt()
+        self.index_menu_button = tool_button("mActionAdd.svg", tr("Open or build an index"))
+        self.index_menu_button.setIconSize(QSize(16, 16))
+        self.index_menu_button.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self.index_menu_button.setMenu(self.menu)
+        self.index_menu_button.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+        self.prompt = QueryLine()
         self.prompt.setPlaceholderText(tr("river mouth with sandbanks"))
         self.prompt.setToolTip(
             tr(
@@ -74,17 +74,17 @@ class Panel(QgsDockWidget):
         self.scope.setToolTip(
             tr("Search the whole index, the current map view, or the layers selected in the Layers panel")
         )
-        self.top = QSpinBox()
-        self.top.setRange(1, 1000)
-        self.top.setValue(20)
-        self.top.setSuffix(tr(" results"))
-        self.top.setToolTip(tr("Maximum number of places"))
-        self.least = QSpinBox()
-        self.least.setRange(0, 99)
-        self.least.setSingleStep(5)
-        self.least.setSuffix(" %")
-        self.least.setPrefix("≥ ")
-        self.least.setToolTip(tr("Minimum confidence of the places"))
+        self.max_results = QSpinBox()
+        self.max_results.setRange(1, 1000)
+        self.max_results.setValue(20)
+        self.max_results.setSuffix(tr(" results"))
+        self.max_results.setToolTip(tr("Maximum number of places"))
+        self.min_confidence = QSpinBox()
+        self.min_confidence.setRange(0, 99)
+        self.min_confidence.setSingleStep(5)
+        self.min_confidence.setSuffix(" %")
+        self.min_confidence.setPrefix("≥ ")
+        self.min_confidence.setToolTip(tr("Minimum confidence of the places"))
         tip = tr("Click a place on the map to find others like it")
         self.point = push_button(tr("A poi&nt"), tip, "mActionIdentify.svg")
         self.point.setCheckable(True)
@@ -120,11 +120,11 @@ class Panel(QgsDockWidget):
         grid = QGridLayout()
         grid.setColumnStretch(1, 1)
         rows = (
-            (tr("&Index"), self.index, side_by_side(self.index, self.more)),
+            (tr("&Index"), self.index, side_by_side(self.index, self.index_menu_button)),
             (tr("&Find"), self.prompt, side_by_side(self.prompt, self.button)),
             (tr("Wi&thout"), self.without, self.without),
             (tr("Where"), self.scope, self.scope),
-            (tr("Show"), self.top, side_by_side(self.top, self.least)),
+            (tr("Show"), self.max_results, side_by_side(self.max_results, self.min_confidence)),
             (tr("Or like"), self.point, side_by_side(self.point, self.picture)),
         )
         for number, (text, field, content) in enumerate(rows):
@@ -132,11 +132,11 @@ class Panel(QgsDockWidget):
             label.setBuddy(field)
             grid.addWidget(label, number, 0)
             grid.addWidget(content, number, 1)
-        self.force = side_by_side(self.examples, self.reset)
-        self.force.layout().setStretch(0, 1)
+        self.examples_row = side_by_side(self.examples, self.reset)
+        self.examples_row.layout().setStretch(0, 1)
         self.progress = side_by_side(self.bar, self.cancel)
-        self.start = QWidget()
-        start = QVBoxLayout(self.start)
+        self.welcome_page = QWidget()
+        start = QVBoxLayout(self.welcome_page)
         start.addStretch()
         start.addWidget(self.welcome)
         start.addWidget(self.first)
@@ -146,16 +146,16 @@ class Panel(QgsDockWidget):
         layout.setContentsMargins(6, 6, 6, 6)
         layout.setSpacing(6)
         layout.addLayout(grid)
-        layout.addWidget(self.force)
-        layout.addWidget(self.start, 1)
+        layout.addWidget(self.examples_row)
+        layout.addWidget(self.welcome_page, 1)
         layout.addWidget(self.results, 1)
         layout.addWidget(side_by_side(self.good, self.bad))
         layout.addWidget(side_by_side(self.save, self.heat))
         layout.addWidget(self.progress)
         layout.addWidget(self.message)
         self.setWidget(content)
-        order = [self.prompt, self.button, self.without, self.scope, self.top, self.least, self.point, self.picture]
-        order += [self.first, self.reset, self.results, self.good, self.bad, self.save, self.heat, self.cancel]
-        order += [self.index, self.more]
+        order = [self.prompt, self.button, self.without, self.scope, self.max_results, self.min_confidence, self.point]
+        order += [self.picture, self.first, self.reset, self.results, self.good, self.bad, self.save, self.heat]
+        order += [self.cancel, self.index, self.index_menu_button]
         for one, next_one in zip(order, order[1:]):
             QWidget.setTabOrder(one, next_one)

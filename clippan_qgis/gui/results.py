@@ -23,7 +23,7 @@ from ..hits import COLOURS
 from ..i18n import tr
 from ..styling import with_alpha
 
-PICTURE, GAP, BAR = 56, 6, 5  # pixels
+THUMBNAIL, GAP, BAR = 56, 6, 5  # pixels
 _HIT = Qt.ItemDataRole.UserRole
 _MARK = Qt.ItemDataRole.UserRole + 1
 _LEFT = Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter
@@ -35,7 +35,7 @@ class ResultList(QListWidget):
     """Hits with their pictures. Click or Enter chooses one; + and − call the selected one good or bad."""
 
     chosen = pyqtSignal(object)  # the hit
-    judged = pyqtSignal(bool)
+    marked = pyqtSignal(bool)
 
     def __init__(self, parent=None):
         super().__init__(parent)
@@ -43,7 +43,7 @@ class ResultList(QListWidget):
         self.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setUniformItemSizes(True)
-        self.setMinimumHeight(2 * (PICTURE + 2 * GAP))
+        self.setMinimumHeight(2 * (THUMBNAIL + 2 * GAP))
         self.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
         self.setAccessibleName(tr("Results"))
         self.customContextMenuRequested.connect(self._menu)
@@ -65,7 +65,7 @@ class ResultList(QListWidget):
         self.clear()
         for hit in hits:
             date = f", {hit.date}" if hit.date else ""
-            item = QListWidgetItem(f"{hit.rank} {hit.prompt}, {percent(hit)}, {name(hit)}{date}")
+            item = QListWidgetItem(f"{hit.rank} {hit.prompt}, {confidence_percent(hit)}, {raster_name(hit)}{date}")
             item.setData(_HIT, hit)
             item.setData(_MARK, GOOD if hit.tile in like else BAD if hit.tile in unlike else "")
             similarity = tr("Similarity {score:.3f}", score=hit.score)
@@ -91,7 +91,7 @@ class ResultList(QListWidget):
         if hit is not None and key in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
             self.chosen.emit(hit)
         elif hit is not None and key in (Qt.Key.Key_Plus, Qt.Key.Key_Minus):
-            self.judged.emit(key == Qt.Key.Key_Plus)
+            self.marked.emit(key == Qt.Key.Key_Plus)
         else:
             super().keyPressEvent(event)
 
@@ -102,17 +102,17 @@ class ResultList(QListWidget):
         menu = QMenu(self)
         menu.addAction(tr("Go there"), lambda: self.chosen.emit(hit))
         menu.addSeparator()
-        menu.addAction(tr("More like this") + "\t+", lambda: self.judged.emit(True))
-        menu.addAction(tr("Less like this") + "\t-", lambda: self.judged.emit(False))
+        menu.addAction(tr("More like this") + "\t+", lambda: self.marked.emit(True))
+        menu.addAction(tr("Less like this") + "\t-", lambda: self.marked.emit(False))
         menu.popup(self.viewport().mapToGlobal(position))
         menu.aboutToHide.connect(menu.deleteLater)
 
 
-def percent(hit: Hit) -> str:
+def confidence_percent(hit: Hit) -> str:
     return f"{100 * hit.confidence:.0f} %"
 
 
-def name(hit: Hit) -> str:
+def raster_name(hit: Hit) -> str:
     return Path(hit.raster).name or hit.raster
 
 
@@ -120,7 +120,7 @@ class _Row(QStyledItemDelegate):
     """Paints picture, rank, prompt, raster and confidence of a hit, in the colours of the theme."""
 
     def sizeHint(self, option, index):
-        return QSize(160, max(PICTURE, 2 * option.fontMetrics.height() + 2 * GAP + BAR) + 2 * GAP)
+        return QSize(160, max(THUMBNAIL, 2 * option.fontMetrics.height() + 2 * GAP + BAR) + 2 * GAP)
 
     def paint(self, painter, option, index):
         hit = index.data(_HIT)
@@ -134,7 +134,7 @@ class _Row(QStyledItemDelegate):
         painter.save()
         painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform)
         area = option.rect.adjusted(GAP, GAP, -GAP, -GAP)
-        picture = QRect(area.topLeft(), QSize(PICTURE, PICTURE))
+        picture = QRect(area.topLeft(), QSize(THUMBNAIL, THUMBNAIL))
         _paint_picture(painter, picture, index, colour)
         area.setLeft(picture.right() + GAP + 3)
         height = option.fontMetrics.height()
@@ -150,7 +150,7 @@ class _Row(QStyledItemDelegate):
         painter.setPen(colour)
         metrics = painter.fontMetrics()
         line = QRect(area.left(), area.top() - 2, area.width(), metrics.height())
-        figure = percent(hit)
+        figure = confidence_percent(hit)
         painter.drawText(line, int(_RIGHT), figure)
         room = line.width() - metrics.horizontalAdvance(figure) - GAP
         title = metrics.elidedText(f"{hit.rank}  {hit.prompt}", Qt.TextElideMode.ElideRight, room)
@@ -163,7 +163,7 @@ class _Row(QStyledItemDelegate):
         if hit.date:
             painter.drawText(line, int(_RIGHT), hit.date)
             room -= metrics.horizontalAdvance(hit.date) + GAP
-        painter.drawText(line, int(_LEFT), metrics.elidedText(name(hit), Qt.TextElideMode.ElideMiddle, room))
+        painter.drawText(line, int(_LEFT), metrics.elidedText(raster_name(hit), Qt.TextElideMode.ElideMiddle, room))
 
 
 def _paint_picture(painter, area, index, colour) -> None:

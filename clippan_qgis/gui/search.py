@@ -30,74 +30,74 @@ from clippan.jobs import (
 
 from .. import connections, hits, sources
 from ..i18n import tr
-from ..query import Query, corners, parse, split
+from ..query import Query, bounds, parse_query, split_texts
 from ..settings import Recent, Settings
-from .guide import Guide
+from .highlighter import HitHighlighter
 from .index import IndexDialog
 from .panel import LAYERS, VIEW, Panel
-from .task import Jobs
+from .task import JobQueue
 from .widgets import add_choice, theme_icon
 
-BATCH = 4  # pictures are asked for by so many, so that a search never waits long for its turn
-PATIENCE = 400  # milliseconds after the last turn of a wheel
-PICTURES = "*.png *.jpg *.jpeg *.tif *.tiff *.jp2 *.webp *.bmp *.vrt"
+THUMBNAIL_BATCH = 4  # pictures are asked for by so many, so that a search never waits long for its turn
+PAUSE = 400  # milliseconds after the last turn of a wheel
+PICTURE_FILES = "*.png *.jpg *.jpeg *.tif *.tiff *.jp2 *.webp *.bmp *.vrt"
 
 
 class SearchDock(Panel):
     """Searches an index, shows the results, and lets the user say which of them are good."""
 
-    def __init__(self, iface, guide: Guide):
+    def __init__(self, iface, highlighter: HitHighlighter):
         super().__init__()
         self._iface = iface
         self._canvas = iface.mapCanvas()
-        self._guide = guide
+        self._highlighter = highlighter
         self._query = self._found_query = Query()  # what was asked for last, and what the results are of
         self._result: Optional[SearchResult] = None
-        self._looked_at = False
+        self._index_queried = False
         self._folder = tempfile.mkdtemp(prefix="clippan-pictures-")
-        self._shelf = ""  # in it, for the index's pictures
+        self._thumbnail_folder = ""  # in it, for the index's pictures
         self._tool = QgsMapToolEmitPoint(self._canvas)
         self._former_tool = None
-        self._jobs, self._questions, self._pictures = Jobs(self), Jobs(self, True), Jobs(self, True)
-        self._say = self.message.setText
-        self._soon = QTimer(self)
-        self._soon.setSingleShot(True)
+        self._jobs, self._index_jobs, self._thumbnail_jobs = JobQueue(self), JobQueue(self, True), JobQueue(self, True)
+        self._show_message = self.message.setText
+        self._search_timer = QTimer(self)
+        self._search_timer.setSingleShot(True)
         self._connect()
         self._fill_indexes()
-        self._enable()
+        self._update_widgets()
 
     def _connect(self) -> None:
-        self._soon.timeout.connect(self.search)
-        self.prompt.returnPressed.connect(lambda: self._soon.start(0))
-        self.prompt.completer().activated.connect(lambda _: self._soon.start(0))
-        self.without.returnPressed.connect(lambda: self._soon.start(0))
-        self.button.clicked.connect(self._pressed)
+        self._search_timer.timeout.connect(self.search)
+        self.prompt.returnPressed.connect(lambda: self._search_timer.start(0))
+        self.prompt.completer().activated.connect(lambda _: self._search_timer.start(0))
+        self.without.returnPressed.connect(lambda: self._search_timer.start(0))
+        self.button.clicked.connect(self._search_or_cancel)
         self.cancel.clicked.connect(self._jobs.cancel)
-        self.scope.currentIndexChanged.connect(self._again)
-        self.top.valueChanged.connect(self._again)
-        self.least.valueChanged.connect(self._again)
+        self.scope.currentIndexChanged.connect(self._search_soon)
+        self.max_results.valueChanged.connect(self._search_soon)
+        self.min_confidence.valueChanged.connect(self._search_soon)
         self.index.activated.connect(lambda _: self.choose(self.index.currentData()))
-        self.open.triggered.connect(self._open)
-        self.make.triggered.connect(self._make)
-        self.first.clicked.connect(self._make)
-        self.forget.triggered.connect(self._forget)
-        self.point.clicked.connect(self._point)
+        self.open.triggered.connect(self._open_index)
+        self.make.triggered.connect(self._new_index)
+        self.first.clicked.connect(self._new_index)
+        self.forget.triggered.connect(self._remove_index)
+        self.point.clicked.connect(self._toggle_point_tool)
         self._tool.canvasClicked.connect(lambda point, _: self.search_at(point))
         self._tool.deactivated.connect(lambda: self.point.setChecked(False))
         self.picture.clicked.connect(self._choose_picture)
         self.reset.clicked.connect(self._reset)
-        self.results.chosen.connect(self._fly)
-        self.results.judged.connect(self.judge)
-        self.results.currentItemChanged.connect(lambda *_: self._enable())
-        self.good.clicked.connect(lambda: self.judge(True))
-        self.bad.clicked.connect(lambda: self.judge(False))
-        self.save.clicked.connect(self._save)
-        self.heat.clicked.connect(self._heat)
-        self._jobs.changed.connect(self._enable)
+        self.results.chosen.connect(self._fly_to)
+        self.results.marked.connect(self.mark_relevant)
+        self.results.currentItemChanged.connect(lambda *_: self._update_widgets())
+        self.good.clicked.connect(lambda: self.mark_relevant(True))
+        self.bad.clicked.connect(lambda: self.mark_relevant(False))
+        self.save.clicked.connect(self._save_layer)
+        self.heat.clicked.connect(self._draw_heat_map)
+        self._jobs.changed.connect(self._update_widgets)
         self._jobs.progressed.connect(lambda percent: self.bar.setValue(int(percent)))
-        self._jobs.told.connect(self._say)
+        self._jobs.text_changed.connect(self._show_message)
 
-    def _enable(self) -> None:
+    def _update_widgets(self) -> None:
         busy, found = self._jobs.is_busy, self._result is not None
         self.progress.setVisible(busy)
         self.button.setText(tr("Cancel") if busy else tr("Search"))
@@ -106,19 +106,19 @@ class SearchDock(Panel):
         self.save.setEnabled(found and bool(self._result.hits))
         self.heat.setEnabled(found and not busy)
         index = Recent.read().index
-        self.start.setHidden(bool(index))
+        self.welcome_page.setHidden(bool(index))
         self.results.setVisible(bool(index))
         self.forget.setEnabled(bool(index) and not connections.is_catalogue(index))
         self.examples.setText(self._query.examples)
-        self.force.setVisible(bool(self._query.examples))
+        self.examples_row.setVisible(bool(self._query.examples))
 
     def showEvent(self, event):
         """The prompt takes the keys; the index is looked at once it is seen."""
         super().showEvent(event)
         QTimer.singleShot(0, self.prompt.setFocus)
         self._fill_indexes()  # a connection may be new
-        if not self._looked_at:
-            self._look()
+        if not self._index_queried:
+            self._query_index()
 
     def keyPressEvent(self, event):
         """From the texts an arrow leads down to the results."""
@@ -150,23 +150,23 @@ class SearchDock(Panel):
             self._clear()
         Recent.read().with_index(index, not connections.is_catalogue(index)).write()
         self._fill_indexes()
-        self._enable()
-        self._look(note)
+        self._update_widgets()
+        self._query_index(note)
 
-    def _look(self, note: str = "") -> None:
+    def _query_index(self, note: str = "") -> None:
         """Asks what the index holds, to say it with the note."""
-        self._looked_at, self._shelf = True, ""
+        self._index_queried, self._thumbnail_folder = True, ""
         index = Recent.read().index
         if not index:
             return
-        self._ask(
-            self._questions,
+        self._submit(
+            self._index_jobs,
             tr("Reading the index"),
-            lambda: AboutIndexRequest(index=connections.address(index)),
-            lambda result: self._looked(result, note),
+            lambda: AboutIndexRequest(index=connections.index_address(index)),
+            lambda result: self._describe_index(result, note),
         )
 
-    def _looked(self, index: AboutIndexResult, note: str) -> None:
+    def _describe_index(self, index: AboutIndexResult, note: str) -> None:
         values = {"tiles": index.tiles, "rasters": index.rasters, "model": index.label}
         if index.rasters == 1:
             parts = [tr("{tiles:,} places of 1 raster · {model}.", **values), note]
@@ -174,28 +174,28 @@ class SearchDock(Panel):
             parts = [tr("{tiles:,} places of {rasters:,} rasters · {model}.", **values), note]
         if not index.complete:
             parts.append(tr("It is incomplete; build it again to resume."))
-        self._say(" ".join(filter(None, (*parts, tr(index.warning)))))
+        self._show_message(" ".join(filter(None, (*parts, tr(index.warning)))))
 
-    def _open(self) -> None:
+    def _open_index(self) -> None:
         folder = str(Path(Recent.read().index).parent) if Recent.read().indexes else ""
         file, _ = QFileDialog.getOpenFileName(self, tr("Open index"), folder, f"{tr('GeoPackages')} (*.gpkg)")
         self.choose(file)
 
-    def _forget(self) -> None:
+    def _remove_index(self) -> None:
         Recent.read().without_index(Recent.read().index).write()
         self._fill_indexes()
         self._clear()
-        self._look()
+        self._query_index()
 
-    def _make(self) -> None:
+    def _new_index(self) -> None:
         dialog = IndexDialog(self._canvas, self)
         if dialog.exec():
             self.build(dialog.request(), dialog.index())
         dialog.deleteLater()
 
     def build(self, request: IndexRequest, index: str) -> None:
-        self._say(tr("Building the index…"))
-        self._jobs.ask(tr("Building an index"), request, partial(self._built, index), self._say)
+        self._show_message(tr("Building the index…"))
+        self._jobs.submit(tr("Building an index"), request, partial(self._built, index), self._show_message)
 
     def _built(self, index: str, result: IndexResult) -> None:
         self._clear()
@@ -204,62 +204,64 @@ class SearchDock(Panel):
     # What to search for.
 
     def search(self) -> None:
-        text, without = parse(self.prompt.text())
-        query = self._query.with_text(text, without + split(self.without.text()))
+        text, without = parse_query(self.prompt.text())
+        query = self._query.with_text(text, without + split_texts(self.without.text()))
         if query.is_empty:
-            self._say(tr("Enter a text, or choose a place on the map or a picture."))
+            self._show_message(tr("Enter a text, or choose a place on the map or a picture."))
         else:
-            self._start(query)
+            self._search(query)
 
     def search_at(self, point) -> None:
         """Searches for places like the one here, a point in the CRS of the map."""
         crs = self._canvas.mapSettings().destinationCrs()
-        self._point(False)
-        self._example(Query(at=QgsReferencedPointXY(point, crs)))
+        self._toggle_point_tool(False)
+        self._search_by_example(Query(at=QgsReferencedPointXY(point, crs)))
 
     def search_like(self, picture: str) -> None:
-        self._example(Query(images=(picture,)))
+        self._search_by_example(Query(images=(picture,)))
 
-    def judge(self, good: bool) -> None:
+    def mark_relevant(self, good: bool) -> None:
         """Calls the selected result good or bad, and searches again."""
         hit = self.results.hit()
         if hit is not None:
-            self._start(self._query.judged(hit.tile, good))
+            self._search(self._query.marked(hit.tile, good))
 
-    def _example(self, query: Query) -> None:
+    def _search_by_example(self, query: Query) -> None:
         # Who points at a place means that place, not what was typed before; text that is typed now is mixed with it.
         self.prompt.clear()
         self.without.clear()
-        self._start(query)
+        self._search(query)
 
     def _reset(self) -> None:
         query = Query(self._query.text, self._query.without)
         if query.is_empty:
             self._clear()
         else:
-            self._start(query)
+            self._search(query)
 
-    def _again(self) -> None:
+    def _search_soon(self) -> None:
         if self._result is not None:
-            self._soon.start(PATIENCE)
+            self._search_timer.start(PAUSE)
 
-    def _pressed(self) -> None:
+    def _search_or_cancel(self) -> None:
         if self._jobs.is_busy:
             self._jobs.cancel()
         else:
             self.search()
 
-    def _start(self, query: Query) -> None:
-        if self._ask(self._jobs, tr("Searching"), partial(self._request, query), partial(self._found, query)):
+    def _search(self, query: Query) -> None:
+        if self._submit(self._jobs, tr("Searching"), partial(self._request, query), partial(self._show_result, query)):
             self._query = query
-            self._enable()
+            self._update_widgets()
 
-    def _ask(self, jobs: Jobs, title: str, make: Callable[[], Request], then: Callable[[Any], None]) -> bool:
+    def _submit(
+        self, jobs: JobQueue, title: str, make: Callable[[], Request], on_result: Callable[[Any], None]
+    ) -> bool:
         """Makes a request and has the engine do it; says why if it cannot be made."""
         try:
-            jobs.ask(title, make(), then, self._say)
+            jobs.submit(title, make(), on_result, self._show_message)
         except ClippanError as error:
-            self._say(tr(error.message))
+            self._show_message(tr(error.message))
             return False
         return True
 
@@ -268,26 +270,27 @@ class SearchDock(Panel):
         if not index:
             raise ClippanError("Build or open an index first, with the button next to “Index”.")
         crs = self._canvas.mapSettings().destinationCrs()
-        options: dict[str, Any] = {"top": self.top.value(), "least": self.least.value() / 100, "heatmap": heatmap}
+        options: dict[str, Any] = {"top": self.max_results.value(), "heatmap": heatmap}
+        options["least"] = self.min_confidence.value() / 100
         scope = self.scope.currentData()
         if scope == VIEW:
-            options["extent"] = corners(self._canvas.extent())
+            options["extent"] = bounds(self._canvas.extent())
         elif scope == LAYERS:
-            options["rasters"] = self._selected()
-        return query.request(connections.address(index), crs, device=Settings.read().preferred_device, **options)
+            options["rasters"] = self._selected_rasters()
+        return query.request(connections.index_address(index), crs, device=Settings.read().preferred_device, **options)
 
-    def _selected(self) -> tuple[str, ...]:
+    def _selected_rasters(self) -> tuple[str, ...]:
         layers = self._iface.layerTreeView().selectedLayersRecursive()
         rasters = [layer for layer in layers if isinstance(layer, QgsRasterLayer)]
         if not rasters:
             raise ClippanError("No raster is selected in the Layers panel; select one, or search everything.")
-        return tuple(sources.indexable(layer) for layer in rasters)
+        return tuple(sources.data_source_or_service(layer) for layer in rasters)
 
-    def _found(self, query: Query, result: SearchResult) -> None:
+    def _show_result(self, query: Query, result: SearchResult) -> None:
         self._result, self._found_query = result, query
         self.prompt.remember()
         self.results.show_hits(result.hits, query.like, query.unlike)
-        self._guide.show(result)
+        self._highlighter.show(result)
         seconds = f"{result.seconds:.1f} s" if result.seconds >= 1 else f"{1000 * result.seconds:.0f} ms"
         values = {"count": len(result.hits), "tiles": result.tiles, "time": seconds}
         if not result.hits:
@@ -296,66 +299,72 @@ class SearchDock(Panel):
             text = tr("1 place found; {tiles:,} searched in {time}.", **values)
         else:
             text = tr("{count} places found; {tiles:,} searched in {time}.", **values)
-        self._say(" ".join([text, *map(tr, result.hints)]))
-        self._enable()
-        self._picture()
+        self._show_message(" ".join([text, *map(tr, result.hints)]))
+        self._update_widgets()
+        self._load_thumbnails()
 
     def _clear(self) -> None:
         self._query, self._result = Query(), None
         self.results.clear()
-        self._guide.clear()
-        self._say("")
-        self._enable()
+        self._highlighter.clear()
+        self._show_message("")
+        self._update_widgets()
 
     # What was found.
 
-    def _fly(self, hit: Hit) -> None:
-        complaint = self._guide.fly(hit, hits.crs(self._result))
+    def _fly_to(self, hit: Hit) -> None:
+        complaint = self._highlighter.fly(hit, hits.crs(self._result))
         if complaint:
-            self._say(complaint)
+            self._show_message(complaint)
 
-    def _picture(self, done: int = 0) -> None:
+    def _load_thumbnails(self, done: int = 0) -> None:
         """Asks for the pictures of the results from this one on."""
         result = self._result
-        tiles = tuple(hit.tile for hit in result.hits[done : done + BATCH]) if result else ()
+        tiles = tuple(hit.tile for hit in result.hits[done : done + THUMBNAIL_BATCH]) if result else ()
         if not tiles:
             return
-        self._shelf = self._shelf or tempfile.mkdtemp(dir=self._folder)
+        self._thumbnail_folder = self._thumbnail_folder or tempfile.mkdtemp(dir=self._folder)
 
         def show(pictures: ThumbnailsResult) -> None:
             if result is self._result:
                 self.results.show_pictures(pictures.files)
-                self._picture(done + BATCH)
+                self._load_thumbnails(done + THUMBNAIL_BATCH)
 
-        request = ThumbnailsRequest(index=connections.address(Recent.read().index), tiles=tiles, folder=self._shelf)
-        self._pictures.ask(tr("Pictures of the results"), request, show, lambda _: None)
+        request = ThumbnailsRequest(
+            index=connections.index_address(Recent.read().index), tiles=tiles, folder=self._thumbnail_folder
+        )
+        self._thumbnail_jobs.submit(tr("Pictures of the results"), request, show, lambda _: None)
 
-    def _save(self) -> None:
+    def _save_layer(self) -> None:
         layer = hits.layer(self._result, tr("Search: {query}", query=self._found_query.name))
         QgsProject.instance().addMapLayer(layer)
-        self._guide.clear()  # the layer marks the places now
-        self._say(tr("Added the layer “{layer}”. It is a temporary layer; export it to keep it.", layer=layer.name()))
+        self._highlighter.clear()  # the layer marks the places now
+        self._show_message(
+            tr("Added the layer “{layer}”. It is a temporary layer; export it to keep it.", layer=layer.name())
+        )
 
-    def _heat(self) -> None:
+    def _draw_heat_map(self) -> None:
         name = tr("Heat map: {query}", query=self._found_query.name)
         file = QgsProcessingUtils.generateTempFilename("heat_map.tif")
         make = partial(self._request, self._found_query, file)
-        self._ask(self._jobs, tr("Drawing a heat map"), make, partial(self._heated, name))
+        self._submit(self._jobs, tr("Drawing a heat map"), make, partial(self._add_heat_map, name))
 
-    def _heated(self, name: str, result: SearchResult) -> None:
+    def _add_heat_map(self, name: str, result: SearchResult) -> None:
         layer = QgsRasterLayer(result.heatmap, name, "gdal")
         hits.style_heat(layer)
         QgsProject.instance().addMapLayer(layer)
-        self._say(tr("Added the layer “{layer}”. It is in a temporary folder; export it to keep it.", layer=name))
+        self._show_message(
+            tr("Added the layer “{layer}”. It is in a temporary folder; export it to keep it.", layer=name)
+        )
 
     # Examples.
 
-    def _point(self, on: bool) -> None:
+    def _toggle_point_tool(self, on: bool) -> None:
         """Takes the next click on the map, or gives the map back to the tool before."""
         if on:
             self._former_tool = self._canvas.mapTool()
             self._canvas.setMapTool(self._tool)
-            self._say(tr("Click a place on the map."))
+            self._show_message(tr("Click a place on the map."))
         elif self._canvas.mapTool() is self._tool:
             self._canvas.unsetMapTool(self._tool)
             if self._former_tool is not None and not sip.isdeleted(self._former_tool):
@@ -363,7 +372,7 @@ class SearchDock(Panel):
 
     def _choose_picture(self) -> None:
         file, _ = QFileDialog.getOpenFileName(
-            self, tr("Example picture"), "", f"{tr('Pictures and rasters')} ({PICTURES});;{tr('All files')} (*)"
+            self, tr("Example picture"), "", f"{tr('Pictures and rasters')} ({PICTURE_FILES});;{tr('All files')} (*)"
         )
         if file:
             self.search_like(file)
@@ -380,10 +389,10 @@ class SearchDock(Panel):
 
     def stop(self) -> None:
         """Cancels what runs and takes all away that is not the panel itself."""
-        self._soon.stop()
-        for jobs in (self._jobs, self._questions, self._pictures):
+        self._search_timer.stop()
+        for jobs in (self._jobs, self._index_jobs, self._thumbnail_jobs):
             jobs.stop()
-        self._point(False)
+        self._toggle_point_tool(False)
         self._tool.deleteLater()
         shutil.rmtree(self._folder, ignore_errors=True)
 

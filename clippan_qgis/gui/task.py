@@ -1,4 +1,4 @@
-"""Jobs of the engine in the background of QGIS."""
+"""JobQueue of the engine in the background of QGIS."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ..i18n import tr
 from ..settings import Settings
 
 # Both are called in the main thread: with the typed result of the job, or with the reason in a sentence.
-Then = Callable[[Any], None]
-Otherwise = Callable[[str], None]
+OnResult = Callable[[Any], None]
+OnFailure = Callable[[str], None]
 
 
 class _Feedback(QgsProcessingFeedback):
     """Passes on what the job says that it is doing, too."""
 
-    told = pyqtSignal(str)
+    text_changed = pyqtSignal(str)
 
     def setProgressText(self, text):
-        self.told.emit(text)
+        self.text_changed.emit(text)
 
 
 class _Job(NamedTuple):
     title: str
     request: Request
-    then: Then
-    otherwise: Otherwise
+    on_result: OnResult
+    on_failure: OnFailure
 
 
 # QGIS keeps a task until it is over, but not its Python half: without this, Python's garbage collector takes the half
@@ -54,9 +54,9 @@ class _Task(QgsTask):
         self._request = job.request
         self.feedback.progressChanged.connect(self.setProgress)
 
-    def start(self, owner: QObject, then: Callable[[], None]) -> None:
-        """Starts; ``then`` is called in the main thread once the task is over, unless the owner is gone by then."""
-        self._owner, self._then = owner, then
+    def start(self, owner: QObject, on_end: Callable[[], None]) -> None:
+        """Starts; ``on_end`` is called in the main thread once the task is over, unless the owner is gone by then."""
+        self._owner, self._on_end = owner, on_end
         _running.add(self)
         QgsApplication.taskManager().addTask(self)
 
@@ -75,10 +75,10 @@ class _Task(QgsTask):
     def finished(self, successful):
         _running.discard(self)
         if not sip.isdeleted(self._owner):
-            self._then()
+            self._on_end()
 
 
-class Jobs(QObject):
+class JobQueue(QObject):
     """Runs a widget's jobs one at a time. Of those asked for meanwhile only the newest follows.
 
     A newer job with the same title makes the result of the older one stale: it is dropped. The older one still runs to
@@ -92,7 +92,7 @@ class Jobs(QObject):
 
     changed = pyqtSignal()  # a job has started, or the last one has ended
     progressed = pyqtSignal(float)
-    told = pyqtSignal(str)
+    text_changed = pyqtSignal(str)
 
     def __init__(self, parent: QObject, hidden: bool = False, settings: Callable[[], Settings] = Settings.read):
         super().__init__(parent)
@@ -105,9 +105,9 @@ class Jobs(QObject):
     def is_busy(self) -> bool:
         return self._task is not None
 
-    def ask(self, title: str, request: Request, then: Then, otherwise: Otherwise) -> None:
+    def submit(self, title: str, request: Request, on_result: OnResult, on_failure: OnFailure) -> None:
         """Does a job, now or after the one that runs; calls one of the two at its end."""
-        job = _Job(title, request, then, otherwise)
+        job = _Job(title, request, on_result, on_failure)
         if self._task is None:
             self._start(job)
         else:
@@ -127,14 +127,14 @@ class Jobs(QObject):
     def _start(self, job: _Job) -> None:
         try:
             job.request.validate()
-            task = _Task(job, worker.launch(self._settings()), self._hidden)
+            task = _Task(job, worker.launch_for(self._settings()), self._hidden)
         except ClippanError as error:
-            job.otherwise(tr(error.message))
+            job.on_failure(tr(error.message))
             return
         self._task = task
         self.progressed.emit(0)
         task.feedback.progressChanged.connect(self.progressed)
-        task.feedback.told.connect(self.told)
+        task.feedback.text_changed.connect(self.text_changed)
         task.start(self, lambda: self._ended(task, job))
         self.changed.emit()
 
@@ -144,10 +144,10 @@ class Jobs(QObject):
         following, self._task, self._next = self._next, None, None
         if following is None or following.title != job.title:
             if task.result is not None:
-                job.then(task.result)
+                job.on_result(task.result)
             else:
-                job.otherwise(tr("Cancelled.") if task.feedback.isCanceled() else task.failure)
+                job.on_failure(tr("Cancelled.") if task.feedback.isCanceled() else task.failure)
         if following is not None:
-            self.ask(*following)
+            self.submit(*following)
         if self._task is None:
             self.changed.emit()

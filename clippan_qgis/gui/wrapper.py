@@ -10,7 +10,7 @@ from qgis.PyQt.QtWidgets import QWidget
 _alive: set[QWidget] = set()
 
 
-class Wrapper(QgsAbstractProcessingParameterWidgetWrapper):
+class ParameterWidgetWrapper(QgsAbstractProcessingParameterWidgetWrapper):
     """Shows a parameter in the dialog of its algorithm and in a batch.
 
     The model designer gets QGIS's own widget, which can also take the value from a model input.
@@ -32,11 +32,11 @@ class Wrapper(QgsAbstractProcessingParameterWidgetWrapper):
         super().__init__(parameter, kind)
         self.setDialog(dialog)
 
-    def make(self) -> QWidget:
+    def make_widget(self) -> QWidget:
         raise NotImplementedError
 
     def createWidget(self):
-        widget = self.make()
+        widget = self.make_widget()
         _alive.add(widget)
         widget.destroyed.connect(lambda: _alive.discard(widget))
         return widget

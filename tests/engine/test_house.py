@@ -33,7 +33,7 @@ LATE_MODULES = {
     "backend/clippan/handlers/__init__.py": {"clippan.raster.files"},  # GDAL, without which the doctor runs as well
     "backend/clippan/handlers/doctor.py": {"ctypes"},  # a Python without it has to hear what is wrong
     "clippan_qgis/__init__.py": {".plugin"},  # QGIS wants the package to be light
-    "clippan_qgis/places.py": {"clippan.jobs"},  # once the engine's folder is in sys.path
+    "clippan_qgis/paths.py": {"clippan.jobs"},  # once the engine's folder is in sys.path
     "clippan_qgis/plugin.py": {".gui", ".gui.guide", ".gui.locator", ".gui.options", ".gui.search"},  # needs a window
     "clippan_qgis/gui/models.py": {"processing"},  # a plugin that comes after ours
     "clippan_qgis/gui/options.py": {"processing"},

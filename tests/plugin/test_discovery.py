@@ -22,7 +22,7 @@ def program(path):
 
 
 def managed(settings, steps=environment.STEPS):
-    folder = environment.folder(settings.cache_folder)
+    folder = environment.environment_folder(settings.cache_folder)
     path = program(environment.python_in(folder))
     (folder / "clippan.json").write_text(json.dumps(dict.fromkeys(steps, "key")))
     return path
@@ -30,46 +30,46 @@ def managed(settings, steps=environment.STEPS):
 
 def test_the_setting_comes_first_then_the_variable_then_the_managed_environment(settings, tmp_path, monkeypatch):
     made = managed(settings)
-    found = python.find(settings)
+    found = python.find_interpreter(settings)
     assert (found.path, found.origin) == (made, "“Set up engine”")
     variable = program(tmp_path / "variable")
     monkeypatch.setenv("CLIPPAN_PYTHON", variable)
-    found = python.find(settings)
+    found = python.find_interpreter(settings)
     assert (found.path, found.origin) == (variable, "the variable CLIPPAN_PYTHON")
     chosen = program(tmp_path / "chosen")
-    assert python.find(replace(settings, python=chosen)).path == chosen
+    assert python.find_interpreter(replace(settings, python=chosen)).path == chosen
 
 
 def test_the_folder_of_an_environment_will_do(settings, tmp_path):
     path = program(tmp_path / "venv" / "bin" / "python")
-    assert python.find(replace(settings, python=str(tmp_path / "venv"))).path == path
+    assert python.find_interpreter(replace(settings, python=str(tmp_path / "venv"))).path == path
 
 
 def test_a_named_python_that_is_missing_is_no_reason_to_take_another(settings, tmp_path, monkeypatch):
     managed(settings)
     with pytest.raises(ClippanError, match=r"Engine Python.*does not exist; correct it under Settings"):
-        python.find(replace(settings, python="/nowhere/python"))
+        python.find_interpreter(replace(settings, python="/nowhere/python"))
     monkeypatch.setenv("CLIPPAN_PYTHON", "/nowhere/python")
     with pytest.raises(ClippanError, match=r"CLIPPAN_PYTHON\) does not exist; correct it or remove it"):
-        python.find(settings)
+        python.find_interpreter(settings)
 
 
 def test_a_file_that_cannot_be_executed(settings, tmp_path):
     path = tmp_path / "python.txt"
     path.write_text("")
     with pytest.raises(ClippanError, match="cannot be executed"):
-        python.find(replace(settings, python=str(path)))
+        python.find_interpreter(replace(settings, python=str(path)))
 
 
 def test_no_python_at_all(settings):
     with pytest.raises(ClippanError, match=r"no Python yet; run “Set up engine”.*Settings ▸ Options ▸ CLIPPan\.$"):
-        python.find(settings)
+        python.find_interpreter(settings)
 
 
 def test_a_half_made_environment(settings):
     managed(settings, environment.STEPS[:2])
     with pytest.raises(ClippanError, match="incomplete; run “Set up engine” again"):
-        python.find(settings)
+        python.find_interpreter(settings)
 
 
 def test_without_an_engine_the_algorithms_say_how_to_get_one(plugin, run, parameters, qgis_app):

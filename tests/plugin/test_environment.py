@@ -16,7 +16,7 @@ from qgis.core import QgsProcessingException, QgsSettings
 from qgis.PyQt.QtCore import QLockFile
 
 from clippan_qgis.engine import environment, pip_settings, python, variables
-from clippan_qgis.engine.pip_settings import files as pip_files
+from clippan_qgis.engine.pip_settings import config_files as pip_files
 
 MODULES = {
     "torch": ("torch", "9.0"),
@@ -59,7 +59,9 @@ def pip_conf(monkeypatch, tmp_path):
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_RETRIES", "0")
     path = tmp_path / "pip.conf"
-    monkeypatch.setattr(pip_settings, "files", lambda lines: [file for file in pip_files(lines) if file == str(path)])
+    monkeypatch.setattr(
+        pip_settings, "config_files", lambda lines: [file for file in pip_files(lines) if file == str(path)]
+    )
 
     def make(text):
         path.write_text(text)
@@ -101,20 +103,20 @@ def indexes(monkeypatch, tmp_path, wheels):
         wheel(folder, "torch", "torch", f"{release}+cpu")
         wheel(folder, "torchvision", "torchvision", f"{release}+cpu", [f"torch=={release}"])
     package_index(tmp_path / "whl" / "cpu", folder, environment.TORCH)
-    monkeypatch.setattr(environment, "INDEX", (tmp_path / "whl").as_uri())
+    monkeypatch.setattr(environment, "WHEELS_URL", (tmp_path / "whl").as_uri())
     monkeypatch.setenv("PIP_INDEX_URL", package_index(tmp_path / "simple", wheels).as_uri())
     return folder
 
 
 def folder_of(settings):
-    return environment.folder(settings.cache_folder)
+    return environment.environment_folder(settings.cache_folder)
 
 
 def test_set_up_from_a_folder_of_wheels(run, wheels, settings, feedback):
     results = run("setupengine", {"WHEELS": str(wheels)}, feedback)
     path = Path(results["PYTHON"])
     assert path == environment.python_in(folder_of(settings))
-    assert python.find(settings).path == str(path)
+    assert python.find_interpreter(settings).path == str(path)
     # QGIS's GDAL and numpy are seen, torch is the environment's own, and numpy was held.
     code = "import torch, numpy; from osgeo import gdal; print(torch.__version__, numpy.__version__)"
     said = subprocess.run([path, "-c", code], capture_output=True, text=True, check=True).stdout.split()
@@ -193,7 +195,7 @@ def test_cancel_stops_at_once_and_the_next_run_goes_on(run, wheels, settings, qu
 def test_an_index_that_cannot_be_reached_is_no_dead_end(run, wheels, settings, feedback, monkeypatch, tmp_path):
     """torch from PyPI instead, and the log says so; the mirror that the user's pip knows stands in for PyPI."""
     monkeypatch.setenv("PIP_INDEX_URL", package_index(tmp_path / "simple", wheels).as_uri())
-    monkeypatch.setattr(environment, "INDEX", "http://127.0.0.1:9/whl")
+    monkeypatch.setattr(environment, "WHEELS_URL", "http://127.0.0.1:9/whl")
     run("setupengine", {"TORCH": "cpu"}, feedback)
     assert any(
         "could not be downloaded from http://127.0.0.1:9/whl/cpu; downloading it from PyPI" in line
@@ -298,11 +300,16 @@ def test_the_network_is_blamed_where_it_is_the_cause():
         "ERROR: Could not find a version that satisfies the requirement torch>=2.4 (from versions: none)",
         "ERROR: No matching distribution found for torch>=2.4",
     ]
-    assert pip_settings.blame(said, [hiding], []) is None
-    assert pip_settings.blame(said[1:], [hiding], []) is not None
+    assert pip_settings.find_faulty_setting(said, [hiding], []) is None
+    assert pip_settings.find_faulty_setting(said[1:], [hiding], []) is not None
     # A constraint of our own is nobody's setting.
     cap = pip_settings.Setting("constraint", "/cap.txt", "PIP_CONSTRAINT")
-    assert pip_settings.blame(["    The user requested (constraint) numpy==1.24.2"], [cap], ["numpy==1.24.2"]) is None
+    assert (
+        pip_settings.find_faulty_setting(
+            ["    The user requested (constraint) numpy==1.24.2"], [cap], ["numpy==1.24.2"]
+        )
+        is None
+    )
 
 
 def test_two_set_ups_at_once_do_not_meet(run, wheels, settings):
@@ -391,4 +398,4 @@ def test_pip_gets_the_users_sources_and_qgis_proxy(monkeypatch, settings):
     assert "PIP_USER" not in found
     assert found["HTTPS_PROXY"] == "http://me%40work:a%3Ab@proxy.example:3128"
     assert found["NO_PROXY"] == "intranet.example"
-    assert variables.network(settings.cache_folder) == {}  # without a proxy in QGIS
+    assert variables.network_variables(settings.cache_folder) == {}  # without a proxy in QGIS

@@ -18,7 +18,7 @@ from qgis.PyQt import sip
 
 from clippan_qgis.engine import worker
 from clippan_qgis.gui import locator
-from clippan_qgis.gui.guide import Guide
+from clippan_qgis.gui.highlighter import HitHighlighter
 from clippan_qgis.gui.locator import Locator
 from clippan_qgis.settings import Recent
 
@@ -37,20 +37,20 @@ def index(fake, scene, tmp_path, log):
 
 
 @pytest.fixture
-def guide(qgis_new_project, qgis_canvas):
+def highlighter(qgis_new_project, qgis_canvas):
     qgis_canvas.setDestinationCrs(QgsCoordinateReferenceSystem("EPSG:32631"))
-    guide = Guide(qgis_canvas)
-    yield guide
-    guide.remove()
+    highlighter = HitHighlighter(qgis_canvas)
+    yield highlighter
+    highlighter.remove()
 
 
 @pytest.fixture
-def bar(guide, settings, qgis_app):
+def bar(highlighter, settings, qgis_app):
     """A locator bar that knows nothing but our filter; results end up in its list."""
     bar = QgsLocator()
     bar.found = []
     bar.foundResult.connect(lambda item: bar.found.append(QgsLocatorResult(item)))  # it lives as long as the signal
-    bar.registerFilter(Locator(guide))
+    bar.registerFilter(Locator(highlighter))
     yield bar
     bar.cancelWithoutBlocking()
     wait_for(lambda: not bar.isRunning())
@@ -120,7 +120,7 @@ def test_who_types_on_waits_for_nothing_and_keeps_the_warm_engine(bar, index, lo
 
 
 def test_a_search_that_takes_too_long_is_cancelled_in_the_end(bar, index, log, monkeypatch):
-    monkeypatch.setattr(locator, "PATIENCE", 1.0)
+    monkeypatch.setattr(locator, "PATIENCE_SECONDS", 1.0)
     type_over(bar, log, "find slow")
     ask(bar, "find river")
     assert len(bar.found) == 8

@@ -102,9 +102,9 @@ def test_the_page_lists_all_models_at_once_and_what_is_here_when_it_knows(page, 
     assert models.tree.topLevelItemCount() == len(MODELS)
     item = select(models)
     assert models.download.isEnabled()
-    models.look()
-    assert not models.refresh.isEnabled()
-    wait_for(models.refresh.isEnabled)
+    models.refresh()
+    assert not models.reload.isEnabled()
+    wait_for(models.reload.isEnabled)
     assert item.text(3) == "downloaded"
     assert models.remove.isEnabled()
     assert not models.download.isEnabled()
@@ -115,14 +115,14 @@ def test_a_model_is_removed_once_the_user_agrees(page, engine, monkeypatch):
     path = put_in_cache(engine)
     models = page.models
     item = select(models)
-    models.look()
-    wait_for(models.refresh.isEnabled)
+    models.refresh()
+    wait_for(models.reload.isEnabled)
     monkeypatch.setattr(QMessageBox, "question", lambda *_: QMessageBox.StandardButton.No)
     models.remove.click()
     assert path.exists()
     monkeypatch.setattr(QMessageBox, "question", lambda *_: QMessageBox.StandardButton.Yes)
     models.remove.click()
-    wait_for(lambda: models.refresh.isEnabled() and not item.text(3))
+    wait_for(lambda: models.reload.isEnabled() and not item.text(3))
     assert not path.exists()
     assert models.download.isEnabled()
 
@@ -150,9 +150,9 @@ def test_download_opens_the_algorithm_with_the_model(page, plugin, monkeypatch):
 
 def test_without_an_engine_the_page_says_how_to_get_one(settings, qgis_parent):
     page = OptionsPage(qgis_parent)
-    page.models.look()
+    page.models.refresh()
     assert "Set up engine" in page.models.state.text()
-    assert page.models.refresh.isEnabled()
+    assert page.models.reload.isEnabled()
     page.deleteLater()
 
 

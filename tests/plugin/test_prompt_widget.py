@@ -17,7 +17,7 @@ from qgis.PyQt.QtGui import QColor
 from qgis.PyQt.QtWidgets import QComboBox, QFileDialog, QMessageBox, QVBoxLayout, QWidget
 
 from clippan.catalogue.prompts import ClassPrompt, PromptTable, parse_prompts, preset_tables
-from clippan_qgis.gui import prompts
+from clippan_qgis.gui import prompt_table
 from clippan_qgis.gui import wrapper as wrappers
 from clippan_qgis.gui.choice import ChoiceWidget
 
@@ -31,7 +31,7 @@ CALIBRATED = PromptTable(
 
 @pytest.fixture
 def widget(qgis_app):
-    table = prompts.PromptTableEditor()
+    table = prompt_table.PromptTableEditor()
     yield table
     table.deleteLater()
 
@@ -211,7 +211,7 @@ def test_what_is_wrong_is_not_saved(widget, monkeypatch):
 
 
 def test_the_line_of_a_batch_opens_the_table(qgis_app, monkeypatch):
-    line = prompts.PromptLine()
+    line = prompt_table.PromptLine()
     line.set_value(CALIBRATED.text())
     assert parse_prompts(line.value()) == CALIBRATED
     line.set_value("water;\nforest")
@@ -221,7 +221,7 @@ def test_the_line_of_a_batch_opens_the_table(qgis_app, monkeypatch):
         dialog.table.rows.item(0, 1).setText("lake")
         return True
 
-    monkeypatch.setattr(prompts.PromptDialog, "exec", accept)
+    monkeypatch.setattr(prompt_table.PromptDialog, "exec", accept)
     said = []
     line.changed.connect(lambda: said.append(line.value()))
     line.button.click()
@@ -250,7 +250,7 @@ def dialog(plugin, fake, qgis_iface, qgis_new_project, monkeypatch):
 
 def test_the_dialog_starts_with_a_preset_and_takes_values(dialog):
     wrapper = dialog.mainWidget().wrappers["CLASSES"]
-    assert parse_prompts(wrapper.parameterValue()).names == preset_tables()[prompts.FIRST][1].names
+    assert parse_prompts(wrapper.parameterValue()).names == preset_tables()[prompt_table.DEFAULT_PRESET][1].names
     changes = []
     wrapper.widgetValueHasChanged.connect(changes.append)
     wrapper.setParameterValue("water; forest, trees", QgsProcessingContext())
@@ -301,7 +301,7 @@ def test_what_python_forgets_stays_whole(algorithm, qgis_app):
     # QGIS keeps a closed dialog as a child of its window, and asks every child for its class when a project is opened.
     window = QWidget()
     layout = QVBoxLayout(window)
-    wrapper = prompts.PromptsWidget(algorithm.parameterDefinition("CLASSES"), None)
+    wrapper = prompt_table.PromptsWidget(algorithm.parameterDefinition("CLASSES"), None)
     widget = wrapper.createWrappedWidget(QgsProcessingContext())
     layout.addWidget(widget)
     wrapper.setParameterValue("water; forest", QgsProcessingContext())
@@ -311,7 +311,7 @@ def test_what_python_forgets_stays_whole(algorithm, qgis_app):
     gc.collect()
     assert window.findChildren(QgsMapCanvas) == []
     assert {type(kept) for kept in wrappers._alive} == {QWidget, QComboBox}
-    (table,) = window.findChildren(prompts.PromptTableEditor)
+    (table,) = window.findChildren(prompt_table.PromptTableEditor)
     assert parse_prompts(table.value()).names == ("water", "forest")
     sip.delete(window)
     assert not wrappers._alive

@@ -24,7 +24,7 @@ from qgis.core import (
 from clippan.catalogue.sensors import SENSORS
 from clippan.core.errors import ClippanError
 from clippan.jobs import AssessRequest, Method, PansharpenRequest, from_json, parse_bands
-from clippan_qgis import places, sources
+from clippan_qgis import paths, sources
 
 NAMES = {
     *("pansharpen", "assesspansharpening", "adaptfusionmodel"),
@@ -82,11 +82,11 @@ def test_plugin_goes_as_it_came(qgis_processing, qgis_app, plugin, qgis_iface, m
 def test_the_engine_is_our_own_and_leaves_no_trace_on_the_path():
     import clippan
 
-    assert Path(clippan.__file__).is_relative_to(places.BACKEND)
+    assert Path(clippan.__file__).is_relative_to(paths.BACKEND)
     before = list(sys.path)
-    places.import_jobs()
+    paths.import_jobs()
     assert sys.path == before
-    assert (places.RESOURCES / "icon.svg").is_file()
+    assert (paths.RESOURCES / "icon.svg").is_file()
     assert "torch" not in sys.modules
 
 

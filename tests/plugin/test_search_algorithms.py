@@ -227,7 +227,7 @@ def test_map_services_become_what_gdal_reads(tmp_path):
     source = "type=xyz&url=" + url.replace("?", "%3F").replace("=1", "%3D1") + "&zmax=17&zmin=0"
     layer = QgsRasterLayer(source, "My map: tiles", "wms")
     assert sources.is_service(layer)
-    file = Path(sources.indexable(layer))
+    file = Path(sources.data_source_or_service(layer))
     assert file.parent == tmp_path / "cache" / "services"
     dataset = gdal.Open(str(file))
     assert dataset.RasterXSize == 256 * 2**17
@@ -235,7 +235,7 @@ def test_map_services_become_what_gdal_reads(tmp_path):
     assert dataset.GetSpatialRef().GetAuthorityCode(None) == "3857"
     assert "${z}/${x}/${y}.png?key=1" in file.read_text()
     time = file.stat().st_mtime_ns
-    assert sources.indexable(layer) == str(file)
+    assert sources.data_source_or_service(layer) == str(file)
     assert file.stat().st_mtime_ns == time  # unchanged, so the index keeps its tiles
 
 
@@ -249,7 +249,7 @@ def test_services_that_cannot_be_read(tmp_path):
         ),
     ):
         with pytest.raises(ClippanError, match=sentence):
-            sources.indexable(QgsRasterLayer(source, "map", "wms"))
+            sources.data_source_or_service(QgsRasterLayer(source, "map", "wms"))
 
 
 def test_a_map_service_needs_an_extent(run, asked, tmp_path, qgis_new_project):

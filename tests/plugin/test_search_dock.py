@@ -34,10 +34,10 @@ from qgis.PyQt.QtWidgets import QAction, QDialog, QToolBar
 
 import clippan_qgis
 from clippan.core.errors import ClippanError
-from clippan_qgis import connections, places
+from clippan_qgis import connections, paths
 from clippan_qgis.engine import worker
 from clippan_qgis.gui import index as index_module
-from clippan_qgis.gui.guide import Guide
+from clippan_qgis.gui.highlighter import HitHighlighter
 from clippan_qgis.gui.index import IndexDialog
 from clippan_qgis.gui.results import BAD
 from clippan_qgis.gui.search import SearchDock
@@ -45,7 +45,7 @@ from clippan_qgis.plugin import Plugin
 from clippan_qgis.query import Query, parse
 from clippan_qgis.settings import Recent, Settings
 
-WEIGHTS = places.RESOURCES / "starter-clip" / "open_clip_model.safetensors"
+WEIGHTS = paths.RESOURCES / "starter-clip" / "open_clip_model.safetensors"
 UTM = QgsCoordinateReferenceSystem("EPSG:32631")
 
 
@@ -72,11 +72,11 @@ def index(fake, scene, tmp_path, log):
 
 @pytest.fixture
 def dock(project, qgis_iface, qgis_canvas, settings, qgis_app):
-    guide = Guide(qgis_canvas)
-    dock = SearchDock(qgis_iface, guide)
+    highlighter = HitHighlighter(qgis_canvas)
+    dock = SearchDock(qgis_iface, highlighter)
     yield dock
     dock.stop()
-    guide.remove()
+    highlighter.remove()
     sip.delete(dock)  # now, not after QGIS has ended
 
 
@@ -89,7 +89,7 @@ def found(dock, index):
 
 
 def idle(dock):
-    wait_for(lambda: not any(jobs.is_busy for jobs in (dock._jobs, dock._questions, dock._pictures)), seconds=60)
+    wait_for(lambda: not any(jobs.is_busy for jobs in (dock._jobs, dock._index_jobs, dock._thumbnail_jobs)), seconds=60)
 
 
 def search(dock, text):
@@ -132,8 +132,8 @@ def test_type_and_the_results_come_with_their_pictures(found, log):
 
 
 def test_choices_reach_the_engine(found, log):
-    found.top.setValue(3)
-    found.least.setValue(40)
+    found.max_results.setValue(3)
+    found.min_confidence.setValue(40)
     found.without.setText("ships; cranes")
     search(found, "harbour; marina -boats")
     request = asked(log, "search")[-1]
@@ -145,7 +145,7 @@ def test_choices_reach_the_engine(found, log):
 def test_a_turned_wheel_searches_again_once(found, log):
     before = len(asked(log, "search"))
     for number in (5, 4, 3):
-        found.top.setValue(number)
+        found.max_results.setValue(number)
     wait_for(lambda: found.results.count() == 3)
     assert len(asked(log, "search")) == before + 1
 
@@ -230,7 +230,7 @@ def test_a_click_flies_there_and_loads_the_raster_once(found, project, scene, qg
     bounds = QgsRectangle(*hit.bounds)
     assert qgis_canvas.extent().contains(bounds)
     assert qgis_canvas.extent().width() < 10 * bounds.width()
-    assert found._guide._one.asGeometry().isGeosEqual(QgsGeometry.fromRect(bounds))
+    assert found._highlighter._one.asGeometry().isGeosEqual(QgsGeometry.fromRect(bounds))
     assert [layer.name() for layer in project.layerTreeRoot().layerOrder()] == ["points", "pan"]
     loaded = project.mapLayersByName("pan")[0]
     assert Path(loaded.source()) == Path(scene[1])
@@ -268,7 +268,7 @@ def test_a_picture_without_coordinates_is_shown_in_pixels(dock, fake, tmp_path, 
     assert layer.extent() == QgsRectangle(0, -40, 80, 0)
     assert qgis_canvas.extent().contains(QgsRectangle(40, -40, 60, -20))
     assert qgis_canvas.extent().width() < 200
-    dock._guide.fly(replace(hit, outline=(), bounds=()), UTM)  # among rasters with coordinates
+    dock._highlighter.fly(replace(hit, outline=(), bounds=()), UTM)  # among rasters with coordinates
     assert qgis_canvas.extent().contains(QgsRectangle(40, -40, 60, -20))
 
 
@@ -302,9 +302,9 @@ def test_feedback_sorts_again(found, log):
     idle(found)
     assert (asked(log, "search")[-1]["like"], asked(log, "search")[-1]["unlike"]) == ([], [])
     assert tiles(found) == list(range(1, 17))
-    assert found.force.isHidden()
+    assert found.examples_row.isHidden()
     select(found, 6)
-    found.judge(True)
+    found.mark_relevant(True)
     search(found, "sea")
     assert asked(log, "search")[-1]["like"] == [], "a new text starts anew"
 
@@ -312,16 +312,16 @@ def test_feedback_sorts_again(found, log):
 def test_hasty_feedback_is_not_lost(found, log):
     for row in (3, 5):
         select(found, row)
-        found.judge(True)
+        found.mark_relevant(True)
     idle(found)
     assert asked(log, "search")[-1]["like"] == [4, 6]
 
 
 def test_feedback_is_taken_back_and_forgotten_with_the_text():
-    query = Query(("beach",)).judged(1, True).judged(2, False)
+    query = Query(("beach",)).marked(1, True).marked(2, False)
     assert (query.like, query.unlike) == ((1,), (2,))
-    assert query.judged(1, True).like == ()
-    assert query.judged(1, False) == Query(("beach",), unlike=(2, 1))
+    assert query.marked(1, True).like == ()
+    assert query.marked(1, False) == Query(("beach",), unlike=(2, 1))
     assert query.with_text(("beach",), ()) == query
     assert query.with_text(("sea",), ()) == Query(("sea",))
 
@@ -398,7 +398,7 @@ def test_the_index_is_remembered_and_another_one_starts_anew(found, index, tmp_p
     found.choose(other)
     assert found.results.count() == 0
     assert Recent.read().indexes == (other, index)
-    again = SearchDock(qgis_iface, found._guide)
+    again = SearchDock(qgis_iface, found._highlighter)
     assert (again.index.currentText(), again.index.currentData()) == ("mountains", other)
     again.stop()
     sip.delete(again)
@@ -419,7 +419,7 @@ def test_an_index_is_made_of_layers(dock, project, fake, log, scene, tmp_path, q
     project.addMapLayer(QgsRasterLayer("type=xyz&url=http://127.0.0.1:9/{x}/{y}/{z}.png&crs=EPSG:3857", "web", "wms"))
     dialog = IndexDialog(qgis_canvas, dock)
     assert [item.name() for item in dialog.chosen()] == ["pan"], "a web map only if it is wanted"
-    dialog.metres.setValue(640)
+    dialog.tile_size.setValue(640)
     dialog.output.setFilePath(str(tmp_path / "new"))
     dialog.accept()
     assert dialog.result() == QDialog.DialogCode.Accepted
@@ -484,30 +484,32 @@ def test_catalogues_are_the_stored_connections(settings, qgis_canvas, dock):
     metadata.saveConnection(metadata.createConnection(uri.uri(), options), "Team")
     try:
         assert connections.catalogues()["catalogue:Team"] == "Team"
-        address = connections.address("catalogue:Team")
+        address = connections.index_address("catalogue:Team")
         assert address == "postgresql://me:p%40ss%20w%27ord@db.example:5433/gis?sslmode=require"
         dock.choose("catalogue:Team")
         assert dock.index.currentText() == "Catalogue: Team"
         dialog = IndexDialog(qgis_canvas)
-        dialog.place.setCurrentIndex(dialog.place.findData("catalogue:Team"))
+        dialog.storage.setCurrentIndex(dialog.storage.findData("catalogue:Team"))
         assert not dialog.output.isEnabled()
         assert dialog.index() == "catalogue:Team"
         assert "ss%20w" not in json.dumps(Recent.read().__dict__), "no password in the settings"
     finally:
         metadata.deleteConnection("Team")
     with pytest.raises(ClippanError, match="Team no longer exists"):
-        connections.address("catalogue:Team")
+        connections.index_address("catalogue:Team")
 
 
 def test_addresses_of_all_kinds_of_connections(qgis_app):
     uri = QgsDataSourceUri()
     uri.setConnection("/var/run/postgresql", "5432", "my db", "", "")
     uri.setSchema("search")
-    assert connections.url(uri) == ("postgresql:///my%20db?schema=search&host=%2Fvar%2Frun%2Fpostgresql&port=5432")
+    assert connections.postgresql_url(uri) == (
+        "postgresql:///my%20db?schema=search&host=%2Fvar%2Frun%2Fpostgresql&port=5432"
+    )
     uri = QgsDataSourceUri()
     uri.setConnection("team", "gis", "", "")
-    assert connections.url(uri) == "postgresql:///gis?service=team"
-    assert connections.address("/data/a.gpkg") == "/data/a.gpkg"
+    assert connections.postgresql_url(uri) == "postgresql:///gis?service=team"
+    assert connections.index_address("/data/a.gpkg") == "/data/a.gpkg"
 
 
 @pytest.mark.slow
@@ -515,7 +517,7 @@ def test_addresses_of_all_kinds_of_connections(qgis_app):
 def test_the_real_engine_answers_in_the_same_words(dock, engine, scene, tmp_path, project, qgis_canvas):
     project.addMapLayer(QgsRasterLayer(scene[1], "pan"))
     dialog = IndexDialog(qgis_canvas, dock)
-    dialog.metres.setValue(64)
+    dialog.tile_size.setValue(64)
     dialog.output.setFilePath(str(tmp_path / "real.gpkg"))
     dock.build(dialog.request(), dialog.index())
     wait_for(lambda: not dock._jobs.is_busy, seconds=120)
@@ -528,7 +530,7 @@ def test_the_real_engine_answers_in_the_same_words(dock, engine, scene, tmp_path
     hit = select(dock, 1)
     QTest.keyClick(dock.results, Qt.Key.Key_Return)
     assert qgis_canvas.extent().contains(QgsRectangle(*hit.bounds))
-    dock.judge(False)
+    dock.mark_relevant(False)
     idle(dock)
     assert hit.tile not in tiles(dock)[:1]
     dock.save.click()
@@ -587,8 +589,16 @@ def test_the_prompt_has_the_keys_and_the_tab_key_goes_round(found, qgis_parent):
             break
         seen.append(widget)
         QTest.keyClick(widget, Qt.Key.Key_Tab)
-    wanted = [found.prompt, found.button, found.without, found.scope, found.top, found.least, found.point]
-    wanted += [found.picture, found.results, found.save, found.heat, found.index, found.more]
+    wanted = [
+        found.prompt,
+        found.button,
+        found.without,
+        found.scope,
+        found.max_results,
+        found.min_confidence,
+        found.point,
+    ]
+    wanted += [found.picture, found.results, found.save, found.heat, found.index, found.index_menu_button]
     assert [widget for widget in seen if widget in wanted] == wanted
     found.hide()
 

@@ -159,7 +159,7 @@ def test_missing_pixels_do_not_stretch_the_colours(tmp_path):
     values = np.full((1, 64, 64), 65535)
     values[:, :32] = np.linspace(100, 200, 64)
     layer = QgsRasterLayer(write(tmp_path / "x.tif", values, 1.0, nodata=65535), "x")
-    styling.compose(layer, (1,))
+    styling.show_bands(layer, (1,))
     stretch = layer.renderer().contrastEnhancement()
     assert 100 <= stretch.minimumValue() < 110
     assert 190 < stretch.maximumValue() <= 200
@@ -168,7 +168,7 @@ def test_missing_pixels_do_not_stretch_the_colours(tmp_path):
 
 def test_a_raster_without_any_pixel_is_styled_too(tmp_path):
     layer = QgsRasterLayer(write(tmp_path / "x.tif", np.full((3, 8, 8), 7), 1.0, nodata=7), "x")
-    styling.compose(layer, (1, 2, 3))
+    styling.show_bands(layer, (1, 2, 3))
     assert bands(layer) == (1, 2, 3)
 
 
@@ -230,6 +230,6 @@ def test_renderers_of_one_band_are_remapped(kind, tmp_path):
         "grey": lambda: QgsSingleBandGrayRenderer(provider, 3),
         "pseudocolour": lambda: QgsSingleBandPseudoColorRenderer(provider, 3),
     }[kind]()
-    assert styling.remapped(renderer, (2, 3)).usesBands() == [2]
+    assert styling.renderer_for_bands(renderer, (2, 3)).usesBands() == [2]
     assert renderer.usesBands() == [3]
-    assert styling.remapped(renderer, (1, 2)) is None
+    assert styling.renderer_for_bands(renderer, (1, 2)) is None

@@ -25,10 +25,10 @@ from clippan.catalogue.prompts import preset_tables
 from clippan.catalogue.sensors import SENSORS
 from clippan_qgis import i18n
 from clippan_qgis.algorithms import ALGORITHMS
-from clippan_qgis.gui.guide import Guide
+from clippan_qgis.gui.highlighter import HitHighlighter
 from clippan_qgis.gui.index import IndexDialog
 from clippan_qgis.gui.options import OptionsPage
-from clippan_qgis.gui.prompts import PromptDialog
+from clippan_qgis.gui.prompt_table import PromptDialog
 from clippan_qgis.gui.search import SearchDock
 
 # Names and data, which are the same in every language.
@@ -92,13 +92,13 @@ def test_the_widgets(qgis_iface, qgis_canvas, qgis_parent, qgis_new_project, set
 
     raster = QgsRasterLayer(write(tmp_path / "town.tif", np.ones((1, 8, 8)), 10.0), "«town»")
     QgsProject.instance().addMapLayer(raster)
-    guide = Guide(qgis_canvas)
-    dock = SearchDock(qgis_iface, guide)
+    highlighter = HitHighlighter(qgis_canvas)
+    dock = SearchDock(qgis_iface, highlighter)
     dialog = PromptDialog(next(iter(preset_tables().values()))[1].text(), qgis_parent)
     widgets = (dock, OptionsPage(qgis_parent), IndexDialog(qgis_canvas, qgis_parent), dialog)
     found = {type(widget).__name__: english(shown(widget)) for widget in widgets}
     dock.stop()
-    guide.remove()
+    highlighter.remove()
     for widget in widgets:
         widget.deleteLater()
     assert found == {name: set() for name in found}

@@ -20,7 +20,7 @@ from clippan_qgis.settings import Settings
 
 
 def ask(feedback):
-    return worker.shared.run(worker.launch(Settings.read()), DoctorRequest(), feedback)
+    return worker.shared.run(worker.launch_for(Settings.read()), DoctorRequest(), feedback)
 
 
 def pid():
@@ -220,12 +220,12 @@ def test_what_belongs_to_a_qgis_bundle_does_not_reach_another_python(monkeypatch
         "GDAL_DATA": "/opt/mine",
         "CURL_CA_BUNDLE": "/etc/ca.pem",
     }
-    other = variables.scrubbed(own_gdal=True, variables=given)
+    other = variables.clean_variables(own_gdal=True, variables=given)
     assert "SSL_CERT_FILE" not in other
     assert "PROJ_DATA" not in other
     assert other["GDAL_DATA"] == "/opt/mine"
     assert other["CURL_CA_BUNDLE"] == "/etc/ca.pem"
-    own = variables.scrubbed(own_gdal=False, variables=given)
+    own = variables.clean_variables(own_gdal=False, variables=given)
     assert own["PROJ_DATA"] == f"{inside}proj"
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 
 
-def _place(name: str) -> Path:
+def _companion(name: str) -> Path:
     inside = _HERE / name
     return inside if inside.exists() else _HERE.parent / name
 
 
-BACKEND = _place("backend")  # the folder that holds the package ``clippan``
-RESOURCES = _place("resources")
+BACKEND = _companion("backend")  # the folder that holds the package ``clippan``
+RESOURCES = _companion("resources")
 
 
 def import_jobs() -> None:

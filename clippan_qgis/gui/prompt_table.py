@@ -37,9 +37,9 @@ from clippan.core.messages import Message
 
 from ..i18n import tr
 from .widgets import side_by_side, tool_button, wrapped_label
-from .wrapper import Wrapper
+from .wrapper import ParameterWidgetWrapper
 
-FIRST = "landcover"  # the preset that a dialog starts with
+DEFAULT_PRESET = "landcover"  # the preset that a dialog starts with
 EXAMPLE = "water; forest, trees; building, roof"
 
 _COLOUR, _NAME, _SYNONYMS, _DESCRIPTIONS, _THRESHOLD = range(5)
@@ -56,8 +56,8 @@ _COLUMNS = (
     ),
     (Message("At least"), Message("Minimum confidence, from 0 to 1. Pixels below it stay unclassified.")),
 )
-_OWN = Qt.ItemDataRole.UserRole  # of a name: the colour that somebody chose, and the class as it was given
-_ROWS = 7  # that are seen without scrolling
+_CLASS_ROLE = Qt.ItemDataRole.UserRole  # of a name: the colour that somebody chose, and the class as it was given
+_VISIBLE_ROWS = 7  # that are seen without scrolling
 
 
 class PromptTableEditor(QWidget):
@@ -70,8 +70,8 @@ class PromptTableEditor(QWidget):
 
     def __init__(self, parent: Optional[QWidget] = None):
         super().__init__(parent)
-        self._about = PromptTable(())  # what a table has besides its classes
-        self._filled = ""  # the value before anybody changed it
+        self._table_settings = PromptTable(())  # what a table has besides its classes
+        self._initial_value = ""  # the value before anybody changed it
         self.rows = _Rows()
         self.text = QPlainTextEdit()
         self.text.setPlaceholderText(EXAMPLE)
@@ -119,7 +119,7 @@ class PromptTableEditor(QWidget):
         self.save.clicked.connect(self._save)
         self.rows.changed.connect(self._changed)
         self.text.textChanged.connect(self._changed)
-        self.as_text.toggled.connect(self._turn)
+        self.as_text.toggled.connect(self._toggle_text)
         self._fill(PromptTable(()))
 
     def value(self) -> str:
@@ -136,14 +136,14 @@ class PromptTableEditor(QWidget):
             self._show_text(value)
         else:
             self._fill(table or PromptTable(()))
-        self._filled = self.value()
+        self._initial_value = self.value()
 
     def _written(self) -> str:
         classes = self.rows.classes()
-        return replace(self._about, classes=classes).text() if classes else ""
+        return replace(self._table_settings, classes=classes).text() if classes else ""
 
     def _fill(self, table: PromptTable) -> None:
-        self._about = replace(table, classes=())
+        self._table_settings = replace(table, classes=())
         self.rows.fill(table)
         self._show(False)
 
@@ -160,7 +160,7 @@ class PromptTableEditor(QWidget):
             button.setEnabled(not as_text)
         self._changed()
 
-    def _turn(self, as_text: bool) -> None:
+    def _toggle_text(self, as_text: bool) -> None:
         if as_text:
             self._show_text(self._written())
             return
@@ -194,12 +194,12 @@ class PromptTableEditor(QWidget):
         return tr("{count} classes.", count=len(table.classes))
 
     def _replace(self, table: PromptTable) -> None:
-        if self.value() not in ("", self._filled):
+        if self.value() not in ("", self._initial_value):
             question = tr("Replace the classes that you have entered?")
             if QMessageBox.question(self, tr("Prompt table"), question) != QMessageBox.StandardButton.Yes:
                 return
         self._fill(table)
-        self._filled = self.value()
+        self._initial_value = self.value()
 
     def _open(self) -> None:
         path, _ = QFileDialog.getOpenFileName(
@@ -246,7 +246,7 @@ class _Rows(QTableWidget):
         height = self.fontMetrics().height() + 8
         self.verticalHeader().setMinimumSectionSize(height)
         self.verticalHeader().setDefaultSectionSize(height)
-        self.setMinimumHeight(header.sizeHint().height() + _ROWS * height + 2 * self.frameWidth())
+        self.setMinimumHeight(header.sizeHint().height() + _VISIBLE_ROWS * height + 2 * self.frameWidth())
         self.setMinimumWidth(360)
         self.itemChanged.connect(lambda _: self._edited())
 
@@ -285,10 +285,10 @@ class _Rows(QTableWidget):
 
     def _prompt(self, row: int) -> ClassPrompt:
         name, synonyms, descriptions = (self.item(row, column).text() for column in (_NAME, _SYNONYMS, _DESCRIPTIONS))
-        colour, before = self.item(row, _NAME).data(_OWN)
+        colour, before = self.item(row, _NAME).data(_CLASS_ROLE)
         threshold = float(self.item(row, _THRESHOLD).data(Qt.ItemDataRole.EditRole))
         prompt = ClassPrompt(
-            " ".join(name.split()), _parts(synonyms, ","), _parts(descriptions, ";"), colour, threshold
+            " ".join(name.split()), _split_unique(synonyms, ","), _split_unique(descriptions, ";"), colour, threshold
         )
         kept = replace(prompt, offset=before.offset)
         # What calibration made of the words is not of other words.
@@ -301,7 +301,7 @@ class _Rows(QTableWidget):
             self.setRowCount(len(prompts))
             for row, prompt in enumerate(prompts):
                 name = QTableWidgetItem(prompt.name)
-                name.setData(_OWN, (prompt.colour, prompt))
+                name.setData(_CLASS_ROLE, (prompt.colour, prompt))
                 threshold = QTableWidgetItem()
                 threshold.setData(Qt.ItemDataRole.EditRole, prompt.threshold)
                 self.setItem(row, _NAME, name)
@@ -317,7 +317,9 @@ class _Rows(QTableWidget):
         swatch = QgsColorButton(self, tr("Colour of the class"))
         swatch.setShowMenu(False)
         swatch.setAutoRaise(True)
-        swatch.colorChanged.connect(lambda colour: name.setData(_OWN, (colour.name(), name.data(_OWN)[1])))
+        swatch.colorChanged.connect(
+            lambda colour: name.setData(_CLASS_ROLE, (colour.name(), name.data(_CLASS_ROLE)[1]))
+        )
         return swatch
 
     def _edited(self) -> None:
@@ -394,15 +396,15 @@ class PromptDialog(QDialog):
         self.resize(560, 380)
 
 
-class PromptsWidget(Wrapper):
+class PromptsWidget(ParameterWidgetWrapper):
     """Shows a prompt table: a table in a dialog, a line in a batch."""
 
-    def make(self):
+    def make_widget(self):
         if self.type() == QgsProcessingGui.WidgetType.Batch:
             self._editor = PromptLine()
         else:
             self._editor = PromptTableEditor()
-            self._editor.set_value(preset_tables()[FIRST][1].text())
+            self._editor.set_value(preset_tables()[DEFAULT_PRESET][1].text())
         self._editor.changed.connect(lambda: self.widgetValueHasChanged.emit(self))
         return side_by_side(self._editor)
 
@@ -414,5 +416,5 @@ class PromptsWidget(Wrapper):
         return self._editor.value()
 
 
-def _parts(text: str, mark: str) -> tuple[str, ...]:
+def _split_unique(text: str, mark: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for part in (" ".join(item.split()) for item in text.split(mark)) if part))

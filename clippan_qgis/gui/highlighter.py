@@ -30,7 +30,7 @@ MARGIN = 2.0  # the view is so many times as wide as the place
 FAINT, STRONG = QColor(hits.COLOURS[-1]), QColor("#ff2fa0")  # no land cover is magenta
 
 
-class Guide:
+class HitHighlighter:
     """Marks hits on the canvas, flies to one of them, and loads its raster if the map does not show it."""
 
     def __init__(self, canvas: QgsMapCanvas):
@@ -105,7 +105,7 @@ class Guide:
         self._loaded.add(raster)
         provider = layer.dataProvider()
         if provider.bandCount() > 1 and provider.dataType(1) != Qgis.DataType.Byte:
-            Style.of([layer], (), None).apply(layer)
+            Style.of_layers([layer], (), None).apply(layer)
         project = QgsProject.instance()
         project.addMapLayer(layer, False)
         root = project.layerTreeRoot()
@@ -123,7 +123,7 @@ def is_loaded(raster: str) -> bool:
     for layer in QgsProject.instance().mapLayers().values():
         if isinstance(layer, QgsRasterLayer):
             try:
-                if sources.indexable(layer) == raster:
+                if sources.data_source_or_service(layer) == raster:
                     return True
             except ClippanError:  # a layer that could not be indexed is none that was found
                 continue

@@ -7,11 +7,11 @@ import json
 from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtWidgets import QCompleter, QLineEdit
 
-from .. import places
+from .. import paths
 from ..settings import Recent
 
 
-class Prompt(QLineEdit):
+class QueryLine(QLineEdit):
     """Completes what was looked for before, and what land cover there is to look for."""
 
     def __init__(self):
@@ -43,5 +43,5 @@ class _Completer(QCompleter):
 
 def suggestions() -> list[str]:
     """What was looked for before, then what can be looked for."""
-    texts = json.loads((places.RESOURCES / "prompts.json").read_text(encoding="utf-8"))["suggestions"]
+    texts = json.loads((paths.RESOURCES / "prompts.json").read_text(encoding="utf-8"))["suggestions"]
     return list(dict.fromkeys([*Recent.read().prompts, *texts]))
