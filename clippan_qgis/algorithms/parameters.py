@@ -86,6 +86,8 @@ class ParameterAdapter:
         definition.setHelp(self.help)
         if self.param.advanced:
             definition.setFlags(definition.flags() | Qgis.ProcessingParameterFlag.Advanced)
+        if definition.isDestination():
+            definition.setCreateByDefault(self.param.required or self.param.proposed)
         return [definition]
 
     def definition(self) -> QgsProcessingParameterDefinition:
@@ -452,13 +454,7 @@ class OutputAdapter(ParameterAdapter):
         if isinstance(kind, kinds.FolderOutput):
             return QgsProcessingParameterFolderDestination(self.name, self.label, optional=self.optional)
         files = f"{tr(kind.description)} (*{kind.endings[0]})"
-        return QgsProcessingParameterFileDestination(
-            self.name,
-            self.label,
-            files,
-            optional=self.optional,
-            createByDefault=not self.optional or self.param.proposed,
-        )
+        return QgsProcessingParameterFileDestination(self.name, self.label, files, optional=self.optional)
 
     def value(self, parameters, context):
         """The absolute path; the default if the output is not wanted."""
@@ -473,9 +469,7 @@ class RasterOutputAdapter(OutputAdapter):
     """A raster to write, which QGIS may load."""
 
     def definition(self):
-        return QgsProcessingParameterRasterDestination(
-            self.name, self.label, optional=self.optional, createByDefault=not self.optional or self.param.proposed
-        )
+        return QgsProcessingParameterRasterDestination(self.name, self.label, optional=self.optional)
 
     def destination(self, parameters, context):
         return self.algorithm.parameterAsOutputLayer(parameters, self.name, context)
@@ -486,13 +480,7 @@ class PolygonsAdapter(OutputAdapter):
 
     def definition(self):
         kind = Qgis.ProcessingSourceType.VectorPolygon
-        return QgsProcessingParameterFeatureSink(
-            self.name,
-            self.label,
-            kind,
-            optional=self.optional,
-            createByDefault=not self.optional or self.param.proposed,
-        )
+        return QgsProcessingParameterFeatureSink(self.name, self.label, kind, optional=self.optional)
 
     def value(self, parameters, context):
         return ""

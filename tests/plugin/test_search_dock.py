@@ -42,7 +42,7 @@ from clippan_qgis.gui.index import IndexDialog
 from clippan_qgis.gui.results import BAD
 from clippan_qgis.gui.search import SearchDock
 from clippan_qgis.plugin import Plugin
-from clippan_qgis.query import Query, parse
+from clippan_qgis.query import Query, parse_query
 from clippan_qgis.settings import Recent, Settings
 
 WEIGHTS = paths.RESOURCES / "starter-clip" / "open_clip_model.safetensors"
@@ -112,11 +112,11 @@ def select(dock, row):
 
 
 def test_text_is_taken_apart():
-    assert parse("beach") == (("beach",), ())
-    assert parse("harbour; marina without ships; cranes") == (("harbour", "marina"), ("ships", "cranes"))
-    assert parse("high-rise  buildings -cars - trees") == (("high-rise buildings",), ("cars", "trees"))
-    assert parse("Without ships") == ((), ("ships",))
-    assert parse(" ; ") == ((), ())
+    assert parse_query("beach") == (("beach",), ())
+    assert parse_query("harbour; marina without ships; cranes") == (("harbour", "marina"), ("ships", "cranes"))
+    assert parse_query("high-rise  buildings -cars - trees") == (("high-rise buildings",), ("cars", "trees"))
+    assert parse_query("Without ships") == ((), ("ships",))
+    assert parse_query(" ; ") == ((), ())
 
 
 def test_type_and_the_results_come_with_their_pictures(found, log):
