@@ -40,7 +40,19 @@ class Plugin:
     def unload(self):
         """Takes everything away and ends the engine's process."""
         if self._dock is not None:
-            self._remove_search()
+            from .gui import locator
+
+            self._iface.deregisterLocatorFilter(self._locator)  # which deletes it
+            locator.stop()
+            self._iface.removeToolBarIcon(self._action)
+            self._iface.removePluginMenu(MENU, self._action)
+            self._iface.unregisterMainWindowAction(self._action)
+            self._dock.stop()
+            self._iface.removeDockWidget(self._dock)
+            self._highlighter.remove()
+            self._dock.deleteLater()
+            self._action.deleteLater()
+            self._highlighter = self._dock = self._action = self._locator = None
         if self._options is not None:
             self._iface.unregisterOptionsWidgetFactory(self._options)
             self._options = None
@@ -73,18 +85,3 @@ class Plugin:
         self._iface.addToolBarIcon(self._action)
         self._locator = Locator(self._highlighter)
         self._iface.registerLocatorFilter(self._locator)
-
-    def _remove_search(self):
-        from .gui import locator
-
-        self._iface.deregisterLocatorFilter(self._locator)  # which deletes it
-        locator.stop()
-        self._iface.removeToolBarIcon(self._action)
-        self._iface.removePluginMenu(MENU, self._action)
-        self._iface.unregisterMainWindowAction(self._action)
-        self._dock.stop()
-        self._iface.removeDockWidget(self._dock)
-        self._highlighter.remove()
-        self._dock.deleteLater()
-        self._action.deleteLater()
-        self._highlighter = self._dock = self._action = self._locator = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -26,7 +25,7 @@ from qgis.core import (
 from qgis.PyQt.QtGui import QIcon
 
 from clippan.core.errors import ClippanError
-from clippan.core.messages import Line, render
+from clippan.core.messages import render
 from clippan.jobs.base import Request, Result
 
 from .. import paths, sources, styling
@@ -142,9 +141,7 @@ class JobAlgorithm(Algorithm):
         Raises:
             ClippanError: one of them cannot be written.
         """
-        log_lines(feedback, result.describe())
-        for sentence in getattr(result, "hints", ()):
-            feedback.pushWarning(tr(sentence))
+        log_result(feedback, result)
         values = {item.name: item.read(result) for item in self.RESULT_VALUES}
         files = {name: path for name, path in self._destinations.items() if path}
         return {**files, **{name: value for name, value in values.items() if value is not None}}
@@ -164,9 +161,10 @@ class JobAlgorithm(Algorithm):
     def checkParameterValues(self, parameters, context):
         for definition in self.parameterDefinitions():
             if isinstance(definition, (QgsProcessingParameterRasterLayer, QgsProcessingParameterMultipleLayers)):
-                sentence = _unreadable(definition, parameters.get(definition.name()), context)
-                if sentence:
-                    return False, sentence
+                value = parameters.get(definition.name())
+                for source in value if isinstance(value, (list, tuple)) else [value]:
+                    if isinstance(source, str) and source.strip() and not _is_raster(source, context):
+                        return False, _why_unreadable(definition.description(), source)
         return super().checkParameterValues(parameters, context)
 
     def prepareAlgorithm(self, parameters, context, feedback):
@@ -255,25 +253,23 @@ class JobAlgorithm(Algorithm):
             self.style_on_load(context, name, QgsRasterLayer, style, maker)
 
 
-def _unreadable(definition, value, context) -> str:
-    for item in value if isinstance(value, (list, tuple)) else [value]:
-        if not isinstance(item, str) or not item.strip():
-            continue
-        kind = QgsProcessingUtils.LayerHint.Raster
-        if QgsProcessingUtils.mapLayerFromString(item, context, True, kind) is None:
-            title = definition.description()
-            path = Path(item)
-            if path.is_absolute() and not item.startswith("/vsi") and not path.exists():
-                return tr("“{title}”, {path}, does not exist; check the path.", title=title, path=item)
-            return tr(
-                "“{title}”, {path}, cannot be opened as a raster; choose a file that GDAL reads.",
-                title=title,
-                path=item,
-            )
-    return ""
+def _is_raster(source: str, context) -> bool:
+    kind = QgsProcessingUtils.LayerHint.Raster
+    return QgsProcessingUtils.mapLayerFromString(source, context, True, kind) is not None
 
 
-def log_lines(feedback, parts: Iterable[Line]) -> None:
-    """Writes texts and tables into the log, in the language of QGIS and with aligned columns."""
-    for line in render(parts, tr):
+def _why_unreadable(title: str, source: str) -> str:
+    path = Path(source)
+    if path.is_absolute() and not source.startswith("/vsi") and not path.exists():
+        return tr("“{title}”, {path}, does not exist; check the path.", title=title, path=source)
+    return tr(
+        "“{title}”, {path}, cannot be opened as a raster; choose a file that GDAL reads.", title=title, path=source
+    )
+
+
+def log_result(feedback, result: Result) -> None:
+    """Writes a result and its hints into the log, in the language of QGIS and with aligned columns."""
+    for line in render(result.describe(), tr):
         feedback.pushFormattedMessage(f"<pre>{escape(line)}</pre>", line)
+    for sentence in getattr(result, "hints", ()):
+        feedback.pushWarning(tr(sentence))

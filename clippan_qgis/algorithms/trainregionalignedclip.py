@@ -102,9 +102,7 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
     def run_job(self, feedback):
         steps = QgsProcessingMultiStepFeedback(2, feedback)
         made = self._pictures(steps)
-        base.log_lines(feedback, made.describe())
-        for sentence in made.hints:
-            feedback.pushWarning(tr(sentence))
+        base.log_result(feedback, made)
         steps.setCurrentStep(1)
         return worker.shared.run(self._launch, self._request, steps)
 

@@ -103,19 +103,15 @@ def _proxy() -> dict[str, str]:
         _, proxy = QgsApplication.authManager().updateNetworkProxy(proxy, authcfg)
     port = str(store.value("proxy/proxyPort", "") or "")
     scheme = "socks5h" if kind == "Socks5Proxy" else "http"
-    address = f"{scheme}://{_login(proxy.user(), proxy.password())}{host}{':' + port if port else ''}"
+    password = f":{quote(proxy.password(), safe='')}" * bool(proxy.password())
+    login = f"{quote(proxy.user(), safe='')}{password}@" * bool(proxy.user())
+    address = f"{scheme}://{login}{host}" + f":{port}" * bool(port)
     skipped = store.value("proxy/noProxyUrls", []) or []
     variables = {"HTTP_PROXY": address, "HTTPS_PROXY": address, "http_proxy": address, "https_proxy": address}
     if skipped:
         hosts = skipped if isinstance(skipped, list) else [skipped]
         variables["NO_PROXY"] = variables["no_proxy"] = ",".join(_host(item) for item in hosts)
     return variables
-
-
-def _login(user: str, password: str) -> str:
-    if not user:
-        return ""
-    return f"{quote(user, safe='')}{':' + quote(password, safe='') if password else ''}@"
 
 
 def _host(address: str) -> str:

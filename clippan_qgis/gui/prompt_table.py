@@ -238,7 +238,7 @@ class _Rows(QTableWidget):
         header.setHighlightSections(False)
         header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
         for column, width in ((_COLOUR, 30), (_NAME, 120), (_DESCRIPTIONS, 100), (_THRESHOLD, 60)):
-            header.resizeSection(column, width)
+            header.resizeSection(column, max(width, header.sectionSizeHint(column)))
         header.setSectionResizeMode(_SYNONYMS, QHeaderView.ResizeMode.Stretch)
         self.setWordWrap(False)
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)

@@ -137,10 +137,12 @@ class _Row(QStyledItemDelegate):
         picture = QRect(area.topLeft(), QSize(THUMBNAIL, THUMBNAIL))
         _paint_picture(painter, picture, index, colour)
         area.setLeft(picture.right() + GAP + 3)
-        height = option.fontMetrics.height()
         self._paint_texts(painter, option.font, area, hit, colour)
-        bar = QRect(area.left(), area.top() + 2 * height + GAP + 1, area.width(), BAR)
-        _paint_bar(painter, bar, hit.confidence, colour)
+        area.setTop(area.top() + 2 * option.fontMetrics.height() + GAP + 1)
+        area.setHeight(BAR)
+        painter.fillRect(area, with_alpha(colour, 45))
+        area.setWidth(round(area.width() * hit.confidence))
+        painter.fillRect(area, QColor(COLOURS[min(int(hit.confidence * len(COLOURS)), len(COLOURS) - 1)]))
         painter.restore()
 
     def _paint_texts(self, painter, font, area, hit, colour) -> None:
@@ -178,11 +180,3 @@ def _paint_picture(painter, area, index, colour) -> None:
         painter.fillRect(badge, QColor("#1a7f37") if mark == GOOD else QColor("#b3261e"))
         painter.setPen(QColor("white"))
         painter.drawText(badge, int(Qt.AlignmentFlag.AlignCenter), mark)
-
-
-def _paint_bar(painter, area, confidence, colour) -> None:
-    painter.fillRect(area, with_alpha(colour, 45))
-    step = min(int(confidence * len(COLOURS)), len(COLOURS) - 1)
-    filled = QRect(area)
-    filled.setWidth(round(area.width() * confidence))
-    painter.fillRect(filled, QColor(COLOURS[step]))

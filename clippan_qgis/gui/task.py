@@ -44,21 +44,16 @@ _running: set[_Task] = set()
 class _Task(QgsTask):
     """Runs a request in the engine; it is cancelled in the panel that shows its progress, or in the status bar."""
 
-    def __init__(self, job: _Job, launch: worker.Launch, hidden: bool):
+    def __init__(self, job: _Job, launch: worker.Launch, queue: JobQueue):
         flags = QgsTask.Flag.CanCancel | QgsTask.Flag.Silent
-        super().__init__(job.title, flags | QgsTask.Flag.Hidden if hidden else flags)
+        super().__init__(job.title, flags | QgsTask.Flag.Hidden if queue.hidden else flags)
+        self.job = job
         self.feedback = _Feedback(False)
         self.result: Optional[Any] = None
         self.failure = ""
         self._launch = launch
-        self._request = job.request
+        self._queue = queue
         self.feedback.progressChanged.connect(self.setProgress)
-
-    def start(self, owner: QObject, on_end: Callable[[], None]) -> None:
-        """Starts; ``on_end`` is called in the main thread once the task is over, unless the owner is gone by then."""
-        self._owner, self._on_end = owner, on_end
-        _running.add(self)
-        QgsApplication.taskManager().addTask(self)
 
     def cancel(self):
         self.feedback.cancel()
@@ -66,7 +61,7 @@ class _Task(QgsTask):
 
     def run(self):
         try:
-            self.result = worker.shared.run(self._launch, self._request, self.feedback)
+            self.result = worker.shared.run(self._launch, self.job.request, self.feedback)
         except ClippanError as error:
             self.failure = tr(error.message)
             return False
@@ -74,8 +69,8 @@ class _Task(QgsTask):
 
     def finished(self, successful):
         _running.discard(self)
-        if not sip.isdeleted(self._owner):
-            self._on_end()
+        if not sip.isdeleted(self._queue):
+            self._queue.end(self)
 
 
 class JobQueue(QObject):
@@ -96,7 +91,7 @@ class JobQueue(QObject):
 
     def __init__(self, parent: QObject, hidden: bool = False, settings: Callable[[], Settings] = Settings.read):
         super().__init__(parent)
-        self._hidden = hidden
+        self.hidden = hidden
         self._settings = settings
         self._task: Optional[_Task] = None
         self._next: Optional[_Job] = None
@@ -127,7 +122,7 @@ class JobQueue(QObject):
     def _start(self, job: _Job) -> None:
         try:
             job.request.validate()
-            task = _Task(job, worker.launch_for(self._settings()), self._hidden)
+            task = _Task(job, worker.launch_for(self._settings()), self)
         except ClippanError as error:
             job.on_failure(tr(error.message))
             return
@@ -135,12 +130,15 @@ class JobQueue(QObject):
         self.progressed.emit(0)
         task.feedback.progressChanged.connect(self.progressed)
         task.feedback.text_changed.connect(self.text_changed)
-        task.start(self, lambda: self._ended(task, job))
+        _running.add(task)
+        QgsApplication.taskManager().addTask(task)
         self.changed.emit()
 
-    def _ended(self, task: _Task, job: _Job) -> None:
+    def end(self, task: _Task) -> None:
+        """Takes the result of a task that is over, in the main thread, and starts the job that waits."""
         if task is not self._task:
             return
+        job = task.job
         following, self._task, self._next = self._next, None, None
         if following is None or following.title != job.title:
             if task.result is not None:

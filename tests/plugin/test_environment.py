@@ -102,7 +102,7 @@ def indexes(monkeypatch, tmp_path, wheels):
     for release in ("2.5", "9.0"):
         wheel(folder, "torch", "torch", f"{release}+cpu")
         wheel(folder, "torchvision", "torchvision", f"{release}+cpu", [f"torch=={release}"])
-    package_index(tmp_path / "whl" / "cpu", folder, environment.TORCH)
+    package_index(tmp_path / "whl" / "cpu", folder, environment.TORCH_PACKAGES)
     monkeypatch.setattr(environment, "WHEELS_URL", (tmp_path / "whl").as_uri())
     monkeypatch.setenv("PIP_INDEX_URL", package_index(tmp_path / "simple", wheels).as_uri())
     return folder
@@ -215,7 +215,7 @@ def test_torch_comes_from_its_index_alone(run, indexes, settings, feedback, pip_
     bait.mkdir()
     wheel(bait, "torch", "torch", "10.0")
     wheel(bait, "torchvision", "torchvision", "10.0")
-    package_index(tmp_path / "more", bait, environment.TORCH)
+    package_index(tmp_path / "more", bait, environment.TORCH_PACKAGES)
     pip_conf(f"[global]\nfind-links = {bait}\nextra-index-url = {(tmp_path / 'more').as_uri()}\n")
     run("setupengine", {"TORCH": "cpu"}, feedback)
     assert len(installed_torch(settings)) == 2
