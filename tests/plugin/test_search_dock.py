@@ -402,7 +402,7 @@ def test_the_index_is_remembered_and_another_one_starts_anew(found, index, tmp_p
     assert (again.index.currentText(), again.index.currentData()) == ("mountains", other)
     again.stop()
     sip.delete(again)
-    found._forget()
+    found._remove_index()
     assert Recent.read() == replace(Recent.read(), index="", indexes=(index,))
 
 

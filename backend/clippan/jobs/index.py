@@ -89,7 +89,7 @@ class IndexRequest(PictureOptions, ExtentOptions, RunOptions, Request):
     tile_metres: tuple[float, ...] = param(
         (),
         title="Tile size in metres",
-        example="200 or 200,800",
+        example="200,800",
         help="Edge of the tiles on the ground, about as large as what you look for with some of its surroundings. "
         "Several sizes find small and large objects. By default, what suits the pixel size: 640 m at 10 m, 160 m at "
         "1 m.",
