@@ -50,12 +50,12 @@ def style_confidence(layer: QgsRasterLayer) -> None:
 
 def style_polygons(layer: QgsVectorLayer, classes: Sequence[ClassArea]) -> None:
     """Shows polygons as the map shows their classes, with names that analysts read."""
-    categories = []
-    for item in classes:
-        if item.value:
-            properties = {"color": item.colour, "outline_color": OUTLINE, "outline_width": "0.1"}
-            symbol = QgsFillSymbol.createSimple(properties)
-            categories.append(QgsRendererCategory(item.name, symbol, item.name))
+    outline = {"outline_color": OUTLINE, "outline_width": "0.1"}
+    categories = [
+        QgsRendererCategory(item.name, QgsFillSymbol.createSimple({"color": item.colour, **outline}), item.name)
+        for item in classes
+        if item.value
+    ]
     layer.setRenderer(QgsCategorizedSymbolRenderer("class", categories))
     styling.set_aliases(layer, _ALIASES)
     layer.setDisplayExpression('"class"')

@@ -48,8 +48,7 @@ class Style:
         bands: which band of the stack each band of the result is, from 1; empty means all, in their order.
         names: what the bands of the stack are called, as far as is known.
         sensor: the sensor's id, once it is known.
-        files: what the layers' files are called, which may tell the order of the bands.
-        provenance: how the result was made.
+        files: names of the layers' files, which may tell the order of the bands.
     """
 
     renderer: Optional[QgsRasterRenderer] = None

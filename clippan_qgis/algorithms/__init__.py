@@ -1,4 +1,4 @@
-"""The Processing algorithms, one a file."""
+"""The Processing algorithms."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from .buildtileindex import BuildTileIndex
 from .calibrateprompts import CalibratePrompts
 from .checkengine import CheckEngine
 from .classifyfewsamples import ClassifyFewSamples
-from .downloadmodel import DownloadModel
 from .finetuneclip import FinetuneClip
-from .listmodels import ListModels
+from .models import DownloadModel, ListModels
 from .pansharpen import Pansharpen
 from .pretrainscene import PretrainScene
 from .search import SearchByExample, SearchByText

@@ -1,5 +1,3 @@
-"""clippan:adaptfusionmodel"""
-
 from __future__ import annotations
 
 from clippan.core.messages import Message

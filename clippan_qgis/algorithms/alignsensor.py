@@ -1,5 +1,3 @@
-"""clippan:alignsensor"""
-
 from __future__ import annotations
 
 from operator import attrgetter

@@ -1,5 +1,3 @@
-"""clippan:assesspansharpening"""
-
 from __future__ import annotations
 
 from clippan.jobs import FIGURES, AssessRequest

@@ -101,9 +101,7 @@ class JobAlgorithm(Algorithm):
 
     def __init__(self):
         super().__init__()
-        self._launch = None
-        self._request = None
-        self._result = None
+        self._launch = self._request = self._result = None
         self._failure = ""
         self._destinations = {}  # where each output lies, as QGIS knows it, by the parameter's name
 

@@ -1,5 +1,3 @@
-"""clippan:buildtileindex"""
-
 from __future__ import annotations
 
 from dataclasses import replace
@@ -43,10 +41,7 @@ class BuildTileIndex(base.JobAlgorithm):
         "The starter model comes with the plugin and knows land cover and land use. Larger models (see Download model) "
         "know much more."
     )
-
-    def __init__(self):
-        super().__init__()
-        self._show = ()
+    _layer_to_show = ()  # source and name, if the tiles are to be loaded
 
     def initAlgorithm(self, configuration=None):
         super().initAlgorithm(configuration)
@@ -72,11 +67,11 @@ class BuildTileIndex(base.JobAlgorithm):
     def resolve_outputs(self, request, parameters, context):
         request = super().resolve_outputs(request, parameters, context)
         if self.parameterAsBool(parameters, self.LOAD, context):
-            self._show = (f"{request.output}|layername=tiles", Path(request.output).stem)
+            self._layer_to_show = (f"{request.output}|layername=tiles", Path(request.output).stem)
         return request
 
     def postProcessAlgorithm(self, context, feedback):
-        if self._show:
-            details = QgsProcessingContext.LayerDetails(self._show[1], context.project(), "OUTPUT")
-            context.addLayerToLoadOnCompletion(self._show[0], details)
+        if self._layer_to_show:
+            details = QgsProcessingContext.LayerDetails(self._layer_to_show[1], context.project(), "OUTPUT")
+            context.addLayerToLoadOnCompletion(self._layer_to_show[0], details)
         return {}

@@ -1,5 +1,3 @@
-"""clippan:calibrateprompts"""
-
 from __future__ import annotations
 
 from clippan.jobs import CalibrateRequest

@@ -1,5 +1,3 @@
-"""clippan:checkengine"""
-
 from __future__ import annotations
 
 from qgis.core import QgsProcessingException, QgsProcessingOutputBoolean, QgsProcessingOutputString

@@ -1,5 +1,3 @@
-"""clippan:classifyfewsamples"""
-
 from __future__ import annotations
 
 from functools import partial

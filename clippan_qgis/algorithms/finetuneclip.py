@@ -1,5 +1,3 @@
-"""clippan:finetuneclip"""
-
 from __future__ import annotations
 
 from qgis.core import Qgis, QgsProcessingParameterFile, QgsProcessingParameterRasterLayer
@@ -35,10 +33,10 @@ class _DataAdapter(ParameterAdapter):
         return [pictures, raster]
 
     def value(self, parameters, context):
-        algorithm = self.algorithm
-        pictures = sources.absolute(algorithm.parameterAsFile(parameters, "PICTURES", context))
-        layers = algorithm.layers(parameters, "INPUT", context)
-        raster = sources.data_source(layers[0]) if layers else algorithm.parameterAsString(parameters, "INPUT", context)
+        pictures = sources.absolute(self.algorithm.parameterAsFile(parameters, "PICTURES", context))
+        raster = self.algorithm.parameterAsString(parameters, "INPUT", context)
+        for layer in self.algorithm.layers(parameters, "INPUT", context):
+            raster = sources.data_source(layer)
         if bool(pictures) == bool(raster):
             raise ClippanError(
                 "The model can be trained on a folder of pictures or on a raster, not on both; choose one of the two."

@@ -1,5 +1,3 @@
-"""clippan:pansharpen"""
-
 from __future__ import annotations
 
 from dataclasses import replace
@@ -44,10 +42,7 @@ class Pansharpen(base.JobAlgorithm):
         "serves for comparison. “Adapt fusion model” fine-tunes the network to your scene, and “Assess pansharpening” "
         "measures the quality of the result."
     )
-
-    def __init__(self):
-        super().__init__()
-        self._style = None
+    _style = None
 
     def build(self, parameters, context):
         request = super().build(parameters, context)

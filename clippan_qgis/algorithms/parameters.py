@@ -63,9 +63,7 @@ class ParameterAdapter:
     Attributes:
         late: whether the value is read when the algorithm runs and not when it is prepared: destinations, which QGIS
             gives the run itself, and layers that are written to files for the engine.
-        algorithm: a JobAlgorithm.
         name: the parameter's name in Processing.
-        param: its declaration.
         label, optional: what the dialog calls it, and whether it may be left out.
     """
 
@@ -529,9 +527,7 @@ class JobParameters:
     """How an algorithm shows the parameters of a job.
 
     Attributes:
-        job: the request of the job.
         names: Processing's names of parameters where they are not the job's in capitals; scripts and models know them.
-        hidden: parameters that are not shown.
         adapters: exceptions to how a parameter is shown and read by its kind.
         defaults: where they are not the job's.
     """
@@ -563,11 +559,7 @@ class JobParameters:
         return {adapter.param.name: adapter.value(parameters, context) for adapter in adapters}
 
     def request(self, algorithm, parameters, context, **hidden: Any) -> Request:
-        """The request, with values of hidden parameters, and with nothing yet in place of what is read late.
-
-        Raises:
-            ClippanError: the values cannot be meant.
-        """
+        """The request, with values of hidden parameters, and with nothing yet in place of what is read late."""
         nothing = {adapter.param.name: () if adapter.param.many else "" for adapter in self.adapted(algorithm)}
         return self.job(**{**nothing, **self.values(algorithm, parameters, context, late=False), **hidden})
 

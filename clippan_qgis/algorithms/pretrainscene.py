@@ -1,5 +1,3 @@
-"""clippan:pretrainscene"""
-
 from __future__ import annotations
 
 from clippan.jobs import PretrainSceneRequest

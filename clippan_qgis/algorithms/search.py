@@ -1,5 +1,3 @@
-"""clippan:searchbytext and clippan:searchbyexample"""
-
 from __future__ import annotations
 
 from dataclasses import replace
@@ -29,9 +27,7 @@ class _Search(base.JobAlgorithm):
     )
     RESULT_VALUES = (base.ResultValue("FOUND", "Places found", lambda result: len(result.hits)),)
 
-    def __init__(self):
-        super().__init__()
-        self._sink = None
+    _sink = None  # makes the layer of the places from their CRS
 
     def resolve_outputs(self, request, parameters, context):
         """Keeps how the sink is made: its CRS is known once the index has told it."""

@@ -1,5 +1,3 @@
-"""clippan:segmentbytext"""
-
 from __future__ import annotations
 
 from functools import partial
@@ -72,10 +70,7 @@ class SegmentByText(base.JobAlgorithm):
         "The starter model comes with the plugin. Larger models (see Download model) know more words and show finer "
         "detail."
     )
-
-    def __init__(self):
-        super().__init__()
-        self._sink = None
+    _sink = None  # makes the layer of the polygons from their fields and CRS
 
     def resolve_outputs(self, request, parameters, context):
         """Keeps how the sink of the polygons is made: their fields and CRS are known once they exist."""
@@ -104,10 +99,8 @@ class SegmentByText(base.JobAlgorithm):
 
     def _copy(self, path: str, feedback) -> str:
         layer = QgsVectorLayer(path, "polygons", "ogr")
-        fields = QgsFields()
-        for field in layer.fields():
-            if field.name() != "fid":  # GeoPackage's own number
-                fields.append(field)
+        fields = QgsFields(layer.fields())
+        fields.remove(fields.indexOf("fid"))  # GeoPackage's own number
         sink, output = self._sink(fields, layer.crs())
         self._sink = None
         if sink is None:

@@ -1,5 +1,3 @@
-"""clippan:setupengine"""
-
 from __future__ import annotations
 
 from qgis.core import (
@@ -39,11 +37,6 @@ class SetUpEngine(base.Algorithm):
         "instead; the set-up is then not needed.",
         options=OPTIONS,
     )
-
-    def __init__(self):
-        super().__init__()
-        self._settings = Settings()
-        self._variables = {}
 
     def initAlgorithm(self, configuration=None):
         self.add(

@@ -1,5 +1,3 @@
-"""clippan:trainregionalignedclip"""
-
 from __future__ import annotations
 
 import contextlib
@@ -78,10 +76,7 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
         "pictures, use “clippan train clip” on the command line. If the model knows the words but some classes take "
         "too much of the map, Calibrate prompts is faster."
     )
-
-    def __init__(self):
-        super().__init__()
-        self._regions = None
+    _regions = None  # the request for the pictures
 
     def initAlgorithm(self, configuration=None):
         _PICTURES.declare(self)
@@ -95,8 +90,8 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
         request = super().resolve_outputs(request, parameters, context)
         # In the run's folder, as a run that is resumed has to find them where they were.
         pictures = str(Path(request.output, "pictures"))
-        labels = _PICTURES.values(self, parameters, context, late=True)
-        self._regions = replace(self._regions, **labels, output=pictures)
+        values = _PICTURES.values(self, parameters, context, late=True)
+        self._regions = replace(self._regions, **values, output=pictures)
         return replace(request, data=(pictures,))
 
     def run_job(self, feedback):

@@ -93,13 +93,8 @@ def base_candidates(platform: str, prefix: str, executable: str, version: tuple[
 
 
 def torch_index(choice: str, platform: str, driver: Optional[tuple[int, int]]) -> Optional[str]:
-    """The package index for PyTorch; None means PyPI.
-
-    Args:
-        choice: auto, cpu, cuda or pypi.
-        platform: as in ``sys.platform``.
-        driver: the CUDA version of the NVIDIA driver, None where there is none.
-    """
+    """The package index for PyTorch for a choice (auto, cpu, cuda or pypi), ``sys.platform`` and the CUDA version
+    of NVIDIA's driver, None where there is none; None means PyPI."""
     if choice == "pypi" or platform == "darwin":
         return None
     if choice == "cpu" or (choice == "auto" and driver is None):
@@ -238,7 +233,7 @@ class SetUp:
             code, lines = self._run_program([program])
             match = re.search(r"CUDA Version:\s*(\d+)\.(\d+)", "\n".join(lines))
             if code == 0 and match:
-                return int(match.group(1)), int(match.group(2))
+                return int(match[1]), int(match[2])
         return None
 
     def _remove_environment(self) -> None:
@@ -258,7 +253,7 @@ class SetUp:
     def _create_venv(self, base: Path) -> None:
         self._tell(tr("Creating a virtual environment with {python}", python=base))
         command = [str(base), "-m", "venv", "--system-site-packages", str(self._folder)]
-        code, lines = self._run_program(command, self._tell)
+        code, lines = self._run_program(command, shown=True)
         if code:
             remedy = (
                 Message("install the package python3-venv")
@@ -301,10 +296,9 @@ class SetUp:
         others = {name: value for name, value in self.variables.items() if name not in pip_settings.VARIABLES}
         # The files were read for what holds here; what else they say, as where to install, is not for us.
         variables = {**others, **{item.variable: item.value for item in settings}, "PIP_CONFIG_FILE": os.devnull}
-        locked = _locked()
-        wanted = [locked.get(name, name) for name in names]
+        wanted = [_locked().get(name, name) for name in names]
         command = [str(python_in(self._folder)), "-m", "pip", "install", *wanted, "-c", str(constraints), *options]
-        code, lines = self._run_program(command, self._tell, variables)
+        code, lines = self._run_program(command, shown=True, variables=variables)
         if code:
             own = constraints.read_text(encoding="utf-8").split()
             cause, remedy = pip_settings.find_faulty_setting(lines, settings, own) or (
@@ -333,7 +327,7 @@ class SetUp:
         return pip_settings.settings_in_force([] if ignored else pip_settings.config_files(lines), self.variables)
 
     def _check(self) -> None:
-        code, lines = self._run_program([str(python_in(self._folder)), "-c", CHECK_CODE], self._tell)
+        code, lines = self._run_program([str(python_in(self._folder)), "-c", CHECK_CODE], shown=True)
         if code:
             remedy = (
                 Message("install Microsoft's Visual C++ runtime and run this again")
@@ -358,7 +352,7 @@ class SetUp:
         return lines[-1].strip()
 
     def _run_program(
-        self, command: Sequence[str], say: Any = None, variables: Optional[Mapping[str, str]] = None
+        self, command: Sequence[str], shown: bool = False, variables: Optional[Mapping[str, str]] = None
     ) -> tuple[int, list[str]]:
         self._write_log("$ " + " ".join(command))
         try:
@@ -395,7 +389,7 @@ class SetUp:
                 return process.wait(), lines
             lines.append(line)
             self._write_log(line)
-            if say is not None:
+            if shown:
                 self.feedback.pushConsoleInfo(line)
 
     def _tell(self, text: str) -> None:

@@ -63,9 +63,7 @@ def config_files(lines: Iterable[str]) -> list[str]:
 def settings_in_force(files: Iterable[str], variables: Mapping[str, str]) -> list[Setting]:
     """The settings that hold for an installation, of those that are not ours to make.
 
-    Args:
-        files: pip's configuration files, those that overrule others last.
-        variables: pip's variables, which overrule all files.
+    Files that overrule others come last; pip's variables overrule all files.
     """
     found: dict[str, Setting] = {}
     parsers = [(file, _parsed(file)) for file in files]
@@ -84,12 +82,9 @@ def settings_in_force(files: Iterable[str], variables: Mapping[str, str]) -> lis
 def find_faulty_setting(
     lines: Sequence[str], settings: Iterable[Setting], own: Iterable[str]
 ) -> Optional[tuple[str, Message]]:
-    """Which setting made pip fail, as a cause and a remedy to stand in a sentence; None if none did.
+    """Which of the settings made pip fail, as a cause and a remedy to stand in a sentence; None if none did.
 
-    Args:
-        lines: what pip said.
-        settings: those that held.
-        own: requirements that we made ourselves.
+    ``lines`` are what pip said, and ``own`` requirements that we made ourselves.
     """
     by_name = {setting.name: setting for setting in settings}
     constraint = by_name.get("constraint")

@@ -63,14 +63,9 @@ def for_worker(settings: Settings, own_gdal: bool) -> dict[str, str]:
         variables["CLIPPAN_CACHE"] = str(settings.cache_folder)
     if settings.cache or "HF_HOME" not in variables:
         variables["HF_HOME"] = str(settings.cache_folder / "huggingface")
-    if settings.offline:
-        variables["CLIPPAN_OFFLINE"] = settings.offline
-    if settings.endpoint:
-        variables["HF_ENDPOINT"] = settings.endpoint
-    if settings.authcfg:
-        token = _token(settings.authcfg)
-        if token:
-            variables["HF_TOKEN"] = token
+    token = _token(settings.authcfg) if settings.authcfg else ""
+    chosen = {"CLIPPAN_OFFLINE": settings.offline, "HF_ENDPOINT": settings.endpoint, "HF_TOKEN": token}
+    variables.update({name: value for name, value in chosen.items() if value})
     return variables
 
 

@@ -65,14 +65,12 @@ class Worker:
     def run(self, start: Launch, request: Request, feedback: Any) -> Any:
         """Does a job and returns its result, of the class that the request names.
 
-        Args:
-            start: how to start the worker, if it is not running.
-            request: what to do.
-            feedback: a QgsProcessingFeedback, or what looks like one.
+        ``start`` says how to start the worker, if it is not running; ``feedback`` is a QgsProcessingFeedback, or what
+        looks like one, and gets the details of a failure in its debug log.
 
         Raises:
             Cancelled: the user has cancelled.
-            ClippanError: one sentence for the user; the details are in the feedback's debug log.
+            ClippanError: the job has failed.
         """
         while not self._run_lock.acquire(timeout=POLL_SECONDS):
             if feedback.isCanceled():
@@ -125,7 +123,8 @@ class Worker:
         params = {"protocol": PROTOCOL, "language": QgsApplication.locale()}
         process.send({"id": number, "method": "handshake", "params": params})
         limit = time.monotonic() + HANDSHAKE_SECONDS
-        while True:
+        message: Optional[dict[str, Any]] = {}
+        while message.get("id") != number:
             if feedback.isCanceled():
                 raise Cancelled
             if time.monotonic() > limit:
@@ -138,15 +137,13 @@ class Worker:
                 )
             with contextlib.suppress(queue.Empty):
                 message = process.messages.get(timeout=POLL_SECONDS)
-                if message is None:
-                    raise ClippanError(
-                        "The engine Python {path} ended before it answered ({reason}); choose another under {options}.",
-                        path=path,
-                        reason=process.last_error() or process.exit_reason(),
-                        options=OPTIONS,
-                    )
-                if message.get("id") == number:
-                    break
+            if message is None:
+                raise ClippanError(
+                    "The engine Python {path} ended before it answered ({reason}); choose another under {options}.",
+                    path=path,
+                    reason=process.last_error() or process.exit_reason(),
+                    options=OPTIONS,
+                )
         if "error" in message:
             raise _failure(message["error"])
         engine = message.get("result")

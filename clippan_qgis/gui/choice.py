@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtWidgets import QComboBox
 
+from .widgets import add_choice
 from .wrapper import ParameterWidgetWrapper
 
 
@@ -14,8 +14,7 @@ class ChoiceWidget(ParameterWidgetWrapper):
     def make_widget(self):
         box = QComboBox()
         for value, label in self.parameterDefinition().metadata()["clippan_labels"].items():
-            box.addItem(label, value)
-            box.setItemData(box.count() - 1, value, Qt.ItemDataRole.ToolTipRole)
+            add_choice(box, label, value, value)
         box.setToolTip(self.parameterDefinition().toolTip())
         box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         box.currentIndexChanged.connect(lambda _: self.widgetValueHasChanged.emit(self))

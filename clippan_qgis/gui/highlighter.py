@@ -109,7 +109,10 @@ class HitHighlighter:
         project = QgsProject.instance()
         project.addMapLayer(layer, False)
         root = project.layerTreeRoot()
-        root.insertLayer(_below_vectors(root), layer)
+        layers = [node.layer() if isinstance(node, QgsLayerTreeLayer) else None for node in root.children()]
+        rasters = [position for position, other in enumerate(layers) if isinstance(other, QgsRasterLayer)]
+        # Above the first raster, so that no background map hides it, but below vectors.
+        root.insertLayer(min(rasters, default=len(layers)), layer)
         return ""
 
 
@@ -128,11 +131,3 @@ def is_loaded(raster: str) -> bool:
             except ClippanError:  # a layer that could not be indexed is none that was found
                 continue
     return False
-
-
-def _below_vectors(root) -> int:
-    """The place above the first raster, so that no background map hides what is put there."""
-    for position, node in enumerate(root.children()):
-        if isinstance(node, QgsLayerTreeLayer) and isinstance(node.layer(), QgsRasterLayer):
-            return position
-    return len(root.children())

@@ -94,9 +94,9 @@ class IndexDialog(QDialog):
         self.buttons.accepted.connect(self.accept)
         self.buttons.rejected.connect(self.reject)
         self.layers.itemChanged.connect(self._explain)
-        self.storage.currentIndexChanged.connect(self._explain)
         self.output.fileChanged.connect(self._explain)
-        self.model.currentIndexChanged.connect(self._explain)
+        for box in (self.storage, self.model):
+            box.currentIndexChanged.connect(self._explain)
         self._explain()
         self.resize(460, 400)
 
@@ -110,11 +110,7 @@ class IndexDialog(QDialog):
         return self.storage.currentData() or str(self._path())
 
     def request(self) -> IndexRequest:
-        """The job.
-
-        Raises:
-            ClippanError: a layer cannot be indexed.
-        """
+        """The job; raises ClippanError where a layer cannot be indexed."""
         layers = self.chosen()
         if not layers:
             raise ClippanError("No layer is checked; check at least one.")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import Optional
+from typing import Any, Optional
 
 from qgis.core import QgsCoordinateReferenceSystem, QgsLocatorFilter, QgsLocatorResult
 from qgis.PyQt.QtGui import QIcon
 
 from clippan.core.errors import ClippanError
-from clippan.jobs import Hit, SearchRequest, SearchResult
+from clippan.jobs import SearchRequest, SearchResult
 
 from .. import connections, hits, paths
 from ..engine import worker
@@ -94,16 +94,11 @@ class Locator(QgsLocatorFilter):
             hit, found = result.userData
             self._highlighter.fly(hit, hits.crs(found))
 
-    def _emit_result(
-        self, title: str, description: str, score: float, found: Optional[tuple[Hit, SearchResult]] = None
-    ) -> None:
-        result = QgsLocatorResult()
-        result.filter = self
-        result.displayString = title
+    def _emit_result(self, title: str, description: str, score: float, found: Any = None) -> None:
+        result = QgsLocatorResult(self, title, found)
         result.description = description
         result.score = score
         result.icon = QIcon(str(paths.RESOURCES / "search.svg"))
-        result.userData = found
         with contextlib.suppress(RuntimeError):  # the locator bar was closed meanwhile
             self.resultFetched.emit(result)
 

@@ -35,7 +35,7 @@ from ..settings import Recent, Settings
 from .highlighter import HitHighlighter
 from .index import IndexDialog
 from .panel import LAYERS, VIEW, Panel
-from .task import JobQueue
+from .task import JobQueue, OnResult
 from .widgets import add_choice, theme_icon
 
 THUMBNAIL_BATCH = 4  # pictures are asked for by so many, so that a search never waits long for its turn
@@ -68,14 +68,13 @@ class SearchDock(Panel):
 
     def _connect(self) -> None:
         self._search_timer.timeout.connect(self.search)
-        self.prompt.returnPressed.connect(lambda: self._search_timer.start(0))
-        self.prompt.completer().activated.connect(lambda _: self._search_timer.start(0))
-        self.without.returnPressed.connect(lambda: self._search_timer.start(0))
+        for entered in (self.prompt.returnPressed, self.prompt.completer().activated, self.without.returnPressed):
+            entered.connect(lambda *_: self._search_timer.start(0))
         self.button.clicked.connect(self._search_or_cancel)
         self.cancel.clicked.connect(self._jobs.cancel)
         self.scope.currentIndexChanged.connect(self._search_soon)
-        self.max_results.valueChanged.connect(self._search_soon)
-        self.min_confidence.valueChanged.connect(self._search_soon)
+        for number in (self.max_results, self.min_confidence):
+            number.valueChanged.connect(self._search_soon)
         self.index.activated.connect(lambda _: self.choose(self.index.currentData()))
         self.open.triggered.connect(self._open_index)
         self.make.triggered.connect(self._new_index)
@@ -169,12 +168,11 @@ class SearchDock(Panel):
     def _describe_index(self, index: AboutIndexResult, note: str) -> None:
         values = {"tiles": index.tiles, "rasters": index.rasters, "model": index.label}
         if index.rasters == 1:
-            parts = [tr("{tiles:,} places of 1 raster · {model}.", **values), note]
+            text = tr("{tiles:,} places of 1 raster · {model}.", **values)
         else:
-            parts = [tr("{tiles:,} places of {rasters:,} rasters · {model}.", **values), note]
-        if not index.complete:
-            parts.append(tr("It is incomplete; build it again to resume."))
-        self._show_message(" ".join(filter(None, (*parts, tr(index.warning)))))
+            text = tr("{tiles:,} places of {rasters:,} rasters · {model}.", **values)
+        incomplete = "" if index.complete else tr("It is incomplete; build it again to resume.")
+        self._show_message(" ".join(filter(None, (text, note, incomplete, tr(index.warning)))))
 
     def _open_index(self) -> None:
         folder = str(Path(Recent.read().index).parent) if Recent.read().indexes else ""
@@ -254,9 +252,7 @@ class SearchDock(Panel):
             self._query = query
             self._update_widgets()
 
-    def _submit(
-        self, jobs: JobQueue, title: str, make: Callable[[], Request], on_result: Callable[[Any], None]
-    ) -> bool:
+    def _submit(self, jobs: JobQueue, title: str, make: Callable[[], Request], on_result: OnResult) -> bool:
         """Makes a request and has the engine do it; says why if it cannot be made."""
         try:
             jobs.submit(title, make(), on_result, self._show_message)
@@ -293,12 +289,12 @@ class SearchDock(Panel):
         self._highlighter.show(result)
         seconds = f"{result.seconds:.1f} s" if result.seconds >= 1 else f"{1000 * result.seconds:.0f} ms"
         values = {"count": len(result.hits), "tiles": result.tiles, "time": seconds}
-        if not result.hits:
-            text = tr("Nothing was found.")
-        elif len(result.hits) == 1:
+        if len(result.hits) > 1:
+            text = tr("{count} places found; {tiles:,} searched in {time}.", **values)
+        elif result.hits:
             text = tr("1 place found; {tiles:,} searched in {time}.", **values)
         else:
-            text = tr("{count} places found; {tiles:,} searched in {time}.", **values)
+            text = tr("Nothing was found.")
         self._show_message(" ".join([text, *map(tr, result.hints)]))
         self._update_widgets()
         self._load_thumbnails()

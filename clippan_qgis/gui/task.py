@@ -80,7 +80,6 @@ class JobQueue(QObject):
     its end, since a cancel may cost the warm engine.
 
     Args:
-        parent: the widget.
         hidden: whether the jobs are kept out of the status bar.
         settings: gives the settings under which the engine is started.
     """
