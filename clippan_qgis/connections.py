@@ -12,7 +12,7 @@ from qgis.core import QgsDataSourceUri, QgsProviderConnectionException, QgsProvi
 from clippan.core.errors import ClippanError
 
 _PREFIX = "catalogue:"
-_TLS = {
+_SSL_MODES = {
     QgsDataSourceUri.SslMode.SslDisable: "disable",
     QgsDataSourceUri.SslMode.SslAllow: "allow",
     QgsDataSourceUri.SslMode.SslRequire: "require",
@@ -62,7 +62,7 @@ def postgresql_url(uri: QgsDataSourceUri) -> str:
     login = quote(uri.username(), safe="")
     if login and uri.password():
         login += f":{quote(uri.password(), safe='')}"
-    options = {"service": uri.service(), "sslmode": _TLS.get(uri.sslMode(), ""), "schema": schema}
+    options = {"service": uri.service(), "sslmode": _SSL_MODES.get(uri.sslMode(), ""), "schema": schema}
     options.update({name: uri.param(name) for name in _CERTIFICATES})
     host, port = uri.host(), uri.port()
     if host.startswith("/"):  # a socket's folder has no place in front of a path

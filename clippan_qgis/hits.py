@@ -48,9 +48,9 @@ _FIELDS = (
 # From weak to strong: told apart with every kind of colour vision, and the strong ones shine on dark imagery.
 COLOURS = ("#5c3a8c", "#3f6fa8", "#26a08a", "#86cf4a", "#fde725")
 CASING = QColor(20, 20, 20, 200)
-_FILL = 28  # of 255: the place has to be seen through it
+_FILL_ALPHA = 28  # of 255: the place has to be seen through it
 
-_TIP = """<b>[% "prompt" %]</b>, [% round(100 * "confidence") %] %<br>
+_MAP_TIP = """<b>[% "prompt" %]</b>, [% round(100 * "confidence") %] %<br>
 [% file_name("raster") %][% coalesce(', ' || format_date("date", 'yyyy-MM-dd'), '') %]"""
 
 
@@ -108,7 +108,7 @@ def style(layer: QgsVectorLayer) -> None:
     layer.setLabelsEnabled(True)
     styling.set_aliases(layer, {name: alias for name, _, alias in _FIELDS})
     layer.setDisplayExpression('"rank" || \' \' || "prompt"')
-    layer.setMapTipTemplate(_TIP)
+    layer.setMapTipTemplate(_MAP_TIP)
     layer.triggerRepaint()
 
 
@@ -138,7 +138,7 @@ def _renderer() -> QgsGraduatedSymbolRenderer:
 
 def _symbol(colour: str) -> QgsFillSymbol:
     fill = QgsSimpleFillSymbolLayer(
-        styling.with_alpha(colour, _FILL), Qt.BrushStyle.SolidPattern, CASING, Qt.PenStyle.NoPen
+        styling.with_alpha(colour, _FILL_ALPHA), Qt.BrushStyle.SolidPattern, CASING, Qt.PenStyle.NoPen
     )
     # The dark casing keeps a light line legible on snow and clouds.
     casing = QgsSimpleLineSymbolLayer(CASING, 1.1)

@@ -14,10 +14,10 @@ from clippan.core.errors import ClippanError
 
 from .settings import Settings
 
-_WORLD = 20037508.342789244  # metres from the middle of a web map to its edge
-_DEEPEST = 19  # zoom level, where a layer names none
-_PIXELS = 2**20  # along the longer edge of a WMS layer: finer than anybody reads it
-_WEEK = 604_800  # seconds that fetched map tiles are kept
+_WEB_MAP_EDGE = 20037508.342789244  # metres from the middle of a web map to its edge
+_MAX_ZOOM = 19  # zoom level, where a layer names none
+_WMS_PIXELS = 2**20  # along the longer edge of a WMS layer: finer than anybody reads it
+_CACHE_SECONDS = 604_800  # seconds that fetched map tiles are kept
 
 
 def data_source(layer: QgsRasterLayer) -> str:
@@ -35,7 +35,7 @@ def data_source(layer: QgsRasterLayer) -> str:
     source = layer.source()
     parts = QgsProviderRegistry.instance().decodeUri("gdal", source)
     if "authcfg=" in source or parts.get("credentialOptions"):
-        raise _login(layer)
+        raise _login_error(layer)
     if parts.pop("openOptions", None):  # QGIS's own notation, which GDAL does not know
         source = QgsProviderRegistry.instance().encodeUri("gdal", parts)
     return absolute(source) if Path(source).exists() else source
@@ -60,10 +60,10 @@ def data_source_or_service(layer: QgsRasterLayer) -> str:
     # and a name may come several times: a WMS's layers do.
     values = {name: ",".join(found) for name, found in parse_qs(layer.source(), keep_blank_values=True).items()}
     if "authcfg" in values or values.get("username"):
-        raise _login(layer)
-    text = _xyz(layer, values) if values.get("type") == "xyz" else _wms(layer, values)
+        raise _login_error(layer)
+    text = _xyz_description(layer, values) if values.get("type") == "xyz" else _wms_description(layer, values)
     cache = Settings.read().cache_folder / "services"
-    tiles = f"<Cache><Path>{escape(str(cache / 'tiles'))}</Path><Expires>{_WEEK}</Expires></Cache>"
+    tiles = f"<Cache><Path>{escape(str(cache / 'tiles'))}</Path><Expires>{_CACHE_SECONDS}</Expires></Cache>"
     text = text.replace("</GDAL_WMS>", f"{tiles}</GDAL_WMS>")
     name = re.sub(r"[^\w-]+", "_", layer.name()) or "layer"
     file = cache / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.xml"  # layers may share a name
@@ -85,14 +85,14 @@ def is_service(layer: QgsRasterLayer) -> bool:
     return layer.providerType() == "wms"
 
 
-def _login(layer: QgsRasterLayer) -> ClippanError:
+def _login_error(layer: QgsRasterLayer) -> ClippanError:
     return ClippanError(
         "Layer {layer} needs a login, which is not passed to the engine; export it to a GeoTIFF first.",
         layer=layer.name(),
     )
 
 
-def _xyz(layer: QgsRasterLayer, values: dict[str, str]) -> str:
+def _xyz_description(layer: QgsRasterLayer, values: dict[str, str]) -> str:
     url = values.get("url", "")
     if not all(mark in url for mark in ("{z}", "{x}")) or not re.search(r"\{-?y\}", url):
         raise ClippanError(
@@ -104,25 +104,25 @@ def _xyz(layer: QgsRasterLayer, values: dict[str, str]) -> str:
     for mark in ("{z}", "{x}", "{y}"):
         url = url.replace(mark, "$" + mark)
     url = url.replace("{-y}", "${y}")
-    level = int(values["zmax"]) if values.get("zmax", "").isdecimal() else _DEEPEST
+    level = int(values["zmax"]) if values.get("zmax", "").isdecimal() else _MAX_ZOOM
     return (
         f'<GDAL_WMS><Service name="TMS"><ServerUrl>{escape(url)}</ServerUrl></Service><DataWindow>'
-        f"<UpperLeftX>-{_WORLD}</UpperLeftX><UpperLeftY>{_WORLD}</UpperLeftY>"
-        f"<LowerRightX>{_WORLD}</LowerRightX><LowerRightY>-{_WORLD}</LowerRightY>"
+        f"<UpperLeftX>-{_WEB_MAP_EDGE}</UpperLeftX><UpperLeftY>{_WEB_MAP_EDGE}</UpperLeftY>"
+        f"<LowerRightX>{_WEB_MAP_EDGE}</LowerRightX><LowerRightY>-{_WEB_MAP_EDGE}</LowerRightY>"
         f"<TileLevel>{level}</TileLevel><TileCountX>1</TileCountX><TileCountY>1</TileCountY>"
         f"<YOrigin>{origin}</YOrigin></DataWindow><Projection>EPSG:3857</Projection>"
         "<BlockSizeX>256</BlockSizeX><BlockSizeY>256</BlockSizeY><BandsCount>3</BandsCount></GDAL_WMS>"
     )
 
 
-def _wms(layer: QgsRasterLayer, values: dict[str, str]) -> str:
+def _wms_description(layer: QgsRasterLayer, values: dict[str, str]) -> str:
     if not (values.get("url") and values.get("layers")) or values.get("tileMatrixSet"):
         raise ClippanError(
             "Layer {layer} uses a tiling that GDAL does not read; export it to a GeoTIFF first.",
             layer=layer.name(),
         )
     extent = layer.extent()
-    pixel = max(extent.width(), extent.height()) / _PIXELS
+    pixel = max(extent.width(), extent.height()) / _WMS_PIXELS
     size = (max(round(extent.width() / pixel), 1), max(round(extent.height() / pixel), 1))
     return (
         '<GDAL_WMS><Service name="WMS"><Version>1.1.1</Version>'

@@ -35,8 +35,8 @@ from clippan.catalogue.sensors import SENSORS
 
 from .i18n import tr
 
-SAMPLE = 250_000  # pixels that a stretch is estimated from
-LOWER, UPPER = 0.02, 0.98
+SAMPLE_PIXELS = 250_000  # pixels that a stretch is estimated from
+LOWER_CUT, UPPER_CUT = 0.02, 0.98
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Style:
         renderer = None
         if len(layers) == 1 and layers[0].bandCount() > 1 and _is_styled(layers[0], project):
             renderer = layers[0].renderer().clone()
-        names = tuple(name for layer in layers for name in band_names(layer, alone=len(layers) > 1))
+        names = tuple(name for layer in layers for name in band_names(layer, single_band=len(layers) > 1))
         return cls(renderer, tuple(bands), names, files=tuple(map(_file, layers)))
 
     def apply(self, layer: QgsRasterLayer) -> None:
@@ -93,10 +93,10 @@ class Style:
         return natural_colours([Band(name) for name in (*names, *[""] * count)[:count]], order).bands
 
 
-def band_names(layer: QgsRasterLayer, alone: bool) -> tuple[str, ...]:
+def band_names(layer: QgsRasterLayer, single_band: bool) -> tuple[str, ...]:
     """What a layer's bands are called: by colour where that is known, else by description.
 
-    ``alone``: the layer is one of several single-band ones, and its file name says which.
+    ``single_band``: the layer is one of several single-band ones, and its file name says which.
     """
     provider = layer.dataProvider()
     file = _file(layer)
@@ -109,7 +109,7 @@ def band_names(layer: QgsRasterLayer, alone: bool) -> tuple[str, ...]:
             Qgis.RasterColorInterpretation.BlueBand: "blue",
         }.get(interpretation)
         text = provider.generateBandName(band).partition(":")[2]
-        names.append(colour_of_band(text) or (alone and colour_of_file(file)) or interpreted or text.strip())
+        names.append(colour_of_band(text) or (single_band and colour_of_file(file)) or interpreted or text.strip())
     return tuple(names)
 
 
@@ -155,8 +155,8 @@ def show_bands(layer: QgsRasterLayer, bands: Sequence[int]) -> None:
         renderer.setBlueContrastEnhancement(stretches[2])
     origin = QgsRasterMinMaxOrigin()
     origin.setLimits(QgsRasterMinMaxOrigin.Limits.CumulativeCut)
-    origin.setCumulativeCutLower(LOWER)
-    origin.setCumulativeCutUpper(UPPER)
+    origin.setCumulativeCutLower(LOWER_CUT)
+    origin.setCumulativeCutUpper(UPPER_CUT)
     renderer.setMinMaxOrigin(origin)
     layer.setRenderer(renderer)
 
@@ -204,7 +204,7 @@ def _stretch(provider, band: int) -> QgsContrastEnhancement:
 def _percentiles(provider, band: int) -> tuple[float, float]:
     """The percentiles of a sample; QGIS's own cumulativeCut would leave a histogram in an .aux.xml file."""
     width, height = provider.xSize(), provider.ySize()
-    scale = min(1.0, (SAMPLE / (width * height)) ** 0.5)
+    scale = min(1.0, (SAMPLE_PIXELS / (width * height)) ** 0.5)
     block = provider.block(band, provider.extent(), max(int(width * scale), 1), max(int(height * scale), 1))
     values = block.as_numpy(use_masking=False).astype(float)
     valid = np.isfinite(values)
@@ -212,7 +212,7 @@ def _percentiles(provider, band: int) -> tuple[float, float]:
         valid &= values != block.noDataValue()
     if not valid.any():
         return 0.0, 1.0
-    return tuple(np.percentile(values[valid], (100 * LOWER, 100 * UPPER)).tolist())
+    return tuple(np.percentile(values[valid], (100 * LOWER_CUT, 100 * UPPER_CUT)).tolist())
 
 
 def write_metadata(layer: QgsRasterLayer, provenance: Mapping[str, str]) -> None:

@@ -127,7 +127,7 @@ class JobAlgorithm(Algorithm):
 
         Not in the main thread: QGIS loads only those layers that are announced to the context of the run itself.
         """
-        return replace(request, **self.PARAMETERS.values(self, parameters, context, late=True))
+        return replace(request, **self.PARAMETERS.values(self, parameters, context, deferred=True))
 
     def run_job(self, feedback) -> Result:
         """Has the engine do the job, and what has to come before it."""

@@ -61,13 +61,13 @@ class ParameterAdapter:
     """Shows a parameter of a job in Processing as a text, and reads its value there; the base of all others.
 
     Attributes:
-        late: whether the value is read when the algorithm runs and not when it is prepared: destinations, which QGIS
-            gives the run itself, and layers that are written to files for the engine.
+        deferred: whether the value is read when the algorithm runs and not when it is prepared, as QGIS gives
+            destinations to the run itself, and layers are then written to files for the engine.
         name: the parameter's name in Processing.
         label, optional: what the dialog calls it, and whether it may be left out.
     """
 
-    late = False
+    deferred = False
 
     def __init__(self, algorithm, param: Param, name: str, parameters: JobParameters) -> None:
         self.algorithm, self.param, self.name = algorithm, param, name
@@ -111,7 +111,7 @@ class ParameterAdapter:
 
     def sibling(self, kind: type[kinds.Kind]) -> Optional[ParameterAdapter]:
         """The shown parameter of the same job that is of this kind; None if there is none."""
-        others = self._parameters.adapted(self.algorithm)
+        others = self._parameters.bind(self.algorithm)
         return next((other for other in others if type(other.param.kind) is kind), None)
 
 
@@ -336,7 +336,7 @@ class ServiceAdapter(RasterAdapter):
 class SamplesAdapter(ParameterAdapter):
     """Labelled places of any vector layer, which are written to a file for the engine."""
 
-    late = True
+    deferred = True
     geometries = (Qgis.ProcessingSourceType.VectorPolygon, Qgis.ProcessingSourceType.VectorPoint)
 
     def definition(self):
@@ -445,7 +445,7 @@ class CrsAdapter(ParameterAdapter):
 class OutputAdapter(ParameterAdapter):
     """A file or a folder to write."""
 
-    late = True
+    deferred = True
 
     def definition(self):
         kind = self.param.kind
@@ -538,7 +538,7 @@ class JobParameters:
     adapters: Mapping[str, type[ParameterAdapter]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
-    def adapted(self, algorithm) -> list[ParameterAdapter]:
+    def bind(self, algorithm) -> list[ParameterAdapter]:
         """Adapters of all parameters that are shown, in the order of the dialog."""
         found = []
         for param in params(self.job):
@@ -549,19 +549,19 @@ class JobParameters:
         return found
 
     def declare(self, algorithm) -> None:
-        for adapter in self.adapted(algorithm):
+        for adapter in self.bind(algorithm):
             for definition in adapter.definitions():
                 algorithm.add(definition)
 
-    def values(self, algorithm, parameters, context, late: bool) -> dict[str, Any]:
-        """The values of those parameters that are read when the algorithm runs (``late``), or before it runs."""
-        adapters = [adapter for adapter in self.adapted(algorithm) if adapter.late == late]
+    def values(self, algorithm, parameters, context, deferred: bool) -> dict[str, Any]:
+        """The values of those parameters that are read when the algorithm runs (``deferred``), or before it runs."""
+        adapters = [adapter for adapter in self.bind(algorithm) if adapter.deferred == deferred]
         return {adapter.param.name: adapter.value(parameters, context) for adapter in adapters}
 
     def request(self, algorithm, parameters, context, **hidden: Any) -> Request:
-        """The request, with values of hidden parameters, and with nothing yet in place of what is read late."""
-        nothing = {adapter.param.name: () if adapter.param.many else "" for adapter in self.adapted(algorithm)}
-        return self.job(**{**nothing, **self.values(algorithm, parameters, context, late=False), **hidden})
+        """The request, with values of hidden parameters, and with nothing yet in place of what is deferred."""
+        nothing = {adapter.param.name: () if adapter.param.many else "" for adapter in self.bind(algorithm)}
+        return self.job(**{**nothing, **self.values(algorithm, parameters, context, deferred=False), **hidden})
 
 
 def choice_parameter(name: str, description: str, labels: dict[str, str], default: str) -> QgsProcessingParameterEnum:

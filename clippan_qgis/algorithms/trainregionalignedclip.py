@@ -36,7 +36,7 @@ class _OutlinesAdapter(SamplesAdapter):
 
 
 # The pictures to train on, which the algorithm makes first.
-_PICTURES = JobParameters(
+_REGIONS = JobParameters(
     RegionsRequest,
     names={"rasters": "INPUT", "labels": "SAMPLES"},
     hidden={"output", "legend", "layer", "overlap", "fill", "format"},
@@ -79,29 +79,29 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
     _regions = None  # the request for the pictures
 
     def initAlgorithm(self, configuration=None):
-        _PICTURES.declare(self)
+        _REGIONS.declare(self)
         super().initAlgorithm(configuration)
 
     def build(self, parameters, context):
-        self._regions = _PICTURES.request(self, parameters, context, output="")
+        self._regions = _REGIONS.request(self, parameters, context, output="")
         return self.PARAMETERS.request(self, parameters, context, data=(), least=self._regions.least)
 
     def resolve_outputs(self, request, parameters, context):
         request = super().resolve_outputs(request, parameters, context)
         # In the run's folder, as a run that is resumed has to find them where they were.
         pictures = str(Path(request.output, "pictures"))
-        values = _PICTURES.values(self, parameters, context, late=True)
+        values = _REGIONS.values(self, parameters, context, deferred=True)
         self._regions = replace(self._regions, **values, output=pictures)
         return replace(request, data=(pictures,))
 
     def run_job(self, feedback):
         steps = QgsProcessingMultiStepFeedback(2, feedback)
-        made = self._pictures(steps)
+        made = self._make_pictures(steps)
         base.log_result(feedback, made)
         steps.setCurrentStep(1)
         return worker.shared.run(self._launch, self._request, steps)
 
-    def _pictures(self, feedback) -> RegionsResult:
+    def _make_pictures(self, feedback) -> RegionsResult:
         """Makes the pictures to train on anew; leaves no folder behind if there are none."""
         pictures = Path(self._regions.output)
         fresh = not pictures.parent.exists()

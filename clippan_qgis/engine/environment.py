@@ -158,17 +158,17 @@ class SetUp:
             self._write_log(f"\n=== {time.strftime('%Y-%m-%d %H:%M:%S')} ===")
             self.feedback.pushInfo(tr("Environment: {folder}", folder=self._folder))
             self.feedback.pushInfo(tr("Log: {file}", file=self._log))
-            return self._steps()
+            return self._run_steps()
         finally:
             lock.unlock()
 
-    def _steps(self) -> Path:
+    def _run_steps(self) -> Path:
         base = self._find_base_python()
         if self.reset and self._folder.exists():
             self._remove_environment()
         numpy = importlib.metadata.version("numpy")
         index = None if self.wheels else torch_index(self.torch, sys.platform, self._find_cuda_version())
-        locked = _locked()
+        locked = _locked_requirements()
         others = [line for name, line in locked.items() if name not in (*TORCH_PACKAGES, *OTHER_PACKAGES)]
         # Where the user names an index, another one than the installed one's is a change; "auto" keeps what is there.
         variant = () if self.wheels or self.torch == "auto" else (index or "pypi",)
@@ -199,11 +199,11 @@ class SetUp:
                 constraints.write_text("\n".join([*others, f"numpy=={numpy}"]), encoding="utf-8")
                 self._install_torch(index, constraints)
             elif step == "packages":
-                pins = [f"{name}=={self._installed(name)}" for name in TORCH_PACKAGES]
+                pins = [f"{name}=={self._installed_version(name)}" for name in TORCH_PACKAGES]
                 constraints.write_text("\n".join([*others, f"numpy=={numpy}", *pins]), encoding="utf-8")
                 self._install(OTHER_PACKAGES, constraints)
             else:
-                self._check()
+                self._check_packages()
             done = {**{name: done[name] for name in STEPS[:number] if name in done}, step: key}
             part = self._folder / f"{_DONE_FILE}.part"
             part.write_text(json.dumps(done, indent=1), encoding="utf-8")
@@ -296,7 +296,7 @@ class SetUp:
         others = {name: value for name, value in self.variables.items() if name not in pip_settings.VARIABLES}
         # The files were read for what holds here; what else they say, as where to install, is not for us.
         variables = {**others, **{item.variable: item.value for item in settings}, "PIP_CONFIG_FILE": os.devnull}
-        wanted = [_locked().get(name, name) for name in names]
+        wanted = [_locked_requirements().get(name, name) for name in names]
         command = [str(python_in(self._folder)), "-m", "pip", "install", *wanted, "-c", str(constraints), *options]
         code, lines = self._run_program(command, shown=True, variables=variables)
         if code:
@@ -326,7 +326,7 @@ class SetUp:
         ignored = self.variables.get("PIP_CONFIG_FILE") == os.devnull  # so pip takes this name
         return pip_settings.settings_in_force([] if ignored else pip_settings.config_files(lines), self.variables)
 
-    def _check(self) -> None:
+    def _check_packages(self) -> None:
         code, lines = self._run_program([str(python_in(self._folder)), "-c", CHECK_CODE], shown=True)
         if code:
             remedy = (
@@ -342,7 +342,7 @@ class SetUp:
         code, lines = self._run_program([str(python_in(self._folder)), "-m", "pip", "freeze", "--local"])
         (self._folder / "installed.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-    def _installed(self, name: str) -> str:
+    def _installed_version(self, name: str) -> str:
         code = f"import importlib.metadata as metadata; print(metadata.version({name!r}))"
         status, lines = self._run_program([str(python_in(self._folder)), "-c", code])
         if status or not lines:
@@ -374,11 +374,11 @@ class SetUp:
                 "{program} cannot be started ({reason}).", program=command[0], reason=error.strerror or error
             ) from None
         arriving: queue.Queue[Optional[str]] = queue.Queue()
-        threading.Thread(target=_read, args=(process, arriving), daemon=True).start()
+        threading.Thread(target=_read_lines, args=(process, arriving), daemon=True).start()
         lines: list[str] = []
         while True:
             if self.feedback.isCanceled():
-                _kill(process)
+                _kill_group(process)
                 self._write_log("cancelled")
                 raise Cancelled
             try:
@@ -401,14 +401,14 @@ class SetUp:
             log.write(text + "\n")
 
 
-def _read(process: subprocess.Popen, arriving: queue.Queue) -> None:
+def _read_lines(process: subprocess.Popen, arriving: queue.Queue) -> None:
     with contextlib.suppress(OSError, ValueError), process.stdout as stream:
         for line in stream:
             arriving.put(line.rstrip())
     arriving.put(None)
 
 
-def _kill(process: subprocess.Popen) -> None:
+def _kill_group(process: subprocess.Popen) -> None:
     """Ends a program and what it started (pip builds in processes of its own)."""
     with contextlib.suppress(OSError):
         if os.name == "nt":
@@ -427,7 +427,7 @@ def _read_done_steps(environment: Path) -> dict[str, str]:
     return marks if isinstance(marks, dict) else {}
 
 
-def _locked() -> dict[str, str]:
+def _locked_requirements() -> dict[str, str]:
     """The requirements of the lock file, by name."""
     path = paths.RESOURCES / LOCK_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -15,16 +15,16 @@ from clippan.core.messages import Message
 
 # Where pip fetches from, and which releases it may take, is the user's business and the site's, and stays; where it
 # would put things, and for which other Python, is ours.
-_KEPT = (
+_HONOURED = (
     *("cache-dir", "cert", "client-cert", "constraint", "default-timeout", "extra-index-url", "find-links"),
     *("index-url", "keyring-provider", "no-binary", "no-index", "only-binary", "pre", "prefer-binary", "proxy"),
     *("require-hashes", "retries", "timeout", "trusted-host", "uploaded-prior-to", "use-deprecated", "use-feature"),
 )
-VARIABLES = tuple(f"PIP_{name.upper().replace('-', '_')}" for name in _KEPT)
-_HIDING = ("no-index", "no-binary", "only-binary")  # with these pip does not see releases that are there
-_OFF = ("", "0", "false", "no", "off", ":none:")
+VARIABLES = tuple(f"PIP_{name.upper().replace('-', '_')}" for name in _HONOURED)
+_HIDING_RELEASES = ("no-index", "no-binary", "only-binary")  # with these pip does not see releases that are there
+_OFF_VALUES = ("", "0", "false", "no", "off", ":none:")
 # The order in which pip lets one kind of file overrule another.
-_KINDS = ("global", "user", "site", "env")
+_FILE_KINDS = ("global", "user", "site", "env")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Setting:
 
     @property
     def variable(self) -> str:
-        return VARIABLES[_KEPT.index(self.name)]
+        return VARIABLES[_HONOURED.index(self.name)]
 
     @property
     def described(self) -> Message:
@@ -48,7 +48,7 @@ class Setting:
 
 def config_files(lines: Iterable[str]) -> list[str]:
     """pip's configuration files that exist, those that overrule others last, from what ``pip config debug`` says."""
-    found: dict[str, list[str]] = {kind: [] for kind in _KINDS}
+    found: dict[str, list[str]] = {kind: [] for kind in _FILE_KINDS}
     kind = ""
     for line in lines:
         heading = re.fullmatch(r"(\w+):", line)
@@ -66,14 +66,14 @@ def settings_in_force(files: Iterable[str], variables: Mapping[str, str]) -> lis
     Files that overrule others come last; pip's variables overrule all files.
     """
     found: dict[str, Setting] = {}
-    parsers = [(file, _parsed(file)) for file in files]
+    parsers = [(file, _read_config(file)) for file in files]
     for section in ("global", "install"):
         for file, parser in parsers:
             for name, value in parser.items(section) if parser.has_section(section) else ():
                 name = name.lower().replace("_", "-").lstrip("-")
-                if name in _KEPT and value:
+                if name in _HONOURED and value:
                     found[name] = Setting(name, value, file)
-    for name, variable in zip(_KEPT, VARIABLES):
+    for name, variable in zip(_HONOURED, VARIABLES):
         if variables.get(variable):
             found[name] = Setting(name, variables[variable], variable)
     return list(found.values())
@@ -92,7 +92,7 @@ def find_faulty_setting(
     specs = [spec for spec in said if spec not in own]
     if constraint and specs:
         names = constraint.value.split()
-        file = next((name for name in names if _project(specs[0]) in _projects(name)), names[0])
+        file = next((name for name in names if _project_name(specs[0]) in _constrained_projects(name)), names[0])
         reason = Message("{file} allows only {requirement}", file=file, requirement=specs[0])
         return reason, Message("change that file, which {setting} names", setting=constraint.described)
     errors = "\n".join(line for line in lines if re.match("ERROR|An error occurred|WARNING: Retrying", line))
@@ -101,7 +101,9 @@ def find_faulty_setting(
         if named or any(os.sep in value and value in errors for value in setting.value.split()):
             return error_line(lines), Message("correct {setting}", setting=setting.described)
     if "(from versions: none)" in errors and not network_errors(lines):
-        hiding = next((item for name, item in by_name.items() if name in _HIDING and item.value not in _OFF), None)
+        hiding = next(
+            (item for name, item in by_name.items() if name in _HIDING_RELEASES and item.value not in _OFF_VALUES), None
+        )
         if hiding:
             return error_line(lines), Message("remove {setting}, which hides releases", setting=hiding.described)
     return None
@@ -123,7 +125,7 @@ def error_line(lines: Sequence[str]) -> str:
     return line[:200].rstrip(" .;:")
 
 
-def _parsed(file: str) -> configparser.RawConfigParser:
+def _read_config(file: str) -> configparser.RawConfigParser:
     parser = configparser.RawConfigParser()
     try:
         parser.read_string(Path(file).read_text(encoding="utf-8", errors="replace"))
@@ -132,15 +134,15 @@ def _parsed(file: str) -> configparser.RawConfigParser:
     return parser
 
 
-def _projects(file: str) -> set[str]:
+def _constrained_projects(file: str) -> set[str]:
     """The projects that a file of constraints names; none of a file that cannot be read, as those on the web."""
     try:
         lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return set()
-    return {_project(line.strip()) for line in lines}
+    return {_project_name(line.strip()) for line in lines}
 
 
-def _project(requirement: str) -> str:
+def _project_name(requirement: str) -> str:
     """The name of a requirement's project, in the spelling that all spellings share."""
     return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement, maxsplit=1)[0]).lower()

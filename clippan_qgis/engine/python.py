@@ -37,11 +37,11 @@ def find_interpreter(settings: Settings) -> Interpreter:
     """
     if settings.python:
         remedy = Message("correct it under {options}", options=OPTIONS)
-        return _named(settings.python, Message("the option “Engine Python”"), remedy)
+        return _named_interpreter(settings.python, Message("the option “Engine Python”"), remedy)
     variable = os.environ.get(VARIABLE, "").strip()
     if variable:
         origin = Message("the variable {variable}", variable=VARIABLE)
-        return _named(variable, origin, Message("correct it or remove it"))
+        return _named_interpreter(variable, origin, Message("correct it or remove it"))
     folder = environment.environment_folder(settings.cache_folder)
     path = environment.python_in(folder)
     if not path.exists():
@@ -57,7 +57,7 @@ def find_interpreter(settings: Settings) -> Interpreter:
     return Interpreter(str(path), Message("“Set up engine”"))
 
 
-def _named(text: str, origin: str, remedy: str) -> Interpreter:
+def _named_interpreter(text: str, origin: str, remedy: str) -> Interpreter:
     path = Path(text).expanduser()
     if path.is_dir():
         path = environment.python_in(path)

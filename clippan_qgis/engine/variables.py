@@ -25,7 +25,7 @@ _CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _DATA = ("GDAL_DATA", "GDAL_DRIVER_PATH", "PROJ_LIB", "PROJ_DATA")
 
 
-def brings_gdal(python: str) -> bool:
+def has_own_gdal(python: str) -> bool:
     """Whether a Python has a GDAL of its own: it is not QGIS's, nor an environment that looks into QGIS's."""
     path = Path(python)
     try:
@@ -81,7 +81,7 @@ def for_pip(settings: Settings) -> dict[str, str]:
 
 def network_variables(cache: Path) -> dict[str, str]:
     """QGIS's proxy and certificate authorities, as other programs understand them."""
-    return {**_proxy(), **_authorities(cache)}
+    return {**_proxy(), **_certificate_authorities(cache)}
 
 
 def _proxy() -> dict[str, str]:
@@ -113,7 +113,7 @@ def _host(address: str) -> str:
     return urlsplit(address).hostname or address if "//" in address else address.split("/")[0]
 
 
-def _authorities(cache: Path) -> dict[str, str]:
+def _certificate_authorities(cache: Path) -> dict[str, str]:
     """Certificate authorities that the user added to QGIS, together with all others that it trusts."""
     manager = QgsApplication.authManager()
     if manager.isDisabled() or not (manager.extraFileCAs() or manager.databaseCAs()):

@@ -51,7 +51,7 @@ def launch_for(settings: Settings) -> Launch:
         ClippanError: the engine has no Python.
     """
     interpreter = python.find_interpreter(settings)
-    return Launch(interpreter, variables.for_worker(settings, variables.brings_gdal(interpreter.path)))
+    return Launch(interpreter, variables.for_worker(settings, variables.has_own_gdal(interpreter.path)))
 
 
 class Worker:
@@ -145,13 +145,13 @@ class Worker:
                     options=OPTIONS,
                 )
         if "error" in message:
-            raise _failure(message["error"])
+            raise _to_error(message["error"])
         engine = message.get("result")
-        spoken = engine.get("protocol") if isinstance(engine, dict) else None
-        if spoken != PROTOCOL:
+        engine_protocol = engine.get("protocol") if isinstance(engine, dict) else None
+        if engine_protocol != PROTOCOL:
             raise ClippanError(
                 "The engine speaks protocol {engine} and the plugin {plugin}; update both to one version.",
-                engine=spoken,
+                engine=engine_protocol,
                 plugin=PROTOCOL,
             )
         return engine
@@ -193,19 +193,19 @@ class Worker:
             elif message.get("method") == "log" and params.get("id") == number:
                 feedback.pushInfo(tr(Message.from_json(params.get("line", ""))))
             elif message.get("id") == number and "error" in message:
-                _log(message["error"], feedback)
-                raise _failure(message["error"])
+                _log_traceback(message["error"], feedback)
+                raise _to_error(message["error"])
             elif message.get("id") == number:
                 return from_json(request.result, message.get("result") or {})
 
 
-def _failure(error: Mapping[str, Any]) -> ClippanError:
+def _to_error(error: Mapping[str, Any]) -> ClippanError:
     if error.get("code") == CANCELLED:
         return Cancelled()
     return ClippanError(Message.from_json((error.get("data") or {}).get("sentence", error.get("message"))))
 
 
-def _log(error: Mapping[str, Any], feedback: Any) -> None:
+def _log_traceback(error: Mapping[str, Any], feedback: Any) -> None:
     """Keeps the traceback; a failure that was foreseen is told in its sentence alone."""
     details = (error.get("data") or {}).get("traceback", "")
     if details and error.get("code") not in (CANCELLED, FAILED):

@@ -26,7 +26,7 @@ from .. import hits, sources
 from ..i18n import tr
 from ..styling import Style, with_alpha
 
-MARGIN = 2.0  # the view is so many times as wide as the place
+VIEW_FACTOR = 2.0  # the view is so many times as wide as the place
 FAINT, STRONG = QColor(hits.COLOURS[-1]), QColor("#ff2fa0")  # no land cover is magenta
 
 
@@ -35,8 +35,8 @@ class HitHighlighter:
 
     def __init__(self, canvas: QgsMapCanvas):
         self._canvas = canvas
-        self._all = self._band(FAINT, 1)
-        self._one = self._band(STRONG, 3)
+        self._all_hits = self._band(FAINT, 1)
+        self._chosen_hit = self._band(STRONG, 3)
         self._loaded: set[str] = set()
 
     def show(self, result: SearchResult) -> None:
@@ -46,9 +46,9 @@ class HitHighlighter:
         for hit in result.hits:
             place = hits.outline(hit)
             if not place.isNull():
-                self._all.addGeometry(place, reference)
+                self._all_hits.addGeometry(place, reference)
 
-    def fly(self, hit: Hit, reference: QgsCoordinateReferenceSystem) -> str:
+    def fly_to(self, hit: Hit, reference: QgsCoordinateReferenceSystem) -> str:
         """Goes to a hit whose coordinates are in this CRS; returns what the user has to know, if anything."""
         place = hits.outline(hit)
         if place.isNull():  # a plain picture among rasters with coordinates
@@ -62,20 +62,20 @@ class HitHighlighter:
                 view = transform.transformBoundingBox(view)
         except QgsCsException:
             return tr("This place cannot be shown in the project's CRS; choose another CRS for the project.")
-        complaint = self._load(hit.raster)
-        self._one.setToGeometry(place, reference)
-        view.scale(MARGIN)
+        problem = self._load(hit.raster)
+        self._chosen_hit.setToGeometry(place, reference)
+        view.scale(VIEW_FACTOR)
         self._canvas.setExtent(view)
         self._canvas.refresh()
-        return complaint
+        return problem
 
     def clear(self) -> None:
-        for band in (self._all, self._one):
+        for band in (self._all_hits, self._chosen_hit):
             band.reset(Qgis.GeometryType.Polygon)
 
     def remove(self) -> None:
         """Takes the marks off the canvas for good."""
-        for band in (self._all, self._one):
+        for band in (self._all_hits, self._chosen_hit):
             if not sip.isdeleted(band):  # the canvas may have gone first
                 self._canvas.scene().removeItem(band)
 

@@ -75,7 +75,7 @@ class IndexDialog(QDialog):
         self.output.setStorageMode(QgsFileWidget.StorageMode.SaveFile)
         self.output.setConfirmOverwrite(False)  # nothing is overwritten: an index is brought up to date
         self.output.setFilter(f"{tr('GeoPackages')} (*{SUFFIX})")
-        self.output.setFilePath(str(suggestion()))
+        self.output.setFilePath(str(suggested_path()))
         self.note = wrapped_label()
         ok, cancel = QDialogButtonBox.StandardButton.Ok, QDialogButtonBox.StandardButton.Cancel
         self.buttons = QDialogButtonBox(ok | cancel, parent=self)
@@ -100,7 +100,7 @@ class IndexDialog(QDialog):
         self._explain()
         self.resize(460, 400)
 
-    def chosen(self) -> list[QgsRasterLayer]:
+    def checked_layers(self) -> list[QgsRasterLayer]:
         project = QgsProject.instance()
         items = map(self.layers.item, range(self.layers.count()))
         return [project.mapLayer(item.data(_LAYER)) for item in items if item.checkState() == Qt.CheckState.Checked]
@@ -111,7 +111,7 @@ class IndexDialog(QDialog):
 
     def request(self) -> IndexRequest:
         """The job; raises ClippanError where a layer cannot be indexed."""
-        layers = self.chosen()
+        layers = self.checked_layers()
         if not layers:
             raise ClippanError("No layer is checked; check at least one.")
         options = {}
@@ -149,7 +149,7 @@ class IndexDialog(QDialog):
         notes = []
         if not self.layers.count():
             notes.append(tr("The project has no raster layers; add one first."))
-        if any(sources.is_service(layer) for layer in self.chosen()):
+        if any(sources.is_service(layer) for layer in self.checked_layers()):
             notes.append(
                 tr("Web maps are indexed within the current map extent; this also applies to the other layers.")
             )
@@ -181,7 +181,7 @@ def indexes_folder() -> Path:
     return Settings.read().cache_folder / "indexes"
 
 
-def suggestion() -> Path:
+def suggested_path() -> Path:
     """A new file for an index: beside the project, if that has a file."""
     project = QgsProject.instance()
     folder = Path(project.absolutePath()) if project.absolutePath() else indexes_folder()

@@ -92,7 +92,7 @@ class Locator(QgsLocatorFilter):
     def triggerResult(self, result):
         if result.userData:
             hit, found = result.userData
-            self._highlighter.fly(hit, hits.crs(found))
+            self._highlighter.fly_to(hit, hits.crs(found))
 
     def _emit_result(self, title: str, description: str, score: float, found: Any = None) -> None:
         result = QgsLocatorResult(self, title, found)

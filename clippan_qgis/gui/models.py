@@ -21,7 +21,7 @@ _PLACES = {
     "cache": Message("downloaded"),
     "offline": Message("offline folder"),
 }
-_ID, _PLACE = Qt.ItemDataRole.UserRole, Qt.ItemDataRole.UserRole + 1
+_ID_ROLE, _PLACE_ROLE = Qt.ItemDataRole.UserRole, Qt.ItemDataRole.UserRole + 1
 
 
 class ModelList(QWidget):
@@ -43,7 +43,7 @@ class ModelList(QWidget):
         self.tree.header().setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
         for model in MODELS.values():
             item = QTreeWidgetItem([model.label, f"{model.size / 1e6:.0f} MB", model.licence, ""])
-            item.setData(0, _ID, model.id)
+            item.setData(0, _ID_ROLE, model.id)
             item.setToolTip(0, tr(model.notes))
             item.setToolTip(2, model.licence_url)
             item.setTextAlignment(1, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
@@ -72,7 +72,7 @@ class ModelList(QWidget):
 
     def selected(self) -> str:
         item = self.tree.currentItem()
-        return item.data(0, _ID) if item else ""
+        return item.data(0, _ID_ROLE) if item else ""
 
     def _submit(self, request: Request, on_result: OnResult) -> None:
         self.state.setText(tr("Looking…"))
@@ -82,9 +82,9 @@ class ModelList(QWidget):
         found = {model.id: model for model in result.models}
         for number in range(self.tree.topLevelItemCount()):
             item = self.tree.topLevelItem(number)
-            model = found.get(item.data(0, _ID))
+            model = found.get(item.data(0, _ID_ROLE))
             place = model.place if model else ""
-            item.setData(0, _PLACE, place)
+            item.setData(0, _PLACE_ROLE, place)
             item.setText(3, tr(_PLACES.get(place, place)))
             if place:
                 item.setText(1, f"{model.size / 1e6:.0f} MB")
@@ -94,7 +94,7 @@ class ModelList(QWidget):
 
     def _enable(self) -> None:
         item, free = self.tree.currentItem(), not self._jobs.is_busy
-        place = item.data(0, _PLACE) if item else None
+        place = item.data(0, _PLACE_ROLE) if item else None
         self.download.setEnabled(free and item is not None and not place)
         self.remove.setEnabled(free and place == "cache")
         self.reload.setEnabled(free)

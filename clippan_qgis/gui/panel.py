@@ -44,10 +44,10 @@ class Panel(QgsDockWidget):
         self.index.setPlaceholderText(tr("Choose an index"))
         self.index.setToolTip(tr("The index of rasters to search"))
         self.menu = QMenu(self)
-        self.open = self.menu.addAction(tr("&Open index…"))
-        self.make = self.menu.addAction(tr("&New index from layers…"))
+        self.open_index = self.menu.addAction(tr("&Open index…"))
+        self.new_index = self.menu.addAction(tr("&New index from layers…"))
         self.menu.addSeparator()
-        self.forget = self.menu.addAction(tr("&Remove from this list"))
+        self.remove_index = self.menu.addAction(tr("&Remove from this list"))
         self.index_menu_button = tool_button("mActionAdd.svg", tr("Open or build an index"))
         self.index_menu_button.setIconSize(QSize(16, 16))
         self.index_menu_button.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
@@ -108,7 +108,7 @@ class Panel(QgsDockWidget):
         tip = tr("Adds the results to the project as polygons")
         self.save = push_button(tr("Save as la&yer"), tip, "mActionAddOgrLayer.svg")
         tip = tr("Adds a raster layer that shows the confidence everywhere")
-        self.heat = push_button(tr("He&at map"), tip, "mActionAddRasterLayer.svg")
+        self.heat_map = push_button(tr("He&at map"), tip, "mActionAddRasterLayer.svg")
         self.bar = QProgressBar()
         self.bar.setMaximumHeight(18)
         self.cancel = push_button(tr("Cancel"))
@@ -150,12 +150,12 @@ class Panel(QgsDockWidget):
         layout.addWidget(self.welcome_page, 1)
         layout.addWidget(self.results, 1)
         layout.addWidget(side_by_side(self.good, self.bad))
-        layout.addWidget(side_by_side(self.save, self.heat))
+        layout.addWidget(side_by_side(self.save, self.heat_map))
         layout.addWidget(self.progress)
         layout.addWidget(self.message)
         self.setWidget(content)
         order = [self.prompt, self.button, self.without, self.scope, self.max_results, self.min_confidence, self.point]
-        order += [self.picture, self.first, self.reset, self.results, self.good, self.bad, self.save, self.heat]
+        order += [self.picture, self.first, self.reset, self.results, self.good, self.bad, self.save, self.heat_map]
         order += [self.cancel, self.index, self.index_menu_button]
         for one, next_one in zip(order, order[1:]):
             QWidget.setTabOrder(one, next_one)

@@ -72,7 +72,7 @@ class PromptTableEditor(QWidget):
         super().__init__(parent)
         self._table_settings = PromptTable(())  # what a table has besides its classes
         self._initial_value = ""  # the value before anybody changed it
-        self.rows = _Rows()
+        self.rows = _ClassRows()
         self.text = QPlainTextEdit()
         self.text.setPlaceholderText(EXAMPLE)
         self.pages = QStackedWidget()
@@ -222,7 +222,7 @@ class PromptTableEditor(QWidget):
             self.note.setText(tr(error.message))
 
 
-class _Rows(QTableWidget):
+class _ClassRows(QTableWidget):
     """A row a class. A colour that nobody chose follows the name."""
 
     changed = pyqtSignal()
@@ -242,7 +242,7 @@ class _Rows(QTableWidget):
         header.setSectionResizeMode(_SYNONYMS, QHeaderView.ResizeMode.Stretch)
         self.setWordWrap(False)
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        self.setItemDelegateForColumn(_THRESHOLD, _Threshold(self))
+        self.setItemDelegateForColumn(_THRESHOLD, _ThresholdDelegate(self))
         height = self.fontMetrics().height() + 8
         self.verticalHeader().setMinimumSectionSize(height)
         self.verticalHeader().setDefaultSectionSize(height)
@@ -331,7 +331,7 @@ class _Rows(QTableWidget):
         self.changed.emit()
 
 
-class _Threshold(QStyledItemDelegate):
+class _ThresholdDelegate(QStyledItemDelegate):
     """A number from 0 to 1; 0, which leaves nothing unclassified, is not shown."""
 
     def createEditor(self, parent, option, index):

@@ -24,8 +24,8 @@ from ..i18n import tr
 from ..styling import with_alpha
 
 THUMBNAIL, GAP, BAR = 56, 6, 5  # pixels
-_HIT = Qt.ItemDataRole.UserRole
-_MARK = Qt.ItemDataRole.UserRole + 1
+_HIT_ROLE = Qt.ItemDataRole.UserRole
+_MARK_ROLE = Qt.ItemDataRole.UserRole + 1
 _LEFT = Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter
 _RIGHT = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
 GOOD, BAD = "+", "−"
@@ -39,7 +39,7 @@ class ResultList(QListWidget):
 
     def __init__(self, parent=None):
         super().__init__(parent)
-        self.setItemDelegate(_Row(self))
+        self.setItemDelegate(_HitDelegate(self))
         self.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setUniformItemSizes(True)
@@ -47,7 +47,7 @@ class ResultList(QListWidget):
         self.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
         self.setAccessibleName(tr("Results"))
         self.customContextMenuRequested.connect(self._menu)
-        self.itemClicked.connect(lambda item: self.chosen.emit(item.data(_HIT)))
+        self.itemClicked.connect(lambda item: self.chosen.emit(item.data(_HIT_ROLE)))
 
     def paintEvent(self, event):
         super().paintEvent(event)
@@ -66,8 +66,8 @@ class ResultList(QListWidget):
         for hit in hits:
             date = f", {hit.date}" if hit.date else ""
             item = QListWidgetItem(f"{hit.rank} {hit.prompt}, {confidence_percent(hit)}, {raster_name(hit)}{date}")
-            item.setData(_HIT, hit)
-            item.setData(_MARK, GOOD if hit.tile in like else BAD if hit.tile in unlike else "")
+            item.setData(_HIT_ROLE, hit)
+            item.setData(_MARK_ROLE, GOOD if hit.tile in like else BAD if hit.tile in unlike else "")
             similarity = tr("Similarity {score:.3f}", score=hit.score)
             item.setToolTip(f"{hit.prompt}\n{hit.raster}\n{similarity}")
             self.addItem(item)
@@ -77,13 +77,13 @@ class ResultList(QListWidget):
 
     def show_pictures(self, files: Mapping[str, str]) -> None:
         for item in map(self.item, range(self.count())):
-            file = files.get(str(item.data(_HIT).tile))
+            file = files.get(str(item.data(_HIT_ROLE).tile))
             if file:
                 item.setData(Qt.ItemDataRole.DecorationRole, QPixmap(file))
 
     def hit(self) -> Optional[Hit]:
         item = self.currentItem()
-        return item.data(_HIT) if item else None
+        return item.data(_HIT_ROLE) if item else None
 
     def keyPressEvent(self, event):
         """Enter chooses, + and - judge; all else is the list's own."""
@@ -116,14 +116,14 @@ def raster_name(hit: Hit) -> str:
     return Path(hit.raster).name or hit.raster
 
 
-class _Row(QStyledItemDelegate):
+class _HitDelegate(QStyledItemDelegate):
     """Paints picture, rank, prompt, raster and confidence of a hit, in the colours of the theme."""
 
     def sizeHint(self, option, index):
         return QSize(160, max(THUMBNAIL, 2 * option.fontMetrics.height() + 2 * GAP + BAR) + 2 * GAP)
 
     def paint(self, painter, option, index):
-        hit = index.data(_HIT)
+        hit = index.data(_HIT_ROLE)
         selected = bool(option.state & QStyle.StateFlag.State_Selected)
         style = option.widget.style()
         style.drawPrimitive(QStyle.PrimitiveElement.PE_PanelItemViewItem, option, painter, option.widget)
@@ -174,7 +174,7 @@ def _paint_picture(painter, area, index, colour) -> None:
         painter.fillRect(area, with_alpha(colour, 25))
     else:
         painter.drawPixmap(area, picture)
-    mark = index.data(_MARK)
+    mark = index.data(_MARK_ROLE)
     if mark:
         badge = QRect(area.right() - 15, area.top(), 16, 16)
         painter.fillRect(badge, QColor("#1a7f37") if mark == GOOD else QColor("#b3261e"))

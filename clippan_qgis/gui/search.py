@@ -39,7 +39,7 @@ from .task import JobQueue, OnResult
 from .widgets import add_choice, theme_icon
 
 THUMBNAIL_BATCH = 4  # pictures are asked for by so many, so that a search never waits long for its turn
-PAUSE = 400  # milliseconds after the last turn of a wheel
+PAUSE_MS = 400  # after the last turn of a wheel
 PICTURE_FILES = "*.png *.jpg *.jpeg *.tif *.tiff *.jp2 *.webp *.bmp *.vrt"
 
 
@@ -51,7 +51,7 @@ class SearchDock(Panel):
         self._iface = iface
         self._canvas = iface.mapCanvas()
         self._highlighter = highlighter
-        self._query = self._found_query = Query()  # what was asked for last, and what the results are of
+        self._query = self._result_query = Query()  # what was asked for last, and what the results are of
         self._result: Optional[SearchResult] = None
         self._index_queried = False
         self._folder = tempfile.mkdtemp(prefix="clippan-pictures-")
@@ -76,10 +76,10 @@ class SearchDock(Panel):
         for number in (self.max_results, self.min_confidence):
             number.valueChanged.connect(self._search_soon)
         self.index.activated.connect(lambda _: self.choose(self.index.currentData()))
-        self.open.triggered.connect(self._open_index)
-        self.make.triggered.connect(self._new_index)
+        self.open_index.triggered.connect(self._open_index)
+        self.new_index.triggered.connect(self._new_index)
         self.first.clicked.connect(self._new_index)
-        self.forget.triggered.connect(self._remove_index)
+        self.remove_index.triggered.connect(self._remove_index)
         self.point.clicked.connect(self._toggle_point_tool)
         self._tool.canvasClicked.connect(lambda point, _: self.search_at(point))
         self._tool.deactivated.connect(lambda: self.point.setChecked(False))
@@ -91,7 +91,7 @@ class SearchDock(Panel):
         self.good.clicked.connect(lambda: self.mark_relevant(True))
         self.bad.clicked.connect(lambda: self.mark_relevant(False))
         self.save.clicked.connect(self._save_layer)
-        self.heat.clicked.connect(self._draw_heat_map)
+        self.heat_map.clicked.connect(self._draw_heat_map)
         self._jobs.changed.connect(self._update_widgets)
         self._jobs.progressed.connect(lambda percent: self.bar.setValue(int(percent)))
         self._jobs.text_changed.connect(self._show_message)
@@ -103,11 +103,11 @@ class SearchDock(Panel):
         for widget in (self.good, self.bad):
             widget.setEnabled(self.results.hit() is not None)
         self.save.setEnabled(found and bool(self._result.hits))
-        self.heat.setEnabled(found and not busy)
+        self.heat_map.setEnabled(found and not busy)
         index = Recent.read().index
         self.welcome_page.setHidden(bool(index))
         self.results.setVisible(bool(index))
-        self.forget.setEnabled(bool(index) and not connections.is_catalogue(index))
+        self.remove_index.setEnabled(bool(index) and not connections.is_catalogue(index))
         self.examples.setText(self._query.examples)
         self.examples_row.setVisible(bool(self._query.examples))
 
@@ -146,7 +146,7 @@ class SearchDock(Panel):
         if not index:
             return
         if index != Recent.read().index:
-            self._clear()
+            self._clear_results()
         Recent.read().with_index(index, not connections.is_catalogue(index)).write()
         self._fill_indexes()
         self._update_widgets()
@@ -182,7 +182,7 @@ class SearchDock(Panel):
     def _remove_index(self) -> None:
         Recent.read().without_index(Recent.read().index).write()
         self._fill_indexes()
-        self._clear()
+        self._clear_results()
         self._query_index()
 
     def _new_index(self) -> None:
@@ -196,7 +196,7 @@ class SearchDock(Panel):
         self._jobs.submit(tr("Building an index"), request, partial(self._built, index), self._show_message)
 
     def _built(self, index: str, result: IndexResult) -> None:
-        self._clear()
+        self._clear_results()
         self.choose(index, " ".join(map(tr, (*result.failed, *result.hints))))
 
     # What to search for.
@@ -233,13 +233,13 @@ class SearchDock(Panel):
     def _reset(self) -> None:
         query = Query(self._query.text, self._query.without)
         if query.is_empty:
-            self._clear()
+            self._clear_results()
         else:
             self._search(query)
 
     def _search_soon(self) -> None:
         if self._result is not None:
-            self._search_timer.start(PAUSE)
+            self._search_timer.start(PAUSE_MS)
 
     def _search_or_cancel(self) -> None:
         if self._jobs.is_busy:
@@ -283,7 +283,7 @@ class SearchDock(Panel):
         return tuple(sources.data_source_or_service(layer) for layer in rasters)
 
     def _show_result(self, query: Query, result: SearchResult) -> None:
-        self._result, self._found_query = result, query
+        self._result, self._result_query = result, query
         self.prompt.remember()
         self.results.show_hits(result.hits, query.like, query.unlike)
         self._highlighter.show(result)
@@ -299,7 +299,7 @@ class SearchDock(Panel):
         self._update_widgets()
         self._load_thumbnails()
 
-    def _clear(self) -> None:
+    def _clear_results(self) -> None:
         self._query, self._result = Query(), None
         self.results.clear()
         self._highlighter.clear()
@@ -309,9 +309,9 @@ class SearchDock(Panel):
     # What was found.
 
     def _fly_to(self, hit: Hit) -> None:
-        complaint = self._highlighter.fly(hit, hits.crs(self._result))
-        if complaint:
-            self._show_message(complaint)
+        problem = self._highlighter.fly_to(hit, hits.crs(self._result))
+        if problem:
+            self._show_message(problem)
 
     def _load_thumbnails(self, done: int = 0) -> None:
         """Asks for the pictures of the results from this one on."""
@@ -332,7 +332,7 @@ class SearchDock(Panel):
         self._thumbnail_jobs.submit(tr("Pictures of the results"), request, show, lambda _: None)
 
     def _save_layer(self) -> None:
-        layer = hits.layer(self._result, tr("Search: {query}", query=self._found_query.name))
+        layer = hits.layer(self._result, tr("Search: {query}", query=self._result_query.name))
         QgsProject.instance().addMapLayer(layer)
         self._highlighter.clear()  # the layer marks the places now
         self._show_message(
@@ -340,9 +340,9 @@ class SearchDock(Panel):
         )
 
     def _draw_heat_map(self) -> None:
-        name = tr("Heat map: {query}", query=self._found_query.name)
+        name = tr("Heat map: {query}", query=self._result_query.name)
         file = QgsProcessingUtils.generateTempFilename("heat_map.tif")
-        make = partial(self._request, self._found_query, file)
+        make = partial(self._request, self._result_query, file)
         self._submit(self._jobs, tr("Drawing a heat map"), make, partial(self._add_heat_map, name))
 
     def _add_heat_map(self, name: str, result: SearchResult) -> None:
@@ -374,12 +374,12 @@ class SearchDock(Panel):
             self.search_like(file)
 
     def dragEnterEvent(self, event):
-        if _dropped(event):
+        if _dropped_file(event):
             event.acceptProposedAction()
 
     def dropEvent(self, event):
         event.acceptProposedAction()
-        self.search_like(_dropped(event))
+        self.search_like(_dropped_file(event))
 
     # The end.
 
@@ -393,7 +393,7 @@ class SearchDock(Panel):
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _dropped(event) -> str:
+def _dropped_file(event) -> str:
     """The one local file that is dragged; empty if there is none."""
     urls = event.mimeData().urls()
     return urls[0].toLocalFile() if len(urls) == 1 else ""

@@ -38,7 +38,7 @@ class _Job(NamedTuple):
 
 # QGIS keeps a task until it is over, but not its Python half: without this, Python's garbage collector takes the half
 # of a task whose panel has been closed, and QGIS crashes at the end of the job.
-_running: set[_Task] = set()
+_unfinished: set[_Task] = set()
 
 
 class _Task(QgsTask):
@@ -68,7 +68,7 @@ class _Task(QgsTask):
         return True
 
     def finished(self, successful):
-        _running.discard(self)
+        _unfinished.discard(self)
         if not sip.isdeleted(self._queue):
             self._queue.end(self)
 
@@ -129,7 +129,7 @@ class JobQueue(QObject):
         self.progressed.emit(0)
         task.feedback.progressChanged.connect(self.progressed)
         task.feedback.text_changed.connect(self.text_changed)
-        _running.add(task)
+        _unfinished.add(task)
         QgsApplication.taskManager().addTask(task)
         self.changed.emit()
 

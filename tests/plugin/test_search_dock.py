@@ -230,7 +230,7 @@ def test_a_click_flies_there_and_loads_the_raster_once(found, project, scene, qg
     bounds = QgsRectangle(*hit.bounds)
     assert qgis_canvas.extent().contains(bounds)
     assert qgis_canvas.extent().width() < 10 * bounds.width()
-    assert found._highlighter._one.asGeometry().isGeosEqual(QgsGeometry.fromRect(bounds))
+    assert found._highlighter._chosen_hit.asGeometry().isGeosEqual(QgsGeometry.fromRect(bounds))
     assert [layer.name() for layer in project.layerTreeRoot().layerOrder()] == ["points", "pan"]
     loaded = project.mapLayersByName("pan")[0]
     assert Path(loaded.source()) == Path(scene[1])
@@ -268,7 +268,7 @@ def test_a_picture_without_coordinates_is_shown_in_pixels(dock, fake, tmp_path, 
     assert layer.extent() == QgsRectangle(0, -40, 80, 0)
     assert qgis_canvas.extent().contains(QgsRectangle(40, -40, 60, -20))
     assert qgis_canvas.extent().width() < 200
-    dock._highlighter.fly(replace(hit, outline=(), bounds=()), UTM)  # among rasters with coordinates
+    dock._highlighter.fly_to(replace(hit, outline=(), bounds=()), UTM)  # among rasters with coordinates
     assert qgis_canvas.extent().contains(QgsRectangle(40, -40, 60, -20))
 
 
@@ -380,7 +380,7 @@ def test_results_are_saved_as_a_styled_layer(found, project):
 
 
 def test_a_heat_map_is_added(found, project, log):
-    found.heat.click()
+    found.heat_map.click()
     idle(found)
     (layer,) = project.mapLayersByName("Heat map: beach")
     assert layer.isValid()
@@ -418,7 +418,7 @@ def test_an_index_is_made_of_layers(dock, project, fake, log, scene, tmp_path, q
     project.addMapLayer(layer)
     project.addMapLayer(QgsRasterLayer("type=xyz&url=http://127.0.0.1:9/{x}/{y}/{z}.png&crs=EPSG:3857", "web", "wms"))
     dialog = IndexDialog(qgis_canvas, dock)
-    assert [item.name() for item in dialog.chosen()] == ["pan"], "a web map only if it is wanted"
+    assert [item.name() for item in dialog.checked_layers()] == ["pan"], "a web map only if it is wanted"
     dialog.tile_size.setValue(640)
     dialog.output.setFilePath(str(tmp_path / "new"))
     dialog.accept()
@@ -437,7 +437,7 @@ def test_a_web_map_is_indexed_where_the_map_shows_it(project, settings, qgis_can
     project.addMapLayer(QgsRasterLayer("type=xyz&url=http://127.0.0.1:9/{x}/{y}/{z}.png&crs=EPSG:3857", "web", "wms"))
     qgis_canvas.setExtent(QgsRectangle(500000, 4999900, 500100, 5000000))
     dialog = IndexDialog(qgis_canvas)
-    assert dialog.chosen() == []
+    assert dialog.checked_layers() == []
     dialog.layers.item(0).setCheckState(Qt.CheckState.Checked)
     assert "within the current map extent" in dialog.note.text()
     request, view = dialog.request(), qgis_canvas.extent()
@@ -469,11 +469,11 @@ def test_the_dialog_says_what_is_missing(project, qgis_canvas, settings, tmp_pat
 
 
 def test_indexes_lie_beside_the_project(project, settings, tmp_path):
-    assert index_module.suggestion() == settings.cache_folder / "indexes" / "index.gpkg"
+    assert index_module.suggested_path() == settings.cache_folder / "indexes" / "index.gpkg"
     project.write(str(tmp_path / "bay.qgz"))
-    assert index_module.suggestion() == tmp_path / "bay index.gpkg"
+    assert index_module.suggested_path() == tmp_path / "bay index.gpkg"
     (tmp_path / "bay index.gpkg").touch()
-    assert index_module.suggestion() == tmp_path / "bay index 2.gpkg"
+    assert index_module.suggested_path() == tmp_path / "bay index 2.gpkg"
 
 
 def test_catalogues_are_the_stored_connections(settings, qgis_canvas, dock):
@@ -535,7 +535,7 @@ def test_the_real_engine_answers_in_the_same_words(dock, engine, scene, tmp_path
     assert hit.tile not in tiles(dock)[:1]
     dock.save.click()
     assert project.mapLayersByName("Search: beach")[0].featureCount() == dock.results.count()
-    dock.heat.click()
+    dock.heat_map.click()
     idle(dock)
     assert project.mapLayersByName("Heat map: beach")[0].isValid(), dock.message.text()
     dock.search_at(QgsPointXY(500064, 4999936))
@@ -598,7 +598,7 @@ def test_the_prompt_has_the_keys_and_the_tab_key_goes_round(found, qgis_parent):
         found.min_confidence,
         found.point,
     ]
-    wanted += [found.picture, found.results, found.save, found.heat, found.index, found.index_menu_button]
+    wanted += [found.picture, found.results, found.save, found.heat_map, found.index, found.index_menu_button]
     assert [widget for widget in seen if widget in wanted] == wanted
     found.hide()
 

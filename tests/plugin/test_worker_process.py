@@ -232,9 +232,9 @@ def test_what_belongs_to_a_qgis_bundle_does_not_reach_another_python(monkeypatch
 def test_whose_gdal_a_python_uses(monkeypatch, tmp_path):
     monkeypatch.setattr(variables.QgsApplication, "prefixPath", lambda: "/Applications/QGIS.app/Contents/MacOS")
     inside = "/Applications/QGIS.app/Contents/MacOS/bin"
-    assert not variables.brings_gdal(f"{inside}/python3")
-    assert variables.brings_gdal("/opt/conda/bin/python")
+    assert not variables.has_own_gdal(f"{inside}/python3")
+    assert variables.has_own_gdal("/opt/conda/bin/python")
     config = tmp_path / "pyvenv.cfg"
     for home, shares, expected in ((inside, "true", False), (inside, "false", True), ("/opt/conda/bin", "true", True)):
         config.write_text(f"home = {home}\ninclude-system-site-packages = {shares}\n")
-        assert variables.brings_gdal(str(tmp_path / "bin" / "python")) is expected
+        assert variables.has_own_gdal(str(tmp_path / "bin" / "python")) is expected
