@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from qgis.core import Qgis, QgsRasterLayer, QgsVectorLayer
 
@@ -36,7 +35,7 @@ class _Search(base.JobAlgorithm):
         )
         return super().resolve_outputs(request, parameters, context)
 
-    def finish(self, result, feedback) -> dict[str, Any]:
+    def finish(self, result, feedback):
         sink, output = self._sink(hits.crs(result))
         if sink is None:
             raise ClippanError("The layer {layer} cannot be written; choose another place.", layer=output)

@@ -178,9 +178,7 @@ class SetUp:
             "packages": (numpy, "\n".join(locked.values()), *OTHER_PACKAGES),
             "check": (CHECK_CODE,),
         }
-        done = _read_done_steps(self._folder)
-        if not python_in(self._folder).exists():
-            done = {}
+        done = _read_done_steps(self._folder) if python_in(self._folder).exists() else {}
         constraints = self._root / f"{self._folder.name}-constraints.txt"
         changed = False
         key = ""
