@@ -105,7 +105,6 @@ class Query:
         if self.at:
             point = QgsCoordinateTransform(self.at.crs(), crs, QgsProject.instance()).transform(self.at)
             at = (point.x(), point.y())
-        needs_crs = at or options.get("extent")
         return SearchRequest(
             index=index,
             text=self.text,
@@ -114,7 +113,7 @@ class Query:
             at=at,
             like=self.like,
             unlike=self.unlike,
-            crs=crs_name(crs) if needs_crs else "",
+            crs=crs_name(crs) if at or options.get("extent") else "",
             **options,
         )
 

@@ -56,8 +56,7 @@ def data_source_or_service(layer: QgsRasterLayer) -> str:
     """
     if layer.providerType() != "wms":
         return data_source(layer)
-    # The source is a query string,
-    # and a name may come several times: a WMS's layers do.
+    # The source is a query string, and a name may come several times: a WMS's layers do.
     values = {name: ",".join(found) for name, found in parse_qs(layer.source(), keep_blank_values=True).items()}
     if "authcfg" in values or values.get("username"):
         raise _login_error(layer)

@@ -27,9 +27,8 @@ _DATA = ("GDAL_DATA", "GDAL_DRIVER_PATH", "PROJ_LIB", "PROJ_DATA")
 
 def has_own_gdal(python: str) -> bool:
     """Whether a Python has a GDAL of its own: it is not QGIS's, nor an environment that looks into QGIS's."""
-    path = Path(python)
     try:
-        lines = (path.parent.parent / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
+        lines = (Path(python).parent.parent / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
     except OSError:
         return not _is_qgis(python)
     values = dict(tuple(part.strip() for part in line.split("=", 1)) for line in lines if "=" in line)
