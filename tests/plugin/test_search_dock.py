@@ -574,7 +574,7 @@ def test_an_engine_that_fails_is_one_sentence(dock, fake, scene, tmp_path):
 def test_it_fits_a_narrow_place(found):
     found.message.setText("A long sentence with many words. " * 5)
     found._query = replace(found._query, images=("a-picture-with-a-long-name.png",), like=(1, 2))
-    found._enable()
+    found._update_widgets()
     assert found.widget().minimumSizeHint().width() <= 320
 
 
