@@ -36,7 +36,7 @@ from clippan.jobs import (  # noqa: E402
     TrainClipRequest,
 )
 from clippan.learn.clip import alignment as align  # noqa: E402
-from clippan.learn.clip import image_tower, recall  # noqa: E402
+from clippan.learn.clip import image_tower  # noqa: E402
 from clippan.learn.clip.raster_pairs import Chip, RasterPairs, overlaps  # noqa: E402
 from clippan.raster.scene import Scene, SceneOptions  # noqa: E402
 from clippan.raster.tiles import Window  # noqa: E402
@@ -180,7 +180,7 @@ def test_a_student_begins_as_the_teacher(tmp_path, models, tower):
 
     def student(count: int, colours: tuple[int, ...]) -> Any:
         pairs: Any = type("Pairs", (), {})()
-        pairs.colours = colours
+        pairs.rgb_bands = colours
         pairs.channels = Channels(("x",) * count, (0.0,) * count, (1.0,) * count, tuple(range(count)), count)
         return align.inflate_input(load_model(find_model(models[tower]).path, find_model(models[tower])), pairs)
 
@@ -235,11 +235,11 @@ def test_recall_counts_ranks():
     answers = torch.eye(12)
     queries = torch.eye(12)
     queries[0] = torch.tensor([1.0] + [2.0] * 3 + [0.0] * 8)  # its own is the fourth
-    found = recall.recall(queries, answers)
+    found = align.recall(queries, answers)
     assert (found.at_1, found.at_5, found.at_10) == pytest.approx((11 / 12, 1, 1))
-    level = recall.recall(torch.ones(12, 3), torch.ones(12, 3))  # nothing tells them apart
+    level = align.recall(torch.ones(12, 3), torch.ones(12, 3))  # nothing tells them apart
     assert (level.at_1, level.at_5) == (0, 0)
-    assert recall.chance(12).at_5 == pytest.approx(5 / 12)
+    assert align.chance_recall(12).at_5 == pytest.approx(5 / 12)
 
 
 def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, pair, models):
@@ -267,7 +267,7 @@ def test_a_sensor_in_another_crs_and_resolution_is_laid_on_the_teacher(tmp_path,
     for number, sensor in enumerate((pair[1], warped)):
         (tmp_path / str(number)).mkdir()
         request = asked(tmp_path, (pair[0], sensor), models["convolutions"], low=(-20.0,), high=(0.0,))
-        pairs = RasterPairs.open(request, tmp_path / str(number), Context())
+        pairs = RasterPairs(request, tmp_path / str(number), Context())
         seen.append(pairs.sensor_chip(chip, 32))
         train, held = pairs.chips(request, 32, Context())
         assert len(train) > 100

@@ -504,7 +504,7 @@ def test_a_name_of_many_models_needs_its_folder_offline(server, tmp_path, monkey
         hub.fetch(model, Context())
     (tmp_path / "timm--vit_base_patch32_clip_224.openai").mkdir()
     (tmp_path / model.file).rename(tmp_path / "timm--vit_base_patch32_clip_224.openai" / model.file)
-    assert cache.locate(model).place == "offline"
+    assert cache.locate(model).origin == "offline"
 
 
 def test_list_download_and_remove(server, model, tmp_path):

@@ -47,12 +47,12 @@ class LocalWeights:
 
     Attributes:
         path: the file.
-        place: "shipped" (comes with CLIPPan), "offline" (the offline folder), "cache", or "own" (given by its path).
+        origin: "shipped" (comes with CLIPPan), "offline" (the offline folder), "cache", or "own" (given by its path).
         revision, sha256: as recorded; None if unknown.
     """
 
     path: Path
-    place: str
+    origin: str
     revision: Optional[str]
     sha256: Optional[str]
 
@@ -121,22 +121,25 @@ def locate(model: Model, context: Optional[Context] = None) -> Optional[LocalWei
 
 
 def _locate_offline(model: Model) -> Optional[LocalWeights]:
-    start = offline_folder()
-    if start is None:
+    folder = offline_folder()
+    path = next((path for path in offline_candidates(model, folder) if path.is_file()), None) if folder else None
+    if folder is None or path is None:
         return None
-    name = Path(model.file).name
-    folders = (start / model.repository, start / model.repository.replace("/", "--"), start)
-    candidates = [folder / file for folder in folders for file in (model.file, name)]
-    if len([other for other in MODELS.values() if Path(other.file).name == name]) > 1:
-        # A file name that several models share identifies a model only inside its repository's folder.
-        candidates = [path for path in candidates if path.parent != start]
-    path = next((path for path in candidates if path.is_file()), None)
-    if path is None:
-        return None
-    record = _matching_record(model, _read_records(start))  # a copied cache includes its record
+    record = _matching_record(model, _read_records(folder))  # a copied cache includes its record
     if record:
         return LocalWeights(path, "offline", record.revision, record.sha256)
     return LocalWeights(path, "offline", model.revision if model.sha256 else None, model.sha256)
+
+
+def offline_candidates(model: Model, folder: Path) -> list[Path]:
+    """Where a model's weights may lie in an offline folder; the last is the simplest place to put them."""
+    name, repository = Path(model.file).name, model.repository
+    folders = (folder / repository, folder / repository.replace("/", "--"), folder)
+    candidates = [parent / file for parent in folders for file in (model.file, name)]
+    if sum(Path(other.file).name == name for other in MODELS.values()) > 1:
+        # A file name that several models share identifies a model only inside its repository's folder.
+        candidates = [path for path in candidates if path.parent != folder]
+    return candidates
 
 
 def recorded(model: Model) -> Optional[DownloadRecord]:
@@ -171,14 +174,14 @@ def write_record(model: Model, record: Optional[DownloadRecord]) -> None:
                 return
         else:
             records[model.id] = record
-        part = folder / f"{RECORD_FILE}.part"
+        temporary = folder / f"{RECORD_FILE}.part"
         entries = {name: dataclasses.asdict(records[name]) for name in sorted(records)}
         try:
-            part.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-            part.replace(folder / RECORD_FILE)
+            temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+            temporary.replace(folder / RECORD_FILE)
         except OSError as error:
             with contextlib.suppress(OSError):
-                part.unlink()
+                temporary.unlink()
             raise cache_unwritable(error) from error
 
 
@@ -255,15 +258,12 @@ def partial_downloads(path: Path) -> list[Path]:
 def cached_models() -> list[CachedModel]:
     """Downloaded models and interrupted downloads, in the registry's order."""
     found = []
-    for model in MODELS.values():
-        if model.path is not None:
-            continue
-        path = cache_path(model)
-        record = recorded(model)
+    for model in (model for model in MODELS.values() if model.path is None):
+        path, record = cache_path(model), recorded(model)
         if path.is_file():
             size = path.stat().st_size
             found.append(CachedModel(model.id, path, size, record is not None and size == record.size))
-        found += [CachedModel(model.id, part, part.stat().st_size, False) for part in partial_downloads(path)]
+        found += [CachedModel(model.id, file, file.stat().st_size, False) for file in partial_downloads(path)]
     return found
 
 
@@ -283,18 +283,17 @@ def remove(model: Model) -> int:
         return 0
     with locked(model.id):
         path, freed = cache_path(model), 0
-        for file in (path, *partial_downloads(path)):
-            if file.is_file():
-                size = file.stat().st_size
-                try:
-                    file.unlink()
-                except OSError as error:
-                    raise ClippanError(
-                        "{file} cannot be removed ({reason}); close the programs that use it.",
-                        file=file,
-                        reason=error.strerror or error,
-                    ) from error
-                freed += size
+        for file in filter(Path.is_file, (path, *partial_downloads(path))):
+            size = file.stat().st_size
+            try:
+                file.unlink()
+            except OSError as error:
+                raise ClippanError(
+                    "{file} cannot be removed ({reason}); close the programs that use it.",
+                    file=file,
+                    reason=error.strerror or error,
+                ) from error
+            freed += size
         write_record(model, None)
         for parent in path.parents:  # folders that are now empty
             if parent == models_folder() or not parent.is_dir() or any(parent.iterdir()):

@@ -93,8 +93,7 @@ class ClipEncoder:
             return cosines, functional.normalize(pooled.float(), dim=-1) @ directions.T
 
         # Rounding changes a cosine by less than 0.005, and few cells are that close to two classes.
-        half = torch.bfloat16 if supports_bfloat16() else None
-        cosines, whole = self._batched(pictures, compare, half)
+        cosines, whole = self._batched(pictures, compare, torch.bfloat16 if supports_bfloat16() else None)
         return cosines, whole
 
     @property
@@ -108,10 +107,7 @@ class ClipEncoder:
         return dense.any_size(self._loaded.network)
 
     def _batched(
-        self,
-        pictures: np.ndarray,
-        compute: Callable[[Tensor], tuple[Tensor, ...]],
-        half: Optional[torch.dtype] = None,
+        self, pictures: np.ndarray, compute: Callable[[Tensor], tuple[Tensor, ...]], half: Optional[torch.dtype] = None
     ) -> list[np.ndarray]:
         """Applies ``compute`` to normalised pictures in batches that fit into memory; on a CPU with the dtype ``half``.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clippan import __version__
-from clippan.catalogue.models import MODELS, Model
+from clippan.catalogue.models import Model
 from clippan.clip import cache
 from clippan.clip.cache import DownloadRecord
 from clippan.core.cancellable import run_cancellable
@@ -43,10 +43,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 def fetch(model: Model, context: Context, accept_licence: bool = False) -> Path:
     """Path of a model's weights, taken from the offline folder or the cache, or downloaded from the Hub.
 
-    Args:
-        model: the model.
-        context: receives the progress and, before a download, the licence.
-        accept_licence: whether the user accepts a licence that requires more than attribution.
+    Before a download the licence is logged; one that requires more than attribution has to be accepted.
 
     Raises:
         ClippanError: the weights cannot be found or downloaded.
@@ -71,8 +68,11 @@ def endpoint() -> str:
 
 
 def _public_endpoint() -> str:
-    """The Hub's address without a password, to be shown."""
-    return re.sub(r"://[^/\s@]*@", "://", endpoint())
+    return _without_password(endpoint())
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"://[^/\s@]*@", "://", text)
 
 
 def _show_licence(model: Model, context: Context, accepted: bool) -> None:
@@ -117,24 +117,25 @@ def _download(model: Model, context: Context) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cache.cache_unwritable(error) from error
-    if not (
-        expected and target.is_file() and target.stat().st_size == size and cache.checksum(target, context) == expected
-    ):
+    complete = expected and target.is_file() and target.stat().st_size == size
+    if not (complete and cache.checksum(target, context) == expected):
         version = re.sub(r"\W", "", etag)[:16]
-        part = target.with_name(f"{target.name}.{version}.part")
+        partial = target.with_name(f"{target.name}.{version}.part")
         for other in cache.partial_downloads(target):
-            if other != part or other.stat().st_size > size:
+            if other != partial or other.stat().st_size > size:
                 with contextlib.suppress(OSError):  # left by another version
                     other.unlink()
-        _transfer(hub, part, revision, size, context)
-        with _removed_unless_done(part):
-            actual = cache.checksum(part, context, start=95)
-            if part.stat().st_size != size or actual != (expected or actual):
+        _transfer(hub, partial, revision, size, context)
+        try:
+            actual = cache.checksum(partial, context, start=95)
+            if partial.stat().st_size != size or actual != (expected or actual):
                 raise _checksum_error(model)
-            try:
-                part.replace(target)
-            except OSError as error:
-                raise cache.cache_unwritable(error) from error
+            partial.replace(target)
+        except OSError as error:
+            raise cache.cache_unwritable(error) from error
+        finally:
+            with contextlib.suppress(OSError):  # renamed if all went well
+                partial.unlink()
     sha256 = expected or cache.checksum(target)
     cache.write_record(model, DownloadRecord(model.repository, model.file, revision, sha256, size))
     context.log(
@@ -153,20 +154,11 @@ def _checksum_error(model: Model) -> ClippanError:
     )
 
 
-@contextlib.contextmanager
-def _removed_unless_done(part: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # renamed if all went well
-            part.unlink()
-
-
-def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context) -> None:
+def _transfer(hub: _Hub, partial: Path, revision: str, size: int, context: Context) -> None:
     """Downloads the rest of a partial file; keeps it if the connection is lost, and deletes it if the user cancels."""
-    begun = part.stat().st_size if part.is_file() else 0
-    if shutil.disk_usage(part.parent).free < size - begun + _FREE_BYTES:
-        raise _disk_full(hub.model, part, size)
+    begun = partial.stat().st_size if partial.is_file() else 0
+    if shutil.disk_usage(partial.parent).free < size - begun + _FREE_BYTES:
+        raise _disk_full(hub.model, partial, size)
     context.log(
         Message(
             "Downloading {size:.0f} MB from {address}/{repository}, commit {revision}",
@@ -180,7 +172,7 @@ def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context)
         context.log(Message("Resuming the download after {size:.0f} MB.", size=begun / 1e6))
     keep = False
     try:
-        with part.open("r+b" if begun else "wb") as file:
+        with partial.open("r+b" if begun else "wb") as file:
             for position, block in hub.blocks(revision, begun, size, context):
                 file.seek(position)
                 file.write(block)
@@ -192,26 +184,26 @@ def _transfer(hub: _Hub, part: Path, revision: str, size: int, context: Context)
         keep = True
     except OSError as error:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-            raise _disk_full(hub.model, part, size) from error
+            raise _disk_full(hub.model, partial, size) from error
         raise cache.cache_unwritable(error) from error
     except Cancelled:
         raise
     except ClippanError:  # of the network: the next download resumes from the partial file
-        keep = part.stat().st_size > 0
+        keep = partial.stat().st_size > 0
         raise
     finally:
         if not keep:
             with contextlib.suppress(OSError):
-                part.unlink()
+                partial.unlink()
 
 
-def _disk_full(model: Model, part: Path, size: int) -> ClippanError:
+def _disk_full(model: Model, partial: Path, size: int) -> ClippanError:
     return ClippanError(
         "{label} needs {size:.0f} MB, more than the disk of {folder} has free; free some space, or choose another "
         "cache folder in the options (CLIPPAN_CACHE).",
         label=model.label,
         size=size / 1e6,
-        folder=part.parent,
+        folder=partial.parent,
     )
 
 
@@ -252,7 +244,7 @@ class _Hub:
                 "HF_ENDPOINT, or save the weights as {path} in the offline folder (CLIPPAN_OFFLINE).",
                 address=_public_endpoint(),
                 reason=_reason(error),
-                path=self._offline_path(),
+                path=cache.offline_candidates(self.model, cache.offline_folder() or Path())[-1],
             ) from error
 
     def blocks(self, revision: str, position: int, size: int, context: Context) -> Iterator[tuple[int, bytes]]:
@@ -308,67 +300,51 @@ class _Hub:
     def _url(self, revision: str) -> str:
         return self._hub.hf_hub_url(self.model.repository, self.model.file, revision=revision, endpoint=endpoint())
 
-    def _offline_path(self) -> Path:
-        name = Path(self.model.file).name
-        shared = sum(Path(model.file).name == name for model in MODELS.values()) > 1
-        folder = cache.offline_folder() or Path()
-        return folder / self.model.repository.replace("/", "--") / name if shared else folder / name
-
     def _response_error(self, response: Any) -> ClippanError:
         """The error for an unsuccessful response; error codes as documented by the Hub."""
         status, code = response.status_code, response.headers.get("X-Error-Code", "")
-        model, address = self.model, f"{_public_endpoint()}/{self.model.repository}"
+        address = f"{_public_endpoint()}/{self.model.repository}"
         if "Invalid credentials" in response.headers.get("X-Error-Message", ""):
             code = ""
         if code == "GatedRepo" or (status == 403 and not code):
-            return ClippanError(
+            sentence = Message(
                 "{label} is available only to users who have accepted its licence; accept it at {address}, then enter "
-                "your token in the options (Hub token; HF_TOKEN on the command line).",
-                label=model.label,
-                address=address,
+                "your token in the options (Hub token; HF_TOKEN on the command line)."
             )
-        if code == "RevisionNotFound":
-            return ClippanError(
+        elif code == "RevisionNotFound":
+            sentence = Message(
                 "The recorded version of {label} is no longer available at {address}; update CLIPPan, or remove the "
-                "recorded version (clippan remove {id}) and download the model again.",
-                label=model.label,
-                address=address,
-                id=model.id,
+                "recorded version (clippan remove {id}) and download the model again."
             )
-        if code == "EntryNotFound":
-            return ClippanError(
-                "{address} has no file {file}; update CLIPPan, or choose another model, and report the problem.",
-                address=address,
-                file=model.file,
+        elif code == "EntryNotFound":
+            sentence = Message(
+                "{address} has no file {file}; update CLIPPan, or choose another model, and report the problem."
             )
-        if code == "RepoNotFound" or status == 404:
-            return ClippanError(
+        elif code == "RepoNotFound" or status == 404:
+            sentence = Message(
                 "There is no public repository {address}; update CLIPPan, check HF_ENDPOINT, or, if the repository is "
-                "private, enter your token in the options (Hub token; HF_TOKEN on the command line).",
-                address=address,
+                "private, enter your token in the options (Hub token; HF_TOKEN on the command line)."
             )
-        if status == 401:
-            return ClippanError(
-                "{address} does not accept your token; create a new one there and enter it in the options (Hub token; "
-                "HF_TOKEN on the command line).",
-                address=_public_endpoint(),
-            )
-        if status == 407:
-            return ClippanError(
-                "The proxy requires a user name and a password; enter them in the network settings of QGIS "
-                "(HTTPS_PROXY on the command line)."
-            )
-        if status == 429:
-            return ClippanError(
-                "{address} received too many requests from this computer; wait a few minutes, or enter a token in the "
-                "options (Hub token; HF_TOKEN on the command line).",
-                address=_public_endpoint(),
-            )
-        return ClippanError(
-            "{address} responded with error {status}; try again later, or check HF_ENDPOINT.",
-            address=_public_endpoint(),
-            status=status,
-        )
+        else:
+            address = _public_endpoint()
+            sentence = Message("{address} responded with error {status}; try again later, or check HF_ENDPOINT.")
+            if status == 401:
+                sentence = Message(
+                    "{address} does not accept your token; create a new one there and enter it in the options (Hub "
+                    "token; HF_TOKEN on the command line)."
+                )
+            elif status == 407:
+                sentence = Message(
+                    "The proxy requires a user name and a password; enter them in the network settings of QGIS "
+                    "(HTTPS_PROXY on the command line)."
+                )
+            elif status == 429:
+                sentence = Message(
+                    "{address} received too many requests from this computer; wait a few minutes, or enter a token in "
+                    "the options (Hub token; HF_TOKEN on the command line)."
+                )
+        model = self.model
+        return ClippanError(sentence, label=model.label, address=address, id=model.id, file=model.file, status=status)
 
 
 def _is_network(error: BaseException) -> bool:
@@ -379,4 +355,4 @@ def _is_network(error: BaseException) -> bool:
 
 def _reason(error: BaseException) -> str:
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return re.sub(r"://[^/\s@]*@", "://", lines[0])[:200].rstrip(".")  # without a proxy's password
+    return _without_password(lines[0])[:200].rstrip(".")

@@ -57,17 +57,9 @@ class SimilarityMaps:
         context: Context,
         wanted: Callable[[Window], bool] = lambda window: True,
     ) -> SimilarityMaps:
-        """Runs a model over a part of a raster.
+        """Runs a model over a part of a raster, for the windows that are ``wanted``.
 
-        Args:
-            request: window sizes, bias, flips and threads.
-            encoder: the model.
-            classes: the text vectors.
-            scene: the raster.
-            aoi: the part of the raster.
-            folder: for grids too large for memory.
-            context: receives the progress.
-            wanted: whether a window is needed; by default all are.
+        ``folder`` is for grids too large for memory.
 
         Raises:
             ClippanError: the raster cannot be read, or the model has no dense features.

@@ -64,15 +64,10 @@ class SlidingWindows:
         aoi: Window,
         window_step_cells: Optional[int] = None,
     ) -> SlidingWindows:
-        """The windows that cover a part of a raster.
+        """The windows that cover a part of a raster of ``width`` × ``height`` pixels.
 
-        Args:
-            encoder: the model.
-            width, height: of the raster.
-            base_window_size: of the window that fills an input picture of the model's own size, in pixels of the
-                raster.
-            aoi: the part of the raster.
-            window_step_cells: by default it depends on the model.
+        ``base_window_size`` is that of the window that fills an input picture of the model's own size, in pixels of the
+        raster. By default the step depends on the model.
         """
         input_scale = INPUT_SCALE if encoder.any_size else 1
         pixels = encoder.pixels * input_scale
@@ -188,18 +183,14 @@ def similarity_grid(
     context: Context,
     wanted: Callable[[Window], bool],
 ) -> SimilarityGrid:
-    """Computes the similarity of a raster with classes.
+    """Computes the similarity of a raster with classes; a class's is that of its most similar vector.
 
     Args:
-        encoder: the model.
-        classes: text vectors; a class's similarity is that of its most similar vector.
-        layout: the windows.
         open_scene: opens the raster, once in each thread.
         bias: weight of the whole window's cosine, which is added to that of each cell.
         flips: also average over mirrored pictures.
         threads: number of threads that read.
         folder: for a grid too large for memory.
-        context: receives the progress.
         wanted: whether a window, of any size, is needed.
 
     Raises:

@@ -20,8 +20,7 @@ from clippan.core.messages import Message
 from clippan.core.outputs import Outputs
 from clippan.jobs.align import AlignSensorRequest, AlignSensorResult
 from clippan.jobs.rendering import band_choice_sentences, rendering_hints
-from clippan.learn.clip import recall
-from clippan.learn.clip.alignment import AlignmentData, AlignmentTraining, encode_chips, inflate_input
+from clippan.learn.clip.alignment import AlignmentTraining, chance_recall, encode_chips, inflate_input, recall
 from clippan.learn.clip.farslip import WEIGHTS, save_model
 from clippan.learn.clip.image_tower import MAX_ENCODE_BATCH, explain_memory_errors, resumable
 from clippan.learn.clip.raster_pairs import RasterPairs
@@ -48,8 +47,8 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
     with run_folder(folder, recipe, (WEIGHTS,)), explain_memory_errors(request.batch), Outputs() as outputs:
         path = hub.fetch(base, context.subrange(0, 1))
         teacher = load_model(path, base, device)
-        pairs = RasterPairs.open(request, outputs.temporary_folder(str(folder / WEIGHTS)), context.subrange(1, 3))
-        for sentence in band_choice_sentences(pairs.pictures):
+        pairs = RasterPairs(request, outputs.temporary_folder(str(folder / WEIGHTS)), context.subrange(1, 3))
+        for sentence in band_choice_sentences(pairs.renderings):
             context.log(sentence)
         edge = teacher.preprocessing.pixels
         train, held_out = pairs.chips(request, edge, context.subrange(3, 6))
@@ -61,22 +60,16 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
         )
         student = inflate_input(load_model(path, base, device), pairs)
         before = encode_chips(student, pairs.sensor_chip, held_out, batch, context.subrange(21, 22))
-        data = AlignmentData(pairs, train, targets, words)
-        run = AlignmentTraining(request, student, data, context.subrange(22, 96))
+        run = AlignmentTraining(request, student, pairs, train, targets, words, context.subrange(22, 96))
         run.resume(device)
         terms = run.train()
         with resumable(run.steps):
             after = encode_chips(student, pairs.sensor_chip, held_out, batch, context.subrange(96, 98))
             sha256 = weights_sha256(base, path, context.subrange(98, 99))
             context.progress(99, "Writing the model")
-    about = {
-        "method": "align",
-        "channels": to_json(pairs.channels),
-        "steps": run.steps,
-        "seed": request.seed,
-    }
+    about = {"method": "align", "channels": to_json(pairs.channels), "steps": run.steps, "seed": request.seed}
     save_model(folder, student, base, path, sha256, about)
-    to_picture = recall.recall(after, pictures)
+    to_picture = recall(after, pictures)
     agreement = None
     if words is not None:
         student_words, teacher_words = ((vectors @ words.T).argmax(1) for vectors in (after, pictures))
@@ -91,35 +84,30 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
         len(train),
         len(held_out),
         to_picture,
-        recall.recall(pictures, after),
-        recall.recall(before, pictures),
-        recall.chance(len(held_out)),
+        recall(pictures, after),
+        recall(before, pictures),
+        chance_recall(len(held_out)),
         float(functional.cosine_similarity(after, pictures).mean()),
         agreement,
         run.steps,
         terms,
-        (
-            *pairs.hints,
-            *warnings,
-            *_hints(request, len(held_out), to_picture.at_1, 1 / len(held_out)),
-            *rendering_hints(pairs.pictures),
-        ),
+        (*pairs.hints, *warnings, *_hints(request, len(held_out), to_picture.at_1), *rendering_hints(pairs.renderings)),
         device.type,
         round(time.monotonic() - started, 3),
-        pairs.pictures,
+        pairs.renderings,
     )
     if request.report:
         page.write(request.report, "alignment", request=request, result=result)
     return result
 
 
-def _hints(request: AlignSensorRequest, held: int, first: float, chance: float) -> list[str]:
+def _hints(request: AlignSensorRequest, test_chips: int, recall_at_1: float) -> list[str]:
     hints: list[str] = []
-    if held < _FEW_CHIPS:
+    if test_chips < _FEW_CHIPS:
         hints.append(
             Message(
                 "Only {count} chips were held out, too few to measure the student; hold out more (--held).",
-                count=held,
+                count=test_chips,
             )
         )
     if not request.test:
@@ -127,7 +115,7 @@ def _hints(request: AlignSensorRequest, held: int, first: float, chance: float) 
             "The result was measured on a strip of the training rasters; expect less on other land, and use a pair "
             "from elsewhere for the test (--test)."
         )
-    if first < 2 * chance:
+    if recall_at_1 < 2 * (1 / test_chips):
         hints.append(
             "On the held-out chips, the student is hardly better than guessing; train on more rasters with more kinds "
             "of land."

@@ -34,8 +34,6 @@ from clippan.learn.loop import run_folder
 from clippan.report import page
 
 _FEW_CHIPS = 20  # test chips, below which accuracies are uncertain
-
-
 # Parameters that may change when a run is resumed; the hash of the samples covers their layer.
 _RESUMABLE_WITH = ("output", "report", "alpha", "keep", "layer", "threads", "device")
 
@@ -127,10 +125,7 @@ def _hints(
         )
     if len(task.split.test) < _FEW_CHIPS:
         hints.append(
-            Message(
-                "The result was measured on only {count} chips and is uncertain.",
-                count=len(task.split.test),
-            )
+            Message("The result was measured on only {count} chips and is uncertain.", count=len(task.split.test))
         )
     if control is None:
         hints.append("The loss on other classes was not measured; give a control set (--control) to measure it.")

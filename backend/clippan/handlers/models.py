@@ -21,7 +21,7 @@ def run(request: ListModelsRequest, context: Context) -> ListModelsResult:
                 model.licence,
                 model.licence_url,
                 found.path.stat().st_size if found else model.size,
-                found.place if found else "",
+                found.origin if found else "",
                 str(found.path) if found else None,
                 found.revision if found else model.revision,
                 found.sha256 if found else model.sha256,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from clippan.catalogue.models import Model, find_model, require_rgb
+from clippan.catalogue.models import find_model, require_rgb
 from clippan.clip import hub
 from clippan.clip.encoder import weights_sha256
 from clippan.core.context import Context
@@ -35,7 +35,11 @@ def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
             context = context.cancellation_only
         recipe = {name: value for name, value in to_json(request).items() if name not in _RESUMABLE_WITH}
         with run_folder(folder, recipe, (WEIGHTS,), rank):
-            path = _fetched(base, rank, count, context.subrange(0, 2))
+            if rank == 0:  # one process downloads
+                hub.fetch(base, context.subrange(0, 2))
+            if count > 1:
+                torch.distributed.barrier()
+            path = hub.fetch(base, context.subrange(0, 2))
             context.progress(2, "Reading the data")
             samples = read_images(request.data, request.caption, context)
             run = FarslipTraining(request, base, path, samples, device, rank, count, context.subrange(3, 100))
@@ -58,12 +62,3 @@ def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
         device.type,
         round(time.monotonic() - started, 3),
     )
-
-
-def _fetched(base: Model, rank: int, count: int, context: Context) -> Path:
-    """Path of the weights; if they have to be downloaded, one process does it."""
-    if rank == 0:
-        hub.fetch(base, context)
-    if count > 1:
-        torch.distributed.barrier()
-    return hub.fetch(base, context)

@@ -15,7 +15,6 @@ The folder of a run (``clippan.learn.loop``) becomes the folder of the model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Callable, Optional
 
 import numpy as np
@@ -26,27 +25,12 @@ from torch.nn import functional
 from clippan.clip.load import LoadedModel, Preprocessing, replace_input_convolution
 from clippan.core.context import Context
 from clippan.core.messages import Message
-from clippan.jobs.align import AlignSensorRequest
+from clippan.jobs.align import AlignSensorRequest, Recall
 from clippan.learn.clip import losses
 from clippan.learn.clip.image_tower import ImageTowerTraining
 from clippan.learn.clip.raster_pairs import Chip, RasterPairs, overlaps
 
-
-@dataclass(frozen=True)
-class AlignmentData:
-    """Training data of the student.
-
-    Attributes:
-        pairs: the rasters.
-        chips: training chips.
-        targets: raw vectors of the chips from the teacher, (n, width).
-        words: unit vectors of the words, (k, width), if there are any.
-    """
-
-    pairs: RasterPairs
-    chips: Sequence[Chip]
-    targets: Tensor
-    words: Optional[Tensor]
+_RECALL_RANKS = (1, 5, 10)
 
 
 def inflate_input(loaded: LoadedModel, pairs: RasterPairs) -> LoadedModel:
@@ -56,8 +40,8 @@ def inflate_input(loaded: LoadedModel, pairs: RasterPairs) -> LoadedModel:
     mean, std = (np.array(values) for values in (loaded.preprocessing.mean, loaded.preprocessing.std))
     band_mean, band_std = np.full(bands, mean.mean()), np.full(bands, std.mean())
     with torch.no_grad():
-        if pairs.colours:
-            colours = list(pairs.colours)
+        if pairs.rgb_bands:
+            colours = list(pairs.rgb_bands)
             after.weight.zero_()
             after.weight[:, colours] = before.weight
             band_mean[colours], band_std[colours] = mean, std
@@ -84,33 +68,44 @@ def encode_chips(
 
 
 class AlignmentTraining(ImageTowerTraining):
-    """Trains the student."""
+    """Trains the student.
+
+    Args:
+        request: the job.
+        student: the model to train.
+        pairs: the rasters.
+        chips: training chips.
+        targets: raw vectors of the chips from the teacher, (n, width).
+        words: unit vectors of the words, (k, width), if there are any.
+        context: receives progress; may cancel.
+    """
 
     def __init__(
-        self, request: AlignSensorRequest, student: LoadedModel, data: AlignmentData, context: Context
+        self,
+        request: AlignSensorRequest,
+        student: LoadedModel,
+        pairs: RasterPairs,
+        chips: Sequence[Chip],
+        targets: Tensor,
+        words: Optional[Tensor],
+        context: Context,
     ) -> None:
-        super().__init__(request, student, len(data.chips), context)
-        self._data = data
-        self._weights = {
-            "mse": request.mse,
-            "cosine": request.cosine,
-            "contrast": request.contrast,
-            "label": request.label,
-        }
-        self._target_power = data.targets.square().sum(1).mean()
-        context.log(Message("Training on {count} chips, {steps} steps.", count=len(data.chips), steps=self.steps))
+        super().__init__(request, student, len(chips), context)
+        self._pairs, self._chips, self._targets, self._words = pairs, chips, targets, words
+        self._weights = {term: getattr(request, term) for term in ("mse", "cosine", "contrast", "label")}
+        self._target_power = targets.square().sum(1).mean()
+        context.log(Message("Training on {count} chips, {steps} steps.", count=len(chips), steps=self.steps))
 
     def read_chip(self, index: int) -> np.ndarray:
-        return self._data.pairs.sensor_chip(self._data.chips[index], self._loaded.preprocessing.pixels)
+        return self._pairs.sensor_chip(self._chips[index], self._loaded.preprocessing.pixels)
 
     def loss(self, vectors: Tensor, indices: np.ndarray) -> tuple[Tensor, Mapping[str, Tensor]]:
-        data, device = self._data, vectors.device
-        targets = data.targets[torch.from_numpy(indices).to(device)]
-        overlapping = torch.from_numpy(overlaps([data.chips[index] for index in indices])).to(device)
-        terms = alignment_losses(vectors, targets, self._target_power, self._scale, overlapping, data.words)
-        return sum(
-            (self._weights[name] * value for name, value in terms.items()), torch.zeros((), device=device)
-        ), terms
+        device = vectors.device
+        targets = self._targets[torch.from_numpy(indices).to(device)]
+        overlapping = torch.from_numpy(overlaps([self._chips[index] for index in indices])).to(device)
+        terms = alignment_losses(vectors, targets, self._target_power, self._scale, overlapping, self._words)
+        weighted = (self._weights[name] * value for name, value in terms.items())
+        return sum(weighted, torch.zeros((), device=device)), terms
 
 
 def alignment_losses(
@@ -140,3 +135,20 @@ def alignment_losses(
         logits, target_logits = (scale * functional.normalize(each, dim=-1) @ words.T for each in (vectors, targets))
         terms["label"] = functional.cross_entropy(logits, target_logits.softmax(1))
     return terms
+
+
+def recall(queries: Tensor, answers: Tensor) -> Recall:
+    """How often the answer in a query's own row is among the first by cosine; ties get the mean of their ranks.
+
+    Args:
+        queries, answers: vectors (n, width), of any length; rows belong together.
+    """
+    cosines = functional.normalize(queries, dim=-1) @ functional.normalize(answers, dim=-1).T
+    own = cosines.diag()[:, None]
+    ranks = (cosines > own).sum(1) + ((cosines == own).sum(1) - 1) / 2
+    return Recall(*(float((ranks < rank).float().mean()) for rank in _RECALL_RANKS))
+
+
+def chance_recall(count: int) -> Recall:
+    """Recall of random guesses among ``count`` answers."""
+    return Recall(*(min(rank / count, 1.0) for rank in _RECALL_RANKS))

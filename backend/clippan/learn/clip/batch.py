@@ -45,17 +45,10 @@ class ImageBatch:
 
 
 class BatchLoader:
-    """Loads the batches of a stage; each epoch has every picture once, in a random order.
+    """Loads the batches of a stage (1 or 2) in pictures of ``pixels`` × ``pixels``; each epoch has every picture once.
 
     The position of a picture in the sequence of all epochs determines its crops and its text, so that the result does
-    not depend on the number of processes.
-
-    Args:
-        samples: pictures to draw from; in stage 2 each has objects.
-        stage: 1 or 2.
-        request: the job.
-        pixels: edge of the model's pictures.
-        rank, count: of this process, and number of processes.
+    not depend on the number of processes. In stage 2, each of the samples has objects.
     """
 
     def __init__(

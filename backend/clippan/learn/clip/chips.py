@@ -84,11 +84,8 @@ def chips_from_samples(
     """Windows of a raster around samples; a large polygon gets several, half an edge apart. Windows without enough data
     are left out.
 
-    Args:
-        request: the job; without a size of the windows, it follows from the ground resolution.
-        channels: of a model for other bands.
-        pixels: edge of the model's pictures, which is also that of the windows if the resolution is unknown.
-        context: receives progress.
+    If the request has no size, it follows from the ground resolution; ``pixels``, the edge of the model's pictures, is
+    the size if the resolution is unknown.
 
     Raises:
         ClippanError: the raster or the samples cannot be read or do not overlap, or a class has no data.

@@ -90,8 +90,7 @@ class TrainingImage:
         if picture.mode not in _EIGHT_BIT_MODES:
             picture.close()
             raise ClippanError(
-                "The picture {name} has more than eight bits; convert it with clippan regions.",
-                name=self.name,
+                "The picture {name} has more than eight bits; convert it with clippan regions.", name=self.name
             )
         return picture
 

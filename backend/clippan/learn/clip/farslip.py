@@ -13,6 +13,7 @@ there is no dropout.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import math
 import shutil
@@ -58,7 +59,7 @@ _TOKENIZER_FILES = (
 def save_model(
     folder: Path, loaded: LoadedModel, base: Model, path: Path, sha256: str, about: Mapping[str, Any]
 ) -> None:
-    """Writes a trained model, in float32.
+    """Writes a trained model, in float32; raises ClippanError if a file cannot be written.
 
     Args:
         folder: of the model.
@@ -66,21 +67,14 @@ def save_model(
         base: the model that the training started from.
         path, sha256: weights of ``base``.
         about: further entries of the description; ``channels`` if the model takes other bands.
-
-    Raises:
-        ClippanError: a file cannot be written.
     """
     description = read_architecture(path, base)
     text = description["text_cfg"]
     length = getattr(loaded.network, "context_length", None)
     if isinstance(length, int):  # not part of open_clip's architecture names
         text["context_length"] = length
-    preprocessing = {
-        "mean": list(loaded.preprocessing.mean),
-        "std": list(loaded.preprocessing.std),
-        "interpolation": "bicubic",
-        "resize_mode": "squash",
-    }
+    mean, std = list(loaded.preprocessing.mean), list(loaded.preprocessing.std)
+    preprocessing = {"mean": mean, "std": std, "interpolation": "bicubic", "resize_mode": "squash"}
     history = {
         **({"channels": to_json(base.channels)} if base.channels else {}),
         "base": base.id,
@@ -92,27 +86,22 @@ def save_model(
     }
     config = {"model_cfg": description, "preprocess_cfg": preprocessing, "clippan": history}
     weights = {
-        name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
+        name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype).contiguous()
         for name, value in loaded.network.state_dict().items()
     }
     names = [name for name in _TOKENIZER_FILES if text.get("hf_tokenizer_name") and (path.parent / name).is_file()]
     with Outputs() as outputs:
         for name in names:
-            with write_output(str(folder / name), "tokenizer", outputs) as part:
-                shutil.copyfile(path.parent / name, part)
-        with write_output(str(folder / CONFIG), "description", outputs) as part:
-            part.write_text(json.dumps(config, indent=2), encoding="utf-8")
-        with write_output(str(folder / WEIGHTS), "model", outputs) as part:
-            part.write_bytes(as_bytes({name: value.contiguous() for name, value in weights.items()}))
+            with write_output(str(folder / name), "tokenizer", outputs) as temporary:
+                shutil.copyfile(path.parent / name, temporary)
+        with write_output(str(folder / CONFIG), "description", outputs) as temporary:
+            temporary.write_text(json.dumps(config, indent=2), encoding="utf-8")
+        with write_output(str(folder / WEIGHTS), "model", outputs) as temporary:
+            temporary.write_bytes(as_bytes(weights))
 
 
 class FarslipLoss(nn.Module):
-    """The loss of a batch as a module, so that data parallelism sees a single forward pass.
-
-    Args:
-        loaded: the model to train.
-        request: the job.
-        count: number of processes.
+    """The loss of a batch as a module, so that data parallelism sees a single forward pass; for ``count`` processes.
 
     Attributes:
         teacher: its ``visual`` encodes crops in stage 1; None for the model itself.
@@ -146,13 +135,12 @@ class FarslipLoss(nn.Module):
         elif distils:
             frozen = torch.no_grad() if self.teacher else nullcontext()
             with autocast, frozen:
-                crop_cells, crop_pooled = dense.dense_features(
-                    self.teacher or self.model, self._loaded.normalised(batch.crops)
-                )
+                crops = self._loaded.normalised(batch.crops)
+                crop_cells, crop_pooled = dense.dense_features(self.teacher or self.model, crops)
             target = crop_cells.float().mean((2, 3)) if request.target is Target.PATCH else crop_pooled.float()
             target = target.view(len(pictures), -1, target.shape[1])
-            grid = (crop_cells.shape[2], crop_cells.shape[3])
-            terms["distillation"] = losses.distillation(cells.float(), batch.boxes, target, grid)
+            output_size = (crop_cells.shape[2], crop_cells.shape[3])
+            terms["distillation"] = losses.distillation(cells.float(), batch.boxes, target, output_size)
             total = total + request.weight * terms["distillation"]
         return total, {name: value.detach() for name, value in terms.items()}
 
@@ -181,16 +169,8 @@ class FarslipLoss(nn.Module):
 
 
 class FarslipTraining(TrainingLoop):
-    """Trains a model in one or two stages.
-
-    Args:
-        request: the job.
-        base: the model to start from.
-        path: weights of the model.
-        samples: training pictures.
-        device: of this process.
-        rank, count: of this process, and number of processes.
-        context: receives progress; may cancel.
+    """Trains the model ``base`` with the weights ``path`` in one or two stages; ``rank`` is of this of ``count``
+    processes.
 
     Attributes:
         loaded: the model to train.
@@ -219,7 +199,7 @@ class FarslipTraining(TrainingLoop):
             request.steps or math.ceil(len(images) * request.epochs / batch) for images in stages.values()
         )
         super().__init__(Path(request.output), sum(self.steps), rank, context, _LOG_EVERY, _CHECKPOINT_EVERY)
-        self.stage_ends = tuple(sum(self.steps[: number + 1]) for number in range(len(self.steps)))
+        self.stage_ends = tuple(itertools.accumulate(self.steps))
         context.log(
             Message(
                 "Training on {count} pictures, with {objects} objects for stage 2, {steps} steps.",
@@ -253,12 +233,10 @@ class FarslipTraining(TrainingLoop):
         self.resume(device)
 
     def _stage_and_step(self, step: int) -> tuple[int, int]:
-        """Index of the stage of a step, and the number of the step in that stage."""
         number = next(number for number, end in enumerate(self.stage_ends) if step < end)
         return number, step - sum(self.steps[:number])
 
     def _start_stage(self, number: int) -> None:
-        """Makes the optimiser and scheduler of a stage."""
         request, steps = self._request, self.steps[number]
         warmup = min(steps // 10, _MAX_WARMUP) if request.warmup is None else request.warmup
         self._optimiser = adamw(self.loaded.network, request.rate, request.weight_decay)
@@ -309,15 +287,14 @@ class FarslipTraining(TrainingLoop):
 
 
 def _images_of_stage(samples: Sequence[TrainingImage], stage: int, min_size: float) -> list[TrainingImage]:
-    """The pictures that a stage can use."""
-    found = [sample for sample in samples if stage == 1 or sample.objects(min_size)]
-    if not found:
+    usable = [sample for sample in samples if stage == 1 or sample.objects(min_size)]
+    if not usable:
         raise ClippanError(
             "No picture has a category or a box of at least {least} pixels for stage 2; add some, lower the limit "
             "(--least), or train only stage 1 (--stages 1).",
             least=min_size,
         )
-    return found
+    return usable
 
 
 def check_image_size(loaded: LoadedModel, pixels: int) -> None:

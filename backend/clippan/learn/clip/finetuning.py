@@ -113,12 +113,7 @@ class FineTuning(ImageTowerTraining):
     """Tunes the image tower on the training chips of a task, in the size ``pixels``."""
 
     def __init__(
-        self,
-        request: FinetuneClipRequest,
-        loaded: LoadedModel,
-        task: ClassificationTask,
-        pixels: int,
-        context: Context,
+        self, request: FinetuneClipRequest, loaded: LoadedModel, task: ClassificationTask, pixels: int, context: Context
     ) -> None:
         super().__init__(request, loaded, len(task.split.train), context)
         self._task, self._pixels = task, pixels

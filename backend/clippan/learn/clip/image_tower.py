@@ -51,24 +51,14 @@ def resumable(steps: int) -> Iterator[None]:
 
 
 class ImageTowerTraining(TrainingLoop):
-    """Trains the image tower of a model on chips. Subclasses say which chips, and the loss.
-
-    Args:
-        request: the job.
-        loaded: the model to train.
-        count: number of training chips.
-        context: receives progress; may cancel.
+    """Trains the image tower of a model on ``count`` chips. Subclasses say which chips, and the loss.
 
     Attributes:
         steps: number of steps of the whole run.
     """
 
     def __init__(
-        self,
-        request: Union[AlignSensorRequest, FinetuneClipRequest],
-        loaded: LoadedModel,
-        count: int,
-        context: Context,
+        self, request: Union[AlignSensorRequest, FinetuneClipRequest], loaded: LoadedModel, count: int, context: Context
     ) -> None:
         self._seed, self._batch, self._count, self._loaded = request.seed, request.batch, count, loaded
         self.steps = request.steps or max(count * request.epochs // request.batch, _MIN_STEPS)
@@ -120,13 +110,7 @@ def freeze_text_tower(network: nn.Module) -> None:
 
 
 def adamw(network: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
-    """AdamW for the trainable parameters of a network, without weight decay of biases and gains.
-
-    Args:
-        network: the network.
-        rate: largest learning rate.
-        decay: weight decay of matrices and kernels.
-    """
+    """AdamW for the trainable parameters of a network, without weight decay of biases and gains."""
     trainable = [value for value in network.parameters() if value.requires_grad]
     groups = [
         {"params": [value for value in trainable if value.ndim > 1], "weight_decay": decay},

@@ -18,7 +18,7 @@ from torchvision.ops import roi_align
 _EXCLUDED = -1e4  # a logit whose softmax is 0
 
 
-def distillation(cells: Tensor, boxes: Tensor, target: Tensor, grid: tuple[int, int]) -> Tensor:
+def distillation(cells: Tensor, boxes: Tensor, target: Tensor, output_size: tuple[int, int]) -> Tensor:
     """The mean of 1 − cos between the features of a picture inside a box and those of a crop of that box.
 
     The vector of a box is the mean of the cells of RoIAlign in it (He et al. 2017, with the half-pixel shift).
@@ -28,7 +28,7 @@ def distillation(cells: Tensor, boxes: Tensor, target: Tensor, grid: tuple[int, 
         boxes: left, top, right and bottom of k crops of each picture, as shares of its width and height, (n, k, 4).
         target: vectors of the crops, (n, k, width), of any length: the mean of the crop's own cells (patch to patch),
             or its pooled vector (patch to CLS).
-        grid: rows and columns of the crop's own cells, which are also those of RoIAlign.
+        output_size: rows and columns of the crop's own cells, which are also those of RoIAlign.
 
     Returns:
         A number from 0 to 2.
@@ -36,7 +36,7 @@ def distillation(cells: Tensor, boxes: Tensor, target: Tensor, grid: tuple[int, 
     count, _, rows, columns = cells.shape
     scale = boxes.new_tensor([columns, rows, columns, rows])
     scaled = [part.to(cells.dtype) for part in (boxes * scale).unbind()]
-    vectors = roi_align(cells, scaled, grid, aligned=True).mean((2, 3)).view(count, boxes.shape[1], -1)
+    vectors = roi_align(cells, scaled, output_size, aligned=True).mean((2, 3)).view(count, boxes.shape[1], -1)
     return (1 - functional.cosine_similarity(vectors, target, dim=-1)).mean()
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from clippan.core.channels import Channels
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
+from clippan.core.threads import once_per_thread
 from clippan.jobs.align import AlignSensorRequest
 from clippan.learn.clip.chips import boxes_overlap, window_boxes
 from clippan.raster import source as sources
@@ -30,7 +31,7 @@ from clippan.raster.scene import Scene, SceneOptions, transform_extent
 from clippan.raster.tiles import Window
 
 _MAX_TRAIN, _MAX_HELD_OUT = 20_000, 2_000  # chips drawn at most
-_MIN_VALID = 0.9  # share of a chip's pixels, in both rasters
+_MIN_VALID_SHARE = 0.9  # share of a chip's pixels, in both rasters
 _PERCENTILES = (1.0, 99.0)
 _SENSOR = "raster of the sensor"
 _NEGLIGIBLE_OVERLAP = 0.01  # share of a raster's area that adjacent rasters have in common at their border
@@ -51,76 +52,55 @@ def overlaps(chips: Sequence[Chip]) -> np.ndarray:
     return (pairs[:, None] == pairs) & boxes_overlap(boxes, boxes) & ~np.eye(len(chips), dtype=bool)
 
 
-@dataclass
 class RasterPairs:
-    """Pairs of rasters on the grids of the teacher's rasters, opened once in each thread.
+    """The pairs of rasters of a request on the grids of the teacher's rasters, opened once in each thread.
+
+    ``folder`` is for the VRTs of the sensor's rasters.
 
     Attributes:
-        teachers: rasters of the teacher.
-        sensors: VRTs of the sensor's rasters on the same grids.
-        options: bands, stretch and nodata of the teacher's rasters.
         channels: bands of the student.
-        colours: indices of red, green and blue among the channels; empty unless all three are there.
+        rgb_bands: indices of red, green and blue among the channels; empty unless all three are there.
         hints: sentences for the user.
-        pictures: bands and stretch of the teacher's rasters.
+        renderings: bands and stretch of the teacher's rasters.
+
+    Raises:
+        ClippanError: rasters do not overlap, lack a requested band, or have a band that is constant or empty.
     """
 
-    teachers: Sequence[str]
-    sensors: Sequence[str]
-    options: SceneOptions
-    channels: Channels
-    colours: tuple[int, ...]
-    hints: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        self._local = threading.local()
-        self.pictures = tuple(Scene(path, self.options).raster_picture for path in self.teachers)
-
-    @classmethod
-    def open(cls, request: AlignSensorRequest, folder: Path, context: Context) -> RasterPairs:
-        """Opens the rasters of a request.
-
-        Args:
-            request: the job.
-            folder: for the VRTs.
-            context: receives progress.
-
-        Raises:
-            ClippanError: rasters do not overlap, lack a requested band, or have a band that is constant or empty.
-        """
-        options = SceneOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
-        numbers, names, total, colours = _sensor_bands(request)
-        warped: list[str] = []
-        hints: list[str] = []
+    def __init__(self, request: AlignSensorRequest, folder: Path, context: Context) -> None:
+        self._teachers = request.teacher_rasters
+        self._options = SceneOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
+        numbers, names, total, self.rgb_bands = _sensor_bands(request)
+        self._warped: list[str] = []
+        self.hints: list[str] = []
         pairs = list(zip(request.teacher_rasters, request.sensor_rasters))
         for number, (teacher, sensor) in enumerate(pairs):
             context.progress(
                 100 * number / len(pairs), Message("Warping {name} to the teacher's grid", name=Path(sensor).name[:80])
             )
             target = str(folder / f"{number}.vrt")
-            hints.extend(warp_to_grid(sensor, numbers, Scene(teacher, options).own_grid, request.nodata, target))
-            warped.append(target)
-        training = [path for number, path in enumerate(warped, 1) if number not in request.test]
+            grid = Scene(teacher, self._options).own_grid
+            self.hints += _warp_to_grid(sensor, numbers, grid, request.nodata, target)
+            self._warped.append(target)
+        training = [path for number, path in enumerate(self._warped, 1) if number not in request.test]
         low, high = _ranges(request, training, names)
-        channels = Channels(names, low, high, numbers, total)
-        hints.extend(_shared_land_hints(request))
-        return cls(request.teacher_rasters, warped, options, channels, colours, tuple(hints))
+        self.channels = Channels(names, low, high, numbers, total)
+        self.hints += _shared_land_hints(request)
+        self.renderings = tuple(Scene(path, self._options).raster_picture for path in self._teachers)
+        self._scenes = [once_per_thread(functools.partial(self._open, pair)) for pair in range(len(pairs))]
 
     def chips(self, request: AlignSensorRequest, pixels: int, context: Context) -> tuple[list[Chip], list[Chip]]:
         """Training chips, which overlap each other, and held-out chips, which overlap no chip.
 
-        Args:
-            request: the job.
-            pixels: edge of the model's pictures, which is also that of the chips if the resolution is unknown.
-            context: receives progress.
+        ``pixels``, the edge of the model's pictures, is also that of the chips if the resolution is unknown.
 
         Raises:
             ClippanError: the rasters are too small, or have no data in common.
         """
         train: list[Chip] = []
-        held: list[Chip] = []
-        for pair in range(len(self.teachers)):
-            scene, _ = self._open(pair)
+        held_out: list[Chip] = []
+        for pair, path in enumerate(self._teachers):
+            scene, _ = self._scenes[pair]()
             width, height = scene.grid.width, scene.grid.height
             across, down = (request.size,) * 2 if request.size else scene.tile_plan(pixels).scales[0][0]
             border = height  # training chips lie above it, held-out chips below
@@ -132,19 +112,22 @@ class RasterPairs:
                 raise ClippanError(
                     "The raster {path} is too small for training and held-out chips of {width} × {height} pixels; "
                     "choose smaller chips (--size), or a pair for the test (--test).",
-                    path=self.teachers[pair],
+                    path=path,
                     width=across,
                     height=down,
                 )
-            step = [max(round(edge * (1 - request.overlap)), 1) for edge in (across, down)]
-            train += _chips_between(pair, across, down, 0, border, width, step)
-            held += _chips_between(pair, across, down, border, height, width, [across, down])
+            step_x, step_y = (max(round(edge * (1 - request.overlap)), 1) for edge in (across, down))
+            for chips, rows, columns in (
+                (train, range(0, border - down + 1, step_y), range(0, width - across + 1, step_x)),
+                (held_out, range(border, height - down + 1, down), range(0, width - across + 1, across)),
+            ):
+                chips += [Chip(pair, Window(x, y, across, down)) for y in rows for x in columns]
         rng = np.random.default_rng([request.seed, 5])
         found = []
-        for number, (chips, most) in enumerate(((train, _MAX_TRAIN), (held, _MAX_HELD_OUT))):
-            kept = np.sort(rng.permutation(len(chips))[:most])
+        for number, (chips, max_count) in enumerate(((train, _MAX_TRAIN), (held_out, _MAX_HELD_OUT))):
+            drawn = np.sort(rng.permutation(len(chips))[:max_count])
             part = context.subrange(50 * number, 50 * (number + 1))
-            found.append([chips[index] for index in kept if self._has_data(chips[index], part)])
+            found.append([chips[index] for index in drawn if self._has_data(chips[index], part)])
         if not all(found):
             raise ClippanError(
                 "The rasters of sensor and teacher have no data in the same places; check that both cover one area."
@@ -154,47 +137,43 @@ class RasterPairs:
     def _has_data(self, chip: Chip, context: Context) -> bool:
         context.raise_if_cancelled()
         return all(
-            scene.picture_and_mask(chip.window, chip.window.width, chip.window.height)[1].mean() >= _MIN_VALID
-            for scene in self._open(chip.pair)
+            scene.picture_and_mask(chip.window, chip.window.width, chip.window.height)[1].mean() >= _MIN_VALID_SHARE
+            for scene in self._scenes[chip.pair]()
         )
 
     def teacher_chip(self, chip: Chip, edge: int) -> np.ndarray:
         """A chip of the teacher's raster, uint8 (3, edge, edge)."""
-        return self._open(chip.pair)[0].picture(chip.window, edge)[0]
+        return self._scenes[chip.pair]()[0].picture(chip.window, edge)[0]
 
     def sensor_chip(self, chip: Chip, edge: int) -> np.ndarray:
         """A chip of the sensor's raster, float32 (bands, edge, edge), 0 to 1."""
-        return self._open(chip.pair)[1].picture(chip.window, edge)[0]
+        return self._scenes[chip.pair]()[1].picture(chip.window, edge)[0]
 
     def _open(self, pair: int) -> tuple[Scene, Scene]:
-        known = self._local.__dict__.setdefault("scenes", {})
-        if pair not in known:
-            teacher = Scene(self.teachers[pair], self.options, self.pictures[pair].stretch)
-            count = len(self.channels.names)
-            # The VRT has only these bands.
-            channels = replace(self.channels, numbers=tuple(range(1, count + 1)), total=count)
-            known[pair] = (teacher, Scene(self.sensors[pair], SceneOptions(), channels=channels))
-        return known[pair]
+        teacher = Scene(self._teachers[pair], self._options, self.renderings[pair].stretch)
+        count = len(self.channels.names)
+        # The VRT has only these bands.
+        channels = replace(self.channels, numbers=tuple(range(1, count + 1)), total=count)
+        return teacher, Scene(self._warped[pair], SceneOptions(), channels=channels)
 
 
 def _sensor_bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[str, ...], int, tuple[int, ...]]:
     """Numbers of the sensor's bands to use, from 1 and without alpha, their names, the number of all bands, and the
     indices of red, green and blue among those used."""
     first = request.sensor_rasters[0]
-    totals = []
-    for path in request.sensor_rasters:
-        (dataset,) = sources.open_datasets([path], _SENSOR, request.sensor_bands)
-        totals.append(len(sources.image_bands(dataset)))
-        if totals[-1] != totals[0]:
+    (dataset,) = sources.open_datasets([first], _SENSOR, request.sensor_bands)
+    spectral = sources.image_bands(dataset)
+    for path in request.sensor_rasters[1:]:
+        (other,) = sources.open_datasets([path], _SENSOR, request.sensor_bands)
+        count = len(sources.image_bands(other))
+        if count != len(spectral):
             raise ClippanError(
                 "The raster {path} has {bands} bands and {other} has {other_bands}; give rasters of one sensor.",
                 path=path,
-                bands=totals[-1],
+                bands=count,
                 other=first,
-                other_bands=totals[0],
+                other_bands=len(spectral),
             )
-    (dataset,) = sources.open_datasets([first], _SENSOR, request.sensor_bands)
-    spectral = sources.image_bands(dataset)
     numbers = request.sensor_bands or tuple(range(1, len(spectral) + 1))
     wrong = [number for number in numbers if number > len(spectral)]
     if wrong:
@@ -202,7 +181,7 @@ def _sensor_bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[s
             "Band {band} was requested, but the raster {path} has {count} bands; choose others.",
             band=wrong[0],
             path=first,
-            count=totals[0],
+            count=len(spectral),
         )
     described = [(dataset.GetRasterBand(spectral[number - 1]).GetDescription() or "").strip() for number in numbers]
     folded = [name.casefold() for name in described]
@@ -211,8 +190,8 @@ def _sensor_bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[s
         for name, number in zip(described, numbers)
     )
     shown = [spectral.index(band) + 1 for band in Scene(first, SceneOptions()).bands if band in spectral]
-    colours = tuple(numbers.index(band) for band in shown) if len(shown) == 3 and set(shown) <= set(numbers) else ()
-    return tuple(numbers), names, totals[0], colours
+    rgb_bands = tuple(numbers.index(band) for band in shown) if len(shown) == 3 and set(shown) <= set(numbers) else ()
+    return tuple(numbers), names, len(spectral), rgb_bands
 
 
 def _ranges(
@@ -242,9 +221,9 @@ def _ranges(
                 "(--sensor-bands).",
                 name=name,
             )
-        least, most = np.percentile(values, _PERCENTILES)
-        low.append(float(least if least < most else values.min()))
-        high.append(float(most if least < most else values.max()))
+        bottom, top = np.percentile(values, _PERCENTILES)
+        low.append(float(bottom if bottom < top else values.min()))
+        high.append(float(top if bottom < top else values.max()))
     if request.low:
         repeat = count if len(request.low) == 1 else 1
         return request.low * repeat, request.high * repeat
@@ -291,23 +270,10 @@ def _extent(grid: Grid) -> tuple[float, float, float, float]:
     return min(x), min(y), max(x), max(y)
 
 
-def warp_to_grid(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], target: str) -> list[str]:
+def _warp_to_grid(path: str, numbers: Sequence[int], grid: Grid, nodata: Optional[float], target: str) -> list[str]:
     """Writes a VRT of bands of a raster on another grid, with cubic resampling, or nearest for codes; NaN outside.
 
-    An alpha band is kept. An undeclared value that marks gaps is used as nodata.
-
-    Args:
-        path: the raster.
-        numbers: of the bands, from 1 and without alpha.
-        grid: of the VRT.
-        nodata: overrides what the raster declares.
-        target: path of the VRT.
-
-    Returns:
-        Sentences on the alpha band and the nodata value.
-
-    Raises:
-        ClippanError: the raster cannot be warped to the grid.
+    An alpha band is kept. An undeclared value that marks gaps is used as nodata. Returns sentences on both.
     """
     (dataset,) = sources.open_datasets([path], _SENSOR, numbers)
     own = Grid.of(dataset)
@@ -364,14 +330,3 @@ def _same_pixels(one: Grid, other: Grid) -> bool:
     if one.geotransform is None or other.geotransform is None:
         return True  # without coordinates, the size decides
     return one.shares_crs(other) and one.pixel_offset_in(other, 0.01) == (0, 0)
-
-
-def _chips_between(
-    pair: int, across: int, down: int, first: int, last: int, width: int, step: Sequence[int]
-) -> list[Chip]:
-    """Chips between two rows of a pair."""
-    return [
-        Chip(pair, Window(x, y, across, down))
-        for y in range(first, last - down + 1, step[1])
-        for x in range(0, width - across + 1, step[0])
-    ]
