@@ -99,7 +99,7 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
         (*text_warnings(base, loaded, [name for each in tasks for name in each.chips.names]), *hints),
         device.type,
         round(time.monotonic() - started, 3),
-        task.chips.picture,
+        task.chips.rendering,
     )
     if request.report:
         page.write(request.report, "finetuning", request=request, result=result)

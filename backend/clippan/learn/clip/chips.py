@@ -17,7 +17,7 @@ from clippan.core.threads import once_per_thread
 from clippan.jobs.finetune_clip import FinetuneClipRequest
 from clippan.jobs.rendering import Rendering, band_choice_sentences, rendering_hints
 from clippan.labels.samples import read_samples
-from clippan.learn.clip.data import read_images
+from clippan.learn.clip.data import read_images, resized
 from clippan.raster.scene import MIN_VALID_SHARE, Scene, SceneOptions
 from clippan.raster.tiles import Window
 
@@ -37,7 +37,7 @@ class Chips:
             a model with channels. Safe in any thread.
         windows: x, y, width and height of each chip in a raster, (n, 4); None for pictures.
         hints: sentences for the user.
-        picture: bands and stretch of the raster; None for pictures.
+        rendering: bands and stretch of the raster; None for pictures.
     """
 
     names: tuple[str, ...]
@@ -46,7 +46,7 @@ class Chips:
     read: Callable[[int, int], np.ndarray]
     windows: Optional[np.ndarray] = None
     hints: tuple[str, ...] = ()
-    picture: Optional[Rendering] = None
+    rendering: Optional[Rendering] = None
 
     def renamed(self, words: Mapping[str, str]) -> Chips:
         """The chips with other names of classes; classes with the same name are merged."""
@@ -75,7 +75,7 @@ def chips_from_folders(folder: str, context: Context) -> Chips:
             name=names[0],
         )
     labels = np.array([names.index(sample.category) for sample in samples])
-    return Chips(names, labels, np.arange(len(samples)), lambda number, edge: samples[number].resized(edge))
+    return Chips(names, labels, np.arange(len(samples)), lambda number, edge: resized(samples[number].picture(), edge))
 
 
 def chips_from_samples(

@@ -102,10 +102,6 @@ class TrainingImage:
             except (OSError, SyntaxError) as error:
                 raise self._unreadable(error) from error
 
-    def resized(self, edge: int) -> np.ndarray:
-        """The picture as a square, uint8 (3, edge, edge)."""
-        return resized(self.picture(), edge)
-
     def _bytes(self, size: int) -> bytes:
         with Path(self.path).open("rb") as file:
             file.seek(self.offset)
