@@ -132,13 +132,14 @@ class TrainingLoop:
         """Takes a step and returns the loss terms by name."""
         raise NotImplementedError
 
-    def state(self) -> dict[str, Any]:
-        """State for a checkpoint."""
+    def checkpointed(self) -> Mapping[str, Any]:
+        """What a checkpoint holds the ``state_dict`` of, by name: networks, the optimiser and the scheduler."""
         raise NotImplementedError
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restores the state from a checkpoint."""
-        raise NotImplementedError
+        """Restores all that is ``checkpointed``."""
+        for name, item in self.checkpointed().items():
+            item.load_state_dict(state[name])
 
     def train(self) -> dict[str, float]:
         """Trains to the last step and returns the loss terms, averaged over the last row of the curves.
@@ -198,7 +199,8 @@ class TrainingLoop:
         if self._rank:
             return
         with write_output(str(self._folder / CHECKPOINT), "checkpoint") as part:
-            torch.save({"done": self._done, "sums": self._sums, **self.state()}, part)
+            states = {name: item.state_dict() for name, item in self.checkpointed().items()}
+            torch.save({"done": self._done, "sums": self._sums, **states}, part)
 
     def resume(self, device: torch.device) -> None:
         """Resumes from the folder's checkpoint, if there is one.

@@ -268,22 +268,17 @@ class FarslipTraining(TrainingLoop):
             self._average.update_parameters(model.visual)
         return terms
 
-    def state(self) -> dict[str, Any]:
-        teacher = self._loss.teacher
+    def checkpointed(self) -> Mapping[str, Any]:
         return {
-            "model": self.loaded.network.state_dict(),
-            "teacher": teacher.visual.state_dict() if teacher else {},
-            "optimiser": self._optimiser.state_dict(),
-            "scheduler": self._scheduler.state_dict(),
+            "model": self.loaded.network,
+            "teacher": self._loss.teacher.visual if self._loss.teacher else nn.Identity(),
+            "optimiser": self._optimiser,
+            "scheduler": self._scheduler,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.loaded.network.load_state_dict(state["model"])
-        if self._loss.teacher:
-            self._loss.teacher.visual.load_state_dict(state["teacher"])
         self._start_stage(self._stage_and_step(max(self._done - 1, 0))[0])  # the stage of the last step
-        self._optimiser.load_state_dict(state["optimiser"])
-        self._scheduler.load_state_dict(state["scheduler"])
+        super().restore(state)
 
 
 def _images_of_stage(samples: Sequence[TrainingImage], stage: int, min_size: float) -> list[TrainingImage]:

@@ -90,17 +90,8 @@ class ImageTowerTraining(TrainingLoop):
         optimiser_step(self._visual, self._optimiser, self._scheduler, total)
         return {name: value.detach() for name, value in terms.items()}
 
-    def state(self) -> dict[str, Any]:
-        return {
-            "visual": self._visual.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
-            "scheduler": self._scheduler.state_dict(),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._visual.load_state_dict(state["visual"])
-        self._optimiser.load_state_dict(state["optimiser"])
-        self._scheduler.load_state_dict(state["scheduler"])
+    def checkpointed(self) -> Mapping[str, Any]:
+        return {"visual": self._visual, "optimiser": self._optimiser, "scheduler": self._scheduler}
 
 
 def freeze_text_tower(network: nn.Module) -> None:

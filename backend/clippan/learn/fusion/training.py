@@ -125,19 +125,13 @@ class FusionTraining(TrainingLoop):
         self._average.update_parameters(self.network)
         return terms
 
-    def state(self) -> dict[str, Any]:
+    def checkpointed(self) -> Mapping[str, Any]:
         return {
-            "network": self.network.state_dict(),
-            "average": self._average.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
-            "scheduler": self._scheduler.state_dict(),
+            "network": self.network,
+            "average": self._average,
+            "optimiser": self._optimiser,
+            "scheduler": self._scheduler,
         }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self._average.load_state_dict(state["average"])
-        self._optimiser.load_state_dict(state["optimiser"])
-        self._scheduler.load_state_dict(state["scheduler"])
 
     def _supervisor(self) -> clip_supervision.ClipSupervisor:
         """CLIP with its adapters, from a file, from this run's folder, or trained now (stage I)."""
