@@ -57,16 +57,6 @@ class LocalWeights:
     sha256: Optional[str]
 
 
-@dataclass(frozen=True)
-class CachedModel:
-    """A file in the cache; ``id`` is the model's, ``size`` is in bytes."""
-
-    id: str
-    path: Path
-    size: int
-    complete: bool
-
-
 def models_folder() -> Path:
     """The folder of downloaded weights, which may not exist yet."""
     return cache_folder() / "models"
@@ -255,16 +245,16 @@ def partial_downloads(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.name}.*.part")) if path.parent.is_dir() else []
 
 
-def cached_models() -> list[CachedModel]:
-    """Downloaded models and interrupted downloads, in the registry's order."""
-    found = []
-    for model in (model for model in MODELS.values() if model.path is None):
-        path, record = cache_path(model), recorded(model)
-        if path.is_file():
-            size = path.stat().st_size
-            found.append(CachedModel(model.id, path, size, record is not None and size == record.size))
-        found += [CachedModel(model.id, file, file.stat().st_size, False) for file in partial_downloads(path)]
-    return found
+def _cached_files(model: Model) -> list[Path]:
+    """A model's file in the cache and its interrupted downloads."""
+    path = cache_path(model)
+    return [file for file in (path, *partial_downloads(path)) if file.is_file()]
+
+
+def cached_bytes() -> int:
+    """Size of all downloaded models and interrupted downloads in the cache."""
+    downloaded = [model for model in MODELS.values() if model.path is None]
+    return sum(file.stat().st_size for model in downloaded for file in _cached_files(model))
 
 
 def remove(model: Model) -> int:
@@ -282,8 +272,8 @@ def remove(model: Model) -> int:
     if not cache_folder().is_dir():
         return 0
     with locked(model.id):
-        path, freed = cache_path(model), 0
-        for file in filter(Path.is_file, (path, *partial_downloads(path))):
+        freed = 0
+        for file in _cached_files(model):
             size = file.stat().st_size
             try:
                 file.unlink()
@@ -295,7 +285,7 @@ def remove(model: Model) -> int:
                 ) from error
             freed += size
         write_record(model, None)
-        for parent in path.parents:  # folders that are now empty
+        for parent in cache_path(model).parents:  # folders that are now empty
             if parent == models_folder() or not parent.is_dir() or any(parent.iterdir()):
                 break
             parent.rmdir()

@@ -208,7 +208,7 @@ def _disk_full(model: Model, partial: Path, size: int) -> ClippanError:
 
 
 class _Hub:
-    """One model's repository on the Hub."""
+    """A model's repository on the Hub."""
 
     def __init__(self, model: Model) -> None:
         try:
@@ -280,7 +280,6 @@ class _Hub:
                 run_cancellable(lambda: time.sleep(_PAUSE), context)
 
     def _stream(self, revision: str, position: int) -> Iterator[tuple[int, bytes]]:
-        """Blocks of one request, each with its position."""
         headers = self._utils.build_hf_headers(library_name="clippan", library_version=__version__)
         headers["Accept-Encoding"] = "identity"  # compressed responses cannot be resumed
         if position:

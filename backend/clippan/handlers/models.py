@@ -27,4 +27,4 @@ def run(request: ListModelsRequest, context: Context) -> ListModelsResult:
                 found.sha256 if found else model.sha256,
             )
         )
-    return ListModelsResult(tuple(rows), str(cache.models_folder()), sum(item.size for item in cache.cached_models()))
+    return ListModelsResult(tuple(rows), str(cache.models_folder()), cache.cached_bytes())

@@ -268,7 +268,6 @@ def _trainable(chips: Chips, windows: np.ndarray, own: np.ndarray, others: np.nd
 
 
 def _overlap_any(windows: np.ndarray, own: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Whether chips overlap any of the others, bool (n,)."""
     found = np.zeros(len(own), bool)
     for number in others:  # one at a time: there may be a hundred thousand chips
         found |= boxes_overlap(windows[own], windows[number : number + 1])[:, 0]

@@ -308,7 +308,6 @@ def _shard_images(path: Path, caption: str) -> Iterator[TrainingImage]:
 
 
 def _check(sample: TrainingImage) -> None:
-    """Checks that a picture has a caption or category, and that its boxes lie inside it."""
     if not sample.texts:
         raise ClippanError(
             "The picture {name} has neither a caption nor a category; add one, or leave the picture out.",

@@ -145,7 +145,6 @@ class FarslipLoss(nn.Module):
         return total, {name: value.detach() for name, value in terms.items()}
 
     def _contrast(self, vectors: Tensor, texts: Sequence[str], groups: Sequence[str]) -> Tensor:
-        """The contrast over the pairs of all processes."""
         parts = [list(groups)]
         if self._count > 1:
             parts = [[] for _ in range(self._count)]

@@ -231,7 +231,6 @@ def _ranges(
 
 
 def _shared_land_hints(request: AlignSensorRequest) -> list[str]:
-    """A hint for each test pair that covers the land of a training pair."""
     hints: list[str] = []
     training = [pair for pair in range(len(request.teacher_rasters)) if pair + 1 not in request.test]
     for pair, other in itertools.product(sorted({number - 1 for number in request.test}), training):
@@ -324,7 +323,6 @@ def _warp_to_grid(path: str, numbers: Sequence[int], grid: Grid, nodata: Optiona
 
 
 def _same_pixels(one: Grid, other: Grid) -> bool:
-    """Whether both grids have the same pixels."""
     if (one.width, one.height) != (other.width, other.height):
         return False
     if one.geotransform is None or other.geotransform is None:

@@ -159,8 +159,6 @@ class _MaskLabels(RegionLabels):
 
 
 class _PolygonLabels(RegionLabels):
-    """Labels from the polygons of a vector layer, each of which is an object."""
-
     def __init__(self, path: str, grid: Grid, legend: Mapping[str, str], layer: str, field: str) -> None:
         super().__init__()
         if not grid.crs:
