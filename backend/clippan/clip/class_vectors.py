@@ -60,12 +60,12 @@ def class_vectors(encoder: ClipEncoder, table: PromptTable, with_background: boo
             vectors.append(np.array([prompt.vector], np.float32))
             class_of.append(number)
             continue
-        own = encoder.encode_texts(prompt.words)
+        words = encoder.encode_texts(prompt.words)
         if prompt.descriptions:
-            own = own + encoder.encode_texts(prompt.descriptions).mean(axis=0)
-            own /= np.linalg.norm(own, axis=1, keepdims=True)
-        vectors.append(own)
-        class_of += [number] * len(own)
+            words = words + encoder.encode_texts(prompt.descriptions).mean(axis=0)
+            words /= np.linalg.norm(words, axis=1, keepdims=True)
+        vectors.append(words)
+        class_of += [number] * len(words)
     if with_background:
         common = encoder.encode_texts(background_phrases())
         other = (common @ np.concatenate(vectors).T).max(axis=1) < _SAME_MEANING

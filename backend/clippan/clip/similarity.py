@@ -55,9 +55,9 @@ class SimilarityMaps:
         aoi: Window,
         folder: Path,
         context: Context,
-        wanted: Callable[[Window], bool] = lambda window: True,
+        is_needed: Callable[[Window], bool] = lambda window: True,
     ) -> SimilarityMaps:
-        """Runs a model over a part of a raster, for the windows that are ``wanted``.
+        """Runs a model over a part of a raster, for the windows that are needed.
 
         ``folder`` is for grids too large for memory.
 
@@ -82,7 +82,7 @@ class SimilarityMaps:
                     max(1, count_threads(request.threads) // 2),
                     folder,
                     context.subrange(100 * done / total, 100 * (done + layout.count) / total),
-                    lambda window: scene.may_contain_data(window) and wanted(window),
+                    lambda window: scene.may_contain_data(window) and is_needed(window),
                 )
             )
             done += layout.count

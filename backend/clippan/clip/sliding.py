@@ -181,7 +181,7 @@ def similarity_grid(
     threads: int,
     folder: Path,
     context: Context,
-    wanted: Callable[[Window], bool],
+    is_needed: Callable[[Window], bool],
 ) -> SimilarityGrid:
     """Computes the similarity of a raster with classes; a class's is that of its most similar vector.
 
@@ -191,7 +191,7 @@ def similarity_grid(
         flips: also average over mirrored pictures.
         threads: number of threads that read.
         folder: for a grid too large for memory.
-        wanted: whether a window, of any size, is needed.
+        is_needed: whether a window, of any size, is needed.
 
     Raises:
         ClippanError: the raster cannot be read, or the model has no dense features.
@@ -220,7 +220,7 @@ def similarity_grid(
             row += 1
 
     for batch, (pictures, valid) in in_order(
-        lambda batch: _read_windows(scene(), layout.pixels, batch), _batches(layout, encoder.batch, wanted), threads
+        lambda batch: _read_windows(scene(), layout.pixels, batch), _batches(layout, encoder.batch, is_needed), threads
     ):
         advance(batch[0][0])
         keep = np.flatnonzero(valid)
@@ -257,13 +257,13 @@ def _cosines(
 
 
 def _batches(
-    layout: SlidingWindows, size: int, wanted: Callable[[Window], bool]
+    layout: SlidingWindows, size: int, is_needed: Callable[[Window], bool]
 ) -> Iterator[list[tuple[int, int, Window]]]:
     """Batches of at most ``size`` windows of a row, each with its row and column."""
     for row in range(layout.first_row, layout.end_row):
-        if not wanted(layout.strip(row)):
+        if not is_needed(layout.strip(row)):
             continue
-        windows = [(row, column, window) for column, window in layout.windows(row) if wanted(window)]
+        windows = [(row, column, window) for column, window in layout.windows(row) if is_needed(window)]
         for start in range(0, len(windows), size):
             yield windows[start : start + size]
 

@@ -268,15 +268,15 @@ def _trainable(chips: Chips, windows: np.ndarray, own: np.ndarray, others: np.nd
 
 
 def _overlap_any(windows: np.ndarray, own: np.ndarray, others: np.ndarray) -> np.ndarray:
-    found = np.zeros(len(own), bool)
-    for number in others:  # one at a time: there may be a hundred thousand chips
-        found |= boxes_overlap(windows[own], windows[number : number + 1])[:, 0]
-    return found
+    overlapping = np.zeros(len(own), bool)
+    for index in others:  # one at a time: there may be a hundred thousand chips
+        overlapping |= boxes_overlap(windows[own], windows[index : index + 1])[:, 0]
+    return overlapping
 
 
 def _balanced(parts: Sequence[np.ndarray], max_count: int) -> np.ndarray:
     """At most ``max_count`` indices in total, taken as evenly as possible from the parts; sorted."""
-    taken = [min(len(part), max_count) for part in parts]
-    while sum(taken) > max_count:
-        taken[int(np.argmax(taken))] -= 1
-    return np.sort(np.concatenate([part[:count] for part, count in zip(parts, taken)])).astype(int)
+    counts = [min(len(part), max_count) for part in parts]
+    while sum(counts) > max_count:
+        counts[int(np.argmax(counts))] -= 1
+    return np.sort(np.concatenate([part[:count] for part, count in zip(parts, counts)])).astype(int)

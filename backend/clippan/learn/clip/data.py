@@ -281,9 +281,9 @@ def _shard_images(path: Path, caption: str) -> Iterator[TrainingImage]:
             for member in archive:
                 if not member.isfile():
                     continue
-                place = PurePosixPath(member.name)
-                stem, _, ending = place.name.partition(".")
-                key, suffix = str(place.parent / stem), f".{ending.lower()}"
+                path_inside = PurePosixPath(member.name)
+                stem, _, ending = path_inside.name.partition(".")
+                key, suffix = str(path_inside.parent / stem), f".{ending.lower()}"
                 if suffix in _IMAGE_SUFFIXES and key not in groups:
                     name = f"{member.name} of {path}"
                     groups[key] = TrainingImage(name, str(path), offset=member.offset_data, size=member.size)

@@ -83,7 +83,7 @@ def gather_vectors(vectors: Tensor, sizes: Sequence[int]) -> Tensor:
     own = vectors.new_zeros(parts[0].shape)
     own[: len(vectors)] = vectors.detach()
     torch.distributed.all_gather(parts, own)
-    found = [part[:size] for part, size in zip(parts, sizes)]
+    gathered = [part[:size] for part, size in zip(parts, sizes)]
     # This changes the gradient, not the value.
-    found[torch.distributed.get_rank()] = vectors + (len(sizes) - 1) * (vectors - vectors.detach())
-    return torch.cat(found)
+    gathered[torch.distributed.get_rank()] = vectors + (len(sizes) - 1) * (vectors - vectors.detach())
+    return torch.cat(gathered)
