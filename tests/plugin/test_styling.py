@@ -214,7 +214,7 @@ def test_colours_of_file_names(file, colour):
 def test_names_of_bands_are_words(tmp_path):
     names = ("Red", "Red edge", "band 3: near infrared", "Blue")
     path = write(tmp_path / "x.tif", np.ones((4, 8, 8)), 1.0, names=names)
-    found = styling.band_names(QgsRasterLayer(path, "x"), alone=False)
+    found = styling.band_names(QgsRasterLayer(path, "x"), single_band=False)
     assert (found[0], found[3]) == ("red", "blue")
     assert found[1] not in ("red", "green", "blue")
 
