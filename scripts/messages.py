@@ -34,7 +34,7 @@ _CALLS = {
     **dict.fromkeys(("Message", "ClippanError", "Cancelled", "tr", "line", "log", "pushInfo", "pushWarning"), (0,)),
     **dict.fromkeys(("progress", "Output", "ResultValue", "_accuracy", "_figure"), (1,)),
 }
-_SHOWN = {"TITLE", "GROUP", "HELP", "remedy", "description"}  # attributes of classes that hold such texts
+_SHOWN = {"TITLE", "GROUP", "HELP", "missing", "description"}  # attributes of classes that hold such texts
 
 
 def texts() -> dict[str, list[str]]:

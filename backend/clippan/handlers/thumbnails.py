@@ -17,6 +17,7 @@ from clippan.search.backends import open_reader
 
 def run(request: ThumbnailsRequest, context: Context) -> ThumbnailsResult:
     index = open_reader(request.index)
+    Path(request.folder).mkdir(exist_ok=True)
     files: dict[str, str] = {}
     number, scene = 0, None  # one raster is open at a time
     tiles = sorted(index.tiles(list(request.tiles)), key=lambda tile: tile.raster)

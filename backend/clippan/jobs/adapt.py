@@ -25,12 +25,10 @@ class AdaptFusionResult(Result):
         output: the model's file, for Pansharpen.
         before, after: figures of the start and of the adapted model on this scene, by the names in ``ADAPTED``.
         steps: of the optimiser, up to the model that is kept.
-        losses: the terms, the mean of the last steps.
         clip: the model that supervised, empty for none.
         sensor, device: what was used, once "auto" was resolved.
         bands: the number of bands that the model is for now.
         megapixels: of PAN that were learned from and measured.
-        seconds: wall time.
     """
 
     output: str
@@ -46,7 +44,6 @@ class AdaptFusionResult(Result):
     seconds: float
 
     def describe(self) -> list[Line]:
-        """The figures before and after, and how it was adapted."""
         heading = ("Figure", "Before", "After", "Best", "Meaning")
         rows = [
             (name, f"{self.before[name]:.4f}", f"{self.after[name]:.4f}", FIGURES[name][1], FIGURES[name][0])

@@ -11,7 +11,7 @@ from clippan.core.errors import ClippanError
 from clippan.core.messages import Line, Message, Table
 from clippan.jobs.base import Request, Result, file_lines, job
 from clippan.jobs.kinds import BandNumbers, Phrases, Rasters, check_start_is_kept
-from clippan.jobs.options import ChipOptions
+from clippan.jobs.options import ChipOptions, loss_weight
 from clippan.jobs.param import advanced_param, inherited, param
 from clippan.jobs.rendering import Rendering
 
@@ -31,7 +31,6 @@ class AlignSensorResult(Result):
 
     Attributes:
         model: the folder, for --model; it takes rasters of these bands.
-        report: the HTML report; empty where not asked for.
         base: the teacher.
         bands: names of the sensor's bands that it takes, in order.
         low, high: values of each that become 0 and 1.
@@ -44,10 +43,6 @@ class AlignSensorResult(Result):
         cosine: mean over held-out chips of that between the student's and the teacher's vector.
         agreement: part of the held-out chips for which both name the same of the words; None without words.
         steps: of the optimiser.
-        losses: the terms, the mean of the last steps.
-        hints: sentences for the user.
-        device: where it was trained.
-        seconds: wall time of this process.
         pictures: which bands of its rasters the teacher saw, and how they were stretched.
     """
 
@@ -73,7 +68,6 @@ class AlignSensorResult(Result):
     pictures: tuple[Rendering, ...] = ()
 
     def describe(self) -> list[Line]:
-        """The recall before and after."""
         rows = [
             (label, f"{row.at_1:.1%}", f"{row.at_5:.1%}", f"{row.at_10:.1%}")
             for label, row in (
@@ -163,33 +157,25 @@ class AlignSensorRequest(ChipOptions, Request):
         low=0,
         high=0.95,
     )
-    mse: float = advanced_param(
+    mse: float = loss_weight(
         1.0,
         title="Weight of the mean square difference",
         help="Weight of the mean square difference between the vectors of student and teacher; 0 leaves it out.",
-        low=0,
-        high=1000,
     )
-    cosine: float = advanced_param(
+    cosine: float = loss_weight(
         1.0,
         title="Weight of the cosine",
         help="Weight of 1 − cosine between the vectors of student and teacher; 0 leaves it out.",
-        low=0,
-        high=1000,
     )
-    contrast: float = advanced_param(
+    contrast: float = loss_weight(
         0.1,
         title="Weight of the contrast",
         help="Weight of the symmetric contrastive loss among the chips of a batch; 0 leaves it out.",
-        low=0,
-        high=1000,
     )
-    label: float = advanced_param(
+    label: float = loss_weight(
         0.05,
         title="Weight of the words",
         help="Weight of the cross-entropy between what student and teacher say about the words; 0 leaves it out.",
-        low=0,
-        high=1000,
     )
     words: Phrases = param(
         "",
@@ -209,7 +195,6 @@ class AlignSensorRequest(ChipOptions, Request):
     batch: int = inherited(32, low=2)  # a contrast needs two
 
     def check(self) -> None:
-        """Pairs, ranges and weights go together."""
         pairs = len(self.teacher_rasters)
         if pairs != len(self.sensor_rasters):
             raise ClippanError(

@@ -39,10 +39,8 @@ class AssessResult(Result):
         sensor: whose MTF was used.
         pixels: how many valid pixels were compared.
         report: the HTML report, None if none was asked for.
-        seconds: wall time.
         shift: how far off PAN MS was taken to lie, in PAN pixels (x, y); adding it puts MS on PAN.
         band_shifts: the same for each band, where they differ; else empty.
-        hints: sentences for the user.
     """
 
     full: Mapping[str, float]
@@ -56,7 +54,6 @@ class AssessResult(Result):
     hints: tuple[str, ...] = ()
 
     def describe(self) -> list[Line]:
-        """The figures, and what they were measured on."""
         figures = {**self.full, **self.reference}
         rows = [
             (name, f"{figures[name]:.4f}", best, label) for name, (label, best) in FIGURES.items() if name in figures

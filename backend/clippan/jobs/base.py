@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Optional, TypeVar
 
 from clippan.core.json import REQUIRED
 from clippan.core.messages import Line, Message
 from clippan.jobs import kinds
-from clippan.jobs.param import dataclass_transform, params
+from clippan.jobs.param import Kind, dataclass_transform, params
 
 R = TypeVar("R", bound="Request")
-JOBS: dict[str, type[Request]] = {}  # by name, in the order of their modules
+JOBS: dict[str, type[Request]] = {}  # by name, in the order of the work
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a job did."""
+    """What a job did.
+
+    Attributes that several results have, and do not describe again:
+        output, report, …: the files that were written; empty where not asked for.
+        width, height: of the output, in pixels.
+        model: of a training, the folder for --model; else the id of the model that was used.
+        base: the model that a training started from.
+        losses: the terms of the loss, each the mean of the last steps.
+        hints: sentences for the user.
+        provenance: the tags of the output.
+        device: where it was computed.
+        seconds: wall time of this process.
+    """
 
     def describe(self) -> list[Line]:
         """The result for people: what the command line prints and the log of QGIS shows, without the hints."""
@@ -56,12 +68,20 @@ class Request:
     @property
     def inputs(self) -> tuple[str, ...]:
         """Files and data sources that the job reads, as far as the request tells; no output may replace them."""
-        return kinds.inputs(self, params(type(self)))
+        named = (path for kind, value in self._given() for path in kind.inputs(value))
+        return tuple(path for path in named if path)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Files that the job writes."""
-        return kinds.outputs(self, params(type(self)))
+        """Files and folders that the job writes, without the folder of a run that may be resumed."""
+        return tuple(path for kind, value in self._given() for path in kind.outputs(value))
+
+    def _given(self) -> Iterator[tuple[Kind, Any]]:
+        """What the parameters with a value mean, and the values."""
+        for item in params(type(self)):
+            value = getattr(self, item.name)
+            if value:
+                yield item.kind, value
 
     def validate(self) -> None:
         """Raises ClippanError, in one sentence, if the values cannot be meant."""

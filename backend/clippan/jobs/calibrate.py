@@ -10,9 +10,9 @@ from clippan.core import texts
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Line, Message, Table, format_number
 from clippan.jobs.base import Request, Result, file_lines, job
-from clippan.jobs.kinds import FieldName, LayerName, PromptFile, Rasters, Report, Vectors, check_writable
-from clippan.jobs.options import PromptOptions, RunOptions
-from clippan.jobs.param import advanced_param, param
+from clippan.jobs.kinds import FieldName, PromptFile, Rasters, Report, Vectors, check_writable
+from clippan.jobs.options import LayerOption, PromptOptions, RunOptions
+from clippan.jobs.param import inherited, param
 from clippan.jobs.rendering import Rendering
 
 
@@ -39,15 +39,12 @@ class CalibrateResult(Result):
 
     Attributes:
         output: the calibrated table.
-        report: the HTML report; empty where not asked for.
         classes: names.
         labelled: labelled pixels a class.
         before, after: the accuracy on the labelled pixels, after by cross-validation over polygons (or points), so
             that it is not flattered.
         logit_scale: that was found.
         offsets: that were found, one a class.
-        hints: sentences for the user.
-        seconds: wall time.
         pictures: which bands of each raster the model saw, and how they were stretched.
     """
 
@@ -64,7 +61,6 @@ class CalibrateResult(Result):
     pictures: tuple[Rendering, ...]
 
     def describe(self) -> list[Line]:
-        """The accuracy of each class before and after."""
         heading = ("Class", "Labelled pixels", "IoU before", "IoU after", "Offset")
         columns = (self.classes, self.labelled, self.before.iou, self.after.iou, self.offsets)
         rows = [
@@ -92,7 +88,7 @@ class CalibrateResult(Result):
     result=CalibrateResult,
     shows_log=True,
 )
-class CalibrateRequest(PromptOptions, RunOptions, Request):
+class CalibrateRequest(PromptOptions, LayerOption, RunOptions, Request):
     """A calibration."""
 
     rasters: Rasters = param(title="Rasters", help="The rasters in which the labelled places lie.", positional=True)
@@ -106,11 +102,7 @@ class CalibrateRequest(PromptOptions, RunOptions, Request):
         title="Field with the class",
         help="The field of the labelled places that holds the name of the class, a synonym of it, or its number.",
     )
-    layer: LayerName = advanced_param(
-        "",
-        title="Layer of the labelled places",
-        help="By default, the first layer with places that have a class.",
-    )
+    layer: str = inherited("")
     output: PromptFile = param(
         title="Calibrated table",
         help="The JSON file to write. Choose it as the classes of Segment by text.",
@@ -123,7 +115,6 @@ class CalibrateRequest(PromptOptions, RunOptions, Request):
         return (*self.rasters, *self.samples)
 
     def check(self) -> None:
-        """Each raster has its labels, and the classes can be weighed against each other."""
         if len(self.rasters) != len(self.samples):
             raise ClippanError(
                 "{rasters} rasters and {samples} files of samples were given; give one for each.",

@@ -16,7 +16,6 @@ from clippan.jobs.kinds import (
     AreaTable,
     ClassMapFile,
     FieldName,
-    LayerName,
     ModelName,
     Phrases,
     PictureBands,
@@ -28,7 +27,7 @@ from clippan.jobs.kinds import (
     Vector,
     is_file,
 )
-from clippan.jobs.options import RasterStackOptions
+from clippan.jobs.options import LayerOption, RasterStackOptions
 from clippan.jobs.param import advanced_param, inherited, param
 from clippan.jobs.rendering import Rendering
 from clippan.jobs.segment import ClassArea
@@ -104,7 +103,6 @@ class ClassifyResult(Result):
 
     Attributes:
         output: the map.
-        width, height: its size.
         confidence, report, areas, encoder: the other files; empty where not asked for.
         method: the classifier that made the map.
         chosen: what cross-validation said of each classifier, the best first; empty where there was no choice.
@@ -112,11 +110,7 @@ class ClassifyResult(Result):
         classes: the area of each, in the order of the values.
         labelled: pixels of each class that the classifier learned from.
         places: polygons or blocks of each class that they lie in.
-        hints: sentences for the user.
         model: CLIP that read the words or saw the picture; empty where none did.
-        device: where it was computed.
-        seconds: wall time.
-        provenance: the map's tags.
         picture: which bands CLIP and the report's readers saw, and how they were stretched; None where nobody looked.
     """
 
@@ -141,7 +135,6 @@ class ClassifyResult(Result):
     picture: Optional[Rendering] = None
 
     def describe(self) -> list[Line]:
-        """The comparison of the methods, the accuracy and the classes."""
         parts: list[Line] = []
         if self.chosen:
             rows = [
@@ -200,7 +193,7 @@ class ClassifyResult(Result):
     result=ClassifyResult,
     shows_log=True,
 )
-class ClassifyRequest(RasterStackOptions, Request):
+class ClassifyRequest(RasterStackOptions, LayerOption, Request):
     """A map from samples. Its values are 1 to N in the sorted order of the class names; 0 is nodata."""
 
     rasters: Rasters = inherited()
@@ -214,11 +207,7 @@ class ClassifyRequest(RasterStackOptions, Request):
         help="The field of the labelled places that holds the class, as a name or a number. English names help "
         "DiffCLIP and the methods that work with CLIP; features without a value are left out.",
     )
-    layer: LayerName = advanced_param(
-        "",
-        title="Layer of the labelled places",
-        help="By default, the first layer with places that have a class.",
-    )
+    layer: str = inherited("")
     output: ClassMapFile = param(
         title="Class map",
         help="The GeoTIFF to write: 1 for the first class in alphabetical order (numbers by size), 2 for the second "
@@ -280,7 +269,6 @@ class ClassifyRequest(RasterStackOptions, Request):
     )
 
     def check(self) -> None:
-        """What belongs to one method is not given for another."""
         if self.encoder and not is_file(self.encoder):
             raise ClippanError("The pre-trained scene {path} does not exist; check the path.", path=self.encoder)
         if self.encoder and self.save_encoder:

@@ -39,7 +39,6 @@ class DoctorResult(Result):
     text: str
 
     def describe(self) -> list[Line]:
-        """The text of all checks."""
         return [self.text]
 
 

@@ -12,7 +12,6 @@ from clippan.jobs.base import Request, Result, file_lines, job
 from clippan.jobs.kinds import (
     FieldName,
     Folder,
-    LayerName,
     Phrases,
     Raster,
     Vector,
@@ -20,7 +19,7 @@ from clippan.jobs.kinds import (
     is_file,
     is_folder,
 )
-from clippan.jobs.options import ChipOptions
+from clippan.jobs.options import ChipOptions, LayerOption
 from clippan.jobs.param import advanced_param, inherited, param
 from clippan.jobs.rendering import Rendering
 
@@ -65,9 +64,6 @@ class FinetuneClipResult(Result):
     """What was tuned.
 
     Attributes:
-        model: the folder, for --model.
-        report: the HTML report; empty where not asked for.
-        base: the model that it started from.
         alpha: of the model in the folder.
         before, after: the curve at 0 and at alpha.
         curve: all of it, α rising from 0 to 1.
@@ -75,9 +71,6 @@ class FinetuneClipResult(Result):
         chips: that it was tuned on.
         steps: of the optimiser.
         loss: the mean of the last steps; None for a run that was complete already.
-        hints: sentences for the user.
-        device: where it was tuned.
-        seconds: wall time of this process.
         picture: which bands of the raster the model saw, and how they were stretched; None for folders of pictures.
     """
 
@@ -98,7 +91,6 @@ class FinetuneClipResult(Result):
     picture: Optional[Rendering] = None
 
     def describe(self) -> list[Line]:
-        """The curve and the classes."""
         points = [
             (
                 f"{point.alpha:.2f}",
@@ -134,7 +126,7 @@ def _percent(value: Optional[float]) -> str:
     result=FinetuneClipResult,
     shows_log=True,
 )
-class FinetuneClipRequest(ChipOptions, Request):
+class FinetuneClipRequest(ChipOptions, LayerOption, Request):
     """A robust fine-tuning ("patching"; Zavras et al. 2024, Ilharco et al. 2022)."""
 
     data: Raster = param(
@@ -148,11 +140,7 @@ class FinetuneClipRequest(ChipOptions, Request):
         title="Field with the class",
         help="The field of the labelled places that holds the class, in English words such as “solar panels”.",
     )
-    layer: LayerName = advanced_param(
-        "",
-        title="Layer of the labelled places",
-        help="By default, the first layer with places that have a class.",
-    )
+    layer: str = inherited("")
     control: Folder = param(
         "",
         title="Control set",
@@ -207,7 +195,6 @@ class FinetuneClipRequest(ChipOptions, Request):
     )
 
     def check(self) -> None:
-        """Folders of pictures are folders, and the start is kept."""
         if not self.samples:
             if is_file(self.data):
                 raise ClippanError(

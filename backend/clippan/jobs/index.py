@@ -8,7 +8,7 @@ from typing import Optional
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Line, Message
 from clippan.jobs.base import Request, Result, job
-from clippan.jobs.kinds import Extent, IndexName, IndexOutput, ModelName, Rasters, check_writable, is_database
+from clippan.jobs.kinds import Extent, IndexName, IndexOutput, ModelName, Rasters
 from clippan.jobs.options import ExtentOptions, PictureOptions, RunOptions
 from clippan.jobs.param import advanced_param, inherited, param
 from clippan.jobs.rendering import Rendering, band_choice_sentences
@@ -25,8 +25,6 @@ class IndexResult(Result):
         added, kept, dropped: tiles that this job embedded, found unchanged, and removed.
         empty: tiles of this job that show too few valid pixels, and are not in the index.
         failed: rasters that could not be indexed, each a sentence.
-        device: where it was computed.
-        seconds: wall time.
         rate: tiles a second, without the start of the model; 0 if none was added.
         hints: sentences for the user: what in a folder is no picture, and bands that were guessed.
         pictures: which bands of each raster of this job the model saw, and how they were stretched.
@@ -48,7 +46,6 @@ class IndexResult(Result):
     pictures: tuple[Rendering, ...]
 
     def describe(self) -> list[Line]:
-        """What the index holds, and what this run did."""
         return [
             self.line("{output}: {tiles} tiles of {rasters} rasters, model {model}"),
             self.line(
@@ -117,18 +114,10 @@ class IndexRequest(PictureOptions, ExtentOptions, RunOptions, Request):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """None: folders among the rasters have to be looked into first."""
+        """None: folders among the rasters have to be looked into first; then no raster is replaced either."""
         return ()
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The index and its vectors, where they are files."""
-        return () if is_database(self.output) else (self.output, f"{self.output}.vectors")
-
     def check(self) -> None:
-        """The tile size is given once, and the index replaces no raster."""
-        if not is_database(self.output):
-            check_writable(self.output, self.rasters, ".vectors")
         if self.tile and self.tile_metres:
             raise ClippanError("The tile size is given in pixels and in metres; give one of them.")
 
@@ -162,7 +151,6 @@ class AboutIndexResult(Result):
     warning: str = ""
 
     def describe(self) -> list[Line]:
-        """What the index holds, raster by raster."""
         extent = ", ".join(f"{value:.10g}" for value in self.extent)
         return [
             self.line("{tiles} tiles of {rasters} rasters, vectors of {label} ({model})"),

@@ -17,7 +17,6 @@ from typing import Annotated, Any, Union
 from clippan.catalogue import models, prompts, sensors
 from clippan.core import texts
 from clippan.core.errors import ClippanError
-from clippan.core.messages import Message
 from clippan.jobs.param import Kind, Param
 
 # What no GeoTIFF is called: endings of other rasters, and of the other files that we write.
@@ -43,14 +42,15 @@ def is_database(name: str) -> bool:
 class RasterInput(Kind):
     """A raster: a file, the folder or archive of a scene, or any GDAL data source."""
 
-    reads = True
-    remedy = "name a file or a GDAL data source"
+    missing = "“{title}” is missing; name a file or a GDAL data source."
+
+    def inputs(self, value: Any) -> tuple[str, ...]:
+        return value if isinstance(value, tuple) else (value,)
 
     def check(self, param: Param, value: Any) -> None:
-        """Every item names something."""
         for path in value if param.many else (value,):
             if not path.strip() or "\0" in path:
-                raise ClippanError("“{title}” is missing; {remedy}.", title=_title(param), remedy=Message(self.remedy))
+                raise ClippanError(self.missing, title=param.title)
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,18 @@ class FileInput(RasterInput):
 class FolderInput(Kind):
     """A folder that exists."""
 
-    reads = True
-    remedy = "choose a folder"
+    missing = "“{title}” is missing; choose a folder."
+
+    def inputs(self, value: Any) -> tuple[str, ...]:
+        return (value,)
 
     def check(self, param: Param, value: Any) -> None:
-        """It is there, and no file."""
         if is_file(value):
-            raise ClippanError("“{title}”, {path}, is a file; choose a folder.", title=_title(param), path=value)
+            raise ClippanError("“{title}”, {path}, is a file; choose a folder.", title=param.title, path=value)
         if not is_folder(value):
             raise ClippanError(
                 "“{title}”, {path}, does not exist; create the folder or choose another.",
-                title=_title(param),
+                title=param.title,
                 path=value,
             )
 
@@ -88,11 +89,12 @@ class FolderInput(Kind):
 class IndexKind(Kind):
     """A tile index: a GeoPackage, or a connection to PostgreSQL."""
 
-    reads = True
-    remedy = "name a GeoPackage, or a catalogue as postgresql://…"
+    missing = "“{title}” is missing; name a GeoPackage, or a catalogue as postgresql://…."
+
+    def inputs(self, value: Any) -> tuple[str, ...]:
+        return (value,)
 
     def check(self, param: Param, value: Any) -> None:
-        """It is named as one of these."""
         if not is_database(value):
             _ends(param, value, (".gpkg",))
 
@@ -111,20 +113,22 @@ class Output(Kind):
     """
 
     writes = True
-    remedy = "name the file to write"
+    missing = "“{title}” is missing; name the file to write."
     endings: tuple[str, ...] = ()
     description: str = ""
     beside: str = ""
+
+    def outputs(self, value: Any) -> tuple[str, ...]:
+        return (value, value + self.beside) if self.beside else (value,)
 
     def check_place(self, path: str, inputs: Iterable[str]) -> None:
         """Raises ClippanError, in one sentence, if the file cannot be written there, or would replace an input."""
         check_writable(path, inputs, self.beside)
 
     def check(self, param: Param, value: Any) -> None:
-        """It lies on this machine, and its name ends as it has to."""
         if value.startswith("/vsi"):
             raise ClippanError(
-                "“{title}”, {path}, is not on this machine; choose a folder here.", title=_title(param), path=value
+                "“{title}”, {path}, is not on this machine; choose a folder here.", title=param.title, path=value
             )
         _ends(param, value, self.endings)
 
@@ -136,11 +140,10 @@ class RasterOutput(Output):
     endings: tuple[str, ...] = (".tif", ".tiff")
 
     def check(self, param: Param, value: Any) -> None:
-        """It is not called as a file of another kind is."""
         if value.lower().endswith((*_OTHER_RASTERS, *_NO_RASTERS)):
             raise ClippanError(
                 "“{title}”, {path}, would be a GeoTIFF; let its name end in .tif, or convert it afterwards.",
-                title=_title(param),
+                title=param.title,
                 path=value,
             )
 
@@ -149,32 +152,42 @@ class RasterOutput(Output):
 class DatabaseOutput(Output):
     """A file to write, or a connection to PostgreSQL."""
 
+    def outputs(self, value: Any) -> tuple[str, ...]:
+        return () if is_database(value) else super().outputs(value)
+
     def check_place(self, path: str, inputs: Iterable[str]) -> None:
-        """A connection has no place among files."""
         if not is_database(path):
             super().check_place(path, inputs)
 
     def check(self, param: Param, value: Any) -> None:
-        """A file is called as it has to be."""
         if not is_database(value):
             super().check(param, value)
 
 
 @dataclass(frozen=True)
 class FolderOutput(Kind):
-    """A folder to make, or to go on in."""
+    """A folder to make.
+
+    Attributes:
+        resumed: whether a run goes on in it, and so replaces nothing.
+    """
 
     writes = True
-    remedy = "name the folder to write"
+    missing = "“{title}” is missing; name the folder to write."
+    resumed: bool = False
+
+    def outputs(self, value: Any) -> tuple[str, ...]:
+        return () if self.resumed else (value,)
 
     def check(self, param: Param, value: Any) -> None:
-        """The folder that it lies in exists."""
+        if is_file(value):
+            raise ClippanError("“{title}”, {path}, is a file; choose a folder.", title=param.title, path=value)
         parent = Path(value).absolute().parent
         if not is_folder(parent):
             raise ClippanError(
                 "The folder {folder} does not exist; create it or choose another for “{title}”.",
                 folder=parent,
-                title=_title(param),
+                title=param.title,
             )
 
 
@@ -189,11 +202,10 @@ class BandsKind(Kind):
     picture: bool = False
 
     def check(self, param: Param, value: Any) -> None:
-        """They can be bands."""
         if self.picture and len(value) not in (1, 3):
             raise ClippanError(
                 "“{title}” lists {count} bands; choose three for red, green and blue, or one for grey.",
-                title=_title(param),
+                title=param.title,
                 count=len(value),
             )
         if any(number < 1 for number in value):
@@ -209,7 +221,6 @@ class TileNumbersKind(Kind):
     metavar = "N,N"
 
     def check(self, param: Param, value: Any) -> None:
-        """They count something, and no further than databases do."""
         for number in value:
             if not 0 < number <= _LAST_TILE:
                 raise ClippanError("There is no tile {number}; take the numbers that a search has told.", number=number)
@@ -222,7 +233,6 @@ class ExtentKind(Kind):
     metavar = "XMIN,YMIN,XMAX,YMAX"
 
     def check(self, param: Param, value: Any) -> None:
-        """It has four corners and an area."""
         if len(value) != 4 or not all(math.isfinite(number) for number in value):
             raise ClippanError("An extent has four numbers; write it as XMIN,YMIN,XMAX,YMAX.")
         left, bottom, right, top = value
@@ -245,7 +255,6 @@ class PointKind(Kind):
     metavar = "X,Y"
 
     def check(self, param: Param, value: Any) -> None:
-        """It has two coordinates."""
         if len(value) != 2 or not all(math.isfinite(number) for number in value):
             raise ClippanError("A place has two coordinates; write it as X,Y.")
 
@@ -257,11 +266,10 @@ class DateKind(Kind):
     metavar = "DATE"
 
     def check(self, param: Param, value: Any) -> None:
-        """It is written so."""
         if not _DATE.fullmatch(value):
             raise ClippanError(
                 "“{title}”, {text}, is not understood; write it like 2021-06-30, 2021-06 or 2021.",
-                title=_title(param),
+                title=param.title,
                 text=value,
             )
 
@@ -270,14 +278,19 @@ class DateKind(Kind):
 class PromptsKind(Kind):
     """A prompt table: in place, or in a file that the text names."""
 
+    def inputs(self, value: Any) -> tuple[str, ...]:
+        return (texts.named_file(value),)
+
     def check(self, param: Param, value: Any) -> None:
-        """It can be read."""
         prompts.parse_prompts(value)
 
 
 @dataclass(frozen=True)
 class PhrasesKind(Kind):
     """Names and words for them, in place or in a file that the text names."""
+
+    def inputs(self, value: Any) -> tuple[str, ...]:
+        return (texts.named_file(value),)
 
 
 @dataclass(frozen=True)
@@ -291,12 +304,10 @@ class ModelKind(Kind):
     none: bool = False
 
     def check(self, param: Param, value: Any) -> None:
-        """It is known, or weights with their description."""
         if value or not self.none:
             models.find_model(value)
 
     def choices(self) -> Mapping[str, str]:
-        """Those of the catalogue."""
         return {name: model.label for name, model in models.MODELS.items()}
 
 
@@ -305,7 +316,6 @@ class SensorKind(Kind):
     """A sensor of the catalogue, or "auto"."""
 
     def check(self, param: Param, value: Any) -> None:
-        """It is known."""
         if value != "auto" and sensors.find_sensor(value) is None:
             raise ClippanError(
                 "Unknown sensor '{name}'; choose auto or one of {known}.",
@@ -314,18 +324,12 @@ class SensorKind(Kind):
             )
 
     def choices(self) -> Mapping[str, str]:
-        """Those of the catalogue."""
         return {"auto": "Recognise from the data", **{name: item.label for name, item in sensors.SENSORS.items()}}
 
 
 @dataclass(frozen=True)
 class FieldKind(Kind):
     """A field of the labelled places."""
-
-
-@dataclass(frozen=True)
-class LayerKind(Kind):
-    """A layer of a vector file."""
 
 
 Raster = Annotated[str, RasterInput()]
@@ -346,9 +350,10 @@ PromptFile = Annotated[str, Output((".json",), "Prompt tables")]
 FusionModelOutput = Annotated[str, Output((".safetensors",), "Fusion models")]
 SceneEncoderOutput = Annotated[str, Output((".safetensors",), "Pre-trained scenes")]
 GeoPackage = Annotated[str, Output((".gpkg",), "GeoPackages")]
-IndexOutput = Annotated[str, DatabaseOutput((".gpkg",), "GeoPackages")]
+IndexOutput = Annotated[str, DatabaseOutput((".gpkg",), "GeoPackages", ".vectors")]
 PolygonFile = Annotated[str, Output((".gpkg", ".geojson", ".fgb", ".shp"), "Vector files")]
 OutputFolder = Annotated[str, FolderOutput()]
+RunFolder = Annotated[str, FolderOutput(resumed=True)]
 BandNumbers = Annotated[tuple[int, ...], BandsKind()]
 PictureBands = Annotated[tuple[int, ...], BandsKind(picture=True)]
 TileNumbers = Annotated[tuple[int, ...], TileNumbersKind()]
@@ -362,25 +367,6 @@ ModelName = Annotated[str, ModelKind()]
 OptionalModelName = Annotated[str, ModelKind(none=True)]
 SensorName = Annotated[str, SensorKind()]
 FieldName = Annotated[str, FieldKind()]
-LayerName = Annotated[str, LayerKind()]
-
-
-def inputs(request: Any, declared: Iterable[Param]) -> tuple[str, ...]:
-    """What a request reads, as far as its values tell."""
-    paths: list[str] = []
-    for param in declared:
-        value = getattr(request, param.name)
-        if param.kind.reads:
-            paths += value if param.many else [value or ""]
-        elif isinstance(param.kind, (PromptsKind, PhrasesKind)):
-            paths.append(texts.named_file(value))
-    return tuple(path for path in paths if path)
-
-
-def outputs(request: Any, declared: Iterable[Param]) -> tuple[str, ...]:
-    """The files that a request writes."""
-    paths = (getattr(request, param.name) for param in declared if isinstance(param.kind, Output))
-    return tuple(path for path in paths if path)
 
 
 def is_file(path: Union[str, Path]) -> bool:
@@ -435,15 +421,11 @@ def check_start_is_kept(folder: str, start: str) -> None:
         )
 
 
-def _title(param: Param) -> Message:
-    return Message(param.title)
-
-
 def _ends(param: Param, path: str, endings: Sequence[str]) -> None:
     if endings and not path.lower().endswith(tuple(endings)):
         raise ClippanError(
             "The name {path} does not fit “{title}”; let it end in {endings}.",
-            title=_title(param),
+            title=param.title,
             path=path,
             endings=", ".join(endings),
         )

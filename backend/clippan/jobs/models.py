@@ -49,7 +49,6 @@ class ListModelsResult(Result):
     size: int
 
     def describe(self) -> list[Line]:
-        """A row a model, and what each is good for."""
         rows = [
             (row.label, row.id, f"{row.size / 1e6:.0f}", row.licence, row.place or Message("no")) for row in self.models
         ]
@@ -80,7 +79,6 @@ class DownloadModelResult(Result):
     seconds: float
 
     def describe(self) -> list[Line]:
-        """Where the model is, and which."""
         return [
             self.line("The model is in {path}."),
             self.line("Commit {revision}, sha256 {sha256}", revision=self.revision or Message("unknown")),
@@ -112,7 +110,6 @@ class RemoveModelResult(Result):
     freed: int
 
     def describe(self) -> list[Line]:
-        """How much was freed."""
         if not self.freed:
             return [Message("The model was not in the cache.")]
         return [Message("{size:.0f} MB freed", size=self.freed / 1e6)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Optional
 
 from clippan.core.choice import Choice
@@ -13,12 +14,12 @@ from clippan.jobs.kinds import (
     CrsName,
     Extent,
     ModelName,
-    OutputFolder,
     PictureBands,
     PromptText,
     Raster,
     Rasters,
     Report,
+    RunFolder,
     SensorName,
 )
 from clippan.jobs.param import advanced_param, group, inherited, param
@@ -80,6 +81,9 @@ class Refinement(Choice):
     NONE = "none", "None: as the model sees it"
 
 
+loss_weight = functools.partial(advanced_param, low=0, high=1000)
+
+
 @group
 class DeviceOptions:
     """Where a job computes."""
@@ -125,6 +129,17 @@ class PictureOptions(NodataOption):
         Stretch.AUTO,
         title="Stretch",
         help="How values are scaled to a picture for the model, in the same way for the whole raster.",
+    )
+
+
+@group
+class LayerOption:
+    """Where labelled places are in a vector file."""
+
+    layer: str = advanced_param(
+        "",
+        title="Layer of the labelled places",
+        help="By default, the first layer with places that have a class.",
     )
 
 
@@ -272,7 +287,7 @@ class RasterStackOptions(NodataOption, SeedOption, RunOptions):
 class TrainingOptions(SeedOption, RunOptions):
     """How a vision-language model is trained. A run that was interrupted is resumed by the same request."""
 
-    output: OutputFolder = param(
+    output: RunFolder = param(
         title="Trained model",
         help="The folder of the run and, in the end, of the model in the form of open_clip. An interrupted run with "
         "the same parameters is resumed.",
@@ -330,8 +345,8 @@ class ChipOptions(TrainingOptions, PictureOptions):
     )
 
 
-_LONGEST = 100_000  # numbers that a range like 2-4 may stand for
-_DIGITS = 18  # of a number; Python refuses to read those of some thousand digits
+_MAX_RANGE = 100_000  # numbers that a range like 2-4 may stand for
+_MAX_DIGITS = 18  # of a number; Python refuses to read those of some thousand digits
 
 
 def parse_bands(text: str) -> tuple[int, ...]:
@@ -343,10 +358,10 @@ def parse_bands(text: str) -> tuple[int, ...]:
     numbers: list[int] = []
     for item in text.replace(",", " ").replace(";", " ").split():
         first, dash, last = item.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or max(len(first), len(last)) > _DIGITS:
-            raise ClippanError(f"The band list “{text}” is not understood; write it like 1,2,3 or 2-4.")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or max(len(first), len(last)) > _MAX_DIGITS:
+            raise ClippanError("The band list “{text}” is not understood; write it like 1,2,3 or 2-4.", text=text)
         start, end = int(first), int(last) if dash else int(first)
-        if abs(end - start) > _LONGEST:
-            raise ClippanError(f"The list “{text}” is too long; write fewer numbers.")
+        if abs(end - start) > _MAX_RANGE:
+            raise ClippanError("The list “{text}” is too long; write fewer numbers.", text=text)
         numbers.extend(range(start, end + 1) if start <= end else range(start, end - 1, -1))
     return tuple(numbers)

@@ -25,9 +25,6 @@ class PansharpenResult(Result):
         nodata: its nodata value, None if every pixel is valid.
         method, sensor, device: what was used, once "auto" was resolved.
         ratio: multispectral over panchromatic pixel size (x, y).
-        seconds: wall time.
-        provenance: what the file's GDAL tags hold as well.
-        hints: what the user may have overlooked, each a sentence.
         shift: how far MS was moved to the right and down, in PAN pixels (x, y).
         band_shifts: the same for each band, where they differ; else empty.
     """
@@ -49,7 +46,6 @@ class PansharpenResult(Result):
     band_shifts: tuple[tuple[float, ...], ...] = ()
 
     def describe(self) -> list[Line]:
-        """The file and how it was made."""
         return [
             self.line("{output}: {width} × {height} pixels, bands: {bands}, {dtype}"),
             self.line("Method {method}, sensor {sensor}, {device}, {seconds:.1f} s"),
@@ -101,7 +97,6 @@ class PansharpenRequest(PairOptions, RunOptions, Request):
     )
 
     def check(self) -> None:
-        """A model is for the network alone."""
         if self.model and self.method is not Method.CLIPPAN:
             raise ClippanError(
                 "A model is for the method clippan, not for {method}; leave one of them out.", method=self.method.value

@@ -36,15 +36,22 @@ class Kind:
     """What a value means beyond its type: a raster to read, a file to write, a list of bands.
 
     Attributes:
-        reads, writes: whether the value names files that the job reads or writes.
+        writes: whether the value names files that the job writes.
         metavar: a value in a usage line; empty for the parameter's name.
-        remedy: what to do where a value is missing.
+        missing: the sentence where there is no value.
     """
 
-    reads = False
     writes = False
     metavar = ""
-    remedy = "give a value"
+    missing = "“{title}” is missing; give a value."
+
+    def inputs(self, value: Any) -> tuple[str, ...]:
+        """Files and data sources that a value makes the job read, as far as it tells."""
+        return ()
+
+    def outputs(self, value: Any) -> tuple[str, ...]:
+        """Files and folders that a value makes the job write."""
+        return ()
 
     def check(self, param: Param, value: Any) -> None:
         """Raises ClippanError, in one sentence, if a value that was given cannot be meant."""
@@ -74,7 +81,7 @@ class Param:
         kind: what it means beyond its type, if anything.
     """
 
-    title: str
+    title: Message
     help: str
     default: Any = REQUIRED
     low: Optional[float] = None
@@ -93,6 +100,7 @@ class Param:
     def __post_init__(self) -> None:
         if self.low is not None and self.high is not None and self.low > self.high:
             raise ValueError(f"the range of {self.title} is empty")
+        object.__setattr__(self, "title", Message(self.title))  # to be translated in the sentences that hold it
 
     @property
     def required(self) -> bool:
@@ -109,7 +117,7 @@ class Param:
     @property
     def label(self) -> Message:
         """The title with the unit and an example, as a dialog shows it."""
-        label = Message(self.title)
+        label = self.title
         if self.unit:
             label = Message("{title} ({unit})", title=label, unit=Message(self.unit))
         return Message("{title}, such as {example}", title=label, example=self.example) if self.example else label
@@ -139,27 +147,28 @@ class Param:
         """
         empty = not value.strip() if isinstance(value, str) else value in ((), None)
         if self.required and empty:
-            raise ClippanError(
-                "“{title}” is missing; {remedy}.", title=Message(self.title), remedy=Message(self.kind.remedy)
-            )
+            raise ClippanError(self.kind.missing, title=self.title)
         if value is None or (value == self.default and not self.required):
             return
         self.kind.check(self, value)
         if self.constraint is not None:
             for number in value if self.many else (value,):
-                self._in_range(number)
+                self._check_range(number)
 
-    def _in_range(self, number: float) -> None:
+    def _check_range(self, number: float) -> None:
         low = -math.inf if self.low is None else self.low
         high = math.inf if self.high is None else self.high
-        good = low <= number <= high if self.above is None else self.above < number < math.inf
-        if not good:
-            raise ClippanError(
-                "“{title}” is {value}; it has to be {constraint}.",
-                title=Message(self.title),
-                value=f"{number:g}",
-                constraint=self.constraint,
-            )
+        if low <= number <= high if self.above is None else self.above < number < math.inf:
+            return
+        if self.above is not None:
+            sentence = "“{title}” is {value}; it has to be greater than {above}."
+        elif self.high is None:
+            sentence = "“{title}” is {value}; it has to be {low} or more."
+        else:
+            sentence = "“{title}” is {value}; it has to be between {low} and {high}."
+        limits = {name: getattr(self, name) for name in ("low", "high", "above")}
+        given = {name: f"{limit:g}" for name, limit in limits.items() if limit is not None}
+        raise ClippanError(sentence, title=self.title, value=f"{number:g}", **given)
 
 
 def param(default: Any = REQUIRED, **declared: Any) -> Any:

@@ -20,9 +20,6 @@ class PretrainSceneResult(Result):
         modalities: bands of each raster.
         steps: of training.
         loss: at its end: the part of the variance of hidden pixels that the network does not fill in, 0 to about 1.
-        hints: sentences for the user.
-        device: where it was computed.
-        seconds: wall time.
     """
 
     output: str
@@ -34,7 +31,6 @@ class PretrainSceneResult(Result):
     seconds: float
 
     def describe(self) -> list[Line]:
-        """What was learned, and how well."""
         return [
             self.line(
                 "{output}: bands: {bands}, {steps} steps, {seconds:.1f} s on {device}; {part:.0%} of the variance of "
@@ -60,5 +56,4 @@ class PretrainSceneRequest(RasterStackOptions, Request):
     )
 
     def check(self) -> None:
-        """The grid is that of one of the rasters."""
         self.check_grid()

@@ -9,7 +9,7 @@ from clippan.core import texts
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Line, Message, Table
 from clippan.jobs.base import Request, Result, job
-from clippan.jobs.kinds import Date, Files, Folder, GeoPackage, IndexName, Point, RasterFile, TileNumbers
+from clippan.jobs.kinds import Date, Files, GeoPackage, IndexName, OutputFolder, Point, RasterFile, TileNumbers
 from clippan.jobs.options import DeviceOptions, ExtentOptions
 from clippan.jobs.param import advanced_param, param
 
@@ -56,8 +56,6 @@ class SearchResult(Result):
         crs: of the hits' coordinates, as ``EPSG:32618`` or WKT; empty for pictures without coordinates.
         tiles: how many were searched.
         output, heatmap: files that were written, empty if none was asked for.
-        hints: what the user may want to know, each a sentence.
-        seconds: wall time.
     """
 
     hits: tuple[Hit, ...]
@@ -71,7 +69,6 @@ class SearchResult(Result):
     seconds: float
 
     def describe(self) -> list[Line]:
-        """The hits, and what was searched."""
         rows = [
             (
                 str(hit.rank),
@@ -167,7 +164,6 @@ class SearchRequest(ExtentOptions, DeviceOptions, Request):
         return (self.index, f"{self.index}.vectors", *self.image)
 
     def check(self) -> None:
-        """There is something to search for, in words, and the dates are in order."""
         if not (any(item.strip() for item in self.text) or self.image or self.at or self.like):
             raise ClippanError("Nothing to search for was given; give a text, an example picture or a place.")
         for text in filter(str.strip, (*self.text, *self.without)):
@@ -188,7 +184,6 @@ class ThumbnailsResult(Result):
     files: Mapping[str, str]
 
     def describe(self) -> list[Line]:
-        """The files."""
         return list(self.files.values()) or [Message("No picture could be made.")]
 
 
@@ -203,5 +198,5 @@ class ThumbnailsRequest(Request):
 
     index: IndexName = param(title="Index", help="The index: a GeoPackage, or postgresql://….", positional=True)
     tiles: TileNumbers = param(title="Tiles", help="Numbers of the tiles, from a search.")
-    folder: Folder = param(title="Folder for pictures", help="Where to write the PNG files.")
+    folder: OutputFolder = param(title="Folder for pictures", help="Where to write the PNG files.")
     pixels: int = param(96, title="Size of the pictures", help="Edge of the pictures.", low=16, unit="pixels")

@@ -43,17 +43,12 @@ class SegmentResult(Result):
 
     Attributes:
         output: the map.
-        width, height: its size.
         classes: the area of each, in the order of the values, and last what stayed unclassified (value 0).
         model: that made it.
-        device: where it was computed.
         window: edges, in the raster's pixels, of the pictures that the model saw.
-        seconds: wall time.
         rate: megapixels of the raster a second, without the start of the model.
         confidence, probabilities, polygons, areas: the other files; empty where not asked for.
         count: of polygons.
-        hints: sentences for the user.
-        provenance: the map's tags.
         picture: which bands the model saw, and how they were stretched.
     """
 
@@ -76,7 +71,6 @@ class SegmentResult(Result):
     picture: Rendering
 
     def describe(self) -> list[Line]:
-        """The areas, the files and how they were made."""
         heading = (
             "Value",
             "Class",

@@ -11,8 +11,8 @@ from clippan.core.choice import Choice
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Line, Table
 from clippan.jobs.base import Request, Result, job
-from clippan.jobs.kinds import FieldName, Files, LayerName, OutputFolder, Phrases, Rasters, Vectors, check_start_is_kept
-from clippan.jobs.options import PictureOptions, TrainingOptions
+from clippan.jobs.kinds import FieldName, Files, OutputFolder, Phrases, Rasters, Vectors, check_start_is_kept
+from clippan.jobs.options import PictureOptions, TrainingOptions, loss_weight
 from clippan.jobs.param import advanced_param, inherited, param
 from clippan.jobs.rendering import Rendering
 
@@ -57,14 +57,9 @@ class TrainClipResult(Result):
     """What was trained.
 
     Attributes:
-        model: the folder, for --model.
-        base: the model that it started from.
         pictures: that it was trained on.
         objects: boxes, or whole pictures with a category, that stage 2 was trained on.
         steps: of the optimiser, in each stage.
-        losses: the terms, the mean of the last steps.
-        device: where it was trained.
-        seconds: wall time of this process.
     """
 
     model: str
@@ -77,7 +72,6 @@ class TrainClipResult(Result):
     seconds: float
 
     def describe(self) -> list[Line]:
-        """What was trained, and the losses."""
         losses = ", ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
         return [
             self.line(
@@ -127,12 +121,10 @@ class TrainClipRequest(TrainingOptions, Request):
         title="Distillation target",
         help="What of a crop the cells of the whole picture are compared with in stage 1.",
     )
-    weight: float = advanced_param(
+    weight: float = loss_weight(
         0.1,
         title="Weight of the distillation",
         help="Weight of the distillation beside the contrastive loss; 0 leaves it out.",
-        low=0,
-        high=1000,
     )
     crops: int = advanced_param(
         4,
@@ -176,7 +168,6 @@ class TrainClipRequest(TrainingOptions, Request):
     weight_decay: float = inherited(1.0)
 
     def check(self) -> None:
-        """The stages exist, and the start is kept."""
         check_start_is_kept(self.output, self.model)
         if self.stages not in ((1,), (2,), (1, 2)):
             raise ClippanError("The stages are 1, 2 or 1,2; choose one of these.")
@@ -191,8 +182,6 @@ class RegionsResult(Result):
         table: its ``regions.json``.
         pictures: that hold objects.
         objects: boxes of each category.
-        hints: sentences for the user.
-        seconds: wall time.
         seen: which bands of each raster are in the pictures, and how they were stretched.
     """
 
@@ -205,7 +194,6 @@ class RegionsResult(Result):
     seen: tuple[Rendering, ...]
 
     def describe(self) -> list[Line]:
-        """The pictures, and the objects of each class."""
         rows = [(name, str(count)) for name, count in self.objects.items()]
         return [
             Table(("Class", "Objects"), rows),
@@ -242,7 +230,7 @@ class RegionsRequest(PictureOptions, Request):
         title="Field with the class",
         help="The field of the vector files that holds the category.",
     )
-    layer: LayerName = advanced_param(
+    layer: str = advanced_param(
         "",
         title="Layer of the polygons",
         help="By default, the first layer with polygons that have a category.",
@@ -277,13 +265,7 @@ class RegionsRequest(PictureOptions, Request):
     )
     format: ImageFormat = advanced_param(ImageFormat.PNG, title="Picture format", help="File format of the pictures.")
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The folder."""
-        return (self.output,)
-
     def check(self) -> None:
-        """Each raster has its labels, and the legend can be read."""
         if len(self.rasters) != len(self.labels):
             raise ClippanError(
                 "{rasters} rasters and {labels} labels were given; give one for each.",

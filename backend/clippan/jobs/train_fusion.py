@@ -8,7 +8,7 @@ from typing import Optional
 
 from clippan.core.messages import Line
 from clippan.jobs.base import Request, Result, job
-from clippan.jobs.kinds import File, Folder, OutputFolder
+from clippan.jobs.kinds import File, Folder, RunFolder
 from clippan.jobs.options import DeviceOptions
 from clippan.jobs.param import param
 
@@ -21,9 +21,6 @@ class TrainFusionResult(Result):
         model: the file for Pansharpen.
         parameters: how many numbers it learned.
         steps: of the optimiser.
-        losses: the terms, the mean of the last steps.
-        device: where it was trained.
-        seconds: wall time of this process.
     """
 
     model: str
@@ -34,7 +31,6 @@ class TrainFusionResult(Result):
     seconds: float
 
     def describe(self) -> list[Line]:
-        """What was trained, and the losses."""
         return [
             self.line("{model}: {parameters} parameters, {steps} steps, {seconds:.0f} s"),
             ", ".join(f"{name} {value:.4f}" for name, value in self.losses.items()),
@@ -52,7 +48,7 @@ class TrainFusionRequest(DeviceOptions, Request):
     """A training."""
 
     data: Folder = param(title="Training data", help="The folder that the paths of the recipe start from.")
-    output: OutputFolder = param(
+    output: RunFolder = param(
         title="Folder of the run", help="The folder of the run. An interrupted run of the same recipe is resumed."
     )
     recipe: File = param(
