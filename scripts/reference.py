@@ -48,6 +48,7 @@ def _value(item: Param) -> list[str]:
         facts.append(str(item.constraint))
     default = item.default.value if isinstance(item.default, enum.Enum) else item.default
     if not item.required and default not in (None, "", ()):
+        default = ",".join(map(str, default)) if item.many else default
         facts.append(f"default {'on' if default is True else 'off' if default is False else default}")
     return facts
 

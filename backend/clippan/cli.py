@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import enum
 import io
 import json
@@ -30,23 +29,15 @@ from clippan.core.errors import Cancelled, ClippanError
 from clippan.core.json import from_json, to_json
 from clippan.core.messages import render
 from clippan.handlers import run
-from clippan.jobs import (
-    JOBS,
-    ClipMethod,
-    DoctorResult,
-    Result,
-    TrainClipResult,
-    TrainFusionResult,
-    parse_bands,
-)
+from clippan.jobs import JOBS, ClipMethod, DoctorResult, Result, TrainClipResult, TrainFusionResult, parse_bands
 from clippan.jobs.param import Param, params
 
 FAILED = 2
 INTERRUPTED = 130
 
-_GROUPS = {"pretrain": "learn without labels", "train": "train a network", "finetune": "fine-tune a model"}
+_GROUPS = {"pretrain": "Learns without labels.", "train": "Trains a network.", "finetune": "Fine-tunes a model."}
 # ``clippan train clip --method patch`` is a job of its own, with options of its own.
-_METHOD, _PATCH = ("--method", "patch"), ("finetune", "clip")
+_METHOD, _PATCH, _PATCH_COMMAND = "--method", "patch", ("finetune", "clip")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         *group, word = name.split()  # "train fusion" is the command fusion of the group train
         for title in group:
             if title not in groups:
-                member = commands.add_parser(title, help=_GROUPS[title], description=f"{_GROUPS[title].capitalize()}.")
+                member = commands.add_parser(title, help=_GROUPS[title], description=_GROUPS[title])
                 groups[title] = member.add_subparsers(
                     dest="member", metavar="WHAT", required=True, parser_class=_Parser
                 )
@@ -81,64 +72,50 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(job=name)
         for item in params(request):
             _add_option(command, item)
-        command.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
-        command.add_argument("--debug", action="store_true", help="log to stderr, and show where a failure happened")
+        command.add_argument("--json", action="store_true", help="Prints the result as JSON, and nothing else.")
+        command.add_argument("--debug", action="store_true", help="Logs to stderr, and shows where a failure happened.")
     return top
 
 
 def _add_option(command: argparse.ArgumentParser, item: Param) -> None:
     """Adds the option of a parameter."""
-    name, text = item.option, item.help.replace("%", "%%")  # argparse formats it
+    text = item.help.replace("%", "%%")  # argparse formats it
     metavar = item.kind.metavar or {int: "N", float: "VALUE"}.get(item.type, item.name.upper())
     if item.positional:
         kind, count = (str, "+") if item.many else (item.type, None)
         command.add_argument(item.name, type=kind, nargs=count, metavar=metavar, help=text)
-    elif item.type is bool:
+        return
+    details: dict[str, Any] = {"required": item.required, "default": None if item.required else item.default}
+    if item.type is bool:
         if item.default:
             text = f"Turns this off: {text[:1].lower()}{text[1:]}"
-        action = "store_false" if item.default else "store_true"
-        command.add_argument(name, dest=item.name, action=action, help=text)
+        details = {"action": "store_false" if item.default else "store_true"}
     elif item.many and item.type in (int, float):
-        convert = _integer_list if item.type is int else _number_list
-        metavar = item.kind.metavar or ("N,N" if item.type is int else "VALUE,VALUE")
-        default = None if item.required else item.default
-        command.add_argument(
-            name,
-            type=convert,
-            required=item.required,
-            default=default,
-            metavar=metavar,
-            help=_help_with_facts(item, text),
-        )
+        metavar = item.kind.metavar or f"{metavar},{metavar}"
+        details |= {"type": _integer_list if item.type is int else _number_list, "metavar": metavar}
+        text = _help_with_facts(item, text)
     elif item.many:
-        default = None if item.required else list(item.default)
-        command.add_argument(
-            name, nargs="+", action="extend", required=item.required, default=default, metavar=metavar, help=text
-        )
+        details |= {"nargs": "+", "action": "extend", "metavar": metavar}
+        details["default"] = None if item.required else list(item.default)
     elif issubclass(item.type, enum.Enum):
         words = list(item.choices)
         text = f"{text} One of: {', '.join(words)} (default: {item.default.value})."
         # argparse lists the choices in the message of a wrong one, and hides nothing.
-        command.add_argument(name, type=str.lower, choices=words, default=item.default.value, metavar="NAME", help=text)
+        details = {"type": str.lower, "choices": words, "default": item.default.value, "metavar": "NAME"}
     else:
-        default = None if item.required else item.default
-        command.add_argument(
-            name,
-            type=item.type,
-            required=item.required,
-            default=default,
-            metavar=metavar,
-            help=_help_with_facts(item, text),
-        )
+        details |= {"type": item.type, "metavar": metavar}
+        text = _help_with_facts(item, text)
+    command.add_argument(item.option, dest=item.name, help=text, **details)
 
 
 def _help_with_facts(item: Param, text: str) -> str:
     """The help of a parameter with its range, the known values and the default, where it has these."""
-    facts = [] if item.constraint is None else [f"{item.constraint}{f' {item.unit}' if item.unit else ''}"]
+    facts = [] if item.constraint is None else [f"{item.constraint} {item.unit}".strip()]
     if item.choices:
         facts.append(f"one of {', '.join(item.choices)}")
     if not item.required and item.default not in (None, "", ()):
-        facts.append(f"default: {item.default}")
+        default = ",".join(map(str, item.default)) if item.many else item.default
+        facts.append(f"default: {default}")
     return f"{text} ({'; '.join(facts)})" if facts else text
 
 
@@ -156,24 +133,30 @@ def _integer_list(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
 
 
-def _join_dashed_values(arguments: Sequence[str], options: _Options) -> list[str]:
+def _join_dashed_values(arguments: Sequence[str], top: argparse.ArgumentParser) -> list[str]:
     """The arguments with ``--text -forest`` as one word, and likewise ``--nodata -3.4e38``: argparse takes what begins
     with a dash for an option."""
+    value_counts = {option: action.nargs for action in _actions(top) for option in action.option_strings}
+
+    def begins_option(argument: str) -> bool:
+        # -output is a slip of the pen; -3 and -forest are values
+        slip = argument.startswith("-") and f"-{argument.split('=')[0]}" in value_counts
+        return argument in value_counts or argument.startswith("--") or slip
+
     joined: list[str] = []
-    place = 0
-    while place < len(arguments):
-        option = arguments[place]
-        place += 1
+    start = 0
+    while start < len(arguments):
+        option = arguments[start]
+        start += 1
         joined.append(option)
         if option == "--":
-            return [*joined, *arguments[place:]]
-        if option not in options.valued:
+            return [*joined, *arguments[start:]]
+        if value_counts.get(option, 0) == 0:
             continue
-        end = place
-        most = len(arguments) if option in options.several else place + 1
-        while end < min(most, len(arguments)) and not options.begin(arguments[end]):
+        end, limit = start, len(arguments) if value_counts[option] == "+" else start + 1
+        while end < min(limit, len(arguments)) and not begins_option(arguments[end]):
             end += 1
-        values, place = arguments[place:end], end
+        values, start = arguments[start:end], end
         if any(value.startswith("-") for value in values):
             joined[-1:] = [f"{option}={value}" for value in values]
         else:
@@ -181,52 +164,29 @@ def _join_dashed_values(arguments: Sequence[str], options: _Options) -> list[str
     return joined
 
 
-@dataclasses.dataclass(frozen=True)
-class _Options:
-    """The options of all commands: every one, those that take a value, and those that take several."""
-
-    known: frozenset[str]
-    valued: frozenset[str]
-    several: frozenset[str]
-
-    @classmethod
-    def of(cls, top: argparse.ArgumentParser) -> _Options:
-        """Those of a parser and the parsers of its commands."""
-        actions: list[argparse.Action] = []
-        parsers = [top]
-        for one in parsers:  # which grows
-            for action in one._actions:
-                if isinstance(action, argparse._SubParsersAction):
-                    parsers += action.choices.values()
-                else:
-                    actions.append(action)
-        kinds: list[list[str]] = [[], [], []]
-        for action in actions:
-            kinds[0] += action.option_strings
-            kinds[1] += action.option_strings if action.nargs != 0 else ()
-            kinds[2] += action.option_strings if action.nargs == "+" else ()
-        return cls(*map(frozenset, kinds))
-
-    def begin(self, argument: str) -> bool:
-        """Whether an argument begins an option, or looks as if it was meant to."""
-        if argument in self.known or argument.startswith("--"):
-            return True
-        # -output is a slip of the pen; -3 and -forest are values
-        return argument.startswith("-") and f"-{argument.split('=')[0]}" in self.known
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """What a parser and those of its commands take."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _actions(command)
+        else:
+            yield action
 
 
 def _route_method(arguments: Sequence[str]) -> list[str]:
     """The arguments with ``train clip --method patch`` as the command that does it."""
-    plain = [
-        part for argument in arguments for part in (argument.split("=", 1) if "--method=" in argument else [argument])
-    ]
-    if plain[:2] == ["train", "clip"]:
-        for place in range(2, len(plain) - 1):
-            known = [*(method.value for method in ClipMethod), _METHOD[1]]
-            if plain[place] == _METHOD[0] and plain[place + 1].lower() not in known:
-                raise ClippanError(f"There is no method {plain[place + 1]}; choose one of {', '.join(known)}.")
-            if (plain[place], plain[place + 1].lower()) == _METHOD:
-                return [*_PATCH, *plain[2:place], *plain[place + 2 :]]
+    words = [word for item in arguments for word in (item.split("=", 1) if item.startswith("--method=") else [item])]
+    if words[:2] != ["train", "clip"]:
+        return list(arguments)
+    for number, (option, value) in enumerate(zip(words, words[1:])):
+        if option != _METHOD:
+            continue
+        known = [*(method.value for method in ClipMethod), _PATCH]
+        if value.lower() not in known:
+            raise ClippanError("There is no method {name}; choose one of {known}.", name=value, known=", ".join(known))
+        if value.lower() == _PATCH:
+            return [*_PATCH_COMMAND, *words[2:number], *words[number + 2 :]]
     return list(arguments)
 
 
@@ -244,7 +204,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     progress = _Progress()
     try:
         top = parser()
-        given = _join_dashed_values(_route_method(sys.argv[1:] if arguments is None else arguments), _Options.of(top))
+        given = _join_dashed_values(_route_method(sys.argv[1:] if arguments is None else arguments), top)
         options = vars(top.parse_args(given))
         job, as_json, debug = JOBS[options.pop("job")], options.pop("json"), options.pop("debug")
         for word in ("command", "member"):

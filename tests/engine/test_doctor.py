@@ -94,6 +94,21 @@ def test_a_library_that_a_job_needs_is_told(monkeypatch):
         run(ListModelsRequest())
 
 
+def test_a_package_that_a_job_lacks_is_named(monkeypatch):
+    without(monkeypatch, "clippan.handlers.models", error=ModuleNotFoundError("No module", name="sklearn.svm"))
+    with pytest.raises(ClippanError, match=r"has no scikit-learn, which this job needs; run Set up engine, or install"):
+        run(ListModelsRequest())
+    check = doctor._library("sklearn", False, "")
+    assert check.remedy.startswith("Run Set up engine, or install scikit-learn in this Python")
+
+
+def test_the_text_is_in_the_language_of_the_user(light, monkeypatch):
+    monkeypatch.setattr(doctor, "current_language", lambda: "de")
+    result = doctor.run(DoctorRequest(device=Device.CPU), Context())
+    assert "The engine works." not in result.text
+    assert find(result, "Machine").name == "Machine"
+
+
 def test_no_gdal(light, monkeypatch):
     without(monkeypatch, "osgeo.gdal")
     check = find(doctor.run(DoctorRequest(), Context()), "GDAL")
@@ -124,7 +139,7 @@ def test_gdal_without_drivers_or_zstd(light, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "found", "remedy"),
     [
-        ("", "not installed", "Run Set up engine, if you want"),
+        ("", "not installed", "install torchvision in this Python"),
         ("RuntimeError: operator torchvision::nms does not exist", "nms does not exist", "both .* from one index"),
     ],
 )

@@ -68,7 +68,7 @@ def cuda_problem() -> str:
     if torch.version.cuda is None and torch.version.hip is None:
         return Message("this PyTorch ({version}) is built without CUDA", version=str(torch.__version__))
     if not torch.cuda.is_available():
-        return "PyTorch finds no CUDA device or no driver that fits it"
+        return Message("PyTorch finds no CUDA device or no driver that fits it")
     try:
         # A GPU that is too old or too new for this build is "available", and fails only when used.
         (torch.ones(1, device="cuda") + 1).item()
@@ -120,19 +120,19 @@ def choose_device(wanted: Device, needs_float64: bool = False) -> DeviceChoice:
     """
     torch = require_torch()
     if wanted is Device.CPU:
-        return DeviceChoice(torch.device("cpu"), "The CPU was asked for.")
+        return DeviceChoice(torch.device("cpu"), Message("The CPU was asked for."))
     if wanted is Device.MPS:
         if not torch.backends.mps.is_available():
             raise ClippanError("MPS was asked for, but this is no Mac with a GPU that PyTorch can use; choose auto.")
         if needs_float64:
-            return DeviceChoice(torch.device("cpu"), "MPS has no float64, in which figures are summed.")
-        return DeviceChoice(torch.device("mps"), "MPS was asked for.")
+            return DeviceChoice(torch.device("cpu"), Message("MPS has no float64, in which figures are summed."))
+        return DeviceChoice(torch.device("mps"), Message("MPS was asked for."))
     problem = cuda_problem()
     if not problem:
         gpu = torch.cuda.get_device_name()
         return DeviceChoice(
             torch.device("cuda"),
-            "CUDA was asked for." if wanted is Device.CUDA else Message("CUDA works on {gpu}.", gpu=gpu),
+            Message("CUDA was asked for.") if wanted is Device.CUDA else Message("CUDA works on {gpu}.", gpu=gpu),
         )
     if wanted is Device.CUDA:
         raise ClippanError(

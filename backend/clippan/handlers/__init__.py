@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any, Optional
 
 from clippan.core import utf8
@@ -12,6 +13,8 @@ from clippan.core.device import require_torch
 from clippan.core.errors import ClippanError, one_line
 from clippan.core.json import to_json
 from clippan.jobs.base import Request
+
+_PIP_NAMES = dict(sklearn="scikit-learn", yaml="pyyaml", PIL="pillow", open_clip="open_clip_torch", osgeo="gdal")
 
 
 def run(request: Request, context: Optional[Context] = None) -> Any:
@@ -23,17 +26,40 @@ def run(request: Request, context: Optional[Context] = None) -> Any:
     utf8.check(to_json(request))
     request.validate()
     if any(request.outputs) and request.inputs:
-        from clippan.raster.files import refuse_overwriting  # needs GDAL, which not every job does
-
-        refuse_overwriting(request.outputs, request.inputs)
+        files = _import_module("clippan.raster.files")  # needs GDAL, which not every job does
+        files.refuse_overwriting(request.outputs, request.inputs)
+    handler = _import_module(f"{__name__}.{request.name.replace(' ', '_')}")
     try:
-        handler = importlib.import_module(f"{__name__}.{request.name.replace(' ', '_')}")
+        return handler.run(request, context or Context())
+    except ModuleNotFoundError as error:  # a library that is imported only where it is used
+        raise _library_error(error) from error
+
+
+def pip_name(module: str) -> str:
+    """What pip calls the package that holds a module."""
+    return _PIP_NAMES.get(module, module)
+
+
+def _import_module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
     except Exception as error:
         require_torch()  # says in one sentence what is wrong with it, if it is that
         if isinstance(error, ImportError):
-            raise ClippanError(
-                "A library that this job needs does not load ({reason}); run Check engine, which names the remedy.",
-                reason=one_line(error),
-            ) from error
+            raise _library_error(error) from error
         raise
-    return handler.run(request, context or Context())
+
+
+def _library_error(error: ImportError) -> ClippanError:
+    missing = (error.name or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and missing not in ("", "clippan"):
+        return ClippanError(
+            "The engine's Python ({executable}) has no {package}, which this job needs; run Set up engine, or install "
+            "{package} there.",
+            executable=sys.executable,
+            package=pip_name(missing),
+        )
+    return ClippanError(
+        "A library that this job needs does not load ({reason}); run Check engine, which names the remedy.",
+        reason=one_line(error),
+    )
