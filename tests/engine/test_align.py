@@ -310,7 +310,7 @@ def test_what_cannot_be_aligned_is_told(tmp_path, pair, models):
     assert "too small for training and held-out chips of 150" in sentence(pair[1], size=150)
     bare = write_raster(tmp_path / "bare.tif", sensed[:, :100], origin=None, epsg=None)
     assert "differs in size from the teacher's" in sentence(bare)
-    with pytest.raises(ClippanError, match="The teacher has 1 rasters and the sensor 2"):
+    with pytest.raises(ClippanError, match=r"The numbers of rasters differ \(teacher: 1, sensor: 2\)"):
         run(asked(tmp_path, ((pair[0],), (pair[1], far)), model))
     with pytest.raises(ClippanError, match="and not all"):
         run(asked(tmp_path, pair, model, test=(1,)))

@@ -111,7 +111,7 @@ def test_of_several_processes_that_train_one_tells(rank, tells, monkeypatch, cap
         monkeypatch.setenv("RANK", rank)
     assert cli.main(["train", "fusion", "--data", "d", "--output", "o"]) == 0
     out = capsys.readouterr().out
-    assert out == ("m.safetensors: 7 parameters, 3 steps, 1 s\ntruth.supervised 0.5000\n" if tells else "")
+    assert out == ("m.safetensors: parameters: 7, steps: 3; 1 s\ntruth.supervised 0.5000\n" if tells else "")
 
 
 def test_every_option_of_pansharpen(requests, tmp_path):

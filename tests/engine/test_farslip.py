@@ -626,7 +626,7 @@ def test_two_processes_learn_what_one_does_with_the_double_batch(boxed, models, 
     command = ["train", "clip", "--data", str(boxed), "--batch", "3", "--train-text", "--warmup", "0", *words]
     done, (first, second) = in_two(tmp_path, "self.loaded.network.state_dict()", command)
     assert done.stderr.count("Step 6: contrast") == 1  # one of them tells
-    assert done.stdout.count("6 pictures, 12 objects, 3 + 3 steps") == 1
+    assert done.stdout.count("pictures: 6, objects: 12, steps: 3 + 3") == 1
     assert all(torch.equal(first[name], second[name]) for name in first)
     learn(boxed, tmp_path / "alone", models["transformer"], steps=3, batch=6, train_text=True, warmup=0)
     alone, start = (
@@ -813,7 +813,7 @@ def test_categories_that_come_to_nothing_are_named(land, tmp_path):
         ({"legend": "#112233=water"}, "has colours, but the mask"),
         ({"legend": "trees=forest"}, "whole numbers or colours"),
         ({"legend": "7=forest"}, "No object is large enough or fills enough of its box"),
-        ({"legend": "nowhere.json"}, "The legend nowhere.json cannot be read"),
+        ({"legend": "nowhere.json"}, "The file nowhere.json cannot be read"),
         ({"labels": "small"}, "has 50 × 40 pixels and its raster 100 × 80"),
         ({"labels": "shapes"}, "has no field class; choose one of its fields"),
         ({"labels": "shapes", "field": "kind", "legend": "barn=building"}, "no polygon whose class in the field kind"),

@@ -173,7 +173,7 @@ def test_the_longest_names_work(tmp_path, monkeypatch):
         with write_output(name, "map") as part:
             part.write_text("whole")
         assert Path(name).read_text() == "whole"
-        with pytest.raises(ClippanError, match=r"\.aux\.xml is 8 bytes too long; choose a shorter one"):
+        with pytest.raises(ClippanError, match=r"\.aux\.xml is too long \(bytes too many: 8\); choose a shorter one"):
             check_writable(name, (), ".aux.xml")
 
 

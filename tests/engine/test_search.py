@@ -279,7 +279,7 @@ def test_the_command(index, tmp_path, capsys):
     assert cli.main(["search", index, "--text", "red", "--top", "1"]) == 0
     assert "red" in capsys.readouterr().out
     assert cli.main(["about", index]) == 0
-    assert "16 tiles of 1 rasters, vectors of Colours" in capsys.readouterr().out
+    assert "Tiles: 16, rasters: 1, vectors of Colours" in capsys.readouterr().out
     assert cli.main(["search", index]) == 2
     assert capsys.readouterr().err == "Nothing to search for was given; give a text, an example picture or a place.\n"
     assert cli.main(["search", index, "--text", "red", "--at", "-5,7"]) == 2

@@ -556,7 +556,7 @@ def test_all_that_an_alignment_can_be_asked(run, asked, pairs, rasters, tmp_path
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"TEACHER": "both"}, "The teacher has 2 rasters and the sensor 1"),
+        ({"TEACHER": "both"}, r"The numbers of rasters differ \(teacher: 2, sensor: 1\)"),
         ({"LOW": "dark"}, "dark, is not understood; write numbers"),
         ({"LOW": "0"}, "The lowest and the highest values go together"),
         ({"TEST": "7"}, "The pairs to measure with are some of 1 to 1"),

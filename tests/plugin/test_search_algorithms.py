@@ -87,8 +87,8 @@ def test_all_that_an_index_can_be_asked(run, asked, raster, tmp_path):
         "device": "cpu",
     }
     assert (results["OUTPUT"], results["TILES"], results["ADDED"]) == (output, 16, 16)
-    assert any("16 tiles of 1 rasters" in line for line in feedback.lines)
-    assert any(line.startswith("16 added, 0 kept") for line in feedback.lines)
+    assert any("tiles: 16, rasters: 1" in line for line in feedback.lines)
+    assert any(line.startswith("Tiles added: 16, kept: 0") for line in feedback.lines)
 
 
 def test_a_folder_of_the_users_own_model(run, asked, raster, tmp_path):

@@ -116,7 +116,7 @@ def parse_prompts(text: str) -> PromptTable:
         ClippanError: the text cannot be parsed, has no or too many classes, an empty or repeated name, words without
             letters, or values out of range.
     """
-    written = texts.resolve_text(text, "prompt table")
+    written = texts.resolve_text(text)
     if texts.is_json(text, written):
         return _validated(_parse_json(written, f"The prompt table {texts.named_file(text)}".rstrip()))
     rows = [row.strip() for row in re.split(r";?\s*\n|;", written)]

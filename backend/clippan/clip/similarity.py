@@ -115,7 +115,7 @@ def load_prompts_and_encoder(
         ClippanError: the table or the model cannot be read.
     """
     table = parse_prompts(request.classes).with_colours()
-    if origin := texts.origin_note(request.classes, "classes"):
+    if origin := texts.origin_note(request.classes):
         context.log(origin)
     encoder = load_encoder(request.model, request.device, context.subrange(0, 5))
     set_threads(request.threads)

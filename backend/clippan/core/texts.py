@@ -40,9 +40,8 @@ def named_file(text: str) -> str:
     return path if named else ""
 
 
-def resolve_text(text: str, what: str) -> str:
-    """The text itself, or the content of the UTF-8 file that it names; ``what`` is how a sentence calls it. Raises
-    ClippanError if the file cannot be read."""
+def resolve_text(text: str) -> str:
+    """The text itself, or the content of the UTF-8 file that it names. Raises ClippanError if it cannot be read."""
     path = named_file(text)
     if not path:
         return text.strip()
@@ -54,21 +53,19 @@ def resolve_text(text: str, what: str) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ClippanError(
-            "The {what} {path} cannot be read ({reason}); check the path.", what=what, path=path, reason=reason
+            "The file {path} cannot be read ({reason}); check the path.", path=path, reason=reason
         ) from None
     if "\0" in found:  # as UTF-16 has
         raise ClippanError(
-            "The {what} {path} is not a UTF-8 text file; save it as UTF-8, or choose another file.",
-            what=what,
-            path=path,
+            "The file {path} is not a UTF-8 text file; save it as UTF-8, or choose another file.", path=path
         )
     return found.strip()
 
 
-def origin_note(text: str, what: str) -> str:
+def origin_note(text: str) -> str:
     """A line for the log about the file that a text names; empty if it stands for itself."""
     path = named_file(text)
-    return Message("The {what} were read from the file {path}.", what=what, path=path) if path else ""
+    return Message("Texts are read from the file {path}.", path=path) if path else ""
 
 
 def is_json(text: str, content: str) -> bool:
@@ -83,21 +80,21 @@ def split_items(content: str) -> list[str]:
 
 def join_names(names: Sequence[str], most: int = 5) -> str:
     """The first ``most`` names, as a sentence lists them."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    shown = ", ".join(names[:most])
+    return Message("{names} and {count} more", names=shown, count=len(names) - most) if len(names) > most else shown
 
 
-def parse_legend(text: str, what: str = "legend") -> dict[str, str]:
+def parse_legend(text: str) -> dict[str, str]:
     """Names by value, from ``1=water; #3C1098=building`` or a file of the same or of JSON; colours in capitals. Raises
     ClippanError for other texts."""
     found: Any
-    written = resolve_text(text, what)
+    written = resolve_text(text)
     if is_json(text, written):
         try:
             found = json.loads(written)
         except ValueError as error:
-            named = f"{what} {named_file(text)}".rstrip()
             raise ClippanError(
-                "The {named} is not valid JSON ({error}); write it like 1=water; 2=forest.", named=named, error=error
+                "“{text}” is not valid JSON ({error}); write it like 1=water; 2=forest.", text=text[:80], error=error
             ) from error
     else:
         pairs = [part.partition("=") for part in split_items(written)]
@@ -108,9 +105,7 @@ def parse_legend(text: str, what: str = "legend") -> dict[str, str]:
     for value, name in found.items():
         value, name = str(value).strip(), str(name).strip()
         if not value or not name:
-            raise ClippanError(
-                "The {what} {text} is not understood; write it like 1=water; 2=forest.", what=what, text=text
-            )
+            raise ClippanError("“{text}” is not understood; write it like 1=water; 2=forest.", text=text)
         names[value.upper() if COLOUR.fullmatch(value) else value] = name
     return names
 

@@ -39,7 +39,7 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
     choice = choose_device(request.device)
     choice.log(context)
     device = choice.device
-    if origin := texts.origin_note(request.words, "words"):
+    if origin := texts.origin_note(request.words):
         context.log(origin)
     set_threads(request.threads)
     recipe = {name: value for name, value in to_json(request).items() if name not in _RESUMABLE_WITH}

@@ -69,7 +69,7 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
     )
     labelled, lost = _on_valid_pixels(labelled, stack, context)
     table = _prompt_table(labelled.names, request.descriptions)
-    if origin := texts.origin_note(request.descriptions, "descriptions"):
+    if origin := texts.origin_note(request.descriptions):
         context.log(origin)
     with translate_out_of_memory(), Outputs() as outputs:
         factory = _ClassifierFactory(request, stack, labelled, table, device, outputs.temporary_folder(request.output))

@@ -45,7 +45,7 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
     choice = choose_device(request.device)
     choice.log(context)
     device = choice.device
-    if origin := texts.origin_note(request.words, "words"):
+    if origin := texts.origin_note(request.words):
         context.log(origin)
     set_threads(request.threads)
     recipe = {name: value for name, value in to_json(request).items() if name not in _RESUMABLE_WITH}

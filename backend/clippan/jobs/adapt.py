@@ -51,10 +51,8 @@ class AdaptFusionResult(Result):
         ]
         return [
             Table(heading, rows),
-            self.line(
-                "{output}: bands: {bands}, {steps} steps on {megapixels:.1f} megapixels, supervised by {clip}",
-                clip=self.clip or Message("no CLIP"),
-            ),
+            self.line("{output}: bands: {bands}, steps: {steps}, megapixels: {megapixels:.1f}"),
+            self.line("Supervised by {clip}") if self.clip else Message("Without supervision by CLIP"),
             self.line("Sensor {sensor}, {device}, {seconds:.1f} s"),
         ]
 

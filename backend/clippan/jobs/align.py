@@ -86,8 +86,8 @@ class AlignSensorResult(Result):
                 else [self.line("Both choose the same word for {agreement:.1%} of the places")]
             ),
             self.line(
-                "{model}: from {base}, bands: {bands}, {chips} chips to learn from and {held} to measure with, "
-                "{steps} steps, {seconds:.0f} s on {device}",
+                "{model}: from {base}; bands: {bands}, training chips: {chips}, held-out chips: {held}, steps: "
+                "{steps}; {seconds:.0f} s on {device}",
                 bands=len(self.bands),
             ),
             *file_lines(("Report", self.report)),
@@ -198,8 +198,9 @@ class AlignSensorRequest(ChipOptions, Request):
         pairs = len(self.teacher_rasters)
         if pairs != len(self.sensor_rasters):
             raise ClippanError(
-                "The teacher has {pairs} rasters and the sensor {sensor}; give both as many, in the same order.",
-                pairs=pairs,
+                "The numbers of rasters differ (teacher: {teacher}, sensor: {sensor}); give the same number of both, "
+                "in the same order.",
+                teacher=pairs,
                 sensor=len(self.sensor_rasters),
             )
         if self.words:
@@ -222,7 +223,7 @@ class AlignSensorRequest(ChipOptions, Request):
             raise ClippanError("A lowest value is not below the highest; give a range for each band.")
         if self.sensor_bands and len(self.low) not in (0, 1, len(self.sensor_bands)):
             raise ClippanError(
-                "{ranges} ranges and {bands} bands were given; give one for each.",
+                "The numbers of ranges ({ranges}) and bands ({bands}) differ; give one range for each band.",
                 ranges=len(self.low),
                 bands=len(self.sensor_bands),
             )

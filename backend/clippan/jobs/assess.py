@@ -60,7 +60,7 @@ class AssessResult(Result):
         ]
         return [
             Table(("Figure", "Value", "Best", "Meaning"), rows),
-            self.line("{pixels} valid pixels compared, sensor {sensor}, {seconds:.1f} s"),
+            self.line("Valid pixels compared: {pixels}; sensor {sensor}, {seconds:.1f} s"),
             *shift_lines(self.shift, self.band_shifts),
             *file_lines(("Report", self.report)),
         ]

@@ -117,9 +117,10 @@ class CalibrateRequest(PromptOptions, LayerOption, RunOptions, Request):
     def check(self) -> None:
         if len(self.rasters) != len(self.samples):
             raise ClippanError(
-                "{rasters} rasters and {samples} files of samples were given; give one for each.",
+                "The numbers of rasters ({rasters}) and of their labels ({labels}) differ; give labels for each "
+                "raster.",
                 rasters=len(self.rasters),
-                samples=len(self.samples),
+                labels=len(self.samples),
             )
         if len(parse_prompts(self.classes).classes) < 2:
             raise ClippanError("Calibration weighs classes against each other; give two or more.")

@@ -169,7 +169,7 @@ class ClassifyResult(Result):
             parts.append(
                 Message(
                     "Overall accuracy (OA) {oa:.1%} ± {std:.1%}, average accuracy of the classes (AA) {aa:.1%}, kappa "
-                    "{kappa:.3f}, at places that were left out, each {split} as a whole; repeats: {repeats}",
+                    "{kappa:.3f}, at places that were left out as a whole ({split}); repeats: {repeats}",
                     **{name: getattr(found, name) for name in ("oa", "std", "aa", "kappa", "split", "repeats")},
                 )
             )
@@ -269,6 +269,7 @@ class ClassifyRequest(RasterStackOptions, LayerOption, Request):
     )
 
     def check(self) -> None:
+        super().check()
         if self.encoder and not is_file(self.encoder):
             raise ClippanError("The pre-trained scene {path} does not exist; check the path.", path=self.encoder)
         if self.encoder and self.save_encoder:
@@ -280,7 +281,6 @@ class ClassifyRequest(RasterStackOptions, LayerOption, Request):
                 "Only diffclip pre-trains on the scene, not {method}; leave the encoder out.", method=self.method.value
             )
         parse_descriptions(self.descriptions)
-        self.check_grid()
         if self.method is Classifier.AUTO and self.repeats < 1:
             raise ClippanError(
                 "The method auto compares methods by cross-validation; repeat it once or more, or choose a method."
@@ -296,29 +296,33 @@ def parse_descriptions(text: str) -> dict[str, tuple[str, ...]]:
     Raises:
         ClippanError: it is none of these, or has no words.
     """
-    written = texts.resolve_text(text, "descriptions file")
-    found = _of_json(written) if texts.is_json(text, written) else _of_text(written)
+    written = texts.resolve_text(text)
+    found = _parse_json(written) if texts.is_json(text, written) else _parse_lines(written)
     for name, phrases in found.items():
         if any(texts.is_wordless(phrase) for phrase in phrases):
             raise ClippanError("The description of {name} has no letter or digit; write what it looks like.", name=name)
     return found
 
 
-def _of_text(text: str) -> dict[str, tuple[str, ...]]:
+def _parse_lines(text: str) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for part in texts.split_items(text):
         name, colon, words = (item.strip() for item in part.partition(":"))
         if not (name and colon and words):
-            raise ClippanError(f"The description “{part[:40]}” is not understood; write it like corn: dark green rows.")
+            raise ClippanError(
+                "The description “{text}” is not understood; write it like corn: dark green rows.", text=part[:40]
+            )
         found[name] = (*found.get(name, ()), words)
     return found
 
 
-def _of_json(text: str) -> dict[str, tuple[str, ...]]:
+def _parse_json(text: str) -> dict[str, tuple[str, ...]]:
     try:
         values = json.loads(text)
     except ValueError as error:
-        raise ClippanError(f'The descriptions are no JSON like {{"corn": "dark green rows"}} ({error}).') from None
+        raise ClippanError(
+            "The descriptions are not valid JSON ({error}); write them like corn: dark green rows.", error=error
+        ) from None
     if not isinstance(values, dict):
         raise ClippanError('The descriptions are JSON without classes; write them like {"corn": "dark green rows"}.')
     found = {}
@@ -326,8 +330,9 @@ def _of_json(text: str) -> dict[str, tuple[str, ...]]:
         phrases = [words] if isinstance(words, str) else words
         if not (isinstance(phrases, list) and all(isinstance(phrase, str) for phrase in phrases)):
             raise ClippanError(
-                f"The description of {name} is neither a phrase nor a list of phrases; write it like "
-                '{"corn": ["dark green rows", "tall plants"]}.'
+                "The description of {name} is neither a phrase nor a list of phrases; write it like "
+                '["dark green rows", "tall plants"].',
+                name=name,
             )
         found[name] = tuple(phrases)
     return found

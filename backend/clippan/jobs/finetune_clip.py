@@ -110,7 +110,9 @@ class FinetuneClipResult(Result):
         return [
             Table(("α", "Your classes", "Control set", ""), points),
             Table(("Class", "Pictures", "Before", "After"), classes),
-            self.line("{model}: from {base}, α {alpha:.2f}; {chips} chips, {steps} steps, {seconds:.0f} s on {device}"),
+            self.line(
+                "{model}: from {base}, α {alpha:.2f}; chips: {chips}, steps: {steps}; {seconds:.0f} s on {device}"
+            ),
             *file_lines(("Report", self.report)),
         ]
 
@@ -206,4 +208,4 @@ class FinetuneClipRequest(ChipOptions, LayerOption, Request):
                     "The folder of pictures {path} does not exist; create it or choose another.", path=self.data
                 )
         check_start_is_kept(self.output, self.model)
-        texts.parse_legend(self.words, "list of words")
+        texts.parse_legend(self.words)

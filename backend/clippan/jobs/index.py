@@ -47,10 +47,10 @@ class IndexResult(Result):
 
     def describe(self) -> list[Line]:
         return [
-            self.line("{output}: {tiles} tiles of {rasters} rasters, model {model}"),
+            self.line("{output}: tiles: {tiles}, rasters: {rasters}, model {model}"),
             self.line(
-                "{added} added, {kept} kept, {dropped} dropped, {empty} without data; {seconds:.1f} s on {device}, "
-                "{rate:.0f} tiles a second"
+                "Tiles added: {added}, kept: {kept}, dropped: {dropped}, without data: {empty}; {seconds:.1f} s on "
+                "{device}, {rate:.0f} tiles/s"
             ),
             *self.failed,
         ]
@@ -153,7 +153,7 @@ class AboutIndexResult(Result):
     def describe(self) -> list[Line]:
         extent = ", ".join(f"{value:.10g}" for value in self.extent)
         return [
-            self.line("{tiles} tiles of {rasters} rasters, vectors of {label} ({model})"),
+            self.line("Tiles: {tiles}, rasters: {rasters}, vectors of {label} ({model})"),
             Message("CRS {crs}, extent {extent}", crs=self.crs or "–", extent=extent or "–"),
             Message("complete") if self.complete else Message("not complete: index the same rasters again to resume"),
             *([self.warning] if self.warning else []),

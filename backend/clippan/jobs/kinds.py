@@ -439,7 +439,7 @@ def _check_length(target: Path, beside: str) -> None:
     size = len(name.encode("utf-16-le")) // 2 if os.name == "nt" else len(os.fsencode(name))
     if size > longest:
         raise ClippanError(
-            "The name of the output {path} is {excess} bytes too long; choose a shorter one.",
+            "The name of the output {path} is too long (bytes too many: {excess}); choose a shorter one.",
             path=f"{target}{beside}",
             excess=size - longest,
         )

@@ -272,7 +272,7 @@ class RasterStackOptions(NodataOption, SeedOption, RunOptions):
         low=1,
     )
 
-    def check_grid(self) -> None:
+    def check(self) -> None:
         """Raises ClippanError if there is no raster of this number."""
         if self.grid > len(self.rasters):
             raise ClippanError(

@@ -33,10 +33,10 @@ class PretrainSceneResult(Result):
     def describe(self) -> list[Line]:
         return [
             self.line(
-                "{output}: bands: {bands}, {steps} steps, {seconds:.1f} s on {device}; {part:.0%} of the variance of "
-                "hidden pixels is explained",
+                "{output}: bands: {bands}, steps: {steps}; {seconds:.1f} s on {device}; explained variance of hidden "
+                "pixels: {explained:.0%}",
                 bands=" + ".join(map(str, self.modalities)),
-                part=1 - self.loss,
+                explained=1 - self.loss,
             )
         ]
 
@@ -54,6 +54,3 @@ class PretrainSceneRequest(RasterStackOptions, Request):
         title="Pre-trained scene",
         help="The file to write. Classify from few samples takes it with the same rasters in the same order.",
     )
-
-    def check(self) -> None:
-        self.check_grid()

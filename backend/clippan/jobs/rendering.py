@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clippan.catalogue.band_names import BandChoice
+from clippan.core.messages import Message
+from clippan.core.texts import join_names
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,10 @@ def band_choice_sentences(pictures: Sequence[Rendering]) -> list[str]:
     rasters: dict[BandChoice, list[str]] = {}
     for picture in pictures:
         rasters.setdefault(picture.choice, []).append(_name(picture.raster))
-    return [f"{_listed(names)}: {choice.sentence}" for choice, names in rasters.items()]
+    return [
+        Message("{rasters}: {choice}", rasters=join_names(names, 1), choice=choice.sentence)
+        for choice, names in rasters.items()
+    ]
 
 
 def rendering_hints(pictures: Sequence[Rendering]) -> list[str]:
@@ -41,8 +46,3 @@ def rendering_hints(pictures: Sequence[Rendering]) -> list[str]:
 
 def _name(raster: str) -> str:
     return raster.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1][:80] or raster[:80]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - 1
-    return names[0] if not more else f"{names[0]} and {more:,} other{'s' * (more > 1)}"

@@ -83,7 +83,9 @@ class SearchResult(Result):
         heading = ("Rank", "Confidence", "Text", "Raster", "Place", "Tile")
         return [
             *([Table(heading, rows)] if rows else []),
-            self.line("{found} of {tiles} tiles, model {model}, {seconds:.2f} s", found=len(self.hits)),
+            self.line(
+                "Places found: {found}, tiles searched: {tiles}; model {model}, {seconds:.2f} s", found=len(self.hits)
+            ),
             *filter(None, (self.output, self.heatmap)),
         ]
 

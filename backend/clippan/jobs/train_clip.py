@@ -75,7 +75,7 @@ class TrainClipResult(Result):
         losses = ", ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
         return [
             self.line(
-                "{model}: from {base}, {pictures} pictures, {objects} objects, {steps} steps, {seconds:.0f} s on "
+                "{model}: from {base}; pictures: {pictures}, objects: {objects}, steps: {steps}; {seconds:.0f} s on "
                 "{device}",
                 steps=" + ".join(map(str, self.steps)),
             ),
@@ -197,7 +197,7 @@ class RegionsResult(Result):
         rows = [(name, str(count)) for name, count in self.objects.items()]
         return [
             Table(("Class", "Objects"), rows),
-            self.line("{table}: {pictures} pictures, {seconds:.1f} s"),
+            self.line("{table}: pictures: {pictures}; {seconds:.1f} s"),
         ]
 
 
@@ -268,7 +268,8 @@ class RegionsRequest(PictureOptions, Request):
     def check(self) -> None:
         if len(self.rasters) != len(self.labels):
             raise ClippanError(
-                "{rasters} rasters and {labels} labels were given; give one for each.",
+                "The numbers of rasters ({rasters}) and of their labels ({labels}) differ; give labels for each "
+                "raster.",
                 rasters=len(self.rasters),
                 labels=len(self.labels),
             )

@@ -32,7 +32,7 @@ class TrainFusionResult(Result):
 
     def describe(self) -> list[Line]:
         return [
-            self.line("{model}: {parameters} parameters, {steps} steps, {seconds:.0f} s"),
+            self.line("{model}: parameters: {parameters}, steps: {steps}; {seconds:.0f} s"),
             ", ".join(f"{name} {value:.4f}" for name, value in self.losses.items()),
         ]
 

@@ -92,7 +92,7 @@ def _words(text: str, tasks: Sequence[Chips]) -> dict[str, str]:
     """New names of classes by their names in folders or samples; case and punctuation of these are ignored."""
     if not text:
         return {}
-    given = texts.parse_legend(text, "list of words")
+    given = texts.parse_legend(text)
     names = [name for each in tasks for name in each.names]
     by_key = {_normalised(name): name for name in names}
     unknown = [name for name in given if _normalised(name) not in by_key]
