@@ -312,7 +312,7 @@ def test_a_model_s_metadata_has_one_order(tmp_path):
 
 def test_a_model_that_cannot_be_written_is_told(tmp_path):
     network = FusionModel(networks.build("detail", 4, **SMALL), "detail", SMALL)
-    with pytest.raises(ClippanError, match=r"could not be written .*; choose another place"):
+    with pytest.raises(ClippanError, match=r"could not be written .*; choose another folder"):
         network.save(tmp_path / "none" / "m.safetensors")
     (tmp_path / "m.safetensors").mkdir()
     with pytest.raises(ClippanError, match="could not be put in place"):

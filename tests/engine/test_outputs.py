@@ -124,7 +124,7 @@ def test_if_one_cannot_be_put_in_place_none_is(tmp_path, monkeypatch):
 def test_the_next_run_removes_what_a_killed_one_has_left(tmp_path):
     killed(begun(tmp_path / "a.tif", tmp_path / "b.csv"))
     assert len(os.listdir(tmp_path)) == 2
-    with write_output(str(tmp_path / "a.tif"), "map") as part:
+    with write_output(str(tmp_path / "a.tif")) as part:
         part.write_text("whole")
     assert len(os.listdir(tmp_path)) == 2  # those of b.csv are that one's
     remove_leftovers(str(tmp_path / "b.csv"))
@@ -133,7 +133,7 @@ def test_the_next_run_removes_what_a_killed_one_has_left(tmp_path):
 
 def test_a_run_that_lives_is_left_alone(tmp_path):
     other = begun(tmp_path / "a.tif")
-    with write_output(str(tmp_path / "a.tif"), "map") as part:
+    with write_output(str(tmp_path / "a.tif")) as part:
         part.write_text("whole")
     remove_leftovers(str(tmp_path / "a.tif"))
     assert list(tmp_path.glob(".clippan-*/part.tif"))
@@ -170,7 +170,7 @@ def test_the_longest_names_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("ä" * 125 + "x.tif", "x" * 255):
         check_writable(name, ())
-        with write_output(name, "map") as part:
+        with write_output(name) as part:
             part.write_text("whole")
         assert Path(name).read_text() == "whole"
         with pytest.raises(ClippanError, match=r"\.aux\.xml is too long \(bytes too many: 8\); choose a shorter one"):
@@ -191,7 +191,7 @@ def test_in_gdal_s_own_file_systems():
 
 
 def test_one_process_at_a_time_holds_a_lock(tmp_path):
-    taken = (tmp_path / "lock", "folder", "Taken.")
+    taken = (tmp_path / "lock", "Taken.")
     with exclusive_lock(*taken):
         with pytest.raises(ClippanError, match=r"Taken\."), exclusive_lock(*taken):
             pass
@@ -236,7 +236,7 @@ def test_a_lock_file_that_windows_is_removing_is_waited_for(tmp_path, monkeypatc
     assert os.listdir(tmp_path) == ["a.csv"]
     left[0] = 1
     with pytest.raises(ClippanError, match=r"could not be written \(Permission denied\)"):
-        exclusive_lock(tmp_path / "b.lock", "index", "Taken.").__enter__()
+        exclusive_lock(tmp_path / "b.lock", "Taken.").__enter__()
 
 
 @pytest.mark.parametrize(
@@ -252,12 +252,12 @@ def test_a_lock_file_that_windows_is_removing_is_waited_for(tmp_path, monkeypatc
         ),
         (
             RuntimeError(""),
-            r"could not be written; check the free space and your quota on the disk of .*, or choose another place",
+            r"could not be written; check the free space and your quota there, or choose another folder",
         ),
     ],
 )
 def test_why_a_file_could_not_be_written(tmp_path, error, says):
-    with pytest.raises(ClippanError, match=says) as caught, write_output(str(tmp_path / "a.csv"), "table"):
+    with pytest.raises(ClippanError, match=says) as caught, write_output(str(tmp_path / "a.csv")):
         raise error
     assert str(caught.value).count(". ") == 0
     assert os.listdir(tmp_path) == []
@@ -265,4 +265,4 @@ def test_why_a_file_could_not_be_written(tmp_path, error, says):
 
 def test_a_library_that_does_not_say_that_the_disk_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 4096}))
-    assert "is full; free some space" in str(write_error("layer", tmp_path / "a.gpkg", RuntimeError("")))
+    assert "is full; free some space" in str(write_error(tmp_path / "a.gpkg", RuntimeError("")))

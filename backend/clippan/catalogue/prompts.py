@@ -165,7 +165,7 @@ def save_prompts(table: PromptTable, path: str, outputs: Optional[Outputs] = Non
     Raises:
         ClippanError: the file cannot be written.
     """
-    with write_output(path, "prompt table", outputs) as part:
+    with write_output(path, outputs) as part:
         part.write_text(table.json() + "\n", encoding="utf-8")
 
 

@@ -16,12 +16,12 @@ _SMALL_NETWORK = 64  # a size up to which a network is small
 
 
 def write(
-    path: Path, what: str, weights: Mapping[str, Tensor], header: Mapping[str, str], outputs: Optional[Outputs] = None
+    path: Path, weights: Mapping[str, Tensor], header: Mapping[str, str], outputs: Optional[Outputs] = None
 ) -> None:
     """Writes weights and their description as safetensors, whole or not at all; the same values give the same bytes.
     Raises ClippanError if the file cannot be written."""
     content = _with_sorted_metadata(save(dict(weights), dict(header)))
-    with write_output(str(path), what, outputs) as part:
+    with write_output(str(path), outputs) as part:
         part.write_bytes(content)
 
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from clippan.core.errors import ClippanError, one_line
-from clippan.core.messages import Message
 
 if sys.platform == "win32":
     import msvcrt
@@ -119,7 +118,7 @@ class Outputs:
             try:
                 self._folders[path] = _Folder(place)
             except OSError as error:
-                raise write_error("output", path, error) from error
+                raise write_error(path, error) from error
         return self._folders[path].path
 
     def _place(self) -> None:
@@ -176,39 +175,29 @@ class Outputs:
 
 
 @contextlib.contextmanager
-def write_output(path: str, what: str, outputs: Optional[Outputs] = None) -> Iterator[Path]:
-    """Yields the temporary path of one output file, put in place with the other ``outputs`` of a run, or alone.
-
-    Args:
-        what: how a sentence calls the file.
-
-    Raises:
-        ClippanError: it cannot be written.
-    """
+def write_output(path: str, outputs: Optional[Outputs] = None) -> Iterator[Path]:
+    """Yields the temporary path of one output file, put in place with the other ``outputs`` of a run, or alone. Raises
+    ClippanError if it cannot be written."""
     with contextlib.ExitStack() as stack:
         own = outputs or stack.enter_context(Outputs())
         try:
             yield Path(own.temporary_path(path))
         except (OSError, RuntimeError) as error:
-            raise write_error(what, path, error) from error
+            raise write_error(path, error) from error
 
 
 @contextlib.contextmanager
-def exclusive_lock(file: Path, what: str, sentence: str) -> Iterator[None]:
-    """Holds a lock file that one process at a time can hold; it exists as long as it is held.
-
-    Args:
-        what: how a sentence calls what will be written.
-        sentence: raised as a ClippanError if another process holds the lock.
-    """
+def exclusive_lock(file: Path, sentence: str) -> Iterator[None]:
+    """Holds a lock file that one process at a time can hold; it exists as long as it is held. If another process holds
+    it, ``sentence`` is raised as a ClippanError."""
     try:
         lock = _Lock(file)
     except _LockTaken as error:
         if isinstance(error.__cause__, OSError):
-            raise write_error(what, file, error.__cause__) from error
+            raise write_error(file, error.__cause__) from error
         raise ClippanError(sentence) from None
     except OSError as error:
-        raise write_error(what, file, error) from error
+        raise write_error(file, error) from error
     try:
         yield
     finally:
@@ -231,51 +220,47 @@ def remove_leftovers(path: str) -> None:
                         lock.close()
 
 
-def write_error(
-    what: str,
-    path: Union[str, Path],
-    error: Union[BaseException, str],
-    remedy: str = "choose another place",
-    space_remedy: str = "free some space or choose another folder",
-) -> ClippanError:
-    """The error for a file that could not be written: the disk is full, or another cause.
-
-    Args:
-        what: how the sentence calls the file.
-        error: the failure; not all libraries give a reason.
-        remedy, space_remedy: remedies for a disk with and without free space.
-    """
-    reason = one_line(error) if isinstance(error, BaseException) else " ".join(error.split()).rstrip(".")
-    number = error.errno if isinstance(error, OSError) else None
-    reason = (error.strerror if isinstance(error, OSError) else None) or reason
+def write_error(path: Union[str, Path], error: Union[BaseException, str]) -> ClippanError:
+    """The error for a file that could not be written: the disk is full, or another cause, which not all libraries
+    give."""
     folder = Path(path).absolute().parent
     here = not _is_virtual(str(path)) and folder.is_dir()
-    full = number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)) or _DISK_FULL_TEXT.search(reason)
-    if here and (full or shutil.disk_usage(folder).free < _FULL_DISK_BYTES):
-        return ClippanError("The disk of {folder} is full; {remedy}.", folder=folder, remedy=space_remedy)
+    if is_disk_full(path, error):
+        return ClippanError("The disk of {folder} is full; free some space or choose another folder.", folder=folder)
+    reason = _reason(error)
+    number = error.errno if isinstance(error, OSError) else None
     if here and (number == errno.EFBIG or "file too large" in reason.lower()):
         return ClippanError(
-            "The {what} {path} could not be written: the file system of {folder}, or a limit of your account (ulimit "
-            "-f), allows no file so large; choose another folder, or have the limit raised.",
-            what=what,
+            "{path} could not be written: the file system of {folder}, or a limit of your account (ulimit -f), allows "
+            "no file so large; choose another folder, or have the limit raised.",
             path=path,
             folder=folder,
         )
     if here and not os.access(folder, os.W_OK):
         return ClippanError("The output folder {folder} is not writable; choose another.", folder=folder)
-    if here and not reason:
-        remedy = Message(
-            "check the free space and your quota on the disk of {folder}, or {remedy}", folder=folder, remedy=remedy
-        )
-    if not reason:
-        return ClippanError("The {what} {path} could not be written; {remedy}.", what=what, path=path, remedy=remedy)
-    return ClippanError(
-        "The {what} {path} could not be written ({reason}); {remedy}.",
-        what=what,
-        path=path,
-        reason=reason,
-        remedy=remedy,
-    )
+    if reason:
+        sentence = "{path} could not be written ({reason}); choose another folder."
+        return ClippanError(sentence, path=path, reason=reason)
+    if here:
+        sentence = "{path} could not be written; check the free space and your quota there, or choose another folder."
+        return ClippanError(sentence, path=path)
+    return ClippanError("{path} could not be written; choose another folder.", path=path)
+
+
+def is_disk_full(path: Union[str, Path], error: Union[BaseException, str]) -> bool:
+    """Whether a file on this machine could not be written because its disk, or a quota, is full."""
+    folder = Path(path).absolute().parent
+    if _is_virtual(str(path)) or not folder.is_dir():
+        return False
+    number = error.errno if isinstance(error, OSError) else None
+    full = number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)) or _DISK_FULL_TEXT.search(_reason(error))
+    return bool(full) or shutil.disk_usage(folder).free < _FULL_DISK_BYTES
+
+
+def _reason(error: Union[BaseException, str]) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return one_line(error) if isinstance(error, BaseException) else " ".join(error.split()).rstrip(".")
 
 
 class _LockTaken(Exception):
@@ -395,7 +380,7 @@ def _wait_for_lock(gate: Path, anyway: bool) -> _Lock:
                 ) from None
             time.sleep(0.02)
         except OSError as error:
-            raise write_error("output", gate, error) from error
+            raise write_error(gate, error) from error
 
 
 def _is_virtual(path: str) -> bool:

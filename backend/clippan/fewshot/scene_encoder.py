@@ -133,7 +133,7 @@ class SceneEncoder:
             "about": json.dumps(about),
         }
         weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
-        write(path, "encoder", weights, header, outputs)
+        write(path, weights, header, outputs)
 
 
 def load(path: Path, device: torch.device) -> SceneEncoder:

@@ -62,7 +62,7 @@ class FusionModel:
             "about": json.dumps(dict(self.provenance), ensure_ascii=False),
         }
         weights = {name: value.detach().cpu().half().contiguous() for name, value in self.network.state_dict().items()}
-        write(path, "fusion model", weights, header)
+        write(path, weights, header)
 
     def check_bands(self, bands: int) -> None:
         """Raises ClippanError if the model is for another number of bands."""

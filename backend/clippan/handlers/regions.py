@@ -89,7 +89,7 @@ def run(request: RegionsRequest, context: Context) -> RegionsResult:
                 output.rmdir()
             folder.replace(output)
     except OSError as error:
-        raise write_error("folder", output, error) from error
+        raise write_error(output, error) from error
     return RegionsResult(
         str(output),
         str(output / TABLE),

@@ -43,5 +43,5 @@ def _write(target: Path, picture: np.ndarray) -> None:
     """Writes a picture uint8 (3, height, width) as PNG."""
     memory = gdal.GetDriverByName("MEM").Create("", picture.shape[2], picture.shape[1], 3, gdal.GDT_Byte)
     memory.WriteArray(picture)
-    with write_output(str(target), "picture") as part:
+    with write_output(str(target)) as part:
         gdal.GetDriverByName("PNG").CreateCopy(str(part), memory)

@@ -162,7 +162,7 @@ def write_csv(path: str, areas: Sequence[ClassArea], outputs: Optional[Outputs] 
     Raises:
         ClippanError: the file cannot be written.
     """
-    with write_output(path, "table", outputs) as part, part.open("w", encoding="utf-8-sig", newline="") as file:
+    with write_output(path, outputs) as part, part.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["value", "class", "colour", "pixels", "percent", "hectares", "confidence"])
         for area in areas:

@@ -75,7 +75,7 @@ def run_folder(folder: Path, recipe: Mapping[str, Any], results: Sequence[str], 
             raise ClippanError("{folder} holds a run of another recipe; choose an empty folder.", folder=folder)
         path.write_text(json.dumps(recipe, indent=1), encoding="utf-8")
     except OSError as error:
-        raise write_error("recipe", path, error, "choose another folder") from error
+        raise write_error(path, error) from error
     except ValueError as error:
         raise ClippanError(
             "The folder {folder} cannot be used ({reason}); choose an empty one.", folder=folder, reason=one_line(error)
@@ -84,7 +84,7 @@ def run_folder(folder: Path, recipe: Mapping[str, Any], results: Sequence[str], 
         "Another process is training in {folder}; wait until it is done, or choose another folder.", folder=folder
     )
     try:
-        with exclusive_lock(folder / ".clippan-lock", "folder", locked):
+        with exclusive_lock(folder / ".clippan-lock", locked):
             yield
     except Exception:
         with contextlib.suppress(OSError):
@@ -191,14 +191,14 @@ class TrainingLoop:
                     writer.writerow(["step", *names])
                 writer.writerow([self._done, *(f"{terms[name]:.6g}" if name in terms else "" for name in names)])
         except OSError as error:
-            raise write_error("table", path, error) from error
+            raise write_error(path, error) from error
         losses = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
         self._context.log(Message("Step {step}: {losses}", step=self._done, losses=losses))
 
     def _save_checkpoint(self) -> None:
         if self._rank:
             return
-        with write_output(str(self._folder / CHECKPOINT), "checkpoint") as part:
+        with write_output(str(self._folder / CHECKPOINT)) as part:
             states = {name: item.state_dict() for name, item in self.checkpointed().items()}
             torch.save({"done": self._done, "sums": self._sums, **states}, part)
 
@@ -239,5 +239,5 @@ class TrainingLoop:
         if not kept:
             path.unlink()
             return
-        with write_output(str(path), "table") as part, part.open("w", encoding="utf-8", newline="") as file:
+        with write_output(str(path)) as part, part.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([header, *kept])

@@ -216,14 +216,12 @@ def align(pan: Grid, ms: Grid) -> Alignment:
             "The panchromatic and the multispectral raster do not overlap; "
             "check that both show the same place and that their CRS are right."
         )
-    for name, axis in (("columns", x), ("rows", y)):
-        if axis.ratio < 1 - TOLERANCE:
-            raise ClippanError(
-                "The multispectral raster has finer {axis} than the panchromatic one (pixel size ratio {ratio:.3g}); "
-                "check whether the two were swapped.",
-                axis=name,
-                ratio=axis.ratio,
-            )
+    if min(x.ratio, y.ratio) < 1 - TOLERANCE:
+        raise ClippanError(
+            "The multispectral raster has finer pixels than the panchromatic one (pixel size ratio {ratio:.3g}); check "
+            "whether the two were swapped.",
+            ratio=min(x.ratio, y.ratio),
+        )
     x_axis, y_axis = AxisTransform(x.ratio, x.origin - left), AxisTransform(y.ratio, y.origin - top)
     overlap = pan.cropped(left, top, right, bottom).with_rpc_of(ms, x_axis, y_axis)
     return Alignment(overlap, left, top, x_axis, y_axis)
@@ -234,11 +232,12 @@ def relative_axes(pan: Grid, ms: Grid) -> tuple[AxisTransform, AxisTransform]:
     mirrored against each other, or only one has a georeference."""
     if pan.geotransform is None or ms.geotransform is None:
         if pan.geotransform or ms.geotransform:
-            which = "panchromatic" if pan.geotransform is None else "multispectral"
             raise ClippanError(
-                "The {which} raster has no georeference but the other has; give it one (gdal_translate -a_ullr) or "
-                "remove the other's.",
-                which=which,
+                "The panchromatic raster has no georeference but the multispectral one has; give it one "
+                "(gdal_translate -a_ullr) or remove the other's."
+                if pan.geotransform is None
+                else "The multispectral raster has no georeference but the panchromatic one has; give it one "
+                "(gdal_translate -a_ullr) or remove the other's."
             )
         return AxisTransform(pan.width / ms.width, 0.0), AxisTransform(pan.height / ms.height, 0.0)
     inverse = gdal.InvGeoTransform(pan.geotransform)

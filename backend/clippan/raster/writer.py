@@ -368,7 +368,7 @@ class Writer:
         if self._cancelled:
             raise Cancelled
         if reported:
-            raise write_error("output", self.path, reported[0], "choose another folder or file system")
+            raise write_error(self.path, reported[0])
         return cast(T, result)
 
 

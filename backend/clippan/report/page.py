@@ -23,7 +23,7 @@ def write(path: str, template: str, outputs: Optional[Outputs] = None, **values:
     ClippanError."""
     _translate(current_language())
     text = _templates.get_template(f"{template}.html.j2").render(now=datetime.datetime.now(), **values)
-    with write_output(path, "report", outputs) as part:
+    with write_output(path, outputs) as part:
         part.write_text(text, encoding="utf-8")
 
 

@@ -28,7 +28,7 @@ from osgeo import gdal, ogr, osr
 from clippan import __version__
 from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
-from clippan.core.outputs import Outputs, exclusive_lock, write_error
+from clippan.core.outputs import Outputs, exclusive_lock, is_disk_full, write_error
 from clippan.raster.products import exists
 from clippan.raster.scene import SceneOptions, spatial_reference
 from clippan.raster.tiles import Window
@@ -308,7 +308,7 @@ class GeoPackageWriter:
         sentence = Message(
             "Another process is indexing into {path}; wait until it has finished, or cancel it there.", path=self.path
         )
-        self._lock.enter_context(exclusive_lock(place.with_name(f".{place.name}.lock"), "index", sentence))
+        self._lock.enter_context(exclusive_lock(place.with_name(f".{place.name}.lock"), sentence))
         try:
             if Path(self.path).exists():
                 self._resume()
@@ -600,16 +600,22 @@ def read_error(path: str, error: Exception) -> ClippanError:
 
 
 def _commit_error(path: str, error: Exception) -> ClippanError:
-    again = "run the same again: what was indexed so far is kept"
-    remedy = "close the program that has it open" if "locked" in str(error) else "check the disk"
-    return write_error("index", path, error, f"{remedy}, and {again}", f"free some space, and {again}")
+    if is_disk_full(path, error):
+        sentence = "The disk of {path} is full; free some space and index again: what was indexed so far is kept."
+        return ClippanError(sentence, path=path)
+    return ClippanError(
+        "The index {path} could not be written ({reason}); close programs that have it open, check the disk and index "
+        "again: what was indexed so far is kept.",
+        path=path,
+        reason=one_line(error),
+    )
 
 
 def _create_guarded(path: str, function: Any) -> Any:
     try:
         return function()
     except (RuntimeError, OSError) as error:
-        raise write_error("index", path, error) from error
+        raise write_error(path, error) from error
 
 
 def _read_info(path: str) -> IndexInfo:

@@ -29,7 +29,7 @@ _FIELDS = {
 
 def write(path: str, hits: Sequence[Hit], about: IndexInfo, outputs: Outputs) -> None:
     """Writes a GeoPackage with the layer ``hits``, whole or not at all; raises ClippanError."""
-    with write_output(path, "layer", outputs) as part:
+    with write_output(path, outputs) as part:
         _write(str(part), hits, about)
 
 

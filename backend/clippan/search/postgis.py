@@ -270,7 +270,6 @@ class _Database:
 
     def _sentence(self, error: Any, writing: bool) -> ClippanError:
         errors, reason = self._psycopg.errors, _error_text(error)
-        again = "run the same again: what was indexed so far is kept" if writing else "try again"
         if isinstance(error, errors.InsufficientPrivilege):
             schema, user = self.quoted(self.schema), self.quoted(self.user)
             rights = "SELECT, INSERT, UPDATE, DELETE" if writing else "SELECT"
@@ -286,15 +285,19 @@ class _Database:
             )
         if self._connection is not None and self._connection.closed:
             return ClippanError(
-                "The connection to {place} was lost ({reason}); {again}.", place=self.place, reason=reason, again=again
+                "The connection to {place} was lost ({reason}); index again: what was indexed so far is kept."
+                if writing
+                else "The connection to {place} was lost ({reason}); try again.",
+                place=self.place,
+                reason=reason,
             )
         return ClippanError(
-            "The {title} could not be written ({reason}); check the server, and {again}."
+            "The {title} could not be written ({reason}); check the server and index again: what was indexed so far is "
+            "kept."
             if writing
-            else "The {title} could not be read ({reason}); check the server, and {again}.",
+            else "The {title} could not be read ({reason}); check the server and try again.",
             title=self.title,
             reason=reason,
-            again=again,
         )
 
     def about(self) -> Optional[_CatalogueState]:

@@ -83,7 +83,7 @@ def write_polygons(
         grid, tags = source.grid, source.tags
     outlines = RegionOutlines.of(tracer.lines(context), found.classes > 0, simplify, grid, context.subrange(55, 75))
     writer = _Writer(grid.crs if grid.geotransform else "", table, model, tags)
-    with write_output(output, "polygons", outputs) as part:
+    with write_output(output, outputs) as part:
         return writer.write(part, found, outlines, context.subrange(75, 100))
 
 

@@ -92,11 +92,11 @@ def save_model(
     names = [name for name in _TOKENIZER_FILES if text.get("hf_tokenizer_name") and (path.parent / name).is_file()]
     with Outputs() as outputs:
         for name in names:
-            with write_output(str(folder / name), "tokenizer", outputs) as temporary:
+            with write_output(str(folder / name), outputs) as temporary:
                 shutil.copyfile(path.parent / name, temporary)
-        with write_output(str(folder / CONFIG), "description", outputs) as temporary:
+        with write_output(str(folder / CONFIG), outputs) as temporary:
             temporary.write_text(json.dumps(config, indent=2), encoding="utf-8")
-        with write_output(str(folder / WEIGHTS), "model", outputs) as temporary:
+        with write_output(str(folder / WEIGHTS), outputs) as temporary:
             temporary.write_bytes(as_bytes(weights))
 
 

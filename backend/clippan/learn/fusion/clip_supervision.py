@@ -333,7 +333,6 @@ class ClipSupervisor(nn.Module):
         }
         write(
             path,
-            "adapted CLIP",
             {name: value.contiguous() for name, value in self._trained_weights().items()},
             metadata,
         )
