@@ -72,8 +72,8 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(job=name)
         for item in params(request):
             _add_option(command, item)
-        command.add_argument("--json", action="store_true", help="Prints the result as JSON, and nothing else.")
-        command.add_argument("--debug", action="store_true", help="Logs to stderr, and shows where a failure happened.")
+        command.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+        command.add_argument("--debug", action="store_true", help="log to stderr, and show where a failure happened")
     return top
 
 

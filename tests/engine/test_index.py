@@ -226,7 +226,7 @@ def test_a_full_disk_loses_nothing(model, index, raster, tmp_path, monkeypatch):
         real(self, ids, vectors)
 
     monkeypatch.setattr(geopackage.GeoPackageWriter, "_write_vectors", full)
-    with pytest.raises(ClippanError, match=r"The disk of .* is full; free some space, and run the same again: what"):
+    with pytest.raises(ClippanError, match=r"The disk of .* is full; free some space and index again: what"):
         index(*paths)
     kept = run(AboutIndexRequest(index=str(tmp_path / "index.gpkg")))
     assert kept.tiles == 16 + 3 * 8

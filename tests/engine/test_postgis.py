@@ -521,7 +521,7 @@ def test_a_writer_says_that_the_connection_was_lost(server, name):
 
     sentence = refused(write)
     assert "The connection to the database postgres on 127.0.0.1 was lost (" in sentence
-    assert sentence.endswith("run the same again: what was indexed so far is kept.")
+    assert sentence.endswith("index again: what was indexed so far is kept.")
     with backends.open_writer(name, ABOUT) as index:
         assert (index.rasters[4].done, index.count_tiles(4)) == (1, 1)
 

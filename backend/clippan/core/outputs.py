@@ -239,11 +239,11 @@ def write_error(path: Union[str, Path], error: Union[BaseException, str]) -> Cli
     if here and not os.access(folder, os.W_OK):
         return ClippanError("The output folder {folder} is not writable; choose another.", folder=folder)
     if reason:
-        sentence = "{path} could not be written ({reason}); choose another folder."
-        return ClippanError(sentence, path=path, reason=reason)
+        key = "{path} could not be written ({reason}); choose another folder."
+        return ClippanError(key, path=path, reason=reason)
     if here:
-        sentence = "{path} could not be written; check the free space and your quota there, or choose another folder."
-        return ClippanError(sentence, path=path)
+        key = "{path} could not be written; check the free space and your quota there, or choose another folder."
+        return ClippanError(key, path=path)
     return ClippanError("{path} could not be written; choose another folder.", path=path)
 
 

@@ -161,14 +161,14 @@ class Param:
         if low <= number <= high if self.above is None else self.above < number < math.inf:
             return
         if self.above is not None:
-            sentence = "“{title}” is {value}; it has to be greater than {above}."
+            key = "“{title}” is {value}; it has to be greater than {above}."
         elif self.high is None:
-            sentence = "“{title}” is {value}; it has to be {low} or more."
+            key = "“{title}” is {value}; it has to be {low} or more."
         else:
-            sentence = "“{title}” is {value}; it has to be between {low} and {high}."
+            key = "“{title}” is {value}; it has to be between {low} and {high}."
         limits = {name: getattr(self, name) for name in ("low", "high", "above")}
         given = {name: f"{limit:g}" for name, limit in limits.items() if limit is not None}
-        raise ClippanError(sentence, title=self.title, value=f"{number:g}", **given)
+        raise ClippanError(key, title=self.title, value=f"{number:g}", **given)
 
 
 def param(default: Any = REQUIRED, **declared: Any) -> Any:
