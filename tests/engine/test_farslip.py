@@ -491,7 +491,7 @@ def test_a_training_learns_and_its_folder_is_a_model(classes, boxed, models, tow
     assert sorted(os.listdir(tmp_path / "run")) == files
     assert (result.pictures, result.objects, result.steps) == (18, 24, (15, 15))
     assert seen == sorted(seen)
-    assert lines[1] == "Training on 18 pictures, with 24 objects for stage 2, 30 steps."
+    assert lines[1] == "Training pictures: 18, objects for stage 2: 24, steps: 30."
     with (tmp_path / "run" / "curves.csv").open(encoding="utf-8", newline="") as file:
         head, *rows = csv.reader(file)
     assert head == ["step", "contrast", "distillation", "regions"]

@@ -354,7 +354,7 @@ def test_too_little_memory_is_told(tmp_path, sets, model, monkeypatch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(image_tower, "optimiser_step", full)
-    with pytest.raises(ClippanError, match=r"too little memory for batches of 8 chips; resume with --device cpu"):
+    with pytest.raises(ClippanError, match=r"too little memory for the batch size 8; resume with --device cpu"):
         run(asked(tmp_path, sets[0], model))
     assert not (tmp_path / "run").exists()
 

@@ -118,7 +118,7 @@ def parse_prompts(text: str) -> PromptTable:
     """
     written = texts.resolve_text(text)
     if texts.is_json(text, written):
-        return _validated(_parse_json(written, f"The prompt table {texts.named_file(text)}".rstrip()))
+        return _validated(_parse_json(written, text[:80]))
     rows = [row.strip() for row in re.split(r";?\s*\n|;", written)]
     while rows and not rows[-1]:  # the text may end with a semicolon
         rows.pop()
@@ -178,19 +178,19 @@ def preset_tables() -> dict[str, tuple[str, PromptTable]]:
     }
 
 
-def _parse_json(text: str, what: str) -> PromptTable:
+def _parse_json(text: str, shown: str) -> PromptTable:
     try:
         values = json.loads(text)
     except ValueError as error:
         raise ClippanError(
-            "{what} is not valid JSON ({error}); correct it, or write classes like water; forest, trees.",
-            what=what,
+            "“{text}” is not valid JSON ({error}); correct it, or write classes like water; forest, trees.",
+            text=shown,
             error=error,
         ) from None
     try:
         return from_json(PromptTable, values)
     except ClippanError as error:
-        raise ClippanError("{what} is invalid: {error}", what=what, error=error) from None
+        raise ClippanError("“{text}” is invalid: {error}", text=shown, error=error.message) from None
 
 
 def _validated(table: PromptTable) -> PromptTable:

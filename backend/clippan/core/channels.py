@@ -62,7 +62,7 @@ class Channels:
         if len(described) == len(self.names):
             return tuple(range(1, len(self.names) + 1))
         raise ClippanError(
-            "The model takes {expected} bands ({names}), but the raster has {found}; choose a raster of that sensor, "
+            "The numbers of bands differ (model: {expected}, raster: {found}); choose a raster with the bands {names}, "
             "or another model.",
             expected=len(self.names),
             names=self.joined_names,

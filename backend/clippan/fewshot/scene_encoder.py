@@ -104,8 +104,8 @@ class SceneEncoder:
         given = tuple(len(modality) for modality in modalities)
         if given != self.bands:
             raise ClippanError(
-                "The encoder was trained on rasters with {trained} bands, but those given have {given} bands; give "
-                "the rasters of the training in the same order, or train a new encoder.",
+                "The numbers of bands differ (training: {trained}, rasters given: {given}); give the rasters of the "
+                "training in the same order, or train a new encoder.",
                 trained=" + ".join(map(str, self.bands)),
                 given=" + ".join(map(str, given)),
             )

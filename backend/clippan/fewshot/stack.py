@@ -210,7 +210,7 @@ def open_stack(paths: Sequence[str], grid: int, nodata: Optional[float], context
     Raises:
         ClippanError: a raster cannot be used, or does not overlap the others.
     """
-    datasets = [open_dataset(path, "raster") for path in paths]
+    datasets = [open_dataset(path, Message("raster")) for path in paths]
     grids = [Grid.of(dataset) for dataset in datasets]
     target = _common_grid(paths, grids, grid - 1 if grid else _finest_grid(grids))
     sources = tuple(

@@ -106,7 +106,7 @@ def _hints(request: AlignSensorRequest, test_chips: int, recall_at_1: float) -> 
     if test_chips < _FEW_CHIPS:
         hints.append(
             Message(
-                "Only {count} chips were held out, too few to measure the student; hold out more (--held).",
+                "Too few chips ({count}) were held out to measure the student; hold out more (--held).",
                 count=test_chips,
             )
         )

@@ -125,7 +125,7 @@ def _hints(
         )
     if len(task.split.test) < _FEW_CHIPS:
         hints.append(
-            Message("The result was measured on only {count} chips and is uncertain.", count=len(task.split.test))
+            Message("The result was measured on few chips ({count}) and is uncertain.", count=len(task.split.test))
         )
     if control is None:
         hints.append("The loss on other classes was not measured; give a control set (--control) to measure it.")

@@ -322,7 +322,7 @@ def _embed(
             context.progress(
                 100 * seen / max(counts.planned, 1),
                 Message(
-                    "{done:,} of {total:,} tiles, {rate:.0f} per second", done=seen, total=counts.planned, rate=rate
+                    "Tiles: {done:,} of {total:,}, {rate:.0f} per second", done=seen, total=counts.planned, rate=rate
                 ),
             )
     except Cancelled:

@@ -150,7 +150,7 @@ def _thinned(rows: np.ndarray, columns: np.ndarray, classes: np.ndarray, number:
 
 
 def _read_class_raster(path: str, table: PromptTable, scene: Scene, context: Context) -> list[_Part]:
-    dataset = sources.open_dataset(path, "raster of classes")
+    dataset = sources.open_dataset(path, Message("raster of classes"))
     if (dataset.RasterXSize, dataset.RasterYSize) != (scene.grid.width, scene.grid.height):
         raise ClippanError(
             "The raster of classes {path} has {width} × {height} pixels and {raster} has {raster_width} × "

@@ -125,7 +125,7 @@ class LabelledLayer:
                 layer=layer.GetName(),
                 path=self.path,
                 field=field,
-                fields=join_names(_field_names(layer)) or "none",
+                fields=join_names(_field_names(layer)) or "–",
             )
         return found
 

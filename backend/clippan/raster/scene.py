@@ -142,9 +142,9 @@ class Scene:
         self.options = options
         self.channels = channels
         self._stretch = channels.stretch if channels else stretch
-        self._original = sources.open_dataset(path, "raster")
+        self._original = sources.open_dataset(path, Message("raster"))
         if set(options.bands) & set(alpha_bands(self._original)):
-            self._original = sources.open_dataset(path, "raster", all_bands=True)
+            self._original = sources.open_dataset(path, Message("raster"), all_bands=True)
         self.notes = alpha_notes([self._original])
         self._dataset = _with_nodata_and_colours(self._original, options.nodata)
         self.own_grid = Grid.of(self._dataset)

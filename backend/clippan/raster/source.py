@@ -17,6 +17,7 @@ from osgeo import gdal, gdal_array
 from clippan.core import utf8
 from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
+from clippan.core.texts import join_names
 from clippan.raster import products
 from clippan.raster.alpha import alpha_bands, source_name, window_starts, without_false_alpha
 from clippan.raster.coverage import WrittenPixels
@@ -66,12 +67,12 @@ def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
         product = products.open_product(path, what)  # of Sentinel-2, GDAL only lists parts
         if product is not None:
             return product
-        first = next((name for name, _ in dataset.GetSubDatasets()), None)
+        subdatasets = [name for name, _ in dataset.GetSubDatasets()]
         raise ClippanError(
-            "The {what} {path} has no bands itself; choose one of its subdatasets ({example}).",
+            "The {what} {path} has no bands itself; choose one of its subdatasets ({names}).",
             what=what,
             path=path,
-            example=first or "gdalinfo lists them",
+            names=join_names(subdatasets, 1) or "–",
         )
     # GDAL shows CMYK pictures as RGBA; satellite tools write four bands under that tag, and mean the numbers.
     cmyk = dataset.GetMetadataItem("SOURCE_COLOR_SPACE", "IMAGE_STRUCTURE") == "CMYK"

@@ -159,7 +159,7 @@ class GeoPackageReader:
             )
         if size < needed * width * 2:
             raise ClippanError(
-                "The matrix {file} of the index was cut short ({size} bytes for {count} tiles); delete the index and "
+                "The matrix {file} of the index was cut short (bytes: {size}, tiles: {count}); delete the index and "
                 "build it again, or restore both files from a backup.",
                 file=file,
                 size=size,

@@ -60,7 +60,7 @@ def encode_chips(
     vectors = []
     for start in range(0, len(chips), batch):
         context.progress(
-            100 * start / len(chips), Message("Encoded {done:,} of {count:,} chips", done=start, count=len(chips))
+            100 * start / len(chips), Message("Chips encoded: {done:,} of {count:,}", done=start, count=len(chips))
         )
         pictures = np.stack([read(chip, loaded.preprocessing.pixels) for chip in chips[start : start + batch]])
         vectors.append(loaded.network.encode_image(loaded.normalised(pictures)).float())
@@ -94,7 +94,7 @@ class AlignmentTraining(ImageTowerTraining):
         self._pairs, self._chips, self._targets, self._words = pairs, chips, targets, words
         self._weights = {term: getattr(request, term) for term in ("mse", "cosine", "contrast", "label")}
         self._target_power = targets.square().sum(1).mean()
-        context.log(Message("Training on {count} chips, {steps} steps.", count=len(chips), steps=self.steps))
+        context.log(Message("Training chips: {count}, steps: {steps}.", count=len(chips), steps=self.steps))
 
     def read_chip(self, index: int) -> np.ndarray:
         return self._pairs.sensor_chip(self._chips[index], self._loaded.preprocessing.pixels)

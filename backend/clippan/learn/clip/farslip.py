@@ -201,7 +201,7 @@ class FarslipTraining(TrainingLoop):
         self.stage_ends = tuple(itertools.accumulate(self.steps))
         context.log(
             Message(
-                "Training on {count} pictures, with {objects} objects for stage 2, {steps} steps.",
+                "Training pictures: {count}, objects for stage 2: {objects}, steps: {steps}.",
                 count=len(samples),
                 objects=self.objects,
                 steps=self._steps,
@@ -256,7 +256,7 @@ class FarslipTraining(TrainingLoop):
             optimiser_step(model, self._optimiser, self._scheduler, total)
         except torch.cuda.OutOfMemoryError as error:
             raise ClippanError(
-                "The GPU has too little memory for batches of {batch} pictures; choose a smaller batch, or --precision "
+                "The GPU has too little memory for the batch size {batch}; choose a smaller one, or --precision "
                 "bfloat16.",
                 batch=request.batch,
             ) from error

@@ -119,7 +119,7 @@ class FineTuning(ImageTowerTraining):
         self._task, self._pixels = task, pixels
         context.log(
             Message(
-                "Training on {count} chips of {classes} classes, {steps} steps.",
+                "Training chips: {count}, classes: {classes}, steps: {steps}.",
                 count=len(task.split.train),
                 classes=len(task.chips.names),
                 steps=self.steps,

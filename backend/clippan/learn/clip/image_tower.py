@@ -35,8 +35,8 @@ def explain_memory_errors(batch: int) -> Iterator[None]:
     except torch.cuda.OutOfMemoryError as error:
         # A smaller batch is another recipe, which needs another folder; the CPU can resume this run.
         raise ClippanError(
-            "The GPU has too little memory for batches of {batch} chips; resume with --device cpu, or start in an "
-            "empty folder with a smaller --batch.",
+            "The GPU has too little memory for the batch size {batch}; resume with --device cpu, or start in an empty "
+            "folder with a smaller --batch.",
             batch=batch,
         ) from error
 

@@ -33,7 +33,7 @@ from clippan.raster.tiles import Window
 _MAX_TRAIN, _MAX_HELD_OUT = 20_000, 2_000  # chips drawn at most
 _MIN_VALID_SHARE = 0.9  # share of a chip's pixels, in both rasters
 _PERCENTILES = (1.0, 99.0)
-_SENSOR = "raster of the sensor"
+_SENSOR = Message("raster of the sensor")
 _NEGLIGIBLE_OVERLAP = 0.01  # share of a raster's area that adjacent rasters have in common at their border
 
 
@@ -168,7 +168,8 @@ def _sensor_bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[s
         count = len(sources.image_bands(other))
         if count != len(spectral):
             raise ClippanError(
-                "The raster {path} has {bands} bands and {other} has {other_bands}; give rasters of one sensor.",
+                "The rasters {path} and {other} differ in their number of bands ({bands} and {other_bands}); give "
+                "rasters of one sensor.",
                 path=path,
                 bands=count,
                 other=first,
@@ -178,7 +179,7 @@ def _sensor_bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[s
     wrong = [number for number in numbers if number > len(spectral)]
     if wrong:
         raise ClippanError(
-            "Band {band} was requested, but the raster {path} has {count} bands; choose others.",
+            "Band {band} was requested, but the last band of the raster {path} is {count}; choose others.",
             band=wrong[0],
             path=first,
             count=len(spectral),
@@ -201,7 +202,8 @@ def _ranges(
     count = len(names)
     if request.low and len(request.low) not in (1, count):
         raise ClippanError(
-            "{ranges} ranges were given for {bands} bands; give one range for all, or one for each band.",
+            "The numbers of ranges ({ranges}) and bands ({bands}) differ; give one range for all, or one for each "
+            "band.",
             ranges=len(request.low),
             bands=count,
         )
@@ -250,7 +252,7 @@ def _shared_land_hints(request: AlignSensorRequest) -> list[str]:
 
 def _overlap_share(one: str, other: str) -> float:
     """Share of a raster's area that another covers, 0 to 1; without a CRS, 1 for the same file and else 0."""
-    grids = [Grid.of(sources.open_dataset(path, "raster")) for path in (one, other)]
+    grids = [Grid.of(sources.open_dataset(path, Message("raster"))) for path in (one, other)]
     if not all(grid.crs and grid.geotransform for grid in grids):
         return float(os.path.realpath(one) == os.path.realpath(other))
     try:
