@@ -104,9 +104,9 @@ class Worker:
     def _run_job(self, number: Any, params: dict[str, Any]) -> None:
         context = Context(
             lambda percent, text: self._notify(
-                "progress", id=number, percent=round(percent, 2), message=_translatable(text)
+                "progress", id=number, percent=round(percent, 2), message=to_json(text, messages=True)
             ),
-            lambda line: self._notify("log", id=number, line=_translatable(line)),
+            lambda line: self._notify("log", id=number, line=to_json(line, messages=True)),
             lambda: self._ended.is_set() or number in self._cancelled,
         )
         try:
@@ -135,7 +135,7 @@ class Worker:
         self._send({"method": method, "params": params})
 
     def _fail(self, number: Any, code: int, message: str, details: str = "") -> None:
-        data = {"sentence": _translatable(message), "traceback": details}
+        data = {"sentence": to_json(message, messages=True), "traceback": details}
         self._send({"id": number, "error": {"code": code, "message": message, "data": data}})
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -144,11 +144,6 @@ class Worker:
         with self._writing, contextlib.suppress(BrokenPipeError, ValueError):
             self._sink.write(line + "\n")
             self._sink.flush()
-
-
-def _translatable(text: str) -> Any:
-    """A sentence as the plugin takes it: with key and values, where it can be translated."""
-    return to_json(text, messages=True)
 
 
 def _free_gpu() -> None:

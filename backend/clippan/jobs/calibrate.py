@@ -104,8 +104,7 @@ class CalibrateRequest(PromptOptions, LayerOption, RunOptions, Request):
     )
     layer: str = inherited("")
     output: PromptFile = param(
-        title="Calibrated table",
-        help="The JSON file to write. Choose it as the classes of Segment by text.",
+        title="Calibrated table", help="The JSON file to write. Choose it as the classes of Segment by text."
     )
     report: Report = param("", title="Report", help="A web page with the accuracy before and after.", proposed=True)
 

@@ -9,16 +9,7 @@ from clippan.core import texts
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Line, Message, Table
 from clippan.jobs.base import Request, Result, file_lines, job
-from clippan.jobs.kinds import (
-    FieldName,
-    Folder,
-    Phrases,
-    Raster,
-    Vector,
-    check_start_is_kept,
-    is_file,
-    is_folder,
-)
+from clippan.jobs.kinds import FieldName, Folder, Phrases, Raster, Vector, check_start_is_kept, is_file, is_folder
 from clippan.jobs.options import ChipOptions, LayerOption
 from clippan.jobs.param import advanced_param, inherited, param
 from clippan.jobs.rendering import Rendering

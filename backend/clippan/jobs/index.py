@@ -93,10 +93,7 @@ class IndexRequest(PictureOptions, ExtentOptions, RunOptions, Request):
         above=0,
     )
     tile: tuple[int, ...] = advanced_param(
-        (),
-        title="Tile size in pixels",
-        help="The same in pixels, for pictures without coordinates.",
-        low=16,
+        (), title="Tile size in pixels", help="The same in pixels, for pictures without coordinates.", low=16
     )
     overlap: float = advanced_param(
         0.25,
@@ -162,12 +159,7 @@ class AboutIndexResult(Result):
         ]
 
 
-@job(
-    "about",
-    title="About an index",
-    summary="Says what an index holds.",
-    result=AboutIndexResult,
-)
+@job("about", title="About an index", summary="Says what an index holds.", result=AboutIndexResult)
 class AboutIndexRequest(Request):
     """Asks what an index holds; neither the model nor the rasters are opened."""
 

@@ -79,9 +79,7 @@ class FolderInput(Kind):
             raise ClippanError("“{title}”, {path}, is a file; choose a folder.", title=param.title, path=value)
         if not is_folder(value):
             raise ClippanError(
-                "“{title}”, {path}, does not exist; create the folder or choose another.",
-                title=param.title,
-                path=value,
+                "“{title}”, {path}, does not exist; create the folder or choose another.", title=param.title, path=value
             )
 
 
@@ -275,22 +273,19 @@ class DateKind(Kind):
 
 
 @dataclass(frozen=True)
-class PromptsKind(Kind):
-    """A prompt table: in place, or in a file that the text names."""
-
-    def inputs(self, value: Any) -> tuple[str, ...]:
-        return (texts.named_file(value),)
-
-    def check(self, param: Param, value: Any) -> None:
-        prompts.parse_prompts(value)
-
-
-@dataclass(frozen=True)
 class PhrasesKind(Kind):
     """Names and words for them, in place or in a file that the text names."""
 
     def inputs(self, value: Any) -> tuple[str, ...]:
         return (texts.named_file(value),)
+
+
+@dataclass(frozen=True)
+class PromptsKind(PhrasesKind):
+    """A prompt table: in place, or in a file that the text names."""
+
+    def check(self, param: Param, value: Any) -> None:
+        prompts.parse_prompts(value)
 
 
 @dataclass(frozen=True)
@@ -318,9 +313,7 @@ class SensorKind(Kind):
     def check(self, param: Param, value: Any) -> None:
         if value != "auto" and sensors.find_sensor(value) is None:
             raise ClippanError(
-                "Unknown sensor '{name}'; choose auto or one of {known}.",
-                name=value,
-                known=", ".join(sensors.SENSORS),
+                "Unknown sensor '{name}'; choose auto or one of {known}.", name=value, known=", ".join(sensors.SENSORS)
             )
 
     def choices(self) -> Mapping[str, str]:

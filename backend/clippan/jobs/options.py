@@ -137,9 +137,7 @@ class LayerOption:
     """Where labelled places are in a vector file."""
 
     layer: str = advanced_param(
-        "",
-        title="Layer of the labelled places",
-        help="By default, the first layer with places that have a class.",
+        "", title="Layer of the labelled places", help="By default, the first layer with places that have a class."
     )
 
 
@@ -240,10 +238,7 @@ class SeedOption:
     """What random numbers start from."""
 
     seed: int = advanced_param(
-        0,
-        title="Seed",
-        help="Starting value of the random numbers. The same seed gives the same result again.",
-        low=0,
+        0, title="Seed", help="Starting value of the random numbers. The same seed gives the same result again.", low=0
     )
 
 
@@ -309,10 +304,7 @@ class TrainingOptions(SeedOption, RunOptions):
         None, title="Steps", help="Number of training steps, instead of the epochs.", low=1
     )
     batch: int = advanced_param(
-        32,
-        title="Batch size",
-        help="Number of chips in a training step; fewer need less memory and time.",
-        low=1,
+        32, title="Batch size", help="Number of chips in a training step; fewer need less memory and time.", low=1
     )
     rate: float = advanced_param(
         1e-4,
@@ -334,11 +326,7 @@ class ChipOptions(TrainingOptions, PictureOptions):
     """A training on chips that are cut out of rasters, with a report."""
 
     size: int = advanced_param(
-        0,
-        title="Edge of the chips",
-        help="Edge of the chips; 0 means what suits the pixel size.",
-        low=0,
-        unit="pixels",
+        0, title="Edge of the chips", help="Edge of the chips; 0 means what suits the pixel size.", low=0, unit="pixels"
     )
     report: Report = param(
         "", title="Report", help="A web page with what was learned and how well, with figures.", proposed=True

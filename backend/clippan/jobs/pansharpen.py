@@ -86,14 +86,10 @@ class PansharpenRequest(PairOptions, RunOptions, Request):
         help="A cloud-optimised GeoTIFF can be read piece by piece from a web server or object storage.",
     )
     compression: Compression = advanced_param(
-        Compression.DEFLATE,
-        title="Compression",
-        help="How the file is compressed, without loss in all cases.",
+        Compression.DEFLATE, title="Compression", help="How the file is compressed, without loss in all cases."
     )
     overviews: bool = advanced_param(
-        True,
-        title="Build overviews",
-        help="Adds reduced copies, with which the file draws fast when zoomed out.",
+        True, title="Build overviews", help="Adds reduced copies, with which the file draws fast when zoomed out."
     )
 
     def check(self) -> None:

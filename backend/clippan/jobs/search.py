@@ -121,14 +121,10 @@ class SearchRequest(ExtentOptions, DeviceOptions, Request):
         (), title="Place on the map", help="A point in the index; places that look like its surroundings are found."
     )
     like: TileNumbers = advanced_param(
-        (),
-        title="Tiles like these",
-        help="Numbers of tiles, from an earlier search, whose like is searched.",
+        (), title="Tiles like these", help="Numbers of tiles, from an earlier search, whose like is searched."
     )
     unlike: TileNumbers = advanced_param(
-        (),
-        title="Tiles unlike these",
-        help="Numbers of tiles, from an earlier search, whose like is left out.",
+        (), title="Tiles unlike these", help="Numbers of tiles, from an earlier search, whose like is left out."
     )
     top: int = param(20, title="Maximum number of places", help="How many places to find, the best first.", low=1)
     least: float = param(
@@ -146,9 +142,7 @@ class SearchRequest(ExtentOptions, DeviceOptions, Request):
         "date are left out.",
     )
     until: Date = advanced_param(
-        "",
-        title="Taken until",
-        help="Only rasters up to this day, month or year. Rasters without a date are left out.",
+        "", title="Taken until", help="Only rasters up to this day, month or year. Rasters without a date are left out."
     )
     overlapping: bool = advanced_param(
         False,

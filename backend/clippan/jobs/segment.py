@@ -71,13 +71,7 @@ class SegmentResult(Result):
     picture: Rendering
 
     def describe(self) -> list[Line]:
-        heading = (
-            "Value",
-            "Class",
-            "Share",
-            "Hectares",
-            "Mean confidence",
-        )
+        heading = ("Value", "Class", "Share", "Hectares", "Mean confidence")
         rows = [
             (
                 str(item.value),
@@ -152,11 +146,7 @@ class SegmentRequest(PromptOptions, ExtentOptions, RunOptions, Request):
         "raster.",
     )
     min_area: int = advanced_param(
-        0,
-        title="Smallest polygon",
-        help="Smaller polygons join their largest neighbour.",
-        low=0,
-        unit="pixels",
+        0, title="Smallest polygon", help="Smaller polygons join their largest neighbour.", low=0, unit="pixels"
     )
     simplify: float = advanced_param(
         1.0,

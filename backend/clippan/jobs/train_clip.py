@@ -104,9 +104,7 @@ class TrainClipRequest(TrainingOptions, Request):
         "--help.",
     )
     stages: tuple[int, ...] = advanced_param(
-        (1, 2),
-        title="Stages",
-        help="1 (places in pictures), 2 (objects with categories), or 1,2 for both.",
+        (1, 2), title="Stages", help="1 (places in pictures), 2 (objects with categories), or 1,2 for both."
     )
     warmup: Optional[int] = advanced_param(
         None,
@@ -133,11 +131,7 @@ class TrainClipRequest(TrainingOptions, Request):
         low=1,
     )
     least: int = advanced_param(
-        64,
-        title="Smallest object",
-        help="Objects whose shorter edge is smaller are left out.",
-        low=1,
-        unit="pixels",
+        64, title="Smallest object", help="Objects whose shorter edge is smaller are left out.", low=1, unit="pixels"
     )
     pixels: int = advanced_param(
         0,
@@ -195,10 +189,7 @@ class RegionsResult(Result):
 
     def describe(self) -> list[Line]:
         rows = [(name, str(count)) for name, count in self.objects.items()]
-        return [
-            Table(("Class", "Objects"), rows),
-            self.line("{table}: pictures: {pictures}; {seconds:.1f} s"),
-        ]
+        return [Table(("Class", "Objects"), rows), self.line("{table}: pictures: {pictures}; {seconds:.1f} s")]
 
 
 @job(
@@ -226,14 +217,10 @@ class RegionsRequest(PictureOptions, Request):
         "field holds the categories themselves, and for masks that name their values.",
     )
     field: FieldName = param(
-        "class",
-        title="Field with the class",
-        help="The field of the vector files that holds the category.",
+        "class", title="Field with the class", help="The field of the vector files that holds the category."
     )
     layer: str = advanced_param(
-        "",
-        title="Layer of the polygons",
-        help="By default, the first layer with polygons that have a category.",
+        "", title="Layer of the polygons", help="By default, the first layer with polygons that have a category."
     )
     size: int = advanced_param(
         512,
@@ -250,18 +237,10 @@ class RegionsRequest(PictureOptions, Request):
         high=0.9,
     )
     least: int = advanced_param(
-        16,
-        title="Smallest object",
-        help="Objects whose shorter edge is smaller are left out.",
-        low=1,
-        unit="pixels",
+        16, title="Smallest object", help="Objects whose shorter edge is smaller are left out.", low=1, unit="pixels"
     )
     fill: float = advanced_param(
-        0.3,
-        title="Filled part of a box",
-        help="The part of its box that an object has to fill.",
-        low=0,
-        high=1,
+        0.3, title="Filled part of a box", help="The part of its box that an object has to fill.", low=0, high=1
     )
     format: ImageFormat = advanced_param(ImageFormat.PNG, title="Picture format", help="File format of the pictures.")
 
