@@ -136,7 +136,8 @@ def _integer_list(text: str) -> tuple[int, ...]:
 def _join_dashed_values(arguments: Sequence[str], top: argparse.ArgumentParser) -> list[str]:
     """The arguments with ``--text -forest`` as one word, and likewise ``--nodata -3.4e38``: argparse takes what begins
     with a dash for an option."""
-    value_counts = {option: action.nargs for action in _actions(top) for option in action.option_strings}
+    actions = sorted(_actions(top), key=lambda action: action.nargs == "+")  # what takes several values in one command
+    value_counts = {option: action.nargs for action in actions for option in action.option_strings}
 
     def begins_option(argument: str) -> bool:
         # -output is a slip of the pen; -3 and -forest are values
