@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from clippan.core.messages import Message
-from clippan.jobs import ADAPTED, FIGURES, AdaptFusionRequest
+from clippan.jobs import ADAPTATION_FIGURES, FIGURES, AdaptFusionRequest
 
 from ..i18n import tr
 from . import base
@@ -35,7 +35,7 @@ class AdaptFusionModel(base.JobAlgorithm):
         AdaptFusionRequest, names={"ms": "SPECTRAL", "pan": "PANCHROMATIC"}, adapters={"clip": _SupervisorAdapter}
     )
     RESULT_VALUES = (
-        *(_figure(name, when) for name in ADAPTED for when in ("before", "after")),
+        *(_figure(name, when) for name in ADAPTATION_FIGURES for when in ("before", "after")),
         base.ResultValue("STEPS_DONE", "Steps until the model that was kept", lambda result: result.steps),
         base.SENSOR_USED,
         base.DEVICE_USED,

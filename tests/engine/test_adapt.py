@@ -16,7 +16,15 @@ from clippan.core.errors import Cancelled, ClippanError
 from clippan.fusion import model, networks
 from clippan.fusion.model import FusionModel
 from clippan.handlers import run
-from clippan.jobs import ADAPTED, AdaptFusionRequest, AssessRequest, Context, Method, PansharpenRequest, Registration
+from clippan.jobs import (
+    ADAPTATION_FIGURES,
+    AdaptFusionRequest,
+    AssessRequest,
+    Context,
+    Method,
+    PansharpenRequest,
+    Registration,
+)
 from clippan.learn.fusion import adaptation as module
 from clippan.learn.fusion import reading, training_scene
 from clippan.raster.pair import open_pair
@@ -92,7 +100,7 @@ def test_the_result_is_a_model_for_pansharpen_that_is_better_here(pair, request_
     request = request_for(made)
     lines, percents = [], []
     result = run(request, Context(lambda percent, message: percents.append((percent, message)), lines.append))
-    assert list(result.before) == list(result.after) == list(ADAPTED)
+    assert list(result.before) == list(result.after) == list(ADAPTATION_FIGURES)
     assert result.after["HQNR"] > result.before["HQNR"]
     assert (result.bands, result.clip, result.sensor, result.device) == (4, "", "generic", "cpu")
     assert 0 < result.steps <= 12
@@ -347,7 +355,7 @@ def test_the_command_prints_a_table(pair, start, quick, tmp_path, capsys):
     out, err = capsys.readouterr()
     rows = out.splitlines()
     assert rows[0].split() == ["Figure", "Before", "After", "Best", "Meaning"]
-    assert [row.split()[0] for row in rows[1:8]] == list(ADAPTED)
+    assert [row.split()[0] for row in rows[1:8]] == list(ADAPTATION_FIGURES)
     assert "Step 6: HQNR" in err
 
 

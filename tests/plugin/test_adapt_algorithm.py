@@ -9,7 +9,7 @@ import pytest
 from conftest import Feedback
 from qgis.core import Qgis, QgsProcessingException
 
-from clippan.jobs import ADAPTED, AdaptFusionRequest, Device, Registration, from_json
+from clippan.jobs import ADAPTATION_FIGURES, AdaptFusionRequest, Device, Registration, from_json
 
 
 @pytest.fixture
@@ -64,10 +64,10 @@ def test_the_log_has_a_table_and_the_results_are_numbers(run, fake, inputs):
     assert results["OUTPUT"] == inputs["OUTPUT"]
     assert Path(inputs["OUTPUT"]).exists()
     assert (results["HQNR_BEFORE"], results["HQNR_AFTER"]) == (0.9, 0.95)
-    assert {f"{name}_{when}".upper() for name in ADAPTED for when in ("before", "after")} <= set(results)
+    assert {f"{name}_{when}".upper() for name in ADAPTATION_FIGURES for when in ("before", "after")} <= set(results)
     assert (results["STEPS_DONE"], results["SENSOR_USED"], results["DEVICE_USED"]) == (60, "generic", "cpu")
-    rows = [line for line in feedback.lines if line.startswith(("Figure", *ADAPTED))]
-    assert len(rows) == 1 + len(ADAPTED)
+    rows = [line for line in feedback.lines if line.startswith(("Figure", *ADAPTATION_FIGURES))]
+    assert len(rows) == 1 + len(ADAPTATION_FIGURES)
     assert len({row.index(word) + len(word) for row, word in zip(rows, ("After", "0.9500"))}) == 1
 
 

@@ -17,7 +17,7 @@ from clippan import resources
 from clippan.core.checkpoint import check_sizes, metadata, write
 from clippan.core.errors import ClippanError, one_line
 from clippan.fusion import networks
-from clippan.jobs.options import SHIPPED
+from clippan.jobs.options import SHIPPED_FUSION_MODEL
 
 _KIND = "CLIPPan fusion network, version 1"
 
@@ -78,7 +78,7 @@ class FusionModel:
 
 def shipped() -> Path:
     """Path of the model that comes with CLIPPan."""
-    return resources() / SHIPPED
+    return resources() / SHIPPED_FUSION_MODEL
 
 
 def load(path: str, device: torch.device) -> FusionModel:

@@ -14,7 +14,7 @@ from clippan.jobs.options import Compression, Format, Method, Refinement, Regist
 # The order of the work, in which the command line and the reference list the jobs.
 from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
 from clippan.jobs.assess import FIGURES, AssessRequest, AssessResult
-from clippan.jobs.adapt import ADAPTED, AdaptFusionRequest, AdaptFusionResult
+from clippan.jobs.adapt import ADAPTATION_FIGURES, AdaptFusionRequest, AdaptFusionResult
 from clippan.jobs.train_fusion import TrainFusionRequest, TrainFusionResult
 from clippan.jobs.index import AboutIndexRequest, AboutIndexResult, IndexRequest, IndexResult
 from clippan.jobs.search import Hit, SearchRequest, SearchResult, ThumbnailsRequest, ThumbnailsResult

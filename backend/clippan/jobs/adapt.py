@@ -10,11 +10,11 @@ from clippan.core.messages import Line, Message, Table
 from clippan.jobs.assess import FIGURES
 from clippan.jobs.base import Request, Result, job
 from clippan.jobs.kinds import FusionModelFile, FusionModelOutput, OptionalModelName
-from clippan.jobs.options import SHIPPED, PairOptions, RunOptions, SeedOption
+from clippan.jobs.options import SHIPPED_FUSION_MODEL, PairOptions, RunOptions, SeedOption
 from clippan.jobs.param import advanced_param, param
 
 # What is measured before and after: at full resolution, and one scale down, where MS is the reference.
-ADAPTED = ("HQNR", "D_lambda_K", "D_s", "HP_correlation", "Q2n", "SAM", "ERGAS")
+ADAPTATION_FIGURES = ("HQNR", "D_lambda_K", "D_s", "HP_correlation", "Q2n", "SAM", "ERGAS")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class AdaptFusionResult(Result):
 
     Attributes:
         output: the model's file, for Pansharpen.
-        before, after: figures of the start and of the adapted model on this scene, by the names in ``ADAPTED``.
+        before, after: figures of the start and of the adapted model on this scene, by the names in ``ADAPTATION_FIGURES``.
         steps: of the optimiser, up to the model that is kept.
         clip: the model that supervised, empty for none.
         sensor, device: what was used, once "auto" was resolved.
@@ -47,7 +47,7 @@ class AdaptFusionResult(Result):
         heading = ("Figure", "Before", "After", "Best", "Meaning")
         rows = [
             (name, f"{self.before[name]:.4f}", f"{self.after[name]:.4f}", FIGURES[name][1], FIGURES[name][0])
-            for name in ADAPTED
+            for name in ADAPTATION_FIGURES
         ]
         return [
             Table(heading, rows),
@@ -94,4 +94,4 @@ class AdaptFusionRequest(PairOptions, SeedOption, RunOptions, Request):
     @property
     def inputs(self) -> tuple[str, ...]:
         """With the model that comes with CLIPPan, where it is the start."""
-        return (*super().inputs, self.model or str(resources() / SHIPPED))
+        return (*super().inputs, self.model or str(resources() / SHIPPED_FUSION_MODEL))

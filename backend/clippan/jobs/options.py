@@ -24,7 +24,7 @@ from clippan.jobs.kinds import (
 )
 from clippan.jobs.param import advanced_param, group, inherited, param
 
-SHIPPED = "fusion/clippan.safetensors"  # the fusion model that comes with CLIPPan, below the resources
+SHIPPED_FUSION_MODEL = "fusion/clippan.safetensors"  # the fusion model that comes with CLIPPan, below the resources
 
 
 class Method(Choice):

@@ -14,7 +14,7 @@ from clippan.core.context import Context
 from clippan.fusion import filters
 from clippan.fusion.metrics import SAM, FullResolutionMetrics, Q2n, SquaredErrors, correlate
 from clippan.fusion.neural import limit_correction
-from clippan.jobs.adapt import ADAPTED
+from clippan.jobs.adapt import ADAPTATION_FIGURES
 from clippan.learn.fusion.batch import PatchBatch
 from clippan.learn.fusion.patches import VALID_SHARE, ReferenceScene, ScenePair, collate
 
@@ -28,7 +28,7 @@ def validate(
     ratio: float,
     context: Context,
 ) -> dict[str, float]:
-    """The figures in ``ADAPTED``, by name.
+    """The figures in ``ADAPTATION_FIGURES``, by name.
 
     Args:
         network: a network as in ``networks``.
@@ -48,7 +48,7 @@ def validate(
         for metric in (q2n, sam, errors):
             metric.add(fused, window.reference, window.valid)
     values = {**figures.values, "Q2n": q2n.value, "SAM": sam.value, "ERGAS": errors.ergas(ratio)}
-    return {name: values[name] for name in ADAPTED}
+    return {name: values[name] for name in ADAPTATION_FIGURES}
 
 
 @dataclass(frozen=True)
