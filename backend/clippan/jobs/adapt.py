@@ -23,7 +23,7 @@ class AdaptFusionResult(Result):
 
     Attributes:
         output: the model's file, for Pansharpen.
-        before, after: figures of the start and of the adapted model on this scene, by the names in ``ADAPTATION_FIGURES``.
+        before, after: ``ADAPTATION_FIGURES`` of the start and of the adapted model on this scene, by name.
         steps: of the optimiser, up to the model that is kept.
         clip: the model that supervised, empty for none.
         sensor, device: what was used, once "auto" was resolved.
