@@ -227,24 +227,34 @@ def _gpus() -> Iterator[Check]:
     except ClippanError as error:
         yield Check("GPU", Status.WARNING, error.message)
         return
-    names = ", ".join(f"{name} ({version})" for name, version in driver)
+    names = ", ".join(name for name, _ in driver)
+    driver_version = driver[0][1] if driver else ""
     if torch is not None and torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(number)
             found = f"{properties.name}, {properties.total_memory / _GIB:.1f} GiB"
             if driver:
-                found = Message("{gpu}, driver {version}", gpu=found, version=driver[0][1])
+                found = Message("{gpu}, driver {version}", gpu=found, version=driver_version)
             yield Check("GPU", Status.OK, found)
     elif driver and torch is not None and torch.version.cuda is None:
-        found = Message("{gpus}, but this PyTorch is for the CPU only", gpus=names)
+        found = Message(
+            "{gpus} (driver {driver}), but this PyTorch is for the CPU only", gpus=names, driver=driver_version
+        )
         remedy = Message("Run Set up engine, which installs the PyTorch for this GPU, or go on with the CPU.")
         yield Check("GPU", Status.WARNING, found, remedy)
     elif driver and torch is not None:
-        found = Message("{gpus}, but PyTorch for CUDA {version} cannot use it", gpus=names, version=torch.version.cuda)
+        found = Message(
+            "{gpus} (driver {driver}), but PyTorch for CUDA {version} cannot use it",
+            gpus=names,
+            driver=driver_version,
+            version=torch.version.cuda,
+        )
         remedy = Message("Update the NVIDIA driver, or run Set up engine for a PyTorch that fits it.")
         yield Check("GPU", Status.WARNING, found, remedy)
+    elif driver:
+        yield Check("GPU", Status.OK, Message("{gpu}, driver {version}", gpu=names, version=driver_version))
     else:
-        yield Check("GPU", Status.OK, names or Message("no NVIDIA GPU found"))
+        yield Check("GPU", Status.OK, Message("no NVIDIA GPU found"))
     if torch is not None and sys.platform == "darwin":
         works = torch.backends.mps.is_available()
         yield Check("MPS", Status.OK, Message("available") if works else Message("not available"))
