@@ -514,7 +514,7 @@ def test_damaged_indices(model, index, raster, tmp_path):
             assert str(caught.value).endswith(".")
 
     matrix.write_bytes(vectors[:-3])
-    one_line(r"matrix .*index.gpkg.vectors of the index was cut short \(125 bytes for 16 tiles\); delete the index")
+    one_line(r"matrix .*index.gpkg.vectors of the index was cut short \(bytes: 125, tiles: 16\); delete the index")
     matrix.unlink()
     one_line(r"matrix .*index.gpkg.vectors of the index is missing; put it back beside")
     matrix.write_bytes(vectors)
