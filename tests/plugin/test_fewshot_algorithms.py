@@ -153,7 +153,7 @@ def test_the_defaults_of_a_pretraining_are_the_engines(run, asked, scene):
     results = run("pretrainscene", scene, feedback)
     assert asked(PretrainSceneRequest) == PretrainSceneRequest(rasters=tuple(scene["RASTERS"]), output=scene["OUTPUT"])
     assert results == {"OUTPUT": scene["OUTPUT"], "STEPS_DONE": 7, "LOSS": 0.25, "DEVICE_USED": "cpu"}
-    assert any("bands: 3 + 1, 7 steps" in line for line in feedback.lines)
+    assert any("bands: 3 + 1, steps: 7" in line for line in feedback.lines)
     assert "A hint." in feedback.lines
 
 
