@@ -294,7 +294,7 @@ def test_black_borders_that_nobody_declared_are_pointed_out(scene, tmp_path):
         "12 % of the multispectral pixels are 0 in all bands; if they are missing pixels, set 0 as the nodata value.",
     )
     assert "choose one if you know it" in result.hints[0]
-    assert lines.count(result.hints[0]) == lines.count(result.hints[1]) == 1
+    assert not set(lines) & set(result.hints)  # whoever shows the result shows them
     assert (
         run(
             PansharpenRequest(pan=pair.pan, ms=(ms,), output=str(tmp_path / "out.tif"), nodata=0, sensor="generic")

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Optional
+from typing import Callable, Optional
 
 from clippan import resources
 from clippan.catalogue.band_names import any_match
-from clippan.core.context import Context
 from clippan.core.messages import Message
-
-UNRECOGNISED = "Sensor: generic, because the files name no known sensor; choose one if you know it."
 
 
 @dataclass(frozen=True)
@@ -78,13 +75,16 @@ def find_sensor(name: str) -> Optional[Sensor]:
     return SENSORS.get(name) or recognise_sensor([name])
 
 
-def resolve_sensor(name: str, texts: Iterable[str], context: Context) -> Sensor:
-    """The sensor with this name; for "auto", the one named in file names or metadata values, or the generic one."""
+def resolve_sensor(name: str, texts: Iterable[str], log: Callable[[str], None], warn: Callable[[str], None]) -> Sensor:
+    """The sensor with this name; for "auto", the one that a text (metadata value, file name) names, or the generic one.
+
+    Calls ``log`` with what was recognised, and ``warn`` with a sentence for the user if nothing was.
+    """
     if name != "auto":
         return find_sensor(name) or SENSORS["generic"]
     found = recognise_sensor(texts)
     if found:
-        context.log(Message("Sensor: {label}, recognised from the files.", label=found.label))
+        log(Message("Sensor: {label}, recognised from the files.", label=found.label))
         return found
-    context.log(UNRECOGNISED)
+    warn("Sensor: generic, because the files name no known sensor; choose one if you know it.")
     return SENSORS["generic"]

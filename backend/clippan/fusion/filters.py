@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from clippan.raster.grid import AxisTransform
+from clippan.raster.tiles import Window
 
 MARGIN = 4  # multispectral samples read beyond a block: 2 for the cubic kernel, 2 for filling invalid samples
 _KAISER_BETA = 0.5
@@ -230,6 +231,13 @@ def _mtf_decimation(
 ) -> torch.Tensor:
     centres = phase + np.arange(number) * (ratio / steps)
     return torch.from_numpy(_mtf_weights(np.arange(count) - centres[:, None], mtf_gain, ratio).astype(np.float32))
+
+
+def inside(window: Window, area: Window) -> torch.Tensor:
+    """Pixels of a window that lie in an area, (height, width) bool."""
+    rows = torch.arange(window.y - area.y, window.y - area.y + window.height)
+    columns = torch.arange(window.x - area.x, window.x - area.x + window.width)
+    return ((rows >= 0) & (rows < area.height))[:, None] & (columns >= 0) & (columns < area.width)
 
 
 def gather(planes: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

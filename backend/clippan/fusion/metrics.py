@@ -256,6 +256,11 @@ class SquaredErrors:
         return 10 * math.log10(peak**2 / mse) if mse else math.inf
 
 
+def crop(image: Tensor, margin: int) -> Tensor:
+    """An image (…, height, width) without its margin."""
+    return image[..., margin : image.shape[-2] - margin, margin : image.shape[-1] - margin]
+
+
 def _pixels(image: Tensor, valid: Optional[Tensor]) -> Tensor:
     if valid is None or bool(valid.all()):
         return image.flatten(1).float()
@@ -397,8 +402,8 @@ class ReferenceMetrics:
     def add(self, image: Tensor, reference: Tensor, valid: Tensor) -> None:
         """Adds a tile that starts at a multiple of ``BLOCK`` and has ``MARGIN`` more pixels on each side."""
         self._ssim.add(image, reference, valid)
-        self._scc.add(*(_crop(item, self.MARGIN - DetailCorrelation.MARGIN) for item in (image, reference, valid)))
-        core = [_crop(item, self.MARGIN) for item in (image, reference, valid)]
+        self._scc.add(*(crop(item, self.MARGIN - DetailCorrelation.MARGIN) for item in (image, reference, valid)))
+        core = [crop(item, self.MARGIN) for item in (image, reference, valid)]
         for metric in (self._q2n, self._sam, self._errors):
             metric.add(*core)
 
@@ -437,8 +442,8 @@ class FullResolutionMetrics:
     def add_high(self, fused: Tensor, pan: Tensor, valid: Tensor) -> None:
         """Adds a tile of the fused image and of PAN, with ``MARGIN`` more pixels on each side."""
         self._detail.add(fused, pan, valid)
-        core = _crop(torch.cat([fused.float(), pan.float()]), self.MARGIN)
-        self._high.add(core, _crop(valid, self.MARGIN))
+        core = crop(torch.cat([fused.float(), pan.float()]), self.MARGIN)
+        self._high.add(core, crop(valid, self.MARGIN))
 
     def add_khan(self, filtered: Tensor, upsampled: Tensor, valid: Tensor) -> None:
         """Adds a tile of the fused image filtered with MS's MTF, and of MS interpolated to PAN's grid."""
@@ -485,7 +490,3 @@ def alparone_d_lambda(high: Tensor, low: Tensor) -> float:
         return 0.0  # one band has no spectrum to distort
     row, column = torch.triu_indices(bands, bands, offset=1)
     return float((high[row, column] - low[row, column]).abs().mean())
-
-
-def _crop(image: Tensor, margin: int) -> Tensor:
-    return image[..., margin : image.shape[-2] - margin, margin : image.shape[-1] - margin]

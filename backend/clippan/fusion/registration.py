@@ -100,7 +100,12 @@ class Shifts:
 
 
 def register(
-    pair: Pair, choice: Registration, mtf_gains: Sequence[float], threads: int, context: Context
+    pair: Pair,
+    choice: Registration,
+    mtf_gains: Sequence[float],
+    threads: int,
+    context: Context,
+    recorded: Optional[Shifts] = None,
 ) -> tuple[Pair, Shifts]:
     """Estimates the shifts of a pair and applies them, with a line in the log.
 
@@ -110,10 +115,12 @@ def register(
         mtf_gains: MTF gain of each band.
         threads: number of CPU threads.
         context: receives progress and the log line.
+        recorded: shifts to apply instead of estimated ones if single bands are registered as well.
     """
     if choice is Registration.OFF:
         return pair, Shifts()
-    shifts = estimate(pair, mtf_gains, threads, context, choice is Registration.AUTO)
+    per_band = choice is Registration.AUTO
+    shifts = recorded if recorded and per_band else estimate(pair, mtf_gains, threads, context, per_band)
     context.log(Message("Registration: {result}", result=shifts.reason))
     return shifts.apply(pair), shifts
 
@@ -398,10 +405,10 @@ class _WindowCorrelator:
 
     def _ms_details(self, window: Window) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
         """High-pass bands (bands, height, width), and where all are valid; None if nowhere."""
-        wide = _grown(window, _BLUR_REACH)
+        wide = window.padded(_BLUR_REACH)
         values, valid = self.pair.read_ms(wide)
         bands = torch.from_numpy(values.astype(np.float32))
-        inside = _inside(wide, self.pair.ms.grid.width, self.pair.ms.grid.height)
+        inside = filters.inside(wide, Window(0, 0, self.pair.ms.grid.width, self.pair.ms.grid.height))
         # Undeclared black borders have edges too.
         mask = torch.from_numpy(values.any(axis=0)).expand(bands.shape)
         if valid is not None:
@@ -428,7 +435,7 @@ class _WindowCorrelator:
         pan = torch.from_numpy(values.astype(np.float32))
         alignment = self.pair.alignment
         on_raster = Window(area.x + alignment.column, area.y + alignment.row, area.width, area.height)
-        inside = _inside(on_raster, self.pair.pan.grid.width, self.pair.pan.grid.height)
+        inside = filters.inside(on_raster, Window(0, 0, self.pair.pan.grid.width, self.pair.pan.grid.height))
         mask = torch.from_numpy(values != 0)
         if valid is not None:
             mask = mask & torch.from_numpy(valid)
@@ -456,17 +463,6 @@ class _WindowCorrelator:
         return filters.oversampled_matrix(
             axis, first, round((samples - 1 + 2 * margin) * _STEPS) + 1, _STEPS, self.mtf_gain
         )
-
-
-def _grown(window: Window, margin: int) -> Window:
-    return Window(window.x - margin, window.y - margin, window.width + 2 * margin, window.height + 2 * margin)
-
-
-def _inside(window: Window, width: int, height: int) -> torch.Tensor:
-    """Pixels of a window that lie on a raster of this size."""
-    rows = torch.arange(window.y, window.y + window.height)
-    columns = torch.arange(window.x, window.x + window.width)
-    return ((rows >= 0) & (rows < height))[:, None] & (columns >= 0) & (columns < width)
 
 
 def _high_pass(image: torch.Tensor, step: int) -> torch.Tensor:

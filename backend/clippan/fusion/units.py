@@ -20,17 +20,32 @@ _FACTOR_TOLERANCE = 0.25  # of a factor, which the contrast of details affects a
 _DECLARED_TOLERANCE = 0.1  # relative, of a scale and offset that a file declares
 
 
+# By whether the pansharpened raster is compared with the reference, and whether a file declares the unit.
+_SENTENCES = {
+    (False, False): "The pansharpened raster F and the multispectral raster M have different units (F ≈ {relation}), "
+    "so D_λ,K, D_s, HQNR and QNR do not measure the quality of F; convert both to one unit, for instance with the "
+    "raster calculator of QGIS, and assess again.",
+    (False, True): "The pansharpened raster F and the multispectral raster M have different units (F ≈ {relation}), "
+    "so D_λ,K, D_s, HQNR and QNR do not measure the quality of F; apply the scale and offset that {declaring} declares "
+    "(gdal_translate -unscale -ot Float32), and assess again.",
+    (True, False): "The pansharpened raster F and the reference raster R have different units (F ≈ {relation}), so "
+    "Q2n, ERGAS, PSNR and SSIM do not measure the quality of F; convert both to one unit, for instance with the raster "
+    "calculator of QGIS, and assess again.",
+    (True, True): "The pansharpened raster F and the reference raster R have different units (F ≈ {relation}), so "
+    "Q2n, ERGAS, PSNR and SSIM do not measure the quality of F; apply the scale and offset that {declaring} declares "
+    "(gdal_translate -unscale -ot Float32), and assess again.",
+}
+
+
 class UnitComparison:
-    """The factor and the offset between two images, from tiles of both.
+    """The factor and the offset from MS, or from the reference, to the pansharpened raster, from tiles of both.
 
     Args:
-        what: name of the first in a sentence, such as "pansharpened raster".
-        other: name of the second.
-        figures: names of the figures that compare the two.
+        with_reference: whether it is compared with the reference.
     """
 
-    def __init__(self, what: str, other: str, figures: str) -> None:
-        self._what, self._other, self._figures = what, other, figures
+    def __init__(self, with_reference: bool) -> None:
+        self._with_reference = with_reference
         self._count = 0
         self._sums: np.ndarray = np.zeros(())
 
@@ -41,49 +56,27 @@ class UnitComparison:
         self._count += x.shape[1]
         self._sums = self._sums + moments.cpu().numpy()
 
-    def hint(self, infos: Sequence[BandInfo], others: Sequence[BandInfo]) -> Optional[str]:
-        """A sentence for the user if the units differ, else None.
+    def hints(self, infos: Sequence[BandInfo], others: Sequence[BandInfo]) -> list[str]:
+        """A sentence for the user if the units differ, else nothing.
 
         Args:
             infos, others: band metadata of both files.
         """
-        found = self._measured()
+        found = self._measure()
         if found is None:
-            return None
-        factor, offset, size = found
-        values = {"other": self._other, "factor": _rounded(factor), "offset": _rounded(abs(offset))}
-        if factor == 1 and offset < 0:
-            relation = Message("{offset} lower than those of the {other}", **values)
-        elif factor == 1:
-            relation = Message("{offset} higher than those of the {other}", **values)
-        elif offset == 0 and factor < 1:
-            relation = Message("1/{divisor} of those of the {other}", divisor=_rounded(1 / factor), **values)
-        elif offset == 0:
-            relation = Message("{factor} times those of the {other}", **values)
-        elif offset < 0:
-            relation = Message("{factor} times those of the {other}, minus {offset}", **values)
-        else:
-            relation = Message("{factor} times those of the {other}, plus {offset}", **values)
-        subject = {"what": self._what, "relation": relation, "figures": self._figures}
-        if _declares(others, factor, offset, factor * size):
-            declaring = self._other
-        elif _declares(infos, 1 / factor, -offset / factor, size):
-            declaring = self._what
-        else:
-            return Message(
-                "The values of the {what} are about {relation}, so {figures} do not measure its quality; convert both "
-                "to one unit, for instance with the raster calculator of QGIS, and assess again.",
-                **subject,
-            )
-        return Message(
-            "The values of the {what} are about {relation}, so {figures} do not measure its quality; apply the scale "
-            "and offset that the {declaring} declares (gdal_translate -unscale -ot Float32), and assess again.",
-            declaring=declaring,
-            **subject,
-        )
+            return []
+        factor, offset, magnitude = found
+        symbol = "R" if self._with_reference else "M"
+        declaring = ""
+        if _declares(others, factor, offset, factor * magnitude):
+            declaring = symbol
+        elif _declares(infos, 1 / factor, -offset / factor, magnitude):
+            declaring = "F"
+        sentence = _SENTENCES[self._with_reference, bool(declaring)]
+        return [Message(sentence, relation=_formula(symbol, factor, offset), declaring=declaring)]
 
-    def _measured(self) -> Optional[tuple[float, float, float]]:
-        """Factor and offset from the second image's values to the first's, and the typical size of the second's values;
+    def _measure(self) -> Optional[tuple[float, float, float]]:
+        """Factor and offset from the second image's values to the first's, and the typical magnitude of the second's;
         None if the unit is the same or cannot be determined."""
         if self._count < 2:
             return None
@@ -95,14 +88,14 @@ class UnitComparison:
         if not usable.any():
             return None
         mean, other = mean[usable], other[usable]
-        size = float(np.median(np.abs(other)))
+        magnitude = float(np.median(np.abs(other)))
         factors = covariance[usable] / other_variance[usable]
         factor = float(np.exp(np.median(np.log(factors))))
         if not 1 / _FACTOR < factor < _FACTOR:
             plain = float(np.median(mean) / np.median(other)) if np.median(other) else 0.0
             if abs(plain / factor - 1) < _FACTOR_TOLERANCE:
-                return plain, 0.0, size
-            return factor, float(np.median(mean - factor * other)), size
+                return plain, 0.0, magnitude
+            return factor, float(np.median(mean - factor * other)), magnitude
         # Haze correction changes the offset of each band differently; a unit has the same offset in all bands.
         offsets = mean - other
         offset = float(np.median(offsets))
@@ -111,16 +104,30 @@ class UnitComparison:
             and np.ptp(offsets) < _OFFSET_SPREAD * abs(offset)
             and np.abs(factors - 1).max() < _FACTOR_TOLERANCE
         )
-        return (1.0, offset, size) if is_unit and abs(offset) > _MIN_OFFSET * size else None
+        return (1.0, offset, magnitude) if is_unit and abs(offset) > _MIN_OFFSET * magnitude else None
 
 
-def _declares(bands: Sequence[BandInfo], factor: float, offset: float, size: float) -> bool:
-    """Whether a band declares about this factor and offset, for values of a typical size."""
+def _declares(bands: Sequence[BandInfo], factor: float, offset: float, magnitude: float) -> bool:
+    """Whether a band declares about this factor and offset, for values of this magnitude."""
     return any(
-        abs(band.scale / factor - 1) < _DECLARED_TOLERANCE and abs(band.offset - offset) < _DECLARED_TOLERANCE * size
+        abs(band.scale / factor - 1) < _DECLARED_TOLERANCE
+        and abs(band.offset - offset) < _DECLARED_TOLERANCE * magnitude
         for band in bands
         if (band.scale, band.offset) != (1, 0)
     )
+
+
+def _formula(symbol: str, factor: float, offset: float) -> str:
+    """A linear function of the symbol."""
+    if factor == 1:
+        scaled = symbol
+    elif offset == 0 and factor < 1:
+        scaled = f"{symbol} / {_rounded(1 / factor)}"
+    else:
+        scaled = f"{_rounded(factor)} × {symbol}"
+    if offset == 0:
+        return scaled
+    return f"{scaled} {'+' if offset > 0 else '−'} {_rounded(abs(offset))}"
 
 
 def _rounded(value: float) -> str:

@@ -35,7 +35,7 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
         start.check_bands(pair.ms.count)
         for note in pair.notes:
             context.log(note)
-        sensor = resolve_sensor(request.sensor, pair.sensor_texts, context)
+        sensor = resolve_sensor(request.sensor, pair.sensor_texts, context.log, context.log)
         scene = TrainingScene.read(pair, sensor, request, device, context.subrange(0, 10))
         rgb_bands = _rgb_bands(sensor, [number - 1 for number in request.bands] or range(pair.ms.count), pair)
     bands = pair.ms.count

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from clippan import __version__
-from clippan.catalogue.sensors import UNRECOGNISED, Sensor, resolve_sensor
+from clippan.catalogue.sensors import Sensor, resolve_sensor
 from clippan.core.context import Context
 from clippan.core.device import choose_device, use_one_thread
 from clippan.core.errors import ClippanError
@@ -43,7 +43,8 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
     device = choice.device
     threads = count_threads(request.threads)
     with open_pair(request.pan, request.ms, request.bands, request.nodata) as pair:
-        sensor = resolve_sensor(request.sensor, pair.sensor_texts, context)
+        hints: list[str] = []
+        sensor = resolve_sensor(request.sensor, pair.sensor_texts, context.log, hints.append)
         positions = [number - 1 for number in request.bands] or range(pair.ms.total)
         gains = sensor.mtf_gains(positions, pair.ms.total)
         context.log(
@@ -67,20 +68,16 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         filter_ms = gains if request.method is Method.BDSD else None
         statistics = measure_scene(pair, lows, sensor.mtf_pan, threads, context.subrange(2, 5), filter_ms)
         _check_fit(request.method, statistics)
-        hints = [UNRECOGNISED] if request.sensor == "auto" and sensor.name == "generic" else []
-        more = list(pair.notes)
+        hints += pair.notes
         if pair.ms.nodata is None and statistics.zero_share >= _ZERO_SHARE:
             share = 100 * statistics.zero_share
-            more.append(
+            hints.append(
                 Message(
                     "{percent} % of the multispectral pixels are 0 in all bands; if they are missing pixels, set 0 as "
                     "the nodata value.",
                     percent=f"{share:.{0 if share >= 1 else 1}f}",
                 )
             )
-        for hint in more:
-            context.log(hint)
-        hints += more
         fusion: FusionMethod
         provenance = _provenance(request, sensor, device, shifts)
         if model is None:

@@ -20,7 +20,7 @@ from clippan.raster.nodata import as_pixel_value, is_fill_value
 from clippan.raster.products import is_panchromatic, is_quality, panchromatic
 from clippan.raster.regrid import reproject_around, resample_to_finest
 from clippan.raster.source import Source, band_infos, open_dataset, open_datasets, sensor_texts
-from clippan.raster.tiles import Window, tiles
+from clippan.raster.tiles import Window
 
 PAN = Message("panchromatic raster")
 MS = Message("multispectral raster")
@@ -77,13 +77,8 @@ class Pair:
         return self.ms_overlap().intersection(self.ms.bounds).intersection(seen)
 
     def ms_windows(self, size: int) -> list[Window]:
-        """Square windows of ``size`` that cover ``ms_overlap``, without those where MS holds no data."""
-        whole = self.ms_overlap()
-        windows = (
-            Window(window.x + whole.x, window.y + whole.y, window.width, window.height)
-            for window in tiles(whole.width, whole.height, size)
-        )
-        return [window for window in windows if self.ms.may_contain_data(window)]
+        """Square windows of ``size`` that cover ``ms_window``, without those where MS holds no data."""
+        return [window for window in self.ms_overlap().tiles(size) if self.ms.may_contain_data(window)]
 
     @property
     def sparse(self) -> bool:

@@ -14,6 +14,14 @@ class Window:
     width: int
     height: int
 
+    def padded(self, margin: int) -> Window:
+        """The window with ``margin`` more pixels on each side."""
+        return Window(self.x - margin, self.y - margin, self.width + 2 * margin, self.height + 2 * margin)
+
+    def tiles(self, size: int) -> list[Window]:
+        """Covers the window with ``tiles`` of this size."""
+        return [Window(self.x + t.x, self.y + t.y, t.width, t.height) for t in tiles(self.width, self.height, size)]
+
     def union(self, other: Window) -> Window:
         """The least window that holds both."""
         left, top = min(self.x, other.x), min(self.y, other.y)
