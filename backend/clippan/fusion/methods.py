@@ -144,20 +144,20 @@ def high_pass_modulation(
     ms: torch.Tensor,
     pan: torch.Tensor,
     low: torch.Tensor,
-    gains: torch.Tensor,
+    injection_gains: torch.Tensor,
     offset: torch.Tensor,
     mean: torch.Tensor,
 ) -> torch.Tensor:
-    """High-pass modulation MS · M(P) / M(P_L), where M(x) = offset + gains · x is PAN in the units of a band.
+    """High-pass modulation MS · M(P) / M(P_L), where M(x) = offset + injection_gains · x is PAN in the units of a band.
 
     Args:
         ms, pan, low: (…, bands, height, width), PAN with one band.
-        gains, offset: (…, bands, 1, 1).
+        injection_gains, offset: (…, bands, 1, 1).
         mean: of MS above its dark level (…, bands, 1, 1); a part of it is the floor of the modulation.
     """
     floor = (_FLOOR * mean).clamp(min=TINY)
-    sharp = torch.maximum(torch.addcmul(offset, gains, pan), floor)
-    smooth = torch.maximum(torch.addcmul(offset, gains, low), floor)
+    sharp = torch.maximum(torch.addcmul(offset, injection_gains, pan), floor)
+    smooth = torch.maximum(torch.addcmul(offset, injection_gains, low), floor)
     return sharp.div_(smooth).mul_(ms)
 
 

@@ -63,7 +63,7 @@ class LFormer(Backbone):
         filled, pan = (functional.pad(x, frame, mode="replicate") for x in (up, pan))
         x, sharp = self.ms(filled), self.pan(pan)
         gradients = functional.conv2d(functional.pad(pan, (1, 1, 1, 1), mode="replicate"), self.sobel.to(pan.dtype))
-        high = self.high(gradients)
+        edge_features = self.high(gradients)
 
         queries, keys = self._tokens(self.query(x)), self._tokens(self.key(sharp))
         weights = torch.softmax(queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5, -1)
@@ -72,7 +72,7 @@ class LFormer(Backbone):
                 weights = self._evolve_attention(weights, self.evolve[number - 1])
             values = self.values[number](x if number else sharp)
             attended = self._from_tokens(weights @ self._tokens(values), x)
-            x, high = stage(x, attended, high)
+            x, edge_features = stage(x, attended, edge_features)
         detail: Tensor = self.tail(x)
         return detail[..., :height, :width]
 
@@ -109,12 +109,12 @@ class _Stage(nn.Module):
         self.forth = nn.Conv2d(width, 2 * width, 3, padding=1)
         self.back = nn.Conv2d(2 * width, width, 3, padding=1)
 
-    def forward(self, x: Tensor, attended: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, attended: Tensor, edge_features: Tensor) -> tuple[Tensor, Tensor]:
         x = x + self.merge(attended)
-        high = self.high(high)
-        x = x + self.inject(torch.cat((x, high), 1))
+        edge_features = self.high(edge_features)
+        x = x + self.inject(torch.cat((x, edge_features), 1))
         x = x + self.back(functional.gelu(self.forth(x)))
-        return x, high
+        return x, edge_features
 
 
 def _branch_encoder(channels: int, width: int) -> nn.Sequential:
