@@ -198,7 +198,8 @@ def similarity_grid(
     """
     count, step_cells = int(classes.class_of.max()) + 1, layout.window_step_cells
     grid = _empty_grid((count, *layout.shape), folder)
-    taper = _hann_window(layout.cells)
+    hann = np.sin(np.pi * (np.arange(layout.cells) + 0.5) / layout.cells) ** 2  # above 0 everywhere
+    taper = (hann[:, None] * hann).astype(np.float32)
     sums = np.zeros((count, layout.cells, layout.shape[1]), np.float32)
     weights = np.zeros((layout.cells, layout.shape[1]), np.float32)
     scene = once_per_thread(open_scene)
@@ -286,12 +287,6 @@ def _empty_grid(shape: tuple[int, ...], folder: Path) -> np.ndarray:
     if math.prod(shape) * 2 <= _MAX_BYTES_IN_MEMORY:
         return np.empty(shape, np.float16)
     return np.memmap(folder / f"cells_{'_'.join(map(str, shape))}", np.float16, "w+", shape=shape)
-
-
-def _hann_window(cells: int) -> np.ndarray:
-    """Weights of a window's cells (cells, cells), all above 0."""
-    axis = np.sin(np.pi * (np.arange(cells) + 0.5) / cells) ** 2
-    return (axis[:, None] * axis).astype(np.float32)
 
 
 def _interpolation(positions: np.ndarray, cells: int) -> tuple[slice, np.ndarray]:

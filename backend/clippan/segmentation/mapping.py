@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Optional
 
@@ -11,8 +10,8 @@ import torch
 
 from clippan.catalogue.prompts import PromptTable
 from clippan.clip.similarity import SimilarityMaps
+from clippan.core.threads import once_per_thread
 from clippan.jobs.options import Refinement
-from clippan.raster.scene import Scene
 from clippan.raster.tiles import Window
 from clippan.segmentation.guided import filter_margin, guided_filter
 
@@ -47,7 +46,7 @@ class TileMapper:
         return cls(maps, scale or table.logit_scale or LOGIT_SCALE, offsets, thresholds, refinement)
 
     def __post_init__(self) -> None:
-        self._local = threading.local()
+        self._scene = once_per_thread(self.maps.open)
         cell = min(grid.layout.cell_size for grid in self.maps.grids)
         self._radius = max(2, round(_RADIUS_CELLS * cell))
         self._filter_cell = 4 if self._radius >= 12 else 2 if self._radius >= 6 else 1
@@ -64,9 +63,7 @@ class TileMapper:
         Raises:
             ClippanError: the raster cannot be read.
         """
-        if not hasattr(self._local, "scene"):
-            self._local.scene = self.maps.open()
-        scene: Scene = self._local.scene
+        scene = self._scene()
         refined = self.refinement is Refinement.GUIDED
         cell = self._filter_cell
         margin = filter_margin(self._radius, cell) if refined else 0

@@ -42,12 +42,12 @@ def explain_memory_errors(batch: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def resumable(steps: int) -> Iterator[None]:
-    """Adds to a cancellation after the last of the steps that the run can be resumed."""
+def resumable(step: int) -> Iterator[None]:
+    """Adds to a cancellation after the last step that the run can be resumed."""
     try:
         yield
     except Cancelled:
-        raise Cancelled(Message("Cancelled after step {steps}; run the same command to resume.", steps=steps)) from None
+        raise Cancelled(Message("Cancelled after step {step}; run the same command to resume.", step=step)) from None
 
 
 class ImageTowerTraining(TrainingLoop):
