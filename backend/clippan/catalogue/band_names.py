@@ -38,11 +38,7 @@ _WAVELENGTH = re.compile(
     r"(?<![\w.])(?:(\d+(?:\.\d+)?)\s*[-–]\s*)?(\d+(?:\.\d+)?)\s*(nm|nanomet|um|µm|μm|micromet|micron)", re.IGNORECASE
 )
 # Wavelengths in nm: centre for Sentinel-2, and the range for any sensor.
-_WAVELENGTHS = {
-    "red": (665.0, 620.0, 700.0),
-    "green": (560.0, 515.0, 600.0),
-    "blue": (490.0, 440.0, 515.0),
-}
+_WAVELENGTHS = {"red": (665.0, 620.0, 700.0), "green": (560.0, 515.0, 600.0), "blue": (490.0, 440.0, 515.0)}
 
 
 @dataclass(frozen=True)

@@ -47,20 +47,20 @@ class Model:
 
     id: str
     label: str
-    repository: str
     file: str
-    revision: Optional[str]
-    sha256: Optional[str]
-    architecture: str
     activation: str
-    licence: str
-    licence_url: str
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    gsd: Optional[float]
     pixels: int
-    notes: str
+    repository: str = ""
+    revision: Optional[str] = None
+    sha256: Optional[str] = None
+    architecture: str = ""
+    licence: str = ""
+    licence_url: str = ""
+    gsd: Optional[float] = None
+    notes: str = ""
     languages: tuple[str, ...] = ()
     path: Optional[Path] = None
     channels: Optional[Channels] = None
@@ -170,20 +170,12 @@ def _model_from_config(path: Path) -> Model:
     return Model(
         id=str(path),
         label=path.parent.name if path.name in _WEIGHT_FILES else path.stem,
-        repository="",
         file=path.name,
-        revision=None,
-        sha256=None,
-        architecture="",
         activation="quickgelu" if description.get("quick_gelu") else "gelu",
-        licence="",
-        licence_url="",
         size=path.stat().st_size,
         mean=tuple(preparation.get("mean") or _MEAN),
         std=tuple(preparation.get("std") or _STD),
-        gsd=None,
         pixels=size[0] if isinstance(size, (list, tuple)) else size,
-        notes="",
         languages=() if description["text_cfg"].get("hf_tokenizer_name") else ("en",),  # CLIP's own tokens are English
         path=path,
         channels=_channels(values, path),

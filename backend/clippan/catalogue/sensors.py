@@ -49,12 +49,7 @@ def _read_sensors() -> dict[str, Sensor]:
     entries = json.loads((resources() / "sensors.json").read_text(encoding="utf-8"))
     return {
         name: Sensor(
-            name,
-            entry["label"],
-            tuple(entry["ms"]),
-            entry["pan"],
-            tuple(entry["bands"]),
-            tuple(entry["recognise"]),
+            name, entry["label"], tuple(entry["ms"]), entry["pan"], tuple(entry["bands"]), tuple(entry["recognise"])
         )
         for name, entry in entries.items()
         if "ms" in entry  # of others only the order of the bands is known: see clippan.catalogue.band_names

@@ -54,11 +54,10 @@ def require_torch() -> ModuleType:
 
 
 def _torch_import_error(error: Exception) -> ClippanError:
-    reason = one_line(error)
     return ClippanError(
         "PyTorch in the engine's Python ({executable}) does not start ({reason}); run Set up engine again.",
         executable=sys.executable,
-        reason=reason,
+        reason=one_line(error),
     )
 
 
@@ -168,7 +167,7 @@ def nvidia_gpus() -> list[tuple[str, str]]:
     except (OSError, subprocess.SubprocessError) as error:
         raise _driver_error(one_line(error)) from None
     if run.returncode and "No devices were found" not in run.stdout:
-        raise _driver_error(" ".join((run.stdout or run.stderr).split()).rstrip("."))
+        raise _driver_error(one_line(run.stdout or run.stderr))
     lines = [line.rsplit(",", 1) for line in run.stdout.splitlines() if "," in line]
     return [(name.strip(), version.strip()) for name, version in lines]
 

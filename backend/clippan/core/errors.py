@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Union
 
 from clippan.core.messages import Message
 
@@ -25,8 +25,8 @@ class ClippanError(Exception):
         super().__init__(self.message)
 
 
-def one_line(error: BaseException) -> str:
-    """What an exception says, on one line and without a full stop, to stand inside a sentence."""
+def one_line(error: Union[BaseException, str]) -> str:
+    """What an exception or a library says, on one line and without a full stop, to stand inside a sentence."""
     return " ".join(str(error).split()).rstrip(".")
 
 

@@ -60,25 +60,20 @@ _SIDECARS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 def affected_files(path: str) -> list[str]:
     """All files that writing an output creates, replaces or removes, itself the first."""
-    return [*_files_with_sidecars(path), *_with_suffixes(path, _sidecar_suffixes(path)[1])]
+    own, stale = _files_and_stale_sidecars(path)
+    return own + stale
 
 
-def _files_with_sidecars(path: str) -> list[str]:
-    return [path, *_with_suffixes(path, _sidecar_suffixes(path)[0])]
-
-
-def _sidecar_suffixes(path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return _SIDECARS.get(_known_suffix(path), _RASTER_SIDECARS)
+def _files_and_stale_sidecars(path: str) -> tuple[list[str], list[str]]:
+    suffix = _known_suffix(path)
+    stem = path[: -len(suffix)] if suffix == ".shp" else path
+    own, stale = ([f"{stem}{ending}" for ending in endings] for endings in _SIDECARS.get(suffix, _RASTER_SIDECARS))
+    return [path, *own], stale
 
 
 def _known_suffix(path: str) -> str:
-    ending = Path(path).suffix.lower()
-    return ending if ending in _SIDECARS else ""
-
-
-def _with_suffixes(path: str, endings: tuple[str, ...]) -> list[str]:
-    stem = path[: -len(".shp")] if _known_suffix(path) == ".shp" else path
-    return [f"{stem}{ending}" for ending in endings]
+    suffix = Path(path).suffix.lower()
+    return suffix if suffix in _SIDECARS else ""
 
 
 class Outputs:
@@ -123,7 +118,9 @@ class Outputs:
 
     def _place(self) -> None:
         gates = {
-            _placement_lock_path(Path(path)): self._folders[path].locks for path in self._parts if not _is_virtual(path)
+            Path(os.path.realpath(Path(path).parent), f"{_prefix(Path(path))}.lock"): self._folders[path].locks
+            for path in self._parts
+            if not _is_virtual(path)
         }
         with contextlib.ExitStack() as stack, contextlib.ExitStack() as undo:
             for gate in sorted(gates):  # in one order, lest two runs wait for each other
@@ -141,7 +138,7 @@ class Outputs:
             undo.pop_all()
 
     def _move(self, path: str, part: str, undo: contextlib.ExitStack) -> None:
-        new = dict(zip(_files_with_sidecars(path), _files_with_sidecars(part)))
+        new = dict(zip(_files_and_stale_sidecars(path)[0], _files_and_stale_sidecars(part)[0]))
         for number, target in enumerate(affected_files(path)):
             source = new.get(target)
             comes = source is not None and (number == 0 or _exists(source))
@@ -306,12 +303,11 @@ class _Lock:
 
     def release(self) -> None:
         """Lets go of it and removes the file."""
+        if sys.platform != "win32":  # before another takes it
+            _remove_quietly(str(self._path))
+        self.close()
         if sys.platform == "win32":  # where an open file cannot be removed
-            self.close()
             _remove_quietly(str(self._path))
-        else:  # before another takes it
-            _remove_quietly(str(self._path))
-            self.close()
 
 
 class _Folder:
@@ -345,13 +341,7 @@ class _Folder:
 
 
 def _remove_folder(folder: Path, lock: _Lock) -> None:
-    with contextlib.suppress(OSError):
-        for item in list(os.scandir(folder)):
-            if item.name != _LOCK:
-                if item.is_dir(follow_symlinks=False):
-                    shutil.rmtree(item.path, ignore_errors=True)
-                else:
-                    _remove_quietly(item.path)
+    shutil.rmtree(folder, ignore_errors=True)
     lock.release()
     with contextlib.suppress(OSError):
         folder.rmdir()
@@ -360,11 +350,6 @@ def _remove_folder(folder: Path, lock: _Lock) -> None:
 def _prefix(output: Path) -> str:
     # Not the name itself, which may be as long as names can be.
     return f"{_HIDDEN_PREFIX}{hashlib.sha256(os.fsencode(output.name.casefold())).hexdigest()[:12]}"
-
-
-def _placement_lock_path(output: Path) -> Path:
-    """The lock file of those who put an output in place."""
-    return Path(os.path.realpath(output.parent), f"{_prefix(output)}.lock")
 
 
 def _wait_for_lock(gate: Path, anyway: bool) -> _Lock:

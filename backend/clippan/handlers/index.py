@@ -140,7 +140,7 @@ def _plan_rasters(
     unchanged."""
     shared = is_database(request.output)
     # A raster may be there several times, for several extents.
-    known = {(raster.path, SceneOptions.of(raster.look).area): raster for raster in index.rasters.values()}
+    known = {(raster.path, SceneOptions.of(raster.look).extent_and_crs): raster for raster in index.rasters.values()}
     by_files = {(raster.fingerprint, raster.look): raster for raster in index.rasters.values() if raster.fingerprint}
     found: list[tuple[IndexedRaster, Grid, TilePlan]] = []
     stale: set[int] = set()
@@ -153,7 +153,7 @@ def _plan_rasters(
             seen = Scene(path, options, channels=model.channels) if model.channels else scene
             own = replace(options, bands=scene.bands)
             fingerprint = scene.fingerprint()
-            before = known.get((path, options.area))
+            before = known.get((path, options.extent_and_crs))
             if before is None and not shared:  # on a colleague's machine it may be where it was
                 before = by_files.pop((fingerprint, own.text()), None)
                 before = before if before is not None and is_missing(before.path) else None

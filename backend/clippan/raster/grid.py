@@ -96,12 +96,7 @@ class Grid:
         geotransform = None
         if self.geotransform:
             g = self.geotransform
-            geotransform = (
-                g[0] + left * g[1] + top * g[2],
-                *g[1:3],
-                g[3] + left * g[4] + top * g[5],
-                *g[4:],
-            )
+            geotransform = (g[0] + left * g[1] + top * g[2], *g[1:3], g[3] + left * g[4] + top * g[5], *g[4:])
         rpc = _moved_rpc(self.rpc, (1.0, 1.0), (-float(left), -float(top)))
         return Grid(right - left, bottom - top, geotransform, self.crs, rpc)
 

@@ -39,8 +39,12 @@ def band_nodata(band: gdal.Band, override: Optional[float]) -> Optional[float]:
 def unwritten_is_nodata(band: gdal.Band, nodata: Optional[float]) -> bool:
     """Whether GDAL reads ``nodata`` (None for none) from unwritten blocks, where it reads the declared value or 0."""
     declared = band.GetNoDataValue()
-    read = 0.0 if declared is None else declared
-    return nodata is not None and (read == nodata or (math.isnan(read) and math.isnan(nodata)))
+    return is_same_value(0.0 if declared is None else declared, nodata)
+
+
+def is_same_value(one: Optional[float], other: Optional[float]) -> bool:
+    """Whether two nodata values are the same, as two NaN are."""
+    return one == other or (one != one and other != other)
 
 
 def is_fill_value(value: Optional[float], dtype: np.dtype) -> bool:

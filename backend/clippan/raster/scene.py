@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -29,7 +30,7 @@ from clippan.raster.alpha import alpha_bands, alpha_notes, is_retagged
 from clippan.raster.coverage import OccupancyGrid, WrittenPixels
 from clippan.raster.files import source_files
 from clippan.raster.grid import Grid, horizontal_crs
-from clippan.raster.nodata import band_nodata, is_valid_value, unwritten_is_nodata
+from clippan.raster.nodata import band_nodata, is_same_value, is_valid_value
 from clippan.raster.tiles import Window
 
 PIXEL_GEOTRANSFORM = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)  # where QGIS shows a picture without coordinates
@@ -87,7 +88,7 @@ class SceneOptions:
     crs: str = ""
 
     @property
-    def area(self) -> tuple[Any, ...]:
+    def extent_and_crs(self) -> tuple[Any, ...]:
         """The extent with its CRS; empty for the whole raster."""
         return (*self.extent, self.crs) if self.extent else ()
 
@@ -208,14 +209,10 @@ class Scene:
         return raster_bands.natural_colour_bands(dataset, self._original, self.path, numbers)
 
     def _find_coverage(self) -> WrittenPixels:
-        alpha = sources.alpha_band(self._original)
-        if alpha is not None:
-            return WrittenPixels([alpha], nodata=True)  # it reads as 0: clear
         expanded = self._dataset.RasterCount > self._original.RasterCount  # a palette, whose bands are one
         stored = (1,) if expanded else self.bands
-        bands = [self._original.GetRasterBand(number) for number in stored]
-        values = [band_nodata(band, self.options.nodata) for band in bands]
-        return WrittenPixels(bands, all(unwritten_is_nodata(band, value) for band, value in zip(bands, values)))
+        values = [band_nodata(self._original.GetRasterBand(number), self.options.nodata) for number in stored]
+        return sources.written_pixels(self._original, stored, values)
 
     def _assume_nodata(self) -> None:
         """Takes a customary value as nodata where the raster declares none and has no mask, as for other jobs."""
@@ -267,12 +264,11 @@ class Scene:
         rows = sorted({int(y) for y in np.linspace(0, max(self.grid.height - size, 0), _SAMPLE_WINDOWS)})
         parts = []
         alive = np.zeros(len(self.bands), bool)
-        for y in rows:
-            for x in columns:
-                window = Window(x, y, min(size, self.grid.width - x), min(size, self.grid.height - y))
-                values, masks = self._read(window, window.width, window.height, gdal.GRIORA_NearestNeighbour)
-                alive |= (masks & is_valid_value(values)).any(axis=(1, 2))
-                parts.append(values[:, self._shown_pixels(values, masks)])
+        for y, x in itertools.product(rows, columns):
+            window = Window(x, y, min(size, self.grid.width - x), min(size, self.grid.height - y))
+            values, masks = self._read(window, window.width, window.height, gdal.GRIORA_NearestNeighbour)
+            alive |= (masks & is_valid_value(values)).any(axis=(1, 2))
+            parts.append(values[:, self._shown_pixels(values, masks)])
         samples = np.concatenate(parts, axis=1)
         if alive.any() and not alive.all():
             self._tell_of_empty_band(self.bands[int(np.argmin(alive))], shown=samples.shape[1] > 0)
@@ -625,7 +621,7 @@ def _with_nodata_and_colours(dataset: gdal.Dataset, nodata: Optional[float]) -> 
     first = dataset.GetRasterBand(1)
     bands = [dataset.GetRasterBand(number + 1) for number in range(dataset.RasterCount)]
     values = [band_nodata(band, nodata) for band in bands]
-    if any(_overrides_nodata(value, band.GetNoDataValue()) for value, band in zip(values, bands)):
+    if any(value is not None and not is_same_value(value, band.GetNoDataValue()) for value, band in zip(values, bands)):
         dataset = gdal.Translate("", dataset, format="VRT")
         for number, value in enumerate(values, 1):
             if value is not None:
@@ -633,13 +629,6 @@ def _with_nodata_and_colours(dataset: gdal.Dataset, nodata: Optional[float]) -> 
     if dataset.RasterCount == 1 and first.GetColorTable() is not None:
         dataset = gdal.Translate("", dataset, format="VRT", rgbExpand="rgba")
     return dataset
-
-
-def _overrides_nodata(value: Optional[float], declared: Optional[float]) -> bool:
-    """Whether GDAL has to be told another nodata value than a band declares."""
-    if value is None or value == declared:
-        return False
-    return declared is None or not (math.isnan(value) and math.isnan(declared))
 
 
 def _mask_bands(dataset: gdal.Dataset, numbers: Sequence[int]) -> list[gdal.Band]:
@@ -688,13 +677,11 @@ def transform_extent(extent: Sequence[float], source: str, target: str) -> tuple
     one, other = spatial_reference(source), spatial_reference(target)
     if one.IsSame(other):
         return tuple(extent)
-    try:
+    with contextlib.suppress(RuntimeError):
         box = osr.CoordinateTransformation(one, other).TransformBounds(*extent, 21)
-    except RuntimeError as error:
-        raise ClippanError("The extent cannot be transformed to {crs}; choose another.", crs=other.GetName()) from error
-    if not all(np.isfinite(box)):
-        raise ClippanError("The extent cannot be transformed to {crs}; choose another.", crs=other.GetName())
-    return tuple(box)
+        if all(np.isfinite(box)):
+            return tuple(box)
+    raise ClippanError("The extent cannot be transformed to {crs}; choose another.", crs=other.GetName())
 
 
 def longitude_period(crs: str) -> float:
@@ -723,7 +710,15 @@ def extent_boxes(extent: Sequence[float], source: str, target: str) -> list[tupl
         raise ClippanError("The extent is empty; write it as XMIN,YMIN,XMAX,YMAX.")
     pieces = _split_at_antimeridian(extent, round_source) if round_source else [tuple(extent)]
     if target:
-        pieces = _transform_boxes(pieces, source, target)
+        transformed, failures = [], []
+        for piece in pieces:  # of which one may lie where the target does not reach
+            try:
+                transformed.append(transform_extent(piece, source, target))
+            except ClippanError as error:
+                failures.append(error)
+        if failures and not transformed:
+            raise failures[-1]
+        pieces = transformed
     if not round_target:
         return pieces
     # What crosses the meridian comes out of a transformation with its xmin above its xmax.
@@ -742,19 +737,6 @@ def antimeridian_notes(extent: Sequence[float]) -> list[str]:
             east=extent[2],
         )
     ]
-
-
-def _transform_boxes(pieces: Sequence[Sequence[float]], source: str, target: str) -> list[tuple[float, ...]]:
-    """Pieces of an extent in another CRS, of which one may lie where that does not reach."""
-    found, failure = [], None
-    for piece in pieces:
-        try:
-            found.append(transform_extent(piece, source, target))
-        except ClippanError as error:
-            failure = error
-    if failure and not found:
-        raise failure
-    return found
 
 
 def _split_at_antimeridian(extent: Sequence[float], circle: float) -> list[tuple[float, ...]]:

@@ -30,10 +30,7 @@ _READ_TYPES = {gdal.GDT_Float64: np.float32}  # processing is in float32; readin
 _MAX_PATH_LENGTH = 200  # letters of a path in a sentence
 # What marks gaps in files that declare no nodata value. No surface has such a value in all bands; 0 it may have.
 _CUSTOMARY_NODATA = (-9999.0, -32768.0, float(np.finfo(np.float32).min))
-_SAMPLE_WINDOWS, _SAMPLE_EDGE = (
-    8,
-    16,
-)  # along each edge of the raster: places that are looked at for them, and pixels of a place
+_SAMPLE_WINDOWS, _SAMPLE_EDGE = 8, 16  # windows along each axis that are looked at for them, and their edge in pixels
 
 
 def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
@@ -100,6 +97,15 @@ def alpha_band(dataset: gdal.Dataset) -> Optional[gdal.Band]:
     """The band that marks valid pixels; GDAL takes it as a mask in two- and four-band rasters only."""
     numbers = alpha_bands(dataset)
     return dataset.GetRasterBand(numbers[0]) if numbers else None
+
+
+def written_pixels(dataset: gdal.Dataset, numbers: Sequence[int], nodata: Iterable[Optional[float]]) -> WrittenPixels:
+    """What was written of these bands, one nodata value a band, or of the alpha band."""
+    alpha = alpha_band(dataset)
+    if alpha is not None:
+        return WrittenPixels([alpha], nodata=True)  # it reads as 0: clear
+    bands = [dataset.GetRasterBand(number) for number in numbers]
+    return WrittenPixels(bands, all(map(unwritten_is_nodata, bands, nodata)))
 
 
 def sensor_texts(dataset: gdal.Dataset, path: str) -> list[str]:
@@ -196,13 +202,12 @@ class Source:
                 what=what,
                 total=self.total,
             )
-        order = [band - 1 for band in bands] or range(self.total)
-        self.numbers = tuple(position + 1 for position in order)
+        self.numbers = tuple(bands) or tuple(range(1, self.total + 1))
+        self.count = len(self.numbers)
         described = infos or band_infos(datasets)
-        self.infos = [described[position] for position in order]
-        self._runs = _band_runs(datasets, [everything[position] for position in order])
+        self.infos = [described[number - 1] for number in self.numbers]
+        self._runs = _band_runs(datasets, [everything[number - 1] for number in self.numbers])
         self._lock = threading.Lock()
-        self.count = len(order)
         self.what = what
         self.grid = Grid.of(datasets[0])
         opened = [run.dataset.GetRasterBand(number) for run in self._runs for number in run.numbers]
@@ -218,7 +223,7 @@ class Source:
             raise ClippanError(
                 "The {what} has signed bytes; convert it to Int16 first (gdal_translate -ot Int16).", what=what
             )
-        code = codes.pop() if len(codes) == 1 else _common_type(codes)
+        code = functools.reduce(gdal.DataTypeUnion, codes)
         self.dtype = np.dtype(_READ_TYPES.get(code) or gdal_array.GDALTypeCodeToNumericTypeCode(code))
         override = as_pixel_value(nodata, self.dtype)
         self._nodata = [
@@ -227,7 +232,9 @@ class Source:
         self.nodata = next((value for value in self._nodata if value is not None), None)
         self.assumption = ""
         # One for each dataset: a pixel of a band that is not written has no data.
-        self._coverages = [self._coverage(run) for run in self._runs]
+        self._coverages = [
+            written_pixels(run.dataset, run.numbers, self._nodata[run.start : run.end]) for run in self._runs
+        ]
         if self.nodata is None and all(run.mask is None for run in self._runs):
             self._detect_nodata()
         if any(coverage.assumed for coverage in self._coverages):
@@ -243,14 +250,6 @@ class Source:
         stated = [band.GetMetadataItem("NBITS", "IMAGE_STRUCTURE") for band in opened]
         whole = np.issubdtype(self.dtype, np.unsignedinteger) and None not in stated
         self.bits = max(int(bits) for bits in stated) if whole else None
-
-    def _coverage(self, run: _BandRun) -> WrittenPixels:
-        alpha = alpha_band(run.dataset)
-        if alpha is not None:
-            return WrittenPixels([alpha], nodata=True)  # it reads as 0: clear
-        bands = [run.dataset.GetRasterBand(number) for number in run.numbers]
-        values = self._nodata[run.start : run.end]
-        return WrittenPixels(bands, all(unwritten_is_nodata(band, value) for band, value in zip(bands, values)))
 
     def _detect_nodata(self) -> None:
         """Takes a customary value as nodata if none is declared and some pixel on a lattice of windows, corners
@@ -278,9 +277,7 @@ class Source:
 
     def band_name(self, position: int) -> str:
         """A band in a sentence, by its position from 0."""
-        name = self.infos[position].description
-        number = self.numbers[position]
-        return f"{number}, {name}" if name else str(number)
+        return ", ".join(filter(None, (str(self.numbers[position]), self.infos[position].description)))
 
     def __enter__(self) -> Source:
         return self
@@ -356,13 +353,13 @@ class Source:
     def _valid(self, values: np.ndarray, masks: Sequence[Optional[np.ndarray]]) -> Optional[np.ndarray]:
         if not self.masked:
             return None
-        valid = np.ones(values.shape, bool)
-        if np.issubdtype(self.dtype, np.floating):
-            valid = is_valid_value(values)
+        floating = np.issubdtype(self.dtype, np.floating)
+        valid = is_valid_value(values) if floating else np.ones(values.shape, bool)
         for plane, value, out in zip(values, self._nodata, valid):
             if value is not None and not math.isnan(value):
-                # The declared value is a double; a float32 band holds it rounded.
-                out &= plane != self.dtype.type(value)
+                out &= plane != self.dtype.type(
+                    value
+                )  # the declared value is a double, a float32 band holds it rounded
         for run, mask in zip(self._runs, masks):
             if mask is not None:
                 valid[run.start : run.end] &= mask
@@ -372,24 +369,12 @@ class Source:
 def _band_runs(datasets: Sequence[gdal.Dataset], chosen: Sequence[tuple[int, int]]) -> list[_BandRun]:
     runs: list[_BandRun] = []
     for index, group in itertools.groupby(chosen, lambda item: item[0]):
-        numbers = [number for _, number in group]
+        dataset, numbers = datasets[index], [number for _, number in group]
+        first = dataset.GetRasterBand(numbers[0])
+        mask = alpha_band(dataset) or (first.GetMaskBand() if first.GetMaskFlags() & gdal.GMF_PER_DATASET else None)
         start = runs[-1].end if runs else 0
-        dataset = datasets[index]
-        runs.append(_BandRun(dataset, numbers, _mask_band(dataset, numbers[0]), start, start + len(numbers)))
+        runs.append(_BandRun(dataset, numbers, mask, start, start + len(numbers)))
     return runs
-
-
-def _mask_band(dataset: gdal.Dataset, number: int) -> Optional[gdal.Band]:
-    band = dataset.GetRasterBand(number)
-    whole = band.GetMaskBand() if band.GetMaskFlags() & gdal.GMF_PER_DATASET else None
-    return alpha_band(dataset) or whole
-
-
-def _common_type(codes: set[int]) -> int:
-    code = codes.pop()
-    while codes:
-        code = gdal.DataTypeUnion(code, codes.pop())
-    return code
 
 
 def _clamp(start: int, end: int, limit: int) -> tuple[int, int]:

@@ -36,18 +36,7 @@ _ATTRIBUTE_COLUMNS = {
 }
 
 # DEFLATE level 1 writes three times as fast as 6 and the files are 3 % larger on the Landsat scene.
-_COMPRESSION = {
-    Compression.DEFLATE: ["COMPRESS=DEFLATE", "ZLEVEL=1"],
-    Compression.ZSTD: ["COMPRESS=ZSTD", "ZSTD_LEVEL=3"],
-    Compression.LZW: ["COMPRESS=LZW"],
-    Compression.NONE: [],
-}
-_COG_COMPRESSION = {
-    Compression.DEFLATE: ["COMPRESS=DEFLATE", "LEVEL=1"],
-    Compression.ZSTD: ["COMPRESS=ZSTD", "LEVEL=3"],
-    Compression.LZW: ["COMPRESS=LZW"],
-    Compression.NONE: ["COMPRESS=NONE"],
-}
+_LEVELS = {Compression.DEFLATE: ("ZLEVEL", 1), Compression.ZSTD: ("ZSTD_LEVEL", 3)}  # by GeoTIFF's names of the option
 
 
 def close_dataset(dataset: gdal.Dataset) -> None:
@@ -153,7 +142,7 @@ class Writer:
             f"INTERLEAVE={'PIXEL' if self.format is Format.COG else 'BAND'}",  # a COG is interleaved by pixel
             "BIGTIFF=IF_SAFER",
             *(["SPARSE_OK=TRUE"] if self.sparse else []),
-            *self._options(compression, _COMPRESSION),
+            *self._compression_options(compression),
         ]
         code = gdal_array.NumericTypeCodeToGDALTypeCode(self.dtype)
         size = (self.grid.width, self.grid.height, len(self.bands))
@@ -172,14 +161,14 @@ class Writer:
             raise
         return self
 
-    def _options(self, compression: Compression, table: Mapping[Compression, list[str]]) -> list[str]:
-        options = list(table[compression])
+    def _compression_options(self, compression: Compression, cog: bool = False) -> list[str]:
+        options = [f"COMPRESS={compression.name}"]
+        if compression in _LEVELS:
+            name, level = _LEVELS[compression]
+            options.append(f"{'LEVEL' if cog else name}={level}")
         if compression is not Compression.NONE:
-            if table is _COMPRESSION:
-                options.append(f"PREDICTOR={self._predictor}")
-            else:
-                options.append(f"PREDICTOR={'NO' if self.palette else 'YES'}")
-            options.append("NUM_THREADS=ALL_CPUS")
+            predictor = ("NO" if self.palette else "YES") if cog else self._predictor
+            options += [f"PREDICTOR={predictor}", "NUM_THREADS=ALL_CPUS"]
         return options
 
     @property
@@ -213,20 +202,9 @@ class Writer:
             self._declare_nodata()
 
     def _declare_nodata(self) -> None:
-        if self.nodata is None:
-            return
         whole = np.issubdtype(self.dtype, np.integer)  # 64-bit integers are not taken as floats
-        for number in range(len(self.bands)):
-            band = self._dataset.GetRasterBand(number + 1)
-            band.SetNoDataValue(int(self.nodata) if whole else self.nodata)
-
-    def _describe_classes(self, palette: Palette) -> None:
-        """Writes categories and nodata last: overviews must not skip nodata, or a sparse class would fill the
-        unclassified pixels around it."""
-        self._declare_nodata()
-        band = self._dataset.GetRasterBand(1)
-        band.SetCategoryNames(list(palette.names))
-        band.SetDefaultRAT(palette.attributes(self._counts))
+        for number in range(len(self.bands)) if self.nodata is not None else ():
+            self._dataset.GetRasterBand(number + 1).SetNoDataValue(int(self.nodata) if whole else self.nodata)
 
     def write(self, x: int, y: int, values: np.ndarray) -> None:
         """Writes values (bands, height, width) at column x and row y."""
@@ -271,7 +249,11 @@ class Writer:
         if self.overviews and self.dtype.itemsize < 8 and (self.palette or not cog):
             self._build_overviews()
         if self.palette:
-            self._describe_classes(self.palette)
+            # Overviews must not skip nodata, or a sparse class would fill the unclassified pixels around it.
+            self._declare_nodata()
+            band = self._dataset.GetRasterBand(1)
+            band.SetCategoryNames(list(self.palette.names))
+            band.SetDefaultRAT(self.palette.attributes(self._counts))
         if cog:
             self._make_cog()
         self._close()
@@ -286,35 +268,29 @@ class Writer:
         longest = max(self.grid.width, self.grid.height)
         while longest / 2 ** len(levels) > _COARSEST_OVERVIEW:
             levels.append(2 ** (len(levels) + 1))
-        if levels:
-            options = ["NUM_THREADS=ALL_CPUS", *self._overview_options()]
-            if self.sparse:
-                build_sparse_overviews(self._dataset, levels, self._resampling, options, self._callback)
-            else:
-                self._dataset.BuildOverviews(self._resampling, levels, callback=self._callback, options=options)
+        if not levels:
+            return
+        options = ["NUM_THREADS=ALL_CPUS"]
+        if self.compression is not Compression.NONE and self.format is not Format.COG:
+            options += [f"COMPRESS_OVERVIEW={self.compression.name}", f"PREDICTOR_OVERVIEW={self._predictor}"]
+            options += ["ZLEVEL_OVERVIEW=1"] if self.compression is Compression.DEFLATE else []
+        if self.sparse:
+            build_sparse_overviews(self._dataset, levels, self._resampling, options, self._callback)
+        else:
+            self._dataset.BuildOverviews(self._resampling, levels, callback=self._callback, options=options)
 
     @property
     def _resampling(self) -> str:
         return "MODE" if self.palette else "AVERAGE"
 
-    def _overview_options(self) -> list[str]:
-        if self.compression is Compression.NONE or self.format is Format.COG:
-            return []
-        return [
-            f"COMPRESS_OVERVIEW={self.compression.name}",
-            f"PREDICTOR_OVERVIEW={self._predictor}",
-            *(["ZLEVEL_OVERVIEW=1"] if self.compression is Compression.DEFLATE else []),
-        ]
-
     def _make_cog(self) -> None:
         options = [
-            *self._options(self.compression, _COG_COMPRESSION),
+            *self._compression_options(self.compression, cog=True),
             "BIGTIFF=IF_SAFER",
             f"OVERVIEWS={'AUTO' if self.overviews else 'NONE'}",
             f"OVERVIEW_RESAMPLING={self._resampling}",
         ]
-        driver = gdal.GetDriverByName("COG")
-        driver.CreateCopy(self._part, self._dataset, options=options, callback=self._callback)
+        gdal.GetDriverByName("COG").CreateCopy(self._part, self._dataset, options=options, callback=self._callback)
 
     def _callback(self, fraction: float, message: str, data: object) -> int:
         try:
