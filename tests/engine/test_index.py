@@ -24,7 +24,7 @@ from clippan.core.errors import Cancelled, ClippanError
 from clippan.handlers import index as build
 from clippan.handlers import run
 from clippan.jobs import AboutIndexRequest, Context, IndexRequest, SearchRequest, Stretch
-from clippan.raster.products import expand
+from clippan.raster.products import find_images
 from clippan.raster.scene import Scene, SceneOptions
 from clippan.search import geopackage
 from clippan.search.geopackage import GeoPackageReader, TileFilter
@@ -402,12 +402,12 @@ def test_folders(tmp_path):
     (tmp_path / "deep" / "deeper").mkdir(parents=True)
     for name in ("b.TIF", "a.jpg", "note.txt", "index.gpkg", "deep/deeper/c.vrt", "x.aux.xml"):
         (tmp_path / name).write_bytes(b"")
-    found, failed, left = expand([str(tmp_path), str(tmp_path / "a.jpg"), "WMS:http://x"])
+    found, failed, left = find_images([str(tmp_path), str(tmp_path / "a.jpg"), "WMS:http://x"])
     assert [Path(name).name for name in found[:3]] == ["a.jpg", "b.TIF", "c.vrt"]
     assert found[3:] == ["WMS:http://x"]
     assert failed == left == []
     (tmp_path / "empty").mkdir()
-    assert "contains no rasters" in expand([str(tmp_path / "empty")])[1][0]
+    assert "contains no rasters" in find_images([str(tmp_path / "empty")])[1][0]
 
 
 def test_a_raster_is_stretched_as_a_whole(raster):

@@ -207,7 +207,7 @@ def test_where_every_lock_seems_held_outputs_are_made_without(tmp_path, monkeypa
         raise PermissionError(errno.EACCES, "Permission denied")
 
     if fault == "inode":
-        monkeypatch.setattr("os.path.samestat", lambda one, other: False)
+        monkeypatch.setattr("clippan.core.outputs._Lock._is_there", lambda lock: False)
     else:
         monkeypatch.setattr("clippan.core.outputs._lock", refused)
     with Outputs() as outputs:

@@ -78,7 +78,7 @@ def shown(path) -> list[int]:
 
 def test_a_safe_folder_is_one_raster(tmp_path):
     safe = sentinel(tmp_path)
-    assert products.expand([str(tmp_path)]) == ([str(safe)], [], [])
+    assert products.find_images([str(tmp_path)]) == ([str(safe)], [], [])
     dataset = open_dataset(str(safe), "raster")
     assert (dataset.RasterXSize, dataset.GetGeoTransform()[1]) == (12, 10)
     assert described(dataset) == ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B11", "B12"]
@@ -95,7 +95,7 @@ def test_a_safe_folder_is_one_raster(tmp_path):
 
 def test_each_granule_of_an_older_safe_is_a_raster(tmp_path):
     safe = sentinel(tmp_path, 2)
-    found, _, _ = products.expand([str(tmp_path)])
+    found, _, _ = products.find_images([str(tmp_path)])
     assert [Path(path).parent for path in found] == [safe / "GRANULE"] * 2
     assert [shown(path) for path in found] == [[400, 300, 200]] * 2
     with pytest.raises(ClippanError, match="contains 2 rasters; choose one of them"):
@@ -105,7 +105,7 @@ def test_each_granule_of_an_older_safe_is_a_raster(tmp_path):
 def test_a_landsat_folder_is_one_raster(tmp_path):
     folder = landsat(tmp_path / "scene")
     band(folder / f"{LANDSAT}_thumb_small.jpeg", 1, count=3, dtype=np.uint8)
-    found, failed, left = products.expand([str(tmp_path)])
+    found, failed, left = products.find_images([str(tmp_path)])
     assert [Path(path).name for path in found] == [f"{LANDSAT}_SR_B*.TIF"]
     assert failed == []
     assert left[0].startswith("Skipped quality bands and masks: 5 (")
@@ -125,7 +125,7 @@ def test_scenes_of_one_folder_stay_apart(tmp_path):
     old = "LT05_L1TP_195024_19870315_20200322_02_T1"
     for number in range(1, 8):
         band(tmp_path / f"{old}_B{number}.TIF", 100 * number, 6, 30)
-    found, _, _ = products.expand([str(tmp_path)])
+    found, _, _ = products.find_images([str(tmp_path)])
     assert [Path(path).name for path in found] == [f"{LANDSAT}_SR_B*.TIF", f"{old}_B*.TIF"]
     assert shown(found[1]) == [300, 200, 100]  # its blue is band 1
     with pytest.raises(ClippanError, match="contains 2 rasters"):
@@ -136,7 +136,7 @@ def test_pictures_that_are_called_like_bands_stay_pictures(tmp_path):
     for name in ("plot_B2", "plot_B3", "plot_B4", "river_red", "a_VV"):
         band(tmp_path / f"{name}.tif", 5, count=3)
     band(tmp_path / "b_B5.tif", 5)
-    found, _, left = products.expand([str(tmp_path)])
+    found, _, left = products.find_images([str(tmp_path)])
     assert len(found) == 6
     assert left == []
 
@@ -144,7 +144,7 @@ def test_pictures_that_are_called_like_bands_stay_pictures(tmp_path):
 def test_radar_is_one_raster(tmp_path):
     for polarisation in ("VV", "VH"):
         band(tmp_path / f"S1A_IW_20220315T103021_RTC_{polarisation}.tif", 7)
-    found, _, _ = products.expand([str(tmp_path)])
+    found, _, _ = products.find_images([str(tmp_path)])
     assert len(found) == 1
     assert Scene(found[0], SceneOptions()).band_choice.bands == (1,)
     assert described(open_dataset(found[0], "raster")) == ["VH", "VV"]
@@ -164,7 +164,7 @@ def test_masks_maps_and_hidden_folders_are_no_pictures(tmp_path):
     ):
         band(tmp_path / name, 5)
         gdal.Open(str(tmp_path / name), gdal.GA_Update).SetMetadata(tags)
-    found, _, left = products.expand([str(tmp_path)])
+    found, _, left = products.find_images([str(tmp_path)])
     assert [Path(path).name for path in found] == [PLANET, "sharp.tif"]
     assert [sentence.split(" (")[0] for sentence in left] == [
         "Skipped quality bands and masks: 1",
@@ -173,12 +173,12 @@ def test_masks_maps_and_hidden_folders_are_no_pictures(tmp_path):
     assert "heat.tif, map.tif" in left[1]
     assert Scene(str(tmp_path / "files"), SceneOptions()).bands == (6, 4, 2)
     # what is named is taken
-    assert products.expand([str(tmp_path / "map.tif")]) == ([str(tmp_path / "map.tif")], [], [])
+    assert products.find_images([str(tmp_path / "map.tif")]) == ([str(tmp_path / "map.tif")], [], [])
 
 
 def test_a_folder_without_pictures(tmp_path):
     band(tmp_path / "a_QA_PIXEL.TIF", 1)
-    _, failed, _ = products.expand([str(tmp_path)])
+    _, failed, _ = products.find_images([str(tmp_path)])
     assert "contains no rasters" in failed[0]
     with pytest.raises(ClippanError, match="contains no raster; choose a raster"):
         open_dataset(str(tmp_path), "raster")
@@ -211,13 +211,13 @@ def test_archives(tmp_path):
         open_dataset(str(tmp_path / "two.zip"), "raster")
     with pytest.raises(ClippanError, match="contains no raster"):
         open_dataset(str(tmp_path / "none.zip"), "raster")
-    found, _, left = products.expand([str(tmp_path / name) for name in ("safe.zip", "two.zip")])
+    found, _, left = products.find_images([str(tmp_path / name) for name in ("safe.zip", "two.zip")])
     assert [Path(path).name for path in found] == ["safe.zip", "a.tif", "c.tif"]
     # in a folder, archives of scenes alone
     for path in (tmp_path / "in").rglob("*"):
         if path.is_file():
             path.unlink()
-    found, _, left = products.expand([str(tmp_path)])
+    found, _, left = products.find_images([str(tmp_path)])
     assert [Path(path).name for path in found] == [f"{LANDSAT}.tgz", "landsat.tar", "safe.zip"]
     assert "archives without a known scene: 3" in left[0]
 
@@ -238,7 +238,7 @@ NORTH_UP = (5e5, 10, 0, 5e6, 0, -10)
 
 def test_bands_without_a_place_are_one_raster(tmp_path):
     folder = three(tmp_path / "a", [None] * 3, epsgs=[None] * 3)
-    assert products.expand([str(folder)]) == ([str(folder / "scene_B*.tif")], [], [])
+    assert products.find_images([str(folder)]) == ([str(folder / "scene_B*.tif")], [], [])
     dataset = open_dataset(str(folder), "raster")
     assert dataset.GetGeoTransform(can_return_null=True) is None
     assert dataset.ReadAsArray()[:, 5, 5].tolist() == [200, 300, 400]
@@ -260,7 +260,7 @@ def test_bands_without_a_place_are_one_raster(tmp_path):
 def test_bands_that_do_not_go_together_stay_rasters(tmp_path, layout):
     folder = three(tmp_path / "a", **layout)
     singles = [str(folder / f"scene_B{number}.tif") for number in (2, 3, 4)]
-    assert products.expand([str(folder)]) == (singles, [], [])
+    assert products.find_images([str(folder)]) == (singles, [], [])
     for name in (folder, folder / "scene_B*.tif"):
         with pytest.raises(ClippanError, match=r"different CRSs or are not north up; choose one band.*scene_B2\.tif; "):
             open_dataset(str(name), "raster")
@@ -309,7 +309,7 @@ def test_tiles_that_a_til_lists(tmp_path):
         band(tmp_path / folder / f"{tile}.TIF", 5, count=4 if kind == "M2AS" else 1)
         (tmp_path / folder / f"{stem.format(kind)}.TIL").write_text(f'numTiles = 1;\n filename = "{tile}.TIF";\nEND;\n')
         band(tmp_path / folder / f"{stem.format(kind)}-BROWSE.JPG", 5, count=3, dtype=np.uint8)
-    found, _, _ = products.expand([str(tmp_path)])
+    found, _, _ = products.find_images([str(tmp_path)])
     assert [Path(path).name for path in found] == [f"{stem.format('M2AS')}.TIL"]
     assert open_dataset(found[0], "raster").RasterCount == 4  # though GDAL misses the .IMD
     assert open_dataset(str(tmp_path), "raster").RasterCount == 4
@@ -324,7 +324,7 @@ def test_a_file_that_is_no_raster_is_told_as_before(tmp_path):
     sentence = "bad.zip cannot be read as an archive; check whether it is complete"
     with pytest.raises(ClippanError, match=sentence):
         open_dataset(str(tmp_path / "bad.zip"), "raster")
-    assert sentence in products.expand([str(tmp_path / "bad.zip")])[1][0]
+    assert sentence in products.find_images([str(tmp_path / "bad.zip")])[1][0]
     with pytest.raises(ClippanError, match="does not exist"):
         open_dataset(str(tmp_path / "LC08_B*.TIF"), "raster")
 

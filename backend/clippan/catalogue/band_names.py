@@ -196,14 +196,12 @@ def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) ->
     if count < 3:
         return BandChoice((1,), Message("because {count} bands have no natural colours", count=count))
     sensor = order.of(count) if order else ()
+    tagged = [name or band.colour_interpretation for name, band in zip(names, bands)]
     for known, reason in (
         (names, Message("according to the band names")),
         (_names_by_number(bands, order), Message("according to the band numbers")),
         (_names_by_wavelength(bands), Message("according to the wavelengths")),
-        (
-            [name or band.colour_interpretation for name, band in zip(names, bands)],
-            Message("according to the colour interpretation"),
-        ),
+        (tagged, Message("according to the colour interpretation")),
         (sensor, Message("according to the band order of {sensor}", sensor=order.label) if order else ""),
     ):
         if all(name in known for name in COLOURS):

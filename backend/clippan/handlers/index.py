@@ -24,7 +24,7 @@ from clippan.jobs.rendering import Rendering, band_choice_sentences, rendering_h
 from clippan.raster import source as sources
 from clippan.raster.files import refuse_overwriting
 from clippan.raster.grid import Grid
-from clippan.raster.products import expand
+from clippan.raster.products import find_images
 from clippan.raster.scene import (
     MIN_VALID_SHARE,
     Scene,
@@ -76,7 +76,7 @@ def run(request: IndexRequest, context: Context) -> IndexResult:
         Cancelled: the user cancelled; what was done until then is kept, and the next run goes on from there.
     """
     started = time.monotonic()
-    paths, failed, left = expand(request.rasters)
+    paths, failed, left = find_images(request.rasters)
     if not paths:
         raise ClippanError(failed[0])
     refuse_overwriting(request.outputs, paths)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable
-from typing import Optional
 
 import numpy as np
 from osgeo import gdal
@@ -32,11 +31,8 @@ _NO_NAME = re.compile(r"\s*(band|layer|b)?[\s_]*\d*\s*", re.IGNORECASE)
 
 def alpha_bands(dataset: gdal.Dataset) -> list[int]:
     """Numbers of the bands that are tagged as alpha."""
-    return [
-        number
-        for number in range(1, dataset.RasterCount + 1)
-        if dataset.GetRasterBand(number).GetColorInterpretation() == gdal.GCI_AlphaBand
-    ]
+    tags = [dataset.GetRasterBand(number + 1).GetColorInterpretation() for number in range(dataset.RasterCount)]
+    return [number for number, tag in enumerate(tags, 1) if tag == gdal.GCI_AlphaBand]
 
 
 def without_false_alpha(dataset: gdal.Dataset, path: str, always: bool) -> gdal.Dataset:
@@ -115,28 +111,20 @@ def _samples(dataset: gdal.Dataset, number: int) -> tuple[np.ndarray, np.ndarray
     """Values from all over the raster, float64: of a band (n,) and of some others (bands, n), with little to read."""
     others = [band + 1 for band in range(dataset.RasterCount) if band + 1 != number][:_MAX_OTHER_BANDS]
     bands = [dataset.GetRasterBand(band) for band in (number, *others)]
-    small = _small_overview(bands[0])
+    overviews = [bands[0].GetOverview(number) for number in range(bands[0].GetOverviewCount())]
+    edges = [max(overview.XSize, overview.YSize) for overview in overviews]
+    small = next((number for number, edge in enumerate(edges) if _MIN_PIXELS <= edge <= _MAX_OVERVIEW_EDGE), None)
     if small is not None:
-        values = np.stack([band.GetOverview(small).ReadAsArray().ravel() for band in bands]).astype(np.float64)
-        return values[0], values[1:]
-    width, height = dataset.RasterXSize, dataset.RasterYSize
-    parts = []
-    for y, x in itertools.product(
-        window_starts(height, _SAMPLE_WINDOWS, _SAMPLE_EDGE), window_starts(width, _SAMPLE_WINDOWS, _SAMPLE_EDGE)
-    ):
-        size = min(_SAMPLE_EDGE, width - x), min(_SAMPLE_EDGE, height - y)
-        parts.append(np.stack([band.ReadAsArray(x, y, *size).ravel() for band in bands]))
+        parts = [np.stack([band.GetOverview(small).ReadAsArray().ravel() for band in bands])]
+    else:
+        width, height = dataset.RasterXSize, dataset.RasterYSize
+        rows, columns = (window_starts(length, _SAMPLE_WINDOWS, _SAMPLE_EDGE) for length in (height, width))
+        parts = []
+        for y, x in itertools.product(rows, columns):
+            size = min(_SAMPLE_EDGE, width - x), min(_SAMPLE_EDGE, height - y)
+            parts.append(np.stack([band.ReadAsArray(x, y, *size).ravel() for band in bands]))
     values = np.concatenate(parts, axis=1).astype(np.float64)
     return values[0], values[1:]
-
-
-def _small_overview(band: gdal.Band) -> Optional[int]:
-    """The number of an overview that is small and shows enough; None without one."""
-    for number in range(band.GetOverviewCount()):
-        overview = band.GetOverview(number)
-        if _MIN_PIXELS <= max(overview.XSize, overview.YSize) <= _MAX_OVERVIEW_EDGE:
-            return number
-    return None
 
 
 def window_starts(length: int, count: int, edge: int) -> list[int]:

@@ -14,14 +14,7 @@ from clippan.catalogue.band_names import Band, BandChoice, band_order, natural_c
 from clippan.raster.source import sensor_texts
 
 _COLOUR_NAMES = {gdal.GCI_RedBand: "red", gdal.GCI_GreenBand: "green", gdal.GCI_BlueBand: "blue"}
-_NAME_KEYS = (
-    "common_name",
-    "eo:common_name",
-    "band_name",
-    "bandname",
-    "name",
-    "long_name",
-)  # of items that hold a name
+_NAME_KEYS = ("common_name", "eo:common_name", "band_name", "bandname", "name", "long_name")  # in metadata of bands
 _MAX_VRT_FILES = 64  # of a virtual raster: more are the tiles of a mosaic
 _MICROMETRES = 100.0  # a wavelength without a unit is in micrometres below this, else in nanometres
 
@@ -44,16 +37,15 @@ def natural_colour_bands(
 
 def band_metadata(dataset: gdal.Dataset, numbers: Sequence[int]) -> list[Band]:
     """Names, colours and wavelengths of bands, as far as the raster, its bands or an ENVI header tell."""
-    general = {key.lower(): value for key, value in (dataset.GetMetadata() or {}).items()}
-    envi = {key.lower(): value for key, value in (dataset.GetMetadata("ENVI") or {}).items()}
-    header = _split_list(envi.get("wavelength", ""))
+    general, envi = _metadata(dataset), _metadata(dataset, "ENVI")
+    listed = envi.get("wavelength", "")
+    header = [part.strip() for part in listed.strip("{} \n").split(",")] if listed else []
     unit = envi.get("wavelength_units", general.get("wavelength_units", ""))
     files = _vrt_file_stems(dataset)
     bands = []
     for number in numbers:
         band = dataset.GetRasterBand(number)
-        own = {key.lower(): value for key, value in (band.GetMetadata() or {}).items()}
-        own.update({key.lower(): value for key, value in (band.GetMetadata("IMAGERY") or {}).items()})
+        own = {**_metadata(band), **_metadata(band, "IMAGERY")}
         name = band.GetDescription() or general.get(f"band_{number}", "")
         name = name or next((own[key] for key in _NAME_KEYS if own.get(key)), "") or files[number - 1]
         centre = _centre_wavelength(own.get("central_wavelength_um", ""), "um") or _centre_wavelength(
@@ -79,8 +71,8 @@ def _vrt_file_stems(dataset: gdal.Dataset) -> list[str]:
     return names if len(set(names)) == len(names) else [""] * len(names)
 
 
-def _split_list(text: str) -> list[str]:
-    return [part.strip() for part in text.strip("{} \n").split(",")] if text else []
+def _metadata(item: gdal.MajorObject, domain: str = "") -> dict[str, str]:
+    return {key.lower(): value for key, value in (item.GetMetadata(domain) or {}).items()}
 
 
 def _centre_wavelength(text: str, unit: str) -> Optional[float]:

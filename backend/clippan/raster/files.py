@@ -21,16 +21,17 @@ _SIDECAR_SUFFIXES = (".aux.xml", ".ovr", ".msk")
 _DELIMITERS = re.compile(r"""[:"'?&=,;{}]""")
 _MAX_DELIMITERS = 20
 
-# By whether another file than the output itself would be replaced, and whether an input only leads to it.
-_OVERWRITES = {
-    (False, False): "The output {output} is one of the inputs; choose another name.",
-    (False, True): "The output {output} is one of the inputs, through {source}; choose another name.",
-    (True, False): "The output {output} touches {file}, which is one of the inputs; choose another name.",
+# By whether another file than the output itself would be replaced; then by whether an input only leads to it.
+_OVERWRITES = (
     (
-        True,
-        True,
-    ): "The output {output} touches {file}, which is one of the inputs, through {source}; choose another name.",
-}
+        "The output {output} is one of the inputs; choose another name.",
+        "The output {output} is one of the inputs, through {source}; choose another name.",
+    ),
+    (
+        "The output {output} touches {file}, which is one of the inputs; choose another name.",
+        "The output {output} touches {file}, which is one of the inputs, through {source}; choose another name.",
+    ),
+)
 
 
 def source_files(dataset: gdal.Dataset) -> list[str]:
@@ -58,8 +59,9 @@ def refuse_overwriting(outputs: Iterable[str], inputs: Iterable[str]) -> None:
         for known, name in _walk_sources([source, *product_files(source)]):
             if known in there:
                 output, target = there[known]
-                sentence = _OVERWRITES[target != output, name != source]
-                raise ClippanError(sentence, output=output, file=target, source=_source_label(source))
+                sentence = _OVERWRITES[target != output][name != source]
+                label = "its XML" if source.lstrip().startswith("<") else source
+                raise ClippanError(sentence, output=output, file=target, source=label)
 
 
 def _walk_sources(sources: Iterable[str]) -> Iterator[tuple[Any, str]]:
@@ -148,7 +150,3 @@ def _xml_values(text: str, folder: str) -> list[tuple[str, str]]:
         found += [(child[1].strip(), start) for child in children if child[0] == gdal.CXT_Text]
         waiting += children
     return [(text, start) for text, start in found if text]
-
-
-def _source_label(source: str) -> str:
-    return "its XML" if source.lstrip().startswith("<") else source

@@ -14,8 +14,6 @@ from clippan.raster.alpha import source_name
 
 IDENTITY = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 TOLERANCE = 1e-3  # of a PAN pixel; geotransforms are rounded in many files
-
-
 _RPC_AXES = {"SAMP": 0, "LINE": 1}  # prefixes of the RPC keywords that count pixels, by axis (columns, rows)
 
 Rpc = tuple[tuple[str, str], ...]

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Optional
+from typing import Any, NamedTuple, Optional
 
 from osgeo import gdal
 
@@ -70,14 +70,14 @@ class Product:
         files: of the bands in order; or one that GDAL opens by itself, then the tiles that it lists.
         bands: band names (``B8A``); empty for what GDAL opens by itself.
         pan: file of the panchromatic band; empty without one.
-        texts: files that may hold the scale of the values.
+        metadata_files: that may hold the scale of the values.
     """
 
     name: str
     files: tuple[str, ...]
     bands: tuple[str, ...] = ()
     pan: str = ""
-    texts: tuple[str, ...] = ()
+    metadata_files: tuple[str, ...] = ()
 
     def open(self) -> gdal.Dataset:
         """The scene as one raster on the grid of the finest band; raises RuntimeError if GDAL fails."""
@@ -91,23 +91,17 @@ class Product:
         bands = [gdal.Open(path) for path in self.files]
         finest = min(bands, key=lambda band: abs(band.GetGeoTransform()[1]))
         left, dx, _, top, _, dy = finest.GetGeoTransform()
-        place = {
-            "resolution": "user",
-            "xRes": abs(dx),
-            "yRes": abs(dy),
-            "outputBounds": [left, top + finest.RasterYSize * dy, left + finest.RasterXSize * dx, top],
-        }
-        placed = finest.GetGeoTransform(can_return_null=True) is not None
-        dataset = gdal.BuildVRT(
-            "", list(self.files), separate=True, strict=True, resampleAlg="cubic", **(place if placed else {})
-        )
-        for number, own in enumerate((band.GetRasterBand(1) for band in bands), 1):
+        grid: dict[str, Any] = {}
+        if finest.GetGeoTransform(can_return_null=True) is not None:
+            bounds = [left, top + finest.RasterYSize * dy, left + finest.RasterXSize * dx, top]
+            grid = {"resolution": "user", "xRes": abs(dx), "yRes": abs(dy), "outputBounds": bounds}
+        dataset = gdal.BuildVRT("", list(self.files), separate=True, strict=True, resampleAlg="cubic", **grid)
+        scales = _reflectance_scales(self.metadata_files)
+        for number, (name, source) in enumerate(zip(self.bands, bands), 1):
+            band, own = dataset.GetRasterBand(number), source.GetRasterBand(1)
             # Outside of the picture, deliveries of whole numbers have 0.
             if own.GetNoDataValue() is None and own.DataType == gdal.GDT_UInt16:
-                dataset.GetRasterBand(number).SetNoDataValue(0)
-        scales = _reflectance_scales(self.texts)
-        for number, name in enumerate(self.bands, 1):
-            band = dataset.GetRasterBand(number)
+                band.SetNoDataValue(0)
             band.SetDescription(name)
             if name in scales:
                 band.SetScale(scales[name][0])
@@ -133,10 +127,9 @@ class Product:
             return False
         if any(places):
             return all(place is not None and place[1] > 0 > place[5] and place[2] == place[4] == 0 for place in places)
-        otherwise = any(
-            band.GetGCPCount() or band.GetMetadata("RPC") or band.GetMetadata("GEOLOCATION") for band in bands
-        )
-        return not otherwise and len({(band.RasterXSize, band.RasterYSize) for band in bands}) == 1
+        if any(band.GetGCPCount() or band.GetMetadata("RPC") or band.GetMetadata("GEOLOCATION") for band in bands):
+            return False
+        return len({(band.RasterXSize, band.RasterYSize) for band in bands}) == 1
 
 
 @dataclass
@@ -208,12 +201,14 @@ def open_product(path: str, what: str) -> Optional[gdal.Dataset]:
     if not (_vsi_archive(path) or _is_folder(path)):
         return None
     names = [*(product.name for product in products), *rasters]
-    if not names and _is_damaged(path):
-        raise ClippanError(
-            "The {what} {path} cannot be read as an archive; check whether it is complete.", what=what, path=path
-        )
     if not names:
-        raise ClippanError("The {what} {path} contains no raster; choose a raster.", what=what, path=path)
+        raise ClippanError(
+            "The {what} {path} cannot be read as an archive; check whether it is complete."
+            if _is_damaged(path)
+            else "The {what} {path} contains no raster; choose a raster.",
+            what=what,
+            path=path,
+        )
     raise ClippanError(
         "The {what} {path} contains {count} rasters; choose one of them ({rasters}).",
         what=what,
@@ -235,13 +230,17 @@ def panchromatic(path: str) -> str:
     return products[0].pan if len(products) == 1 and products[0].pan else path
 
 
-def expand(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """The images in files, folders (recursively), archives and data sources, each once.
+class FoundImages(NamedTuple):
+    """Paths of images, absolute where they are files; a sentence for each folder or archive without any; and one for
+    each kind of skipped file."""
 
-    Returns:
-        Their paths, absolute where they are files; a sentence for each folder or archive without any; and one for each
-            kind of skipped file.
-    """
+    paths: list[str]
+    failures: list[str]
+    skipped_notes: list[str]
+
+
+def find_images(names: Sequence[str]) -> FoundImages:
+    """The images in files, folders (recursively), archives and data sources, each once."""
     found: dict[str, str] = {}  # by the file itself: a link to it is no other raster
     failed: list[str] = []
     skipped = Contents()
@@ -271,20 +270,14 @@ def expand(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
         skipped.maps += maps
         skipped.masks += inside.masks
         skipped.previews += inside.previews
-        if not pictures and _is_damaged(name):
-            failed.append(
-                Message("The file {path} cannot be read as an archive; check whether it is complete.", path=name)
-            )
-        elif len(maps) == len(pictures):
-            failed.append(
-                Message(
-                    "{path} contains only maps made by CLIPPan; choose a folder or archive with images."
-                    if maps
-                    else "{path} contains no rasters; choose another folder or archive.",
-                    path=name,
-                )
-            )
-    return list(found.values()), failed, skipped.skipped_notes()
+        if len(maps) == len(pictures):
+            sentence = "{path} contains only maps made by CLIPPan; choose a folder or archive with images."
+            if not pictures:
+                sentence = "{path} contains no rasters; choose another folder or archive."
+            if not pictures and _is_damaged(name):
+                sentence = "The file {path} cannot be read as an archive; check whether it is complete."
+            failed.append(Message(sentence, path=name))
+    return FoundImages(list(found.values()), failed, skipped.skipped_notes())
 
 
 def exists(path: str) -> bool:
@@ -320,22 +313,21 @@ def is_categorical(dataset: gdal.Dataset) -> bool:
     names = [band.GetDescription() for band in bands if band.GetColorInterpretation() != gdal.GCI_AlphaBand]
     if any(names):
         return all(map(is_quality, names))
-    files = [name for name in dataset.GetFileList() or [] if _is_raster(name)]
-    files = [name for name in files if not name.lower().endswith(".vrt")]
+    files = [name for name in dataset.GetFileList() or [] if _is_raster(name) and not name.lower().endswith(".vrt")]
     return bool(files) and all(is_quality(_stem(name)) for name in files)
 
 
-def list_contents(place: str, below: bool = True) -> Contents:
+def list_contents(root: str, recursive: bool = True) -> Contents:
     """What a folder or an archive (as GDAL calls it) holds.
 
     Args:
-        place: its path.
-        below: with all folders below it.
+        root: its path.
+        recursive: with all folders below it.
     """
-    if not place.startswith("/vsi"):
-        return _read_contents(place, below)
+    if not root.startswith("/vsi"):
+        return _read_contents(root, recursive)
     # An archive is read to its end to list it, and many threads ask.
-    return _cached_contents(place, below, _archive_state(place))
+    return _cached_contents(root, recursive, _archive_state(root))
 
 
 def til_tiles(path: str) -> list[str]:
@@ -345,29 +337,26 @@ def til_tiles(path: str) -> list[str]:
 
 def read_text(path: str) -> str:
     """A file's content, read by GDAL as UTF-8; empty if it cannot be read."""
+    file = None
     try:
         file = gdal.VSIFOpenL(path, "rb")
-    except RuntimeError:
-        return ""
-    if file is None:
-        return ""
-    try:
-        return bytes(gdal.VSIFReadL(1, _MAX_TEXT_BYTES, file) or b"").decode("utf-8", "replace")
-    except RuntimeError:  # a folder
+        return bytes(gdal.VSIFReadL(1, _MAX_TEXT_BYTES, file) or b"").decode("utf-8", "replace") if file else ""
+    except RuntimeError:  # nothing there, or a folder
         return ""
     finally:
-        gdal.VSIFCloseL(file)
+        if file is not None:
+            gdal.VSIFCloseL(file)
 
 
 @functools.lru_cache(maxsize=32)
-def _cached_contents(place: str, below: bool, state: tuple[float, ...]) -> Contents:
-    return _read_contents(place, below)
+def _cached_contents(root: str, recursive: bool, state: tuple[float, ...]) -> Contents:
+    return _read_contents(root, recursive)
 
 
-def _read_contents(place: str, below: bool) -> Contents:
-    files, inside = _visible_files(place, below), Contents()
+def _read_contents(root: str, recursive: bool) -> Contents:
+    files, inside = _visible_files(root, recursive), Contents()
     taken: set[str] = set()
-    for product, own in (*_sentinel_products(place, files), *_tiled_products(place, files)):
+    for product, own in (*_sentinel_products(root, files), *_tiled_products(root, files)):
         inside.products.append(product)
         taken |= own
     groups: dict[tuple[str, str], list[str]] = {}
@@ -376,22 +365,21 @@ def _read_contents(place: str, below: bool) -> Contents:
             continue
         path = PurePosixPath(name)
         if name.lower().endswith(tuple(_ARCHIVE_PREFIXES)):
-            inside.archives.append(f"{place}/{name}")
+            inside.archives.append(f"{root}/{name}")
         elif not _is_raster(name):
             continue
         elif is_quality(path.stem):
-            inside.masks.append(f"{place}/{name}")
+            inside.masks.append(f"{root}/{name}")
         elif match := _BAND.fullmatch(path.stem):
             home = _IMAGE_FOLDERS.sub("", path.parent.as_posix().lstrip("."))
             groups.setdefault((home, match["stem"].lower()), []).append(name)
         else:
-            inside.rasters.append(f"{place}/{name}")
+            inside.rasters.append(f"{root}/{name}")
     for (home, _), names in groups.items():
-        scene = _product_of_bands(place, home, names, files)
-        if scene:
+        if scene := _product_of_bands(root, home, names, files):
             inside.products.append(scene)
         else:
-            inside.rasters += [f"{place}/{name}" for name in names]
+            inside.rasters += [f"{root}/{name}" for name in names]
     inside.rasters.sort()
     if inside.products:  # beside a scene, small pictures are copies of it
         inside.previews = [path for path in inside.rasters if _PREVIEW.search(_stem(path))]
@@ -399,45 +387,47 @@ def _read_contents(place: str, below: bool) -> Contents:
     return inside
 
 
-def _visible_files(place: str, below: bool) -> list[str]:
-    """The files of a place by their paths from there, but for hidden ones."""
-    if place.startswith("/vsi"):
-        visible = [name for name in _archive_names(place, below) if not re.search(r"(?:^|/)(?:\.|__MACOSX)|/$", name)]
-        return sorted(visible)
+def _visible_files(root: str, recursive: bool) -> list[str]:
+    """The files of a folder or archive by their paths from there, but for hidden ones."""
+    if root.startswith("/vsi"):
+        hidden = re.compile(r"(?:^|/)(?:\.|__MACOSX)|/$")
+        return sorted(name for name in _archive_names(root, recursive) if not hidden.search(name))
     found = []
-    for folder, folders, names in os.walk(place):
-        folders[:] = [name for name in folders if below and not name.startswith(".")]
-        home = Path(folder).relative_to(place)
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        home = Path(folder).relative_to(root)
         found += [(home / name).as_posix() for name in names if not name.startswith(".")]
     return sorted(found)
 
 
-def _sentinel_products(place: str, files: Sequence[str]) -> Iterator[tuple[Product, set[str]]]:
+def _sentinel_products(root: str, files: Sequence[str]) -> Iterator[tuple[Product, set[str]]]:
     """Scenes of Sentinel-1 and 2, with all files of each."""
     granules: dict[str, dict[str, list[str]]] = {}
     for name in files:
         if match := _GRANULE.match(name):
             granules.setdefault(match["root"], {}).setdefault(match["home"], []).append(name)
-    for root, homes in granules.items():
-        own = {name for name in files if name.startswith(root)}
-        for home, names in homes.items():
-            scene = _product_of_bands(place, f"{root}{home}", names, files, root if len(homes) == 1 else None)
-            if scene:
+    for scene_folder, granule_files in granules.items():
+        own = {name for name in files if name.startswith(scene_folder)}
+        delivery = scene_folder if len(granule_files) == 1 else None
+        for granule, names in granule_files.items():
+            if scene := _product_of_bands(root, f"{scene_folder}{granule}", names, files, delivery):
                 yield scene, own
     for name in files:
-        root = name[: -len("manifest.safe")]
-        if name == f"{root}manifest.safe" and any(other.startswith(f"{root}measurement/") for other in files):
-            own = {other for other in files if other.startswith(root)}
-            yield Product(f"{place}/{root}".rstrip("/"), (f"{place}/{name}",)), own
+        scene_folder = name[: -len("manifest.safe")]
+        if name == f"{scene_folder}manifest.safe" and any(
+            other.startswith(f"{scene_folder}measurement/") for other in files
+        ):
+            own = {other for other in files if other.startswith(scene_folder)}
+            yield Product(f"{root}/{scene_folder}".rstrip("/"), (f"{root}/{name}",)), own
 
 
-def _tiled_products(place: str, files: Sequence[str]) -> list[tuple[Product, set[str]]]:
+def _tiled_products(root: str, files: Sequence[str]) -> list[tuple[Product, set[str]]]:
     """Scenes whose tiles are listed in a file that GDAL opens (.TIL, DIMAP), with all files of each."""
     found: dict[str, set[str]] = {}
     for name in files:
         path = PurePosixPath(name)
         if path.suffix.lower() == ".til":
-            own = "|".join([*map(re.escape, til_tiles(f"{place}/{name}")), rf"{re.escape(path.stem)}.*"])
+            own = "|".join([*map(re.escape, til_tiles(f"{root}/{name}")), rf"{re.escape(path.stem)}.*"])
         elif re.fullmatch(r"DIM_\w+\.XML", path.name, re.IGNORECASE):
             own = r"(?:IMG|PREVIEW|ICON|DIM|RPC|LUT)_.*"
         else:
@@ -450,8 +440,8 @@ def _tiled_products(place: str, files: Sequence[str]) -> list[tuple[Product, set
     for name in found.keys() - set(pans.values()):
         pan = pans.get(name, "")
         tiles = [other for other in sorted(found[name]) if re.search(r"_R\d+C\d+[-.]", other) and _is_raster(other)]
-        files_of = tuple(f"{place}/{other}" for other in (name, *tiles))
-        product = Product(f"{place}/{name}", files_of, (), f"{place}/{pan}" if pan else "")
+        files_of = tuple(f"{root}/{other}" for other in (name, *tiles))
+        product = Product(f"{root}/{name}", files_of, (), f"{root}/{pan}" if pan else "")
         scenes.append((product, found[name] | found.get(pan, set())))
     return sorted(scenes, key=lambda scene: scene[0].name)
 
@@ -463,18 +453,18 @@ def _pan_counterpart(name: str) -> str:
 
 
 def _product_of_bands(
-    place: str, home: str, names: Sequence[str], files: Sequence[str], root: Optional[str] = None
+    root: str, folder: str, names: Sequence[str], files: Sequence[str], delivery: Optional[str] = None
 ) -> Optional[Product]:
     """The scene made of single-band files; None if they give neither natural colours nor radar.
 
     Args:
-        place, files: the folder or archive, and all its files.
-        home: the folder of the scene.
+        root, files: the folder or archive, and all its files.
+        folder: the folder of the scene.
         names: files that may be bands.
-        root: of a delivery of this scene alone, which gives its name; else its folder or common file name does.
+        delivery: folder of a delivery with this scene alone, which names it; else its folder or common file name does.
     """
     kinds: dict[str, dict[str, str]] = {}
-    order = band_order([PurePosixPath(name).name for name in names] + [home])
+    order = band_order([PurePosixPath(name).name for name in names] + [folder])
     for name in sorted(names, key=_resolution_key):
         path = PurePosixPath(name)
         match = _BAND.fullmatch(path.stem) if _is_raster(name) else None
@@ -482,9 +472,9 @@ def _product_of_bands(
             number = band_number(match["band"])
             called = f"B{number}" if number else match["band"].upper()
             kinds.setdefault((match["kind"] or "").upper(), {}).setdefault(called, name)
-    beside = root if root is not None else f"{home}/" if home else ""
-    texts = tuple(
-        f"{place}/{name}"
+    beside = delivery if delivery is not None else f"{folder}/" if folder else ""
+    metadata_files = tuple(
+        f"{root}/{name}"
         for name in files
         if re.fullmatch(re.escape(beside) + r"(?:MTD_MSI\w+\.xml|[^/]+_MTL\.txt)", name)
     )
@@ -502,31 +492,27 @@ def _product_of_bands(
         else:
             continue
         kept.sort(key=_band_key)
-        paths = tuple(f"{place}/{bands[called]}" for called in kept)
+        paths = tuple(f"{root}/{bands[called]}" for called in kept)
         if not order and not shown and not all(map(_is_single_band, paths)):
             return None  # pictures that are called like bands
-        name = _product_name(place, home, [bands[called] for called in kept])
-        if root is not None:
-            name = f"{place}/{root}".rstrip("/")
+        name = _product_name(root, folder, [bands[called] for called in kept])
+        if delivery is not None:
+            name = f"{root}/{delivery}".rstrip("/")
         called_by = tuple(kept) if not (shown and kept == shown[:1]) else ()
-        return Product(name, paths, called_by, f"{place}/{pan}" if pan else "", texts)
+        return Product(name, paths, called_by, f"{root}/{pan}" if pan else "", metadata_files)
     return None
 
 
-def _product_name(place: str, home: str, names: Sequence[str]) -> str:
+def _product_name(root: str, folder: str, names: Sequence[str]) -> str:
     """A scene's name: its folder where bands lie in several, else their common file name."""
     if len({PurePosixPath(name).parent for name in names}) > 1:
-        return f"{place}/{home}".rstrip("/")
+        return f"{root}/{folder}".rstrip("/")
     path = PurePosixPath(names[0])
     match = _BAND.fullmatch(path.stem)
     assert match is not None
     letter = match["band"][0] if match["band"][0] in "bB" and len(names) > 1 else ""
     start = path.name[: match.start("band")]
-    return (
-        f"{place}/{(path.parent / f'{start}{letter}*{path.suffix}').as_posix()}"
-        if len(names) > 1
-        else f"{place}/{path}"
-    )
+    return f"{root}/{path.with_name(f'{start}{letter}*{path.suffix}') if len(names) > 1 else path}"
 
 
 def _resolution_key(name: str) -> tuple[int, str]:
@@ -558,9 +544,9 @@ def _resolve(path: str) -> tuple[list[Product], list[str]]:
     if not (folder and path.startswith("/vsi")) and not exists(path):
         return [], []
     if "*" in name or name.lower().endswith((".til", ".xml")):
-        products = [
-            product for product in list_contents(folder or ".", False).products if _is_same_path(product.name, path)
-        ]
+        wanted = os.path.normcase(os.path.normpath(path))
+        products = list_contents(folder or ".", False).products
+        products = [one for one in products if os.path.normcase(os.path.normpath(one.name)) == wanted]
         if products:
             return products, []
     if re.fullmatch(r"MTD_\w+\.xml|manifest\.safe", name, re.IGNORECASE):
@@ -569,10 +555,6 @@ def _resolve(path: str) -> tuple[list[Product], list[str]]:
         products = list_contents(folder or ".", False).products
         return [product for product in products if PurePosixPath(product.name).name.startswith(match[1])], []
     return [], []
-
-
-def _is_same_path(one: str, other: str) -> bool:
-    return os.path.normcase(os.path.normpath(one)) == os.path.normcase(os.path.normpath(other))
 
 
 def _vsi_archive(path: str) -> str:
@@ -585,25 +567,20 @@ def _vsi_archive(path: str) -> str:
 
 
 def _is_folder(path: str) -> bool:
-    if path.startswith("/vsi"):
-        status = _vsi_stat(path)
-        return bool(status and status.IsDirectory())
-    try:
-        return bool(path.strip()) and Path(path).is_dir()
-    except (OSError, ValueError):
-        return False
+    status = _vsi_stat(path) if path.strip() else None
+    return bool(status and status.IsDirectory())
 
 
 def _vsi_stat(path: str) -> Optional[gdal.StatBuf]:
     try:
         return gdal.VSIStatL(path)
-    except RuntimeError:
+    except (RuntimeError, TypeError, ValueError):  # it cannot be a path
         return None
 
 
-def _archive_state(place: str) -> tuple[float, ...]:
-    """Size and time of the archive that holds a place, to notice a replaced one; empty if it is no file."""
-    path = re.sub(r"^/vsi(?:zip|tar)/|[{}]", "", place)
+def _archive_state(path: str) -> tuple[float, ...]:
+    """Size and time of the archive that holds a path, to notice a replaced one; empty if it is no file."""
+    path = re.sub(r"^/vsi(?:zip|tar)/|[{}]", "", path)
     while path:
         status = _vsi_stat(path)
         if status and not status.IsDirectory():
@@ -613,10 +590,10 @@ def _archive_state(place: str) -> tuple[float, ...]:
     return ()
 
 
-def _archive_names(place: str, below: bool) -> list[str]:
+def _archive_names(path: str, recursive: bool) -> list[str]:
     """What an archive lists; empty for a damaged one."""
     try:
-        return (gdal.ReadDirRecursive(place) if below else gdal.ReadDir(place)) or []
+        return (gdal.ReadDirRecursive(path) if recursive else gdal.ReadDir(path)) or []
     except RuntimeError:
         return []
 
@@ -662,10 +639,10 @@ def _has_clippan_tags(dataset: gdal.Dataset) -> bool:
     return any(tag.startswith("CLIPPAN_") for tag in tags) and tags.get("CLIPPAN_ALGORITHM") != PansharpenRequest.name
 
 
-def _reflectance_scales(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
+def _reflectance_scales(metadata_files: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Reflectance scale and offset by band from the metadata of Sentinel-2 or Landsat."""
     found: dict[str, tuple[float, float]] = {}
-    for path in texts:
+    for path in metadata_files:
         text = read_text(path)
         quantified = re.search(r"<(?:BOA_)?QUANTIFICATION_VALUE[^>]*>(\d+)<", text)
         if quantified:
