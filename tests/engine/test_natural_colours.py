@@ -156,5 +156,5 @@ def test_files_of_a_virtual_raster_tell_its_bands(tmp_path):
 
 def test_what_was_asked_for_wins(tmp_path):
     write_raster(tmp_path / SUPERDOVE, np.zeros((8, 8, 8), np.uint16))
-    assert Scene(str(tmp_path / SUPERDOVE), SceneOptions()).raster_picture.choice.bands == (6, 4, 2)
+    assert Scene(str(tmp_path / SUPERDOVE), SceneOptions()).rendering.choice.bands == (6, 4, 2)
     assert Scene(str(tmp_path / SUPERDOVE), SceneOptions(bands=(8, 6, 4))).band_choice.bands == (8, 6, 4)

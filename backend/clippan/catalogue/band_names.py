@@ -111,17 +111,12 @@ def any_match(patterns: Iterable[str], texts: Sequence[str]) -> bool:
 
 def _read_orders() -> tuple[tuple[tuple[str, ...], BandOrder], ...]:
     entries = json.loads((resources() / "sensors.json").read_text(encoding="utf-8"))
-    return tuple(
-        (
-            (*entry["recognise"], *entry.get("other_names", ())),
-            BandOrder(
-                entry["label"],
-                tuple(tuple(order) for order in (entry["bands"], *entry.get("other_bands", ())) if order),
-                entry.get("numbers", {}),
-            ),
-        )
-        for entry in entries.values()
-    )
+    orders = []
+    for entry in entries.values():
+        known = tuple(tuple(order) for order in (entry["bands"], *entry.get("other_bands", ())) if order)
+        patterns = (*entry["recognise"], *entry.get("other_names", ()))
+        orders.append((patterns, BandOrder(entry["label"], known, entry.get("numbers", {}))))
+    return tuple(orders)
 
 
 _ORDERS = _read_orders()
@@ -135,7 +130,8 @@ def band_order(texts: Iterable[str]) -> Optional[BandOrder]:
 
 def colour_of_band(text: str) -> Optional[str]:
     """The colour named in a band's description; None if it names none, several or another band."""
-    return _named_colour(text) if _named_colour(text) in COLOURS else None
+    found = _named_colour(text)
+    return found if found in COLOURS else None
 
 
 def _named_colour(text: str) -> Optional[str]:

@@ -70,11 +70,8 @@ def _read_models() -> dict[str, Model]:
     entries = json.loads((resources() / "models.json").read_text(encoding="utf-8"))
     models = {}
     for name, entry in entries.items():
-        lists = {key: tuple(entry[key]) for key in ("mean", "std", "languages")}
-        model = Model(id=name, **{**entry, **lists})
-        if not model.repository:
-            model = dataclasses.replace(model, path=resources() / model.file)
-        models[name] = model
+        entry.update({key: tuple(entry[key]) for key in ("mean", "std", "languages")})
+        models[name] = Model(id=name, path=None if entry["repository"] else resources() / entry["file"], **entry)
     return models
 
 
@@ -109,11 +106,7 @@ def find_model(name: str) -> Model:
 
 
 def require_rgb(model: Model) -> Model:
-    """Returns the model if it takes red, green and blue.
-
-    Raises:
-        ClippanError: the model takes other bands.
-    """
+    """Returns the model; raises ClippanError if it takes other bands than red, green and blue."""
     if model.channels:
         raise ClippanError(
             "The model {label} takes the bands {bands}, but red, green and blue are needed here; choose another model.",
@@ -124,11 +117,7 @@ def require_rgb(model: Model) -> Model:
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
-    """The ``open_clip_config.json`` beside weights.
-
-    Raises:
-        ClippanError: it is missing or invalid.
-    """
+    """The ``open_clip_config.json`` beside weights; raises ClippanError if it is missing or invalid."""
     file = path.parent / CONFIG
     try:
         values = json.loads(file.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ since the plugin imports it too.
 from __future__ import annotations
 
 import colorsys
+import contextlib
 import json
 import math
 import re
@@ -52,7 +53,6 @@ class ClassPrompt:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The name and the synonyms."""
         return (self.name, *self.synonyms)
 
 
@@ -74,7 +74,6 @@ class PromptTable:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the classes."""
         return tuple(prompt.name for prompt in self.classes)
 
     def with_colours(self) -> PromptTable:
@@ -85,9 +84,7 @@ class PromptTable:
         for number, prompt in enumerate(self.classes):
             # Names often consist of several words, as in "grassland, shrubs".
             words = (part for word in prompt.words for part in (word, *_SEPARATORS.split(word)))
-            colour = prompt.colour or next(
-                (known[_normalised(word)] for word in words if _normalised(word) in known), ""
-            )
+            colour = prompt.colour or next(filter(None, (known.get(_normalised(word)) for word in words)), "")
             if not prompt.colour and (not colour or colour in taken):
                 colour = _colour_of_number(number)
             taken.add(colour)
@@ -97,10 +94,10 @@ class PromptTable:
     def text(self) -> str:
         """The table as plain text if that can hold all of it, else as JSON."""
         plain = "; ".join(", ".join(prompt.words) for prompt in self.classes)
-        try:
-            return plain if parse_prompts(plain) == self else self.json()
-        except ClippanError:
-            return self.json()
+        with contextlib.suppress(ClippanError):
+            if parse_prompts(plain) == self:
+                return plain
+        return self.json()
 
     def json(self) -> str:
         """The table as JSON without default values."""
@@ -142,10 +139,8 @@ def parse_prompts(text: str) -> PromptTable:
 
 def shapefile_hints(table: PromptTable) -> list[str]:
     """Hints about classes whose name or words are too long for a shapefile."""
-    cut = [
-        _shortened(prompt.name)
-        for prompt in table.classes
-        if any(len(text.encode()) > SHAPEFILE_BYTES for text in (prompt.name, ", ".join(prompt.words)))
+    cut = [  # the words begin with the name
+        _shortened(prompt.name) for prompt in table.classes if len(", ".join(prompt.words).encode()) > SHAPEFILE_BYTES
     ]
     if not cut:
         return []
@@ -180,15 +175,13 @@ def preset_tables() -> dict[str, tuple[str, PromptTable]]:
 
 def _parse_json(text: str, shown: str) -> PromptTable:
     try:
-        values = json.loads(text)
+        return from_json(PromptTable, json.loads(text))
     except ValueError as error:
         raise ClippanError(
             "“{text}” is not valid JSON ({error}); correct it, or write classes like water; forest, trees.",
             text=shown,
             error=error,
         ) from None
-    try:
-        return from_json(PromptTable, values)
     except ClippanError as error:
         raise ClippanError("“{text}” is invalid: {error}", text=shown, error=error.message) from None
 
@@ -264,13 +257,10 @@ def _shortened(text: str) -> str:
 
 def _preset_colours() -> dict[str, str]:
     classes = [prompt for _, table in preset_tables().values() for prompt in table.classes]
-    found = {
-        _normalised(prompt.name): prompt.colour.lower() for prompt in classes
-    }  # names take precedence over synonyms
-    for prompt in classes:
-        for word in prompt.synonyms:
-            found.setdefault(_normalised(word), prompt.colour.lower())
-    return found
+    synonyms = {
+        _normalised(word): prompt.colour.lower() for prompt in reversed(classes) for word in prompt.synonyms[::-1]
+    }
+    return {**synonyms, **{_normalised(prompt.name): prompt.colour.lower() for prompt in classes}}
 
 
 def _normalised(word: str) -> str:

@@ -40,7 +40,6 @@ class Channels:
 
     @property
     def joined_names(self) -> str:
-        """The names, as a sentence lists them."""
         return ", ".join(self.names[:_MAX_NAMES]) + (" …" if len(self.names) > _MAX_NAMES else "")
 
     def band_numbers(self, described: Sequence[str]) -> tuple[int, ...]:

@@ -33,16 +33,13 @@ class Context:
             self._progress(percent, message)
 
     def log(self, line: str) -> None:
-        """Writes one line to the log."""
         if self._log:
             self._log(line)
 
     def is_cancelled(self) -> bool:
-        """Whether the user has cancelled."""
         return bool(self._cancelled and self._cancelled())
 
     def raise_if_cancelled(self) -> None:
-        """Raises Cancelled if the user has cancelled."""
         if self.is_cancelled():
             raise Cancelled
 

@@ -145,10 +145,8 @@ def choose_device(wanted: Device, needs_float64: bool = False) -> DeviceChoice:
 def has_gpu() -> bool:
     """Whether torch or the driver knows a CUDA graphics card, even if it does not compute."""
     torch = require_torch()
-    if torch.cuda.is_available():
-        return True
     try:
-        return bool(nvidia_gpus())
+        return torch.cuda.is_available() or bool(nvidia_gpus())
     except ClippanError:
         return True
 

@@ -52,16 +52,15 @@ def from_json(kind: type[T], values: Mapping[str, Any]) -> T:
             type=kind.__name__,
             fields=", ".join(fields),
         )
-    missing = [name for name, field in fields.items() if name not in values and _required(field)]
+    missing = [name for name, field in fields.items() if name not in values and _is_required(field)]
     if missing:
         raise ClippanError("Missing parameter {missing} for {type}.", missing=", ".join(missing), type=kind.__name__)
     return kind(**{name: _convert(value, hints[name], name) for name, value in values.items()})
 
 
-def _required(field: dataclasses.Field[Any]) -> bool:
-    if field.default is dataclasses.MISSING:
-        return field.default_factory is dataclasses.MISSING
-    return field.default is REQUIRED
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    absent = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    return absent or field.default is REQUIRED
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:

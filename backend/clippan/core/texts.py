@@ -75,7 +75,7 @@ def is_json(text: str, content: str) -> bool:
 
 def split_items(content: str) -> list[str]:
     """Items between semicolons or on lines of their own, without empty ones."""
-    return [part for part in (part.strip() for part in re.split(r"[;\n]", content)) if part]
+    return list(filter(None, map(str.strip, re.split(r"[;\n]", content))))
 
 
 def join_names(names: Sequence[str], most: int = 5) -> str:

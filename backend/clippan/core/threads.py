@@ -10,18 +10,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Callable, TypeVar
 
 Item = TypeVar("Item")
-
-
 Result = TypeVar("Result")
 
 
 def count_threads(wanted: int) -> int:
     """``wanted`` threads, or as many as this process has CPUs for 0."""
-    if wanted:
-        return wanted
-    if hasattr(os, "sched_getaffinity"):
+    if not wanted and hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return wanted or os.cpu_count() or 1
 
 
 def in_order(

@@ -12,11 +12,8 @@ from clippan.core.errors import ClippanError
 
 def check(value: Any) -> None:
     """Raises ClippanError if a text among plain JSON values is not UTF-8, as GDAL and our formats want it."""
-    if isinstance(value, Mapping):
-        for item in value.values():
-            check(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
+    if isinstance(value, (Mapping, list, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
             check(item)
     elif isinstance(value, str) and "\0" in value:
         raise ClippanError(

@@ -128,7 +128,7 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
                 labels.near,
             )
             rasters.append(_LabelledRaster(scene, labels, maps))
-        pictures = tuple(raster.scene.raster_picture_for(model.channels) for raster in rasters)
+        pictures = tuple(raster.scene.rendering_for(model.channels) for raster in rasters)
         for sentence in band_choice_sentences(pictures):
             context.log(sentence)
         known = _LabelledVectors.of(rasters, table)

@@ -89,7 +89,7 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
         if request.report:
             scene = Scene(factory.colour_raster, factory.options)
             preview.picture = overview_picture(stack, scene, preview.step)
-            factory.picture = factory.picture or scene.raster_picture
+            factory.picture = factory.picture or scene.rendering
         context.progress(98, "Writing the files")  # not cancellable from here on, so that all files appear together
         if request.areas:
             areas.write_csv(request.areas, class_areas, outputs)
@@ -273,7 +273,7 @@ class _ClassifierFactory:
             path = self._raster_for(model)
             threads = self.request.threads
             self._extractor = ClipFeatureExtractor(self.stack, self.options, path, model, threads, self._folder)
-            self.picture = Scene(path, self.options, channels=model.channels).raster_picture
+            self.picture = Scene(path, self.options, channels=model.channels).rendering
         if self._extracted_all is None or for_tiles > self._extracted_all:
             self._extractor.extract(None if for_tiles else self.labelled, context.subrange(5, 100))
             self._extracted_all = for_tiles

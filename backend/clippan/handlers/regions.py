@@ -47,7 +47,7 @@ def run(request: RegionsRequest, context: Context) -> RegionsResult:
             count = len(request.rasters)
             for number, (raster, path) in enumerate(zip(request.rasters, request.labels), 1):
                 scene = Scene(raster, options)
-                renderings.append(scene.raster_picture)
+                renderings.append(scene.rendering)
                 labels = open_labels(path, scene.grid, legend, request.layer, request.field)
                 categories |= labels.categories
                 inside |= labels.categories - labels.outside

@@ -51,7 +51,7 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
         classes = class_vectors(model, table, request.background or len(table.classes) == 1)
         folder = outputs.temporary_folder(request.output)
         maps = SimilarityMaps.of(request, model, classes, scene, part, folder, context.subrange(5, 75))
-        picture = scene.raster_picture_for(model.channels)
+        picture = scene.rendering_for(model.channels)
         context.log(band_choice_sentences([picture])[0])
         provenance = _provenance(request, table, model, maps, picture)
         shown, count = _write(request, table, model, maps, outputs, provenance, context.subrange(75, 100))

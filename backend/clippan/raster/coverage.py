@@ -105,9 +105,8 @@ class WrittenPixels:
         found = np.zeros((height, width), bool)
         if status & _DATA:
             across, down = self._bands[0].GetBlockSize()
-            for (top, bottom), (left, right) in itertools.product(
-                _block_ranges(y, height, down), _block_ranges(x, width, across)
-            ):
+            rows, columns = _block_ranges(y, height, down), _block_ranges(x, width, across)
+            for (top, bottom), (left, right) in itertools.product(rows, columns):
                 self._mark(found, window, left, top, right, bottom)
         return None if found.all() else found
 

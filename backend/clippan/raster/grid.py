@@ -83,10 +83,8 @@ class Grid:
     def shares_crs(self, other: Grid) -> bool:
         """Whether both lie in the same horizontal coordinate reference system."""
         own, there = horizontal_crs(self.crs), horizontal_crs(other.crs)
-        if own == there:
-            return True
-        if not (own and there):
-            return False
+        if own == there or not (own and there):
+            return own == there
         return bool(osr.SpatialReference(wkt=own).IsSame(osr.SpatialReference(wkt=there)))
 
     def cropped(self, left: int, top: int, right: int, bottom: int) -> Grid:
@@ -113,21 +111,18 @@ class Grid:
             return None
         # Corners, so that a difference in pixel size shows as what it adds up to.
         corners = [(0, 0), (self.width, 0), (0, self.height)]
-        places = [
-            gdal.ApplyGeoTransform(inverse, *gdal.ApplyGeoTransform(self.geotransform, *corner)) for corner in corners
-        ]
-        column, row = round(places[0][0]), round(places[0][1])
-        distances = [
-            max(abs(x - column - corner[0]), abs(y - row - corner[1])) for (x, y), corner in zip(places, corners)
-        ]
-        return (column, row) if max(distances) <= tolerance else None
+        ground = [gdal.ApplyGeoTransform(self.geotransform, *corner) for corner in corners]
+        pixels = [gdal.ApplyGeoTransform(inverse, *point) for point in ground]
+        column, row = (round(position) for position in pixels[0])
+        errors = [max(abs(x - column - dx), abs(y - row - dy)) for (x, y), (dx, dy) in zip(pixels, corners)]
+        return (column, row) if max(errors) <= tolerance else None
 
 
 def _read_rpc(dataset: gdal.Dataset) -> Rpc:
     """RPCs of a dataset; none if what they count in pixels is not written as numbers."""
     found = {key.upper(): value for key, value in (dataset.GetMetadata("RPC") or {}).items()}
     try:
-        for keyword in (f"{prefix}_{kind}" for prefix in _RPC_AXES for kind in ("OFF", "SCALE")):
+        for keyword in ("SAMP_OFF", "SAMP_SCALE", "LINE_OFF", "LINE_SCALE"):
             float(found[keyword].split()[0])  # some write the unit after it
     except (KeyError, IndexError, ValueError):
         return ()
@@ -238,10 +233,8 @@ def relative_axes(pan: Grid, ms: Grid) -> tuple[AxisTransform, AxisTransform]:
         raise ClippanError("The panchromatic raster's geotransform cannot be inverted; georeference it anew.")
     g = ms.geotransform
     column, row = gdal.ApplyGeoTransform(inverse, g[0], g[3])
-    x_ratio = inverse[1] * g[1] + inverse[2] * g[4]
-    y_ratio = inverse[4] * g[2] + inverse[5] * g[5]
-    x_skew = inverse[4] * g[1] + inverse[5] * g[4]
-    y_skew = inverse[1] * g[2] + inverse[2] * g[5]
+    x_ratio, y_ratio = inverse[1] * g[1] + inverse[2] * g[4], inverse[4] * g[2] + inverse[5] * g[5]
+    x_skew, y_skew = inverse[4] * g[1] + inverse[5] * g[4], inverse[1] * g[2] + inverse[2] * g[5]
     # Over the whole raster the skew may add up to a small part of a PAN pixel.
     if abs(x_skew) * ms.width > 0.1 or abs(y_skew) * ms.height > 0.1 or x_ratio <= 0 or y_ratio <= 0:
         raise ClippanError(
@@ -253,7 +246,6 @@ def relative_axes(pan: Grid, ms: Grid) -> tuple[AxisTransform, AxisTransform]:
 
 def centres_inside(axis: AxisTransform, samples: int, limit: int) -> tuple[int, int]:
     """First and end pixel, of ``limit``, whose centres lie in the ``samples`` of an axis; none if end <= first."""
-    start, end = axis.origin, axis.origin + samples * axis.ratio
-    first = math.ceil(start - 0.5 - TOLERANCE)
-    last = math.floor(end - 0.5 + TOLERANCE)
+    first = math.ceil(axis.origin - 0.5 - TOLERANCE)
+    last = math.floor(axis.origin + samples * axis.ratio - 0.5 + TOLERANCE)
     return max(first, 0), min(last + 1, limit)

@@ -155,18 +155,17 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
                 raster=MS,
                 band=codes,
             )
-        possible = nodata is None or any(
-            as_pixel_value(nodata, source.dtype) is not None for source in (pan_source, ms_source)
-        )
+        both = (pan_source, ms_source)
+        possible = nodata is None or any(as_pixel_value(nodata, source.dtype) is not None for source in both)
         if not possible and not is_fill_value(nodata, ms_source.dtype):
             raise ClippanError(
                 "No pixel can have the nodata value {nodata:g}, as the rasters are {dtype}; choose another.",
                 nodata=nodata,
                 dtype=ms_source.dtype,
             )
-        pair_notes = [*alpha_notes([pan_dataset, *opened]), *alike]
-        pair_notes += [source.assumption for source in (pan_source, ms_source) if source.assumption]
-        yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(texts), tuple(pair_notes))
+        assumptions = [source.assumption for source in both if source.assumption]
+        notes = (*alpha_notes([pan_dataset, *opened]), *alike, *assumptions)
+        yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(texts), notes)
 
 
 def _pan_sized_notes(pan: str, grid: Grid, ms: Sequence[str], datasets: Sequence[gdal.Dataset]) -> list[str]:

@@ -54,7 +54,7 @@ def resample_to_finest(datasets: Sequence[gdal.Dataset], what: str, nodata: Opti
         raise ClippanError(
             "Only some files of the {what} have a georeference; add it to all of them (gdal_translate).", what=what
         )
-    if any(g.geotransform[2] or g.geotransform[4] or g.geotransform[5] > 0 for g in grids if g.geotransform):
+    if not all(_is_north_up(grid) for grid in grids):
         raise ClippanError(
             "The files of the {what} have different grids that are not all north up; warp them to one grid first "
             "(gdalwarp).",
@@ -78,8 +78,7 @@ def resample_to_grid(dataset: gdal.Dataset, what: str, target: Grid, nodata: Opt
         raise ClippanError(
             "The {what} differs in size from the others and has no georeference to align it by; add one.", what=what
         )
-    g = target.geotransform
-    if g[2] or g[4] or g[5] > 0:
+    if not _is_north_up(target):
         raise ClippanError(
             "The {what} has another grid than the first raster, which is not north up; warp both to one grid "
             "(gdalwarp).",
@@ -87,13 +86,12 @@ def resample_to_grid(dataset: gdal.Dataset, what: str, target: Grid, nodata: Opt
         )
     if grid.shares_crs(target):
         return _cut_or_warp(dataset, target, nodata)
-    for crs in (grid.crs, target.crs):
-        if not crs:
-            raise ClippanError(
-                "The {what} or one of the other rasters has no CRS; assign one (gdal_edit -a_srs).", what=what
-            )
+    if not (grid.crs and target.crs):
+        raise ClippanError(
+            "The {what} or one of the other rasters has no CRS; assign one (gdal_edit -a_srs).", what=what
+        )
     try:
-        return [_warp_to_grid(part, target, nodata) for part in _split_by_nodata(dataset, nodata)]
+        return [_warp(part, nodata, target.crs, **warp_extent(target)) for part in _split_by_nodata(dataset, nodata)]
     except RuntimeError as error:
         raise ClippanError(
             "The {what} cannot be reprojected; check its CRS ({reason}).", what=what, reason=one_line(error)
@@ -105,14 +103,14 @@ def _bounds_around(pan: Grid, ms: Grid) -> Optional[list[float]]:
     if pan.geotransform is None:
         return None
     corners = [(0, 0), (pan.width, 0), (0, pan.height), (pan.width, pan.height)]
-    places = [gdal.ApplyGeoTransform(pan.geotransform, *corner) for corner in corners]
+    xs, ys = zip(*(gdal.ApplyGeoTransform(pan.geotransform, *corner) for corner in corners))
     left, dx, _, top, _, dy = _geotransform(ms)
     margin_x, margin_y = _MARGIN * abs(dx), _MARGIN * abs(dy)
     bounds = [
-        max(min(x for x, _ in places) - margin_x, left),
-        max(min(y for _, y in places) - margin_y, top + ms.height * dy),
-        min(max(x for x, _ in places) + margin_x, left + ms.width * dx),
-        min(max(y for _, y in places) + margin_y, top),
+        max(min(xs) - margin_x, left),
+        max(min(ys) - margin_y, top + ms.height * dy),
+        min(max(xs) + margin_x, left + ms.width * dx),
+        min(max(ys) + margin_y, top),
     ]
     return bounds if bounds[0] < bounds[2] and bounds[1] < bounds[3] else None
 
@@ -138,6 +136,11 @@ def _common_grid(grids: Sequence[Grid], what: str) -> Grid:
     return target
 
 
+def _is_north_up(grid: Grid) -> bool:
+    g = _geotransform(grid)
+    return not (g[2] or g[4] or g[5] > 0)
+
+
 def _geotransform(grid: Grid) -> tuple[float, ...]:
     assert grid.geotransform is not None
     return grid.geotransform
@@ -150,12 +153,7 @@ def _cut_or_warp(dataset: gdal.Dataset, target: Grid, nodata: Optional[float]) -
     offset = target.pixel_offset_in(grid, _MAX_SHIFT)
     if offset is not None:
         return [gdal.Translate("", dataset, format="VRT", srcWin=[*offset, target.width, target.height])]
-    return [_warp_to_grid(part, target, nodata) for part in _split_by_nodata(dataset, nodata)]
-
-
-def _warp_to_grid(dataset: gdal.Dataset, target: Grid, nodata: Optional[float]) -> gdal.Dataset:
-    """Warped to just the pixels of a grid."""
-    return _warp(dataset, nodata, target.crs, **warp_extent(target))
+    return [_warp(part, nodata, target.crs, **warp_extent(target)) for part in _split_by_nodata(dataset, nodata)]
 
 
 def warp_extent(grid: Grid) -> dict[str, Any]:

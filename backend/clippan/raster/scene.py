@@ -36,7 +36,6 @@ from clippan.raster.tiles import Window
 PIXEL_GEOTRANSFORM = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)  # where QGIS shows a picture without coordinates
 MIN_VALID_SHARE = 0.5  # of a tile's pixels, below which it says nothing about the place
 
-_GEOGRAPHIC = 4326
 _METRES_PER_DEGREE = 111_320.0
 _SAMPLE_WINDOWS, _SAMPLE_SIZE = 16, 64  # a stretch is estimated from 16 × 16 windows of 64 × 64 pixels
 _PERCENTILES = (1.0, 99.0)
@@ -58,6 +57,7 @@ _DATE_KEYS = (
     ("", "PRODUCT_START_TIME"),
     ("", "EXIF_DateTimeOriginal"),
     ("", "EXIF_DateTime"),
+    ("", "TIFFTAG_DATETIME"),
 )
 _DATE_IN_NAME = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[12]\d|3[01])(?!\d)")
 _DATE_IN_METADATA = re.compile(r"^(\d{4})[-:/]?(\d\d)[-:/]?(\d\d)")
@@ -89,7 +89,7 @@ class SceneOptions:
 
     @property
     def extent_and_crs(self) -> tuple[Any, ...]:
-        """The extent with its CRS; empty for the whole raster."""
+        """Empty for the whole raster."""
         return (*self.extent, self.crs) if self.extent else ()
 
     def text(self) -> str:
@@ -156,7 +156,7 @@ class Scene:
         if any(gdal.DataTypeIsComplex(band.DataType) for band in bands):
             raise ClippanError("The raster {path} has complex numbers; convert it to amplitude first.", path=path)
         self._bytes = all(band.DataType == gdal.GDT_Byte for band in bands)
-        self._assume_nodata()
+        self._detect_nodata()
         self._masks = _mask_bands(self._dataset, self.bands)
         self._coverage = self._find_coverage()
         if self._coverage.assumed:
@@ -176,14 +176,14 @@ class Scene:
         return self._stretch
 
     @property
-    def raster_picture(self) -> Rendering:
+    def rendering(self) -> Rendering:
         """Bands, stretch and notes for a job's result."""
         stretch = self.stretch  # which looks for more to note
         return Rendering(self.path, self.band_choice, stretch, tuple(self.notes))
 
-    def raster_picture_for(self, channels: Optional[Channels]) -> Rendering:
+    def rendering_for(self, channels: Optional[Channels]) -> Rendering:
         """The same for a model with these channels; None for natural colours."""
-        return Scene(self.path, self.options, channels=channels).raster_picture if channels else self.raster_picture
+        return Scene(self.path, self.options, channels=channels).rendering if channels else self.rendering
 
     def _choose_bands(self) -> BandChoice:
         dataset = self._dataset
@@ -214,7 +214,7 @@ class Scene:
         values = [band_nodata(self._original.GetRasterBand(number), self.options.nodata) for number in stored]
         return sources.written_pixels(self._original, stored, values)
 
-    def _assume_nodata(self) -> None:
+    def _detect_nodata(self) -> None:
         """Takes a customary value as nodata where the raster declares none and has no mask, as for other jobs."""
         numbers = sources.image_bands(self._dataset)
         positions = [numbers.index(number) + 1 for number in self.bands if number in numbers]
@@ -306,8 +306,7 @@ class Scene:
         """Values (bands, h, w), float32 or uint8, and their validity by masks, declared values and written blocks, bool
         (bands or 1, h, w)."""
         inside = (window.x, window.y, window.width, window.height)
-        kind = np.uint8 if self._bytes else np.float32
-        values = np.zeros((len(self.bands), height, width), kind)
+        values = np.zeros((len(self.bands), height, width), np.uint8 if self._bytes else np.float32)
         written = self._written(window, width, height)
         if written is not None:
             if not written.any():
@@ -371,10 +370,10 @@ class Scene:
             ClippanError: GDAL could not read.
         """
         picture, valid = self.picture_and_mask(window, width, height or width)
-        part = float(valid.mean())
-        if 0 < part < 1:
+        valid_fraction = float(valid.mean())
+        if 0 < valid_fraction < 1:
             picture[:, ~valid] = picture[:, valid].mean(axis=1, keepdims=True).astype(picture.dtype)
-        return picture, part
+        return picture, valid_fraction
 
     def picture_and_mask(self, window: Window, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
         """As ``picture``, with the valid pixels, bool (height, width); others hold any colour."""
@@ -393,32 +392,30 @@ class Scene:
             values = np.clip(np.nan_to_num(values), 0, 255).astype(np.uint8)
         return (values if len(values) == 3 else np.repeat(values, 3, axis=0)), valid
 
-    def pixel_size_in_metres(self, place: Optional[tuple[float, float]] = None) -> Optional[tuple[float, float]]:
+    def pixel_size_in_metres(self, pixel: Optional[tuple[float, float]] = None) -> Optional[tuple[float, float]]:
         """Width and height of a pixel on the ground at a pixel (the middle one by default), in metres; None without
         coordinates."""
         if not self.grid.crs:
             return None
-        column, row = place or (self.grid.width / 2, self.grid.height / 2)
+        column, row = pixel or (self.grid.width / 2, self.grid.height / 2)
         try:
-            transform = osr.CoordinateTransformation(
-                spatial_reference(self.grid.crs), spatial_reference(f"EPSG:{_GEOGRAPHIC}")
-            )
-            places = [
+            transform = osr.CoordinateTransformation(spatial_reference(self.grid.crs), spatial_reference("EPSG:4326"))
+            corners = [
                 transform.TransformPoint(*gdal.ApplyGeoTransform(self.grid.geotransform, column + dx, row + dy))[:2]
                 for dx, dy in ((0, 0), (1, 0), (0, 1))
             ]
         except RuntimeError:  # a local CRS, another planet
             return None
-        longitude, latitude = places[0]
+        longitude, latitude = corners[0]
         shrink = math.cos(math.radians(latitude))
         edges = [
             # the short way, also across the date line
             math.hypot(((x - longitude + 180) % 360 - 180) * shrink, y - latitude) * _METRES_PER_DEGREE
-            for x, y in places[1:]
+            for x, y in corners[1:]
         ]
         return (edges[0], edges[1]) if all(math.isfinite(edge) and edge > 0 for edge in edges) else None
 
-    def _areas(self) -> list[tuple[float, float, float, float]]:
+    def _extent_boxes(self) -> list[tuple[float, float, float, float]]:
         """Areas to cover, in columns and rows (left, top, right, bottom), from left to right: several where the extent
         lies at both edges of a raster of the whole world."""
         whole = (0.0, 0.0, float(self.grid.width), float(self.grid.height))
@@ -429,8 +426,7 @@ class Scene:
             raise ClippanError("The pixels of the raster {path} have no size; georeference it again.", path=self.path)
         found = []
         for box in extent_boxes(self.options.extent, self.options.crs, self.grid.crs):
-            corners = [gdal.ApplyGeoTransform(inverse, x, y) for x in box[::2] for y in box[1::2]]
-            columns, rows = [corner[0] for corner in corners], [corner[1] for corner in corners]
+            columns, rows = zip(*(gdal.ApplyGeoTransform(inverse, x, y) for x in box[::2] for y in box[1::2]))
             left, right = max(min(columns), 0.0), min(max(columns), whole[2])
             top, bottom = max(min(rows), 0.0), min(max(rows), whole[3])
             if left < right and top < bottom:
@@ -451,7 +447,7 @@ class Scene:
     def extent_window(self) -> Window:
         """The pixels that the extent touches; all without one. Raises ClippanError if it lies outside, or touches two
         edges."""
-        (left, top, right, bottom), *others = self._areas()
+        (left, top, right, bottom), *others = self._extent_boxes()
         if others:
             raise ClippanError(
                 "The extent touches the raster {path} at its left and its right edge, across the 180th meridian; give "
@@ -471,7 +467,7 @@ class Scene:
             ClippanError: it lies outside the extent, lacks coordinates for metres, or has too many tiles.
         """
         width, height = self.grid.width, self.grid.height
-        areas = self._areas()
+        areas = self._extent_boxes()
         left, top, right, bottom = areas[0]
         ground = self.pixel_size_in_metres(((left + right) / 2, (top + bottom) / 2))
         if self.options.tile_metres and ground is None:
@@ -521,14 +517,9 @@ class Scene:
 
     def date(self) -> str:
         """Acquisition date (2021-06-30) from metadata or file name; else empty."""
-        for domain, key in _DATE_KEYS:
-            match = _DATE_IN_METADATA.match(self._original.GetMetadataItem(key, domain) or "")
-            day = _iso_date(match)
-            if day:
-                return day
-        return _iso_date(_DATE_IN_NAME.search(Path(self.path).name)) or _iso_date(
-            _DATE_IN_METADATA.match(self._original.GetMetadataItem("TIFFTAG_DATETIME") or "")
-        )
+        texts = [self._original.GetMetadataItem(key, domain) or "" for domain, key in _DATE_KEYS]
+        *stated, written = map(_DATE_IN_METADATA.match, texts)  # of when the file was written
+        return next(filter(None, map(_iso_date, (*stated, _DATE_IN_NAME.search(Path(self.path).name), written))), "")
 
     def fingerprint(self) -> str:
         """A hash that changes with pixels, bands or place, but not when files move; empty for what is not in files.

@@ -127,9 +127,9 @@ def chips_from_samples(
         )
     stretch = scene.stretch
     open_scene = once_per_thread(lambda: Scene(request.data, options, stretch, channels))
-    for sentence in band_choice_sentences([scene.raster_picture]):
+    for sentence in band_choice_sentences([scene.rendering]):
         context.log(sentence)
-    hints += rendering_hints([scene.raster_picture])
+    hints += rendering_hints([scene.rendering])
     return Chips(
         samples.names,
         labels,
@@ -137,7 +137,7 @@ def chips_from_samples(
         lambda number, edge: open_scene().picture(windows[number], edge)[0],
         window_boxes(windows),
         tuple(hints),
-        scene.raster_picture,
+        scene.rendering,
     )
 
 

@@ -86,7 +86,7 @@ class RasterPairs:
         low, high = _ranges(request, training, names)
         self.channels = Channels(names, low, high, numbers, total)
         self.hints += _shared_land_hints(request)
-        self.renderings = tuple(Scene(path, self._options).raster_picture for path in self._teachers)
+        self.renderings = tuple(Scene(path, self._options).rendering for path in self._teachers)
         self._scenes = [once_per_thread(functools.partial(self._open, pair)) for pair in range(len(pairs))]
 
     def chips(self, request: AlignSensorRequest, pixels: int, context: Context) -> tuple[list[Chip], list[Chip]]:
