@@ -14,7 +14,15 @@ import pytest
 from osgeo import gdal
 
 from clippan.core.errors import ClippanError
-from clippan.core.outputs import Outputs, affected_files, exclusive_lock, remove_leftovers, write_error, write_output
+from clippan.core.outputs import (
+    Outputs,
+    _Lock,
+    affected_files,
+    exclusive_lock,
+    remove_leftovers,
+    write_error,
+    write_output,
+)
 from clippan.jobs.kinds import check_writable
 
 HALF = """
@@ -207,7 +215,7 @@ def test_where_every_lock_seems_held_outputs_are_made_without(tmp_path, monkeypa
         raise PermissionError(errno.EACCES, "Permission denied")
 
     if fault == "inode":
-        monkeypatch.setattr("clippan.core.outputs._Lock._is_there", lambda lock: False)
+        monkeypatch.setattr(_Lock, "_is_there", lambda lock: False)
     else:
         monkeypatch.setattr("clippan.core.outputs._lock", refused)
     with Outputs() as outputs:

@@ -176,12 +176,7 @@ def parse_wavelength(text: str, unit: str = "") -> Optional[float]:
 
 
 def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) -> BandChoice:
-    """The bands for red, green and blue, or the one to show in grey.
-
-    Args:
-        bands: of the raster.
-        order: of the sensor, if known.
-    """
+    """The bands for red, green and blue, or the one to show in grey; ``order`` is the sensor's, if known."""
     count = len(bands)
     names = [_named_colour(band.name) for band in bands]
     if count == 1:

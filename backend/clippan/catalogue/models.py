@@ -82,10 +82,8 @@ def find_model(name: str) -> Model:
     """The model with this id, or in this file or folder.
 
     A folder, or the folder of a file, has to contain ``open_clip_config.json`` as written by open_clip; a file without
-    one has to be named like the file of a known model, because weights do not tell how they were trained.
-
-    Raises:
-        ClippanError: there is no such model.
+    one has to be named like the file of a known model, because weights do not tell how they were trained. Raises
+    ClippanError if there is no such model.
     """
     if name in MODELS:
         return MODELS[name]

@@ -34,11 +34,8 @@ class Sensor:
     recognise: tuple[str, ...]
 
     def mtf_gains(self, bands: Iterable[int], count: int) -> tuple[float, ...]:
-        """MTF gains of the bands at these positions (from 0) of a raster with ``count`` bands.
-
-        If the raster does not have the sensor's number of bands, the bands cannot be identified, and their mean gain is
-        used for all.
-        """
+        """MTF gains of the bands at these positions (from 0) of a raster with ``count`` bands; if it does not have the
+        sensor's number of bands, which are which is unknown, and all take the mean gain."""
         if len(self.mtf_ms) == count:
             return tuple(self.mtf_ms[band] for band in bands)
         mean = sum(self.mtf_ms) / len(self.mtf_ms)

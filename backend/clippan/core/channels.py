@@ -44,14 +44,8 @@ class Channels:
 
     def band_numbers(self, described: Sequence[str]) -> tuple[int, ...]:
         """The raster's bands, from 1, that go into the model: by name, else by number if the raster has ``total``
-        bands, else all if the count fits.
-
-        Args:
-            described: the raster's band names; empty where a band has none.
-
-        Raises:
-            ClippanError: the raster has other bands.
-        """
+        bands, else all if the count fits. ``described`` are the raster's band names, empty where a band has none.
+        Raises ClippanError for other rasters."""
         known = [name.strip().casefold() for name in described]
         wanted = [name.casefold() for name in self.names]
         if len(set(wanted)) == len(wanted) and all(known.count(name) == 1 for name in wanted):

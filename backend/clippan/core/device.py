@@ -42,23 +42,17 @@ def require_torch() -> ModuleType:
     """The torch module; raises ClippanError if this Python has none that works."""
     try:
         return importlib.import_module("torch")
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise _torch_import_error(error) from error
-        raise ClippanError(
-            "The engine's Python ({executable}) has no PyTorch; run Set up engine, or install torch there.",
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+            raise ClippanError(
+                "The engine's Python ({executable}) has no PyTorch; run Set up engine, or install torch there.",
+                executable=sys.executable,
+            ) from None
+        raise ClippanError(  # a DLL is missing, or another library does not fit
+            "PyTorch in the engine's Python ({executable}) does not start ({reason}); run Set up engine again.",
             executable=sys.executable,
-        ) from None
-    except Exception as error:  # a DLL is missing, or another library does not fit
-        raise _torch_import_error(error) from error
-
-
-def _torch_import_error(error: Exception) -> ClippanError:
-    return ClippanError(
-        "PyTorch in the engine's Python ({executable}) does not start ({reason}); run Set up engine again.",
-        executable=sys.executable,
-        reason=one_line(error),
-    )
+            reason=one_line(error),
+        ) from error
 
 
 def cuda_problem() -> str:
@@ -108,15 +102,9 @@ class DeviceChoice:
 
 
 def choose_device(wanted: Device, needs_float64: bool = False) -> DeviceChoice:
-    """The device to compute on: for Auto CUDA where it works, else the CPU; MPS, which is untested, only on request.
-
-    Args:
-        wanted: the requested device.
-        needs_float64: sums need float64, which MPS lacks: then the CPU replaces it.
-
-    Raises:
-        ClippanError: the device, or PyTorch itself, is not available.
-    """
+    """The device to compute on: for Auto CUDA where it works, else the CPU; MPS, which is untested, only on request,
+    and replaced by the CPU where sums need float64, which it lacks. Raises ClippanError if the device, or PyTorch
+    itself, is not available."""
     torch = require_torch()
     if wanted is Device.CPU:
         return DeviceChoice(torch.device("cpu"), Message("The CPU was asked for."))

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from clippan.core.errors import ClippanError, one_line
 
@@ -156,17 +156,17 @@ class Outputs:
         try:
             os.link(target, old)
         except FileNotFoundError:
-            undo.callback(_remove_quietly, target)
+            undo.callback(_quietly, _remove, target)
         except OSError:
             pass
         else:
-            undo.callback(_rename_quietly, str(old), target)
+            undo.callback(_quietly, _rename, str(old), target)
 
     def _discard(self) -> None:
         for path, part in self._parts.items():
             if _is_virtual(path):
                 for name in affected_files(part):
-                    _remove_quietly(name)
+                    _quietly(_remove, name)
         for folder in self._folders.values():
             folder.remove()
 
@@ -304,10 +304,10 @@ class _Lock:
     def release(self) -> None:
         """Lets go of it and removes the file."""
         if sys.platform != "win32":  # before another takes it
-            _remove_quietly(str(self._path))
+            _quietly(_remove, str(self._path))
         self.close()
         if sys.platform == "win32":  # where an open file cannot be removed
-            _remove_quietly(str(self._path))
+            _quietly(_remove, str(self._path))
 
 
 class _Folder:
@@ -323,7 +323,7 @@ class _Folder:
                 self._lock = _Lock(self.path / _LOCK)
                 return
             except (_LockTaken, FileNotFoundError):  # another run may clear it away before it is locked
-                _remove_quietly(str(self.path / _LOCK))
+                _quietly(_remove, str(self.path / _LOCK))
                 with contextlib.suppress(OSError):
                     self.path.rmdir()
         self.locks = False
@@ -399,11 +399,6 @@ def _remove(path: str) -> None:
         os.unlink(path)  # noqa: PTH108
 
 
-def _remove_quietly(path: str) -> None:
+def _quietly(action: Callable[..., None], *paths: str) -> None:
     with contextlib.suppress(OSError, RuntimeError):
-        _remove(path)
-
-
-def _rename_quietly(path: str, target: str) -> None:
-    with contextlib.suppress(OSError, RuntimeError):
-        _rename(path, target)
+        action(*paths)

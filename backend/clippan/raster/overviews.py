@@ -21,16 +21,14 @@ def build_sparse_overviews(
     options: Sequence[str],
     callback: Callable[[float, str, object], int],
 ) -> None:
-    """Builds overviews of the written parts; elsewhere they stay unwritten.
+    """Builds overviews of the written parts; elsewhere they stay unwritten. Raises RuntimeError if GDAL could not
+    write, or the callback stopped it.
 
     Args:
         dataset: a flushed GeoTIFF open for writing.
         levels: ascending powers of 2.
         resampling: one that reads each pixel once, such as AVERAGE or MODE.
         options, callback: of GDAL's BuildOverviews.
-
-    Raises:
-        RuntimeError: GDAL could not write, or the callback stopped it.
     """
     dataset.BuildOverviews("NONE", list(levels), options=[*options, "SPARSE_OK=TRUE"])
     numbers = range(1, dataset.RasterCount + 1)

@@ -121,15 +121,13 @@ class Pair:
 @contextlib.contextmanager
 def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Optional[float] = None) -> Iterator[Pair]:
     """Opens and aligns a pair: MS rasters are reprojected to PAN's CRS (cubic, on the fly), several to the finest grid.
+    Raises ClippanError if the two cannot be fused.
 
     Args:
         pan: data source of one band, maybe with an alpha band as its mask.
         ms: one data source, or several to stack.
         bands: of the stack, from 1; empty for all.
         nodata: overrides declared values where the type can hold it.
-
-    Raises:
-        ClippanError: the two cannot be fused.
     """
     pan = panchromatic(pan)
     pan_dataset, opened = open_dataset(pan, PAN), open_datasets(ms, MS, bands)
@@ -169,11 +167,8 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
 
 
 def _pan_sized_notes(pan: str, grid: Grid, ms: Sequence[str], datasets: Sequence[gdal.Dataset]) -> list[str]:
-    """A sentence about each of several multispectral rasters that has PAN's pixels while others are coarser.
-
-    Raises:
-        ClippanError: the panchromatic band is among them, by its file or its name.
-    """
+    """A sentence about each of several multispectral rasters that has PAN's pixels while others are coarser; raises
+    ClippanError if the panchromatic band is among them, by its file or its name."""
     sizes = [_relative_pixel_size(Grid.of(dataset), grid) for dataset in datasets]
     pair_notes: list[str] = []
     for path, dataset, size in zip(ms, datasets, sizes) if len(ms) > 1 else ():

@@ -166,17 +166,9 @@ class Contents:
 
 
 def open_product(path: str, what: str) -> Optional[gdal.Dataset]:
-    """Opens the one raster in a folder, an archive or a scene's metadata file, which GDAL does not open by itself.
-
-    Args:
-        what: how a sentence calls it.
-
-    Returns:
-        None if ``path`` is none of these.
-
-    Raises:
-        ClippanError: it contains no raster, several, or one that cannot be read.
-    """
+    """Opens the one raster in a folder, an archive or a scene's metadata file, which GDAL does not open by itself; None
+    if ``path`` is none of these. ``what`` is how a sentence calls it. Raises ClippanError if it contains no raster,
+    several, or one that cannot be read."""
     products, rasters = _resolve(path)
     try:
         if len(products) == 1 and not rasters:
@@ -318,12 +310,7 @@ def is_categorical(dataset: gdal.Dataset) -> bool:
 
 
 def list_contents(root: str, recursive: bool = True) -> Contents:
-    """What a folder or an archive (as GDAL calls it) holds.
-
-    Args:
-        root: its path.
-        recursive: with all folders below it.
-    """
+    """What a folder or an archive (by GDAL's path of it) holds, with all folders below it if ``recursive``."""
     if not root.startswith("/vsi"):
         return _read_contents(root, recursive)
     # An archive is read to its end to list it, and many threads ask.

@@ -39,10 +39,7 @@ def reproject_around(dataset: gdal.Dataset, what: str, pan: Grid, nodata: Option
 
 def resample_to_finest(datasets: Sequence[gdal.Dataset], what: str, nodata: Optional[float]) -> list[gdal.Dataset]:
     """Rasters of one CRS on the finest one's grid, cut to their common extent: cropped where pixels match, else cubic.
-
-    Raises:
-        ClippanError: they do not overlap, or their grids cannot be matched.
-    """
+    Raises ClippanError if they do not overlap, or their grids cannot be matched."""
     grids = [Grid.of(dataset) for dataset in datasets]
     if all(_coincide(grids[0], grid) for grid in grids[1:]):
         return list(datasets)
@@ -66,11 +63,8 @@ def resample_to_finest(datasets: Sequence[gdal.Dataset], what: str, nodata: Opti
 
 def resample_to_grid(dataset: gdal.Dataset, what: str, target: Grid, nodata: Optional[float]) -> list[gdal.Dataset]:
     """A raster of any CRS and resolution on a grid (cubic unless its pixels match), invalid where it does not reach;
-    several rasters where a single one could not mark invalid pixels.
-
-    Raises:
-        ClippanError: its CRS cannot be transformed, or the grid is not north-up.
-    """
+    several rasters where a single one could not mark invalid pixels. Raises ClippanError if its CRS cannot be
+    transformed, or the grid is not north-up."""
     grid = Grid.of(dataset)
     if _coincide(grid, target) and grid.shares_crs(target):
         return [dataset]
@@ -196,16 +190,14 @@ def _warp(dataset: gdal.Dataset, nodata: Optional[float], crs: str, **where: Any
 
 
 def warp(target: str, dataset: gdal.Dataset, crs: str, resampling: str, **options: Any) -> gdal.Dataset:
-    """A virtual raster of a dataset on another grid; vertical coordinate systems change no value.
+    """A virtual raster of a dataset on another grid; vertical coordinate systems change no value. Raises RuntimeError
+    if GDAL fails.
 
     Args:
         target: the file to write; empty for one in memory.
         crs: of the target; where either CRS is unknown, coordinates are taken as they are.
         resampling: cubic for amounts, near for codes.
         options: more of gdal.WarpOptions.
-
-    Raises:
-        RuntimeError: GDAL fails.
     """
     own, there = horizontal_crs(Grid.of(dataset).crs), horizontal_crs(crs)
     return gdal.Warp(

@@ -254,11 +254,8 @@ class Scene:
             self.sample()
 
     def sample(self) -> np.ndarray:
-        """Valid values (bands, n) from windows across the raster, as reading all of it could take an hour.
-
-        Raises:
-            ClippanError: it cannot be read, or some bands have no data where others have.
-        """
+        """Valid values (bands, n) from windows across the raster, as reading all of it could take an hour. Raises
+        ClippanError if it cannot be read, or some bands have no data where others have."""
         size = _SAMPLE_SIZE
         columns = sorted({int(x) for x in np.linspace(0, max(self.grid.width - size, 0), _SAMPLE_WINDOWS)})
         rows = sorted({int(y) for y in np.linspace(0, max(self.grid.height - size, 0), _SAMPLE_WINDOWS)})
@@ -360,14 +357,11 @@ class Scene:
         return valid if self._bytes else valid & is_valid_value(values).all(axis=0)
 
     def picture(self, window: Window, width: int, height: Optional[int] = None) -> tuple[np.ndarray, float]:
-        """A window inside the raster as a picture; a square without ``height``.
+        """A window inside the raster as a picture; a square without ``height``. Raises ClippanError if GDAL fails.
 
         Returns:
             uint8 (3, height, width) in red, green and blue, or the channels, float32 (n, height, width), with invalid
                 pixels in the mean colour; and the fraction of valid pixels.
-
-        Raises:
-            ClippanError: GDAL could not read.
         """
         picture, valid = self.picture_and_mask(window, width, height or width)
         valid_fraction = float(valid.mean())
@@ -458,14 +452,8 @@ class Scene:
         return Window(x, y, max(math.ceil(right - _ROUNDING) - x, 1), max(math.ceil(bottom - _ROUNDING) - y, 1))
 
     def tile_plan(self, pixels: int) -> TilePlan:
-        """The tiles of the scene.
-
-        Args:
-            pixels: edge of the model's pictures, the tile where nothing else is known.
-
-        Raises:
-            ClippanError: it lies outside the extent, lacks coordinates for metres, or has too many tiles.
-        """
+        """The tiles of the scene; ``pixels`` is the edge of the model's pictures, the tile where nothing else is known.
+        Raises ClippanError if it lies outside the extent, lacks coordinates for metres, or has too many tiles."""
         width, height = self.grid.width, self.grid.height
         areas = self._extent_boxes()
         left, top, right, bottom = areas[0]
@@ -686,14 +674,11 @@ def extent_boxes(extent: Sequence[float], source: str, target: str) -> list[tupl
 
     In a geographic CRS an xmin above xmax crosses the 180th meridian (RFC 7946), and longitudes may start at -180 or 0,
     or go on beyond. So each side of that meridian has a box, in a geographic target also one full circle farther east
-    and west.
+    and west. Raises ClippanError if a CRS is unknown or does not reach there, or xmin is above xmax and no longitude.
 
     Args:
         source: CRS of the extent; empty for the target's.
         target: empty where nothing has coordinates.
-
-    Raises:
-        ClippanError: a CRS is unknown or does not reach there, or xmin is above xmax and no longitude.
     """
     source = source if source and target else target
     round_source, round_target = longitude_period(source), longitude_period(target)

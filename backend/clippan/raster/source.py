@@ -34,14 +34,12 @@ _SAMPLE_WINDOWS, _SAMPLE_EDGE = 8, 16  # windows along each axis that are looked
 
 
 def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
-    """Opens a GDAL data source read-only; a band tagged as alpha that holds an image loses the tag.
+    """Opens a GDAL data source read-only; a band tagged as alpha that holds an image loses the tag. Raises ClippanError
+    if it does not exist, is no raster, or only lists other rasters.
 
     Args:
         what: how a sentence calls it, as in "panchromatic raster".
         all_bands: take every band tagged as alpha as an image band.
-
-    Raises:
-        ClippanError: it does not exist, is no raster, or only lists other rasters.
     """
     utf8.check(path)  # in a folder that was named there may be others
     try:
@@ -286,14 +284,8 @@ class Source:
         self._runs = []
 
     def read(self, x: int, y: int, width: int, height: int) -> tuple[np.ndarray, Optional[np.ndarray]]:
-        """Reads a window; beyond the raster its border pixels repeat.
-
-        Returns:
-            Values (bands, height, width) and their validity (bool, same shape), None if all are valid.
-
-        Raises:
-            ClippanError: GDAL could not read.
-        """
+        """Values (bands, height, width) of a window and their validity (bool, same shape), None if all are valid.
+        Beyond the raster its border pixels repeat. Raises ClippanError if GDAL could not read."""
         grid = self.grid
         left, right = _clamp(x, x + width, grid.width)
         top, bottom = _clamp(y, y + height, grid.height)
