@@ -38,10 +38,7 @@ class Message(str):
 
     def translated(self, translate: Callable[[str], str]) -> str:
         """The text in the language of ``translate``, which maps a key to its translation or to itself."""
-        values = {
-            name: value.translated(translate) if isinstance(value, Message) else value
-            for name, value in self.values.items()
-        }
+        values = {name: _translated(value, translate) for name, value in self.values.items()}
         text = translate(self.key) if self.key else ""  # catalogues keep their own description under the empty key
         try:
             return text.format(**values) if values else text
@@ -79,14 +76,14 @@ def render(parts: Iterable[Line], translate: Callable[[str], str] = str) -> list
     lines: list[str] = []
     for part in parts:
         if isinstance(part, Table):
-            lines += _aligned([[_text(cell, translate) for cell in row] for row in part.rows])
+            lines += _aligned([[_translated(cell, translate) for cell in row] for row in part.rows])
         else:
-            lines += _text(part, translate).splitlines()
+            lines += _translated(part, translate).splitlines()
     return lines
 
 
-def _text(text: str, translate: Callable[[str], str]) -> str:
-    return text.translated(translate) if isinstance(text, Message) else text
+def _translated(value: Any, translate: Callable[[str], str]) -> Any:
+    return value.translated(translate) if isinstance(value, Message) else value
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -108,7 +108,9 @@ def _write(
     edge = int((_TILE_BYTES / 4 / len(mapper.offsets)) ** 0.5) // BLOCK * BLOCK
     windows = tiles(part.width, part.height, min(max(edge, BLOCK), _LARGEST_TILE))
     # Files stay sparse (nodata) where the raster holds no data.
-    windows = [tile for tile in windows if scene.may_contain_data(replace(tile, x=part.x + tile.x, y=part.y + tile.y))]
+    windows = [
+        tile for tile in windows if scene.written.may_contain_data(replace(tile, x=part.x + tile.x, y=part.y + tile.y))
+    ]
     mapping = context.subrange(0, 70 if request.polygons else 95)
     nan, count, seen = float("nan"), 0, 0
     with contextlib.ExitStack() as stack:
@@ -118,7 +120,11 @@ def _write(
 
         def writer(path: str, dtype: type, names: Sequence[str], nodata: float, **options: Any) -> Writer:
             bands = [BandInfo(name) for name in names]
-            common: dict[str, Any] = {"tags": tags, "progress": finishing, "sparse": scene.sparse}
+            common: dict[str, Any] = {
+                "tags": tags,
+                "progress": finishing,
+                "sparse": scene.written.occupancy is not None,
+            }
             return stack.enter_context(Writer(path, grid, np.dtype(dtype), bands, nodata=nodata, **common, **options))
 
         output = writer(request.output, np.uint8, ["class"], 0, palette=palette(table), outputs=outputs)

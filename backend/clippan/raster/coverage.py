@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -15,6 +15,7 @@ from clippan.raster.tiles import Window
 
 _DATA, _EMPTY = gdal.GDAL_DATA_COVERAGE_STATUS_DATA, gdal.GDAL_DATA_COVERAGE_STATUS_EMPTY
 _HUGE_PIXELS = 2**30  # pixels
+_Range = tuple[int, int]  # from and to, along an axis
 _MAX_CELLS = 1024  # along an edge of the map that says where there may be something
 
 
@@ -105,19 +106,10 @@ class WrittenPixels:
         found = np.zeros((height, width), bool)
         if status & _DATA:
             across, down = self._bands[0].GetBlockSize()
-            rows, columns = _block_ranges(y, height, down), _block_ranges(x, width, across)
-            for (top, bottom), (left, right) in itertools.product(rows, columns):
-                self._mark(found, window, left, top, right, bottom)
+            blocks = itertools.product(_block_ranges(y, height, down), _block_ranges(x, width, across))
+            for left, top, right, bottom in _written_boxes(self._bands, blocks):
+                found[top - y : bottom - y, left - x : right - x] = True
         return None if found.all() else found
-
-    def _mark(self, found: np.ndarray, window: Window, left: int, top: int, right: int, bottom: int) -> None:
-        """Marks what is written of a part of a window, halving it until each part is uniform."""
-        status = _status(self._bands, left, top, right - left, bottom - top)
-        if not status & _EMPTY:
-            found[top - window.y : bottom - window.y, left - window.x : right - window.x] = True
-        elif status & _DATA and max(right - left, bottom - top) > 1:
-            for (a, b), (c, d) in itertools.product(_halves(top, bottom), _halves(left, right)):
-                self._mark(found, window, c, a, d, b)
 
 
 def _occupancy(bands: Sequence[gdal.Band]) -> OccupancyGrid:
@@ -127,19 +119,25 @@ def _occupancy(bands: Sequence[gdal.Band]) -> OccupancyGrid:
     cell_size = block * math.ceil(max(width, height) / block / _MAX_CELLS)
     rows, columns = -(-height // cell_size), -(-width // cell_size)
     cells = np.zeros((rows, columns), np.int64)
-    waiting = [(0, 0, columns, rows)]
-    while waiting:
-        left, top, right, bottom = waiting.pop()
-        x, y = left * cell_size, top * cell_size
-        status = _status(bands, x, y, min(right * cell_size, width) - x, min(bottom * cell_size, height) - y)
-        if not status & _DATA:
-            continue
-        if not status & _EMPTY or max(right - left, bottom - top) == 1:
-            cells[top:bottom, left:right] = 1
-        else:
-            parts = itertools.product(_halves(top, bottom), _halves(left, right))
-            waiting += [(c, a, d, b) for (a, b), (c, d) in parts]
+    for left, top, right, bottom in _written_boxes(bands, [((0, rows), (0, columns))], cell_size):
+        cells[top:bottom, left:right] = 1
     return OccupancyGrid(cell_size, np.pad(cells.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0))), width, height)
+
+
+def _written_boxes(
+    bands: Sequence[gdal.Band], boxes: Iterable[tuple[_Range, _Range]], unit: int = 1
+) -> Iterator[tuple[int, int, int, int]]:
+    """Left, top, right and bottom of what holds data in boxes of rows and columns of ``unit`` pixels, which are halved
+    until they are uniform or one unit."""
+    waiting = list(boxes)
+    while waiting:
+        (top, bottom), (left, right) = waiting.pop()
+        x, y = left * unit, top * unit
+        status = _status(bands, x, y, min(right * unit, bands[0].XSize) - x, min(bottom * unit, bands[0].YSize) - y)
+        if status & _DATA and (not status & _EMPTY or max(right - left, bottom - top) == 1):
+            yield left, top, right, bottom
+        elif status & _DATA:
+            waiting += itertools.product(_halves(top, bottom), _halves(left, right))
 
 
 def _status(bands: Sequence[gdal.Band], x: int, y: int, width: int, height: int) -> int:
@@ -149,12 +147,12 @@ def _status(bands: Sequence[gdal.Band], x: int, y: int, width: int, height: int)
     return data | (_EMPTY if all(flag & _EMPTY for flag in flags) else 0)
 
 
-def _block_ranges(start: int, length: int, block: int) -> list[tuple[int, int]]:
+def _block_ranges(start: int, length: int, block: int) -> list[_Range]:
     """Parts of an axis, from and to, between the borders of blocks."""
     borders = range((start // block + 1) * block, start + length, block)
     return list(zip([start, *borders], [*borders, start + length]))
 
 
-def _halves(start: int, end: int) -> list[tuple[int, int]]:
+def _halves(start: int, end: int) -> list[_Range]:
     middle = (start + end) // 2
     return [(start, end)] if end - start < 2 else [(start, middle), (middle, end)]

@@ -127,6 +127,7 @@ class Scene:
         own_grid: as declared.
         band_choice: the bands shown, and why.
         notes: sentences for the user about alpha bands and nodata values.
+        written: which pixels were written; nothing is shown of others.
 
     Raises:
         ClippanError: it cannot be read, or lacks these bands.
@@ -158,8 +159,8 @@ class Scene:
         self._bytes = all(band.DataType == gdal.GDT_Byte for band in bands)
         self._detect_nodata()
         self._masks = _mask_bands(self._dataset, self.bands)
-        self._coverage = self._find_coverage()
-        if self._coverage.assumed:
+        self.written = self._find_written_pixels()
+        if self.written.assumed:
             self.notes.append(
                 Message("Blocks of the raster {path} that were never written are taken as nodata.", path=path)
             )
@@ -208,7 +209,7 @@ class Scene:
             return BandChoice(self.options.bands, "as asked for")
         return raster_bands.natural_colour_bands(dataset, self._original, self.path, numbers)
 
-    def _find_coverage(self) -> WrittenPixels:
+    def _find_written_pixels(self) -> WrittenPixels:
         expanded = self._dataset.RasterCount > self._original.RasterCount  # a palette, whose bands are one
         stored = (1,) if expanded else self.bands
         values = [band_nodata(self._original.GetRasterBand(number), self.options.nodata) for number in stored]
@@ -287,24 +288,12 @@ class Scene:
         if note not in self.notes:
             self.notes.append(note)
 
-    def may_contain_data(self, window: Window) -> bool:
-        return self._coverage.may_contain_data(window)
-
-    @property
-    def sparse(self) -> bool:
-        return self._coverage.occupancy is not None
-
-    @property
-    def bounds(self) -> Window:
-        """A window outside which nothing is shown."""
-        return self._coverage.bounds
-
     def _read(self, window: Window, width: int, height: int, resampling: int) -> tuple[np.ndarray, np.ndarray]:
         """Values (bands, h, w), float32 or uint8, and their validity by masks, declared values and written blocks, bool
         (bands or 1, h, w)."""
         inside = (window.x, window.y, window.width, window.height)
         values = np.zeros((len(self.bands), height, width), np.uint8 if self._bytes else np.float32)
-        written = self._written(window, width, height)
+        written = self._written_mask(window, width, height)
         if written is not None:
             if not written.any():
                 return values, np.zeros((1, height, width), bool)
@@ -335,9 +324,9 @@ class Scene:
         self._dataset.ReadAsArray(*inside, band_list=bands, buf_obj=whole)
         gdal_array.OpenArray(whole).ReadAsArray(buf_obj=values, resample_alg=resampling)
 
-    def _written(self, window: Window, width: int, height: int) -> Optional[np.ndarray]:
+    def _written_mask(self, window: Window, width: int, height: int) -> Optional[np.ndarray]:
         """Which pixels of a picture (height, width) of a window were written; None if all are."""
-        occupancy = self._coverage.occupancy
+        occupancy = self.written.occupancy
         if occupancy is None:
             return None
         rows, columns = (
@@ -348,7 +337,7 @@ class Scene:
             return occupancy.cells[
                 np.ix_(rows.astype(int) // occupancy.cell_size, columns.astype(int) // occupancy.cell_size)
             ]
-        written = self._coverage.written_mask(window)
+        written = self.written.written_mask(window)
         return None if written is None else written[np.ix_(rows.astype(int) - window.y, columns.astype(int) - window.x)]
 
     def _shown_pixels(self, values: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -470,7 +459,7 @@ class Scene:
             gsd = math.sqrt(ground[0] * ground[1])
             metres = self.options.tile_metres or (_EDGE_AT_10_M * (gsd / 10) ** _EDGE_POWER,)
             edges = [(edge / ground[0], edge / ground[1]) for edge in metres]
-        held = self.bounds
+        held = self.written.bounds
         areas = [
             (max(x, held.x), max(y, held.y), min(end, held.x + held.width), min(low, held.y + held.height))
             for x, y, end, low in areas
@@ -494,7 +483,7 @@ class Scene:
             }
             rows = {y for area in areas for y in _tile_starts(height, tile[1], self.options.overlap, area[1], area[3])}
             scales.append((tile, scale, tuple(sorted(columns)), tuple(sorted(rows))))
-        plan = TilePlan(tuple(scales), self._coverage.occupancy)
+        plan = TilePlan(tuple(scales), self.written.occupancy)
         if len(plan) > _MAX_TILES:
             raise ClippanError(
                 "The raster {path} would have {count:,} tiles; choose an extent (--extent) or larger tiles.",

@@ -230,12 +230,12 @@ class Source:
         self.nodata = next((value for value in self._nodata if value is not None), None)
         self.assumption = ""
         # One for each dataset: a pixel of a band that is not written has no data.
-        self._coverages = [
+        self._written = [
             written_pixels(run.dataset, run.numbers, self._nodata[run.start : run.end]) for run in self._runs
         ]
         if self.nodata is None and all(run.mask is None for run in self._runs):
             self._detect_nodata()
-        if any(coverage.assumed for coverage in self._coverages):
+        if any(written.assumed for written in self._written):
             self.assumption = Message(
                 "Blocks of the {what} that were never written are taken as nodata.", what=self.what
             )
@@ -294,9 +294,9 @@ class Source:
         masks: list[Optional[np.ndarray]] = []
         with self._lock:
             try:
-                for run, coverage in zip(self._runs, self._coverages):
+                for run, pixels in zip(self._runs, self._written):
                     part = values[run.start : run.end]
-                    written = coverage.written_mask(Window(*inside))
+                    written = pixels.written_mask(Window(*inside))
                     if written is not None and not written.any():
                         part[:] = 0
                         masks.append(written)
@@ -321,16 +321,16 @@ class Source:
     @property
     def fully_written(self) -> bool:
         """Whether all pixels were written, as far as formats tell."""
-        return all(coverage.occupancy is None for coverage in self._coverages)
+        return all(written.occupancy is None for written in self._written)
 
     def may_contain_data(self, window: Window) -> bool:
         """Whether a window, which may reach beyond the raster, may hold valid pixels; never wrongly False."""
-        return any(coverage.may_contain_data(window) for coverage in self._coverages)
+        return any(written.may_contain_data(window) for written in self._written)
 
     @property
     def bounds(self) -> Window:
         """A window outside which no pixel is valid."""
-        return functools.reduce(Window.union, (coverage.bounds for coverage in self._coverages))
+        return functools.reduce(Window.union, (written.bounds for written in self._written))
 
     def empty_bands(self, windows: Iterable[Window]) -> list[int]:
         """Positions, from 0, of bands without a valid pixel in these windows."""
