@@ -50,10 +50,8 @@ _RASTER_SIDECARS = ((".aux.xml",), (".ovr", ".msk", ".msk.ovr"))
 _SIDECARS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ".gpkg": ((), ("-wal", "-shm", "-journal", ".aux.xml")),
     ".shp": ((".shx", ".dbf", ".prj", ".cpg"), (".qix", ".sbn", ".sbx", ".qpj", ".shp.xml")),
-    **{
-        ending: ((), ())
-        for ending in (".geojson", ".fgb", ".csv", ".json", ".html", ".htm", ".safetensors", ".pt", ".png", ".vectors")
-    },
+    **dict.fromkeys((".geojson", ".fgb", ".csv", ".json", ".html", ".htm", ".png"), ((), ())),
+    **dict.fromkeys((".safetensors", ".pt", ".vectors"), ((), ())),
     ".tif": _RASTER_SIDECARS,
 }
 
@@ -82,7 +80,7 @@ class Outputs:
 
     def __init__(self) -> None:
         self._folders: dict[str, _Folder] = {}
-        self._parts: dict[str, str] = {}
+        self._temporary_paths: dict[str, str] = {}
 
     def __enter__(self) -> Outputs:
         return self
@@ -97,14 +95,14 @@ class Outputs:
     def temporary_path(self, path: str) -> str:
         """Where to write the file that will be moved to ``path``; sidecars of its kind beside it move along, stale ones
         at ``path`` are removed."""
-        if path not in self._parts:
+        if path not in self._temporary_paths:
             if _is_virtual(path):
-                self._parts[path] = (
+                self._temporary_paths[path] = (
                     f"{path.rpartition('/')[0]}/{_HIDDEN_PREFIX}{secrets.token_hex(8)}{_known_suffix(path)}"
                 )
             else:
-                self._parts[path] = str(self.temporary_folder(path) / f"part{_known_suffix(path)}")
-        return self._parts[path]
+                self._temporary_paths[path] = str(self.temporary_folder(path) / f"part{_known_suffix(path)}")
+        return self._temporary_paths[path]
 
     def temporary_folder(self, path: str) -> Path:
         """A folder of this run beside an output, deleted at the end."""
@@ -119,15 +117,15 @@ class Outputs:
     def _place(self) -> None:
         gates = {
             Path(os.path.realpath(Path(path).parent), f"{_prefix(Path(path))}.lock"): self._folders[path].locks
-            for path in self._parts
+            for path in self._temporary_paths
             if not _is_virtual(path)
         }
         with contextlib.ExitStack() as stack, contextlib.ExitStack() as undo:
             for gate in sorted(gates):  # in one order, lest two runs wait for each other
                 stack.callback(_wait_for_lock(gate, anyway=not gates[gate]).release)
-            for path, part in self._parts.items():
+            for path, temporary in self._temporary_paths.items():
                 try:
-                    self._move(path, part, undo)
+                    self._move(path, temporary, undo)
                 except (OSError, RuntimeError) as error:
                     reason = getattr(error, "strerror", None) or one_line(error)
                     raise ClippanError(
@@ -137,8 +135,8 @@ class Outputs:
                     ) from error
             undo.pop_all()
 
-    def _move(self, path: str, part: str, undo: contextlib.ExitStack) -> None:
-        new = dict(zip(_files_and_stale_sidecars(path)[0], _files_and_stale_sidecars(part)[0]))
+    def _move(self, path: str, temporary: str, undo: contextlib.ExitStack) -> None:
+        new = dict(zip(_files_and_stale_sidecars(path)[0], _files_and_stale_sidecars(temporary)[0]))
         for number, target in enumerate(affected_files(path)):
             source = new.get(target)
             comes = source is not None and (number == 0 or _exists(source))
@@ -163,9 +161,9 @@ class Outputs:
             undo.callback(_quietly, _rename, str(old), target)
 
     def _discard(self) -> None:
-        for path, part in self._parts.items():
+        for path, temporary in self._temporary_paths.items():
             if _is_virtual(path):
-                for name in affected_files(part):
+                for name in affected_files(temporary):
                     _quietly(_remove, name)
         for folder in self._folders.values():
             folder.remove()

@@ -96,13 +96,6 @@ class Grid:
         rpc = _moved_rpc(self.rpc, (1.0, 1.0), (-float(left), -float(top)))
         return Grid(right - left, bottom - top, geotransform, self.crs, rpc)
 
-    def with_rpc_of(self, coarse: Grid, x: AxisTransform, y: AxisTransform) -> Grid:
-        """This grid with the RPCs of a coarser raster of the same place, whose axes on this grid are x and y; unchanged
-        if it has RPCs or a geotransform."""
-        if self.rpc or self.geotransform or not coarse.rpc:
-            return self
-        return replace(self, rpc=_moved_rpc(coarse.rpc, (x.ratio, y.ratio), (x.origin, y.origin)))
-
     def pixel_offset_in(self, base: Grid, tolerance: float) -> Optional[tuple[int, int]]:
         """First pixel (column, row) in another grid's pixels; None if pixels differ by more than ``tolerance`` pixels.
         Both have a geotransform."""

@@ -37,10 +37,10 @@ def build_sparse_overviews(
     windows = [w for w in tiles(dataset.RasterXSize, dataset.RasterYSize, edge) if coverage.may_contain_data(w)]
     for done, (window, number) in enumerate(itertools.product(windows, numbers), 1):
         place = [window.x, window.y, window.width, window.height]
-        part = gdal.Translate("", dataset, format="MEM", bandList=[number], srcWin=place)
-        part.BuildOverviews(resampling, list(levels))
+        reduced = gdal.Translate("", dataset, format="MEM", bandList=[number], srcWin=place)
+        reduced.BuildOverviews(resampling, list(levels))
         for position, level in enumerate(levels):
-            values = part.GetRasterBand(1).GetOverview(position).ReadAsArray()
+            values = reduced.GetRasterBand(1).GetOverview(position).ReadAsArray()
             overview = dataset.GetRasterBand(number).GetOverview(position)
             overview.WriteArray(values, window.x // level, window.y // level)
         if not callback(done / (len(windows) * len(numbers)), "", None):

@@ -65,9 +65,13 @@ class Pair:
 
     def ms_overlap(self) -> Window:
         """The window of all samples of MS whose centres lie in the output."""
-        left, right = self._samples(self.x, self.grid.width, self.ms.grid.width)
-        top, bottom = self._samples(self.y, self.grid.height, self.ms.grid.height)
-        return Window(left, top, right - left, bottom - top)
+        spans = []
+        axes = (self.x, self.grid.width, self.ms.grid.width), (self.y, self.grid.height, self.ms.grid.height)
+        for axis, pixels, limit in axes:
+            first = max(0, math.ceil(axis.pan_to_ms(-0.5)))
+            spans.append((first, max(min(limit, math.floor(axis.pan_to_ms(pixels - 0.5)) + 1) - first, 1)))
+        (x, width), (y, height) = spans
+        return Window(x, y, width, height)
 
     def ms_data_overlap(self) -> Window:
         """The same, cut to where both rasters hold something."""
@@ -99,12 +103,6 @@ class Pair:
             spans.append((start, math.ceil((first + length - axis.origin) / axis.ratio) + 1 - start))
         (x, width), (y, height) = spans
         return Window(x, y, width, height)
-
-    @staticmethod
-    def _samples(axis: AxisTransform, pixels: int, limit: int) -> tuple[int, int]:
-        first = max(0, math.ceil(axis.pan_to_ms(-0.5)))
-        end = min(limit, math.floor(axis.pan_to_ms(pixels - 0.5)) + 1)
-        return first, max(end, first + 1)
 
     def read_pan(self, window: Window) -> tuple[np.ndarray, Optional[np.ndarray]]:
         """PAN (height, width) and its validity or None; the window may reach beyond the output's grid."""

@@ -147,8 +147,8 @@ class Writer:
         code = gdal_array.NumericTypeCodeToGDALTypeCode(self.dtype)
         size = (self.grid.width, self.grid.height, len(self.bands))
         self._outputs = self.outputs or Outputs()
-        self._part = self._outputs.temporary_path(self.path)
-        self._raw = f"{self._part}.raw" if self.format is Format.COG else self._part
+        self._temporary = self._outputs.temporary_path(self.path)
+        self._raw = f"{self._temporary}.raw" if self.format is Format.COG else self._temporary
         self._dataset: Any = None  # until it could be created
         self._finished = False
         self._counts = np.zeros(256, np.int64)  # pixels a value, for the palette
@@ -220,7 +220,7 @@ class Writer:
         if not self._finished:
             self._call_gdal(self._finish)
             self._finished = True
-        return self._part
+        return self._temporary
 
     def __exit__(self, kind: Optional[type[BaseException]], error: Any, trace: Any) -> None:
         try:
@@ -235,7 +235,7 @@ class Writer:
         """Closes the dataset and removes an incomplete file."""
         with contextlib.suppress(ClippanError):
             self._call_gdal(self._close)
-        if self._raw != self._part:
+        if self._raw != self._temporary:
             for name in affected_files(self._raw):
                 with contextlib.suppress(RuntimeError):
                     gdal.Unlink(name)
@@ -290,7 +290,7 @@ class Writer:
             f"OVERVIEWS={'AUTO' if self.overviews else 'NONE'}",
             f"OVERVIEW_RESAMPLING={self._resampling}",
         ]
-        gdal.GetDriverByName("COG").CreateCopy(self._part, self._dataset, options=options, callback=self._callback)
+        gdal.GetDriverByName("COG").CreateCopy(self._temporary, self._dataset, options=options, callback=self._callback)
 
     def _callback(self, fraction: float, message: str, data: object) -> int:
         try:
