@@ -495,7 +495,7 @@ class Scene:
     def date(self) -> str:
         """Acquisition date (2021-06-30) from metadata or file name; else empty."""
         texts = [self._original.GetMetadataItem(key, domain) or "" for domain, key in _DATE_KEYS]
-        *stated, written = map(_DATE_IN_METADATA.match, texts)  # of when the file was written
+        *stated, written = map(_DATE_IN_METADATA.match, texts)  # the last says when the file was written
         return next(filter(None, map(_iso_date, (*stated, _DATE_IN_NAME.search(Path(self.path).name), written))), "")
 
     def fingerprint(self) -> str:
