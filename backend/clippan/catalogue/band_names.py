@@ -155,14 +155,18 @@ def band_number(name: str) -> Optional[str]:
     return match.group(2).upper() if match else None
 
 
+def colours_by_number(order: Optional[BandOrder]) -> Mapping[str, str]:
+    """Common names by band number: the sensor's, else those of Sentinel-2, Landsat 8 and 9."""
+    return order.numbers if order and order.numbers else _BY_NUMBER
+
+
 def colour_of_file(name: str) -> Optional[str]:
     """The colour of a single-band file by its name; for example "band 10" for the number of another band."""
     stem = re.sub(r"\.\w{1,5}$", "", name)
     number = band_number(stem)
     if number is None:
         return colour_of_band(stem)
-    order = band_order([name])
-    found = (order.numbers if order and order.numbers else _BY_NUMBER).get(number)
+    found = colours_by_number(band_order([name])).get(number)
     return found if found in COLOURS else f"band {number}"
 
 
@@ -213,7 +217,7 @@ def _names_by_number(bands: Sequence[Band], order: Optional[BandOrder]) -> list[
     written = len(bands) > 4 and all(match and match.group(1) == "B" for match in found)
     if counted and not written and not (order and order.numbers):
         return []
-    table = dict(order.numbers) if order and order.numbers else _BY_NUMBER
+    table = colours_by_number(order)
     if table is _BY_NUMBER and _is_landsat_4_to_7(bands, numbers):
         table = _BY_OLD_NUMBER
     return [table.get(number, "") for number in numbers]

@@ -8,13 +8,8 @@ from clippan.core.errors import Cancelled
 
 
 class Context:
-    """Where a running job reports to, and learns that it was cancelled.
-
-    Args:
-        progress: called with a percentage (0 to 100) and a short message.
-        log: called with one line of text for the log.
-        cancelled: returns True once the user wants the job to stop.
-    """
+    """Callables of the one who waits for the job: ``progress`` takes a percentage (0 to 100) and a short message,
+    ``log`` a line of text, ``cancelled`` returns True once the user wants the job to stop."""
 
     def __init__(
         self,

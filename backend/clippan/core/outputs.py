@@ -263,15 +263,9 @@ class _LockTaken(Exception):
 
 
 class _Lock:
-    """A lock on a file, which ends with the process. Raises _LockTaken if another holds it, OSError if the file cannot
-    be made.
-
-    Args:
-        anyway: go on if the lock seems taken, on file systems whose answer is unreliable.
-
-    Attributes:
-        firm: False on a file system without locks.
-    """
+    """A lock on a file, which ends with the process; ``anyway`` goes on if it seems taken, on file systems whose answer
+    is unreliable, and ``firm`` is False on those without locks. Raises _LockTaken if another holds it, OSError if the
+    file cannot be made."""
 
     def __init__(self, path: Path, anyway: bool = False) -> None:
         self._path = path

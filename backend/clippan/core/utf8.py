@@ -31,11 +31,8 @@ def check(value: Any) -> None:
 
 
 def ensure(module: str) -> None:
-    """Restarts this program in Python's UTF-8 mode where the locale has another encoding, or none (cron, containers).
-
-    Args:
-        module: the module being run, where Python does not record how it was started.
-    """
+    """Restarts this program in Python's UTF-8 mode where the locale has another encoding, or none (cron, containers);
+    ``module`` is being run, where Python does not record how it was started."""
     if sys.platform == "win32" or sys.getfilesystemencoding() == "utf-8" or not sys.executable:
         return
     started = getattr(sys, "orig_argv", None) or [sys.executable, "-m", module, *sys.argv[1:]]

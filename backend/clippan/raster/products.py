@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Optional
 
 from osgeo import gdal
 
-from clippan.catalogue.band_names import COLOURS, band_number, band_order, colour_of_band
+from clippan.catalogue.band_names import COLOURS, band_number, band_order, colour_of_band, colours_by_number
 from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
 from clippan.core.texts import join_names
@@ -401,9 +401,8 @@ def _sentinel_products(root: str, files: Sequence[str]) -> Iterator[tuple[Produc
                 yield scene, own
     for name in files:
         scene_folder = name[: -len("manifest.safe")]
-        if name == f"{scene_folder}manifest.safe" and any(
-            other.startswith(f"{scene_folder}measurement/") for other in files
-        ):
+        measurements = f"{scene_folder}measurement/"
+        if name == f"{scene_folder}manifest.safe" and any(other.startswith(measurements) for other in files):
             own = {other for other in files if other.startswith(scene_folder)}
             yield Product(f"{root}/{scene_folder}".rstrip("/"), (f"{root}/{name}",)), own
 
@@ -467,8 +466,7 @@ def _product_of_bands(
     )
     for kind in _REFLECTANCE_KINDS:
         bands = kinds.get(kind, {})
-        numbers = order.numbers if order and order.numbers else {"2": "blue", "3": "green", "4": "red"}
-        known = {called: colour_of_band(called) or numbers.get(called[1:], "") for called in bands}
+        known = {called: colour_of_band(called) or colours_by_number(order).get(called[1:], "") for called in bands}
         radar = [called for called in bands if called in _RADAR]
         shown = [called for called in bands if called in _TRUE_COLOUR]
         if set(COLOURS) <= set(known.values()):

@@ -289,8 +289,7 @@ class Scene:
             self.notes.append(note)
 
     def _read(self, window: Window, width: int, height: int, resampling: int) -> tuple[np.ndarray, np.ndarray]:
-        """Values (bands, h, w), float32 or uint8, and their validity by masks, declared values and written blocks, bool
-        (bands or 1, h, w)."""
+        """Values (bands, h, w), float32 or uint8, and validity by masks and written blocks, bool (bands or 1, h, w)."""
         inside = (window.x, window.y, window.width, window.height)
         values = np.zeros((len(self.bands), height, width), np.uint8 if self._bytes else np.float32)
         written = self._written_mask(window, width, height)
@@ -399,8 +398,7 @@ class Scene:
         return (edges[0], edges[1]) if all(math.isfinite(edge) and edge > 0 for edge in edges) else None
 
     def _extent_boxes(self) -> list[tuple[float, float, float, float]]:
-        """Areas to cover, in columns and rows (left, top, right, bottom), from left to right: several where the extent
-        lies at both edges of a raster of the whole world."""
+        """Left, top, right and bottom in pixels, from left to right: several at both edges of a raster of the world."""
         whole = (0.0, 0.0, float(self.grid.width), float(self.grid.height))
         if not self.options.extent:
             return [whole]
@@ -575,8 +573,7 @@ def _brightness_range(samples: np.ndarray) -> tuple[float, float]:
 
 
 def _reflectance_range(band: gdal.Band, quantity: sources.BandInfo) -> tuple[float, float]:
-    """Values for reflectance 0 and for white, by the stated scale and offset; else whole numbers are 10,000 ×
-    reflectance."""
+    """Values of reflectance 0 and of white by the stated scale and offset, else integers are 10,000 × reflectance."""
     scale, offset = quantity.scale, quantity.offset
     if (scale, offset) != (1.0, 0.0):
         return -offset / scale, (_WHITE_REFLECTANCE - offset) / scale

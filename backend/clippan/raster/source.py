@@ -250,8 +250,7 @@ class Source:
         self.bits = max(int(bits) for bits in stated) if whole else None
 
     def _detect_nodata(self) -> None:
-        """Takes a customary value as nodata if none is declared and some pixel on a lattice of windows, corners
-        included, has it in all bands."""
+        """Takes a customary value as nodata if a pixel of windows all over the raster has it in all bands."""
         marks = [mark for mark in _CUSTOMARY_NODATA if as_pixel_value(mark, self.dtype) is not None]
         self.masked = False
         rows, columns = (

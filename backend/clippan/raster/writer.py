@@ -42,8 +42,7 @@ _LEVELS = {Compression.DEFLATE: ("ZLEVEL", 1), Compression.ZSTD: ("ZSTD_LEVEL", 
 def close_dataset(dataset: gdal.Dataset) -> None:
     """Closes a written dataset, which is then unusable; raises RuntimeError if it could not be written.
 
-    The destructor could only print errors of the last bytes. GDAL before 3.8 has no Close; SWIG's destroy function
-    raises.
+    The destructor could only print errors of the last bytes. GDAL before 3.8 has no Close; SWIG's destroy raises.
     """
     if hasattr(dataset, "Close"):
         try:
@@ -321,11 +320,8 @@ class Writer:
             )
 
     def _call_gdal(self, action: Callable[[], T]) -> T:
-        """Calls GDAL and turns failures, including those that GDAL only reports (when closing a file), into a
-        ClippanError.
-
-        It is raised outside of any handler: a traceback would keep the dataset open, and its disk full.
-        """
+        """Calls GDAL and turns failures, also those that it only reports (when closing a file), into a ClippanError. It
+        is raised outside of any handler: a traceback would keep the dataset open, and its disk full."""
         self._cancelled = False
         reported: list[str] = []
         result: Optional[T] = None
