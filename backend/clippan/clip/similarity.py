@@ -67,7 +67,7 @@ class SimilarityMaps:
         stretch = scene.stretch
         bias = request.bias if request.bias is not None else 0.0 if encoder.any_size else _TRANSFORMER_BIAS
         sizes = request.window or default_window_sizes(scene, encoder, aoi)
-        inside = aoi.intersection(scene.bounds)
+        inside = aoi.intersection(scene.written.bounds)
         layouts = [SlidingWindows.of(encoder, scene.grid.width, scene.grid.height, size, inside) for size in sizes]
         total, done, grids = sum(layout.count for layout in layouts), 0, []
         for layout in layouts:
@@ -82,7 +82,7 @@ class SimilarityMaps:
                     max(1, count_threads(request.threads) // 2),
                     folder,
                     context.subrange(100 * done / total, 100 * (done + layout.count) / total),
-                    lambda window: scene.may_contain_data(window) and is_needed(window),
+                    lambda window: scene.written.may_contain_data(window) and is_needed(window),
                 )
             )
             done += layout.count
