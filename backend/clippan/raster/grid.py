@@ -203,9 +203,11 @@ def align(pan: Grid, ms: Grid) -> Alignment:
             "whether the two were swapped.",
             ratio=min(x.ratio, y.ratio),
         )
-    x_axis, y_axis = AxisTransform(x.ratio, x.origin - left), AxisTransform(y.ratio, y.origin - top)
-    overlap = pan.cropped(left, top, right, bottom).with_rpc_of(ms, x_axis, y_axis)
-    return Alignment(overlap, left, top, x_axis, y_axis)
+    x, y = x.shifted(-left), y.shifted(-top)
+    overlap = pan.cropped(left, top, right, bottom)
+    if not (overlap.rpc or overlap.geotransform):
+        overlap = replace(overlap, rpc=_moved_rpc(ms.rpc, (x.ratio, y.ratio), (x.origin, y.origin)))
+    return Alignment(overlap, left, top, x, y)
 
 
 def relative_axes(pan: Grid, ms: Grid) -> tuple[AxisTransform, AxisTransform]:

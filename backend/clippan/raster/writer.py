@@ -201,8 +201,10 @@ class Writer:
             self._declare_nodata()
 
     def _declare_nodata(self) -> None:
+        if self.nodata is None:
+            return
         whole = np.issubdtype(self.dtype, np.integer)  # 64-bit integers are not taken as floats
-        for number in range(len(self.bands)) if self.nodata is not None else ():
+        for number in range(len(self.bands)):
             self._dataset.GetRasterBand(number + 1).SetNoDataValue(int(self.nodata) if whole else self.nodata)
 
     def write(self, x: int, y: int, values: np.ndarray) -> None:
