@@ -25,6 +25,7 @@ from clippan.jobs import (
     DownloadModelRequest,
     DownloadModelResult,
     Format,
+    IndexRequest,
     ListModelsRequest,
     ListModelsResult,
     Method,
@@ -34,6 +35,8 @@ from clippan.jobs import (
     RemoveModelRequest,
     RemoveModelResult,
     Status,
+    ThumbnailsRequest,
+    TrainFusionRequest,
     from_json,
     to_json,
 )
@@ -215,3 +218,11 @@ def test_numbers_that_json_does_not_know():
     assert math.isnan(from_json(PansharpenRequest, json.loads(text)).nodata)
     result = AssessResult({"PSNR": float("inf"), "D": float("-inf")}, {}, "generic", 1, None, 0.1)
     assert from_json(AssessResult, json.loads(json.dumps(to_json(result), allow_nan=False))) == result
+
+
+def test_folders_that_are_filled_are_outputs_and_those_of_runs_are_resumed():
+    thumbnails = ThumbnailsRequest(index="a.gpkg", tiles=(1,), folder="pictures")
+    assert (thumbnails.inputs, thumbnails.outputs) == (("a.gpkg",), ("pictures",))
+    assert TrainFusionRequest(data="pairs", output="run").outputs == ()
+    assert IndexRequest(rasters=("a.tif",), output="a.gpkg").outputs == ("a.gpkg", "a.gpkg.vectors")
+    assert IndexRequest(rasters=("a.tif",), output="postgresql://host/db").outputs == ()
