@@ -397,6 +397,6 @@ def test_a_disk_that_fills_up(tmp_path, ending):
     path = save(tmp_path, blobs(100, 100, smooth=1))
     command = [sys.executable, "-c", LIMITED, path, str(tmp_path / f"out{ending}")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "ONE SENTENCE: The polygons" in done.stdout, done.stdout + done.stderr
+    assert "could not be written" in done.stdout, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == ["map.tif"]
