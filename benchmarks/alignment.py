@@ -30,7 +30,7 @@ from clippan import __version__  # noqa: E402
 from clippan.clip.encoder import load_encoder  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import AlignSensorRequest, AlignSensorResult, Context, Device, IndexRequest, Recall, SearchRequest  # noqa: E402
-from clippan.raster.scene import Scene, SceneOptions  # noqa: E402
+from clippan.raster.rendering import Renderer, RenderOptions  # noqa: E402
 from clippan.raster.tiles import Window  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
@@ -58,7 +58,7 @@ def cover(path: Path) -> tuple[list[Window], list[str]]:
 def named(model: str, raster: Path, windows: Sequence[Window]) -> list[str]:
     """What a model calls chips of a raster."""
     clip = load_encoder(model, Device.CPU, Context())
-    scene = Scene(str(raster), SceneOptions(), channels=clip.channels)
+    scene = Renderer(str(raster), RenderOptions(), channels=clip.channels)
     pictures = np.stack([scene.picture(window, clip.pixels)[0] for window in windows])
     words = list(COVER.values())
     return [words[place] for place in (clip.encode_images(pictures) @ clip.encode_texts(words).T).argmax(1)]

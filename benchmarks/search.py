@@ -31,7 +31,7 @@ from clippan.core.device import set_threads
 from clippan.handlers import run
 from clippan.handlers import search as query
 from clippan.jobs import Context, Device, IndexRequest, SearchRequest, to_json
-from clippan.raster.scene import Scene, SceneOptions
+from clippan.raster.rendering import Renderer, RenderOptions
 from clippan.raster.tiles import Window
 from clippan.search import geopackage, similarity
 from clippan.search.geopackage import IndexedRaster, IndexedTile, IndexInfo
@@ -153,7 +153,7 @@ def throughput(folder: Path, model: str, size: int) -> list[str]:
     del dataset
     engine = load_encoder(model, Device.AUTO, Context())
     set_threads(2)
-    scene = Scene(path, SceneOptions(overlap=0.0))
+    scene = Renderer(path, RenderOptions(overlap=0.0))
     tiles = list(scene.tile_plan(engine.pixels).tiles())
     pictures = np.stack([scene.picture(window, engine.pixels)[0] for _, window, _ in tiles])
     engine.encode_images(pictures[:64])

@@ -36,7 +36,7 @@ from clippan.clip.class_vectors import class_vectors  # noqa: E402
 from clippan.clip.encoder import load_encoder  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import CalibrateRequest, Context, Device, Refinement, SegmentRequest  # noqa: E402
-from clippan.raster.scene import Scene, SceneOptions  # noqa: E402
+from clippan.raster.rendering import Renderer, RenderOptions  # noqa: E402
 from clippan.raster.tiles import Window, tiles  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
@@ -121,7 +121,7 @@ def without_dense(where: Sequence[Place], classes: str, edge: int, model: str) -
     sought = class_vectors(eye, parse_prompts(classes), False)
     shown = []
     for place in where:
-        scene = Scene(place.path, SceneOptions())
+        scene = Renderer(place.path, RenderOptions())
         found = np.zeros(place.truth.shape, np.uint8)
         for window in tiles(scene.grid.width, scene.grid.height, edge):
             picture, _ = scene.picture(window, eye.pixels)
@@ -249,7 +249,7 @@ def main() -> None:
 
 def _edge(place: Place, model: str) -> int:
     """The window that the job chooses."""
-    scene = Scene(place.path, SceneOptions())
+    scene = Renderer(place.path, RenderOptions())
     return similarity.default_window_sizes(scene, load_encoder(model, Device.CPU, Context()), scene.extent_window())[0]
 
 

@@ -37,7 +37,7 @@ from clippan.clip.sliding import SlidingWindows  # noqa: E402
 from clippan.core.device import set_threads, supports_bfloat16  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import Context, Device, SegmentRequest  # noqa: E402
-from clippan.raster.scene import Scene, SceneOptions  # noqa: E402
+from clippan.raster.rendering import Renderer, RenderOptions  # noqa: E402
 from clippan.raster.tiles import Window  # noqa: E402
 
 CLASSES = "water; forest, trees; cropland, field; building, roof, house; road, street"
@@ -72,7 +72,7 @@ def raster(path: Path, size: int) -> Path:
 
 def windows(model: ClipEncoder, path: Path, edge: int) -> np.ndarray:
     """The pictures that the job looks at."""
-    scene = Scene(str(path), SceneOptions())
+    scene = Renderer(str(path), RenderOptions())
     width, height = scene.grid.width, scene.grid.height
     layout = SlidingWindows.of(model, width, height, edge, Window(0, 0, width, height))
     found = []
@@ -128,7 +128,7 @@ def main() -> None:
                     device=request.device,
                 )
             )
-            first = Scene(str(path), SceneOptions())
+            first = Renderer(str(path), RenderOptions())
             sizes = default_window_sizes(first, model, first.extent_window())
             pictures = np.concatenate([windows(model, path, edge) for edge in sizes])
             half = len(pictures) // 2

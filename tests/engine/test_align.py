@@ -38,7 +38,7 @@ from clippan.jobs import (  # noqa: E402
 from clippan.learn.clip import alignment as align  # noqa: E402
 from clippan.learn.clip import image_tower  # noqa: E402
 from clippan.learn.clip.raster_pairs import Chip, RasterPairs, overlaps  # noqa: E402
-from clippan.raster.scene import Scene, SceneOptions  # noqa: E402
+from clippan.raster.rendering import Renderer, RenderOptions  # noqa: E402
 from clippan.raster.tiles import Window  # noqa: E402
 
 
@@ -106,7 +106,7 @@ def test_the_student_comes_nearer_to_the_teacher_and_goes_to_work(tmp_path, pair
     assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("visual."))
 
     model = load_encoder(done.model, Device.CPU, Context())
-    scene = Scene(pair[1], SceneOptions(), channels=model.channels)
+    scene = Renderer(pair[1], RenderOptions(), channels=model.channels)
     picture, valid = scene.picture(Window(0, 0, 16, 16), 32)
     assert picture.dtype == np.float32
     assert picture.shape == (4, 32, 32)

@@ -8,7 +8,7 @@ from conftest import truth, write_raster
 from osgeo import gdal
 
 from clippan.raster.alpha import alpha_bands, alpha_notes
-from clippan.raster.scene import Scene, SceneOptions
+from clippan.raster.rendering import Renderer, RenderOptions
 from clippan.raster.source import image_bands, open_dataset, open_datasets
 from clippan.raster.tiles import Window
 
@@ -94,6 +94,6 @@ def test_its_picture_is_that_of_the_same_bands_without_the_tag(tmp_path, pixels)
         for tag in ("YES", "NO")
     )
     window = Window(10, 0, 80, 90)
-    one, other = (Scene(path, SceneOptions()).picture(window, pixels)[0].astype(int) for path in (tagged_so, plain))
+    one, other = (Renderer(path, RenderOptions()).picture(window, pixels)[0].astype(int) for path in (tagged_so, plain))
     assert np.abs(one - other).max() <= 12  # at the window's border
     np.testing.assert_allclose(one[:, 4:-4, 4:-4], other[:, 4:-4, 4:-4], atol=2)

@@ -18,7 +18,7 @@ from clippan.fewshot import stack
 from clippan.handlers import classify as engine
 from clippan.handlers import run
 from clippan.jobs import Classifier, ClassifyRequest, Context, PretrainSceneRequest
-from clippan.raster.scene import spatial_reference
+from clippan.raster.rendering import spatial_reference
 
 UTM = 32631
 NAMES = ("Øre, wet", "alder", "beech")  # sorted as text: alder, beech, Øre

@@ -13,7 +13,7 @@ from osgeo import gdal
 from clippan.handlers import run
 from clippan.jobs import Context, Device, Method, PansharpenRequest
 from clippan.raster.coverage import WrittenPixels
-from clippan.raster.scene import Scene, SceneOptions
+from clippan.raster.rendering import Renderer, RenderOptions
 from clippan.raster.source import BandInfo, Source
 from clippan.raster.tiles import Window
 from clippan.raster.writer import Writer
@@ -108,7 +108,7 @@ def test_a_source_and_a_scene_take_what_is_not_stored_for_nodata(tmp_path) -> No
     np.testing.assert_array_equal(valid[0], np.broadcast_to(np.arange(64) >= 32, (64, 64)))
     assert (values[:, valid[0]] == 9).all()
     assert source.bounds == Window(64, 0, 64, 64)
-    _, shown = Scene(path, SceneOptions()).picture_and_mask(Window(32, 0, 64, 64), 64, 64)
+    _, shown = Renderer(path, RenderOptions()).picture_and_mask(Window(32, 0, 64, 64), 64, 64)
     np.testing.assert_array_equal(shown, valid[0])
 
 
@@ -147,7 +147,7 @@ def test_a_huge_sparse_raster_is_planned_and_written_in_seconds(tmp_path) -> Non
     size, at = 200_000, 130_000
     begun = time.monotonic()
     path = sparse(tmp_path / "a.tif", size, np.full((3, 100, 100), 700, np.uint16), (at, at), False, nodata=0)
-    scene = Scene(path, SceneOptions(tile=(64,)))
+    scene = Renderer(path, RenderOptions(tile=(64,)))
     tiles = list(scene.tile_plan(64).tiles())
     assert 4 <= len(tiles) <= 200  # of seventeen million
     assert all(scene.picture(window, 64)[1] >= 0 for _, window, _ in tiles)
@@ -170,5 +170,5 @@ def test_an_extent_where_nothing_was_written_has_no_tiles(tmp_path) -> None:
     extent = (EDGE[0], EDGE[1] - 500, EDGE[0] + 100, EDGE[1] - 10)
     assert all(
         window.width == 32
-        for _, window, _ in Scene(path, SceneOptions(tile=(32,), extent=extent)).tile_plan(32).tiles()
+        for _, window, _ in Renderer(path, RenderOptions(tile=(32,), extent=extent)).tile_plan(32).tiles()
     )

@@ -9,7 +9,7 @@ from clippan.core.errors import ClippanError
 from clippan.handlers.index import _TileOutlines
 from clippan.jobs import IndexRequest, SearchRequest, SegmentRequest
 from clippan.raster.grid import Grid
-from clippan.raster.scene import Scene, SceneOptions, extent_boxes, spatial_reference, transform_extent
+from clippan.raster.rendering import Renderer, RenderOptions, extent_boxes, spatial_reference, transform_extent
 from clippan.raster.tiles import Window
 from clippan.search.heatmap import _unwrapped
 
@@ -45,7 +45,7 @@ def fiji(raster):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("extent", [ACROSS, (179.0, -18.0, 181.0, -16.0), (-181.0, -18.0, -179.0, -16.0)])
 def test_what_lies_across_the_meridian_is_found(fiji, kind, extent) -> None:
-    scene = Scene(fiji(kind), SceneOptions(extent=extent, crs=WGS))
+    scene = Renderer(fiji(kind), RenderOptions(extent=extent, crs=WGS))
     part = scene.extent_window()
     ground = scene.pixel_size_in_metres()
     assert part.width * ground[0] == pytest.approx(2 * 111_320 * np.cos(np.radians(17)), rel=0.06)
@@ -57,9 +57,9 @@ def test_what_lies_across_the_meridian_is_found(fiji, kind, extent) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_side_alone_is_found(fiji, kind) -> None:
     path = fiji(kind)
-    both = Scene(path, SceneOptions(extent=ACROSS, crs=WGS)).extent_window()
+    both = Renderer(path, RenderOptions(extent=ACROSS, crs=WGS)).extent_window()
     sides = [
-        Scene(path, SceneOptions(extent=box, crs=WGS)).extent_window()
+        Renderer(path, RenderOptions(extent=box, crs=WGS)).extent_window()
         for box in ((179, -18, 180, -16), (-180, -18, -179, -16))
     ]
     assert sides[0].x == both.x
@@ -69,18 +69,18 @@ def test_each_side_alone_is_found(fiji, kind) -> None:
 
 def test_a_raster_of_the_world_is_touched_at_both_edges(raster) -> None:
     path = raster("world.tif", np.zeros((3, 180, 360), np.uint8), pixel=1.0, origin=(-180.0, 90.0), epsg=4326)
-    look = SceneOptions(extent=ACROSS, crs=WGS, tile=(10,), overlap=0.0)
-    ((_, _, columns, rows),) = Scene(path, look).tile_plan(10).scales
+    look = RenderOptions(extent=ACROSS, crs=WGS, tile=(10,), overlap=0.0)
+    ((_, _, columns, rows),) = Renderer(path, look).tile_plan(10).scales
     assert (columns, rows) == ((0, 350), (100,))
     with pytest.raises(ClippanError, match="at its left and its right edge"):
-        Scene(path, look).extent_window()
-    whole = Scene(path, SceneOptions(extent=(-180.0, -90.0, 180.0, 90.0), crs=WGS)).extent_window()
+        Renderer(path, look).extent_window()
+    whole = Renderer(path, RenderOptions(extent=(-180.0, -90.0, 180.0, 90.0), crs=WGS)).extent_window()
     assert whole == Window(0, 0, 360, 180)
-    assert Scene(path, SceneOptions(extent=(10.0, -20.0, 30.0, 40.0), crs=WGS)).extent_window() == Window(
+    assert Renderer(path, RenderOptions(extent=(10.0, -20.0, 30.0, 40.0), crs=WGS)).extent_window() == Window(
         190, 50, 20, 60
     )
     # Greenwich, as those write it who count from 0
-    assert Scene(path, SceneOptions(extent=(350.0, -20.0, 10.0, 40.0))).extent_window() == Window(170, 50, 20, 60)
+    assert Renderer(path, RenderOptions(extent=(350.0, -20.0, 10.0, 40.0))).extent_window() == Window(170, 50, 20, 60)
 
 
 def test_an_extent_in_metres_is_never_turned_round() -> None:

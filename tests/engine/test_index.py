@@ -25,7 +25,7 @@ from clippan.handlers import index as build
 from clippan.handlers import run
 from clippan.jobs import AboutIndexRequest, Context, IndexRequest, SearchRequest, Stretch
 from clippan.raster.products import find_images
-from clippan.raster.scene import Scene, SceneOptions
+from clippan.raster.rendering import Renderer, RenderOptions
 from clippan.search import geopackage
 from clippan.search.geopackage import GeoPackageReader, TileFilter
 
@@ -279,7 +279,7 @@ def test_nodata_that_no_raster_declares(model, index, raster):
 @pytest.mark.parametrize("size", [(64, 64), (70, 50), (16, 100), (9, 30)])
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.5])
 def test_tiles_cover_every_pixel(raster, size, overlap, scales):
-    scene = Scene(raster("a.tif", np.zeros((3, *size), np.uint8)), SceneOptions(tile=scales, overlap=overlap))
+    scene = Renderer(raster("a.tif", np.zeros((3, *size), np.uint8)), RenderOptions(tile=scales, overlap=overlap))
     plan = scene.tile_plan(16)
     windows = [window for _, window, _ in plan.tiles()]
     assert len(windows) == len(plan) == len(set(windows))
@@ -298,24 +298,24 @@ def test_tiles_cover_every_pixel(raster, size, overlap, scales):
 
 
 def test_tile_sizes_in_metres(raster):
-    metres = Scene(
-        raster("m.tif", np.zeros((3, 100, 100), np.uint8), pixel=2.0), SceneOptions(tile_metres=(40.0, 100.0))
+    metres = Renderer(
+        raster("m.tif", np.zeros((3, 100, 100), np.uint8), pixel=2.0), RenderOptions(tile_metres=(40.0, 100.0))
     )
     assert {(window.width, round(scale)) for _, window, scale in metres.tile_plan(16).tiles()} == {(20, 40), (50, 100)}
     # a degree of longitude is half as long at 60° north
     degrees = raster("d.tif", np.zeros((3, 200, 200), np.uint8), pixel=1e-4, origin=(10.0, 60.0), epsg=4326)
-    _, window, scale = next(Scene(degrees, SceneOptions(tile_metres=(111.32,))).tile_plan(16).tiles())
+    _, window, scale = next(Renderer(degrees, RenderOptions(tile_metres=(111.32,))).tile_plan(16).tiles())
     assert (window.width, window.height) == (20, 10)
     assert scale == pytest.approx(111, abs=2)
     plain = raster("p.tif", np.zeros((3, 50, 50), np.uint8), origin=None, epsg=None)
     with pytest.raises(ClippanError, match="has no coordinates; give the tile size in pixels"):
-        Scene(plain, SceneOptions(tile_metres=(10.0,))).tile_plan(16)
-    assert next(Scene(plain, SceneOptions()).tile_plan(16).tiles())[1].width == 16
+        Renderer(plain, RenderOptions(tile_metres=(10.0,))).tile_plan(16)
+    assert next(Renderer(plain, RenderOptions()).tile_plan(16).tiles())[1].width == 16
 
 
 @pytest.mark.parametrize(("gsd", "metres"), [(10, 640), (0.3, 78), (30, 1237)])
 def test_tiles_suit_the_ground_resolution(raster, gsd, metres):
-    scene = Scene(raster("a.tif", np.zeros((3, 300, 300), np.uint8), pixel=float(gsd)), SceneOptions())
+    scene = Renderer(raster("a.tif", np.zeros((3, 300, 300), np.uint8), pixel=float(gsd)), RenderOptions())
     _, window, scale = next(scene.tile_plan(192).tiles())
     assert scale == pytest.approx(metres, rel=0.02)
     assert window.width == pytest.approx(metres / gsd, abs=1.5)
@@ -413,10 +413,10 @@ def test_folders(tmp_path):
 def test_a_raster_is_stretched_as_a_whole(raster):
     values = np.linspace(200, 3000, 3 * 64 * 64).reshape(3, 64, 64).astype(np.uint16)
     path = raster("a.tif", values)
-    assert Scene(path, SceneOptions()).stretch == ((0, pytest.approx(2 * np.percentile(values, 98))),) * 3
+    assert Renderer(path, RenderOptions()).stretch == ((0, pytest.approx(2 * np.percentile(values, 98))),) * 3
     offset = raster("o.tif", values + 5000)
-    assert Scene(offset, SceneOptions()).stretch == (pytest.approx(np.percentile(values + 5000, (1, 99))),) * 3
-    scene = Scene(path, SceneOptions(stretch=Stretch.PERCENTILE))
+    assert Renderer(offset, RenderOptions()).stretch == (pytest.approx(np.percentile(values + 5000, (1, 99))),) * 3
+    scene = Renderer(path, RenderOptions(stretch=Stretch.PERCENTILE))
     low, high = np.percentile(values[1], (1, 99))
     assert scene.stretch[1] == pytest.approx((low, high), abs=1)
     from clippan.raster.tiles import Window
@@ -424,24 +424,28 @@ def test_a_raster_is_stretched_as_a_whole(raster):
     whole, _ = scene.picture(Window(0, 0, 64, 64), 64)
     part, _ = scene.picture(Window(16, 32, 16, 16), 16)
     np.testing.assert_array_equal(whole[:, 32:48, 16:32], part)
-    assert Scene(path, SceneOptions(stretch=Stretch.REFLECTANCE)).stretch == ((0, 3000),) * 3
-    assert Scene(path, SceneOptions(stretch=Stretch.NONE)).stretch == ()
+    assert Renderer(path, RenderOptions(stretch=Stretch.REFLECTANCE)).stretch == ((0, 3000),) * 3
+    assert Renderer(path, RenderOptions(stretch=Stretch.NONE)).stretch == ()
     floats = raster("f.tif", (values / 10000).astype(np.float32))
-    assert Scene(floats, SceneOptions(stretch=Stretch.REFLECTANCE)).stretch == ((0, 0.3),) * 3
+    assert Renderer(floats, RenderOptions(stretch=Stretch.REFLECTANCE)).stretch == ((0, 0.3),) * 3
 
 
 def test_natural_colours(raster, tmp_path):
-    assert Scene(raster("one.tif", np.zeros((1, 8, 8), np.uint8)), SceneOptions()).bands == (1,)
-    assert Scene(raster("sentinel.tif", np.zeros((13, 8, 8), np.uint16)), SceneOptions()).bands == (4, 3, 2)
-    assert Scene(raster("two.tif", np.zeros((4, 8, 8), np.uint16)), SceneOptions(bands=(4, 3, 2))).bands == (4, 3, 2)
+    assert Renderer(raster("one.tif", np.zeros((1, 8, 8), np.uint8)), RenderOptions()).bands == (1,)
+    assert Renderer(raster("sentinel.tif", np.zeros((13, 8, 8), np.uint16)), RenderOptions()).bands == (4, 3, 2)
+    assert Renderer(raster("two.tif", np.zeros((4, 8, 8), np.uint16)), RenderOptions(bands=(4, 3, 2))).bands == (
+        4,
+        3,
+        2,
+    )
     named = raster("named.tif", np.zeros((3, 8, 8), np.uint16))
     dataset = gdal.Open(named, gdal.GA_Update)
     for number, name in enumerate(("Blue", "Green", "Red"), 1):
         dataset.GetRasterBand(number).SetDescription(name)
     del dataset
-    assert Scene(named, SceneOptions()).bands == (3, 2, 1)
+    assert Renderer(named, RenderOptions()).bands == (3, 2, 1)
     with pytest.raises(ClippanError, match=r"Band 9 was asked for but the raster .* has 3"):
-        Scene(named, SceneOptions(bands=(9,)))
+        Renderer(named, RenderOptions(bands=(9,)))
 
 
 def test_palettes_and_alpha(raster, tmp_path):
@@ -454,12 +458,12 @@ def test_palettes_and_alpha(raster, tmp_path):
     table.SetColorEntry(1, (200, 100, 50))
     dataset.GetRasterBand(1).SetColorTable(table)
     del dataset
-    picture, valid = Scene(path, SceneOptions()).picture(Window(0, 0, 8, 8), 8)
+    picture, valid = Renderer(path, RenderOptions()).picture(Window(0, 0, 8, 8), 8)
     assert valid == 1
     assert picture[:, 0, 0].tolist() == [10, 20, 30]
     alpha = np.concatenate([quadrants(), np.zeros((1, 64, 64), np.uint8)])
     alpha[3, :32] = 255
-    scene = Scene(raster("alpha.tif", alpha, options=["ALPHA=YES"]), SceneOptions())
+    scene = Renderer(raster("alpha.tif", alpha, options=["ALPHA=YES"]), RenderOptions())
     assert scene.picture(Window(0, 0, 64, 64), 16)[1] == 0.5
 
 
@@ -474,7 +478,7 @@ def test_palettes_and_alpha(raster, tmp_path):
     ],
 )
 def test_dates(raster, name, date):
-    assert Scene(raster(name, np.zeros((3, 8, 8), np.uint8)), SceneOptions()).date() == date
+    assert Renderer(raster(name, np.zeros((3, 8, 8), np.uint8)), RenderOptions()).date() == date
 
 
 def test_dates_in_metadata(raster):
@@ -482,7 +486,7 @@ def test_dates_in_metadata(raster):
     dataset = gdal.Open(path, gdal.GA_Update)
     dataset.SetMetadataItem("ACQUISITIONDATETIME", "2018-05-04T10:11:12", "IMAGERY")
     del dataset
-    assert Scene(path, SceneOptions()).date() == "2018-05-04"
+    assert Renderer(path, RenderOptions()).date() == "2018-05-04"
 
 
 @pytest.mark.parametrize(
@@ -713,7 +717,7 @@ def test_what_has_no_place_in_the_index_is_searched_all_the_same(model, index, r
 
 def test_across_the_date_line(model, index, raster, tmp_path):
     path = raster("a.tif", quadrants(), pixel=1000.0, origin=(690000.0, 1000000.0), epsg=32660)
-    scene = Scene(path, SceneOptions())
+    scene = Renderer(path, RenderOptions())
     assert scene.pixel_size_in_metres() == pytest.approx((1000, 1000), rel=0.02)
     start = raster("b.tif", quadrants(), pixel=0.01, origin=(170.0, 10.0), epsg=4326)
     index(start, path)

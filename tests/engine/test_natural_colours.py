@@ -8,7 +8,7 @@ from conftest import write_raster
 from osgeo import gdal
 
 from clippan.catalogue.band_names import Band, band_order, colour_of_file, natural_colours
-from clippan.raster.scene import Scene, SceneOptions
+from clippan.raster.rendering import Renderer, RenderOptions
 
 SUPERDOVE = "20220315_103021_12_2421_3B_AnalyticMS_SR_8b.tif"
 
@@ -111,7 +111,7 @@ def raster(path, count, change):
     dataset = gdal.Open(str(path), gdal.GA_Update)
     change(dataset)
     del dataset
-    return Scene(str(path), SceneOptions()).band_choice
+    return Renderer(str(path), RenderOptions()).band_choice
 
 
 def test_wavelengths_of_metadata(tmp_path):
@@ -141,7 +141,7 @@ def test_a_hyperspectral_cube_is_seen_by_wavelength(tmp_path):
     with path.with_suffix(".hdr").open("a") as header:
         header.write("wavelength units = Nanometers\n")
         header.write(f"wavelength = {{{', '.join(str(400 + 5 * number) for number in range(120))}}}\n")
-    choice = Scene(str(path), SceneOptions()).band_choice
+    choice = Renderer(str(path), RenderOptions()).band_choice
     assert choice.bands == (54, 33, 19)
     assert "wavelength" in choice.reason
 
@@ -151,10 +151,10 @@ def test_files_of_a_virtual_raster_tell_its_bands(tmp_path):
     for name in names:
         write_raster(name, np.zeros((1, 8, 8), np.uint16))
     gdal.BuildVRT(str(tmp_path / "stack.vrt"), names, separate=True).FlushCache()
-    assert Scene(str(tmp_path / "stack.vrt"), SceneOptions()).band_choice.bands == (3, 2, 1)
+    assert Renderer(str(tmp_path / "stack.vrt"), RenderOptions()).band_choice.bands == (3, 2, 1)
 
 
 def test_what_was_asked_for_wins(tmp_path):
     write_raster(tmp_path / SUPERDOVE, np.zeros((8, 8, 8), np.uint16))
-    assert Scene(str(tmp_path / SUPERDOVE), SceneOptions()).rendering.choice.bands == (6, 4, 2)
-    assert Scene(str(tmp_path / SUPERDOVE), SceneOptions(bands=(8, 6, 4))).band_choice.bands == (8, 6, 4)
+    assert Renderer(str(tmp_path / SUPERDOVE), RenderOptions()).rendering.choice.bands == (6, 4, 2)
+    assert Renderer(str(tmp_path / SUPERDOVE), RenderOptions(bands=(8, 6, 4))).band_choice.bands == (8, 6, 4)

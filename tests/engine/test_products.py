@@ -18,7 +18,7 @@ from clippan.jobs import Context, Method, PansharpenRequest
 from clippan.raster import products
 from clippan.raster.files import source_files
 from clippan.raster.pair import open_pair
-from clippan.raster.scene import Scene, SceneOptions
+from clippan.raster.rendering import Renderer, RenderOptions
 from clippan.raster.source import open_dataset
 
 SAFE = "S2A_MSIL2A_20220315T103021_N0400_R108_T32UMC_20220315T134155.SAFE"
@@ -71,7 +71,7 @@ def described(dataset: gdal.Dataset) -> list[str]:
 
 def shown(path) -> list[int]:
     """The values that are red, green and blue."""
-    scene = Scene(str(path), SceneOptions())
+    scene = Renderer(str(path), RenderOptions())
     dataset = open_dataset(str(path), "raster")
     return [int(dataset.GetRasterBand(number).ReadAsArray(3, 3, 1, 1)[0, 0]) for number in scene.bands]
 
@@ -87,8 +87,8 @@ def test_a_safe_folder_is_one_raster(tmp_path):
     assert dataset.GetRasterBand(4).GetOffset() == pytest.approx(-0.1)
     assert {Path(name).parent.name for name in source_files(dataset)} == {"R10m", "R20m", "R60m"}
     assert shown(safe) == [400, 300, 200]
-    assert Scene(str(safe), SceneOptions()).date() == "2022-03-15"
-    assert Scene(str(safe), SceneOptions()).fingerprint()
+    assert Renderer(str(safe), RenderOptions()).date() == "2022-03-15"
+    assert Renderer(str(safe), RenderOptions()).fingerprint()
     for inside in ("MTD_MSIL2A.xml", "GRANULE", "GRANULE/L2A_T32UM0_A035152_20220315T103024/IMG_DATA/R10m"):
         assert shown(safe / inside) == [400, 300, 200]
 
@@ -146,7 +146,7 @@ def test_radar_is_one_raster(tmp_path):
         band(tmp_path / f"S1A_IW_20220315T103021_RTC_{polarisation}.tif", 7)
     found, _, _ = products.find_images([str(tmp_path)])
     assert len(found) == 1
-    assert Scene(found[0], SceneOptions()).band_choice.bands == (1,)
+    assert Renderer(found[0], RenderOptions()).band_choice.bands == (1,)
     assert described(open_dataset(found[0], "raster")) == ["VH", "VV"]
 
 
@@ -171,7 +171,7 @@ def test_masks_maps_and_hidden_folders_are_no_pictures(tmp_path):
         "Skipped maps made by CLIPPan: 2",
     ]
     assert "heat.tif, map.tif" in left[1]
-    assert Scene(str(tmp_path / "files"), SceneOptions()).bands == (6, 4, 2)
+    assert Renderer(str(tmp_path / "files"), RenderOptions()).bands == (6, 4, 2)
     # what is named is taken
     assert products.find_images([str(tmp_path / "map.tif")]) == ([str(tmp_path / "map.tif")], [], [])
 

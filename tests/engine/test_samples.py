@@ -14,7 +14,7 @@ from clippan.core.errors import ClippanError
 from clippan.jobs import Context
 from clippan.labels import samples
 from clippan.raster.grid import Grid
-from clippan.raster.scene import spatial_reference
+from clippan.raster.rendering import spatial_reference
 
 WEST, NORTH, PIXEL, SIZE = 500000, 5000000, 10, 100
 UTM = "EPSG:32631"

@@ -18,7 +18,7 @@ from clippan.clip.sliding import SlidingWindows, similarity_grid
 from clippan.core.errors import Cancelled, ClippanError
 from clippan.handlers import run, segment
 from clippan.jobs import CalibrateRequest, Context, Refinement, SegmentRequest, Stretch
-from clippan.raster.scene import Scene, SceneOptions, spatial_reference
+from clippan.raster.rendering import Renderer, RenderOptions, spatial_reference
 from clippan.raster.tiles import Window
 
 CLASSES = "red; green; blue"
@@ -174,7 +174,7 @@ def test_windows_cover_every_pixel_of_the_part(part, cells, any_size, more) -> N
 
 def test_values_at_places_are_those_of_windows(model, raster, tmp_path) -> None:
     values, _ = stripes()
-    scene = Scene(raster("a.tif", values), SceneOptions())
+    scene = Renderer(raster("a.tif", values), RenderOptions())
     layout = SlidingWindows.of(model, 120, 96, 16, Window(0, 0, 120, 96))
     texts = model.encode_texts(["red", "green", "blue"])
     seen = similarity_grid(

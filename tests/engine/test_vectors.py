@@ -10,7 +10,7 @@ from clippan.core.errors import ClippanError
 from clippan.jobs import Context
 from clippan.labels import samples
 from clippan.labels.layers import LabelledLayer
-from clippan.raster.scene import spatial_reference
+from clippan.raster.rendering import spatial_reference
 
 DRIVERS = {"gpkg": "GPKG", "shp": "ESRI Shapefile", "geojson": "GeoJSON", "fgb": "FlatGeobuf"}
 FIELDS = ("geom", "fid", "ogc_fid", "geometry", "WKT", "Größe", "a b", "Klasse")

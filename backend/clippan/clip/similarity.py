@@ -19,7 +19,7 @@ from clippan.core.device import set_threads
 from clippan.core.threads import count_threads
 from clippan.jobs.calibrate import CalibrateRequest
 from clippan.jobs.segment import SegmentRequest
-from clippan.raster.scene import Scene, SceneOptions
+from clippan.raster.rendering import Renderer, RenderOptions
 from clippan.raster.tiles import Window
 
 _TRANSFORMER_BIAS = -0.3  # default weight of the whole window's cosine; for convolutional towers it is 0
@@ -39,7 +39,7 @@ class SimilarityMaps:
     """
 
     path: str
-    options: SceneOptions
+    options: RenderOptions
     stretch: tuple[tuple[float, float], ...]
     aoi: Window
     grids: tuple[SimilarityGrid, ...]
@@ -51,7 +51,7 @@ class SimilarityMaps:
         request: Union[SegmentRequest, CalibrateRequest],
         encoder: ClipEncoder,
         classes: ClassVectors,
-        scene: Scene,
+        scene: Renderer,
         aoi: Window,
         folder: Path,
         context: Context,
@@ -76,7 +76,7 @@ class SimilarityMaps:
                     encoder,
                     classes,
                     layout,
-                    lambda: Scene(scene.path, scene.options, stretch, encoder.channels),
+                    lambda: Renderer(scene.path, scene.options, stretch, encoder.channels),
                     bias,
                     request.flips,
                     max(1, count_threads(request.threads) // 2),
@@ -93,9 +93,9 @@ class SimilarityMaps:
         """Window sizes in pixels of the raster, for an input picture of the model's own size."""
         return tuple(grid.layout.window_size // grid.layout.input_scale for grid in self.grids)
 
-    def open(self) -> Scene:
+    def open(self) -> Renderer:
         """Opens the raster again."""
-        return Scene(self.path, self.options, self.stretch)
+        return Renderer(self.path, self.options, self.stretch)
 
     def at_window(self, window: Window) -> np.ndarray:
         """Cosines at the pixels of a window of the raster: the mean of all sizes, float32 (classes, height, width)."""
@@ -122,7 +122,7 @@ def load_prompts_and_encoder(
     return table, encoder
 
 
-def default_window_sizes(scene: Scene, encoder: ClipEncoder, aoi: Window) -> tuple[int, ...]:
+def default_window_sizes(scene: Renderer, encoder: ClipEncoder, aoi: Window) -> tuple[int, ...]:
     """Window sizes that suit a model and the ground resolution, in pixels of the raster.
 
     The starter model works best with windows of 64 pixels, for Sentinel-2 as well as for images of 0.5 m; for finer

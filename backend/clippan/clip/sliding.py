@@ -22,7 +22,7 @@ from clippan.clip.encoder import ClipEncoder
 from clippan.core.context import Context
 from clippan.core.messages import Message
 from clippan.core.threads import in_order, once_per_thread
-from clippan.raster.scene import Scene, empty_images
+from clippan.raster.rendering import Renderer, empty_images
 from clippan.raster.tiles import Window
 
 _MAX_BYTES_IN_MEMORY = 2**28  # of a grid; larger ones are kept in a file
@@ -175,7 +175,7 @@ def similarity_grid(
     encoder: ClipEncoder,
     classes: ClassVectors,
     layout: SlidingWindows,
-    open_scene: Callable[[], Scene],
+    open_scene: Callable[[], Renderer],
     bias: float,
     flips: bool,
     threads: int,
@@ -269,7 +269,9 @@ def _batches(
             yield windows[start : start + size]
 
 
-def _read_windows(scene: Scene, pixels: int, batch: Sequence[tuple[int, int, Window]]) -> tuple[np.ndarray, np.ndarray]:
+def _read_windows(
+    scene: Renderer, pixels: int, batch: Sequence[tuple[int, int, Window]]
+) -> tuple[np.ndarray, np.ndarray]:
     """Pictures (n, bands, pixels, pixels), mirrored beyond the raster's right and bottom edges, and which have valid
     pixels (n,)."""
     pictures = empty_images(len(batch), (pixels, pixels), scene.channels)

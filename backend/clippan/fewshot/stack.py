@@ -22,7 +22,7 @@ from clippan.raster.alpha import alpha_notes
 from clippan.raster.grid import Grid
 from clippan.raster.products import is_categorical
 from clippan.raster.regrid import resample_to_grid
-from clippan.raster.scene import PIXEL_GEOTRANSFORM, transform_extent
+from clippan.raster.rendering import PIXEL_GEOTRANSFORM, transform_extent
 from clippan.raster.source import Source, open_dataset
 from clippan.raster.tiles import Window, tiles
 

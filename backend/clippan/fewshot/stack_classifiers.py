@@ -21,7 +21,7 @@ from clippan.jobs.classify import Classifier
 from clippan.jobs.segment import SegmentRequest
 from clippan.labels.samples import Samples
 from clippan.raster.grid import Grid
-from clippan.raster.scene import Scene, SceneOptions, spatial_reference
+from clippan.raster.rendering import Renderer, RenderOptions, spatial_reference
 from clippan.raster.tiles import Window
 
 _SQUARE = 64  # edge in pixels of the squares that are marked where they hold samples
@@ -146,10 +146,10 @@ class ClipFeatureExtractor:
     """
 
     def __init__(
-        self, stack: Stack, options: SceneOptions, path: str, model: ClipEncoder, threads: int, folder: Path
+        self, stack: Stack, options: RenderOptions, path: str, model: ClipEncoder, threads: int, folder: Path
     ) -> None:
         self._stack, self._model, self._folder = stack, model, folder
-        self._scene = Scene(path, options)
+        self._scene = Renderer(path, options)
         self._request = SegmentRequest(raster=path, classes="", output="", threads=threads)
         self._axes = ClassVectors.identity(model.width)
         self._to_scene = _PixelTransform(stack.georeferenced_grid, self._scene.grid)
@@ -229,7 +229,7 @@ def _apply_geotransform(g: Sequence[float], x: np.ndarray, y: np.ndarray) -> tup
     return g[0] + x * g[1] + y * g[2], g[3] + x * g[4] + y * g[5]
 
 
-def overview_picture(stack: Stack, scene: Scene, step: int) -> np.ndarray:
+def overview_picture(stack: Stack, scene: Renderer, step: int) -> np.ndarray:
     """A raster's picture at every ``step``-th row and column of a stack, uint8 (h, w, 3)."""
     down, across = (np.arange(0, size, step) for size in (stack.grid.height, stack.grid.width))
     pixels = (axis.ravel() for axis in np.meshgrid(down, across, indexing="ij"))

@@ -10,7 +10,7 @@ from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.jobs.index import AboutIndexRequest, AboutIndexResult
 from clippan.jobs.rendering import Rendering
-from clippan.raster.scene import SceneOptions, short_crs
+from clippan.raster.rendering import RenderOptions, short_crs
 from clippan.search.backends import model_changed, open_reader
 
 
@@ -41,7 +41,7 @@ def run(request: AboutIndexRequest, context: Context) -> AboutIndexResult:
             Rendering(raster.path, BandChoice(bands, "as they were indexed"), raster.stretch)
             for raster in index.rasters.values()
             if (
-                bands := SceneOptions.of(raster.look).bands
+                bands := RenderOptions.of(raster.look).bands
             )  # an index of version 0.1 records only bands that were requested
         ),
         warning,

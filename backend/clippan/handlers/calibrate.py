@@ -29,7 +29,7 @@ from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
 from clippan.jobs.rendering import band_choice_sentences, rendering_hints
 from clippan.labels.labelled_pixels import LabelledPixels, read_labelled_pixels
 from clippan.labels.legend import colours
-from clippan.raster.scene import Scene, SceneOptions
+from clippan.raster.rendering import Renderer, RenderOptions
 from clippan.report import page
 from clippan.report.pictures import class_overlay_png
 from clippan.segmentation.mapping import LOGIT_SCALE
@@ -72,7 +72,7 @@ class _Fit:
 class _LabelledRaster:
     """A raster, its labels and the model's image vectors."""
 
-    scene: Scene
+    scene: Renderer
     labels: LabelledPixels
     maps: SimilarityMaps
 
@@ -107,7 +107,7 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
     classes = class_vectors(model, table, False)
     offsets = np.array([prompt.offset for prompt in table.classes])
     initial = _Fit(classes.vectors, classes.class_of, table.logit_scale or LOGIT_SCALE, offsets)
-    options = SceneOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
+    options = RenderOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
     count = len(request.rasters)
     with Outputs() as outputs:
         rasters = []
@@ -115,7 +115,7 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
             mine = context.subrange(5 + 75 * number / count, 5 + 75 * (number + 1) / count)
             folder = outputs.temporary_folder(request.output) / str(number)
             folder.mkdir()
-            scene = Scene(path, options)
+            scene = Renderer(path, options)
             labels = read_labelled_pixels(samples, request.layer, request.field, table, scene, mine.subrange(0, 10))
             maps = SimilarityMaps.of(
                 request,

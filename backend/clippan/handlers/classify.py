@@ -45,7 +45,7 @@ from clippan.labels.folds import BUFFER, NEVER_HELD_OUT, spatial_folds, training
 from clippan.labels.legend import colours, palette
 from clippan.labels.samples import Samples
 from clippan.learn.fewshot import pretrain_on_stack
-from clippan.raster.scene import Scene, SceneOptions
+from clippan.raster.rendering import Renderer, RenderOptions
 from clippan.raster.source import BandInfo
 from clippan.raster.tiles import Window
 from clippan.raster.writer import BLOCK, Palette, Writer
@@ -87,7 +87,7 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
         tags = _provenance(request, table, factory, method, best)
         class_areas, preview = _write_map(factory, fitted, best, method, tags, outputs, context.subrange(70, 98))
         if request.report:
-            scene = Scene(factory.colour_raster, factory.options)
+            scene = Renderer(factory.colour_raster, factory.options)
             preview.picture = overview_picture(stack, scene, preview.step)
             factory.picture = factory.picture or scene.rendering
         context.progress(98, "Writing the files")  # not cancellable from here on, so that all files appear together
@@ -194,7 +194,7 @@ class _ClassifierFactory:
     ) -> None:
         self.request, self.stack, self.labelled, self.device = request, stack, labelled, device
         self.table, self._folder = table, folder
-        self.options = SceneOptions(bands=request.bands, nodata=request.nodata)
+        self.options = RenderOptions(bands=request.bands, nodata=request.nodata)
         self._model: Optional[ClipEncoder] = None
         self._diffclip: Optional[DiffClipClassifier] = None
         self._extractor: Optional[ClipFeatureExtractor] = None
@@ -215,7 +215,7 @@ class _ClassifierFactory:
             return self.colour_raster
         for path in self.stack.paths:
             with contextlib.suppress(ClippanError):
-                Scene(path, self.options, channels=model.channels)
+                Renderer(path, self.options, channels=model.channels)
                 return path
         return self.stack.paths[0]  # opening it raises the error that the user gets
 
@@ -273,7 +273,7 @@ class _ClassifierFactory:
             path = self._raster_for(model)
             threads = self.request.threads
             self._extractor = ClipFeatureExtractor(self.stack, self.options, path, model, threads, self._folder)
-            self.picture = Scene(path, self.options, channels=model.channels).rendering
+            self.picture = Renderer(path, self.options, channels=model.channels).rendering
         if self._extracted_all is None or for_tiles > self._extracted_all:
             self._extractor.extract(None if for_tiles else self.labelled, context.subrange(5, 100))
             self._extracted_all = for_tiles

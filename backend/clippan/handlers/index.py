@@ -25,10 +25,10 @@ from clippan.raster import source as sources
 from clippan.raster.files import refuse_overwriting
 from clippan.raster.grid import Grid
 from clippan.raster.products import find_images
-from clippan.raster.scene import (
+from clippan.raster.rendering import (
     MIN_VALID_SHARE,
-    Scene,
-    SceneOptions,
+    Renderer,
+    RenderOptions,
     TilePlan,
     antimeridian_notes,
     empty_images,
@@ -50,7 +50,7 @@ class _RasterTask:
     """A raster that has tiles to be made: how it is read, and where they lie."""
 
     raster: IndexedRaster
-    options: SceneOptions
+    options: RenderOptions
     plan: TilePlan
     corners: _TileOutlines
 
@@ -82,7 +82,7 @@ def run(request: IndexRequest, context: Context) -> IndexResult:
     refuse_overwriting(request.outputs, paths)
     model = load_encoder(request.model, request.device, context.subrange(0, 3))
     set_threads(request.threads)
-    options = SceneOptions(**{item.name: getattr(request, item.name) for item in fields(SceneOptions)})
+    options = RenderOptions(**{item.name: getattr(request, item.name) for item in fields(RenderOptions)})
     about = IndexInfo(model.spec.id, model.spec.label, model.sha256, model.width, model.pixels, "")
     counts = _Counts(failed=failed)
     for sentence in antimeridian_notes(request.extent):
@@ -130,7 +130,7 @@ def run(request: IndexRequest, context: Context) -> IndexResult:
 def _plan_rasters(
     request: IndexRequest,
     paths: Sequence[str],
-    options: SceneOptions,
+    options: RenderOptions,
     model: ClipEncoder,
     index: Any,
     counts: _Counts,
@@ -140,7 +140,7 @@ def _plan_rasters(
     unchanged."""
     shared = is_database(request.output)
     # A raster may be there several times, for several extents.
-    known = {(raster.path, SceneOptions.of(raster.look).extent_and_crs): raster for raster in index.rasters.values()}
+    known = {(raster.path, RenderOptions.of(raster.look).extent_and_crs): raster for raster in index.rasters.values()}
     by_files = {(raster.fingerprint, raster.look): raster for raster in index.rasters.values() if raster.fingerprint}
     found: list[tuple[IndexedRaster, Grid, TilePlan]] = []
     stale: set[int] = set()
@@ -148,9 +148,9 @@ def _plan_rasters(
     for position, path in enumerate(paths):
         context.progress(100 * position / len(paths), Message("Examining {name}", name=Path(path).name[:80]))
         try:
-            scene = Scene(path, options)
+            scene = Renderer(path, options)
             # For people it stays in natural colours. Of a model with channels this tells which bands are not there.
-            seen = Scene(path, options, channels=model.channels) if model.channels else scene
+            seen = Renderer(path, options, channels=model.channels) if model.channels else scene
             own = replace(options, bands=scene.bands)
             fingerprint = scene.fingerprint()
             before = known.get((path, options.extent_and_crs))
@@ -204,7 +204,7 @@ def _plan_rasters(
     rasters = index.put_rasters([raster for raster, _, _ in found])
     counts.planned = sum(raster.planned - raster.done for raster in rasters)
     work = [
-        _RasterTask(raster, SceneOptions.of(raster.look), plan, _TileOutlines(grid, index.about.crs))
+        _RasterTask(raster, RenderOptions.of(raster.look), plan, _TileOutlines(grid, index.about.crs))
         for raster, (_, grid, plan) in zip(rasters, found)
     ]
     return work, unchanged
@@ -367,9 +367,9 @@ class _TileReader:
                 problems[item.raster.id] = str(error)
         return pictures, valid, problems
 
-    def _scene(self, item: _RasterTask) -> Scene:
+    def _scene(self, item: _RasterTask) -> Renderer:
         known = getattr(self._local, "scene", None)
         if known is None or known[0] != item.raster.id:
-            known = (item.raster.id, Scene(item.raster.path, item.options, item.raster.stretch, self._channels))
+            known = (item.raster.id, Renderer(item.raster.path, item.options, item.raster.stretch, self._channels))
             self._local.scene = known
         return known[1]

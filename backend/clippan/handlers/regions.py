@@ -21,7 +21,7 @@ from clippan.core.outputs import Outputs, write_error
 from clippan.jobs.rendering import band_choice_sentences, rendering_hints
 from clippan.jobs.train_clip import ImageFormat, RegionsRequest, RegionsResult
 from clippan.learn.clip.region_labels import RegionLabels, open_labels
-from clippan.raster.scene import MIN_VALID_SHARE, Scene, SceneOptions
+from clippan.raster.rendering import MIN_VALID_SHARE, Renderer, RenderOptions
 
 TABLE = "regions.json"
 _QUALITY = 95  # of JPEG
@@ -34,7 +34,7 @@ def run(request: RegionsRequest, context: Context) -> RegionsResult:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ClippanError("The folder {path} is not empty; choose a new or an empty folder.", path=output)
     legend = texts.parse_legend(request.legend)
-    options = SceneOptions((request.size,), (), request.overlap, request.bands, request.stretch, request.nodata)
+    options = RenderOptions((request.size,), (), request.overlap, request.bands, request.stretch, request.nodata)
     entries: list[dict] = []
     hints: list[str] = []
     categories: set[str] = set()
@@ -46,7 +46,7 @@ def run(request: RegionsRequest, context: Context) -> RegionsResult:
             (folder / "pictures").mkdir(parents=True)
             count = len(request.rasters)
             for number, (raster, path) in enumerate(zip(request.rasters, request.labels), 1):
-                scene = Scene(raster, options)
+                scene = Renderer(raster, options)
                 renderings.append(scene.rendering)
                 labels = open_labels(path, scene.grid, legend, request.layer, request.field)
                 categories |= labels.categories
@@ -102,7 +102,7 @@ def run(request: RegionsRequest, context: Context) -> RegionsResult:
 
 
 def _write_pictures(
-    request: RegionsRequest, number: int, scene: Scene, labels: RegionLabels, folder: Path, context: Context
+    request: RegionsRequest, number: int, scene: Renderer, labels: RegionLabels, folder: Path, context: Context
 ) -> list[dict]:
     """Writes the tiles of a raster that hold objects; returns their entries of the table."""
     stem = re.sub(r"[^\w-]+", "_", Path(scene.path).stem) or "raster"

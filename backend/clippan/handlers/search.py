@@ -22,9 +22,9 @@ from clippan.core.messages import Message
 from clippan.core.outputs import Outputs
 from clippan.jobs.search import Hit, SearchRequest, SearchResult
 from clippan.raster.files import refuse_overwriting
-from clippan.raster.scene import (
-    Scene,
-    SceneOptions,
+from clippan.raster.rendering import (
+    Renderer,
+    RenderOptions,
     antimeridian_notes,
     extent_boxes,
     is_missing,
@@ -211,7 +211,7 @@ def _search_vectors(index: Any, model: ClipEncoder, request: SearchRequest) -> S
 
 def _read_example(path: str, model: ClipEncoder) -> np.ndarray:
     """The middle of a picture, as a square, (bands, pixels, pixels)."""
-    scene = Scene(path, SceneOptions(), channels=model.channels)
+    scene = Renderer(path, RenderOptions(), channels=model.channels)
     edge = min(scene.grid.width, scene.grid.height)
     window = Window((scene.grid.width - edge) // 2, (scene.grid.height - edge) // 2, edge, edge)
     picture, valid = scene.picture(window, model.pixels)

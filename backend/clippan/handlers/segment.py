@@ -27,7 +27,7 @@ from clippan.jobs.rendering import Rendering, band_choice_sentences, rendering_h
 from clippan.jobs.segment import ClassArea, SegmentRequest, SegmentResult
 from clippan.labels import areas
 from clippan.labels.legend import palette
-from clippan.raster.scene import Scene, SceneOptions, antimeridian_notes
+from clippan.raster.rendering import Renderer, RenderOptions, antimeridian_notes
 from clippan.raster.source import BandInfo
 from clippan.raster.tiles import tiles
 from clippan.raster.writer import BLOCK, Writer
@@ -41,10 +41,10 @@ _LARGEST_TILE = 1024
 def run(request: SegmentRequest, context: Context) -> SegmentResult:
     started = time.monotonic()
     table, model = load_prompts_and_encoder(request, context)
-    options = SceneOptions(
+    options = RenderOptions(
         bands=request.bands, stretch=request.stretch, nodata=request.nodata, extent=request.extent, crs=request.crs
     )
-    scene = Scene(request.raster, options)
+    scene = Renderer(request.raster, options)
     part = scene.extent_window()
     begun = time.monotonic()
     with Outputs() as outputs:

@@ -11,7 +11,7 @@ from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.outputs import write_output
 from clippan.jobs.search import ThumbnailsRequest, ThumbnailsResult
-from clippan.raster.scene import Scene, SceneOptions
+from clippan.raster.rendering import Renderer, RenderOptions
 from clippan.search.backends import open_reader
 
 
@@ -29,7 +29,7 @@ def run(request: ThumbnailsRequest, context: Context) -> ThumbnailsResult:
             raster = index.rasters[tile.raster]
             try:
                 if scene is None or number != tile.raster:
-                    number, scene = tile.raster, Scene(raster.path, SceneOptions.of(raster.look), raster.stretch)
+                    number, scene = tile.raster, Renderer(raster.path, RenderOptions.of(raster.look), raster.stretch)
                 picture, _ = scene.picture(tile.window, request.pixels)
                 _write(target, picture)
             except ClippanError as error:  # the raster was moved, or its disk is not connected

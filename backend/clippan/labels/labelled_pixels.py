@@ -14,7 +14,7 @@ from clippan.core.messages import Message
 from clippan.labels.layers import LabelledLayer, crs_name
 from clippan.raster import source as sources
 from clippan.raster.grid import Grid
-from clippan.raster.scene import Scene
+from clippan.raster.rendering import Renderer
 from clippan.raster.tiles import Window, tiles
 
 _MAX_PER_GROUP = 4000  # pixels of a polygon or block; more of them are alike
@@ -54,7 +54,7 @@ class LabelledPixels:
 
 
 def read_labelled_pixels(
-    path: str, layer: str, field: str, table: PromptTable, scene: Scene, context: Context
+    path: str, layer: str, field: str, table: PromptTable, scene: Renderer, context: Context
 ) -> LabelledPixels:
     """Reads labels.
 
@@ -116,7 +116,7 @@ def read_labelled_pixels(
     return LabelledPixels(rows, columns, classes, groups, window, frozenset(present), tuple(hints), squares)
 
 
-def _valid(rows: np.ndarray, columns: np.ndarray, scene: Scene, context: Context) -> np.ndarray:
+def _valid(rows: np.ndarray, columns: np.ndarray, scene: Renderer, context: Context) -> np.ndarray:
     """Which pixels are not nodata, (n,)."""
     valid = np.zeros(len(rows), bool)
     across = -(-scene.grid.width // _READ)
@@ -149,7 +149,7 @@ def _thinned(rows: np.ndarray, columns: np.ndarray, classes: np.ndarray, number:
     return rows, columns, classes
 
 
-def _read_class_raster(path: str, table: PromptTable, scene: Scene, context: Context) -> list[_Part]:
+def _read_class_raster(path: str, table: PromptTable, scene: Renderer, context: Context) -> list[_Part]:
     dataset = sources.open_dataset(path, Message("raster of classes"))
     if (dataset.RasterXSize, dataset.RasterYSize) != (scene.grid.width, scene.grid.height):
         raise ClippanError(
@@ -188,7 +188,7 @@ def _read_class_raster(path: str, table: PromptTable, scene: Scene, context: Con
 
 
 def _read_features(
-    layer: LabelledLayer, table: PromptTable, scene: Scene, context: Context
+    layer: LabelledLayer, table: PromptTable, scene: Renderer, context: Context
 ) -> tuple[list[_Part], list[int], int]:
     known = {" ".join(word.split()).casefold(): n for n, prompt in enumerate(table.classes, 1) for word in prompt.words}
     known.update({str(number): number for number in range(1, len(table.classes) + 1)})

@@ -13,7 +13,7 @@ from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
 from clippan.core.texts import join_names
 from clippan.raster.grid import Grid
-from clippan.raster.scene import spatial_reference
+from clippan.raster.rendering import spatial_reference
 
 # Columns of a table that hold coordinates.
 _WKT = ("wkt", "geometry", "geom", "the_geom", "wkt_geom")

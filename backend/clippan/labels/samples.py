@@ -18,7 +18,7 @@ from clippan.core.texts import join_names
 from clippan.labels.labelled_pixels import covered_pixels, envelope_corners
 from clippan.labels.layers import LabelledLayer, crs_name
 from clippan.raster.grid import Grid
-from clippan.raster.scene import short_crs, spatial_reference
+from clippan.raster.rendering import short_crs, spatial_reference
 from clippan.raster.tiles import Window, tiles
 
 MAX_PIXELS_PER_CLASS = 500  # for training; more are slow and improve little

@@ -30,7 +30,7 @@ from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
 from clippan.core.outputs import Outputs, exclusive_lock, is_disk_full, write_error
 from clippan.raster.products import exists
-from clippan.raster.scene import SceneOptions, spatial_reference
+from clippan.raster.rendering import RenderOptions, spatial_reference
 from clippan.raster.tiles import Window
 from clippan.raster.writer import close_after_failure, close_dataset
 from clippan.search import similarity
@@ -73,7 +73,7 @@ class IndexedRaster:
 
     Attributes:
         path: file or data source.
-        look: JSON of its ``SceneOptions``, as the column is called.
+        look: JSON of its ``RenderOptions``, as the column is called.
         fingerprint: of its files.
         stretch: values that became black and white.
         date: of acquisition, empty if unknown.
@@ -647,7 +647,7 @@ def _read_info(path: str) -> IndexInfo:
 
 def _raster_from_row(index: str, row: Sequence[Any]) -> IndexedRaster:
     number, path, relative, look, fingerprint, stretch, date, done, planned = row
-    SceneOptions.of(look)  # raises for what is none
+    RenderOptions.of(look)  # raises for what is none
     if not all(isinstance(text or "", str) for text in (path, relative, fingerprint, date)):
         raise TypeError("a path is no text")
     if relative and not exists(path):

@@ -10,7 +10,7 @@ from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.outputs import Outputs
 from clippan.raster.grid import Grid
-from clippan.raster.scene import longitude_period
+from clippan.raster.rendering import longitude_period
 from clippan.raster.source import BandInfo
 from clippan.raster.writer import Writer
 from clippan.search.geopackage import TileFilter

@@ -9,7 +9,7 @@ from osgeo import gdal, ogr
 
 from clippan.core.outputs import Outputs, write_output
 from clippan.jobs.search import Hit
-from clippan.raster.scene import spatial_reference
+from clippan.raster.rendering import spatial_reference
 from clippan.raster.writer import close_after_failure, close_dataset
 from clippan.search.geopackage import IndexInfo, outline_polygon
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from clippan import __version__
 from clippan.core.errors import ClippanError
-from clippan.raster.scene import spatial_reference
+from clippan.raster.rendering import spatial_reference
 from clippan.raster.tiles import Window
 from clippan.search.geopackage import IndexedRaster, IndexedTile, IndexInfo, TileFilter, refuse_other_model
 

@@ -17,7 +17,7 @@ from clippan.core.context import Context
 from clippan.core.outputs import Outputs, write_output
 from clippan.labels.areas import SQUARE_METRES_PER_HECTARE
 from clippan.raster.grid import Grid
-from clippan.raster.scene import PIXEL_GEOTRANSFORM, spatial_reference
+from clippan.raster.rendering import PIXEL_GEOTRANSFORM, spatial_reference
 from clippan.raster.writer import close_after_failure, close_dataset
 from clippan.segmentation import regions
 from clippan.segmentation.outlines import BoundaryLines, BoundaryTracer, Rings, assemble_rings

@@ -21,7 +21,7 @@ from clippan.core.errors import ClippanError, one_line
 from clippan.labels.areas import PixelAreas
 from clippan.raster.coverage import WrittenPixels
 from clippan.raster.grid import Grid
-from clippan.raster.scene import PIXEL_GEOTRANSFORM
+from clippan.raster.rendering import PIXEL_GEOTRANSFORM
 from clippan.raster.source import open_dataset
 
 STRIP = 2**19  # pixels of a strip

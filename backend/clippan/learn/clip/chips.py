@@ -18,7 +18,7 @@ from clippan.jobs.finetune_clip import FinetuneClipRequest
 from clippan.jobs.rendering import Rendering, band_choice_sentences, rendering_hints
 from clippan.labels.samples import read_samples
 from clippan.learn.clip.data import read_images, resized
-from clippan.raster.scene import MIN_VALID_SHARE, Scene, SceneOptions
+from clippan.raster.rendering import MIN_VALID_SHARE, Renderer, RenderOptions
 from clippan.raster.tiles import Window
 
 _CHIPS_PER_EDGE = 2  # chips of one polygon are half an edge apart
@@ -90,8 +90,8 @@ def chips_from_samples(
     Raises:
         ClippanError: the raster or the samples cannot be read or do not overlap, or a class has no data.
     """
-    options = SceneOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
-    scene = Scene(request.data, options, channels=channels)
+    options = RenderOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
+    scene = Renderer(request.data, options, channels=channels)
     samples = read_samples(
         request.samples, request.layer, request.field, scene.grid, request.seed, context.subrange(0, 50)
     )
@@ -126,7 +126,7 @@ def chips_from_samples(
             )
         )
     stretch = scene.stretch
-    open_scene = once_per_thread(lambda: Scene(request.data, options, stretch, channels))
+    open_scene = once_per_thread(lambda: Renderer(request.data, options, stretch, channels))
     for sentence in band_choice_sentences([scene.rendering]):
         context.log(sentence)
     hints += rendering_hints([scene.rendering])

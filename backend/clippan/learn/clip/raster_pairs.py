@@ -27,7 +27,7 @@ from clippan.raster.grid import Grid
 from clippan.raster.nodata import as_pixel_value
 from clippan.raster.products import is_categorical, is_quality
 from clippan.raster.regrid import warp, warp_extent
-from clippan.raster.scene import Scene, SceneOptions, transform_extent
+from clippan.raster.rendering import Renderer, RenderOptions, transform_extent
 from clippan.raster.tiles import Window
 
 _MAX_TRAIN, _MAX_HELD_OUT = 20_000, 2_000  # chips drawn at most
@@ -69,7 +69,7 @@ class RasterPairs:
 
     def __init__(self, request: AlignSensorRequest, folder: Path, context: Context) -> None:
         self._teachers = request.teacher_rasters
-        self._options = SceneOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
+        self._options = RenderOptions(bands=request.bands, stretch=request.stretch, nodata=request.nodata)
         numbers, names, total, self.rgb_bands = _sensor_bands(request)
         self._warped: list[str] = []
         self.hints: list[str] = []
@@ -79,14 +79,14 @@ class RasterPairs:
                 100 * number / len(pairs), Message("Warping {name} to the teacher's grid", name=Path(sensor).name[:80])
             )
             target = str(folder / f"{number}.vrt")
-            grid = Scene(teacher, self._options).own_grid
+            grid = Renderer(teacher, self._options).own_grid
             self.hints += _warp_to_grid(sensor, numbers, grid, request.nodata, target)
             self._warped.append(target)
         training = [path for number, path in enumerate(self._warped, 1) if number not in request.test]
         low, high = _ranges(request, training, names)
         self.channels = Channels(names, low, high, numbers, total)
         self.hints += _shared_land_hints(request)
-        self.renderings = tuple(Scene(path, self._options).rendering for path in self._teachers)
+        self.renderings = tuple(Renderer(path, self._options).rendering for path in self._teachers)
         self._scenes = [once_per_thread(functools.partial(self._open, pair)) for pair in range(len(pairs))]
 
     def chips(self, request: AlignSensorRequest, pixels: int, context: Context) -> tuple[list[Chip], list[Chip]]:
@@ -149,12 +149,12 @@ class RasterPairs:
         """A chip of the sensor's raster, float32 (bands, edge, edge), 0 to 1."""
         return self._scenes[chip.pair]()[1].picture(chip.window, edge)[0]
 
-    def _open(self, pair: int) -> tuple[Scene, Scene]:
-        teacher = Scene(self._teachers[pair], self._options, self.renderings[pair].stretch)
+    def _open(self, pair: int) -> tuple[Renderer, Renderer]:
+        teacher = Renderer(self._teachers[pair], self._options, self.renderings[pair].stretch)
         count = len(self.channels.names)
         # The VRT has only these bands.
         channels = replace(self.channels, numbers=tuple(range(1, count + 1)), total=count)
-        return teacher, Scene(self._warped[pair], SceneOptions(), channels=channels)
+        return teacher, Renderer(self._warped[pair], RenderOptions(), channels=channels)
 
 
 def _sensor_bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[str, ...], int, tuple[int, ...]]:
@@ -190,7 +190,7 @@ def _sensor_bands(request: AlignSensorRequest) -> tuple[tuple[int, ...], tuple[s
         name if name and folded.count(name.casefold()) == 1 else f"band {number}"
         for name, number in zip(described, numbers)
     )
-    shown = [spectral.index(band) + 1 for band in Scene(first, SceneOptions()).bands if band in spectral]
+    shown = [spectral.index(band) + 1 for band in Renderer(first, RenderOptions()).bands if band in spectral]
     rgb_bands = tuple(numbers.index(band) for band in shown) if len(shown) == 3 and set(shown) <= set(numbers) else ()
     return tuple(numbers), names, len(spectral), rgb_bands
 
@@ -209,7 +209,7 @@ def _ranges(
         )
     low, high = [], []
     for number, name in enumerate(names, 1):
-        samples = [Scene(path, SceneOptions(bands=(number,))).sample()[0] for path in warped]
+        samples = [Renderer(path, RenderOptions(bands=(number,))).sample()[0] for path in warped]
         values = np.concatenate(samples).astype(np.float64)
         if not len(values):
             raise ClippanError(

@@ -64,7 +64,7 @@ _DATE_IN_METADATA = re.compile(r"^(\d{4})[-:/]?(\d\d)[-:/]?(\d\d)")
 
 
 @dataclass(frozen=True)
-class SceneOptions:
+class RenderOptions:
     """How a scene is cut into tiles and rendered as pictures.
 
     Attributes:
@@ -97,7 +97,7 @@ class SceneOptions:
         return json.dumps({**asdict(self), "stretch": self.stretch.value}, sort_keys=True)
 
     @classmethod
-    def of(cls, text: str) -> SceneOptions:
+    def of(cls, text: str) -> RenderOptions:
         """From JSON; raises ClippanError or ValueError for other texts."""
         return from_json(cls, json.loads(text))
 
@@ -113,7 +113,7 @@ def is_missing(path: str) -> bool:
     return Path(path).is_absolute() and not path.startswith("/vsi") and not sources.exists(path)
 
 
-class Scene:
+class Renderer:
     """An open raster that renders its windows as pictures. For one thread.
 
     Args:
@@ -136,7 +136,7 @@ class Scene:
     def __init__(
         self,
         path: str,
-        options: SceneOptions,
+        options: RenderOptions,
         stretch: Optional[tuple[tuple[float, float], ...]] = None,
         channels: Optional[Channels] = None,
     ) -> None:
@@ -184,7 +184,7 @@ class Scene:
 
     def rendering_for(self, channels: Optional[Channels]) -> Rendering:
         """The same for a model with these channels; None for natural colours."""
-        return Scene(self.path, self.options, channels=channels).rendering if channels else self.rendering
+        return Renderer(self.path, self.options, channels=channels).rendering if channels else self.rendering
 
     def _choose_bands(self) -> BandChoice:
         dataset = self._dataset
