@@ -55,11 +55,7 @@ def dense_features(network: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def output_stride(network: Any) -> int:
-    """Edge of a cell in pixels of the input picture.
-
-    Raises:
-        ClippanError: the image tower has no dense features.
-    """
+    """Edge of a cell in pixels of the input picture; raises ClippanError if the tower has no dense features."""
     visual = network.visual
     if isinstance(visual, VisionTransformer):
         return int(visual.patch_size[0])

@@ -109,11 +109,7 @@ class ClipEncoder:
     def _batched(
         self, pictures: np.ndarray, compute: Callable[[Tensor], tuple[Tensor, ...]], half: Optional[torch.dtype] = None
     ) -> list[np.ndarray]:
-        """Applies ``compute`` to normalised pictures in batches that fit into memory; on a CPU with the dtype ``half``.
-
-        Raises:
-            ClippanError: the GPU's memory is too small for one picture.
-        """
+        """Applies ``compute`` to normalised pictures in batches that fit into memory; on a CPU with dtype ``half``."""
         parts: list[list[np.ndarray]] = []
         start = 0
         precision = torch.float16 if self.device.type == "cuda" else half

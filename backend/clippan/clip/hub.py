@@ -224,11 +224,7 @@ class _Hub:
         utils.logging.set_verbosity_error()  # its warnings would break up our JSON lines
 
     def metadata(self, revision: str) -> Any:
-        """Commit, size and ETag of the file at a branch or commit.
-
-        Raises:
-            ClippanError: the Hub cannot be reached or refuses the request.
-        """
+        """Commit, size and ETag of the file at a branch or commit."""
         try:
             return self._hub.get_hf_file_metadata(
                 self._url(revision), timeout=_METADATA_SECONDS, library_name="clippan", library_version=__version__
