@@ -33,7 +33,13 @@ LATE_MODULES = {
     "backend/clippan/handlers/doctor.py": {"ctypes"},  # a Python without it has to hear what is wrong
     "clippan_qgis/__init__.py": {".plugin"},  # QGIS wants the package to be light
     "clippan_qgis/paths.py": {"clippan.jobs"},  # once the engine's folder is in sys.path
-    "clippan_qgis/plugin.py": {".gui", ".gui.guide", ".gui.locator", ".gui.options", ".gui.search"},  # needs a window
+    "clippan_qgis/plugin.py": {
+        ".gui",
+        ".gui.highlighter",
+        ".gui.locator",
+        ".gui.options",
+        ".gui.search",
+    },  # needs a window
     "clippan_qgis/gui/models.py": {"processing"},  # a plugin that comes after ours
     "clippan_qgis/gui/options.py": {"processing"},
 }
