@@ -50,32 +50,26 @@ def distributed(device: torch.device) -> Iterator[tuple[torch.device, int, int]]
 
 @contextlib.contextmanager
 def run_folder(folder: Path, recipe: Mapping[str, Any], results: Sequence[str], rank: int = 0) -> Iterator[None]:
-    """Creates the folder of a run, or checks that it holds a run of the same recipe, and locks it for the run.
+    """Creates and locks the folder of a run, or one that holds an interrupted run of the same recipe; rank 0 does all.
 
-    What was created is removed after a failure if the run did not start, because its recipe or data are wrong. The
-    process of rank 0 does all this for the others.
-
-    Args:
-        folder: the folder of the run.
-        recipe: the recipe as JSON values.
-        results: names of files that, like a checkpoint or curves, show that the run did start.
-        rank: rank of this process.
+    A run that fails before it has a checkpoint, curves or one of its ``results`` leaves nothing: its recipe or data are
+    wrong.
 
     Raises:
-        ClippanError: the folder holds a run of another recipe, cannot be written to, or another run holds the lock.
+        ClippanError: the folder holds a run of another recipe, is locked by another run, or cannot be written to.
     """
     if rank:
         yield
         return
     path = folder / RECIPE
-    created = [item for item in (path, folder) if not item.exists()]
+    undo = [remove for item, remove in ((path, path.unlink), (folder, folder.rmdir)) if not item.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists() and json.loads(path.read_text(encoding="utf-8")) != recipe:
             raise ClippanError("{folder} holds a run of another recipe; choose an empty folder.", folder=folder)
         path.write_text(json.dumps(recipe, indent=1), encoding="utf-8")
     except OSError as error:
-        raise write_error(path, error) from error
+        raise write_error("recipe", path, error, "choose another folder") from error
     except ValueError as error:
         raise ClippanError(
             "The folder {folder} cannot be used ({reason}); choose an empty one.", folder=folder, reason=one_line(error)
@@ -84,29 +78,20 @@ def run_folder(folder: Path, recipe: Mapping[str, Any], results: Sequence[str], 
         "Another process is training in {folder}; wait until it is done, or choose another folder.", folder=folder
     )
     try:
-        with exclusive_lock(folder / ".clippan-lock", locked):
+        with exclusive_lock(folder / ".clippan-lock", "folder", locked):
             yield
     except Exception:
-        with contextlib.suppress(OSError):
-            if not any((folder / name).exists() for name in (CHECKPOINT, CURVES, *results)):
-                for item in created:
-                    if item == folder:
-                        item.rmdir()  # fails unless it is empty
-                    else:
-                        item.unlink()
+        if not any((folder / name).exists() for name in (CHECKPOINT, CURVES, *results)):
+            with contextlib.suppress(OSError):  # a folder with other files stays
+                for remove in undo:
+                    remove()
         raise
 
 
 class TrainingLoop:
     """Steps, curves, checkpoints and resumption; subclasses say what a step is and what a checkpoint holds.
 
-    Args:
-        folder: the folder of the run.
-        steps: number of steps of the whole run.
-        rank: rank of this process.
-        context: receives progress; may cancel.
-        log_every: number of steps averaged in a row of the curves.
-        checkpoint_every: number of steps between checkpoints.
+    A row of the curves averages the loss terms of ``log_every`` steps.
 
     Attributes:
         terms: names of all loss terms, where not every step has all of them.
