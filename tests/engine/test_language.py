@@ -277,7 +277,7 @@ def test_stage_one_s_weights_load_in_stage_two(tmp_path: Path) -> None:
         loaded.direction_loss(batch, batch.classical), ClipSupervisor(clip, 4).direction_loss(batch, batch.classical)
     )
     layers = network()
-    total, terms = Objective(LossWeights(language=0.5), supervisor=loaded)(batch, fuse(layers, batch))
+    total, terms = Objective(LossWeights(language=0.5), language=loaded.direction_loss)(batch, fuse(layers, batch))
     total.backward()
     assert torch.allclose(total, 0.5 * terms["language"])
     assert layers[0].weight.grad.abs().max() > 0

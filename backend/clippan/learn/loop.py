@@ -69,7 +69,7 @@ def run_folder(folder: Path, recipe: Mapping[str, Any], results: Sequence[str], 
             raise ClippanError("{folder} holds a run of another recipe; choose an empty folder.", folder=folder)
         path.write_text(json.dumps(recipe, indent=1), encoding="utf-8")
     except OSError as error:
-        raise write_error("recipe", path, error, "choose another folder") from error
+        raise write_error(path, error) from error
     except ValueError as error:
         raise ClippanError(
             "The folder {folder} cannot be used ({reason}); choose an empty one.", folder=folder, reason=one_line(error)
@@ -78,7 +78,7 @@ def run_folder(folder: Path, recipe: Mapping[str, Any], results: Sequence[str], 
         "Another process is training in {folder}; wait until it is done, or choose another folder.", folder=folder
     )
     try:
-        with exclusive_lock(folder / ".clippan-lock", "folder", locked):
+        with exclusive_lock(folder / ".clippan-lock", locked):
             yield
     except Exception:
         if not any((folder / name).exists() for name in (CHECKPOINT, CURVES, *results)):

@@ -35,10 +35,8 @@ def optimiser_step(network: nn.Module, optimiser: torch.optim.Optimizer, schedul
 def running_average(network: nn.Module, decay: float, warmup: int = 0) -> AveragedModel:
     """An exponential moving average of a network's weights, starting from the current ones.
 
-    Args:
-        network: the network that will be trained.
-        decay: share of the past in each update.
-        warmup: after n updates the share is at most n / (n + warmup), so that the initial weights soon fade.
+    The share of the past in the n-th update is ``decay``, but at most n / (n + ``warmup``), so that the initial weights
+    soon fade.
     """
 
     def update(averages: PARAM_LIST, weights: PARAM_LIST, count: Union[Tensor, int]) -> None:

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import torch
 from safetensors import safe_open
@@ -37,8 +36,7 @@ _SOFT_LENGTH = 0.05  # length of a transition below which its direction counts l
 _KIND = "CLIPPan stage I, version 1"
 
 
-@dataclass(frozen=True)
-class Prompts:
+class Prompts(NamedTuple):
     """The texts that describe the three kinds of image."""
 
     ms: str
@@ -64,16 +62,9 @@ class FrozenCLIP(nn.Module):
     """A CLIP with frozen parameters, through which gradients flow to the picture.
 
     Args:
-        loaded: the loaded model.
-        name: its id or path.
+        name: id or path of the model.
         sha256: checksum of its weights.
-
-    Attributes:
-        embedding_dim: dimension of the embeddings.
     """
-
-    _mean: Tensor
-    _std: Tensor
 
     def __init__(self, loaded: load.LoadedModel, name: str, sha256: str) -> None:
         super().__init__()
@@ -81,12 +72,10 @@ class FrozenCLIP(nn.Module):
         self.image_size = loaded.preprocessing.pixels
         self._network, self._tokenizer = loaded.network.requires_grad_(False), loaded.tokenizer
         device = next(loaded.network.parameters()).device
-        mean, std = (
-            torch.tensor(values, device=device) for values in (loaded.preprocessing.mean, loaded.preprocessing.std)
+        self._mean, self._std = (
+            torch.tensor(values, device=device)[:, None, None]
+            for values in (loaded.preprocessing.mean, loaded.preprocessing.std)
         )
-        self.register_buffer("_mean", mean[:, None, None], persistent=False)
-        self.register_buffer("_std", std[:, None, None], persistent=False)
-        self.embedding_dim = self.encode_texts(["a"]).shape[1]
         self.eval()
 
     def train(self, mode: bool = True) -> FrozenCLIP:
@@ -125,11 +114,7 @@ def load_frozen_clip(name: str, device: torch.device, context: Context) -> Froze
 class BandReducer(nn.Module):
     """Reduces all bands to three colours: 1×1, 3×3 and 1×1 convolutions in parallel with one of 1×1.
 
-    Initially the result is the red, green and blue bands.
-
-    Args:
-        bands: number of bands.
-        rgb_bands: the red, green and blue bands, counted from 0; by default their usual positions.
+    Initially the result is the red, green and blue bands: ``rgb_bands``, counted from 0, or their usual positions.
     """
 
     def __init__(self, bands: int, rgb_bands: Optional[Sequence[int]] = None) -> None:
@@ -155,13 +140,7 @@ class BandReducer(nn.Module):
 
 
 class Adapter(nn.Module):
-    """A bottleneck without biases, mixed with the embedding that it adapts.
-
-    Args:
-        inputs: dimension of the input, four times that of the bottleneck.
-        width: dimension of the output.
-        mix: share of the bottleneck in the output.
-    """
+    """A bottleneck without biases, whose share ``mix`` is mixed with the embedding that it adapts."""
 
     def __init__(self, inputs: int, width: int, mix: float) -> None:
         super().__init__()
@@ -218,27 +197,18 @@ class ClipSupervisor(nn.Module):
     """A frozen CLIP with a band reducer and adapters, which stage I trains.
 
     Args:
-        clip: the frozen CLIP.
         bands: number of MS bands.
         rgb_bands: as in ``BandReducer``.
-        prompts: texts for the three kinds of image.
     """
 
-    _texts: Tensor
-
     def __init__(
-        self,
-        clip: FrozenCLIP,
-        bands: int,
-        rgb_bands: Optional[Sequence[int]] = None,
-        prompts: Prompts = WALD,
+        self, clip: FrozenCLIP, bands: int, rgb_bands: Optional[Sequence[int]] = None, prompts: Prompts = WALD
     ) -> None:
         super().__init__()
         self.clip, self.bands, self.prompts = clip, bands, prompts
-        texts = clip.encode_texts([prompts.ms, prompts.pan, prompts.fused])
-        self.reducer = BandReducer(bands, rgb_bands).to(texts.device)
-        self.adapters = ClipAdapters(clip.embedding_dim).to(texts.device)
-        self.register_buffer("_texts", texts, persistent=False)
+        self._texts = clip.encode_texts(list(prompts))
+        self.reducer = BandReducer(bands, rgb_bands).to(self._texts.device)
+        self.adapters = ClipAdapters(self._texts.shape[1]).to(self._texts.device)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that stage I trains."""
@@ -329,13 +299,10 @@ class ClipSupervisor(nn.Module):
             "clip": self.clip.name,
             "sha256": self.clip.sha256,
             "bands": str(self.bands),
-            "prompts": json.dumps([self.prompts.ms, self.prompts.pan, self.prompts.fused]),
+            "prompts": json.dumps(self.prompts),
         }
-        write(
-            path,
-            {name: value.contiguous() for name, value in self._trained_weights().items()},
-            metadata,
-        )
+        weights = {name: value.contiguous() for name, value in self._trained_weights().items()}
+        write(path, weights, metadata)
 
     @classmethod
     def load(cls, path: Path, clip: FrozenCLIP, bands: int) -> ClipSupervisor:
@@ -376,9 +343,7 @@ class ClipSupervisor(nn.Module):
             )
         supervisor = cls(clip, bands, prompts=Prompts(*json.loads(metadata["prompts"])))
         trained = supervisor._trained_weights()
-        if {name: value.shape for name, value in weights.items()} != {
-            name: value.shape for name, value in trained.items()
-        }:
+        if weights.keys() != trained.keys() or any(weights[name].shape != trained[name].shape for name in trained):
             raise ClippanError("The weights in {path} are not those of an adapted CLIP; run stage I again.", path=path)
         with torch.no_grad():
             for name, value in trained.items():

@@ -11,7 +11,7 @@ below the value of any real block. Half precision is too coarse: call these outs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +30,6 @@ _TEXTURE_BLOCK = 16  # pixels
 _MIN_DETAIL_SLOPE = 0.8  # least share of the classical result's details that should remain everywhere
 _RIDGE = 1e-3  # on the variance 1 of standardised bands, which are strongly correlated
 _TINY = 1e-20  # keeps 0 / 0 away where a block is zero throughout
-
-
-# Structural similarity
 
 
 def ssim(a: Tensor, b: Tensor, span: float = SPAN) -> Tensor:
@@ -65,9 +62,6 @@ def mse_ssim_loss(a: Tensor, b: Tensor) -> Tensor:
     SSIM needs positive values: the mean ± 4 standard deviations become 0 to ``SPAN``.
     """
     return nn.functional.mse_loss(a, b) + 1 - ssim(a + SPAN / 2, b + SPAN / 2).mean()
-
-
-# Blocks: UQI and Q2n
 
 
 def _blocks(stack: Tensor, size: int) -> Tensor:
@@ -155,29 +149,21 @@ def _smooth_norm(vectors: Tensor) -> Tensor:
     return (vectors.square().sum(dim=-1) + 1e-12).sqrt()
 
 
-def _scene_means(values: Tensor, scenes: Optional[Tensor]) -> Tensor:
-    """Means over the patches of each scene (scenes, …), or the patches' own values without ``scenes``."""
-    if scenes is None:
-        return values
+def _scene_means(values: Tensor, scenes: Tensor) -> Tensor:
+    """Means over the patches of each scene (scenes, …)."""
     _, index, counts = torch.unique(scenes, return_inverse=True, return_counts=True)
     total = values.new_zeros(len(counts), *values.shape[1:]).index_add(0, index, values)
     return total / counts.to(values.dtype).reshape(-1, *[1] * (values.dim() - 1))
 
 
-# Distortions
-
-
-def d_s(batch: PatchBatch, fused: Tensor, pooled: bool = False) -> Tensor:
+def d_s(batch: PatchBatch, fused: Tensor) -> Tensor:
     """D_s: mean over bands of |UQI(fused, PAN) − UQI(MS, PAN on MS's grid)|, a scalar, 0 (best) to 2.
 
     Alparone et al. 2008, on blocks of 32 pixels and of at least 4 MS samples that cover the same ground. ``batch.ms``
-    ends before the patch does, so both UQI are averaged before they are compared.
-
-    Args:
-        pooled: whether to average over all patches of a scene first, as the exact figure does. A single patch has a
-            difference even where the scene has none.
+    ends before the patch does, so both UQI are averaged before they are compared; over all patches of a scene, as in
+    the exact figure, because a single patch has a difference even where the scene has none.
     """
-    return _scene_means(uqi_difference(batch, fused), batch.scenes if pooled else None).abs().mean()
+    return _scene_means(uqi_difference(batch, fused), batch.scenes).abs().mean()
 
 
 def uqi_difference(batch: PatchBatch, fused: Tensor) -> Tensor:
@@ -216,23 +202,23 @@ def khan_d_lambda_pan_grid(batch: PatchBatch, fused: Tensor, gains: Sequence[flo
     return 1 - block_q2n(batch.destandardise(filtered), batch.destandardise(batch.up[..., inside, inside])).mean()
 
 
-def alparone_d_lambda(batch: PatchBatch, fused: Tensor, pooled: bool = False) -> Tensor:
+def alparone_d_lambda(batch: PatchBatch, fused: Tensor) -> Tensor:
     """Alparone's D_λ: mean over pairs of bands of |UQI in fused − UQI in MS|, a scalar, 0 (best) to 2."""
-    return _qnr_distortions(batch, fused, pooled)[0]
+    return _qnr_distortions(batch, fused)[0]
 
 
-def qnr_loss(batch: PatchBatch, fused: Tensor, pooled: bool = False) -> Tensor:
+def qnr_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
     """L_QNR of CLIPPan: 1 − (1 − D_λ)(1 − D_s) with Alparone's D_λ; 0 is best."""
-    spectral, spatial = _qnr_distortions(batch, fused, pooled)
+    spectral, spatial = _qnr_distortions(batch, fused)
     return 1 - (1 - spectral) * (1 - spatial)
 
 
-def _qnr_distortions(batch: PatchBatch, fused: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
+def _qnr_distortions(batch: PatchBatch, fused: Tensor) -> tuple[Tensor, Tensor]:
     """D_λ and D_s."""
     high = uqi_matrix(torch.cat([batch.destandardise(fused), batch.destandardise_pan(batch.pan)], dim=1))
     low_stack = torch.cat([batch.destandardise(batch.ms), batch.destandardise_pan(batch.pan_low)], dim=1)
     low = uqi_matrix(low_stack, ms_block_size(batch.ratio))
-    difference = _scene_means(high - low, batch.scenes if pooled else None).abs()
+    difference = _scene_means(high - low, batch.scenes).abs()
     bands = fused.shape[1]
     row, column = torch.triu_indices(bands, bands, offset=1, device=fused.device)
     # One band has no spectrum to distort.
@@ -240,13 +226,13 @@ def _qnr_distortions(batch: PatchBatch, fused: Tensor, pooled: bool) -> tuple[Te
     return spectral, difference[:, :-1, -1].mean()
 
 
-def detail_correlation(fused: Tensor, pan: Tensor, scenes: Optional[Tensor] = None) -> Tensor:
+def detail_correlation(fused: Tensor, pan: Tensor, scenes: Tensor) -> Tensor:
     """Mean Pearson correlation of the bands' 3×3 Laplacian with that of PAN (Zhou et al. 1998), −1 to 1 (best).
 
     Args:
         fused, pan: standardised (n, c, H, W) and (n, 1, H, W).
-        scenes: scene of each patch (n,): computes one coefficient over all patches of a scene instead of one per patch,
-            as the exact figure does, so that the noise of flat patches counts less.
+        scenes: scene of each patch (n,), all of whose patches have one coefficient, as in the exact figure, so that the
+            noise of flat patches counts less.
     """
     one, other = laplacian(fused), laplacian(pan)
     one, other = (details - details.mean(dim=(-2, -1), keepdim=True) for details in (one, other))
@@ -272,34 +258,15 @@ def texture_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
     return (1 - correlation + (_MIN_DETAIL_SLOPE - cross / reference).clamp(min=0)).mean()
 
 
-# CLIPPan's terms without language
-
-
 def spectral_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
     """L_spec of CLIPPan: MSE + (1 − SSIM) between the degraded fused bands and MS; 0 is best."""
     return mse_ssim_loss(batch.degrade(fused), batch.ms)
 
 
-class LearnedSpatialLoss(nn.Module):
+def spatial_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
     """L_spat of CLIPPan: MSE + (1 − SSIM) between φ(fused) and PAN, where φ is a weighted sum of the bands; 0 is best.
 
-    The weights of φ are learned with the network, for one sensor: give ``parameters()`` to the optimiser.
-    """
-
-    def __init__(self, bands: int) -> None:
-        super().__init__()
-        self.mix = nn.Conv2d(bands, 1, 1)
-        nn.init.constant_(self.mix.weight, 1 / bands)
-        nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
-
-    def forward(self, batch: PatchBatch, fused: Tensor) -> Tensor:
-        return mse_ssim_loss(self.mix(fused), batch.pan)
-
-
-def spatial_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
-    """L_spat with φ fitted by least squares between MS and PAN at the MS samples, for any sensor and number of bands.
-
-    Each scene of the batch has its own φ.
+    φ is fitted to MS and PAN at the MS samples of each scene by least squares, for any sensor and number of bands.
     """
     weights = _pan_regression(batch)
     return mse_ssim_loss((fused * weights[:, :-1]).sum(dim=1, keepdim=True) + weights[:, -1:], batch.pan)
@@ -317,12 +284,11 @@ def _pan_regression(batch: PatchBatch) -> Tensor:
     return torch.linalg.solve(products[:, :-1] + ridge, products[:, -1])[index][:, :, None, None]
 
 
-def pseudo_label_loss(fused: Tensor, teacher: Tensor) -> Tensor:
+def pseudo_label_loss(batch: PatchBatch, fused: Tensor, teacher: Callable[..., Tensor]) -> Tensor:
     """L_ship of CLIPPan: mean |fused − output of a frozen network for the same patches|; 0 is best."""
-    return nn.functional.l1_loss(fused, teacher)
-
-
-# With a reference
+    with torch.no_grad():
+        label = teacher(*batch.inputs)
+    return nn.functional.l1_loss(fused, label)
 
 
 def supervised_loss(batch: PatchBatch, fused: Tensor) -> Tensor:

@@ -173,14 +173,6 @@ def read_recipe(path: Path) -> Recipe:
         raise ClippanError(
             "The learning rate must be above 0, and the warm-up must not be negative; correct rate and warmup."
         )
-    for kind in (recipe.truth, recipe.scene):
-        for name, weight in kind.used.items():
-            if not 0 < weight < math.inf:
-                raise ClippanError(
-                    "The loss {name} has the weight {weight}; a weight must be a finite number from 0 up.",
-                    name=name,
-                    weight=weight,
-                )
     if not 0 <= recipe.average < 1:
         raise ClippanError("The running average must keep a share of the past from 0 to below 1; correct average.")
     if min(recipe.augment.ratios, default=0) < 1 or min(recipe.augment.bands, default=0) < 1:

@@ -23,7 +23,6 @@ class BatchSampler:
     """Batches of patches, as a recipe asks for them.
 
     Args:
-        recipe: the recipe.
         pairs: scenes at full resolution.
         pictures: sampling weight and scenes of each source of pictures.
         bands: number of bands of the network; None for any.

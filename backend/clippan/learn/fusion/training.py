@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +21,9 @@ from clippan.core.context import Context
 from clippan.core.messages import Message
 from clippan.fusion import model, networks
 from clippan.fusion.model import FusionModel
-from clippan.learn.fusion import clip_supervision
+from clippan.learn.fusion import clip_supervision, losses
 from clippan.learn.fusion.batch import PatchBatch
-from clippan.learn.fusion.objective import Objective
+from clippan.learn.fusion.objective import Objective, Term
 from clippan.learn.fusion.recipe import Recipe
 from clippan.learn.fusion.sampler import BatchSampler
 from clippan.learn.loop import TrainingLoop
@@ -36,23 +37,17 @@ MODEL, STAGE_ONE = "model.safetensors", "stage_one.safetensors"
 class StepLoss(nn.Module):
     """The loss of a step as a module, so that DistributedDataParallel sees a single forward pass."""
 
-    def __init__(
-        self, network: nn.Module, truth: Optional[Objective], scene: Optional[Objective], bfloat16: bool
-    ) -> None:
+    def __init__(self, network: nn.Module, objectives: Mapping[str, Objective], bfloat16: bool) -> None:
         super().__init__()
-        self.network = network
-        self._objectives = {"truth": truth, "scene": scene}
-        self._bfloat16 = bfloat16
+        self.network, self._objectives, self._bfloat16 = network, objectives, bfloat16
 
     def forward(self, batches: Mapping[str, PatchBatch]) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss of the batches ``truth`` and ``scene``, and each term by name."""
         total, terms = None, {}
         for kind, batch in batches.items():
-            objective = self._objectives[kind]
-            assert objective is not None
             with torch.autocast(batch.up.device.type, torch.bfloat16, enabled=self._bfloat16):
                 fused = self.network(*batch.inputs)
-            loss, parts = objective(batch, fused)
+            loss, parts = self._objectives[kind](batch, fused)
             total = loss if total is None else total + loss
             terms.update({f"{kind}.{name}": value for name, value in parts.items()})
         assert total is not None
@@ -60,16 +55,7 @@ class StepLoss(nn.Module):
 
 
 class FusionTraining(TrainingLoop):
-    """Training of a network from a recipe; resumes from the folder's checkpoint.
-
-    Args:
-        recipe: the recipe.
-        sampler: source of the batches.
-        device: where to compute.
-        folder: the folder of the run.
-        rank, count: rank of this process, and number of processes.
-        context: receives progress; may cancel.
-    """
+    """Training of a network from a recipe by the process ``rank`` of ``count``; resumes from a checkpoint."""
 
     def __init__(
         self,
@@ -88,14 +74,14 @@ class FusionTraining(TrainingLoop):
         self._average = running_average(self.network, recipe.average, warmup=19)
         self._optimiser = torch.optim.AdamW(self.network.parameters(), lr=recipe.rate, weight_decay=1e-4)
         self._scheduler = warmup_cosine(self._optimiser, recipe.steps, recipe.warmup)
-        teacher = model.load(recipe.teacher, device).network if recipe.teacher else None
         self._kinds = [kind for kind in ("truth", "scene") if getattr(recipe, kind).used]
-        supervisor = self._supervisor() if recipe.scene.language else None
-        truth, scene = (
-            Objective(weights, teacher=teacher, supervisor=supervisor, pooled=True) if weights.used else None
-            for weights in (recipe.truth, recipe.scene)
-        )
-        self._step: nn.Module = StepLoss(self.network, truth, scene, recipe.precision == "bfloat16")
+        terms: dict[str, Term] = {}
+        if recipe.teacher:
+            terms["pseudo"] = partial(losses.pseudo_label_loss, teacher=model.load(recipe.teacher, device).network)
+        if recipe.scene.language:
+            terms["language"] = self._supervisor().direction_loss
+        objectives = {kind: Objective(getattr(recipe, kind), **terms) for kind in self._kinds}
+        self._step: nn.Module = StepLoss(self.network, objectives, recipe.precision == "bfloat16")
         if count > 1:
             self._step = nn.parallel.DistributedDataParallel(self._step)
         self.resume(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import numpy as np
@@ -48,7 +48,7 @@ class TrainingScene:
     """Training and validation data of one scene.
 
     Attributes:
-        windows_at_full: training windows at full resolution.
+        windows: training windows at full resolution.
         references: training windows at reduced resolution.
         size, reduced_size: edges of their patches in pixels.
         ratio: MS over PAN pixel size.
@@ -57,7 +57,7 @@ class TrainingScene:
         pixels: number of PAN pixels in all windows.
     """
 
-    windows_at_full: Sequence[CachedWindow]
+    windows: Sequence[CachedWindow]
     references: Sequence[ReferenceScene]
     size: int
     reduced_size: int
@@ -97,15 +97,18 @@ class TrainingScene:
             context.progress(60 + 40 * number / len(windows), "Reading the scene")
             pairs.append(reading.read_window(pair, window, gains, sensor.mtf_pan))
             pairs[-1].moments = moments  # of the whole scene, as in Pansharpen
-        held_out = [] if whole or len(pairs) < _VALIDATION_EVERY else pairs[_VALIDATION_EVERY - 1 :: _VALIDATION_EVERY]
-        training = [item for item in pairs if not any(item is other for other in held_out)]
+        last = _VALIDATION_EVERY - 1
+        held_out = [] if whole else pairs[last::_VALIDATION_EVERY]
+        training = [item for number, item in enumerate(pairs) if whole or number % _VALIDATION_EVERY != last]
         ratio = math.sqrt(pair.x.ratio * pair.y.ratio)
         references = [item.reduced_reference(sensor.mtf_pan) for item in training]
-        size, windows_at_full = _patch_sources(training)
+        for size in _PATCH_SIZES:
+            if cached := [window for item in training if (window := CachedWindow.of(item, size))]:
+                break
         reduced_size = next(
             (size for size in _REDUCED_PATCH_SIZES if any(reference.fits(size) for reference in references)), 0
         )
-        if not size or not reduced_size:
+        if not cached or not reduced_size:
             raise ClippanError(
                 "No block of {size} × {size} panchromatic pixels, or of {reduced_size} × {reduced_size} multispectral "
                 "ones, is completely valid, so there is too little to learn from; choose a larger area, or pansharpen "
@@ -114,10 +117,9 @@ class TrainingScene:
                 reduced_size=_REDUCED_PATCH_SIZES[-1],
             )
         validation = [ValidationWindow.of(item, device, trust) for item in held_out or training]
-        held_out_references = [item.reduced_reference(sensor.mtf_pan) for item in held_out] or references
         reduced_validation = [
             ValidationWindow.of(reference.reduced_pair(ratio, sensor.mtf_pan), device, trust, reference)
-            for reference in held_out_references
+            for reference in [item.reduced_reference(sensor.mtf_pan) for item in held_out] or references
         ]
         context.log(
             "Training and validation use the whole scene."
@@ -129,30 +131,24 @@ class TrainingScene:
             )
         )
         pixels = sum(item.pan.size for item in pairs)
-        return cls(
-            windows_at_full, references, size, reduced_size, ratio, tuple(gains), validation, reduced_validation, pixels
-        )
+        return cls(cached, references, size, reduced_size, ratio, tuple(gains), validation, reduced_validation, pixels)
 
     def full_batch(self, rng: np.random.Generator) -> PatchBatch:
         """Patches at full resolution."""
-        patches = [
-            self.windows_at_full[int(rng.integers(len(self.windows_at_full)))].patch(rng, self.size)
-            for _ in range(_BATCH_SIZE)
-        ]
+        windows = self.windows
+        patches = [windows[int(rng.integers(len(windows)))].patch(rng, self.size) for _ in range(_BATCH_SIZE)]
         return collate(patches, [0] * len(patches), self.ratio)
 
     def reduced_batch(self, rng: np.random.Generator) -> PatchBatch:
         """Patches at reduced resolution, with their reference."""
-        count = len(self.references[0].bands)
-        mixture, gains = BandMixture.selection(range(count), count), self.references[0].mtf_gains
+        count = len(self.gains)
+        mixture, shifts = BandMixture.selection(range(count), count), np.zeros((count, 2))
         phases = np.floor(rng.uniform(0, self.ratio, 2))
         usable = [reference for reference in self.references if min(reference.pan.shape) >= self.reduced_size]
         patches: list[Patch] = []
         while len(patches) < _BATCH_SIZE:
             reference = usable[rng.integers(len(usable))]
-            patch = reference.patch(
-                rng, self.reduced_size, self.ratio, phases, gains, gains, np.zeros((count, 2)), mixture
-            )
+            patch = reference.patch(rng, self.reduced_size, self.ratio, phases, self.gains, self.gains, shifts, mixture)
             patches += [patch] if patch is not None else []
         return collate(patches, range(len(patches)), self.ratio)
 
@@ -186,18 +182,15 @@ class CachedWindow:
         pixel_rows, pixel_columns = slice(row, row + size), slice(column, column + size)
         rows, columns = _samples_within(self.supports[0], pixel_rows), _samples_within(self.supports[1], pixel_columns)
         whole = self.whole
-        up, pan, low = (image[:, pixel_rows, pixel_columns] for image in (whole.up, whole.pan, whole.low))
-        ms, pan_low = (image[:, rows, columns] for image in (whole.ms, whole.pan_low))
-        return Patch(
-            up,
-            pan,
-            low,
-            ms,
-            pan_low,
-            whole.row_filters[:, rows, pixel_rows],
-            whole.column_filters[:, columns, pixel_columns],
-            whole.moments,
-            None,
+        return replace(
+            whole,
+            up=whole.up[:, pixel_rows, pixel_columns],
+            pan=whole.pan[:, pixel_rows, pixel_columns],
+            low=whole.low[:, pixel_rows, pixel_columns],
+            ms=whole.ms[:, rows, columns],
+            pan_low=whole.pan_low[:, rows, columns],
+            row_filters=whole.row_filters[:, rows, pixel_rows],
+            column_filters=whole.column_filters[:, columns, pixel_columns],
         )
 
 
@@ -213,15 +206,6 @@ def _samples_within(supports: np.ndarray, pixels: slice) -> slice:
         return slice(int(chosen[0]), int(chosen[-1]) + 1)
     nearest = int(np.abs(supports.mean(axis=1) - (pixels.start + pixels.stop - 1) / 2).argmin())
     return slice(nearest, nearest + 1)
-
-
-def _patch_sources(pairs: Sequence[ScenePair]) -> tuple[int, list[CachedWindow]]:
-    """The largest patch size that fits in a window, 0 if none does, and the windows with such patches."""
-    for size in _PATCH_SIZES:
-        windows_at_full = [source for pair in pairs if (source := CachedWindow.of(pair, size)) is not None]
-        if windows_at_full:
-            return size, windows_at_full
-    return 0, []
 
 
 def _moments(statistics: SceneStatistics, mtf_of_band: Sequence[int]) -> BandMoments:

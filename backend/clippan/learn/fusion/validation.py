@@ -28,15 +28,7 @@ def validate(
     ratio: float,
     context: Context,
 ) -> dict[str, float]:
-    """The figures in ``ADAPTATION_FIGURES``, by name.
-
-    Args:
-        network: a network as in ``networks``.
-        full: windows at full resolution.
-        reduced: windows at reduced resolution, with their reference.
-        ratio: MS over PAN pixel size.
-        context: may cancel.
-    """
+    """The figures in ``ADAPTATION_FIGURES`` by name, on windows at full and at reduced resolution."""
     figures = FullResolutionMetrics(ratio)
     for window in full:
         context.raise_if_cancelled()
