@@ -254,15 +254,6 @@ def test_intra_brings_patches_of_a_scene_together() -> None:
     assert torch.equal(same["intra"], supervisor.adapter_losses(batch)["intra"])
 
 
-def test_stage_one_takes_another_stand_in() -> None:
-    supervisor, batch = ClipSupervisor(tiny(), 4), make()
-    other = supervisor.adapter_losses(batch, hrms=batch.up)
-    assert not torch.equal(other["inter"], supervisor.adapter_losses(batch)["inter"])
-    assert torch.equal(
-        supervisor.adapter_losses(batch, batch.classical)["inter"], supervisor.adapter_losses(batch)["inter"]
-    )
-
-
 def test_stage_one_s_weights_load_in_stage_two(tmp_path: Path) -> None:
     clip, batch, path = tiny(), make(), tmp_path / "stage-one.safetensors"
     taught = ClipSupervisor(clip, 4, prompts=clip_supervision.KHAN)

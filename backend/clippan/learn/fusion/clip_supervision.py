@@ -167,7 +167,6 @@ class EncoderAdapters(nn.Module):
         return self._ms(embeddings, embeddings)
 
     def pan(self, embeddings: Tensor) -> Tensor:
-        """Adapted embeddings of PAN."""
         return self._pan(embeddings, embeddings)
 
     def fuse(self, ms: Tensor, pan: Tensor) -> Tensor:
@@ -211,7 +210,6 @@ class ClipSupervisor(nn.Module):
         self.adapters = ClipAdapters(self._texts.shape[1]).to(self._texts.device)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """The parameters that stage I trains."""
         return [*self.reducer.parameters(), *self.adapters.parameters()]
 
     def freeze(self) -> ClipSupervisor:
@@ -224,18 +222,15 @@ class ClipSupervisor(nn.Module):
         ms, pan, fused = self._texts.split(1)
         return torch.cat([self.adapters.text.ms(ms), self.adapters.text.pan(pan), fused])
 
-    def adapter_losses(self, batch: PatchBatch, hrms: Optional[Tensor] = None) -> dict[str, Tensor]:
+    def adapter_losses(self, batch: PatchBatch) -> dict[str, Tensor]:
         """Losses of stage I by name, to be summed: inter, intra, fusion.
 
         inter: cross-entropy of each image's kind among the three texts. intra: supervised contrastive loss (Khosla et
         al. 2020) between the MS, PAN and fused patches of a scene, or of a patch if all are from one scene. fusion:
-        ‖F_fuse − F_wald‖₁ of texts + ‖F_fuse − F_HRMS‖₁ of images.
-
-        Args:
-            hrms: stand-in for the fused image (n, c, H, W), standardised; ``batch.classical`` by default.
+        ‖F_fuse − F_wald‖₁ of texts + ‖F_fuse − F_HRMS‖₁ of images. ``batch.classical`` stands for the fused image.
         """
         with torch.autocast(batch.up.device.type, enabled=False):
-            ms, fused, pan = self._image_embeddings([batch.up, batch.classical if hrms is None else hrms], batch.pan)
+            ms, fused, pan = self._image_embeddings([batch.up, batch.classical], batch.pan)
             texts = self.text_embeddings()
             _, scenes, counts = torch.unique(batch.scenes, return_inverse=True, return_counts=True)
             if len(counts) == 1:
@@ -263,9 +258,6 @@ class ClipSupervisor(nn.Module):
         """L_d of stage II, a scalar, 0 (best) to 2: whether images move from MS and from PAN to the output as texts do.
 
         1 − ½ (cos(F_out − F_MS, F_wald − F_MS) + cos(F_out − F_PAN, F_wald − F_PAN)), images first, texts second.
-
-        Args:
-            fused: the network's output (n, c, H, W), standardised.
         """
         with torch.autocast(fused.device.type, enabled=False):
             texts = self.text_embeddings()
@@ -289,11 +281,7 @@ class ClipSupervisor(nn.Module):
         return self.reducer(to_display_range(bands))
 
     def save(self, path: Path) -> None:
-        """Writes the weights that stage I trained, with the CLIP, number of bands and prompts they belong to.
-
-        Raises:
-            ClippanError: the file cannot be written.
-        """
+        """Writes the weights that stage I trained, with the CLIP, number of bands and prompts they belong to."""
         metadata = {
             "kind": _KIND,
             "clip": self.clip.name,

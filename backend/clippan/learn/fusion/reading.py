@@ -107,11 +107,9 @@ def _read_coregistered(pair: Pair, window: Window) -> tuple[np.ndarray, Optional
 def informative_windows(pair: Pair, max_windows: int, edge: int, max_size: int) -> tuple[list[Window], bool]:
     """Windows of MS with much detail, the most informative first, and whether a single window holds the whole scene.
 
-    Chosen from an even lattice of candidates: valid, with contrast, and far from each other.
+    Chosen from an even lattice of candidates: valid, with contrast, and far from each other. Only MS is read.
 
     Args:
-        pair: the scene; only MS is read, so that a large scene takes few reads.
-        max_windows: largest number of windows.
         edge: edge of a window in PAN pixels.
         max_size: number of PAN pixels times bands up to which the whole scene is one window.
     """

@@ -139,10 +139,12 @@ class Recipe:
 
     def overridden(self, steps: Optional[int], seed: Optional[int], without: tuple[str, ...]) -> Recipe:
         """The recipe with the settings that a request overrides."""
-        recipe = replace(self, without=(*self.without, *without))
-        if steps:
-            recipe = replace(recipe, steps=steps)
-        return recipe if seed is None else replace(recipe, seed=seed)
+        return replace(
+            self,
+            without=(*self.without, *without),
+            steps=steps or self.steps,
+            seed=self.seed if seed is None else seed,
+        )
 
 
 def read_recipe(path: Path) -> Recipe:

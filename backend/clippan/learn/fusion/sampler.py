@@ -139,15 +139,15 @@ def _random_mixture(
     if rng.random() < augment.haze:
         haze = rng.uniform(-0.3, 1.0)
         offset, pan_offset = haze * (weights @ moments.mean) * rng.uniform(0.7, 1.3, bands), haze * moments.pan_mean
-    part = 1.0
-    share: np.ndarray = np.zeros(count)
+    pan_weight = 1.0
+    pan_band_weights: np.ndarray = np.zeros(count)
     if reference.simulated_pan and rng.random() < 0.7:
-        part, share = 0.0, rng.dirichlet(np.ones(count))
+        pan_weight, pan_band_weights = 0.0, rng.dirichlet(np.ones(count))
     elif not reference.simulated_pan and rng.random() < 0.3:
-        part = rng.uniform(0.5, 1)
+        pan_weight = rng.uniform(0.5, 1)
         scale = np.sqrt(moments.pan_variance / max(np.trace(moments.covariance) / count, 1e-9))
-        share = (1 - part) * scale * rng.dirichlet(np.full(count, 0.5))
+        pan_band_weights = (1 - pan_weight) * scale * rng.dirichlet(np.full(count, 0.5))
     noise, pan_noise = (
         float(rng.exponential(augment.noise)) if rng.random() < augment.noisy else 0.0 for _ in range(2)
     )
-    return BandMixture(weights, offset, part, share, pan_offset, noise, pan_noise)
+    return BandMixture(weights, offset, pan_weight, pan_band_weights, pan_offset, noise, pan_noise)

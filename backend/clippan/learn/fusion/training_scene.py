@@ -103,7 +103,7 @@ class TrainingScene:
         ratio = math.sqrt(pair.x.ratio * pair.y.ratio)
         references = [item.reduced_reference(sensor.mtf_pan) for item in training]
         for size in _PATCH_SIZES:
-            if cached := [window for item in training if (window := CachedWindow.of(item, size))]:
+            if cached := [source for item in training if (source := CachedWindow.of(item, size))]:
                 break
         reduced_size = next(
             (size for size in _REDUCED_PATCH_SIZES if any(reference.fits(size) for reference in references)), 0
