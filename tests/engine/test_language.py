@@ -107,7 +107,7 @@ def test_direction_teaches_the_first_layer_through_a_real_clip(starter: FrozenCL
 
 
 def test_direction_is_the_formula_and_falls_along_its_gradient(starter: FrozenCLIP) -> None:
-    batch, supervisor = make(), ClipSupervisor(starter, 4).freeze()
+    batch, supervisor = make(), ClipSupervisor(starter, 4).requires_grad_(False)
     fused = batch.classical.clone().requires_grad_()
     loss = supervisor.direction_loss(batch, fused)
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_direction_is_the_formula_and_falls_along_its_gradient(starter: FrozenCL
 
 
 def test_an_output_that_equals_ms_has_a_finite_gradient(starter: FrozenCLIP) -> None:
-    batch, supervisor = make(), ClipSupervisor(starter, 4).freeze()
+    batch, supervisor = make(), ClipSupervisor(starter, 4).requires_grad_(False)
     fused = batch.up.clone().requires_grad_()
     supervisor.direction_loss(batch, fused).backward()
     assert fused.grad.isfinite().all()

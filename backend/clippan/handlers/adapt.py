@@ -39,9 +39,10 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
         scene = TrainingScene.read(pair, sensor, request, device, context.subrange(0, 10))
         rgb_bands = _rgb_bands(sensor, [number - 1 for number in request.bands] or range(pair.ms.count), pair)
     bands = pair.ms.count
-    supervisor = adapt_supervisor(request, bands, rgb_bands, scene, device, clock, context.subrange(10, 25))
+    supervisor = adapt_supervisor(request, rgb_bands, scene, device, clock, context.subrange(10, 25))
     adaptation = Adaptation(start, scene, supervisor, request, device, clock, context.subrange(25, 98))
     network, before, after = adaptation.run()
+    clip_name = supervisor.clip.name if supervisor else ""
     about = {
         "title": f"{start.provenance.get('title') or start.architecture}, adapted to {Path(request.pan).name}",
         "adapted": datetime.date.today().isoformat(),
@@ -51,7 +52,7 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
         "sensor": sensor.name,
         "start": start.sha256,
         "start_about": dict(start.provenance),
-        "clip": supervisor.clip.name if supervisor else "",
+        "clip": clip_name,
         "clip_sha256": supervisor.clip.sha256 if supervisor else "",
         "before": before,
         "after": after,
@@ -67,7 +68,7 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
         after,
         adaptation.best_step,
         adaptation.losses,
-        supervisor.clip.name if supervisor else "",
+        clip_name,
         sensor.name,
         device.type,
         bands,

@@ -88,6 +88,11 @@ def run_folder(folder: Path, recipe: Mapping[str, Any], results: Sequence[str], 
         raise
 
 
+def format_figures(values: Mapping[str, float]) -> str:
+    """Names and values in one line."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
 class TrainingLoop:
     """Steps, curves, checkpoints and resumption; subclasses say what a step is and what a checkpoint holds.
 
@@ -177,8 +182,7 @@ class TrainingLoop:
                 writer.writerow([self._done, *(f"{terms[name]:.6g}" if name in terms else "" for name in names)])
         except OSError as error:
             raise write_error(path, error) from error
-        losses = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
-        self._context.log(Message("Step {step}: {losses}", step=self._done, losses=losses))
+        self._context.log(Message("Step {step}: {losses}", step=self._done, losses=format_figures(terms)))
 
     def _save_checkpoint(self) -> None:
         if self._rank:

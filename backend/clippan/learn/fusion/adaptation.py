@@ -33,6 +33,7 @@ from clippan.learn.fusion.batch import PatchBatch
 from clippan.learn.fusion.objective import LossWeights, Objective
 from clippan.learn.fusion.training_scene import TrainingScene
 from clippan.learn.fusion.validation import validate
+from clippan.learn.loop import format_figures
 from clippan.learn.optimisation import optimiser_step, running_average, warmup_cosine
 
 # Training
@@ -82,7 +83,6 @@ class TimeBudget:
 
 def adapt_supervisor(
     request: AdaptFusionRequest,
-    bands: int,
     rgb_bands: Optional[Sequence[int]],
     scene: TrainingScene,
     device: torch.device,
@@ -95,7 +95,7 @@ def adapt_supervisor(
     context.progress(0, "Loading CLIP")
     clip = clip_supervision.load_frozen_clip(request.clip, device, context)
     torch.manual_seed(request.seed)
-    supervisor = clip_supervision.ClipSupervisor(clip, bands, rgb_bands)
+    supervisor = clip_supervision.ClipSupervisor(clip, len(scene.mtf_gains), rgb_bands)
     optimiser = torch.optim.Adam(supervisor.trainable_parameters(), lr=_ADAPTER_LEARNING_RATE)
     for step in range(_ADAPTER_STEPS):
         if clock.elapsed > _ADAPTER_TIME_SHARE * clock.seconds:
@@ -103,7 +103,7 @@ def adapt_supervisor(
         context.progress(100 * (step + 1) / _ADAPTER_STEPS, "Adapting CLIP to the bands of the scene")
         batch = scene.full_batch(np.random.default_rng([request.seed, 1, step])).to(device)
         supervisor.adapter_step(batch, optimiser)
-    return supervisor.freeze()
+    return supervisor.requires_grad_(False)
 
 
 class Adaptation:
@@ -151,7 +151,7 @@ class Adaptation:
                 "The scene has no block of 32 × 32 valid pixels at both resolutions, which the figures are measured "
                 "on; choose a larger area, or pansharpen with the start model."
             )
-        self._context.log(Message("Start: {figures}", figures=_format_figures(before)))
+        self._context.log(Message("Start: {figures}", figures=format_figures(before)))
         steps, stale = self._request.steps, 0
         best: Optional[nn.Module] = None
         after, last = before, before
@@ -170,7 +170,7 @@ class Adaptation:
                         "Step {step} of {steps}: {losses}, HQNR {hqnr:.4f}",
                         step=done,
                         steps=steps,
-                        losses=_format_figures(self.losses),
+                        losses=format_figures(self.losses),
                         hqnr=last["HQNR"],
                     ),
                 )
@@ -184,7 +184,7 @@ class Adaptation:
                     best, after, self.best_step = candidate, last, done
                 self._update_penalties(before, last)
                 sentence = "Step {step}: {figures}" if better else "Step {step}: {figures} (not kept)"
-                self._context.log(Message(sentence, step=done, figures=_format_figures(last)))
+                self._context.log(Message(sentence, step=done, figures=format_figures(last)))
         if measured < done:  # the time ran out between two measurements
             candidate, last = self._candidate(before, after)
             if _acceptable(before, last) and last["HQNR"] > after["HQNR"]:
@@ -217,7 +217,7 @@ class Adaptation:
         fused = self._network(*full.inputs)
         with torch.no_grad():
             start_correlation = losses.detail_correlation(self._start.network(*full.inputs), full.pan, full.scenes)
-        khan = losses.khan_d_lambda_pan_grid(full, fused, self._scene.gains)
+        khan = losses.khan_d_lambda_pan_grid(full, fused, self._scene.mtf_gains)
         correlation = losses.detail_correlation(fused, full.pan, full.scenes)
         difference = losses.uqi_difference(full, fused).mean(dim=0)
         mean = difference.detach()
@@ -294,7 +294,3 @@ def _acceptable(before: Mapping[str, float], after: Mapping[str, float]) -> bool
         and after["HP_correlation"] >= before["HP_correlation"] - _MAX_DETAIL_LOSS
         and after["Q2n"] >= before["Q2n"] - _MAX_Q2N_LOSS
     )
-
-
-def _format_figures(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in values.items())

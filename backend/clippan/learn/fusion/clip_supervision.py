@@ -59,12 +59,7 @@ KHAN = Prompts(
 
 
 class FrozenCLIP(nn.Module):
-    """A CLIP with frozen parameters, through which gradients flow to the picture.
-
-    Args:
-        name: id or path of the model.
-        sha256: checksum of its weights.
-    """
+    """A CLIP with frozen parameters, through which gradients flow to the picture."""
 
     def __init__(self, loaded: load.LoadedModel, name: str, sha256: str) -> None:
         super().__init__()
@@ -193,12 +188,7 @@ def to_display_range(values: Tensor) -> Tensor:
 
 
 class ClipSupervisor(nn.Module):
-    """A frozen CLIP with a band reducer and adapters, which stage I trains.
-
-    Args:
-        bands: number of MS bands.
-        rgb_bands: as in ``BandReducer``.
-    """
+    """A frozen CLIP with a band reducer and adapters, which stage I trains; ``bands`` is the number of MS bands."""
 
     def __init__(
         self, clip: FrozenCLIP, bands: int, rgb_bands: Optional[Sequence[int]] = None, prompts: Prompts = WALD
@@ -211,11 +201,6 @@ class ClipSupervisor(nn.Module):
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [*self.reducer.parameters(), *self.adapters.parameters()]
-
-    def freeze(self) -> ClipSupervisor:
-        """Freezes the adapters for stage II, which trains the fusion network only."""
-        self.requires_grad_(False)
-        return self
 
     def text_embeddings(self) -> Tensor:
         """Embeddings (3, width) of the texts: of MS and PAN adapted, of the fused image as CLIP has it."""
@@ -336,7 +321,7 @@ class ClipSupervisor(nn.Module):
         with torch.no_grad():
             for name, value in trained.items():
                 value.copy_(weights[name])
-        return supervisor.freeze()
+        return supervisor.requires_grad_(False)
 
     def _trained_weights(self) -> dict[str, Tensor]:
         """The weights of the band reducer and the adapters, without those of CLIP."""

@@ -45,13 +45,11 @@ class BandMoments:
     @classmethod
     def of(cls, bands: np.ndarray, pan: np.ndarray, valid: np.ndarray) -> BandMoments:
         """Moments of bands (c, h, w) and PAN (h, w) where ``valid`` (h, w), or everywhere if it is nowhere."""
-        chosen = np.ones(pan.shape, bool) if not valid.any() else valid
-        values = bands[:, chosen].astype(np.float64)
-        mean, pan_values = values.mean(axis=1), pan[chosen].astype(np.float64)
-        pan_mean = float(pan_values.mean())
+        chosen = valid if valid.any() else np.ones(pan.shape, bool)
+        values, pan_values = bands[:, chosen].astype(np.float64), pan[chosen].astype(np.float64)
+        mean, pan_mean, count = values.mean(axis=1), float(pan_values.mean()), len(pan_values)
         values -= mean[:, None]
-        pan_values = pan_values - pan_mean
-        count = len(pan_values)
+        pan_values -= pan_mean
         pan_variance = float(pan_values @ pan_values) / count
         return cls(mean, values @ values.T / count, pan_mean, pan_variance, values @ pan_values / count)
 
@@ -258,14 +256,11 @@ class ReferenceScene:
         """A random patch with simulated MS; None if the scene has no valid patch of this size.
 
         Args:
-            rng: chooses the position and the noise.
-            size: edge in pixels.
             ratio: MS over PAN pixel size.
             phases: offsets of the MS rows and columns in the patch, in pixels.
             gains: assumed MTF gain of each resulting band.
             true_gains: MTF gain that each band is simulated with.
             shifts: misregistration of each band (bands, 2), rows and columns, in pixels.
-            mixture: the resulting bands and PAN.
         """
         corners = self._valid_corners(size)
         if not len(corners):

@@ -52,7 +52,7 @@ class TrainingScene:
         references: training windows at reduced resolution.
         size, reduced_size: edges of their patches in pixels.
         ratio: MS over PAN pixel size.
-        gains: MTF gain of each band.
+        mtf_gains: MTF gain of each band.
         validation, reduced_validation: validation windows at full and at reduced resolution.
         pixels: number of PAN pixels in all windows.
     """
@@ -62,7 +62,7 @@ class TrainingScene:
     size: int
     reduced_size: int
     ratio: float
-    gains: tuple[float, ...]
+    mtf_gains: tuple[float, ...]
     validation: Sequence[ValidationWindow]
     reduced_validation: Sequence[ValidationWindow]
     pixels: int
@@ -141,14 +141,14 @@ class TrainingScene:
 
     def reduced_batch(self, rng: np.random.Generator) -> PatchBatch:
         """Patches at reduced resolution, with their reference."""
-        count = len(self.gains)
+        gains, count = self.mtf_gains, len(self.mtf_gains)
         mixture, shifts = BandMixture.selection(range(count), count), np.zeros((count, 2))
         phases = np.floor(rng.uniform(0, self.ratio, 2))
         usable = [reference for reference in self.references if min(reference.pan.shape) >= self.reduced_size]
         patches: list[Patch] = []
         while len(patches) < _BATCH_SIZE:
             reference = usable[rng.integers(len(usable))]
-            patch = reference.patch(rng, self.reduced_size, self.ratio, phases, self.gains, self.gains, shifts, mixture)
+            patch = reference.patch(rng, self.reduced_size, self.ratio, phases, gains, gains, shifts, mixture)
             patches += [patch] if patch is not None else []
         return collate(patches, range(len(patches)), self.ratio)
 
