@@ -169,7 +169,7 @@ def test_pictures_enter_as_the_model_wants_them(starter: FrozenCLIP) -> None:
 
 @pytest.mark.parametrize("prompts", [clip_supervision.WALD, clip_supervision.KHAN])
 def test_prompts_fit_the_shortest_text_tower(prompts: clip_supervision.Prompts, starter: FrozenCLIP) -> None:
-    numbers = starter._tokenizer([prompts.ms, prompts.pan, prompts.fused])
+    numbers = starter._loaded.tokenizer([prompts.ms, prompts.pan, prompts.fused])
     assert (numbers[:, -1] == 0).all()  # what is left after the end of the text
 
 

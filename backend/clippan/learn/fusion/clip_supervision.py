@@ -63,14 +63,8 @@ class FrozenCLIP(nn.Module):
 
     def __init__(self, loaded: load.LoadedModel, name: str, sha256: str) -> None:
         super().__init__()
-        self.name, self.sha256 = name, sha256
-        self.image_size = loaded.preprocessing.pixels
-        self._network, self._tokenizer = loaded.network.requires_grad_(False), loaded.tokenizer
-        device = next(loaded.network.parameters()).device
-        self._mean, self._std = (
-            torch.tensor(values, device=device)[:, None, None]
-            for values in (loaded.preprocessing.mean, loaded.preprocessing.std)
-        )
+        self.name, self.sha256, self._loaded = name, sha256, loaded
+        self._network = loaded.network.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> FrozenCLIP:
@@ -81,18 +75,16 @@ class FrozenCLIP(nn.Module):
         """Embeddings (n, width) of pictures (n, 3, h, w) with values from 0 to 1, of any size."""
         # Half precision would lose the small difference between similar pictures.
         with torch.autocast(pictures.device.type, enabled=False):
-            size = (self.image_size, self.image_size)
+            size = (self._loaded.preprocessing.pixels,) * 2
             pictures = interpolate(pictures.float(), size, mode="bicubic", align_corners=False, antialias=True)
-            pictures = (pictures - self._mean) / self._std
-            # Convolutions are twice as fast with channels last.
-            pictures = pictures.contiguous(memory_format=torch.channels_last)
-            return normalize(self._network.encode_image(pictures), dim=-1)
+            return normalize(self._network.encode_image(self._loaded.normalised(pictures)), dim=-1)
 
     @torch.no_grad()
     def encode_texts(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings (n, width) of texts, without gradient."""
-        with torch.autocast(self._mean.device.type, enabled=False):
-            return normalize(self._network.encode_text(self._tokenizer(prompts).to(self._mean.device)), dim=-1)
+        device = next(self.parameters()).device
+        with torch.autocast(device.type, enabled=False):
+            return normalize(self._network.encode_text(self._loaded.tokenizer(prompts).to(device)), dim=-1)
 
 
 def load_frozen_clip(name: str, device: torch.device, context: Context) -> FrozenCLIP:
