@@ -31,7 +31,7 @@ def uqi(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None, size: 
     """Averaged over blocks and bands."""
     metric, bands = BlockUQI(size), len(image)
     metric.add(torch.cat([image, reference]), valid)
-    return float(metric.value[:bands, bands:].diagonal().mean()) if metric.blocks else NAN
+    return float(metric.value[:bands, bands:].diagonal().mean()) if metric.count else NAN
 
 
 def q2n(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -29,10 +30,7 @@ _NETWORK_BLOCK = 512  # the margin of a network would cost too much around small
 _GPU_BLOCKS = (1024, 512)
 _TILE_BYTES = 96 * 2**20  # of output
 
-
-def max_tile_size(pair: Pair) -> int:
-    """Edge of the largest tile that takes no more than ``_TILE_BYTES``."""
-    return int((_TILE_BYTES / (pair.ms.count * pair.ms.dtype.itemsize)) ** 0.5)
+_LowPass = tuple[torch.Tensor, torch.Tensor]  # along one axis: MTF filter and decimation, and interpolation
 
 
 @dataclass
@@ -40,11 +38,8 @@ class TileFuser:
     """Fuses tiles of a pair.
 
     Attributes:
-        pair: the pair.
         fusion: the fitted method.
         low_pass_mtfs: MTFs that PAN is filtered with for the method; empty if it needs none.
-        statistics: statistics of the scene.
-        device: where to compute.
         nodata: value of invalid output pixels, None if all are valid.
         block: edge of the blocks in pixels.
     """
@@ -59,12 +54,20 @@ class TileFuser:
 
     def __post_init__(self) -> None:
         self._margin = getattr(self.fusion, "margin", 0)
+        ms = self.pair.ms
+        self._max_tile_size = int((_TILE_BYTES / (ms.count * ms.dtype.itemsize)) ** 0.5)
         self.block = _CPU_BLOCK if not self._margin else _NETWORK_BLOCK
         if self.device.type != "cpu":
-            self.block = next((b for b in _GPU_BLOCKS if b <= max_tile_size(self.pair)), BLOCK)
-        self._min_value, self._max_value = _integer_range(self.pair.ms)
+            self.block = next((block for block in _GPU_BLOCKS if block <= self._max_tile_size), BLOCK)
+        self._integer_range = _integer_range(ms)
         self._default_ms = self.statistics.mean[self.statistics.ms_indices].float().to(self.device)
         self._default_pan = float(self.statistics.mean[self.statistics.pan_index])
+
+    def tile_size(self, wanted: int) -> int:
+        """The edge of tiles in pixels: at most ``wanted``, a multiple of the block, so that no block is computed twice,
+        and at least one block."""
+        size = min(wanted, self._max_tile_size)
+        return max(self.block, size // self.block * self.block)
 
     def fuse(self, window: Window, context: Context) -> np.ndarray:
         """The fused pixels (bands, height, width) of a window, in the data type of the file.
@@ -87,37 +90,30 @@ class TileFuser:
             context.log(Message("The GPU ran out of memory; the block size is now {pixels} pixels.", pixels=self.block))
 
     def _fuse_blocks(self, window: Window, block: int, context: Context) -> np.ndarray:
-        starts_x = _block_starts(window.x, window.width, block)
-        starts_y = _block_starts(window.y, window.height, block)
-        lows_x, lows_y = (
-            [(low.gain, low.x) for low in self.low_pass_mtfs],
-            [(low.gain, low.y) for low in self.low_pass_mtfs],
+        margin, mtfs, offsets = self._margin, self.low_pass_mtfs, self.pair.band_shifts
+        xs, ys = (
+            [
+                _BlockAxis.of(axis, corner - margin, block + 2 * margin, shifts, lows)
+                for corner in range(start // block * block, start + length, block)
+            ]
+            for axis, start, length, shifts, lows in (
+                (self.pair.x, window.x, window.width, [x for x, _ in offsets], [(mtf.gain, mtf.x) for mtf in mtfs]),
+                (self.pair.y, window.y, window.height, [y for _, y in offsets], [(mtf.gain, mtf.y) for mtf in mtfs]),
+            )
         )
-        shifts_x, shifts_y = [x for x, _ in self.pair.band_shifts], [y for _, y in self.pair.band_shifts]
-        margin, wide = self._margin, block + 2 * self._margin
-        xs = [_BlockAxis.of(self.pair.x, start - margin, wide, shifts_x, lows_x) for start in starts_x]
-        ys = [_BlockAxis.of(self.pair.y, start - margin, wide, shifts_y, lows_y) for start in starts_y]
-        ms_window = _bounding_window([(a.ms.first, a.ms.number) for a in xs], [(a.ms.first, a.ms.number) for a in ys])
-        pan_window = _bounding_window([(a.pan, a.pan_count) for a in xs], [(a.pan, a.pan_count) for a in ys])
-        ms, ms_valid = self.pair.read_ms(ms_window)
-        pan, pan_valid = self.pair.read_pan(pan_window)
+        blocks = [(x, y) for y in ys for x in xs]
+        ms_windows = [Window(x.ms.first, y.ms.first, x.ms.number, y.ms.number) for x, y in blocks]
+        pan_windows = [Window(x.pan, y.pan, x.pan_count, y.pan_count) for x, y in blocks]
+        ms_area, pan_area = functools.reduce(Window.union, ms_windows), functools.reduce(Window.union, pan_windows)
+        ms, ms_valid = self.pair.read_ms(ms_area)
+        pan, pan_valid = self.pair.read_pan(pan_area)
         out = np.empty((len(ms), window.height, window.width), self.pair.ms.dtype)
-        for y in ys:
-            for x in xs:
-                context.raise_if_cancelled()
-                values, invalid = self._fuse_block(
-                    x,
-                    y,
-                    *(
-                        _cut(array, x.ms.first - ms_window.x, y.ms.first - ms_window.y, x.ms.number, y.ms.number)
-                        for array in (ms, ms_valid)
-                    ),
-                    *(
-                        _cut(array, x.pan - pan_window.x, y.pan - pan_window.y, x.pan_count, y.pan_count)
-                        for array in (pan, pan_valid)
-                    ),
-                )
-                self._copy_into_tile(values, invalid, x.start + margin, y.start + margin, window, out)
+        for (x, y), ms_window, pan_window in zip(blocks, ms_windows, pan_windows):
+            context.raise_if_cancelled()
+            needed = [_cut(array, ms_window, ms_area) for array in (ms, ms_valid)]
+            needed += [_cut(array, pan_window, pan_area) for array in (pan, pan_valid)]
+            values, invalid = self._fuse_block(x, y, *needed)
+            self._copy_into_tile(values, invalid, x.start + margin, y.start + margin, window, out)
         return out
 
     def _fuse_block(
@@ -137,22 +133,19 @@ class TileFuser:
         interpolated = filters.apply_separable(y.ms.matrix.to(self.device), coarse, x.ms.matrix.to(self.device))
         low = None
         if self.low_pass_mtfs:
-            low = torch.stack(
-                [self._low_pass(x, y, index, wide, wide_valid) for index in range(len(self.low_pass_mtfs))]
-            )
+            low = torch.stack([self._low_pass(*axes, wide, wide_valid) for axes in zip(y.low_passes, x.low_passes)])
         dy, dx = y.start - y.pan, x.start - x.pan
         sharp = wide[dy : dy + y.count, dx : dx + x.count]
         sharp_valid = None if wide_valid is None else wide_valid[dy : dy + y.count, dx : dx + x.count]
         if sharp_valid is not None and low is not None and self._margin:
             sharp = torch.where(sharp_valid, sharp, low[0])  # no detail instead of an edge that affects neighbours
         fused = self.fusion(interpolated, sharp, low)
-        if self._min_value is not None:
-            fused = fused.round_().clamp_(self._min_value, self._max_value)
-        invalid = None
+        if self._integer_range is not None:
+            fused = fused.round_().clamp_(*self._integer_range)
+        invalid = None if sharp_valid is None else ~sharp_valid
         if coarse_valid is not None:
-            invalid = ~filters.gather(coarse_valid, y.ms.nearest.to(self.device), x.ms.nearest.to(self.device))
-        if sharp_valid is not None:
-            invalid = ~sharp_valid if invalid is None else invalid | ~sharp_valid
+            missing = ~filters.gather(coarse_valid, y.ms.nearest.to(self.device), x.ms.nearest.to(self.device))
+            invalid = missing if invalid is None else missing | invalid
         holes = None if invalid is None else self._without_margin(invalid.expand_as(fused)).cpu().numpy()
         return self._without_margin(fused).cpu().numpy(), holes
 
@@ -171,25 +164,17 @@ class TileFuser:
         return torch.where(mask, tensor, torch.zeros_like(tensor)), mask
 
     def _low_pass(
-        self, x: _BlockAxis, y: _BlockAxis, index: int, pan: torch.Tensor, valid: Optional[torch.Tensor]
+        self, rows: _LowPass, columns: _LowPass, pan: torch.Tensor, valid: Optional[torch.Tensor]
     ) -> torch.Tensor:
-        down_y, down_x = y.low_pass_filters[index].to(self.device), x.low_pass_filters[index].to(self.device)
+        (down_y, up_y), (down_x, up_x) = ([matrix.to(self.device) for matrix in axis] for axis in (rows, columns))
         coarse = filters.apply_separable(down_y, pan, down_x)
         if valid is not None:
             weight = filters.apply_separable(down_y, valid.float(), down_x)
             coarse = torch.where(weight > 1e-3, coarse / weight.clamp(min=1e-3), self._default_pan)
-        return filters.apply_separable(
-            y.low_pass_upsampling[index].to(self.device), coarse, x.low_pass_upsampling[index].to(self.device)
-        )
+        return filters.apply_separable(up_y, coarse, up_x)
 
     def _copy_into_tile(
-        self,
-        values: np.ndarray,
-        invalid: Optional[np.ndarray],
-        x: int,
-        y: int,
-        window: Window,
-        out: np.ndarray,
+        self, values: np.ndarray, invalid: Optional[np.ndarray], x: int, y: int, window: Window, out: np.ndarray
     ) -> None:
         """Copies the part of a block that lies in the window into the tile."""
         left, top = max(x, window.x), max(y, window.y)
@@ -215,7 +200,7 @@ class _BlockAxis:
         start, count: output pixels.
         ms: interpolation of the bands.
         pan, pan_count: first and number of the PAN pixels needed.
-        low_pass_filters, low_pass_upsampling: filter of each low pass of PAN, and interpolation of its samples.
+        low_passes: of PAN.
     """
 
     start: int
@@ -223,52 +208,36 @@ class _BlockAxis:
     ms: filters.Upsampling
     pan: int
     pan_count: int
-    low_pass_filters: tuple[torch.Tensor, ...]
-    low_pass_upsampling: tuple[torch.Tensor, ...]
+    low_passes: tuple[_LowPass, ...]
 
     @classmethod
     def of(
         cls, axis: AxisTransform, start: int, count: int, shifts: Sequence[float], lows: Sequence[tuple[float, float]]
     ) -> _BlockAxis:
-        """An axis of a block.
-
-        Args:
-            axis: the axis of MS.
-            start, count: first output pixel, and number of pixels.
-            shifts: shift of each band in output pixels; empty if there are none.
-            lows: gain and shift of each low pass of PAN.
-        """
+        """``count`` output pixels from ``start`` on; ``shifts`` of the bands are empty if there are none, and ``lows``
+        are MTF gain and shift of each low pass of PAN."""
         ms = filters.Upsampling.of(axis, start, count, shifts)
-        pan, pan_count = start, count
-        low_pass_filters: tuple[torch.Tensor, ...] = ()
-        if lows:
-            gains, low_shifts = zip(*lows)
-            pan, pan_count, low_pass_filters = filters.downsampling_matrices(
-                axis, ms.first, ms.number, gains, low_shifts
-            )
+        if not lows:
+            return cls(start, count, ms, start, count, ())
+        mtf_gains, low_shifts = zip(*lows)
+        pan, pan_count, downs = filters.downsampling_matrices(axis, ms.first, ms.number, mtf_gains, low_shifts)
         largest = filters.largest_shift(shifts)
-        low_pass_upsampling = tuple(filters.upsampling_matrix(axis, start, count, shift, largest) for _, shift in lows)
-        return cls(start, count, ms, pan, pan_count, low_pass_filters, low_pass_upsampling)
+        ups = [filters.upsampling_matrix(axis, start, count, shift, largest) for shift in low_shifts]
+        return cls(start, count, ms, pan, pan_count, tuple(zip(downs, ups)))
 
 
-def _block_starts(start: int, length: int, block: int) -> list[int]:
-    return list(range(start // block * block, start + length, block))
+def _cut(array: Any, window: Window, area: Window) -> Any:
+    """A window of an array that holds an area; None of None."""
+    if array is None:
+        return None
+    y, x = window.y - area.y, window.x - area.x
+    return array[..., y : y + window.height, x : x + window.width]
 
 
-def _bounding_window(xs: Sequence[tuple[int, int]], ys: Sequence[tuple[int, int]]) -> Window:
-    left, top = min(start for start, _ in xs), min(start for start, _ in ys)
-    right, bottom = max(start + count for start, count in xs), max(start + count for start, count in ys)
-    return Window(left, top, right - left, bottom - top)
-
-
-def _cut(array: Any, x: int, y: int, width: int, height: int) -> Any:
-    return None if array is None else array[..., y : y + height, x : x + width]
-
-
-def _integer_range(source: Source) -> tuple[Optional[float], Optional[float]]:
+def _integer_range(source: Source) -> Optional[tuple[float, float]]:
     """Smallest and largest float32 value of the file's integer type; None for floating point."""
     if not np.issubdtype(source.dtype, np.integer):
-        return None, None
+        return None
     info = np.iinfo(source.dtype)
     greatest = np.float32(2**source.bits - 1 if source.bits else info.max)
     if float(greatest) > info.max:  # float32 rounds 2³¹ − 1 up

@@ -26,6 +26,19 @@ BLOCK = 32  # pixels, edge of a block; the standard for UQI and Q2n of pansharpe
 NAN = float("nan")
 
 
+class _Mean:
+    """A metric that is a mean over blocks or pixels, of which ``count`` were added so far."""
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self.count = 0
+
+    @property
+    def value(self) -> float:
+        """The mean; NaN if nothing valid was added."""
+        return self._sum / self.count if self.count else NAN
+
+
 # Blocks: UQI and Q2n
 
 
@@ -73,7 +86,7 @@ class BlockUQI:
     def __init__(self, size: int = BLOCK) -> None:
         self._size = size
         self._sum: Optional[Tensor] = None
-        self.blocks = 0
+        self.count = 0
 
     def add(self, image: Tensor, valid: Optional[Tensor] = None) -> None:
         """Adds a tile (channels, height, width) that starts at a multiple of the block."""
@@ -92,12 +105,12 @@ class BlockUQI:
         )
         total = quality.sum(dim=0).cpu()
         self._sum = total if self._sum is None else self._sum + total
-        self.blocks += len(blocks)
+        self.count += len(blocks)
 
     @property
     def value(self) -> Tensor:
         """Symmetric matrix (channels, channels), float64, with ones on the diagonal."""
-        return torch.full((1, 1), NAN) if self._sum is None else self._sum / self.blocks
+        return torch.full((1, 1), NAN) if self._sum is None else self._sum / self.count
 
 
 @cache
@@ -129,7 +142,7 @@ def _products(size: int) -> Tensor:
     return table
 
 
-class Q2n:
+class Q2n(_Mean):
     """Hypercomplex quality index, averaged over blocks (Garzelli & Nencini 2009).
 
     The bands of a pixel are the parts of one hypercomplex number z with 2ⁿ parts (missing ones are zero), and
@@ -143,10 +156,9 @@ class Q2n:
     """
 
     def __init__(self, size: int = BLOCK, normalise: bool = True) -> None:
+        super().__init__()
         self._size = size
         self._normalise = normalise
-        self._sum = 0.0
-        self.blocks = 0
 
     def add(self, image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> None:
         """Adds a tile that starts at a multiple of the block."""
@@ -167,12 +179,7 @@ class Q2n:
         lengths = means[:, :bands].norm(dim=1) * means[:, bands:].norm(dim=1)
         quality = _quality(cross, power, lengths, means.square().sum(dim=1))
         self._sum += float(quality.sum())
-        self.blocks += len(both)
-
-    @property
-    def value(self) -> float:
-        """The mean; NaN without any valid block."""
-        return self._sum / self.blocks if self.blocks else NAN
+        self.count += len(both)
 
 
 def _scale(means: Tensor, deviations: Tensor, bands: int) -> Tensor:
@@ -188,15 +195,11 @@ def _scale(means: Tensor, deviations: Tensor, bands: int) -> Tensor:
 # Pixels: SAM, ERGAS, PSNR
 
 
-class SAM:
+class SAM(_Mean):
     """Spectral angle in degrees, averaged over pixels (Yuhas et al. 1992); 0 is best.
 
     Pixels whose spectrum is zero in either image are left out.
     """
-
-    def __init__(self) -> None:
-        self._sum = 0.0
-        self._count = 0
 
     def add(self, image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> None:
         """Adds a tile."""
@@ -207,19 +210,19 @@ class SAM:
         # Exact for small angles too, where the arc cosine loses half the digits.
         angles = 2 * torch.atan2((one - other).norm(dim=0), (one + other).norm(dim=0))
         self._sum += float(angles.double().sum())
-        self._count += one.shape[1]
+        self.count += one.shape[1]
 
     @property
     def value(self) -> float:
         """The mean; NaN without any pixel."""
-        return math.degrees(self._sum / self._count) if self._count else NAN
+        return math.degrees(super().value)
 
 
 class SquaredErrors:
     """Squared differences from a reference: ERGAS and PSNR."""
 
     def __init__(self) -> None:
-        self.pixels = 0
+        self.count = 0
         self.peak = -math.inf
         self._squares = torch.zeros(1, dtype=torch.float64)
         self._reference = torch.zeros(1, dtype=torch.float64)
@@ -232,13 +235,13 @@ class SquaredErrors:
         self._squares = self._squares + (one - other).double().square().sum(dim=1).cpu()
         self._reference = self._reference + other.double().sum(dim=1).cpu()
         self.peak = max(self.peak, float(other.max()))
-        self.pixels += one.shape[1]
+        self.count += one.shape[1]
 
     def ergas(self, ratio: float) -> float:
         """100 / ratio · sqrt(mean over bands of (RMSE / mean of the reference)²), 0 is best (Wald 2002)."""
-        if not self.pixels:
+        if not self.count:
             return NAN
-        relative = self._squares / self.pixels / (self._reference / self.pixels) ** 2
+        relative = self._squares / self.count / (self._reference / self.count) ** 2
         return 100 / ratio * math.sqrt(float(relative.mean()))
 
     def psnr(self, peak: Optional[float] = None) -> float:
@@ -247,9 +250,9 @@ class SquaredErrors:
         Args:
             peak: the data range; by default the largest value of the reference.
         """
-        if not self.pixels:
+        if not self.count:
             return NAN
-        mse = float(self._squares.mean()) / self.pixels
+        mse = float(self._squares.mean()) / self.count
         peak = self.peak if peak is None else peak
         if peak <= 0:
             return NAN
@@ -346,7 +349,7 @@ GAUSSIAN = [math.exp(-(step**2) / (2 * 1.5**2)) for step in range(-5, 6)]
 GAUSSIAN = [weight / sum(GAUSSIAN) for weight in GAUSSIAN]
 
 
-class SSIM(WindowMetric):
+class SSIM(WindowMetric, _Mean):
     """Structural similarity (Wang et al. 2004) with a Gaussian window of 11×11, σ 1.5; from −1 to 1 (equal).
 
     Averaged over the pixels of a band, then over bands; C1 = (0.01 L)², C2 = (0.03 L)².
@@ -358,9 +361,8 @@ class SSIM(WindowMetric):
     MARGIN = 5
 
     def __init__(self, span: float) -> None:
+        super().__init__()
         self._span = span
-        self._sum = 0.0
-        self._count = 0
 
     def add(self, image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> None:
         """Adds a tile with its margin."""
@@ -373,12 +375,7 @@ class SSIM(WindowMetric):
         structure = (2 * (xy - x * y) + c2) / (xx - x * x + yy - y * y + c2)
         values = _pixels(luminance * structure, whole)
         self._sum += float(values.double().mean(dim=0).sum())
-        self._count += values.shape[1]
-
-    @property
-    def value(self) -> float:
-        """The mean; NaN without any valid window."""
-        return self._sum / self._count if self._count else NAN
+        self.count += values.shape[1]
 
 
 # All metrics of a scene
@@ -410,7 +407,7 @@ class ReferenceMetrics:
     @property
     def complete(self) -> bool:
         """Whether every metric has at least one valid block or window."""
-        return self._q2n.blocks > 0 and not math.isnan(self._ssim.value)
+        return self._q2n.count > 0 and self._ssim.count > 0
 
     @property
     def values(self) -> dict[str, float]:
@@ -456,7 +453,7 @@ class FullResolutionMetrics:
     @property
     def complete(self) -> bool:
         """Whether every metric has at least one valid block."""
-        return min(self._high.blocks, self._low.blocks, self._khan.blocks) > 0
+        return min(self._high.count, self._low.count, self._khan.count) > 0
 
     @property
     def values(self) -> dict[str, float]:

@@ -25,6 +25,7 @@ from clippan.core.device import use_one_thread
 from clippan.core.messages import Message
 from clippan.core.threads import in_order
 from clippan.fusion import filters
+from clippan.fusion.metrics import crop
 from clippan.jobs.options import Registration
 from clippan.raster.grid import AxisTransform
 from clippan.raster.pair import Pair
@@ -107,16 +108,8 @@ def register(
     context: Context,
     recorded: Optional[Shifts] = None,
 ) -> tuple[Pair, Shifts]:
-    """Estimates the shifts of a pair and applies them, with a line in the log.
-
-    Args:
-        pair: the pair, aligned by its georeferences.
-        choice: whether to register, and whether single bands as well.
-        mtf_gains: MTF gain of each band.
-        threads: number of CPU threads.
-        context: receives progress and the log line.
-        recorded: shifts to apply instead of estimated ones if single bands are registered as well.
-    """
+    """Estimates the shifts of a pair and applies them, with a line in the log; ``mtf_gains`` are those of the bands,
+    and ``recorded`` shifts replace estimated ones if single bands are registered as well."""
     if choice is Registration.OFF:
         return pair, Shifts()
     per_band = choice is Registration.AUTO
@@ -126,18 +119,8 @@ def register(
 
 
 def estimate(pair: Pair, mtf_gains: Sequence[float], threads: int, context: Context, per_band: bool = True) -> Shifts:
-    """Estimates the shifts between MS and PAN.
-
-    Args:
-        pair: the pair, aligned by its georeferences.
-        mtf_gains: MTF gain of each band.
-        threads: number of CPU threads.
-        context: receives progress.
-        per_band: whether bands may have a shift of their own.
-
-    Returns:
-        The shifts; zero, with the reason, if none is distinct or parts of the scene contradict each other.
-    """
+    """Estimates the shifts between MS and PAN; zero, with the reason, if none is distinct or parts of the scene
+    contradict each other. ``per_band``: whether bands may have a shift of their own."""
     correlations = _correlate_windows(_WindowCorrelator(pair, sum(mtf_gains) / len(mtf_gains)), threads, context)
     if correlations is None or len(correlations.counts) < _GROUPS:
         return Shifts(
@@ -146,9 +129,9 @@ def estimate(pair: Pair, mtf_gains: Sequence[float], threads: int, context: Cont
     all_bands = range(pair.ms.count)
     whole = _locate(correlations, all_bands, pair, (0.0, 0.0))
     if whole is None:
-        correlations = correlations.darker()
+        correlations = correlations.groups(2)[0]  # the darker half
         whole = _locate(correlations, all_bands, pair, (0.0, 0.0))
-    before = correlations.mean(all_bands, (0.0, 0.0))
+    before = _correlation(correlations.information(all_bands, (0.0, 0.0)))
     if whole is None:
         reason = Message("MS was not shifted, as no shift is distinctly better for the whole scene.")
         return Shifts(correlation_before=before, correlation_after=before, reason=reason)
@@ -210,10 +193,6 @@ class _Correlations:
             if (number == group).any()
         ]
 
-    def darker(self) -> _Correlations:
-        """The darker half of the windows."""
-        return self.groups(2)[0]
-
     def surface(self, bands: Sequence[int], tables: Optional[np.ndarray] = None) -> np.ndarray:
         """−log(1 − r²) of the bands and PAN for each shift, the mean over samples and bands.
 
@@ -231,10 +210,6 @@ class _Correlations:
         (columns, column), (rows, row) = (_interpolation(value * _STEPS) for value in shift)
         near = self.tables[:, :, row : row + len(rows.T), column : column + len(columns.T)]
         return float(self.surface(bands, rows @ near @ columns.T)[0, 0])
-
-    def mean(self, bands: Sequence[int], shift: tuple[float, float]) -> float:
-        """``information`` as a correlation."""
-        return _correlation(self.information(bands, shift))
 
     def peak(self, bands: Sequence[int]) -> Optional[tuple[float, float]]:
         """The best shift (x, y) in multispectral pixels; None if it may lie beyond those tried."""
@@ -265,11 +240,9 @@ _SUBSTEPS = 20
 def _lagrange(positions: np.ndarray) -> np.ndarray:
     """Matrix (positions, 5) that interpolates between values at −2 … 2."""
     nodes = np.arange(-_NODES, _NODES + 1)
-    columns = []
-    for node in nodes:
-        others = nodes[nodes != node]
-        columns.append(np.prod((positions[:, None] - others) / (node - others), axis=1))
-    return np.stack(columns, axis=1)
+    others = [nodes[nodes != node] for node in nodes]
+    factors = [(positions[:, None] - other) / (node - other) for node, other in zip(nodes, others)]
+    return np.stack([np.prod(factor, axis=1) for factor in factors], axis=1)
 
 
 _FINE = _lagrange(np.arange(-_SUBSTEPS, _SUBSTEPS + 1) / _SUBSTEPS)
@@ -331,8 +304,8 @@ def _locate(
     distance = float(np.linalg.norm(step))
     errors = peaks.std(axis=0, ddof=1) * ratios / math.sqrt(_GROUPS)
     error = float(np.linalg.norm(errors * step)) / max(distance, 1e-9)
-    before = correlations.mean(bands, _in_ms(origin, pair))
-    return _Location((x, y), distance, error, before, correlations.mean(bands, _in_ms((x, y), pair)))
+    before, after = (_correlation(correlations.information(bands, _in_ms(at, pair))) for at in (origin, (x, y)))
+    return _Location((x, y), distance, error, before, after)
 
 
 def _in_ms(shift: tuple[float, float], pair: Pair) -> tuple[float, float]:
@@ -342,7 +315,8 @@ def _in_ms(shift: tuple[float, float], pair: Pair) -> tuple[float, float]:
 
 def _correlate_windows(correlator: _WindowCorrelator, threads: int, context: Context) -> Optional[_Correlations]:
     """Correlates windows in random order until enough of them have detail; None if none has."""
-    windows = correlator.windows()
+    ms = correlator.pair.ms.grid
+    windows = correlator.pair.ms_windows(min(max(math.isqrt(ms.width * ms.height // 16), _MIN_WINDOW), _WINDOW))
     order = np.random.default_rng(0).permutation(len(windows))
     found = []
     with contextlib.closing(
@@ -367,21 +341,14 @@ class _WindowCorrelator:
     pair: Pair
     mtf_gain: float
 
-    def windows(self) -> list[Window]:
-        """Windows of MS, smaller on a small scene."""
-        size = math.isqrt(self.pair.ms.grid.width * self.pair.ms.grid.height // 16)
-        return self.pair.ms_windows(min(max(size, _MIN_WINDOW), _WINDOW))
-
     def compare(self, window: Window) -> Optional[tuple[float, int, np.ndarray]]:
         """Mean of PAN, number of samples, and correlation of each band with PAN for every shift (bands, shifts,
         shifts); None for a window without detail."""
         ms_details = self._ms_details(window)
-        if ms_details is None:
+        pan_details = self._pan_details(window) if ms_details else None
+        if ms_details is None or pan_details is None:
             return None
         bands, usable = ms_details
-        pan_details = self._pan_details(window)
-        if pan_details is None:
-            return None
         mean, pan, pan_valid = pan_details
         usable &= pan_valid
         count = int(usable.sum())
@@ -422,20 +389,19 @@ class _WindowCorrelator:
         mean = bands.mean(dim=(1, 2), keepdim=True)
         details = _high_pass(bands - mean, 1)
         details[details.std(dim=(1, 2), correction=0) <= _ROUNDING * mean.abs().flatten()] = 0
-        return details, inside[_BLUR_REACH:-_BLUR_REACH, _BLUR_REACH:-_BLUR_REACH]
+        return details, crop(inside, _BLUR_REACH)
 
     def _pan_details(self, window: Window) -> Optional[tuple[float, torch.Tensor, torch.Tensor]]:
         """Mean of PAN, high-pass PAN on the lattice of shifts, and the MS samples for which it is valid under all
         shifts; None without detail."""
         margin = _REACH / _STEPS + _BLUR_REACH
-        rows_start, rows = self._matrix(self.pair.y, window.y - margin, window.height, margin)
-        columns_start, columns = self._matrix(self.pair.x, window.x - margin, window.width, margin)
+        rows_start, rows = self._matrix(self.pair.y, window.y, window.height, margin)
+        columns_start, columns = self._matrix(self.pair.x, window.x, window.width, margin)
         area = Window(columns_start, rows_start, columns.shape[1], rows.shape[1])
         values, valid = self.pair.read_pan(area)
         pan = torch.from_numpy(values.astype(np.float32))
-        alignment = self.pair.alignment
-        on_raster = Window(area.x + alignment.column, area.y + alignment.row, area.width, area.height)
-        inside = filters.inside(on_raster, Window(0, 0, self.pair.pan.grid.width, self.pair.pan.grid.height))
+        column, row, raster = self.pair.alignment.column, self.pair.alignment.row, self.pair.pan.grid
+        inside = filters.inside(area, Window(-column, -row, raster.width, raster.height))
         mask = torch.from_numpy(values != 0)
         if valid is not None:
             mask = mask & torch.from_numpy(valid)
@@ -451,18 +417,12 @@ class _WindowCorrelator:
         inside = inside & mask
         if bool(inside.all()):
             return mean, details, torch.ones(window.height, window.width, dtype=torch.bool)
-        weight = filters.apply_separable(rows, inside.float(), columns)
-        margin = _BLUR_REACH * _STEPS
-        return (
-            mean,
-            details,
-            (_shifted(weight[margin:-margin, margin:-margin], window) > _MIN_WEIGHT).flatten(0, 1).all(dim=0),
-        )
+        weight = crop(filters.apply_separable(rows, inside.float(), columns), _BLUR_REACH * _STEPS)
+        return mean, details, (_shifted(weight, window) > _MIN_WEIGHT).flatten(0, 1).all(dim=0)
 
     def _matrix(self, axis: AxisTransform, first: float, samples: int, margin: float) -> tuple[int, torch.Tensor]:
-        return filters.oversampled_matrix(
-            axis, first, round((samples - 1 + 2 * margin) * _STEPS) + 1, _STEPS, self.mtf_gain
-        )
+        count = round((samples - 1 + 2 * margin) * _STEPS) + 1
+        return filters.oversampled_matrix(axis, first - margin, count, _STEPS, self.mtf_gain)
 
 
 def _high_pass(image: torch.Tensor, step: int) -> torch.Tensor:
@@ -472,13 +432,11 @@ def _high_pass(image: torch.Tensor, step: int) -> torch.Tensor:
     planes = image.reshape(-1, 1, *image.shape[-2:])
     blurred = torch.nn.functional.conv2d(planes, kernel.view(1, 1, -1, 1), dilation=(step, 1))
     blurred = torch.nn.functional.conv2d(blurred, kernel.view(1, 1, 1, -1), dilation=(1, step))
-    margin = _BLUR_REACH * step
-    return image[..., margin:-margin, margin:-margin] - blurred.view(*image.shape[:-2], *blurred.shape[-2:])
+    return crop(image, _BLUR_REACH * step) - blurred.view(*image.shape[:-2], *blurred.shape[-2:])
 
 
 def _shifted(image: torch.Tensor, window: Window) -> torch.Tensor:
     """View of an image on the lattice at the MS samples for every shift: (shifts down, shifts right, height, width)."""
     down, right = image.contiguous().stride()
-    shifts = 2 * _REACH + 1
-    size = (shifts, shifts, window.height, window.width)
+    size = (2 * _REACH + 1, 2 * _REACH + 1, window.height, window.width)
     return image.contiguous().as_strided(size, (down, right, _STEPS * down, _STEPS * right))

@@ -107,33 +107,27 @@ def measure_scene(
     """Measures a scene; pixels that are 0 in all bands affect ``zero_share`` only.
 
     Args:
-        pair: the scene.
         mtfs: the distinct MTFs of the MS bands.
-        pan_mtf_gain: MTF gain of PAN.
-        threads: number of CPU threads.
-        context: receives progress.
         filter_ms: MTF gain of each MS band, to include the bands filtered once more.
 
     Raises:
         ClippanError: no pixel is valid in PAN and all MS bands.
     """
-    found: Optional[_SampleMoments] = None
     for weight in _MIN_WEIGHTS:
-        found = _sample_windows(_WindowSampler(pair, tuple(mtfs), pan_mtf_gain, filter_ms, weight), threads, context)
-        if found is None or found.count >= _ENOUGH:
+        sampler = _WindowSampler(pair, tuple(mtfs), pan_mtf_gain, filter_ms, weight)
+        moments, subsample = _sample_windows(sampler, threads, context)
+        if subsample is None or (moments and moments.count >= _ENOUGH):
             break
-    if found is None or not found.moments:
+    if moments is None or subsample is None:
         raise _nothing_valid(pair)
-    dark = np.percentile(found.subsample, _DARK, axis=1)
-    mean, scatter, count = found.moments.mean, found.moments.scatter, found.count
     return SceneStatistics(
         pair.ms.count,
         len(mtfs),
-        mean,
-        scatter / count,
-        torch.from_numpy(np.asarray(dark, np.float64)),
-        count,
-        float((found.subsample == 0).all(axis=0).mean()),
+        moments.mean,
+        moments.scatter / moments.count,
+        torch.from_numpy(np.asarray(np.percentile(subsample, _DARK, axis=1), np.float64)),
+        moments.count,
+        float((subsample == 0).all(axis=0).mean()),
     )
 
 
@@ -141,12 +135,10 @@ def _nothing_valid(pair: Pair) -> ClippanError:
     """The error that no pixel is valid, which names the bands without any data."""
     empty = pair.ms.empty_bands(pair.ms_windows(_SCAN))
     if 0 < len(empty) < pair.ms.count:
-        listed = "; ".join(pair.ms.band_name(band) for band in empty[:_LISTED]) + (
-            "; …" if len(empty) > _LISTED else ""
-        )
+        listed = [pair.ms.band_name(band) for band in empty[:_LISTED]] + ["…"] * (len(empty) > _LISTED)
         return ClippanError(
             "The multispectral raster has no data here in these bands: {bands}; choose the other bands (--bands).",
-            bands=listed,
+            bands="; ".join(listed),
         )
     return ClippanError(
         "No pixel is valid in both the panchromatic and the multispectral raster; "
@@ -177,21 +169,13 @@ class _Moments:
         return _Moments(count, self.mean + step * (other.count / count), scatter)
 
 
-@dataclass(frozen=True)
-class _SampleMoments:
-    """Moments of jointly valid samples, None if no sample has enough valid neighbours, and every eighth sample of the
-    MS bands."""
-
-    moments: Optional[_Moments]
-    subsample: np.ndarray
-
-    @property
-    def count(self) -> int:
-        return self.moments.count if self.moments else 0
+# Moments of jointly valid samples, None if no sample has enough valid neighbours, and every eighth sample of the MS
+# bands, None if there is none.
+_Samples = tuple[Optional[_Moments], Optional[np.ndarray]]
 
 
-def _sample_windows(sampler: _WindowSampler, threads: int, context: Context) -> Optional[_SampleMoments]:
-    """Measures windows in random order until there are enough samples; None if no window has jointly valid pixels."""
+def _sample_windows(sampler: _WindowSampler, threads: int, context: Context) -> _Samples:
+    """Measures windows in random order until there are enough samples."""
     windows = sampler.pair.ms_windows(_WINDOW)
     if len(windows) > _WINDOWS:
         order = np.random.default_rng(_SEED).permutation(len(windows))
@@ -200,17 +184,17 @@ def _sample_windows(sampler: _WindowSampler, threads: int, context: Context) -> 
     subsamples: list[np.ndarray] = []
     windows_used = 0
     with contextlib.closing(in_order(sampler.measure, windows, threads, use_one_thread)) as batches:
-        for number, (_, found) in enumerate(batches, 1):
+        for number, (_, (found, subsample)) in enumerate(batches, 1):
+            if subsample is not None:
+                subsamples.append(subsample)
             if found:
-                subsamples.append(found.subsample)
-            if found and found.moments:
-                moments = moments + found.moments if moments else found.moments
+                moments = moments + found if moments else found
                 windows_used += 1
             share = min(windows_used / _WINDOWS, moments.count / _SAMPLES) if moments else 0
             if share >= 1:
                 break
             context.progress(100 * max(share, number / len(windows)), "Measuring the scene")
-    return _SampleMoments(moments, np.concatenate(subsamples, axis=1)) if subsamples else None
+    return moments, np.concatenate(subsamples, axis=1) if subsamples else None
 
 
 @dataclass(frozen=True)
@@ -221,15 +205,16 @@ class _WindowSampler:
     filter_ms: Optional[Sequence[float]]
     least_weight: float
 
-    def measure(self, window: Window) -> Optional[_SampleMoments]:
-        """The jointly valid samples of a window of MS; None if MS or PAN has no valid pixel there."""
-        ms, valid = self._read_ms(window)
+    def measure(self, window: Window) -> _Samples:
+        """The jointly valid samples of a window of MS."""
+        values, valid = self.pair.read_ms(window)
+        ms = values.astype(np.float32)
         joint = np.ones(ms.shape[1:], bool) if valid is None else valid.all(axis=0)
         filtered = self._filter_pan(window) if joint.any() else None
         if filtered is None:
-            return None
+            return None, None
         lows, covered = filtered
-        planes = [ms.numpy(), lows]
+        planes = [ms, lows]
         joint &= covered
         if self.filter_ms:
             filtered_ms, covered = self._filter_ms(window)
@@ -242,11 +227,7 @@ class _WindowSampler:
         nonzero = (samples[: len(ms)] != 0).any(axis=0)
         if not nonzero.all():
             samples = samples[:, nonzero]
-        return _SampleMoments(_Moments.of(samples) if samples.shape[1] else None, subsample)
-
-    def _read_ms(self, window: Window) -> tuple[torch.Tensor, Optional[np.ndarray]]:
-        values, valid = self.pair.read_ms(window)
-        return torch.from_numpy(values.astype(np.float32)), valid
+        return _Moments.of(samples) if samples.shape[1] else None, subsample
 
     def _filter_pan(self, window: Window) -> Optional[tuple[np.ndarray, np.ndarray]]:
         """PAN filtered with each band's MTF and with its own (MTFs + 1, height, width), and where enough of it
@@ -277,15 +258,16 @@ class _WindowSampler:
         return torch.stack(lows).numpy(), covered
 
     def _filter_ms(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        assert self.filter_ms is not None
-        kernels_x = [torch.from_numpy(filters.mtf_kernel(g, self.pair.x.ratio)).float() for g in self.filter_ms]
-        kernels_y = [torch.from_numpy(filters.mtf_kernel(g, self.pair.y.ratio)).float() for g in self.filter_ms]
-        reach_x = max(len(kernel) // 2 for kernel in kernels_x)
-        reach_y = max(len(kernel) // 2 for kernel in kernels_y)
+        """MS filtered with the MTF of each band (bands, height, width), and where enough of all bands is valid."""
+        kernels_x, kernels_y = (
+            [torch.from_numpy(filters.mtf_kernel(gain, axis.ratio)).float() for gain in self.filter_ms or ()]
+            for axis in (self.pair.x, self.pair.y)
+        )
+        reach_x, reach_y = (max(len(kernel) // 2 for kernel in kernels) for kernels in (kernels_x, kernels_y))
         wide = Window(window.x - reach_x, window.y - reach_y, window.width + 2 * reach_x, window.height + 2 * reach_y)
-        values, valid = self._read_ms(wide)
+        values, valid = self.pair.read_ms(wide)
         mask = np.ones(values.shape[1:], bool) if valid is None else valid.all(axis=0)
-        stacked = torch.cat([torch.where(torch.from_numpy(mask), values, 0.0), torch.from_numpy(mask)[None].float()])
+        stacked = torch.from_numpy(np.concatenate([np.where(mask, values, 0), mask[None]]).astype(np.float32))
         planes, weights = [], []
         for band, (row, column) in enumerate(zip(kernels_y, kernels_x)):
             both = stacked[[band, -1]][:, None]

@@ -19,7 +19,7 @@ from clippan.core.json import to_json
 from clippan.core.messages import Message
 from clippan.core.threads import count_threads, in_order
 from clippan.fusion import filters
-from clippan.fusion.fuse import TileFuser, max_tile_size
+from clippan.fusion.fuse import TileFuser
 from clippan.fusion.methods import FusionMethod, fit_method, needs_low_pass
 from clippan.fusion.model import load
 from clippan.fusion.neural import NetworkFusion
@@ -90,7 +90,7 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
             provenance["CLIPPAN_MODEL_SHA256"] = model.sha256
             provenance["CLIPPAN_PRECISION"] = "bfloat16" if fusion.bfloat16 else "float32"
         nodata = _output_nodata(pair, threads, context.subrange(5, 10))
-        tiler = TileFuser(pair, fusion, lows, statistics, device, nodata)
+        fuser = TileFuser(pair, fusion, lows, statistics, device, nodata)
         writer = Writer(
             request.output,
             pair.grid,
@@ -104,12 +104,12 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
             lambda percent: context.progress(90 + percent / 10, "Finishing the file"),
             sparse=pair.sparse,
         )
-        windows = tiles(pair.grid.width, pair.grid.height, _tile_size(request.tile_size, tiler.block, pair))
+        windows = tiles(pair.grid.width, pair.grid.height, fuser.tile_size(request.tile_size))
         # Elsewhere the file stays unwritten, which reads as nodata.
         windows = [window for window in windows if pair.may_contain_data(window)]
         # A GPU has one queue; a second thread reads ahead while it computes.
         workers = threads if device.type == "cpu" else 2
-        compute = in_order(lambda window: tiler.fuse(window, context), windows, workers, use_one_thread)
+        compute = in_order(lambda window: fuser.fuse(window, context), windows, workers, use_one_thread)
         # The tiles under way are waited for before the writer closes its file.
         with writer, contextlib.closing(compute):
             for number, (window, values) in enumerate(compute, 1):
@@ -161,12 +161,6 @@ def _check_fit(method: Method, statistics: SceneStatistics) -> None:
             "The panchromatic raster has the same value everywhere, so it has no detail; check the file and its nodata "
             "value."
         )
-
-
-def _tile_size(wanted: int, block: int, pair: Pair) -> int:
-    """A multiple of the block, so that no block is computed twice."""
-    size = min(wanted, max_tile_size(pair))
-    return max(block, size // block * block)
 
 
 def _provenance(request: PansharpenRequest, sensor: Sensor, device: torch.device, shifts: Shifts) -> dict[str, str]:
