@@ -407,7 +407,7 @@ class ReferenceMetrics:
     @property
     def complete(self) -> bool:
         """Whether every metric has at least one valid block or window."""
-        return self._q2n.count > 0 and self._ssim.count > 0
+        return self._q2n.count > 0 and not math.isnan(self._ssim.value)
 
     @property
     def values(self) -> dict[str, float]:
