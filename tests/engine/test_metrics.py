@@ -422,10 +422,10 @@ def test_windows_with_one_invalid_pixel_are_left_out():
     valid[:, 9] = False
     figure = metrics.SSIM(800)
     figure.add(image, reference, valid)
-    assert figure._count == 0
+    assert figure.count == 0
     figure = metrics.DetailCorrelation()
     figure.add(image, reference, valid)
-    assert figure._count == 18 * (18 - 3)
+    assert figure.count == 18 * (18 - 3)
 
 
 def test_nothing_valid_is_no_number():

@@ -306,7 +306,7 @@ class DetailCorrelation(WindowMetric):
     MARGIN = 1
 
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
         self._sums = torch.zeros(5, 1, dtype=torch.float64)
 
     def add(self, image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> None:
@@ -316,14 +316,14 @@ class DetailCorrelation(WindowMetric):
         other = _pixels(laplacian(self._zero_invalid(reference, valid)), whole).double().expand_as(one)
         sums = [one, other, one * one, other * other, one * other]
         self._sums = self._sums + torch.stack([values.sum(dim=1) for values in sums]).cpu()
-        self._count += one.shape[1]
+        self.count += one.shape[1]
 
     @property
     def value(self) -> float:
         """The mean, with 0 for a band without details; NaN without any valid window."""
-        if not self._count:
+        if not self.count:
             return NAN
-        x, y, xx, yy, xy = self._sums / self._count
+        x, y, xx, yy, xy = self._sums / self.count
         covariance, power = xy - x * y, (xx - x * x) * (yy - y * y)
         return float(torch.where(power > 0, covariance / torch.sqrt(power), 0.0).mean())
 
