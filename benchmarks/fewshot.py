@@ -38,7 +38,7 @@ from clippan.fewshot.network import NetworkSize  # noqa: E402
 from clippan.jobs import Context, Device  # noqa: E402
 from clippan.jobs.classify import Classifier  # noqa: E402
 from clippan.labels import accuracy  # noqa: E402
-from clippan.learn.fewshot import pretrain  # noqa: E402
+from clippan.learn.scene_pretraining import pretrain  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
 PINES = ROOT.parent / "tensorly" / "tensorly" / "datasets" / "data"
@@ -237,7 +237,7 @@ class Bench:
         known, moments = self.encoder(size, steps), prompt_heads.FeatureMoments()
         found = prompt_heads.pixel_features(known, self.scene.modalities, self.scene.valid, options, Context())
         moments.add(found.features, found.valid)
-        return found, moments.mean_and_scale(CPU)
+        return found, moments.mean_and_inverse_std(CPU)
 
     def diffclip(
         self,
@@ -250,10 +250,12 @@ class Bench:
         words: bool = True,
     ) -> np.ndarray:
         """Classes of the pixels that are tested."""
-        seen_by = prompt_heads.Options(encoded=options.encoded, scales=options.scales)
+        seen_by = prompt_heads.Options(use_encoder=options.use_encoder, window_sizes=options.window_sizes)
         sight, standard = self.sight(size, steps, seen_by)
         truth, wide = self.scene.truth.ravel(), self.scene.truth.shape[1]
-        texts = torch.from_numpy(self.words) if words else None
+        texts = torch.from_numpy(self.words)
+        if not words:  # vectors of classes are learned
+            texts = torch.randn(len(texts), 1, 256, generator=torch.Generator().manual_seed(seed))
         of, around = (
             prompt_heads.SampleFeatures.at_pixels(sight, places // wide, places % wide, options)
             for places in (learned, tested)
@@ -261,7 +263,7 @@ class Bench:
         fitted = prompt_heads.fit_heads(
             of, truth[learned], texts, standard, seed=seed, context=Context(), options=options
         )
-        return fitted.at_samples(around, Context()).argmax(axis=1)
+        return fitted.predict_samples(around, Context()).argmax(axis=1)
 
     def rival(self, method: Classifier, kind: str, learned: np.ndarray, tested: np.ndarray, seed: int) -> np.ndarray:
         features = self.vectors(kind)
@@ -305,11 +307,11 @@ def methods(ablation: bool) -> dict[str, Any]:
         found |= {
             "– pre-training (untrained encoder)": ours(steps=0),
             "– sharing (an encoder for each modality)": ours(size=replace(NetworkSize(), shared=False)),
-            "– encoder (components only)": ours(encoded=False),
-            "– components' means (encoder only)": ours(scales=()),
+            "– encoder (components only)": ours(use_encoder=False),
+            "– components' means (encoder only)": ours(window_sizes=()),
             "– words (vectors of classes are learned)": ours(words=False),
-            "– other heads (one)": ours(members=1),
-            "– smoothing": ours(smooth=0),
+            "– other heads (one)": ours(head_count=1),
+            "– smoothing": ours(smoothing_radius=0),
         }
     return found
 

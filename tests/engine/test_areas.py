@@ -90,7 +90,7 @@ def counted(grid, classes, confidence, valid, size):
     for y in range(0, grid.height, size):
         for x in range(0, grid.width, size):
             part = (slice(y, y + size), slice(x, x + size))
-            found.add(x, y, classes[part], confidence[part], None if valid is None else valid[part])
+            found.add(x, y, classes[part], confidence[part], valid[part])
     return found.result()
 
 
@@ -120,7 +120,7 @@ def test_nothing_but_nodata():
     nothing = np.zeros((8, 8), np.uint8)
     rows = counted(grid, nothing, nothing.astype(np.float32), nothing.astype(bool), 8)
     assert all((row.pixels, row.share, row.hectares, row.confidence) == (0, 0, None, None) for row in rows)
-    rows = counted(grid, nothing, nothing.astype(np.float32), None, 8)
+    rows = counted(grid, nothing, nothing.astype(np.float32), np.ones((8, 8), bool), 8)
     assert (rows[-1].pixels, rows[-1].share) == (64, 1)
 
 
@@ -131,7 +131,7 @@ def test_table_of_areas(tmp_path):
         parse_prompts('{"classes": [{"name": "a \\"b\\", c"}, {"name": "wäter"}, {"name": "森林"}]}'),
         Grid(4, 4, None, ""),
     )
-    found.add(0, 0, np.full((4, 4), 1, np.uint8), np.full((4, 4), 0.5, np.float32), None)
+    found.add(0, 0, np.full((4, 4), 1, np.uint8), np.full((4, 4), 0.5, np.float32), np.ones((4, 4), bool))
     areas.write_csv(str(path), found.result())
     assert path.read_bytes().startswith(b"\xef\xbb\xbfvalue,class,")
     with path.open(encoding="utf-8-sig", newline="") as file:

@@ -14,13 +14,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from clippan.core.errors import Cancelled, ClippanError
 from clippan.fewshot import prompt_heads, scene_encoder, windows
-from clippan.fewshot.network import PUBLISHED_SIZE, MaskDiffusion, NetworkSize
+from clippan.fewshot.network import MaskDiffusion, NetworkSize
 from clippan.jobs import Context
-from clippan.learn.fewshot import pretrain
+from clippan.learn.scene_pretraining import pretrain
 
 CPU = torch.device("cpu")
 SMALL = NetworkSize(window=5, width=16, depth=1, heads=2, components=4)
-QUICK = prompt_heads.Options(members=2, steps=40)
+PUBLISHED_SIZE = NetworkSize(width=128, depth=4, heads=8, decoder=3)
+RANDOM_TEXTS = torch.randn(4, 1, 256, generator=torch.Generator().manual_seed(0))
+QUICK = prompt_heads.Options(head_count=2, steps=40)
 
 
 def scene(height: int = 40, width: int = 48, seed: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
@@ -48,7 +50,7 @@ class Learned(NamedTuple):
     truth: np.ndarray
 
 
-def learned(seed: int = 0, options: prompt_heads.Options = QUICK, texts: torch.Tensor | None = None):
+def learned(seed: int = 0, options: prompt_heads.Options = QUICK, texts: torch.Tensor = RANDOM_TEXTS):
     modalities, truth = scene()
     encoder = pretrain(
         modalities, everywhere(truth), steps=8, batch=8, seed=seed, device=CPU, context=Context(), size=SMALL
@@ -59,11 +61,13 @@ def learned(seed: int = 0, options: prompt_heads.Options = QUICK, texts: torch.T
     moments.add(sight.features, sight.valid)
     spots = prompt_heads.SampleFeatures.at_pixels(sight, rows, columns, options)
     fitted = prompt_heads.fit_heads(
-        spots, labels, texts, moments.mean_and_scale(CPU), seed=seed, context=Context(), options=options
+        spots, labels, texts, moments.mean_and_inverse_std(CPU), seed=seed, context=Context(), options=options
     )
 
     def mapped(modalities: Sequence[np.ndarray], valid: np.ndarray = valid) -> np.ndarray:
-        return fitted.map(prompt_heads.pixel_features(encoder, modalities, valid, options, Context()), Context())
+        return fitted.predict_pixels(
+            prompt_heads.pixel_features(encoder, modalities, valid, options, Context()), Context()
+        )
 
     return Learned(encoder, fitted, mapped, modalities, truth)
 
@@ -127,10 +131,12 @@ def test_a_gpu_tells_the_same() -> None:
         moments.add(sight.features, sight.valid)
         rows, columns = np.array([5, 9, 30, 33]), np.array([5, 30, 5, 40])
         spots = prompt_heads.SampleFeatures.at_pixels(sight, rows, columns, QUICK)
-        standard = moments.mean_and_scale(device)
-        fitted = prompt_heads.fit_heads(spots, truth[rows, columns], None, standard, context=Context(), options=QUICK)
-        maps.append(fitted.map(sight, Context()))
-        np.testing.assert_allclose(fitted.at_samples(spots, Context()), maps[-1][:, rows, columns].T, atol=1e-4)
+        standard = moments.mean_and_inverse_std(device)
+        fitted = prompt_heads.fit_heads(
+            spots, truth[rows, columns], RANDOM_TEXTS, standard, context=Context(), options=QUICK
+        )
+        maps.append(fitted.predict_pixels(sight, Context()))
+        np.testing.assert_allclose(fitted.predict_samples(spots, Context()), maps[-1][:, rows, columns].T, atol=1e-4)
     assert (maps[0].argmax(axis=0) == maps[1].argmax(axis=0)).mean() > 0.95
 
 
@@ -234,7 +240,7 @@ def test_more_samples_than_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_invalid_pixels_change_no_other() -> None:
-    known = learned(options=replace(QUICK, encoded=False))
+    known = learned(options=replace(QUICK, use_encoder=False))
     valid = everywhere(known.truth)
     valid[10:14, 10:14] = False
     spoiled = [values.copy() for values in known.modalities]
@@ -251,15 +257,15 @@ def test_single_places_are_told_apart_as_on_the_map() -> None:
     valid[10:14, 10:14] = False
     sight = prompt_heads.pixel_features(known.encoder, known.modalities, valid, options, Context())
     rows, columns = np.array([0, 9, 39, 14, 20]), np.array([0, 12, 47, 9, 21])
-    whole = known.fitted.map(sight, Context())
+    whole = known.fitted.predict_pixels(sight, Context())
     parts = [np.array([3, 0]), np.array([1, 4, 2])]
     spots = prompt_heads.SampleFeatures.concatenated(
         [prompt_heads.SampleFeatures.at_pixels(sight, rows[part], columns[part], options) for part in parts], parts
     )
-    np.testing.assert_allclose(known.fitted.at_samples(spots, Context()), whole[:, rows, columns].T, atol=1e-5)
+    np.testing.assert_allclose(known.fitted.predict_samples(spots, Context()), whole[:, rows, columns].T, atol=1e-5)
     some = np.array([4, 1])
     np.testing.assert_allclose(
-        known.fitted.at_samples(spots.subset(some), Context()), whole[:, rows, columns].T[some], atol=1e-5
+        known.fitted.predict_samples(spots.subset(some), Context()), whole[:, rows, columns].T[some], atol=1e-5
     )
 
 
@@ -269,7 +275,7 @@ def test_moments_of_parts_are_those_of_the_whole() -> None:
     left[:, :2] = True
     moments.add(values, left)
     moments.add(values, ~left)
-    mean, scale = moments.mean_and_scale(CPU)
+    mean, scale = moments.mean_and_inverse_std(CPU)
     torch.testing.assert_close(mean, values.flatten(1).mean(dim=1))
     torch.testing.assert_close(scale, 1 / values.flatten(1).std(dim=1, correction=0))
 
@@ -281,4 +287,4 @@ def test_cancelling_ends_both_steps() -> None:
         pretrain(known.modalities, everywhere(known.truth), steps=5, device=CPU, context=stopped, size=SMALL)
     sight = prompt_heads.pixel_features(known.encoder, known.modalities, everywhere(known.truth), QUICK, Context())
     with pytest.raises(Cancelled):
-        known.fitted.map(sight, stopped)
+        known.fitted.predict_pixels(sight, stopped)

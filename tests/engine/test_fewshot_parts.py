@@ -68,8 +68,8 @@ def test_sharpness_undoes_what_was_blunted() -> None:
     rng = np.random.default_rng(0)
     true = rng.dirichlet([0.5] * 4, 4000)
     labels = np.array([rng.choice(4, p=shares) for shares in true])
-    assert accuracy.fit_temperature(accuracy.sharpen(true, 0.5), labels) == pytest.approx(2, rel=0.15)
-    assert accuracy.fit_temperature(np.full((5, 4), 0.25), labels[:5]) > 0
+    assert accuracy.fit_inverse_temperature(accuracy.apply_temperature(true, 0.5), labels) == pytest.approx(2, rel=0.15)
+    assert accuracy.fit_inverse_temperature(np.full((5, 4), 0.25), labels[:5]) > 0
 
 
 @pytest.mark.parametrize("classes", [2, 5])

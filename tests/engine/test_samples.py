@@ -139,12 +139,12 @@ def test_rasters_without_coordinates_are_named(vector) -> None:
 
 def test_a_class_in_one_place_leaves_the_blocks_of_the_others(vector) -> None:
     features = spread(["a", "b", "c"])
-    assert read(vector(features)).split == "block of 32 pixels"
+    assert read(vector(features)).group_unit == "block of 32 pixels"
     found = read(vector([*features, (point(70, 70), "rare")], name="rare.gpkg"))
-    assert found.split == "block of 32 pixels"
+    assert found.group_unit == "block of 32 pixels"
     assert found.groups_per_class[3] == 1
     close = [*features, (point(66, 66), "close"), (point(86, 86), "close")]  # in one block of 32, in two of 16
-    assert read(vector(close, name="close.gpkg")).split == "block of 16 pixels"
+    assert read(vector(close, name="close.gpkg")).group_unit == "block of 16 pixels"
 
 
 def test_classes_that_differ_in_case_are_named(vector) -> None:

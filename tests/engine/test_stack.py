@@ -41,14 +41,14 @@ def test_parts_are_of_the_size_that_is_least(raster, monkeypatch) -> None:
     monkeypatch.setattr(stack, "_WHOLE", 0)
     values = np.random.default_rng(0).normal(5, 1, (1, 300, 300)).astype(np.float32)
     found = open_stack((raster("a.tif", values),), 0, None, Context())
-    lone = found.sample_windows(np.array([3, 299]), np.array([3, 299]), 16)
+    lone = found.cheapest_windows_at(np.array([3, 299]), np.array([3, 299]), 16)
     assert [(window.x, window.y, window.width, window.height) for window, _ in lone] == [
         (0, 0, 16, 16),
         (288, 288, 12, 12),
     ]
     everywhere = np.arange(0, 300, 4)
     rows, columns = (axis.ravel() for axis in np.meshgrid(everywhere, everywhere))
-    many = found.sample_windows(rows, columns, 16)
+    many = found.cheapest_windows_at(rows, columns, 16)
     assert {window.width for window, _ in many} == {256, 44}
     assert sorted(np.concatenate([inside for _, inside in many])) == list(range(len(rows)))
 

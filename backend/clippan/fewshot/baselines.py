@@ -7,9 +7,10 @@ a linear probe (Radford et al. 2021), Tip-Adapter and Tip-Adapter-F (Zhang et al
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Callable, Optional, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -31,17 +32,31 @@ _PROBE_C = 100.0  # inverse strength of the linear probe's regularisation
 _ALPHA, _BETA = 1.0, 5.5  # of Tip-Adapter: weight and sharpness of the cache, as published
 _LOGIT_SCALE = 100.0  # factor of the cosines with texts, as CLIP was trained
 _SHOTS = 16  # samples of a class with full weight in the cache; more samples share that weight
-_RATE, _EPOCHS, _BATCH = 1e-3, 20, 256  # of Tip-Adapter-F, as published
+_LEARNING_RATE, _EPOCHS, _BATCH = 1e-3, 20, 256  # of Tip-Adapter-F, as published
 _CHUNK = 8192  # pixels classified between two checks for cancellation, at most
 _CHUNK_MEMORY = 2**27  # bytes that a thread needs for a chunk, about
 _SILENT = Context()  # neither reports nor cancels
 
 
-class PixelClassifier(Protocol):
+class PixelClassifier(ABC):
     """A fitted classifier of pixels."""
 
     def probabilities(self, features: np.ndarray, context: Context = _SILENT) -> np.ndarray:
         """Class probabilities, float32 (n, classes), of features (n, width). The context may cancel."""
+        rows = min(max(_CHUNK_MEMORY // (4 * self._values_per_row(features.shape[1])), 1), _CHUNK)
+        parts = []
+        for start in range(0, max(len(features), 1), rows):
+            context.raise_if_cancelled()
+            parts.append(self._predict(features[start : start + rows]))
+        return np.concatenate(parts)
+
+    @abstractmethod
+    def _predict(self, features: np.ndarray) -> np.ndarray:
+        """Class probabilities of a chunk of features."""
+
+    @abstractmethod
+    def _values_per_row(self, width: int) -> int:
+        """Float32 values that the prediction of one pixel needs memory for, about."""
 
 
 def fit(
@@ -54,7 +69,7 @@ def fit(
     seed: int = 0,
     context: Context = _SILENT,
 ) -> PixelClassifier:
-    """Fits a classifier to samples.
+    """Fits a classifier to samples; cancelling is noticed within a second.
 
     Args:
         method: any but auto and diffclip.
@@ -63,20 +78,19 @@ def fit(
         classes: number of classes.
         texts: for tip and tip-f, unit vectors of the classes' texts, float32 (classes, width).
         seed: of the random forest and of Tip-Adapter-F.
-        context: may cancel, which is noticed within a second.
+        context: may cancel.
     """
     if method in (Classifier.TIP, Classifier.TIP_F):
         assert texts is not None
         return _TipAdapter.of(features, labels, texts, method is Classifier.TIP_F, seed, context)
     if method is Classifier.LINEAR:
-        probe = LogisticRegression(C=_PROBE_C, max_iter=500)
-        return _SklearnClassifier(
-            run_cancellable(lambda: probe.fit(_unit_length(features), labels), context), classes, True
-        )
-    if method is Classifier.RF:
-        forest = RandomForestClassifier(_TREES, random_state=seed)
-        return _SklearnClassifier(run_cancellable(lambda: forest.fit(features, labels), context), classes, False)
-    return _Svm.of(features, labels, classes, context)
+        inputs, estimator = _unit_length(features), LogisticRegression(C=_PROBE_C, max_iter=500)
+    elif method is Classifier.RF:
+        inputs, estimator = features, RandomForestClassifier(_TREES, random_state=seed)
+    else:
+        return _Svm.of(features, labels, classes, context)
+    run_cancellable(lambda: estimator.fit(inputs, labels), context)
+    return _SklearnClassifier(estimator, classes, method is Classifier.LINEAR)
 
 
 def flatten_bands(modalities: Sequence[np.ndarray]) -> np.ndarray:
@@ -85,10 +99,8 @@ def flatten_bands(modalities: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def local_means(modalities: Sequence[np.ndarray], valid: np.ndarray, size: int = LOCAL_MEAN_SIZE) -> list[np.ndarray]:
-    """Local means of the valid pixels in squares of ``size``, arrays of the same shapes; 0 where there are none.
-
-    They are sums of shifted arrays, not running sums, so that the mean of a pixel does not depend on the window read.
-    """
+    """Local means of the valid pixels in squares of ``size``, arrays of the same shapes; 0 where there are none. They
+    are sums of shifted arrays, not running sums, so that the mean of a pixel does not depend on the window read."""
     weights = _box_sum(valid.astype(np.float32)[None], size)
     return [_box_sum(values * valid, size) / np.maximum(weights, 1) for values in modalities]
 
@@ -103,45 +115,32 @@ def _box_sum(values: np.ndarray, size: int) -> np.ndarray:
     return values
 
 
-def _in_chunks(
-    predict: Callable[[np.ndarray], np.ndarray], features: np.ndarray, values_per_row: int, context: Context
-) -> np.ndarray:
-    """Applies ``predict``, which needs memory for ``values_per_row`` float32, to chunks of features (n, width)."""
-    rows = min(max(_CHUNK_MEMORY // (4 * values_per_row), 1), _CHUNK)
-    parts = []
-    for start in range(0, max(len(features), 1), rows):
-        context.raise_if_cancelled()
-        parts.append(predict(features[start : start + rows]))
-    return np.concatenate(parts)
-
-
 def _unit_length(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 @dataclass(frozen=True)
-class _SklearnClassifier:
+class _SklearnClassifier(PixelClassifier):
     """A classifier of scikit-learn that predicts probabilities."""
 
     estimator: Any
     classes: int
-    unit: bool
+    to_unit_length: bool
 
-    def probabilities(self, features: np.ndarray, context: Context = _SILENT) -> np.ndarray:
-        return _in_chunks(self._predict, features, 2 * features.shape[1] + 8 * self.classes, context)
+    def _values_per_row(self, width: int) -> int:
+        return 2 * width + 8 * self.classes
 
     def _predict(self, features: np.ndarray) -> np.ndarray:
-        found = np.zeros((len(features), self.classes), np.float32)
-        inputs = _unit_length(features) if self.unit else features
-        found[:, self.estimator.classes_] = self.estimator.predict_proba(inputs)
-        return found
+        probabilities = np.zeros((len(features), self.classes), np.float32)
+        inputs = _unit_length(features) if self.to_unit_length else features
+        probabilities[:, self.estimator.classes_] = self.estimator.predict_proba(inputs)
+        return probabilities
 
 
 @dataclass(frozen=True)
-class _Svm:
-    """A support vector machine with a radial basis function and one-against-one voting.
-
-    Its kernel is one matrix product for many pixels, about ten times faster than libsvm's own prediction.
+class _Svm(PixelClassifier):
+    """A support vector machine with a radial basis function and one-against-one voting. Its kernel is one matrix
+    product for many pixels, about ten times faster than libsvm's own prediction.
 
     Attributes:
         mean, std: of the features, (width,).
@@ -202,13 +201,11 @@ class _Svm:
         decisions += self.offsets[:, None]
         return decisions.T
 
-    def probabilities(self, features: np.ndarray, context: Context = _SILENT) -> np.ndarray:
-        """A softmax of the votes; each vote is split between the two classes of its pair by how clear the decision
-        is."""
-        values_per_row = 2 * (len(self.vectors) + len(self.known) ** 2 + features.shape[1])
-        return _in_chunks(self._predict, features, values_per_row, context)
+    def _values_per_row(self, width: int) -> int:
+        return 2 * (len(self.vectors) + len(self.known) ** 2 + width)
 
     def _predict(self, features: np.ndarray) -> np.ndarray:
+        # A softmax of the votes; each is split between the two classes of its pair by how clear the decision is.
         count, decisions = len(self.known), self.decisions(features).T
         decisions *= _VOTE_SLOPE / 2
         np.tanh(decisions, out=decisions)  # a vote is (1 + this) / 2; softmax needs no constant half
@@ -216,9 +213,9 @@ class _Svm:
         for first, pairs in enumerate(_pairs(count)):
             votes[first] += decisions[pairs].sum(axis=0)
             votes[first + 1 :] -= decisions[pairs]
-        found = np.zeros((len(features), self.classes), np.float32)
-        found[:, self.known] = softmax(votes.T / 2, axis=1)
-        return found
+        probabilities = np.zeros((len(features), self.classes), np.float32)
+        probabilities[:, self.known] = softmax(votes.T / 2, axis=1)
+        return probabilities
 
 
 def _slices(class_ends: np.ndarray) -> list[slice]:
@@ -232,7 +229,7 @@ def _pairs(count: int) -> list[slice]:
 
 
 @dataclass(frozen=True)
-class _TipAdapter:
+class _TipAdapter(PixelClassifier):
     """A cache of samples beside the texts: logits = 100 f·Textsᵀ + α exp(−β (1 − f·Keysᵀ)) · Values."""
 
     keys: torch.Tensor
@@ -244,16 +241,16 @@ class _TipAdapter:
         cls, features: np.ndarray, labels: np.ndarray, texts: np.ndarray, tuned: bool, seed: int, context: Context
     ) -> _TipAdapter:
         """Builds the cache; tunes its keys for Tip-Adapter-F."""
-        keys, known = torch.from_numpy(_unit_length(features).astype(np.float32)), torch.from_numpy(labels).long()
-        counts = torch.bincount(known, minlength=len(texts)).clamp(min=1)
-        values = functional.one_hot(known, len(texts)) * (_SHOTS / counts).clamp(max=1)
+        keys, targets = torch.from_numpy(_unit_length(features).astype(np.float32)), torch.from_numpy(labels).long()
+        counts = torch.bincount(targets, minlength=len(texts)).clamp(min=1)
+        values = functional.one_hot(targets, len(texts)) * (_SHOTS / counts).clamp(max=1)
         tip = cls(keys, values.float(), torch.from_numpy(texts))
-        return tip._tuned(keys, known, seed, context) if tuned else tip
+        return tip._tuned(targets, seed, context) if tuned else tip
 
-    def _tuned(self, features: torch.Tensor, labels: torch.Tensor, seed: int, context: Context) -> _TipAdapter:
-        tip = _TipAdapter(self.keys.clone().requires_grad_(), self.values, self.texts)
+    def _tuned(self, labels: torch.Tensor, seed: int, context: Context) -> _TipAdapter:
+        features, tip = self.keys, replace(self, keys=self.keys.clone().requires_grad_())
         generator = torch.Generator().manual_seed(seed)
-        optimiser = torch.optim.AdamW([tip.keys], _RATE, eps=1e-4)
+        optimiser = torch.optim.AdamW([tip.keys], _LEARNING_RATE, eps=1e-4)
         steps = _EPOCHS * -(-len(labels) // _BATCH)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
         for _ in range(_EPOCHS):
@@ -264,15 +261,15 @@ class _TipAdapter:
                 loss.backward()
                 optimiser.step()
                 schedule.step()
-        return _TipAdapter(tip.keys.detach(), self.values, self.texts)
+        return replace(tip, keys=tip.keys.detach())
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (n, classes) of unit features (n, width)."""
         affinity = torch.exp(_BETA * (features @ self.keys.T - 1))
         return _LOGIT_SCALE * features @ self.texts.T + _ALPHA * affinity @ self.values
 
-    def probabilities(self, features: np.ndarray, context: Context = _SILENT) -> np.ndarray:
-        return _in_chunks(self._predict, features, 3 * (len(self.keys) + features.shape[1]), context)
+    def _values_per_row(self, width: int) -> int:
+        return 3 * (len(self.keys) + width)
 
     def _predict(self, features: np.ndarray) -> np.ndarray:
         return self.logits(torch.from_numpy(_unit_length(features).astype(np.float32))).softmax(1).numpy()

@@ -45,9 +45,6 @@ class NetworkSize:
     shared: bool = True
 
 
-PUBLISHED_SIZE = NetworkSize(width=128, depth=4, heads=8, decoder=3)
-
-
 # The names of layers and parameters in these classes are keys of saved scene encoders.
 class TransformerBlock(nn.Module):
     """A Transformer block with normalisation before attention and before the inner layer."""
@@ -72,12 +69,7 @@ class TransformerBlock(nn.Module):
 
 
 class ModalityLayers(nn.Module):
-    """The layers that belong to one modality.
-
-    Args:
-        size: of the network.
-        projection: from the modality's bands to components, (components, bands); not trained.
-    """
+    """The layers of one modality; the projection (components, bands) of its bands is not trained."""
 
     def __init__(self, size: NetworkSize, projection: Tensor) -> None:
         super().__init__()
@@ -95,12 +87,7 @@ class ModalityLayers(nn.Module):
 
 
 class MaskDiffusion(nn.Module):
-    """The encoder and the layers of each modality.
-
-    Args:
-        size: of the network.
-        projections: for each modality from bands to components, (components, bands).
-    """
+    """The encoder and the layers of each modality, by the projections (components, bands) of their bands."""
 
     def __init__(self, size: NetworkSize, projections: Sequence[Tensor]) -> None:
         super().__init__()
@@ -119,22 +106,19 @@ class MaskDiffusion(nn.Module):
         return cast(ModalityLayers, self.owns[modality])
 
     def encode(self, modality: int, values: Tensor, time: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Tokens of windows.
+        """The class token and the tokens of the visible pixels of windows, (n, 1 + visible, width).
 
         Args:
             modality: number of the modality.
             values: components, (n, window², components).
             time: of the diffusion, 0 to 999, (n,).
             visible: indices of the pixels that the encoder gets, (n, visible); all by default.
-
-        Returns:
-            The class token and the tokens of the visible pixels, (n, 1 + visible, width).
         """
         layers = self.layers(modality)
         positions = layers.places.expand(len(values), -1, -1)
         if visible is not None:
-            values, positions = gather_tokens(values, visible), gather_tokens(positions, visible)
-        class_token = layers.summary + layers.time(sinusoidal_embedding(time, self.size.width))
+            values, positions = _gather_tokens(values, visible), _gather_tokens(positions, visible)
+        class_token = layers.summary + layers.time(_sinusoidal_embedding(time, self.size.width))
         tokens = torch.cat([class_token[:, None], layers.stem(values) + positions], dim=1)
         encoded: Tensor = self.encoders[modality if len(self.encoders) > 1 else 0](tokens)
         return encoded
@@ -151,13 +135,12 @@ class MaskDiffusion(nn.Module):
         return restored
 
 
-def gather_tokens(values: Tensor, indices: Tensor) -> Tensor:
+def _gather_tokens(values: Tensor, indices: Tensor) -> Tensor:
     """Tokens (n, some, width) at indices (n, some) of tokens (n, length, width)."""
     return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def sinusoidal_embedding(time: Tensor, width: int) -> Tensor:
-    """Sines and cosines of times (n,), as (n, width)."""
+def _sinusoidal_embedding(time: Tensor, width: int) -> Tensor:
     rates = torch.exp(-math.log(10000) * torch.arange(width // 2, device=time.device) / (width // 2))
     angles = time[:, None].float() * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Optional, Union
+from typing import Union
 
 import numpy as np
 import torch
@@ -22,8 +22,7 @@ from clippan.core.context import Context
 from clippan.fewshot import scene_encoder, windows
 from clippan.fewshot.scene_encoder import SceneEncoder
 
-_WIDTH = 256  # of class vectors that are learned where there are no words
-_RATE, _DECAY = 3e-3, 1e-2
+_LEARNING_RATE, _WEIGHT_DECAY = 3e-3, 1e-2
 _GUIDE_VARIANCE = 0.2  # mean squared difference of components at which the weight of a neighbour falls to 1/e
 _CHUNK = 16384  # pixels classified at a time
 _BATCH = 1024  # samples of a training step, at most
@@ -36,36 +35,31 @@ class Options:
     """Options of the few-shot step.
 
     Attributes:
-        encoded: whether to use the features of the encoder.
-        scales: edges in pixels, odd, of the squares over which components are averaged.
-        members: number of heads that vote.
+        use_encoder: whether to use the features of the encoder.
+        window_sizes: edges in pixels, odd, of the squares over which components are averaged.
+        head_count: number of heads that vote.
         steps: training steps of each head.
-        sharpness: factor of the cosines in the logits.
-        jitter: standard deviation of the noise added to standardised features in training.
-        smooth: radius in pixels of the neighbourhood over which probabilities are averaged; 0 for none.
+        logit_scale: factor of the cosines in the logits.
+        noise_std: standard deviation of the noise added to standardised features in training.
+        smoothing_radius: radius in pixels of the neighbourhood over which probabilities are averaged; 0 for none.
     """
 
-    encoded: bool = True
-    scales: tuple[int, ...] = (5, 13)
-    members: int = 3
+    use_encoder: bool = True
+    window_sizes: tuple[int, ...] = (5, 13)
+    head_count: int = 3
     steps: int = 150
-    sharpness: float = 10.0
-    jitter: float = 0.3
-    smooth: int = 3
+    logit_scale: float = 10.0
+    noise_std: float = 0.3
+    smoothing_radius: int = 3
 
 
 class PromptHead(nn.Module):
-    """Maps features to cosines with the class prompts.
+    """Maps features to cosines with the class prompts, unit vectors (classes, prompts, width)."""
 
-    Args:
-        features: number of features.
-        texts: unit vectors of the prompts of the classes, (classes, prompts, width).
-    """
-
-    def __init__(self, features: int, texts: Tensor) -> None:
+    def __init__(self, feature_count: int, texts: Tensor) -> None:
         super().__init__()
         width = texts.shape[-1]
-        self.projection = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, width))
+        self.projection = nn.Sequential(nn.Linear(feature_count, width), nn.GELU(), nn.Linear(width, width))
         self.prompts: Tensor
         self.register_buffer("prompts", texts)
         self.prompt_shift = nn.Parameter(torch.zeros(texts.shape[0], 1, width))
@@ -78,13 +72,8 @@ class PromptHead(nn.Module):
 
 @dataclass(frozen=True)
 class PixelFeatures:
-    """Features of every pixel of a window, which do not depend on the classes.
-
-    Attributes:
-        features: (features, height, width).
-        guide: components by which neighbours are compared, (components, height, width).
-        valid: bool (height, width).
-    """
+    """Features of every pixel of a window (features, h, w), which do not depend on the classes; the components by which
+    neighbours are compared (components, h, w); and which pixels are valid (h, w)."""
 
     features: Tensor
     guide: Tensor
@@ -97,12 +86,12 @@ class SampleFeatures:
 
     Attributes:
         features, guide: as in ``PixelFeatures``, of single pixels, (pixels, features) and (pixels, components).
-        neighbours: indices of the pixels in the square around each sample, row by row; -1 for invalid ones, (n, edge²).
+        neighbour_indices: of the pixels in the square around each sample, row by row, (n, edge²); -1 for invalid ones.
     """
 
     features: Tensor
     guide: Tensor
-    neighbours: Tensor
+    neighbour_indices: Tensor
 
     @classmethod
     def at_pixels(
@@ -110,9 +99,8 @@ class SampleFeatures:
     ) -> SampleFeatures:
         """Features of the valid pixels at rows and columns (n,) of a window."""
         height, width = pixels.valid.shape
-        steps = np.arange(-options.smooth, options.smooth + 1)
-        down = np.asarray(rows)[:, None, None] + steps[:, None]
-        across = np.asarray(columns)[:, None, None] + steps
+        steps = np.arange(-options.smoothing_radius, options.smoothing_radius + 1)
+        down, across = rows[:, None, None] + steps[:, None], columns[:, None, None] + steps
         indices = torch.from_numpy(down.clip(0, height - 1) * width + across.clip(0, width - 1))
         inside = torch.from_numpy((down >= 0) & (down < height) & (across >= 0) & (across < width))
         indices = indices.flatten(1).to(pixels.valid.device)
@@ -127,22 +115,23 @@ class SampleFeatures:
     @classmethod
     def concatenated(cls, parts: Sequence[SampleFeatures], numbers: Sequence[np.ndarray]) -> SampleFeatures:
         """Features from several windows in the order of the samples, of which each part has those of some numbers."""
-        neighbours, before = [], 0
+        neighbours, count = [], 0
         for part in parts:
-            neighbours.append(torch.where(part.neighbours < 0, -1, part.neighbours + before))
-            before += len(part.features)
+            neighbours.append(torch.where(part.neighbour_indices < 0, -1, part.neighbour_indices + count))
+            count += len(part.features)
         order = torch.from_numpy(np.argsort(np.concatenate(numbers))).to(neighbours[0].device)
         features, guide = torch.cat([part.features for part in parts]), torch.cat([part.guide for part in parts])
         return cls(features, guide, torch.cat(neighbours)[order])
 
     def subset(self, numbers: np.ndarray) -> SampleFeatures:
         """The samples with these numbers."""
-        return replace(self, neighbours=self.neighbours[torch.from_numpy(numbers).to(self.neighbours.device)])
+        indices = self.neighbour_indices
+        return replace(self, neighbour_indices=indices[torch.from_numpy(numbers).to(indices.device)])
 
     @property
     def centres(self) -> Tensor:
         """Indices of the pixels of the samples, (n,)."""
-        return self.neighbours[:, self.neighbours.shape[1] // 2]
+        return self.neighbour_indices[:, self.neighbour_indices.shape[1] // 2]
 
 
 class FeatureMoments:
@@ -150,19 +139,17 @@ class FeatureMoments:
 
     def __init__(self) -> None:
         self._count = 0
-        self._sums: Optional[Tensor] = None
+        self._sums = torch.zeros((), dtype=torch.float64)
 
     def add(self, features: Tensor, inside: Tensor) -> None:
         """Adds the pixels of features (features, height, width) where ``inside`` (height, width) is true."""
         parts = [part[:, inside] for part in features.split(_FEATURE_CHUNK)]
         sums = [torch.stack([part.sum(dim=1), part.square().sum(dim=1)]) for part in parts]
-        total = torch.cat(sums, dim=1).cpu().double()
         self._count += int(inside.sum())
-        self._sums = total if self._sums is None else self._sums + total
+        self._sums = self._sums + torch.cat(sums, dim=1).cpu().double()
 
-    def mean_and_scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def mean_and_inverse_std(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The mean of each feature, and 1 / its standard deviation, (features,)."""
-        assert self._sums is not None
         mean, square = self._sums / max(self._count, 1)
         deviation = (square - mean.square()).clamp(min=0).sqrt().clamp(min=_MIN_DEVIATION)
         return mean.float().to(device), (1 / deviation).float().to(device)
@@ -170,38 +157,29 @@ class FeatureMoments:
 
 @dataclass
 class HeadEnsemble:
-    """A classifier fitted to a few samples.
-
-    Attributes:
-        heads: the heads that vote.
-        mean, scale: that standardise the features over the scene.
-        options: of the fit.
-    """
+    """Heads that vote, fitted to a few samples, and what standardises the features over the scene."""
 
     heads: list[PromptHead]
     mean: Tensor
-    scale: Tensor
+    inverse_std: Tensor
     options: Options
 
     @torch.inference_mode()
-    def map(self, pixels: PixelFeatures, context: Context) -> np.ndarray:
-        """Probabilities of the classes, float32 (classes, height, width).
-
-        A part of a scene that begins at a multiple of ``windows.STRIDE`` pixels gives the same as the whole scene,
-        except within ``encoder.margin`` of its edges.
-        """
+    def predict_pixels(self, pixels: PixelFeatures, context: Context) -> np.ndarray:
+        """Probabilities of the classes, float32 (classes, h, w). A part of a scene that begins at a multiple of
+        ``windows.STRIDE`` pixels gives the same as the whole scene, except within ``encoder.margin`` of its edges."""
         probabilities = self._probabilities(pixels.features.flatten(1).T, context).T.reshape(-1, *pixels.valid.shape)
-        return bilateral_mean(probabilities, pixels, self.options.smooth, context).cpu().numpy()
+        return bilateral_mean(probabilities, pixels, self.options.smoothing_radius, context).cpu().numpy()
 
     @torch.inference_mode()
-    def at_samples(self, samples: SampleFeatures, context: Context) -> np.ndarray:
-        """Probabilities as in ``map``, of samples only, float32 (n, classes)."""
-        inside = samples.neighbours >= 0
-        pixels, indices = samples.neighbours.clamp(min=0).unique(return_inverse=True)
+    def predict_samples(self, samples: SampleFeatures, context: Context) -> np.ndarray:
+        """Probabilities as in ``predict_pixels``, of samples only, float32 (n, classes)."""
+        inside = samples.neighbour_indices >= 0
+        pixels, indices = samples.neighbour_indices.clamp(min=0).unique(return_inverse=True)
         probabilities = self._probabilities(samples.features[pixels], context)[indices]
         guide = samples.guide[pixels]
         difference = (guide[indices] - samples.guide[samples.centres][:, None]).square().mean(dim=2) / _GUIDE_VARIANCE
-        distance = _square_distances(self.options.smooth).flatten().to(difference.device)
+        distance = _square_distances(self.options.smoothing_radius).flatten().to(difference.device)
         weights = torch.exp(-difference - distance) * inside
         total = torch.einsum("nl,nlk->nk", weights, probabilities)
         return (total / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)).cpu().numpy()
@@ -211,8 +189,10 @@ class HeadEnsemble:
         parts = []
         for part in features.split(_CHUNK):
             context.raise_if_cancelled()
-            standardised = (part - self.mean) * self.scale
-            votes = [_head_probabilities(head, standardised, self.options.sharpness) for head in self.heads]
+            standardised = (part - self.mean) * self.inverse_std
+            logits = (self.options.logit_scale * head(standardised) for head in self.heads)
+            # The probability of a class is the sum over its prompts.
+            votes = [each.flatten(1).softmax(dim=1).reshape(each.shape).sum(dim=2) for each in logits]
             parts.append(torch.stack(votes).mean(dim=0))
         return torch.cat(parts)
 
@@ -220,54 +200,44 @@ class HeadEnsemble:
 def fit_heads(
     samples: SampleFeatures,
     labels: np.ndarray,
-    texts: Optional[Tensor],
-    standard: tuple[Tensor, Tensor],
+    texts: Tensor,
+    standardisation: tuple[Tensor, Tensor],
     *,
     seed: int = 0,
     context: Context,
     options: Options = Options(),
 ) -> HeadEnsemble:
-    """Fits heads to a few samples.
+    """Fits heads to features of a few samples with the same options.
 
     Args:
-        samples: features with the same options.
-        labels: classes of the samples from 0, (n,); each class has a sample.
-        texts: unit vectors of the prompts of the classes, (classes, prompts, width); None learns vectors of classes.
-        standard: mean and scale of the features, from ``FeatureMoments``.
+        samples, labels: their features, and their classes from 0, (n,); each class has a sample.
+        texts: unit vectors of the prompts of the classes, (classes, prompts, width).
+        standardisation: mean and inverse standard deviation of the features, from ``FeatureMoments``.
         seed: of weights, batches and noise.
         context: receives progress; may cancel.
         options: of the fit.
     """
-    mean, scale = standard
-    features = (samples.features[samples.centres] - mean) * scale
-    targets = torch.from_numpy(np.asarray(labels)).long().to(features.device)
+    mean, inverse_std = standardisation
+    features = (samples.features[samples.centres] - mean) * inverse_std
+    targets = torch.from_numpy(labels).long().to(features.device)
     heads = []
-    for member in range(options.members):
-        part = context.subrange(100 * member / options.members, 100 * (member + 1) / options.members)
-        heads.append(_train_head(features, targets, texts, options, seed * 1000 + member, part))
-    return HeadEnsemble(heads, mean, scale, options)
+    for member in range(options.head_count):
+        head_context = context.subrange(100 * member / options.head_count, 100 * (member + 1) / options.head_count)
+        heads.append(_train_head(features, targets, texts, options, seed * 1000 + member, head_context))
+    return HeadEnsemble(heads, mean, inverse_std, options)
 
 
 def pixel_features(
     encoder: SceneEncoder, modalities: Sequence[np.ndarray], valid: np.ndarray, options: Options, context: Context
 ) -> PixelFeatures:
-    """Features of every pixel.
-
-    Args:
-        encoder: pre-trained on the scene.
-        modalities: standardised as in the encoder's training, without NaN, float32 (bands, height, width).
-        valid: bool (height, width).
-        options: of the fit.
-        context: may cancel.
-
-    Raises:
-        ClippanError: the modalities are not those of the encoder.
+    """Features of every pixel of modalities, standardised as in the encoder's training, without NaN, float32
+    (bands, height, width), where ``valid`` (height, width). Raises ClippanError if they are not those of the encoder.
     """
-    encoder.check_modalities(modalities)
+    encoder.check_bands(tuple(map(len, modalities)))
     mask = torch.from_numpy(valid).to(encoder.device)
     components = torch.cat([scene_encoder.project(encoder.network, *each) for each in enumerate(modalities)]) * mask
-    features = [windows.masked_mean(components, mask, size // 2) for size in options.scales]
-    if options.encoded:
+    features = [windows.masked_mean(components, mask, size // 2) for size in options.window_sizes]
+    if options.use_encoder:
         features.append(scene_encoder.encoder_features(encoder, modalities, context))
     return PixelFeatures(torch.cat(features), windows.masked_mean(components, mask, 1), mask)
 
@@ -299,16 +269,14 @@ def _square_distances(radius: int) -> Tensor:
 
 
 def _train_head(
-    features: Tensor, targets: Tensor, texts: Optional[Tensor], options: Options, seed: int, context: Context
+    features: Tensor, targets: Tensor, texts: Tensor, options: Options, seed: int, context: Context
 ) -> PromptHead:
     """A head trained on samples, with the same total weight for each class."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    if texts is None:
-        texts = torch.randn(int(targets.max()) + 1, 1, _WIDTH, generator=generator)
     texts = functional.normalize(texts.float(), dim=-1).to(features.device)
     head = PromptHead(features.shape[1], texts).to(features.device)
-    optimiser = torch.optim.AdamW(head.parameters(), _RATE, weight_decay=_DECAY)
+    optimiser = torch.optim.AdamW(head.parameters(), _LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     weights = 1 / torch.bincount(targets, minlength=len(texts))[targets]
     for step in range(options.steps):
         context.progress(100 * step / options.steps, "Training on the samples")
@@ -317,7 +285,7 @@ def _train_head(
             batch = torch.randperm(len(features), generator=generator)[:_BATCH].to(features.device)
         inputs, labels, weight = features[batch], targets[batch], weights[batch]
         noise = torch.randn(inputs.shape, generator=generator).to(inputs.device)
-        logits = options.sharpness * head(inputs + options.jitter * noise)
+        logits = options.logit_scale * head(inputs + options.noise_std * noise)
         # Every prompt of the class is correct: the mean of their log-probabilities among the prompts of all classes.
         log_probabilities = functional.log_softmax(logits.flatten(1), dim=1).reshape(logits.shape).mean(dim=2)
         loss = -(weight * log_probabilities.gather(1, labels[:, None])[:, 0]).sum() / weight.sum()
@@ -325,9 +293,3 @@ def _train_head(
         loss.backward()
         optimiser.step()
     return head.eval()
-
-
-def _head_probabilities(head: PromptHead, features: Tensor, sharpness: float) -> Tensor:
-    """Probabilities (n, classes), each the sum over the prompts of the class."""
-    logits = sharpness * head(features)
-    return logits.flatten(1).softmax(dim=1).reshape(logits.shape).sum(dim=2)

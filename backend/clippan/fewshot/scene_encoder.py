@@ -35,8 +35,9 @@ _MEAN_RADIUS, _SMOOTHING_RADIUS = 6, 4  # of the prompt heads' local means and s
 _MIN_VARIANCE = 1e-6  # as a share of the largest: components with less are dropped
 
 
-def mnf_projection(values: np.ndarray, valid: np.ndarray, most: int) -> np.ndarray:
-    """Projection of a modality's bands on their components of least noise (minimum noise fraction, Green et al. 1988).
+def mnf_projection(values: np.ndarray, valid: np.ndarray, max_components: int) -> np.ndarray:
+    """Projection of a modality's bands on their components of least noise (minimum noise fraction, Green et al. 1988),
+    float32 (components, bands), at least one component.
 
     Noise is estimated from differences between neighbouring pixels. The variance of a component is its share that is
     not noise. Redundant bands, such as those of a hyperspectral scene, become few components.
@@ -44,10 +45,7 @@ def mnf_projection(values: np.ndarray, valid: np.ndarray, most: int) -> np.ndarr
     Args:
         values: standardised bands, float32 (bands, height, width).
         valid: pixels to use, bool (height, width).
-        most: largest number of components.
-
-    Returns:
-        float32 (components, bands); at least one component.
+        max_components: largest number of components.
     """
     bands = values[:, valid].astype(np.float64)
     variances, vectors = np.linalg.eigh(np.atleast_2d(np.cov(bands)))
@@ -59,7 +57,7 @@ def mnf_projection(values: np.ndarray, valid: np.ndarray, most: int) -> np.ndarr
         steps = np.diff(values, axis=axis)[:, both_valid].astype(np.float64)
         noise += steps @ steps.T / max(4 * steps.shape[1], 1)
     noise_shares, rotation = np.linalg.eigh(whitening @ noise @ whitening.T)
-    count = max(1, min(most, int((noise_shares < _MAX_NOISE).sum())))
+    count = max(1, min(max_components, int((noise_shares < _MAX_NOISE).sum())))
     noise_shares, rotation = noise_shares[:count], rotation[:, :count]
     projection = np.sqrt(np.clip(1 - noise_shares, 0.05, 1))[:, None] * (rotation.T @ whitening)
     # Eigenvectors have arbitrary signs: make the largest coefficient positive.
@@ -67,7 +65,7 @@ def mnf_projection(values: np.ndarray, valid: np.ndarray, most: int) -> np.ndarr
     return projection.astype(np.float32)
 
 
-@dataclass
+@dataclass(frozen=True)
 class SceneEncoder:
     """An encoder pre-trained on a scene.
 
@@ -75,9 +73,8 @@ class SceneEncoder:
         network: in eval mode.
         device: the device of the network.
         steps: number of training steps.
-        loss: mean over the last tenth of the training: share of the variance of hidden pixels that is not predicted,
-            0 to about 1.
-        means, scales: that standardised the bands of each modality in training; empty if unknown.
+        loss: share of the variance of hidden pixels that is not predicted, 0 to about 1, in the last tenth of them.
+        means, inverse_stds: that standardised the bands of each modality in training; empty if unknown.
     """
 
     network: MaskDiffusion
@@ -85,7 +82,7 @@ class SceneEncoder:
     steps: int = 0
     loss: float = math.nan
     means: tuple[np.ndarray, ...] = ()
-    scales: tuple[np.ndarray, ...] = ()
+    inverse_stds: tuple[np.ndarray, ...] = ()
 
     @property
     def bands(self) -> tuple[int, ...]:
@@ -99,9 +96,8 @@ class SceneEncoder:
         reach = max(2 * (self.network.size.window // 2), _MEAN_RADIUS) + _SMOOTHING_RADIUS
         return -(-reach // windows.STRIDE) * windows.STRIDE
 
-    def check_modalities(self, modalities: Sequence[np.ndarray]) -> None:
-        """Raises ClippanError if the number of modalities or bands differs from those of the training."""
-        given = tuple(len(modality) for modality in modalities)
+    def check_bands(self, given: tuple[int, ...]) -> None:
+        """Raises ClippanError if the numbers of bands of the modalities differ from those of the training."""
         if given != self.bands:
             raise ClippanError(
                 "The numbers of bands differ (training: {trained}, rasters given: {given}); give the rasters of the "
@@ -111,20 +107,13 @@ class SceneEncoder:
             )
 
     def save(self, path: Path, outputs: Optional[Outputs] = None) -> None:
-        """Writes the encoder as safetensors, with the same bytes for the same encoder.
-
-        Args:
-            path: the file.
-            outputs: of the run, if the file is to appear together with them.
-
-        Raises:
-            ClippanError: the file cannot be written.
-        """
+        """Writes the encoder as safetensors, with the same bytes for the same encoder; it appears together with the
+        outputs of a run. Raises ClippanError if the file cannot be written."""
         about = {
             "steps": self.steps,
             "loss": self.loss if math.isfinite(self.loss) else None,
             "means": [values.tolist() for values in self.means],
-            "scales": [values.tolist() for values in self.scales],
+            "scales": [values.tolist() for values in self.inverse_stds],
         }
         header = {
             "kind": _KIND,
@@ -137,11 +126,7 @@ class SceneEncoder:
 
 
 def load(path: Path, device: torch.device) -> SceneEncoder:
-    """Reads an encoder from a file.
-
-    Raises:
-        ClippanError: the file cannot be read, or holds something else.
-    """
+    """Reads an encoder from a file; raises ClippanError if it cannot be read, or holds something else."""
     try:
         with safe_open(str(path), "pt") as file:
             header = file.metadata() or {}
@@ -153,24 +138,17 @@ def load(path: Path, device: torch.device) -> SceneEncoder:
         projections = [weights[f"owns.{number}.projection"] for number in range(len(json.loads(header["bands"])))]
         network = MaskDiffusion(size, projections)
         network.load_state_dict(weights)
-        means, scales = (tuple(np.array(values, np.float32) for values in about[name]) for name in ("means", "scales"))
+        means, inverse_stds = (
+            tuple(np.array(values, np.float32) for values in about[name]) for name in ("means", "scales")
+        )
         loss = math.nan if about["loss"] is None else float(about["loss"])
-        return SceneEncoder(network.to(device).eval(), device, int(about["steps"]), loss, means, scales)
+        return SceneEncoder(network.to(device).eval(), device, int(about["steps"]), loss, means, inverse_stds)
     except Exception as error:
         raise ClippanError(
             "{path} cannot be read as a scene encoder ({reason}); choose a file that Pre-train on a scene wrote.",
             path=path,
             reason=one_line(error),
         ) from error
-
-
-def untrained_encoder(
-    modalities: Sequence[np.ndarray], valid: np.ndarray, size: NetworkSize, seed: int, device: torch.device
-) -> SceneEncoder:
-    """An encoder with random weights and the components of the scene."""
-    torch.manual_seed(seed)
-    projections = [torch.from_numpy(mnf_projection(values, valid, size.components)) for values in modalities]
-    return SceneEncoder(MaskDiffusion(size, projections).to(device).eval(), device)
 
 
 def project(network: MaskDiffusion, number: int, values: np.ndarray) -> Tensor:

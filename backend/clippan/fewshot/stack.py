@@ -7,8 +7,8 @@ depend on the window read. Constant and empty bands are 0 everywhere and are oth
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Optional
 
 import numpy as np
@@ -18,6 +18,7 @@ from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.labels.areas import PixelAreas
+from clippan.labels.pixels import squares_with_pixels
 from clippan.raster.alpha import alpha_notes
 from clippan.raster.grid import Grid
 from clippan.raster.products import is_categorical
@@ -26,7 +27,8 @@ from clippan.raster.rendering import PIXEL_GEOTRANSFORM, transform_extent
 from clippan.raster.source import Source, open_dataset
 from clippan.raster.tiles import Window, tiles
 
-_WINDOWS, _SIZE = 16, 64  # statistics of large rasters come from 16 × 16 windows of 64 × 64 pixels
+READ_SIZE = 64  # edge in pixels of the windows in which single pixels are read
+_WINDOWS = 16  # statistics of large rasters come from 16 × 16 windows of 64 × 64 pixels
 _TRAINING_MEMORY = 2**29  # bytes of the scene to pre-train on, at most
 _BLOCK, _SEAM = 256, 5  # edge of the blocks drawn from a larger scene, and width of their borders that is not valid
 _MAX_TRIES = 8  # blocks read for each block kept, at most, where many hold no data
@@ -47,8 +49,7 @@ class Stack:
         paths: of the rasters.
         sources: the bands of each raster on the grid.
         grid: the part of the chosen raster's grid that all rasters cover.
-        means, scales: that standardise the bands of each raster, (value - mean) * scale; the scale of a constant or
-            empty band is 0.
+        means, inverse_stds: that standardise the bands of each raster; the latter is 0 for a constant or empty band.
         notes: sentences on alpha bands and on rasters of codes.
     """
 
@@ -56,7 +57,7 @@ class Stack:
     sources: tuple[Source, ...]
     grid: Grid
     means: tuple[np.ndarray, ...]
-    scales: tuple[np.ndarray, ...]
+    inverse_stds: tuple[np.ndarray, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -70,7 +71,7 @@ class Stack:
         return tuple(source.count for source in self.sources)
 
     @property
-    def sparse(self) -> bool:
+    def has_unwritten_blocks(self) -> bool:
         """Whether a raster has parts that were never written."""
         return not all(source.fully_written for source in self.sources)
 
@@ -82,32 +83,28 @@ class Stack:
     def hints(self) -> list[str]:
         """Sentences for the user."""
         hints = list(self.notes) + [source.assumption for source in self.sources if source.assumption]
-        for path, source, scales in zip(self.paths, self.sources, self.scales):
-            idle = [source.band_name(int(band)) for band in np.flatnonzero(scales == 0)]
-            if idle:
+        for path, source, inverse_stds in zip(self.paths, self.sources, self.inverse_stds):
+            unused = [source.band_name(int(band)) for band in np.flatnonzero(inverse_stds == 0)]
+            if unused:
                 hints.append(
                     Message(
                         "Constant or empty bands of {path} are not used ({count} of {total}): {bands}.",
                         path=path,
-                        count=len(idle),
-                        total=len(scales),
-                        bands="; ".join(idle[:10]) + ("; …" if len(idle) > 10 else ""),
+                        count=len(unused),
+                        total=len(inverse_stds),
+                        bands="; ".join(unused[:10]) + ("; …" if len(unused) > 10 else ""),
                     )
                 )
         return hints
 
-    def with_statistics(self, means: Sequence[np.ndarray], scales: Sequence[np.ndarray]) -> Stack:
-        """The stack with other means and scales."""
-        return replace(self, means=tuple(means), scales=tuple(scales))
-
     def statistics_differ(self, other: Stack) -> bool:
-        """Whether in most bands the mean differs by more than a standard deviation, or the scale by a factor of 3."""
-        (mean, scale), (other_mean, other_scale) = (
-            (np.concatenate(each.means), np.concatenate(each.scales)) for each in (self, other)
+        """Whether in most bands the mean differs by more than a standard deviation, or its inverse by a factor of 3."""
+        (mean, inverse_std), (other_mean, other_inverse_std) = (
+            (np.concatenate(each.means), np.concatenate(each.inverse_stds)) for each in (self, other)
         )
-        used = (scale > 0) & (other_scale > 0)
-        shifted = np.abs(mean - other_mean) * scale > 1
-        ratio = other_scale[used] / scale[used]
+        used = (inverse_std > 0) & (other_inverse_std > 0)
+        shifted = np.abs(mean - other_mean) * inverse_std > 1
+        ratio = other_inverse_std[used] / inverse_std[used]
         return bool(np.mean(shifted[used] | (ratio > 3) | (ratio < 1 / 3)) > 0.5) if used.any() else True
 
     def with_margin(self, window: Window, margin: int) -> Window:
@@ -118,92 +115,67 @@ class Stack:
         return Window(left, top, right - left, bottom - top)
 
     def read(self, window: Window) -> StackValues:
-        """Standardised values of a window of the grid.
-
-        Returns:
-            For each raster float32 (bands, height, width), 0 where a value is missing, and the mask of valid pixels,
-            which have a value in at least one band of every raster.
-
-        Raises:
-            ClippanError: GDAL cannot read the raster.
-        """
+        """Standardised values of a window of the grid: for each raster float32 (bands, h, w), 0 where a value is
+        missing, and the mask of valid pixels, which have a value in at least one band of every raster. Raises
+        ClippanError if GDAL cannot read the raster."""
         parts, valid = [], np.ones((window.height, window.width), bool)
-        for source, mean, scale in zip(self.sources, self.means, self.scales):
+        for source, mean, inverse_std in zip(self.sources, self.means, self.inverse_stds):
             values, known = source.read(window.x, window.y, window.width, window.height)
             with np.errstate(invalid="ignore", over="ignore"):
-                standardised = (values.astype(np.float32) - mean[:, None, None]) * scale[:, None, None]
+                standardised = (values.astype(np.float32) - mean[:, None, None]) * inverse_std[:, None, None]
             if known is not None:
-                valid &= known[scale > 0].any(axis=0)
+                valid &= known[inverse_std > 0].any(axis=0)
                 standardised[~known] = 0
-            standardised[scale == 0] = 0
+            standardised[inverse_std == 0] = 0
             parts.append(standardised)
         for part in parts:
             part[:, ~valid] = 0
         return parts, valid
 
-    def sample_windows(self, rows: np.ndarray, columns: np.ndarray, margin: int) -> list[tuple[Window, np.ndarray]]:
-        """Windows that hold the pixels, each with the indices of its pixels: the whole of a small scene, or squares of
-        the size with the fewest pixels to read.
-
-        Args:
-            rows, columns: of the pixels, (n,).
-            margin: pixels read around each window.
-        """
+    def cheapest_windows_at(
+        self, rows: np.ndarray, columns: np.ndarray, margin: int
+    ) -> list[tuple[Window, np.ndarray]]:
+        """Windows that hold the pixels (n,), each with the indices of its pixels: the whole of a small scene, or
+        squares of the size with the fewest pixels to read with a margin around them."""
         if self.grid.width * self.grid.height <= _WHOLE:
             return [(Window(0, 0, self.grid.width, self.grid.height), np.arange(len(rows)))]
-        choices = [list(self.windows_at(rows, columns, size)) for size in _SQUARES]
+        choices = [list(squares_with_pixels(rows, columns, self.grid, size)) for size in _SQUARES]
         return min(choices, key=lambda each: sum((w.width + 2 * margin) * (w.height + 2 * margin) for w, _ in each))
 
     def read_training_mosaic(self, seed: int, context: Context) -> StackValues:
         """The scene; of one larger than half a gibibyte, as many random blocks with data side by side. Pixels at the
-        borders of blocks are not valid.
-
-        Raises:
-            ClippanError: GDAL cannot read the raster.
-        """
-        most = _TRAINING_MEMORY // (4 * sum(self.bands))
-        if self.grid.width * self.grid.height <= most:
+        borders of blocks are not valid. Raises ClippanError if GDAL cannot read the raster."""
+        max_pixels = _TRAINING_MEMORY // (4 * sum(self.bands))
+        if self.grid.width * self.grid.height <= max_pixels:
             return self.read(Window(0, 0, self.grid.width, self.grid.height))
         blocks = self.tiles(_BLOCK)
-        count = max(most // _BLOCK**2, 1)
+        count = max(max_pixels // _BLOCK**2, 1)
         shape = (_BLOCK, count * _BLOCK)
         parts, valid = [np.zeros((bands, *shape), np.float32) for bands in self.bands], np.zeros(shape, bool)
         inside = slice(_SEAM, _BLOCK - _SEAM)
-        held = 0
+        kept = 0
         for tried, number in enumerate(np.random.default_rng(seed).permutation(len(blocks))):
-            if held == count or (held and tried > _MAX_TRIES * count):
+            if kept == count or (kept and tried > _MAX_TRIES * count):
                 break
-            context.progress(100 * held / count, "Reading the rasters")
+            context.progress(100 * kept / count, "Reading the rasters")
             values, known = self.read(blocks[number])
             if not known[inside, inside].any():
                 continue
-            (height, width), start = known.shape, held * _BLOCK
-            mask = np.zeros((_BLOCK, _BLOCK), bool)
-            mask[:height, :width] = known
-            valid[inside, start + _SEAM : start + _BLOCK - _SEAM] = mask[inside, inside]
+            (height, width), start = known.shape, kept * _BLOCK
+            valid[inside, start + _SEAM : start + min(width, _BLOCK - _SEAM)][: height - _SEAM] = known[inside, inside]
             for part, read in zip(parts, values):
                 part[:, :height, start : start + width] = read
-            held += 1
-        wide = max(held, 1) * _BLOCK
-        return [part[:, :, :wide] for part in parts], valid[:, :wide]
-
-    def windows_at(
-        self, rows: np.ndarray, columns: np.ndarray, size: int = _SIZE
-    ) -> Iterator[tuple[Window, np.ndarray]]:
-        """Squares of the grid that hold the pixels, each with the indices of its pixels."""
-        squares = rows // size * (self.grid.width // size + 1) + columns // size
-        order = np.argsort(squares, kind="stable")
-        for inside in np.split(order, np.flatnonzero(np.diff(squares[order])) + 1):
-            x, y = (int(numbers[inside[0]]) // size * size for numbers in (columns, rows))
-            yield Window(x, y, min(size, self.grid.width - x), min(size, self.grid.height - y)), inside
+            kept += 1
+        width = max(kept, 1) * _BLOCK
+        return [part[:, :, :width] for part in parts], valid[:, :width]
 
 
-def open_stack(paths: Sequence[str], grid: int, nodata: Optional[float], context: Context) -> Stack:
-    """Opens rasters on one grid.
+def open_stack(paths: Sequence[str], reference: int, nodata: Optional[float], context: Context) -> Stack:
+    """Opens rasters on one grid; those on other grids are warped (cubic) while they are read.
 
     Args:
-        paths: of the rasters; those on other grids are warped (cubic) while they are read.
-        grid: number of the raster whose grid is used, from 1; 0 for the finest.
+        paths: of the rasters.
+        reference: number of the raster whose grid is used, from 1; 0 for the finest.
         nodata: overrides what the rasters declare.
         context: receives progress.
 
@@ -212,13 +184,12 @@ def open_stack(paths: Sequence[str], grid: int, nodata: Optional[float], context
     """
     datasets = [open_dataset(path, Message("raster")) for path in paths]
     grids = [Grid.of(dataset) for dataset in datasets]
-    target = _common_grid(paths, grids, grid - 1 if grid else _finest_grid(grids))
+    target = _common_grid(paths, grids, reference - 1 if reference else _finest_grid(grids))
     sources = tuple(
         Source(resample_to_grid(dataset, f"raster {path}", target, nodata), f"raster {path}", (), nodata)
         for path, dataset in zip(paths, datasets)
     )
-    found = [_statistics(source, path, context) for source, path in zip(sources, paths)]
-    means, scales = tuple(mean for mean, _ in found), tuple(scale for _, scale in found)
+    means, inverse_stds = zip(*(_statistics(source, path, context) for source, path in zip(sources, paths)))
     codes = [
         Message(
             "{path} holds codes, not quantities, and was not interpolated; leave it out unless the order of its codes "
@@ -228,7 +199,7 @@ def open_stack(paths: Sequence[str], grid: int, nodata: Optional[float], context
         for path, dataset in zip(paths, datasets)
         if is_categorical(dataset)
     ]
-    return Stack(tuple(paths), sources, target, means, scales, (*alpha_notes(datasets), *codes))
+    return Stack(tuple(paths), sources, target, means, inverse_stds, (*alpha_notes(datasets), *codes))
 
 
 def _finest_grid(grids: Sequence[Grid]) -> int:
@@ -248,8 +219,7 @@ def _common_grid(paths: Sequence[str], grids: Sequence[Grid], chosen: int) -> Gr
     for path, grid in zip(paths, grids):
         if grid.geotransform is None or target.geotransform is None:
             continue  # rasters without coordinates are used if they have the same size
-        corners = [(x, y) for x in (0, grid.width) for y in (0, grid.height)]
-        points = [gdal.ApplyGeoTransform(grid.geotransform, x, y) for x, y in corners]
+        points = [gdal.ApplyGeoTransform(grid.geotransform, x, y) for x in (0, grid.width) for y in (0, grid.height)]
         if not grid.shares_crs(target) and grid.crs and target.crs:
             xs, ys = zip(*points)
             west, south, east, north = transform_extent((min(xs), min(ys), max(xs), max(ys)), grid.crs, target.crs)
@@ -276,22 +246,12 @@ def _common_grid(paths: Sequence[str], grids: Sequence[Grid], chosen: int) -> Gr
     )
 
 
-def _starts(first: int, length: int, count: int) -> list[int]:
-    if length <= count * _SIZE:
-        return list(range(first, first + length, _SIZE))
-    return [first + int(start) for start in np.linspace(0, length - _SIZE, count)]
-
-
 def _statistics(source: Source, path: str, context: Context) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and scale of each band, float32 (bands,), from windows all over the raster.
-
-    Raises:
-        ClippanError: the raster has no data, or only one value.
-    """
+    """Mean and inverse standard deviation of each band, float32 (bands,), from windows all over the raster."""
     windows = _WINDOWS
     count, mean, squares, largest = _moments(source, path, windows, context)
     # Data may lie between the windows.
-    while count.max() < _SIZE**2 and windows * _SIZE < max(source.bounds.width, source.bounds.height):
+    while count.max() < READ_SIZE**2 and windows * READ_SIZE < max(source.bounds.width, source.bounds.height):
         windows *= 4
         count, mean, squares, largest = _moments(source, path, windows, context)
     if not count.any():
@@ -304,26 +264,31 @@ def _statistics(source: Source, path: str, context: Context) -> tuple[np.ndarray
         raise ClippanError(
             "The raster {path} has the same value everywhere, which separates no classes; leave it out.", path=path
         )
-    scale = np.where(varying, 1 / np.where(varying, deviation, 1), 0)
-    return mean.astype(np.float32), scale.astype(np.float32)
+    inverse_std = np.where(varying, 1 / np.where(varying, deviation, 1), 0)
+    return mean.astype(np.float32), inverse_std.astype(np.float32)
 
 
-def _moments(
-    source: Source, path: str, windows: int, context: Context
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _window_starts(first: int, length: int, count: int) -> list[int]:
+    if length <= count * READ_SIZE:
+        return list(range(first, first + length, READ_SIZE))
+    return [first + int(start) for start in np.linspace(0, length - READ_SIZE, count)]
+
+
+def _moments(source: Source, path: str, windows: int, context: Context) -> np.ndarray:
     """For each band the number of values, their mean, the sum of their squared differences from it, and the largest
-    absolute value, from this number of windows along each edge."""
-    count = np.zeros(source.count)
-    mean, squares, largest = np.zeros(source.count), np.zeros(source.count), np.zeros(source.count)
+    absolute value, from this number of windows along each edge, (4, bands)."""
+    moments = np.zeros((4, source.count))
+    count, mean, squares, largest = moments
     bounds = source.bounds
-    rows, columns = _starts(bounds.y, bounds.height, windows), _starts(bounds.x, bounds.width, windows)
+    right, bottom = bounds.x + bounds.width, bounds.y + bounds.height
+    rows = _window_starts(bounds.y, bounds.height, windows)
     for number, y in enumerate(rows):
         context.progress(100 * number / len(rows), Message("Reading {path}", path=path))
-        for x in columns:
-            width, height = min(_SIZE, bounds.x + bounds.width - x), min(_SIZE, bounds.y + bounds.height - y)
-            if not source.may_contain_data(Window(x, y, width, height)):
+        for x in _window_starts(bounds.x, bounds.width, windows):
+            window = Window(x, y, min(READ_SIZE, right - x), min(READ_SIZE, bottom - y))
+            if not source.may_contain_data(window):
                 continue
-            read, known = source.read(x, y, width, height)
+            read, known = source.read(x, y, window.width, window.height)
             values: np.ndarray = read.reshape(source.count, -1).astype(np.float64)
             inside = np.ones(values.shape, bool) if known is None else known.reshape(values.shape)
             added = inside.sum(axis=1)
@@ -337,5 +302,5 @@ def _moments(
             squares += (differences**2).sum(axis=1) + (window_mean - mean) ** 2 * count * added / total
             mean += (window_mean - mean) * added / total
             count += added
-            largest = np.maximum(largest, np.abs(values).max(axis=1))
-    return count, mean, squares, largest
+            np.maximum(largest, np.abs(values).max(axis=1), out=largest)
+    return moments

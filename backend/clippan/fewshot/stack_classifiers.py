@@ -16,15 +16,14 @@ from clippan.clip.encoder import ClipEncoder
 from clippan.clip.similarity import SimilarityMaps
 from clippan.core.context import Context
 from clippan.fewshot import baselines, prompt_heads, scene_encoder
-from clippan.fewshot.stack import Stack
+from clippan.fewshot.stack import READ_SIZE, Stack
 from clippan.jobs.classify import Classifier
 from clippan.jobs.segment import SegmentRequest
+from clippan.labels.pixels import near_pixels, squares_with_pixels
 from clippan.labels.samples import Samples
 from clippan.raster.grid import Grid
 from clippan.raster.rendering import Renderer, RenderOptions, spatial_reference
 from clippan.raster.tiles import Window
-
-_SQUARE = 64  # edge in pixels of the squares that are marked where they hold samples
 
 # Probabilities, float32 (classes, h, w), and the mask of valid pixels, bool (h, w).
 TileProbabilities = tuple[np.ndarray, np.ndarray]
@@ -33,10 +32,10 @@ TileProbabilities = tuple[np.ndarray, np.ndarray]
 class FittedStackClassifier(Protocol):
     """A classifier fitted to samples."""
 
-    def at_samples(self, numbers: np.ndarray) -> np.ndarray:
+    def predict_samples(self, numbers: np.ndarray) -> np.ndarray:
         """Probabilities of the samples with these numbers, float32 (n, classes)."""
 
-    def tile(self, window: Window) -> TileProbabilities:
+    def predict_tile(self, window: Window) -> TileProbabilities:
         """Probabilities in a window of the grid."""
 
 
@@ -49,15 +48,11 @@ class StackClassifier(Protocol):
 
 @dataclass(frozen=True)
 class StackFeatures:
-    """Features of the samples and of tiles.
-
-    Attributes:
-        samples: float32 (n, width).
-        tile: returns the features (pixels, width) and valid pixels (h, w) of a window.
-    """
+    """Features of the samples, float32 (n, width), and a function that returns those of a window (pixels, width) and
+    its valid pixels (h, w)."""
 
     samples: np.ndarray
-    tile: Callable[[Window], tuple[np.ndarray, np.ndarray]]
+    features_in: Callable[[Window], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -74,25 +69,23 @@ class BaselineClassifier:
         inputs, labels = self.features.samples[numbers], self.samples.labels[numbers]
         count = len(self.samples.names)
         fitted = baselines.fit(self.method, inputs, labels, count, texts=self.texts, seed=seed, context=self.context)
-        return _FittedBaseline(fitted, self.features, count, self.context)
+        return _FittedBaseline(self, fitted)
 
 
 @dataclass(frozen=True)
 class _FittedBaseline:
+    classifier: BaselineClassifier
     fitted: baselines.PixelClassifier
-    features: StackFeatures
-    classes: int
-    context: Context
 
-    def at_samples(self, numbers: np.ndarray) -> np.ndarray:
-        return self.fitted.probabilities(self.features.samples[numbers], self.context)
+    def predict_samples(self, numbers: np.ndarray) -> np.ndarray:
+        return self.fitted.probabilities(self.classifier.features.samples[numbers], self.classifier.context)
 
-    def tile(self, window: Window) -> TileProbabilities:
-        features, valid = self.features.tile(window)
+    def predict_tile(self, window: Window) -> TileProbabilities:
+        features, valid = self.classifier.features.features_in(window)
         inside = valid.ravel()
-        probabilities = np.zeros((inside.size, self.classes), np.float32)
+        probabilities = np.zeros((inside.size, len(self.classifier.samples.names)), np.float32)
         if inside.any():
-            probabilities[inside] = self.fitted.probabilities(features[inside], self.context)
+            probabilities[inside] = self.fitted.probabilities(features[inside], self.classifier.context)
         return probabilities.T.reshape(-1, *valid.shape), valid
 
 
@@ -100,50 +93,42 @@ def spectral_features(stack: Stack, samples: Samples, with_means: bool, context:
     """The bands of all rasters, and with ``with_means`` their local means."""
     margin = baselines.LOCAL_MEAN_SIZE // 2 if with_means else 0
 
-    def tile(window: Window) -> tuple[np.ndarray, np.ndarray]:
-        wide = stack.with_margin(window, margin)
-        values, valid = stack.read(wide)
-        down, across = _slices_in(window, wide)
+    def features_in(window: Window) -> tuple[np.ndarray, np.ndarray]:
+        padded = stack.with_margin(window, margin)
+        values, valid = stack.read(padded)
+        down, across = _slices_in(window, padded)
         parts = [baselines.flatten_bands([part[:, down, across] for part in values])]
         if with_means:
             means = baselines.local_means(values, valid)
             parts.append(baselines.flatten_bands([part[:, down, across] for part in means]))
         return np.concatenate(parts, axis=1), valid[down, across]
 
-    return StackFeatures(_sample_features(stack, samples, tile, context), tile)
+    return StackFeatures(_sample_features(stack, samples, features_in, context), features_in)
 
 
 def _sample_features(
-    stack: Stack, samples: Samples, tile: Callable[[Window], tuple[np.ndarray, np.ndarray]], context: Context
+    stack: Stack, samples: Samples, features_in: Callable[[Window], tuple[np.ndarray, np.ndarray]], context: Context
 ) -> np.ndarray:
-    """Features of the samples, taken from tiles, (n, width)."""
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    for window, numbers in stack.windows_at(samples.rows, samples.columns):
+    """Features of the samples, taken from windows, (n, width)."""
+    parts, order = [], []
+    for window, numbers in squares_with_pixels(samples.rows, samples.columns, stack.grid, READ_SIZE):
         context.raise_if_cancelled()
-        values, _ = tile(window)
+        features, _ = features_in(window)
         pixels = (samples.rows[numbers] - window.y) * window.width + samples.columns[numbers] - window.x
-        found.append((numbers, values[pixels]))
-    order = np.concatenate([numbers for numbers, _ in found])
-    return np.concatenate([values for _, values in found])[np.argsort(order)]
+        parts.append(features[pixels])
+        order.append(numbers)
+    return np.concatenate(parts)[np.argsort(np.concatenate(order))]
 
 
-def _slices_in(window: Window, wide: Window) -> tuple[slice, slice]:
-    """Rows and columns of a window within a wider one."""
-    top, left = window.y - wide.y, window.x - wide.x
+def _slices_in(window: Window, padded: Window) -> tuple[slice, slice]:
+    """Rows and columns of a window within a padded one."""
+    top, left = window.y - padded.y, window.x - padded.x
     return slice(top, top + window.height), slice(left, left + window.width)
 
 
 class ClipFeatureExtractor:
-    """CLIP's features at the pixels of a stack, from the picture of one of its rasters in that raster's own pixels.
-
-    Args:
-        stack: the rasters.
-        options: bands and nodata of the picture.
-        path: the raster.
-        model: CLIP.
-        threads: CPU threads, 0 for all.
-        folder: for arrays that are too large for the memory.
-    """
+    """CLIP's features at the pixels of a stack, from the picture of one of its rasters in that raster's own pixels. The
+    folder is for arrays that are too large for the memory."""
 
     def __init__(
         self, stack: Stack, options: RenderOptions, path: str, model: ClipEncoder, threads: int, folder: Path
@@ -151,40 +136,35 @@ class ClipFeatureExtractor:
         self._stack, self._model, self._folder = stack, model, folder
         self._scene = Renderer(path, options)
         self._request = SegmentRequest(raster=path, classes="", output="", threads=threads)
-        self._axes = ClassVectors.identity(model.width)
         self._to_scene = _PixelTransform(stack.georeferenced_grid, self._scene.grid)
         self._maps: Optional[SimilarityMaps] = None
+        self._everywhere = False
 
-    def extract(self, samples: Optional[Samples], context: Context) -> None:
-        """Computes the features around the samples, or everywhere."""
-        grid, stack_grid = self._scene.grid, self._stack.grid
-        rows, columns = self._to_scene.pixels(
-            np.array([0, 0, stack_grid.height, stack_grid.height]) - 0.5,
-            np.array([0, stack_grid.width, 0, stack_grid.width]) - 0.5,
+    def features(self, samples: Samples, everywhere: bool, context: Context) -> StackFeatures:
+        """The features of the samples, and ``everywhere`` those of tiles too; computed only once."""
+        if self._maps is None or everywhere > self._everywhere:
+            self._everywhere = everywhere
+            self._maps = self._similarity_maps(samples, context)
+        return StackFeatures(self._at_pixels(samples.rows, samples.columns), self._features_in)
+
+    def _similarity_maps(self, samples: Samples, context: Context) -> SimilarityMaps:
+        grid, (height, width) = self._scene.grid, (self._stack.grid.height, self._stack.grid.width)
+        extent = _bounding_window(
+            *self._to_scene.pixels(np.array([0, 0, height, height]) - 0.5, np.array([0, width, 0, width]) - 0.5), grid
         )
-        part = _bounding_window(rows, columns, grid)
-        squares = np.ones((grid.height // _SQUARE + 1, grid.width // _SQUARE + 1), bool)
-        if samples is not None:
-            rows, columns = self._to_scene.pixels(samples.rows, samples.columns)
-            squares[:] = False
-            squares[_square(rows, grid.height), _square(columns, grid.width)] = True
+        rows, columns = self._to_scene.pixels(samples.rows, samples.columns)
+        rows, columns = np.clip(rows, 0, grid.height - 1), np.clip(columns, 0, grid.width - 1)
+        near_samples = near_pixels(rows.astype(int), columns.astype(int), grid)
+        folder = self._folder / ("all" if self._everywhere else "some")
+        folder.mkdir()
+        model, axes = self._model, ClassVectors.identity(self._model.width)
 
         def wanted(window: Window) -> bool:
-            down = slice(window.y // _SQUARE, (window.y + window.height - 1) // _SQUARE + 1)
-            across = slice(window.x // _SQUARE, (window.x + window.width - 1) // _SQUARE + 1)
-            return bool(squares[down, across].any())
+            return self._everywhere or near_samples(window)
 
-        folder = self._folder / ("all" if samples is None else "some")
-        folder.mkdir()
-        self._maps = SimilarityMaps.of(
-            self._request, self._model, self._axes, self._scene, part, folder, context, wanted
-        )
+        return SimilarityMaps.of(self._request, model, axes, self._scene, extent, folder, context, wanted)
 
-    def features(self, samples: Samples) -> StackFeatures:
-        """The extracted features of the samples and of tiles."""
-        return StackFeatures(self._at_pixels(samples.rows, samples.columns), self._tile)
-
-    def _tile(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    def _features_in(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         _, valid = self._stack.read(window)
         rows, columns = np.mgrid[window.y : window.y + window.height, window.x : window.x + window.width].reshape(2, -1)
         return self._at_pixels(rows, columns), valid
@@ -201,10 +181,6 @@ def _bounding_window(rows: np.ndarray, columns: np.ndarray, grid: Grid) -> Windo
     return Window(left, top, max(right - left, 1), max(bottom - top, 1))
 
 
-def _square(positions: np.ndarray, size: int) -> np.ndarray:
-    return np.clip(positions, 0, size - 1).astype(int) // _SQUARE
-
-
 class _PixelTransform:
     """From pixels of one grid to those of another, both with a geotransform; whole numbers are pixel centres."""
 
@@ -219,8 +195,7 @@ class _PixelTransform:
         """Rows and columns in the target grid, with fractions."""
         x, y = _apply_geotransform(self._geotransform, columns + 0.5, rows + 0.5)
         if self._crs is not None:
-            points = np.array(self._crs.TransformPoints(np.stack([x, y], axis=1).tolist()))
-            x, y = points[:, 0], points[:, 1]
+            x, y, _ = np.array(self._crs.TransformPoints(np.stack([x, y], axis=1).tolist())).T
         columns, rows = _apply_geotransform(self._inverse, x, y)
         return rows - 0.5, columns - 0.5
 
@@ -234,62 +209,54 @@ def overview_picture(stack: Stack, scene: Renderer, step: int) -> np.ndarray:
     down, across = (np.arange(0, size, step) for size in (stack.grid.height, stack.grid.width))
     pixels = (axis.ravel() for axis in np.meshgrid(down, across, indexing="ij"))
     rows, columns = _PixelTransform(stack.georeferenced_grid, scene.grid).pixels(*pixels)
-    part = _bounding_window(rows, columns, scene.grid)
-    reduction = max(1.0, part.height / len(down), part.width / len(across))
-    height, width = max(round(part.height / reduction), 1), max(round(part.width / reduction), 1)
-    reduced, _ = scene.picture(part, width, height)
+    window = _bounding_window(rows, columns, scene.grid)
+    reduction = max(1.0, window.height / len(down), window.width / len(across))
+    height, width = max(round(window.height / reduction), 1), max(round(window.width / reduction), 1)
+    reduced, _ = scene.picture(window, width, height)
     rows, columns = (
         np.clip((axis + 0.5 - first) / reduction, 0, size - 1).astype(int)
-        for axis, first, size in ((rows, part.y, height), (columns, part.x, width))
+        for axis, first, size in ((rows, window.y, height), (columns, window.x, width))
     )
     return reduced[:, rows, columns].T.reshape(len(down), len(across), 3)
 
 
 class DiffClipClassifier:
-    """DiffCLIP over a stack.
-
-    Args:
-        stack: the rasters.
-        samples: all samples.
-        encoder: pre-trained on the scene.
-        texts: vectors of the prompts of the classes, (classes, prompts, width).
-        context: receives progress; may cancel.
-    """
+    """DiffCLIP over a stack, by all samples, an encoder pre-trained on the scene, and vectors of the prompts of the
+    classes (classes, prompts, width)."""
 
     def __init__(
         self, stack: Stack, samples: Samples, encoder: scene_encoder.SceneEncoder, texts: np.ndarray, context: Context
     ) -> None:
-        self.encoder = encoder
+        self.encoder, self.class_count, self.context = encoder, len(samples.names), context.cancellation_only
         self._stack, self._labels, self._options = stack, samples.labels, prompt_heads.Options()
-        self.classes, self.context = len(samples.names), context.cancellation_only
         self._texts = torch.from_numpy(texts).to(encoder.device)
-        windows = stack.sample_windows(samples.rows, samples.columns, encoder.margin)
+        windows = stack.cheapest_windows_at(samples.rows, samples.columns, encoder.margin)
         moments, parts = prompt_heads.FeatureMoments(), []
         for number, (window, inside) in enumerate(windows):
             context.progress(100 * number / len(windows), "Reading the samples")
-            wide, pixels = self.pixel_features(window)
-            valid, (down, across) = torch.zeros_like(pixels.valid), _slices_in(window, wide)
+            padded, pixels = self.pixel_features(window)
+            valid, (down, across) = torch.zeros_like(pixels.valid), _slices_in(window, padded)
             valid[down, across] = pixels.valid[down, across]
             moments.add(pixels.features, valid)
-            rows, columns = samples.rows[inside] - wide.y, samples.columns[inside] - wide.x
+            rows, columns = samples.rows[inside] - padded.y, samples.columns[inside] - padded.x
             parts.append(prompt_heads.SampleFeatures.at_pixels(pixels, rows, columns, self._options))
         self.samples = prompt_heads.SampleFeatures.concatenated(parts, [inside for _, inside in windows])
-        self._standard = moments.mean_and_scale(encoder.device)
+        self._standardisation = moments.mean_and_inverse_std(encoder.device)
 
     def pixel_features(self, window: Window) -> tuple[Window, prompt_heads.PixelFeatures]:
-        """A window enlarged by the margin of the encoder, and the features of its pixels."""
-        wide = self._stack.with_margin(window, self.encoder.margin)
-        return wide, prompt_heads.pixel_features(self.encoder, *self._stack.read(wide), self._options, self.context)
+        """A window padded by the margin of the encoder, and the features of its pixels."""
+        padded = self._stack.with_margin(window, self.encoder.margin)
+        return padded, prompt_heads.pixel_features(self.encoder, *self._stack.read(padded), self._options, self.context)
 
     def fit(self, numbers: np.ndarray, seed: int) -> FittedStackClassifier:
-        heads = prompt_heads.fit_heads(
+        samples, labels, texts, options = (
             self.samples.subset(numbers),
             self._labels[numbers],
             self._texts,
-            self._standard,
-            seed=seed,
-            context=self.context,
-            options=self._options,
+            self._options,
+        )
+        heads = prompt_heads.fit_heads(
+            samples, labels, texts, self._standardisation, seed=seed, context=self.context, options=options
         )
         return _FittedDiffClip(self, heads)
 
@@ -299,13 +266,13 @@ class _FittedDiffClip:
     classifier: DiffClipClassifier
     heads: prompt_heads.HeadEnsemble
 
-    def at_samples(self, numbers: np.ndarray) -> np.ndarray:
-        return self.heads.at_samples(self.classifier.samples.subset(numbers), self.classifier.context)
+    def predict_samples(self, numbers: np.ndarray) -> np.ndarray:
+        return self.heads.predict_samples(self.classifier.samples.subset(numbers), self.classifier.context)
 
-    def tile(self, window: Window) -> TileProbabilities:
-        wide, pixels = self.classifier.pixel_features(window)
-        down, across = _slices_in(window, wide)
+    def predict_tile(self, window: Window) -> TileProbabilities:
+        padded, pixels = self.classifier.pixel_features(window)
+        down, across = _slices_in(window, padded)
         valid = pixels.valid[down, across].cpu().numpy()
         if not valid.any():
-            return np.zeros((self.classifier.classes, *valid.shape), np.float32), valid
-        return self.heads.map(pixels, self.classifier.context)[:, down, across], valid
+            return np.zeros((self.classifier.class_count, *valid.shape), np.float32), valid
+        return self.heads.predict_pixels(pixels, self.classifier.context)[:, down, across], valid

@@ -19,43 +19,31 @@ def mirror_padded(values: Tensor, margin: int) -> Tensor:
     """Values (bands, height, width) mirrored at the edges, repeatedly if the margin is wider than the scene."""
     for axis in (1, 2):
         size = values.shape[axis]
-        indices = torch.arange(-margin, size + margin, device=values.device)
         period = max(2 * size - 2, 1)
-        indices = indices.remainder(period)
+        indices = torch.arange(-margin, size + margin, device=values.device).remainder(period)
         values = values.index_select(axis, torch.where(indices < size, indices, period - indices))
     return values
 
 
 def extract(values: Tensor, rows: Tensor, columns: Tensor, window: int) -> Tensor:
-    """Windows centred on the pixels (n,) of a scene, as (n, window², bands).
-
-    Args:
-        values: the scene, padded by half a window, (bands, height + window - 1, width + window - 1).
-    """
+    """Windows (n, window², bands) centred on the pixels (n,) of a scene padded by half a window, (bands, h, w)."""
     steps = torch.arange(window, device=values.device)
     down = (rows.to(values.device)[:, None] + steps)[:, :, None]
     across = (columns.to(values.device)[:, None] + steps)[:, None, :]
     return values[:, down, across].permute(1, 2, 3, 0).reshape(len(rows), window * window, len(values))
 
 
-def centres(height: int, width: int, window: int, stride: int = STRIDE) -> tuple[Tensor, Tensor]:
+def centres(height: int, width: int, window: int) -> tuple[Tensor, Tensor]:
     """Rows and columns (n,) of the centres of windows that cover a scene; some lie outside by less than half a
     window."""
     half = window // 2
-    first = -(half // stride) * stride
-    rows = torch.arange(first, height + half, stride)
-    columns = torch.arange(first, width + half, stride)
+    rows, columns = (torch.arange(-(half // STRIDE) * STRIDE, size + half, STRIDE) for size in (height, width))
     down, across = torch.meshgrid(rows, columns, indexing="ij")
     return down.flatten(), across.flatten()
 
 
 class OverlapMean:
-    """A weighted mean of overlapping windows; the weights are a Hann window.
-
-    Args:
-        channels, height, width: shape of the mean.
-        window: edge of the windows in pixels.
-    """
+    """A mean (channels, height, width) of overlapping windows of an edge in pixels, weighted by a Hann window."""
 
     def __init__(self, channels: int, height: int, width: int, window: int, device: torch.device) -> None:
         self.window, self.margin = window, 2 * (window // 2)
@@ -76,7 +64,7 @@ class OverlapMean:
         self.weight.flatten().index_add_(0, pixels, weights.flatten())
 
     def mean(self) -> Tensor:
-        """The mean, (channels, height, width)."""
+        """The mean so far."""
         inside = slice(self.margin, -self.margin)
         return self.sum[:, inside, inside] / self.weight[inside, inside]
 
@@ -86,8 +74,7 @@ def masked_mean(values: Tensor, valid: Tensor, radius: int) -> Tensor:
     none."""
     if not radius:
         return values * valid
-    padding = [radius] * 4
-    masked, mask = functional.pad(values * valid, padding)[None], functional.pad(valid.float(), padding)[None, None]
     size = 2 * radius + 1
-    sums, counts = functional.avg_pool2d(masked, size, stride=1)[0], functional.avg_pool2d(mask, size, stride=1)[0]
+    padded = (functional.pad(planes, [radius] * 4) for planes in (values * valid, valid.float()[None]))
+    sums, counts = (functional.avg_pool2d(planes[None], size, stride=1)[0] for planes in padded)
     return sums / counts.clamp(min=1 / size**2)

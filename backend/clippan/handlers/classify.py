@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Optional
 
@@ -26,7 +29,7 @@ from clippan.core.outputs import Outputs
 from clippan.core.texts import join_names
 from clippan.core.threads import count_threads, in_order
 from clippan.fewshot import scene_encoder
-from clippan.fewshot.stack import Stack, open_stack
+from clippan.fewshot.stack import READ_SIZE, Stack, open_stack
 from clippan.fewshot.stack_classifiers import (
     BaselineClassifier,
     ClipFeatureExtractor,
@@ -44,11 +47,11 @@ from clippan.labels import accuracy, areas, samples
 from clippan.labels.folds import BUFFER, NEVER_HELD_OUT, spatial_folds, training_mask
 from clippan.labels.legend import colours, palette
 from clippan.labels.samples import Samples
-from clippan.learn.fewshot import pretrain_on_stack
+from clippan.learn.scene_pretraining import pretrain_on_stack
 from clippan.raster.rendering import Renderer, RenderOptions
 from clippan.raster.source import BandInfo
 from clippan.raster.tiles import Window
-from clippan.raster.writer import BLOCK, Palette, Writer
+from clippan.raster.writer import BLOCK, Writer
 from clippan.report import page
 from clippan.report.map_preview import MapPreview
 
@@ -59,7 +62,6 @@ _TILE_MEMORY, _TILE_COPIES = 2**31, 8  # bytes for all tiles in work, and arrays
 
 
 def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
-    """Runs the job; a failed run leaves no file behind."""
     started = time.monotonic()
     set_threads(request.threads)
     device = choose_device(request.device).device  # loading CLIP logs it
@@ -74,9 +76,7 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
     with translate_out_of_memory(), Outputs() as outputs:
         factory = _ClassifierFactory(request, stack, labelled, table, device, outputs.temporary_folder(request.output))
         auto = request.method is Classifier.AUTO
-        methods: list[Classifier] = [request.method]
-        if auto:
-            methods = [each for each in Classifier if each is not Classifier.AUTO]
+        methods = [each for each in Classifier if each is not Classifier.AUTO] if auto else [request.method]
         results = _cross_validate(factory, methods, context.subrange(6, 60))
         best = results[0] if results else None
         method = best.score.method if best else _DEFAULT if auto else request.method
@@ -84,7 +84,7 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
             context.log(Message("{method} makes the map.", method=method.value))
         classifier = factory.classifier(method, True, context.subrange(60, 70))
         fitted = classifier.fit(np.arange(len(labelled.labels)), request.seed)
-        tags = _provenance(request, table, factory, method, best)
+        tags = factory.provenance(method, best)
         class_areas, preview = _write_map(factory, fitted, best, method, tags, outputs, context.subrange(70, 98))
         if request.report:
             scene = Renderer(factory.colour_raster, factory.options)
@@ -128,28 +128,16 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
         )
         if request.report:
             legend = colours(table)
-            page.write(
-                request.report,
-                "classification",
-                outputs,
-                request=request,
-                result=result,
-                samples=labelled,
-                distance=BUFFER,
-                colours=legend,
-                pictures=preview.pictures(labelled, legend),
-            )
+            shown = {"colours": legend, "pictures": preview.pictures(labelled, legend)}
+            report = {"request": request, "result": result, "samples": labelled, "distance": BUFFER, **shown}
+            page.write(request.report, "classification", outputs, **report)
         del factory, classifier, fitted  # Windows removes no file that is mapped into memory
     return result
 
 
 def _on_valid_pixels(labelled: Samples, stack: Stack, context: Context) -> tuple[Samples, list[str]]:
     """The samples on valid pixels, and a hint on the others."""
-    kept = np.zeros(len(labelled.labels), bool)
-    for window, numbers in stack.windows_at(labelled.rows, labelled.columns):
-        context.raise_if_cancelled()
-        _, valid = stack.read(window)
-        kept[numbers] = valid[labelled.rows[numbers] - window.y, labelled.columns[numbers] - window.x]
+    kept = labelled.valid(stack.grid, READ_SIZE, lambda window: stack.read(window)[1], context)
     remaining = labelled.subset(kept)
     empty = [name for name, count in zip(labelled.names, remaining.pixels_per_class) if not count]
     if empty:
@@ -164,11 +152,7 @@ def _on_valid_pixels(labelled: Samples, stack: Stack, context: Context) -> tuple
 
 
 def _prompt_table(names: tuple[str, ...], descriptions: str) -> PromptTable:
-    """The classes as a prompt table with colours.
-
-    Raises:
-        ClippanError: a description belongs to no class of the samples.
-    """
+    """The classes as a prompt table with colours."""
     given = parse_descriptions(descriptions)
     unknown = sorted(set(given) - set(names))
     if unknown:
@@ -180,34 +164,33 @@ def _prompt_table(names: tuple[str, ...], descriptions: str) -> PromptTable:
     return PromptTable(tuple(ClassPrompt(name, (), given.get(name, ())) for name in names)).with_colours()
 
 
+@dataclass
 class _ClassifierFactory:
     """Makes classifiers; models and features are made once, when they are first needed."""
 
-    def __init__(
-        self,
-        request: ClassifyRequest,
-        stack: Stack,
-        labelled: Samples,
-        table: PromptTable,
-        device: torch.device,
-        folder: Path,
-    ) -> None:
-        self.request, self.stack, self.labelled, self.device = request, stack, labelled, device
-        self.table, self._folder = table, folder
-        self.options = RenderOptions(bands=request.bands, nodata=request.nodata)
-        self._model: Optional[ClipEncoder] = None
-        self._diffclip: Optional[DiffClipClassifier] = None
-        self._extractor: Optional[ClipFeatureExtractor] = None
-        self._extracted_all: Optional[bool] = None
-        self.picture: Optional[Rendering] = None  # of the raster that CLIP gets
-        self.hints: list[str] = []
+    request: ClassifyRequest
+    stack: Stack
+    labelled: Samples
+    table: PromptTable
+    device: torch.device
+    folder: Path
+    picture: Optional[Rendering] = None  # of the raster that CLIP gets
+    hints: list[str] = field(default_factory=list)
+    _model: Optional[ClipEncoder] = None
+    _diffclip: Optional[DiffClipClassifier] = None
+    _extractor: Optional[ClipFeatureExtractor] = None
+
+    @property
+    def options(self) -> RenderOptions:
+        """How rasters are shown to CLIP and in the report."""
+        return RenderOptions(bands=self.request.bands, nodata=self.request.nodata)
 
     @property
     def colour_raster(self) -> str:
         """The raster shown to CLIP and in the report: the first with three bands, or with the requested bands."""
-        least = max((3, *self.request.bands)) if len(self.request.bands) != 1 else self.request.bands[0]
-        counts = self.stack.bands
-        return self.stack.paths[next((n for n, count in enumerate(counts) if count >= least), 0)]
+        needed = max((3, *self.request.bands)) if len(self.request.bands) != 1 else self.request.bands[0]
+        paths = zip(self.stack.paths, self.stack.bands)
+        return next((path for path, count in paths if count >= needed), self.stack.paths[0])
 
     def _raster_for(self, model: ClipEncoder) -> str:
         """The raster for CLIP; for a model of another sensor, the first with its bands."""
@@ -220,13 +203,7 @@ class _ClassifierFactory:
         return self.stack.paths[0]  # opening it raises the error that the user gets
 
     def classifier(self, method: Classifier, for_tiles: bool, context: Context) -> StackClassifier:
-        """A classifier that can be fitted.
-
-        Args:
-            method: any but auto.
-            for_tiles: whether it will classify tiles, not only samples.
-            context: receives progress.
-        """
+        """A classifier that can be fitted, by any method but auto; ``for_tiles``, not only to samples."""
         if method is Classifier.DIFFCLIP:
             return self._diffclip_classifier(context)
         if method.uses_clip_image_features:
@@ -238,22 +215,32 @@ class _ClassifierFactory:
 
     def model_id(self, method: Classifier) -> str:
         """Id of the CLIP model; empty if the method needs none."""
-        return (
-            self._model.spec.id
-            if self._model and (method.uses_clip_image_features or method is Classifier.DIFFCLIP)
-            else ""
-        )
+        return self._model.spec.id if self._model and _uses_clip(method) else ""
 
     def text_warnings(self, method: Classifier) -> list[str]:
         """Hints on texts that the CLIP model of the method does not read as meant."""
         return self._model.text_warnings(prompt_texts(self.table)) if self._model and self.model_id(method) else []
 
+    def provenance(self, method: Classifier, best: Optional[_CrossValidation]) -> dict[str, str]:
+        """The tags of a map made by a method, whose accuracy was cross-validated or not."""
+        return {
+            "CLIPPAN_ALGORITHM": self.request.name,
+            "CLIPPAN_CLASSES": self.table.json(),
+            "CLIPPAN_METHOD": method.value,
+            "CLIPPAN_MODEL": self.model_id(method),
+            "CLIPPAN_ACCURACY": f"{best.accuracy.oa:.4f}" if best else "",
+            "CLIPPAN_PICTURE_BANDS": ",".join(map(str, self.picture.choice.bands)) if self.picture else "",
+            "CLIPPAN_DEVICE": self.device.type,
+            "CLIPPAN_VERSION": __version__,
+            "CLIPPAN_PARAMETERS": json.dumps(to_json(self.request), ensure_ascii=False),
+        }
+
     def save_encoder(self, outputs: Outputs) -> str:
         """Saves the scene encoder if requested and trained; returns its path or an empty string."""
-        path = self.request.save_encoder if self._diffclip else ""
-        if path and self._diffclip:
-            self._diffclip.encoder.save(Path(path), outputs)
-        return path
+        if not (self.request.save_encoder and self._diffclip):
+            return ""
+        self._diffclip.encoder.save(Path(self.request.save_encoder), outputs)
+        return self.request.save_encoder
 
     def _clip(self, context: Context) -> ClipEncoder:
         if self._model is None:
@@ -264,28 +251,24 @@ class _ClassifierFactory:
         """Vectors of the name and each description of the classes, (classes, prompts, width); those of a class with
         fewer prompts are repeated."""
         prompts = [(prompt.name, *prompt.descriptions) for prompt in self.table.classes]
-        model, most = self._clip(context), max(map(len, prompts))
-        return np.stack([model.encode_texts([each[n % len(each)] for n in range(most)]) for each in prompts])
+        model, count = self._clip(context), max(map(len, prompts))
+        return np.stack([model.encode_texts([each[n % len(each)] for n in range(count)]) for each in prompts])
 
     def _clip_features(self, for_tiles: bool, context: Context) -> StackFeatures:
         model = self._clip(context.subrange(0, 5))
         if self._extractor is None:
-            path = self._raster_for(model)
-            threads = self.request.threads
-            self._extractor = ClipFeatureExtractor(self.stack, self.options, path, model, threads, self._folder)
+            path, threads = self._raster_for(model), self.request.threads
+            self._extractor = ClipFeatureExtractor(self.stack, self.options, path, model, threads, self.folder)
             self.picture = Renderer(path, self.options, channels=model.channels).rendering
-        if self._extracted_all is None or for_tiles > self._extracted_all:
-            self._extractor.extract(None if for_tiles else self.labelled, context.subrange(5, 100))
-            self._extracted_all = for_tiles
-        return self._extractor.features(self.labelled)
+        return self._extractor.features(self.labelled, for_tiles, context.subrange(5, 100))
 
     def _diffclip_classifier(self, context: Context) -> DiffClipClassifier:
         if self._diffclip is None:
             prompts, stack, request = self._prompts(context.subrange(0, 5)), self.stack, self.request
             if request.encoder:
                 trained = scene_encoder.load(Path(request.encoder), self.device)
-                trained.check_modalities([np.empty((count, 0, 0)) for count in stack.bands])
-                stack = stack.with_statistics(trained.means, trained.scales)
+                trained.check_bands(stack.bands)
+                stack = replace(stack, means=trained.means, inverse_stds=trained.inverse_stds)
                 if stack.statistics_differ(self.stack):
                     self.hints.append(
                         Message(
@@ -300,49 +283,55 @@ class _ClassifierFactory:
         return self._diffclip
 
 
+def _uses_clip(method: Classifier) -> bool:
+    return method.uses_clip_image_features or method is Classifier.DIFFCLIP
+
+
 @dataclass(frozen=True)
 class _CrossValidation:
-    """The result of the cross-validation of a method, and the power that calibrates its probabilities."""
+    """The result of the cross-validation of a method, and the inverse temperature that calibrates its probabilities."""
 
     score: Score
     accuracy: MapAccuracy
-    power: float
+    inverse_temperature: float
 
 
-def _cross_validate(factory: _ClassifierFactory, methods: list[Classifier], context: Context) -> list[_CrossValidation]:
+def _cross_validate(
+    factory: _ClassifierFactory, methods: Sequence[Classifier], context: Context
+) -> list[_CrossValidation]:
     """Results of the methods, the best first; empty if there are too few places to leave any out."""
     request, labelled = factory.request, factory.labelled
-    splits = [
-        spatial_folds(labelled.labels, labelled.groups, request.seed + repeat) for repeat in range(request.repeats)
-    ]
-    if not splits or all((split == NEVER_HELD_OUT).all() for split in splits):
+    seeds = range(request.seed, request.seed + request.repeats)
+    repeated_folds = [spatial_folds(labelled.labels, labelled.groups, seed) for seed in seeds]
+    if all((folds == NEVER_HELD_OUT).all() for folds in repeated_folds):
         return []
     times = np.cumsum([0, *(_DIFFCLIP_TIME if method is Classifier.DIFFCLIP else 1 for method in methods)])
     results = []
     for number, method in enumerate(methods):
         started = time.monotonic()
-        part = context.subrange(*(100 * times[number : number + 2] / times[-1]))
-        classifier = factory.classifier(method, False, part.subrange(0, 50))
+        method_context = context.subrange(*(100 * times[number : number + 2] / times[-1]))
+        classifier = factory.classifier(method, False, method_context.subrange(0, 50))
         repeats = []
-        for repeat, split in enumerate(splits):
-            true, predicted = [], []
-            for fold in np.unique(split[split != NEVER_HELD_OUT]):
-                done = repeat + fold / (split.max() + 1)
-                part.progress(50 + 50 * done / len(splits), Message("Cross-validating {method}", method=method.value))
-                held_out = split == fold
-                test = np.flatnonzero(held_out)
-                train = np.flatnonzero(training_mask(labelled.labels, labelled.rows, labelled.columns, held_out))
-                true.append(labelled.labels[test])
-                predicted.append(classifier.fit(train, request.seed + repeat).at_samples(test))
-            repeats.append((np.concatenate(true), np.concatenate(predicted)))
-        all_true, probabilities = (np.concatenate(parts) for parts in zip(*repeats))
-        power = accuracy.fit_temperature(probabilities, all_true)
+        for repeat, folds in enumerate(repeated_folds):
+            tested, predicted = [], []
+            for fold in np.unique(folds[folds != NEVER_HELD_OUT]):
+                done = (repeat + fold / (folds.max() + 1)) / len(seeds)
+                method_context.progress(50 + 50 * done, Message("Cross-validating {method}", method=method.value))
+                test = np.flatnonzero(folds == fold)
+                train = np.flatnonzero(training_mask(labelled.labels, labelled.rows, labelled.columns, folds == fold))
+                tested.append(test)
+                predicted.append(classifier.fit(train, seeds[repeat]).predict_samples(test))
+            repeats.append((labelled.labels[np.concatenate(tested)], np.concatenate(predicted)))
+        true, probabilities = (np.concatenate(parts) for parts in zip(*repeats))
+        inverse_temperature = accuracy.fit_inverse_temperature(probabilities, true)
         pairs = [(labels, each.argmax(axis=1)) for labels, each in repeats]
-        found = accuracy.map_accuracy(pairs, len(labelled.names), labelled.split)
+        measured = accuracy.map_accuracy(pairs, len(labelled.names), labelled.group_unit)
         score = accuracy.classifier_score(method, pairs, time.monotonic() - started)
-        results.append(_CrossValidation(score, found, power))
+        results.append(_CrossValidation(score, measured, inverse_temperature))
         context.log(
-            Message("{method}: {oa:.1f} % of the held-out samples are correct.", method=method.value, oa=100 * found.oa)
+            Message(
+                "{method}: {oa:.1f} % of the held-out samples are correct.", method=method.value, oa=100 * measured.oa
+            )
         )
     return sorted(results, key=lambda result: -result.score.oa)
 
@@ -358,43 +347,34 @@ def _write_map(
 ) -> tuple[tuple[ClassArea, ...], MapPreview]:
     """Writes the map and its confidence; returns the areas of the classes and a preview of the map."""
     request, stack, table, grid = factory.request, factory.stack, factory.table, factory.stack.grid
-    power = best.power if best else 1.0
+    inverse_temperature = best.inverse_temperature if best else 1.0
     class_areas = areas.ClassAreaCounter(table, grid)
     windows = stack.tiles(BLOCK)  # the rest of the map stays unwritten, which is nodata
     preview = MapPreview.of(grid.width, grid.height)
     # A network uses all threads for one tile; the other methods use one thread for each tile.
     tiles = max(_TILE_MEMORY // (_TILE_COPIES * 4 * sum(stack.bands) * BLOCK**2), 1)
-    threads, prepare = (
-        (1, lambda: set_threads(request.threads))
-        if method is Classifier.DIFFCLIP
-        else (min(count_threads(request.threads), tiles), use_one_thread)
-    )
+    threads, prepare = min(count_threads(request.threads), tiles), use_one_thread
+    if method is Classifier.DIFFCLIP:
+        threads, prepare = 1, functools.partial(set_threads, request.threads)
 
     def classify(window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        values, valid = fitted.tile(window)
-        probabilities = accuracy.sharpen(values.reshape(len(values), -1).T, power)
+        values, valid = fitted.predict_tile(window)
+        probabilities = accuracy.apply_temperature(values.reshape(len(values), -1).T, inverse_temperature)
         classes = np.where(valid, probabilities.argmax(axis=1).reshape(valid.shape) + 1, 0).astype(np.uint8)
         confidence = np.where(valid, probabilities.max(axis=1).reshape(valid.shape), np.nan).astype(np.float32)
         return classes, confidence, valid
 
-    def writer(path: str, name: str, dtype: type, nodata: float, colours: Optional[Palette] = None) -> Writer:
-        return Writer(
-            path,
-            grid,
-            np.dtype(dtype),
-            [BandInfo(name)],
-            nodata,
-            tags,
-            palette=colours,
-            sparse=stack.sparse,
-            outputs=outputs,
-        )
-
+    writer = functools.partial(Writer, grid=grid, tags=tags, sparse=stack.has_unwritten_blocks, outputs=outputs)
     with contextlib.ExitStack() as files:
-        class_writer = files.enter_context(writer(request.output, "class", np.uint8, 0, palette(table)))
+        class_writer = files.enter_context(
+            writer(request.output, dtype=np.dtype("u1"), bands=[BandInfo("class")], nodata=0, palette=palette(table))
+        )
         confidence_writer = None
         if request.confidence:
-            confidence_writer = files.enter_context(writer(request.confidence, "confidence", np.float32, float("nan")))
+            bands = [BandInfo("confidence")]
+            confidence_writer = files.enter_context(
+                writer(request.confidence, dtype=np.dtype("f4"), bands=bands, nodata=math.nan)
+            )
         mapped = files.enter_context(contextlib.closing(in_order(classify, windows, threads, prepare)))
         for number, (window, (classes, confidence, valid)) in enumerate(mapped, 1):
             class_writer.write(window.x, window.y, classes[None])
@@ -404,26 +384,6 @@ def _write_map(
             preview.add(window.x, window.y, classes, confidence)
             context.progress(100 * number / len(windows), "Mapping")
     return class_areas.result()[:-1], preview
-
-
-def _provenance(
-    request: ClassifyRequest,
-    table: PromptTable,
-    factory: _ClassifierFactory,
-    method: Classifier,
-    best: Optional[_CrossValidation],
-) -> dict[str, str]:
-    return {
-        "CLIPPAN_ALGORITHM": request.name,
-        "CLIPPAN_CLASSES": table.json(),
-        "CLIPPAN_METHOD": method.value,
-        "CLIPPAN_MODEL": factory.model_id(method),
-        "CLIPPAN_ACCURACY": f"{best.accuracy.oa:.4f}" if best else "",
-        "CLIPPAN_PICTURE_BANDS": ",".join(map(str, factory.picture.choice.bands)) if factory.picture else "",
-        "CLIPPAN_DEVICE": factory.device.type,
-        "CLIPPAN_VERSION": __version__,
-        "CLIPPAN_PARAMETERS": json.dumps(to_json(request), ensure_ascii=False),
-    }
 
 
 def _hints(
@@ -452,7 +412,7 @@ def _hints(
                 "({split}); label more places, farther apart.",
                 classes=join_names(few),
                 count=_FEW_GROUPS,
-                split=labelled.split,
+                split=labelled.group_unit,
             )
         )
     if request.save_encoder and not saved:
@@ -471,9 +431,7 @@ def _hints(
         )
     elif request.repeats and not best:
         hints.append("Too few places are labelled to measure the accuracy of the map; label two or more of each class.")
-    if (method.uses_clip_image_features or method is Classifier.DIFFCLIP) and all(
-        name.removeprefix("-").isdecimal() for name in labelled.names
-    ):
+    if _uses_clip(method) and all(name.removeprefix("-").isdecimal() for name in labelled.names):
         hints.append("The class names are numbers, which mean nothing to CLIP; give the classes names or descriptions.")
     absent = [area.name for area in class_areas if not area.pixels]
     if absent:

@@ -9,21 +9,19 @@ from clippan.core.context import Context
 from clippan.core.device import choose_device, set_threads, translate_out_of_memory
 from clippan.fewshot.stack import open_stack
 from clippan.jobs.pretrain_scene import PretrainSceneRequest, PretrainSceneResult
-from clippan.learn.fewshot import pretrain_on_stack
+from clippan.learn.scene_pretraining import pretrain_on_stack
 
 
 def run(request: PretrainSceneRequest, context: Context) -> PretrainSceneResult:
-    """Runs the job; a failed run leaves no file behind."""
     started = time.monotonic()
     set_threads(request.threads)
     choice = choose_device(request.device)
     choice.log(context)
-    device = choice.device
     stack = open_stack(request.rasters, request.grid, request.nodata, context.subrange(0, 5))
     with translate_out_of_memory():
-        encoder = pretrain_on_stack(stack, request.steps, request.seed, device, context.subrange(5, 99))
+        encoder = pretrain_on_stack(stack, request.steps, request.seed, choice.device, context.subrange(5, 99))
     encoder.save(Path(request.output))
     seconds = round(time.monotonic() - started, 3)
     return PretrainSceneResult(
-        request.output, stack.bands, encoder.steps, encoder.loss, tuple(stack.hints()), device.type, seconds
+        request.output, stack.bands, encoder.steps, encoder.loss, tuple(stack.hints()), choice.device.type, seconds
     )

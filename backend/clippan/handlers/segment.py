@@ -54,7 +54,7 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
         picture = scene.rendering_for(model.channels)
         context.log(band_choice_sentences([picture])[0])
         provenance = _provenance(request, table, model, maps, picture)
-        shown, count = _write(request, table, model, maps, outputs, provenance, context.subrange(75, 100))
+        class_areas, count = _write(request, table, model, maps, outputs, provenance, context.subrange(75, 100))
         edges = maps.window_sizes
         del maps  # a memory-mapped file cannot be removed on Windows
     seconds = time.monotonic() - begun
@@ -71,7 +71,7 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
         request.output,
         part.width,
         part.height,
-        shown,
+        class_areas,
         model.spec.id,
         model.device.type,
         edges,
@@ -82,7 +82,7 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
         request.polygons,
         request.areas,
         count,
-        tuple([*_hints(request, table, model, shown), *rendering_hints([picture])]),
+        tuple([*_hints(request, table, model, class_areas), *rendering_hints([picture])]),
         provenance,
         picture,
     )
@@ -103,7 +103,7 @@ def _write(
     whole = (part.width, part.height) == (scene.grid.width, scene.grid.height)
     # Without coordinates, a part gets those of its pixels, so that it does not lie in the corner of the picture.
     grid = (scene.own_grid if whole else scene.grid).cropped(part.x, part.y, part.x + part.width, part.y + part.height)
-    mapper = TileMapper.of(maps, table, request.logit_scale, request.refinement)
+    mapper = TileMapper(maps, table, request.logit_scale, request.refinement)
     counter = areas.ClassAreaCounter(table, grid)
     edge = int((_TILE_BYTES / 4 / len(mapper.offsets)) ** 0.5) // BLOCK * BLOCK
     windows = tiles(part.width, part.height, min(max(edge, BLOCK), _LARGEST_TILE))
@@ -112,20 +112,24 @@ def _write(
         tile for tile in windows if scene.written.may_contain_data(replace(tile, x=part.x + tile.x, y=part.y + tile.y))
     ]
     mapping = context.subrange(0, 70 if request.polygons else 95)
-    nan, count, seen = float("nan"), 0, 0
+    nan, count, any_valid = float("nan"), 0, False
     with contextlib.ExitStack() as stack:
 
-        def finishing(percent: float) -> None:
-            context.progress(95 + percent / 20, "Finishing the files")
-
         def writer(path: str, dtype: type, names: Sequence[str], nodata: float, **options: Any) -> Writer:
+            options.update(progress=lambda percent: context.progress(95 + percent / 20, "Finishing the files"))
             bands = [BandInfo(name) for name in names]
-            common: dict[str, Any] = {
-                "tags": tags,
-                "progress": finishing,
-                "sparse": scene.written.occupancy is not None,
-            }
-            return stack.enter_context(Writer(path, grid, np.dtype(dtype), bands, nodata=nodata, **common, **options))
+            return stack.enter_context(
+                Writer(
+                    path,
+                    grid,
+                    np.dtype(dtype),
+                    bands,
+                    nodata,
+                    tags,
+                    sparse=scene.written.occupancy is not None,
+                    **options,
+                )
+            )
 
         output = writer(request.output, np.uint8, ["class"], 0, palette=palette(table), outputs=outputs)
         path, kept = request.confidence, outputs if request.confidence else None
@@ -134,18 +138,19 @@ def _write(
         confidence = writer(path, np.float32, ["confidence"], nan, outputs=kept) if path else None
         path = request.probabilities
         probabilities = writer(path, np.float32, table.names, nan, outputs=outputs) if path else None
-        mapped = in_order(mapper.classes, windows, count_threads(request.threads), use_one_thread)
+        mapped = in_order(mapper.classify, windows, count_threads(request.threads), use_one_thread)
         stack.enter_context(contextlib.closing(mapped))
-        for number, (tile, (found, certainty, values, valid)) in enumerate(mapped, 1):
-            output.write(tile.x, tile.y, found[None])
+        for number, (tile, found) in enumerate(mapped, 1):
+            output.write(tile.x, tile.y, found.classes[None])
             if confidence:
-                confidence.write(tile.x, tile.y, certainty[None])
+                confidence.write(tile.x, tile.y, found.confidence[None])
             if probabilities:
-                probabilities.write(tile.x, tile.y, np.where(valid, values[: len(table.classes)], np.float32(nan)))
-            counter.add(tile.x, tile.y, found, certainty, valid)
-            seen += int(valid.sum())
+                values = np.where(found.valid, found.probabilities[: len(table.classes)], np.float32(nan))
+                probabilities.write(tile.x, tile.y, values)
+            counter.add(tile.x, tile.y, found.classes, found.confidence, found.valid)
+            any_valid |= bool(found.valid.any())
             mapping.progress(100 * number / len(windows), "Mapping")
-        if not seen:
+        if not any_valid:
             raise ClippanError(
                 "The raster {raster} has only nodata here; choose another extent.", raster=request.raster
             )
@@ -161,10 +166,10 @@ def _write(
                 context.subrange(70, 95),
                 outputs,
             )
-        shown = counter.result()
+        class_areas = counter.result()
         if request.areas:
-            areas.write_csv(request.areas, shown, outputs)
-    return shown, count
+            areas.write_csv(request.areas, class_areas, outputs)
+    return class_areas, count
 
 
 def _provenance(
@@ -183,7 +188,9 @@ def _provenance(
     }
 
 
-def _hints(request: SegmentRequest, table: PromptTable, model: ClipEncoder, shown: Sequence[ClassArea]) -> list[str]:
+def _hints(
+    request: SegmentRequest, table: PromptTable, model: ClipEncoder, class_areas: Sequence[ClassArea]
+) -> list[str]:
     hints = [*antimeridian_notes(request.extent), *model.text_warnings(prompt_texts(table))]
     if table.model and table.model != model.spec.id:
         hints.append(
@@ -194,7 +201,7 @@ def _hints(request: SegmentRequest, table: PromptTable, model: ClipEncoder, show
                 model=model.spec.id,
             )
         )
-    absent = [item.name for item in shown if item.value and not item.pixels]
+    absent = [item.name for item in class_areas if item.value and not item.pixels]
     if absent:
         hints.append(Message("These classes were found nowhere: {classes}.", classes=", ".join(absent)))
     return hints + (shapefile_hints(table) if request.polygons.lower().endswith(".shp") else [])

@@ -15,31 +15,22 @@ from clippan.core.texts import join_names
 from clippan.raster.grid import Grid
 from clippan.raster.rendering import spatial_reference
 
-# Columns of a table that hold coordinates.
-_WKT = ("wkt", "geometry", "geom", "the_geom", "wkt_geom")
-_XY = (("x", "y"), ("lon", "lat"), ("long", "lat"), ("longitude", "latitude"), ("easting", "northing"))
-_DEGREES = "lon"  # columns that start so are in WGS 84
+# Columns of a table that hold coordinates, as WKT or as x and y.
+_WKT_COLUMNS = (("wkt",), ("geometry",), ("geom",), ("the_geom",), ("wkt_geom",))
+_XY_COLUMNS = (("x", "y"), ("lon", "lat"), ("long", "lat"), ("longitude", "latitude"), ("easting", "northing"))
 
 
 class LabelledFeature(NamedTuple):
-    """A feature with a class.
-
-    Attributes:
-        label: the class as text; whole numbers without a decimal point.
-        geometry: in the CRS of a grid, without curves; None where it cannot be transformed to that CRS.
-    """
+    """A feature's class as text, whole numbers without a decimal point; and its geometry in the CRS of a grid, without
+    curves, None where it cannot be transformed to that CRS."""
 
     label: str
     geometry: Optional[ogr.Geometry]
 
 
 class LabelledLayer:
-    """A layer of a vector file, and the field that holds the class.
-
-    Args:
-        path: the file, or any GDAL data source.
-        name: of the layer; empty for the first that has a feature with a geometry and a class.
-        field: name of the field with the class, in any case.
+    """A layer of a vector file, by name (empty for the first that has a feature with a geometry and a class), and the
+    field that holds the class, by its name in any case.
 
     Attributes:
         path: the file.
@@ -97,14 +88,13 @@ class LabelledLayer:
                     names=names,
                 )
             chosen = min(alike, key=lambda layer: layer.GetName() != name)
-            return chosen, self._number(chosen, field)
-        spatial_ones = [layer for layer in layers if layer.GetGeomType() != ogr.wkbNone] or layers
-        with_field = [layer for layer in spatial_ones if _field_number(layer, field) is not None]
-        chosen = next((layer for layer in with_field if self._is_labelled(layer, field)), None)
-        if chosen is None:  # the error below names what is wrong with this layer
-            chosen = (with_field or spatial_ones)[0]
-        if len(spatial_ones) > 1:
-            names = join_names([layer.GetName() for layer in spatial_ones])
+            return chosen, self._field_index(chosen, field)
+        spatial = [layer for layer in layers if layer.GetGeomType() != ogr.wkbNone] or layers
+        with_field = [layer for layer in spatial if _find_field(layer, field) is not None]
+        first = (with_field or spatial)[0]  # errors name what is wrong with it if no layer is labelled
+        chosen = next((layer for layer in with_field if self._is_labelled(layer, field)), first)
+        if len(spatial) > 1:
+            names = join_names([layer.GetName() for layer in spatial])
             self.hints.append(
                 Message(
                     "{path} has several layers ({names}); {layer} was read.",
@@ -113,11 +103,11 @@ class LabelledLayer:
                     layer=chosen.GetName(),
                 )
             )
-        return chosen, self._number(chosen, field)
+        return chosen, self._field_index(chosen, field)
 
-    def _number(self, layer: ogr.Layer, field: str) -> int:
-        found = _field_number(layer, field)
-        if found is None:
+    def _field_index(self, layer: ogr.Layer, field: str) -> int:
+        index = _find_field(layer, field)
+        if index is None:
             if not all(_is_utf8(name) for name in _field_names(layer)):
                 raise ClippanError("The field names of {path} are not UTF-8; save the file as UTF-8.", path=self.path)
             raise ClippanError(
@@ -127,11 +117,11 @@ class LabelledLayer:
                 field=field,
                 fields=join_names(_field_names(layer)) or "–",
             )
-        return found
+        return index
 
     def _is_labelled(self, layer: ogr.Layer, field: str) -> bool:
-        number = self._number(layer, field)
-        return any(_has_geometry(feature) and self._label(feature, number) for feature in self._read(layer))
+        index = self._field_index(layer, field)
+        return any(_has_geometry(feature) and self._label(feature, index) for feature in self._read(layer))
 
     def _read(self, layer: ogr.Layer) -> Iterator[ogr.Feature]:
         try:
@@ -147,7 +137,7 @@ class LabelledLayer:
     def _crs(self) -> Optional[osr.SpatialReference]:
         """A GeoPackage written without a CRS has an "Undefined Cartesian SRS" or an undefined geographic one."""
         reference = self._layer.GetSpatialRef()
-        if reference is None and self._columns and self._columns[0].lower().startswith(_DEGREES):
+        if reference is None and self._columns and self._columns[0].lower().startswith("lon"):
             return spatial_reference("EPSG:4326")
         if reference is None or reference.IsLocal() or (reference.GetName() or "").lower().startswith("undefined"):
             return None
@@ -163,10 +153,7 @@ class LabelledLayer:
 
     def features(self, grid: Grid, context: Context) -> Iterator[LabelledFeature]:
         """The features that have both a class and a geometry, transformed to the grid's CRS if both CRSs are known.
-
-        Raises:
-            ClippanError: they cannot be read, or there is no transformation to the grid's CRS.
-        """
+        Raises ClippanError if they cannot be read, or there is no transformation."""
         transform = self._transform(grid)
         count = max(self._layer.GetFeatureCount(), 1)
         for position, feature in enumerate(self._read(self._layer)):
@@ -221,7 +208,7 @@ class LabelledLayer:
 
 def crs_name(reference: Optional[osr.SpatialReference]) -> str:
     """The name of a CRS for sentences; empty for None."""
-    return "" if reference is None else reference.GetName() or "a CRS without a name"
+    return "" if reference is None else reference.GetName() or Message("a CRS without a name")
 
 
 def _field_names(layer: ogr.Layer) -> list[str]:
@@ -229,7 +216,7 @@ def _field_names(layer: ogr.Layer) -> list[str]:
     return [definition.GetFieldDefn(number).GetName() for number in range(definition.GetFieldCount())]
 
 
-def _field_number(layer: ogr.Layer, field: str) -> Optional[int]:
+def _find_field(layer: ogr.Layer, field: str) -> Optional[int]:
     """The number of the field with this name in any case; an exact match is preferred."""
     names = _field_names(layer)
     alike = [number for number, found in enumerate(names) if found.casefold() == field.casefold()]
@@ -239,9 +226,9 @@ def _field_number(layer: ogr.Layer, field: str) -> Optional[int]:
 def _geometry_columns(table: ogr.Layer, field: str) -> tuple[str, ...]:
     """The columns of a table with coordinates: one with WKT, or x and y; empty if there are none."""
     columns = {column.casefold(): column for column in _field_names(table) if column.casefold() != field.casefold()}
-    for names in (*((word,) for word in _WKT), *_XY):
-        if all(word in columns for word in names):
-            return tuple(columns[word] for word in names)
+    for names in (*_WKT_COLUMNS, *_XY_COLUMNS):
+        if all(name in columns for name in names):
+            return tuple(columns[name] for name in names)
     return ()
 
 
@@ -252,11 +239,7 @@ def _has_geometry(feature: ogr.Feature) -> bool:
 
 def _is_utf8(text: str) -> bool:
     """Whether a text was read from UTF-8; GDAL passes on other bytes as surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 def _reproject(geometry: ogr.Geometry, transform: Optional[osr.CoordinateTransformation]) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Callable
 
 import numpy as np
 from osgeo import gdal, ogr
@@ -15,8 +16,8 @@ from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.core.texts import join_names
-from clippan.labels.labelled_pixels import covered_pixels, envelope_corners
 from clippan.labels.layers import LabelledLayer, crs_name
+from clippan.labels.pixels import covered_pixels, envelope_corners, squares_with_pixels
 from clippan.raster.grid import Grid
 from clippan.raster.rendering import short_crs, spatial_reference
 from clippan.raster.tiles import Window, tiles
@@ -32,12 +33,13 @@ class Samples:
     """Labelled pixels.
 
     Attributes:
-        names: of the classes, sorted; whole numbers by value.
+        names: of the classes.
         rows, columns: in the grid, (n,).
         labels: the class of each, from 0, (n,).
-        groups: the polygon or block of each, which cross-validation leaves out together, from 0, (n,).
-        split: what the groups are: "polygon", "block of 32 pixels", or "polygon or block of 32 pixels".
+        groups: the polygon, point or block of each, which cross-validation leaves out together, from 0, (n,).
+        group_unit: what the groups are: "polygon", "block of 32 pixels", or "polygon or block of 32 pixels".
         hints: for the user.
+        lost_names: classes of the file without a sample on the raster's valid pixels.
     """
 
     names: tuple[str, ...]
@@ -45,33 +47,48 @@ class Samples:
     columns: np.ndarray
     labels: np.ndarray
     groups: np.ndarray
-    split: str
+    group_unit: str
     hints: tuple[str, ...]
+    lost_names: tuple[str, ...] = ()
 
     @property
     def pixels_per_class(self) -> tuple[int, ...]:
         """Number of pixels of each class."""
-        return tuple(int(count) for count in np.bincount(self.labels, minlength=len(self.names)))
+        return tuple(np.bincount(self.labels, minlength=len(self.names)).tolist())
 
     @property
     def groups_per_class(self) -> tuple[int, ...]:
         """Number of groups of each class."""
-        return tuple(len(np.unique(self.groups[self.labels == number])) for number in range(len(self.names)))
+        return tuple(len(np.unique(self.groups[self.labels == label])) for label in range(len(self.names)))
+
+    @property
+    def window(self) -> Window:
+        """The bounding window of all pixels."""
+        left, top = int(self.columns.min()), int(self.rows.min())
+        return Window(left, top, int(self.columns.max()) - left + 1, int(self.rows.max()) - top + 1)
+
+    def valid(self, grid: Grid, size: int, read_mask: Callable[[Window], np.ndarray], context: Context) -> np.ndarray:
+        """Which lie on valid pixels of a grid, by the masks of squares of ``size`` pixels; bool (n,)."""
+        valid = np.zeros(len(self.rows), bool)
+        for window, inside in squares_with_pixels(self.rows, self.columns, grid, size):
+            context.raise_if_cancelled()
+            valid[inside] = read_mask(window)[self.rows[inside] - window.y, self.columns[inside] - window.x]
+        return valid
 
     def subset(self, kept: np.ndarray) -> Samples:
-        """The samples selected by a mask (n,)."""
+        """The samples selected by a mask (n,) or by their indices."""
         rows, columns, labels, groups = (values[kept] for values in (self.rows, self.columns, self.labels, self.groups))
         return replace(self, rows=rows, columns=columns, labels=labels, groups=groups)
 
 
 def read_samples(path: str, layer: str, field: str, grid: Grid, seed: int, context: Context) -> Samples:
-    """Reads samples.
+    """Reads samples on a grid with a geotransform. Their classes are the values of a field, sorted, whole numbers by
+    value; features without a value are ignored.
 
     Args:
-        path: a vector file.
-        layer: its layer; empty for the first with labelled features.
-        field: with the class; features without a value are ignored.
-        grid: the pixels, with a geotransform.
+        path, layer: a vector file and its layer; empty for the first with labelled features.
+        field: with the class.
+        grid: the pixels.
         seed: of the random selection where there are too many.
         context: receives the progress.
 
@@ -81,26 +98,28 @@ def read_samples(path: str, layer: str, field: str, grid: Grid, seed: int, conte
     """
     rng = np.random.default_rng(seed)
     labelled = LabelledLayer(path, layer, field)
-    features, feature_names = [], []
+    features: list[tuple[str, np.ndarray, bool]] = []  # class, pixels as row × width + column, and whether points
     outside_names: list[str] = []  # classes of features outside the rasters
     untransformed: list[str] = []  # classes of features that cannot be transformed to their CRS
     for name, geometry in labelled.features(grid, context):
         if geometry is None:
             untransformed.append(name)
             continue
-        flat, is_point = _pixel_numbers(geometry, grid, path, rng, context)
-        if len(flat):
-            features.append((flat, is_point))
-            feature_names.append(name)
+        is_point = ogr.GT_Flatten(geometry.GetGeometryType()) in (ogr.wkbPoint, ogr.wkbMultiPoint)
+        if is_point:
+            rows, columns = covered_pixels(geometry, grid, path)
+            pixels = rows * grid.width + columns
+        else:
+            pixels = _polygon_pixels(geometry, grid, path, rng, context)
+        if len(pixels):
+            features.append((name, pixels, is_point))
         else:
             outside_names.append(name)
-    samples_crs, grid_crs = crs_name(labelled.crs), crs_name(spatial_reference(grid.crs) if grid.crs else None)
     if not features:
-        raise ClippanError(
-            _no_samples_reason(path, field, len(outside_names), len(untransformed), samples_crs, grid_crs)
-        )
-    names = _sorted_classes(set(feature_names))
-    outside = _sorted_classes({*outside_names, *untransformed} - set(feature_names))
+        raise _no_samples_error(labelled, field, grid, len(outside_names), len(untransformed))
+    known = {name for name, _, _ in features}
+    names = _sorted_classes(known)
+    outside = _sorted_classes({*outside_names, *untransformed} - known)
     if len(names) < 2:
         if outside:
             raise ClippanError(
@@ -132,26 +151,25 @@ def read_samples(path: str, layer: str, field: str, grid: Grid, seed: int, conte
                 classes=join_names(outside),
             )
         )
-    label_of = {name: value for value, name in enumerate(names)}
-    sizes = [len(flat) for flat, _ in features]
-    everything = np.concatenate([flat for flat, _ in features])
-    labels = np.repeat([label_of[name] for name in feature_names], sizes)
+    sizes = [len(pixels) for _, pixels, _ in features]
+    flat = np.concatenate([pixels for _, pixels, _ in features])
+    labels = np.repeat([names.index(name) for name, _, _ in features], sizes)
     owners = np.repeat(np.arange(len(features)), sizes)
-    points = np.repeat([is_point for _, is_point in features], sizes)
-    kept, conflicts = _unambiguous(everything, labels)
+    points = np.repeat([is_point for _, _, is_point in features], sizes)
+    kept, conflicts = _unambiguous(flat, labels)
     if conflicts:
         hints.append(Message("Pixels labelled with several classes were ignored ({count}).", count=conflicts))
-    gone = sorted(set(range(len(names))) - set(labels[kept].tolist()))
-    if gone:
+    conflicting = np.setdiff1d(np.arange(len(names)), labels[kept])
+    if len(conflicting):
         raise ClippanError(
             "All pixels of {name} are also labelled with another class; correct the samples {path}.",
-            name=names[gone[0]],
+            name=names[conflicting[0]],
             path=path,
         )
-    flat, labels, owners, points = (values[kept] for values in (everything, labels, owners, points))
-    rows, columns = flat // grid.width, flat % grid.width
-    groups, split = _groups(rows, columns, labels, owners, points)
-    drawn = _draw(labels, groups, rng)
+    flat, labels, owners, points = (values[kept] for values in (flat, labels, owners, points))
+    rows, columns = np.divmod(flat, grid.width)
+    groups, group_unit = _groups(rows, columns, labels, owners, points)
+    drawn = _balanced_subset(labels, groups, rng)
     if len(drawn) < len(labels):
         hints.append(
             Message(
@@ -159,33 +177,25 @@ def read_samples(path: str, layer: str, field: str, grid: Grid, seed: int, conte
                 count=MAX_PIXELS_PER_CLASS,
             )
         )
-    return Samples(tuple(names), rows[drawn], columns[drawn], labels[drawn], groups[drawn], split, tuple(hints))
+    return Samples(tuple(names), rows, columns, labels, groups, group_unit, tuple(hints)).subset(drawn)
 
 
 def samples_sha256(path: str, layer: str, field: str) -> str:
     """The sha256 of a layer's CRS and of its geometries and classes in their order, which identifies copies of it.
-
-    Raises:
-        ClippanError: the file cannot be read, or has no such layer or field.
-    """
+    Raises ClippanError if the file cannot be read, or has no such layer or field."""
     labelled = LabelledLayer(path, layer, field)
-    found = hashlib.sha256(b"" if labelled.crs is None else short_crs(labelled.crs.ExportToWkt()).encode())
-    for word, geometry in labelled.records():
-        found.update(b"\n" + word.encode() + b"\n" + geometry)
-    return found.hexdigest()
+    digest = hashlib.sha256(b"" if labelled.crs is None else short_crs(labelled.crs.ExportToWkt()).encode())
+    for name, geometry in labelled.records():
+        digest.update(b"\n" + name.encode() + b"\n" + geometry)
+    return digest.hexdigest()
 
 
-def _no_samples_reason(path: str, field: str, outside: int, untransformed: int, samples_crs: str, grid_crs: str) -> str:
-    """Why there are no samples.
-
-    Args:
-        path, field: the file and its field.
-        outside: number of features outside the rasters.
-        untransformed: number of features that could not be transformed to the rasters' CRS.
-        samples_crs, grid_crs: names of the CRSs; empty if unknown.
-    """
+def _no_samples_error(layer: LabelledLayer, field: str, grid: Grid, outside: int, untransformed: int) -> ClippanError:
+    """Why no feature lies on the rasters, by how many lie outside and how many cannot be transformed to their CRS."""
+    path, samples_crs = layer.path, crs_name(layer.crs)
+    grid_crs = crs_name(spatial_reference(grid.crs) if grid.crs else None)
     if untransformed and not outside and samples_crs and grid_crs:
-        return Message(
+        return ClippanError(
             "No sample of {path} can be transformed from its CRS ({samples_crs}) to that of the rasters "
             "({raster_crs}); assign the CRS of the coordinates to the samples.",
             path=path,
@@ -193,22 +203,22 @@ def _no_samples_reason(path: str, field: str, outside: int, untransformed: int, 
             raster_crs=grid_crs,
         )
     if outside and samples_crs and not grid_crs:
-        return Message(
+        return ClippanError(
             "No sample of {path} lies on the rasters, which have no coordinates, while the samples are in {crs}; "
             "georeference the rasters first.",
             path=path,
             crs=samples_crs,
         )
     if outside and grid_crs and not samples_crs:
-        return Message(
+        return ClippanError(
             "No sample of {path} lies on the rasters, whose CRS ({crs}) was assumed because that of the samples is "
             "unknown; assign the CRS of the coordinates to the samples.",
             path=path,
             crs=grid_crs,
         )
     if outside:
-        return Message("No sample of {path} lies on the rasters; check that both show the same area.", path=path)
-    return Message(
+        return ClippanError("No sample of {path} lies on the rasters; check that both show the same area.", path=path)
+    return ClippanError(
         "No sample of {path} has both a geometry and a class in the field {field}; choose the field that holds the "
         "class.",
         path=path,
@@ -225,40 +235,40 @@ def _sorted_classes(names: set[str]) -> list[str]:
 def _similar_name_hints(names: Sequence[str]) -> list[str]:
     """A hint about classes whose names differ only in case."""
     folded = [name.casefold() for name in names]
-    same = [name for name, word in zip(names, folded) if folded.count(word) > 1]
-    if not same:
+    alike = [name for name, word in zip(names, folded) if folded.count(word) > 1]
+    if not alike:
         return []
-    alike = join_names(sorted(same, key=lambda name: (name.casefold(), name)))
     return [
         Message(
             "Classes whose names differ only in case are different classes ({names}); give them the same name if they "
             "are one.",
-            names=alike,
+            names=join_names(sorted(alike, key=lambda name: (name.casefold(), name))),
         )
     ]
 
 
-def _pixel_numbers(
+def _polygon_pixels(
     geometry: ogr.Geometry, grid: Grid, path: str, rng: np.random.Generator, context: Context
-) -> tuple[np.ndarray, bool]:
-    """Pixels of a geometry as row × width + column, and whether it consists of points."""
-    if ogr.GT_Flatten(geometry.GetGeometryType()) in (ogr.wkbPoint, ogr.wkbMultiPoint):
-        rows, columns = covered_pixels(geometry, grid, path)
-        return rows * grid.width + columns, True
+) -> np.ndarray:
+    """Pixels of a polygon as row × width + column, of each tile at most ``_MAX_PER_TILE``."""
     parts = [np.empty(0, int)]
-    for window in _touched_tiles(geometry, grid):
+    columns_of_corners, rows_of_corners = envelope_corners(geometry, grid).T.tolist()
+    left, right, top, bottom = (end(c) for c in (columns_of_corners, rows_of_corners) for end in (min, max))
+    for tile in tiles(grid.width, grid.height, _TILE):
+        end_column, end_row = tile.x + tile.width, tile.y + tile.height
+        if not (right > tile.x and left < end_column and bottom > tile.y and top < end_row):
+            continue
         context.raise_if_cancelled()
-        right, bottom = window.x + window.width, window.y + window.height
-        rows, columns = covered_pixels(geometry, grid.cropped(window.x, window.y, right, bottom), path)
+        rows, columns = covered_pixels(geometry, grid.cropped(tile.x, tile.y, end_column, end_row), path)
         if len(rows) > _MAX_PER_TILE:
-            some = np.sort(rng.choice(len(rows), _MAX_PER_TILE, replace=False))
-            rows, columns = rows[some], columns[some]
-        parts.append((rows + window.y) * grid.width + columns + window.x)
-    found = np.concatenate(parts)
-    if not len(found):
+            chosen = np.sort(rng.choice(len(rows), _MAX_PER_TILE, replace=False))
+            rows, columns = rows[chosen], columns[chosen]
+        parts.append((rows + tile.y) * grid.width + columns + tile.x)
+    pixels = np.concatenate(parts)
+    if not len(pixels):
         rows, columns = _pixel_of_small_polygon(geometry, grid, path)
-        found = rows * grid.width + columns
-    return found, False
+        pixels = rows * grid.width + columns
+    return pixels
 
 
 def _pixel_of_small_polygon(geometry: ogr.Geometry, grid: Grid, path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -277,20 +287,11 @@ def _pixel_of_small_polygon(geometry: ogr.Geometry, grid: Grid, path: str) -> tu
     return nothing if outside else covered_pixels(inside.PointOnSurface(), grid, path)
 
 
-def _touched_tiles(geometry: ogr.Geometry, grid: Grid) -> Iterator[Window]:
-    """The tiles of the grid that a geometry's envelope overlaps."""
-    columns, rows = envelope_corners(geometry, grid).T.tolist()
-    for window in tiles(grid.width, grid.height, _TILE):
-        across = max(columns) > window.x and min(columns) < window.x + window.width
-        if across and max(rows) > window.y and min(rows) < window.y + window.height:
-            yield window
-
-
 def _unambiguous(flat: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
     """Indices of one sample for each pixel with a single label, and the number of pixels with several."""
     pairs = np.unique(np.stack([flat, labels]), axis=1)
-    numbers, counts = np.unique(pairs[0], return_counts=True)
-    disputed = numbers[counts > 1]
+    pixels, counts = np.unique(pairs[0], return_counts=True)
+    disputed = pixels[counts > 1]
     first = np.unique(flat, return_index=True)[1]
     return np.sort(first[~np.isin(flat[first], disputed)]), len(disputed)
 
@@ -298,41 +299,39 @@ def _unambiguous(flat: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]
 def _groups(
     rows: np.ndarray, columns: np.ndarray, labels: np.ndarray, owners: np.ndarray, points: np.ndarray
 ) -> tuple[np.ndarray, str]:
-    """Spatial groups: polygons, except a class's only one, and blocks of all other samples.
-
-    The largest block size is used with which as many classes have at least two groups as with the smallest.
-    """
-    alone = points.copy()
+    """Spatial groups: polygons, except a class's only one, and blocks of all other samples, of the largest size with
+    which as many classes have at least two groups as with the smallest."""
+    in_blocks = points.copy()
     for label in np.unique(labels):
-        mine = labels == label
-        if len(np.unique(owners[mine & ~points])) == 1:
-            alone |= mine & ~points
-    if not alone.any():
+        in_polygons = (labels == label) & ~points
+        if len(np.unique(owners[in_polygons])) == 1:
+            in_blocks |= in_polygons
+    if not in_blocks.any():
         return np.unique(owners, return_inverse=True)[1], "polygon"
 
     def blocked(edge: int) -> tuple[np.ndarray, set[int]]:
         """The groups, and the classes with at least two."""
         blocks = rows // edge * (int(columns.max()) // edge + 1) + columns // edge
-        groups = np.unique(np.where(alone, blocks + owners.max() + 1, owners), return_inverse=True)[1]
+        groups = np.unique(np.where(in_blocks, blocks + owners.max() + 1, owners), return_inverse=True)[1]
         split = {int(label) for label in np.unique(labels) if len(np.unique(groups[labels == label])) > 1}
         return groups, split
 
-    _, most = blocked(_BLOCKS[-1])
+    _, separable = blocked(_BLOCKS[-1])
     for edge in _BLOCKS:
         groups, split = blocked(edge)
-        if split == most:
+        if split == separable:
             break
-    key = "block of {edge} pixels" if alone.all() else "polygon or block of {edge} pixels"
+    key = "block of {edge} pixels" if in_blocks.all() else "polygon or block of {edge} pixels"
     return groups, Message(key, edge=edge)
 
 
-def _draw(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _balanced_subset(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Indices of at most ``MAX_PIXELS_PER_CLASS`` samples of each class, drawn from its groups in turn."""
     drawn = []
     for label in np.unique(labels):
-        mine = rng.permutation(np.flatnonzero(labels == label))
-        mine = mine[np.argsort(groups[mine], kind="stable")]
-        starts = np.flatnonzero(np.diff(groups[mine], prepend=-1))
-        turn = np.arange(len(mine)) - np.repeat(starts, np.diff([*starts, len(mine)]))
-        drawn.append(mine[np.argsort(turn, kind="stable")][:MAX_PIXELS_PER_CLASS])
+        indices = rng.permutation(np.flatnonzero(labels == label))
+        indices = indices[np.argsort(groups[indices], kind="stable")]
+        starts = np.flatnonzero(np.diff(groups[indices], prepend=-1))
+        rank_in_group = np.arange(len(indices)) - np.repeat(starts, np.diff([*starts, len(indices)]))
+        drawn.append(indices[np.argsort(rank_in_group, kind="stable")][:MAX_PIXELS_PER_CLASS])
     return np.sort(np.concatenate(drawn))

@@ -22,7 +22,7 @@ def filter_margin(radius: int, cell: int = 1) -> int:
 
 
 def guided_filter(values: Tensor, picture: Tensor, valid: Tensor, radius: int, eps: float, cell: int = 1) -> Tensor:
-    """Filters the values of classes so that their edges follow those of the picture.
+    """Filters the values of classes (K, h, w) so that their edges follow those of the picture; 0 where invalid.
 
     The filter is linear and preserves constants: probabilities that sum to 1 still do, but may lie slightly outside
     0 to 1 at an edge. The border of a tile counts as the border of the picture; farther inside than ``filter_margin``,
@@ -34,18 +34,15 @@ def guided_filter(values: Tensor, picture: Tensor, valid: Tensor, radius: int, e
         valid: which pixels are used, bool (h, w).
         radius: of the windows, which are 2 radius + 1 pixels wide; at least ``cell``.
         eps: variance of the picture below which edges are smoothed; above 0.
-        cell: edge in pixels of the cells that the filter is fitted to; 1 is the filter of 2013. Larger cells are
-            faster, and the radius is rounded down to a multiple.
-
-    Returns:
-        The filtered values (K, h, w), 0 where invalid.
+        cell: edge in pixels of the cells that the filter is fitted to; 1 is the filter of 2013. The radius is rounded
+            down to a multiple.
     """
     height, width = valid.shape
     reach = radius // cell
     weight = valid.to(values.dtype)[None]
     guide = torch.where(valid, picture - _MIDDLE, torch.zeros_like(picture))
-    share, small = _cells(weight, cell), _cells(guide, cell)  # share of valid pixels in a cell, and sum over them
-    small = small / share.clamp(min=1e-6)
+    share = _cells(weight, cell)  # of valid pixels in a cell
+    small = _cells(guide, cell) / share.clamp(min=1e-6)
     count = _box(share, reach).clamp(min=1e-6)
 
     def mean(planes: Tensor) -> Tensor:
@@ -53,7 +50,7 @@ def guided_filter(values: Tensor, picture: Tensor, valid: Tensor, radius: int, e
 
     mu = mean(small)
     inverse = _inverse(mean(_products(small)) - _products(mu), eps)
-    found = []
+    filtered = []
     for part in values.split(_CLASSES_AT_A_TIME):
         fitted = _cells(torch.where(valid, part, torch.zeros_like(part)), cell) / share.clamp(min=1e-6)
         average = mean(fitted)
@@ -61,8 +58,8 @@ def guided_filter(values: Tensor, picture: Tensor, valid: Tensor, radius: int, e
         slopes = [row[0] * covariance[0] + row[1] * covariance[1] + row[2] * covariance[2] for row in inverse]
         offset = average - slopes[0] * mu[0] - slopes[1] * mu[1] - slopes[2] * mu[2]
         smooth = [_upsampled(mean(planes), cell, height, width) for planes in (*slopes, offset)]
-        found.append((smooth[0] * guide[0] + smooth[1] * guide[1] + smooth[2] * guide[2] + smooth[3]) * weight)
-    return torch.cat(found)
+        filtered.append((smooth[0] * guide[0] + smooth[1] * guide[1] + smooth[2] * guide[2] + smooth[3]) * weight)
+    return torch.cat(filtered)
 
 
 def _cells(planes: Tensor, cell: int) -> Tensor:
@@ -83,30 +80,21 @@ def _upsampled(planes: Tensor, cell: int, height: int, width: int) -> Tensor:
 
 
 def _box(planes: Tensor, radius: int) -> Tensor:
-    """Sums over windows of 2 radius + 1, with zeros beyond the border.
-
-    Sums of 1, 2, 4, … neighbours are doubled. Unlike running totals, they add the same numbers in the same order
-    wherever the window lies in a tile.
-    """
-    for dim in (-1, -2):
-        planes = _sums(planes, dim, radius)
+    """Sums over windows of 2 radius + 1, with zeros beyond the border. Sums of 1, 2, 4, … neighbours are doubled:
+    unlike running totals, they add the same numbers in the same order wherever the window lies in a tile."""
+    edge = 2 * radius + 1
+    for dim, padding in ((-1, (radius, radius)), (-2, (0, 0, radius, radius))):
+        size = planes.shape[dim]
+        sums = functional.pad(planes, padding)  # of ``length`` neighbours
+        planes, done, length = sums.narrow(dim, 0, size), 1, 1  # the edge is odd
+        while 2 * length <= edge:
+            rest = sums.shape[dim] - length
+            sums = sums.narrow(dim, 0, rest) + sums.narrow(dim, length, rest)
+            length *= 2
+            if edge & length:
+                planes = planes + sums.narrow(dim, done, size)
+                done += length
     return planes
-
-
-def _sums(planes: Tensor, dim: int, radius: int) -> Tensor:
-    size, wanted = planes.shape[dim], 2 * radius + 1
-    power = functional.pad(planes, (radius, radius) if dim == -1 else (0, 0, radius, radius))
-    total, done, length = None, 0, 1
-    while True:
-        if wanted & length:
-            piece = power.narrow(dim, done, size)
-            total = piece if total is None else total + piece
-            done += length
-        length *= 2
-        if length > wanted:
-            return total if total is not None else planes
-        rest = power.shape[dim] - length // 2
-        power = power.narrow(dim, 0, rest) + power.narrow(dim, length // 2, rest)
 
 
 _PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))

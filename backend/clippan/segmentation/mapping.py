@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -20,77 +19,63 @@ _RADIUS_CELLS = 1.0  # radius of the guided filter, in cells
 _EPS = 1e-3  # variance of the picture's colours, 0 to 1, below which there is no edge
 
 
-@dataclass
+class ClassifiedTile(NamedTuple):
+    """Classes of a tile uint8 (h, w), 0 where unclassified; their confidence float32 (h, w), NaN where invalid; the
+    probabilities of all classes (classes, h, w); and which pixels are valid (h, w)."""
+
+    classes: np.ndarray
+    confidence: np.ndarray
+    probabilities: np.ndarray
+    valid: np.ndarray
+
+
 class TileMapper:
-    """Maps tiles. Can be used by several threads.
+    """Maps tiles by their similarity with the classes of a table, whose logit scale is used unless one is given. Can be
+    used by several threads."""
 
-    Attributes:
-        maps: similarity with the classes.
-        scale: logits per cosine.
-        offsets, thresholds: added to the logits, and smallest confidences, of the classes.
-        refinement: whether borders of classes follow edges in the picture.
-    """
-
-    maps: SimilarityMaps
-    scale: float
-    offsets: np.ndarray
-    thresholds: np.ndarray
-    refinement: Refinement
-
-    @classmethod
-    def of(cls, maps: SimilarityMaps, table: PromptTable, scale: Optional[float], refinement: Refinement) -> TileMapper:
-        """With the offsets and thresholds of a table, and its logit scale unless ``scale`` is given."""
+    def __init__(
+        self, maps: SimilarityMaps, table: PromptTable, logit_scale: Optional[float], refinement: Refinement
+    ) -> None:
         background = [0.0] * (maps.grids[0].values.shape[0] - len(table.classes))
-        offsets = np.array([prompt.offset for prompt in table.classes] + background, np.float32)
-        thresholds = np.array([prompt.threshold for prompt in table.classes] + background, np.float32)
-        return cls(maps, scale or table.logit_scale or LOGIT_SCALE, offsets, thresholds, refinement)
-
-    def __post_init__(self) -> None:
-        self._scene = once_per_thread(self.maps.open)
-        cell = min(grid.layout.cell_size for grid in self.maps.grids)
+        self.offsets = np.array([prompt.offset for prompt in table.classes] + background, np.float32)
+        self._thresholds = np.array([prompt.threshold for prompt in table.classes] + background, np.float32)
+        self._logit_scale = logit_scale or table.logit_scale or LOGIT_SCALE
+        self._maps, self._refined = maps, refinement is Refinement.GUIDED
+        self._scene = once_per_thread(maps.open)
+        cell = min(grid.layout.cell_size for grid in maps.grids)
         self._radius = max(2, round(_RADIUS_CELLS * cell))
         self._filter_cell = 4 if self._radius >= 12 else 2 if self._radius >= 6 else 1
 
     def probabilities(self, tile: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities of the classes and last of the background if there is one.
-
-        Args:
-            tile: in pixels of the mapped part.
-
-        Returns:
-            float32 (classes, height, width), 0 to 1, and which pixels are valid, bool (height, width).
-
-        Raises:
-            ClippanError: the raster cannot be read.
-        """
+        """Probabilities of the classes and last of the background if there is one, float32 (classes, h, w), and which
+        pixels of the tile are valid, bool (h, w)."""
         scene = self._scene()
-        refined = self.refinement is Refinement.GUIDED
         cell = self._filter_cell
-        margin = filter_margin(self._radius, cell) if refined else 0
-        x, y = self.maps.aoi.x + tile.x, self.maps.aoi.y + tile.y
+        margin = filter_margin(self._radius, cell) if self._refined else 0
+        x, y = self._maps.aoi.x + tile.x, self._maps.aoi.y + tile.y
         # Cells of the filter start at the raster's first pixel, whatever the extent.
         left, top = (max(start - margin, 0) // cell * cell for start in (x, y))
         right, bottom = min(x + tile.width + margin, scene.grid.width), min(y + tile.height + margin, scene.grid.height)
-        wide = Window(left, top, right - left, bottom - top)
-        picture, valid = scene.picture_and_mask(wide, wide.width, wide.height)
-        inside = (slice(y - top, y - top + tile.height), slice(x - left, x - left + tile.width))
+        enlarged = Window(left, top, right - left, bottom - top)
+        picture, valid = scene.picture_and_mask(enlarged, enlarged.width, enlarged.height)
+        inside = (..., slice(y - top, y - top + tile.height), slice(x - left, x - left + tile.width))
         if not valid[inside].any():
             return np.zeros((len(self.offsets), tile.height, tile.width), np.float32), valid[inside]
-        logits = torch.from_numpy(self.maps.at_window(wide)).mul_(self.scale)
+        logits = torch.from_numpy(self._maps.at_window(enlarged)).mul_(self._logit_scale)
         logits += torch.from_numpy(self.offsets)[:, None, None]
-        shares = torch.softmax(logits, 0)
-        if refined:
+        probabilities = torch.softmax(logits, 0)
+        if self._refined:
             guide = torch.from_numpy(picture).float().div_(255)
-            shares = guided_filter(shares, guide, torch.from_numpy(valid), self._radius, _EPS, cell).clamp_(min=0)
-        values = shares[:, inside[0], inside[1]]
-        values = values / values.sum(0).clamp(min=1e-6)
-        return values.numpy(), valid[inside]
+            mask = torch.from_numpy(valid)
+            probabilities = guided_filter(probabilities, guide, mask, self._radius, _EPS, cell).clamp_(min=0)
+        probabilities = probabilities[inside]
+        return (probabilities / probabilities.sum(0).clamp(min=1e-6)).numpy(), valid[inside]
 
-    def classes(self, tile: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """A tile's classes uint8 (height, width), their confidence float32, the probabilities, and the valid pixels."""
-        values, valid = self.probabilities(tile)
-        best = values.argmax(axis=0)
-        confidence = np.take_along_axis(values, best[None], axis=0)[0]
-        found = np.where(best < self.maps.classes, best + 1, 0).astype(np.uint8)
-        found[~valid | (confidence < self.thresholds[best])] = 0
-        return found, np.where(valid, confidence, np.nan).astype(np.float32), values, valid
+    def classify(self, tile: Window) -> ClassifiedTile:
+        """Classifies a tile, in pixels of the mapped part."""
+        probabilities, valid = self.probabilities(tile)
+        best = probabilities.argmax(axis=0)
+        confidence = np.take_along_axis(probabilities, best[None], axis=0)[0]
+        classes = np.where(best < self._maps.classes, best + 1, 0).astype(np.uint8)
+        classes[~valid | (confidence < self._thresholds[best])] = 0
+        return ClassifiedTile(classes, np.where(valid, confidence, np.nan).astype(np.float32), probabilities, valid)

@@ -45,11 +45,7 @@ class BoundaryLines:
 
 
 class BoundaryTracer:
-    """Traces the lines of a map strip by strip. Memory holds about 40 bytes per corner of the lines.
-
-    Args:
-        width, height: of the map.
-    """
+    """Traces the lines of a map strip by strip. Memory holds about 40 bytes per corner of the lines."""
 
     def __init__(self, width: int, height: int) -> None:
         self._width, self._height = width, height
@@ -60,9 +56,8 @@ class BoundaryTracer:
         self._across: list[np.ndarray] = []  # (2, n): nodes at the left and right ends of horizontal segments
         self._down: list[np.ndarray] = []  # (2, n): nodes at the top and bottom ends of vertical segments
         self._corners: list[np.ndarray] = []  # (5, n): node and the regions around it
-        self._open = np.full(
-            width + 1, -1, np.int32
-        )  # top node of the vertical segment that continues in the next strip
+        # The top node of the vertical segment that continues in the next strip.
+        self._open = np.full(width + 1, -1, np.int32)
 
     def add(self, regions: np.ndarray) -> None:
         """Adds the next rows: the region of each pixel, int32 (h, width)."""
@@ -126,36 +121,22 @@ def _heading(x: np.ndarray, y: np.ndarray, start: np.ndarray, end: np.ndarray) -
 def _trace_lines(
     across: np.ndarray, down: np.ndarray, junction: np.ndarray, context: Context
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Chains segments into lines.
-
-    Args:
-        across, down: nodes at the ends of the horizontal and the vertical segments (2, n).
-        junction: which nodes are junctions.
-        context: may be cancelled.
-
-    Returns:
-        The nodes of all lines, and the index of each line's first node.
-    """
-    partner = []  # of a node other than a junction: its horizontal and its vertical neighbour
-    for pieces in (across, down):
-        table = np.full(len(junction), -1, np.int32)
-        table[pieces[0]], table[pieces[1]] = pieces[1], pieces[0]
-        partner.append(table)
-    ways = np.concatenate(
-        [
-            np.stack([ends[0], ends[1], np.full(len(ends[0]), axis)])
-            for axis, pieces in enumerate((across, down))
-            for ends in (pieces, pieces[::-1])
-        ],
-        axis=1,
-    )
-    ways = ways[:, junction[ways[0]]]
+    """The nodes of all lines, and the index of each line's first node, from the nodes at the ends of the horizontal and
+    the vertical segments (2, n), and which nodes are junctions."""
+    neighbours, directed = [], []  # of nodes; segments as start, end and axis
+    for axis, segments in enumerate((across, down)):
+        neighbour = np.full(len(junction), -1, np.int32)
+        neighbour[segments[0]], neighbour[segments[1]] = segments[1], segments[0]
+        neighbours.append(fast_items(neighbour))
+        directed += [np.stack([*ends, np.full(len(ends[0]), axis)]) for ends in (segments, segments[::-1])]
+    outgoing = np.concatenate(directed, axis=1)
+    outgoing = outgoing[:, junction[outgoing[0]]]
     context.raise_if_cancelled()
-    ways = ways[:, np.lexsort((ways[1], ways[0]))]
+    outgoing = outgoing[:, np.lexsort((outgoing[1], outgoing[0]))]
     context.raise_if_cancelled()
     # A segment that joins two junctions is traced once.
-    ways = ways[:, ~junction[ways[1]] | (ways[0] < ways[1])]
-    following, ends_here = [fast_items(table) for table in partner], fast_items(junction)
+    outgoing = outgoing[:, ~junction[outgoing[1]] | (outgoing[0] < outgoing[1])]
+    is_junction = fast_items(junction)
     seen = bytearray(len(junction))
     order, first = array("i"), array("q", [0])
     checked = 0
@@ -164,20 +145,20 @@ def _trace_lines(
         order.append(start)
         while True:
             order.append(node)
-            if ends_here[node]:
+            if is_junction[node]:
                 break
             seen[node] = 1
             if node == start:
                 break
             axis = 1 - axis
-            node = following[axis][node]
+            node = neighbours[axis][node]
         first.append(len(order))
 
     def starts() -> Iterable[tuple[int, int, int]]:
-        yield from zip(*(column.tolist() for column in ways))
+        yield from zip(*outgoing.tolist())
         turns = np.flatnonzero(~junction)
         for node in turns[np.frombuffer(seen, np.uint8)[turns] == 0].tolist():
-            yield node, following[0][node], 0
+            yield node, neighbours[0][node], 0
 
     for start, node, axis in starts():
         if not seen[node]:
@@ -204,36 +185,29 @@ class Rings:
 
 
 def assemble_rings(lines: BoundaryLines, wanted: np.ndarray) -> Rings:
-    """Assembles lines into rings.
-
-    Where a region touches itself diagonally, rings turn right, so that every ring is simple.
-
-    Args:
-        lines: all lines.
-        wanted: which regions, bool (regions,).
-    """
-    count = len(lines)
-    line = np.arange(count)
+    """Assembles lines into the rings of the wanted regions, bool (regions,). Where a region touches itself diagonally,
+    rings turn right, so that every ring is simple."""
+    line = np.arange(len(lines))
     step = np.concatenate([2 * line, 2 * line + 1])
     region = np.concatenate([lines.left, lines.right])
-    leaves, arrives = lines.node.ravel(), lines.node[::-1].ravel()
-    out = np.concatenate([lines.heading[0], (lines.heading[1] + 2) % 4])
-    into = np.concatenate([lines.heading[1], (lines.heading[0] + 2) % 4])
+    start, end = lines.node.ravel(), lines.node[::-1].ravel()
+    heading_at_start = np.concatenate([lines.heading[0], (lines.heading[1] + 2) % 4])
+    heading_at_end = np.concatenate([lines.heading[1], (lines.heading[0] + 2) % 4])
     keep = (region >= 0) & wanted[region]
-    step, region, leaves, arrives, out, into = (part[keep] for part in (step, region, leaves, arrives, out, into))
-    leaving = np.lexsort((out, leaves, region))
-    arriving = np.lexsort(((into + 3) % 4, arrives, region))  # by the heading after a right turn
+    step, region = step[keep], region[keep]
+    leaving = np.lexsort((heading_at_start[keep], start[keep], region))
+    arriving = np.lexsort(((heading_at_end[keep] + 3) % 4, end[keep], region))  # by the heading after a right turn
     following = np.empty(len(step), np.int64)
     following[arriving] = leaving
     order, first = _cycles(following)
     x, y = lines.x.astype(np.int64), lines.y.astype(np.int64)
     cross = np.append(x[:-1] * y[1:] - x[1:] * y[:-1], 0)
     cross[lines.first[1:] - 1] = 0  # between the end of a line and the start of the next
-    area = np.add.reduceat(cross, lines.first[:-1]) if count else cross[:0]
+    area = np.add.reduceat(cross, lines.first[:-1]) if len(lines) else cross[:0]
     signed = np.where(step[order] % 2, 1, -1) * area[step[order] // 2]
-    inside = np.add.reduceat(signed, first[:-1]) if len(order) else signed
+    ring_area = np.add.reduceat(signed, first[:-1]) if len(order) else signed
     owner = region[order[first[:-1]]]
-    ranked = np.lexsort((inside < 0, owner))  # the outer ring has a positive area
+    ranked = np.lexsort((ring_area < 0, owner))  # the outer ring has a positive area
     lengths = np.diff(first)[ranked]
     new = np.concatenate([[0], np.cumsum(lengths)])
     source = np.repeat(first[:-1][ranked] - new[:-1], lengths) + np.arange(len(order))

@@ -48,12 +48,7 @@ class Regions:
 
 
 class ClassMap:
-    """A map of classes, optionally with its confidence, read in strips. A context manager.
-
-    Args:
-        path: raster with the classes in its first band.
-        confidence: raster of the confidence on the same grid, or None.
-        strip: pixels per strip; it does not affect results.
+    """A map of classes, optionally with the raster of its confidence, read in strips. A context manager.
 
     Raises:
         ClippanError: a raster cannot be read, or their sizes differ.
@@ -64,10 +59,10 @@ class ClassMap:
         self._confidence = open_dataset(confidence, "confidence") if confidence else None
         grid = Grid.of(self._dataset)
         # Only the written part of a sparse map has classes.
-        part = self._part = WrittenPixels([self._dataset.GetRasterBand(1)], nodata=True).bounds
-        if (part.width, part.height) != (grid.width, grid.height):
+        written = self._written = WrittenPixels([self._dataset.GetRasterBand(1)], nodata=True).bounds
+        if (written.width, written.height) != (grid.width, grid.height):
             placed = grid if grid.geotransform else Grid(grid.width, grid.height, PIXEL_GEOTRANSFORM, "")
-            grid = placed.cropped(part.x, part.y, part.x + part.width, part.y + part.height)
+            grid = placed.cropped(written.x, written.y, written.x + written.width, written.y + written.height)
         self.grid = grid
         self.tags: dict[str, str] = self._dataset.GetMetadata() or {}
         self.rows = max(strip // self.grid.width, 1)
@@ -99,8 +94,8 @@ class ClassMap:
     def _read(self, dataset: gdal.Dataset, y: int) -> np.ndarray:
         rows = min(self.rows, self.grid.height - y)
         try:
-            part = self._part
-            return dataset.GetRasterBand(1).ReadAsArray(part.x, part.y + y, part.width, rows)
+            written = self._written
+            return dataset.GetRasterBand(1).ReadAsArray(written.x, written.y + y, written.width, rows)
         except RuntimeError as error:
             name = dataset.GetDescription()
             raise ClippanError(
@@ -109,29 +104,20 @@ class ClassMap:
 
 
 def label_components(classes: np.ndarray) -> tuple[np.ndarray, int]:
-    """4-connected patches of a strip.
-
-    Args:
-        classes: uint8 (h, w).
-
-    Returns:
-        The patch of each pixel, int32 (h, w), from 0 in the order of first pixels, and their number.
-    """
+    """The 4-connected component of each pixel of a strip of classes (h, w), int32 (h, w), from 0 in the order of first
+    pixels, and the number of components."""
     begins = np.ones(classes.shape, bool)  # runs of one class in a row
     np.not_equal(classes[:, 1:], classes[:, :-1], out=begins[:, 1:])
     run = (np.cumsum(begins, dtype=np.int32) - 1).reshape(classes.shape)
     # Two runs first touch where one of them begins.
     touch = (classes[1:] == classes[:-1]) & (begins[1:] | begins[:-1])
-    patch, count = connected_groups(run[:-1][touch], run[1:][touch], int(run[-1, -1]) + 1)
-    return patch[run], count
+    component, count = connected_groups(run[:-1][touch], run[1:][touch], int(run[-1, -1]) + 1)
+    return component[run], count
 
 
 def connected_groups(one: np.ndarray, other: np.ndarray, count: int) -> tuple[np.ndarray, int]:
-    """Connected components of ``count`` items with edges between ``one[i]`` and ``other[i]``.
-
-    Returns:
-        The group of each item, int32 (count,), from 0 in the order of first items, and their number.
-    """
+    """The group of each of ``count`` items, int32 (count,), from 0 in the order of first items, and the number of
+    groups, where ``one[i]`` and ``other[i]`` are in one group."""
     graph = coo_matrix((np.ones(len(one), bool), (one, other)), (count, count))
     number, group = connected_components(graph, directed=False)
     return group, number
@@ -149,49 +135,54 @@ def find_regions(source: ClassMap, min_area: int, context: Context) -> Regions:
     become one. Unclassified pixels (value 0) never get a class, since they may be nodata; a small region without a
     classified neighbour becomes unclassified.
     """
-    ground = PixelAreas(source.grid)
+    pixel_areas = PixelAreas(source.grid)
     count = 0
-    classes, pixels, metres, sums = [], [], [], []
-    links: list[np.ndarray] = []  # (2, n): patches of consecutive strips in one region
-    borders: list[np.ndarray] = []  # (2, n): adjacent patches
-    above: Optional[tuple[np.ndarray, np.ndarray]] = None  # classes and patches of the last row of the previous strip
+    classes, pixels, metres, confidences = [], [], [], []  # of the components; confidences are sums
+    links: list[np.ndarray] = [np.zeros((2, 0), np.int64)]  # (2, n): components of consecutive strips in one region
+    borders = links.copy()  # (2, n): adjacent components
+    above: Optional[tuple[np.ndarray, np.ndarray]] = None  # classes and components of the last row before the strip
     for y, values in source.strips(context.subrange(0, 90)):
-        patch, number = label_components(values)
-        flat = patch.ravel()
-        patch_classes = np.zeros(number, np.uint8)
-        patch_classes[flat] = values.ravel()
-        classes.append(patch_classes)
+        component, number = label_components(values)
+        flat = component.ravel()
+        component_classes = np.zeros(number, np.uint8)
+        component_classes[flat] = values.ravel()
+        classes.append(component_classes)
         pixels.append(np.bincount(flat, minlength=number))
-        area = ground.window(0, y, values.shape[1], len(values))
+        area = pixel_areas.window(0, y, values.shape[1], len(values))
         weights = np.broadcast_to(area, values.shape).ravel() if area.size > 1 else None
         metres.append(pixels[-1] * area.item() if weights is None else np.bincount(flat, weights, number))
         confidence = source.confidence(y)
-        sums.append(np.full(number, np.nan) if confidence is None else np.bincount(flat, confidence.ravel(), number))
-        patch = patch + np.int32(count)
+        confidences.append(
+            np.full(number, np.nan) if confidence is None else np.bincount(flat, confidence.ravel(), number)
+        )
+        component = component + np.int32(count)
         count += number
+        if min_area > 1:
+            borders.append(_adjacent_pairs(component[:, :-1], component[:, 1:]))
+            borders.append(_adjacent_pairs(component[:-1], component[1:]))
         if above is not None:
             same = above[0] == values[0]
-            links.append(_adjacent_pairs(above[1][same], patch[0][same]))
-        if min_area > 1:
-            borders += [_adjacent_pairs(patch[:, :-1], patch[:, 1:]), _adjacent_pairs(patch[:-1], patch[1:])]
-            if above is not None:
-                borders.append(_adjacent_pairs(above[1], patch[0]))
-        above = values[-1].copy(), patch[-1].copy()
-    one, other = _concatenated(links)
-    of, regions = connected_groups(one, other, count)
-    values = np.zeros(regions, np.uint8)
-    values[of] = np.concatenate(classes)
-    size = np.bincount(of, np.concatenate(pixels), regions).astype(np.int64)
+            links.append(_adjacent_pairs(above[1][same], component[0][same]))
+            if min_area > 1:
+                borders.append(_adjacent_pairs(above[1], component[0]))
+        above = values[-1].copy(), component[-1].copy()
+    one, other = np.concatenate(links, axis=1)
+    region_of, region_count = connected_groups(one, other, count)
+    values = np.zeros(region_count, np.uint8)
+    values[region_of] = np.concatenate(classes)
+    size = np.bincount(region_of, np.concatenate(pixels), region_count).astype(np.int64)
     if min_area > 1:
-        values, into = _merge_small(values, size, of[_concatenated(borders)], min_area, context.subrange(90, 100))
-        of, regions = into[of], len(values)
-        size = np.bincount(into, size, regions).astype(np.int64)
-    total = np.bincount(of, np.concatenate(metres), regions)
-    return Regions(of, values, size, total, np.bincount(of, np.concatenate(sums), regions) / size)
+        adjacent = region_of[np.concatenate(borders, axis=1)]
+        values, merged = _merge_small(values, size, adjacent, min_area, context.subrange(90, 100))
+        region_of, region_count = merged[region_of], len(values)
+        size = np.bincount(merged, size, region_count).astype(np.int64)
+    area = np.bincount(region_of, np.concatenate(metres), region_count)
+    confidence = np.bincount(region_of, np.concatenate(confidences), region_count) / size
+    return Regions(region_of, values, size, area, confidence)
 
 
 def _adjacent_pairs(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Pairs of different adjacent patches, each once with the smaller number first, (2, n)."""
+    """Pairs of different adjacent components, each once with the smaller number first, (2, n)."""
     different = one != other
     one, other = one[different], other[different]
     low, high = np.minimum(one, other).astype(np.int64), np.maximum(one, other).astype(np.int64)
@@ -199,24 +190,11 @@ def _adjacent_pairs(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.stack([keys >> 32, keys & 0xFFFFFFFF])
 
 
-def _concatenated(pairs: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), np.int64)
-
-
 def _merge_small(
     values: np.ndarray, pixels: np.ndarray, borders: np.ndarray, min_area: int, context: Context
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Merges small regions into neighbours.
-
-    Args:
-        values, pixels: classes and sizes of the regions.
-        borders: pairs of adjacent regions (2, n), possibly repeated or of a region with itself.
-        min_area: smallest size of a region, in pixels.
-        context: receives the progress.
-
-    Returns:
-        The classes of the merged regions, 0 for unclassified ones, and the merged region of each region.
-    """
+    """The classes of the merged regions, 0 for unclassified ones, and the merged region of each region, from their
+    classes, their sizes and pairs of adjacent ones (2, n), possibly repeated or of a region with itself."""
     ends = np.concatenate([borders, borders[::-1]], axis=1)
     ends = ends[:, np.argsort(ends[0], kind="stable")]
     starts = np.searchsorted(ends[0], np.arange(len(values) + 1))
@@ -252,12 +230,11 @@ def _merge_small(
             context.progress(100 * done / (done + len(waiting)), "Merging small areas")
         if root[region] != region or size[region] != before or not classes[region]:
             continue  # it has been merged or has grown
-        around = {find_root(other) for part in members[region] for other in beside[first[part] : first[part + 1]]} - {
-            region
-        }
+        around = {find_root(other) for member in members[region] for other in beside[first[member] : first[member + 1]]}
+        around.discard(region)
         classified = [neighbour for neighbour in around if classes[neighbour]]
-        target = min(classified, key=lambda item: (-size[item], item)) if classified else None
-        value = classes[target] if target is not None else 0
+        target = min(classified, key=lambda item: (-size[item], item), default=None)
+        value = 0 if target is None else classes[target]
         classes[region] = value
         for neighbour in sorted(around):
             if classes[neighbour] == value:

@@ -20,19 +20,14 @@ _BATCH = 2**20  # corners, or pairs of a corner and a chord, that are processed 
 
 
 def kept_corners(lines: BoundaryLines, tolerance: float, context: Context) -> np.ndarray:
-    """The corners that remain after simplification, bool (corners,); the ends of lines always do.
-
-    Args:
-        lines: all lines of the map.
-        tolerance: how far a line may move, in pixels; 0 keeps all corners.
-        context: receives the progress.
-    """
+    """The corners that remain after simplification, bool (corners,); the ends of lines always do. The tolerance is how
+    far a line may move, in pixels; 0 keeps all corners."""
     if tolerance == 0 or not len(lines):
         return np.ones(len(lines.x), bool)
     x, y = lines.x.astype(np.int64), lines.y.astype(np.int64)
-    found = np.zeros(len(x), bool)
-    found[lines.first[:-1]] = found[lines.first[1:] - 1] = True
     start, end = lines.first[:-1], lines.first[1:] - 1
+    kept = np.zeros(len(x), bool)
+    kept[start] = kept[end] = True
     owner = np.repeat(np.arange(len(lines)), np.diff(lines.first))
     limit = tolerance * tolerance
     done = 0.0
@@ -44,18 +39,18 @@ def kept_corners(lines: BoundaryLines, tolerance: float, context: Context) -> np
             middle, distance = _farthest(x, y, start, end, context)
             split = distance > limit
             start, middle, end = start[split], middle[split], end[split]
-            found[middle] = True
+            kept[middle] = True
             start, end = np.concatenate([start, middle]), np.concatenate([middle, end])
-        left = np.flatnonzero(found)
-        same = owner[left[1:]] == owner[left[:-1]]
-        start, end = left[:-1][same], left[1:][same]
-        unsafe = _unsafe(x, y, start, end, left, context)
+        corners = np.flatnonzero(kept)
+        same = owner[corners[1:]] == owner[corners[:-1]]
+        start, end = corners[:-1][same], corners[1:][same]
+        unsafe = _unsafe(x, y, start, end, corners, context)
         start, end = start[unsafe], end[unsafe]
         middle, _ = _farthest(x, y, start, end, context)
-        found[middle] = True
+        kept[middle] = True
         start, end = np.concatenate([start, middle]), np.concatenate([middle, end])
         done += (100 - done) / 3  # the number of rounds is unknown
-    return found
+    return kept
 
 
 def _members(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,18 +78,18 @@ def _farthest(
     distance."""
     middle, distance = np.empty(len(start), np.int64), np.empty(len(start))
     inner = end - start - 1
-    for part in _batches(inner, context):
-        group, place = _members(inner[part])
-        one, other = start[part], end[part]
+    for batch in _batches(inner, context):
+        group, place = _members(inner[batch])
+        one, other = start[batch], end[batch]
         corner = one[group] + 1 + place
-        found = _squared_distance(
+        squared = _squared_distance(
             x[corner], y[corner], *(axis[ends][group] for ends in (one, other) for axis in (x, y))
         )
-        first = np.cumsum(inner[part]) - inner[part]
-        most = np.maximum.reduceat(found, first)
-        hits = np.flatnonzero(found == most[group])
+        first = np.cumsum(inner[batch]) - inner[batch]
+        farthest = np.maximum.reduceat(squared, first)
+        hits = np.flatnonzero(squared == farthest[group])
         hits = hits[np.unique(group[hits], return_index=True)[1]]
-        middle[part], distance[part] = corner[hits], most
+        middle[batch], distance[batch] = corner[hits], farthest
     return middle, distance
 
 
@@ -111,18 +106,10 @@ def _squared_distance(
 
 
 def _unsafe(
-    x: np.ndarray,
-    y: np.ndarray,
-    start: np.ndarray,
-    end: np.ndarray,
-    corners: np.ndarray,
-    context: Context,
+    x: np.ndarray, y: np.ndarray, start: np.ndarray, end: np.ndarray, corners: np.ndarray, context: Context
 ) -> np.ndarray:
-    """Indices of the chords (from start to end, indices of corners) that have to be split; never original segments.
-
-    These are chords with a remaining corner on them or between them and their line, chords with the same two ends as
-    another, and chords with a single end.
-    """
+    """Indices of the chords (from start to end, indices of corners) that have to be split; never original segments:
+    those with a remaining corner on them or between them and their line, with the same ends as another, or closed."""
     low, high = np.minimum(_key(x, y, start), _key(x, y, end)), np.maximum(_key(x, y, start), _key(x, y, end))
     order = np.lexsort((high, low))
     twin = (np.diff(low[order]) == 0) & (np.diff(high[order]) == 0)
@@ -138,12 +125,12 @@ def _unsafe(
     cell = (y[corners] // _CELL + 1) * wide + x[corners] // _CELL + 1
     order = np.argsort(cell, kind="stable")
     corners, cell = corners[order], cell[order]
-    for part in _batches(_extent(x, y, start, end), context):
-        which, near = _cells(x, y, start[part], end[part], np.sqrt(reach[part]), wide)
+    for batch in _batches(_cell_count(x, y, start, end), context):
+        which, near = _cells(x, y, start[batch], end[batch], np.sqrt(reach[batch]), wide)
         first, last = np.searchsorted(cell, near), np.searchsorted(cell, near, side="right")
         for piece in _batches(last - first, context):
             pair, place = _members((last - first)[piece])
-            group, corner = which[piece][pair] + part.start, corners[first[piece][pair] + place]
+            group, corner = which[piece][pair] + batch.start, corners[first[piece][pair] + place]
             ends = [axis[side][group] for side in (start, end) for axis in (x, y)]
             px, py = x[corner], y[corner]
             close = _squared_distance(px, py, *ends) <= reach[group]
@@ -158,7 +145,7 @@ def _key(x: np.ndarray, y: np.ndarray, corner: np.ndarray) -> np.ndarray:
     return y[corner] << 32 | x[corner]
 
 
-def _extent(x: np.ndarray, y: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+def _cell_count(x: np.ndarray, y: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
     """About how many cells are near a chord: 9 for each of its pieces."""
     return 9 * (np.maximum(np.abs(x[end] - x[start]), np.abs(y[end] - y[start])) // _CELL + 1)
 
@@ -167,7 +154,7 @@ def _cells(
     x: np.ndarray, y: np.ndarray, start: np.ndarray, end: np.ndarray, reach: np.ndarray, wide: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of a chord and a cell within its reach, each once, with a few farther cells."""
-    number = _extent(x, y, start, end) // 9
+    number = _cell_count(x, y, start, end) // 9
     group, place = _members(number)
     boxes = []
     for axis in (x, y):
@@ -190,14 +177,14 @@ def _between(
 ) -> np.ndarray:
     """Whether each corner lies on a chord (without its ends) or in the area between it and its line, by the even-odd
     rule."""
-    found = np.empty(len(corner), bool)
+    between = np.empty(len(corner), bool)
     pieces = end - start + 1
-    for part in _batches(pieces, context):
-        group, place = _members(pieces[part])
-        begin, finish = start[part], end[part]
+    for batch in _batches(pieces, context):
+        group, place = _members(pieces[batch])
+        begin, finish = start[batch], end[batch]
         one = begin[group] + place
         other = np.where(one == finish[group], begin[group], one + 1)  # the last piece is the chord
-        px, py = x[corner[part]][group], y[corner[part]][group]
+        px, py = x[corner[batch]][group], y[corner[batch]][group]
         ax, ay, bx, by = x[one], y[one], x[other], y[other]
         side = (bx - ax) * (py - ay) - (by - ay) * (px - ax)
         crosses = ((ay > py) != (by > py)) & ((side > 0) == (by > ay)) & (side != 0)
@@ -205,5 +192,5 @@ def _between(
         chord = one == finish[group]
         on = chord & (side == 0) & (px >= np.minimum(ax, bx)) & (px <= np.maximum(ax, bx))
         on &= (py >= np.minimum(ay, by)) & (py <= np.maximum(ay, by))
-        found[part] = odd | np.bincount(group, on, len(begin)).astype(bool)
-    return found
+        between[batch] = odd | np.bincount(group, on, len(begin)).astype(bool)
+    return between

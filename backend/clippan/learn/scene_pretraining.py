@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Optional
 
 import numpy as np
@@ -12,18 +13,17 @@ import torch
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
-from clippan.fewshot import scene_encoder, windows
-from clippan.fewshot.network import DIFFUSION_STEPS, NetworkSize
-from clippan.fewshot.scene_encoder import project, untrained_encoder
+from clippan.fewshot import windows
+from clippan.fewshot.network import DIFFUSION_STEPS, MaskDiffusion, NetworkSize
+from clippan.fewshot.scene_encoder import SceneEncoder, mnf_projection, project
 from clippan.fewshot.stack import Stack
 from clippan.learn.optimisation import optimiser_step, warmup_cosine
 
 _MIN_VARIANCE = 1e-6  # so that a window without contrast divides by no zero
-
-STEPS, BATCH = 400, 64
+_STEPS, _BATCH = 400, 64
 _HIDDEN_SHARE = 0.7  # of the pixels of a window
 _HIDDEN_WEIGHT, _VISIBLE_WEIGHT = 0.1, 1.0  # of the errors at hidden and visible pixels
-_RATE, _WARMUP, _DECAY = 1e-3, 50, 1e-4
+_LEARNING_RATE, _WARMUP_STEPS, _WEIGHT_DECAY = 1e-3, 50, 1e-4
 
 
 def pretrain(
@@ -31,13 +31,13 @@ def pretrain(
     valid: np.ndarray,
     *,
     steps: Optional[int] = None,
-    batch: int = BATCH,
+    batch: int = _BATCH,
     seed: int = 0,
     device: torch.device,
     context: Context,
     size: NetworkSize = NetworkSize(),  # noqa: B008
-) -> scene_encoder.SceneEncoder:
-    """Trains an encoder on a scene without labels.
+) -> SceneEncoder:
+    """Trains an encoder on a scene without labels. Raises ClippanError if no pixel is valid.
 
     Args:
         modalities: standardised over the scene, without NaN, float32 (bands, height, width), on one grid.
@@ -48,22 +48,20 @@ def pretrain(
         device: to compute on.
         context: receives progress; may cancel.
         size: of the network.
-
-    Raises:
-        ClippanError: no pixel is valid.
     """
-    steps = STEPS if steps is None else steps
+    steps = _STEPS if steps is None else steps
     if not valid.any():
         raise ClippanError("No pixel is valid in all rasters; check their nodata values and that they overlap.")
-    encoder = untrained_encoder(modalities, valid, size, seed, device)
-    network = encoder.network.train()
+    torch.manual_seed(seed)
+    projections = [torch.from_numpy(mnf_projection(values, valid, size.components)) for values in modalities]
+    network = MaskDiffusion(size, projections).to(device).train()
     generator = torch.Generator().manual_seed(seed)
     half, length = size.window // 2, size.window**2
     scene = [windows.mirror_padded(project(network, number, values), half) for number, values in enumerate(modalities)]
     rows, columns = (torch.from_numpy(indices) for indices in np.nonzero(valid))
     signal_shares = torch.cumprod(1 - torch.linspace(1e-4, 0.02, DIFFUSION_STEPS), dim=0).to(device)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=_DECAY)
-    scheduler = warmup_cosine(optimiser, steps, _WARMUP)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    scheduler = warmup_cosine(optimiser, steps, _WARMUP_STEPS)
     count = max(1, batch // len(scene))
     visible = max(1, round((1 - _HIDDEN_SHARE) * length))
     losses = []
@@ -83,20 +81,20 @@ def pretrain(
             noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
             tokens = network.encode(number, noisy, time, order[:, :visible])
             errors = (network.decode(number, tokens, order[:, :visible]) - clean).square().mean(dim=2)
-            at_visible, at_hidden = (errors.gather(1, part).mean() for part in (order[:, :visible], order[:, visible:]))
+            at_visible = errors.gather(1, order[:, :visible]).mean()
+            at_hidden = errors.gather(1, order[:, visible:]).mean()
             total = total + _VISIBLE_WEIGHT * at_visible + _HIDDEN_WEIGHT * at_hidden
             unexplained = unexplained + at_hidden.detach() / clean.square().mean().clamp(min=_MIN_VARIANCE) / len(scene)
         optimiser_step(network, optimiser, scheduler, total)
         losses.append(unexplained.item())
-    network.eval()
-    encoder.steps, encoder.loss = steps, float(np.mean(losses[-max(1, steps // 10) :])) if losses else math.nan
-    return encoder
+    loss = float(np.mean(losses[-max(1, steps // 10) :])) if losses else math.nan
+    return SceneEncoder(network.eval(), device, steps, loss)
 
 
 def pretrain_on_stack(
     stack: Stack, steps: Optional[int], seed: int, device: torch.device, context: Context
-) -> scene_encoder.SceneEncoder:
+) -> SceneEncoder:
+    """Trains an encoder on a stack, whose means and standard deviations it remembers."""
     modalities, valid = stack.read_training_mosaic(seed, context.subrange(0, 5))
     encoder = pretrain(modalities, valid, steps=steps, seed=seed, device=device, context=context.subrange(5, 100))
-    encoder.means, encoder.scales = stack.means, stack.scales
-    return encoder
+    return replace(encoder, means=stack.means, inverse_stds=stack.inverse_stds)
