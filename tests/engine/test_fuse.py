@@ -49,10 +49,10 @@ def test_bdsd_is_closer_to_the_truth_than_interpolation(scene, tmp_path):
     assert error(pair, tmp_path / "fused.tif") < 0.95 * error(pair, tmp_path / "cubic.tif")
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("sensor", ["generic", "quickbird"])
+# Every method filters with a gain for each band; those of generic are all the same.
+@pytest.mark.parametrize(("method", "sensor"), [*((method, "quickbird") for method in METHODS), (METHODS[0], "generic")])
 def test_tiles_and_threads_do_not_show(scene, tmp_path, method, sensor):
-    pair = scene(size=1100 // 4 * 4, dtype="float32")
+    pair = scene(size=612, dtype="float32")
     sharpen(pair, tmp_path / "whole.tif", method=method, sensor=sensor, tile_size=4096, threads=1)
     sharpen(pair, tmp_path / "tiles.tif", method=method, sensor=sensor, tile_size=256, threads=3)
     assert np.array_equal(read_raster(str(tmp_path / "whole.tif")), read_raster(str(tmp_path / "tiles.tif")))
@@ -397,7 +397,7 @@ def test_a_pan_of_floats_costs_no_value_unless_it_has_holes(scene, tmp_path, hol
 
 
 def test_a_scene_of_more_windows_than_are_measured(scene, tmp_path, monkeypatch):
-    pair = scene(size=2048)
+    pair = scene(size=1536)
     sharpen(pair, tmp_path / "all.tif")
     seen = []
     monkeypatch.setattr(statistics, "_WINDOWS", 16)
