@@ -15,11 +15,13 @@ lint() {
         PYTHONPATH=backend:. ${python%python}lint-imports --no-cache && $python scripts/messages.py check
 }
 
-# The engine runs without QGIS; only the plugin's tests may bring it into their process.
+# The engine runs without QGIS; only the plugin's tests may bring it into their process. Whole parts run in a process
+# for each core, each of them with one thread.
 run_tests() {
-    local plugins=(-p no:pytest_qgis)
-    [[ $1 != plugin* ]] || plugins=()
-    $python -m pytest "${plugins[@]}" --durations=5 "tests/$1"
+    local options=(--durations=5)
+    [[ $1 == plugin* ]] || options+=(-p no:pytest_qgis)
+    [[ $1 == *.py* ]] || { options+=(--numprocesses=logical --dist=worksteal); export OMP_NUM_THREADS=1; }
+    $python -m pytest "${options[@]}" "tests/$1"
 }
 
 (($#)) || set -- lint engine plugin endtoend
