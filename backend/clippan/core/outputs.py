@@ -333,7 +333,13 @@ class _Folder:
 
 
 def _remove_folder(folder: Path, lock: _Lock) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    """Removes the content, then the lock: whoever finds the folder meanwhile must find it locked."""
+    with contextlib.suppress(OSError):
+        for item in folder.iterdir():
+            if item.is_dir() and not item.is_symlink():
+                shutil.rmtree(item, ignore_errors=True)
+            elif item.name != _LOCK:
+                item.unlink()
     lock.release()
     with contextlib.suppress(OSError):
         folder.rmdir()
