@@ -34,7 +34,7 @@ from clippan.jobs import Context, Device, IndexRequest, SearchRequest, to_json
 from clippan.raster.rendering import Renderer, RenderOptions
 from clippan.raster.tiles import Window
 from clippan.search import geopackage, similarity
-from clippan.search.geopackage import IndexedRaster, IndexedTile, IndexInfo
+from clippan.search.tile_index import IndexedRaster, IndexedTile, IndexInfo
 
 WIDTH = 512
 PART = 50_000
@@ -64,7 +64,7 @@ class Words:
     """Gives random vectors for texts, in the place of a model whose width the benchmark does not choose."""
 
     def __init__(self) -> None:
-        self.model = type("Model", (), {"id": "random", "label": "Random vectors"})
+        self.spec = type("Model", (), {"id": "random", "label": "Random vectors"})
         self.sha256, self.width, self.pixels, self.scale = "", WIDTH, 192, 50.0
 
     def encode_texts(self, texts):  # type: ignore[no-untyped-def]

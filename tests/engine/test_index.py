@@ -27,7 +27,8 @@ from clippan.jobs import AboutIndexRequest, Context, IndexRequest, SearchRequest
 from clippan.raster.products import find_images
 from clippan.raster.rendering import Renderer, RenderOptions
 from clippan.search import geopackage
-from clippan.search.geopackage import GeoPackageReader, TileFilter
+from clippan.search.geopackage import GeoPackageReader
+from clippan.search.tile_index import TileFilter
 
 QUADRANTS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0))
 
@@ -65,7 +66,7 @@ def rows(path):
     ids = found.tile_ids(TileFilter())
     tiles = found.tiles(ids.tolist())
     names = {number: Path(raster.path).name for number, raster in found.rasters.items()}
-    listed = [(names[tile.raster], tile.window.x, tile.window.y) for tile in tiles]
+    listed = [(names[tile.raster_id], tile.window.x, tile.window.y) for tile in tiles]
     order = sorted(range(len(listed)), key=listed.__getitem__)
     return [listed[position] for position in order], found.vectors(ids)[order]
 
@@ -238,9 +239,7 @@ def test_a_full_disk_loses_nothing(model, index, raster, tmp_path, monkeypatch):
 def test_two_processes_do_not_write_one_index(model, index, raster, tmp_path):
     path = raster("a.tif", quadrants())
     index(path)
-    with geopackage.GeoPackageWriter(
-        str(tmp_path / "index.gpkg"), GeoPackageReader(str(tmp_path / "index.gpkg")).about
-    ):
+    with geopackage.GeoPackageWriter(str(tmp_path / "index.gpkg"), GeoPackageReader(str(tmp_path / "index.gpkg")).info):
         with pytest.raises(ClippanError, match=r"Another process is indexing into .*; wait until it has finished"):
             index(path)
         # reading goes on
@@ -638,12 +637,13 @@ use(MonkeyPatch())
 build._COMMIT_TILES = 8
 real, calls = geopackage.GeoPackageWriter._write_raster, []
 def write(self, raster):
-    real(self, raster)
+    written = real(self, raster)
     calls.append(raster)
     if raster.done > 8:
         self._dataset.FlushCache()
         self._dataset.GetLayerByName("tiles").SyncToDisk()
         os.kill(os.getpid(), signal.SIGKILL)
+    return written
 geopackage.GeoPackageWriter._write_raster = write
 run(IndexRequest(rasters=({raster!r},), output={output!r}, tile=(16,), overlap=0.0))
 """

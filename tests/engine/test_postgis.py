@@ -35,7 +35,7 @@ from clippan.handlers import search as query
 from clippan.jobs import AboutIndexRequest, Context, IndexRequest, SearchRequest
 from clippan.raster.tiles import Window
 from clippan.search import backends, geopackage, postgis
-from clippan.search.geopackage import IndexedRaster, IndexedTile, IndexInfo, TileFilter
+from clippan.search.tile_index import IndexedRaster, IndexedTile, IndexInfo, TileFilter
 
 psycopg = pytest.importorskip("psycopg")
 
@@ -262,7 +262,7 @@ def square(number, left, top, edge, scale=None):
 
 def fill(name, about=ABOUT, crs=None, count=400):
     """An index of two rasters with tiles at two scales, and one whose tiles have no place; returns its vectors."""
-    vectors = unit(np.random.default_rng(3).normal(size=(count + 25 + 10, about.width)))
+    vectors = unit(np.random.default_rng(3).normal(size=(count + 25 + 10, about.embedding_dim)))
     with backends.open_writer(name, about) as index:
         index.create(wkt() if crs is None else crs)
         one, two, three = index.put_rasters(
@@ -300,7 +300,7 @@ FILTERS = {
 
 def test_the_same_as_the_file(both):
     file, shared, vectors = both
-    assert shared.about == file.about
+    assert shared.info == file.info
     assert {number: replace(item, path="") for number, item in shared.rasters.items()} == {
         number: replace(item, path="") for number, item in file.rasters.items()
     }
@@ -325,7 +325,7 @@ def test_a_place_is_the_same(both, place):
     expected = file.tile_at(*place)
     if expected is None or place == (500100.0, 4999900.0):  # four tiles are equally near
         assert (found is None) == (expected is None)
-        assert found is None or found.scale == 100
+        assert found is None or found.edge_length == 100
     else:
         assert found == expected
 
@@ -369,13 +369,13 @@ def test_an_index_is_gone_on_with(name):
     fill(name)
     with backends.open_writer(name, replace(ABOUT, label="Renamed")) as index:
         assert index.exists
-        assert (index.about.label, index.about.crs) == ("Tiny", wkt())
+        assert (index.info.label, index.info.crs) == ("Tiny", wkt())
         assert {number: (item.path, item.done) for number, item in index.rasters.items()} == {
             1: ("/data/one.tif", 400),
             2: ("/data/two.tif", 25),
             3: ("/data/three.png", 10),
         }
-        assert [index.count_tiles(number) for number in (1, 2, 3)] == [400, 25, 10]
+        assert [index.tile_counts[number] for number in (1, 2, 3)] == [400, 25, 10]
         (moved,) = index.put_rasters([replace(index.rasters[2], path="/elsewhere/two.tif")])
         assert (moved.id, index.rasters[2].path) == (2, "/elsewhere/two.tif")
         assert index.drop_raster(1) == 400
@@ -384,7 +384,7 @@ def test_an_index_is_gone_on_with(name):
         assert new.id not in (1, 2, 3)
         index.commit_tiles([square(new.id, 0, 0, 5)], np.ones((1, WIDTH)), {new.id: 1})
         index.commit_tiles([], np.empty((0, WIDTH)), {new.id: 2})
-        assert index.count_tiles(new.id) == 1
+        assert index.tile_counts[new.id] == 1
         assert index.put_rasters([]) == []
     shared = backends.open_reader(name)
     assert shared.count == 36
@@ -425,7 +425,7 @@ def test_a_commit_is_whole(name):
         sentence = refused(lambda: index.commit_tiles(tiles, np.array([[1.0] * WIDTH, [np.nan] * WIDTH]), {new.id: 2}))
         assert "could not be written (NaN" in sentence
         assert "what was indexed so far is kept" in sentence
-        assert (index.count_tiles(new.id), index.rasters[new.id].done) == (0, 0)
+        assert (index.tile_counts[new.id], index.rasters[new.id].done) == (0, 0)
         index.commit_tiles(tiles, np.ones((2, WIDTH)), {new.id: 2})
     assert backends.open_reader(name).count == 437
 
@@ -516,14 +516,14 @@ def test_a_writer_says_that_the_connection_was_lost(server, name):
             index.commit_tiles([square(new.id, 0, 0, 5)], np.ones((1, WIDTH)), {new.id: 1})
             cut(server)
             for _ in range(2):  # it does not connect again: that would be without the lock
-                assert "was lost" in refused(lambda: index.count_tiles(new.id))
+                assert "was lost" in refused(lambda: index.put_rasters([raster("/data/five.tif", 1)]))
             index.commit_tiles([square(new.id, 5, 0, 5)], np.ones((1, WIDTH)), {new.id: 2})
 
     sentence = refused(write)
     assert "The connection to the database postgres on 127.0.0.1 was lost (" in sentence
     assert sentence.endswith("index again: what was indexed so far is kept.")
     with backends.open_writer(name, ABOUT) as index:
-        assert (index.rasters[4].done, index.count_tiles(4)) == (1, 1)
+        assert (index.rasters[4].done, index.tile_counts[4]) == (1, 1)
 
 
 # What goes wrong
@@ -593,7 +593,7 @@ def test_without_a_driver(monkeypatch):
     [
         (replace(ABOUT, model="other", label="Other"), "Tiny, which cannot be compared with those of Other"),
         (replace(ABOUT, sha256="cd" * 32), "another version of Tiny"),
-        (replace(ABOUT, pixels=32), "another version of Tiny"),
+        (replace(ABOUT, image_size=32), "another version of Tiny"),
     ],
 )
 def test_another_model(name, about, what):
@@ -790,7 +790,7 @@ def test_a_pgvector_without_halves(server, database, tmp_path):
 def test_a_crs_has_its_number(name, crs, srid):
     fill(name, crs=crs)
     shared = backends.open_reader(name)
-    assert shared.about.crs == crs
+    assert shared.info.crs == crs
     assert shared.database.ask("SELECT DISTINCT ST_SRID(geom) FROM {tiles} WHERE geom IS NOT NULL") == [(srid,)]
     assert len(shared.tile_ids(TileFilter(boxes=((500000.0, 4999900.0, 500100.0, 5000000.0),)))) == 2
 
@@ -799,7 +799,7 @@ def test_a_crs_without_a_number_is_kept(name):
     crs = wkt().replace('AUTHORITY["EPSG","32631"]', 'AUTHORITY["OURS","1"]')
     fill(name, crs=crs)
     shared = backends.open_reader(name)
-    assert shared.about.crs == crs
+    assert shared.info.crs == crs
     assert shared.tile_at(500050.0, 4999950.0) is not None
 
 
@@ -836,9 +836,9 @@ def stub(name, device, context):
     def encode_texts(texts):
         return unit(np.pad([COLOURS.get(text, (128, 128, 128)) for text in texts], ((0, 0), (0, WIDTH - 3))) + 0.0)
 
-    model = SimpleNamespace(id="starter", label="Colours")
+    spec = SimpleNamespace(id="starter", label="Colours")
     return SimpleNamespace(
-        model=model,
+        spec=spec,
         sha256="",
         device="cpu",
         pixels=16,

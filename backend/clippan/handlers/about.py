@@ -18,31 +18,30 @@ def run(request: AboutIndexRequest, context: Context) -> AboutIndexResult:
     index = open_reader(request.index)
     warning = ""
     try:
-        found = cache.locate(find_model(index.about.model))
+        found = cache.locate(find_model(index.info.model))
         if found is None:
             warning = Message(
-                "The model {label} is not on this computer; the first search downloads it.", label=index.about.label
+                "The model {label} is not on this computer; the first search downloads it.", label=index.info.label
             )
-        elif found.sha256 and index.about.sha256 and found.sha256 != index.about.sha256:
-            warning = model_changed(index.path, index.about.label)
+        elif found.sha256 and index.info.sha256 and found.sha256 != index.info.sha256:
+            warning = model_changed(index)
     except ClippanError as error:
         warning = str(error)
     return AboutIndexResult(
         index.path,
-        index.about.model,
-        index.about.label,
+        index.info.model,
+        index.info.label,
         index.count,
         len(index.rasters),
-        short_crs(index.about.crs),
+        short_crs(index.info.crs),
         index.extent,
         tuple(raster.path for raster in index.rasters.values()),
         index.complete,
         tuple(
             Rendering(raster.path, BandChoice(bands, "as they were indexed"), raster.stretch)
             for raster in index.rasters.values()
-            if (
-                bands := RenderOptions.of(raster.look).bands
-            )  # an index of version 0.1 records only bands that were requested
+            # An index of version 0.1 records only bands that were requested.
+            if (bands := RenderOptions.of(raster.options).bands)
         ),
         warning,
     )

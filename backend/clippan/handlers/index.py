@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -38,21 +39,20 @@ from clippan.raster.rendering import (
 )
 from clippan.raster.tiles import Window
 from clippan.search.backends import open_writer
-from clippan.search.geopackage import IndexedRaster, IndexedTile, IndexInfo
+from clippan.search.tile_index import IndexedRaster, IndexedTile, IndexInfo
 
 _COMMIT_TILES = 4096
-_STEPS = 16  # points along an edge by which it is seen which way round the world it leads
+_POINTS_PER_EDGE = 16  # points along an edge by which it is seen which way round the world it leads
 _COMMIT_SECONDS = 15.0  # what an interruption can cost
 
 
 @dataclass(frozen=True)
 class _RasterTask:
-    """A raster that has tiles to be made: how it is read, and where they lie."""
+    """A raster that has tiles to be made, and where they lie."""
 
     raster: IndexedRaster
-    options: RenderOptions
     plan: TilePlan
-    corners: _TileOutlines
+    outlines: _TileOutlines
 
 
 @dataclass
@@ -65,7 +65,7 @@ class _Counts:
     empty: int = 0
     planned: int = 0
     failed: list[str] = field(default_factory=list)
-    pictures: list[Rendering] = field(default_factory=list)
+    renderings: list[Rendering] = field(default_factory=list)
 
 
 def run(request: IndexRequest, context: Context) -> IndexResult:
@@ -83,12 +83,12 @@ def run(request: IndexRequest, context: Context) -> IndexResult:
     model = load_encoder(request.model, request.device, context.subrange(0, 3))
     set_threads(request.threads)
     options = RenderOptions(**{item.name: getattr(request, item.name) for item in fields(RenderOptions)})
-    about = IndexInfo(model.spec.id, model.spec.label, model.sha256, model.width, model.pixels, "")
+    info = IndexInfo(model.spec.id, model.spec.label, model.sha256, model.width, model.pixels, "")
     counts = _Counts(failed=failed)
     for sentence in antimeridian_notes(request.extent):
         context.log(sentence)
-    with open_writer(request.output, about) as index:
-        before = index.exists
+    with open_writer(request.output, info) as index:
+        existed = index.exists
         try:
             work, unchanged = _plan_rasters(request, paths, options, model, index, counts, context.subrange(3, 10))
             if not (work or unchanged):
@@ -96,12 +96,12 @@ def run(request: IndexRequest, context: Context) -> IndexResult:
             begun = time.monotonic()
             _embed(work, model, index, counts, request.threads, context.subrange(10, 100))
             seconds = time.monotonic() - begun
-            tiles = sum(index.count_tiles(raster) for raster in index.rasters)
+            tiles = sum(index.tile_counts.values())
             if not tiles:
                 nothing = "The rasters show nothing but nodata; choose others, or another extent."
                 raise ClippanError(counts.failed[0] if counts.failed else nothing)
         except BaseException as error:
-            kept = before or counts.added
+            kept = existed or counts.added
             if not kept and index.exists:
                 index.discard()
             if kept and isinstance(error, Cancelled):
@@ -111,7 +111,7 @@ def run(request: IndexRequest, context: Context) -> IndexResult:
             raise
         return IndexResult(
             index.path,
-            about.model,
+            info.model,
             tiles,
             len(index.rasters),
             counts.added,
@@ -122,8 +122,8 @@ def run(request: IndexRequest, context: Context) -> IndexResult:
             str(model.device),
             time.monotonic() - started,
             counts.added / seconds if counts.added else 0.0,
-            (*left, *rendering_hints(counts.pictures)),
-            tuple(counts.pictures),
+            (*left, *rendering_hints(counts.renderings)),
+            tuple(counts.renderings),
         )
 
 
@@ -140,8 +140,10 @@ def _plan_rasters(
     unchanged."""
     shared = is_database(request.output)
     # A raster may be there several times, for several extents.
-    known = {(raster.path, RenderOptions.of(raster.look).extent_and_crs): raster for raster in index.rasters.values()}
-    by_files = {(raster.fingerprint, raster.look): raster for raster in index.rasters.values() if raster.fingerprint}
+    known = {
+        (raster.path, RenderOptions.of(raster.options).extent_and_crs): raster for raster in index.rasters.values()
+    }
+    by_files = {(raster.options, raster.fingerprint): raster for raster in index.rasters.values() if raster.fingerprint}
     found: list[tuple[IndexedRaster, Grid, TilePlan]] = []
     stale: set[int] = set()
     unchanged = 0
@@ -150,42 +152,38 @@ def _plan_rasters(
         try:
             scene = Renderer(path, options)
             # For people it stays in natural colours. Of a model with channels this tells which bands are not there.
-            seen = Renderer(path, options, channels=model.channels) if model.channels else scene
-            own = replace(options, bands=scene.bands)
-            fingerprint = scene.fingerprint()
+            model_scene = Renderer(path, options, channels=model.channels) if model.channels else scene
+            identity = (replace(options, bands=scene.bands).text(), scene.fingerprint())
             before = known.get((path, options.extent_and_crs))
             if before is None and not shared:  # on a colleague's machine it may be where it was
-                before = by_files.pop((fingerprint, own.text()), None)
-                before = before if before is not None and is_missing(before.path) else None
-            same = before is not None and (before.fingerprint, before.look) == (fingerprint, own.text())
+                moved = by_files.pop(identity, None)
+                before = moved if moved and is_missing(moved.path) else None
+            same = before if before and (before.options, before.fingerprint) == identity else None
             # Only what is new is sampled for its stretch.
-            stretch = before.stretch if before is not None and same and not model.channels else seen.stretch
-            counts.pictures.append(Rendering(path, seen.band_choice, stretch, tuple(seen.notes)))
+            stretch = same.stretch if same and not model.channels else model_scene.stretch
+            counts.renderings.append(Rendering(path, model_scene.band_choice, stretch, tuple(model_scene.notes)))
             if not options.extent:  # all of it takes the place of its parts
                 stale |= {raster.id for (name, area), raster in known.items() if name == path and area}
-            if before is not None and same and before.path != path:
-                context.log(Message("{old_path} has moved to {path}.", old_path=before.path, path=path))
-                (before,) = index.put_rasters([replace(before, path=path)])
-            if before is not None and same and before.done >= before.planned:
-                counts.kept += index.count_tiles(before.id)
+            if same and same.path != path:
+                context.log(Message("{old_path} has moved to {path}.", old_path=same.path, path=path))
+                (same,) = index.put_rasters([replace(same, path=path)])
+            if same and same.done >= same.planned:
+                counts.kept += index.tile_counts[same.id]
                 unchanged += 1
                 continue
             plan = scene.tile_plan(model.pixels)
-            if index.exists and scene.grid.crs and not index.about.crs:
+            if index.exists and scene.grid.crs and not index.info.crs:
                 raise ClippanError(
                     "The raster {path} has coordinates, but the index holds pictures without; choose another output.",
                     path=path,
                 )
-            if before is not None and same:
-                found.append((before, scene.grid, plan))
-                continue
-            raster = IndexedRaster(0, path, own.text(), fingerprint, scene.stretch, scene.date(), 0, len(plan))
+            raster = same or IndexedRaster(0, path, *identity, scene.stretch, scene.date(), 0, len(plan))
             found.append((raster, scene.grid, plan))
-            if before is not None:
+            if before and not same:
                 stale.add(before.id)
         except ClippanError as error:
             counts.failed.append(str(error))
-    for sentence in band_choice_sentences(counts.pictures):
+    for sentence in band_choice_sentences(counts.renderings):
         context.log(sentence)
     if found:
         index.create(next((grid.crs for _, grid, _ in found if grid.crs), ""))
@@ -204,7 +202,7 @@ def _plan_rasters(
     rasters = index.put_rasters([raster for raster, _, _ in found])
     counts.planned = sum(raster.planned - raster.done for raster in rasters)
     work = [
-        _RasterTask(raster, RenderOptions.of(raster.look), plan, _TileOutlines(grid, index.about.crs))
+        _RasterTask(raster, plan, _TileOutlines(grid, index.info.crs))
         for raster, (_, grid, plan) in zip(rasters, found)
     ]
     return work, unchanged
@@ -227,30 +225,30 @@ class _TileOutlines:
     def __init__(self, grid: Grid, crs: str) -> None:
         self._geotransform = grid.geotransform
         self._transform = None
-        self._nowhere = bool(crs) and not grid.crs
-        self._circle = longitude_period(crs)
+        self._has_no_place = bool(crs) and not grid.crs
+        self._period = longitude_period(crs)
         if crs and grid.crs:
             one, other = spatial_reference(grid.crs), spatial_reference(crs)
             if not one.IsSame(other):
                 try:
                     self._transform = osr.CoordinateTransformation(one, other)
                 except RuntimeError:  # another planet, a local CRS
-                    self._nowhere = True
+                    self._has_no_place = True
 
-    def of(self, window: Window) -> tuple[float, ...]:
+    def outline(self, window: Window) -> tuple[float, ...]:
         """Corners x, y, …; empty for what has no place in the index's CRS."""
-        if self._nowhere:
+        if self._has_no_place:
             return ()
         x, y, right, bottom = window.x, window.y, window.x + window.width, window.y + window.height
         corners = ((x, y), (right, y), (right, bottom), (x, bottom))
-        points = self._placed(corners)
+        points = self._to_index_crs(corners)
         longitudes = [point[0] for point in points] or [0.0]
-        if self._transform is not None and self._circle and max(longitudes) - min(longitudes) > self._circle / 2:
-            points = self._unrolled(corners)
+        if self._transform is not None and self._period and max(longitudes) - min(longitudes) > self._period / 2:
+            points = self._across_antimeridian(corners)
         values = tuple(value for point in points for value in point)
         return values if values and all(np.isfinite(values)) else ()
 
-    def _placed(self, places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    def _to_index_crs(self, places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         """Columns and rows in the index's CRS; none where one lies beyond its reach."""
         points = [gdal.ApplyGeoTransform(self._geotransform, *place) for place in places]
         if self._transform is None:
@@ -260,18 +258,18 @@ class _TileOutlines:
         except RuntimeError:
             return []
 
-    def _unrolled(self, corners: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    def _across_antimeridian(self, corners: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         """Corners whose longitudes go on across the 180th meridian, if the outline does; from -180 on."""
-        along = np.linspace(0, 1, _STEPS, endpoint=False)[:, None]
+        along = np.linspace(0, 1, _POINTS_PER_EDGE, endpoint=False)[:, None]
         ends = np.array([*corners, corners[0]], float)
         outline = np.concatenate([start + along * (end - start) for start, end in zip(ends, ends[1:])])
-        points = np.array(self._placed([tuple(place) for place in outline.tolist()]))
+        points = np.array(self._to_index_crs([tuple(place) for place in outline.tolist()]))
         if not len(points) or not np.isfinite(points).all():
             return []
-        turns = np.cumsum(np.round(np.diff(points[:, 0], prepend=points[0, 0]) / self._circle))
-        points[:, 0] -= turns * self._circle
-        points[:, 0] += self._circle * (points[:, 0].min() < -self._circle / 2)
-        return [tuple(point) for point in points[::_STEPS].tolist()]
+        turns = np.cumsum(np.round(np.diff(points[:, 0], prepend=points[0, 0]) / self._period))
+        points[:, 0] -= turns * self._period
+        points[:, 0] += self._period * (points[:, 0].min() < -self._period / 2)
+        return [tuple(point) for point in points[::_POINTS_PER_EDGE].tolist()]
 
 
 def _embed(
@@ -302,18 +300,19 @@ def _embed(
             # What cannot be read to its end is left where it was: the next run tries again from there.
             broken |= set(problems)
             counts.failed += [sentence for sentence in problems.values() if sentence not in counts.failed]
-            whole = np.array([item.raster.id not in broken for item, *_ in batch])
+            whole = np.array([task.raster.id not in broken for task, *_ in batch])
             keep = whole & (valid >= MIN_VALID_SHARE)
             if keep.any():
                 vectors.append(model.encode_images(pictures[keep]))
-            for (item, window, scale, position), sound, kept in zip(batch, whole, keep):
+            for (task, window, edge_length, position), sound, kept in zip(batch, whole, keep):
+                raster = task.raster
                 if kept:
-                    tiles.append(IndexedTile(0, item.raster.id, window, scale, item.corners.of(window)))
-                passed = position + 1 - reached.get(item.raster.id, item.raster.done)  # also those that hold nothing
-                reached[item.raster.id] = position + 1
+                    tiles.append(IndexedTile(0, raster.id, window, edge_length, task.outlines.outline(window)))
+                passed = position + 1 - reached.get(raster.id, raster.done)  # also those that hold nothing
+                reached[raster.id] = position + 1
                 seen += passed
                 if sound:
-                    done[item.raster.id] = position + 1
+                    done[raster.id] = position + 1
                     counts.empty += passed - bool(kept)
             if len(tiles) >= _COMMIT_TILES or time.monotonic() - committed > _COMMIT_SECONDS:
                 commit()
@@ -333,14 +332,12 @@ def _embed(
 
 def _batches(work: Sequence[_RasterTask], size: int) -> Iterator[list[tuple[_RasterTask, Window, float, int]]]:
     """Tiles of all rasters, ``size`` at a time, each with its position in its raster's plan."""
-    batch: list[tuple[_RasterTask, Window, float, int]] = []
-    for item in work:
-        for position, window, scale in item.plan.tiles(item.raster.done):
-            batch.append((item, window, scale, position))
-            if len(batch) == size:
-                yield batch
-                batch = []
-    if batch:
+    tiles = (
+        (task, window, edge_length, position)
+        for task in work
+        for position, window, edge_length in task.plan.tiles(task.raster.done)
+    )
+    while batch := list(itertools.islice(tiles, size)):
         yield batch
 
 
@@ -358,18 +355,18 @@ class _TileReader:
         pictures = empty_images(len(batch), (self._pixels, self._pixels), self._channels)
         valid = np.zeros(len(batch))
         problems: dict[int, str] = {}
-        for position, (item, window, _, _) in enumerate(batch):
-            if item.raster.id in problems:
+        for position, (task, window, _, _) in enumerate(batch):
+            if task.raster.id in problems:
                 continue
             try:
-                pictures[position], valid[position] = self._scene(item).picture(window, self._pixels)
+                pictures[position], valid[position] = self._scene(task.raster).picture(window, self._pixels)
             except ClippanError as error:
-                problems[item.raster.id] = str(error)
+                problems[task.raster.id] = str(error)
         return pictures, valid, problems
 
-    def _scene(self, item: _RasterTask) -> Renderer:
-        known = getattr(self._local, "scene", None)
-        if known is None or known[0] != item.raster.id:
-            known = (item.raster.id, Renderer(item.raster.path, item.options, item.raster.stretch, self._channels))
-            self._local.scene = known
-        return known[1]
+    def _scene(self, raster: IndexedRaster) -> Renderer:
+        if getattr(self._local, "raster_id", 0) != raster.id:
+            options = RenderOptions.of(raster.options)
+            self._local.scene = Renderer(raster.path, options, raster.stretch, self._channels)
+            self._local.raster_id = raster.id
+        return self._local.scene

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +36,9 @@ from clippan.raster.rendering import (
 from clippan.raster.tiles import Window
 from clippan.search import heatmap, layer
 from clippan.search.backends import model_changed, open_reader
-from clippan.search.geopackage import IndexedRaster, IndexedTile, TileFilter, is_index
+from clippan.search.geopackage import is_index
 from clippan.search.scoring import SearchVectors, vector_batches
+from clippan.search.tile_index import IndexedRaster, IndexedTile, TileFilter
 
 _MIN_CANDIDATES = 1000  # go on to the second step, at least
 _CANDIDATES_PER_HIT = 50  # candidates for each hit that is wanted: their neighbours are merged
@@ -70,12 +72,12 @@ def run(request: SearchRequest, context: Context) -> SearchResult:
             heatmap.write(request.heatmap, index, tile_filter, query, outputs, context.subrange(50, 95))
         if request.output:
             context.progress(95, "Writing the hits")
-            layer.write(request.output, hits, index.about, outputs)
+            layer.write(request.output, hits, index.info, outputs)
     return SearchResult(
         tuple(hits),
         index.path,
-        index.about.model,
-        short_crs(index.about.crs),
+        index.info.model,
+        short_crs(index.info.crs),
         searched,
         request.output,
         request.heatmap,
@@ -91,9 +93,8 @@ def _search_index(
     if not index.count:
         raise ClippanError("The index {path} holds no tiles; run Build tile index on it again.", path=index.path)
     tile_filter, hints = _tile_filter(index, request)
-    hints += antimeridian_notes(request.extent) + model.text_warnings(
-        [text.strip() for text in (*request.text, *request.without) if text.strip()]
-    )
+    hints += antimeridian_notes(request.extent)
+    hints += model.text_warnings(_stripped((*request.text, *request.without)))
     query = _search_vectors(index, model, request)
     context.progress(40, "Searching")
     chosen, searched = index.candidates(
@@ -107,21 +108,33 @@ def _search_index(
     order = np.lexsort((-score, -confidence))
     order = order[confidence[order] >= request.least]
     kept = _without_overlaps(index, chosen[order], request, context)
-    places = {number: position for position, number in enumerate(chosen.tolist())}
+    positions = {number: position for position, number in enumerate(chosen.tolist())}
     prompts = query.prompts or ("like the example",)
     hits = []
     for rank, tile in enumerate(kept, 1):
-        position = places[tile.id]
-        raster = index.rasters[tile.raster]
-        prompt = prompts[int(best[position])]
-        hits.append(_make_hit(rank, tile, raster, prompt, float(score[position]), float(confidence[position])))
-    return (
-        hits,
-        hints + _missing_file_notes([index.rasters[tile.raster] for tile in kept]),
-        searched,
-        query,
-        tile_filter,
-    )
+        position = positions[tile.id]
+        raster = index.rasters[tile.raster_id]
+        hits.append(
+            Hit(
+                tile.id,
+                rank,
+                prompts[int(best[position])],
+                float(score[position]),
+                float(confidence[position]),
+                raster.path,
+                astuple(tile.window),
+                tile.bounds,
+                tile.outline,
+                tile.edge_length,
+                raster.date,
+            )
+        )
+    hints += [
+        Message("{path} no longer exists; index its new place to find it again.", path=path)
+        for path in dict.fromkeys(hit.raster for hit in hits)
+        if is_missing(path)
+    ]
+    return hits, hints, searched, query, tile_filter
 
 
 def _check_outputs(index: Any, request: SearchRequest) -> None:
@@ -133,55 +146,59 @@ def _check_outputs(index: Any, request: SearchRequest) -> None:
 
 
 def _load_model(index: Any, request: SearchRequest, context: Context) -> ClipEncoder:
-    model = load_encoder(index.about.model, request.device, context.subrange(0, 40))
-    if (index.about.sha256 and model.sha256 != index.about.sha256) or model.width != index.about.width:
-        raise ClippanError(model_changed(index.path, index.about.label))
+    model = load_encoder(index.info.model, request.device, context.subrange(0, 40))
+    if (index.info.sha256 and model.sha256 != index.info.sha256) or model.width != index.info.embedding_dim:
+        raise ClippanError(model_changed(index))
     return model
 
 
 def _tile_filter(index: Any, request: SearchRequest) -> tuple[TileFilter, list[str]]:
     """What the search is restricted to, and what to tell about it."""
     hints: list[str] = []
-    chosen: Optional[set[int]] = None
-    if request.rasters or request.since or request.until:
-        chosen = {raster.id for raster in index.rasters.values() if _is_in_period(raster, request.since, request.until)}
-        undated = sum(not raster.date for raster in index.rasters.values())
-        if undated and (request.since or request.until):
-            hints.append(Message("Rasters without a date were left out: {count}.", count=undated))
-    if request.rasters:
-        for name in request.rasters:
-            if not any(_is_named(raster, name) for raster in index.rasters.values()):
-                raise ClippanError(
-                    "The raster {name} is not in the index {path}; index it first.", name=name, path=index.path
-                )
-        chosen = {
-            number for number in chosen or () if any(_is_named(index.rasters[number], name) for name in request.rasters)
-        }
-    boxes = extent_boxes(request.extent, request.crs, index.about.crs) if request.extent else ()
-    return TileFilter(None if chosen is None else frozenset(chosen), tuple(boxes)), hints
+    rasters = index.rasters.values()
+    is_dated = bool(request.since or request.until)
+    undated = sum(not raster.date for raster in rasters)
+    if undated and is_dated:
+        hints.append(Message("Rasters without a date were left out: {count}.", count=undated))
+    for name in request.rasters:
+        if not any(_is_named(raster, name) for raster in rasters):
+            raise ClippanError(
+                "The raster {name} is not in the index {path}; index it first.", name=name, path=index.path
+            )
+    chosen = None
+    if request.rasters or is_dated:
+        chosen = frozenset(
+            raster.id
+            for raster in rasters
+            if (not is_dated or _is_in_period(raster.date, request.since, request.until))
+            and (not request.rasters or any(_is_named(raster, name) for name in request.rasters))
+        )
+    boxes = extent_boxes(request.extent, request.crs, index.info.crs) if request.extent else ()
+    return TileFilter(chosen, tuple(boxes)), hints
 
 
 def _is_named(raster: IndexedRaster, name: str) -> bool:
     return name in (raster.path, Path(raster.path).name) or os.path.abspath(name) == raster.path  # noqa: PTH100
 
 
-def _is_in_period(raster: IndexedRaster, since: str, until: str) -> bool:
-    if not (since or until):
-        return True
+def _is_in_period(date: str, since: str, until: str) -> bool:
     # Dates of any length compare as text; an end stands for all that begins with it.
-    return bool(raster.date) and raster.date >= since and (not until or raster.date[: len(until)] <= until)
+    return bool(date) and date >= since and (not until or date[: len(until)] <= until)
+
+
+def _stripped(texts: Sequence[str]) -> list[str]:
+    return [text.strip() for text in texts if text.strip()]
 
 
 def _search_vectors(index: Any, model: ClipEncoder, request: SearchRequest) -> SearchVectors:
-    texts = tuple(text.strip() for text in request.text if text.strip())
-    without = [text.strip() for text in request.without if text.strip()]
+    texts, without = tuple(_stripped(request.text)), _stripped(request.without)
     like = [model.encode_images(_read_example(path, model)[None])[0] for path in request.image]
     ids = list(request.like)
     if request.at:
         x, y = request.at
-        if request.crs and index.about.crs:
-            x, y, _, _ = transform_extent((x, y, x, y), request.crs, index.about.crs)
-        turn = longitude_period(index.about.crs)  # tiles across the 180th meridian go on beyond it
+        if request.crs and index.info.crs:
+            x, y, _, _ = transform_extent((x, y, x, y), request.crs, index.info.crs)
+        turn = longitude_period(index.info.crs)  # tiles across the 180th meridian go on beyond it
         tile = index.tile_at(x, y) or (index.tile_at(x + turn, y) or index.tile_at(x - turn, y) if turn else None)
         if tile is None:
             raise ClippanError(
@@ -230,10 +247,10 @@ def _without_overlaps(index: Any, ids: np.ndarray, request: SearchRequest, conte
         for tile in index.tiles(ids[start : start + step].tolist()):
             window = tile.window
             box = np.array([[window.x, window.y, window.x + window.width, window.y + window.height]])
-            others = taken.get(tile.raster, np.empty((0, 4), np.int64))
+            others = taken.get(tile.raster_id, np.empty((0, 4), np.int64))
             if not request.overlapping and _overlaps(box, others).any():
                 continue
-            taken[tile.raster] = np.concatenate([others, box])
+            taken[tile.raster_id] = np.concatenate([others, box])
             kept.append(tile)
             if len(kept) == request.top:
                 return kept
@@ -245,29 +262,3 @@ def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     sides = (np.minimum(box[:, 2:], others[:, 2:]) - np.maximum(box[:, :2], others[:, :2])).clip(0)
     smaller = np.minimum((box[:, 2:] - box[:, :2]).prod(axis=1), (others[:, 2:] - others[:, :2]).prod(axis=1))
     return sides.prod(axis=1) > _MAX_OVERLAP * smaller
-
-
-def _make_hit(rank: int, tile: IndexedTile, raster: IndexedRaster, prompt: str, score: float, confidence: float) -> Hit:
-    window = tile.window
-    return Hit(
-        tile.id,
-        rank,
-        prompt,
-        score,
-        confidence,
-        raster.path,
-        (window.x, window.y, window.width, window.height),
-        tile.bounds,
-        tile.outline,
-        tile.scale,
-        raster.date,
-    )
-
-
-def _missing_file_notes(rasters: Sequence[IndexedRaster]) -> list[str]:
-    paths = dict.fromkeys(raster.path for raster in rasters)
-    return [
-        Message("{path} no longer exists; index its new place to find it again.", path=path)
-        for path in paths
-        if is_missing(path)
-    ]

@@ -7,28 +7,28 @@ from typing import Any
 from clippan.core.messages import Message
 from clippan.jobs.kinds import is_database
 from clippan.search import geopackage, postgis
-from clippan.search.geopackage import IndexInfo
+from clippan.search.tile_index import IndexInfo, IndexReader
 
 
-def open_writer(name: str, about: IndexInfo) -> Any:
-    """The index, to be written; see ``geopackage.GeoPackageWriter``."""
+def open_writer(name: str, info: IndexInfo) -> Any:
+    """The index, to be written; see ``IndexWriter``."""
     if is_database(name):
-        return postgis.PostgisWriter(name, about)
-    return geopackage.GeoPackageWriter(name, about)
+        return postgis.PostgisWriter(name, info)
+    return geopackage.GeoPackageWriter(name, info)
 
 
 def open_reader(name: str) -> Any:
-    """The index, to be read; see ``geopackage.GeoPackageReader``."""
+    """The index, to be read; see ``IndexReader``."""
     if is_database(name):
         return postgis.open_reader(name)
     return geopackage.open_reader(name)
 
 
-def model_changed(index: str, label: str) -> str:
+def model_changed(index: IndexReader) -> Message:
     """The sentence for a model that is not the one that made the index."""
     return Message(
         "The model {model} has changed since {index} was made, so their vectors cannot be compared; build the index "
         "again, or restore the old weights.",
-        model=label,
-        index=index,
+        model=index.info.label,
+        index=index.path,
     )

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
-import operator
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 from urllib.parse import quote
@@ -28,98 +28,47 @@ from osgeo import gdal, ogr, osr
 from clippan import __version__
 from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
-from clippan.core.outputs import Outputs, exclusive_lock, is_disk_full, write_error
+from clippan.core.outputs import Outputs, exclusive_lock, is_disk_full, write_error, write_output
 from clippan.raster.products import exists
-from clippan.raster.rendering import RenderOptions, spatial_reference
-from clippan.raster.tiles import Window
+from clippan.raster.rendering import spatial_reference
 from clippan.raster.writer import close_after_failure, close_dataset
 from clippan.search import similarity
+from clippan.search.tile_index import (
+    FORMAT,
+    IndexedRaster,
+    IndexedTile,
+    IndexInfo,
+    IndexReader,
+    IndexWriter,
+    TileFilter,
+    polygon_wkb,
+)
 
-FORMAT = "1"
 _DOMAIN = "CLIPPAN"
 _CONNECT_TIMEOUT = 10  # to wait for another process that is committing
 _DELETE_BATCH = 5000  # tiles that are removed at a time
+_ENVELOPE_BYTES = (0, 32, 48, 48, 64)  # between the header of a geometry and its WKB, by three bits of the header
 _MAX_SIZE = 2**16  # vectors and pictures; no model's are
 _BUSY_TIMEOUT = "busy_timeout=60000"  # milliseconds that a commit waits for a reader
 _DAMAGE_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, OverflowError)  # of values that are none of ours
-_MAX_SQL_IDS = 900  # ids in one question: SQLite's limit is 999
+
+_TILE_FIELDS = {
+    "raster": ogr.OFTString,
+    **dict.fromkeys(("x", "y", "width", "height"), ogr.OFTInteger),
+    "scale": ogr.OFTReal,
+    "date": ogr.OFTDate,
+    "raster_id": ogr.OFTInteger,
+}
+_RASTER_FIELDS = {
+    **dict.fromkeys(("path", "relative", "look", "fingerprint", "stretch", "date"), ogr.OFTString),
+    **dict.fromkeys(("done", "planned"), ogr.OFTInteger64),
+}
 
 ogr.UseExceptions()
 
 
-@dataclass(frozen=True)
-class IndexInfo:
-    """The model whose vectors an index holds.
-
-    Attributes:
-        model, label: id and name.
-        sha256: of its weights; empty if unknown.
-        width: numbers in a vector.
-        pixels: edge of the embedded pictures.
-        crs: of the outlines (WKT), empty for pictures without coordinates.
-    """
-
-    model: str
-    label: str
-    sha256: str
-    width: int
-    pixels: int
-    crs: str
-
-
-@dataclass(frozen=True)
-class IndexedRaster:
-    """A raster in the index.
-
-    Attributes:
-        path: file or data source.
-        look: JSON of its ``RenderOptions``, as the column is called.
-        fingerprint: of its files.
-        stretch: values that became black and white.
-        date: of acquisition, empty if unknown.
-        done, planned: tiles processed, and in all.
-    """
-
-    id: int
-    path: str
-    look: str
-    fingerprint: str
-    stretch: tuple[tuple[float, float], ...]
-    date: str
-    done: int
-    planned: int
-
-
-@dataclass(frozen=True)
-class IndexedTile:
-    """A tile with the id of its raster, its edge ``scale`` (metres, or pixels), and its corners x, y, … in the index's
-    CRS (empty without a place there)."""
-
-    id: int
-    raster: int
-    window: Window
-    scale: float
-    outline: tuple[float, ...]
-
-    @property
-    def bounds(self) -> tuple[float, ...]:
-        """xmin, ymin, xmax, ymax; empty without a place."""
-        xs, ys = self.outline[::2], self.outline[1::2]
-        return (min(xs), min(ys), max(xs), max(ys)) if self.outline else ()
-
-
-@dataclass(frozen=True)
-class TileFilter:
-    """Restricts a search to rasters (ids; None for all), and to tiles that touch a box xmin, ymin, xmax, ymax in the
-    index's CRS (none for all)."""
-
-    rasters: Optional[frozenset[int]] = None
-    boxes: tuple[tuple[float, ...], ...] = ()
-
-
-class GeoPackageReader:
-    """An index open for reading, safe in several threads while another process writes. Raises ClippanError if there is
-    none, or it is damaged or incomplete."""
+class GeoPackageReader(IndexReader):
+    """An index on disk, open for reading."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -128,26 +77,27 @@ class GeoPackageReader:
                 "The index {path} does not exist; make one with Build tile index (clippan index).", path=path
             )
         _roll_back_killed(path)
-        self._known = _file_state(path)
-        self.about = _read_info(path)
+        self._state_when_read = _file_state(path)
+        self.info = _read_info(path)
         with self._reading() as cursor:
             cursor.execute("BEGIN")  # both tables as they are at one moment
             rows = cursor.execute(
-                "SELECT id, path, relative, look, fingerprint, stretch, date, done, planned FROM rasters"
+                "SELECT relative, id, path, look, fingerprint, stretch, date, done, planned FROM rasters"
             ).fetchall()
-            self.rasters = {row[0]: _raster_from_row(path, row) for row in rows}
+            self.rasters = {row[1]: _find_moved(IndexedRaster.from_row(row[1:]), row[0], path) for row in rows}
             # One pass over two columns; a million tiles take about a second.
             pairs = np.array(
                 cursor.execute("SELECT fid, raster_id FROM tiles ORDER BY fid").fetchall(), np.int64
             ).reshape(-1, 2)
-            self._ids, self._of_raster = pairs[:, 0], pairs[:, 1]
-            if (self._ids < 1).any() or not np.isin(self._of_raster, list(self.rasters)).all():
+            self._ids, self._raster_ids = pairs[:, 0], pairs[:, 1]
+            self.tile_counts = Counter(self._raster_ids.tolist())
+            if (self._ids < 1).any() or not self.tile_counts.keys() <= self.rasters.keys():
                 raise ValueError("it has tiles of no raster")
         self._matrix = self._open_matrix()
 
     def _open_matrix(self) -> np.ndarray:
-        file, width = vectors_path(self.path), self.about.width
-        needed = int(self._ids.max()) if len(self._ids) else 0
+        file, width = vectors_path(self.path), self.info.embedding_dim
+        needed = int(self._ids.max(initial=0))
         size = file.stat().st_size if file.is_file() else -1
         if not needed:
             return np.empty((0, width), np.float16)
@@ -180,19 +130,15 @@ class GeoPackageReader:
     @property
     def current(self) -> bool:
         """Whether nobody has written since this was read."""
-        return _file_state(self.path) == self._known
-
-    @property
-    def count(self) -> int:
-        return len(self._ids)
+        return _file_state(self.path) == self._state_when_read
 
     def tile_ids(self, tile_filter: TileFilter) -> np.ndarray:
-        """The ids of the tiles of these rasters that touch one of these boxes, int64, ascending."""
+        """The ids of the tiles that the filter lets through, int64, ascending."""
         if tile_filter == TileFilter():
             return self._ids
         keep: np.ndarray = np.ones(len(self._ids), bool)
-        if tile_filter.rasters is not None:
-            keep = np.isin(self._of_raster, list(tile_filter.rasters))
+        if tile_filter.raster_ids is not None:
+            keep = np.isin(self._raster_ids, list(tile_filter.raster_ids))
         if tile_filter.boxes:
             found: list[tuple[int]] = []
             with self._reading() as cursor:
@@ -219,19 +165,16 @@ class GeoPackageReader:
         """Vectors of about ``count`` tiles across the index, float32 (n, width)."""
         return self.vectors(self._ids[:: max(len(self._ids) // count, 1)])
 
-    def tiles(self, ids: Sequence[int]) -> list[IndexedTile]:
-        """Tiles in the order of ``ids``, without those that no longer exist."""
-        found: dict[int, IndexedTile] = {}
+    def _read_tiles(self, ids: list[int]) -> list[IndexedTile]:
+        question = (
+            "SELECT fid, raster_id, x, y, width, height, scale, geom FROM tiles "
+            "WHERE fid IN (SELECT value FROM json_each(?))"
+        )
         with self._reading() as cursor:
-            for start in range(0, len(ids), _MAX_SQL_IDS):
-                part = [int(number) for number in ids[start : start + _MAX_SQL_IDS]]
-                marks = ",".join("?" * len(part))
-                # Only question marks are put into the text.
-                question = f"SELECT fid, raster_id, x, y, width, height, scale, geom FROM tiles WHERE fid IN ({marks})"  # nosec B608
-                for row in cursor.execute(question, part):
-                    window = Window(*map(operator.index, row[2:6]))
-                    found[row[0]] = IndexedTile(row[0], row[1], window, float(row[6]), _corners(row[7]))
-        return [found[int(number)] for number in ids if int(number) in found]
+            return [
+                IndexedTile.from_row(row, blob and blob[8 + _ENVELOPE_BYTES[(blob[3] >> 1) & 7] :])
+                for *row, blob in cursor.execute(question, [json.dumps(ids)])
+            ]
 
     def tile_at(self, x: float, y: float) -> Optional[IndexedTile]:
         """The smallest tile at a place in the index's CRS, of several the best centred; None without one."""
@@ -241,11 +184,11 @@ class GeoPackageReader:
                 (x, x, y, y),
             ).fetchall()
 
-        def distance(tile: IndexedTile) -> tuple[float, float]:
-            places = np.array(tile.outline).reshape(-1, 2).mean(axis=0)
-            return tile.scale, float(np.hypot(places[0] - x, places[1] - y))
+        def size_and_distance(tile: IndexedTile) -> tuple[float, float]:
+            centre = np.array(tile.outline).reshape(-1, 2).mean(axis=0)
+            return tile.edge_length, float(np.hypot(*(centre - (x, y))))
 
-        return min(self.tiles([row[0] for row in found]), key=distance, default=None)
+        return min(self.tiles([row[0] for row in found]), key=size_and_distance, default=None)
 
     @property
     def extent(self) -> tuple[float, ...]:
@@ -253,10 +196,6 @@ class GeoPackageReader:
         with self._reading() as cursor:
             row = cursor.execute("SELECT min(minx), min(miny), max(maxx), max(maxy) FROM rtree_tiles_geom").fetchone()
         return tuple(row) if row[0] is not None else ()
-
-    @property
-    def complete(self) -> bool:
-        return all(raster.done >= raster.planned for raster in self.rasters.values())
 
 
 _open: dict[str, GeoPackageReader] = {}
@@ -282,25 +221,14 @@ def _file_state(path: str) -> tuple[Any, ...]:
     return tuple(state)
 
 
-class GeoPackageWriter:
-    """An index open for writing, a context manager that one process at a time holds. ``create`` makes the file, so a
-    job that fails before leaves nothing.
+class GeoPackageWriter(IndexWriter):
+    """An index on disk, open for writing."""
 
-    Args:
-        about: the model; an existing index must hold vectors of the same.
-
-    Raises:
-        ClippanError: another process writes it, it is damaged, or another model's.
-    """
-
-    def __init__(self, path: str, about: IndexInfo) -> None:
-        self.path = path
-        self.about = about
+    def __init__(self, path: str, info: IndexInfo) -> None:
+        super().__init__(path, info)
         self._dataset: Any = None
-        self._free: list[int] = []  # ids without a tile, the last one first
-        self._next = 1
-        self._last_raster = 0
-        self.rasters: dict[int, IndexedRaster] = {}
+        self._free_ids: list[int] = []  # of tiles, below the largest, the last one first
+        self._new_ids = itertools.count(1)
         self._lock = contextlib.ExitStack()
 
     def __enter__(self) -> GeoPackageWriter:
@@ -310,8 +238,15 @@ class GeoPackageWriter:
         )
         self._lock.enter_context(exclusive_lock(place.with_name(f".{place.name}.lock"), sentence))
         try:
-            if Path(self.path).exists():
-                self._resume()
+            if place.exists():
+                index = GeoPackageReader(self.path)
+                self._resume(index, Message("index {path}", path=self.path))
+                used = index.tile_ids(TileFilter())
+                last = int(used.max(initial=0))
+                self._free_ids = np.setdiff1d(np.arange(1, last), used)[::-1].tolist()
+                self._new_ids = itertools.count(last + 1)
+                vectors_path(self.path).touch()
+                self._open()
         except BaseException:
             self._lock.close()
             raise
@@ -329,76 +264,46 @@ class GeoPackageWriter:
         finally:
             self._lock.close()
 
-    def _resume(self) -> None:
-        index = GeoPackageReader(self.path)
-        found = index.about
-        refuse_other_model(f"index {self.path}", found, self.about)
-        self.about = found
-        self.rasters = dict(index.rasters)
-        with index._reading() as cursor:
-            row = cursor.execute("SELECT seq FROM sqlite_sequence WHERE name = 'rasters'").fetchone()
-        self._last_raster = max([row[0] if row else 0, *self.rasters])  # a number that was given is not given again
-        used = {int(number) for number in index.tile_ids(TileFilter())}
-        self._next = max(used, default=0) + 1
-        self._free = [number for number in range(self._next - 1, 0, -1) if number not in used]
-        vectors_path(self.path).touch()
-        self._dataset = _create_guarded(self.path, self._opened)
-
-    def _opened(self) -> gdal.Dataset:
-        return _with_busy_timeout(gdal.OpenEx, self.path, gdal.OF_VECTOR | gdal.OF_UPDATE)
+    def _open(self) -> None:
+        try:
+            self._dataset = _with_busy_timeout(gdal.OpenEx, self.path, gdal.OF_VECTOR | gdal.OF_UPDATE)
+        except RuntimeError as error:
+            raise write_error(self.path, error) from error
 
     @property
     def exists(self) -> bool:
         return self._dataset is not None
 
-    def create(self, crs: str) -> None:
-        """Makes the file unless it exists; outlines are in this CRS (WKT, or empty)."""
-        if self._dataset is None:
-            self.about = dataclasses.replace(self.about, crs=crs)
-            try:
-                _create_guarded(self.path, self._create)
-            except ClippanError:
-                self.discard()
-                raise
-
     def _create(self) -> None:
-        with Outputs() as outputs:
-            self._create_layers(outputs.temporary_path(self.path))
-            Path(outputs.temporary_path(str(vectors_path(self.path)))).write_bytes(b"")
-        self._dataset = self._opened()
+        try:
+            with Outputs() as outputs, write_output(self.path, outputs) as part:
+                self._create_layers(str(part))
+                Path(outputs.temporary_path(str(vectors_path(self.path)))).write_bytes(b"")
+            self._open()
+        except ClippanError:
+            self.discard()
+            raise
 
     def _create_layers(self, path: str) -> None:
         dataset = _with_busy_timeout(gdal.GetDriverByName("GPKG").Create, path, 0, 0, 0, gdal.GDT_Unknown)
-        tiles = rasters = None
         try:
-            reference = spatial_reference(self.about.crs) if self.about.crs else None
-            if reference is None:
+            if self.info.crs:
+                reference = spatial_reference(self.info.crs)
+            else:
                 reference = osr.SpatialReference()
                 reference.SetLocalCS("Pictures without coordinates")
             tiles = dataset.CreateLayer("tiles", reference, ogr.wkbPolygon, ["GEOMETRY_NAME=geom", "FID=fid"])
-            for name, kind in (
-                ("raster", ogr.OFTString),
-                ("x", ogr.OFTInteger),
-                ("y", ogr.OFTInteger),
-                ("width", ogr.OFTInteger),
-                ("height", ogr.OFTInteger),
-                ("scale", ogr.OFTReal),
-                ("date", ogr.OFTDate),
-                ("raster_id", ogr.OFTInteger),
-            ):
+            for name, kind in _TILE_FIELDS.items():
                 tiles.CreateField(ogr.FieldDefn(name, kind))
             rasters = dataset.CreateLayer("rasters", None, ogr.wkbNone, ["FID=id", "ASPATIAL_VARIANT=GPKG_ATTRIBUTES"])
-            for name in ("path", "relative", "look", "fingerprint", "stretch", "date"):
-                rasters.CreateField(ogr.FieldDefn(name, ogr.OFTString))
-            for name in ("done", "planned"):
-                rasters.CreateField(ogr.FieldDefn(name, ogr.OFTInteger64))
-            about = {name: str(value) for name, value in dataclasses.asdict(self.about).items()}
-            dataset.SetMetadata({"format": FORMAT, "engine": __version__, **about}, _DOMAIN)
+            for name, kind in _RASTER_FIELDS.items():
+                rasters.CreateField(ogr.FieldDefn(name, kind))
+            info = {name: str(value) for name, value in self.info.row().items()}
+            dataset.SetMetadata({"format": FORMAT, "engine": __version__, **info}, _DOMAIN)
             dataset.ExecuteSQL("CREATE INDEX tiles_raster_id ON tiles (raster_id)")
         except BaseException:
             close_after_failure(dataset)
             raise
-        tiles = rasters = None
         close_dataset(dataset)
 
     def discard(self) -> None:
@@ -409,141 +314,79 @@ class GeoPackageWriter:
             with contextlib.suppress(OSError):
                 name.unlink()
 
-    def put_rasters(self, rasters: Sequence[IndexedRaster]) -> list[IndexedRaster]:
-        """Adds rasters (with id 0) or updates them; returns them with their ids."""
-        rasters = [
-            raster if raster.id else dataclasses.replace(raster, id=self._next_raster_id()) for raster in rasters
-        ]
-        if rasters:
-            with self._transaction():
-                for raster in rasters:
-                    self._write_raster(raster)
-        return rasters
-
-    def _next_raster_id(self) -> int:
-        self._last_raster += 1
-        return self._last_raster
-
-    def commit_tiles(self, tiles: Sequence[IndexedTile], vectors: np.ndarray, done: Mapping[int, int]) -> None:
-        """Adds tiles with vectors (n, width) and notes the progress of their rasters, all or nothing; raises
-        ClippanError if they cannot be written."""
-        ids = [self._next_tile_id() for _ in tiles]
-        try:
-            self._write_vectors(ids, vectors)
-            with self._transaction():
-                layer = self._dataset.GetLayerByName("tiles")
-                definition = layer.GetLayerDefn()
-                for number, tile in zip(ids, tiles):
-                    layer.CreateFeature(self._feature(definition, number, tile))
-                for raster, count in done.items():
-                    self._write_raster(dataclasses.replace(self.rasters[raster], done=count))
-        except ClippanError:
-            self._free += reversed(ids)
-            raise
-
-    def _next_tile_id(self) -> int:
-        if self._free:
-            return self._free.pop()
-        self._next += 1
-        return self._next - 1
-
-    def _feature(self, definition: Any, number: int, tile: IndexedTile) -> Any:
-        feature = ogr.Feature(definition)
-        feature.SetFID(number)
-        raster = self.rasters[tile.raster]
-        feature.SetField("raster", Path(raster.path).name if len(raster.path) < 300 else raster.path[:80])
-        for name in ("x", "y", "width", "height"):
-            feature.SetField(name, getattr(tile.window, name))
-        feature.SetField("scale", tile.scale)
-        if raster.date:
-            feature.SetField("date", raster.date)
-        feature.SetField("raster_id", tile.raster)
-        if tile.outline:
-            feature.SetGeometryDirectly(outline_polygon(tile.outline))
-        return feature
+    def _write_tiles(self, tiles: Sequence[IndexedTile], vectors: np.ndarray) -> None:
+        ids = [self._free_ids.pop() if self._free_ids else next(self._new_ids) for _ in tiles]
+        self._write_vectors(ids, vectors)
+        layer = self._dataset.GetLayerByName("tiles")
+        for number, tile in zip(ids, tiles):
+            raster = self.rasters[tile.raster_id]
+            values = {
+                "raster": Path(raster.path).name if len(raster.path) < 300 else raster.path[:80],
+                **vars(tile.window),
+                "scale": tile.edge_length,
+                "raster_id": tile.raster_id,
+                **({"date": raster.date} if raster.date else {}),
+            }
+            feature = ogr.Feature(layer.GetLayerDefn())
+            feature.SetFID(number)
+            for name, value in values.items():
+                feature.SetField(name, value)
+            if tile.outline:
+                feature.SetGeometry(ogr.CreateGeometryFromWkb(polygon_wkb(tile.outline)))
+            layer.CreateFeature(feature)
 
     def _write_vectors(self, ids: Sequence[int], vectors: np.ndarray) -> None:
         data = np.ascontiguousarray(vectors, np.float16)
-        try:
-            with open(vectors_path(self.path), "r+b") as file:  # noqa: PTH123
-                for position, number in enumerate(ids):
-                    offset = (number - 1) * data.shape[1] * 2
-                    if file.tell() != offset:
-                        file.seek(offset)
-                    file.write(data[position].tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise _commit_error(self.path, error) from error
+        with open(vectors_path(self.path), "r+b") as file:  # noqa: PTH123
+            for number, vector in zip(ids, data):
+                offset = (number - 1) * vector.nbytes
+                if file.tell() != offset:
+                    file.seek(offset)
+                file.write(vector.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
 
-    def drop_raster(self, raster: int) -> int:
-        """Removes a raster with its tiles, in several transactions so that readers get their turn; returns the number
-        of tiles."""
+    def _delete_raster(self, number: int) -> None:
+        """In several transactions, so that readers get their turn."""
         layer = self._dataset.GetLayerByName("tiles")
-        layer.SetAttributeFilter(f"raster_id = {int(raster)}")
+        layer.SetAttributeFilter(f"raster_id = {int(number)}")
         ids = [feature.GetFID() for feature in layer]
         layer.SetAttributeFilter(None)
         with self._transaction():
-            self._write_raster(dataclasses.replace(self.rasters[raster], fingerprint="", done=0))
+            self._write_raster(dataclasses.replace(self.rasters[number], fingerprint="", done=0))
         for start in range(0, len(ids), _DELETE_BATCH):
             with self._transaction():
-                for number in ids[start : start + _DELETE_BATCH]:
-                    layer.DeleteFeature(number)
+                for tile in ids[start : start + _DELETE_BATCH]:
+                    layer.DeleteFeature(tile)
         with self._transaction():
-            self._dataset.GetLayerByName("rasters").DeleteFeature(raster)
-        del self.rasters[raster]
-        self._free += sorted(ids, reverse=True)
-        return len(ids)
+            self._dataset.GetLayerByName("rasters").DeleteFeature(number)
+        self._free_ids += sorted(ids, reverse=True)
 
-    def count_tiles(self, raster: int) -> int:
-        result = self._dataset.ExecuteSQL(f"SELECT count(*) FROM tiles WHERE raster_id = {int(raster)}")  # nosec B608
-        count = result.GetNextFeature().GetField(0)
-        self._dataset.ReleaseResultSet(result)
-        return int(count)
-
-    def _write_raster(self, raster: IndexedRaster) -> None:
+    def _write_raster(self, raster: IndexedRaster) -> IndexedRaster:
         layer = self._dataset.GetLayerByName("rasters")
         feature = ogr.Feature(layer.GetLayerDefn())
-        feature.SetFID(raster.id)
-        values = dataclasses.asdict(raster)
-        del values["id"]
-        values["stretch"] = json.dumps(raster.stretch)
-        values["relative"] = _relative_path(raster.path, self.path)
-        for name, value in values.items():
+        for name, value in {**raster.row(), "relative": _relative_path(raster.path, self.path)}.items():
             feature.SetField(name, value)
-        (layer.SetFeature if raster.id in self.rasters else layer.CreateFeature)(feature)
-        self.rasters[raster.id] = raster
+        if raster.id:
+            feature.SetFID(raster.id)
+            layer.SetFeature(feature)
+        else:
+            layer.CreateFeature(feature)  # a number that was given is not given again
+        return dataclasses.replace(raster, id=feature.GetFID())
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        known = dict(self.rasters)
         try:
             self._dataset.StartTransaction()
             try:
                 yield
                 self._dataset.CommitTransaction()
             except BaseException:
-                self.rasters = known
                 with contextlib.suppress(RuntimeError):
                     self._dataset.RollbackTransaction()
                 raise
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise _commit_error(self.path, error) from error
-
-
-def refuse_other_model(what: str, found: IndexInfo, wanted: IndexInfo) -> None:
-    """Raises ClippanError if an index (what it is called in a sentence) holds vectors of another model."""
-    same = (found.model, found.width, found.pixels) == (wanted.model, wanted.width, wanted.pixels)
-    if not same or (found.sha256 and wanted.sha256 and found.sha256 != wanted.sha256):
-        raise ClippanError(
-            "The {what} holds vectors of another version of {label}; choose another index, or restore the old weights."
-            if found.model == wanted.model
-            else "The {what} holds vectors of {label}, which cannot be compared with those of {model}; choose another "
-            "index, or that model.",
-            what=what,
-            label=found.label,
-            model=wanted.label,
-        )
 
 
 def vectors_path(path: str) -> Path:
@@ -582,21 +425,17 @@ def read_error(path: str, error: Exception) -> ClippanError:
     """The sentence for an index that cannot be read."""
     reason = one_line(error)
     if "locked" in reason or "busy" in reason:
-        return ClippanError(
-            "The index {path} is being written; try again in a moment ({reason}).", path=path, reason=reason
-        )
-    if "unable to open" in reason or "readonly" in reason or "permission" in reason.lower():
-        return ClippanError(
+        sentence = Message("The index {path} is being written; try again in a moment ({reason}).")
+    elif "unable to open" in reason or "readonly" in reason or "permission" in reason.lower():
+        sentence = Message(
             "The index {path} cannot be opened ({reason}); check the permissions of the file and its folder, or copy "
-            "both of its files to a folder of yours.",
-            path=path,
-            reason=reason,
+            "both of its files to a folder of yours."
         )
-    return ClippanError(
-        "The index {path} is damaged, cut short or not a CLIPPan index ({reason}); delete it and build it again.",
-        path=path,
-        reason=reason,
-    )
+    else:
+        sentence = Message(
+            "The index {path} is damaged, cut short or not a CLIPPan index ({reason}); delete it and build it again."
+        )
+    return ClippanError(sentence, path=path, reason=reason)
 
 
 def _commit_error(path: str, error: Exception) -> ClippanError:
@@ -609,13 +448,6 @@ def _commit_error(path: str, error: Exception) -> ClippanError:
         path=path,
         reason=one_line(error),
     )
-
-
-def _create_guarded(path: str, function: Any) -> Any:
-    try:
-        return function()
-    except (RuntimeError, OSError) as error:
-        raise write_error(path, error) from error
 
 
 def _read_info(path: str) -> IndexInfo:
@@ -634,30 +466,23 @@ def _read_info(path: str) -> IndexInfo:
                 version=values.get("engine"),
             )
         raise ClippanError("{path} is not a CLIPPan index; choose one that Build tile index has made.", path=path)
-    names = ("model", "label", "sha256", "crs")
-    texts = {name: values.get(name, "") for name in names}
     try:
         width, pixels = int(values["width"]), int(values["pixels"])
         if not (0 < width < _MAX_SIZE and 0 < pixels < _MAX_SIZE):
             raise ValueError(f"vectors of {width} numbers, pictures of {pixels} pixels")
     except _DAMAGE_ERRORS as error:
         raise read_error(path, error) from error
-    return IndexInfo(**texts, width=width, pixels=pixels)
+    model, label, sha256, crs = (values.get(name, "") for name in ("model", "label", "sha256", "crs"))
+    return IndexInfo(model, label, sha256, width, pixels, crs)
 
 
-def _raster_from_row(index: str, row: Sequence[Any]) -> IndexedRaster:
-    number, path, relative, look, fingerprint, stretch, date, done, planned = row
-    RenderOptions.of(look)  # raises for what is none
-    if not all(isinstance(text or "", str) for text in (path, relative, fingerprint, date)):
-        raise TypeError("a path is no text")
-    if relative and not exists(path):
-        moved = Path(index).absolute().parent / relative  # moved together with the index
+def _find_moved(raster: IndexedRaster, relative: Optional[str], index: str) -> IndexedRaster:
+    """The raster, with its new path if it was moved together with the index."""
+    if relative and not exists(raster.path):
+        moved = Path(index).absolute().parent / relative
         if exists(str(moved)):
-            path = os.path.normpath(moved)
-    pairs = tuple((float(low), float(high)) for low, high in json.loads(stretch))
-    return IndexedRaster(
-        number, path, look, fingerprint or "", pairs, date or "", *map(operator.index, (done, planned))
-    )
+            return dataclasses.replace(raster, path=os.path.normpath(moved))
+    return raster
 
 
 def _relative_path(path: str, index: str) -> str:
@@ -665,29 +490,6 @@ def _relative_path(path: str, index: str) -> str:
         return os.path.relpath(path, Path(index).absolute().parent) if exists(path) else ""
     except (OSError, ValueError):  # another drive; a text that is no path
         return ""
-
-
-def outline_polygon(outline: Sequence[float]) -> ogr.Geometry:
-    """The geometry with these corners x, y, …"""
-    ring = ogr.Geometry(ogr.wkbLinearRing)
-    for x, y in [*zip(outline[::2], outline[1::2]), tuple(outline[:2])]:
-        ring.AddPoint_2D(x, y)
-    polygon = ogr.Geometry(ogr.wkbPolygon)
-    polygon.AddGeometryDirectly(ring)
-    return polygon
-
-
-def _corners(blob: Optional[bytes]) -> tuple[float, ...]:
-    """The corners in a GeoPackage geometry, whose flags give the length of its header."""
-    if blob is None:
-        return ()
-    header = 8 + (0, 32, 48, 48, 64)[(blob[3] >> 1) & 7]
-    polygon = ogr.CreateGeometryFromWkb(bytes(blob[header:]))  # a ring does not keep its polygon
-    ring = polygon.GetGeometryRef(0)
-    if ring is None or ring.GetPointCount() != 5:  # somebody has edited it
-        left, right, bottom, top = polygon.GetEnvelope()
-        return (left, top, right, top, right, bottom, left, bottom)
-    return tuple(value for point in ring.GetPoints()[:-1] for value in point[:2])
 
 
 def is_index(path: str) -> bool:

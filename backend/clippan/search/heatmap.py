@@ -13,8 +13,8 @@ from clippan.raster.grid import Grid
 from clippan.raster.rendering import longitude_period
 from clippan.raster.source import BandInfo
 from clippan.raster.writer import Writer
-from clippan.search.geopackage import TileFilter
 from clippan.search.scoring import SearchVectors, vector_batches
+from clippan.search.tile_index import TileFilter
 
 NODATA = -1.0
 _MAX_CELLS = 4000  # along an edge
@@ -32,16 +32,15 @@ def write(
     bounds, values, rasters = [], [], set()
     ids = index.tile_ids(tile_filter)
     for part, vectors in vector_batches(index, ids, context.subrange(0, 90)):
-        confidence, _, _ = query.score_tiles(vectors)
-        known = dict(zip(part.tolist(), confidence))
+        known = dict(zip(part.tolist(), query.score_tiles(vectors).confidence))
         for tile in index.tiles(part.tolist()):
             if tile.outline:
                 bounds.append(tile.bounds)
                 values.append(known[tile.id])
-                rasters.add(tile.raster)
-    if not bounds or (not index.about.crs and len(rasters) > 1):
+                rasters.add(tile.raster_id)
+    if not bounds or (not index.info.crs and len(rasters) > 1):
         raise ClippanError("Pictures without coordinates have no common map; choose one raster for the heat map.")
-    boxes = _unwrapped(np.array(bounds), longitude_period(index.about.crs))
+    boxes = _unwrapped(np.array(bounds), longitude_period(index.info.crs))
     left, bottom = boxes[:, :2].min(axis=0).tolist()
     right, top = boxes[:, 2:].max(axis=0).tolist()
     cell = float(np.min(boxes[:, 2:] - boxes[:, :2])) / _CELLS_PER_TILE
@@ -54,8 +53,8 @@ def write(
         total[y:bottom_, x:right_] += value
         weight[y:bottom_, x:right_] += 1
     mean = np.where(weight > 0, total / np.maximum(weight, 1), NODATA).astype(np.float32)
-    grid = Grid(width, height, (left, cell, 0.0, top, 0.0, -cell), index.about.crs)
-    tags = {"CLIPPAN_MODEL": index.about.model, "CLIPPAN_PROMPT": "; ".join(query.prompts)}
+    grid = Grid(width, height, (left, cell, 0.0, top, 0.0, -cell), index.info.crs)
+    tags = {"CLIPPAN_MODEL": index.info.model, "CLIPPAN_PROMPT": "; ".join(query.prompts)}
     info = BandInfo("Confidence")
     with Writer(path, grid, np.dtype(np.float32), [info], NODATA, tags, outputs=outputs) as writer:
         writer.write(0, 0, mean[None])

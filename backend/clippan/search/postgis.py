@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import json
 import re
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 from urllib.parse import unquote
@@ -25,11 +24,19 @@ import numpy as np
 
 from clippan import __version__
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.raster.rendering import spatial_reference
-from clippan.raster.tiles import Window
-from clippan.search.geopackage import IndexedRaster, IndexedTile, IndexInfo, TileFilter, refuse_other_model
+from clippan.search.tile_index import (
+    FORMAT,
+    IndexedRaster,
+    IndexedTile,
+    IndexInfo,
+    IndexReader,
+    IndexWriter,
+    TileFilter,
+    polygon_wkb,
+)
 
-FORMAT = "1"
 SCHEMA = "clippan"  # where the address names none
 EXTENSIONS = {"postgis": "PostGIS", "vector": "pgvector"}
 
@@ -44,9 +51,9 @@ _EF_SEARCH = 1000  # the largest: a search wants thousands of candidates
 _BUILD_MEMORY_KB = 2**20  # kB of memory that making the index may take
 _GRAPH_BYTES = 512  # bytes a vector in it, beside the vector itself
 
-_MARK = "Tile index of CLIPPan"
+_COMMENT = "Tile index of CLIPPan"
 # A server that is gone is noticed within a minute, from both sides; what the address says goes first.
-_CONNECTION = {
+_CONNECTION_DEFAULTS = {
     "application_name": "CLIPPan",
     "connect_timeout": "10",
     "keepalives_idle": "30",
@@ -54,13 +61,17 @@ _CONNECTION = {
     "keepalives_count": "3",
     "tcp_user_timeout": "30000",
 }
-_SETTINGS = {"jit": "off", "tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
+_SETTINGS = {
+    "jit": "off",
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+}
 _ADDRESS = re.compile(r"(postgres(?:ql)?://)(?:([^@/:]*)(?::[^@/]*)?@)?([^@/?]*)(/[^@/?]*)?(?:\?(.*))?", re.DOTALL)
-_POLYGON = 0x20000003  # with an SRID, in extended WKB
 
 # In binary form a vector is its width, two bytes, and its numbers.
 _HEADER = struct.Struct(">HH")
-_TYPES = {"halfvec": ">f2", "vector": ">f4"}
+_DTYPES = {"halfvec": ">f2", "vector": ">f4"}
 
 _TABLES = (
     "CREATE TABLE {about} (format text NOT NULL, engine text NOT NULL, changes bigint NOT NULL DEFAULT 0, "
@@ -79,26 +90,18 @@ _TABLES = (
     "CREATE INDEX tiles_geom ON {tiles} USING gist (geom)",
     "CREATE INDEX tiles_raster_id ON {tiles} (raster_id)",
 )
-_ADD_RASTER = (
-    "INSERT INTO {rasters} (path, look, fingerprint, stretch, date, done, planned) VALUES (%(path)s, %(look)s, "
-    "%(fingerprint)s, %(stretch)s, %(date)s, %(done)s, %(planned)s) RETURNING id"
-)
-_CHANGE_RASTER = (
-    "UPDATE {rasters} SET path = %(path)s, look = %(look)s, fingerprint = %(fingerprint)s, stretch = %(stretch)s, "
-    "date = %(date)s, done = %(done)s, planned = %(planned)s WHERE id = %(id)s RETURNING id"
-)
 _ADD_TILES = "COPY {tiles} (raster_id, x, y, width, height, scale, date, geom, vector) FROM STDIN (FORMAT BINARY)"
 
 
 @dataclass(frozen=True)
-class _CatalogueState:
-    """The table ``about``: IndexInfo, SRID of the outlines, vector type (halfvec or vector), and a version of the
-    contents."""
+class _IndexState:
+    """The table ``about``: whose vectors, SRID of the outlines, type of the vectors (halfvec or vector), and a version
+    of the contents."""
 
-    about: IndexInfo
+    info: IndexInfo
     srid: int
-    kind: str
-    state: tuple[int, int]
+    vector_type: str
+    version: tuple[int, int]
 
 
 class _Database:
@@ -107,30 +110,30 @@ class _Database:
 
     def __init__(self, name: str) -> None:
         self._psycopg = _psycopg()
-        self._parameters, self.schema, self.path = self._understood(name)
+        self._parameters, self.schema, self.path = self._parse_address(name)
         self.user = str(self._parameters.get("user") or "this user")
         self._lock = threading.RLock()
         self._connection: Any = None
-        self._held = False  # the lock of a writer, which goes with the connection
+        self._locked = False  # the lock of a writer, which goes with the connection
         self.extensions: dict[str, str] = {}
 
     @property
-    def place(self) -> str:
+    def place(self) -> Message:
         """The database, for a message."""
         login = self._parameters
-        host = login.get("host") or login.get("service") or "this machine"
-        return f"the database {login.get('dbname') or self.user} on {host}"
+        host = login.get("host") or login.get("service") or Message("this machine")
+        return Message("the database {database} on {host}", database=login.get("dbname") or self.user, host=host)
 
     @property
-    def title(self) -> str:
+    def title(self) -> Message:
         """The catalogue, for a message."""
-        return f"catalogue {self.schema} in {self.place}"
+        return Message("catalogue {schema} in {place}", schema=self.schema, place=self.place)
 
     def quoted(self, name: str) -> str:
         """A name as it is written in SQL."""
         return str(self._psycopg.sql.Identifier(name).as_string(None))
 
-    def _understood(self, name: str) -> tuple[dict[str, Any], str, str]:
+    def _parse_address(self, name: str) -> tuple[dict[str, Any], str, str]:
         """libpq's parameters, the schema, and the address without secrets.
 
         A bad address is never repeated: a password with an @ or a / in it may be anywhere.
@@ -159,39 +162,36 @@ class _Database:
     def connect(self) -> Any:
         """The connection, renewed if lost, but not a writer's; raises ClippanError if the server refuses."""
         with self._lock:
-            if self._connection is None or (self._connection.closed and not self._held):
+            if self._connection is None or (self._connection.closed and not self._locked):
                 try:
                     # Not prepared: a plan for any vector and any limit would do without the index.
                     connection = self._psycopg.connect(
-                        **{**_CONNECTION, **self._parameters}, autocommit=True, prepare_threshold=None
+                        **{**_CONNECTION_DEFAULTS, **self._parameters}, autocommit=True, prepare_threshold=None
                     )
                 except self._psycopg.Error as error:
-                    raise self._refused(error) from error
+                    raise self._connection_error(error) from error
                 self.user = connection.info.user
-                with self.sentences():
-                    self._prepare(connection)
+                with self.translate_errors():
+                    self._set_up_session(connection)
                 self._connection = connection
             return self._connection
 
-    def _refused(self, error: Any) -> ClippanError:
+    def _connection_error(self, error: Any) -> ClippanError:
         reason = _error_text(error)
         # Only who has asked for a password, or says FATAL, is a server.
-        if "FATAL" in reason or (error.pgconn is not None and error.pgconn.needs_password):
-            return ClippanError(
-                "The server does not let {user} into {place} ({reason}); check the user name, the password and the "
-                "database's name.",
-                user=self.user,
-                place=self.place,
-                reason=reason,
-            )
+        answers = "FATAL" in reason or (error.pgconn is not None and error.pgconn.needs_password)
         return ClippanError(
-            "The server of {place} does not answer ({reason}); check the host, the port and the network, and that "
+            "The server does not let {user} into {place} ({reason}); check the user name, the password and the "
+            "database's name."
+            if answers
+            else "The server of {place} does not answer ({reason}); check the host, the port and the network, and that "
             "PostgreSQL runs there.",
+            user=self.user,
             place=self.place,
             reason=reason,
         )
 
-    def _prepare(self, connection: Any) -> None:
+    def _set_up_session(self, connection: Any) -> None:
         """Types and operators are found by the path; tables are always named with their schema."""
         found = connection.execute(
             "SELECT extname, extversion, nspname FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace "
@@ -199,35 +199,30 @@ class _Database:
             [list(EXTENSIONS)],
         ).fetchall()
         self.extensions = {name: version for name, version, _ in found}
-        for name, value in {**_SETTINGS, **self._scan()}.items():
+        scan = {"hnsw.ef_search": str(_EF_SEARCH), "hnsw.iterative_scan": "relaxed_order"} if self.can_scan_on else {}
+        for name, value in {**_SETTINGS, **scan}.items():
             connection.execute("SELECT set_config(%s, %s, false)", [name, value])
         if found:
             sql = self._psycopg.sql
             places = sql.SQL(", ").join(sql.Identifier(item) for item in sorted({schema for *_, schema in found}))
             connection.execute(sql.SQL("SET search_path TO {}").format(places))
 
-    def _scan(self) -> dict[str, str]:
-        if not self.iterative:
-            return {}
-        return {"hnsw.ef_search": str(_EF_SEARCH), "hnsw.iterative_scan": "relaxed_order"}
-
     @property
-    def iterative(self) -> bool:
+    def can_scan_on(self) -> bool:
         """Whether this pgvector finds in its index as many as are wanted."""
-        return (
-            tuple(int(part) for part in re.findall(r"\d+", self.extensions.get("vector", ""))[:2]) >= _ITERATIVE_VERSION
-        )
+        numbers = re.findall(r"\d+", self.extensions.get("vector", ""))
+        return tuple(map(int, numbers[:2])) >= _ITERATIVE_VERSION
 
-    def hold(self) -> None:
+    def lock_for_writing(self) -> None:
         """Takes the writer's lock until the connection ends; raises ClippanError if another process has it."""
-        key = f"{_MARK} in {self.schema}"
+        key = f"{_COMMENT} in {self.schema}"
         ((free,),) = self.ask("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [key])
         if not free:
             raise ClippanError(
                 "Another process is indexing into the {title}; wait until it has finished, or cancel it there.",
                 title=self.title,
             )
-        self._held = True
+        self._locked = True
 
     def close(self) -> None:
         """Ends the connection, and with it the lock."""
@@ -240,67 +235,74 @@ class _Database:
         names = {name: sql.Identifier(self.schema, name) for name in ("tiles", "rasters", "about")}
         return sql.SQL(text).format(schema=sql.Identifier(self.schema), **names, **parts)
 
-    def ask(self, text: str, parameters: Sequence[Any] = (), **parts: Any) -> list[tuple[Any, ...]]:
-        """Rows of a query, with numbers and bytes unconverted; repeated once if the connection was lost."""
-        with self._lock, self.sentences():
+    def columns(self, names: Iterable[str]) -> dict[str, Any]:
+        """The columns of these names, and placeholders for their values, as parts of a statement."""
+        sql = self._psycopg.sql
+        kinds = {"columns": sql.Identifier, "values": sql.Placeholder}
+        return {part: sql.SQL(", ").join(map(kind, names)) for part, kind in kinds.items()}
+
+    def ask(self, text: str, parameters: Any = None, **parts: Any) -> list[tuple[Any, ...]]:
+        """Rows of a query, which is repeated once if the connection was lost."""
+        with self._lock, self.translate_errors():
             try:
-                return self._ask(text, parameters, parts)
+                return list(self.execute(text, parameters, **parts))
             except self._psycopg.OperationalError:
                 if not self._connection.closed:
                     raise
-                return self._ask(text, parameters, parts)
+                return list(self.execute(text, parameters, **parts))
 
-    def _ask(self, text: str, parameters: Sequence[Any], parts: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        with self.connect().cursor(binary=True) as cursor:
-            return cursor.execute(self.composed(text, **parts), parameters).fetchall()
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[Any]:
-        """A cursor in a transaction."""
-        with self._lock, self.sentences(writing=True), self._connection.transaction(), self._connection.cursor() as it:
-            yield it
+    def execute(self, text: str, parameters: Any = None, **parts: Any) -> Any:
+        """A cursor with the answer to a statement, with numbers and bytes unconverted."""
+        return self.connect().execute(self.composed(text, **parts), parameters, binary=True)
 
     @contextlib.contextmanager
-    def sentences(self, writing: bool = False) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
+        """What is executed is one transaction."""
+        with self._lock, self.translate_errors(writing=True), self._connection.transaction():
+            yield
+
+    @contextlib.contextmanager
+    def translate_errors(self, writing: bool = False) -> Iterator[None]:
         """Turns database errors into ClippanError."""
         try:
             yield
         except self._psycopg.Error as error:
-            raise self._sentence(error, writing) from error
+            raise self._to_clippan_error(error, writing) from error
 
-    def _sentence(self, error: Any, writing: bool) -> ClippanError:
+    def _to_clippan_error(self, error: Any, writing: bool) -> ClippanError:
         errors, reason = self._psycopg.errors, _error_text(error)
+        schema, user = self.quoted(self.schema), self.quoted(self.user)
         if isinstance(error, errors.InsufficientPrivilege):
-            schema, user = self.quoted(self.schema), self.quoted(self.user)
-            rights = "SELECT, INSERT, UPDATE, DELETE" if writing else "SELECT"
-            return ClippanError(
-                "{user} may not write the {title} ({reason}); ask its owner to run {grant}."
+            sentence = (
+                Message("{user} may not write the {title} ({reason}); ask its owner to run {grant}.")
                 if writing
-                else "{user} may not read the {title} ({reason}); ask its owner to run {grant}.",
-                user=self.user,
-                title=self.title,
-                reason=reason,
-                grant=f"GRANT USAGE ON SCHEMA {schema} TO {user} and "
-                f"GRANT {rights} ON ALL TABLES IN SCHEMA {schema} TO {user}",
+                else Message("{user} may not read the {title} ({reason}); ask its owner to run {grant}.")
             )
-        if self._connection is not None and self._connection.closed:
-            return ClippanError(
-                "The connection to {place} was lost ({reason}); index again: what was indexed so far is kept."
+        elif self._connection is not None and self._connection.closed:
+            sentence = (
+                Message("The connection to {place} was lost ({reason}); index again: what was indexed so far is kept.")
                 if writing
-                else "The connection to {place} was lost ({reason}); try again.",
-                place=self.place,
-                reason=reason,
+                else Message("The connection to {place} was lost ({reason}); try again.")
             )
+        elif writing:
+            sentence = Message(
+                "The {title} could not be written ({reason}); check the server and index again: what was indexed so "
+                "far is kept."
+            )
+        else:
+            sentence = Message("The {title} could not be read ({reason}); check the server and try again.")
+        rights = "SELECT, INSERT, UPDATE, DELETE" if writing else "SELECT"
         return ClippanError(
-            "The {title} could not be written ({reason}); check the server and index again: what was indexed so far is "
-            "kept."
-            if writing
-            else "The {title} could not be read ({reason}); check the server and try again.",
+            sentence,
+            user=self.user,
             title=self.title,
+            place=self.place,
             reason=reason,
+            grant=f"GRANT USAGE ON SCHEMA {schema} TO {user} and "
+            f"GRANT {rights} ON ALL TABLES IN SCHEMA {schema} TO {user}",
         )
 
-    def about(self) -> Optional[_CatalogueState]:
+    def state(self) -> Optional[_IndexState]:
         """What the schema holds, None if empty; raises ClippanError for other contents or versions."""
         relations = dict(
             self.ask(
@@ -311,7 +313,7 @@ class _Database:
         )
         if not relations:
             return None
-        if relations.get("about") != _MARK:
+        if relations.get("about") != _COMMENT:
             raise ClippanError(
                 "The schema {schema} of {place} holds other data than a catalogue; choose another schema with "
                 "?schema=NAME at the end of the address.",
@@ -329,33 +331,26 @@ class _Database:
         ((table, changes, srid, kind, *values),) = self.ask(
             "SELECT tableoid, changes, srid, kind, model, label, sha256, width, pixels, crs FROM {about}"
         )
-        return _CatalogueState(IndexInfo(*values), srid, kind, (table, changes))
+        return _IndexState(IndexInfo(*values), srid, kind, (table, changes))
 
-    def extend(self, cursor: Any) -> None:
+    def create_extensions(self) -> None:
         """Creates missing extensions; raises ClippanError if an administrator has to."""
         errors = self._psycopg.errors
         for name, product in EXTENSIONS.items():
-            command = f"CREATE EXTENSION {name}"
             try:
-                text = self._psycopg.sql.SQL("CREATE EXTENSION IF NOT EXISTS {}")
-                cursor.execute(text.format(self._psycopg.sql.Identifier(name)))
-            except errors.InsufficientPrivilege as error:
+                self.execute("CREATE EXTENSION IF NOT EXISTS {name}", name=self._psycopg.sql.Identifier(name))
+            except (errors.InsufficientPrivilege, errors.FeatureNotSupported, errors.UndefinedFile) as error:
                 raise ClippanError(
                     "PostgreSQL's extension {product} is missing in {place}; ask the database's administrator to run "
-                    "{command} there.",
+                    "{command} there."
+                    if isinstance(error, errors.InsufficientPrivilege)
+                    else "The server of {place} has no {product}; ask the database's administrator to install it "
+                    "there, and to run {command}.",
                     place=self.place,
                     product=product,
-                    command=command,
+                    command=f"CREATE EXTENSION {name}",
                 ) from error
-            except (errors.FeatureNotSupported, errors.UndefinedFile) as error:
-                raise ClippanError(
-                    "The server of {place} has no {product}; ask the database's administrator to install it there, and "
-                    "to run {command}.",
-                    place=self.place,
-                    product=product,
-                    command=command,
-                ) from error
-        self._prepare(self._connection)
+        self._set_up_session(self._connection)
 
 
 def _psycopg() -> Any:
@@ -377,26 +372,17 @@ def _error_text(error: Any) -> str:
     return " ".join(text.split()).rstrip(".")
 
 
-class PostgisReader:
-    """A catalogue open for reading, as it was when opened: rasters added later are left out. Safe in several threads
-    while others write. Raises ClippanError if it is missing or cannot be read."""
+class PostgisReader(IndexReader):
+    """A catalogue open for reading, as it was when opened: rasters added later are left out."""
 
-    def __init__(self, name: str, database: Optional[_Database] = None) -> None:
-        self.database = database or _Database(name)
-        self.path = self.database.path
-        found = self.database.about()
-        if found is None:
-            raise ClippanError(
-                "There is no {title}; make it with Build tile index (clippan index), or check the schema's name.",
-                title=self.database.title,
-            )
-        self.about, self.state = found.about, found.state
-        self._srid, self._kind = found.srid, found.kind
-        rows = self.database.ask(
+    def __init__(self, database: _Database, state: _IndexState) -> None:
+        self.database, self.state = database, state
+        self.path, self.info = database.path, state.info
+        rows = database.ask(
             "SELECT tiles, id, path, look, fingerprint, stretch, date, done, planned FROM {rasters} ORDER BY id"
         )
-        self.rasters = {row[1]: _raster_from_row(row[1:]) for row in rows}
-        self._counts = {row[1]: row[0] for row in rows}
+        self.rasters = {row[1]: IndexedRaster.from_row(row[1:]) for row in rows}
+        self.tile_counts = {row[1]: row[0] for row in rows}
         self._samples: dict[int, np.ndarray] = {}
 
     @property
@@ -404,17 +390,13 @@ class PostgisReader:
         """Always True: other processes' changes are left out of every answer."""
         return True
 
-    @property
-    def count(self) -> int:
-        return sum(self._counts.values())
-
-    def _where(self, tile_filter: TileFilter) -> tuple[Any, list[Any]]:
+    def _condition(self, tile_filter: TileFilter) -> tuple[Any, list[Any]]:
         """The condition of a filter, and its parameters."""
         texts = ["TRUE"]
         parameters: list[Any] = []
-        if tile_filter.rasters is not None:
+        if tile_filter.raster_ids is not None:
             texts.append("raster_id = ANY(%s)")
-            parameters.append(sorted(tile_filter.rasters))
+            parameters.append(sorted(tile_filter.raster_ids))
         if tile_filter.boxes:
             # Boxes are quick but rounded: what is not well inside is looked at closely.
             one = (
@@ -423,33 +405,33 @@ class PostgisReader:
             )
             texts.append(f"({' OR '.join([one] * len(tile_filter.boxes))})")
             for left, bottom, right, top in tile_filter.boxes:
-                box = [left, bottom, right, top, self._srid]
+                box = [left, bottom, right, top, self.state.srid]
                 parameters += [*box, *box, left, right, bottom, top]
         return self.database.composed(" AND ".join(texts)), parameters
 
     def tile_ids(self, tile_filter: TileFilter) -> np.ndarray:
-        where, parameters = self._where(tile_filter)
+        where, parameters = self._condition(tile_filter)
         return _ids(self.database.ask("SELECT id FROM {tiles} WHERE {where} ORDER BY id", parameters, where=where))
 
     def candidates(self, directions: np.ndarray, tile_filter: TileFilter, count: int) -> tuple[np.ndarray, int]:
-        size = self._size(tile_filter)
+        size = self._count_tiles(tile_filter)
         if size <= count:
             return self.tile_ids(tile_filter), size
         found = [self._nearest(direction, tile_filter, count, size) for direction in directions]
         return np.unique(np.concatenate(found)), size
 
-    def _size(self, tile_filter: TileFilter) -> int:
+    def _count_tiles(self, tile_filter: TileFilter) -> int:
         if not tile_filter.boxes:
-            rasters = self._counts if tile_filter.rasters is None else tile_filter.rasters & self._counts.keys()
-            return sum(self._counts[number] for number in rasters)
-        where, parameters = self._where(tile_filter)
+            chosen = tile_filter.raster_ids
+            return sum(count for number, count in self.tile_counts.items() if chosen is None or number in chosen)
+        where, parameters = self._condition(tile_filter)
         ((size,),) = self.database.ask("SELECT count(*) FROM {tiles} WHERE {where}", parameters, where=where)
         return int(size)
 
     def _nearest(self, direction: np.ndarray, tile_filter: TileFilter, count: int, size: int) -> np.ndarray:
-        where, parameters = self._where(tile_filter)
+        where, parameters = self._condition(tile_filter)
         parameters += ["[" + ",".join(str(float(value)) for value in direction.astype(np.float32)) + "]", count]
-        product = self.database.composed("vector <#> %s::{kind}", kind=self.database.composed(self._kind))
+        product = self.database.composed("vector <#> %s::{kind}", kind=self.database.composed(self.state.vector_type))
         orders = [self.database.composed("({product}) + 0", product=product)]  # no index knows a sum: all are compared
         if size > MAX_EXACT and count * self.count <= _MAX_VISITS * size:
             orders.insert(0, product)
@@ -466,7 +448,7 @@ class PostgisReader:
         rows = self.database.ask(
             "SELECT id, vector FROM {tiles} WHERE id = ANY(%s) ORDER BY id", [np.asarray(ids).tolist()]
         )
-        result = np.zeros((len(ids), self.about.width), np.float32)
+        result = np.zeros((len(ids), self.info.embedding_dim), np.float32)
         if rows:
             known = _ids(rows)
             places = np.searchsorted(known, ids).clip(0, len(known) - 1)
@@ -476,8 +458,8 @@ class PostgisReader:
 
     def _matrix(self, rows: Sequence[tuple[Any, ...]]) -> np.ndarray:
         """The vectors in the last column, float32."""
-        data = b"".join(row[-1][_HEADER.size :] for row in rows)
-        return np.frombuffer(data, _TYPES[self._kind]).reshape(-1, self.about.width).astype(np.float32)
+        data = np.frombuffer(b"".join(row[-1][_HEADER.size :] for row in rows), _DTYPES[self.state.vector_type])
+        return data.reshape(-1, self.info.embedding_dim).astype(np.float32)
 
     def sample(self, count: int) -> np.ndarray:
         """Vectors of about so many tiles from all over the index, float32 (n, width)."""
@@ -488,22 +470,20 @@ class PostgisReader:
             )
         return self._samples[count]
 
-    def tiles(self, ids: Sequence[int]) -> list[IndexedTile]:
-        wanted = [int(number) for number in ids]
+    def _read_tiles(self, ids: list[int]) -> list[IndexedTile]:
         rows = self.database.ask(
             "SELECT id, raster_id, x, y, width, height, scale, ST_AsBinary(geom, 'NDR') FROM {tiles} "
             "WHERE id = ANY(%s) AND raster_id = ANY(%s)",
-            [wanted, list(self.rasters)],
+            [ids, list(self.rasters)],
         )
-        found = {row[0]: IndexedTile(row[0], row[1], Window(*row[2:6]), row[6], _corners(row[7])) for row in rows}
-        return [found[number] for number in wanted if number in found]
+        return [IndexedTile.from_row(row, row[7]) for row in rows]
 
     def tile_at(self, x: float, y: float) -> Optional[IndexedTile]:
         rows = self.database.ask(
             "SELECT id FROM {tiles}, ST_SetSRID(ST_MakePoint(%s, %s), %s) AS place WHERE geom && place "
             "AND ST_XMin(geom) <= %s AND ST_XMax(geom) >= %s AND ST_YMin(geom) <= %s AND ST_YMax(geom) >= %s "
             "AND raster_id = ANY(%s) ORDER BY scale, ST_Distance(ST_Centroid(geom), place), id LIMIT 1",
-            [x, y, self._srid, x, x, y, y, list(self.rasters)],
+            [x, y, self.state.srid, x, x, y, y, list(self.rasters)],
         )
         return next(iter(self.tiles([row[0] for row in rows])), None)
 
@@ -515,10 +495,6 @@ class PostgisReader:
         )
         return tuple(box) if box[0] is not None else ()
 
-    @property
-    def complete(self) -> bool:
-        return all(raster.done >= raster.planned for raster in self.rasters.values())
-
 
 _open: dict[str, PostgisReader] = {}
 
@@ -526,29 +502,35 @@ _open: dict[str, PostgisReader] = {}
 def open_reader(name: str) -> PostgisReader:
     """The catalogue as it is now, over the connection that is there already."""
     known = _open.get(name)
-    found = known.database.about() if known is not None else None
-    if known is None or found is None or found.state != known.state:
-        known = _open[name] = PostgisReader(name, None if known is None else known.database)
+    database = known.database if known is not None else _Database(name)
+    state = database.state()
+    if state is None:
+        raise ClippanError(
+            "There is no {title}; make it with Build tile index (clippan index), or check the schema's name.",
+            title=database.title,
+        )
+    if known is None or state != known.state:
+        known = _open[name] = PostgisReader(database, state)
     return known
 
 
-class PostgisWriter:
-    """A catalogue open for writing, a context manager that one process at a time holds; raises as GeoPackageWriter
-    does. ``create`` makes the schema, so a job that fails before leaves nothing."""
+class PostgisWriter(IndexWriter):
+    """A catalogue open for writing."""
 
-    def __init__(self, name: str, about: IndexInfo) -> None:
+    def __init__(self, name: str, info: IndexInfo) -> None:
         self._database = _Database(name)
-        self.path = self._database.path
-        self.about = about
-        self.rasters: dict[int, IndexedRaster] = {}
-        self._srid, self._kind = 0, ""  # of the outlines, of the vectors; none without tables
-        self._made = False  # the schema, by this job
+        super().__init__(self._database.path, info)
+        self._state: Any = None  # of the tables
+        self._made_schema = False
         self._changed = False
 
     def __enter__(self) -> PostgisWriter:
         try:
-            self._database.hold()
-            self._resume()
+            self._database.lock_for_writing()
+            state = self._database.state()
+            if state is not None:
+                self._resume(PostgisReader(self._database, state), self._database.title)
+                self._state = state
         except BaseException:
             self._database.close()
             raise
@@ -557,38 +539,20 @@ class PostgisWriter:
     def __exit__(self, failure: Any, *_: Any) -> None:
         try:
             if failure is None and self._changed:
-                self._settle()
+                self._analyze_and_index()
         finally:
             self._database.close()
 
-    def _resume(self) -> None:
-        there = self._database.about()
-        if there is None:
-            return
-        found = there.about
-        refuse_other_model(self._database.title, found, self.about)
-        self.about, self._srid, self._kind = found, there.srid, there.kind
-        rows = self._database.ask(
-            "SELECT id, path, look, fingerprint, stretch, date, done, planned FROM {rasters} ORDER BY id"
-        )
-        self.rasters = {row[0]: _raster_from_row(row) for row in rows}
-
     @property
     def exists(self) -> bool:
-        return bool(self._kind)
+        return self._state is not None
 
-    def create(self, crs: str) -> None:
-        if self.exists:
-            return
-        self.about = dataclasses.replace(self.about, crs=crs)
+    def _create(self) -> None:
         database = self._database
-        with database.writing() as cursor:
-            database.extend(cursor)
-            cursor.execute("SELECT to_regtype('halfvec') IS NULL")
-            kind = "vector" if cursor.fetchone()[0] else "halfvec"
-            srid = _known_srid(cursor, crs)
+        with database.writing():
+            database.create_extensions()
             try:
-                self._create(cursor, srid, kind)
+                self._create_tables()
             except _psycopg().errors.InsufficientPrivilege as error:
                 schema, user = database.quoted(database.schema), database.quoted(database.user)
                 raise ClippanError(
@@ -599,148 +563,100 @@ class PostgisWriter:
                     place=database.place,
                     command=f"CREATE SCHEMA {schema} AUTHORIZATION {user}",
                 ) from error
-        self._srid, self._kind = srid, kind
+            self._state = database.state()
 
-    def _create(self, cursor: Any, srid: int, kind: str) -> None:
-        database = self._database
-        cursor.execute("SELECT count(*) FROM pg_namespace WHERE nspname = %s", [database.schema])
-        self._made = cursor.fetchone()[0] == 0
-        if self._made:  # whoever may not make schemas may have been given one
-            cursor.execute(database.composed("CREATE SCHEMA {schema}"))
-        sql = _psycopg().sql
-        for text in _TABLES:
-            cursor.execute(
-                database.composed(
-                    text, kind=sql.SQL(kind), width=sql.Literal(self.about.width), srid=sql.Literal(srid), mark=_MARK
-                )
-            )
-        values = {"format": FORMAT, "engine": __version__, "srid": srid, "kind": kind}
-        values.update(dataclasses.asdict(self.about))
-        columns = sql.SQL(", ").join(sql.Identifier(name) for name in values)
-        marks = sql.SQL(", ").join(sql.Placeholder() for _ in values)
-        cursor.execute(
-            database.composed("INSERT INTO {about} ({columns}) VALUES ({marks})", columns=columns, marks=marks),
-            list(values.values()),
+    def _known_srid(self) -> int:
+        """The number under which this database knows the CRS; 0 if it does not, or there is none."""
+        reference = spatial_reference(self.info.crs) if self.info.crs else None
+        if reference is None or reference.GetAuthorityName(None) != "EPSG":
+            return 0
+        found = self._database.execute(
+            "SELECT srid FROM spatial_ref_sys WHERE auth_name = 'EPSG' AND auth_srid = %s",
+            [int(reference.GetAuthorityCode(None))],
         )
+        return (found.fetchone() or (0,))[0]
+
+    def _create_tables(self) -> None:
+        database, srid = self._database, self._known_srid()
+        ((vector_type,),) = database.execute("SELECT coalesce(to_regtype('halfvec'), 'vector')::text")
+        found = database.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", [database.schema])
+        self._made_schema = found.fetchone() is None
+        if self._made_schema:  # whoever may not make schemas may have been given one
+            database.execute("CREATE SCHEMA {schema}")
+        for text in _TABLES:
+            database.execute(
+                text, kind=database.composed(vector_type), width=self.info.embedding_dim, srid=srid, mark=_COMMENT
+            )
+        values = {"format": FORMAT, "engine": __version__, "srid": srid, "kind": vector_type, **self.info.row()}
+        database.execute("INSERT INTO {about} ({columns}) VALUES ({values})", values, **database.columns(values))
 
     def discard(self) -> None:
         """Removes the tables of an empty catalogue, and the schema if this job made it."""
-        with contextlib.suppress(ClippanError), self._database.writing() as cursor:  # a lost server keeps them
-            cursor.execute(self._database.composed("DROP TABLE IF EXISTS {tiles}, {rasters}, {about}"))
-            if self._made:
-                cursor.execute(self._database.composed("DROP SCHEMA {schema}"))
-        self._kind = ""
+        with contextlib.suppress(ClippanError), self._database.writing():  # a lost server keeps them
+            self._database.execute("DROP TABLE IF EXISTS {tiles}, {rasters}, {about}")
+            if self._made_schema:
+                self._database.execute("DROP SCHEMA {schema}")
+        self._state = None
         self._changed = False
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Any]:
-        """A cursor whose work counts as one change."""
-        with self._database.writing() as cursor:
-            yield cursor
-            cursor.execute(self._database.composed("UPDATE {about} SET changes = changes + 1"))
+    def _transaction(self) -> Iterator[None]:
+        with self._database.writing():
+            yield
+            self._database.execute("UPDATE {about} SET changes = changes + 1")
         self._changed = True
 
-    def put_rasters(self, rasters: Sequence[IndexedRaster]) -> list[IndexedRaster]:
-        if not rasters:
-            return []
-        written = []
-        with self._transaction() as cursor:
-            for raster in rasters:
-                values = dataclasses.asdict(raster)
-                values["stretch"] = json.dumps(raster.stretch)
-                cursor.execute(self._database.composed(_CHANGE_RASTER if raster.id else _ADD_RASTER), values)
-                written.append(dataclasses.replace(raster, id=cursor.fetchone()[0]))
-        self.rasters.update({raster.id: raster for raster in written})
-        return written
+    def _write_raster(self, raster: IndexedRaster) -> IndexedRaster:
+        values = raster.row()
+        statement = (
+            "UPDATE {rasters} SET ({columns}) = ROW({values}) WHERE id = %(id)s RETURNING id"
+            if raster.id
+            else "INSERT INTO {rasters} ({columns}) VALUES ({values}) RETURNING id"
+        )
+        columns = self._database.columns(values)
+        ((number,),) = self._database.execute(statement, {**values, "id": raster.id}, **columns)
+        return dataclasses.replace(raster, id=number)
 
-    def commit_tiles(self, tiles: Sequence[IndexedTile], vectors: np.ndarray, done: Mapping[int, int]) -> None:
-        data = np.ascontiguousarray(vectors, _TYPES[self._kind])
-        header = _HEADER.pack(self.about.width, 0)
-        with self._transaction() as cursor:
-            with cursor.copy(self._database.composed(_ADD_TILES)) as copy:
-                # In binary form, outlines and vectors are bytes as we pack them.
-                copy.set_types(["int4"] * 5 + ["float8", "date", "bytea", "bytea"])
-                for tile, vector in zip(tiles, data):
-                    window = tile.window
-                    copy.write_row(
-                        (
-                            tile.raster,
-                            window.x,
-                            window.y,
-                            window.width,
-                            window.height,
-                            tile.scale,
-                            _date(self.rasters[tile.raster].date),
-                            _polygon(tile.outline, self._srid),
-                            header + vector.tobytes(),
-                        )
-                    )
-            added = Counter(tile.raster for tile in tiles)
-            for raster, count in done.items():
-                cursor.execute(
-                    self._database.composed("UPDATE {rasters} SET done = %s, tiles = tiles + %s WHERE id = %s"),
-                    [count, added[raster], raster],
-                )
-        self.rasters.update({raster: dataclasses.replace(self.rasters[raster], done=done[raster]) for raster in done})
+    def _write_tiles(self, tiles: Sequence[IndexedTile], vectors: np.ndarray) -> None:
+        data = np.ascontiguousarray(vectors, _DTYPES[self._state.vector_type])
+        header = _HEADER.pack(self.info.embedding_dim, 0)
+        copying = self._database.composed(_ADD_TILES)
+        with self._database.connect().cursor() as cursor, cursor.copy(copying) as copy:
+            # In binary form, outlines and vectors are bytes as we pack them.
+            copy.set_types(["int4"] * 5 + ["float8", "date", "bytea", "bytea"])
+            for tile, vector in zip(tiles, data):
+                outline = polygon_wkb(tile.outline, self._state.srid) if tile.outline else None
+                date = _date(self.rasters[tile.raster_id].date)
+                window = vars(tile.window).values()
+                copy.write_row((tile.raster_id, *window, tile.edge_length, date, outline, header + vector.tobytes()))
+        for number, count in Counter(tile.raster_id for tile in tiles).items():
+            self._database.execute("UPDATE {rasters} SET tiles = tiles + %s WHERE id = %s", [count, number])
 
-    def drop_raster(self, raster: int) -> int:
-        with self._transaction() as cursor:
-            cursor.execute(self._database.composed("DELETE FROM {tiles} WHERE raster_id = %s"), [raster])
-            count = cursor.rowcount
-            cursor.execute(self._database.composed("DELETE FROM {rasters} WHERE id = %s"), [raster])
-        del self.rasters[raster]
-        return int(count)
+    def _delete_raster(self, number: int) -> None:
+        with self._transaction():
+            self._database.execute("DELETE FROM {tiles} WHERE raster_id = %s", [number])
+            self._database.execute("DELETE FROM {rasters} WHERE id = %s", [number])
 
-    def count_tiles(self, raster: int) -> int:
-        ((count,),) = self._database.ask("SELECT tiles FROM {rasters} WHERE id = %s", [raster])
-        return int(count)
-
-    def _settle(self) -> None:
+    def _analyze_and_index(self) -> None:
         """Updates the database's statistics, and makes the vector index of a large catalogue."""
-        with self._database.writing() as cursor:
-            cursor.execute(self._database.composed("ANALYZE {tiles}"))
-            cursor.execute(self._database.composed("SELECT coalesce(sum(tiles), 0)::bigint FROM {rasters}"))
-            (count,) = cursor.fetchone()
-        if count > MAX_EXACT and self._database.iterative:
+        database, count = self._database, sum(self.tile_counts.values())
+        with database.writing():
+            database.execute("ANALYZE {tiles}")
+        if count > MAX_EXACT and database.can_scan_on:
             # Who does not own the tables may not, and a server may lack memory: then all vectors are compared, until
             # a later job makes it.
-            with contextlib.suppress(ClippanError), self._database.writing() as cursor:
-                self._make_index(cursor, min(count * (2 * self.about.width + _GRAPH_BYTES) // 1024, _BUILD_MEMORY_KB))
-
-    def _make_index(self, cursor: Any, memory: int) -> None:
-        """Makes the graph of neighbours, which is quick while it fits into memory (kB). Readers go on meanwhile."""
-        cursor.execute(
-            "SELECT set_config('maintenance_work_mem', "
-            "greatest(%s, pg_size_bytes(current_setting('maintenance_work_mem')) / 1024) || 'kB', true)",
-            [memory],
-        )
-        operators = _psycopg().sql.Identifier(f"{self._kind}_ip_ops")
-        cursor.execute(
-            self._database.composed(
-                "CREATE INDEX IF NOT EXISTS tiles_vector ON {tiles} USING hnsw (vector {operators})",
-                operators=operators,
-            )
-        )
-
-
-def _known_srid(cursor: Any, crs: str) -> int:
-    """The number under which this database knows a CRS; 0 if it does not, or there is none."""
-    if not crs:
-        return 0
-    reference = spatial_reference(crs)
-    if reference.GetAuthorityName(None) != "EPSG":
-        return 0
-    cursor.execute(
-        "SELECT srid FROM spatial_ref_sys WHERE auth_name = 'EPSG' AND auth_srid = %s",
-        [int(reference.GetAuthorityCode(None))],
-    )
-    return (cursor.fetchone() or (0,))[0]
-
-
-def _raster_from_row(row: Sequence[Any]) -> IndexedRaster:
-    number, path, look, fingerprint, stretch, date, done, planned = row
-    pairs = tuple((low, high) for low, high in json.loads(stretch))
-    return IndexedRaster(number, path, look, fingerprint, pairs, date, done, planned)
+            with contextlib.suppress(ClippanError), database.writing():
+                # The graph of neighbours is made quickly while it fits into memory (kB). Readers go on meanwhile.
+                memory = min(count * (2 * self.info.embedding_dim + _GRAPH_BYTES) // 1024, _BUILD_MEMORY_KB)
+                database.execute(
+                    "SELECT set_config('maintenance_work_mem', "
+                    "greatest(%s, pg_size_bytes(current_setting('maintenance_work_mem')) / 1024) || 'kB', true)",
+                    [memory],
+                )
+                database.execute(
+                    "CREATE INDEX IF NOT EXISTS tiles_vector ON {tiles} USING hnsw (vector {operators})",
+                    operators=_psycopg().sql.Identifier(f"{self._state.vector_type}_ip_ops"),
+                )
 
 
 def _ids(rows: Sequence[tuple[Any, ...]]) -> np.ndarray:
@@ -753,16 +669,3 @@ def _date(text: str) -> Optional[datetime.date]:
         return datetime.date.fromisoformat(text)
     except ValueError:  # not known, or not to the day
         return None
-
-
-def _polygon(outline: Sequence[float], srid: int) -> Optional[bytes]:
-    """Corners x, y, … as extended WKB."""
-    if not outline:
-        return None
-    ring = (*outline, *outline[:2])
-    return struct.pack(f"<BIIII{len(ring)}d", 1, _POLYGON, srid, 1, len(ring) // 2, *ring)
-
-
-def _corners(blob: Optional[bytes]) -> tuple[float, ...]:
-    """The corners of a polygon in WKB: a byte and three numbers say what it is and how long."""
-    return tuple(float(corner) for corner in np.frombuffer(blob, "<f8", offset=13)[:-2]) if blob else ()

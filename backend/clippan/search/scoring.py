@@ -9,13 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from clippan.core.context import Context
 
 _BATCH = 8192  # tiles at a time
+
+
+class TileScores(NamedTuple):
+    """How well tiles fit a search: confidence from 0 to 1, score from -1 to 1, and the number of the best text."""
+
+    confidence: np.ndarray
+    score: np.ndarray
+    best_text: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,8 @@ class SearchVectors:
         """With what all tiles are compared, (n, width): the larger the product, the better the fit."""
         return np.concatenate([self.texts - self.background.mean(axis=0), self.like - self.mean])
 
-    def score_tiles(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Confidence, score and best text (its number) of tiles, from their vectors float32 (n, width)."""
+    def score_tiles(self, vectors: np.ndarray) -> TileScores:
+        """Scores of tiles, from their vectors float32 (n, width)."""
         confidence = np.ones(len(vectors))
         score = np.full(len(vectors), -np.inf)
         best = np.zeros(len(vectors), np.int64)
@@ -64,7 +72,7 @@ class SearchVectors:
             score = score - (vectors @ self.without.T).max(axis=1).clip(0)
         if len(self.unlike):
             confidence *= 1 - self._similarity(vectors, self.unlike).max(axis=1)
-        return confidence, score, best
+        return TileScores(confidence, score, best)
 
     def _probability(self, vectors: np.ndarray, texts: np.ndarray) -> np.ndarray:
         """Softmax of each text against the background, (n, texts)."""
