@@ -26,7 +26,7 @@ from safetensors.torch import load_file  # noqa: E402
 from small_clip import make  # noqa: E402
 
 from clippan.core.errors import ClippanError  # noqa: E402
-from clippan.handlers import run  # noqa: E402
+from clippan.handlers import calibrate, run  # noqa: E402
 from clippan.jobs import JOBS, Context, Device, Method, Registration, from_json, to_json  # noqa: E402
 
 SIZE, RATIO, BANDS = 96, 2, 4
@@ -317,7 +317,7 @@ JOBS_WITH_RASTERS: dict[str, Trial] = {
             "field": "class",
             "output": place.at("run"),
             "model": place.model,
-            "size": 8,
+            "size": 16,
             "steps": 1,
             "batch": 4,
             "alpha": 1.0,
@@ -330,7 +330,7 @@ JOBS_WITH_RASTERS: dict[str, Trial] = {
             "sensor_rasters": [ms],
             "output": place.at("run"),
             "model": place.model,
-            "size": 8,
+            "size": 16,
             "steps": 1,
             "batch": 4,
         },
@@ -368,6 +368,12 @@ def job(name: str, values: dict[str, Any], log: Optional[list[str]] = None) -> A
         if name == "adapt" and figures:  # it has read and measured the rasters, which is what counts here
             return SimpleNamespace(before={str(number): float(text) for number, text in enumerate(figures.groups())})
         raise
+
+
+@pytest.fixture(autouse=True)
+def _few_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a raster holds does not depend on how many fits are compared."""
+    monkeypatch.setattr(calibrate, "_CANDIDATES", calibrate._CANDIDATES[:1])
 
 
 @pytest.fixture(scope="module")
