@@ -55,8 +55,8 @@ def test_plain_open_clip_and_ours_agree(ours, theirs):
     pictures = torch.rand(2, 3, 192, 192, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.inference_mode():
         assert torch.equal(tokenizer(texts), ours.tokenizer(texts))
-        assert torch.equal(model.encode_text(tokenizer(texts)), ours.model.encode_text(ours.tokenizer(texts)))
-        assert torch.equal(model.encode_image(pictures), ours.model.encode_image(pictures))
+        assert torch.equal(model.encode_text(tokenizer(texts)), ours.network.encode_text(ours.tokenizer(texts)))
+        assert torch.equal(model.encode_image(pictures), ours.network.encode_image(pictures))
     normalize = preprocess.transforms[-1]
     assert tuple(normalize.mean) == ours.preprocessing.mean
     assert tuple(normalize.std) == ours.preprocessing.std
@@ -107,7 +107,7 @@ def test_plain_pictures_are_ranked(ours):
     pixels = np.array([[22, 50, 78], [105, 145, 75]])[:, None, None] + noise
     pictures = torch.from_numpy(pixels / 127.5 - 1).permute(0, 3, 1, 2).float()
     texts = read(ours, [f"a satellite photo of {name}" for name in ("sea", "meadow")])
-    alike = unit(ours.model.encode_image(pictures)) @ texts.T
+    alike = unit(ours.network.encode_image(pictures)) @ texts.T
     assert alike[0, 0] > alike[0, 1]
     assert alike[0, 0] > alike[1, 0]
     assert alike[1, 1] > alike[0, 1]
@@ -118,11 +118,11 @@ def test_pictures_of_other_sizes_give_like_features(ours):
     """At multiples of 32, as the model card asks; the dense map's mean goes where the pooled features go."""
     draw = torch.Generator().manual_seed(2)
     coarse = torch.rand(1, 3, 7, 7, generator=draw) * 1.4 - 0.7
-    visual = ours.model.visual
+    visual = ours.network.visual
     features = []
     for edge in (224, 192, 256):
         picture = torch.nn.functional.interpolate(coarse, (edge, edge), mode="bicubic", align_corners=False)
-        features.append(unit(ours.model.encode_image(picture)))
+        features.append(unit(ours.network.encode_image(picture)))
         dense = visual.head(visual.trunk.forward_features(picture).permute(0, 2, 3, 1))
         assert torch.allclose(unit(dense.mean((1, 2))), features[-1], atol=1e-4)
     assert all((features[0] * other).sum() > 0.9 for other in features[1:])
@@ -143,7 +143,7 @@ def test_held_out_pictures_are_found_by_name(ours, name, floor, monkeypatch):
     edge = ours.preprocessing.pixels
     pixels = [np.array(Image.fromarray(item.pixels).resize((edge, edge), Image.Resampling.BICUBIC)) for item in items]
     inputs = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    features = torch.cat([unit(ours.model.encode_image(part)) for part in inputs.split(32)])
+    features = torch.cat([unit(ours.network.encode_image(part)) for part in inputs.split(32)])
     keys = list(words.CLASSES[name])
     texts = read(ours, [f"a satellite photo of {words.CLASSES[name][key]}." for key in keys])
     found = (features @ texts.T).argmax(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from clippan.catalogue.prompts import parse_prompts
@@ -101,6 +103,5 @@ def test_what_a_model_does_not_read_is_told() -> None:
 
 def test_a_model_of_whose_languages_nothing_is_known_is_trusted(monkeypatch) -> None:
     model = load_encoder("starter", Device.CPU, Context())
-    monkeypatch.setattr(type(model.spec), "languages", ())
-    monkeypatch.setattr(model, "model", type("Model", (), {"label": "Mine", "languages": ()}))
+    monkeypatch.setattr(model, "spec", dataclasses.replace(model.spec, languages=()))
     assert model.text_warnings(["水"]) == []
