@@ -153,8 +153,8 @@ class NumberAdapter(ParameterAdapter):
     """A number; one without a default may be left empty."""
 
     def definition(self):
-        kind = Qgis.ProcessingNumberParameterType
-        kind = kind.Integer if self.param.type is int else kind.Double
+        types = Qgis.ProcessingNumberParameterType
+        kind = types.Integer if self.param.type is int else types.Double
         default = None if self.param.required else self.param.default
         definition = QgsProcessingParameterNumber(self.name, self.label, kind, default, optional=default is None)
         minimum = self.param.low if self.param.above is None else self.param.above + _SMALLEST

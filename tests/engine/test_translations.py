@@ -40,7 +40,7 @@ def test_texts_of_every_kind_are_gathered(messages) -> None:
         "Tile size",  # a declaration
         "Cloud-optimised GeoTIFF (COG)",  # a choice
         "pixels",  # a unit
-        "“{title}” is {value}; it has to be {constraint}.",  # an error
+        "“{title}” is {value}; it has to be between {low} and {high}.",  # an error
         "Mean confidence",  # the heading of a table
         "Segment by text",  # an algorithm
         "Spatial correlation SCC",
