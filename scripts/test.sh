@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All checks, the quick ones first; stops at the first that fails. Arguments choose parts: lint, engine, plugin,
-# endtoend, or files like engine/test_grid.py.
+# All checks, the quick ones first, and all tests but those marked slow; stops at the first that fails. Arguments choose
+# parts, with their slow tests: lint, engine, plugin, endtoend, files like engine/test_grid.py, or all.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
@@ -20,11 +20,16 @@ lint() {
 run_tests() {
     local options=(--durations=5)
     [[ $1 == plugin* ]] || options+=(-p no:pytest_qgis)
-    [[ $1 == *.py* ]] || { options+=(--numprocesses=logical --dist=worksteal); export OMP_NUM_THREADS=1; }
+    if [[ $1 != *.py* ]]; then
+        options+=(--numprocesses=logical --dist=worksteal "${selection[@]}")
+        export OMP_NUM_THREADS=1
+    fi
     $python -m pytest "${options[@]}" "tests/$1"
 }
 
-(($#)) || set -- lint engine plugin endtoend
+selection=()
+(($#)) || { selection=(-m "not slow"); set -- lint engine plugin endtoend; }
+[[ $* != all ]] || set -- lint engine plugin endtoend
 for part; do
     title "$part"
     if [[ $part == lint ]]; then lint; else run_tests "$part"; fi

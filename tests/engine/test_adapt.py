@@ -164,6 +164,7 @@ def test_what_must_not_get_worse():
     assert module._acceptable(before, {**before, "SAM": 1.9, "HP_correlation": 0.945})
 
 
+@pytest.mark.slow
 def test_the_time_budget_holds(pair, request_for, quick, monkeypatch, tmp_path):
     made = pair(size=192)
     started = time.monotonic()
@@ -339,6 +340,7 @@ def test_patches_are_cut_from_the_window_as_it_is(pair):
     assert training_scene.CachedWindow.of(whole, 300) is None
 
 
+@pytest.mark.slow
 def test_clip_supervises(pair, request_for, quick, monkeypatch):
     monkeypatch.setattr(module, "_ADAPTER_STEPS", 1)
     request = request_for(pair(size=128), clip="starter", steps=8)

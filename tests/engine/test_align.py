@@ -80,6 +80,7 @@ def asked(tmp_path: Path, pair: tuple[str, str], model: str, **options: Any) -> 
     )
 
 
+@pytest.mark.slow
 def test_the_student_comes_nearer_to_the_teacher_and_goes_to_work(tmp_path, pair, models):
     words = "water; forest; road"
     request = asked(
@@ -244,6 +245,7 @@ def test_recall_counts_ranks():
     assert align.chance_recall(12).at_5 == pytest.approx(5 / 12)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, pair, models):
     whole = run(asked(tmp_path, pair, models["convolutions"], output=str(tmp_path / "whole")))
     seen: list[str] = []
@@ -386,6 +388,7 @@ def test_a_mark_that_nobody_declared_is_no_value(tmp_path, pair, models, mark, a
     assert done.chips < 0.6 * 15 * 19
 
 
+@pytest.mark.slow
 def test_land_that_is_also_trained_on_is_told(tmp_path, pair, models):
     colours, sensed = land()
     model = models["convolutions"]

@@ -147,6 +147,7 @@ def test_the_same_request_gives_the_same_bytes_whatever_the_tiles(mapped, tmp_pa
     np.testing.assert_array_equal(first, small)
 
 
+@pytest.mark.slow
 def test_diffclip_maps_the_same_whatever_the_tiles(mapped, model, raster, tmp_path, monkeypatch) -> None:
     encoder = tmp_path / "scene.safetensors"
     path = raster("scene.tif", fields()[0], pixel=10.0)
@@ -165,6 +166,7 @@ def test_diffclip_maps_the_same_whatever_the_tiles(mapped, model, raster, tmp_pa
     assert np.abs(made("parts.tif") - first).mean() < 0.05
 
 
+@pytest.mark.slow
 def test_an_encoder_of_another_scene_is_told(mapped, model, raster, tmp_path) -> None:
     values, _ = fields()
     encoder = str(tmp_path / "scene.safetensors")
@@ -229,6 +231,7 @@ def test_a_rival_maps(mapped, method) -> None:
     assert result.chosen == ()
 
 
+@pytest.mark.slow
 def test_auto_compares_all_and_says_so(mapped, model, tmp_path) -> None:
     encoder = tmp_path / "scene.safetensors"
     result = mapped(method=Classifier.AUTO, steps=3, save_encoder=str(encoder))

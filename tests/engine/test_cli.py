@@ -265,6 +265,7 @@ def test_help_and_version_load_no_library():
     assert answer.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_the_whole_way(scene, tmp_path):
     """Fuse and assess as a user does, with blanks and letters of the world in the paths."""
     folder = tmp_path / "mit Leerzeichen – ü"

@@ -143,6 +143,7 @@ def test_pansharpening_a_sparse_scene_is_that_of_a_dense_one(tmp_path, method) -
     assert stored_blocks == gdal.GDAL_DATA_COVERAGE_STATUS_EMPTY
 
 
+@pytest.mark.slow
 def test_a_huge_sparse_raster_is_planned_and_written_in_seconds(tmp_path) -> None:
     size, at = 200_000, 130_000
     begun = time.monotonic()

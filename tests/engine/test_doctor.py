@@ -42,6 +42,7 @@ def without(monkeypatch, *names, error=None):
     monkeypatch.setattr(importlib, "import_module", fake)
 
 
+@pytest.mark.slow
 def test_this_engine_works():
     result = run(DoctorRequest(device=Device.CPU))
     assert result.ok

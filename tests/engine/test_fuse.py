@@ -60,6 +60,7 @@ def test_tiles_and_threads_do_not_show(scene, tmp_path, method, sensor):
     assert np.array_equal(read_raster(str(tmp_path / "whole.tif")), read_raster(str(tmp_path / "tiles.tif")))
 
 
+@pytest.mark.slow
 def test_tiles_do_not_show_on_odd_grids_with_holes(tmp_path):
     rng = np.random.default_rng(1)
     ms = rng.uniform(100, 900, (5, 210, 190)).astype("float32")
@@ -94,6 +95,7 @@ def test_gpu_blocks_are_cut_out_right(scene, tmp_path, monkeypatch):
     assert np.array_equal(read_raster(str(tmp_path / "small.tif")), read_raster(str(tmp_path / "large.tif")))
 
 
+@pytest.mark.slow
 def test_a_gpu_without_enough_memory_gets_smaller_blocks(scene, tmp_path, monkeypatch):
     pair = scene(size=1200)
     monkeypatch.setattr(neural, "supports_bfloat16", lambda: False)  # nor does a GPU
@@ -398,6 +400,7 @@ def test_a_pan_of_floats_costs_no_value_unless_it_has_holes(scene, tmp_path, hol
     assert (read_raster(result.output)[:, 50:70, 50:70] == (1 if hole else 0)).all()
 
 
+@pytest.mark.slow
 def test_a_scene_of_more_windows_than_are_measured(scene, tmp_path, monkeypatch):
     pair = scene(size=1536)
     sharpen(pair, tmp_path / "all.tif")

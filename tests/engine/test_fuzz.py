@@ -241,6 +241,7 @@ class Sink(io.TextIOBase):
 CODES = {worker.FAILED, worker.WRONG_PROTOCOL, worker.UNKNOWN_METHOD, worker.PARSE_ERROR, worker.CANCELLED}
 
 
+@pytest.mark.slow
 def test_lines_of_the_worker(monkeypatch, tmp_path):
     chance = random.Random(SEED)
     idle = SimpleNamespace(run=lambda request, context: request)  # the files that jobs read are damaged below
@@ -398,6 +399,7 @@ def with_table(path: Path, chance: random.Random) -> str:
     return f"{statement} {value!r:.200}"
 
 
+@pytest.mark.slow
 def test_indexes(index, tmp_path):
     path, raster = index
     chance, trial = random.Random(SEED), Trial()

@@ -148,6 +148,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield Bench(tmp_path_factory.mktemp("golden"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_job_computes_what_it_did(bench: Bench, name: str) -> None:
     found = describe(bench, name)

@@ -251,6 +251,7 @@ def test_release_is_the_same_twice(release: Path, tmp_path: Path) -> None:
     assert (tmp_path / release.name).read_bytes() == release.read_bytes()
 
 
+@pytest.mark.slow
 def test_release_passes_the_portals_security_rules(release: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(release) as archive:
         archive.extractall(tmp_path)

@@ -334,6 +334,7 @@ def test_an_extent(model, index, raster):
         index(path, output="c.gpkg", extent=(0.0, 0.0, 1.0, 1.0), crs="nowhere")
 
 
+@pytest.mark.slow
 def test_a_web_map_is_too_much_without_an_extent(model, index, tmp_path):
     description = tmp_path / "map.xml"
     description.write_text(
@@ -649,6 +650,7 @@ run(IndexRequest(rasters=({raster!r},), output={output!r}, tile=(16,), overlap=0
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_commits_leaves_an_index_that_goes_on(model, index, raster, tmp_path):
     path, output = raster("a.tif", quadrants()), str(tmp_path / "index.gpkg")
     program = KILLED.format(folder=str(Path(__file__).parent), raster=path, output=output)

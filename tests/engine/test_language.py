@@ -209,6 +209,7 @@ def stage_one(supervisor: ClipSupervisor, batch: PatchBatch, steps: int) -> tupl
     return history[0], history[-1]
 
 
+@pytest.mark.slow
 def test_stage_one_makes_a_supervisor_of_a_real_clip(starter: FrozenCLIP) -> None:
     torch.manual_seed(0)
     supervisor, other = ClipSupervisor(starter, 4), make(seed=1)

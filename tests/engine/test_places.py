@@ -84,6 +84,7 @@ def index(tmp_path_factory):
     return str(made / "shore.gpkg")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AREAS)
 def test_the_right_places_come_first(index, name):
     drawn = area(name)

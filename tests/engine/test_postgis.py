@@ -298,6 +298,7 @@ FILTERS = {
 }
 
 
+@pytest.mark.slow
 def test_the_same_as_the_file(both):
     file, shared, vectors = both
     assert shared.info == file.info
@@ -458,6 +459,7 @@ def holder(name):
             process.kill()
 
 
+@pytest.mark.slow
 def test_one_writes_and_others_read(name):
     fill(name)
     before = backends.open_reader(name)

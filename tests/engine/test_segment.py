@@ -458,6 +458,7 @@ def points(path, features, layers=("s",)):
     return str(path)
 
 
+@pytest.mark.slow
 def test_labels_outside_are_told_and_their_class_is_named(calibrated, tmp_path) -> None:
     values, _ = stripes()
     features = [(10, 10, "red"), (60, 10, "green"), (20, 90, "red"), (700, 5, "blue"), (800, 5, "green")]

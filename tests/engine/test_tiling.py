@@ -70,6 +70,7 @@ def test_pansharpening(pair, tmp_path, method):
     same()
 
 
+@pytest.mark.slow
 @given(
     seeds, st.integers(20, 70), st.integers(20, 70), st.integers(3, 12), st.sampled_from([1, 2, 4]), st.integers(2, 9)
 )
@@ -91,6 +92,7 @@ def test_edges_that_follow_the_picture(seed, height, width, radius, cell, parts)
         assert torch.equal(part[:, own_rows, own_columns], expected)
 
 
+@pytest.mark.slow
 @given(seeds, st.integers(5, 50), st.integers(5, 50), st.integers(1, 5), st.integers(4, 40))
 @settings(max_examples=20)
 def test_smoothing_of_a_map_of_classes(seed, height, width, radius, size):
@@ -122,6 +124,7 @@ def padded(image: torch.Tensor, window: Window, reach: int) -> torch.Tensor:
     return wide[..., window.y : window.y + window.height + 2 * reach, window.x : window.x + window.width + 2 * reach]
 
 
+@pytest.mark.slow
 @given(seeds, st.integers(BLOCK, 130), st.integers(BLOCK, 130), st.integers(1, 5), st.integers(1, 4))
 @settings(max_examples=15)
 def test_figures_of_a_scene(seed, height, width, bands, blocks):

@@ -752,6 +752,7 @@ def test_a_network_of_a_fixed_number_of_bands_is_bound_to_it(data, recipe, tmp_p
         trained.check_bands(3)
 
 
+@pytest.mark.slow
 def test_both_stages_of_clippan(data, recipe, tmp_path):
     if not MODELS["starter"].path.is_file():
         pytest.skip("the starter CLIP is not in this checkout")

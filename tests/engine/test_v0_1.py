@@ -65,6 +65,7 @@ def test_an_adapted_fusion_model_pansharpens(bench: Bench, tmp_path: Path) -> No
     assert np.corrcoef(found.ravel(), shipped.ravel())[0, 1] > 0.95
 
 
+@pytest.mark.slow
 def test_a_pretrained_scene_classifies(bench: Bench, tmp_path: Path) -> None:
     asked = {"rasters": bench.small, "samples": bench.places, "field": "class", "repeats": 0}
     files = {"output": str(tmp_path / "map.tif"), "encoder": str(OLD / "scene.safetensors")}

@@ -268,6 +268,7 @@ def test_end_of_input_cancels_the_running_job(client):
     assert time.monotonic() - started < 2
 
 
+@pytest.mark.slow
 def test_as_a_module():
     backend = str(Path(clippan.__file__).parents[1])
     message = json.dumps(
@@ -291,6 +292,7 @@ def test_as_a_module():
     assert answer["result"]["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking")
 def test_asked_to_end_it_cleans_up(scene, tmp_path):
     pair = scene(size=2048)

@@ -97,6 +97,7 @@ def test_check_engine_shows_the_doctors_text(run, fake, feedback):
     assert str(path) in results["REPORT"]
 
 
+@pytest.mark.slow
 def test_check_engine_with_the_real_engine(run, engine, feedback):
     results = run("checkengine", {}, feedback)
     assert results["OK"] is True, results

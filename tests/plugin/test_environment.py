@@ -112,6 +112,7 @@ def folder_of(settings):
     return environment.environment_folder(settings.cache_folder)
 
 
+@pytest.mark.slow
 def test_set_up_from_a_folder_of_wheels(run, wheels, settings, feedback):
     results = run("setupengine", {"WHEELS": str(wheels)}, feedback)
     path = Path(results["PYTHON"])
@@ -137,6 +138,7 @@ def test_set_up_from_a_folder_of_wheels(run, wheels, settings, feedback):
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.slow
 def test_a_failed_run_names_the_cause_and_the_next_one_goes_on(run, wheels, settings, tmp_path):
     poor = tmp_path / "poor"
     poor.mkdir()
@@ -163,6 +165,7 @@ def test_a_failed_run_names_the_cause_and_the_next_one_goes_on(run, wheels, sett
     assert environment.is_complete(folder_of(settings))
 
 
+@pytest.mark.slow
 def test_what_does_not_work_is_not_called_ready(run, wheels, settings, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -174,6 +177,7 @@ def test_what_does_not_work_is_not_called_ready(run, wheels, settings, tmp_path)
     assert not environment.is_complete(folder_of(settings))
 
 
+@pytest.mark.slow
 def test_cancel_stops_at_once_and_the_next_run_goes_on(run, wheels, settings, quiet_seconds):
     feedback = Feedback()
     push = feedback.pushInfo
@@ -192,6 +196,7 @@ def test_cancel_stops_at_once_and_the_next_run_goes_on(run, wheels, settings, qu
     assert environment.is_complete(folder_of(settings))
 
 
+@pytest.mark.slow
 def test_an_index_that_cannot_be_reached_is_no_dead_end(run, wheels, settings, feedback, monkeypatch, tmp_path):
     """torch from PyPI instead, and the log says so; the mirror that the user's pip knows stands in for PyPI."""
     monkeypatch.setenv("PIP_INDEX_URL", package_index(tmp_path / "simple", wheels).as_uri())
@@ -209,6 +214,7 @@ def installed_torch(settings):
     return [line.rsplit("/")[-1] for line in lines if line.startswith("torch")]
 
 
+@pytest.mark.slow
 def test_torch_comes_from_its_index_alone(run, indexes, settings, feedback, pip_conf, tmp_path):
     """A newer torch in another place of the user's pip would not fit the index's torchvision."""
     bait = tmp_path / "bait"
@@ -223,6 +229,7 @@ def test_torch_comes_from_its_index_alone(run, indexes, settings, feedback, pip_
     assert not any("could not be downloaded" in line for line in feedback.lines)
 
 
+@pytest.mark.slow
 def test_a_site_says_which_release_but_not_where_it_goes(
     run, indexes, settings, feedback, pip_conf, tmp_path, monkeypatch
 ):
@@ -251,6 +258,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 def test_a_setting_that_stands_in_the_way_is_named(run, indexes, pip_conf, tmp_path, monkeypatch):
     """The environment is made once; each next run goes on from there, and fails in its own way."""
     cap = tmp_path / "cap.txt"

@@ -351,6 +351,7 @@ def test_cancelling_leaves_nothing(run, fake, inputs, tmp_path):
     assert not list(tmp_path.glob("map.tif*"))
 
 
+@pytest.mark.slow
 def test_the_real_engine_makes_a_map(run, engine, context, tmp_path):
     """Three kinds of field, in squares of 24 pixels, with a small polygon in each square."""
     random, edge = np.random.default_rng(0), 24

@@ -124,6 +124,7 @@ class Interrupting(Feedback):
             interrupt(self)
 
 
+@pytest.mark.slow
 def test_cancel_in_mid_run(run, large, quiet_seconds):
     feedback = Interrupting(Feedback.cancel_now)
     with pytest.raises(QgsProcessingException, match=r"^Cancelled; nothing was written\.$"):
@@ -132,6 +133,7 @@ def test_cancel_in_mid_run(run, large, quiet_seconds):
     assert not list(Path(large["OUTPUT"]).parent.glob("out.tif*"))
 
 
+@pytest.mark.slow
 def test_an_engine_killed_in_mid_run(run, large, parameters):
     feedback = Interrupting(lambda _: os.kill(worker.shared._process._popen.pid, signal.SIGKILL))
     with pytest.raises(QgsProcessingException, match=r"ended during the run \(signal 9\)"):

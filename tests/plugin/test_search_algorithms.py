@@ -206,6 +206,7 @@ def test_a_catalogue_can_be_named(run, asked, tmp_path):
     assert asked()[-1]["index"] == "postgresql://me@host/db"
 
 
+@pytest.mark.slow
 def test_the_real_engine(run, engine, tmp_path):
     if not MODELS["starter"].path.is_file():
         pytest.skip("the starter model is not there")
