@@ -181,7 +181,7 @@ def main() -> None:
         done = run(request, Context(log=lambda line: print(line, flush=True)))
         tuned = opened(str(base))
         state = torch.load(root / "run" / "checkpoint.pt", weights_only=True)
-        tuned.model.visual.load_state_dict(state["visual"])
+        tuned.network.visual.load_state_dict(state["visual"])
         kept = [others(loaded, known, options.pixels) for loaded in (opened(str(base)), opened(done.model), tuned)]
     text = report(options, done, kept, len(known), len(task))
     print(text)

@@ -194,7 +194,7 @@ def _route_method(arguments: Sequence[str]) -> list[str]:
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs the command and returns its exit code."""
     if arguments is None:
-        utf8.ensure("clippan.cli")
+        utf8.restart_in_utf8_mode("clippan.cli")
     sleep_idle_threads()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a Windows console may not know every letter of a path

@@ -154,7 +154,7 @@ def _free_gpu() -> None:
 
 def main() -> None:
     """Serves on this process's stdin and stdout; anything a library prints goes to stderr instead."""
-    utf8.ensure("clippan.worker")
+    utf8.restart_in_utf8_mode("clippan.worker")
     sleep_idle_threads()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sink = os.fdopen(os.dup(1), "w", encoding="utf-8")

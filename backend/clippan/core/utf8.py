@@ -10,11 +10,11 @@ from typing import Any
 from clippan.core.errors import ClippanError
 
 
-def check(value: Any) -> None:
+def check_encodable(value: Any) -> None:
     """Raises ClippanError if a text among plain JSON values is not UTF-8, as GDAL and our formats want it."""
     if isinstance(value, (Mapping, list, tuple)):
         for item in value.values() if isinstance(value, Mapping) else value:
-            check(item)
+            check_encodable(item)
     elif isinstance(value, str) and "\0" in value:
         raise ClippanError(
             "“{text}” contains a NUL character, which names cannot have; remove it.", text=value.replace("\0", "\\0")
@@ -30,7 +30,7 @@ def check(value: Any) -> None:
             ) from None
 
 
-def ensure(module: str) -> None:
+def restart_in_utf8_mode(module: str) -> None:
     """Restarts this program in Python's UTF-8 mode where the locale has another encoding, or none (cron, containers);
     ``module`` is being run, where Python does not record how it was started."""
     if sys.platform == "win32" or sys.getfilesystemencoding() == "utf-8" or not sys.executable:

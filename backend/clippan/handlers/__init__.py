@@ -23,7 +23,7 @@ def run(request: Request, context: Optional[Context] = None) -> Any:
     Raises:
         ClippanError: one sentence with the cause and the remedy.
     """
-    utf8.check(to_json(request))
+    utf8.check_encodable(to_json(request))
     request.validate()
     if any(request.outputs) and request.inputs:
         files = _import_module("clippan.raster.files")  # needs GDAL, which not every job does

@@ -41,7 +41,7 @@ def open_dataset(path: str, what: str, all_bands: bool = False) -> gdal.Dataset:
         what: how a sentence calls it, as in "panchromatic raster".
         all_bands: take every band tagged as alpha as an image band.
     """
-    utf8.check(path)  # in a folder that was named there may be others
+    utf8.check_encodable(path)  # in a folder that was named there may be others
     try:
         dataset = gdal.OpenEx(path, gdal.OF_RASTER | gdal.OF_VERBOSE_ERROR)
     except RuntimeError as error:
