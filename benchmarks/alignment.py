@@ -59,7 +59,7 @@ def named(model: str, raster: Path, windows: Sequence[Window]) -> list[str]:
     """What a model calls chips of a raster."""
     clip = load_encoder(model, Device.CPU, Context())
     scene = Renderer(str(raster), RenderOptions(), channels=clip.channels)
-    pictures = np.stack([scene.picture(window, clip.pixels)[0] for window in windows])
+    pictures = np.stack([scene.picture(window, clip.image_size)[0] for window in windows])
     words = list(COVER.values())
     return [words[place] for place in (clip.encode_images(pictures) @ clip.encode_texts(words).T).argmax(1)]
 

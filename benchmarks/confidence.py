@@ -39,7 +39,7 @@ class Collection:
         found = pictures.scenes(DATA, name, part)
         labels = sorted({item.label for item in found})
         self.prompts = tuple(words.CLASSES[name][label] for label in labels)
-        edge = (model.pixels, model.pixels)
+        edge = (model.image_size, model.image_size)
         resized = [np.asarray(Image.fromarray(item.pixels).resize(edge, Image.Resampling.BICUBIC)) for item in found]
         self.vectors = model.encode_images(np.stack(resized).transpose(0, 3, 1, 2))
         self.texts, self.background = model.encode_texts(self.prompts), model.encode_texts(background_phrases())
@@ -94,7 +94,7 @@ def main() -> None:
         "| confidence | EuroSAT: pairs | mean confidence | right | UC Merced: pairs | mean confidence | right |",
         "|---|---|---|---|---|---|---|",
     ]
-    found = [(item.confidence(model.scale), item.truth) for item in collections]
+    found = [(item.confidence(model.logit_scale), item.truth) for item in collections]
     for low, high in zip(BANDS, BANDS[1:]):
         cells = []
         for confidence, truth in found:

@@ -182,7 +182,7 @@ class Bench:
         self.scene, self.work = scene, work
         model = clip("starter", Device.CPU, Context())
         self.words = model.encode_texts([word for words in scene.prompts for word in words])
-        self.words = self.words.reshape(len(scene.prompts), -1, model.width)
+        self.words = self.words.reshape(len(scene.prompts), -1, model.embedding_dim)
 
     @functools.cache  # noqa: B019
     def vectors(self, kind: str) -> np.ndarray:
@@ -210,7 +210,7 @@ class Bench:
         large = torch.nn.functional.interpolate(picture, scale_factor=zoom, mode="bicubic").clamp(0, 255)
         around = (0, edge - large.shape[3], 0, edge - large.shape[2])
         ready = torch.nn.functional.pad(large, around, mode="replicate").to(torch.uint8).numpy()
-        cells, _ = model.cell_cosines(ready, np.eye(model.width, dtype=np.float32))
+        cells, _ = model.cell_cosines(ready, np.eye(model.embedding_dim, dtype=np.float32))
         fine = torch.nn.functional.interpolate(torch.from_numpy(cells), size=(edge // zoom,) * 2, mode="bilinear")
         return fine[0, :, :height, :width].flatten(1).T.contiguous().numpy()
 

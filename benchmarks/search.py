@@ -65,7 +65,7 @@ class Words:
 
     def __init__(self) -> None:
         self.spec = type("Model", (), {"id": "random", "label": "Random vectors"})
-        self.sha256, self.width, self.pixels, self.scale = "", WIDTH, 192, 50.0
+        self.sha256, self.embedding_dim, self.image_size, self.logit_scale = "", WIDTH, 192, 50.0
 
     def encode_texts(self, texts):  # type: ignore[no-untyped-def]
         """One vector a text, always the same."""
@@ -154,8 +154,8 @@ def throughput(folder: Path, model: str, size: int) -> list[str]:
     engine = load_encoder(model, Device.AUTO, Context())
     set_threads(2)
     scene = Renderer(path, RenderOptions(overlap=0.0))
-    tiles = list(scene.tile_plan(engine.pixels).tiles())
-    pictures = np.stack([scene.picture(window, engine.pixels)[0] for _, window, _ in tiles])
+    tiles = list(scene.tile_plan(engine.image_size).tiles())
+    pictures = np.stack([scene.picture(window, engine.image_size)[0] for _, window, _ in tiles])
     engine.encode_images(pictures[:64])
     rates: dict[str, list[float]] = {"bare": [], "index": []}
     for number in range(3):  # in turns: the machine's speed is not the same all the time

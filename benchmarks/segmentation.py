@@ -124,7 +124,7 @@ def without_dense(where: Sequence[Place], classes: str, edge: int, model: str) -
         scene = Renderer(place.path, RenderOptions())
         found = np.zeros(place.truth.shape, np.uint8)
         for window in tiles(scene.grid.width, scene.grid.height, edge):
-            picture, _ = scene.picture(window, eye.pixels)
+            picture, _ = scene.picture(window, eye.image_size)
             likeness = eye.encode_images(picture[None]) @ sought.vectors.T
             found[window.y : window.y + window.height, window.x : window.x + window.width] = (
                 sought.class_of[likeness.argmax()] + 1
@@ -139,7 +139,7 @@ def side_by_side() -> Iterator[None]:
     real = sliding.SlidingWindows.of.__func__  # type: ignore[attr-defined]
 
     def of(cls: Any, model: Any, width: int, height: int, edge: int, part: Window) -> sliding.SlidingWindows:
-        cells = model.pixels * (sliding.INPUT_SCALE if model.any_size else 1) // model.output_stride
+        cells = model.image_size * (sliding.INPUT_SCALE if model.any_size else 1) // model.output_stride
         return real(cls, model, width, height, edge, part, cells)
 
     with mock.patch.object(similarity.SlidingWindows, "of", classmethod(of)):

@@ -25,10 +25,10 @@ def unit(vectors):
 class ColourEncoder:
     """Looks like ``clip.encoder.ClipEncoder``."""
 
-    def __init__(self, sha256="1" * 64, pixels=16, batch=8, name="colours"):
+    def __init__(self, sha256="1" * 64, image_size=16, batch=8, name="colours"):
         self.spec = SimpleNamespace(id=name, label=name.title())
-        self.sha256, self.pixels, self.batch = sha256, pixels, batch
-        self.device, self.width, self.scale = torch.device("cpu"), 4, 20.0
+        self.sha256, self.image_size, self.batch = sha256, image_size, batch
+        self.device, self.embedding_dim, self.logit_scale = torch.device("cpu"), 4, 20.0
         self.output_stride, self.any_size, self.channels = 4, False, None
         self.seen = 0
 

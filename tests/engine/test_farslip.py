@@ -509,7 +509,7 @@ def test_a_training_learns_and_its_folder_is_a_model(classes, boxed, models, tow
     monkeypatch.chdir(tmp_path)
     used = load_encoder("run", Device.CPU, Context())
     assert used.spec.label == "run"
-    pictures = np.stack([coloured(colour, 99, used.pixels).transpose(2, 0, 1) for colour in COLOURS.values()])
+    pictures = np.stack([coloured(colour, 99, used.image_size).transpose(2, 0, 1) for colour in COLOURS.values()])
     cosines = used.encode_images(pictures) @ used.encode_texts(["red soil", "green field", "open water"]).T
     assert cosines.argmax(1).tolist() == [0, 1, 2]
     about = json.loads((tmp_path / "run" / CONFIG).read_text(encoding="utf-8"))["clippan"]

@@ -570,7 +570,7 @@ def test_bad_requests(options, sentence):
 
 def test_tiles_of_a_web_map(index, tmp_path, monkeypatch):
     """A server on this machine, whose tiles are red, green, blue or yellow by the parity of their column and row."""
-    use(monkeypatch, ColourEncoder(pixels=256))  # smaller pictures would be read from a coarser zoom level
+    use(monkeypatch, ColourEncoder(image_size=256))  # smaller pictures would be read from a coarser zoom level
     pictures = {}
     for number, colour in enumerate(QUADRANTS):
         picture = gdal.GetDriverByName("MEM").Create("", 256, 256, 3, gdal.GDT_Byte)

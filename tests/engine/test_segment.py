@@ -157,7 +157,7 @@ def test_a_tower_of_any_size_sees_larger_pictures_with_the_same_cells(monkeypatc
 @pytest.mark.parametrize("any_size", [False, True])
 @pytest.mark.parametrize("more", [*range(0, 40, 3)])
 def test_windows_cover_every_pixel_of_the_part(part, cells, any_size, more) -> None:
-    model = ColourEncoder(pixels=4 * cells)
+    model = ColourEncoder(image_size=4 * cells)
     model.any_size = any_size
     width, height = 500 + more, 300 + more
     part = Window(part.x + more, part.y + more, part.width, part.height) if part.x else Window(0, 0, width, height)

@@ -50,7 +50,7 @@ def class_vectors(encoder: ClipEncoder, table: PromptTable, with_background: boo
     vectors, class_of = [], []
     for number, prompt in enumerate(table.classes):
         if prompt.vector:
-            if table.model != encoder.spec.id or len(prompt.vector) != encoder.width:
+            if table.model != encoder.spec.id or len(prompt.vector) != encoder.embedding_dim:
                 raise ClippanError(
                     "The prompt table was calibrated for the model {model}, not for {id}; choose that model, or "
                     "calibrate the table again.",

@@ -42,9 +42,9 @@ class ClipEncoder:
         spec: its entry in the registry.
         sha256: of its weights.
         device: where it runs.
-        pixels: edge of the input pictures.
-        width: length of a vector.
-        scale: the trained logit scale, which turns cosines into logits.
+        image_size: edge of the input pictures.
+        embedding_dim: length of a vector.
+        logit_scale: as trained; it turns cosines into logits.
         batch: pictures per batch; halved when GPU memory runs out.
         channels: the input bands if they are not red, green and blue; pictures are then float32 (n, bands, edge, edge),
             0 to 1, instead of uint8.
@@ -53,19 +53,19 @@ class ClipEncoder:
     spec: Model
     sha256: str
     device: torch.device
-    pixels: int
-    width: int
-    scale: float
+    image_size: int
+    embedding_dim: int
+    logit_scale: float
     batch: int
     _loaded: load.LoadedModel
     _texts: dict[str, np.ndarray]
     channels: Optional[Channels] = None
 
     def encode_images(self, pictures: np.ndarray) -> np.ndarray:
-        """Vectors of length 1, float32 (n, width), of pictures: uint8 (n, 3, pixels, pixels) in red, green and blue, or
-        float32 for a model with channels."""
+        """Vectors of length 1, float32 (n, embedding_dim), of pictures: uint8 (n, 3, image_size, image_size) in red, green
+        and blue, or float32 for a model with channels."""
         if not len(pictures):
-            return np.empty((0, self.width), np.float32)
+            return np.empty((0, self.embedding_dim), np.float32)
 
         def encode(values: Tensor) -> tuple[Tensor]:
             return (functional.normalize(self._loaded.network.encode_image(values).float(), dim=-1),)
@@ -77,7 +77,7 @@ class ClipEncoder:
 
         Args:
             pictures: as for ``encode_images``; the edge may be any multiple of ``output_stride`` if ``any_size``.
-            texts: vectors, float32 (k, width).
+            texts: vectors, float32 (k, embedding_dim).
 
         Returns:
             float32 (n, k, edge / output_stride, edge / output_stride) for the cells, and (n, k) for the whole pictures.
@@ -103,7 +103,7 @@ class ClipEncoder:
 
     @property
     def any_size(self) -> bool:
-        """Whether ``cell_cosines`` takes pictures with another edge than ``pixels``."""
+        """Whether ``cell_cosines`` takes pictures with another edge than ``image_size``."""
         return dense.any_size(self._loaded.network)
 
     def _batched(
@@ -128,7 +128,7 @@ class ClipEncoder:
         return [np.concatenate(values) for values in zip(*parts)]
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of length 1 of texts, float32 (n, width), averaged over ``TEMPLATES``."""
+        """Vectors of length 1 of texts, float32 (n, embedding_dim), averaged over ``TEMPLATES``."""
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if len(self._texts) + len(new) > _MAX_CACHED_TEXTS:
             self._texts.clear()
@@ -144,7 +144,7 @@ class ClipEncoder:
 
 @torch.no_grad()
 def zero_shot_weights(loaded: load.LoadedModel, texts: Sequence[str]) -> Tensor:
-    """Unit vectors (n, width) of texts, averaged over ``TEMPLATES``: of class names, a zero-shot classifier."""
+    """Unit vectors (n, embedding_dim) of texts, averaged over ``TEMPLATES``: of class names, a zero-shot classifier."""
     sentences = [template.format(text) for text in texts for template in TEMPLATES]
     device = next(loaded.network.parameters()).device
     found = functional.normalize(loaded.network.encode_text(loaded.tokenizer(sentences).to(device)).float(), dim=-1)
@@ -213,16 +213,16 @@ def load_encoder(name: str, device: Device, context: Context) -> ClipEncoder:
 
 def _load_encoder(model: Model, path: Path, device: torch.device, context: Context) -> ClipEncoder:
     loaded = load.load_model(path, model, device)
-    pixels = loaded.preprocessing.pixels
+    image_size = loaded.preprocessing.pixels
     bands = len(loaded.preprocessing.mean)
-    _fuse_batch_norms(loaded.network.visual, torch.rand(1, bands, pixels, pixels, device=device))
+    _fuse_batch_norms(loaded.network.visual, torch.rand(1, bands, image_size, image_size, device=device))
     loaded.network.visual.to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        width = loaded.network.encode_text(loaded.tokenizer(["a"]).to(device)).shape[-1]
-    scale = loaded.network.logit_scale.detach().exp().item()
+        embedding_dim = loaded.network.encode_text(loaded.tokenizer(["a"]).to(device)).shape[-1]
+    logit_scale = loaded.network.logit_scale.detach().exp().item()
     sha256 = weights_sha256(model, path, context)
     batch = 256 if device.type == "cuda" else 32
-    return ClipEncoder(model, sha256, device, pixels, width, scale, batch, loaded, {}, model.channels)
+    return ClipEncoder(model, sha256, device, image_size, embedding_dim, logit_scale, batch, loaded, {}, model.channels)
 
 
 def _fuse_batch_norms(network: torch.nn.Module, picture: Tensor) -> None:

@@ -70,7 +70,7 @@ class SlidingWindows:
         raster. By default the step depends on the model.
         """
         input_scale = INPUT_SCALE if encoder.any_size else 1
-        pixels = encoder.pixels * input_scale
+        pixels = encoder.image_size * input_scale
         cells = pixels // encoder.output_stride
         # Cells of a convolutional tower have a small receptive field; only those at the border are poor.
         step_cells = window_step_cells or max(cells * 3 // 4 if encoder.any_size else cells // 2, 1)

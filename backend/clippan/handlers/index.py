@@ -83,7 +83,7 @@ def run(request: IndexRequest, context: Context) -> IndexResult:
     model = load_encoder(request.model, request.device, context.subrange(0, 3))
     set_threads(request.threads)
     options = RenderOptions(**{item.name: getattr(request, item.name) for item in fields(RenderOptions)})
-    info = IndexInfo(model.spec.id, model.spec.label, model.sha256, model.width, model.pixels, "")
+    info = IndexInfo(model.spec.id, model.spec.label, model.sha256, model.embedding_dim, model.image_size, "")
     counts = _Counts(failed=failed)
     for sentence in antimeridian_notes(request.extent):
         context.log(sentence)
@@ -171,7 +171,7 @@ def _plan_rasters(
                 counts.kept += index.tile_counts[same.id]
                 unchanged += 1
                 continue
-            plan = scene.tile_plan(model.pixels)
+            plan = scene.tile_plan(model.image_size)
             if index.exists and scene.grid.crs and not index.info.crs:
                 raise ClippanError(
                     "The raster {path} has coordinates, but the index holds pictures without; choose another output.",
@@ -286,7 +286,7 @@ def _embed(
 
     def commit() -> None:
         if done:
-            index.commit_tiles(tiles, np.concatenate(vectors) if tiles else np.empty((0, model.width)), done)
+            index.commit_tiles(tiles, np.concatenate(vectors) if tiles else np.empty((0, model.embedding_dim)), done)
             counts.added += len(tiles)
             tiles.clear()
             vectors.clear()
@@ -345,7 +345,7 @@ class _TileReader:
     """Reads batches of pictures, in several threads: each has the scene that it is reading open."""
 
     def __init__(self, model: ClipEncoder) -> None:
-        self._pixels, self._channels = model.pixels, model.channels
+        self._pixels, self._channels = model.image_size, model.channels
         self._local = threading.local()
 
     def read(

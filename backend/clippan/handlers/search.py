@@ -147,7 +147,7 @@ def _check_outputs(index: Any, request: SearchRequest) -> None:
 
 def _load_model(index: Any, request: SearchRequest, context: Context) -> ClipEncoder:
     model = load_encoder(index.info.model, request.device, context.subrange(0, 40))
-    if (index.info.sha256 and model.sha256 != index.info.sha256) or model.width != index.info.embedding_dim:
+    if (index.info.sha256 and model.sha256 != index.info.sha256) or model.embedding_dim != index.info.embedding_dim:
         raise ClippanError(model_changed(index))
     return model
 
@@ -209,9 +209,9 @@ def _search_vectors(index: Any, model: ClipEncoder, request: SearchRequest) -> S
     lost = [number for number in (*ids, *request.unlike) if number not in present]
     if lost:
         raise ClippanError("Tile {tile} is no longer in the index; search again without it.", tile=lost[0])
-    pictures = np.array(like, np.float32).reshape(-1, model.width)
+    pictures = np.array(like, np.float32).reshape(-1, model.embedding_dim)
     examples = np.concatenate([pictures, index.vectors(np.array(ids, np.int64))])
-    empty = np.empty((0, model.width), np.float32)
+    empty = np.empty((0, model.embedding_dim), np.float32)
     return SearchVectors(
         model.encode_texts(texts) if texts else empty,
         texts,
@@ -221,8 +221,8 @@ def _search_vectors(index: Any, model: ClipEncoder, request: SearchRequest) -> S
         index.vectors(np.array(request.unlike, np.int64)),
         index.sample(_MEAN_SAMPLE).mean(axis=0)
         if len(examples) or request.unlike
-        else np.zeros(model.width, np.float32),
-        model.scale,
+        else np.zeros(model.embedding_dim, np.float32),
+        model.logit_scale,
     )
 
 
@@ -231,7 +231,7 @@ def _read_example(path: str, model: ClipEncoder) -> np.ndarray:
     scene = Renderer(path, RenderOptions(), channels=model.channels)
     edge = min(scene.grid.width, scene.grid.height)
     window = Window((scene.grid.width - edge) // 2, (scene.grid.height - edge) // 2, edge, edge)
-    picture, valid = scene.picture(window, model.pixels)
+    picture, valid = scene.picture(window, model.image_size)
     if valid == 0:
         raise ClippanError("The example picture {path} shows nothing but nodata; choose another.", path=path)
     return picture

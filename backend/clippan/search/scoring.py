@@ -36,7 +36,7 @@ class SearchVectors:
         background: common land covers and uses (n, width).
         like, unlike: example pictures or tiles (n, width).
         mean: of the index's vectors (width,).
-        scale: from cosines to logits.
+        logit_scale: from cosines to logits.
     """
 
     texts: np.ndarray
@@ -46,7 +46,7 @@ class SearchVectors:
     like: np.ndarray
     unlike: np.ndarray
     mean: np.ndarray
-    scale: float
+    logit_scale: float
 
     def directions(self) -> np.ndarray:
         """With what all tiles are compared, (n, width): the larger the product, the better the fit."""
@@ -76,8 +76,8 @@ class SearchVectors:
 
     def _probability(self, vectors: np.ndarray, texts: np.ndarray) -> np.ndarray:
         """Softmax of each text against the background, (n, texts)."""
-        logits = self.scale * (vectors @ self.background.T)
-        own = self.scale * (vectors @ texts.T)
+        logits = self.logit_scale * (vectors @ self.background.T)
+        own = self.logit_scale * (vectors @ texts.T)
         result = np.empty(own.shape)
         for column, text in enumerate(texts):
             # What means nearly the same does not speak against it.
