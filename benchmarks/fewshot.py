@@ -253,24 +253,26 @@ class Bench:
         seen_by = prompt_heads.Options(use_encoder=options.use_encoder, window_sizes=options.window_sizes)
         sight, standard = self.sight(size, steps, seen_by)
         truth, wide = self.scene.truth.ravel(), self.scene.truth.shape[1]
-        texts = torch.from_numpy(self.words)
+        text_features = torch.from_numpy(self.words)
         if not words:  # vectors of classes are learned
-            texts = torch.randn(len(texts), 1, 256, generator=torch.Generator().manual_seed(seed))
+            text_features = torch.randn(len(text_features), 1, 256, generator=torch.Generator().manual_seed(seed))
         of, around = (
             prompt_heads.SampleFeatures.at_pixels(sight, places // wide, places % wide, options)
             for places in (learned, tested)
         )
         fitted = prompt_heads.fit_heads(
-            of, truth[learned], texts, standard, seed=seed, context=Context(), options=options
+            of, truth[learned], text_features, standard, seed=seed, context=Context(), options=options
         )
         return fitted.predict_samples(around, Context()).argmax(axis=1)
 
     def rival(self, method: Classifier, kind: str, learned: np.ndarray, tested: np.ndarray, seed: int) -> np.ndarray:
         features = self.vectors(kind)
-        texts = self.words.mean(axis=1)
-        texts = texts / np.linalg.norm(texts, axis=1, keepdims=True)
+        text_features = self.words.mean(axis=1)
+        text_features = text_features / np.linalg.norm(text_features, axis=1, keepdims=True)
         truth = self.scene.truth.ravel()
-        fitted = baselines.fit(method, features[learned], truth[learned], len(texts), texts=texts, seed=seed)
+        fitted = baselines.fit(
+            method, features[learned], truth[learned], len(text_features), text_features=text_features, seed=seed
+        )
         return fitted.probabilities(features[tested]).argmax(axis=1)
 
     def zero_shot(self, kind: str, tested: np.ndarray) -> np.ndarray:

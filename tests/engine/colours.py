@@ -37,7 +37,7 @@ class ColourEncoder:
         means = pictures.reshape(len(pictures), 3, -1).mean(axis=2) / 255
         return unit(np.concatenate([means, np.full((len(pictures), 1), 0.2)], axis=1))
 
-    def cell_cosines(self, pictures, texts):
+    def cell_cosines(self, pictures, text_features):
         """Each cell sees its own mean colour, and nothing else."""
         self.seen += len(pictures)
         count, _, height, width = pictures.shape
@@ -48,8 +48,8 @@ class ColourEncoder:
         vectors = unit(
             np.concatenate([means, np.full((count, 1, *means.shape[2:]), 0.2)], axis=1).transpose(0, 2, 3, 1)
         )
-        cosines = np.einsum("nhwc,kc->nkhw", vectors, texts).astype(np.float32)
-        return cosines, self.encode_images(pictures) @ texts.T
+        cosines = np.einsum("nhwc,kc->nkhw", vectors, text_features).astype(np.float32)
+        return cosines, self.encode_images(pictures) @ text_features.T
 
     def encode_texts(self, texts):
         return unit([(*COLOURS[text], 0.2) for text in texts])

@@ -121,7 +121,7 @@ def test_a_rival_hears_that_the_user_cancels(method, monkeypatch) -> None:
     features, labels = clusters()
     texts = np.eye(3, 6, dtype=np.float32)
     asked = []
-    fitted = baselines.fit(method, features, labels, 3, texts=texts)
+    fitted = baselines.fit(method, features, labels, 3, text_features=texts)
     whole = fitted.probabilities(features)
     with pytest.raises(Cancelled):
         fitted.probabilities(features, Context(cancelled=lambda: bool(asked.append(1) or len(asked) > 3)))
@@ -138,7 +138,9 @@ def test_a_fit_is_left_to_itself_when_the_user_cancels(monkeypatch) -> None:
     assert time.monotonic() - begun < 2
     done.set()
     with pytest.raises(Cancelled):
-        baselines.fit(Classifier.TIP_F, *clusters(), 3, texts=np.eye(3, 6), context=Context(cancelled=lambda: True))
+        baselines.fit(
+            Classifier.TIP_F, *clusters(), 3, text_features=np.eye(3, 6), context=Context(cancelled=lambda: True)
+        )
 
 
 def test_descriptions_are_phrases_or_lists_of_them() -> None:
@@ -162,7 +164,7 @@ def test_a_rival_learns(method) -> None:
     texts = np.stack([features[labels == label].mean(axis=0) for label in range(3)])
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     one, again = (
-        baselines.fit(method, features, labels, 3, texts=texts, seed=4).probabilities(other) for _ in range(2)
+        baselines.fit(method, features, labels, 3, text_features=texts, seed=4).probabilities(other) for _ in range(2)
     )
     assert (one.argmax(axis=1) == truth).mean() > 0.9
     np.testing.assert_array_equal(one, again)
@@ -171,7 +173,7 @@ def test_a_rival_learns(method) -> None:
 def test_the_cache_corrects_the_words() -> None:
     features, labels = clusters()
     wrong = np.random.default_rng(2).normal(size=(3, 6)).astype(np.float32) * 0.01  # words that say hardly anything
-    alone = baselines.fit(Classifier.TIP, features, labels, 3, texts=wrong)
+    alone = baselines.fit(Classifier.TIP, features, labels, 3, text_features=wrong)
     assert (alone.probabilities(features).argmax(axis=1) == labels).mean() > 0.9
 
 

@@ -62,8 +62,8 @@ class ClipEncoder:
     channels: Optional[Channels] = None
 
     def encode_images(self, pictures: np.ndarray) -> np.ndarray:
-        """Vectors of length 1, float32 (n, embedding_dim), of pictures: uint8 (n, 3, image_size, image_size) in red, green
-        and blue, or float32 for a model with channels."""
+        """Vectors of length 1, float32 (n, embedding_dim), of pictures: uint8 (n, 3, image_size, image_size) in red,
+        green and blue, or float32 for a model with channels."""
         if not len(pictures):
             return np.empty((0, self.embedding_dim), np.float32)
 
@@ -72,12 +72,12 @@ class ClipEncoder:
 
         return self._batched(pictures, encode)[0]
 
-    def cell_cosines(self, pictures: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def cell_cosines(self, pictures: np.ndarray, text_features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cosine similarity of texts with the cells of pictures, and with the whole pictures.
 
         Args:
             pictures: as for ``encode_images``; the edge may be any multiple of ``output_stride`` if ``any_size``.
-            texts: vectors, float32 (k, embedding_dim).
+            text_features: vectors of the texts, float32 (k, embedding_dim).
 
         Returns:
             float32 (n, k, edge / output_stride, edge / output_stride) for the cells, and (n, k) for the whole pictures.
@@ -85,7 +85,7 @@ class ClipEncoder:
         Raises:
             ClippanError: the image tower has no dense features.
         """
-        directions = torch.from_numpy(texts).to(self.device)
+        directions = torch.from_numpy(text_features).to(self.device)
 
         def compare(values: Tensor) -> tuple[Tensor, Tensor]:
             cells, pooled = dense.dense_features(self._loaded.network, values)

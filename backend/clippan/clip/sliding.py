@@ -245,13 +245,13 @@ def similarity_grid(
 
 
 def _cosines(
-    encoder: ClipEncoder, pictures: np.ndarray, texts: np.ndarray, flips: bool
+    encoder: ClipEncoder, pictures: np.ndarray, text_features: np.ndarray, flips: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     if not flips:
-        return encoder.cell_cosines(pictures, texts)
+        return encoder.cell_cosines(pictures, text_features)
     cells, wholes = [], []
     for axes in ((), (2,), (3,), (2, 3)):
-        cosines, whole = encoder.cell_cosines(np.ascontiguousarray(np.flip(pictures, axes)), texts)
+        cosines, whole = encoder.cell_cosines(np.ascontiguousarray(np.flip(pictures, axes)), text_features)
         cells.append(np.flip(cosines, axes))
         wholes.append(whole)
     return np.mean(cells, axis=0), np.mean(wholes, axis=0)

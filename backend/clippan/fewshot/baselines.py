@@ -65,7 +65,7 @@ def fit(
     labels: np.ndarray,
     classes: int,
     *,
-    texts: Optional[np.ndarray] = None,
+    text_features: Optional[np.ndarray] = None,
     seed: int = 0,
     context: Context = _SILENT,
 ) -> PixelClassifier:
@@ -76,13 +76,13 @@ def fit(
         features: float32 (n, width): standardised bands for svm, svm-mean and rf, CLIP features for the others.
         labels: 0 to ``classes`` - 1, (n,); at least two different ones.
         classes: number of classes.
-        texts: for tip and tip-f, unit vectors of the classes' texts, float32 (classes, width).
+        text_features: for tip and tip-f, unit vectors of the classes' texts, float32 (classes, width).
         seed: of the random forest and of Tip-Adapter-F.
         context: may cancel.
     """
     if method in (Classifier.TIP, Classifier.TIP_F):
-        assert texts is not None
-        return _TipAdapter.of(features, labels, texts, method is Classifier.TIP_F, seed, context)
+        assert text_features is not None
+        return _TipAdapter.of(features, labels, text_features, method is Classifier.TIP_F, seed, context)
     if method is Classifier.LINEAR:
         inputs, estimator = _unit_length(features), LogisticRegression(C=_PROBE_C, max_iter=500)
     elif method is Classifier.RF:
@@ -234,17 +234,23 @@ class _TipAdapter(PixelClassifier):
 
     keys: torch.Tensor
     values: torch.Tensor
-    texts: torch.Tensor
+    text_features: torch.Tensor
 
     @classmethod
     def of(
-        cls, features: np.ndarray, labels: np.ndarray, texts: np.ndarray, tuned: bool, seed: int, context: Context
+        cls,
+        features: np.ndarray,
+        labels: np.ndarray,
+        text_features: np.ndarray,
+        tuned: bool,
+        seed: int,
+        context: Context,
     ) -> _TipAdapter:
         """Builds the cache; tunes its keys for Tip-Adapter-F."""
         keys, targets = torch.from_numpy(_unit_length(features).astype(np.float32)), torch.from_numpy(labels).long()
-        counts = torch.bincount(targets, minlength=len(texts)).clamp(min=1)
-        values = functional.one_hot(targets, len(texts)) * (_SHOTS / counts).clamp(max=1)
-        tip = cls(keys, values.float(), torch.from_numpy(texts))
+        counts = torch.bincount(targets, minlength=len(text_features)).clamp(min=1)
+        values = functional.one_hot(targets, len(text_features)) * (_SHOTS / counts).clamp(max=1)
+        tip = cls(keys, values.float(), torch.from_numpy(text_features))
         return tip._tuned(targets, seed, context) if tuned else tip
 
     def _tuned(self, labels: torch.Tensor, seed: int, context: Context) -> _TipAdapter:
@@ -266,7 +272,7 @@ class _TipAdapter(PixelClassifier):
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (n, classes) of unit features (n, width)."""
         affinity = torch.exp(_BETA * (features @ self.keys.T - 1))
-        return _LOGIT_SCALE * features @ self.texts.T + _ALPHA * affinity @ self.values
+        return _LOGIT_SCALE * features @ self.text_features.T + _ALPHA * affinity @ self.values
 
     def _values_per_row(self, width: int) -> int:
         return 3 * (len(self.keys) + width)

@@ -56,13 +56,13 @@ class Options:
 class PromptHead(nn.Module):
     """Maps features to cosines with the class prompts, unit vectors (classes, prompts, width)."""
 
-    def __init__(self, feature_count: int, texts: Tensor) -> None:
+    def __init__(self, feature_count: int, text_features: Tensor) -> None:
         super().__init__()
-        width = texts.shape[-1]
+        width = text_features.shape[-1]
         self.projection = nn.Sequential(nn.Linear(feature_count, width), nn.GELU(), nn.Linear(width, width))
         self.prompts: Tensor
-        self.register_buffer("prompts", texts)
-        self.prompt_shift = nn.Parameter(torch.zeros(texts.shape[0], 1, width))
+        self.register_buffer("prompts", text_features)
+        self.prompt_shift = nn.Parameter(torch.zeros(text_features.shape[0], 1, width))
 
     def forward(self, features: Tensor) -> Tensor:
         """Cosines of features (n, features) with the prompts, (n, classes, prompts)."""
@@ -200,7 +200,7 @@ class HeadEnsemble:
 def fit_heads(
     samples: SampleFeatures,
     labels: np.ndarray,
-    texts: Tensor,
+    text_features: Tensor,
     standardisation: tuple[Tensor, Tensor],
     *,
     seed: int = 0,
@@ -211,7 +211,7 @@ def fit_heads(
 
     Args:
         samples, labels: their features, and their classes from 0, (n,); each class has a sample.
-        texts: unit vectors of the prompts of the classes, (classes, prompts, width).
+        text_features: unit vectors of the prompts of the classes, (classes, prompts, width).
         standardisation: mean and inverse standard deviation of the features, from ``FeatureMoments``.
         seed: of weights, batches and noise.
         context: receives progress; may cancel.
@@ -223,7 +223,7 @@ def fit_heads(
     heads = []
     for member in range(options.head_count):
         head_context = context.subrange(100 * member / options.head_count, 100 * (member + 1) / options.head_count)
-        heads.append(_train_head(features, targets, texts, options, seed * 1000 + member, head_context))
+        heads.append(_train_head(features, targets, text_features, options, seed * 1000 + member, head_context))
     return HeadEnsemble(heads, mean, inverse_std, options)
 
 
@@ -269,15 +269,15 @@ def _square_distances(radius: int) -> Tensor:
 
 
 def _train_head(
-    features: Tensor, targets: Tensor, texts: Tensor, options: Options, seed: int, context: Context
+    features: Tensor, targets: Tensor, text_features: Tensor, options: Options, seed: int, context: Context
 ) -> PromptHead:
     """A head trained on samples, with the same total weight for each class."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    texts = functional.normalize(texts.float(), dim=-1).to(features.device)
-    head = PromptHead(features.shape[1], texts).to(features.device)
+    text_features = functional.normalize(text_features.float(), dim=-1).to(features.device)
+    head = PromptHead(features.shape[1], text_features).to(features.device)
     optimiser = torch.optim.AdamW(head.parameters(), _LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
-    weights = 1 / torch.bincount(targets, minlength=len(texts))[targets]
+    weights = 1 / torch.bincount(targets, minlength=len(text_features))[targets]
     for step in range(options.steps):
         context.progress(100 * step / options.steps, "Training on the samples")
         batch: Union[slice, Tensor] = slice(None)

@@ -63,12 +63,14 @@ class BaselineClassifier:
     features: StackFeatures
     samples: Samples
     context: Context
-    texts: Optional[np.ndarray] = None
+    text_features: Optional[np.ndarray] = None
 
     def fit(self, numbers: np.ndarray, seed: int) -> FittedStackClassifier:
         inputs, labels = self.features.samples[numbers], self.samples.labels[numbers]
         count = len(self.samples.names)
-        fitted = baselines.fit(self.method, inputs, labels, count, texts=self.texts, seed=seed, context=self.context)
+        fitted = baselines.fit(
+            self.method, inputs, labels, count, text_features=self.text_features, seed=seed, context=self.context
+        )
         return _FittedBaseline(self, fitted)
 
 
@@ -225,11 +227,16 @@ class DiffClipClassifier:
     classes (classes, prompts, width)."""
 
     def __init__(
-        self, stack: Stack, samples: Samples, encoder: scene_encoder.SceneEncoder, texts: np.ndarray, context: Context
+        self,
+        stack: Stack,
+        samples: Samples,
+        encoder: scene_encoder.SceneEncoder,
+        text_features: np.ndarray,
+        context: Context,
     ) -> None:
         self.encoder, self.class_count, self.context = encoder, len(samples.names), context.cancellation_only
         self._stack, self._labels, self._options = stack, samples.labels, prompt_heads.Options()
-        self._texts = torch.from_numpy(texts).to(encoder.device)
+        self._text_features = torch.from_numpy(text_features).to(encoder.device)
         windows = stack.cheapest_windows_at(samples.rows, samples.columns, encoder.margin)
         moments, parts = prompt_heads.FeatureMoments(), []
         for number, (window, inside) in enumerate(windows):
@@ -249,14 +256,14 @@ class DiffClipClassifier:
         return padded, prompt_heads.pixel_features(self.encoder, *self._stack.read(padded), self._options, self.context)
 
     def fit(self, numbers: np.ndarray, seed: int) -> FittedStackClassifier:
-        samples, labels, texts, options = (
+        samples, labels, text_features, options = (
             self.samples.subset(numbers),
             self._labels[numbers],
-            self._texts,
+            self._text_features,
             self._options,
         )
         heads = prompt_heads.fit_heads(
-            samples, labels, texts, self._standardisation, seed=seed, context=self.context, options=options
+            samples, labels, text_features, self._standardisation, seed=seed, context=self.context, options=options
         )
         return _FittedDiffClip(self, heads)
 

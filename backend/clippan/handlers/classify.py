@@ -208,8 +208,8 @@ class _ClassifierFactory:
             return self._diffclip_classifier(context)
         if method.uses_clip_image_features:
             features = self._clip_features(for_tiles, context)
-            texts = class_vectors(self._clip(context), self.table, False).vectors
-            return BaselineClassifier(method, features, self.labelled, context.cancellation_only, texts)
+            text_features = class_vectors(self._clip(context), self.table, False).vectors
+            return BaselineClassifier(method, features, self.labelled, context.cancellation_only, text_features)
         features = spectral_features(self.stack, self.labelled, method is not Classifier.SVM, context)
         return BaselineClassifier(method, features, self.labelled, context.cancellation_only)
 

@@ -31,7 +31,7 @@ class SearchVectors:
     """A search as vectors of length 1.
 
     Attributes:
-        texts, prompts: (n, width), and their words.
+        text_features, prompts: (n, width), and their words.
         without: texts that should not fit (n, width).
         background: common land covers and uses (n, width).
         like, unlike: example pictures or tiles (n, width).
@@ -39,7 +39,7 @@ class SearchVectors:
         logit_scale: from cosines to logits.
     """
 
-    texts: np.ndarray
+    text_features: np.ndarray
     prompts: tuple[str, ...]
     without: np.ndarray
     background: np.ndarray
@@ -50,22 +50,22 @@ class SearchVectors:
 
     def directions(self) -> np.ndarray:
         """With what all tiles are compared, (n, width): the larger the product, the better the fit."""
-        return np.concatenate([self.texts - self.background.mean(axis=0), self.like - self.mean])
+        return np.concatenate([self.text_features - self.background.mean(axis=0), self.like - self.mean])
 
     def score_tiles(self, vectors: np.ndarray) -> TileScores:
         """Scores of tiles, from their vectors float32 (n, width)."""
         confidence = np.ones(len(vectors))
         score = np.full(len(vectors), -np.inf)
         best = np.zeros(len(vectors), np.int64)
-        if len(self.texts):
-            fits = self._probability(vectors, self.texts)
+        if len(self.text_features):
+            fits = self._probability(vectors, self.text_features)
             best = fits.argmax(axis=1)
             confidence *= fits.max(axis=1)
-            score = (vectors @ self.texts.T).max(axis=1)
+            score = (vectors @ self.text_features.T).max(axis=1)
         if len(self.like):
             alike = self._similarity(vectors, self.like).max(axis=1)
             # The geometric mean of the two, so that a mix is no stricter than its parts.
-            confidence = np.sqrt(confidence * alike) if len(self.texts) else alike
+            confidence = np.sqrt(confidence * alike) if len(self.text_features) else alike
             score = np.maximum(score, (vectors @ self.like.T).max(axis=1))
         if len(self.without):
             confidence *= (1 - self._probability(vectors, self.without)).min(axis=1)
@@ -74,12 +74,12 @@ class SearchVectors:
             confidence *= 1 - self._similarity(vectors, self.unlike).max(axis=1)
         return TileScores(confidence, score, best)
 
-    def _probability(self, vectors: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    def _probability(self, vectors: np.ndarray, text_features: np.ndarray) -> np.ndarray:
         """Softmax of each text against the background, (n, texts)."""
         logits = self.logit_scale * (vectors @ self.background.T)
-        own = self.logit_scale * (vectors @ texts.T)
+        own = self.logit_scale * (vectors @ text_features.T)
         result = np.empty(own.shape)
-        for column, text in enumerate(texts):
+        for column, text in enumerate(text_features):
             # What means nearly the same does not speak against it.
             similar = self.background @ text
             others = logits[:, similar < (1 + similar.mean()) / 2]

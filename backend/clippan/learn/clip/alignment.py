@@ -76,7 +76,7 @@ class AlignmentTraining(ImageTowerTraining):
         pairs: the rasters.
         chips: training chips.
         targets: raw vectors of the chips from the teacher, (n, width).
-        words: unit vectors of the words, (k, width), if there are any.
+        word_vectors: unit vectors of the words, (k, width), if there are any.
         context: receives progress; may cancel.
     """
 
@@ -87,11 +87,11 @@ class AlignmentTraining(ImageTowerTraining):
         pairs: RasterPairs,
         chips: Sequence[Chip],
         targets: Tensor,
-        words: Optional[Tensor],
+        word_vectors: Optional[Tensor],
         context: Context,
     ) -> None:
         super().__init__(request, student, len(chips), context)
-        self._pairs, self._chips, self._targets, self._words = pairs, chips, targets, words
+        self._pairs, self._chips, self._targets, self._word_vectors = pairs, chips, targets, word_vectors
         self._weights = {term: getattr(request, term) for term in ("mse", "cosine", "contrast", "label")}
         self._target_power = targets.square().sum(1).mean()
         context.log(Message("Training chips: {count}, steps: {steps}.", count=len(chips), steps=self.steps))
@@ -103,13 +103,18 @@ class AlignmentTraining(ImageTowerTraining):
         device = vectors.device
         targets = self._targets[torch.from_numpy(indices).to(device)]
         overlapping = torch.from_numpy(overlaps([self._chips[index] for index in indices])).to(device)
-        terms = alignment_losses(vectors, targets, self._target_power, self._scale, overlapping, self._words)
+        terms = alignment_losses(vectors, targets, self._target_power, self._scale, overlapping, self._word_vectors)
         weighted = (self._weights[name] * value for name, value in terms.items())
         return sum(weighted, torch.zeros((), device=device)), terms
 
 
 def alignment_losses(
-    vectors: Tensor, targets: Tensor, target_power: Tensor, scale: Tensor, overlapping: Tensor, words: Optional[Tensor]
+    vectors: Tensor,
+    targets: Tensor,
+    target_power: Tensor,
+    scale: Tensor,
+    overlapping: Tensor,
+    word_vectors: Optional[Tensor],
 ) -> dict[str, Tensor]:
     """The loss terms.
 
@@ -119,7 +124,7 @@ def alignment_losses(
         target_power: mean squared length of the teacher's vectors.
         scale: factor of the cosines in logits.
         overlapping: pairs of chips that overlap and so are no negatives of each other, bool (n, n).
-        words: unit vectors of the words, (k, width), if there are any.
+        word_vectors: unit vectors of the words, (k, width), if there are any.
 
     Returns:
         ``mse``, the mean squared distance of the raw vectors divided by the power, so that models with long and short
@@ -131,8 +136,10 @@ def alignment_losses(
         "cosine": (1 - functional.cosine_similarity(vectors, targets, dim=-1)).mean(),
         "contrast": losses.contrast(vectors, targets, scale, range(len(vectors)), overlapping),
     }
-    if words is not None:
-        logits, target_logits = (scale * functional.normalize(each, dim=-1) @ words.T for each in (vectors, targets))
+    if word_vectors is not None:
+        logits, target_logits = (
+            scale * functional.normalize(each, dim=-1) @ word_vectors.T for each in (vectors, targets)
+        )
         terms["label"] = functional.cross_entropy(logits, target_logits.softmax(1))
     return terms
 
