@@ -20,12 +20,12 @@ class ClassVectors:
     Attributes:
         vectors: float32 (n, width), of length 1 except calibrated ones.
         class_of: index of each vector's class, (n,), ascending from 0; the last is the background if there is one.
-        classes: number of classes without the background.
+        class_count: number of classes without the background.
     """
 
     vectors: np.ndarray
     class_of: np.ndarray
-    classes: int
+    class_count: int
 
     @classmethod
     def identity(cls, width: int) -> ClassVectors:

@@ -35,7 +35,7 @@ class SimilarityMaps:
         path, options, stretch: the raster, and how it becomes pictures.
         aoi: the part of the raster.
         grids: one for each size of windows.
-        classes: number of classes without the background.
+        class_count: number of classes without the background.
     """
 
     path: str
@@ -43,7 +43,7 @@ class SimilarityMaps:
     stretch: tuple[tuple[float, float], ...]
     aoi: Window
     grids: tuple[SimilarityGrid, ...]
-    classes: int
+    class_count: int
 
     @classmethod
     def of(
@@ -86,7 +86,7 @@ class SimilarityMaps:
                 )
             )
             done += layout.count
-        return cls(scene.path, scene.options, stretch, aoi, tuple(grids), classes.classes)
+        return cls(scene.path, scene.options, stretch, aoi, tuple(grids), classes.class_count)
 
     @property
     def window_sizes(self) -> tuple[int, ...]:

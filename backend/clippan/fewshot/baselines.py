@@ -63,7 +63,7 @@ def fit(
     method: Classifier,
     features: np.ndarray,
     labels: np.ndarray,
-    classes: int,
+    class_count: int,
     *,
     text_features: Optional[np.ndarray] = None,
     seed: int = 0,
@@ -74,8 +74,8 @@ def fit(
     Args:
         method: any but auto and diffclip.
         features: float32 (n, width): standardised bands for svm, svm-mean and rf, CLIP features for the others.
-        labels: 0 to ``classes`` - 1, (n,); at least two different ones.
-        classes: number of classes.
+        labels: 0 to ``class_count`` - 1, (n,); at least two different ones.
+        class_count: number of classes.
         text_features: for tip and tip-f, unit vectors of the classes' texts, float32 (classes, width).
         seed: of the random forest and of Tip-Adapter-F.
         context: may cancel.
@@ -88,9 +88,9 @@ def fit(
     elif method is Classifier.RF:
         inputs, estimator = features, RandomForestClassifier(_TREES, random_state=seed)
     else:
-        return _Svm.of(features, labels, classes, context)
+        return _Svm.of(features, labels, class_count, context)
     run_cancellable(lambda: estimator.fit(inputs, labels), context)
-    return _SklearnClassifier(estimator, classes, method is Classifier.LINEAR)
+    return _SklearnClassifier(estimator, class_count, method is Classifier.LINEAR)
 
 
 def flatten_bands(modalities: Sequence[np.ndarray]) -> np.ndarray:
@@ -124,14 +124,14 @@ class _SklearnClassifier(PixelClassifier):
     """A classifier of scikit-learn that predicts probabilities."""
 
     estimator: Any
-    classes: int
+    class_count: int
     to_unit_length: bool
 
     def _values_per_row(self, width: int) -> int:
-        return 2 * width + 8 * self.classes
+        return 2 * width + 8 * self.class_count
 
     def _predict(self, features: np.ndarray) -> np.ndarray:
-        probabilities = np.zeros((len(features), self.classes), np.float32)
+        probabilities = np.zeros((len(features), self.class_count), np.float32)
         inputs = _unit_length(features) if self.to_unit_length else features
         probabilities[:, self.estimator.classes_] = self.estimator.predict_proba(inputs)
         return probabilities
@@ -150,7 +150,7 @@ class _Svm(PixelClassifier):
         weights: of each vector against each class, (known, vectors); 0 against its own.
         offsets: of each pair of classes, (pairs,).
         known: the classes with samples, (known,).
-        classes: number of all classes.
+        class_count: number of all classes.
     """
 
     mean: np.ndarray
@@ -161,10 +161,10 @@ class _Svm(PixelClassifier):
     weights: np.ndarray
     offsets: np.ndarray
     known: np.ndarray
-    classes: int
+    class_count: int
 
     @classmethod
-    def of(cls, features: np.ndarray, labels: np.ndarray, classes: int, context: Context) -> _Svm:
+    def of(cls, features: np.ndarray, labels: np.ndarray, class_count: int, context: Context) -> _Svm:
         """Fits to features standardised over the samples, as local means vary less than pixels."""
         mean, std = features.mean(axis=0), features.std(axis=0)
         std = np.where(std > 0, std, 1).astype(np.float32)
@@ -179,7 +179,7 @@ class _Svm(PixelClassifier):
             weights[np.arange(len(known)) != label, own] = machine.dual_coef_[:, own]
         sign = -1 if len(known) == 2 else 1  # scikit-learn swaps the classes of the only pair
         offsets = np.asarray(sign * machine.intercept_, np.float32)
-        return cls(mean, std, vectors, class_ends, gamma, sign * weights, offsets, known, classes)
+        return cls(mean, std, vectors, class_ends, gamma, sign * weights, offsets, known, class_count)
 
     def decisions(self, features: np.ndarray) -> np.ndarray:
         """Decisions for each pair of classes, (n, pairs); positive for the first class of the pair."""
@@ -213,7 +213,7 @@ class _Svm(PixelClassifier):
         for first, pairs in enumerate(_pairs(count)):
             votes[first] += decisions[pairs].sum(axis=0)
             votes[first + 1 :] -= decisions[pairs]
-        probabilities = np.zeros((len(features), self.classes), np.float32)
+        probabilities = np.zeros((len(features), self.class_count), np.float32)
         probabilities[:, self.known] = softmax(votes.T / 2, axis=1)
         return probabilities
 

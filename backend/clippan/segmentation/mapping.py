@@ -76,6 +76,6 @@ class TileMapper:
         probabilities, valid = self.probabilities(tile)
         best = probabilities.argmax(axis=0)
         confidence = np.take_along_axis(probabilities, best[None], axis=0)[0]
-        classes = np.where(best < self._maps.classes, best + 1, 0).astype(np.uint8)
+        classes = np.where(best < self._maps.class_count, best + 1, 0).astype(np.uint8)
         classes[~valid | (confidence < self._thresholds[best])] = 0
         return ClassifiedTile(classes, np.where(valid, confidence, np.nan).astype(np.float32), probabilities, valid)
