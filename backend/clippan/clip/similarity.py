@@ -22,7 +22,7 @@ from clippan.jobs.segment import SegmentRequest
 from clippan.raster.rendering import Renderer, RenderOptions
 from clippan.raster.tiles import Window
 
-_TRANSFORMER_BIAS = -0.3  # default weight of the whole window's cosine; for convolutional towers it is 0
+_TRANSFORMER_GLOBAL_WEIGHT = -0.3  # default weight of the whole window's cosine; for convolutional towers it is 0
 _STARTER_WINDOW, _MIN_METRES = 64, 32.0  # of a window for a tower with cells of 32 pixels
 _GSD_CHANGE = 0.9  # ratio to the ground resolution at the raster's centre below which that of the part is used
 
@@ -65,7 +65,9 @@ class SimilarityMaps:
             ClippanError: the raster cannot be read, or the model has no dense features.
         """
         stretch = scene.stretch
-        bias = request.bias if request.bias is not None else 0.0 if encoder.any_size else _TRANSFORMER_BIAS
+        global_weight = (
+            request.bias if request.bias is not None else 0.0 if encoder.any_size else _TRANSFORMER_GLOBAL_WEIGHT
+        )
         sizes = request.window or default_window_sizes(scene, encoder, aoi)
         inside = aoi.intersection(scene.written.bounds)
         layouts = [SlidingWindows.of(encoder, scene.grid.width, scene.grid.height, size, inside) for size in sizes]
@@ -77,7 +79,7 @@ class SimilarityMaps:
                     classes,
                     layout,
                     lambda: Renderer(scene.path, scene.options, stretch, encoder.channels),
-                    bias,
+                    global_weight,
                     request.flips,
                     max(1, count_threads(request.threads) // 2),
                     folder,

@@ -176,7 +176,7 @@ def similarity_grid(
     classes: ClassVectors,
     layout: SlidingWindows,
     open_scene: Callable[[], Renderer],
-    bias: float,
+    global_weight: float,
     flips: bool,
     threads: int,
     folder: Path,
@@ -187,7 +187,7 @@ def similarity_grid(
 
     Args:
         open_scene: opens the raster, once in each thread.
-        bias: weight of the whole window's cosine, which is added to that of each cell.
+        global_weight: of the whole window's cosine, which is added to that of each cell.
         flips: also average over mirrored pictures.
         threads: number of threads that read.
         folder: for a grid too large for memory.
@@ -227,7 +227,7 @@ def similarity_grid(
         keep = np.flatnonzero(valid)
         if len(keep):
             cosines, whole = _cosines(encoder, pictures[keep], classes.vectors, flips)
-            cosines = cosines + bias * whole[:, :, None, None]
+            cosines = cosines + global_weight * whole[:, :, None, None]
             best = np.maximum.reduceat(cosines, starts, axis=1)
             for position, values in zip(keep, best):
                 begin = (batch[position][1] - layout.first_column) * step_cells
