@@ -243,7 +243,7 @@ class Bench:
         for item in self._masked:
             maps = (
                 bench.dense(item.pixels, texts, measures.DENSE_EDGE)
-                if dense.any_size(bench.loaded.network)
+                if dense.accepts_any_size(bench.loaded.network)
                 else windows(bench, item.pixels, texts, measures.DENSE_EDGE)
             )
             table += measures.confusion(maps, item.classes, item.classes != 255)

@@ -139,7 +139,7 @@ def side_by_side() -> Iterator[None]:
     real = sliding.SlidingWindows.of.__func__  # type: ignore[attr-defined]
 
     def of(cls: Any, model: Any, width: int, height: int, edge: int, part: Window) -> sliding.SlidingWindows:
-        cells = model.image_size * (sliding.INPUT_SCALE if model.any_size else 1) // model.output_stride
+        cells = model.image_size * (sliding.INPUT_SCALE if model.accepts_any_size else 1) // model.output_stride
         return real(cls, model, width, height, edge, part, cells)
 
     with mock.patch.object(similarity.SlidingWindows, "of", classmethod(of)):

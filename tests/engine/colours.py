@@ -29,7 +29,7 @@ class ColourEncoder:
         self.spec = SimpleNamespace(id=name, label=name.title())
         self.sha256, self.image_size, self.batch = sha256, image_size, batch
         self.device, self.embedding_dim, self.logit_scale = torch.device("cpu"), 4, 20.0
-        self.output_stride, self.any_size, self.channels = 4, False, None
+        self.output_stride, self.accepts_any_size, self.channels = 4, False, None
         self.seen = 0
 
     def encode_images(self, pictures):

@@ -70,7 +70,7 @@ def test_cells_of_a_transformer_are_those_of_the_reference() -> None:
     torch.testing.assert_close(pooled, model.encode_image(pictures), rtol=0, atol=0)
     assert not torch.allclose(cells.mean((2, 3)), pooled, atol=1e-3)
 
-    load.sequence_first(model)  # as loaded models compute
+    load.disable_batch_first(model)  # as loaded models compute
     assert not model.visual.transformer.resblocks[0].attn.batch_first
     again, whole = dense.dense_features(model, pictures)
     torch.testing.assert_close(again, cells, rtol=1e-4, atol=1e-5)
@@ -89,7 +89,7 @@ def test_nothing_stays_hooked_and_gradients_flow() -> None:
 def test_the_mean_of_a_convolutional_towers_cells_is_its_vector() -> None:
     found = models.find_model(str(resources() / "starter-clip"))
     model = load.load_model(found.path, found).network
-    assert (dense.output_stride(model), dense.any_size(model)) == (32, True)
+    assert (dense.output_stride(model), dense.accepts_any_size(model)) == (32, True)
     for edge in (224, 320):
         cells, pooled = dense.dense_features(model, torch.randn(1, 3, edge, edge))
         assert cells.shape[2:] == (edge // 32, edge // 32)
@@ -104,7 +104,7 @@ def test_cells_of_attention_pooling_are_its_values() -> None:
     cells, pooled = dense.dense_features(model, torch.randn(2, 3, 64, 64))
     assert cells.shape == (2, 16, 2, 2)
     assert pooled.shape == (2, 16)
-    assert not dense.any_size(model)
+    assert not dense.accepts_any_size(model)
     seen = []
     handle = model.visual.layer4.register_forward_hook(lambda module, inputs, output: seen.append(output))
     dense.dense_features(model, torch.randn(1, 3, 64, 64))

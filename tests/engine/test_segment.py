@@ -142,7 +142,7 @@ def test_tiles_change_no_pixel(mapped, monkeypatch) -> None:
 
 def test_a_tower_of_any_size_sees_larger_pictures_with_the_same_cells(monkeypatch, raster, tmp_path) -> None:
     model = use(monkeypatch)
-    model.any_size = True
+    model.accepts_any_size = True
     values, truth = stripes()
     result = run(
         SegmentRequest(raster=raster("a.tif", values), classes=CLASSES, output=str(tmp_path / "b.tif"), window=(16,))
@@ -154,11 +154,11 @@ def test_a_tower_of_any_size_sees_larger_pictures_with_the_same_cells(monkeypatc
 
 @pytest.mark.parametrize("part", [Window(0, 0, 500, 300), Window(123, 45, 67, 89), Window(499, 299, 1, 1)])
 @pytest.mark.parametrize("cells", [4, 7])
-@pytest.mark.parametrize("any_size", [False, True])
+@pytest.mark.parametrize("accepts_any_size", [False, True])
 @pytest.mark.parametrize("more", [*range(0, 40, 3)])
-def test_windows_cover_every_pixel_of_the_part(part, cells, any_size, more) -> None:
+def test_windows_cover_every_pixel_of_the_part(part, cells, accepts_any_size, more) -> None:
     model = ColourEncoder(image_size=4 * cells)
-    model.any_size = any_size
+    model.accepts_any_size = accepts_any_size
     width, height = 500 + more, 300 + more
     part = Window(part.x + more, part.y + more, part.width, part.height) if part.x else Window(0, 0, width, height)
     layout = SlidingWindows.of(model, width, height, 37, part)

@@ -28,7 +28,7 @@ class ClassVectors:
     class_count: int
 
     @classmethod
-    def identity(cls, width: int) -> ClassVectors:
+    def embedding_axes(cls, width: int) -> ClassVectors:
         """One class for each component, so that similarities with them are the normalised image vectors themselves."""
         return cls(np.eye(width, dtype=np.float32), np.arange(width), width)
 

@@ -65,7 +65,7 @@ def output_stride(network: Any) -> int:
     return 32
 
 
-def any_size(network: Any) -> bool:
+def accepts_any_size(network: Any) -> bool:
     """Whether pictures may have another size than in training."""
     return isinstance(network.visual, TimmModel)
 

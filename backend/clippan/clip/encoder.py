@@ -76,7 +76,8 @@ class ClipEncoder:
         """Cosine similarity of texts with the cells of pictures, and with the whole pictures.
 
         Args:
-            pictures: as for ``encode_images``; the edge may be any multiple of ``output_stride`` if ``any_size``.
+            pictures: as for ``encode_images``; the edge may be any multiple of ``output_stride`` if
+                ``accepts_any_size``.
             text_features: vectors of the texts, float32 (k, embedding_dim).
 
         Returns:
@@ -102,17 +103,20 @@ class ClipEncoder:
         return dense.output_stride(self._loaded.network)
 
     @property
-    def any_size(self) -> bool:
+    def accepts_any_size(self) -> bool:
         """Whether ``cell_cosines`` takes pictures with another edge than ``image_size``."""
-        return dense.any_size(self._loaded.network)
+        return dense.accepts_any_size(self._loaded.network)
 
     def _batched(
-        self, pictures: np.ndarray, compute: Callable[[Tensor], tuple[Tensor, ...]], half: Optional[torch.dtype] = None
+        self,
+        pictures: np.ndarray,
+        compute: Callable[[Tensor], tuple[Tensor, ...]],
+        cpu_dtype: Optional[torch.dtype] = None,
     ) -> list[np.ndarray]:
-        """Applies ``compute`` to normalised pictures in batches that fit into memory; on a CPU with dtype ``half``."""
+        """Applies ``compute`` to normalised pictures in batches that fit into memory; on a CPU in ``cpu_dtype``."""
         parts: list[list[np.ndarray]] = []
         start = 0
-        precision = torch.float16 if self.device.type == "cuda" else half
+        precision = torch.float16 if self.device.type == "cuda" else cpu_dtype
         while start < len(pictures):
             part = pictures[start : start + self.batch]
             try:

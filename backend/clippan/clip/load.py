@@ -85,7 +85,7 @@ def load_model(path: Path, model: Model, device: Optional[torch.device] = None) 
     if model.channels:
         replace_input_convolution(network.visual, len(model.channels.names))
     _load_weights(network, weights, path, architecture)
-    sequence_first(network)
+    disable_batch_first(network)
     network.eval().to(device or torch.device("cpu"))
     return LoadedModel(network, _tokenizer(text, path), Preprocessing(model.mean, model.std, model.pixels))
 
@@ -252,7 +252,7 @@ def _load_weights(network: Any, weights: dict[str, torch.Tensor], path: Path, ar
     network.load_state_dict(weights, strict=True)
 
 
-def sequence_first(network: Any) -> None:
+def disable_batch_first(network: Any) -> None:
     """Makes transformers compute on (length, n, width).
 
     On (n, length, width), torch's attention passes transposed matrices to oneDNN, whose products then take twice as

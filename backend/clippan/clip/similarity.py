@@ -65,9 +65,8 @@ class SimilarityMaps:
             ClippanError: the raster cannot be read, or the model has no dense features.
         """
         stretch = scene.stretch
-        global_weight = (
-            request.bias if request.bias is not None else 0.0 if encoder.any_size else _TRANSFORMER_GLOBAL_WEIGHT
-        )
+        default = 0.0 if encoder.accepts_any_size else _TRANSFORMER_GLOBAL_WEIGHT
+        global_weight = default if request.bias is None else request.bias
         sizes = request.window or default_window_sizes(scene, encoder, aoi)
         inside = aoi.intersection(scene.written.bounds)
         layouts = [SlidingWindows.of(encoder, scene.grid.width, scene.grid.height, size, inside) for size in sizes]
@@ -139,4 +138,4 @@ def default_window_sizes(scene: Renderer, encoder: ClipEncoder, aoi: Window) -> 
     # The extent of the part should not matter, but the centre of a global map service lies on the equator.
     gsd = local if local < _GSD_CHANGE * whole else whole
     size = round(max(_STARTER_WINDOW, _MIN_METRES / gsd) * 32 / encoder.output_stride)
-    return (size, 2 * size) if encoder.any_size else (size,)
+    return (size, 2 * size) if encoder.accepts_any_size else (size,)

@@ -69,11 +69,11 @@ class SlidingWindows:
         ``base_window_size`` is that of the window that fills an input picture of the model's own size, in pixels of the
         raster. By default the step depends on the model.
         """
-        input_scale = INPUT_SCALE if encoder.any_size else 1
+        input_scale = INPUT_SCALE if encoder.accepts_any_size else 1
         pixels = encoder.image_size * input_scale
         cells = pixels // encoder.output_stride
         # Cells of a convolutional tower have a small receptive field; only those at the border are poor.
-        step_cells = window_step_cells or max(cells * 3 // 4 if encoder.any_size else cells // 2, 1)
+        step_cells = window_step_cells or max(cells * 3 // 4 if encoder.accepts_any_size else cells // 2, 1)
         multiple = cells // math.gcd(cells, step_cells)  # of which the size is one, so that windows start at a pixel
         size = max(1, round(base_window_size * input_scale / multiple)) * multiple
         step = size * step_cells // cells

@@ -159,7 +159,7 @@ class ClipFeatureExtractor:
         near_samples = near_pixels(rows.astype(int), columns.astype(int), grid)
         folder = self._folder / ("all" if self._everywhere else "some")
         folder.mkdir()
-        model, axes = self._model, ClassVectors.identity(self._model.embedding_dim)
+        model, axes = self._model, ClassVectors.embedding_axes(self._model.embedding_dim)
 
         def wanted(window: Window) -> bool:
             return self._everywhere or near_samples(window)

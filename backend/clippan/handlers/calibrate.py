@@ -126,7 +126,7 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
                 samples_path, request.layer, request.field, table, scene, raster_context.subrange(0, 10)
             )
             near = near_pixels(samples.rows, samples.columns, scene.grid)
-            axes = ClassVectors.identity(model.embedding_dim)
+            axes = ClassVectors.embedding_axes(model.embedding_dim)
             maps = SimilarityMaps.of(
                 request, model, axes, scene, samples.window, folder, raster_context.subrange(10, 100), near
             )

@@ -297,7 +297,7 @@ def check_image_size(loaded: LoadedModel, pixels: int) -> None:
     size = loaded.preprocessing.pixels
     if pixels == size:
         return
-    if not dense.any_size(loaded.network):
+    if not dense.accepts_any_size(loaded.network):
         raise ClippanError("This model only takes pictures of {pixels} pixels; leave out --pixels.", pixels=size)
     stride = dense.output_stride(loaded.network)
     if pixels % stride:
