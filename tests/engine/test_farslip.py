@@ -224,9 +224,9 @@ def test_contrast_of_different_texts_is_clips():
     )
 
 
-def loader(samples: Any, stage: int, pixels: int, rank: int = 0, count: int = 1, **options: Any) -> BatchLoader:
+def loader(samples: Any, stage: int, pixels: int, rank: int = 0, world_size: int = 1, **options: Any) -> BatchLoader:
     request = TrainClipRequest(data=("x",), output="y", threads=1, **options)
-    return BatchLoader(samples, stage, request, pixels, rank, count)
+    return BatchLoader(samples, stage, request, pixels, rank, world_size)
 
 
 def step(model: str, batch: ImageBatch, **options: Any) -> tuple[Any, dict[str, Any], train.FarslipLoss]:

@@ -27,7 +27,7 @@ def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
     folder, base = Path(request.output), find_model(request.model)
     require_rgb(base)
     choice = choose_device(request.device)
-    with distributed(choice.device) as (device, rank, count):
+    with distributed(choice.device) as (device, rank, world_size):
         set_threads(request.threads)
         if rank == 0:
             choice.log(context)
@@ -37,12 +37,12 @@ def run(request: TrainClipRequest, context: Context) -> TrainClipResult:
         with run_folder(folder, recipe, (WEIGHTS,), rank):
             if rank == 0:  # one process downloads
                 hub.fetch(base, context.subrange(0, 2))
-            if count > 1:
+            if world_size > 1:
                 torch.distributed.barrier()
             path = hub.fetch(base, context.subrange(0, 2))
             context.progress(2, "Reading the data")
             samples = read_images(request.data, request.caption, context)
-            run = FarslipTraining(request, base, path, samples, device, rank, count, context.subrange(3, 100))
+            run = FarslipTraining(request, base, path, samples, device, rank, world_size, context.subrange(3, 100))
             terms = run.train()
         if rank == 0:
             about = {

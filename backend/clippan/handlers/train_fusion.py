@@ -25,14 +25,14 @@ def run(request: TrainFusionRequest, context: Context) -> TrainFusionResult:
     )
     folder = Path(request.output)
     choice = choose_device(request.device)
-    with distributed(choice.device) as (device, rank, count):
+    with distributed(choice.device) as (device, rank, world_size):
         if rank == 0:
             choice.log(context)
         else:  # the first process reports
             context = context.cancellation_only
         with run_folder(folder, to_json(recipe), (MODEL, STAGE_ONE), rank):
             sampler = _sampler(recipe, Path(request.data), context.subrange(0, 2))
-            run = FusionTraining(recipe, sampler, device, folder, rank, count, context.subrange(2, 100))
+            run = FusionTraining(recipe, sampler, device, folder, rank, world_size, context.subrange(2, 100))
             losses = run.train()
         path = folder / MODEL
         if rank == 0:

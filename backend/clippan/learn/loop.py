@@ -28,8 +28,8 @@ CHECKPOINT, CURVES, RECIPE = "checkpoint.pt", "curves.csv", "recipe.json"
 @contextlib.contextmanager
 def distributed(device: torch.device) -> Iterator[tuple[torch.device, int, int]]:
     """Device, rank and number of processes; joins the group if ``torchrun`` started several."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
         yield device, 0, 1
         return
     if device.type == "cuda":
@@ -43,7 +43,7 @@ def distributed(device: torch.device) -> Iterator[tuple[torch.device, int, int]]
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield device, torch.distributed.get_rank(), count
+        yield device, torch.distributed.get_rank(), world_size
     finally:
         torch.distributed.destroy_process_group()
 

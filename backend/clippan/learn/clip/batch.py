@@ -58,17 +58,17 @@ class BatchLoader:
         request: TrainClipRequest,
         pixels: int,
         rank: int = 0,
-        count: int = 1,
+        world_size: int = 1,
     ) -> None:
         self._samples, self._stage, self._request, self._pixels = samples, stage, request, pixels
-        self._rank, self._count = rank, count
+        self._rank, self._world_size = rank, world_size
         self._pool = ThreadPoolExecutor(count_threads(request.threads))
         self._order = functools.lru_cache(2)(self._shuffled)  # a batch may reach into the next epoch
 
     def __call__(self, step: int) -> ImageBatch:
         """The batch of a step of this stage; raises ClippanError if a picture cannot be read."""
         batch = self._request.batch
-        start = (step * self._count + self._rank) * batch
+        start = (step * self._world_size + self._rank) * batch
         pictures, texts, crops, boxes, categories = zip(*self._pool.map(self._draw, range(start, start + batch)))
         all_crops = [crop for part in crops for crop in part]
         return ImageBatch(

@@ -101,17 +101,18 @@ def save_model(
 
 
 class FarslipLoss(nn.Module):
-    """The loss of a batch as a module, so that data parallelism sees a single forward pass; for ``count`` processes.
+    """The loss of a batch as a module, so that data parallelism sees a single forward pass; for ``world_size``
+    processes.
 
     Attributes:
         teacher: its ``visual`` encodes crops in stage 1; None for the model itself.
     """
 
-    def __init__(self, loaded: LoadedModel, request: TrainClipRequest, count: int) -> None:
+    def __init__(self, loaded: LoadedModel, request: TrainClipRequest, world_size: int) -> None:
         super().__init__()
         self.model = loaded.network
         self.teacher: Optional[SimpleNamespace] = None  # not a module, so that it is not trained
-        self._loaded, self._request, self._count = loaded, request, count
+        self._loaded, self._request, self._world_size = loaded, request, world_size
 
     def forward(self, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the loss terms, and the terms by name."""
@@ -146,8 +147,8 @@ class FarslipLoss(nn.Module):
 
     def _contrast(self, vectors: Tensor, texts: Sequence[str], groups: Sequence[str]) -> Tensor:
         parts = [list(groups)]
-        if self._count > 1:
-            parts = [[] for _ in range(self._count)]
+        if self._world_size > 1:
+            parts = [[] for _ in range(self._world_size)]
             torch.distributed.all_gather_object(parts, list(groups))
         sizes = [len(part) for part in parts]
         scale = self.model.logit_scale.exp().reshape(())
@@ -168,7 +169,7 @@ class FarslipLoss(nn.Module):
 
 
 class FarslipTraining(TrainingLoop):
-    """Trains the model ``base`` with the weights ``path`` in one or two stages; ``rank`` is of this of ``count``
+    """Trains the model ``base`` with the weights ``path`` in one or two stages; ``rank`` is of this of ``world_size``
     processes.
 
     Attributes:
@@ -187,13 +188,13 @@ class FarslipTraining(TrainingLoop):
         samples: Sequence[TrainingImage],
         device: torch.device,
         rank: int,
-        count: int,
+        world_size: int,
         context: Context,
     ) -> None:
         self._request, self._device = request, device
         stages = {stage: _images_of_stage(samples, stage, request.least) for stage in request.stages}
         self.objects = sum(len(sample.objects(request.least)) for sample in stages.get(2, ()))
-        batch = request.batch * count
+        batch = request.batch * world_size
         self.steps = tuple(
             request.steps or math.ceil(len(images) * request.epochs / batch) for images in stages.values()
         )
@@ -213,10 +214,12 @@ class FarslipTraining(TrainingLoop):
         distils = 1 in request.stages and request.weight > 0
         if distils:
             dense.output_stride(self.loaded.network)  # raises if the tower has no dense features
-        self._loaders = [BatchLoader(images, stage, request, pixels, rank, count) for stage, images in stages.items()]
+        self._loaders = [
+            BatchLoader(images, stage, request, pixels, rank, world_size) for stage, images in stages.items()
+        ]
         if not request.train_text:
             freeze_text_tower(self.loaded.network)
-        self._loss = FarslipLoss(self.loaded, request, count)
+        self._loss = FarslipLoss(self.loaded, request, world_size)
         self._loss.to(memory_format=torch.channels_last)
         if distils and request.teacher is not Teacher.ACTIVE:
             # A frozen teacher stays at the initial weights of the average.
@@ -224,7 +227,7 @@ class FarslipTraining(TrainingLoop):
             self._loss.teacher = SimpleNamespace(visual=self._average.module)
         self._start_stage(0)
         self._parallel: nn.Module = self._loss
-        if count > 1:
+        if world_size > 1:
             # Towers may have unused layers; batch normalisation has no buffers to synchronise.
             self._parallel = nn.parallel.DistributedDataParallel(
                 self._loss, broadcast_buffers=False, find_unused_parameters=True

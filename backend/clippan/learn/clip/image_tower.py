@@ -51,17 +51,21 @@ def resumable(step: int) -> Iterator[None]:
 
 
 class ImageTowerTraining(TrainingLoop):
-    """Trains the image tower of a model on ``count`` chips. Subclasses say which chips, and the loss.
+    """Trains the image tower of a model on ``chip_count`` chips. Subclasses say which chips, and the loss.
 
     Attributes:
         steps: number of steps of the whole run.
     """
 
     def __init__(
-        self, request: Union[AlignSensorRequest, FinetuneClipRequest], loaded: LoadedModel, count: int, context: Context
+        self,
+        request: Union[AlignSensorRequest, FinetuneClipRequest],
+        loaded: LoadedModel,
+        chip_count: int,
+        context: Context,
     ) -> None:
-        self._seed, self._batch, self._count, self._loaded = request.seed, request.batch, count, loaded
-        self.steps = request.steps or max(count * request.epochs // request.batch, _MIN_STEPS)
+        self._seed, self._batch, self._chip_count, self._loaded = request.seed, request.batch, chip_count, loaded
+        self.steps = request.steps or max(chip_count * request.epochs // request.batch, _MIN_STEPS)
         super().__init__(Path(request.output), self.steps, 0, context, _LOG_EVERY, _CHECKPOINT_EVERY)
         freeze_text_tower(loaded.network)
         self._visual = loaded.network.visual.to(memory_format=torch.channels_last)
@@ -80,7 +84,7 @@ class ImageTowerTraining(TrainingLoop):
     def sample_batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Augmented chips, (batch, bands, edge, edge), and their indices."""
         rng = np.random.default_rng([self._seed, 1, step])
-        indices = epoch_indices(self._count, self._batch, step, self._seed)
+        indices = epoch_indices(self._chip_count, self._batch, step, self._seed)
         return np.stack([_augmented(self.read_chip(int(index)), rng) for index in indices]), indices
 
     def train_step(self, step: int, batch: tuple[np.ndarray, np.ndarray]) -> Mapping[str, Tensor]:

@@ -55,7 +55,7 @@ class StepLoss(nn.Module):
 
 
 class FusionTraining(TrainingLoop):
-    """Training of a network from a recipe by the process ``rank`` of ``count``; resumes from a checkpoint."""
+    """Training of a network from a recipe by the process ``rank`` of ``world_size``; resumes from a checkpoint."""
 
     def __init__(
         self,
@@ -64,11 +64,11 @@ class FusionTraining(TrainingLoop):
         device: torch.device,
         folder: Path,
         rank: int,
-        count: int,
+        world_size: int,
         context: Context,
     ) -> None:
         super().__init__(folder, recipe.steps, rank, context, _LOG_EVERY, _CHECKPOINT_EVERY)
-        self._recipe, self._sampler, self._device, self._count = recipe, sampler, device, count
+        self._recipe, self._sampler, self._device, self._world_size = recipe, sampler, device, world_size
         torch.manual_seed(recipe.seed)
         self.network = networks.build(recipe.network, recipe.bands, **recipe.options).to(device)
         self._average = running_average(self.network, recipe.average, warmup=19)
@@ -82,7 +82,7 @@ class FusionTraining(TrainingLoop):
             terms["language"] = self._supervisor().direction_loss
         objectives = {kind: Objective(getattr(recipe, kind), **terms) for kind in self._kinds}
         self._step: nn.Module = StepLoss(self.network, objectives, recipe.precision == "bfloat16")
-        if count > 1:
+        if world_size > 1:
             self._step = nn.parallel.DistributedDataParallel(self._step)
         self.resume(device)
 
@@ -127,7 +127,7 @@ class FusionTraining(TrainingLoop):
         if not plan.adapted:
             if self._rank == 0 and not path.exists():
                 self._train_adapters(clip, path)
-            if self._count > 1:  # the others load what the first has trained
+            if self._world_size > 1:  # the others load what the first has trained
                 torch.distributed.barrier()
         return clip_supervision.ClipSupervisor.load(path, clip, bands)
 
@@ -138,7 +138,7 @@ class FusionTraining(TrainingLoop):
         supervisor = clip_supervision.ClipSupervisor(clip, self._recipe.bands, prompts=prompts)
         optimiser = torch.optim.Adam(supervisor.trainable_parameters(), lr=plan.rate)
         for step in range(plan.steps):
-            rng = np.random.default_rng([self._recipe.seed, self._count, step])
+            rng = np.random.default_rng([self._recipe.seed, self._world_size, step])
             terms = supervisor.adapter_step(self._sampler.adapter_batch(rng, plan.batch).to(self._device), optimiser)
             self._context.raise_if_cancelled()
             if step % _LOG_EVERY == 0 or step == plan.steps - 1:
