@@ -37,7 +37,7 @@ from clippan.jobs import (  # noqa: E402
 )
 from clippan.learn.clip import alignment as align  # noqa: E402
 from clippan.learn.clip import image_tower  # noqa: E402
-from clippan.learn.clip.raster_pairs import Chip, RasterPairs, overlaps  # noqa: E402
+from clippan.learn.clip.raster_pairs import PairedChip, RasterPairs, overlaps  # noqa: E402
 from clippan.raster.rendering import Renderer, RenderOptions  # noqa: E402
 from clippan.raster.tiles import Window  # noqa: E402
 
@@ -266,7 +266,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, pair, models):
 def test_a_sensor_in_another_crs_and_resolution_is_laid_on_the_teacher(tmp_path, pair, models):
     warped = str(tmp_path / "far.tif")
     gdal.Warp(warped, pair[1], dstSRS="EPSG:4326", resampleAlg="cubic", dstNodata=-99, xRes=1.2e-4, yRes=9e-5)
-    chip = Chip(0, Window(64, 64, 32, 32))
+    chip = PairedChip(0, Window(64, 64, 32, 32))
     seen = []
     for number, sensor in enumerate((pair[1], warped)):
         (tmp_path / str(number)).mkdir()
@@ -342,8 +342,8 @@ def test_a_description_that_is_damaged_is_told(tmp_path, models):
 
 
 def test_chips_overlap_where_their_windows_do():
-    chips = [Chip(0, Window(x, y, 16, 16)) for x, y in ((0, 0), (15, 15), (16, 0), (28, 4))]
-    found = overlaps([*chips, Chip(1, Window(0, 0, 16, 16))])
+    chips = [PairedChip(0, Window(x, y, 16, 16)) for x, y in ((0, 0), (15, 15), (16, 0), (28, 4))]
+    found = overlaps([*chips, PairedChip(1, Window(0, 0, 16, 16))])
     assert found.astype(int).tolist() == [
         [0, 1, 0, 0, 0],
         [1, 0, 1, 1, 0],

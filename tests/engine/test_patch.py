@@ -25,7 +25,7 @@ from clippan.core.errors import Cancelled, ClippanError  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import AlphaPoint, Context, Device, FinetuneClipRequest  # noqa: E402
 from clippan.learn.clip import chips, finetuning, image_tower  # noqa: E402
-from clippan.learn.clip.chips import Chips  # noqa: E402
+from clippan.learn.clip.chips import LabelledChips  # noqa: E402
 
 COLOURS = {"RedSoil": (200, 60, 40), "green_field": (60, 180, 60), "open-water": (30, 60, 190)}
 OTHERS = {"snow": (240, 240, 250), "asphalt": (90, 90, 90)}
@@ -65,7 +65,7 @@ def asked(tmp_path: Path, data: str, model: str, **options: Any) -> FinetuneClip
     return FinetuneClipRequest(data=data, model=model, threads=1, **values)
 
 
-def cut(raster: str, samples: str, size: int) -> Chips:
+def cut(raster: str, samples: str, size: int) -> LabelledChips:
     """The chips of a raster around samples."""
     request = FinetuneClipRequest(data=raster, output="unused", samples=samples, size=size)
     return chips.chips_from_samples(request, None, 32, Context())
@@ -161,7 +161,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, sets, model):
 def test_a_split_holds_places_together_and_tells_few_ones():
     labels = np.repeat([0, 1, 2, 3], [60, 2, 1, 6])
     groups = np.concatenate([np.arange(60) // 3, [100, 101], [200], [300, 300, 300, 301, 301, 302]])
-    whole = Chips(("a", "b", "c", "d"), labels, groups, lambda number, edge: np.empty(0))
+    whole = LabelledChips(("a", "b", "c", "d"), labels, groups, lambda number, edge: np.empty(0))
     parts = chips.split(whole, 0.2, 100, 3)
     own = [set(part.tolist()) for part in (parts.train, parts.validation, parts.test)]
     assert sorted(set.union(*own)) == list(range(69))
@@ -297,7 +297,7 @@ def test_what_is_held_out_shares_no_pixel_with_what_is_learned(tmp_path, size, s
 def test_what_holds_most_of_a_class_is_learned():
     labels, groups = np.zeros(100, int), np.repeat([0, 1, 2, 3], [90, 4, 3, 3])
     for seed in range(5):
-        whole = Chips(("a",), labels, groups, lambda number, edge: np.empty(0))
+        whole = LabelledChips(("a",), labels, groups, lambda number, edge: np.empty(0))
         assert len(chips.split(whole, 0.2, 100, seed).train) >= 90
 
 

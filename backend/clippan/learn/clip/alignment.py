@@ -28,7 +28,7 @@ from clippan.core.messages import Message
 from clippan.jobs.align import AlignSensorRequest, Recall
 from clippan.learn.clip import losses
 from clippan.learn.clip.image_tower import ImageTowerTraining
-from clippan.learn.clip.raster_pairs import Chip, RasterPairs, overlaps
+from clippan.learn.clip.raster_pairs import PairedChip, RasterPairs, overlaps
 
 _RECALL_RANKS = (1, 5, 10)
 
@@ -53,7 +53,11 @@ def inflate_input(loaded: LoadedModel, pairs: RasterPairs) -> LoadedModel:
 
 @torch.no_grad()
 def encode_chips(
-    loaded: LoadedModel, read: Callable[[Chip, int], np.ndarray], chips: Sequence[Chip], batch: int, context: Context
+    loaded: LoadedModel,
+    read: Callable[[PairedChip, int], np.ndarray],
+    chips: Sequence[PairedChip],
+    batch: int,
+    context: Context,
 ) -> Tensor:
     """Raw vectors (n, width) of chips, encoded in batches; ``read`` returns a chip in a size, in pixels."""
     loaded.network.visual.to(memory_format=torch.channels_last)
@@ -85,7 +89,7 @@ class AlignmentTraining(ImageTowerTraining):
         request: AlignSensorRequest,
         student: LoadedModel,
         pairs: RasterPairs,
-        chips: Sequence[Chip],
+        chips: Sequence[PairedChip],
         targets: Tensor,
         word_vectors: Optional[Tensor],
         context: Context,

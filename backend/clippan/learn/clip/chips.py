@@ -26,7 +26,7 @@ _BLOCKS = (2, 4, 8)  # edges, in chips, of blocks that are held out as a whole
 
 
 @dataclass(frozen=True)
-class Chips:
+class LabelledChips:
     """Labelled chips, read on demand.
 
     Attributes:
@@ -48,14 +48,14 @@ class Chips:
     hints: tuple[str, ...] = ()
     rendering: Optional[Rendering] = None
 
-    def renamed(self, words: Mapping[str, str]) -> Chips:
+    def renamed(self, words: Mapping[str, str]) -> LabelledChips:
         """The chips with other names of classes; classes with the same name are merged."""
         texts = [words.get(name, name) for name in self.names]
         names = tuple(dict.fromkeys(texts))
         return replace(self, names=names, labels=np.array([names.index(text) for text in texts])[self.labels])
 
 
-def chips_from_folders(folder: str, context: Context) -> Chips:
+def chips_from_folders(folder: str, context: Context) -> LabelledChips:
     """Chips from a folder that holds a folder for each class.
 
     Raises:
@@ -75,12 +75,14 @@ def chips_from_folders(folder: str, context: Context) -> Chips:
             name=names[0],
         )
     labels = np.array([names.index(sample.category) for sample in samples])
-    return Chips(names, labels, np.arange(len(samples)), lambda number, edge: resized(samples[number].picture(), edge))
+    return LabelledChips(
+        names, labels, np.arange(len(samples)), lambda number, edge: resized(samples[number].picture(), edge)
+    )
 
 
 def chips_from_samples(
     request: FinetuneClipRequest, channels: Optional[Channels], pixels: int, context: Context
-) -> Chips:
+) -> LabelledChips:
     """Windows of a raster around samples; a large polygon gets several, half an edge apart. Windows without enough data
     are left out.
 
@@ -130,7 +132,7 @@ def chips_from_samples(
     for sentence in band_choice_sentences([scene.rendering]):
         context.log(sentence)
     hints += rendering_hints([scene.rendering])
-    return Chips(
+    return LabelledChips(
         samples.names,
         labels,
         samples.groups[indices],
@@ -166,7 +168,7 @@ class Split:
     hints: tuple[str, ...] = ()
 
 
-def split(chips: Chips, held_out_share: float, max_held_out: int, seed: int, trains: bool = True) -> Split:
+def split(chips: LabelledChips, held_out_share: float, max_held_out: int, seed: int, trains: bool = True) -> Split:
     """Splits chips into training, validation and test, class by class, without dividing groups.
 
     A class with three or more groups has at least one in each part; one with two groups has none in the test part; a
@@ -207,7 +209,7 @@ def _held_out_groups(sizes: np.ndarray, share: float) -> tuple[int, int]:
     return first, min(enough(first), count - 1)
 
 
-def split_without_overlap(chips: Chips, held_out_share: float, max_held_out: int, seed: int) -> Split:
+def split_without_overlap(chips: LabelledChips, held_out_share: float, max_held_out: int, seed: int) -> Split:
     """As ``split``, but without training chips that overlap held-out ones.
 
     A class that would lose all its training chips keeps them, which a hint tells. Where samples lie close together, few
@@ -230,7 +232,7 @@ def split_without_overlap(chips: Chips, held_out_share: float, max_held_out: int
     return max((_without_overlaps(chips, windows, parts) for parts in splits), key=worth)
 
 
-def _grouped_in_blocks(chips: Chips, windows: np.ndarray, edges: int) -> Chips:
+def _grouped_in_blocks(chips: LabelledChips, windows: np.ndarray, edges: int) -> LabelledChips:
     """The chips with groups merged whose centres lie in one block of ``edges`` chips."""
     sizes = np.maximum(np.bincount(chips.groups), 1)
     column, row = (
@@ -240,7 +242,7 @@ def _grouped_in_blocks(chips: Chips, windows: np.ndarray, edges: int) -> Chips:
     return replace(chips, groups=(row * (column.max() + 1) + column)[chips.groups])
 
 
-def _without_overlaps(chips: Chips, windows: np.ndarray, parts: Split) -> Split:
+def _without_overlaps(chips: LabelledChips, windows: np.ndarray, parts: Split) -> Split:
     validation = parts.validation[_trainable(chips, windows, parts.validation, parts.test)]
     held_out = np.concatenate([parts.test, validation])
     train = parts.train[_trainable(chips, windows, parts.train, held_out)]
@@ -261,7 +263,7 @@ def _without_overlaps(chips: Chips, windows: np.ndarray, parts: Split) -> Split:
     return Split(train, validation, parts.test, tuple(hints))
 
 
-def _trainable(chips: Chips, windows: np.ndarray, own: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _trainable(chips: LabelledChips, windows: np.ndarray, own: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Whether chips overlap none of the others, or are of a class that would otherwise have none left, bool (n,)."""
     free, labels = ~_overlap_any(windows, own, others), chips.labels[own]
     return free | ~np.isin(labels, labels[free])

@@ -29,7 +29,7 @@ from clippan.core.messages import Message
 from clippan.core.texts import join_names
 from clippan.jobs.finetune_clip import AlphaPoint, ClassGain, FinetuneClipRequest
 from clippan.learn.clip import chips
-from clippan.learn.clip.chips import Chips, Split
+from clippan.learn.clip.chips import LabelledChips, Split
 from clippan.learn.clip.image_tower import MAX_ENCODE_BATCH, ImageTowerTraining
 
 _LABEL_SMOOTHING = 0.1  # keeps logits small when there are few chips
@@ -47,7 +47,7 @@ class ClassificationTask:
         zero_shot_weights: unit vectors of the class names, (classes, width).
     """
 
-    chips: Chips
+    chips: LabelledChips
     split: Split
     zero_shot_weights: Tensor
 
@@ -88,7 +88,7 @@ def read_tasks(
     return task, ClassificationTask(control, halves, zero_shot_weights(loaded, control.names))
 
 
-def _words(text: str, tasks: Sequence[Chips]) -> dict[str, str]:
+def _words(text: str, tasks: Sequence[LabelledChips]) -> dict[str, str]:
     """New names of classes by their names in folders or samples; case and punctuation of these are ignored."""
     if not text:
         return {}

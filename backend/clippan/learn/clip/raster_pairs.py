@@ -38,14 +38,14 @@ _NEGLIGIBLE_OVERLAP = 0.01  # share of a raster's area that adjacent rasters hav
 
 
 @dataclass(frozen=True)
-class Chip:
+class PairedChip:
     """A window of a pair of rasters, whose number counts from 0."""
 
     pair: int
     window: Window
 
 
-def overlaps(chips: Sequence[Chip]) -> np.ndarray:
+def overlaps(chips: Sequence[PairedChip]) -> np.ndarray:
     """Whether chips share pixels with other chips, bool (n, n); False for a chip and itself."""
     pairs = np.array([chip.pair for chip in chips])
     boxes = window_boxes([chip.window for chip in chips])
@@ -89,7 +89,9 @@ class RasterPairs:
         self.renderings = tuple(Renderer(path, self._options).rendering for path in self._teachers)
         self._scenes = [once_per_thread(functools.partial(self._open, pair)) for pair in range(len(pairs))]
 
-    def chips(self, request: AlignSensorRequest, pixels: int, context: Context) -> tuple[list[Chip], list[Chip]]:
+    def chips(
+        self, request: AlignSensorRequest, pixels: int, context: Context
+    ) -> tuple[list[PairedChip], list[PairedChip]]:
         """Training chips, which overlap each other, and held-out chips, which overlap no chip.
 
         ``pixels``, the edge of the model's pictures, is also that of the chips if the resolution is unknown.
@@ -97,8 +99,8 @@ class RasterPairs:
         Raises:
             ClippanError: the rasters are too small, or have no data in common.
         """
-        train: list[Chip] = []
-        held_out: list[Chip] = []
+        train: list[PairedChip] = []
+        held_out: list[PairedChip] = []
         for pair, path in enumerate(self._teachers):
             scene, _ = self._scenes[pair]()
             width, height = scene.grid.width, scene.grid.height
@@ -121,7 +123,7 @@ class RasterPairs:
                 (train, range(0, border - down + 1, step_y), range(0, width - across + 1, step_x)),
                 (held_out, range(border, height - down + 1, down), range(0, width - across + 1, across)),
             ):
-                chips += [Chip(pair, Window(x, y, across, down)) for y in rows for x in columns]
+                chips += [PairedChip(pair, Window(x, y, across, down)) for y in rows for x in columns]
         rng = np.random.default_rng([request.seed, 5])
         found = []
         for number, (chips, max_count) in enumerate(((train, _MAX_TRAIN), (held_out, _MAX_HELD_OUT))):
@@ -134,18 +136,18 @@ class RasterPairs:
             )
         return found[0], found[1]
 
-    def _has_data(self, chip: Chip, context: Context) -> bool:
+    def _has_data(self, chip: PairedChip, context: Context) -> bool:
         context.raise_if_cancelled()
         return all(
             scene.picture_and_mask(chip.window, chip.window.width, chip.window.height)[1].mean() >= _MIN_VALID_SHARE
             for scene in self._scenes[chip.pair]()
         )
 
-    def teacher_chip(self, chip: Chip, edge: int) -> np.ndarray:
+    def teacher_chip(self, chip: PairedChip, edge: int) -> np.ndarray:
         """A chip of the teacher's raster, uint8 (3, edge, edge)."""
         return self._scenes[chip.pair]()[0].picture(chip.window, edge)[0]
 
-    def sensor_chip(self, chip: Chip, edge: int) -> np.ndarray:
+    def sensor_chip(self, chip: PairedChip, edge: int) -> np.ndarray:
         """A chip of the sensor's raster, float32 (bands, edge, edge), 0 to 1."""
         return self._scenes[chip.pair]()[1].picture(chip.window, edge)[0]
 
