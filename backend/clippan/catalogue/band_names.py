@@ -70,7 +70,7 @@ class BandOrder:
     orders: tuple[tuple[str, ...], ...]
     numbers: Mapping[str, str] = field(default_factory=dict)
 
-    def of(self, count: int) -> tuple[str, ...]:
+    def for_count(self, count: int) -> tuple[str, ...]:
         """The order of a product with ``count`` bands; empty if unknown."""
         return next((order for order in self.orders if len(order) == count), ())
 
@@ -190,7 +190,7 @@ def natural_colours(bands: Sequence[Band], order: Optional[BandOrder] = None) ->
         return BandChoice((polarised.index(True) + 1,), _RADAR_REASON)
     if count < 3:
         return BandChoice((1,), Message("because {count} bands have no natural colours", count=count))
-    sensor = order.of(count) if order else ()
+    sensor = order.for_count(count) if order else ()
     tagged = [name or band.colour_interpretation for name, band in zip(names, bands)]
     for known, reason in (
         (names, Message("according to the band names")),

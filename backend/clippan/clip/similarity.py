@@ -46,7 +46,7 @@ class SimilarityMaps:
     class_count: int
 
     @classmethod
-    def of(
+    def compute(
         cls,
         request: Union[SegmentRequest, CalibrateRequest],
         encoder: ClipEncoder,

@@ -82,13 +82,13 @@ def fit(
     """
     if method in (Classifier.TIP, Classifier.TIP_F):
         assert text_features is not None
-        return _TipAdapter.of(features, labels, text_features, method is Classifier.TIP_F, seed, context)
+        return _TipAdapter.fit(features, labels, text_features, method is Classifier.TIP_F, seed, context)
     if method is Classifier.LINEAR:
         inputs, estimator = _unit_length(features), LogisticRegression(C=_PROBE_C, max_iter=500)
     elif method is Classifier.RF:
         inputs, estimator = features, RandomForestClassifier(_TREES, random_state=seed)
     else:
-        return _Svm.of(features, labels, class_count, context)
+        return _Svm.fit(features, labels, class_count, context)
     run_cancellable(lambda: estimator.fit(inputs, labels), context)
     return _SklearnClassifier(estimator, class_count, method is Classifier.LINEAR)
 
@@ -164,7 +164,7 @@ class _Svm(PixelClassifier):
     class_count: int
 
     @classmethod
-    def of(cls, features: np.ndarray, labels: np.ndarray, class_count: int, context: Context) -> _Svm:
+    def fit(cls, features: np.ndarray, labels: np.ndarray, class_count: int, context: Context) -> _Svm:
         """Fits to features standardised over the samples, as local means vary less than pixels."""
         mean, std = features.mean(axis=0), features.std(axis=0)
         std = np.where(std > 0, std, 1).astype(np.float32)
@@ -237,7 +237,7 @@ class _TipAdapter(PixelClassifier):
     text_features: torch.Tensor
 
     @classmethod
-    def of(
+    def fit(
         cls,
         features: np.ndarray,
         labels: np.ndarray,

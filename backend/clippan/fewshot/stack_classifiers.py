@@ -164,7 +164,7 @@ class ClipFeatureExtractor:
         def wanted(window: Window) -> bool:
             return self._everywhere or near_samples(window)
 
-        return SimilarityMaps.of(self._request, model, axes, self._scene, extent, folder, context, wanted)
+        return SimilarityMaps.compute(self._request, model, axes, self._scene, extent, folder, context, wanted)
 
     def _features_in(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         _, valid = self._stack.read(window)

@@ -41,7 +41,7 @@ def run(request: AboutIndexRequest, context: Context) -> AboutIndexResult:
             Rendering(raster.path, BandChoice(bands, "as they were indexed"), raster.stretch)
             for raster in index.rasters.values()
             # An index of version 0.1 records only bands that were requested.
-            if (bands := RenderOptions.of(raster.options).bands)
+            if (bands := RenderOptions.from_json(raster.options).bands)
         ),
         warning,
     )

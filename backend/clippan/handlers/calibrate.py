@@ -127,7 +127,7 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
             )
             near = near_pixels(samples.rows, samples.columns, scene.grid)
             axes = ClassVectors.embedding_axes(model.embedding_dim)
-            maps = SimilarityMaps.of(
+            maps = SimilarityMaps.compute(
                 request, model, axes, scene, samples.window, folder, raster_context.subrange(10, 100), near
             )
             rasters.append(_LabelledRaster(scene, samples, maps))

@@ -141,7 +141,8 @@ def _plan_rasters(
     shared = is_database(request.output)
     # A raster may be there several times, for several extents.
     known = {
-        (raster.path, RenderOptions.of(raster.options).extent_and_crs): raster for raster in index.rasters.values()
+        (raster.path, RenderOptions.from_json(raster.options).extent_and_crs): raster
+        for raster in index.rasters.values()
     }
     by_files = {(raster.options, raster.fingerprint): raster for raster in index.rasters.values() if raster.fingerprint}
     found: list[tuple[IndexedRaster, Grid, TilePlan]] = []
@@ -153,7 +154,7 @@ def _plan_rasters(
             scene = Renderer(path, options)
             # For people it stays in natural colours. Of a model with channels this tells which bands are not there.
             model_scene = Renderer(path, options, channels=model.channels) if model.channels else scene
-            identity = (replace(options, bands=scene.bands).text(), scene.fingerprint())
+            identity = (replace(options, bands=scene.bands).to_json(), scene.fingerprint())
             before = known.get((path, options.extent_and_crs))
             if before is None and not shared:  # on a colleague's machine it may be where it was
                 moved = by_files.pop(identity, None)
@@ -366,7 +367,7 @@ class _TileReader:
 
     def _scene(self, raster: IndexedRaster) -> Renderer:
         if getattr(self._local, "raster_id", 0) != raster.id:
-            options = RenderOptions.of(raster.options)
+            options = RenderOptions.from_json(raster.options)
             self._local.scene = Renderer(raster.path, options, raster.stretch, self._channels)
             self._local.raster_id = raster.id
         return self._local.scene

@@ -50,7 +50,7 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
     with Outputs() as outputs:
         classes = class_vectors(model, table, request.background or len(table.classes) == 1)
         folder = outputs.temporary_folder(request.output)
-        maps = SimilarityMaps.of(request, model, classes, scene, part, folder, context.subrange(5, 75))
+        maps = SimilarityMaps.compute(request, model, classes, scene, part, folder, context.subrange(5, 75))
         picture = scene.rendering_for(model.channels)
         context.log(band_choice_sentences([picture])[0])
         provenance = _provenance(request, table, model, maps, picture)

@@ -29,7 +29,7 @@ def run(request: ThumbnailsRequest, context: Context) -> ThumbnailsResult:
                 if scene is None or opened != tile.raster_id:
                     opened, scene = (
                         tile.raster_id,
-                        Renderer(raster.path, RenderOptions.of(raster.options), raster.stretch),
+                        Renderer(raster.path, RenderOptions.from_json(raster.options), raster.stretch),
                     )
                 picture, _ = scene.picture(tile.window, request.pixels)
                 with write_output(str(target)) as part:

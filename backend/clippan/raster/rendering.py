@@ -92,12 +92,12 @@ class RenderOptions:
         """Empty for the whole raster."""
         return (*self.extent, self.crs) if self.extent else ()
 
-    def text(self) -> str:
+    def to_json(self) -> str:
         """As JSON."""
         return json.dumps({**asdict(self), "stretch": self.stretch.value}, sort_keys=True)
 
     @classmethod
-    def of(cls, text: str) -> RenderOptions:
+    def from_json(cls, text: str) -> RenderOptions:
         """From JSON; raises ClippanError or ValueError for other texts."""
         return from_json(cls, json.loads(text))
 

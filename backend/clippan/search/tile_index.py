@@ -77,7 +77,7 @@ class IndexedRaster:
     def from_row(cls, values: Sequence[Any]) -> IndexedRaster:
         """From the id and the stored values; raises ClippanError, TypeError or ValueError for what is damaged."""
         number, path, options, fingerprint, stretch, date, done, planned = values
-        RenderOptions.of(options)
+        RenderOptions.from_json(options)
         if not all(isinstance(text or "", str) for text in (path, fingerprint, date)):
             raise TypeError("a path is no text")
         pairs = tuple((float(low), float(high)) for low, high in json.loads(stretch))
