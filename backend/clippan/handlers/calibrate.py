@@ -131,8 +131,8 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
                 request, model, axes, scene, samples.window, folder, raster_context.subrange(10, 100), near
             )
             rasters.append(_LabelledRaster(scene, samples, maps))
-        pictures = tuple(raster.scene.rendering_for(model.channels) for raster in rasters)
-        for sentence in band_choice_sentences(pictures):
+        renderings = tuple(raster.scene.rendering_for(model.channels) for raster in rasters)
+        for sentence in band_choice_sentences(renderings):
             context.log(sentence)
         labelled = _LabelledVectors.of(rasters, table)
         before = _accuracy(initial.logits(labelled.features), labelled.labels)
@@ -149,9 +149,9 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
             after,
             float(calibrated.logit_scale or 0),
             tuple(prompt.offset for prompt in calibrated.classes),
-            tuple([*hints, *rendering_hints(pictures)]),
+            tuple([*hints, *rendering_hints(renderings)]),
             round(time.monotonic() - started, 3),
-            pictures,
+            renderings,
         )
         if request.report:
             context.progress(95, "Writing the report")

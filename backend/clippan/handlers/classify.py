@@ -89,13 +89,13 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
         if request.report:
             scene = Renderer(factory.colour_raster, factory.options)
             preview.picture = overview_picture(stack, scene, preview.step)
-            factory.picture = factory.picture or scene.rendering
+            factory.rendering = factory.rendering or scene.rendering
         context.progress(98, "Writing the files")  # not cancellable from here on, so that all files appear together
         if request.areas:
             areas.write_csv(request.areas, class_areas, outputs)
         saved = factory.save_encoder(outputs)
-        pictures = [factory.picture] if factory.picture else []
-        for sentence in band_choice_sentences(pictures):
+        renderings = [factory.rendering] if factory.rendering else []
+        for sentence in band_choice_sentences(renderings):
             context.log(sentence)
         result = ClassifyResult(
             request.output,
@@ -118,13 +118,13 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
                 *factory.hints,
                 *factory.text_warnings(method),
                 *_hints(request, labelled, method, best, class_areas, saved),
-                *rendering_hints(pictures),
+                *rendering_hints(renderings),
             ),
             factory.model_id(method),
             device.type,
             round(time.monotonic() - started, 3),
             tags,
-            factory.picture,
+            factory.rendering,
         )
         if request.report:
             legend = colours(table)
@@ -174,7 +174,7 @@ class _ClassifierFactory:
     table: PromptTable
     device: torch.device
     folder: Path
-    picture: Optional[Rendering] = None  # of the raster that CLIP gets
+    rendering: Optional[Rendering] = None  # of the raster that CLIP gets
     hints: list[str] = field(default_factory=list)
     _model: Optional[ClipEncoder] = None
     _diffclip: Optional[DiffClipClassifier] = None
@@ -229,7 +229,7 @@ class _ClassifierFactory:
             "CLIPPAN_METHOD": method.value,
             "CLIPPAN_MODEL": self.model_id(method),
             "CLIPPAN_ACCURACY": f"{best.accuracy.oa:.4f}" if best else "",
-            "CLIPPAN_PICTURE_BANDS": ",".join(map(str, self.picture.choice.bands)) if self.picture else "",
+            "CLIPPAN_PICTURE_BANDS": ",".join(map(str, self.rendering.choice.bands)) if self.rendering else "",
             "CLIPPAN_DEVICE": self.device.type,
             "CLIPPAN_VERSION": __version__,
             "CLIPPAN_PARAMETERS": json.dumps(to_json(self.request), ensure_ascii=False),
@@ -259,7 +259,7 @@ class _ClassifierFactory:
         if self._extractor is None:
             path, threads = self._raster_for(model), self.request.threads
             self._extractor = ClipFeatureExtractor(self.stack, self.options, path, model, threads, self.folder)
-            self.picture = Renderer(path, self.options, channels=model.channels).rendering
+            self.rendering = Renderer(path, self.options, channels=model.channels).rendering
         return self._extractor.features(self.labelled, for_tiles, context.subrange(5, 100))
 
     def _diffclip_classifier(self, context: Context) -> DiffClipClassifier:

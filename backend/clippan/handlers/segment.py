@@ -51,9 +51,9 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
         classes = class_vectors(model, table, request.background or len(table.classes) == 1)
         folder = outputs.temporary_folder(request.output)
         maps = SimilarityMaps.compute(request, model, classes, scene, part, folder, context.subrange(5, 75))
-        picture = scene.rendering_for(model.channels)
-        context.log(band_choice_sentences([picture])[0])
-        provenance = _provenance(request, table, model, maps, picture)
+        rendering = scene.rendering_for(model.channels)
+        context.log(band_choice_sentences([rendering])[0])
+        provenance = _provenance(request, table, model, maps, rendering)
         class_areas, count = _write(request, table, model, maps, outputs, provenance, context.subrange(75, 100))
         edges = maps.window_sizes
         del maps  # a memory-mapped file cannot be removed on Windows
@@ -82,9 +82,9 @@ def run(request: SegmentRequest, context: Context) -> SegmentResult:
         request.polygons,
         request.areas,
         count,
-        tuple([*_hints(request, table, model, class_areas), *rendering_hints([picture])]),
+        tuple([*_hints(request, table, model, class_areas), *rendering_hints([rendering])]),
         provenance,
-        picture,
+        rendering,
     )
 
 
@@ -173,7 +173,7 @@ def _write(
 
 
 def _provenance(
-    request: SegmentRequest, table: PromptTable, model: ClipEncoder, maps: SimilarityMaps, picture: Rendering
+    request: SegmentRequest, table: PromptTable, model: ClipEncoder, maps: SimilarityMaps, rendering: Rendering
 ) -> dict[str, str]:
     return {
         "CLIPPAN_ALGORITHM": request.name,
@@ -181,7 +181,7 @@ def _provenance(
         "CLIPPAN_MODEL": model.spec.id,
         "CLIPPAN_MODEL_SHA256": model.sha256,
         "CLIPPAN_WINDOW": ",".join(str(edge) for edge in maps.window_sizes),
-        "CLIPPAN_PICTURE_BANDS": ",".join(map(str, picture.choice.bands)),
+        "CLIPPAN_PICTURE_BANDS": ",".join(map(str, rendering.choice.bands)),
         "CLIPPAN_DEVICE": model.device.type,
         "CLIPPAN_VERSION": __version__,
         "CLIPPAN_PARAMETERS": json.dumps(to_json(request), ensure_ascii=False),

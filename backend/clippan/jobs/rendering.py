@@ -27,21 +27,21 @@ class Rendering:
     notes: tuple[str, ...] = ()
 
 
-def band_choice_sentences(pictures: Sequence[Rendering]) -> list[str]:
+def band_choice_sentences(renderings: Sequence[Rendering]) -> list[str]:
     """A sentence for each way in which the bands were chosen, with the rasters that it was for."""
     rasters: dict[BandChoice, list[str]] = {}
-    for picture in pictures:
-        rasters.setdefault(picture.choice, []).append(_name(picture.raster))
+    for rendering in renderings:
+        rasters.setdefault(rendering.choice, []).append(_name(rendering.raster))
     return [
         Message("{rasters}: {choice}", rasters=join_names(names, 1), choice=choice.sentence)
         for choice, names in rasters.items()
     ]
 
 
-def rendering_hints(pictures: Sequence[Rendering]) -> list[str]:
+def rendering_hints(renderings: Sequence[Rendering]) -> list[str]:
     """What the user should check: the notes, and those of the sentences about bands that tell of a guess."""
-    notes = dict.fromkeys(note for picture in pictures for note in picture.notes)
-    return [*notes, *band_choice_sentences([picture for picture in pictures if picture.choice.guessed])]
+    notes = dict.fromkeys(note for rendering in renderings for note in rendering.notes)
+    return [*notes, *band_choice_sentences([rendering for rendering in renderings if rendering.choice.guessed])]
 
 
 def _name(raster: str) -> str:
