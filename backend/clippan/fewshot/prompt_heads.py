@@ -113,20 +113,20 @@ class SampleFeatures:
         )
 
     @classmethod
-    def concatenated(cls, parts: Sequence[SampleFeatures], numbers: Sequence[np.ndarray]) -> SampleFeatures:
-        """Features from several windows in the order of the samples, of which each part has those of some numbers."""
+    def concatenated(cls, parts: Sequence[SampleFeatures], indices: Sequence[np.ndarray]) -> SampleFeatures:
+        """Features from several windows in the order of the samples, of which each part has those of some indices."""
         neighbours, count = [], 0
         for part in parts:
             neighbours.append(torch.where(part.neighbour_indices < 0, -1, part.neighbour_indices + count))
             count += len(part.features)
-        order = torch.from_numpy(np.argsort(np.concatenate(numbers))).to(neighbours[0].device)
+        order = torch.from_numpy(np.argsort(np.concatenate(indices))).to(neighbours[0].device)
         features, guide = torch.cat([part.features for part in parts]), torch.cat([part.guide for part in parts])
         return cls(features, guide, torch.cat(neighbours)[order])
 
-    def subset(self, numbers: np.ndarray) -> SampleFeatures:
-        """The samples with these numbers."""
-        indices = self.neighbour_indices
-        return replace(self, neighbour_indices=indices[torch.from_numpy(numbers).to(indices.device)])
+    def subset(self, indices: np.ndarray) -> SampleFeatures:
+        """The samples with these indices."""
+        neighbours = self.neighbour_indices
+        return replace(self, neighbour_indices=neighbours[torch.from_numpy(indices).to(neighbours.device)])
 
     @property
     def centres(self) -> Tensor:

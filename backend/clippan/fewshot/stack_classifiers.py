@@ -32,8 +32,8 @@ TileProbabilities = tuple[np.ndarray, np.ndarray]
 class FittedStackClassifier(Protocol):
     """A classifier fitted to samples."""
 
-    def predict_samples(self, numbers: np.ndarray) -> np.ndarray:
-        """Probabilities of the samples with these numbers, float32 (n, classes)."""
+    def predict_samples(self, indices: np.ndarray) -> np.ndarray:
+        """Probabilities of the samples with these indices, float32 (n, classes)."""
 
     def predict_tile(self, window: Window) -> TileProbabilities:
         """Probabilities in a window of the grid."""
@@ -42,8 +42,8 @@ class FittedStackClassifier(Protocol):
 class StackClassifier(Protocol):
     """A classifier that can be fitted."""
 
-    def fit(self, numbers: np.ndarray, seed: int) -> FittedStackClassifier:
-        """Fits to the samples with these numbers."""
+    def fit(self, indices: np.ndarray, seed: int) -> FittedStackClassifier:
+        """Fits to the samples with these indices."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class StackFeatures:
     """Features of the samples, float32 (n, width), and a function that returns those of a window (pixels, width) and
     its valid pixels (h, w)."""
 
-    samples: np.ndarray
+    sample_features: np.ndarray
     features_in: Callable[[Window], tuple[np.ndarray, np.ndarray]]
 
 
@@ -65,8 +65,8 @@ class BaselineClassifier:
     context: Context
     text_features: Optional[np.ndarray] = None
 
-    def fit(self, numbers: np.ndarray, seed: int) -> FittedStackClassifier:
-        inputs, labels = self.features.samples[numbers], self.samples.labels[numbers]
+    def fit(self, indices: np.ndarray, seed: int) -> FittedStackClassifier:
+        inputs, labels = self.features.sample_features[indices], self.samples.labels[indices]
         count = len(self.samples.names)
         fitted = baselines.fit(
             self.method, inputs, labels, count, text_features=self.text_features, seed=seed, context=self.context
@@ -79,8 +79,8 @@ class _FittedBaseline:
     classifier: BaselineClassifier
     fitted: baselines.PixelClassifier
 
-    def predict_samples(self, numbers: np.ndarray) -> np.ndarray:
-        return self.fitted.probabilities(self.classifier.features.samples[numbers], self.classifier.context)
+    def predict_samples(self, indices: np.ndarray) -> np.ndarray:
+        return self.fitted.probabilities(self.classifier.features.sample_features[indices], self.classifier.context)
 
     def predict_tile(self, window: Window) -> TileProbabilities:
         features, valid = self.classifier.features.features_in(window)
@@ -113,12 +113,12 @@ def _sample_features(
 ) -> np.ndarray:
     """Features of the samples, taken from windows, (n, width)."""
     parts, order = [], []
-    for window, numbers in squares_with_pixels(samples.rows, samples.columns, stack.grid, READ_SIZE):
+    for window, indices in squares_with_pixels(samples.rows, samples.columns, stack.grid, READ_SIZE):
         context.raise_if_cancelled()
         features, _ = features_in(window)
-        pixels = (samples.rows[numbers] - window.y) * window.width + samples.columns[numbers] - window.x
+        pixels = (samples.rows[indices] - window.y) * window.width + samples.columns[indices] - window.x
         parts.append(features[pixels])
-        order.append(numbers)
+        order.append(indices)
     return np.concatenate(parts)[np.argsort(np.concatenate(order))]
 
 
@@ -247,7 +247,7 @@ class DiffClipClassifier:
             moments.add(pixels.features, valid)
             rows, columns = samples.rows[inside] - padded.y, samples.columns[inside] - padded.x
             parts.append(prompt_heads.SampleFeatures.at_pixels(pixels, rows, columns, self._options))
-        self.samples = prompt_heads.SampleFeatures.concatenated(parts, [inside for _, inside in windows])
+        self.sample_features = prompt_heads.SampleFeatures.concatenated(parts, [inside for _, inside in windows])
         self._standardisation = moments.mean_and_inverse_std(encoder.device)
 
     def pixel_features(self, window: Window) -> tuple[Window, prompt_heads.PixelFeatures]:
@@ -255,10 +255,10 @@ class DiffClipClassifier:
         padded = self._stack.with_margin(window, self.encoder.margin)
         return padded, prompt_heads.pixel_features(self.encoder, *self._stack.read(padded), self._options, self.context)
 
-    def fit(self, numbers: np.ndarray, seed: int) -> FittedStackClassifier:
+    def fit(self, indices: np.ndarray, seed: int) -> FittedStackClassifier:
         samples, labels, text_features, options = (
-            self.samples.subset(numbers),
-            self._labels[numbers],
+            self.sample_features.subset(indices),
+            self._labels[indices],
             self._text_features,
             self._options,
         )
@@ -273,8 +273,8 @@ class _FittedDiffClip:
     classifier: DiffClipClassifier
     heads: prompt_heads.HeadEnsemble
 
-    def predict_samples(self, numbers: np.ndarray) -> np.ndarray:
-        return self.heads.predict_samples(self.classifier.samples.subset(numbers), self.classifier.context)
+    def predict_samples(self, indices: np.ndarray) -> np.ndarray:
+        return self.heads.predict_samples(self.classifier.sample_features.subset(indices), self.classifier.context)
 
     def predict_tile(self, window: Window) -> TileProbabilities:
         padded, pixels = self.classifier.pixel_features(window)
