@@ -102,7 +102,7 @@ def test_words_outside_its_vocabulary_are_not_land_cover(ours):
 @torch.inference_mode()
 def test_plain_pictures_are_ranked(ours):
     """Drawn here: of dark blue and bright green, the blue is more of a sea, and the green more of a meadow."""
-    edge = ours.preprocessing.pixels
+    edge = ours.preprocessing.image_size
     noise = np.random.default_rng(0).normal(0, 3, (2, edge, edge, 3))
     pixels = np.array([[22, 50, 78], [105, 145, 75]])[:, None, None] + noise
     pictures = torch.from_numpy(pixels / 127.5 - 1).permute(0, 3, 1, 2).float()
@@ -140,7 +140,7 @@ def test_held_out_pictures_are_found_by_name(ours, name, floor, monkeypatch):
         pytest.skip(f"{DATA / pictures.ARCHIVES[name]} is not here; it is no part of the project")
     items = pictures.scenes(DATA, name, pictures.HELD_OUT)
     items = items[:: max(1, len(items) // 140)]
-    edge = ours.preprocessing.pixels
+    edge = ours.preprocessing.image_size
     pixels = [np.array(Image.fromarray(item.pixels).resize((edge, edge), Image.Resampling.BICUBIC)) for item in items]
     inputs = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
     features = torch.cat([unit(ours.network.encode_image(part)) for part in inputs.split(32)])
