@@ -61,7 +61,7 @@ class Bench:
     def ready(self, pixels: np.ndarray, edge: Optional[int] = None) -> torch.Tensor:
         """A picture (h, w, 3), uint8, to input (1, 3, edge, edge)."""
         preparation = self.loaded.preprocessing
-        edge = edge or preparation.pixels
+        edge = edge or preparation.image_size
         picture = Image.fromarray(pixels).resize((edge, edge), Image.Resampling.BICUBIC)
         values = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
         mean, std = (torch.tensor(values)[:, None, None] for values in (preparation.mean, preparation.std))
@@ -94,7 +94,7 @@ class Bench:
         Each position of the last map goes through the projection of the pooled features.
         """
         height, width = pixels.shape[:2]
-        zoom = self.loaded.preprocessing.pixels / window
+        zoom = self.loaded.preprocessing.image_size / window
         size = [round(edge * zoom / 32) * 32 for edge in (height, width)]
         picture = np.array(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BICUBIC))
         preparation = self.loaded.preprocessing
@@ -201,7 +201,7 @@ def speed(bench: Bench) -> str:
 
     torch.set_num_threads(2)
     rows = []
-    edge = bench.loaded.preprocessing.pixels
+    edge = bench.loaded.preprocessing.image_size
     towers = {
         "tf_efficientnet_lite0 (ships)": bench.loaded.network.visual,
         "tf_efficientnet_lite2": timm.create_model("tf_efficientnet_lite2", num_classes=384).eval(),

@@ -217,7 +217,7 @@ def load_encoder(name: str, device: Device, context: Context) -> ClipEncoder:
 
 def _load_encoder(model: Model, path: Path, device: torch.device, context: Context) -> ClipEncoder:
     loaded = load.load_model(path, model, device)
-    image_size = loaded.preprocessing.pixels
+    image_size = loaded.preprocessing.image_size
     bands = len(loaded.preprocessing.mean)
     _fuse_batch_norms(loaded.network.visual, torch.rand(1, bands, image_size, image_size, device=device))
     loaded.network.visual.to(memory_format=torch.channels_last)

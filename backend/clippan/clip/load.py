@@ -32,11 +32,11 @@ _NAMES_SHOWN = 3  # names that a sentence lists
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Normalisation of the input: (bands from 0 to 1 - ``mean``) / ``std``, in pictures of ``pixels`` × ``pixels``."""
+    """Normalisation of the input: (bands from 0 to 1 - ``mean``) / ``std``, in pictures of edge ``image_size``."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    pixels: int
+    image_size: int
 
 
 class LoadedModel(NamedTuple):

@@ -50,7 +50,7 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
         pairs = RasterPairs(request, outputs.temporary_folder(str(folder / WEIGHTS)), context.subrange(1, 3))
         for sentence in band_choice_sentences(pairs.renderings):
             context.log(sentence)
-        edge = teacher.preprocessing.pixels
+        edge = teacher.preprocessing.image_size
         train, held_out = pairs.chips(request, edge, context.subrange(3, 6))
         context.log(Message("Training chips: {train}; held-out chips: {held}.", train=len(train), held=len(held_out)))
         targets = encode_chips(teacher, pairs.teacher_chip, train, batch, context.subrange(6, 20))

@@ -54,7 +54,7 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
     with run_folder(folder, recipe, (WEIGHTS,)), explain_memory_errors(request.batch):
         path = hub.fetch(base, context.subrange(0, 2))
         loaded = load_model(path, base, device)
-        pixels = request.pixels or loaded.preprocessing.pixels
+        pixels = request.pixels or loaded.preprocessing.image_size
         check_image_size(loaded, pixels)
         task, control = read_tasks(request, loaded, pixels, context.subrange(2, 5))
         run = FineTuning(request, loaded, task, pixels, context.subrange(5, 50))

@@ -47,7 +47,7 @@ def inflate_input(loaded: LoadedModel, pairs: RasterPairs) -> LoadedModel:
             band_mean[colours], band_std[colours] = mean, std
         else:
             after.weight.copy_(before.weight.mean(1, keepdim=True).expand_as(after.weight) * 3 / bands)
-    preprocessing = Preprocessing(tuple(band_mean.tolist()), tuple(band_std.tolist()), loaded.preprocessing.pixels)
+    preprocessing = Preprocessing(tuple(band_mean.tolist()), tuple(band_std.tolist()), loaded.preprocessing.image_size)
     return loaded._replace(preprocessing=preprocessing)
 
 
@@ -66,7 +66,7 @@ def encode_chips(
         context.progress(
             100 * start / len(chips), Message("Chips encoded: {done:,} of {count:,}", done=start, count=len(chips))
         )
-        pictures = np.stack([read(chip, loaded.preprocessing.pixels) for chip in chips[start : start + batch]])
+        pictures = np.stack([read(chip, loaded.preprocessing.image_size) for chip in chips[start : start + batch]])
         vectors.append(loaded.network.encode_image(loaded.normalised(pictures)).float())
     return torch.cat(vectors)
 
@@ -101,7 +101,7 @@ class AlignmentTraining(ImageTowerTraining):
         context.log(Message("Training chips: {count}, steps: {steps}.", count=len(chips), steps=self.steps))
 
     def read_chip(self, index: int) -> np.ndarray:
-        return self._pairs.sensor_chip(self._chips[index], self._loaded.preprocessing.pixels)
+        return self._pairs.sensor_chip(self._chips[index], self._loaded.preprocessing.image_size)
 
     def loss(self, vectors: Tensor, indices: np.ndarray) -> tuple[Tensor, Mapping[str, Tensor]]:
         device = vectors.device

@@ -209,7 +209,7 @@ class FarslipTraining(TrainingLoop):
             )
         )
         self.loaded = load_model(path, base, device)
-        pixels = request.pixels or self.loaded.preprocessing.pixels
+        pixels = request.pixels or self.loaded.preprocessing.image_size
         check_image_size(self.loaded, pixels)
         distils = 1 in request.stages and request.weight > 0
         if distils:
@@ -297,7 +297,7 @@ def _images_of_stage(samples: Sequence[TrainingImage], stage: int, min_size: flo
 def check_image_size(loaded: LoadedModel, pixels: int) -> None:
     """Raises ClippanError if a model cannot take pictures of this size: Transformers take one size, other towers
     multiples of their stride."""
-    size = loaded.preprocessing.pixels
+    size = loaded.preprocessing.image_size
     if pixels == size:
         return
     if not dense.accepts_any_size(loaded.network):

@@ -75,7 +75,7 @@ class FrozenCLIP(nn.Module):
         """Embeddings (n, width) of pictures (n, 3, h, w) with values from 0 to 1, of any size."""
         # Half precision would lose the small difference between similar pictures.
         with torch.autocast(pictures.device.type, enabled=False):
-            size = (self._loaded.preprocessing.pixels,) * 2
+            size = (self._loaded.preprocessing.image_size,) * 2
             pictures = interpolate(pictures.float(), size, mode="bicubic", align_corners=False, antialias=True)
             return normalize(self._network.encode_image(self._loaded.normalised(pictures)), dim=-1)
 
