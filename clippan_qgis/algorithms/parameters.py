@@ -153,8 +153,8 @@ class NumberAdapter(ParameterAdapter):
     """A number; one without a default may be left empty."""
 
     def definition(self):
-        types = Qgis.ProcessingNumberParameterType
-        kind = types.Integer if self.param.type is int else types.Double
+        whole = self.param.type is int
+        kind = Qgis.ProcessingNumberParameterType.Integer if whole else Qgis.ProcessingNumberParameterType.Double
         default = None if self.param.required else self.param.default
         definition = QgsProcessingParameterNumber(self.name, self.label, kind, default, optional=default is None)
         minimum = self.param.low if self.param.above is None else self.param.above + _SMALLEST
@@ -365,8 +365,10 @@ class FileAdapter(ParameterAdapter):
     """A file or a folder to read."""
 
     def definition(self):
-        behavior = Qgis.ProcessingFileParameterBehavior
-        behavior = behavior.Folder if isinstance(self.param.kind, kinds.FolderInput) else behavior.File
+        is_folder = isinstance(self.param.kind, kinds.FolderInput)
+        behavior = (
+            Qgis.ProcessingFileParameterBehavior.Folder if is_folder else Qgis.ProcessingFileParameterBehavior.File
+        )
         ending = getattr(self.param.kind, "ending", "").lstrip(".")
         return QgsProcessingParameterFile(self.name, self.label, behavior, extension=ending, optional=self.optional)
 

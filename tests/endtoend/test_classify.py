@@ -63,6 +63,7 @@ def test_a_few_places_become_a_map(profile: Profile, folder: Path, rasters: tupl
     assert "shore.geojson" in page or "shore.gpkg" in page
 
 
+@pytest.mark.slow
 def test_a_scene_is_learned_and_used_again(profile: Profile, folder: Path, rasters: tuple[Path, ...]) -> None:
     small = tuple(folder / f"{path.stem}.vrt" for path in rasters[:2])
     for path, part in zip(rasters, small):  # all of it would take a CPU minutes
@@ -77,6 +78,7 @@ def test_a_scene_is_learned_and_used_again(profile: Profile, folder: Path, raste
     assert gdal.Open(str(folder / "map.tif")).GetMetadata()["CLIPPAN_METHOD"] == "diffclip"
 
 
+@pytest.mark.slow
 def test_clip_learns_places_and_a_sensor(profile: Profile, folder: Path, rasters: tuple[Path, ...]) -> None:
     tuned = folder / "tuned"
     results = run(

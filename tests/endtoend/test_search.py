@@ -11,6 +11,7 @@ from sample import sentinel
 gdal.UseExceptions()
 
 
+@pytest.mark.slow
 def test_an_index_is_made_and_searched(profile: Profile, tmp_path: Path) -> None:
     scene = tmp_path / "shore.vrt"
     # The southern end of the barrier island: beach, sea, a bay and marsh.

@@ -122,11 +122,11 @@ def grid(crs, place, pixel, width=100, height=100):
 def test_outlines_go_on_across_the_meridian_but_not_round_the_world() -> None:
     wkt = spatial_reference(WGS).ExportToWkt()
     x, y = transform_extent((179.5, -16.0, 179.5, -16.0), WGS, "EPSG:3832")[:2]
-    outline = _TileOutlines(grid("EPSG:3832", (x, y), 1113.2), wkt).of(Window(0, 0, 100, 100))
+    outline = _TileOutlines(grid("EPSG:3832", (x, y), 1113.2), wkt).outline(Window(0, 0, 100, 100))
     assert outline[::2] == pytest.approx((179.5, 180.5, 180.5, 179.5), abs=0.01)
     world = _TileOutlines(grid("EPSG:3857", (-20037508.34, 20037508.34), 400750.1668), wkt)
-    assert world.of(Window(0, 0, 100, 100))[::2] == pytest.approx((-180, 180, 180, -180), abs=1e-3)
-    plain = _TileOutlines(grid(WGS, (-180.0, 90.0), 3.6), wkt).of(Window(0, 0, 100, 50))
+    assert world.outline(Window(0, 0, 100, 100))[::2] == pytest.approx((-180, 180, 180, -180), abs=1e-3)
+    plain = _TileOutlines(grid(WGS, (-180.0, 90.0), 3.6), wkt).outline(Window(0, 0, 100, 50))
     assert plain[::2] == (-180.0, 180.0, 180.0, -180.0)
 
 
