@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from osgeo import gdal, ogr
 from qgis_profile import Profile
 from sample import sentinel
