@@ -98,7 +98,7 @@ def degrade(case: Case, folder: Path, registration: Registration) -> Case:
     One grid does for all bands, so what some lie beside the others stays as it is.
     """
     with open_pair(str(case.pan), [str(path) for path in case.ms]) as pair:
-        ratio = round(pair.x.ratio)
+        ratio = round(pair.x_axis.ratio)
         width = pair.ms.grid.width // ratio * ratio
         height = pair.ms.grid.height // ratio * ratio
         window = Window(0, 0, width, height)
@@ -136,11 +136,11 @@ def _coarse(plane: np.ndarray, ratio: int, gain: float) -> np.ndarray:
 
 
 def _degraded_pan(pair: Pair, window: Window, gain: float) -> np.ndarray:
-    x, x_count = filters.pan_support(pair.x, window.x, window.width, gain)
-    y, y_count = filters.pan_support(pair.y, window.y, window.height, gain)
+    x, x_count = filters.pan_support(pair.x_axis, window.x, window.width, gain)
+    y, y_count = filters.pan_support(pair.y_axis, window.y, window.height, gain)
     pan, _ = pair.read_pan(Window(x, y, x_count, y_count))
-    rows = filters.downsampling_matrix(pair.y, window.y, window.height, gain)
-    columns = filters.downsampling_matrix(pair.x, window.x, window.width, gain)
+    rows = filters.downsampling_matrix(pair.y_axis, window.y, window.height, gain)
+    columns = filters.downsampling_matrix(pair.x_axis, window.x, window.width, gain)
     return filters.apply_separable(rows, torch.from_numpy(pan.astype(np.float32)), columns).numpy()
 
 

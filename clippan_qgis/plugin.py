@@ -59,7 +59,7 @@ class Plugin:
         if self._provider is not None:
             QgsApplication.processingRegistry().removeProvider(self._provider)
             self._provider = None
-        worker.shared.stop()
+        worker.shared_worker.stop()
 
     def _add_search(self):
         from qgis.PyQt.QtCore import Qt

@@ -131,7 +131,7 @@ class JobAlgorithm(Algorithm):
 
     def run_job(self, feedback) -> Result:
         """Has the engine do the job, and what has to come before it."""
-        return worker.shared.run(self._launch, self._request, feedback)
+        return worker.shared_worker.run(self._launch, self._request, feedback)
 
     def finish(self, result: Result, feedback) -> dict[str, Any]:
         """The algorithm's results from the job's; not in the main thread.

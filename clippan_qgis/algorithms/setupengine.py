@@ -76,7 +76,7 @@ class SetUpEngine(base.Algorithm):
         return True
 
     def processAlgorithm(self, parameters, context, feedback):
-        worker.shared.stop()  # on Windows its open libraries could not be replaced
+        worker.shared_worker.stop()  # on Windows its open libraries could not be replaced
         setup = environment.SetUp(
             self._settings,
             self._variables,

@@ -99,7 +99,7 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
         made = self._make_pictures(steps)
         base.log_result(feedback, made)
         steps.setCurrentStep(1)
-        return worker.shared.run(self._launch, self._request, steps)
+        return worker.shared_worker.run(self._launch, self._request, steps)
 
     def _make_pictures(self, feedback) -> RegionsResult:
         """Makes the pictures to train on anew; leaves no folder behind if there are none."""
@@ -117,7 +117,7 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
             ) from None
         try:
             self._regions.validate()
-            return worker.shared.run(self._launch, self._regions, feedback)
+            return worker.shared_worker.run(self._launch, self._regions, feedback)
         except ClippanError:
             if fresh:
                 with contextlib.suppress(OSError):

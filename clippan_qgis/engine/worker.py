@@ -32,8 +32,8 @@ from . import python, variables
 HANDSHAKE_SECONDS = 60  # the first start on a machine with a virus scanner is slow
 CANCEL_SECONDS = 0.7  # then the process is ended, so that a cancel is answered within a second
 POLL_SECONDS = 0.05
-END_SECONDS = 1.0
-TAG = "CLIPPan"
+EXIT_WAIT_SECONDS = 1.0
+LOG_TAG = "CLIPPan"
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _log_traceback(error: Mapping[str, Any], feedback: Any) -> None:
     details = (error.get("data") or {}).get("traceback", "")
     if details and error.get("code") not in (CANCELLED, FAILED):
         feedback.pushDebugInfo(details)
-        QgsMessageLog.logMessage(details, TAG, Qgis.MessageLevel.Warning)
+        QgsMessageLog.logMessage(details, LOG_TAG, Qgis.MessageLevel.Warning)
 
 
 def _show_errors(process: _Process, feedback: Any) -> None:
@@ -280,7 +280,7 @@ class _Process:
         with contextlib.suppress(OSError, ValueError):
             self._popen.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(END_SECONDS)
+            self._popen.wait(EXIT_WAIT_SECONDS)
         self.kill()
 
     def exit_reason(self) -> str:
@@ -315,8 +315,8 @@ class _Process:
             for line in stream:
                 self.errors.append(line.rstrip())
                 if not self._is_ending:  # QGIS, too, may be ending, and its log be gone
-                    QgsMessageLog.logMessage(line.rstrip(), TAG, Qgis.MessageLevel.Info, False)
+                    QgsMessageLog.logMessage(line.rstrip(), LOG_TAG, Qgis.MessageLevel.Info, False)
 
 
-shared = Worker()
-atexit.register(shared.stop)
+shared_worker = Worker()
+atexit.register(shared_worker.stop)

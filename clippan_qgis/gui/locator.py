@@ -131,7 +131,7 @@ class _Search(threading.Thread):
     def run(self):
         _searches.add(self)
         try:
-            self.result = worker.shared.run(self._launch, self._request, self)
+            self.result = worker.shared_worker.run(self._launch, self._request, self)
         except ClippanError as error:
             self.failure = tr(error.message)
         _searches.discard(self)

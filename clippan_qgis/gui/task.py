@@ -61,7 +61,7 @@ class _Task(QgsTask):
 
     def run(self):
         try:
-            self.result = worker.shared.run(self._launch, self.job.request, self.feedback)
+            self.result = worker.shared_worker.run(self._launch, self.job.request, self.feedback)
         except ClippanError as error:
             self.failure = tr(error.message)
             return False

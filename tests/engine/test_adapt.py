@@ -306,9 +306,9 @@ def test_a_window_holds_what_the_scene_holds(pair):
         whole = reading.read_pair(moved, (0.3,) * 4, 0.15)
     assert part.ms.shape == (4, 50, 40)
     np.testing.assert_array_equal(part.ms, whole.ms[:, 30:80, 20:60])
-    left = round(part.x.ms_to_pan(0) - whole.x.ms_to_pan(20))
-    assert part.x.ms_to_pan(0) - whole.x.ms_to_pan(20) == pytest.approx(left)
-    top = round(part.y.ms_to_pan(0) - whole.y.ms_to_pan(30))
+    left = round(part.x_axis.ms_to_pan(0) - whole.x_axis.ms_to_pan(20))
+    assert part.x_axis.ms_to_pan(0) - whole.x_axis.ms_to_pan(20) == pytest.approx(left)
+    top = round(part.y_axis.ms_to_pan(0) - whole.y_axis.ms_to_pan(30))
     height, width = part.pan.shape
     np.testing.assert_array_equal(part.pan, whole.pan[-top : height - top, -left : width - left])
     assert part.pan.shape == pytest.approx((200, 160), abs=1)

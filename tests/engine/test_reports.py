@@ -285,7 +285,7 @@ def test_pictures_of_a_map() -> None:
     assert {picture.shape for picture in shown.values()} == {(3, 320, 400)}
     assert tuple(shown["samples"][:, 5, 300]) == red  # row 10, column 600
     assert tuple(shown["map"][:, 110, 0]) == red
-    assert tuple(shown["map"][:, 0, 0]) == pictures.NODATA
-    assert tuple(shown["confidence"][:, 0, 0]) == pictures.NODATA
+    assert tuple(shown["map"][:, 0, 0]) == pictures.NODATA_COLOUR
+    assert tuple(shown["confidence"][:, 0, 0]) == pictures.NODATA_COLOUR
     assert shown["confidence"][0, 100, 0] < 10
     assert shown["confidence"][0, 100, 399] > 240

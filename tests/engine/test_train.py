@@ -233,7 +233,7 @@ def test_pairs_of_a_folder(data):
     pair = found[1]
     assert np.array_equal(pair.pan, read_raster(str(data / "pan" / "quickbird__a" / "pan.tif"))[0])
     assert np.array_equal(pair.ms, read_raster(str(data / "pan" / "quickbird__a" / "ms.tif")))
-    assert (pair.x.ratio, pair.y.ratio) == (4, 4)
+    assert (pair.x_axis.ratio, pair.y_axis.ratio) == (4, 4)
     assert pair.valid.all()
     assert pair.mtf_gains == (0.34, 0.32, 0.30, 0.22)  # QuickBird's own
     assert pair.mtf_gains != found[0].mtf_gains

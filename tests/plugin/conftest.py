@@ -95,7 +95,7 @@ def settings(tmp_path, monkeypatch):
     settings = Settings(cache=str(tmp_path / "cache"))
     settings.write()
     yield settings
-    worker.shared.stop()
+    worker.shared_worker.stop()
     QgsSettings().remove(GROUP)
 
 

@@ -90,7 +90,7 @@ def test_it_is_silent_without_its_prefix_or_with_few_letters(bar, index, log, te
     ask(bar, text)
     assert bar.found == []
     assert not log.exists()
-    assert worker.shared._process is None, "no engine is started for other people's words"
+    assert worker.shared_worker._process is None, "no engine is started for other people's words"
 
 
 def test_even_if_the_user_switches_it_on_without_prefix_it_waits_for_it(bar, index, log):
@@ -112,11 +112,11 @@ def type_over(bar, log, text):
 
 def test_who_types_on_waits_for_nothing_and_keeps_the_warm_engine(bar, index, log):
     type_over(bar, log, "find long")
-    process = worker.shared._process
+    process = worker.shared_worker._process
     ask(bar, "find river")
     assert len(bar.found) == 8
     assert bar.found[0].displayString.startswith("1  river")
-    assert worker.shared._process is process
+    assert worker.shared_worker._process is process
 
 
 def test_a_search_that_takes_too_long_is_cancelled_in_the_end(bar, index, log, monkeypatch):

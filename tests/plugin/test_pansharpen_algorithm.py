@@ -135,7 +135,7 @@ def test_cancel_in_mid_run(run, large, quiet_seconds):
 
 @pytest.mark.slow
 def test_an_engine_killed_in_mid_run(run, large, parameters):
-    feedback = Interrupting(lambda _: os.kill(worker.shared._process._popen.pid, signal.SIGKILL))
+    feedback = Interrupting(lambda _: os.kill(worker.shared_worker._process._popen.pid, signal.SIGKILL))
     with pytest.raises(QgsProcessingException, match=r"ended during the run \(signal 9\)"):
         run("pansharpen", large, feedback)
     assert not list(Path(large["OUTPUT"]).parent.glob("out.tif*"))

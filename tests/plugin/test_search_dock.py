@@ -718,7 +718,7 @@ def test_unload_leaves_nothing_behind(project, index, log, qgis_iface, qgis_canv
     assert leaves_nothing(left(window, qgis_canvas), before)
     assert sip.isdeleted(dock)
     assert not pictures.exists()
-    assert worker.shared._process is None
+    assert worker.shared_worker._process is None
     wait_for(lambda: not QgsApplication.taskManager().countActiveTasks())
     plugin.initGui()  # and it can come back
     plugin.unload()

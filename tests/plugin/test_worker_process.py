@@ -20,11 +20,11 @@ from clippan_qgis.settings import Settings
 
 
 def ask(feedback):
-    return worker.shared.run(worker.launch_for(Settings.read()), DoctorRequest(), feedback)
+    return worker.shared_worker.run(worker.launch_for(Settings.read()), DoctorRequest(), feedback)
 
 
 def pid():
-    return worker.shared._process._popen.pid
+    return worker.shared_worker._process._popen.pid
 
 
 def is_one_sentence(text):
@@ -45,7 +45,7 @@ def test_the_process_stays_warm_and_ends_with_the_plugin(fake, feedback):
     first = pid()
     ask(feedback)
     assert pid() == first
-    worker.shared.stop()
+    worker.shared_worker.stop()
     wait_for(lambda: not is_running(first))
 
 
@@ -129,7 +129,7 @@ def test_after_a_death_between_two_runs_the_next_run_works(fake, feedback):
     fake("good")
     ask(feedback)
     os.kill(pid(), signal.SIGKILL)
-    wait_for(lambda: not worker.shared._process.is_alive())
+    wait_for(lambda: not worker.shared_worker._process.is_alive())
     assert ask(feedback).ok
 
 
@@ -153,7 +153,7 @@ def test_cancel_is_answered_within_a_second(fake, run, parameters, mode, quiet_s
     assert not list(folder.glob("out.tif*"))
     assert not list(folder.glob(".clippan-*"))
     # A worker that answers keeps its models in memory; one that does not is ended.
-    assert (worker.shared._process is not None) == (mode == "polite")
+    assert (worker.shared_worker._process is not None) == (mode == "polite")
 
 
 def test_cancel_while_the_engine_starts(fake, feedback, quiet_seconds):
@@ -162,7 +162,7 @@ def test_cancel_while_the_engine_starts(fake, feedback, quiet_seconds):
     with pytest.raises(Cancelled):
         ask(feedback)
     assert quiet_seconds(feedback.cancelled_at) < 1
-    assert worker.shared._process is None
+    assert worker.shared_worker._process is None
 
 
 def test_a_second_job_waits_for_its_turn_and_can_be_cancelled(fake, quiet_seconds):

@@ -122,7 +122,7 @@ class AssessedScene:
     @property
     def ratio(self) -> float:
         """MS over PAN pixel size, the mean of both axes."""
-        return math.sqrt(self.pair.x.ratio * self.pair.y.ratio)
+        return math.sqrt(self.pair.x_axis.ratio * self.pair.y_axis.ratio)
 
     def windows(self) -> list[Window]:
         """Tiles of the area."""
@@ -131,7 +131,7 @@ class AssessedScene:
 
     def ms_windows(self, block: int) -> list[Window]:
         """Tiles of the MS pixels whose centres lie in the area, of whole blocks of ``block`` MS pixels."""
-        area, x, y, ms = self.area, self.pair.x, self.pair.y, self.pair.ms
+        area, x, y, ms = self.area, self.pair.x_axis, self.pair.y_axis, self.pair.ms
         left, right = _samples(x.pan_to_ms(area.x - 0.5), x.pan_to_ms(area.x + area.width - 0.5), ms.grid.width)
         top, bottom = _samples(y.pan_to_ms(area.y - 0.5), y.pan_to_ms(area.y + area.height - 0.5), ms.grid.height)
         windows = Window(left, top, right - left, bottom - top).tiles(block * (_TILE // BLOCK))
@@ -162,13 +162,13 @@ class AssessedScene:
 
     def upsampled(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
         """MS interpolated to the pixels of a window, and where the nearest samples of all bands are valid."""
-        return self._resampled_ms(self.pair.x, self.pair.y, window, self.pair.band_shifts)
+        return self._resampled_ms(self.pair.x_axis, self.pair.y_axis, window, self.pair.band_shifts)
 
     def read_ms(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
         """A window of MS, with all bands at the samples of the common axes, and where all bands are valid."""
         if not self.pair.band_shifts:
             return self._tensors(*self.pair.read_ms(window))
-        x, y, own_grid = self.pair.x, self.pair.y, AxisTransform(1.0, 0.0)  # one sample per pixel
+        x, y, own_grid = self.pair.x_axis, self.pair.y_axis, AxisTransform(1.0, 0.0)  # one sample per pixel
         offsets = [(shift_x / x.ratio, shift_y / y.ratio) for shift_x, shift_y in self.pair.band_shifts]
         return self._resampled_ms(own_grid, own_grid, window, offsets)
 
@@ -201,7 +201,7 @@ class AssessedScene:
         pixels = 0
         windows, ms_windows = self.windows(), self.ms_windows(figures.ms_block_size)
         steps = len(windows) + len(ms_windows)
-        ratios = (self.pair.x.ratio, self.pair.y.ratio)
+        ratios = (self.pair.x_axis.ratio, self.pair.y_axis.ratio)
         reach = max(margin, *(filters.mtf_reach(gain, ratio) for gain in self.mtf_gains for ratio in ratios))
 
         def read(window: Window) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
@@ -271,8 +271,8 @@ class AssessedScene:
         height, width = (size - 2 * reach for size in valid.shape)
         planes, covered = [], []
         for band, gain in zip(fused, self.mtf_gains):
-            rows = filters.mtf_matrix(gain, self.pair.y.ratio, height, reach).to(self.device)
-            columns = filters.mtf_matrix(gain, self.pair.x.ratio, width, reach).to(self.device)
+            rows = filters.mtf_matrix(gain, self.pair.y_axis.ratio, height, reach).to(self.device)
+            columns = filters.mtf_matrix(gain, self.pair.x_axis.ratio, width, reach).to(self.device)
             plane, whole = _filter_valid(rows, band, columns, valid)
             planes.append(plane)
             covered.append(whole)
@@ -280,7 +280,7 @@ class AssessedScene:
 
     def _read_low(self, window: Window) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """MS, PAN filtered with its MTF and brought to MS's grid, and where both and the fused raster are valid."""
-        x, y, gain = self.pair.x, self.pair.y, self.sensor.mtf_pan
+        x, y, gain = self.pair.x_axis, self.pair.y_axis, self.sensor.mtf_pan
         left, width = filters.pan_support(x, window.x, window.width, gain)
         top, height = filters.pan_support(y, window.y, window.height, gain)
         pan, pan_valid = self.read_pan(Window(left, top, width, height))
@@ -292,8 +292,8 @@ class AssessedScene:
 
     def _fused_valid(self, window: Window) -> torch.Tensor:
         """Where the fused raster is valid at the centres of a window's MS pixels."""
-        columns = [round(self.pair.x.ms_to_pan(window.x + column)) for column in range(window.width)]
-        rows = [round(self.pair.y.ms_to_pan(window.y + row)) for row in range(window.height)]
+        columns = [round(self.pair.x_axis.ms_to_pan(window.x + column)) for column in range(window.width)]
+        rows = [round(self.pair.y_axis.ms_to_pan(window.y + row)) for row in range(window.height)]
         pixels = Window(columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
         _, valid = self.read(self.fused, pixels)
         row_index = torch.tensor(rows, device=self.device) - rows[0]

@@ -97,13 +97,28 @@ class TileFuser:
                 for corner in range(start // block * block, start + length, block)
             ]
             for axis, start, length, shifts, lows in (
-                (self.pair.x, window.x, window.width, [x for x, _ in offsets], [(mtf.gain, mtf.x) for mtf in mtfs]),
-                (self.pair.y, window.y, window.height, [y for _, y in offsets], [(mtf.gain, mtf.y) for mtf in mtfs]),
+                (
+                    self.pair.x_axis,
+                    window.x,
+                    window.width,
+                    [x for x, _ in offsets],
+                    [(mtf.gain, mtf.x) for mtf in mtfs],
+                ),
+                (
+                    self.pair.y_axis,
+                    window.y,
+                    window.height,
+                    [y for _, y in offsets],
+                    [(mtf.gain, mtf.y) for mtf in mtfs],
+                ),
             )
         )
         blocks = [(x, y) for y in ys for x in xs]
-        ms_windows = [Window(x.ms.first, y.ms.first, x.ms.number, y.ms.number) for x, y in blocks]
-        pan_windows = [Window(x.pan, y.pan, x.pan_count, y.pan_count) for x, y in blocks]
+        ms_windows = [
+            Window(x.ms_upsampling.first, y.ms_upsampling.first, x.ms_upsampling.number, y.ms_upsampling.number)
+            for x, y in blocks
+        ]
+        pan_windows = [Window(x.pan_first, y.pan_first, x.pan_count, y.pan_count) for x, y in blocks]
         ms_area, pan_area = functools.reduce(Window.union, ms_windows), functools.reduce(Window.union, pan_windows)
         ms, ms_valid = self.pair.read_ms(ms_area)
         pan, pan_valid = self.pair.read_pan(pan_area)
@@ -130,11 +145,13 @@ class TileFuser:
         if coarse_valid is not None:
             coarse = filters.fill_invalid(coarse, coarse_valid, self._default_ms)
         wide, wide_valid = self._to_device(pan, pan_valid)
-        interpolated = filters.apply_separable(y.ms.matrix.to(self.device), coarse, x.ms.matrix.to(self.device))
+        interpolated = filters.apply_separable(
+            y.ms_upsampling.matrix.to(self.device), coarse, x.ms_upsampling.matrix.to(self.device)
+        )
         low = None
         if self.low_pass_mtfs:
             low = torch.stack([self._low_pass(*axes, wide, wide_valid) for axes in zip(y.low_passes, x.low_passes)])
-        dy, dx = y.start - y.pan, x.start - x.pan
+        dy, dx = y.start - y.pan_first, x.start - x.pan_first
         sharp = wide[dy : dy + y.count, dx : dx + x.count]
         sharp_valid = None if wide_valid is None else wide_valid[dy : dy + y.count, dx : dx + x.count]
         if sharp_valid is not None and low is not None and self._margin:
@@ -144,7 +161,9 @@ class TileFuser:
             fused = fused.round_().clamp_(*self._integer_range)
         invalid = None if sharp_valid is None else ~sharp_valid
         if coarse_valid is not None:
-            missing = ~filters.gather(coarse_valid, y.ms.nearest.to(self.device), x.ms.nearest.to(self.device))
+            missing = ~filters.gather(
+                coarse_valid, y.ms_upsampling.nearest.to(self.device), x.ms_upsampling.nearest.to(self.device)
+            )
             invalid = missing if invalid is None else missing | invalid
         holes = None if invalid is None else self._without_margin(invalid.expand_as(fused)).cpu().numpy()
         return self._without_margin(fused).cpu().numpy(), holes
@@ -198,15 +217,15 @@ class _BlockAxis:
 
     Attributes:
         start, count: output pixels.
-        ms: interpolation of the bands.
-        pan, pan_count: first and number of the PAN pixels needed.
+        ms_upsampling: interpolation of the bands.
+        pan_first, pan_count: first and number of the PAN pixels needed.
         low_passes: of PAN.
     """
 
     start: int
     count: int
-    ms: filters.Upsampling
-    pan: int
+    ms_upsampling: filters.Upsampling
+    pan_first: int
     pan_count: int
     low_passes: tuple[_LowPass, ...]
 
@@ -216,14 +235,16 @@ class _BlockAxis:
     ) -> _BlockAxis:
         """``count`` output pixels from ``start`` on; ``shifts`` of the bands are empty if there are none, and ``lows``
         are MTF gain and shift of each low pass of PAN."""
-        ms = filters.Upsampling.of(axis, start, count, shifts)
+        ms_upsampling = filters.Upsampling.of(axis, start, count, shifts)
         if not lows:
-            return cls(start, count, ms, start, count, ())
+            return cls(start, count, ms_upsampling, start, count, ())
         mtf_gains, low_shifts = zip(*lows)
-        pan, pan_count, downs = filters.downsampling_matrices(axis, ms.first, ms.number, mtf_gains, low_shifts)
+        pan_first, pan_count, downs = filters.downsampling_matrices(
+            axis, ms_upsampling.first, ms_upsampling.number, mtf_gains, low_shifts
+        )
         largest = filters.largest_shift(shifts)
         ups = [filters.upsampling_matrix(axis, start, count, shift, largest) for shift in low_shifts]
-        return cls(start, count, ms, pan, pan_count, tuple(zip(downs, ups)))
+        return cls(start, count, ms_upsampling, pan_first, pan_count, tuple(zip(downs, ups)))
 
 
 def _cut(array: Any, window: Window, area: Window) -> Any:

@@ -298,7 +298,7 @@ def _locate(
     shift = np.hypot(*np.subtract(peak, _in_ms(origin, pair)))
     if np.abs(peaks - peak).max() > np.clip(shift / 2, *_SPREAD):
         return None
-    ratios = np.array([pair.x.ratio, pair.y.ratio])
+    ratios = np.array([pair.x_axis.ratio, pair.y_axis.ratio])
     x, y = (float(value) + 0.0 for value in np.round(peak * ratios, _DECIMALS))
     step = np.array([x, y]) - origin
     distance = float(np.linalg.norm(step))
@@ -310,7 +310,7 @@ def _locate(
 
 def _in_ms(shift: tuple[float, float], pair: Pair) -> tuple[float, float]:
     """Converts a shift from PAN to multispectral pixels."""
-    return shift[0] / pair.x.ratio, shift[1] / pair.y.ratio
+    return shift[0] / pair.x_axis.ratio, shift[1] / pair.y_axis.ratio
 
 
 def _correlate_windows(correlator: _WindowCorrelator, threads: int, context: Context) -> Optional[_Correlations]:
@@ -395,8 +395,8 @@ class _WindowCorrelator:
         """Mean of PAN, high-pass PAN on the lattice of shifts, and the MS samples for which it is valid under all
         shifts; None without detail."""
         margin = _REACH / _STEPS + _BLUR_REACH
-        rows_start, rows = self._matrix(self.pair.y, window.y, window.height, margin)
-        columns_start, columns = self._matrix(self.pair.x, window.x, window.width, margin)
+        rows_start, rows = self._matrix(self.pair.y_axis, window.y, window.height, margin)
+        columns_start, columns = self._matrix(self.pair.x_axis, window.x, window.width, margin)
         area = Window(columns_start, rows_start, columns.shape[1], rows.shape[1])
         values, valid = self.pair.read_pan(area)
         pan = torch.from_numpy(values.astype(np.float32))

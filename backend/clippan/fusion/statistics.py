@@ -235,10 +235,10 @@ class _WindowSampler:
         mtfs = (*self.mtfs, BandMtf(self.pan_mtf_gain))
         mtf_gains = [mtf.gain for mtf in mtfs]
         x, width, columns = filters.downsampling_matrices(
-            self.pair.x, window.x, window.width, mtf_gains, [mtf.x for mtf in mtfs]
+            self.pair.x_axis, window.x, window.width, mtf_gains, [mtf.x for mtf in mtfs]
         )
         y, height, rows = filters.downsampling_matrices(
-            self.pair.y, window.y, window.height, mtf_gains, [mtf.y for mtf in mtfs]
+            self.pair.y_axis, window.y, window.height, mtf_gains, [mtf.y for mtf in mtfs]
         )
         values, valid = self.pair.read_pan(Window(x, y, width, height))
         pan = torch.from_numpy(values.astype(np.float32))
@@ -261,7 +261,7 @@ class _WindowSampler:
         """MS filtered with the MTF of each band (bands, height, width), and where enough of all bands is valid."""
         kernels_x, kernels_y = (
             [torch.from_numpy(filters.mtf_kernel(gain, axis.ratio)).float() for gain in self.filter_ms or ()]
-            for axis in (self.pair.x, self.pair.y)
+            for axis in (self.pair.x_axis, self.pair.y_axis)
         )
         reach_x, reach_y = (max(len(kernel) // 2 for kernel in kernels) for kernels in (kernels_x, kernels_y))
         wide = Window(window.x - reach_x, window.y - reach_y, window.width + 2 * reach_x, window.height + 2 * reach_y)

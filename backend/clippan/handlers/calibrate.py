@@ -34,7 +34,7 @@ from clippan.labels.samples import Samples
 from clippan.raster.rendering import Renderer, RenderOptions
 from clippan.report import page
 from clippan.report.pictures import class_overlay_png
-from clippan.segmentation.mapping import LOGIT_SCALE
+from clippan.segmentation.tile_classifier import LOGIT_SCALE
 
 _FOLDS = 5
 _FREQUENCY_POWER = 0.5  # labels are weighted by the frequency of their class to the power of minus this
@@ -58,14 +58,14 @@ class _Fit:
     Attributes:
         vectors, class_of: text vectors (m, width), and the class of each.
         scale, offsets: of the logits.
-        moved: whether the text vectors were fitted; there is one for each class then.
+        vectors_fitted: whether the text vectors were fitted; there is one for each class then.
     """
 
     vectors: np.ndarray
     class_of: np.ndarray
     scale: float
     offsets: np.ndarray
-    moved: bool = False
+    vectors_fitted: bool = False
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Logits (n, classes) of image vectors (n, width)."""
@@ -293,7 +293,7 @@ def _calibrated_table(table: PromptTable, fit: _Fit, model: str, labelled: _Labe
     """The table with the fitted vectors, offsets and scale."""
     classes: list[ClassPrompt] = []
     for number, prompt in enumerate(table.classes):
-        vector = tuple(round(float(value), 5) for value in fit.vectors[number]) if fit.moved else prompt.vector
+        vector = tuple(round(float(value), 5) for value in fit.vectors[number]) if fit.vectors_fitted else prompt.vector
         classes.append(dataclasses.replace(prompt, offset=round(float(fit.offsets[number]), 4), vector=vector))
     about = Message("Calibrated on {count} labelled pixels.", count=int(labelled.counts.sum()))
     return PromptTable(tuple(classes), round(fit.scale, 4), model, about)
@@ -337,7 +337,7 @@ def _hints(table: PromptTable, labelled: _LabelledVectors, fit: _Fit, before: Ac
                 count=_MIN_GROUPS,
             )
         )
-    if fit.moved:
+    if fit.vectors_fitted:
         hints.append(
             "The meaning of the words was adjusted to the labelled places; the table can be used only with this model."
         )

@@ -53,8 +53,8 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
                 width=pair.grid.width,
                 height=pair.grid.height,
                 bands=len(gains),
-                ratio_x=pair.x.ratio,
-                ratio_y=pair.y.ratio,
+                ratio_x=pair.x_axis.ratio,
+                ratio_y=pair.y_axis.ratio,
             )
         )
         model = None
@@ -135,7 +135,7 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         request.method.value,
         sensor.name,
         device.type,
-        (pair.x.ratio, pair.y.ratio),
+        (pair.x_axis.ratio, pair.y_axis.ratio),
         round(seconds, 3),
         provenance,
         tuple(hints),

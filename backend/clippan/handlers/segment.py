@@ -32,7 +32,7 @@ from clippan.raster.source import BandInfo
 from clippan.raster.tiles import tiles
 from clippan.raster.writer import BLOCK, Writer
 from clippan.segmentation import polygons
-from clippan.segmentation.mapping import TileMapper
+from clippan.segmentation.tile_classifier import TileClassifier
 
 _TILE_BYTES = 2**26  # of a tile's probabilities
 _LARGEST_TILE = 1024
@@ -103,7 +103,7 @@ def _write(
     whole = (part.width, part.height) == (scene.grid.width, scene.grid.height)
     # Without coordinates, a part gets those of its pixels, so that it does not lie in the corner of the picture.
     grid = (scene.own_grid if whole else scene.grid).cropped(part.x, part.y, part.x + part.width, part.y + part.height)
-    mapper = TileMapper(maps, table, request.logit_scale, request.refinement)
+    mapper = TileClassifier(maps, table, request.logit_scale, request.refinement)
     counter = areas.ClassAreaCounter(table, grid)
     edge = int((_TILE_BYTES / 4 / len(mapper.offsets)) ** 0.5) // BLOCK * BLOCK
     windows = tiles(part.width, part.height, min(max(edge, BLOCK), _LARGEST_TILE))

@@ -173,14 +173,14 @@ class Alignment:
     Attributes:
         grid: the overlap: the output's grid.
         column, row: its first pixel in PAN.
-        x, y: the multispectral axes on it.
+        x_axis, y_axis: the multispectral axes on it.
     """
 
     grid: Grid
     column: int
     row: int
-    x: AxisTransform
-    y: AxisTransform
+    x_axis: AxisTransform
+    y_axis: AxisTransform
 
 
 def align(pan: Grid, ms: Grid) -> Alignment:

@@ -49,24 +49,24 @@ class Pair:
         return self.alignment.grid
 
     @property
-    def x(self) -> AxisTransform:
-        return self.alignment.x
+    def x_axis(self) -> AxisTransform:
+        return self.alignment.x_axis
 
     @property
-    def y(self) -> AxisTransform:
-        return self.alignment.y
+    def y_axis(self) -> AxisTransform:
+        return self.alignment.y_axis
 
     def shifted(self, x: float, y: float, band_shifts: Sequence[tuple[float, float]] = ()) -> Pair:
         """The pair with MS moved right and down by (x, y) output pixels, and each band by its offset besides. The
         output's grid stays; at borders that MS has moved away from, its last samples repeat."""
-        moved = replace(self.alignment, x=self.x.shifted(x), y=self.y.shifted(y))
+        moved = replace(self.alignment, x_axis=self.x_axis.shifted(x), y_axis=self.y_axis.shifted(y))
         own = tuple(band_shifts) if any(shift != (0, 0) for shift in band_shifts) else ()
         return replace(self, alignment=moved, band_shifts=own)
 
     def ms_overlap(self) -> Window:
         """The window of all samples of MS whose centres lie in the output."""
         spans = []
-        axes = (self.x, self.grid.width, self.ms.grid.width), (self.y, self.grid.height, self.ms.grid.height)
+        axes = (self.x_axis, self.grid.width, self.ms.grid.width), (self.y_axis, self.grid.height, self.ms.grid.height)
         for axis, pixels, limit in axes:
             first = max(0, math.ceil(axis.pan_to_ms(-0.5)))
             spans.append((first, max(min(limit, math.floor(axis.pan_to_ms(pixels - 0.5)) + 1) - first, 1)))
@@ -98,7 +98,7 @@ class Pair:
     def _ms_window_covering(self, window: Window) -> Window:
         """The samples of MS whose pixels touch a window in output pixels, and their neighbours."""
         spans = []
-        for axis, first, length in ((self.x, window.x, window.width), (self.y, window.y, window.height)):
+        for axis, first, length in ((self.x_axis, window.x, window.width), (self.y_axis, window.y, window.height)):
             start = math.floor((first - axis.origin) / axis.ratio) - 1
             spans.append((start, math.ceil((first + length - axis.origin) / axis.ratio) + 1 - start))
         (x, width), (y, height) = spans

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clippan.labels.samples import Samples
-from clippan.report.pictures import NODATA, confidence_png, png
+from clippan.report.pictures import NODATA_COLOUR, confidence_png, png
 
 _LONGEST_EDGE = 640  # pixels along the longer edge of a picture
 _DOT_RADIUS = 0.008  # radius of a sample in the picture, as a part of its longer edge
@@ -47,7 +47,7 @@ class MapPreview:
     def pictures(self, samples: Samples, colours: Sequence[tuple[int, int, int]]) -> dict[str, bytes]:
         """Samples (as dots) on the raster, the map in ``colours`` of the values 0, 1, …, and its confidence, as PNG
         files."""
-        legend = np.array([NODATA, *colours[1:]], np.uint8)
+        legend = np.array([NODATA_COLOUR, *colours[1:]], np.uint8)
         return {
             "samples": png(self._dotted(samples, legend).transpose(2, 0, 1)),
             "map": png(legend[self.classes].transpose(2, 0, 1)),

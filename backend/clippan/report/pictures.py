@@ -11,7 +11,7 @@ from osgeo import gdal, gdal_array
 _OPACITY = 0.55  # of the colours of classes over a picture
 # From unsure to sure, even to the eye and to the colour-blind (after Nuñez, Anderton and Renslow 2018, "cividis").
 _CIVIDIS = np.array([(0, 34, 78), (87, 93, 109), (165, 156, 116), (254, 232, 56)], np.float32)
-NODATA = (236, 238, 241)  # colour
+NODATA_COLOUR = (236, 238, 241)
 
 Limits = tuple[np.ndarray, np.ndarray]  # values that become black and white, (bands,) each
 
@@ -60,5 +60,5 @@ def confidence_png(values: np.ndarray) -> bytes:
     lower = np.minimum(position.astype(int), len(_CIVIDIS) - 2)
     share = (position - lower)[..., None]
     shown = ((1 - share) * _CIVIDIS[lower] + share * _CIVIDIS[lower + 1]).round().astype(np.uint8)
-    shown[np.isnan(values)] = NODATA
+    shown[np.isnan(values)] = NODATA_COLOUR
     return png(shown.transpose(2, 0, 1))

@@ -127,7 +127,7 @@ class ScenePair:
 
     Attributes:
         pan, ms: (H, W) and (c, h, w), float32.
-        x, y: the MS axes on PAN's grid.
+        x_axis, y_axis: the MS axes on PAN's grid.
         valid: MS samples that are valid in both (h, w).
         mtf_gains, pan_mtf_gain: of the bands and of PAN.
         sensor: name of the sensor.
@@ -136,8 +136,8 @@ class ScenePair:
 
     pan: np.ndarray
     ms: np.ndarray
-    x: AxisTransform
-    y: AxisTransform
+    x_axis: AxisTransform
+    y_axis: AxisTransform
     valid: np.ndarray
     mtf_gains: tuple[float, ...]
     pan_mtf_gain: float
@@ -150,7 +150,7 @@ class ScenePair:
 
     def pan_low(self, gain: float) -> np.ndarray:
         """PAN filtered with an MTF gain, at the MS samples (h, w)."""
-        return _mtf_degraded(self.pan[None], self.x, self.y, self.ms.shape[1:], gain)[0]
+        return _mtf_degraded(self.pan[None], self.x_axis, self.y_axis, self.ms.shape[1:], gain)[0]
 
     def reduced_reference(self, pan_gain: float) -> ReferenceScene:
         """The reference at reduced resolution: MS itself, with PAN degraded to its grid."""
@@ -159,7 +159,7 @@ class ScenePair:
     def valid_pixels(self) -> np.ndarray:
         """PAN pixels that lie in a valid MS sample, bool (H, W)."""
         indices = []
-        for axis, pixels, samples in zip((self.y, self.x), self.pan.shape, self.valid.shape):
+        for axis, pixels, samples in zip((self.y_axis, self.x_axis), self.pan.shape, self.valid.shape):
             index = np.floor((np.arange(pixels) + 0.5 - axis.origin) / axis.ratio).astype(int)
             indices.append((index.clip(0, samples - 1), (index >= 0) & (index < samples)))
         (rows, rows_inside), (columns, columns_inside) = indices
@@ -167,7 +167,7 @@ class ScenePair:
 
     def patches(self, rng: np.random.Generator, count: int, size: int, bands: Sequence[int]) -> list[Patch]:
         """Random valid patches of ``size`` PAN pixels; empty if the scene has none."""
-        size_ms = math.ceil(size / self.x.ratio)
+        size_ms = math.ceil(size / self.x_axis.ratio)
         if size_ms not in self._corners:
             self._corners[size_ms] = valid_corners(self.valid, size_ms)
         corners = self._corners[size_ms]
@@ -175,8 +175,8 @@ class ScenePair:
             return []
         patches = []
         for row, column in corners[rng.integers(len(corners), size=count)]:
-            start_y = round(self.y.ms_to_pan(float(row)) - self.y.ratio / 2 + 0.5)
-            start_x = round(self.x.ms_to_pan(float(column)) - self.x.ratio / 2 + 0.5)
+            start_y = round(self.y_axis.ms_to_pan(float(row)) - self.y_axis.ratio / 2 + 0.5)
+            start_x = round(self.x_axis.ms_to_pan(float(column)) - self.x_axis.ratio / 2 + 0.5)
             patches.append(self._patch(start_x, start_y, (size, size), bands))
         return patches
 
@@ -187,10 +187,18 @@ class ScenePair:
 
     def _patch(self, x: int, y: int, size: tuple[int, int], bands: Sequence[int]) -> Patch:
         gains = (*(self.mtf_gains[band] for band in bands), self.pan_mtf_gain)
-        rows, columns = _PatchAxis.of(self.y, y, size[0], gains), _PatchAxis.of(self.x, x, size[1], gains)
-        ms = torch.from_numpy(_cut(self.ms[list(bands)], columns.ms, rows.ms, columns.ms_count, rows.ms_count))
-        wide = torch.from_numpy(_cut(self.pan[None], columns.pan, rows.pan, columns.pan_count, rows.pan_count))
-        inside = np.s_[:, y - rows.pan : y - rows.pan + size[0], x - columns.pan : x - columns.pan + size[1]]
+        rows, columns = _PatchAxis.of(self.y_axis, y, size[0], gains), _PatchAxis.of(self.x_axis, x, size[1], gains)
+        ms = torch.from_numpy(
+            _cut(self.ms[list(bands)], columns.ms_first, rows.ms_first, columns.ms_count, rows.ms_count)
+        )
+        wide = torch.from_numpy(
+            _cut(self.pan[None], columns.pan_first, rows.pan_first, columns.pan_count, rows.pan_count)
+        )
+        inside = np.s_[
+            :,
+            y - rows.pan_first : y - rows.pan_first + size[0],
+            x - columns.pan_first : x - columns.pan_first + size[1],
+        ]
         moments = self.moments.of_mixture(BandMixture.selection(bands, len(self.ms)))
         return _patch(rows, columns, ms, wide, inside, -1, moments, None)
 
@@ -271,8 +279,8 @@ class ReferenceScene:
             _PatchAxis.of(AxisTransform(ratio, start + phase), int(start), size, (*gains, *true_gains))
             for start, phase in zip((row, column), phases)
         )
-        wide_bands = _cut(self.bands, columns.pan, rows.pan, columns.pan_count, rows.pan_count)
-        wide_pan = _cut(self.pan[None], columns.pan, rows.pan, columns.pan_count, rows.pan_count)
+        wide_bands = _cut(self.bands, columns.pan_first, rows.pan_first, columns.pan_count, rows.pan_count)
+        wide_pan = _cut(self.pan[None], columns.pan_first, rows.pan_first, columns.pan_count, rows.pan_count)
         mixed_pan = (
             mixture.pan_weight * wide_pan[0]
             + np.tensordot(mixture.pan_band_weights.astype(np.float32), wide_bands, 1)
@@ -282,7 +290,9 @@ class ReferenceScene:
         bands = np.tensordot(mixture.weights.astype(np.float32), wide_bands, 1) + mixture.offset[:, None, None]
         source = torch.from_numpy(bands.astype(np.float32))
         shifted = _shifted(source, shifts) if shifts.any() else source
-        ms = filters.apply_separable(torch.stack(rows.downs[count:]), shifted, torch.stack(columns.downs[count:]))
+        ms = filters.apply_separable(
+            torch.stack(rows.mtf_filters[count:]), shifted, torch.stack(columns.mtf_filters[count:])
+        )
         moments = self.moments(ratio).of_mixture(mixture)
         if mixture.noise:
             std = torch.from_numpy(np.sqrt(moments.covariance.diagonal())).float()[:, None, None]
@@ -290,7 +300,7 @@ class ReferenceScene:
         if mixture.pan_noise:
             noise = torch.from_numpy(rng.standard_normal(wide.shape, np.float32))
             wide = wide + mixture.pan_noise * math.sqrt(moments.pan_variance) * noise
-        top, left = int(row) - rows.pan, int(column) - columns.pan
+        top, left = int(row) - rows.pan_first, int(column) - columns.pan_first
         inside = np.s_[:, top : top + size, left : left + size]
         return _patch(rows, columns, ms, wide, inside, 0, moments, source[inside])
 
@@ -338,45 +348,52 @@ class _PatchAxis:
     """One axis of a patch: the MS samples and PAN pixels it needs, and its filters.
 
     Attributes:
-        ms, ms_count: first and number of MS samples for the interpolation.
-        pan, pan_count: first and number of PAN pixels under the filters of these samples.
-        up: interpolation (size, ms_count).
-        downs: MTF filter for each gain (ms_count, pan_count).
-        inner: MTF filter for each gain, of samples whose filters lie within the patch (samples, size).
+        ms_first, ms_count: first and number of MS samples for the interpolation.
+        pan_first, pan_count: first and number of PAN pixels under the filters of these samples.
+        upsampling: interpolation (size, ms_count).
+        mtf_filters: MTF filter for each gain (ms_count, pan_count).
+        inner_mtf_filters: MTF filter for each gain, of samples whose filters lie within the patch (samples, size).
         first: the first of these samples.
     """
 
-    ms: int
+    ms_first: int
     ms_count: int
-    pan: int
+    pan_first: int
     pan_count: int
-    up: Tensor
-    downs: tuple[Tensor, ...]
-    inner: tuple[Tensor, ...]
+    upsampling: Tensor
+    mtf_filters: tuple[Tensor, ...]
+    inner_mtf_filters: tuple[Tensor, ...]
     first: int
 
     @classmethod
     def of(cls, axis: AxisTransform, start: int, size: int, gains: Sequence[float]) -> _PatchAxis:
         """The axis of ``size`` pixels from ``start`` on."""
         patch_axis = _patch_axis(axis.ratio, round(axis.origin - start, _PHASE_DIGITS), size, tuple(gains))
-        return replace(patch_axis, pan=patch_axis.pan + start)
+        return replace(patch_axis, pan_first=patch_axis.pan_first + start)
 
 
 @functools.lru_cache(maxsize=512)
 def _patch_axis(ratio: float, offset: float, size: int, gains: tuple[float, ...]) -> _PatchAxis:
     axis = AxisTransform(ratio, offset)
-    ms, ms_count = filters.ms_support(axis, 0, size)
-    pan, pan_count, downs = filters.downsampling_matrices(axis, ms, ms_count, gains)
+    ms_first, ms_count = filters.ms_support(axis, 0, size)
+    pan_first, pan_count, mtf_filters = filters.downsampling_matrices(axis, ms_first, ms_count, gains)
     reach = max(filters.mtf_reach(gain, ratio) for gain in gains) + 2
     number = max(int((size - 2 * reach) / ratio), 1)
     first = math.ceil(axis.pan_to_ms(reach))
-    inner = []
+    inner_mtf_filters = []
     for gain in gains:
         begin, count = filters.pan_support(axis, first, number, gain)
         matrix = filters.downsampling_matrix(axis, first, number, gain)
-        inner.append(torch.nn.functional.pad(matrix, (begin, size - begin - count)))
+        inner_mtf_filters.append(torch.nn.functional.pad(matrix, (begin, size - begin - count)))
     return _PatchAxis(
-        ms, ms_count, pan, pan_count, filters.upsampling_matrix(axis, 0, size), downs, tuple(inner), first
+        ms_first,
+        ms_count,
+        pan_first,
+        pan_count,
+        filters.upsampling_matrix(axis, 0, size),
+        mtf_filters,
+        tuple(inner_mtf_filters),
+        first,
     )
 
 
@@ -392,16 +409,16 @@ def _patch(
 ) -> Patch:
     """The patch that lies ``inside`` a larger PAN; ``pan_filter`` is the number of PAN's own filter among the axes'."""
     bands = len(ms)
-    low = filters.apply_separable(torch.stack(rows.downs[:bands]), pan, torch.stack(columns.downs[:bands]))
-    first_row, first_column = rows.first - rows.ms, columns.first - columns.ms
+    low = filters.apply_separable(torch.stack(rows.mtf_filters[:bands]), pan, torch.stack(columns.mtf_filters[:bands]))
+    first_row, first_column = rows.first - rows.ms_first, columns.first - columns.ms_first
     return Patch(
-        filters.apply_separable(rows.up, ms, columns.up),
+        filters.apply_separable(rows.upsampling, ms, columns.upsampling),
         pan[inside],
-        filters.apply_separable(rows.up, low, columns.up),
-        ms[:, first_row:, first_column:][:, : len(rows.inner[0]), : len(columns.inner[0])],
-        filters.apply_separable(rows.inner[pan_filter], pan[inside], columns.inner[pan_filter]),
-        torch.stack(list(rows.inner[:bands])),
-        torch.stack(list(columns.inner[:bands])),
+        filters.apply_separable(rows.upsampling, low, columns.upsampling),
+        ms[:, first_row:, first_column:][:, : len(rows.inner_mtf_filters[0]), : len(columns.inner_mtf_filters[0])],
+        filters.apply_separable(rows.inner_mtf_filters[pan_filter], pan[inside], columns.inner_mtf_filters[pan_filter]),
+        torch.stack(list(rows.inner_mtf_filters[:bands])),
+        torch.stack(list(columns.inner_mtf_filters[:bands])),
         moments,
         target,
     )

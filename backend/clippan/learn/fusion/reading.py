@@ -71,8 +71,8 @@ def read_window(pair: Pair, window: Window, gains: Sequence[float], pan_gain: fl
     Raises:
         ClippanError: PAN does not cover the window.
     """
-    left, right = _pixel_range(pair.x, window.x, window.width, pair.grid.width)
-    top, bottom = _pixel_range(pair.y, window.y, window.height, pair.grid.height)
+    left, right = _pixel_range(pair.x_axis, window.x, window.width, pair.grid.width)
+    top, bottom = _pixel_range(pair.y_axis, window.y, window.height, pair.grid.height)
     if right <= left or bottom <= top:
         raise ClippanError(
             "The multispectral raster does not overlap the panchromatic one after registration; choose rasters of the "
@@ -92,8 +92,8 @@ def _read_coregistered(pair: Pair, window: Window) -> tuple[np.ndarray, Optional
     if not pair.band_shifts:
         return pair.read_ms(window)
     grid = AxisTransform(1.0, 0.0)  # of MS itself: one sample per pixel
-    columns = filters.Upsampling.of(grid, window.x, window.width, [x / pair.x.ratio for x, _ in pair.band_shifts])
-    rows = filters.Upsampling.of(grid, window.y, window.height, [y / pair.y.ratio for _, y in pair.band_shifts])
+    columns = filters.Upsampling.of(grid, window.x, window.width, [x / pair.x_axis.ratio for x, _ in pair.band_shifts])
+    rows = filters.Upsampling.of(grid, window.y, window.height, [y / pair.y_axis.ratio for _, y in pair.band_shifts])
     values, valid = pair.read_ms(Window(columns.first, rows.first, columns.number, rows.number))
     ms = torch.from_numpy(values.astype(np.float32))
     if valid is None:
@@ -116,7 +116,7 @@ def informative_windows(pair: Pair, max_windows: int, edge: int, max_size: int) 
     if pair.grid.width * pair.grid.height * pair.ms.count <= max_size:
         return [pair.ms_overlap()], True
     extent = pair.ms_data_overlap()
-    size = max(math.ceil(edge / math.sqrt(pair.x.ratio * pair.y.ratio)), _MIN_WINDOW_SIZE)
+    size = max(math.ceil(edge / math.sqrt(pair.x_axis.ratio * pair.y_axis.ratio)), _MIN_WINDOW_SIZE)
     starts = [
         sorted(
             {
@@ -218,8 +218,8 @@ def _read(
     """Invalid pixels are set to the mean, and no patch holds any."""
     pan, pan_valid = pair.read_pan(pan_window)
     ms, valid = _read_coregistered(pair, ms_window)
-    x = AxisTransform(pair.x.ratio, pair.x.origin + ms_window.x * pair.x.ratio - pan_window.x)
-    y = AxisTransform(pair.y.ratio, pair.y.origin + ms_window.y * pair.y.ratio - pan_window.y)
+    x = AxisTransform(pair.x_axis.ratio, pair.x_axis.origin + ms_window.x * pair.x_axis.ratio - pan_window.x)
+    y = AxisTransform(pair.y_axis.ratio, pair.y_axis.origin + ms_window.y * pair.y_axis.ratio - pan_window.y)
     pan, ms = pan.astype(np.float32), ms.astype(np.float32)
     joint = np.ones(ms.shape[1:], bool) if valid is None else valid.all(axis=0)
     joint &= (ms != 0).any(axis=0)  # missing pixels of files that declare no nodata value

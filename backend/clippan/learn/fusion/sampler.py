@@ -85,20 +85,20 @@ class BatchSampler:
             pair = group[rng.integers(len(group))]
             count = self._bands or min(len(pair.ms), max(recipe.augment.bands))
             # Patches cover about the same area on the ground, whatever the ratio.
-            size = round(recipe.scene_size * min(pair.x.ratio / 4, 1)) // 8 * 8
+            size = round(recipe.scene_size * min(pair.x_axis.ratio / 4, 1)) // 8 * 8
             size = min(size, min(pair.pan.shape) // 8 * 8)
             order = range(count) if self._bands else rng.permutation(len(pair.ms))[:count]
             patches = pair.patches(rng, recipe.scene_batch, size, [int(band) for band in order])
             if patches:
                 transformed = [patch.transformed(int(rng.integers(8))) for patch in patches]
-                return collate(transformed, [0] * len(patches), pair.x.ratio)
+                return collate(transformed, [0] * len(patches), pair.x_axis.ratio)
         raise ClippanError("The scenes are too small for the patches of the recipe; lower its scene_size.")
 
     def adapter_batch(self, rng: np.random.Generator, count: int) -> PatchBatch:
         """Full-resolution patches of several scenes of about one ratio, one patch each, for stage I."""
         pairs = [pair for group in self._pairs.values() for pair in group]
         first = pairs[rng.integers(len(pairs))]
-        candidates = [pair for pair in pairs if abs(pair.x.ratio - first.x.ratio) < 0.01]
+        candidates = [pair for pair in pairs if abs(pair.x_axis.ratio - first.x_axis.ratio) < 0.01]
         size = min(self._recipe.scene_size, *(min(pair.pan.shape) // 8 * 8 for pair in candidates))
         patches, scenes = [], []
         for number in rng.integers(len(candidates), size=_MAX_ATTEMPTS):
@@ -106,7 +106,7 @@ class BatchSampler:
             patches += cut
             scenes += [int(number)] * len(cut)
             if len(patches) == count:
-                return collate(patches, scenes, first.x.ratio)
+                return collate(patches, scenes, first.x_axis.ratio)
         raise ClippanError("The scenes are too small for the patches of the recipe; lower its scene_size.")
 
     def _random_reference(self, rng: np.random.Generator) -> ReferenceScene:

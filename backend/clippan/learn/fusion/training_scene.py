@@ -100,7 +100,7 @@ class TrainingScene:
         last = _VALIDATION_EVERY - 1
         held_out = [] if whole else pairs[last::_VALIDATION_EVERY]
         training = [item for number, item in enumerate(pairs) if whole or number % _VALIDATION_EVERY != last]
-        ratio = math.sqrt(pair.x.ratio * pair.y.ratio)
+        ratio = math.sqrt(pair.x_axis.ratio * pair.y_axis.ratio)
         references = [item.reduced_reference(sensor.mtf_pan) for item in training]
         for size in _PATCH_SIZES:
             if cached := [source for item in training if (source := CachedWindow.of(item, size))]:

@@ -75,7 +75,7 @@ class ValidationWindow:
         if not bool(valid.all()):
             weight = _mtf_filtered(valid.float()[None].expand(len(pair.ms), -1, -1), pair)
             covered = valid & (weight > VALID_SHARE).all(dim=0)
-        batch = collate([pair.whole_patch()], [0], pair.x.ratio).to(device)
+        batch = collate([pair.whole_patch()], [0], pair.x_axis.ratio).to(device)
         bands = None if reference is None else torch.from_numpy(reference.bands).float().to(device)
         return cls(pair, batch, valid.to(device), covered.to(device), trust, bands)
 
@@ -104,7 +104,7 @@ def _mtf_filtered(bands: Tensor, pair: ScenePair) -> Tensor:
     """Bands (c, H, W) filtered with their MTF on the same grid; the border is replicated."""
     planes = []
     for band, gain in zip(bands, pair.mtf_gains):
-        rows, columns = ([*map(float, filters.mtf_kernel(gain, axis.ratio))] for axis in (pair.y, pair.x))
+        rows, columns = ([*map(float, filters.mtf_kernel(gain, axis.ratio))] for axis in (pair.y_axis, pair.x_axis))
         padding = (len(columns) // 2, len(columns) // 2, len(rows) // 2, len(rows) // 2)
         wide = functional.pad(band[None, None], padding, mode="replicate")[0]
         planes.append(correlate(correlate(wide, columns, -1), rows, -2))

@@ -29,7 +29,7 @@ class ClassifiedTile(NamedTuple):
     valid: np.ndarray
 
 
-class TileMapper:
+class TileClassifier:
     """Maps tiles by their similarity with the classes of a table, whose logit scale is used unless one is given. Can be
     used by several threads."""
 
