@@ -66,16 +66,16 @@ def d_lambda_k(filtered: Tensor, upsampled: Tensor, valid: Optional[Tensor] = No
     return 1 - q2n(filtered, upsampled, valid)
 
 
-def d_s(fused: Tensor, pan: Tensor, ms: Tensor, pan_low: Tensor, ratio: float) -> float:
-    return alparone_d_s(*_uqi_pair(fused, pan, ms, pan_low, ratio))
+def d_s(fused: Tensor, pan: Tensor, ms: Tensor, degraded_pan: Tensor, ratio: float) -> float:
+    return alparone_d_s(*_uqi_pair(fused, pan, ms, degraded_pan, ratio))
 
 
 def d_lambda(fused: Tensor, ms: Tensor, ratio: float) -> float:
     return alparone_d_lambda(*_uqi_pair(fused, fused[:1], ms, ms[:1], ratio))
 
 
-def _uqi_pair(fused: Tensor, pan: Tensor, ms: Tensor, pan_low: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+def _uqi_pair(fused: Tensor, pan: Tensor, ms: Tensor, degraded_pan: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
     high, low = BlockUQI(), BlockUQI(ms_block_size(ratio))
     high.add(torch.cat([fused.float(), pan.float()]))
-    low.add(torch.cat([ms.float(), pan_low.float()]))
+    low.add(torch.cat([ms.float(), degraded_pan.float()]))
     return high.value, low.value

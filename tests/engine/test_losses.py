@@ -39,21 +39,21 @@ def make(n: int = 3, bands: int = 4, edge: int = 128, truth: torch.Tensor | None
     small = edge // RATIO
     down = torch.repeat_interleave(torch.eye(small), RATIO, dim=1) / RATIO
     pan = (truth * torch.linspace(0.5, 1.0, bands)[:, None, None]).mean(dim=1, keepdim=True)
-    ms, pan_low = down @ truth @ down.T, down @ pan @ down.T
+    ms, degraded_pan = down @ truth @ down.T, down @ pan @ down.T
     mean, std = ms.mean((2, 3), keepdim=True), ms.std((2, 3), keepdim=True) + 1e-3
-    pan_mean, pan_std = pan_low.mean((2, 3), keepdim=True), pan_low.std((2, 3), keepdim=True) + 1e-3
+    pan_mean, pan_std = degraded_pan.mean((2, 3), keepdim=True), degraded_pan.std((2, 3), keepdim=True) + 1e-3
 
     def up(values: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.interpolate(values, (edge, edge), mode="bicubic", align_corners=False)
 
-    ms, pan, pan_low = (ms - mean) / std, (pan - pan_mean) / pan_std, (pan_low - pan_mean) / pan_std
+    ms, pan, degraded_pan = (ms - mean) / std, (pan - pan_mean) / pan_std, (degraded_pan - pan_mean) / pan_std
     return PatchBatch(
         up=up(ms),
         pan=pan,
-        low=up(pan_low).expand(-1, bands, -1, -1),
-        classical=up(ms) + 0.9 * (pan - up(pan_low)),
+        pan_lowpass=up(degraded_pan).expand(-1, bands, -1, -1),
+        classical=up(ms) + 0.9 * (pan - up(degraded_pan)),
         ms=ms,
-        pan_low=pan_low,
+        degraded_pan=degraded_pan,
         row_filters=down.expand(n, bands, -1, -1),
         column_filters=down.expand(n, bands, -1, -1),
         mean=mean,
@@ -85,7 +85,7 @@ TERMS = {
 def test_figures_of_blocks_are_the_exact_ones(bands: int) -> None:
     batch = make(bands=bands)
     fused, pan = batch.destandardise(batch.classical), batch.destandardise_pan(batch.pan)
-    ms, pan_low = batch.destandardise(batch.ms), batch.destandardise_pan(batch.pan_low)
+    ms, degraded_pan = batch.destandardise(batch.ms), batch.destandardise_pan(batch.degraded_pan)
     uqi, matrix = losses.block_uqi(fused, pan), losses.uqi_matrix(torch.cat([fused, pan], dim=1))
     q2n = losses.block_q2n(fused, batch.destandardise(batch.up))
     spatial, alparone = [], []
@@ -97,7 +97,7 @@ def test_figures_of_blocks_are_the_exact_ones(bands: int) -> None:
         assert float(q2n[number]) == pytest.approx(
             image_metrics.q2n(fused[number], batch.destandardise(batch.up)[number]), abs=2e-4
         )
-        spatial.append(image_metrics.d_s(fused[number], pan[number], ms[number], pan_low[number], RATIO))
+        spatial.append(image_metrics.d_s(fused[number], pan[number], ms[number], degraded_pan[number], RATIO))
         alparone.append(image_metrics.d_lambda(fused[number], ms[number], RATIO))
     spatial, alparone = torch.tensor(spatial), torch.tensor(alparone)
     assert torch.allclose(losses.d_s(batch, batch.classical), spatial.mean(), atol=1e-5)
@@ -125,7 +125,7 @@ def test_a_scene_s_patches_are_averaged_before_they_are_compared() -> None:
     batch = make(4)
     batch = dataclasses.replace(batch, scenes=torch.tensor([7, 7, 7, 7]))
     high = losses.block_uqi(batch.destandardise(batch.classical), batch.destandardise_pan(batch.pan))
-    low = losses.block_uqi(batch.destandardise(batch.ms), batch.destandardise_pan(batch.pan_low), 8)
+    low = losses.block_uqi(batch.destandardise(batch.ms), batch.destandardise_pan(batch.degraded_pan), 8)
     pooled = losses.d_s(batch, batch.classical)
     assert torch.allclose(pooled, (high.mean(0) - low.mean(0)).abs().mean())
     own = losses.d_s(dataclasses.replace(batch, scenes=torch.arange(4)), batch.classical)
@@ -210,7 +210,7 @@ def test_an_objective_has_every_term() -> None:
 
     objective = Objective(
         LossWeights(**dict.fromkeys(names, 1.0)),
-        pseudo=lambda batch, fused: losses.pseudo_label_loss(batch, fused, lambda up, pan, low, classical: up),
+        pseudo=lambda batch, fused: losses.pseudo_label_loss(batch, fused, lambda up, pan, pan_lowpass, classical: up),
         language=lambda batch, fused: fused.mean(),
     )
     fused = batch.classical.clone().requires_grad_()

@@ -302,18 +302,18 @@ def test_ssim_against_slow_reference():
 
 
 def test_d_s_and_d_lambda_against_slow_reference():
-    ms, pan_low = scene(3, 16, 24), scene(1, 16, 24)
+    ms, degraded_pan = scene(3, 16, 24), scene(1, 16, 24)
     fused, pan = scene(3, 64, 96), scene(1, 64, 96)
 
     def mean_uqi(one, other, size):
         pairs = zip(blocks_of(one[None], size), blocks_of(other[None], size))
         return np.mean([slow_uqi(a[0], b[0]) for a, b in pairs])
 
-    spatial = np.mean([abs(mean_uqi(fused[b], pan[0], 32) - mean_uqi(ms[b], pan_low[0], 8)) for b in range(3)])
+    spatial = np.mean([abs(mean_uqi(fused[b], pan[0], 32) - mean_uqi(ms[b], degraded_pan[0], 8)) for b in range(3)])
     spectral = np.mean(
         [abs(mean_uqi(fused[i], fused[j], 32) - mean_uqi(ms[i], ms[j], 8)) for i, j in [(0, 1), (0, 2), (1, 2)]]
     )
-    assert image_metrics.d_s(fused, pan, ms, pan_low, 4) == pytest.approx(spatial, abs=1e-5)
+    assert image_metrics.d_s(fused, pan, ms, degraded_pan, 4) == pytest.approx(spatial, abs=1e-5)
     assert image_metrics.d_lambda(fused, ms, 4) == pytest.approx(spectral, abs=1e-5)
 
 
@@ -328,15 +328,15 @@ def test_d_lambda_k():
 
 
 def test_full_figures_belong_together():
-    fused, pan, ms, pan_low = scene(4), scene(1), scene(4, 16, 24), scene(1, 16, 24)
+    fused, pan, ms, degraded_pan = scene(4), scene(1), scene(4, 16, 24), scene(1, 16, 24)
     filtered, upsampled = worse(fused), fused
     figures = metrics.FullResolutionMetrics(4)
-    figures.add_high(margin(fused, 1), margin(pan, 1), margin(truth(fused), 1))
-    figures.add_khan(filtered, upsampled, truth(fused))
-    figures.add_low(ms, pan_low, truth(ms))
+    figures.add_pan_scale(margin(fused, 1), margin(pan, 1), margin(truth(fused), 1))
+    figures.add_mtf_filtered(filtered, upsampled, truth(fused))
+    figures.add_ms_scale(ms, degraded_pan, truth(ms))
     values = figures.values
     assert values["D_lambda_K"] == pytest.approx(image_metrics.d_lambda_k(filtered, upsampled))
-    assert values["D_s"] == pytest.approx(image_metrics.d_s(fused, pan, ms, pan_low, 4))
+    assert values["D_s"] == pytest.approx(image_metrics.d_s(fused, pan, ms, degraded_pan, 4))
     assert values["D_lambda"] == pytest.approx(image_metrics.d_lambda(fused, ms, 4))
     assert values["HQNR"] == pytest.approx((1 - values["D_lambda_K"]) * (1 - values["D_s"]))
     assert values["QNR"] == pytest.approx((1 - values["D_lambda"]) * (1 - values["D_s"]))

@@ -33,7 +33,7 @@ def _seed() -> None:
 
 
 def inputs(bands: int, height: int = 16, width: int = 16, count: int = 1) -> list[torch.Tensor]:
-    """Standardised noise: up, pan, low, classical."""
+    """Standardised noise: up, pan, pan_lowpass, classical."""
     shape = (count, bands, height, width)
     return [torch.randn(shape), torch.randn(count, 1, height, width), torch.randn(shape), torch.randn(shape)]
 
@@ -82,13 +82,13 @@ def test_gradient_reaches_every_weight_from_the_start(name: str) -> None:
 
 @backbones
 def test_over_fits_one_patch(name: str) -> None:
-    up, pan, low, classical = inputs(3)
+    up, pan, pan_lowpass, classical = inputs(3)
     target = up + torch.tensor([0.3, -0.2, 0.5]).view(1, 3, 1, 1) * pan
     network = build(name, 3, **SMALL[name])
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
     losses = []
     for _ in range(40):
-        loss = (network(up, pan, low, classical) - target).square().mean()
+        loss = (network(up, pan, pan_lowpass, classical) - target).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -121,11 +121,11 @@ def test_result_does_not_depend_on_the_tile(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if not network.tile_alignment])
 def test_result_depends_on_the_tile_where_the_table_says_so(name: str) -> None:
-    network, (up, pan, low, classical) = build(name, 2, **SMALL[name]).double(), exact(inputs(2, 32, 32))
+    network, (up, pan, pan_lowpass, classical) = build(name, 2, **SMALL[name]).double(), exact(inputs(2, 32, 32))
     with torch.inference_mode():
-        before = network(up, pan, low, classical)
+        before = network(up, pan, pan_lowpass, classical)
         pan[..., 0, 0] += 30
-        after = network(up, pan, low, classical)
+        after = network(up, pan, pan_lowpass, classical)
     assert not torch.equal(before[..., -1, -1], after[..., -1, -1])
 
 

@@ -140,9 +140,9 @@ def test_figures_of_a_scene(seed, height, width, bands, blocks):
         found, full = ReferenceMetrics(4, 900), FullResolutionMetrics(1)
         for window in tiles(width, height, size):
             found.add(*(padded(item, window, found.MARGIN) for item in (image, reference, valid)))
-            full.add_high(*(padded(item, window, full.MARGIN) for item in (image, pan, valid)))
-            full.add_khan(*(padded(item, window, 0) for item in (image, reference, valid)))
-            full.add_low(*(padded(item, window, 0) for item in (image, pan, valid)))
+            full.add_pan_scale(*(padded(item, window, full.MARGIN) for item in (image, pan, valid)))
+            full.add_mtf_filtered(*(padded(item, window, 0) for item in (image, reference, valid)))
+            full.add_ms_scale(*(padded(item, window, 0) for item in (image, pan, valid)))
         return {**found.values, **full.values}
 
     assert figures(blocks * BLOCK) == pytest.approx(figures(4096), rel=1e-5, abs=1e-9, nan_ok=True)

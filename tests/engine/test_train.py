@@ -361,7 +361,7 @@ def test_a_patch_without_variation_is_what_the_filters_give(ratio, phases):
     assert np.array_equal(patch.pan[0], made.pan[inside])
     for number, band in enumerate(chosen):
         assert np.array_equal(patch.target[number], made.bands[band][inside])
-        for values, up in ((made.bands[band], patch.up[number]), (made.pan, patch.low[number])):
+        for values, up in ((made.bands[band], patch.up[number]), (made.pan, patch.pan_lowpass[number])):
             samples, row, column = seen(values, *axes, GAINS[band])
             parts = []
             for axis, start, first, length in zip(axes, place, (row, column), samples.shape):
@@ -393,7 +393,7 @@ def test_the_classical_result_is_that_of_pansharpen():
     covariance[:3, 3] = covariance[3, :3] = moments.with_pan
     covariance[3, 3] = covariance[4, 4] = moments.pan_variance
     statistics = SceneStatistics(3, 1, torch.from_numpy(mean), torch.from_numpy(covariance), torch.zeros(3), 100, 0.0)
-    wanted = MtfGlp(statistics, [0, 0, 0], modulation=True, regression=True)(patch.up, patch.pan[0], patch.low)
+    wanted = MtfGlp(statistics, [0, 0, 0], modulation=True, regression=True)(patch.up, patch.pan[0], patch.pan_lowpass)
     batch = collate([patch], [0], 4.0)
     assert torch.allclose(batch.destandardise(batch.classical)[0], wanted, rtol=1e-5)
     assert float((wanted - patch.up).abs().mean()) > 10
@@ -413,7 +413,7 @@ def test_a_pair_s_patch_is_a_part_of_the_whole_pair():
     inside = np.s_[:, top : top + 64, left : left + 64]
     assert torch.equal(patch.pan, whole.pan[inside])
     assert torch.allclose(patch.up, whole.up[1:][inside], rtol=1e-6)
-    assert torch.allclose(patch.low, whole.low[1:][inside], rtol=1e-6)
+    assert torch.allclose(patch.pan_lowpass, whole.pan_lowpass[1:][inside], rtol=1e-6)
     batch = collate([patch], [0], 4.0)
     true = torch.from_numpy(made.bands[1:][inside])[None]
     assert torch.allclose(batch.degrade((true - batch.mean) / batch.std), batch.ms, atol=1e-4)
@@ -421,7 +421,7 @@ def test_a_pair_s_patch_is_a_part_of_the_whole_pair():
     row, column = (int(index) for index in np.argwhere(ms[1] == patch.ms[0, 0, 0].item())[0])
     here = own[row : row + patch.ms.shape[1], column : column + patch.ms.shape[2]]
     assert torch.equal(patch.ms[1], torch.from_numpy(ms[2])[row:, column:][: here.shape[0], : here.shape[1]])
-    assert torch.allclose(patch.pan_low[0], here, rtol=1e-5)
+    assert torch.allclose(patch.degraded_pan[0], here, rtol=1e-5)
 
 
 def test_sensors_of_unlike_optics_share_a_batch():

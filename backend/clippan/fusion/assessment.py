@@ -212,11 +212,11 @@ class AssessedScene:
         for number, (window, tile) in enumerate(in_order(read, windows, 1), 1):
             (fused, fused_valid), (pan, pan_valid), (upsampled, ms_valid) = tile
             valid = crop(fused_valid, reach - margin) & pan_valid & self.inside(window.padded(margin))
-            figures.add_high(crop(fused, reach - margin), pan, valid)
+            figures.add_pan_scale(crop(fused, reach - margin), pan, valid)
             valid = crop(valid, margin) & ms_valid
             pixels += int(valid.sum())
             filtered, covered = self._filter_bands(fused, fused_valid, reach)
-            figures.add_khan(filtered, upsampled, covered & valid)
+            figures.add_mtf_filtered(filtered, upsampled, covered & valid)
             units.add(filtered, upsampled, covered & valid)
             context.progress(100 * number / steps, "Comparing with PAN and MS")
         if not pixels:
@@ -224,8 +224,8 @@ class AssessedScene:
                 "No pixel is valid in the pansharpened raster and in both rasters that it was made from; check their "
                 "nodata values (nodata, NaN and alpha count as invalid)."
             )
-        for number, (_, low) in enumerate(in_order(self._read_low, ms_windows, 1), 1):
-            figures.add_low(*low)
+        for number, (_, low) in enumerate(in_order(self._read_ms_scale, ms_windows, 1), 1):
+            figures.add_ms_scale(*low)
             context.progress(100 * (len(windows) + number) / steps, "Comparing with PAN and MS")
         if not figures.complete:
             raise ClippanError(_NO_BLOCK)
@@ -278,7 +278,7 @@ class AssessedScene:
             covered.append(whole)
         return torch.stack(planes), torch.stack(covered).all(dim=0)
 
-    def _read_low(self, window: Window) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _read_ms_scale(self, window: Window) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """MS, PAN filtered with its MTF and brought to MS's grid, and where both and the fused raster are valid."""
         x, y, gain = self.pair.x_axis, self.pair.y_axis, self.sensor.mtf_pan
         left, width = filters.pan_support(x, window.x, window.width, gain)

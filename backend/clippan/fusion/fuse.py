@@ -93,10 +93,10 @@ class TileFuser:
         margin, mtfs, offsets = self._margin, self.low_pass_mtfs, self.pair.band_shifts
         xs, ys = (
             [
-                _BlockAxis.of(axis, corner - margin, block + 2 * margin, shifts, lows)
+                _BlockAxis.of(axis, corner - margin, block + 2 * margin, shifts, low_pass_mtfs)
                 for corner in range(start // block * block, start + length, block)
             ]
-            for axis, start, length, shifts, lows in (
+            for axis, start, length, shifts, low_pass_mtfs in (
                 (
                     self.pair.x_axis,
                     window.x,
@@ -148,15 +148,18 @@ class TileFuser:
         interpolated = filters.apply_separable(
             y.ms_upsampling.matrix.to(self.device), coarse, x.ms_upsampling.matrix.to(self.device)
         )
-        low = None
+        pan_lowpass = None
         if self.low_pass_mtfs:
-            low = torch.stack([self._low_pass(*axes, wide, wide_valid) for axes in zip(y.low_passes, x.low_passes)])
+            pan_lowpass = torch.stack(
+                [self._low_pass(*axes, wide, wide_valid) for axes in zip(y.low_passes, x.low_passes)]
+            )
         dy, dx = y.start - y.pan_first, x.start - x.pan_first
         sharp = wide[dy : dy + y.count, dx : dx + x.count]
         sharp_valid = None if wide_valid is None else wide_valid[dy : dy + y.count, dx : dx + x.count]
-        if sharp_valid is not None and low is not None and self._margin:
-            sharp = torch.where(sharp_valid, sharp, low[0])  # no detail instead of an edge that affects neighbours
-        fused = self.fusion(interpolated, sharp, low)
+        if sharp_valid is not None and pan_lowpass is not None and self._margin:
+            # No detail instead of an edge that affects neighbours.
+            sharp = torch.where(sharp_valid, sharp, pan_lowpass[0])
+        fused = self.fusion(interpolated, sharp, pan_lowpass)
         if self._integer_range is not None:
             fused = fused.round_().clamp_(*self._integer_range)
         invalid = None if sharp_valid is None else ~sharp_valid
@@ -231,14 +234,19 @@ class _BlockAxis:
 
     @classmethod
     def of(
-        cls, axis: AxisTransform, start: int, count: int, shifts: Sequence[float], lows: Sequence[tuple[float, float]]
+        cls,
+        axis: AxisTransform,
+        start: int,
+        count: int,
+        shifts: Sequence[float],
+        low_pass_mtfs: Sequence[tuple[float, float]],
     ) -> _BlockAxis:
-        """``count`` output pixels from ``start`` on; ``shifts`` of the bands are empty if there are none, and ``lows``
-        are MTF gain and shift of each low pass of PAN."""
+        """``count`` output pixels from ``start`` on; ``shifts`` of the bands are empty if there are none, and
+        ``low_pass_mtfs`` are MTF gain and shift of each low pass of PAN."""
         ms_upsampling = filters.Upsampling.of(axis, start, count, shifts)
-        if not lows:
+        if not low_pass_mtfs:
             return cls(start, count, ms_upsampling, start, count, ())
-        mtf_gains, low_shifts = zip(*lows)
+        mtf_gains, low_shifts = zip(*low_pass_mtfs)
         pan_first, pan_count, downs = filters.downsampling_matrices(
             axis, ms_upsampling.first, ms_upsampling.number, mtf_gains, low_shifts
         )

@@ -1,8 +1,8 @@
 """Classical pansharpening methods.
 
 Each method is fitted to the statistics of the whole scene once, and then called with blocks: the interpolated MS
-``ms`` (bands, height, width), PAN ``pan`` (height, width) and, if the method needs it, ``low``, PAN filtered with each
-distinct MTF of the MS bands and interpolated back (MTFs, height, width). All are float32 in the units of the
+``ms`` (bands, height, width), PAN ``pan`` (height, width) and, if the method needs it, ``pan_lowpass``, PAN filtered with
+each distinct MTF of the MS bands and interpolated back (MTFs, height, width). All are float32 in the units of the
 files. A method keeps no state between blocks.
 """
 
@@ -26,7 +26,7 @@ FusionMethod = Callable[[torch.Tensor, torch.Tensor, Optional[torch.Tensor]], to
 class Cubic:
     """The interpolated MS: the baseline of any sharpening."""
 
-    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
+    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, pan_lowpass: Optional[torch.Tensor]) -> torch.Tensor:
         return ms
 
 
@@ -49,7 +49,7 @@ class Brovey:
         self._dark_pan = float(statistics.mean[statistics.pan_index] - weights @ (bands - dark))
         self._floor = max(_FLOOR * float(weights @ (bands - dark)), TINY)
 
-    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
+    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, pan_lowpass: Optional[torch.Tensor]) -> torch.Tensor:
         intensity = _weighted_sum(self._weights, ms).sub_(self._dark_intensity).clamp_(min=self._floor)
         gain = (pan - self._dark_pan).clamp_(min=self._floor).div_(intensity)
         dark = self._dark.to(ms.device)
@@ -69,7 +69,7 @@ class GSA:
         self._offset = float(statistics.mean[statistics.pan_index] - weights @ statistics.mean[bands])
         self._gains = gains.float().view(-1, 1, 1)
 
-    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
+    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, pan_lowpass: Optional[torch.Tensor]) -> torch.Tensor:
         detail = pan - _weighted_sum(self._weights, ms) - self._offset
         return (self._gains.to(ms.device) * detail).add_(ms)
 
@@ -93,7 +93,7 @@ class BDSD:
         self._pan = coefficients[:, -1].reshape(-1, 1, 1)
         self._offset = torch.stack(offsets).float().view(-1, 1, 1)
 
-    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
+    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, pan_lowpass: Optional[torch.Tensor]) -> torch.Tensor:
         detail = torch.matmul(self._bands.to(ms.device), ms.flatten(1)).view_as(ms)
         return detail.add_(self._pan.to(ms.device) * pan).sub_(self._offset.to(ms.device)).add_(ms)
 
@@ -110,11 +110,11 @@ class MtfGlp:
     def __init__(
         self, statistics: SceneStatistics, mtf_of_band: Sequence[int], modulation: bool, regression: bool
     ) -> None:
-        low = [statistics.low_pan_index(index) for index in mtf_of_band]
+        pan_lowpass_indices = [statistics.pan_lowpass_index(index) for index in mtf_of_band]
         bands = statistics.ms_indices
-        variance = statistics.covariance[low, low].clamp(min=TINY)
+        variance = statistics.covariance[pan_lowpass_indices, pan_lowpass_indices].clamp(min=TINY)
         if regression:
-            gains = statistics.covariance[bands, low] / variance
+            gains = statistics.covariance[bands, pan_lowpass_indices] / variance
         else:
             gains = (statistics.covariance[bands, bands] / variance).sqrt()
         self._modulation = modulation
@@ -125,25 +125,25 @@ class MtfGlp:
         base = statistics.dark.clamp(max=0)
         self._base = base.float().view(-1, 1, 1)
         above = statistics.mean[bands] - base
-        self._offset = (above - gains * statistics.mean[low]).float().view(-1, 1, 1)
+        self._offset = (above - gains * statistics.mean[pan_lowpass_indices]).float().view(-1, 1, 1)
         self._above = above.float().view(-1, 1, 1)
 
-    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
-        assert low is not None
+    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, pan_lowpass: Optional[torch.Tensor]) -> torch.Tensor:
+        assert pan_lowpass is not None
         device = ms.device
         gains = self._gains.to(device)
         if not self._single:
-            low = low[self._mtf_of_band]
+            pan_lowpass = pan_lowpass[self._mtf_of_band]
         if not self._modulation:
-            return ((pan - low) * gains).add_(ms)
+            return ((pan - pan_lowpass) * gains).add_(ms)
         offset, above, base = self._offset.to(device), self._above.to(device), self._base.to(device)
-        return high_pass_modulation(ms - base, pan, low, gains, offset, above).add_(base)
+        return high_pass_modulation(ms - base, pan, pan_lowpass, gains, offset, above).add_(base)
 
 
 def high_pass_modulation(
     ms: torch.Tensor,
     pan: torch.Tensor,
-    low: torch.Tensor,
+    pan_lowpass: torch.Tensor,
     injection_gains: torch.Tensor,
     offset: torch.Tensor,
     mean: torch.Tensor,
@@ -151,18 +151,18 @@ def high_pass_modulation(
     """High-pass modulation MS · M(P) / M(P_L), where M(x) = offset + injection_gains · x is PAN in the units of a band.
 
     Args:
-        ms, pan, low: (…, bands, height, width), PAN with one band.
+        ms, pan, pan_lowpass: (…, bands, height, width), PAN with one band.
         injection_gains, offset: (…, bands, 1, 1).
         mean: of MS above its dark level (…, bands, 1, 1); a part of it is the floor of the modulation.
     """
     floor = (_FLOOR * mean).clamp(min=TINY)
     sharp = torch.maximum(torch.addcmul(offset, injection_gains, pan), floor)
-    smooth = torch.maximum(torch.addcmul(offset, injection_gains, low), floor)
+    smooth = torch.maximum(torch.addcmul(offset, injection_gains, pan_lowpass), floor)
     return sharp.div_(smooth).mul_(ms)
 
 
 def needs_low_pass(method: Method) -> bool:
-    """Whether a method needs ``low``."""
+    """Whether a method needs ``pan_lowpass``."""
     return method in (Method.CLIPPAN, Method.MTF_GLP_CBD, Method.MTF_GLP_HPM, Method.MTF_GLP_HPM_R)
 
 

@@ -436,17 +436,17 @@ class FullResolutionMetrics:
         self._high, self._low = BlockUQI(), BlockUQI(self.ms_block_size)
         self._khan, self._detail = Q2n(), DetailCorrelation()
 
-    def add_high(self, fused: Tensor, pan: Tensor, valid: Tensor) -> None:
+    def add_pan_scale(self, fused: Tensor, pan: Tensor, valid: Tensor) -> None:
         """Adds a tile of the fused image and of PAN, with ``MARGIN`` more pixels on each side."""
         self._detail.add(fused, pan, valid)
         core = crop(torch.cat([fused.float(), pan.float()]), self.MARGIN)
         self._high.add(core, crop(valid, self.MARGIN))
 
-    def add_khan(self, filtered: Tensor, upsampled: Tensor, valid: Tensor) -> None:
+    def add_mtf_filtered(self, filtered: Tensor, upsampled: Tensor, valid: Tensor) -> None:
         """Adds a tile of the fused image filtered with MS's MTF, and of MS interpolated to PAN's grid."""
         self._khan.add(filtered, upsampled, valid)
 
-    def add_low(self, ms: Tensor, pan: Tensor, valid: Tensor) -> None:
+    def add_ms_scale(self, ms: Tensor, pan: Tensor, valid: Tensor) -> None:
         """Adds a tile of MS, and of PAN degraded to its grid, that starts at a multiple of ``ms_block_size``."""
         self._low.add(torch.cat([ms.float(), pan.float()]), valid)
 

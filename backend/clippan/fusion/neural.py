@@ -49,7 +49,7 @@ class NetworkFusion:
         self.margin = int(getattr(model.network, "margin", _MARGIN))
         self._classical = MtfGlp(statistics, mtf_of_band, modulation=True, regression=True)
         self._mtf_of_band = list(mtf_of_band)
-        bands, pan = statistics.ms_indices, statistics.low_pan_index(0)
+        bands, pan = statistics.ms_indices, statistics.pan_lowpass_index(0)
         variance = torch.maximum(statistics.covariance.diagonal(), (_MIN_STD * statistics.mean).square()).clamp(
             min=TINY
         )
@@ -58,17 +58,17 @@ class NetworkFusion:
         self._trust = network_trust(statistics, mtf_of_band)
         self._pan_mean, self._pan_std = float(statistics.mean[pan]), float(variance[pan].sqrt())
 
-    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, low: Optional[torch.Tensor]) -> torch.Tensor:
-        assert low is not None
+    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, pan_lowpass: Optional[torch.Tensor]) -> torch.Tensor:
+        assert pan_lowpass is not None
         mean, std = self._mean.to(ms.device), self._std.to(ms.device)
-        classical = self._classical(ms, pan, low).sub_(mean).div_(std)
-        if len(low) > 1:
-            low = low[self._mtf_of_band]
+        classical = self._classical(ms, pan, pan_lowpass).sub_(mean).div_(std)
+        if len(pan_lowpass) > 1:
+            pan_lowpass = pan_lowpass[self._mtf_of_band]
         up = (ms - mean).div_(std)
         standardised_pan = (pan - self._pan_mean).div_(self._pan_std)[None]
-        low = (low - self._pan_mean).div_(self._pan_std)
+        pan_lowpass = (pan_lowpass - self._pan_mean).div_(self._pan_std)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, self.bfloat16):
-            fused = self._network(up[None], standardised_pan[None], low.expand_as(up)[None], classical[None])[0]
+            fused = self._network(up[None], standardised_pan[None], pan_lowpass.expand_as(up)[None], classical[None])[0]
             fused = limit_correction(fused, up, classical, self._trust).mul_(std).add_(mean)
         # Missing pixels of files that declare no nodata value stay 0.
         if float(ms.min()) > 0:  # the usual, fast case
@@ -97,8 +97,10 @@ def network_trust(statistics: SceneStatistics, mtf_of_band: Sequence[int]) -> Op
     area, they would add details that the bands do not have, and the classical result is better.
     """
     bands, variance = statistics.ms_indices, statistics.covariance.diagonal().clamp(min=TINY)
-    lows = [statistics.low_pan_index(index) for index in mtf_of_band]
-    correlation = statistics.covariance[bands, lows] / (variance[bands] * variance[lows]).sqrt()
+    pan_lowpass_indices = [statistics.pan_lowpass_index(index) for index in mtf_of_band]
+    correlation = (
+        statistics.covariance[bands, pan_lowpass_indices] / (variance[bands] * variance[pan_lowpass_indices]).sqrt()
+    )
     weight = (_ramp(correlation.max(), *_SCENE_RANGE) * _ramp(correlation, *_BAND_RANGE)).float()
     return None if bool((weight == 1).all()) else weight.view(-1, 1, 1)
 

@@ -131,7 +131,7 @@ def estimate(pair: Pair, mtf_gains: Sequence[float], threads: int, context: Cont
     if whole is None:
         correlations = correlations.groups(2)[0]  # the darker half
         whole = _locate(correlations, all_bands, pair, (0.0, 0.0))
-    before = _correlation(correlations.information(all_bands, (0.0, 0.0)))
+    before = _correlation_from_mi(correlations.mutual_information(all_bands, (0.0, 0.0)))
     if whole is None:
         reason = Message("MS was not shifted, as no shift is distinctly better for the whole scene.")
         return Shifts(correlation_before=before, correlation_after=before, reason=reason)
@@ -141,8 +141,8 @@ def estimate(pair: Pair, mtf_gains: Sequence[float], threads: int, context: Cont
         found = _locate(correlations, [band], pair, common)
         if found is not None and found.is_significant(_MIN_BAND_SHIFT) and found.correlation_after >= _MIN_CORRELATION:
             bands[band] = found.shift
-    information = [correlations.information([band], _in_ms(shift, pair)) for band, shift in enumerate(bands)]
-    after = _correlation(sum(information) / len(information))
+    information = [correlations.mutual_information([band], _in_ms(shift, pair)) for band, shift in enumerate(bands)]
+    after = _correlation_from_mi(sum(information) / len(information))
     band_shifts = tuple(bands) if any(shift != common for shift in bands) else ()
     if common == (0, 0) and not band_shifts:
         reason = Message("MS lies on PAN and was not shifted (correlation {correlation:.3f}).", correlation=before)
@@ -176,60 +176,60 @@ class _Correlations:
 
     Attributes:
         counts: number of samples of each window (windows,), the darkest window first.
-        tables: correlations (windows, bands, shifts down, shifts to the right).
+        correlations: correlations (windows, bands, shifts down, shifts to the right).
     """
 
     counts: np.ndarray
-    tables: np.ndarray
+    correlations: np.ndarray
 
     def groups(self, count: int = _GROUPS) -> list[_Correlations]:
         """Groups of windows, from dark to bright, with about the same total information."""
-        information = _information(self.tables).mean(axis=1).max(axis=(1, 2)) * self.counts
+        information = _mi_from_correlation(self.correlations).mean(axis=1).max(axis=(1, 2)) * self.counts
         middle = (np.cumsum(information) - information / 2) / max(information.sum(), 1e-30)
         number = np.minimum(middle * count, count - 1).astype(int)
         return [
-            _Correlations(self.counts[number == group], self.tables[number == group])
+            _Correlations(self.counts[number == group], self.correlations[number == group])
             for group in range(count)
             if (number == group).any()
         ]
 
-    def surface(self, bands: Sequence[int], tables: Optional[np.ndarray] = None) -> np.ndarray:
+    def mutual_information_surface(self, bands: Sequence[int], correlations: Optional[np.ndarray] = None) -> np.ndarray:
         """−log(1 − r²) of the bands and PAN for each shift, the mean over samples and bands.
 
         That is twice the mutual information of Gaussian variables and, up to a constant, the log-likelihood of the
-        shift if each window has its own regression and noise. ``tables`` replaces the correlations.
+        shift if each window has its own regression and noise. ``correlations`` replace those measured.
         """
-        tables = self.tables if tables is None else tables
+        correlations = self.correlations if correlations is None else correlations
         total: np.ndarray = np.zeros(())
         for band in bands:
-            total = total + np.tensordot(self.counts, _information(tables[:, band]), 1)
+            total = total + np.tensordot(self.counts, _mi_from_correlation(correlations[:, band]), 1)
         return total / (len(bands) * self.counts.sum())
 
-    def information(self, bands: Sequence[int], shift: tuple[float, float]) -> float:
-        """``surface`` at one shift (x, y) in multispectral pixels."""
+    def mutual_information(self, bands: Sequence[int], shift: tuple[float, float]) -> float:
+        """``mutual_information_surface`` at one shift (x, y) in multispectral pixels."""
         (columns, column), (rows, row) = (_interpolation(value * _STEPS) for value in shift)
-        near = self.tables[:, :, row : row + len(rows.T), column : column + len(columns.T)]
-        return float(self.surface(bands, rows @ near @ columns.T)[0, 0])
+        near = self.correlations[:, :, row : row + len(rows.T), column : column + len(columns.T)]
+        return float(self.mutual_information_surface(bands, rows @ near @ columns.T)[0, 0])
 
     def peak(self, bands: Sequence[int]) -> Optional[tuple[float, float]]:
         """The best shift (x, y) in multispectral pixels; None if it may lie beyond those tried."""
-        surface = self.surface(bands)
+        surface = self.mutual_information_surface(bands)
         row, column = (int(index) for index in np.unravel_index(surface.argmax(), surface.shape))
         if not all(_NODES <= index <= 2 * _REACH - _NODES for index in (row, column)):
             return None
-        near = self.tables[:, :, row - _NODES : row + _NODES + 1, column - _NODES : column + _NODES + 1]
-        fine = self.surface(bands, _FINE @ near @ _FINE.T)
+        near = self.correlations[:, :, row - _NODES : row + _NODES + 1, column - _NODES : column + _NODES + 1]
+        fine = self.mutual_information_surface(bands, _FINE @ near @ _FINE.T)
         fine_row, fine_column = (int(index) for index in np.unravel_index(fine.argmax(), fine.shape))
         x = column - _REACH + _vertex(fine[fine_row], fine_column)
         y = row - _REACH + _vertex(fine[:, fine_column], fine_row)
         return x / _STEPS, y / _STEPS
 
 
-def _information(correlation: np.ndarray) -> np.ndarray:
+def _mi_from_correlation(correlation: np.ndarray) -> np.ndarray:
     return -np.log1p(-np.minimum(correlation**2, _MAX_SQUARED))
 
 
-def _correlation(information: float) -> float:
+def _correlation_from_mi(information: float) -> float:
     return math.sqrt(max(0.0, 1 - math.exp(-information)))
 
 
@@ -304,7 +304,9 @@ def _locate(
     distance = float(np.linalg.norm(step))
     errors = peaks.std(axis=0, ddof=1) * ratios / math.sqrt(_GROUPS)
     error = float(np.linalg.norm(errors * step)) / max(distance, 1e-9)
-    before, after = (_correlation(correlations.information(bands, _in_ms(at, pair))) for at in (origin, (x, y)))
+    before, after = (
+        _correlation_from_mi(correlations.mutual_information(bands, _in_ms(at, pair))) for at in (origin, (x, y))
+    )
     return _Location((x, y), distance, error, before, after)
 
 

@@ -72,7 +72,7 @@ class SceneStatistics:
         """Variable: PAN filtered with its own MTF."""
         return self.band_count + self.mtf_count
 
-    def low_pan_index(self, index: int) -> int:
+    def pan_lowpass_index(self, index: int) -> int:
         """Variable: PAN filtered with the MTF of this index."""
         return self.band_count + index
 
@@ -102,19 +102,19 @@ def measure_scene(
     pan_mtf_gain: float,
     threads: int,
     context: Context,
-    filter_ms: Optional[Sequence[float]] = None,
+    ms_mtf_gains: Optional[Sequence[float]] = None,
 ) -> SceneStatistics:
     """Measures a scene; pixels that are 0 in all bands affect ``zero_share`` only.
 
     Args:
         mtfs: the distinct MTFs of the MS bands.
-        filter_ms: MTF gain of each MS band, to include the bands filtered once more.
+        ms_mtf_gains: MTF gain of each MS band, to include the bands filtered once more.
 
     Raises:
         ClippanError: no pixel is valid in PAN and all MS bands.
     """
     for weight in _MIN_WEIGHTS:
-        sampler = _WindowSampler(pair, tuple(mtfs), pan_mtf_gain, filter_ms, weight)
+        sampler = _WindowSampler(pair, tuple(mtfs), pan_mtf_gain, ms_mtf_gains, weight)
         moments, subsample = _sample_windows(sampler, threads, context)
         if subsample is None or (moments and moments.count >= _ENOUGH):
             break
@@ -202,7 +202,7 @@ class _WindowSampler:
     pair: Pair
     mtfs: tuple[BandMtf, ...]
     pan_mtf_gain: float
-    filter_ms: Optional[Sequence[float]]
+    ms_mtf_gains: Optional[Sequence[float]]
     least_weight: float
 
     def measure(self, window: Window) -> _Samples:
@@ -213,10 +213,10 @@ class _WindowSampler:
         filtered = self._filter_pan(window) if joint.any() else None
         if filtered is None:
             return None, None
-        lows, covered = filtered
-        planes = [ms, lows]
+        pan_lowpass, covered = filtered
+        planes = [ms, pan_lowpass]
         joint &= covered
-        if self.filter_ms:
+        if self.ms_mtf_gains:
             filtered_ms, covered = self._filter_ms(window)
             planes.append(filtered_ms)
             joint &= covered
@@ -244,23 +244,23 @@ class _WindowSampler:
         pan = torch.from_numpy(values.astype(np.float32))
         covered = np.ones((window.height, window.width), bool)
         if valid is None:
-            lows = [filters.apply_separable(row, pan, column) for row, column in zip(rows, columns)]
-            return torch.stack(lows).numpy(), covered
+            pan_lowpass = [filters.apply_separable(row, pan, column) for row, column in zip(rows, columns)]
+            return torch.stack(pan_lowpass).numpy(), covered
         if not valid.any():
             return None
         mask = torch.from_numpy(valid)
         clean = torch.stack([torch.where(mask, pan, torch.zeros_like(pan)), mask.float()])
-        lows = []
+        pan_lowpass = []
         for row, column in zip(rows, columns):
-            low, weight = filters.apply_separable(row, clean, column)
-            lows.append(low / weight.clamp(min=1e-6))
+            filtered, weight = filters.apply_separable(row, clean, column)
+            pan_lowpass.append(filtered / weight.clamp(min=1e-6))
             covered &= (weight > self.least_weight).numpy()
-        return torch.stack(lows).numpy(), covered
+        return torch.stack(pan_lowpass).numpy(), covered
 
     def _filter_ms(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """MS filtered with the MTF of each band (bands, height, width), and where enough of all bands is valid."""
         kernels_x, kernels_y = (
-            [torch.from_numpy(filters.mtf_kernel(gain, axis.ratio)).float() for gain in self.filter_ms or ()]
+            [torch.from_numpy(filters.mtf_kernel(gain, axis.ratio)).float() for gain in self.ms_mtf_gains or ()]
             for axis in (self.pair.x_axis, self.pair.y_axis)
         )
         reach_x, reach_y = (max(len(kernel) // 2 for kernel in kernels) for kernels in (kernels_x, kernels_y))

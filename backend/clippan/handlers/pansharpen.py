@@ -64,9 +64,9 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
             context.log(Message("Model: {model}.", model=model.title))
         pair, shifts = register(pair, request.registration, gains, threads, context.subrange(0, 2))
         mtfs, mtf_of_band = filters.distinct_mtfs(gains, pair.band_shifts)
-        lows = mtfs if needs_low_pass(request.method) else []
-        filter_ms = gains if request.method is Method.BDSD else None
-        statistics = measure_scene(pair, lows, sensor.mtf_pan, threads, context.subrange(2, 5), filter_ms)
+        low_pass_mtfs = mtfs if needs_low_pass(request.method) else []
+        ms_mtf_gains = gains if request.method is Method.BDSD else None
+        statistics = measure_scene(pair, low_pass_mtfs, sensor.mtf_pan, threads, context.subrange(2, 5), ms_mtf_gains)
         _check_fit(request.method, statistics)
         hints += pair.notes
         if pair.ms.nodata is None and statistics.zero_share >= _ZERO_SHARE:
@@ -90,7 +90,7 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
             provenance["CLIPPAN_MODEL_SHA256"] = model.sha256
             provenance["CLIPPAN_PRECISION"] = "bfloat16" if fusion.bfloat16 else "float32"
         nodata = _output_nodata(pair, threads, context.subrange(5, 10))
-        fuser = TileFuser(pair, fusion, lows, statistics, device, nodata)
+        fuser = TileFuser(pair, fusion, low_pass_mtfs, statistics, device, nodata)
         writer = Writer(
             request.output,
             pair.grid,

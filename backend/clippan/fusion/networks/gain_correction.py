@@ -58,20 +58,20 @@ class GainCorrectionNet(nn.Module):
         convolutions = sum(isinstance(layer, nn.Conv2d) for layer in self.trunk) + 1
         return FOLD * max(convolutions, 2 + _AROUND // 2)
 
-    def forward(self, up: Tensor, pan: Tensor, low: Tensor, classical: Tensor) -> Tensor:
+    def forward(self, up: Tensor, pan: Tensor, pan_lowpass: Tensor, classical: Tensor) -> Tensor:
         """See ``networks``."""
         height, width = pan.shape[-2:]
         padding = (0, -width % FOLD, 0, -height % FOLD)
         if any(padding):
-            up, pan, low, classical = (
-                functional.pad(item, padding, mode="replicate") for item in (up, pan, low, classical)
+            up, pan, pan_lowpass, classical = (
+                functional.pad(item, padding, mode="replicate") for item in (up, pan, pan_lowpass, classical)
             )
         bands = up.shape[1]
-        coarse, smooth = _cell_means(up), _cell_means(low)
+        coarse, smooth = _cell_means(up), _cell_means(pan_lowpass)
         middle = coarse.mean(dim=1, keepdim=True)
         spread = (coarse - middle).square().mean(dim=1, keepdim=True)
         common = _pixel_unshuffle(
-            pan - low.mean(dim=1, keepdim=True), [smooth.mean(dim=1, keepdim=True), middle, spread]
+            pan - pan_lowpass.mean(dim=1, keepdim=True), [smooth.mean(dim=1, keepdim=True), middle, spread]
         )
         own = _pixel_unshuffle(
             (classical - up).flatten(0, 1)[:, None],

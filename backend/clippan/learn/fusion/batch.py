@@ -21,10 +21,10 @@ class PatchBatch:
     Attributes:
         up: MS interpolated to PAN's grid (n, c, H, W).
         pan: (n, 1, H, W).
-        low: PAN filtered with each band's MTF, decimated and interpolated like MS (n, c, H, W).
+        pan_lowpass: PAN filtered with each band's MTF, decimated and interpolated like MS (n, c, H, W).
         classical: the result of MTF-GLP-HPM-R (n, c, H, W), standardised like ``up``.
         ms: the MS samples whose MTF filters lie within the patch (n, c, h, w).
-        pan_low: PAN filtered with its own MTF, at these samples (n, 1, h, w).
+        degraded_pan: PAN filtered with its own MTF, at these samples (n, 1, h, w).
         row_filters, column_filters: MTF filters of the bands, from PAN's grid to these samples: (n, c, h, H) and
             (n, c, w, W), or (c, …) for all patches.
         mean, std: of the bands (n, c, 1, 1), in the units of the file.
@@ -36,10 +36,10 @@ class PatchBatch:
 
     up: Tensor
     pan: Tensor
-    low: Tensor
+    pan_lowpass: Tensor
     classical: Tensor
     ms: Tensor
-    pan_low: Tensor
+    degraded_pan: Tensor
     row_filters: Tensor
     column_filters: Tensor
     mean: Tensor
@@ -52,8 +52,8 @@ class PatchBatch:
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The inputs of a network: up, pan, low, classical."""
-        return self.up, self.pan, self.low, self.classical
+        """The inputs of a network: up, pan, pan_lowpass, classical."""
+        return self.up, self.pan, self.pan_lowpass, self.classical
 
     def degrade(self, fused: Tensor) -> Tensor:
         """Fused bands (n, c, H, W) degraded with the MTF to the samples of ``ms``."""

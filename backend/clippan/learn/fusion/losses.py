@@ -169,7 +169,9 @@ def d_s(batch: PatchBatch, fused: Tensor) -> Tensor:
 def uqi_difference(batch: PatchBatch, fused: Tensor) -> Tensor:
     """UQI of each fused band with PAN minus that of MS with PAN on MS's grid (n, c); D_s is its mean magnitude."""
     high = block_uqi(batch.destandardise(fused), batch.destandardise_pan(batch.pan))
-    low = block_uqi(batch.destandardise(batch.ms), batch.destandardise_pan(batch.pan_low), ms_block_size(batch.ratio))
+    low = block_uqi(
+        batch.destandardise(batch.ms), batch.destandardise_pan(batch.degraded_pan), ms_block_size(batch.ratio)
+    )
     return high - low
 
 
@@ -216,7 +218,7 @@ def qnr_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
 def _qnr_distortions(batch: PatchBatch, fused: Tensor) -> tuple[Tensor, Tensor]:
     """D_λ and D_s."""
     high = uqi_matrix(torch.cat([batch.destandardise(fused), batch.destandardise_pan(batch.pan)], dim=1))
-    low_stack = torch.cat([batch.destandardise(batch.ms), batch.destandardise_pan(batch.pan_low)], dim=1)
+    low_stack = torch.cat([batch.destandardise(batch.ms), batch.destandardise_pan(batch.degraded_pan)], dim=1)
     low = uqi_matrix(low_stack, ms_block_size(batch.ratio))
     difference = _scene_means(high - low, batch.scenes).abs()
     bands = fused.shape[1]
@@ -277,7 +279,7 @@ def _pan_regression(batch: PatchBatch) -> Tensor:
     """Regression of PAN on the MS bands, with an intercept, for the scene of each patch (n, c + 1, 1, 1)."""
     ms = batch.ms.flatten(2)
     ms = torch.cat([ms, torch.ones_like(ms[:, :1])], dim=1)
-    products = torch.cat([ms, batch.pan_low.flatten(2)], dim=1) @ ms.transpose(1, 2) / ms.shape[2]
+    products = torch.cat([ms, batch.degraded_pan.flatten(2)], dim=1) @ ms.transpose(1, 2) / ms.shape[2]
     _, index = torch.unique(batch.scenes, return_inverse=True)
     products = _scene_means(products, batch.scenes)
     ridge = _RIDGE * torch.eye(ms.shape[1], dtype=ms.dtype, device=ms.device)

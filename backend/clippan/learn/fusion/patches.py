@@ -94,9 +94,9 @@ class Patch:
 
     up: Tensor
     pan: Tensor
-    low: Tensor
+    pan_lowpass: Tensor
     ms: Tensor
-    pan_low: Tensor
+    degraded_pan: Tensor
     row_filters: Tensor
     column_filters: Tensor
     moments: BandMoments
@@ -116,9 +116,11 @@ class Patch:
         columns = self.column_filters.flip(-2, -1) if number & 2 else self.column_filters
         if number & 4:
             rows, columns = columns, rows
-        up, pan, low, ms, pan_low = map(transform, (self.up, self.pan, self.low, self.ms, self.pan_low))
+        up, pan, pan_lowpass, ms, degraded_pan = map(
+            transform, (self.up, self.pan, self.pan_lowpass, self.ms, self.degraded_pan)
+        )
         target = None if self.target is None else transform(self.target)
-        return Patch(up, pan, low, ms, pan_low, rows, columns, self.moments, target)
+        return Patch(up, pan, pan_lowpass, ms, degraded_pan, rows, columns, self.moments, target)
 
 
 @dataclass
@@ -146,15 +148,15 @@ class ScenePair:
     _corners: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.moments = BandMoments.of(self.ms, self.pan_low(float(np.mean(self.mtf_gains))), self.valid)
+        self.moments = BandMoments.of(self.ms, self.degraded_pan(float(np.mean(self.mtf_gains))), self.valid)
 
-    def pan_low(self, gain: float) -> np.ndarray:
+    def degraded_pan(self, gain: float) -> np.ndarray:
         """PAN filtered with an MTF gain, at the MS samples (h, w)."""
         return _mtf_degraded(self.pan[None], self.x_axis, self.y_axis, self.ms.shape[1:], gain)[0]
 
     def reduced_reference(self, pan_gain: float) -> ReferenceScene:
         """The reference at reduced resolution: MS itself, with PAN degraded to its grid."""
-        return ReferenceScene(self.pan_low(pan_gain), self.ms, self.valid, self.mtf_gains, simulated_pan=False)
+        return ReferenceScene(self.degraded_pan(pan_gain), self.ms, self.valid, self.mtf_gains, simulated_pan=False)
 
     def valid_pixels(self) -> np.ndarray:
         """PAN pixels that lie in a valid MS sample, bool (H, W)."""
@@ -227,8 +229,10 @@ class ReferenceScene:
         if ratio not in self._moments:
             axis, gain = AxisTransform(ratio, 0.0), float(np.mean(self.mtf_gains))
             shape = (int(self.pan.shape[0] / ratio), int(self.pan.shape[1] / ratio))
-            low = _mtf_degraded(np.concatenate([self.bands, self.pan[None], self.valid[None]]), axis, axis, shape, gain)
-            self._moments[ratio] = BandMoments.of(low[:-2], low[-2], low[-1] > VALID_SHARE)
+            degraded = _mtf_degraded(
+                np.concatenate([self.bands, self.pan[None], self.valid[None]]), axis, axis, shape, gain
+            )
+            self._moments[ratio] = BandMoments.of(degraded[:-2], degraded[-2], degraded[-1] > VALID_SHARE)
         return self._moments[ratio]
 
     def reduced_pair(self, ratio: float, pan_gain: float) -> ScenePair:
@@ -317,16 +321,18 @@ def collate(patches: Sequence[Patch], scenes: Sequence[int], ratio: float) -> Pa
     pan_mean = _column(np.array([[m.pan_mean] for m in moments]))
     pan_std = _column(np.sqrt(np.array([[max(m.pan_variance, 1e-12)] for m in moments])))
     injection_gains = _column(np.stack([m.with_pan / max(m.pan_variance, 1e-12) for m in moments]))
-    up, pan, low = (torch.stack([getattr(patch, name) for patch in patches]) for name in ("up", "pan", "low"))
-    classical = high_pass_modulation(up, pan, low, injection_gains, mean - injection_gains * pan_mean, mean)
+    up, pan, pan_lowpass = (
+        torch.stack([getattr(patch, name) for patch in patches]) for name in ("up", "pan", "pan_lowpass")
+    )
+    classical = high_pass_modulation(up, pan, pan_lowpass, injection_gains, mean - injection_gains * pan_mean, mean)
     targets = [patch.target for patch in patches if patch.target is not None]
     return PatchBatch(
         (up - mean) / std,
         (pan - pan_mean) / pan_std,
-        (low - pan_mean) / pan_std,
+        (pan_lowpass - pan_mean) / pan_std,
         (classical - mean) / std,
         (torch.stack([patch.ms[:, :height, :width] for patch in patches]) - mean) / std,
-        (torch.stack([patch.pan_low[:, :height, :width] for patch in patches]) - pan_mean) / pan_std,
+        (torch.stack([patch.degraded_pan[:, :height, :width] for patch in patches]) - pan_mean) / pan_std,
         torch.stack([patch.row_filters[:, :height] for patch in patches]),
         torch.stack([patch.column_filters[:, :width] for patch in patches]),
         mean,
@@ -409,12 +415,14 @@ def _patch(
 ) -> Patch:
     """The patch that lies ``inside`` a larger PAN; ``pan_filter`` is the number of PAN's own filter among the axes'."""
     bands = len(ms)
-    low = filters.apply_separable(torch.stack(rows.mtf_filters[:bands]), pan, torch.stack(columns.mtf_filters[:bands]))
+    pan_lowpass = filters.apply_separable(
+        torch.stack(rows.mtf_filters[:bands]), pan, torch.stack(columns.mtf_filters[:bands])
+    )
     first_row, first_column = rows.first - rows.ms_first, columns.first - columns.ms_first
     return Patch(
         filters.apply_separable(rows.upsampling, ms, columns.upsampling),
         pan[inside],
-        filters.apply_separable(rows.upsampling, low, columns.upsampling),
+        filters.apply_separable(rows.upsampling, pan_lowpass, columns.upsampling),
         ms[:, first_row:, first_column:][:, : len(rows.inner_mtf_filters[0]), : len(columns.inner_mtf_filters[0])],
         filters.apply_separable(rows.inner_mtf_filters[pan_filter], pan[inside], columns.inner_mtf_filters[pan_filter]),
         torch.stack(list(rows.inner_mtf_filters[:bands])),

@@ -186,9 +186,9 @@ class CachedWindow:
             whole,
             up=whole.up[:, pixel_rows, pixel_columns],
             pan=whole.pan[:, pixel_rows, pixel_columns],
-            low=whole.low[:, pixel_rows, pixel_columns],
+            pan_lowpass=whole.pan_lowpass[:, pixel_rows, pixel_columns],
             ms=whole.ms[:, rows, columns],
-            pan_low=whole.pan_low[:, rows, columns],
+            degraded_pan=whole.degraded_pan[:, rows, columns],
             row_filters=whole.row_filters[:, rows, pixel_rows],
             column_filters=whole.column_filters[:, columns, pixel_columns],
         )
@@ -211,10 +211,10 @@ def _samples_within(supports: np.ndarray, pixels: slice) -> slice:
 def _moments(statistics: SceneStatistics, mtf_of_band: Sequence[int]) -> BandMoments:
     """Moments of the whole scene, so that patches are standardised as in ``neural.NetworkFusion``."""
     ms = statistics.ms_indices
-    lows = [statistics.low_pan_index(index) for index in mtf_of_band]
+    pan_lowpass_indices = [statistics.pan_lowpass_index(index) for index in mtf_of_band]
     variance = statistics.covariance.diagonal().clamp(min=TINY)
-    gains = statistics.covariance[ms, lows] / variance[lows]
-    pan = statistics.low_pan_index(0)
+    gains = statistics.covariance[ms, pan_lowpass_indices] / variance[pan_lowpass_indices]
+    pan = statistics.pan_lowpass_index(0)
     return BandMoments(
         statistics.mean[ms].numpy(),
         statistics.covariance[ms][:, ms].numpy(),

@@ -94,10 +94,12 @@ class ValidationWindow:
         """Adds the network's fusion of the window at full resolution."""
         fused, pan = self.fuse(network), self.batch.destandardise_pan(self.batch.pan)[0]
         margin = [FullResolutionMetrics.MARGIN] * 4
-        figures.add_high(*(functional.pad(item, margin) for item in (fused, pan, self.valid)))
-        figures.add_khan(_mtf_filtered(fused, self.pair), self.batch.destandardise(self.batch.up)[0], self.covered)
-        low = torch.from_numpy(self.pair.pan_low(self.pair.pan_mtf_gain)[None])
-        figures.add_low(torch.from_numpy(self.pair.ms), low, torch.from_numpy(self.pair.valid))
+        figures.add_pan_scale(*(functional.pad(item, margin) for item in (fused, pan, self.valid)))
+        figures.add_mtf_filtered(
+            _mtf_filtered(fused, self.pair), self.batch.destandardise(self.batch.up)[0], self.covered
+        )
+        low = torch.from_numpy(self.pair.degraded_pan(self.pair.pan_mtf_gain)[None])
+        figures.add_ms_scale(torch.from_numpy(self.pair.ms), low, torch.from_numpy(self.pair.valid))
 
 
 def _mtf_filtered(bands: Tensor, pair: ScenePair) -> Tensor:
