@@ -103,7 +103,7 @@ def degrade(case: Case, folder: Path, registration: Registration) -> Case:
         height = pair.ms.grid.height // ratio * ratio
         window = Window(0, 0, width, height)
         reference, valid = pair.read_ms(window)
-        gains = case.sensor.mtf_gains(range(pair.ms.total), pair.ms.total)
+        gains = case.sensor.mtf_gains(range(pair.ms.available_bands), pair.ms.available_bands)
         if registration is not Registration.OFF:
             pair, _ = register(pair, Registration.GLOBAL, gains, 2, Context())
         low = [_coarse(plane, ratio, gain) for plane, gain in zip(reference.astype(np.float32), gains)]

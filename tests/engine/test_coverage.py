@@ -86,7 +86,7 @@ def test_zeros_that_may_be_meant_stay_zeros(tmp_path, monkeypatch) -> None:
     assert dataset.GetRasterBand(1).GetDataCoverageStatus(0, 200, 256, 9)[0] == gdal.GDAL_DATA_COVERAGE_STATUS_EMPTY
     source = Source([dataset], "raster")
     assert source.read(0, 50, 256, 100)[1] is None
-    assert source.assumption == ""
+    assert source.nodata_note == ""
     # Only of a huge raster they are taken for nodata, and that is said.
     monkeypatch.setattr("clippan.raster.coverage._HUGE_PIXELS", 1000)
     huge = Source([dataset], "raster")
@@ -94,7 +94,7 @@ def test_zeros_that_may_be_meant_stay_zeros(tmp_path, monkeypatch) -> None:
     stored = [band.GetDataCoverageStatus(0, row, 256, 1)[0] == data for row in range(50, 250)]
     assert 50 <= sum(stored) < 200
     np.testing.assert_array_equal(huge.read(0, 50, 256, 200)[1][0, :, 0], stored)
-    assert "never written" in huge.assumption
+    assert "never written" in huge.nodata_note
     # But one that is empty throughout is as it was written.
     gdal.GetDriverByName("GTiff").Create(str(tmp_path / "b.tif"), 256, 256, 1, gdal.GDT_Byte, ["SPARSE_OK=TRUE"])
     assert Source([gdal.Open(str(tmp_path / "b.tif"))], "raster").read(0, 0, 256, 256)[1] is None

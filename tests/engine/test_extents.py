@@ -70,7 +70,7 @@ def test_each_side_alone_is_found(fiji, kind) -> None:
 def test_a_raster_of_the_world_is_touched_at_both_edges(raster) -> None:
     path = raster("world.tif", np.zeros((3, 180, 360), np.uint8), pixel=1.0, origin=(-180.0, 90.0), epsg=4326)
     look = RenderOptions(extent=ACROSS, crs=WGS, tile=(10,), overlap=0.0)
-    ((_, _, columns, rows),) = Renderer(path, look).tile_plan(10).scales
+    ((_, _, columns, rows),) = Renderer(path, look).tile_plan(10).layouts
     assert (columns, rows) == ((0, 350), (100,))
     with pytest.raises(ClippanError, match="at its left and its right edge"):
         Renderer(path, look).extent_window()

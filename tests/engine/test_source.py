@@ -155,7 +155,7 @@ def test_nodata_values_of_the_whole_raster(tmp_path):
 def test_a_nodata_value_that_no_pixel_can_have(raster, dtype, nodata):
     with Source([open_dataset(raster("a.tif", np.ones((2, 2), dtype)), "raster")], "raster", nodata=nodata) as source:
         assert source.nodata is None
-        assert not source.masked
+        assert not source.may_have_invalid
         assert source.read(0, 0, 2, 2)[1] is None
 
 
@@ -173,8 +173,8 @@ def test_bit_depth_is_that_of_all_bands(raster, order):
         raster("b.tif", np.full((2, 2), 60000, "uint16")),
         raster("c.tif", np.full((2, 2), 9, "uint16"), options=["NBITS=10"]),
     ]
-    assert stack([paths[index] for index in order]).bits is None
-    assert stack([paths[2 * index] for index in order]).bits == 12
+    assert stack([paths[index] for index in order]).nbits is None
+    assert stack([paths[2 * index] for index in order]).nbits == 12
 
 
 @pytest.mark.skipif(int(gdal.VersionInfo()) >= 3070000, reason="GDAL 3.7 has a type for them")

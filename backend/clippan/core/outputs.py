@@ -115,14 +115,14 @@ class Outputs:
         return self._folders[path].path
 
     def _place(self) -> None:
-        gates = {
-            Path(os.path.realpath(Path(path).parent), f"{_prefix(Path(path))}.lock"): self._folders[path].locks
+        placement_locks = {
+            Path(os.path.realpath(Path(path).parent), f"{_prefix(Path(path))}.lock"): self._folders[path].locking_works
             for path in self._temporary_paths
             if not _is_virtual(path)
         }
         with contextlib.ExitStack() as stack, contextlib.ExitStack() as undo:
-            for gate in sorted(gates):  # in one order, lest two runs wait for each other
-                stack.callback(_wait_for_lock(gate, anyway=not gates[gate]).release)
+            for placement_lock in sorted(placement_locks):  # in one order, lest two runs wait for each other
+                stack.callback(_wait_for_lock(placement_lock, ignore_taken=not placement_locks[placement_lock]).release)
             for path, temporary in self._temporary_paths.items():
                 try:
                     self._move(path, temporary, undo)
@@ -143,22 +143,22 @@ class Outputs:
             if not comes and not _exists(target):
                 continue
             if not _is_virtual(target):
-                self._keep(target, self._folders[path].path / f"old{number}", undo)
+                self._back_up(target, self._folders[path].path / f"old{number}", undo)
             if comes and source is not None:
                 _rename(source, target)
             else:
                 _remove(target)
 
-    def _keep(self, target: str, old: Path, undo: contextlib.ExitStack) -> None:
+    def _back_up(self, target: str, backup: Path, undo: contextlib.ExitStack) -> None:
         """Makes sure that a failure brings the old file back, where the file system has links."""
         try:
-            os.link(target, old)
+            os.link(target, backup)
         except FileNotFoundError:
             undo.callback(_quietly, _remove, target)
         except OSError:
             pass
         else:
-            undo.callback(_quietly, _rename, str(old), target)
+            undo.callback(_quietly, _rename, str(backup), target)
 
     def _discard(self) -> None:
         for path, temporary in self._temporary_paths.items():
@@ -209,7 +209,7 @@ def remove_leftovers(path: str) -> None:
             if item.name.startswith(f"{_prefix(place)}-"):
                 with contextlib.suppress(OSError, _LockTaken):
                     lock = _Lock(Path(item.path, _LOCK))
-                    if lock.firm:
+                    if lock.is_supported:
                         _remove_folder(Path(item.path), lock)
                     else:
                         lock.close()
@@ -263,24 +263,24 @@ class _LockTaken(Exception):
 
 
 class _Lock:
-    """A lock on a file, which ends with the process; ``anyway`` goes on if it seems taken, on file systems whose answer
-    is unreliable, and ``firm`` is False on those without locks. Raises _LockTaken if another holds it, OSError if the
-    file cannot be made."""
+    """A lock on a file, which ends with the process; ``ignore_taken`` goes on if it seems taken, on file systems whose
+    answer is unreliable, and ``is_supported`` is False on those without locks. Raises _LockTaken if another holds it,
+    OSError if the file cannot be made."""
 
-    def __init__(self, path: Path, anyway: bool = False) -> None:
+    def __init__(self, path: Path, ignore_taken: bool = False) -> None:
         self._path = path
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except PermissionError as error:
-            if sys.platform == "win32" and not anyway:  # as long as a file is removed that another has open
+            if sys.platform == "win32" and not ignore_taken:  # as long as a file is removed that another has open
                 raise _LockTaken from error
             raise
-        self.firm, is_held = True, False
+        self.is_supported, is_held = True, False
         try:
             _lock(self._file)
         except OSError as error:
-            self.firm, is_held = False, error.errno in _LOCKED_ERRNOS
-        if not anyway and (is_held or not self._is_there()):  # not there: who held it before has removed it
+            self.is_supported, is_held = False, error.errno in _LOCKED_ERRNOS
+        if not ignore_taken and (is_held or not self._is_there()):  # not there: who held it before has removed it
             self.close()
             raise _LockTaken
 
@@ -303,12 +303,12 @@ class _Lock:
 
 
 class _Folder:
-    """A new hidden folder beside an output, locked by this run; ``locks`` is False where the file system (some network
-    ones) reports every lock as taken. Raises OSError."""
+    """A new hidden folder beside an output, locked by this run; ``locking_works`` is False where the file system (some
+    network ones) reports every lock as taken. Raises OSError."""
 
     def __init__(self, output: Path) -> None:
         remove_leftovers(str(output))
-        self.locks = True
+        self.locking_works = True
         for _ in range(_LOCK_ATTEMPTS):
             self.path = self._new(output)
             try:
@@ -318,9 +318,9 @@ class _Folder:
                 _quietly(_remove, str(self.path / _LOCK))
                 with contextlib.suppress(OSError):
                     self.path.rmdir()
-        self.locks = False
+        self.locking_works = False
         self.path = self._new(output)
-        self._lock = _Lock(self.path / _LOCK, anyway=True)
+        self._lock = _Lock(self.path / _LOCK, ignore_taken=True)
 
     @staticmethod
     def _new(output: Path) -> Path:
@@ -350,20 +350,20 @@ def _prefix(output: Path) -> str:
     return f"{_HIDDEN_PREFIX}{hashlib.sha256(os.fsencode(output.name.casefold())).hexdigest()[:12]}"
 
 
-def _wait_for_lock(gate: Path, anyway: bool) -> _Lock:
+def _wait_for_lock(placement_lock: Path, ignore_taken: bool) -> _Lock:
     limit = time.monotonic() + _WAIT_SECONDS
     while True:
         try:
-            return _Lock(gate, anyway)
+            return _Lock(placement_lock, ignore_taken)
         except _LockTaken:
             if time.monotonic() > limit:
                 raise ClippanError(
                     "Another process is writing the same output to {folder}; wait until it has finished, or end it.",
-                    folder=gate.parent,
+                    folder=placement_lock.parent,
                 ) from None
             time.sleep(0.02)
         except OSError as error:
-            raise write_error(gate, error) from error
+            raise write_error(placement_lock, error) from error
 
 
 def _is_virtual(path: str) -> bool:

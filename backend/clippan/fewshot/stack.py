@@ -82,7 +82,7 @@ class Stack:
 
     def hints(self) -> list[str]:
         """Sentences for the user."""
-        hints = list(self.notes) + [source.assumption for source in self.sources if source.assumption]
+        hints = list(self.notes) + [source.nodata_note for source in self.sources if source.nodata_note]
         for path, source, inverse_stds in zip(self.paths, self.sources, self.inverse_stds):
             unused = [source.band_name(int(band)) for band in np.flatnonzero(inverse_stds == 0)]
             if unused:

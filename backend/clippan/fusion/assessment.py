@@ -88,7 +88,7 @@ class AssessedScene:
                 height=area.height,
                 block=BLOCK,
             )
-        positions = tuple(number - 1 for number in bands) or tuple(range(pair.ms.total))
+        positions = tuple(number - 1 for number in bands) or tuple(range(pair.ms.available_bands))
         return cls(pair, fused, column, row, area, sensor, positions, device)
 
     def check_reference(self, reference: Source) -> None:
@@ -117,7 +117,7 @@ class AssessedScene:
     @property
     def mtf_gains(self) -> tuple[float, ...]:
         """MTF gain of each band."""
-        return self.sensor.mtf_gains(self.positions, self.pair.ms.total)
+        return self.sensor.mtf_gains(self.positions, self.pair.ms.available_bands)
 
     @property
     def ratio(self) -> float:

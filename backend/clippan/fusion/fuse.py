@@ -268,7 +268,7 @@ def _integer_range(source: Source) -> Optional[tuple[float, float]]:
     if not np.issubdtype(source.dtype, np.integer):
         return None
     info = np.iinfo(source.dtype)
-    greatest = np.float32(2**source.bits - 1 if source.bits else info.max)
+    greatest = np.float32(2**source.nbits - 1 if source.nbits else info.max)
     if float(greatest) > info.max:  # float32 rounds 2³¹ − 1 up
         greatest = np.nextafter(greatest, np.float32(0))
     return float(info.min), float(greatest)

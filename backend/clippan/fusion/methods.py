@@ -1,8 +1,8 @@
 """Classical pansharpening methods.
 
 Each method is fitted to the statistics of the whole scene once, and then called with blocks: the interpolated MS
-``ms`` (bands, height, width), PAN ``pan`` (height, width) and, if the method needs it, ``pan_lowpass``, PAN filtered with
-each distinct MTF of the MS bands and interpolated back (MTFs, height, width). All are float32 in the units of the
+``ms`` (bands, height, width), PAN ``pan`` (height, width) and, if the method needs it, ``pan_lowpass``, PAN filtered
+with each distinct MTF of the MS bands and interpolated back (MTFs, height, width). All are float32 in the units of the
 files. A method keeps no state between blocks.
 """
 

@@ -126,7 +126,7 @@ def _open(path: str, what: str, bands: Sequence[int], nodata: Optional[float]) -
 
 def _open_reference(path: str, request: AssessRequest, scene: AssessedScene) -> Source:
     reference = _open(path, REFERENCE, (), request.nodata)
-    if reference.total == scene.pair.ms.total != scene.fused.count:
+    if reference.available_bands == scene.pair.ms.available_bands != scene.fused.count:
         reference = _open(path, REFERENCE, request.bands, request.nodata)
     scene.check_reference(reference)
     return reference
@@ -173,7 +173,7 @@ def _rgb(scene: AssessedScene) -> list[int]:
     wanted = [gdal.GCI_RedBand, gdal.GCI_GreenBand, gdal.GCI_BlueBand]
     if set(wanted) <= set(codes):
         return [codes.index(code) for code in wanted]
-    if len(scene.sensor.bands) == scene.pair.ms.total:
+    if len(scene.sensor.bands) == scene.pair.ms.available_bands:
         names = [scene.sensor.bands[position] for position in scene.positions]
         if {"red", "green", "blue"} <= set(names):
             return [names.index(name) for name in ("red", "green", "blue")]

@@ -45,8 +45,8 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
     with open_pair(request.pan, request.ms, request.bands, request.nodata) as pair:
         hints: list[str] = []
         sensor = resolve_sensor(request.sensor, pair.sensor_texts, context.log, hints.append)
-        positions = [number - 1 for number in request.bands] or range(pair.ms.total)
-        gains = sensor.mtf_gains(positions, pair.ms.total)
+        positions = [number - 1 for number in request.bands] or range(pair.ms.available_bands)
+        gains = sensor.mtf_gains(positions, pair.ms.available_bands)
         context.log(
             Message(
                 "Grid: {width} × {height} pixels, bands: {bands}, ratio {ratio_x:.4g} × {ratio_y:.4g}.",
@@ -183,7 +183,7 @@ def _output_nodata(pair: Pair, threads: int, context: Context) -> Optional[float
     ms = pair.ms
     if ms.nodata is not None:
         return ms.nodata
-    if not ms.masked and not (pair.pan.masked and _has_holes(pair, threads, context)):
+    if not ms.may_have_invalid and not (pair.pan.may_have_invalid and _has_holes(pair, threads, context)):
         return None
     if np.issubdtype(ms.dtype, np.floating):
         return float("nan")

@@ -73,20 +73,20 @@ class WrittenPixels:
 
     Attributes:
         occupancy: where data may be; None if all counts as written.
-        assumed: whether blocks are nodata although the file does not say so.
+        nodata_assumed: whether blocks are nodata although the file does not say so.
     """
 
     def __init__(self, bands: Sequence[gdal.Band], nodata: bool) -> None:
         self._bands = list(bands)
         self._all = Window(0, 0, bands[0].XSize, bands[0].YSize)
         self.occupancy: Optional[OccupancyGrid] = None
-        self.assumed = False
+        self.nodata_assumed = False
         huge = self._all.width * self._all.height > _HUGE_PIXELS
         if not (nodata or huge) or any(_status([b], 0, 0, b.XSize, b.YSize) == _DATA for b in bands):
             return
         occupancy = _occupancy(self._bands)
         if nodata or occupancy.cells.any():
-            self.occupancy, self.assumed = occupancy, not nodata
+            self.occupancy, self.nodata_assumed = occupancy, not nodata
 
     def may_contain_data(self, window: Window) -> bool:
         return self.occupancy is None or self.occupancy.may_contain_data(window)

@@ -136,12 +136,12 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
         Source([pan_dataset], PAN, (), nodata) as pan_source,
         Source(resample_to_finest(datasets, MS, nodata), MS, bands, nodata, band_infos(opened)) as ms_source,
     ):
-        if pan_source.total != 1:
+        if pan_source.available_bands != 1:
             raise ClippanError(
                 "The {raster} has {count} bands and should have one; choose the panchromatic band's raster, and check "
                 "whether the two were swapped.",
                 raster=PAN,
-                count=pan_source.total,
+                count=pan_source.available_bands,
             )
         codes = next((info.description for info in ms_source.infos if is_quality(info.description)), "")
         if codes:
@@ -159,8 +159,8 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
                 nodata=nodata,
                 dtype=ms_source.dtype,
             )
-        assumptions = [source.assumption for source in both if source.assumption]
-        notes = (*alpha_notes([pan_dataset, *opened]), *alike, *assumptions)
+        nodata_notes = [source.nodata_note for source in both if source.nodata_note]
+        notes = (*alpha_notes([pan_dataset, *opened]), *alike, *nodata_notes)
         yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(texts), notes)
 
 

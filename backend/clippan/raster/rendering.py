@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from osgeo import gdal, gdal_array, osr
@@ -160,7 +160,7 @@ class Renderer:
         self._detect_nodata()
         self._masks = _mask_bands(self._dataset, self.bands)
         self.written = self._find_written_pixels()
-        if self.written.assumed:
+        if self.written.nodata_assumed:
             self.notes.append(
                 Message("Blocks of the raster {path} that were never written are taken as nodata.", path=path)
             )
@@ -223,8 +223,8 @@ class Renderer:
             return
         with contextlib.suppress(ClippanError):  # of what a Source does not take, nothing is assumed
             source = sources.Source([self._dataset], f"raster {self.path}", positions)
-            if source.assumption:
-                self.notes.append(source.assumption)
+            if source.nodata_note:
+                self.notes.append(source.nodata_note)
                 self.options = replace(self.options, nodata=source.nodata)  # who opens it again need not look again
                 self._dataset = _with_nodata_and_colours(self._original, source.nodata)
 
@@ -462,12 +462,12 @@ class Renderer:
             (max(x, held.x), max(y, held.y), min(end, held.x + held.width), min(low, held.y + held.height))
             for x, y, end, low in areas
         ]
-        scales: list[tuple[tuple[int, int], float, tuple[int, ...], tuple[int, ...]]] = []
+        layouts: list[TileLayout] = []
         for across, down in edges:
             # As a whole smaller where the raster is smaller, so that shapes keep their proportions.
             shrink = min(1.0, width / across, height / down)
             tile = (max(round(across * shrink), 1), max(round(down * shrink), 1))
-            if any(tile == known for known, *_ in scales):
+            if any(tile == layout.size for layout in layouts):
                 continue
             if min(across, down) < _MIN_TILE_EDGE:
                 raise ClippanError(
@@ -475,13 +475,13 @@ class Renderer:
                     size=min(across, down),
                     path=self.path,
                 )
-            scale = tile[0] * ground[0] if ground else float(tile[0])
+            edge_length = tile[0] * ground[0] if ground else float(tile[0])
             columns = {
                 x for area in areas for x in _tile_starts(width, tile[0], self.options.overlap, area[0], area[2])
             }
             rows = {y for area in areas for y in _tile_starts(height, tile[1], self.options.overlap, area[1], area[3])}
-            scales.append((tile, scale, tuple(sorted(columns)), tuple(sorted(rows))))
-        plan = TilePlan(tuple(scales), self.written.occupancy)
+            layouts.append(TileLayout(tile, edge_length, tuple(sorted(columns)), tuple(sorted(rows))))
+        plan = TilePlan(tuple(layouts), self.written.occupancy)
         if len(plan) > _MAX_TILES:
             raise ClippanError(
                 "The raster {path} would have {count:,} tiles; choose an extent (--extent) or larger tiles.",
@@ -514,27 +514,36 @@ class Renderer:
         return hashlib.sha256("\n".join(marks).encode()).hexdigest()
 
 
+class TileLayout(NamedTuple):
+    """Where tiles of one size (width, height) in pixels lie: their edge in metres (pixels without coordinates), and the
+    first columns and rows."""
+
+    size: tuple[int, int]
+    edge_length: float
+    columns: tuple[int, ...]
+    rows: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class TilePlan:
     """The tiles of a scene, in a fixed order.
 
     Attributes:
-        scales: for each scale the tile size in pixels, its edge in metres (pixels without coordinates), and the first
-            columns and rows.
+        layouts: one for each size.
         occupancy: where the scene may hold data; None for everywhere.
     """
 
-    scales: tuple[tuple[tuple[int, int], float, tuple[int, ...], tuple[int, ...]], ...]
+    layouts: tuple[TileLayout, ...]
     occupancy: Optional[OccupancyGrid] = field(default=None, compare=False)
 
     def __len__(self) -> int:
-        return sum(len(columns) * len(rows) for _, _, columns, rows in self.scales)
+        return sum(len(columns) * len(rows) for _, _, columns, rows in self.layouts)
 
     def tiles(self, start: int = 0) -> Iterator[tuple[int, Window, float]]:
         """Number (from 0), window and edge of the tiles from the ``start``-th on, without those that hold no data, but
         for the last."""
         before, last = 0, len(self) - 1
-        for (width, height), scale, columns, rows in self.scales:
+        for (width, height), edge_length, columns, rows in self.layouts:
             for y in rows if columns else ():
                 end = before + len(columns)
                 strip = Window(columns[0], y, columns[-1] + width - columns[0], height)
@@ -543,7 +552,7 @@ class TilePlan:
                     for number, x in enumerate(columns[first:], before + first):
                         window = Window(x, y, width, height)
                         if number == last or self._may_contain_data(window):
-                            yield number, window, scale
+                            yield number, window, edge_length
                 before = end
 
     def _may_contain_data(self, window: Window) -> bool:

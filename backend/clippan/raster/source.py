@@ -172,12 +172,12 @@ class Source:
     Attributes:
         dtype: numpy type of what ``read`` returns.
         count, numbers: of the bands read, from 1.
-        total: number of bands other than alpha.
+        available_bands: number of bands other than alpha.
         infos: one a band read.
         nodata: of the first band that has one (or the override), else None.
-        assumption: a sentence about an undeclared nodata value that gaps have, else empty.
-        masked: whether any pixel may be invalid.
-        bits: the largest bit depth stated, None if a band states none.
+        nodata_note: a sentence about an undeclared nodata value that gaps have, else empty.
+        may_have_invalid: whether any pixel may be invalid.
+        nbits: the largest bit depth stated, None if a band states none.
     """
 
     def __init__(
@@ -189,18 +189,18 @@ class Source:
         infos: Sequence[BandInfo] = (),
     ) -> None:
         everything = [(index, number) for index, dataset in enumerate(datasets) for number in image_bands(dataset)]
-        self.total = len(everything)
+        self.available_bands = len(everything)
         if not everything:
             raise ClippanError("The {what} has only an alpha band; choose a raster with image bands.", what=what)
-        wrong = [band for band in bands if band > self.total]
+        wrong = [band for band in bands if band > self.available_bands]
         if wrong:
             raise ClippanError(
                 "Band {band} was asked for but the {what} has {total}; choose others.",
                 band=wrong[0],
                 what=what,
-                total=self.total,
+                total=self.available_bands,
             )
-        self.numbers = tuple(bands) or tuple(range(1, self.total + 1))
+        self.numbers = tuple(bands) or tuple(range(1, self.available_bands + 1))
         self.count = len(self.numbers)
         described = infos or band_infos(datasets)
         self.infos = [described[number - 1] for number in self.numbers]
@@ -228,18 +228,18 @@ class Source:
             as_pixel_value(band.GetNoDataValue(), self.dtype) if override is None else override for band in opened
         ]
         self.nodata = next((value for value in self._nodata if value is not None), None)
-        self.assumption = ""
+        self.nodata_note = ""
         # One for each dataset: a pixel of a band that is not written has no data.
         self._written = [
             written_pixels(run.dataset, run.numbers, self._nodata[run.start : run.end]) for run in self._runs
         ]
         if self.nodata is None and all(run.mask is None for run in self._runs):
             self._detect_nodata()
-        if any(written.assumed for written in self._written):
-            self.assumption = Message(
+        if any(written.nodata_assumed for written in self._written):
+            self.nodata_note = Message(
                 "Blocks of the {what} that were never written are taken as nodata.", what=self.what
             )
-        self.masked = (
+        self.may_have_invalid = (
             any(run.mask is not None for run in self._runs)
             or not self.fully_written
             or self.nodata is not None
@@ -247,12 +247,12 @@ class Source:
         )
         stated = [band.GetMetadataItem("NBITS", "IMAGE_STRUCTURE") for band in opened]
         whole = np.issubdtype(self.dtype, np.unsignedinteger) and None not in stated
-        self.bits = max(int(bits) for bits in stated) if whole else None
+        self.nbits = max(int(bits) for bits in stated) if whole else None
 
     def _detect_nodata(self) -> None:
         """Takes a customary value as nodata if a pixel of windows all over the raster has it in all bands."""
         marks = [mark for mark in _CUSTOMARY_NODATA if as_pixel_value(mark, self.dtype) is not None]
-        self.masked = False
+        self.may_have_invalid = False
         rows, columns = (
             window_starts(length, _SAMPLE_WINDOWS, _SAMPLE_EDGE) for length in (self.grid.height, self.grid.width)
         )
@@ -264,7 +264,7 @@ class Source:
             if mark is not None:
                 self.nodata = as_pixel_value(mark, self.dtype)
                 self._nodata = [self.nodata] * self.count
-                self.assumption = Message(
+                self.nodata_note = Message(
                     "The {what} declares no nodata value; {value:.9g} is taken as nodata, because pixels have it in "
                     "all bands.",
                     what=self.what,
@@ -342,7 +342,7 @@ class Source:
         return [int(position) for position in np.flatnonzero(empty)]
 
     def _valid(self, values: np.ndarray, masks: Sequence[Optional[np.ndarray]]) -> Optional[np.ndarray]:
-        if not self.masked:
+        if not self.may_have_invalid:
             return None
         floating = np.issubdtype(self.dtype, np.floating)
         valid = is_valid_value(values) if floating else np.ones(values.shape, bool)

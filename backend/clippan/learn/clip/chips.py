@@ -97,7 +97,7 @@ def chips_from_samples(
     samples = read_samples(
         request.samples, request.layer, request.field, scene.grid, request.seed, context.subrange(0, 50)
     )
-    across, down = (request.size, request.size) if request.size else scene.tile_plan(pixels).scales[0][0]
+    across, down = (request.size, request.size) if request.size else scene.tile_plan(pixels).layouts[0].size
     across, down = min(across, scene.grid.width), min(down, scene.grid.height)
     # One chip for each class, group and cell of a grid that holds labelled pixels.
     cells = samples.rows // max(down // _CHIPS_PER_EDGE, 1), samples.columns // max(across // _CHIPS_PER_EDGE, 1)

@@ -104,7 +104,7 @@ class RasterPairs:
         for pair, path in enumerate(self._teachers):
             scene, _ = self._scenes[pair]()
             width, height = scene.grid.width, scene.grid.height
-            across, down = (request.size,) * 2 if request.size else scene.tile_plan(pixels).scales[0][0]
+            across, down = (request.size,) * 2 if request.size else scene.tile_plan(pixels).layouts[0].size
             border = height  # training chips lie above it, held-out chips below
             if pair + 1 in request.test:
                 border = 0
@@ -285,7 +285,7 @@ def _warp_to_grid(path: str, numbers: Sequence[int], grid: Grid, nodata: Optiona
     chosen = [spectral[number - 1] for number in numbers]
     alpha = [number for number in range(1, dataset.RasterCount + 1) if number not in spectral][:1]
     source = sources.Source([dataset], f"raster {path}", numbers, nodata)
-    hints = [*alpha_notes([dataset]), *([source.assumption] if source.assumption else [])]
+    hints = [*alpha_notes([dataset]), *([source.nodata_note] if source.nodata_note else [])]
     codes = [info.description for info in source.infos if is_quality(info.description)]
     if codes and len(codes) < len(numbers):
         raise ClippanError(
@@ -294,7 +294,7 @@ def _warp_to_grid(path: str, numbers: Sequence[int], grid: Grid, nodata: Optiona
             path=path,
             band=codes[0],
         )
-    missing = source.nodata if source.assumption else as_pixel_value(nodata, source.dtype)
+    missing = source.nodata if source.nodata_note else as_pixel_value(nodata, source.dtype)
     extra = {} if missing is None else {"noData": missing}
     try:
         gdal.Translate(bands, dataset, format="VRT", bandList=[*chosen, *alpha], **extra).FlushCache()

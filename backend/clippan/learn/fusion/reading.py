@@ -52,7 +52,7 @@ def read_pairs(root: Path, source: PairSource, without: Sequence[str], context: 
         context.log(path.name)
         sensor = recognise_sensor([name]) or SENSORS["generic"]
         with open_pair(str(path / "pan.tif"), [str(path / "ms.tif")]) as pair:
-            gains = sensor.mtf_gains(range(pair.ms.count), pair.ms.total)
+            gains = sensor.mtf_gains(range(pair.ms.count), pair.ms.available_bands)
             registered = estimate(pair, gains, 1, context, per_band=False).apply(pair)
             yield read_pair(registered, gains, sensor.mtf_pan, name)
 

@@ -77,8 +77,8 @@ class TrainingScene:
             ClippanError: too little of the scene is valid.
         """
         threads = count_threads(request.threads)
-        positions = [number - 1 for number in request.bands] or range(pair.ms.total)
-        gains = sensor.mtf_gains(positions, pair.ms.total)
+        positions = [number - 1 for number in request.bands] or range(pair.ms.available_bands)
+        gains = sensor.mtf_gains(positions, pair.ms.available_bands)
         pair, _ = register(pair, request.registration, gains, threads, context.subrange(0, 30))
         mtfs, mtf_of_band = filters.distinct_mtfs(gains, pair.band_shifts)
         statistics = measure_scene(pair, mtfs, sensor.mtf_pan, threads, context.subrange(30, 60))
