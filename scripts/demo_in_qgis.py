@@ -178,7 +178,7 @@ def search() -> dict:
     panel.show()
     panel.raise_()
     iface.mainWindow().resizeDocks([panel], [380], Qt.Orientation.Horizontal)
-    panel.choose(index)
+    panel.choose_index(index)
     lists = [(f"“{word}”", found(panel, word)) for word in reversed(WORDS)]
     side_by_side(lists[::-1]).save(str(FOLDER / "words.png"))
     panel.results.setCurrentRow(0)

@@ -127,7 +127,7 @@ class JobAlgorithm(Algorithm):
 
         Not in the main thread: QGIS loads only those layers that are announced to the context of the run itself.
         """
-        return replace(request, **self.PARAMETERS.values(self, parameters, context, deferred=True))
+        return replace(request, **self.PARAMETERS.values(self, parameters, context, read_at_run=True))
 
     def run_job(self, feedback) -> Result:
         """Has the engine do the job, and what has to come before it."""
@@ -231,7 +231,7 @@ class JobAlgorithm(Algorithm):
         return path
 
     def style_on_load(
-        self, context, name: str, kind: type[QgsMapLayer], style: Callable[[Any], None], maker: str = ""
+        self, context, name: str, kind: type[QgsMapLayer], style: Callable[[Any], None], name_suffix: str = ""
     ) -> None:
         """Has an output's layer styled if QGIS loads it, and named after what made it if nobody has named it."""
         output = self._destinations.get(name, "")
@@ -239,16 +239,16 @@ class JobAlgorithm(Algorithm):
             return
         details = context.layerToLoadOnCompletionDetails(output)
         description = self.parameterDefinition(name).description()
-        if maker and details.name in ("", description):  # a model or the user may have named it
-            details.name = f"{description} ({maker})"
+        if name_suffix and details.name in ("", description):  # a model or the user may have named it
+            details.name = f"{description} ({name_suffix})"
         details.setPostProcessor(styling.post_processor(kind, style))
 
-    def style_raster(self, context, name: str, style: Callable[[Any], None], maker: str) -> None:
+    def style_raster(self, context, name: str, style: Callable[[Any], None], name_suffix: str) -> None:
         """Writes a style beside a raster output, if it is wanted, and has its layer styled if QGIS loads it."""
         output = self._destinations.get(name, "")
         if output:
             styling.write_sidecar(sources.absolute(output), style)
-            self.style_on_load(context, name, QgsRasterLayer, style, maker)
+            self.style_on_load(context, name, QgsRasterLayer, style, name_suffix)
 
 
 def _is_raster(source: str, context) -> bool:

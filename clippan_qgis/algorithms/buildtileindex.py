@@ -10,7 +10,7 @@ from clippan.jobs import IndexRequest
 from .. import sources
 from ..i18n import tr
 from . import base
-from .parameters import JobParameters, ServiceAdapter
+from .parameters import JobParameters, MapServiceAdapter
 
 
 class BuildTileIndex(base.JobAlgorithm):
@@ -19,7 +19,7 @@ class BuildTileIndex(base.JobAlgorithm):
 
     PARAMETERS = JobParameters(
         IndexRequest,
-        adapters={"rasters": ServiceAdapter},
+        adapters={"rasters": MapServiceAdapter},
         defaults={"rasters": ()},  # a folder may be given instead
     )
     RESULT_VALUES = (

@@ -6,7 +6,7 @@ from clippan.jobs import ClassifyRequest
 
 from .. import classmap
 from . import base
-from .parameters import GridAdapter, JobParameters
+from .parameters import JobParameters, ReferenceRasterAdapter
 
 
 def _accuracy(name: str, label: str, attribute: str) -> base.ResultValue:
@@ -18,7 +18,7 @@ class ClassifyFewSamples(base.JobAlgorithm):
         ClassifyRequest,
         names={"encoder": "PRETRAINED", "save_encoder": "OUTPUT_PRETRAINED"},
         hidden={"layer"},
-        adapters={"grid": GridAdapter},
+        adapters={"grid": ReferenceRasterAdapter},
         defaults={"field": "class"},
     )
     RESULT_VALUES = (

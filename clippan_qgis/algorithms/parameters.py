@@ -61,13 +61,13 @@ class ParameterAdapter:
     """Shows a parameter of a job in Processing as a text, and reads its value there; the base of all others.
 
     Attributes:
-        deferred: whether the value is read when the algorithm runs and not when it is prepared, as QGIS gives
+        read_at_run: whether the value is read when the algorithm runs and not when it is prepared, as QGIS gives
             destinations to the run itself, and layers are then written to files for the engine.
         name: the parameter's name in Processing.
         label, optional: what the dialog calls it, and whether it may be left out.
     """
 
-    deferred = False
+    read_at_run = False
 
     def __init__(self, algorithm, param: Param, name: str, parameters: JobParameters) -> None:
         self.algorithm, self.param, self.name = algorithm, param, name
@@ -305,7 +305,7 @@ class OneRasterAdapter(RasterAdapter):
         return (super().value(parameters, context),)
 
 
-class GridAdapter(RasterAdapter):
+class ReferenceRasterAdapter(RasterAdapter):
     """One of the raster layers, where the job takes its number from 1; 0 if it was left empty."""
 
     def value(self, parameters, context):
@@ -319,7 +319,7 @@ class GridAdapter(RasterAdapter):
         return rasters.index(source) + 1
 
 
-class ServiceAdapter(RasterAdapter):
+class MapServiceAdapter(RasterAdapter):
     """Raster layers that may be map services, of which the engine gets a description; these need an extent."""
 
     def source(self, layer):
@@ -336,7 +336,7 @@ class ServiceAdapter(RasterAdapter):
 class SamplesAdapter(ParameterAdapter):
     """Labelled places of any vector layer, which are written to a file for the engine."""
 
-    deferred = True
+    read_at_run = True
     geometries = (Qgis.ProcessingSourceType.VectorPolygon, Qgis.ProcessingSourceType.VectorPoint)
 
     def definition(self):
@@ -447,7 +447,7 @@ class CrsAdapter(ParameterAdapter):
 class OutputAdapter(ParameterAdapter):
     """A file or a folder to write."""
 
-    deferred = True
+    read_at_run = True
 
     def definition(self):
         kind = self.param.kind
@@ -475,7 +475,7 @@ class RasterOutputAdapter(OutputAdapter):
         return self.algorithm.parameterAsOutputLayer(parameters, self.name, context)
 
 
-class PolygonsAdapter(OutputAdapter):
+class PolygonSinkAdapter(OutputAdapter):
     """Polygons as a layer of any provider, which the algorithm writes itself."""
 
     def definition(self):
@@ -555,15 +555,15 @@ class JobParameters:
             for definition in adapter.definitions():
                 algorithm.add(definition)
 
-    def values(self, algorithm, parameters, context, deferred: bool) -> dict[str, Any]:
-        """The values of those parameters that are read when the algorithm runs (``deferred``), or before it runs."""
-        adapters = [adapter for adapter in self.bind(algorithm) if adapter.deferred == deferred]
+    def values(self, algorithm, parameters, context, read_at_run: bool) -> dict[str, Any]:
+        """The values of those parameters that are read when the algorithm runs (``read_at_run``), or before it runs."""
+        adapters = [adapter for adapter in self.bind(algorithm) if adapter.read_at_run == read_at_run]
         return {adapter.param.name: adapter.value(parameters, context) for adapter in adapters}
 
     def request(self, algorithm, parameters, context, **hidden: Any) -> Request:
-        """The request, with values of hidden parameters, and with nothing yet in place of what is deferred."""
+        """The request, with values of hidden parameters, and with nothing yet in place of what is read at the run."""
         nothing = {adapter.param.name: () if adapter.param.many else "" for adapter in self.bind(algorithm)}
-        return self.job(**{**nothing, **self.values(algorithm, parameters, context, deferred=False), **hidden})
+        return self.job(**{**nothing, **self.values(algorithm, parameters, context, read_at_run=False), **hidden})
 
 
 def choice_parameter(name: str, description: str, labels: dict[str, str], default: str) -> QgsProcessingParameterEnum:

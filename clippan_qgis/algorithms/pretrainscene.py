@@ -3,11 +3,11 @@ from __future__ import annotations
 from clippan.jobs import PretrainSceneRequest
 
 from . import base
-from .parameters import GridAdapter, JobParameters
+from .parameters import JobParameters, ReferenceRasterAdapter
 
 
 class PretrainScene(base.JobAlgorithm):
-    PARAMETERS = JobParameters(PretrainSceneRequest, adapters={"grid": GridAdapter})
+    PARAMETERS = JobParameters(PretrainSceneRequest, adapters={"grid": ReferenceRasterAdapter})
     RESULT_VALUES = (
         base.ResultValue("STEPS_DONE", "Steps", lambda result: result.steps),
         base.ResultValue(

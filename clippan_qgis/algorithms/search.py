@@ -10,7 +10,7 @@ from clippan.jobs import SearchRequest
 
 from .. import hits
 from . import base
-from .parameters import JobParameters, PolygonsAdapter
+from .parameters import JobParameters, PolygonSinkAdapter
 
 
 class _Search(base.JobAlgorithm):
@@ -21,27 +21,27 @@ class _Search(base.JobAlgorithm):
         SearchRequest,
         names={"rasters": "ONLY", "at": "PLACE"},
         hidden={"like", "unlike"},
-        adapters={"output": PolygonsAdapter},
+        adapters={"output": PolygonSinkAdapter},
         defaults={"output": REQUIRED},
     )
     RESULT_VALUES = (base.ResultValue("FOUND", "Places found", lambda result: len(result.hits)),)
 
-    _sink = None  # makes the layer of the places from their CRS
+    _make_sink = None  # makes the layer of the places from their CRS
 
     def resolve_outputs(self, request, parameters, context):
         """Keeps how the sink is made: its CRS is known once the index has told it."""
-        self._sink = lambda crs: self.parameterAsSink(
+        self._make_sink = lambda crs: self.parameterAsSink(
             parameters, "OUTPUT", context, hits.fields(), Qgis.WkbType.Polygon, crs
         )
         return super().resolve_outputs(request, parameters, context)
 
     def finish(self, result, feedback):
-        sink, output = self._sink(hits.crs(result))
+        sink, output = self._make_sink(hits.crs(result))
         if sink is None:
             raise ClippanError("The layer {layer} cannot be written; choose another place.", layer=output)
         sink.addFeatures(hits.features(result))
         del sink  # written when it goes
-        self._sink = None
+        self._make_sink = None
         self.set_destination("OUTPUT", output)
         return super().finish(result, feedback)
 

@@ -19,10 +19,10 @@ from clippan.jobs import SegmentRequest
 from .. import classmap
 from ..i18n import tr
 from . import base
-from .parameters import JobParameters, PolygonsAdapter, ServiceAdapter, is_given
+from .parameters import JobParameters, MapServiceAdapter, PolygonSinkAdapter, is_given
 
 
-class _PolygonsAdapter(PolygonsAdapter):
+class _PolygonSinkAdapter(PolygonSinkAdapter):
     """The polygons, which the engine writes to a file from which they are copied."""
 
     def value(self, parameters, context):
@@ -35,7 +35,7 @@ class SegmentByText(base.JobAlgorithm):
     PARAMETERS = JobParameters(
         SegmentRequest,
         names={"raster": "INPUT"},
-        adapters={"raster": ServiceAdapter, "polygons": _PolygonsAdapter},
+        adapters={"raster": MapServiceAdapter, "polygons": _PolygonSinkAdapter},
     )
     RESULT_VALUES = (
         base.ResultValue(
@@ -70,39 +70,39 @@ class SegmentByText(base.JobAlgorithm):
         "The starter model comes with the plugin. Larger models (see Download model) know more words and show finer "
         "detail."
     )
-    _sink = None  # makes the layer of the polygons from their fields and CRS
+    _make_sink = None  # makes the layer of the polygons from their fields and CRS
 
     def resolve_outputs(self, request, parameters, context):
         """Keeps how the sink of the polygons is made: their fields and CRS are known once they exist."""
         request = super().resolve_outputs(request, parameters, context)
         if request.polygons:
-            self._sink = lambda fields, crs: self.parameterAsSink(
+            self._make_sink = lambda fields, crs: self.parameterAsSink(
                 parameters, "POLYGONS", context, fields, Qgis.WkbType.MultiPolygon, crs
             )
         return request
 
     def finish(self, result, feedback):
-        if self._sink is not None:
-            self.set_destination("POLYGONS", self._copy(result.polygons, feedback))
+        if self._make_sink is not None:
+            self.set_destination("POLYGONS", self._copy_to_sink(result.polygons, feedback))
         return super().finish(result, feedback)
 
     def postProcessAlgorithm(self, context, feedback):
-        classes, maker = self._result.classes, Path(self._result.model).name
+        classes, name_suffix = self._result.classes, Path(self._result.model).name
         style = partial(classmap.style, classes=classes, provenance=self._result.provenance)
-        self.style_raster(context, "OUTPUT", style, maker)
+        self.style_raster(context, "OUTPUT", style, name_suffix)
         for name in ("CONFIDENCE", "PROBABILITIES"):
-            self.style_raster(context, name, classmap.style_confidence, maker)
+            self.style_raster(context, name, classmap.style_confidence, name_suffix)
         self.style_on_load(
-            context, "POLYGONS", QgsVectorLayer, partial(classmap.style_polygons, classes=classes), maker
+            context, "POLYGONS", QgsVectorLayer, partial(classmap.style_polygons, classes=classes), name_suffix
         )
         return {}
 
-    def _copy(self, path: str, feedback) -> str:
+    def _copy_to_sink(self, path: str, feedback) -> str:
         layer = QgsVectorLayer(path, "polygons", "ogr")
         fields = QgsFields(layer.fields())
         fields.remove(fields.indexOf("fid"))  # GeoPackage's own number
-        sink, output = self._sink(fields, layer.crs())
-        self._sink = None
+        sink, output = self._make_sink(fields, layer.crs())
+        self._make_sink = None
         if sink is None:
             raise ClippanError("The layer {layer} cannot be written; choose another place.", layer=output)
         for feature in layer.getFeatures():

@@ -90,7 +90,7 @@ class TrainRegionAlignedClip(base.JobAlgorithm):
         request = super().resolve_outputs(request, parameters, context)
         # In the run's folder, as a run that is resumed has to find them where they were.
         pictures = str(Path(request.output, "pictures"))
-        values = _REGIONS.values(self, parameters, context, deferred=True)
+        values = _REGIONS.values(self, parameters, context, read_at_run=True)
         self._regions = replace(self._regions, **values, output=pictures)
         return replace(request, data=(pictures,))
 

@@ -35,35 +35,35 @@ class HitHighlighter:
 
     def __init__(self, canvas: QgsMapCanvas):
         self._canvas = canvas
-        self._all_hits = self._band(FAINT, 1)
-        self._chosen_hit = self._band(STRONG, 3)
+        self._all_hits = self._make_rubber_band(FAINT, 1)
+        self._chosen_hit = self._make_rubber_band(STRONG, 3)
         self._loaded: set[str] = set()
 
     def show(self, result: SearchResult) -> None:
         """Marks all hits, none of them in particular."""
         self.clear()
-        reference = hits.crs(result)
+        crs = hits.crs(result)
         for hit in result.hits:
             place = hits.outline(hit)
             if not place.isNull():
-                self._all_hits.addGeometry(place, reference)
+                self._all_hits.addGeometry(place, crs)
 
-    def fly_to(self, hit: Hit, reference: QgsCoordinateReferenceSystem) -> str:
+    def fly_to(self, hit: Hit, crs: QgsCoordinateReferenceSystem) -> str:
         """Goes to a hit whose coordinates are in this CRS; returns what the user has to know, if anything."""
         place = hits.outline(hit)
         if place.isNull():  # a plain picture among rasters with coordinates
-            reference = QgsCoordinateReferenceSystem()
+            crs = QgsCoordinateReferenceSystem()
             place = QgsGeometry.fromRect(pixels(hit.window))
         target = self._canvas.mapSettings().destinationCrs()
         view = place.boundingBox()
         try:
-            if reference.isValid() and target.isValid():
-                transform = QgsCoordinateTransform(reference, target, QgsProject.instance())
+            if crs.isValid() and target.isValid():
+                transform = QgsCoordinateTransform(crs, target, QgsProject.instance())
                 view = transform.transformBoundingBox(view)
         except QgsCsException:
             return tr("This place cannot be shown in the project's CRS; choose another CRS for the project.")
         problem = self._load(hit.raster)
-        self._chosen_hit.setToGeometry(place, reference)
+        self._chosen_hit.setToGeometry(place, crs)
         view.scale(VIEW_FACTOR)
         self._canvas.setExtent(view)
         self._canvas.refresh()
@@ -79,7 +79,7 @@ class HitHighlighter:
             if not sip.isdeleted(band):  # the canvas may have gone first
                 self._canvas.scene().removeItem(band)
 
-    def _band(self, colour: QColor, width: int) -> QgsRubberBand:
+    def _make_rubber_band(self, colour: QColor, width: int) -> QgsRubberBand:
         band = QgsRubberBand(self._canvas, Qgis.GeometryType.Polygon)
         band.setStrokeColor(colour)
         band.setSecondaryStrokeColor(hits.CASING)

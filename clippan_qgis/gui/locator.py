@@ -24,7 +24,7 @@ from .results import confidence_percent, raster_name
 MIN_LETTERS, MAX_HITS = 3, 8
 DELAY_MS = 600  # which spare the engine half-typed words
 POLL_SECONDS = 0.05
-PATIENCE_SECONDS = 15.0  # in which an engine is started and has its model
+CANCEL_GRACE_SECONDS = 15.0  # in which an engine is started and has its model
 
 
 class Locator(QgsLocatorFilter):
@@ -126,7 +126,7 @@ class _Search(threading.Thread):
         self._launch = launch
         self._request = request
         self._cancelled = False
-        self._limit = time.monotonic() + PATIENCE_SECONDS
+        self._cancel_deadline = time.monotonic() + CANCEL_GRACE_SECONDS
 
     def run(self):
         _searches.add(self)
@@ -139,12 +139,12 @@ class _Search(threading.Thread):
     def cancel(self, at_once: bool = False) -> None:
         self._cancelled = True
         if at_once:
-            self._limit = 0.0
+            self._cancel_deadline = 0.0
 
     # What follows makes it the job's feedback.
 
     def isCanceled(self):
-        return self._cancelled and time.monotonic() > self._limit
+        return self._cancelled and time.monotonic() > self._cancel_deadline
 
     def setProgress(self, percent):
         """Nothing: the locator bar has no place for it."""

@@ -13,7 +13,7 @@ from clippan.jobs import ListModelsRequest, ListModelsResult, RemoveModelRequest
 
 from ..i18n import tr
 from ..settings import Settings
-from .task import JobQueue, OnResult
+from .job_runner import LatestJobRunner, OnResult
 from .widgets import push_button, side_by_side, wrapped_label
 
 _PLACES = {
@@ -35,7 +35,7 @@ class ModelList(QWidget):
     def __init__(self, settings: Callable[[], Settings], save: Callable[[], None]):
         super().__init__()
         self._save = save
-        self._jobs = JobQueue(self, settings=settings)
+        self._jobs = LatestJobRunner(self, settings=settings)
         self.tree = QTreeWidget()
         self.tree.setHeaderLabels([tr("Model"), tr("Size"), tr("Licence"), tr("On this machine")])
         self.tree.setRootIsDecorated(False)

@@ -23,8 +23,8 @@ from .. import paths
 from ..engine import python
 from ..i18n import tr
 from ..settings import Settings, default_cache
+from .job_runner import LatestJobRunner
 from .models import ModelList
-from .task import JobQueue
 from .widgets import push_button, side_by_side, wrapped_label
 
 
@@ -72,7 +72,7 @@ class OptionsPage(QgsOptionsPageWidget):
             tr("“Check engine” shows its report here, with remedies for the problems found.")
         )
         self.models = ModelList(self.settings, self.apply)
-        self._jobs = JobQueue(self, settings=self.settings)
+        self._jobs = LatestJobRunner(self, settings=self.settings)
         self._arrange()
         self.check.clicked.connect(self._check)
         self.setup.clicked.connect(self._set_up)

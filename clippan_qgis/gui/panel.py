@@ -26,7 +26,7 @@ from .widgets import push_button, side_by_side, tool_button, wrapped_label
 EVERYTHING, VIEW, LAYERS = "everything", "view", "layers"
 
 
-class Panel(QgsDockWidget):
+class SearchDockWidgets(QgsDockWidget):
     """The widgets, in their places; what they do is told them by ``SearchDock``."""
 
     def __init__(self):

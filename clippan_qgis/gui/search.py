@@ -34,8 +34,8 @@ from ..query import Query, bounds, parse_query, split_texts
 from ..settings import Recent, Settings
 from .highlighter import HitHighlighter
 from .index import IndexDialog
-from .panel import LAYERS, VIEW, Panel
-from .task import JobQueue, OnResult
+from .job_runner import LatestJobRunner, OnResult
+from .panel import LAYERS, VIEW, SearchDockWidgets
 from .widgets import add_choice, theme_icon
 
 THUMBNAIL_BATCH = 4  # pictures are asked for by so many, so that a search never waits long for its turn
@@ -43,7 +43,7 @@ PAUSE_MS = 400  # after the last turn of a wheel
 PICTURE_FILES = "*.png *.jpg *.jpeg *.tif *.tiff *.jp2 *.webp *.bmp *.vrt"
 
 
-class SearchDock(Panel):
+class SearchDock(SearchDockWidgets):
     """Searches an index, shows the results, and lets the user say which of them are good."""
 
     def __init__(self, iface, highlighter: HitHighlighter):
@@ -53,12 +53,16 @@ class SearchDock(Panel):
         self._highlighter = highlighter
         self._query = self._result_query = Query()  # what was asked for last, and what the results are of
         self._result: Optional[SearchResult] = None
-        self._index_queried = False
+        self._index_read = False
         self._folder = tempfile.mkdtemp(prefix="clippan-pictures-")
         self._thumbnail_folder = ""  # in it, for the index's pictures
         self._tool = QgsMapToolEmitPoint(self._canvas)
         self._former_tool = None
-        self._jobs, self._index_jobs, self._thumbnail_jobs = JobQueue(self), JobQueue(self, True), JobQueue(self, True)
+        self._jobs, self._index_jobs, self._thumbnail_jobs = (
+            LatestJobRunner(self),
+            LatestJobRunner(self, True),
+            LatestJobRunner(self, True),
+        )
         self._show_message = self.message.setText
         self._search_timer = QTimer(self)
         self._search_timer.setSingleShot(True)
@@ -75,7 +79,7 @@ class SearchDock(Panel):
         self.scope.currentIndexChanged.connect(self._search_soon)
         for number in (self.max_results, self.min_confidence):
             number.valueChanged.connect(self._search_soon)
-        self.index.activated.connect(lambda _: self.choose(self.index.currentData()))
+        self.index.activated.connect(lambda _: self.choose_index(self.index.currentData()))
         self.open_index.triggered.connect(self._open_index)
         self.new_index.triggered.connect(self._new_index)
         self.first.clicked.connect(self._new_index)
@@ -116,8 +120,8 @@ class SearchDock(Panel):
         super().showEvent(event)
         QTimer.singleShot(0, self.prompt.setFocus)
         self._fill_indexes()  # a connection may be new
-        if not self._index_queried:
-            self._query_index()
+        if not self._index_read:
+            self._read_index_info()
 
     def keyPressEvent(self, event):
         """From the texts an arrow leads down to the results."""
@@ -141,7 +145,7 @@ class SearchDock(Panel):
             self.index.addItem(tr("None yet"), "")
         self.index.setCurrentIndex(self.index.findData(recent.index))
 
-    def choose(self, index: str, note: str = "") -> None:
+    def choose_index(self, index: str, note: str = "") -> None:
         """Searches this index from now on: a file, or a catalogue as ``connections`` names it."""
         if not index:
             return
@@ -150,11 +154,11 @@ class SearchDock(Panel):
         Recent.read().with_index(index, not connections.is_catalogue(index)).write()
         self._fill_indexes()
         self._update_widgets()
-        self._query_index(note)
+        self._read_index_info(note)
 
-    def _query_index(self, note: str = "") -> None:
+    def _read_index_info(self, note: str = "") -> None:
         """Asks what the index holds, to say it with the note."""
-        self._index_queried, self._thumbnail_folder = True, ""
+        self._index_read, self._thumbnail_folder = True, ""
         index = Recent.read().index
         if not index:
             return
@@ -177,27 +181,27 @@ class SearchDock(Panel):
     def _open_index(self) -> None:
         folder = str(Path(Recent.read().index).parent) if Recent.read().indexes else ""
         file, _ = QFileDialog.getOpenFileName(self, tr("Open index"), folder, f"{tr('GeoPackages')} (*.gpkg)")
-        self.choose(file)
+        self.choose_index(file)
 
     def _remove_index(self) -> None:
         Recent.read().without_index(Recent.read().index).write()
         self._fill_indexes()
         self._clear_results()
-        self._query_index()
+        self._read_index_info()
 
     def _new_index(self) -> None:
         dialog = IndexDialog(self._canvas, self)
         if dialog.exec():
-            self.build(dialog.request(), dialog.index())
+            self.build_index(dialog.request(), dialog.index())
         dialog.deleteLater()
 
-    def build(self, request: IndexRequest, index: str) -> None:
+    def build_index(self, request: IndexRequest, index: str) -> None:
         self._show_message(tr("Building the index…"))
         self._jobs.submit(tr("Building an index"), request, partial(self._built, index), self._show_message)
 
     def _built(self, index: str, result: IndexResult) -> None:
         self._clear_results()
-        self.choose(index, " ".join(map(tr, (*result.failed, *result.hints))))
+        self.choose_index(index, " ".join(map(tr, (*result.failed, *result.hints))))
 
     # What to search for.
 
@@ -252,7 +256,7 @@ class SearchDock(Panel):
             self._query = query
             self._update_widgets()
 
-    def _submit(self, jobs: JobQueue, title: str, make: Callable[[], Request], on_result: OnResult) -> bool:
+    def _submit(self, jobs: LatestJobRunner, title: str, make: Callable[[], Request], on_result: OnResult) -> bool:
         """Makes a request and has the engine do it; says why if it cannot be made."""
         try:
             jobs.submit(title, make(), on_result, self._show_message)

@@ -57,8 +57,8 @@ def scc(image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> flo
     return added(DetailCorrelation(), image, reference, valid).value
 
 
-def ssim(image: Tensor, reference: Tensor, span: float, valid: Optional[Tensor] = None) -> float:
-    return added(SSIM(span), image, reference, valid).value
+def ssim(image: Tensor, reference: Tensor, data_range: float, valid: Optional[Tensor] = None) -> float:
+    return added(SSIM(data_range), image, reference, valid).value
 
 
 def d_lambda_k(filtered: Tensor, upsampled: Tensor, valid: Optional[Tensor] = None) -> float:

@@ -120,7 +120,7 @@ def test_who_types_on_waits_for_nothing_and_keeps_the_warm_engine(bar, index, lo
 
 
 def test_a_search_that_takes_too_long_is_cancelled_in_the_end(bar, index, log, monkeypatch):
-    monkeypatch.setattr(locator, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(locator, "CANCEL_GRACE_SECONDS", 1.0)
     type_over(bar, log, "find slow")
     ask(bar, "find river")
     assert len(bar.found) == 8

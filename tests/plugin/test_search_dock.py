@@ -83,7 +83,7 @@ def dock(project, qgis_iface, qgis_canvas, settings, qgis_app):
 @pytest.fixture
 def found(dock, index):
     """The panel with results."""
-    dock.choose(index)
+    dock.choose_index(index)
     search(dock, "beach")
     return dock
 
@@ -151,7 +151,7 @@ def test_a_turned_wheel_searches_again_once(found, log):
 
 
 def test_nothing_to_search_for_and_nothing_found(dock, index):
-    dock.choose(index)
+    dock.choose_index(index)
     idle(dock)
     dock.search()
     assert dock.message.text().startswith("Enter a text")
@@ -191,7 +191,7 @@ def test_history_and_suggestions_complete_what_is_typed(found):
 
 
 def test_cancel_ends_the_search_and_the_next_one_works(dock, index, log):
-    dock.choose(index)
+    dock.choose_index(index)
     idle(dock)
     dock.prompt.setText("slow")
     dock.button.click()
@@ -259,7 +259,7 @@ def test_a_picture_without_coordinates_is_shown_in_pixels(dock, fake, tmp_path, 
     picture = str(tmp_path / "photo.png")
     memory = gdal.GetDriverByName("MEM").Create("", 80, 40, 3)
     gdal.GetDriverByName("PNG").CreateCopy(picture, memory)
-    dock.choose(write_index(tmp_path / "photos.gpkg", picture))
+    dock.choose_index(write_index(tmp_path / "photos.gpkg", picture))
     search(dock, "beach")
     hit = select(dock, 6)
     assert hit.window == (40, 20, 20, 20)
@@ -395,7 +395,7 @@ def test_a_heat_map_is_added(found, project, log):
 
 def test_the_index_is_remembered_and_another_one_starts_anew(found, index, tmp_path, scene, qgis_iface, qgis_canvas):
     other = write_index(tmp_path / "mountains.gpkg", scene[0])
-    found.choose(other)
+    found.choose_index(other)
     assert found.results.count() == 0
     assert Recent.read().indexes == (other, index)
     again = SearchDock(qgis_iface, found._highlighter)
@@ -407,7 +407,7 @@ def test_the_index_is_remembered_and_another_one_starts_anew(found, index, tmp_p
 
 
 def test_what_an_index_holds_is_said_once_it_is_seen(dock, index):
-    dock.choose(index)
+    dock.choose_index(index)
     idle(dock)
     assert dock.message.text() == "16 places of 1 raster · Starter CLIP."
 
@@ -423,7 +423,7 @@ def test_an_index_is_made_of_layers(dock, project, fake, log, scene, tmp_path, q
     dialog.output.setFilePath(str(tmp_path / "new"))
     dialog.accept()
     assert dialog.result() == QDialog.DialogCode.Accepted
-    dock.build(dialog.request(), dialog.index())
+    dock.build_index(dialog.request(), dialog.index())
     idle(dock)
     request = asked(log, "index")[-1]
     assert (request["rasters"], request["tile_metres"], request["extent"]) == ([layer.source()], [640.0], [])
@@ -451,7 +451,7 @@ def test_making_an_index_can_be_cancelled(dock, project, fake, scene, log, tmp_p
     project.addMapLayer(QgsRasterLayer(scene[1], "pan"))
     dialog = IndexDialog(qgis_canvas, dock)
     dialog.output.setFilePath(str(tmp_path / "new.gpkg"))
-    dock.build(dialog.request(), dialog.index())
+    dock.build_index(dialog.request(), dialog.index())
     wait_for(lambda: dock.bar.value() == 10)
     assert dock.message.text() == "Working"
     dock.cancel.click()
@@ -486,7 +486,7 @@ def test_catalogues_are_the_stored_connections(settings, qgis_canvas, dock):
         assert connections.catalogues()["catalogue:Team"] == "Team"
         address = connections.index_address("catalogue:Team")
         assert address == "postgresql://me:p%40ss%20w%27ord@db.example:5433/gis?sslmode=require"
-        dock.choose("catalogue:Team")
+        dock.choose_index("catalogue:Team")
         assert dock.index.currentText() == "Catalogue: Team"
         dialog = IndexDialog(qgis_canvas)
         dialog.storage.setCurrentIndex(dialog.storage.findData("catalogue:Team"))
@@ -519,7 +519,7 @@ def test_the_real_engine_answers_in_the_same_words(dock, engine, scene, tmp_path
     dialog = IndexDialog(qgis_canvas, dock)
     dialog.tile_size.setValue(64)
     dialog.output.setFilePath(str(tmp_path / "real.gpkg"))
-    dock.build(dialog.request(), dialog.index())
+    dock.build_index(dialog.request(), dialog.index())
     wait_for(lambda: not dock._jobs.is_busy, seconds=120)
     idle(dock)
     assert dock.index.currentText() == "real", dock.message.text()
@@ -547,7 +547,7 @@ def test_the_real_engine_answers_in_the_same_words(dock, engine, scene, tmp_path
 
 
 def test_without_an_engine_the_panel_says_how_to_get_one(dock, scene, tmp_path):
-    dock.choose(write_index(tmp_path / "a.gpkg", scene[1]))
+    dock.choose_index(write_index(tmp_path / "a.gpkg", scene[1]))
     assert "Set up engine" in dock.message.text()
     dock.prompt.setText("beach")
     dock.search()
@@ -564,7 +564,7 @@ def test_without_an_index_it_says_how_to_make_one(dock, fake):
 
 def test_an_engine_that_fails_is_one_sentence(dock, fake, scene, tmp_path):
     fake("fails")
-    dock.choose(write_index(tmp_path / "a.gpkg", scene[1]))
+    dock.choose_index(write_index(tmp_path / "a.gpkg", scene[1]))
     search(dock, "beach")
     assert dock.message.text().startswith("The engine failed unexpectedly")
     assert "Traceback" not in dock.message.text()

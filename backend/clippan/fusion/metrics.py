@@ -355,19 +355,22 @@ class SSIM(WindowMetric, _Mean):
     Averaged over the pixels of a band, then over bands; C1 = (0.01 L)², C2 = (0.03 L)².
 
     Args:
-        span: the data range L.
+        data_range: the data range L.
     """
 
     MARGIN = 5
 
-    def __init__(self, span: float) -> None:
+    def __init__(self, data_range: float) -> None:
         super().__init__()
-        self._span = span
+        self._data_range = data_range
 
     def add(self, image: Tensor, reference: Tensor, valid: Optional[Tensor] = None) -> None:
         """Adds a tile with its margin."""
         whole = self._whole(valid)
-        one, other = self._zero_invalid(image, valid) / self._span, self._zero_invalid(reference, valid) / self._span
+        one, other = (
+            self._zero_invalid(image, valid) / self._data_range,
+            self._zero_invalid(reference, valid) / self._data_range,
+        )
         maps = torch.stack([one, other, one * one, other * other, one * other])
         x, y, xx, yy, xy = correlate(correlate(maps, GAUSSIAN, -1), GAUSSIAN, -2)
         c1, c2 = 0.01**2, 0.03**2

@@ -24,7 +24,7 @@ from clippan.raster.pair import Pair
 from clippan.raster.tiles import Window
 
 _WINDOW = 64  # multispectral samples, edge of a window
-_WINDOWS = 256  # a million samples
+_WINDOWS = 256  # which together have a million samples
 _DARK = 0.1  # percentile of the darkest surface; the minimum is often a dead pixel
 _SEED = 0
 _SAMPLES = _WINDOW * _WINDOW * _WINDOWS // 4  # enough if the windows have gaps

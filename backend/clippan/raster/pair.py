@@ -81,7 +81,7 @@ class Pair:
         return self.ms_overlap().intersection(self.ms.bounds).intersection(seen)
 
     def ms_windows(self, size: int) -> list[Window]:
-        """Square windows of ``size`` that cover ``ms_window``, without those where MS holds no data."""
+        """Square windows of ``size`` that cover ``ms_overlap``, without those where MS holds no data."""
         return [window for window in self.ms_overlap().tiles(size) if self.ms.may_contain_data(window)]
 
     @property

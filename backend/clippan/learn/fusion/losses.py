@@ -20,7 +20,7 @@ from clippan.fusion import filters
 from clippan.fusion.metrics import BLOCK, GAUSSIAN, conjugate_products, correlate, laplacian, ms_block_size
 from clippan.learn.fusion.batch import PatchBatch
 
-SPAN = 8.0  # standard deviations taken as the data range of standardised values: the mean ± 4
+DATA_RANGE = 8.0  # standard deviations taken as the data range of standardised values: the mean ± 4
 _VARIANCE_FLOOR = 1e-8  # negligible variance relative to the squared mean: 0.1 of 1000 counts
 _REFERENCE_VARIANCE_FLOOR = (
     1e-6  # the same where a block is divided by its reference's standard deviation: 1 of 1000 counts
@@ -32,26 +32,26 @@ _RIDGE = 1e-3  # on the variance 1 of standardised bands, which are strongly cor
 _TINY = 1e-20  # keeps 0 / 0 away where a block is zero throughout
 
 
-def ssim(a: Tensor, b: Tensor, span: float = SPAN) -> Tensor:
+def ssim(a: Tensor, b: Tensor, data_range: float = DATA_RANGE) -> Tensor:
     """Structural similarity (Wang et al. 2004), −1 to 1 (equal), averaged over pixels: (n, c).
 
     (2 μ_a μ_b + C1)(2 σ_ab + C2) / ((μ_a² + μ_b² + C1)(σ_a² + σ_b² + C2)) with C1 = (0.01 L)², C2 = (0.03 L)² under a
     Gaussian window of 11×11, σ 1.5, where it lies inside the patch; smaller patches get a smaller window.
 
     Args:
-        a, b: (n, c, h, w), values from 0 to ``span``.
-        span: the data range L.
+        a, b: (n, c, h, w), values from 0 to ``data_range``.
+        data_range: the data range L.
     """
     shortened = max(0, 6 - (min(a.shape[-2:]) + 1) // 2)
     taps = GAUSSIAN[shortened : len(GAUSSIAN) - shortened]
     taps = [weight / sum(taps) for weight in taps]
     centres = [image.detach().mean(dim=(-2, -1), keepdim=True) for image in (a, b)]
-    one, other = ((image - centre) / span for image, centre in zip((a, b), centres))
+    one, other = ((image - centre) / data_range for image, centre in zip((a, b), centres))
     maps = torch.stack([one, other, one * one, other * other, one * other])
     x, y, xx, yy, xy = correlate(correlate(maps, taps, -1), taps, -2)
     c1, c2 = 0.01**2, 0.03**2
     structure = (2 * (xy - x * y) + c2) / ((xx - x * x).clamp(min=0) + (yy - y * y).clamp(min=0) + c2)
-    x, y = (mean + centre / span for mean, centre in zip((x, y), centres))
+    x, y = (mean + centre / data_range for mean, centre in zip((x, y), centres))
     luminance = (2 * x * y + c1) / (x * x + y * y + c1)
     return (luminance * structure).mean(dim=(-2, -1))
 
@@ -59,9 +59,9 @@ def ssim(a: Tensor, b: Tensor, span: float = SPAN) -> Tensor:
 def mse_ssim_loss(a: Tensor, b: Tensor) -> Tensor:
     """MSE + (1 − SSIM) of standardised values, as in CLIPPan's L_spec and L_spat; a scalar from 0 (equal) up.
 
-    SSIM needs positive values: the mean ± 4 standard deviations become 0 to ``SPAN``.
+    SSIM needs positive values: the mean ± 4 standard deviations become 0 to ``DATA_RANGE``.
     """
-    return nn.functional.mse_loss(a, b) + 1 - ssim(a + SPAN / 2, b + SPAN / 2).mean()
+    return nn.functional.mse_loss(a, b) + 1 - ssim(a + DATA_RANGE / 2, b + DATA_RANGE / 2).mean()
 
 
 def _blocks(stack: Tensor, size: int) -> Tensor:

@@ -23,7 +23,7 @@ from clippan.learn.fusion.batch import PatchBatch
 from clippan.raster.grid import AxisTransform
 
 _PHASE_DIGITS = 9  # decimals of a phase in pixels
-VALID_SHARE = 0.999  # least valid share of a patch, or of the pixels under a filter
+MIN_VALID_SHARE = 0.999  # least valid share of a patch, or of the pixels under a filter
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class ReferenceScene:
             degraded = _mtf_degraded(
                 np.concatenate([self.bands, self.pan[None], self.valid[None]]), axis, axis, shape, gain
             )
-            self._moments[ratio] = BandMoments.of(degraded[:-2], degraded[-2], degraded[-1] > VALID_SHARE)
+            self._moments[ratio] = BandMoments.of(degraded[:-2], degraded[-2], degraded[-1] > MIN_VALID_SHARE)
         return self._moments[ratio]
 
     def reduced_pair(self, ratio: float, pan_gain: float) -> ScenePair:
@@ -243,7 +243,7 @@ class ReferenceScene:
         ms = np.concatenate([_mtf_degraded(band[None], axis, axis, shape, gain) for band, gain in bands])
         mean_gain = float(np.mean(self.mtf_gains))
         valid = _mtf_degraded(self.valid[None].astype(np.float32), axis, axis, shape, mean_gain)[0]
-        return ScenePair(self.pan, ms, axis, axis, valid > VALID_SHARE, self.mtf_gains, pan_gain)
+        return ScenePair(self.pan, ms, axis, axis, valid > MIN_VALID_SHARE, self.mtf_gains, pan_gain)
 
     def fits(self, size: int) -> bool:
         """Whether the scene has a valid patch of ``size`` pixels."""
@@ -471,5 +471,5 @@ def valid_corners(valid: np.ndarray, size: int, step: int = 4) -> np.ndarray:
         return np.empty((0, 2), int)
     sums = np.pad(valid.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     inside = sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
-    rows, columns = np.nonzero(inside[::step, ::step] >= VALID_SHARE * size * size)
+    rows, columns = np.nonzero(inside[::step, ::step] >= MIN_VALID_SHARE * size * size)
     return np.stack([rows * step, columns * step], axis=1)

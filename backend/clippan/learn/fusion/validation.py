@@ -16,9 +16,9 @@ from clippan.fusion.metrics import SAM, FullResolutionMetrics, Q2n, SquaredError
 from clippan.fusion.neural import limit_correction
 from clippan.jobs.adapt import ADAPTATION_FIGURES
 from clippan.learn.fusion.batch import PatchBatch
-from clippan.learn.fusion.patches import VALID_SHARE, ReferenceScene, ScenePair, collate
+from clippan.learn.fusion.patches import MIN_VALID_SHARE, ReferenceScene, ScenePair, collate
 
-_MULTIPLE = 8  # of which a window's edge is made, for networks that fold pixels
+_SIZE_DIVISOR = 8  # of which a window's edge is made, for networks that fold pixels
 
 
 def validate(
@@ -74,7 +74,7 @@ class ValidationWindow:
         covered = valid
         if not bool(valid.all()):
             weight = _mtf_filtered(valid.float()[None].expand(len(pair.ms), -1, -1), pair)
-            covered = valid & (weight > VALID_SHARE).all(dim=0)
+            covered = valid & (weight > MIN_VALID_SHARE).all(dim=0)
         batch = collate([pair.whole_patch()], [0], pair.x_axis.ratio).to(device)
         bands = None if reference is None else torch.from_numpy(reference.bands).float().to(device)
         return cls(pair, batch, valid.to(device), covered.to(device), trust, bands)
@@ -83,7 +83,7 @@ class ValidationWindow:
     def fuse(self, network: nn.Module) -> Tensor:
         """The fused bands (c, H, W) in the units of the file, as Pansharpen computes them."""
         height, width = self.valid.shape
-        padding = (0, -width % _MULTIPLE, 0, -height % _MULTIPLE)
+        padding = (0, -width % _SIZE_DIVISOR, 0, -height % _SIZE_DIVISOR)
         inputs = self.batch.inputs
         if any(padding):
             inputs = tuple(functional.pad(item, padding, mode="replicate") for item in inputs)  # type: ignore[assignment]

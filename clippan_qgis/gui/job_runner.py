@@ -1,4 +1,4 @@
-"""JobQueue of the engine in the background of QGIS."""
+"""Jobs of the engine in the background of QGIS."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ _unfinished: set[_Task] = set()
 class _Task(QgsTask):
     """Runs a request in the engine; it is cancelled in the panel that shows its progress, or in the status bar."""
 
-    def __init__(self, job: _Job, launch: worker.Launch, queue: JobQueue):
+    def __init__(self, job: _Job, launch: worker.Launch, runner: LatestJobRunner):
         flags = QgsTask.Flag.CanCancel | QgsTask.Flag.Silent
-        super().__init__(job.title, flags | QgsTask.Flag.Hidden if queue.hidden else flags)
+        super().__init__(job.title, flags | QgsTask.Flag.Hidden if runner.hidden else flags)
         self.job = job
         self.feedback = _Feedback(False)
         self.result: Optional[Any] = None
         self.failure = ""
         self._launch = launch
-        self._queue = queue
+        self._runner = runner
         self.feedback.progressChanged.connect(self.setProgress)
 
     def cancel(self):
@@ -69,11 +69,11 @@ class _Task(QgsTask):
 
     def finished(self, successful):
         _unfinished.discard(self)
-        if not sip.isdeleted(self._queue):
-            self._queue.end(self)
+        if not sip.isdeleted(self._runner):
+            self._runner.end(self)
 
 
-class JobQueue(QObject):
+class LatestJobRunner(QObject):
     """Runs a widget's jobs one at a time. Of those asked for meanwhile only the newest follows.
 
     A newer job with the same title makes the result of the older one stale: it is dropped. The older one still runs to
