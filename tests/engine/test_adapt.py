@@ -117,7 +117,7 @@ def test_the_result_is_a_model_for_pansharpen_that_is_better_here(pair, request_
     assert adapted.provenance["after"] == dict(result.after)
     assert "pan.tif" in adapted.title
     with pytest.raises(ClippanError, match=r"MS has 3 bands but the model .* was made for 4"):
-        adapted.check_bands(3)
+        adapted.check_band_count(3)
 
     # What was measured is what Pansharpen and Assess find.
     found = {}

@@ -26,7 +26,7 @@ def wkt(code: int) -> str:
 
 
 def ground(grid: Grid) -> np.ndarray:
-    found = PixelAreas(grid).window(0, 0, grid.width, grid.height)
+    found = PixelAreas(grid).areas_in(0, 0, grid.width, grid.height)
     return np.broadcast_to(found, (grid.height, grid.width))
 
 
@@ -47,7 +47,7 @@ def test_pixels_of_the_whole_earth_make_the_earth():
     ],
 )
 def test_projected_coordinates_are_believed(code, geotransform, metres):
-    found = PixelAreas(Grid(50, 40, geotransform, wkt(code))).window(3, 4, 5, 6)
+    found = PixelAreas(Grid(50, 40, geotransform, wkt(code))).areas_in(3, 4, 5, 6)
     assert found.size == 1
     assert found.item() == pytest.approx(metres, rel=1e-9)
 
@@ -80,7 +80,7 @@ def test_across_the_antimeridian():
 )
 def test_without_coordinates_there_are_no_areas(grid):
     assert not PixelAreas(grid).known
-    assert np.isnan(PixelAreas(grid).window(0, 0, 9, 9)).all()
+    assert np.isnan(PixelAreas(grid).areas_in(0, 0, 9, 9)).all()
 
 
 def counted(grid, classes, confidence, valid, size):

@@ -96,7 +96,7 @@ def test_matrices_of_all_blocks_have_one_shape(axis):
 def test_nearest_is_the_sample_that_a_pixel_lies_in():
     axis = AxisTransform(4, 0)
     upsampling = filters.Upsampling.of(axis, 256, 8)
-    assert (upsampling.nearest + upsampling.first).tolist() == [64] * 4 + [65] * 4
+    assert (upsampling.nearest + upsampling.ms_first).tolist() == [64] * 4 + [65] * 4
 
 
 def test_fill_takes_the_mean_of_close_neighbours_and_the_default_far_away():

@@ -405,8 +405,8 @@ def test_a_scene_of_more_windows_than_are_measured(scene, tmp_path, monkeypatch)
     pair = scene(size=1536)
     sharpen(pair, tmp_path / "all.tif")
     seen = []
-    monkeypatch.setattr(statistics, "_WINDOWS", 16)
-    monkeypatch.setattr(statistics, "_SAMPLES", 16 * 1024)
+    monkeypatch.setattr(statistics, "_MAX_WINDOWS", 16)
+    monkeypatch.setattr(statistics, "_TARGET_SAMPLES", 16 * 1024)
     measure = statistics._WindowSampler.measure
 
     def counted(self, window):

@@ -233,7 +233,7 @@ def test_a_large_scene_is_measured_in_part(shifted, monkeypatch):
     pair = shifted(0.7, -0.4, samples=160)
     seen = []
     compare = registration._WindowCorrelator.compare
-    monkeypatch.setattr(registration, "_WINDOWS", 6)
+    monkeypatch.setattr(registration, "_MAX_WINDOWS", 6)
     monkeypatch.setattr(registration._WindowCorrelator, "compare", lambda self, w: seen.append(w) or compare(self, w))
     found = measure(pair.pan, pair.ms)
     assert 6 <= len(seen) < 12

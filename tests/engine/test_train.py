@@ -749,7 +749,7 @@ def test_a_network_of_a_fixed_number_of_bands_is_bound_to_it(data, recipe, tmp_p
     trained = model.load(result.model, torch.device("cpu"))
     assert trained.bands == 4
     with pytest.raises(ClippanError, match="MS has 3 bands but the model"):
-        trained.check_bands(3)
+        trained.check_band_count(3)
 
 
 @pytest.mark.slow

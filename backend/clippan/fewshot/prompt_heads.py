@@ -233,7 +233,7 @@ def pixel_features(
     """Features of every pixel of modalities, standardised as in the encoder's training, without NaN, float32
     (bands, height, width), where ``valid`` (height, width). Raises ClippanError if they are not those of the encoder.
     """
-    encoder.check_bands(tuple(map(len, modalities)))
+    encoder.check_band_count(tuple(map(len, modalities)))
     mask = torch.from_numpy(valid).to(encoder.device)
     components = torch.cat([scene_encoder.project(encoder.network, *each) for each in enumerate(modalities)]) * mask
     features = [windows.masked_mean(components, mask, size // 2) for size in options.window_sizes]

@@ -96,7 +96,7 @@ class SceneEncoder:
         reach = max(2 * (self.network.size.window // 2), _MEAN_RADIUS) + _SMOOTHING_RADIUS
         return -(-reach // windows.STRIDE) * windows.STRIDE
 
-    def check_bands(self, given: tuple[int, ...]) -> None:
+    def check_band_count(self, given: tuple[int, ...]) -> None:
         """Raises ClippanError if the numbers of bands of the modalities differ from those of the training."""
         if given != self.bands:
             raise ClippanError(

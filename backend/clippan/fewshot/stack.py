@@ -28,7 +28,7 @@ from clippan.raster.source import Source, open_dataset
 from clippan.raster.tiles import Window, tiles
 
 READ_SIZE = 64  # edge in pixels of the windows in which single pixels are read
-_WINDOWS = 16  # statistics of large rasters come from 16 × 16 windows of 64 × 64 pixels
+_WINDOWS_PER_AXIS = 16  # statistics of large rasters come from 16 × 16 windows of 64 × 64 pixels
 _TRAINING_MEMORY = 2**29  # bytes of the scene to pre-train on, at most
 _BLOCK, _SEAM = 256, 5  # edge of the blocks drawn from a larger scene, and width of their borders that is not valid
 _MAX_TRIES = 8  # blocks read for each block kept, at most, where many hold no data
@@ -206,7 +206,7 @@ def _finest_grid(grids: Sequence[Grid]) -> int:
     """Index of the grid with the smallest pixels on the ground, or in units of the CRS."""
     sizes = []
     for grid in grids:
-        area = float(PixelAreas(grid).window(grid.width // 2, grid.height // 2, 1, 1).item())
+        area = float(PixelAreas(grid).areas_in(grid.width // 2, grid.height // 2, 1, 1).item())
         g = grid.geotransform or PIXEL_GEOTRANSFORM
         sizes.append(area if math.isfinite(area) else abs(g[1] * g[5] - g[2] * g[4]))
     return int(np.argmin(sizes))
@@ -248,7 +248,7 @@ def _common_grid(paths: Sequence[str], grids: Sequence[Grid], chosen: int) -> Gr
 
 def _statistics(source: Source, path: str, context: Context) -> tuple[np.ndarray, np.ndarray]:
     """Mean and inverse standard deviation of each band, float32 (bands,), from windows all over the raster."""
-    windows = _WINDOWS
+    windows = _WINDOWS_PER_AXIS
     count, mean, squares, largest = _moments(source, path, windows, context)
     # Data may lie between the windows.
     while count.max() < READ_SIZE**2 and windows * READ_SIZE < max(source.bounds.width, source.bounds.height):

@@ -19,7 +19,7 @@ from clippan.fewshot import baselines, prompt_heads, scene_encoder
 from clippan.fewshot.stack import READ_SIZE, Stack
 from clippan.jobs.classify import Classifier
 from clippan.jobs.segment import SegmentRequest
-from clippan.labels.pixels import near_pixels, squares_with_pixels
+from clippan.labels.pixels import proximity_test, squares_with_pixels
 from clippan.labels.samples import Samples
 from clippan.raster.grid import Grid
 from clippan.raster.rendering import Renderer, RenderOptions, spatial_reference
@@ -156,7 +156,7 @@ class ClipFeatureExtractor:
         )
         rows, columns = self._to_scene.pixels(samples.rows, samples.columns)
         rows, columns = np.clip(rows, 0, grid.height - 1), np.clip(columns, 0, grid.width - 1)
-        near_samples = near_pixels(rows.astype(int), columns.astype(int), grid)
+        near_samples = proximity_test(rows.astype(int), columns.astype(int), grid)
         folder = self._folder / ("all" if self._everywhere else "some")
         folder.mkdir()
         model, axes = self._model, ClassVectors.embedding_axes(self._model.embedding_dim)

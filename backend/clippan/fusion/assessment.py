@@ -169,15 +169,15 @@ class AssessedScene:
         if not self.pair.band_shifts:
             return self._tensors(*self.pair.read_ms(window))
         x, y, own_grid = self.pair.x_axis, self.pair.y_axis, AxisTransform(1.0, 0.0)  # one sample per pixel
-        offsets = [(shift_x / x.ratio, shift_y / y.ratio) for shift_x, shift_y in self.pair.band_shifts]
-        return self._resampled_ms(own_grid, own_grid, window, offsets)
+        band_shifts = [(shift_x / x.ratio, shift_y / y.ratio) for shift_x, shift_y in self.pair.band_shifts]
+        return self._resampled_ms(own_grid, own_grid, window, band_shifts)
 
     def _resampled_ms(
-        self, x: AxisTransform, y: AxisTransform, window: Window, offsets: Sequence[tuple[float, float]]
+        self, x: AxisTransform, y: AxisTransform, window: Window, band_shifts: Sequence[tuple[float, float]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        columns = filters.Upsampling.of(x, window.x, window.width, [shift for shift, _ in offsets]).to(self.device)
-        rows = filters.Upsampling.of(y, window.y, window.height, [shift for _, shift in offsets]).to(self.device)
-        needed = Window(columns.first, rows.first, columns.number, rows.number)
+        columns = filters.Upsampling.of(x, window.x, window.width, [shift for shift, _ in band_shifts]).to(self.device)
+        rows = filters.Upsampling.of(y, window.y, window.height, [shift for _, shift in band_shifts]).to(self.device)
+        needed = Window(columns.ms_first, rows.ms_first, columns.ms_count, rows.ms_count)
         ms, valid = self._tensors(*self.pair.read_ms(needed))
         if not bool(valid.all()):
             mean = ms[:, valid].mean(dim=1) if bool(valid.any()) else ms.new_zeros(len(ms))

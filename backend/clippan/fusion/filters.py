@@ -30,24 +30,26 @@ class BandMtf:
 
     Attributes:
         gain: MTF gain at the multispectral Nyquist frequency, 0 to 1.
-        x, y: shift of its samples to the right and down from the multispectral axes, in output pixels.
+        shift_x, shift_y: shift of its samples to the right and down from the multispectral axes, in output pixels.
     """
 
     gain: float
-    x: float = 0.0
-    y: float = 0.0
+    shift_x: float = 0.0
+    shift_y: float = 0.0
 
 
 def distinct_mtfs(
-    mtf_gains: Sequence[float], offsets: Sequence[tuple[float, float]]
+    mtf_gains: Sequence[float], band_shifts: Sequence[tuple[float, float]]
 ) -> tuple[list[BandMtf], list[int]]:
     """The distinct MTFs of the bands, and the index among them of each band's.
 
     Args:
         mtf_gains: MTF gain of each band.
-        offsets: shift (x, y) of each band in output pixels; empty if there are none.
+        band_shifts: shift (x, y) of each band in output pixels; empty if there are none.
     """
-    mtfs = [BandMtf(mtf_gain, x, y) for mtf_gain, (x, y) in zip(mtf_gains, offsets or [(0.0, 0.0)] * len(mtf_gains))]
+    mtfs = [
+        BandMtf(mtf_gain, x, y) for mtf_gain, (x, y) in zip(mtf_gains, band_shifts or [(0.0, 0.0)] * len(mtf_gains))
+    ]
     distinct = sorted(set(mtfs))
     return distinct, [distinct.index(mtf) for mtf in mtfs]
 
@@ -97,31 +99,33 @@ def _cubic_kernel(distance: np.ndarray) -> np.ndarray:
     return np.where(d <= 1, inner, np.where(d < 2, outer, 0.0))
 
 
-def ms_support(axis: AxisTransform, start: int, count: int, largest: float = 0.0) -> tuple[int, int]:
+def ms_support(axis: AxisTransform, start: int, count: int, max_shift: float = 0.0) -> tuple[int, int]:
     """First and number of the multispectral samples that a block of ``count`` output pixels needs.
 
-    The number depends on ``count`` only, so that all blocks have matrices of the same shape. ``largest`` is the largest
-    shift of a band in output pixels.
+    The number depends on ``count`` only, so that all blocks have matrices of the same shape. ``max_shift`` is the
+    largest shift of a band in output pixels.
     """
-    margin = MARGIN + math.ceil(largest / axis.ratio)
-    first = math.floor(axis.pan_to_ms(start)) - margin + 1
-    return first, math.ceil(count / axis.ratio) + 2 * margin
+    margin = MARGIN + math.ceil(max_shift / axis.ratio)
+    ms_first = math.floor(axis.pan_to_ms(start)) - margin + 1
+    return ms_first, math.ceil(count / axis.ratio) + 2 * margin
 
 
-def pan_support(axis: AxisTransform, first: int, number: int, mtf_gain: float) -> tuple[int, int]:
+def pan_support(axis: AxisTransform, ms_first: int, ms_count: int, mtf_gain: float) -> tuple[int, int]:
     """First and number of the output pixels that the MTF filter needs for these multispectral samples."""
     reach = mtf_reach(mtf_gain, axis.ratio) + 1
-    start = math.floor(axis.ms_to_pan(first)) - reach
-    return start, math.ceil(number * axis.ratio) + 2 * reach
+    start = math.floor(axis.ms_to_pan(ms_first)) - reach
+    return start, math.ceil(ms_count * axis.ratio) + 2 * reach
 
 
 def upsampling_matrix(
-    axis: AxisTransform, start: int, count: int, shift: float = 0.0, largest: float = 0.0
+    axis: AxisTransform, start: int, count: int, shift: float = 0.0, max_shift: float = 0.0
 ) -> torch.Tensor:
     """Interpolation matrix (count, number of ``ms_support``), float32, from multispectral samples to output pixels, for
-    a band that is shifted by ``shift`` output pixels where ``largest`` is the largest shift."""
-    first, number = ms_support(axis, start, count, max(largest, abs(shift)))
-    return _cubic_matrix(axis.ratio, round(axis.shifted(shift).pan_to_ms(start) - first, _PHASE_DIGITS), count, number)
+    a band that is shifted by ``shift`` output pixels where ``max_shift`` is the largest shift."""
+    ms_first, ms_count = ms_support(axis, start, count, max(max_shift, abs(shift)))
+    return _cubic_matrix(
+        axis.ratio, round(axis.shifted(shift).pan_to_ms(start) - ms_first, _PHASE_DIGITS), count, ms_count
+    )
 
 
 @dataclass(frozen=True)
@@ -129,34 +133,34 @@ class Upsampling:
     """Interpolation of multispectral bands to a block of output pixels, along one axis.
 
     Attributes:
-        first, number: the multispectral samples that it needs.
-        matrix: interpolation (count, number), or (bands, count, number) for bands with shifts.
+        ms_first, ms_count: the multispectral samples that it needs.
+        matrix: interpolation (count, ms_count), or (bands, count, ms_count) for bands with shifts.
         nearest: index among the samples of the one that each pixel lies in, (count,) or (bands, count).
     """
 
-    first: int
-    number: int
+    ms_first: int
+    ms_count: int
     matrix: torch.Tensor
     nearest: torch.Tensor
 
     @classmethod
     def of(cls, axis: AxisTransform, start: int, count: int, shifts: Sequence[float] = ()) -> Upsampling:
         """For ``count`` output pixels from ``start`` on; ``shifts`` of the bands in output pixels, if there are any."""
-        largest = largest_shift(shifts)
-        first, number = ms_support(axis, start, count, largest)
-        matrices = [upsampling_matrix(axis, start, count, shift, largest) for shift in shifts or [0.0]]
+        max_shift = largest_shift(shifts)
+        ms_first, ms_count = ms_support(axis, start, count, max_shift)
+        matrices = [upsampling_matrix(axis, start, count, shift, max_shift) for shift in shifts or [0.0]]
         pixels = np.arange(start, start + count) + 0.5
         nearest = [
-            torch.from_numpy(np.floor((pixels - axis.shifted(shift).origin) / axis.ratio).astype(np.int64) - first)
+            torch.from_numpy(np.floor((pixels - axis.shifted(shift).origin) / axis.ratio).astype(np.int64) - ms_first)
             for shift in shifts or [0.0]
         ]
         if len(matrices) == 1:
-            return cls(first, number, matrices[0], nearest[0])
-        return cls(first, number, torch.stack(matrices), torch.stack(nearest))
+            return cls(ms_first, ms_count, matrices[0], nearest[0])
+        return cls(ms_first, ms_count, torch.stack(matrices), torch.stack(nearest))
 
     def to(self, device: torch.device) -> Upsampling:
         """With its tensors on a device."""
-        return Upsampling(self.first, self.number, self.matrix.to(device), self.nearest.to(device))
+        return Upsampling(self.ms_first, self.ms_count, self.matrix.to(device), self.nearest.to(device))
 
 
 def largest_shift(shifts: Sequence[float]) -> float:
@@ -164,33 +168,35 @@ def largest_shift(shifts: Sequence[float]) -> float:
     return max((abs(shift) for shift in shifts), default=0.0)
 
 
-def downsampling_matrix(axis: AxisTransform, first: int, number: int, mtf_gain: float) -> torch.Tensor:
-    """MTF filter and decimation matrix (number, count of ``pan_support``), float32, from output pixels to multispectral
-    samples at their exact centres."""
-    start, count = pan_support(axis, first, number, mtf_gain)
-    return _mtf_decimation(axis.ratio, round(axis.ms_to_pan(first) - start, _PHASE_DIGITS), number, count, mtf_gain)
+def downsampling_matrix(axis: AxisTransform, ms_first: int, ms_count: int, mtf_gain: float) -> torch.Tensor:
+    """MTF filter and decimation matrix (ms_count, count of ``pan_support``), float32, from output pixels to
+    multispectral samples at their exact centres."""
+    start, count = pan_support(axis, ms_first, ms_count, mtf_gain)
+    return _mtf_decimation(
+        axis.ratio, round(axis.ms_to_pan(ms_first) - start, _PHASE_DIGITS), ms_count, count, mtf_gain
+    )
 
 
 def downsampling_matrices(
-    axis: AxisTransform, first: int, number: int, mtf_gains: Sequence[float], shifts: Sequence[float] = ()
+    axis: AxisTransform, ms_first: int, ms_count: int, mtf_gains: Sequence[float], shifts: Sequence[float] = ()
 ) -> tuple[int, int, tuple[torch.Tensor, ...]]:
     """``downsampling_matrix`` for several gains on the window of the widest filter.
 
     Args:
-        axis, first, number: as of ``downsampling_matrix``.
+        axis, ms_first, ms_count: as of ``downsampling_matrix``.
         mtf_gains: MTF gain of each filter.
         shifts: shift of each filter's samples in output pixels; by default none.
 
     Returns:
-        First and number of the window's output pixels, and a matrix (number, count) for each gain.
+        First and number of the window's output pixels, and a matrix (ms_count, count) for each gain.
     """
     shifted = [(axis.shifted(shift), mtf_gain) for mtf_gain, shift in zip(mtf_gains, shifts or [0.0] * len(mtf_gains))]
-    spans = [pan_support(own_axis, first, number, mtf_gain) for own_axis, mtf_gain in shifted]
+    spans = [pan_support(own_axis, ms_first, ms_count, mtf_gain) for own_axis, mtf_gain in shifted]
     start = min(begin for begin, _ in spans)
     count = max(begin + length for begin, length in spans) - start
     matrices = tuple(
         torch.nn.functional.pad(
-            downsampling_matrix(own_axis, first, number, mtf_gain), (begin - start, start + count - begin - length)
+            downsampling_matrix(own_axis, ms_first, ms_count, mtf_gain), (begin - start, start + count - begin - length)
         )
         for (own_axis, mtf_gain), (begin, length) in zip(shifted, spans)
     )

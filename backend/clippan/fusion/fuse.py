@@ -90,7 +90,7 @@ class TileFuser:
             context.log(Message("The GPU ran out of memory; the block size is now {pixels} pixels.", pixels=self.block))
 
     def _fuse_blocks(self, window: Window, block: int, context: Context) -> np.ndarray:
-        margin, mtfs, offsets = self._margin, self.low_pass_mtfs, self.pair.band_shifts
+        margin, mtfs, band_shifts = self._margin, self.low_pass_mtfs, self.pair.band_shifts
         xs, ys = (
             [
                 _BlockAxis.of(axis, corner - margin, block + 2 * margin, shifts, low_pass_mtfs)
@@ -101,21 +101,23 @@ class TileFuser:
                     self.pair.x_axis,
                     window.x,
                     window.width,
-                    [x for x, _ in offsets],
-                    [(mtf.gain, mtf.x) for mtf in mtfs],
+                    [x for x, _ in band_shifts],
+                    [(mtf.gain, mtf.shift_x) for mtf in mtfs],
                 ),
                 (
                     self.pair.y_axis,
                     window.y,
                     window.height,
-                    [y for _, y in offsets],
-                    [(mtf.gain, mtf.y) for mtf in mtfs],
+                    [y for _, y in band_shifts],
+                    [(mtf.gain, mtf.shift_y) for mtf in mtfs],
                 ),
             )
         )
         blocks = [(x, y) for y in ys for x in xs]
         ms_windows = [
-            Window(x.ms_upsampling.first, y.ms_upsampling.first, x.ms_upsampling.number, y.ms_upsampling.number)
+            Window(
+                x.ms_upsampling.ms_first, y.ms_upsampling.ms_first, x.ms_upsampling.ms_count, y.ms_upsampling.ms_count
+            )
             for x, y in blocks
         ]
         pan_windows = [Window(x.pan_first, y.pan_first, x.pan_count, y.pan_count) for x, y in blocks]
@@ -248,10 +250,10 @@ class _BlockAxis:
             return cls(start, count, ms_upsampling, start, count, ())
         mtf_gains, low_shifts = zip(*low_pass_mtfs)
         pan_first, pan_count, downs = filters.downsampling_matrices(
-            axis, ms_upsampling.first, ms_upsampling.number, mtf_gains, low_shifts
+            axis, ms_upsampling.ms_first, ms_upsampling.ms_count, mtf_gains, low_shifts
         )
-        largest = filters.largest_shift(shifts)
-        ups = [filters.upsampling_matrix(axis, start, count, shift, largest) for shift in low_shifts]
+        max_shift = filters.largest_shift(shifts)
+        ups = [filters.upsampling_matrix(axis, start, count, shift, max_shift) for shift in low_shifts]
         return cls(start, count, ms_upsampling, pan_first, pan_count, tuple(zip(downs, ups)))
 
 

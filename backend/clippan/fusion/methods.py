@@ -108,9 +108,9 @@ class MtfGlp:
     """
 
     def __init__(
-        self, statistics: SceneStatistics, mtf_of_band: Sequence[int], modulation: bool, regression: bool
+        self, statistics: SceneStatistics, mtf_index_of_band: Sequence[int], modulation: bool, regression: bool
     ) -> None:
-        pan_lowpass_indices = [statistics.pan_lowpass_index(index) for index in mtf_of_band]
+        pan_lowpass_indices = [statistics.pan_lowpass_index(index) for index in mtf_index_of_band]
         bands = statistics.ms_indices
         variance = statistics.covariance[pan_lowpass_indices, pan_lowpass_indices].clamp(min=TINY)
         if regression:
@@ -118,8 +118,8 @@ class MtfGlp:
         else:
             gains = (statistics.covariance[bands, bands] / variance).sqrt()
         self._modulation = modulation
-        self._mtf_of_band = list(mtf_of_band)
-        self._single = len(set(mtf_of_band)) == 1
+        self._mtf_index_of_band = list(mtf_index_of_band)
+        self._single = len(set(mtf_index_of_band)) == 1
         self._gains = gains.float().view(-1, 1, 1)
         # Data with negative values, such as scaled integers, is modulated above its dark level.
         base = statistics.dark.clamp(max=0)
@@ -133,7 +133,7 @@ class MtfGlp:
         device = ms.device
         gains = self._gains.to(device)
         if not self._single:
-            pan_lowpass = pan_lowpass[self._mtf_of_band]
+            pan_lowpass = pan_lowpass[self._mtf_index_of_band]
         if not self._modulation:
             return ((pan - pan_lowpass) * gains).add_(ms)
         offset, above, base = self._offset.to(device), self._above.to(device), self._base.to(device)
@@ -166,13 +166,13 @@ def needs_low_pass(method: Method) -> bool:
     return method in (Method.CLIPPAN, Method.MTF_GLP_CBD, Method.MTF_GLP_HPM, Method.MTF_GLP_HPM_R)
 
 
-def fit_method(method: Method, statistics: SceneStatistics, mtf_of_band: Sequence[int]) -> FusionMethod:
+def fit_method(method: Method, statistics: SceneStatistics, mtf_index_of_band: Sequence[int]) -> FusionMethod:
     """A classical method, fitted to a scene.
 
     Args:
         method: the method.
         statistics: statistics of the whole scene, with filtered MS bands for BDSD.
-        mtf_of_band: index of each band's MTF among the distinct ones.
+        mtf_index_of_band: index of each band's MTF among the distinct ones.
     """
     if method is Method.CUBIC:
         return Cubic()
@@ -183,7 +183,7 @@ def fit_method(method: Method, statistics: SceneStatistics, mtf_of_band: Sequenc
     if method is Method.BDSD:
         return BDSD(statistics)
     modulation = method is not Method.MTF_GLP_CBD
-    return MtfGlp(statistics, mtf_of_band, modulation, regression=method is not Method.MTF_GLP_HPM)
+    return MtfGlp(statistics, mtf_index_of_band, modulation, regression=method is not Method.MTF_GLP_HPM)
 
 
 def _weighted_sum(weights: torch.Tensor, ms: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,7 @@ class FusionModel:
         weights = {name: value.detach().cpu().half().contiguous() for name, value in self.network.state_dict().items()}
         write(path, weights, header)
 
-    def check_bands(self, bands: int) -> None:
+    def check_band_count(self, bands: int) -> None:
         """Raises ClippanError if the model is for another number of bands."""
         if self.bands not in (0, bands):
             raise ClippanError(

@@ -30,7 +30,7 @@ class NetworkFusion:
 
     Args:
         statistics: statistics of the whole scene.
-        mtf_of_band: index of each band's MTF among the distinct ones.
+        mtf_index_of_band: index of each band's MTF among the distinct ones.
         model: the network.
         device: where to compute.
 
@@ -40,22 +40,22 @@ class NetworkFusion:
     """
 
     def __init__(
-        self, statistics: SceneStatistics, mtf_of_band: Sequence[int], model: FusionModel, device: torch.device
+        self, statistics: SceneStatistics, mtf_index_of_band: Sequence[int], model: FusionModel, device: torch.device
     ) -> None:
         self._network = model.network
         self.bfloat16 = (
             device.type == "cpu" and getattr(model.network, "tolerates_bfloat16", False) and supports_bfloat16()
         )
         self.margin = int(getattr(model.network, "margin", _MARGIN))
-        self._classical = MtfGlp(statistics, mtf_of_band, modulation=True, regression=True)
-        self._mtf_of_band = list(mtf_of_band)
+        self._classical = MtfGlp(statistics, mtf_index_of_band, modulation=True, regression=True)
+        self._mtf_index_of_band = list(mtf_index_of_band)
         bands, pan = statistics.ms_indices, statistics.pan_lowpass_index(0)
         variance = torch.maximum(statistics.covariance.diagonal(), (_MIN_STD * statistics.mean).square()).clamp(
             min=TINY
         )
         self._mean = statistics.mean[bands].float().view(-1, 1, 1)
         self._std = variance[bands].sqrt().float().view(-1, 1, 1)
-        self._trust = network_trust(statistics, mtf_of_band)
+        self._trust = network_trust(statistics, mtf_index_of_band)
         self._pan_mean, self._pan_std = float(statistics.mean[pan]), float(variance[pan].sqrt())
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, pan_lowpass: Optional[torch.Tensor]) -> torch.Tensor:
@@ -63,7 +63,7 @@ class NetworkFusion:
         mean, std = self._mean.to(ms.device), self._std.to(ms.device)
         classical = self._classical(ms, pan, pan_lowpass).sub_(mean).div_(std)
         if len(pan_lowpass) > 1:
-            pan_lowpass = pan_lowpass[self._mtf_of_band]
+            pan_lowpass = pan_lowpass[self._mtf_index_of_band]
         up = (ms - mean).div_(std)
         standardised_pan = (pan - self._pan_mean).div_(self._pan_std)[None]
         pan_lowpass = (pan_lowpass - self._pan_mean).div_(self._pan_std)
@@ -90,14 +90,14 @@ def limit_correction(
     return correction.add_(classical)
 
 
-def network_trust(statistics: SceneStatistics, mtf_of_band: Sequence[int]) -> Optional[torch.Tensor]:
+def network_trust(statistics: SceneStatistics, mtf_index_of_band: Sequence[int]) -> Optional[torch.Tensor]:
     """Weight of a network's correction for each band (bands, 1, 1), 0 to 1; None if all are 1.
 
     Networks have learned that bands look like PAN. Where none does, as PAN is noise (over water) or shows another
     area, they would add details that the bands do not have, and the classical result is better.
     """
     bands, variance = statistics.ms_indices, statistics.covariance.diagonal().clamp(min=TINY)
-    pan_lowpass_indices = [statistics.pan_lowpass_index(index) for index in mtf_of_band]
+    pan_lowpass_indices = [statistics.pan_lowpass_index(index) for index in mtf_index_of_band]
     correlation = (
         statistics.covariance[bands, pan_lowpass_indices] / (variance[bands] * variance[pan_lowpass_indices]).sqrt()
     )

@@ -33,7 +33,7 @@ from clippan.raster.tiles import Window
 
 _WINDOW = 64  # multispectral samples, edge of a window
 _MIN_WINDOW = 16  # the same for a small scene
-_WINDOWS = 64
+_MAX_WINDOWS = 64
 _GROUPS = 4  # of windows by brightness, which have to agree
 _STEPS = 3  # shifts tried per multispectral pixel; the maximum is interpolated between them
 _REACH = 10  # such steps to each side
@@ -41,7 +41,7 @@ _BLUR_SIGMA = 1.5  # multispectral samples, of the low pass that is subtracted
 _BLUR_REACH = 4  # multispectral samples
 _MAX_SQUARED = 1 - 1e-4  # squared correlation, which limits the weight of a window
 _MIN_WEIGHT = 0.9  # of valid PAN pixels under the filter
-_SAMPLES = 64  # least number in a window
+_MIN_WINDOW_SAMPLES = 64  # least number in a window
 _ROUNDING = 1e-6  # contrast relative to the mean that is only float32 rounding
 
 _MIN_SHIFT = 0.1  # PAN pixels
@@ -73,8 +73,8 @@ class Shifts:
 
     def apply(self, pair: Pair) -> Pair:
         """The pair with MS and its bands shifted."""
-        offsets = [(round(x - self.x, _DECIMALS), round(y - self.y, _DECIMALS)) for x, y in self.bands]
-        return pair.shifted(self.x, self.y, offsets)
+        band_shifts = [(round(x - self.x, _DECIMALS), round(y - self.y, _DECIMALS)) for x, y in self.bands]
+        return pair.shifted(self.x, self.y, band_shifts)
 
     def to_tag(self) -> str:
         """The value of a file's tag, for ``from_tag``."""
@@ -327,9 +327,9 @@ def _correlate_windows(correlator: _WindowCorrelator, threads: int, context: Con
         for number, (_, window) in enumerate(batches, 1):
             if window is not None:
                 found.append(window)
-            if len(found) >= _WINDOWS:
+            if len(found) >= _MAX_WINDOWS:
                 break
-            context.progress(100 * max(len(found) / _WINDOWS, number / len(windows)), "Registering MS to PAN")
+            context.progress(100 * max(len(found) / _MAX_WINDOWS, number / len(windows)), "Registering MS to PAN")
     if not found:
         return None
     found.sort(key=lambda window: window[0])
@@ -354,7 +354,7 @@ class _WindowCorrelator:
         mean, pan, pan_valid = pan_details
         usable &= pan_valid
         count = int(usable.sum())
-        if count < _SAMPLES:
+        if count < _MIN_WINDOW_SAMPLES:
             return None
         shifts = _shifted(pan, window)
         width = len(shifts)

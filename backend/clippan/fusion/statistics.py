@@ -24,13 +24,13 @@ from clippan.raster.pair import Pair
 from clippan.raster.tiles import Window
 
 _WINDOW = 64  # multispectral samples, edge of a window
-_WINDOWS = 256  # which together have a million samples
+_MAX_WINDOWS = 256  # which together have a million samples
 _DARK = 0.1  # percentile of the darkest surface; the minimum is often a dead pixel
 _SEED = 0
-_SAMPLES = _WINDOW * _WINDOW * _WINDOWS // 4  # enough if the windows have gaps
-_SCAN = 512  # multispectral samples, edge of the windows in a search for empty bands
-_LISTED = 5  # bands that a sentence lists
-_ENOUGH = 1000  # samples to fit a method to; with fewer, lower weights are accepted
+_TARGET_SAMPLES = _WINDOW * _WINDOW * _MAX_WINDOWS // 4  # enough if the windows have gaps
+_SCAN_WINDOW = 512  # multispectral samples, edge of the windows in a search for empty bands
+_MAX_NAMES = 5  # bands that a sentence lists
+_MIN_SAMPLES = 1000  # samples to fit a method to; with fewer, lower weights are accepted
 _SUBSAMPLE = 8  # every eighth sample is used for the percentile
 # Least weight of valid pixels under a filter, lower for scenes with many gaps.
 _MIN_WEIGHTS = (0.999, 0.9, 0.5, 0.1)
@@ -116,7 +116,7 @@ def measure_scene(
     for weight in _MIN_WEIGHTS:
         sampler = _WindowSampler(pair, tuple(mtfs), pan_mtf_gain, ms_mtf_gains, weight)
         moments, subsample = _sample_windows(sampler, threads, context)
-        if subsample is None or (moments and moments.count >= _ENOUGH):
+        if subsample is None or (moments and moments.count >= _MIN_SAMPLES):
             break
     if moments is None or subsample is None:
         raise _nothing_valid(pair)
@@ -133,9 +133,9 @@ def measure_scene(
 
 def _nothing_valid(pair: Pair) -> ClippanError:
     """The error that no pixel is valid, which names the bands without any data."""
-    empty = pair.ms.empty_bands(pair.ms_windows(_SCAN))
+    empty = pair.ms.empty_bands(pair.ms_windows(_SCAN_WINDOW))
     if 0 < len(empty) < pair.ms.count:
-        listed = [pair.ms.band_name(band) for band in empty[:_LISTED]] + ["…"] * (len(empty) > _LISTED)
+        listed = [pair.ms.band_name(band) for band in empty[:_MAX_NAMES]] + ["…"] * (len(empty) > _MAX_NAMES)
         return ClippanError(
             "The multispectral raster has no data here in these bands: {bands}; choose the other bands (--bands).",
             bands="; ".join(listed),
@@ -177,7 +177,7 @@ _Samples = tuple[Optional[_Moments], Optional[np.ndarray]]
 def _sample_windows(sampler: _WindowSampler, threads: int, context: Context) -> _Samples:
     """Measures windows in random order until there are enough samples."""
     windows = sampler.pair.ms_windows(_WINDOW)
-    if len(windows) > _WINDOWS:
+    if len(windows) > _MAX_WINDOWS:
         order = np.random.default_rng(_SEED).permutation(len(windows))
         windows = [windows[index] for index in order]
     moments: Optional[_Moments] = None
@@ -190,7 +190,7 @@ def _sample_windows(sampler: _WindowSampler, threads: int, context: Context) -> 
             if found:
                 moments = moments + found if moments else found
                 windows_used += 1
-            share = min(windows_used / _WINDOWS, moments.count / _SAMPLES) if moments else 0
+            share = min(windows_used / _MAX_WINDOWS, moments.count / _TARGET_SAMPLES) if moments else 0
             if share >= 1:
                 break
             context.progress(100 * max(share, number / len(windows)), "Measuring the scene")
@@ -235,10 +235,10 @@ class _WindowSampler:
         mtfs = (*self.mtfs, BandMtf(self.pan_mtf_gain))
         mtf_gains = [mtf.gain for mtf in mtfs]
         x, width, columns = filters.downsampling_matrices(
-            self.pair.x_axis, window.x, window.width, mtf_gains, [mtf.x for mtf in mtfs]
+            self.pair.x_axis, window.x, window.width, mtf_gains, [mtf.shift_x for mtf in mtfs]
         )
         y, height, rows = filters.downsampling_matrices(
-            self.pair.y_axis, window.y, window.height, mtf_gains, [mtf.y for mtf in mtfs]
+            self.pair.y_axis, window.y, window.height, mtf_gains, [mtf.shift_y for mtf in mtfs]
         )
         values, valid = self.pair.read_pan(Window(x, y, width, height))
         pan = torch.from_numpy(values.astype(np.float32))

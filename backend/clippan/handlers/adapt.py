@@ -32,7 +32,7 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
     start = model.load(request.model, device)
     context.log(Message("Start: {model}.", model=start.title))
     with open_pair(request.pan, request.ms, request.bands, request.nodata) as pair:
-        start.check_bands(pair.ms.count)
+        start.check_band_count(pair.ms.count)
         for note in pair.notes:
             context.log(note)
         sensor = resolve_sensor(request.sensor, pair.sensor_texts, context.log, context.log)

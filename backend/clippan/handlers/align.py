@@ -22,7 +22,7 @@ from clippan.jobs.align import AlignSensorRequest, AlignSensorResult
 from clippan.jobs.rendering import band_choice_sentences, rendering_hints
 from clippan.learn.clip.alignment import AlignmentTraining, chance_recall, encode_chips, inflate_input, recall
 from clippan.learn.clip.farslip import WEIGHTS, save_model
-from clippan.learn.clip.image_tower import MAX_ENCODE_BATCH, explain_memory_errors, resumable
+from clippan.learn.clip.image_tower import MAX_ENCODE_BATCH, explain_cancellation, explain_memory_errors
 from clippan.learn.clip.raster_pairs import RasterPairs
 from clippan.learn.loop import run_folder
 from clippan.report import page
@@ -63,7 +63,7 @@ def run(request: AlignSensorRequest, context: Context) -> AlignSensorResult:
         run = AlignmentTraining(request, student, pairs, train, targets, words, context.subrange(22, 96))
         run.resume(device)
         terms = run.train()
-        with resumable(run.steps):
+        with explain_cancellation(run.steps):
             after = encode_chips(student, pairs.sensor_chip, held_out, batch, context.subrange(96, 98))
             sha256 = weights_sha256(base, path, context.subrange(98, 99))
             context.progress(99, "Writing the model")

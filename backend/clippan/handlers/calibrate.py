@@ -28,7 +28,7 @@ from clippan.core.outputs import Outputs
 from clippan.jobs.calibrate import Accuracy, CalibrateRequest, CalibrateResult
 from clippan.jobs.rendering import band_choice_sentences, rendering_hints
 from clippan.labels.legend import colours
-from clippan.labels.pixels import near_pixels
+from clippan.labels.pixels import proximity_test
 from clippan.labels.prompt_samples import read_prompt_samples
 from clippan.labels.samples import Samples
 from clippan.raster.rendering import Renderer, RenderOptions
@@ -125,7 +125,7 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
             samples = read_prompt_samples(
                 samples_path, request.layer, request.field, table, scene, raster_context.subrange(0, 10)
             )
-            near = near_pixels(samples.rows, samples.columns, scene.grid)
+            near = proximity_test(samples.rows, samples.columns, scene.grid)
             axes = ClassVectors.embedding_axes(model.embedding_dim)
             maps = SimilarityMaps.compute(
                 request, model, axes, scene, samples.window, folder, raster_context.subrange(10, 100), near

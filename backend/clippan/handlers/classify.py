@@ -137,7 +137,7 @@ def run(request: ClassifyRequest, context: Context) -> ClassifyResult:
 
 def _on_valid_pixels(labelled: Samples, stack: Stack, context: Context) -> tuple[Samples, list[str]]:
     """The samples on valid pixels, and a hint on the others."""
-    kept = labelled.valid(stack.grid, READ_SIZE, lambda window: stack.read(window)[1], context)
+    kept = labelled.valid_mask(stack.grid, READ_SIZE, lambda window: stack.read(window)[1], context)
     remaining = labelled.subset(kept)
     empty = [name for name, count in zip(labelled.names, remaining.pixels_per_class) if not count]
     if empty:
@@ -267,7 +267,7 @@ class _ClassifierFactory:
             prompts, stack, request = self._prompts(context.subrange(0, 5)), self.stack, self.request
             if request.encoder:
                 trained = scene_encoder.load(Path(request.encoder), self.device)
-                trained.check_bands(stack.bands)
+                trained.check_band_count(stack.bands)
                 stack = replace(stack, means=trained.means, inverse_stds=trained.inverse_stds)
                 if stack.statistics_differ(self.stack):
                     self.hints.append(

@@ -29,7 +29,7 @@ from clippan.learn.clip.finetuning import (
     interpolate_weights,
     read_tasks,
 )
-from clippan.learn.clip.image_tower import explain_memory_errors, resumable
+from clippan.learn.clip.image_tower import explain_cancellation, explain_memory_errors
 from clippan.learn.loop import run_folder
 from clippan.report import page
 
@@ -61,7 +61,7 @@ def run(request: FinetuneClipRequest, context: Context) -> FinetuneClipResult:
         before = copy.deepcopy(loaded.network.visual.state_dict())
         run.resume(device)
         terms = run.train()
-        with resumable(run.steps):
+        with explain_cancellation(run.steps):
             after = copy.deepcopy(loaded.network.visual.state_dict())
             points, hits = alpha_curve(request, loaded, before, after, task, control, pixels, context.subrange(50, 98))
             sha256 = weights_sha256(base, path, context.subrange(98, 99))

@@ -31,8 +31,8 @@ from clippan.raster.pair import Pair, open_pair
 from clippan.raster.tiles import tiles
 from clippan.raster.writer import Writer
 
-_SCAN = 2048  # pixels, edge of the windows in a search for missing pixels
-_SAMPLES = 10  # for each coefficient of a regression
+_SCAN_WINDOW = 2048  # pixels, edge of the windows in a search for missing pixels
+_MIN_SAMPLES_PER_COEFFICIENT = 10  # for each coefficient of a regression
 _ZERO_SHARE = 0.005  # of the scene; less is shadow and dead pixels
 
 
@@ -60,10 +60,10 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         model = None
         if request.method is Method.CLIPPAN:
             model = load(request.model, device)
-            model.check_bands(len(gains))
+            model.check_band_count(len(gains))
             context.log(Message("Model: {model}.", model=model.title))
         pair, shifts = register(pair, request.registration, gains, threads, context.subrange(0, 2))
-        mtfs, mtf_of_band = filters.distinct_mtfs(gains, pair.band_shifts)
+        mtfs, mtf_index_of_band = filters.distinct_mtfs(gains, pair.band_shifts)
         low_pass_mtfs = mtfs if needs_low_pass(request.method) else []
         ms_mtf_gains = gains if request.method is Method.BDSD else None
         statistics = measure_scene(pair, low_pass_mtfs, sensor.mtf_pan, threads, context.subrange(2, 5), ms_mtf_gains)
@@ -81,9 +81,9 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         fusion: FusionMethod
         provenance = _provenance(request, sensor, device, shifts)
         if model is None:
-            fusion = fit_method(request.method, statistics, mtf_of_band)
+            fusion = fit_method(request.method, statistics, mtf_index_of_band)
         else:
-            fusion = NetworkFusion(statistics, mtf_of_band, model, device)
+            fusion = NetworkFusion(statistics, mtf_index_of_band, model, device)
             if fusion.bfloat16:
                 context.log("Precision: bfloat16, which is faster on this processor.")
             provenance["CLIPPAN_MODEL"] = model.title
@@ -147,7 +147,7 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
 def _check_fit(method: Method, statistics: SceneStatistics) -> None:
     if method is Method.CUBIC:
         return
-    if statistics.sample_count < _SAMPLES * (statistics.band_count + 1):
+    if statistics.sample_count < _MIN_SAMPLES_PER_COEFFICIENT * (statistics.band_count + 1):
         raise ClippanError(
             "Too few multispectral pixels ({count}) are valid in both rasters to fit {method} to {bands} bands; choose "
             "a larger area or the method {cubic}.",
@@ -194,7 +194,7 @@ def _has_holes(pair: Pair, threads: int, context: Context) -> bool:
     """Whether any pixel of PAN is invalid."""
     if not pair.pan.fully_written:
         return True
-    windows = tiles(pair.grid.width, pair.grid.height, _SCAN)
+    windows = tiles(pair.grid.width, pair.grid.height, _SCAN_WINDOW)
     with contextlib.closing(in_order(lambda window: pair.read_pan(window)[1] is not None, windows, threads)) as found:
         for number, (_, holes) in enumerate(found, 1):
             if holes:

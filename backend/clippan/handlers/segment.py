@@ -102,7 +102,9 @@ def _write(
     scene = maps.open()
     whole = (part.width, part.height) == (scene.grid.width, scene.grid.height)
     # Without coordinates, a part gets those of its pixels, so that it does not lie in the corner of the picture.
-    grid = (scene.own_grid if whole else scene.grid).cropped(part.x, part.y, part.x + part.width, part.y + part.height)
+    grid = (scene.declared_grid if whole else scene.grid).cropped(
+        part.x, part.y, part.x + part.width, part.y + part.height
+    )
     mapper = TileClassifier(maps, table, request.logit_scale, request.refinement)
     counter = areas.ClassAreaCounter(table, grid)
     edge = int((_TILE_BYTES / 4 / len(mapper.offsets)) ** 0.5) // BLOCK * BLOCK

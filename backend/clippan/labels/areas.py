@@ -66,7 +66,7 @@ class PixelAreas:
             if not (np.abs(ratios - 1) > _TOLERANCE).any():
                 self._ellipsoid = None
 
-    def window(self, x: int, y: int, width: int, height: int) -> np.ndarray:
+    def areas_in(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Areas in m² of the pixels of a window, in a shape that broadcasts to (height, width); NaN if unknown."""
         if self._ellipsoid is None:
             return np.full((1, 1), math.nan if self._planar_area is None else self._planar_area)
@@ -128,7 +128,7 @@ class ClassAreaCounter:
         self._pixels += pixels
         self._confidence += np.bincount(values, confidence[valid], 256)
         height, width = classes.shape
-        pixel_areas = self._pixel_areas.window(x, y, width, height)
+        pixel_areas = self._pixel_areas.areas_in(x, y, width, height)
         if pixel_areas.size == 1:
             self._metres += np.where(pixels, pixels * pixel_areas.item(), 0)
         else:

@@ -71,7 +71,7 @@ def squares_with_pixels(
         yield Window(x, y, min(size, grid.width - x), min(size, grid.height - y)), inside
 
 
-def near_pixels(rows: np.ndarray, columns: np.ndarray, grid: Grid) -> Callable[[Window], bool]:
+def proximity_test(rows: np.ndarray, columns: np.ndarray, grid: Grid) -> Callable[[Window], bool]:
     """Whether a window of a grid may lie near one of its pixels (n,): a function of the window."""
     occupied = np.zeros((grid.height // _SQUARE + 1, grid.width // _SQUARE + 1), bool)
     occupied[rows // _SQUARE, columns // _SQUARE] = True

@@ -20,8 +20,8 @@ from clippan.raster.tiles import Window, tiles
 
 _MAX_PER_GROUP = 4000  # pixels of a polygon or block; more of them are alike
 _BLOCK = 128  # edge of the blocks of a raster of classes, which are its groups
-_READ = 512  # edge of the windows in which nodata is read
-_IGNORED = 255  # customary value of unlabelled pixels in rasters of classes
+_MASK_WINDOW = 512  # edge of the windows in which nodata is read
+_UNLABELLED = 255  # customary value of unlabelled pixels in rasters of classes
 
 _Group = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, columns and labels of its pixels
 
@@ -80,7 +80,7 @@ def read_prompt_samples(
     def read_mask(window: Window) -> np.ndarray:
         return scene.picture_and_mask(window, window.width, window.height)[1]
 
-    valid = samples.valid(scene.grid, _READ, read_mask, context)
+    valid = samples.valid_mask(scene.grid, _MASK_WINDOW, read_mask, context)
     if not valid.any():
         raise ClippanError(
             "All labels of {path} lie on nodata of {raster}; label other places.", path=path, raster=scene.path
@@ -117,7 +117,7 @@ def _read_class_raster(path: str, table: PromptTable, scene: Renderer, context: 
             raster_height=scene.grid.height,
         )
     band = dataset.GetRasterBand(1)
-    ignored = {0, _IGNORED, band.GetNoDataValue()}
+    ignored = {0, _UNLABELLED, band.GetNoDataValue()}
     groups = []
     windows = tiles(scene.grid.width, scene.grid.height, _BLOCK)
     for number, window in enumerate(windows):

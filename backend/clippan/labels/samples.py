@@ -67,7 +67,9 @@ class Samples:
         left, top = int(self.columns.min()), int(self.rows.min())
         return Window(left, top, int(self.columns.max()) - left + 1, int(self.rows.max()) - top + 1)
 
-    def valid(self, grid: Grid, size: int, read_mask: Callable[[Window], np.ndarray], context: Context) -> np.ndarray:
+    def valid_mask(
+        self, grid: Grid, size: int, read_mask: Callable[[Window], np.ndarray], context: Context
+    ) -> np.ndarray:
         """Which lie on valid pixels of a grid, by the masks of squares of ``size`` pixels; bool (n,)."""
         valid = np.zeros(len(self.rows), bool)
         for window, inside in squares_with_pixels(self.rows, self.columns, grid, size):

@@ -124,7 +124,7 @@ class Renderer:
 
     Attributes:
         grid: its pixels; without coordinates placed as in QGIS, y upwards from the top.
-        own_grid: as declared.
+        declared_grid: as declared.
         band_choice: the bands shown, and why.
         notes: sentences for the user about alpha bands and nodata values.
         written: which pixels were written; nothing is shown of others.
@@ -149,14 +149,14 @@ class Renderer:
             self._original = sources.open_dataset(path, Message("raster"), all_bands=True)
         self.notes = alpha_notes([self._original])
         self._dataset = _with_nodata_and_colours(self._original, options.nodata)
-        self.own_grid = Grid.of(self._dataset)
-        placed = Grid(self.own_grid.width, self.own_grid.height, PIXEL_GEOTRANSFORM, "")
-        self.grid = self.own_grid if self.own_grid.geotransform else placed
+        self.declared_grid = Grid.of(self._dataset)
+        placed = Grid(self.declared_grid.width, self.declared_grid.height, PIXEL_GEOTRANSFORM, "")
+        self.grid = self.declared_grid if self.declared_grid.geotransform else placed
         self.band_choice = self._choose_bands()
         bands = [self._dataset.GetRasterBand(number) for number in self.bands]
         if any(gdal.DataTypeIsComplex(band.DataType) for band in bands):
             raise ClippanError("The raster {path} has complex numbers; convert it to amplitude first.", path=path)
-        self._bytes = all(band.DataType == gdal.GDT_Byte for band in bands)
+        self._is_uint8 = all(band.DataType == gdal.GDT_Byte for band in bands)
         self._detect_nodata()
         self._masks = _mask_bands(self._dataset, self.bands)
         self.written = self._find_written_pixels()
@@ -219,7 +219,7 @@ class Renderer:
         """Takes a customary value as nodata where the raster declares none and has no mask, as for other jobs."""
         numbers = sources.image_bands(self._dataset)
         positions = [numbers.index(number) + 1 for number in self.bands if number in numbers]
-        if self._bytes or not positions or _mask_bands(self._dataset, self.bands):
+        if self._is_uint8 or not positions or _mask_bands(self._dataset, self.bands):
             return
         with contextlib.suppress(ClippanError):  # of what a Source does not take, nothing is assumed
             source = sources.Source([self._dataset], f"raster {self.path}", positions)
@@ -230,15 +230,15 @@ class Renderer:
 
     def _find_stretch(self) -> tuple[tuple[float, float], ...]:
         wanted = self.options.stretch
-        if wanted is Stretch.NONE or (wanted is Stretch.AUTO and self._bytes):
-            self.check_bands()
+        if wanted is Stretch.NONE or (wanted is Stretch.AUTO and self._is_uint8):
+            self.check_bands_have_data()
             return ()
         bands = [self._dataset.GetRasterBand(number) for number in self.bands]
         quantities = [sources.BandInfo.of(band) for band in bands]
         if wanted is Stretch.REFLECTANCE:
-            self.check_bands()
+            self.check_bands_have_data()
             return tuple(_reflectance_range(band, quantity) for band, quantity in zip(bands, quantities))
-        samples = self.sample().astype(np.float64)
+        samples = self.sample_values().astype(np.float64)
         if not samples.shape[1]:
             return ((0.0, 1.0),) * len(self.bands)
         if wanted is Stretch.PERCENTILE:
@@ -249,12 +249,12 @@ class Renderer:
             low, high = (dark + value for value in _brightness_range(samples - dark[:, None]))
         return tuple((float(a), float(b if b > a else np.nextafter(a, np.inf))) for a, b in zip(low, high))
 
-    def check_bands(self) -> None:
-        """Raises ClippanError, as ``sample`` does, if one of several bands has no data at all."""
-        if len(self._masks) > 1 or not self._bytes:
-            self.sample()
+    def check_bands_have_data(self) -> None:
+        """Raises ClippanError, as ``sample_values`` does, if one of several bands has no data at all."""
+        if len(self._masks) > 1 or not self._is_uint8:
+            self.sample_values()
 
-    def sample(self) -> np.ndarray:
+    def sample_values(self) -> np.ndarray:
         """Valid values (bands, n) from windows across the raster, as reading all of it could take an hour. Raises
         ClippanError if it cannot be read, or some bands have no data where others have."""
         size = _SAMPLE_SIZE
@@ -291,7 +291,7 @@ class Renderer:
     def _read(self, window: Window, width: int, height: int, resampling: int) -> tuple[np.ndarray, np.ndarray]:
         """Values (bands, h, w), float32 or uint8, and validity by masks and written blocks, bool (bands or 1, h, w)."""
         inside = (window.x, window.y, window.width, window.height)
-        values = np.zeros((len(self.bands), height, width), np.uint8 if self._bytes else np.float32)
+        values = np.zeros((len(self.bands), height, width), np.uint8 if self._is_uint8 else np.float32)
         written = self._written_mask(window, width, height)
         if written is not None:
             if not written.any():
@@ -342,7 +342,7 @@ class Renderer:
     def _shown_pixels(self, values: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """Which pixels (height, width) show something, of what ``_read`` returns."""
         valid: np.ndarray = np.any(masks, axis=0)
-        return valid if self._bytes else valid & is_valid_value(values).all(axis=0)
+        return valid if self._is_uint8 else valid & is_valid_value(values).all(axis=0)
 
     def picture(self, window: Window, width: int, height: Optional[int] = None) -> tuple[np.ndarray, float]:
         """A window inside the raster as a picture; a square without ``height``. Raises ClippanError if GDAL fails.

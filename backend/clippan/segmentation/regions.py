@@ -148,7 +148,7 @@ def find_regions(source: ClassMap, min_area: int, context: Context) -> Regions:
         component_classes[flat] = values.ravel()
         classes.append(component_classes)
         pixels.append(np.bincount(flat, minlength=number))
-        area = pixel_areas.window(0, y, values.shape[1], len(values))
+        area = pixel_areas.areas_in(0, y, values.shape[1], len(values))
         weights = np.broadcast_to(area, values.shape).ravel() if area.size > 1 else None
         metres.append(pixels[-1] * area.item() if weights is None else np.bincount(flat, weights, number))
         confidence = source.confidence(y)

@@ -63,13 +63,13 @@ class BatchLoader:
         self._samples, self._stage, self._request, self._pixels = samples, stage, request, pixels
         self._rank, self._world_size = rank, world_size
         self._pool = ThreadPoolExecutor(count_threads(request.threads))
-        self._order = functools.lru_cache(2)(self._shuffled)  # a batch may reach into the next epoch
+        self._epoch_order = functools.lru_cache(2)(self._shuffled)  # a batch may reach into the next epoch
 
     def __call__(self, step: int) -> ImageBatch:
         """The batch of a step of this stage; raises ClippanError if a picture cannot be read."""
         batch = self._request.batch
         start = (step * self._world_size + self._rank) * batch
-        pictures, texts, crops, boxes, categories = zip(*self._pool.map(self._draw, range(start, start + batch)))
+        pictures, texts, crops, boxes, categories = zip(*self._pool.map(self._load_sample, range(start, start + batch)))
         all_crops = [crop for part in crops for crop in part]
         return ImageBatch(
             torch.from_numpy(np.stack(pictures)),
@@ -82,10 +82,10 @@ class BatchLoader:
     def _shuffled(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self._request.seed, self._stage, epoch]).permutation(len(self._samples))
 
-    def _draw(self, number: int) -> tuple[np.ndarray, str, list[np.ndarray], np.ndarray, tuple[str, ...]]:
+    def _load_sample(self, number: int) -> tuple[np.ndarray, str, list[np.ndarray], np.ndarray, tuple[str, ...]]:
         request = self._request
         epoch, position = divmod(number, len(self._samples))
-        sample = self._samples[self._order(epoch)[position]]
+        sample = self._samples[self._epoch_order(epoch)[position]]
         rng = np.random.default_rng([request.seed, self._stage, number, 1])
         text = sample.texts[rng.integers(len(sample.texts))]
         picture = sample.picture()

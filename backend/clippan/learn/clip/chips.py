@@ -168,7 +168,9 @@ class Split:
     hints: tuple[str, ...] = ()
 
 
-def split(chips: LabelledChips, held_out_share: float, max_held_out: int, seed: int, trains: bool = True) -> Split:
+def split(
+    chips: LabelledChips, held_out_share: float, max_held_out: int, seed: int, with_training: bool = True
+) -> Split:
     """Splits chips into training, validation and test, class by class, without dividing groups.
 
     A class with three or more groups has at least one in each part; one with two groups has none in the test part; a
@@ -179,7 +181,7 @@ def split(chips: LabelledChips, held_out_share: float, max_held_out: int, seed: 
         held_out_share: of each class for validation, and the same for test; without training, each has half.
         max_held_out: largest number of chips for validation and for test, balanced over the classes.
         seed: of the order.
-        trains: whether there is a training part.
+        with_training: whether there is a training part.
     """
     rng = np.random.default_rng([seed, 7])
     parts: tuple[list[np.ndarray], ...] = ([], [], [])
@@ -190,7 +192,7 @@ def split(chips: LabelledChips, held_out_share: float, max_held_out: int, seed: 
         # A group with more than half of a class comes last, which makes it training.
         order = np.lexsort((positions[groups], 2 * sizes > len(own)))
         groups, sizes = groups[order], sizes[order]
-        first, second = _held_out_groups(sizes, held_out_share) if trains else (len(groups) // 2, len(groups))
+        first, second = _held_out_groups(sizes, held_out_share) if with_training else (len(groups) // 2, len(groups))
         for part, chosen in zip(parts, (groups[second:], groups[first:second], groups[:first])):
             part.append(rng.permutation(own[np.isin(chips.groups[own], chosen)]))
     train, validation, test = parts
@@ -243,9 +245,9 @@ def _grouped_in_blocks(chips: LabelledChips, windows: np.ndarray, edges: int) ->
 
 
 def _without_overlaps(chips: LabelledChips, windows: np.ndarray, parts: Split) -> Split:
-    validation = parts.validation[_trainable(chips, windows, parts.validation, parts.test)]
+    validation = parts.validation[_overlap_free_mask(chips, windows, parts.validation, parts.test)]
     held_out = np.concatenate([parts.test, validation])
-    train = parts.train[_trainable(chips, windows, parts.train, held_out)]
+    train = parts.train[_overlap_free_mask(chips, windows, parts.train, held_out)]
     hints: list[str] = []
     if len(train) < len(parts.train):
         count = len(parts.train) - len(train)
@@ -263,7 +265,7 @@ def _without_overlaps(chips: LabelledChips, windows: np.ndarray, parts: Split) -
     return Split(train, validation, parts.test, tuple(hints))
 
 
-def _trainable(chips: LabelledChips, windows: np.ndarray, own: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _overlap_free_mask(chips: LabelledChips, windows: np.ndarray, own: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Whether chips overlap none of the others, or are of a class that would otherwise have none left, bool (n,)."""
     free, labels = ~_overlap_any(windows, own, others), chips.labels[own]
     return free | ~np.isin(labels, labels[free])

@@ -80,7 +80,7 @@ def read_tasks(
     task = ClassificationTask(labelled, parts, zero_shot_weights(loaded, labelled.names))
     if control is None:
         return task, None
-    halves = chips.split(control, 0.5, request.measured, request.seed, trains=False)
+    halves = chips.split(control, 0.5, request.measured, request.seed, with_training=False)
     if not len(halves.test):
         raise ClippanError(
             "The control set {control} has only one picture of each class; add more.", control=request.control

@@ -42,7 +42,7 @@ def explain_memory_errors(batch: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def resumable(step: int) -> Iterator[None]:
+def explain_cancellation(step: int) -> Iterator[None]:
     """Adds to a cancellation after the last step that the run can be resumed."""
     try:
         yield

@@ -79,7 +79,7 @@ class RasterPairs:
                 100 * number / len(pairs), Message("Warping {name} to the teacher's grid", name=Path(sensor).name[:80])
             )
             target = str(folder / f"{number}.vrt")
-            grid = Renderer(teacher, self._options).own_grid
+            grid = Renderer(teacher, self._options).declared_grid
             self.hints += _warp_to_grid(sensor, numbers, grid, request.nodata, target)
             self._warped.append(target)
         training = [path for number, path in enumerate(self._warped, 1) if number not in request.test]
@@ -211,7 +211,7 @@ def _ranges(
         )
     low, high = [], []
     for number, name in enumerate(names, 1):
-        samples = [Renderer(path, RenderOptions(bands=(number,))).sample()[0] for path in warped]
+        samples = [Renderer(path, RenderOptions(bands=(number,))).sample_values()[0] for path in warped]
         values = np.concatenate(samples).astype(np.float64)
         if not len(values):
             raise ClippanError(

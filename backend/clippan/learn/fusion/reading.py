@@ -94,7 +94,7 @@ def _read_coregistered(pair: Pair, window: Window) -> tuple[np.ndarray, Optional
     grid = AxisTransform(1.0, 0.0)  # of MS itself: one sample per pixel
     columns = filters.Upsampling.of(grid, window.x, window.width, [x / pair.x_axis.ratio for x, _ in pair.band_shifts])
     rows = filters.Upsampling.of(grid, window.y, window.height, [y / pair.y_axis.ratio for _, y in pair.band_shifts])
-    values, valid = pair.read_ms(Window(columns.first, rows.first, columns.number, rows.number))
+    values, valid = pair.read_ms(Window(columns.ms_first, rows.ms_first, columns.ms_count, rows.ms_count))
     ms = torch.from_numpy(values.astype(np.float32))
     if valid is None:
         return filters.apply_separable(rows.matrix, ms, columns.matrix).numpy(), None

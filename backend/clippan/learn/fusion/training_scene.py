@@ -80,14 +80,14 @@ class TrainingScene:
         positions = [number - 1 for number in request.bands] or range(pair.ms.available_bands)
         gains = sensor.mtf_gains(positions, pair.ms.available_bands)
         pair, _ = register(pair, request.registration, gains, threads, context.subrange(0, 30))
-        mtfs, mtf_of_band = filters.distinct_mtfs(gains, pair.band_shifts)
+        mtfs, mtf_index_of_band = filters.distinct_mtfs(gains, pair.band_shifts)
         statistics = measure_scene(pair, mtfs, sensor.mtf_pan, threads, context.subrange(30, 60))
         if statistics.pan_is_constant:
             raise ClippanError(
                 "The panchromatic raster has the same value everywhere, so there is nothing to learn from; check the "
                 "file and its nodata value."
             )
-        moments, trust = _moments(statistics, mtf_of_band), network_trust(statistics, mtf_of_band)
+        moments, trust = _moments(statistics, mtf_index_of_band), network_trust(statistics, mtf_index_of_band)
         edge = min(
             _WINDOW_SIZE, math.isqrt(_MAX_WHOLE_SCENE // (3 * len(gains)))
         )  # many bands take as much memory as few
@@ -208,10 +208,10 @@ def _samples_within(supports: np.ndarray, pixels: slice) -> slice:
     return slice(nearest, nearest + 1)
 
 
-def _moments(statistics: SceneStatistics, mtf_of_band: Sequence[int]) -> BandMoments:
+def _moments(statistics: SceneStatistics, mtf_index_of_band: Sequence[int]) -> BandMoments:
     """Moments of the whole scene, so that patches are standardised as in ``neural.NetworkFusion``."""
     ms = statistics.ms_indices
-    pan_lowpass_indices = [statistics.pan_lowpass_index(index) for index in mtf_of_band]
+    pan_lowpass_indices = [statistics.pan_lowpass_index(index) for index in mtf_index_of_band]
     variance = statistics.covariance.diagonal().clamp(min=TINY)
     gains = statistics.covariance[ms, pan_lowpass_indices] / variance[pan_lowpass_indices]
     pan = statistics.pan_lowpass_index(0)
