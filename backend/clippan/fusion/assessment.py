@@ -224,8 +224,8 @@ class AssessedScene:
                 "No pixel is valid in the pansharpened raster and in both rasters that it was made from; check their "
                 "nodata values (nodata, NaN and alpha count as invalid)."
             )
-        for number, (_, low) in enumerate(in_order(self._read_ms_scale, ms_windows, 1), 1):
-            figures.add_ms_scale(*low)
+        for number, (_, ms_scale) in enumerate(in_order(self._read_ms_scale, ms_windows, 1), 1):
+            figures.add_ms_scale(*ms_scale)
             context.progress(100 * (len(windows) + number) / steps, "Comparing with PAN and MS")
         if not figures.complete:
             raise ClippanError(_NO_BLOCK)
@@ -286,9 +286,9 @@ class AssessedScene:
         pan, pan_valid = self.read_pan(Window(left, top, width, height))
         rows = filters.downsampling_matrix(y, window.y, window.height, gain).to(self.device)
         columns = filters.downsampling_matrix(x, window.x, window.width, gain).to(self.device)
-        low, covered = _filter_valid(rows, pan, columns, pan_valid)
+        degraded_pan, covered = _filter_valid(rows, pan, columns, pan_valid)
         ms, valid = self.read_ms(window)
-        return ms, low, valid & covered & self._fused_valid(window)
+        return ms, degraded_pan, valid & covered & self._fused_valid(window)
 
     def _fused_valid(self, window: Window) -> torch.Tensor:
         """Where the fused raster is valid at the centres of a window's MS pixels."""

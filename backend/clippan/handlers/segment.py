@@ -105,9 +105,9 @@ def _write(
     grid = (scene.declared_grid if whole else scene.grid).cropped(
         part.x, part.y, part.x + part.width, part.y + part.height
     )
-    mapper = TileClassifier(maps, table, request.logit_scale, request.refinement)
+    classifier = TileClassifier(maps, table, request.logit_scale, request.refinement)
     counter = areas.ClassAreaCounter(table, grid)
-    edge = int((_TILE_BYTES / 4 / len(mapper.offsets)) ** 0.5) // BLOCK * BLOCK
+    edge = int((_TILE_BYTES / 4 / len(classifier.offsets)) ** 0.5) // BLOCK * BLOCK
     windows = tiles(part.width, part.height, min(max(edge, BLOCK), _LARGEST_TILE))
     # Files stay sparse (nodata) where the raster holds no data.
     windows = [
@@ -140,7 +140,7 @@ def _write(
         confidence = writer(path, np.float32, ["confidence"], nan, outputs=kept) if path else None
         path = request.probabilities
         probabilities = writer(path, np.float32, table.names, nan, outputs=outputs) if path else None
-        mapped = in_order(mapper.classify, windows, count_threads(request.threads), use_one_thread)
+        mapped = in_order(classifier.classify, windows, count_threads(request.threads), use_one_thread)
         stack.enter_context(contextlib.closing(mapped))
         for number, (tile, found) in enumerate(mapped, 1):
             output.write(tile.x, tile.y, found.classes[None])

@@ -98,8 +98,8 @@ class ValidationWindow:
         figures.add_mtf_filtered(
             _mtf_filtered(fused, self.pair), self.batch.destandardise(self.batch.up)[0], self.covered
         )
-        low = torch.from_numpy(self.pair.degraded_pan(self.pair.pan_mtf_gain)[None])
-        figures.add_ms_scale(torch.from_numpy(self.pair.ms), low, torch.from_numpy(self.pair.valid))
+        degraded_pan = torch.from_numpy(self.pair.degraded_pan(self.pair.pan_mtf_gain)[None])
+        figures.add_ms_scale(torch.from_numpy(self.pair.ms), degraded_pan, torch.from_numpy(self.pair.valid))
 
 
 def _mtf_filtered(bands: Tensor, pair: ScenePair) -> Tensor:
