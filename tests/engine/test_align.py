@@ -281,6 +281,7 @@ def test_a_sensor_in_another_crs_and_resolution_is_laid_on_the_teacher(tmp_path,
     assert np.corrcoef(seen[0].ravel(), seen[1].ravel())[0, 1] > 0.97
 
 
+@pytest.mark.slow
 def test_what_cannot_be_aligned_is_told(tmp_path, pair, models):
     _, sensed = land()
     model = models["convolutions"]

@@ -163,6 +163,7 @@ def test_the_published_network_takes_a_step() -> None:
     assert len(found.network.encoders[0]) == PUBLISHED_SIZE.depth + 1
 
 
+@pytest.mark.slow
 def test_pre_training_lowers_the_loss_and_repeats() -> None:
     modalities, truth = scene()
     first, again, longer = (

@@ -479,6 +479,7 @@ def test_a_picture_that_is_none_is_told(models, tmp_path):
 # Runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", ["transformer", "convolutions"])
 def test_a_training_learns_and_its_folder_is_a_model(classes, boxed, models, tower, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "_LOG_EVERY", 5)

@@ -50,6 +50,7 @@ def test_bdsd_is_closer_to_the_truth_than_interpolation(scene, tmp_path):
 
 
 # Every method filters with a gain for each band; those of generic are all the same.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "sensor"), [*((method, "quickbird") for method in METHODS), (Method.CLIPPAN, "generic")]
 )
@@ -214,6 +215,7 @@ def test_scattered_gaps_leave_enough_to_measure(scene, tmp_path, method):
     assert off < 1.3 * np.sqrt(((whole.astype(float) - wanted)[fine] ** 2).mean())
 
 
+@pytest.mark.slow
 def test_nodata_is_kept_out_and_restored(scene, tmp_path):
     plain, holed = tmp_path / "plain", tmp_path / "holed"
     plain.mkdir()

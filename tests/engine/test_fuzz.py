@@ -315,6 +315,7 @@ def with_header(content: bytes, chance: random.Random) -> bytes:
     return length.to_bytes(8, "little") + text + content[end:]
 
 
+@pytest.mark.slow
 def test_files_of_weights(tmp_path):
     torch.manual_seed(0)
     chance, trial = random.Random(SEED), Trial()

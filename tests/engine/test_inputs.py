@@ -34,6 +34,7 @@ EDGE = (500000.0, 5000000.0)
 HOLE = (slice(None), slice(20, 31), slice(37, 48))  # off the lattices on which jobs look for gaps
 LOWEST = np.finfo(np.float32).min
 CLASSES = "water; forest"
+SLOW = {"calibrate", "finetune clip", "align"}
 NOT_RASTERS = {"search", "about", "thumbnails", "models", "download", "remove", "train fusion", "train clip", "doctor"}
 
 
@@ -403,7 +404,9 @@ def test_every_job_that_reads_rasters_is_tried() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", JOBS_WITH_RASTERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in JOBS_WITH_RASTERS]
+)
 def test_a_kind_of_raster(name, kind, tmp_path, model, right) -> None:
     tried, (values, numbers) = KINDS[kind], JOBS_WITH_RASTERS[name]
     place = Place(tmp_path, model)

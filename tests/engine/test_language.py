@@ -136,6 +136,7 @@ def test_an_output_that_equals_ms_has_a_finite_gradient(starter: FrozenCLIP) -> 
     assert 0 < fused.grad.norm() < 100
 
 
+@pytest.mark.slow
 def test_constant_and_far_off_patches_have_finite_gradients(starter: FrozenCLIP) -> None:
     batch, supervisor = make(), ClipSupervisor(starter, 4)
     for values in (torch.zeros_like(batch.up), torch.full_like(batch.up, 50.0)):

@@ -80,6 +80,7 @@ def test_gradient_reaches_every_weight_from_the_start(name: str) -> None:
         assert float(parameter.grad.abs().sum()) > 0, part
 
 
+@pytest.mark.slow
 @backbones
 def test_over_fits_one_patch(name: str) -> None:
     up, pan, pan_lowpass, classical = inputs(3)

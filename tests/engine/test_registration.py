@@ -317,6 +317,7 @@ def test_the_grid_is_that_of_the_coordinates(shifted, tmp_path):
     assert one.GetGeoTransform() == other.GetGeoTransform()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Method.MTF_GLP_HPM_R, Method.BDSD, Method.BT_H])
 @pytest.mark.parametrize("ratio", [4.0, 3.37])
 def test_tiles_do_not_show_where_bands_lie_apart(shifted, tmp_path, method, ratio):

@@ -539,6 +539,7 @@ def test_samples_that_cannot_be_meant_are_said(calibrated, raster, tmp_path) -> 
     assert not (tmp_path / "t.json").exists()
 
 
+@pytest.mark.slow
 def test_words_are_moved_where_offsets_do_not_help(calibrated, raster, mapped, model) -> None:
     # Blue and yellow are as near to red as to green.
     values, truth = stripes(names=("blue", "yellow"))

@@ -589,6 +589,7 @@ def test_pairs_of_too_few_bands_are_told(data):
 # Runs
 
 
+@pytest.mark.slow
 def test_a_training_learns_and_its_model_pansharpens(data, recipe, tmp_path):
     text = TINY.replace("steps: 10", "steps: 40\nrate: 0.005\naverage: 0.5") + "pictures: [{path: pictures.zip}]\n"
     lines: list[str] = []

@@ -35,6 +35,7 @@ def index(tmp_path: Path) -> str:
     return str(tmp_path / "index.gpkg")
 
 
+@pytest.mark.slow
 def test_an_index_is_searched_and_grows(bench: Bench, index: str) -> None:
     about = bench.ask("about", index=index)
     assert (about["tiles"], about["rasters"], about["model"], about["crs"]) == (20, 1, "starter", "EPSG:32631")

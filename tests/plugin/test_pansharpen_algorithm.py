@@ -27,6 +27,7 @@ def _real(engine):
     """All of these use the real engine."""
 
 
+@pytest.mark.slow
 def test_the_result_has_the_colours_of_one_and_the_detail_of_the_other(run, parameters, feedback):
     results = run("pansharpen", {**parameters, "METHOD": "bt-h", "SENSOR": "generic"}, feedback)
     fused = gdal.Open(parameters["OUTPUT"])
@@ -55,6 +56,7 @@ def test_the_result_has_the_colours_of_one_and_the_detail_of_the_other(run, para
     assert not list(Path(parameters["OUTPUT"]).parent.glob(".clippan-*"))
 
 
+@pytest.mark.slow
 def test_bands_and_single_band_files_are_one_and_the_same(run, parameters, tmp_path):
     run("pansharpen", {**parameters, "BANDS": "3,1"})
     together = read(parameters["OUTPUT"])
@@ -64,6 +66,7 @@ def test_bands_and_single_band_files_are_one_and_the_same(run, parameters, tmp_p
     assert np.array_equal(together, read(tmp_path / "apart.tif"))
 
 
+@pytest.mark.slow
 def test_nodata_stays(run, parameters, tmp_path):
     values = read(parameters["SPECTRAL"][0])
     values[:, :8, :8] = 0
@@ -76,12 +79,14 @@ def test_nodata_stays(run, parameters, tmp_path):
     assert not (fused.ReadAsArray()[:, 48:, 48:] == nodata).any()
 
 
+@pytest.mark.slow
 def test_the_layer_is_styled_in_natural_colours(run, parameters):
     run("pansharpen", parameters)
     renderer = QgsRasterLayer(parameters["OUTPUT"], "result").renderer()
     assert (renderer.redBand(), renderer.greenBand(), renderer.blueBand()) == (3, 2, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -156,6 +161,7 @@ def test_an_engine_without_torch(run, parameters, tmp_path):
     assert "has no PyTorch" in results["REPORT"]
 
 
+@pytest.mark.slow
 def test_assess(run, parameters, tmp_path, feedback):
     run("pansharpen", parameters)
     report = tmp_path / "report.html"
