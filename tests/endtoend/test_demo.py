@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes, and more where other tests run beside it
 @pytest.mark.skipif(not shutil.which("xvfb-run"), reason="Xvfb is not installed (the set-up leaves it to displays)")
 def test_demo_sharpens_the_scene_on_the_canvas(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--close", "--no-figures", "--folder", str(tmp_path)]
