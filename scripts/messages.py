@@ -119,7 +119,9 @@ def _constants(node: ast.AST) -> Iterator[str]:
 
 
 def _is_sentence(value: object) -> bool:
-    return isinstance(value, str) and value[:1].isupper() and value.count(" ") >= 2 and value.rstrip().endswith(".")
+    if not isinstance(value, str) or value.count(" ") < 2:
+        return False
+    return (value[:1].isupper() or value[:1] == "{") and value.rstrip().endswith(".")
 
 
 class _Catalogue(Catalog):

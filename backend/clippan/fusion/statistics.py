@@ -266,7 +266,7 @@ class _WindowSampler:
         reach_x, reach_y = (max(len(kernel) // 2 for kernel in kernels) for kernels in (kernels_x, kernels_y))
         wide = Window(window.x - reach_x, window.y - reach_y, window.width + 2 * reach_x, window.height + 2 * reach_y)
         values, valid = self.pair.read_ms(wide)
-        mask = np.ones(values.shape[1:], bool) if valid is None else valid.all(axis=0)
+        mask = np.ones(values.shape[1:], bool) if valid is None else np.all(valid, axis=0)
         stacked = torch.from_numpy(np.concatenate([np.where(mask, values, 0), mask[None]]).astype(np.float32))
         planes, weights = [], []
         for band, (row, column) in enumerate(zip(kernels_y, kernels_x)):

@@ -26,7 +26,7 @@ def run(request: AboutIndexRequest, context: Context) -> AboutIndexResult:
         elif found.sha256 and index.info.sha256 and found.sha256 != index.info.sha256:
             warning = model_changed(index)
     except ClippanError as error:
-        warning = str(error)
+        warning = error.message
     return AboutIndexResult(
         index.path,
         index.info.model,

@@ -144,7 +144,7 @@ def run(request: CalibrateRequest, context: Context) -> CalibrateResult:
             request.output,
             request.report,
             table.names,
-            tuple(labelled.counts.tolist()),
+            tuple(map(int, labelled.counts)),
             before,
             after,
             float(calibrated.logit_scale or 0),

@@ -183,7 +183,7 @@ def _plan_rasters(
             if before and not same:
                 stale.add(before.id)
         except ClippanError as error:
-            counts.failed.append(str(error))
+            counts.failed.append(error.message)
     for sentence in band_choice_sentences(counts.renderings):
         context.log(sentence)
     if found:
@@ -362,7 +362,7 @@ class _TileReader:
             try:
                 pictures[position], valid[position] = self._scene(task.raster).picture(window, self._pixels)
             except ClippanError as error:
-                problems[task.raster.id] = str(error)
+                problems[task.raster.id] = error.message
         return pictures, valid, problems
 
     def _scene(self, raster: IndexedRaster) -> Renderer:

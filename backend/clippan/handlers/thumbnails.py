@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError
-from clippan.core.outputs import write_output
+from clippan.core.outputs import write_error, write_output
 from clippan.jobs.search import ThumbnailsRequest, ThumbnailsResult
 from clippan.raster.rendering import Renderer, RenderOptions
 from clippan.report.pictures import png
@@ -15,7 +15,10 @@ from clippan.search.backends import open_reader
 
 def run(request: ThumbnailsRequest, context: Context) -> ThumbnailsResult:
     index = open_reader(request.index)
-    Path(request.folder).mkdir(exist_ok=True)
+    try:
+        Path(request.folder).mkdir(exist_ok=True)
+    except OSError as error:
+        raise write_error(request.folder, error) from error
     files: dict[str, str] = {}
     opened, scene = 0, None  # one raster is open at a time
     tiles = sorted(index.tiles(list(request.tiles)), key=lambda tile: tile.raster_id)
@@ -35,7 +38,7 @@ def run(request: ThumbnailsRequest, context: Context) -> ThumbnailsResult:
                 with write_output(str(target)) as part:
                     part.write_bytes(png(picture))
             except ClippanError as error:  # the raster was moved, or its disk is not connected
-                context.log(str(error))
+                context.log(error.message)
                 continue
         files[str(tile.id)] = str(target)
     return ThumbnailsResult(files)

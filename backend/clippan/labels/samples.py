@@ -54,7 +54,7 @@ class Samples:
     @property
     def pixels_per_class(self) -> tuple[int, ...]:
         """Number of pixels of each class."""
-        return tuple(np.bincount(self.labels, minlength=len(self.names)).tolist())
+        return tuple(map(int, np.bincount(self.labels, minlength=len(self.names))))
 
     @property
     def groups_per_class(self) -> tuple[int, ...]:
@@ -254,8 +254,8 @@ def _polygon_pixels(
 ) -> np.ndarray:
     """Pixels of a polygon as row × width + column, of each tile at most ``_MAX_PER_TILE``."""
     parts = [np.empty(0, int)]
-    columns_of_corners, rows_of_corners = envelope_corners(geometry, grid).T.tolist()
-    left, right, top, bottom = (end(c) for c in (columns_of_corners, rows_of_corners) for end in (min, max))
+    corners = envelope_corners(geometry, grid)
+    (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
     for tile in tiles(grid.width, grid.height, _TILE):
         end_column, end_row = tile.x + tile.width, tile.y + tile.height
         if not (right > tile.x and left < end_column and bottom > tile.y and top < end_row):

@@ -90,7 +90,7 @@ class GeoPackageReader(IndexReader):
                 cursor.execute("SELECT fid, raster_id FROM tiles ORDER BY fid").fetchall(), np.int64
             ).reshape(-1, 2)
             self._ids, self._raster_ids = pairs[:, 0], pairs[:, 1]
-            self.tile_counts = Counter(self._raster_ids.tolist())
+            self.tile_counts = Counter(map(int, self._raster_ids))
             if (self._ids < 1).any() or not self.tile_counts.keys() <= self.rasters.keys():
                 raise ValueError("it has tiles of no raster")
         self._matrix = self._open_matrix()
@@ -243,7 +243,7 @@ class GeoPackageWriter(IndexWriter):
                 self._resume(index, Message("index {path}", path=self.path))
                 used = index.tile_ids(TileFilter())
                 last = int(used.max(initial=0))
-                self._free_ids = np.setdiff1d(np.arange(1, last), used)[::-1].tolist()
+                self._free_ids = list(map(int, np.setdiff1d(np.arange(1, last), used)[::-1]))
                 self._new_ids = itertools.count(last + 1)
                 vectors_path(self.path).touch()
                 self._open()

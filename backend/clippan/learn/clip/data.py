@@ -113,7 +113,7 @@ class TrainingImage:
         )
 
 
-def resized(picture: Image.Image, edge: int, box: Optional[tuple[float, ...]] = None) -> np.ndarray:
+def resized(picture: Image.Image, edge: int, box: Optional[tuple[float, float, float, float]] = None) -> np.ndarray:
     """A picture, or a box (left, top, right, bottom) of it, as a square, uint8 (3, edge, edge)."""
     square = picture.resize((edge, edge), Image.Resampling.BICUBIC, box)
     return np.asarray(square).transpose(2, 0, 1)

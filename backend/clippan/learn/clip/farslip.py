@@ -220,7 +220,7 @@ class FarslipTraining(TrainingLoop):
         if not request.train_text:
             freeze_text_tower(self.loaded.network)
         self._loss = FarslipLoss(self.loaded, request, world_size)
-        self._loss.to(memory_format=torch.channels_last)
+        self.loaded.network.visual.to(memory_format=torch.channels_last)
         if distils and request.teacher is not Teacher.ACTIVE:
             # A frozen teacher stays at the initial weights of the average.
             self._average = running_average(self.loaded.network.visual, _TEACHER_DECAY)
