@@ -339,7 +339,7 @@ def _remove_folder(folder: Path, lock: _Lock) -> None:
             if item.is_dir() and not item.is_symlink():
                 shutil.rmtree(item, ignore_errors=True)
             elif item.name != _LOCK:
-                item.unlink()
+                _quietly(_remove, str(item))  # one that cannot be removed does not keep the others
     lock.release()
     with contextlib.suppress(OSError):
         folder.rmdir()
