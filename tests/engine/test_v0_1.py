@@ -9,13 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import read_raster
 from osgeo import gdal
+from safetensors.torch import save_file
 
 pytest.importorskip("open_clip")
 pytest.importorskip("sklearn")
 
 from golden_jobs import COLOURS, TRAINED, Bench
+
+from clippan.core.errors import ClippanError
+from clippan.fusion import model, networks
 
 OLD = Path(__file__).resolve().parents[1] / "data" / "v0_1"
 
@@ -90,3 +95,76 @@ def test_calibrated_prompts_map(bench: Bench, tmp_path: Path) -> None:
     assert [item["name"] for item in classes] == list(COLOURS)
     truth = bench.fields[1]
     assert (found == truth).mean() > (plain == truth).mean() + 0.1
+
+
+# What version 0.1 made of ``waves``: the mean of the detail, its standard deviation, one pixel of the first band and
+# one of the second; computed with its code.
+DETAIL_OF_0_1 = {
+    "arbrpn": ({"width": 8, "depth": 1, "blocks": 1}, (-0.0599033886, 0.0305334598, -0.0437750117, -0.118976075)),
+    "lformer": ({"width": 8, "depth": 2, "heads": 2}, (0.0466358521, 0.064394337, -0.0232461438, 0.146832743)),
+    "panmamba": (
+        {"width": 8, "depth": 1, "swaps": 1, "crosses": 2, "states": 4},
+        (0.0473970959, 0.126020255, -0.0244581649, 0.122326462),
+    ),
+}
+
+
+def old_fusion_model(path: Path, name: str, kind: str) -> str:
+    """A model with a network of version 0.1 for 2 bands, as that version wrote it but for the kind."""
+    options, _ = DETAIL_OF_0_1[name]
+    weights = networks.VERSION_0_1[f"{name}-0.1"].build(2, **options).state_dict()
+    for key, value in weights.items():
+        weights[key] = torch.arange(value.numel()).double().mul(1.7).sin().mul(0.1).view_as(value).half()
+    bands = "0" if name == "arbrpn" else "2"
+    header = {
+        "kind": kind,
+        "network": name,
+        "options": json.dumps(options),
+        "bands": bands,
+        "about": '{"title": "Mine"}',
+    }
+    save_file(weights, str(path), header)
+    return str(path)
+
+
+def waves() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two bands and PAN."""
+    number = torch.arange(180).double()
+    return number.mul(0.37).sin().view(1, 2, 9, 10), number[:90].mul(0.61).cos().view(1, 1, 9, 10)
+
+
+@pytest.mark.parametrize("name", DETAIL_OF_0_1)
+def test_a_fusion_model_with_a_network_of_0_1_is_used_and_says_so(tmp_path: Path, name: str) -> None:
+    path = old_fusion_model(tmp_path / "m.safetensors", name, "CLIPPan fusion network, version 1")
+    found = model.load(path, torch.device("cpu"))
+    label = networks.NETWORKS[name].label
+    assert found.title == f"Mine, {label} (form of version 0.1, not as published) ({path})"
+    up, pan = waves()
+    detail = found.network.double()(up, pan) - up
+    figures = [float(value) for value in (detail.mean(), detail.std(), detail[0, 0, 4, 5], detail[0, 1, 0, 0])]
+    assert figures == pytest.approx(DETAIL_OF_0_1[name][1], rel=1e-6)
+    # What is made from it is a new file, and keeps its form and says so.
+    again = tmp_path / "again.safetensors"
+    found.save(again)
+    assert b"CLIPPan fusion network, version 2" in again.read_bytes()
+    copy = model.load(str(again), torch.device("cpu"))
+    assert (copy.architecture, copy.title) == (f"{name}-0.1", found.title.replace(path, str(again)))
+
+
+@pytest.mark.parametrize("name", DETAIL_OF_0_1)
+def test_a_new_fusion_model_with_weights_of_0_1_is_refused(tmp_path: Path, name: str) -> None:
+    path = old_fusion_model(tmp_path / "m.safetensors", name, "CLIPPan fusion network, version 2")
+    if name == "arbrpn":  # its weights have the same shapes, and only the version tells them apart
+        assert model.load(path, torch.device("cpu")).title == f"Mine ({path})"
+        return
+    with pytest.raises(ClippanError, match=f"are not those of the network {name}; train it again"):
+        model.load(path, torch.device("cpu"))
+
+
+def test_a_fusion_model_of_a_later_version_asks_for_an_update(tmp_path: Path) -> None:
+    path = old_fusion_model(tmp_path / "m.safetensors", "arbrpn", "CLIPPan fusion network, version 3")
+    with pytest.raises(ClippanError) as caught:
+        model.load(path, torch.device("cpu"))
+    assert str(caught.value) == (
+        f"The fusion model {path} was written by a newer version of CLIPPan; update CLIPPan, or choose another model."
+    )

@@ -19,7 +19,8 @@ from clippan.core.errors import ClippanError, one_line
 from clippan.fusion import networks
 from clippan.jobs.options import SHIPPED_FUSION_MODEL
 
-_KIND = "CLIPPan fusion network, version 1"
+# Version 1, of CLIPPan 0.1, has other forms of some networks.
+_KIND, _KIND_0_1 = "CLIPPan fusion network, version 2", "CLIPPan fusion network, version 1"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class FusionModel:
 
     Attributes:
         network: in eval mode.
-        architecture: a key of ``networks.NETWORKS``; ``options`` are those of the architecture.
+        architecture: a key of ``networks.NETWORKS`` or ``networks.VERSION_0_1``; ``options`` are those of the
+            architecture.
         bands: the number of bands it is for, 0 for any.
         provenance: its title, and how it was trained, when, for which sensor or scene.
         sha256, path: of the file; empty for a model that was not saved.
@@ -44,9 +46,11 @@ class FusionModel:
 
     @property
     def title(self) -> str:
-        """Title and origin of the model, for logs and tags."""
+        """Title and origin of the model, for logs and tags; for a network of version 0.1 also its form."""
         where = "shipped with CLIPPan" if Path(self.path) == shipped() else self.path
-        return f"{self.provenance.get('title') or self.architecture} ({where})"
+        title = self.provenance.get("title") or self.architecture
+        old = networks.VERSION_0_1.get(self.architecture)
+        return f"{title}{f', {old.label}' if old else ''} ({where})"
 
     def save(self, path: Path) -> None:
         """Writes the weights as float16.
@@ -99,10 +103,16 @@ def load(path: str, device: torch.device) -> FusionModel:
             file=file,
             reason=one_line(error),
         ) from error
-    if header.get("kind") != _KIND:
+    kind = header.get("kind", "")
+    if kind not in (_KIND, _KIND_0_1):
+        if kind.startswith(_KIND.rstrip("0123456789")):
+            raise ClippanError(
+                "The fusion model {file} was written by a newer version of CLIPPan; update CLIPPan, or choose another "
+                "model.",
+                file=file,
+            )
         raise ClippanError(
-            "{file} is not a fusion model of this version; choose a file written by Adapt fusion model or clippan "
-            "train fusion.",
+            "{file} is not a fusion model; choose a file written by Adapt fusion model or clippan train fusion.",
             file=file,
         )
     try:
@@ -113,8 +123,11 @@ def load(path: str, device: torch.device) -> FusionModel:
             "The description in {file} is damaged; adapt or train the model again.", file=file
         ) from error
     try:
+        if kind == _KIND_0_1 and f"{name}-0.1" in networks.VERSION_0_1:
+            name += "-0.1"
         check_sizes([bands, *(value for value in options.values() if isinstance(value, int))], weights)
-        network = networks.build(name, bands or 1, **options)
+        old = networks.VERSION_0_1.get(name)
+        network = old.build(bands or 1, **options) if old else networks.build(name, bands or 1, **options)
         network.load_state_dict(weights)
     except (RuntimeError, ValueError) as error:
         raise ClippanError(

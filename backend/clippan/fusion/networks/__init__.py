@@ -33,6 +33,7 @@ class Network:
         tile_alignment: a pixel's result is the same in every tile that holds its surroundings, if the tiles' corners
             lie a multiple of this number of pixels apart (by default options); None if it depends on all of the tile.
         source: the publication.
+        departures: where it differs from the publication on purpose, and the option that undoes it.
     """
 
     label: str
@@ -40,21 +41,100 @@ class Network:
     any_bands: bool
     tile_alignment: Optional[int]
     source: str
+    departures: str = ""
 
-    def load(self) -> type[torch.nn.Module]:
-        """The network's class, imported now."""
+    def build(self, bands: int, **options: Any) -> torch.nn.Module:
+        """The network with fresh weights; see ``networks.build``."""
+        if not _is_positive_int(bands):
+            raise ClippanError(
+                "A fusion network cannot be built for {bands!r} bands; give a whole number from 1.", bands=bands
+            )
         module, name = self.entry_point.split(":")
-        loaded: type[torch.nn.Module] = getattr(import_module(f"{__name__}.{module}"), name)
-        return loaded
+        loaded = getattr(import_module(f"{__name__}.{module}"), name)
+        known = {
+            key: parameter.default
+            for key, parameter in inspect.signature(loaded).parameters.items()
+            if parameter.default is not parameter.empty
+        }
+        for key, value in options.items():
+            if key not in known:
+                raise ClippanError(
+                    "The network {label} has no option {key!r}; choose among {known}.",
+                    label=self.label,
+                    key=key,
+                    known=", ".join(known) or "none",
+                )
+            self._check_option(key, value, known[key])
+        network: torch.nn.Module = loaded(**options) if self.any_bands else loaded(bands, **options)
+        return network
+
+    def _check_option(self, key: str, value: object, default: object) -> None:
+        """Raises ClippanError if a value is not of the kind of the option's default, where None stands for a number."""
+        if isinstance(default, bool):
+            if not isinstance(value, bool):
+                raise ClippanError(
+                    "The network {label} cannot have {key} {value!r}; give true or false.",
+                    label=self.label,
+                    key=key,
+                    value=value,
+                )
+        elif (default is None or _is_positive_int(default)) and not (_is_positive_int(value) or value == default):
+            raise ClippanError(
+                "The network {label} cannot have {key} {value!r}; give a whole number from 1.",
+                label=self.label,
+                key=key,
+                value=value,
+            )
 
 
 NETWORKS: Mapping[str, Network] = {
     "detail": Network("Detail", "gain_correction:GainCorrectionNet", True, 4, "this project"),
-    "pnn": Network("PNN", "pnn:PNN", False, 1, "Masi et al. 2016, doi:10.3390/rs8070594"),
-    "lambda-pnn": Network("λ-PNN", "pnn:LambdaPNN", False, None, "Ciotola et al. 2023, doi:10.1109/TGRS.2023.3299356"),
+    "pnn": Network(
+        "PNN",
+        "pnn:PNN",
+        False,
+        1,
+        "Masi et al. 2016, doi:10.3390/rs8070594",
+        "zeros around the picture (`repeated_border: true`: as published); no radiometric indices; adds to the "
+        "interpolated MS, as A-PNN",
+    ),
+    "lambda-pnn": Network(
+        "λ-PNN",
+        "pnn:LambdaPNN",
+        False,
+        None,
+        "Ciotola et al. 2023, doi:10.1109/TGRS.2023.3299356",
+        "the publication's parts, in a layout of ours",
+    ),
     "arbrpn": Network("ArbRPN", "arbrpn:ArbRPN", True, 1, "Chen et al. 2022, doi:10.1109/TGRS.2021.3131228"),
-    "lformer": Network("LFormer", "lformer:LFormer", False, 8, "Hou et al. 2024, arXiv:2404.12804"),
-    "panmamba": Network("Pan-Mamba", "panmamba:PanMamba", False, None, "He et al. 2025, arXiv:2402.12192"),
+    "lformer": Network(
+        "LFormer",
+        "lformer:LFormer",
+        False,
+        8,
+        "Hou et al. 2024, arXiv:2404.12804",
+        "attention depends on PAN (`norm_pan: true`: as released)",
+    ),
+    "panmamba": Network(
+        "Pan-Mamba",
+        "panmamba:PanMamba",
+        False,
+        None,
+        "He et al. 2025, arXiv:2402.12192",
+        "without 6,400 parameters that the released class never uses; MS comes interpolated, not as repeated pixels",
+    ),
+}
+
+# Networks that models of version 0.1 have. They cannot be chosen for training.
+VERSION_0_1: Mapping[str, Network] = {
+    f"{name}-0.1": Network(
+        f"{NETWORKS[name].label} (form of version 0.1, not as published)",
+        f"version_0_1:{cls}",
+        NETWORKS[name].any_bands,
+        NETWORKS[name].tile_alignment,
+        "version 0.1 of CLIPPan",
+    )
+    for name, cls in (("arbrpn", "ArbRPN"), ("lformer", "LFormer"), ("panmamba", "PanMamba"))
 }
 
 
@@ -64,7 +144,8 @@ def build(name: str, bands: int, **options: Any) -> torch.nn.Module:
     Args:
         name: a key of ``NETWORKS``.
         bands: number of MS bands; networks that take any number do not look at it.
-        **options: the network's own, such as ``width`` and ``depth``; as published by default.
+        **options: the network's own, such as ``width`` and ``depth``; as published by default, but for what
+            ``Network.departures`` says.
 
     Raises:
         ClippanError: there is no such network or option, or a value does not fit.
@@ -73,33 +154,7 @@ def build(name: str, bands: int, **options: Any) -> torch.nn.Module:
         raise ClippanError(
             "There is no fusion network {name!r}; choose one of {NETWORKS}.", name=name, NETWORKS=", ".join(NETWORKS)
         )
-    if not _is_positive_int(bands):
-        raise ClippanError(
-            "A fusion network cannot be built for {bands!r} bands; give a whole number from 1.", bands=bands
-        )
-    network = NETWORKS[name]
-    loaded = network.load()
-    known = {
-        key: parameter.default
-        for key, parameter in inspect.signature(loaded).parameters.items()
-        if parameter.default is not parameter.empty
-    }
-    for key, value in options.items():
-        if key not in known:
-            raise ClippanError(
-                "The network {label} has no option {key!r}; choose among {known}.",
-                label=network.label,
-                key=key,
-                known=", ".join(known) or "none",
-            )
-        if _is_positive_int(known[key]) and not _is_positive_int(value):
-            raise ClippanError(
-                "The network {label} cannot have {key} {value!r}; give a whole number from 1.",
-                label=network.label,
-                key=key,
-                value=value,
-            )
-    return loaded(**options) if network.any_bands else loaded(bands, **options)
+    return NETWORKS[name].build(bands, **options)
 
 
 def parameter_count(network: torch.nn.Module) -> int:
@@ -110,13 +165,16 @@ def parameter_count(network: torch.nn.Module) -> int:
 def table() -> str:
     """The networks with their sizes, as docs/backbones.md shows them."""
     lines = [
-        "| name | network | source | parameters at 4 bands | at 8 bands | any number of bands | step |",
-        "|---|---|---|---:|---:|---|---:|",
+        "| name | network | parameters at 4 bands | at 8 bands | any bands | step | source | differs on purpose |",
+        "|---|---|---:|---:|---|---:|---|---|",
     ]
     for name, network in NETWORKS.items():
-        four, eight = (parameter_count(build(name, bands)) for bands in (4, 8))
+        four, eight = (f"{parameter_count(build(name, bands)):,}" for bands in (4, 8))
         any_bands, step = "yes" if network.any_bands else "no", network.tile_alignment or "–"
-        lines.append(f"| `{name}` | {network.label} | {network.source} | {four:,} | {eight:,} | {any_bands} | {step} |")
+        lines.append(
+            f"| `{name}` | {network.label} | {four} | {eight} | {any_bands} | {step} | {network.source} | "
+            f"{network.departures or '–'} |"
+        )
     return "\n".join(lines)
 
 

@@ -2,19 +2,24 @@
 
 Hou, Cao, Zheng, Li, Chen, Liu, Cong, Hong and Zhou, "Linearly-evolved Transformer for Pan-sharpening", ACM Multimedia
 2024 (arXiv:2404.12804). Stacked transformers compute attention anew in each block, though their maps hardly differ.
-Here the first of five stages computes it, with queries from MS, keys and values from PAN, and each later stage makes
-its map from the one before by a 1-D convolution along the keys. MS and PAN have a branch each, and a third one brings
-the high frequencies that Sobel filters find in PAN into every stage.
+Here it is computed once, within windows of 8×8 pixels, with queries from PAN, keys and values from the interpolated MS;
+each later stage makes its map from the one before by a convolution along the keys and another softmax. A stage
+multiplies what attention gives by what a convolution makes of it and of the high frequencies of PAN and MS.
 
-1,754,692 parameters at 4 bands and 1,759,304 at 8, of about 1.8 million for the original in the CLIPPan authors' list
-of backbones (a figure we could not confirm in the paper). From the paper's summaries and the authors' settings:
-attention once, its 1-D evolution, the branches, Sobel, five stages of 64 channels. Ours, as we know no more: attention
-within windows of 8×8 pixels (the cost stays linear in the pixels), four heads, where the feed-forward and injecting
-convolutions stand and their sizes, and that the evolving convolutions start as the identity, so that the maps start
-equal. MS comes interpolated to PAN's grid, as to all networks here.
+2,273,307 parameters at 4 bands and 2,274,635 at 8, as in the class that the authors released (their setting for
+WorldView-3; ``width`` 32 with ``high_width`` 48 is the one for QuickBird). Differences from it, all chosen:
+
+- The authors normalise PAN over its channels, of which it has one: what is left is zero, and the map does not depend on
+  PAN. Here PAN is only scaled unless ``norm_pan`` is set, and MS of one band likewise.
+- The released class takes sides that are multiples of the window. Here the last windows are filled by repeating the
+  border, and cut off again.
+- The last layer starts at a twentieth of its usual size, as that of all networks here.
+
+Not settled by what is known of the release, and our reading: residual blocks have ReLU between their convolutions, and
+the high frequencies of a stage are made with the features that attention has just given.
 
 Windows are laid from the corner of what the network is given, so that a pixel's result depends on where that corner is,
-modulo eight pixels; what does not fill the last windows is filled by repeating the border, and cut off again.
+modulo eight pixels.
 """
 
 from __future__ import annotations
@@ -26,17 +31,39 @@ from torch.nn import functional
 from clippan.core.errors import ClippanError
 from clippan.fusion.networks.backbone import Backbone, ResidualBlock, last_convolution
 
-# The evolving convolutions' reach along the keys.
-_REACH = 3
+_REACH = 3  # keys that the evolving convolution takes together
+_DROPOUT = 0.2  # share of the logits that are zero in training
+_START_BLOCKS, _BRANCH_BLOCKS, _HEAD_BLOCKS = 4, 2, 2  # residual blocks
 
 
 class LFormer(Backbone):
-    """``depth`` stages of ``width`` channels, attention with ``heads`` heads in windows of ``window`` pixels."""
+    """See the module.
+
+    Args:
+        bands: number of MS bands.
+        width: channels of attention and of the features.
+        high_width: channels of the high frequencies.
+        depth: stages.
+        heads: heads of the attention.
+        window: edge of its windows, in pixels.
+        norm_pan: whether PAN is normalised to nothing, as in the released class.
+
+    Raises:
+        ClippanError: the heads cannot share the width.
+    """
 
     label = "LFormer"
-    sobel: Tensor
 
-    def __init__(self, bands: int, width: int = 64, depth: int = 5, heads: int = 4, window: int = 8) -> None:
+    def __init__(
+        self,
+        bands: int,
+        width: int = 64,
+        high_width: int = 64,
+        depth: int = 5,
+        heads: int = 8,
+        window: int = 8,
+        norm_pan: bool = False,
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ClippanError(
@@ -45,43 +72,54 @@ class LFormer(Backbone):
                 heads=heads,
             )
         self.bands, self.heads, self.window = bands, heads, window
-        self.ms = _branch_encoder(bands, width)
-        self.pan = _branch_encoder(1, width)
-        self.high = _branch_encoder(2, width)
-        self.query = nn.Conv2d(width, width, 1)
-        self.key = nn.Conv2d(width, width, 1)
-        self.values = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(depth))
-        self.stages = nn.ModuleList(_Stage(width) for _ in range(depth))
-        self.evolve = nn.ModuleList(_identity_conv1d(heads) for _ in range(depth - 1))
-        self.tail = last_convolution(width, bands, 3)
-        across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
-        self.register_buffer("sobel", torch.stack((across, across.T))[:, None], persistent=False)
+        self.norm_ms, self.norm_pan = _ChannelNorm(bands, bands > 1), _ChannelNorm(1, norm_pan)
+        self.query = _pointwise_depthwise(1, width)
+        self.key = _pointwise_depthwise(bands, width)
+        self.value = _pointwise_depthwise(bands, width)
+        self.leave = nn.Conv2d(width, width, 1)
+        self.evolutions = nn.ModuleList(_Evolution(heads) for _ in range(depth - 1))
+        self.values = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(depth - 1))
+        self.high_start = _HighFrequencies(bands, high_width)
+        self.high_branches = nn.ModuleList(_HighBranch(width, high_width) for _ in range(depth + 1))
+        self.stages = nn.ModuleList(_Stage(width, high_width) for _ in range(depth))
+        self.head = nn.Sequential(
+            *(ResidualBlock(width + high_width, functional.relu) for _ in range(_HEAD_BLOCKS)),
+            last_convolution(width + high_width, bands, 1),
+        )
+
+    @property
+    def margin(self) -> int:
+        """PAN pixels around a place that its result depends on, as a multiple of the window."""
+        branch = 2 * _BRANCH_BLOCKS + 1  # with the stage's convolution
+        start = 1 + 2 * _START_BLOCKS
+        pixels = start + branch + (len(self.stages) - 1) * (self.window - 1 + branch) + branch - 1 + 2 * _HEAD_BLOCKS
+        return -(-pixels // self.window) * self.window
 
     def detail(self, up: Tensor, pan: Tensor) -> Tensor:
         height, width = up.shape[-2:]
         frame = (0, -width % self.window, 0, -height % self.window)
-        filled, pan = (functional.pad(x, frame, mode="replicate") for x in (up, pan))
-        x, sharp = self.ms(filled), self.pan(pan)
-        gradients = functional.conv2d(functional.pad(pan, (1, 1, 1, 1), mode="replicate"), self.sobel.to(pan.dtype))
-        edge_features = self.high(gradients)
-
-        queries, keys = self._tokens(self.query(x)), self._tokens(self.key(sharp))
-        weights = torch.softmax(queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5, -1)
+        up, pan = (functional.pad(x, frame, mode="replicate") for x in (up, pan))
+        high_start = self.high_start(up, pan)
+        weights, x = self._attention(up, pan)
         for number, stage in enumerate(self.stages):
             if number:
-                weights = self._evolve_attention(weights, self.evolve[number - 1])
-            values = self.values[number](x if number else sharp)
-            attended = self._from_tokens(weights @ self._tokens(values), x)
-            x, edge_features = stage(x, attended, edge_features)
-        detail: Tensor = self.tail(x)
+                weights = self.evolutions[number - 1](weights)
+                x = self._attend(weights, self.values[number - 1](x))
+            x = stage(x, self.high_branches[number](high_start, x))
+        detail: Tensor = self.head(torch.cat((self.high_branches[-1](high_start, x), x), 1))
         return detail[..., :height, :width]
 
-    def _evolve_attention(self, weights: Tensor, convolution: nn.Module) -> Tensor:
-        """The next stage's map: each query's row convolved along the keys, the heads mixed."""
-        windows, heads, queries, keys = weights.shape
-        rows = weights.transpose(1, 2).reshape(windows * queries, heads, keys)
-        new: Tensor = convolution(rows)
-        return new.view(windows, queries, heads, keys).transpose(1, 2)
+    def _attention(self, up: Tensor, pan: Tensor) -> tuple[Tensor, Tensor]:
+        """The first map (windows, heads, queries, keys), whose rows sum to one, and what it makes of MS."""
+        ms = self.norm_ms(up)
+        queries, keys = self._tokens(self.query(self.norm_pan(pan))), self._tokens(self.key(ms))
+        logits = functional.dropout(queries @ keys.transpose(-1, -2), _DROPOUT, self.training)
+        weights = torch.softmax(logits, -1)
+        return weights, self.leave(self._attend(weights, self.value(ms)))
+
+    def _attend(self, weights: Tensor, values: Tensor) -> Tensor:
+        """An image (n, c, H, W) whose pixels are sums of those of a window, weighted by the map."""
+        return self._from_tokens(weights @ self._tokens(values), values.shape)
 
     def _tokens(self, x: Tensor) -> Tensor:
         """Images (n, c, H, W) as (windows, heads, pixels of a window, channels of a head)."""
@@ -90,40 +128,100 @@ class LFormer(Backbone):
         x = x.view(n, self.heads, channels // self.heads, height // size, size, width // size, size)
         return x.permute(0, 3, 5, 1, 4, 6, 2).reshape(-1, self.heads, size * size, channels // self.heads)
 
-    def _from_tokens(self, tokens: Tensor, like: Tensor) -> Tensor:
+    def _from_tokens(self, tokens: Tensor, shape: torch.Size) -> Tensor:
         """The inverse of ``_tokens``, of the shape of an image."""
-        n, channels, height, width = like.shape
+        n, channels, height, width = shape
         size = self.window
         x = tokens.view(n, height // size, width // size, self.heads, size, size, channels // self.heads)
         return x.permute(0, 3, 6, 1, 4, 2, 5).reshape(n, channels, height, width)
 
 
-class _Stage(nn.Module):
-    """What attention saw, the high frequencies and a feed-forward step, each added to the features."""
+class _ChannelNorm(nn.Module):
+    """Each pixel's channels with mean 0 and variance 1, if asked for, and a learned scale of each channel."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, channels: int, normalised: bool) -> None:
         super().__init__()
-        self.merge = nn.Conv2d(width, width, 1)
-        self.high = ResidualBlock(width, functional.gelu)
-        self.inject = nn.Conv2d(2 * width, width, 3, padding=1)
-        self.forth = nn.Conv2d(width, 2 * width, 3, padding=1)
-        self.back = nn.Conv2d(2 * width, width, 3, padding=1)
+        self._normalised = normalised
+        self.weight = nn.Parameter(torch.ones(channels))
 
-    def forward(self, x: Tensor, attended: Tensor, edge_features: Tensor) -> tuple[Tensor, Tensor]:
-        x = x + self.merge(attended)
-        edge_features = self.high(edge_features)
-        x = x + self.inject(torch.cat((x, edge_features), 1))
-        x = x + self.back(functional.gelu(self.forth(x)))
-        return x, edge_features
+    def forward(self, x: Tensor) -> Tensor:
+        if self._normalised:
+            return functional.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight).movedim(-1, 1)
+        return x * self.weight.view(-1, 1, 1)
 
 
-def _branch_encoder(channels: int, width: int) -> nn.Sequential:
-    """A branch's first features."""
-    return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), ResidualBlock(width, functional.gelu))
+class _Evolution(nn.Module):
+    """The next stage's map: every row convolved along the keys, the heads mixed, and softmax again.
+
+    All its weights are equal at the start, so that it first averages over the heads.
+    """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.along = nn.Conv2d(heads, heads, (1, _REACH), padding=(0, _REACH // 2), bias=False)
+        self.across = nn.Conv2d(heads, heads, 1)
+        nn.init.constant_(self.along.weight, 1 / _REACH**2)
+        nn.init.ones_(self.across.weight)
+        nn.init.zeros_(self.across.bias)  # type: ignore[arg-type]
+
+    def forward(self, weights: Tensor) -> Tensor:
+        return torch.softmax(functional.relu(self.across(self.along(weights))), -1)
 
 
-def _identity_conv1d(heads: int) -> nn.Conv1d:
-    """A convolution along the keys that changes nothing yet."""
-    layer = nn.Conv1d(heads, heads, _REACH, padding=_REACH // 2, bias=False)
-    nn.init.dirac_(layer.weight)
+class _HighFrequencies(nn.Module):
+    """The high frequencies of PAN and MS, by filters that start as a Laplacian."""
+
+    def __init__(self, bands: int, width: int) -> None:
+        super().__init__()
+        self.filter_ms, self.filter_pan = _laplacian(bands), _laplacian(1)
+        self.enter_ms, self.enter_pan = nn.Conv2d(bands, width, 1), nn.Conv2d(1, width, 1)
+        self.join = nn.Conv2d(2 * width, width, 1)
+        self.blocks = nn.Sequential(*(ResidualBlock(width, functional.relu) for _ in range(_START_BLOCKS)))
+
+    def forward(self, up: Tensor, pan: Tensor) -> Tensor:
+        both = self.enter_pan(self.filter_pan(pan)), self.enter_ms(self.filter_ms(up))
+        high: Tensor = self.blocks(self.join(torch.cat(both, 1)))
+        return high
+
+
+class _HighBranch(nn.Module):
+    """The first high frequencies as a stage needs them, from its features."""
+
+    def __init__(self, width: int, high_width: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(width, high_width, 1)
+        self.join = nn.Conv2d(2 * high_width, high_width, 1)
+        self.blocks = nn.Sequential(*(ResidualBlock(high_width, functional.relu) for _ in range(_BRANCH_BLOCKS)))
+
+    def forward(self, high_start: Tensor, x: Tensor) -> Tensor:
+        high: Tensor = self.blocks(self.join(torch.cat((high_start, self.enter(x)), 1)))
+        return high
+
+
+class _Stage(nn.Module):
+    """Features times what a convolution makes of them, of their surroundings and of the high frequencies."""
+
+    def __init__(self, width: int, high_width: int) -> None:
+        super().__init__()
+        self.around = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.mix = nn.Conv2d(width, width, 1)
+        self.join = nn.Conv2d(width + high_width, width, 3, padding=1)
+
+    def forward(self, x: Tensor, high: Tensor) -> Tensor:
+        seen = x + self.mix(functional.relu(self.around(x)))
+        factor: Tensor = self.join(torch.cat((seen, high), 1))
+        return x * factor
+
+
+def _pointwise_depthwise(channels: int, width: int) -> nn.Sequential:
+    """A 1×1 convolution to the width, then a 3×3 one of each channel alone."""
+    return nn.Sequential(nn.Conv2d(channels, width, 1), nn.Conv2d(width, width, 3, padding=1, groups=width))
+
+
+def _laplacian(channels: int) -> nn.Conv2d:
+    """A learned filter of each channel that starts as the Laplacian of a pixel and its eight neighbours."""
+    layer = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, padding_mode="replicate")
+    nn.init.constant_(layer.weight, -1)
+    layer.weight.data[..., 1, 1] = 8
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer

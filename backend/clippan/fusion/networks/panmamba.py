@@ -1,19 +1,21 @@
 """Pan-Mamba: state space models over the pixels of MS and PAN.
 
 He, Cao, Zhang, Yan, Wang, Li, Xie, Hong and Zhou, "Pan-Mamba: Effective pan-sharpening with State Space Model",
-Information Fusion 2025 (arXiv:2402.12192), over Mamba (Gu and Dao 2023). Pixels are read as one sequence, row by row.
-Both images pass through eight Mamba blocks each; two channel-swapping blocks then exchange half of their channels
-before a Mamba each; five cross-modal blocks last let PAN's sequence into that of MS, both through a gate that MS sets.
-What comes out is added to the interpolated MS.
+Information Fusion 2025 (arXiv:2402.12192), over Mamba (Gu and Dao 2023). Each image is encoded by convolutions whose
+first half of channels is normalised over the picture (HIN blocks), and read as one sequence of pixels, row by row.
+Eight Mamba blocks for each image and two that exchange half of their channels make its own features; MS and PAN are
+then mixed by convolutions, and five cross-modal blocks let PAN's sequence into that of MS. A block reads the sum of
+what the blocks before it made, but hands on only what its own Mamba makes of that; the sum is dropped at the end of
+each half. A residual block that weighs channels (Refine) gives what is added to the interpolated MS.
 
-449,700 parameters at 4 bands and 452,008 at 8. Tables print 0.1827 million for the original, but count 488.8 thousand
-when it is built anew (PanTiny's tables of reproductions): the first most likely leaves out what is inside the fused
-Mamba. From the paper: the three kinds of blocks and their order; Mamba's own sizes are its defaults (states of 16,
-expansion by 2). 32 channels and the numbers of blocks are the original's to our knowledge, not confirmed. Ours: three
-residual convolution blocks before each sequence and the sizes of the convolutions around, chosen to come near that size
-(8 % below); and layer normalisation before every Mamba. Sequences run one way only.
+472,044 parameters at 4 bands and 474,352 at 8. The class that the authors released has 478,444 and 480,752; 6,400 of
+them, six 1×1 convolutions and two norms, take no part in its result and are left out. Other differences, all chosen:
 
-A pixel's result depends on all pixels before it in the tile.
+- The authors enlarge MS by repeating pixels. Here it comes interpolated, as to all networks.
+- The released class computes at one size and for 4 bands only; this one at any.
+- The last layer starts at a twentieth of its usual size, as that of all networks here.
+
+A pixel's result depends on the whole tile, by the norms over the picture and by all pixels before it.
 
 The scan at Mamba's heart is ``mamba_ssm``'s fused kernel where that is installed and the tensors are on a CUDA device,
 and otherwise ours in plain PyTorch (``_SelectiveScan``).
@@ -31,15 +33,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from clippan.fusion.networks.backbone import Backbone, ResidualBlock, last_convolution
+from clippan.fusion.networks.backbone import Backbone, last_convolution
 
 # As in Mamba: how much wider its inside is, how far its convolution looks back, and the range of the first steps.
-_EXPANSION = 2
+EXPANSION = 2
 _CONV_WIDTH = 4
 _DELTA_RANGE = (1e-3, 1e-1)
 
-# Residual convolution blocks before each sequence.
-_ENCODER_BLOCKS = 3
+_ENCODER_BLOCKS = 3  # convolution blocks before each sequence
+_TINY = 1e-5  # added to the variance of a picture's features
+
+# Refine's weights come from this many times fewer numbers, though not from so few that all may be zero at a time.
+_REDUCTION = 4
+_MIN_SQUEEZED = 4
 
 # States that the plain scan has in memory at a time: few enough to stay near the processor, enough to keep a GPU busy.
 _CHUNK_STATES = 2**18
@@ -56,87 +62,152 @@ class PanMamba(Backbone):
     ) -> None:
         super().__init__()
         self.bands = bands
-        self.ms = _branch_encoder(bands, width)
-        self.pan = _branch_encoder(1, width)
-        self.ms_blocks = nn.Sequential(*(_Residual(width, states) for _ in range(depth)))
-        self.pan_blocks = nn.Sequential(*(_Residual(width, states) for _ in range(depth)))
+        self.ms, self.pan = _encoder(bands, width), _encoder(1, width)
+        # Both halves of the network read images through the same two layers.
+        self.embed_ms, self.embed_pan = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
+        self.ms_blocks = nn.ModuleList(_MambaBlock(width, states) for _ in range(depth))
+        self.pan_blocks = nn.ModuleList(_MambaBlock(width, states) for _ in range(depth))
         self.swaps = nn.ModuleList(_ChannelSwap(width, states) for _ in range(swaps))
         self.join_ms = nn.Conv2d(2 * width, width, 3, padding=1)
         self.join_pan = nn.Conv2d(2 * width, width, 3, padding=1)
         self.crosses = nn.ModuleList(_CrossModal(width, states) for _ in range(crosses))
-        self.tail = nn.Sequential(ResidualBlock(width, _leaky), last_convolution(width, bands, 3))
+        self.refine = _Refine(width, bands)
 
     def detail(self, up: Tensor, pan: Tensor) -> Tensor:
-        size = up.shape[-2:]
-        ms, sharp = self.ms_blocks(_sequence(self.ms(up))), self.pan_blocks(_sequence(self.pan(pan)))
-        for swap in self.swaps:
-            ms, sharp = swap(ms, sharp)
-        ms, sharp = _from_sequence(ms, size), _from_sequence(sharp, size)
-        ms, sharp = ms + self.join_ms(torch.cat((ms, sharp), 1)), sharp + self.join_pan(torch.cat((sharp, ms), 1))
+        ms, sharp = self._shallow(self.embed_ms(self.ms(up)), self.embed_pan(self.pan(pan)))
+        ms = ms + self.join_ms(torch.cat((ms, sharp), 1))
+        sharp = sharp + self.join_pan(torch.cat((sharp, ms), 1))
+        ms, sharp = self.embed_ms(ms), sequence(self.embed_pan(sharp))
+        stream = torch.zeros_like(sharp)
         for cross in self.crosses:
-            ms = cross(ms, sharp)
-        detail: Tensor = self.tail(ms)
+            ms, stream = cross(ms, stream, sharp)
+        detail: Tensor = self.refine(ms)
         return detail
 
+    def _shallow(self, ms: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        """The features (n, c, H, W) that each image makes nearly on its own."""
+        size = ms.shape[-2:]
+        ms, sharp = sequence(ms), sequence(sharp)
+        ms_stream, pan_stream = torch.zeros_like(ms), torch.zeros_like(sharp)
+        for ms_block, pan_block in zip(self.ms_blocks, self.pan_blocks):
+            ms, ms_stream = ms_block(ms, ms_stream)
+            sharp, pan_stream = pan_block(sharp, pan_stream)
+        for swap in self.swaps:
+            ms_stream, pan_stream = ms_stream + ms, pan_stream + sharp
+            ms, sharp = swap(ms_stream, pan_stream)
+        return from_sequence(ms, size), from_sequence(sharp, size)
 
-class _Residual(nn.Module):
-    """A Mamba over a normalised sequence (n, length, channels), added to it."""
+
+class _HinBlock(nn.Module):
+    """A half instance normalisation block: the first half of the channels normalised over the picture.
+
+    Chen et al., "HINet: Half Instance Normalization Network for Image Restoration", CVPR Workshops 2021.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.scale = nn.Parameter(torch.ones(width // 2, 1, 1))
+        self.shift = nn.Parameter(torch.zeros(width // 2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + leaky(self.second(self.half_normalised(leaky(self.first(x)))))
+
+    def half_normalised(self, x: Tensor) -> Tensor:
+        """Features with mean 0 and variance 1 in the first half of their channels, but for the learned change."""
+        kept = len(self.scale)
+        # Not by ``instance_norm``, which refuses a picture of one pixel.
+        variance, mean = torch.var_mean(x[:, :kept].float(), (2, 3), correction=0, keepdim=True)
+        first = (x[:, :kept] - mean) * (variance + _TINY).rsqrt() * self.scale + self.shift
+        return torch.cat((first.to(x.dtype), x[:, kept:]), 1)
+
+
+class _MambaBlock(nn.Module):
+    """A Mamba over the normalised sum of the sequences (n, length, channels) that came before it, and that sum."""
 
     def __init__(self, width: int, states: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.mamba = _Mamba(width, states)
+        self.mamba = Mamba(width, states)
 
-    def forward(self, x: Tensor) -> Tensor:
-        new: Tensor = self.mamba(self.norm(x))
-        return x + new
+    def forward(self, x: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
+        stream = stream + x
+        return self.mamba(self.norm(stream)), stream
 
 
 class _ChannelSwap(nn.Module):
-    """Half of the channels exchanged between MS and PAN, then a Mamba each."""
+    """The first half of the normalised channels exchanged between MS and PAN, then a Mamba each."""
 
     def __init__(self, width: int, states: int) -> None:
         super().__init__()
-        self.ms, self.pan = _Residual(width, states), _Residual(width, states)
+        self.norm_ms, self.norm_pan = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.ms, self.pan = Mamba(width, states), Mamba(width, states)
 
     def forward(self, ms: Tensor, pan: Tensor) -> tuple[Tensor, Tensor]:
-        kept = ms.shape[-1] // 2
-        mixed = torch.cat((ms[..., :kept], pan[..., kept:]), -1), torch.cat((pan[..., :kept], ms[..., kept:]), -1)
-        return self.ms(mixed[0]), self.pan(mixed[1])
+        half = ms.shape[-1] // 2
+        ms, pan = self.norm_ms(ms), self.norm_pan(pan)
+        return (
+            self.ms(torch.cat((pan[..., :half], ms[..., half:]), -1)),
+            self.pan(torch.cat((ms[..., :half], pan[..., half:]), -1)),
+        )
 
 
 class _CrossModal(nn.Module):
-    """PAN's sequence let into that of MS, both through the gate of MS; then a look at each pixel's neighbours."""
+    """PAN's sequence let into that of MS, each through a gate of its own; then a look at each pixel's neighbours.
+
+    Both are normalised twice by the same norm, as in the released class.
+    """
 
     def __init__(self, width: int, states: int) -> None:
         super().__init__()
-        inner = _EXPANSION * width
+        inner = EXPANSION * width
         self.norm_ms, self.norm_pan = nn.LayerNorm(width), nn.LayerNorm(width)
         self.enter_ms = nn.Linear(width, 2 * inner, bias=False)
-        self.enter_pan = nn.Linear(width, inner, bias=False)
-        self.scan_ms, self.scan_pan = (
-            _SelectiveStateSpace(inner, width, states),
-            _SelectiveStateSpace(inner, width, states),
-        )
+        self.enter_pan = nn.Linear(width, 2 * inner, bias=False)
+        self.scan_ms = SelectiveStateSpace(inner, width, states)
+        self.scan_pan = SelectiveStateSpace(inner, width, states)
         self.leave = nn.Linear(inner, width, bias=False)
         self.around = nn.Conv2d(width, width, 3, padding=1, groups=width)
 
-    def forward(self, ms: Tensor, pan: Tensor) -> Tensor:
-        x, gate = self.enter_ms(self.norm_ms(_sequence(ms))).chunk(2, -1)
-        sharp = self.enter_pan(self.norm_pan(_sequence(pan)))
-        merged = (self.scan_ms(x) + self.scan_pan(sharp)) * functional.silu(gate)
-        ms = ms + _from_sequence(self.leave(merged), ms.shape[-2:])
-        return ms + self.around(ms)
+    def forward(self, ms: Tensor, stream: Tensor, pan: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (n, c, H, W) of MS; sequences (n, H·W, c) of what came before and of PAN."""
+        stream = stream + sequence(ms)
+        x, ms_gate = self.enter_ms(self.norm_ms(self.norm_ms(stream))).chunk(2, -1)
+        sharp, pan_gate = self.enter_pan(self.norm_pan(self.norm_pan(pan))).chunk(2, -1)
+        merged = self.scan_ms(x) * functional.silu(ms_gate) + self.scan_pan(sharp) * functional.silu(pan_gate)
+        new = from_sequence(self.leave(merged), ms.shape[-2:])
+        return new + self.around(new), stream
 
 
-class _Mamba(nn.Module):
+class _Refine(nn.Module):
+    """The last features as detail, after a residual block whose channels are weighed by their means."""
+
+    def __init__(self, width: int, bands: int) -> None:
+        super().__init__()
+        squeezed = max(_MIN_SQUEEZED, width // _REDUCTION)
+        self.enter = nn.Conv2d(width, width, 3, padding=1)
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.squeeze = nn.Sequential(nn.Conv2d(width, squeezed, 1), nn.ReLU(), nn.Conv2d(squeezed, width, 1))
+        self.leave = last_convolution(width, bands, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        new = self.second(functional.relu(self.first(x)))
+        weights = torch.sigmoid(self.squeeze(new.mean((2, 3), keepdim=True)))
+        detail: Tensor = self.leave(x + weights * new)
+        return detail
+
+
+class Mamba(nn.Module):
     """Mamba: a selective scan and a gate between two projections."""
 
     def __init__(self, width: int, states: int) -> None:
         super().__init__()
-        inner = _EXPANSION * width
+        inner = EXPANSION * width
         self.enter = nn.Linear(width, 2 * inner, bias=False)
-        self.scan = _SelectiveStateSpace(inner, width, states)
+        self.scan = SelectiveStateSpace(inner, width, states)
         self.leave = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,7 +216,7 @@ class _Mamba(nn.Module):
         return new
 
 
-class _SelectiveStateSpace(nn.Module):
+class SelectiveStateSpace(nn.Module):
     """A state space model whose steps, input and output weights follow from the sequence (n, length, inner) itself."""
 
     def __init__(self, inner: int, width: int, states: int) -> None:
@@ -170,23 +241,23 @@ class _SelectiveStateSpace(nn.Module):
         return selective_scan(x, delta, -self.decay.exp(), b, c) + self.skip * x
 
 
-def _leaky(x: Tensor) -> Tensor:
+def leaky(x: Tensor) -> Tensor:
     return functional.leaky_relu(x, 0.2)
 
 
-def _branch_encoder(channels: int, width: int) -> nn.Sequential:
+def _encoder(channels: int, width: int) -> nn.Sequential:
     """An image's first features."""
-    blocks = (ResidualBlock(width, _leaky) for _ in range(_ENCODER_BLOCKS))
+    blocks = (_HinBlock(width) for _ in range(_ENCODER_BLOCKS))
     return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), *blocks)
 
 
-def _sequence(x: Tensor) -> Tensor:
+def sequence(x: Tensor) -> Tensor:
     """An image (n, c, H, W) as the sequence of its pixels (n, H·W, c)."""
     return x.flatten(2).transpose(1, 2)
 
 
-def _from_sequence(x: Tensor, size: torch.Size) -> Tensor:
-    """The inverse of ``_sequence``."""
+def from_sequence(x: Tensor, size: torch.Size) -> Tensor:
+    """The inverse of ``sequence``."""
     return x.transpose(1, 2).unflatten(2, tuple(size))
 
 

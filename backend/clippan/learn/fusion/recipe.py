@@ -115,7 +115,7 @@ class Recipe:
     """
 
     network: str = "detail"
-    options: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     bands: int = 4
     pairs: tuple[PairSource, ...] = ()
     pictures: tuple[PictureSource, ...] = ()
