@@ -9,7 +9,7 @@ itself goes by.
 
 One pair a sensor by default, the first; --all takes them all. The model that ships was trained on these sensors; --runs
 names a folder of trainings that each left out some sensors, and each pair starts from the one that never saw its own.
-Where no better model is found, none is written and the start model is used on: such a scene counts as not improved.
+Where no better model is found, the start model is kept: such a scene counts as not improved.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import torch
 from osgeo import gdal
 
 from clippan import __version__
-from clippan.core.errors import ClippanError
 from clippan.core.threads import count_threads
 from clippan.fusion.model import shipped
 from clippan.handlers import run
@@ -52,14 +51,13 @@ SHARE, WORST = 0.75, 2.0  # what is aimed at: scenes improved, and loss of SAM i
 
 @dataclass(frozen=True)
 class Row:
-    """One pair: figures before and after, seconds, steps, and why nothing was written if so."""
+    """One pair: figures before and after, seconds, and steps, which are 0 where the start model was kept."""
 
     name: str
     before: dict[str, float]
     after: dict[str, float]
     seconds: float
     steps: int
-    refused: str
 
     @property
     def angle(self) -> float:
@@ -99,15 +97,9 @@ def adapted(case: quality.Case, start: Path, clip: str, seconds: float, threads:
         seconds=seconds,
         threads=threads,
     )
-    began = datetime.datetime.now()
-    try:
-        result = run(request, Context(log=lambda line: print(f"  {line}", file=sys.stderr)))
-    except ClippanError as error:
-        print(f"  {error}", file=sys.stderr)
-        gone = (datetime.datetime.now() - began).total_seconds()
-        return Row(case.name, before, before, gone, 0, str(error))
-    after = measured(output, case, reduced, folder)
-    return Row(case.name, before, after, result.seconds, result.steps, "")
+    result = run(request, Context(log=lambda line: print(f"  {line}", file=sys.stderr)))
+    after = measured(output, case, reduced, folder) if result.improved else before
+    return Row(case.name, before, after, result.seconds, result.steps)
 
 
 def table(rows: list[Row]) -> str:
@@ -119,7 +111,7 @@ def table(rows: list[Row]) -> str:
             digits = 2 if name in ("SAM", "ERGAS") else 3
             cells.append(f"{row.before[name]:.{digits}f} → {row.after[name]:.{digits}f}")
         lines.append(
-            [*cells, f"{row.angle:+.1f} %", str(row.steps) if row.steps else "none better", f"{row.seconds:.0f}"]
+            [*cells, f"{row.angle:+.1f} %", str(row.steps) if row.steps else "start kept", f"{row.seconds:.0f}"]
         )
     return quality.markdown(["pair", *FULL, *REDUCED, "SAM changes by", "steps", "seconds"], lines)
 

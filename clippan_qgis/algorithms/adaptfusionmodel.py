@@ -5,7 +5,7 @@ from clippan.jobs import ADAPTATION_FIGURES, FIGURES, AdaptFusionRequest
 
 from ..i18n import tr
 from . import base
-from .parameters import JobParameters, ModelAdapter
+from .parameters import JobParameters, ModelAdapter, choice_parameter
 
 _NO_CLIP = "none"
 
@@ -14,6 +14,9 @@ class _SupervisorAdapter(ModelAdapter):
     """The CLIP that supervises, or none."""
 
     folder_title = Message("Own CLIP")
+
+    def definition(self):
+        return choice_parameter(self.name, self.label, self.labels, _NO_CLIP)
 
     @property
     def labels(self):
@@ -36,6 +39,9 @@ class AdaptFusionModel(base.JobAlgorithm):
     )
     RESULT_VALUES = (
         *(_figure(name, when) for name in ADAPTATION_FIGURES for when in ("before", "after")),
+        base.ResultValue(
+            "IMPROVED", "Better than the start model (1) or a copy of it (0)", lambda result: int(result.improved)
+        ),
         base.ResultValue("STEPS_DONE", "Steps until the model that was kept", lambda result: result.steps),
         base.SENSOR_USED,
         base.DEVICE_USED,
@@ -47,13 +53,12 @@ class AdaptFusionModel(base.JobAlgorithm):
     HELP = (
         "Fine-tunes the network that Pansharpen uses to your scene, for a further gain in quality. No reference is "
         "needed. The network learns from the scene itself: its result, degraded to the resolution of the multispectral "
-        "raster, has to match that raster, and its fine detail has to match the panchromatic raster. A vision-language "
-        "model (CLIP) supervises the adaptation.\n\n"
+        "raster, has to match that raster, and its fine detail has to match the panchromatic raster.\n\n"
         "The result is a small file. Choose it as the fusion model in Pansharpen, for this scene or for other scenes "
         "of the same sensor with the same bands.\n\n"
-        "The adaptation takes at most two minutes by default. In large scenes, only the most informative places are "
+        "The adaptation takes at most a minute by default. In large scenes, only the most informative places are "
         "read. The log shows the quality before and after: HQNR at full resolution (best 1), and Q2n (best 1), SAM and "
         "ERGAS (best 0) at reduced resolution, with the multispectral raster as the reference. A model that makes the "
-        "colours worse is never written. If no better model is found, the algorithm says so and writes nothing; "
-        "continue with the model that you had."
+        "colours worse is never kept. If there is no gain, the output is a copy of the start model, and the result "
+        "“Better than the start model” is 0, so that models and batches go on."
     )

@@ -26,7 +26,7 @@ from clippan.jobs import (
     Registration,
 )
 from clippan.learn.fusion import adaptation as module
-from clippan.learn.fusion import reading, training_scene
+from clippan.learn.fusion import reading, scene_supervisor, training_scene
 from clippan.raster.pair import open_pair
 from clippan.raster.tiles import Window
 
@@ -86,7 +86,8 @@ def request_for(tmp_path, start):
 def quick(monkeypatch):
     """Measures often, so that few steps are enough, and takes any gain."""
     monkeypatch.setattr(module, "_VALIDATE_EVERY", 6)
-    monkeypatch.setattr(module, "_MIN_HQNR_GAIN", 1e-6)
+    monkeypatch.setattr(module, "_MIN_GAIN", 1e-6)
+    monkeypatch.setattr(module, "_gain", lambda before, after: after["HQNR"] - before["HQNR"])
     monkeypatch.setattr(training_scene, "_PATCH_SIZES", (64,))
     monkeypatch.setattr(module, "_acceptable", lambda before, after: True)
 
@@ -101,7 +102,9 @@ def test_the_result_is_a_model_for_pansharpen_that_is_better_here(pair, request_
     lines, percents = [], []
     result = run(request, Context(lambda percent, message: percents.append((percent, message)), lines.append))
     assert list(result.before) == list(result.after) == list(ADAPTATION_FIGURES)
+    assert result.improved
     assert result.after["HQNR"] > result.before["HQNR"]
+    assert any(line.startswith("HQNR rises by ") and line.endswith("the adapted model is kept.") for line in lines)
     assert (result.bands, result.clip, result.sensor, result.device) == (4, "", "generic", "cpu")
     assert 0 < result.steps <= 12
     assert {"D_lambda_K", "D_s", "detail", "supervised", "quality", "angle"} == set(result.losses)
@@ -145,15 +148,27 @@ def test_the_same_seed_makes_the_same_model(pair, request_for, quick):
         assert torch.equal(value, weights[1][name]), name
 
 
-def test_nothing_is_handed_out_that_is_not_better(pair, request_for, monkeypatch, tmp_path):
+def test_without_a_gain_the_start_model_is_kept(pair, request_for, monkeypatch):
     monkeypatch.setattr(training_scene, "_PATCH_SIZES", (64,))
     monkeypatch.setattr(module, "_VALIDATE_EVERY", 2)
     monkeypatch.setattr(module, "_acceptable", lambda before, after: False)
     lines = []
-    with pytest.raises(ClippanError, match=r"No better model .* none was written; pansharpen with the start model\.$"):
-        run(request_for(pair(size=192), steps=40), Context(log=lines.append))
-    assert nothing_left(tmp_path)
+    request = request_for(pair(size=192), steps=40)
+    result = run(request, Context(log=lines.append))
     assert sum("not kept" in line for line in lines) == module._PATIENCE  # and it stopped early
+    assert lines[-1] == "No gain on this scene in 8 steps: the start model is kept."
+    assert not result.improved
+    assert (result.steps, result.after) == (0, result.before)
+    assert Path(request.output).read_bytes() == Path(request.model).read_bytes()
+    kept = f"No gain on this scene: the start model is kept, and {request.output} is a copy of it."
+    assert kept in [str(line) for line in result.describe()]
+
+
+def test_a_gain_at_full_resolution_is_not_paid_for_at_reduced_resolution():
+    before = {"HQNR": 0.9, "Q2n": 0.9}
+    assert module._gain(before, {"HQNR": 0.92, "Q2n": 0.95}) == pytest.approx(0.02)
+    assert module._gain(before, {"HQNR": 0.92, "Q2n": 0.897}) == pytest.approx(0.017)
+    assert module._gain(before, {"HQNR": 0.902, "Q2n": 0.896}) < 0 < module._MIN_GAIN
 
 
 def test_what_must_not_get_worse():
@@ -168,8 +183,9 @@ def test_what_must_not_get_worse():
 def test_the_time_budget_holds(pair, request_for, quick, monkeypatch, tmp_path):
     made = pair(size=192)
     started = time.monotonic()
-    with pytest.raises(ClippanError, match=r"The time budget of 0\.1 s was spent before the first step; allow more"):
-        run(request_for(made, seconds=0.1))
+    lines = []
+    assert not run(request_for(made, seconds=0.1), Context(log=lines.append)).improved
+    assert "The time budget of 0.1 s was spent before the first step; allow more time." in lines
     monkeypatch.setattr(module, "_RESERVED_SECONDS", 0.2)
     result = run(request_for(made, seconds=6, steps=100_000, model=str(tmp_path / "start0.safetensors")))
     assert result.steps > 0
@@ -342,7 +358,7 @@ def test_patches_are_cut_from_the_window_as_it_is(pair):
 
 @pytest.mark.slow
 def test_clip_supervises(pair, request_for, quick, monkeypatch):
-    monkeypatch.setattr(module, "_ADAPTER_STEPS", 1)
+    monkeypatch.setattr(scene_supervisor, "_ADAPTER_STEPS", 1)
     request = request_for(pair(size=128), clip="starter", steps=8)
     result = run(request)
     assert result.clip == "starter"
@@ -375,5 +391,5 @@ def test_a_real_scene_gets_better(request_for, tmp_path):
         registration=Registration.AUTO,
     )
     result = run(request)
-    assert result.after["HQNR"] > result.before["HQNR"] + module._MIN_HQNR_GAIN
+    assert result.after["HQNR"] > result.before["HQNR"] + module._MIN_GAIN
     assert result.after["SAM"] <= 1.01 * result.before["SAM"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -256,11 +257,44 @@ def test_intra_brings_patches_of_a_scene_together() -> None:
     assert torch.equal(same["intra"], supervisor.adapter_losses(batch)["intra"])
 
 
+def test_the_scale_of_each_loss_of_stage_one() -> None:
+    one, other = torch.eye(512)[:1], torch.eye(512)[1:2]
+    assert float(clip_supervision._l1(one, other, "sum")) == 2
+    assert float(clip_supervision._l1(one, other, "mean")) == pytest.approx(2 / 512)
+    texts = torch.eye(3)
+    same = torch.ones(6, 3) / 3**0.5  # as near to each text
+    assert float(clip_supervision._classification_loss(same, texts)) == pytest.approx(math.log(3))
+
+
+@pytest.mark.parametrize(("move", "loss"), [((1.0, 0.0), 0.0), ((0.0, 1.0), 1.0), ((-1.0, 0.0), 2.0)])
+def test_direction_is_measured_by_the_angle_of_moves(move: tuple[float, float], loss: float) -> None:
+    moves = 10 * torch.tensor([move])  # much longer than the length below which directions count less
+    cosine = float(clip_supervision._damped_cosine(moves, torch.tensor([3.0, 0.0])))
+    assert 1 - cosine == pytest.approx(loss, abs=1e-4)
+
+
+def test_the_mean_is_the_sum_over_the_width() -> None:
+    supervisor, batch = ClipSupervisor(tiny(), 4), make()
+    total, mean = (supervisor.adapter_losses(batch, norm) for norm in ("sum", "mean"))
+    assert total["fusion"].item() == pytest.approx(WIDTH * mean["fusion"].item(), rel=1e-5)
+    assert torch.equal(total["inter"], mean["inter"])
+
+
+def test_another_stand_in_changes_what_stage_one_learns() -> None:
+    supervisor, batch = ClipSupervisor(tiny(), 4), make()
+    usual = supervisor.adapter_losses(batch)
+    other = supervisor.adapter_losses(dataclasses.replace(batch, stand_in=(batch.up + batch.classical) / 2))
+    assert usual["fusion"] != other["fusion"]
+    assert usual["inter"] != other["inter"]
+    same = supervisor.adapter_losses(dataclasses.replace(batch, stand_in=batch.classical))
+    assert all(torch.equal(usual[name], same[name]) for name in usual)
+
+
 def test_stage_one_s_weights_load_in_stage_two(tmp_path: Path) -> None:
     clip, batch, path = tiny(), make(), tmp_path / "stage-one.safetensors"
     taught = ClipSupervisor(clip, 4, prompts=clip_supervision.KHAN)
     stage_one(taught, batch, 3)
-    taught.save(path)
+    taught.save(path, {})
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     loaded = ClipSupervisor.load(path, clip, 4)
     assert loaded.prompts == clip_supervision.KHAN
@@ -278,7 +312,7 @@ def test_stage_one_s_weights_load_in_stage_two(tmp_path: Path) -> None:
 
 def test_weights_for_other_bands_or_another_clip_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "stage-one.safetensors"
-    ClipSupervisor(tiny(), 4).save(path)
+    ClipSupervisor(tiny(), 4).save(path, {})
     with pytest.raises(ClippanError, match="adapted for 4 bands but MS has 8; choose"):
         ClipSupervisor.load(path, tiny(), 8)
     with pytest.raises(ClippanError, match="with the CLIP tiny"):
@@ -298,7 +332,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             ClipSupervisor.load(tmp_path / name, tiny(), 4)
     saved = tmp_path / "stage-one.safetensors"
     supervisor = ClipSupervisor(tiny(), 4)
-    supervisor.save(saved)
+    supervisor.save(saved, {})
     weights = load_file(saved)
     assert not any("clip" in name for name in weights)
     from safetensors import safe_open
@@ -310,4 +344,4 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ClippanError, match="run stage I again"):
         ClipSupervisor.load(other, tiny(), 4)
     with pytest.raises(ClippanError, match="could not be written"):
-        supervisor.save(tmp_path / "no" / "such" / "folder.safetensors")
+        supervisor.save(tmp_path / "no" / "such" / "folder.safetensors", {})

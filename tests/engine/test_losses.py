@@ -102,7 +102,8 @@ def test_figures_of_blocks_are_the_exact_ones(bands: int) -> None:
     spatial, alparone = torch.tensor(spatial), torch.tensor(alparone)
     assert torch.allclose(losses.d_s(batch, batch.classical), spatial.mean(), atol=1e-5)
     assert torch.allclose(losses.alparone_d_lambda(batch, batch.classical), alparone.mean(), atol=1e-5)
-    one = dataclasses.replace(batch, **{name: value[:1] for name, value in vars(batch).items() if name != "ratio"})
+    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    one = dataclasses.replace(batch, **{name: value[:1] for name, value in tensors.items()})
     qnr = 1 - (1 - alparone[0]) * (1 - spatial[0])
     assert torch.allclose(losses.qnr_loss(one, one.classical), qnr, atol=1e-5)
 
@@ -193,6 +194,20 @@ def test_bands_that_make_pan_are_found() -> None:
     batch = make()
     assert losses.spatial_loss(batch, batch.target) < 0.01
     assert losses.spatial_loss(batch, batch.up) > 0.1
+
+
+def test_a_learned_phi_starts_as_the_mean_of_the_bands_and_learns() -> None:
+    loss = losses.LearnedPanLoss(4)
+    batch = make()
+    mean = dataclasses.replace(batch, pan=batch.target.mean(dim=1, keepdim=True))
+    assert float(loss(mean, batch.target)) == pytest.approx(0, abs=1e-5)
+    assert loss(batch, batch.up) > 0.01
+    optimiser = torch.optim.SGD(loss.parameters(), 0.1)
+    before = float(loss(batch, batch.target))
+    loss(batch, batch.target).backward()
+    optimiser.step()
+    assert (loss.phi.weight - 0.25).abs().min() > 1e-4
+    assert float(loss(batch, batch.target)) < before
 
 
 def test_an_objective_sums_only_what_has_a_weight() -> None:

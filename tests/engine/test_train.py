@@ -19,20 +19,23 @@ import pytest
 from conftest import read_raster, truth, write_raster
 from processes import in_two
 
+small_clip = pytest.importorskip("small_clip")
 torch = pytest.importorskip("torch")
 pytest.importorskip("yaml")
 
 from PIL import Image  # noqa: E402
+from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from clippan import resources  # noqa: E402
 from clippan.catalogue.models import MODELS  # noqa: E402
+from clippan.catalogue.recipes import RECIPES, find_recipe  # noqa: E402
 from clippan.core.errors import Cancelled, ClippanError  # noqa: E402
 from clippan.fusion import filters, model, networks  # noqa: E402
 from clippan.fusion.methods import MtfGlp  # noqa: E402
 from clippan.fusion.statistics import SceneStatistics  # noqa: E402
-from clippan.handlers import run  # noqa: E402
-from clippan.jobs import Context, Device, Method, PansharpenRequest, TrainFusionRequest  # noqa: E402
+from clippan.handlers import run, train_fusion  # noqa: E402
+from clippan.jobs import Context, Device, Method, PansharpenRequest, Registration, TrainFusionRequest  # noqa: E402
 from clippan.learn.fusion import reading  # noqa: E402
 from clippan.learn.fusion import training as train  # noqa: E402
 from clippan.learn.fusion.batch import PatchBatch  # noqa: E402
@@ -40,6 +43,7 @@ from clippan.learn.fusion.objective import LossWeights  # noqa: E402
 from clippan.learn.fusion.patches import BandMixture, BandMoments, ReferenceScene, ScenePair, collate  # noqa: E402
 from clippan.learn.fusion.recipe import AdapterTraining, Augmentation, PairSource, PictureSource, Recipe, read_recipe  # noqa: E402
 from clippan.learn.fusion.sampler import BatchSampler  # noqa: E402
+from clippan.learn.fusion.stand_in import bdsd_fused, fit_bdsd  # noqa: E402
 from clippan.learn.loop import CURVES  # noqa: E402
 from clippan.raster.grid import AxisTransform  # noqa: E402
 
@@ -155,18 +159,56 @@ def test_every_part_of_a_recipe_is_read(recipe):
     )
 
 
-def test_a_request_overrides_steps_seed_and_sensors():
-    kept = Recipe(steps=7, seed=3, without=("a",))
-    assert kept.overridden(None, None, ()) == kept
-    assert kept.overridden(5, 0, ("b",)) == dataclasses.replace(kept, steps=5, seed=0, without=("a", "b"))
+def asked(**options: Any) -> TrainFusionRequest:
+    return TrainFusionRequest(data="d", output="o", **options)
 
 
-def test_the_shipped_recipe_is_one_that_can_be_built():
-    found = read_recipe(resources() / "fusion" / "recipe.yaml")
+def test_a_request_overrides_what_the_recipe_says():
+    kept = Recipe(steps=7, seed=3, without=("a",), options={"width": 8}, start="shipped")
+    changed = functools.partial(dataclasses.replace, kept)
+    assert kept.overridden(asked()) == kept
+    few = changed(steps=5, seed=0, without=("a", "b"), language=AdapterTraining(steps=5))
+    assert kept.overridden(asked(steps=5, seed=0, without=("b",))) == few
+    assert kept.overridden(asked(steps=5000)).language.steps == AdapterTraining.steps  # no more than the recipe has
+    assert kept.overridden(asked(model="m")) == changed(start="m")
+    assert kept.overridden(asked(network="pnn")) == changed(network="pnn", options={}, start="")
+    assert kept.overridden(asked(clip="c", adapters="a")) == changed(language=AdapterTraining(clip="c", adapters="a"))
+    alone = Recipe(trains="adapters")
+    assert alone.overridden(asked(steps=5000)).language.steps == 5000
+
+
+def test_a_start_that_brings_a_network_leaves_no_choice_of_one():
+    with pytest.raises(ClippanError, match="“Start from fusion model” brings a network along; leave out “Network”"):
+        asked(model="m.safetensors", network="pnn").check()
+
+
+def test_the_recipes_that_ship_are_known_by_name():
+    assert list(RECIPES) == ["default", "paper", "stage1", "stage2"]
+    assert find_recipe("stage1") == resources() / "recipes" / "stage1.yaml"
+    assert find_recipe(str(DOCUMENT)) == DOCUMENT
+    with pytest.raises(ClippanError, match=r"no recipe stage3; choose one of default, paper, .* or a YAML file"):
+        find_recipe("stage3")
+
+
+def test_the_recipe_of_the_shipped_model_is_one_that_can_be_built():
+    found = read_recipe(find_recipe("default"))
     assert found.truth.used
     assert found.scene.used
     assert found.pairs
     assert networks.parameter_count(networks.build(found.network, found.bands, **found.options)) < 100_000
+
+
+def test_the_paper_s_recipe_has_the_paper_s_parts():
+    found = read_recipe(find_recipe("paper"))
+    assert (found.language.clip, MODELS[found.language.clip].architecture) == ("openai-b32", "ViT-B-32-quickgelu")
+    assert (found.language.stand_in, found.phi, found.language.rate, found.steps >= 1000) == (
+        "bdsd",
+        "learned",
+        1e-4,
+        True,
+    )
+    assert found.scene.used == dict.fromkeys(("spectral", "spatial", "qnr", "pseudo", "language"), 1.0)
+    assert networks.parameter_count(networks.build(found.network, found.bands, **found.options)) == 2_341_057
 
 
 def test_the_document_shows_every_entry_and_recipes_that_can_be_read(recipe):
@@ -176,9 +218,8 @@ def test_the_document_shows_every_entry_and_recipes_that_can_be_read(recipe):
     for kind in (Recipe, PairSource, PictureSource, Augmentation, AdapterTraining, LossWeights):
         assert {field.name for field in dataclasses.fields(kind)} <= set(shown), kind
     recipes = [block for block in re.findall(r"(?:^    .*\n)+", document, re.MULTILINE) if "network:" in block]
-    full, without_truth = (read_recipe(Path(recipe(textwrap.dedent(block)))) for block in recipes)
+    (full,) = (read_recipe(Path(recipe(textwrap.dedent(block)))) for block in recipes)
     assert (full.network, full.truth.quality, full.augment.ratios) == ("detail", 0.5, (4, 4, 2))
-    assert set(without_truth.scene.used) == {"spectral", "spatial", "qnr", "pseudo", "language"}
     for name in ("steps", "rate", "warmup", "average", "seed", "simulated", "gain", "shift", "haze", "limit", "share"):
         kind = next(kind for kind in (Recipe, Augmentation, PictureSource) if hasattr(kind, name))
         assert float(shown[name]) == getattr(kind, name), name
@@ -187,12 +228,12 @@ def test_the_document_shows_every_entry_and_recipes_that_can_be_read(recipe):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("truth: {supervised: 1}\nstep: 5", "Unknown parameter step for Recipe; known are network,"),
+        ("truth: {supervised: 1}\nstep: 5", "Unknown parameter step for Recipe; known are trains,"),
         ("truth: {supervised: 1, beauty: 1}", "Unknown parameter beauty for LossWeights"),
         ("truth: {supervised: 1}\naugment: {rain: 1}", "Unknown parameter rain for Augmentation"),
         ("truth: {supervised: 1}\npairs: [{without: [a]}]", "Missing parameter folder for PairSource"),
         ("truth: {supervised: 1}\nsteps: many", "Parameter steps should be int, not 'many'"),
-        ("truth: {supervised: 1}\nprecision: half", "The precision half is unknown; write float32 or bfloat16"),
+        ("truth: {supervised: 1}\nprecision: half", "cannot have half as precision; write one of float32, bfloat16."),
         ("truth: {supervised: 1}\nsteps: 0", "at least one step"),
         ("truth: {supervised: 1}\nscene_batch: 0", "one patch per batch; raise steps and batch"),
         ("truth: {supervised: 1}\nsize: 8", "an edge of at least 32 pixels; raise size"),
@@ -204,7 +245,16 @@ def test_the_document_shows_every_entry_and_recipes_that_can_be_read(recipe):
         ("truth: {supervised: 1}\naugment: {ratios: []}", "correct ratios and bands under augment"),
         ("truth: {supervised: 1}\naugment: {bands: [4, 0]}", "correct ratios and bands under augment"),
         ("truth: {supervised: 1}\npictures: [{path: p, factor: 0}]", "factor of at least 1"),
-        ("truth: {supervised: 1}\nlanguage: {protocol: wild}", "write wald or khan"),
+        (
+            "truth: {supervised: 1}\nlanguage: {protocol: wild}",
+            "cannot have wild as protocol; write one of wald, khan.",
+        ),
+        ("truth: {supervised: 1}\nlanguage: {stand_in: gsa}", "gsa as stand_in; write one of mtf-glp-hpm-r, bdsd."),
+        ("truth: {supervised: 1}\nlanguage: {fusion_norm: max}", "max as fusion_norm; write one of sum, mean."),
+        ("truth: {supervised: 1}\nlanguage: {steps: 0}", "at least one step"),
+        ("truth: {supervised: 1}\ntrains: clip", "clip as trains; write one of network, adapters."),
+        ("truth: {supervised: 1}\nphi: fixed", "fixed as phi; write one of least-squares, learned."),
+        ("truth: {spatial: 1}\nphi: learned", "cannot be used under truth with a learned phi"),
         ("truth: {language: 1}", "set it under scene"),
         ("", "gives no loss a weight"),
         ("- a\n- b", "named values"),
@@ -753,53 +803,154 @@ def test_a_network_of_a_fixed_number_of_bands_is_bound_to_it(data, recipe, tmp_p
         trained.check_band_count(3)
 
 
-@pytest.mark.slow
-def test_both_stages_of_clippan(data, recipe, tmp_path):
-    if not MODELS["starter"].path.is_file():
-        pytest.skip("the starter CLIP is not in this checkout")
-    teacher = model.FusionModel(
-        networks.build("detail", 4, width=8, head=8, depth=1), "detail", {"width": 8, "head": 8, "depth": 1}
+FIVE = ["spectral", "spatial", "qnr", "pseudo", "language"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A tiny CLIP."""
+    return small_clip.make(tmp_path_factory.mktemp("clips") / "tiny", "transformer")
+
+
+def header(path: Path) -> dict[str, str]:
+    with safe_open(str(path), framework="pt") as file:
+        return dict(file.metadata())
+
+
+@pytest.fixture
+def small_patches(monkeypatch):
+    """Recipes with the patches that fit into the scenes here."""
+
+    def read(path: Path) -> Recipe:
+        found = read_recipe(path)
+        language = dataclasses.replace(found.language, batch=2)
+        return dataclasses.replace(found, scene_batch=1, scene_size=64, language=language)
+
+    monkeypatch.setattr(train_fusion, "read_recipe", read)
+
+
+def test_stage_one_and_stage_two_run_one_after_the_other(data, clip, tmp_path, small_patches):
+    first = learn(data, tmp_path / "one", "stage1", clip=clip, steps=2)
+    assert first.model == str(tmp_path / "one" / "stage_one.safetensors")
+    assert (first.steps, list(first.losses)) == (2, ["inter", "intra", "fusion"])
+    assert curves(tmp_path / "one")[0] == ["step", "inter", "intra", "fusion"]
+    assert not (tmp_path / "one" / "model.safetensors").exists()
+    about = header(Path(first.model))
+    assert about["clip"].startswith(clip)
+    assert (about["stand_in"], about["fusion_norm"]) == ("mtf-glp-hpm-r", "mean")
+
+    lines: list[str] = []
+    context = Context(log=lines.append)
+    second = learn(data, tmp_path / "two", "stage2", context, clip=clip, adapters=first.model, steps=2)
+    assert not [line for line in lines if "Stage I" in line]
+    assert curves(tmp_path / "two")[0] == ["step", *(f"scene.{name}" for name in FIVE)]
+    shipped = model.load("", torch.device("cpu"))
+    trained = model.load(second.model, torch.device("cpu"))
+    assert (trained.architecture, trained.options, trained.bands) == (shipped.architecture, shipped.options, 0)
+    assert trained.provenance["start"] == trained.provenance["teacher"] == shipped.sha256
+    assert trained.provenance["clip"].startswith(clip)
+    # Two steps from the shipped model on are close to it, and not on it.
+    pairs_of_weights = zip(shipped.network.parameters(), trained.network.parameters())
+    furthest = max(float((one - other).detach().abs().max()) for one, other in pairs_of_weights)
+    assert 0 < furthest < 0.01
+
+
+def test_adapters_of_another_clip_are_refused(data, clip, tmp_path, small_patches):
+    first = learn(data, tmp_path / "one", "stage1", clip=clip, steps=1)
+    other = small_clip.make(tmp_path / "other", "convolutions")
+    with pytest.raises(ClippanError, match=r"adapted with the CLIP .*tiny/.* but .*other/.* has other weights"):
+        learn(data, tmp_path / "two", "stage2", clip=other, adapters=first.model, steps=1)
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("network", ["", "pnn"])
+def test_the_paper_s_experiment_runs(data, clip, tmp_path, small_patches, network):
+    result = learn(data, tmp_path / "run", "paper", clip=clip, steps=2, network=network)
+    head, rows = curves(tmp_path / "run")
+    assert head == ["step", *(f"scene.{name}" for name in FIVE)]
+    assert np.isfinite(rows).all()
+    trained = model.load(result.model, torch.device("cpu"))
+    assert trained.architecture == (network or "arbrpn")
+    assert trained.provenance["clip"].startswith(clip)
+    assert header(tmp_path / "run" / "stage_one.safetensors")["stand_in"] == "bdsd"
+    assert (tmp_path / "run" / "stage_one" / "curves.csv").is_file()
+
+
+def test_a_learned_phi_learns(data, recipe, tmp_path):
+    text = TINY.replace("scene: {khan: 1, detail: 0.5}", "scene: {spatial: 1}\nphi: learned").replace(
+        "warmup: 2", "warmup: 0"
     )
-    teacher.save(tmp_path / "teacher.safetensors")
+    learn(data, tmp_path / "run", recipe(text), steps=1)
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["trained"]
+    weights = state["phi.phi.weight"].flatten()
+    assert weights.shape == (4,)
+    # From 1/C, each weight takes a step of about the learning rate.
+    assert (weights - 0.25).abs().min() > 1e-4
+    assert (weights - 0.25).abs().max() < 0.01
+
+
+def test_bdsd_as_the_stand_in_is_that_of_pansharpen(data, tmp_path):
+    folder = data / "pan" / "quickbird__a"
+    pair = next(pair for pair in pairs(data) if pair.sensor == "quickbird")
+    out = str(tmp_path / "bdsd.tif")
+    options: dict[str, Any] = {"method": Method.BDSD, "sensor": "quickbird", "registration": Registration.OFF}
+    run(PansharpenRequest(pan=str(folder / "pan.tif"), ms=(str(folder / "ms.tif"),), output=out, **options))
+    whole = collate([pair.whole_patch()], [0], 4.0)
+    fused = whole.destandardise(bdsd_fused(fit_bdsd(pair, 4), whole, 0))[0].numpy()
+    inside = np.s_[:, 32:-32, 32:-32]
+    np.testing.assert_allclose(fused[inside], read_raster(out)[inside], rtol=0.02)
+
+
+def test_stage_one_sees_the_stand_in_of_the_recipe(data):
+    (usual, other) = (
+        sampler(data, language=AdapterTraining(stand_in=name, batch=2)).adapter_batch(np.random.default_rng(1))
+        for name in ("mtf-glp-hpm-r", "bdsd")
+    )
+    assert usual.stand_in is None
+    assert other.stand_in.shape == other.classical.shape
+    assert torch.equal(usual.classical, other.classical)
+    difference = (other.stand_in - other.classical).abs().mean()
+    assert 0.001 < float(difference) < float((other.up - other.classical).abs().mean())
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_in_stage_one_is_resumed_there(data, clip, recipe, tmp_path, monkeypatch):
     path = recipe(
         f"""
         network: pnn
         options: {{width: 8}}
-        bands: 4
         pairs: [{{folder: pan}}]
         steps: 2
-        warmup: 0
-        scene_batch: 2
+        scene_batch: 1
         scene_size: 64
-        scene: {{spectral: 1, spatial: 1, qnr: 1, pseudo: 1, language: 0.01}}
-        language: {{clip: starter, steps: 2, batch: 2}}
-        teacher: {tmp_path / "teacher.safetensors"}
+        scene: {{spectral: 1, language: 0.01}}
+        language: {{clip: {clip}, steps: 6, batch: 2}}
         """
     )
-    lines: list[str] = []
-    result = learn(data, tmp_path / "run", path, Context(log=lines.append))
-    head, rows = curves(tmp_path / "run")
-    assert head == ["step", *(f"scene.{name}" for name in ("spectral", "spatial", "qnr", "pseudo", "language"))]
-    assert np.isfinite(rows).all()
-    assert 0 < result.losses["scene.language"] < 2
-    assert [line.split(":")[0] for line in lines if "Stage I," in line] == ["Stage I, step 1", "Stage I, step 2"]
-    assert load_file(result.model)
+    learn(data, tmp_path / "whole", path)
+    begun = []
 
-    # What stage I taught serves other runs, and this one when it is gone on with.
-    kept = (tmp_path / "run" / "stage_one.safetensors").read_bytes()
-    again = (
-        Path(path)
-        .read_text(encoding="utf-8")
-        .replace(
-            "language: {clip: starter",
-            f"language: {{adapted: {tmp_path / 'run' / 'stage_one.safetensors'}, clip: starter",
-        )
-    )
-    lines.clear()
-    learn(data, tmp_path / "again", recipe(again, "again.yaml"), Context(log=lines.append))
-    assert not [line for line in lines if "Stage I," in line]
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == Path(result.model).read_bytes()
-    assert (tmp_path / "run" / "stage_one.safetensors").read_bytes() == kept
+    def stop(percent: float, message: str) -> None:
+        if message == "Step 3 of 6":
+            begun.append(percent)
+
+    with pytest.raises(Cancelled):
+        learn(data, tmp_path / "parts", path, Context(stop, cancelled=lambda: bool(begun)))
+    assert not (tmp_path / "parts" / "stage_one.safetensors").exists()
+    lines: list[str] = []
+    learn(data, tmp_path / "parts", path, Context(log=lines.append))
+    assert [line for line in lines if line.startswith("Resuming after step ")]
+    for name in ("stage_one.safetensors", "model.safetensors", "stage_one/curves.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_the_starter_supervises_stage_two(data, tmp_path, small_patches):
+    if not MODELS["starter"].path.is_file():
+        pytest.skip("the starter CLIP is not in this checkout")
+    result = learn(data, tmp_path / "run", "stage2", steps=2)
+    assert 0 < result.losses["scene.language"] < 2
+    assert model.load(result.model, torch.device("cpu")).provenance["clip"] == "starter"
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def test_every_parameter_reaches_the_engine(run, recorded, inputs, scene, tmp_pa
     model.write_text("")
     values = {
         **{"MODEL": str(model), "SENSOR": "ikonos", "BANDS": "3,1", "NODATA": 0, "REGISTRATION": "off"},
-        **{"CLIP": "none", "SECONDS": 30, "STEPS": 50, "SEED": 7, "THREADS": 1, "DEVICE": "cpu"},
+        **{"CLIP": "starter", "SECONDS": 30, "STEPS": 50, "SEED": 7, "THREADS": 1, "DEVICE": "cpu"},
     }
     run("adaptfusionmodel", {**inputs, **values})
     assert from_json(AdaptFusionRequest, recorded()) == AdaptFusionRequest(
@@ -48,7 +48,7 @@ def test_every_parameter_reaches_the_engine(run, recorded, inputs, scene, tmp_pa
         bands=(3, 1),
         nodata=0.0,
         registration=Registration.OFF,
-        clip="",
+        clip="starter",
         seconds=30.0,
         steps=50,
         seed=7,
@@ -65,6 +65,7 @@ def test_the_log_has_a_table_and_the_results_are_numbers(run, fake, inputs):
     assert Path(inputs["OUTPUT"]).exists()
     assert (results["HQNR_BEFORE"], results["HQNR_AFTER"]) == (0.9, 0.95)
     assert {f"{name}_{when}".upper() for name in ADAPTATION_FIGURES for when in ("before", "after")} <= set(results)
+    assert results["IMPROVED"] == 1
     assert (results["STEPS_DONE"], results["SENSOR_USED"], results["DEVICE_USED"]) == (60, "generic", "cpu")
     rows = [line for line in feedback.lines if line.startswith(("Figure", *ADAPTATION_FIGURES))]
     assert len(rows) == 1 + len(ADAPTATION_FIGURES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from clippan.catalogue.sensors import Sensor, resolve_sensor
 from clippan.core.context import Context
 from clippan.core.device import choose_device, set_threads
 from clippan.core.messages import Message
+from clippan.core.outputs import write_output
 from clippan.fusion import model
 from clippan.fusion.model import FusionModel
 from clippan.jobs.adapt import AdaptFusionRequest, AdaptFusionResult
-from clippan.learn.fusion.adaptation import Adaptation, TimeBudget, adapt_supervisor
+from clippan.learn.fusion.adaptation import Adaptation, TimeBudget
 from clippan.learn.fusion.training_scene import TrainingScene
 from clippan.raster.pair import Pair, open_pair
 
@@ -39,31 +41,40 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
         scene = TrainingScene.read(pair, sensor, request, device, context.subrange(0, 10))
         rgb_bands = _rgb_bands(sensor, [number - 1 for number in request.bands] or range(pair.ms.count), pair)
     bands = pair.ms.count
-    supervisor = adapt_supervisor(request, rgb_bands, scene, device, clock, context.subrange(10, 25))
+    supervisor = None
+    if request.clip:
+        from clippan.learn.fusion.scene_supervisor import adapt_supervisor  # imports open_clip, which takes seconds
+
+        supervisor = adapt_supervisor(request, rgb_bands, scene, device, clock, context.subrange(10, 25))
     adaptation = Adaptation(start, scene, supervisor, request, device, clock, context.subrange(25, 98))
     network, before, after = adaptation.run()
     clip_name = supervisor.clip.name if supervisor else ""
-    about = {
-        "title": f"{start.provenance.get('title') or start.architecture}, adapted to {Path(request.pan).name}",
-        "adapted": datetime.date.today().isoformat(),
-        "pan": Path(request.pan).name,
-        "ms": [Path(path).name for path in request.ms],
-        "bands": list(request.bands) or list(range(1, bands + 1)),
-        "sensor": sensor.name,
-        "start": start.sha256,
-        "start_about": dict(start.provenance),
-        "clip": clip_name,
-        "clip_sha256": supervisor.clip.sha256 if supervisor else "",
-        "before": before,
-        "after": after,
-        "steps": adaptation.best_step,
-        "seed": request.seed,
-        "version": __version__,
-    }
-    FusionModel(network, start.architecture, start.options, bands, about).save(Path(request.output))
+    if network is None:
+        with write_output(request.output) as part:
+            shutil.copyfile(start.path, part)
+    else:
+        about = {
+            "title": f"{start.provenance.get('title') or start.architecture}, adapted to {Path(request.pan).name}",
+            "adapted": datetime.date.today().isoformat(),
+            "pan": Path(request.pan).name,
+            "ms": [Path(path).name for path in request.ms],
+            "bands": list(request.bands) or list(range(1, bands + 1)),
+            "sensor": sensor.name,
+            "start": start.sha256,
+            "start_about": dict(start.provenance),
+            "clip": clip_name,
+            "clip_sha256": supervisor.clip.sha256 if supervisor else "",
+            "before": before,
+            "after": after,
+            "steps": adaptation.best_step,
+            "seed": request.seed,
+            "version": __version__,
+        }
+        FusionModel(network, start.architecture, start.options, bands, about).save(Path(request.output))
     context.progress(100, "Done")
     return AdaptFusionResult(
         request.output,
+        network is not None,
         before,
         after,
         adaptation.best_step,

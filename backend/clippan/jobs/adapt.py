@@ -23,8 +23,9 @@ class AdaptFusionResult(Result):
 
     Attributes:
         output: the model's file, for Pansharpen.
-        before, after: ``ADAPTATION_FIGURES`` of the start and of the adapted model on this scene, by name.
-        steps: of the optimiser, up to the model that is kept.
+        improved: whether it is an adapted model; if none was better than the start, it is a copy of that.
+        before, after: ``ADAPTATION_FIGURES`` of the start model and of that in the output on this scene, by name.
+        steps: of the optimiser, up to the model that is kept; 0 for the start model.
         clip: the model that supervised, empty for none.
         sensor, device: what was used, once "auto" was resolved.
         bands: the number of bands that the model is for now.
@@ -32,6 +33,7 @@ class AdaptFusionResult(Result):
     """
 
     output: str
+    improved: bool
     before: Mapping[str, float]
     after: Mapping[str, float]
     steps: int
@@ -51,7 +53,9 @@ class AdaptFusionResult(Result):
         ]
         return [
             Table(heading, rows),
-            self.line("{output}: bands: {bands}, steps: {steps}, megapixels: {megapixels:.1f}"),
+            self.line("{output}: bands: {bands}, steps: {steps}, megapixels: {megapixels:.1f}")
+            if self.improved
+            else self.line("No gain on this scene: the start model is kept, and {output} is a copy of it."),
             self.line("Supervised by {clip}") if self.clip else Message("Without supervision by CLIP"),
             self.line("Sensor {sensor}, {device}, {seconds:.1f} s"),
         ]
@@ -77,13 +81,13 @@ class AdaptFusionRequest(PairOptions, SeedOption, RunOptions, Request):
         title="Adapted model", help="The file to write, less than a megabyte. Pansharpen takes it as its fusion model."
     )
     clip: OptionalModelName = advanced_param(
-        "starter",
+        "",
         title="Supervising CLIP",
-        help="The vision-language model that tells whether the result moves in the direction of a good fusion; empty "
-        "for none. Larger models need more time, or a graphics card.",
+        help="A vision-language model that tells whether the result moves in the direction of a good fusion. By "
+        "default there is none, because the one that comes with CLIPPan has brought no gain here and takes time.",
     )
     seconds: float = param(
-        120.0,
+        60.0,
         title="Time budget",
         help="How long the whole job may take. Less time means fewer steps; it ends earlier if nothing improves.",
         above=0,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union
 
-from clippan.catalogue import models, prompts, sensors
+from clippan.catalogue import models, prompts, recipes, sensors
 from clippan.core import texts
 from clippan.core.errors import ClippanError
 from clippan.jobs.param import Kind, Param
@@ -307,6 +307,20 @@ class ModelKind(Kind):
 
 
 @dataclass(frozen=True)
+class RecipeKind(Kind):
+    """A recipe of a training: the name of one that comes with CLIPPan, or a YAML file."""
+
+    def inputs(self, value: Any) -> tuple[str, ...]:
+        return (value,)
+
+    def check(self, param: Param, value: Any) -> None:
+        recipes.find_recipe(value)
+
+    def choices(self) -> Mapping[str, str]:
+        return {name: name for name in recipes.RECIPES}
+
+
+@dataclass(frozen=True)
 class SensorKind(Kind):
     """A sensor of the catalogue, or "auto"."""
 
@@ -332,6 +346,7 @@ Vectors = Annotated[tuple[str, ...], VectorInput()]
 File = Annotated[str, FileInput()]
 Files = Annotated[tuple[str, ...], FileInput()]
 FusionModelFile = Annotated[str, FileInput(".safetensors")]
+AdapterFile = Annotated[str, FileInput(".safetensors")]
 SceneEncoderFile = Annotated[str, FileInput(".safetensors")]
 Folder = Annotated[str, FolderInput()]
 IndexName = Annotated[str, IndexKind()]
@@ -358,6 +373,7 @@ PromptText = Annotated[str, PromptsKind()]
 Phrases = Annotated[str, PhrasesKind()]
 ModelName = Annotated[str, ModelKind()]
 OptionalModelName = Annotated[str, ModelKind(none=True)]
+RecipeName = Annotated[str, RecipeKind()]
 SensorName = Annotated[str, SensorKind()]
 FieldName = Annotated[str, FieldKind()]
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Optional
 
+from clippan.core.errors import ClippanError
 from clippan.core.messages import Line
 from clippan.jobs.base import Request, Result, job
-from clippan.jobs.kinds import File, Folder, RunFolder
+from clippan.jobs.kinds import AdapterFile, Folder, FusionModelFile, OptionalModelName, RecipeName, RunFolder
 from clippan.jobs.options import DeviceOptions
 from clippan.jobs.param import param
 
@@ -18,7 +19,7 @@ class TrainFusionResult(Result):
     """What was trained.
 
     Attributes:
-        model: the file for Pansharpen.
+        model: the file for Pansharpen, or with the adapters of stage I for the training of stage II.
         parameters: how many numbers it learned.
         steps: of the optimiser.
     """
@@ -51,11 +52,40 @@ class TrainFusionRequest(DeviceOptions, Request):
     output: RunFolder = param(
         title="Folder of the run", help="The folder of the run. An interrupted run of the same recipe is resumed."
     )
-    recipe: File = param(
-        "", title="Recipe", help="A YAML file. By default, the recipe of the model that comes with CLIPPan."
+    recipe: RecipeName = param(
+        "default",
+        title="Recipe",
+        help="The name of a recipe that comes with CLIPPan, or a YAML file. “default” made the model that comes with "
+        "CLIPPan; “stage1” teaches CLIP what a fused picture is; “stage2” trains on with its help; “paper” is the "
+        "experiment that was published.",
     )
-    steps: Optional[int] = param(None, title="Steps", help="Number of steps, instead of the recipe's.", low=1)
+    model: FusionModelFile = param(
+        "", title="Start from fusion model", help="The model to train on, instead of what the recipe starts from."
+    )
+    adapters: AdapterFile = param(
+        "",
+        title="Adapters of stage I",
+        help="The stage_one.safetensors of an earlier run. With it, stage I is not run again.",
+    )
+    clip: OptionalModelName = param(
+        "", title="Supervising CLIP", help="The vision-language model that supervises, instead of the recipe's."
+    )
+    network: str = param(
+        "",
+        title="Network",
+        help="The network to train, with its default options, instead of the recipe's, such as lformer or panmamba.",
+    )
+    steps: Optional[int] = param(
+        None,
+        title="Steps",
+        help="Number of steps, instead of the recipe's; stage I takes no more steps than that.",
+        low=1,
+    )
     seed: Optional[int] = param(None, title="Seed", help="Seed of the random numbers, instead of the recipe's.", low=0)
     without: tuple[str, ...] = param(
         (), title="Sensors to leave out", help="Sensors that are not trained on, as the folders of pairs are named."
     )
+
+    def check(self) -> None:
+        if self.model and self.network:
+            raise ClippanError("“Start from fusion model” brings a network along; leave out “Network”.")

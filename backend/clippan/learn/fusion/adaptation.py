@@ -3,8 +3,9 @@
 The network is trained on patches of the scene itself, at two resolutions at once. At full resolution the fused image,
 once degraded, has to agree with MS, and its details with those of PAN; CLIP tells whether it moves away from both in
 the direction of a good fusion. At reduced resolution MS is the reference (Wald's protocol), which preserves the
-colours. The exact figures are measured at intervals. The best state that improved at full resolution without getting
-worse at reduced resolution is kept; without such a state there is no result.
+colours. The exact figures are measured at intervals, on MS that was registered to PAN, as Assess does. The best state
+that improved at full resolution without getting worse at reduced resolution is kept; without such a state, it is the
+start model.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 import torch
@@ -28,13 +29,16 @@ from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.fusion.model import FusionModel
 from clippan.jobs.adapt import AdaptFusionRequest
-from clippan.learn.fusion import clip_supervision, losses
+from clippan.learn.fusion import losses
 from clippan.learn.fusion.batch import PatchBatch
 from clippan.learn.fusion.objective import LossWeights, Objective
 from clippan.learn.fusion.training_scene import TrainingScene
 from clippan.learn.fusion.validation import validate
 from clippan.learn.loop import format_figures
 from clippan.learn.optimisation import optimiser_step, running_average, warmup_cosine
+
+if TYPE_CHECKING:  # imports open_clip, which takes seconds
+    from clippan.learn.fusion.clip_supervision import ClipSupervisor
 
 # Training
 _LEARNING_RATE = 3e-4
@@ -47,8 +51,6 @@ _SMALL_UQI_DIFFERENCE = 0.005  # difference of UQI below which a band's weight f
 _REDUCED_WEIGHTS = LossWeights(supervised=1.0, quality=0.5, angle=5.0)  # angles are small numbers
 _CLIP_WEIGHT = 0.1  # loss weight of CLIP's direction
 _CLIP_PATCHES, _CLIP_EVERY = 2, 4  # patches that CLIP sees, and steps between: it costs more than all else
-_ADAPTER_STEPS, _ADAPTER_LEARNING_RATE = 12, 1e-3  # steps and learning rate of CLIP's adapters
-_ADAPTER_TIME_SHARE = 0.2  # of the time budget at most
 
 # Penalties of what may not get worse grow when a figure comes close to its limit.
 _PENALTY_THRESHOLD = 0.4  # of the permitted loss
@@ -58,12 +60,13 @@ _MAX_PENALTY = 16.0
 # Selection of the best state
 _VALIDATE_EVERY = 30  # steps between measurements
 _PATIENCE = 4  # measurements without a better state
-_MIN_HQNR_GAIN = 0.0005  # least gain of HQNR that is worth a file
+_MIN_GAIN = 0.0005  # least gain that is worth another model
 _MAX_SAM_RATIO = 1.01  # greatest SAM, relative to the start's
 _MAX_DETAIL_LOSS = 0.01  # permitted loss of detail correlation
 _MAX_Q2N_LOSS = 0.005  # permitted loss of Q2n
 _INTERPOLATION_SHARES = (0.5, 0.25)  # shares of the way from the start that are tried where all of it loses too much
-_RESERVED_SECONDS = 1.0  # seconds for all that comes after the last step
+_RESERVED_SECONDS = 1.0  # seconds for all that comes after the last measurement
+_MEASURING_MARGIN = 1.3  # a measurement is expected to take at most this multiple of the first one's time
 
 
 class TimeBudget:
@@ -81,31 +84,6 @@ class TimeBudget:
         return self.seconds - self.elapsed
 
 
-def adapt_supervisor(
-    request: AdaptFusionRequest,
-    rgb_bands: Optional[Sequence[int]],
-    scene: TrainingScene,
-    device: torch.device,
-    clock: TimeBudget,
-    context: Context,
-) -> Optional[clip_supervision.ClipSupervisor]:
-    """CLIP with adapters trained on patches of the scene (stage I); None if the request has no CLIP."""
-    if not request.clip:
-        return None
-    context.progress(0, "Loading CLIP")
-    clip = clip_supervision.load_frozen_clip(request.clip, device, context)
-    torch.manual_seed(request.seed)
-    supervisor = clip_supervision.ClipSupervisor(clip, len(scene.mtf_gains), rgb_bands)
-    optimiser = torch.optim.Adam(supervisor.trainable_parameters(), lr=_ADAPTER_LEARNING_RATE)
-    for step in range(_ADAPTER_STEPS):
-        if clock.elapsed > _ADAPTER_TIME_SHARE * clock.seconds:
-            break
-        context.progress(100 * (step + 1) / _ADAPTER_STEPS, "Adapting CLIP to the bands of the scene")
-        batch = scene.full_batch(np.random.default_rng([request.seed, 1, step])).to(device)
-        supervisor.adapter_step(batch, optimiser)
-    return supervisor.requires_grad_(False)
-
-
 class Adaptation:
     """Training of a network on a scene.
 
@@ -118,7 +96,7 @@ class Adaptation:
         self,
         start: FusionModel,
         scene: TrainingScene,
-        supervisor: Optional[clip_supervision.ClipSupervisor],
+        supervisor: Optional[ClipSupervisor],
         request: AdaptFusionRequest,
         device: torch.device,
         clock: TimeBudget,
@@ -133,19 +111,20 @@ class Adaptation:
         self._reduced = Objective(_REDUCED_WEIGHTS)
         self._uqi_difference: Optional[Tensor] = None  # of each band, averaged over steps
         self._colour_penalty = self._detail_penalty = 1.0
+        self._measuring = 0.0  # seconds that a measurement is expected to take at most
         self.best_step = 0
         self.losses: dict[str, float] = {}
 
-    def run(self) -> tuple[nn.Module, dict[str, float], dict[str, float]]:
-        """The best network, and its figures before and after.
+    def run(self) -> tuple[Optional[nn.Module], dict[str, float], dict[str, float]]:
+        """The best network, or None if none is better than the start; the figures of the start and of what is kept.
 
         Raises:
-            ClippanError: no network is better than the start.
+            ClippanError: the scene has too few valid pixels to measure the figures on.
         """
         begin = self._clock.elapsed
         self._context.progress(0, "Measuring the start model")
         before = self._measure(self._start.network)
-        measuring = self._clock.elapsed - begin
+        self._measuring = _MEASURING_MARGIN * (self._clock.elapsed - begin)
         if any(math.isnan(value) for value in before.values()):
             raise ClippanError(
                 "The scene has no block of 32 × 32 valid pixels at both resolutions, which the figures are measured "
@@ -159,7 +138,7 @@ class Adaptation:
         with ThreadPoolExecutor(1, initializer=use_one_thread) as pool:
             # The next patches are cut during the current step.
             upcoming = pool.submit(self._sample_batches, 0)
-            while done < steps and stale < _PATIENCE and self._clock.remaining > 3.5 * measuring + _RESERVED_SECONDS:
+            while done < steps and stale < _PATIENCE and self._can_measure():
                 batches = upcoming.result()
                 upcoming = pool.submit(self._sample_batches, done + 1)
                 self._train_step(done, batches)
@@ -178,7 +157,7 @@ class Adaptation:
                     continue
                 candidate, last = self._candidate(before, after)
                 measured = done
-                better = _acceptable(before, last) and last["HQNR"] > after["HQNR"]
+                better = _acceptable(before, last) and _gain(before, last) > _gain(before, after)
                 stale = 0 if better else stale + 1
                 if better:
                     best, after, self.best_step = candidate, last, done
@@ -187,24 +166,26 @@ class Adaptation:
                 self._context.log(Message(sentence, step=done, figures=format_figures(last)))
         if measured < done:  # the time ran out between two measurements
             candidate, last = self._candidate(before, after)
-            if _acceptable(before, last) and last["HQNR"] > after["HQNR"]:
+            if _acceptable(before, last) and _gain(before, last) > _gain(before, after):
                 best, after, self.best_step = candidate, last, done
         if not done:
-            raise ClippanError(
-                "The time budget of {seconds:g} s was spent before the first step; allow more time.",
-                seconds=self._clock.seconds,
+            self._context.log(
+                Message(
+                    "The time budget of {seconds:g} s was spent before the first step; allow more time.",
+                    seconds=self._clock.seconds,
+                )
             )
-        if best is None or after["HQNR"] < before["HQNR"] + _MIN_HQNR_GAIN:
-            raise ClippanError(
-                "No better model for this scene was found in {steps} steps (HQNR {hqnr_before:.4f} before, "
-                "{hqnr_after:.4f} after; SAM {sam_before:.3f} and {sam_after:.3f}), so none was written; pansharpen "
-                "with the start model.",
-                steps=done,
-                hqnr_before=before["HQNR"],
-                hqnr_after=last["HQNR"],
-                sam_before=before["SAM"],
-                sam_after=last["SAM"],
+        if best is None or _gain(before, after) < _MIN_GAIN:
+            self._context.log(Message("No gain on this scene in {steps} steps: the start model is kept.", steps=done))
+            self.best_step = 0
+            return None, before, before
+        self._context.log(
+            Message(
+                "HQNR rises by {hqnr:.4f}, Q2n changes by {q2n:+.4f}: the adapted model is kept.",
+                hqnr=after["HQNR"] - before["HQNR"],
+                q2n=after["Q2n"] - before["Q2n"],
             )
+        )
         return best, before, after
 
     def _sample_batches(self, step: int) -> tuple[PatchBatch, PatchBatch]:
@@ -264,15 +245,19 @@ class Adaptation:
         """
         network = self._interpolated(1.0)
         figures = self._measure(network)
-        if not (_acceptable(before, figures) or figures["HQNR"] <= best["HQNR"]):
+        if not (_acceptable(before, figures) or _gain(before, figures) <= _gain(before, best)):
             for share in _INTERPOLATION_SHARES:
-                if self._clock.remaining < _RESERVED_SECONDS:
+                if not self._can_measure():
                     break
                 between = self._interpolated(share)
                 figures_between = self._measure(between)
-                if _acceptable(before, figures_between) and figures_between["HQNR"] > best["HQNR"]:
+                if _acceptable(before, figures_between) and _gain(before, figures_between) > _gain(before, best):
                     return between, figures_between
         return network, figures
+
+    def _can_measure(self) -> bool:
+        """Whether the time is enough for another measurement."""
+        return self._clock.remaining > self._measuring + _RESERVED_SECONDS
 
     def _interpolated(self, share: float) -> nn.Module:
         """Weights interpolated from the start (share 0) to the averaged network (1), in the precision of a file."""
@@ -294,3 +279,8 @@ def _acceptable(before: Mapping[str, float], after: Mapping[str, float]) -> bool
         and after["HP_correlation"] >= before["HP_correlation"] - _MAX_DETAIL_LOSS
         and after["Q2n"] >= before["Q2n"] - _MAX_Q2N_LOSS
     )
+
+
+def _gain(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """How much HQNR rises, less what Q2n loses: a gain at full resolution must not be paid for one scale down."""
+    return after["HQNR"] - before["HQNR"] + min(after["Q2n"] - before["Q2n"], 0.0)

@@ -32,6 +32,7 @@ class PatchBatch:
         ratio: MS over PAN pixel size.
         scenes: number of the scene of each patch (n,).
         target: the reference MS on PAN's grid (n, c, H, W); None at full resolution.
+        stand_in: what stands for the unknown fused image in stage I (n, c, H, W); None for ``classical``.
     """
 
     up: Tensor
@@ -49,6 +50,7 @@ class PatchBatch:
     ratio: float
     scenes: Tensor
     target: Optional[Tensor] = None
+    stand_in: Optional[Tensor] = None
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ All embeddings have length 1 before and after every step, so that adapters work 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -199,15 +199,17 @@ class ClipSupervisor(nn.Module):
         ms, pan, fused = self._texts.split(1)
         return torch.cat([self.adapters.text.ms(ms), self.adapters.text.pan(pan), fused])
 
-    def adapter_losses(self, batch: PatchBatch) -> dict[str, Tensor]:
+    def adapter_losses(self, batch: PatchBatch, fusion_norm: str = "sum") -> dict[str, Tensor]:
         """Losses of stage I by name, to be summed: inter, intra, fusion.
 
         inter: cross-entropy of each image's kind among the three texts. intra: supervised contrastive loss (Khosla et
         al. 2020) between the MS, PAN and fused patches of a scene, or of a patch if all are from one scene. fusion:
-        ‖F_fuse − F_wald‖₁ of texts + ‖F_fuse − F_HRMS‖₁ of images. ``batch.classical`` stands for the fused image.
+        ‖F_fuse − F_wald‖₁ of texts + ‖F_fuse − F_HRMS‖₁ of images, as the ``sum`` over the elements of an embedding or
+        their ``mean``. ``batch.stand_in`` stands for the fused image, or else ``batch.classical``.
         """
         with torch.autocast(batch.up.device.type, enabled=False):
-            ms, fused, pan = self._image_embeddings([batch.up, batch.classical], batch.pan)
+            stand_in = batch.classical if batch.stand_in is None else batch.stand_in
+            ms, fused, pan = self._image_embeddings([batch.up, stand_in], batch.pan)
             texts = self.text_embeddings()
             _, scenes, counts = torch.unique(batch.scenes, return_inverse=True, return_counts=True)
             if len(counts) == 1:
@@ -217,15 +219,14 @@ class ClipSupervisor(nn.Module):
             return {
                 "inter": _classification_loss(torch.cat([ms, pan, fused]), texts),
                 "intra": _contrastive_loss(torch.cat([ms, pan, fused]), scenes.repeat(3)),
-                "fusion": sum(
-                    ((one - other).abs().sum(dim=-1).mean() for one, other in zip(predicted, target)),
-                    start=ms.new_zeros(()),
-                ),
+                "fusion": torch.stack([_l1(*pair, fusion_norm) for pair in zip(predicted, target)]).sum(),
             }
 
-    def adapter_step(self, batch: PatchBatch, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    def adapter_step(
+        self, batch: PatchBatch, optimiser: torch.optim.Optimizer, fusion_norm: str = "sum"
+    ) -> dict[str, Tensor]:
         """Takes a step of stage I; returns its losses without gradient."""
-        terms = self.adapter_losses(batch)
+        terms = self.adapter_losses(batch, fusion_norm)
         optimiser.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         optimiser.step()
@@ -257,9 +258,14 @@ class ClipSupervisor(nn.Module):
     def _to_rgb(self, bands: Tensor) -> Tensor:
         return self.reducer(to_display_range(bands))
 
-    def save(self, path: Path) -> None:
-        """Writes the weights that stage I trained, with the CLIP, number of bands and prompts they belong to."""
+    def save(self, path: Path, about: Mapping[str, str]) -> None:
+        """Writes the weights that stage I trained, with the CLIP, number of bands and prompts they belong to.
+
+        Args:
+            about: how they were trained, for the header.
+        """
         metadata = {
+            **about,
             "kind": _KIND,
             "clip": self.clip.name,
             "sha256": self.clip.sha256,
@@ -324,6 +330,12 @@ def _classification_loss(images: Tensor, texts: Tensor) -> Tensor:
     """Cross-entropy of images (3n, width), n of each kind in turn, against the texts of the kinds (3, width)."""
     kinds = torch.arange(len(texts), device=images.device).repeat_interleave(len(images) // len(texts))
     return cross_entropy(images @ texts.T / TEMPERATURE, kinds)
+
+
+def _l1(one: Tensor, other: Tensor, norm: str) -> Tensor:
+    """‖one − other‖₁ of embeddings (n, width), as the ``sum`` over elements or their ``mean``; averaged over n."""
+    distance = (one - other).abs()
+    return (distance.sum(dim=-1) if norm == "sum" else distance.mean(dim=-1)).mean()
 
 
 def _contrastive_loss(embeddings: Tensor, groups: Tensor) -> Tensor:

@@ -274,6 +274,23 @@ def spatial_loss(batch: PatchBatch, fused: Tensor) -> Tensor:
     return mse_ssim_loss((fused * weights[:, :-1]).sum(dim=1, keepdim=True) + weights[:, -1:], batch.pan)
 
 
+class LearnedPanLoss(nn.Module):
+    """L_spat of CLIPPan with a learned φ: one 1×1 convolution for all scenes, which starts as the mean of the bands.
+
+    Its parameters belong in the optimiser of the fusion network.
+    """
+
+    def __init__(self, bands: int) -> None:
+        super().__init__()
+        self.phi = nn.Conv2d(bands, 1, 1)
+        nn.init.constant_(self.phi.weight, 1 / bands)
+        nn.init.zeros_(self.phi.bias)  # type: ignore[arg-type]
+
+    def forward(self, batch: PatchBatch, fused: Tensor) -> Tensor:
+        """MSE + (1 − SSIM) between φ(fused) and PAN, a scalar; 0 is best."""
+        return mse_ssim_loss(self.phi(fused), batch.pan)
+
+
 @torch.no_grad()
 def _pan_regression(batch: PatchBatch) -> Tensor:
     """Regression of PAN on the MS bands, with an intercept, for the scene of each patch (n, c + 1, 1, 1)."""

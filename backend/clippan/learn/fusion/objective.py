@@ -90,7 +90,8 @@ class Objective:
 
     Args:
         weights: weights of the terms.
-        terms: the terms ``pseudo`` and ``language``, which need a network of their own.
+        terms: the terms ``pseudo`` and ``language``, which need a network of their own, and others to take the place of
+            those in ``losses``.
 
     Raises:
         ClippanError: ``pseudo`` has a weight but no network.

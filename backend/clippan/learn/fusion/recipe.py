@@ -12,6 +12,7 @@ import yaml
 
 from clippan.core.errors import ClippanError
 from clippan.core.json import from_json
+from clippan.jobs.train_fusion import TrainFusionRequest
 from clippan.learn.fusion.objective import LossWeights
 
 _SMALLEST = 32  # pixels, edge of a patch
@@ -83,16 +84,20 @@ class AdapterTraining:
     Attributes:
         clip: id or path of a CLIP model.
         protocol: protocol whose wording describes the fused image, ``wald`` or ``khan``.
+        stand_in: method whose result stands for the unknown fused image, ``mtf-glp-hpm-r`` or ``bdsd``.
+        fusion_norm: whether L_fusion is the ``sum`` over an embedding's elements, or their ``mean``.
         steps, batch, rate: training steps, batch size and learning rate of Adam; the paper has 200 epochs at 1e-4.
-        adapted: file with trained adapters, instead of training.
+        adapters: file with trained adapters, instead of training.
     """
 
     clip: str = "starter"
     protocol: str = "wald"
+    stand_in: str = "mtf-glp-hpm-r"
+    fusion_norm: str = "sum"
     steps: int = 200
     batch: int = 8
     rate: float = 1e-3
-    adapted: str = ""
+    adapters: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,20 +105,27 @@ class Recipe:
     """Settings of a training run.
 
     Attributes:
-        network: a key of ``networks.NETWORKS``; ``options`` are those of the network.
-        bands: number of bands of networks for a fixed number, and of ``language``.
+        trains: ``network``, or ``adapters`` for stage I alone, which needs no loss weights.
+        start: the model whose network is trained on, a path or ``shipped``; empty for fresh weights.
+        network: a key of ``networks.NETWORKS``; ``options`` are those of the network. Both are those of ``start``, if
+            there is one.
+        bands: number of bands of networks for a fixed number, of ``language`` and of a learned ``phi``.
         pairs, pictures: sources of scenes at full resolution, and of pictures.
         steps: number of steps; the learning rate rises to ``rate`` during ``warmup`` steps, then falls to 0.
         truth: loss weights on patches with a reference, ``batch`` patches of ``size`` pixels per step.
         scene: loss weights at full resolution, ``scene_batch`` patches of ``scene_size`` pixels per step.
+        phi: what makes PAN of the fused bands in the loss ``spatial``: ``least-squares`` weights of each scene, or
+            ``learned`` ones for all scenes.
         average: share of the past in the running average of the weights, which is what is kept.
         precision: ``float32``, or ``bfloat16`` for autocast.
         without: sensors to leave out.
-        teacher: path of a trained model, for the loss ``pseudo``.
+        teacher: the model for the loss ``pseudo``, a path or ``shipped``.
         seed: seed of all random numbers.
         about: description of the resulting model.
     """
 
+    trains: str = "network"
+    start: str = ""
     network: str = "detail"
     options: Mapping[str, Any] = field(default_factory=dict)
     bands: int = 4
@@ -129,6 +141,7 @@ class Recipe:
     scene_size: int = 192
     truth: LossWeights = field(default_factory=LossWeights)
     scene: LossWeights = field(default_factory=LossWeights)
+    phi: str = "least-squares"
     augment: Augmentation = field(default_factory=Augmentation)
     language: AdapterTraining = field(default_factory=AdapterTraining)
     average: float = 0.998
@@ -137,14 +150,39 @@ class Recipe:
     seed: int = 0
     about: str = ""
 
-    def overridden(self, steps: Optional[int], seed: Optional[int], without: tuple[str, ...]) -> Recipe:
+    def overridden(self, request: TrainFusionRequest) -> Recipe:
         """The recipe with the settings that a request overrides."""
+        language, options = self.language, {} if request.network else self.options
+        if request.steps:
+            # A few steps are to try a recipe out: stage I is not to take its thousands before.
+            most = request.steps if self.trains == "adapters" else min(language.steps, request.steps)
+            language = replace(language, steps=most)
+        language = replace(language, clip=request.clip or language.clip, adapters=request.adapters or language.adapters)
         return replace(
             self,
-            without=(*self.without, *without),
-            steps=steps or self.steps,
-            seed=self.seed if seed is None else seed,
+            start=request.model or ("" if request.network else self.start),
+            network=request.network or self.network,
+            options=options,
+            without=(*self.without, *request.without),
+            steps=request.steps or self.steps,
+            seed=self.seed if request.seed is None else request.seed,
+            language=language,
         )
+
+    @property
+    def needs_stage_one(self) -> bool:
+        """Whether CLIP's adapters are trained."""
+        return self.trains == "adapters" or bool(self.scene.language and not self.language.adapters)
+
+    @property
+    def learns_phi(self) -> bool:
+        """Whether the loss ``spatial`` has learned weights of the bands."""
+        return bool(self.scene.spatial) and self.phi == "learned"
+
+    @property
+    def scene_bands(self) -> Optional[int]:
+        """Number of bands at full resolution where something is built for it; None for any."""
+        return self.bands if self.needs_stage_one or self.scene.language or self.learns_phi else None
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -161,11 +199,7 @@ def read_recipe(path: Path) -> Recipe:
             "The recipe {path} cannot be read ({reason}); choose a YAML file.", path=path, reason=reason
         ) from error
     recipe = from_json(Recipe, values or {})
-    if recipe.precision not in ("float32", "bfloat16"):
-        raise ClippanError(
-            "The precision {precision} is unknown; write float32 or bfloat16.", precision=recipe.precision
-        )
-    if recipe.steps < 1 or recipe.batch < 1 or recipe.scene_batch < 1:
+    if min(recipe.steps, recipe.batch, recipe.scene_batch, recipe.language.steps, recipe.language.batch) < 1:
         raise ClippanError("A recipe needs at least one step and one patch per batch; raise steps and batch.")
     if min(recipe.size, recipe.scene_size) < _SMALLEST:
         raise ClippanError(
@@ -183,12 +217,30 @@ def read_recipe(path: Path) -> Recipe:
         )
     if any(source.factor < 1 or source.share <= 0 for source in recipe.pictures):
         raise ClippanError("Pictures need a factor of at least 1 and a share above 0; correct them under pictures.")
-    if not (recipe.truth.used or recipe.scene.used):
+    for name, value, known in (
+        ("trains", recipe.trains, ("network", "adapters")),
+        ("precision", recipe.precision, ("float32", "bfloat16")),
+        ("phi", recipe.phi, ("least-squares", "learned")),
+        ("protocol", recipe.language.protocol, ("wald", "khan")),
+        ("stand_in", recipe.language.stand_in, ("mtf-glp-hpm-r", "bdsd")),
+        ("fusion_norm", recipe.language.fusion_norm, ("sum", "mean")),
+    ):
+        if value not in known:
+            raise ClippanError(
+                "The recipe cannot have {value} as {name}; write one of {known}.",
+                value=value,
+                name=name,
+                known=", ".join(known),
+            )
+    if recipe.trains == "network" and not (recipe.truth.used or recipe.scene.used):
         raise ClippanError("The recipe gives no loss a weight; set one under truth, scene or both.")
     if recipe.truth.language:
         raise ClippanError(
             "The loss language cannot be used under truth, whose bands are mixtures; set it under scene."
         )
-    if recipe.language.protocol not in ("wald", "khan"):
-        raise ClippanError("The protocol {protocol} is unknown; write wald or khan.", protocol=recipe.language.protocol)
+    if recipe.truth.spatial and recipe.phi == "learned":
+        raise ClippanError(
+            "The loss spatial cannot be used under truth with a learned phi, as the bands there are mixtures; set it "
+            "under scene, or let phi be least-squares."
+        )
     return recipe

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Optional
 
 import numpy as np
+import torch
 
 from clippan.catalogue.sensors import SENSORS
 from clippan.core.errors import ClippanError
+from clippan.fusion.methods import BDSD
 from clippan.learn.fusion.batch import PatchBatch
 from clippan.learn.fusion.patches import BandMixture, ReferenceScene, ScenePair, collate
 from clippan.learn.fusion.recipe import Augmentation, Recipe
+from clippan.learn.fusion.stand_in import bdsd_fused, fit_bdsd
 
 _PAN_MTF_GAINS = (0.11, 0.15, 0.2)  # MTF gains with which PAN is brought to reduced resolution
 _MAX_ATTEMPTS = 200  # attempts to find a scene that is large enough
@@ -27,6 +31,9 @@ class BatchSampler:
         pictures: sampling weight and scenes of each source of pictures.
         bands: number of bands of the network; None for any.
 
+    Where CLIP supervises, or PAN is predicted by learned weights, patches at full resolution have the recipe's number
+    of bands also for networks that take any.
+
     Raises:
         ClippanError: no pair has enough bands.
     """
@@ -39,15 +46,17 @@ class BatchSampler:
         bands: Optional[int],
     ) -> None:
         self._recipe, self._bands = recipe, bands
+        self._scene_bands = bands or recipe.scene_bands
         self._pairs: dict[str, list[ScenePair]] = defaultdict(list)
         self._references: dict[str, list[ReferenceScene]] = defaultdict(list)
         for pair in pairs:
-            if bands is None or len(pair.ms) >= bands:
+            if len(pair.ms) >= (self._scene_bands or 1):
                 self._pairs[pair.sensor].append(pair)
-                if recipe.truth.used:
-                    self._references[pair.sensor] += [pair.reduced_reference(gain) for gain in _PAN_MTF_GAINS]
+            if recipe.truth.used and len(pair.ms) >= (bands or 1):
+                self._references[pair.sensor] += [pair.reduced_reference(gain) for gain in _PAN_MTF_GAINS]
         self._pictures = [(share, list(references)) for share, references in pictures if references]
-        if not self._pairs and (recipe.scene.used or not self._pictures):
+        self._bdsd: dict[int, BDSD] = {}  # by the number of the pair
+        if not self._pairs and (recipe.scene.used or recipe.needs_stage_one or not self._pictures):
             raise ClippanError(
                 "The recipe has no pair with as many multispectral bands as the network; add such pairs."
             )
@@ -83,30 +92,40 @@ class BatchSampler:
         for _ in range(_MAX_ATTEMPTS):
             group = self._pairs[names[rng.integers(len(names))]]
             pair = group[rng.integers(len(group))]
-            count = self._bands or min(len(pair.ms), max(recipe.augment.bands))
+            count = self._scene_bands or min(len(pair.ms), max(recipe.augment.bands))
             # Patches cover about the same area on the ground, whatever the ratio.
             size = round(recipe.scene_size * min(pair.x_axis.ratio / 4, 1)) // 8 * 8
             size = min(size, min(pair.pan.shape) // 8 * 8)
-            order = range(count) if self._bands else rng.permutation(len(pair.ms))[:count]
+            order = range(count) if self._scene_bands else rng.permutation(len(pair.ms))[:count]
             patches = pair.patches(rng, recipe.scene_batch, size, [int(band) for band in order])
             if patches:
                 transformed = [patch.transformed(int(rng.integers(8))) for patch in patches]
                 return collate(transformed, [0] * len(patches), pair.x_axis.ratio)
         raise ClippanError("The scenes are too small for the patches of the recipe; lower its scene_size.")
 
-    def adapter_batch(self, rng: np.random.Generator, count: int) -> PatchBatch:
+    def adapter_batch(self, rng: np.random.Generator) -> PatchBatch:
         """Full-resolution patches of several scenes of about one ratio, one patch each, for stage I."""
+        plan, bands = self._recipe.language, self._recipe.bands
         pairs = [pair for group in self._pairs.values() for pair in group]
         first = pairs[rng.integers(len(pairs))]
-        candidates = [pair for pair in pairs if abs(pair.x_axis.ratio - first.x_axis.ratio) < 0.01]
-        size = min(self._recipe.scene_size, *(min(pair.pan.shape) // 8 * 8 for pair in candidates))
+        candidates = [
+            (number, pair) for number, pair in enumerate(pairs) if abs(pair.x_axis.ratio - first.x_axis.ratio) < 0.01
+        ]
+        size = min(self._recipe.scene_size, *(min(pair.pan.shape) // 8 * 8 for _, pair in candidates))
         patches, scenes = [], []
-        for number in rng.integers(len(candidates), size=_MAX_ATTEMPTS):
-            cut = candidates[number].patches(rng, 1, size, range(self._recipe.bands))
+        for choice in rng.integers(len(candidates), size=_MAX_ATTEMPTS):
+            number, pair = candidates[choice]
+            cut = pair.patches(rng, 1, size, range(bands))
             patches += cut
-            scenes += [int(number)] * len(cut)
-            if len(patches) == count:
-                return collate(patches, scenes, first.x_axis.ratio)
+            scenes += [number] * len(cut)
+            if len(patches) == plan.batch:
+                batch = collate(patches, scenes, first.x_axis.ratio)
+                if plan.stand_in != "bdsd":
+                    return batch
+                for number in set(scenes) - self._bdsd.keys():
+                    self._bdsd[number] = fit_bdsd(pairs[number], bands)
+                fused = [bdsd_fused(self._bdsd[number], batch, index) for index, number in enumerate(scenes)]
+                return replace(batch, stand_in=torch.stack(fused))
         raise ClippanError("The scenes are too small for the patches of the recipe; lower its scene_size.")
 
     def _random_reference(self, rng: np.random.Generator) -> ReferenceScene:

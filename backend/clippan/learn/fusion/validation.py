@@ -73,7 +73,7 @@ class ValidationWindow:
             valid &= torch.from_numpy(reference.valid)
         covered = valid
         if not bool(valid.all()):
-            weight = _mtf_filtered(valid.float()[None].expand(len(pair.ms), -1, -1), pair)
+            weight = mtf_filtered(valid.float()[None].expand(len(pair.ms), -1, -1), pair)
             covered = valid & (weight > MIN_VALID_SHARE).all(dim=0)
         batch = collate([pair.whole_patch()], [0], pair.x_axis.ratio).to(device)
         bands = None if reference is None else torch.from_numpy(reference.bands).float().to(device)
@@ -96,13 +96,13 @@ class ValidationWindow:
         margin = [FullResolutionMetrics.MARGIN] * 4
         figures.add_pan_scale(*(functional.pad(item, margin) for item in (fused, pan, self.valid)))
         figures.add_mtf_filtered(
-            _mtf_filtered(fused, self.pair), self.batch.destandardise(self.batch.up)[0], self.covered
+            mtf_filtered(fused, self.pair), self.batch.destandardise(self.batch.up)[0], self.covered
         )
         degraded_pan = torch.from_numpy(self.pair.degraded_pan(self.pair.pan_mtf_gain)[None])
         figures.add_ms_scale(torch.from_numpy(self.pair.ms), degraded_pan, torch.from_numpy(self.pair.valid))
 
 
-def _mtf_filtered(bands: Tensor, pair: ScenePair) -> Tensor:
+def mtf_filtered(bands: Tensor, pair: ScenePair) -> Tensor:
     """Bands (c, H, W) filtered with their MTF on the same grid; the border is replicated."""
     planes = []
     for band, gain in zip(bands, pair.mtf_gains):
