@@ -30,6 +30,8 @@ PORTAL_RULES = "B102,B105,B106,B107,B202,B301,B307,B501,B602,B604,B605,B615"
 LATE = HEAVY | {"filelock", "psycopg"}
 # … and what would be too early otherwise.
 LATE_MODULES = {
+    # It imports open_clip, which takes seconds of the time that an adaptation has.
+    "backend/clippan/handlers/adapt.py": {"clippan.learn.fusion.scene_supervisor"},
     "backend/clippan/handlers/doctor.py": {"ctypes"},  # a Python without it has to hear what is wrong
     "clippan_qgis/__init__.py": {".plugin"},  # QGIS wants the package to be light
     "clippan_qgis/paths.py": {"clippan.jobs"},  # once the engine's folder is in sys.path

@@ -43,7 +43,7 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
     bands = pair.ms.count
     supervisor = None
     if request.clip:
-        from clippan.learn.fusion.scene_supervisor import adapt_supervisor  # imports open_clip, which takes seconds
+        from clippan.learn.fusion.scene_supervisor import adapt_supervisor
 
         supervisor = adapt_supervisor(request, rgb_bands, scene, device, clock, context.subrange(10, 25))
     adaptation = Adaptation(start, scene, supervisor, request, device, clock, context.subrange(25, 98))
