@@ -90,7 +90,7 @@ def _mtf_weights(distance: np.ndarray, mtf_gain: float, ratio: float) -> np.ndar
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def _cubic_kernel(distance: np.ndarray) -> np.ndarray:
+def cubic_kernel(distance: np.ndarray) -> np.ndarray:
     """Cubic convolution (Keys 1981) with a = -3/4, which on the development pairs has better Q2n, SAM, ERGAS and HQNR
     than -1/2."""
     d = np.abs(distance)
@@ -228,10 +228,10 @@ def oversampled_matrix(
 @functools.lru_cache(maxsize=256)
 def _cubic_matrix(ratio: float, phase: float, count: int, number: int) -> torch.Tensor:
     positions = phase + np.arange(count) / ratio
-    return torch.from_numpy(_cubic_kernel(positions[:, None] - np.arange(number)).astype(np.float32))
+    return torch.from_numpy(cubic_kernel(positions[:, None] - np.arange(number)).astype(np.float32))
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=2048)
 def _mtf_decimation(
     ratio: float, phase: float, number: int, count: int, mtf_gain: float, steps: int = 1
 ) -> torch.Tensor:

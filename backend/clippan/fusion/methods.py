@@ -166,6 +166,11 @@ def needs_low_pass(method: Method) -> bool:
     return method in (Method.CLIPPAN, Method.MTF_GLP_CBD, Method.MTF_GLP_HPM, Method.MTF_GLP_HPM_R)
 
 
+def needs_mtf(method: Method) -> bool:
+    """Whether a method depends on the MTF of the bands."""
+    return needs_low_pass(method) or method is Method.BDSD
+
+
 def fit_method(method: Method, statistics: SceneStatistics, mtf_index_of_band: Sequence[int]) -> FusionMethod:
     """A classical method, fitted to a scene.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Optional
 
@@ -31,6 +32,8 @@ class NetworkFusion:
     Args:
         statistics: statistics of the whole scene.
         mtf_index_of_band: index of each band's MTF among the distinct ones.
+        mtf_gains: MTF gain of each band.
+        ratio: MS over PAN pixel size.
         model: the network.
         device: where to compute.
 
@@ -40,7 +43,13 @@ class NetworkFusion:
     """
 
     def __init__(
-        self, statistics: SceneStatistics, mtf_index_of_band: Sequence[int], model: FusionModel, device: torch.device
+        self,
+        statistics: SceneStatistics,
+        mtf_index_of_band: Sequence[int],
+        mtf_gains: Sequence[float],
+        ratio: float,
+        model: FusionModel,
+        device: torch.device,
     ) -> None:
         self._network = model.network
         self.bfloat16 = (
@@ -53,6 +62,7 @@ class NetworkFusion:
         variance = torch.maximum(statistics.covariance.diagonal(), (_MIN_STD * statistics.mean).square()).clamp(
             min=TINY
         )
+        self._conditions = conditions(mtf_gains, ratio)[None].to(device)
         self._mean = statistics.mean[bands].float().view(-1, 1, 1)
         self._std = variance[bands].sqrt().float().view(-1, 1, 1)
         self._trust = network_trust(statistics, mtf_index_of_band)
@@ -68,12 +78,21 @@ class NetworkFusion:
         standardised_pan = (pan - self._pan_mean).div_(self._pan_std)[None]
         pan_lowpass = (pan_lowpass - self._pan_mean).div_(self._pan_std)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, self.bfloat16):
-            fused = self._network(up[None], standardised_pan[None], pan_lowpass.expand_as(up)[None], classical[None])[0]
+            pan_lowpass = pan_lowpass.expand_as(up)
+            inputs = (up[None], standardised_pan[None], pan_lowpass[None], classical[None], self._conditions)
+            fused = self._network(*inputs)[0]
             fused = limit_correction(fused, up, classical, self._trust).mul_(std).add_(mean)
         # Missing pixels of files that declare no nodata value stay 0.
         if float(ms.min()) > 0:  # the usual, fast case
             return fused
         return torch.where((ms == 0).all(dim=0), ms, fused)
+
+
+def conditions(mtf_gains: Sequence[float], ratio: float) -> torch.Tensor:
+    """What a network is told of each band besides the images (bands, 2): the assumed blur and the ratio of the grids,
+    as logarithms around usual values (an MTF gain of 0.3, ratio 4)."""
+    scale = math.log(ratio / 4)
+    return torch.tensor([[-math.log(gain) - 1.2, scale] for gain in mtf_gains])
 
 
 def limit_correction(

@@ -20,8 +20,9 @@ from clippan.core.messages import Message
 from clippan.core.threads import count_threads, in_order
 from clippan.fusion import filters
 from clippan.fusion.fuse import TileFuser
-from clippan.fusion.methods import FusionMethod, fit_method, needs_low_pass
+from clippan.fusion.methods import FusionMethod, fit_method, needs_low_pass, needs_mtf
 from clippan.fusion.model import load
+from clippan.fusion.mtf_estimation import Mtf, choose_mtf
 from clippan.fusion.neural import NetworkFusion
 from clippan.fusion.registration import Shifts, register
 from clippan.fusion.statistics import SceneStatistics, measure_scene
@@ -63,10 +64,15 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
             model.check_band_count(len(gains))
             context.log(Message("Model: {model}.", model=model.title))
         pair, shifts = register(pair, request.registration, gains, threads, context.subrange(0, 2))
+        mtf = Mtf(())
+        if needs_mtf(request.method):
+            mtf = choose_mtf(pair, request.mtf, gains, threads, context.subrange(2, 3))
+            gains = mtf.gains
+            hints += [mtf.hint] if mtf.hint else []
         mtfs, mtf_index_of_band = filters.distinct_mtfs(gains, pair.band_shifts)
         low_pass_mtfs = mtfs if needs_low_pass(request.method) else []
         ms_mtf_gains = gains if request.method is Method.BDSD else None
-        statistics = measure_scene(pair, low_pass_mtfs, sensor.mtf_pan, threads, context.subrange(2, 5), ms_mtf_gains)
+        statistics = measure_scene(pair, low_pass_mtfs, sensor.mtf_pan, threads, context.subrange(3, 5), ms_mtf_gains)
         _check_fit(request.method, statistics)
         hints += pair.notes
         if pair.ms.nodata is None and statistics.zero_share >= _ZERO_SHARE:
@@ -79,11 +85,11 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
                 )
             )
         fusion: FusionMethod
-        provenance = _provenance(request, sensor, device, shifts)
+        provenance = _provenance(request, sensor, device, shifts, mtf)
         if model is None:
             fusion = fit_method(request.method, statistics, mtf_index_of_band)
         else:
-            fusion = NetworkFusion(statistics, mtf_index_of_band, model, device)
+            fusion = NetworkFusion(statistics, mtf_index_of_band, gains, pair.ratio, model, device)
             if fusion.bfloat16:
                 context.log("Precision: bfloat16, which is faster on this processor.")
             provenance["CLIPPAN_MODEL"] = model.title
@@ -141,6 +147,8 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         tuple(hints),
         (shifts.x, shifts.y),
         shifts.bands,
+        mtf.gains,
+        mtf.measured,
     )
 
 
@@ -163,7 +171,9 @@ def _check_fit(method: Method, statistics: SceneStatistics) -> None:
         )
 
 
-def _provenance(request: PansharpenRequest, sensor: Sensor, device: torch.device, shifts: Shifts) -> dict[str, str]:
+def _provenance(
+    request: PansharpenRequest, sensor: Sensor, device: torch.device, shifts: Shifts, mtf: Mtf
+) -> dict[str, str]:
     tags = {
         "CLIPPAN_ALGORITHM": request.name,
         "CLIPPAN_METHOD": request.method.value,
@@ -175,6 +185,8 @@ def _provenance(request: PansharpenRequest, sensor: Sensor, device: torch.device
     # Without the tag, an assessment estimates the shifts itself.
     if request.registration is not Registration.OFF:
         tags["CLIPPAN_SHIFT"] = shifts.to_tag()
+    if mtf.gains:
+        tags["CLIPPAN_MTF"] = mtf.to_tag()
     return tags
 
 

@@ -130,3 +130,14 @@ def shift_lines(shift: Sequence[float], bands: Sequence[Sequence[float]]) -> lis
         down=shift[1],
     )
     return [moved, Message("Each band was moved by its own shift.")] if bands else [moved]
+
+
+def mtf_lines(gains: Sequence[float], measured: Sequence[Sequence[float]]) -> list[Line]:
+    """The MTF gains that were used, and what they rest on; empty without any."""
+    if not gains:
+        return []
+    listed = ", ".join(f"{gain:.2f}" for gain in gains)
+    if not measured:
+        return [Message("MTF gain of each band, from the sensor table: {gains}", gains=listed)]
+    found = ", ".join(f"{gain:.2f} ± {error:.2f}" for gain, error in measured)
+    return [Message("MTF gain of each band: {gains}; measured in the images: {found}", gains=listed, found=found)]

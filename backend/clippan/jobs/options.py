@@ -49,6 +49,14 @@ class Registration(Choice):
     OFF = "off", "Off: trust the coordinates"
 
 
+class MtfSource(Choice):
+    """Where the optics (MTF) of the bands come from."""
+
+    AUTO = "auto", "Automatic: the images where they are clear, else the sensor"
+    TABLE = "table", "Sensor table"
+    DATA = "data", "Images"
+
+
 class Format(Choice):
     """File format of a raster output."""
 
@@ -189,6 +197,18 @@ class PairOptions(NodataOption):
         title="Co-registration",
         help="Measures how far the multispectral raster is displaced from the panchromatic one, and corrects it where "
         "that helps. The log says what was done.",
+    )
+
+
+@group
+class MtfOption:
+    """How much the multispectral bands are blurred."""
+
+    mtf: MtfSource = advanced_param(
+        MtfSource.AUTO,
+        title="Optics (MTF)",
+        help="How blurred the multispectral bands are, compared with the panchromatic one, which decides how much "
+        "detail they lack. The images show it where the product was resampled, or differs from its sensor.",
     )
 
 

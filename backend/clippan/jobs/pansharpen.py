@@ -8,9 +8,9 @@ from typing import Optional
 
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Line
-from clippan.jobs.base import Request, Result, job, shift_lines
+from clippan.jobs.base import Request, Result, job, mtf_lines, shift_lines
 from clippan.jobs.kinds import FusionModelFile, RasterFile
-from clippan.jobs.options import Compression, Format, Method, PairOptions, RunOptions
+from clippan.jobs.options import Compression, Format, Method, MtfOption, PairOptions, RunOptions
 from clippan.jobs.param import advanced_param, param
 
 
@@ -27,6 +27,8 @@ class PansharpenResult(Result):
         ratio: multispectral over panchromatic pixel size (x, y).
         shift: how far MS was moved to the right and down, in PAN pixels (x, y).
         band_shifts: the same for each band, where they differ; else empty.
+        mtf: MTF gain of each band that the method worked with, 0 to 1; empty for methods without one.
+        mtf_measured: MTF gain of each band by the images and its standard error; empty where they were not measured.
     """
 
     output: str
@@ -44,12 +46,15 @@ class PansharpenResult(Result):
     hints: tuple[str, ...] = ()
     shift: tuple[float, ...] = (0.0, 0.0)
     band_shifts: tuple[tuple[float, ...], ...] = ()
+    mtf: tuple[float, ...] = ()
+    mtf_measured: tuple[tuple[float, ...], ...] = ()
 
     def describe(self) -> list[Line]:
         return [
             self.line("{output}: {width} × {height} pixels, bands: {bands}, {dtype}"),
             self.line("Method {method}, sensor {sensor}, {device}, {seconds:.1f} s"),
             *shift_lines(self.shift, self.band_shifts),
+            *mtf_lines(self.mtf, self.mtf_measured),
         ]
 
 
@@ -59,7 +64,7 @@ class PansharpenResult(Result):
     summary="Sharpens a multispectral raster with the panchromatic band of the same scene.",
     result=PansharpenResult,
 )
-class PansharpenRequest(PairOptions, RunOptions, Request):
+class PansharpenRequest(PairOptions, MtfOption, RunOptions, Request):
     """A pansharpening; the output has the grid of the panchromatic raster, and its extent is their overlap."""
 
     output: RasterFile = param(

@@ -56,6 +56,11 @@ class Pair:
     def y_axis(self) -> AxisTransform:
         return self.alignment.y_axis
 
+    @property
+    def ratio(self) -> float:
+        """MS over PAN pixel size, the geometric mean of both axes."""
+        return math.sqrt(self.x_axis.ratio * self.y_axis.ratio)
+
     def shifted(self, x: float, y: float, band_shifts: Sequence[tuple[float, float]] = ()) -> Pair:
         """The pair with MS moved right and down by (x, y) output pixels, and each band by its offset besides. The
         output's grid stays; at borders that MS has moved away from, its last samples repeat."""

@@ -1,9 +1,9 @@
 """Fusion networks behind one factory.
 
-Every network is called as ``network(up, pan, pan_lowpass, classical)`` with standardised float tensors on PAN's grid
-(see ``clippan.learn.fusion.batch.PatchBatch``): the interpolated MS (n, c, H, W), PAN (n, 1, H, W), PAN filtered with
-each band's MTF (n, c, H, W) and the classical result (n, c, H, W); it returns the fused bands (n, c, H, W). The
-published backbones look at the first two only.
+Every network is called as ``network(up, pan, pan_lowpass, classical, conditions)`` with standardised float tensors on
+PAN's grid (see ``clippan.learn.fusion.batch.PatchBatch``): the interpolated MS (n, c, H, W), PAN (n, 1, H, W), PAN
+filtered with each band's MTF (n, c, H, W), the classical result (n, c, H, W), and the assumed blur and ratio of each
+band (n, c, 2); it returns the fused bands (n, c, H, W). The published backbones look at the first two only.
 
 The table names classes by text, so that listing the networks imports none of them, nor torch.
 """
@@ -89,6 +89,7 @@ class Network:
 
 NETWORKS: Mapping[str, Network] = {
     "detail": Network("Detail", "gain_correction:GainCorrectionNet", True, 4, "this project"),
+    "modulation": Network("Detail modulation", "detail_modulation:DetailModulationNet", True, 4, "this project"),
     "pnn": Network(
         "PNN",
         "pnn:PNN",

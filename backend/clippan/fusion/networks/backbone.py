@@ -29,7 +29,12 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def forward(
-        self, up: Tensor, pan: Tensor, pan_lowpass: Optional[Tensor] = None, classical: Optional[Tensor] = None
+        self,
+        up: Tensor,
+        pan: Tensor,
+        pan_lowpass: Optional[Tensor] = None,
+        classical: Optional[Tensor] = None,
+        conditions: Optional[Tensor] = None,
     ) -> Tensor:
         """See the package. Raises ClippanError for another number of bands than the network was built for."""
         if self.bands not in (0, up.shape[1]):

@@ -29,6 +29,7 @@ class PatchBatch:
             (n, c, w, W), or (c, …) for all patches.
         mean, std: of the bands (n, c, 1, 1), in the units of the file.
         pan_mean, pan_std: of PAN (n, 1, 1, 1), in the units of the file.
+        conditions: of each band (n, c, 2), see ``fusion.neural.conditions``.
         ratio: MS over PAN pixel size.
         scenes: number of the scene of each patch (n,).
         target: the reference MS on PAN's grid (n, c, H, W); None at full resolution.
@@ -47,15 +48,16 @@ class PatchBatch:
     std: Tensor
     pan_mean: Tensor
     pan_std: Tensor
+    conditions: Tensor
     ratio: float
     scenes: Tensor
     target: Optional[Tensor] = None
     stand_in: Optional[Tensor] = None
 
     @property
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The inputs of a network: up, pan, pan_lowpass, classical."""
-        return self.up, self.pan, self.pan_lowpass, self.classical
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The inputs of a network: up, pan, pan_lowpass, classical, conditions."""
+        return self.up, self.pan, self.pan_lowpass, self.classical, self.conditions
 
     def degrade(self, fused: Tensor) -> Tensor:
         """Fused bands (n, c, H, W) degraded with the MTF to the samples of ``ms``."""

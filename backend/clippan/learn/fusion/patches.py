@@ -19,7 +19,9 @@ from torch import Tensor
 
 from clippan.fusion import filters
 from clippan.fusion.methods import high_pass_modulation
+from clippan.fusion.neural import conditions
 from clippan.learn.fusion.batch import PatchBatch
+from clippan.learn.fusion.degradation import Blur, through_jpeg
 from clippan.raster.grid import AxisTransform
 
 _PHASE_DIGITS = 9  # decimals of a phase in pixels
@@ -71,7 +73,9 @@ class BandMixture:
     """Radiometric augmentation of a patch, from c bands of the scene to k bands.
 
     Bands become ``weights`` (k, c) @ bands + ``offset`` (k,); PAN becomes ``pan_weight`` · PAN + ``pan_band_weights``
-    (c,) @ bands + ``pan_offset``. ``noise`` and ``pan_noise`` are in standard deviations of the scene.
+    (c,) @ bands + ``pan_offset``. ``noise`` and ``pan_noise`` are in standard deviations of the scene; ``saturated``
+    and ``pan_saturated`` are shares of the brightest pixels that are cut off; ``jpeg`` and ``pan_jpeg`` are qualities
+    of JPEG compression, 0 for none.
     """
 
     weights: np.ndarray
@@ -81,6 +85,10 @@ class BandMixture:
     pan_offset: float
     noise: float = 0.0
     pan_noise: float = 0.0
+    saturated: float = 0.0
+    pan_saturated: float = 0.0
+    jpeg: int = 0
+    pan_jpeg: int = 0
 
     @classmethod
     def selection(cls, chosen: Sequence[int], count: int) -> BandMixture:
@@ -90,7 +98,7 @@ class BandMixture:
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch, with the arrays of ``PatchBatch`` in the units of the file."""
+    """One patch, with the arrays of ``PatchBatch`` in the units of the file, and the assumed MTF gain of each band."""
 
     up: Tensor
     pan: Tensor
@@ -100,6 +108,7 @@ class Patch:
     row_filters: Tensor
     column_filters: Tensor
     moments: BandMoments
+    mtf_gains: tuple[float, ...]
     target: Optional[Tensor]
 
     def transformed(self, number: int) -> Patch:
@@ -120,7 +129,7 @@ class Patch:
             transform, (self.up, self.pan, self.pan_lowpass, self.ms, self.degraded_pan)
         )
         target = None if self.target is None else transform(self.target)
-        return Patch(up, pan, pan_lowpass, ms, degraded_pan, rows, columns, self.moments, target)
+        return Patch(up, pan, pan_lowpass, ms, degraded_pan, rows, columns, self.moments, self.mtf_gains, target)
 
 
 @dataclass
@@ -202,7 +211,7 @@ class ScenePair:
             x - columns.pan_first : x - columns.pan_first + size[1],
         ]
         moments = self.moments.of_mixture(BandMixture.selection(bands, len(self.ms)))
-        return _patch(rows, columns, ms, wide, inside, -1, moments, None)
+        return _patch(rows, columns, ms, wide, inside, -1, moments, gains[:-1], None)
 
 
 @dataclass
@@ -261,7 +270,7 @@ class ReferenceScene:
         ratio: float,
         phases: np.ndarray,
         gains: Sequence[float],
-        true_gains: Sequence[float],
+        blurs: Sequence[Blur],
         shifts: np.ndarray,
         mixture: BandMixture,
     ) -> Optional[Patch]:
@@ -271,16 +280,16 @@ class ReferenceScene:
             ratio: MS over PAN pixel size.
             phases: offsets of the MS rows and columns in the patch, in pixels.
             gains: assumed MTF gain of each resulting band.
-            true_gains: MTF gain that each band is simulated with.
+            blurs: what each band is simulated with.
             shifts: misregistration of each band (bands, 2), rows and columns, in pixels.
         """
         corners = self._valid_corners(size)
         if not len(corners):
             return None
         row, column = corners[rng.integers(len(corners))]
-        count = len(gains)
+        widest = max(0.05, min(*gains, *(min(blur.gain_x, blur.gain_y) for blur in blurs)))  # of the window to read
         rows, columns = (
-            _PatchAxis.of(AxisTransform(ratio, start + phase), int(start), size, (*gains, *true_gains))
+            _PatchAxis.of(AxisTransform(ratio, start + phase), int(start), size, (*gains, widest))
             for start, phase in zip((row, column), phases)
         )
         wide_bands = _cut(self.bands, columns.pan_first, rows.pan_first, columns.pan_count, rows.pan_count)
@@ -293,10 +302,31 @@ class ReferenceScene:
         wide = torch.from_numpy(mixed_pan.astype(np.float32))[None]
         bands = np.tensordot(mixture.weights.astype(np.float32), wide_bands, 1) + mixture.offset[:, None, None]
         source = torch.from_numpy(bands.astype(np.float32))
+        if mixture.saturated:
+            source = torch.minimum(source, _quantile(source, 1 - mixture.saturated))
+        if mixture.pan_saturated:
+            wide = torch.minimum(wide, _quantile(wide, 1 - mixture.pan_saturated))
         shifted = _shifted(source, shifts) if shifts.any() else source
-        ms = filters.apply_separable(
-            torch.stack(rows.mtf_filters[count:]), shifted, torch.stack(columns.mtf_filters[count:])
+        down, right = (
+            torch.stack(
+                [
+                    blur.matrix(
+                        AxisTransform(ratio, phase),
+                        item.ms_first,
+                        item.ms_count,
+                        item.pan_first - int(start),
+                        item.pan_count,
+                        gain,
+                    )
+                    for blur, gain in zip(blurs, blur_gains)
+                ]
+            )
+            for item, start, phase, blur_gains in (
+                (rows, row, phases[0], [blur.gain_y for blur in blurs]),
+                (columns, column, phases[1], [blur.gain_x for blur in blurs]),
+            )
         )
+        ms = filters.apply_separable(down, shifted, right)
         moments = self.moments(ratio).of_mixture(mixture)
         if mixture.noise:
             std = torch.from_numpy(np.sqrt(moments.covariance.diagonal())).float()[:, None, None]
@@ -304,9 +334,13 @@ class ReferenceScene:
         if mixture.pan_noise:
             noise = torch.from_numpy(rng.standard_normal(wide.shape, np.float32))
             wide = wide + mixture.pan_noise * math.sqrt(moments.pan_variance) * noise
+        if mixture.jpeg:
+            ms = through_jpeg(ms, mixture.jpeg)
+        if mixture.pan_jpeg:
+            wide = through_jpeg(wide, mixture.pan_jpeg)
         top, left = int(row) - rows.pan_first, int(column) - columns.pan_first
         inside = np.s_[:, top : top + size, left : left + size]
-        return _patch(rows, columns, ms, wide, inside, 0, moments, source[inside])
+        return _patch(rows, columns, ms, wide, inside, 0, moments, tuple(gains), source[inside])
 
 
 def collate(patches: Sequence[Patch], scenes: Sequence[int], ratio: float) -> PatchBatch:
@@ -339,6 +373,7 @@ def collate(patches: Sequence[Patch], scenes: Sequence[int], ratio: float) -> Pa
         std,
         pan_mean,
         pan_std,
+        torch.stack([conditions(patch.mtf_gains, ratio) for patch in patches]),
         ratio,
         torch.tensor(list(scenes)),
         (torch.stack(targets) - mean) / std if targets else None,
@@ -411,6 +446,7 @@ def _patch(
     inside: tuple[slice, ...],
     pan_filter: int,
     moments: BandMoments,
+    mtf_gains: tuple[float, ...],
     target: Optional[Tensor],
 ) -> Patch:
     """The patch that lies ``inside`` a larger PAN; ``pan_filter`` is the number of PAN's own filter among the axes'."""
@@ -428,8 +464,14 @@ def _patch(
         torch.stack(list(rows.inner_mtf_filters[:bands])),
         torch.stack(list(columns.inner_mtf_filters[:bands])),
         moments,
+        mtf_gains,
         target,
     )
+
+
+def _quantile(planes: Tensor, share: float) -> Tensor:
+    """Value below which this share of each plane's pixels lies (n, 1, 1)."""
+    return planes.flatten(1).quantile(share, dim=1)[:, None, None]
 
 
 def _mtf_degraded(

@@ -17,7 +17,9 @@ from clippan.catalogue.sensors import SENSORS, recognise_sensor
 from clippan.core.context import Context
 from clippan.core.errors import ClippanError, one_line
 from clippan.fusion import filters
+from clippan.fusion.mtf_estimation import choose_mtf
 from clippan.fusion.registration import estimate
+from clippan.jobs.options import MtfSource
 from clippan.learn.fusion.patches import ReferenceScene, ScenePair
 from clippan.learn.fusion.recipe import PairSource, PictureSource
 from clippan.raster.grid import AxisTransform
@@ -54,6 +56,7 @@ def read_pairs(root: Path, source: PairSource, without: Sequence[str], context: 
         with open_pair(str(path / "pan.tif"), [str(path / "ms.tif")]) as pair:
             gains = sensor.mtf_gains(range(pair.ms.count), pair.ms.available_bands)
             registered = estimate(pair, gains, 1, context, per_band=False).apply(pair)
+            gains = choose_mtf(registered, MtfSource.AUTO, gains, 1, context).gains
             yield read_pair(registered, gains, sensor.mtf_pan, name)
 
 

@@ -15,6 +15,7 @@ from clippan.core.json import from_json
 from clippan.jobs.train_fusion import TrainFusionRequest
 from clippan.learn.fusion.objective import LossWeights
 
+BLURS = ("table", "any", "box", "cubic", "sampling")  # kinds that MS is simulated with
 _SMALLEST = 32  # pixels, edge of a patch
 
 
@@ -59,22 +60,34 @@ class Augmentation:
         ratios: ratios of MS to PAN pixel size, sampled evenly.
         bands: numbers of bands, sampled evenly; ignored by networks of a fixed number. If it holds only the recipe's
             ``bands``, scenes keep the order of their bands, as they do for networks of a fixed number.
-        gain: standard deviation of the logarithm of the simulated MTF gain about the one that the network assumes.
+        blurs: shares of the kinds of blur that make MS: ``table`` (the MTF of a random sensor), ``any`` (a Gaussian of
+            any MTF gain), ``box`` (mean), ``cubic`` (antialiased cubic) and ``sampling`` (no low pass).
+        gain: standard deviation of the logarithm of the simulated MTF gain about the one of ``table``.
+        uneven: share of patches whose Gaussian blur differs between rows and columns.
+        table_only: share of patches for which the network is told the table's MTF gain; for the others it is told what
+            an estimate from the images would give.
         shift: standard deviation of the shift between MS and PAN in pixels, and twice that of each band's own.
         mixed: share of patches whose bands are mixtures of the scene's bands.
         haze: share of patches with another dark level.
         noisy: share of patches with noise; ``noise`` is its mean level in standard deviations.
+        saturated: share of patches whose brightest pixels are cut off, in MS or in PAN.
+        jpeg: share of patches that went through JPEG compression, MS or PAN.
     """
 
     simulated: float = 0.25
     ratios: tuple[float, ...] = (4, 4, 4, 4, 2, 2, 3, 5)
     bands: tuple[int, ...] = (4, 4, 4, 3, 6, 2)
+    blurs: Mapping[str, float] = field(default_factory=lambda: {"table": 1.0})
     gain: float = 0.12
+    uneven: float = 0.0
+    table_only: float = 1.0
     shift: float = 0.15
     mixed: float = 0.4
     haze: float = 0.4
     noisy: float = 0.5
     noise: float = 0.01
+    saturated: float = 0.0
+    jpeg: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -215,6 +228,8 @@ def read_recipe(path: Path) -> Recipe:
         raise ClippanError(
             "Patches need ratios and numbers of bands of at least 1; correct ratios and bands under augment."
         )
+    if not set(recipe.augment.blurs) <= set(BLURS) or not sum(recipe.augment.blurs.values()) > 0:
+        raise ClippanError("The blurs under augment need shares of: {blurs}; correct them.", blurs=", ".join(BLURS))
     if any(source.factor < 1 or source.share <= 0 for source in recipe.pictures):
         raise ClippanError("Pictures need a factor of at least 1 and a share above 0; correct them under pictures.")
     for name, value, known in (

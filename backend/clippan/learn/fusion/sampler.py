@@ -13,14 +13,19 @@ import torch
 from clippan.catalogue.sensors import SENSORS
 from clippan.core.errors import ClippanError
 from clippan.fusion.methods import BDSD
+from clippan.fusion.mtf_estimation import shrunk_to_table
 from clippan.learn.fusion.batch import PatchBatch
+from clippan.learn.fusion.degradation import Blur
 from clippan.learn.fusion.patches import BandMixture, ReferenceScene, ScenePair, collate
 from clippan.learn.fusion.recipe import Augmentation, Recipe
 from clippan.learn.fusion.stand_in import bdsd_fused, fit_bdsd
 
 _PAN_MTF_GAINS = (0.11, 0.15, 0.2)  # MTF gains with which PAN is brought to reduced resolution
 _MAX_ATTEMPTS = 200  # attempts to find a scene that is large enough
-_MTF_GAIN_RANGE = (0.1, 0.6)  # range of the simulated MTF gain
+_MTF_GAIN_RANGE = (0.06, 0.9)  # range of the simulated MTF gain
+_ANY_MTF_GAIN = (0.08, 0.75)  # range of the gain of a blur of kind ``any``
+_UNEVENNESS = 0.25  # standard deviation of half the logarithm of the gains' ratio along both axes
+_ESTIMATION_ERROR = 0.5  # mean error of an estimate, in −4·ln(gain)
 
 
 class BatchSampler:
@@ -66,11 +71,8 @@ class BatchSampler:
         recipe, augment = self._recipe, self._recipe.augment
         ratio = float(rng.choice(augment.ratios))
         bands = self._bands or int(rng.choice(augment.bands))
-        gains = _random_mtf_gains(rng, bands)
-        true_gains = [
-            round(float(np.clip(gain * np.exp(rng.normal(0, augment.gain)), *_MTF_GAIN_RANGE)), 3) for gain in gains
-        ]
-        phases = rng.uniform(0, ratio, 2)
+        table = _random_mtf_gains(rng, bands)
+        phases = rng.integers(0, max(1, int(4 * ratio)), 2) / 4  # of few values, whose filters are cached
         patches = []
         for _ in range(_MAX_ATTEMPTS):
             reference = self._random_reference(rng)
@@ -78,7 +80,9 @@ class BatchSampler:
             if augment.shift and rng.random() < 0.7:
                 shifts = rng.normal(0, augment.shift, (1, 2)) + rng.normal(0, augment.shift / 2, (bands, 2))
             mixture = _random_mixture(rng, reference, bands, augment)
-            patch = reference.patch(rng, recipe.size, ratio, phases, gains, true_gains, shifts, mixture)
+            blurs = _random_blurs(rng, table, augment)
+            gains = table if rng.random() < augment.table_only else _as_estimated(rng, table, blurs)
+            patch = reference.patch(rng, recipe.size, ratio, phases, gains, blurs, shifts, mixture)
             if patch is not None:
                 patches.append(patch.transformed(int(rng.integers(8))))
             if len(patches) == recipe.batch:
@@ -145,6 +149,36 @@ def _random_mtf_gains(rng: np.random.Generator, bands: int) -> list[float]:
     return [float(gain) for gain in rng.permutation(np.resize(sensors[rng.integers(len(sensors))].mtf_ms, bands))]
 
 
+def _random_blurs(rng: np.random.Generator, table: Sequence[float], augment: Augmentation) -> list[Blur]:
+    """What made the bands, of one kind."""
+    kinds = list(augment.blurs)
+    shares = np.array([augment.blurs[kind] for kind in kinds])
+    kind = kinds[rng.choice(len(kinds), p=shares / shares.sum())]
+    if kind not in ("table", "any"):
+        return [Blur(kind)] * len(table)
+    common = float(np.exp(rng.uniform(*np.log(_ANY_MTF_GAIN))))
+    stretch = rng.normal(0, _UNEVENNESS) if rng.random() < augment.uneven else 0.0
+    blurs = []
+    for expected in table:
+        gain = (expected if kind == "table" else common) * np.exp(rng.normal(0, augment.gain))
+        x, y = (float(np.clip(gain * np.exp(part), *_MTF_GAIN_RANGE)) for part in (stretch, -stretch))
+        blurs.append(Blur("gaussian", _rounded(x), _rounded(y)))
+    return blurs
+
+
+def _as_estimated(rng: np.random.Generator, table: Sequence[float], blurs: Sequence[Blur]) -> list[float]:
+    """The MTF gains that ``auto`` would work with: estimates have errors, and are shrunk to the table's."""
+    errors = np.full(len(table), rng.exponential(_ESTIMATION_ERROR))
+    blur = -4 * np.log([blur.gain for blur in blurs]) + rng.normal(0, errors)
+    gains = shrunk_to_table(blur, errors / 3, table)
+    return [_rounded(gain) for gain in gains.clip(max=0.95)]
+
+
+def _rounded(gain: float) -> float:
+    """An MTF gain on a lattice, so that filters are used more than once."""
+    return round(round(float(gain) / 0.02) * 0.02, 2)
+
+
 def _random_mixture(
     rng: np.random.Generator, reference: ReferenceScene, bands: int, augment: Augmentation
 ) -> BandMixture:
@@ -169,4 +203,20 @@ def _random_mixture(
     noise, pan_noise = (
         float(rng.exponential(augment.noise)) if rng.random() < augment.noisy else 0.0 for _ in range(2)
     )
-    return BandMixture(weights, offset, pan_weight, pan_band_weights, pan_offset, noise, pan_noise)
+    saturated, pan_saturated = (
+        float(rng.uniform(0.001, 0.05)) if rng.random() < augment.saturated / 2 else 0.0 for _ in range(2)
+    )
+    jpeg, pan_jpeg = (int(rng.integers(60, 96)) if rng.random() < augment.jpeg / 2 else 0 for _ in range(2))
+    return BandMixture(
+        weights,
+        offset,
+        pan_weight,
+        pan_band_weights,
+        pan_offset,
+        noise,
+        pan_noise,
+        saturated,
+        pan_saturated,
+        jpeg,
+        pan_jpeg,
+    )

@@ -23,6 +23,7 @@ from clippan.fusion.statistics import TINY, SceneStatistics, measure_scene
 from clippan.jobs.adapt import AdaptFusionRequest
 from clippan.learn.fusion import reading
 from clippan.learn.fusion.batch import PatchBatch
+from clippan.learn.fusion.degradation import Blur
 from clippan.learn.fusion.patches import (
     BandMixture,
     BandMoments,
@@ -143,12 +144,13 @@ class TrainingScene:
         """Patches at reduced resolution, with their reference."""
         gains, count = self.mtf_gains, len(self.mtf_gains)
         mixture, shifts = BandMixture.selection(range(count), count), np.zeros((count, 2))
+        blurs = [Blur("gaussian", gain, gain) for gain in gains]
         phases = np.floor(rng.uniform(0, self.ratio, 2))
         usable = [reference for reference in self.references if min(reference.pan.shape) >= self.reduced_size]
         patches: list[Patch] = []
         while len(patches) < _BATCH_SIZE:
             reference = usable[rng.integers(len(usable))]
-            patch = reference.patch(rng, self.reduced_size, self.ratio, phases, gains, gains, shifts, mixture)
+            patch = reference.patch(rng, self.reduced_size, self.ratio, phases, gains, blurs, shifts, mixture)
             patches += [patch] if patch is not None else []
         return collate(patches, range(len(patches)), self.ratio)
 

@@ -86,7 +86,8 @@ class ValidationWindow:
         padding = (0, -width % _SIZE_DIVISOR, 0, -height % _SIZE_DIVISOR)
         inputs = self.batch.inputs
         if any(padding):
-            inputs = tuple(functional.pad(item, padding, mode="replicate") for item in inputs)  # type: ignore[assignment]
+            *images, conditions = inputs
+            inputs = (*(functional.pad(item, padding, mode="replicate") for item in images), conditions)  # type: ignore[assignment]
         fused = network(*inputs)[..., :height, :width]
         return self.batch.destandardise(limit_correction(fused, self.batch.up, self.batch.classical, self.trust))[0]
 
