@@ -438,7 +438,7 @@ def test_scan_on_the_gpu_equals_the_sequential_one() -> None:
 @pytest.mark.parametrize(
     ("name", "bands", "options", "told"),
     [
-        ("unet", 4, {}, "There is no fusion network 'unet'; choose one of detail, pnn"),
+        ("unet", 4, {}, "There is no fusion network 'unet'; choose one of detail, modulation, pnn"),
         ("pnn", 0, {}, "cannot be built for 0 bands; give"),
         ("pnn", 4, {"depth": 3}, "The network PNN has no option 'depth'; choose among width, second_width, r"),
         ("pnn", 4, {"second_width": 0}, "The network PNN cannot have second_width 0; give a whole number from 1."),

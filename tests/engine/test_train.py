@@ -11,6 +11,7 @@ import os
 import re
 import textwrap
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -39,6 +40,7 @@ from clippan.jobs import Context, Device, Method, PansharpenRequest, Registratio
 from clippan.learn.fusion import reading  # noqa: E402
 from clippan.learn.fusion import training as train  # noqa: E402
 from clippan.learn.fusion.batch import PatchBatch  # noqa: E402
+from clippan.learn.fusion.degradation import Blur, through_jpeg  # noqa: E402
 from clippan.learn.fusion.objective import LossWeights  # noqa: E402
 from clippan.learn.fusion.patches import BandMixture, BandMoments, ReferenceScene, ScenePair, collate  # noqa: E402
 from clippan.learn.fusion.recipe import AdapterTraining, Augmentation, PairSource, PictureSource, Recipe, read_recipe  # noqa: E402
@@ -285,7 +287,7 @@ def test_pairs_of_a_folder(data):
     assert np.array_equal(pair.ms, read_raster(str(data / "pan" / "quickbird__a" / "ms.tif")))
     assert (pair.x_axis.ratio, pair.y_axis.ratio) == (4, 4)
     assert pair.valid.all()
-    assert pair.mtf_gains == (0.34, 0.32, 0.30, 0.22)  # QuickBird's own
+    assert len(pair.mtf_gains) == 4 and 0.22 <= min(pair.mtf_gains)  # measured in the images, or QuickBird's own
     assert pair.mtf_gains != found[0].mtf_gains
 
 
@@ -373,6 +375,10 @@ def ground(size: int = 192, bands: int = 3, place: Optional[tuple[int, int]] = N
     return ReferenceScene(values.mean(axis=0) * 1.1 + 20, values, valid, GAINS[:bands], simulated_pan=False)
 
 
+def gaussian(gains: Sequence[float]) -> list[Blur]:
+    return [Blur("gaussian", gain, gain) for gain in gains]
+
+
 def plain(
     made: ReferenceScene, ratio: float, phases: tuple[float, float], chosen: tuple[int, ...], edge: int = 64
 ) -> Any:
@@ -380,7 +386,7 @@ def plain(
     gains = [GAINS[band] for band in chosen]
     mixture = BandMixture.selection(chosen, len(made.bands))
     shifts = np.zeros((len(chosen), 2))
-    return made.patch(np.random.default_rng(0), edge, ratio, np.array(phases), gains, gains, shifts, mixture)
+    return made.patch(np.random.default_rng(0), edge, ratio, np.array(phases), gains, gaussian(gains), shifts, mixture)
 
 
 def seen(
@@ -483,7 +489,7 @@ def test_sensors_of_unlike_optics_share_a_batch():
             2.0,
             np.zeros(2),
             gains,
-            gains,
+            gaussian(gains),
             np.zeros((1, 2)),
             BandMixture.selection([0], 3),
         )
@@ -491,6 +497,29 @@ def test_sensors_of_unlike_optics_share_a_batch():
     )
     batch = collate([one, other], [0, 1], 2.0)
     assert torch.allclose(batch.degrade(batch.target), batch.ms, atol=1e-4)
+
+
+@pytest.mark.parametrize("ratio", [2.0, 2.5, 4.0])
+@pytest.mark.parametrize("kind", ["gaussian", "box", "cubic", "sampling"])
+def test_every_blur_keeps_a_ramp(kind, ratio):
+    # A symmetric filter of sum 1 gives a sample the ramp's value at the sample's centre.
+    axis = AxisTransform(ratio, 0.3)
+    matrix = Blur(kind, 0.3, 0.3).matrix(axis, 8, 5, 0, 200, 0.3)
+    centres = torch.tensor([axis.ms_to_pan(8 + number) for number in range(5)])
+    assert torch.allclose(matrix.sum(dim=1), torch.ones(5), atol=1e-5)
+    assert torch.allclose(matrix @ torch.arange(200.0), centres, atol=2e-3 if kind == "gaussian" else 0.08)
+
+
+def test_a_box_is_the_mean_of_the_pixels():
+    matrix = Blur("box").matrix(AxisTransform(4.0, 0.0), 1, 1, 0, 12, 0.0)
+    assert matrix[0].tolist() == [0, 0, 0, 0, 0.25, 0.25, 0.25, 0.25, 0, 0, 0, 0]
+
+
+def test_jpeg_changes_little_and_keeps_the_range():
+    plane = torch.linspace(500, 900, 64)[None, :, None].expand(2, 64, 64).contiguous()
+    restored = through_jpeg(plane, 90)
+    assert 0 < float((restored - plane).abs().max()) < 8
+    assert restored.shape == plane.shape
 
 
 @pytest.mark.parametrize("number", range(8))
@@ -549,7 +578,7 @@ def test_missing_pixels_are_kept_out(tmp_path):
         # The filled pixels have the mean of the band, which no sample has.
         assert set(patch.ms[1].flatten().tolist()) <= clean
         made = pair.reduced_reference(0.15).patch(
-            rng, 32, 2.0, np.zeros(2), [0.3], [0.3], np.zeros((1, 2)), BandMixture.selection([1], 4)
+            rng, 32, 2.0, np.zeros(2), [0.3], gaussian([0.3]), np.zeros((1, 2)), BandMixture.selection([1], 4)
         )
         assert set(made.target.flatten().tolist()) <= clean
 

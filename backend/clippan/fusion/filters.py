@@ -69,7 +69,7 @@ def mtf_reach(mtf_gain: float, ratio: float) -> int:
 def mtf_kernel(mtf_gain: float, ratio: float) -> np.ndarray:
     """Taps of the separable MTF filter centred on a pixel; sum 1 (Gaussian under a Kaiser window, β 0.5)."""
     reach = mtf_reach(mtf_gain, ratio)
-    return _mtf_weights(np.arange(-reach, reach + 1.0), mtf_gain, ratio)
+    return mtf_weights(np.arange(-reach, reach + 1.0), mtf_gain, ratio)
 
 
 @functools.lru_cache(maxsize=64)
@@ -82,7 +82,8 @@ def mtf_matrix(mtf_gain: float, ratio: float, count: int, reach: int) -> torch.T
     return torch.from_numpy(matrix / matrix.sum(axis=1, keepdims=True)).float()
 
 
-def _mtf_weights(distance: np.ndarray, mtf_gain: float, ratio: float) -> np.ndarray:
+def mtf_weights(distance: np.ndarray, mtf_gain: float, ratio: float) -> np.ndarray:
+    """Weights of the MTF filter at distances in output pixels from its centre; sum 1 along the last axis."""
     reach = mtf_reach(mtf_gain, ratio) + 0.5
     sigma = mtf_sigma(mtf_gain, ratio)
     window = np.i0(_KAISER_BETA * np.sqrt(np.clip(1 - (distance / reach) ** 2, 0, None))) / np.i0(_KAISER_BETA)
@@ -91,8 +92,8 @@ def _mtf_weights(distance: np.ndarray, mtf_gain: float, ratio: float) -> np.ndar
 
 
 def cubic_kernel(distance: np.ndarray) -> np.ndarray:
-    """Cubic convolution (Keys 1981) with a = -3/4, which on the development pairs has better Q2n, SAM, ERGAS and HQNR
-    than -1/2."""
+    """Weights at distances in samples by cubic convolution (Keys 1981) with a = -3/4, which on the development pairs
+    has better Q2n, SAM, ERGAS and HQNR than -1/2."""
     d = np.abs(distance)
     inner = (1.25 * d - 2.25) * d * d + 1
     outer = ((-0.75 * d + 3.75) * d - 6) * d + 3
@@ -236,7 +237,7 @@ def _mtf_decimation(
     ratio: float, phase: float, number: int, count: int, mtf_gain: float, steps: int = 1
 ) -> torch.Tensor:
     centres = phase + np.arange(number) * (ratio / steps)
-    return torch.from_numpy(_mtf_weights(np.arange(count) - centres[:, None], mtf_gain, ratio).astype(np.float32))
+    return torch.from_numpy(mtf_weights(np.arange(count) - centres[:, None], mtf_gain, ratio).astype(np.float32))
 
 
 def inside(window: Window, area: Window) -> torch.Tensor:

@@ -187,7 +187,7 @@ class _WindowComparison:
 
     def correlate(self, window: Window) -> Optional[tuple[int, np.ndarray]]:
         """Number of samples, and squared correlation of each band's Laplacian with that of filtered PAN for each gain
-        (bands, gains), 0 where it is negative; None for a window with too few samples or without detail."""
+        (bands, gains); None for a window with too few samples or without detail."""
         wide = window.padded(_MARGIN)
         values, valid = self.pair.read_ms(wide)
         usable = filters.inside(wide, Window(0, 0, self.pair.ms.grid.width, self.pair.ms.grid.height))
@@ -214,7 +214,7 @@ class _WindowComparison:
             own, pan = own - own.mean(), pan - pan.mean(dim=1, keepdim=True)
             energy = own.square().sum() * pan.square().sum(dim=1)
             correlation = (pan @ own) / energy.clamp(min=1e-30).sqrt()
-            squared[band] = correlation.clamp(min=0).square().numpy()
+            squared[band] = correlation.square().numpy()
         return (count, squared) if squared.any() else None
 
     def _filtered_pan(self, wide: Window, shift: tuple[float, float]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -56,7 +56,7 @@ def _matrix(kind: str, ratio: float, phase: float, count: int, pan_count: int, g
     elif kind == "sampling":
         weights = filters.cubic_kernel(distance)
     else:
-        weights = np.exp(-0.5 * (distance / filters.mtf_sigma(gain, ratio)) ** 2)
+        weights = filters.mtf_weights(distance, gain, ratio)
     return torch.from_numpy(weights / weights.sum(axis=1, keepdims=True)).float()
 
 
