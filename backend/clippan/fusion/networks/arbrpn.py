@@ -45,6 +45,7 @@ class ArbRPN(Backbone):
         pan: Tensor,
         pan_lowpass: Optional[Tensor] = None,
         classical: Optional[Tensor] = None,
+        conditions: Optional[Tensor] = None,
         band_counts: Optional[Tensor] = None,
     ) -> Tensor:
         """See the package.
