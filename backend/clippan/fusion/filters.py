@@ -178,6 +178,15 @@ def downsampling_matrix(axis: AxisTransform, ms_first: int, ms_count: int, mtf_g
     )
 
 
+def area_matrix(axis: AxisTransform, ms_first: int, ms_count: int, start: int, count: int) -> torch.Tensor:
+    """Shares (ms_count, count), 0 to 1, float32, of each of ``count`` output pixels from ``start`` on that lie in each
+    multispectral pixel."""
+    pixels = np.arange(start, start + count)
+    left = (np.arange(ms_first, ms_first + ms_count) * axis.ratio + axis.origin)[:, None]
+    overlap = np.minimum(left + axis.ratio, pixels + 1) - np.maximum(left, pixels)
+    return torch.from_numpy(np.round(overlap.clip(0, 1), _PHASE_DIGITS).astype(np.float32))
+
+
 def downsampling_matrices(
     axis: AxisTransform, ms_first: int, ms_count: int, mtf_gains: Sequence[float], shifts: Sequence[float] = ()
 ) -> tuple[int, int, tuple[torch.Tensor, ...]]:

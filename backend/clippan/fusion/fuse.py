@@ -59,7 +59,7 @@ class TileFuser:
         self.block = _CPU_BLOCK if not self._margin else _NETWORK_BLOCK
         if self.device.type != "cpu":
             self.block = next((block for block in _GPU_BLOCKS if block <= self._max_tile_size), BLOCK)
-        self._integer_range = _integer_range(ms)
+        self._integer_range = integer_range(ms)
         self._default_ms = self.statistics.mean[self.statistics.ms_indices].float().to(self.device)
         self._default_pan = float(self.statistics.mean[self.statistics.pan_index])
 
@@ -211,7 +211,7 @@ class TileFuser:
             return
         # A valid pixel must not become invalid because its value happens to equal the nodata value.
         if not np.isnan(self.nodata):
-            target[target == self.nodata] = _nearest_other_value(self.nodata, target.dtype)
+            target[target == self.nodata] = nearest_other_value(self.nodata, target.dtype)
         if invalid is not None:
             target[invalid[inside]] = self.nodata
 
@@ -265,7 +265,7 @@ def _cut(array: Any, window: Window, area: Window) -> Any:
     return array[..., y : y + window.height, x : x + window.width]
 
 
-def _integer_range(source: Source) -> Optional[tuple[float, float]]:
+def integer_range(source: Source) -> Optional[tuple[float, float]]:
     """Smallest and largest float32 value of the file's integer type; None for floating point."""
     if not np.issubdtype(source.dtype, np.integer):
         return None
@@ -276,7 +276,8 @@ def _integer_range(source: Source) -> Optional[tuple[float, float]]:
     return float(info.min), float(greatest)
 
 
-def _nearest_other_value(nodata: float, dtype: np.dtype) -> float:
+def nearest_other_value(nodata: float, dtype: np.dtype) -> float:
+    """The value next to a nodata value that valid pixels of this type get in its place."""
     if np.issubdtype(dtype, np.floating):
         return float(np.nextafter(np.float32(nodata), np.float32(0 if nodata else 1)))
     return nodata - 1 if nodata >= np.iinfo(dtype).max else nodata + 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from typing import Optional
 
 import numpy as np
 import torch
@@ -28,11 +27,10 @@ from clippan.fusion.registration import Shifts, register
 from clippan.fusion.statistics import SceneStatistics, measure_scene
 from clippan.jobs.options import Method, Registration
 from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
-from clippan.raster.pair import Pair, open_pair
+from clippan.raster.pair import open_pair
 from clippan.raster.tiles import tiles
 from clippan.raster.writer import Writer
 
-_SCAN_WINDOW = 2048  # pixels, edge of the windows in a search for missing pixels
 _MIN_SAMPLES_PER_COEFFICIENT = 10  # for each coefficient of a regression
 _ZERO_SHARE = 0.005  # of the scene; less is shadow and dead pixels
 
@@ -95,7 +93,7 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
             provenance["CLIPPAN_MODEL"] = model.title
             provenance["CLIPPAN_MODEL_SHA256"] = model.sha256
             provenance["CLIPPAN_PRECISION"] = "bfloat16" if fusion.bfloat16 else "float32"
-        nodata = _output_nodata(pair, threads, context.subrange(5, 10))
+        nodata = pair.output_nodata(threads, context.subrange(5, 10))
         fuser = TileFuser(pair, fusion, low_pass_mtfs, statistics, device, nodata)
         writer = Writer(
             request.output,
@@ -188,28 +186,3 @@ def _provenance(
     if mtf.gains:
         tags["CLIPPAN_MTF"] = mtf.to_tag()
     return tags
-
-
-def _output_nodata(pair: Pair, threads: int, context: Context) -> Optional[float]:
-    """The nodata value of MS; if it has none but pixels may be invalid, NaN or the smallest integer."""
-    ms = pair.ms
-    if ms.nodata is not None:
-        return ms.nodata
-    if not ms.may_have_invalid and not (pair.pan.may_have_invalid and _has_holes(pair, threads, context)):
-        return None
-    if np.issubdtype(ms.dtype, np.floating):
-        return float("nan")
-    return int(np.iinfo(ms.dtype).min)
-
-
-def _has_holes(pair: Pair, threads: int, context: Context) -> bool:
-    """Whether any pixel of PAN is invalid."""
-    if not pair.pan.fully_written:
-        return True
-    windows = tiles(pair.grid.width, pair.grid.height, _SCAN_WINDOW)
-    with contextlib.closing(in_order(lambda window: pair.read_pan(window)[1] is not None, windows, threads)) as found:
-        for number, (_, holes) in enumerate(found, 1):
-            if holes:
-                return True
-            context.progress(100 * number / len(windows), "Looking for missing pixels")
-    return False

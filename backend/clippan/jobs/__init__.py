@@ -8,11 +8,12 @@ from clippan.core.context import Context
 from clippan.core.device import Device
 from clippan.core.json import from_json, to_json
 from clippan.jobs.base import JOBS, Request, Result
-from clippan.jobs.options import Compression, Format, Method, Refinement, Registration, Stretch, parse_bands
+from clippan.jobs.options import Compression, Format, Method, Radiometry, Refinement, Registration, Stretch, parse_bands
 
 # isort: off
 # The order of the work, in which the command line and the reference list the jobs.
 from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
+from clippan.jobs.sharpen import SharpenRequest, SharpenResult
 from clippan.jobs.assess import FIGURES, AssessRequest, AssessResult
 from clippan.jobs.adapt import ADAPTATION_FIGURES, AdaptFusionRequest, AdaptFusionResult
 from clippan.jobs.train_fusion import TrainFusionRequest, TrainFusionResult

@@ -57,6 +57,13 @@ class MtfSource(Choice):
     DATA = "data", "Images"
 
 
+class Radiometry(Choice):
+    """What of the coarse bands a sharpening keeps."""
+
+    SENSOR = "sensor", "The coarse band, as its sensor mixes the ground (most accurate)"
+    AREA = "area", "The plain mean over the area of each coarse pixel"
+
+
 class Format(Choice):
     """File format of a raster output."""
 
@@ -108,6 +115,23 @@ class RunOptions(DeviceOptions):
     """Where a job computes, and with how much of the processor."""
 
     threads: int = advanced_param(0, title="Threads", help="How many processor cores to use; 0 means all.", low=0)
+
+
+@group
+class RasterFileOptions:
+    """How a raster is written."""
+
+    format: Format = advanced_param(
+        Format.GTIFF,
+        title="File format",
+        help="A cloud-optimised GeoTIFF can be read piece by piece from a web server or object storage.",
+    )
+    compression: Compression = advanced_param(
+        Compression.DEFLATE, title="Compression", help="How the file is compressed, without loss in all cases."
+    )
+    overviews: bool = advanced_param(
+        True, title="Build overviews", help="Adds reduced copies, with which the file draws fast when zoomed out."
+    )
 
 
 @group

@@ -10,7 +10,7 @@ from clippan.core.errors import ClippanError
 from clippan.core.messages import Line
 from clippan.jobs.base import Request, Result, job, mtf_lines, shift_lines
 from clippan.jobs.kinds import FusionModelFile, RasterFile
-from clippan.jobs.options import Compression, Format, Method, MtfOption, PairOptions, RunOptions
+from clippan.jobs.options import Method, MtfOption, PairOptions, RasterFileOptions, RunOptions
 from clippan.jobs.param import advanced_param, param
 
 
@@ -64,7 +64,7 @@ class PansharpenResult(Result):
     summary="Sharpens a multispectral raster with the panchromatic band of the same scene.",
     result=PansharpenResult,
 )
-class PansharpenRequest(PairOptions, MtfOption, RunOptions, Request):
+class PansharpenRequest(RasterFileOptions, PairOptions, MtfOption, RunOptions, Request):
     """A pansharpening; the output has the grid of the panchromatic raster, and its extent is their overlap."""
 
     output: RasterFile = param(
@@ -84,17 +84,6 @@ class PansharpenRequest(PairOptions, MtfOption, RunOptions, Request):
         "smaller tiles need less memory.",
         low=256,
         unit="pixels",
-    )
-    format: Format = advanced_param(
-        Format.GTIFF,
-        title="File format",
-        help="A cloud-optimised GeoTIFF can be read piece by piece from a web server or object storage.",
-    )
-    compression: Compression = advanced_param(
-        Compression.DEFLATE, title="Compression", help="How the file is compressed, without loss in all cases."
-    )
-    overviews: bool = advanced_param(
-        True, title="Build overviews", help="Adds reduced copies, with which the file draws fast when zoomed out."
     )
 
     def check(self) -> None:

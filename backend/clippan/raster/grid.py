@@ -10,8 +10,11 @@ from typing import Optional
 from osgeo import gdal, osr
 
 from clippan.core.errors import ClippanError
+from clippan.core.messages import Message
 from clippan.raster.alpha import source_name
 
+PAN = Message("panchromatic raster")
+MS = Message("multispectral raster")
 IDENTITY = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 TOLERANCE = 1e-3  # of a PAN pixel; geotransforms are rounded in many files
 _RPC_AXES = {"SAMP": 0, "LINE": 1}  # prefixes of the RPC keywords that count pixels, by axis (columns, rows)
@@ -183,24 +186,29 @@ class Alignment:
     y_axis: AxisTransform
 
 
-def align(pan: Grid, ms: Grid) -> Alignment:
+def align(pan: Grid, ms: Grid, fine: str = PAN, coarse: str = MS) -> Alignment:
     """Aligns the multispectral grid with the panchromatic one, both in one CRS.
 
     The output holds every PAN pixel whose centre lies inside MS; without georeference the two are aligned at their
-    corners. Raises ClippanError if they do not overlap, MS is finer, or they are rotated against each other.
+    corners. ``fine`` and ``coarse`` are how sentences call the two. Raises ClippanError if they do not overlap, MS is
+    finer, or they are rotated against each other.
     """
-    x, y = relative_axes(pan, ms)
+    x, y = relative_axes(pan, ms, fine, coarse)
     left, right = centres_inside(x, ms.width, pan.width)
     top, bottom = centres_inside(y, ms.height, pan.height)
     if right <= left or bottom <= top:
         raise ClippanError(
-            "The panchromatic and the multispectral raster do not overlap; "
-            "check that both show the same place and that their CRS are right."
+            "The {fine} and the {coarse} do not overlap; check that both show the same place and that their CRS are "
+            "right.",
+            fine=fine,
+            coarse=coarse,
         )
     if min(x.ratio, y.ratio) < 1 - TOLERANCE:
         raise ClippanError(
-            "The multispectral raster has finer pixels than the panchromatic one (pixel size ratio {ratio:.3g}); check "
-            "whether the two were swapped.",
+            "The {coarse} has finer pixels than the {fine} (pixel size ratio {ratio:.3g}); check whether the two were "
+            "swapped.",
+            coarse=coarse,
+            fine=fine,
             ratio=min(x.ratio, y.ratio),
         )
     x, y = x.shifted(-left), y.shifted(-top)
@@ -210,22 +218,23 @@ def align(pan: Grid, ms: Grid) -> Alignment:
     return Alignment(overlap, left, top, x, y)
 
 
-def relative_axes(pan: Grid, ms: Grid) -> tuple[AxisTransform, AxisTransform]:
-    """Columns and rows of one grid on the pixels of the other, in one CRS; raises ClippanError if they are rotated or
-    mirrored against each other, or only one has a georeference."""
+def relative_axes(pan: Grid, ms: Grid, fine: str = PAN, coarse: str = MS) -> tuple[AxisTransform, AxisTransform]:
+    """Columns and rows of one grid on the pixels of the other, in one CRS; raises ClippanError, in which they are
+    called ``fine`` and ``coarse``, if they are rotated or mirrored against each other, or only one has a
+    georeference."""
     if pan.geotransform is None or ms.geotransform is None:
         if pan.geotransform or ms.geotransform:
+            without, other = (fine, coarse) if pan.geotransform is None else (coarse, fine)
             raise ClippanError(
-                "The panchromatic raster has no georeference but the multispectral one has; give it one "
-                "(gdal_translate -a_ullr) or remove the other's."
-                if pan.geotransform is None
-                else "The multispectral raster has no georeference but the panchromatic one has; give it one "
-                "(gdal_translate -a_ullr) or remove the other's."
+                "The {raster} has no georeference but the {other} has; give it one (gdal_translate -a_ullr) or remove "
+                "the other's.",
+                raster=without,
+                other=other,
             )
         return AxisTransform(pan.width / ms.width, 0.0), AxisTransform(pan.height / ms.height, 0.0)
     inverse = gdal.InvGeoTransform(pan.geotransform)
     if inverse is None:
-        raise ClippanError("The panchromatic raster's geotransform cannot be inverted; georeference it anew.")
+        raise ClippanError("The geotransform of the {raster} cannot be inverted; georeference it anew.", raster=fine)
     g = ms.geotransform
     column, row = gdal.ApplyGeoTransform(inverse, g[0], g[3])
     x_ratio, y_ratio = inverse[1] * g[1] + inverse[2] * g[4], inverse[4] * g[2] + inverse[5] * g[5]
@@ -233,8 +242,10 @@ def relative_axes(pan: Grid, ms: Grid) -> tuple[AxisTransform, AxisTransform]:
     # Over the whole raster the skew may add up to a small part of a PAN pixel.
     if abs(x_skew) * ms.width > 0.1 or abs(y_skew) * ms.height > 0.1 or x_ratio <= 0 or y_ratio <= 0:
         raise ClippanError(
-            "The panchromatic and the multispectral raster are rotated or mirrored against each other; "
-            "warp both to north-up grids first (gdalwarp)."
+            "The {fine} and the {coarse} are rotated or mirrored against each other; warp both to north-up grids first "
+            "(gdalwarp).",
+            fine=fine,
+            coarse=coarse,
         )
     return AxisTransform(x_ratio, column), AxisTransform(y_ratio, row)
 

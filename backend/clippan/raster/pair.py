@@ -12,19 +12,20 @@ from typing import Optional
 import numpy as np
 from osgeo import gdal
 
+from clippan.core.context import Context
 from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
+from clippan.core.threads import in_order
 from clippan.raster.alpha import alpha_notes
-from clippan.raster.grid import Alignment, AxisTransform, Grid, align
+from clippan.raster.grid import MS, PAN, Alignment, AxisTransform, Grid, align
 from clippan.raster.nodata import as_pixel_value, is_fill_value
 from clippan.raster.products import is_panchromatic, is_quality, panchromatic
 from clippan.raster.regrid import reproject_around, resample_to_finest
 from clippan.raster.source import Source, band_infos, open_dataset, open_datasets, sensor_texts
-from clippan.raster.tiles import Window
+from clippan.raster.tiles import Window, tiles
 
-PAN = Message("panchromatic raster")
-MS = Message("multispectral raster")
 _SAME_SIZE, _COARSER_SIZE = 1.05, 1.5  # of PAN's pixel: the size of one that may be PAN, and of one that is not
+_SCAN_WINDOW = 2048  # pixels, edge of the windows in a search for missing pixels
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Pair:
     """Two aligned sources. PAN's windows are in output pixels, MS's in multispectral pixels.
 
     Attributes:
+        pan: the fine source: one panchromatic band, or several bands that coarse ones are sharpened with.
+        ms: the coarse source.
         sensor_texts: file names and metadata that may reveal the sensor.
         notes: sentences for the user about decisions on the files.
         band_shifts: (x, y) of each band from the axes, in output pixels; empty if all are 0.
@@ -111,14 +114,43 @@ class Pair:
 
     def read_pan(self, window: Window) -> tuple[np.ndarray, Optional[np.ndarray]]:
         """PAN (height, width) and its validity or None; the window may reach beyond the output's grid."""
-        values, valid = self.pan.read(
+        values, valid = self.read_fine(window)
+        return values[0], None if valid is None else valid[0]
+
+    def read_fine(self, window: Window) -> tuple[np.ndarray, Optional[np.ndarray]]:
+        """All fine bands (bands, height, width) and their validity or None; the window may reach beyond the output's
+        grid."""
+        return self.pan.read(
             window.x + self.alignment.column, window.y + self.alignment.row, window.width, window.height
         )
-        return values[0], None if valid is None else valid[0]
 
     def read_ms(self, window: Window) -> tuple[np.ndarray, Optional[np.ndarray]]:
         """MS (bands, height, width) and its validity or None; the window may reach beyond the raster."""
         return self.ms.read(window.x, window.y, window.width, window.height)
+
+    def output_nodata(self, threads: int, context: Context) -> Optional[float]:
+        """The nodata value of MS; if it has none but pixels may be invalid, NaN or the smallest integer."""
+        ms = self.ms
+        if ms.nodata is not None:
+            return ms.nodata
+        if not ms.may_have_invalid and not (self.pan.may_have_invalid and self._pan_has_holes(threads, context)):
+            return None
+        if np.issubdtype(ms.dtype, np.floating):
+            return float("nan")
+        return int(np.iinfo(ms.dtype).min)
+
+    def _pan_has_holes(self, threads: int, context: Context) -> bool:
+        """Whether any pixel of PAN is invalid."""
+        if not self.pan.fully_written:
+            return True
+        windows = tiles(self.grid.width, self.grid.height, _SCAN_WINDOW)
+        found = in_order(lambda window: self.read_fine(window)[1] is not None, windows, threads)
+        with contextlib.closing(found):
+            for number, (_, holes) in enumerate(found, 1):
+                if holes:
+                    return True
+                context.progress(100 * number / len(windows), "Looking for missing pixels")
+        return False
 
 
 @contextlib.contextmanager
@@ -135,7 +167,7 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
     pan = panchromatic(pan)
     pan_dataset, opened = open_dataset(pan, PAN), open_datasets(ms, MS, bands)
     alike = _pan_sized_notes(pan, Grid.of(pan_dataset), ms, opened)
-    datasets = _reprojected_to(Grid.of(pan_dataset), opened, nodata)
+    datasets = reprojected_to(Grid.of(pan_dataset), opened, nodata)
     texts = [text for dataset, path in zip([*opened, pan_dataset], [*ms, pan]) for text in sensor_texts(dataset, path)]
     with (
         Source([pan_dataset], PAN, (), nodata) as pan_source,
@@ -148,14 +180,7 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
                 raster=PAN,
                 count=pan_source.available_bands,
             )
-        codes = next((info.description for info in ms_source.infos if is_quality(info.description)), "")
-        if codes:
-            raise ClippanError(
-                "The {raster} has {band}, a quality band or mask, whose codes cannot be sharpened; leave it out, or "
-                "choose bands (--bands).",
-                raster=MS,
-                band=codes,
-            )
+        refuse_quality_bands(ms_source)
         both = (pan_source, ms_source)
         possible = nodata is None or any(as_pixel_value(nodata, source.dtype) is not None for source in both)
         if not possible and not is_fill_value(nodata, ms_source.dtype):
@@ -167,6 +192,18 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
         nodata_notes = [source.nodata_note for source in both if source.nodata_note]
         notes = (*alpha_notes([pan_dataset, *opened]), *alike, *nodata_notes)
         yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(texts), notes)
+
+
+def refuse_quality_bands(source: Source) -> None:
+    """Raises ClippanError if a band holds codes, by its name."""
+    codes = next((info.description for info in source.infos if is_quality(info.description)), "")
+    if codes:
+        raise ClippanError(
+            "The {raster} has {band}, a quality band or mask, whose codes cannot be sharpened; leave it out, or "
+            "choose bands (--bands).",
+            raster=source.what,
+            band=codes,
+        )
 
 
 def _pan_sized_notes(pan: str, grid: Grid, ms: Sequence[str], datasets: Sequence[gdal.Dataset]) -> list[str]:
@@ -196,18 +233,22 @@ def _relative_pixel_size(grid: Grid, pan: Grid) -> float:
     return math.sqrt(pan.width * pan.height / (grid.width * grid.height))
 
 
-def _reprojected_to(pan: Grid, datasets: Sequence[gdal.Dataset], nodata: Optional[float]) -> list[gdal.Dataset]:
+def reprojected_to(
+    pan: Grid, datasets: Sequence[gdal.Dataset], nodata: Optional[float], fine: str = PAN, coarse: str = MS
+) -> list[gdal.Dataset]:
+    """Datasets in the CRS of a grid, around it (cubic, on the fly); ``fine`` and ``coarse`` are how sentences call grid
+    and datasets. Raises ClippanError if only one has a CRS."""
     found: list[gdal.Dataset] = []
     for dataset in datasets:
         grid = Grid.of(dataset)
         if grid.shares_crs(pan):
             found.append(dataset)
             continue
-        for crs, what in ((pan.crs, PAN), (grid.crs, MS)):
+        for crs, what in ((pan.crs, fine), (grid.crs, coarse)):
             if not crs:
                 raise ClippanError(
                     "The {what} has no CRS but the other has; assign one (Raster > Projections > Assign projection).",
                     what=what,
                 )
-        found += reproject_around(dataset, MS, pan, nodata)
+        found += reproject_around(dataset, coarse, pan, nodata)
     return found

@@ -59,6 +59,7 @@ _DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[0
 _TILE = re.compile(r'filename\s*=\s*"([^"]+)"', re.IGNORECASE)
 _MAX_TEXT_BYTES = 2**27  # of a text that describes rasters
 _MAX_NAMES = 5  # files that a sentence lists
+_THERMAL_RATIO = 3  # pixels of 30 m in one of Landsat's thermal sensors, about
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Product:
         bands: band names (``B8A``); empty for what GDAL opens by itself.
         pan: file of the panchromatic band; empty without one.
         metadata_files: that may hold the scale of the values.
+        thermal: (band name, file) of each thermal band, which is not among the bands.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Product:
     bands: tuple[str, ...] = ()
     pan: str = ""
     metadata_files: tuple[str, ...] = ()
+    thermal: tuple[tuple[str, str], ...] = ()
 
     def open(self) -> gdal.Dataset:
         """The scene as one raster on the grid of the finest band; raises RuntimeError if GDAL fails."""
@@ -208,6 +211,43 @@ def open_product(path: str, what: str) -> Optional[gdal.Dataset]:
         count=len(names),
         rasters=_join_paths(names),
     )
+
+
+def split_by_pixel_size(path: str) -> Optional[tuple[gdal.Dataset, list[gdal.Dataset]]]:
+    """The bands of a scene of one file a band at their own pixel sizes: the finest, which are the panchromatic one
+    where there is one, and the coarser ones, a dataset a size, the finest first. Thermal bands of Landsat, which are
+    delivered at 30 m and seen at 100 m, are averaged to three times their pixel size. None for any other raster; raises
+    RuntimeError if GDAL fails."""
+    products, rasters = _resolve(path)
+    if len(products) != 1 or rasters or not products[0].bands or not products[0].can_be_stacked():
+        return None
+    product = products[0]
+    sizes: dict[float, list[tuple[str, str]]] = {}
+    for called, name in zip(product.bands, product.files):
+        own = _native_file(called, name)
+        pixel = abs(gdal.Open(own).GetGeoTransform()[1])
+        sizes.setdefault(round(pixel, 3), []).append((called, own))
+    levels = [_subset(product, sizes[size]).open() for size in sorted(sizes)]
+    if product.pan:
+        levels.insert(0, _subset(product, [("pan", product.pan)]).open())
+    if product.thermal:
+        thermal = _subset(product, product.thermal).open()
+        pixel = abs(thermal.GetGeoTransform()[1]) * _THERMAL_RATIO
+        levels.append(gdal.Translate("", thermal, format="VRT", xRes=pixel, yRes=pixel, resampleAlg="average"))
+    return levels[0], levels[1:]
+
+
+def _subset(product: Product, bands: Sequence[tuple[str, str]]) -> Product:
+    """Some bands (name, file) of a scene."""
+    names, files = zip(*bands)
+    return Product(product.name, files, names, "", product.metadata_files)
+
+
+def _native_file(called: str, path: str) -> str:
+    """The file of a Sentinel-2 band at the pixel size at which the sensor sees it: level 2 holds bands 1 and 9, which
+    are seen at 60 m, resampled to 20 m as well."""
+    coarse = path.replace("R20m/", "R60m/").replace("_20m.", "_60m.")
+    return coarse if called in ("B1", "B9") and coarse != path and _vsi_stat(coarse) else path
 
 
 def product_files(path: str) -> list[str]:
@@ -484,7 +524,15 @@ def _product_of_bands(
         if delivery is not None:
             name = f"{root}/{delivery}".rstrip("/")
         called_by = tuple(kept) if not (shown and kept == shown[:1]) else ()
-        return Product(name, paths, called_by, f"{root}/{pan}" if pan else "", metadata_files)
+        numbered = colours_by_number(order)
+        thermal = {  # of Landsat's level 2, they are of another kind
+            called: f"{root}/{path}"
+            for of_kind in (kinds.get("BT", {}), kinds.get("ST", {}), bands)
+            for called, path in of_kind.items()
+            if numbered.get(called[1:], "").startswith("thermal")
+        }
+        in_order = tuple(sorted(thermal.items(), key=lambda item: _band_key(item[0])))
+        return Product(name, paths, called_by, f"{root}/{pan}" if pan else "", metadata_files, in_order)
     return None
 
 

@@ -31,7 +31,7 @@ def reproject_around(dataset: gdal.Dataset, what: str, pan: Grid, nodata: Option
         return [_warp(part, nodata, pan.crs, **where) for part in _split_by_nodata(dataset, nodata)]
     except RuntimeError as error:
         raise ClippanError(
-            "The {what} cannot be reprojected to the panchromatic one's CRS; check its own CRS ({reason}).",
+            "The {what} cannot be reprojected to the CRS of the other; check its own CRS ({reason}).",
             what=what,
             reason=one_line(error),
         ) from error
@@ -41,7 +41,7 @@ def resample_to_finest(datasets: Sequence[gdal.Dataset], what: str, nodata: Opti
     """Rasters of one CRS on the finest one's grid, cut to their common extent: cropped where pixels match, else cubic.
     Raises ClippanError if they do not overlap, or their grids cannot be matched."""
     grids = [Grid.of(dataset) for dataset in datasets]
-    if all(_coincide(grids[0], grid) for grid in grids[1:]):
+    if all(coincide(grids[0], grid) for grid in grids[1:]):
         return list(datasets)
     if all(grid.geotransform is None for grid in grids):
         raise ClippanError(
@@ -66,7 +66,7 @@ def resample_to_grid(dataset: gdal.Dataset, what: str, target: Grid, nodata: Opt
     several rasters where a single one could not mark invalid pixels. Raises ClippanError if its CRS cannot be
     transformed, or the grid is not north-up."""
     grid = Grid.of(dataset)
-    if _coincide(grid, target) and grid.shares_crs(target):
+    if coincide(grid, target) and grid.shares_crs(target):
         return [dataset]
     if target.geotransform is None or grid.geotransform is None:
         raise ClippanError(
@@ -109,7 +109,8 @@ def _bounds_around(pan: Grid, ms: Grid) -> Optional[list[float]]:
     return bounds if bounds[0] < bounds[2] and bounds[1] < bounds[3] else None
 
 
-def _coincide(one: Grid, other: Grid) -> bool:
+def coincide(one: Grid, other: Grid) -> bool:
+    """Whether two grids of one CRS have the same pixels."""
     if (one.width, one.height) != (other.width, other.height):
         return False
     if one.geotransform is None or other.geotransform is None:
@@ -121,7 +122,7 @@ def _common_grid(grids: Sequence[Grid], what: str) -> Grid:
     """The finest grid, cut to its pixels whose centres lie in all the others."""
     target = min(grids, key=lambda grid: abs(_geotransform(grid)[1] * _geotransform(grid)[5]))
     for grid in grids:
-        x, y = relative_axes(target, grid)
+        x, y = relative_axes(target, grid, what, what)
         left, right = centres_inside(x, grid.width, target.width)
         top, bottom = centres_inside(y, grid.height, target.height)
         if right <= left or bottom <= top:
@@ -142,7 +143,7 @@ def _geotransform(grid: Grid) -> tuple[float, ...]:
 
 def _cut_or_warp(dataset: gdal.Dataset, target: Grid, nodata: Optional[float]) -> list[gdal.Dataset]:
     grid = Grid.of(dataset)
-    if _coincide(grid, target):
+    if coincide(grid, target):
         return [dataset]
     offset = target.pixel_offset_in(grid, _MAX_SHIFT)
     if offset is not None:

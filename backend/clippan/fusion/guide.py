@@ -1,0 +1,395 @@
+"""How coarse bands follow from fine ones, measured at the coarse scale.
+
+The fine bands are filtered with the MTF of the coarse ones and sampled at their pixels. There a coarse band is regressed
+on them, on what both hold beyond a running mean: the relation of small detail is what sharpening needs, and not that of
+land cover. Regressions around every coarse pixel follow the place; they are drawn towards that of the whole scene where
+there is little to learn from. A regression over several bands in place of one "synthetic PAN", and without a constraint
+to non-negative weights, measured best on the development scenes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Optional
+
+import numpy as np
+import torch
+
+from clippan.core.context import Context
+from clippan.core.device import use_one_thread
+from clippan.core.errors import ClippanError
+from clippan.core.threads import in_order
+from clippan.fusion import filters
+from clippan.fusion.statistics import TINY
+from clippan.raster.grid import AxisTransform
+from clippan.raster.pair import Pair
+from clippan.raster.tiles import Window
+
+HIGH_PASS_SIGMA = 1.0  # coarse pixels, of the running mean that is taken off before a regression
+REGRESSION_SIGMA = 2.0  # coarse pixels, of the weights of a regression around a pixel
+_REACH = 2.5  # standard deviations, after which Gaussian weights are cut off
+_RIDGE = 0.01  # of the scene's covariance, by which a local regression is drawn towards that of the scene
+_SOLVABLE = 1e-6  # of the mean variance, added to the scene's covariance
+DEFAULT_GAIN = 0.3  # MTF gain where the scene cannot tell
+_GAINS = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
+_MIN_EXPLAINED = 0.2  # of the variance of a coarse band's detail, to believe the gain that explains most
+# Optics leave a gain of at most 0.35 or so at Nyquist. A band with more was made from finer pixels by averaging, and
+# these were not as sharp as the fine bands are: half of the excess is held back.
+_OPTICAL_GAIN, _HELD_BACK = 0.35, 0.5
+_MIN_INJECTION = 0.5
+_WINDOW = 64  # coarse pixels, edge of a window
+_MAX_WINDOWS = 48
+_MAX_VALUES = 24_000_000  # fine values that are held while a scene is measured
+_MIN_WINDOWS = 4
+MIN_WEIGHT = 0.999  # of valid fine pixels under the filter, for a regression
+_MIN_SAMPLES = 100  # for each fine band
+_SATURATED = 0.5  # share of pixels with the greatest value, of each fine band
+_SHIFT_STEPS = 4
+_MAX_SHIFT = 1.5  # coarse pixels; a larger one is not small detail that has moved
+_MIN_SHIFT = 0.05  # coarse pixels
+_MIN_SHIFT_GAIN = 0.02  # of the variance that a shift has to explain
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What fine bands tell about coarse ones in a scene.
+
+    Attributes:
+        mtf_gain: MTF gain of the coarse bands at their Nyquist frequency, 0 to 1, relative to the fine bands: that of
+            the sharpest band.
+        band_gains: that of each band.
+        explained: share of the variance of each band's detail, 0 to 1, that the fine bands explain.
+        shift: (x, y) of the coarse bands to the right and down onto the fine ones, in output pixels.
+        covariance: of the details of the fine bands (fine bands, fine bands), float64.
+        coefficients: of the regression in the whole scene (fine bands, bands), float64.
+        fine_mean: mean of each fine band, float64.
+        coarse_mean: mean of each coarse band, float64.
+    """
+
+    mtf_gain: float
+    band_gains: tuple[float, ...]
+    explained: tuple[float, ...]
+    shift: tuple[float, float]
+    covariance: torch.Tensor
+    coefficients: torch.Tensor
+    fine_mean: torch.Tensor
+    coarse_mean: torch.Tensor
+
+    @property
+    def injection(self) -> torch.Tensor:
+        """What part of the detail each band gets (bands,), 0.5 to 1: less the more it is blurred than the sharpest."""
+        relative = torch.tensor(self.band_gains, dtype=torch.float64) / self.mtf_gain
+        averaged = 1 - _HELD_BACK * max(0.0, self.mtf_gain - _OPTICAL_GAIN)
+        return (relative * averaged).clamp(_MIN_INJECTION, 1)
+
+    def local_coefficients(self, fine: torch.Tensor, coarse: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Coefficients around every coarse pixel (bands, fine bands, height, width).
+
+        Args:
+            fine: fine bands at the coarse scale (fine bands, height, width).
+            coarse: coarse bands (bands, height, width).
+            valid: which pixels of a band the regression may use (bands, height, width), bool.
+        """
+        if len(coarse) > 1 and not bool((valid == valid[:1]).all()):
+            alone = [replace(self, coefficients=self.coefficients[:, [band]]) for band in range(len(coarse))]
+            parts = [one.local_coefficients(fine, coarse[[i]], valid[[i]]) for i, one in enumerate(alone)]
+            return torch.cat(parts)
+        weight = valid[:1].to(fine.dtype)
+        count, bands = len(fine), len(coarse)
+        detail, target = high_pass(fine, weight), high_pass(coarse, weight)
+        pairs = [(i, j) for i in range(count) for j in range(i, count)]
+        products = [detail[i] * detail[j] for i, j in pairs]
+        products += [detail[i] * target[band] for i in range(count) for band in range(bands)]
+        moments = running_mean(torch.cat([detail, target, torch.stack(products)]), weight, REGRESSION_SIGMA)
+        moments = moments.permute(1, 2, 0).double()
+        means, target_means = moments[..., :count], moments[..., count : count + bands]
+        products_of = moments[..., count + bands :]
+        upper = products_of[..., : len(pairs)]
+        covariance = upper.new_zeros(*upper.shape[:2], count, count)
+        for number, (i, j) in enumerate(pairs):
+            covariance[..., i, j] = covariance[..., j, i] = upper[..., number] - means[..., i] * means[..., j]
+        cross = products_of[..., len(pairs) :].reshape(*upper.shape[:2], count, bands)
+        cross = cross - means[..., :, None] * target_means[..., None, :]
+        prior = self.covariance.to(covariance.device)
+        prior = prior + _SOLVABLE * prior.diagonal().mean().clamp(min=TINY) * torch.eye(count).to(prior)
+        ridge = _RIDGE * prior
+        solved = torch.linalg.solve(covariance + ridge, cross + ridge @ self.coefficients.to(prior))
+        return solved.permute(3, 2, 0, 1).to(fine.dtype)
+
+
+def running_mean(values: torch.Tensor, weight: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian means of planes (planes, height, width) under a weight (1, height, width), of ``sigma`` pixels; beyond
+    the border the planes repeat their last pixels."""
+    reach = gaussian_reach(sigma)
+    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1.0) / sigma) ** 2)
+    taps = (taps / taps.sum()).to(values)
+
+    def smooth(planes: torch.Tensor) -> torch.Tensor:
+        padded = torch.nn.functional.pad(planes[:, None], (reach,) * 4, mode="replicate")
+        rows = torch.nn.functional.conv2d(padded, taps.view(1, 1, -1, 1))
+        return torch.nn.functional.conv2d(rows, taps.view(1, 1, 1, -1))[:, 0]
+
+    if bool((weight == 1).all()):
+        return smooth(values)
+    return smooth(values * weight) / smooth(weight).clamp(min=1e-6)
+
+
+def gaussian_reach(sigma: float) -> int:
+    """Half width of the weights of ``running_mean``, in pixels."""
+    return int(np.ceil(_REACH * sigma))
+
+
+def high_pass(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Planes (planes, height, width) without their running mean, and 0 where the weight (1, height, width) is."""
+    return (values - running_mean(values, weight, HIGH_PASS_SIGMA)) * weight
+
+
+def filter_fine(
+    fine: torch.Tensor, valid: Optional[torch.Tensor], rows: torch.Tensor, columns: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fine bands at the coarse scale (fine bands, h, w), and the share of valid pixels under the filter (h, w).
+
+    Args:
+        fine: (fine bands, height, width), 0 where invalid.
+        valid: (height, width) bool; None if all are.
+        rows, columns: MTF filter and decimation along each axis.
+    """
+    filtered = filters.apply_separable(rows, fine, columns)
+    if valid is None:
+        return filtered, torch.ones_like(filtered[0])
+    weight = filters.apply_separable(rows, valid.to(fine.dtype), columns)
+    return filtered / weight.clamp(min=1e-6), weight
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A window of a scene: coarse bands with which pixels are valid in all of them, and fine bands around it.
+
+    Attributes:
+        window: in coarse pixels.
+        coarse: (bands, height, width) float32; ``coarse_valid``: (height, width) bool.
+        around: the same in output pixels, with what filters need.
+        fine: (fine bands, height, width) float32; ``fine_valid``: (height, width) bool.
+    """
+
+    window: Window
+    coarse: torch.Tensor
+    coarse_valid: torch.Tensor
+    around: Window
+    fine: torch.Tensor
+    fine_valid: torch.Tensor
+
+
+def measure_guide(pair: Pair, register: bool, threads: int, context: Context) -> Guide:
+    """Measures a scene in windows all over it.
+
+    Args:
+        pair: the fine bands as ``pan``, the coarse ones as ``ms``.
+        register: look for a shift between the two.
+
+    Raises:
+        ClippanError: too few pixels are valid, or the fine bands are constant or saturated.
+    """
+    samples = _read_samples(pair, threads, context)
+    count = pair.pan.count
+    usable = sum(int(sample.coarse_valid.sum()) for sample in samples)
+    if usable < _MIN_SAMPLES * count:
+        raise ClippanError(
+            "Too few coarse pixels ({count}) are valid together with fine ones; choose a larger area, or check the "
+            "nodata values.",
+            count=usable,
+        )
+    _check_fine(samples)
+    shift = _find_shift(pair, samples) if register else (0.0, 0.0)
+    unexplained = torch.stack([_unexplained(_scatter(pair, samples, gain, shift), count) for gain in _GAINS])
+    explained = 1 - unexplained.min(dim=0).values
+    gains = [_least_position(column) for column in unexplained.T]
+    believed = [gain for gain, share in zip(gains, explained) if share >= _MIN_EXPLAINED]
+    gain = max(believed, default=DEFAULT_GAIN)
+    scatter = _scatter(pair, samples, gain, shift)
+    return Guide(
+        gain,
+        tuple(own if share >= _MIN_EXPLAINED else gain for own, share in zip(gains, explained)),
+        tuple(explained.tolist()),
+        shift,
+        scatter[:count, :count],
+        _regress(scatter[:count, :count], scatter[:count, count:]),
+        _mean([(sample.fine, sample.fine_valid) for sample in samples]),
+        _mean([(sample.coarse, sample.coarse_valid) for sample in samples]),
+    )
+
+
+def _read_samples(pair: Pair, threads: int, context: Context) -> list[_Sample]:
+    """Windows all over the scene in which some pixels are valid; all of a small scene."""
+    windows = pair.ms_windows(_WINDOW)
+    around = [_fine_window(pair, window) for window in windows]
+    largest = max((window.width * window.height for window in around), default=1) * pair.pan.count
+    limit = min(max(_MAX_VALUES // largest, _MIN_WINDOWS), _MAX_WINDOWS)
+    order = range(len(windows))
+    if len(windows) > limit:
+        order = np.random.default_rng(_SEED).permutation(len(windows)).tolist()
+    found: list[_Sample] = []
+
+    def read(index: int) -> Optional[_Sample]:
+        return _read_sample(pair, windows[index], around[index])
+
+    with contextlib.closing(in_order(read, order, threads, use_one_thread)) as read_samples:
+        for number, (_, sample) in enumerate(read_samples, 1):
+            context.raise_if_cancelled()
+            if sample is not None:
+                found.append(sample)
+            context.progress(100 * max(len(found) / limit, number / len(order)), "Measuring the scene")
+            if len(found) == limit:
+                break
+    return found
+
+
+def _fine_window(pair: Pair, window: Window) -> Window:
+    """The output pixels that the widest filter needs for a window of coarse pixels, wherever a shift moves them."""
+    spans = []
+    for axis, first, length in ((pair.x_axis, window.x, window.width), (pair.y_axis, window.y, window.height)):
+        start, count = filters.pan_support(axis, first, length, _GAINS[0])
+        reach = math.ceil(_MAX_SHIFT * axis.ratio) + 1
+        spans.append((start - reach, count + 2 * reach))
+    (x, width), (y, height) = spans
+    return Window(x, y, width, height)
+
+
+def _read_sample(pair: Pair, window: Window, around: Window) -> Optional[_Sample]:
+    coarse, coarse_valid = pair.read_ms(window)
+    fine, fine_valid = pair.read_fine(around)
+    joint = np.ones(coarse.shape[1:], bool) if coarse_valid is None else coarse_valid.all(axis=0)
+    mask = np.ones(fine.shape[1:], bool) if fine_valid is None else fine_valid.all(axis=0)
+    if not joint.any() or not mask.any():
+        return None
+    return _Sample(
+        window,
+        torch.from_numpy(np.where(joint, coarse, 0).astype(np.float32)),
+        torch.from_numpy(joint),
+        around,
+        torch.from_numpy(np.where(mask, fine, 0).astype(np.float32)),
+        torch.from_numpy(mask),
+    )
+
+
+def _mean(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Mean of each band over valid pixels (bands,), float64, of (values, valid)."""
+    total = sum(values.double().flatten(1).sum(dim=1) for values, _ in parts)  # invalid ones are 0
+    return torch.as_tensor(total) / max(sum(int(valid.sum()) for _, valid in parts), 1)
+
+
+def _check_fine(samples: Sequence[_Sample]) -> None:
+    """Raises ClippanError if no fine band has detail."""
+    values = [sample.fine[:, sample.fine_valid] for sample in samples]
+    greatest = torch.stack([part.max(dim=1).values for part in values]).max(dim=0).values
+    least = torch.stack([part.min(dim=1).values for part in values]).min(dim=0).values
+    if bool((greatest <= least + 1e-6 * greatest.abs()).all()):
+        raise ClippanError(
+            "The fine raster has the same value everywhere, so it has no detail; check the file and its nodata value."
+        )
+    count = sum(part.shape[1] for part in values)
+    saturated = sum((part == greatest[:, None]).sum(dim=1) for part in values)
+    if bool((torch.as_tensor(saturated) > _SATURATED * count).all()):
+        raise ClippanError(
+            "Most pixels of the fine raster have its greatest value ({value:g}), so it is saturated and has no detail "
+            "there; choose other fine bands (--fine-bands) or another raster.",
+            value=float(greatest.max()),
+        )
+
+
+def _scatter(
+    pair: Pair, samples: Sequence[_Sample], gain: float, shift: tuple[float, float], gradients: bool = False
+) -> torch.Tensor:
+    """Mean products of details at the coarse scale (variables, variables), float64: of the fine bands, of their slopes
+    along x and y if there are to be ``gradients``, and of the coarse bands."""
+    x_axis, y_axis = pair.x_axis.shifted(shift[0]), pair.y_axis.shifted(shift[1])
+    total: torch.Tensor = torch.zeros(())
+    count = 0
+    for sample in samples:
+        window, around = sample.window, sample.around
+        columns = _down(x_axis, window.x, window.width, gain, around.x, around.width)
+        rows = _down(y_axis, window.y, window.height, gain, around.y, around.height)
+        fine, share = filter_fine(sample.fine, sample.fine_valid, rows, columns)
+        usable = sample.coarse_valid & (share > MIN_WEIGHT)
+        planes = [fine]
+        if gradients:
+            padded = torch.nn.functional.pad(fine[:, None], (1,) * 4, mode="replicate")[:, 0]
+            planes += [
+                (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2,
+                (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2,
+            ]
+        detail = high_pass(torch.cat([*planes, sample.coarse]), usable[None].float())
+        details = detail[:, usable].double()
+        total = total + details @ details.T
+        count += details.shape[1]
+    return total / max(count, 1)
+
+
+def _down(axis: AxisTransform, first: int, count: int, gain: float, start: int, length: int) -> torch.Tensor:
+    """MTF filter and decimation to ``count`` coarse samples (count, length), from the fine pixels from ``start`` on."""
+    begin, number = filters.pan_support(axis, first, count, gain)
+    matrix = filters.downsampling_matrix(axis, first, count, gain)
+    return torch.nn.functional.pad(matrix, (begin - start, start + length - begin - number))
+
+
+def _regress(covariance: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
+    """Coefficients (fine bands, bands) of a regression on fine bands; constant ones get 0."""
+    ridge = _SOLVABLE * covariance.diagonal().mean().clamp(min=TINY)
+    return torch.linalg.solve(covariance + ridge * torch.eye(len(covariance)).to(covariance), cross)
+
+
+def _unexplained(scatter: torch.Tensor, count: int) -> torch.Tensor:
+    """Share of the variance of each band's detail that ``count`` fine bands do not explain (bands,), 0 to 1."""
+    cross = scatter[:count, count:]
+    coefficients = _regress(scatter[:count, :count], cross)
+    variance = scatter.diagonal()[count:].clamp(min=TINY)
+    return (1 - (coefficients * cross).sum(dim=0) / variance).clamp(0, 1)
+
+
+def _least_position(column: torch.Tensor) -> float:
+    """The gain at which a column over ``_GAINS`` is least, by a parabola through the neighbours."""
+    index = int(column.argmin())
+    if not 2 < index < len(_GAINS) - 1:  # the first are not equidistant
+        return _GAINS[index]
+    before, least, after = column[index - 1 : index + 2].tolist()
+    curvature = before - 2 * least + after
+    step = _GAINS[index] - _GAINS[index - 1]
+    return _GAINS[index] + (0.5 * step * (before - after) / curvature if curvature > 0 else 0.0)
+
+
+def _find_shift(pair: Pair, samples: Sequence[_Sample]) -> tuple[float, float]:
+    """The shift (x, y) of the coarse bands, in output pixels, that lets the fine ones explain them best; zero if none
+    is distinct. Gauss-Newton steps: what the fine bands do not explain is regressed on their slopes."""
+    count, bands = pair.pan.count, pair.ms.count
+    ratios = (pair.x_axis.ratio, pair.y_axis.ratio)
+    own = list(range(count)) + list(range(3 * count, 3 * count + bands))
+    x = y = 0.0
+    first: Optional[float] = None
+    for _ in range(_SHIFT_STEPS):
+        scatter = _scatter(pair, samples, DEFAULT_GAIN, (x * ratios[0], y * ratios[1]), gradients=True)
+        first = float(_unexplained(scatter[own][:, own], count).mean()) if first is None else first
+        coefficients = _regress(scatter[:count, :count], scatter[:count, 3 * count :])
+        normal, right = torch.zeros(2, 2).double(), torch.zeros(2).double()
+        for band in range(bands):
+            # Combinations of the variables: the two slopes of the band's guide, and what is not explained.
+            slopes = torch.zeros(2, len(scatter)).double()
+            slopes[0, count : 2 * count] = slopes[1, 2 * count : 3 * count] = coefficients[:, band]
+            rest = torch.zeros(len(scatter)).double()
+            rest[:count], rest[3 * count + band] = -coefficients[:, band], 1
+            variance = (rest @ scatter @ rest).clamp(min=TINY)
+            normal += slopes @ scatter @ slopes.T / variance
+            right += slopes @ scatter @ rest / variance
+        step = torch.linalg.solve(normal + TINY * torch.eye(2).double(), right)
+        x, y = x + float(step[0]), y + float(step[1])
+        if max(abs(x), abs(y)) > _MAX_SHIFT:
+            return 0.0, 0.0
+        if float(step.abs().max()) < _MIN_SHIFT / 5:
+            break
+    shift = round(x * ratios[0], 2), round(y * ratios[1], 2)
+    least = float(_unexplained(_scatter(pair, samples, DEFAULT_GAIN, shift), count).mean())
+    distinct = math.hypot(x, y) >= _MIN_SHIFT and first is not None and first - least >= _MIN_SHIFT_GAIN * first
+    return shift if distinct else (0.0, 0.0)
