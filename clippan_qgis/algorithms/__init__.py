@@ -16,10 +16,12 @@ from .pretrainscene import PretrainScene
 from .search import SearchByExample, SearchByText
 from .segmentbytext import SegmentByText
 from .setupengine import SetUpEngine
+from .sharpenbands import SharpenBands
 from .trainregionalignedclip import TrainRegionAlignedClip
 
 ALGORITHMS = (
     Pansharpen,
+    SharpenBands,
     AssessPansharpening,
     AdaptFusionModel,
     BuildTileIndex,

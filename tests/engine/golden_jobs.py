@@ -272,6 +272,14 @@ def _(bench: Bench) -> None:
         bench(**bench.bands, output=bench.to(f"{method}.tif"), method=method, threads=1, device="cpu")
 
 
+@case("sharpen")
+def _(bench: Bench) -> None:
+    fine = write_raster(bench.input("fine.tif"), truth(192, 3, 5).astype("uint16"), 1.0)
+    for radiometry in ("sensor", "area"):
+        options = {"output": bench.to(f"{radiometry}.tif"), "radiometry": radiometry, "threads": 1, "device": "cpu"}
+        bench(coarse=bench.pair["ms"], fine=[fine], **options)
+
+
 @case("assess")
 def _(bench: Bench) -> None:
     pair = bench.pair

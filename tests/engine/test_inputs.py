@@ -253,6 +253,10 @@ JOBS_WITH_RASTERS: dict[str, Trial] = {
         lambda place, ms: {"pan": place.pan, "ms": [ms], "output": place.at("o.tif"), "method": Method.BT_H.value},
         lambda result: read_raster(result.output),
     ),
+    "sharpen": (
+        lambda place, ms: {"coarse": [ms], "fine": [place.pan], "output": place.at("o.tif"), "register": False},
+        lambda result: read_raster(result.output),
+    ),
     "assess": (
         lambda place, ms: {"fused": fused(place, ms), "pan": place.pan, "ms": [ms]},
         lambda result: [value for _, value in sorted(result.full.items())],

@@ -27,7 +27,7 @@ from clippan.jobs import AssessRequest, Method, PansharpenRequest, from_json, pa
 from clippan_qgis import paths, sources
 
 NAMES = {
-    *("pansharpen", "assesspansharpening", "adaptfusionmodel"),
+    *("pansharpen", "sharpenbands", "assesspansharpening", "adaptfusionmodel"),
     *("buildtileindex", "searchbytext", "searchbyexample"),
     *("segmentbytext", "calibrateprompts", "trainregionalignedclip"),
     *("classifyfewsamples", "pretrainscene", "finetuneclip", "alignsensor"),

@@ -1,10 +1,10 @@
 """How coarse bands follow from fine ones, measured at the coarse scale.
 
-The fine bands are filtered with the MTF of the coarse ones and sampled at their pixels. There a coarse band is regressed
-on them, on what both hold beyond a running mean: the relation of small detail is what sharpening needs, and not that of
-land cover. Regressions around every coarse pixel follow the place; they are drawn towards that of the whole scene where
-there is little to learn from. A regression over several bands in place of one "synthetic PAN", and without a constraint
-to non-negative weights, measured best on the development scenes.
+The fine bands are filtered with the MTF of the coarse ones and sampled at their pixels. There a coarse band is
+regressed on them, on what both hold beyond a running mean: the relation of small detail is what sharpening needs, and
+not that of land cover. Regressions around every coarse pixel follow the place; they are drawn towards that of the whole
+scene where there is little to learn from. On the development scenes this measured better than one regression for the
+scene, than weights that may not be negative, and than the ratio of high-pass modulation.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
 from clippan.core.texts import join_names
 from clippan.jobs.pansharpen import PansharpenRequest
+from clippan.jobs.sharpen import SharpenRequest
 
 _RASTER_SUFFIXES = tuple(
     ".tif .tiff .vrt .jp2 .png .jpg .jpeg .img .bmp .webp .nc .ecw .sid .bil .bsq .ers .kea".split()  # noqa: SIM905
@@ -658,7 +659,7 @@ def _holds_scene(path: str) -> bool:
 
 
 def _is_clippan_map(path: str) -> bool:
-    """Whether CLIPPan made it, other than by pansharpening."""
+    """Whether CLIPPan made it, other than by sharpening."""
     if not path.lower().endswith((".tif", ".tiff")):
         return False
     try:
@@ -669,7 +670,8 @@ def _is_clippan_map(path: str) -> bool:
 
 def _has_clippan_tags(dataset: gdal.Dataset) -> bool:
     tags = dataset.GetMetadata() or {}
-    return any(tag.startswith("CLIPPAN_") for tag in tags) and tags.get("CLIPPAN_ALGORITHM") != PansharpenRequest.name
+    sharpened = (PansharpenRequest.name, SharpenRequest.name)
+    return any(tag.startswith("CLIPPAN_") for tag in tags) and tags.get("CLIPPAN_ALGORITHM") not in sharpened
 
 
 def _reflectance_scales(metadata_files: Sequence[str]) -> dict[str, tuple[float, float]]:
