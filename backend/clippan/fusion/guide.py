@@ -50,7 +50,9 @@ _SATURATED = 0.5  # share of pixels with the greatest value, of each fine band
 _SHIFT_STEPS = 4
 _MAX_SHIFT = 1.5  # coarse pixels; a larger one is not small detail that has moved
 _MIN_SHIFT = 0.05  # coarse pixels
-_MIN_SHIFT_GAIN = 0.02  # of the variance that a shift has to explain
+_MIN_SHIFT_GAIN = 0.05  # of what is not explained, by which a shift has to lessen it
+_SCAN_WINDOW = 512  # coarse pixels, edge of the windows in a search for empty bands
+_MAX_NAMES = 5  # bands that a sentence lists
 _SEED = 0
 
 
@@ -198,14 +200,28 @@ def measure_guide(pair: Pair, register: bool, threads: int, context: Context) ->
     count = pair.pan.count
     usable = sum(int(sample.coarse_valid.sum()) for sample in samples)
     if usable < _MIN_SAMPLES * count:
+        empty = pair.ms.empty_bands(pair.ms_windows(_SCAN_WINDOW))
+        if 0 < len(empty) < pair.ms.count:
+            listed = [pair.ms.band_name(band) for band in empty[:_MAX_NAMES]] + ["…"] * (len(empty) > _MAX_NAMES)
+            raise ClippanError(
+                "The coarse raster has no data here in these bands: {bands}; choose the other bands (--bands).",
+                bands="; ".join(listed),
+            )
         raise ClippanError(
             "Too few coarse pixels ({count}) are valid together with fine ones; choose a larger area, or check the "
             "nodata values.",
             count=usable,
         )
     _check_fine(samples)
-    shift = _find_shift(pair, samples) if register else (0.0, 0.0)
-    unexplained = torch.stack([_unexplained(_scatter(pair, samples, gain, shift), count) for gain in _GAINS])
+    shift = (0.0, 0.0)
+    unexplained = _unexplained_by_gain(pair, samples, shift)
+    if register:
+        gain = _GAINS[int(unexplained.mean(dim=1).argmin())]
+        moved = _find_shift(pair, samples, gain)
+        after = _unexplained_by_gain(pair, samples, moved)
+        # A wrong blur can look like a shift; what counts is what remains with the best blur of each.
+        if after.mean(dim=1).min() < (1 - _MIN_SHIFT_GAIN) * unexplained.mean(dim=1).min():
+            shift, unexplained = moved, after
     explained = 1 - unexplained.min(dim=0).values
     gains = [_least_position(column) for column in unexplained.T]
     believed = [gain for gain, share in zip(gains, explained) if share >= _MIN_EXPLAINED]
@@ -361,17 +377,20 @@ def _least_position(column: torch.Tensor) -> float:
     return _GAINS[index] + (0.5 * step * (before - after) / curvature if curvature > 0 else 0.0)
 
 
-def _find_shift(pair: Pair, samples: Sequence[_Sample]) -> tuple[float, float]:
-    """The shift (x, y) of the coarse bands, in output pixels, that lets the fine ones explain them best; zero if none
-    is distinct. Gauss-Newton steps: what the fine bands do not explain is regressed on their slopes."""
+def _unexplained_by_gain(pair: Pair, samples: Sequence[_Sample], shift: tuple[float, float]) -> torch.Tensor:
+    """What the fine bands do not explain of each band's detail, for each of ``_GAINS`` (gains, bands), 0 to 1."""
+    return torch.stack([_unexplained(_scatter(pair, samples, gain, shift), pair.pan.count) for gain in _GAINS])
+
+
+def _find_shift(pair: Pair, samples: Sequence[_Sample], gain: float) -> tuple[float, float]:
+    """The shift (x, y) of the coarse bands, in output pixels, that lets the fine ones explain them best; zero if it is
+    no more than a small part of a pixel. Gauss-Newton steps: what the fine bands do not explain is regressed on their
+    slopes."""
     count, bands = pair.pan.count, pair.ms.count
     ratios = (pair.x_axis.ratio, pair.y_axis.ratio)
-    own = list(range(count)) + list(range(3 * count, 3 * count + bands))
     x = y = 0.0
-    first: Optional[float] = None
     for _ in range(_SHIFT_STEPS):
-        scatter = _scatter(pair, samples, DEFAULT_GAIN, (x * ratios[0], y * ratios[1]), gradients=True)
-        first = float(_unexplained(scatter[own][:, own], count).mean()) if first is None else first
+        scatter = _scatter(pair, samples, gain, (x * ratios[0], y * ratios[1]), gradients=True)
         coefficients = _regress(scatter[:count, :count], scatter[:count, 3 * count :])
         normal, right = torch.zeros(2, 2).double(), torch.zeros(2).double()
         for band in range(bands):
@@ -389,7 +408,6 @@ def _find_shift(pair: Pair, samples: Sequence[_Sample]) -> tuple[float, float]:
             return 0.0, 0.0
         if float(step.abs().max()) < _MIN_SHIFT / 5:
             break
-    shift = round(x * ratios[0], 2), round(y * ratios[1], 2)
-    least = float(_unexplained(_scatter(pair, samples, DEFAULT_GAIN, shift), count).mean())
-    distinct = math.hypot(x, y) >= _MIN_SHIFT and first is not None and first - least >= _MIN_SHIFT_GAIN * first
-    return shift if distinct else (0.0, 0.0)
+    if math.hypot(x, y) < _MIN_SHIFT:
+        return 0.0, 0.0
+    return round(x * ratios[0], 2), round(y * ratios[1], 2)
