@@ -190,27 +190,6 @@ def test_arbrpn_starts_its_state_as_the_features_of_pan() -> None:
     assert torch.equal(old(up, pan), up)
 
 
-def test_arbrpn_gives_patches_with_fewer_bands_what_it_gives_them_alone() -> None:
-    network, (up, pan, _, _) = restless("arbrpn", 4), exact(inputs(4, count=3))
-    counts = torch.tensor([3, 4, 1])
-    with torch.inference_mode():
-        fused = network(up, pan, band_counts=counts)
-        for patch, bands in enumerate(counts.tolist()):
-            alone = network(up[patch : patch + 1, :bands], pan[patch : patch + 1])
-            torch.testing.assert_close(fused[patch : patch + 1, :bands], alone)
-            assert torch.equal(fused[patch, bands:], up[patch, bands:])
-        torch.testing.assert_close(network(up, pan, band_counts=torch.full((3,), 4)), network(up, pan))
-
-
-def test_arbrpn_learns_nothing_from_bands_that_a_patch_lacks() -> None:
-    network, (up, pan, _, _) = restless("arbrpn", 4), exact(inputs(4, count=2))
-    up.requires_grad_()
-    fused = network(up, pan, band_counts=torch.tensor([3, 4]))
-    (slope,) = torch.autograd.grad((fused - up).square().sum(), up)
-    assert not bool(slope[0, 3].any())
-    assert bool((slope[0, :3].abs().sum((1, 2)) > 0).all())
-
-
 def test_arbrpn_is_one_network_for_any_bands() -> None:
     network = build("arbrpn", 4, **SMALL["arbrpn"])
     for bands in (1, 3, 10):

@@ -10,15 +10,13 @@ The state starts as PAN's features and is handed from one direction to the next.
 bands, as in the class that the authors released. Chosen by us: the last layer starts at a twentieth of its usual size,
 as that of all networks here.
 
-Patches of one batch may have different numbers of bands, which the paper calls mask training: see ``ArbRPN.forward``.
+The paper mixes numbers of bands in one step of training, and masks the bands that a patch lacks. A recipe with
+``bands_per_patch`` does the same for any network that takes any number of bands, without masks: patches are grouped.
 
 Time and memory grow with the number of bands, and are the largest of all the networks here.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -39,30 +37,7 @@ class ArbRPN(Backbone):
         self.passes = nn.ModuleList(_cell(width, blocks) for _ in range(2 * depth))
         self.tail = last_convolution(width, 1, 3)
 
-    def forward(
-        self,
-        up: Tensor,
-        pan: Tensor,
-        pan_lowpass: Optional[Tensor] = None,
-        classical: Optional[Tensor] = None,
-        conditions: Optional[Tensor] = None,
-        band_counts: Optional[Tensor] = None,
-    ) -> Tensor:
-        """See the package.
-
-        Args:
-            band_counts: how many of the bands each patch has, its first ones (n,); None if all have all. A patch's
-                other bands have to be finite, change nothing, and come back as they are.
-        """
-        if band_counts is None:
-            return super().forward(up, pan)
-        n, bands = up.shape[:2]
-        patches = [(band_counts > band).nonzero().flatten() for band in range(bands)]
-        present = (torch.arange(bands, device=up.device) < band_counts[:, None]).view(n, bands, 1, 1)
-        return up + torch.where(present, self.detail(up, pan, patches), 0.0)
-
-    def detail(self, up: Tensor, pan: Tensor, patches: Optional[Sequence[Tensor]] = None) -> Tensor:
-        """The detail (n, c, H, W); ``patches`` are the indices of those that have each band, None for all."""
+    def detail(self, up: Tensor, pan: Tensor) -> Tensor:
         n, bands, height, width = up.shape
         features = list(self.band(up.reshape(n * bands, 1, height, width)).unflatten(0, (n, bands)).unbind(1))
         sharp = self.pan(pan)
@@ -70,12 +45,7 @@ class ArbRPN(Backbone):
         for number, cell in enumerate(self.passes):
             order = range(bands) if number % 2 == 0 else range(bands - 1, -1, -1)
             for band in order:
-                seen = torch.cat((state, features[band], sharp), 1)
-                if patches is None:
-                    state = cell(seen)
-                else:
-                    chosen = patches[band]
-                    state = state.index_copy(0, chosen, cell(seen[chosen]).to(state.dtype))
+                state = cell(torch.cat((state, features[band], sharp), 1))
                 features[band] = state
         detail: Tensor = self.tail(torch.stack(features, 1).flatten(0, 1))
         return detail.view_as(up)
