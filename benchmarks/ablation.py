@@ -574,8 +574,12 @@ def document(results: Results, details: Mapping[str, Any], trial: str) -> str:
         fewer = [f"{name} with {len(runs)}" for name, runs in rows.items() if len(runs) < len(SEEDS)]
         own = f" Fewer seeds: {', '.join(fewer)}." if fewer else ""
         references = details["references"]
+        published = networks.parameter_count(networks.build(network, 4))
         parts += [
             f"## {label} ({options}; {count:,} parameters)",
+            f"The published {label} has {published:,} parameters; these figures are no verdict on it."
+            if count != published
+            else "",
             f"At full resolution, mean ± standard deviation over {len(SEEDS)} seeds of the means over the "
             f"sensors.{own}",
             table(FULL, {**rows, **references}),

@@ -41,7 +41,7 @@ from clippan.learn.fusion import reading  # noqa: E402
 from clippan.learn.fusion import training as train  # noqa: E402
 from clippan.learn.fusion.batch import PatchBatch  # noqa: E402
 from clippan.learn.fusion.degradation import Blur, through_jpeg  # noqa: E402
-from clippan.learn.fusion.objective import LossWeights  # noqa: E402
+from clippan.learn.fusion.objective import LossWeights, Objective  # noqa: E402
 from clippan.learn.fusion.patches import BandMixture, BandMoments, ReferenceScene, ScenePair, collate  # noqa: E402
 from clippan.learn.fusion.recipe import AdapterTraining, Augmentation, PairSource, PictureSource, Recipe, read_recipe  # noqa: E402
 from clippan.learn.fusion.sampler import BatchSampler  # noqa: E402
@@ -607,7 +607,7 @@ def same(one: PatchBatch, other: PatchBatch) -> bool:
     return one.ratio == other.ratio and all(torch.equal(first, second) for first, second in values)
 
 
-@pytest.mark.parametrize("kind", ["reduced_batch", "full_batch"])
+@pytest.mark.parametrize("kind", ["reduced_batches", "full_batch"])
 def test_a_seed_and_a_step_decide_a_batch(data, kind):
     one, other = sampler(data, 4, True), sampler(data, 4, True)
     getattr(one, kind)(np.random.default_rng(99))  # what was drawn before does not count
@@ -615,17 +615,49 @@ def test_a_seed_and_a_step_decide_a_batch(data, kind):
         getattr(drawer, kind)(np.random.default_rng([0, 0, step]))
         for drawer, step in ((one, 5), (other, 5), (other, 6))
     )
+    if kind == "reduced_batches":
+        (first,), (again,), (next_,) = first, again, next_
     assert same(first, again)
     assert not torch.equal(first.pan, next_.pan)
 
 
 def test_batches_vary_in_ratio_and_bands_as_the_recipe_says(data):
     drawer = sampler(data, pictures=True, augment=Augmentation(ratios=(2, 3.5), bands=(1, 5)))
-    batches = [drawer.reduced_batch(np.random.default_rng(step)) for step in range(12)]
+    batches = [drawer.reduced_batches(np.random.default_rng(step))[0] for step in range(12)]
     assert {(batch.ratio, batch.up.shape[1]) for batch in batches} == {(2, 1), (2, 5), (3.5, 1), (3.5, 5)}
     for batch in batches:
         assert batch.target.shape == batch.up.shape == batch.classical.shape == (2, batch.up.shape[1], 64, 64)
         assert all(bool(value.isfinite().all()) for value in batch.inputs)
+
+
+def test_patches_of_one_step_may_differ_in_their_number_of_bands(data):
+    each = Augmentation(bands=(3, 4), bands_per_patch=True)
+    steps = [sampler(data, batch=5, augment=each).reduced_batches(np.random.default_rng(step)) for step in range(4)]
+    for parts in steps:
+        assert sum(len(part.up) for part in parts) == 5
+        assert len({part.up.shape[1] for part in parts}) == len(parts)
+    assert {part.up.shape[1] for parts in steps for part in parts} == {3, 4}
+    assert max(map(len, steps)) == 2
+    (fixed,) = sampler(data, 4, batch=5, augment=each).reduced_batches(np.random.default_rng(0))
+    assert fixed.up.shape[:2] == (5, 4)
+
+
+def test_the_loss_of_patches_with_different_numbers_of_bands_counts_each_band_once(data):
+    """One patch of 3 bands and one of 4: the loss is the mean over the 7 bands that they give alone."""
+    torch.manual_seed(0)
+    network = networks.build("arbrpn", 4, width=8, depth=1, blocks=1)
+    drawer = sampler(data)
+    parts = [drawer.reduced_batch(np.random.default_rng(bands), bands, 1) for bands in (3, 4)]
+    step = train.StepLoss(network, {"truth": Objective(LossWeights(supervised=1.0))}, None, False)
+    loss, terms = step({"truth": parts})
+    bands = [band for part in parts for band in (network(*part.inputs) - part.target).abs().mean((0, 2, 3))]
+    assert len(bands) == 7
+    torch.testing.assert_close(loss, sum(bands) / 7)
+    torch.testing.assert_close(terms["truth.supervised"], loss.detach())
+    # No patch changes what another gives: the gradient is the weighted sum of those of each alone.
+    (slope,) = torch.autograd.grad(loss, network.tail.weight)
+    alone = [torch.autograd.grad(step({"truth": [part]})[0], network.tail.weight)[0] for part in parts]
+    torch.testing.assert_close(slope, (3 * alone[0] + 4 * alone[1]) / 7)
 
 
 def test_scenes_are_of_one_pair_and_standardised(data):
@@ -656,7 +688,7 @@ def test_scenes_that_are_too_small_are_told():
     recipe = Recipe(truth=LossWeights(supervised=1.0), scene=LossWeights(khan=1.0), size=96, scene_size=64)
     drawer = BatchSampler(recipe, [pair], [(1.0, [made])], None)
     with pytest.raises(ClippanError, match=r"too small for the patches of the recipe; lower its size\."):
-        drawer.reduced_batch(np.random.default_rng(0))
+        drawer.reduced_batches(np.random.default_rng(0))
     with pytest.raises(ClippanError, match=r"too small for the patches of the recipe; lower its scene_size\."):
         drawer.full_batch(np.random.default_rng(0))
 
@@ -690,7 +722,7 @@ def test_a_training_learns_and_its_model_pansharpens(data, recipe, tmp_path):
     trained = model.load(result.model, torch.device("cpu"))
     assert (trained.architecture, trained.bands, trained.provenance["steps"]) == ("detail", 0, 40)
     assert result.parameters == networks.parameter_count(trained.network)
-    batches = [sampler(data).reduced_batch(np.random.default_rng(step)) for step in range(3)]
+    batches = [sampler(data).reduced_batches(np.random.default_rng(step))[0] for step in range(3)]
     fresh = networks.build("detail", 4, width=8, head=8, depth=1)
     before, after = (
         sum(float((network(*batch.inputs) - batch.target).detach().abs().mean()) for batch in batches)
@@ -716,11 +748,17 @@ class Killed(Exception):
     """The power went out."""
 
 
-@pytest.mark.parametrize("end", [Cancelled, Killed])
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(data, recipe, tmp_path, monkeypatch, end):
+# A network that drops numbers at random in training.
+DROPPING = TINY.replace("detail\n", "lformer\n").replace("head: 8, depth: 1", "high_width: 8, depth: 2, heads: 2")
+
+
+@pytest.mark.parametrize(
+    ("end", "text"), [(Cancelled, TINY), (Killed, TINY), pytest.param(Killed, DROPPING, marks=pytest.mark.slow)]
+)
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(data, recipe, tmp_path, monkeypatch, end, text):
     monkeypatch.setattr(train, "_CHECKPOINT_EVERY", 4)
     monkeypatch.setattr(train, "_LOG_EVERY", 3)
-    path = recipe()
+    path = recipe(text)
     learn(data, tmp_path / "whole", path)
 
     def stop(percent: float, message: str) -> None:

@@ -60,6 +60,8 @@ class Augmentation:
         ratios: ratios of MS to PAN pixel size, sampled evenly.
         bands: numbers of bands, sampled evenly; ignored by networks of a fixed number. If it holds only the recipe's
             ``bands``, scenes keep the order of their bands, as they do for networks of a fixed number.
+        bands_per_patch: whether a number is drawn for each patch of a step, not one for all of them (the mask training
+            of ArbRPN, Chen et al. 2022).
         blurs: shares of the kinds of blur that make MS: ``table`` (the MTF of a random sensor), ``any`` (a Gaussian of
             any MTF gain), ``box`` (mean), ``cubic`` (antialiased cubic) and ``sampling`` (no low pass).
         gain: standard deviation of the logarithm of the simulated MTF gain about the one of ``table``.
@@ -77,6 +79,7 @@ class Augmentation:
     simulated: float = 0.25
     ratios: tuple[float, ...] = (4, 4, 4, 4, 2, 2, 3, 5)
     bands: tuple[int, ...] = (4, 4, 4, 3, 6, 2)
+    bands_per_patch: bool = False
     blurs: Mapping[str, float] = field(default_factory=lambda: {"table": 1.0})
     gain: float = 0.12
     uneven: float = 0.0

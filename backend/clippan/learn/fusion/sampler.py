@@ -66,11 +66,18 @@ class BatchSampler:
                 "The recipe has no pair with as many multispectral bands as the network; add such pairs."
             )
 
-    def reduced_batch(self, rng: np.random.Generator) -> PatchBatch:
-        """Patches with a reference, of several scenes and one ratio."""
+    def reduced_batches(self, rng: np.random.Generator) -> list[PatchBatch]:
+        """The patches with a reference of one step, as a batch for each number of bands."""
+        augment, patches = self._recipe.augment, self._recipe.batch
+        choices = [self._bands] if self._bands else augment.bands
+        drawn = rng.choice(choices, patches) if augment.bands_per_patch else np.repeat(rng.choice(choices), patches)
+        groups = zip(*np.unique(drawn, return_counts=True))
+        return [self.reduced_batch(rng, int(bands), int(count)) for bands, count in groups]
+
+    def reduced_batch(self, rng: np.random.Generator, bands: int, count: int) -> PatchBatch:
+        """``count`` patches with a reference, of several scenes and one ratio."""
         recipe, augment = self._recipe, self._recipe.augment
         ratio = float(rng.choice(augment.ratios))
-        bands = self._bands or int(rng.choice(augment.bands))
         table = _random_mtf_gains(rng, bands)
         phases = rng.integers(0, max(1, int(4 * ratio)), 2) / 4  # of few values, whose filters are cached
         patches = []
@@ -85,7 +92,7 @@ class BatchSampler:
             patch = reference.patch(rng, recipe.size, ratio, phases, gains, blurs, shifts, mixture)
             if patch is not None:
                 patches.append(patch.transformed(int(rng.integers(8))))
-            if len(patches) == recipe.batch:
+            if len(patches) == count:
                 return collate(patches, range(len(patches)), ratio)
         raise ClippanError("The scenes are too small for the patches of the recipe; lower its size.")
 

@@ -7,7 +7,7 @@ holds ``model.safetensors`` in the end.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional
@@ -51,16 +51,25 @@ class StepLoss(nn.Module):
         super().__init__()
         self.network, self.phi, self._objectives, self._bfloat16 = network, phi, objectives, bfloat16
 
-    def forward(self, batches: Mapping[str, PatchBatch]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss of the batches ``truth`` and ``scene``, and each term by name."""
-        total, terms = None, {}
-        for kind, batch in batches.items():
-            with torch.autocast(batch.up.device.type, torch.bfloat16, enabled=self._bfloat16):
-                fused = self.network(*batch.inputs)
-            loss, parts = self._objectives[kind](batch, fused)
-            total = loss if total is None else total + loss
-            terms.update({f"{kind}.{name}": value for name, value in parts.items()})
-        assert total is not None
+    def forward(self, batches: Mapping[str, Sequence[PatchBatch]]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss of the batches of ``truth`` and ``scene``, and each term by name.
+
+        Batches of one kind, of different numbers of bands, count by how many bands they have in all patches, so that
+        ``supervised`` is the mean over all bands.
+        """
+        total: Any = 0
+        terms: dict[str, Any] = {}
+        for kind, parts in batches.items():
+            bands = [part.up.shape[:2].numel() for part in parts]
+            for part, count in zip(parts, bands):
+                with torch.autocast(part.up.device.type, torch.bfloat16, enabled=self._bfloat16):
+                    fused = self.network(*part.inputs)
+                loss, values = self._objectives[kind](part, fused)
+                share = count / sum(bands)
+                total = total + share * loss
+                for name, value in values.items():
+                    key = f"{kind}.{name}"
+                    terms[key] = terms.get(key, 0) + share * value
         return total, terms
 
 
@@ -130,13 +139,17 @@ class FusionTraining(TrainingLoop):
             about |= {"clip": self._supervisor.clip.name, "clip_sha256": self._supervisor.clip.sha256}
         return FusionModel(self._average.module.eval(), start.architecture, start.options, start.bands, about)
 
-    def sample_batch(self, step: int) -> dict[str, PatchBatch]:
+    def sample_batch(self, step: int) -> dict[str, list[PatchBatch]]:
         rng = np.random.default_rng([self._recipe.seed, self._rank, step])
-        samplers = {"truth": self._sampler.reduced_batch, "scene": self._sampler.full_batch}
-        return {kind: samplers[kind](rng) for kind in self._kinds}
+        batches: dict[str, list[PatchBatch]] = {}
+        for kind in self._kinds:
+            batches[kind] = self._sampler.reduced_batches(rng) if kind == "truth" else [self._sampler.full_batch(rng)]
+        return batches
 
-    def train_step(self, step: int, batch: Mapping[str, PatchBatch]) -> dict[str, Tensor]:
-        total, terms = self._step({kind: part.to(self._device) for kind, part in batch.items()})
+    def train_step(self, step: int, batch: Mapping[str, Sequence[PatchBatch]]) -> dict[str, Tensor]:
+        # What a network drops at random follows from the step, too, so that a resumed run is the same.
+        torch.manual_seed(int(np.random.SeedSequence([self._recipe.seed, self._rank, step]).generate_state(1)[0]))
+        total, terms = self._step({kind: [part.to(self._device) for part in parts] for kind, parts in batch.items()})
         optimiser_step(self._trained, self._optimiser, self._scheduler, total)
         self._average.update_parameters(self.network)
         return terms
