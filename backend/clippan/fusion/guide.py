@@ -41,7 +41,7 @@ _MIN_EXPLAINED = 0.2  # of the variance of a coarse band's detail, to believe th
 _OPTICAL_GAIN, _HELD_BACK = 0.35, 0.5
 _MIN_INJECTION = 0.5
 _WINDOW = 64  # coarse pixels, edge of a window
-_MAX_WINDOWS = 48
+_MAX_WINDOWS = 24  # which together have a hundred thousand pixels
 _MAX_VALUES = 24_000_000  # fine values that are held while a scene is measured
 _MIN_WINDOWS = 4
 MIN_WEIGHT = 0.999  # of valid fine pixels under the filter, for a regression
@@ -218,7 +218,7 @@ def measure_guide(pair: Pair, register: bool, threads: int, context: Context) ->
     if register:
         gain = _GAINS[int(unexplained.mean(dim=1).argmin())]
         moved = _find_shift(pair, samples, gain)
-        after = _unexplained_by_gain(pair, samples, moved)
+        after = _unexplained_by_gain(pair, samples, moved) if moved != shift else unexplained
         # A wrong blur can look like a shift; what counts is what remains with the best blur of each.
         if after.mean(dim=1).min() < (1 - _MIN_SHIFT_GAIN) * unexplained.mean(dim=1).min():
             shift, unexplained = moved, after
