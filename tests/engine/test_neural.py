@@ -208,11 +208,19 @@ def test_a_result_depends_on_nothing_beyond_the_margin(depth):
     assert torch.allclose(alone, before, rtol=1e-12, atol=1e-12)
 
 
-def test_a_network_for_one_number_of_bands_sharpens_them(scene, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("pnn", {"width": 8}),
+        pytest.param(
+            "lformer", {"width": 8, "high_width": 8, "depth": 2, "heads": 2}, marks=pytest.mark.slow
+        ),  # windows of 8 pixels have to lie alike in all blocks
+    ],
+)
+def test_a_network_for_one_number_of_bands_sharpens_them(scene, tmp_path, monkeypatch, name, options):
     pair = scene(size=160, dtype="float32")
     torch.manual_seed(0)
-    network = networks.build("pnn", 4, width=8)
-    FusionModel(network, "pnn", {"width": 8}, 4).save(tmp_path / "m.safetensors")
+    FusionModel(networks.build(name, 4, **options), name, options, 4).save(tmp_path / "m.safetensors")
     trained = str(tmp_path / "m.safetensors")
     whole = sharpen(pair.pan, pair.ms, tmp_path / "whole.tif", trained)
     monkeypatch.setattr(fuse, "_NETWORK_BLOCK", 64)
