@@ -34,8 +34,7 @@ from clippan.raster.tiles import Window
 # output's first pixel, so that a pixel is computed by the same operations however the work is shared.
 BLOCK, _BLOCK_OF_LARGE_RATIOS = 512, 1024
 _LARGE_RATIO = 4
-# As often as the sensor's view is restored: once brings nearly all that more would, and less of the noise.
-_BACK_PROJECTIONS = {Radiometry.SENSOR: 1, Radiometry.AREA: 2}
+_BACK_PROJECTIONS = 1  # which bring nearly all that more would, and less of the noise
 _EXACT_STEPS = 3  # that make the mean over each pixel's area exact
 
 
@@ -124,7 +123,7 @@ class BandSharpener:
         self, result: torch.Tensor, coarse: torch.Tensor, trusted: torch.Tensor, x: _BlockAxis, y: _BlockAxis
     ) -> torch.Tensor:
         """Moves the result (bands, height, width) so that it gives the coarse bands where these are trusted."""
-        for _ in range(_BACK_PROJECTIONS[self.radiometry]):
+        for _ in range(_BACK_PROJECTIONS):
             missing = (coarse - filters.apply_separable(y.seen, result, x.seen)) * trusted
             result = result + filters.apply_separable(y.up, missing, x.up)
         for _ in range(_EXACT_STEPS if self.radiometry is Radiometry.AREA else 0):
@@ -224,4 +223,4 @@ def _coarse_margin(axis: AxisTransform, gain: float) -> int:
     """Coarse pixels around a block from which its result does not depend on what lies beyond."""
     filtered = math.ceil(filters.mtf_reach(gain, axis.ratio) / axis.ratio) + 1
     regression = gaussian_reach(HIGH_PASS_SIGMA) + gaussian_reach(REGRESSION_SIGMA)
-    return regression + (max(_BACK_PROJECTIONS.values()) + 1) * (filtered + filters.MARGIN // 2) + _EXACT_STEPS
+    return regression + (_BACK_PROJECTIONS + 1) * (filtered + filters.MARGIN // 2) + _EXACT_STEPS

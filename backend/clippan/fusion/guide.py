@@ -35,7 +35,9 @@ _RIDGE = 0.01  # of the scene's covariance, by which a local regression is drawn
 _SOLVABLE = 1e-6  # of the mean variance, added to the scene's covariance
 DEFAULT_GAIN = 0.3  # MTF gain where the scene cannot tell
 _GAINS = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
-_MIN_EXPLAINED = 0.2  # of the variance of a coarse band's detail, to believe the gain that explains most
+# Shares of the variance of a coarse band's detail that the fine bands have to explain for the gain that explains most
+# to count at all, and to be believed wholly: with less, it tends to be too low, as large detail is more alike than small.
+_SOME_EXPLAINED, _MUCH_EXPLAINED = 0.5, 0.9
 # Optics leave a gain of at most 0.35 or so at Nyquist. A band with more was made from finer pixels by averaging, and
 # these were not as sharp as the fine bands are: half of the excess is held back.
 _OPTICAL_GAIN, _HELD_BACK = 0.35, 0.5
@@ -223,13 +225,14 @@ def measure_guide(pair: Pair, register: bool, threads: int, context: Context) ->
         if after.mean(dim=1).min() < (1 - _MIN_SHIFT_GAIN) * unexplained.mean(dim=1).min():
             shift, unexplained = moved, after
     explained = 1 - unexplained.min(dim=0).values
-    gains = [_least_position(column) for column in unexplained.T]
-    believed = [gain for gain, share in zip(gains, explained) if share >= _MIN_EXPLAINED]
-    gain = max(believed, default=DEFAULT_GAIN)
+    belief = ((explained - _SOME_EXPLAINED) / (_MUCH_EXPLAINED - _SOME_EXPLAINED)).clamp(0, 1).tolist()
+    measured = [_least_position(column) for column in unexplained.T]
+    gains = [DEFAULT_GAIN + share * (own - DEFAULT_GAIN) for own, share in zip(measured, belief)]
+    gain = max(gains)
     scatter = _scatter(pair, samples, gain, shift)
     return Guide(
         gain,
-        tuple(own if share >= _MIN_EXPLAINED else gain for own, share in zip(gains, explained)),
+        tuple(gains),
         tuple(explained.tolist()),
         shift,
         scatter[:count, :count],
