@@ -36,7 +36,7 @@ _SOLVABLE = 1e-6  # of the mean variance, added to the scene's covariance
 DEFAULT_GAIN = 0.3  # MTF gain where the scene cannot tell
 _GAINS = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
 # Shares of the variance of a coarse band's detail that the fine bands have to explain for the gain that explains most
-# to count at all, and to be believed wholly: with less, it tends to be too low, as large detail is more alike than small.
+# to count at all, and to be believed wholly: with less, it is too low, as large detail is more alike than small.
 _SOME_EXPLAINED, _MUCH_EXPLAINED = 0.5, 0.9
 # Optics leave a gain of at most 0.35 or so at Nyquist. A band with more was made from finer pixels by averaging, and
 # these were not as sharp as the fine bands are: half of the excess is held back.
