@@ -72,7 +72,10 @@ def measured(model: Path, case: quality.Case, reduced: quality.Case, folder: Pat
         fused, ms = str(folder / "fused.tif"), tuple(str(path) for path in item.ms)
         run(
             PansharpenRequest(
-                *(str(item.pan), ms, fused, Method.CLIPPAN),
+                pan=str(item.pan),
+                ms=ms,
+                output=fused,
+                method=Method.CLIPPAN,
                 model=str(model),
                 sensor=item.sensor.name,
                 compression=Compression.NONE,
@@ -92,7 +95,11 @@ def adapted(case: quality.Case, start: Path, clip: str, seconds: float, threads:
     before = measured(start, case, reduced, folder)
     output = folder / "adapted.safetensors"
     request = AdaptFusionRequest(
-        *(str(case.pan), tuple(str(path) for path in case.ms), str(output), str(start), case.sensor.name),
+        pan=str(case.pan),
+        ms=tuple(str(path) for path in case.ms),
+        output=str(output),
+        model=str(start),
+        sensor=case.sensor.name,
         clip=clip,
         seconds=seconds,
         threads=threads,

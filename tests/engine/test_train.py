@@ -678,6 +678,14 @@ def test_networks_of_a_fixed_number_of_bands_get_them_in_order(data):
         assert any(np.allclose(mean, values.mean((1, 2)), rtol=1e-5) for values in files)
 
 
+def test_clip_fixes_the_number_of_bands_at_full_resolution_only(data):
+    augment = Augmentation(ratios=(4,), bands=(2, 3))
+    drawer = sampler(data, scene=LossWeights(language=1.0), augment=augment)
+    steps = range(6)
+    assert {drawer.full_batch(np.random.default_rng(step)).up.shape[1] for step in steps} == {4}
+    assert {drawer.reduced_batch(np.random.default_rng(step)).up.shape[1] for step in steps} == {2, 3}
+
+
 def test_scenes_that_are_too_small_are_told():
     made = ground(128)
     made.valid[::16] = False

@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # imports open_clip, which takes seconds
     from clippan.learn.fusion.clip_supervision import ClipSupervisor
 
 # Training
-_LEARNING_RATE = 3e-4
+_LEARNING_RATE = 6e-4
 _WARMUP = 10
 _EMA_DECAY = 0.9  # share of the past in the running average of the weights, which is what is measured and kept
 _KHAN_WEIGHT, _D_S_WEIGHT = 1.0, 1.0  # loss weights of D_λ,K and of D_s

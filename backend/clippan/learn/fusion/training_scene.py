@@ -41,7 +41,7 @@ _MAX_WINDOWS, _VALIDATION_EVERY = 6, 3  # number of windows of a larger scene; e
 _WINDOW_SIZE = 1024  # PAN pixels, of these windows
 _PATCH_SIZES = (192, 128, 96, 64)  # edges of full-resolution patches in PAN pixels; the first that fits is taken
 _REDUCED_PATCH_SIZES = (128, 96, 64, 48, 32)  # the same at reduced resolution, in MS pixels
-_BATCH_SIZE = 4  # patches
+_BATCH_SIZE = 2  # patches
 
 
 @dataclass(frozen=True)
