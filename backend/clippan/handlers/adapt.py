@@ -60,6 +60,7 @@ def run(request: AdaptFusionRequest, context: Context) -> AdaptFusionResult:
             "ms": [Path(path).name for path in request.ms],
             "bands": list(request.bands) or list(range(1, bands + 1)),
             "sensor": sensor.name,
+            "mtf": list(scene.mtf_gains),
             "start": start.sha256,
             "start_about": dict(start.provenance),
             "clip": clip_name,

@@ -10,7 +10,7 @@ from clippan.core.messages import Line, Message, Table
 from clippan.jobs.assess import FIGURES
 from clippan.jobs.base import Request, Result, job
 from clippan.jobs.kinds import FusionModelFile, FusionModelOutput, OptionalModelName
-from clippan.jobs.options import SHIPPED_FUSION_MODEL, PairOptions, RunOptions, SeedOption
+from clippan.jobs.options import SHIPPED_FUSION_MODEL, MtfOption, PairOptions, RunOptions, SeedOption
 from clippan.jobs.param import advanced_param, param
 
 # What is measured before and after: at full resolution, and one scale down, where MS is the reference.
@@ -68,7 +68,7 @@ class AdaptFusionResult(Result):
     result=AdaptFusionResult,
     shows_log=True,
 )
-class AdaptFusionRequest(PairOptions, SeedOption, RunOptions, Request):
+class AdaptFusionRequest(PairOptions, MtfOption, SeedOption, RunOptions, Request):
     """An adaptation."""
 
     model: FusionModelFile = param(

@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # imports open_clip, which takes seconds
     from clippan.learn.fusion.clip_supervision import ClipSupervisor
 
 # Training
-_LEARNING_RATE = 6e-4
+_LEARNING_RATE = 1e-3
 _WARMUP = 10
 _EMA_DECAY = 0.9  # share of the past in the running average of the weights, which is what is measured and kept
 _KHAN_WEIGHT, _D_S_WEIGHT = 1.0, 1.0  # loss weights of D_λ,K and of D_s
@@ -198,7 +198,7 @@ class Adaptation:
         fused = self._network(*full.inputs)
         with torch.no_grad():
             start_correlation = losses.detail_correlation(self._start.network(*full.inputs), full.pan, full.scenes)
-        khan = losses.khan_d_lambda_pan_grid(full, fused, self._scene.mtf_gains)
+        khan = losses.khan_d_lambda_pan_grid(full, fused, self._scene.sensor_gains)
         correlation = losses.detail_correlation(fused, full.pan, full.scenes)
         difference = losses.uqi_difference(full, fused).mean(dim=0)
         mean = difference.detach()

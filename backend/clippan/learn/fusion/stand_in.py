@@ -17,11 +17,11 @@ def fit_bdsd(pair: ScenePair, bands: int) -> BDSD:
     ms = torch.from_numpy(pair.ms[:bands])
     valid = torch.from_numpy(pair.valid)
     if not bool(valid.all()):
-        weight = mtf_filtered(valid.float()[None].expand(bands, -1, -1), pair)
+        weight = mtf_filtered(valid.float()[None].expand(bands, -1, -1), pair, pair.mtf_gains)
         covered = valid & (weight > MIN_VALID_SHARE).all(dim=0)
         valid = covered if bool(covered.any()) else valid
     pan = torch.from_numpy(pair.degraded_pan(pair.pan_mtf_gain))
-    samples = torch.cat([ms, pan[None], mtf_filtered(ms, pair)])[:, valid].double()
+    samples = torch.cat([ms, pan[None], mtf_filtered(ms, pair, pair.mtf_gains)])[:, valid].double()
     statistics = SceneStatistics(
         band_count=bands,
         mtf_count=0,  # BDSD needs no PAN at the bands' MTF

@@ -17,6 +17,7 @@ from clippan.core.errors import ClippanError
 from clippan.core.messages import Message
 from clippan.core.threads import count_threads
 from clippan.fusion import filters
+from clippan.fusion.mtf_estimation import choose_mtf
 from clippan.fusion.neural import network_trust
 from clippan.fusion.registration import register
 from clippan.fusion.statistics import TINY, SceneStatistics, measure_scene
@@ -53,7 +54,8 @@ class TrainingScene:
         references: training windows at reduced resolution.
         size, reduced_size: edges of their patches in pixels.
         ratio: MS over PAN pixel size.
-        mtf_gains: MTF gain of each band.
+        mtf_gains: MTF gain of each band, as Pansharpen takes it.
+        sensor_gains: the same by the sensor's table, as Assess takes it.
         validation, reduced_validation: validation windows at full and at reduced resolution.
         pixels: number of PAN pixels in all windows.
     """
@@ -64,6 +66,7 @@ class TrainingScene:
     reduced_size: int
     ratio: float
     mtf_gains: tuple[float, ...]
+    sensor_gains: tuple[float, ...]
     validation: Sequence[ValidationWindow]
     reduced_validation: Sequence[ValidationWindow]
     pixels: int
@@ -79,10 +82,11 @@ class TrainingScene:
         """
         threads = count_threads(request.threads)
         positions = [number - 1 for number in request.bands] or range(pair.ms.available_bands)
-        gains = sensor.mtf_gains(positions, pair.ms.available_bands)
-        pair, _ = register(pair, request.registration, gains, threads, context.subrange(0, 30))
+        sensor_gains = sensor.mtf_gains(positions, pair.ms.available_bands)
+        pair, _ = register(pair, request.registration, sensor_gains, threads, context.subrange(0, 30))
+        gains = choose_mtf(pair, request.mtf, sensor_gains, threads, context.subrange(30, 40)).gains
         mtfs, mtf_index_of_band = filters.distinct_mtfs(gains, pair.band_shifts)
-        statistics = measure_scene(pair, mtfs, sensor.mtf_pan, threads, context.subrange(30, 60))
+        statistics = measure_scene(pair, mtfs, sensor.mtf_pan, threads, context.subrange(40, 60))
         if statistics.pan_is_constant:
             raise ClippanError(
                 "The panchromatic raster has the same value everywhere, so there is nothing to learn from; check the "
@@ -117,9 +121,9 @@ class TrainingScene:
                 size=_PATCH_SIZES[-1],
                 reduced_size=_REDUCED_PATCH_SIZES[-1],
             )
-        validation = [ValidationWindow.of(item, device, trust) for item in held_out or training]
+        validation = [ValidationWindow.of(item, device, trust, sensor_gains) for item in held_out or training]
         reduced_validation = [
-            ValidationWindow.of(reference.reduced_pair(ratio, sensor.mtf_pan), device, trust, reference)
+            ValidationWindow.of(reference.reduced_pair(ratio, sensor.mtf_pan), device, trust, sensor_gains, reference)
             for reference in [item.reduced_reference(sensor.mtf_pan) for item in held_out] or references
         ]
         context.log(
@@ -132,7 +136,18 @@ class TrainingScene:
             )
         )
         pixels = sum(item.pan.size for item in pairs)
-        return cls(cached, references, size, reduced_size, ratio, tuple(gains), validation, reduced_validation, pixels)
+        return cls(
+            cached,
+            references,
+            size,
+            reduced_size,
+            ratio,
+            tuple(gains),
+            tuple(sensor_gains),
+            validation,
+            reduced_validation,
+            pixels,
+        )
 
     def full_batch(self, rng: np.random.Generator) -> PatchBatch:
         """Patches at full resolution."""

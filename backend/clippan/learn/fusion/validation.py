@@ -53,6 +53,7 @@ class ValidationWindow:
         valid: pixels that count, bool (H, W).
         covered: pixels that count after the fused bands were MTF-filtered, bool (H, W).
         trust: weight of the network's correction, from ``neural.network_trust``.
+        sensor_gains: MTF gain of each band by the sensor's table, with which Assess degrades the fused bands.
         reference: reference bands (c, H, W), at reduced resolution only.
     """
 
@@ -61,11 +62,17 @@ class ValidationWindow:
     valid: Tensor
     covered: Tensor
     trust: Optional[Tensor]
+    sensor_gains: Sequence[float]
     reference: Optional[Tensor] = None
 
     @classmethod
     def of(
-        cls, pair: ScenePair, device: torch.device, trust: Optional[Tensor], reference: Optional[ReferenceScene] = None
+        cls,
+        pair: ScenePair,
+        device: torch.device,
+        trust: Optional[Tensor],
+        sensor_gains: Sequence[float],
+        reference: Optional[ReferenceScene] = None,
     ) -> ValidationWindow:
         """The window of a pair, with the reference if it is at reduced resolution."""
         valid = torch.from_numpy(pair.valid_pixels())
@@ -73,11 +80,11 @@ class ValidationWindow:
             valid &= torch.from_numpy(reference.valid)
         covered = valid
         if not bool(valid.all()):
-            weight = mtf_filtered(valid.float()[None].expand(len(pair.ms), -1, -1), pair)
+            weight = mtf_filtered(valid.float()[None].expand(len(pair.ms), -1, -1), pair, sensor_gains)
             covered = valid & (weight > MIN_VALID_SHARE).all(dim=0)
         batch = collate([pair.whole_patch()], [0], pair.x_axis.ratio).to(device)
         bands = None if reference is None else torch.from_numpy(reference.bands).float().to(device)
-        return cls(pair, batch, valid.to(device), covered.to(device), trust, bands)
+        return cls(pair, batch, valid.to(device), covered.to(device), trust, sensor_gains, bands)
 
     @torch.no_grad()
     def fuse(self, network: nn.Module) -> Tensor:
@@ -97,16 +104,16 @@ class ValidationWindow:
         margin = [FullResolutionMetrics.MARGIN] * 4
         figures.add_pan_scale(*(functional.pad(item, margin) for item in (fused, pan, self.valid)))
         figures.add_mtf_filtered(
-            mtf_filtered(fused, self.pair), self.batch.destandardise(self.batch.up)[0], self.covered
+            mtf_filtered(fused, self.pair, self.sensor_gains), self.batch.destandardise(self.batch.up)[0], self.covered
         )
         degraded_pan = torch.from_numpy(self.pair.degraded_pan(self.pair.pan_mtf_gain)[None])
         figures.add_ms_scale(torch.from_numpy(self.pair.ms), degraded_pan, torch.from_numpy(self.pair.valid))
 
 
-def mtf_filtered(bands: Tensor, pair: ScenePair) -> Tensor:
+def mtf_filtered(bands: Tensor, pair: ScenePair, gains: Sequence[float]) -> Tensor:
     """Bands (c, H, W) filtered with their MTF on the same grid; the border is replicated."""
     planes = []
-    for band, gain in zip(bands, pair.mtf_gains):
+    for band, gain in zip(bands, gains):
         rows, columns = ([*map(float, filters.mtf_kernel(gain, axis.ratio))] for axis in (pair.y_axis, pair.x_axis))
         padding = (len(columns) // 2, len(columns) // 2, len(rows) // 2, len(rows) // 2)
         wide = functional.pad(band[None, None], padding, mode="replicate")[0]
