@@ -683,7 +683,7 @@ def test_clip_fixes_the_number_of_bands_at_full_resolution_only(data):
     drawer = sampler(data, scene=LossWeights(language=1.0), augment=augment)
     steps = range(6)
     assert {drawer.full_batch(np.random.default_rng(step)).up.shape[1] for step in steps} == {4}
-    assert {drawer.reduced_batch(np.random.default_rng(step)).up.shape[1] for step in steps} == {2, 3}
+    assert {drawer.reduced_batches(np.random.default_rng(step))[0].up.shape[1] for step in steps} == {2, 3}
 
 
 def test_scenes_that_are_too_small_are_told():
