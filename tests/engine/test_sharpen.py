@@ -228,6 +228,15 @@ def test_a_landsat_folder_brings_pan_or_thermal_bands(tmp_path) -> None:
 # What cannot be done
 
 
+def test_the_thermal_band_of_a_folder_is_not_overwritten(tmp_path) -> None:
+    folder = landsat(tmp_path / "level2", False)
+    (thermal,) = folder.glob("*_ST_B10.TIF")
+    before = thermal.read_bytes()
+    with pytest.raises(ClippanError, match="one of the inputs"):
+        sharpen(folder, (), thermal)
+    assert thermal.read_bytes() == before
+
+
 def bad(tmp_path: Path, kind: str) -> dict:
     fine, coarse, _ = place(tmp_path, 2, 96)
     values = read_raster(fine)

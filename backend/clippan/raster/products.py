@@ -254,7 +254,11 @@ def _native_file(called: str, path: str) -> str:
 def product_files(path: str) -> list[str]:
     """Files of all scenes and rasters in a folder, an archive or a scene; none for what GDAL opens."""
     products, rasters = _resolve(path)
-    return [name for product in products for name in (*product.files, product.pan) if name] + rasters
+    found = list(rasters)
+    for product in products:
+        thermal = [name for _, name in product.thermal]
+        found += [name for name in (*product.files, product.pan, *thermal) if name]
+    return found
 
 
 def panchromatic(path: str) -> str:
