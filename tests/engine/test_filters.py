@@ -106,3 +106,26 @@ def test_fill_takes_the_mean_of_close_neighbours_and_the_default_far_away():
     filled = filters.fill_invalid(values, valid, torch.tensor([7.0]))
     assert torch.allclose(filled[0, :, 4:6], torch.tensor(5.0))
     assert torch.allclose(filled[0, :, 6:], torch.tensor(7.0))
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_parts_multiply_as_the_whole_matrix(axis):
+    gains, shifts = [0.15, 0.3], [0.0, 0.7]
+    first, number = filters.ms_support(axis, 512, 250)
+    values = torch.from_numpy(np.random.default_rng(0).normal(size=(3, number, 40)).astype(np.float32))
+    dense = filters.upsampling_matrix(axis, 512, 250)
+    up = filters.upsampling_bank(axis, 512, 250)
+    torch.testing.assert_close(up.filter_rows(values), dense @ values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(up.filter_columns(values.mT), (dense @ values).mT, rtol=1e-5, atol=1e-5)
+    strips = list(up.strips(64))
+    assert [row for row, _ in strips] == [0, 64, 128, 192]
+    assert torch.equal(torch.cat([strip.filter_rows(values) for _, strip in strips], dim=-2), up.filter_rows(values))
+    start, count, matrices = filters.downsampling_matrices(axis, first, number, gains, shifts)
+    bank_start, bank_count, bank = filters.mtf_bank(axis, first, number, gains, shifts)
+    assert (bank_start, bank_count) == (start, count)
+    pan = torch.from_numpy(np.random.default_rng(1).normal(size=(count, 30)).astype(np.float32))
+    wanted = torch.stack([matrix @ pan for matrix in matrices])
+    torch.testing.assert_close(bank.filter_rows(pan), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bank.filter_rows(pan.expand(2, -1, -1)), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bank.filter_columns(pan.T), wanted.mT, rtol=1e-4, atol=1e-5)
+    assert up.parts.numel() < 0.5 * dense.numel(), "zeros are left out"

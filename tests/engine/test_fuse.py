@@ -90,7 +90,7 @@ def test_tiles_do_not_show_on_odd_grids_with_holes(tmp_path):
 def test_gpu_blocks_are_cut_out_right(scene, tmp_path, monkeypatch):
     # A GPU has blocks larger than the smallest tile; the same code path on the CPU.
     pair = scene(size=700)
-    monkeypatch.setattr(fuse, "_CPU_BLOCK", 512)
+    monkeypatch.setattr(fuse, "_CPU_BLOCK", 1024)
     sharpen(pair, tmp_path / "small.tif", tile_size=256)
     sharpen(pair, tmp_path / "large.tif", tile_size=2048)
     assert np.array_equal(read_raster(str(tmp_path / "small.tif")), read_raster(str(tmp_path / "large.tif")))

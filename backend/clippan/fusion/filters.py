@@ -2,15 +2,16 @@
 
 Both are separable, so a block is filtered by one matrix from the left and one from the right. The matrices hold the
 exact position of every sample, for any ratio and offset of the grids, and products of one fixed shape give the same
-numbers wherever a block lies.
+numbers wherever a block lies. Only what lies near their diagonals is multiplied.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Union
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from clippan.raster.tiles import Window
 
 MARGIN = 4  # multispectral samples read beyond a block: 2 for the cubic kernel, 2 for filling invalid samples
 _KAISER_BETA = 0.5
-_SPLIT_ROWS, _PARTS = 400, 4  # rows from which a matrix is multiplied in parts, and their number
+_LONG = 400  # rows from which a matrix is worth being cut into parts for one product
+_WIDENING_ROWS, _NARROWING_ROWS = 16, 8  # of a part of a matrix with more rows than columns, or fewer
 _PHASE_DIGITS = 9  # decimals of a phase in pixels; float64 has noise beyond
 
 
@@ -118,15 +120,94 @@ def pan_support(axis: AxisTransform, ms_first: int, ms_count: int, mtf_gain: flo
     return start, math.ceil(ms_count * axis.ratio) + 2 * reach
 
 
-def upsampling_matrix(
-    axis: AxisTransform, start: int, count: int, shift: float = 0.0, max_shift: float = 0.0
-) -> torch.Tensor:
-    """Interpolation matrix (count, number of ``ms_support``), float32, from multispectral samples to output pixels, for
-    a band that is shifted by ``shift`` output pixels where ``max_shift`` is the largest shift."""
-    ms_first, ms_count = ms_support(axis, start, count, max(max_shift, abs(shift)))
-    return _cubic_matrix(
-        axis.ratio, round(axis.shifted(shift).pan_to_ms(start) - ms_first, _PHASE_DIGITS), count, ms_count
-    )
+def upsampling_matrix(axis: AxisTransform, start: int, count: int) -> torch.Tensor:
+    """Interpolation matrix (count, number of ``ms_support``), float32, from multispectral samples to output pixels."""
+    ms_first, ms_count = ms_support(axis, start, count)
+    return _cubic_matrix(axis.ratio, round(axis.pan_to_ms(start) - ms_first, _PHASE_DIGITS), count, ms_count)
+
+
+def upsampling_bank(
+    axis: AxisTransform, start: int, count: int, shifts: Sequence[float] = (), max_shift: float = 0.0
+) -> BandMatrix:
+    """``upsampling_matrix`` for bands that are shifted by ``shifts`` output pixels, a stack if there is more than one,
+    where ``max_shift`` is the largest shift of any band."""
+    ms_first, ms_count = ms_support(axis, start, count, max_shift)
+    phases = [round(axis.shifted(shift).pan_to_ms(start) - ms_first, _PHASE_DIGITS) for shift in shifts or [0.0]]
+    return _cubic_bands(axis.ratio, tuple(phases), count, ms_count)
+
+
+@dataclass(frozen=True)
+class BandMatrix:
+    """A matrix, or a stack of matrices, whose rows are 0 but near the diagonal, multiplied without most of its zeros.
+
+    Consecutive rows make a part, with the columns in which one of them is not 0. Parts have one shape, so that one
+    call multiplies all.
+
+    Attributes:
+        parts: (parts, rows, columns), or (matrices, parts, rows, columns) for a stack.
+        columns: index of each column of each part in the whole matrix (parts * columns,), the same for a whole stack.
+        shape: of the matrix (rows, columns).
+    """
+
+    parts: torch.Tensor
+    columns: torch.Tensor
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, dense: torch.Tensor) -> BandMatrix:
+        """Of a matrix (rows, columns) or a stack (matrices, rows, columns)."""
+        count, width = dense.shape[-2:]
+        rows = _WIDENING_ROWS if count > width else _NARROWING_ROWS
+        dense = torch.nn.functional.pad(dense, (0, 0, 0, -count % rows)).unflatten(-2, (-1, rows))
+        used = (dense != 0).any(dim=-2).view(-1, dense.shape[-3], width).any(dim=0).int()  # (parts, columns)
+        first, last = used.argmax(dim=1), width - 1 - used.flip(1).argmax(dim=1)
+        length = int((last - first).max()) + 1
+        columns = first.clamp(max=width - length)[:, None] + torch.arange(length, device=dense.device)
+        index = columns[:, None].expand(*dense.shape[:-1], length)
+        return cls(dense.gather(-1, index), columns.flatten(), (count, width))
+
+    def to(self, device: torch.device) -> BandMatrix:
+        """With its tensors on a device."""
+        if self.parts.device == device:
+            return self
+        return BandMatrix(self.parts.to(device), self.columns.to(device), self.shape)
+
+    def strips(self, rows: int) -> Iterator[tuple[int, BandMatrix]]:
+        """The matrix in strips of consecutive rows, with the first row of each: whole parts of about ``rows`` rows."""
+        count, part_rows, length = self.parts.shape[-3:]
+        step = max(rows // part_rows, 1)
+        for part in range(0, count, step):
+            first = part * part_rows
+            parts = self.parts[..., part : part + step, :, :]
+            shape = min(step * part_rows, self.shape[0] - first), self.shape[1]
+            yield first, BandMatrix(parts, self.columns[part * length : (part + step) * length], shape)
+
+    @functools.cached_property
+    def _joint_parts(self) -> torch.Tensor:
+        """Parts of all matrices of a stack one below the other (parts, matrices * rows, columns)."""
+        return self.parts.transpose(0, 1).flatten(1, 2)
+
+    def filter_rows(self, values: torch.Tensor) -> torch.Tensor:
+        """The product with values (..., columns, n): (..., rows, n). Of a stack, with values (columns, n) or
+        (matrices, columns, n): (matrices, rows, n)."""
+        count, rows, length = self.parts.shape[-3:]
+        pieces = values.index_select(-2, self.columns)
+        pieces = pieces.view(*pieces.shape[:-2], count, length, pieces.shape[-1])
+        if self.parts.dim() == 4 and values.dim() == 2:
+            # One product for all matrices of the stack.
+            product = torch.bmm(self._joint_parts, pieces).view(count, -1, rows, pieces.shape[-1]).transpose(0, 1)
+        else:
+            product = torch.matmul(self.parts, pieces)
+        return product.flatten(-3, -2)[..., : self.shape[0], :]
+
+    def filter_columns(self, values: torch.Tensor) -> torch.Tensor:
+        """The same along the last axis: values (..., n, columns) to (..., n, rows)."""
+        if self.parts.dim() == 4:
+            return self.filter_rows(values.mT).mT
+        count, _, length = self.parts.shape
+        pieces = values.reshape(-1, values.shape[-1]).index_select(-1, self.columns).view(-1, count, length)
+        product = torch.bmm(pieces.transpose(0, 1), self.parts.mT).transpose(0, 1).flatten(1)
+        return product[:, : self.shape[0]].unflatten(0, values.shape[:-1])
 
 
 @dataclass(frozen=True)
@@ -135,13 +216,13 @@ class Upsampling:
 
     Attributes:
         ms_first, ms_count: the multispectral samples that it needs.
-        matrix: interpolation (count, ms_count), or (bands, count, ms_count) for bands with shifts.
+        matrix: interpolation (count, ms_count), or one for each band if they have shifts.
         nearest: index among the samples of the one that each pixel lies in, (count,) or (bands, count).
     """
 
     ms_first: int
     ms_count: int
-    matrix: torch.Tensor
+    matrix: BandMatrix
     nearest: torch.Tensor
 
     @classmethod
@@ -149,15 +230,13 @@ class Upsampling:
         """For ``count`` output pixels from ``start`` on; ``shifts`` of the bands in output pixels, if there are any."""
         max_shift = largest_shift(shifts)
         ms_first, ms_count = ms_support(axis, start, count, max_shift)
-        matrices = [upsampling_matrix(axis, start, count, shift, max_shift) for shift in shifts or [0.0]]
         pixels = np.arange(start, start + count) + 0.5
         nearest = [
             torch.from_numpy(np.floor((pixels - axis.shifted(shift).origin) / axis.ratio).astype(np.int64) - ms_first)
             for shift in shifts or [0.0]
         ]
-        if len(matrices) == 1:
-            return cls(ms_first, ms_count, matrices[0], nearest[0])
-        return cls(ms_first, ms_count, torch.stack(matrices), torch.stack(nearest))
+        matrix = upsampling_bank(axis, start, count, shifts, max_shift)
+        return cls(ms_first, ms_count, matrix, torch.stack(nearest) if len(nearest) > 1 else nearest[0])
 
     def to(self, device: torch.device) -> Upsampling:
         """With its tensors on a device."""
@@ -213,9 +292,24 @@ def downsampling_matrices(
     return start, count, matrices
 
 
+def mtf_bank(
+    axis: AxisTransform, ms_first: int, ms_count: int, mtf_gains: Sequence[float], shifts: Sequence[float] = ()
+) -> tuple[int, int, BandMatrix]:
+    """``downsampling_matrices`` as one stack, to use many times.
+
+    Returns:
+        First and number of the window's output pixels, and the stack of (ms_count, count) for each gain.
+    """
+    position = round(axis.ms_to_pan(ms_first), _PHASE_DIGITS)
+    pixel = math.floor(position)
+    phase = round(position - pixel, _PHASE_DIGITS)
+    start, count, bank = _mtf_bank(axis.ratio, phase, ms_count, tuple(mtf_gains), tuple(shifts))
+    return pixel + start, count, bank
+
+
 def oversampled_matrix(
     axis: AxisTransform, first: float, number: int, steps: int, mtf_gain: float
-) -> tuple[int, torch.Tensor]:
+) -> tuple[int, BandMatrix]:
     """MTF filter and decimation to a lattice denser than MS.
 
     Args:
@@ -231,7 +325,7 @@ def oversampled_matrix(
     begin, end = (round(axis.ms_to_pan(index), _PHASE_DIGITS) for index in (first, first + (number - 1) / steps))
     start = math.floor(begin) - reach
     count = math.ceil(end) + reach + 1 - start
-    return start, _mtf_decimation(axis.ratio, round(begin - start, _PHASE_DIGITS), number, count, mtf_gain, steps)
+    return start, _oversampled(axis.ratio, round(begin - start, _PHASE_DIGITS), number, count, mtf_gain, steps)
 
 
 # Cached by the phase of the first sample: blocks of a grid with an integer ratio share one matrix.
@@ -239,6 +333,26 @@ def oversampled_matrix(
 def _cubic_matrix(ratio: float, phase: float, count: int, number: int) -> torch.Tensor:
     positions = phase + np.arange(count) / ratio
     return torch.from_numpy(cubic_kernel(positions[:, None] - np.arange(number)).astype(np.float32))
+
+
+@functools.lru_cache(maxsize=256)
+def _cubic_bands(ratio: float, phases: tuple[float, ...], count: int, number: int) -> BandMatrix:
+    matrices = [_cubic_matrix(ratio, phase, count, number) for phase in phases]
+    return BandMatrix.of(torch.stack(matrices) if len(matrices) > 1 else matrices[0])
+
+
+@functools.lru_cache(maxsize=256)
+def _mtf_bank(
+    ratio: float, phase: float, ms_count: int, mtf_gains: tuple[float, ...], shifts: tuple[float, ...]
+) -> tuple[int, int, BandMatrix]:
+    axis = AxisTransform(ratio, phase + 0.5 - 0.5 * ratio)  # whose first sample lies at the phase
+    start, count, matrices = downsampling_matrices(axis, 0, ms_count, mtf_gains, shifts)
+    return start, count, BandMatrix.of(torch.stack(matrices))
+
+
+@functools.lru_cache(maxsize=256)
+def _oversampled(ratio: float, phase: float, number: int, count: int, mtf_gain: float, steps: int) -> BandMatrix:
+    return BandMatrix.of(_mtf_decimation(ratio, phase, number, count, mtf_gain, steps))
 
 
 @functools.lru_cache(maxsize=2048)
@@ -265,25 +379,24 @@ def gather(planes: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> t
     return planes[band[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def apply_separable(rows: torch.Tensor, values: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def apply_separable(
+    rows: Union[torch.Tensor, BandMatrix], values: torch.Tensor, columns: Union[torch.Tensor, BandMatrix]
+) -> torch.Tensor:
     """Values (..., h, w) multiplied by ``rows`` (m, h) and ``columns`` (n, w), or by one pair per plane (..., m, h) and
     (..., n, w); gives (..., m, n)."""
-    return _product(rows, _product(columns, values.mT).mT)
+    if isinstance(rows, torch.Tensor) or isinstance(columns, torch.Tensor):
+        return _product(rows, _product(columns, values.mT).mT)
+    if rows.shape[0] < rows.shape[1]:  # what makes the values fewer comes first
+        return columns.filter_columns(rows.filter_rows(values))
+    return rows.filter_rows(columns.filter_columns(values))
 
 
-def _product(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The matrix product; a long matrix is split into parts that leave out the zeros far from its diagonal."""
-    count = matrix.shape[-2]
-    if count < _SPLIT_ROWS or not values.is_cpu:
-        return torch.matmul(matrix, values)
-    parts = []
-    step = -(-count // _PARTS)
-    for start in range(0, count, step):
-        part = matrix[..., start : start + step, :]
-        used = (part != 0).flatten(0, -2).any(dim=0).nonzero()
-        span = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0)
-        parts.append(torch.matmul(part[..., span], values[..., span, :]))
-    return torch.cat(parts, dim=-2)
+def _product(matrix: Union[torch.Tensor, BandMatrix], values: torch.Tensor) -> torch.Tensor:
+    if isinstance(matrix, torch.Tensor):
+        if matrix.shape[-2] < _LONG or matrix.dim() > 3:
+            return torch.matmul(matrix, values)
+        matrix = BandMatrix.of(matrix)
+    return matrix.filter_rows(values)
 
 
 def fill_invalid(values: torch.Tensor, valid: torch.Tensor, default: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -14,8 +14,8 @@ from clippan.core.context import Context
 from clippan.core.device import gpu_memory_error
 from clippan.core.messages import Message
 from clippan.fusion import filters
-from clippan.fusion.filters import BandMtf
-from clippan.fusion.methods import FusionMethod
+from clippan.fusion.filters import BandMatrix, BandMtf
+from clippan.fusion.methods import BandwiseMethod, FusionMethod
 from clippan.fusion.statistics import SceneStatistics
 from clippan.raster.grid import AxisTransform
 from clippan.raster.pair import Pair
@@ -25,12 +25,11 @@ from clippan.raster.writer import BLOCK
 
 # Edges of the blocks in pixels. Blocks lie on a lattice that starts at the output's first pixel and have one shape, so
 # that a pixel is computed by the same operations for every tile size, unless a GPU runs out of memory.
-_CPU_BLOCK = 256  # fits into the cache of a CPU core
+_CPU_BLOCK = 512  # around smaller ones, the low pass would cost too much; where there are hundreds of bands, BLOCK
+_STRIP = 128  # rows of a block that are sharpened at a time on a CPU, to fit into the cache of a core
 _NETWORK_BLOCK = 512  # the margin of a network would cost too much around smaller blocks
 _GPU_BLOCKS = (1024, 512)
 _TILE_BYTES = 96 * 2**20  # of output
-
-_LowPass = tuple[torch.Tensor, torch.Tensor]  # along one axis: MTF filter and decimation, and interpolation
 
 
 @dataclass
@@ -56,7 +55,9 @@ class TileFuser:
         self._margin = getattr(self.fusion, "margin", 0)
         ms = self.pair.ms
         self._max_tile_size = int((_TILE_BYTES / (ms.count * ms.dtype.itemsize)) ** 0.5)
-        self.block = _CPU_BLOCK if not self._margin else _NETWORK_BLOCK
+        self.block = _CPU_BLOCK if self._max_tile_size >= _CPU_BLOCK else BLOCK
+        if self._margin:
+            self.block = _NETWORK_BLOCK
         if self.device.type != "cpu":
             self.block = next((block for block in _GPU_BLOCKS if block <= self._max_tile_size), BLOCK)
         self._integer_range = integer_range(ms)
@@ -129,8 +130,8 @@ class TileFuser:
             context.raise_if_cancelled()
             needed = [_cut(array, ms_window, ms_area) for array in (ms, ms_valid)]
             needed += [_cut(array, pan_window, pan_area) for array in (pan, pan_valid)]
-            values, invalid = self._fuse_block(x, y, *needed)
-            self._copy_into_tile(values, invalid, x.start + margin, y.start + margin, window, out)
+            for row, values, invalid in self._fuse_block(x, y, *needed):
+                self._copy_into_tile(values, invalid, x.start + margin, row + margin, window, out)
         return out
 
     def _fuse_block(
@@ -141,37 +142,65 @@ class TileFuser:
         ms_valid: Optional[np.ndarray],
         pan: np.ndarray,
         pan_valid: Optional[np.ndarray],
-    ) -> tuple[np.ndarray, Optional[np.ndarray]]:
-        """Fuses one block: values (bands, block, block), and the mask of invalid ones or None."""
+    ) -> Iterator[tuple[int, np.ndarray, Optional[np.ndarray]]]:
+        """Fuses one block, in strips: their first row, values (bands, rows, block), and the mask of invalid ones or
+        None."""
         coarse, coarse_valid = self._to_device(ms, ms_valid)
         if coarse_valid is not None:
             coarse = filters.fill_invalid(coarse, coarse_valid, self._default_ms)
         wide, wide_valid = self._to_device(pan, pan_valid)
-        interpolated = filters.apply_separable(
-            y.ms_upsampling.matrix.to(self.device), coarse, x.ms_upsampling.matrix.to(self.device)
-        )
-        pan_lowpass = None
-        if self.low_pass_mtfs:
-            pan_lowpass = torch.stack(
-                [self._low_pass(*axes, wide, wide_valid) for axes in zip(y.low_passes, x.low_passes)]
-            )
+        pan_lowpass = None if x.low_pass is None else self._low_pass(y, x, wide, wide_valid)
         dy, dx = y.start - y.pan_first, x.start - x.pan_first
         sharp = wide[dy : dy + y.count, dx : dx + x.count]
         sharp_valid = None if wide_valid is None else wide_valid[dy : dy + y.count, dx : dx + x.count]
-        if sharp_valid is not None and pan_lowpass is not None and self._margin:
-            # No detail instead of an edge that affects neighbours.
-            sharp = torch.where(sharp_valid, sharp, pan_lowpass[0])
-        fused = self.fusion(interpolated, sharp, pan_lowpass)
-        if self._integer_range is not None:
-            fused = fused.round_().clamp_(*self._integer_range)
         invalid = None if sharp_valid is None else ~sharp_valid
         if coarse_valid is not None:
             missing = ~filters.gather(
                 coarse_valid, y.ms_upsampling.nearest.to(self.device), x.ms_upsampling.nearest.to(self.device)
             )
             invalid = missing if invalid is None else missing | invalid
-        holes = None if invalid is None else self._without_margin(invalid.expand_as(fused)).cpu().numpy()
-        return self._without_margin(fused).cpu().numpy(), holes
+        for first, fused in self._sharpen(x, y, coarse, sharp, sharp_valid, pan_lowpass):
+            if self._integer_range is not None:
+                fused = fused.round_().clamp_(*self._integer_range)
+            holes = None
+            if invalid is not None:
+                holes = invalid[..., first : first + fused.shape[1], :].expand_as(fused)
+            yield (
+                y.start + first,
+                self._without_margin(fused).cpu().numpy(),
+                None if holes is None else self._without_margin(holes).cpu().numpy(),
+            )
+
+    def _sharpen(
+        self,
+        x: _BlockAxis,
+        y: _BlockAxis,
+        ms: torch.Tensor,
+        pan: torch.Tensor,
+        pan_valid: Optional[torch.Tensor],
+        pan_lowpass: Optional[torch.Tensor],
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Strips of a fused block with their first rows; MS and filtered PAN are at multispectral scale."""
+        rows, columns = y.ms_upsampling.matrix.to(self.device), x.ms_upsampling.matrix.to(self.device)
+        fusion = self.fusion
+        if isinstance(fusion, BandwiseMethod):
+            ms, pan_lowpass = fusion.ms_terms(ms, pan_lowpass), None
+        ms = columns.filter_columns(ms)
+        if pan_lowpass is None:
+            for first, strip in rows.strips(_STRIP if self.device.type == "cpu" else y.count):
+                planes, sharp = strip.filter_rows(ms), pan[first : first + strip.shape[0]]
+                if isinstance(fusion, BandwiseMethod):
+                    yield first, fusion.inject(planes, sharp)
+                else:
+                    yield first, fusion(planes, sharp, None)
+            return
+        pan_lowpass = filters.apply_separable(
+            y.low_pass_upsampling.to(self.device), pan_lowpass, x.low_pass_upsampling.to(self.device)
+        )
+        if pan_valid is not None:
+            # No detail instead of an edge that affects neighbours.
+            pan = torch.where(pan_valid, pan, pan_lowpass[0])
+        yield 0, fusion(rows.filter_rows(ms), pan, pan_lowpass)
 
     def _without_margin(self, values: torch.Tensor) -> torch.Tensor:
         """A block without its margin."""
@@ -187,15 +216,16 @@ class TileFuser:
         mask = torch.from_numpy(valid).to(self.device)
         return torch.where(mask, tensor, torch.zeros_like(tensor)), mask
 
-    def _low_pass(
-        self, rows: _LowPass, columns: _LowPass, pan: torch.Tensor, valid: Optional[torch.Tensor]
-    ) -> torch.Tensor:
-        (down_y, up_y), (down_x, up_x) = ([matrix.to(self.device) for matrix in axis] for axis in (rows, columns))
-        coarse = filters.apply_separable(down_y, pan, down_x)
-        if valid is not None:
-            weight = filters.apply_separable(down_y, valid.float(), down_x)
-            coarse = torch.where(weight > 1e-3, coarse / weight.clamp(min=1e-3), self._default_pan)
-        return filters.apply_separable(up_y, coarse, up_x)
+    def _low_pass(self, y: _BlockAxis, x: _BlockAxis, pan: torch.Tensor, valid: Optional[torch.Tensor]) -> torch.Tensor:
+        """PAN filtered with each MTF, at the samples of MS (MTFs, height, width)."""
+        assert y.low_pass is not None
+        assert x.low_pass is not None
+        rows, columns = y.low_pass.to(self.device), x.low_pass.to(self.device)
+        coarse = filters.apply_separable(rows, pan, columns)
+        if valid is None:
+            return coarse
+        weight = filters.apply_separable(rows, valid.float(), columns)
+        return torch.where(weight > 1e-3, coarse / weight.clamp(min=1e-3), self._default_pan)
 
     def _copy_into_tile(
         self, values: np.ndarray, invalid: Optional[np.ndarray], x: int, y: int, window: Window, out: np.ndarray
@@ -204,6 +234,8 @@ class TileFuser:
         left, top = max(x, window.x), max(y, window.y)
         right = min(x + values.shape[2], window.x + window.width)
         bottom = min(y + values.shape[1], window.y + window.height)
+        if bottom <= top:  # a strip that lies beyond
+            return
         inside = (slice(None), slice(top - y, bottom - y), slice(left - x, right - x))
         target = out[:, top - window.y : bottom - window.y, left - window.x : right - window.x]
         np.copyto(target, values[inside], casting="unsafe")
@@ -224,7 +256,8 @@ class _BlockAxis:
         start, count: output pixels.
         ms_upsampling: interpolation of the bands.
         pan_first, pan_count: first and number of the PAN pixels needed.
-        low_passes: of PAN.
+        low_pass: MTF filters and decimation of PAN, a stack; None without.
+        low_pass_upsampling: interpolation of filtered PAN.
     """
 
     start: int
@@ -232,7 +265,8 @@ class _BlockAxis:
     ms_upsampling: filters.Upsampling
     pan_first: int
     pan_count: int
-    low_passes: tuple[_LowPass, ...]
+    low_pass: Optional[BandMatrix]
+    low_pass_upsampling: BandMatrix
 
     @classmethod
     def of(
@@ -247,14 +281,14 @@ class _BlockAxis:
         ``low_pass_mtfs`` are MTF gain and shift of each low pass of PAN."""
         ms_upsampling = filters.Upsampling.of(axis, start, count, shifts)
         if not low_pass_mtfs:
-            return cls(start, count, ms_upsampling, start, count, ())
+            return cls(start, count, ms_upsampling, start, count, None, ms_upsampling.matrix)
         mtf_gains, low_shifts = zip(*low_pass_mtfs)
-        pan_first, pan_count, downs = filters.downsampling_matrices(
-            axis, ms_upsampling.ms_first, ms_upsampling.ms_count, mtf_gains, low_shifts
-        )
-        max_shift = filters.largest_shift(shifts)
-        ups = [filters.upsampling_matrix(axis, start, count, shift, max_shift) for shift in low_shifts]
-        return cls(start, count, ms_upsampling, pan_first, pan_count, tuple(zip(downs, ups)))
+        ms_first, ms_count = ms_upsampling.ms_first, ms_upsampling.ms_count
+        pan_first, pan_count, low_pass = filters.mtf_bank(axis, ms_first, ms_count, mtf_gains, low_shifts)
+        upsampling = ms_upsampling.matrix
+        if shifts:
+            upsampling = filters.upsampling_bank(axis, start, count, low_shifts, filters.largest_shift(shifts))
+        return cls(start, count, ms_upsampling, pan_first, pan_count, low_pass, upsampling)
 
 
 def _cut(array: Any, window: Window, area: Window) -> Any:

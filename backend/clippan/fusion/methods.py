@@ -3,11 +3,13 @@
 Each method is fitted to the statistics of the whole scene once, and then called with blocks: the interpolated MS
 ``ms`` (bands, height, width), PAN ``pan`` (height, width) and, if the method needs it, ``pan_lowpass``, PAN filtered
 with each distinct MTF of the MS bands and interpolated back (MTFs, height, width). All are float32 in the units of the
-files. A method keeps no state between blocks.
+files. A method keeps no state between blocks. One that treats every band on its own can also do most of its work at
+multispectral scale.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Callable, Optional
 
@@ -23,11 +25,36 @@ _FLOOR = 0.2
 FusionMethod = Callable[[torch.Tensor, torch.Tensor, Optional[torch.Tensor]], torch.Tensor]
 
 
-class Cubic:
-    """The interpolated MS: the baseline of any sharpening."""
+class BandwiseMethod(ABC):
+    """A method whose bands do not depend on each other, in two steps: the terms of its formula without PAN of full
+    resolution, and the rest.
+
+    The first is done at multispectral scale, and its result is interpolated. For additive methods this is the same as
+    a formula of interpolated MS and filtered PAN. Of modulations, the ratio of the two is interpolated, which is
+    smoother than either. Methods that combine bands cannot: the samples of bands with shifts lie in different places.
+    """
+
+    @abstractmethod
+    def ms_terms(self, ms: torch.Tensor, pan_lowpass: Optional[torch.Tensor]) -> torch.Tensor:
+        """The terms without PAN (bands, height, width), of MS and filtered PAN at one scale, to interpolate."""
+
+    @abstractmethod
+    def inject(self, terms: torch.Tensor, pan: torch.Tensor) -> torch.Tensor:
+        """The fused bands of interpolated terms, whose memory is used, and PAN."""
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, pan_lowpass: Optional[torch.Tensor]) -> torch.Tensor:
+        """Both steps with MS and filtered PAN that are interpolated already."""
+        return self.inject(self.ms_terms(ms, pan_lowpass), pan)
+
+
+class Cubic(BandwiseMethod):
+    """The interpolated MS: the baseline of any sharpening."""
+
+    def ms_terms(self, ms: torch.Tensor, pan_lowpass: Optional[torch.Tensor]) -> torch.Tensor:
         return ms
+
+    def inject(self, terms: torch.Tensor, pan: torch.Tensor) -> torch.Tensor:
+        return terms
 
 
 class Brovey:
@@ -98,7 +125,7 @@ class BDSD:
         return detail.add_(self._pan.to(ms.device) * pan).sub_(self._offset.to(ms.device)).add_(ms)
 
 
-class MtfGlp:
+class MtfGlp(BandwiseMethod):
     """Generalised Laplacian pyramid with MTF-matched filters (Aiazzi et al. 2006).
 
     Additive (CBD): F = MS + g·(P − P_L), with g = cov(MS, P_L) / var(P_L).
@@ -126,18 +153,23 @@ class MtfGlp:
         self._base = base.float().view(-1, 1, 1)
         above = statistics.mean[bands] - base
         self._offset = (above - gains * statistics.mean[pan_lowpass_indices]).float().view(-1, 1, 1)
-        self._above = above.float().view(-1, 1, 1)
+        self._floor = modulation_floor(above.float().view(-1, 1, 1))
 
-    def __call__(self, ms: torch.Tensor, pan: torch.Tensor, pan_lowpass: Optional[torch.Tensor]) -> torch.Tensor:
+    def ms_terms(self, ms: torch.Tensor, pan_lowpass: Optional[torch.Tensor]) -> torch.Tensor:
         assert pan_lowpass is not None
-        device = ms.device
-        gains = self._gains.to(device)
         if not self._single:
             pan_lowpass = pan_lowpass[self._mtf_index_of_band]
         if not self._modulation:
-            return ((pan - pan_lowpass) * gains).add_(ms)
-        offset, above, base = self._offset.to(device), self._above.to(device), self._base.to(device)
-        return high_pass_modulation(ms - base, pan, pan_lowpass, gains, offset, above).add_(base)
+            return ms - self._gains.to(ms.device) * pan_lowpass
+        return (ms - self._base.to(ms.device)).div_(self._in_units_of_bands(pan_lowpass))
+
+    def inject(self, terms: torch.Tensor, pan: torch.Tensor) -> torch.Tensor:
+        if not self._modulation:
+            return terms.add_(self._gains.to(terms.device) * pan)
+        return terms.mul_(self._in_units_of_bands(pan)).add_(self._base.to(terms.device))
+
+    def _in_units_of_bands(self, pan: torch.Tensor) -> torch.Tensor:
+        return modulator(pan, *(tensor.to(pan.device) for tensor in (self._gains, self._offset, self._floor)))
 
 
 def high_pass_modulation(
@@ -148,17 +180,32 @@ def high_pass_modulation(
     offset: torch.Tensor,
     mean: torch.Tensor,
 ) -> torch.Tensor:
-    """High-pass modulation MS · M(P) / M(P_L), where M(x) = offset + injection_gains · x is PAN in the units of a band.
+    """High-pass modulation MS · M(P) / M(P_L), all at one scale.
 
     Args:
         ms, pan, pan_lowpass: (…, bands, height, width), PAN with one band.
-        injection_gains, offset: (…, bands, 1, 1).
-        mean: of MS above its dark level (…, bands, 1, 1); a part of it is the floor of the modulation.
+        injection_gains, offset: as of ``modulator``.
+        mean: of MS above its dark level (…, bands, 1, 1).
     """
-    floor = (_FLOOR * mean).clamp(min=TINY)
-    sharp = torch.maximum(torch.addcmul(offset, injection_gains, pan), floor)
-    smooth = torch.maximum(torch.addcmul(offset, injection_gains, pan_lowpass), floor)
-    return sharp.div_(smooth).mul_(ms)
+    floor = modulation_floor(mean)
+    return ms / modulator(pan_lowpass, injection_gains, offset, floor) * modulator(pan, injection_gains, offset, floor)
+
+
+def modulator(
+    pan: torch.Tensor, injection_gains: torch.Tensor, offset: torch.Tensor, floor: torch.Tensor
+) -> torch.Tensor:
+    """PAN in the units of each band, M(x) = offset + injection_gains · x, but at least ``floor``.
+
+    Args:
+        pan: (height, width) or (…, bands or 1, height, width).
+        injection_gains, offset, floor: (…, bands, 1, 1).
+    """
+    return (injection_gains * pan).add_(offset).clamp_(min=floor)
+
+
+def modulation_floor(mean: torch.Tensor) -> torch.Tensor:
+    """Least numerator and denominator of a modulation for means above the dark level."""
+    return (_FLOOR * mean).clamp(min=TINY)
 
 
 def needs_low_pass(method: Method) -> bool:

@@ -221,10 +221,10 @@ class _WindowComparison:
         """Laplacian of PAN filtered with each gain at the samples of a window (gains, height, width) of a band with
         this shift, and the window's samples where enough of PAN is valid."""
         count = len(_GAINS)
-        x, width, columns = filters.downsampling_matrices(
+        x, width, columns = filters.mtf_bank(
             self.pair.x_axis, wide.x, wide.width, _GAINS, [shift[0]] * count
         )
-        y, height, rows = filters.downsampling_matrices(
+        y, height, rows = filters.mtf_bank(
             self.pair.y_axis, wide.y, wide.height, _GAINS, [shift[1]] * count
         )
         area = Window(x, y, width, height)
@@ -235,9 +235,9 @@ class _WindowComparison:
             usable = usable & torch.from_numpy(valid)
         pan = torch.from_numpy(values.astype(np.float32))
         pan = torch.where(usable, pan - pan[usable].mean() if bool(usable.any()) else 0.0, 0.0)
-        filtered = torch.stack([filters.apply_separable(row, pan, column) for row, column in zip(rows, columns)])
+        filtered = filters.apply_separable(rows, pan, columns)
         # The widest filter of those that matter; what it lacks, all lack.
-        covered = filters.apply_separable(rows[-1], usable.float(), columns[-1]) > _COVERED
+        covered = filters.apply_separable(rows, usable.float(), columns)[-1] > _COVERED
         return _laplacian(filtered.double()), covered
 
 

@@ -422,7 +422,7 @@ class _WindowCorrelator:
         weight = crop(filters.apply_separable(rows, inside.float(), columns), _BLUR_REACH * _STEPS)
         return mean, details, (_shifted(weight, window) > _MIN_WEIGHT).flatten(0, 1).all(dim=0)
 
-    def _matrix(self, axis: AxisTransform, first: float, samples: int, margin: float) -> tuple[int, torch.Tensor]:
+    def _matrix(self, axis: AxisTransform, first: float, samples: int, margin: float) -> tuple[int, filters.BandMatrix]:
         count = round((samples - 1 + 2 * margin) * _STEPS) + 1
         return filters.oversampled_matrix(axis, first - margin, count, _STEPS, self.mtf_gain)
 

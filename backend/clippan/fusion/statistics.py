@@ -234,28 +234,23 @@ class _WindowSampler:
         is valid; None if nothing is."""
         mtfs = (*self.mtfs, BandMtf(self.pan_mtf_gain))
         mtf_gains = [mtf.gain for mtf in mtfs]
-        x, width, columns = filters.downsampling_matrices(
+        x, width, columns = filters.mtf_bank(
             self.pair.x_axis, window.x, window.width, mtf_gains, [mtf.shift_x for mtf in mtfs]
         )
-        y, height, rows = filters.downsampling_matrices(
+        y, height, rows = filters.mtf_bank(
             self.pair.y_axis, window.y, window.height, mtf_gains, [mtf.shift_y for mtf in mtfs]
         )
         values, valid = self.pair.read_pan(Window(x, y, width, height))
         pan = torch.from_numpy(values.astype(np.float32))
         covered = np.ones((window.height, window.width), bool)
         if valid is None:
-            pan_lowpass = [filters.apply_separable(row, pan, column) for row, column in zip(rows, columns)]
-            return torch.stack(pan_lowpass).numpy(), covered
+            return filters.apply_separable(rows, pan, columns).numpy(), covered
         if not valid.any():
             return None
         mask = torch.from_numpy(valid)
-        clean = torch.stack([torch.where(mask, pan, torch.zeros_like(pan)), mask.float()])
-        pan_lowpass = []
-        for row, column in zip(rows, columns):
-            filtered, weight = filters.apply_separable(row, clean, column)
-            pan_lowpass.append(filtered / weight.clamp(min=1e-6))
-            covered &= (weight > self.least_weight).numpy()
-        return torch.stack(pan_lowpass).numpy(), covered
+        weight = filters.apply_separable(rows, mask.float(), columns)
+        pan_lowpass = filters.apply_separable(rows, torch.where(mask, pan, 0.0), columns) / weight.clamp(min=1e-6)
+        return pan_lowpass.numpy(), (weight > self.least_weight).all(dim=0).numpy()
 
     def _filter_ms(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """MS filtered with the MTF of each band (bands, height, width), and where enough of all bands is valid."""

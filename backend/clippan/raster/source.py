@@ -311,10 +311,9 @@ class Source:
                 ) from error
         valid = self._valid(values, masks)
         if (left, top, right, bottom) != (x, y, x + width, y + height):
-            rows = np.clip(np.arange(y, y + height), top, bottom - 1)[:, None] - top
-            columns = np.clip(np.arange(x, x + width), left, right - 1) - left
-            values = values[:, rows, columns]
-            valid = None if valid is None else valid[:, rows, columns]
+            border = ((0, 0), _missing(y, height, top, bottom), _missing(x, width, left, right))
+            values = np.pad(values, border, "edge")
+            valid = None if valid is None else np.pad(valid, border, "edge")
         return values, valid
 
     @property
@@ -372,3 +371,10 @@ def _clamp(start: int, end: int, limit: int) -> tuple[int, int]:
     """The part of start..end inside 0..limit, at least the pixel nearest to it."""
     start = min(max(start, 0), limit - 1)
     return start, max(min(end, limit), start + 1)
+
+
+def _missing(start: int, length: int, first: int, end: int) -> tuple[int, int]:
+    """How many of ``length`` pixels from ``start`` on lie before and behind those from ``first`` to ``end``."""
+    missing = length - (end - first)
+    before = min(max(first - start, 0), missing)
+    return before, missing - before
