@@ -221,12 +221,8 @@ class _WindowComparison:
         """Laplacian of PAN filtered with each gain at the samples of a window (gains, height, width) of a band with
         this shift, and the window's samples where enough of PAN is valid."""
         count = len(_GAINS)
-        x, width, columns = filters.mtf_bank(
-            self.pair.x_axis, wide.x, wide.width, _GAINS, [shift[0]] * count
-        )
-        y, height, rows = filters.mtf_bank(
-            self.pair.y_axis, wide.y, wide.height, _GAINS, [shift[1]] * count
-        )
+        x, width, columns = filters.mtf_bank(self.pair.x_axis, wide.x, wide.width, _GAINS, [shift[0]] * count)
+        y, height, rows = filters.mtf_bank(self.pair.y_axis, wide.y, wide.height, _GAINS, [shift[1]] * count)
         area = Window(x, y, width, height)
         values, valid = self.pair.read_pan(area)
         usable = filters.inside(area, Window(0, 0, self.pair.grid.width, self.pair.grid.height))
