@@ -178,7 +178,9 @@ def measure(size: int, folder: Path, plain: bool, otb: bool) -> list[Row]:
         for method in (Method.CLIPPAN, Method.BT_H, Method.MTF_GLP_HPM_R):
             jobs.append(lambda m=method, d=device: ours(pan, ms, output, m, d, plain))
     jobs.append(lambda: ours(pan, ms, output, Method.CLIPPAN, Device.CPU, plain, old=True))
-    if otb and shutil.which("otbcli_BundleToPerfectSensor"):
+    if otb and not shutil.which("otbcli_BundleToPerfectSensor"):
+        print("Without OTB, which is not installed (package otb-bin of Debian).", file=sys.stderr)
+    elif otb:
         os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(THREADS)
         command = ["otbcli_BundleToPerfectSensor", "-inp", str(pan), "-inxs", str(ms), "-method", "rcs"]
         jobs.append(lambda: theirs("OTB BundleToPerfectSensor RCS", [*command, "-out", str(output), "uint16"]))
