@@ -70,7 +70,7 @@ def make(n: int = 2, bands: int = 4, edge: int = 64, seed: int = 0) -> PatchBatc
     ones, none = torch.ones(n, 1, 1, 1), torch.empty(0)
     return PatchBatch(
         **{"up": up, "pan": pan, "pan_lowpass": up, "classical": truth, "ms": ms, "degraded_pan": ms[:, :1]},
-        **{"row_filters": none, "column_filters": none, "ratio": 4.0, "scenes": torch.arange(n)},
+        **{"row_filters": none, "column_filters": none, "conditions": none, "ratio": 4.0, "scenes": torch.arange(n)},
         **dict.fromkeys(("mean", "std", "pan_mean", "pan_std"), ones),
     )
 

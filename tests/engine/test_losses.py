@@ -60,6 +60,7 @@ def make(n: int = 3, bands: int = 4, edge: int = 128, truth: torch.Tensor | None
         std=std,
         pan_mean=pan_mean,
         pan_std=pan_std,
+        conditions=torch.zeros(n, bands, 2),
         ratio=float(RATIO),
         scenes=torch.arange(n),
         target=(truth - mean) / std,
@@ -200,14 +201,14 @@ def test_a_learned_phi_starts_as_the_mean_of_the_bands_and_learns() -> None:
     loss = losses.LearnedPanLoss(4)
     batch = make()
     mean = dataclasses.replace(batch, pan=batch.target.mean(dim=1, keepdim=True))
-    assert float(loss(mean, batch.target)) == pytest.approx(0, abs=1e-5)
+    assert loss(mean, batch.target).item() == pytest.approx(0, abs=1e-5)
     assert loss(batch, batch.up) > 0.01
     optimiser = torch.optim.SGD(loss.parameters(), 0.1)
-    before = float(loss(batch, batch.target))
+    before = loss(batch, batch.target).item()
     loss(batch, batch.target).backward()
     optimiser.step()
     assert (loss.phi.weight - 0.25).abs().min() > 1e-4
-    assert float(loss(batch, batch.target)) < before
+    assert loss(batch, batch.target).item() < before
 
 
 def test_an_objective_sums_only_what_has_a_weight() -> None:
@@ -225,7 +226,7 @@ def test_an_objective_has_every_term() -> None:
 
     objective = Objective(
         LossWeights(**dict.fromkeys(names, 1.0)),
-        pseudo=lambda batch, fused: losses.pseudo_label_loss(batch, fused, lambda up, pan, pan_lowpass, classical: up),
+        pseudo=lambda batch, fused: losses.pseudo_label_loss(batch, fused, lambda up, *others: up),
         language=lambda batch, fused: fused.mean(),
     )
     fused = batch.classical.clone().requires_grad_()
