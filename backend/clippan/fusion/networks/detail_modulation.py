@@ -1,13 +1,14 @@
-"""Our fusion network for any sensor: it raises or lowers the detail that MTF-GLP-HPM-R adds, place by place.
+"""Our fusion network for any sensor: it raises, lowers or adds detail to the result of MTF-GLP-HPM-R, place by place.
 
-    F_b = C_b + a_b ⊙ (C_b − M_b) + e · r_b
+    F_b = C_b + a_b ⊙ (C_b − M_b) + b_b ⊙ (P − P_L,b) + e · r_b
 
-with M the interpolated MS and C the result of MTF-GLP-HPM-R. A trunk looks at PAN alone, folded to cells of 4 × 4
-pixels (space to depth), so that a convolution costs a sixteenth. A head, the same for every band, looks at the trunk's
-features, at the band and filtered PAN at the scale of cells, at what the two have in common around each cell, and at
-the assumed blur and ratio; it gives a gain a and a remainder r for each pixel. e is small where PAN is flat. No band
-sees another, so that a result does not depend on which others are fused. The last layer starts at zero: training starts
-at MTF-GLP-HPM-R. Own design.
+with M the interpolated MS, C the result of MTF-GLP-HPM-R, P and P_L PAN and PAN filtered with the band's MTF. A trunk
+looks at PAN alone, folded to cells of 4 × 4 pixels (space to depth), so that a convolution costs a sixteenth. A head,
+the same for every band, looks at the trunk's features, at the classical detail, at the band and filtered PAN at the
+scale of cells, at what the two have in common around each cell, and at the assumed blur and ratio; it gives gains a, b
+and a remainder r for each pixel. e is small where PAN is flat, as are the other terms. No band sees another, so that a
+result does not depend on which others are fused. The last layer starts at zero: training starts at MTF-GLP-HPM-R. Own
+design.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class DetailModulationNet(nn.Module):
 
     tolerates_bfloat16 = True  # it corrects the classical result, which is not rounded
 
-    def __init__(self, width: int = 24, head: int = 16, depth: int = 2) -> None:
+    def __init__(self, width: int = 24, head: int = 20, depth: int = 2) -> None:
         super().__init__()
         channels = [_PHASES + 1] + [width] * depth
         self.trunk = nn.Sequential(
@@ -58,7 +59,7 @@ class DetailModulationNet(nn.Module):
         self.conditions = nn.Linear(_CONDITIONS, head, bias=False)
         self.band = nn.Conv2d(6, head, 3, padding=1, bias=False)
         self.mix = nn.Conv2d(head, head, 3, padding=1)
-        self.last = nn.Conv2d(head, 2 * _PHASES, 1)
+        self.last = nn.Conv2d(head, 3 * _PHASES, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
@@ -82,18 +83,16 @@ class DetailModulationNet(nn.Module):
         coarse, smooth, level = cell_means(up), cell_means(pan_lowpass), cell_means(pan)
         features = self.trunk(pixel_unshuffle(pan, [level], level))
         common = local_statistics(coarse, smooth)
-        own = self.band(_as_channels([coarse, smooth, *common]))
-        own += repeat_per_band(pointwise(features, self.shared), bands)
+        head = self.band(torch.stack([maps.flatten(0, 1) for maps in (coarse, smooth, *common)], dim=1))
+        head += repeat_per_band(pointwise(features, self.shared), bands)
         if conditions is not None:
-            own += self.conditions(conditions.to(own.dtype)).flatten(0, 1)[:, :, None, None]
-        own = functional.relu(self.mix(functional.relu(own, inplace=True)), inplace=True)
-        gain, remainder = pointwise(own, self.last).chunk(2, dim=1)
+            head += self.conditions(conditions.to(head.dtype)).flatten(0, 1)[:, :, None, None]
+        head = functional.relu(self.mix(functional.relu(head, inplace=True)), inplace=True)
+        gain, added, remainder = pointwise(head, self.last).chunk(3, dim=1)
         deviation = (4 * common[2]).exp().sqrt().flatten(0, 1)[:, None]
-        remainder = remainder * (deviation / (deviation + _FLAT)).to(remainder.dtype)
-        detail = pixel_unshuffle((classical - up).flatten(0, 1)[:, None], [])
-        return add_pixel_shuffled(gain * detail + remainder, classical)[..., :height, :width]
-
-
-def _as_channels(maps: list[Tensor]) -> Tensor:
-    """Maps of each band (n, c, h, w) as the channels of one image per band (n · c, k, h, w)."""
-    return torch.stack([item.flatten(0, 1) for item in maps], dim=1)
+        own, detail = (pixel_unshuffle(maps.flatten(0, 1)[:, None], []) for maps in (classical - up, pan - pan_lowpass))
+        # Under autocast in half precision, as what they are multiplied with; what they correct is not.
+        change = remainder * (deviation / (deviation + _FLAT)).to(remainder.dtype)
+        change = torch.addcmul(change, gain, own.to(gain.dtype))
+        change = torch.addcmul(change, added, detail.to(added.dtype))
+        return add_pixel_shuffled(change, classical)[..., :height, :width]
