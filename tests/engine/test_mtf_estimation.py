@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_raster
+import torch
+from conftest import read_raster, write_raster
 
-from clippan.fusion import filters
+from clippan.fusion import filters, networks
+from clippan.fusion.model import FusionModel
 from clippan.fusion.mtf_estimation import Mtf, choose_mtf, shrunk_to_table
 from clippan.handlers import run
 from clippan.jobs import Context, Method, PansharpenRequest
@@ -174,3 +176,27 @@ def test_methods_without_an_mtf_measure_none(pair, tmp_path):
     )
     assert result.mtf == ()
     assert "CLIPPAN_MTF" not in result.provenance
+
+
+@pytest.mark.parametrize("method", [Method.MTF_GLP_HPM_R, Method.CLIPPAN])
+def test_bands_do_not_depend_on_which_others_are_chosen(pair, tmp_path, method):
+    pan, ms = pair([0.2, 0.5, 0.3], kind="gaussian")
+    model = ""
+    if method is Method.CLIPPAN:
+        torch.manual_seed(0)
+        network = networks.build("modulation", 3)
+        torch.nn.init.normal_(network.last.weight, std=0.1)
+        model = str(tmp_path / "model.safetensors")
+        FusionModel(network, "modulation", {}, 0, {}).save(Path(model))
+
+    def fused(bands: tuple[int, ...]) -> np.ndarray:
+        output = str(tmp_path / "sharp.tif")
+        run(
+            PansharpenRequest(
+                pan=str(pan), ms=(str(ms),), bands=bands, output=output, method=method, model=model, sensor="generic"
+            )
+        )
+        return read_raster(output)
+
+    everything = fused(())
+    assert np.array_equal(fused((3, 1)), everything[[2, 0]])

@@ -22,7 +22,7 @@ from clippan.core.errors import ClippanError  # noqa: E402
 from clippan.fusion import fuse, model, networks, neural  # noqa: E402
 from clippan.fusion.model import FusionModel  # noqa: E402
 from clippan.fusion.registration import Shifts  # noqa: E402
-from clippan.handlers import pansharpen, run  # noqa: E402
+from clippan.handlers import run  # noqa: E402
 from clippan.jobs import AdaptFusionRequest, Context, Device, Method, PansharpenRequest, Registration  # noqa: E402
 
 SMALL = {"width": 8, "head": 8, "depth": 1}
@@ -109,7 +109,7 @@ def test_tiles_blocks_and_threads_do_not_show(tmp_path, monkeypatch, ratio, band
     trained = make(tmp_path / "m.safetensors")
     if own:
         shifts = Shifts(0.4, -0.3, own)
-        monkeypatch.setattr(pansharpen, "register", lambda pair, *rest: (shifts.apply(pair), shifts))
+        monkeypatch.setattr("clippan.fusion.scene.register", lambda pair, *rest: (shifts.apply(pair), shifts))
     whole = sharpen(pan, ms, tmp_path / "whole.tif", trained)  # one block
     monkeypatch.setattr(fuse, "_NETWORK_BLOCK", 64)
     one = sharpen(pan, ms, tmp_path / "one.tif", trained, tile_size=512)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import numpy as np
@@ -38,7 +38,7 @@ _MIN_SCENE = 36  # windows that a small scene is cut into
 _MAX_WINDOWS, _MIN_WINDOWS = 64, 4
 _MIN_SAMPLES = 36  # of a window
 _MARGIN = 1  # multispectral samples around a window, for the Laplacian
-_COVERED = 0.999  # least valid share of the PAN pixels under a filter
+_MIN_WEIGHTS = (0.999, 0.9)  # least weight of valid PAN pixels under a filter, lower for scenes with many gaps
 _PLATEAU = 0.002  # share of a window's pixels, and at least 4, that have its largest value if they are saturated
 _RESAMPLES = 32  # of the windows, for standard errors
 _MAX_SQUARED = 0.9999  # squared correlation, which limits the weight of a window
@@ -66,6 +66,11 @@ class Mtf:
     gains: tuple[float, ...]
     measured: tuple[tuple[float, float], ...] = ()
     hint: str = ""
+
+    def selected(self, bands: Sequence[int]) -> Mtf:
+        """The gains of some bands, in this order."""
+        measured = tuple(self.measured[band] for band in bands) if self.measured else ()
+        return replace(self, gains=tuple(self.gains[band] for band in bands), measured=measured)
 
     def to_tag(self) -> str:
         """The gains for a raster's tag."""
@@ -133,20 +138,23 @@ def _estimate(pair: Pair, threads: int, context: Context) -> Optional[_Estimate]
     edge = math.isqrt(pair.ms.grid.width * pair.ms.grid.height // _MIN_SCENE)
     windows = pair.ms_windows(min(max(edge, _MIN_WINDOW), _WINDOW))
     order = np.random.default_rng(0).permutation(len(windows))
-    comparison = _WindowComparison(pair)
-    information, correlations = [], []
-    with contextlib.closing(
-        in_order(comparison.correlate, [windows[index] for index in order], threads, use_one_thread)
-    ) as batches:
-        for number, (_, found) in enumerate(batches, 1):
-            if found is not None:
-                count, squared = found
-                information.append(-count / 2 * np.log1p(-np.minimum(squared, _MAX_SQUARED)))
-                correlations.append(squared)
-            if len(information) >= _MAX_WINDOWS:
-                break
-            context.progress(100 * max(len(information) / _MAX_WINDOWS, number / len(windows)), "Measuring the MTF")
-    if len(information) < _MIN_WINDOWS:
+    for weight in _MIN_WEIGHTS:
+        comparison = _WindowComparison(pair, weight)
+        information, correlations = [], []
+        with contextlib.closing(
+            in_order(comparison.correlate, [windows[index] for index in order], threads, use_one_thread)
+        ) as batches:
+            for number, (_, found) in enumerate(batches, 1):
+                if found is not None:
+                    count, squared = found
+                    information.append(-count / 2 * np.log1p(-np.minimum(squared, _MAX_SQUARED)))
+                    correlations.append(squared)
+                if len(information) >= _MAX_WINDOWS:
+                    break
+                context.progress(100 * max(len(information) / _MAX_WINDOWS, number / len(windows)), "Measuring the MTF")
+        if len(information) >= _MIN_WINDOWS:
+            break
+    else:
         return None
     likelihood = np.stack(information)  # windows, bands, gains
     total = likelihood.sum(axis=0)
@@ -184,6 +192,7 @@ def _peak(likelihood: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class _WindowComparison:
     pair: Pair
+    least_weight: float
 
     def correlate(self, window: Window) -> Optional[tuple[int, np.ndarray]]:
         """Number of samples, and squared correlation of each band's Laplacian with that of filtered PAN for each gain
@@ -232,8 +241,11 @@ class _WindowComparison:
         pan = torch.from_numpy(values.astype(np.float32))
         pan = torch.where(usable, pan - pan[usable].mean() if bool(usable.any()) else 0.0, 0.0)
         filtered = filters.apply_separable(rows, pan, columns)
-        # The widest filter of those that matter; what it lacks, all lack.
-        covered = filters.apply_separable(rows, usable.float(), columns)[-1] > _COVERED
+        covered = torch.ones(wide.height, wide.width, dtype=torch.bool)
+        if not bool(usable.all()):
+            weight = filters.apply_separable(rows, usable.float(), columns)
+            filtered = filtered / weight.clamp(min=1e-6)
+            covered = (weight > self.least_weight).all(dim=0)
         return _laplacian(filtered.double()), covered
 
 

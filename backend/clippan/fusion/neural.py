@@ -35,6 +35,7 @@ class NetworkFusion:
         mtf_gains: MTF gain of each band.
         ratio: MS over PAN pixel size.
         model: the network.
+        trust: weight of its correction for each band, from ``network_trust``; None if all are 1.
         device: where to compute.
 
     Attributes:
@@ -49,6 +50,7 @@ class NetworkFusion:
         mtf_gains: Sequence[float],
         ratio: float,
         model: FusionModel,
+        trust: Optional[torch.Tensor],
         device: torch.device,
     ) -> None:
         self._network = model.network
@@ -58,14 +60,14 @@ class NetworkFusion:
         self.margin = int(getattr(model.network, "margin", _MARGIN))
         self._classical = MtfGlp(statistics, mtf_index_of_band, modulation=True, regression=True)
         self._mtf_index_of_band = list(mtf_index_of_band)
-        bands, pan = statistics.ms_indices, statistics.pan_lowpass_index(0)
+        bands, pan = statistics.ms_indices, statistics.pan_index
         variance = torch.maximum(statistics.covariance.diagonal(), (_MIN_STD * statistics.mean).square()).clamp(
             min=TINY
         )
         self._conditions = conditions(mtf_gains, ratio)[None].to(device)
         self._mean = statistics.mean[bands].float().view(-1, 1, 1)
         self._std = variance[bands].sqrt().float().view(-1, 1, 1)
-        self._trust = network_trust(statistics, mtf_index_of_band)
+        self._trust = trust
         self._pan_mean, self._pan_std = float(statistics.mean[pan]), float(variance[pan].sqrt())
 
     def __call__(self, ms: torch.Tensor, pan: torch.Tensor, pan_lowpass: Optional[torch.Tensor]) -> torch.Tensor:

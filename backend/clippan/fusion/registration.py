@@ -14,7 +14,7 @@ import contextlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import numpy as np
@@ -75,6 +75,10 @@ class Shifts:
         """The pair with MS and its bands shifted."""
         band_shifts = [(round(x - self.x, _DECIMALS), round(y - self.y, _DECIMALS)) for x, y in self.bands]
         return pair.shifted(self.x, self.y, band_shifts)
+
+    def selected(self, bands: Sequence[int]) -> Shifts:
+        """The shifts of some bands, in this order."""
+        return replace(self, bands=tuple(self.bands[band] for band in bands) if self.bands else ())
 
     def to_tag(self) -> str:
         """The value of a file's tag, for ``from_tag``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import numpy as np
@@ -85,6 +85,20 @@ class SceneStatistics:
     def filtered_ms_indices(self) -> list[int]:
         """Variables: the MS bands filtered once more."""
         return [self.pan_index + 1 + band for band in range(self.band_count)]
+
+    def selected(self, bands: Sequence[int], mtfs: Sequence[int]) -> SceneStatistics:
+        """The statistics of some bands and MTFs, in this order."""
+        chosen = [*bands, *(self.pan_lowpass_index(index) for index in mtfs), self.pan_index]
+        if len(self.mean) > self.pan_index + 1:
+            chosen += [self.filtered_ms_indices[band] for band in bands]
+        return replace(
+            self,
+            band_count=len(bands),
+            mtf_count=len(mtfs),
+            mean=self.mean[chosen],
+            covariance=self.covariance[chosen][:, chosen],
+            dark=self.dark[list(bands)],
+        )
 
     def regress(self, target: int, on: Sequence[int]) -> torch.Tensor:
         """Least-squares coefficients of one variable on others, with an intercept that is left out."""

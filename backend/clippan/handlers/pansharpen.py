@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,21 +18,23 @@ from clippan.core.errors import ClippanError
 from clippan.core.json import to_json
 from clippan.core.messages import Message
 from clippan.core.threads import count_threads, in_order
-from clippan.fusion import filters
 from clippan.fusion.fuse import TileFuser
-from clippan.fusion.methods import FusionMethod, fit_method, needs_low_pass, needs_mtf
+from clippan.fusion.methods import FusionMethod, fit_method
 from clippan.fusion.model import load
-from clippan.fusion.mtf_estimation import Mtf, choose_mtf
+from clippan.fusion.mtf_estimation import Mtf
 from clippan.fusion.neural import NetworkFusion
-from clippan.fusion.registration import Shifts, register
-from clippan.fusion.statistics import SceneStatistics, measure_scene
+from clippan.fusion.registration import Shifts
+from clippan.fusion.scene import FusionScene
+from clippan.fusion.statistics import SceneStatistics
 from clippan.jobs.options import Method, Registration
 from clippan.jobs.pansharpen import PansharpenRequest, PansharpenResult
-from clippan.raster.pair import open_pair
+from clippan.raster.pair import Pair, open_pair
 from clippan.raster.tiles import tiles
 from clippan.raster.writer import Writer
 
 _MIN_SAMPLES_PER_COEFFICIENT = 10  # for each coefficient of a regression
+_SCAN_WINDOW = 512  # multispectral samples, edge of the windows in a search for empty bands
+_MAX_MEASURED_BANDS = 32
 _ZERO_SHARE = 0.005  # of the scene; less is shadow and dead pixels
 
 
@@ -41,17 +44,17 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
     choice.log(context)
     device = choice.device
     threads = count_threads(request.threads)
-    with open_pair(request.pan, request.ms, request.bands, request.nodata) as pair:
+    with contextlib.ExitStack() as files:
+        pair = files.enter_context(open_pair(request.pan, request.ms, request.bands, request.nodata))
         hints: list[str] = []
         sensor = resolve_sensor(request.sensor, pair.sensor_texts, context.log, hints.append)
         positions = [number - 1 for number in request.bands] or range(pair.ms.available_bands)
-        gains = sensor.mtf_gains(positions, pair.ms.available_bands)
         context.log(
             Message(
                 "Grid: {width} × {height} pixels, bands: {bands}, ratio {ratio_x:.4g} × {ratio_y:.4g}.",
                 width=pair.grid.width,
                 height=pair.grid.height,
-                bands=len(gains),
+                bands=pair.ms.count,
                 ratio_x=pair.x_axis.ratio,
                 ratio_y=pair.y_axis.ratio,
             )
@@ -59,19 +62,26 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         model = None
         if request.method is Method.CLIPPAN:
             model = load(request.model, device)
-            model.check_band_count(len(gains))
+            model.check_band_count(pair.ms.count)
             context.log(Message("Model: {model}.", model=model.title))
-        pair, shifts = register(pair, request.registration, gains, threads, context.subrange(0, 2))
-        mtf = Mtf(())
-        if needs_mtf(request.method):
-            mtf = choose_mtf(pair, request.mtf, gains, threads, context.subrange(2, 3))
-            gains = mtf.gains
-            hints += [mtf.hint] if mtf.hint else []
-        mtfs, mtf_index_of_band = filters.distinct_mtfs(gains, pair.band_shifts)
-        low_pass_mtfs = mtfs if needs_low_pass(request.method) else []
-        ms_mtf_gains = gains if request.method is Method.BDSD else None
-        statistics = measure_scene(pair, low_pass_mtfs, sensor.mtf_pan, threads, context.subrange(3, 5), ms_mtf_gains)
+        # Measured on all bands, so that a band's result does not depend on which others are chosen.
+        whole, measured = _with_all_bands(request, pair, files)
+        places = range(pair.ms.count) if whole is pair else [measured.index(position) for position in positions]
+        scene = FusionScene.measure(
+            pair,
+            whole,
+            places,
+            sensor.mtf_gains(measured, pair.ms.available_bands),
+            sensor.mtf_pan,
+            request.method,
+            request.registration,
+            request.mtf,
+            threads,
+            context.subrange(0, 5),
+        )
+        pair, statistics = scene.pair, scene.statistics
         _check_fit(request.method, statistics)
+        hints += [scene.mtf.hint] if scene.mtf.hint else []
         hints += pair.notes
         if pair.ms.nodata is None and statistics.zero_share >= _ZERO_SHARE:
             share = 100 * statistics.zero_share
@@ -83,18 +93,20 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
                 )
             )
         fusion: FusionMethod
-        provenance = _provenance(request, sensor, device, shifts, mtf)
+        provenance = _provenance(request, sensor, device, scene.shifts, scene.mtf)
         if model is None:
-            fusion = fit_method(request.method, statistics, mtf_index_of_band)
+            fusion = fit_method(request.method, statistics, scene.mtf_index_of_band)
         else:
-            fusion = NetworkFusion(statistics, mtf_index_of_band, gains, pair.ratio, model, device)
+            fusion = NetworkFusion(
+                statistics, scene.mtf_index_of_band, scene.mtf.gains, pair.ratio, model, scene.trust, device
+            )
             if fusion.bfloat16:
                 context.log("Precision: bfloat16, which is faster on this processor.")
             provenance["CLIPPAN_MODEL"] = model.title
             provenance["CLIPPAN_MODEL_SHA256"] = model.sha256
             provenance["CLIPPAN_PRECISION"] = "bfloat16" if fusion.bfloat16 else "float32"
         nodata = pair.output_nodata(threads, context.subrange(5, 10))
-        fuser = TileFuser(pair, fusion, low_pass_mtfs, statistics, device, nodata)
+        fuser = TileFuser(pair, fusion, scene.low_pass_mtfs, statistics, device, nodata)
         writer = Writer(
             request.output,
             pair.grid,
@@ -133,7 +145,7 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         request.output,
         pair.grid.width,
         pair.grid.height,
-        len(gains),
+        pair.ms.count,
         np.dtype(pair.ms.dtype).name,
         nodata,
         request.method.value,
@@ -143,11 +155,31 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         round(seconds, 3),
         provenance,
         tuple(hints),
-        (shifts.x, shifts.y),
-        shifts.bands,
-        mtf.gains,
-        mtf.measured,
+        (scene.shifts.x, scene.shifts.y),
+        scene.shifts.bands,
+        scene.mtf.gains,
+        scene.mtf.measured,
     )
+
+
+def _with_all_bands(request: PansharpenRequest, pair: Pair, files: contextlib.ExitStack) -> tuple[Pair, Sequence[int]]:
+    """The rasters with all bands that hold data, and their positions in the files; the pair itself where it has all
+    bands, there are very many, or the others cannot be used."""
+    available = pair.ms.available_bands
+    chosen = [number - 1 for number in request.bands] or range(available)
+    if len(set(chosen)) == available or available > _MAX_MEASURED_BANDS:
+        return pair, chosen
+    usable = list(range(available))
+    try:
+        whole = files.enter_context(open_pair(request.pan, request.ms, (), request.nodata))
+        empty = whole.ms.empty_bands(whole.ms_windows(_SCAN_WINDOW))
+        if empty:
+            usable = [position for position in usable if position not in empty]
+            numbers = [position + 1 for position in usable]
+            whole = files.enter_context(open_pair(request.pan, request.ms, numbers, request.nodata))
+    except ClippanError:  # such as a quality band
+        return pair, chosen
+    return (whole, usable) if set(chosen) <= set(usable) else (pair, chosen)
 
 
 def _check_fit(method: Method, statistics: SceneStatistics) -> None:
