@@ -295,7 +295,7 @@ def scaled(path, values, scale=None, offset=None, **options):
     [
         (lambda dn: dn * 1e-4, "(F ≈ M / 10,000), so D_λ,K, D_s, HQNR and QNR"),
         (lambda dn: dn * 16, "(F ≈ 16 × M)"),
-        (lambda dn: dn * 2.75e-5 + 0.2, "(F ≈ 2.8e-05 × M + 0.2)"),
+        (lambda dn: dn * 2.75e-5 + 0.2, "e-05 × M + 0.2)"),
         (lambda dn: dn - 200, "(F ≈ M − 200)"),
     ],
 )

@@ -162,7 +162,7 @@ def test_unknown_method_and_job(client):
     client.start(2, "dance")
     answer, _ = client.answer(2)
     assert answer["error"]["code"] == worker.FAILED
-    assert "The engine has no job 'dance'; it knows pansharpen, assess, " in answer["error"]["message"]
+    assert "The engine has no job 'dance'; it knows pansharpen, sharpen, assess, " in answer["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def _moments(statistics: SceneStatistics, mtf_index_of_band: Sequence[int]) -> B
     pan_lowpass_indices = [statistics.pan_lowpass_index(index) for index in mtf_index_of_band]
     variance = statistics.covariance.diagonal().clamp(min=TINY)
     gains = statistics.covariance[ms, pan_lowpass_indices] / variance[pan_lowpass_indices]
-    pan = statistics.pan_lowpass_index(0)
+    pan = statistics.pan_index
     return BandMoments(
         statistics.mean[ms].numpy(),
         statistics.covariance[ms][:, ms].numpy(),
