@@ -109,7 +109,7 @@ def test_pansharpen_has_the_parameters_that_users_know(algorithm):
     assert set(definitions) - advanced == {
         *("SPECTRAL", "PANCHROMATIC", "METHOD", "MODEL", "SENSOR", "BANDS", "NODATA", "REGISTRATION", "OUTPUT"),
     }
-    assert advanced == {"TILE_SIZE", "DEVICE", "FORMAT", "COMPRESSION", "OVERVIEWS", "THREADS"}
+    assert advanced == {"TILE_SIZE", "MTF", "DEVICE", "FORMAT", "COMPRESSION", "OVERVIEWS", "THREADS"}
 
 
 def test_choices_are_words(algorithm):
