@@ -107,7 +107,7 @@ def degrade(case: Case, folder: Path, registration: Registration) -> Case:
         if registration is not Registration.OFF:
             pair, _ = register(pair, Registration.GLOBAL, gains, 2, Context())
         low = [_coarse(plane, ratio, gain) for plane, gain in zip(reference.astype(np.float32), gains)]
-        pan = _degraded_pan(pair, window, case.sensor.mtf_pan)
+        pan = degraded_pan(pair, window, case.sensor.mtf_pan)
         dtype = np.dtype("float32")
         grid = Grid(width, height, (0, 1, 0, 0, 0, -1), "")
         coarse = Grid(width // ratio, height // ratio, (0, ratio, 0, 0, 0, -ratio), "")
@@ -116,9 +116,9 @@ def degrade(case: Case, folder: Path, registration: Registration) -> Case:
             nodata = -1e30
             invalid = ~valid.all(axis=0)
             reference = np.where(invalid, nodata, reference.astype(np.float32))
-        _write(folder / "pan.tif", grid, pan[None], dtype)
-        _write(folder / "ms.tif", coarse, np.stack(low), dtype)
-        _write(folder / "gt.tif", grid, reference.astype(np.float32), dtype, nodata)
+        write(folder / "pan.tif", grid, pan[None], dtype)
+        write(folder / "ms.tif", coarse, np.stack(low), dtype)
+        write(folder / "gt.tif", grid, reference.astype(np.float32), dtype, nodata)
     return Case(case.name, case.sensor, case.group, folder / "pan.tif", (folder / "ms.tif",), folder / "gt.tif")
 
 
@@ -135,7 +135,8 @@ def _coarse(plane: np.ndarray, ratio: int, gain: float) -> np.ndarray:
     return rows @ plane[row_index][:, column_index] @ columns.T
 
 
-def _degraded_pan(pair: Pair, window: Window, gain: float) -> np.ndarray:
+def degraded_pan(pair: Pair, window: Window, gain: float) -> np.ndarray:
+    """PAN filtered with an MTF gain, at the samples of a window of MS."""
     x, x_count = filters.pan_support(pair.x_axis, window.x, window.width, gain)
     y, y_count = filters.pan_support(pair.y_axis, window.y, window.height, gain)
     pan, _ = pair.read_pan(Window(x, y, x_count, y_count))
@@ -144,7 +145,8 @@ def _degraded_pan(pair: Pair, window: Window, gain: float) -> np.ndarray:
     return filters.apply_separable(rows, torch.from_numpy(pan.astype(np.float32)), columns).numpy()
 
 
-def _write(path: Path, grid: Grid, values: np.ndarray, dtype: np.dtype, nodata: float | None = None) -> None:
+def write(path: Path, grid: Grid, values: np.ndarray, dtype: np.dtype, nodata: float | None = None) -> None:
+    """Writes a plain GeoTIFF."""
     bands = [BandInfo() for _ in values]
     with Writer(str(path), grid, dtype, bands, nodata, compression=Compression.NONE, overviews=False) as writer:
         writer.write(0, 0, values)

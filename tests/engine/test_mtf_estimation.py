@@ -15,7 +15,7 @@ from clippan.fusion import filters, networks
 from clippan.fusion.model import FusionModel
 from clippan.fusion.mtf_estimation import Mtf, choose_mtf, shrunk_to_table
 from clippan.handlers import run
-from clippan.jobs import Context, Method, PansharpenRequest
+from clippan.jobs import AssessRequest, Context, Method, PansharpenRequest
 from clippan.jobs.options import MtfSource
 from clippan.raster.pair import open_pair
 
@@ -156,6 +156,10 @@ def test_the_result_and_the_tags_say_what_was_used(pair, tmp_path):
     assert result.provenance["CLIPPAN_MTF"] == " ".join(f"{gain:g}" for gain in result.mtf)
     assert min(result.mtf) > 0.5
     assert len(result.mtf_measured) == 3
+    report = tmp_path / "report.html"
+    assessed = run(AssessRequest(fused=output, pan=str(pan), ms=(str(ms),), report=str(report)))
+    assert assessed.fused_with_mtf == result.mtf
+    assert f"{result.mtf[0]:g}" in report.read_text(encoding="utf-8")
     table = run(
         PansharpenRequest(
             pan=str(pan),

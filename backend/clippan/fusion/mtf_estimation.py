@@ -72,6 +72,14 @@ class Mtf:
         measured = tuple(self.measured[band] for band in bands) if self.measured else ()
         return replace(self, gains=tuple(self.gains[band] for band in bands), measured=measured)
 
+    @staticmethod
+    def gains_from_tag(text: str) -> tuple[float, ...]:
+        """The gains in a raster's tag; empty if there are none."""
+        try:
+            return tuple(float(gain) for gain in text.split())
+        except ValueError:
+            return ()
+
     def to_tag(self) -> str:
         """The gains for a raster's tag."""
         return " ".join(f"{gain:g}" for gain in self.gains)

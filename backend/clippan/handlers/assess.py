@@ -19,6 +19,7 @@ from clippan.core.json import from_json
 from clippan.core.messages import Message
 from clippan.core.threads import count_threads
 from clippan.fusion.assessment import AssessedScene
+from clippan.fusion.mtf_estimation import Mtf
 from clippan.fusion.registration import Shifts, register
 from clippan.jobs.assess import AssessRequest, AssessResult
 from clippan.jobs.options import Registration
@@ -68,6 +69,7 @@ def run(request: AssessRequest, context: Context) -> AssessResult:
             (shifts.x, shifts.y),
             shifts.bands,
             (*pair.notes, *hints),
+            Mtf.gains_from_tag(_tags(request.fused).get("CLIPPAN_MTF", "")),
         )
         if request.report is not None:
             context.progress(95, "Writing the report")
@@ -86,8 +88,7 @@ def run(request: AssessRequest, context: Context) -> AssessResult:
 
 def _with_recorded_settings(request: AssessRequest, context: Context) -> tuple[AssessRequest, Optional[Shifts]]:
     """The request, completed from the tags of the pansharpened raster, and the shifts that the tags hold."""
-    dataset = open_dataset(request.fused, FUSED)
-    tags = dataset.GetMetadata() or {}
+    tags, band_count = _tags(request.fused), open_dataset(request.fused, FUSED).RasterCount
     try:
         made = from_json(PansharpenRequest, json.loads(tags["CLIPPAN_PARAMETERS"]))
     except (KeyError, ValueError, ClippanError):  # made by another program, or by another version
@@ -95,7 +96,7 @@ def _with_recorded_settings(request: AssessRequest, context: Context) -> tuple[A
     changes: dict[str, object] = {}
     if request.sensor == "auto" and find_sensor(tags.get("CLIPPAN_SENSOR", "")):
         changes["sensor"] = tags["CLIPPAN_SENSOR"]
-    if not request.bands and len(made.bands) == dataset.RasterCount:
+    if not request.bands and len(made.bands) == band_count:
         changes["bands"] = made.bands
     if request.nodata is None and made.nodata is not None:
         changes["nodata"] = made.nodata
@@ -114,7 +115,11 @@ def _with_recorded_settings(request: AssessRequest, context: Context) -> tuple[A
     # A raster made without full registration is assessed with it, like those of other programs.
     if made.registration is not Registration.AUTO or request.bands != made.bands:
         return request, None
-    return request, Shifts.from_tag(tags.get("CLIPPAN_SHIFT", ""), dataset.RasterCount)
+    return request, Shifts.from_tag(tags.get("CLIPPAN_SHIFT", ""), band_count)
+
+
+def _tags(path: str) -> dict[str, str]:
+    return open_dataset(path, FUSED).GetMetadata() or {}
 
 
 def _open(path: str, what: str, bands: Sequence[int], nodata: Optional[float]) -> Source:

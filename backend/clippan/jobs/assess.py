@@ -41,6 +41,7 @@ class AssessResult(Result):
         report: the HTML report, None if none was asked for.
         shift: how far off PAN MS was taken to lie, in PAN pixels (x, y); adding it puts MS on PAN.
         band_shifts: the same for each band, where they differ; else empty.
+        fused_with_mtf: MTF gain of each band that the pansharpened raster was made with, by its tags; empty if unknown.
     """
 
     full: Mapping[str, float]
@@ -52,6 +53,7 @@ class AssessResult(Result):
     shift: tuple[float, ...] = (0.0, 0.0)
     band_shifts: tuple[tuple[float, ...], ...] = ()
     hints: tuple[str, ...] = ()
+    fused_with_mtf: tuple[float, ...] = ()
 
     def describe(self) -> list[Line]:
         figures = {**self.full, **self.reference}
