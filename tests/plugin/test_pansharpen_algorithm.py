@@ -61,8 +61,8 @@ def test_bands_and_single_band_files_are_one_and_the_same(run, parameters, tmp_p
     run("pansharpen", {**parameters, "BANDS": "3,1"})
     together = read(parameters["OUTPUT"])
     bands = read(parameters["SPECTRAL"][0])
-    paths = [write(tmp_path / f"b{band}.tif", bands[band - 1 : band], 4.0) for band in (3, 1)]
-    run("pansharpen", {**parameters, "SPECTRAL": paths, "OUTPUT": str(tmp_path / "apart.tif")})
+    paths = [write(tmp_path / f"b{number}.tif", band[None], 4.0) for number, band in enumerate(bands)]
+    run("pansharpen", {**parameters, "SPECTRAL": paths, "BANDS": "3,1", "OUTPUT": str(tmp_path / "apart.tif")})
     assert np.array_equal(together, read(tmp_path / "apart.tif"))
 
 
