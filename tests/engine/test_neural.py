@@ -21,14 +21,16 @@ from clippan import cli  # noqa: E402
 from clippan.core.errors import ClippanError  # noqa: E402
 from clippan.fusion import fuse, model, networks, neural  # noqa: E402
 from clippan.fusion.model import FusionModel  # noqa: E402
+from clippan.fusion.networks.cells import cell_means, pixel_shuffle  # noqa: E402
 from clippan.fusion.registration import Shifts  # noqa: E402
+from clippan.fusion.statistics import SceneStatistics  # noqa: E402
 from clippan.handlers import run  # noqa: E402
 from clippan.jobs import AdaptFusionRequest, Context, Device, Method, PansharpenRequest, Registration  # noqa: E402
 
 SMALL = {"width": 8, "head": 8, "depth": 1}
 
 
-def make(path: Path, restless: bool = True, name: str = "detail", bands: int = 0, **options: int) -> str:
+def make(path: Path, restless: bool = True, name: str = "modulation", bands: int = 0, **options: int) -> str:
     """Writes a model: untrained, or with a last layer that shows whatever the network sees."""
     options = options or SMALL
     torch.manual_seed(0)
@@ -49,12 +51,14 @@ def sharpen(pan: str, ms: str, output: Path, trained: str, **options: Any) -> np
 # What comes out
 
 
+@pytest.mark.parametrize("name", ["modulation", "detail"])
 @pytest.mark.parametrize(("ratio", "bands", "sensor"), [(4, 4, "quickbird"), (2, 8, "generic"), (3, 1, "generic")])
-def test_an_untrained_network_gives_the_classical_result(scene, tmp_path, monkeypatch, ratio, bands, sensor):
-    # The network takes the formula at PAN's scale, where its other inputs are.
-    monkeypatch.setattr(fuse, "BandwiseMethod", ())
+def test_an_untrained_network_gives_the_classical_result(scene, tmp_path, monkeypatch, ratio, bands, sensor, name):
+    if name == "detail":  # it takes the formula at PAN's scale, where its other inputs are
+        monkeypatch.setattr(fuse, "BandwiseMethod", ())
     pair = scene(ratio=ratio, bands=bands, size=240)
-    found = sharpen(pair.pan, pair.ms, tmp_path / "a.tif", make(tmp_path / "m.safetensors", False), sensor=sensor)
+    trained = make(tmp_path / "m.safetensors", False, name)
+    found = sharpen(pair.pan, pair.ms, tmp_path / "a.tif", trained, sensor=sensor)
     wanted = sharpen(pair.pan, pair.ms, tmp_path / "b.tif", "", sensor=sensor, method=Method.MTF_GLP_HPM_R)
     assert found.shape == (bands, 240, 240)
     assert np.abs(found.astype(int) - wanted).max() <= 1
@@ -81,6 +85,48 @@ def test_one_model_serves_any_number_of_bands(scene, tmp_path, bands):
     assert np.abs(found - classical).mean() > 1  # the network is seen
 
 
+def test_cells_are_a_shorter_way_to_the_same_result():
+    gains, limit, bands, generator = (0.3, 0.25, 0.3), 3.0, 3, torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    network = networks.build("modulation", bands, **SMALL)
+    torch.nn.init.normal_(network.last.weight, std=0.5)
+    covariance = torch.eye(6, dtype=torch.float64) * 400 + 200
+    mean = torch.full((6,), 500.0, dtype=torch.float64)
+    statistics = SceneStatistics(bands, 2, mean, covariance, torch.zeros(bands, dtype=torch.float64), 1000, 0.0)
+    fusion = neural.network_fusion(
+        statistics, [0, 1, 0], gains, 4.0, FusionModel(network, "modulation", SMALL, 0, {}), None, torch.device("cpu")
+    )
+    assert isinstance(fusion, neural.CellwiseFusion)
+    ms, pan, pan_lowpass = (torch.randn(count, 48, 64, generator=generator) * 30 + 500 for count in (bands, 1, 2))
+    ms[:, :4, :4] = 0  # missing, without a nodata value
+    wanted = fusion(ms, pan[0], pan_lowpass)
+    features = fusion.features(pan[0], cell_means(ms), cell_means(pan_lowpass))
+    classical = fusion.classical(ms, pan[0], pan_lowpass)
+    assert (wanted - classical).abs().max() > limit * 24  # some corrections are limited
+    found = fusion.correct(classical, ms, pan[0], pan_lowpass, features)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-2)
+    assert not found[:, :4, :4].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pixels_are_shuffled_as_torch_does(dtype):
+    cells = torch.randn(2, 5, 7, 48).to(dtype).permute(0, 3, 1, 2)
+    assert torch.equal(pixel_shuffle(cells), torch.nn.functional.pixel_shuffle(cells, 4))
+
+
+@pytest.mark.parametrize("gain", [0.3, 0.45, 0.55, 0.65, 0.9])
+def test_a_network_holds_back_where_bands_are_sharper_than_optics_make_them(gain):
+    covariance = torch.full((4, 4), 1.0, dtype=torch.float64) + 0.1 * torch.eye(4, dtype=torch.float64)
+    nothing = torch.zeros(4, dtype=torch.float64)
+    statistics = SceneStatistics(2, 1, nothing, covariance, nothing[:2], 1000, 0.0)
+    weight = neural.network_trust(statistics, [0, 0], [0.3, gain])
+    if gain <= 0.45:
+        assert weight is None
+    else:
+        assert weight is not None
+        assert weight.flatten().tolist() == pytest.approx([1, max(0.65 - gain, 0) / 0.2], abs=1e-6)
+
+
 OWN = ((0.4, -0.3), (0.4, -0.3), (1.0, -0.7), (-0.2, 0.1))  # places of four bands
 
 
@@ -104,9 +150,10 @@ def pair_of(folder: Path, ratio: float, bands: int, holes: bool) -> tuple[str, s
     [(4.0, 4, True, ()), (2.0, 3, False, ()), (3.0, 1, True, ()), (3.37, 5, True, ()), (4.0, 4, True, OWN)],
     ids=["4", "2", "3", "3.37", "bands apart"],
 )
-def test_tiles_blocks_and_threads_do_not_show(tmp_path, monkeypatch, ratio, bands, holes, own):
+@pytest.mark.parametrize("name", ["modulation", "detail"])
+def test_tiles_blocks_and_threads_do_not_show(tmp_path, monkeypatch, ratio, bands, holes, own, name):
     pan, ms = pair_of(tmp_path, ratio, bands, holes)
-    trained = make(tmp_path / "m.safetensors")
+    trained = make(tmp_path / "m.safetensors", name=name)
     if own:
         shifts = Shifts(0.4, -0.3, own)
         monkeypatch.setattr("clippan.fusion.scene.register", lambda pair, *rest: (shifts.apply(pair), shifts))
@@ -181,9 +228,10 @@ def test_neighbours_of_a_hole_see_no_edge(scene, tmp_path):
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_a_result_depends_on_nothing_beyond_the_margin(depth):
+@pytest.mark.parametrize("name", ["modulation", "detail"])
+def test_a_result_depends_on_nothing_beyond_the_margin(name, depth):
     torch.manual_seed(0)
-    network = networks.build("detail", 4, width=8, head=8, depth=depth).double()
+    network = networks.build(name, 4, width=8, head=8, depth=depth).double()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     margin, start, end = network.margin, 48, 80
@@ -354,7 +402,7 @@ def spoil(path: Path, how: str) -> None:
         torch.nn.init.constant_(network.last.bias, torch.inf)
         FusionModel(network, "detail", SMALL).save(path)
     elif how == "network":
-        path.write_bytes(content.replace(b'"network":"detail"', b'"network":"retail"'))
+        path.write_bytes(content.replace(b'"network":"modulation"', b'"network":"modulator_"'))
     assert not path.exists() or path.read_bytes() != content
 
 
@@ -366,8 +414,8 @@ def spoil(path: Path, how: str) -> None:
         ("text", "cannot be read"),
         ("kind", "is not a fusion model; choose"),
         ("bare", "is not a fusion model; choose"),
-        ("weights", "are not those of the network detail"),
-        ("network", "There is no fusion network 'retail'"),
+        ("weights", "are not those of the network modulation"),
+        ("network", "There is no fusion network 'modulator_'"),
         ("options", "is damaged"),
         ("infinite", "are not finite"),
     ],

@@ -127,13 +127,13 @@ def upsampling_matrix(axis: AxisTransform, start: int, count: int) -> torch.Tens
 
 
 def upsampling_bank(
-    axis: AxisTransform, start: int, count: int, shifts: Sequence[float] = (), max_shift: float = 0.0
+    axis: AxisTransform, start: int, count: int, shifts: Sequence[float] = (), max_shift: float = 0.0, cell: int = 1
 ) -> BandMatrix:
     """``upsampling_matrix`` for bands that are shifted by ``shifts`` output pixels, a stack if there is more than one,
-    where ``max_shift`` is the largest shift of any band."""
+    where ``max_shift`` is the largest shift of any band; with ``cell``, the means of that many output pixels."""
     ms_first, ms_count = ms_support(axis, start, count, max_shift)
     phases = [round(axis.shifted(shift).pan_to_ms(start) - ms_first, _PHASE_DIGITS) for shift in shifts or [0.0]]
-    return _cubic_bands(axis.ratio, tuple(phases), count, ms_count)
+    return _cubic_bands(axis.ratio, tuple(phases), count, ms_count, cell)
 
 
 @dataclass(frozen=True)
@@ -336,8 +336,8 @@ def _cubic_matrix(ratio: float, phase: float, count: int, number: int) -> torch.
 
 
 @functools.lru_cache(maxsize=256)
-def _cubic_bands(ratio: float, phases: tuple[float, ...], count: int, number: int) -> BandMatrix:
-    matrices = [_cubic_matrix(ratio, phase, count, number) for phase in phases]
+def _cubic_bands(ratio: float, phases: tuple[float, ...], count: int, number: int, cell: int) -> BandMatrix:
+    matrices = [_cubic_matrix(ratio, phase, count, number).unflatten(0, (-1, cell)).mean(dim=1) for phase in phases]
     return BandMatrix.of(torch.stack(matrices) if len(matrices) > 1 else matrices[0])
 
 

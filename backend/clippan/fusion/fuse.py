@@ -16,6 +16,8 @@ from clippan.core.messages import Message
 from clippan.fusion import filters
 from clippan.fusion.filters import BandMatrix, BandMtf
 from clippan.fusion.methods import BandwiseMethod, FusionMethod
+from clippan.fusion.networks.cells import FOLD
+from clippan.fusion.neural import CellwiseFusion
 from clippan.fusion.statistics import SceneStatistics
 from clippan.raster.grid import AxisTransform
 from clippan.raster.pair import Pair
@@ -26,7 +28,8 @@ from clippan.raster.writer import BLOCK
 # Edges of the blocks in pixels. Blocks lie on a lattice that starts at the output's first pixel and have one shape, so
 # that a pixel is computed by the same operations for every tile size, unless a GPU runs out of memory.
 _CPU_BLOCK = 512  # around smaller ones, the low pass would cost too much; where there are hundreds of bands, BLOCK
-_STRIP = 128  # rows of a block that are sharpened at a time on a CPU, to fit into the cache of a core
+# Rows of a block that are sharpened at a time on a CPU, to fit into the cache of a core; networks need more of it.
+_STRIP, _NETWORK_STRIP = 128, 64
 _NETWORK_BLOCK = 512  # the margin of a network would cost too much around smaller blocks
 _GPU_BLOCKS = (1024, 512)
 _TILE_BYTES = 96 * 2**20  # of output
@@ -53,6 +56,7 @@ class TileFuser:
 
     def __post_init__(self) -> None:
         self._margin = getattr(self.fusion, "margin", 0)
+        self._cell = FOLD if isinstance(self.fusion, CellwiseFusion) else 0
         ms = self.pair.ms
         self._max_tile_size = int((_TILE_BYTES / (ms.count * ms.dtype.itemsize)) ** 0.5)
         self.block = _CPU_BLOCK if self._max_tile_size >= _CPU_BLOCK else BLOCK
@@ -94,7 +98,7 @@ class TileFuser:
         margin, mtfs, band_shifts = self._margin, self.low_pass_mtfs, self.pair.band_shifts
         xs, ys = (
             [
-                _BlockAxis.of(axis, corner - margin, block + 2 * margin, shifts, low_pass_mtfs)
+                _BlockAxis.of(axis, corner - margin, block + 2 * margin, shifts, low_pass_mtfs, self._cell)
                 for corner in range(start // block * block, start + length, block)
             ]
             for axis, start, length, shifts, low_pass_mtfs in (
@@ -131,7 +135,7 @@ class TileFuser:
             needed = [_cut(array, ms_window, ms_area) for array in (ms, ms_valid)]
             needed += [_cut(array, pan_window, pan_area) for array in (pan, pan_valid)]
             for row, values, invalid in self._fuse_block(x, y, *needed):
-                self._copy_into_tile(values, invalid, x.start + margin, row + margin, window, out)
+                self._copy_into_tile(values, invalid, x.start + margin, row, window, out)
         return out
 
     def _fuse_block(
@@ -159,17 +163,18 @@ class TileFuser:
                 coarse_valid, y.ms_upsampling.nearest.to(self.device), x.ms_upsampling.nearest.to(self.device)
             )
             invalid = missing if invalid is None else missing | invalid
+        margin = self._margin
         for first, fused in self._sharpen(x, y, coarse, sharp, sharp_valid, pan_lowpass):
+            top, bottom = max(first, margin), min(first + fused.shape[1], y.count - margin)
+            if bottom <= top:
+                continue
+            fused = fused[:, top - first : bottom - first, margin : x.count - margin]
             if self._integer_range is not None:
                 fused = fused.round_().clamp_(*self._integer_range)
             holes = None
             if invalid is not None:
-                holes = invalid[..., first : first + fused.shape[1], :].expand_as(fused)
-            yield (
-                y.start + first,
-                self._without_margin(fused).cpu().numpy(),
-                None if holes is None else self._without_margin(holes).cpu().numpy(),
-            )
+                holes = invalid[..., top:bottom, margin : x.count - margin].expand_as(fused).cpu().numpy()
+            yield y.start + top, fused.cpu().numpy(), holes
 
     def _sharpen(
         self,
@@ -181,6 +186,10 @@ class TileFuser:
         pan_lowpass: Optional[torch.Tensor],
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Strips of a fused block with their first rows; MS and filtered PAN are at multispectral scale."""
+        if self._cell:
+            assert pan_lowpass is not None
+            yield from self._sharpen_by_cells(x, y, ms, pan, pan_valid, pan_lowpass)
+            return
         rows, columns = y.ms_upsampling.matrix.to(self.device), x.ms_upsampling.matrix.to(self.device)
         fusion = self.fusion
         if isinstance(fusion, BandwiseMethod):
@@ -202,10 +211,50 @@ class TileFuser:
             pan = torch.where(pan_valid, pan, pan_lowpass[0])
         yield 0, fusion(rows.filter_rows(ms), pan, pan_lowpass)
 
-    def _without_margin(self, values: torch.Tensor) -> torch.Tensor:
-        """A block without its margin."""
-        margin = self._margin
-        return values[:, margin:-margin, margin:-margin] if margin else values
+    def _sharpen_by_cells(
+        self,
+        x: _BlockAxis,
+        y: _BlockAxis,
+        ms: torch.Tensor,
+        pan: torch.Tensor,
+        pan_valid: Optional[torch.Tensor],
+        pan_lowpass: torch.Tensor,
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """As ``_sharpen``, by a network that works on cells."""
+        fusion, device = self.fusion, self.device
+        assert isinstance(fusion, CellwiseFusion)
+        assert x.cells is not None
+        assert y.cells is not None
+        low_rows, low_columns = y.low_pass_upsampling.to(device), x.low_pass_upsampling.to(device)
+        (low_cell_rows, cell_rows), (low_cell_columns, cell_columns) = (
+            [matrix.to(device) for matrix in axis.cells] for axis in (y, x)
+        )
+        if pan_valid is not None:
+            # No detail instead of an edge that affects neighbours.
+            pan = torch.where(pan_valid, pan, filters.apply_separable(low_rows, pan_lowpass, low_columns)[0])
+        features, weight = fusion.features(
+            pan,
+            filters.apply_separable(cell_rows, ms, cell_columns),
+            filters.apply_separable(low_cell_rows, pan_lowpass, low_cell_columns),
+        )
+        columns = x.ms_upsampling.matrix.to(device)
+        terms = columns.filter_columns(fusion.classical.ms_terms(ms, pan_lowpass))
+        ms, pan_lowpass = columns.filter_columns(ms), low_columns.filter_columns(pan_lowpass)
+        size = _NETWORK_STRIP if device.type == "cpu" else y.count
+        strips, low_strips = y.ms_upsampling.matrix.to(device).strips(size), low_rows.strips(size)
+        for (first, strip), (_, low_strip) in zip(strips, low_strips):
+            last = first + strip.shape[0]
+            sharp, cells = pan[first:last], slice(first // FOLD, last // FOLD)
+            yield (
+                first,
+                fusion.correct(
+                    fusion.classical.inject(strip.filter_rows(terms), sharp),
+                    strip.filter_rows(ms),
+                    sharp,
+                    low_strip.filter_rows(pan_lowpass),
+                    (features[:, :, cells], weight[:, :, cells]),
+                ),
+            )
 
     def _to_device(
         self, values: np.ndarray, valid: Optional[np.ndarray]
@@ -258,6 +307,7 @@ class _BlockAxis:
         pan_first, pan_count: first and number of the PAN pixels needed.
         low_pass: MTF filters and decimation of PAN, a stack; None without.
         low_pass_upsampling: interpolation of filtered PAN.
+        cells: means of cells of interpolated filtered PAN and of the interpolated bands; None without cells.
     """
 
     start: int
@@ -267,6 +317,7 @@ class _BlockAxis:
     pan_count: int
     low_pass: Optional[BandMatrix]
     low_pass_upsampling: BandMatrix
+    cells: Optional[tuple[BandMatrix, BandMatrix]] = None
 
     @classmethod
     def of(
@@ -276,19 +327,26 @@ class _BlockAxis:
         count: int,
         shifts: Sequence[float],
         low_pass_mtfs: Sequence[tuple[float, float]],
+        cell: int,
     ) -> _BlockAxis:
-        """``count`` output pixels from ``start`` on; ``shifts`` of the bands are empty if there are none, and
-        ``low_pass_mtfs`` are MTF gain and shift of each low pass of PAN."""
+        """``count`` output pixels from ``start`` on; ``shifts`` of the bands are empty if there are none,
+        ``low_pass_mtfs`` are MTF gain and shift of each low pass of PAN, and ``cell`` is the edge of cells, or 0."""
         ms_upsampling = filters.Upsampling.of(axis, start, count, shifts)
         if not low_pass_mtfs:
             return cls(start, count, ms_upsampling, start, count, None, ms_upsampling.matrix)
         mtf_gains, low_shifts = zip(*low_pass_mtfs)
         ms_first, ms_count = ms_upsampling.ms_first, ms_upsampling.ms_count
         pan_first, pan_count, low_pass = filters.mtf_bank(axis, ms_first, ms_count, mtf_gains, low_shifts)
-        upsampling = ms_upsampling.matrix
+        upsampling, cells, largest = ms_upsampling.matrix, None, filters.largest_shift(shifts)
         if shifts:
-            upsampling = filters.upsampling_bank(axis, start, count, low_shifts, filters.largest_shift(shifts))
-        return cls(start, count, ms_upsampling, pan_first, pan_count, low_pass, upsampling)
+            upsampling = filters.upsampling_bank(axis, start, count, low_shifts, largest)
+        if cell:
+            of_ms, of_pan = (
+                filters.upsampling_bank(axis, start, count, chosen, largest, cell)
+                for chosen in (shifts, low_shifts if shifts else ())
+            )
+            cells = of_pan, of_ms
+        return cls(start, count, ms_upsampling, pan_first, pan_count, low_pass, upsampling, cells)
 
 
 def _cut(array: Any, window: Window, area: Window) -> Any:

@@ -79,7 +79,7 @@ class FusionScene:
             context.subrange(60, 100),
             gains if method is Method.BDSD else None,
         )
-        trust = network_trust(statistics, index) if method is Method.CLIPPAN else None
+        trust = network_trust(statistics, index, gains) if method is Method.CLIPPAN else None
         shifts = shifts.selected(positions)
         pair = shifts.apply(pair)
         own_mtfs, own_index = filters.distinct_mtfs([gains[band] for band in positions], pair.band_shifts)

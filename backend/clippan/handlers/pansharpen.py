@@ -22,7 +22,7 @@ from clippan.fusion.fuse import TileFuser
 from clippan.fusion.methods import FusionMethod, fit_method
 from clippan.fusion.model import load
 from clippan.fusion.mtf_estimation import Mtf
-from clippan.fusion.neural import NetworkFusion
+from clippan.fusion.neural import network_fusion
 from clippan.fusion.registration import Shifts
 from clippan.fusion.scene import FusionScene
 from clippan.fusion.statistics import SceneStatistics
@@ -97,14 +97,19 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         if model is None:
             fusion = fit_method(request.method, statistics, scene.mtf_index_of_band)
         else:
-            fusion = NetworkFusion(
+            fusion = network = network_fusion(
                 statistics, scene.mtf_index_of_band, scene.mtf.gains, pair.ratio, model, scene.trust, device
             )
-            if fusion.bfloat16:
+            if scene.trust is not None and not scene.trust.any():
+                hints.append(
+                    "The network changes nothing here, so the result is that of MTF-GLP-HPM-R: no band looks like the "
+                    "panchromatic raster, or all are sharper than the optics of a sensor make them."
+                )
+            if network.bfloat16:
                 context.log("Precision: bfloat16, which is faster on this processor.")
             provenance["CLIPPAN_MODEL"] = model.title
             provenance["CLIPPAN_MODEL_SHA256"] = model.sha256
-            provenance["CLIPPAN_PRECISION"] = "bfloat16" if fusion.bfloat16 else "float32"
+            provenance["CLIPPAN_PRECISION"] = "bfloat16" if network.bfloat16 else "float32"
         nodata = pair.output_nodata(threads, context.subrange(5, 10))
         fuser = TileFuser(pair, fusion, scene.low_pass_mtfs, statistics, device, nodata)
         writer = Writer(

@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from clippan.fusion.networks.cells import (
     FOLD,
-    add_pixel_shuffled,
     cell_means,
     local_statistics,
+    pixel_shuffle,
     pixel_unshuffle,
     pointwise,
     repeat_per_band,
@@ -79,20 +79,38 @@ class DetailModulationNet(nn.Module):
             up, pan, pan_lowpass, classical = (
                 functional.pad(item, padding, mode="replicate") for item in (up, pan, pan_lowpass, classical)
             )
-        bands = up.shape[1]
-        coarse, smooth, level = cell_means(up), cell_means(pan_lowpass), cell_means(pan)
-        features = self.trunk(pixel_unshuffle(pan, [level], level))
+        features, weight = self.features(pan, cell_means(up), cell_means(pan_lowpass), conditions)
+        gain, added, remainder = (maps.view_as(classical) for maps in self.gains(features, weight))
+        change = torch.addcmul(remainder, gain, classical - up)
+        change = torch.addcmul(change, added, pan - pan_lowpass)
+        return (classical + change)[..., :height, :width]
+
+    def features(
+        self, pan: Tensor, coarse: Tensor, smooth: Tensor, conditions: Optional[Tensor] = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the last layer looks at (n · c, head, h, w), and the weight e of the remainder (n · c, 1, h, w), both by
+        cells.
+
+        Args:
+            pan: (n, 1, H, W), of whole cells.
+            coarse, smooth: means of cells of ``up`` and ``pan_lowpass`` (n, c, h, w).
+            conditions: see ``networks``.
+        """
+        level = cell_means(pan)
         common = local_statistics(coarse, smooth)
-        head = self.band(torch.stack([maps.flatten(0, 1) for maps in (coarse, smooth, *common)], dim=1))
-        head += repeat_per_band(pointwise(features, self.shared), bands)
+        bands = torch.stack([maps.flatten(0, 1) for maps in (coarse, smooth, *common)], dim=-1).permute(0, 3, 1, 2)
+        features = self.band(bands)
+        shared = pointwise(self.trunk(pixel_unshuffle(pan, [level], level)), self.shared)
+        features += repeat_per_band(shared, coarse.shape[1])
         if conditions is not None:
-            head += self.conditions(conditions.to(head.dtype)).flatten(0, 1)[:, :, None, None]
-        head = functional.relu(self.mix(functional.relu(head, inplace=True)), inplace=True)
-        gain, added, remainder = pointwise(head, self.last).chunk(3, dim=1)
+            features += self.conditions(conditions.to(features.dtype)).flatten(0, 1)[:, :, None, None]
+        features = functional.relu(self.mix(functional.relu(features, inplace=True)), inplace=True)
         deviation = (4 * common[2]).exp().sqrt().flatten(0, 1)[:, None]
-        own, detail = (pixel_unshuffle(maps.flatten(0, 1)[:, None], []) for maps in (classical - up, pan - pan_lowpass))
-        # Under autocast in half precision, as what they are multiplied with; what they correct is not.
-        change = remainder * (deviation / (deviation + _FLAT)).to(remainder.dtype)
-        change = torch.addcmul(change, gain, own.to(gain.dtype))
-        change = torch.addcmul(change, added, detail.to(added.dtype))
-        return add_pixel_shuffled(change, classical)[..., :height, :width]
+        return features, deviation / (deviation + _FLAT)
+
+    def gains(self, features: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        """a, b and e · r of what ``features`` gave, or of some rows of it, each (n · c, H, W)."""
+        cells = pointwise(features, self.last)
+        # Under autocast the layers compute in half precision; what they correct is not.
+        cells[:, 2 * _PHASES :] *= weight.to(cells.dtype)
+        return pixel_shuffle(cells).to(weight.dtype).unbind(dim=1)

@@ -92,7 +92,8 @@ class TrainingScene:
                 "The panchromatic raster has the same value everywhere, so there is nothing to learn from; check the "
                 "file and its nodata value."
             )
-        moments, trust = _moments(statistics, mtf_index_of_band), network_trust(statistics, mtf_index_of_band)
+        moments = _moments(statistics, mtf_index_of_band)
+        trust = network_trust(statistics, mtf_index_of_band, gains)
         edge = min(
             _WINDOW_SIZE, math.isqrt(_MAX_WHOLE_SCENE // (3 * len(gains)))
         )  # many bands take as much memory as few
