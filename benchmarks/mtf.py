@@ -1,11 +1,12 @@
 """How well the MTF of the bands is measured, and what it is worth, on pairs that are degraded here in known ways.
 
-    .venv/bin/python benchmarks/mtf.py [--pairs FOLDER] [--raw FOLDER] [--write docs/mtf.md]
+    .venv/bin/python benchmarks/mtf.py [--pairs FOLDER] [--raw FOLDER] [--runs FOLDER] [--write docs/mtf.md]
 
 The multispectral raster of each pair is the truth. It is made coarser by means of pixels, by cubic resampling with and
 without a low pass, and by Gaussians of several MTF gains at the Nyquist frequency, also of unequal ones along both axes
 and by band, and displaced by half a pixel; PAN is brought to its grid. MTF-GLP-HPM-R then works with the MTF of the
-sensor table (generic), with the measured one, and with what ``auto`` makes of both.
+sensor table (generic), with the measured one, and with what ``auto`` makes of both. With --runs, trainings that left
+out sensors (see ``quality``), the network that never saw the sensor is compared with it.
 """
 
 from __future__ import annotations
@@ -102,15 +103,16 @@ def measured(pan: Path, ms: list[Path], table: tuple[float, ...]) -> tuple[float
         return tuple(gain for gain, _ in found.measured)
 
 
-def q2n(folder: Path, source: MtfSource) -> float:
-    """Q2n of MTF-GLP-HPM-R against the truth."""
+def q2n(folder: Path, source: MtfSource, model: str = "") -> float:
+    """Q2n of MTF-GLP-HPM-R, or of a network, against the truth."""
     pan, ms, output = (str(folder / name) for name in ("pan.tif", "ms.tif", "out.tif"))
     run(
         PansharpenRequest(
             pan=pan,
             ms=(ms,),
             output=output,
-            method=Method.MTF_GLP_HPM_R,
+            method=Method.CLIPPAN if model else Method.MTF_GLP_HPM_R,
+            model=model,
             sensor="generic",
             mtf=source,
             compression=Compression.NONE,
@@ -129,12 +131,15 @@ def main() -> None:
     parser.add_argument(
         "--raw", type=Path, default=data / "pan_raw", help="pairs as delivered, which are only measured"
     )
+    parser.add_argument("--runs", type=Path, help="trainings that left out sensors")
     parser.add_argument("--only", default="", help="pairs whose name contains this")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     gdal.UseExceptions()
     gains: dict[str, list[float]] = defaultdict(list)
     scores: dict[str, list[list[float]]] = defaultdict(list)
+    models = quality.left_out(options.runs) if options.runs else {}
+    of_network: dict[str, list[tuple[float, str]]] = defaultdict(list)
     whole = [case for case in quality.cases(options.pairs) if case.reference is None and options.only in case.name]
     first = {case.group: case for case in reversed(whole)}  # one pair of each sensor
     with tempfile.TemporaryDirectory() as temporary:
@@ -148,6 +153,9 @@ def main() -> None:
                 scores[how.label].append(
                     [q2n(folder, source) for source in (MtfSource.TABLE, MtfSource.DATA, MtfSource.AUTO)]
                 )
+                if case.group in models:
+                    difference = q2n(folder, MtfSource.AUTO, str(models[case.group])) - scores[how.label][-1][-1]
+                    of_network[how.label].append((difference, case.group))
     rows = [
         [
             label,
@@ -163,6 +171,24 @@ def main() -> None:
             table = case.sensor.mtf_gains(range(pair.ms.count), pair.ms.available_bands)
         found = measured(case.pan, list(case.ms), table)
         raw.append([case.name, *(", ".join(f"{gain:.2f}" for gain in part[:6]) for part in (table, found))])
+    network = []
+    if of_network:
+        rows_of_network = [
+            [
+                label,
+                f"{np.mean([value for value, _ in found]):+.3f}",
+                f"{min(found)[0]:+.3f} ({min(found)[1]})",
+                f"{max(found)[0]:+.3f} ({max(found)[1]})",
+            ]
+            for label, found in of_network.items()
+        ]
+        network = [
+            "## The network on them",
+            "Q2n of the network minus that of MTF-GLP-HPM-R, both with what `auto` takes; the network is one whose "
+            "training never saw the sensor of the pair. Where bands are sharper than the optics of a sensor make them, "
+            "it holds back, and the result is that of MTF-GLP-HPM-R.",
+            quality.markdown(["degraded by", "mean", "least", "most"], rows_of_network),
+        ]
     command = shlex.join(["python", "benchmarks/mtf.py", *sys.argv[1:]])
     text = "\n\n".join(
         [
@@ -177,6 +203,7 @@ def main() -> None:
             quality.markdown(
                 ["degraded by", "measured, median", "10 to 90 %", "Q2n, table", "Q2n, data", "Q2n, auto"], rows
             ),
+            *network,
             "## Pairs as delivered",
             "The first six bands. Where a panchromatic band was restored (sharpened) by its provider, MS looks more "
             "blurred against it than any sensor is; then the table is used.",

@@ -226,9 +226,8 @@ class TileFuser:
         assert x.cells is not None
         assert y.cells is not None
         low_rows, low_columns = y.low_pass_upsampling.to(device), x.low_pass_upsampling.to(device)
-        (low_cell_rows, cell_rows), (low_cell_columns, cell_columns) = (
-            [matrix.to(device) for matrix in axis.cells] for axis in (y, x)
-        )
+        low_cell_rows, cell_rows = (matrix.to(device) for matrix in y.cells)
+        low_cell_columns, cell_columns = (matrix.to(device) for matrix in x.cells)
         if pan_valid is not None:
             # No detail instead of an edge that affects neighbours.
             pan = torch.where(pan_valid, pan, filters.apply_separable(low_rows, pan_lowpass, low_columns)[0])

@@ -114,11 +114,10 @@ class CellwiseFusion(NetworkFusion):
         smooth = (smooth - self._pan_mean).div_(self._pan_std)
         smooth = smooth[self._mtf_index_of_band] if len(smooth) > 1 else smooth.expand(len(coarse), -1, -1)
         pan = (pan - self._pan_mean).div_(self._pan_std)
+        network = self._network
+        assert isinstance(network, DetailModulationNet)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, self.bfloat16):
-            found: tuple[torch.Tensor, torch.Tensor] = self._network.features(
-                pan[None, None], (coarse - mean).div_(std)[None], smooth[None], self._conditions
-            )
-        return found
+            return network.features(pan[None, None], (coarse - mean).div_(std)[None], smooth[None], self._conditions)
 
     def correct(
         self,
@@ -134,9 +133,10 @@ class CellwiseFusion(NetworkFusion):
             ms, pan, pan_lowpass: at PAN's scale, as of ``__call__``.
             features: of their cells.
         """
-        std = self._std.to(ms.device)
+        network, std = self._network, self._std.to(ms.device)
+        assert isinstance(network, DetailModulationNet)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, self.bfloat16):
-            gain, added, change = self._network.gains(*features)
+            gain, added, change = network.gains(*features)
         detail = (pan - pan_lowpass).div_(self._pan_std)
         if len(detail) > 1:
             detail = detail[self._mtf_index_of_band]

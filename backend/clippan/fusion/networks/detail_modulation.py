@@ -45,7 +45,7 @@ class DetailModulationNet(nn.Module):
 
     tolerates_bfloat16 = True  # it corrects the classical result, which is not rounded
 
-    def __init__(self, width: int = 24, head: int = 20, depth: int = 2) -> None:
+    def __init__(self, width: int = 24, head: int = 16, depth: int = 2) -> None:
         super().__init__()
         channels = [_PHASES + 1] + [width] * depth
         self.trunk = nn.Sequential(

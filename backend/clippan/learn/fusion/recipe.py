@@ -142,7 +142,7 @@ class Recipe:
 
     trains: str = "network"
     start: str = ""
-    network: str = "detail"
+    network: str = "modulation"
     options: Mapping[str, Any] = field(default_factory=dict)
     bands: int = 4
     pairs: tuple[PairSource, ...] = ()
