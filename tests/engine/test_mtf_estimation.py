@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import read_raster, write_raster
+from osgeo import gdal
 
 from clippan.fusion import filters, networks
 from clippan.fusion.model import FusionModel
@@ -204,3 +205,64 @@ def test_bands_do_not_depend_on_which_others_are_chosen(pair, tmp_path, method):
 
     everything = fused(())
     assert np.array_equal(fused((3, 1)), everything[[2, 0]])
+
+
+@pytest.mark.parametrize("other", ["a mask", "elsewhere", "constant", "a few"])
+def test_a_band_that_shows_something_else_is_not_measured_along(pair, tmp_path, other):
+    pan, ms = pair()
+    values = read_raster(str(ms))
+    values[:, :, :8] = 0  # missing, without a nodata value
+    last = values[:1].copy()
+    if other == "a mask":
+        last[:] = 200
+        last[:, :, :8] = 100
+    elif other == "elsewhere":
+        last[:, :, 8:] = np.nan
+    elif other == "a few":
+        last[:, 3:] = np.nan
+    else:
+        last[:] = 7
+    write_raster(tmp_path / "alone.tif", values, 4)
+    write_raster(tmp_path / "more.tif", np.concatenate([values, last]), 4)
+
+    def result(name: str):
+        return run(
+            PansharpenRequest(
+                pan=str(pan),
+                ms=(str(tmp_path / name),),
+                bands=(1, 2, 3),
+                output=str(tmp_path / f"sharp_{name}"),
+                method=Method.MTF_GLP_HPM_R,
+                sensor="generic",
+            )
+        )
+
+    alone, more = result("alone.tif"), result("more.tif")
+    assert (more.mtf, more.mtf_measured, more.hints) == (alone.mtf, alone.mtf_measured, alone.hints)
+    assert any("are 0 in all bands" in hint for hint in more.hints)
+    assert np.array_equal(read_raster(str(tmp_path / "sharp_more.tif")), read_raster(str(tmp_path / "sharp_alone.tif")))
+
+
+def test_a_band_that_is_a_mask_unless_it_is_chosen(pair, tmp_path):
+    pan, ms = pair((0.3, 0.3, 0.3, 0.3))
+    values = np.clip(read_raster(str(ms)), 1, 65535).astype(np.uint16)
+    path = write_raster(tmp_path / "rgba.tif", values, 4)
+    dataset = gdal.OpenEx(path, gdal.OF_RASTER | gdal.OF_UPDATE)
+    dataset.GetRasterBand(4).SetColorInterpretation(gdal.GCI_AlphaBand)
+    dataset = None
+    output = str(tmp_path / "sharp.tif")
+    for method in (Method.GSA, Method.MTF_GLP_HPM_R):
+        request = PansharpenRequest(
+            pan=str(pan), ms=(path,), bands=(4, 1, 2), output=output, method=method, sensor="generic"
+        )
+        run(request)
+        assert len(read_raster(output)) == 3
+
+
+def test_a_constant_band_does_not_keep_others_from_being_measured(pair, tmp_path):
+    pan, ms = pair(kind="box")
+    values = read_raster(str(ms))
+    values[2] = 0
+    write_raster(tmp_path / "constant.tif", values, 4)
+    found = chosen((pan, tmp_path / "constant.tif"), MtfSource.DATA)
+    assert found.gains[:2] == pytest.approx(chosen((pan, ms), MtfSource.DATA).gains[:2], abs=0.03)

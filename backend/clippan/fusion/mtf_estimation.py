@@ -211,7 +211,8 @@ class _WindowComparison:
         usable = usable & torch.from_numpy(values.any(axis=0))
         if valid is not None:
             usable = usable & torch.from_numpy(valid.all(axis=0))
-        usable = usable & ~torch.from_numpy(np.stack([_saturated(band) for band in values]).any(axis=0))
+        mask = usable.numpy()
+        usable = usable & ~torch.from_numpy(np.stack([_saturated(band, mask) for band in values]).any(axis=0))
         if int(usable.sum()) < _MIN_SAMPLES:
             return None
         ms = torch.from_numpy(values.astype(np.float64))
@@ -243,9 +244,10 @@ class _WindowComparison:
         area = Window(x, y, width, height)
         values, valid = self.pair.read_pan(area)
         usable = filters.inside(area, Window(0, 0, self.pair.grid.width, self.pair.grid.height))
-        usable = usable & torch.from_numpy(values != 0) & ~torch.from_numpy(_saturated(values))
+        usable = usable & torch.from_numpy(values != 0)
         if valid is not None:
             usable = usable & torch.from_numpy(valid)
+        usable = usable & ~torch.from_numpy(_saturated(values, usable.numpy()))
         pan = torch.from_numpy(values.astype(np.float32))
         pan = torch.where(usable, pan - pan[usable].mean() if bool(usable.any()) else 0.0, 0.0)
         filtered = filters.apply_separable(rows, pan, columns)
@@ -270,7 +272,11 @@ def _without_holes(usable: torch.Tensor) -> torch.Tensor:
     return inner & usable[1:-1, :-2] & usable[1:-1, 2:]
 
 
-def _saturated(values: np.ndarray) -> np.ndarray:
-    """Pixels at the upper end of the sensor's range: those of the largest value, where several have it."""
-    at_top = values == values.max()
-    return np.asarray(at_top & (np.count_nonzero(at_top) >= max(4, _PLATEAU * values.size)))
+def _saturated(values: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """Pixels at the upper end of the sensor's range: those of the largest usable value, where several have it, but not
+    all."""
+    if not usable.any():
+        return ~usable
+    at_top = usable & (values == values[usable].max())
+    count = np.count_nonzero(at_top)
+    return np.asarray(at_top & (max(4, _PLATEAU * values.size) <= count < np.count_nonzero(usable)))

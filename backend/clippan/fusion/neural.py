@@ -9,6 +9,7 @@ from typing import Optional
 import torch
 
 from clippan.core.device import supports_bfloat16
+from clippan.core.messages import Message
 from clippan.fusion.methods import MtfGlp
 from clippan.fusion.model import FusionModel
 from clippan.fusion.networks.detail_modulation import DetailModulationNet
@@ -24,6 +25,10 @@ _SCENE_RANGE, _BAND_RANGE = (0.1, 0.3), (-0.9, -0.6)
 # MTF gains between which it falls from 1 to 0. Optics and their motion leave 0.1 to 0.4 at the Nyquist frequency; bands
 # with more were resampled in some unknown way, of which the result of training says nothing.
 _GAIN_RANGE = (0.65, 0.45)
+NO_CORRECTION = Message(
+    "The network changes nothing here, so the result is that of MTF-GLP-HPM-R: no band looks like the panchromatic "
+    "raster, or all are sharper than the optics of a sensor make them."
+)
 _MIN_STD = 1e-6  # relative to the mean; less is rounding of float32
 
 

@@ -22,7 +22,7 @@ from clippan.fusion.fuse import TileFuser
 from clippan.fusion.methods import FusionMethod, fit_method
 from clippan.fusion.model import load
 from clippan.fusion.mtf_estimation import Mtf
-from clippan.fusion.neural import network_fusion
+from clippan.fusion.neural import NO_CORRECTION, network_fusion
 from clippan.fusion.registration import Shifts
 from clippan.fusion.scene import FusionScene
 from clippan.fusion.statistics import SceneStatistics
@@ -33,7 +33,11 @@ from clippan.raster.tiles import tiles
 from clippan.raster.writer import Writer
 
 _MIN_SAMPLES_PER_COEFFICIENT = 10  # for each coefficient of a regression
-_SCAN_WINDOW = 512  # multispectral samples, edge of the windows in a search for empty bands
+_SCAN_WINDOW, _SCAN_WINDOWS = (
+    256,
+    64,
+)  # edge in multispectral samples, and number, of windows that bands are compared in
+_COMPARABLE_SHARE = 0.98  # of the chosen bands' pixels, which another band must have to be measured along with them
 _MAX_MEASURED_BANDS = 32
 _ZERO_SHARE = 0.005  # of the scene; less is shadow and dead pixels
 
@@ -65,7 +69,7 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
             model.check_band_count(pair.ms.count)
             context.log(Message("Model: {model}.", model=model.title))
         # Measured on all bands, so that a band's result does not depend on which others are chosen.
-        whole, measured = _with_all_bands(request, pair, files)
+        whole, measured = _with_all_bands(request, pair, files, context)
         places = range(pair.ms.count) if whole is pair else [measured.index(position) for position in positions]
         scene = FusionScene.measure(
             pair,
@@ -101,10 +105,7 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
                 statistics, scene.mtf_index_of_band, scene.mtf.gains, pair.ratio, model, scene.trust, device
             )
             if scene.trust is not None and not scene.trust.any():
-                hints.append(
-                    "The network changes nothing here, so the result is that of MTF-GLP-HPM-R: no band looks like the "
-                    "panchromatic raster, or all are sharper than the optics of a sensor make them."
-                )
+                hints.append(NO_CORRECTION)
             if network.bfloat16:
                 context.log("Precision: bfloat16, which is faster on this processor.")
             provenance["CLIPPAN_MODEL"] = model.title
@@ -167,24 +168,50 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
     )
 
 
-def _with_all_bands(request: PansharpenRequest, pair: Pair, files: contextlib.ExitStack) -> tuple[Pair, Sequence[int]]:
-    """The rasters with all bands that hold data, and their positions in the files; the pair itself where it has all
-    bands, there are very many, or the others cannot be used."""
+def _with_all_bands(
+    request: PansharpenRequest, pair: Pair, files: contextlib.ExitStack, context: Context
+) -> tuple[Pair, Sequence[int]]:
+    """The rasters with all bands that can be measured along with the chosen ones, and their positions in the files; the
+    pair itself where there are no others, or very many."""
     available = pair.ms.available_bands
     chosen = [number - 1 for number in request.bands] or range(available)
     if len(set(chosen)) == available or available > _MAX_MEASURED_BANDS:
         return pair, chosen
-    usable = list(range(available))
     try:
         whole = files.enter_context(open_pair(request.pan, request.ms, (), request.nodata))
-        empty = whole.ms.empty_bands(whole.ms_windows(_SCAN_WINDOW))
-        if empty:
-            usable = [position for position in usable if position not in empty]
+        if whole.ms.available_bands != available:  # a band that is a mask unless it is chosen
+            return pair, chosen
+        usable = _comparable_bands(whole, sorted(set(chosen)), context)
+        if len(usable) < available:
             numbers = [position + 1 for position in usable]
             whole = files.enter_context(open_pair(request.pan, request.ms, numbers, request.nodata))
     except ClippanError:  # such as a quality band
         return pair, chosen
-    return (whole, usable) if set(chosen) <= set(usable) else (pair, chosen)
+    return (whole, usable) if len(usable) > len(set(chosen)) else (pair, chosen)
+
+
+def _comparable_bands(whole: Pair, chosen: Sequence[int], context: Context) -> list[int]:
+    """Positions of the chosen bands, and of others that hold an image where these do: no masks, angles or strips."""
+    windows = whole.ms_windows(_SCAN_WINDOW)
+    order = np.random.default_rng(0).permutation(len(windows))[:_SCAN_WINDOWS]
+    count = whole.ms.count
+    covered, alike, total = np.zeros(count), np.zeros(count), 0
+    low, high = np.full(count, np.inf), np.full(count, -np.inf)
+    for index in order:
+        context.raise_if_cancelled()
+        values, valid = whole.read_ms(windows[index])
+        valid = np.ones(values.shape, bool) if valid is None else np.broadcast_to(valid, values.shape)
+        image = valid[chosen].all(axis=0)
+        missing = image & ~values[chosen].any(axis=0)  # 0 in files that declare no nodata value
+        total += int(image.sum())
+        for band in range(count):
+            here = values[band][image & valid[band]]
+            covered[band] += len(here)
+            alike[band] += len(here) - np.count_nonzero(values[band][missing & valid[band]])
+            if len(here):
+                low[band], high[band] = min(low[band], here.min()), max(high[band], here.max())
+    others = (np.minimum(covered, alike) >= _COMPARABLE_SHARE * total) & (low < high)
+    return [band for band in range(count) if others[band] or band in chosen]
 
 
 def _check_fit(method: Method, statistics: SceneStatistics) -> None:

@@ -55,12 +55,14 @@ class TrainFusionRequest(DeviceOptions, Request):
     recipe: RecipeName = param(
         "default",
         title="Recipe",
-        help="The name of a recipe that comes with CLIPPan, or a YAML file. “default” made the model that comes with "
-        "CLIPPan; “stage1” teaches CLIP what a fused picture is; “stage2” trains on with its help; “paper” is the "
-        "experiment that was published.",
+        help="The name of a recipe that comes with CLIPPan, or a YAML file. “default” makes a network for any sensor; "
+        "“stage1” teaches CLIP what a fused picture is; “stage2” trains a network on with its help; the model that "
+        "comes with CLIPPan went through all three. “paper” is the experiment that was published.",
     )
     model: FusionModelFile = param(
-        "", title="Start from fusion model", help="The model to train on, instead of what the recipe starts from."
+        "",
+        title="Start from fusion model",
+        help="The model to train on, instead of what the recipe starts from; also as the teacher, if that is the same.",
     )
     adapters: AdapterFile = param(
         "",

@@ -174,9 +174,12 @@ class Recipe:
             most = request.steps if self.trains == "adapters" else min(language.steps, request.steps)
             language = replace(language, steps=most)
         language = replace(language, clip=request.clip or language.clip, adapters=request.adapters or language.adapters)
+        # A network is its own teacher also where another one is trained on.
+        teacher = request.model if request.model and self.teacher == self.start else self.teacher
         return replace(
             self,
             start=request.model or ("" if request.network else self.start),
+            teacher=teacher,
             network=request.network or self.network,
             options=options,
             without=(*self.without, *request.without),

@@ -18,7 +18,7 @@ from clippan.core.messages import Message
 from clippan.core.threads import count_threads
 from clippan.fusion import filters
 from clippan.fusion.mtf_estimation import choose_mtf
-from clippan.fusion.neural import network_trust
+from clippan.fusion.neural import NO_CORRECTION, network_trust
 from clippan.fusion.registration import register
 from clippan.fusion.statistics import TINY, SceneStatistics, measure_scene
 from clippan.jobs.adapt import AdaptFusionRequest
@@ -94,6 +94,8 @@ class TrainingScene:
             )
         moments = _moments(statistics, mtf_index_of_band)
         trust = network_trust(statistics, mtf_index_of_band, gains)
+        if trust is not None and not trust.any():
+            context.log(NO_CORRECTION)
         edge = min(
             _WINDOW_SIZE, math.isqrt(_MAX_WHOLE_SCENE // (3 * len(gains)))
         )  # many bands take as much memory as few
