@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import read_raster, truth, write_raster
 from osgeo import gdal
 
+from clippan.core.device import Device
 from clippan.core.errors import ClippanError
-from clippan.fusion import band_sharpening
+from clippan.fusion import band_sharpening, guide
+from clippan.fusion.mtf_estimation import Mtf
 from clippan.handlers import run
 from clippan.jobs import Method, PansharpenRequest, Radiometry, SharpenRequest
 
@@ -98,6 +102,35 @@ def test_blocks_and_threads_do_not_show(tmp_path, monkeypatch) -> None:
     assert np.array_equal(read_raster(str(tmp_path / "threads.tif")), small)
 
 
+def test_bands_sharpened_one_at_a_time_are_those_sharpened_together(tmp_path, monkeypatch) -> None:
+    fine, coarse, _ = place(tmp_path, 2, 160)
+    sharpen(coarse, fine, tmp_path / "together.tif")
+    parts = []
+    compute = band_sharpening.BandSharpener._sharpen_bands
+
+    def counted(self, own, *rest):
+        parts.append(len(own.band_gains))
+        return compute(self, own, *rest)
+
+    monkeypatch.setattr(band_sharpening.BandSharpener, "_sharpen_bands", counted)
+    monkeypatch.setattr(band_sharpening, "_PART_BYTES", 0)
+    sharpen(coarse, fine, tmp_path / "alone.tif")
+    assert parts == [1, 1]  # two bands in the one block
+    together, alone = (read_raster(str(tmp_path / f"{name}.tif")) for name in ("together", "alone"))
+    assert np.abs(together - alone).max() < 1e-4 * together.mean()  # float32
+
+
+def test_blocks_of_hundreds_of_bands_are_smaller() -> None:
+    def block(bands: int, ratio: float, dtype: str) -> int:
+        axis = SimpleNamespace(ratio=ratio)
+        pair = SimpleNamespace(x_axis=axis, y_axis=axis, ms=SimpleNamespace(count=bands))
+        return band_sharpening.block_size([pair], np.dtype(dtype))
+
+    assert [block(6, 2, "uint16"), block(6, 6, "float32")] == [512, 1024]
+    # 224 bands of 4 bytes on 512² pixels are 224 MiB; on 256², 56 MiB.
+    assert [block(224, 2, "float32"), block(224, 20, "float32")] == [256, 256]
+
+
 def test_missing_pixels_stay_missing_and_touch_no_other(tmp_path) -> None:
     values = truth(192, 5).astype("float32")
     low = mean_pixels(values[3:], 3)
@@ -121,6 +154,85 @@ def test_missing_pixels_stay_missing_and_touch_no_other(tmp_path) -> None:
     # Far from the holes only the whole scene's regression has changed, a little.
     assert np.abs(found - whole)[:, ~near].max() < 0.02 * whole.mean()
     assert np.abs(found - whole)[~missing].max() < 0.5 * whole.mean()
+
+
+def test_gaps_all_over_the_fine_raster_change_what_is_measured_little(tmp_path) -> None:
+    values = truth(320, 5).astype("float32")
+    # The coarse bands are seen with a Gaussian MTF of 0.3 at Nyquist: sigma² = −2 ln(0.3) · (ratio / π)².
+    distance = np.arange(320) - (2 * np.arange(160) + 0.5)[:, None]
+    seen = 0.3 ** ((np.pi * distance / 2 / (-2 * np.log(0.3))) ** 2)
+    seen /= seen.sum(axis=1, keepdims=True)
+    coarse = write_raster(tmp_path / "coarse.tif", (seen @ values[3:] @ seen.T).astype("float32"), 20.0)
+    values = values[:3]
+    fine = write_raster(tmp_path / "fine.tif", values, 10.0)
+    whole = sharpen(coarse, fine, tmp_path / "whole.tif", register=False)
+    # A column of each eight: with a gain of 0.3, nowhere are 0.999 of the weights on valid pixels, with 0.8 they are.
+    values[:, :, ::8] = -1
+    striped = write_raster(tmp_path / "striped.tif", values, 10.0, nodata=-1)
+    result = sharpen(coarse, striped, tmp_path / "out.tif", register=False)
+    for own, other in zip(result.bands, whole.bands):
+        assert own.mtf_gain == pytest.approx(other.mtf_gain, abs=0.05)
+        assert own.explained == pytest.approx(other.explained, abs=0.02)
+
+
+def test_the_same_pixels_count_for_every_gain(tmp_path, monkeypatch) -> None:
+    fine, coarse, _ = place(tmp_path, 2, 128)
+    values = read_raster(fine)
+    values[0, 40:60, ::9] = -1
+    fine = write_raster(tmp_path / "holed.tif", values, 10.0, nodata=-1)
+    counts: dict[float, int] = {}
+    compute = guide._scatter
+
+    def counted(pair, samples, usable, gain, *rest, **more):
+        counts[gain] = sum(int(mask.sum()) for mask in usable)
+        return compute(pair, samples, usable, gain, *rest, **more)
+
+    monkeypatch.setattr(guide, "_scatter", counted)
+    sharpen(coarse, fine, tmp_path / "out.tif", register=False)
+    assert len(counts) >= len(guide._GAINS)
+    assert len(set(counts.values())) == 1
+    assert 0 < counts[guide._GAINS[0]] < 64 * 64
+
+
+def test_fine_files_of_several_crs_are_brought_to_the_first_one(tmp_path) -> None:
+    fine, coarse, _ = place(tmp_path, 2, 128)
+    values = read_raster(fine)
+    first = write_raster(tmp_path / "first.tif", values[:1], 10.0)
+    second = write_raster(tmp_path / "second.tif", values[1:], 10.0)
+    away = write_raster(tmp_path / "away.tif", values[1:], 10.0, epsg=32632)  # the same numbers, 6° further east
+    with pytest.raises(ClippanError, match="do not overlap"):
+        sharpen(coarse, (first, away), tmp_path / "no.tif")
+    gdal.Warp(str(tmp_path / "moved.tif"), second, dstSRS="EPSG:32632", resampleAlg="cubic", dstNodata=-1)
+    sharpen(coarse, (first, second), tmp_path / "one.tif", register=False)
+    sharpen(coarse, (first, tmp_path / "moved.tif"), tmp_path / "two.tif", register=False)
+    dataset = gdal.Open(str(tmp_path / "two.tif"))
+    one, two = (read_raster(str(tmp_path / f"{name}.tif")) for name in ("one", "two"))
+    valid = two != dataset.GetRasterBand(1).GetNoDataValue()
+    assert "31N" in dataset.GetProjection()
+    assert valid.mean() > 0.5
+    assert np.corrcoef(one[valid], two[valid])[0, 1] > 0.99
+
+
+def test_tags_have_the_mtf_gain_of_each_band_as_those_of_pansharpening(tmp_path) -> None:
+    fine, coarse, _ = place(tmp_path, 2, 128)
+    result = sharpen(coarse, fine, tmp_path / "out.tif")
+    assert Mtf.gains_from_tag(result.provenance["CLIPPAN_MTF"]) == tuple(band.mtf_gain for band in result.bands)
+
+
+def test_mps_which_lacks_float64_is_replaced_by_the_cpu(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    fine, coarse, _ = place(tmp_path, 2, 96)
+    assert sharpen(coarse, fine, tmp_path / "out.tif", device=Device.MPS).device == "cpu"
+
+
+def test_a_gpu_without_enough_memory_is_one_sentence(tmp_path, monkeypatch) -> None:
+    def short(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(band_sharpening.BandSharpener, "_sharpen_bands", short)
+    fine, coarse, _ = place(tmp_path, 2, 96)
+    with pytest.raises(ClippanError, match="memory is too small; close other programs"):
+        sharpen(coarse, fine, tmp_path / "out.tif")
 
 
 def test_bands_of_two_pixel_sizes_keep_their_order_and_names(tmp_path) -> None:
@@ -254,6 +366,22 @@ def bad(tmp_path: Path, kind: str) -> dict:
         fine = write_raster(tmp_path / "saturated.tif", np.minimum(values, np.percentile(values, 30)), 10.0)
     if kind == "few":
         coarse = write_raster(tmp_path / "few.tif", np.full((1, 48, 48), -9999, "float32"), 20.0, nodata=-9999)
+    if kind == "gaps":  # every coarse pixel holds one
+        values[:, ::2, ::2] = -9999
+        fine = write_raster(tmp_path / "gaps.tif", values, 10.0, nodata=-9999)
+    if kind == "empty band":
+        values[1] = -9999
+        fine = write_raster(tmp_path / "empty_fine.tif", values, 10.0, nodata=-9999)
+    if kind == "empty coarse band":
+        both = np.full((2, 48, 48), -9999, "float32")
+        both[0] = read_raster(coarse)[0]
+        empty = write_raster(tmp_path / "empty.tif", both, 20.0, nodata=-9999)
+        forty = write_raster(tmp_path / "forty.tif", mean_pixels(values[:1], 4).astype("float32"), 40.0)
+        return {"coarse": (forty, empty), "fine": (fine,)}
+    if kind == "nodata":
+        paths = [write_raster(tmp_path / f"whole{index}.tif", read_raster(path).astype("uint8"), 10.0 * (index + 1))
+                 for index, path in enumerate((fine, coarse))]  # fmt: skip
+        return {"coarse": (paths[1],), "fine": (paths[0],), "nodata": -9999.0}
     if kind == "many":
         fine = write_raster(tmp_path / "many.tif", truth(96, 17).astype("float32"), 10.0)
     if kind == "no fine":
@@ -273,6 +401,10 @@ def bad(tmp_path: Path, kind: str) -> dict:
         ("constant", "The fine raster has the same value everywhere, so it has no detail"),
         ("saturated", "so it is saturated and has no detail there; choose other fine bands"),
         ("few", "Too few coarse pixels"),
+        ("gaps", "Too few coarse pixels (0) are valid together with fine ones"),
+        ("empty band", "The fine raster has no data here in these bands: 2; choose the other bands (--fine-bands)."),
+        ("empty coarse band", "The coarse raster has no data here in these bands: 3, empty 2; choose the other bands"),
+        ("nodata", "No pixel can have the nodata value -9999, as the rasters are uint8; choose another."),
         ("many", "The fine raster has 17 bands, which is too many to learn from"),
         ("no fine", "has bands of one pixel size only; choose the coarse and the fine bands separately"),
         ("no band", "Band 9 was asked for but the coarse raster has 2; choose others"),
@@ -293,5 +425,5 @@ def test_bands_that_the_fine_ones_do_not_explain_stay_as_they_are_and_are_named(
     rng = np.random.default_rng(0)
     noise = write_raster(tmp_path / "noise.tif", rng.uniform(1, 9, (1, 64, 64)).astype("float32"), 40.0)
     result = sharpen(noise, fine, tmp_path / "out.tif")
-    assert any("explain little of the detail" in hint for hint in result.hints)
+    assert any("explain little of the detail of: 1. They" in hint for hint in result.hints)
     assert result.bands[0].explained < 0.1  # three bands and 4096 pixels explain a thousandth by chance

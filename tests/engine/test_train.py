@@ -246,6 +246,8 @@ def test_the_document_shows_every_entry_and_recipes_that_can_be_read(recipe):
         ("scene: {khan: -1}", "The loss khan has the weight -1"),
         ("truth: {supervised: 1}\naugment: {ratios: []}", "correct ratios and bands under augment"),
         ("truth: {supervised: 1}\naugment: {bands: [4, 0]}", "correct ratios and bands under augment"),
+        ("truth: {supervised: 1}\naugment: {blurs: {table: 2, box: -1}}", "need shares of: table, any, box"),
+        ("truth: {supervised: 1}\naugment: {jpeg: 1.5, haze: -0.1}", "from 0 to 1; correct haze, jpeg."),
         ("truth: {supervised: 1}\npictures: [{path: p, factor: 0}]", "factor of at least 1"),
         (
             "truth: {supervised: 1}\nlanguage: {protocol: wild}",

@@ -9,6 +9,7 @@ back-projection (Irani and Peleg 1991): the result, seen as the coarse band's se
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional
 
@@ -32,8 +33,12 @@ from clippan.raster.tiles import Window
 
 # Edge of the blocks in output pixels, a multiple of that of the file's. Blocks lie on a lattice that starts at the
 # output's first pixel, so that a pixel is computed by the same operations however the work is shared.
-BLOCK, _BLOCK_OF_LARGE_RATIOS = 512, 1024
+BLOCK, _BLOCK_OF_LARGE_RATIOS, _LEAST_BLOCK = 512, 1024, 256
 _LARGE_RATIO = 4
+_BLOCK_BYTES = 128 * 2**20  # of a block's output; blocks of hundreds of bands are smaller
+_PART_BYTES = 256 * 2**20  # of what is held while bands of a block are sharpened, which are taken a part at a time
+# Bytes for each band that are held at a time: for a fine pixel, and for a coarse pixel and a fine band.
+_FINE_BYTES, _COARSE_BYTES = 16, 48
 _BACK_PROJECTIONS = 1  # which bring nearly all that more would, and less of the noise
 _EXACT_STEPS = 3  # that make the mean over each pixel's area exact
 
@@ -59,9 +64,9 @@ class BandSharpener:
         self._integer_range = integer_range(self.pair.ms)
         self._coarse_area = Window(0, 0, self.pair.ms.grid.width, self.pair.ms.grid.height)
 
-    def sharpen(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """The sharpened bands (bands, height, width) of a window in output pixels, float32 or, of a whole-number type,
-        rounded; and which pixels are valid, bool."""
+    def sharpen(self, window: Window) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """Sharpens a window in output pixels, some bands at a time: which they are; their values (bands, height,
+        width), float32 or, of a whole-number type, rounded; and which of these are valid, bool."""
         x, y = (
             _BlockAxis.of(axis, start, length, self.guide.mtf_gain, self.radiometry, self.device)
             for axis, start, length in (
@@ -69,46 +74,73 @@ class BandSharpener:
                 (self._pair.y_axis, window.y, window.height),
             )
         )
-        coarse_values, coarse_mask = self._pair.read_ms(
-            Window(x.coarse_first, y.coarse_first, x.coarse_count, y.coarse_count)
-        )
+        coarse_window = Window(x.coarse_first, y.coarse_first, x.coarse_count, y.coarse_count)
+        coarse_values, coarse_mask = self._pair.read_ms(coarse_window)
         fine_values, fine_mask = self._pair.read_fine(Window(x.fine_first, y.fine_first, x.fine_count, y.fine_count))
-        coarse, coarse_valid = self._to_device(coarse_values, coarse_mask)
         fine, fine_valid = self._to_device(fine_values, fine_mask)
         whole = None if fine_valid is None else fine_valid.all(dim=0)
         if whole is not None:
             fine = torch.where(whole, fine, torch.zeros_like(fine))
         smooth, share = filter_fine(fine, whole, y.fine_to_coarse, x.fine_to_coarse)
-        inside = filters.inside(
-            Window(x.coarse_first, y.coarse_first, x.coarse_count, y.coarse_count), self._coarse_area
-        )
-        usable = inside.to(self.device).expand(coarse.shape)  # beyond, the last pixels repeat
-        usable = usable if coarse_valid is None else usable & coarse_valid
-        if coarse_valid is not None:
-            coarse = filters.fill_invalid(coarse, coarse_valid, self.guide.coarse_mean.to(coarse))
+        inside = filters.inside(coarse_window, self._coarse_area).to(self.device)  # beyond, the last pixels repeat
+        trusted = inside & (share > MIN_WEIGHT)
         if whole is not None:
             smooth = torch.where(share > 0.01, smooth, self.guide.fine_mean.to(smooth)[:, None, None])
-        coefficients = self.guide.local_coefficients(smooth, coarse, usable & (share > MIN_WEIGHT))
-        sharp = fine[:, y.inner, x.inner]
-        lowpass = filters.apply_separable(y.up, smooth, x.up)
-        detail = sharp - lowpass
+        detail = fine[:, y.inner, x.inner] - filters.apply_separable(y.up, smooth, x.up)
         if whole is not None:  # no detail instead of an edge
-            detail = torch.where(whole[y.inner, x.inner], detail, torch.zeros_like(detail))
+            whole = whole[y.inner, x.inner]
+            detail = torch.where(whole, detail, torch.zeros_like(detail))
+            whole = whole[y.core, x.core]
+        for bands in self._parts(smooth, detail):
+            mask = None if coarse_mask is None else coarse_mask[bands]
+            coarse, coarse_valid = self._to_device(coarse_values[bands], mask)
+            values = self._sharpen_bands(
+                self.guide.of_bands(bands), coarse, coarse_valid, trusted, smooth, detail, x, y
+            )
+            valid = torch.ones_like(values, dtype=torch.bool)
+            if coarse_valid is not None:
+                valid &= coarse_valid[:, y.nearest][:, :, x.nearest]
+            if whole is not None:
+                valid &= whole
+            yield bands, values.cpu().numpy(), valid.cpu().numpy()
+
+    def _parts(self, smooth: torch.Tensor, detail: torch.Tensor) -> Iterator[slice]:
+        """Bands that are sharpened at a time."""
+        each = _FINE_BYTES * detail[0].numel() + _COARSE_BYTES * smooth.numel()
+        size = max(_PART_BYTES // each, 1)
+        return (slice(first, first + size) for first in range(0, self.pair.ms.count, size))
+
+    def _sharpen_bands(
+        self,
+        guide: Guide,
+        coarse: torch.Tensor,
+        valid: Optional[torch.Tensor],
+        trusted: torch.Tensor,
+        smooth: torch.Tensor,
+        detail: torch.Tensor,
+        x: _BlockAxis,
+        y: _BlockAxis,
+    ) -> torch.Tensor:
+        """Sharpened bands (bands, height, width) of a block.
+
+        Args:
+            guide: of these bands.
+            coarse, valid: the bands and their validity (bands, h, w); the latter None if all are valid.
+            trusted: which coarse pixels of valid bands count (h, w), bool.
+            smooth: fine bands at the coarse scale (fine bands, h, w).
+            detail: what the fine bands hold beyond these, of the block with its margin.
+        """
+        usable = trusted.expand(coarse.shape)
+        if valid is not None:
+            usable = usable & valid
+            coarse = filters.fill_invalid(coarse, valid, guide.coarse_mean.to(coarse))
+        coefficients = guide.local_coefficients(smooth, coarse, usable)
         result = filters.apply_separable(y.up, coarse, x.up)
-        injection = self.guide.injection.to(result)
+        injection = guide.injection.to(result)
         for band, weights in enumerate(coefficients):
             result[band] += injection[band] * (filters.apply_separable(y.up, weights, x.up) * detail).sum(dim=0)
-        trusted = usable if whole is None else usable & (share > MIN_WEIGHT)
-        result = self._keep_radiometry(result, coarse, trusted, x, y)
-        values = result[:, y.core, x.core]
-        if self._integer_range is not None:
-            values = values.round().clamp_(*self._integer_range)
-        valid = torch.ones_like(values, dtype=torch.bool)
-        if coarse_valid is not None:
-            valid &= coarse_valid[:, y.nearest][:, :, x.nearest]
-        if whole is not None:
-            valid &= whole[y.inner, x.inner][y.core, x.core]
-        return values.cpu().numpy(), valid.cpu().numpy()
+        values = self._keep_radiometry(result, coarse, usable, x, y)[:, y.core, x.core]
+        return values if self._integer_range is None else values.round().clamp_(*self._integer_range)
 
     def _to_device(
         self, values: np.ndarray, valid: Optional[np.ndarray]
@@ -132,10 +164,14 @@ class BandSharpener:
         return result
 
 
-def block_size(pairs: list[Pair]) -> int:
-    """The edge of the blocks in output pixels, a multiple of that of a file's blocks."""
+def block_size(pairs: list[Pair], dtype: np.dtype) -> int:
+    """The edge of the blocks in output pixels, a multiple of that of a file's blocks, for output of this type."""
     ratio = max(max(pair.x_axis.ratio, pair.y_axis.ratio) for pair in pairs)
-    return BLOCK if ratio <= _LARGE_RATIO else _BLOCK_OF_LARGE_RATIOS
+    size = BLOCK if ratio <= _LARGE_RATIO else _BLOCK_OF_LARGE_RATIOS
+    pixel_bytes = sum(pair.ms.count for pair in pairs) * dtype.itemsize
+    while size > _LEAST_BLOCK and size**2 * pixel_bytes > _BLOCK_BYTES:
+        size //= 2
+    return size
 
 
 def to_pixels(values: np.ndarray, valid: np.ndarray, dtype: np.dtype, nodata: Optional[float]) -> np.ndarray:

@@ -47,13 +47,14 @@ _MAX_WINDOWS = 24  # which together have a hundred thousand pixels
 _MAX_VALUES = 24_000_000  # fine values that are held while a scene is measured
 _MIN_WINDOWS = 4
 MIN_WEIGHT = 0.999  # of valid fine pixels under the filter, for a regression
+_MIN_WEIGHTS = (MIN_WEIGHT, 0.9)  # the same while a scene is measured, lower for scenes with many gaps
 _MIN_SAMPLES = 100  # for each fine band
 _SATURATED = 0.5  # share of pixels with the greatest value, of each fine band
 _SHIFT_STEPS = 4
 _MAX_SHIFT = 1.5  # coarse pixels; a larger one is not small detail that has moved
 _MIN_SHIFT = 0.05  # coarse pixels
 _MIN_SHIFT_GAIN = 0.05  # of what is not explained, by which a shift has to lessen it
-_SCAN_WINDOW = 512  # coarse pixels, edge of the windows in a search for empty bands
+_SCAN_WINDOW = 512  # pixels, edge of the windows in a search for empty bands
 _MAX_NAMES = 5  # bands that a sentence lists
 _SEED = 0
 
@@ -90,6 +91,16 @@ class Guide:
         averaged = 1 - _HELD_BACK * max(0.0, self.mtf_gain - _OPTICAL_GAIN)
         return (relative * averaged).clamp(_MIN_INJECTION, 1)
 
+    def of_bands(self, bands: slice) -> Guide:
+        """The same of some of the coarse bands."""
+        return replace(
+            self,
+            band_gains=self.band_gains[bands],
+            explained=self.explained[bands],
+            coefficients=self.coefficients[:, bands],
+            coarse_mean=self.coarse_mean[bands],
+        )
+
     def local_coefficients(self, fine: torch.Tensor, coarse: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Coefficients around every coarse pixel (bands, fine bands, height, width).
 
@@ -99,9 +110,8 @@ class Guide:
             valid: which pixels of a band the regression may use (bands, height, width), bool.
         """
         if len(coarse) > 1 and not bool((valid == valid[:1]).all()):
-            alone = [replace(self, coefficients=self.coefficients[:, [band]]) for band in range(len(coarse))]
-            parts = [one.local_coefficients(fine, coarse[[i]], valid[[i]]) for i, one in enumerate(alone)]
-            return torch.cat(parts)
+            alone = [slice(band, band + 1) for band in range(len(coarse))]
+            return torch.cat([self.of_bands(own).local_coefficients(fine, coarse[own], valid[own]) for own in alone])
         weight = valid[:1].to(fine.dtype)
         count, bands = len(fine), len(coarse)
         detail, target = high_pass(fine, weight), high_pass(coarse, weight)
@@ -188,11 +198,12 @@ class _Sample:
     fine_valid: torch.Tensor
 
 
-def measure_guide(pair: Pair, register: bool, threads: int, context: Context) -> Guide:
+def measure_guide(pair: Pair, names: Sequence[str], register: bool, threads: int, context: Context) -> Guide:
     """Measures a scene in windows all over it.
 
     Args:
         pair: the fine bands as ``pan``, the coarse ones as ``ms``.
+        names: how sentences call the coarse bands.
         register: look for a shift between the two.
 
     Raises:
@@ -200,27 +211,19 @@ def measure_guide(pair: Pair, register: bool, threads: int, context: Context) ->
     """
     samples = _read_samples(pair, threads, context)
     count = pair.pan.count
-    usable = sum(int(sample.coarse_valid.sum()) for sample in samples)
-    if usable < _MIN_SAMPLES * count:
-        empty = pair.ms.empty_bands(pair.ms_windows(_SCAN_WINDOW))
-        if 0 < len(empty) < pair.ms.count:
-            listed = [pair.ms.band_name(band) for band in empty[:_MAX_NAMES]] + ["…"] * (len(empty) > _MAX_NAMES)
-            raise ClippanError(
-                "The coarse raster has no data here in these bands: {bands}; choose the other bands (--bands).",
-                bands="; ".join(listed),
-            )
-        raise ClippanError(
-            "Too few coarse pixels ({count}) are valid together with fine ones; choose a larger area, or check the "
-            "nodata values.",
-            count=usable,
-        )
-    _check_fine(samples)
     shift = (0.0, 0.0)
-    unexplained = _unexplained_by_gain(pair, samples, shift)
+    for least_weight in _MIN_WEIGHTS:
+        usable = sum(int(mask.sum()) for mask in _usable(pair, samples, shift, least_weight))
+        if usable >= _MIN_SAMPLES * count:
+            break
+    else:
+        raise _too_few_valid(pair, names, usable)
+    _check_fine(samples)
+    unexplained = _unexplained_by_gain(pair, samples, shift, least_weight)
     if register:
         gain = _GAINS[int(unexplained.mean(dim=1).argmin())]
-        moved = _find_shift(pair, samples, gain)
-        after = _unexplained_by_gain(pair, samples, moved) if moved != shift else unexplained
+        moved = _find_shift(pair, samples, gain, least_weight)
+        after = _unexplained_by_gain(pair, samples, moved, least_weight) if moved != shift else unexplained
         # A wrong blur can look like a shift; what counts is what remains with the best blur of each.
         if after.mean(dim=1).min() < (1 - _MIN_SHIFT_GAIN) * unexplained.mean(dim=1).min():
             shift, unexplained = moved, after
@@ -229,7 +232,7 @@ def measure_guide(pair: Pair, register: bool, threads: int, context: Context) ->
     measured = [_least_position(column) for column in unexplained.T]
     gains = [DEFAULT_GAIN + share * (own - DEFAULT_GAIN) for own, share in zip(measured, belief)]
     gain = max(gains)
-    scatter = _scatter(pair, samples, gain, shift)
+    scatter = _scatter(pair, samples, _usable(pair, samples, shift, least_weight), gain, shift)
     return Guide(
         gain,
         tuple(gains),
@@ -240,6 +243,32 @@ def measure_guide(pair: Pair, register: bool, threads: int, context: Context) ->
         _mean([(sample.fine, sample.fine_valid) for sample in samples]),
         _mean([(sample.coarse, sample.coarse_valid) for sample in samples]),
     )
+
+
+def _too_few_valid(pair: Pair, names: Sequence[str], count: int) -> ClippanError:
+    """The error that too few coarse pixels are valid, which names the bands without any data."""
+    empty = pair.ms.empty_bands(pair.ms_windows(_SCAN_WINDOW))
+    if 0 < len(empty) < pair.ms.count:
+        return ClippanError(
+            "The coarse raster has no data here in these bands: {bands}; choose the other bands (--bands).",
+            bands=_listed([names[band] for band in empty]),
+        )
+    on_fine = Window(pair.alignment.column, pair.alignment.row, pair.grid.width, pair.grid.height)
+    empty = pair.pan.empty_bands(on_fine.tiles(_SCAN_WINDOW))
+    if 0 < len(empty) < pair.pan.count:
+        return ClippanError(
+            "The fine raster has no data here in these bands: {bands}; choose the other bands (--fine-bands).",
+            bands=_listed([pair.pan.band_name(band) for band in empty]),
+        )
+    return ClippanError(
+        "Too few coarse pixels ({count}) are valid together with fine ones; choose a larger area, or check the "
+        "nodata values.",
+        count=count,
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return "; ".join([*names[:_MAX_NAMES], *["…"] * (len(names) > _MAX_NAMES)])
 
 
 def _read_samples(pair: Pair, threads: int, context: Context) -> list[_Sample]:
@@ -320,20 +349,36 @@ def _check_fine(samples: Sequence[_Sample]) -> None:
         )
 
 
+def _usable(
+    pair: Pair, samples: Sequence[_Sample], shift: tuple[float, float], least_weight: float
+) -> list[torch.Tensor]:
+    """Which coarse pixels of each sample count (height, width): valid ones, with valid fine ones under the widest and
+    under the narrowest filter. The same ones count for all gains, so that no gain is better for having fewer."""
+    found = []
+    for sample in samples:
+        usable = sample.coarse_valid
+        if not bool(sample.fine_valid.all()):
+            for gain in (_GAINS[0], _GAINS[-1]):
+                rows, columns = _filters(pair, sample, gain, shift)
+                usable = usable & (filters.apply_separable(rows, sample.fine_valid.float(), columns) > least_weight)
+        found.append(usable)
+    return found
+
+
 def _scatter(
-    pair: Pair, samples: Sequence[_Sample], gain: float, shift: tuple[float, float], gradients: bool = False
+    pair: Pair,
+    samples: Sequence[_Sample],
+    usable: Sequence[torch.Tensor],
+    gain: float,
+    shift: tuple[float, float],
+    gradients: bool = False,
 ) -> torch.Tensor:
-    """Mean products of details at the coarse scale (variables, variables), float64: of the fine bands, of their slopes
-    along x and y if there are to be ``gradients``, and of the coarse bands."""
-    x_axis, y_axis = pair.x_axis.shifted(shift[0]), pair.y_axis.shifted(shift[1])
+    """Mean products of details at the coarse scale (variables, variables), float64, over ``usable`` pixels: of the fine
+    bands, of their slopes along x and y if there are to be ``gradients``, and of the coarse bands."""
     total: torch.Tensor = torch.zeros(())
     count = 0
-    for sample in samples:
-        window, around = sample.window, sample.around
-        columns = _down(x_axis, window.x, window.width, gain, around.x, around.width)
-        rows = _down(y_axis, window.y, window.height, gain, around.y, around.height)
-        fine, share = filter_fine(sample.fine, sample.fine_valid, rows, columns)
-        usable = sample.coarse_valid & (share > MIN_WEIGHT)
+    for sample, mask in zip(samples, usable):
+        fine, _ = filter_fine(sample.fine, sample.fine_valid, *_filters(pair, sample, gain, shift))
         planes = [fine]
         if gradients:
             padded = torch.nn.functional.pad(fine[:, None], (1,) * 4, mode="replicate")[:, 0]
@@ -341,11 +386,20 @@ def _scatter(
                 (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2,
                 (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2,
             ]
-        detail = high_pass(torch.cat([*planes, sample.coarse]), usable[None].float())
-        details = detail[:, usable].double()
+        detail = high_pass(torch.cat([*planes, sample.coarse]), mask[None].float())
+        details = detail[:, mask].double()
         total = total + details @ details.T
         count += details.shape[1]
     return total / max(count, 1)
+
+
+def _filters(pair: Pair, sample: _Sample, gain: float, shift: tuple[float, float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """MTF filter and decimation of a sample's fine pixels along y and x."""
+    window, around = sample.window, sample.around
+    return (
+        _down(pair.y_axis.shifted(shift[1]), window.y, window.height, gain, around.y, around.height),
+        _down(pair.x_axis.shifted(shift[0]), window.x, window.width, gain, around.x, around.width),
+    )
 
 
 def _down(axis: AxisTransform, first: int, count: int, gain: float, start: int, length: int) -> torch.Tensor:
@@ -380,12 +434,16 @@ def _least_position(column: torch.Tensor) -> float:
     return _GAINS[index] + (0.5 * step * (before - after) / curvature if curvature > 0 else 0.0)
 
 
-def _unexplained_by_gain(pair: Pair, samples: Sequence[_Sample], shift: tuple[float, float]) -> torch.Tensor:
+def _unexplained_by_gain(
+    pair: Pair, samples: Sequence[_Sample], shift: tuple[float, float], least_weight: float
+) -> torch.Tensor:
     """What the fine bands do not explain of each band's detail, for each of ``_GAINS`` (gains, bands), 0 to 1."""
-    return torch.stack([_unexplained(_scatter(pair, samples, gain, shift), pair.pan.count) for gain in _GAINS])
+    usable = _usable(pair, samples, shift, least_weight)
+    scatters = (_scatter(pair, samples, usable, gain, shift) for gain in _GAINS)
+    return torch.stack([_unexplained(scatter, pair.pan.count) for scatter in scatters])
 
 
-def _find_shift(pair: Pair, samples: Sequence[_Sample], gain: float) -> tuple[float, float]:
+def _find_shift(pair: Pair, samples: Sequence[_Sample], gain: float, least_weight: float) -> tuple[float, float]:
     """The shift (x, y) of the coarse bands, in output pixels, that lets the fine ones explain them best; zero if it is
     no more than a small part of a pixel. Gauss-Newton steps: what the fine bands do not explain is regressed on their
     slopes."""
@@ -393,7 +451,11 @@ def _find_shift(pair: Pair, samples: Sequence[_Sample], gain: float) -> tuple[fl
     ratios = (pair.x_axis.ratio, pair.y_axis.ratio)
     x = y = 0.0
     for _ in range(_SHIFT_STEPS):
-        scatter = _scatter(pair, samples, gain, (x * ratios[0], y * ratios[1]), gradients=True)
+        shift = (x * ratios[0], y * ratios[1])
+        usable = _usable(pair, samples, shift, least_weight)
+        if sum(int(mask.sum()) for mask in usable) < _MIN_SAMPLES * count:
+            return 0.0, 0.0
+        scatter = _scatter(pair, samples, usable, gain, shift, gradients=True)
         coefficients = _regress(scatter[:count, :count], scatter[:count, 3 * count :])
         normal, right = torch.zeros(2, 2).double(), torch.zeros(2).double()
         for band in range(bands):

@@ -13,7 +13,7 @@ import torch
 
 from clippan import __version__
 from clippan.core.context import Context
-from clippan.core.device import choose_device, use_one_thread
+from clippan.core.device import choose_device, translate_out_of_memory, use_one_thread
 from clippan.core.errors import ClippanError
 from clippan.core.json import to_json
 from clippan.core.messages import Message
@@ -32,12 +32,12 @@ _LITTLE_EXPLAINED = 0.2  # of a band's detail
 
 def run(request: SharpenRequest, context: Context) -> SharpenResult:
     started = time.monotonic()
-    choice = choose_device(request.device)
+    choice = choose_device(request.device, needs_float64=True)
     choice.log(context)
     device = choice.device
     threads = count_threads(request.threads)
     rasters = open_coarse_and_fine(request.coarse, request.fine, request.bands, request.fine_bands, request.nodata)
-    with rasters as groups:
+    with translate_out_of_memory(), rasters as groups:
         pairs = [group.pair for group in groups]
         fine, grid = pairs[0].pan, pairs[0].grid
         if fine.count > _MAX_FINE_BANDS:
@@ -49,9 +49,9 @@ def run(request: SharpenRequest, context: Context) -> SharpenResult:
             )
         hints: list[str] = list(pairs[0].notes)
         guides = []
-        for number, pair in enumerate(pairs):
+        for number, (group, pair) in enumerate(zip(groups, pairs)):
             part = context.subrange(8 * number / len(pairs), 8 * (number + 1) / len(pairs))
-            guide = measure_guide(pair, request.register, threads, part)
+            guide = measure_guide(pair, group.names, request.register, threads, part)
             context.log(
                 Message(
                     "Coarse bands: {bands}, ratio {ratio_x:.4g} × {ratio_y:.4g}, MTF gain {gain:.2f}, moved by "
@@ -66,26 +66,27 @@ def run(request: SharpenRequest, context: Context) -> SharpenResult:
             )
             guides.append(guide)
         bands = _sharpened_bands(groups, guides)
-        weak = [band.name or str(number) for number, band in enumerate(bands, 1) if band.explained < _LITTLE_EXPLAINED]
+        names = {position: name for group in groups for position, name in zip(group.positions, group.names)}
+        weak = [names[position] for position, band in enumerate(bands) if band.explained < _LITTLE_EXPLAINED]
         if weak:
             hints.append(
                 Message(
                     "The fine bands explain little of the detail of: {bands}. They stay nearly as they are.",
-                    bands=", ".join(weak),
+                    bands="; ".join(weak),
                 )
             )
         dtype = np.dtype(np.result_type(*(pair.ms.dtype for pair in pairs)))
         nodata = _output_nodata(groups, dtype, threads, context.subrange(8, 10))
         infos = {position: info for group in groups for position, info in zip(group.positions, group.pair.ms.infos)}
-        provenance = _provenance(request, device, guides)
+        provenance = _provenance(request, device, bands, guides)
         sharpeners = [BandSharpener(pair, guide, request.radiometry, device) for pair, guide in zip(pairs, guides)]
 
         def sharpen(window: Window) -> np.ndarray:
             pixels = np.empty((len(bands), window.height, window.width), dtype)
             for group, sharpener in zip(groups, sharpeners):
                 context.raise_if_cancelled()
-                values, valid = sharpener.sharpen(window)
-                pixels[list(group.positions)] = to_pixels(values, valid, dtype, nodata)
+                for own, values, valid in sharpener.sharpen(window):
+                    pixels[list(group.positions[own])] = to_pixels(values, valid, dtype, nodata)
             return pixels
 
         writer = Writer(
@@ -101,7 +102,7 @@ def run(request: SharpenRequest, context: Context) -> SharpenResult:
             lambda percent: context.progress(90 + percent / 10, "Finishing the file"),
             sparse=any(pair.sparse for pair in pairs),
         )
-        windows = tiles(grid.width, grid.height, block_size(pairs))
+        windows = tiles(grid.width, grid.height, block_size(pairs, dtype))
         # Elsewhere the file stays unwritten, which reads as nodata.
         windows = [window for window in windows if any(pair.may_contain_data(window) for pair in pairs)]
         workers = threads if device.type == "cpu" else 2
@@ -134,12 +135,14 @@ def _sharpened_bands(groups: Sequence[CoarseBands], guides: Sequence[Guide]) -> 
     return tuple(found[position] for position in sorted(found))
 
 
-def _provenance(request: SharpenRequest, device: torch.device, guides: Sequence[Guide]) -> dict[str, str]:
+def _provenance(
+    request: SharpenRequest, device: torch.device, bands: Sequence[SharpenedBand], guides: Sequence[Guide]
+) -> dict[str, str]:
     return {
         "CLIPPAN_ALGORITHM": request.name,
         "CLIPPAN_DEVICE": device.type,
         "CLIPPAN_VERSION": __version__,
-        "CLIPPAN_MTF": ", ".join(f"{guide.mtf_gain:.3f}" for guide in guides),
+        "CLIPPAN_MTF": " ".join(f"{band.mtf_gain:g}" for band in bands),
         "CLIPPAN_SHIFTS": "; ".join("{:.2f}, {:.2f}".format(*guide.shift) for guide in guides),
         "CLIPPAN_PARAMETERS": json.dumps(to_json(request), ensure_ascii=False),
     }

@@ -38,7 +38,7 @@ class SharpenResult(Result):
         dtype: its GDAL data type, that of the coarse bands.
         nodata: its nodata value, None if every pixel is valid.
         bands: in order.
-        shift: of the bands of each pixel size, how far they were moved to the right and down, in fine pixels (x, y).
+        shifts: of the bands of each pixel size, how far they were moved to the right and down, in fine pixels (x, y).
     """
 
     output: str

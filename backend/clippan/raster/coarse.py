@@ -13,7 +13,7 @@ from clippan.core.errors import ClippanError, one_line
 from clippan.core.messages import Message
 from clippan.raster.alpha import alpha_notes
 from clippan.raster.grid import Alignment, Grid, align
-from clippan.raster.pair import Pair, refuse_quality_bands, reprojected_to
+from clippan.raster.pair import Pair, refuse_impossible_nodata, refuse_quality_bands, reprojected_to
 from clippan.raster.products import split_by_pixel_size
 from clippan.raster.regrid import coincide, resample_to_finest
 from clippan.raster.source import BandInfo, Source, band_infos, image_bands, open_dataset
@@ -30,10 +30,18 @@ class CoarseBands:
     Attributes:
         pair: the fine bands as its ``pan``, the coarse ones as its ``ms``. Its output grid is that of all pairs.
         positions: of the bands in the output, from 0.
+        numbers: of the bands, counted through all coarse rasters from 1.
     """
 
     pair: Pair
     positions: tuple[int, ...]
+    numbers: tuple[int, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """How sentences call the bands: by number and, where it has one, name."""
+        numbered = zip(self.numbers, self.pair.ms.infos)
+        return [", ".join(filter(None, (str(number), info.description))) for number, info in numbered]
 
 
 @contextlib.contextmanager
@@ -44,12 +52,12 @@ def open_coarse_and_fine(
     fine_bands: Sequence[int] = (),
     nodata: Optional[float] = None,
 ) -> Iterator[list[CoarseBands]]:
-    """Opens coarse and fine bands and aligns them; coarse rasters are reprojected to the fine ones' CRS (cubic).
+    """Opens coarse and fine bands and aligns them; rasters are reprojected to the first fine one's CRS (cubic).
 
     Args:
         coarse: data sources; of a scene with bands of several pixel sizes, all but the finest.
-        fine: data sources, on the finest one's grid; of such a scene, the finest bands. Empty to take these from the
-            scene that ``coarse`` is.
+        fine: data sources, used on the finest one's grid; of such a scene, the finest bands. Empty to take these from
+            the scene that ``coarse`` is.
         bands: of the coarse ones, counted through from 1; empty for all.
         fine_bands: likewise.
         nodata: overrides declared values where the type can hold it.
@@ -61,13 +69,14 @@ def open_coarse_and_fine(
     fine_datasets = [_finest(path) for path in fine]
     coarse_datasets = [dataset for path in coarse for dataset in _coarser(path, path in fine)]
     fine_infos = band_infos(fine_datasets)
-    on_one_grid = resample_to_finest(fine_datasets, FINE, nodata)
+    fine_same_crs = reprojected_to(Grid.of(fine_datasets[0]), fine_datasets, nodata, FINE, FINE)
+    on_one_grid = resample_to_finest(fine_same_crs, FINE, nodata)
     with contextlib.ExitStack() as stack:
         fine_source = stack.enter_context(Source(on_one_grid, FINE, fine_bands, nodata, fine_infos))
         refuse_quality_bands(fine_source)
         notes = (*alpha_notes([*fine_datasets, *coarse_datasets]),)
         found: list[CoarseBands] = []
-        for group, infos, numbers, positions in _groups(coarse_datasets, bands):
+        for group, infos, numbers, positions, through in _groups(coarse_datasets, bands):
             same_crs = reprojected_to(fine_source.grid, group, nodata, FINE, COARSE)
             source = stack.enter_context(
                 Source(resample_to_finest(same_crs, COARSE, nodata), COARSE, numbers, nodata, infos)
@@ -75,8 +84,9 @@ def open_coarse_and_fine(
             refuse_quality_bands(source)
             alignment = align(fine_source.grid, source.grid, FINE, COARSE)
             _check_ratio(alignment)
-            found.append(CoarseBands(Pair(fine_source, source, alignment, (), notes), positions))
+            found.append(CoarseBands(Pair(fine_source, source, alignment, (), notes), positions, through))
         sources = [fine_source, *(one.pair.ms for one in found)]
+        refuse_impossible_nodata(nodata, sources)
         notes += tuple(source.nodata_note for source in sources if source.nodata_note)
         yield [replace(one, pair=replace(one.pair, notes=notes)) for one in _on_common_grid(found)]
 
@@ -112,12 +122,13 @@ def _levels(path: str) -> list[gdal.Dataset]:
     return [levels[0], *levels[1]] if levels else []
 
 
-_Group = tuple[list[gdal.Dataset], list[BandInfo], tuple[int, ...], tuple[int, ...]]
+_Group = tuple[list[gdal.Dataset], list[BandInfo], tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 def _groups(datasets: Sequence[gdal.Dataset], bands: Sequence[int]) -> Iterator[_Group]:
-    """Datasets of one grid each, with descriptions of all their bands, the numbers of the chosen ones among them, and
-    the positions of these in the output; raises ClippanError if there is no band of a chosen number."""
+    """Datasets of one grid each, with descriptions of all their bands, the numbers of the chosen ones among them, the
+    positions of these in the output, and their numbers among all bands; raises ClippanError if there is no band of a
+    chosen number."""
     infos = band_infos(datasets)
     groups: list[list[int]] = []
     for index, dataset in enumerate(datasets):
@@ -143,7 +154,8 @@ def _groups(datasets: Sequence[gdal.Dataset], bands: Sequence[int]) -> Iterator[
         chosen = [(own.index(band) + 1, position) for position, band in enumerate(wanted) if band in own]
         if chosen:
             numbers, positions = zip(*chosen)
-            yield [datasets[index] for index in group], [infos[band - 1] for band in own], numbers, positions
+            through = tuple(wanted[position] for position in positions)
+            yield [datasets[index] for index in group], [infos[band - 1] for band in own], numbers, positions, through
 
 
 def _check_ratio(alignment: Alignment) -> None:

@@ -182,13 +182,7 @@ def open_pair(pan: str, ms: Sequence[str], bands: Sequence[int] = (), nodata: Op
             )
         refuse_quality_bands(ms_source)
         both = (pan_source, ms_source)
-        possible = nodata is None or any(as_pixel_value(nodata, source.dtype) is not None for source in both)
-        if not possible and not is_fill_value(nodata, ms_source.dtype):
-            raise ClippanError(
-                "No pixel can have the nodata value {nodata:g}, as the rasters are {dtype}; choose another.",
-                nodata=nodata,
-                dtype=ms_source.dtype,
-            )
+        refuse_impossible_nodata(nodata, both)
         nodata_notes = [source.nodata_note for source in both if source.nodata_note]
         notes = (*alpha_notes([pan_dataset, *opened]), *alike, *nodata_notes)
         yield Pair(pan_source, ms_source, align(pan_source.grid, ms_source.grid), tuple(texts), notes)
@@ -204,6 +198,18 @@ def refuse_quality_bands(source: Source) -> None:
             raster=source.what,
             band=codes,
         )
+
+
+def refuse_impossible_nodata(nodata: Optional[float], sources: Sequence[Source]) -> None:
+    """Raises ClippanError if no pixel of any source can have a nodata value that was asked for."""
+    types = [source.dtype for source in sources]
+    if nodata is None or any(as_pixel_value(nodata, own) is not None or is_fill_value(nodata, own) for own in types):
+        return
+    raise ClippanError(
+        "No pixel can have the nodata value {nodata:g}, as the rasters are {dtype}; choose another.",
+        nodata=nodata,
+        dtype=types[-1],
+    )
 
 
 def _pan_sized_notes(pan: str, grid: Grid, ms: Sequence[str], datasets: Sequence[gdal.Dataset]) -> list[str]:

@@ -15,6 +15,7 @@ from clippan.core.json import from_json
 from clippan.jobs.train_fusion import TrainFusionRequest
 from clippan.learn.fusion.objective import LossWeights
 
+_SHARES = ("simulated", "uneven", "table_only", "mixed", "haze", "noisy", "saturated", "jpeg")  # of Augmentation
 BLURS = ("table", "any", "box", "cubic", "sampling")  # kinds that MS is simulated with
 _SMALLEST = 32  # pixels, edge of a patch
 
@@ -234,8 +235,12 @@ def read_recipe(path: Path) -> Recipe:
         raise ClippanError(
             "Patches need ratios and numbers of bands of at least 1; correct ratios and bands under augment."
         )
-    if not set(recipe.augment.blurs) <= set(BLURS) or not sum(recipe.augment.blurs.values()) > 0:
+    blurs = recipe.augment.blurs
+    if not set(blurs) <= set(BLURS) or min(blurs.values(), default=0) < 0 or not 0 < sum(blurs.values()) < math.inf:
         raise ClippanError("The blurs under augment need shares of: {blurs}; correct them.", blurs=", ".join(BLURS))
+    wrong = [name for name in _SHARES if not 0 <= getattr(recipe.augment, name) <= 1]
+    if wrong:
+        raise ClippanError("Shares under augment must be from 0 to 1; correct {names}.", names=", ".join(wrong))
     if any(source.factor < 1 or source.share <= 0 for source in recipe.pictures):
         raise ClippanError("Pictures need a factor of at least 1 and a share above 0; correct them under pictures.")
     for name, value, known in (
