@@ -221,7 +221,7 @@ def test_the_document_shows_every_entry_and_recipes_that_can_be_read(recipe):
         assert {field.name for field in dataclasses.fields(kind)} <= set(shown), kind
     recipes = [block for block in re.findall(r"(?:^    .*\n)+", document, re.MULTILINE) if "network:" in block]
     (full,) = (read_recipe(Path(recipe(textwrap.dedent(block)))) for block in recipes)
-    assert (full.network, full.truth.quality, full.augment.ratios) == ("detail", 0.5, (4, 4, 2))
+    assert (full.network, full.truth.quality, full.augment.ratios) == ("modulation", 0.5, (4, 4, 2))
     for name in ("steps", "rate", "warmup", "average", "seed", "simulated", "gain", "shift", "haze", "limit", "share"):
         kind = next(kind for kind in (Recipe, Augmentation, PictureSource) if hasattr(kind, name))
         assert float(shown[name]) == getattr(kind, name), name
