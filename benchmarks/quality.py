@@ -161,6 +161,16 @@ def left_out(runs: Path) -> dict[str, Path]:
     return found
 
 
+def trainings(runs: Path) -> str:
+    """How many steps each run had, what it started from, and which sensors it left out."""
+    told = []
+    for path in sorted(runs.glob(f"*/{RECIPE}")):
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+        kind = "of stage II" if recipe["start"] else "before stages I and II"
+        told.append(f"one of {recipe['steps']} steps {kind} without {', '.join(recipe['without'])}")
+    return "; ".join(told)
+
+
 def fuse(name: str, case: Case, output: Path, registration: Registration, models: dict[str, Path]) -> None:
     """One method, ours or GDAL's, to a file."""
     if name == GDAL:
@@ -296,8 +306,8 @@ def main() -> None:
             "The figures of both take the shift into account."
         ),
         f"`{LEFT_OUT}` is a network whose training never saw the sensor of the pair; expect this quality for sensors "
-        "that are not in the table. `clippan` is the network that comes with CLIPPan, which was trained on these "
-        "sensors, too."
+        f"that are not in the table. Its trainings were {trainings(options.runs)}. `clippan` is the network that comes "
+        "with CLIPPan, which was trained on these sensors, too."
         if options.runs
         else "`clippan` is the network that ships. It was trained on these sensors, most of these pairs among them, so "
         "of other sensors expect less; `--runs` measures that.",
