@@ -730,10 +730,10 @@ def test_a_training_learns_and_its_model_pansharpens(data, recipe, tmp_path):
     assert lines[-1].startswith("Step 40: truth.supervised 0.")
 
     trained = model.load(result.model, torch.device("cpu"))
-    assert (trained.architecture, trained.bands, trained.provenance["steps"]) == ("modulation", 0, 40)
+    assert (trained.architecture, trained.bands, trained.provenance["steps"]) == ("detail", 0, 40)
     assert result.parameters == networks.parameter_count(trained.network)
     batches = [sampler(data).reduced_batches(np.random.default_rng(step))[0] for step in range(3)]
-    fresh = networks.build("modulation", 4, width=8, head=8, depth=1)
+    fresh = networks.build("detail", 4, width=8, head=8, depth=1)
     before, after = (
         sum(float((network(*batch.inputs) - batch.target).detach().abs().mean()) for batch in batches)
         for network in (fresh, trained.network)
