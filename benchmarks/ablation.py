@@ -671,15 +671,15 @@ def stage_two(bench: Bench, plan: Plan, start: FusionModel, seeds: Sequence[int]
         "# What language is worth to the default network",
         f"Measured on {datetime.date.today()} with CLIPPan {__version__}, torch {torch.__version__}, "
         f"GDAL {gdal.__version__} on {platform.machine()}, by `python benchmarks/ablation.py --data DATA --work FOLDER "
-        f"--stage-two{' --start MODEL' if unseen else ''} --write docs/stage_two.md`.",
+        f"--stage-two{' --start MODEL' if unseen else ''} --seeds {' '.join(map(str, seeds))} "
+        "--write docs/stage_two.md`.",
         f"The network of {start.title.replace(start.path, Path(start.path).name)}, sha256 `{start.sha256}`, is trained "
         f"on for {plan.tuning_steps} steps of {plan.tuning_batch} patches of {plan.tuning_size} × {plan.tuning_size} "
         f"panchromatic pixels by the recipe `stage2`, with L_d (weight {recipe['scene']['language']:g}, CLIP `{CLIP}`, "
         f"stage I with the last losses {losses}) and without it; all else is equal. It is also the teacher. Mean ± "
         f"standard deviation over the seeds {', '.join(map(str, seeds))} of the means over the sensors of "
         f"{', '.join(f'`{name}`' for name in TEST_OF_STAGE_TWO)}, the central {EDGE} × {EDGE} panchromatic pixels. "
-        "Stage I and "
-        "stage II did not see these sensors; the start "
+        "Stage I and stage II did not see these sensors; the start "
         + ("did not see them either." if unseen else "did, so that its own figures are those of seen scenes."),
         "At full resolution:",
         table(FULL, rows),

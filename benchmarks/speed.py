@@ -18,6 +18,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -222,7 +223,7 @@ def main() -> None:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    words = " ".join(["python", "benchmarks/speed.py", *(["--large"] if options.large else [])])
+    words = shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]])
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     parts = [
         "# Speed and memory",

@@ -93,9 +93,8 @@ def test_cells_are_a_shorter_way_to_the_same_result():
     covariance = torch.eye(6, dtype=torch.float64) * 400 + 200
     mean = torch.full((6,), 500.0, dtype=torch.float64)
     statistics = SceneStatistics(bands, 2, mean, covariance, torch.zeros(bands, dtype=torch.float64), 1000, 0.0)
-    fusion = neural.network_fusion(
-        statistics, [0, 1, 0], gains, 4.0, FusionModel(network, "modulation", SMALL, 0, {}), None, torch.device("cpu")
-    )
+    trained = FusionModel(network, "modulation", SMALL, 0, {})
+    fusion = neural.fusion_kind(trained)(statistics, [0, 1, 0], gains, 4.0, trained, None, torch.device("cpu"))
     assert isinstance(fusion, neural.CellwiseFusion)
     ms, pan, pan_lowpass = (torch.randn(count, 48, 64, generator=generator) * 30 + 500 for count in (bands, 1, 2))
     ms[:, :4, :4] = 0  # missing, without a nodata value

@@ -158,18 +158,9 @@ class CellwiseFusion(NetworkFusion):
         return classical.add_(change)
 
 
-def network_fusion(
-    statistics: SceneStatistics,
-    mtf_index_of_band: Sequence[int],
-    mtf_gains: Sequence[float],
-    ratio: float,
-    model: FusionModel,
-    trust: Optional[torch.Tensor],
-    device: torch.device,
-) -> NetworkFusion:
-    """Fusion by a model's network; see ``NetworkFusion``."""
-    kind = CellwiseFusion if isinstance(model.network, DetailModulationNet) else NetworkFusion
-    return kind(statistics, mtf_index_of_band, mtf_gains, ratio, model, trust, device)
+def fusion_kind(model: FusionModel) -> type[NetworkFusion]:
+    """What fuses by a model's network."""
+    return CellwiseFusion if isinstance(model.network, DetailModulationNet) else NetworkFusion
 
 
 def conditions(mtf_gains: Sequence[float], ratio: float) -> torch.Tensor:

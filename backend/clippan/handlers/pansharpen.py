@@ -22,7 +22,7 @@ from clippan.fusion.fuse import TileFuser
 from clippan.fusion.methods import FusionMethod, fit_method
 from clippan.fusion.model import load
 from clippan.fusion.mtf_estimation import Mtf
-from clippan.fusion.neural import NO_CORRECTION, network_fusion
+from clippan.fusion.neural import NO_CORRECTION, fusion_kind
 from clippan.fusion.registration import Shifts
 from clippan.fusion.scene import FusionScene
 from clippan.fusion.statistics import SceneStatistics
@@ -101,7 +101,7 @@ def run(request: PansharpenRequest, context: Context) -> PansharpenResult:
         if model is None:
             fusion = fit_method(request.method, statistics, scene.mtf_index_of_band)
         else:
-            fusion = network = network_fusion(
+            fusion = network = fusion_kind(model)(
                 statistics, scene.mtf_index_of_band, scene.mtf.gains, pair.ratio, model, scene.trust, device
             )
             if scene.trust is not None and not scene.trust.any():
